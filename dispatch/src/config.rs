@@ -1,0 +1,92 @@
+//! What the embedder asks for when it creates a VM.
+
+use core::fmt;
+
+use crate::{Irqchip, Tech, Vendor, VmParams};
+
+/// Which kind of VM: a normal one of whatever vendor the host has, or one of a named technology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A normal VM: [`Tech::Vmx`] or [`Tech::Svm`], as the host's processors are.
+    Normal,
+    /// A VM of this technology, or an error.
+    Of(Tech),
+}
+
+impl Kind {
+    /// The technology on a host of that vendor.
+    pub const fn tech(self, vendor: Vendor) -> Tech {
+        match self {
+            Self::Normal => Tech::normal(vendor),
+            Self::Of(tech) => tech,
+        }
+    }
+
+    /// `normal`, or the name of a technology.
+    pub fn from_name(name: &str) -> Option<Self> {
+        if name == "normal" {
+            Some(Self::Normal)
+        } else {
+            Tech::from_name(name).map(Self::Of)
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Normal => f.write_str("normal"),
+            Self::Of(tech) => tech.fmt(f),
+        }
+    }
+}
+
+/// The configuration of a VM.
+///
+/// ```
+/// use kvm_ops::{Irqchip, VmConfig};
+/// let config = VmConfig::normal().vcpus(2).irqchip(Irqchip::Full);
+/// assert_eq!(config.params().vcpus, 2);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    kind: Kind,
+    params: VmParams,
+}
+
+impl VmConfig {
+    /// A VM of that kind with one vCPU and no irqchip.
+    pub const fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            params: VmParams::new(1),
+        }
+    }
+
+    /// A normal VM.
+    pub const fn normal() -> Self {
+        Self::new(Kind::Normal)
+    }
+
+    /// How many vCPUs it may have.
+    pub const fn vcpus(mut self, vcpus: u32) -> Self {
+        self.params.vcpus = vcpus;
+        self
+    }
+
+    /// Where its interrupt controllers live.
+    pub const fn irqchip(mut self, irqchip: Irqchip) -> Self {
+        self.params.irqchip = irqchip;
+        self
+    }
+
+    /// Which kind of VM.
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What every back end is told.
+    pub const fn params(&self) -> &VmParams {
+        &self.params
+    }
+}

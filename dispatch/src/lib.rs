@@ -1,0 +1,42 @@
+#![doc = include_str!("../../README.md")]
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
+extern crate self as kvm_ops;
+
+#[cfg(not(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev")))]
+compile_error!(
+    "kvm-ops needs a technology: switch on one or more of the cargo features `vmx`, `tdx`, `svm` \
+     and `sev`, or `intel` (vmx + tdx) or `amd` (svm + sev)"
+);
+
+#[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
+mod any_vm;
+mod config;
+#[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
+mod create;
+mod vm;
+
+pub use kvm_ops_core::*;
+
+#[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
+pub use any_vm::{AnyVcpu, AnyVm};
+pub use config::{Kind, VmConfig};
+#[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
+pub use create::create;
+pub use vm::Vm;
+
+#[cfg(feature = "kvm")]
+pub use kvm_ops_kvm as kvm;
+#[cfg(feature = "tdx")]
+pub use kvm_ops_mmu as mmu;
+#[cfg(feature = "sev")]
+pub use kvm_ops_sev as sev;
+#[cfg(feature = "sim")]
+pub use kvm_ops_sim as sim;
+#[cfg(feature = "svm")]
+pub use kvm_ops_svm as svm;
+#[cfg(feature = "tdx")]
+pub use kvm_ops_tdx as tdx;
+#[cfg(feature = "vmx")]
+pub use kvm_ops_vmx as vmx;

@@ -1,0 +1,227 @@
+//! A VM and the account of what it was given: the owner that embedders hold.
+
+use alloc::collections::BTreeMap;
+use core::fmt;
+use core::mem::{self, ManuallyDrop};
+
+use crate::{
+    Backend, Error, Field, FreeReport, InitialPage, MemSlot, Result, SharedMask, SlotId, Step,
+    Tech, VcpuId, VmId,
+};
+
+/// A VM of one back end, or of an enum of back ends.
+///
+/// It keeps the slots, checks what every technology demands alike (overlaps, numbers), and takes
+/// the steps of the teardown in order: [`destroy`](Self::destroy) reports them; dropping takes
+/// them too, and logs what leaked.
+pub struct Vm<B: Backend> {
+    /// Taken out by `destroy` and `drop` only, each of which ends the value.
+    back_end: ManuallyDrop<B>,
+    slots: BTreeMap<SlotId, MemSlot>,
+    mask: SharedMask,
+}
+
+impl<B: Backend> Vm<B> {
+    /// Initialises a back end's VM and takes it into care.
+    ///
+    /// # Errors
+    /// What `vm_init` answers; the VM is torn down then.
+    pub fn init(mut back_end: B) -> Result<Self> {
+        let initialised = back_end.vm_init();
+        let mask = back_end.shared_mask();
+        let vm = Self {
+            back_end: ManuallyDrop::new(back_end),
+            slots: BTreeMap::new(),
+            mask,
+        };
+        match initialised {
+            Ok(()) => {
+                tracing::debug!(vm = vm.id().0, tech = %vm.tech(), "vm_init");
+                Ok(vm)
+            }
+            Err(error) => {
+                vm.destroy().map(drop).ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// The back end, for operations that this type does not wrap.
+    #[inline]
+    pub fn back_end(&self) -> &B {
+        &self.back_end
+    }
+
+    /// The back end, for operations that this type does not wrap.
+    #[inline]
+    pub fn back_end_mut(&mut self) -> &mut B {
+        &mut self.back_end
+    }
+
+    /// The technology that holds it.
+    #[inline]
+    pub fn tech(&self) -> Tech {
+        self.back_end().tech()
+    }
+
+    /// Its number.
+    #[inline]
+    pub fn id(&self) -> VmId {
+        self.back_end().id()
+    }
+
+    /// Where it is in its life.
+    #[inline]
+    pub fn step(&self) -> Step {
+        self.back_end().step()
+    }
+
+    /// How its addresses tell private from shared. A field: no call is dispatched.
+    #[inline]
+    pub fn shared_mask(&self) -> SharedMask {
+        self.mask
+    }
+
+    /// The slots, by number.
+    pub fn slots(&self) -> impl Iterator<Item = &MemSlot> {
+        self.slots.values()
+    }
+
+    /// Creates a slot, or changes the flags of the slot that has its number, place and memory.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with [`Field::OverlappedSlot`] names the slot that it would overlap;
+    /// [`Error::Exists`] if the number is taken by a slot of another place or memory;
+    /// [`Error::Invalid`] for a slot that wraps, is not page-aligned or reaches into the shared
+    /// bit; else what the platform answers.
+    pub fn set_memory_slot(&mut self, slot: MemSlot) -> Result<()> {
+        let last = slot.last()?;
+        if (slot.gpa.get() | last.get()) & self.mask.bits() != 0 {
+            return Err(Error::Invalid(Field::Gpa, last.get()));
+        }
+        if let Some(old) = self.slots.get(&slot.id) {
+            if (old.gpa, old.host, old.private) != (slot.gpa, slot.host, slot.private) {
+                return Err(Error::Exists(Field::Slot, slot.id.0.into()));
+            }
+        }
+        if let Some(other) = self
+            .slots
+            .values()
+            .find(|o| o.id != slot.id && o.overlaps(&slot))
+        {
+            return Err(Error::Invalid(Field::OverlappedSlot, other.id.0.into()));
+        }
+        self.back_end().set_memory_slot(&slot)?;
+        self.slots.insert(slot.id, slot);
+        Ok(())
+    }
+
+    /// Deletes a slot and gives it back: from now on no vCPU sees its memory.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or what the platform answers; the slot stays then.
+    pub fn delete_memory_slot(&mut self, id: SlotId) -> Result<MemSlot> {
+        let slot = *self.slot(id)?;
+        self.back_end().delete_memory_slot(&slot)?;
+        self.slots.remove(&id);
+        Ok(slot)
+    }
+
+    /// Fetches and clears the dirty bitmap of a slot: [`MemSlot::dirty_words`] words, bit 0 of
+    /// word 0 for its first page.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a slot that does not exist or has no dirty log;
+    /// [`Error::Invalid`] for a bitmap of the wrong length; unsupported for a confidential VM.
+    pub fn dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<()> {
+        self.back_end().dirty_log(self.slot(id)?, bitmap)
+    }
+
+    fn slot(&self, id: SlotId) -> Result<&MemSlot> {
+        self.slots
+            .get(&id)
+            .ok_or(Error::NotFound(Field::Slot, id.0.into()))
+    }
+
+    /// Creates a vCPU.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] or [`Error::Invalid`] for the number; what the platform answers.
+    pub fn create_vcpu(&self, id: VcpuId) -> Result<B::Vcpu> {
+        self.back_end().create_vcpu(id)
+    }
+
+    /// Adds a page to the VM's measured start.
+    ///
+    /// # Errors
+    /// Unsupported for a normal VM, whose memory the host writes itself.
+    pub fn add_initial_page(&mut self, page: &InitialPage<'_>) -> Result<()> {
+        self.back_end_mut().add_initial_page(page)
+    }
+
+    /// Closes the VM's initial contents; vCPUs may run.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] the second time; what firmware answers.
+    pub fn finalize(&mut self) -> Result<()> {
+        self.back_end_mut().vm_finalize()?;
+        tracing::debug!(vm = self.id().0, "vm_finalize");
+        Ok(())
+    }
+
+    /// Tears the VM down: key, private pages, then the VM itself.
+    ///
+    /// # Errors
+    /// Where the key cannot be released: firmware owns everything of the VM then, and all of it
+    /// stays allocated. Leaks after that are no error but part of the report.
+    pub fn destroy(self) -> Result<FreeReport> {
+        let mut this = ManuallyDrop::new(self);
+        drop(mem::take(&mut this.slots));
+        // SAFETY: `this` is never dropped nor used after this line, so nothing sees the moved-out
+        // back end again.
+        let back_end = unsafe { ManuallyDrop::take(&mut this.back_end) };
+        tear_down(back_end)
+    }
+}
+
+fn tear_down<B: Backend>(mut back_end: B) -> Result<FreeReport> {
+    let (vm, tech) = (back_end.id().0, back_end.tech());
+    let drained = match back_end
+        .mmu_release_hkid()
+        .and_then(|key| back_end.drain_private(key))
+    {
+        Ok(drained) => drained,
+        Err(error) => {
+            // What firmware owns must not be freed, and the back end's drop might.
+            mem::forget(back_end);
+            tracing::error!(vm, %tech, %error, "VM leaked: its key could not be released");
+            return Err(error);
+        }
+    };
+    let report = back_end.vm_free(drained);
+    tracing::debug!(vm, %tech, leaks = report.leaks.len(), "vm_free");
+    Ok(report)
+}
+
+impl<B: Backend> Drop for Vm<B> {
+    fn drop(&mut self) {
+        // SAFETY: the value ends with this call; `destroy` never lets it come here.
+        let back_end = unsafe { ManuallyDrop::take(&mut self.back_end) };
+        if let Ok(report) = tear_down(back_end) {
+            for leak in &report.leaks {
+                tracing::error!(vm = report.vm.0, %leak, "leaked by drop");
+            }
+        }
+    }
+}
+
+impl<B: Backend> fmt::Debug for Vm<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm")
+            .field("id", &self.id())
+            .field("tech", &self.tech())
+            .field("step", &self.step())
+            .field("slots", &self.slots)
+            .finish()
+    }
+}

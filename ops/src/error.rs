@@ -1,0 +1,345 @@
+//! The one error type of the framework.
+
+use core::fmt;
+
+use crate::{Step, Tech};
+
+/// The result of an operation. 16 bytes for `Result<()>`: two registers.
+pub type Result<T, E = Error> = core::result::Result<T, E>;
+
+static_assertions::assert_eq_size!(Result<()>, [u64; 2]);
+
+/// Why an operation failed. Each value maps to the errno that Linux KVM gives for it.
+///
+/// It is `Copy` and carries at most one 64-bit value, so that it is cheap on a fault path; errors
+/// that need texts or files (opening a host, loading an image) have types of their own whose
+/// `source()` leads here.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// No VM of that technology can be had here (`EOPNOTSUPP`).
+    Unsupported(Missing),
+    /// The technology has no such operation (`EOPNOTSUPP`).
+    NoOp(&'static OpName),
+    /// The host lacks this capability or port (`EOPNOTSUPP`).
+    HostLacks(&'static OpName),
+    /// An argument is not acceptable (`EINVAL`); the value is the one refused.
+    Invalid(Field, u64),
+    /// The call does not fit the state the VM is in (`EINVAL`); the step is the one it was in.
+    WrongState(Step),
+    /// A thing of that name or address exists already (`EEXIST`).
+    Exists(Field, u64),
+    /// Nothing of that name or address exists (`ENOENT`).
+    NotFound(Field, u64),
+    /// Something else holds what the call needs (`EBUSY`). Nothing changed; it may be tried again.
+    Busy,
+    /// A transient shortage, such as entropy (`EAGAIN`). Nothing changed; it may be tried again.
+    Again,
+    /// No free KeyID or ASID (`ENOSPC`).
+    NoKeyId,
+    /// Out of memory (`ENOMEM`).
+    NoMemory,
+    /// Firmware answered with this status word (`EIO`).
+    Firmware(u64),
+    /// An earlier failure left the VM unusable; only its teardown is allowed (`EIO`).
+    Poisoned,
+    /// A system call failed with this errno.
+    Sys(Call, i32),
+}
+
+impl Error {
+    /// The Linux errno for this error, as a positive number.
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::Unsupported(_) | Self::NoOp(_) | Self::HostLacks(_) => 95,
+            Self::Invalid(..) | Self::WrongState(_) => 22,
+            Self::Exists(..) => 17,
+            Self::NotFound(..) => 2,
+            Self::Busy => 16,
+            Self::Again => 11,
+            Self::NoKeyId => 28,
+            Self::NoMemory => 12,
+            Self::Firmware(_) | Self::Poisoned => 5,
+            Self::Sys(_, errno) => *errno,
+        }
+    }
+
+    /// Whether nothing changed and the same call may succeed later.
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Busy | Self::Again | Self::Sys(_, 11 | 4 | 16))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsupported(missing) => write!(f, "not supported: {missing}"),
+            Self::NoOp(op) => write!(f, "not supported: {op} is not offered by this technology"),
+            Self::HostLacks(what) => write!(f, "not supported: the host lacks {what}"),
+            Self::Invalid(field, value) => write!(f, "invalid {field}: {value:#x}"),
+            Self::WrongState(step) => write!(f, "not allowed while the VM is {step}"),
+            Self::Exists(field, value) => write!(f, "{field} {value:#x} exists already"),
+            Self::NotFound(field, value) => write!(f, "no {field} {value:#x}"),
+            Self::Busy => f.write_str("busy, nothing changed"),
+            Self::Again => f.write_str("not ready yet, nothing changed"),
+            Self::NoKeyId => f.write_str("no free KeyID or ASID"),
+            Self::NoMemory => f.write_str("out of memory"),
+            Self::Firmware(status) => write!(f, "firmware answered {status:#018x}"),
+            Self::Poisoned => f.write_str("the VM is poisoned by an earlier failure"),
+            Self::Sys(call, errno) => write!(f, "{call} failed with errno {errno}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+macro_rules! texts {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal,)* }) => {
+        $(#[$doc])*
+        #[non_exhaustive]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant,)* }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $text,)* })
+            }
+        }
+    };
+}
+
+texts! {
+    /// The system call behind an [`Error::Sys`], spelled as Linux does.
+    Call {
+        /// `KVM_CREATE_VM`.
+        CreateVm => "KVM_CREATE_VM",
+        /// `KVM_CREATE_VCPU`.
+        CreateVcpu => "KVM_CREATE_VCPU",
+        /// `KVM_SET_USER_MEMORY_REGION` or its second version.
+        SetMemoryRegion => "KVM_SET_USER_MEMORY_REGION",
+        /// `KVM_GET_DIRTY_LOG`.
+        GetDirtyLog => "KVM_GET_DIRTY_LOG",
+        /// `KVM_CREATE_GUEST_MEMFD`.
+        CreateGuestMemfd => "KVM_CREATE_GUEST_MEMFD",
+        /// `KVM_SET_TSS_ADDR`.
+        SetTssAddr => "KVM_SET_TSS_ADDR",
+        /// `KVM_SET_IDENTITY_MAP_ADDR`.
+        SetIdentityMapAddr => "KVM_SET_IDENTITY_MAP_ADDR",
+        /// `KVM_CREATE_IRQCHIP`, or `KVM_CAP_SPLIT_IRQCHIP`.
+        CreateIrqchip => "KVM_CREATE_IRQCHIP",
+        /// `KVM_CREATE_PIT2`.
+        CreatePit => "KVM_CREATE_PIT2",
+        /// `KVM_IRQFD`.
+        Irqfd => "KVM_IRQFD",
+        /// `KVM_IOEVENTFD`.
+        Ioeventfd => "KVM_IOEVENTFD",
+        /// `KVM_IRQ_LINE`.
+        IrqLine => "KVM_IRQ_LINE",
+        /// `KVM_SIGNAL_MSI`.
+        SignalMsi => "KVM_SIGNAL_MSI",
+        /// `KVM_RUN`.
+        Run => "KVM_RUN",
+        /// `KVM_GET_REGS` or `KVM_SET_REGS`.
+        Regs => "KVM_GET/SET_REGS",
+        /// `KVM_GET_SREGS` or `KVM_SET_SREGS`.
+        Sregs => "KVM_GET/SET_SREGS",
+        /// `KVM_GET_MSRS` or `KVM_SET_MSRS`.
+        Msrs => "KVM_GET/SET_MSRS",
+        /// `KVM_GET_DEBUGREGS` or `KVM_SET_DEBUGREGS`.
+        DebugRegs => "KVM_GET/SET_DEBUGREGS",
+        /// `KVM_GET_VCPU_EVENTS` or `KVM_SET_VCPU_EVENTS`.
+        VcpuEvents => "KVM_GET/SET_VCPU_EVENTS",
+        /// `KVM_SET_CPUID2`.
+        SetCpuid => "KVM_SET_CPUID2",
+        /// `KVM_INTERRUPT`.
+        Interrupt => "KVM_INTERRUPT",
+        /// `KVM_NMI`.
+        Nmi => "KVM_NMI",
+        /// `KVM_X86_SETUP_MCE`.
+        SetupMce => "KVM_X86_SETUP_MCE",
+        /// `KVM_SET_DEVICE_ATTR` on a vCPU.
+        SetDeviceAttr => "KVM_SET_DEVICE_ATTR",
+        /// `KVM_SET_TSC_KHZ`.
+        SetTscKhz => "KVM_SET_TSC_KHZ",
+        /// `KVM_SET_GUEST_DEBUG`.
+        SetGuestDebug => "KVM_SET_GUEST_DEBUG",
+        /// `KVM_ENABLE_CAP`.
+        EnableCap => "KVM_ENABLE_CAP",
+        /// `KVM_MEMORY_ENCRYPT_OP`.
+        MemoryEncryptOp => "KVM_MEMORY_ENCRYPT_OP",
+        /// `mmap`.
+        Mmap => "mmap",
+        /// `close`.
+        Close => "close",
+    }
+}
+
+texts! {
+    /// The argument that an [`Error::Invalid`], [`Error::Exists`] or [`Error::NotFound`] names.
+    Field {
+        /// A guest-physical address.
+        Gpa => "guest-physical address",
+        /// A guest frame number.
+        Gfn => "guest frame number",
+        /// The size of a range, in bytes.
+        Size => "size",
+        /// A host address.
+        HostAddress => "host address",
+        /// A memory slot number.
+        Slot => "memory slot",
+        /// A range that overlaps the slot of this number.
+        OverlappedSlot => "overlap with memory slot",
+        /// A vCPU index.
+        Vcpu => "vCPU index",
+        /// A number of vCPUs.
+        VcpuCount => "number of vCPUs",
+        /// A page level.
+        Level => "page level",
+        /// A model-specific register.
+        Msr => "MSR",
+        /// An interrupt or exception vector.
+        Vector => "vector",
+        /// An interrupt line (GSI).
+        Gsi => "interrupt line",
+        /// The length of a bitmap or buffer.
+        BufferLength => "buffer length",
+        /// An encryption command.
+        Command => "encryption command",
+        /// A logical processor.
+        Cpu => "logical processor",
+        /// A KeyID.
+        Hkid => "KeyID",
+        /// Flags.
+        Flags => "flags",
+        /// The value written to CR0.
+        Cr0 => "CR0 value",
+        /// The value written to CR4.
+        Cr4 => "CR4 value",
+        /// A TSC scaling ratio.
+        TscRatio => "TSC ratio",
+        /// An I/O port.
+        Port => "I/O port",
+        /// The width of an access in bytes.
+        AccessSize => "access size",
+    }
+}
+
+/// Why no VM of a technology can be had, in an [`Error::Unsupported`].
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Missing {
+    /// The back end of this technology is compiled out.
+    Feature(Tech),
+    /// The back end of this technology cannot create VMs yet.
+    Backend(Tech),
+    /// The host's processors are of the other vendor.
+    Vendor(Tech),
+    /// The host does not offer VMs of this technology.
+    HostTech(Tech),
+}
+
+/// A name that fits an error: a pointer to a static string, so that [`Error`] stays two registers.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct OpName(pub &'static str);
+
+impl fmt::Display for OpName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Feature(tech) => write!(
+                f,
+                "this build has no {tech} (cargo feature `{}`)",
+                feature(*tech)
+            ),
+            Self::Backend(tech) => {
+                write!(
+                    f,
+                    "the {tech} back end cannot create VMs in this release: its life cycle is not written yet"
+                )
+            }
+            Self::Vendor(tech) => {
+                write!(
+                    f,
+                    "{tech} needs {} processors, and the host's are of another vendor",
+                    tech.vendor()
+                )
+            }
+            Self::HostTech(tech) => write!(f, "the host offers no VMs of type {tech}"),
+        }
+    }
+}
+
+/// The cargo feature that builds a technology in.
+const fn feature(tech: Tech) -> &'static str {
+    match tech {
+        Tech::Vmx => "vmx",
+        Tech::Tdx => "tdx",
+        Tech::Svm => "svm",
+        Tech::Sev | Tech::SevEs | Tech::SevSnp => "sev",
+    }
+}
+
+impl Error {
+    /// For an operation that a technology does not have.
+    #[inline]
+    pub const fn no_op(name: &'static OpName) -> Self {
+        Self::NoOp(name)
+    }
+}
+
+/// `Err(Error::NoOp)` for the operation of that name; the default body of optional
+/// operations.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! unsupported {
+    ($name:literal) => {{
+        static NAME: $crate::OpName = $crate::OpName($name);
+        ::core::result::Result::Err($crate::Error::no_op(&NAME))
+    }};
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn each_kind_has_the_errno_that_kvm_gives() {
+        static OP: OpName = OpName("x");
+        let table = [
+            (Error::NoOp(&OP), 95),
+            (Error::HostLacks(&OP), 95),
+            (Error::Unsupported(Missing::HostTech(Tech::Tdx)), 95),
+            (Error::Invalid(Field::Gpa, 1), 22),
+            (Error::WrongState(Step::Created), 22),
+            (Error::Exists(Field::Slot, 1), 17),
+            (Error::NotFound(Field::Slot, 1), 2),
+            (Error::Busy, 16),
+            (Error::Again, 11),
+            (Error::NoKeyId, 28),
+            (Error::NoMemory, 12),
+            (Error::Firmware(1), 5),
+            (Error::Poisoned, 5),
+            (Error::Sys(Call::Run, 14), 14),
+        ];
+        for (error, errno) in table {
+            assert_eq!(error.errno(), errno, "{error}");
+        }
+    }
+
+    #[test]
+    fn texts_name_the_value_and_end_without_a_full_stop() {
+        let text = Error::Invalid(Field::Size, 0x1001).to_string();
+        assert_eq!(text, "invalid size: 0x1001");
+        for tech in Tech::ALL {
+            let text = Error::Unsupported(Missing::Feature(tech)).to_string();
+            assert!(text.contains(tech.name()) && !text.ends_with('.'), "{text}");
+        }
+    }
+}
