@@ -1,1 +1,31 @@
 #![doc = include_str!("../README.md")]
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+extern crate kvm_ops_core as kvm_ops;
+
+mod cpuid;
+mod error;
+mod events;
+mod exit;
+mod host;
+mod irq;
+mod kick;
+mod open;
+mod regs;
+mod run_page;
+mod signal;
+mod slots;
+mod sys;
+mod vcpu;
+mod vendor;
+mod vm;
+
+pub use host::KvmHost;
+pub use irq::{IoEvent, IoEventMatch};
+pub use open::OpenError;
+pub use vcpu::KvmVcpu;
+pub use vm::KvmVm;
+
+/// The event counter that irqfds and ioeventfds are made of.
+pub use vmm_sys_util::eventfd::EventFd;

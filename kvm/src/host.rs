@@ -1,0 +1,182 @@
+//! The machine: one open `/dev/kvm`.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_CAP_VM_TYPES, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Kvm, VmFd};
+use kvm_ops::{
+    Call, Error, Field, Host, Missing, NoPort, Result, Tech, Vendor, VmId, VmIds, VmParams,
+};
+
+use crate::error::sys;
+use crate::{KvmVm, OpenError, open, vendor};
+
+/// The real machine, through `/dev/kvm`. A handle: clones share the open device.
+///
+/// ```no_run
+/// use kvm_ops_core::{Host, Tech, VmParams};
+/// use kvm_ops_kvm::KvmHost;
+///
+/// let host = match KvmHost::open() {
+///     Ok(host) => host,
+///     Err(error) => {
+///         eprintln!("{error}\nhint: {}", error.hint());
+///         return;
+///     }
+/// };
+/// let vm = host.create_vm(Tech::normal(host.vendor()), &VmParams::new(1)).unwrap();
+/// # drop(vm);
+/// ```
+#[derive(Clone)]
+pub struct KvmHost {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    kvm: Kvm,
+    vendor: Vendor,
+    ids: VmIds,
+    run_size: usize,
+    /// What `KVM_GET_SUPPORTED_CPUID` answers: the CPUID that every vCPU starts with.
+    cpuid: CpuId,
+    /// What `KVM_GET_MSR_INDEX_LIST` answers, sorted.
+    msrs: Vec<u32>,
+}
+
+impl KvmHost {
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    /// [`OpenError`] says which of the many reasons it is, and its
+    /// [`hint`](OpenError::hint) what to do.
+    pub fn open() -> Result<Self, OpenError> {
+        Self::open_path(Path::new("/dev/kvm"))
+    }
+
+    /// Opens a KVM device of another name, as some containers have it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_path(path: &Path) -> Result<Self, OpenError> {
+        let kvm = open::open(path)?;
+        let name = vendor::vendor_string();
+        let vendor = vendor::from_string(&name).ok_or(OpenError::UnknownVendor { name })?;
+        let run_size = kvm
+            .get_vcpu_mmap_size()
+            .map_err(query("KVM_GET_VCPU_MMAP_SIZE"))?;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(query("KVM_GET_SUPPORTED_CPUID"))?;
+        let list = kvm
+            .get_msr_index_list()
+            .map_err(query("KVM_GET_MSR_INDEX_LIST"))?;
+        let mut msrs = list.as_slice().to_vec();
+        msrs.sort_unstable();
+        tracing::debug!(path = %path.display(), %vendor, "KVM opened");
+        Ok(Self {
+            inner: Arc::new(Inner {
+                kvm,
+                vendor,
+                ids: VmIds::new(),
+                run_size,
+                cpuid,
+                msrs,
+            }),
+        })
+    }
+
+    /// The open device, for what this type does not wrap.
+    pub fn fd(&self) -> &Kvm {
+        &self.inner.kvm
+    }
+
+    /// The CPUID that this KVM can give to guests (`KVM_GET_SUPPORTED_CPUID`).
+    pub fn supported_cpuid(&self) -> &CpuId {
+        &self.inner.cpuid
+    }
+
+    /// The MSRs that this KVM keeps or emulates for guests (`KVM_GET_MSR_INDEX_LIST`), sorted.
+    pub fn msrs(&self) -> &[u32] {
+        &self.inner.msrs
+    }
+
+    /// Bytes of the page set that a vCPU shares with the kernel.
+    pub(crate) fn run_size(&self) -> usize {
+        self.inner.run_size
+    }
+
+    /// The number that `KVM_CHECK_EXTENSION` answers; 0 where it fails.
+    pub(crate) fn check(&self, capability: u32) -> u32 {
+        let answer = self.inner.kvm.check_extension_raw(capability.into());
+        u32::try_from(answer).unwrap_or(0)
+    }
+
+    fn create_fd(&self, tech: Tech) -> Result<VmFd> {
+        if tech.vendor() != self.inner.vendor {
+            return Err(Error::Unsupported(Missing::Vendor(tech)));
+        }
+        let kind = tech.kvm_vm_type();
+        if kind != 0 && self.check(KVM_CAP_VM_TYPES) >> kind & 1 == 0 {
+            return Err(Error::Unsupported(Missing::HostTech(tech)));
+        }
+        // KVM starts kernel threads for a VM, and a signal at that moment makes it answer EINTR
+        // though nothing is wrong. A signal storm must not keep us here for ever.
+        let mut tries = 8;
+        loop {
+            match self.inner.kvm.create_vm_with_type(kind) {
+                Err(error) if error.errno() == libc::EINTR && tries > 0 => tries -= 1,
+                Err(error) if error.errno() == libc::EINVAL && kind != 0 => {
+                    return Err(Error::Unsupported(Missing::HostTech(tech)));
+                }
+                result => return result.map_err(sys(Call::CreateVm)),
+            }
+        }
+    }
+}
+
+fn query(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> OpenError {
+    move |error| OpenError::Query {
+        call,
+        source: io::Error::from_raw_os_error(error.errno()),
+    }
+}
+
+impl Host for KvmHost {
+    type Vm = KvmVm;
+    type Seam = NoPort;
+    type Psp = NoPort;
+
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn vendor(&self) -> Vendor {
+        self.inner.vendor
+    }
+
+    fn next_vm_id(&self) -> VmId {
+        self.inner.ids.next()
+    }
+
+    /// # Errors
+    /// Besides those of the trait: [`Error::Invalid`] for more vCPUs than this KVM takes
+    /// (`KVM_CAP_MAX_VCPUS`), [`Error::HostLacks`] for a kind of irqchip that it lacks.
+    fn create_vm(&self, tech: Tech, params: &VmParams) -> Result<KvmVm> {
+        params.validate()?;
+        if params.vcpus as usize > self.inner.kvm.get_max_vcpus() {
+            return Err(Error::Invalid(Field::VcpuCount, params.vcpus.into()));
+        }
+        KvmVm::new(self.clone(), self.create_fd(tech)?, params)
+    }
+}
+
+impl fmt::Debug for KvmHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvmHost")
+            .field("vendor", &self.inner.vendor)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,179 @@
+//! Interrupts into a VM, and events out of it, without an exit.
+
+use kvm_bindings::kvm_msi;
+use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch};
+use kvm_ops::{Call, Error, Field, Gpa, Irqchip, Result, VcpuId};
+
+use crate::error::{host_lacks, sys};
+use crate::{EventFd, KvmVm};
+
+/// Where a guest's write signals an event (`KVM_IOEVENTFD`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IoEvent {
+    /// Writes to an I/O port.
+    Port(u16),
+    /// Writes to memory that no slot backs.
+    Mmio(Gpa),
+}
+
+/// Which writes signal the event; others leave as exits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IoEventMatch {
+    /// Every write, of any width and value.
+    Any,
+    /// Writes of one byte with this value.
+    U8(u8),
+    /// Writes of two bytes with this value.
+    U16(u16),
+    /// Writes of four bytes with this value.
+    U32(u32),
+    /// Writes of eight bytes with this value.
+    U64(u64),
+}
+
+impl KvmVm {
+    /// From now on, writing to `event` raises and lowers the interrupt line `gsi`
+    /// (`KVM_IRQFD`). The kernel keeps the event; it may be closed here.
+    ///
+    /// # Errors
+    /// Unsupported without an irqchip in the platform; what the kernel answers otherwise
+    /// (`EBUSY` where the event is bound already).
+    pub fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        self.irqchip()?;
+        self.fd()
+            .register_irqfd(event, gsi)
+            .map_err(sys(Call::Irqfd))
+    }
+
+    /// As [`register_irqfd`](Self::register_irqfd) for a level-triggered line: writing to `event`
+    /// raises it; when the guest ends the interrupt the line falls, and `resample` tells.
+    ///
+    /// # Errors
+    /// As for `register_irqfd`; [`Error::HostLacks`] where the host has no resampling.
+    pub fn register_irqfd_with_resample(
+        &self,
+        event: &EventFd,
+        resample: &EventFd,
+        gsi: u32,
+    ) -> Result<()> {
+        self.irqchip()?;
+        if !self.fd().check_extension(Cap::IrqfdResample) {
+            return host_lacks!("KVM_CAP_IRQFD_RESAMPLE");
+        }
+        self.fd()
+            .register_irqfd_with_resample(event, resample, gsi)
+            .map_err(sys(Call::Irqfd))
+    }
+
+    /// Takes the binding back. Linux does not tell whether there was one.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn unregister_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        self.irqchip()?;
+        self.fd()
+            .unregister_irqfd(event, gsi)
+            .map_err(sys(Call::Irqfd))
+    }
+
+    /// From now on, a guest's write there signals `event`, and no exit happens.
+    ///
+    /// # Errors
+    /// [`Error::Sys`] with `EEXIST` where an event is registered for the same writes already.
+    pub fn register_ioevent(
+        &self,
+        event: &EventFd,
+        at: IoEvent,
+        matching: IoEventMatch,
+    ) -> Result<()> {
+        let (fd, at) = (self.fd(), &at.address());
+        match matching {
+            IoEventMatch::Any => fd.register_ioevent(event, at, NoDatamatch),
+            IoEventMatch::U8(value) => fd.register_ioevent(event, at, value),
+            IoEventMatch::U16(value) => fd.register_ioevent(event, at, value),
+            IoEventMatch::U32(value) => fd.register_ioevent(event, at, value),
+            IoEventMatch::U64(value) => fd.register_ioevent(event, at, value),
+        }
+        .map_err(sys(Call::Ioeventfd))
+    }
+
+    /// Takes a registration back; the arguments are those that it was made with.
+    ///
+    /// # Errors
+    /// [`Error::Sys`] with `ENOENT` where there is none.
+    pub fn unregister_ioevent(
+        &self,
+        event: &EventFd,
+        at: IoEvent,
+        matching: IoEventMatch,
+    ) -> Result<()> {
+        let (fd, at) = (self.fd(), &at.address());
+        match matching {
+            IoEventMatch::Any => fd.unregister_ioevent(event, at, NoDatamatch),
+            IoEventMatch::U8(value) => fd.unregister_ioevent(event, at, value),
+            IoEventMatch::U16(value) => fd.unregister_ioevent(event, at, value),
+            IoEventMatch::U32(value) => fd.unregister_ioevent(event, at, value),
+            IoEventMatch::U64(value) => fd.unregister_ioevent(event, at, value),
+        }
+        .map_err(sys(Call::Ioeventfd))
+    }
+
+    /// Raises or lowers an interrupt line of the platform's PIC and IOAPIC.
+    ///
+    /// # Errors
+    /// Unsupported unless the VM has the full irqchip.
+    pub fn set_irq_line(&self, gsi: u32, active: bool) -> Result<()> {
+        if self.params().irqchip != Irqchip::Full {
+            return kvm_ops::unsupported!("set_irq_line without a full irqchip in the platform");
+        }
+        self.fd()
+            .set_irq_line(gsi, active)
+            .map_err(sys(Call::IrqLine))
+    }
+
+    /// Sends an interrupt message, as a PCI device writes it. `true` if an APIC took it, `false`
+    /// if the guest has it disabled.
+    ///
+    /// # Errors
+    /// Unsupported without an irqchip in the platform; what the kernel answers otherwise.
+    pub fn signal_msi(&self, address: u64, data: u32) -> Result<bool> {
+        self.irqchip()?;
+        let msi = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        let taken = self.fd().signal_msi(msi).map_err(sys(Call::SignalMsi))?;
+        Ok(taken > 0)
+    }
+
+    fn irqchip(&self) -> Result<()> {
+        match self.params().irqchip {
+            Irqchip::None => kvm_ops::unsupported!("interrupts without an irqchip in the platform"),
+            Irqchip::Full | Irqchip::Split => Ok(()),
+        }
+    }
+}
+
+impl IoEvent {
+    fn address(self) -> IoEventAddress {
+        match self {
+            Self::Port(port) => IoEventAddress::Pio(port.into()),
+            Self::Mmio(gpa) => IoEventAddress::Mmio(gpa.get()),
+        }
+    }
+}
+
+/// A fixed, edge-triggered interrupt to one vCPU (SDM vol. 3, 11.11, "Message Signalled
+/// Interrupts"; bits 8 and up of the APIC id go into the upper half, as `KVM_CAP_X2APIC_API` has
+/// it).
+pub(crate) fn deliver(vm: &KvmVm, vcpu: VcpuId, vector: u8) -> Result<()> {
+    let id = u64::from(vcpu.0);
+    let address = (id >> 8) << 40 | 0xfee0_0000 | (id & 0xff) << 12;
+    match vm.signal_msi(address, vector.into()) {
+        // KVM answers so where no APIC has that id.
+        Err(Error::Sys(Call::SignalMsi, libc::EPERM)) => Err(Error::NotFound(Field::Vcpu, id)),
+        result => result.map(drop),
+    }
+}

@@ -1,0 +1,83 @@
+//! The pages that a vCPU shares with the kernel (`struct kvm_run` and the I/O data behind it).
+//!
+//! kvm-ioctls maps them too, but hands out only `&mut kvm_run`, which no other thread may touch
+//! meanwhile. Kicks write one byte of it from other threads, so this is a mapping of our own, of
+//! which only single fields are ever borrowed.
+
+use std::mem::offset_of;
+use std::os::fd::AsRawFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU8;
+
+use kvm_bindings::kvm_run;
+use kvm_ioctls::VcpuFd;
+use kvm_ops::{Call, Result};
+
+use crate::error::from_errno;
+
+/// A mapping of a vCPU's shared pages.
+#[derive(Debug)]
+pub(crate) struct RunPage {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the mapping belongs to no thread. All access from `&self` is to `immediate_exit`, an
+// atomic; access to the rest goes through `run`, whose callers own the vCPU.
+unsafe impl Send for RunPage {}
+// SAFETY: as above.
+unsafe impl Sync for RunPage {}
+
+impl RunPage {
+    /// Maps the shared pages of a vCPU; `bytes` is what `KVM_GET_VCPU_MMAP_SIZE` answered.
+    pub(crate) fn map(vcpu: &VcpuFd, bytes: usize) -> Result<Self> {
+        if bytes < size_of::<kvm_run>() {
+            // No Linux answers so; if one did, the fields would lie outside the mapping.
+            return Err(from_errno(Call::Mmap, libc::EINVAL));
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
+        let address = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                vcpu.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            let errno = std::io::Error::last_os_error().raw_os_error();
+            return Err(from_errno(Call::Mmap, errno.unwrap_or(0)));
+        }
+        match NonNull::new(address.cast()) {
+            Some(base) => Ok(Self { base, bytes }),
+            None => Err(from_errno(Call::Mmap, libc::EINVAL)),
+        }
+    }
+
+    /// The first byte; the structure is valid for `bytes()` from here.
+    pub(crate) fn run(&self) -> *mut kvm_run {
+        self.base.as_ptr().cast()
+    }
+
+    /// How many bytes are mapped.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The byte that makes `KVM_RUN` return at once.
+    pub(crate) fn immediate_exit(&self) -> &AtomicU8 {
+        let offset = offset_of!(kvm_run, immediate_exit);
+        // SAFETY: inside the mapping (`map` checked its size), which lives as long as `self`;
+        // every access of this process to the byte is atomic, and the kernel only reads it.
+        unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) }
+    }
+}
+
+impl Drop for RunPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and every borrow of it ended with `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}

@@ -1,0 +1,55 @@
+//! The ioctls that kvm-ioctls does not wrap.
+
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_interrupt};
+use kvm_ioctls::VcpuFd;
+use kvm_ops::{Call, Result};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+
+use crate::error::from_errno;
+
+ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+
+// The sizes are part of the ioctl numbers (Linux include/uapi/linux/kvm.h).
+static_assertions::assert_eq_size!(kvm_interrupt, u32);
+static_assertions::assert_eq_size!(kvm_device_attr, [u64; 3]);
+
+fn done(call: Call, ret: i32) -> Result<()> {
+    if ret >= 0 {
+        return Ok(());
+    }
+    let errno = std::io::Error::last_os_error().raw_os_error();
+    Err(from_errno(call, errno.unwrap_or(0)))
+}
+
+/// Queues an external interrupt (`KVM_INTERRUPT`).
+pub(crate) fn interrupt(vcpu: &VcpuFd, vector: u8) -> Result<()> {
+    let irq = kvm_interrupt { irq: vector.into() };
+    // SAFETY: the kernel reads the four bytes of `irq`.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_INTERRUPT(), &irq) };
+    done(Call::Interrupt, ret)
+}
+
+/// Gives the vCPU machine-check banks (`KVM_X86_SETUP_MCE`).
+pub(crate) fn setup_mce(vcpu: &VcpuFd, mcg_cap: u64) -> Result<()> {
+    // SAFETY: the kernel reads the eight bytes of `mcg_cap`.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_X86_SETUP_MCE(), &mcg_cap) };
+    done(Call::SetupMce, ret)
+}
+
+/// Sets the TSC offset (`KVM_VCPU_TSC_OFFSET` of Linux Documentation/virt/kvm/devices/vcpu.rst).
+pub(crate) fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<()> {
+    let attr = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: (&raw const offset).addr() as u64,
+        flags: 0,
+    };
+    (&raw const offset).expose_provenance();
+    // SAFETY: the kernel reads `attr`, and the eight bytes of `offset` that it points to, before
+    // the call returns; both live until then.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) };
+    done(Call::SetDeviceAttr, ret)
+}

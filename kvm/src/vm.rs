@@ -1,0 +1,259 @@
+//! A VM of the kernel.
+
+use std::fmt;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SPLIT_IRQCHIP,
+    KVM_CAP_X2APIC_API, KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_create_guest_memfd,
+    kvm_enable_cap, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, VmFd};
+use kvm_ops::{
+    Call, Error, Field, Gpa, Irqchip, MemSlot, PAGE_SIZE, Result, VcpuId, VmParams, VmPort,
+};
+
+use crate::error::{host_lacks, sys};
+use crate::slots::Slots;
+use crate::{KvmHost, KvmVcpu, irq};
+
+/// Pins of the IOAPIC that an embedder of [`Irqchip::Split`] has; KVM reserves that many routes.
+const IOAPIC_PINS: u64 = 24;
+/// The first APIC id that needs the 32-bit format in interrupt messages: 255 is broadcast.
+const WIDE_APIC_ID: u32 = 255;
+
+/// A VM in the kernel.
+///
+/// Its vCPUs hold it: the kernel frees it when this value and all its vCPUs are gone. Its memory
+/// goes earlier: [`close`](VmPort::close), and dropping it, deletes every slot, so that memory
+/// may be unmapped then even where a vCPU lives on.
+pub struct KvmVm {
+    shared: Arc<Shared>,
+}
+
+/// What a VM and its vCPUs share.
+pub(crate) struct Shared {
+    pub(crate) host: KvmHost,
+    pub(crate) fd: VmFd,
+    pub(crate) params: VmParams,
+    slots: Slots,
+}
+
+impl KvmVm {
+    pub(crate) fn new(host: KvmHost, fd: VmFd, params: &VmParams) -> Result<Self> {
+        disable_quirks(&fd)?;
+        create_irqchip(&fd, params)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                host,
+                fd,
+                params: params.clone(),
+                slots: Slots::default(),
+            }),
+        })
+    }
+
+    /// The VM's file descriptor, for what this type does not wrap.
+    ///
+    /// Slots that are set through it are unknown here and last as long as the kernel's VM.
+    pub fn fd(&self) -> &VmFd {
+        &self.shared.fd
+    }
+
+    /// What the VM was created with.
+    pub fn params(&self) -> &VmParams {
+        &self.shared.params
+    }
+
+    /// The machine that it is on.
+    pub fn host(&self) -> &KvmHost {
+        &self.shared.host
+    }
+
+    /// Creates memory that only guests can reach through slots with a
+    /// [`PrivateBacking`](kvm_ops::PrivateBacking) (`KVM_CREATE_GUEST_MEMFD`). The file lives as
+    /// long as its descriptor or a slot that uses it; it works with this VM only.
+    ///
+    /// `flags` is 0, or `GUEST_MEMFD_FLAG_*` of the kernel's header.
+    ///
+    /// # Errors
+    /// [`Error::HostLacks`], [`Error::Invalid`] for a size that is 0 or not whole pages, or what
+    /// the kernel answers.
+    pub fn create_guest_memfd(&self, bytes: u64, flags: u64) -> Result<OwnedFd> {
+        if bytes == 0 || bytes % PAGE_SIZE != 0 {
+            return Err(Error::Invalid(Field::Size, bytes));
+        }
+        if !self.fd().check_extension(Cap::GuestMemfd) {
+            return host_lacks!("KVM_CAP_GUEST_MEMFD");
+        }
+        let request = kvm_create_guest_memfd {
+            size: bytes,
+            flags,
+            reserved: [0; 6],
+        };
+        let fd = self
+            .fd()
+            .create_guest_memfd(request)
+            .map_err(sys(Call::CreateGuestMemfd))?;
+        // SAFETY: the kernel has just made the descriptor, and nobody else knows of it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// KVM rewrites the "wrong" one of VMCALL and VMMCALL in guest memory. Guests choose by CPUID, and
+/// guest code that the host changes cannot be measured; without the quirk it is a #UD.
+fn disable_quirks(fd: &VmFd) -> Result<()> {
+    let offered = fd.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into());
+    let quirk = KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
+    if offered <= 0 || offered as u32 & quirk == 0 {
+        return Ok(());
+    }
+    enable(fd, KVM_CAP_DISABLE_QUIRKS2, quirk.into())
+}
+
+fn create_irqchip(fd: &VmFd, params: &VmParams) -> Result<()> {
+    match params.irqchip {
+        Irqchip::None => return Ok(()),
+        Irqchip::Full => {
+            if !fd.check_extension(Cap::Irqchip) {
+                return host_lacks!("KVM_CAP_IRQCHIP");
+            }
+            if !fd.check_extension(Cap::Pit2) {
+                return host_lacks!("KVM_CAP_PIT2");
+            }
+            fd.create_irq_chip().map_err(sys(Call::CreateIrqchip))?;
+            // With the speaker's port 0x61 in the kernel too: firmware times itself by its bit 5.
+            let pit = kvm_pit_config {
+                flags: KVM_PIT_SPEAKER_DUMMY,
+                ..Default::default()
+            };
+            fd.create_pit2(pit).map_err(sys(Call::CreatePit))?;
+        }
+        Irqchip::Split => {
+            if !fd.check_extension(Cap::SplitIrqchip) {
+                return host_lacks!("KVM_CAP_SPLIT_IRQCHIP");
+            }
+            enable(fd, KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)?;
+        }
+    }
+    if params.vcpus > WIDE_APIC_ID {
+        if fd.check_extension_raw(KVM_CAP_X2APIC_API.into()) <= 0 {
+            return host_lacks!("KVM_CAP_X2APIC_API, for more than 255 vCPUs");
+        }
+        let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+        enable(fd, KVM_CAP_X2APIC_API, flags.into())?;
+    }
+    Ok(())
+}
+
+fn enable(fd: &VmFd, cap: u32, arg: u64) -> Result<()> {
+    let request = kvm_enable_cap {
+        cap,
+        args: [arg, 0, 0, 0],
+        ..Default::default()
+    };
+    fd.enable_cap(&request).map_err(sys(Call::EnableCap))
+}
+
+impl VmPort for KvmVm {
+    type Vcpu = KvmVcpu;
+
+    /// The vCPU starts as after power-on, with the CPUID that the host supports.
+    fn create_vcpu(&self, id: VcpuId) -> Result<KvmVcpu> {
+        if id.0 >= self.shared.params.vcpus {
+            return Err(Error::Invalid(Field::Vcpu, id.0.into()));
+        }
+        KvmVcpu::new(self.shared.clone(), id)
+    }
+
+    /// # Errors
+    /// [`Error::Invalid`] with [`Field::OverlappedSlot`] names the slot in the way;
+    /// [`Error::Exists`] where the number is taken by a slot of another place or memory;
+    /// [`Error::HostLacks`] for read-only or private memory that the host does not offer.
+    fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.shared.slots.set(&self.shared.fd, slot)
+    }
+
+    /// # Errors
+    /// [`Error::NotFound`] for a slot that was not set here.
+    fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.shared.slots.delete(&self.shared.fd, slot.id)
+    }
+
+    fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
+        if bitmap.len() != slot.dirty_words() {
+            return Err(Error::Invalid(Field::BufferLength, bitmap.len() as u64));
+        }
+        let log = self
+            .fd()
+            .get_dirty_log(slot.id.0, slot.bytes() as usize)
+            .map_err(|error| match error.errno() {
+                libc::ENOENT => Error::NotFound(Field::Slot, slot.id.0.into()),
+                _ => sys(Call::GetDirtyLog)(error),
+            })?;
+        bitmap.copy_from_slice(&log);
+        Ok(())
+    }
+
+    /// The kernel takes the address even where it does not need the pages ("unrestricted guest",
+    /// and AMD), so a failure is never to be ignored.
+    fn set_tss_addr(&self, gpa: Gpa) -> Result<()> {
+        if !self.fd().check_extension(Cap::SetTssAddr) {
+            return host_lacks!("KVM_CAP_SET_TSS_ADDR");
+        }
+        let address =
+            usize::try_from(gpa.get()).map_err(|_| Error::Invalid(Field::Gpa, gpa.get()))?;
+        self.fd()
+            .set_tss_address(address)
+            .map_err(sys(Call::SetTssAddr))
+    }
+
+    /// As for the TSS, a failure is never to be ignored.
+    fn set_identity_map_addr(&self, gpa: Gpa) -> Result<()> {
+        if self.shared.host.check(KVM_CAP_SET_IDENTITY_MAP_ADDR) == 0 {
+            return host_lacks!("KVM_CAP_SET_IDENTITY_MAP_ADDR");
+        }
+        self.fd()
+            .set_identity_map_address(gpa.get())
+            .map_err(sys(Call::SetIdentityMapAddr))
+    }
+
+    /// Whether `KVM_GET_MSR_INDEX_LIST` names it. The list holds what KVM emulates and what it
+    /// keeps of the processor's own, and does not tell which is which.
+    fn has_emulated_msr(&self, index: u32) -> bool {
+        self.shared.host.msrs().binary_search(&index).is_ok()
+    }
+
+    /// An interrupt message to the vCPU's APIC id, edge-triggered and fixed. An APIC that the
+    /// guest has not enabled drops it, as hardware does.
+    fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
+        irq::deliver(self, vcpu, vector)
+    }
+
+    fn close(self) -> Result<()> {
+        self.shared.slots.delete_all(&self.shared.fd)
+        // The descriptor closes with the last holder; Linux reports no error from that.
+    }
+}
+
+impl Drop for KvmVm {
+    fn drop(&mut self) {
+        // With no vCPU left the kernel frees the slots with the VM.
+        if Arc::strong_count(&self.shared) > 1 {
+            if let Err(error) = self.shared.slots.delete_all(&self.shared.fd) {
+                tracing::error!(%error, "a memory slot outlives its VM");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for KvmVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvmVm")
+            .field("fd", &self.shared.fd)
+            .field("params", &self.shared.params)
+            .finish_non_exhaustive()
+    }
+}
