@@ -15,6 +15,11 @@ mod any_vm;
 mod config;
 #[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
 mod create;
+#[cfg(all(
+    feature = "std",
+    any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev")
+))]
+pub mod machine;
 mod vm;
 
 pub use kvm_ops_core::*;

@@ -1,0 +1,41 @@
+//! A whole machine around a VM: guest memory, image loading, vCPU threads and devices.
+//!
+//! [`Machine::build`] takes a [`MachineConfig`] through the steps of a creation (VM, memory,
+//! slots, image, vCPUs, registers) and undoes what it did when a step fails. [`Machine::run`]
+//! gives each vCPU a thread and turns exits into calls of an [`ExitHandler`], such as [`Devices`],
+//! until the guest is done, a [`RunLimits`] is reached or a [`Stopper`] is used.
+//! [`Machine::destroy`] gives everything back and reports it.
+//!
+//! It runs on any [`Host`](crate::Host): images where a processor runs what is in memory, guest
+//! programs on a software platform.
+//!
+//! What it does not have: **ACPI or MP tables** (Linux starts one vCPU), **PCI, disks and network
+//! devices**, and **a serial interrupt** unless the embedder wires one
+//! ([`Devices::with_serial_interrupt`]).
+
+mod config;
+mod console;
+mod devices;
+mod error;
+mod handler;
+mod image;
+mod layout;
+mod life;
+mod load;
+mod memory;
+mod report;
+mod run;
+mod start;
+mod stop;
+
+pub use config::{MachineConfig, Payload};
+pub use console::ConsoleSink;
+pub use devices::Devices;
+pub use error::MachineError;
+pub use handler::{ExitHandler, Flow};
+pub use image::{Image, ImageFormat};
+pub use life::Machine;
+pub use memory::GuestRam;
+pub use report::{End, ExitCounts, RunReport, VcpuReport};
+pub use run::RunLimits;
+pub use stop::Stopper;

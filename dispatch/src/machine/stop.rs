@@ -1,0 +1,59 @@
+//! Stopping a machine from another thread.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::Kick;
+
+/// Stops a machine from any thread. Cheap to clone; it may outlive the machine, and does nothing
+/// then.
+#[derive(Clone)]
+pub struct Stopper(Arc<Control>);
+
+/// What a machine and its stoppers share.
+pub(super) struct Control {
+    requested: AtomicBool,
+    kicks: Vec<Arc<dyn Kick>>,
+}
+
+impl Stopper {
+    pub(super) fn new(kicks: Vec<Arc<dyn Kick>>) -> Self {
+        Self(Arc::new(Control {
+            requested: AtomicBool::new(false),
+            kicks,
+        }))
+    }
+
+    /// Ends the run that is under way, or the next one if there is none, as
+    /// [`End::Stopped`](super::End::Stopped). It does not wait for the end.
+    pub fn stop(&self) {
+        // Before the kicks, so that a vCPU that a kick brings out of the guest sees it.
+        self.0.requested.store(true, Ordering::SeqCst);
+        self.kick_all();
+    }
+
+    pub(super) fn kick_all(&self) {
+        for kick in &self.0.kicks {
+            kick.kick();
+        }
+    }
+
+    pub(super) fn requested(&self) -> bool {
+        self.0.requested.load(Ordering::SeqCst)
+    }
+
+    /// Forgets a request: the run that it was meant for is over.
+    pub(super) fn clear(&self) {
+        self.0.requested.store(false, Ordering::SeqCst);
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper")
+            .field("vcpus", &self.0.kicks.len())
+            .field("requested", &self.requested())
+            .finish()
+    }
+}
