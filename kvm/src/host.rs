@@ -12,7 +12,7 @@ use kvm_ops::{
 };
 
 use crate::error::sys;
-use crate::{KvmVm, OpenError, open, vendor};
+use crate::{KvmVm, Offer, OpenError, open, vendor};
 
 /// The real machine, through `/dev/kvm`. A handle: clones share the open device.
 ///
@@ -103,6 +103,17 @@ impl KvmHost {
         &self.inner.msrs
     }
 
+    /// Looks into what this host offers, by trying it: a VM of each technology, and each
+    /// capability on a VM of a moment's life. Takes some milliseconds.
+    pub fn offer(&self) -> Offer {
+        Offer::probe(self)
+    }
+
+    /// The bitmap of VM types; a kernel that does not know the question has type 0 only.
+    pub(crate) fn vm_types(&self) -> u32 {
+        self.check(KVM_CAP_VM_TYPES).max(1)
+    }
+
     /// Bytes of the page set that a vCPU shares with the kernel.
     pub(crate) fn run_size(&self) -> usize {
         self.inner.run_size
@@ -119,7 +130,7 @@ impl KvmHost {
             return Err(Error::Unsupported(Missing::Vendor(tech)));
         }
         let kind = tech.kvm_vm_type();
-        if kind != 0 && self.check(KVM_CAP_VM_TYPES) >> kind & 1 == 0 {
+        if kind != 0 && self.vm_types() >> kind & 1 == 0 {
             return Err(Error::Unsupported(Missing::HostTech(tech)));
         }
         // KVM starts kernel threads for a VM, and a signal at that moment makes it answer EINTR

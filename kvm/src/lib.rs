@@ -4,6 +4,7 @@
 
 extern crate kvm_ops_core as kvm_ops;
 
+mod capability;
 mod cpuid;
 mod error;
 mod events;
@@ -11,6 +12,8 @@ mod exit;
 mod host;
 mod irq;
 mod kick;
+mod machine;
+mod offer;
 mod open;
 mod regs;
 mod run_page;
@@ -21,8 +24,11 @@ mod vcpu;
 mod vendor;
 mod vm;
 
+pub use capability::Capability;
 pub use host::KvmHost;
 pub use irq::{IoEvent, IoEventMatch};
+pub use machine::{Encryption, Machine};
+pub use offer::{Offer, TechOffer, WhyNot};
 pub use open::OpenError;
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;

@@ -1,20 +1,25 @@
 //! The ioctls that kvm-ioctls does not wrap.
 
-use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_interrupt};
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::{
+    KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr,
+    kvm_interrupt, kvm_memory_attributes, kvm_pre_fault_memory,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
 use kvm_ops::{Call, Result};
-use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iow_nr;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
 use crate::error::from_errno;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
 // The sizes are part of the ioctl numbers (Linux include/uapi/linux/kvm.h).
 static_assertions::assert_eq_size!(kvm_interrupt, u32);
 static_assertions::assert_eq_size!(kvm_device_attr, [u64; 3]);
+static_assertions::assert_eq_size!(kvm_pre_fault_memory, [u64; 8]);
 
 fn done(call: Call, ret: i32) -> Result<()> {
     if ret >= 0 {
@@ -52,4 +57,28 @@ pub(crate) fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<()> {
     // the call returns; both live until then.
     let ret = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) };
     done(Call::SetDeviceAttr, ret)
+}
+
+/// Marks a range as private (`KVM_SET_MEMORY_ATTRIBUTES`), without an answer beyond yes or no.
+pub(crate) fn set_private(vm: &VmFd, gpa: u64, bytes: u64) -> Result<()> {
+    let request = kvm_memory_attributes {
+        address: gpa,
+        size: bytes,
+        attributes: KVM_MEMORY_ATTRIBUTE_PRIVATE.into(),
+        flags: 0,
+    };
+    vm.set_memory_attributes(request)
+        .map_err(|error| from_errno(Call::SetMemoryAttributes, error.errno()))
+}
+
+/// Maps pages before the guest touches them (`KVM_PRE_FAULT_MEMORY`).
+pub(crate) fn pre_fault(vcpu: &VcpuFd, gpa: u64, bytes: u64) -> Result<()> {
+    let mut range = kvm_pre_fault_memory {
+        gpa,
+        size: bytes,
+        ..Default::default()
+    };
+    // SAFETY: the kernel reads and writes `range`, which has the size in the ioctl's number.
+    let ret = unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY(), &mut range) };
+    done(Call::PreFaultMemory, ret)
 }

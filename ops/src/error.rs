@@ -121,6 +121,10 @@ texts! {
         GetDirtyLog => "KVM_GET_DIRTY_LOG",
         /// `KVM_CREATE_GUEST_MEMFD`.
         CreateGuestMemfd => "KVM_CREATE_GUEST_MEMFD",
+        /// `KVM_SET_MEMORY_ATTRIBUTES`.
+        SetMemoryAttributes => "KVM_SET_MEMORY_ATTRIBUTES",
+        /// `KVM_PRE_FAULT_MEMORY`.
+        PreFaultMemory => "KVM_PRE_FAULT_MEMORY",
         /// `KVM_SET_TSS_ADDR`.
         SetTssAddr => "KVM_SET_TSS_ADDR",
         /// `KVM_SET_IDENTITY_MAP_ADDR`.
@@ -145,6 +149,14 @@ texts! {
         Sregs => "KVM_GET/SET_SREGS",
         /// `KVM_GET_MSRS` or `KVM_SET_MSRS`.
         Msrs => "KVM_GET/SET_MSRS",
+        /// `KVM_GET_FPU`, `KVM_SET_XSAVE` and the like.
+        Fpu => "KVM_GET/SET_XSAVE",
+        /// `KVM_GET_LAPIC` or `KVM_SET_LAPIC`.
+        Lapic => "KVM_GET/SET_LAPIC",
+        /// `KVM_GET_MP_STATE` or `KVM_SET_MP_STATE`.
+        MpState => "KVM_GET/SET_MP_STATE",
+        /// `KVM_GET_CPUID2`.
+        GetCpuid => "KVM_GET_CPUID2",
         /// `KVM_GET_DEBUGREGS` or `KVM_SET_DEBUGREGS`.
         DebugRegs => "KVM_GET/SET_DEBUGREGS",
         /// `KVM_GET_VCPU_EVENTS` or `KVM_SET_VCPU_EVENTS`.

@@ -1,0 +1,190 @@
+//! The capabilities of KVM that matter here, and whether they work.
+
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::*;
+use kvm_ops::{Call, Gpa, Host, Irqchip, Result, Tech, VcpuId, VmParams, VmPort};
+
+use crate::error::{from_errno, sys as sys_error};
+use crate::{EventFd, IoEvent, IoEventMatch, KvmHost, KvmVm, sys};
+
+/// One capability.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// Its name in `linux/kvm.h`.
+    pub name: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
+    /// What `KVM_CHECK_EXTENSION` answers: 0 for no; a number where the capability has one.
+    pub answer: u32,
+    /// What came of the operation itself, with its errno, where it was tried: some modules say
+    /// yes to what they then refuse.
+    pub tried: Option<std::result::Result<(), i32>>,
+}
+
+impl Capability {
+    /// Whether it can be used: what was tried counts more than what was said.
+    pub fn is_available(&self) -> bool {
+        match self.tried {
+            Some(result) => result.is_ok(),
+            None => self.answer != 0,
+        }
+    }
+
+    /// Whether KVM says yes and means no.
+    pub fn is_claimed_only(&self) -> bool {
+        self.answer != 0 && !self.is_available()
+    }
+}
+
+macro_rules! untried {
+    ($host:ident, $($name:ident => $purpose:literal,)*) => {
+        vec![$( Capability {
+            name: stringify!($name),
+            purpose: $purpose,
+            answer: $host.check($name),
+            tried: None,
+        }, )*]
+    };
+}
+
+/// Asks for each capability, and tries those that can be tried on VMs of a moment's life.
+pub(crate) fn probe(host: &KvmHost) -> Vec<Capability> {
+    let mut list = untried! { host,
+        KVM_CAP_NR_VCPUS => "vCPUs in a VM, recommended",
+        KVM_CAP_MAX_VCPUS => "vCPUs in a VM, at most",
+        KVM_CAP_NR_MEMSLOTS => "memory slots in a VM, at most",
+        KVM_CAP_IRQCHIP => "PIC, IOAPIC and local APICs in the kernel",
+        KVM_CAP_PIT2 => "the timer chip in the kernel",
+        KVM_CAP_SPLIT_IRQCHIP => "only the local APICs in the kernel",
+        KVM_CAP_IRQFD => "interrupts from an eventfd",
+        KVM_CAP_IOEVENTFD => "eventfds signalled by guest writes",
+        KVM_CAP_SIGNAL_MSI => "interrupt messages",
+        KVM_CAP_READONLY_MEM => "read-only slots, for ROMs",
+        KVM_CAP_SET_TSS_ADDR => "pages for real mode on VMX",
+        KVM_CAP_SET_IDENTITY_MAP_ADDR => "the identity map for real mode on VMX",
+        KVM_CAP_IMMEDIATE_EXIT => "kicks that are never lost",
+        KVM_CAP_SET_GUEST_DEBUG => "single step and breakpoints",
+        KVM_CAP_TSC_CONTROL => "another TSC frequency than the host's",
+        KVM_CAP_TSC_DEADLINE_TIMER => "the APIC timer's TSC-deadline mode",
+        KVM_CAP_X86_USER_SPACE_MSR => "MSR accesses as exits",
+        KVM_CAP_X86_MSR_FILTER => "a choice of MSRs that become exits",
+        KVM_CAP_X2APIC_API => "more than 255 vCPUs",
+        KVM_CAP_DISABLE_QUIRKS2 => "hypercall instructions left as the guest wrote them",
+        KVM_CAP_EXIT_HYPERCALL => "requests to convert memory as exits",
+        KVM_CAP_USER_MEMORY2 => "slots with private memory",
+        KVM_CAP_GUEST_MEMFD => "memory that only guests reach",
+        KVM_CAP_MEMORY_ATTRIBUTES => "pages marked private or shared",
+        KVM_CAP_PRE_FAULT_MEMORY => "pages mapped before the guest touches them",
+        KVM_CAP_MEMORY_FAULT_INFO => "where a fault happened, on exits",
+        KVM_CAP_VM_COPY_ENC_CONTEXT_FROM => "mirror VMs of a SEV guest",
+        KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM => "a SEV guest moved between processes",
+    };
+    for capability in &mut list {
+        capability.tried =
+            attempt(host, capability.name).map(|result| result.map_err(|error| error.errno()));
+    }
+    list
+}
+
+/// Does what the capability promises, on a VM made for it; `None` where that takes more than a
+/// moment (a guest that runs, or 256 vCPUs) and no module is known to claim it falsely.
+fn attempt(host: &KvmHost, name: &str) -> Option<Result<()>> {
+    let normal = |irqchip| {
+        let params = VmParams { vcpus: 1, irqchip };
+        host.create_vm(Tech::normal(host.vendor()), &params)
+    };
+    let on = |irqchip, operation: fn(&KvmVm) -> Result<()>| {
+        Some(normal(irqchip).and_then(|vm| operation(&vm)))
+    };
+    // An address that lies in no slot and no device.
+    const NOWHERE: Gpa = Gpa::new(0x1000);
+    match name {
+        "KVM_CAP_IRQCHIP" | "KVM_CAP_PIT2" => on(Irqchip::Full, |_| Ok(())),
+        "KVM_CAP_SPLIT_IRQCHIP" => on(Irqchip::Split, |_| Ok(())),
+        "KVM_CAP_IRQFD" => on(Irqchip::Full, |vm| {
+            let event = event()?;
+            vm.register_irqfd(&event, 5)?;
+            vm.unregister_irqfd(&event, 5)
+        }),
+        "KVM_CAP_IOEVENTFD" => on(Irqchip::None, |vm| {
+            let (event, at) = (event()?, IoEvent::Mmio(NOWHERE));
+            vm.register_ioevent(&event, at, IoEventMatch::Any)?;
+            vm.unregister_ioevent(&event, at, IoEventMatch::Any)
+        }),
+        "KVM_CAP_SET_TSS_ADDR" => on(Irqchip::None, |vm| vm.set_tss_addr(Gpa::new(0xfeff_d000))),
+        "KVM_CAP_SET_IDENTITY_MAP_ADDR" => on(Irqchip::None, |vm| {
+            vm.set_identity_map_addr(Gpa::new(0xfeff_c000))
+        }),
+        "KVM_CAP_GUEST_MEMFD" => on(Irqchip::None, |vm| {
+            vm.create_guest_memfd(0x1000, 0).map(drop)
+        }),
+        "KVM_CAP_MEMORY_ATTRIBUTES" => on(Irqchip::None, |vm| {
+            sys::set_private(vm.fd(), NOWHERE.get(), 0x1000)
+        }),
+        "KVM_CAP_PRE_FAULT_MEMORY" => on(Irqchip::None, |vm| {
+            let vcpu = vm.create_vcpu(VcpuId(0))?;
+            match sys::pre_fault(vcpu.fd(), NOWHERE.get(), 0x1000) {
+                // No slot is there, which only a kernel with the operation finds out.
+                Err(error) if error.errno() == libc::ENOENT => Ok(()),
+                result => result,
+            }
+        }),
+        "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM" => context_from(host, KVM_CAP_VM_COPY_ENC_CONTEXT_FROM),
+        "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM" => context_from(host, KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM),
+        _ => None,
+    }
+}
+
+/// Takes a context over from a VM that has none. A module without SEV refuses that too, and one
+/// with SEV refuses it for the VM's sake, so the answer counts only where no SEV guest can be had.
+fn context_from(host: &KvmHost, cap: u32) -> Option<Result<()>> {
+    if host.create_vm(Tech::Sev, &VmParams::new(1)).is_ok() {
+        return None;
+    }
+    let normal = || host.create_vm(Tech::normal(host.vendor()), &VmParams::new(1));
+    let taken = normal().and_then(|source| {
+        let request = kvm_enable_cap {
+            cap,
+            args: [source.fd().as_raw_fd() as u64, 0, 0, 0],
+            ..Default::default()
+        };
+        let taker = normal()?;
+        taker
+            .fd()
+            .enable_cap(&request)
+            .map_err(sys_error(Call::EnableCap))
+    });
+    Some(taken)
+}
+
+fn event() -> Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+        .map_err(|error| from_errno(Call::Irqfd, error.raw_os_error().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_tried_counts_more_than_what_was_said() {
+        for (answer, tried, available, claimed_only) in [
+            (0, None, false, false),
+            (1, None, true, false),
+            (1, Some(Ok(())), true, false),
+            (1, Some(Err(25)), false, true),
+            (0, Some(Err(25)), false, false),
+            (0, Some(Ok(())), true, false),
+        ] {
+            let capability = Capability {
+                name: "X",
+                purpose: "",
+                answer,
+                tried,
+            };
+            assert_eq!(capability.is_available(), available);
+            assert_eq!(capability.is_claimed_only(), claimed_only);
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What the machine shows without `/dev/kvm`: its processor and its KVM modules.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use kvm_ops::Vendor;
+
+use crate::vendor;
+
+/// AMD's leaf of memory encryption (APM vol. 3, Fn8000_001F): EAX bits 1, 3 and 4.
+const AMD_ENCRYPTION: u32 = 0x8000_001f;
+const AMD_MAX_EXTENDED: u32 = 0x8000_0000;
+
+/// The processor and the KVM modules of this machine, found without opening a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// The vendor string of CPUID leaf 0.
+    pub vendor_string: String,
+    /// The processor's name.
+    pub model: String,
+    /// The processor's features, as `/proc/cpuinfo` names them: sorted.
+    pub flags: Vec<String>,
+    /// Memory encryption in CPUID, whether or not Linux uses it; none on Intel.
+    pub encryption: Encryption,
+    /// The loaded vendor modules of KVM (`kvm_intel`, `kvm_amd`, ..) with their parameters.
+    pub modules: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// What AMD's CPUID leaf `0x8000001f` offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Encryption {
+    /// SEV, EAX bit 1.
+    pub sev: bool,
+    /// SEV-ES, EAX bit 3.
+    pub sev_es: bool,
+    /// SEV-SNP, EAX bit 4.
+    pub sev_snp: bool,
+}
+
+impl Machine {
+    /// Looks at this machine.
+    pub fn probe() -> Self {
+        Self::read(Path::new("/proc/cpuinfo"), Path::new("/sys/module"))
+    }
+
+    fn read(cpuinfo: &Path, modules: &Path) -> Self {
+        let cpuinfo = fs::read_to_string(cpuinfo).unwrap_or_default();
+        let mut flags: Vec<String> = field(&cpuinfo, "flags")
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        flags.sort_unstable();
+        Self {
+            vendor_string: vendor::vendor_string(),
+            model: field(&cpuinfo, "model name").to_owned(),
+            flags,
+            encryption: Encryption::probe(),
+            modules: read_modules(modules),
+        }
+    }
+
+    /// The vendor, if it is a known one.
+    pub fn vendor(&self) -> Option<Vendor> {
+        vendor::from_string(&self.vendor_string)
+    }
+
+    /// Whether the processor has a feature, by its name in `/proc/cpuinfo`.
+    pub fn has_flag(&self, name: &str) -> bool {
+        self.flags
+            .binary_search_by(|flag| flag.as_str().cmp(name))
+            .is_ok()
+    }
+
+    /// Whether this machine is itself a virtual machine.
+    pub fn is_guest(&self) -> bool {
+        self.has_flag("hypervisor")
+    }
+
+    /// The value of a module's parameter, if the module is loaded and has it.
+    pub fn parameter(&self, module: &str, name: &str) -> Option<&str> {
+        self.modules.get(module)?.get(name).map(String::as_str)
+    }
+}
+
+impl Encryption {
+    fn probe() -> Self {
+        if vendor::from_string(&vendor::vendor_string()) != Some(Vendor::Amd)
+            || vendor::cpuid(AMD_MAX_EXTENDED)[0] < AMD_ENCRYPTION
+        {
+            return Self::default();
+        }
+        let eax = vendor::cpuid(AMD_ENCRYPTION)[0];
+        Self {
+            sev: eax >> 1 & 1 != 0,
+            sev_es: eax >> 3 & 1 != 0,
+            sev_snp: eax >> 4 & 1 != 0,
+        }
+    }
+}
+
+/// The first value of a name in `/proc/cpuinfo`; all processors of a machine show the same.
+fn field<'a>(cpuinfo: &'a str, name: &str) -> &'a str {
+    cpuinfo
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| key.trim() == name)
+        .map_or("", |(_, value)| value.trim())
+}
+
+/// The modules named `kvm_*`. Built-in ones are there too, if they have parameters.
+fn read_modules(directory: &Path) -> BTreeMap<String, BTreeMap<String, String>> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return BTreeMap::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+        .filter(|(name, _)| name.starts_with("kvm_"))
+        .map(|(name, path)| (name, read_parameters(&path.join("parameters"))))
+        .collect()
+}
+
+/// The parameters that may be read; some are for root only.
+fn read_parameters(directory: &Path) -> BTreeMap<String, String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return BTreeMap::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let value = fs::read_to_string(entry.path()).ok()?;
+            Some((
+                entry.file_name().into_string().ok()?,
+                value.trim().to_owned(),
+            ))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpuinfo_and_modules_are_read_as_linux_writes_them() {
+        let root = std::env::temp_dir().join(format!("kvm-ops-machine-{}", std::process::id()));
+        let parameters = root.join("module/kvm_amd/parameters");
+        fs::create_dir_all(&parameters).unwrap();
+        fs::create_dir_all(root.join("module/kvm")).unwrap();
+        fs::create_dir_all(root.join("module/e1000")).unwrap();
+        fs::write(parameters.join("sev"), "Y\n").unwrap();
+        let cpuinfo = "processor\t: 0\nmodel name\t: A B\nflags\t\t: svm fpu npt\n\n\
+                       processor\t: 1\nflags\t\t: other\n";
+        fs::write(root.join("cpuinfo"), cpuinfo).unwrap();
+
+        let machine = Machine::read(&root.join("cpuinfo"), &root.join("module"));
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(machine.model, "A B");
+        assert!(machine.has_flag("svm") && machine.has_flag("fpu"));
+        assert!(!machine.has_flag("other") && !machine.is_guest());
+        assert_eq!(machine.modules.len(), 1);
+        assert_eq!(machine.parameter("kvm_amd", "sev"), Some("Y"));
+        assert_eq!(machine.parameter("kvm_amd", "npt"), None);
+        assert_eq!(machine.parameter("kvm_intel", "tdx"), None);
+    }
+
+    #[test]
+    fn a_machine_without_proc_and_sys_is_an_empty_one() {
+        let machine = Machine::read(Path::new("/nonexistent"), Path::new("/nonexistent"));
+        assert!(machine.flags.is_empty() && machine.modules.is_empty());
+    }
+}

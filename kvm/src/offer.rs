@@ -1,0 +1,359 @@
+//! Which technologies this host offers, and why not the others.
+
+use std::fmt;
+
+use kvm_ops::{Error, Host, Missing, Tech, Vendor, VmParams};
+
+use crate::capability::{self, Capability};
+use crate::{KvmHost, Machine};
+
+/// What a host offers, for a report to its user. Every "yes" was tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The processor and the modules.
+    pub machine: Machine,
+    /// The bitmap of VM types (`KVM_CAP_VM_TYPES`); 1 on kernels that do not know it.
+    pub vm_types: u32,
+    /// Each technology, in the order of [`Tech::ALL`].
+    pub technologies: Vec<TechOffer>,
+    /// The capabilities that matter here.
+    pub capabilities: Vec<Capability>,
+}
+
+/// Whether a host offers one technology.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TechOffer {
+    /// Which.
+    pub tech: Tech,
+    /// Why it is not offered, from the processor upwards. Empty: a VM of it was created, and
+    /// closed again.
+    pub why_not: Vec<WhyNot>,
+    /// What else one should know, a sentence each.
+    pub notes: Vec<String>,
+}
+
+impl TechOffer {
+    /// Whether a VM of it can be had.
+    pub fn is_offered(&self) -> bool {
+        self.why_not.is_empty()
+    }
+}
+
+/// A reason why a technology is not offered.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WhyNot {
+    /// The device cannot be opened, for this reason.
+    Device(String),
+    /// The processors are of another vendor.
+    Vendor {
+        /// Whose it would take.
+        needs: Vendor,
+        /// The vendor string of the processors.
+        found: String,
+    },
+    /// The processor does not have, or the kernel or a hypervisor hides, this feature.
+    ProcessorLacks {
+        /// Its name in `/proc/cpuinfo`.
+        flag: &'static str,
+    },
+    /// The module that would offer it is not loaded.
+    ModuleMissing {
+        /// Its name.
+        module: &'static str,
+    },
+    /// The module was told not to, or found that it cannot.
+    Parameter {
+        /// The module.
+        module: &'static str,
+        /// The parameter's name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// KVM does not list the type of VM.
+    VmType {
+        /// The number of the type.
+        number: u64,
+        /// `KVM_CAP_VM_TYPES`.
+        bitmap: u32,
+    },
+    /// KVM lists the type, and yet refuses to create such a VM.
+    Refused(Error),
+}
+
+impl fmt::Display for WhyNot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(why) => f.write_str(why),
+            Self::Vendor { needs, found } => {
+                write!(f, "needs {needs} processors, these are {found:?}")
+            }
+            Self::ProcessorLacks { flag } => {
+                write!(f, "the processor shows no {flag} in /proc/cpuinfo")
+            }
+            Self::ModuleMissing { module } => write!(f, "module {module} is not loaded"),
+            Self::Parameter {
+                module,
+                name,
+                value,
+            } => write!(f, "{module}.{name} is {value}"),
+            Self::VmType { number, bitmap } => write!(
+                f,
+                "KVM offers no VM type {number} (KVM_CAP_VM_TYPES is {bitmap:#x})"
+            ),
+            Self::Refused(error) => write!(f, "KVM lists the VM type but: {error}"),
+        }
+    }
+}
+
+/// What each technology needs of the processor and of its module.
+struct Needs {
+    module: &'static str,
+    flag: &'static str,
+    parameter: Option<&'static str>,
+}
+
+const fn needs(tech: Tech) -> Needs {
+    let (module, flag, parameter) = match tech {
+        Tech::Vmx => ("kvm_intel", "vmx", None),
+        Tech::Tdx => ("kvm_intel", "tdx_host_platform", Some("tdx")),
+        Tech::Svm => ("kvm_amd", "svm", None),
+        Tech::Sev => ("kvm_amd", "sev", Some("sev")),
+        Tech::SevEs => ("kvm_amd", "sev_es", Some("sev_es")),
+        Tech::SevSnp => ("kvm_amd", "sev_snp", Some("sev_snp")),
+        // A technology that is added later says so itself; until then, nothing is known of it.
+        _ => ("kvm", "", None),
+    };
+    Needs {
+        module,
+        flag,
+        parameter,
+    }
+}
+
+/// The reasons that the machine shows. They explain a refusal and do not decide it.
+fn reasons(tech: Tech, machine: &Machine) -> Vec<WhyNot> {
+    if machine.vendor() != Some(tech.vendor()) {
+        return vec![WhyNot::Vendor {
+            needs: tech.vendor(),
+            found: machine.vendor_string.clone(),
+        }];
+    }
+    let mut why_not = Vec::new();
+    let Needs {
+        module,
+        flag,
+        parameter,
+    } = needs(tech);
+    if !machine.has_flag(flag) {
+        why_not.push(WhyNot::ProcessorLacks { flag });
+    }
+    if !machine.modules.contains_key(module) {
+        why_not.push(WhyNot::ModuleMissing { module });
+    } else if let Some(name) = parameter {
+        match machine.parameter(module, name) {
+            Some("Y" | "1") => {}
+            value => why_not.push(WhyNot::Parameter {
+                module,
+                name,
+                value: value.unwrap_or("absent").to_owned(),
+            }),
+        }
+    }
+    why_not
+}
+
+/// What one should know of a technology beside the verdict.
+fn notes(tech: Tech, offered: bool, machine: &Machine) -> Vec<String> {
+    let mut notes = Vec::new();
+    let needs = needs(tech);
+    if machine.vendor() != Some(tech.vendor()) {
+        return notes;
+    }
+    if offered && !machine.modules.contains_key(needs.module) {
+        let names: Vec<&str> = machine.modules.keys().map(String::as_str).collect();
+        if !names.is_empty() {
+            notes.push(format!(
+                "held by module {}, not by {}",
+                names.join(", "),
+                needs.module
+            ));
+        }
+    }
+    let paging = match tech.vendor() {
+        Vendor::Amd => "npt",
+        _ => "ept",
+    };
+    if let Some("N" | "0") = machine.parameter(needs.module, paging) {
+        notes.push(format!(
+            "{}.{paging} is off: guest memory goes through shadow page tables",
+            needs.module
+        ));
+    }
+    let in_cpuid = match tech {
+        Tech::Sev => machine.encryption.sev,
+        Tech::SevEs => machine.encryption.sev_es,
+        Tech::SevSnp => machine.encryption.sev_snp,
+        _ => false,
+    };
+    if in_cpuid && !machine.has_flag(needs.flag) {
+        notes.push(
+            "the processor has it (CPUID 0x8000001f), but the firmware or the kernel keeps it off"
+                .to_owned(),
+        );
+    }
+    notes
+}
+
+impl Offer {
+    /// What a machine offers whose KVM device cannot be opened: nothing, and why.
+    pub fn without_device(error: &crate::OpenError) -> Self {
+        let machine = Machine::probe();
+        let technologies = Tech::ALL
+            .into_iter()
+            .map(|tech| {
+                let mut why_not = reasons(tech, &machine);
+                if machine.vendor() == Some(tech.vendor()) {
+                    why_not.insert(0, WhyNot::Device(error.to_string()));
+                }
+                TechOffer {
+                    tech,
+                    why_not,
+                    notes: notes(tech, false, &machine),
+                }
+            })
+            .collect();
+        Self {
+            machine,
+            vm_types: 0,
+            technologies,
+            capabilities: Vec::new(),
+        }
+    }
+
+    pub(crate) fn probe(host: &KvmHost) -> Self {
+        let machine = Machine::probe();
+        let vm_types = host.vm_types();
+        let technologies = Tech::ALL
+            .into_iter()
+            .map(|tech| probe_tech(host, tech, &machine, vm_types))
+            .collect();
+        Self {
+            technologies,
+            vm_types,
+            capabilities: capability::probe(host),
+            machine,
+        }
+    }
+
+    /// The line of that technology.
+    pub fn technology(&self, tech: Tech) -> Option<&TechOffer> {
+        self.technologies.iter().find(|offer| offer.tech == tech)
+    }
+}
+
+/// Creates a VM of the technology: that alone decides.
+fn probe_tech(host: &KvmHost, tech: Tech, machine: &Machine, vm_types: u32) -> TechOffer {
+    let why_not = match host.create_vm(tech, &VmParams::new(1)) {
+        Ok(_) => Vec::new(),
+        Err(error) => {
+            let mut why_not = reasons(tech, machine);
+            let number = tech.kvm_vm_type();
+            match error {
+                Error::Unsupported(Missing::Vendor(_)) => {}
+                _ if u64::from(vm_types) >> number & 1 == 0 => why_not.push(WhyNot::VmType {
+                    number,
+                    bitmap: vm_types,
+                }),
+                error => why_not.push(WhyNot::Refused(error)),
+            }
+            why_not
+        }
+    };
+    TechOffer {
+        tech,
+        notes: notes(tech, why_not.is_empty(), machine),
+        why_not,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(vendor: &str, flags: &[&str], modules: &[(&str, &[(&str, &str)])]) -> Machine {
+        let mut flags: Vec<String> = flags.iter().map(|flag| flag.to_string()).collect();
+        flags.sort_unstable();
+        let parameters = |list: &[(&str, &str)]| {
+            list.iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect()
+        };
+        Machine {
+            vendor_string: vendor.to_owned(),
+            flags,
+            modules: modules
+                .iter()
+                .map(|(name, list)| (name.to_string(), parameters(list)))
+                .collect(),
+            ..Machine::default()
+        }
+    }
+
+    #[test]
+    fn the_other_vendors_technologies_have_that_one_reason() {
+        let intel = machine("GenuineIntel", &[], &[]);
+        let amd = machine("AuthenticAMD", &[], &[]);
+        for tech in Tech::ALL {
+            let other = match tech.vendor() {
+                Vendor::Amd => &intel,
+                _ => &amd,
+            };
+            assert!(matches!(reasons(tech, other)[..], [WhyNot::Vendor { .. }]));
+        }
+    }
+
+    #[test]
+    fn each_layer_that_lacks_a_technology_is_named_and_no_other() {
+        let full = machine(
+            "AuthenticAMD",
+            &["svm", "sev", "sev_es"],
+            &[("kvm_amd", &[("sev", "Y"), ("sev_es", "N"), ("npt", "1")])],
+        );
+        assert_eq!(reasons(Tech::Svm, &full), []);
+        assert_eq!(reasons(Tech::Sev, &full), []);
+        let parameter = |name, value: &str| WhyNot::Parameter {
+            module: "kvm_amd",
+            name,
+            value: value.to_owned(),
+        };
+        assert_eq!(reasons(Tech::SevEs, &full), [parameter("sev_es", "N")]);
+        assert_eq!(
+            reasons(Tech::SevSnp, &full),
+            [
+                WhyNot::ProcessorLacks { flag: "sev_snp" },
+                parameter("sev_snp", "absent")
+            ]
+        );
+        let bare = machine("GenuineIntel", &["vmx"], &[]);
+        assert_eq!(
+            reasons(Tech::Vmx, &bare),
+            [WhyNot::ModuleMissing {
+                module: "kvm_intel"
+            }]
+        );
+    }
+
+    #[test]
+    fn another_module_than_the_vendors_and_missing_nested_paging_are_noted() {
+        let software = machine("GenuineIntel", &[], &[("kvm_soft", &[])]);
+        assert_eq!(
+            notes(Tech::Vmx, true, &software),
+            ["held by module kvm_soft, not by kvm_intel"]
+        );
+        assert!(notes(Tech::Svm, false, &software).is_empty());
+        let shadow = machine("AuthenticAMD", &["svm"], &[("kvm_amd", &[("npt", "0")])]);
+        assert!(notes(Tech::Svm, true, &shadow)[0].contains("kvm_amd.npt is off"));
+    }
+}
