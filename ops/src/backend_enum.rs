@@ -144,11 +144,15 @@ macro_rules! backend_enum {
                 /// counted in the report of `vm_free` as freed or leaked.
                 ///
                 /// # Errors
-                /// [`Error::Invalid`](::kvm_ops::Error::Invalid) for another VM's token.
+                /// [`Error::Invalid`](::kvm_ops::Error::Invalid) for another VM's token. The token
+                /// comes back with every error, so that its own VM can still be torn down.
                 fn drain_private(
                     &mut self,
                     released: ::kvm_ops::KeyReleased,
-                ) -> ::kvm_ops::Result<::kvm_ops::Drained>;
+                ) -> ::kvm_ops::Result<
+                    ::kvm_ops::Drained,
+                    (::kvm_ops::Error, ::kvm_ops::KeyReleased),
+                >;
 
                 /// Last step (`vm_destroy` in main.c): gives the VM itself back, and tells what
                 /// could not be. A foreign token leaks the whole VM, and the report says so.

@@ -221,6 +221,8 @@ texts! {
         Cpu => "logical processor",
         /// A KeyID.
         Hkid => "KeyID",
+        /// A teardown token of the VM of this number.
+        Token => "token of VM",
         /// Flags.
         Flags => "flags",
         /// The value written to CR0.

@@ -124,12 +124,14 @@ impl<H: Host> PlainVm<H> {
     /// A normal VM has no private pages: the step is taken at once.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for another VM's token.
-    pub fn drain(&mut self, released: KeyReleased) -> Result<Drained> {
+    /// [`Error::Invalid`] for another VM's token, which comes back.
+    pub fn drain(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
         if released.vm() != self.id {
-            return Err(Error::Invalid(Field::Hkid, released.vm().0));
+            return Err((Error::Invalid(Field::Token, released.vm().0), released));
         }
-        self.step.require(Step::KeyReleased)?;
+        if let Err(error) = self.step.require(Step::KeyReleased) {
+            return Err((error, released));
+        }
         self.step = Step::Drained;
         Ok(released.without_private_pages())
     }
@@ -143,7 +145,7 @@ impl<H: Host> PlainVm<H> {
             // The token is another VM's proof, so nothing is proved of this one: dropping its
             // port would free what may be in use. It is kept, and said so.
             core::mem::forget(self.port);
-            Err(Error::Invalid(Field::Hkid, drained.vm().0))
+            Err(Error::Invalid(Field::Token, drained.vm().0))
         };
         if let Err(error) = closed {
             report.leaks.push(Leak {
@@ -287,7 +289,8 @@ macro_rules! plain_vm_ops {
             fn drain_private(
                 &mut self,
                 released: ::kvm_ops::KeyReleased,
-            ) -> ::kvm_ops::Result<::kvm_ops::Drained> {
+            ) -> ::kvm_ops::Result<::kvm_ops::Drained, (::kvm_ops::Error, ::kvm_ops::KeyReleased)>
+            {
                 self.plain.drain(released)
             }
 

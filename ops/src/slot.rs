@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn overlap_is_symmetric_and_touching_is_not_overlap() {
         let slot =
-            |gpa, pages| MemSlot::new(SlotId(0), Gpa::new(gpa), host(0, pages << 12).unwrap());
+            |gpa, pages: u64| MemSlot::new(SlotId(0), Gpa::new(gpa), host(0, pages << 12).unwrap());
         let a = slot(0x2000, 2);
         for (gpa, pages, overlaps) in [
             (0, 2, false),
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_dirty_bitmap_has_a_bit_for_each_page() {
-        for (pages, words) in [(1, 1), (64, 1), (65, 2), (128, 2)] {
+        for (pages, words) in [(1u64, 1), (64, 1), (65, 2), (128, 2)] {
             let slot = MemSlot::new(SlotId(0), Gpa::new(0), host(0, pages << 12).unwrap());
             assert_eq!(slot.dirty_words(), words);
         }

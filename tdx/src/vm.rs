@@ -59,7 +59,7 @@ impl<H: Host> VmOps for TdxVm<H> {
         match self.never {}
     }
 
-    fn drain_private(&mut self, _: KeyReleased) -> Result<Drained> {
+    fn drain_private(&mut self, _: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
         match self.never {}
     }
 

@@ -1,8 +1,10 @@
 //! The smallest back end: a VM without memory whose vCPU shuts down at once.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::{
-    Arc, Backend, Drained, Exit, FreeReport, KeyReleased, Kick, MemSlot, Result, Step, Tech,
-    VcpuId, VcpuOps, VmId, VmOps,
+    Arc, Backend, Drained, Error, Exit, Field, FreeReport, KeyReleased, Kick, MemSlot, Result,
+    Step, Tech, VcpuId, VcpuOps, VmId, VmOps,
 };
 
 /// A VM that holds nothing; an example of a back end, and a variant for examples of enums.
@@ -10,6 +12,9 @@ use crate::{
 pub struct NullVm {
     id: VmId,
     step: Step,
+    /// The vCPUs and slots that exist, one bit each: the VM has 64 of either at the most.
+    vcpus: AtomicU64,
+    slots: AtomicU64,
 }
 
 impl NullVm {
@@ -18,8 +23,15 @@ impl NullVm {
         Self {
             id,
             step: Step::Created,
+            vcpus: AtomicU64::new(0),
+            slots: AtomicU64::new(0),
         }
     }
+}
+
+fn bit(number: u32, field: Field) -> Result<u64> {
+    1u64.checked_shl(number)
+        .ok_or(Error::Invalid(field, number.into()))
 }
 
 impl VmOps for NullVm {
@@ -54,8 +66,13 @@ impl VmOps for NullVm {
         Ok(KeyReleased::without_key(self.id))
     }
 
-    fn drain_private(&mut self, released: KeyReleased) -> Result<Drained> {
-        self.step.require(Step::KeyReleased)?;
+    fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
+        if released.vm() != self.id {
+            return Err((Error::Invalid(Field::Token, released.vm().0), released));
+        }
+        if let Err(error) = self.step.require(Step::KeyReleased) {
+            return Err((error, released));
+        }
         self.step = Step::Drained;
         Ok(released.without_private_pages())
     }
@@ -66,11 +83,19 @@ impl VmOps for NullVm {
 
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
         self.step.require_live()?;
-        slot.last().map(drop)
+        slot.last()?;
+        self.slots
+            .fetch_or(bit(slot.id.0, Field::Slot)?, Ordering::Relaxed);
+        Ok(())
     }
 
-    fn delete_memory_slot(&self, _: &MemSlot) -> Result<()> {
-        self.step.require_live()
+    fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.step.require_live()?;
+        let bit = bit(slot.id.0, Field::Slot)?;
+        if self.slots.fetch_and(!bit, Ordering::Relaxed) & bit == 0 {
+            return Err(Error::NotFound(Field::Slot, slot.id.0.into()));
+        }
+        Ok(())
     }
 }
 
@@ -79,6 +104,10 @@ impl Backend for NullVm {
 
     fn create_vcpu(&self, id: VcpuId) -> Result<NullVcpu> {
         self.step.require_live()?;
+        let bit = bit(id.0, Field::Vcpu)?;
+        if self.vcpus.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+            return Err(Error::Exists(Field::Vcpu, id.0.into()));
+        }
         Ok(NullVcpu { id })
     }
 }

@@ -1,0 +1,265 @@
+//! A normal VM: slots, the second-level table, and its vCPUs' mailboxes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use kvm_ops::{
+    Error, Field, Gfn, Gpa, Irqchip, Level, MemSlot, PAGE_SIZE, Result, SlotId, VcpuId, VmParams,
+    VmPort,
+};
+
+use crate::host::Machine;
+use crate::irq::Wake;
+use crate::table::{GPA_BITS, Mapping, Table};
+use crate::{SimVcpu, TableStats};
+
+/// A normal VM of the software platform. Clones of its handle live in its vCPUs.
+pub struct SimVm {
+    inner: Arc<VmInner>,
+}
+
+/// What the VM and its vCPUs share.
+pub(crate) struct VmInner {
+    machine: Arc<Machine>,
+    params: VmParams,
+    /// One lock for slots and table: an access holds it shared while it copies, so a deleted slot
+    /// is out of use when the deletion returns.
+    memory: RwLock<Memory>,
+    vcpus: Mutex<BTreeMap<VcpuId, Arc<Wake>>>,
+}
+
+pub(crate) struct Memory {
+    slots: BTreeMap<SlotId, MemSlot>,
+    dirty: BTreeMap<SlotId, Vec<u64>>,
+    table: Table,
+}
+
+impl SimVm {
+    pub(crate) fn new(machine: Arc<Machine>, params: VmParams) -> Self {
+        machine.vm_created();
+        let memory = Memory {
+            slots: BTreeMap::new(),
+            dirty: BTreeMap::new(),
+            table: Table::new(),
+        };
+        let vcpus = Mutex::new(BTreeMap::new());
+        Self {
+            inner: Arc::new(VmInner {
+                machine,
+                params,
+                memory: RwLock::new(memory),
+                vcpus,
+            }),
+        }
+    }
+
+    /// The state of the second-level table.
+    pub fn table_stats(&self) -> TableStats {
+        self.inner.read().table.stats
+    }
+}
+
+impl VmInner {
+    pub(crate) fn irqchip(&self) -> Irqchip {
+        self.params.irqchip
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Memory> {
+        self.memory.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Memory> {
+        self.memory.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for VmInner {
+    fn drop(&mut self) {
+        self.machine.vm_gone();
+    }
+}
+
+impl Memory {
+    pub(crate) fn lookup(&self, gfn: Gfn) -> Option<Mapping> {
+        self.table.lookup(gfn)
+    }
+
+    /// Resolves a violation from the slots. `None` means MMIO: no slot is there, or the write goes
+    /// to a read-only slot.
+    pub(crate) fn resolve(&mut self, gfn: Gfn, write: bool) -> Option<Mapping> {
+        self.table.stats.violations += 1;
+        let gpa = gfn.base()?;
+        let slot = *self.slots.values().find(|slot| contains(slot, gpa))?;
+        if write && slot.flags.read_only {
+            return None;
+        }
+        let offset = gpa.get() - slot.gpa.get();
+        if !slot.flags.log_dirty && self.map_2m(&slot, gfn) {
+            return self.table.lookup(gfn);
+        }
+        if write {
+            if let Some(bitmap) = self.dirty.get_mut(&slot.id) {
+                let page = offset / PAGE_SIZE;
+                bitmap[(page / 64) as usize] |= 1 << (page % 64);
+            }
+        }
+        let writable = !slot.flags.read_only && (write || !slot.flags.log_dirty);
+        let mapping = Mapping {
+            host: slot.host.address() + offset,
+            writable,
+        };
+        self.table
+            .map(gfn, Level::Size4K, mapping)
+            .then_some(mapping)
+    }
+
+    /// Maps the whole 2 MiB around `gfn`, where slot and host memory allow it.
+    fn map_2m(&mut self, slot: &MemSlot, gfn: Gfn) -> bool {
+        let first = Gfn::new(gfn.get() & !(Level::Size2M.frames() - 1));
+        let Some(gpa) = first.base() else {
+            return false;
+        };
+        let last = gpa.get() + (Level::Size2M.bytes() - 1);
+        if gpa < slot.gpa || !slot.last().is_ok_and(|end| last <= end.get()) {
+            return false;
+        }
+        let host = slot.host.address() + (gpa.get() - slot.gpa.get());
+        if host % Level::Size2M.bytes() != 0 {
+            return false;
+        }
+        let mapping = Mapping {
+            host,
+            writable: !slot.flags.read_only,
+        };
+        self.table.map(first, Level::Size2M, mapping)
+    }
+
+    fn zap(&mut self, slot: &MemSlot) {
+        self.table
+            .zap(Gfn::containing(slot.gpa), slot.bytes() / PAGE_SIZE);
+    }
+}
+
+fn contains(slot: &MemSlot, gpa: Gpa) -> bool {
+    slot.gpa <= gpa && slot.last().is_ok_and(|last| gpa <= last)
+}
+
+impl VmPort for SimVm {
+    type Vcpu = SimVcpu;
+
+    fn create_vcpu(&self, id: VcpuId) -> Result<SimVcpu> {
+        if id.0 >= self.inner.params.vcpus {
+            return Err(Error::Invalid(Field::Vcpu, id.0.into()));
+        }
+        let mut vcpus = self
+            .inner
+            .vcpus
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if vcpus.contains_key(&id) {
+            return Err(Error::Exists(Field::Vcpu, id.0.into()));
+        }
+        let wake = Arc::new(Wake::default());
+        vcpus.insert(id, Arc::clone(&wake));
+        Ok(SimVcpu::new(id, Arc::clone(&self.inner), wake))
+    }
+
+    fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        let last = slot.last()?;
+        if last.get() >> GPA_BITS != 0 {
+            return Err(Error::Invalid(Field::Gpa, last.get()));
+        }
+        if slot.private.is_some() {
+            static GUEST_MEMFD: kvm_ops::OpName = kvm_ops::OpName("guest_memfd");
+            return Err(Error::HostLacks(&GUEST_MEMFD));
+        }
+        let mut memory = self.inner.write();
+        if let Some(other) = memory
+            .slots
+            .values()
+            .find(|o| o.id != slot.id && o.overlaps(slot))
+        {
+            return Err(Error::Invalid(Field::OverlappedSlot, other.id.0.into()));
+        }
+        if let Some(old) = memory.slots.insert(slot.id, *slot) {
+            memory.zap(&old);
+        }
+        if slot.flags.log_dirty {
+            // A log that goes on keeps what it has, as on KVM.
+            memory
+                .dirty
+                .entry(slot.id)
+                .or_insert_with(|| vec![0; slot.dirty_words()]);
+        } else {
+            memory.dirty.remove(&slot.id);
+        }
+        Ok(())
+    }
+
+    fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        let mut memory = self.inner.write();
+        let Some(old) = memory.slots.remove(&slot.id) else {
+            return Err(Error::NotFound(Field::Slot, slot.id.0.into()));
+        };
+        memory.dirty.remove(&slot.id);
+        memory.zap(&old);
+        Ok(())
+    }
+
+    fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
+        let mut memory = self.inner.write();
+        let Memory { dirty, table, .. } = &mut *memory;
+        let Some(log) = dirty.get_mut(&slot.id) else {
+            return Err(Error::NotFound(Field::Slot, slot.id.0.into()));
+        };
+        if bitmap.len() != log.len() {
+            return Err(Error::Invalid(Field::BufferLength, bitmap.len() as u64));
+        }
+        bitmap.copy_from_slice(log);
+        log.fill(0);
+        table.write_protect(Gfn::containing(slot.gpa), slot.bytes() / PAGE_SIZE);
+        Ok(())
+    }
+
+    /// The platform runs real mode as it is: nothing is to be placed.
+    fn set_tss_addr(&self, _: Gpa) -> Result<()> {
+        Ok(())
+    }
+
+    /// The platform runs real mode as it is: nothing is to be placed.
+    fn set_identity_map_addr(&self, _: Gpa) -> Result<()> {
+        Ok(())
+    }
+
+    fn has_emulated_msr(&self, index: u32) -> bool {
+        crate::registers::has_msr(index)
+    }
+
+    fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
+        let vcpus = self
+            .inner
+            .vcpus
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let wake = vcpus
+            .get(&vcpu)
+            .ok_or(Error::NotFound(Field::Vcpu, vcpu.0.into()))?;
+        wake.post(vector);
+        Ok(())
+    }
+
+    /// Never fails. What the vCPUs still hold goes when the last of them does.
+    fn close(self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for SimVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimVm")
+            .field("params", &self.inner.params)
+            .field("table", &self.table_stats())
+            .finish_non_exhaustive()
+    }
+}
