@@ -188,7 +188,7 @@ fn tear_down<B: Backend>(mut back_end: B) -> Result<FreeReport> {
     let (vm, tech) = (back_end.id().0, back_end.tech());
     let drained = match back_end
         .mmu_release_hkid()
-        .and_then(|key| back_end.drain_private(key))
+        .and_then(|key| back_end.drain_private(key).map_err(|(error, _key)| error))
     {
         Ok(drained) => drained,
         Err(error) => {
