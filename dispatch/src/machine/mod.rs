@@ -39,3 +39,10 @@ pub use memory::GuestRam;
 pub use report::{End, ExitCounts, RunReport, VcpuReport};
 pub use run::RunLimits;
 pub use stop::Stopper;
+
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -155,6 +155,61 @@ pub(super) fn set<V: VcpuOps>(vcpu: &mut V, start: &Start) -> Result<()> {
 mod tests {
     use super::*;
 
+    use crate::machine::testing::{Set, TestHost};
+    use crate::{Host, Tech, VcpuId, VmParams, VmPort};
+
+    fn started(start: &Start) -> Result<Set> {
+        let vm = TestHost::default().create_vm(Tech::Vmx, &VmParams::new(1))?;
+        let mut vcpu = vm.create_vcpu(VcpuId(0))?;
+        set(&mut vcpu, start)?;
+        Ok(vcpu.set.clone())
+    }
+
+    #[test]
+    fn reset_starts_16_bytes_below_4_gib() {
+        let set = started(&Start::Reset).unwrap();
+        let cs = set.segment(SegmentName::Cs);
+        assert_eq!(cs.base + set.regs.rip, 0xffff_fff0);
+        assert_eq!((cs.selector, set.regs.rflags), (0xf000, 2));
+    }
+
+    #[test]
+    fn real_mode_reaches_each_address_below_1_mib_and_none_above() {
+        for entry in [0, 0x7c00, 0xffff, 0x1_0000, 0x1_2345, 0xf_ffff] {
+            let set = started(&Start::Real(Gpa::new(entry))).unwrap();
+            let cs = set.segment(SegmentName::Cs);
+            assert_eq!(cs.base + set.regs.rip, entry);
+            assert_eq!(cs.base, u64::from(cs.selector) << 4);
+            assert_eq!(set.segment(SegmentName::Ds).base, cs.base);
+            assert!(set.regs.rip <= 0xffff);
+        }
+        for entry in [0x10_0000, u64::MAX] {
+            assert!(started(&Start::Real(Gpa::new(entry))).is_err());
+        }
+    }
+
+    #[test]
+    fn protected_mode_starts_with_flat_segments_and_the_boot_parameters() {
+        let start = Start::Flat32 {
+            entry: 0x10_0000,
+            code: BOOT_CS,
+            rsi: 0x4000,
+        };
+        let set = started(&start).unwrap();
+        assert_eq!((set.regs.rip, set.regs.rsi), (0x10_0000, 0x4000));
+        assert_eq!(set.cr0 & cr0::PE, cr0::PE);
+        assert_eq!(set.gdt.base, GDT.get());
+        let segments = DATA_SEGMENTS.map(|name| (name, BOOT_DS));
+        for (name, selector) in [(SegmentName::Cs, BOOT_CS)].into_iter().chain(segments) {
+            let segment = set.segment(name);
+            assert_eq!((segment.base, segment.limit), (0, u32::MAX), "{name:?}");
+            assert_eq!(segment.selector, selector);
+            // What is loaded is what a reload from the table would load.
+            let descriptor = gdt(false)[usize::from(selector) / 8];
+            assert_eq!(super::descriptor(&segment), descriptor);
+        }
+    }
+
     #[test]
     fn descriptors_are_those_that_linux_uses() {
         // Linux arch/x86/boot/pm.c: GDT_ENTRY(0xc09b, 0, 0xfffff) and so on.

@@ -8,6 +8,8 @@ mod bzimage;
 mod elf;
 mod firmware;
 mod flat;
+#[cfg(test)]
+mod tests;
 
 use crate::Gpa;
 

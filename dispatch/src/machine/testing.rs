@@ -1,0 +1,294 @@
+//! A host for tests: vCPUs exit as they are told, registers are kept, any operation can be made to
+//! fail, and what is alive is counted.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use crate::{
+    CpuId, DescTable, Error, Exit, Gpa, Host, Kick, MemSlot, NoPort, OpName, Privacy, Regs, Result,
+    Segment, SegmentName, Tech, VcpuId, VcpuOps, Vendor, VmId, VmParams, VmPort,
+};
+
+/// What a vCPU does next.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Next {
+    Out(u16, u8),
+    Hlt,
+    Shutdown,
+    SystemEvent(u32),
+    FailEntry(u64),
+    InternalError(u32),
+    Unknown(u32),
+    MemoryFault(Gpa),
+    Fail(Error),
+    Interrupted,
+}
+
+/// What the host has handed out and not got back, and which operation fails.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    pub(super) vms: AtomicI64,
+    pub(super) vcpus: AtomicI64,
+    pub(super) slots: AtomicI64,
+    pub(super) operations: AtomicU64,
+    /// The number of the operation that fails, from 1.
+    pub(super) fail_at: AtomicU64,
+}
+
+impl Account {
+    fn operation(&self) -> Result<()> {
+        static FAILED: OpName = OpName("what the test withholds");
+        let n = self.operations.fetch_add(1, Ordering::SeqCst) + 1;
+        if n == self.fail_at.load(Ordering::SeqCst) {
+            return Err(Error::HostLacks(&FAILED));
+        }
+        Ok(())
+    }
+
+    pub(super) fn alive(&self) -> [i64; 3] {
+        [&self.vms, &self.vcpus, &self.slots].map(|n| n.load(Ordering::SeqCst))
+    }
+}
+
+/// The host. Each vCPU of a VM does what `scripts` has for its number, then waits for a kick.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TestHost {
+    pub(super) account: Arc<Account>,
+    pub(super) scripts: Vec<Vec<Next>>,
+}
+
+impl Host for TestHost {
+    type Vm = TestVm;
+    type Seam = NoPort;
+    type Psp = NoPort;
+
+    fn name(&self) -> &'static str {
+        "test"
+    }
+
+    fn vendor(&self) -> Vendor {
+        if cfg!(feature = "vmx") {
+            Vendor::Intel
+        } else {
+            Vendor::Amd
+        }
+    }
+
+    fn next_vm_id(&self) -> VmId {
+        VmId(1)
+    }
+
+    fn create_vm(&self, _: Tech, _: &VmParams) -> Result<TestVm> {
+        self.account.operation()?;
+        self.account.vms.fetch_add(1, Ordering::SeqCst);
+        Ok(TestVm { host: self.clone() })
+    }
+}
+
+pub(super) struct TestVm {
+    host: TestHost,
+}
+
+impl TestVm {
+    fn operation(&self) -> Result<()> {
+        self.host.account.operation()
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        self.host.account.vms.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl VmPort for TestVm {
+    type Vcpu = TestVcpu;
+
+    fn create_vcpu(&self, id: VcpuId) -> Result<TestVcpu> {
+        self.operation()?;
+        self.host.account.vcpus.fetch_add(1, Ordering::SeqCst);
+        let script = self.host.scripts.get(id.0 as usize);
+        Ok(TestVcpu {
+            id,
+            account: self.host.account.clone(),
+            script: script.cloned().unwrap_or_default().into(),
+            kicker: Arc::default(),
+            data: [0; 1],
+            words: [0x77; 2],
+            set: Set::default(),
+        })
+    }
+
+    fn set_memory_slot(&self, _: &MemSlot) -> Result<()> {
+        self.operation()?;
+        self.host.account.slots.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn delete_memory_slot(&self, _: &MemSlot) -> Result<()> {
+        self.host.account.slots.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn dirty_log(&self, _: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
+        bitmap[0] = 0b101;
+        Ok(())
+    }
+
+    fn set_tss_addr(&self, _: Gpa) -> Result<()> {
+        self.operation()
+    }
+
+    fn set_identity_map_addr(&self, _: Gpa) -> Result<()> {
+        self.operation()
+    }
+
+    fn has_emulated_msr(&self, _: u32) -> bool {
+        false
+    }
+
+    fn deliver_interrupt(&self, _: VcpuId, _: u8) -> Result<()> {
+        Ok(())
+    }
+
+    fn close(self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct TestKicker {
+    kicked: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Kick for TestKicker {
+    fn kick(&self) {
+        *self.kicked.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+}
+
+/// What was set.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Set {
+    pub(super) regs: Regs,
+    pub(super) segments: Vec<(SegmentName, Segment)>,
+    pub(super) gdt: DescTable,
+    pub(super) cr0: u64,
+}
+
+impl Set {
+    pub(super) fn segment(&self, name: SegmentName) -> Segment {
+        let last = self.segments.iter().rev().find(|(set, _)| *set == name);
+        last.map(|(_, segment)| *segment).unwrap_or_default()
+    }
+}
+
+pub(super) struct TestVcpu {
+    id: VcpuId,
+    account: Arc<Account>,
+    script: VecDeque<Next>,
+    kicker: Arc<TestKicker>,
+    data: [u8; 1],
+    words: [u64; 2],
+    pub(super) set: Set,
+}
+
+impl Drop for TestVcpu {
+    fn drop(&mut self) {
+        self.account.vcpus.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl VcpuOps for TestVcpu {
+    fn id(&self) -> VcpuId {
+        self.id
+    }
+
+    fn vcpu_run(&mut self) -> Result<Exit<'_>> {
+        let Some(next) = self.script.pop_front() else {
+            let mut kicked = self.kicker.kicked.lock().unwrap();
+            while !*kicked {
+                kicked = self.kicker.changed.wait(kicked).unwrap();
+            }
+            *kicked = false;
+            return Ok(Exit::Interrupted);
+        };
+        Ok(match next {
+            Next::Out(port, byte) => {
+                self.data = [byte];
+                Exit::IoOut {
+                    port,
+                    size: 1,
+                    data: &self.data,
+                }
+            }
+            Next::Hlt => Exit::Hlt,
+            Next::Shutdown => Exit::Shutdown,
+            Next::SystemEvent(kind) => Exit::SystemEvent { kind, data: &[] },
+            Next::FailEntry(reason) => Exit::FailEntry { reason, cpu: 0 },
+            Next::InternalError(suberror) => Exit::InternalError {
+                suberror,
+                data: &self.words,
+            },
+            Next::Unknown(reason) => Exit::Unknown { reason },
+            Next::MemoryFault(gpa) => Exit::MemoryFault {
+                gpa,
+                bytes: 4096,
+                access: Privacy::Private,
+            },
+            Next::Fail(error) => return Err(error),
+            Next::Interrupted => Exit::Interrupted,
+        })
+    }
+
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        self.kicker.clone()
+    }
+
+    fn vcpu_reset(&mut self, _: bool) -> Result<()> {
+        Ok(())
+    }
+
+    fn vcpu_load(&mut self, _: CpuId) -> Result<()> {
+        Ok(())
+    }
+
+    fn vcpu_free(self) -> Result<()> {
+        Ok(())
+    }
+
+    fn load_program(&mut self, _: Box<dyn crate::guest::GuestProgram>) -> Result<()> {
+        self.account.operation()
+    }
+
+    fn set_regs(&mut self, regs: &Regs) -> Result<()> {
+        self.account.operation()?;
+        self.set.regs = *regs;
+        Ok(())
+    }
+
+    fn set_segment(&mut self, name: SegmentName, segment: &Segment) -> Result<()> {
+        self.account.operation()?;
+        self.set.segments.push((name, *segment));
+        Ok(())
+    }
+
+    fn set_gdt(&mut self, table: DescTable) -> Result<()> {
+        self.account.operation()?;
+        self.set.gdt = table;
+        Ok(())
+    }
+
+    fn set_idt(&mut self, _: DescTable) -> Result<()> {
+        self.account.operation()
+    }
+
+    fn set_cr0(&mut self, value: u64) -> Result<()> {
+        self.account.operation()?;
+        self.set.cr0 = value;
+        Ok(())
+    }
+}

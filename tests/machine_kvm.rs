@@ -1,0 +1,367 @@
+//! Machines on the real /dev/kvm. Where there is none, each test says so and passes.
+#![cfg(all(feature = "kvm", target_arch = "x86_64"))]
+
+mod machine_support;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use kvm_ops::guest::Script;
+use kvm_ops::kvm::KvmHost;
+use kvm_ops::machine::{
+    ConsoleSink, End, Flow, Image, ImageFormat, Machine, MachineConfig, MachineError, RunLimits,
+    RunReport,
+};
+use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Irqchip, Regs, Segment, SegmentName, VcpuId, VcpuOps};
+use machine_support::{Until, bzimage, elf, file, kvm, limits};
+
+fn banner(path: &str) {
+    let (Some(host), Some(path)) = (kvm(), file(path)) else {
+        return;
+    };
+    let image = Image::open(path).unwrap();
+    assert_eq!(image.format(), ImageFormat::Firmware);
+    let console = ConsoleSink::capture();
+    let mut machine = Machine::build(&host, MachineConfig::new().image(image)).unwrap();
+    let until = Until::new(
+        machine.devices(console.clone()),
+        console.clone(),
+        "SeaBIOS (version",
+    );
+    let report = machine.run(&until, limits()).unwrap();
+    assert!(
+        until.seen.load(Ordering::Relaxed),
+        "{}\n{report:?}",
+        console.text()
+    );
+    assert_eq!(report.end, End::Handler);
+    assert!(machine.destroy().unwrap().is_clean());
+}
+
+#[test]
+fn seabios_of_128_kib_prints_its_banner() {
+    banner("/usr/share/seabios/bios.bin");
+}
+
+#[test]
+fn seabios_of_256_kib_prints_its_banner() {
+    banner("/usr/share/seabios/bios-256k.bin");
+}
+
+/// Prints the string at the address in the dword at RSI + `field` of the zero page, and halts.
+/// The prefix of `inc ebx` makes it `inc rbx` in 64-bit code.
+fn print_zero_page_string(long: bool, field: u32) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
+    code.extend([0x8b, 0x9e]); // mov ebx, [rsi + field]
+    code.extend(field.to_le_bytes());
+    if long {
+        code.extend([0x8a, 0x03, 0x84, 0xc0, 0x74, 0x06]); // l: mov al, [rbx]; test al, al; jz e
+        code.extend([0xee, 0x48, 0xff, 0xc3, 0xeb, 0xf4]); // out dx, al; inc rbx; jmp l
+    } else {
+        code.extend([0x8a, 0x03, 0x84, 0xc0, 0x74, 0x04]);
+        code.extend([0xee, 0x43, 0xeb, 0xf6]);
+    }
+    code.push(0xf4); // e: hlt
+    code
+}
+
+const CMDLINE_FIELD: u32 = 0x228;
+const INITRD_FIELD: u32 = 0x218;
+
+fn run(host: &KvmHost, config: MachineConfig) -> (RunReport, String) {
+    let console = ConsoleSink::capture();
+    let mut machine = Machine::build(host, config).unwrap();
+    let devices = machine.devices(console.clone());
+    let report = machine.run(&devices, limits()).unwrap();
+    assert!(machine.destroy().unwrap().is_clean());
+    (report, console.text())
+}
+
+#[test]
+fn flat_code_starts_in_real_mode_and_prints() {
+    let Some(host) = kvm() else { return };
+    // mov dx, 0x3f8; mov al, 'h'; out dx, al; mov al, 'i'; out dx, al; hlt
+    let code = [0xba, 0xf8, 0x03, 0xb0, b'h', 0xee, 0xb0, b'i', 0xee, 0xf4];
+    // In segment 0, above it, and with the entry behind the start.
+    for image in [
+        Image::from_bytes("low", code),
+        Image::from_bytes("high", code).load_at(Gpa::new(0x2_3450)),
+        Image::from_bytes("entry", [&[0xf4; 5][..], &code].concat()).entry(Gpa::new(0x7c05)),
+    ] {
+        let (report, text) = run(&host, MachineConfig::new().memory(1 << 20).image(image));
+        assert_eq!(text, "hi");
+        assert_eq!(report.end, End::Halted);
+        let exits = report.exits();
+        assert_eq!((exits.of(ExitKind::IoOut), exits.of(ExitKind::Hlt)), (2, 1));
+    }
+}
+
+#[test]
+fn an_elf_program_starts_in_its_mode_and_finds_its_command_line() {
+    let Some(host) = kvm() else { return };
+    // mov dx, 0x3f8; mov rax, '6' << 32; shr rax, 32; out dx, al: 64-bit code only.
+    let long = [
+        &[
+            0x66, 0xba, 0xf8, 0x03, 0x48, 0xb8, 0, 0, 0, 0, b'6', 0, 0, 0,
+        ][..],
+        &[0x48, 0xc1, 0xe8, 0x20, 0xee],
+        &print_zero_page_string(true, CMDLINE_FIELD),
+    ]
+    .concat();
+    // mov dx, 0x3f8; mov al, '3'; out dx, al
+    let short = [
+        &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'3', 0xee][..],
+        &print_zero_page_string(false, CMDLINE_FIELD),
+    ]
+    .concat();
+    for (class64, code, expected) in [(true, long, "6 hello"), (false, short, "3 hello")] {
+        let at = 0x10_0000;
+        let file = elf(class64, at, at, &code, code.len() as u64);
+        let image = Image::from_bytes("elf", file);
+        assert_eq!(image.format(), ImageFormat::Elf);
+        let config = MachineConfig::new().image(image.cmdline("hello"));
+        let (report, text) = run(&host, config);
+        assert_eq!(text, expected.replace(' ', ""), "{report:?}");
+        assert_eq!(report.end, End::Halted);
+    }
+}
+
+#[test]
+fn a_bzimage_starts_by_either_entry_and_finds_command_line_and_initrd() {
+    let Some(host) = kvm() else { return };
+    for (long, field, expected) in [
+        (true, CMDLINE_FIELD, "console=ttyS0"),
+        (false, CMDLINE_FIELD, "console=ttyS0"),
+        (true, INITRD_FIELD, "initrd!"),
+        (false, INITRD_FIELD, "initrd!"),
+    ] {
+        // The other entry shuts down by an undefined instruction without an IDT.
+        let wrong = [0x0f, 0x0b];
+        let right = print_zero_page_string(long, field);
+        let (entry32, entry64) = if long {
+            (&wrong[..], &right[..])
+        } else {
+            (&right[..], &wrong[..])
+        };
+        let image = Image::from_bytes("kernel", bzimage(entry32, entry64, long));
+        assert_eq!(image.format(), ImageFormat::BzImage);
+        let image = image.cmdline("console=ttyS0").initrd(*b"initrd!\0");
+        let config = MachineConfig::new().irqchip(Irqchip::None).image(image);
+        let (report, text) = run(&host, config);
+        assert_eq!(text, expected, "long {long}: {report:?}");
+        assert_eq!(report.end, End::Halted);
+    }
+}
+
+#[test]
+fn other_vcpus_wait_until_the_first_starts_them() {
+    const VCPUS: u32 = 4;
+    let Some(host) = kvm() else { return };
+    let store = |at: u32, value: u32| {
+        let mut code = vec![0xc7, 0x05]; // mov dword [at], value
+        code.extend(at.to_le_bytes());
+        code.extend(value.to_le_bytes());
+        code
+    };
+    // At 0x30000: mov al, 'A'; out 0xe9, al; l: hlt; jmp l. Then INIT and SIPI 0x30 to all others.
+    let code = [
+        store(0x3_0000, u32::from_le_bytes([0xb0, b'A', 0xe6, 0xe9])),
+        store(0x3_0004, u32::from_le_bytes([0xf4, 0xeb, 0xfd, 0])),
+        store(0xfee0_00f0, 0x1ff),
+        store(0xfee0_0300, 0x000c_4500),
+        store(0xfee0_0300, 0x000c_4630),
+        vec![0xf4, 0xeb, 0xfd], // l: hlt; jmp l
+    ]
+    .concat();
+    let at = 0x10_0000;
+    let image = Image::from_bytes("smp", elf(false, at, at, &code, code.len() as u64));
+    let config = MachineConfig::new()
+        .vcpus(VCPUS)
+        .irqchip(Irqchip::Full)
+        .image(image);
+    let mut machine = Machine::build(&host, config).unwrap();
+    let seen = Mutex::new(BTreeSet::new());
+    let handler = |vcpu: VcpuId, exit: Exit<'_>| {
+        let Exit::IoOut { port: 0xe9, .. } = exit else {
+            return Flow::Continue;
+        };
+        let mut seen = seen.lock().unwrap();
+        seen.insert(vcpu);
+        if seen.len() == VCPUS as usize - 1 {
+            Flow::Stop
+        } else {
+            Flow::Continue
+        }
+    };
+    let report = machine.run(&handler, limits()).unwrap();
+    assert_eq!(report.end, End::Handler, "{report:?}");
+    let started: Vec<_> = seen.into_inner().unwrap().into_iter().collect();
+    assert_eq!(started, [1, 2, 3].map(VcpuId));
+    let peers = report
+        .vcpus
+        .iter()
+        .filter(|v| matches!(v.end, End::Peer(_)));
+    assert_eq!(peers.count(), VCPUS as usize - 1, "{report:?}");
+    assert!(machine.destroy().unwrap().is_clean());
+}
+
+/// l: jmp l
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+/// l: out 0x80, al; jmp l
+const KNOCK: [u8; 4] = [0xe6, 0x80, 0xeb, 0xfc];
+
+fn machine(host: &KvmHost, code: impl Into<Arc<[u8]>>) -> Machine<KvmHost> {
+    let image = Image::from_bytes("loop", code);
+    Machine::build(host, MachineConfig::new().memory(1 << 20).image(image)).unwrap()
+}
+
+#[test]
+fn a_spinning_guest_is_stopped_from_another_thread_and_goes_on_later() {
+    let Some(host) = kvm() else { return };
+    let mut machine = machine(&host, SPIN);
+    let devices = machine.devices(ConsoleSink::discard());
+    for _ in 0..3 {
+        let stopper = machine.stopper();
+        let thread = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(20));
+            stopper.stop();
+        });
+        let report = machine.run(&devices, limits()).unwrap();
+        assert_eq!(report.end, End::Stopped);
+        assert!(report.elapsed < Duration::from_secs(30));
+        thread.join().unwrap();
+    }
+    // A stop that comes before the run is not lost.
+    machine.stopper().stop();
+    assert_eq!(machine.run(&devices, limits()).unwrap().end, End::Stopped);
+    assert!(machine.destroy().unwrap().is_clean());
+}
+
+#[test]
+fn deadline_and_exit_limit_end_a_guest_that_never_ends() {
+    let Some(host) = kvm() else { return };
+    let soon = RunLimits::none().deadline(Duration::from_millis(30));
+    let mut spinning = machine(&host, SPIN);
+    let devices = spinning.devices(ConsoleSink::discard());
+    assert_eq!(spinning.run(&devices, soon).unwrap().end, End::Deadline);
+
+    let mut knocking = machine(&host, KNOCK);
+    for _ in 0..2 {
+        let report = knocking.run(&devices, limits().max_exits(1000)).unwrap();
+        assert_eq!(report.end, End::ExitLimit);
+        assert_eq!(report.exits().total(), 1000);
+    }
+}
+
+#[test]
+fn vcpus_without_an_image_run_what_the_embedder_sets() {
+    let Some(host) = kvm() else { return };
+    let config = MachineConfig::new().memory(1 << 20).vcpus(2);
+    let mut machine = Machine::build(&host, config).unwrap();
+    for id in [0, 1] {
+        // mov [0x8000 + id], al; hlt
+        let code = [0xa2, id, 0x80, 0xf4];
+        let at = 0x1000 * (u64::from(id) + 1);
+        machine.memory().write(Gpa::new(at), &code).unwrap();
+        let vcpu = machine.vcpu_mut(VcpuId(id.into())).unwrap();
+        let cs = Segment {
+            limit: 0xffff,
+            kind: 0xb,
+            present: true,
+            s: true,
+            ..Segment::default()
+        };
+        vcpu.set_segment(SegmentName::Cs, &cs).unwrap();
+        let regs = Regs {
+            rip: at,
+            rax: 0x40 + u64::from(id),
+            rflags: 2,
+            ..Regs::default()
+        };
+        vcpu.set_regs(&regs).unwrap();
+        assert!(machine.enable_vcpu(VcpuId(id.into())));
+    }
+    assert!(!machine.enable_vcpu(VcpuId(2)));
+    let devices = machine.devices(ConsoleSink::discard());
+    let report = machine.run(&devices, limits()).unwrap();
+    assert!(report.vcpus.iter().all(|vcpu| vcpu.end == End::Halted));
+    let mut written = [0; 2];
+    machine
+        .memory()
+        .read(Gpa::new(0x8000), &mut written)
+        .unwrap();
+    assert_eq!(written, [0x40, 0x41]);
+}
+
+#[test]
+fn the_dirty_log_names_the_frames_that_the_guest_wrote() {
+    let Some(host) = kvm() else { return };
+    // mov [0x5000], al; mov [0x9001], al; hlt
+    let code = [0xa2, 0x00, 0x50, 0xa2, 0x01, 0x90, 0xf4];
+    let image = Image::from_bytes("writer", code);
+    let config = MachineConfig::new().memory(1 << 20).log_dirty(true);
+    let mut machine = Machine::build(&host, config.image(image)).unwrap();
+    machine.dirty_frames().unwrap();
+    let devices = machine.devices(ConsoleSink::discard());
+    assert_eq!(machine.run(&devices, limits()).unwrap().end, End::Halted);
+    assert_eq!(machine.dirty_frames().unwrap(), [5, 9].map(Gfn::new));
+    assert_eq!(machine.dirty_frames().unwrap(), []);
+}
+
+#[test]
+fn memory_beyond_3_gib_lies_above_4_gib() {
+    const ABOVE: Gpa = Gpa::new(4 << 30);
+    let Some(host) = kvm() else { return };
+    // 64-bit code that maps its second 2 MiB to the first above 4 GiB and writes there:
+    // mov dword [0x7008], 0x83; mov dword [0x700c], 1; mov byte [0x200000], 0x5a; hlt
+    let code = [
+        0xc7, 0x04, 0x25, 0x08, 0x70, 0, 0, 0x83, 0, 0, 0, 0xc7, 0x04, 0x25, 0x0c, 0x70, 0, 0, 1,
+        0, 0, 0, 0xc6, 0x04, 0x25, 0, 0, 0x20, 0, 0x5a, 0xf4,
+    ];
+    let at = 0x10_0000;
+    let image = Image::from_bytes("elf", elf(true, at, at, &code, code.len() as u64));
+    let config = MachineConfig::new().memory(5 << 30).image(image);
+    let mut machine = Machine::build(&host, config).unwrap();
+    let devices = machine.devices(ConsoleSink::discard());
+    assert_eq!(machine.run(&devices, limits()).unwrap().end, End::Halted);
+    let mut written = [0];
+    machine.memory().read(ABOVE, &mut written).unwrap();
+    assert_eq!(written, [0x5a]);
+    // Between 3 GiB and 4 GiB lies nothing.
+    let hole = machine.memory().read(Gpa::new(3 << 30), &mut written);
+    assert!(matches!(hole, Err(MachineError::Access { .. })));
+}
+
+#[test]
+fn firmware_cannot_write_its_rom_and_can_write_the_copy_below_1_mib() {
+    let Some(host) = kvm() else { return };
+    let mut rom = vec![0_u8; 0x1_0000];
+    rom[0x1000] = b'R';
+    // At the reset vector: mov cs:[0x1000], al; mov al, cs:[0x1000]; out 0xe9, al
+    let vector = [0x2e, 0xa2, 0x00, 0x10, 0x2e, 0xa0, 0x00, 0x10, 0xe6, 0xe9];
+    rom[0xfff0..0xfffa].copy_from_slice(&vector);
+    rom[0xfffa..0xffff].copy_from_slice(&[0xea, 0x00, 0xff, 0x00, 0xf0]); // jmp f000:ff00
+    // There, in the low copy: mov al, 'W'; mov cs:[0x1000], al; mov al, cs:[0x1000];
+    // out 0xe9, al; out 0xf4, al
+    let low = [
+        0xb0, b'W', 0x2e, 0xa2, 0x00, 0x10, 0x2e, 0xa0, 0x00, 0x10, 0xe6, 0xe9, 0xe6, 0xf4,
+    ];
+    rom[0xff00..0xff00 + low.len()].copy_from_slice(&low);
+    let image = Image::from_bytes("rom", rom).with_format(ImageFormat::Firmware);
+    let (report, text) = run(&host, MachineConfig::new().memory(1 << 20).image(image));
+    assert_eq!(text, "RW", "{report:?}");
+    assert_eq!(report.end, End::DebugExit(b'W'.into()));
+    assert_eq!(report.exits().of(ExitKind::MmioWrite), 1);
+}
+
+#[test]
+fn guest_programs_need_a_software_platform() {
+    let Some(host) = kvm() else { return };
+    let config = MachineConfig::new().program(Script::new().halt());
+    let error = Machine::build(&host, config).unwrap_err();
+    assert!(matches!(error, MachineError::Vcpu { .. }), "{error}");
+    assert!(error.hint().is_some());
+}

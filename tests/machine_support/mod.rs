@@ -1,0 +1,73 @@
+//! What the tests of machines share.
+#![allow(dead_code)] // Each test binary uses its part.
+
+#[path = "../../dispatch/src/machine/samples.rs"]
+mod samples;
+
+pub(crate) use samples::{bzimage, elf};
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kvm_ops::kvm::KvmHost;
+use kvm_ops::machine::{ConsoleSink, Devices, ExitHandler, Flow, RunLimits};
+use kvm_ops::{Exit, VcpuId};
+
+/// More than any of these guests needs where the kernel interprets them; a test that comes to this
+/// point fails.
+pub(crate) fn limits() -> RunLimits {
+    RunLimits::none().deadline(Duration::from_secs(60))
+}
+
+/// The real host, or `None` and the reason on the test's output.
+pub(crate) fn kvm() -> Option<KvmHost> {
+    match KvmHost::open() {
+        Ok(host) => Some(host),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// A file that a package brings, or `None` and the reason on the test's output.
+pub(crate) fn file(path: &str) -> Option<&str> {
+    if std::path::Path::new(path).exists() {
+        Some(path)
+    } else {
+        eprintln!("skipped: no {path}");
+        None
+    }
+}
+
+/// Devices that stop the machine once the console shows a text.
+pub(crate) struct Until {
+    pub(crate) devices: Devices,
+    pub(crate) console: ConsoleSink,
+    pub(crate) text: &'static str,
+    pub(crate) seen: AtomicBool,
+}
+
+impl Until {
+    pub(crate) fn new(devices: Devices, console: ConsoleSink, text: &'static str) -> Self {
+        let seen = AtomicBool::new(false);
+        Self {
+            devices,
+            console,
+            text,
+            seen,
+        }
+    }
+}
+
+impl ExitHandler for Until {
+    fn handle(&self, vcpu: VcpuId, exit: Exit<'_>) -> Flow {
+        let output = matches!(exit, Exit::IoOut { .. });
+        let flow = self.devices.handle(vcpu, exit);
+        if output && flow == Flow::Continue && self.console.text().contains(self.text) {
+            self.seen.store(true, Ordering::Relaxed);
+            return Flow::Stop;
+        }
+        flow
+    }
+}
