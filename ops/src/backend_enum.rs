@@ -10,7 +10,10 @@
 
 /// Declares an enum of back ends and the enum of their vCPUs, and implements
 /// [`VmOps`](crate::VmOps), [`VcpuOps`](crate::VcpuOps) and [`Backend`](crate::Backend) for them
-/// by a `match`.
+/// by a `match`. Several such pairs may stand one after the other.
+///
+/// Call it once in a crate: enum_dispatch would implement the traits again for the enums of an
+/// earlier call.
 ///
 /// `VmOps`, `VcpuOps` and `enum_dispatch` must be in scope, and the library be known as `kvm_ops`
 /// (a renamed dependency: `extern crate my_name as kvm_ops`). Both enums have the same variants,
@@ -35,7 +38,7 @@
 /// ```
 #[macro_export]
 macro_rules! backend_enum {
-    (
+    ($(
         $(#[$vm_meta:meta])*
         $vm_vis:vis enum $Vm:ident $(<$VmH:ident : $VmB:path>)? {
             $( $(#[$vm_attr:meta])* $VmV:ident($VmT:ty) ),+ $(,)?
@@ -45,32 +48,38 @@ macro_rules! backend_enum {
         $vcpu_vis:vis enum $Vcpu:ident $(<$VcpuH:ident : $VcpuB:path>)? {
             $( $(#[$vcpu_attr:meta])* $VcpuV:ident($VcpuT:ty) ),+ $(,)?
         }
-    ) => {
+    )+) => {
         $crate::backend_enum! {
             @traits [#[doc(hidden)] #[allow(dead_code, missing_docs, unreachable_pub)]]
             [#[::kvm_ops::enum_dispatch]] mod __kvm_ops_decoys;
 
-            $(#[$vm_meta])*
-            $vm_vis enum $Vm $(<$VmH: $VmB>)? {
-                $( $(#[$vm_attr])* #[allow(missing_docs)] $VmV($VmT) ),+
-            }
+            $(
+                $(#[$vm_meta])*
+                $vm_vis enum $Vm $(<$VmH: $VmB>)? {
+                    $( $(#[$vm_attr])* #[allow(missing_docs)] $VmV($VmT) ),+
+                }
 
-            $(#[$vcpu_meta])*
-            $vcpu_vis enum $Vcpu $(<$VcpuH: $VcpuB>)? {
-                $( $(#[$vcpu_attr])* #[allow(missing_docs)] $VcpuV($VcpuT) ),+
-            }
+                $(#[$vcpu_meta])*
+                $vcpu_vis enum $Vcpu $(<$VcpuH: $VcpuB>)? {
+                    $( $(#[$vcpu_attr])* #[allow(missing_docs)] $VcpuV($VcpuT) ),+
+                }
 
-            impl $(<$VmH: $VmB>)? ::kvm_ops::Backend for $Vm $(<$VmH>)? {
-                type Vcpu = $Vcpu $(<$VmH>)?;
+                impl $(<$VmH: $VmB>)? ::kvm_ops::Backend for $Vm $(<$VmH>)? {
+                    type Vcpu = $Vcpu $(<$VmH>)?;
 
-                #[inline]
-                fn create_vcpu(&self, id: ::kvm_ops::VcpuId) -> ::kvm_ops::Result<Self::Vcpu> {
-                    match self {
-                        $( $(#[$vm_attr])*
-                           Self::$VmV(vm) => ::kvm_ops::Backend::create_vcpu(vm, id).map($Vcpu::$VmV), )+
+                    #[inline]
+                    fn create_vcpu(&self, id: ::kvm_ops::VcpuId) -> ::kvm_ops::Result<Self::Vcpu> {
+                        match self {
+                            $(
+                                $(#[$vm_attr])*
+                                Self::$VmV(vm) => {
+                                    ::kvm_ops::Backend::create_vcpu(vm, id).map($Vcpu::$VmV)
+                                }
+                            )+
+                        }
                     }
                 }
-            }
+            )+
         }
     };
 

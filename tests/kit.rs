@@ -1,0 +1,143 @@
+//! The back-end test kit on every back end of the library, on every host that is here.
+#![cfg(all(feature = "intel", feature = "amd", feature = "sim", feature = "kvm"))]
+
+use std::marker::PhantomData;
+
+use kvm_ops::kit::{self, Report, Subject};
+use kvm_ops::kvm::KvmHost;
+use kvm_ops::sev::SevVm;
+use kvm_ops::sim::SimHost;
+use kvm_ops::svm::SvmVm;
+use kvm_ops::tdx::TdxVm;
+use kvm_ops::vmx::VmxVm;
+use kvm_ops::{
+    AnyVm, Backend, Error, Host, HostRange, Kind, Missing, Result, Tech, Vendor, VmConfig,
+    VmParams, create,
+};
+use vm_memory::MmapRegion;
+
+/// VMs of one back end on one host.
+struct Source<H, V, F> {
+    host: H,
+    create: F,
+    memory: MmapRegion<()>,
+    live: fn(&H) -> u64,
+    vm: PhantomData<V>,
+}
+
+impl<H: Host, V: Backend, F: FnMut(&H) -> Result<V>> Source<H, V, F> {
+    fn run(host: H, live: fn(&H) -> u64, create: F) -> Report {
+        let memory = MmapRegion::new(2 * 4096).unwrap();
+        kit::run(&mut Source {
+            host,
+            create,
+            memory,
+            live,
+            vm: PhantomData,
+        })
+    }
+}
+
+impl<H: Host, V: Backend, F: FnMut(&H) -> Result<V>> Subject for Source<H, V, F> {
+    type Vm = V;
+
+    fn create(&mut self) -> Result<V> {
+        (self.create)(&self.host)
+    }
+
+    fn memory(&mut self) -> Option<HostRange> {
+        // SAFETY: the region lives as long as the subject, longer than every VM that the kit
+        // creates, and nothing refers to its contents.
+        unsafe { HostRange::new(self.memory.as_ptr() as u64, self.memory.size() as u64) }.ok()
+    }
+
+    fn live(&mut self) -> Option<u64> {
+        Some((self.live)(&self.host))
+    }
+}
+
+fn vms(host: &SimHost) -> u64 {
+    host.live_vms() as u64
+}
+
+/// Descriptors of this process: with one VM test in this file at work at a time, those of VMs.
+fn descriptors(_: &KvmHost) -> u64 {
+    std::fs::read_dir("/proc/self/fd").unwrap().count() as u64
+}
+
+#[track_caller]
+fn passes(report: Report) {
+    assert!(report.passed(), "{report}");
+    let skipped = report
+        .checks()
+        .iter()
+        .filter(|(_, o)| matches!(o, kit::Outcome::Skipped(_)));
+    assert_eq!(skipped.count(), 0, "{report}");
+}
+
+const TWO: VmParams = VmParams::new(2);
+
+#[test]
+fn vmx_on_the_software_platform() {
+    let host = SimHost::new(Vendor::Intel);
+    passes(Source::run(host, vms, |host| {
+        VmxVm::create(host, host.next_vm_id(), &TWO)
+    }));
+}
+
+#[test]
+fn svm_on_the_software_platform() {
+    let host = SimHost::new(Vendor::Amd);
+    passes(Source::run(host, vms, |host| {
+        SvmVm::create(host, host.next_vm_id(), &TWO)
+    }));
+}
+
+#[test]
+fn the_enum_of_all_back_ends_on_the_software_platform() {
+    let host = SimHost::new(Vendor::Intel);
+    passes(Source::run(host, vms, |host| {
+        VmxVm::create(host, host.next_vm_id(), &TWO).map(AnyVm::from)
+    }));
+    let host = SimHost::new(Vendor::Amd);
+    passes(Source::run(host, vms, |host| {
+        SvmVm::create(host, host.next_vm_id(), &TWO).map(AnyVm::from)
+    }));
+}
+
+#[test]
+fn the_hosts_normal_back_end_on_dev_kvm() {
+    let host = match KvmHost::open() {
+        Ok(host) => host,
+        Err(error) => {
+            println!("skipped: {error}");
+            return;
+        }
+    };
+    let report = match host.vendor() {
+        Vendor::Intel => Source::run(host, descriptors, |host| {
+            VmxVm::create(host, host.next_vm_id(), &TWO)
+        }),
+        _ => Source::run(host, descriptors, |host| {
+            SvmVm::create(host, host.next_vm_id(), &TWO)
+        }),
+    };
+    passes(report);
+}
+
+#[test]
+fn a_confidential_back_end_refuses_to_create_and_says_what_is_missing() {
+    let (intel, amd) = (SimHost::new(Vendor::Intel), SimHost::new(Vendor::Amd));
+    let refused = TdxVm::create(&intel, intel.next_vm_id(), &TWO).err();
+    assert_eq!(
+        refused,
+        Some(Error::Unsupported(Missing::Backend(Tech::Tdx)))
+    );
+    for tech in [Tech::Sev, Tech::SevEs, Tech::SevSnp] {
+        let refused = SevVm::create(&amd, amd.next_vm_id(), tech, &TWO).err();
+        assert_eq!(refused, Some(Error::Unsupported(Missing::Backend(tech))));
+        let through = create(&amd, &VmConfig::new(Kind::Of(tech))).err();
+        assert_eq!(through, refused);
+    }
+    assert_eq!(vms(&intel) + vms(&amd), 0);
+}
