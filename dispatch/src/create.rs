@@ -43,14 +43,14 @@ pub fn create<H: Host>(host: &H, config: &VmConfig) -> Result<Vm<AnyVm<H>>> {
 fn choose<H: Host>(host: &H, tech: Tech, id: VmId, params: &VmParams) -> Result<AnyVm<H>> {
     match tech {
         #[cfg(feature = "vmx")]
-        Tech::Vmx => crate::vmx::VmxVm::create(host, id, params).map(AnyVm::Vmx),
+        Tech::Vmx => crate::vmx::VmxVm::create(host, id, params).map(AnyVm::from),
         #[cfg(feature = "tdx")]
-        Tech::Tdx => crate::tdx::TdxVm::create(host, id, params).map(AnyVm::Tdx),
+        Tech::Tdx => crate::tdx::TdxVm::create(host, id, params).map(AnyVm::from),
         #[cfg(feature = "svm")]
-        Tech::Svm => crate::svm::SvmVm::create(host, id, params).map(AnyVm::Svm),
+        Tech::Svm => crate::svm::SvmVm::create(host, id, params).map(AnyVm::from),
         #[cfg(feature = "sev")]
         Tech::Sev | Tech::SevEs | Tech::SevSnp => {
-            crate::sev::SevVm::create(host, id, tech, params).map(AnyVm::Sev)
+            crate::sev::SevVm::create(host, id, tech, params).map(AnyVm::from)
         }
         #[allow(unreachable_patterns)] // With every technology built in, nothing is left.
         _ => {

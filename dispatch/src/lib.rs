@@ -24,8 +24,12 @@ mod vm;
 
 pub use kvm_ops_core::*;
 
+#[cfg(any(feature = "svm", feature = "sev"))]
+pub use any_vm::{AmdVcpu, AmdVm};
 #[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
 pub use any_vm::{AnyVcpu, AnyVm};
+#[cfg(any(feature = "vmx", feature = "tdx"))]
+pub use any_vm::{IntelVcpu, IntelVm};
 pub use config::{Kind, VmConfig};
 #[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
 pub use create::create;

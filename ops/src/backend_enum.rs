@@ -10,7 +10,10 @@
 
 /// Declares an enum of back ends and the enum of their vCPUs, and implements
 /// [`VmOps`](crate::VmOps), [`VcpuOps`](crate::VcpuOps) and [`Backend`](crate::Backend) for them
-/// by a `match`. Several such pairs may stand one after the other.
+/// by a `match`. Several such pairs may stand one after the other; `#![cfg(..)]` before a pair
+/// holds for both of its enums. An enum may be a back end of another one. That is how more than
+/// three back ends are best declared, vendor first (`Intel(IntelVm), Amd(AmdVm)`): LLVM turns a
+/// `match` of four arms into a jump table, an indirect branch after all (docs/benchmarks.md).
 ///
 /// Call it once in a crate: enum_dispatch would implement the traits again for the enums of an
 /// earlier call.
@@ -39,6 +42,8 @@
 #[macro_export]
 macro_rules! backend_enum {
     ($(
+        $(#![cfg($cfg:meta)])?
+
         $(#[$vm_meta:meta])*
         $vm_vis:vis enum $Vm:ident $(<$VmH:ident : $VmB:path>)? {
             $( $(#[$vm_attr:meta])* $VmV:ident($VmT:ty) ),+ $(,)?
@@ -54,16 +59,19 @@ macro_rules! backend_enum {
             [#[::kvm_ops::enum_dispatch]] mod __kvm_ops_decoys;
 
             $(
+                $(#[cfg($cfg)])?
                 $(#[$vm_meta])*
                 $vm_vis enum $Vm $(<$VmH: $VmB>)? {
                     $( $(#[$vm_attr])* #[allow(missing_docs)] $VmV($VmT) ),+
                 }
 
+                $(#[cfg($cfg)])?
                 $(#[$vcpu_meta])*
                 $vcpu_vis enum $Vcpu $(<$VcpuH: $VcpuB>)? {
                     $( $(#[$vcpu_attr])* #[allow(missing_docs)] $VcpuV($VcpuT) ),+
                 }
 
+                $(#[cfg($cfg)])?
                 impl $(<$VmH: $VmB>)? ::kvm_ops::Backend for $Vm $(<$VmH>)? {
                     type Vcpu = $Vcpu $(<$VmH>)?;
 
