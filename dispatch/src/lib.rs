@@ -1,4 +1,9 @@
-#![doc = include_str!("../../README.md")]
+// The page's examples need the software platform.
+#![cfg_attr(all(feature = "sim", feature = "vmx"), doc = include_str!("../../README.md"))]
+#![cfg_attr(
+    not(all(feature = "sim", feature = "vmx")),
+    doc = "Hold normal and confidential VMs alike."
+)]
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;
