@@ -170,10 +170,10 @@ impl IoEvent {
 /// it).
 pub(crate) fn deliver(vm: &KvmVm, vcpu: VcpuId, vector: u8) -> Result<()> {
     let id = u64::from(vcpu.0);
-    let address = (id >> 8) << 40 | 0xfee0_0000 | (id & 0xff) << 12;
-    match vm.signal_msi(address, vector.into()) {
-        // KVM answers so where no APIC has that id.
-        Err(Error::Sys(Call::SignalMsi, libc::EPERM)) => Err(Error::NotFound(Field::Vcpu, id)),
-        result => result.map(drop),
+    if !vm.has_vcpu(vcpu) {
+        // KVM drops a message that no APIC matches, and says nothing.
+        return Err(Error::NotFound(Field::Vcpu, id));
     }
+    let address = (id >> 8) << 40 | 0xfee0_0000 | (id & 0xff) << 12;
+    vm.signal_msi(address, vector.into()).map(drop)
 }

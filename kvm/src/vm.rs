@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SPLIT_IRQCHIP,
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) fd: VmFd,
     pub(crate) params: VmParams,
     slots: Slots,
+    /// Which vCPUs were created. The kernel keeps them until the VM ends, so none is unset.
+    created: Box<[AtomicBool]>,
 }
 
 impl KvmVm {
@@ -51,6 +54,7 @@ impl KvmVm {
                 fd,
                 params: params.clone(),
                 slots: Slots::default(),
+                created: (0..params.vcpus).map(|_| AtomicBool::new(false)).collect(),
             }),
         })
     }
@@ -65,6 +69,12 @@ impl KvmVm {
     /// What the VM was created with.
     pub fn params(&self) -> &VmParams {
         &self.shared.params
+    }
+
+    /// Whether the vCPU was created; it need not be held any more.
+    pub(crate) fn has_vcpu(&self, id: VcpuId) -> bool {
+        let created = self.shared.created.get(id.0 as usize);
+        created.is_some_and(|created| created.load(Ordering::Acquire))
     }
 
     /// The machine that it is on.
@@ -162,10 +172,12 @@ impl VmPort for KvmVm {
 
     /// The vCPU starts as after power-on, with the CPUID that the host supports.
     fn create_vcpu(&self, id: VcpuId) -> Result<KvmVcpu> {
-        if id.0 >= self.shared.params.vcpus {
+        let Some(created) = self.shared.created.get(id.0 as usize) else {
             return Err(Error::Invalid(Field::Vcpu, id.0.into()));
-        }
-        KvmVcpu::new(self.shared.clone(), id)
+        };
+        let vcpu = KvmVcpu::new(self.shared.clone(), id)?;
+        created.store(true, Ordering::Release);
+        Ok(vcpu)
     }
 
     /// # Errors
