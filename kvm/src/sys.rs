@@ -14,6 +14,7 @@ use crate::error::from_errno;
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
 // The sizes are part of the ioctl numbers (Linux include/uapi/linux/kvm.h).
@@ -46,17 +47,31 @@ pub(crate) fn setup_mce(vcpu: &VcpuFd, mcg_cap: u64) -> Result<()> {
 
 /// Sets the TSC offset (`KVM_VCPU_TSC_OFFSET` of Linux Documentation/virt/kvm/devices/vcpu.rst).
 pub(crate) fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<()> {
-    let attr = kvm_device_attr {
-        group: KVM_VCPU_TSC_CTRL,
-        attr: KVM_VCPU_TSC_OFFSET.into(),
-        addr: (&raw const offset).addr() as u64,
-        flags: 0,
-    };
-    (&raw const offset).expose_provenance();
+    let attr = tsc_offset_at(&raw const offset);
     // SAFETY: the kernel reads `attr`, and the eight bytes of `offset` that it points to, before
     // the call returns; both live until then.
     let ret = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) };
     done(Call::SetDeviceAttr, ret)
+}
+
+/// Reads the TSC offset.
+pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> Result<u64> {
+    let mut offset = 0_u64;
+    let attr = tsc_offset_at(&raw mut offset);
+    // SAFETY: the kernel reads `attr` and writes the eight bytes of `offset` that it points to,
+    // before the call returns; both live until then. The pointer is made from a mutable borrow.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attr) };
+    done(Call::SetDeviceAttr, ret)?;
+    Ok(offset)
+}
+
+fn tsc_offset_at(value: *const u64) -> kvm_device_attr {
+    kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: value.expose_provenance() as u64,
+        flags: 0,
+    }
 }
 
 /// Marks a range as private (`KVM_SET_MEMORY_ATTRIBUTES`), without an answer beyond yes or no.

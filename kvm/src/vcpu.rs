@@ -14,7 +14,7 @@ use kvm_ops::{
     Segment, SegmentName, VcpuId, VcpuOps, control,
 };
 
-use crate::error::sys;
+use crate::error::{host_lacks, sys};
 use crate::kick::Kicker;
 use crate::run_page::RunPage;
 use crate::vm::Shared;
@@ -77,10 +77,15 @@ impl KvmVcpu {
         &mut self.fd
     }
 
-    /// The CPUID that the vCPU starts with: what the host supports, with the vCPU's own APIC id.
-    pub fn supported_cpuid(&self) -> Vec<CpuidEntry> {
-        let answer = self.fd.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
-        answer.as_ref().map(cpuid::to_entries).unwrap_or_default()
+    /// The CPUID that the vCPU shows. It starts with what the host supports, with the vCPU's own
+    /// APIC id and without features of an APIC that the VM does not have.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn cpuid(&self) -> Result<Vec<CpuidEntry>> {
+        let most = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+        let cpuid = self.fd.get_cpuid2(most).map_err(sys(Call::GetCpuid))?;
+        Ok(cpuid::to_entries(&cpuid))
     }
 
     fn sregs(&self) -> Result<kvm_sregs> {
@@ -193,21 +198,13 @@ impl VcpuOps for KvmVcpu {
         }
     }
 
-    /// LMA follows LME and CR0.PG, as in the processor, whatever `value` has.
+    /// LMA is no bit that is written: it follows LME and CR0.PG, as in the processor.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a change of LME with paging on, or a bit that CPUID does not offer.
     fn set_efer(&mut self, value: u64) -> Result<()> {
-        let invalid = Error::Invalid(Field::Msr, EFER.into());
-        let sregs = self.sregs()?;
-        if sregs.cr0 & control::cr0::PG != 0 && (sregs.efer ^ value) & EFER_LME != 0 {
-            return Err(invalid);
-        }
-        Self::refused(
-            self.change_sregs(|sregs| sregs.efer = efer_with_lma(value, sregs.cr0)),
-            Field::Msr,
-            EFER.into(),
-        )
+        // As an MSR, because KVM checks what comes that way and not what comes with KVM_SET_SREGS.
+        self.set_msr(EFER, value)
     }
 
     fn get_segment(&self, segment: SegmentName) -> Result<Segment> {
@@ -340,8 +337,15 @@ impl VcpuOps for KvmVcpu {
         self.event_set_shadow(shadow)
     }
 
+    /// # Errors
+    /// [`Error::HostLacks`] where KVM takes the offset and does not keep it, as modules do whose
+    /// guests see the host's TSC.
     fn write_tsc_offset(&mut self, offset: u64) -> Result<()> {
-        ioctls::set_tsc_offset(&self.fd, offset)
+        ioctls::set_tsc_offset(&self.fd, offset)?;
+        if ioctls::tsc_offset(&self.fd)? != offset {
+            return host_lacks!("a TSC offset of its own for each vCPU");
+        }
+        Ok(())
     }
 
     fn write_tsc_multiplier(&mut self, khz: u32) -> Result<()> {

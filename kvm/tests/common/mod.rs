@@ -9,7 +9,7 @@ use kvm_ops_core::{
     Exit, Gpa, Host, HostRange, Irqchip, MemSlot, Regs, Segment, SegmentName, SlotFlags, SlotId,
     Tech, VcpuId, VcpuOps, VmParams, VmPort,
 };
-use kvm_ops_kvm::{KvmHost, KvmVcpu, KvmVm};
+use kvm_ops_kvm::{KvmHost, KvmVcpu, KvmVm, Machine};
 
 /// The host, or `None` after saying why the test is skipped.
 pub fn host() -> Option<KvmHost> {
@@ -32,6 +32,17 @@ pub fn offered<T>(result: kvm_ops_core::Result<T>) -> Option<T> {
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Whether guests run on the processor's own virtualisation, and not on a module that interprets
+/// some of their instructions, with gaps. Where not, says so.
+pub fn on_hardware() -> bool {
+    let modules = Machine::probe().modules;
+    let hardware = modules.contains_key("kvm_intel") || modules.contains_key("kvm_amd");
+    if !hardware {
+        println!("skipped: guests run on {:?}", modules.keys());
+    }
+    hardware
 }
 
 pub fn vm(host: &KvmHost, vcpus: u32, irqchip: Irqchip) -> KvmVm {
