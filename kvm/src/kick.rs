@@ -21,6 +21,7 @@
 //! it cannot have ended, nor have become another vCPU's. The same mutex holds the shared page,
 //! which goes when the vCPU does. Taking an uncontended mutex twice costs far less than the exit.
 
+use std::mem;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -42,6 +43,8 @@ struct State {
     page: Option<Arc<RunPage>>,
     /// The thread that is inside `vcpu_run`.
     running: Option<libc::pthread_t>,
+    /// Whether there is a kick that no `vcpu_run` has answered.
+    kicked: bool,
 }
 
 impl Kicker {
@@ -52,6 +55,7 @@ impl Kicker {
             state: Mutex::new(State {
                 page: Some(page),
                 running: None,
+                kicked: false,
             }),
         }))
     }
@@ -72,6 +76,16 @@ impl Kicker {
         }
     }
 
+    /// As [`enter`](Self::enter), for a `KVM_RUN` that shall complete the last exit and no more:
+    /// it returns at once, as if kicked, and answers no kick.
+    pub(crate) fn enter_to_finish(&self) -> Running<'_> {
+        let running = self.enter();
+        if let Some(page) = &self.state().page {
+            page.immediate_exit().store(1, Ordering::SeqCst);
+        }
+        running
+    }
+
     /// The vCPU is gone: handles do nothing from now on.
     pub(crate) fn retire(&self) {
         self.state().page = None;
@@ -80,13 +94,14 @@ impl Kicker {
 
 impl Kick for Kicker {
     fn kick(&self) {
-        let state = self.state();
-        let Some(page) = &state.page else { return };
-        if page.immediate_exit().swap(1, Ordering::SeqCst) != 0 {
+        let mut state = self.state();
+        if mem::replace(&mut state.kicked, true) {
             // An earlier kick is not yet answered: it set the byte before this `vcpu_run` began,
             // or it has sent the signal.
             return;
         }
+        let Some(page) = &state.page else { return };
+        page.immediate_exit().store(1, Ordering::SeqCst);
         if let Some(thread) = state.running {
             // SAFETY: the thread is alive, because it is inside `vcpu_run` and cannot leave
             // without the lock that this function holds; the signal has a handler.
@@ -106,8 +121,10 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         let mut state = self.kicker.state();
         state.running = None;
-        if let (true, Some(page)) = (self.interrupted, &state.page) {
-            page.immediate_exit().store(0, Ordering::SeqCst);
+        state.kicked &= !self.interrupted;
+        let kicked = state.kicked;
+        if let Some(page) = &state.page {
+            page.immediate_exit().store(kicked.into(), Ordering::SeqCst);
         }
     }
 }

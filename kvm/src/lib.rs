@@ -16,6 +16,7 @@ mod machine;
 mod offer;
 mod open;
 mod regs;
+mod reset;
 mod run_page;
 mod signal;
 mod slots;

@@ -35,17 +35,20 @@ impl RunPage {
             // No Linux answers so; if one did, the fields would lie outside the mapping.
             return Err(from_errno(Call::Mmap, libc::EINVAL));
         }
+        Self::mmap(bytes, libc::MAP_SHARED, vcpu.as_raw_fd())
+    }
+
+    /// Memory that no kernel fills, for tests of what reads it.
+    #[cfg(test)]
+    pub(crate) fn anonymous(bytes: usize) -> Self {
+        assert!(bytes >= size_of::<kvm_run>());
+        Self::mmap(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1).unwrap()
+    }
+
+    fn mmap(bytes: usize, flags: i32, fd: i32) -> Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
-        let address = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                vcpu.as_raw_fd(),
-                0,
-            )
-        };
+        let address = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, fd, 0) };
         if address == libc::MAP_FAILED {
             let errno = std::io::Error::last_os_error().raw_os_error();
             return Err(from_errno(Call::Mmap, errno.unwrap_or(0)));

@@ -11,18 +11,20 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use kvm_ops::{
     Call, CpuidEntry, DescTable, Error, Exception, Exit, Field, Irqchip, Kick, Regs, Result,
-    Segment, SegmentName, VcpuId, VcpuOps, control,
+    Segment, SegmentName, VcpuId, VcpuOps, VmParams, control,
 };
 
 use crate::error::{host_lacks, sys};
 use crate::kick::Kicker;
 use crate::run_page::RunPage;
 use crate::vm::Shared;
-use crate::{cpuid, exit, regs, sys as ioctls};
+use crate::{KvmHost, cpuid, exit, regs, reset, sys as ioctls};
 
 const EFER: u32 = 0xc000_0080;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
+/// More parts than any instruction's access has.
+const MAX_PARTS: u32 = 64;
 /// DR7 without breakpoints: bit 10 reads as one.
 const DR7_NONE: u64 = 0x400;
 
@@ -86,6 +88,32 @@ impl KvmVcpu {
         let most = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
         let cpuid = self.fd.get_cpuid2(most).map_err(sys(Call::GetCpuid))?;
         Ok(cpuid::to_entries(&cpuid))
+    }
+
+    pub(crate) fn vm_params(&self) -> &VmParams {
+        &self.vm.params
+    }
+
+    pub(crate) fn host(&self) -> &KvmHost {
+        &self.vm.host
+    }
+
+    /// Lets the kernel complete the access of the last exit, so that it does not write its result
+    /// over registers that are set now. What the guest reads is what the exit's data holds.
+    pub(crate) fn finish_exit(&mut self) -> Result<()> {
+        self.fd.get_kvm_run().request_interrupt_window = 0;
+        // An access that KVM splits, such as an unaligned one, exits once for each part.
+        for _ in 0..MAX_PARTS {
+            let running = self.kicker.enter_to_finish();
+            let done = self.fd.run().map(drop);
+            drop(running);
+            match done {
+                Ok(()) => {}
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(()),
+                Err(error) => return Err(Error::Sys(Call::Run, error.errno())),
+            }
+        }
+        Err(Error::Busy)
     }
 
     fn sregs(&self) -> Result<kvm_sregs> {
@@ -156,8 +184,14 @@ impl VcpuOps for KvmVcpu {
         self.kicker.clone()
     }
 
-    fn vcpu_reset(&mut self, _init_event: bool) -> Result<()> {
-        kvm_ops::unsupported!("vcpu_reset")
+    /// With an irqchip in the kernel, the first vCPU starts at the reset vector and the others
+    /// wait for a start-up message; without one, all start at the reset vector. CPUID and guest
+    /// debugging stay as they are. Takes some milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names an MSR that could not be reset; all else is reset then.
+    fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
+        reset::reset(self, init_event)
     }
 
     fn vcpu_free(self) -> Result<()> {

@@ -1,0 +1,138 @@
+//! A vCPU that is reset is as a new one.
+
+mod common;
+
+use common::{Memory, real_mode_vm};
+use kvm_bindings::{KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED};
+use kvm_ops_core::{Exit, Irqchip, VcpuId, VcpuOps, VmPort};
+use kvm_ops_kvm::KvmVcpu;
+
+const STAR: u32 = 0xc000_0081;
+const CD_NW: u64 = 0b11 << 29;
+
+/// What a reset must restore, of what a test can compare.
+fn state(vcpu: &KvmVcpu) -> String {
+    let fd = vcpu.fd();
+    let events = fd.get_vcpu_events().unwrap();
+    format!(
+        "{:x?}\n{:x?}\n{:x?}\n{:x?}\n{:x?}\n{:x?} {:x?} {:x?}",
+        kvm_bindings::kvm_regs {
+            // The signature of the processor, which a new vCPU gets before it has a CPUID.
+            rdx: 0,
+            ..fd.get_regs().unwrap()
+        },
+        fd.get_sregs().unwrap(),
+        fd.get_debug_regs().unwrap(),
+        fd.get_fpu().unwrap(),
+        vcpu.get_msr(STAR),
+        (events.exception.injected, events.interrupt.injected),
+        (
+            events.interrupt.shadow,
+            events.nmi.pending,
+            events.nmi.masked
+        ),
+        fd.get_mp_state().unwrap(),
+    )
+}
+
+/// Changes something of every kind, and ends in the middle of a port read.
+fn disturb(vcpu: &mut KvmVcpu) {
+    vcpu.set_msr(STAR, 0x1234).unwrap();
+    vcpu.set_dr7(0x402).unwrap();
+    vcpu.set_nmi_mask(true).unwrap();
+    let mut fpu = vcpu.fd().get_fpu().unwrap();
+    fpu.fcw = 0x27f;
+    fpu.xmm[3] = [7; 16];
+    vcpu.fd().set_fpu(&fpu).unwrap();
+    vcpu.set_cr0(0x11).unwrap();
+    match vcpu.vcpu_run().unwrap() {
+        Exit::IoIn { data, .. } => data[0] = 0x55,
+        exit => panic!("{exit:?}"),
+    }
+}
+
+#[test]
+fn a_reset_restores_the_state_after_power_on() {
+    let Some(host) = common::host() else { return };
+    for irqchip in [Irqchip::None, Irqchip::Full, Irqchip::Split] {
+        let memory = Memory::new(16);
+        let new = common::vm(&host, 1, irqchip)
+            .create_vcpu(VcpuId(0))
+            .unwrap();
+        // in al, 0x10
+        let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &[0xe4, 0x10], irqchip);
+        disturb(&mut vcpu);
+        assert_ne!(state(&vcpu), state(&new));
+        vcpu.vcpu_reset(false).unwrap();
+        assert_eq!(state(&vcpu), state(&new));
+        let regs = vcpu.get_regs().unwrap();
+        assert_eq!((regs.rip, regs.rax, regs.rflags), (0xfff0, 0, 2));
+        let cpuid = vcpu.cpuid().unwrap();
+        let leaf1 = cpuid.iter().find(|entry| entry.leaf == 1).unwrap();
+        assert_eq!(regs.rdx, u64::from(leaf1.regs[0]));
+        // The port read that was under way writes nothing over it.
+        common::real_mode(&mut vcpu);
+        memory.write(common::CODE as usize, &[0xf4]);
+        if irqchip == Irqchip::None {
+            assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
+            assert_eq!(vcpu.get_regs().unwrap().rax, 0);
+        }
+    }
+}
+
+#[test]
+fn init_keeps_what_init_keeps() {
+    let Some(host) = common::host() else { return };
+    let memory = Memory::new(16);
+    let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &[0xe4, 0x10], Irqchip::None);
+    disturb(&mut vcpu);
+    vcpu.vcpu_reset(true).unwrap();
+    assert_eq!(vcpu.get_msr(STAR), Ok(0x1234));
+    assert_eq!(vcpu.fd().get_fpu().unwrap().xmm[3], [7; 16]);
+    let sregs = vcpu.fd().get_sregs().unwrap();
+    assert_eq!(
+        sregs.cr0 & (CD_NW | 1),
+        0,
+        "caching stays on, PE is cleared"
+    );
+    assert_eq!((sregs.cs.base, sregs.cs.selector), (0xffff_0000, 0xf000));
+    assert_eq!(vcpu.get_regs().unwrap().rip, 0xfff0);
+    assert_eq!(vcpu.fd().get_debug_regs().unwrap().dr7, 0x400);
+    assert_eq!(vcpu.get_nmi_mask(), Ok(false));
+}
+
+#[test]
+fn all_vcpus_but_the_first_wait_for_their_start_up_message() {
+    let Some(host) = common::host() else { return };
+    let vm = common::vm(&host, 2, Irqchip::Full);
+    for (id, after_reset, after_init) in [
+        (0, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_RUNNABLE),
+        (1, KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED),
+    ] {
+        let mut vcpu = vm.create_vcpu(VcpuId(id)).unwrap();
+        let waits = |vcpu: &KvmVcpu| vcpu.fd().get_mp_state().unwrap().mp_state;
+        vcpu.vcpu_reset(true).unwrap();
+        assert_eq!(waits(&vcpu), after_init);
+        vcpu.vcpu_reset(false).unwrap();
+        assert_eq!(waits(&vcpu), after_reset);
+    }
+}
+
+#[test]
+fn a_kick_before_a_reset_is_answered_after_it_and_a_reset_is_no_kick() {
+    let Some(host) = common::host() else { return };
+    let memory = Memory::new(16);
+    let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &[0xe4, 0x10], Irqchip::None);
+    for kick in [true, false] {
+        assert!(matches!(vcpu.vcpu_run().unwrap(), Exit::IoIn { .. }));
+        if kick {
+            vcpu.kick_handle().kick();
+        }
+        vcpu.vcpu_reset(false).unwrap();
+        common::real_mode(&mut vcpu);
+        if kick {
+            assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Interrupted);
+        }
+    }
+    assert!(matches!(vcpu.vcpu_run().unwrap(), Exit::IoIn { .. }));
+}
