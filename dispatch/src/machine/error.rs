@@ -221,6 +221,7 @@ impl MachineError {
                 Error::NoOp(_) => {
                     "guest programs need a software platform, images need a processor"
                 }
+                Error::Unsupported(_) => "`kvm-ops doctor` tells what this host offers",
                 Error::Invalid(crate::Field::VcpuCount, _) => "use 1 to 4096 vCPUs",
                 _ => return None,
             },

@@ -17,8 +17,10 @@ pub(super) const ROM_MAX: u64 = 16 << 20;
 /// The end of conventional memory, and of what real mode reaches.
 pub(super) const ONE_MIB: u64 = 1 << 20;
 
-/// How much of the end of a ROM is seen below 1 MiB as well.
-pub(super) const SHADOW_MAX: u64 = 128 << 10;
+/// How much of the end of a ROM is copied below 1 MiB as well. Chipsets show 128 KiB there, and
+/// firmware that is larger copies another 128 KiB itself once it has found the chipset (SeaBIOS
+/// src/fw/shadow.c); here is no chipset to find.
+pub(super) const SHADOW_MAX: u64 = 256 << 10;
 
 /// The end of conventional memory that the memory map gives to a kernel; above lies what firmware
 /// would keep for itself (the extended BIOS data area).

@@ -1,6 +1,7 @@
 //! The run loop: a thread for each vCPU, and what each exit means.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -61,6 +62,8 @@ pub(super) struct Run<'a> {
 /// What the threads of a run share.
 #[derive(Default)]
 pub(super) struct State {
+    /// Set after the cause, and read after every exit.
+    ending: AtomicBool,
     shared: Mutex<Shared>,
     changed: Condvar,
 }
@@ -209,17 +212,17 @@ impl Run<'_> {
 
     fn vcpu_loop<V: VcpuOps>(&self, vcpu: &mut V, exits: &mut ExitCounts) -> Outcome {
         let mut made = 0;
+        let id = vcpu.id();
         loop {
             if self.stopper.requested() {
                 self.finish(None, End::Stopped);
             }
-            if self.lock().cause.is_some() {
+            if self.state.ending.load(Ordering::SeqCst) {
                 return Outcome::WithMachine;
             }
             if self.limits.max_exits.is_some_and(|max| made >= max) {
                 return Outcome::Machine(End::ExitLimit);
             }
-            let id = vcpu.id();
             let exit = match vcpu.vcpu_run() {
                 Ok(exit) => exit,
                 Err(error) => return Outcome::Machine(End::Failed(error)),
@@ -254,6 +257,7 @@ impl Run<'_> {
     /// Ends the machine: the first cause counts, and every vCPU is brought out of the guest.
     fn finish(&self, by: Option<VcpuId>, end: End) {
         self.lock().cause.get_or_insert((by, end));
+        self.state.ending.store(true, Ordering::SeqCst);
         self.stopper.kick_all();
         self.state.changed.notify_all();
     }

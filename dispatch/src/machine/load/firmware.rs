@@ -1,4 +1,4 @@
-//! Firmware: a ROM that ends at 4 GiB, with its last 128 KiB seen below 1 MiB as well.
+//! Firmware: a ROM that ends at 4 GiB, with its last 256 KiB copied below 1 MiB.
 
 use super::super::layout::{FOUR_GIB, ONE_MIB, ROM_MAX, SHADOW_MAX};
 use super::{Gpa, GuestRam, Image, MachineError, Start, bad};
@@ -27,7 +27,8 @@ pub(super) fn rom_bytes(image: &Image) -> Result<u64, MachineError> {
 /// Copies the ROM to its two places.
 ///
 /// The low copy is RAM, as on a PC once the chipset's PAM registers have "shadowed" the ROM, and on
-/// QEMU's ISA-only PC: firmware keeps variables there, and finds no chipset here to unlock.
+/// QEMU's ISA-only PC: firmware keeps variables there, and finds no chipset here to unlock. So
+/// SeaBIOS goes through its whole power-on self test.
 pub(super) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError> {
     if ram.size() < ONE_MIB {
         return Err(MachineError::MemorySize {

@@ -71,12 +71,13 @@ fn formats_are_told_apart_and_can_be_overridden() {
 
 #[test]
 fn a_rom_is_seen_below_4_gib_and_its_end_below_1_mib() {
-    let bytes: Vec<u8> = (0..0x4_0000_u32).map(|i| (i >> 8) as u8).collect();
+    let bytes: Vec<u8> = (0..0x6_0000_u32).map(|i| (i >> 8) as u8).collect();
     let image = Image::from_bytes("rom", bytes.clone()).with_format(ImageFormat::Firmware);
     let (start, ram) = try_load(&image, 16 * MIB).unwrap();
     assert_eq!(start, Start::Reset);
-    assert_eq!(read(&ram, FOUR_GIB - 0x4_0000, 0x4_0000), bytes);
-    assert_eq!(read(&ram, MIB - 0x2_0000, 0x2_0000), bytes[0x2_0000..]);
+    assert_eq!(read(&ram, FOUR_GIB - 0x6_0000, 0x6_0000), bytes);
+    assert_eq!(read(&ram, MIB - 0x4_0000, 0x4_0000), bytes[0x2_0000..]);
+    assert_eq!(read(&ram, MIB - 0x4_0001, 1), [0]);
     let slots = ram.slots(true).unwrap();
     let flags: Vec<_> = slots
         .iter()
@@ -84,7 +85,7 @@ fn a_rom_is_seen_below_4_gib_and_its_end_below_1_mib() {
         .collect();
     assert_eq!(
         flags,
-        [(0, false, true), (FOUR_GIB - 0x4_0000, true, false)]
+        [(0, false, true), (FOUR_GIB - 0x6_0000, true, false)]
     );
 }
 
