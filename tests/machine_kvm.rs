@@ -16,7 +16,8 @@ use kvm_ops::machine::{
     RunReport,
 };
 use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Irqchip, Regs, Segment, SegmentName, VcpuId, VcpuOps};
-use machine_support::{Until, bzimage, elf, file, kvm, limits};
+use machine_support::samples::{bzimage, elf};
+use machine_support::{Until, file, kvm, limits};
 
 fn banner(path: &str) {
     let (Some(host), Some(path)) = (kvm(), file(path)) else {
@@ -122,7 +123,9 @@ fn an_elf_program_starts_in_its_mode_and_finds_its_command_line() {
         let file = elf(class64, at, at, &code, code.len() as u64);
         let image = Image::from_bytes("elf", file);
         assert_eq!(image.format(), ImageFormat::Elf);
-        let config = MachineConfig::new().image(image.cmdline("hello"));
+        let config = MachineConfig::new()
+            .irqchip(Irqchip::None)
+            .image(image.cmdline("hello"));
         let (report, text) = run(&host, config);
         assert_eq!(text, expected.replace(' ', ""), "{report:?}");
         assert_eq!(report.end, End::Halted);

@@ -2,9 +2,7 @@
 #![allow(dead_code)] // Each test binary uses its part.
 
 #[path = "../../dispatch/src/machine/samples.rs"]
-mod samples;
-
-pub(crate) use samples::{bzimage, elf};
+pub(crate) mod samples;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

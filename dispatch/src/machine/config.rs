@@ -5,7 +5,7 @@ use std::fmt;
 use crate::guest::GuestProgram;
 use crate::{Irqchip, Kind};
 
-use super::{Image, ImageFormat};
+use super::Image;
 
 /// What the machine runs.
 #[non_exhaustive]
@@ -87,9 +87,10 @@ impl MachineConfig {
         self
     }
 
-    /// Where the interrupt controllers live. Where it is not stated, firmware and bzImage kernels
-    /// get [`Irqchip::Full`], because they wait for timers, and all else gets [`Irqchip::None`],
-    /// with which HLT ends a vCPU.
+    /// Where the interrupt controllers live. Where it is not stated, firmware and kernels get
+    /// [`Irqchip::Full`], because they wait for timers (a kernel is a bzImage, or an ELF image with
+    /// a command line or an initrd), and all else gets [`Irqchip::None`], with which HLT ends a
+    /// vCPU.
     pub const fn irqchip(mut self, irqchip: Irqchip) -> Self {
         self.irqchip = Some(irqchip);
         self
@@ -126,10 +127,8 @@ impl MachineConfig {
     /// The irqchip, stated or as the payload wants it.
     pub(super) fn chosen_irqchip(&self) -> Irqchip {
         self.irqchip.unwrap_or(match &self.payload {
-            Payload::Image(image) => match image.format() {
-                ImageFormat::BzImage | ImageFormat::Firmware => Irqchip::Full,
-                ImageFormat::Flat | ImageFormat::Elf => Irqchip::None,
-            },
+            Payload::Image(image) if image.wants_timers() => Irqchip::Full,
+            Payload::Image(_) => Irqchip::None,
             Payload::None | Payload::Programs(_) => Irqchip::None,
         })
     }

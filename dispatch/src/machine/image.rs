@@ -185,6 +185,15 @@ impl Image {
         self.format
     }
 
+    /// Whether it is firmware or a kernel, which wait for timers.
+    pub(super) fn wants_timers(&self) -> bool {
+        match self.format {
+            ImageFormat::BzImage | ImageFormat::Firmware => true,
+            ImageFormat::Elf => self.cmdline.is_some() || self.initrd.is_some(),
+            ImageFormat::Flat => false,
+        }
+    }
+
     /// Its size in bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
