@@ -141,6 +141,14 @@ pub enum MachineError {
         /// vCPUs.
         vcpus: u32,
     },
+    /// The host runs guest programs, and no code that lies in memory.
+    #[error("image {name} needs a processor, and the host `{host}` runs guest programs only")]
+    NeedsProcessor {
+        /// The image.
+        name: String,
+        /// The host.
+        host: &'static str,
+    },
     /// Guest memory could not be mapped.
     #[error("cannot map {bytes:#x} bytes of guest memory")]
     Map {
@@ -216,11 +224,10 @@ impl MachineError {
             Self::OptionNotUsed { .. } => "leave the option out, or state another format",
             Self::MemorySize { .. } => "use a multiple of 4 KiB between 4 KiB and 1 TiB",
             Self::TooManyPrograms { .. } => "give the machine a vCPU for each program",
+            Self::NeedsProcessor { .. } => "run it on /dev/kvm, or give guest programs",
             Self::Map { .. } => "use less memory, or raise the limit of the address space",
             Self::Step { source, .. } | Self::Vcpu { source, .. } => match source {
-                Error::NoOp(_) => {
-                    "guest programs need a software platform, images need a processor"
-                }
+                Error::NoOp(_) => "guest programs need a software platform",
                 Error::Unsupported(_) => "`kvm-ops doctor` tells what this host offers",
                 Error::Invalid(crate::Field::VcpuCount, _) => "use 1 to 4096 vCPUs",
                 _ => return None,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::mem;
 
+use crate::guest::{GuestProgram, Script};
 use crate::{
     AnyVcpu, AnyVm, Error, FreeReport, Gfn, Host, Irqchip, Leak, Leaked, MemSlot, Tech, VcpuId,
     VcpuOps, Vm, VmConfig, create,
@@ -73,8 +74,15 @@ impl<H: Host> Machine<H> {
         machine.create_vcpus(config.vcpus, irqchip)?;
         match config.payload {
             Payload::None => {}
-            Payload::Image(_) => {
+            Payload::Image(image) => {
                 if let (Some(first), Some(vcpu)) = (first, machine.vcpus.first_mut()) {
+                    // A platform that takes programs would leave the image lying there. No host
+                    // says so beforehand, so the operation itself is the question.
+                    if vcpu.load_program(Box::new(Script::new())).is_ok() {
+                        let host = host.name();
+                        let name = image.name;
+                        return Err(MachineError::NeedsProcessor { name, host });
+                    }
                     start::set(vcpu, &first).map_err(of_vcpu("set the registers", VcpuId(0)))?;
                 }
             }
@@ -117,10 +125,7 @@ impl<H: Host> Machine<H> {
         Ok(())
     }
 
-    fn load_programs(
-        &mut self,
-        programs: Vec<Box<dyn crate::guest::GuestProgram>>,
-    ) -> Result<(), MachineError> {
+    fn load_programs(&mut self, programs: Vec<Box<dyn GuestProgram>>) -> Result<(), MachineError> {
         self.scope = ShutdownScope::Vcpu;
         self.runs.fill(false);
         for ((vcpu, runs), program) in self.vcpus.iter_mut().zip(&mut self.runs).zip(programs) {

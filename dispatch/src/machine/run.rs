@@ -15,7 +15,8 @@ use super::{End, ExitCounts, ExitHandler, Flow, MachineError, RunReport, Stopper
 pub struct RunLimits {
     /// How long, by the wall clock.
     pub deadline: Option<Duration>,
-    /// How many exits each vCPU may make.
+    /// How many exits each vCPU may make. Kicks and signals, which are not the guest's, do not
+    /// count.
     pub max_exits: Option<u64>,
 }
 
@@ -228,9 +229,11 @@ impl Run<'_> {
                 Err(error) => return Outcome::Machine(End::Failed(error)),
             };
             exits.add(exit.kind());
+            if exit == Exit::Interrupted {
+                continue;
+            }
             made += 1;
             match exit {
-                Exit::Interrupted => {}
                 Exit::Hlt => return Outcome::Alone(End::Halted),
                 Exit::Shutdown if self.scope == ShutdownScope::Vcpu => {
                     return Outcome::Alone(End::Shutdown);
@@ -258,7 +261,7 @@ impl Run<'_> {
     fn finish(&self, by: Option<VcpuId>, end: End) {
         self.lock().cause.get_or_insert((by, end));
         self.state.ending.store(true, Ordering::SeqCst);
-        self.stopper.kick_all();
+        self.stopper.kick_all_but(by);
         self.state.changed.notify_all();
     }
 

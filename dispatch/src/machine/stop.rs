@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::Kick;
+use crate::{Kick, VcpuId};
 
 /// Stops a machine from any thread. Cheap to clone; it may outlive the machine, and does nothing
 /// then.
@@ -14,6 +14,7 @@ pub struct Stopper(Arc<Control>);
 /// What a machine and its stoppers share.
 pub(super) struct Control {
     requested: AtomicBool,
+    /// By the number of the vCPU.
     kicks: Vec<Arc<dyn Kick>>,
 }
 
@@ -30,12 +31,16 @@ impl Stopper {
     pub fn stop(&self) {
         // Before the kicks, so that a vCPU that a kick brings out of the guest sees it.
         self.0.requested.store(true, Ordering::SeqCst);
-        self.kick_all();
+        self.kick_all_but(None);
     }
 
-    pub(super) fn kick_all(&self) {
-        for kick in &self.0.kicks {
-            kick.kick();
+    /// Kicks every vCPU but one that needs no kick, because it is the caller. A kick is never lost:
+    /// it would end its next run once.
+    pub(super) fn kick_all_but(&self, caller: Option<VcpuId>) {
+        for (id, kick) in (0..).map(VcpuId).zip(&self.0.kicks) {
+            if caller != Some(id) {
+                kick.kick();
+            }
         }
     }
 

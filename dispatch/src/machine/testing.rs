@@ -56,6 +56,8 @@ impl Account {
 pub(super) struct TestHost {
     pub(super) account: Arc<Account>,
     pub(super) scripts: Vec<Vec<Next>>,
+    /// Whether vCPUs take programs, as a software platform's do.
+    pub(super) programs: bool,
 }
 
 impl Host for TestHost {
@@ -112,6 +114,7 @@ impl VmPort for TestVm {
         Ok(TestVcpu {
             id,
             account: self.host.account.clone(),
+            programs: self.host.programs,
             script: script.cloned().unwrap_or_default().into(),
             kicker: Arc::default(),
             data: [0; 1],
@@ -189,6 +192,7 @@ impl Set {
 pub(super) struct TestVcpu {
     id: VcpuId,
     account: Arc<Account>,
+    programs: bool,
     script: VecDeque<Next>,
     kicker: Arc<TestKicker>,
     data: [u8; 1],
@@ -261,6 +265,9 @@ impl VcpuOps for TestVcpu {
     }
 
     fn load_program(&mut self, _: Box<dyn crate::guest::GuestProgram>) -> Result<()> {
+        if !self.programs {
+            return crate::unsupported!("load_program");
+        }
         self.account.operation()
     }
 

@@ -75,7 +75,10 @@ fn a_halt_ends_its_vcpu_alone() {
 
 #[test]
 fn programs_end_for_themselves_and_vcpus_without_one_do_not_start() {
-    let host = host(&[&[Next::Shutdown], &[Next::Out(0x80, 0), Next::Hlt]]);
+    let host = TestHost {
+        programs: true,
+        ..host(&[&[Next::Shutdown], &[Next::Out(0x80, 0), Next::Hlt]])
+    };
     let config = MachineConfig::new()
         .memory(MIB)
         .vcpus(3)
@@ -291,4 +294,22 @@ fn each_vcpu_is_found_by_its_number() {
     let mut machine = Machine::build(&host(&[]), config).unwrap();
     assert_eq!(machine.vcpu_mut(VcpuId(1)).unwrap().id(), VcpuId(1));
     assert!(machine.vcpu_mut(VcpuId(2)).is_none());
+}
+
+#[test]
+fn a_platform_that_runs_programs_refuses_images_and_the_other_way_round() {
+    let platform = TestHost {
+        programs: true,
+        ..host(&[])
+    };
+    let image = MachineConfig::new().image(Image::from_bytes("x", [0xf4]));
+    let error = Machine::build(&platform, image).unwrap_err();
+    assert!(
+        matches!(error, MachineError::NeedsProcessor { .. }),
+        "{error}"
+    );
+    let program = MachineConfig::new().program(Script::new());
+    let error = Machine::build(&host(&[]), program).unwrap_err();
+    assert!(matches!(error, MachineError::Vcpu { .. }), "{error}");
+    assert_eq!(platform.account.alive(), [0; 3]);
 }
