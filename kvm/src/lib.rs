@@ -28,7 +28,7 @@ mod vm;
 pub use capability::Capability;
 pub use host::KvmHost;
 pub use irq::{IoEvent, IoEventMatch};
-pub use machine::{Encryption, Machine};
+pub use machine::{Encryption, HostMachine};
 pub use offer::{Offer, TechOffer, WhyNot};
 pub use open::OpenError;
 pub use vcpu::KvmVcpu;

@@ -14,7 +14,7 @@ const AMD_MAX_EXTENDED: u32 = 0x8000_0000;
 
 /// The processor and the KVM modules of this machine, found without opening a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Machine {
+pub struct HostMachine {
     /// The vendor string of CPUID leaf 0.
     pub vendor_string: String,
     /// The processor's name.
@@ -38,7 +38,7 @@ pub struct Encryption {
     pub sev_snp: bool,
 }
 
-impl Machine {
+impl HostMachine {
     /// Looks at this machine.
     pub fn probe() -> Self {
         Self::read(Path::new("/proc/cpuinfo"), Path::new("/sys/module"))
@@ -154,7 +154,7 @@ mod tests {
                        processor\t: 1\nflags\t\t: other\n";
         fs::write(root.join("cpuinfo"), cpuinfo).unwrap();
 
-        let machine = Machine::read(&root.join("cpuinfo"), &root.join("module"));
+        let machine = HostMachine::read(&root.join("cpuinfo"), &root.join("module"));
         fs::remove_dir_all(&root).unwrap();
         assert_eq!(machine.model, "A B");
         assert!(machine.has_flag("svm") && machine.has_flag("fpu"));
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_proc_and_sys_is_an_empty_one() {
-        let machine = Machine::read(Path::new("/nonexistent"), Path::new("/nonexistent"));
+        let machine = HostMachine::read(Path::new("/nonexistent"), Path::new("/nonexistent"));
         assert!(machine.flags.is_empty() && machine.modules.is_empty());
     }
 }

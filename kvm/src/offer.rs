@@ -5,13 +5,13 @@ use std::fmt;
 use kvm_ops::{Error, Host, Missing, Tech, Vendor, VmParams};
 
 use crate::capability::{self, Capability};
-use crate::{KvmHost, Machine};
+use crate::{HostMachine, KvmHost};
 
 /// What a host offers, for a report to its user. Every "yes" was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// The processor and the modules.
-    pub machine: Machine,
+    pub machine: HostMachine,
     /// The bitmap of VM types (`KVM_CAP_VM_TYPES`); 1 on kernels that do not know it.
     pub vm_types: u32,
     /// Each technology, in the order of [`Tech::ALL`].
@@ -133,7 +133,7 @@ const fn needs(tech: Tech) -> Needs {
 }
 
 /// The reasons that the machine shows. They explain a refusal and do not decide it.
-fn reasons(tech: Tech, machine: &Machine) -> Vec<WhyNot> {
+fn reasons(tech: Tech, machine: &HostMachine) -> Vec<WhyNot> {
     if machine.vendor() != Some(tech.vendor()) {
         return vec![WhyNot::Vendor {
             needs: tech.vendor(),
@@ -165,7 +165,7 @@ fn reasons(tech: Tech, machine: &Machine) -> Vec<WhyNot> {
 }
 
 /// What one should know of a technology beside the verdict.
-fn notes(tech: Tech, offered: bool, machine: &Machine) -> Vec<String> {
+fn notes(tech: Tech, offered: bool, machine: &HostMachine) -> Vec<String> {
     let mut notes = Vec::new();
     let needs = needs(tech);
     if machine.vendor() != Some(tech.vendor()) {
@@ -209,7 +209,7 @@ fn notes(tech: Tech, offered: bool, machine: &Machine) -> Vec<String> {
 impl Offer {
     /// What a machine offers whose KVM device cannot be opened: nothing, and why.
     pub fn without_device(error: &crate::OpenError) -> Self {
-        let machine = Machine::probe();
+        let machine = HostMachine::probe();
         let technologies = Tech::ALL
             .into_iter()
             .map(|tech| {
@@ -233,7 +233,7 @@ impl Offer {
     }
 
     pub(crate) fn probe(host: &KvmHost) -> Self {
-        let machine = Machine::probe();
+        let machine = HostMachine::probe();
         let vm_types = host.vm_types();
         let technologies = Tech::ALL
             .into_iter()
@@ -254,7 +254,7 @@ impl Offer {
 }
 
 /// Creates a VM of the technology: that alone decides.
-fn probe_tech(host: &KvmHost, tech: Tech, machine: &Machine, vm_types: u32) -> TechOffer {
+fn probe_tech(host: &KvmHost, tech: Tech, machine: &HostMachine, vm_types: u32) -> TechOffer {
     let why_not = match host.create_vm(tech, &VmParams::new(1)) {
         Ok(_) => Vec::new(),
         Err(error) => {
@@ -282,7 +282,7 @@ fn probe_tech(host: &KvmHost, tech: Tech, machine: &Machine, vm_types: u32) -> T
 mod tests {
     use super::*;
 
-    fn machine(vendor: &str, flags: &[&str], modules: &[(&str, &[(&str, &str)])]) -> Machine {
+    fn machine(vendor: &str, flags: &[&str], modules: &[(&str, &[(&str, &str)])]) -> HostMachine {
         let mut flags: Vec<String> = flags.iter().map(|flag| flag.to_string()).collect();
         flags.sort_unstable();
         let parameters = |list: &[(&str, &str)]| {
@@ -290,14 +290,14 @@ mod tests {
                 .map(|(name, value)| (name.to_string(), value.to_string()))
                 .collect()
         };
-        Machine {
+        HostMachine {
             vendor_string: vendor.to_owned(),
             flags,
             modules: modules
                 .iter()
                 .map(|(name, list)| (name.to_string(), parameters(list)))
                 .collect(),
-            ..Machine::default()
+            ..HostMachine::default()
         }
     }
 

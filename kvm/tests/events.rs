@@ -6,6 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Memory, real_mode_vm};
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
+};
 use kvm_ops_core::{Error, Exit, Field, Gpa, Irqchip, VcpuId, VcpuOps, VmPort};
 use kvm_ops_kvm::{EventFd, IoEvent, IoEventMatch, KvmHost, KvmVcpu, KvmVm};
 
@@ -177,6 +180,36 @@ fn interrupt_messages_reach_an_apic_that_the_guest_enabled() {
             );
         }
     }
+}
+
+#[test]
+fn an_irqfd_of_the_split_irqchip_goes_where_its_route_says() {
+    let Some(host) = common::host() else { return };
+    let memory = Memory::new(4);
+    let mut code = vec![0xe6, 0x98];
+    code.extend(SLEEPER);
+    let (vm, mut vcpu) = guest_with_handler(&host, &memory, &code, 0x42, Irqchip::Split);
+    assert!(matches!(vcpu.vcpu_run().unwrap(), Exit::IoOut { .. }));
+    let mut apic = vcpu.fd().get_lapic().unwrap();
+    apic.regs[0xf0] = 0xffu8 as _;
+    apic.regs[0xf1] = 1;
+    vcpu.fd().set_lapic(&apic).unwrap();
+    let mut route = kvm_irq_routing_entry {
+        gsi: 7,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
+    route.u.msi = kvm_irq_routing_msi {
+        address_lo: 0xfee0_0000,
+        data: 0x42,
+        ..Default::default()
+    };
+    let routes = KvmIrqRouting::from_entries(&[route]).unwrap();
+    vm.fd().set_gsi_routing(&routes).unwrap();
+    let line = event();
+    vm.register_irqfd(&line, 7).unwrap();
+    line.write(1).unwrap();
+    expect_out(&mut vcpu, 0x42);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use kvm_ops_core::{
     Exit, Gpa, Host, HostRange, Irqchip, MemSlot, Regs, Segment, SegmentName, SlotFlags, SlotId,
     Tech, VcpuId, VcpuOps, VmParams, VmPort,
 };
-use kvm_ops_kvm::{KvmHost, KvmVcpu, KvmVm, Machine};
+use kvm_ops_kvm::{HostMachine, KvmHost, KvmVcpu, KvmVm};
 
 /// The host, or `None` after saying why the test is skipped.
 pub fn host() -> Option<KvmHost> {
@@ -37,7 +37,7 @@ pub fn offered<T>(result: kvm_ops_core::Result<T>) -> Option<T> {
 /// Whether guests run on the processor's own virtualisation, and not on a module that interprets
 /// some of their instructions, with gaps. Where not, says so.
 pub fn on_hardware() -> bool {
-    let modules = Machine::probe().modules;
+    let modules = HostMachine::probe().modules;
     let hardware = modules.contains_key("kvm_intel") || modules.contains_key("kvm_amd");
     if !hardware {
         println!("skipped: guests run on {:?}", modules.keys());
