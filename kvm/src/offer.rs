@@ -215,6 +215,10 @@ impl Offer {
             .map(|tech| {
                 let mut why_not = reasons(tech, &machine);
                 if machine.vendor() == Some(tech.vendor()) {
+                    // Behind a device that is there, a module of whatever name holds normal VMs.
+                    if matches!(error, crate::OpenError::Denied { .. }) && !tech.is_confidential() {
+                        why_not.clear();
+                    }
                     why_not.insert(0, WhyNot::Device(error.to_string()));
                 }
                 TechOffer {

@@ -99,13 +99,14 @@ impl OpenError {
                  virtualisation)"
             }
             Self::Denied { .. } => {
-                "add the user to the group that owns the device (usermod -aG kvm USER, then log \
-                 in again), or let the container's device rules allow it"
+                "add the user to the group that owns the device, mostly kvm (usermod -aG kvm USER, \
+                 then log in again); if ls -l shows no access for that group, have it set to mode \
+                 660; inside a container let its device rules allow the device"
             }
             Self::Io { .. } => "see the cause; the device should be a character device 10:232",
             Self::NotKvm { .. } => "name the KVM device, which is /dev/kvm on every distribution",
             Self::ApiVersion { .. } | Self::LacksCapability { .. } => {
-                "update the kernel: version 4.13 or later has all that is needed"
+                "update the kernel: version 4.11 or later has all that is needed"
             }
             Self::Query { .. } => {
                 "a sandbox (seccomp filter) may forbid KVM's ioctls; allow them, or run outside it"
@@ -117,7 +118,7 @@ impl OpenError {
     }
 }
 
-/// What nothing here works without. `KVM_CAP_IMMEDIATE_EXIT` (Linux 4.13) is the youngest.
+/// What nothing here works without. `KVM_CAP_IMMEDIATE_EXIT` (Linux 4.11) is the youngest.
 const REQUIRED: [(&str, u32); 5] = [
     ("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY),
     (
