@@ -113,3 +113,42 @@ impl fmt::Debug for ConsoleSink {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_capture_is_bounded_and_counts_what_it_drops() {
+        let sink = ConsoleSink::tee(io::sink(), 4);
+        sink.print(b"abc");
+        sink.print(b"def");
+        assert_eq!((sink.text().as_str(), sink.printed()), ("abcd", 6));
+        sink.print(b"g");
+        assert_eq!(sink.captured(), b"abcd");
+        assert_eq!(ConsoleSink::discard().captured(), b"");
+    }
+
+    #[test]
+    fn a_writer_that_fails_is_told_of_once_and_not_used_again() {
+        let sink = ConsoleSink::tee(Full, 10);
+        sink.print(b"a");
+        sink.print(b"b");
+        let error = sink.take_error().map(|error| error.kind());
+        assert_eq!(error, Some(io::ErrorKind::StorageFull));
+        assert!(sink.take_error().is_none());
+        assert_eq!(sink.text(), "ab");
+    }
+}

@@ -252,3 +252,43 @@ fn read_file(path: &Path) -> Result<Vec<u8>, MachineError> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_regular_file_of_bounded_size_is_read() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let empty = Image::open(file.path()).unwrap_err();
+        assert!(matches!(empty, MachineError::EmptyImage { .. }));
+
+        file.write_all(b"\x7fELF").unwrap();
+        let image = Image::open(file.path()).unwrap();
+        assert_eq!((image.len(), image.format()), (4, ImageFormat::Elf));
+        assert_eq!(image.name(), file.path().display().to_string());
+        assert!(image.open_initrd(file.path()).unwrap().initrd.is_some());
+
+        // A file with a hole: nothing is read, so nothing is allocated.
+        file.as_file().set_len(Image::MAX_BYTES + 1).unwrap();
+        let large = Image::open(file.path()).unwrap_err();
+        assert!(
+            large.to_string().contains("needs 0xc0000001 bytes"),
+            "{large}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        for path in ["/dev/null", "/dev/zero", "/"] {
+            let error = Image::open(path).unwrap_err();
+            assert!(matches!(error, MachineError::NotAFile { .. }), "{error}");
+        }
+        let error = Image::from_bytes("x", [1])
+            .open_initrd("/nonexistent")
+            .unwrap_err();
+        assert!(std::error::Error::source(&error).is_some());
+        assert_eq!(error.to_string(), "cannot read /nonexistent");
+    }
+}

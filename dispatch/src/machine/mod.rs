@@ -13,6 +13,32 @@
 //! devices**, and **a serial interrupt** unless the embedder wires one
 //! ([`Devices::with_serial_interrupt`]).
 
+#![cfg_attr(
+    all(feature = "sim", feature = "vmx"),
+    doc = "
+```
+use kvm_ops::guest::Script;
+use kvm_ops::machine::{ConsoleSink, End, Machine, MachineConfig, RunLimits};
+use kvm_ops::sim::SimHost;
+use kvm_ops::{Gpa, Vendor};
+use std::time::Duration;
+
+let program = Script::new().print(0x3f8, \"hello\").write(Gpa::new(0x1000), b\"x\").halt();
+let config = MachineConfig::new().memory(1 << 20).program(program);
+let mut machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+
+let console = ConsoleSink::capture();
+let devices = machine.devices(console.clone());
+let limits = RunLimits::none().deadline(Duration::from_secs(10));
+let report = machine.run(&devices, limits)?;
+assert_eq!(report.end, End::Halted);
+assert_eq!(console.text(), \"hello\");
+assert!(machine.destroy()?.is_clean());
+# Ok::<(), kvm_ops::machine::MachineError>(())
+```
+"
+)]
+
 mod config;
 mod console;
 mod devices;

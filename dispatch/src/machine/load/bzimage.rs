@@ -115,7 +115,9 @@ fn unpacked_end(
     } else {
         preferred
     };
-    low_range(image, ram, runs_at, init_size.into())
+    let end = low_range(image, ram, runs_at, init_size.into())?;
+    clear_of_boot_area("the unpacked kernel", runs_at, end)?;
+    Ok(end)
 }
 
 /// A field of the header, whose presence the caller has checked.

@@ -172,6 +172,15 @@ fn bad_kernels_are_refused_by_name_and_value() {
             changed(0x258, &u64::MAX.to_le_bytes()),
             "at 0xffffffffffffffff",
         ),
+        (
+            {
+                let mut file = bzimage(&[0xf4], &[0xf4], true);
+                file[0x234] = 0; // not relocatable: it runs at its preferred address
+                file[0x258..0x260].copy_from_slice(&0x8000_u64.to_le_bytes());
+                Image::from_bytes("kernel", file)
+            },
+            "the unpacked kernel at 0x8000..0x108000 overlaps",
+        ),
         (changed(0x211, &[0]), "not a good bzimage image"),
         (
             kernel().cmdline("x".repeat(2048)),
