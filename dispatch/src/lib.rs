@@ -9,36 +9,34 @@
 extern crate alloc;
 extern crate self as kvm_ops;
 
-#[cfg(not(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev")))]
-compile_error!(
-    "kvm-ops needs a technology: switch on one or more of the cargo features `vmx`, `tdx`, `svm` \
-     and `sev`, or `intel` (vmx + tdx) or `amd` (svm + sev)"
-);
-
-#[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
-mod any_vm;
 mod config;
-#[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
-mod create;
-#[cfg(all(
-    feature = "std",
-    any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev")
-))]
-pub mod machine;
 mod vm;
 
 pub use kvm_ops_core::*;
 
-#[cfg(any(feature = "svm", feature = "sev"))]
-pub use any_vm::{AmdVcpu, AmdVm};
-#[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
-pub use any_vm::{AnyVcpu, AnyVm};
-#[cfg(any(feature = "vmx", feature = "tdx"))]
-pub use any_vm::{IntelVcpu, IntelVm};
 pub use config::{Kind, VmConfig};
-#[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))]
-pub use create::create;
 pub use vm::Vm;
+
+cfg_if::cfg_if! {
+    if #[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))] {
+        mod any_vm;
+        mod create;
+        #[cfg(feature = "std")]
+        pub mod machine;
+
+        #[cfg(any(feature = "svm", feature = "sev"))]
+        pub use any_vm::{AmdVcpu, AmdVm};
+        pub use any_vm::{AnyVcpu, AnyVm};
+        #[cfg(any(feature = "vmx", feature = "tdx"))]
+        pub use any_vm::{IntelVcpu, IntelVm};
+        pub use create::create;
+    } else {
+        compile_error!(
+            "kvm-ops needs a technology: switch on one or more of the cargo features `vmx`, `tdx`, \
+             `svm` and `sev`, or `intel` (vmx + tdx) or `amd` (svm + sev)"
+        );
+    }
+}
 
 #[cfg(feature = "kvm")]
 pub use kvm_ops_kvm as kvm;
