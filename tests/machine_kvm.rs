@@ -19,37 +19,39 @@ use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Irqchip, Regs, Segment, SegmentName, Vcp
 use machine_support::samples::{bzimage, elf};
 use machine_support::{Until, file, kvm, limits};
 
-fn banner(path: &str) {
+/// Starts firmware, and stops it when it prints the text.
+fn firmware_prints(path: &str, vcpus: u32, text: &'static str) {
     let (Some(host), Some(path)) = (kvm(), file(path)) else {
         return;
     };
     let image = Image::open(path).unwrap();
     assert_eq!(image.format(), ImageFormat::Firmware);
     let console = ConsoleSink::capture();
-    let mut machine = Machine::build(&host, MachineConfig::new().image(image)).unwrap();
-    let until = Until::new(
-        machine.devices(console.clone()),
-        console.clone(),
-        "SeaBIOS (version",
-    );
+    let config = MachineConfig::new().vcpus(vcpus).image(image);
+    let mut machine = Machine::build(&host, config).unwrap();
+    let until = Until::new(machine.devices(console.clone()), console.clone(), text);
     let report = machine.run(&until, limits()).unwrap();
-    assert!(
-        until.seen.load(Ordering::Relaxed),
-        "{}\n{report:?}",
-        console.text()
-    );
+    let seen = until.seen.load(Ordering::Relaxed);
+    assert!(seen, "{}\n{report:?}", console.text());
     assert_eq!(report.end, End::Handler);
     assert!(machine.destroy().unwrap().is_clean());
 }
 
 #[test]
 fn seabios_of_128_kib_prints_its_banner() {
-    banner("/usr/share/seabios/bios.bin");
+    firmware_prints("/usr/share/seabios/bios.bin", 1, "SeaBIOS (version");
 }
 
 #[test]
 fn seabios_of_256_kib_prints_its_banner() {
-    banner("/usr/share/seabios/bios-256k.bin");
+    firmware_prints("/usr/share/seabios/bios-256k.bin", 1, "SeaBIOS (version");
+}
+
+#[test]
+fn seabios_finds_the_memory_and_starts_every_vcpu() {
+    const BIOS: &str = "/usr/share/seabios/bios-256k.bin";
+    firmware_prints(BIOS, 1, "RamSize: 0x08000000 [cmos]");
+    firmware_prints(BIOS, 4, "Found 4 cpu(s)");
 }
 
 /// Prints the string at the address in the dword at RSI + `field` of the zero page, and halts.

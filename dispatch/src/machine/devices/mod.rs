@@ -92,7 +92,8 @@ impl Devices {
     }
 
     /// As [`new`](Self::new), and `raise` is called whenever the serial line interrupts (line 4 on
-    /// a PC). Without it the line is silent, and guests must poll.
+    /// a PC). Without it the line is silent, and guests must poll. It is called in the middle of an
+    /// access, so it must not come back to these devices.
     pub fn with_serial_interrupt(
         ram_bytes: u64,
         vcpus: u32,
