@@ -26,6 +26,9 @@ pub(super) const SHADOW_MAX: u64 = 256 << 10;
 /// would keep for itself (the extended BIOS data area).
 pub(super) const CONVENTIONAL_END: u64 = 0x9_fc00;
 
+/// The MultiProcessor table, in the range of ROMs below 1 MiB where kernels look for it.
+pub(super) const MP_TABLE: Gpa = Gpa::new(0xf_0000);
+
 /// What is needed to start 32-bit and 64-bit code: page-sized things from here to `BOOT_END`.
 pub(super) const BOOT_START: u64 = 0x1000;
 /// The descriptor table.

@@ -67,7 +67,10 @@ impl<H: Host> Machine<H> {
         };
         let ram = GuestRam::new(config.memory, rom)?;
         let first = match &config.payload {
-            Payload::Image(image) => Some(load::load(image, &ram)?),
+            Payload::Image(image) => {
+                load::describe(image, &ram, config.vcpus, irqchip)?;
+                Some(load::load(image, &ram)?)
+            }
             Payload::None | Payload::Programs(_) => None,
         };
         machine.lend(ram, config.log_dirty)?;

@@ -8,10 +8,11 @@ mod bzimage;
 mod elf;
 mod firmware;
 mod flat;
+mod mptable;
 #[cfg(test)]
 mod tests;
 
-use crate::Gpa;
+use crate::{Gpa, Irqchip};
 
 use super::layout::{BOOT_END, BOOT_START};
 use super::start::Start;
@@ -23,6 +24,21 @@ pub(super) fn rom_bytes(image: &Image) -> Result<u64, MachineError> {
         ImageFormat::Firmware => firmware::rom_bytes(image),
         ImageFormat::Flat | ImageFormat::Elf | ImageFormat::BzImage => Ok(0),
     }
+}
+
+/// Tells a kernel of the other vCPUs and the interrupt lines, which firmware finds out itself.
+/// Before the image is loaded, which may lie there.
+pub(super) fn describe(
+    image: &Image,
+    ram: &GuestRam,
+    vcpus: u32,
+    irqchip: Irqchip,
+) -> Result<(), MachineError> {
+    let kernel = matches!(image.format, ImageFormat::Elf | ImageFormat::BzImage);
+    if kernel && irqchip == Irqchip::Full {
+        mptable::write(ram, vcpus)?;
+    }
+    Ok(())
 }
 
 /// Loads the image and says how the first vCPU starts it.
