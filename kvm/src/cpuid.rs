@@ -74,9 +74,13 @@ pub(crate) fn from_entries(entries: &[CpuidEntry]) -> Result<CpuId> {
 }
 
 /// The neutral list for the kernel's structure.
+///
+/// Older kernels (6.1 is one) give back as many entries as there was room for, the rest of them
+/// zero; an entry of zeros says nothing, so they are cut.
 pub(crate) fn to_entries(cpuid: &CpuId) -> Vec<CpuidEntry> {
-    cpuid
-        .as_slice()
+    let all = cpuid.as_slice();
+    let used = all.iter().rposition(|entry| *entry != Default::default());
+    all[..used.map_or(0, |last| last + 1)]
         .iter()
         .map(|entry| CpuidEntry {
             leaf: entry.function,
@@ -104,6 +108,13 @@ mod tests {
     fn lists_survive_both_conversions_and_too_long_ones_are_refused() {
         let list = vec![entry(0, [1, 2, 3, 4]), entry(0xb, [5, 6, 7, 8])];
         assert_eq!(to_entries(&from_entries(&list).unwrap()), list);
+        let with_room = vec![
+            list[0],
+            list[1],
+            CpuidEntry::default(),
+            CpuidEntry::default(),
+        ];
+        assert_eq!(to_entries(&from_entries(&with_room).unwrap()), list);
         let long = vec![entry(0, [0; 4]); kvm_bindings::KVM_MAX_CPUID_ENTRIES + 1];
         assert_eq!(
             from_entries(&long).map(drop),

@@ -37,14 +37,11 @@ pub(crate) fn reset(vcpu: &mut KvmVcpu, init: bool) -> Result<()> {
     let host = vcpu.host().clone();
     // Slots are not copied: the new vCPU never runs.
     let vm = host.create_vm(Tech::normal(host.vendor()), &params)?;
-    let fresh = vm.create_vcpu(vcpu.id())?;
-    let cpuid = vcpu
-        .fd()
-        .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .map_err(sys(Call::GetCpuid))?;
-    fresh.fd().set_cpuid2(&cpuid).map_err(sys(Call::SetCpuid))?;
-    let signature = cpuid.as_slice().iter().find(|entry| entry.function == 1);
-    let signature = signature.map_or(NO_SIGNATURE, |entry| entry.eax.into());
+    let mut fresh = vm.create_vcpu(vcpu.id())?;
+    let cpuid = vcpu.cpuid()?;
+    fresh.set_cpuid(&cpuid)?;
+    let signature = cpuid.iter().find(|entry| entry.leaf == 1);
+    let signature = signature.map_or(NO_SIGNATURE, |entry| entry.regs[0].into());
 
     let (from, to) = (fresh.fd(), vcpu.fd());
     let mut sregs = from.get_sregs().map_err(sys(Call::Sregs))?;
@@ -89,7 +86,11 @@ fn copy_fpu(vm: &crate::KvmVm, from: &VcpuFd, to: &VcpuFd) -> Result<()> {
     let fpu = from.get_fpu().map_err(sys(Call::Fpu))?;
     to.set_fpu(&fpu).map_err(sys(Call::Fpu))?;
     let bytes = usize::try_from(vm.fd().check_extension_raw(KVM_CAP_XSAVE2.into())).unwrap_or(0);
-    if bytes > 0 {
+    if bytes == 0 && vm.fd().check_extension(Cap::Xsave) {
+        let xsave = from.get_xsave().map_err(sys(Call::Fpu))?;
+        // SAFETY: a kernel without KVM_CAP_XSAVE2 reads no more than the structure.
+        unsafe { to.set_xsave(&xsave) }.map_err(sys(Call::Fpu))?;
+    } else if bytes > 0 {
         let tail = bytes.saturating_sub(XSAVE_BYTES).div_ceil(size_of::<u32>());
         let mut xsave = Xsave::new(tail).map_err(|_| Error::NoMemory)?;
         // SAFETY: KVM_CAP_XSAVE2 answered how many bytes the kernel writes and reads, and the

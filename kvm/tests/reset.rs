@@ -7,6 +7,9 @@ use kvm_bindings::{KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STA
 use kvm_ops_core::{Exit, Irqchip, VcpuId, VcpuOps, VmPort};
 use kvm_ops_kvm::KvmVcpu;
 
+/// Words of the XSAVE area: XMM3, and which states it holds.
+const XMM3: usize = (160 + 3 * 16) / 4;
+const XSTATE_BV: usize = 512 / 4;
 const STAR: u32 = 0xc000_0081;
 const CD_NW: u64 = 0b11 << 29;
 
@@ -15,7 +18,7 @@ fn state(vcpu: &KvmVcpu) -> String {
     let fd = vcpu.fd();
     let events = fd.get_vcpu_events().unwrap();
     format!(
-        "{:x?}\n{:x?}\n{:x?}\n{:x?}\n{:x?}\n{:x?} {:x?} {:x?}",
+        "{:x?}\n{:x?}\n{:x?}\n{:x?}\n{:x?}\n{:x?}\n{:x?} {:x?} {:x?}",
         kvm_bindings::kvm_regs {
             // The signature of the processor, which a new vCPU gets before it has a CPUID.
             rdx: 0,
@@ -24,6 +27,7 @@ fn state(vcpu: &KvmVcpu) -> String {
         fd.get_sregs().unwrap(),
         fd.get_debug_regs().unwrap(),
         fd.get_fpu().unwrap(),
+        &fd.get_xsave().unwrap().region[..512 / 4],
         vcpu.get_msr(STAR),
         (events.exception.injected, events.interrupt.injected),
         (
@@ -40,10 +44,13 @@ fn disturb(vcpu: &mut KvmVcpu) {
     vcpu.set_msr(STAR, 0x1234).unwrap();
     vcpu.set_dr7(0x402).unwrap();
     vcpu.set_nmi_mask(true).unwrap();
-    let mut fpu = vcpu.fd().get_fpu().unwrap();
-    fpu.fcw = 0x27f;
-    fpu.xmm[3] = [7; 16];
-    vcpu.fd().set_fpu(&fpu).unwrap();
+    // In the format of XSAVE, because what KVM_SET_FPU writes is lost where KVM uses XSAVE.
+    let mut xsave = vcpu.fd().get_xsave().unwrap();
+    xsave.region[0] = 0x27f;
+    xsave.region[XMM3..XMM3 + 4].fill(0x0707_0707);
+    xsave.region[XSTATE_BV] |= 0b11;
+    // SAFETY: only processes that ask for AMX have more state than the structure holds.
+    unsafe { vcpu.fd().set_xsave(&xsave) }.unwrap();
     vcpu.set_cr0(0x11).unwrap();
     match vcpu.vcpu_run().unwrap() {
         Exit::IoIn { data, .. } => data[0] = 0x55,
@@ -88,7 +95,8 @@ fn init_keeps_what_init_keeps() {
     disturb(&mut vcpu);
     vcpu.vcpu_reset(true).unwrap();
     assert_eq!(vcpu.get_msr(STAR), Ok(0x1234));
-    assert_eq!(vcpu.fd().get_fpu().unwrap().xmm[3], [7; 16]);
+    let xsave = vcpu.fd().get_xsave().unwrap();
+    assert_eq!(xsave.region[XMM3..XMM3 + 4], [0x0707_0707; 4]);
     let sregs = vcpu.fd().get_sregs().unwrap();
     assert_eq!(
         sregs.cr0 & (CD_NW | 1),

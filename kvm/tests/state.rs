@@ -135,7 +135,8 @@ fn msrs_round_trip_and_unknown_ones_are_named() {
     };
     // SYSENTER_ESP, STAR, LSTAR, KERNEL_GS_BASE.
     for (msr, value) in [
-        (0x175, 0xffff_8000_0000_1000),
+        // 32 bits on AMD.
+        (0x175, 0x8000_1000),
         (0xc000_0081, 0x0023_0010_0000_0000),
         (0xc000_0082, 0xffff_8000_0000_2000),
         (0xc000_0102, 0x1234_5000),
@@ -222,6 +223,24 @@ fn single_steps_are_exits_while_debugging_is_on() {
     regs.rip = common::CODE + 3;
     vcpu.set_regs(&regs).unwrap();
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
+}
+
+#[test]
+fn debug_exceptions_of_the_guests_own_are_exits_while_debugging_is_on() {
+    let memory = Memory::new(4);
+    let Some((_vm, mut vcpu)) = guest(&memory, &[0x90, 0xf4]) else {
+        return;
+    };
+    // The trap flag, as the guest sets it with POPF.
+    vcpu.set_rflags(0x102).unwrap();
+    vcpu.set_guest_debug(true, false).unwrap();
+    if !common::on_vendor_module() {
+        return;
+    }
+    match vcpu.vcpu_run().unwrap() {
+        Exit::Debug { rip, exception } => assert_eq!((rip, exception), (common::CODE + 1, 1)),
+        exit => panic!("{exit:?}"),
+    }
 }
 
 #[test]
