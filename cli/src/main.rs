@@ -1,1 +1,41 @@
-fn main() {}
+//! The program `kvm-ops`.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(any(feature = "kvm", feature = "sim")),
+    allow(dead_code) // Without a host, all that is left of running is the reason why not.
+)]
+
+mod args;
+mod commands;
+mod doctor;
+mod exit_code;
+mod failure;
+mod fleet;
+mod guests;
+mod hosts;
+mod interrupt;
+mod term;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    term::log(cli.verbose);
+    let outcome = match &cli.command {
+        Command::Doctor(args) => commands::doctor::run(args),
+        Command::Run(args) => commands::run::run(args),
+        Command::Fleet(args) => commands::fleet::run(args),
+        Command::Completions(args) => commands::completions::run(args),
+        Command::Man(args) => commands::man::run(args),
+    };
+    match outcome {
+        Ok(code) => code.into(),
+        Err(failure) => failure.report().into(),
+    }
+}

@@ -1,0 +1,36 @@
+//! `kvm-ops doctor`: what this host offers.
+
+use crate::doctor::{Diagnosis, text};
+use crate::exit_code::Code;
+use crate::failure::{Failure, Outcome};
+use crate::term;
+
+/// Shows what this host offers for each technology, why not, and what to do.
+///
+/// Every "yes" was tried: a VM of the technology was created and closed again. THIS HOST is what the
+/// kernel's KVM offers to any program; the other columns are what this build of kvm-ops creates, on
+/// /dev/kvm and on the software platform that it brings along.
+///
+/// The exit code is 0 whatever is found.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvm-ops doctor
+  kvm-ops doctor --json | jq '.technologies[] | {name, host: .host.offered}'")]
+pub(crate) struct Args {
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let diagnosis = Diagnosis::make();
+    let shown = if args.json {
+        serde_json::to_string_pretty(&diagnosis)
+            .map_err(|error| Failure::because("cannot write the report", error))?
+    } else {
+        text::text(&diagnosis)
+    };
+    term::say(shown)?;
+    Ok(Code::Fine)
+}

@@ -1,0 +1,8 @@
+//! One file a command. A command takes its arguments, says what it has to say on standard output,
+//! and returns the exit code.
+
+pub(crate) mod completions;
+pub(crate) mod doctor;
+pub(crate) mod fleet;
+pub(crate) mod man;
+pub(crate) mod run;

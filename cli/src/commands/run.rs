@@ -1,0 +1,286 @@
+//! `kvm-ops run`: one VM from an image.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
+
+use clap::builder::PossibleValuesParser;
+use clap::builder::TypedValueParser;
+use kvm_ops::machine::{
+    ConsoleSink, End, Image, ImageFormat, MachineConfig, MachineError, RunLimits, RunReport,
+    Stopper,
+};
+use kvm_ops::{Irqchip, Kind, MAX_VCPUS, Tech};
+
+use crate::args::HostChoice;
+use crate::exit_code::Code;
+use crate::failure::{Failure, Outcome};
+use crate::hosts::{AnyMachine, Hosts, NO_MACHINE_CODE, Needs, NoPlace, Place};
+use crate::interrupt::Interrupt;
+use crate::term;
+use crate::units;
+
+/// Runs one VM from an image. Its console goes to standard output; how it ended and its exits are
+/// summed up on standard error.
+///
+/// The format is detected: ELF and bzImage by their magic numbers, firmware by its size and the jump
+/// at its reset vector, all else is flat code that starts in real mode at 0x7c00. The console is
+/// what the guest writes to the first serial port (0x3f8) and to the debug ports (0x402, 0xe9).
+///
+/// Firmware without a disk never ends, so the timeout is an orderly end. It is stated on standard
+/// error, and the exit code is 0.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: 0 if the guest halted, shut down, asked for a reset, or ran until the timeout; 1 if it
+could not be started; 3 if it crashed, or the platform could not go on with it; 4 if the teardown
+left something behind; 130 if a signal stopped it. A guest that ends itself through the debug-exit
+port with a value other than 0 counts as crashed.
+
+Examples:
+  kvm-ops run /usr/share/seabios/bios.bin --timeout 2s
+  kvm-ops run bzImage --initrd initrd.img --cmdline 'console=ttyS0' --memory 512M --timeout 1m
+  kvm-ops run boot-sector.bin --format flat --memory 1M")]
+pub(crate) struct Args {
+    /// The image: firmware, bzImage, ELF or flat code
+    #[arg(value_name = "IMAGE")]
+    image: PathBuf,
+
+    /// Where it runs. An image needs a processor, so the software platform refuses it
+    #[arg(long, value_enum, default_value_t)]
+    host: HostChoice,
+
+    /// The technology that holds it: a normal VM, or a named one
+    #[arg(long, default_value = "normal", value_parser = kinds())]
+    tech: Kind,
+
+    /// Memory, in whole pages
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = units::parse_memory)]
+    memory: u64,
+
+    /// vCPUs; the guest starts all but the first itself
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=MAX_VCPUS as i64))]
+    vcpus: u32,
+
+    /// What the image is, instead of what it looks like
+    #[arg(long, value_parser = formats())]
+    format: Option<ImageFormat>,
+
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// How long it may run
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_time)]
+    timeout: Duration,
+}
+
+fn kinds() -> impl TypedValueParser<Value = Kind> {
+    let names = std::iter::once("normal").chain(Tech::ALL.iter().map(|tech| tech.name()));
+    PossibleValuesParser::new(names).try_map(|name| Kind::from_name(&name).ok_or("unknown"))
+}
+
+fn formats() -> impl TypedValueParser<Value = ImageFormat> {
+    PossibleValuesParser::new(ImageFormat::ALL.map(ImageFormat::name))
+        .try_map(|name| ImageFormat::from_name(&name).ok_or("unknown"))
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let image = image(args)?;
+    let interrupt = Interrupt::install()?;
+    let mut hosts = Hosts::open(args.host);
+    if let Some(failure) = hosts.take_no_kvm() {
+        return Err(failure.hint(format!("an image needs a processor: {NO_MACHINE_CODE}")));
+    }
+    let place = hosts
+        .place(
+            args.host,
+            Needs::Processor,
+            args.tech,
+            args.vcpus,
+            Irqchip::None,
+        )
+        .map_err(|no_place| homeless(args, no_place))?;
+    let config = MachineConfig::new()
+        .kind(args.tech)
+        .vcpus(args.vcpus)
+        .memory(args.memory)
+        .image(image);
+    let mut machine = place
+        .host
+        .build(config)
+        .map_err(|error| refused("the machine cannot be built", error))?;
+    interrupt.stops(machine.stopper());
+
+    let terminal = Terminal::new(machine.stopper());
+    let console = ConsoleSink::writer(terminal.clone());
+    let devices = machine.devices(console.clone());
+    let ran = machine.run(&devices, RunLimits::none().deadline(args.timeout));
+    terminal.finish();
+    let broken = console.take_error();
+    let code = summary(args, place, machine.as_ref(), ran, terminal.closed());
+    interrupt.clear();
+    let freed = machine
+        .destroy()
+        .map_err(|error| refused("the machine cannot be given back", error).code(Code::Leak))?;
+    for leak in &freed.leaks {
+        term::complain(leak);
+    }
+    let code = code?;
+    if !freed.is_clean() {
+        return Ok(Code::Leak);
+    }
+    match broken {
+        Some(error) => Err(error.into()),
+        None => Ok(code),
+    }
+}
+
+fn image(args: &Args) -> Result<Image, Failure> {
+    let failed = |error| refused("the image cannot be loaded", error);
+    let mut image = Image::open(&args.image).map_err(failed)?;
+    if let Some(format) = args.format {
+        image = image.with_format(format);
+    }
+    if let Some(cmdline) = &args.cmdline {
+        image = image.cmdline(cmdline);
+    }
+    if let Some(initrd) = &args.initrd {
+        image = image.open_initrd(initrd).map_err(failed)?;
+    }
+    Ok(image)
+}
+
+fn refused(what: &str, error: MachineError) -> Failure {
+    let hint = error.hint();
+    let failure = Failure::because(what, error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn homeless(args: &Args, no_place: NoPlace) -> Failure {
+    let failure = Failure::because(
+        format!(
+            "no host can run {} as a {} VM",
+            args.image.display(),
+            args.tech
+        ),
+        no_place.reasons.join("; "),
+    );
+    match no_place.hint {
+        Some(hint) => failure.hint(hint),
+        None => failure.hint("`kvm-ops doctor` shows what this host offers, and why not"),
+    }
+}
+
+/// Tells on standard error how it ended.
+fn summary(
+    args: &Args,
+    place: &Place,
+    machine: &dyn AnyMachine,
+    ran: Result<RunReport, MachineError>,
+    nobody_reads: bool,
+) -> Outcome {
+    let run = ran.map_err(|error| refused("the machine cannot be run", error))?;
+    let exits = run.exits();
+    let kinds: Vec<_> = exits
+        .iter()
+        .map(|(kind, n)| format!("{} {n}", kind.name()))
+        .collect();
+    term::complain(format!(
+        "{}: {} after {} on {} ({})\n{} exits: {}",
+        args.image.display(),
+        run.end,
+        units::time(run.elapsed),
+        place.host.name(),
+        machine.tech(),
+        exits.total(),
+        kinds.join(", "),
+    ));
+    if run.vcpus.len() > 1 {
+        for vcpu in &run.vcpus {
+            term::complain(format!(
+                "vCPU {}: {}, {} exits",
+                vcpu.id,
+                vcpu.end,
+                vcpu.exits.total()
+            ));
+        }
+    }
+    Ok(match run.end {
+        End::Stopped if nobody_reads => Code::Fine,
+        End::Stopped => Code::Interrupted,
+        End::DebugExit(value) if value != 0 => Code::Guest,
+        _ if run.is_failure() => Code::Guest,
+        _ => Code::Fine,
+    })
+}
+
+/// Standard output as a guest's console. Where nobody reads it any more, the guest is stopped.
+#[derive(Clone)]
+struct Terminal(Arc<State>);
+
+struct State {
+    stopper: Stopper,
+    last: AtomicU8,
+    closed: AtomicBool,
+}
+
+impl Terminal {
+    fn new(stopper: Stopper) -> Self {
+        Self(Arc::new(State {
+            stopper,
+            last: AtomicU8::new(b'\n'),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// Whether nobody reads it.
+    fn closed(&self) -> bool {
+        self.0.closed.load(Ordering::SeqCst)
+    }
+
+    /// Ends a line that the guest has begun.
+    fn finish(&self) {
+        if self.0.last.load(Ordering::SeqCst) != b'\n' && !self.closed() {
+            // Where it fails, the guest's own output was there before.
+            let _ = io::stdout()
+                .write_all(b"\n")
+                .and_then(|()| io::stdout().flush());
+        }
+    }
+}
+
+impl Write for Terminal {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = io::stdout().write(bytes);
+        if let (Ok(1..), Some(last)) = (&written, bytes.last()) {
+            self.0.last.store(*last, Ordering::SeqCst);
+        }
+        self.or_stop(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.or_stop(io::stdout().flush())
+    }
+}
+
+impl Terminal {
+    fn or_stop<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result {
+            if error.kind() == io::ErrorKind::BrokenPipe {
+                self.0.closed.store(true, Ordering::SeqCst);
+                self.0.stopper.stop();
+            }
+        }
+        result
+    }
+}

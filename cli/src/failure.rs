@@ -1,0 +1,140 @@
+//! The error that reaches the user: what, why, and what to do.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use crate::exit_code::Code;
+use crate::term::{self, BOLD, ERROR, HINT};
+
+/// Why a command gave up.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// An error with its causes and hints.
+    Said {
+        /// What could not be done.
+        what: String,
+        /// The error below.
+        cause: Option<Box<dyn Error + Send + Sync>>,
+        /// What to do about it.
+        hints: Vec<String>,
+        /// The exit code.
+        code: Code,
+    },
+    /// Text that is laid out already: faults of a fleet file, with its lines.
+    Shown(String, Code),
+    /// Who read standard output is gone, so there is nobody to tell.
+    BrokenPipe,
+}
+
+/// The result of a command.
+pub(crate) type Outcome<T = Code> = Result<T, Failure>;
+
+impl Failure {
+    /// Refused, with exit code 1.
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        Self::Said {
+            what: what.into(),
+            cause: None,
+            hints: Vec::new(),
+            code: Code::Refused,
+        }
+    }
+
+    /// Refused because of `error`.
+    pub(crate) fn because(
+        what: impl Into<String>,
+        error: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        let mut failure = Self::new(what);
+        if let Self::Said { cause, .. } = &mut failure {
+            *cause = Some(error.into());
+        }
+        failure
+    }
+
+    /// Adds what to do about it.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        if let Self::Said { hints, .. } = &mut self {
+            hints.push(hint.into());
+        }
+        self
+    }
+
+    /// With that exit code.
+    pub(crate) fn code(mut self, new: Code) -> Self {
+        if let Self::Said { code, .. } | Self::Shown(_, code) = &mut self {
+            *code = new;
+        }
+        self
+    }
+
+    /// What and why, without colours, for use inside of another message.
+    pub(crate) fn in_a_line(&self) -> String {
+        let Self::Said { what, cause, .. } = self else {
+            return String::new();
+        };
+        let mut line = what.clone();
+        let mut next = cause.as_deref().map(|c| c as &(dyn Error + 'static));
+        while let Some(error) = next {
+            line.push_str(&format!(": {error}"));
+            next = error.source();
+        }
+        line
+    }
+
+    /// The first hint.
+    pub(crate) fn first_hint(&self) -> Option<String> {
+        match self {
+            Self::Said { hints, .. } => hints.first().cloned(),
+            Self::Shown(..) | Self::BrokenPipe => None,
+        }
+    }
+
+    /// Writes it to standard error and tells the exit code.
+    pub(crate) fn report(&self) -> Code {
+        match self {
+            Self::Said { code, .. } => {
+                term::complain(self);
+                *code
+            }
+            Self::Shown(text, code) => {
+                term::complain(text);
+                *code
+            }
+            Self::BrokenPipe => Code::Fine,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Said {
+            what, cause, hints, ..
+        } = self
+        else {
+            return Ok(());
+        };
+        write!(f, "{ERROR}error{ERROR:#}{BOLD}: {what}{BOLD:#}")?;
+        let mut next = cause.as_deref().map(|c| c as &(dyn Error + 'static));
+        while let Some(error) = next {
+            write!(f, "\n  caused by: {error}")?;
+            next = error.source();
+        }
+        for hint in hints {
+            write!(f, "\n{HINT}hint{HINT:#}: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Errors of standard output: files that a command reads have failures with their names.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Self::BrokenPipe
+        } else {
+            Self::because("cannot write to standard output", error)
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Runs the machines of a plan side by side, each on threads of its own, and tears them down.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use kvm_ops::machine::{ConsoleSink, Devices, ExitHandler, Flow, RunLimits};
+use kvm_ops::{Exit, VcpuId};
+
+use crate::guests::{Mixer, RESULT_PORT};
+use crate::interrupt::Interrupt;
+
+use super::parse::Work;
+use super::plan::{Plan, Ready};
+use super::progress::Progress;
+use super::report::VmReport;
+
+/// How much of a console is kept for the report.
+const CONSOLE_LIMIT: usize = 64 << 10;
+
+/// Runs every VM, and gives the reports in the order of the file.
+pub(crate) fn run(plan: Plan<'_>, interrupt: &Interrupt, progress: &Progress) -> Vec<VmReport> {
+    for ready in &plan.ready {
+        interrupt.stops(ready.machine.stopper());
+    }
+    let mut reports: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = plan
+            .ready
+            .into_iter()
+            .map(|ready| {
+                let spec = ready.spec;
+                let unstarted = VmReport::new(&ready);
+                let spawned = thread::Builder::new()
+                    .name(ready.name.clone())
+                    .spawn_scoped(scope, move || {
+                        let report = live(ready);
+                        progress.ended(&report);
+                        report
+                    });
+                (spec, unstarted, spawned)
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|(spec, unstarted, spawned)| {
+                let report = match spawned {
+                    Ok(thread) => thread
+                        .join()
+                        .unwrap_or_else(|_| unstarted.broken("its thread panicked")),
+                    // The closure with the machine is gone, and the machine gave all back.
+                    Err(error) => unstarted.broken(&format!("cannot start a thread: {error}")),
+                };
+                (spec.span.start, report)
+            })
+            .collect()
+    });
+    interrupt.clear();
+    reports.extend(
+        plan.skipped
+            .into_iter()
+            .map(|skipped| (skipped.spec.span.start, VmReport::skipped(skipped))),
+    );
+    // Stable, so that the VMs of one entry stay in order.
+    reports.sort_by_key(|(at, _)| *at);
+    reports.into_iter().map(|(_, report)| report).collect()
+}
+
+/// The life of one VM, from its first instruction to its teardown.
+fn live(ready: Ready<'_>) -> VmReport {
+    let mut report = VmReport::new(&ready);
+    let Ready {
+        spec, mut machine, ..
+    } = ready;
+    let console = ConsoleSink::tee(std::io::sink(), CONSOLE_LIMIT);
+    let answers = Answers {
+        devices: machine.devices(console.clone()),
+        mixer: Mixer::default(),
+        has_mixer: matches!(spec.work, Work::BuiltIn(_)),
+        takes_result: spec.expect.result.is_some(),
+        result: Mutex::new(None),
+    };
+    let start = Instant::now();
+    let ran = machine.run(&answers, RunLimits::none().deadline(spec.timeout));
+    report.time(start.elapsed());
+    report.console(console.printed(), console.text());
+    report.ran(&spec.expect, ran, answers.result());
+    report.torn_down(machine.destroy());
+    report
+}
+
+/// Answers the exits of one VM: its result, the device of the built-in guests, then a PC's devices.
+struct Answers {
+    devices: Devices,
+    mixer: Mixer,
+    has_mixer: bool,
+    takes_result: bool,
+    result: Mutex<Option<u32>>,
+}
+
+impl Answers {
+    fn result(&self) -> Option<u32> {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ExitHandler for Answers {
+    fn handle(&self, vcpu: VcpuId, exit: Exit<'_>) -> Flow {
+        match exit {
+            Exit::IoOut {
+                port: RESULT_PORT,
+                size: 4,
+                data,
+            } if self.takes_result => {
+                if let Ok(word) = data.try_into() {
+                    *self.result.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(u32::from_le_bytes(word));
+                }
+                Flow::Continue
+            }
+            Exit::MmioWrite { gpa, data } if self.has_mixer && self.mixer.write(gpa, data) => {
+                Flow::Continue
+            }
+            Exit::MmioRead { gpa, data } if self.has_mixer => {
+                if self.mixer.read(gpa, data) {
+                    return Flow::Continue;
+                }
+                self.devices.handle(vcpu, Exit::MmioRead { gpa, data })
+            }
+            exit => self.devices.handle(vcpu, exit),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Where each VM of a fleet runs, and its machine: all are built before any starts.
+
+use kvm_ops::machine::{Image, ImageFormat, MachineConfig, MachineError, Payload};
+use kvm_ops::{Irqchip, Tech};
+
+use crate::exit_code::Code;
+use crate::failure::Failure;
+use crate::hosts::{AnyMachine, Hosts, Needs, NoPlace, Place};
+
+use super::parse::{VmSpec, Work};
+use super::problem::{Problem, Problems};
+use super::source::Source;
+
+/// A VM that is ready to run.
+pub(crate) struct Ready<'a> {
+    /// Its name.
+    pub(crate) name: String,
+    /// What the file says of it.
+    pub(crate) spec: &'a VmSpec,
+    /// The name of its host.
+    pub(crate) host: &'static str,
+    /// The technology that holds it.
+    pub(crate) tech: Tech,
+    /// The machine.
+    pub(crate) machine: Box<dyn AnyMachine>,
+}
+
+/// An optional VM that no host can hold.
+pub(crate) struct Skipped<'a> {
+    /// Its name.
+    pub(crate) name: String,
+    /// What the file says of it.
+    pub(crate) spec: &'a VmSpec,
+    /// Why.
+    pub(crate) why: String,
+}
+
+/// A fleet that is ready to run.
+pub(crate) struct Plan<'a> {
+    /// What runs.
+    pub(crate) ready: Vec<Ready<'a>>,
+    /// What is left out.
+    pub(crate) skipped: Vec<Skipped<'a>>,
+}
+
+/// Builds every machine of a fleet, or tells every reason why not.
+pub(crate) fn build<'a>(
+    source: &Source,
+    vms: &'a [VmSpec],
+    hosts: &Hosts,
+) -> Result<Plan<'a>, Failure> {
+    let problems = Problems::default();
+    let mut plan = Plan {
+        ready: Vec::new(),
+        skipped: Vec::new(),
+    };
+    for spec in vms {
+        match place(spec, hosts) {
+            Ok(place) => {
+                if let Err(problem) = plan.build(spec, place) {
+                    problems.add(*problem);
+                }
+            }
+            Err(no_place) if spec.optional => {
+                let why = no_place.reasons.join("; ");
+                plan.skipped.extend(spec.names().map(|name| Skipped {
+                    name,
+                    spec,
+                    why: why.clone(),
+                }));
+            }
+            Err(no_place) => problems.add(homeless(spec, no_place)),
+        }
+    }
+    problems.check(source, Code::Refused)?;
+    Ok(plan)
+}
+
+fn place<'a>(spec: &VmSpec, hosts: &'a Hosts) -> Result<&'a Place, NoPlace> {
+    let (needs, irqchip) = match &spec.work {
+        Work::BuiltIn(guest) => (Needs::Anything, guest.irqchip),
+        Work::Image { .. } => (Needs::Processor, Irqchip::None),
+    };
+    hosts.place(spec.host, needs, spec.kind.value, spec.vcpus, irqchip)
+}
+
+fn homeless(spec: &VmSpec, no_place: NoPlace) -> Problem {
+    let title = format!(
+        "no host can hold the {} VM `{}`",
+        spec.kind.value, spec.name.value
+    );
+    let mut problem = Problem::new(title).at(&spec.kind.span, "asked for here");
+    for reason in no_place.reasons {
+        problem = problem.note(reason);
+    }
+    problem.hint(
+        no_place.hint.unwrap_or_else(|| {
+            "`optional = true` leaves a VM out where no host can hold it".into()
+        }),
+    )
+}
+
+impl<'a> Plan<'a> {
+    /// Builds the machines of one entry.
+    fn build(&mut self, spec: &'a VmSpec, place: &Place) -> Result<(), Box<Problem>> {
+        let image = image(spec)?;
+        for name in spec.names() {
+            let config = MachineConfig::new()
+                .kind(spec.kind.value)
+                .vcpus(spec.vcpus)
+                .memory(spec.memory);
+            let config = match &spec.work {
+                Work::BuiltIn(guest) if place.processor => {
+                    config.image(image.clone()).irqchip(guest.irqchip)
+                }
+                Work::BuiltIn(guest) => config.payload(Payload::Programs((guest.programs)())),
+                Work::Image { .. } => config.image(image.clone()),
+            };
+            let machine = place.host.build(config).map_err(|error| {
+                refused(format!("cannot build the machine `{name}`"), error)
+                    .at(&spec.name.span, "this VM")
+                    .note_if(self.ready.len() > 1, || {
+                        format!(
+                            "{} could be built before it, and are gone",
+                            self.ready.len()
+                        )
+                    })
+            })?;
+            self.ready.push(Ready {
+                name,
+                spec,
+                host: place.host.name(),
+                tech: machine.tech(),
+                machine,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What a processor would run.
+fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
+    let (path, format, cmdline, initrd) = match &spec.work {
+        Work::BuiltIn(guest) => {
+            let image = Image::from_bytes(guest.name, guest.code);
+            return Ok(image.with_format(ImageFormat::Flat));
+        }
+        Work::Image {
+            path,
+            format,
+            cmdline,
+            initrd,
+        } => (path, format, cmdline, initrd),
+    };
+    let failed = |error| {
+        let title = format!("cannot load the image of `{}`", spec.name.value);
+        refused(title, error).at(&path.span, "this image")
+    };
+    let mut image = Image::open(&path.value).map_err(failed)?;
+    if let Some(format) = format {
+        image = image.with_format(*format);
+    }
+    if let Some(cmdline) = cmdline {
+        image = image.cmdline(cmdline);
+    }
+    if let Some(initrd) = initrd {
+        image = image.open_initrd(&initrd.value).map_err(failed)?;
+    }
+    Ok(image)
+}
+
+fn refused(title: String, error: MachineError) -> Problem {
+    let hint = error.hint();
+    let mut problem = Problem::new(title);
+    let mut next: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(error) = next {
+        problem = problem.note(error.to_string());
+        next = error.source();
+    }
+    match hint {
+        Some(hint) => problem.hint(hint),
+        None => problem,
+    }
+}

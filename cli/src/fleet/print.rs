@@ -1,0 +1,163 @@
+//! A fleet's report for people: a table, what went wrong, and the sums.
+
+use std::time::Duration;
+
+use comfy_table::{Cell, CellAlignment, Color, Table, presets};
+
+use crate::term::{self, BOLD, ERROR};
+use crate::units;
+
+use super::report::{FleetReport, Status, VmReport};
+
+/// The most of a guest's last words, and the least, whatever the terminal's width.
+const LAST_WORDS: std::ops::RangeInclusive<usize> = 12..=60;
+
+/// Where last words stand.
+const LAST_COLUMN: usize = 8;
+
+/// Lays the report out.
+pub(crate) fn text(report: &FleetReport) -> String {
+    let mut lines: Vec<String> = vec![table(report).trim_fmt(), String::new()];
+    for vm in &report.vms {
+        let mark = match vm.status {
+            Status::Skipped => "left out".to_owned(),
+            _ => format!("{ERROR}failed{ERROR:#}"),
+        };
+        let problems = vm.problems.iter().map(|problem| (mark.clone(), problem));
+        let leaks = vm
+            .leaks
+            .iter()
+            .map(|leak| (format!("{ERROR}leaked{ERROR:#}"), leak));
+        lines.extend(
+            problems
+                .chain(leaks)
+                .map(|(mark, what)| format!("{mark}: {}: {what}", vm.name)),
+        );
+    }
+    if lines.len() > 2 {
+        lines.push(String::new());
+    }
+    lines.push(sums(report));
+    lines.join("\n")
+}
+
+fn table(report: &FleetReport) -> Table {
+    let columns = term::columns().map(usize::from);
+    let gap = if columns.is_some_and(|columns| columns < 100) {
+        1
+    } else {
+        2
+    };
+    // First with all but the last words, to see what room is left for them.
+    let rest = filled(report, gap, 0);
+    let used: usize = rest.column_max_content_widths()[..LAST_COLUMN]
+        .iter()
+        .map(|width| usize::from(width + gap))
+        .sum();
+    let (least, most) = LAST_WORDS.into_inner();
+    let room = columns.map_or(most, |columns| columns.saturating_sub(used));
+    filled(report, gap, room.clamp(least, most))
+}
+
+fn filled(report: &FleetReport, gap: u16, words: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    if term::colours_out() {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table.set_header([
+        "NAME",
+        "TECH",
+        "HOST",
+        "VCPUS",
+        "MEM",
+        "EXITS",
+        "TIME",
+        "OUTCOME",
+        "LAST WORDS",
+    ]);
+    for vm in &report.vms {
+        table.add_row(row(vm, words));
+    }
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if i == LAST_COLUMN { 0 } else { gap }));
+        if (3..=6).contains(&i) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn row(vm: &VmReport, words: usize) -> Vec<Cell> {
+    let outcome = match vm.status {
+        Status::Ok => Cell::new(vm.outcome),
+        Status::Stopped => Cell::new("stopped"),
+        Status::Skipped => Cell::new("left out"),
+        Status::Failed => Cell::new("failed").fg(Color::Red),
+    };
+    let time = match vm.status {
+        Status::Skipped => "-".to_owned(),
+        _ => units::time(vm.elapsed),
+    };
+    vec![
+        Cell::new(&vm.name),
+        Cell::new(vm.tech.unwrap_or("-")),
+        Cell::new(vm.host.unwrap_or("-")),
+        Cell::new(vm.vcpus),
+        Cell::new(units::size(vm.memory)),
+        Cell::new(vm.exits),
+        Cell::new(time),
+        outcome,
+        Cell::new(shortened(&vm.console.last_line, words)),
+    ]
+}
+
+fn shortened(line: &str, most: usize) -> String {
+    if line.chars().count() <= most {
+        return line.to_owned();
+    }
+    let kept = most.saturating_sub(3);
+    line.chars()
+        .take(kept)
+        .chain("...".chars().take(most))
+        .collect()
+}
+
+fn sums(report: &FleetReport) -> String {
+    let totals = &report.totals;
+    let mut parts = vec![format!("{} as expected", totals.ok)];
+    for (count, what) in [
+        (totals.failed, "failed"),
+        (totals.stopped, "stopped"),
+        (totals.skipped, "left out"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    let left = report.left_behind();
+    let leaks = if totals.leaks == 0 && left.is_empty() {
+        "nothing leaked".to_owned()
+    } else {
+        let mut leaks = left;
+        if totals.leaks > 0 {
+            leaks.insert(0, format!("{} reported by teardowns", totals.leaks));
+        }
+        format!("{ERROR}leaked{ERROR:#}: {}", leaks.join(", "))
+    };
+    format!(
+        "{BOLD}{}{BOLD:#}: {}; {}, {}, {}; {leaks}; {}",
+        plural(totals.vms as u64, "VM"),
+        parts.join(", "),
+        plural(totals.vcpus.into(), "vCPU"),
+        plural(totals.exits, "exit"),
+        plural(totals.pages, "page"),
+        units::time(Duration::from_secs_f64(report.seconds)),
+    )
+}
+
+fn plural(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}

@@ -1,0 +1,94 @@
+//! A fleet file's text.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::exit_code::Code;
+use crate::failure::Failure;
+
+/// The built-in fleet.
+pub(crate) const DEFAULT: &str = include_str!("../../fleets/default.toml");
+
+/// More than any fleet file needs; a disk image given by mistake is refused early.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The text of a fleet file, and the name by which messages call it.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    /// The name for messages.
+    pub(crate) name: String,
+    /// The text.
+    pub(crate) text: String,
+    /// The directory from which relative paths in the file lead.
+    pub(crate) base: PathBuf,
+}
+
+impl Source {
+    /// The built-in fleet.
+    pub(crate) fn built_in() -> Self {
+        Self::new("built-in fleet", DEFAULT, "")
+    }
+
+    /// A text.
+    pub(crate) fn new(
+        name: impl Into<String>,
+        text: impl Into<String>,
+        base: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            text: text.into(),
+            base: base.into(),
+        }
+    }
+
+    /// Reads a file, or standard input for `-`.
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
+        if path == Path::new("-") {
+            let text = read(io::stdin().lock())
+                .map_err(|error| Failure::because("cannot read standard input", error))?;
+            return Ok(Self::new("standard input", text, ""));
+        }
+        let name = path.display().to_string();
+        let text = File::open(path).and_then(read).map_err(|error| {
+            let not_found = error.kind() == io::ErrorKind::NotFound;
+            let failure = Failure::because(format!("cannot read the fleet file {name}"), error)
+                .code(Code::Usage);
+            if not_found {
+                failure.hint("`kvm-ops fleet --show-default` prints one to start from")
+            } else {
+                failure
+            }
+        })?;
+        Ok(Self::new(
+            name,
+            text,
+            path.parent().unwrap_or(Path::new("")),
+        ))
+    }
+
+    /// The part of a span that lies in the text, on character boundaries, so that it can be shown.
+    pub(crate) fn clamp(&self, span: &Range<usize>) -> Range<usize> {
+        let floor = |at: usize| {
+            (0..=at.min(self.text.len()))
+                .rev()
+                .find(|at| self.text.is_char_boundary(*at))
+                .unwrap_or(0)
+        };
+        let start = floor(span.start);
+        start..floor(span.end).max(start)
+    }
+}
+
+fn read(from: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    from.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other(format!(
+            "it is larger than {MAX_BYTES} bytes, which no fleet file is"
+        )));
+    }
+    Ok(text)
+}

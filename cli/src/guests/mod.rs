@@ -1,0 +1,141 @@
+//! The built-in guests: each as machine code for a processor and as a guest program for a software
+//! platform. Both do the same work in guest memory and must report the same result.
+//!
+//! The machine code stands in `cli/guests/*.s`, with what it assembles to beside it.
+
+mod device;
+mod programs;
+
+use kvm_ops::Irqchip;
+use kvm_ops::guest::GuestProgram;
+
+use crate::fleet::expect::{Expect, WantedEnd};
+
+pub(crate) use device::Mixer;
+
+/// The port to which a guest writes its result, 4 bytes. No device of a PC answers there.
+pub(crate) const RESULT_PORT: u16 = 0x4f0;
+/// The first serial port.
+pub(crate) const SERIAL_PORT: u16 = 0x3f8;
+/// The port through which a guest ends its machine.
+pub(crate) const EXIT_PORT: u16 = 0xf4;
+
+/// A built-in guest.
+pub(crate) struct Guest {
+    /// Its name in fleet files.
+    pub(crate) name: &'static str,
+    /// What it does.
+    pub(crate) about: &'static str,
+    /// How many vCPUs it uses.
+    pub(crate) vcpus: u32,
+    /// The least memory it needs, in bytes.
+    pub(crate) memory: u64,
+    /// The irqchip that the machine code needs. A guest program needs none.
+    pub(crate) irqchip: Irqchip,
+    /// The machine code: flat, real mode, loaded at 0x7c00.
+    pub(crate) code: &'static [u8],
+    /// The guest programs, one for each vCPU.
+    pub(crate) programs: fn() -> Vec<Box<dyn GuestProgram>>,
+    console: &'static str,
+    result: Option<u32>,
+    end: WantedEnd,
+}
+
+impl Guest {
+    /// What must come of a run.
+    pub(crate) fn expect(&self) -> Expect {
+        Expect {
+            end: self.end,
+            console: Some(self.console.to_owned()),
+            result: self.result,
+        }
+    }
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Every built-in guest.
+pub(crate) static ALL: [Guest; 5] = [
+    Guest {
+        name: "hello",
+        about: "prints a line and halts",
+        vcpus: 1,
+        memory: 128 << 10,
+        irqchip: Irqchip::None,
+        code: include_bytes!("../../guests/hello.bin"),
+        programs: programs::hello,
+        console: "hello from a guest\n",
+        result: None,
+        end: WantedEnd::Halt,
+    },
+    Guest {
+        name: "sieve",
+        about: "counts the primes below 8192 in guest memory",
+        vcpus: 1,
+        memory: 128 << 10,
+        irqchip: Irqchip::None,
+        code: include_bytes!("../../guests/sieve.bin"),
+        programs: programs::sieve,
+        console: "primes below 8192: 1028\n",
+        result: Some(1028),
+        end: WantedEnd::Halt,
+    },
+    Guest {
+        name: "crc32",
+        about: "fills 1 KiB of guest memory and computes its CRC-32",
+        vcpus: 1,
+        memory: 128 << 10,
+        irqchip: Irqchip::None,
+        code: include_bytes!("../../guests/crc32.bin"),
+        programs: programs::crc32,
+        console: "crc of 1024 bytes reported\n",
+        result: Some(CRC),
+        end: WantedEnd::Halt,
+    },
+    Guest {
+        name: "mmio",
+        about: "drives a memory-mapped device at 0xe0000000",
+        vcpus: 1,
+        memory: 128 << 10,
+        irqchip: Irqchip::None,
+        code: include_bytes!("../../guests/mmio.bin"),
+        programs: programs::mmio,
+        console: "16 rounds with the device\n",
+        result: Some(MIXED),
+        end: WantedEnd::Halt,
+    },
+    Guest {
+        name: "pair",
+        about: "two vCPUs that take turns through guest memory",
+        vcpus: 2,
+        memory: 128 << 10,
+        irqchip: Irqchip::Full,
+        code: include_bytes!("../../guests/pair.bin"),
+        programs: programs::pair,
+        console: "two vCPUs took 16 turns each\n",
+        result: Some(32),
+        end: WantedEnd::DebugExit,
+    },
+];
+
+/// The CRC-32 of the bytes that `crc32` writes.
+const CRC: u32 = 0x6a19_1f4e;
+/// The sum of what `mmio` reads.
+const MIXED: u32 = 0x8afa_3c14;
+
+/// The names of all.
+pub(crate) fn names() -> Vec<&'static str> {
+    ALL.iter().map(|guest| guest.name).collect()
+}
+
+/// The guest of that name.
+pub(crate) fn find(name: &str) -> Option<&'static Guest> {
+    ALL.iter().find(|guest| guest.name == name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+//! The hosts of this build behind one face, so that a fleet can hold VMs of several.
+
+use kvm_ops::machine::{
+    ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, RunLimits, RunReport,
+    Stopper,
+};
+use kvm_ops::{FreeReport, Host, Irqchip, Kind, Result, Tech, Vendor, VmConfig, create};
+
+use crate::args::HostChoice;
+use crate::failure::Failure;
+
+/// Why an image cannot run everywhere.
+pub(crate) const NO_MACHINE_CODE: &str =
+    "the software platform runs guest programs, not machine code";
+
+/// A machine on any host.
+pub(crate) trait AnyMachine: Send {
+    /// See [`Machine::run`].
+    fn run(
+        &mut self,
+        handler: &dyn ExitHandler,
+        limits: RunLimits,
+    ) -> Result<RunReport, MachineError>;
+    /// See [`Machine::stopper`].
+    fn stopper(&self) -> Stopper;
+    /// See [`Machine::devices`].
+    fn devices(&self, console: ConsoleSink) -> Devices;
+    /// See [`Machine::tech`].
+    fn tech(&self) -> Tech;
+    /// See [`Machine::destroy`].
+    fn destroy(self: Box<Self>) -> Result<FreeReport, MachineError>;
+}
+
+impl<H: Host> AnyMachine for Machine<H> {
+    fn run(
+        &mut self,
+        handler: &dyn ExitHandler,
+        limits: RunLimits,
+    ) -> Result<RunReport, MachineError> {
+        Machine::run(self, handler, limits)
+    }
+
+    fn stopper(&self) -> Stopper {
+        Machine::stopper(self)
+    }
+
+    fn devices(&self, console: ConsoleSink) -> Devices {
+        Machine::devices(self, console)
+    }
+
+    fn tech(&self) -> Tech {
+        Machine::tech(self)
+    }
+
+    fn destroy(self: Box<Self>) -> Result<FreeReport, MachineError> {
+        Machine::destroy(*self)
+    }
+}
+
+/// A host of any type.
+pub(crate) trait AnyHost {
+    /// See [`Host::name`].
+    fn name(&self) -> &'static str;
+    /// See [`Host::vendor`].
+    fn vendor(&self) -> Vendor;
+    /// Whether it can hold such a VM: creates one without memory, and tears it down.
+    fn try_create(&self, kind: Kind, vcpus: u32, irqchip: Irqchip) -> Result<()>;
+    /// See [`Machine::build`].
+    fn build(&self, config: MachineConfig) -> Result<Box<dyn AnyMachine>, MachineError>;
+}
+
+impl<H: Host> AnyHost for H {
+    fn name(&self) -> &'static str {
+        Host::name(self)
+    }
+
+    fn vendor(&self) -> Vendor {
+        Host::vendor(self)
+    }
+
+    fn try_create(&self, kind: Kind, vcpus: u32, irqchip: Irqchip) -> Result<()> {
+        let config = VmConfig::new(kind).vcpus(vcpus).irqchip(irqchip);
+        create(self, &config)?.destroy().map(|_| ())
+    }
+
+    fn build(&self, config: MachineConfig) -> Result<Box<dyn AnyMachine>, MachineError> {
+        Ok(Box::new(Machine::build(self, config)?))
+    }
+}
+
+/// What a VM needs of its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// A processor: it runs machine code.
+    Processor,
+    /// Either: it has machine code and a guest program.
+    Anything,
+}
+
+/// A host, and how guests come to it.
+pub(crate) struct Place {
+    /// The host.
+    pub(crate) host: Box<dyn AnyHost>,
+    /// Whether it runs machine code, and not guest programs.
+    pub(crate) processor: bool,
+}
+
+/// Every host that this build and this machine have.
+pub(crate) struct Hosts {
+    places: Vec<Place>,
+    /// Why there is no `/dev/kvm`.
+    no_kvm: Option<Failure>,
+}
+
+impl Hosts {
+    /// Opens what `choice` allows. What cannot be opened is only told when a VM asks for it.
+    pub(crate) fn open(choice: HostChoice) -> Self {
+        let mut hosts = Self {
+            places: Vec::new(),
+            no_kvm: None,
+        };
+        if choice != HostChoice::Sim {
+            match open_kvm() {
+                Ok(host) => hosts.places.push(Place {
+                    host,
+                    processor: true,
+                }),
+                Err(failure) => hosts.no_kvm = Some(failure),
+            }
+        }
+        hosts
+            .places
+            .extend(platforms().into_iter().map(|host| Place {
+                host,
+                processor: false,
+            }));
+        hosts
+    }
+
+    /// Why `/dev/kvm` cannot be used, if `open` tried and it cannot.
+    pub(crate) fn take_no_kvm(&mut self) -> Option<Failure> {
+        self.no_kvm.take()
+    }
+
+    /// The first host that `choice` allows and that can hold the VM, or why there is none.
+    pub(crate) fn place(
+        &self,
+        choice: HostChoice,
+        needs: Needs,
+        kind: Kind,
+        vcpus: u32,
+        irqchip: Irqchip,
+    ) -> Result<&Place, NoPlace> {
+        if needs == Needs::Processor && choice == HostChoice::Sim {
+            return Err(NoPlace::new(
+                NO_MACHINE_CODE,
+                "run images on /dev/kvm (`--host kvm`), built-in payloads anywhere",
+            ));
+        }
+        let mut reasons = Vec::new();
+        let mut hint = None;
+        if choice != HostChoice::Sim {
+            if let Some(failure) = &self.no_kvm {
+                reasons.push(failure.in_a_line());
+                hint = failure.first_hint();
+            }
+        }
+        let allowed = |place: &&Place| match choice {
+            HostChoice::Kvm => place.processor,
+            HostChoice::Sim => !place.processor,
+            HostChoice::Auto => place.processor || needs == Needs::Anything,
+        };
+        for place in self.places.iter().filter(allowed) {
+            // A machine with guest programs takes no irqchip, as they need none.
+            let irqchip = if place.processor {
+                irqchip
+            } else {
+                Irqchip::None
+            };
+            match place.host.try_create(kind, vcpus, irqchip) {
+                Ok(()) => return Ok(place),
+                Err(error) => {
+                    let (name, vendor) = (place.host.name(), place.host.vendor());
+                    reasons.push(format!("{name} ({vendor}): {error}"));
+                }
+            }
+        }
+        if choice != HostChoice::Kvm && needs == Needs::Anything && platforms().is_empty() {
+            reasons.push("this build has no software platform (cargo feature `sim`)".into());
+        }
+        if needs == Needs::Processor && choice == HostChoice::Auto {
+            reasons.push(NO_MACHINE_CODE.into());
+        }
+        Err(NoPlace { reasons, hint })
+    }
+}
+
+/// Why no host can hold a VM.
+#[derive(Clone, Debug)]
+pub(crate) struct NoPlace {
+    /// What each host said.
+    pub(crate) reasons: Vec<String>,
+    /// What to do about it.
+    pub(crate) hint: Option<String>,
+}
+
+impl NoPlace {
+    fn new(reason: &str, hint: &str) -> Self {
+        Self {
+            reasons: vec![reason.into()],
+            hint: Some(hint.into()),
+        }
+    }
+}
+
+/// Opens `/dev/kvm`.
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
+    match kvm_ops::kvm::KvmHost::open() {
+        Ok(host) => Ok(Box::new(host)),
+        Err(error) => {
+            let hint = error.hint();
+            Err(Failure::because("/dev/kvm cannot be used", error).hint(hint))
+        }
+    }
+}
+
+/// Says why there is none to open.
+#[cfg(not(all(feature = "kvm", target_os = "linux", target_arch = "x86_64")))]
+fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
+    let why = if cfg!(feature = "kvm") {
+        "/dev/kvm exists on x86-64 Linux only"
+    } else {
+        "this build cannot use /dev/kvm (cargo feature `kvm`)"
+    };
+    Err(Failure::new(why).hint("`--host sim` runs built-in payloads on the software platform"))
+}
+
+/// A software platform of each vendor whose normal VMs this build has.
+#[cfg(feature = "sim")]
+pub(crate) fn platforms() -> Vec<Box<dyn AnyHost>> {
+    let mut platforms: Vec<Box<dyn AnyHost>> = Vec::new();
+    if cfg!(any(feature = "vmx", feature = "tdx")) {
+        platforms.push(Box::new(kvm_ops::sim::SimHost::new(Vendor::Intel)));
+    }
+    if cfg!(any(feature = "svm", feature = "sev")) {
+        platforms.push(Box::new(kvm_ops::sim::SimHost::new(Vendor::Amd)));
+    }
+    platforms
+}
+
+/// None.
+#[cfg(not(feature = "sim"))]
+pub(crate) fn platforms() -> Vec<Box<dyn AnyHost>> {
+    Vec::new()
+}

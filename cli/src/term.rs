@@ -1,0 +1,68 @@
+//! Standard output and standard error: colours only where they are wanted, no panic on a closed
+//! pipe.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style};
+
+/// `error:`, and guests that failed.
+pub(crate) const ERROR: Style = AnsiColor::Red.on_default().bold();
+/// `hint:`.
+pub(crate) const HINT: Style = AnsiColor::Cyan.on_default().bold();
+/// Titles.
+pub(crate) const BOLD: Style = Style::new().bold();
+
+/// Writes a line to standard output.
+pub(crate) fn say(text: impl Display) -> io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
+}
+
+/// Writes a line to standard error. Where that is closed, nobody can be told.
+pub(crate) fn complain(text: impl Display) {
+    let _ = writeln!(anstream::stderr().lock(), "{text}");
+}
+
+/// Whether colours go to standard output: a terminal, and neither `NO_COLOR` nor `TERM=dumb`.
+pub(crate) fn colours_out() -> bool {
+    wanted(anstream::AutoStream::choice(&io::stdout()))
+}
+
+/// Whether colours go to standard error.
+pub(crate) fn colours_err() -> bool {
+    wanted(anstream::AutoStream::choice(&io::stderr()))
+}
+
+fn wanted(choice: anstream::ColorChoice) -> bool {
+    choice != anstream::ColorChoice::Never
+}
+
+/// Whether progress bars have a terminal to be drawn on.
+pub(crate) fn has_bars() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// The columns of the terminal behind standard output; `None` for a pipe or file, whose lines
+/// need no folding.
+pub(crate) fn columns() -> Option<u16> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0)
+}
+
+/// Sends the library's events to standard error: failures always, life-cycle steps with `-v`,
+/// everything with `-vv`.
+pub(crate) fn log(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    // Only fails if a subscriber is set already, and then that one serves.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(io::stderr)
+        .with_ansi(colours_err())
+        .with_target(verbose > 1)
+        .try_init();
+}

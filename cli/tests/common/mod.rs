@@ -1,0 +1,91 @@
+//! Running the program, and what every run must keep to.
+
+#![allow(dead_code)] // Each test file uses a part of it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// What a run printed, and its exit code.
+pub(crate) struct Ran {
+    pub(crate) out: String,
+    pub(crate) err: String,
+    pub(crate) code: Option<i32>,
+}
+
+/// The program, to be given arguments.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvm-ops"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs the program to its end.
+pub(crate) fn run(args: &[&str]) -> Ran {
+    check(args, program().args(args).output().expect("it runs"))
+}
+
+/// As [`run`], with a text on standard input.
+pub(crate) fn run_with_input(args: &[&str], input: &str) -> Ran {
+    let mut child = program()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // It may end without reading everything.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    check(args, child.wait_with_output().expect("it ends"))
+}
+
+/// No run panics, and none writes escape codes into a pipe.
+pub(crate) fn check(args: &[&str], output: Output) -> Ran {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
+    let ran = Ran {
+        out: text(output.stdout),
+        err: text(output.stderr),
+        code: output.status.code(),
+    };
+    assert!(!ran.err.contains("panicked"), "{args:?}: {}", ran.err);
+    for stream in [&ran.out, &ran.err] {
+        assert!(
+            !stream.contains('\x1b'),
+            "{args:?} writes escape codes: {stream}"
+        );
+    }
+    ran
+}
+
+/// Whether VMs can be had on `/dev/kvm`; tells why a test is skipped.
+pub(crate) fn has_kvm() -> bool {
+    let open = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    if let Err(error) = &open {
+        println!("skipped: /dev/kvm cannot be opened: {error}");
+    }
+    cfg!(feature = "kvm") && open.is_ok()
+}
+
+/// Whether this build has the software platform.
+pub(crate) fn has_sim() -> bool {
+    if !cfg!(feature = "sim") {
+        println!("skipped: this build has no software platform");
+    }
+    cfg!(feature = "sim")
+}
+
+/// The examples of fleet files in the repository.
+pub(crate) fn examples() -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/fleets");
+    let mut files: Vec<_> = std::fs::read_dir(directory)
+        .expect("the examples")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    files.sort();
+    files
+}

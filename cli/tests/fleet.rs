@@ -1,0 +1,271 @@
+//! Fleets run, and their reports are true.
+
+mod common;
+
+use common::{Ran, examples, has_kvm, has_sim, run, run_with_input};
+use serde_json::Value;
+
+fn report(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {}{}", ran.out, ran.err))
+}
+
+/// The sums are those of the VMs, and nothing was left behind.
+fn adds_up(report: &Value) {
+    let vms: Vec<&Value> = report["vms"].as_array().expect("an array").iter().collect();
+    let totals = &report["totals"];
+    let ran: Vec<_> = vms.iter().filter(|vm| vm["status"] != "skipped").collect();
+    let sum = |key: &str| -> u64 { ran.iter().map(|vm| vm[key].as_u64().expect(key)).sum() };
+    assert_eq!(totals["vms"], vms.len());
+    for status in ["ok", "failed", "stopped", "skipped"] {
+        assert_eq!(
+            totals[status],
+            vms.iter().filter(|vm| vm["status"] == status).count()
+        );
+    }
+    for key in ["vcpus", "exits", "pages"] {
+        assert_eq!(totals[key], sum(key), "{key}");
+    }
+    for vm in &ran {
+        let by_kind: u64 = vm["exits_by_kind"]
+            .as_object()
+            .expect("an object")
+            .values()
+            .map(|n| n.as_u64().expect("a number"))
+            .sum();
+        assert_eq!(vm["exits"], by_kind, "{vm}");
+        let vcpus = vm["vcpu_reports"].as_array().expect("an array");
+        assert_eq!(vm["vcpus"], vcpus.len(), "{vm}");
+        let by_vcpu: u64 = vcpus
+            .iter()
+            .map(|vcpu| vcpu["exits"].as_u64().unwrap())
+            .sum();
+        assert_eq!(vm["exits"], by_vcpu, "{vm}");
+        assert_eq!(vm["memory"], vm["pages"].as_u64().unwrap() * 4096);
+    }
+    assert_eq!(totals["leaks"], 0);
+    assert!(report["after"]["descriptors"].as_u64() <= report["before"]["descriptors"].as_u64());
+}
+
+fn vm<'a>(report: &'a Value, name: &str) -> &'a Value {
+    report["vms"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|vm| vm["name"] == name)
+        .unwrap_or_else(|| panic!("no VM {name}: {report}"))
+}
+
+/// The built-in fleet on one host: every guest ran, and reported what it computed.
+fn built_in(host: &str) {
+    let ran = run(&["fleet", "--host", host, "--json"]);
+    let report = report(&ran);
+    assert_eq!(ran.code, Some(0), "{report}");
+    adds_up(&report);
+    for (name, payload_result, exits_at_least) in [
+        ("hello", Value::Null, 19),
+        ("sieve-0", 1028.into(), 24),
+        ("sieve-1", 1028.into(), 24),
+        ("crc32-0", 0x6a19_1f4e_u32.into(), 27),
+        ("mmio", 0x8afa_3c14_u32.into(), 58),
+        ("pair", 32.into(), 30),
+    ] {
+        let vm = vm(&report, name);
+        assert_eq!(vm["status"], "ok", "{vm}");
+        assert_eq!(vm["host"], host, "{vm}");
+        assert_eq!(vm["result"], payload_result, "{vm}");
+        assert!(vm["exits"].as_u64().unwrap() >= exits_at_least, "{vm}");
+    }
+    assert_eq!(
+        vm(&report, "sieve-0")["console"]["text"],
+        "primes below 8192: 1028\n"
+    );
+}
+
+#[test]
+fn the_built_in_fleet_runs_on_the_software_platform() {
+    if has_sim() {
+        built_in("sim");
+    }
+}
+
+#[test]
+fn the_built_in_fleet_runs_on_dev_kvm() {
+    if has_kvm() {
+        built_in("kvm");
+    }
+}
+
+#[test]
+fn vms_of_both_vendors_run_side_by_side_on_the_software_platform() {
+    if !has_sim() || !cfg!(all(feature = "vmx", feature = "svm")) {
+        return;
+    }
+    let report = report(&run(&["fleet", "--host", "sim", "--json"]));
+    assert_eq!(vm(&report, "intel")["tech"], "vmx");
+    assert_eq!(vm(&report, "amd")["tech"], "svm");
+}
+
+#[test]
+fn the_table_has_a_line_for_each_vm_and_ends_with_the_sums() {
+    if !has_sim() {
+        return;
+    }
+    let ran = run(&["fleet", "--host", "sim"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    for name in ["hello", "sieve-0", "sieve-1", "crc32-0", "mmio", "pair"] {
+        let line = ran
+            .out
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect(name);
+        assert!(line.contains("sim"), "{line}");
+        assert!(
+            ran.err.contains(&format!("{name}: ")),
+            "progress: {}",
+            ran.err
+        );
+    }
+    let sums = ran.out.lines().last().unwrap();
+    assert!(
+        sums.starts_with("9 VMs: ") && sums.contains("nothing leaked"),
+        "{sums}"
+    );
+}
+
+#[test]
+fn the_shown_default_is_the_fleet_that_runs() {
+    if !has_sim() {
+        return;
+    }
+    let shown = run(&["fleet", "--show-default"]);
+    assert_eq!(shown.code, Some(0));
+    let names = |ran: &Ran| -> Vec<Value> {
+        let vms = report(ran)["vms"].as_array().unwrap().clone();
+        vms.iter().map(|vm| vm["name"].clone()).collect()
+    };
+    let from_input = run_with_input(&["fleet", "-", "--host", "sim", "--json"], &shown.out);
+    assert_eq!(
+        names(&from_input),
+        names(&run(&["fleet", "--host", "sim", "--json"]))
+    );
+}
+
+#[test]
+fn every_example_runs_where_its_hosts_are() {
+    for file in examples() {
+        let path = file.to_str().unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let image = text
+            .lines()
+            .find_map(|line| line.strip_prefix("image = \""));
+        if let Some(image) = image.map(|image| image.trim_end_matches('"')) {
+            if !has_kvm() || !std::path::Path::new(image).is_file() {
+                println!("skipped: {path} needs /dev/kvm and {image}");
+                continue;
+            }
+        } else if !has_sim() && !has_kvm() {
+            continue;
+        }
+        let ran = run(&["fleet", path, "--json"]);
+        assert_eq!(ran.code, Some(0), "{path}: {}{}", ran.out, ran.err);
+        adds_up(&report(&ran));
+    }
+}
+
+/// The checks of a fleet can fail, each of them.
+#[test]
+fn a_guest_that_does_otherwise_than_expected_fails_the_fleet_and_not_its_neighbours() {
+    if !has_sim() {
+        return;
+    }
+    let fleet = r#"
+        defaults.host = "sim"
+        [[vm]]
+        name = "end"
+        payload = "sieve"
+        expect.end = "shutdown"
+        [[vm]]
+        name = "console"
+        payload = "sieve"
+        expect.console = "primes below 8192: 1029"
+        [[vm]]
+        name = "result"
+        payload = "sieve"
+        expect.result = 0x405
+        [[vm]]
+        name = "good"
+        payload = "sieve"
+    "#;
+    let ran = run_with_input(&["fleet", "-", "--json"], fleet);
+    assert_eq!(ran.code, Some(3));
+    let report = report(&ran);
+    adds_up(&report);
+    for (name, why) in [
+        ("end", "halted, where shutdown was expected"),
+        (
+            "console",
+            "the console does not contain \"primes below 8192: 1029\"",
+        ),
+        ("result", "result 0x404, where 0x405 was expected"),
+    ] {
+        let vm = vm(&report, name);
+        assert_eq!(vm["status"], "failed", "{vm}");
+        assert_eq!(vm["problems"], serde_json::json!([why]));
+    }
+    assert_eq!(vm(&report, "good")["status"], "ok");
+
+    let ran = run_with_input(&["fleet", "-"], fleet);
+    assert_eq!(ran.code, Some(3));
+    assert!(
+        ran.out
+            .contains("failed: result: result 0x404, where 0x405"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn a_guest_that_takes_too_long_is_stopped_and_fails_unless_that_is_expected() {
+    if !has_sim() {
+        return;
+    }
+    let fleet = |expect: &str| {
+        format!(
+            "[[vm]]\nname = \"a\"\nhost = \"sim\"\npayload = \"sieve\"\ntimeout = \"1ms\"\n{expect}"
+        )
+    };
+    let ran = run_with_input(&["fleet", "-", "--json"], &fleet(""));
+    assert_eq!(ran.code, Some(3), "{}", ran.out);
+    assert_eq!(vm(&report(&ran), "a")["outcome"], "timed out");
+    // A payload's other checks hold as well, so it still fails, but not for its end.
+    let ran = run_with_input(
+        &["fleet", "-", "--json"],
+        &fleet("expect.end = \"timeout\""),
+    );
+    let problems = vm(&report(&ran), "a")["problems"].to_string();
+    assert!(
+        !problems.contains("expected: halt") && !problems.contains("deadline"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn an_optional_vm_that_no_host_can_hold_is_left_out_and_the_reason_is_told() {
+    if !has_sim() {
+        return;
+    }
+    let fleet = "[[vm]]\nname = \"td\"\nkind = \"tdx\"\npayload = \"hello\"\noptional = true\n\
+                 [[vm]]\nname = \"ok\"\npayload = \"hello\"\n";
+    let ran = run_with_input(&["fleet", "-", "--host", "sim", "--json"], fleet);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let report = report(&ran);
+    adds_up(&report);
+    assert_eq!(vm(&report, "td")["status"], "skipped");
+    assert!(
+        vm(&report, "td")["problems"][0]
+            .as_str()
+            .unwrap()
+            .contains("tdx")
+    );
+    assert_eq!(vm(&report, "ok")["status"], "ok");
+}

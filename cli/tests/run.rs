@@ -1,0 +1,159 @@
+//! `run` runs images on a processor.
+
+mod common;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::{has_kvm, run};
+
+const SEABIOS: &str = "/usr/share/seabios/bios.bin";
+
+fn has_seabios() -> bool {
+    let there = Path::new(SEABIOS).is_file();
+    if !there {
+        println!("skipped: {SEABIOS} is not installed");
+    }
+    there
+}
+
+/// A flat image of these bytes.
+fn flat(code: &[u8]) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), code).unwrap();
+    file
+}
+
+#[test]
+fn seabios_prints_its_banner_and_the_timeout_is_no_failure() {
+    if !has_kvm() || !has_seabios() {
+        return;
+    }
+    let start = Instant::now();
+    let ran = run(&["run", SEABIOS, "--timeout", "2s"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.out.contains("SeaBIOS (version"), "{}", ran.out);
+    assert!(ran.err.contains("stopped at the deadline"), "{}", ran.err);
+    assert!(ran.err.contains("io-out"), "{}", ran.err);
+    assert!(start.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn each_end_has_its_exit_code() {
+    if !has_kvm() {
+        return;
+    }
+    // mov dx, 0x402; mov al, 'x'; out dx, al; hlt
+    let prints = b"\xba\x02\x04\xb0x\xee\xf4".to_vec();
+    // mov al, N; out 0xf4, al; hlt
+    let exits = |value| vec![0xb0, value, 0xe6, 0xf4, 0xf4];
+    // mov al, 0xfe; out 0x64, al; hlt: the keyboard controller pulls the reset line
+    let resets = b"\xb0\xfe\xe6\x64\xf4".to_vec();
+    // jmp $
+    let spins = vec![0xeb, 0xfe];
+    for (code, exit_code, end) in [
+        (prints, 0, "halted"),
+        (exits(0), 0, "debug exit 0x0"),
+        (exits(7), 3, "debug exit 0x7"),
+        (resets, 0, "asked for a reset"),
+        (spins, 0, "deadline"),
+    ] {
+        let image = flat(&code);
+        let path = image.path().to_str().unwrap();
+        let ran = run(&[
+            "run",
+            path,
+            "--format",
+            "flat",
+            "--memory",
+            "1M",
+            "--timeout",
+            "500ms",
+        ]);
+        assert!(ran.err.contains(end), "{end}: {}", ran.err);
+        assert_eq!(ran.code, Some(exit_code), "{end}: {}", ran.err);
+        if end == "halted" {
+            assert_eq!(ran.out, "x\n");
+        }
+    }
+}
+
+#[test]
+fn an_image_needs_a_processor_and_the_refusal_says_so() {
+    let image = flat(&[0xf4]);
+    let ran = run(&["run", image.path().to_str().unwrap(), "--host", "sim"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.err
+            .contains("the software platform runs guest programs, not machine code"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("hint: "), "{}", ran.err);
+}
+
+#[test]
+fn what_cannot_run_is_refused_with_a_reason_and_exit_code_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = flat(&[]);
+    for (path, why) in [
+        ("/nonexistent/image", "cannot read /nonexistent/image"),
+        (directory.path().to_str().unwrap(), "not a regular file"),
+        (empty.path().to_str().unwrap(), "is empty"),
+    ] {
+        let ran = run(&["run", path]);
+        assert_eq!(ran.code, Some(1), "{path}");
+        assert!(ran.err.starts_with("error: "), "{}", ran.err);
+        assert!(ran.err.contains(why), "{why}: {}", ran.err);
+    }
+}
+
+#[test]
+fn an_image_larger_than_the_memory_is_refused_with_both_sizes() {
+    if !has_kvm() {
+        return;
+    }
+    let image = flat(&vec![0xf4; 0x3000]);
+    let path = image.path().to_str().unwrap();
+    let ran = run(&["run", path, "--format", "flat", "--memory", "40K"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("0x3000"), "{}", ran.err);
+    assert!(ran.err.contains("hint: "), "{}", ran.err);
+}
+
+#[test]
+fn bad_options_are_refused_with_exit_code_2() {
+    for (option, value, why) in [
+        ("--vcpus", "0", "0 is not in 1..="),
+        ("--memory", "0", "a VM needs memory"),
+        ("--memory", "5000", "not a multiple of the page size"),
+        ("--memory", "lots", "is not a size"),
+        ("--timeout", "10", "is not a time"),
+        ("--timeout", "0s", "zero"),
+        ("--tech", "tdc", "tdx"),
+        ("--format", "elff", "elf"),
+        ("--host", "xen", "kvm"),
+    ] {
+        let ran = run(&["run", "image", option, value]);
+        assert_eq!(ran.code, Some(2), "{option} {value}");
+        assert!(ran.err.contains(why), "{why}: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_technology_that_cannot_be_had_is_refused_with_the_reason() {
+    let image = flat(&[0xf4]);
+    let path = image.path().to_str().unwrap();
+    for tech in ["tdx", "sev", "sev-es", "sev-snp"] {
+        let ran = run(&["run", path, "--tech", tech]);
+        assert_eq!(ran.code, Some(1), "{tech}");
+        assert!(
+            ran.err.contains("error: ") && ran.err.contains("hint: "),
+            "{}",
+            ran.err
+        );
+        if has_kvm() {
+            assert!(ran.err.contains(&format!("as a {tech} VM")), "{}", ran.err);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! SIGINT stops the guests in an orderly way.
+
+#![cfg(unix)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+
+use common::{has_kvm, has_sim, program};
+
+/// A flat image that never ends: it prints a line, then jumps to itself.
+const SPINS: &[u8] = b"\xba\x02\x04\xb0x\xee\xb0\n\xee\xeb\xfe";
+
+fn interrupt(child: &Child) {
+    let id = child.id().to_string();
+    let sent = Command::new("kill")
+        .args(["-INT", &id])
+        .status()
+        .expect("kill runs");
+    assert!(sent.success());
+}
+
+#[test]
+fn one_sigint_stops_a_guest_and_tells_what_it_did() {
+    if !has_kvm() {
+        return;
+    }
+    let image = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(image.path(), SPINS).unwrap();
+    let mut child = program()
+        .args([
+            "run",
+            image.path().to_str().unwrap(),
+            "--format",
+            "flat",
+            "--timeout",
+            "10m",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Once it prints, it runs.
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "x\n");
+    interrupt(&child);
+    let mut err = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut err)
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{err}");
+    assert!(
+        err.contains(": stopped after ") && err.contains("exits: "),
+        "{err}"
+    );
+}
+
+#[test]
+fn one_sigint_stops_a_fleet_which_still_reports() {
+    if !has_sim() {
+        return;
+    }
+    // One sieve is over soon; as many as these are not.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        file.path(),
+        "[[vm]]\nname = \"a\"\ncount = 300\npayload = \"sieve\"\ntimeout = \"10m\"\n",
+    )
+    .unwrap();
+    let mut child = program()
+        .args(["fleet", "--host", "sim", file.path().to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first line of progress: the fleet runs.
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    err.read_line(&mut line).unwrap();
+    interrupt(&child);
+    let mut rest = String::new();
+    err.read_to_string(&mut rest).unwrap();
+    let mut out = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut out)
+        .unwrap();
+    let code = child.wait().unwrap().code();
+    let sums = out.lines().last().unwrap_or_default();
+    assert!(
+        sums.starts_with("300 VMs: ") && sums.contains("nothing leaked"),
+        "{out}{rest}"
+    );
+    assert!(sums.contains("stopped"), "{sums}");
+    assert_eq!(code, Some(130), "{sums}");
+    assert!(rest.contains("interrupted"), "{rest}");
+}
