@@ -237,11 +237,11 @@ impl PlatformBuilder {
     }
 }
 
-/// Why bring-up failed.
+/// Why a call did not succeed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum BringUpError {
-    /// A leaf did not succeed.
+pub enum CallError {
+    /// The leaf returned an error status.
     Leaf {
         /// Which.
         leaf: HostLeaf,
@@ -254,29 +254,29 @@ pub enum BringUpError {
     Lp(LpError),
 }
 
-impl fmt::Display for BringUpError {
+impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BringUpError::Leaf { leaf, lp, status } => {
+            CallError::Leaf { leaf, lp, status } => {
                 write!(f, "{} on processor {lp} returned {status}", leaf.name())
             }
-            BringUpError::Lp(_) => f.write_str("a processor could not execute"),
+            CallError::Lp(_) => f.write_str("a processor could not execute"),
         }
     }
 }
 
-impl std::error::Error for BringUpError {
+impl std::error::Error for CallError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            BringUpError::Lp(e) => Some(e),
-            BringUpError::Leaf { .. } => None,
+            CallError::Lp(e) => Some(e),
+            CallError::Leaf { .. } => None,
         }
     }
 }
 
-impl From<LpError> for BringUpError {
+impl From<LpError> for CallError {
     fn from(e: LpError) -> Self {
-        BringUpError::Lp(e)
+        CallError::Lp(e)
     }
 }
 
@@ -287,11 +287,16 @@ impl Platform {
         PlatformBuilder::new()
     }
 
-    fn must(&self, lp: usize, leaf: HostLeaf, mut regs: Regs) -> Result<Regs, BringUpError> {
-        regs.rax = leaf.number();
+    /// Executes a leaf (version 0) with the given operands, and takes an error status as an error. For hosts
+    /// that expect success; [`Platform::seamcall`] is the call itself.
+    ///
+    /// # Errors
+    /// The leaf returned an error status, or the processor could not execute.
+    pub fn call(&self, lp: usize, leaf: HostLeaf, operands: Regs) -> Result<Regs, CallError> {
+        let mut regs = Regs { rax: leaf.number(), ..operands };
         let status = self.seamcall(lp, &mut regs)?;
         if status.is_error() {
-            return Err(BringUpError::Leaf { leaf, lp, status });
+            return Err(CallError::Leaf { leaf, lp, status });
         }
         Ok(regs)
     }
@@ -302,12 +307,12 @@ impl Platform {
     ///
     /// # Errors
     /// A leaf fails.
-    pub fn bring_up(&self) -> Result<(), BringUpError> {
+    pub fn bring_up(&self) -> Result<(), CallError> {
         const ARRAY: u64 = 0x1000;
         const INFOS: u64 = 0x2000;
-        self.must(0, HostLeaf::SysInit, Regs::default())?;
+        self.call(0, HostLeaf::SysInit, Regs::default())?;
         for lp in 0..self.lps.len() {
-            self.must(lp, HostLeaf::SysLpInit, Regs::default())?;
+            self.call(lp, HostLeaf::SysLpInit, Regs::default())?;
         }
         let tdmrs = &self.cfg.tdmrs;
         for (at, tdmr) in (INFOS..).step_by(512).zip(tdmrs) {
@@ -321,7 +326,7 @@ impl Platform {
             r8: u64::from(self.cfg.global_hkid),
             ..Regs::default()
         };
-        let configured = self.must(0, HostLeaf::SysConfig, operands);
+        let configured = self.call(0, HostLeaf::SysConfig, operands);
         self.mem
             .zero_pages(ARRAY, 1 + (tdmrs.len() as u64).div_ceil(8), None);
         configured?;
@@ -331,12 +336,12 @@ impl Platform {
                 .iter()
                 .position(|lp| lp.package == package)
                 .unwrap_or(0);
-            self.must(lp, HostLeaf::SysKeyConfig, Regs::default())?;
+            self.call(lp, HostLeaf::SysKeyConfig, Regs::default())?;
         }
         for tdmr in tdmrs {
             let end = tdmr.range.end();
             while self
-                .must(
+                .call(
                     0,
                     HostLeaf::SysTdmrInit,
                     Regs {

@@ -25,7 +25,7 @@ mod vcpu;
 #[cfg(feature = "conform")]
 pub mod conform;
 
-pub use builder::{BringUpError, BuildError, PlatformBuilder};
+pub use builder::{BuildError, CallError, PlatformBuilder};
 pub use config::{CpuidConfig, MAX_RESERVED_AREAS, PlatformConfig, Range, TDMR_INFO_SIZE, Tdmr};
 pub use dump::{HkidView, LockTarget, PageView, SeptView, TdView, VcpuView};
 pub use faults::{Fault, KeyEngineFault, pending};

@@ -222,8 +222,14 @@ impl EntryWord {
         self.0.load(Acquire) & Self::RESERVED == HOST_PRIORITY
     }
 
-    /// Returns a fresh entry to its initial state; only for a table nobody can reach.
+    /// Empties the entry of a table that nobody reaches any more, but that a late walker may still be trying
+    /// to lock. Read-modify-write, and keeping the walker's lock bit: with a plain store in its place the
+    /// loom model finds an order in which the walker's attempt brings the old content back.
     pub(crate) fn reset(&self) {
-        self.0.store(0, Release);
+        self.0.fetch_and(EXCLUSIVE, AcqRel);
     }
 }
+
+#[cfg(all(test, loom))]
+#[path = "lock_loom.rs"]
+mod loom_tests;
