@@ -1,0 +1,387 @@
+//! Private memory: tables, pages, blocking and tracking.
+
+use super::checks::{
+    EntryGuard, MemOp, Needs, TOP, TdRef, free_page, lock_target, state_or, td_state, tdr, tree_gpa,
+};
+use super::{Call, Leaf, busy, invalid, shared_operand};
+use crate::lock::{LockMode, Side};
+use crate::pamt::{PageSize, PageType};
+use crate::platform::Platform;
+use crate::sept::{self, Content, SeptState, Walked};
+use crate::status::{Code, Operand};
+use crate::td::Td;
+use std::sync::atomic::Ordering;
+
+const NO_PAGE: u64 = u64::MAX;
+const BIT63: u64 = 1 << 63;
+/// RDX bits beside the TDR address: 11:1 and 63:52 must be 0, bit 0 is a flag.
+const RDX_RESERVED: u64 = 0xFFF0_0000_0000_0FFE;
+
+/// RCX and RDX, zeroed in the registers.
+pub(super) fn take_operands(c: &mut Call<'_, '_>) -> (u64, u64) {
+    let operands = (c.regs.rcx, c.regs.rdx);
+    (c.regs.rcx, c.regs.rdx) = (0, 0);
+    operands
+}
+
+/// TDR address and flag of an RDX that may carry the flag.
+pub(super) fn split_rdx(rdx: u64) -> Leaf<(u64, bool)> {
+    if rdx & RDX_RESERVED != 0 {
+        return Err(invalid(Operand::RDX));
+    }
+    Ok((rdx & !1, rdx & 1 != 0))
+}
+
+/// TDH.MEM.SEPT.ADD
+pub(super) fn sept_add(c: &mut Call<'_, '_>) -> Leaf {
+    let (rcx, rdx) = take_operands(c);
+    c.max_version(1)?;
+    let r8 = c.regs.r8;
+    let l2 = [c.regs.r9, c.regs.r10, c.regs.r11];
+    if c.version == 1 {
+        let out = |r: u64| if r == NO_PAGE { r } else { r & !BIT63 };
+        c.regs.r8 = out(r8);
+        [c.regs.r9, c.regs.r10, c.regs.r11] = l2.map(out);
+    }
+    let (tdr, allow_existing) = split_rdx(rdx)?;
+    let op = c.mem_sequence(
+        rcx,
+        tdr,
+        (1, TOP),
+        LockMode::Shared,
+        state_or(|s| matches!(s, SeptState::Free | SeptState::NlMapped)),
+    )?;
+    let wrong_state = Code::EPT_ENTRY_STATE_INCORRECT.on(Operand::RCX);
+    let exists = op.state() == SeptState::NlMapped;
+    if r8 == NO_PAGE {
+        if c.version == 0 {
+            return Err(invalid(Operand::R8));
+        }
+        if !exists {
+            c.show(op.details());
+            return Err(wrong_state);
+        }
+    }
+    if exists {
+        if r8 != NO_PAGE {
+            if !allow_existing {
+                c.show(op.details());
+                return Err(wrong_state);
+            }
+        }
+        check_l2(c, &op, l2)?;
+        if r8 != NO_PAGE && c.version == 1 {
+            c.regs.r8 |= BIT63;
+        }
+        return Ok(());
+    }
+    let p = c.p;
+    let pa = r8 & !BIT63;
+    let page = free_page(p, pa, PageSize::Size4K, Operand::R8)?;
+    check_l2(c, &op, l2)?;
+    let slot = sept::new_table(&p.tables, pa).ok_or(busy(Operand::R8))?;
+    op.set(Content::table(slot));
+    page.entry.set(PageType::Ept, op.td.pa());
+    page.entry.set_bepoch(0);
+    op.td.add_children(1);
+    if c.version == 1 {
+        c.regs.r8 = NO_PAGE;
+    }
+    Ok(())
+}
+
+/// Version 1 names pages for the L2 VMs' trees: none beyond the TD's number of them.
+fn check_l2(c: &Call<'_, '_>, op: &MemOp<'_>, pages: [u64; 3]) -> Leaf {
+    if c.version == 0 {
+        return Ok(());
+    }
+    let l2_vms = usize::from(op.td.config().l2_vms);
+    let operands = [Operand::R9, Operand::R10, Operand::R11];
+    for (page, operand) in pages.into_iter().zip(operands).skip(l2_vms) {
+        if page != NO_PAGE {
+            return Err(invalid(operand));
+        }
+    }
+    Ok(())
+}
+
+/// TDH.MEM.PAGE.ADD
+pub(super) fn page_add(c: &mut Call<'_, '_>) -> Leaf {
+    let p = c.p;
+    let (rcx, rdx) = take_operands(c);
+    let (target, source) = (c.regs.r8, c.regs.r9);
+    let TdRef { td, page: _tdr } = tdr(p, rdx, LockMode::Exclusive, Operand::RDX)?;
+    td_state(td, Needs::Initialized, false)?;
+    let (gpa, level) = tree_gpa(td, rcx, 0..=0)?;
+    let walked = walk(p, td, gpa, level)?;
+    if walked.level != level {
+        c.show(walked.details());
+        return Err(Code::EPT_WALK_FAILED.on(Operand::RCX));
+    }
+    if walked.content.state() != SeptState::Free {
+        c.show(walked.details());
+        return Err(Code::EPT_ENTRY_STATE_INCORRECT.on(Operand::RCX));
+    }
+    let source = shared_operand(p, source, 4096, Operand::R9)?;
+    let page = free_page(p, target, PageSize::Size4K, Operand::R8)?;
+    let mut bytes = [0; 4096];
+    p.mem.host_read(source, &mut bytes);
+    // A write of whole lines needs nothing of what was there.
+    let _ = p.mem.private_write(target, &bytes, td.key().as_deref());
+    page.entry.set(PageType::Reg, td.pa());
+    page.entry.set_bepoch(0);
+    td.add_children(1);
+    walked.entry.set(Content::leaf(SeptState::Mapped, target));
+    td.measurement().page_add(gpa);
+    Ok(())
+}
+
+pub(super) fn walk<'p>(p: &'p Platform, td: &Td, gpa: u64, level: u8) -> Leaf<Walked<'p>> {
+    td.walk(&p.tables, gpa, level)
+        .ok_or(Code::EPT_WALK_FAILED.on(Operand::RCX))
+}
+
+/// TDH.MEM.PAGE.AUG
+pub(super) fn page_aug(c: &mut Call<'_, '_>) -> Leaf {
+    let p = c.p;
+    let (rcx, rdx) = take_operands(c);
+    let op = c.mem_sequence(
+        rcx,
+        rdx,
+        (0, 1),
+        LockMode::Shared,
+        state_or(|s| s == SeptState::Free),
+    )?;
+    let pa = c.regs.r8;
+    let size = PageSize::from_level(op.level).unwrap_or(PageSize::Size4K);
+    let page = free_page(p, pa, size, Operand::R8)?;
+    page.entry.set(PageType::Reg, op.td.pa());
+    page.entry.set_bepoch(0);
+    op.td.add_children(size.pages());
+    op.set(Content::leaf(SeptState::Pending, pa));
+    Ok(())
+}
+
+/// TDH.MEM.RANGE.BLOCK
+pub(super) fn range_block(c: &mut Call<'_, '_>) -> Leaf {
+    let p = c.p;
+    let (rcx, rdx) = take_operands(c);
+    let op = c.mem_sequence(rcx, rdx, (0, TOP), LockMode::Exclusive, |s| match s {
+        SeptState::Free => Err(Code::EPT_ENTRY_STATE_INCORRECT),
+        s if s.is_blocked() => Err(Code::GPA_RANGE_ALREADY_BLOCKED),
+        _ => Ok(()),
+    })?;
+    let (pa, size) = op.target(p);
+    p.known_entry(pa, size)?.set_bepoch(op.td.current_epoch());
+    op.set(op.content.with_state(op.state().blocked()));
+    Ok(())
+}
+
+/// TDH.MEM.RANGE.UNBLOCK
+pub(super) fn range_unblock(c: &mut Call<'_, '_>) -> Leaf {
+    let p = c.p;
+    let (rcx, rdx) = take_operands(c);
+    let op = c.mem_sequence(
+        rcx,
+        rdx,
+        (0, TOP),
+        LockMode::Exclusive,
+        state_or(SeptState::is_blocked),
+    )?;
+    let (pa, size) = op.target(p);
+    c.check_tracked(&op, p.known_entry(pa, size)?.bepoch())?;
+    op.set(op.content.with_state(op.state().unblocked()));
+    Ok(())
+}
+
+/// TDH.MEM.PAGE.REMOVE
+pub(super) fn page_remove(c: &mut Call<'_, '_>) -> Leaf {
+    let p = c.p;
+    let (rcx, rdx) = take_operands(c);
+    let op = c.mem_sequence(
+        rcx,
+        rdx,
+        (0, 2),
+        LockMode::Shared,
+        state_or(SeptState::is_leaf),
+    )?;
+    let (pa, size) = op.target(p);
+    let (entry, _page) = lock_target(p, pa, size)?;
+    c.check_tracked(&op, entry.bepoch())?;
+    op.set(Content::FREE);
+    entry.set_nda();
+    op.td.remove_children(size.pages());
+    c.regs.rcx = pa;
+    Ok(())
+}
+
+/// TDH.MEM.SEPT.REMOVE
+pub(super) fn sept_remove(c: &mut Call<'_, '_>) -> Leaf {
+    let p = c.p;
+    if c.version != 0 {
+        (c.regs.r9, c.regs.r10, c.regs.r11) = (NO_PAGE, NO_PAGE, NO_PAGE);
+    }
+    let (rcx, rdx) = take_operands(c);
+    c.max_version(1)?;
+    let op = c.mem_sequence(
+        rcx,
+        rdx,
+        (1, TOP),
+        LockMode::Exclusive,
+        state_or(|s| matches!(s, SeptState::NlMapped | SeptState::NlBlocked)),
+    )?;
+    let (pa, size) = op.target(p);
+    let (entry, _page) = lock_target(p, pa, size)?;
+    c.check_tracked(&op, entry.bepoch())?;
+    let slot = op.content.slot();
+    if !p.tables.get(slot).is_some_and(sept::Table::all_free) {
+        c.show(op.details());
+        return Err(Code::EPT_PAGE_NOT_FREE.on(Operand::RCX));
+    }
+    op.set(Content::FREE);
+    p.tables.free(slot);
+    entry.set_nda();
+    op.td.remove_children(1);
+    c.regs.rcx = pa;
+    Ok(())
+}
+
+/// TDH.MEM.SEPT.RD
+pub(super) fn sept_rd(c: &mut Call<'_, '_>) -> Leaf {
+    let (rcx, rdx) = take_operands(c);
+    let (tdr_pa, l2_attributes) = split_rdx(rdx)?;
+    if l2_attributes {
+        // Checked between the TD's state and the GPA.
+        let TdRef { td, page: _page } = tdr(c.p, tdr_pa, LockMode::Shared, Operand::RDX)?;
+        td_state(td, Needs::Built, true)?;
+        if !td.is_debug() {
+            return Err(invalid(Operand::RDX));
+        }
+        c.regs.r8 = 0;
+    }
+    let op = c.mem_sequence(rcx, tdr_pa, (0, TOP), LockMode::Shared, |_| Ok(()))?;
+    c.show(op.details());
+    Ok(())
+}
+
+/// TDH.MEM.TRACK
+pub(super) fn track(c: &mut Call<'_, '_>) -> Leaf {
+    let p = c.p;
+    let TdRef { td, page: _page } = tdr(p, c.regs.rcx, LockMode::Shared, Operand::RCX)?;
+    let _op_state = td_state(td, Needs::Built, true)?;
+    let _epoch = td
+        .epoch_lock
+        .guard(LockMode::Exclusive, Side::Host)
+        .ok_or(busy(Operand::TD_EPOCH))?;
+    let epoch = td.current_epoch();
+    if td.refcount[1 - (epoch & 1) as usize].load(Ordering::Acquire) != 0 {
+        return Err(Code::PREVIOUS_TLB_EPOCH_BUSY.status());
+    }
+    td.epoch.store(epoch + 1, Ordering::Release);
+    Ok(())
+}
+
+/// TDH.MEM.PAGE.RELOCATE
+pub(super) fn page_relocate(c: &mut Call<'_, '_>) -> Leaf {
+    let p = c.p;
+    let (rcx, rdx) = take_operands(c);
+    let op = c.mem_sequence(
+        rcx,
+        rdx,
+        (0, 0),
+        LockMode::Shared,
+        state_or(SeptState::is_leaf),
+    )?;
+    let new = c.regs.r8;
+    let (old, size) = op.target(p);
+    if new == old {
+        return Err(invalid(Operand::R8));
+    }
+    let (entry, _page) = lock_target(p, old, size)?;
+    c.check_tracked(&op, entry.bepoch())?;
+    let page = free_page(p, new, size, Operand::R8)?;
+    let state = op.state().unblocked();
+    if state == SeptState::Mapped {
+        copy_private(p, &op, old, new)?;
+    }
+    op.set(Content::leaf(state, new));
+    page.entry.set(PageType::Reg, op.td.pa());
+    page.entry.set_bepoch(0);
+    entry.set_nda();
+    c.regs.rcx = old;
+    Ok(())
+}
+
+fn copy_private(p: &Platform, op: &MemOp<'_>, from: u64, to: u64) -> Leaf {
+    let key = op.td.key();
+    let mut bytes = [0; 4096];
+    p.mem
+        .private_read(from, &mut bytes, key.as_deref())
+        .and_then(|()| p.mem.private_write(to, &bytes, key.as_deref()))
+        .map_err(|_| poison(op.td))
+}
+
+/// The module met corrupted private memory. Hardware takes a machine check in SEAM mode; here the TD is lost
+/// and the module lives on.
+pub(super) fn poison(td: &Td) -> crate::status::Status {
+    td.fatal.store(true, Ordering::Release);
+    Code::TD_FATAL.status()
+}
+
+/// A mapped page the module itself is to read or write.
+pub(super) fn mapped_address(walked: &Walked<'_>, content: Content, gpa: u64) -> Option<u64> {
+    let size = PageSize::from_level(walked.level)?;
+    (content.state() == SeptState::Mapped).then(|| content.hpa() + (gpa & (size.bytes() - 1)))
+}
+
+/// TDH.MEM.RD and TDH.MEM.WR
+pub(super) fn rd_wr(c: &mut Call<'_, '_>, write: bool) -> Leaf {
+    let p = c.p;
+    let (gpa, rdx) = take_operands(c);
+    let value = c.regs.r8;
+    c.regs.r8 = 0;
+    let TdRef { td, page: _page } = tdr(p, rdx, LockMode::Shared, Operand::RDX)?;
+    let _op_state = td_state(td, Needs::Built, true)?;
+    if !td.is_debug() {
+        return Err(Code::TD_NON_DEBUG.status());
+    }
+    if gpa & 7 != 0 {
+        return Err(invalid(Operand::RCX));
+    }
+    let _tree = td
+        .tree
+        .guard(LockMode::Shared, Side::Host)
+        .ok_or(busy(Operand::SEPT_TREE))?;
+    if !td.is_valid_private_gpa(gpa) {
+        return Err(invalid(Operand::RCX));
+    }
+    let not_present = Code::EPT_ENTRY_NOT_PRESENT.on(Operand::RCX);
+    let walked = walk(p, td, gpa, 0)?;
+    if mapped_address(&walked, walked.content, gpa).is_none() {
+        c.show(walked.details());
+        return Err(not_present);
+    }
+    if !walked.entry.word().try_lock(Side::Host) {
+        c.show(walked.details());
+        return Err(busy(Operand::RCX));
+    }
+    let _entry = EntryGuard(walked.entry);
+    let now = walked.entry.get();
+    let at = mapped_address(&walked, now, gpa).filter(|_| walked.is_current());
+    let Some(at) = at else {
+        c.show(sept::details(now, walked.level));
+        return Err(not_present);
+    };
+    let key = td.key();
+    let mut old = [0; 8];
+    p.mem
+        .private_read(at, &mut old, key.as_deref())
+        .map_err(|_| poison(td))?;
+    if write {
+        p.mem
+            .private_write(at, &value.to_le_bytes(), key.as_deref())
+            .map_err(|_| poison(td))?;
+    }
+    c.regs.r8 = u64::from_le_bytes(old);
+    Ok(())
+}

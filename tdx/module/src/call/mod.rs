@@ -1,0 +1,185 @@
+//! SEAMCALL: dispatch, and one file per family of leaves.
+
+mod checks;
+mod cpuid;
+mod hugepage;
+mod mem;
+mod mng;
+mod mng_init;
+mod mr;
+mod phymem;
+mod sys;
+mod sys_config;
+mod sys_info;
+mod vp;
+mod vp_enter;
+
+use crate::leaf::HostLeaf;
+use crate::platform::{Flow, Lp, LpState, Platform, Running, SysState};
+use crate::regs::Regs;
+use crate::status::{Code, Operand, Status};
+use crate::vcpu::Event;
+
+pub(crate) use checks::{shared_operand, tree_gpa};
+pub(crate) use phymem::owner_of;
+
+/// A call in execution.
+pub(crate) struct Call<'p, 'r> {
+    pub(crate) p: &'p Platform,
+    pub(crate) lp: usize,
+    pub(crate) this: &'p Lp,
+    pub(crate) regs: &'r mut Regs,
+    pub(crate) version: u8,
+    /// Set by TDH.VP.ENTER.
+    pub(crate) entered: Option<(Running, Regs, Option<Event>)>,
+}
+
+/// Outcome of a leaf; the error side also carries the few statuses without error flag.
+pub(crate) type Leaf<T = ()> = Result<T, Status>;
+
+const RESERVED_RAX: u64 = 0xFFFF_FFFF_FF00_0000;
+
+/// Executes a SEAMCALL on a processor that is outside any TD.
+pub(crate) fn dispatch(
+    p: &Platform,
+    lp: usize,
+    this: &Lp,
+    state: &mut LpState,
+    regs: &mut Regs,
+) -> Flow {
+    let input = *regs;
+    let mut call = Call {
+        p,
+        lp,
+        this,
+        regs,
+        version: (input.rax >> 16) as u8,
+        entered: None,
+    };
+    let result = call.run();
+    if let Some((running, guest, injected)) = call.entered {
+        state.running = Some(running);
+        p.observer.record(lp, &input, None);
+        return Flow::Entered { guest, injected };
+    }
+    let status = result.err().unwrap_or(Status::SUCCESS);
+    // An entry that zero-step filtering turns into a TD exit sets RAX itself.
+    if !(status == Status::SUCCESS && input.rax & 0xFFFF == 0) {
+        regs.rax = status.0;
+    }
+    let status = Status(regs.rax);
+    p.observer.record(lp, &input, Some(regs));
+    Flow::Returned(status)
+}
+
+impl Call<'_, '_> {
+    fn run(&mut self) -> Leaf {
+        let rax = self.regs.rax;
+        let number = rax as u16;
+        let bad_rax = Code::OPERAND_INVALID.on(Operand::RAX);
+        if rax & RESERVED_RAX != 0 || self.version != 0 && !HostLeaf::is_versioned(number) {
+            return Err(bad_rax);
+        }
+        let leaf = HostLeaf::from_number(number);
+        let state = self.p.sys_state();
+        if state == SysState::Shutdown && leaf != Some(HostLeaf::SysLpShutdown) {
+            return Err(Code::SYS_SHUTDOWN.status());
+        }
+        if state < SysState::Ready && !HostLeaf::is_allowed_before_ready(number) {
+            // TDH.SYS.TDMR.INIT comes after the module is ready, so it is not an exception.
+            return Err(Code::SYS_NOT_READY.status());
+        }
+        let leaf = leaf.ok_or(bad_rax)?;
+        if let Some(status) = self.p.machine.forced(leaf) {
+            return Err(status);
+        }
+        match leaf {
+            HostLeaf::VpEnter => vp_enter::enter(self),
+            HostLeaf::MngAddcx => mng::addcx(self),
+            HostLeaf::MemPageAdd => mem::page_add(self),
+            HostLeaf::MemSeptAdd => mem::sept_add(self),
+            HostLeaf::VpAddcx => vp::addcx(self),
+            HostLeaf::MemPageRelocate => mem::page_relocate(self),
+            HostLeaf::MemPageAug => mem::page_aug(self),
+            HostLeaf::MemRangeBlock => mem::range_block(self),
+            HostLeaf::MngKeyConfig => mng::key_config(self),
+            HostLeaf::MngCreate => mng::create(self),
+            HostLeaf::VpCreate => vp::create(self),
+            HostLeaf::MngRd => mng::rd(self),
+            HostLeaf::MemRd => mem::rd_wr(self, false),
+            HostLeaf::MngWr => mng::wr(self),
+            HostLeaf::MemWr => mem::rd_wr(self, true),
+            HostLeaf::MemPageDemote => hugepage::demote(self),
+            HostLeaf::MrExtend => mr::extend(self),
+            HostLeaf::MrFinalize => mr::finalize(self),
+            HostLeaf::VpFlush => vp::flush(self),
+            HostLeaf::MngVpflushdone => mng::vpflushdone(self),
+            HostLeaf::MngKeyFreeid => mng::key_freeid(self),
+            HostLeaf::MngInit => mng_init::init(self),
+            HostLeaf::VpInit => vp::init(self),
+            HostLeaf::MemPagePromote => hugepage::promote(self),
+            HostLeaf::PhymemPageRdmd => phymem::page_rdmd(self),
+            HostLeaf::MemSeptRd => mem::sept_rd(self),
+            HostLeaf::VpRd => vp::rd(self),
+            HostLeaf::PhymemPageReclaim => phymem::page_reclaim(self),
+            HostLeaf::MemPageRemove => mem::page_remove(self),
+            HostLeaf::MemSeptRemove => mem::sept_remove(self),
+            HostLeaf::SysKeyConfig => sys::key_config(self),
+            HostLeaf::SysInfo => sys_info::info(self),
+            HostLeaf::SysInit => sys::init(self),
+            HostLeaf::SysRd => sys_info::rd(self),
+            HostLeaf::SysLpInit => sys::lp_init(self),
+            HostLeaf::SysTdmrInit => sys_config::tdmr_init(self),
+            HostLeaf::SysRdall => sys_info::rdall(self),
+            HostLeaf::MemTrack => mem::track(self),
+            HostLeaf::MemRangeUnblock => mem::range_unblock(self),
+            HostLeaf::PhymemCacheWb => phymem::cache_wb(self),
+            HostLeaf::PhymemPageWbinvd => phymem::page_wbinvd(self),
+            HostLeaf::VpWr => vp::wr(self),
+            HostLeaf::SysConfig => sys_config::config(self),
+            HostLeaf::SysShutdown => sys::shutdown(self),
+            HostLeaf::SysUpdate => sys::update(self),
+            HostLeaf::SysLpShutdown | HostLeaf::MngKeyReclaimid => Ok(()),
+        }
+    }
+
+    /// Rejects versions above `max` of a versioned leaf.
+    fn max_version(&self, max: u8) -> Leaf {
+        if self.version > max {
+            Err(Code::OPERAND_INVALID.on(Operand::RAX))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_tsc_adjust(&self) -> Leaf {
+        use std::sync::atomic::Ordering::Acquire;
+        const IA32_TSC_ADJUST: u32 = 0x3B;
+        let p = self.p;
+        if p.machine.tsc_adjust.load(Acquire) == p.boot_tsc_adjust.load(Acquire) {
+            Ok(())
+        } else {
+            Err(Code::INCONSISTENT_MSR.detail(IA32_TSC_ADJUST))
+        }
+    }
+
+    fn check_cpuid_limit(&self) -> Leaf {
+        match self
+            .p
+            .machine
+            .limit_cpuid_maxval
+            .load(std::sync::atomic::Ordering::Acquire)
+        {
+            true => Err(Code::LIMIT_CPUID_MAXVAL_SET.status()),
+            false => Ok(()),
+        }
+    }
+}
+
+pub(super) fn invalid(op: Operand) -> Status {
+    Code::OPERAND_INVALID.on(op)
+}
+
+pub(super) fn busy(op: Operand) -> Status {
+    Code::OPERAND_BUSY.on(op)
+}

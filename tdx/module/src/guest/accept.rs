@@ -1,0 +1,107 @@
+//! TDG.MEM.PAGE.ACCEPT
+
+use super::exits::REASON_EPT_VIOLATION;
+use super::tdcall::{Done, invalid};
+use super::{Guest, Next, TdExit};
+use crate::call::tree_gpa;
+use crate::lock::Side;
+use crate::sept::{Content, SeptState, Walked};
+use crate::status::{Code, Operand, Status};
+
+const WRITE_ACCESS: u64 = 2;
+const PIECES: u64 = 512;
+
+impl Guest<'_> {
+    pub(super) fn accept(&mut self) -> Result<Done, Status> {
+        let rcx = self.ctx.gprs.rcx;
+        let (gpa, level) = tree_gpa(self.td, rcx, 0..=1)?;
+        loop {
+            let walked = self
+                .td
+                .walk(&self.p.tables, gpa, level)
+                .ok_or(invalid(Operand::RCX))?;
+            if walked.level != level {
+                if walked.content.state() == SeptState::Mapped {
+                    return Err(already_accepted(walked.level));
+                }
+                return Ok(self.accept_violation(gpa, level, &walked, walked.content));
+            }
+            let word = walked.entry.word();
+            if !word.try_lock(Side::Guest) {
+                let busy = Code::OPERAND_BUSY.on(Operand::RCX);
+                return Ok(match word.is_free_but_marked() {
+                    true => Done::HostPriority(busy),
+                    false => Done::Status(busy),
+                });
+            }
+            if !walked.is_current() {
+                word.unlock();
+                continue;
+            }
+            let done = self.accept_locked(gpa, level, &walked);
+            word.unlock();
+            return done;
+        }
+    }
+
+    fn accept_locked(&mut self, gpa: u64, level: u8, walked: &Walked<'_>) -> Result<Done, Status> {
+        let content = walked.entry.get();
+        match content.state() {
+            SeptState::NlMapped | SeptState::NlBlocked => {
+                Err(Code::PAGE_SIZE_MISMATCH.detail(u32::from(level)))
+            }
+            SeptState::Mapped => Err(already_accepted(level)),
+            SeptState::Pending => Ok(self.zero(level, walked, content)),
+            _ => Ok(self.accept_violation(gpa, level, walked, content)),
+        }
+    }
+
+    /// Zeroes the page piece by piece; an event between pieces interrupts, and the count tells where to
+    /// go on.
+    fn zero(&mut self, level: u8, walked: &Walked<'_>, content: Content) -> Done {
+        let key = self.td.key();
+        let hpa = content.hpa();
+        if level == 0 {
+            self.p.mem.zero_pages(hpa, 1, key.as_deref());
+        } else {
+            for piece in content.accepted()..PIECES {
+                self.p.mem.zero_pages(hpa + piece * 4096, 1, key.as_deref());
+                if piece + 1 < PIECES && self.this.guest_event_pending() {
+                    walked.entry.set(content.with_accepted(piece + 1));
+                    return Done::Other(Next::Repeat);
+                }
+            }
+        }
+        walked.entry.set(Content::leaf(SeptState::Mapped, hpa));
+        Done::Status(Status::SUCCESS)
+    }
+
+    /// The EPT violation the instruction causes on a GPA it cannot accept. Zero-step filtering does not
+    /// count it.
+    fn accept_violation(
+        &mut self,
+        gpa: u64,
+        level: u8,
+        walked: &Walked<'_>,
+        content: Content,
+    ) -> Done {
+        const ACCEPT: u64 = 1;
+        let state = content.state();
+        let extended = ACCEPT
+            | u64::from(level) << 32
+            | u64::from(walked.level) << 35
+            | (state as u64) << 38
+            | u64::from(state.is_leaf()) << 46;
+        let exit = TdExit::new(Code::SUCCESS, REASON_EPT_VIOLATION);
+        Done::Other(Next::Leave(TdExit {
+            rcx: WRITE_ACCESS,
+            rdx: extended,
+            r8: gpa,
+            ..exit
+        }))
+    }
+}
+
+fn already_accepted(level: u8) -> Status {
+    Code::PAGE_ALREADY_ACCEPTED.detail(u32::from(level))
+}

@@ -1,0 +1,235 @@
+//! The guest's side: what a processor inside a TD meets.
+
+mod accept;
+mod access;
+mod exits;
+mod program;
+mod report;
+mod tdcall;
+
+pub use exits::VmExit;
+pub(crate) use program::Programs;
+pub use program::{Fault as GuestFault, GuestOp, GuestProgram, Outcome, Script};
+
+use crate::lock::LockMode;
+use crate::pamt::PageSize;
+use crate::platform::{Lp, LpError, LpState, Platform};
+use crate::regs::Regs;
+use crate::status::{Code, Status};
+use crate::td::Td;
+use crate::vcpu::{Event, LastExit, Vcpu, VcpuContext, VcpuState};
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+
+/// Something a running guest does that the module handles.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestEvent {
+    /// TDCALL, in 64-bit mode or not.
+    Tdcall {
+        /// Whether the processor is in 64-bit mode.
+        mode_64bit: bool,
+    },
+    /// Any other VM exit.
+    Exit(VmExit),
+}
+
+/// What a [`GuestEvent`] leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestFlow {
+    /// The guest runs on.
+    Resume {
+        /// Its registers.
+        guest: Regs,
+        /// An event delivered to it.
+        injected: Option<Event>,
+        /// Whether the instruction is done; if not, the guest executes it again.
+        completed: bool,
+    },
+    /// TD exit: what TDH.VP.ENTER's caller finds in its registers.
+    Exit {
+        /// The host's registers, all of them.
+        host: Regs,
+    },
+}
+
+/// How the handling of an event ends.
+enum Next {
+    /// The instruction is done; RIP moves on by so many bytes.
+    Done { length: u64 },
+    /// The instruction is to be repeated.
+    Repeat,
+    /// An event is delivered instead of the instruction's completion.
+    Inject(Event),
+    /// To the host.
+    Leave(TdExit),
+}
+
+/// A TD exit.
+#[derive(Default)]
+struct TdExit {
+    status: Status,
+    rcx: u64,
+    rdx: u64,
+    r8: u64,
+    r9: u64,
+    /// The registers of TDG.VP.VMCALL; overrides all others.
+    vmcall: Option<Regs>,
+    last_exit: LastExit,
+    /// A private GPA whose violation counts for zero-step filtering.
+    zero_step: Option<u64>,
+    /// State afterwards; `None` leaves the vCPU ACTIVE, for ever.
+    state: Option<VcpuState>,
+    /// The TD's memory cannot be trusted: the epoch bookkeeping in it is left as it is.
+    inaccessible: bool,
+}
+
+impl TdExit {
+    fn new(code: Code, reason: u16) -> Self {
+        TdExit {
+            status: code.detail(u32::from(reason)),
+            state: Some(VcpuState::Ready),
+            ..TdExit::default()
+        }
+    }
+}
+
+/// A processor inside a TD.
+struct Guest<'p> {
+    p: &'p Platform,
+    this: &'p Lp,
+    td: &'p Td,
+    vcpu: &'p Vcpu,
+    ctx: MutexGuard<'p, VcpuContext>,
+    tdvpr: u64,
+}
+
+/// TDCALL's exit reason.
+const REASON_TDCALL: u16 = 77;
+const TDCALL_LENGTH: u64 = 4;
+
+impl Platform {
+    /// Plays one event of the guest that runs on a processor: `gprs` are its registers at that moment,
+    /// `advance` is how far RIP has moved since the last one.
+    ///
+    /// # Errors
+    /// The processor cannot execute, or is not inside a TD.
+    pub fn guest_event(
+        &self,
+        lp: usize,
+        gprs: Regs,
+        event: GuestEvent,
+        advance: u64,
+    ) -> Result<GuestFlow, LpError> {
+        let (this, mut state) = self.lp(lp)?;
+        let mut guest = self.guest(lp, this, &state)?;
+        self.machine.advance(self.cfg.ticks_per_guest_event);
+        guest.ctx.gprs = gprs;
+        guest.ctx.rip = guest.ctx.rip.wrapping_add(advance);
+        let flow = guest.event(event);
+        self.observer.record_guest(lp, &gprs, &event, &flow);
+        if matches!(flow, GuestFlow::Exit { .. }) {
+            state.running = None;
+        }
+        Ok(flow)
+    }
+
+    fn guest<'p>(&'p self, lp: usize, this: &'p Lp, state: &LpState) -> Result<Guest<'p>, LpError> {
+        let outside = LpError::OutsideTd { lp };
+        let running = state.running.ok_or(outside)?;
+        let vcpu = self.vcpus.get(running.vcpu).ok_or(outside)?;
+        let td = self.tds.get(running.td).ok_or(outside)?;
+        Ok(Guest {
+            p: self,
+            this,
+            td,
+            vcpu,
+            ctx: vcpu.context(),
+            tdvpr: running.tdvpr,
+        })
+    }
+}
+
+impl Guest<'_> {
+    fn event(&mut self, event: GuestEvent) -> GuestFlow {
+        let next = match event {
+            _ if self.td.is_fatal() => self.fatal_exit(&event),
+            GuestEvent::Tdcall { mode_64bit: false } => Next::Inject(Event::GP),
+            GuestEvent::Tdcall { mode_64bit: true } => self.tdcall(),
+            GuestEvent::Exit(exit) => self.vm_exit(&exit),
+        };
+        let resume = |guest, injected, completed| GuestFlow::Resume {
+            guest,
+            injected,
+            completed,
+        };
+        match next {
+            Next::Done { length } => {
+                self.ctx.rip = self.ctx.rip.wrapping_add(length);
+                resume(self.ctx.gprs, None, true)
+            }
+            Next::Repeat => resume(self.ctx.gprs, None, false),
+            Next::Inject(event) => resume(self.ctx.gprs, Some(event), false),
+            Next::Leave(exit) => GuestFlow::Exit {
+                host: self.leave(exit),
+            },
+        }
+    }
+
+    /// Every exit of a TD that is already lost.
+    fn fatal_exit(&self, event: &GuestEvent) -> Next {
+        let (reason, rcx, r9) = match event {
+            GuestEvent::Tdcall { .. } => (REASON_TDCALL, 0, 0),
+            GuestEvent::Exit(e) => (e.reason, e.qualification, e.info),
+        };
+        let exit = TdExit::new(Code::NON_RECOVERABLE_TD_NON_ACCESSIBLE, reason);
+        Next::Leave(TdExit {
+            rcx,
+            r9,
+            state: None,
+            inaccessible: true,
+            ..exit
+        })
+    }
+
+    /// Leaves the TD: bookkeeping, locks, and the registers the host sees.
+    fn leave(&mut self, exit: TdExit) -> Regs {
+        self.ctx.note_progress();
+        if let Some(gpa) = exit.zero_step {
+            self.ctx.note_zero_step(gpa);
+        }
+        self.ctx.tsc_at_exit = self.p.machine.tsc();
+        self.ctx.last_exit = exit.last_exit;
+        if !exit.inaccessible {
+            let epoch = self.vcpu.epoch.load(Ordering::Acquire);
+            self.td.refcount[(epoch & 1) as usize].fetch_sub(1, Ordering::AcqRel);
+        }
+        if let Some(state) = exit.state {
+            self.vcpu.set_state(state);
+        }
+        self.p.in_td.fetch_sub(1, Ordering::AcqRel);
+        self.this.kicked.store(false, Ordering::Release);
+        if let Some(pamt) = self.p.pamt.get() {
+            if let Some(tdr) = pamt.entry(self.td.pa(), PageSize::Size4K) {
+                tdr.lock.unlock(LockMode::Shared);
+            }
+            pamt.unlock_shared_walk(self.tdvpr);
+        }
+        exit.vmcall.unwrap_or(Regs {
+            rax: exit.status.0,
+            rcx: exit.rcx,
+            rdx: exit.rdx,
+            r8: exit.r8,
+            r9: exit.r9,
+            ..Regs::default()
+        })
+    }
+
+    /// Delivers #VE, or #DF if the guest has not fetched the last one's information yet.
+    fn inject_ve(&mut self, info: crate::vcpu::VeInfo) -> Next {
+        if self.ctx.ve_info.is_some() {
+            return Next::Inject(Event::DF);
+        }
+        self.ctx.ve_info = Some(info);
+        Next::Inject(Event::VE)
+    }
+}

@@ -1,0 +1,186 @@
+//! TDG.MR.REPORT and TDG.MR.RTMR.EXTEND
+
+use super::exits::{EXTENDED_PENDING, REASON_EPT_VIOLATION};
+use super::tdcall::{Done, invalid};
+use super::{Guest, Next, TDCALL_LENGTH, TdExit};
+use crate::lock::{Guard, LockMode, Side};
+use crate::measure::Digest384;
+use crate::sept::SeptState;
+use crate::status::{Code, Operand, Status};
+use crate::td::Td;
+use crate::vcpu::VeInfo;
+use sha2::{Digest, Sha384};
+
+const REPORT_SIZE: usize = 1024;
+const TDINFO: core::ops::Range<usize> = 512..1024;
+const READ: u64 = 1;
+const READ_WRITE: u64 = 3;
+
+impl Guest<'_> {
+    /// The host address of memory the module itself accesses for the guest. On failure the fault to take.
+    fn module_access(&mut self, gpa: u64, qualification: u64) -> Result<u64, Next> {
+        if gpa & self.td.shared_bit() != 0 {
+            return Ok(self.p.cfg.strip(gpa & !self.td.shared_bit()));
+        }
+        let walked = self.td.walk(&self.p.tables, gpa, 0);
+        let state = walked.as_ref().map(|w| w.content.state());
+        if let (Some(w), Some(SeptState::Mapped)) = (&walked, state) {
+            let offset = gpa & ((1 << (12 + 9 * u32::from(w.level))) - 1);
+            return Ok(w.content.hpa() + offset);
+        }
+        let pending = state == Some(SeptState::Pending);
+        if pending && !self.pending_exits_to_host() {
+            return Err(self.inject_ve(VeInfo {
+                reason: u32::from(REASON_EPT_VIOLATION),
+                qualification,
+                gpa,
+                ilen: TDCALL_LENGTH as u32,
+                ..VeInfo::default()
+            }));
+        }
+        let exit = TdExit::new(Code::SUCCESS, REASON_EPT_VIOLATION);
+        Err(Next::Leave(TdExit {
+            rcx: qualification,
+            rdx: if pending { EXTENDED_PENDING } else { 0 },
+            r8: gpa & !0xFFF,
+            ..exit
+        }))
+    }
+
+    fn is_within_width(&self, gpa: u64) -> bool {
+        gpa >> self.td.gpa_width() == 0
+    }
+
+    fn read_for_guest(&mut self, gpa: u64, at: u64, buf: &mut [u8]) -> Result<(), Next> {
+        let read = match gpa & self.td.shared_bit() {
+            0 => self.p.mem.private_read(at, buf, self.td.key().as_deref()),
+            _ => {
+                self.p.mem.host_read(at, buf);
+                Ok(())
+            }
+        };
+        read.map_err(|_| self.poisoned())
+    }
+
+    fn write_for_guest(&mut self, gpa: u64, at: u64, data: &[u8]) -> Result<(), Next> {
+        let written = match gpa & self.td.shared_bit() {
+            0 => self.p.mem.private_write(at, data, self.td.key().as_deref()),
+            _ => {
+                self.p.mem.host_write(at, data);
+                Ok(())
+            }
+        };
+        written.map_err(|_| self.poisoned())
+    }
+
+    /// TDG.MR.RTMR.EXTEND
+    pub(super) fn rtmr_extend(&mut self) -> Result<Done, Status> {
+        let (gpa, index) = (self.ctx.gprs.rcx, self.ctx.gprs.rdx);
+        if gpa & 63 != 0 || !self.td.is_valid_private_gpa(gpa) {
+            return Err(invalid(Operand::RCX));
+        }
+        let at = match self.module_access(gpa, READ) {
+            Ok(at) => at,
+            Err(next) => return Ok(Done::Other(next)),
+        };
+        if index > 3 {
+            return Err(invalid(Operand::RDX));
+        }
+        let mut data = [0; 48];
+        if let Err(next) = self.read_for_guest(gpa, at, &mut data) {
+            return Ok(Done::Other(next));
+        }
+        let _lock = match rtmr_lock(self.td, LockMode::Exclusive) {
+            Ok(lock) => lock,
+            Err(done) => return Ok(done),
+        };
+        self.td.measurement().extend_rtmr(index as usize, &data);
+        Ok(Done::Status(Status::SUCCESS))
+    }
+
+    /// TDG.MR.REPORT
+    pub(super) fn report(&mut self) -> Result<Done, Status> {
+        let (out, data, kind) = (self.ctx.gprs.rcx, self.ctx.gprs.rdx, self.ctx.gprs.r8);
+        if out & 1023 != 0 {
+            return Err(invalid(Operand::RCX));
+        }
+        if data & 63 != 0 || !self.is_within_width(data) {
+            return Err(invalid(Operand::RDX));
+        }
+        let data_at = match self.module_access(data, READ) {
+            Ok(at) => at,
+            Err(next) => return Ok(Done::Other(next)),
+        };
+        if kind != 0 {
+            return Err(invalid(Operand::R8));
+        }
+        let td = self.td;
+        let lock = match rtmr_lock(td, LockMode::Shared) {
+            Ok(lock) => lock,
+            Err(done) => return Ok(done),
+        };
+        let tdinfo = td_info(td);
+        let (hash, cached) = {
+            let mut m = td.measurement();
+            match m.tee_info_hash {
+                Some(hash) => (hash, true),
+                None => {
+                    let hash: Digest384 = Sha384::digest(tdinfo).into();
+                    m.tee_info_hash = Some(hash);
+                    (hash, false)
+                }
+            }
+        };
+        drop(lock);
+        if !cached && self.this.guest_event_pending() {
+            return Ok(Done::Other(Next::Repeat));
+        }
+        if !self.is_within_width(out) {
+            return Err(invalid(Operand::RCX));
+        }
+        let out_at = match self.module_access(out, READ_WRITE) {
+            Ok(at) => at,
+            Err(next) => return Ok(Done::Other(next)),
+        };
+        let mut report_data = [0; 64];
+        if let Err(next) = self.read_for_guest(data, data_at, &mut report_data) {
+            return Ok(Done::Other(next));
+        }
+        let mut report = [0; REPORT_SIZE];
+        report[0] = 0x81;
+        report[80..128].copy_from_slice(&hash);
+        report[128..192].copy_from_slice(&report_data);
+        report[TDINFO].copy_from_slice(&tdinfo);
+        match self.write_for_guest(out, out_at, &report) {
+            Ok(()) => Ok(Done::Status(Status::SUCCESS)),
+            Err(next) => Ok(Done::Other(next)),
+        }
+    }
+}
+
+fn rtmr_lock(td: &Td, mode: LockMode) -> Result<Guard<'_>, Done> {
+    let lock = &td.rtmr_lock;
+    lock.guard(mode, Side::Guest).ok_or_else(|| {
+        let busy = Code::OPERAND_BUSY.on(Operand::RTMR);
+        match lock.is_free_but_marked() {
+            true => Done::HostPriority(busy),
+            false => Done::Status(busy),
+        }
+    })
+}
+
+/// TDINFO_STRUCT
+fn td_info(td: &Td) -> [u8; 512] {
+    let config = td.config();
+    let m = td.measurement();
+    let mut info = [0; 512];
+    info[..8].copy_from_slice(&config.attributes.to_le_bytes());
+    info[8..16].copy_from_slice(&config.xfam.to_le_bytes());
+    let digests = std::iter::once(&m.mrtd)
+        .chain(&config.mr_config_id)
+        .chain(&m.rtmr);
+    for (slot, digest) in info[16..].chunks_exact_mut(48).zip(digests) {
+        slot.copy_from_slice(&digest.0);
+    }
+    info
+}

@@ -1,0 +1,222 @@
+//! TDCALL: dispatch and the small leaves.
+
+use super::{Guest, Next, REASON_TDCALL, TDCALL_LENGTH, TdExit};
+use crate::leaf::GuestLeaf;
+use crate::lock::Side;
+use crate::meta;
+use crate::regs::Regs;
+use crate::status::{Code, Operand, Status};
+use crate::td::FLAG_NO_RBP_MOD;
+use crate::vcpu::LastExit;
+use std::sync::atomic::Ordering;
+
+const RESERVED_RAX: u64 = 0xFFFF_FFFF_FF00_0000;
+
+/// How a leaf that stays in the guest ends.
+pub(super) enum Done {
+    /// With this status in RAX.
+    Status(Status),
+    /// OPERAND_BUSY although the lock is free: a host waits for it.
+    HostPriority(Status),
+    /// With something else than completion.
+    Other(Next),
+}
+
+impl From<Status> for Done {
+    fn from(status: Status) -> Self {
+        Done::Status(status)
+    }
+}
+
+impl From<Result<(), Status>> for Done {
+    fn from(result: Result<(), Status>) -> Self {
+        Done::Status(result.err().unwrap_or(Status::SUCCESS))
+    }
+}
+
+impl From<Result<Done, Status>> for Done {
+    fn from(result: Result<Done, Status>) -> Self {
+        result.unwrap_or_else(Done::Status)
+    }
+}
+
+pub(super) fn invalid(op: Operand) -> Status {
+    Code::OPERAND_INVALID.on(op)
+}
+
+impl Guest<'_> {
+    pub(super) fn tdcall(&mut self) -> Next {
+        let rax = self.ctx.gprs.rax;
+        let version = (rax >> 16) as u8;
+        let leaf = GuestLeaf::from_number(rax as u16);
+        let done = match leaf {
+            Some(leaf) if rax & RESERVED_RAX == 0 && (version == 0 || leaf == GuestLeaf::VmRd) => {
+                self.leaf(leaf, version)
+            }
+            _ => invalid(Operand::RAX).into(),
+        };
+        self.finish(done)
+    }
+
+    fn finish(&mut self, done: Done) -> Next {
+        let since = self.ctx.host_priority_since.take();
+        match done {
+            Done::Status(status) => {
+                self.ctx.gprs.rax = status.0;
+                Next::Done {
+                    length: TDCALL_LENGTH,
+                }
+            }
+            Done::Other(next) => next,
+            Done::HostPriority(status) => {
+                let now = self.p.machine.tsc();
+                let since = since.unwrap_or(now);
+                self.ctx.gprs.rax = status.0;
+                if now.wrapping_sub(since) < self.p.cfg.tsc_hz {
+                    self.ctx.host_priority_since = Some(since);
+                    return Next::Done {
+                        length: TDCALL_LENGTH,
+                    };
+                }
+                self.ctx.rip = self.ctx.rip.wrapping_add(TDCALL_LENGTH);
+                let exit = TdExit::new(Code::HOST_PRIORITY_BUSY_TIMEOUT, 0);
+                Next::Leave(TdExit {
+                    last_exit: LastExit::HostPriorityTimeout,
+                    ..exit
+                })
+            }
+        }
+    }
+
+    fn leaf(&mut self, leaf: GuestLeaf, version: u8) -> Done {
+        match leaf {
+            GuestLeaf::VpVmcall => self.vmcall(),
+            GuestLeaf::VpInfo => self.vp_info(),
+            GuestLeaf::MrRtmrExtend => self.rtmr_extend().into(),
+            GuestLeaf::VpVeinfoGet => self.veinfo_get().into(),
+            GuestLeaf::MrReport => self.report().into(),
+            GuestLeaf::VpCpuidveSet => self.cpuidve_set().into(),
+            GuestLeaf::MemPageAccept => self.accept().into(),
+            GuestLeaf::VmRd => self.vm_rd(version).into(),
+            GuestLeaf::VmWr => self.vm_wr().into(),
+            // vCPU fields are for a guest's own L2 VMs, which this module does not have.
+            GuestLeaf::VpRd | GuestLeaf::VpWr => Code::METADATA_FIELD_ID_INCORRECT.status().into(),
+            GuestLeaf::SysRd => self.sys_rd().into(),
+        }
+    }
+
+    fn vmcall(&mut self) -> Done {
+        let mask = self.ctx.gprs.rcx;
+        let no_rbp_mod = self.td.has_flag(FLAG_NO_RBP_MOD);
+        let forbidden = if no_rbp_mod { 0b11_0011 } else { 0b01_0011 };
+        if mask & forbidden != 0 || mask >> 32 != 0 {
+            return invalid(Operand::RCX).into();
+        }
+        let guest = self.ctx.gprs.to_array();
+        let mut host = [0; 16];
+        for (n, slot) in host.iter_mut().enumerate() {
+            if mask >> n & 1 != 0 {
+                *slot = guest[n];
+            }
+        }
+        let mut host = Regs {
+            rax: u64::from(REASON_TDCALL),
+            rcx: mask,
+            ..Regs::from_array(host)
+        };
+        if no_rbp_mod {
+            host.rbp = self.ctx.host_rbp;
+        }
+        self.ctx.rip = self.ctx.rip.wrapping_add(TDCALL_LENGTH);
+        let exit = TdExit::new(Code::SUCCESS, REASON_TDCALL);
+        Done::Other(Next::Leave(TdExit {
+            vmcall: Some(host),
+            last_exit: LastExit::Vmcall { mask },
+            ..exit
+        }))
+    }
+
+    fn vp_info(&mut self) -> Done {
+        let max = u64::from(self.td.config().max_vcpus);
+        let num = u64::from(self.td.num_vcpus.load(Ordering::Acquire));
+        let r = &mut self.ctx.gprs;
+        r.rcx = u64::from(self.td.gpa_width());
+        r.rdx = self.td.attributes();
+        r.r8 = max << 32 | num;
+        r.r9 = u64::from(self.vcpu.index.load(Ordering::Acquire));
+        (r.r10, r.r11) = (1, 0);
+        Status::SUCCESS.into()
+    }
+
+    fn veinfo_get(&mut self) -> Result<(), Status> {
+        let info = self.ctx.ve_info.take();
+        let r = &mut self.ctx.gprs;
+        (r.rcx, r.rdx, r.r8, r.r9, r.r10) = (0, 0, 0, 0, 0);
+        let info = info.ok_or(Code::NO_VALID_VE_INFO.status())?;
+        r.rcx = u64::from(info.reason);
+        r.rdx = info.qualification;
+        r.r8 = info.gla;
+        r.r9 = info.gpa;
+        r.r10 = u64::from(info.ilen) | u64::from(info.iinfo) << 32;
+        Ok(())
+    }
+
+    fn cpuidve_set(&mut self) -> Result<(), Status> {
+        let rcx = self.ctx.gprs.rcx;
+        if rcx & !3 != 0 {
+            return Err(invalid(Operand::RCX));
+        }
+        self.ctx.cpuid_ve = rcx as u8;
+        Ok(())
+    }
+
+    fn vm_rd(&mut self, version: u8) -> Result<(), Status> {
+        let r = &mut self.ctx.gprs;
+        let id = r.rdx;
+        if version == 1 {
+            r.rdx = u64::MAX;
+        }
+        r.r8 = 0;
+        if version > 1 {
+            return Err(invalid(Operand::RAX));
+        }
+        if r.rcx != 0 {
+            return Err(invalid(Operand::RCX));
+        }
+        if version == 1 && meta::is_first_id_request(id) {
+            r.rdx = meta::FIRST_TD_GUEST;
+            return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
+        }
+        let (value, next) = meta::td::read(self.td, id, Side::Guest)?;
+        let r = &mut self.ctx.gprs;
+        r.r8 = value;
+        if version == 1 {
+            r.rdx = next;
+        }
+        Ok(())
+    }
+
+    fn vm_wr(&mut self) -> Result<(), Status> {
+        let r = &mut self.ctx.gprs;
+        let (id, value, mask) = (r.rdx, r.r8, r.r9);
+        r.r8 = 0;
+        if r.rcx != 0 {
+            return Err(invalid(Operand::RCX));
+        }
+        self.ctx.gprs.r8 = meta::td::write(self.td, id, value, mask, Side::Guest)?;
+        Ok(())
+    }
+
+    fn sys_rd(&mut self) -> Result<(), Status> {
+        let r = &mut self.ctx.gprs;
+        let id = r.rdx;
+        (r.rdx, r.r8) = (u64::MAX, 0);
+        if meta::is_first_id_request(id) {
+            r.rdx = meta::FIRST_SYS_GUEST;
+            return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
+        }
+        let (value, next) = meta::sys::read_guest(&self.p.cfg, id)?;
+        (self.ctx.gprs.rdx, self.ctx.gprs.r8) = (next, value);
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+#![doc = include_str!("../README.md")]
+
+mod arena;
+mod builder;
+mod call;
+mod config;
+mod dump;
+mod faults;
+mod guest;
+mod kot;
+mod leaf;
+mod lock;
+mod measure;
+mod memory;
+mod meta;
+mod observe;
+mod pamt;
+mod platform;
+mod regs;
+mod sept;
+mod status;
+mod td;
+mod vcpu;
+
+#[cfg(feature = "conform")]
+pub mod conform;
+
+pub use builder::{BuildError, CallError, PlatformBuilder};
+pub use config::{CpuidConfig, MAX_RESERVED_AREAS, PlatformConfig, Range, TDMR_INFO_SIZE, Tdmr};
+pub use dump::{HkidView, LockTarget, PageView, SeptView, TdView, VcpuView};
+pub use faults::{Fault, KeyEngineFault, pending};
+pub use guest::{
+    GuestEvent, GuestFault, GuestFlow, GuestOp, GuestProgram, Outcome, Script, VmExit,
+};
+pub use kot::HkidState;
+pub use leaf::{GuestLeaf, HostLeaf};
+pub use lock::LockMode;
+pub use measure::Digest384;
+pub use memory::MemoryError;
+pub use observe::{Counts, TraceEntry, TraceEvent};
+pub use pamt::{PageSize, PageType};
+pub use platform::{Flow, LpError, Platform, SysState};
+pub use regs::{REGISTER_NAMES, Regs};
+pub use sept::SeptState;
+pub use status::{Code, Operand, Status};
+pub use td::{Lifecycle, OpState};
+pub use vcpu::{Event, EventType, VcpuState};

@@ -1,0 +1,278 @@
+//! The completion status word a leaf returns in RAX.
+
+use core::fmt;
+
+/// The upper half of a status word: error flags (bits 63:60), class and code (bits 47:32).
+///
+/// The values are those of the Intel TDX module ABI, table "Interface function completion status codes".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Code(pub u32);
+
+macro_rules! codes {
+    ($($name:ident = $value:literal,)*) => {
+        impl Code {
+            $(#[doc = concat!("`TDX_", stringify!($name), "`")] pub const $name: Code = Code($value);)*
+
+            /// Every code this module can return.
+            pub const ALL: &'static [Code] = &[$(Code::$name,)*];
+
+            /// Position in [`Code::ALL`].
+            pub(crate) const fn index(self) -> Option<usize> {
+                #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+                enum Position { $($name,)* }
+                match self.0 {
+                    $($value => Some(Position::$name as usize),)*
+                    _ => None,
+                }
+            }
+
+            /// The name without the `TDX_` prefix, or `None` for a code this module never returns.
+            #[must_use]
+            pub const fn name(self) -> Option<&'static str> {
+                match self.0 {
+                    $($value => Some(stringify!($name)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    SUCCESS = 0x0000_0000,
+    NON_RECOVERABLE_VCPU = 0x4000_0001,
+    NON_RECOVERABLE_TD = 0x6000_0002,
+    INTERRUPTED_RESUMABLE = 0x8000_0003,
+    INTERRUPTED_RESTARTABLE = 0x8000_0004,
+    NON_RECOVERABLE_TD_NON_ACCESSIBLE = 0x6000_0005,
+    OPERAND_INVALID = 0xC000_0100,
+    OPERAND_ADDR_RANGE_ERROR = 0xC000_0101,
+    OPERAND_BUSY = 0x8000_0200,
+    PREVIOUS_TLB_EPOCH_BUSY = 0x8000_0201,
+    SYS_BUSY = 0x8000_0202,
+    RND_NO_ENTROPY = 0x8000_0203,
+    HOST_PRIORITY_BUSY_TIMEOUT = 0x9000_0205,
+    PAGE_METADATA_INCORRECT = 0xC000_0300,
+    TD_ASSOCIATED_PAGES_EXIST = 0xC000_0400,
+    SYS_INIT_NOT_PENDING = 0xC000_0500,
+    SYS_LP_INIT_NOT_DONE = 0xC000_0502,
+    SYS_LP_INIT_DONE = 0xC000_0503,
+    SYS_NOT_READY = 0xC000_0505,
+    SYS_SHUTDOWN = 0xC000_0506,
+    SYS_KEY_CONFIG_NOT_PENDING = 0xC000_0507,
+    SYS_STATE_INCORRECT = 0xC000_0508,
+    SYS_LP_INIT_NOT_PENDING = 0xC000_050B,
+    SYS_CONFIG_NOT_PENDING = 0xC000_050C,
+    TD_FATAL = 0xE000_0604,
+    TD_NON_DEBUG = 0xC000_0605,
+    TDCS_NOT_ALLOCATED = 0xC000_0606,
+    LIFECYCLE_STATE_INCORRECT = 0xC000_0607,
+    OP_STATE_INCORRECT = 0xC000_0608,
+    NO_VCPUS = 0xC000_0609,
+    TDCX_NUM_INCORRECT = 0xC000_0610,
+    X2APIC_ID_NOT_UNIQUE = 0xC000_0621,
+    VCPU_STATE_INCORRECT = 0xC000_0700,
+    VCPU_ASSOCIATED = 0x8000_0701,
+    VCPU_NOT_ASSOCIATED = 0x8000_0702,
+    NO_VALID_VE_INFO = 0xC000_0704,
+    MAX_VCPUS_EXCEEDED = 0xC000_0705,
+    TSC_ROLLBACK = 0xC000_0706,
+    KEY_GENERATION_FAILED = 0x8000_0800,
+    TD_KEYS_NOT_CONFIGURED = 0x8000_0810,
+    KEY_CONFIGURED = 0x0000_0815,
+    WBCACHE_NOT_COMPLETE = 0x8000_0817,
+    HKID_NOT_FREE = 0xC000_0820,
+    NO_HKID_READY_TO_WBCACHE = 0x0000_0821,
+    WBCACHE_RESUME_ERROR = 0xC000_0823,
+    FLUSHVP_NOT_DONE = 0x8000_0824,
+    LIMIT_CPUID_MAXVAL_SET = 0xC000_0901,
+    CPUID_LEAF_1F_FORMAT_UNRECOGNIZED = 0xC000_0904,
+    INCONSISTENT_MSR = 0xC000_0920,
+    INVALID_TDMR = 0xC000_0A00,
+    NON_ORDERED_TDMR = 0xC000_0A01,
+    TDMR_OUTSIDE_CMRS = 0xC000_0A02,
+    TDMR_ALREADY_INITIALIZED = 0x0000_0A03,
+    INVALID_PAMT = 0xC000_0A10,
+    PAMT_OUTSIDE_CMRS = 0xC000_0A11,
+    PAMT_OVERLAP = 0xC000_0A12,
+    INVALID_RESERVED_IN_TDMR = 0xC000_0A20,
+    NON_ORDERED_RESERVED_IN_TDMR = 0xC000_0A21,
+    EPT_WALK_FAILED = 0xC000_0B00,
+    EPT_ENTRY_NOT_PRESENT = 0xC000_0B03,
+    GPA_RANGE_NOT_BLOCKED = 0xC000_0B06,
+    GPA_RANGE_ALREADY_BLOCKED = 0x0000_0B07,
+    TLB_TRACKING_NOT_DONE = 0xC000_0B08,
+    EPT_INVALID_PROMOTE_CONDITIONS = 0xC000_0B09,
+    PAGE_ALREADY_ACCEPTED = 0x0000_0B0A,
+    PAGE_SIZE_MISMATCH = 0xC000_0B0B,
+    EPT_ENTRY_STATE_INCORRECT = 0xC000_0B0D,
+    EPT_PAGE_NOT_FREE = 0xC000_0B0E,
+    METADATA_FIELD_ID_INCORRECT = 0xC000_0C00,
+    METADATA_FIELD_NOT_WRITABLE = 0xC000_0C01,
+    METADATA_FIELD_NOT_READABLE = 0xC000_0C02,
+    METADATA_FIELD_VALUE_NOT_VALID = 0xC000_0C03,
+    METADATA_FIRST_FIELD_ID_IN_CONTEXT = 0x0000_0C0B,
+}
+
+impl Code {
+    /// A status word without detail.
+    #[must_use]
+    pub const fn status(self) -> Status {
+        Status((self.0 as u64) << 32)
+    }
+
+    /// A status word with `detail` in bits 31:0.
+    #[must_use]
+    pub const fn detail(self, detail: u32) -> Status {
+        Status((self.0 as u64) << 32 | detail as u64)
+    }
+
+    /// A status word that blames an operand.
+    #[must_use]
+    pub const fn on(self, operand: Operand) -> Status {
+        self.detail(operand.0)
+    }
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "{:#010x}", self.0),
+        }
+    }
+}
+
+/// An operand id, the detail of a status word that blames a register, a field or a lock.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Operand(pub u32);
+
+macro_rules! operands {
+    ($($name:ident = $value:literal,)*) => {
+        impl Operand {
+            $(#[doc = concat!("Operand id of `", stringify!($name), "`")] pub const $name: Operand = Operand($value);)*
+
+            /// The operand's name, if it has one.
+            #[must_use]
+            pub const fn name(self) -> Option<&'static str> {
+                match self.0 {
+                    $($value => Some(stringify!($name)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+operands! {
+    RAX = 0,
+    RCX = 1,
+    RDX = 2,
+    RBX = 3,
+    RBP = 5,
+    RSI = 6,
+    RDI = 7,
+    R8 = 8,
+    R9 = 9,
+    R10 = 10,
+    R11 = 11,
+    R12 = 12,
+    R13 = 13,
+    R14 = 14,
+    R15 = 15,
+    ATTRIBUTES = 64,
+    XFAM = 65,
+    EXEC_CONTROLS = 66,
+    EPTP_CONTROLS = 67,
+    MAX_VCPUS = 68,
+    CPUID_CONFIG = 69,
+    TSC_FREQUENCY = 70,
+    NUM_L2_VMS = 71,
+    IA32_ARCH_CAPABILITIES_CONFIG = 72,
+    TDR = 128,
+    SEPT_TREE = 146,
+    RTMR = 168,
+    TD_EPOCH = 169,
+    OP_STATE = 172,
+    KOT = 186,
+    KET = 187,
+    WBCACHE = 188,
+}
+
+/// A completion status word.
+///
+/// ```
+/// use soft_tdx_module::{Code, Operand, Status};
+/// let busy = Code::OPERAND_BUSY.on(Operand::SEPT_TREE);
+/// assert!(busy.is_error());
+/// assert_eq!(busy.to_string(), "TDX_OPERAND_BUSY|SEPT_TREE");
+/// assert_eq!(Status(0).to_string(), "TDX_SUCCESS");
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Status(pub u64);
+
+impl Status {
+    /// Success, without detail.
+    pub const SUCCESS: Status = Status(0);
+
+    /// Bits 63:32: flags, class and code. Compare this, never the whole word.
+    #[must_use]
+    pub const fn code(self) -> Code {
+        Code((self.0 >> 32) as u32)
+    }
+
+    /// Bits 31:0.
+    #[must_use]
+    pub const fn detail(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Bit 63: the function did not complete.
+    #[must_use]
+    pub const fn is_error(self) -> bool {
+        self.0 >> 63 != 0
+    }
+
+    /// The name of the operand the detail designates, for the codes whose detail is an operand id.
+    #[must_use]
+    pub fn operand(self) -> Option<Operand> {
+        match self.code() {
+            Code::OPERAND_INVALID
+            | Code::OPERAND_ADDR_RANGE_ERROR
+            | Code::OPERAND_BUSY
+            | Code::PAGE_METADATA_INCORRECT
+            | Code::EPT_WALK_FAILED
+            | Code::EPT_ENTRY_NOT_PRESENT
+            | Code::EPT_ENTRY_STATE_INCORRECT
+            | Code::EPT_PAGE_NOT_FREE
+            | Code::EPT_INVALID_PROMOTE_CONDITIONS
+            | Code::GPA_RANGE_NOT_BLOCKED
+            | Code::GPA_RANGE_ALREADY_BLOCKED
+            | Code::TLB_TRACKING_NOT_DONE => Some(Operand(self.detail())),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code().name() {
+            Some(name) => write!(f, "TDX_{name}")?,
+            None => return write!(f, "{:#018x}", self.0),
+        }
+        match self.operand() {
+            Some(op) => match op.name() {
+                Some(name) => write!(f, "|{name}"),
+                None => write!(f, "|{:#x}", op.0),
+            },
+            None if self.detail() != 0 => write!(f, "|{:#x}", self.detail()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} ({:#018x})", self.0)
+    }
+}

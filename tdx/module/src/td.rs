@@ -1,0 +1,304 @@
+//! A TD: what hardware keeps in TDR and TDCS.
+
+use crate::arena::lock;
+use crate::lock::Sharex;
+use crate::measure::{Measurement, Mr};
+use crate::memory::LineKey;
+use crate::sept::{self, Content, SeptState, Tables};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Where a TD is in the life of its key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Lifecycle {
+    /// Has a key id without key.
+    HkidAssigned = 0,
+    /// The key is configured on every package.
+    KeysConfigured = 1,
+    /// No vCPU may run any more; caches are being written back.
+    Blocked = 2,
+    /// The key id is free; pages can be reclaimed.
+    Teardown = 3,
+}
+
+impl Lifecycle {
+    /// The name in the manuals.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Lifecycle::HkidAssigned => "HKID_ASSIGNED",
+            Lifecycle::KeysConfigured => "KEYS_CONFIGURED",
+            Lifecycle::Blocked => "BLOCKED",
+            Lifecycle::Teardown => "TEARDOWN",
+        }
+    }
+}
+
+/// What may be done with a TD.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum OpState {
+    /// Before TDH.MNG.INIT.
+    Uninitialized = 0,
+    /// Being built and measured.
+    Initialized = 1,
+    /// After TDH.MR.FINALIZE.
+    Runnable = 2,
+}
+
+impl OpState {
+    /// The name in the manuals.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            OpState::Uninitialized => "UNINITIALIZED",
+            OpState::Initialized => "INITIALIZED",
+            OpState::Runnable => "RUNNABLE",
+        }
+    }
+}
+
+/// ATTRIBUTES.DEBUG.
+pub(crate) const ATTR_DEBUG: u64 = 1;
+/// ATTRIBUTES.SEPT_VE_DISABLE.
+pub(crate) const ATTR_SEPT_VE_DISABLE: u64 = 1 << 28;
+/// ATTRIBUTES.MIGRATABLE.
+pub(crate) const ATTR_MIGRATABLE: u64 = 1 << 29;
+/// ATTRIBUTES.PERFMON.
+pub(crate) const ATTR_PERFMON: u64 = 1 << 63;
+/// CONFIG_FLAGS.GPAW.
+pub(crate) const FLAG_GPAW: u64 = 1;
+/// CONFIG_FLAGS.NO_RBP_MOD.
+pub(crate) const FLAG_NO_RBP_MOD: u64 = 1 << 2;
+
+/// What TDH.MNG.INIT sets and nothing changes later.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TdConfig {
+    pub(crate) attributes: u64,
+    pub(crate) xfam: u64,
+    pub(crate) max_vcpus: u16,
+    pub(crate) l2_vms: u8,
+    pub(crate) eptp_controls: u64,
+    pub(crate) config_flags: u64,
+    pub(crate) tsc_frequency: u16,
+    /// MRCONFIGID, MROWNER, MROWNERCONFIG.
+    pub(crate) mr_config_id: [Mr; 3],
+}
+
+/// A TD. Padded, so that TDs do not share cache lines.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Td {
+    // TDR; changed with the TDR page held exclusively, counters atomically.
+    pub(crate) pa: AtomicU64,
+    pub(crate) fatal: AtomicBool,
+    lifecycle: AtomicU8,
+    pub(crate) hkid: AtomicU32,
+    pub(crate) pkg_bitmap: AtomicU64,
+    pub(crate) num_tdcx: AtomicU32,
+    pub(crate) tdcx: [AtomicU64; 9],
+    pub(crate) chldcnt: AtomicU64,
+    pub(crate) key: Mutex<Option<Arc<LineKey>>>,
+    // TDCS: its locks,
+    pub(crate) op_state_lock: Sharex,
+    pub(crate) tree: Sharex,
+    pub(crate) epoch_lock: Sharex,
+    pub(crate) rtmr_lock: Sharex,
+    // its state,
+    op_state: AtomicU8,
+    pub(crate) num_vcpus: AtomicU32,
+    pub(crate) num_assoc: AtomicU32,
+    pub(crate) epoch: AtomicU64,
+    pub(crate) refcount: [AtomicU64; 2],
+    /// Slot of the root table; meaningful from MNG.INIT on.
+    pub(crate) root: AtomicU32,
+    pub(crate) td_ctls: AtomicU64,
+    pub(crate) notify_enables: AtomicU64,
+    // and its configuration, the hot part of it apart.
+    pub(crate) attributes: AtomicU64,
+    pub(crate) config_flags: AtomicU64,
+    levels: AtomicU8,
+    config: Mutex<Arc<TdConfig>>,
+    pub(crate) measurement: Mutex<Measurement>,
+    /// x2APIC id of each vCPU index; absent ones count as 0.
+    pub(crate) x2apic_ids: Mutex<Vec<u32>>,
+}
+
+const ACQ: Ordering = Ordering::Acquire;
+const REL: Ordering = Ordering::Release;
+
+impl Td {
+    /// Makes the slot a fresh TD.
+    pub(crate) fn create(&self, pa: u64, hkid: u16) {
+        self.pa.store(pa, REL);
+        self.fatal.store(false, REL);
+        self.set_lifecycle(Lifecycle::HkidAssigned);
+        self.hkid.store(u32::from(hkid), REL);
+        self.pkg_bitmap.store(0, REL);
+        self.num_tdcx.store(0, REL);
+        self.chldcnt.store(0, REL);
+        *lock(&self.key) = None;
+        self.set_op_state(OpState::Uninitialized);
+        self.num_vcpus.store(0, REL);
+        self.num_assoc.store(0, REL);
+        lock(&self.x2apic_ids).clear();
+    }
+
+    /// Enters op_state INITIALIZED with a root table.
+    pub(crate) fn initialize(&self, config: TdConfig, root: u32) {
+        self.root.store(root, REL);
+        self.attributes.store(config.attributes, REL);
+        self.config_flags.store(config.config_flags, REL);
+        self.levels
+            .store((config.eptp_controls >> 3 & 7) as u8 + 1, REL);
+        self.td_ctls.store(
+            u64::from(config.attributes & ATTR_SEPT_VE_DISABLE != 0),
+            REL,
+        );
+        self.notify_enables.store(0, REL);
+        self.num_vcpus.store(0, REL);
+        self.num_assoc.store(0, REL);
+        self.epoch.store(1, REL);
+        self.refcount.iter().for_each(|r| r.store(0, REL));
+        *lock(&self.measurement) = Measurement::default();
+        *lock(&self.config) = Arc::new(config);
+        self.set_op_state(OpState::Initialized);
+    }
+
+    pub(crate) fn lifecycle(&self) -> Lifecycle {
+        match self.lifecycle.load(ACQ) {
+            0 => Lifecycle::HkidAssigned,
+            1 => Lifecycle::KeysConfigured,
+            2 => Lifecycle::Blocked,
+            _ => Lifecycle::Teardown,
+        }
+    }
+
+    pub(crate) fn set_lifecycle(&self, to: Lifecycle) {
+        self.lifecycle.store(to as u8, REL);
+    }
+
+    pub(crate) fn op_state(&self) -> OpState {
+        match self.op_state.load(ACQ) {
+            0 => OpState::Uninitialized,
+            1 => OpState::Initialized,
+            _ => OpState::Runnable,
+        }
+    }
+
+    pub(crate) fn set_op_state(&self, to: OpState) {
+        self.op_state.store(to as u8, REL);
+    }
+
+    pub(crate) fn is_fatal(&self) -> bool {
+        self.fatal.load(ACQ)
+    }
+
+    pub(crate) fn pa(&self) -> u64 {
+        self.pa.load(ACQ)
+    }
+
+    pub(crate) fn hkid(&self) -> u16 {
+        self.hkid.load(ACQ) as u16
+    }
+
+    pub(crate) fn attributes(&self) -> u64 {
+        self.attributes.load(ACQ)
+    }
+
+    pub(crate) fn is_debug(&self) -> bool {
+        self.attributes() & ATTR_DEBUG != 0
+    }
+
+    pub(crate) fn config(&self) -> Arc<TdConfig> {
+        lock(&self.config).clone()
+    }
+
+    pub(crate) fn measurement(&self) -> MutexGuard<'_, Measurement> {
+        lock(&self.measurement)
+    }
+
+    pub(crate) fn has_flag(&self, flag: u64) -> bool {
+        self.config_flags.load(ACQ) & flag != 0
+    }
+
+    /// 48 or 52.
+    pub(crate) fn gpa_width(&self) -> u32 {
+        if self.has_flag(FLAG_GPAW) { 52 } else { 48 }
+    }
+
+    pub(crate) fn shared_bit(&self) -> u64 {
+        1 << (self.gpa_width() - 1)
+    }
+
+    /// Levels of the Secure EPT, 4 or 5.
+    pub(crate) fn levels(&self) -> u8 {
+        self.levels.load(ACQ)
+    }
+
+    /// Private and within the GPA width.
+    pub(crate) fn is_valid_private_gpa(&self, gpa: u64) -> bool {
+        gpa >> self.gpa_width() == 0 && gpa & self.shared_bit() == 0
+    }
+
+    pub(crate) fn walk<'a>(
+        &self,
+        tables: &'a Tables,
+        gpa: u64,
+        level: u8,
+    ) -> Option<sept::Walked<'a>> {
+        sept::walk(
+            tables,
+            self.root.load(ACQ),
+            self.levels().saturating_sub(1),
+            gpa,
+            level,
+        )
+    }
+
+    pub(crate) fn key(&self) -> Option<Arc<LineKey>> {
+        lock(&self.key).clone()
+    }
+
+    pub(crate) fn current_epoch(&self) -> u64 {
+        self.epoch.load(ACQ)
+    }
+
+    /// Whether no vCPU can still use a translation blocked in epoch `b`.
+    pub(crate) fn is_tracked(&self, b: u64) -> bool {
+        let epoch = self.current_epoch();
+        b.checked_add(1).is_some_and(|next| {
+            next < epoch || next == epoch && self.refcount[(b & 1) as usize].load(ACQ) == 0
+        })
+    }
+
+    /// Gives the slots of all tables back; no table of the TD may be in use.
+    pub(crate) fn free_tables(&self, tables: &Tables) {
+        if self.op_state() == OpState::Uninitialized {
+            return;
+        }
+        // Levels bound the depth, so this cannot recurse far.
+        fn free(tables: &Tables, slot: u32, level: u8) {
+            if let Some(table) = tables.get(slot) {
+                for content in table.entries.iter().map(|e| e.get()) {
+                    let is_table =
+                        matches!(content.state(), SeptState::NlMapped | SeptState::NlBlocked);
+                    if is_table && level > 0 && content != Content::FREE {
+                        free(tables, content.slot(), level - 1);
+                    }
+                }
+            }
+            tables.free(slot);
+        }
+        free(tables, self.root.load(ACQ), self.levels().saturating_sub(1));
+    }
+
+    pub(crate) fn add_children(&self, pages: u64) {
+        self.chldcnt.fetch_add(pages, Ordering::AcqRel);
+    }
+
+    pub(crate) fn remove_children(&self, pages: u64) {
+        self.chldcnt.fetch_sub(pages, Ordering::AcqRel);
+    }
+}

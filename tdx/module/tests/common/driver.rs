@@ -1,0 +1,273 @@
+//! Interprets bytes as calls, guest events, faults and memory writes, so that random bytes become sequences that
+//! now and then make sense; and audits the platform afterwards. Shared with the fuzz target.
+
+use soft_tdx_module::{
+    Fault, GuestEvent, GuestFlow, HostLeaf, KeyEngineFault, LockMode, LockTarget, LpError, PageSize,
+    PageType, Platform, PlatformBuilder, Range, Regs, Tdmr, VmExit,
+};
+
+/// Pages the driver plays with: 4K pages of one 2 MiB region, and two large ones.
+const BASE: u64 = 0x4000_0000;
+const SMALL_PAGES: u64 = 40;
+const PARAMS: u64 = 0x10_0000;
+
+/// A small machine: 3 processors, 1 package, 4 private key ids, tiny memory.
+pub fn machine() -> Platform {
+    let gib = 1 << 30;
+    let p = PlatformBuilder::new()
+        .processors([0, 0, 0])
+        .keyids(3, (4, 7), 4)
+        .memory(3 * gib)
+        .cmrs([Range::new(gib, 2 * gib)])
+        .tdmrs([Tdmr::with_pamt_at(Range::new(gib, gib), 2 * gib)])
+        .guest_steps_per_entry(50)
+        .seed(7)
+        .build()
+        .expect("a machine");
+    p.bring_up().expect("bring-up");
+    for (offset, value) in [(8, 3u64), (16, 3), (24, 0x1E), (40, 40)] {
+        p.write_memory(PARAMS + offset, &value.to_le_bytes()).expect("params");
+    }
+    p
+}
+
+/// A source of values from bytes; zeros at the end.
+pub struct Bytes<'a>(pub &'a [u8]);
+
+impl Bytes<'_> {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn byte(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().map_or((0, self.0), |(f, r)| (*f, r));
+        self.0 = rest;
+        first
+    }
+
+    fn word(&mut self) -> u64 {
+        (0..8).fold(0, |w, _| w << 8 | u64::from(self.byte()))
+    }
+
+    fn page(&mut self) -> u64 {
+        BASE + u64::from(self.byte()) % SMALL_PAGES * 0x1000
+    }
+
+    /// A register value: mostly something that means something.
+    fn value(&mut self) -> u64 {
+        match self.byte() % 16 {
+            0..=3 => self.page(),
+            4 => BASE,
+            5 => BASE + 0x20_0000 * (1 + u64::from(self.byte() % 2)),
+            6 => u64::from(self.byte() % 8) << 12 | u64::from(self.byte() % 5),
+            7 => u64::from(self.byte() % 5),
+            8 => 0x20_0000 * u64::from(self.byte() % 3) + u64::from(self.byte() % 3),
+            9 => PARAMS,
+            10 => 4 + u64::from(self.byte() % 4),
+            11 => u64::MAX,
+            12 => 1 << (self.byte() % 64),
+            13 => self.page() | 1 << 52,
+            14 => 0,
+            _ => self.word(),
+        }
+    }
+}
+
+fn regs(b: &mut Bytes<'_>, rax: u64) -> Regs {
+    Regs {
+        rax,
+        rcx: b.value(),
+        rdx: b.value(),
+        r8: b.value(),
+        r9: b.value(),
+        r10: b.value(),
+        ..Regs::default()
+    }
+}
+
+/// A plausible life on page `BASE`, a leaf and its RCX, RDX, R8 at a time, so that deep states are reached.
+fn life() -> Vec<(HostLeaf, u64, u64, u64)> {
+    use HostLeaf as L;
+    let (tdr, tdvpr) = (BASE, BASE + 0x8000);
+    let mut life = vec![(L::MngCreate, tdr, 5, 0), (L::MngKeyConfig, tdr, 0, 0)];
+    life.extend((1..=6).map(|n| (L::MngAddcx, tdr + n * 0x1000, tdr, 0)));
+    life.extend([(L::MngInit, tdr, PARAMS, 0), (L::VpCreate, tdvpr, tdr, 0)]);
+    life.extend((1..=5).map(|n| (L::VpAddcx, tdvpr + n * 0x1000, tdvpr, 0)));
+    life.extend([
+        (L::VpInit, tdvpr, 0, 0),
+        (L::MemSeptAdd, 3, tdr, BASE + 0xF000),
+        (L::MemSeptAdd, 2, tdr, BASE + 0x1_0000),
+        (L::MemSeptAdd, 1, tdr, BASE + 0x1_1000),
+        (L::MemPageAdd, 0, tdr, BASE + 0x1_2000),
+        (L::MrFinalize, tdr, 0, 0),
+        (L::MemPageAug, 0x20_0001, tdr, BASE + 0x20_0000),
+        (L::VpEnter, tdvpr, 0, 0),
+        (L::MemRangeBlock, 0x20_0001, tdr, 0),
+        (L::MemTrack, tdr, 0, 0),
+        (L::VpEnter, tdvpr, 0, 0),
+        (L::MemPageDemote, 0x20_0001, tdr, BASE + 0x1_3000),
+        (L::MemRangeBlock, 0x20_0001, tdr, 0),
+        (L::MemTrack, tdr, 0, 0),
+        (L::MemPagePromote, 0x20_0001, tdr, 0),
+        (L::VpEnter, tdvpr, 0, 0),
+        (L::VpFlush, tdvpr, 0, 0),
+        (L::MngVpflushdone, tdr, 0, 0),
+        (L::PhymemCacheWb, 0, 0, 0),
+        (L::PhymemCacheWb, 1, 0, 0),
+        (L::MngKeyFreeid, tdr, 0, 0),
+    ]);
+    life.extend((0..0x14).rev().map(|n| (L::PhymemPageReclaim, tdr + n * 0x1000, 0, 0)));
+    life.extend([(L::PhymemPageReclaim, BASE + 0x20_0000, 0, 0), (L::PhymemPageReclaim, tdr, 0, 0)]);
+    life
+}
+
+/// Runs steps on a platform.
+pub struct Driver {
+    p: Platform,
+    life: Vec<(HostLeaf, u64, u64, u64)>,
+    at: usize,
+}
+
+impl Driver {
+    pub fn new() -> Self {
+        Driver { p: machine(), life: life(), at: 0 }
+    }
+
+    pub fn platform(&self) -> &Platform {
+        &self.p
+    }
+
+    pub fn run(&mut self, bytes: &[u8]) {
+        let mut b = Bytes(bytes);
+        while !b.is_empty() {
+            if b.byte() % 4 != 0 {
+                self.live(&mut b);
+            } else {
+                step(&self.p, &mut b);
+            }
+        }
+        audit(&self.p);
+    }
+
+    /// The next call of the life, now and then one repeated or left out.
+    fn live(&mut self, b: &mut Bytes<'_>) {
+        let (leaf, rcx, rdx, r8) = self.life[self.at % self.life.len()];
+        let mut r = Regs { rax: leaf.number(), rcx, rdx, r8, r9: PARAMS, ..Regs::default() };
+        let _ = self.p.seamcall_step(0, &mut r);
+        self.at += match b.byte() % 32 {
+            0 => 0,
+            1 => 2,
+            _ => 1,
+        };
+    }
+}
+
+/// One step. The result only says what happened; nothing it can be is an error.
+pub fn step(p: &Platform, b: &mut Bytes<'_>) {
+    let lp = usize::from(b.byte() % 4);
+    match b.byte() % 16 {
+        0..=8 => {
+            let version = u64::from(b.byte() % 16 == 0) << 16;
+            let rax = u64::from(b.byte() % 56) | version;
+            if rax == HostLeaf::SysShutdown.number() && b.byte() % 16 != 0 {
+                return;
+            }
+            let mut r = regs(b, rax);
+            let _ = p.seamcall_step(lp, &mut r);
+        }
+        9 => {
+            let rax = b.word();
+            let mut r = regs(b, rax);
+            let _ = p.seamcall(lp, &mut r);
+        }
+        10 | 11 => {
+            let rax = u64::from(b.byte() % 13);
+            let r = regs(b, rax);
+            let _ = p.guest_event(lp, r, GuestEvent::Tdcall { mode_64bit: b.byte() != 0 }, 8);
+        }
+        12 => {
+            let exit = VmExit {
+                reason: u16::from(b.byte() % 80),
+                qualification: b.value(),
+                gpa: b.value(),
+                gla: b.value(),
+                info: b.value(),
+                idt_vectoring: if b.byte() % 8 == 0 { b.word() } else { 0 },
+                cpl: b.byte() % 4,
+                ..VmExit::default()
+            };
+            let r = regs(b, 0);
+            let _ = p.guest_event(lp, r, GuestEvent::Exit(exit), b.word());
+        }
+        13 => {
+            let data: Vec<u8> = (0..b.byte() % 64).map(|_| b.byte()).collect();
+            let _ = p.write_memory(b.value(), &data);
+            let mut buf = [0; 100];
+            let _ = p.read_memory(b.value(), &mut buf);
+            let _ = p.peek_memory(b.value(), &mut buf);
+        }
+        14 => {
+            p.set_pending(lp, b.byte());
+            p.set_interrupts_enabled(lp, b.byte() % 2 == 0);
+        }
+        _ => p.inject(match b.byte() % 6 {
+            0 => Fault::Rdrand { count: 1 },
+            1 => Fault::Rdseed { count: u32::from(b.byte() % 5) },
+            2 => Fault::KeyEngine { outcome: KeyEngineFault::Busy, count: 1 },
+            3 => Fault::TscAdjust(u64::from(b.byte() % 32 == 0)),
+            4 => Fault::LimitCpuidMaxval(b.byte() % 32 == 0),
+            _ => Fault::TscAdd(i64::from(b.byte())),
+        }),
+    }
+}
+
+/// Brings every processor back to the host, then checks what must hold between calls: no lock is held, and
+/// every TD has as many pages as it counts.
+pub fn audit(p: &Platform) {
+    for lp in 0..3 {
+        let exit = GuestEvent::Exit(VmExit { reason: 1, ..VmExit::default() });
+        match p.guest_event(lp, Regs::default(), exit, 0) {
+            Ok(GuestFlow::Exit { .. }) | Err(LpError::OutsideTd { .. }) => {}
+            other => panic!("an interrupt leaves the TD: {other:?}"),
+        }
+    }
+    let mut pages: Vec<(u64, PageSize)> =
+        (0..512).map(|i| (BASE + i * 0x1000, PageSize::Size4K)).collect();
+    for large in 0..4 {
+        let at = BASE + large * 0x20_0000;
+        pages.push((at, PageSize::Size2M));
+        pages.extend((0..512).filter(|_| large > 0).map(|i| (at + i * 0x1000, PageSize::Size4K)));
+    }
+    let mut owned = std::collections::HashMap::<u64, u64>::new();
+    let mut tds = Vec::new();
+    for (pa, size) in pages {
+        assert_free(p, LockTarget::Pamt { pa, size });
+        let view = p.page(pa, size).expect("in a tdmr");
+        match view.page_type {
+            PageType::Nda | PageType::Rsvd => {}
+            PageType::Tdr => tds.push(pa),
+            _ => *owned.entry(view.owner).or_default() += size.pages(),
+        }
+    }
+    for tdr in tds {
+        let td = p.td(tdr).expect("a td");
+        assert_eq!(td.chldcnt, owned.remove(&tdr).unwrap_or(0), "chldcnt of {tdr:#x}");
+        for target in [
+            LockTarget::OpState { tdr },
+            LockTarget::SeptTree { tdr },
+            LockTarget::TdEpoch { tdr },
+            LockTarget::Rtmr { tdr },
+        ] {
+            assert_free(p, target);
+        }
+    }
+    assert!(owned.is_empty(), "pages of TDs that do not exist: {owned:x?}");
+    for target in [LockTarget::Global, LockTarget::Kot, LockTarget::Wbt { package: 0 }] {
+        assert_free(p, target);
+    }
+}
+
+fn assert_free(p: &Platform, target: LockTarget) {
+    assert!(p.hold(target, LockMode::Exclusive), "{target:x?} is still held");
+    p.release(target, LockMode::Exclusive);
+}

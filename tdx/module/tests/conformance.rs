@@ -1,0 +1,86 @@
+//! The recorded transcripts.
+
+#![cfg(feature = "conform")]
+
+use soft_tdx_module::conform::{Options, replay_bytes, replay_paths};
+use std::path::{Path, PathBuf};
+
+fn vectors() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/vectors/tdx")
+}
+
+fn all_replay(options: Options) {
+    let summary = replay_paths([vectors()], options);
+    assert!(summary.is_success(), "{summary}");
+    let coverage = std::fs::read_to_string(vectors().join("coverage.csv")).expect("coverage.csv");
+    let mut expected: Vec<&str> = coverage.lines().skip(1).collect();
+    let table = summary.coverage.to_string();
+    let mut got: Vec<&str> = table.lines().skip(1).collect();
+    expected.sort_unstable();
+    got.sort_unstable();
+    assert_eq!(expected, got, "the (leaf, status, operand) table is the recorded one");
+}
+
+#[test]
+fn all_transcripts_replay_with_flat_memory() {
+    all_replay(Options { encrypt_memory: false });
+}
+
+#[test]
+fn all_transcripts_replay_with_encrypted_memory() {
+    all_replay(Options { encrypt_memory: true });
+}
+
+/// A small transcript: the platform of the recordings and one call.
+fn transcript(line: &str) -> Vec<u8> {
+    let path = vectors().join("build.tar.zst");
+    let all = std::fs::read(path).expect("archive");
+    let mut text = Vec::new();
+    std::io::Read::read_to_end(
+        &mut ruzstd::decoding::StreamingDecoder::new(all.as_slice()).expect("zstd"),
+        &mut text,
+    )
+    .expect("zstd");
+    let start = text.windows(18).position(|w| w == br#"{"kind":"platform""#).expect("a platform");
+    let end = text[start..].iter().position(|b| *b == b'\n').expect("a line") + start;
+    [&text[start..end], b"\n", line.as_bytes(), b"\n"].concat()
+}
+
+#[test]
+fn a_wrong_register_is_reported_with_line_expected_and_got() {
+    let good = r#"{"kind":"seamcall","lp":0,"name":"TDH.MNG.CREATE","in":{"rax":"0x9","rcx":"0x40400000","rdx":"0x21"},"out":{"rax":"0x0","rcx":"0x40400000","rdx":"0x21","r8":"0x0"},"status":"TDX_SUCCESS"}"#;
+    let coverage = replay_bytes(&transcript(good), Options::default()).expect("replays");
+    assert_eq!(coverage.0.values().sum::<u64>(), 1);
+    let bad = good.replace(r#""out":{"rax":"0x0""#, r#""out":{"rax":"0x1""#);
+    let d = replay_bytes(&transcript(&bad), Options::default()).expect_err("differs");
+    assert_eq!(d.line, 2);
+    assert!(d.expected.contains("rax: 0x1") && d.got.contains("rax: 0x0"), "{d}");
+}
+
+#[test]
+fn unknown_keys_kinds_and_garbage_are_refused() {
+    for line in [
+        r#"{"kind":"note","text":"x","more":1}"#,
+        r#"{"kind":"nonsense"}"#,
+        r#"{"kind":"check","what":"sys","state":"READY","colour":"red"}"#,
+        r#"{"kind":"seamcall","lp":0,"name":"X","in":{"rzz":1},"out":{}}"#,
+        "not json",
+    ] {
+        assert!(replay_bytes(&transcript(line), Options::default()).is_err(), "{line}");
+    }
+    assert!(replay_bytes(b"", Options::default()).is_err());
+}
+
+#[test]
+fn a_failing_check_fails() {
+    let line = r#"{"kind":"check","what":"sys","state":"INIT_DONE"}"#;
+    assert!(replay_bytes(&transcript(line), Options::default()).is_err());
+}
+
+#[test]
+fn an_empty_or_missing_folder_is_no_success() {
+    let summary = replay_paths(["/nonexistent/folder"], Options::default());
+    assert!(!summary.is_success());
+    assert!(summary.to_string().ends_with("0 passed, 1 failed"));
+    assert!(!replay_paths(Vec::<PathBuf>::new(), Options::default()).is_success());
+}
