@@ -1,0 +1,6 @@
+//! x
+#[cfg(feature = "conform")]
+pub mod conform;
+pub mod crypto;
+pub mod measure;
+mod wire;
