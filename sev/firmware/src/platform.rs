@@ -88,8 +88,9 @@ impl Platform {
     /// initialised, a buffer that the command writes to must lie in a page of the firmware.
     pub fn mailbox(&self, id: impl Into<u32>, buffer: u64) -> Status {
         let id = id.into();
-        let Some(command) = Command::from_id(id) else {
-            return self.command(id, &mut []);
+        let command = match Command::from_id(id) {
+            Some(command) if command.buffer_len() != 0 => command,
+            _ => return self.command(id, &mut []),
         };
         let address = buffer & !(1 << self.machine.config.c_bit);
         let mut bytes = vec![0; command.buffer_len()];

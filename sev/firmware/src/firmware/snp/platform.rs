@@ -225,11 +225,13 @@ impl Firmware<'_> {
         put(&mut out, 0x10, &config.tcb.0.to_le_bytes());
         put(&mut out, 0x18, &tcb.reported.0.to_le_bytes());
         self.write(address, &out)?;
-        if self.sp.snp.is_some() {
-            let page = self.address(address) & !0xfff;
-            self.with_entry(page, |_| Ok(RmpEntry::of(PageState::Reclaim)))?;
+        match self.sp.snp {
+            // The page goes back; an output across two of them gives back the first.
+            Some(_) => self.with_entry(self.address(address), |entry| {
+                Ok(entry.with_state(PageState::Reclaim))
+            }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn snp_config(&mut self, reported: u64, flags: u32) -> Outcome {
