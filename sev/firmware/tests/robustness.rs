@@ -203,18 +203,20 @@ proptest! {
         }
         check(&p);
     }
+}
 
-    #[test]
-    fn a_buffer_shorter_than_its_command_is_refused_with_its_length(
-        index in 0..Command::ALL.len(),
-        cut in 1_usize..0x44,
-    ) {
-        let command = Command::ALL[index];
-        let len = command.buffer_len();
-        prop_assume!(len > 0);
-        let p = sev(1);
-        let mut short = vec![0; len.saturating_sub(cut)];
-        prop_assert_eq!(p.command(command, &mut short), Status::INVALID_LEN);
+#[test]
+fn a_buffer_shorter_than_its_command_is_refused_with_its_length() {
+    let p = sev(1);
+    for command in Command::ALL {
+        for len in 0..command.buffer_len() {
+            let mut short = vec![0; len];
+            assert_eq!(
+                p.command(*command, &mut short),
+                Status::INVALID_LEN,
+                "{command} {len}"
+            );
+        }
     }
 }
 

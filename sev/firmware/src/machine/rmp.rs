@@ -186,7 +186,9 @@ impl Machine {
         run: impl FnOnce() -> Result<T, RmpError>,
     ) -> Result<T, RmpError> {
         let operation = Operation::Instruction(instruction);
-        let result = match self.monitor.lock().injected(operation) {
+        // A statement of its own, so that the monitor is free while the instruction runs.
+        let injected = self.monitor.lock().injected(operation);
+        let result = match injected {
             Some(code) => Err(RmpError::from_code(code)),
             None => run(),
         };
