@@ -166,7 +166,7 @@ impl Builder {
         self
     }
 
-    /// Position of the C-bit (CPUID 0x8000001F EBX[5:0]). Default 51.
+    /// Position of the C-bit (CPUID 0x8000001F EBX bits 5 to 0). Default 51.
     pub fn c_bit(mut self, bit: u32) -> Self {
         self.0.c_bit = bit;
         self

@@ -115,12 +115,24 @@ fn take(p: &Platform, step: &Step) {
         Step::Mailbox(id, at) => {
             p.mailbox(*id, *at);
         }
-        Step::Update(at, update) => drop(p.rmpupdate(*at, update)),
-        Step::Psmash(at) => drop(p.psmash(*at)),
-        Step::Pvalidate(page, large, on) => drop(p.pvalidate(page, size(*large), *on)),
-        Step::Adjust(page, adjust) => drop(p.rmpadjust(page, PageSize::Size4K, adjust)),
-        Step::HostWrite(at, bytes) => drop(p.host_write(*at, bytes)),
-        Step::GuestWrite(page, bytes) => drop(p.guest_write(page, bytes)),
+        Step::Update(at, update) => {
+            let _ = p.rmpupdate(*at, update);
+        }
+        Step::Psmash(at) => {
+            let _ = p.psmash(*at);
+        }
+        Step::Pvalidate(page, large, on) => {
+            let _ = p.pvalidate(page, size(*large), *on);
+        }
+        Step::Adjust(page, adjust) => {
+            let _ = p.rmpadjust(page, PageSize::Size4K, adjust);
+        }
+        Step::HostWrite(at, bytes) => {
+            let _ = p.host_write(*at, bytes);
+        }
+        Step::GuestWrite(page, bytes) => {
+            let _ = p.guest_write(page, bytes);
+        }
         Step::Wbinvd => p.wbinvd_all(),
     }
 }
@@ -169,7 +181,7 @@ fn check(p: &Platform) {
         let e = range.entry;
         assert_eq!(e.state.is_guest(), e.asid != 0, "{range}");
         assert!(e.size.aligns(range.spa) && e.size.aligns(e.gpa), "{range}");
-        assert!(!p.host_write(range.spa, &[0]).is_ok() || e.state == PageState::HvFixed);
+        assert!(p.host_write(range.spa, &[0]).is_err() || e.state == PageState::HvFixed);
     }
 }
 

@@ -120,3 +120,16 @@ fn snp_commands_by_platform_and_guest_state() {
          SNP_DECOMMISSION free free free",
     );
 }
+
+#[path = "../examples/layouts/page.rs"]
+mod layouts;
+
+#[test]
+fn the_documented_layouts_are_those_of_the_model() {
+    let page = include_str!("../docs/layouts.md");
+    assert_eq!(
+        layouts::page(),
+        page,
+        "run: cargo run --example layouts > docs/layouts.md"
+    );
+}
