@@ -1,0 +1,57 @@
+//! SNP debug commands.
+
+use super::super::{Firmware, Outcome};
+use super::snp_policy;
+use crate::cipher::MemoryKey;
+use crate::machine::entry::PageSize;
+use crate::machine::region::PAGE;
+use crate::status::Status;
+use crate::wire::u64_at;
+use std::sync::Arc;
+
+impl Firmware<'_> {
+    /// The guest's key and ASID, if its policy allows debugging.
+    fn snp_debug(&self, context: u64) -> Outcome<(Arc<MemoryKey>, u32)> {
+        let guest = self.snp_guest(context)?;
+        if guest.policy & snp_policy::DEBUG == 0 {
+            return Err(Status::POLICY_FAILURE);
+        }
+        Ok((Arc::clone(&guest.key), guest.asid.ok_or(Status::INACTIVE)?))
+    }
+
+    /// A page that belongs to the guest, in any state.
+    fn guest_page(&self, address: u64, asid: u32) -> Outcome<u64> {
+        let address = self.aligned_page(address, PageSize::Size4K)?;
+        let place = self
+            .machine
+            .memory
+            .place(address)
+            .ok_or(Status::INVALID_ADDRESS)?;
+        let entry = place.region.lock().entry(place.index);
+        if !entry.state.is_guest() {
+            Err(Status::INVALID_PAGE_STATE)
+        } else if entry.asid != asid {
+            Err(Status::INVALID_PAGE_OWNER)
+        } else {
+            Ok(address)
+        }
+    }
+
+    pub(super) fn snp_dbg_decrypt(&mut self, context: u64, buffer: &[u8]) -> Outcome {
+        let (key, asid) = self.snp_debug(context)?;
+        let src = self.guest_page(u64_at(buffer, 8), asid)?;
+        let dst = self.aligned_page(u64_at(buffer, 0x10), PageSize::Size4K)?;
+        let mut page = [0; PAGE];
+        self.guest_read(&key, src, &mut page)?;
+        self.write(dst, &page)
+    }
+
+    pub(super) fn snp_dbg_encrypt(&mut self, context: u64, buffer: &[u8]) -> Outcome {
+        let (key, asid) = self.snp_debug(context)?;
+        let src = self.aligned_page(u64_at(buffer, 8), PageSize::Size4K)?;
+        let dst = self.guest_page(u64_at(buffer, 0x10), asid)?;
+        let mut page = [0; PAGE];
+        self.read(src, &mut page)?;
+        self.guest_write(&key, dst, &page)
+    }
+}

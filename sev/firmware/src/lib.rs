@@ -1,0 +1,40 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod attestation;
+mod buffer;
+mod builder;
+mod cipher;
+mod command;
+#[cfg(feature = "conform")]
+pub mod conform;
+pub mod crypto;
+mod dump;
+mod firmware;
+mod identity;
+mod inject;
+mod machine;
+pub mod measure;
+pub mod message;
+mod observe;
+mod platform;
+mod status;
+mod sync;
+mod wire;
+
+pub use buffer::CommandBuffer;
+pub use builder::{BuildError, Builder, CpuidLimit, Features, TcbVersion};
+pub use command::{Command, Field};
+pub use dump::{GuestInfo, RmpRange, Snapshot, SnpGuestInfo};
+pub use firmware::asid::{AsidState, GuestId};
+pub use firmware::rules::{GuestState, PlatformState, SnpState};
+pub use firmware::{policy, snp_policy};
+pub use identity::RootOfTrust;
+pub use inject::{Failure, RandomFailures};
+pub use machine::Instruction;
+pub use machine::access::{AccessFault, GuestPage};
+pub use machine::entry::{PageSize, PageState, RmpEntry, permission};
+pub use machine::rmp::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
+pub use observe::{Counters, Operation, TraceEntry};
+pub use platform::Platform;
+pub use status::Status;
