@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{completions, doctor, fleet, man, run};
+use crate::commands::{completions, conform, doctor, fleet, man, run};
 use crate::exit_code;
 
 /// Holds normal and confidential VMs alike, on /dev/kvm or on a software platform
@@ -42,6 +42,7 @@ pub(crate) enum Command {
     Doctor(doctor::Args),
     Run(run::Args),
     Fleet(fleet::Args),
+    Conform(conform::Args),
     Completions(completions::Args),
     Man(man::Args),
 }

@@ -2,6 +2,7 @@
 //! and returns the exit code.
 
 pub(crate) mod completions;
+pub(crate) mod conform;
 pub(crate) mod doctor;
 pub(crate) mod fleet;
 pub(crate) mod man;

@@ -1,0 +1,95 @@
+//! `kvm-ops conform`: recorded vectors against the software platforms.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use crate::exit_code::Code;
+use crate::failure::Outcome;
+
+/// Replays recorded vectors against a software platform
+///
+/// Each PATH is a file or a folder; files may be compressed with gzip or Zstandard, and those of
+/// `tdx` may be tar archives. For each file that fails, the first difference is printed with what
+/// was expected and what came; the last line counts.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvm-ops conform tdx tests/vectors/tdx
+  kvm-ops conform sev tests/vectors/sev
+
+The exit code is 0 if everything passed, 1 if anything differs or nothing was found.")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    platform: Platform,
+}
+
+#[derive(Debug, Subcommand)]
+enum Platform {
+    /// Transcripts of a TDX module, against the software TDX module
+    Tdx {
+        /// Files and folders of transcripts
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+
+        /// Keep private memory encrypted during the replay; the answers must be the same
+        #[arg(long)]
+        encrypt: bool,
+    },
+    /// Measurement vectors of the AMD SP, against the software AMD SP
+    Sev {
+        /// Files and folders of vectors
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    match &args.platform {
+        Platform::Tdx { paths, encrypt } => tdx(paths, *encrypt),
+        Platform::Sev { paths } => sev(paths),
+    }
+}
+
+#[cfg(feature = "tdx")]
+fn tdx(paths: &[PathBuf], encrypt: bool) -> Outcome {
+    use soft_tdx_module::conform::{Options, replay_paths};
+
+    let options = Options {
+        encrypt_memory: encrypt,
+    };
+    let summary = replay_paths(paths, options);
+    say(&summary, summary.is_success())
+}
+
+#[cfg(not(feature = "tdx"))]
+fn tdx(_: &[PathBuf], _: bool) -> Outcome {
+    Err(without("tdx"))
+}
+
+#[cfg(feature = "sev")]
+fn sev(paths: &[PathBuf]) -> Outcome {
+    let summary = soft_amd_sp::conform::replay_paths(paths);
+    say(&summary, summary.is_success())
+}
+
+#[cfg(not(feature = "sev"))]
+fn sev(_: &[PathBuf]) -> Outcome {
+    Err(without("sev"))
+}
+
+#[cfg(any(feature = "tdx", feature = "sev"))]
+fn say(summary: &impl Display, success: bool) -> Outcome {
+    writeln!(std::io::stdout().lock(), "{summary}")?;
+    Ok(if success { Code::Fine } else { Code::Refused })
+}
+
+#[cfg(not(all(feature = "tdx", feature = "sev")))]
+fn without(feature: &str) -> crate::failure::Failure {
+    crate::failure::Failure::new(format!(
+        "this build has no software platform for `{feature}`"
+    ))
+    .hint(format!("build with the cargo feature `{feature}`"))
+}
