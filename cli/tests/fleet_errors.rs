@@ -74,7 +74,7 @@ const FAULTS: &[(&str, &str, &[&str])] = &[
     (
         "[[vm]]\nname = \"a\"\n",
         "1:1",
-        &["nothing to run", "hello, sieve, crc32, mmio, pair"],
+        &["nothing to run", "hello, sieve, crc32, mmio, pair, spin"],
     ),
     (
         "[[vm]]\nname = \"a\"\npayload = \"hello\"\nimage = \"x\"\n",

@@ -101,6 +101,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
             }
         }
         let plan = plan::build(&source, &vms, &hosts)?;
+        if let Some(failure) = hosts.take_no_kvm() {
+            term::complain(format!(
+                "note: {}; built-in payloads run on the software platform",
+                failure.in_a_line()
+            ));
+        }
         let progress = Progress::new(plan.ready.len(), args.json);
         let reports = launch::run(plan, &interrupt, &progress);
         progress.done();
