@@ -1,6 +1,22 @@
-//! Sizes and times as people write them.
+//! Sizes, times and names as people write them.
 
 use std::time::Duration;
+
+use kvm_ops::Irqchip;
+
+/// The names of irqchips.
+pub(crate) const IRQCHIPS: [(&str, Irqchip); 3] = [
+    ("none", Irqchip::None),
+    ("full", Irqchip::Full),
+    ("split", Irqchip::Split),
+];
+
+/// The irqchip of that name.
+pub(crate) fn irqchip(name: &str) -> Option<Irqchip> {
+    IRQCHIPS
+        .into_iter()
+        .find_map(|(known, irqchip)| (known == name).then_some(irqchip))
+}
 
 /// Reads `4096`, `64K`, `16M`, `2G`, also `64KiB`; always powers of 1024.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {

@@ -74,7 +74,7 @@ const FAULTS: &[(&str, &str, &[&str])] = &[
     (
         "[[vm]]\nname = \"a\"\n",
         "1:1",
-        &["nothing to run", "hello, sieve, crc32, mmio, pair"],
+        &["nothing to run", "hello, sieve, crc32, mmio, pair, spin"],
     ),
     (
         "[[vm]]\nname = \"a\"\npayload = \"hello\"\nimage = \"x\"\n",
@@ -94,7 +94,7 @@ const FAULTS: &[(&str, &str, &[&str])] = &[
     (
         "[[vm]]\nname = \"a\"\npayload = \"hello\"\nvcpus = 2\n",
         "4:9",
-        &["`hello` has 1 vCPUs"],
+        &["must be 1, or left out"],
     ),
     (
         "[[vm]]\nname = \"a\"\npayload = \"hello\"\nvcpus = \"2\"\n",
@@ -153,6 +153,11 @@ const FAULTS: &[(&str, &str, &[&str])] = &[
     ),
     (
         "[[vm]]\nname = \"a\"\npayload = \"hello\"\ncmdline = \"x\"\n",
+        "4:11",
+        &["goes with an image"],
+    ),
+    (
+        "[[vm]]\nname = \"a\"\npayload = \"hello\"\nirqchip = \"full\"\n",
         "4:11",
         &["goes with an image"],
     ),

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{has_kvm, run};
+use common::{check, has_kvm, program, run};
 
 const SEABIOS: &str = "/usr/share/seabios/bios.bin";
 
@@ -76,6 +76,50 @@ fn each_end_has_its_exit_code() {
             assert_eq!(ran.out, "x\n");
         }
     }
+}
+
+#[test]
+fn a_guest_starts_its_second_vcpu_where_it_has_an_irqchip() {
+    if !has_kvm() {
+        return;
+    }
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/pair.bin");
+    let args = [
+        "run", image, "--format", "flat", "--vcpus", "2", "--memory", "1M",
+    ];
+    let ran = run(&[&args[..], &["--irqchip", "full"]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(ran.out, "two vCPUs took 16 turns each\n");
+    assert!(ran.err.contains("vCPU 1: ended with vCPU 0"), "{}", ran.err);
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_ends_the_guest_and_is_told() {
+    let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else {
+        println!("skipped: there is no /dev/full");
+        return;
+    };
+    if !has_kvm() {
+        return;
+    }
+    // mov dx, 0x402; mov al, 'x'; out dx, al; jmp $
+    let image = flat(b"\xba\x02\x04\xb0x\xee\xeb\xfe");
+    let args = [
+        "run",
+        image.path().to_str().unwrap(),
+        "--format",
+        "flat",
+        "--timeout",
+        "10m",
+    ];
+    let output = program().args(args).stdout(full).output().unwrap();
+    let ran = check(&args, output);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(
+        ran.err.contains("cannot write to standard output"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]

@@ -33,7 +33,8 @@ pub enum IoEventMatch {
 
 impl KvmVm {
     /// From now on, writing to `event` raises and lowers the interrupt line `gsi`
-    /// (`KVM_IRQFD`). The kernel keeps the event; it may be closed here.
+    /// (`KVM_IRQFD`). The kernel keeps the event; it may be closed here. With the split irqchip a
+    /// line leads nowhere until a routing table says where (`fd().set_gsi_routing`).
     ///
     /// # Errors
     /// Unsupported without an irqchip in the platform; what the kernel answers otherwise

@@ -25,7 +25,7 @@ use std::mem;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ops::{Kick, Result};
+use kvm_ops::Kick;
 
 use crate::run_page::RunPage;
 use crate::signal;
@@ -48,16 +48,16 @@ struct State {
 }
 
 impl Kicker {
-    /// For the vCPU of that page.
-    pub(crate) fn new(page: Arc<RunPage>) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            signal: signal::kick_signal()?,
+    /// For the vCPU of that page; `signal` is what [`signal::kick_signal`] answered.
+    pub(crate) fn new(page: Arc<RunPage>, signal: libc::c_int) -> Arc<Self> {
+        Arc::new(Self {
+            signal,
             state: Mutex::new(State {
                 page: Some(page),
                 running: None,
                 kicked: false,
             }),
-        }))
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

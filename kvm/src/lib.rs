@@ -1,6 +1,10 @@
 #![doc = include_str!("../README.md")]
-#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![forbid(unsafe_op_in_unsafe_fn)]
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!(
+    "kvm-ops-kvm needs Linux on x86-64; elsewhere build kvm-ops without its feature `kvm`"
+);
 
 extern crate kvm_ops_core as kvm_ops;
 

@@ -18,7 +18,7 @@ use crate::error::{host_lacks, sys};
 use crate::kick::Kicker;
 use crate::run_page::RunPage;
 use crate::vm::Shared;
-use crate::{KvmHost, cpuid, exit, regs, reset, sys as ioctls};
+use crate::{KvmHost, cpuid, exit, regs, reset, signal, sys as ioctls};
 
 const EFER: u32 = 0xc000_0080;
 const EFER_LME: u64 = 1 << 8;
@@ -42,6 +42,8 @@ pub struct KvmVcpu {
 
 impl KvmVcpu {
     pub(crate) fn new(vm: Arc<Shared>, id: VcpuId) -> Result<Self> {
+        // First, because a vCPU that the kernel has made takes its number for good.
+        let signal = signal::kick_signal()?;
         let fd = vm
             .fd
             .create_vcpu(id.0.into())
@@ -57,7 +59,7 @@ impl KvmVcpu {
         let cpuid = cpuid::for_vcpu(vm.host.supported_cpuid(), &shape);
         fd.set_cpuid2(&cpuid).map_err(sys(Call::SetCpuid))?;
         let page = Arc::new(RunPage::map(&fd, vm.host.run_size())?);
-        let kicker = Kicker::new(page.clone())?;
+        let kicker = Kicker::new(page.clone(), signal);
         Ok(Self {
             id,
             fd,

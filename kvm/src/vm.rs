@@ -16,7 +16,7 @@ use kvm_ops::{
     Call, Error, Field, Gpa, Irqchip, MemSlot, PAGE_SIZE, Result, VcpuId, VmParams, VmPort,
 };
 
-use crate::error::{host_lacks, sys};
+use crate::error::{from_errno, host_lacks, sys};
 use crate::slots::Slots;
 use crate::{KvmHost, KvmVcpu, irq};
 
@@ -108,7 +108,14 @@ impl KvmVm {
             .create_guest_memfd(request)
             .map_err(sys(Call::CreateGuestMemfd))?;
         // SAFETY: the kernel has just made the descriptor, and nobody else knows of it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        // The kernel does so for VMs and vCPUs, and not for this: a child must not get it.
+        // SAFETY: sets a flag of a descriptor that is open.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            let errno = std::io::Error::last_os_error().raw_os_error();
+            return Err(from_errno(Call::CreateGuestMemfd, errno.unwrap_or(0)));
+        }
+        Ok(file)
     }
 }
 

@@ -74,17 +74,45 @@ fn runs_to_its_port(vcpu: &mut KvmVcpu) {
     }
 }
 
+/// One life: a VM is made, runs and ends, each time in another order of ends. Its vCPU's handle
+/// remains.
+fn live(host: &KvmHost, memory: &Memory, life: usize) -> Arc<dyn Kick> {
+    let irqchip = [Irqchip::None, Irqchip::Full, Irqchip::Split][life % 3];
+    let (vm, mut vcpus) = full_vm(host, memory, irqchip);
+    runs_to_its_port(&mut vcpus[0]);
+    let handle = vcpus[0].kick_handle();
+    match life % 4 {
+        0 => {
+            vm.close().unwrap();
+            drop(vcpus);
+        }
+        1 => {
+            drop(vcpus);
+            vm.close().unwrap();
+        }
+        2 => {
+            drop(vm);
+            thread::spawn(move || drop(vcpus)).join().unwrap();
+        }
+        _ => {
+            vcpus.pop().unwrap().vcpu_free().unwrap();
+            drop(vm);
+            handle.kick();
+        }
+    }
+    handle
+}
+
 #[test]
 fn a_hundred_vms_at_once_and_300_lives_leave_no_descriptor_thread_or_mapping() {
     let Some(host) = common::host() else { return };
     let memory: Vec<Memory> = (0..AT_ONCE).map(|_| Memory::new(4)).collect();
-    // Once before the count, so that what the process acquires once (the signal's handler, the
-    // allocator's arenas) is there.
-    let (vm, mut vcpus) = full_vm(&host, &memory[0], Irqchip::Full);
-    runs_to_its_port(&mut vcpus[0]);
-    drop(vcpus);
-    vm.close().unwrap();
-    thread::spawn(|| {}).join().unwrap();
+    let mut handles: Vec<Arc<dyn Kick>> = Vec::new();
+    // Some before the count, so that what the process acquires once is there: the signal's
+    // handler, a thread's stack, the allocator's arenas.
+    for (life, memory) in memory.iter().enumerate().take(8) {
+        handles.push(live(&host, memory, life));
+    }
     let before = Held::now();
 
     let mut fleet: Vec<_> = memory
@@ -105,32 +133,8 @@ fn a_hundred_vms_at_once_and_300_lives_leave_no_descriptor_thread_or_mapping() {
     assert!(during.vcpu_mappings >= 2 * AT_ONCE);
     drop(fleet);
 
-    let mut handles: Vec<Arc<dyn Kick>> = Vec::new();
     for life in 0..LIFE_CYCLES {
-        let irqchip = [Irqchip::None, Irqchip::Full, Irqchip::Split][life % 3];
-        let (vm, mut vcpus) = full_vm(&host, &memory[life % AT_ONCE], irqchip);
-        runs_to_its_port(&mut vcpus[0]);
-        handles.push(vcpus[0].kick_handle());
-        // Every order of ends: the VM first, the vCPUs first, on another thread, one by one.
-        match life % 4 {
-            0 => {
-                vm.close().unwrap();
-                drop(vcpus);
-            }
-            1 => {
-                drop(vcpus);
-                vm.close().unwrap();
-            }
-            2 => {
-                drop(vm);
-                thread::spawn(move || drop(vcpus)).join().unwrap();
-            }
-            _ => {
-                vcpus.pop().unwrap().vcpu_free().unwrap();
-                drop(vm);
-                handles.last().unwrap().kick();
-            }
-        }
+        handles.push(live(&host, &memory[life % AT_ONCE], life));
     }
     // Handles outlive their vCPUs, keep nothing of them, and do nothing.
     let after = Held::now();

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use common::{Memory, real_mode_vm};
@@ -13,6 +13,16 @@ use kvm_ops_core::{Exit, Irqchip, Kick, VcpuOps, VmPort};
 
 /// Longer than any scheduling delay: a kick that takes so long is lost.
 const LOST: Duration = Duration::from_secs(20);
+
+/// The result of a thread that runs a vCPU until it is kicked.
+fn join<T>(runner: JoinHandle<T>) -> T {
+    let start = Instant::now();
+    while !runner.is_finished() {
+        assert!(start.elapsed() < LOST, "the kick is lost");
+        thread::sleep(Duration::from_micros(100));
+    }
+    runner.join().unwrap()
+}
 
 /// A small generator, so that the moments differ and a failure can be run again.
 struct Moments(u64);
@@ -71,7 +81,7 @@ fn every_kick_is_answered(code: &[u8], irqchip: Irqchip, kicks: u64, seed: u64) 
             thread::yield_now();
         }
     }
-    runner.join().unwrap();
+    join(runner);
 }
 
 #[test]
@@ -142,7 +152,7 @@ fn kicks_race_the_end_of_vcpus_and_their_threads() {
             assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Interrupted);
         });
         send.send(handle).unwrap();
-        runner.join().unwrap();
+        join(runner);
         vm.close().unwrap();
     }
     drop(send);
@@ -161,7 +171,7 @@ fn a_vcpu_can_move_between_threads_and_each_is_kicked() {
             vcpu
         });
         handle.kick();
-        vcpu = runner.join().unwrap();
+        vcpu = join(runner);
     }
 }
 
@@ -186,5 +196,5 @@ fn a_thread_that_blocks_every_signal_is_kicked_all_the_same() {
     // Long enough to be inside the guest.
     thread::sleep(Duration::from_millis(20));
     handle.kick();
-    runner.join().unwrap();
+    join(runner);
 }

@@ -183,6 +183,9 @@ fn private_memory_backs_a_slot_where_the_host_offers_it() {
     let Some(file) = offered(vm.create_guest_memfd(0x4000, 0)) else {
         return;
     };
+    // SAFETY: reads the flags of a descriptor that is open.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFD) };
+    assert_eq!(flags, libc::FD_CLOEXEC);
     let with = |fd, offset| MemSlot {
         private: Some(PrivateBacking { fd, offset }),
         ..memory.slot(0, 0)

@@ -62,12 +62,14 @@ A fleet file:
 
   [[vm]]
   name = \"bios\"
-  image = \"bios.bin\"           # leads from the file's directory; format, cmdline, initrd
+  image = \"bios.bin\"           # leads from the file's directory; see also the keys below
   memory = \"64M\"
   expect = {{ end = \"timeout\", console = \"SeaBIOS\" }}
 
-  kind is normal, vmx, tdx, svm, sev, sev-es or sev-snp. `optional = true` leaves a VM out
-  where no host can hold it. expect.end is any, halt, shutdown, reset, debug-exit or timeout.
+  An image also takes format (flat, elf, bzimage, firmware), irqchip (none, full, split), cmdline
+  and initrd. kind is normal, vmx, tdx, svm, sev, sev-es or sev-snp. `optional = true` leaves a
+  VM out where no host can hold it. expect.end is any (but a crash), halt, shutdown, reset,
+  debug-exit or timeout; expect.result is what the guest writes to port 0x4f0, 4 bytes.
 
 Examples:
   kvm-ops fleet                              run the built-in fleet
@@ -99,6 +101,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
             }
         }
         let plan = plan::build(&source, &vms, &hosts)?;
+        if let Some(failure) = hosts.take_no_kvm() {
+            term::complain(format!(
+                "note: {}; built-in payloads run on the software platform",
+                failure.in_a_line()
+            ));
+        }
         let progress = Progress::new(plan.ready.len(), args.json);
         let reports = launch::run(plan, &interrupt, &progress);
         progress.done();

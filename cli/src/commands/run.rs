@@ -68,6 +68,11 @@ pub(crate) struct Args {
     #[arg(long, value_parser = formats())]
     format: Option<ImageFormat>,
 
+    /// Interrupt controllers in the host: none, so that HLT ends a vCPU; full, with which a guest
+    /// starts further vCPUs; split, only the local APICs. Firmware and kernels get full
+    #[arg(long, value_parser = irqchips())]
+    irqchip: Option<Irqchip>,
+
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
@@ -91,6 +96,11 @@ fn formats() -> impl TypedValueParser<Value = ImageFormat> {
         .try_map(|name| ImageFormat::from_name(&name).ok_or("unknown"))
 }
 
+fn irqchips() -> impl TypedValueParser<Value = Irqchip> {
+    PossibleValuesParser::new(units::IRQCHIPS.map(|(name, _)| name))
+        .try_map(|name| units::irqchip(&name).ok_or("unknown"))
+}
+
 pub(crate) fn run(args: &Args) -> Outcome {
     let image = image(args)?;
     let interrupt = Interrupt::install()?;
@@ -104,14 +114,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
             Needs::Processor,
             args.tech,
             args.vcpus,
-            Irqchip::None,
+            args.irqchip.unwrap_or_default(),
         )
         .map_err(|no_place| homeless(args, no_place))?;
-    let config = MachineConfig::new()
+    let mut config = MachineConfig::new()
         .kind(args.tech)
         .vcpus(args.vcpus)
         .memory(args.memory)
         .image(image);
+    if let Some(irqchip) = args.irqchip {
+        config = config.irqchip(irqchip);
+    }
     let mut machine = place
         .host
         .build(config)
@@ -187,7 +200,7 @@ fn summary(
     place: &Place,
     machine: &dyn AnyMachine,
     ran: Result<RunReport, MachineError>,
-    nobody_reads: bool,
+    unheard: bool,
 ) -> Outcome {
     let run = ran.map_err(|error| refused("the machine cannot be run", error))?;
     let exits = run.exits();
@@ -216,7 +229,7 @@ fn summary(
         }
     }
     Ok(match run.end {
-        End::Stopped if nobody_reads => Code::Fine,
+        End::Stopped if unheard => Code::Fine,
         End::Stopped => Code::Interrupted,
         End::DebugExit(value) if value != 0 => Code::Guest,
         _ if run.is_failure() => Code::Guest,
@@ -224,7 +237,7 @@ fn summary(
     })
 }
 
-/// Standard output as a guest's console. Where nobody reads it any more, the guest is stopped.
+/// Standard output as a guest's console. Where it takes nothing any more, the guest is stopped.
 #[derive(Clone)]
 struct Terminal(Arc<State>);
 
@@ -243,7 +256,7 @@ impl Terminal {
         }))
     }
 
-    /// Whether nobody reads it.
+    /// Whether it takes nothing any more.
     fn closed(&self) -> bool {
         self.0.closed.load(Ordering::SeqCst)
     }
@@ -275,11 +288,12 @@ impl Write for Terminal {
 
 impl Terminal {
     fn or_stop<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        if let Err(error) = &result {
-            if error.kind() == io::ErrorKind::BrokenPipe {
+        match &result {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                 self.0.closed.store(true, Ordering::SeqCst);
                 self.0.stopper.stop();
             }
+            _ => {}
         }
         result
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kvm_ops::machine::ImageFormat;
-use kvm_ops::{Kind, MAX_VCPUS, Tech};
+use kvm_ops::{Irqchip, Kind, MAX_VCPUS, Tech};
 use toml::de::{DeTable, DeValue};
 
 use crate::args::HostChoice;
@@ -33,8 +33,8 @@ const DEFAULT_MEMORY: u64 = 64 << 20;
 const FLEET_KEYS: &[&str] = &["defaults", "vm"];
 const DEFAULTS_KEYS: &[&str] = &["kind", "host", "vcpus", "memory", "timeout"];
 const VM_KEYS: &[&str] = &[
-    "name", "count", "kind", "host", "vcpus", "memory", "payload", "image", "format", "cmdline",
-    "initrd", "timeout", "expect", "optional",
+    "name", "count", "kind", "host", "vcpus", "memory", "payload", "image", "format", "irqchip",
+    "cmdline", "initrd", "timeout", "expect", "optional",
 ];
 const EXPECT_KEYS: &[&str] = &["end", "console", "result"];
 
@@ -49,6 +49,8 @@ pub(crate) enum Work {
         path: At<PathBuf>,
         /// What it is; detected unless stated.
         format: Option<ImageFormat>,
+        /// Its interrupt controllers; as the format wants them unless stated.
+        irqchip: Option<Irqchip>,
         /// The kernel's command line.
         cmdline: Option<String>,
         /// The initial RAM disk.
@@ -274,7 +276,7 @@ impl Reader<'_> {
                 None
             }
             (Some(_), None) => {
-                for key in ["format", "cmdline", "initrd"] {
+                for key in ["format", "irqchip", "cmdline", "initrd"] {
                     if let Some(value) = table.get(key) {
                         self.problems.add(
                             Problem::new(format!("`{key}` goes with an image"))
@@ -291,6 +293,13 @@ impl Reader<'_> {
                     path: self.file(table, "image")?,
                     format: table
                         .choice("format", &formats, ImageFormat::from_name)
+                        .map(|at| at.value),
+                    irqchip: table
+                        .choice(
+                            "irqchip",
+                            &units::IRQCHIPS.map(|(name, _)| name),
+                            units::irqchip,
+                        )
                         .map(|at| at.value),
                     cmdline: table.string("cmdline").map(|at| at.value),
                     initrd: self.file(table, "initrd"),
@@ -332,11 +341,8 @@ impl Reader<'_> {
             own("vcpus", &shared.vcpus).filter(|at| at.value != u64::from(guest.vcpus))
         {
             self.problems.add(
-                Problem::new(format!(
-                    "payload `{}` has {} vCPUs",
-                    guest.name, guest.vcpus
-                ))
-                .at(&at.span, "leave this out"),
+                Problem::new(format!("`vcpus` does not fit payload `{}`", guest.name))
+                    .at(&at.span, format!("must be {}, or left out", guest.vcpus)),
             );
             return None;
         }

@@ -1,7 +1,9 @@
 //! Where each VM of a fleet runs, and its machine: all are built before any starts.
 
+use std::io;
+
 use kvm_ops::machine::{Image, ImageFormat, MachineConfig, MachineError, Payload};
-use kvm_ops::{Irqchip, Tech};
+use kvm_ops::{Error, Tech};
 
 use crate::exit_code::Code;
 use crate::failure::Failure;
@@ -10,6 +12,9 @@ use crate::hosts::{AnyMachine, Hosts, Needs, NoPlace, Place};
 use super::parse::{VmSpec, Work};
 use super::problem::{Problem, Problems};
 use super::source::Source;
+
+/// The errno of too many open files, on Linux.
+const EMFILE: i32 = 24;
 
 /// A VM that is ready to run.
 pub(crate) struct Ready<'a> {
@@ -79,7 +84,7 @@ pub(crate) fn build<'a>(
 fn place<'a>(spec: &VmSpec, hosts: &'a Hosts) -> Result<&'a Place, NoPlace> {
     let (needs, irqchip) = match &spec.work {
         Work::BuiltIn(guest) => (Needs::Anything, guest.irqchip),
-        Work::Image { .. } => (Needs::Processor, Irqchip::None),
+        Work::Image { irqchip, .. } => (Needs::Processor, irqchip.unwrap_or_default()),
     };
     hosts.place(spec.host, needs, spec.kind.value, spec.vcpus, irqchip)
 }
@@ -114,6 +119,10 @@ impl<'a> Plan<'a> {
                     config.image(image.clone()).irqchip(guest.irqchip)
                 }
                 Work::BuiltIn(guest) => config.payload(Payload::Programs((guest.programs)())),
+                Work::Image {
+                    irqchip: Some(irqchip),
+                    ..
+                } => config.image(image.clone()).irqchip(*irqchip),
                 Work::Image { .. } => config.image(image.clone()),
             };
             let machine = place.host.build(config).map_err(|error| {
@@ -150,6 +159,7 @@ fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
             format,
             cmdline,
             initrd,
+            irqchip: _,
         } => (path, format, cmdline, initrd),
     };
     let failed = |error| {
@@ -170,11 +180,17 @@ fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
 }
 
 fn refused(title: String, error: MachineError) -> Problem {
-    let hint = error.hint();
+    let mut hint = error.hint();
     let mut problem = Problem::new(title);
     let mut next: Option<&dyn std::error::Error> = Some(&error);
     while let Some(error) = next {
         problem = problem.note(error.to_string());
+        if let Some(Error::Sys(_, errno)) = error.downcast_ref() {
+            problem = problem.note(io::Error::from_raw_os_error(*errno).to_string());
+            if *errno == EMFILE {
+                hint = Some("raise the limit of open files (ulimit -n), or take fewer VMs");
+            }
+        }
         next = error.source();
     }
     match hint {

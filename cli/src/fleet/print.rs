@@ -127,16 +127,16 @@ fn shortened(line: &str, most: usize) -> String {
 
 fn sums(report: &FleetReport) -> String {
     let totals = &report.totals;
-    let mut parts = vec![format!("{} as expected", totals.ok)];
-    for (count, what) in [
+    let parts: Vec<_> = [
+        (totals.ok, "as expected"),
         (totals.failed, "failed"),
         (totals.stopped, "stopped"),
         (totals.skipped, "left out"),
-    ] {
-        if count > 0 {
-            parts.push(format!("{count} {what}"));
-        }
-    }
+    ]
+    .into_iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, what)| format!("{count} {what}"))
+    .collect();
     let left = report.left_behind();
     let leaks = if totals.leaks == 0 && left.is_empty() {
         "nothing leaked".to_owned()

@@ -59,7 +59,7 @@ impl std::fmt::Debug for Guest {
 }
 
 /// Every built-in guest.
-pub(crate) static ALL: [Guest; 5] = [
+pub(crate) static ALL: [Guest; 6] = [
     Guest {
         name: "hello",
         about: "prints a line and halts",
@@ -119,6 +119,18 @@ pub(crate) static ALL: [Guest; 5] = [
         console: "two vCPUs took 16 turns each\n",
         result: Some(32),
         end: WantedEnd::DebugExit,
+    },
+    Guest {
+        name: "spin",
+        about: "runs until it is stopped, which its timeout may do",
+        vcpus: 1,
+        memory: 128 << 10,
+        irqchip: Irqchip::None,
+        code: include_bytes!("../../guests/spin.bin"),
+        programs: programs::spin,
+        console: "until it is stopped\n",
+        result: None,
+        end: WantedEnd::Timeout,
     },
 ];
 

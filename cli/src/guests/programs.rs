@@ -46,12 +46,31 @@ pub(super) fn pair() -> Programs {
         .into()
 }
 
+pub(super) fn spin() -> Programs {
+    vec![Box::new(Spin(say("until it is stopped\n")))]
+}
+
 fn say(text: &str) -> Script {
     Script::new().print(SERIAL_PORT, text)
 }
 
 fn report(text: &str, result: u32) -> Script {
     say(text).output(RESULT_PORT, &result.to_le_bytes())
+}
+
+/// Prints, then reads memory for ever.
+struct Spin(Script);
+
+impl GuestProgram for Spin {
+    fn step(&mut self, last: Outcome<'_>) -> Action<'_> {
+        if self.0.remaining() > 0 {
+            return self.0.step(last);
+        }
+        Action::Read {
+            gpa: Gpa::new(DATA),
+            len: 1,
+        }
+    }
 }
 
 /// What a computing guest does next.

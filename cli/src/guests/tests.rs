@@ -44,7 +44,14 @@ fn guest_programs_report_the_expected_results() {
         let mut answers: Vec<Option<Vec<u8>>> = vec![None; programs.len()];
         let mut started = vec![false; programs.len()];
         let mut end = None;
-        while end.is_none() {
+        for round in 0.. {
+            if end.is_some() {
+                break;
+            }
+            // No other guest takes as long.
+            if round == 100_000 {
+                end = Some(WantedEnd::Timeout);
+            }
             assert!(
                 programs.iter().any(Option::is_some),
                 "{} ended silently",

@@ -9,8 +9,9 @@
 //! It runs on any [`Host`](crate::Host): images where a processor runs what is in memory, guest
 //! programs on a software platform.
 //!
-//! What it does not have: **ACPI tables** (kernels find the other vCPUs by an MP table),
-//! **PCI, disks and network devices**, and **a serial interrupt** unless the embedder wires one
+//! What it does not have: **ACPI tables** (a kernel that no firmware starts finds the other vCPUs
+//! by an MP table, if it is built with `CONFIG_X86_MPPARSE`, and starts one vCPU otherwise), **PCI,
+//! disks and network devices**, and **a serial interrupt** unless the embedder wires one
 //! ([`Devices::with_serial_interrupt`]).
 
 #![cfg_attr(
