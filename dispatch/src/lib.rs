@@ -15,7 +15,7 @@ mod vm;
 pub use kvm_ops_core::*;
 
 pub use config::{Kind, VmConfig};
-pub use vm::Vm;
+pub use vm::{SlotInfo, Vm};
 
 cfg_if::cfg_if! {
     if #[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))] {

@@ -5,9 +5,40 @@ use core::fmt;
 use core::mem::{self, ManuallyDrop};
 
 use crate::{
-    Backend, Error, Field, FreeReport, InitialPage, MemSlot, Result, SharedMask, SlotId, Step,
-    Tech, VcpuId, VmId,
+    Backend, Error, Field, FreeReport, Gpa, InitialPage, MemSlot, Result, SharedMask, SlotFlags,
+    SlotId, Step, Tech, VcpuId, VmId,
 };
+
+/// A slot as [`Vm::slots`] tells it.
+///
+/// It is no [`MemSlot`], because that could be put into another VM, which may outlive the memory.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// Its number.
+    pub id: SlotId,
+    /// The guest-physical address of its first byte.
+    pub gpa: Gpa,
+    /// Bytes.
+    pub bytes: u64,
+    /// The host address of its first byte.
+    pub host_address: u64,
+    /// How the guest may use it.
+    pub flags: SlotFlags,
+}
+
+impl SlotInfo {
+    /// What a slot tells of itself.
+    pub const fn of(slot: &MemSlot) -> Self {
+        Self {
+            id: slot.id,
+            gpa: slot.gpa,
+            bytes: slot.host.bytes(),
+            host_address: slot.host.address(),
+            flags: slot.flags,
+        }
+    }
+}
 
 /// A VM of one back end, or of an enum of back ends.
 ///
@@ -83,8 +114,8 @@ impl<B: Backend> Vm<B> {
     }
 
     /// The slots, by number.
-    pub fn slots(&self) -> impl Iterator<Item = &MemSlot> {
-        self.slots.values()
+    pub fn slots(&self) -> impl Iterator<Item = SlotInfo> + '_ {
+        self.slots.values().map(SlotInfo::of)
     }
 
     /// Creates a slot, or changes the flags of the slot that has its number, place and memory.
@@ -116,15 +147,15 @@ impl<B: Backend> Vm<B> {
         Ok(())
     }
 
-    /// Deletes a slot and gives it back: from now on no vCPU sees its memory.
+    /// Deletes a slot: from now on no vCPU sees its memory.
     ///
     /// # Errors
     /// [`Error::NotFound`], or what the platform answers; the slot stays then.
-    pub fn delete_memory_slot(&mut self, id: SlotId) -> Result<MemSlot> {
+    pub fn delete_memory_slot(&mut self, id: SlotId) -> Result<()> {
         let slot = *self.slot(id)?;
         self.back_end().delete_memory_slot(&slot)?;
         self.slots.remove(&id);
-        Ok(slot)
+        Ok(())
     }
 
     /// Fetches and clears the dirty bitmap of a slot: [`MemSlot::dirty_words`] words, bit 0 of

@@ -57,7 +57,8 @@ pub trait VmPort: Send + Sync + 'static {
     /// [`VmParams::vcpus`], or what the system answers.
     fn create_vcpu(&self, id: VcpuId) -> Result<Self::Vcpu>;
 
-    /// Creates a slot, or changes the flags of the slot of that number.
+    /// Creates a slot, or changes the flags of the slot of that number. The memory is lent until
+    /// the slot is deleted or the VM closed, and to this VM only.
     ///
     /// # Errors
     /// What the system answers. Overlaps are checked by the caller.

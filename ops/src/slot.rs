@@ -20,7 +20,9 @@ impl HostRange {
     /// the range wraps.
     ///
     /// # Safety
-    /// From the moment the range is put into a slot until that slot is deleted or its VM is freed:
+    /// The value is plain data that can be copied, so its maker answers for every slot that it may
+    /// get into: who hands it to others hands on this contract. From the moment the range is put
+    /// into a slot until that slot is deleted or its VM is freed:
     /// * the memory stays mapped and writable (readable, for a read-only slot);
     /// * no Rust reference to it exists, because the guest writes it at any time.
     #[inline]

@@ -5,8 +5,8 @@ use std::mem;
 
 use crate::guest::{GuestProgram, Script};
 use crate::{
-    AnyVcpu, AnyVm, Error, FreeReport, Gfn, Host, Irqchip, Leak, Leaked, MemSlot, Tech, VcpuId,
-    VcpuOps, Vm, VmConfig, create,
+    AnyVcpu, AnyVm, Error, FreeReport, Gfn, Host, Irqchip, Leak, Leaked, MemSlot, SlotInfo, Tech,
+    VcpuId, VcpuOps, Vm, VmConfig, create,
 };
 
 use super::run::{Run, ShutdownScope, State};
@@ -257,10 +257,7 @@ impl<H: Host> Machine<H> {
         for slot in self.slots.drain(..).rev() {
             // `vm_mut` lets the VM be swapped for another one, which then has other slots. The VM
             // that holds ours may be alive elsewhere.
-            if !vm
-                .slots()
-                .any(|held| (held.id, held.gpa, held.host) == (slot.id, slot.gpa, slot.host))
-            {
+            if !vm.slots().any(|held| held == SlotInfo::of(&slot)) {
                 foreign = true;
             } else if let Err(error) = vm.delete_memory_slot(slot.id) {
                 lent = true;
