@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::{Gpa, HostRange, MemSlot, PAGE_SIZE, SlotId};
 

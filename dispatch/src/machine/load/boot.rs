@@ -76,7 +76,7 @@ pub(super) fn parameters(
         *entry = boot_e820_entry {
             addr: *addr,
             size: *size,
-            r#type: E820_RAM,
+            type_: E820_RAM,
         };
     }
     zero_page.e820_entries = map.len() as u8;
