@@ -4,7 +4,7 @@ use kvm_ops::machine::{
     ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, RunLimits, RunReport,
     Stopper,
 };
-use kvm_ops::{FreeReport, Host, Irqchip, Kind, Result, Tech, Vendor, VmConfig, create};
+use kvm_ops::{Error, FreeReport, Host, Irqchip, Kind, Result, Tech, Vendor, VmConfig, create};
 
 use crate::args::HostChoice;
 use crate::failure::Failure;
@@ -142,6 +142,12 @@ impl Hosts {
         self.no_kvm.take()
     }
 
+    fn platform_of(&self, vendor: Vendor) -> Option<&Place> {
+        self.places
+            .iter()
+            .find(|place| !place.processor && place.host.vendor() == vendor)
+    }
+
     /// The first host that `choice` allows and that can hold the VM, or why there is none.
     pub(crate) fn place(
         &self,
@@ -170,7 +176,14 @@ impl Hosts {
             HostChoice::Sim => !place.processor,
             HostChoice::Auto => place.processor || needs == Needs::Anything,
         };
-        for place in self.places.iter().filter(allowed) {
+        // The other vendor's platform has nothing to say where its own is there.
+        let foreign = |place: &&Place| match kind {
+            Kind::Of(tech) if !place.processor => {
+                tech.vendor() != place.host.vendor() && self.platform_of(tech.vendor()).is_some()
+            }
+            _ => false,
+        };
+        for place in self.places.iter().filter(allowed).filter(|p| !foreign(p)) {
             // A machine with guest programs takes no irqchip, as they need none.
             let irqchip = if place.processor {
                 irqchip
@@ -181,7 +194,11 @@ impl Hosts {
                 Ok(()) => return Ok(place),
                 Err(error) => {
                     let (name, vendor) = (place.host.name(), place.host.vendor());
-                    reasons.push(format!("{name} ({vendor}): {error}"));
+                    let why = match error {
+                        Error::Unsupported(missing) => missing.to_string(),
+                        error => error.to_string(),
+                    };
+                    reasons.push(format!("{name} ({vendor}): {why}"));
                 }
             }
         }
