@@ -113,8 +113,11 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// Opens what `choice` allows. What cannot be opened is only told when a VM asks for it.
-    pub(crate) fn open(choice: HostChoice) -> Self {
+    /// Opens what `choice` allows. A host that cannot be opened is only told when a VM asks for it.
+    ///
+    /// # Errors
+    /// Where there is no host at all.
+    pub(crate) fn open(choice: HostChoice) -> Result<Self, Failure> {
         let mut hosts = Self {
             places: Vec::new(),
             no_kvm: None,
@@ -134,7 +137,11 @@ impl Hosts {
                 host,
                 processor: false,
             }));
-        hosts
+        if hosts.places.is_empty() {
+            let failure = Failure::new("this build has no software platform (cargo feature `sim`)");
+            return Err(hosts.take_no_kvm().unwrap_or(failure));
+        }
+        Ok(hosts)
     }
 
     /// Why `/dev/kvm` cannot be used, if `open` tried and it cannot.
@@ -158,10 +165,7 @@ impl Hosts {
         irqchip: Irqchip,
     ) -> Result<&Place, NoPlace> {
         if needs == Needs::Processor && choice == HostChoice::Sim {
-            return Err(NoPlace::new(
-                NO_MACHINE_CODE,
-                "run images on /dev/kvm (`--host kvm`), built-in payloads anywhere",
-            ));
+            return Err(NoPlace::no_processor());
         }
         let mut reasons = Vec::new();
         let mut hint = None;
@@ -222,10 +226,11 @@ pub(crate) struct NoPlace {
 }
 
 impl NoPlace {
-    fn new(reason: &str, hint: &str) -> Self {
+    /// Of an image, on the software platform.
+    pub(crate) fn no_processor() -> Self {
         Self {
-            reasons: vec![reason.into()],
-            hint: Some(hint.into()),
+            reasons: vec![NO_MACHINE_CODE.into()],
+            hint: Some("run images on /dev/kvm (`--host kvm`), built-in payloads anywhere".into()),
         }
     }
 }
@@ -250,7 +255,12 @@ fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
     } else {
         "this build cannot use /dev/kvm (cargo feature `kvm`)"
     };
-    Err(Failure::new(why).hint("`--host sim` runs built-in payloads on the software platform"))
+    let hint = if cfg!(feature = "sim") {
+        "`--host sim` runs built-in payloads on the software platform"
+    } else {
+        "the cargo feature `sim` brings a software platform along"
+    };
+    Err(Failure::new(why).hint(hint))
 }
 
 /// A software platform of each vendor whose normal VMs this build has.
