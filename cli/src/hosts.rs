@@ -4,7 +4,7 @@ use kvm_ops::machine::{
     ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, RunLimits, RunReport,
     Stopper,
 };
-use kvm_ops::{FreeReport, Host, Irqchip, Kind, Result, Tech, Vendor, VmConfig, create};
+use kvm_ops::{Error, FreeReport, Host, Irqchip, Kind, Result, Tech, Vendor, VmConfig, create};
 
 use crate::args::HostChoice;
 use crate::failure::Failure;
@@ -113,8 +113,11 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// Opens what `choice` allows. What cannot be opened is only told when a VM asks for it.
-    pub(crate) fn open(choice: HostChoice) -> Self {
+    /// Opens what `choice` allows. A host that cannot be opened is only told when a VM asks for it.
+    ///
+    /// # Errors
+    /// Where there is no host at all.
+    pub(crate) fn open(choice: HostChoice) -> Result<Self, Failure> {
         let mut hosts = Self {
             places: Vec::new(),
             no_kvm: None,
@@ -134,12 +137,22 @@ impl Hosts {
                 host,
                 processor: false,
             }));
-        hosts
+        if hosts.places.is_empty() {
+            let failure = Failure::new("this build has no software platform (cargo feature `sim`)");
+            return Err(hosts.take_no_kvm().unwrap_or(failure));
+        }
+        Ok(hosts)
     }
 
     /// Why `/dev/kvm` cannot be used, if `open` tried and it cannot.
     pub(crate) fn take_no_kvm(&mut self) -> Option<Failure> {
         self.no_kvm.take()
+    }
+
+    fn platform_of(&self, vendor: Vendor) -> Option<&Place> {
+        self.places
+            .iter()
+            .find(|place| !place.processor && place.host.vendor() == vendor)
     }
 
     /// The first host that `choice` allows and that can hold the VM, or why there is none.
@@ -152,10 +165,7 @@ impl Hosts {
         irqchip: Irqchip,
     ) -> Result<&Place, NoPlace> {
         if needs == Needs::Processor && choice == HostChoice::Sim {
-            return Err(NoPlace::new(
-                NO_MACHINE_CODE,
-                "run images on /dev/kvm (`--host kvm`), built-in payloads anywhere",
-            ));
+            return Err(NoPlace::no_processor());
         }
         let mut reasons = Vec::new();
         let mut hint = None;
@@ -170,7 +180,14 @@ impl Hosts {
             HostChoice::Sim => !place.processor,
             HostChoice::Auto => place.processor || needs == Needs::Anything,
         };
-        for place in self.places.iter().filter(allowed) {
+        // The other vendor's platform has nothing to say where its own is there.
+        let foreign = |place: &&Place| match kind {
+            Kind::Of(tech) if !place.processor => {
+                tech.vendor() != place.host.vendor() && self.platform_of(tech.vendor()).is_some()
+            }
+            _ => false,
+        };
+        for place in self.places.iter().filter(allowed).filter(|p| !foreign(p)) {
             // A machine with guest programs takes no irqchip, as they need none.
             let irqchip = if place.processor {
                 irqchip
@@ -181,7 +198,11 @@ impl Hosts {
                 Ok(()) => return Ok(place),
                 Err(error) => {
                     let (name, vendor) = (place.host.name(), place.host.vendor());
-                    reasons.push(format!("{name} ({vendor}): {error}"));
+                    let why = match error {
+                        Error::Unsupported(missing) => missing.to_string(),
+                        error => error.to_string(),
+                    };
+                    reasons.push(format!("{name} ({vendor}): {why}"));
                 }
             }
         }
@@ -205,10 +226,11 @@ pub(crate) struct NoPlace {
 }
 
 impl NoPlace {
-    fn new(reason: &str, hint: &str) -> Self {
+    /// Of an image, on the software platform.
+    pub(crate) fn no_processor() -> Self {
         Self {
-            reasons: vec![reason.into()],
-            hint: Some(hint.into()),
+            reasons: vec![NO_MACHINE_CODE.into()],
+            hint: Some("run images on /dev/kvm (`--host kvm`), built-in payloads anywhere".into()),
         }
     }
 }
@@ -233,7 +255,12 @@ fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
     } else {
         "this build cannot use /dev/kvm (cargo feature `kvm`)"
     };
-    Err(Failure::new(why).hint("`--host sim` runs built-in payloads on the software platform"))
+    let hint = if cfg!(feature = "sim") {
+        "`--host sim` runs built-in payloads on the software platform"
+    } else {
+        "the cargo feature `sim` brings a software platform along"
+    };
+    Err(Failure::new(why).hint(hint))
 }
 
 /// A software platform of each vendor whose normal VMs this build has.

@@ -268,3 +268,23 @@ fn an_optional_vm_that_no_host_can_hold_is_left_out_and_the_reason_is_told() {
     );
     assert_eq!(vm(&report, "ok")["status"], "ok");
 }
+
+#[test]
+fn a_build_without_the_asked_host_says_so_in_a_sentence() {
+    for (host, built) in [
+        ("kvm", cfg!(feature = "kvm")),
+        ("sim", cfg!(feature = "sim")),
+    ] {
+        if built {
+            continue;
+        }
+        let ran = run(&["fleet", "--host", host]);
+        assert_eq!(ran.code, Some(1), "{}", ran.err);
+        assert_eq!(ran.err.matches("error: ").count(), 1, "{}", ran.err);
+        assert!(
+            ran.err.contains(&format!("cargo feature `{host}`")),
+            "{}",
+            ran.err
+        );
+    }
+}

@@ -278,6 +278,9 @@ fn a_kind_that_no_host_has_is_refused_at_its_line_and_starts_nothing() {
 
 #[test]
 fn an_image_is_refused_on_the_software_platform_at_its_line() {
+    if !has_sim() {
+        return;
+    }
     let image = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(image.path(), [0xf4]).unwrap();
     let fleet = format!(

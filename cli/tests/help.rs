@@ -81,7 +81,7 @@ fn the_manual_page_knows_every_command_and_there_is_one_for_each() {
     assert_eq!(ran.code, Some(1));
     assert!(
         ran.err
-            .contains("error: cannot write to /nonexistent/directory"),
+            .contains("error: cannot write /nonexistent/directory/kvm-ops.1"),
         "{}",
         ran.err
     );

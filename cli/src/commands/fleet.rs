@@ -10,7 +10,7 @@ use crate::fleet::progress::Progress;
 use crate::fleet::report::FleetReport;
 use crate::fleet::resources::Resources;
 use crate::fleet::source::{self, Source};
-use crate::fleet::{launch, parse, plan, print};
+use crate::fleet::{launch, parse, plan, print, spec};
 use crate::guests;
 use crate::hosts::Hosts;
 use crate::interrupt::Interrupt;
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let before = Resources::now();
     let start = Instant::now();
     let reports = {
-        let mut hosts = Hosts::open(wanted(args.host, &vms));
+        let mut hosts = Hosts::open(wanted(args.host, &vms))?;
         if args.host == HostChoice::Kvm {
             // Every VM would say the same.
             if let Some(failure) = hosts.take_no_kvm() {
@@ -131,7 +131,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 }
 
 /// Which hosts must be opened for these VMs.
-fn wanted(host: HostChoice, vms: &[parse::VmSpec]) -> HostChoice {
+fn wanted(host: HostChoice, vms: &[spec::VmSpec]) -> HostChoice {
     if vms.iter().all(|vm| vm.host == HostChoice::Sim) {
         return HostChoice::Sim;
     }

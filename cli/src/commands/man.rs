@@ -1,9 +1,12 @@
 //! `kvm-ops man`: the manual pages.
 
-use std::io::Write;
+use std::fs;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
+use clap_mangen::Man;
+use roff::{Roff, roman};
 
 use crate::args::Cli;
 use crate::exit_code::Code;
@@ -22,16 +25,42 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let command = Cli::command();
-    match &args.into {
-        Some(dir) => clap_mangen::generate_to(command, dir).map_err(|error| {
-            Failure::because(format!("cannot write to {}", dir.display()), error)
-        })?,
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(command).render(&mut page)?;
-            std::io::stdout().lock().write_all(&page)?;
-        }
+    // The help command needs no page: it shows the others.
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    let Some(directory) = &args.into else {
+        io::stdout().lock().write_all(&page(&command)?)?;
+        return Ok(Code::Fine);
+    };
+    for command in std::iter::once(&command).chain(command.get_subcommands()) {
+        let path = directory.join(Man::new(command.clone()).get_filename());
+        fs::write(&path, page(command)?)
+            .map_err(|error| Failure::because(format!("cannot write {}", path.display()), error))?;
     }
     Ok(Code::Fine)
+}
+
+/// The page of one command. Its examples and tables keep their lines, which the sections that
+/// clap_mangen makes of such text do not.
+fn page(command: &Command) -> io::Result<Vec<u8>> {
+    let man = Man::new(command.clone());
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    if let Some(text) = command.get_after_help() {
+        let mut section = Roff::new();
+        section.control("SH", ["NOTES"]).control("nf", []);
+        for line in text.to_string().lines() {
+            section.text([roman(line)]);
+        }
+        section.control("fi", []);
+        section.to_writer(&mut page)?;
+    }
+    Ok(page)
 }

@@ -103,8 +103,11 @@ fn irqchips() -> impl TypedValueParser<Value = Irqchip> {
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let image = image(args)?;
+    if args.host == HostChoice::Sim {
+        return Err(homeless(args, NoPlace::no_processor()));
+    }
     let interrupt = Interrupt::install()?;
-    let mut hosts = Hosts::open(args.host);
+    let mut hosts = Hosts::open(args.host)?;
     if let Some(failure) = hosts.take_no_kvm() {
         return Err(failure.hint(format!("an image needs a processor: {NO_MACHINE_CODE}")));
     }

@@ -10,10 +10,10 @@ use kvm_ops::{Exit, VcpuId};
 use crate::guests::{Mixer, RESULT_PORT};
 use crate::interrupt::Interrupt;
 
-use super::parse::Work;
 use super::plan::{Plan, Ready};
 use super::progress::Progress;
 use super::report::VmReport;
+use super::spec::Work;
 
 /// How much of a console is kept for the report.
 const CONSOLE_LIMIT: usize = 64 << 10;

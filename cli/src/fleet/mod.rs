@@ -10,6 +10,7 @@ pub(crate) mod progress;
 pub(crate) mod report;
 pub(crate) mod resources;
 pub(crate) mod source;
+pub(crate) mod spec;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -9,9 +9,9 @@ use crate::exit_code::Code;
 use crate::failure::Failure;
 use crate::hosts::{AnyMachine, Hosts, Needs, NoPlace, Place};
 
-use super::parse::{VmSpec, Work};
 use super::problem::{Problem, Problems};
 use super::source::Source;
+use super::spec::{VmSpec, Work};
 
 /// The errno of too many open files, on Linux.
 const EMFILE: i32 = 24;

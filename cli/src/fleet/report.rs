@@ -10,9 +10,9 @@ use serde::Serialize;
 use crate::exit_code::Code;
 
 use super::expect::Expect;
-use super::parse::{VmSpec, Work};
 use super::plan::{Ready, Skipped};
 use super::resources::Resources;
+use super::spec::{VmSpec, Work};
 
 /// How a VM did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use super::report::{FleetReport, Status, VmReport};
 use super::resources::Resources;
 use super::source::Source;
-use super::{parse, plan};
+use super::{parse, plan, spec};
 use crate::args::HostChoice;
 use crate::exit_code::Code;
 use crate::failure::Failure;
 
-fn read(text: &str) -> Result<Vec<parse::VmSpec>, Failure> {
+fn read(text: &str) -> Result<Vec<spec::VmSpec>, Failure> {
     parse::parse(&Source::new("test", text, ""), HostChoice::Auto)
 }
 

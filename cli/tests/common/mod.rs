@@ -59,7 +59,7 @@ pub(crate) fn check(args: &[&str], output: Output) -> Ran {
     ran
 }
 
-/// Whether VMs can be had on `/dev/kvm`; tells why a test is skipped.
+/// Whether this build can have normal VMs on `/dev/kvm`; tells why a test is skipped.
 pub(crate) fn has_kvm() -> bool {
     let open = std::fs::OpenOptions::new()
         .read(true)
@@ -68,15 +68,27 @@ pub(crate) fn has_kvm() -> bool {
     if let Err(error) = &open {
         println!("skipped: /dev/kvm cannot be opened: {error}");
     }
-    cfg!(feature = "kvm") && open.is_ok()
+    let intel = std::fs::read_to_string("/proc/cpuinfo")
+        .is_ok_and(|cpuinfo| cpuinfo.contains("GenuineIntel"));
+    let built = cfg!(feature = "kvm")
+        && if intel {
+            cfg!(feature = "vmx")
+        } else {
+            cfg!(feature = "svm")
+        };
+    if !built {
+        println!("skipped: this build has no VMs for /dev/kvm and these processors");
+    }
+    built && open.is_ok()
 }
 
-/// Whether this build has the software platform.
+/// Whether this build can have normal VMs on the software platform; tells why a test is skipped.
 pub(crate) fn has_sim() -> bool {
-    if !cfg!(feature = "sim") {
-        println!("skipped: this build has no software platform");
+    let built = cfg!(feature = "sim") && cfg!(any(feature = "vmx", feature = "svm"));
+    if !built {
+        println!("skipped: this build has no normal VMs on a software platform");
     }
-    cfg!(feature = "sim")
+    built
 }
 
 /// The examples of fleet files in the repository.
