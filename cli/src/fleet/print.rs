@@ -61,7 +61,7 @@ fn table(report: &FleetReport) -> Table {
 
 fn filled(report: &FleetReport, gap: u16, words: usize) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    table.load_preset(presets::NOTHING);
     if term::colours_out() {
         table.enforce_styling();
     } else {
