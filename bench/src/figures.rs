@@ -20,7 +20,7 @@ pub struct Figures {
     pub rustc: String,
     /// Whether no branch crosses or ends at a 32-byte boundary.
     pub aligned_branches: bool,
-    /// How often each loop ran.
+    /// How many rounds count: the quieter half.
     pub rounds: usize,
     /// Operations in one run of a loop.
     pub operations: usize,
@@ -39,11 +39,11 @@ pub struct Time {
     pub body: Body,
     /// The fleet.
     pub fleet: Fleet,
-    /// Mean of the medians of the four placements of the loop.
+    /// Mean over the four placements of the loop, of each the lower quartile of the rounds.
     pub ns: f64,
-    /// The fastest placement's median.
+    /// The fastest placement.
     pub low: f64,
-    /// The slowest placement's median.
+    /// The slowest placement.
     pub high: f64,
 }
 

@@ -77,6 +77,7 @@ impl Form for Empty {
     }
 
     #[inline(always)]
+    #[allow(clippy::transmute_int_to_bool)] // A comparison would be an instruction.
     fn op(vm: &[u64; 5], index: u32) -> bool {
         let answer: u8;
         // SAFETY: it clears a register. The address and the argument are computed for it, as for
@@ -87,7 +88,7 @@ impl Form for Empty {
                 answer = lateout(reg_byte) answer,
                 vm = in(reg) vm,
                 index = in(reg) index,
-                options(pure, nomem, nostack)
+                options(pure, readonly, nostack)
             );
             core::mem::transmute::<u8, bool>(answer)
         }

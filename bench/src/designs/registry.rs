@@ -57,12 +57,14 @@ impl Entry {
 /// A fleet of one form, ready to run: the placement of the loop, and the order of visits.
 pub type Run = Box<dyn Fn(usize, &[u8]) -> u64>;
 
+type Loop<F> = fn(&[<F as Form>::Vm; VMS], &[u8]) -> u64;
+
 fn build<F: Form>(techs: &[u8; VMS]) -> Run
 where
     F::Vm: 'static,
 {
     let vms = fleet::<F>(techs);
-    let loops: [fn(&[F::Vm; VMS], &[u8]) -> u64; PLACEMENTS] = [
+    let loops: [Loop<F>; PLACEMENTS] = [
         counted_loop::<F, 0>,
         counted_loop::<F, 1>,
         counted_loop::<F, 2>,

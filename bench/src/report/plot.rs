@@ -103,9 +103,7 @@ fn step(max: f64) -> f64 {
 }
 
 fn number(value: f64) -> String {
-    if value >= 1000.0 {
-        format!("{value:.0}")
-    } else if value >= 100.0 || value.fract() == 0.0 {
+    if value >= 100.0 || value.fract() == 0.0 {
         format!("{value:.0}")
     } else if value >= 10.0 {
         format!("{value:.1}")

@@ -58,7 +58,7 @@ pub fn document(figures: &Figures, counts: &Counts) -> Result<String, Box<dyn Er
     writeln!(
         out,
         "{}, Linux {}, {}. Counts are callgrind's ({} of bench/counts.toml). Times are nanoseconds \
-         for one operation with the loop around it (the loop alone: {:.2} ns): the median of {} \
+         for one operation with the loop around it (the loop alone: {:.2} ns): the lower quartile of the {} quieter \
          rounds of {} operations, the mean over four placements of the loop, and in brackets the \
          fastest and the slowest placement. {}\n",
         figures.cpu,
