@@ -60,9 +60,20 @@ fn probe(features: &str) -> PathBuf {
 
     let target = target_dir();
     let mut build = cargo();
-    build.args(["build", "--release", "--quiet", "--package", "kvm-ops-probe"]);
+    build.args([
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        "kvm-ops-probe",
+    ]);
     build
-        .args(["--no-default-features", "--features", features, "--target-dir"])
+        .args([
+            "--no-default-features",
+            "--features",
+            features,
+            "--target-dir",
+        ])
         .arg(&target);
     stdout(build);
     let program = target.join(format!("probe-{}", features.replace(',', "-")));

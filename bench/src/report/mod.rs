@@ -153,7 +153,7 @@ fn draw(figures: &Figures, plots: &Path) -> Result<(), Box<dyn Error>> {
         "Box<dyn>, predicted",
         "enum 2x2, VMX + TDX",
         "Box<dyn>, VMX + TDX",
-        "Box<dyn>, retpoline",
+        "table per VM, retpoline",
         "shortest KVM ioctl",
         "VM exit to user space",
     ];
