@@ -2,7 +2,7 @@
 //!
 //! Four technologies, each in two kinds: *inlined*, whose operation the compiler may copy into the
 //! caller, and *called*, whose operation is a function of its own, as a back end's larger
-//! operations are. They implement the real [`VmOps`](kvm_ops::VmOps); the operation measured is
+//! operations are. They implement the real [`VmOps`]; the operation measured is
 //! [`has_emulated_msr`](kvm_ops::VmOps::has_emulated_msr), because a body of three instructions
 //! hides nothing of the dispatch. The bodies differ, or the compiler would merge the arms of the
 //! `match` and no dispatch would be left.
