@@ -70,12 +70,9 @@ pub(crate) fn has_kvm() -> bool {
     }
     let intel = std::fs::read_to_string("/proc/cpuinfo")
         .is_ok_and(|cpuinfo| cpuinfo.contains("GenuineIntel"));
-    let built = cfg!(feature = "kvm")
-        && if intel {
-            cfg!(feature = "vmx")
-        } else {
-            cfg!(feature = "svm")
-        };
+    let (vmx, svm) = (cfg!(feature = "vmx"), cfg!(feature = "svm"));
+    let normal = if intel { vmx } else { svm };
+    let built = normal && cfg!(feature = "kvm");
     if !built {
         println!("skipped: this build has no VMs for /dev/kvm and these processors");
     }

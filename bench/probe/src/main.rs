@@ -1,0 +1,154 @@
+//! Calls operations of a back end once directly and once through `AnyVm`, each in a function of
+//! its own, so that tests/zero_cost.rs can compare their code; and prints the sizes of the types.
+
+use std::hint::black_box;
+use std::mem::size_of;
+
+use kvm_ops::kit::NullVcpu;
+use kvm_ops::{
+    AnyVm, Gpa, Host, MemSlot, NoPort, Result, SharedMask, Step, Tech, VcpuId, Vendor, VmId, VmOps,
+    VmParams, VmPort,
+};
+
+/// A machine without anything below it.
+#[derive(Clone, Debug)]
+struct Machine;
+
+/// Its VM: a few words, of which an operation reads some.
+#[derive(Debug)]
+struct Port {
+    first: u32,
+    last: u32,
+}
+
+impl Host for Machine {
+    type Vm = Port;
+    type Seam = NoPort;
+    type Psp = NoPort;
+
+    fn name(&self) -> &'static str {
+        "probe"
+    }
+
+    fn vendor(&self) -> Vendor {
+        Vendor::Intel
+    }
+
+    fn next_vm_id(&self) -> VmId {
+        VmId(1)
+    }
+
+    fn create_vm(&self, _: Tech, params: &VmParams) -> Result<Port> {
+        Ok(Port {
+            first: params.vcpus,
+            last: params.vcpus + 9,
+        })
+    }
+}
+
+impl VmPort for Port {
+    type Vcpu = NullVcpu;
+
+    fn create_vcpu(&self, _: VcpuId) -> Result<NullVcpu> {
+        kvm_ops::unsupported!("a vCPU of the probe")
+    }
+
+    fn set_memory_slot(&self, _: &MemSlot) -> Result<()> {
+        Ok(())
+    }
+
+    fn delete_memory_slot(&self, _: &MemSlot) -> Result<()> {
+        Ok(())
+    }
+
+    fn dirty_log(&self, _: &MemSlot, _: &mut [u64]) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_tss_addr(&self, _: Gpa) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_identity_map_addr(&self, _: Gpa) -> Result<()> {
+        Ok(())
+    }
+
+    fn has_emulated_msr(&self, index: u32) -> bool {
+        (self.first..=self.last).contains(&index)
+    }
+
+    fn deliver_interrupt(&self, _: VcpuId, _: u8) -> Result<()> {
+        Ok(())
+    }
+
+    fn close(self) -> Result<()> {
+        Ok(())
+    }
+}
+
+macro_rules! probes {
+    ($list:ident, $Vm:ty, $($name:ident: |$vm:ident: $vm_ty:ty $(, $arg:ident: $arg_ty:ty)*| -> $ret:ty $body:block)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            fn $name($vm: $vm_ty $(, $arg: $arg_ty)*) -> $ret $body
+        )*
+
+        /// Keeps the functions in the program.
+        fn $list() {
+            $( black_box($name as *const ()); )*
+        }
+    };
+}
+
+type Any = AnyVm<Machine>;
+
+probes! { any, Any,
+    any_id: |vm: &Any| -> VmId { vm.id() }
+    any_step: |vm: &Any| -> Step { vm.step() }
+    any_tech: |vm: &Any| -> Tech { vm.tech() }
+    any_shared_mask: |vm: &Any| -> SharedMask { vm.shared_mask() }
+    any_has_emulated_msr: |vm: &Any, index: u32| -> bool { vm.has_emulated_msr(index) }
+    any_vm_finalize: |vm: &mut Any| -> Result<()> { vm.vm_finalize() }
+    any_set_memory_slot: |vm: &Any, slot: &MemSlot| -> Result<()> { vm.set_memory_slot(slot) }
+    any_deliver_interrupt: |vm: &Any, vcpu: VcpuId, vector: u8| -> Result<()> {
+        vm.deliver_interrupt(vcpu, vector)
+    }
+}
+
+#[cfg(feature = "vmx")]
+type Vmx = kvm_ops::vmx::VmxVm<Machine>;
+
+#[cfg(feature = "vmx")]
+probes! { direct, Vmx,
+    direct_id: |vm: &Vmx| -> VmId { vm.id() }
+    direct_step: |vm: &Vmx| -> Step { vm.step() }
+    direct_tech: |vm: &Vmx| -> Tech { vm.tech() }
+    direct_shared_mask: |vm: &Vmx| -> SharedMask { vm.shared_mask() }
+    direct_has_emulated_msr: |vm: &Vmx, index: u32| -> bool { vm.has_emulated_msr(index) }
+    direct_vm_finalize: |vm: &mut Vmx| -> Result<()> { vm.vm_finalize() }
+    direct_set_memory_slot: |vm: &Vmx, slot: &MemSlot| -> Result<()> { vm.set_memory_slot(slot) }
+    direct_deliver_interrupt: |vm: &Vmx, vcpu: VcpuId, vector: u8| -> Result<()> {
+        vm.deliver_interrupt(vcpu, vector)
+    }
+}
+
+fn main() {
+    any();
+    #[cfg(feature = "vmx")]
+    direct();
+
+    // A VM of every technology may exist, as far as the compiler knows.
+    let vm = kvm_ops::create(&Machine, &kvm_ops::VmConfig::normal());
+    black_box(&vm);
+
+    println!("any {}", size_of::<Any>());
+    #[cfg(feature = "vmx")]
+    println!("vmx {}", size_of::<kvm_ops::vmx::VmxVm<Machine>>());
+    #[cfg(feature = "tdx")]
+    println!("tdx {}", size_of::<kvm_ops::tdx::TdxVm<Machine>>());
+    #[cfg(feature = "svm")]
+    println!("svm {}", size_of::<kvm_ops::svm::SvmVm<Machine>>());
+    #[cfg(feature = "sev")]
+    println!("sev {}", size_of::<kvm_ops::sev::SevVm<Machine>>());
+}

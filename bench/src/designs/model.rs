@@ -1,0 +1,158 @@
+//! The back ends that are dispatched to.
+//!
+//! Four technologies, each in two kinds: *inlined*, whose operation the compiler may copy into the
+//! caller, and *called*, whose operation is a function of its own, as a back end's larger
+//! operations are. They implement the real [`VmOps`]; the operation measured is
+//! [`has_emulated_msr`](kvm_ops::VmOps::has_emulated_msr), because a body of three instructions
+//! hides nothing of the dispatch. The bodies differ, or the compiler would merge the arms of the
+//! `match` and no dispatch would be left.
+
+use kvm_ops::kit::NullVcpu;
+use kvm_ops::{
+    Backend, Drained, FreeReport, KeyReleased, MemSlot, PlainVcpu, Result, Step, Tech, VcpuId,
+    VmId, VmOps,
+};
+
+/// What a VM of the benchmark holds: 40 bytes, of which an operation reads eight.
+#[derive(Debug)]
+pub struct State {
+    id: VmId,
+    base: u32,
+    limit: u32,
+    step: Step,
+    _rest: [u64; 2],
+}
+
+impl State {
+    fn new(id: u64) -> Self {
+        // Spread over the arguments that the loop passes, so that answers are mixed.
+        let base = (id as u32).wrapping_mul(0x9e37_79b9);
+        Self {
+            id: VmId(id),
+            base,
+            limit: base | 0x4000_0000,
+            step: Step::Created,
+            _rest: [0; 2],
+        }
+    }
+}
+
+macro_rules! back_end {
+    ($(#[$doc:meta])* $Vm:ident, $tech:expr, $inline:meta, |$state:ident, $index:ident| $body:expr) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $Vm(State);
+
+        impl $Vm {
+            /// The VM of that number.
+            pub fn new(id: u64) -> Self {
+                Self(State::new(id))
+            }
+
+            /// The operation itself, copied into the trait's method and into a table's function.
+            #[inline(always)]
+            pub fn answer(&self, $index: u32) -> bool {
+                let $state = &self.0;
+                $body
+            }
+        }
+
+        impl VmOps for $Vm {
+            fn tech(&self) -> Tech {
+                $tech
+            }
+
+            fn id(&self) -> VmId {
+                self.0.id
+            }
+
+            fn step(&self) -> Step {
+                self.0.step
+            }
+
+            fn vm_init(&mut self) -> Result<()> {
+                self.0.step = Step::Initialized;
+                Ok(())
+            }
+
+            fn vm_finalize(&mut self) -> Result<()> {
+                self.0.step = Step::Runnable;
+                Ok(())
+            }
+
+            fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
+                // SAFETY: this VM never had a key.
+                Ok(unsafe { KeyReleased::assert_released(self.0.id) })
+            }
+
+            fn drain_private(
+                &mut self,
+                released: KeyReleased,
+            ) -> Result<Drained, (kvm_ops::Error, KeyReleased)> {
+                // SAFETY: this VM never had a page.
+                Ok(unsafe { released.assert_drained() })
+            }
+
+            fn vm_free(self, _: Drained) -> FreeReport {
+                FreeReport::new(self.0.id, self.tech())
+            }
+
+            fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+                slot.last().map(drop)
+            }
+
+            fn delete_memory_slot(&self, _: &MemSlot) -> Result<()> {
+                Ok(())
+            }
+
+            #[$inline]
+            fn has_emulated_msr(&self, index: u32) -> bool {
+                self.answer(index)
+            }
+        }
+
+        impl Backend for $Vm {
+            type Vcpu = PlainVcpu<NullVcpu, $Vm>;
+
+            fn create_vcpu(&self, id: VcpuId) -> Result<Self::Vcpu> {
+                kvm_ops::kit::NullVm::new(self.0.id).create_vcpu(id).map(PlainVcpu::new)
+            }
+        }
+    };
+}
+
+macro_rules! technologies {
+    ($inline:meta) => {
+        back_end!(
+            /// Stands for a normal VM on Intel.
+            VmxVm, Tech::Vmx, $inline, |vm, index| index.wrapping_sub(vm.base) < vm.limit
+        );
+        back_end!(
+            /// Stands for a TD.
+            TdxVm, Tech::Tdx, $inline, |vm, index| index & vm.limit > vm.base
+        );
+        back_end!(
+            /// Stands for a normal VM on AMD.
+            SvmVm, Tech::Svm, $inline, |vm, index| index ^ vm.base < vm.limit
+        );
+        back_end!(
+            /// Stands for an SEV guest.
+            SevVm, Tech::Sev, $inline, |vm, index| index | vm.base > vm.limit
+        );
+    };
+}
+
+/// Back ends whose operation may be copied into the caller.
+pub mod inlined {
+    use super::*;
+    technologies!(inline);
+}
+
+/// Back ends whose operation is a function of its own.
+pub mod called {
+    use super::*;
+    technologies!(inline(never));
+}
+
+/// The vCPU of a back end of the benchmark.
+pub type Vcpu<V> = PlainVcpu<NullVcpu, V>;

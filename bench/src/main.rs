@@ -1,0 +1,89 @@
+#![doc = include_str!("../README.md")]
+// Its items are public as those of a library would be: the compiler must not know all their uses.
+#![allow(unreachable_pub)]
+
+extern crate kvm_ops_core as kvm_ops;
+
+mod count;
+mod designs;
+#[cfg(feature = "report")]
+mod figures;
+#[cfg(feature = "report")]
+mod kvm;
+#[cfg(feature = "report")]
+mod report;
+#[cfg(feature = "report")]
+mod time;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Compares ways to dispatch an operation to the technology that holds a VM.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Counts instructions and branches of every design under valgrind's callgrind.
+    Count {
+        /// Compare with the counts in this file, and fail where they differ.
+        #[arg(long, value_name = "FILE", conflicts_with = "write")]
+        check: Option<PathBuf>,
+        /// Write the counts to this file.
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+    },
+    /// What callgrind runs: every design once.
+    #[command(hide = true)]
+    Loops,
+    /// Measures every design side by side and writes the figures as JSON.
+    #[cfg(feature = "report")]
+    Time {
+        /// Where the figures go.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// How often each loop is measured.
+        #[arg(long, default_value_t = 60)]
+        rounds: usize,
+    },
+    /// Writes docs/benchmarks.md and docs/plots/*.svg from bench/figures and bench/counts.toml.
+    #[cfg(feature = "report")]
+    Report {
+        /// The root of the source tree.
+        #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/.."))]
+        root: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Count {
+            check: Some(file), ..
+        } => count::check(&file),
+        Command::Count {
+            write: Some(file), ..
+        } => count::write(&file),
+        Command::Count { .. } => count::print(),
+        Command::Loops => {
+            count::loops();
+            Ok(())
+        }
+        #[cfg(feature = "report")]
+        Command::Time { out, rounds } => time::write(&out, rounds),
+        #[cfg(feature = "report")]
+        Command::Report { root } => report::write(&root),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

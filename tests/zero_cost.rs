@@ -1,0 +1,314 @@
+//! What the choice of a technology costs, looked at in the code that the compiler makes.
+//!
+//! A small program (bench/probe) is built in release with several sets of features, into a target
+//! directory of its own. The tests read its disassembly and its symbols; the counts of the
+//! benchmark's designs come from valgrind. Where a tool is missing the test says so and passes.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    // Flags for the tests (coverage, other processors) would change the code looked at.
+    cargo
+        .current_dir(ROOT)
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("CARGO_PROFILE_RELEASE_LTO");
+    cargo
+}
+
+fn target_dir() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("zero_cost")
+}
+
+fn stdout(mut command: Command) -> String {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        status.success(),
+        "{command:?}: {status}\n{}",
+        String::from_utf8_lossy(&stderr)
+    );
+    String::from_utf8(stdout).expect("tools print UTF-8")
+}
+
+fn have(tool: &str) -> bool {
+    let found = Command::new(tool).arg("--version").output().is_ok();
+    if !found {
+        println!("skipped: {tool} is not installed");
+    }
+    found
+}
+
+/// Builds the probe with these features and returns its path. The builds share their
+/// dependencies, so they take turns, and each program is kept under a name of its own.
+fn probe(features: &str) -> PathBuf {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+
+    let target = target_dir();
+    let mut build = cargo();
+    build.args([
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        "kvm-ops-probe",
+    ]);
+    build
+        .args([
+            "--no-default-features",
+            "--features",
+            features,
+            "--target-dir",
+        ])
+        .arg(&target);
+    stdout(build);
+    let program = target.join(format!("probe-{}", features.replace(',', "-")));
+    fs::copy(target.join("release/kvm-ops-probe"), &program).expect("the probe was built");
+    program
+}
+
+/// The functions of a program by demangled name, one instruction a line, without addresses.
+fn functions(program: &Path) -> BTreeMap<String, Vec<String>> {
+    let mut objdump = Command::new("objdump");
+    objdump
+        .args(["-d", "-C", "--no-show-raw-insn", "--no-addresses"])
+        .arg(program);
+    let mut functions = BTreeMap::new();
+    let mut current = None;
+    for line in stdout(objdump).lines() {
+        if let Some(name) = line.strip_prefix('<').and_then(|l| l.strip_suffix(">:")) {
+            current = Some(name.to_owned());
+            functions.insert(name.to_owned(), Vec::new());
+        } else if line.is_empty() {
+            current = None;
+        } else if let Some(code) = current.as_ref().and_then(|name| functions.get_mut(name)) {
+            code.push(line.split_whitespace().collect::<Vec<_>>().join(" "));
+        }
+    }
+    functions
+}
+
+/// A function's code with its own name taken out, and without what fills the gap to the next one.
+fn normalised(name: &str, code: &[String]) -> Vec<String> {
+    let mut code: Vec<String> = code.iter().map(|l| l.replace(name, "itself")).collect();
+    while code
+        .last()
+        .is_some_and(|l| l.starts_with("nop") || l.starts_with("int3") || l.contains("nopw"))
+    {
+        code.pop();
+    }
+    code
+}
+
+/// An indirect branch: a jump table's jump, or a call through a pointer. A call through the global
+/// offset table at a fixed place is how position-independent code reaches another library, and is
+/// not counted.
+fn is_indirect(instruction: &str) -> bool {
+    let branch = ["jmp", "call", "notrack jmp", "notrack call"]
+        .iter()
+        .any(|b| {
+            instruction
+                .strip_prefix(b)
+                .is_some_and(|rest| rest.trim_start().starts_with('*'))
+        });
+    branch && !instruction.contains("(%rip)")
+}
+
+/// What dispatches in a probe: its own functions over `AnyVm`, and those of the enums which the
+/// compiler did not copy into them.
+fn dispatchers(functions: &BTreeMap<String, Vec<String>>) -> BTreeMap<&str, &[String]> {
+    functions
+        .iter()
+        .filter(|(name, _)| {
+            let of_enum = ["AnyVm<", "IntelVm<", "AmdVm<"]
+                .iter()
+                .any(|e| name.contains(e));
+            name.starts_with("any_") || (of_enum && name.contains("VmOps"))
+        })
+        .map(|(name, code)| (name.as_str(), code.as_slice()))
+        .collect()
+}
+
+fn sizes(program: &Path) -> BTreeMap<String, usize> {
+    stdout(Command::new(program))
+        .lines()
+        .map(|line| {
+            let (name, size) = line.split_once(' ').expect("a name and a size");
+            (name.to_owned(), size.parse().expect("a size"))
+        })
+        .collect()
+}
+
+#[test]
+fn one_back_end_costs_what_a_direct_call_costs() {
+    if !have("objdump") {
+        return;
+    }
+    let program = probe("vmx");
+    let functions = functions(&program);
+    let mut compared = 0;
+    for (name, code) in &functions {
+        let Some(op) = name.strip_prefix("any_") else {
+            continue;
+        };
+        let direct = format!("direct_{op}");
+        // LLVM may have found them equal itself, and let one jump to the other or share one body.
+        let merged = code
+            .first()
+            .is_some_and(|l| *l == format!("jmp <{direct}>"));
+        if let Some(other) = functions.get(&direct).filter(|_| !merged) {
+            let reversed = other.first().is_some_and(|l| *l == format!("jmp <{name}>"));
+            if !reversed {
+                assert_eq!(normalised(name, code), normalised(&direct, other), "{op}");
+            }
+        }
+        compared += 1;
+    }
+    // Functions of equal code may have become one, under one of their names.
+    let mut nm = Command::new("nm");
+    nm.arg(&program);
+    let symbols = stdout(nm);
+    assert_eq!(symbols.matches(" any_").count(), 8);
+    assert_eq!(symbols.matches(" direct_").count(), 8);
+    assert!(compared > 0, "the probe's functions are there");
+}
+
+#[test]
+fn no_build_has_an_indirect_branch_in_its_dispatch() {
+    if !have("objdump") {
+        return;
+    }
+    for features in ["vmx,tdx", "svm,sev", "vmx,tdx,svm,sev"] {
+        let functions = functions(&probe(features));
+        let dispatchers = dispatchers(&functions);
+        assert!(
+            dispatchers.len() >= 4,
+            "{features}: {:?}",
+            dispatchers.keys()
+        );
+        for (name, code) in dispatchers {
+            let indirect: Vec<_> = code.iter().filter(|l| is_indirect(l)).collect();
+            assert!(indirect.is_empty(), "{features}: {name}: {indirect:?}");
+        }
+    }
+}
+
+#[test]
+fn indirect_branches_are_recognised() {
+    for line in [
+        "jmp *%rax",
+        "call *0x18(%rcx)",
+        "notrack jmp *%r11",
+        "jmp *(%rax,%rcx,8)",
+    ] {
+        assert!(is_indirect(line), "{line}");
+    }
+    for line in [
+        "jmp <any_id+0x10>",
+        "call <f>",
+        "call *0x2f52(%rip) # <memcpy>",
+        "je <f>",
+    ] {
+        assert!(!is_indirect(line), "{line}");
+    }
+}
+
+#[test]
+fn an_enum_is_its_largest_back_end_and_at_most_one_tag_for_each_choice() {
+    for (features, tags) in [
+        ("vmx", 0),
+        ("vmx,tdx", 1),
+        ("svm,sev", 1),
+        ("vmx,tdx,svm,sev", 2),
+    ] {
+        let mut sizes = sizes(&probe(features));
+        let any = sizes.remove("any").expect("the size of AnyVm");
+        let largest = *sizes.values().max().expect("a back end");
+        assert!(largest <= any, "{features}: {any} is less than {sizes:?}");
+        assert!(
+            any <= largest + tags * size_of::<usize>(),
+            "{features}: {any}, {sizes:?}"
+        );
+    }
+}
+
+#[test]
+fn a_build_for_one_technology_has_no_crate_of_another() {
+    for (feature, others) in [
+        ("vmx", ["tdx", "svm", "sev"]),
+        ("tdx", ["vmx", "svm", "sev"]),
+        ("svm", ["vmx", "tdx", "sev"]),
+        ("sev", ["vmx", "tdx", "svm"]),
+    ] {
+        let mut tree = cargo();
+        tree.args([
+            "tree",
+            "--package",
+            "kvm-ops",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+        ]);
+        tree.args([
+            "--no-default-features",
+            "--features",
+            feature,
+            "--format",
+            "{lib}",
+        ]);
+        let tree = stdout(tree);
+        assert!(tree.contains(&format!("kvm_ops_{feature}")), "{tree}");
+        for other in others {
+            assert!(!tree.contains(other), "{feature}: {tree}");
+        }
+    }
+}
+
+#[test]
+fn a_build_without_tdx_has_no_symbol_of_it() {
+    if !have("nm") {
+        return;
+    }
+    let mut nm = Command::new("nm");
+    nm.arg("-C").arg(probe("vmx"));
+    let symbols = stdout(nm).to_lowercase();
+    assert!(symbols.contains("any_id"));
+    for other in ["tdx", "svmvm", "sevvm", "kvm_ops_svm", "kvm_ops_sev"] {
+        let found: Vec<_> = symbols
+            .lines()
+            .filter(|line| line.contains(other))
+            .collect();
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}
+
+/// Instructions and indirect branches of every design of the benchmark, held against
+/// bench/counts.toml; one back end and a direct call must be equal exactly.
+#[test]
+fn counts_are_as_committed() {
+    if !have("valgrind") {
+        return;
+    }
+    let mut count = cargo();
+    count.args(["run", "--release", "--quiet", "--package", "kvm-ops-bench"]);
+    count
+        .args(["--no-default-features", "--target-dir"])
+        .arg(target_dir());
+    count.args(["--", "count", "--check", "bench/counts.toml"]);
+    println!("{}", stdout(count));
+}
