@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::machine::access::{AccessFault, GuestPage};
 use crate::machine::entry::{PageSize, PageState, RmpEntry};
 use crate::machine::region::pieces;
-use crate::machine::rmp::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
+use crate::machine::rmp_types::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
 use crate::observe::{Counters, Operation, TraceEntry};
 use crate::status::Status;
 use crate::sync::Lock;
@@ -94,11 +94,17 @@ impl Platform {
         };
         let address = buffer & !(1 << self.machine.config.c_bit);
         let mut bytes = vec![0; command.buffer_len()];
-        if self.machine.host_read(address, &mut bytes).is_err() {
-            return Status::INVALID_ADDRESS;
-        }
-        if command.writes_buffer() && !self.mailbox_may_write(address, bytes.len()) {
-            return Status::INVALID_PAGE_STATE;
+        let refused = if self.machine.host_read(address, &mut bytes).is_err() {
+            Some(Status::INVALID_ADDRESS)
+        } else if command.writes_buffer() && !self.mailbox_may_write(address, bytes.len()) {
+            Some(Status::INVALID_PAGE_STATE)
+        } else {
+            None
+        };
+        if let Some(status) = refused {
+            let mut monitor = self.machine.monitor.lock();
+            monitor.record(command.into(), [address, 0], status.0.into());
+            return status;
         }
         let status = self.command(id, &mut bytes);
         if command.writes_buffer() {
