@@ -17,7 +17,7 @@ const ASID: u32 = 1;
 
 /// An image with a footer table: SEV metadata with every kind of section, and a reset block.
 fn synthetic() -> Vec<u8> {
-    let mut image: Vec<u8> = (0..0x4000_u32).map(|i| (i * 31 >> 4) as u8).collect();
+    let mut image: Vec<u8> = (0..0x4000_u32).map(|i| ((i * 31) >> 4) as u8).collect();
     let sections = [
         (0x80_0000_u32, 0x3000_u32, 1_u32),
         (0x80_a000, 0x1000, 1),

@@ -169,7 +169,7 @@ impl From<AccessFault> for GuestRmpError {
 pub struct RmpAdjust {
     /// The VMPL whose permissions change; below the caller's.
     pub target_vmpl: u8,
-    /// Its new permissions, bits of [`permission`].
+    /// Its new permissions, bits of [`permission`](crate::permission).
     pub permissions: u8,
     /// Whether the page becomes the register state of a vCPU.
     pub vmsa: bool,
