@@ -34,7 +34,7 @@ pub use inject::{Failure, RandomFailures};
 pub use machine::Instruction;
 pub use machine::access::{AccessFault, GuestPage};
 pub use machine::entry::{PageSize, PageState, RmpEntry, permission};
-pub use machine::rmp::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
+pub use machine::rmp_types::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
 pub use observe::{Counters, Operation, TraceEntry};
 pub use platform::Platform;
 pub use status::Status;

@@ -12,7 +12,7 @@ use std::fmt;
 pub enum Operation {
     /// A command of the AMD SP.
     Command(Command),
-    /// A number that is not a command.
+    /// A number that is not a command. Counters keep all of them under `u32::MAX`.
     UnknownCommand(u32),
     /// An instruction of the host or a guest.
     Instruction(Instruction),

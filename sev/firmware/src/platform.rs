@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::machine::access::{AccessFault, GuestPage};
 use crate::machine::entry::{PageSize, PageState, RmpEntry};
 use crate::machine::region::pieces;
-use crate::machine::rmp::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
+use crate::machine::rmp_types::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
 use crate::observe::{Counters, Operation, TraceEntry};
 use crate::status::Status;
 use crate::sync::Lock;
@@ -57,22 +57,21 @@ impl Platform {
     /// buffer is written even if the command fails, because output lengths come with an error. It
     /// may be longer than the command needs; if it is shorter the status is INVALID_LEN.
     pub fn command(&self, id: impl Into<u32>, buffer: &mut [u8]) -> Status {
-        let id = id.into();
-        let operation =
-            Command::from_id(id).map_or(Operation::UnknownCommand(id), Operation::Command);
-        let mut sp = self.sp.lock();
+        self.execute(&mut self.sp.lock(), id.into(), buffer)
+    }
+
+    fn execute(&self, sp: &mut Sp, id: u32, buffer: &mut [u8]) -> Status {
+        let command = Command::from_id(id);
+        let operation = command.map_or(Operation::UnknownCommand(id), Operation::Command);
         let operands = [u64_at(buffer, 0), u64_at(buffer, 8)];
         let injected = self.machine.monitor.lock().injected(operation);
-        let status = match (injected, Command::from_id(id)) {
+        let status = match (injected, command) {
             (Some(code), _) => Status(code as u16),
             (None, None) => Status::INVALID_COMMAND,
             (None, Some(command)) => {
-                let mut firmware = Firmware {
-                    sp: &mut sp,
-                    machine: &self.machine,
-                };
+                let machine = &self.machine;
                 match buffer.get_mut(..command.buffer_len()) {
-                    Some(buffer) => firmware.execute(command, buffer).into(),
+                    Some(buffer) => Firmware { sp, machine }.execute(command, buffer).into(),
                     None => Status::INVALID_LEN,
                 }
             }
@@ -88,19 +87,26 @@ impl Platform {
     /// initialised, a buffer that the command writes to must lie in a page of the firmware.
     pub fn mailbox(&self, id: impl Into<u32>, buffer: u64) -> Status {
         let id = id.into();
+        let mut sp = self.sp.lock();
         let command = match Command::from_id(id) {
             Some(command) if command.buffer_len() != 0 => command,
-            _ => return self.command(id, &mut []),
+            _ => return self.execute(&mut sp, id, &mut []),
         };
         let address = buffer & !(1 << self.machine.config.c_bit);
         let mut bytes = vec![0; command.buffer_len()];
-        if self.machine.host_read(address, &mut bytes).is_err() {
-            return Status::INVALID_ADDRESS;
+        let refused = if self.machine.host_read(address, &mut bytes).is_err() {
+            Some(Status::INVALID_ADDRESS)
+        } else if command.writes_buffer() && !self.may_write(&sp, address, bytes.len()) {
+            Some(Status::INVALID_PAGE_STATE)
+        } else {
+            None
+        };
+        if let Some(status) = refused {
+            let mut monitor = self.machine.monitor.lock();
+            monitor.record(command.into(), [address, 0], status.0.into());
+            return status;
         }
-        if command.writes_buffer() && !self.mailbox_may_write(address, bytes.len()) {
-            return Status::INVALID_PAGE_STATE;
-        }
-        let status = self.command(id, &mut bytes);
+        let status = self.execute(&mut sp, id, &mut bytes);
         if command.writes_buffer() {
             for (at, offset, range) in pieces(address, bytes.len()) {
                 if let Some(place) = self.machine.memory.place(at) {
@@ -114,15 +120,10 @@ impl Platform {
         status
     }
 
-    fn mailbox_may_write(&self, address: u64, len: usize) -> bool {
-        let snp = self.sp.lock().snp.is_some();
-        pieces(address, len).all(|(at, _, _)| {
-            let state = self.machine.rmpread(at).map(|e| e.state);
-            match snp {
-                true => state == Some(PageState::Firmware),
-                false => state.is_some(),
-            }
-        })
+    /// Pages in Firmware state stay in it while the mailbox is held.
+    fn may_write(&self, sp: &Sp, address: u64, len: usize) -> bool {
+        let firmware = |at| self.machine.rmpread(at).map(|e| e.state) == Some(PageState::Firmware);
+        sp.snp.is_none() || pieces(address, len).all(|(at, _, _)| firmware(at))
     }
 
     /// Carries out a command described field by field.

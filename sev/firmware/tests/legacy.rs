@@ -5,7 +5,6 @@ mod common;
 use common::*;
 use sha2::{Digest, Sha256};
 use soft_amd_sp::attestation::LegacyReport;
-use soft_amd_sp::crypto::{PacketContext, PacketHeader};
 use soft_amd_sp::measure::{ApiVersion, InitialVmsa, Launch, LaunchMeasure, Vmm};
 use soft_amd_sp::{AccessFault, Command, GuestPage, Platform, Status, policy};
 
@@ -36,8 +35,12 @@ fn update(p: &Platform, command: Command, handle: u32, address: u64, len: u64) -
 fn owner_can_check_the_measurement_of_an_es_launch_and_send_a_secret() {
     let p = sev(1);
     let policy = policy::ES | policy::NODBG;
-    let owner = Owner::new(&p, policy);
-    let (status, out) = run_out(&p, Command::LAUNCH_START, &owner.fields(&p, policy));
+    let guest_owner = owner(&p, policy);
+    let (status, out) = run_out(
+        &p,
+        Command::LAUNCH_START,
+        &owner_fields(&p, &guest_owner, policy),
+    );
     status.ok().unwrap();
     let handle = out.get("handle").unwrap() as u32;
     activate(&p, handle, ES_ASID).ok().unwrap();
@@ -72,13 +75,12 @@ fn owner_can_check_the_measurement_of_an_es_launch_and_send_a_secret() {
         minor: 55,
         build: 40,
     };
-    let expected = LaunchMeasure::compute(&owner.keys.tik, version, policy, &digest, got.mnonce);
-    assert_eq!(got, expected);
+    assert!(guest_owner.expects(version, &digest, &got));
+    assert!(!guest_owner.expects(version, &[0; 32], &got));
 
     // A secret is accepted once it is authentic, and only the guest can read it.
     let mut secret = *b"the disk key is: correct horse!!";
-    let context = PacketContext::LaunchSecret;
-    let header = PacketHeader::seal(context, &owner.keys, 0, [9; 16], &mut secret, &got.measure);
+    let header = guest_owner.seal_secret(&mut secret, [9; 16], &got);
     p.host_write(SCRATCH, &header.to_bytes()).unwrap();
     p.host_write(SCRATCH + 0x1000, &secret).unwrap();
     let fields = packet_fields(handle, GUEST + 0x100, 32);
@@ -97,8 +99,12 @@ fn owner_can_check_the_measurement_of_an_es_launch_and_send_a_secret() {
 #[test]
 fn any_flipped_bit_in_a_secret_packet_is_refused_and_memory_is_unchanged() {
     let p = sev(2);
-    let owner = Owner::new(&p, 0);
-    let (_, out) = run_out(&p, Command::LAUNCH_START, &owner.fields(&p, 0));
+    let guest_owner = owner(&p, 0);
+    let (_, out) = run_out(
+        &p,
+        Command::LAUNCH_START,
+        &owner_fields(&p, &guest_owner, 0),
+    );
     let handle = out.get("handle").unwrap() as u32;
     activate(&p, handle, SEV_ASID).ok().unwrap();
     p.host_write(GUEST, &[3; 64]).unwrap();
@@ -107,8 +113,7 @@ fn any_flipped_bit_in_a_secret_packet_is_refused_and_memory_is_unchanged() {
         .unwrap();
     let got = measure(&p, handle);
     let mut data = [5; 16];
-    let context = PacketContext::LaunchSecret;
-    let header = PacketHeader::seal(context, &owner.keys, 0, [9; 16], &mut data, &got.measure);
+    let header = guest_owner.seal_secret(&mut data, [9; 16], &got);
     let mut before = [0; 64];
     p.host_read(GUEST, &mut before).unwrap();
     let packet: Vec<u8> = header.to_bytes().into_iter().chain(data).collect();
@@ -147,10 +152,10 @@ fn any_flipped_bit_in_a_secret_packet_is_refused_and_memory_is_unchanged() {
 #[test]
 fn a_session_with_any_flipped_bit_or_another_policy_is_refused() {
     let p = sev(3);
-    let owner = Owner::new(&p, 0);
-    let fields = owner.fields(&p, 0);
+    let guest_owner = owner(&p, 0);
+    let fields = owner_fields(&p, &guest_owner, 0);
     for bit in (0..128 * 8).step_by(13) {
-        let mut session = owner.session.to_bytes();
+        let mut session = guest_owner.session().to_bytes();
         session[bit / 8] ^= 1 << (bit % 8);
         p.host_write(SCRATCH + 0x1000, &session).unwrap();
         assert_eq!(
@@ -159,7 +164,7 @@ fn a_session_with_any_flipped_bit_or_another_policy_is_refused() {
             "bit {bit}"
         );
     }
-    p.host_write(SCRATCH + 0x1000, &owner.session.to_bytes())
+    p.host_write(SCRATCH + 0x1000, &guest_owner.session().to_bytes())
         .unwrap();
     let mut other = fields;
     other[0].1 = 1;
@@ -174,8 +179,8 @@ fn a_session_with_any_flipped_bit_or_another_policy_is_refused() {
 #[test]
 fn session_parameters_are_checked_in_order() {
     let p = sev(4);
-    let owner = Owner::new(&p, 0);
-    let good = owner.fields(&p, 0);
+    let guest_owner = owner(&p, 0);
+    let good = owner_fields(&p, &guest_owner, 0);
     for (field, value, expected) in [
         ("dh_cert", 0, Status::INVALID_ADDRESS),
         ("session", 0, Status::INVALID_ADDRESS),
@@ -431,4 +436,112 @@ fn shutdown_forgets_every_guest_and_factory_reset_changes_the_identity() {
     assert_ne!(p.pek_cert(), before.0);
     // The chip's own key is not an owner's to reset.
     assert_eq!(p.cert_chain(), before.1);
+}
+
+#[test]
+fn init_checks_its_flags_and_the_trusted_memory_region() {
+    let p = builder(15).build().unwrap();
+    let init = |flags: u64, tmr: u64, len: u64| {
+        let fields = [("flags", flags), ("tmr_address", tmr), ("tmr_len", len)];
+        run(&p, Command::INIT, &fields)
+    };
+    assert_eq!(init(2, TMR, 1 << 20), Status::INVALID_PARAM);
+    assert_eq!(init(1, TMR, 0xf_ffff), Status::INVALID_LEN);
+    assert_eq!(init(1, TMR + 0x1000, 1 << 20), Status::INVALID_ADDRESS);
+    assert_eq!(init(1, p.memory_len(), 1 << 20), Status::INVALID_ADDRESS);
+    init(1, TMR, 1 << 20).ok().unwrap();
+    let out = run_out(&p, Command::PLATFORM_STATUS, &[]).1;
+    for (name, value) in [
+        ("api_major", 1),
+        ("api_minor", 55),
+        ("build", 40),
+        ("state", 1),
+        ("flags", 1 << 8),
+        ("guest_count", 0),
+    ] {
+        assert_eq!(out.get(name), Some(value), "{name}");
+    }
+}
+
+#[test]
+fn a_launch_update_that_cannot_finish_changes_nothing() {
+    let p = sev(16);
+    let handle = launch_start(&p, 0, SEV_ASID);
+    let end = p.memory_len();
+    p.host_write(end - 0x1000, &[1; 0x1000]).unwrap();
+    let go = |at, len| update(&p, Command::LAUNCH_UPDATE_DATA, handle, at, len);
+    assert_eq!(go(end - 0x1000, 0x2000), Status::INVALID_ADDRESS);
+    assert_eq!(go(end - 0x1000, 0), Status::INVALID_LEN);
+    assert_eq!(go(end - 0x1000, 24), Status::INVALID_LEN);
+    assert_eq!(go(end - 0xff8, 16), Status::INVALID_ADDRESS);
+    let mut seen = [0; 0x1000];
+    p.host_read(end - 0x1000, &mut seen).unwrap();
+    assert_eq!(seen, [1; 0x1000]);
+    let fields = [
+        ("handle", handle.into()),
+        ("address", end - 16),
+        ("len", 48),
+    ];
+    assert_eq!(
+        run(&p, Command::LAUNCH_MEASURE, &fields),
+        Status::INVALID_ADDRESS
+    );
+    assert_eq!(guest_state(&p, handle), 1);
+    // The digest is still that of nothing.
+    let got = measure(&p, handle);
+    on(&p, Command::LAUNCH_FINISH, handle).ok().unwrap();
+    assert_ne!(got.measure, [0; 32]);
+    let fields = [
+        ("handle", handle.into()),
+        ("address", SCRATCH),
+        ("len", 0xd0),
+    ];
+    run(&p, Command::ATTESTATION, &fields).ok().unwrap();
+    let mut report = [0; LegacyReport::LEN];
+    p.host_read(SCRATCH, &mut report).unwrap();
+    let empty: [u8; 32] = Sha256::digest([]).into();
+    assert_eq!(LegacyReport::from_bytes(&report).launch_digest, empty);
+}
+
+#[test]
+fn addresses_may_carry_the_c_bit() {
+    let p = sev(17);
+    let handle = launch_start(&p, 0, SEV_ASID);
+    p.host_write(GUEST, &[5; 16]).unwrap();
+    let c_bit = 1 << p.c_bit();
+    update(&p, Command::LAUNCH_UPDATE_DATA, handle, GUEST | c_bit, 16)
+        .ok()
+        .unwrap();
+    let mut seen = [0; 16];
+    p.guest_read(&GuestPage::new(SEV_ASID, 0, GUEST), &mut seen)
+        .unwrap();
+    assert_eq!(seen, [5; 16]);
+}
+
+#[test]
+fn checks_come_in_order_platform_guest_state_reserved_activation_parameters() {
+    let p = builder(18).build().unwrap();
+    let attempt = |handle: u32, reserved: u8, len: u32| {
+        let mut bytes = vec![0; Command::LAUNCH_UPDATE_DATA.buffer_len()];
+        bytes[..4].copy_from_slice(&handle.to_le_bytes());
+        bytes[4] = reserved;
+        bytes[8..16].copy_from_slice(&GUEST.to_le_bytes());
+        bytes[16..20].copy_from_slice(&len.to_le_bytes());
+        p.command(Command::LAUNCH_UPDATE_DATA, &mut bytes)
+    };
+    // Everything is wrong; one thing after another is put right.
+    assert_eq!(attempt(99, 1, 1), Status::INVALID_PLATFORM_STATE);
+    init(&p).ok().unwrap();
+    flush(&p);
+    assert_eq!(attempt(99, 1, 1), Status::INVALID_PLATFORM_STATE);
+    let finished = running(&p, 0, SEV_ASID, &[0; 16]);
+    assert_eq!(attempt(99, 1, 1), Status::INVALID_GUEST);
+    assert_eq!(attempt(finished, 1, 1), Status::INVALID_GUEST_STATE);
+    let (_, out) = run_out(&p, Command::LAUNCH_START, &[]);
+    let fresh = out.get("handle").unwrap() as u32;
+    assert_eq!(attempt(fresh, 1, 1), Status::INVALID_PARAM);
+    assert_eq!(attempt(fresh, 0, 1), Status::INACTIVE);
+    activate(&p, fresh, SEV_ASID + 1).ok().unwrap();
+    assert_eq!(attempt(fresh, 0, 1), Status::INVALID_LEN);
+    assert_eq!(attempt(fresh, 0, 16), Status::SUCCESS);
 }

@@ -22,7 +22,8 @@ fn scratch(name: &str) -> PathBuf {
 #[test]
 fn every_recorded_vector_is_reproduced() {
     let summary = replay_paths([VECTORS]);
-    assert_eq!(summary.to_string(), "47 passed, 0 failed");
+    println!("{summary}");
+    assert!(summary.is_success() && summary.passed >= 47, "{summary}");
 }
 
 #[test]
@@ -40,9 +41,11 @@ fn compressed_and_nested_files_are_replayed_like_plain_ones() {
     std::fs::write(dir.join("README.md"), "not a vector file").unwrap();
     let summary = replay_paths([&dir]);
     std::fs::remove_dir_all(&dir).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&plain).unwrap();
+    let vectors = document["vectors"].as_array().unwrap().len();
     assert_eq!(
         (summary.passed, summary.failed(), summary.files),
-        (94, 0, 2),
+        (2 * vectors, 0, 2),
         "{summary}"
     );
 }

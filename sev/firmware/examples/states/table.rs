@@ -234,9 +234,9 @@ impl World {
     }
 
     fn launch(&mut self, state: GuestState) {
-        let owner = Owner::new(&self.p, policy::ES);
-        self.keys = owner.keys;
-        let fields = owner.fields(&self.p, policy::ES);
+        let guest_owner = owner(&self.p, policy::ES);
+        self.keys = *guest_owner.keys();
+        let fields = owner_fields(&self.p, &guest_owner, policy::ES);
         let (_, out) = run_out(&self.p, Command::LAUNCH_START, &fields);
         self.handle = out.get("handle").unwrap() as u32;
         activate(&self.p, self.handle, ES_ASID).ok().unwrap();
@@ -278,7 +278,7 @@ impl World {
             .map(|g| g.state.to_string())
     }
 
-    /// Issues the command so that it works wherever the state allows it.
+    /// Runs the command so that it works wherever the state allows it.
     fn attempt(&self, command: Command) -> Status {
         use Command::*;
         let p = &self.p;

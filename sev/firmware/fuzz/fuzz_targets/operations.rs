@@ -25,7 +25,11 @@ impl Input<'_> {
     }
 
     fn size(&mut self) -> PageSize {
-        if self.byte() & 1 == 0 { PageSize::Size4K } else { PageSize::Size2M }
+        if self.byte() & 1 == 0 {
+            PageSize::Size4K
+        } else {
+            PageSize::Size2M
+        }
     }
 
     fn page(&mut self) -> GuestPage {
@@ -35,7 +39,13 @@ impl Input<'_> {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(p) = Platform::builder().memory(8 << 20).cores(1).asids(6, 12).seed(1).build() else {
+    let Ok(p) = Platform::builder()
+        .memory(8 << 20)
+        .cores(1)
+        .asids(6, 12)
+        .seed(1)
+        .build()
+    else {
         return;
     };
     let mut input = Input(data);
@@ -102,7 +112,11 @@ fuzz_target!(|data: &[u8]| {
     }
     let s = p.snapshot();
     let _ = s.to_string();
-    let contexts = s.pages_by_state().get(&PageState::Context).copied().unwrap_or(0);
+    let contexts = s
+        .pages_by_state()
+        .get(&PageState::Context)
+        .copied()
+        .unwrap_or(0);
     assert_eq!(contexts, s.snp_guests.len());
     let active = s.guests.iter().filter(|g| g.asid.is_some()).count()
         + s.snp_guests.iter().filter(|g| g.asid.is_some()).count();

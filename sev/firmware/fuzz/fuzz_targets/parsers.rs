@@ -13,7 +13,9 @@ fuzz_target!(|data: &[u8]| {
     // Sections may legally cover gigabytes, which would only be slow.
     let small = |o: &Ovmf| o.sections().iter().all(|s| s.size < 1 << 20);
     if Ovmf::parse(data).as_ref().is_ok_and(small) {
-        let launch = Launch::new(data).vcpus(2).kernel_hashes(KernelHashes::new(b"k", b"", None));
+        let launch = Launch::new(data)
+            .vcpus(2)
+            .kernel_hashes(KernelHashes::new(b"k", b"", None));
         let _ = (launch.sev(), launch.sev_es(), launch.snp());
     }
     let _ = Header::parse(data);

@@ -14,6 +14,8 @@ use sha2::{Digest, Sha256};
 
 /// Bound on the pages of one chain operation, against inputs that would run for hours.
 const MAX_PAGES: u64 = 1 << 20;
+/// The same for the vCPUs of a launch.
+const MAX_VCPUS: u32 = 1 << 16;
 
 /// Recomputes the values of a vector and compares them with what it expects.
 pub(super) fn check(vector: &Value) -> Outcome<()> {
@@ -173,8 +175,12 @@ fn kernel_hashes(input: &Value) -> Outcome<Option<KernelHashes>> {
 fn fw_digest(input: &Value) -> Outcome<Value> {
     let size = narrow(&input["image"], "size")?;
     let image = pattern::expand(&input["image"]["pattern"], size)?;
+    let vcpus = narrow_or(input, "vcpus", 1)?;
+    if vcpus > MAX_VCPUS {
+        return Err(format!("{vcpus} vcpus are too many"));
+    }
     let mut launch = Launch::new(&image)
-        .vcpus(narrow_or(input, "vcpus", 1)?)
+        .vcpus(vcpus)
         .vcpu_sig(narrow_or(input, "vcpu_sig", 0)?)
         .guest_features(number_or(input, "guest_features", 0)?)
         .vmm(pattern::vmm(input)?);

@@ -6,12 +6,16 @@
 
 mod cert;
 mod key;
+mod owner;
 mod packet;
 mod session;
 
 pub use cert::{CERT_LEN, CertAlgorithm, CertUsage, Certificate};
 pub use key::{KEY_LEN, PrivateKey, PublicKey, SIGNATURE_LEN};
+pub use owner::GuestOwner;
 pub use packet::{PACKET_HEADER_LEN, PacketContext, PacketError, PacketHeader};
+/// The traits of random number generators that keys are drawn with.
+pub use rand_core;
 pub use session::{SESSION_LEN, Session, SessionError, TransportKeys, WrapKeys};
 
 use aes::Aes128;

@@ -4,6 +4,7 @@ pub(crate) mod access;
 pub(crate) mod entry;
 pub(crate) mod region;
 pub(crate) mod rmp;
+pub(crate) mod rmp_types;
 
 use crate::builder::Config;
 use crate::cipher::MemoryKey;

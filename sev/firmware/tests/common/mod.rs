@@ -1,7 +1,8 @@
 //! What the tests share: platforms in the states they start from.
 #![allow(dead_code)]
 
-use soft_amd_sp::crypto::{CERT_LEN, Certificate, PrivateKey, SESSION_LEN, Session, TransportKeys};
+use rand_chacha::rand_core::SeedableRng;
+use soft_amd_sp::crypto::{CERT_LEN, GuestOwner, SESSION_LEN};
 use soft_amd_sp::{Builder, Command, CommandBuffer, Platform, RmpUpdate, Status, policy};
 
 pub const GUEST: u64 = 0x10_0000;
@@ -109,41 +110,25 @@ pub fn guest_state(p: &Platform, handle: u32) -> u64 {
     buffer.get("state").unwrap()
 }
 
-/// A guest owner: keys and the certificate and session for a platform.
-pub struct Owner {
-    pub keys: TransportKeys,
-    pub cert: Certificate,
-    pub session: Session,
+/// A guest owner for a platform.
+pub fn owner(p: &Platform, policy: u32) -> GuestOwner {
+    let mut rng = rand_chacha::ChaCha20Rng::seed_from_u64(policy.into());
+    GuestOwner::new(&p.pdh_cert(), policy, &mut rng).unwrap()
 }
 
-impl Owner {
-    pub fn new(p: &Platform, policy: u32) -> Self {
-        let private = PrivateKey::from_scalar(&[0x42; 40]).unwrap();
-        let keys = TransportKeys {
-            tek: [0xa; 16],
-            tik: [0xb; 16],
-        };
-        let z = private.ecdh(&p.pdh_cert().key().unwrap());
-        Self {
-            keys,
-            cert: Certificate::for_owner(&private.public()),
-            session: Session::seal(&z, [1; 16], [2; 16], &keys, policy),
-        }
-    }
-
-    /// Puts certificate and session into memory and returns the fields of LAUNCH_START.
-    pub fn fields(&self, p: &Platform, policy: u32) -> [(&'static str, u64); 5] {
-        p.host_write(SCRATCH, self.cert.as_bytes()).unwrap();
-        p.host_write(SCRATCH + 0x1000, &self.session.to_bytes())
-            .unwrap();
-        [
-            ("policy", policy.into()),
-            ("dh_cert", SCRATCH),
-            ("dh_cert_len", CERT_LEN as u64),
-            ("session", SCRATCH + 0x1000),
-            ("session_len", SESSION_LEN as u64),
-        ]
-    }
+/// Puts an owner's certificate and session into memory and returns the fields of LAUNCH_START.
+pub fn owner_fields(p: &Platform, owner: &GuestOwner, policy: u32) -> [(&'static str, u64); 5] {
+    p.host_write(SCRATCH, owner.certificate().as_bytes())
+        .unwrap();
+    p.host_write(SCRATCH + 0x1000, &owner.session().to_bytes())
+        .unwrap();
+    [
+        ("policy", policy.into()),
+        ("dh_cert", SCRATCH),
+        ("dh_cert_len", CERT_LEN as u64),
+        ("session", SCRATCH + 0x1000),
+        ("session_len", SESSION_LEN as u64),
+    ]
 }
 
 /// Fields of SEND_START towards another platform, whose certificates are put into memory.

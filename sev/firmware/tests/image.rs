@@ -1,0 +1,193 @@
+//! An image launched page by page through the commands has the digest computed from the file.
+
+mod common;
+
+use common::*;
+use soft_amd_sp::measure::{
+    BSP_EIP, InitialVmsa, Launch, LaunchMeasure, Ovmf, PageType, SectionKind, VMSA_GPA, Vmm,
+};
+use soft_amd_sp::{Command, Platform, Status, policy};
+
+const VCPUS: u32 = 3;
+const SIGNATURE: u32 = 0x80_0f12;
+const IMAGE: u64 = 0x100_0000;
+const PAGES: u64 = 0x200_0000;
+const GCTX: u64 = 0x1000;
+const ASID: u32 = 1;
+
+/// An image with a footer table: SEV metadata with every kind of section, and a reset block.
+fn synthetic() -> Vec<u8> {
+    let mut image: Vec<u8> = (0..0x4000_u32).map(|i| ((i * 31) >> 4) as u8).collect();
+    let sections = [
+        (0x80_0000_u32, 0x3000_u32, 1_u32),
+        (0x80_a000, 0x1000, 1),
+        (0x80_d000, 0x1000, 2),
+        (0x80_e000, 0x1000, 3),
+        (0x81_0000, 0x2000, 4),
+        (0x81_2000, 0x1000, 0x10),
+    ];
+    let mut metadata = b"ASEV".to_vec();
+    for n in [16 + 12 * sections.len() as u32, 1, sections.len() as u32] {
+        metadata.extend(n.to_le_bytes());
+    }
+    for (gpa, size, kind) in sections {
+        [gpa, size, kind]
+            .iter()
+            .for_each(|n| metadata.extend(n.to_le_bytes()));
+    }
+    let at = image.len() - 0x400;
+    image[at..at + metadata.len()].copy_from_slice(&metadata);
+
+    let entry = |data: &[u8], guid: [u8; 16]| {
+        let mut out = data.to_vec();
+        out.extend((data.len() as u16 + 18).to_le_bytes());
+        out.extend(guid);
+        out
+    };
+    // dc886566-984a-4798-a75e-5585a7bf67cc and 00f771de-1a7e-4fcb-890e-68c77e2fb44e
+    let metadata_guid = *b"\x66\x65\x88\xdc\x4a\x98\x98\x47\xa7\x5e\x55\x85\xa7\xbf\x67\xcc";
+    let reset_guid = *b"\xde\x71\xf7\x00\x7e\x1a\xcb\x4f\x89\x0e\x68\xc7\x7e\x2f\xb4\x4e";
+    // 96b582de-1fb2-45f7-baea-a366c55a082d
+    let footer = *b"\xde\x82\xb5\x96\xb2\x1f\xf7\x45\xba\xea\xa3\x66\xc5\x5a\x08\x2d";
+    let mut table = entry(&0x400_u32.to_le_bytes(), metadata_guid);
+    table.extend(entry(&0x80_b004_u32.to_le_bytes(), reset_guid));
+    table.extend((table.len() as u16 + 18).to_le_bytes());
+    table.extend(footer);
+    let end = image.len() - 32;
+    image[end - table.len()..end].copy_from_slice(&table);
+    image
+}
+
+/// The images to launch: one made here, and a real one if it is installed.
+fn images() -> Vec<Vec<u8>> {
+    const REAL: &str = "/usr/share/ovmf/OVMF.fd";
+    let mut out = vec![synthetic()];
+    match std::fs::read(REAL) {
+        Ok(image) => out.push(image),
+        Err(error) => println!("skipped {REAL}: {error}"),
+    }
+    out
+}
+
+fn machine() -> soft_amd_sp::Builder {
+    builder(1).memory(64 << 20)
+}
+
+fn vmsa(index: u32, ovmf: &Ovmf, sev_features: u64) -> Box<[u8; 4096]> {
+    let eip = if index == 0 {
+        BSP_EIP
+    } else {
+        ovmf.reset_eip().unwrap()
+    };
+    let vmm = Vmm::Qemu;
+    InitialVmsa {
+        eip,
+        vcpu_sig: SIGNATURE,
+        sev_features,
+        vmm,
+    }
+    .page()
+}
+
+fn off_line(image: &[u8]) -> Launch<'_> {
+    Launch::new(image)
+        .vcpus(VCPUS)
+        .vcpu_sig(SIGNATURE)
+        .guest_features(1)
+}
+
+#[test]
+fn snp_launch_of_an_image_has_its_off_line_digest() {
+    for image in images() {
+        let p = snp_from(machine());
+        snp_launch(&p, GCTX, 0x3_0000, ASID);
+        let add = |spa: u64, gpa: u64, page_type: PageType| {
+            snp_add(&p, GCTX, ASID, spa, gpa, page_type as u64)
+                .ok()
+                .unwrap();
+        };
+        p.host_write(IMAGE, &image).unwrap();
+        let base = (1 << 32) - image.len() as u64;
+        for at in (0..image.len() as u64).step_by(0x1000) {
+            add(IMAGE + at, base + at, PageType::Normal);
+        }
+        let ovmf = Ovmf::parse(&image).unwrap();
+        let mut spa = PAGES;
+        for section in ovmf.sections() {
+            let page_type = match section.kind {
+                SectionKind::Secrets => PageType::Secrets,
+                SectionKind::Cpuid => PageType::Cpuid,
+                _ => PageType::Zero,
+            };
+            for at in (0..u64::from(section.size)).step_by(0x1000) {
+                add(spa, u64::from(section.gpa) + at, page_type);
+                spa += 0x1000;
+            }
+        }
+        for index in 0..VCPUS {
+            p.host_write(spa, &vmsa(index, &ovmf, 1)[..]).unwrap();
+            add(spa, VMSA_GPA, PageType::Vmsa);
+            spa += 0x1000;
+        }
+        run(&p, Command::SNP_LAUNCH_FINISH, &[("gctx_paddr", GCTX)])
+            .ok()
+            .unwrap();
+        let launched = p.snapshot().snp_guests[0].launch_digest;
+        assert_eq!(launched, off_line(&image).snp().unwrap());
+    }
+}
+
+/// Launches an SEV or SEV-ES guest and checks MEASURE against the digest.
+fn check_measure(p: &Platform, image: &[u8], policy: u32, asid: u32, digest: &[u8; 32]) {
+    let guest_owner = owner(p, policy);
+    let (status, out) = run_out(
+        p,
+        Command::LAUNCH_START,
+        &owner_fields(p, &guest_owner, policy),
+    );
+    status.ok().unwrap();
+    let h = ("handle", out.get("handle").unwrap());
+    activate(p, h.1 as u32, asid).ok().unwrap();
+    p.host_write(IMAGE, image).unwrap();
+    let update = |command, at: u64, len: u64| -> Status {
+        run(p, command, &[h, ("address", at), ("len", len)])
+    };
+    // The pieces in which the image is passed do not matter.
+    let half = image.len() as u64 / 2 / 16 * 16;
+    update(Command::LAUNCH_UPDATE_DATA, IMAGE, half)
+        .ok()
+        .unwrap();
+    let rest = image.len() as u64 - half;
+    update(Command::LAUNCH_UPDATE_DATA, IMAGE + half, rest)
+        .ok()
+        .unwrap();
+    if policy & policy::ES != 0 {
+        let ovmf = Ovmf::parse(image).unwrap();
+        for index in 0..VCPUS {
+            p.host_write(PAGES, &vmsa(index, &ovmf, 0)[..]).unwrap();
+            update(Command::LAUNCH_UPDATE_VMSA, PAGES, 0x1000)
+                .ok()
+                .unwrap();
+        }
+    }
+    update(Command::LAUNCH_MEASURE, SCRATCH, 48).ok().unwrap();
+    let mut bytes = [0; 48];
+    p.host_read(SCRATCH, &mut bytes).unwrap();
+    let got = LaunchMeasure::from_bytes(&bytes);
+    let version = soft_amd_sp::measure::ApiVersion {
+        major: 1,
+        minor: 55,
+        build: 40,
+    };
+    assert!(guest_owner.expects(version, digest, &got));
+}
+
+#[test]
+fn sev_and_es_launches_of_an_image_have_their_off_line_digests() {
+    for image in images() {
+        let p = sev_from(machine());
+        let launch = off_line(&image);
+        check_measure(&p, &image, 0, 6, &launch.sev().unwrap());
+        check_measure(&p, &image, policy::ES, 1, &launch.sev_es().unwrap());
+    }
+}

@@ -1,0 +1,393 @@
+//! The SNP platform: initialisation, contexts, status, teardown.
+
+mod common;
+
+use common::*;
+use soft_amd_sp::message::GuestChannel;
+use soft_amd_sp::{AccessFault, Command, GuestPage, PageState, Platform, RmpUpdate, Status};
+
+const GCTX: u64 = 0x1000;
+const ASID: u32 = 1;
+const POLICY: u64 = 0x3_0000;
+const SECRETS: u64 = 0x50_0000;
+const REQUEST: u64 = 0x41_0000;
+const RESPONSE: u64 = 0x42_0000;
+const LARGE: u64 = 0x80_0000;
+
+fn on_gctx(p: &Platform, command: Command, fields: &[(&str, u64)]) -> Status {
+    let mut all = vec![("gctx_paddr", GCTX)];
+    all.extend_from_slice(fields);
+    run(p, command, &all)
+}
+
+fn finish(p: &Platform) -> Status {
+    on_gctx(p, Command::SNP_LAUNCH_FINISH, &[])
+}
+
+/// A running guest with a secrets page at guest address 0x8000, and its channel at a VMPL.
+fn with_channel(p: &Platform, vmpl: u8) -> GuestChannel {
+    snp_launch(p, GCTX, POLICY, ASID);
+    snp_add(p, GCTX, ASID, SECRETS, 0x8000, 5).ok().unwrap();
+    finish(p).ok().unwrap();
+    p.rmpupdate(RESPONSE, &RmpUpdate::firmware()).unwrap();
+    channel(p, vmpl)
+}
+
+fn channel(p: &Platform, vmpl: u8) -> GuestChannel {
+    let mut page = [0; 4096];
+    p.guest_read(&GuestPage::new(ASID, 0x8000, SECRETS), &mut page)
+        .unwrap();
+    GuestChannel::from_secrets_page(&page, vmpl).unwrap()
+}
+
+fn exchange(p: &Platform, request: &[u8]) -> Result<Vec<u8>, Status> {
+    p.host_write(REQUEST, request).unwrap();
+    let fields = [("req_paddr", REQUEST), ("res_paddr", RESPONSE)];
+    on_gctx(p, Command::SNP_GUEST_REQUEST, &fields).ok()?;
+    let mut page = vec![0; 4096];
+    p.host_read(RESPONSE, &mut page).unwrap();
+    Ok(page)
+}
+
+#[test]
+fn contexts_are_identified_by_pages_the_firmware_owns() {
+    let p = snp(18);
+    let create = |at: u64| run(&p, Command::SNP_GCTX_CREATE, &[("gctx_paddr", at)]);
+    assert_eq!(create(GCTX), Status::INVALID_PAGE_STATE);
+    p.rmpupdate(GCTX, &RmpUpdate::firmware()).unwrap();
+    assert_eq!(create(GCTX + 8), Status::INVALID_ADDRESS);
+    create(GCTX).ok().unwrap();
+    assert_eq!(create(GCTX), Status::INVALID_PAGE_STATE);
+    let status = |at: u64| run(&p, Command::SNP_DECOMMISSION, &[("gctx_paddr", at)]);
+    assert_eq!(status(0x2000), Status::INVALID_GUEST);
+    assert_eq!(status(0x2008), Status::INVALID_ADDRESS);
+    assert_eq!(status(1 << 45), Status::INVALID_ADDRESS);
+    // The C-bit is not part of the address.
+    status(GCTX | 1 << p.c_bit()).ok().unwrap();
+    p.limit_guests(0);
+    p.rmpupdate(0x3000, &RmpUpdate::firmware()).unwrap();
+    assert_eq!(create(0x3000), Status::RESOURCE_LIMIT);
+}
+
+#[test]
+fn guest_and_platform_status_are_written_to_firmware_pages() {
+    let p = snp(19);
+    snp_launch(&p, GCTX, POLICY, ASID);
+    let status = |at: u64| on_gctx(&p, Command::SNP_GUEST_STATUS, &[("address", at)]);
+    assert_eq!(status(SECRETS), Status::INVALID_PAGE_STATE);
+    p.rmpupdate(SECRETS, &RmpUpdate::firmware()).unwrap();
+    status(SECRETS).ok().unwrap();
+    let mut out = [0; 16];
+    p.host_read(SECRETS, &mut out).unwrap();
+    assert_eq!(out[..8], POLICY.to_le_bytes());
+    assert_eq!((out[8], out[12]), (ASID as u8, 1));
+
+    let platform = || {
+        run(
+            &p,
+            Command::SNP_PLATFORM_STATUS,
+            &[("status_paddr", SECRETS)],
+        )
+    };
+    platform().ok().unwrap();
+    assert_eq!(p.rmpread(SECRETS).unwrap().state, PageState::Reclaim);
+    let mut out = [0; 32];
+    p.host_read(SECRETS, &mut out).unwrap();
+    assert_eq!(out[..5], [1, 55, 1, 1, 40]);
+    assert_eq!(out[12], 1);
+    assert_eq!(platform(), Status::INVALID_PAGE_STATE);
+    // Before initialisation no page is asked for.
+    let q = builder(19).build().unwrap();
+    run(
+        &q,
+        Command::SNP_PLATFORM_STATUS,
+        &[("status_paddr", SECRETS)],
+    )
+    .ok()
+    .unwrap();
+    q.host_read(SECRETS, &mut out).unwrap();
+    assert_eq!(out[2..4], [0, 0]);
+}
+
+#[test]
+fn initialisation_demands_the_documented_order() {
+    let p = builder(20).build().unwrap();
+    let start = || p.command(Command::SNP_INIT, &mut []);
+    assert_eq!(start(), Status::INVALID_CONFIG);
+    p.enable_snp(0);
+    assert_eq!(start(), Status::INVALID_CONFIG);
+    p.enable_snp(1);
+    init(&p).ok().unwrap();
+    assert_eq!(start(), Status::INVALID_PLATFORM_STATE);
+    p.command(Command::SHUTDOWN, &mut []).ok().unwrap();
+    let without_rmp = run(&p, Command::SNP_INIT_EX, &[("flags", 0)]);
+    assert_eq!(without_rmp, Status::RMP_INIT_REQUIRED);
+    assert_eq!(
+        run(&p, Command::SNP_INIT_EX, &[("flags", 17)]),
+        Status::UNSUPPORTED
+    );
+    assert_eq!(
+        run(&p, Command::SNP_INIT_EX, &[("flags", 33)]),
+        Status::INVALID_PARAM
+    );
+    start().ok().unwrap();
+    assert_eq!(start(), Status::INVALID_PLATFORM_STATE);
+    let flush = || p.command(Command::SNP_DF_FLUSH, &mut []);
+    assert_eq!(flush(), Status::WBINVD_REQUIRED);
+    p.wbinvd_all();
+    flush().ok().unwrap();
+}
+
+#[test]
+fn listed_pages_are_fixed_to_the_hypervisor_until_reboot() {
+    let p = builder(21).build().unwrap();
+    p.enable_snp_all();
+    let mut list = [0; 40];
+    list[0] = 2;
+    list[8..16].copy_from_slice(&0x70_0000_u64.to_le_bytes());
+    list[16] = 2;
+    // Ranges of the address map without memory are listed too.
+    list[24..32].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+    list[32] = 9;
+    p.host_write(REQUEST, &list).unwrap();
+    let fields = [("flags", 3), ("list_paddr", REQUEST)];
+    run(&p, Command::SNP_INIT_EX, &fields).ok().unwrap();
+    for (spa, fixed) in [
+        (0x6f_f000, false),
+        (0x70_0000, true),
+        (0x70_1000, true),
+        (0x70_2000, false),
+    ] {
+        let state = if fixed {
+            PageState::HvFixed
+        } else {
+            PageState::Hypervisor
+        };
+        assert_eq!(p.rmpread(spa).unwrap().state, state);
+        p.host_write(spa, &[1]).unwrap();
+        assert_eq!(p.rmpupdate(spa, &RmpUpdate::firmware()).is_err(), fixed);
+    }
+    p.wbinvd_all();
+    p.command(Command::SNP_DF_FLUSH, &mut []).ok().unwrap();
+    p.command(Command::SNP_SHUTDOWN, &mut []).ok().unwrap();
+    p.command(Command::SNP_INIT, &mut []).ok().unwrap();
+    assert_eq!(p.rmpread(0x70_0000).unwrap().state, PageState::HvFixed);
+    assert_eq!(p.rmpread(0x6f_f000).unwrap().state, PageState::Hypervisor);
+}
+
+/// The order of a hypervisor's teardown; nothing is left in the RMP.
+#[test]
+fn teardown_gives_every_page_and_the_asid_back() {
+    let p = snp(22);
+    let guest = with_channel(&p, 0);
+    exchange(&p, &guest.report_request(&[1; 64], 0).unwrap()).unwrap();
+    p.rmpupdate(0x60_0000, &RmpUpdate::guest(ASID, 0x10_0000))
+        .unwrap();
+    let reclaim = |at: u64| {
+        run(&p, Command::SNP_PAGE_RECLAIM, &[("paddr", at)])
+            .ok()
+            .unwrap();
+        p.rmpupdate(at, &RmpUpdate::shared()).unwrap();
+    };
+    for private in [SECRETS, 0x60_0000] {
+        p.rmpupdate(private, &RmpUpdate::shared()).unwrap();
+    }
+    reclaim(RESPONSE);
+    on_gctx(&p, Command::SNP_DECOMMISSION, &[]).ok().unwrap();
+    let page = GuestPage::new(ASID, 0x8000, SECRETS);
+    assert_eq!(
+        p.guest_read(&page, &mut [0]),
+        Err(AccessFault::NotActive(ASID))
+    );
+    assert_eq!(p.rmpread(GCTX).unwrap().state, PageState::Firmware);
+    reclaim(GCTX);
+    assert!(p.snapshot().rmp.is_empty());
+    assert!(p.snapshot().snp_guests.is_empty());
+
+    // Shutdown needs the flush that the released ASID needs.
+    let shutdown = || run(&p, Command::SNP_SHUTDOWN_EX, &[("len", 8), ("flags", 1)]);
+    assert_eq!(shutdown(), Status::DFFLUSH_REQUIRED);
+    p.wbinvd_all();
+    p.command(Command::SNP_DF_FLUSH, &mut []).ok().unwrap();
+    shutdown().ok().unwrap();
+    shutdown().ok().unwrap();
+}
+
+#[test]
+fn a_reused_asid_does_not_open_the_pages_of_its_former_guest() {
+    let p = snp(23);
+    with_channel(&p, 0);
+    let mut before = [0; 32];
+    let page = GuestPage::new(ASID, 0x8000, SECRETS);
+    p.guest_read(&page, &mut before).unwrap();
+    on_gctx(&p, Command::SNP_DECOMMISSION, &[]).ok().unwrap();
+    p.wbinvd_all();
+    p.command(Command::SNP_DF_FLUSH, &mut []).ok().unwrap();
+    snp_launch(&p, 0x3000, POLICY, ASID);
+    // The page was never taken back, so the mapping holds; but the key is another.
+    let mut after = [0; 32];
+    p.guest_read(&page, &mut after).unwrap();
+    assert_ne!(before, after);
+}
+
+#[test]
+fn legacy_outputs_go_to_firmware_pages_while_snp_is_initialised() {
+    let p = snp(24);
+    let init = [("flags", 1), ("tmr_address", TMR), ("tmr_len", 2 << 20)];
+    assert_eq!(run(&p, Command::INIT, &init), Status::INVALID_PAGE_STATE);
+    for page in (TMR..TMR + (2 << 20)).step_by(4096) {
+        p.rmpupdate(page, &RmpUpdate::firmware()).unwrap();
+    }
+    let short = [("flags", 1), ("tmr_address", TMR), ("tmr_len", 1 << 20)];
+    assert_eq!(run(&p, Command::INIT, &short), Status::INVALID_LEN);
+    run(&p, Command::INIT, &init).ok().unwrap();
+    flush(&p);
+    let handle = launch_start(&p, 0, 6);
+    let fields = [("handle", handle.into()), ("address", GUEST), ("len", 4096)];
+    let update = || run(&p, Command::LAUNCH_UPDATE_DATA, &fields);
+    assert_eq!(update(), Status::INVALID_PAGE_STATE);
+    p.host_write(GUEST, &[0x66; 4096]).unwrap();
+    p.rmpupdate(GUEST, &RmpUpdate::firmware()).unwrap();
+    update().ok().unwrap();
+    let reclaim = |at: u64| {
+        run(&p, Command::SNP_PAGE_RECLAIM, &[("paddr", at)])
+            .ok()
+            .unwrap();
+        p.rmpupdate(at, &RmpUpdate::shared()).unwrap();
+    };
+    reclaim(GUEST);
+    let mut seen = [0; 16];
+    p.guest_read(&GuestPage::new(6, 0, GUEST), &mut seen)
+        .unwrap();
+    assert_eq!(seen, [0x66; 16]);
+    let measure = [("handle", handle.into()), ("address", LARGE), ("len", 48)];
+    assert_eq!(
+        run(&p, Command::LAUNCH_MEASURE, &measure),
+        Status::INVALID_PAGE_STATE
+    );
+    assert_eq!(guest_state(&p, handle), 1);
+    p.rmpupdate(LARGE, &RmpUpdate::firmware()).unwrap();
+    run(&p, Command::LAUNCH_MEASURE, &measure).ok().unwrap();
+
+    // Through the mailbox the command buffer itself is such an output.
+    let (status, get) = (Command::GUEST_STATUS, |at| {
+        let mut out = [0; 13];
+        p.host_read(at, &mut out).unwrap();
+        out
+    });
+    p.host_write(0x60_0000, &handle.to_le_bytes()).unwrap();
+    assert_eq!(p.mailbox(status, 0x60_0000), Status::INVALID_PAGE_STATE);
+    p.rmpupdate(0x60_0000, &RmpUpdate::firmware()).unwrap();
+    p.mailbox(status, 0x60_0000).ok().unwrap();
+    assert_eq!(get(0x60_0000)[12], 2);
+    assert_eq!(p.mailbox(status, p.memory_len()), Status::INVALID_ADDRESS);
+    // Commands without a buffer do not look at the address.
+    p.mailbox(Command::NOP, u64::MAX).ok().unwrap();
+}
+
+#[test]
+fn shutdown_with_guests_forgets_them_and_their_pages_can_be_reclaimed_later() {
+    let p = snp(25);
+    with_channel(&p, 0);
+    let shutdown = |flags: u64| {
+        run(
+            &p,
+            Command::SNP_SHUTDOWN_EX,
+            &[("len", 8), ("flags", flags)],
+        )
+    };
+    assert_eq!(shutdown(4), Status::INVALID_PARAM);
+    assert_eq!(
+        run(&p, Command::SNP_SHUTDOWN_EX, &[("len", 7)]),
+        Status::INVALID_LEN
+    );
+    shutdown(0).ok().unwrap();
+    assert!(p.snapshot().snp_guests.is_empty());
+    let page = GuestPage::new(ASID, 0x8000, SECRETS);
+    assert_eq!(
+        p.guest_read(&page, &mut [0]),
+        Err(AccessFault::NotActive(ASID))
+    );
+    // The RMP stays in force: the host still does not own what it gave away.
+    assert!(p.host_write(GCTX, &[0]).is_err());
+    let reclaim = || run(&p, Command::SNP_PAGE_RECLAIM, &[("paddr", GCTX)]);
+    assert_eq!(reclaim(), Status::INVALID_PLATFORM_STATE);
+    run(&p, Command::SNP_INIT_EX, &[("flags", 0)]).ok().unwrap();
+    reclaim().ok().unwrap();
+    p.rmpupdate(GCTX, &RmpUpdate::shared()).unwrap();
+    p.host_write(GCTX, &[0]).unwrap();
+    // The former ASID must be flushed before it is bound again.
+    p.rmpupdate(GCTX, &RmpUpdate::firmware()).unwrap();
+    run(&p, Command::SNP_GCTX_CREATE, &[("gctx_paddr", GCTX)])
+        .ok()
+        .unwrap();
+    on_gctx(&p, Command::SNP_LAUNCH_START, &[("policy", POLICY)])
+        .ok()
+        .unwrap();
+    let activate = || on_gctx(&p, Command::SNP_ACTIVATE, &[("asid", ASID.into())]);
+    assert_eq!(activate(), Status::DFFLUSH_REQUIRED);
+    p.wbinvd_all();
+    p.command(Command::SNP_DF_FLUSH, &mut []).ok().unwrap();
+    activate().ok().unwrap();
+}
+
+#[test]
+fn x86_shutdown_takes_the_rmp_out_of_force() {
+    let p = snp(26);
+    run(&p, Command::SNP_SHUTDOWN_EX, &[("len", 8), ("flags", 2)])
+        .ok()
+        .unwrap();
+    let update = RmpUpdate::firmware();
+    assert_eq!(
+        p.rmpupdate(0x1000, &update),
+        Err(soft_amd_sp::RmpError::NotEnabled)
+    );
+    assert_eq!(
+        p.command(Command::SNP_INIT, &mut []),
+        Status::INVALID_CONFIG
+    );
+    p.enable_snp_all();
+    p.command(Command::SNP_INIT, &mut []).ok().unwrap();
+}
+
+#[test]
+fn feature_info_reports_what_the_builder_gave() {
+    for (features, ecx) in [
+        (soft_amd_sp::Features::default(), 0),
+        (
+            soft_amd_sp::Features {
+                ciphertext_hiding: true,
+                rapl_disable: true,
+                ..Default::default()
+            },
+            0xc,
+        ),
+    ] {
+        let p = builder(27).features(features).build().unwrap();
+        let info = |ecx_in: u64| {
+            let fields = [
+                ("length", 16),
+                ("ecx_in", ecx_in),
+                ("feature_info_paddr", 0x1000),
+            ];
+            run(&p, Command::SNP_FEATURE_INFO, &fields)
+        };
+        assert_eq!(info(1), Status::INVALID_PARAM);
+        info(0).ok().unwrap();
+        let mut out = [0xff; 16];
+        p.host_read(0x1000, &mut out).unwrap();
+        assert_eq!(out, [0, 0, 0, 0, 0, 0, 0, 0, ecx, 0, 0, 0, 0, 0, 0, 0]);
+        p.enable_snp_all();
+        let hiding = run(
+            &p,
+            Command::SNP_INIT_EX,
+            &[("flags", 9), ("max_snp_asid", 1)],
+        );
+        let expected = if ecx == 0 {
+            Status::UNSUPPORTED
+        } else {
+            Status::SUCCESS
+        };
+        assert_eq!(hiding, expected);
+    }
+}
