@@ -2,8 +2,7 @@
 //! teardown with every page and the key id back. Prints the MRTD.
 
 use soft_tdx_module::{
-    CallError, GuestOp, HkidState, HostLeaf as L, PageSize, PageType, Platform, Regs,
-    Script,
+    CallError, GuestOp, HkidState, HostLeaf as L, PageSize, PageType, Platform, Regs, Script,
 };
 
 /// Pages of the default machine's TDMR, given out one after the other.
@@ -41,14 +40,21 @@ pub struct Outcome {
 }
 
 fn regs(rcx: u64, rdx: u64) -> Regs {
-    Regs { rcx, rdx, ..Regs::default() }
+    Regs {
+        rcx,
+        rdx,
+        ..Regs::default()
+    }
 }
 
 /// Runs the life.
 pub fn live() -> Result<Outcome, Box<dyn std::error::Error>> {
     let p = Platform::builder().build()?;
     p.bring_up()?;
-    let mut pages = Pages { next: 0x4000_0000, given: Vec::new() };
+    let mut pages = Pages {
+        next: 0x4000_0000,
+        given: Vec::new(),
+    };
 
     // The TD: root page, a key on every package, six control pages, parameters.
     let tdr = pages.take();
@@ -74,11 +80,22 @@ pub fn live() -> Result<Outcome, Box<dyn std::error::Error>> {
 
     // Secure EPT down to 4 KiB at GPA 0, and the measured pages.
     for level in [3, 2, 1] {
-        p.call(0, L::MemSeptAdd, Regs { r8: pages.take(), ..regs(level, tdr) })?;
+        p.call(
+            0,
+            L::MemSeptAdd,
+            Regs {
+                r8: pages.take(),
+                ..regs(level, tdr)
+            },
+        )?;
     }
     for k in 0..MEASURED_PAGES {
         p.write_memory(SOURCE, &[k as u8 + 1; 4096])?;
-        let add = Regs { r8: pages.take(), r9: SOURCE, ..regs(k << 12, tdr) };
+        let add = Regs {
+            r8: pages.take(),
+            r9: SOURCE,
+            ..regs(k << 12, tdr)
+        };
         p.call(0, L::MemPageAdd, add)?;
         for chunk in (0..4096).step_by(256) {
             p.call(0, L::MrExtend, regs(k << 12 | chunk, tdr))?;
@@ -92,14 +109,24 @@ pub fn live() -> Result<Outcome, Box<dyn std::error::Error>> {
         tdvpr,
         Script::new([
             GuestOp::accept(PENDING_GPA, 0),
-            GuestOp::Write { gpa: PENDING_GPA, data: b"private".to_vec() },
+            GuestOp::Write {
+                gpa: PENDING_GPA,
+                data: b"private".to_vec(),
+            },
             GuestOp::vmcall(0x10003, [0xC0FFEE, 0, 0, 0]),
         ]),
     );
     let exit = p.call(0, L::VpEnter, regs(tdvpr, 0))?;
     assert_eq!((exit.rax & 0xFFFF, exit.r8), (EPT_VIOLATION, PENDING_GPA));
     let private = pages.take();
-    p.call(0, L::MemPageAug, Regs { r8: private, ..regs(PENDING_GPA, tdr) })?;
+    p.call(
+        0,
+        L::MemPageAug,
+        Regs {
+            r8: private,
+            ..regs(PENDING_GPA, tdr)
+        },
+    )?;
     let exit = p.call(0, L::VpEnter, regs(tdvpr, 0))?;
     assert_eq!((exit.rax & 0xFFFF, exit.r11), (TDCALL, 0x10003));
     let mut seen = [0; 7];
@@ -107,7 +134,11 @@ pub fn live() -> Result<Outcome, Box<dyn std::error::Error>> {
     assert_ne!(&seen, b"private", "the host sees ciphertext");
 
     let pages_returned = tear_down(&p, tdr, tdvpr, &pages)?;
-    Ok(Outcome { mrtd, message: exit.r12, pages_returned })
+    Ok(Outcome {
+        mrtd,
+        message: exit.r12,
+        pages_returned,
+    })
 }
 
 /// Flush, write back, free the key id, reclaim: the TDR is the last page.
@@ -122,7 +153,8 @@ fn tear_down(p: &Platform, tdr: u64, tdvpr: u64, pages: &Pages) -> Result<usize,
         p.call(0, L::PhymemPageReclaim, regs(*pa, 0))?;
     }
     let free = |pa: &&u64| {
-        p.page(**pa, PageSize::Size4K).is_some_and(|v| v.page_type == PageType::Nda)
+        p.page(**pa, PageSize::Size4K)
+            .is_some_and(|v| v.page_type == PageType::Nda)
     };
     assert_eq!(p.hkid(HKID).map(|h| h.state), Some(HkidState::Free));
     Ok(pages.given.iter().filter(free).count())
@@ -133,6 +165,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     print!("MRTD ");
     outcome.mrtd.iter().for_each(|b| print!("{b:02x}"));
     println!("\nthe guest said {:#x}", outcome.message);
-    println!("{} pages and key id {HKID} are the host's again", outcome.pages_returned);
+    println!(
+        "{} pages and key id {HKID} are the host's again",
+        outcome.pages_returned
+    );
     Ok(())
 }

@@ -293,7 +293,10 @@ impl Platform {
     /// # Errors
     /// The leaf returned an error status, or the processor could not execute.
     pub fn call(&self, lp: usize, leaf: HostLeaf, operands: Regs) -> Result<Regs, CallError> {
-        let mut regs = Regs { rax: leaf.number(), ..operands };
+        let mut regs = Regs {
+            rax: leaf.number(),
+            ..operands
+        };
         let status = self.seamcall(lp, &mut regs)?;
         if status.is_error() {
             return Err(CallError::Leaf { leaf, lp, status });

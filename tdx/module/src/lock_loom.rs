@@ -19,8 +19,10 @@ impl Protected {
     fn write(&self, side: Side) {
         if self.lock.try_lock(LockMode::Exclusive, side) {
             assert_eq!(self.exclusive.fetch_add(1, Ordering::Relaxed), 0, "alone");
-            self.a.store(1 + self.a.load(Ordering::Relaxed), Ordering::Relaxed);
-            self.b.store(1 + self.b.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.a
+                .store(1 + self.a.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.b
+                .store(1 + self.b.load(Ordering::Relaxed), Ordering::Relaxed);
             self.exclusive.fetch_sub(1, Ordering::Relaxed);
             self.lock.unlock(LockMode::Exclusive);
         }
@@ -30,7 +32,11 @@ impl Protected {
         if self.lock.try_lock(LockMode::Shared, Side::Host) {
             assert_eq!(self.exclusive.load(Ordering::Relaxed), 0);
             let a = self.a.load(Ordering::Relaxed);
-            assert_eq!(a, self.b.load(Ordering::Relaxed), "no half-made change is seen");
+            assert_eq!(
+                a,
+                self.b.load(Ordering::Relaxed),
+                "no half-made change is seen"
+            );
             self.lock.unlock(LockMode::Shared);
         }
     }
@@ -73,7 +79,10 @@ fn of_two_sharers_that_promote_at_most_one_succeeds() {
         };
         let (mine, theirs) = (promote(&lock), other.join().unwrap());
         assert!(!(mine && theirs));
-        assert_eq!(lock.try_lock(LockMode::Shared, Side::Host), !mine && !theirs);
+        assert_eq!(
+            lock.try_lock(LockMode::Shared, Side::Host),
+            !mine && !theirs
+        );
     });
 }
 
@@ -119,7 +128,10 @@ fn the_payload_survives_failing_attempts_of_others() {
             assert_eq!(lock.payload(), 2);
         }
         other.join().unwrap();
-        assert!(lock.try_lock(LockMode::Exclusive, Side::Host), "everything was given back");
+        assert!(
+            lock.try_lock(LockMode::Exclusive, Side::Host),
+            "everything was given back"
+        );
     });
 }
 

@@ -18,17 +18,24 @@ fn all_replay(options: Options) {
     let mut got: Vec<&str> = table.lines().skip(1).collect();
     expected.sort_unstable();
     got.sort_unstable();
-    assert_eq!(expected, got, "the (leaf, status, operand) table is the recorded one");
+    assert_eq!(
+        expected, got,
+        "the (leaf, status, operand) table is the recorded one"
+    );
 }
 
 #[test]
 fn all_transcripts_replay_with_flat_memory() {
-    all_replay(Options { encrypt_memory: false });
+    all_replay(Options {
+        encrypt_memory: false,
+    });
 }
 
 #[test]
 fn all_transcripts_replay_with_encrypted_memory() {
-    all_replay(Options { encrypt_memory: true });
+    all_replay(Options {
+        encrypt_memory: true,
+    });
 }
 
 /// A small transcript: the platform of the recordings and one call.
@@ -41,8 +48,15 @@ fn transcript(line: &str) -> Vec<u8> {
         &mut text,
     )
     .expect("zstd");
-    let start = text.windows(18).position(|w| w == br#"{"kind":"platform""#).expect("a platform");
-    let end = text[start..].iter().position(|b| *b == b'\n').expect("a line") + start;
+    let start = text
+        .windows(18)
+        .position(|w| w == br#"{"kind":"platform""#)
+        .expect("a platform");
+    let end = text[start..]
+        .iter()
+        .position(|b| *b == b'\n')
+        .expect("a line")
+        + start;
     [&text[start..end], b"\n", line.as_bytes(), b"\n"].concat()
 }
 
@@ -54,7 +68,10 @@ fn a_wrong_register_is_reported_with_line_expected_and_got() {
     let bad = good.replace(r#""out":{"rax":"0x0""#, r#""out":{"rax":"0x1""#);
     let d = replay_bytes(&transcript(&bad), Options::default()).expect_err("differs");
     assert_eq!(d.line, 2);
-    assert!(d.expected.contains("rax: 0x1") && d.got.contains("rax: 0x0"), "{d}");
+    assert!(
+        d.expected.contains("rax: 0x1") && d.got.contains("rax: 0x0"),
+        "{d}"
+    );
 }
 
 #[test]
@@ -66,7 +83,10 @@ fn unknown_keys_kinds_and_garbage_are_refused() {
         r#"{"kind":"seamcall","lp":0,"name":"X","in":{"rzz":1},"out":{}}"#,
         "not json",
     ] {
-        assert!(replay_bytes(&transcript(line), Options::default()).is_err(), "{line}");
+        assert!(
+            replay_bytes(&transcript(line), Options::default()).is_err(),
+            "{line}"
+        );
     }
     assert!(replay_bytes(b"", Options::default()).is_err());
 }

@@ -13,7 +13,12 @@ const EPT_VIOLATION: u64 = 48;
 const VMCALL: u64 = 77;
 
 /// A program of `ops` that keeps what became of each, then halts.
-fn recorded(ops: Vec<GuestOp>) -> (impl FnMut(&Outcome) -> GuestOp + Send, Arc<Mutex<Vec<Outcome>>>) {
+fn recorded(
+    ops: Vec<GuestOp>,
+) -> (
+    impl FnMut(&Outcome) -> GuestOp + Send,
+    Arc<Mutex<Vec<Outcome>>>,
+) {
     let log = Arc::new(Mutex::new(Vec::new()));
     let into = log.clone();
     let mut ops = ops.into_iter();
@@ -38,7 +43,10 @@ fn a_guest_reads_what_was_added_and_what_it_wrote() {
     let td = runnable(&p);
     let (program, log) = recorded(vec![
         GuestOp::Read { gpa: 0xFF8, len: 8 },
-        GuestOp::Write { gpa: 0x7C, data: vec![1, 2, 3, 4, 5, 6, 7, 8] },
+        GuestOp::Write {
+            gpa: 0x7C,
+            data: vec![1, 2, 3, 4, 5, 6, 7, 8],
+        },
         GuestOp::Read { gpa: 0x78, len: 16 },
     ]);
     p.set_guest(td.tdvpr, program);
@@ -58,22 +66,44 @@ fn the_host_sees_ciphertext_and_its_writes_kill_the_td_at_the_next_read() {
     td.finalize(&p);
     let mut host_view = [0; 4096];
     p.read_memory(page, &mut host_view).expect("ram");
-    assert!(!host_view.chunks(16).any(|c| c == [0xAB; 16]), "plaintext leaks");
-    assert_eq!(host_view.chunks(16).collect::<std::collections::BTreeSet<_>>().len(), 256);
+    assert!(
+        !host_view.chunks(16).any(|c| c == [0xAB; 16]),
+        "plaintext leaks"
+    );
+    assert_eq!(
+        host_view
+            .chunks(16)
+            .collect::<std::collections::BTreeSet<_>>()
+            .len(),
+        256
+    );
 
     p.write_memory(page + 0x40, &[0]).expect("ram");
     let reads = |gpa| GuestOp::Read { gpa, len: 8 };
     let (program, log) = recorded(vec![reads(0), reads(0x40)]);
     p.set_guest(td.tdvpr, program);
     let exit = td.enter(&p);
-    assert_eq!(Status(exit.rax).code(), Code::NON_RECOVERABLE_TD_NON_ACCESSIBLE);
-    assert_eq!(log.lock().expect("log")[1], Outcome::Data(vec![0xAB; 8]), "other lines are intact");
-    assert_eq!(td.status(&p, L::MemTrack, regs(td.tdr, 0)).code(), Code::TD_FATAL);
+    assert_eq!(
+        Status(exit.rax).code(),
+        Code::NON_RECOVERABLE_TD_NON_ACCESSIBLE
+    );
+    assert_eq!(
+        log.lock().expect("log")[1],
+        Outcome::Data(vec![0xAB; 8]),
+        "other lines are intact"
+    );
+    assert_eq!(
+        td.status(&p, L::MemTrack, regs(td.tdr, 0)).code(),
+        Code::TD_FATAL
+    );
 }
 
 #[test]
 fn without_encryption_a_host_write_is_what_the_guest_reads() {
-    let p = Platform::builder().encrypt_memory(false).build().expect("machine");
+    let p = Platform::builder()
+        .encrypt_memory(false)
+        .build()
+        .expect("machine");
     p.bring_up().expect("up");
     let mut td = Td::create(&p, 0x4000_0000, 33, 0, 0);
     td.tables(&p, 0, 0);
@@ -94,7 +124,10 @@ fn memory_under_a_dead_key_cannot_be_read_even_by_a_td_with_the_same_key_id() {
     let page = old.add(&p, 0, 0xAB);
     old.finalize(&p);
     let read = |td: &Td, gpa| {
-        let mut r = Regs { rax: L::MemRd.number(), ..regs(gpa, td.tdr) };
+        let mut r = Regs {
+            rax: L::MemRd.number(),
+            ..regs(gpa, td.tdr)
+        };
         (p.seamcall(0, &mut r).expect("executes"), r.r8)
     };
     assert_eq!(read(&old, 8), (Status::SUCCESS, 0xABAB_ABAB_ABAB_ABAB));
@@ -108,10 +141,21 @@ fn memory_under_a_dead_key_cannot_be_read_even_by_a_td_with_the_same_key_id() {
     let mut new = Td::create(&p, 0x4010_0000, 33, 0, 1);
     new.tables(&p, 0, 0);
     new.finalize(&p);
-    new.ok(&p, L::MemPageAug, Regs { r8: page, ..regs(0, new.tdr) });
+    new.ok(
+        &p,
+        L::MemPageAug,
+        Regs {
+            r8: page,
+            ..regs(0, new.tdr)
+        },
+    );
     p.set_guest(new.tdvpr, Script::new([GuestOp::accept(0, 0)]));
     new.enter(&p);
-    assert_eq!(read(&new, 8), (Status::SUCCESS, 0), "accepted pages are zero");
+    assert_eq!(
+        read(&new, 8),
+        (Status::SUCCESS, 0),
+        "accepted pages are zero"
+    );
 }
 
 #[test]
@@ -128,7 +172,10 @@ fn a_wrong_private_key_is_detected() {
     p.read_memory(page, &mut stolen).expect("ram");
     let target = p.sept(b.tdr, 0, 0).expect("mapped").entry & 0xF_FFFF_FFFF_F000;
     p.write_memory(target, &stolen).expect("ram");
-    assert_eq!(b.status(&p, L::MemRd, regs(0, b.tdr)).code(), Code::TD_FATAL);
+    assert_eq!(
+        b.status(&p, L::MemRd, regs(0, b.tdr)).code(),
+        Code::TD_FATAL
+    );
     assert_eq!(a.status(&p, L::MemRd, regs(0, a.tdr)), Status::SUCCESS);
 }
 
@@ -138,13 +185,23 @@ fn an_access_to_a_missing_page_exits_and_completes_after_aug_and_accept() {
     let mut td = runnable(&p);
     let (program, log) = recorded(vec![
         GuestOp::accept(0x3000, 0),
-        GuestOp::Read { gpa: 0x3000, len: 4 },
-        GuestOp::Read { gpa: 0x4000, len: 4 },
+        GuestOp::Read {
+            gpa: 0x3000,
+            len: 4,
+        },
+        GuestOp::Read {
+            gpa: 0x4000,
+            len: 4,
+        },
     ]);
     p.set_guest(td.tdvpr, program);
     for _ in 0..3 {
         let exit = td.enter(&p);
-        assert_eq!((exit.rax, exit.r8), (EPT_VIOLATION, 0x3000), "the instruction repeats");
+        assert_eq!(
+            (exit.rax, exit.r8),
+            (EPT_VIOLATION, 0x3000),
+            "the instruction repeats"
+        );
     }
     td.aug(&p, 0x3000);
     let exit = td.enter(&p);
@@ -158,10 +215,16 @@ fn a_pending_page_is_a_ve_and_veinfo_tells_which() {
     let mut td = runnable(&p);
     td.aug(&p, 0x3000);
     let (program, log) = recorded(vec![
-        GuestOp::Read { gpa: 0x3008, len: 4 },
+        GuestOp::Read {
+            gpa: 0x3008,
+            len: 4,
+        },
         GuestOp::tdcall(GuestLeaf::VpVeinfoGet, 0, 0),
         GuestOp::accept(0x3000, 0),
-        GuestOp::Read { gpa: 0x3008, len: 4 },
+        GuestOp::Read {
+            gpa: 0x3008,
+            len: 4,
+        },
     ]);
     p.set_guest(td.tdvpr, program);
     td.enter(&p);
@@ -180,9 +243,18 @@ fn with_ve_disabled_a_pending_page_exits_to_the_host() {
     td.tables(&p, 0, 0);
     td.finalize(&p);
     td.aug(&p, 0x3000);
-    p.set_guest(td.tdvpr, Script::new([GuestOp::Read { gpa: 0x3000, len: 4 }]));
+    p.set_guest(
+        td.tdvpr,
+        Script::new([GuestOp::Read {
+            gpa: 0x3000,
+            len: 4,
+        }]),
+    );
     let exit = td.enter(&p);
-    assert_eq!((exit.rax, exit.rdx & 0xF, exit.r8), (EPT_VIOLATION, 6, 0x3000));
+    assert_eq!(
+        (exit.rax, exit.rdx & 0xF, exit.r8),
+        (EPT_VIOLATION, 6, 0x3000)
+    );
 }
 
 #[test]
@@ -190,18 +262,35 @@ fn zero_step_filtering_keeps_a_vcpu_out_until_the_page_is_mapped() {
     let p = Platform::builder().trace(1000).build().expect("machine");
     p.bring_up().expect("up");
     let mut td = runnable(&p);
-    p.set_guest(td.tdvpr, Script::new([GuestOp::Read { gpa: 0x3000, len: 4 }]));
+    p.set_guest(
+        td.tdvpr,
+        Script::new([GuestOp::Read {
+            gpa: 0x3000,
+            len: 4,
+        }]),
+    );
     let faults = || {
-        p.trace().iter().filter(|e| matches!(e.event, TraceEvent::Guest { .. })).count()
+        p.trace()
+            .iter()
+            .filter(|e| matches!(e.event, TraceEvent::Guest { .. }))
+            .count()
     };
     for n in 1..=20 {
         let exit = td.enter(&p);
         assert_eq!((exit.rax, exit.r8), (EPT_VIOLATION, 0x3000));
-        assert_eq!(faults(), n.min(7), "six violations are free, the seventh is recorded");
+        assert_eq!(
+            faults(),
+            n.min(7),
+            "six violations are free, the seventh is recorded"
+        );
     }
     td.aug(&p, 0x3000);
     let exit = td.enter(&p);
-    assert_eq!((exit.rax, exit.r8), (EPT_VIOLATION, 0x3000), "pending is not mapped");
+    assert_eq!(
+        (exit.rax, exit.r8),
+        (EPT_VIOLATION, 0x3000),
+        "pending is not mapped"
+    );
     assert_eq!(faults(), 7);
     assert_eq!(p.td(td.tdr).expect("td").refcount, [0, 0]);
 }
@@ -213,12 +302,21 @@ fn shared_memory_is_the_hosts_too() {
     let td = runnable(&p);
     p.write_memory(0x5000, b"from the host").expect("ram");
     let (program, log) = recorded(vec![
-        GuestOp::Read { gpa: SHARED | 0x5000, len: 13 },
-        GuestOp::Write { gpa: SHARED | 0x6000, data: b"from the guest".to_vec() },
+        GuestOp::Read {
+            gpa: SHARED | 0x5000,
+            len: 13,
+        },
+        GuestOp::Write {
+            gpa: SHARED | 0x6000,
+            data: b"from the guest".to_vec(),
+        },
     ]);
     p.set_guest(td.tdvpr, program);
     td.enter(&p);
-    assert_eq!(log.lock().expect("log")[1], Outcome::Data(b"from the host".to_vec()));
+    assert_eq!(
+        log.lock().expect("log")[1],
+        Outcome::Data(b"from the host".to_vec())
+    );
     let mut seen = [0; 14];
     p.read_memory(0x6000, &mut seen).expect("ram");
     assert_eq!(&seen, b"from the guest");
@@ -231,7 +329,14 @@ fn interrupts_come_before_the_guest_and_a_2m_accept_completes_after_them() {
     td.tables(&p, 0x20_0000, 1);
     td.finalize(&p);
     let large = td.large_page(0x20_0000);
-    td.ok(&p, L::MemPageAug, Regs { r8: large, ..regs(0x20_0001, td.tdr) });
+    td.ok(
+        &p,
+        L::MemPageAug,
+        Regs {
+            r8: large,
+            ..regs(0x20_0001, td.tdr)
+        },
+    );
     let (program, log) = recorded(vec![GuestOp::accept(0x20_0000, 1)]);
     p.set_guest(td.tdvpr, program);
     p.set_pending(0, pending::INTR);
@@ -245,7 +350,10 @@ fn interrupts_come_before_the_guest_and_a_2m_accept_completes_after_them() {
 
 #[test]
 fn a_kick_and_the_timer_end_an_entry() {
-    let p = Platform::builder().guest_steps_per_entry(100).build().expect("machine");
+    let p = Platform::builder()
+        .guest_steps_per_entry(100)
+        .build()
+        .expect("machine");
     p.bring_up().expect("up");
     let td = runnable(&p);
     p.set_guest(td.tdvpr, |_: &Outcome| GuestOp::Nop);
@@ -259,7 +367,11 @@ fn a_host_that_waits_comes_first_and_a_guest_that_insists_is_thrown_out() {
     let p = machine();
     let mut td = runnable(&p);
     td.aug(&p, 0x3000);
-    let entry = LockTarget::SeptEntry { tdr: td.tdr, gpa: 0x3000, level: 0 };
+    let entry = LockTarget::SeptEntry {
+        tdr: td.tdr,
+        gpa: 0x3000,
+        level: 0,
+    };
     common::holding(&p, entry, LockMode::Exclusive, || {
         let busy = td.status(&p, L::MemRangeBlock, regs(0x3000, td.tdr));
         assert_eq!(busy.code(), Code::OPERAND_BUSY);
@@ -286,10 +398,18 @@ fn injected_faults_come_at_the_call_they_were_armed_for() {
     let p = machine();
     let td = runnable(&p);
     let busy = Code::OPERAND_BUSY.status();
-    p.inject(Fault::ForceStatus { leaf: L::MemTrack, nth: 3, status: busy });
-    let got: Vec<Status> =
-        (0..4).map(|_| td.status(&p, L::MemTrack, regs(td.tdr, 0))).collect();
-    assert_eq!(got, [Status::SUCCESS, Status::SUCCESS, busy, Status::SUCCESS]);
+    p.inject(Fault::ForceStatus {
+        leaf: L::MemTrack,
+        nth: 3,
+        status: busy,
+    });
+    let got: Vec<Status> = (0..4)
+        .map(|_| td.status(&p, L::MemTrack, regs(td.tdr, 0)))
+        .collect();
+    assert_eq!(
+        got,
+        [Status::SUCCESS, Status::SUCCESS, busy, Status::SUCCESS]
+    );
     assert_eq!(p.counts().of("TDH.MEM.TRACK", "OPERAND_BUSY"), 1);
     p.set_offline(0, true);
     let mut r = Regs::leaf(L::MemTrack.number());
@@ -305,11 +425,24 @@ fn trace_and_dumps_show_what_happened() {
     let td = runnable(&p);
     td.enter(&p);
     let trace: Vec<String> = p.trace().iter().map(ToString::to_string).collect();
-    assert!(trace.iter().any(|l| l.contains("TDH.VP.ENTER") && l.ends_with("entered")));
-    assert!(trace.iter().any(|l| l.contains("TDG.VP.VMCALL") && l.contains("TD exit")));
+    assert!(
+        trace
+            .iter()
+            .any(|l| l.contains("TDH.VP.ENTER") && l.ends_with("entered"))
+    );
+    assert!(
+        trace
+            .iter()
+            .any(|l| l.contains("TDG.VP.VMCALL") && l.contains("TD exit"))
+    );
     assert!(p.dump_kot().contains("ASSIGNED"));
     assert!(p.dump_pamt().contains("TDVPR"));
     assert!(p.dump_sept(td.tdr).contains("MAPPED"));
     assert!(p.td(td.tdr).expect("td").to_string().contains("RUNNABLE"));
-    assert!(p.vcpu(td.tdvpr).expect("vcpu").to_string().contains("on lp 0"));
+    assert!(
+        p.vcpu(td.tdvpr)
+            .expect("vcpu")
+            .to_string()
+            .contains("on lp 0")
+    );
 }

@@ -51,10 +51,20 @@ fn the_driver_reaches_running_guests_and_teardown() {
             *total.entry(key).or_default() += n;
         }
     }
-    for leaf in ["TDH.MNG.INIT", "TDH.VP.INIT", "TDH.MR.FINALIZE", "TDH.VP.ENTER", "TDH.MNG.KEY.FREEID",
-        "TDH.PHYMEM.PAGE.RECLAIM", "TDG.MEM.PAGE.ACCEPT"] {
-        let successes: u64 =
-            total.iter().filter(|((l, s), _)| *l == leaf && *s == "SUCCESS").map(|(_, n)| n).sum();
+    for leaf in [
+        "TDH.MNG.INIT",
+        "TDH.VP.INIT",
+        "TDH.MR.FINALIZE",
+        "TDH.VP.ENTER",
+        "TDH.MNG.KEY.FREEID",
+        "TDH.PHYMEM.PAGE.RECLAIM",
+        "TDG.MEM.PAGE.ACCEPT",
+    ] {
+        let successes: u64 = total
+            .iter()
+            .filter(|((l, s), _)| *l == leaf && *s == "SUCCESS")
+            .map(|(_, n)| n)
+            .sum();
         assert!(successes > 0, "{leaf} never succeeds: {total:#?}");
     }
 }

@@ -374,7 +374,7 @@ impl Platform {
                 let Next::Leave(exit) = next else {
                     return Ok(Ran::On);
                 };
-                let host = guest.leave(exit);
+                let host = guest.leave(*exit);
                 state.running = None;
                 Ok(Ran::Left(host))
             }

@@ -2,8 +2,8 @@
 //! now and then make sense; and audits the platform afterwards. Shared with the fuzz target.
 
 use soft_tdx_module::{
-    Fault, GuestEvent, GuestFlow, HostLeaf, KeyEngineFault, LockMode, LockTarget, LpError, PageSize,
-    PageType, Platform, PlatformBuilder, Range, Regs, Tdmr, VmExit,
+    Fault, GuestEvent, GuestFlow, HostLeaf, KeyEngineFault, LockMode, LockTarget, LpError,
+    PageSize, PageType, Platform, PlatformBuilder, Range, Regs, Tdmr, VmExit,
 };
 
 /// Pages the driver plays with: 4K pages of one 2 MiB region, and two large ones.
@@ -26,7 +26,8 @@ pub fn machine() -> Platform {
         .expect("a machine");
     p.bring_up().expect("bring-up");
     for (offset, value) in [(8, 3u64), (16, 3), (24, 0x1E), (40, 40)] {
-        p.write_memory(PARAMS + offset, &value.to_le_bytes()).expect("params");
+        p.write_memory(PARAMS + offset, &value.to_le_bytes())
+            .expect("params");
     }
     p
 }
@@ -116,8 +117,15 @@ fn life() -> Vec<(HostLeaf, u64, u64, u64)> {
         (L::PhymemCacheWb, 1, 0, 0),
         (L::MngKeyFreeid, tdr, 0, 0),
     ]);
-    life.extend((0..0x14).rev().map(|n| (L::PhymemPageReclaim, tdr + n * 0x1000, 0, 0)));
-    life.extend([(L::PhymemPageReclaim, BASE + 0x20_0000, 0, 0), (L::PhymemPageReclaim, tdr, 0, 0)]);
+    life.extend(
+        (0..0x14)
+            .rev()
+            .map(|n| (L::PhymemPageReclaim, tdr + n * 0x1000, 0, 0)),
+    );
+    life.extend([
+        (L::PhymemPageReclaim, BASE + 0x20_0000, 0, 0),
+        (L::PhymemPageReclaim, tdr, 0, 0),
+    ]);
     life
 }
 
@@ -130,7 +138,11 @@ pub struct Driver {
 
 impl Driver {
     pub fn new() -> Self {
-        Driver { p: machine(), life: life(), at: 0 }
+        Driver {
+            p: machine(),
+            life: life(),
+            at: 0,
+        }
     }
 
     pub fn platform(&self) -> &Platform {
@@ -152,7 +164,14 @@ impl Driver {
     /// The next call of the life, now and then one repeated or left out.
     fn live(&mut self, b: &mut Bytes<'_>) {
         let (leaf, rcx, rdx, r8) = self.life[self.at % self.life.len()];
-        let mut r = Regs { rax: leaf.number(), rcx, rdx, r8, r9: PARAMS, ..Regs::default() };
+        let mut r = Regs {
+            rax: leaf.number(),
+            rcx,
+            rdx,
+            r8,
+            r9: PARAMS,
+            ..Regs::default()
+        };
         let _ = self.p.seamcall_step(0, &mut r);
         self.at += match b.byte() % 32 {
             0 => 0,
@@ -183,7 +202,14 @@ pub fn step(p: &Platform, b: &mut Bytes<'_>) {
         10 | 11 => {
             let rax = u64::from(b.byte() % 13);
             let r = regs(b, rax);
-            let _ = p.guest_event(lp, r, GuestEvent::Tdcall { mode_64bit: b.byte() != 0 }, 8);
+            let _ = p.guest_event(
+                lp,
+                r,
+                GuestEvent::Tdcall {
+                    mode_64bit: b.byte() != 0,
+                },
+                8,
+            );
         }
         12 => {
             let exit = VmExit {
@@ -212,8 +238,13 @@ pub fn step(p: &Platform, b: &mut Bytes<'_>) {
         }
         _ => p.inject(match b.byte() % 6 {
             0 => Fault::Rdrand { count: 1 },
-            1 => Fault::Rdseed { count: u32::from(b.byte() % 5) },
-            2 => Fault::KeyEngine { outcome: KeyEngineFault::Busy, count: 1 },
+            1 => Fault::Rdseed {
+                count: u32::from(b.byte() % 5),
+            },
+            2 => Fault::KeyEngine {
+                outcome: KeyEngineFault::Busy,
+                count: 1,
+            },
             3 => Fault::TscAdjust(u64::from(b.byte() % 32 == 0)),
             4 => Fault::LimitCpuidMaxval(b.byte() % 32 == 0),
             _ => Fault::TscAdd(i64::from(b.byte())),
@@ -225,18 +256,26 @@ pub fn step(p: &Platform, b: &mut Bytes<'_>) {
 /// every TD has as many pages as it counts.
 pub fn audit(p: &Platform) {
     for lp in 0..3 {
-        let exit = GuestEvent::Exit(VmExit { reason: 1, ..VmExit::default() });
+        let exit = GuestEvent::Exit(VmExit {
+            reason: 1,
+            ..VmExit::default()
+        });
         match p.guest_event(lp, Regs::default(), exit, 0) {
             Ok(GuestFlow::Exit { .. }) | Err(LpError::OutsideTd { .. }) => {}
             other => panic!("an interrupt leaves the TD: {other:?}"),
         }
     }
-    let mut pages: Vec<(u64, PageSize)> =
-        (0..512).map(|i| (BASE + i * 0x1000, PageSize::Size4K)).collect();
+    let mut pages: Vec<(u64, PageSize)> = (0..512)
+        .map(|i| (BASE + i * 0x1000, PageSize::Size4K))
+        .collect();
     for large in 0..4 {
         let at = BASE + large * 0x20_0000;
         pages.push((at, PageSize::Size2M));
-        pages.extend((0..512).filter(|_| large > 0).map(|i| (at + i * 0x1000, PageSize::Size4K)));
+        pages.extend(
+            (0..512)
+                .filter(|_| large > 0)
+                .map(|i| (at + i * 0x1000, PageSize::Size4K)),
+        );
     }
     let mut owned = std::collections::HashMap::<u64, u64>::new();
     let mut tds = Vec::new();
@@ -251,7 +290,11 @@ pub fn audit(p: &Platform) {
     }
     for tdr in tds {
         let td = p.td(tdr).expect("a td");
-        assert_eq!(td.chldcnt, owned.remove(&tdr).unwrap_or(0), "chldcnt of {tdr:#x}");
+        assert_eq!(
+            td.chldcnt,
+            owned.remove(&tdr).unwrap_or(0),
+            "chldcnt of {tdr:#x}"
+        );
         for target in [
             LockTarget::OpState { tdr },
             LockTarget::SeptTree { tdr },
@@ -261,13 +304,23 @@ pub fn audit(p: &Platform) {
             assert_free(p, target);
         }
     }
-    assert!(owned.is_empty(), "pages of TDs that do not exist: {owned:x?}");
-    for target in [LockTarget::Global, LockTarget::Kot, LockTarget::Wbt { package: 0 }] {
+    assert!(
+        owned.is_empty(),
+        "pages of TDs that do not exist: {owned:x?}"
+    );
+    for target in [
+        LockTarget::Global,
+        LockTarget::Kot,
+        LockTarget::Wbt { package: 0 },
+    ] {
         assert_free(p, target);
     }
 }
 
 fn assert_free(p: &Platform, target: LockTarget) {
-    assert!(p.hold(target, LockMode::Exclusive), "{target:x?} is still held");
+    assert!(
+        p.hold(target, LockMode::Exclusive),
+        "{target:x?} is still held"
+    );
     p.release(target, LockMode::Exclusive);
 }

@@ -3,13 +3,19 @@
 // Each test uses a part; the module is no interface.
 #![allow(dead_code, unreachable_pub)]
 
-use soft_tdx_module::{HostLeaf as L, LockMode, LockTarget, Platform, PlatformBuilder, Range, Regs, Tdmr};
+use soft_tdx_module::{
+    HostLeaf as L, LockMode, LockTarget, Platform, PlatformBuilder, Range, Regs, Tdmr,
+};
 
 pub const GIB: u64 = 1 << 30;
 
 /// Operands RCX and RDX.
 pub fn regs(rcx: u64, rdx: u64) -> Regs {
-    Regs { rcx, rdx, ..Regs::default() }
+    Regs {
+        rcx,
+        rdx,
+        ..Regs::default()
+    }
 }
 
 /// The default machine, brought up.
@@ -22,7 +28,10 @@ pub fn machine() -> Platform {
 /// A machine with `n` TDMRs of a GiB each, so that TDs can live apart.
 pub fn large_machine(n: u64, encrypt: bool) -> Platform {
     let tdmrs = (0..n).map(|i| {
-        Tdmr::with_pamt_at(Range::new((1 + i) * GIB, GIB), (1 + n) * GIB + i * 0x100_0000)
+        Tdmr::with_pamt_at(
+            Range::new((1 + i) * GIB, GIB),
+            (1 + n) * GIB + i * 0x100_0000,
+        )
     });
     let p = PlatformBuilder::new()
         .seed(1)
@@ -62,15 +71,24 @@ impl Td {
         td.tdr = td.page();
         td.ok(p, L::MngCreate, regs(td.tdr, hkid.into()));
         for package_lp in [0, 2] {
-            p.call(if lp < 2 && package_lp == 0 || lp >= 2 && package_lp == 2 { lp } else { package_lp + 1 },
-                L::MngKeyConfig, regs(td.tdr, 0)).expect("key");
+            p.call(
+                if lp < 2 && package_lp == 0 || lp >= 2 && package_lp == 2 {
+                    lp
+                } else {
+                    package_lp + 1
+                },
+                L::MngKeyConfig,
+                regs(td.tdr, 0),
+            )
+            .expect("key");
         }
         for _ in 0..6 {
             let page = td.page();
             td.ok(p, L::MngAddcx, regs(page, td.tdr));
         }
         for (offset, value) in [(0, attributes), (8, 3u64), (16, 4), (24, 0x1E), (40, 40)] {
-            p.write_memory(td.params + offset, &value.to_le_bytes()).expect("params");
+            p.write_memory(td.params + offset, &value.to_le_bytes())
+                .expect("params");
         }
         td.ok(p, L::MngInit, regs(td.tdr, td.params));
         td.tdvpr = td.page();
@@ -100,11 +118,15 @@ impl Td {
     }
 
     pub fn ok(&self, p: &Platform, leaf: L, operands: Regs) -> Regs {
-        p.call(self.lp, leaf, operands).unwrap_or_else(|e| panic!("{e} {operands:?}"))
+        p.call(self.lp, leaf, operands)
+            .unwrap_or_else(|e| panic!("{e} {operands:?}"))
     }
 
     pub fn status(&self, p: &Platform, leaf: L, operands: Regs) -> soft_tdx_module::Status {
-        let mut r = Regs { rax: leaf.number(), ..operands };
+        let mut r = Regs {
+            rax: leaf.number(),
+            ..operands
+        };
         p.seamcall(self.lp, &mut r).expect("executes")
     }
 
@@ -115,7 +137,14 @@ impl Td {
             let view = p.sept(self.tdr, gpa, l as u8).expect("a td");
             if u64::from(view.level) == l && view.state == soft_tdx_module::SeptState::Free {
                 let page = self.page();
-                self.ok(p, L::MemSeptAdd, Regs { r8: page, ..regs(at, self.tdr) });
+                self.ok(
+                    p,
+                    L::MemSeptAdd,
+                    Regs {
+                        r8: page,
+                        ..regs(at, self.tdr)
+                    },
+                );
             }
         }
     }
@@ -125,13 +154,28 @@ impl Td {
         let source = self.params + 0x10_0000;
         p.write_memory(source, &[fill; 4096]).expect("source");
         let page = self.page();
-        self.ok(p, L::MemPageAdd, Regs { r8: page, r9: source, ..regs(gpa, self.tdr) });
+        self.ok(
+            p,
+            L::MemPageAdd,
+            Regs {
+                r8: page,
+                r9: source,
+                ..regs(gpa, self.tdr)
+            },
+        );
         page
     }
 
     pub fn aug(&mut self, p: &Platform, gpa: u64) -> u64 {
         let page = self.page();
-        self.ok(p, L::MemPageAug, Regs { r8: page, ..regs(gpa, self.tdr) });
+        self.ok(
+            p,
+            L::MemPageAug,
+            Regs {
+                r8: page,
+                ..regs(gpa, self.tdr)
+            },
+        );
         page
     }
 
@@ -140,7 +184,10 @@ impl Td {
     }
 
     pub fn enter(&self, p: &Platform) -> Regs {
-        let mut r = Regs { rax: L::VpEnter.number(), ..regs(self.tdvpr, 0) };
+        let mut r = Regs {
+            rax: L::VpEnter.number(),
+            ..regs(self.tdvpr, 0)
+        };
         p.seamcall(self.lp, &mut r).expect("executes");
         r
     }
@@ -150,7 +197,8 @@ impl Td {
         self.ok(p, L::VpFlush, regs(self.tdvpr, 0));
         self.ok(p, L::MngVpflushdone, regs(self.tdr, 0));
         for lp in [0, 2] {
-            p.call(lp, L::PhymemCacheWb, regs(0, 0)).expect("write-back");
+            p.call(lp, L::PhymemCacheWb, regs(0, 0))
+                .expect("write-back");
         }
         self.ok(p, L::MngKeyFreeid, regs(self.tdr, 0));
     }
