@@ -144,6 +144,9 @@ impl Td {
         self.num_vcpus.store(0, REL);
         self.num_assoc.store(0, REL);
         lock(&self.x2apic_ids).clear();
+        self.epoch.store(0, REL);
+        self.refcount.iter().for_each(|r| r.store(0, REL));
+        *lock(&self.measurement) = Measurement::default();
     }
 
     /// Enters op_state INITIALIZED with a root table.

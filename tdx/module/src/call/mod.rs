@@ -91,7 +91,9 @@ impl Call<'_, '_> {
             return Err(Code::SYS_NOT_READY.status());
         }
         let leaf = leaf.ok_or(bad_rax)?;
-        if let Some(status) = self.p.machine.forced(leaf) {
+        let machine = &self.p.machine;
+        let transient = || machine.transient(self.lp, &self.this.transient_calls, leaf);
+        if let Some(status) = machine.forced(leaf).or_else(transient) {
             return Err(status);
         }
         match leaf {

@@ -5,11 +5,12 @@ mod access;
 mod exits;
 mod program;
 mod report;
+mod run;
 mod tdcall;
 
 pub use exits::VmExit;
-pub(crate) use program::Programs;
 pub use program::{Fault as GuestFault, GuestOp, GuestProgram, Outcome, Script};
+pub(crate) use run::Programs;
 
 use crate::lock::LockMode;
 use crate::pamt::PageSize;

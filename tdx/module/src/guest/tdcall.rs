@@ -173,7 +173,7 @@ impl Guest<'_> {
     fn vm_rd(&mut self, version: u8) -> Result<(), Status> {
         let r = &mut self.ctx.gprs;
         let id = r.rdx;
-        if version == 1 {
+        if version != 0 {
             r.rdx = u64::MAX;
         }
         r.r8 = 0;
