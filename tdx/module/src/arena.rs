@@ -9,12 +9,13 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 const FANOUT: usize = 1024;
 
-type Segment<T, const SEG: usize> = OnceLock<Box<[T]>>;
+type Segment<T> = OnceLock<Box<[T]>>;
+type Directory<T> = OnceLock<Box<[Segment<T>]>>;
 
 /// A grow-only store of `T`, `SEG` to an allocation.
 #[derive(Debug)]
 pub(crate) struct Arena<T, const SEG: usize> {
-    top: Box<[OnceLock<Box<[Segment<T, SEG>]>>]>,
+    top: Box<[Directory<T>]>,
     free: Mutex<Free>,
 }
 

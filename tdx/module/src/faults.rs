@@ -2,7 +2,7 @@
 
 use crate::arena::lock;
 use crate::leaf::HostLeaf;
-use crate::status::Status;
+use crate::status::{Code, Operand, Status};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -54,6 +54,16 @@ pub enum Fault {
     LimitCpuidMaxval(bool),
     /// The TSC jumps.
     TscAdd(i64),
+    /// From now on, `per_mille` of 1000 calls fail as they may on a busy machine: locks taken, no entropy, key
+    /// engine in use. Which ones follows from the seed, the processor and how many calls it has made, so a
+    /// run with one thread a processor can be repeated. A failing call does nothing, and leaves all registers
+    /// but RAX alone. 0 ends it.
+    Transient {
+        /// Seed.
+        seed: u64,
+        /// Calls of 1000 that fail.
+        per_mille: u16,
+    },
     /// The `nth` call of a leaf from now on (1 is the next) returns `status` and does nothing.
     ForceStatus {
         /// Which leaf.
@@ -76,6 +86,8 @@ pub(crate) struct Machine {
     tsc: AtomicU64,
     any_forced: AtomicBool,
     forced: Mutex<HashMap<HostLeaf, Vec<(u64, Status)>>>,
+    transient_per_mille: AtomicU32,
+    transient_seed: AtomicU64,
 }
 
 fn take_one(count: &AtomicU32) -> bool {
@@ -106,6 +118,11 @@ impl Machine {
             Fault::LimitCpuidMaxval(v) => self.limit_cpuid_maxval.store(v, Ordering::Release),
             Fault::TscAdd(ticks) => {
                 self.advance(ticks as u64);
+            }
+            Fault::Transient { seed, per_mille } => {
+                self.transient_seed.store(seed, Ordering::Release);
+                self.transient_per_mille
+                    .store(per_mille.into(), Ordering::Release);
             }
             Fault::ForceStatus { leaf, nth, status } => {
                 lock(&self.forced)
@@ -154,6 +171,24 @@ impl Machine {
             .wrapping_add(ticks)
     }
 
+    /// The transient failure of a processor's `n`th call, if it is to have one.
+    pub(crate) fn transient(&self, lp: usize, n: &AtomicU64, leaf: HostLeaf) -> Option<Status> {
+        let per_mille = self.transient_per_mille.load(Ordering::Acquire);
+        if per_mille == 0 {
+            return None;
+        }
+        let n = n.fetch_add(1, Ordering::Relaxed);
+        let seed = self.transient_seed.load(Ordering::Acquire);
+        let random = mix(seed ^ mix((lp as u64) << 48 ^ n));
+        if random % 1000 >= u64::from(per_mille) {
+            return None;
+        }
+        let failures = transient_failures(leaf);
+        failures
+            .get((random >> 32) as usize % failures.len().max(1))
+            .copied()
+    }
+
     /// The status forced on this call of a leaf, if any.
     pub(crate) fn forced(&self, leaf: HostLeaf) -> Option<Status> {
         if !self.any_forced.load(Ordering::Acquire) {
@@ -174,5 +209,66 @@ impl Machine {
             self.any_forced.store(!forced.is_empty(), Ordering::Release);
         }
         result
+    }
+}
+
+/// The finaliser of SplitMix64.
+fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// How a leaf can fail through no fault of its caller.
+fn transient_failures(leaf: HostLeaf) -> &'static [Status] {
+    use HostLeaf as L;
+    const NO_ENTROPY: Status = Code::RND_NO_ENTROPY.status();
+    const SYS_BUSY: Status = Code::SYS_BUSY.status();
+    const NO_KEY: Status = Code::KEY_GENERATION_FAILED.status();
+    const KET: Status = Code::OPERAND_BUSY.on(Operand::KET);
+    const KOT: Status = Code::OPERAND_BUSY.on(Operand::KOT);
+    const RCX: Status = Code::OPERAND_BUSY.on(Operand::RCX);
+    const RDX: Status = Code::OPERAND_BUSY.on(Operand::RDX);
+    const TDR: Status = Code::OPERAND_BUSY.on(Operand::TDR);
+    const TREE: Status = Code::OPERAND_BUSY.on(Operand::SEPT_TREE);
+    const EPOCH: Status = Code::OPERAND_BUSY.on(Operand::TD_EPOCH);
+    const WBCACHE: Status = Code::OPERAND_BUSY.on(Operand::WBCACHE);
+    match leaf {
+        L::SysInit | L::SysLpInit => &[NO_ENTROPY, SYS_BUSY],
+        L::SysConfig => &[SYS_BUSY],
+        L::SysKeyConfig => &[NO_KEY, KET, SYS_BUSY],
+        L::SysTdmrInit => &[RCX],
+        L::MngCreate => &[NO_ENTROPY, KOT, RCX],
+        L::MngKeyConfig => &[NO_KEY, KET, RCX],
+        L::MngAddcx => &[RCX, RDX],
+        L::MngVpflushdone | L::MngKeyFreeid => &[KOT, RCX],
+        L::MngInit | L::MngRd | L::MngWr | L::MrFinalize => &[RCX],
+        L::VpCreate | L::MrExtend | L::MemPageAdd => &[RCX, RDX],
+        L::VpAddcx | L::VpInit | L::VpFlush | L::VpRd | L::VpWr => &[RCX, TDR],
+        L::VpEnter => &[RCX, TDR, TREE, EPOCH],
+        L::MemTrack => &[RCX, EPOCH],
+        L::MemSeptAdd
+        | L::MemSeptRemove
+        | L::MemSeptRd
+        | L::MemPageAug
+        | L::MemPageRemove
+        | L::MemPagePromote
+        | L::MemPageDemote
+        | L::MemPageRelocate
+        | L::MemRangeBlock
+        | L::MemRangeUnblock
+        | L::MemRd
+        | L::MemWr => &[RDX, TREE, RCX],
+        L::PhymemPageReclaim => &[RCX, TDR],
+        L::PhymemPageRdmd | L::PhymemPageWbinvd => &[RCX],
+        L::PhymemCacheWb => &[WBCACHE, KOT],
+        L::SysInfo
+        | L::SysRd
+        | L::SysRdall
+        | L::SysLpShutdown
+        | L::SysShutdown
+        | L::SysUpdate
+        | L::MngKeyReclaimid => &[],
     }
 }

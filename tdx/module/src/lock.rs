@@ -52,6 +52,7 @@ impl Sharex {
         self.0.load(Acquire) & LOCK_MASK == HOST_PRIORITY
     }
 
+    #[inline]
     pub(crate) fn try_lock(&self, mode: LockMode, side: Side) -> bool {
         let blocked_by = match mode {
             LockMode::Shared => EXCLUSIVE,
@@ -90,6 +91,7 @@ impl Sharex {
         }
     }
 
+    #[inline]
     pub(crate) fn unlock(&self, mode: LockMode) {
         match mode {
             LockMode::Shared => self.0.fetch_sub(SHARER, Release),
@@ -98,11 +100,12 @@ impl Sharex {
     }
 
     /// Turns one's own shared hold into an exclusive one; possible only for the sole sharer.
+    #[inline]
     pub(crate) fn try_promote(&self) -> bool {
         let mut cur = self.0.load(Relaxed);
         loop {
             let next = if cur & SHARERS == SHARER && cur & EXCLUSIVE == 0 {
-                (cur - SHARER | EXCLUSIVE) & !HOST_PRIORITY
+                ((cur - SHARER) | EXCLUSIVE) & !HOST_PRIORITY
             } else if cur & HOST_PRIORITY != 0 {
                 return false;
             } else {
@@ -116,12 +119,14 @@ impl Sharex {
     }
 
     /// The upper 48 bits.
+    #[inline]
     pub(crate) fn payload(&self) -> u64 {
         self.0.load(Acquire) >> LOCK_BITS
     }
 
     /// Replaces the upper 48 bits, leaving the lock as it is. The caller holds the lock exclusively, or
     /// otherwise knows itself to be the only writer.
+    #[inline]
     pub(crate) fn set_payload(&self, payload: u64) {
         let mut cur = self.0.load(Relaxed);
         while let Err(now) = self.0.compare_exchange_weak(
@@ -135,6 +140,7 @@ impl Sharex {
     }
 
     /// Takes the lock for the life of the returned guard.
+    #[inline]
     pub(crate) fn guard(&self, mode: LockMode, side: Side) -> Option<Guard<'_>> {
         // Lazily: a guard made and dropped would release what another holds.
         self.try_lock(mode, side)
@@ -180,11 +186,13 @@ impl EntryWord {
     pub(crate) const RESERVED: u64 = EXCLUSIVE | HOST_PRIORITY;
 
     /// The content, with the lock bits 0.
+    #[inline]
     pub(crate) fn load(&self) -> u64 {
         self.0.load(Acquire) & !Self::RESERVED
     }
 
     /// Replaces the content, leaving the lock bits. Same duty as [`Sharex::set_payload`].
+    #[inline]
     pub(crate) fn store(&self, content: u64) {
         let mut cur = self.0.load(Relaxed);
         while let Err(now) = self.0.compare_exchange_weak(
@@ -197,6 +205,7 @@ impl EntryWord {
         }
     }
 
+    #[inline]
     pub(crate) fn try_lock(&self, side: Side) -> bool {
         let mut cur = self.0.load(Relaxed);
         loop {
@@ -213,6 +222,7 @@ impl EntryWord {
         }
     }
 
+    #[inline]
     pub(crate) fn unlock(&self) {
         self.0.fetch_and(!EXCLUSIVE, Release);
     }
@@ -226,7 +236,9 @@ impl EntryWord {
     /// to lock. Read-modify-write, and keeping the walker's lock bit: with a plain store in its place the
     /// loom model finds an order in which the walker's attempt brings the old content back.
     pub(crate) fn reset(&self) {
-        self.0.fetch_and(EXCLUSIVE, AcqRel);
+        if self.0.load(Acquire) != 0 {
+            self.0.fetch_and(EXCLUSIVE, AcqRel);
+        }
     }
 }
 

@@ -134,19 +134,27 @@ impl Observer {
         }
     }
 
-    pub(crate) fn record(&self, lp: usize, input: &Regs, output: Option<&Regs>) {
+    pub(crate) fn is_tracing(&self) -> bool {
+        self.depth != 0
+    }
+
+    /// Counts a SEAMCALL, and traces it if its input registers have been kept for that.
+    pub(crate) fn record(&self, lp: usize, rax: u64, input: Option<Regs>, output: Option<&Regs>) {
         let Some(this) = self.lps.get(lp) else { return };
-        let leaf = usize::from(input.rax as u16).min(HOST_LEAVES);
+        let leaf = usize::from(rax as u16).min(HOST_LEAVES);
         bump(
             &this.host[leaf],
             output.map_or(Status::SUCCESS, |o| Status(o.rax)),
         );
-        if self.depth != 0 {
-            let event = TraceEvent::Seamcall {
-                input: *input,
-                output: output.copied(),
-            };
-            self.trace(this, lp, event);
+        if let Some(input) = input {
+            self.trace(
+                this,
+                lp,
+                TraceEvent::Seamcall {
+                    input,
+                    output: output.copied(),
+                },
+            );
         }
     }
 

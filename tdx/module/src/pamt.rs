@@ -167,6 +167,15 @@ struct Gig {
     twos: OnceLock<Box<[Two]>>,
 }
 
+impl Gig {
+    fn two(&self, pa: u64) -> &Two {
+        let twos = self
+            .twos
+            .get_or_init(|| (0..512).map(|_| Two::default()).collect());
+        &twos[(pa >> 21) as usize % 512]
+    }
+}
+
 /// The metadata of one TDMR.
 #[derive(Debug)]
 pub(crate) struct TdmrPamt {
@@ -194,15 +203,15 @@ impl TdmrPamt {
     }
 
     fn two(&self, pa: u64) -> &Two {
-        let twos = self
-            .gig(pa)
-            .twos
-            .get_or_init(|| (0..512).map(|_| Two::default()).collect());
-        &twos[(pa >> 21) as usize % 512]
+        self.gig(pa).two(pa)
     }
 
     fn fours(&self, pa: u64) -> &[Entry] {
-        self.two(pa).fours.get_or_init(|| {
+        self.fours_of(self.two(pa), pa)
+    }
+
+    fn fours_of<'a>(&self, two: &'a Two, pa: u64) -> &'a [Entry] {
+        two.fours.get_or_init(|| {
             let base = pa & !0x1F_FFFF;
             (0..512)
                 .map(|i| match self.is_reserved(base + i * 4096) {
@@ -272,6 +281,18 @@ pub(crate) enum WalkError {
     Busy,
 }
 
+fn take(entry: &Entry, mode: LockMode) -> Result<Guard<'_>, WalkError> {
+    entry.lock.guard(mode, Side::Host).ok_or(WalkError::Busy)
+}
+
+/// A shared hold in the wanted mode.
+fn in_mode(guard: Guard<'_>, mode: LockMode) -> Result<Guard<'_>, WalkError> {
+    match mode {
+        LockMode::Exclusive => guard.promote().ok_or(WalkError::Busy),
+        LockMode::Shared => Ok(guard),
+    }
+}
+
 /// The metadata of all TDMRs.
 #[derive(Debug)]
 pub(crate) struct Pamt {
@@ -337,35 +358,30 @@ impl Pamt {
         mode: LockMode,
     ) -> Result<PageRef<'_>, WalkError> {
         let tdmr = self.find_usable(pa).ok_or(WalkError::OutOfRange)?;
-        let mut held = [None, None, None];
-        let mut size = PageSize::Size1G;
-        loop {
-            let entry = tdmr.entry(pa, size);
-            let reached = size == PageSize::Size4K;
-            let first = if reached { mode } else { LockMode::Shared };
-            let guard = entry.lock.guard(first, Side::Host).ok_or(WalkError::Busy)?;
-            let stop = reached || size == wanted || entry.page_type() == PageType::Reg;
-            if !stop {
-                held[size as usize] = Some(guard);
-                size = if size == PageSize::Size1G {
-                    PageSize::Size2M
-                } else {
-                    PageSize::Size4K
-                };
-                continue;
-            }
-            held[size as usize] = Some(match mode {
-                LockMode::Exclusive if !reached => guard.promote().ok_or(WalkError::Busy)?,
-                _ => guard,
-            });
-            return Ok(PageRef {
-                entry,
-                size,
-                tdmr,
-                pa,
-                held,
-            });
+        let stops =
+            |size: PageSize, entry: &Entry| size == wanted || entry.page_type() == PageType::Reg;
+        let found = |entry, size, held| PageRef {
+            entry,
+            size,
+            tdmr,
+            pa,
+            held,
+        };
+        let gig = tdmr.gig(pa);
+        let gig_lock = take(&gig.entry, LockMode::Shared)?;
+        if stops(PageSize::Size1G, &gig.entry) {
+            let held = [Some(in_mode(gig_lock, mode)?), None, None];
+            return Ok(found(&gig.entry, PageSize::Size1G, held));
         }
+        let two = gig.two(pa);
+        let two_lock = take(&two.entry, LockMode::Shared)?;
+        if stops(PageSize::Size2M, &two.entry) {
+            let held = [Some(in_mode(two_lock, mode)?), Some(gig_lock), None];
+            return Ok(found(&two.entry, PageSize::Size2M, held));
+        }
+        let entry = &tdmr.fours_of(two, pa)[(pa >> 12) as usize % 512];
+        let held = [Some(take(entry, mode)?), Some(two_lock), Some(gig_lock)];
+        Ok(found(entry, PageSize::Size4K, held))
     }
 
     /// Gives back the locks of a shared walk that reached a 4K entry.

@@ -133,6 +133,8 @@ pub(crate) struct Lp {
     /// An interrupt that is gone once it has caused an exit.
     pub(crate) kicked: AtomicBool,
     pub(crate) interrupts_enabled: AtomicBool,
+    /// Calls counted while transient faults are armed.
+    pub(crate) transient_calls: AtomicU64,
 }
 
 impl Lp {
@@ -251,9 +253,6 @@ impl Platform {
             Err(TryLockError::Poisoned(e)) => e.into_inner(),
             Err(TryLockError::WouldBlock) => return Err(LpError::Busy { lp }),
         };
-        if this.offline.load(Ordering::Acquire) {
-            return Err(LpError::Offline { lp });
-        }
         Ok((this, state))
     }
 
@@ -279,6 +278,10 @@ impl Platform {
         let (this, mut state) = self.lp(lp)?;
         if state.running.is_some() {
             return Err(LpError::InsideTd { lp });
+        }
+        // One that goes offline inside a TD still leaves it, hence the check only here.
+        if this.offline.load(Ordering::Acquire) {
+            return Err(LpError::Offline { lp });
         }
         Ok(call::dispatch(self, lp, this, &mut state, regs))
     }

@@ -119,6 +119,7 @@ pub(crate) struct Td {
     pub(crate) attributes: AtomicU64,
     pub(crate) config_flags: AtomicU64,
     levels: AtomicU8,
+    pub(crate) l2_vms: AtomicU8,
     config: Mutex<Arc<TdConfig>>,
     pub(crate) measurement: Mutex<Measurement>,
     /// x2APIC id of each vCPU index; absent ones count as 0.
@@ -143,6 +144,9 @@ impl Td {
         self.num_vcpus.store(0, REL);
         self.num_assoc.store(0, REL);
         lock(&self.x2apic_ids).clear();
+        self.epoch.store(0, REL);
+        self.refcount.iter().for_each(|r| r.store(0, REL));
+        *lock(&self.measurement) = Measurement::default();
     }
 
     /// Enters op_state INITIALIZED with a root table.
@@ -156,6 +160,7 @@ impl Td {
             u64::from(config.attributes & ATTR_SEPT_VE_DISABLE != 0),
             REL,
         );
+        self.l2_vms.store(config.l2_vms, REL);
         self.notify_enables.store(0, REL);
         self.num_vcpus.store(0, REL);
         self.num_assoc.store(0, REL);

@@ -419,6 +419,58 @@ fn injected_faults_come_at_the_call_they_were_armed_for() {
 }
 
 #[test]
+fn a_processor_that_goes_offline_leaves_its_td_first() {
+    let p = Arc::new(machine());
+    let td = runnable(&p);
+    let machine = p.clone();
+    p.set_guest(td.tdvpr, move |_: &Outcome| {
+        machine.set_offline(0, true);
+        GuestOp::Nop
+    });
+    assert_eq!(td.enter(&p).rax, 1);
+    assert_eq!(p.td(td.tdr).expect("td").refcount, [0, 0]);
+    assert!(p.seamcall(0, &mut Regs::leaf(L::SysRd.number())).is_err());
+    p.set_offline(0, false);
+    assert_eq!(td.enter(&p).rax, 1);
+}
+
+#[test]
+fn transient_faults_repeat_with_their_seed_and_a_host_that_retries_gets_through() {
+    let life = |seed| {
+        let p = machine();
+        p.inject(Fault::Transient {
+            seed,
+            per_mille: 300,
+        });
+        let mut log = Vec::new();
+        let mut run = |leaf: L, o: Regs| loop {
+            let mut r = Regs {
+                rax: leaf.number(),
+                ..o
+            };
+            let status = p.seamcall(0, &mut r).expect("executes");
+            log.push(status);
+            if !status.is_error() {
+                break;
+            }
+            let transient = [
+                Code::OPERAND_BUSY,
+                Code::RND_NO_ENTROPY,
+                Code::KEY_GENERATION_FAILED,
+            ];
+            assert!(transient.contains(&status.code()), "{status}");
+        };
+        run(L::MngCreate, regs(0x4000_0000, 33));
+        run(L::MngKeyConfig, regs(0x4000_0000, 0));
+        (0..50).for_each(|_| run(L::PhymemPageRdmd, regs(0x4000_0000, 0)));
+        log
+    };
+    assert_eq!(life(5), life(5));
+    assert_ne!(life(5), life(6));
+    assert!(life(5).len() > 52 + 5, "some calls did fail");
+}
+
+#[test]
 fn trace_and_dumps_show_what_happened() {
     let p = Platform::builder().trace(64).build().expect("machine");
     p.bring_up().expect("up");

@@ -1,7 +1,7 @@
 //! The life of a TD as the example shows it, its measurement checked against another SHA-384.
 
 #[path = "../examples/lifecycle.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod lifecycle;
 
 /// MRTD by the definition, computed by an implementation of SHA-384 the module does not use.

@@ -80,7 +80,7 @@ fn pages_augmented_blocked_and_removed_by_four_threads_are_all_accounted_for() {
                 for i in 0..PER_THREAD {
                     let n = lp as u64 * PER_THREAD + i;
                     let (gpa, pa) = (n << 12, 0x4020_0000 + (n << 12));
-                    let mut run = |leaf, o: Regs| until(&mut || call(p, lp, leaf, o).0);
+                    let run = |leaf, o: Regs| until(&mut || call(p, lp, leaf, o).0);
                     let aug = run(
                         L::MemPageAug,
                         Regs {
@@ -168,7 +168,12 @@ fn guests_accept_while_the_host_adds_and_blocks() {
 
 #[test]
 fn while_a_vcpu_runs_exclusive_leaves_are_busy_and_tracking_waits_for_its_exit() {
-    let p = machine();
+    // Without a timer the entry lasts until the kick.
+    let p = Platform::builder()
+        .guest_steps_per_entry(u32::MAX)
+        .build()
+        .expect("machine");
+    p.bring_up().expect("up");
     let mut td = Td::create(&p, 0x4000_0000, 33, 0, 0);
     td.tables(&p, 0, 0);
     td.add(&p, 0, 1);
@@ -179,46 +184,32 @@ fn while_a_vcpu_runs_exclusive_leaves_are_busy_and_tracking_waits_for_its_exit()
         flag.store(true, Ordering::Release);
         GuestOp::Nop
     });
+    let code = |leaf, o| call(&p, 1, leaf, o).0.code();
     std::thread::scope(|s| {
-        s.spawn(|| {
-            // The timer may end an entry before the other thread is done; only the kick is final.
-            while running.load(Ordering::Acquire)
-                || p.vcpu(td.tdvpr).is_some_and(|v| v.assoc_lp == Some(0))
-            {
-                assert_eq!(td.enter(&p).rax, 1);
-                if p.td(td.tdr).expect("td").epoch >= 3 {
-                    break;
-                }
-            }
-        });
+        let entered = s.spawn(|| td.enter(&p));
         while !running.load(Ordering::Acquire) {
             std::thread::yield_now();
         }
-        let mut removed = false;
-        let mut saw_not_done = false;
+        assert_eq!(code(L::MemRangeBlock, regs(0, td.tdr)), Code::SUCCESS);
+        assert_eq!(code(L::MemTrack, regs(td.tdr, 0)), Code::SUCCESS);
         assert_eq!(
-            call(&p, 1, L::MemRangeBlock, regs(0, td.tdr)).0,
-            Status::SUCCESS
+            code(L::MemPageRemove, regs(0, td.tdr)),
+            Code::TLB_TRACKING_NOT_DONE
         );
-        assert_eq!(call(&p, 1, L::MemTrack, regs(td.tdr, 0)).0, Status::SUCCESS);
-        while !removed {
-            match call(&p, 1, L::MemPageRemove, regs(0, td.tdr)).0.code() {
-                Code::SUCCESS => removed = true,
-                Code::TLB_TRACKING_NOT_DONE => saw_not_done = true,
-                other => panic!("{other:?}"),
-            }
-            p.kick(0);
-        }
-        let _ = saw_not_done;
-        while call(&p, 1, L::MemTrack, regs(td.tdr, 0)).0.code() == Code::PREVIOUS_TLB_EPOCH_BUSY {
-            p.kick(0);
-        }
+        assert_eq!(
+            code(L::MemTrack, regs(td.tdr, 0)),
+            Code::PREVIOUS_TLB_EPOCH_BUSY
+        );
+        assert_eq!(code(L::MrFinalize, regs(td.tdr, 0)), Code::OPERAND_BUSY);
+        assert_eq!(code(L::VpFlush, regs(td.tdvpr, 0)), Code::OPERAND_BUSY);
+        assert_eq!(code(L::SysShutdown, regs(0, 0)), Code::SYS_BUSY);
         p.kick(0);
-        running.store(false, Ordering::Release);
-        for _ in 0..1000 {
-            p.kick(0);
-            std::thread::yield_now();
-        }
+        assert_eq!(entered.join().expect("no panic").rax, 1);
     });
+    assert_eq!(code(L::MemPageRemove, regs(0, td.tdr)), Code::SUCCESS);
+    assert_eq!(
+        code(L::VpFlush, regs(td.tdvpr, 0)),
+        Code::VCPU_NOT_ASSOCIATED
+    );
     assert_eq!(p.td(td.tdr).expect("td").refcount, [0, 0]);
 }

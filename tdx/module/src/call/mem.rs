@@ -39,9 +39,8 @@ pub(super) fn sept_add(c: &mut Call<'_, '_>) -> Leaf {
     let r8 = c.regs.r8;
     let l2 = [c.regs.r9, c.regs.r10, c.regs.r11];
     if c.version == 1 {
-        let out = |r: u64| if r == NO_PAGE { r } else { r & !BIT63 };
-        c.regs.r8 = out(r8);
-        [c.regs.r9, c.regs.r10, c.regs.r11] = l2.map(out);
+        [c.regs.r8, c.regs.r9, c.regs.r10, c.regs.r11] =
+            [r8, l2[0], l2[1], l2[2]].map(|r| if r == NO_PAGE { r } else { r & !BIT63 });
     }
     let (tdr, allow_existing) = split_rdx(rdx)?;
     let op = c.mem_sequence(
@@ -63,11 +62,9 @@ pub(super) fn sept_add(c: &mut Call<'_, '_>) -> Leaf {
         }
     }
     if exists {
-        if r8 != NO_PAGE {
-            if !allow_existing {
-                c.show(op.details());
-                return Err(wrong_state);
-            }
+        if r8 != NO_PAGE && !allow_existing {
+            c.show(op.details());
+            return Err(wrong_state);
         }
         check_l2(c, &op, l2)?;
         if r8 != NO_PAGE && c.version == 1 {
@@ -95,7 +92,7 @@ fn check_l2(c: &Call<'_, '_>, op: &MemOp<'_>, pages: [u64; 3]) -> Leaf {
     if c.version == 0 {
         return Ok(());
     }
-    let l2_vms = usize::from(op.td.config().l2_vms);
+    let l2_vms = usize::from(op.td.l2_vms.load(Ordering::Acquire));
     let operands = [Operand::R9, Operand::R10, Operand::R11];
     for (page, operand) in pages.into_iter().zip(operands).skip(l2_vms) {
         if page != NO_PAGE {

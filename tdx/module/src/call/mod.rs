@@ -47,28 +47,29 @@ pub(crate) fn dispatch(
     state: &mut LpState,
     regs: &mut Regs,
 ) -> Flow {
-    let input = *regs;
+    let rax = regs.rax;
+    let input = p.observer.is_tracing().then_some(*regs);
     let mut call = Call {
         p,
         lp,
         this,
         regs,
-        version: (input.rax >> 16) as u8,
+        version: (rax >> 16) as u8,
         entered: None,
     };
     let result = call.run();
     if let Some((running, guest, injected)) = call.entered {
         state.running = Some(running);
-        p.observer.record(lp, &input, None);
+        p.observer.record(lp, rax, input, None);
         return Flow::Entered { guest, injected };
     }
     let status = result.err().unwrap_or(Status::SUCCESS);
     // An entry that zero-step filtering turns into a TD exit sets RAX itself.
-    if !(status == Status::SUCCESS && input.rax & 0xFFFF == 0) {
+    if !(status == Status::SUCCESS && rax & 0xFFFF == 0) {
         regs.rax = status.0;
     }
     let status = Status(regs.rax);
-    p.observer.record(lp, &input, Some(regs));
+    p.observer.record(lp, rax, input, Some(regs));
     Flow::Returned(status)
 }
 
@@ -90,7 +91,9 @@ impl Call<'_, '_> {
             return Err(Code::SYS_NOT_READY.status());
         }
         let leaf = leaf.ok_or(bad_rax)?;
-        if let Some(status) = self.p.machine.forced(leaf) {
+        let machine = &self.p.machine;
+        let transient = || machine.transient(self.lp, &self.this.transient_calls, leaf);
+        if let Some(status) = machine.forced(leaf).or_else(transient) {
             return Err(status);
         }
         match leaf {

@@ -51,7 +51,8 @@ pub(super) fn addcx(c: &mut Call<'_, '_>) -> Leaf {
 
 /// The vCPU has all the pages its TD's number of L2 VMs asks for.
 pub(super) fn check_pages(td: &Td, vcpu: &Vcpu) -> Leaf {
-    let needed = TDVPS_BASE_PAGES + TDVPS_PAGES_PER_L2 * u32::from(td.config().l2_vms);
+    let needed =
+        TDVPS_BASE_PAGES + TDVPS_PAGES_PER_L2 * u32::from(td.l2_vms.load(Ordering::Acquire));
     if vcpu.pages.load(Ordering::Acquire) < needed {
         return Err(Code::TDCX_NUM_INCORRECT.status());
     }

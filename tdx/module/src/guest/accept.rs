@@ -93,12 +93,12 @@ impl Guest<'_> {
             | (state as u64) << 38
             | u64::from(state.is_leaf()) << 46;
         let exit = TdExit::new(Code::SUCCESS, REASON_EPT_VIOLATION);
-        Done::Other(Next::Leave(TdExit {
+        Done::Other(Next::Leave(Box::new(TdExit {
             rcx: WRITE_ACCESS,
             rdx: extended,
             r8: gpa,
             ..exit
-        }))
+        })))
     }
 }
 

@@ -30,12 +30,12 @@ impl Guest<'_> {
             Code::NON_RECOVERABLE_TD_NON_ACCESSIBLE,
             REASON_EXCEPTION_OR_NMI,
         );
-        Next::Leave(TdExit {
+        Next::Leave(Box::new(TdExit {
             r9: VALID_MACHINE_CHECK,
             state: None,
             inaccessible: true,
             ..exit
-        })
+        }))
     }
 
     /// Reads or writes guest-physical memory; the error is the exit a fault on the way causes.

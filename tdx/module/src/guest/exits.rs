@@ -87,10 +87,10 @@ impl Guest<'_> {
             REASON_EPT_VIOLATION => self.ept_violation(e, vectoring),
             REASON_EPT_MISCONFIG => {
                 let exit = TdExit::new(Code::SUCCESS, e.reason);
-                Next::Leave(TdExit {
+                Next::Leave(Box::new(TdExit {
                     r8: e.gpa & !0xFFF,
                     ..exit
-                })
+                }))
             }
             55 => self.xsetbv(e),
             _ => self.debug_exit_or_fatal(e),
@@ -119,24 +119,24 @@ impl Guest<'_> {
     fn lost(&mut self, e: &VmExit) -> Next {
         self.td.fatal.store(true, Ordering::Release);
         let exit = TdExit::new(Code::NON_RECOVERABLE_TD, e.reason);
-        Next::Leave(TdExit {
+        Next::Leave(Box::new(TdExit {
             rcx: e.qualification,
             state: None,
             ..exit
-        })
+        }))
     }
 
     /// A machine check inside the TD: its memory cannot be trusted, so nothing in it is updated.
     fn machine_check(&mut self, e: &VmExit) -> Next {
         self.td.fatal.store(true, Ordering::Release);
         let exit = TdExit::new(Code::NON_RECOVERABLE_TD_NON_ACCESSIBLE, e.reason);
-        Next::Leave(TdExit {
+        Next::Leave(Box::new(TdExit {
             rcx: e.qualification,
             r9: e.info,
             state: None,
             inaccessible: true,
             ..exit
-        })
+        }))
     }
 
     fn nmi_window(&mut self) -> Next {
@@ -202,7 +202,7 @@ impl Guest<'_> {
 
     fn violation_exit(&mut self, e: &VmExit, extended: u64, private: bool) -> Next {
         let exit = TdExit::new(Code::SUCCESS, e.reason);
-        Next::Leave(TdExit {
+        Next::Leave(Box::new(TdExit {
             rcx: e.qualification & !HIDDEN_QUALIFICATION,
             rdx: extended,
             r8: e.gpa & !0xFFF,
@@ -212,7 +212,7 @@ impl Guest<'_> {
                 false => LastExit::Other,
             },
             ..exit
-        })
+        }))
     }
 
     /// A GPA beyond the TD's width is, to the guest, a page-table entry with reserved bits set.
@@ -248,20 +248,20 @@ fn violation_info(e: &VmExit) -> VeInfo {
 
 fn host_exit(e: &VmExit, r9: u64) -> Next {
     let exit = TdExit::new(Code::SUCCESS, e.reason);
-    Next::Leave(TdExit {
+    Next::Leave(Box::new(TdExit {
         rcx: e.qualification,
         r9,
         ..exit
-    })
+    }))
 }
 
 fn triple_fault(qualification: u64) -> Next {
     let exit = TdExit::new(Code::NON_RECOVERABLE_VCPU, REASON_TRIPLE_FAULT);
-    Next::Leave(TdExit {
+    Next::Leave(Box::new(TdExit {
         rcx: qualification,
         state: Some(VcpuState::Disabled),
         ..exit
-    })
+    }))
 }
 
 fn is_consistent_xcr0(xcr0: u64) -> bool {

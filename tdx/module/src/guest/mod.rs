@@ -5,11 +5,12 @@ mod access;
 mod exits;
 mod program;
 mod report;
+mod run;
 mod tdcall;
 
 pub use exits::VmExit;
-pub(crate) use program::Programs;
 pub use program::{Fault as GuestFault, GuestOp, GuestProgram, Outcome, Script};
+pub(crate) use run::Programs;
 
 use crate::lock::LockMode;
 use crate::pamt::PageSize;
@@ -61,7 +62,7 @@ enum Next {
     /// An event is delivered instead of the instruction's completion.
     Inject(Event),
     /// To the host.
-    Leave(TdExit),
+    Leave(Box<TdExit>),
 }
 
 /// A TD exit.
@@ -170,7 +171,7 @@ impl Guest<'_> {
             Next::Repeat => resume(self.ctx.gprs, None, false),
             Next::Inject(event) => resume(self.ctx.gprs, Some(event), false),
             Next::Leave(exit) => GuestFlow::Exit {
-                host: self.leave(exit),
+                host: self.leave(*exit),
             },
         }
     }
@@ -182,13 +183,13 @@ impl Guest<'_> {
             GuestEvent::Exit(e) => (e.reason, e.qualification, e.info),
         };
         let exit = TdExit::new(Code::NON_RECOVERABLE_TD_NON_ACCESSIBLE, reason);
-        Next::Leave(TdExit {
+        Next::Leave(Box::new(TdExit {
             rcx,
             r9,
             state: None,
             inaccessible: true,
             ..exit
-        })
+        }))
     }
 
     /// Leaves the TD: bookkeeping, locks, and the registers the host sees.

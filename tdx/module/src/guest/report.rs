@@ -39,12 +39,12 @@ impl Guest<'_> {
             }));
         }
         let exit = TdExit::new(Code::SUCCESS, REASON_EPT_VIOLATION);
-        Err(Next::Leave(TdExit {
+        Err(Next::Leave(Box::new(TdExit {
             rcx: qualification,
             rdx: if pending { EXTENDED_PENDING } else { 0 },
             r8: gpa & !0xFFF,
             ..exit
-        }))
+        })))
     }
 
     fn is_within_width(&self, gpa: u64) -> bool {

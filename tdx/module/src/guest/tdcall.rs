@@ -80,10 +80,10 @@ impl Guest<'_> {
                 }
                 self.ctx.rip = self.ctx.rip.wrapping_add(TDCALL_LENGTH);
                 let exit = TdExit::new(Code::HOST_PRIORITY_BUSY_TIMEOUT, 0);
-                Next::Leave(TdExit {
+                Next::Leave(Box::new(TdExit {
                     last_exit: LastExit::HostPriorityTimeout,
                     ..exit
-                })
+                }))
             }
         }
     }
@@ -129,11 +129,11 @@ impl Guest<'_> {
         }
         self.ctx.rip = self.ctx.rip.wrapping_add(TDCALL_LENGTH);
         let exit = TdExit::new(Code::SUCCESS, REASON_TDCALL);
-        Done::Other(Next::Leave(TdExit {
+        Done::Other(Next::Leave(Box::new(TdExit {
             vmcall: Some(host),
             last_exit: LastExit::Vmcall { mask },
             ..exit
-        }))
+        })))
     }
 
     fn vp_info(&mut self) -> Done {
@@ -173,7 +173,7 @@ impl Guest<'_> {
     fn vm_rd(&mut self, version: u8) -> Result<(), Status> {
         let r = &mut self.ctx.gprs;
         let id = r.rdx;
-        if version == 1 {
+        if version != 0 {
             r.rdx = u64::MAX;
         }
         r.r8 = 0;

@@ -76,9 +76,12 @@ impl std::error::Error for MemoryError {}
 
 pub(crate) struct PhysicalMemory {
     bytes: u64,
-    gigs: Box<[OnceLock<Box<[Mutex<Chunk>]>>]>,
+    gigs: Box<[Gig]>,
     pub(crate) keys: KeyRing,
 }
+
+/// A GiB in 512 chunks, absent while untouched.
+type Gig = OnceLock<Box<[Mutex<Chunk>]>>;
 
 /// How an access sees private lines.
 #[derive(Clone, Copy)]
