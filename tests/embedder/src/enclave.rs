@@ -20,7 +20,12 @@ pub struct EnclaveVm {
 impl EnclaveVm {
     /// Creates it.
     pub fn new(id: VmId, key: u64) -> Self {
-        Self { id, step: Step::Created, key, vcpus: Mutex::new(BTreeSet::new()) }
+        Self {
+            id,
+            step: Step::Created,
+            key,
+            vcpus: Mutex::new(BTreeSet::new()),
+        }
     }
 }
 
@@ -50,7 +55,8 @@ impl VmOps for EnclaveVm {
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
-        self.step.require_one_of(&[Step::Created, Step::Initialized, Step::Runnable])?;
+        self.step
+            .require_one_of(&[Step::Created, Step::Initialized, Step::Runnable])?;
         self.key = 0;
         self.step = Step::KeyReleased;
         // SAFETY: the key was a number of our own, and it is forgotten; no hardware knew it.
@@ -90,10 +96,19 @@ impl Backend for EnclaveVm {
         if id.0 >= 4 {
             return Err(Error::Invalid(Field::Vcpu, id.0.into()));
         }
-        if !self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
+        if !self
+            .vcpus
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id)
+        {
             return Err(Error::Exists(Field::Vcpu, id.0.into()));
         }
-        Ok(EnclaveVcpu { id, key: self.key, answer: [0; 8] })
+        Ok(EnclaveVcpu {
+            id,
+            key: self.key,
+            answer: [0; 8],
+        })
     }
 }
 
@@ -118,7 +133,11 @@ impl VcpuOps for EnclaveVcpu {
 
     fn vcpu_run(&mut self) -> Result<Exit<'_>> {
         self.answer = self.key.to_le_bytes();
-        Ok(Exit::IoOut { port: 2, size: 4, data: &self.answer })
+        Ok(Exit::IoOut {
+            port: 2,
+            size: 4,
+            data: &self.answer,
+        })
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {

@@ -15,7 +15,10 @@ fn vmx(host: &SimHost) -> Result<VmxVm<SimHost>> {
 #[test]
 fn one_fleet_holds_the_librarys_vms_and_our_own() {
     let host = SimHost::new(Vendor::Intel);
-    let fleet: Vec<OurVm> = vec![vmx(&host).unwrap().into(), EnclaveVm::new(VmId(7), 42).into()];
+    let fleet: Vec<OurVm> = vec![
+        vmx(&host).unwrap().into(),
+        EnclaveVm::new(VmId(7), 42).into(),
+    ];
     let mut ports = Vec::new();
     for vm in fleet {
         let mut vm = Vm::init(vm).unwrap();
@@ -71,7 +74,10 @@ impl<F: FnMut(&SimHost) -> Result<OurVm>> Subject for Source<F> {
 #[test]
 fn both_pass_the_librarys_test_kit_through_our_enum() {
     let host = SimHost::new(Vendor::Intel);
-    let report = kit::run(&mut Source(|host: &SimHost| Ok(vmx(host)?.into()), host.clone()));
+    let report = kit::run(&mut Source(
+        |host: &SimHost| Ok(vmx(host)?.into()),
+        host.clone(),
+    ));
     assert!(report.passed(), "{report}");
 
     let mut number = 0;
