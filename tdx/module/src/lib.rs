@@ -29,9 +29,7 @@ pub use builder::{BuildError, CallError, PlatformBuilder};
 pub use config::{CpuidConfig, MAX_RESERVED_AREAS, PlatformConfig, Range, TDMR_INFO_SIZE, Tdmr};
 pub use dump::{HkidView, LockTarget, PageView, SeptView, TdView, VcpuView};
 pub use faults::{Fault, KeyEngineFault, pending};
-pub use guest::{
-    GuestEvent, GuestFault, GuestFlow, GuestOp, GuestProgram, Outcome, Script, VmExit,
-};
+pub use guest::{GuestEvent, GuestFlow, GuestOp, GuestProgram, Outcome, Script, VmExit};
 pub use kot::HkidState;
 pub use leaf::{GuestLeaf, HostLeaf};
 pub use lock::LockMode;

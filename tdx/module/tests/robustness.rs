@@ -8,7 +8,7 @@ use driver::Driver;
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn random_sequences_neither_panic_nor_leave_locks_or_pages_behind(
@@ -32,19 +32,59 @@ proptest! {
     }
 }
 
+/// Pseudo-random bytes.
+fn random_bytes(seed: u64, n: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 32) as u8
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// One thread lives a life again and again, three others call at random, all on the same pages.
+#[test]
+fn threads_of_random_calls_leave_no_locks_or_pages_behind() {
+    let mut busy = 0;
+    for round in 0..40 {
+        let driver = Driver::new();
+        let p = driver.platform();
+        std::thread::scope(|s| {
+            for thread in 0..3 {
+                s.spawn(move || {
+                    let bytes = random_bytes(round * 3 + thread + 1, 60_000);
+                    let mut b = driver::Bytes(&bytes);
+                    while !b.is_empty() {
+                        driver::step(p, &mut b);
+                    }
+                });
+            }
+            s.spawn(|| {
+                for n in 0..4000 {
+                    driver.live_step(n);
+                }
+            });
+        });
+        driver::audit(p);
+        busy += p
+            .counts()
+            .0
+            .iter()
+            .filter(|((_, s), _)| *s == "OPERAND_BUSY")
+            .map(|(_, n)| n)
+            .sum::<u64>();
+    }
+    assert!(busy > 0, "the threads never met");
+}
+
 /// The random sequences are only worth something if they get anywhere.
 #[test]
 fn the_driver_reaches_running_guests_and_teardown() {
-    let mut seed = 0x9E37_79B9_7F4A_7C15u64;
-    let mut random = || {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        (seed >> 32) as u8
-    };
     let mut total = std::collections::BTreeMap::<(&str, &str), u64>::new();
-    for _ in 0..60 {
-        let bytes: Vec<u8> = (0..20_000).map(|_| random()).collect();
+    for seed in 0..60 {
+        let bytes = random_bytes(seed, 20_000);
         let mut driver = Driver::new();
         driver.run(&bytes);
         for (key, n) in driver.platform().counts().0 {

@@ -1,9 +1,15 @@
 //! Lines that look at the module's state.
 
-use super::{Failure, MAX_LEN, Played, hex_of, need_level, opt_number, same, sha384_of};
-use crate::conform::json::{Object, narrow, numbers};
+use super::event::page_size;
+use super::json::{Object, Parsed, narrow, number, numbers};
+use super::replay::{Failure, MAX_LEN, Played, same};
 use crate::pamt::PageType;
 use crate::platform::Platform;
+use sha2::{Digest, Sha384};
+
+fn opt_number(o: &mut Object, key: &str) -> Parsed<Option<u64>> {
+    o.take(key).map(|v| number(&v)).transpose()
+}
 
 fn gone(what: &str) -> Failure {
     Failure::Differs {
@@ -36,7 +42,7 @@ pub(super) fn check(p: &Platform, mut o: Object) -> Played {
                     .get(index)
                     .ok_or_else(|| gone("register of that index"))?
             };
-            same(&what, &o.string("value")?, &hex_of(&value))?;
+            same(&what, &o.string("value")?, &hex::encode(value))?;
         }
         "mem" => mem(p, &mut o)?,
         other => return Err(format!("unknown check {other}").into()),
@@ -58,7 +64,7 @@ fn kot(p: &Platform, o: &mut Object) -> Played {
 
 fn pamt(p: &Platform, o: &mut Object) -> Played {
     let pa = o.number("pa")?;
-    let view = p.page(pa, need_level(o)?);
+    let view = p.page(pa, page_size(o.number("level")?)?);
     let expected = o.string("type")?;
     let owner = opt_number(o, "owner")?;
     let bepoch = opt_number(o, "bepoch")?;
@@ -149,7 +155,11 @@ fn mem(p: &Platform, o: &mut Object) -> Played {
     let mut bytes = vec![0; narrow(len)?];
     p.peek_memory(pa, &mut bytes).map_err(|e| e.to_string())?;
     match o.take("hex") {
-        Some(hex) => same("memory", &hex, &hex_of(&bytes).into()),
-        None => same("sha384", &o.string("sha384")?, &sha384_of(&bytes)),
+        Some(hex) => same("memory", &hex, &hex::encode(&bytes).into()),
+        None => same(
+            "sha384",
+            &o.string("sha384")?,
+            &hex::encode(Sha384::digest(&bytes)),
+        ),
     }
 }

@@ -4,6 +4,7 @@
 //! outputs the recorded module gave. Files may be compressed (gzip or Zstandard) and may be tar archives of
 //! transcripts; folders are walked.
 
+mod check;
 mod event;
 mod json;
 mod platform;

@@ -1,26 +1,24 @@
 //! The replay of one transcript.
 
 use super::event::{
-    exit_status, lock_target, page_size, recorded_event, registers, registers_over, show_event,
-    vm_exit,
+    exit_status, lock_target, recorded_event, registers, registers_over, show_event, vm_exit,
 };
-use super::json::{Object, Parsed, narrow, number, numbers};
-use super::{Coverage, FirstDifference, Options, platform};
+use super::json::{Object, Parsed, narrow, numbers};
+use super::{Coverage, FirstDifference, Options, check, platform};
 use crate::faults::{Fault, KeyEngineFault};
 use crate::guest::{GuestEvent, GuestFlow};
 use crate::platform::{Flow, Platform};
 use crate::status::Status;
 use crate::vcpu::Event;
 use serde_json::Value;
-use sha2::{Digest, Sha384};
 
 /// How far a guest's RIP moves from one event to the next unless the line says otherwise.
 const RIP_ADVANCE: u64 = 0x40;
 /// Memory a line may write or check.
-const MAX_LEN: u64 = 1 << 30;
+pub(super) const MAX_LEN: u64 = 1 << 30;
 
 /// A line that fails: a value differs, or the line makes no sense.
-enum Failure {
+pub(super) enum Failure {
     Differs { expected: String, got: String },
     Malformed(String),
 }
@@ -40,9 +38,9 @@ impl From<crate::platform::LpError> for Failure {
     }
 }
 
-type Played = Result<(), Failure>;
+pub(super) type Played = Result<(), Failure>;
 
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, expected: &T, got: &T) -> Played {
+pub(super) fn same<T: PartialEq + std::fmt::Debug>(what: &str, expected: &T, got: &T) -> Played {
     if expected == got {
         return Ok(());
     }
@@ -305,24 +303,4 @@ impl Player<'_> {
 
 fn vector_suffix(event: Option<Event>) -> String {
     event.map_or_else(String::new, |e| format!("|#{}", e.vector))
-}
-
-#[path = "check.rs"]
-mod check;
-
-/// Shared with the checks.
-fn need_level(o: &mut Object) -> Parsed<crate::pamt::PageSize> {
-    page_size(o.number("level")?)
-}
-
-fn hex_of(bytes: &[u8]) -> String {
-    hex::encode(bytes)
-}
-
-fn sha384_of(bytes: &[u8]) -> String {
-    hex_of(&Sha384::digest(bytes))
-}
-
-fn opt_number(o: &mut Object, key: &str) -> Parsed<Option<u64>> {
-    o.take(key).map(|v| number(&v)).transpose()
 }

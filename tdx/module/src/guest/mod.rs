@@ -9,7 +9,7 @@ mod run;
 mod tdcall;
 
 pub use exits::VmExit;
-pub use program::{Fault as GuestFault, GuestOp, GuestProgram, Outcome, Script};
+pub use program::{GuestOp, GuestProgram, Outcome, Script};
 pub(crate) use run::Programs;
 
 use crate::lock::LockMode;

@@ -94,11 +94,8 @@ pub enum Outcome {
     Registers(Regs),
     /// An exception or interrupt was delivered. The operation was **not** executed, the program may issue
     /// it again.
-    Event(Fault),
+    Event(Event),
 }
-
-/// An event delivered to a program.
-pub type Fault = Event;
 
 impl Outcome {
     /// Status of a completed TDCALL.

@@ -402,3 +402,6 @@ impl Page {
         Ok(())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -161,9 +161,9 @@ impl Driver {
         audit(&self.p);
     }
 
-    /// The next call of the life, now and then one repeated or left out.
-    fn live(&mut self, b: &mut Bytes<'_>) {
-        let (leaf, rcx, rdx, r8) = self.life[self.at % self.life.len()];
+    /// The `n`th call of a life repeated for ever, on processor 0.
+    pub fn live_step(&self, n: usize) {
+        let (leaf, rcx, rdx, r8) = self.life[n % self.life.len()];
         let mut r = Regs {
             rax: leaf.number(),
             rcx,
@@ -173,6 +173,11 @@ impl Driver {
             ..Regs::default()
         };
         let _ = self.p.seamcall_step(0, &mut r);
+    }
+
+    /// The next call of the life, now and then one repeated or left out.
+    fn live(&mut self, b: &mut Bytes<'_>) {
+        self.live_step(self.at);
         self.at += match b.byte() % 32 {
             0 => 0,
             1 => 2,
