@@ -1,6 +1,5 @@
 //! `kvm-ops conform`: recorded vectors against the software platforms.
 
-use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -47,43 +46,42 @@ enum Platform {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    match &args.platform {
-        Platform::Tdx { paths, encrypt } => tdx(paths, *encrypt),
-        Platform::Sev { paths } => sev(paths),
-    }
+    let (report, success) = match &args.platform {
+        Platform::Tdx { paths, encrypt } => tdx(paths, *encrypt)?,
+        Platform::Sev { paths } => sev(paths)?,
+    };
+    writeln!(std::io::stdout().lock(), "{report}")?;
+    Ok(if success { Code::Fine } else { Code::Refused })
 }
 
+/// What a replay says, and whether everything passed.
+type Replay = Outcome<(String, bool)>;
+
 #[cfg(feature = "tdx")]
-fn tdx(paths: &[PathBuf], encrypt: bool) -> Outcome {
+fn tdx(paths: &[PathBuf], encrypt: bool) -> Replay {
     use soft_tdx_module::conform::{Options, replay_paths};
 
     let options = Options {
         encrypt_memory: encrypt,
     };
     let summary = replay_paths(paths, options);
-    say(&summary, summary.is_success())
+    Ok((summary.to_string(), summary.is_success()))
 }
 
 #[cfg(not(feature = "tdx"))]
-fn tdx(_: &[PathBuf], _: bool) -> Outcome {
+fn tdx(_: &[PathBuf], _: bool) -> Replay {
     Err(without("tdx"))
 }
 
 #[cfg(feature = "sev")]
-fn sev(paths: &[PathBuf]) -> Outcome {
+fn sev(paths: &[PathBuf]) -> Replay {
     let summary = soft_amd_sp::conform::replay_paths(paths);
-    say(&summary, summary.is_success())
+    Ok((summary.to_string(), summary.is_success()))
 }
 
 #[cfg(not(feature = "sev"))]
-fn sev(_: &[PathBuf]) -> Outcome {
+fn sev(_: &[PathBuf]) -> Replay {
     Err(without("sev"))
-}
-
-#[cfg(any(feature = "tdx", feature = "sev"))]
-fn say(summary: &impl Display, success: bool) -> Outcome {
-    writeln!(std::io::stdout().lock(), "{summary}")?;
-    Ok(if success { Code::Fine } else { Code::Refused })
 }
 
 #[cfg(not(all(feature = "tdx", feature = "sev")))]
