@@ -30,7 +30,8 @@ Examples:
   kvm-ops doctor                            what this host offers, and why not
   kvm-ops fleet                             run the built-in fleet
   kvm-ops fleet --show-default > my.toml    a fleet file to start from
-  kvm-ops run /usr/share/seabios/bios.bin   boot a firmware image";
+  kvm-ops run /usr/share/seabios/bios.bin   boot a firmware image
+  kvm-ops conform tdx tests/vectors/tdx     recorded transcripts against the software TDX module";
 
 fn after_help() -> String {
     format!("{EXAMPLES}\n\n{}", exit_code::HELP)
