@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kvm_ops::kvm::KvmHost;
 use kvm_ops::machine::{ConsoleSink, Devices, ExitHandler, Flow, RunLimits};
-use kvm_ops::{Exit, VcpuId};
+use kvm_ops::{Exit, Host, VcpuId, Vendor};
 
 /// More than any of these guests needs where the kernel interprets them; a test that comes to this
 /// point fails.
@@ -19,13 +19,23 @@ pub(crate) fn limits() -> RunLimits {
 
 /// The real host, or `None` and the reason on the test's output.
 pub(crate) fn kvm() -> Option<KvmHost> {
-    match KvmHost::open() {
-        Ok(host) => Some(host),
+    let host = match KvmHost::open() {
+        Ok(host) => host,
         Err(error) => {
             eprintln!("skipped: {error}");
-            None
+            return None;
         }
+    };
+    let vendor = host.vendor();
+    let built = match vendor {
+        Vendor::Intel => cfg!(feature = "vmx"),
+        _ => cfg!(feature = "svm"),
+    };
+    if !built {
+        eprintln!("skipped: the host is {vendor}'s, and this build has no normal VMs for it");
+        return None;
     }
+    Some(host)
 }
 
 /// A file that a package brings, or `None` and the reason on the test's output.
