@@ -2,32 +2,12 @@
 
 mod common;
 
+use common::guest::*;
 use common::*;
 use soft_amd_sp::measure::{PageInfo, PageType, SnpDigest, VMSA_GPA, VmplPermissions};
 use soft_amd_sp::{
     Command, CpuidLimit, GuestPage, PageSize, PageState, Platform, RmpUpdate, Status, snp_policy,
 };
-
-const GCTX: u64 = 0x1000;
-const ASID: u32 = 1;
-const POLICY: u64 = 0x3_0000;
-const SECRETS: u64 = 0x50_0000;
-const REQUEST: u64 = 0x41_0000;
-const LARGE: u64 = 0x80_0000;
-
-fn on_gctx(p: &Platform, command: Command, fields: &[(&str, u64)]) -> Status {
-    let mut all = vec![("gctx_paddr", GCTX)];
-    all.extend_from_slice(fields);
-    run(p, command, &all)
-}
-
-fn finish(p: &Platform) -> Status {
-    on_gctx(p, Command::SNP_LAUNCH_FINISH, &[])
-}
-
-fn digest(p: &Platform) -> [u8; 48] {
-    p.snapshot().snp_guests[0].launch_digest
-}
 
 #[test]
 fn launch_digest_of_every_page_type_equals_the_off_line_one() {

@@ -2,61 +2,13 @@
 
 mod common;
 
+use common::guest::*;
 use common::*;
 use soft_amd_sp::attestation::{CertChain, Report, SigningKey, VerifyError, verify_report};
 use soft_amd_sp::crypto::PrivateKey;
 use soft_amd_sp::measure::{IdAuth, IdBlock, VMSA_GPA};
-use soft_amd_sp::message::{GuestChannel, MessageError, MessageType};
-use soft_amd_sp::{
-    Command, CommandBuffer, GuestPage, Platform, RmpUpdate, RootOfTrust, Status, TcbVersion,
-};
-
-const GCTX: u64 = 0x1000;
-const ASID: u32 = 1;
-const POLICY: u64 = 0x3_0000;
-const SECRETS: u64 = 0x50_0000;
-const REQUEST: u64 = 0x41_0000;
-const RESPONSE: u64 = 0x42_0000;
-const LARGE: u64 = 0x80_0000;
-
-fn on_gctx(p: &Platform, command: Command, fields: &[(&str, u64)]) -> Status {
-    let mut all = vec![("gctx_paddr", GCTX)];
-    all.extend_from_slice(fields);
-    run(p, command, &all)
-}
-
-fn finish(p: &Platform) -> Status {
-    on_gctx(p, Command::SNP_LAUNCH_FINISH, &[])
-}
-
-fn digest(p: &Platform) -> [u8; 48] {
-    p.snapshot().snp_guests[0].launch_digest
-}
-
-/// A running guest with a secrets page at guest address 0x8000, and its channel at a VMPL.
-fn with_channel(p: &Platform, vmpl: u8) -> GuestChannel {
-    snp_launch(p, GCTX, POLICY, ASID);
-    snp_add(p, GCTX, ASID, SECRETS, 0x8000, 5).ok().unwrap();
-    finish(p).ok().unwrap();
-    p.rmpupdate(RESPONSE, &RmpUpdate::firmware()).unwrap();
-    channel(p, vmpl)
-}
-
-fn channel(p: &Platform, vmpl: u8) -> GuestChannel {
-    let mut page = [0; 4096];
-    p.guest_read(&GuestPage::new(ASID, 0x8000, SECRETS), &mut page)
-        .unwrap();
-    GuestChannel::from_secrets_page(&page, vmpl).unwrap()
-}
-
-fn exchange(p: &Platform, request: &[u8]) -> Result<Vec<u8>, Status> {
-    p.host_write(REQUEST, request).unwrap();
-    let fields = [("req_paddr", REQUEST), ("res_paddr", RESPONSE)];
-    on_gctx(p, Command::SNP_GUEST_REQUEST, &fields).ok()?;
-    let mut page = vec![0; 4096];
-    p.host_read(RESPONSE, &mut page).unwrap();
-    Ok(page)
-}
+use soft_amd_sp::message::{MessageError, MessageType};
+use soft_amd_sp::{Command, CommandBuffer, Platform, RmpUpdate, RootOfTrust, Status, TcbVersion};
 
 fn finish_with(p: &Platform, block: &IdBlock, auth: &IdAuth, flags: u64) -> Status {
     p.host_write(REQUEST, &block.to_bytes()).unwrap();

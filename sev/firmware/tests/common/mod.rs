@@ -1,6 +1,8 @@
 //! What the tests share: platforms in the states they start from.
 #![allow(dead_code)]
 
+pub mod guest;
+
 use rand_chacha::rand_core::SeedableRng;
 use soft_amd_sp::crypto::{CERT_LEN, GuestOwner, SESSION_LEN};
 use soft_amd_sp::{Builder, Command, CommandBuffer, Platform, RmpUpdate, Status, policy};
