@@ -16,6 +16,7 @@ impl Host for Metal {
     type Vm = MetalVm;
     type Seam = NoPort;
     type Psp = NoPort;
+    type Pages = NoPort;
 
     fn name(&self) -> &'static str {
         "metal"

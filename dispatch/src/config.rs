@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::{Irqchip, Tech, Vendor, VmParams};
+use crate::{EncParams, Irqchip, Tech, Vendor, VmParams};
 
 /// Which kind of VM: a normal one of whatever vendor the host has, or one of a named technology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +77,12 @@ impl VmConfig {
     /// Where its interrupt controllers live.
     pub const fn irqchip(mut self, irqchip: Irqchip) -> Self {
         self.params.irqchip = irqchip;
+        self
+    }
+
+    /// What only a confidential VM is created with.
+    pub fn enc(mut self, enc: EncParams) -> Self {
+        self.params.enc = enc;
         self
     }
 

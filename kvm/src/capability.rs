@@ -91,7 +91,11 @@ pub(crate) fn probe(host: &KvmHost) -> Vec<Capability> {
 /// moment (a guest that runs, or 256 vCPUs) and no module is known to claim it falsely.
 fn attempt(host: &KvmHost, name: &str) -> Option<Result<()>> {
     let normal = |irqchip| {
-        let params = VmParams { vcpus: 1, irqchip };
+        let params = VmParams {
+            vcpus: 1,
+            irqchip,
+            enc: kvm_ops::EncParams::Default,
+        };
         host.create_vm(Tech::normal(host.vendor()), &params)
     };
     let on = |irqchip, operation: fn(&KvmVm) -> Result<()>| {

@@ -159,6 +159,7 @@ impl Host for KvmHost {
     type Vm = KvmVm;
     type Seam = NoPort;
     type Psp = NoPort;
+    type Pages = NoPort;
 
     fn name(&self) -> &'static str {
         "kvm"

@@ -211,6 +211,39 @@ macro_rules! backend_enum {
                     ::kvm_ops::unsupported!("flush_private_tlb")
                 }
 
+                /// Makes a range of guest frames private or shared (`KVM_SET_MEMORY_ATTRIBUTES`), and
+                /// takes out of use what maps it otherwise. The contents of what is taken out are
+                /// gone. Answers how many pages were done: all of them, or fewer where the caller
+                /// should look for pending work and go on from there.
+                ///
+                /// # Errors
+                /// [`Error::Invalid`](::kvm_ops::Error::Invalid) for a range that is empty, wraps or
+                /// leaves the guest's address space; nothing changed then.
+                fn set_memory_attributes(
+                    &self,
+                    first: ::kvm_ops::Gfn,
+                    pages: u64,
+                    to: ::kvm_ops::Privacy,
+                ) -> ::kvm_ops::Result<u64> {
+                    let _ = (first, pages, to);
+                    ::kvm_ops::unsupported!("set_memory_attributes")
+                }
+
+                /// Maps private memory before the guest touches it (`KVM_PRE_FAULT_MEMORY`).
+                /// Answers how many pages were done.
+                ///
+                /// # Errors
+                /// [`Error::NotFound`](::kvm_ops::Error::NotFound) where no slot or no private
+                /// memory is; what the technology answers otherwise. Pages before it stay mapped.
+                fn pre_fault_memory(
+                    &self,
+                    first: ::kvm_ops::Gfn,
+                    pages: u64,
+                ) -> ::kvm_ops::Result<u64> {
+                    let _ = (first, pages);
+                    ::kvm_ops::unsupported!("pre_fault_memory")
+                }
+
                 /// The largest page that may map this memory (`gmem_max_mapping_level`).
                 fn gmem_max_mapping_level(
                     &self,

@@ -4,8 +4,12 @@
 //! own. It hands out a [`VmPort`] for each normal VM and, where the machine has them, the SEAMCALL
 //! instruction and the AMD SP mailbox. A capability that a host lacks is a `None`, never a panic.
 
+use alloc::boxed::Box;
+
+use crate::guest::GuestProgram;
 use crate::{
-    CpuId, Gpa, MemSlot, PackageId, Result, Tech, VcpuId, VcpuOps, Vendor, VmId, VmParams,
+    Asid, CpuId, Gfn, Gpa, Hpa, KeyPool, Level, MemSlot, PackageId, Pfn, Result, SharedMask, Tech,
+    VcpuId, VcpuOps, Vendor, VmId, VmParams,
 };
 
 /// A machine that can hold VMs. Cheap to clone: a handle.
@@ -16,6 +20,9 @@ pub trait Host: Clone + Send + Sync + 'static {
     type Seam: SeamPort;
     /// How it talks to the AMD SP; [`NoPort`] where it never can.
     type Psp: PspPort;
+    /// Where it takes pages for firmware and private memory from; [`NoPort`] where it has no
+    /// technology that needs them.
+    type Pages: PagePort;
 
     /// A short name for reports: `kvm`, `sim`, ...
     fn name(&self) -> &'static str;
@@ -40,6 +47,11 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     /// The AMD SP port, where this machine has one.
     fn psp(&self) -> Option<&Self::Psp> {
+        None
+    }
+
+    /// The physical memory that confidential VMs are made of, where this machine has such.
+    fn pages(&self) -> Option<&Self::Pages> {
         None
     }
 }
@@ -100,6 +112,42 @@ pub trait VmPort: Send + Sync + 'static {
     /// What the system answers.
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()>;
 
+    /// Gives a guest program to the TD vCPU whose TDVPR page is `tdvpr`: only TDH.VP.ENTER runs it
+    /// then. `mask` is the TD's; accesses with the shared bit go to this VM's slots.
+    ///
+    /// # Errors
+    /// Unsupported on a real processor, which runs what is in memory.
+    fn load_td_program(
+        &self,
+        vcpu: VcpuId,
+        tdvpr: Hpa,
+        mask: SharedMask,
+        program: Box<dyn GuestProgram>,
+    ) -> Result<()> {
+        let _ = (vcpu, tdvpr, mask, program);
+        crate::unsupported!("load_td_program")
+    }
+
+    /// Binds the VM to an ASID (the ASID field of its VMCBs): from the next entry on, accesses with
+    /// the C-bit go through that ASID's key. `None` takes the binding back.
+    ///
+    /// # Errors
+    /// Unsupported where the machine has no memory encryption of this kind.
+    fn bind_asid(&self, asid: Option<Asid>, mask: SharedMask) -> Result<()> {
+        let _ = (asid, mask);
+        crate::unsupported!("bind_asid")
+    }
+
+    /// Maps a guest frame to a page of [`PagePort`] memory in the nested page tables of a
+    /// confidential AMD guest, or unmaps it. When it returns, no vCPU uses the old mapping.
+    ///
+    /// # Errors
+    /// Unsupported where the machine has no memory encryption of this kind.
+    fn map_encrypted(&self, gfn: Gfn, page: Option<Pfn>) -> Result<()> {
+        let _ = (gfn, page);
+        crate::unsupported!("map_encrypted")
+    }
+
     /// Gives the VM back. All its vCPUs are gone, or go on holding it until they are.
     ///
     /// # Errors
@@ -124,29 +172,104 @@ pub struct SeamRegs {
 }
 
 /// The SEAMCALL instruction, on a machine whose TDX module is loaded.
+///
+/// The port knows about processors, because the module does: keys are configured and caches
+/// written back once for each package, and a vCPU is flushed on the processor that it last ran on.
 pub trait SeamPort: Send + Sync {
-    /// Issues one SEAMCALL on the processor `cpu` and returns RAX, the status word.
+    /// Issues one SEAMCALL on the processor `cpu` and returns RAX, the status word. From another
+    /// processor the call travels there (`smp_call_function_single`).
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::Error::Invalid) if the caller cannot get onto `cpu`.
+    /// [`Error::Invalid`] if the caller cannot get onto `cpu`; nothing was called then.
     fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64>;
 
     /// The package of an online processor, `None` if it is offline or does not exist.
-    ///
-    /// Keys are configured and caches written back once for each package.
     fn package_of(&self, cpu: CpuId) -> Option<PackageId>;
+
+    /// How many processors there are, online or not; their numbers are below this.
+    fn cpus(&self) -> u32;
 
     /// How many packages are present, online processors or not.
     fn packages(&self) -> u32;
+
+    /// The processor that the caller runs on, or is to issue its SEAMCALLs on. Online.
+    fn this_cpu(&self) -> CpuId;
+
+    /// Makes the processor leave the TD that it is in, if any (an IPI). Does not wait.
+    fn kick(&self, cpu: CpuId);
+
+    /// Called in every turn of a loop that waits for another processor.
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// The private KeyIDs of the machine: one pool for all TDs, however many handles the port has.
+    fn key_ids(&self) -> &KeyPool;
 }
 
-/// The mailbox of the AMD secure processor.
+/// The mailbox of the AMD secure processor, and the instructions that go with it.
 pub trait PspPort: Send + Sync {
     /// Issues one command with its buffer and returns the firmware's status, 0 for success.
     ///
     /// # Errors
     /// Where the mailbox itself does not answer.
     fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32>;
+
+    /// WBINVD on every processor.
+    fn wbinvd_all(&self);
+
+    /// RMPUPDATE of the page at `page`: `entry` is the 16-byte source operand of the instruction
+    /// (APM vol. 3). Returns EAX, 0 for success.
+    ///
+    /// # Errors
+    /// Unsupported without SNP.
+    fn rmpupdate(&self, page: Hpa, entry: &[u8; 16]) -> Result<u32> {
+        let _ = (page, entry);
+        crate::unsupported!("rmpupdate")
+    }
+
+    /// PSMASH of the 2 MiB page at `page`. Returns EAX, 0 for success.
+    ///
+    /// # Errors
+    /// Unsupported without SNP.
+    fn psmash(&self, page: Hpa) -> Result<u32> {
+        let _ = page;
+        crate::unsupported!("psmash")
+    }
+
+    /// The bit of a guest-physical address that is the C-bit (CPUID 8000_001F EBX\[5:0\]).
+    fn c_bit(&self) -> u32;
+
+    /// How many ASIDs there are, and the first that is for plain SEV (CPUID 8000_001F ECX, EDX).
+    /// ASIDs are 1 to the first; those below the second are for SEV-ES and SNP.
+    fn asids(&self) -> (u32, u32);
+}
+
+/// Physical memory that the host may give to firmware and to guests.
+///
+/// A page that is never given back is one that firmware still owns.
+pub trait PagePort: Send + Sync {
+    /// Takes a naturally aligned page of 4 KiB or 2 MiB out of the host's use.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`], or [`Error::Invalid`] for another level.
+    fn alloc(&self, level: Level) -> Result<Pfn>;
+
+    /// Gives a page back. Firmware and guests hold no part of it any more.
+    fn free(&self, page: Pfn, level: Level);
+
+    /// Writes as the host does, with no KeyID and no C-bit.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an address beyond memory; [`Error::Busy`] where the processor refuses
+    /// the host the page (an RMP fault).
+    fn write(&self, at: Hpa, data: &[u8]) -> Result<()>;
+
+    /// Reads as the host does: private memory comes as ciphertext or poison.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    fn read(&self, at: Hpa, data: &mut [u8]) -> Result<()>;
 }
 
 /// The port of a machine that has none: a type without values.
@@ -162,13 +285,59 @@ impl SeamPort for NoPort {
         match *self {}
     }
 
+    fn cpus(&self) -> u32 {
+        match *self {}
+    }
+
     fn packages(&self) -> u32 {
+        match *self {}
+    }
+
+    fn this_cpu(&self) -> CpuId {
+        match *self {}
+    }
+
+    fn kick(&self, _: CpuId) {
+        match *self {}
+    }
+
+    fn key_ids(&self) -> &KeyPool {
         match *self {}
     }
 }
 
 impl PspPort for NoPort {
     fn command(&self, _: u32, _: &mut [u8]) -> Result<u32> {
+        match *self {}
+    }
+
+    fn wbinvd_all(&self) {
+        match *self {}
+    }
+
+    fn c_bit(&self) -> u32 {
+        match *self {}
+    }
+
+    fn asids(&self) -> (u32, u32) {
+        match *self {}
+    }
+}
+
+impl PagePort for NoPort {
+    fn alloc(&self, _: Level) -> Result<Pfn> {
+        match *self {}
+    }
+
+    fn free(&self, _: Pfn, _: Level) {
+        match *self {}
+    }
+
+    fn write(&self, _: Hpa, _: &[u8]) -> Result<()> {
+        match *self {}
+    }
+
+    fn read(&self, _: Hpa, _: &mut [u8]) -> Result<()> {
         match *self {}
     }
 }

@@ -1,6 +1,9 @@
 //! What a VM is created with.
 
-use crate::{Error, Field, Result};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::{CpuidEntry, Error, Field, Result};
 
 /// The most vCPUs a VM can have, as Linux has it on x86 (`KVM_MAX_VCPUS`).
 pub const MAX_VCPUS: u32 = 4096;
@@ -24,6 +27,103 @@ pub struct VmParams {
     pub vcpus: u32,
     /// Where its interrupt controllers live.
     pub irqchip: Irqchip,
+    /// What only a confidential VM is created with.
+    pub enc: EncParams,
+}
+
+/// The parameters of a confidential VM. A back end refuses those of another technology.
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum EncParams {
+    /// The defaults of the technology; a normal VM has no others.
+    #[default]
+    Default,
+    /// Of a TD.
+    Td(Box<TdParams>),
+    /// Of an SEV, SEV-ES or SNP guest.
+    Sev(Box<SevParams>),
+}
+
+/// The width of a TD's guest-physical addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Gpaw {
+    /// 48 bits: the shared bit is 47, the Secure-EPT has 4 levels.
+    #[default]
+    Bits48,
+    /// 52 bits: the shared bit is 51, the Secure-EPT has 5 levels.
+    Bits52,
+}
+
+/// What TDH.MNG.INIT is told (`struct kvm_tdx_init_vm`; TDX module ABI, TD_PARAMS).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TdParams {
+    /// ATTRIBUTES: bit 0 DEBUG, bit 28 SEPT_VE_DISABLE, ...
+    pub attributes: u64,
+    /// XFAM: the extended features that the TD may use. Bits 0 and 1 are always needed.
+    pub xfam: u64,
+    /// The width of its guest-physical addresses.
+    pub gpaw: Gpaw,
+    /// The virtual TSC's frequency in kHz, a multiple of 25 MHz.
+    pub tsc_khz: u32,
+    /// MRCONFIGID: what software-defined configuration was asked for. Not measured.
+    pub mrconfigid: [u8; 48],
+    /// MROWNER: who owns the TD.
+    pub mrowner: [u8; 48],
+    /// MROWNERCONFIG: the owner's configuration.
+    pub mrownerconfig: [u8; 48],
+    /// What CPUID answers, where the module lets the host choose.
+    pub cpuid: Vec<CpuidEntry>,
+}
+
+impl Default for TdParams {
+    /// No attributes but SEPT_VE_DISABLE, x87 and SSE, 48 bits, 1 GHz.
+    fn default() -> Self {
+        Self {
+            attributes: 1 << 28,
+            xfam: 0b11,
+            gpaw: Gpaw::Bits48,
+            tsc_khz: 1_000_000,
+            mrconfigid: [0; 48],
+            mrowner: [0; 48],
+            mrownerconfig: [0; 48],
+            cpuid: Vec::new(),
+        }
+    }
+}
+
+/// What a launch of an SEV guest is told (`KVM_SEV_INIT2`, `LAUNCH_START`, `SNP_LAUNCH_START`,
+/// `SNP_LAUNCH_FINISH`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SevParams {
+    /// The guest policy (SEV API, 2; SNP ABI, 4.3). `None` takes the least that the technology
+    /// demands.
+    pub policy: Option<u64>,
+    /// SEV_FEATURES of the guest's VMSAs.
+    pub vmsa_features: u64,
+    /// The GHCB protocol version, 1 or 2; 0 for plain SEV.
+    pub ghcb_version: u16,
+    /// The guest owner's Diffie-Hellman certificate and session data for LAUNCH_START.
+    pub session: Option<(Vec<u8>, Vec<u8>)>,
+    /// HOST_DATA of an SNP guest, part of its reports.
+    pub host_data: [u8; 32],
+    /// ID block and ID authentication block of an SNP guest.
+    pub id_block: Option<(Vec<u8>, Vec<u8>)>,
+    /// GOSVW of an SNP guest.
+    pub gosvw: [u8; 16],
+}
+
+impl Default for SevParams {
+    fn default() -> Self {
+        Self {
+            policy: None,
+            vmsa_features: 0,
+            ghcb_version: 2,
+            session: None,
+            host_data: [0; 32],
+            id_block: None,
+            gosvw: [0; 16],
+        }
+    }
 }
 
 impl VmParams {
@@ -32,6 +132,7 @@ impl VmParams {
         Self {
             vcpus,
             irqchip: Irqchip::None,
+            enc: EncParams::Default,
         }
     }
 

@@ -13,6 +13,8 @@ pub enum PrivateSpte {
     Mapped(Pfn),
     /// A page of the guest that no new translation may reach (TDH.MEM.RANGE.BLOCK).
     Blocked(Pfn),
+    /// The page of a lower table below which no new translation may go.
+    BlockedTable(Pfn),
 }
 
 /// One change of one entry. The back end derives from (old, new, level) which firmware calls it

@@ -53,6 +53,7 @@ impl Host for SimHost {
     type Vm = SimVm;
     type Seam = NoPort;
     type Psp = NoPort;
+    type Pages = NoPort;
 
     fn name(&self) -> &'static str {
         "sim"

@@ -25,6 +25,7 @@ impl Host for Machine {
     type Vm = Port;
     type Seam = NoPort;
     type Psp = NoPort;
+    type Pages = NoPort;
 
     fn name(&self) -> &'static str {
         "probe"

@@ -64,6 +64,7 @@ impl Host for TestHost {
     type Vm = TestVm;
     type Seam = NoPort;
     type Psp = NoPort;
+    type Pages = NoPort;
 
     fn name(&self) -> &'static str {
         "test"

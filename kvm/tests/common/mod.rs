@@ -55,7 +55,11 @@ pub fn on_hardware() -> bool {
 }
 
 pub fn vm(host: &KvmHost, vcpus: u32, irqchip: Irqchip) -> KvmVm {
-    let params = VmParams { vcpus, irqchip };
+    let params = VmParams {
+        vcpus,
+        irqchip,
+        enc: kvm_ops_core::EncParams::Default,
+    };
     host.create_vm(Tech::normal(host.vendor()), &params)
         .unwrap()
 }

@@ -34,7 +34,11 @@ impl Ram {
 
 pub(crate) fn vm_with(irqchip: Irqchip, vcpus: u32) -> (SimHost, SimVm) {
     let host = SimHost::new(Vendor::Intel);
-    let params = VmParams { vcpus, irqchip };
+    let params = VmParams {
+        vcpus,
+        irqchip,
+        enc: kvm_ops_core::EncParams::Default,
+    };
     let vm = host.create_vm(Tech::Vmx, &params).unwrap();
     (host, vm)
 }
