@@ -147,7 +147,7 @@ fn main() -> Result<()> {
         }
     }
     vcpu.vcpu_free()?;
-    let report = vm.destroy()?;
+    let report = vm.destroy();
     println!(
         "{} VM {} on {}, clean: {}",
         report.tech,

@@ -80,7 +80,7 @@ impl<H: Host> AnyHost for H {
 
     fn try_create(&self, kind: Kind, vcpus: u32, irqchip: Irqchip) -> Result<()> {
         let config = VmConfig::new(kind).vcpus(vcpus).irqchip(irqchip);
-        create(self, &config)?.destroy().map(|_| ())
+        create(self, &config).map(|vm| drop(vm.destroy()))
     }
 
     fn build(&self, config: MachineConfig) -> Result<Box<dyn AnyMachine>, MachineError> {

@@ -5,8 +5,8 @@ use core::fmt;
 use core::mem::{self, ManuallyDrop};
 
 use crate::{
-    Backend, Error, Field, FreeReport, Gpa, InitialPage, MemSlot, Result, SharedMask, SlotFlags,
-    SlotId, Step, Tech, VcpuId, VmId,
+    Backend, Error, Field, FreeReport, Gfn, Gpa, InitialPage, MemSlot, Privacy, Result, SharedMask,
+    SlotFlags, SlotId, Step, Tech, VcpuId, VmId,
 };
 
 /// A slot as [`Vm::slots`] tells it.
@@ -71,7 +71,10 @@ impl<B: Backend> Vm<B> {
                 Ok(vm)
             }
             Err(error) => {
-                vm.destroy().map(drop).ok();
+                let report = vm.destroy();
+                for leak in &report.leaks {
+                    tracing::error!(vm = report.vm.0, %leak, "leaked by vm_init");
+                }
                 Err(error)
             }
         }
@@ -200,12 +203,29 @@ impl<B: Backend> Vm<B> {
         Ok(())
     }
 
-    /// Tears the VM down: key, private pages, then the VM itself.
+    /// Makes a range of frames private or shared. What mapped it otherwise, and its contents, are
+    /// gone. Answers how many pages were done; go on from there when fewer than asked for.
     ///
     /// # Errors
-    /// Where the key cannot be released: firmware owns everything of the VM then, and all of it
-    /// stays allocated. Leaks after that are no error but part of the report.
-    pub fn destroy(self) -> Result<FreeReport> {
+    /// Unsupported for a normal VM; [`Error::Invalid`] for a range that is empty, wraps or leaves
+    /// the guest's address space.
+    pub fn set_memory_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
+        self.back_end().set_memory_attributes(first, pages, to)
+    }
+
+    /// Maps private memory before the guest touches it. Answers how many pages were done.
+    ///
+    /// # Errors
+    /// Unsupported for a normal VM; [`Error::NotFound`] where no private memory is.
+    pub fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {
+        self.back_end().pre_fault_memory(first, pages)
+    }
+
+    /// Tears the VM down: key, private pages, then the VM itself.
+    ///
+    /// The report holds all that could not be freed. If the key could not be released that is
+    /// everything, for firmware owns it then.
+    pub fn destroy(self) -> FreeReport {
         let mut this = ManuallyDrop::new(self);
         drop(mem::take(&mut this.slots));
         // SAFETY: `this` is never dropped nor used after this line, so nothing sees the moved-out
@@ -215,33 +235,29 @@ impl<B: Backend> Vm<B> {
     }
 }
 
-fn tear_down<B: Backend>(mut back_end: B) -> Result<FreeReport> {
+fn tear_down<B: Backend>(mut back_end: B) -> FreeReport {
     let (vm, tech) = (back_end.id().0, back_end.tech());
-    let drained = match back_end
+    let drained = back_end
         .mmu_release_hkid()
-        .and_then(|key| back_end.drain_private(key).map_err(|(error, _key)| error))
-    {
-        Ok(drained) => drained,
+        .and_then(|key| back_end.drain_private(key).map_err(|(error, _key)| error));
+    let report = match drained {
+        Ok(drained) => back_end.vm_free(drained),
         Err(error) => {
-            // What firmware owns must not be freed, and the back end's drop might.
-            mem::forget(back_end);
-            tracing::error!(vm, %tech, %error, "VM leaked: its key could not be released");
-            return Err(error);
+            tracing::error!(vm, %tech, %error, "the VM's key could not be released");
+            back_end.vm_abandon(error)
         }
     };
-    let report = back_end.vm_free(drained);
-    tracing::debug!(vm, %tech, leaks = report.leaks.len(), "vm_free");
-    Ok(report)
+    tracing::debug!(vm, %tech, leaks = report.leaks.len(), "torn down");
+    report
 }
 
 impl<B: Backend> Drop for Vm<B> {
     fn drop(&mut self) {
         // SAFETY: the value ends with this call; `destroy` never lets it come here.
         let back_end = unsafe { ManuallyDrop::take(&mut self.back_end) };
-        if let Ok(report) = tear_down(back_end) {
-            for leak in &report.leaks {
-                tracing::error!(vm = report.vm.0, %leak, "leaked by drop");
-            }
+        let report = tear_down(back_end);
+        for leak in &report.leaks {
+            tracing::error!(vm = report.vm.0, %leak, "leaked by drop");
         }
     }
 }

@@ -177,6 +177,19 @@ macro_rules! backend_enum {
                 where
                     Self: Sized;
 
+                /// The teardown's other end, when the key could not be released
+                /// ([`mmu_release_hkid`](Self::mmu_release_hkid) failed with `error`): firmware keeps
+                /// the VM. Nothing is freed, and the report lists all that is leaked.
+                fn vm_abandon(self, error: ::kvm_ops::Error) -> ::kvm_ops::FreeReport
+                where
+                    Self: Sized,
+                {
+                    let report = ::kvm_ops::FreeReport::abandoned(self.id(), self.tech(), error);
+                    // Its drop might free what firmware still uses.
+                    ::core::mem::forget(self);
+                    report
+                }
+
                 /// Gives one private page back after the key is gone (TDH.PHYMEM.PAGE.RECLAIM).
                 ///
                 /// # Errors

@@ -15,6 +15,8 @@ pub enum Leaked {
     Key(u32),
     /// A resource of the operating system: a file descriptor that could not be closed.
     Handle(i64),
+    /// A VM with all that it holds, where nobody keeps a finer account.
+    Vm(VmId),
 }
 
 /// One leak, with the reason.
@@ -34,6 +36,7 @@ impl fmt::Display for Leak {
             Leaked::Page(hpa) => write!(f, "page {hpa}")?,
             Leaked::Key(key) => write!(f, "key {key}")?,
             Leaked::Handle(handle) => write!(f, "handle {handle}")?,
+            Leaked::Vm(vm) => write!(f, "VM {vm}")?,
         }
         write!(f, " leaked: {}: {}", self.operation, self.error)
     }
@@ -65,6 +68,18 @@ impl FreeReport {
             keys_freed: 0,
             leaks: Vec::new(),
         }
+    }
+
+    /// The report on a VM that is left to firmware whole: one leak that stands for all of it. For
+    /// back ends without an account of their own.
+    pub fn abandoned(vm: VmId, tech: Tech, error: Error) -> Self {
+        let mut report = Self::new(vm, tech);
+        report.leaks.push(Leak {
+            what: Leaked::Vm(vm),
+            operation: "mmu_release_hkid",
+            error,
+        });
+        report
     }
 
     /// Whether everything came back.

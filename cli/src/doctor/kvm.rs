@@ -18,10 +18,7 @@ pub(super) fn diagnose() -> Diagnosis {
             });
             fill(&mut diagnosis, offer, |tech| {
                 let config = VmConfig::new(Kind::Of(tech));
-                created(
-                    tech,
-                    create(&host, &config).and_then(|vm| vm.destroy().map(drop)),
-                )
+                created(tech, create(&host, &config).map(|vm| drop(vm.destroy())))
             });
             diagnosis
         }

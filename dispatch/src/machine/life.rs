@@ -259,6 +259,10 @@ impl<H: Host> Machine<H> {
             // that holds ours may be alive elsewhere.
             if !vm.slots().any(|held| held == SlotInfo::of(&slot)) {
                 foreign = true;
+            } else if vm.tech().is_confidential() {
+                // Deleting the slot would take its private pages out one by one, under a live key.
+                // Without the key they cost one call each, and no vCPU can run; closing the VM
+                // lets the memory go.
             } else if let Err(error) = vm.delete_memory_slot(slot.id) {
                 lent = true;
                 leaks.push(Leak {
@@ -268,7 +272,12 @@ impl<H: Host> Machine<H> {
                 });
             }
         }
-        let destroyed = vm.destroy();
+        let mut report = vm.destroy();
+        // A VM that could not be closed may hold its slots.
+        lent |= report
+            .leaks
+            .iter()
+            .any(|leak| matches!(leak.what, Leaked::Handle(_) | Leaked::Vm(_)));
         if let Some(ram) = self.ram.take() {
             // A VM that still holds a slot may write the memory for as long as it lives, so it
             // must stay mapped for ever.
@@ -279,7 +288,6 @@ impl<H: Host> Machine<H> {
         if foreign {
             return Err(MachineError::ForeignVm);
         }
-        let mut report = destroyed.map_err(step("release the VM's key"))?;
         report.leaks.extend(leaks);
         Ok(report)
     }
