@@ -3,9 +3,9 @@
 use std::fmt;
 
 use crate::guest::GuestProgram;
-use crate::{Irqchip, Kind};
+use crate::{EncParams, Irqchip, Kind};
 
-use super::Image;
+use super::{Image, LaunchPage};
 
 /// What the machine runs.
 #[non_exhaustive]
@@ -44,6 +44,8 @@ pub struct MachineConfig {
     pub(super) memory: u64,
     pub(super) irqchip: Option<Irqchip>,
     pub(super) log_dirty: bool,
+    pub(super) enc: EncParams,
+    pub(super) launch: Vec<LaunchPage>,
     pub(super) payload: Payload,
 }
 
@@ -65,6 +67,8 @@ impl MachineConfig {
             memory: Self::DEFAULT_MEMORY,
             irqchip: None,
             log_dirty: false,
+            enc: EncParams::Default,
+            launch: Vec::new(),
             payload: Payload::None,
         }
     }
@@ -100,6 +104,19 @@ impl MachineConfig {
     /// [`Machine::dirty_frames`](super::Machine::dirty_frames).
     pub const fn log_dirty(mut self, log: bool) -> Self {
         self.log_dirty = log;
+        self
+    }
+
+    /// What only a confidential VM is created with.
+    pub fn enc(mut self, enc: EncParams) -> Self {
+        self.enc = enc;
+        self
+    }
+
+    /// The measured start of a confidential VM, in this order. A page below 4 GiB but above the RAM
+    /// gets memory there, which reaches up to 4 GiB, as firmware has it.
+    pub fn launch(mut self, pages: Vec<LaunchPage>) -> Self {
+        self.launch = pages;
         self
     }
 

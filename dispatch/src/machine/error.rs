@@ -26,6 +26,12 @@ pub enum MachineError {
         /// The path.
         path: PathBuf,
     },
+    /// An image whose bytes the host would put into memory that a confidential VM does not share.
+    #[error("image {name} cannot start a confidential VM")]
+    NotLaunchable {
+        /// The image.
+        name: String,
+    },
     /// The image has no bytes.
     #[error("image {name} is empty")]
     EmptyImage {
@@ -208,6 +214,9 @@ impl MachineError {
                 _ => return None,
             },
             Self::NotAFile { .. } => "copy what it holds into a file first",
+            Self::NotLaunchable { .. } => {
+                "give the VM the pages of its measured start (MachineConfig::launch)"
+            }
             Self::EmptyImage { .. } => "check that the file was written completely",
             Self::ImageTooLarge { .. } => "give the machine more memory, or load it elsewhere",
             Self::BadHeader { .. } | Self::BadImage { .. } => {

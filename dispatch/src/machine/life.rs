@@ -9,6 +9,8 @@ use crate::{
     VcpuId, VcpuOps, Vm, VmConfig, create,
 };
 
+use super::convert::Convert;
+use super::launch::bytes_below_4_gib;
 use super::run::{Run, ShutdownScope, State};
 use super::{
     ConsoleSink, Devices, ExitHandler, GuestRam, MachineConfig, MachineError, Payload, RunLimits,
@@ -47,13 +49,20 @@ impl<H: Host> Machine<H> {
                 });
             }
         }
+        let confidential = config.kind.tech(host.vendor()).is_confidential();
         let rom = match &config.payload {
+            // What the host writes into memory is not what such a guest starts with.
+            Payload::Image(image) if confidential => {
+                let name = image.name.clone();
+                return Err(MachineError::NotLaunchable { name });
+            }
             Payload::Image(image) => load::rom_bytes(image)?,
-            Payload::None | Payload::Programs(_) => 0,
+            Payload::None | Payload::Programs(_) => bytes_below_4_gib(&config.launch),
         };
         let vm_config = VmConfig::new(config.kind)
             .vcpus(config.vcpus)
-            .irqchip(irqchip);
+            .irqchip(irqchip)
+            .enc(config.enc);
         let vm = create(host, &vm_config).map_err(step("create the VM"))?;
         // From here on the value undoes what it holds when a step fails.
         let mut machine = Self {
@@ -65,7 +74,7 @@ impl<H: Host> Machine<H> {
             stopper: Stopper::new(Vec::new()),
             scope: ShutdownScope::Machine,
         };
-        let ram = GuestRam::new(config.memory, rom)?;
+        let ram = GuestRam::new(config.memory, rom, confidential)?;
         let first = match &config.payload {
             Payload::Image(image) => {
                 load::describe(image, &ram, config.vcpus, irqchip)?;
@@ -90,6 +99,12 @@ impl<H: Host> Machine<H> {
                 }
             }
             Payload::Programs(programs) => machine.load_programs(programs)?,
+        }
+        for page in &config.launch {
+            machine
+                .vm_mut()
+                .add_initial_page(&page.as_initial())
+                .map_err(step("add a page to the measured start"))?;
         }
         machine
             .vm_mut()
@@ -151,8 +166,10 @@ impl<H: Host> Machine<H> {
         handler: &dyn ExitHandler,
         limits: RunLimits,
     ) -> Result<RunReport, MachineError> {
+        let vm = self.vm.as_ref().expect(WHOLE);
         let run = Run {
             handler,
+            vm: vm.tech().is_confidential().then_some(vm as &dyn Convert),
             limits,
             stopper: &self.stopper,
             scope: self.scope,

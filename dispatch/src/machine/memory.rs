@@ -17,11 +17,13 @@ pub struct GuestRam {
     map: GuestMemoryMmap,
     ram: u64,
     rom: u64,
+    /// Whether the guest may write what ends at 4 GiB: a confidential VM has no read-only memory.
+    rom_writable: bool,
 }
 
 impl GuestRam {
     /// Maps `ram` bytes of RAM and `rom` bytes of ROM that end at 4 GiB.
-    pub(super) fn new(ram: u64, rom: u64) -> Result<Self, MachineError> {
+    pub(super) fn new(ram: u64, rom: u64, rom_writable: bool) -> Result<Self, MachineError> {
         let bad_size = |problem| MachineError::MemorySize {
             bytes: ram,
             problem,
@@ -48,7 +50,12 @@ impl GuestRam {
             bytes: ram,
             source: Box::new(source),
         })?;
-        Ok(Self { map, ram, rom })
+        Ok(Self {
+            map,
+            ram,
+            rom,
+            rom_writable,
+        })
     }
 
     /// Bytes of RAM, without the ROM.
@@ -127,7 +134,7 @@ impl GuestRam {
                 let host = unsafe { HostRange::new(host as u64, region.len()) }
                     .map_err(|source| MachineError::Step { step, source })?;
                 let mut slot = MemSlot::new(SlotId(id), Gpa::new(start.0), host);
-                slot.flags.read_only = self.is_rom(slot.gpa);
+                slot.flags.read_only = !self.rom_writable && self.is_rom(slot.gpa);
                 slot.flags.log_dirty = log_dirty && !slot.flags.read_only;
                 Ok(slot)
             })

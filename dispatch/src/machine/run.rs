@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Exit, VcpuId, VcpuOps};
 
+use super::convert::{self, Convert};
 use super::{End, ExitCounts, ExitHandler, Flow, MachineError, RunReport, Stopper, VcpuReport};
 
 /// How far a run may go. None is the default.
@@ -54,6 +55,8 @@ pub(super) enum ShutdownScope {
 /// One run.
 pub(super) struct Run<'a> {
     pub(super) handler: &'a dyn ExitHandler,
+    /// The VM, where its memory can be private: conversions are then answered here.
+    pub(super) vm: Option<&'a dyn Convert>,
     pub(super) limits: RunLimits,
     pub(super) stopper: &'a Stopper,
     pub(super) scope: ShutdownScope,
@@ -246,6 +249,20 @@ impl Run<'_> {
                 Exit::InternalError { suberror, data } => {
                     let data = data.to_vec();
                     return Outcome::Machine(End::InternalError { suberror, data });
+                }
+                Exit::MapGpaRange {
+                    gpa,
+                    pages,
+                    to,
+                    ret,
+                } if self.vm.is_some() => {
+                    *ret = self.vm.map_or(0, |vm| convert::answer(vm, gpa, pages, to));
+                }
+                Exit::MemoryFault { gpa, bytes, access } if self.vm.is_some() => {
+                    let follows = |vm| convert::follow(vm, gpa, bytes, access);
+                    if !self.vm.is_some_and(follows) {
+                        return Outcome::Machine(End::MemoryFault { gpa });
+                    }
                 }
                 Exit::Unknown { .. } => return Outcome::Machine(End::Unhandled(exit.kind())),
                 exit => match self.handler.handle(id, exit) {

@@ -13,7 +13,7 @@ const AT: u64 = MIB;
 
 /// Maps memory as a machine does and loads the image into it.
 fn try_load(image: &Image, memory: u64) -> Result<(Start, GuestRam), MachineError> {
-    let ram = GuestRam::new(memory, rom_bytes(image)?)?;
+    let ram = GuestRam::new(memory, rom_bytes(image)?, false)?;
     load(image, &ram).map(|start| (start, ram))
 }
 
