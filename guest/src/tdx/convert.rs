@@ -1,0 +1,154 @@
+//! Conversions between private and shared: flush, MapGPA, accept.
+
+use super::{Accept, AlreadyAccepted, ConvertError, Gpaw, MapGpa, Regs};
+use crate::{Flush, GpaRange, PageSize, Privacy, RangeError};
+
+/// What a state machine wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Flush this of the machine's range, then ask for the next step with `None`.
+    Flush(Flush),
+    /// Execute TDCALL with these registers, then ask for the next step with what came back. If the
+    /// instruction was not executed (an exception came first), ask with `None` and get it again.
+    Call(Regs),
+    /// It is done.
+    Done,
+    /// It is over before its end.
+    Failed(ConvertError),
+}
+
+/// How long to believe a host or wait for a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How many times in a row the host may answer RETRY without progress; at least 1.
+    pub stalled_retries: u32,
+    /// How many times in a row a lock of the TDX module may be taken; at least 1. The module itself
+    /// ends the vCPU's entry when a guest insists for a second, so that this is a last resort.
+    pub busy: u32,
+}
+
+impl Limits {
+    /// What machines begin with.
+    pub const DEFAULT: Self = Self {
+        stalled_retries: 16,
+        busy: 1 << 24,
+    };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// A conversion of a range to private or to shared.
+///
+/// | to | steps |
+/// |---|---|
+/// | shared | flush caches and TLBs, MapGPA until the host confirmed all |
+/// | private | flush TLBs, MapGPA until the host confirmed all, accept every page |
+///
+/// A private page cannot be had by MapGPA alone: a host that confirms without doing it is found out
+/// by the TDX module when the page is accepted. A shared page is the host's to play with, so there is
+/// nothing to check.
+///
+/// ```
+/// use kvm_ops_guest::tdx::{Convert, Gpaw, Regs, Step};
+/// use kvm_ops_guest::{Flush, GpaRange, Privacy};
+///
+/// let range = GpaRange::pages(0x7000, 1)?;
+/// let mut convert = Convert::new(range, Privacy::Shared, Gpaw::Bits48)?;
+/// assert_eq!(convert.next(None), Step::Flush(Flush { caches: true, tlb: true }));
+/// let Step::Call(mut regs) = convert.next(None) else { panic!() };
+/// assert_eq!((regs.r11, regs.r12, regs.r13), (0x10001, 1 << 47 | 0x7000, 0x1000));
+/// regs.r10 = 0; // the host's answer
+/// assert_eq!(convert.next(Some(&regs)), Step::Done);
+/// # Ok::<(), kvm_ops_guest::RangeError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Convert {
+    range: GpaRange,
+    to: Privacy,
+    map: MapGpa,
+    accept: Accept,
+    at: At,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Start,
+    Flushing,
+    Mapping,
+    Accepting,
+}
+
+impl Convert {
+    /// To make `range` what `to` says.
+    ///
+    /// # Errors
+    /// The range reaches the shared bit.
+    pub fn new(range: GpaRange, to: Privacy, gpaw: Gpaw) -> Result<Self, RangeError> {
+        Ok(Self {
+            range,
+            to,
+            map: MapGpa::new(range, to, gpaw)?,
+            accept: Accept::new(range, gpaw)?,
+            at: At::Start,
+        })
+    }
+
+    /// With other limits.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.map = self.map.limits(limits);
+        self.accept = self.accept.limits(limits);
+        self
+    }
+
+    /// With sizes up to `largest` only when accepting.
+    #[must_use]
+    pub fn largest(mut self, largest: PageSize) -> Self {
+        self.accept = self.accept.largest(largest);
+        self
+    }
+
+    /// With another answer to PAGE_ALREADY_ACCEPTED.
+    #[must_use]
+    pub fn already_accepted(mut self, already: AlreadyAccepted) -> Self {
+        self.accept = self.accept.already_accepted(already);
+        self
+    }
+
+    /// The range that is converted: what a [`Step::Flush`] is about.
+    pub const fn range(&self) -> GpaRange {
+        self.range
+    }
+
+    /// The next step. `last` is what the last [`Step::Call`] brought back; `None` at first, after a
+    /// flush, and where the call was not executed.
+    pub fn next(&mut self, last: Option<&Regs>) -> Step {
+        match self.at {
+            At::Start => {
+                self.at = At::Flushing;
+                Step::Flush(Flush::before(self.to))
+            }
+            At::Flushing => {
+                self.at = At::Mapping;
+                self.map.next(None)
+            }
+            At::Mapping => match (self.map.next(last), self.to) {
+                (Step::Done, Privacy::Private) => {
+                    self.at = At::Accepting;
+                    self.accept.next(None)
+                }
+                // Mapped is not accepted: of a range to become private nothing is done yet.
+                (Step::Failed(error), Privacy::Private) => Step::Failed(ConvertError {
+                    rest: self.range,
+                    ..error
+                }),
+                (step, _) => step,
+            },
+            At::Accepting => self.accept.next(last),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Inside a TD: TDCALLs to the TDX module, and through it to the host.
+//!
+//! The TDX module is trusted; the host is not. So a status in RAX is a fact, while everything that
+//! TDG.VP.VMCALL brings back in R10 to R15 is only what the host says.
+
+mod accept;
+mod convert;
+mod error;
+mod mapgpa;
+mod port;
+mod status;
+
+pub use accept::{Accept, AlreadyAccepted, accept_operand};
+pub use convert::{Convert, Limits, Step};
+pub use error::{Cause, ConvertError};
+pub use mapgpa::MapGpa;
+pub use port::{Gpaw, Regs, TdcallPort, leaf};
+pub use status::{Status, VmcallStatus};
