@@ -221,6 +221,8 @@ texts! {
         Cpu => "logical processor",
         /// A KeyID.
         Hkid => "KeyID",
+        /// A guest policy.
+        Policy => "guest policy",
         /// A teardown token of the VM of this number.
         Token => "token of VM",
         /// Flags.

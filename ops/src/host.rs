@@ -5,11 +5,12 @@
 //! instruction and the AMD SP mailbox. A capability that a host lacks is a `None`, never a panic.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 
 use crate::guest::GuestProgram;
 use crate::{
-    Asid, CpuId, Gfn, Gpa, Hpa, KeyPool, Level, MemSlot, PackageId, Pfn, Result, SharedMask, Tech,
-    VcpuId, VcpuOps, Vendor, VmId, VmParams,
+    Asid, AsidPools, CpuId, Gfn, Gpa, Hpa, KeyPool, Level, MemSlot, PackageId, Pfn, Result,
+    SharedMask, Tech, VcpuId, VcpuOps, Vendor, VmId, VmParams,
 };
 
 /// A machine that can hold VMs. Cheap to clone: a handle.
@@ -138,14 +139,36 @@ pub trait VmPort: Send + Sync + 'static {
         crate::unsupported!("bind_asid")
     }
 
-    /// Maps a guest frame to a page of [`PagePort`] memory in the nested page tables of a
-    /// confidential AMD guest, or unmaps it. When it returns, no vCPU uses the old mapping.
+    /// Maps guest frames to a page of [`PagePort`] memory in the nested page tables of a
+    /// confidential AMD guest, or unmaps what maps them. `gfn` and `page` are aligned to `level`.
+    /// When it returns, no vCPU uses the old mapping.
+    ///
+    /// # Errors
+    /// Unsupported where the machine has no memory encryption of this kind;
+    /// [`Error::Invalid`](crate::Error::Invalid) for a level that it cannot map.
+    fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<Pfn>) -> Result<()> {
+        let _ = (gfn, level, page);
+        crate::unsupported!("map_encrypted")
+    }
+
+    /// Sends the nested page faults of a confidential AMD guest to its back end. Before the first
+    /// vCPU runs; `None` takes it back.
     ///
     /// # Errors
     /// Unsupported where the machine has no memory encryption of this kind.
-    fn map_encrypted(&self, gfn: Gfn, page: Option<Pfn>) -> Result<()> {
-        let _ = (gfn, page);
-        crate::unsupported!("map_encrypted")
+    fn handle_nested_faults(&self, handler: Option<Arc<dyn NestedFaults>>) -> Result<()> {
+        let _ = handler;
+        crate::unsupported!("handle_nested_faults")
+    }
+
+    /// Reads what a slot lends at this guest-physical address, as the host sees it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) where the range is not all in slots; unsupported
+    /// where the host's memory is not the port's to read.
+    fn read_slot(&self, gpa: Gpa, data: &mut [u8]) -> Result<()> {
+        let _ = (gpa, data);
+        crate::unsupported!("read_slot")
     }
 
     /// Gives the VM back. All its vCPUs are gone, or go on holding it until they are.
@@ -153,6 +176,28 @@ pub trait VmPort: Send + Sync + 'static {
     /// # Errors
     /// Where the system refuses; the VM is leaked then.
     fn close(self) -> Result<()>;
+}
+
+/// What a nested page fault of a confidential AMD guest comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NestedFaultAnswer {
+    /// The access can be done again.
+    Retry,
+    /// It leaves as [`Exit::MemoryFault`](crate::Exit::MemoryFault).
+    Leave,
+}
+
+/// The back end's side of nested page faults. Called on the thread that runs the vCPU, with no lock
+/// of the port held.
+pub trait NestedFaults: Send + Sync {
+    /// The guest touched a frame with the C-bit that is not mapped, or that the RMP keeps from it.
+    fn private_fault(&self, gfn: Gfn) -> NestedFaultAnswer;
+
+    /// The RMP holds a 2 MiB page where the guest or its mapping means 4 KiB (#NPF with SIZEM).
+    fn size_mismatch(&self, gfn: Gfn) -> NestedFaultAnswer;
+
+    /// Whether an access without the C-bit to a frame that is not mapped may go to the slots.
+    fn may_share(&self, gfn: Gfn) -> bool;
 }
 
 /// Registers of a SEAMCALL besides RAX, in and out.
@@ -237,6 +282,25 @@ pub trait PspPort: Send + Sync {
         crate::unsupported!("psmash")
     }
 
+    /// RMPREAD of the page at `page`: the entry in the layout that [`rmpupdate`](Self::rmpupdate)
+    /// takes.
+    ///
+    /// # Errors
+    /// Unsupported without SNP; [`Error::Invalid`](crate::Error::Invalid) for an address that has
+    /// no entry.
+    fn rmpread(&self, page: Hpa) -> Result<[u8; 16]> {
+        let _ = page;
+        crate::unsupported!("rmpread")
+    }
+
+    /// Called in every turn of a loop that waits for another processor.
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// The ASIDs of the machine: one value for all guests, however many handles the port has.
+    fn asid_pools(&self) -> &AsidPools;
+
     /// The bit of a guest-physical address that is the C-bit (CPUID 8000_001F EBX\[5:0\]).
     fn c_bit(&self) -> u32;
 
@@ -312,6 +376,10 @@ impl PspPort for NoPort {
     }
 
     fn wbinvd_all(&self) {
+        match *self {}
+    }
+
+    fn asid_pools(&self) -> &AsidPools {
         match *self {}
     }
 

@@ -12,6 +12,7 @@ mod backend_enum;
 
 mod addr;
 mod answers;
+mod asids;
 pub mod control;
 mod enc;
 mod error;
@@ -42,10 +43,13 @@ pub use enum_dispatch::enum_dispatch;
 
 pub use addr::{Gfn, Gpa, Hpa, Level, PAGE_SIZE, Pfn, Privacy, SharedMask};
 pub use answers::{Class, FixedAnswer, VCPU_ANSWERS, VM_ANSWERS};
+pub use asids::{AsidPools, SnpAsids};
 pub use enc::{EncCmd, EncContext, EncRegion, EncTransfer, InitialPage, InitialPageKind};
 pub use error::{Call, Error, Field, Missing, OpName, Result};
 pub use exit::{Exit, ExitKind};
-pub use host::{Host, NoPort, PagePort, PspPort, SeamPort, SeamRegs, VmPort};
+pub use host::{
+    Host, NestedFaultAnswer, NestedFaults, NoPort, PagePort, PspPort, SeamPort, SeamRegs, VmPort,
+};
 pub use ids::{Asid, CpuId, Hkid, PackageId, SlotId, VcpuId, VmId};
 pub use keys::KeyPool;
 pub use kick::Kick;
