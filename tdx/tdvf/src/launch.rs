@@ -1,0 +1,174 @@
+//! What a TD is launched with, page by page.
+
+use alloc::borrow::Cow;
+use alloc::vec::Vec;
+
+use thiserror::Error;
+
+use crate::{Mrtd, PAGE_SIZE, Section, Tdvf};
+
+/// In which order pages are added and measured. The calls are the same; MRTD is another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// A page is added and at once measured, then the next (`KVM_TDX_INIT_MEM_REGION` of Linux).
+    #[default]
+    SinglePass,
+    /// All pages of a section are added, then all are measured.
+    TwoPass,
+}
+
+/// One page of a launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageAdd<'a> {
+    /// Its guest-physical address.
+    pub gpa: u64,
+    /// What TDH.MEM.PAGE.ADD copies into it.
+    pub contents: Cow<'a, [u8; PAGE_SIZE]>,
+    /// Whether 16 TDH.MR.EXTENDs follow.
+    pub measured: bool,
+    /// The number of its section.
+    pub section: usize,
+}
+
+/// Why a section cannot be filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum FillError {
+    /// The image has no such section.
+    #[error("there is no section {0}")]
+    NoSection(usize),
+    /// Its contents are in the image, or are zeros, or are not there at the launch.
+    #[error("section {0} is not the VMM's to fill")]
+    NotFillable(usize),
+    /// More data than memory.
+    #[error("{length:#x} bytes do not fit into section {section} of {memory:#x} bytes")]
+    TooLong {
+        /// Its number.
+        section: usize,
+        /// Bytes of data.
+        length: usize,
+        /// Bytes of memory.
+        memory: u64,
+    },
+}
+
+/// The pages of a launch. Who launches a TD takes them from here, and so does the MRTD off line:
+/// what is measured is what is launched.
+#[derive(Clone, Debug)]
+pub struct Launch<'a> {
+    sections: &'a [Section],
+    /// What each section holds, before the zeros.
+    data: Vec<Cow<'a, [u8]>>,
+}
+
+static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
+impl<'a> Launch<'a> {
+    pub(crate) fn new(tdvf: &'a Tdvf<'_>) -> Self {
+        let sections = tdvf.sections();
+        let data = |section: &Section| section.data(tdvf.image()).unwrap_or_default();
+        Self {
+            sections,
+            data: sections.iter().map(|s| Cow::Borrowed(data(s))).collect(),
+        }
+    }
+
+    /// Puts what the VMM provides into a section without raw data: a hand-off block, a kernel, its
+    /// parameters.
+    ///
+    /// # Errors
+    /// [`FillError`] if the section is not the VMM's to fill, or too small.
+    pub fn fill(
+        &mut self,
+        section: usize,
+        data: impl Into<Cow<'a, [u8]>>,
+    ) -> Result<(), FillError> {
+        let data = data.into();
+        let (Some(place), Some(known)) = (self.data.get_mut(section), self.sections.get(section))
+        else {
+            return Err(FillError::NoSection(section));
+        };
+        if known.raw_size != 0 || !known.kind.is_filled_by_vmm() {
+            return Err(FillError::NotFillable(section));
+        }
+        if data.len() as u64 > known.memory_size {
+            return Err(FillError::TooLong {
+                section,
+                length: data.len(),
+                memory: known.memory_size,
+            });
+        }
+        *place = data;
+        Ok(())
+    }
+
+    /// How many pages are added before the launch.
+    pub fn page_count(&self) -> u64 {
+        self.sections
+            .iter()
+            .filter(|section| !section.attributes.aug)
+            .map(Section::pages)
+            .sum()
+    }
+
+    /// The pages in the order of the launch.
+    pub fn pages(&self) -> impl Iterator<Item = PageAdd<'_>> {
+        (0..self.sections.len()).flat_map(|index| self.section_pages(index))
+    }
+
+    /// The pages of one section; none of one with PAGE.AUG, or that is not there.
+    fn section_pages(&self, index: usize) -> impl Iterator<Item = PageAdd<'_>> {
+        let section = self.sections.get(index).filter(|s| !s.attributes.aug);
+        section.into_iter().flat_map(move |section| {
+            (0..section.pages()).map(move |page| PageAdd {
+                gpa: section.memory_address + page * PAGE_SIZE as u64,
+                contents: self.contents(index, page),
+                measured: section.attributes.extend,
+                section: index,
+            })
+        })
+    }
+
+    fn contents(&self, index: usize, page: u64) -> Cow<'_, [u8; PAGE_SIZE]> {
+        let data = self.data.get(index).map_or(&[][..], |data| data);
+        let rest = usize::try_from(page)
+            .ok()
+            .and_then(|page| page.checked_mul(PAGE_SIZE))
+            .and_then(|start| data.get(start..))
+            .unwrap_or_default();
+        if let Some(whole) = rest.first_chunk() {
+            return Cow::Borrowed(whole);
+        }
+        if rest.is_empty() {
+            return Cow::Borrowed(&ZEROS);
+        }
+        let mut contents = [0; PAGE_SIZE];
+        contents[..rest.len()].copy_from_slice(rest);
+        Cow::Owned(contents)
+    }
+
+    /// The MRTD of this launch.
+    pub fn mrtd(&self, order: Order) -> [u8; 48] {
+        let mut mrtd = Mrtd::new();
+        match order {
+            Order::SinglePass => {
+                for page in self.pages() {
+                    mrtd.page_add(page.gpa);
+                    if page.measured {
+                        mrtd.extend_page(page.gpa, &page.contents);
+                    }
+                }
+            }
+            Order::TwoPass => {
+                for section in 0..self.sections.len() {
+                    self.section_pages(section)
+                        .for_each(|page| mrtd.page_add(page.gpa));
+                    for page in self.section_pages(section).filter(|page| page.measured) {
+                        mrtd.extend_page(page.gpa, &page.contents);
+                    }
+                }
+            }
+        }
+        mrtd.value()
+    }
+}
