@@ -250,6 +250,12 @@ pub trait SeamPort: Send + Sync {
 
     /// The private KeyIDs of the machine: one pool for all TDs, however many handles the port has.
     fn key_ids(&self) -> &KeyPool;
+
+    /// The address of `page` with a KeyID in its upper bits, as TDH.PHYMEM.PAGE.WBINVD takes it to
+    /// tell whose cache lines are meant. Where the KeyID stands the machine knows
+    /// (IA32_MKTME_KEYID_PARTITIONING, MAXPHYADDR). `None` is the module's own KeyID, the global
+    /// one that TDH.SYS.CONFIG was given.
+    fn with_key_id(&self, page: Hpa, key: Option<Hkid>) -> Hpa;
 }
 
 /// The mailbox of the AMD secure processor, and the instructions that go with it.
@@ -366,6 +372,10 @@ impl SeamPort for NoPort {
     }
 
     fn key_ids(&self) -> &KeyPool {
+        match *self {}
+    }
+
+    fn with_key_id(&self, _: Hpa, _: Option<Hkid>) -> Hpa {
         match *self {}
     }
 }

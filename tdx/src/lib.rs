@@ -1,11 +1,37 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Where things are
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `status` | status words of the TDX module, compared by class |
+//! | `retry` | what is done about each status, as a table |
+//! | `seamcall` | the leaves: numbers, operands, one function each |
+//! | `limits`, `params` | what the module allows; `TdParams` to TD_PARAMS |
+//! | `topology` | one online processor of every package |
+//! | `vm` | [`TdxVm`]: the operations of `VmOps` |
+//! | `td` | the state that a VM shares with its vCPUs, and each part of its life in a file |
+//! | `vcpu` | [`TdxVcpu`], and what the TD keeps of a vCPU beyond its handle |
+//! | `run` | TDH.VP.ENTER and what comes back |
+//! | `proof` | the one file with `unsafe`: it mints the tokens of the teardown |
+//!
+//! How it all behaves, the retry table and the rules of leaks are in docs/tdx.md; what each failure
+//! of each call leads to is in docs/tdx-failures.md.
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+#![allow(dead_code)] // The life cycle that uses it is being put in place.
 
+extern crate alloc;
 extern crate kvm_ops_core as kvm_ops;
 
+pub mod retry;
+mod run;
+mod seamcall;
+pub mod status;
+mod td;
 mod vcpu;
 mod vm;
 
+pub use seamcall::Leaf;
 pub use vcpu::TdxVcpu;
 pub use vm::TdxVm;

@@ -1,0 +1,237 @@
+//! Contention and retry as data: which status of which leaf is tried again, how often, and what
+//! happens when that is used up.
+//!
+//! The table is [`RULES`]; the first row that fits decides. docs/tdx.md shows it.
+
+use kvm_ops::Error;
+
+use crate::seamcall::Leaf;
+use crate::status::{Class, Status};
+
+/// What is done about a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing: the call did what was wanted, or it was done already.
+    Done,
+    /// Call again at once, so many times.
+    Retry(u32),
+    /// Call again so many times, after a wait that doubles each time up to [`LONGEST_WAIT`].
+    BackOff(u32),
+    /// Kick every vCPU out of the TD, keep them out, call once more.
+    KickAndRetry,
+    /// Go on where the call was interrupted (RCX = 1), so many times.
+    Resume(u32),
+    /// Begin the interrupted work anew, so many times.
+    Restart(u32),
+    /// Nothing helps.
+    GiveUp,
+}
+
+/// What the caller is told when the action is used up, and what becomes of the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// [`Error::Busy`]: nothing changed, the call may come again.
+    Busy,
+    /// [`Error::Again`]: nothing changed, the call may come again.
+    Again,
+    /// [`Error::Firmware`] with the status: the module is not ready for this call yet. Nothing
+    /// changed.
+    Refused,
+    /// [`Error::Firmware`] with the status: module and back end disagree, or the TD is broken.
+    /// A running VM is poisoned.
+    Poison,
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// The condition. Compared by class, without the detail.
+    pub class: Class,
+    /// The leaves that it is about; none means all others.
+    pub leaves: &'static [Leaf],
+    /// What is done.
+    pub action: Action,
+    /// What is said when that is used up.
+    pub verdict: Verdict,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// The longest wait between two tries, in turns of [`SeamPort::relax`](kvm_ops::SeamPort::relax).
+pub const LONGEST_WAIT: u32 = 1 << 18;
+
+const fn row(
+    class: Class,
+    leaves: &'static [Leaf],
+    action: Action,
+    verdict: Verdict,
+    why: &'static str,
+) -> Rule {
+    Rule {
+        class,
+        leaves,
+        action,
+        verdict,
+        why,
+    }
+}
+
+/// The table. RDRAND and write-back bounds are Linux's (`RDRAND_RETRY_LOOPS`, `tdx.c`).
+pub const RULES: &[Rule] = {
+    use Action as A;
+    use Leaf as L;
+    use Verdict as V;
+    &[
+        row(
+            Class::RND_NO_ENTROPY,
+            &[],
+            A::Retry(10),
+            V::Again,
+            "RDRAND or RDSEED ran dry; the SDM asks for ten tries",
+        ),
+        row(
+            Class::KEY_GENERATION_FAILED,
+            &[L::MngKeyConfig],
+            A::Retry(10),
+            V::Again,
+            "PCONFIG ran out of entropy",
+        ),
+        row(
+            Class::OPERAND_BUSY,
+            &[L::MemSeptAdd, L::MemPageAug],
+            A::GiveUp,
+            V::Busy,
+            "a fault: the entry goes back to what it was, and the guest faults again if it must",
+        ),
+        row(
+            Class::OPERAND_BUSY,
+            &[
+                L::MemRangeBlock,
+                L::MemRangeUnblock,
+                L::MemTrack,
+                L::MemPageRemove,
+                L::MemSeptRemove,
+                L::MemPageDemote,
+                L::MemPagePromote,
+            ],
+            A::KickAndRetry,
+            V::Busy,
+            "only a vCPU of the TD can hold the lock: other changes are excluded",
+        ),
+        row(
+            Class::PREVIOUS_TLB_EPOCH_BUSY,
+            &[L::MemTrack],
+            A::KickAndRetry,
+            V::Busy,
+            "a vCPU is still in the epoch before this one",
+        ),
+        row(
+            Class::OPERAND_BUSY,
+            &[],
+            A::BackOff(32),
+            V::Busy,
+            "the KOT, the key engine, a package's write-back or a page's metadata, which other TDs use too",
+        ),
+        row(
+            Class::SYS_BUSY,
+            &[],
+            A::BackOff(32),
+            V::Busy,
+            "the module's global lock",
+        ),
+        row(
+            Class::INTERRUPTED_RESUMABLE,
+            &[L::PhymemCacheWb],
+            A::Resume(10_000),
+            V::Again,
+            "an interrupt came; every call makes progress",
+        ),
+        row(
+            Class::WBCACHE_RESUME_ERROR,
+            &[L::PhymemCacheWb],
+            A::Restart(100),
+            V::Again,
+            "another TD's write-back on the package ended the interrupted one",
+        ),
+        row(
+            Class::INTERRUPTED_RESTARTABLE,
+            &[L::MemPageDemote, L::MemPagePromote],
+            A::Restart(10_000),
+            V::Again,
+            "an interrupt came; nothing was done",
+        ),
+        row(
+            Class::NO_HKID_READY_TO_WBCACHE,
+            &[L::PhymemCacheWb],
+            A::Done,
+            V::Poison,
+            "another TD's write-back took this KeyID with it",
+        ),
+        row(
+            Class::KEY_CONFIGURED,
+            &[L::MngKeyConfig],
+            A::Done,
+            V::Poison,
+            "the package has the key",
+        ),
+        row(
+            Class::VCPU_NOT_ASSOCIATED,
+            &[L::VpFlush],
+            A::Done,
+            V::Poison,
+            "the vCPU is on no processor, as wanted",
+        ),
+        row(
+            Class::GPA_RANGE_ALREADY_BLOCKED,
+            &[L::MemRangeBlock],
+            A::Done,
+            V::Poison,
+            "blocked, as wanted",
+        ),
+        row(
+            Class::FLUSHVP_NOT_DONE,
+            &[L::MngVpflushdone],
+            A::GiveUp,
+            V::Refused,
+            "a vCPU is still associated; the flushes may be repeated",
+        ),
+        row(
+            Class::WBCACHE_NOT_COMPLETE,
+            &[L::MngKeyFreeid],
+            A::GiveUp,
+            V::Refused,
+            "a package is not written back; the write-back may be repeated",
+        ),
+        row(
+            Class::OPERAND_INVALID,
+            &[L::MngInit],
+            A::GiveUp,
+            V::Refused,
+            "a parameter that the module does not take; the detail names it",
+        ),
+    ]
+};
+
+/// What holds for every status that has no row: without the error bit the call was done, with it
+/// nothing is known that would help.
+pub fn rule(leaf: Leaf, status: Status) -> (Action, Verdict) {
+    let found = RULES.iter().find(|rule| {
+        rule.class == status.class() && (rule.leaves.is_empty() || rule.leaves.contains(&leaf))
+    });
+    match found {
+        Some(rule) => (rule.action, rule.verdict),
+        None if status.is_error() => (Action::GiveUp, Verdict::Poison),
+        None => (Action::Done, Verdict::Poison),
+    }
+}
+
+impl Verdict {
+    /// The error that the caller gets.
+    pub const fn error(self, status: Status) -> Error {
+        match self {
+            Self::Busy => Error::Busy,
+            Self::Again => Error::Again,
+            Self::Refused | Self::Poison => Error::Firmware(status.get()),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! SEAMCALLs as functions: operands in the registers that the ABI says, statuses through the
+//! [retry table](crate::retry), and failures that know their leaf.
+
+mod leaf;
+mod mem;
+mod mng;
+mod phymem;
+mod sys;
+mod vp;
+
+pub use leaf::Leaf;
+
+use kvm_ops::{CpuId, Error, SeamPort, SeamRegs};
+
+use crate::retry::{Action, LONGEST_WAIT, Verdict, rule};
+use crate::status::Status;
+
+/// Makes calls through a port.
+#[derive(Debug)]
+pub(crate) struct Calls<'a, S> {
+    seam: &'a S,
+}
+
+/// A call that did not do what was wanted, with what the retry table says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failed {
+    pub(crate) leaf: Leaf,
+    cause: Cause,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// The module answered this, for the last time.
+    Status(Status),
+    /// Nothing was called: the port could not get onto the processor.
+    Port(Error),
+}
+
+impl Failed {
+    /// The port refused to call `leaf`.
+    pub(crate) const fn port(leaf: Leaf, error: Error) -> Self {
+        Self {
+            leaf,
+            cause: Cause::Port(error),
+        }
+    }
+
+    /// What the caller is told.
+    pub(crate) fn error(&self) -> Error {
+        match self.cause {
+            Cause::Status(status) => rule(self.leaf, status).1.error(status),
+            Cause::Port(error) => error,
+        }
+    }
+
+    /// What a leak is reported with: the status word itself, also where callers are told less.
+    pub(crate) const fn leak_error(&self) -> Error {
+        match self.cause {
+            Cause::Status(status) => Error::Firmware(status.get()),
+            Cause::Port(error) => error,
+        }
+    }
+
+    /// Whether the VM is broken by it. A port that calls nothing breaks nothing.
+    pub(crate) fn poisons(&self) -> bool {
+        match self.cause {
+            Cause::Status(status) => rule(self.leaf, status).1 == Verdict::Poison,
+            Cause::Port(_) => false,
+        }
+    }
+
+    /// Whether the call is worth one more try with all vCPUs out of the TD.
+    pub(crate) fn wants_kick(&self) -> bool {
+        match self.cause {
+            Cause::Status(status) => rule(self.leaf, status).0 == Action::KickAndRetry,
+            Cause::Port(_) => false,
+        }
+    }
+}
+
+pub(crate) type Outcome<T = ()> = core::result::Result<T, Failed>;
+
+impl<'a, S: SeamPort> Calls<'a, S> {
+    pub(crate) const fn new(seam: &'a S) -> Self {
+        Self { seam }
+    }
+
+    pub(crate) const fn port(&self) -> &'a S {
+        self.seam
+    }
+
+    /// Calls on the processor that the caller is on.
+    fn here(&self, leaf: Leaf, regs: SeamRegs) -> Outcome<SeamRegs> {
+        self.on(self.seam.this_cpu(), leaf, regs)
+    }
+
+    /// Calls on `cpu`, again as often as the retry table says. Answers the registers of the call
+    /// that was done.
+    fn on(&self, cpu: CpuId, leaf: Leaf, input: SeamRegs) -> Outcome<SeamRegs> {
+        let mut tries = Tries::default();
+        let mut next = input;
+        loop {
+            let mut regs = next;
+            let rax = self
+                .seam
+                .seamcall(cpu, leaf.rax(), &mut regs)
+                .map_err(|error| Failed::port(leaf, error))?;
+            let status = Status::new(rax);
+            let action = rule(leaf, status).0;
+            match action {
+                Action::Done => return Ok(regs),
+                Action::Retry(most) if tries.retried < most => tries.retried += 1,
+                Action::BackOff(most) if tries.backed_off < most => {
+                    let wait = 1 << tries.backed_off.min(LONGEST_WAIT.ilog2());
+                    (0..wait).for_each(|_| self.seam.relax());
+                    tries.backed_off += 1;
+                }
+                Action::Resume(most) if tries.resumed < most => {
+                    tries.resumed += 1;
+                    next = SeamRegs { rcx: 1, ..input };
+                }
+                Action::Restart(most) if tries.restarted < most => {
+                    tries.restarted += 1;
+                    next = input;
+                }
+                _ => {
+                    let cause = Cause::Status(status);
+                    return Err(Failed { leaf, cause });
+                }
+            }
+        }
+    }
+}
+
+/// How often each action was taken: each has a bound of its own, so that a status after another
+/// one still gets its tries, and all end.
+#[derive(Default)]
+struct Tries {
+    retried: u32,
+    backed_off: u32,
+    resumed: u32,
+    restarted: u32,
+}
+
+/// Registers RCX and RDX.
+const fn regs(rcx: u64, rdx: u64) -> SeamRegs {
+    SeamRegs {
+        rcx,
+        rdx,
+        r8: 0,
+        r9: 0,
+        r10: 0,
+        r11: 0,
+        r12: 0,
+        r13: 0,
+        r14: 0,
+        r15: 0,
+    }
+}

@@ -1,0 +1,132 @@
+//! Status words of the TDX module.
+
+use core::fmt;
+
+/// The completion status that a leaf returns in RAX.
+///
+/// Bit 63 says that the function did not complete, bit 62 that it never will; bits 47:40 are the
+/// class, 39:32 the code; bits 31:0 are detail, such as the operand blamed. Two statuses are the
+/// same condition if their [`class`](Self::class) is the same: the whole words are never compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Status(u64);
+
+/// Bits 63:32 of a status word, the part that names the condition.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Class(u32);
+
+/// What part of a status word names the condition.
+pub const CLASS_MASK: u64 = 0xffff_ffff_0000_0000;
+
+macro_rules! classes {
+    ($($name:ident = $value:literal;)*) => {
+        impl Class {
+            $(#[doc = concat!("`TDX_", stringify!($name), "`")] pub const $name: Class = Class($value);)*
+
+            /// Every class that this back end tells apart.
+            pub const ALL: &'static [Class] = &[$(Class::$name,)*];
+
+            /// The manuals' name without `TDX_`, where this back end knows it.
+            pub const fn name(self) -> Option<&'static str> {
+                match self.0 { $($value => Some(stringify!($name)),)* _ => None }
+            }
+        }
+    };
+}
+
+classes! {
+    SUCCESS = 0x0000_0000;
+    INTERRUPTED_RESUMABLE = 0x8000_0003;
+    INTERRUPTED_RESTARTABLE = 0x8000_0004;
+    OPERAND_INVALID = 0xc000_0100;
+    OPERAND_BUSY = 0x8000_0200;
+    PREVIOUS_TLB_EPOCH_BUSY = 0x8000_0201;
+    SYS_BUSY = 0x8000_0202;
+    RND_NO_ENTROPY = 0x8000_0203;
+    PAGE_METADATA_INCORRECT = 0xc000_0300;
+    TD_ASSOCIATED_PAGES_EXIST = 0xc000_0400;
+    TD_FATAL = 0xe000_0604;
+    LIFECYCLE_STATE_INCORRECT = 0xc000_0607;
+    OP_STATE_INCORRECT = 0xc000_0608;
+    VCPU_ASSOCIATED = 0x8000_0701;
+    VCPU_NOT_ASSOCIATED = 0x8000_0702;
+    KEY_GENERATION_FAILED = 0x8000_0800;
+    TD_KEYS_NOT_CONFIGURED = 0x8000_0810;
+    KEY_CONFIGURED = 0x0000_0815;
+    WBCACHE_NOT_COMPLETE = 0x8000_0817;
+    HKID_NOT_FREE = 0xc000_0820;
+    NO_HKID_READY_TO_WBCACHE = 0x0000_0821;
+    WBCACHE_RESUME_ERROR = 0xc000_0823;
+    FLUSHVP_NOT_DONE = 0x8000_0824;
+    EPT_WALK_FAILED = 0xc000_0b00;
+    GPA_RANGE_ALREADY_BLOCKED = 0x0000_0b07;
+    TLB_TRACKING_NOT_DONE = 0xc000_0b08;
+    EPT_ENTRY_STATE_INCORRECT = 0xc000_0b0d;
+}
+
+/// What bits 31:0 of an OPERAND_INVALID or OPERAND_BUSY blame: a register, or an object of the
+/// module that the call needed without being given it.
+#[allow(missing_docs)] // Each is the operand of its name.
+pub mod operand {
+    pub const RCX: u32 = 1;
+    pub const RDX: u32 = 2;
+    pub const R8: u32 = 8;
+    pub const R9: u32 = 9;
+    /// The TDR of a page given, as TDH.PHYMEM.PAGE.RECLAIM finds it. It is not RCX, though the page
+    /// is.
+    pub const TDR: u32 = 128;
+    pub const SEPT_TREE: u32 = 146;
+    pub const TD_EPOCH: u32 = 169;
+    pub const OP_STATE: u32 = 172;
+    pub const KOT: u32 = 186;
+    pub const KET: u32 = 187;
+    pub const WBCACHE: u32 = 188;
+}
+
+impl Status {
+    /// Wraps RAX.
+    pub const fn new(rax: u64) -> Self {
+        Self(rax)
+    }
+
+    /// The whole word.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The condition, without detail.
+    pub const fn class(self) -> Class {
+        Class(((self.0 & CLASS_MASK) >> 32) as u32)
+    }
+
+    /// Bits 31:0: an [`operand`], or what the class says.
+    pub const fn detail(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Whether the function did not complete.
+    pub const fn is_error(self) -> bool {
+        self.0 >> 63 != 0
+    }
+}
+
+impl Class {
+    /// A status word of this class with that detail.
+    pub const fn with(self, detail: u32) -> Status {
+        Status((self.0 as u64) << 32 | detail as u64)
+    }
+}
+
+impl fmt::Debug for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "{:#010x}", self.0),
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! A TD: what a VM shares with its vCPUs.
+//!
+//! | file | part of the life |
+//! |---|---|
+//! | `step`, `gate` | where the TD is in its life; who may enter it |
+//! | `account` | pages taken, freed, leaked |
+//! | `enter` | passing the gate, association with a processor, emptying an epoch |
+//!
+//! Locks are taken in this order: `vcpus`, `private`, a vCPU's `associated`, `control`, `account`.
+//! The last two are never held across a SEAMCALL that waits for other threads.
+
+pub(crate) mod account;
+mod enter;
+mod gate;
+mod step;
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use kvm_ops::{
+    Error, Gpaw, Hkid, Host, Hpa, Level, MemSlot, OpName, PagePort, Pfn, Result, SeamPort,
+    SharedMask, SlotId, Step, TdParams, VcpuId, VmId, VmParams,
+};
+use kvm_ops_mmu::{Attributes, Mirror, ReaderLock, WriteGuard};
+use spin::{Mutex, MutexGuard, RwLock};
+
+use crate::seamcall::{Calls, Failed};
+use crate::vcpu::{Unfinished, VcpuRecord};
+use account::Account;
+use gate::Gate;
+use step::StepCell;
+
+/// The state of a TD.
+pub(crate) struct Td<H: Host> {
+    pub(crate) host: H,
+    pub(crate) id: VmId,
+    pub(crate) params: VmParams,
+    pub(crate) td_params: TdParams,
+    pub(crate) mask: SharedMask,
+    pub(crate) step: StepCell,
+    pub(crate) gate: Gate,
+    /// The TDR's address, 0 while there is none.
+    tdr: AtomicU64,
+    pub(crate) vcpus: Mutex<BTreeMap<VcpuId, Vcpu>>,
+    /// Private memory: faults read, everything that takes away or changes attributes writes.
+    pub(crate) private: ReaderLock<Private>,
+    pub(crate) control: Mutex<Control>,
+    pub(crate) account: Mutex<Account>,
+    /// The VM below, which holds the shared memory. `None` once it is closed.
+    pub(crate) port: RwLock<Option<H::Vm>>,
+}
+
+/// A vCPU's place.
+#[derive(Debug)]
+pub(crate) enum Vcpu {
+    /// Its creation was interrupted; the next attempt goes on from here.
+    Unfinished(Unfinished),
+    Ready(Arc<VcpuRecord>),
+}
+
+/// What a TD maps as private, and where it may.
+#[derive(Debug)]
+pub(crate) struct Private {
+    pub(crate) mirror: Mirror,
+    pub(crate) slots: BTreeMap<SlotId, MemSlot>,
+    pub(crate) attributes: Attributes,
+}
+
+/// The TD's key and control pages.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) key: Key,
+    /// Pages that the module took as TDR, TDCS, TDVPR and TDCX, in the order in which it took them:
+    /// given back from the end, the TDR comes last.
+    pub(crate) pages: alloc::vec::Vec<Pfn>,
+    /// Why the key could not be released at the last attempt.
+    pub(crate) failed: Option<Failed>,
+}
+
+/// Where the TD's KeyID is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// The TD has none yet, or not any more.
+    None,
+    /// Leased from the pool; the module knows nothing of it.
+    Leased(Hkid),
+    /// The module has assigned it to the TD (TDH.MNG.CREATE).
+    Assigned(Hkid),
+    /// No vCPU uses it any more (TDH.MNG.VPFLUSHDONE).
+    Flushed(Hkid),
+}
+
+static SEAM: OpName = OpName("a TDX module (SEAMCALL port)");
+static PAGES: OpName = OpName("memory for private pages (page port)");
+
+impl<H: Host> Td<H> {
+    /// A TD of which the module knows nothing yet.
+    pub(crate) fn new(
+        host: &H,
+        id: VmId,
+        params: VmParams,
+        td_params: TdParams,
+        port: H::Vm,
+    ) -> Result<Self> {
+        let (bit, root) = match td_params.gpaw {
+            Gpaw::Bits48 => (47, Level::Size512G),
+            Gpaw::Bits52 => (51, Level::Size256T),
+        };
+        let private = Private {
+            mirror: Mirror::new(root)?,
+            slots: BTreeMap::new(),
+            attributes: Attributes::default(),
+        };
+        Ok(Self {
+            host: host.clone(),
+            id,
+            // One slot for each vCPU and one for everybody else.
+            private: ReaderLock::new(params.vcpus as usize + 1, private),
+            params,
+            td_params,
+            mask: SharedMask::shared_bit(bit).unwrap_or(SharedMask::NONE),
+            step: StepCell::new(),
+            gate: Gate::default(),
+            tdr: AtomicU64::new(0),
+            vcpus: Mutex::new(BTreeMap::new()),
+            control: Mutex::new(Control {
+                key: Key::None,
+                pages: alloc::vec::Vec::new(),
+                failed: None,
+            }),
+            account: Mutex::new(Account::default()),
+            port: RwLock::new(Some(port)),
+        })
+    }
+
+    pub(crate) fn seam(&self) -> Result<&H::Seam> {
+        self.host.seam().ok_or(Error::HostLacks(&SEAM))
+    }
+
+    pub(crate) fn calls(&self) -> Result<Calls<'_, H::Seam>> {
+        self.seam().map(Calls::new)
+    }
+
+    fn pages(&self) -> Result<&H::Pages> {
+        self.host.pages().ok_or(Error::HostLacks(&PAGES))
+    }
+
+    /// The TDR, by which SEAMCALLs name the TD.
+    pub(crate) fn tdr(&self) -> Result<Hpa> {
+        match self.tdr.load(Ordering::Acquire) {
+            0 => Err(Error::WrongState(self.step.get())),
+            tdr => Ok(Hpa::new(tdr)),
+        }
+    }
+
+    pub(crate) fn set_tdr(&self, tdr: Option<Hpa>) {
+        self.tdr.store(tdr.map_or(0, Hpa::get), Ordering::Release);
+    }
+
+    /// A turn of a loop that waits for another thread.
+    pub(crate) fn relax(&self) {
+        match self.host.seam() {
+            Some(seam) => seam.relax(),
+            None => core::hint::spin_loop(),
+        }
+    }
+
+    /// Locks, with the port's pauses while it waits.
+    pub(crate) fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        loop {
+            if let Some(guard) = mutex.try_lock() {
+                return guard;
+            }
+            self.relax();
+        }
+    }
+
+    /// Private memory, to be changed.
+    pub(crate) fn write_private(&self) -> WriteGuard<'_, Private> {
+        self.private.write(|| self.relax())
+    }
+
+    /// Takes a page out of the host's use.
+    pub(crate) fn take_page(&self, level: Level) -> Result<Pfn> {
+        let page = self.pages()?.alloc(level)?;
+        self.lock(&self.account).taken += level.frames();
+        Ok(page)
+    }
+
+    /// Gives a page back that the module does not have.
+    pub(crate) fn free_page(&self, page: Pfn, level: Level) {
+        match self.pages() {
+            Ok(pages) => {
+                pages.free(page, level);
+                self.lock(&self.account).freed += level.frames();
+            }
+            // The port gave the page and is gone: there is no one to give it to.
+            Err(error) => self
+                .lock(&self.account)
+                .leak(page, level, "give a page back", error),
+        }
+    }
+
+    /// Tells the caller of a failed call, after poisoning the VM if the failure says so.
+    pub(crate) fn failed(&self, failed: &Failed) -> Error {
+        if failed.poisons() {
+            self.poison();
+        }
+        failed.error()
+    }
+
+    /// Lets no vCPU run any more, and no operation but the teardown.
+    pub(crate) fn poison(&self) {
+        self.step.poison();
+        self.kick_all();
+    }
+
+    /// The step, if it is one in which private memory may change.
+    pub(crate) fn require_live(&self) -> Result<Step> {
+        let step = self.step.get();
+        step.require_live().map(|()| step)
+    }
+}

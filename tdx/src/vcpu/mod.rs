@@ -1,0 +1,158 @@
+//! The vCPU of a trust domain.
+
+mod record;
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
+
+use kvm_ops::guest::GuestProgram;
+use kvm_ops::{
+    CpuId, Error, Exit, Field, Host, Hpa, Kick, Result, SeamPort, Step, VcpuId, VcpuOps, VmPort,
+};
+
+pub(crate) use record::{Unfinished, VcpuRecord};
+
+use crate::td::Td;
+
+/// A vCPU of [`TdxVm`](crate::TdxVm).
+///
+/// It may outlive the TD: its pages belong to the TD and go with it, and the handle answers
+/// [`Error::WrongState`] from then on.
+pub struct TdxVcpu<H: Host> {
+    pub(crate) td: Arc<Td<H>>,
+    pub(crate) record: Arc<VcpuRecord>,
+    /// Where `vcpu_load` wants it, if it does.
+    pub(crate) cpu: Option<CpuId>,
+}
+
+impl<H: Host> TdxVcpu<H> {
+    /// The processor for this vCPU's SEAMCALLs.
+    pub(crate) fn target_cpu(&self) -> Result<CpuId> {
+        match self.cpu {
+            Some(cpu) => Ok(cpu),
+            None => Ok(self.td.seam()?.this_cpu()),
+        }
+    }
+}
+
+impl<H: Host> fmt::Debug for TdxVcpu<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TdxVcpu")
+            .field("vm", &self.td.id)
+            .field("record", &self.record)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Kicks a vCPU from any thread.
+struct KickHandle<H: Host> {
+    td: Arc<Td<H>>,
+    record: Arc<VcpuRecord>,
+}
+
+impl<H: Host> Kick for KickHandle<H> {
+    fn kick(&self) {
+        // First the flag, then the look: a vCPU says that it is inside before it looks at the flag.
+        self.record.kick();
+        if self.record.stay().is_some() {
+            if let Some(seam) = self.td.host.seam() {
+                seam.kick(self.record.cpu());
+            }
+        }
+    }
+}
+
+/// TDVPS fields that the host may write (TDX module ABI, "TD VCPU metadata").
+const FIELD_SHARED_EPTP: u64 = 0x203c;
+const FIELD_PEND_NMI: u64 = 0x2000_0000_0000_000b;
+/// Bits 51:12, all of a shared EPTP that the host chooses.
+const EPTP_MASK: u64 = 0x000f_ffff_ffff_f000;
+
+impl<H: Host> VcpuOps for TdxVcpu<H> {
+    kvm_ops::protected_vcpu_answers!();
+
+    fn id(&self) -> VcpuId {
+        self.record.id
+    }
+
+    fn vcpu_run(&mut self) -> Result<Exit<'_>> {
+        self.run()
+    }
+
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        Arc::new(KickHandle {
+            td: Arc::clone(&self.td),
+            record: Arc::clone(&self.record),
+        })
+    }
+
+    /// A TD's vCPU starts once. INIT cannot reach it: the module blocks it.
+    fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
+        if init_event {
+            return kvm_ops::unsupported!("vcpu_reset by INIT");
+        }
+        Ok(())
+    }
+
+    fn vcpu_load(&mut self, cpu: CpuId) -> Result<()> {
+        if self.td.seam()?.package_of(cpu).is_none() {
+            return Err(Error::Invalid(Field::Cpu, cpu.0.into()));
+        }
+        self.cpu = Some(cpu);
+        Ok(())
+    }
+
+    fn vcpu_put(&mut self) {
+        self.cpu = None;
+    }
+
+    /// Gives the handle back. The vCPU's pages are reclaimed with the TD, because the module gives
+    /// none back before (TDH.PHYMEM.PAGE.RECLAIM).
+    fn vcpu_free(self) -> Result<()> {
+        Ok(())
+    }
+
+    fn load_program(&mut self, program: Box<dyn GuestProgram>) -> Result<()> {
+        self.td.require_live()?;
+        match &*self.td.port.read() {
+            Some(port) => {
+                port.load_td_program(self.record.id, self.record.tdvpr, self.td.mask, program)
+            }
+            None => Err(Error::WrongState(self.td.step.get())),
+        }
+    }
+
+    /// Tells the module where the tables of shared memory are: one TDH.VP.WR.
+    fn load_mmu_pgd(&mut self, root: Hpa, _levels: u8) -> Result<()> {
+        if root.get() & !EPTP_MASK != 0 {
+            return Err(Error::Invalid(Field::HostAddress, root.get()));
+        }
+        self.write_field(FIELD_SHARED_EPTP, root.get(), EPTP_MASK)
+    }
+
+    /// Leaves an NMI with the module, which injects it when the guest can take it: one TDH.VP.WR.
+    fn inject_nmi(&mut self) -> Result<()> {
+        self.write_field(FIELD_PEND_NMI, 1, 1)
+    }
+
+    fn interrupt_allowed(&self) -> Result<bool> {
+        Ok(true)
+    }
+}
+
+impl<H: Host> TdxVcpu<H> {
+    fn write_field(&self, field: u64, value: u64, mask: u64) -> Result<()> {
+        self.td
+            .step
+            .get()
+            .require_one_of(&[Step::Initialized, Step::Runnable])?;
+        let cpu = self.target_cpu()?;
+        let calls = self.td.calls()?;
+        self.td
+            .on_cpu_of(&self.record, cpu, || {
+                calls.vp_wr(cpu, self.record.tdvpr, field, value, mask)
+            })
+            .map_err(|failed| self.td.failed(&failed))
+    }
+}

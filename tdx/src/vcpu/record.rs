@@ -1,0 +1,78 @@
+//! What a TD knows of each of its vCPUs. It outlives the handle: the pages are firmware's until the
+//! TD is torn down.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use kvm_ops::{CpuId, Hpa, Pfn, VcpuId};
+use spin::Mutex;
+
+/// A vCPU of a TD.
+#[derive(Debug)]
+pub(crate) struct VcpuRecord {
+    pub(crate) id: VcpuId,
+    /// The TDVPR page, by which SEAMCALLs name the vCPU.
+    pub(crate) tdvpr: Hpa,
+    /// The processor that the vCPU is associated with: its state may be in that processor's
+    /// registers and VMCS cache. Held while it changes, so that two processors never claim it.
+    pub(crate) associated: Mutex<Option<CpuId>>,
+    /// Odd while the vCPU is inside the TD or about to be. It moves at each entry and each exit.
+    entries: AtomicU64,
+    /// The processor of the last entry, for kicks.
+    cpu: AtomicU32,
+    /// A kick that no `vcpu_run` has answered yet.
+    kicked: AtomicBool,
+}
+
+/// A vCPU while it is built. What stands here has been given to the module.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    pub(crate) tdvpr: Pfn,
+    pub(crate) tdcx: Vec<Pfn>,
+}
+
+impl VcpuRecord {
+    pub(crate) fn new(id: VcpuId, tdvpr: Hpa, associated: CpuId) -> Self {
+        Self {
+            id,
+            tdvpr,
+            associated: Mutex::new(Some(associated)),
+            entries: AtomicU64::new(0),
+            cpu: AtomicU32::new(associated.0),
+            kicked: AtomicBool::new(false),
+        }
+    }
+
+    /// Says that the vCPU goes inside on that processor.
+    pub(crate) fn going_in(&self, cpu: CpuId) {
+        self.cpu.store(cpu.0, Ordering::SeqCst);
+        self.entries.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Says that it is out.
+    pub(crate) fn came_out(&self) {
+        self.entries.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The count of this stay inside, `None` while it is out.
+    pub(crate) fn stay(&self) -> Option<u64> {
+        Some(self.entries.load(Ordering::SeqCst)).filter(|n| n % 2 == 1)
+    }
+
+    /// Where it is inside, or was last.
+    pub(crate) fn cpu(&self) -> CpuId {
+        CpuId(self.cpu.load(Ordering::SeqCst))
+    }
+
+    /// Asks the next or current `vcpu_run` to return
+    /// [`Exit::Interrupted`](kvm_ops::Exit::Interrupted).
+    pub(crate) fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a kick is unanswered, which it is not any more.
+    #[allow(dead_code)] // The run loop's.
+    pub(crate) fn take_kick(&self) -> bool {
+        self.kicked.swap(false, Ordering::SeqCst)
+    }
+}
