@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 
 use crate::guest::GuestProgram;
 use crate::{
-    Asid, AsidPools, CpuId, Gfn, Gpa, Hpa, KeyPool, Level, MemSlot, PackageId, Pfn, Result,
+    Asid, AsidPools, CpuId, Gfn, Gpa, Hkid, Hpa, KeyPool, Level, MemSlot, PackageId, Pfn, Result,
     SharedMask, Tech, VcpuId, VcpuOps, Vendor, VmId, VmParams,
 };
 
