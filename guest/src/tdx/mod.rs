@@ -6,13 +6,19 @@
 mod accept;
 mod convert;
 mod error;
+mod guest;
+mod info;
 mod mapgpa;
 mod port;
 mod status;
+mod vmcall;
 
 pub use accept::{Accept, AlreadyAccepted, accept_operand};
 pub use convert::{Convert, Limits, Step};
 pub use error::{Cause, ConvertError};
+pub use guest::{TdError, TdGuest};
+pub use info::{TdInfo, VeInfo, VeKind, report_request, rtmr_extend_request};
 pub use mapgpa::MapGpa;
 pub use port::{Gpaw, Regs, TdcallPort, leaf};
 pub use status::{Status, VmcallStatus};
+pub use vmcall::{CallError, Vmcall, Width};
