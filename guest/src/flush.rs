@@ -11,31 +11,35 @@ use crate::Privacy;
 ///
 /// | conversion | `caches` | `tlb` |
 /// |---|---|---|
-/// | private to shared | yes | yes |
-/// | shared to private | no | yes |
+/// | TDX, private to shared | yes | yes |
+/// | TDX, shared to private | no | yes |
+/// | SEV, SEV-ES, SNP, either way | unless the processor keeps the aliases coherent | yes |
 ///
-/// `caches` is about CPU data caches (CLFLUSH, or WBINVD where the processor lets a guest execute
-/// it), never about paging-structure caches: those belong to `tlb`.
+/// `caches` is about CPU data caches (CLFLUSH of the range, through the alias that goes away), never
+/// about paging-structure caches: those belong to `tlb`.
 ///
 /// **Private to shared, caches.** Lines of the private alias may be dirty. When one is written back
-/// after the host has begun to use the page, it overwrites shared data with ciphertext. The guest
-/// is the only one who has an interest in that data, and the only one who can write the lines back
-/// by address: the host cannot form an address with a private key id.
+/// after the host has begun to use the page, it overwrites shared data with ciphertext. In a TD
+/// only the guest can write such lines back by address: the host cannot form an address with
+/// the TD's key id.
 ///
-/// **Shared to private, caches.** Nothing to do for the guest. Dirty lines of the shared alias
-/// belong to the host's key id, and the host must write them back before it gives the page to the
-/// guest. A malicious host that does not hurts only availability: a late write-back lands on
-/// memory that is protected by now, so its next reader gets an integrity error (TDX: a machine
-/// check, and the TD is dead) instead of altered data. The zeroing that accepting does goes through
-/// the guest's own key.
+/// **Shared to private, caches.** In a TD nothing is left for the guest: dirty lines of the shared
+/// alias belong to the host's key id, and the host must write them back before it gives the page.
+/// What if a malicious host does not? A late write-back lands on memory that is protected by now, so
+/// that its next reader gets an integrity error (a machine check, and the TD is dead) instead of
+/// altered data. The host could have stopped the TD anyway: nobody gets hurt but the guest's
+/// availability, which is the host's to give. The shared alias is subject to no such check, so the
+/// host has no need to flush for its own sake. Under SEV the guest turns a page over by its own
+/// C-bit, nobody else flushes, and nothing checks: so the guest flushes both ways, unless
+/// SME_COHERENT (CPUID 8000001Fh, EAX bit 10) says that the processor keeps the aliases coherent.
 ///
 /// **TLB, both ways.** Linear-to-physical translations of the alias that goes away are the guest's:
 /// only the guest knows its page tables. To shared: another processor that still wrote through the
 /// private alias would fault on a page that is gone. To private: one that still wrote through the
 /// *shared* alias would show the host what is meant to be secret by now, and no later check can
 /// find that. Translations from guest-physical to host-physical addresses are the host's to flush;
-/// TDX and the RMP check that it did before a private page can be taken away (TDH.MEM.TRACK), and a
-/// stale *shared* one leads only to memory that is the host's anyway.
+/// the TDX module and the RMP check that it did before a private page goes elsewhere, and a stale
+/// *shared* one leads only to memory that is the host's anyway.
 #[must_use = "a conversion without its flush loses or reveals data"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flush {
@@ -46,17 +50,19 @@ pub struct Flush {
 }
 
 impl Flush {
-    /// What a conversion of a page to `to` needs.
-    pub const fn before(to: Privacy) -> Self {
-        match to {
-            Privacy::Shared => Self {
-                caches: true,
-                tlb: true,
-            },
-            Privacy::Private => Self {
-                caches: false,
-                tlb: true,
-            },
+    /// What a conversion to `to` needs in a TD.
+    pub const fn tdx(to: Privacy) -> Self {
+        Self {
+            caches: matches!(to, Privacy::Shared),
+            tlb: true,
+        }
+    }
+
+    /// What a conversion needs in an SEV guest; `coherent` is SME_COHERENT.
+    pub const fn sev(coherent: bool) -> Self {
+        Self {
+            caches: !coherent,
+            tlb: true,
         }
     }
 }

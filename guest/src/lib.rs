@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 mod flush;
+mod pages;
 mod range;
+pub mod sev;
 pub mod tdx;
 
 pub use flush::Flush;

@@ -2,6 +2,7 @@
 
 use super::convert::{Limits, Step};
 use super::{Cause, ConvertError, Gpaw, Regs, Status, leaf};
+use crate::pages::Pages;
 use crate::{GpaRange, PageSize, RangeError};
 
 /// RCX of TDG.MEM.PAGE.ACCEPT: level in bits 2 to 0, page in bits 51 to 12. It is not an address.
@@ -50,11 +51,7 @@ pub enum AlreadyAccepted {
 /// it always can.
 #[derive(Clone, Debug)]
 pub struct Accept {
-    rest: GpaRange,
-    /// The size under way.
-    size: PageSize,
-    /// The largest that the module offers, as far as is known.
-    largest: PageSize,
+    pages: Pages,
     already: AlreadyAccepted,
     limits: Limits,
     busy: u32,
@@ -67,25 +64,20 @@ impl Accept {
     /// # Errors
     /// The range reaches the shared bit.
     pub fn new(range: GpaRange, gpaw: Gpaw) -> Result<Self, RangeError> {
-        let rest = gpaw.check(range)?;
-        let mut accept = Self {
-            rest,
-            size: PageSize::Size4K,
-            largest: PageSize::Size1G,
+        let range = gpaw.check(range)?;
+        Ok(Self {
+            pages: Pages::new(range, PageSize::Size1G),
             already: AlreadyAccepted::default(),
             limits: Limits::DEFAULT,
             busy: 0,
             failed: None,
-        };
-        accept.choose(PageSize::Size1G);
-        Ok(accept)
+        })
     }
 
     /// With sizes up to `largest` only.
     #[must_use]
     pub fn largest(mut self, largest: PageSize) -> Self {
-        self.largest = largest;
-        self.choose(largest);
+        self.pages = Pages::new(self.pages.rest(), largest);
         self
     }
 
@@ -105,24 +97,24 @@ impl Accept {
 
     /// What is not accepted yet.
     pub const fn rest(&self) -> GpaRange {
-        self.rest
+        self.pages.rest()
     }
 
     /// The next step; never [`Step::Flush`]. `last` is what the last call brought back, `None`
     /// where it was not executed.
     pub fn next(&mut self, last: Option<&Regs>) -> Step {
-        if let (Some(regs), None, false) = (last, self.failed, self.rest.is_empty()) {
+        if let (Some(regs), None, false) = (last, self.failed, self.pages.is_done()) {
             self.failed = self.answer(Status(regs.rax)).err();
         }
         match self.failed {
             Some(cause) => Step::Failed(ConvertError {
-                rest: self.rest,
+                rest: self.pages.rest(),
                 cause,
             }),
-            None if self.rest.is_empty() => Step::Done,
+            None if self.pages.is_done() => Step::Done,
             None => Step::Call(Regs {
                 rax: leaf::MEM_PAGE_ACCEPT,
-                rcx: accept_operand(self.rest.start(), self.size),
+                rcx: accept_operand(self.pages.gpa(), self.pages.size()),
                 ..Regs::default()
             }),
         }
@@ -131,38 +123,22 @@ impl Accept {
     fn answer(&mut self, status: Status) -> Result<(), Cause> {
         match (status.code(), self.already) {
             (Status::SUCCESS, _) | (Status::PAGE_ALREADY_ACCEPTED, AlreadyAccepted::Keep) => {
-                self.one_done();
+                self.busy = 0;
+                self.pages.advance();
                 Ok(())
             }
             (Status::PAGE_ALREADY_ACCEPTED, AlreadyAccepted::Refuse) => {
-                Err(Cause::AlreadyAccepted { size: self.size })
+                Err(Cause::AlreadyAccepted {
+                    size: self.pages.size(),
+                })
             }
-            (Status::PAGE_SIZE_MISMATCH, _) => self.try_smaller(status),
-            (Status::OPERAND_INVALID, _) if self.size == PageSize::Size1G => {
-                self.largest = PageSize::Size2M;
-                self.try_smaller(status)
+            (Status::PAGE_SIZE_MISMATCH, _) => self.pages.shrink().ok_or(Cause::Module(status)),
+            (Status::OPERAND_INVALID, _) if self.pages.size() == PageSize::Size1G => {
+                self.pages.limit(PageSize::Size2M);
+                self.pages.shrink().ok_or(Cause::Module(status))
             }
             (Status::OPERAND_BUSY, _) => self.stalled(status),
             _ => Err(Cause::Module(status)),
-        }
-    }
-
-    fn one_done(&mut self) {
-        self.busy = 0;
-        self.rest = self.rest.without(self.size.bytes());
-        self.choose(self.largest);
-    }
-
-    fn try_smaller(&mut self, status: Status) -> Result<(), Cause> {
-        let smaller = self.size.smaller().ok_or(Cause::Module(status))?;
-        self.choose(smaller);
-        Ok(())
-    }
-
-    /// Takes the largest size up to `limit` that applies at the start of the rest.
-    fn choose(&mut self, limit: PageSize) {
-        if let Some(size) = self.rest.largest_page(limit) {
-            self.size = size;
         }
     }
 

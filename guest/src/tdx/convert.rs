@@ -130,7 +130,7 @@ impl Convert {
         match self.at {
             At::Start => {
                 self.at = At::Flushing;
-                Step::Flush(Flush::before(self.to))
+                Step::Flush(Flush::tdx(self.to))
             }
             At::Flushing => {
                 self.at = At::Mapping;

@@ -1,0 +1,24 @@
+//! Inside an SEV guest: the GHCB's MSR protocol, PVALIDATE and RMPADJUST.
+//!
+//! Under SNP the RMP and the firmware are trusted, the host is not: what PVALIDATE says is a fact, a
+//! response in the GHCB MSR is only what the host says. SEV and SEV-ES have no such fact about
+//! memory: the C-bit in the guest's own page tables decides what is encrypted, and nothing decides
+//! which page lies where.
+
+mod adjust;
+mod convert;
+mod error;
+mod guest;
+pub mod msr;
+mod port;
+mod validate;
+
+pub use adjust::{Adjust, Permissions, Vmpl};
+pub use convert::{Convert, Kind, MAP_GPA_RANGE, map_gpa_range};
+pub use error::{Cause, ConvertError};
+pub use guest::{MsrError, SevError, SevGuest, Versions};
+pub use port::{
+    Answer, GhcbMsrPort, HypercallPort, Pvalidate, PvalidatePort, RmpCode, Rmpadjust,
+    RmpadjustPort, Step, Validated,
+};
+pub use validate::{Unchanged, Validate};
