@@ -1,8 +1,12 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "instructions"), forbid(unsafe_code))]
+#![deny(unsafe_code)]
 
 mod flush;
+#[cfg(all(feature = "instructions", target_arch = "x86_64"))]
+#[allow(unsafe_code)]
+pub mod instructions;
 mod pages;
 mod range;
 pub mod sev;

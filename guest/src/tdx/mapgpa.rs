@@ -1,10 +1,10 @@
-//! TDG.VP.VMCALL<MapGPA>: asks the host to map a range as private or as shared.
+//! MapGPA of TDG.VP.VMCALL: asks the host to map a range as private or as shared.
 
 use super::convert::{Limits, Step};
 use super::{Cause, ConvertError, Gpaw, Regs, Status, VmcallStatus};
 use crate::{GpaRange, Privacy, RangeError};
 
-/// The MapGPA loop (GHCI, "TDG.VP.VMCALL<MapGPA>").
+/// The MapGPA loop (GHCI, "MapGPA of TDG.VP.VMCALL").
 ///
 /// A host may answer RETRY with, in R11, the address to go on from: KVM does when an interrupt
 /// comes between two of its 2 MiB pieces. That address comes from the host, so it is taken only
