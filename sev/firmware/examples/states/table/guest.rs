@@ -1,0 +1,210 @@
+//! Commands of an SEV or SEV-ES guest.
+
+use super::super::common::*;
+use super::{cell, lists};
+use soft_amd_sp::crypto::{PacketContext, PacketHeader, TransportKeys};
+use soft_amd_sp::{Command, GuestState, Platform, Status, policy};
+
+const ES_ASID: u32 = 1;
+
+/// A guest in a state, and what is needed to talk to it.
+struct World {
+    p: Platform,
+    peer: Platform,
+    /// The guest, and the one on the peer that it is received from.
+    handle: u32,
+    source: u32,
+    keys: TransportKeys,
+    measure: [u8; 32],
+}
+
+impl World {
+    fn new(state: GuestState) -> Self {
+        let (p, peer) = (sev(1), sev(2));
+        let mut world = World {
+            p,
+            peer,
+            handle: 0,
+            source: 0,
+            keys: TransportKeys {
+                tek: [0; 16],
+                tik: [0; 16],
+            },
+            measure: [0; 32],
+        };
+        match state {
+            GuestState::ReceiveUpdate => world.receive(),
+            _ => world.launch(state),
+        }
+        world
+    }
+
+    fn launch(&mut self, state: GuestState) {
+        let guest_owner = owner(&self.p, policy::ES);
+        self.keys = *guest_owner.keys();
+        let fields = owner_fields(&self.p, &guest_owner, policy::ES);
+        let (_, out) = run_out(&self.p, Command::LAUNCH_START, &fields);
+        self.handle = out.get("handle").unwrap() as u32;
+        activate(&self.p, self.handle, ES_ASID).ok().unwrap();
+        if state == GuestState::LaunchUpdate {
+            return;
+        }
+        self.attempt(Command::LAUNCH_MEASURE).ok().unwrap();
+        self.p.host_read(SCRATCH, &mut self.measure).unwrap();
+        let path: &[Command] = match state {
+            GuestState::LaunchSecret => &[],
+            GuestState::Running => &[Command::LAUNCH_FINISH],
+            GuestState::SendUpdate => &[Command::LAUNCH_FINISH, Command::SEND_START],
+            _ => &[
+                Command::LAUNCH_FINISH,
+                Command::SEND_START,
+                Command::SEND_FINISH,
+            ],
+        };
+        for command in path {
+            self.attempt(*command).ok().unwrap();
+        }
+    }
+
+    fn receive(&mut self) {
+        self.source = running(&self.peer, policy::ES, ES_ASID, &[0; 4096]);
+        let fields = send_fields(&self.peer, &self.p, self.source);
+        run(&self.peer, Command::SEND_START, &fields).ok().unwrap();
+        let (status, handle) = receive_start(&self.peer, &self.p, policy::ES);
+        status.ok().unwrap();
+        self.handle = handle;
+        activate(&self.p, handle, ES_ASID).ok().unwrap();
+    }
+
+    fn state(&self) -> Option<String> {
+        let guests = self.p.snapshot().guests;
+        guests
+            .iter()
+            .find(|g| g.handle == self.handle)
+            .map(|g| g.state.to_string())
+    }
+
+    fn deactivate(&self) {
+        on(&self.p, Command::DEACTIVATE, self.handle);
+        flush(&self.p);
+    }
+
+    /// Runs the command on a guest that is active, or not, as the command needs it, and leaves the
+    /// guest active unless it is refused the ASID.
+    fn attempt(&self, command: Command) -> Status {
+        use Command::*;
+        match command {
+            ACTIVATE | ACTIVATE_EX | DECOMMISSION => {
+                self.deactivate();
+                self.bare(command)
+            }
+            DEACTIVATE => {
+                let status = self.bare(command);
+                flush(&self.p);
+                activate(&self.p, self.handle, ES_ASID);
+                status
+            }
+            _ => self.bare(command),
+        }
+    }
+
+    /// Runs the command with parameters that are valid.
+    fn bare(&self, command: Command) -> Status {
+        use Command::*;
+        let p = &self.p;
+        let h = ("handle", u64::from(self.handle));
+        let packet = packet_fields(self.handle, GUEST, 0x1000);
+        match command {
+            LAUNCH_UPDATE_DATA | LAUNCH_UPDATE_VMSA => {
+                run(p, command, &[h, ("address", GUEST), ("len", 0x1000)])
+            }
+            LAUNCH_MEASURE => run(p, command, &[h, ("address", SCRATCH), ("len", 48)]),
+            LAUNCH_UPDATE_SECRET => {
+                let mut data = [1; 0x1000];
+                let context = PacketContext::LaunchSecret;
+                let header =
+                    PacketHeader::seal(context, &self.keys, 0, [3; 16], &mut data, &self.measure);
+                p.host_write(SCRATCH, &header.to_bytes()).unwrap();
+                p.host_write(SCRATCH + 0x1000, &data).unwrap();
+                run(p, command, &packet)
+            }
+            ATTESTATION => run(p, command, &[h, ("address", SCRATCH), ("len", 0xd0)]),
+            SEND_START => run(p, command, &send_fields(p, &self.peer, self.handle)),
+            SEND_UPDATE_DATA | SEND_UPDATE_VMSA => run(p, command, &packet),
+            RECEIVE_UPDATE_DATA | RECEIVE_UPDATE_VMSA => {
+                if self.source != 0 {
+                    let send = match command {
+                        RECEIVE_UPDATE_DATA => SEND_UPDATE_DATA,
+                        _ => SEND_UPDATE_VMSA,
+                    };
+                    let fields = packet_fields(self.source, GUEST, 0x1000);
+                    run(&self.peer, send, &fields).ok().unwrap();
+                    let mut bytes = vec![0; 0x2000];
+                    self.peer.host_read(SCRATCH, &mut bytes).unwrap();
+                    p.host_write(SCRATCH, &bytes).unwrap();
+                }
+                run(p, command, &packet)
+            }
+            ACTIVATE => run(p, command, &[h, ("asid", ES_ASID.into())]),
+            ACTIVATE_EX => run(p, command, &[h, ("asid", ES_ASID.into()), ("ex_len", 0x18)]),
+            DBG_DECRYPT | DBG_ENCRYPT => {
+                let fields = [h, ("src", GUEST), ("dst", GUEST + 0x2000), ("len", 16)];
+                run(p, command, &fields)
+            }
+            COPY => {
+                let fields = [h, ("length", 16), ("src", GUEST), ("dst", GUEST + 0x2000)];
+                run(p, command, &fields)
+            }
+            _ => run(p, command, &[h]),
+        }
+    }
+}
+
+/// Tries commands in a state; a new guest is made whenever one left the state.
+pub(super) fn column(state: GuestState) -> Vec<String> {
+    let mut world = World::new(state);
+    let mut column = Vec::new();
+    for command in lists::GUEST {
+        let before = world.state();
+        assert_eq!(before, Some(state.to_string()));
+        let status = world.attempt(*command);
+        let after = world.state();
+        let activating = matches!(command, Command::ACTIVATE | Command::ACTIVATE_EX);
+        if after != before || activating {
+            // A refused activation leaves the guest without the ASID it had.
+            world = World::new(state);
+        }
+        column.push(cell(status, before, after));
+    }
+    column
+}
+
+/// A state that allows the command.
+fn home(command: Command) -> GuestState {
+    use Command::*;
+    match command {
+        LAUNCH_UPDATE_SECRET | LAUNCH_FINISH => GuestState::LaunchSecret,
+        ATTESTATION | SEND_START => GuestState::Running,
+        SEND_UPDATE_DATA | SEND_UPDATE_VMSA | SEND_FINISH | SEND_CANCEL => GuestState::SendUpdate,
+        RECEIVE_UPDATE_DATA | RECEIVE_UPDATE_VMSA | RECEIVE_FINISH => GuestState::ReceiveUpdate,
+        _ => GuestState::LaunchUpdate,
+    }
+}
+
+/// Tries the command on a guest that is active, is not, is not there, and on platforms without any.
+pub(super) fn presence(command: Command) -> Vec<String> {
+    let world = |change: fn(&mut World)| {
+        let mut world = World::new(home(command));
+        change(&mut world);
+        let before = world.state();
+        let status = world.bare(command);
+        cell(status, before, world.state())
+    };
+    vec![
+        world(|_| ()),
+        world(|w| w.deactivate()),
+        world(|w| w.handle += 1),
+        world(|w| w.p = sev(1)),
+        world(|w| w.p = builder(1).build().unwrap()),
+    ]
+}
