@@ -3,16 +3,31 @@
 
 extern crate alloc;
 
+mod arena;
 mod attributes;
+mod bulk;
+#[cfg(not(loom))]
+mod chunks;
+mod entry;
 mod hooks;
+mod list;
 mod lock;
 mod mirror;
+#[cfg(loom)]
+mod model_nodes;
+mod node;
+mod range;
+mod resize;
 mod sync;
+mod visit;
 
 pub use attributes::Attributes;
+pub use bulk::Cursor;
 pub use hooks::{MirrorHooks, Removal};
 pub use kvm_ops_core::{
     Error, Gfn, Gpa, Level, Pfn, Privacy, PrivateSpte, Result, SharedMask, SpteChange,
 };
+pub use list::{Held, Stats};
 pub use lock::{ReadGuard, ReaderLock, WriteGuard};
-pub use mirror::{EmptyTables, Held, Lookup, Mapped, Mirror, Stats, Zapped};
+pub use mirror::{Lookup, Mapped, Mirror};
+pub use range::{EmptyTables, Zapped};

@@ -1,18 +1,30 @@
-//! The mirror. This revision holds its public face; the bodies answer "not offered".
+//! The tree, and what threads do to it at once: mapping and looking up.
 
-use crate::{Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ptr::NonNull;
+
+use kvm_ops_core::Field;
+
+use crate::arena::Arena;
+use crate::entry::{EMPTY, FROZEN, Frozen, MAX_PFN, decode, encode, mapped};
+use crate::node::{Dir, Leaf, Node, below, index};
+use crate::sync::{AtomicU64, Ordering};
+use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result, SpteChange};
 
 /// How [`Mirror::map`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapped {
     /// The page is mapped now.
     New,
-    /// It was mapped already, as asked; no hook was called.
+    /// It was mapped already, as asked or as part of a 2 MiB page; no hook was called.
     Spurious,
-    /// Another thread is at this entry, or at a table above it. Try again.
+    /// Another thread is at this entry, at a table above it, or taking memory for a table. Try again.
     Retry,
     /// Something else is there: another page, a blocked one, or a table where a 2 MiB page was
-    /// wanted. The caller's page is not used. What is blocked needs [`Mirror::unblock`], or a `zap` that is run again.
+    /// wanted. The caller's page is not used. What is blocked needs [`Mirror::unblock`], or the
+    /// `zap` that stopped half way once more.
     Occupied(Lookup),
 }
 
@@ -21,61 +33,86 @@ pub enum Mapped {
 pub struct Lookup {
     /// The level where the walk ended.
     pub level: Level,
-    /// What is there. An entry that is being changed shows its old value.
+    /// What is there, never [`PrivateSpte::Table`]. An entry to which something is just being added is absent.
     pub entry: PrivateSpte,
 }
 
-/// What [`Mirror::zap`] does about tables that it leaves empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EmptyTables {
-    /// They stay: the next fault needs no SEPT.ADD (Linux, while a TD lives).
-    Keep,
-    /// They are unlinked and freed, which costs one more flush for each level that has any.
-    Free,
+/// The mirror of a Secure-EPT: a copy in host memory of what the firmware's tables say.
+///
+/// `&self` is what faults do, many at once; `&mut self` is what must be alone. There is no lock
+/// inside: put it into a [`ReaderLock`](crate::ReaderLock). The root has no page of its own here,
+/// because the firmware makes it with the VM (TDH.MNG.ADDCX).
+///
+/// Dropping a mirror calls no hook and frees no page: [`drain`](Self::drain) it first.
+pub struct Mirror {
+    pub(crate) root: Box<Dir>,
+    pub(crate) top: Level,
+    pub(crate) arena: Arena,
+    /// Leaves below blocked tables, by their first frame: what a promotion left that could neither
+    /// be finished nor undone. No walk goes there.
+    pub(crate) aside: Vec<(u64, NonNull<Leaf>)>,
+    /// Something was blocked since the last flush.
+    pub(crate) unflushed: bool,
 }
 
-/// What [`Mirror::zap`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Zapped {
-    /// Guest pages removed, of any size.
-    pub pages: u64,
-    /// Tables removed.
-    pub tables: u64,
-}
+// SAFETY: every pointer in it goes to a node that it owns itself, and nodes are bound to no thread.
+unsafe impl Send for Mirror {}
+// SAFETY: under `&self` nodes are only read and changed through atomics, and `aside` is only read
+// for its frames.
+unsafe impl Sync for Mirror {}
 
-/// What a page is that [`Mirror::drain`] lists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
-    /// A page of the guest.
-    Page,
-    /// A page of the Secure-EPT.
-    Table,
-}
-
-/// What the mirror holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// 4 KiB pages, blocked ones among them.
-    pub pages_4k: u64,
-    /// 2 MiB pages, blocked ones among them.
-    pub pages_2m: u64,
-    /// How many of the pages are blocked.
-    pub blocked: u64,
-    /// Pages of the Secure-EPT, without the root.
-    pub tables: u64,
-    /// Bytes of host memory that the mirror's nodes take.
-    pub bytes: u64,
-}
-
-/// The mirror of a Secure-EPT.
-#[derive(Debug)]
-pub struct Mirror(());
-
-#[allow(missing_docs, unused_variables)]
-impl Mirror {
-    pub fn new(root: Level) -> Result<Self> {
-        kvm_ops_core::unsupported!("mirror")
+impl fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mirror")
+            .field("root", &self.top)
+            .field("unflushed", &self.unflushed)
+            .finish_non_exhaustive()
     }
+}
+
+impl Mirror {
+    /// A mirror whose root entries are of level `root`: [`Level::Size512G`] for 4-level tables
+    /// (48 bits), [`Level::Size256T`] for 5-level ones (57 bits).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another level.
+    pub fn new(root: Level) -> Result<Self> {
+        if root < Level::Size512G {
+            return Err(Error::Invalid(Field::Level, root as u64));
+        }
+        Ok(Self::empty(root))
+    }
+
+    pub(crate) fn empty(top: Level) -> Self {
+        Self {
+            root: Box::new(Dir::new()),
+            top,
+            arena: Arena::new(),
+            aside: Vec::new(),
+            unflushed: false,
+        }
+    }
+
+    /// The level of the root's entries.
+    pub fn root_level(&self) -> Level {
+        self.top
+    }
+
+    /// How many frames it covers; larger frame numbers are refused.
+    pub const fn frames(&self) -> u64 {
+        self.top.frames() << 9
+    }
+
+    /// Maps a page, as a fault does: adds the tables that are missing, then the page.
+    ///
+    /// The page is 4 KiB or 2 MiB; TDH.MEM.PAGE.AUG knows no other.
+    ///
+    /// # Errors
+    /// What the hook answered; the entry is then empty as before, a table page that was taken for it
+    /// is given back, and the page stays the caller's. Tables added above stay.
+    /// [`Error::Invalid`] for a level of 1 GiB or more, a frame beyond the mirror's, and a frame or
+    /// page that is not aligned to the level. [`Error::NoMemory`] if the mirror cannot grow.
+    #[inline]
     pub fn map(
         &self,
         hooks: &impl MirrorHooks,
@@ -83,47 +120,203 @@ impl Mirror {
         level: Level,
         page: Pfn,
     ) -> Result<Mapped> {
-        kvm_ops_core::unsupported!("mirror")
+        self.check(gfn, level, page)?;
+        let mut dir: &Dir = &self.root;
+        let mut at = self.top;
+        while at > level {
+            let i = index(gfn.get(), at);
+            // SAFETY: `at` is the level of `dir`, which the loop keeps.
+            let node = match unsafe { dir.below(i, at) } {
+                Some(node) => node,
+                None => match self.add_table(hooks, dir, at, gfn, level, page)? {
+                    Ok(node) => node,
+                    Err(outcome) => return Ok(outcome),
+                },
+            };
+            match node {
+                Node::Dir(next) => dir = next,
+                Node::Leaf(leaf) => return set_leaf(hooks, leaf, gfn, page),
+            }
+            at = below(at);
+        }
+        set(hooks, &dir.words[index(gfn.get(), at)], gfn, level, page)
     }
+
+    pub(crate) fn check(&self, gfn: Gfn, level: Level, page: Pfn) -> Result<()> {
+        if level > Level::Size2M {
+            return Err(Error::Invalid(Field::Level, level as u64));
+        }
+        if gfn.get() >= self.frames() || !gfn.is_aligned(level) {
+            return Err(Error::Invalid(Field::Gfn, gfn.get()));
+        }
+        if page.get() > MAX_PFN || !page.is_aligned(level) {
+            return Err(Error::Invalid(Field::HostAddress, page.get()));
+        }
+        Ok(())
+    }
+
+    /// Adds the table below the entry of `dir` that covers `gfn`.
+    #[cold]
+    fn add_table<'a>(
+        &'a self,
+        hooks: &impl MirrorHooks,
+        dir: &'a Dir,
+        at: Level,
+        gfn: Gfn,
+        level: Level,
+        page: Pfn,
+    ) -> Result<Result<Node<'a>, Mapped>> {
+        let i = index(gfn.get(), at);
+        let word = &dir.words[i];
+        let Some(frozen) = Frozen::take(word) else {
+            let seen = word.load(Ordering::Acquire);
+            // SAFETY: `at` is the level of `dir`. A table's pointer is stored before its word.
+            if let Some(node) = unsafe { dir.below(i, at) } {
+                return Ok(Ok(node));
+            }
+            let inside = gfn.get() & (at.frames() - 1);
+            return Ok(Err(match decode(seen) {
+                _ if seen == FROZEN || seen == EMPTY => Mapped::Retry,
+                PrivateSpte::Mapped(p) if level < at && p.get() + inside == page.get() => {
+                    Mapped::Spurious
+                }
+                entry => Mapped::Occupied(Lookup { level: at, entry }),
+            }));
+        };
+        let Some(node) = self.arena.try_take(at)? else {
+            return Ok(Err(Mapped::Retry));
+        };
+        let table = match hooks.alloc_table().and_then(|table| {
+            let change = SpteChange {
+                gfn: Gfn::new(gfn.get() & !(at.frames() - 1)),
+                level: at,
+                old: PrivateSpte::Absent,
+                new: PrivateSpte::Table(table),
+            };
+            let made = check_table(table).and_then(|()| hooks.set_private_spte(&change));
+            made.inspect_err(|_| hooks.free_table(table))
+                .map(|()| table)
+        }) {
+            Ok(table) => table,
+            Err(error) => {
+                self.arena.give_back(node);
+                return Err(error);
+            }
+        };
+        // The pointer first: whoever sees the word can go down.
+        dir.link(i, node);
+        frozen.publish(encode(PrivateSpte::Table(table)));
+        // SAFETY: `at` is the level of `dir`.
+        Ok(unsafe { dir.below(i, at) }.ok_or(Mapped::Retry))
+    }
+
+    /// The entry that decides about a frame. No hook is called: this is what the mirror is for.
+    ///
+    /// A frame beyond the mirror's is absent.
+    #[inline]
     pub fn lookup(&self, gfn: Gfn) -> Lookup {
-        Lookup {
-            level: Level::Size512G,
-            entry: PrivateSpte::Absent,
+        let mut dir: &Dir = &self.root;
+        let mut at = self.top;
+        if gfn.get() >= self.frames() {
+            return Lookup {
+                level: at,
+                entry: PrivateSpte::Absent,
+            };
+        }
+        loop {
+            let i = index(gfn.get(), at);
+            // SAFETY: `at` is the level of `dir`, which the loop keeps.
+            match unsafe { dir.below(i, at) } {
+                Some(Node::Dir(next)) => {
+                    dir = next;
+                    at = below(at);
+                }
+                Some(Node::Leaf(leaf)) => return lookup_leaf(leaf, gfn),
+                None => match decode(dir.words[i].load(Ordering::Acquire)) {
+                    // Added since the pointer was read: it is there now.
+                    PrivateSpte::Table(_) => {}
+                    entry => return Lookup { level: at, entry },
+                },
+            }
         }
     }
-    pub fn map_range(
-        &mut self,
-        hooks: &impl MirrorHooks,
-        first: Gfn,
-        pages: u64,
-        page_of: impl FnMut(Gfn) -> Result<Pfn>,
-    ) -> Result<u64> {
-        kvm_ops_core::unsupported!("mirror")
+
+    /// The leaf that covers a frame, if it is linked.
+    #[inline]
+    pub(crate) fn leaf(&self, gfn: Gfn) -> Option<&Leaf> {
+        let mut dir: &Dir = &self.root;
+        let mut at = self.top;
+        loop {
+            // SAFETY: `at` is the level of `dir`, which the loop keeps.
+            match unsafe { dir.below(index(gfn.get(), at), at) }? {
+                Node::Dir(next) => {
+                    dir = next;
+                    at = below(at);
+                }
+                Node::Leaf(leaf) => return Some(leaf),
+            }
+        }
     }
-    pub fn zap(
-        &mut self,
-        hooks: &impl MirrorHooks,
-        first: Gfn,
-        pages: u64,
-        empty: EmptyTables,
-    ) -> Result<Zapped> {
-        kvm_ops_core::unsupported!("mirror")
+}
+
+/// Whether an entry can hold the table page that a hook gave.
+pub(crate) fn check_table(table: Pfn) -> Result<()> {
+    if table.get() > MAX_PFN {
+        return Err(Error::Invalid(Field::HostAddress, table.get()));
     }
-    pub fn block(&mut self, hooks: &impl MirrorHooks, first: Gfn, pages: u64) -> Result<u64> {
-        kvm_ops_core::unsupported!("mirror")
+    Ok(())
+}
+
+#[inline]
+pub(crate) fn lookup_leaf(leaf: &Leaf, gfn: Gfn) -> Lookup {
+    let word = leaf.words[index(gfn.get(), Level::Size4K)].load(Ordering::Acquire);
+    Lookup {
+        level: Level::Size4K,
+        entry: decode(word),
     }
-    pub fn unblock(&mut self, hooks: &impl MirrorHooks, first: Gfn, pages: u64) -> Result<u64> {
-        kvm_ops_core::unsupported!("mirror")
+}
+
+#[inline]
+pub(crate) fn set_leaf(
+    hooks: &impl MirrorHooks,
+    leaf: &Leaf,
+    gfn: Gfn,
+    page: Pfn,
+) -> Result<Mapped> {
+    let word = &leaf.words[index(gfn.get(), Level::Size4K)];
+    set(hooks, word, gfn, Level::Size4K, page)
+}
+
+/// Freeze, call the hook, publish or restore.
+#[inline]
+fn set(
+    hooks: &impl MirrorHooks,
+    word: &AtomicU64,
+    gfn: Gfn,
+    level: Level,
+    page: Pfn,
+) -> Result<Mapped> {
+    let new = mapped(page.get());
+    let mut seen = word.load(Ordering::Acquire);
+    if seen == EMPTY {
+        if let Some(frozen) = Frozen::take(word) {
+            hooks.set_private_spte(&SpteChange {
+                gfn,
+                level,
+                old: PrivateSpte::Absent,
+                new: PrivateSpte::Mapped(page),
+            })?;
+            frozen.publish(new);
+            return Ok(Mapped::New);
+        }
+        seen = word.load(Ordering::Acquire);
     }
-    pub fn demote(&mut self, hooks: &impl MirrorHooks, gfn: Gfn) -> Result<()> {
-        kvm_ops_core::unsupported!("mirror")
-    }
-    pub fn promote(&mut self, hooks: &impl MirrorHooks, gfn: Gfn) -> Result<()> {
-        kvm_ops_core::unsupported!("mirror")
-    }
-    pub fn drain(&mut self, f: impl FnMut(Pfn, Level, Held)) {}
-    pub fn for_each(&self, f: impl FnMut(Gfn, Level, PrivateSpte)) {}
-    pub fn stats(&self) -> Stats {
-        Stats::default()
-    }
+    Ok(match seen {
+        EMPTY | FROZEN => Mapped::Retry,
+        _ if seen == new => Mapped::Spurious,
+        _ => Mapped::Occupied(Lookup {
+            level,
+            entry: decode(seen),
+        }),
+    })
 }

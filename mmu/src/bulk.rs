@@ -1,0 +1,168 @@
+//! Building a guest's memory at the speed of first touch, and walking along it.
+
+use kvm_ops_core::Field;
+
+use crate::entry::{EMPTY, MAX_PFN, decode, mapped};
+use crate::mirror::{Lookup, Mapped, Mirror, lookup_leaf, set_leaf};
+use crate::node::{ENTRIES, Leaf, index};
+use crate::sync::Ordering;
+use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result, SpteChange};
+
+impl Mirror {
+    /// Maps 4 KiB pages at every frame of a range that has none, alone: no entry is frozen, and each
+    /// table is walked to once. Returns how many.
+    ///
+    /// `page_of` gives the page for a frame; it is not asked for frames that are mapped already.
+    ///
+    /// # Errors
+    /// What `page_of` or a hook answered: the pages before stay mapped, and the last that `page_of`
+    /// gave stays the caller's. [`Error::Exists`] at a blocked page or table. [`Error::Invalid`] for a
+    /// range that ends beyond the mirror, and a page whose address does not fit 64 bits.
+    pub fn map_range(
+        &mut self,
+        hooks: &impl MirrorHooks,
+        first: Gfn,
+        pages: u64,
+        mut page_of: impl FnMut(Gfn) -> Result<Pfn>,
+    ) -> Result<u64> {
+        let range = self.range(first, pages)?;
+        let mut at = range.first;
+        let mut done = 0;
+        while at < range.end {
+            let end = range
+                .end
+                .min((at | (Level::Size2M.frames() - 1)).saturating_add(1));
+            if let Some(leaf) = self.leaf(Gfn::new(at)) {
+                done += fill(hooks, leaf, at, end, &mut page_of)?;
+                at = end;
+                continue;
+            }
+            // No leaf: the first page brings the tables with it.
+            match self.lookup(Gfn::new(at)) {
+                Lookup {
+                    entry: PrivateSpte::Absent,
+                    ..
+                } => {
+                    let page = page_of(Gfn::new(at))?;
+                    if self.map(hooks, Gfn::new(at), Level::Size4K, page)? == Mapped::New {
+                        done += 1;
+                    }
+                    at += 1;
+                }
+                Lookup {
+                    entry: PrivateSpte::Mapped(_),
+                    ..
+                } => at = end,
+                _ => return Err(Error::Exists(Field::Gfn, at)),
+            }
+        }
+        Ok(done)
+    }
+
+    /// A walker that remembers the table it was at last: for frames that lie close together.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor {
+            mirror: self,
+            base: 0,
+            leaf: None,
+        }
+    }
+}
+
+/// Fills the empty entries for frames `at` to `end` of one leaf.
+#[inline]
+fn fill(
+    hooks: &impl MirrorHooks,
+    leaf: &Leaf,
+    at: u64,
+    end: u64,
+    page_of: &mut impl FnMut(Gfn) -> Result<Pfn>,
+) -> Result<u64> {
+    let lo = index(at, Level::Size4K);
+    let mut done = 0;
+    for (gfn, word) in (at..end).zip(&leaf.words[lo..ENTRIES]) {
+        let seen = word.load(Ordering::Relaxed);
+        if seen != EMPTY {
+            match decode(seen) {
+                PrivateSpte::Mapped(_) => continue,
+                _ => return Err(Error::Exists(Field::Gfn, gfn)),
+            }
+        }
+        let gfn = Gfn::new(gfn);
+        let page = page_of(gfn)?;
+        if page.get() > MAX_PFN {
+            return Err(Error::Invalid(Field::HostAddress, page.get()));
+        }
+        hooks.set_private_spte(&SpteChange {
+            gfn,
+            level: Level::Size4K,
+            old: PrivateSpte::Absent,
+            new: PrivateSpte::Mapped(page),
+        })?;
+        word.store(mapped(page.get()), Ordering::Relaxed);
+        done += 1;
+    }
+    Ok(done)
+}
+
+/// A walk that goes on where it was. It borrows the mirror, so no table goes away under it.
+#[derive(Clone, Copy)]
+pub struct Cursor<'a> {
+    mirror: &'a Mirror,
+    /// The first frame of `leaf`.
+    base: u64,
+    leaf: Option<&'a Leaf>,
+}
+
+impl core::fmt::Debug for Cursor<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Cursor")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Cursor<'a> {
+    /// As [`Mirror::lookup`].
+    #[inline]
+    pub fn lookup(&mut self, gfn: Gfn) -> Lookup {
+        match self.leaf_of(gfn) {
+            Some(leaf) => lookup_leaf(leaf, gfn),
+            None => self.mirror.lookup(gfn),
+        }
+    }
+
+    /// As [`Mirror::map`].
+    ///
+    /// # Errors
+    /// As [`Mirror::map`].
+    #[inline]
+    pub fn map(
+        &mut self,
+        hooks: &impl MirrorHooks,
+        gfn: Gfn,
+        level: Level,
+        page: Pfn,
+    ) -> Result<Mapped> {
+        if level == Level::Size4K && page.get() <= MAX_PFN {
+            if let Some(leaf) = self.leaf_of(gfn) {
+                return set_leaf(hooks, leaf, gfn, page);
+            }
+        }
+        self.mirror.map(hooks, gfn, level, page)
+    }
+
+    #[inline]
+    fn leaf_of(&mut self, gfn: Gfn) -> Option<&'a Leaf> {
+        let base = gfn.get() & !(Level::Size2M.frames() - 1);
+        if self.leaf.is_none() || base != self.base {
+            self.leaf = if gfn.get() < self.mirror.frames() {
+                self.mirror.leaf(gfn)
+            } else {
+                None
+            };
+            self.base = base;
+        }
+        self.leaf
+    }
+}
