@@ -3,9 +3,9 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
-#[allow(dead_code, unused_imports)] // What the test of this page uses.
+#[allow(dead_code)] // What the test of this page uses.
 mod table;
 
 fn main() {
-    print!("{}", table::page());
+    print!("{}", table::Comparison::new().page());
 }

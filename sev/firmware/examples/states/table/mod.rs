@@ -8,7 +8,7 @@ mod snp;
 
 use soft_amd_sp::{Command, GuestState, Status};
 
-pub use page::{Comparison, page};
+pub use page::Comparison;
 
 /// The lists of commands, by what they are done to.
 mod lists {

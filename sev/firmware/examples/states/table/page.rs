@@ -214,11 +214,6 @@ impl Comparison {
     }
 }
 
-/// The page, from a run of the model.
-pub fn page() -> String {
-    Comparison::new().page()
-}
-
 const INTRO: &str = "\
 # Commands by state
 
