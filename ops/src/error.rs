@@ -237,6 +237,20 @@ texts! {
         Port => "I/O port",
         /// The width of an access in bytes.
         AccessSize => "access size",
+        /// Bits of a TD's ATTRIBUTES that must not be set, or must.
+        TdAttributes => "TD attribute bits",
+        /// Bits of a TD's XFAM that must not be set, or must.
+        Xfam => "XFAM bits",
+        /// The width of a TD's guest-physical addresses.
+        Gpaw => "width of guest-physical addresses",
+        /// The frequency of a TSC, in kHz.
+        TscKhz => "TSC frequency in kHz",
+        /// A CPUID leaf (bits 31:0) and sub-leaf (bits 63:32) whose value cannot be chosen.
+        CpuidLeaf => "CPUID leaf to choose",
+        /// A CPUID leaf and sub-leaf with bits set that cannot be chosen.
+        CpuidBits => "bits in the value of CPUID leaf",
+        /// The package that has no processor online.
+        OnlineCpu => "online processor in package",
     }
 }
 

@@ -19,16 +19,19 @@
 //! of each call leads to is in docs/tdx-failures.md.
 #![no_std]
 #![deny(unsafe_code)]
-#![allow(dead_code)] // The life cycle that uses it is being put in place.
 
 extern crate alloc;
 extern crate kvm_ops_core as kvm_ops;
 
+mod limits;
+mod params;
+mod proof;
 pub mod retry;
 mod run;
 mod seamcall;
 pub mod status;
 mod td;
+mod topology;
 mod vcpu;
 mod vm;
 

@@ -4,14 +4,19 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use kvm_ops::{
-    Backend, Drained, Error, FreeReport, Host, KeyReleased, MemSlot, Missing, Result, SharedMask,
-    Step, Tech, VcpuId, VmId, VmOps, VmParams,
+    Backend, CpuId, Drained, EncParams, Error, Field, FreeReport, Gfn, Host, InitialPage, Irqchip,
+    KeyReleased, Level, MemSlot, Missing, Pfn, Privacy, PrivateSpte, Result, SharedMask,
+    SpteChange, Step, TdParams, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
+use kvm_ops_mmu::{MirrorHooks, Stats};
 
-use crate::TdxVcpu;
 use crate::td::Td;
+use crate::{TdxVcpu, proof};
 
 /// A trust domain.
+///
+/// The value is its owner: the teardown goes through it. Dropped without one, it leaves everything
+/// where it is, key and pages, because nothing else would be safe.
 pub struct TdxVm<H: Host> {
     td: Arc<Td<H>>,
 }
@@ -26,14 +31,44 @@ impl<H: Host> fmt::Debug for TdxVm<H> {
 }
 
 impl<H: Host> TdxVm<H> {
-    /// Refuses.
+    /// Creates it on its host. The TDX module hears of it in `vm_init` first, as with
+    /// `KVM_TDX_INIT_VM`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] with [`Missing::Backend`], always, after parameters out of range.
+    /// Parameters out of range, of another technology, or an irqchip wholly in the platform;
+    /// [`Error::Unsupported`] where the host has no TDX module; what the host answers otherwise.
     pub fn create(host: &H, id: VmId, params: &VmParams) -> Result<Self> {
         params.validate()?;
-        let _ = (host, id);
-        Err(Error::Unsupported(Missing::Backend(Tech::Tdx)))
+        let td_params = match &params.enc {
+            EncParams::Default => TdParams::default(),
+            EncParams::Td(td_params) => (**td_params).clone(),
+            _ => return kvm_ops::unsupported!("create with parameters of another technology"),
+        };
+        if params.irqchip == Irqchip::Full {
+            return kvm_ops::unsupported!("an irqchip wholly in the platform");
+        }
+        if host.seam().is_none() || host.pages().is_none() {
+            return Err(Error::Unsupported(Missing::HostTech(Tech::Tdx)));
+        }
+        let port = host.create_vm(Tech::Tdx, params)?;
+        let td = Td::new(host, id, params.clone(), td_params, port)?;
+        Ok(Self { td: Arc::new(td) })
+    }
+
+    /// Shows every entry of the private tables as the back end knows them: frame, level, entry.
+    /// Faults may go on meanwhile.
+    pub fn for_each_private(&self, f: impl FnMut(Gfn, Level, PrivateSpte)) {
+        self.td.read_private().mirror.for_each(f);
+    }
+
+    /// How much private memory the TD has.
+    pub fn private_stats(&self) -> Stats {
+        self.td.read_private().mirror.stats()
+    }
+
+    /// The TDR's address, while there is one.
+    pub fn tdr(&self) -> Option<kvm_ops::Hpa> {
+        self.td.tdr().ok()
     }
 }
 
@@ -56,39 +91,123 @@ impl<H: Host> VmOps for TdxVm<H> {
         self.td.mask
     }
 
+    /// Leases a KeyID, creates the TD and initialises it. After an error the VM is as it was, and
+    /// the call may come again; or poisoned, where the module kept something.
     fn vm_init(&mut self) -> Result<()> {
-        kvm_ops::unsupported!("vm_init")
+        self.td.init()
     }
 
     fn vm_finalize(&mut self) -> Result<()> {
-        kvm_ops::unsupported!("vm_finalize")
+        self.td.finalize()
+    }
+
+    fn add_initial_page(&mut self, page: &InitialPage<'_>) -> Result<()> {
+        self.td.add_initial_page(page)
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
-        kvm_ops::unsupported!("mmu_release_hkid")
+        self.td.end_key()?;
+        proof::key_released(&self.td).ok_or(Error::Poisoned)
     }
 
     fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
-        kvm_ops::unsupported!("drain_private").map_err(|error| (error, released))
+        match self.td.drain(&released) {
+            Ok(()) => proof::drained(&self.td, released).map_err(|token| (Error::Poisoned, token)),
+            Err(error) => Err((error, released)),
+        }
     }
 
-    fn vm_free(self, _: Drained) -> FreeReport {
-        FreeReport::new(self.td.id, Tech::Tdx)
+    fn vm_free(self, drained: Drained) -> FreeReport {
+        match self.td.check_drained(&drained) {
+            Ok(()) => self.td.free(),
+            Err(error) => self.td.abandon(error),
+        }
     }
 
-    fn set_memory_slot(&self, _: &MemSlot) -> Result<()> {
-        kvm_ops::unsupported!("set_memory_slot")
+    fn vm_abandon(self, error: Error) -> FreeReport {
+        self.td.abandon(error)
     }
 
-    fn delete_memory_slot(&self, _: &MemSlot) -> Result<()> {
-        kvm_ops::unsupported!("delete_memory_slot")
+    fn reclaim_private_page(
+        &mut self,
+        released: &KeyReleased,
+        page: Pfn,
+        level: Level,
+    ) -> Result<()> {
+        self.td.reclaim_for(released, page, level)
+    }
+
+    fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
+        self.td.change_entry(change)
+    }
+
+    fn flush_private_tlb(&self) -> Result<()> {
+        MirrorHooks::flush_private_tlb(&*self.td)
+    }
+
+    fn set_memory_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
+        self.td.set_attributes(first, pages, to)
+    }
+
+    fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {
+        self.td.pre_fault(first, pages)
+    }
+
+    /// 4 KiB for private memory, as Linux has it: a guest may accept any page of what it touches,
+    /// and a larger one that it accepts in part would have to be demoted.
+    fn gmem_max_mapping_level(&self, _: Pfn, privacy: Privacy) -> Level {
+        match privacy {
+            Privacy::Private => Level::Size4K,
+            Privacy::Shared => Level::Size1G,
+        }
+    }
+
+    fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.td.set_slot(slot)
+    }
+
+    fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.td.delete_slot(slot)
+    }
+
+    fn has_emulated_msr(&self, index: u32) -> bool {
+        match &*self.td.port.read() {
+            Some(port) => port.has_emulated_msr(index),
+            None => false,
+        }
+    }
+
+    fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
+        self.td.require_live()?;
+        if vcpu.0 >= self.td.params.vcpus {
+            return Err(Error::Invalid(Field::Vcpu, vcpu.0.into()));
+        }
+        // The local APIC refuses vectors below 16 (SDM vol. 3, 11.5.3).
+        if vector < 16 {
+            return Err(Error::Invalid(Field::Vector, vector.into()));
+        }
+        if self.td.params.irqchip == Irqchip::None {
+            return kvm_ops::unsupported!("deliver_interrupt without an irqchip in the platform");
+        }
+        match &*self.td.port.read() {
+            Some(port) => port.deliver_interrupt(vcpu, vector),
+            None => Err(Error::WrongState(self.step())),
+        }
+    }
+
+    fn disable_virtualization_cpu(&self, cpu: CpuId) -> Result<()> {
+        self.td.leave_cpu(cpu)
     }
 }
 
 impl<H: Host> Backend for TdxVm<H> {
     type Vcpu = TdxVcpu<H>;
 
-    fn create_vcpu(&self, _: VcpuId) -> Result<Self::Vcpu> {
-        kvm_ops::unsupported!("create_vcpu")
+    fn create_vcpu(&self, id: VcpuId) -> Result<Self::Vcpu> {
+        Ok(TdxVcpu {
+            record: self.td.create_vcpu(id)?,
+            td: Arc::clone(&self.td),
+            cpu: None,
+        })
     }
 }

@@ -9,6 +9,7 @@ mod sys;
 mod vp;
 
 pub use leaf::Leaf;
+pub(crate) use mem::EntryAt;
 
 use kvm_ops::{CpuId, Error, SeamPort, SeamRegs};
 

@@ -5,24 +5,39 @@
 //! | `step`, `gate` | where the TD is in its life; who may enter it |
 //! | `account` | pages taken, freed, leaked |
 //! | `enter` | passing the gate, association with a processor, emptying an epoch |
+//! | `build` | from the KeyID to TDH.MNG.INIT, and back |
+//! | `vcpus` | creation of vCPUs |
+//! | `initial` | measured pages and TDH.MR.FINALIZE |
+//! | `hooks` | changes of Secure-EPT entries, TLB flushes |
+//! | `private` | faults, conversions, slots |
+//! | `offline` | a processor goes |
+//! | `release`, `free` | the teardown: the key, then the pages |
 //!
 //! Locks are taken in this order: `vcpus`, `private`, a vCPU's `associated`, `control`, `account`.
 //! The last two are never held across a SEAMCALL that waits for other threads.
 
 pub(crate) mod account;
+mod build;
 mod enter;
+mod free;
 mod gate;
+mod hooks;
+mod initial;
+mod offline;
+mod private;
+mod release;
 mod step;
+mod vcpus;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_ops::{
-    Error, Gpaw, Hkid, Host, Hpa, Level, MemSlot, OpName, PagePort, Pfn, Result, SeamPort,
-    SharedMask, SlotId, Step, TdParams, VcpuId, VmId, VmParams,
+    Error, Field, Gpaw, Hkid, Host, Hpa, Level, MemSlot, OpName, PAGE_SIZE, PagePort, Pfn, Result,
+    SeamPort, SharedMask, SlotId, Step, TdParams, VcpuId, VmId, VmParams,
 };
-use kvm_ops_mmu::{Attributes, Mirror, ReaderLock, WriteGuard};
+use kvm_ops_mmu::{Attributes, Mirror, ReadGuard, ReaderLock, WriteGuard};
 use spin::{Mutex, MutexGuard, RwLock};
 
 use crate::seamcall::{Calls, Failed};
@@ -76,6 +91,27 @@ pub(crate) struct Control {
     pub(crate) pages: alloc::vec::Vec<Pfn>,
     /// Why the key could not be released at the last attempt.
     pub(crate) failed: Option<Failed>,
+    /// The host's page that the module reads from while the TD is built.
+    pub(crate) scratch: Option<Pfn>,
+    /// How many pages a vCPU takes; known from `vm_init` on.
+    pub(crate) tdvps_pages: u32,
+    /// How many KeyIDs went back to the pool.
+    pub(crate) keys_freed: u32,
+}
+
+impl Key {
+    /// The KeyID that the module has for the TD.
+    pub(crate) const fn hkid(self) -> Option<Hkid> {
+        match self {
+            Self::Assigned(hkid) | Self::Flushed(hkid) => Some(hkid),
+            Self::None | Self::Leased(_) => None,
+        }
+    }
+}
+
+/// The address of a page that [`Td::take_page`] gave.
+pub(crate) const fn at(page: Pfn) -> Hpa {
+    Hpa::new(page.get() << PAGE_SIZE.ilog2())
 }
 
 /// Where the TD's KeyID is.
@@ -128,6 +164,9 @@ impl<H: Host> Td<H> {
                 key: Key::None,
                 pages: alloc::vec::Vec::new(),
                 failed: None,
+                scratch: None,
+                tdvps_pages: 0,
+                keys_freed: 0,
             }),
             account: Mutex::new(Account::default()),
             port: RwLock::new(Some(port)),
@@ -176,6 +215,12 @@ impl<H: Host> Td<H> {
         }
     }
 
+    /// Private memory, to be looked at by a thread that is no vCPU's.
+    pub(crate) fn read_private(&self) -> ReadGuard<'_, Private> {
+        let slot = self.private.slots() - 1;
+        self.private.read(slot, || self.relax())
+    }
+
     /// Private memory, to be changed.
     pub(crate) fn write_private(&self) -> WriteGuard<'_, Private> {
         self.private.write(|| self.relax())
@@ -183,7 +228,17 @@ impl<H: Host> Td<H> {
 
     /// Takes a page out of the host's use.
     pub(crate) fn take_page(&self, level: Level) -> Result<Pfn> {
-        let page = self.pages()?.alloc(level)?;
+        let pages = self.pages()?;
+        let page = pages.alloc(level)?;
+        // Addresses have 52 bits; what is beyond is no memory.
+        if page
+            .get()
+            .checked_add(level.frames())
+            .is_none_or(|end| end > 1 << 40)
+        {
+            pages.free(page, level);
+            return Err(Error::Invalid(Field::HostAddress, page.get()));
+        }
         self.lock(&self.account).taken += level.frames();
         Ok(page)
     }

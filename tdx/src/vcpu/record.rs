@@ -1,10 +1,9 @@
 //! What a TD knows of each of its vCPUs. It outlives the handle: the pages are firmware's until the
 //! TD is torn down.
 
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use kvm_ops::{CpuId, Hpa, Pfn, VcpuId};
+use kvm_ops::{CpuId, Hpa, VcpuId};
 use spin::Mutex;
 
 /// A vCPU of a TD.
@@ -24,11 +23,12 @@ pub(crate) struct VcpuRecord {
     kicked: AtomicBool,
 }
 
-/// A vCPU while it is built. What stands here has been given to the module.
+/// A vCPU while it is built.
 #[derive(Debug)]
 pub(crate) struct Unfinished {
-    pub(crate) tdvpr: Pfn,
-    pub(crate) tdcx: Vec<Pfn>,
+    pub(crate) tdvpr: Hpa,
+    /// How many pages the module has for it, the TDVPR among them.
+    pub(crate) pages: u32,
 }
 
 impl VcpuRecord {

@@ -1,0 +1,128 @@
+//! The measured start: TDH.MEM.PAGE.ADD, TDH.MR.EXTEND and TDH.MR.FINALIZE.
+
+use kvm_ops::{
+    Error, Field, Gfn, Gpa, Host, Hpa, InitialPage, InitialPageKind, Level, PAGE_SIZE, PagePort,
+    Pfn, Privacy, PrivateSpte, Result, SpteChange, Step,
+};
+use kvm_ops_mmu::{Mapped, MirrorHooks, Removal};
+
+use super::{Td, at};
+
+/// How much one TDH.MR.EXTEND measures.
+const CHUNK: u64 = 256;
+
+/// The TD's hooks while an initial page is added: a new leaf is a TDH.MEM.PAGE.ADD from `source`.
+struct Adding<'a, H: Host> {
+    td: &'a Td<H>,
+    source: Hpa,
+}
+
+impl<H: Host> MirrorHooks for Adding<'_, H> {
+    fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
+        match (change.old, change.new) {
+            (PrivateSpte::Absent, PrivateSpte::Mapped(page)) => {
+                let (entry, tdr) = self.td.entry(change)?;
+                self.td
+                    .calls()?
+                    .mem_page_add(entry, tdr, at(page), self.source)
+                    .map_err(|failed| self.td.failed(&failed))
+            }
+            _ => self.td.set_private_spte(change),
+        }
+    }
+
+    fn remove_private_spte(&self, change: &SpteChange) -> Removal {
+        self.td.remove_private_spte(change)
+    }
+
+    fn flush_private_tlb(&self) -> Result<()> {
+        self.td.flush_private_tlb()
+    }
+
+    fn alloc_table(&self) -> Result<Pfn> {
+        self.td.alloc_table()
+    }
+
+    fn free_table(&self, table: Pfn) {
+        self.td.free_table(table);
+    }
+
+    fn free_page(&self, page: Pfn, level: Level) {
+        self.td.free_page(page, level);
+    }
+
+    fn leak(&self, page: Pfn, level: Level, error: Error) {
+        self.td.leak(page, level, error);
+    }
+}
+
+impl<H: Host> Td<H> {
+    /// Adds a page to the TD's start. Its address is measured in any case.
+    pub(crate) fn add_initial_page(&self, page: &InitialPage<'_>) -> Result<()> {
+        self.step.get().require(Step::Initialized)?;
+        let gfn = self.private_page_at(page.gpa)?;
+        let measured = match page.kind {
+            InitialPageKind::Measured => true,
+            InitialPageKind::Unmeasured => false,
+            _ => return kvm_ops::unsupported!("an initial page of this kind"),
+        };
+        let private = self.write_private();
+        if !private.may_be_private(gfn) {
+            return Err(Error::NotFound(Field::Gpa, page.gpa.get()));
+        }
+        let source = at(self.scratch()?);
+        self.pages()?.write(source, page.contents)?;
+        let target = self.take_page(Level::Size4K)?;
+        let hooks = Adding { td: self, source };
+        match private.mirror.map(&hooks, gfn, Level::Size4K, target) {
+            Ok(Mapped::New) => {}
+            other => {
+                self.free_page(target, Level::Size4K);
+                other?;
+                return Err(Error::Exists(Field::Gpa, page.gpa.get()));
+            }
+        }
+        drop(private);
+        if measured {
+            self.measure(page.gpa)?;
+        }
+        Ok(())
+    }
+
+    /// The frame of a page-aligned private address that the TD can have.
+    fn private_page_at(&self, gpa: Gpa) -> Result<Gfn> {
+        match self.mask.split(gpa) {
+            (gfn, Privacy::Private) if gpa.is_page_aligned() && gfn.get() < self.frames() => {
+                Ok(gfn)
+            }
+            _ => Err(Error::Invalid(Field::Gpa, gpa.get())),
+        }
+    }
+
+    /// Adds the contents of a page to the measurement. A measurement that stops half-way cannot be
+    /// taken back, so every failure poisons the TD.
+    fn measure(&self, gpa: Gpa) -> Result<()> {
+        let (calls, tdr) = (self.calls()?, self.tdr()?);
+        for offset in (0..PAGE_SIZE).step_by(CHUNK as usize) {
+            calls.mr_extend(gpa.get() + offset, tdr).map_err(|failed| {
+                self.poison();
+                failed.leak_error()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// `Initialized -> Runnable`. The module finalises no TD without a vCPU.
+    pub(crate) fn finalize(&self) -> Result<()> {
+        self.step.get().require(Step::Initialized)?;
+        if self.ready_vcpus().is_empty() {
+            return Err(Error::Invalid(Field::VcpuCount, 0));
+        }
+        self.calls()?
+            .mr_finalize(self.tdr()?)
+            .map_err(|failed| self.failed(&failed))?;
+        self.drop_scratch();
+        self.step.set(Step::Runnable);
+        Ok(())
+    }
+}

@@ -1,0 +1,203 @@
+//! Private memory: where it may be, faults, conversions, slots.
+
+use kvm_ops::{
+    Error, Field, Gfn, Host, Level, MemSlot, PAGE_SIZE, Privacy, PrivateSpte, Result, Step, VcpuId,
+    VmPort,
+};
+use kvm_ops_mmu::{EmptyTables, Mapped};
+
+use super::{Private, Td};
+
+/// The most pages of one conversion, 1 GiB: faults wait for it.
+const MOST_PAGES: u64 = 1 << 18;
+
+/// How often a page is tried before [`Td::pre_fault`] says that it is busy; the waits double.
+const PATIENCE: u32 = 16;
+
+/// How a private fault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The page is mapped; the guest may go on.
+    Mapped,
+    /// Someone else was at it; let the guest go on, it faults again if it must.
+    Retry,
+    /// The frame is shared, or no slot has it: the embedder's matter.
+    NotPrivate,
+}
+
+impl Private {
+    /// Whether the frame lies in a writable slot. Read-only slots have shared memory only, because
+    /// a TD has no private memory that it cannot write.
+    fn in_slot(&self, gfn: Gfn) -> bool {
+        let Some(gpa) = gfn.base() else { return false };
+        self.slots.values().any(|slot| {
+            !slot.flags.read_only && slot.gpa <= gpa && slot.last().is_ok_and(|last| gpa <= last)
+        })
+    }
+
+    /// Whether a private page may be mapped there.
+    pub(crate) fn may_be_private(&self, gfn: Gfn) -> bool {
+        self.attributes.get(gfn) == Privacy::Private && self.in_slot(gfn)
+    }
+}
+
+impl<H: Host> Td<H> {
+    /// Maps the private page that a vCPU touched. Takes the reader's side of the lock: faults of
+    /// several vCPUs go on at once.
+    pub(crate) fn fault(&self, vcpu: VcpuId, gfn: Gfn) -> Result<Fault> {
+        self.step.get().require(Step::Runnable)?;
+        let found = {
+            let private = self.private.read(vcpu.0 as usize, || self.relax());
+            self.fault_in(&private, gfn)?
+        };
+        match found {
+            Found::Fault(fault) => Ok(fault),
+            Found::Blocked => {
+                // What a removal that failed left behind: the page is still the guest's.
+                let mut private = self.write_private();
+                private.mirror.unblock(self, gfn, 1)?;
+                Ok(Fault::Retry)
+            }
+        }
+    }
+
+    fn fault_in(&self, private: &Private, gfn: Gfn) -> Result<Found> {
+        if gfn.get() >= self.frames() || !private.may_be_private(gfn) {
+            return Ok(Found::Fault(Fault::NotPrivate));
+        }
+        match private.mirror.lookup(gfn).entry {
+            PrivateSpte::Mapped(_) => return Ok(Found::Fault(Fault::Mapped)),
+            PrivateSpte::Blocked(_) | PrivateSpte::BlockedTable(_) => return Ok(Found::Blocked),
+            PrivateSpte::Absent | PrivateSpte::Table(_) => {}
+        }
+        let page = self.take_page(Level::Size4K)?;
+        let mapped = private.mirror.map(self, gfn, Level::Size4K, page);
+        if mapped != Ok(Mapped::New) {
+            self.free_page(page, Level::Size4K);
+        }
+        Ok(Found::Fault(match mapped {
+            Ok(Mapped::New | Mapped::Spurious) => Fault::Mapped,
+            Ok(Mapped::Retry) | Err(Error::Busy | Error::Again) => Fault::Retry,
+            Ok(Mapped::Occupied(lookup)) => match lookup.entry {
+                PrivateSpte::Mapped(_) => Fault::Mapped,
+                PrivateSpte::Blocked(_) | PrivateSpte::BlockedTable(_) => {
+                    return Ok(Found::Blocked);
+                }
+                PrivateSpte::Absent | PrivateSpte::Table(_) => Fault::Retry,
+            },
+            Err(error) => return Err(error),
+        }))
+    }
+
+    /// Maps pages before the guest touches them. Answers how many.
+    pub(crate) fn pre_fault(&self, first: Gfn, pages: u64) -> Result<u64> {
+        self.step.get().require(Step::Runnable)?;
+        self.check_range(first, pages)?;
+        for done in 0..pages {
+            let Some(gfn) = first.checked_add(done) else {
+                return Ok(done);
+            };
+            let failed = match self.fault_patiently(gfn) {
+                Ok(Fault::Mapped) => continue,
+                Ok(Fault::Retry) => Error::Busy,
+                Ok(Fault::NotPrivate) => Error::NotFound(Field::Gfn, gfn.get()),
+                Err(error) => error,
+            };
+            // The pages before it are mapped: that is said first, the reason with the next call.
+            return if done == 0 { Err(failed) } else { Ok(done) };
+        }
+        Ok(pages)
+    }
+
+    /// A fault without a guest that would fault again.
+    fn fault_patiently(&self, gfn: Gfn) -> Result<Fault> {
+        let nobody = VcpuId(self.params.vcpus);
+        for tries in 0..PATIENCE {
+            let fault = self.fault(nobody, gfn)?;
+            if fault != Fault::Retry {
+                return Ok(fault);
+            }
+            (0..1u32 << tries).for_each(|_| self.relax());
+        }
+        Ok(Fault::Retry)
+    }
+
+    /// Makes frames private or shared, and takes private pages away that are not to be. Answers how
+    /// many frames were done.
+    pub(crate) fn set_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
+        self.require_live()?;
+        self.check_range(first, pages)?;
+        let pages = pages.min(MOST_PAGES);
+        let mut private = self.write_private();
+        if to == Privacy::Shared {
+            // A mirror that says "nothing there" costs no call.
+            private.mirror.zap(self, first, pages, EmptyTables::Keep)?;
+        }
+        private.attributes.set(first, pages, to)?;
+        Ok(pages)
+    }
+
+    fn check_range(&self, first: Gfn, pages: u64) -> Result<()> {
+        if pages == 0 {
+            return Err(Error::Invalid(Field::Size, 0));
+        }
+        if !self.has_frames(first, pages) {
+            return Err(Error::Invalid(Field::Gfn, first.get()));
+        }
+        Ok(())
+    }
+
+    /// Creates a slot or changes its flags. Its memory is what the guest shares with the host.
+    pub(crate) fn set_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.require_live()?;
+        let last = slot.last()?;
+        if last.get() >= self.mask.bits() {
+            return Err(Error::Invalid(Field::Gpa, last.get()));
+        }
+        if slot.flags.log_dirty {
+            return kvm_ops::unsupported!("a dirty log");
+        }
+        let mut private = self.write_private();
+        if slot.flags.read_only && private.slots.contains_key(&slot.id) {
+            self.zap_slot(&mut private, slot)?;
+        }
+        match &*self.port.read() {
+            Some(port) => port.set_memory_slot(slot)?,
+            None => return Err(Error::WrongState(self.step.get())),
+        }
+        private.slots.insert(slot.id, *slot);
+        Ok(())
+    }
+
+    /// Deletes a slot, and the private memory in it.
+    pub(crate) fn delete_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.require_live()?;
+        let mut private = self.write_private();
+        let Some(known) = private.slots.get(&slot.id).copied() else {
+            return Err(Error::NotFound(Field::Slot, slot.id.0.into()));
+        };
+        self.zap_slot(&mut private, &known)?;
+        match &*self.port.read() {
+            Some(port) => port.delete_memory_slot(&known)?,
+            None => return Err(Error::WrongState(self.step.get())),
+        }
+        private.slots.remove(&slot.id);
+        Ok(())
+    }
+
+    fn zap_slot(&self, private: &mut Private, slot: &MemSlot) -> Result<()> {
+        let first = Gfn::containing(slot.gpa);
+        let pages = slot.bytes() / PAGE_SIZE;
+        private
+            .mirror
+            .zap(self, first, pages, EmptyTables::Free)
+            .map(drop)
+    }
+}
+
+/// What a look under the reader's lock found.
+enum Found {
+    Fault(Fault),
+    /// A blocked entry, which only a writer may touch.
+    Blocked,
+}

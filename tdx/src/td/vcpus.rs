@@ -1,0 +1,61 @@
+//! Creation of vCPUs: TDH.VP.CREATE, TDH.VP.ADDCX for the other pages, TDH.VP.INIT.
+
+use alloc::collections::btree_map::Entry;
+use alloc::sync::Arc;
+
+use kvm_ops::{Error, Field, Host, Result, SeamPort, Step, VcpuId};
+
+use super::{Td, Vcpu};
+use crate::seamcall::Calls;
+use crate::vcpu::{Unfinished, VcpuRecord};
+
+/// RCX of the first entry. Firmware that takes its hand-off block by that register is not loaded
+/// through this back end.
+const INITIAL_RCX: u64 = 0;
+
+impl<H: Host> Td<H> {
+    /// Creates a vCPU, or goes on with one whose creation was interrupted. The module gives no page
+    /// of a vCPU back while the TD lives, so what is begun is kept.
+    pub(crate) fn create_vcpu(&self, id: VcpuId) -> Result<Arc<VcpuRecord>> {
+        self.step.get().require(Step::Initialized)?;
+        if id.0 >= self.params.vcpus {
+            return Err(Error::Invalid(Field::Vcpu, id.0.into()));
+        }
+        let calls = self.calls()?;
+        // Held throughout: two threads that create vCPUs would only find the TDR busy.
+        let mut vcpus = self.lock(&self.vcpus);
+        let vcpu = match vcpus.entry(id) {
+            Entry::Occupied(vcpu) => vcpu.into_mut(),
+            Entry::Vacant(place) => {
+                let tdr = self.tdr()?;
+                let tdvpr = self.give(|page| calls.vp_create(page, tdr))?;
+                place.insert(Vcpu::Unfinished(Unfinished { tdvpr, pages: 1 }))
+            }
+        };
+        let Vcpu::Unfinished(unfinished) = vcpu else {
+            return Err(Error::Exists(Field::Vcpu, id.0.into()));
+        };
+        let record = Arc::new(self.finish(&calls, id, unfinished)?);
+        *vcpu = Vcpu::Ready(Arc::clone(&record));
+        Ok(record)
+    }
+
+    fn finish(
+        &self,
+        calls: &Calls<'_, H::Seam>,
+        id: VcpuId,
+        unfinished: &mut Unfinished,
+    ) -> Result<VcpuRecord> {
+        let tdvpr = unfinished.tdvpr;
+        let wanted = self.lock(&self.control).tdvps_pages;
+        while unfinished.pages < wanted {
+            self.give(|page| calls.vp_addcx(page, tdvpr))?;
+            unfinished.pages += 1;
+        }
+        let cpu = self.seam()?.this_cpu();
+        calls
+            .vp_init(cpu, tdvpr, INITIAL_RCX, id.0)
+            .map_err(|failed| self.failed(&failed))?;
+        Ok(VcpuRecord::new(id, tdvpr, cpu))
+    }
+}
