@@ -131,7 +131,7 @@ fn a_confidential_back_end_refuses_to_create_and_says_what_is_missing() {
     let refused = TdxVm::create(&intel, intel.next_vm_id(), &TWO).err();
     assert_eq!(
         refused,
-        Some(Error::Unsupported(Missing::Backend(Tech::Tdx)))
+        Some(Error::Unsupported(Missing::HostTech(Tech::Tdx)))
     );
     for tech in [Tech::Sev, Tech::SevEs, Tech::SevSnp] {
         let refused = SevVm::create(&amd, amd.next_vm_id(), tech, &TWO).err();
