@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{completions, conform, doctor, fleet, man, run};
+use crate::commands::{attest, completions, conform, doctor, fleet, man, measure, run};
 use crate::exit_code;
 
 /// Holds normal and confidential VMs alike, on /dev/kvm or on a software platform
@@ -31,6 +31,8 @@ Examples:
   kvm-ops fleet                             run the built-in fleet
   kvm-ops fleet --show-default > my.toml    a fleet file to start from
   kvm-ops run /usr/share/seabios/bios.bin   boot a firmware image
+  kvm-ops measure tdx OVMF.fd               what a TD of that firmware must attest
+  kvm-ops attest new demo                   an SNP guest's report, to be verified
   kvm-ops conform tdx tests/vectors/tdx     recorded transcripts against the software TDX module";
 
 fn after_help() -> String {
@@ -43,6 +45,8 @@ pub(crate) enum Command {
     Doctor(doctor::Args),
     Run(run::Args),
     Fleet(fleet::Args),
+    Measure(measure::Args),
+    Attest(attest::Args),
     Conform(conform::Args),
     Completions(completions::Args),
     Man(man::Args),

@@ -23,7 +23,8 @@ pub(crate) enum Code {
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    as expected; for `run`: the guest halted, shut down, or ran until the timeout
-  1    the host, a file or the library refused; nothing ran. For `conform`: something differs
+  1    the host, a file or the library refused; nothing ran. For `conform`: something differs;
+       for `attest verify`: a check failed
   2    the command line or the fleet file is wrong; nothing ran
   3    a guest crashed, or ended otherwise than expected
   4    a teardown left something behind

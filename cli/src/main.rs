@@ -31,6 +31,8 @@ fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Run(args) => commands::run::run(args),
         Command::Fleet(args) => commands::fleet::run(args),
+        Command::Measure(args) => commands::measure::run(args),
+        Command::Attest(args) => commands::attest::run(args),
         Command::Conform(args) => commands::conform::run(args),
         Command::Completions(args) => commands::completions::run(args),
         Command::Man(args) => commands::man::run(args),

@@ -6,7 +6,28 @@ use std::process::Stdio;
 
 use common::{program, run};
 
-const COMMANDS: [&str; 5] = ["doctor", "run", "fleet", "completions", "man"];
+const COMMANDS: [&str; 8] = [
+    "doctor",
+    "run",
+    "fleet",
+    "measure",
+    "attest",
+    "conform",
+    "completions",
+    "man",
+];
+
+/// Commands of commands.
+const NESTED: [[&str; 2]; 8] = [
+    ["measure", "tdx"],
+    ["measure", "sev"],
+    ["measure", "seves"],
+    ["measure", "snp"],
+    ["attest", "new"],
+    ["attest", "verify"],
+    ["conform", "tdx"],
+    ["conform", "sev"],
+];
 
 #[test]
 fn every_command_has_a_help_with_examples() {
@@ -18,6 +39,29 @@ fn every_command_has_a_help_with_examples() {
             assert!(ran.out.contains("Examples:"), "{command}: {}", ran.out);
         }
     }
+}
+
+#[test]
+fn every_command_of_a_command_has_a_help_and_a_manual_page() {
+    let directory = tempfile::tempdir().unwrap();
+    let into = directory.path().to_str().unwrap();
+    assert_eq!(run(&["man", "--into", into]).code, Some(0));
+    for [command, nested] in NESTED {
+        let ran = run(&[command, nested, "--help"]);
+        assert_eq!(ran.code, Some(0), "{command} {nested}");
+        let usage = format!("Usage: kvm-ops {command} {nested}");
+        assert!(ran.out.contains(&usage), "{}", ran.out);
+        let page = directory
+            .path()
+            .join(format!("kvm-ops-{command}-{nested}.1"));
+        assert!(std::fs::read_to_string(page).unwrap().contains(".SH NAME"));
+    }
+    let pages = std::fs::read_dir(directory.path()).unwrap().count();
+    assert_eq!(
+        pages,
+        1 + COMMANDS.len() + NESTED.len(),
+        "a page for each, and no other"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
@@ -19,7 +19,7 @@ Examples:
   kvm-ops man | man -l -
   kvm-ops man --into ~/.local/share/man/man1")]
 pub(crate) struct Args {
-    /// Write kvm-ops.1, kvm-ops-run.1 and so on into this directory, which must exist
+    /// Write kvm-ops.1, kvm-ops-run.1, kvm-ops-measure-snp.1 and so on into this directory, which must exist
     #[arg(long, value_name = "DIR")]
     into: Option<PathBuf>,
 }
@@ -32,12 +32,19 @@ pub(crate) fn run(args: &Args) -> Outcome {
         io::stdout().lock().write_all(&page(&command)?)?;
         return Ok(Code::Fine);
     };
-    for command in std::iter::once(&command).chain(command.get_subcommands()) {
-        let path = directory.join(Man::new(command.clone()).get_filename());
-        fs::write(&path, page(command)?)
-            .map_err(|error| Failure::because(format!("cannot write {}", path.display()), error))?;
-    }
+    write_pages(directory, &command)?;
     Ok(Code::Fine)
+}
+
+/// The page of a command and those of its subcommands.
+fn write_pages(directory: &Path, command: &Command) -> Result<(), Failure> {
+    let path = directory.join(Man::new(command.clone()).get_filename());
+    fs::write(&path, page(command)?)
+        .map_err(|error| Failure::because(format!("cannot write {}", path.display()), error))?;
+    command
+        .get_subcommands()
+        .filter(|command| command.get_name() != "help")
+        .try_for_each(|command| write_pages(directory, command))
 }
 
 /// The page of one command. Its examples and tables keep their lines, which the sections that

@@ -1,9 +1,11 @@
 //! One file a command. A command takes its arguments, says what it has to say on standard output,
 //! and returns the exit code.
 
+pub(crate) mod attest;
 pub(crate) mod completions;
 pub(crate) mod conform;
 pub(crate) mod doctor;
 pub(crate) mod fleet;
 pub(crate) mod man;
+pub(crate) mod measure;
 pub(crate) mod run;

@@ -36,7 +36,8 @@ pub(crate) fn table(header: &[&str]) -> Table {
     table
 }
 
-fn finish(mut table: Table) -> String {
+/// The table as text, without spaces at the ends of lines.
+pub(crate) fn finish(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }

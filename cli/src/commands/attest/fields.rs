@@ -1,0 +1,151 @@
+//! What a report says, field by field.
+
+use soft_amd_sp::TcbVersion;
+use soft_amd_sp::attestation::{Report, SigningKey};
+use soft_amd_sp::snp_policy as policy;
+
+/// A field: its name, its value, and what the value means where that is not plain.
+pub(super) struct Field {
+    pub(super) name: &'static str,
+    pub(super) value: String,
+    pub(super) meaning: String,
+}
+
+/// Bits of the policy (SNP firmware ABI, guest policy).
+const POLICY: [(u64, &str); 9] = [
+    (policy::SMT, "SMT"),
+    (policy::MIGRATE_MA, "migration agent"),
+    (policy::DEBUG, "debugging"),
+    (policy::SINGLE_SOCKET, "one socket only"),
+    (policy::CXL_ALLOW, "CXL memory"),
+    (policy::MEM_AES_256_XTS, "needs AES-256-XTS"),
+    (policy::RAPL_DIS, "needs RAPL off"),
+    (policy::CIPHERTEXT_HIDING_DRAM, "needs ciphertext hiding"),
+    (policy::PAGE_SWAP_DISABLE, "no page swapping"),
+];
+
+/// Bits of the platform information.
+const PLATFORM: [(u64, &str); 6] = [
+    (1, "SMT"),
+    (1 << 1, "TSME"),
+    (1 << 2, "ECC"),
+    (1 << 3, "RAPL off"),
+    (1 << 4, "ciphertext hiding"),
+    (1 << 5, "aliases checked"),
+];
+
+fn bits(value: u64, names: &[(u64, &str)]) -> Vec<String> {
+    names
+        .iter()
+        .filter(|(bit, _)| value & bit != 0)
+        .map(|(_, name)| (*name).to_owned())
+        .collect()
+}
+
+fn tcb(version: TcbVersion) -> String {
+    let [boot_loader, tee, .., snp, microcode] = version.0.to_le_bytes();
+    format!("boot loader {boot_loader}, TEE {tee}, SNP {snp}, microcode {microcode}")
+}
+
+fn version((major, minor, build): (u8, u8, u8)) -> String {
+    format!("{major}.{minor} build {build}")
+}
+
+fn yes(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
+}
+
+/// Every field in the order of the report.
+pub(super) fn of(report: &Report) -> Vec<Field> {
+    let mut fields = Vec::new();
+    let mut add = |name, value: String, meaning: String| {
+        fields.push(Field {
+            name,
+            value,
+            meaning,
+        });
+    };
+    let none = String::new;
+    let mut allowed = vec![format!(
+        "needs ABI {}.{}",
+        report.policy >> 8 & 0xff,
+        report.policy & 0xff
+    )];
+    allowed.extend(bits(report.policy, &POLICY));
+    let key = match report.signing_key {
+        SigningKey::Vcek => "VCEK, the chip's".to_owned(),
+        SigningKey::Vlek => "VLEK, the provider's".to_owned(),
+        SigningKey::None => "none".to_owned(),
+        SigningKey::Other(number) => format!("number {number}"),
+    };
+    add("version", report.version.to_string(), none());
+    add("guest svn", report.guest_svn.to_string(), none());
+    add(
+        "policy",
+        format!("{:#x}", report.policy),
+        allowed.join(", "),
+    );
+    add("family id", hex::encode(report.family_id), none());
+    add("image id", hex::encode(report.image_id), none());
+    add("vmpl", report.vmpl.to_string(), none());
+    add(
+        "current tcb",
+        format!("{:#x}", report.current_tcb.0),
+        tcb(report.current_tcb),
+    );
+    add(
+        "platform info",
+        format!("{:#x}", report.platform_info),
+        bits(report.platform_info, &PLATFORM).join(", "),
+    );
+    add("author key", yes(report.author_key_enabled), none());
+    add("mask chip key", yes(report.mask_chip_key), none());
+    add("signing key", key, none());
+    add("report data", hex::encode(report.report_data), none());
+    add("measurement", hex::encode(report.measurement), none());
+    add("host data", hex::encode(report.host_data), none());
+    add("id key digest", hex::encode(report.id_key_digest), none());
+    add(
+        "author key digest",
+        hex::encode(report.author_key_digest),
+        none(),
+    );
+    add("report id", hex::encode(report.report_id), none());
+    let agent = if report.report_id_ma == [0xff; 32] {
+        "no migration agent"
+    } else {
+        ""
+    };
+    add(
+        "report id ma",
+        hex::encode(report.report_id_ma),
+        agent.to_owned(),
+    );
+    add(
+        "reported tcb",
+        format!("{:#x}", report.reported_tcb.0),
+        tcb(report.reported_tcb),
+    );
+    if let Some((family, model, stepping)) = report.cpuid_fms {
+        let value = format!("family {family:#x}, model {model:#x}, stepping {stepping:#x}");
+        add("processor", value, none());
+    }
+    add("chip id", hex::encode(report.chip_id), none());
+    add(
+        "committed tcb",
+        format!("{:#x}", report.committed_tcb.0),
+        tcb(report.committed_tcb),
+    );
+    add("current version", version(report.current_version), none());
+    add(
+        "committed version",
+        version(report.committed_version),
+        none(),
+    );
+    add(
+        "launch tcb",
+        format!("{:#x}", report.launch_tcb.0),
+        tcb(report.launch_tcb),
+    );
+    fields
+}

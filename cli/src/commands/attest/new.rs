@@ -1,0 +1,212 @@
+//! `kvm-ops attest new`: a guest that asks for its report.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use soft_amd_sp::measure::{InitialVmsa, PageInfo, PageType, SnpDigest, VMSA_GPA, Vmm};
+use soft_amd_sp::message::GuestChannel;
+use soft_amd_sp::{Command, CommandBuffer, GuestPage, Platform, RmpUpdate};
+
+use super::{NewArgs, files};
+use crate::exit_code::Code;
+use crate::failure::{Failure, Outcome};
+use crate::term;
+
+/// Where things lie in the platform's memory.
+const GCTX: u64 = 0x1000;
+const REQUEST: u64 = 0x2000;
+const RESPONSE: u64 = 0x3000;
+const PAGES: u64 = 0x10_0000;
+
+const ASID: u32 = 1;
+/// SMT is allowed and the bit that must be set is; debugging is not.
+const POLICY: u64 = soft_amd_sp::snp_policy::SMT | soft_amd_sp::snp_policy::RESERVED_ONE;
+const SECRETS_GPA: u64 = 0x8000;
+/// EPYC-v4.
+const VCPU_SIG: u32 = 0x80_0f12;
+
+/// A page of the guest.
+struct Page {
+    gpa: u64,
+    page_type: PageType,
+    contents: Box<[u8; 4096]>,
+}
+
+pub(super) fn run(args: &NewArgs) -> Outcome {
+    let directory = &args.directory;
+    let Evidence {
+        report,
+        chain,
+        measurement,
+    } = launch(&args.report_data.0)?;
+    fs::create_dir_all(directory).map_err(|error| {
+        Failure::because(format!("cannot create {}", directory.display()), error)
+    })?;
+    let digest = format!("{}\n", hex::encode(measurement));
+    let contents: [(&str, &[u8]); 3] = [
+        (files::REPORT, &report),
+        (files::CHAIN, &chain),
+        (files::MEASUREMENT, digest.as_bytes()),
+    ];
+    for (name, bytes) in contents {
+        write_new(&directory.join(name), bytes)?;
+    }
+    term::say(format!(
+        "{}: a report of {} bytes, its chain of certificates, and the measurement that it must \
+         have:\n{}",
+        directory.display(),
+        report.len(),
+        digest.trim_end(),
+    ))?;
+    Ok(Code::Fine)
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes))
+        .map_err(|error| {
+            let exists = error.kind() == std::io::ErrorKind::AlreadyExists;
+            let failure = Failure::because(format!("cannot write {}", path.display()), error);
+            if exists {
+                failure.hint("name another directory, or remove the file")
+            } else {
+                failure
+            }
+        })
+}
+
+/// What the guest consists of: a page of code, one of zeros, its secrets and its vCPU.
+fn pages() -> Vec<Page> {
+    let page = |gpa, page_type, contents| Page {
+        gpa,
+        page_type,
+        contents,
+    };
+    // Stops a processor, over and over.
+    let mut code = Box::new([0xf4; 4096]);
+    code[4094..].copy_from_slice(b"\xeb\xfc");
+    let vmsa = InitialVmsa {
+        eip: 0xffff_fff0,
+        vcpu_sig: VCPU_SIG,
+        sev_features: 1,
+        vmm: Vmm::Qemu,
+    };
+    vec![
+        page(0xffff_f000, PageType::Normal, code),
+        page(0x7000, PageType::Zero, Box::new([0; 4096])),
+        page(SECRETS_GPA, PageType::Secrets, Box::new([0; 4096])),
+        page(VMSA_GPA, PageType::Vmsa, vmsa.page()),
+    ]
+}
+
+fn failed(what: &str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
+    Failure::because(format!("the software AMD SP refuses {what}"), error)
+}
+
+/// Runs a command of the firmware.
+fn command(platform: &Platform, mut buffer: CommandBuffer) -> Result<(), Failure> {
+    let command = buffer.command();
+    platform
+        .run(&mut buffer)
+        .ok()
+        .map_err(|status| failed(&command.to_string(), status))
+}
+
+fn on_guest(command: Command) -> CommandBuffer {
+    CommandBuffer::new(command).with("gctx_paddr", GCTX)
+}
+
+/// A platform with SNP switched on, in the order that the firmware demands.
+fn platform() -> Result<Platform, Failure> {
+    let platform = Platform::builder()
+        .memory(4 << 20)
+        .build()
+        .map_err(|error| Failure::because("the software AMD SP cannot be built", error))?;
+    platform.enable_snp_all();
+    command(&platform, CommandBuffer::new(Command::SNP_INIT))?;
+    platform.wbinvd_all();
+    command(&platform, CommandBuffer::new(Command::SNP_DF_FLUSH))?;
+    Ok(platform)
+}
+
+/// What a verifier needs.
+struct Evidence {
+    report: Vec<u8>,
+    chain: Vec<u8>,
+    /// Computed beside the launch, not by the platform.
+    measurement: [u8; 48],
+}
+
+/// Launches the guest, which asks for its report.
+fn launch(report_data: &[u8; 64]) -> Result<Evidence, Failure> {
+    let platform = platform()?;
+    let rmpupdate = |spa, new: &RmpUpdate| {
+        platform
+            .rmpupdate(spa, new)
+            .map_err(|error| failed("RMPUPDATE", error))
+    };
+    rmpupdate(GCTX, &RmpUpdate::firmware())?;
+    command(&platform, on_guest(Command::SNP_GCTX_CREATE))?;
+    command(
+        &platform,
+        on_guest(Command::SNP_LAUNCH_START).with("policy", POLICY),
+    )?;
+    command(
+        &platform,
+        on_guest(Command::SNP_ACTIVATE).with("asid", ASID.into()),
+    )?;
+
+    let mut measurement = SnpDigest::new();
+    let mut secrets = None;
+    for (page, spa) in pages().iter().zip((PAGES..).step_by(4096)) {
+        platform
+            .host_write(spa, &page.contents[..])
+            .map_err(|error| failed("a write", error))?;
+        rmpupdate(spa, &RmpUpdate::pre_guest(ASID, page.gpa))?;
+        let update = on_guest(Command::SNP_LAUNCH_UPDATE)
+            .with("flags", (page.page_type as u64) << 1)
+            .with("address", spa);
+        command(&platform, update)?;
+        measurement.add_page(&PageInfo::new(page.page_type, page.gpa), &page.contents);
+        if page.page_type == PageType::Secrets {
+            secrets = Some(spa);
+        }
+    }
+    command(&platform, on_guest(Command::SNP_LAUNCH_FINISH))?;
+
+    let mut page = [0; 4096];
+    let secrets = GuestPage::new(ASID, SECRETS_GPA, secrets.unwrap_or_default());
+    platform
+        .guest_read(&secrets, &mut page)
+        .map_err(|error| failed("the guest its secrets page", error))?;
+    let mut channel = GuestChannel::from_secrets_page(&page, 0)
+        .ok_or_else(|| Failure::new("the guest has no key for messages"))?;
+    let talk = |error| {
+        Failure::because(
+            "the guest and the AMD SP do not understand each other",
+            error,
+        )
+    };
+    let request = channel.report_request(report_data, 0).map_err(talk)?;
+    platform
+        .host_write(REQUEST, &request)
+        .map_err(|error| failed("a write", error))?;
+    rmpupdate(RESPONSE, &RmpUpdate::firmware())?;
+    let carry = on_guest(Command::SNP_GUEST_REQUEST)
+        .with("req_paddr", REQUEST)
+        .with("res_paddr", RESPONSE);
+    command(&platform, carry)?;
+    platform
+        .host_read(RESPONSE, &mut page)
+        .map_err(|error| failed("a read", error))?;
+    let (_, report) = channel.open_report(&page).map_err(talk)?;
+    Ok(Evidence {
+        report,
+        chain: platform.cert_chain().to_bytes(),
+        measurement: measurement.value(),
+    })
+}
