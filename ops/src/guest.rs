@@ -75,6 +75,22 @@ pub enum Action<'a> {
         /// Its arguments.
         args: [u64; 4],
     },
+    /// TDG.VP.VMCALL of a sub-function (GHCI). Answered by [`Outcome::Values`]: R10, the status,
+    /// and R11 to R15.
+    Tdvmcall {
+        /// The sub-function, in R11.
+        leaf: u64,
+        /// R12 to R15.
+        args: [u64; 4],
+    },
+    /// Any other TDCALL. Answered by [`Outcome::Values`]: RAX, the status, then RCX, RDX, R8, R9
+    /// and R10.
+    Tdcall {
+        /// The leaf, in RAX.
+        leaf: u64,
+        /// RCX, RDX, R8 and R9.
+        args: [u64; 4],
+    },
     /// Waits for an interrupt.
     Halt,
     /// Is done: the vCPU shuts down.
@@ -98,6 +114,8 @@ pub enum Outcome<'a> {
     Data(&'a [u8]),
     /// It is done; this was answered.
     Value(u64),
+    /// It is done; these registers were answered.
+    Values([u64; 6]),
     /// It did not happen.
     Fault(GuestFault),
     /// An interrupt of this vector ended the [`Action::Halt`].
@@ -193,6 +211,8 @@ enum Owned {
     Unshare { gpa: Gpa, pages: u64 },
     Accept { gpa: Gpa, level: Level },
     Hypercall { nr: u64, args: [u64; 4] },
+    Tdvmcall { leaf: u64, args: [u64; 4] },
+    Tdcall { leaf: u64, args: [u64; 4] },
     Halt,
 }
 
@@ -262,6 +282,16 @@ impl Script {
         self.then(Owned::Hypercall { nr, args })
     }
 
+    /// TDG.VP.VMCALL of a sub-function.
+    pub fn tdvmcall(self, leaf: u64, args: [u64; 4]) -> Self {
+        self.then(Owned::Tdvmcall { leaf, args })
+    }
+
+    /// Any other TDCALL.
+    pub fn tdcall(self, leaf: u64, args: [u64; 4]) -> Self {
+        self.then(Owned::Tdcall { leaf, args })
+    }
+
     /// Waits for an interrupt.
     pub fn halt(self) -> Self {
         self.then(Owned::Halt)
@@ -304,6 +334,14 @@ impl GuestProgram for Script {
             },
             Owned::Hypercall { nr, args } => Action::Hypercall {
                 nr: *nr,
+                args: *args,
+            },
+            Owned::Tdvmcall { leaf, args } => Action::Tdvmcall {
+                leaf: *leaf,
+                args: *args,
+            },
+            Owned::Tdcall { leaf, args } => Action::Tdcall {
+                leaf: *leaf,
                 args: *args,
             },
             Owned::Halt => Action::Halt,

@@ -129,6 +129,19 @@ pub trait VmPort: Send + Sync + 'static {
         crate::unsupported!("load_td_program")
     }
 
+    /// Takes frames out of what the accesses of a confidential VM reach as shared memory, or puts
+    /// them back. All frames are shared at first. An access to one that is not leaves the guest as
+    /// a violation of a shared address, even where a slot is. When it returns, no vCPU uses the old
+    /// state.
+    ///
+    /// # Errors
+    /// What the system answers. A machine whose shared tables the caller does not govern has
+    /// nothing to do.
+    fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
+        let _ = (first, pages, shared);
+        Ok(())
+    }
+
     /// Binds the VM to an ASID (the ASID field of its VMCBs): from the next entry on, accesses with
     /// the C-bit go through that ASID's key. `None` takes the binding back.
     ///
@@ -206,6 +219,9 @@ pub trait NestedFaults: Send + Sync {
 pub struct SeamRegs {
     pub rcx: u64,
     pub rdx: u64,
+    pub rbx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
     pub r8: u64,
     pub r9: u64,
     pub r10: u64,

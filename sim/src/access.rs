@@ -15,6 +15,9 @@ pub(crate) enum Piece {
     Memory(usize),
     /// So many bytes must leave as MMIO.
     Mmio(usize),
+    /// The frame is private: a shared access to it is a violation. Only in a confidential VM.
+    #[cfg_attr(not(any(feature = "tdx", feature = "sev")), allow(dead_code))]
+    NotShared,
 }
 
 /// What to do with memory.
@@ -54,7 +57,11 @@ pub(crate) fn first_piece(vm: &VmInner, gpa: Gpa, copy: Copy<'_>) -> Piece {
             }
         }
         // Once resolved, another thread may zap the entry again before the copy: walk anew.
-        if vm.write().resolve(gfn, write).is_none() {
+        let mut memory = vm.write();
+        if memory.is_private(gfn) {
+            return Piece::NotShared;
+        }
+        if memory.resolve(gfn, write).is_none() {
             return Piece::Mmio(len.min(MMIO_BYTES));
         }
     }

@@ -1,4 +1,5 @@
-//! The machine: a vendor, and a count of what lives on it.
+//! The machine: a vendor, a count of what lives on it, and the software platform for confidential
+//! VMs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,6 +9,9 @@ use kvm_ops::{Host, Missing, NoPort, Result, Tech, Vendor, VmId, VmIds, VmParams
 use crate::SimVm;
 
 /// A software platform. Each value is a machine of its own; clones are handles to it.
+///
+/// The software TDX module and the software AMD SP come up when they are first asked for, so a
+/// machine that holds normal VMs only does not pay for them.
 #[derive(Clone, Debug)]
 pub struct SimHost {
     machine: Arc<Machine>,
@@ -15,19 +19,27 @@ pub struct SimHost {
 
 #[derive(Debug)]
 pub(crate) struct Machine {
-    vendor: Vendor,
+    pub(crate) vendor: Vendor,
     ids: VmIds,
     live_vms: AtomicUsize,
+    /// The TDX machine; `None` inside where its module does not come up.
+    #[cfg(feature = "tdx")]
+    pub(crate) tdx: std::sync::OnceLock<Option<crate::tdx::Tdx>>,
 }
 
 impl SimHost {
     /// A machine with that vendor's processors.
     pub fn new(vendor: Vendor) -> Self {
-        let machine = Machine {
-            vendor,
-            ids: VmIds::new(),
-            live_vms: AtomicUsize::new(0),
-        };
+        Self::from_machine(Machine::new(vendor))
+    }
+
+    /// A machine whose software platform is given.
+    #[cfg(any(feature = "tdx", feature = "sev"))]
+    pub fn builder(vendor: Vendor) -> crate::SimHostBuilder {
+        crate::SimHostBuilder::new(vendor)
+    }
+
+    pub(crate) fn from_machine(machine: Machine) -> Self {
         Self {
             machine: Arc::new(machine),
         }
@@ -37,9 +49,43 @@ impl SimHost {
     pub fn live_vms(&self) -> usize {
         self.machine.live_vms.load(Ordering::Acquire)
     }
+
+    /// The software TDX module below, for faults, traces and counts. `None` on AMD.
+    #[cfg(feature = "tdx")]
+    pub fn tdx_platform(&self) -> Option<&Arc<soft_tdx_module::Platform>> {
+        self.machine.tdx().map(|tdx| &tdx.platform)
+    }
 }
 
 impl Machine {
+    pub(crate) fn new(vendor: Vendor) -> Self {
+        Self {
+            vendor,
+            ids: VmIds::new(),
+            live_vms: AtomicUsize::new(0),
+            #[cfg(feature = "tdx")]
+            tdx: std::sync::OnceLock::new(),
+        }
+    }
+
+    #[cfg(feature = "tdx")]
+    pub(crate) fn tdx(&self) -> Option<&crate::tdx::Tdx> {
+        use crate::tdx::Tdx;
+        if self.vendor != Vendor::Intel {
+            return None;
+        }
+        let up = || Tdx::up(Tdx::default_machine()).ok();
+        self.tdx.get_or_init(up).as_ref()
+    }
+
+    fn offers(&self, tech: Tech) -> bool {
+        match tech {
+            #[cfg(feature = "tdx")]
+            Tech::Tdx => self.tdx().is_some(),
+            _ => tech == Tech::normal(self.vendor),
+        }
+    }
+
     pub(crate) fn vm_created(&self) {
         self.live_vms.fetch_add(1, Ordering::AcqRel);
     }
@@ -51,8 +97,14 @@ impl Machine {
 
 impl Host for SimHost {
     type Vm = SimVm;
+    #[cfg(feature = "tdx")]
+    type Seam = crate::SoftSeam;
+    #[cfg(not(feature = "tdx"))]
     type Seam = NoPort;
     type Psp = NoPort;
+    #[cfg(any(feature = "tdx", feature = "sev"))]
+    type Pages = crate::SoftPages;
+    #[cfg(not(any(feature = "tdx", feature = "sev")))]
     type Pages = NoPort;
 
     fn name(&self) -> &'static str {
@@ -69,9 +121,22 @@ impl Host for SimHost {
 
     fn create_vm(&self, tech: Tech, params: &VmParams) -> Result<SimVm> {
         params.validate()?;
-        if tech != Tech::normal(self.machine.vendor) {
+        if !self.machine.offers(tech) {
             return Err(kvm_ops::Error::Unsupported(Missing::HostTech(tech)));
         }
-        Ok(SimVm::new(Arc::clone(&self.machine), params.clone()))
+        Ok(SimVm::new(Arc::clone(&self.machine), tech, params.clone()))
+    }
+
+    #[cfg(feature = "tdx")]
+    fn seam(&self) -> Option<&Self::Seam> {
+        self.machine.tdx().map(|tdx| &tdx.seam)
+    }
+
+    fn pages(&self) -> Option<&Self::Pages> {
+        #[cfg(feature = "tdx")]
+        if let Some(tdx) = self.machine.tdx() {
+            return Some(&tdx.pages);
+        }
+        None
     }
 }

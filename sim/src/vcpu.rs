@@ -192,6 +192,11 @@ impl SimVcpu {
             };
             match first_piece(&self.vm, at, piece) {
                 Piece::Memory(bytes) => done += bytes,
+                // A normal VM has no private frames.
+                Piece::NotShared => {
+                    let fault = GuestFault::Integrity(at);
+                    return Next::Go(State::Tell(Told::Fault(fault)));
+                }
                 Piece::Mmio(mmio) => {
                     let state = State::Access {
                         write,

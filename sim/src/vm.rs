@@ -1,20 +1,22 @@
-//! A normal VM: slots, the second-level table, and its vCPUs' mailboxes.
+//! A VM: slots, the second-level table, and its vCPUs' mailboxes. Of a confidential VM this is what
+//! it shares with the host.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kvm_ops::{
-    Error, Field, Gfn, Gpa, Irqchip, Level, MemSlot, PAGE_SIZE, Result, SlotId, VcpuId, VmParams,
-    VmPort,
+    Error, Field, Gfn, Gpa, Irqchip, Level, MemSlot, PAGE_SIZE, Result, SlotId, Tech, VcpuId,
+    VmParams, VmPort,
 };
 
+use crate::frame_set::FrameSet;
 use crate::host::Machine;
 use crate::irq::Wake;
 use crate::table::{GPA_BITS, Mapping, Table};
 use crate::{SimVcpu, TableStats};
 
-/// A normal VM of the software platform. Clones of its handle live in its vCPUs.
+/// A VM of the software platform: a normal one, or what a confidential one shares with the host. Clones of its handle live in its vCPUs.
 pub struct SimVm {
     inner: Arc<VmInner>,
 }
@@ -22,6 +24,7 @@ pub struct SimVm {
 /// What the VM and its vCPUs share.
 pub(crate) struct VmInner {
     machine: Arc<Machine>,
+    pub(crate) tech: Tech,
     params: VmParams,
     /// One lock for slots and table: an access holds it shared while it copies, so a deleted slot
     /// is out of use when the deletion returns.
@@ -32,21 +35,25 @@ pub(crate) struct VmInner {
 pub(crate) struct Memory {
     slots: BTreeMap<SlotId, MemSlot>,
     dirty: BTreeMap<SlotId, Vec<u64>>,
+    /// Frames of a confidential VM that it does not share with the host.
+    private: FrameSet,
     table: Table,
 }
 
 impl SimVm {
-    pub(crate) fn new(machine: Arc<Machine>, params: VmParams) -> Self {
+    pub(crate) fn new(machine: Arc<Machine>, tech: Tech, params: VmParams) -> Self {
         machine.vm_created();
         let memory = Memory {
             slots: BTreeMap::new(),
             dirty: BTreeMap::new(),
+            private: FrameSet::default(),
             table: Table::new(),
         };
         let vcpus = Mutex::new(BTreeMap::new());
         Self {
             inner: Arc::new(VmInner {
                 machine,
+                tech,
                 params,
                 memory: RwLock::new(memory),
                 vcpus,
@@ -63,6 +70,19 @@ impl SimVm {
 impl VmInner {
     pub(crate) fn irqchip(&self) -> Irqchip {
         self.params.irqchip
+    }
+
+    fn vcpus(&self) -> MutexGuard<'_, BTreeMap<VcpuId, Arc<Wake>>> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mailbox of a TD vCPU. It is there from its first use on: the vCPU itself is firmware's.
+    #[cfg(feature = "tdx")]
+    fn td_wake(&self, vcpu: VcpuId) -> Result<Arc<Wake>> {
+        if vcpu.0 >= self.params.vcpus {
+            return Err(Error::NotFound(Field::Vcpu, vcpu.0.into()));
+        }
+        Ok(Arc::clone(self.vcpus().entry(vcpu).or_default()))
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Memory> {
@@ -83,6 +103,10 @@ impl Drop for VmInner {
 impl Memory {
     pub(crate) fn lookup(&self, gfn: Gfn) -> Option<Mapping> {
         self.table.lookup(gfn)
+    }
+
+    pub(crate) fn is_private(&self, gfn: Gfn) -> bool {
+        self.private.contains(gfn.get())
     }
 
     /// Resolves a violation from the slots. `None` means MMIO: no slot is there, or the write goes
@@ -152,11 +176,7 @@ impl VmPort for SimVm {
         if id.0 >= self.inner.params.vcpus {
             return Err(Error::Invalid(Field::Vcpu, id.0.into()));
         }
-        let mut vcpus = self
-            .inner
-            .vcpus
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut vcpus = self.inner.vcpus();
         if vcpus.contains_key(&id) {
             return Err(Error::Exists(Field::Vcpu, id.0.into()));
         }
@@ -237,15 +257,46 @@ impl VmPort for SimVm {
     }
 
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
-        let vcpus = self
-            .inner
-            .vcpus
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let wake = vcpus
-            .get(&vcpu)
-            .ok_or(Error::NotFound(Field::Vcpu, vcpu.0.into()))?;
+        let wake = match self.inner.tech {
+            #[cfg(feature = "tdx")]
+            Tech::Tdx => self.inner.td_wake(vcpu)?,
+            _ => {
+                let vcpus = self.inner.vcpus();
+                let wake = vcpus.get(&vcpu);
+                Arc::clone(wake.ok_or(Error::NotFound(Field::Vcpu, vcpu.0.into()))?)
+            }
+        };
         wake.post(vector);
+        Ok(())
+    }
+
+    fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
+        let mut memory = self.inner.write();
+        if shared {
+            memory.private.remove(first.get(), pages);
+        } else {
+            memory.private.insert(first.get(), pages);
+            memory.table.zap(first, pages);
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "tdx")]
+    fn load_td_program(
+        &self,
+        vcpu: VcpuId,
+        tdvpr: kvm_ops::Hpa,
+        mask: kvm_ops::SharedMask,
+        program: Box<dyn kvm_ops::guest::GuestProgram>,
+    ) -> Result<()> {
+        let VmInner { machine, tech, .. } = &*self.inner;
+        let (Some(tdx), Tech::Tdx) = (machine.tdx(), tech) else {
+            return kvm_ops::unsupported!("load_td_program");
+        };
+        let wake = self.inner.td_wake(vcpu)?;
+        let program = crate::tdx::TdProgram::new(program, vcpu, mask, &self.inner, wake)
+            .ok_or(Error::Invalid(Field::Gpa, mask.bits()))?;
+        tdx.platform.set_guest(tdvpr.get(), program);
         Ok(())
     }
 

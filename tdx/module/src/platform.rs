@@ -320,6 +320,13 @@ impl Platform {
         }
     }
 
+    /// Whether a processor exists and is not offline.
+    #[must_use]
+    pub fn is_online(&self, lp: usize) -> bool {
+        let online = |this: &Lp| !this.offline.load(Ordering::Acquire);
+        self.lps.get(lp).is_some_and(online)
+    }
+
     fn host_access(&self, pa: u64, len: usize) -> Result<u64, MemoryError> {
         let keyid = self.cfg.keyid_of(pa);
         if self.cfg.is_private_hkid(keyid) {

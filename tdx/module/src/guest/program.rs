@@ -29,6 +29,9 @@ pub enum GuestOp {
     Tdcall(Regs),
     /// An instruction that exits, by its exit reason: CPUID, HLT, I/O, MSR access, ...
     Instruction(VmExit),
+    /// An exit of which the program decides anew how to go on: unlike an instruction, it is not executed again
+    /// by itself. For a program that walks the shared EPT of its host, whose violations only it knows of.
+    Fault(VmExit),
     /// An instruction without effect outside the processor.
     Nop,
 }

@@ -168,6 +168,10 @@ impl Platform {
             GuestOp::Instruction(exit) => {
                 self.run_event(lp, slot, GuestEvent::Exit(exit), Some(op))
             }
+            GuestOp::Fault(exit) => {
+                slot.last = Some(Outcome::Done);
+                self.run_event(lp, slot, GuestEvent::Exit(exit), None)
+            }
             GuestOp::Nop => {
                 slot.advance += INSTRUCTION_LENGTH;
                 slot.last = Some(Outcome::Done);

@@ -1,0 +1,97 @@
+//! Trust domains: the software TDX module below the ports.
+
+mod cpus;
+mod program;
+mod seam;
+
+pub(crate) use program::TdProgram;
+pub use seam::SoftSeam;
+
+use std::sync::Arc;
+
+use kvm_ops::{Hpa, Result};
+use soft_tdx_module::{Platform, PlatformBuilder, Range, Tdmr};
+
+use crate::BuildError;
+use crate::frames::Frames;
+use crate::pages::{HostMemory, SoftPages, no_memory_at};
+
+/// Guest operations between two timer interrupts, of a machine that is not built otherwise. A kick
+/// that another guest on the same processor took is noticed after that many.
+const STEPS_PER_ENTRY: u32 = 1 << 14;
+
+/// A software TDX machine that is up.
+#[derive(Debug)]
+pub(crate) struct Tdx {
+    pub(crate) platform: Arc<Platform>,
+    pub(crate) seam: SoftSeam,
+    pub(crate) pages: SoftPages,
+}
+
+impl Tdx {
+    /// Builds the machine and brings its module up.
+    pub(crate) fn up(builder: PlatformBuilder) -> Result<Self, BuildError> {
+        let platform = Arc::new(builder.build().map_err(BuildError::Tdx)?);
+        platform.bring_up().map_err(BuildError::TdxBringUp)?;
+        let tdmrs = &platform.config().tdmrs;
+        let frames = Frames::new(tdmrs.iter().flat_map(usable));
+        Ok(Self {
+            seam: SoftSeam::new(Arc::clone(&platform)),
+            pages: SoftPages::new(frames, Memory(Arc::clone(&platform))),
+            platform,
+        })
+    }
+
+    pub(crate) fn default_machine() -> PlatformBuilder {
+        Platform::builder().guest_steps_per_entry(STEPS_PER_ENTRY)
+    }
+}
+
+/// What lies between the reserved areas of a TDMR, in frames.
+fn usable(tdmr: &Tdmr) -> Vec<std::ops::Range<u64>> {
+    let Range { base, .. } = tdmr.range;
+    let mut from = base;
+    let mut ranges = Vec::new();
+    for reserved in &tdmr.reserved {
+        ranges.push(from..base.saturating_add(reserved.base));
+        from = base.saturating_add(reserved.end());
+    }
+    ranges.push(from..tdmr.range.end());
+    ranges
+        .into_iter()
+        .map(|r| r.start.div_ceil(4096)..r.end / 4096)
+        .filter(|r| r.start < r.end)
+        .collect()
+}
+
+struct Memory(Arc<Platform>);
+
+impl HostMemory for Memory {
+    fn write(&self, at: Hpa, data: &[u8]) -> Result<()> {
+        let refused = |_| no_memory_at(at);
+        self.0.write_memory(at.get(), data).map_err(refused)
+    }
+
+    fn read(&self, at: Hpa, data: &mut [u8]) -> Result<()> {
+        let refused = |_| no_memory_at(at);
+        self.0.read_memory(at.get(), data).map_err(refused)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_keep_out_of_the_reserved_areas_of_a_tdmr() {
+        const GIB: u64 = 1 << 30;
+        let mut tdmr = Tdmr::with_pamt_at(Range::new(GIB, GIB), 2 * GIB);
+        assert_eq!(usable(&tdmr), vec![0x4_0000..0x8_0000; 1]);
+        tdmr.reserved = vec![
+            Range::new(0, 0x3000),
+            Range::new(0x10_0000, 0x20_0000),
+            Range::new(GIB - 0x1000, 0x1000),
+        ];
+        assert_eq!(usable(&tdmr), [0x4_0003..0x4_0100, 0x4_0300..0x7_ffff]);
+    }
+}

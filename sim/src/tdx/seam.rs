@@ -1,0 +1,156 @@
+//! The SEAMCALL instruction of a software TDX machine.
+
+use std::sync::Arc;
+
+use kvm_ops::{CpuId, Error, Field, Hkid, Hpa, KeyPool, PackageId, Result, SeamPort, SeamRegs};
+use soft_tdx_module::{LpError, Platform, Regs};
+
+use super::cpus::Cpus;
+
+/// SEAMCALLs of a software TDX module.
+///
+/// Each thread stands on one logical processor of the machine, the one with the fewest others, and
+/// keeps it while it lives. A processor executes for one thread at a time; a thread that waits for
+/// it has a guest that runs there interrupted after a millisecond, so that threads may be more
+/// than processors and no guest keeps another from running.
+///
+/// **A kick ends whatever guest the processor runs**: with two vCPUs on one processor it may end
+/// the other one's run. The one it was meant for then leaves at its next timer interrupt, at most
+/// `guest_steps_per_entry` operations later.
+#[derive(Debug)]
+pub struct SoftSeam {
+    platform: Arc<Platform>,
+    cpus: Arc<Cpus>,
+    keys: KeyPool,
+}
+
+impl SoftSeam {
+    pub(crate) fn new(platform: Arc<Platform>) -> Self {
+        let config = platform.config();
+        Self {
+            cpus: Cpus::new(config.lp_package.len()),
+            keys: KeyPool::new(guest_keys(config.private_hkids, config.global_hkid)),
+            platform,
+        }
+    }
+}
+
+/// The private KeyIDs beside the module's own: Linux gives that one the first, and where it lies
+/// in the middle the longer side is taken.
+fn guest_keys((first, last): (u16, u16), global: u16) -> std::ops::Range<u32> {
+    let (first, end, global) = (u32::from(first), u32::from(last) + 1, u32::from(global));
+    if !(first..end).contains(&global) {
+        return first..end;
+    }
+    let (below, above) = (first..global, global + 1..end);
+    if above.len() >= below.len() {
+        above
+    } else {
+        below
+    }
+}
+
+impl SeamPort for SoftSeam {
+    fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
+        let lp = cpu.0 as usize;
+        let cannot = Error::Invalid(Field::Cpu, cpu.0.into());
+        let mut soft = Regs {
+            rax,
+            rcx: regs.rcx,
+            rdx: regs.rdx,
+            rbx: regs.rbx,
+            rsi: regs.rsi,
+            rdi: regs.rdi,
+            r8: regs.r8,
+            r9: regs.r9,
+            r10: regs.r10,
+            r11: regs.r11,
+            r12: regs.r12,
+            r13: regs.r13,
+            r14: regs.r14,
+            r15: regs.r15,
+            ..Regs::default()
+        };
+        let status = {
+            let interrupt = || self.platform.kick(lp);
+            let _turn = self.cpus.take(lp, interrupt).ok_or(cannot)?;
+            loop {
+                match self.platform.seamcall(lp, &mut soft) {
+                    Ok(status) => break status,
+                    // Someone uses the platform beside this port.
+                    Err(LpError::Busy { .. }) => std::thread::yield_now(),
+                    Err(_) => return Err(cannot),
+                }
+            }
+        };
+        *regs = SeamRegs {
+            rcx: soft.rcx,
+            rdx: soft.rdx,
+            rbx: soft.rbx,
+            rsi: soft.rsi,
+            rdi: soft.rdi,
+            r8: soft.r8,
+            r9: soft.r9,
+            r10: soft.r10,
+            r11: soft.r11,
+            r12: soft.r12,
+            r13: soft.r13,
+            r14: soft.r14,
+            r15: soft.r15,
+        };
+        Ok(status.0)
+    }
+
+    fn package_of(&self, cpu: CpuId) -> Option<PackageId> {
+        let lp = cpu.0 as usize;
+        let package = self.platform.config().lp_package.get(lp)?;
+        let online = self.platform.is_online(lp);
+        online.then_some(PackageId(*package as u32))
+    }
+
+    fn cpus(&self) -> u32 {
+        self.platform.config().lp_package.len() as u32
+    }
+
+    fn packages(&self) -> u32 {
+        self.platform.config().packages as u32
+    }
+
+    fn this_cpu(&self) -> CpuId {
+        CpuId(self.cpus.this(|lp| self.platform.is_online(lp)) as u32)
+    }
+
+    fn kick(&self, cpu: CpuId) {
+        self.platform.kick(cpu.0 as usize);
+    }
+
+    fn relax(&self) {
+        std::thread::yield_now();
+    }
+
+    fn key_ids(&self) -> &KeyPool {
+        &self.keys
+    }
+
+    fn with_key_id(&self, page: Hpa, key: Option<Hkid>) -> Hpa {
+        let config = self.platform.config();
+        let key = key.map_or(config.global_hkid, |key| key.0);
+        // The KeyID stands in the top bits of a 52-bit address.
+        Hpa::new(page.get() | u64::from(key) << (52 - config.keyid_bits))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::guest_keys;
+
+    #[test]
+    fn the_modules_own_keyid_is_never_a_guests() {
+        assert_eq!(guest_keys((32, 63), 32), 33..64);
+        assert_eq!(guest_keys((32, 63), 63), 32..63);
+        assert_eq!(guest_keys((32, 63), 40), 41..64);
+        assert_eq!(guest_keys((32, 63), 60), 32..60);
+        assert_eq!(guest_keys((32, 63), 7), 32..64);
+        assert_eq!(guest_keys((5, 5), 5), 6..6);
+    }
+}
