@@ -148,6 +148,9 @@ const fn regs(rcx: u64, rdx: u64) -> SeamRegs {
     SeamRegs {
         rcx,
         rdx,
+        rbx: 0,
+        rsi: 0,
+        rdi: 0,
         r8: 0,
         r9: 0,
         r10: 0,
