@@ -22,6 +22,8 @@
 
 extern crate alloc;
 extern crate kvm_ops_core as kvm_ops;
+#[cfg(test)]
+extern crate std;
 
 mod limits;
 mod params;

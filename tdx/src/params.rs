@@ -157,3 +157,169 @@ fn cpuid_row(entry: &CpuidEntry, limits: &Limits) -> Result<usize> {
     }
     Ok(row)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::CpuidRow;
+    use std::vec;
+    use std::vec::Vec;
+
+    fn limits() -> Limits {
+        let row = |leaf, subleaf, mask| CpuidRow {
+            leaf,
+            subleaf,
+            mask,
+        };
+        Limits {
+            tdcs_pages: 6,
+            tdvps_pages: 6,
+            attributes: (0x8000_0000_7000_0001, 0),
+            xfam: (0x6_dbe7, 3),
+            config_flags: 0b101,
+            max_vcpus: 576,
+            cpuid: vec![
+                row(1, None, [0xfff, 0, 0, 0]),
+                row(4, Some(0), [u32::MAX; 4]),
+                row(4, Some(1), [0, 1, 2, 3]),
+            ],
+        }
+    }
+
+    fn refused(params: &TdParams, vcpus: u32) -> Error {
+        encode(params, vcpus, &limits()).unwrap_err()
+    }
+
+    #[test]
+    fn each_value_that_the_module_does_not_allow_is_named() {
+        let ok = TdParams::default();
+        for vcpus in [0, 577, 65536, u32::MAX] {
+            let error = Error::Invalid(Field::VcpuCount, vcpus.into());
+            assert_eq!(refused(&ok, vcpus), error);
+        }
+        for (attributes, wrong) in [
+            (1 << 1, 1 << 1),
+            (0b111, 0b110),
+            (1 << 29 | 1, 1),
+            (1 << 63 | 1 << 29, 1 << 63),
+        ] {
+            let params = TdParams {
+                attributes,
+                ..ok.clone()
+            };
+            assert_eq!(
+                refused(&params, 1),
+                Error::Invalid(Field::TdAttributes, wrong)
+            );
+        }
+        for (xfam, wrong) in [
+            (0, 3),
+            (1, 2 | 1),
+            (3 | 1 << 10, 1 << 10),
+            (3 | 1 << 5, 1 << 5),
+            (7 | 1 << 6, 1 << 6),
+            (3 | 7 << 5, 1 << 5),
+            (3 | 1 << 11, 1 << 11),
+            (3 | 1 << 18, 1 << 18),
+        ] {
+            let params = TdParams { xfam, ..ok.clone() };
+            assert_eq!(refused(&params, 1), Error::Invalid(Field::Xfam, wrong));
+        }
+        for khz in [0, 24_999, 75_000, 100_001, 10_025_000, u32::MAX] {
+            let params = TdParams {
+                tsc_khz: khz,
+                ..ok.clone()
+            };
+            assert_eq!(
+                refused(&params, 1),
+                Error::Invalid(Field::TscKhz, khz.into())
+            );
+        }
+        let wide = TdParams {
+            gpaw: Gpaw::Bits52,
+            ..ok.clone()
+        };
+        let narrow = Limits {
+            config_flags: 0,
+            ..limits()
+        };
+        assert_eq!(
+            encode(&wide, 1, &narrow).unwrap_err(),
+            Error::Invalid(Field::Gpaw, 52)
+        );
+    }
+
+    fn entry(leaf: u32, subleaf: u32, regs: [u32; 4]) -> CpuidEntry {
+        CpuidEntry {
+            leaf,
+            subleaf,
+            subleaf_significant: true,
+            regs,
+        }
+    }
+
+    fn with_cpuid(cpuid: Vec<CpuidEntry>) -> Result<[u8; SIZE]> {
+        let params = TdParams {
+            cpuid,
+            ..TdParams::default()
+        };
+        encode(&params, 1, &limits())
+    }
+
+    #[test]
+    fn cpuid_values_go_to_the_row_of_their_leaf_or_are_refused_by_name() {
+        let image = with_cpuid(vec![
+            entry(4, 1, [0, 1, 2, 3]),
+            // A leaf without sub-leaves takes any.
+            entry(1, 9, [0x123, 0, 0, 0]),
+        ])
+        .unwrap();
+        assert_eq!(image[256..260], 0x123u32.to_le_bytes());
+        assert_eq!(image[260..256 + 32], [0; 28]);
+        let row: Vec<u8> = [0u32, 1, 2, 3]
+            .iter()
+            .flat_map(|r| r.to_le_bytes())
+            .collect();
+        assert_eq!(image[256 + 32..256 + 48], row);
+
+        let refused = |cpuid| with_cpuid(cpuid).unwrap_err();
+        assert_eq!(
+            refused(vec![entry(4, 2, [0; 4])]),
+            Error::Invalid(Field::CpuidLeaf, 2 << 32 | 4)
+        );
+        assert_eq!(
+            refused(vec![entry(4, 1, [1, 0, 0, 0])]),
+            Error::Invalid(Field::CpuidBits, 1 << 32 | 4)
+        );
+        assert_eq!(
+            refused(vec![entry(1, 0, [0; 4]), entry(1, 1, [0; 4])]),
+            Error::Exists(Field::CpuidLeaf, 1 << 32 | 1)
+        );
+    }
+
+    #[test]
+    fn every_allowed_frequency_and_width_is_encoded_as_the_abi_says() {
+        for units in 4..=400u16 {
+            let params = TdParams {
+                tsc_khz: u32::from(units) * 25_000,
+                ..TdParams::default()
+            };
+            let image = encode(&params, 576, &limits()).unwrap();
+            assert_eq!(image[40..42], units.to_le_bytes());
+            assert_eq!(image[16..18], 576u16.to_le_bytes());
+            assert_eq!((image[24], image[32]), (0x1e, 0b100));
+        }
+        let params = TdParams {
+            gpaw: Gpaw::Bits52,
+            mrconfigid: [1; 48],
+            mrowner: [2; 48],
+            mrownerconfig: [3; 48],
+            ..TdParams::default()
+        };
+        let image = encode(&params, 1, &limits()).unwrap();
+        assert_eq!((image[24], image[32]), (0x26, 0b101));
+        assert_eq!(image[80..128], [1; 48]);
+        assert_eq!(image[128..176], [2; 48]);
+        assert_eq!(image[176..224], [3; 48]);
+    }
+}

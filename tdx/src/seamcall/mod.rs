@@ -6,6 +6,8 @@ mod mem;
 mod mng;
 mod phymem;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod vp;
 
 pub use leaf::Leaf;

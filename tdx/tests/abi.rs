@@ -1,0 +1,58 @@
+//! Numbers and names against the software TDX module, which has them from elsewhere.
+
+use kvm_ops_tdx::Leaf;
+use kvm_ops_tdx::status::{CLASS_MASK, Class, Status, operand};
+use soft_tdx_module::{Code, HostLeaf, Operand};
+
+#[test]
+fn leaves_have_the_numbers_names_and_versions_of_the_abi() {
+    for leaf in Leaf::ALL {
+        let theirs = HostLeaf::from_number(*leaf as u16).expect("a leaf of the module");
+        assert_eq!(leaf.name(), theirs.name());
+        assert!(leaf.version() == 0 || HostLeaf::is_versioned(*leaf as u16));
+        assert_eq!(
+            leaf.rax(),
+            theirs.number() | u64::from(leaf.version()) << 16
+        );
+    }
+}
+
+#[test]
+fn status_classes_are_those_of_the_abi_and_details_do_not_matter() {
+    for class in Class::ALL {
+        for detail in [0, 1, 128, u32::MAX] {
+            let status = class.with(detail);
+            let theirs = soft_tdx_module::Status(status.get());
+            assert_eq!(theirs.code().name(), class.name());
+            assert_eq!(Status::new(status.get()).class(), *class);
+            assert_eq!(status.get() & CLASS_MASK, class.with(0).get());
+            assert_eq!(status.is_error(), theirs.is_error());
+            assert_eq!(status.detail(), detail);
+        }
+    }
+    assert_eq!(
+        Class::ALL.len(),
+        Class::ALL.iter().filter_map(|c| c.name()).count()
+    );
+    let busy = Code::OPERAND_BUSY.on(Operand::TDR);
+    assert_eq!(Class::OPERAND_BUSY.with(operand::TDR).get(), busy.0);
+}
+
+#[test]
+fn operands_have_the_numbers_of_the_abi() {
+    for (ours, theirs) in [
+        (operand::RCX, Operand::RCX),
+        (operand::RDX, Operand::RDX),
+        (operand::R8, Operand::R8),
+        (operand::R9, Operand::R9),
+        (operand::TDR, Operand::TDR),
+        (operand::SEPT_TREE, Operand::SEPT_TREE),
+        (operand::TD_EPOCH, Operand::TD_EPOCH),
+        (operand::OP_STATE, Operand::OP_STATE),
+        (operand::KOT, Operand::KOT),
+        (operand::KET, Operand::KET),
+        (operand::WBCACHE, Operand::WBCACHE),
+    ] {
+        assert_eq!(ours, theirs.0);
+    }
+}

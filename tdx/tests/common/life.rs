@@ -1,0 +1,63 @@
+//! A TD from its creation to its end, in named steps.
+
+use kvm_ops_core::{
+    Backend, FreeReport, Gpa, Host, HostRange, InitialPage, InitialPageKind, MemSlot, SlotId,
+    VcpuId, VmOps, VmParams,
+};
+use kvm_ops_tdx::TdxVm;
+
+use super::TestHost;
+
+/// Slots cover guest-physical 0 up to here.
+pub const SLOT_BYTES: u64 = 1 << 30;
+
+/// The parameters of most tests.
+pub fn params() -> VmParams {
+    VmParams::new(4)
+}
+
+/// A slot over all that tests use. The machine's VMs never touch the memory behind it.
+pub fn slot() -> MemSlot {
+    // SAFETY: `TestVm` does nothing with slots, so nothing is ever accessed through the range.
+    let host = unsafe { HostRange::new(0x1000, SLOT_BYTES) }.expect("a range");
+    MemSlot::new(SlotId(0), Gpa::new(0), host)
+}
+
+pub fn create(host: &TestHost) -> TdxVm<TestHost> {
+    TdxVm::create(host, host.next_vm_id(), &params()).expect("create")
+}
+
+/// A TD with parameters and a slot.
+pub fn initialized(host: &TestHost) -> TdxVm<TestHost> {
+    let mut vm = create(host);
+    vm.vm_init().expect("vm_init");
+    vm.set_memory_slot(&slot()).expect("set_memory_slot");
+    vm
+}
+
+/// A TD with a vCPU that may run.
+pub fn runnable(host: &TestHost) -> TdxVm<TestHost> {
+    let mut vm = initialized(host);
+    vm.create_vcpu(VcpuId(0)).expect("create_vcpu");
+    vm.vm_finalize().expect("vm_finalize");
+    vm
+}
+
+pub fn initial_page(gpa: u64, kind: InitialPageKind) -> InitialPage<'static> {
+    InitialPage {
+        gpa: Gpa::new(gpa),
+        contents: &[0x5a; 4096],
+        kind,
+    }
+}
+
+/// The whole teardown, as the framework's owner of VMs takes it.
+pub fn destroy(mut vm: TdxVm<TestHost>) -> FreeReport {
+    let released = vm
+        .mmu_release_hkid()
+        .and_then(|key| vm.drain_private(key).map_err(|(error, _)| error));
+    match released {
+        Ok(drained) => vm.vm_free(drained),
+        Err(error) => vm.vm_abandon(error),
+    }
+}
