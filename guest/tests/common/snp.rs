@@ -130,7 +130,11 @@ impl Machine {
 
     /// A page that is free.
     pub fn page(&mut self, size: PageSize) -> u64 {
-        let bytes = if size == PageSize::Size2M { LARGE } else { 0x1000 };
+        let bytes = if size == PageSize::Size2M {
+            LARGE
+        } else {
+            0x1000
+        };
         let page = self.next.next_multiple_of(bytes);
         self.next = page + bytes;
         page
@@ -188,10 +192,9 @@ impl Machine {
         gpa: u64,
         mut run: impl FnMut(&Platform, &GuestPage) -> Result<(), AccessFault>,
     ) -> Result<(), AccessFault> {
-        let page = self.guest_page(gpa).ok_or(AccessFault::NestedPage {
-            gpa,
-            error_code: 0,
-        })?;
+        let page = self
+            .guest_page(gpa)
+            .ok_or(AccessFault::NestedPage { gpa, error_code: 0 })?;
         match run(&self.p, &page) {
             Err(fault) if fault.is_size_mismatch() => {
                 self.split(gpa);
@@ -333,7 +336,9 @@ impl PvalidatePort for &mut Machine {
                     self.split(operation.gpa);
                     continue;
                 }
-                Err(GuestRmpError::Fault(fault)) => std::panic::resume_unwind(Box::new(Stuck(fault))),
+                Err(GuestRmpError::Fault(fault)) => {
+                    std::panic::resume_unwind(Box::new(Stuck(fault)))
+                }
                 Err(other) => panic!("{other}"),
             };
             let done = Validated {
