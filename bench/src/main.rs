@@ -11,6 +11,8 @@ mod figures;
 #[cfg(feature = "report")]
 mod kvm;
 #[cfg(feature = "report")]
+mod measurement;
+#[cfg(feature = "report")]
 mod report;
 #[cfg(feature = "report")]
 mod time;

@@ -1,5 +1,6 @@
 //! docs/benchmarks.md and its plots, from the committed figures.
 
+mod digests;
 mod plot;
 mod text;
 
@@ -7,11 +8,14 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+
 use self::plot::{Bar, Scale, Series};
 use crate::count::Counts;
 use crate::designs::fleet::Fleet;
 use crate::designs::registry::Body;
 use crate::figures::Figures;
+use crate::measurement::Measurement;
 
 /// The forms in the order of the tables, with the name a reader sees.
 const FORMS: [(&str, &str); 18] = [
@@ -41,13 +45,22 @@ const BODIES: [Body; 3] = [Body::Inlined, Body::Outlined, Body::Called];
 pub fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     let figures = Figures::read(&root.join("bench/figures/dispatch.json"))?;
     let counts = Counts::read(&root.join("bench/counts.toml"))?;
+    let measurement: Measurement = read(&root.join("bench/figures/measurement.json"))?;
     let plots = root.join("docs/plots");
     fs::create_dir_all(&plots)?;
-    fs::write(
-        root.join("docs/benchmarks.md"),
+    let document = [
+        include_str!("contents.md").to_owned(),
         text::document(&figures, &counts)?,
-    )?;
+        digests::section(&measurement)?,
+    ];
+    fs::write(root.join("docs/benchmarks.md"), document.concat())?;
+    digests::draw(&measurement, &plots)?;
     draw(&figures, &plots)
+}
+
+fn read<T: DeserializeOwned>(file: &Path) -> Result<T, Box<dyn Error>> {
+    let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    serde_json::from_str(&text).map_err(|e| format!("{}: {e}", file.display()).into())
 }
 
 fn bar(figures: &Figures, form: &str, body: Body, fleet: Fleet) -> Option<Bar> {
