@@ -9,8 +9,10 @@ mod flush;
 pub mod instructions;
 mod pages;
 mod range;
+mod record;
 pub mod sev;
 pub mod tdx;
 
 pub use flush::Flush;
 pub use range::{GpaRange, PageSize, Privacy, RangeError};
+pub use record::{Record, RecordError};

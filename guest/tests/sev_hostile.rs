@@ -6,7 +6,7 @@ mod common;
 use common::snp::{LARGE, Machine, PageStateAnswer, Stuck, range, until_stuck};
 use kvm_ops_guest::sev::msr::{self, CpuidRegister, ResponseError};
 use kvm_ops_guest::sev::{Cause, ConvertError, MsrError, SevError, Versions};
-use kvm_ops_guest::{Flush, GpaRange, PageSize};
+use kvm_ops_guest::{Flush, GpaRange, PageSize, Privacy, Record, RecordError};
 use proptest::prelude::*;
 use soft_amd_sp::{AccessFault, PageSize as RmpSize, PageState, RmpError, RmpUpdate};
 
@@ -193,6 +193,21 @@ fn a_guest_that_validates_again_can_be_replayed_for_ever() {
         cause(m.kernel().validate(one())).0,
         Cause::Unchanged { size }
     );
+}
+
+#[test]
+fn a_guest_with_a_record_does_not_validate_again() {
+    let (mut m, _) = snp();
+    let mut bits = [0];
+    let mut record = Record::new(&mut bits, 0).expect("fits");
+    record.claim(one()).expect("as it was validated at first");
+    m.assign(GPA, RmpSize::Size4K);
+    let Err(AccessFault::NotValidated { gpa }) = m.read(GPA, 6) else {
+        panic!("no #VC");
+    };
+    assert!(record.is_private(gpa), "an attack");
+    let is = Privacy::Private;
+    assert_eq!(record.claim(one()), Err(RecordError::Already { gpa, is }));
 }
 
 #[test]

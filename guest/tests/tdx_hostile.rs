@@ -7,7 +7,7 @@ use common::td::{Exit, Guest, Host, LARGE, Reply, SHARED, regs};
 use kvm_ops_guest::tdx::{
     Cause, ConvertError, Limits, TdError, TdInfo, VeKind, Vmcall, VmcallStatus,
 };
-use kvm_ops_guest::{Flush, GpaRange, PageSize, Privacy};
+use kvm_ops_guest::{Flush, GpaRange, PageSize, Privacy, Record, RecordError};
 use soft_tdx_module::{Code, HostLeaf as L, SeptState};
 
 const PAGE: u64 = 0x8000;
@@ -261,6 +261,32 @@ fn a_guest_that_accepts_again_gets_zeros_without_any_fault() {
         cpu.read(PAGE, 6).expect("accepted")
     };
     assert_eq!(with_secret(0, swap, after, unexpected), Some(vec![0; 6]));
+}
+
+#[test]
+fn a_guest_with_a_record_does_not_accept_again() {
+    let swap = |host: &mut Host| {
+        host.remove(PAGE, 0);
+        host.aug(PAGE, 0);
+    };
+    let after = |cpu: &mut Guest| {
+        let mut bits = [0];
+        let mut record = Record::new(&mut bits, 0).expect("fits");
+        record.claim(one()).expect("as it was accepted at first");
+        let gpaw = cpu.kernel().gpaw();
+        cpu.read(PAGE, 6).expect_err("pending");
+        let info = cpu.kernel().ve_info().expect("module").expect("one");
+        let VeKind::NotAccepted { gpa } = info.kind(gpaw) else {
+            panic!("{info:?}");
+        };
+        (record.is_private(gpa), record.claim(one()))
+    };
+    let is = Privacy::Private;
+    let refused = Err(RecordError::Already { gpa: PAGE, is });
+    assert_eq!(
+        with_secret(0, swap, after, unexpected),
+        Some((true, refused))
+    );
 }
 
 #[test]

@@ -127,16 +127,13 @@ impl<P: HypercallPort> SevGuest<P> {
         &mut self,
         range: GpaRange,
         to: Privacy,
-        mut flush: impl FnMut(Flush),
+        flush: impl FnMut(Flush),
     ) -> Result<(), SevError> {
         let mut convert = Convert::new(range, to, Kind::Legacy)?.coherent(self.coherent);
         drive(
             |last| convert.next(last),
+            flush,
             |step| match step {
-                Step::Flush(what) => {
-                    flush(what);
-                    None
-                }
                 Step::Hypercall(nr, args) => Some(Answer::Hypercall(self.port.hypercall(nr, args))),
                 _ => None,
             },
@@ -161,15 +158,12 @@ impl<P: GhcbMsrPort + PvalidatePort> SevGuest<P> {
         self.convert(Convert::new(range, Privacy::Private, Kind::Snp)?, flush)
     }
 
-    fn convert(&mut self, convert: Convert, mut flush: impl FnMut(Flush)) -> Result<(), SevError> {
+    fn convert(&mut self, convert: Convert, flush: impl FnMut(Flush)) -> Result<(), SevError> {
         let mut convert = convert.coherent(self.coherent);
         drive(
             |last| convert.next(last),
+            flush,
             |step| match step {
-                Step::Flush(what) => {
-                    flush(what);
-                    None
-                }
                 Step::Pvalidate(operation) => {
                     Some(Answer::Pvalidate(self.port.pvalidate(operation)))
                 }
@@ -196,6 +190,7 @@ impl<P: PvalidatePort> SevGuest<P> {
     pub fn run_validate(&mut self, mut validate: Validate) -> Result<(), SevError> {
         drive(
             |last| validate.next(last),
+            |_| (),
             |step| match step {
                 Step::Pvalidate(operation) => {
                     Some(Answer::Pvalidate(self.port.pvalidate(operation)))
@@ -220,6 +215,7 @@ impl<P: RmpadjustPort> SevGuest<P> {
         let mut adjust = Adjust::new(range, target, permissions)?;
         drive(
             |last| adjust.next(last),
+            |_| (),
             |step| match step {
                 Step::Rmpadjust(operation) => {
                     Some(Answer::Rmpadjust(self.port.rmpadjust(operation)))
@@ -230,18 +226,24 @@ impl<P: RmpadjustPort> SevGuest<P> {
     }
 }
 
-/// Takes a machine to its end. Machines only ask for what their table of steps names, so `execute`
-/// leaves the others unanswered.
+/// Takes a machine to its end. A machine asks only for what its table of steps names; if it asked
+/// for something that `execute` does not know, the answer below would end it.
 fn drive(
     mut next: impl FnMut(Option<Answer>) -> Step,
+    mut flush: impl FnMut(Flush),
     mut execute: impl FnMut(Step) -> Option<Answer>,
 ) -> Result<(), SevError> {
+    const REFUSED: Answer = Answer::Hypercall(u64::MAX);
     let mut last = None;
     loop {
         match next(last) {
             Step::Done => return Ok(()),
             Step::Failed(error) => return Err(error.into()),
-            step => last = execute(step),
+            Step::Flush(what) => {
+                flush(what);
+                last = None;
+            }
+            step => last = Some(execute(step).unwrap_or(REFUSED)),
         }
     }
 }
