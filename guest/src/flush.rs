@@ -7,7 +7,8 @@ use crate::Privacy;
 /// The kernel comes to this point with the range **unmapped** on all its processors: neither alias,
 /// private or shared, has a present page-table entry. It maps the new alias only when the
 /// conversion is done. In between nothing can use the range, and nothing can bring it back into a
-/// TLB or a cache.
+/// TLB or a cache. (PVALIDATE takes a linear address. The port maps the page for the one
+/// instruction, which reads and writes the RMP and not the page.)
 ///
 /// | conversion | `caches` | `tlb` |
 /// |---|---|---|

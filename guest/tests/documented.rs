@@ -24,7 +24,7 @@ fn every_test_that_the_document_names_exists() {
 fn every_attack_is_documented() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(here.join("../docs/hostile-host.md")).expect("the document");
-    for file in ["tdx_hostile", "sev_hostile"] {
+    for file in ["tdx_hostile", "tdx_memory", "sev_hostile"] {
         let source = here.join("tests").join(file).with_extension("rs");
         let source = std::fs::read_to_string(source).expect("a test");
         let tests = source

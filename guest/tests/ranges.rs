@@ -2,7 +2,7 @@
 //! mapped, and whatever it answers.
 
 use kvm_ops_guest::sev::{self, Answer, RmpCode, Validate, Validated};
-use kvm_ops_guest::tdx::{Accept, Gpaw, Limits, MapGpa, Regs, Status, Step};
+use kvm_ops_guest::tdx::{self, Accept, Gpaw, Limits, MapGpa, Regs, Status, Step};
 use kvm_ops_guest::{GpaRange, PageSize, Privacy, RangeError};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -238,6 +238,91 @@ proptest! {
         }
         prop_assert!(calls <= 3 * pages, "{} calls for {} pages", calls, pages);
         prop_assert!(!matches!(map.next(last.as_ref()), Step::Call(_)));
+    }
+
+    #[test]
+    fn a_td_conversion_ends_whatever_comes_back_and_stays_ended(
+        pages in 1u64..40,
+        private in any::<bool>(),
+        noise in prop::collection::vec(any::<[u64; 3]>(), 200),
+        kinds in prop::collection::vec(0usize..7, 200),
+    ) {
+        let to = if private { Privacy::Private } else { Privacy::Shared };
+        let range = GpaRange::pages(0x1ff000, pages).expect("a range");
+        let limits = Limits { stalled_retries: 2, busy: 2 };
+        let mut convert = tdx::Convert::new(range, to, Gpaw::Bits52).expect("fits").limits(limits);
+        let mut last = None;
+        let mut end = None;
+        for ([rax, r10, r11], kind) in noise.into_iter().zip(kinds) {
+            match convert.next(last.as_ref()) {
+                Step::Flush(_) => last = None,
+                Step::Call(call) => {
+                    let known = [
+                        0,
+                        0,
+                        0,
+                        Status::PAGE_SIZE_MISMATCH,
+                        Status::OPERAND_BUSY,
+                        Status::PAGE_ALREADY_ACCEPTED,
+                        rax,
+                    ];
+                    let host = [0, 0, 1, 1, 1, r10 % 3, r10];
+                    let next = [0, 0, call.r12, call.r12 + PAGE, call.r12 + PAGE, r11, r11];
+                    last = Some(Regs {
+                        rax: known[kind],
+                        r10: host[kind],
+                        r11: next[kind],
+                        ..Regs::default()
+                    });
+                }
+                step => {
+                    if let Step::Failed(error) = step {
+                        prop_assert!(error.rest.start() >= range.start());
+                        prop_assert_eq!(error.rest.end(), range.end());
+                        prop_assert!(!error.rest.is_empty());
+                    }
+                    prop_assert_eq!(*end.get_or_insert(step), step);
+                }
+            }
+        }
+        prop_assert!(end.is_some(), "200 answers are enough for 40 pages");
+    }
+
+    #[test]
+    fn an_snp_conversion_ends_whatever_comes_back_and_stays_ended(
+        pages in 1u64..40,
+        private in any::<bool>(),
+        noise in prop::collection::vec((any::<u64>(), any::<u32>(), 0usize..12), 200),
+    ) {
+        let to = if private { Privacy::Private } else { Privacy::Shared };
+        let range = GpaRange::pages(0x1ff000, pages).expect("a range");
+        let mut convert = sev::Convert::new(range, to, sev::Kind::Snp).expect("fits");
+        let mut last = None;
+        let mut end = None;
+        for (response, code, kind) in noise {
+            last = match (convert.next(last), kind) {
+                (sev::Step::Flush(_), _) => None,
+                (sev::Step::Pvalidate(_), 0..11) => Some(Answer::Pvalidate(Validated {
+                    code: RmpCode([0, 0, 0, 0, 0, 0, 0, 0, 6, 6, code][kind]),
+                    unchanged: kind == 10,
+                })),
+                (sev::Step::GhcbMsr(_), 0..10) => Some(Answer::GhcbMsr(0x015)),
+                (sev::Step::GhcbMsr(_), 10) => Some(Answer::GhcbMsr(response)),
+                (sev::Step::Pvalidate(_) | sev::Step::GhcbMsr(_), _) => {
+                    Some(Answer::Hypercall(response))
+                }
+                (step, _) => {
+                    if let sev::Step::Failed(error) = step {
+                        prop_assert!(error.rest.start() >= range.start());
+                        prop_assert_eq!(error.rest.end(), range.end());
+                        prop_assert!(!error.rest.is_empty());
+                    }
+                    prop_assert_eq!(*end.get_or_insert(step), step);
+                    None
+                }
+            };
+        }
+        prop_assert!(end.is_some(), "200 answers are enough for 40 pages");
     }
 
     #[test]

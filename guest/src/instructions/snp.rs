@@ -104,9 +104,10 @@ const fn operand(size: PageSize) -> u32 {
     }
 }
 
-/// Where the kernel maps guest-physical memory as private.
+/// How the kernel maps guest-physical memory as private.
 pub trait Translate {
-    /// The linear address of the private page at `gpa`, mapped by a page of `size`.
+    /// The linear address at which the page at `gpa` is mapped as private, by a page of `size`: a
+    /// mapping made for the instruction that follows.
     fn private(&self, gpa: u64, size: PageSize) -> u64;
 }
 
