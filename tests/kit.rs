@@ -8,6 +8,7 @@ use kvm_ops::kvm::KvmHost;
 use kvm_ops::sev::SevVm;
 use kvm_ops::sim::SimHost;
 use kvm_ops::svm::SvmVm;
+use kvm_ops::tdx::TdxVm;
 use kvm_ops::vmx::VmxVm;
 use kvm_ops::{
     AnyVm, Backend, Error, Host, HostRange, Kind, Missing, Result, Tech, Vendor, VmConfig,
@@ -89,6 +90,14 @@ fn svm_on_the_software_platform() {
     let host = SimHost::new(Vendor::Amd);
     passes(Source::run(host, vms, |host| {
         SvmVm::create(host, host.next_vm_id(), &TWO)
+    }));
+}
+
+#[test]
+fn tdx_on_the_software_platform() {
+    let host = SimHost::new(Vendor::Intel);
+    passes(Source::run(host, vms, |host| {
+        TdxVm::create(host, host.next_vm_id(), &TWO)
     }));
 }
 

@@ -81,6 +81,16 @@ pub enum Exit<'a> {
         /// The answer.
         ret: &'a mut u64,
     },
+    /// A TD asks for something that only the embedder can do (`KVM_EXIT_TDX`).
+    Tdx {
+        /// What.
+        request: TdxRequest,
+        /// The answer, a status of the GHCI: 0 for success. It begins as what the guest is told if
+        /// nobody answers.
+        ret: &'a mut u64,
+        /// What else is answered, in R11 to R14. Only [`TdxRequest::GetTdVmCallInfo`] looks at it.
+        values: &'a mut [u64; 4],
+    },
     /// The guest reads an MSR that the platform hands to the embedder. Set `error` to inject #GP.
     ReadMsr {
         /// The MSR.
@@ -136,6 +146,30 @@ pub enum Exit<'a> {
     },
 }
 
+/// What a TD asks of the embedder (GHCI, "TDG.VP.VMCALL").
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TdxRequest {
+    /// A quote for the TD report in a shared buffer, which the embedder fills and then answers by
+    /// an interrupt (GetQuote).
+    GetQuote {
+        /// The buffer, without the shared bit.
+        gpa: Gpa,
+        /// Its length in bytes.
+        bytes: u64,
+    },
+    /// Which sub-functions there are beyond the basic ones (GetTdVmCallInfo).
+    GetTdVmCallInfo {
+        /// Which part of the list: 1.
+        leaf: u64,
+    },
+    /// The vector by which the guest wants to hear of events (SetupEventNotifyInterrupt).
+    SetupEventNotify {
+        /// 32 to 255.
+        vector: u8,
+    },
+}
+
 impl Exit<'_> {
     /// The kind of exit, without its data.
     pub const fn kind(&self) -> ExitKind {
@@ -151,6 +185,7 @@ impl Exit<'_> {
             Self::MapGpaRange { .. } => ExitKind::MapGpaRange,
             Self::MemoryFault { .. } => ExitKind::MemoryFault,
             Self::Hypercall { .. } => ExitKind::Hypercall,
+            Self::Tdx { .. } => ExitKind::Tdx,
             Self::ReadMsr { .. } => ExitKind::ReadMsr,
             Self::WriteMsr { .. } => ExitKind::WriteMsr,
             Self::Debug { .. } => ExitKind::Debug,
@@ -179,6 +214,7 @@ pub enum ExitKind {
     MapGpaRange,
     MemoryFault,
     Hypercall,
+    Tdx,
     ReadMsr,
     WriteMsr,
     Debug,
@@ -190,7 +226,7 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// Every kind, in the order of its number.
-    pub const ALL: [ExitKind; 18] = [
+    pub const ALL: [ExitKind; 19] = [
         Self::IoIn,
         Self::IoOut,
         Self::MmioRead,
@@ -202,6 +238,7 @@ impl ExitKind {
         Self::MapGpaRange,
         Self::MemoryFault,
         Self::Hypercall,
+        Self::Tdx,
         Self::ReadMsr,
         Self::WriteMsr,
         Self::Debug,
@@ -225,6 +262,7 @@ impl ExitKind {
             Self::MapGpaRange => "map-gpa-range",
             Self::MemoryFault => "memory-fault",
             Self::Hypercall => "hypercall",
+            Self::Tdx => "tdx",
             Self::ReadMsr => "read-msr",
             Self::WriteMsr => "write-msr",
             Self::Debug => "debug",

@@ -264,6 +264,12 @@ pub trait SeamPort: Send + Sync {
         core::hint::spin_loop();
     }
 
+    /// Called in every turn of a loop that waits for an event from outside, as a halted vCPU does.
+    /// May sleep for a moment.
+    fn idle(&self) {
+        self.relax();
+    }
+
     /// The private KeyIDs of the machine: one pool for all TDs, however many handles the port has.
     fn key_ids(&self) -> &KeyPool;
 

@@ -46,7 +46,7 @@ pub use answers::{Class, FixedAnswer, VCPU_ANSWERS, VM_ANSWERS};
 pub use asids::{AsidPools, SnpAsids};
 pub use enc::{EncCmd, EncContext, EncRegion, EncTransfer, InitialPage, InitialPageKind};
 pub use error::{Call, Error, Field, Missing, OpName, Result};
-pub use exit::{Exit, ExitKind};
+pub use exit::{Exit, ExitKind, TdxRequest};
 pub use host::{
     Host, NestedFaultAnswer, NestedFaults, NoPort, PagePort, PspPort, SeamPort, SeamRegs, VmPort,
 };

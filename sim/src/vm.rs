@@ -105,8 +105,14 @@ impl Memory {
         self.table.lookup(gfn)
     }
 
+    /// Whether memory lies there that is not to be reached as shared. What is no memory is MMIO,
+    /// and what cannot be written cannot be private.
     pub(crate) fn is_private(&self, gfn: Gfn) -> bool {
         self.private.contains(gfn.get())
+            && gfn.base().is_some_and(|gpa| {
+                let slot = self.slots.values().find(|slot| contains(slot, gpa));
+                slot.is_some_and(|slot| !slot.flags.read_only)
+            })
     }
 
     /// Resolves a violation from the slots. `None` means MMIO: no slot is there, or the write goes

@@ -52,6 +52,7 @@ impl<H: Host> TdxVm<H> {
         }
         let port = host.create_vm(Tech::Tdx, params)?;
         let td = Td::new(host, id, params.clone(), td_params, port)?;
+        td.share_nothing()?;
         Ok(Self { td: Arc::new(td) })
     }
 
@@ -190,9 +191,11 @@ impl<H: Host> VmOps for TdxVm<H> {
             return kvm_ops::unsupported!("deliver_interrupt without an irqchip in the platform");
         }
         match &*self.td.port.read() {
-            Some(port) => port.deliver_interrupt(vcpu, vector),
-            None => Err(Error::WrongState(self.step())),
+            Some(port) => port.deliver_interrupt(vcpu, vector)?,
+            None => return Err(Error::WrongState(self.step())),
         }
+        self.td.wake(vcpu);
+        Ok(())
     }
 
     fn disable_virtualization_cpu(&self, cpu: CpuId) -> Result<()> {
@@ -208,6 +211,7 @@ impl<H: Host> Backend for TdxVm<H> {
             record: self.td.create_vcpu(id)?,
             td: Arc::clone(&self.td),
             cpu: None,
+            run: crate::run::Run::default(),
         })
     }
 }

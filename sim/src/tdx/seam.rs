@@ -128,6 +128,10 @@ impl SeamPort for SoftSeam {
         std::thread::yield_now();
     }
 
+    fn idle(&self) {
+        std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+
     fn key_ids(&self) -> &KeyPool {
         &self.keys
     }

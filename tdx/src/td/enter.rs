@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use kvm_ops::{CpuId, Error, Host, Result, SeamPort, Step};
+use kvm_ops::{CpuId, Error, Host, Result, SeamPort, Step, VcpuId};
 
 use super::gate::{GateState, Held};
 use super::{Td, Vcpu};
@@ -31,7 +31,6 @@ impl<H: Host> Td<H> {
     /// Takes a vCPU through the gate, to enter the TD on `cpu`. It waits while others work with all
     /// vCPUs out, and flushes the vCPU off the processor that it is associated with if that is
     /// another one.
-    #[allow(dead_code)] // The run loop's.
     pub(crate) fn enter<'a>(&'a self, vcpu: &'a VcpuRecord, cpu: CpuId) -> Result<Inside<'a>> {
         loop {
             self.step.get().require(Step::Runnable)?;
@@ -96,6 +95,13 @@ impl<H: Host> Td<H> {
             Vcpu::Unfinished(_) => None,
         });
         ready.collect()
+    }
+
+    /// Ends the halt of a vCPU, the current or the next.
+    pub(crate) fn wake(&self, id: VcpuId) {
+        if let Some(Vcpu::Ready(vcpu)) = self.lock(&self.vcpus).get(&id) {
+            vcpu.wake();
+        }
     }
 
     /// Makes every vCPU that is inside come out. Does not wait.

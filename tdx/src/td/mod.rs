@@ -44,6 +44,7 @@ use crate::seamcall::{Calls, Failed};
 use crate::vcpu::{Unfinished, VcpuRecord};
 use account::Account;
 use gate::Gate;
+pub(crate) use private::Fault;
 use step::StepCell;
 
 /// The state of a TD.

@@ -134,7 +134,21 @@ impl<H: Host> Td<H> {
             private.mirror.zap(self, first, pages, EmptyTables::Keep)?;
         }
         private.attributes.set(first, pages, to)?;
+        self.set_shared(first, pages, to == Privacy::Shared)?;
         Ok(pages)
+    }
+
+    /// Tells the VM below which frames the guest may reach as shared memory.
+    fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
+        match &*self.port.read() {
+            Some(port) => port.set_shared(first, pages, shared),
+            None => Err(Error::WrongState(self.step.get())),
+        }
+    }
+
+    /// All memory is private at first, as the attributes are.
+    pub(crate) fn share_nothing(&self) -> Result<()> {
+        self.set_shared(Gfn::new(0), self.frames(), false)
     }
 
     fn check_range(&self, first: Gfn, pages: u64) -> Result<()> {

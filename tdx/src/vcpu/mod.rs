@@ -13,6 +13,7 @@ use kvm_ops::{
 
 pub(crate) use record::{Unfinished, VcpuRecord};
 
+use crate::run::Run;
 use crate::td::Td;
 
 /// A vCPU of [`TdxVm`](crate::TdxVm).
@@ -24,6 +25,8 @@ pub struct TdxVcpu<H: Host> {
     pub(crate) record: Arc<VcpuRecord>,
     /// Where `vcpu_load` wants it, if it does.
     pub(crate) cpu: Option<CpuId>,
+    /// Where it stands between two exits.
+    pub(crate) run: Run,
 }
 
 impl<H: Host> TdxVcpu<H> {
@@ -133,7 +136,9 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
 
     /// Leaves an NMI with the module, which injects it when the guest can take it: one TDH.VP.WR.
     fn inject_nmi(&mut self) -> Result<()> {
-        self.write_field(FIELD_PEND_NMI, 1, 1)
+        self.write_field(FIELD_PEND_NMI, 1, 1)?;
+        self.record.wake();
+        Ok(())
     }
 
     fn interrupt_allowed(&self) -> Result<bool> {

@@ -21,6 +21,8 @@ pub(crate) struct VcpuRecord {
     cpu: AtomicU32,
     /// A kick that no `vcpu_run` has answered yet.
     kicked: AtomicBool,
+    /// An interrupt or NMI came that may end a halt.
+    woken: AtomicBool,
 }
 
 /// A vCPU while it is built.
@@ -40,6 +42,7 @@ impl VcpuRecord {
             entries: AtomicU64::new(0),
             cpu: AtomicU32::new(associated.0),
             kicked: AtomicBool::new(false),
+            woken: AtomicBool::new(false),
         }
     }
 
@@ -71,8 +74,22 @@ impl VcpuRecord {
     }
 
     /// Whether a kick is unanswered, which it is not any more.
-    #[allow(dead_code)] // The run loop's.
     pub(crate) fn take_kick(&self) -> bool {
         self.kicked.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether a kick is unanswered.
+    pub(crate) fn is_kicked(&self) -> bool {
+        self.kicked.load(Ordering::SeqCst)
+    }
+
+    /// Ends the current halt, or the next.
+    pub(crate) fn wake(&self) {
+        self.woken.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a halt is to end, which is forgotten then.
+    pub(crate) fn take_wake(&self) -> bool {
+        self.woken.swap(false, Ordering::SeqCst)
     }
 }

@@ -1,0 +1,129 @@
+//! TD exits by their reason, and EPT violations.
+
+use kvm_ops::{CpuId, Error, Gpa, Host, PAGE_SIZE, Privacy, Result};
+
+use super::{Leave, Next, Pending};
+use crate::TdxVcpu;
+use crate::status::{Class, Status};
+use crate::td::Fault;
+
+/// Basic exit reasons (SDM vol. 3, appendix C) that a TD's host sees.
+mod reason {
+    pub(super) const EXCEPTION_OR_NMI: u16 = 0;
+    pub(super) const EXTERNAL_INTERRUPT: u16 = 1;
+    pub(super) const TRIPLE_FAULT: u16 = 2;
+    pub(super) const OTHER_SMI: u16 = 6;
+    pub(super) const EPT_VIOLATION: u16 = 48;
+    pub(super) const EPT_MISCONFIG: u16 = 49;
+    pub(super) const BUS_LOCK: u16 = 74;
+    pub(super) const TDCALL: u16 = 77;
+}
+
+/// Interruption information (SDM vol. 3, 25.9.2): the type in bits 10:8, and the type NMI.
+const INTERRUPTION_TYPE: u64 = 7 << 8;
+const INTERRUPTION_NMI: u64 = 2 << 8;
+
+/// An EPT violation by an instruction fetch.
+const QUALIFICATION_FETCH: u64 = 1 << 2;
+/// The extended qualification's type, and the type of a page that was not accepted.
+const EXTENDED_TYPE: u64 = 0xf;
+const EXTENDED_PENDING: u64 = 6;
+
+impl<H: Host> TdxVcpu<H> {
+    /// Handles what TDH.VP.ENTER returned.
+    pub(super) fn handle(&mut self, status: Status, cpu: CpuId) -> Result<Next> {
+        let basic = status.detail() as u16;
+        match status.class() {
+            Class::SUCCESS => self.handle_exit(basic, status, cpu),
+            // The epoch lock, or the tree lock of zero-step filtering: nothing was entered.
+            Class::OPERAND_BUSY => {
+                self.td.relax();
+                Ok(Next::Enter)
+            }
+            // The guest insists on a lock that a host waits for. The host has it by now.
+            Class::HOST_PRIORITY_BUSY_TIMEOUT => {
+                self.td.relax();
+                Ok(Next::Enter)
+            }
+            Class::NON_RECOVERABLE_VCPU if basic == reason::TRIPLE_FAULT => {
+                self.run.pending = Pending::ShutDown;
+                Ok(Next::Leave(Leave::Shutdown))
+            }
+            class => {
+                // Whatever it is, this vCPU is not the only one that it ends.
+                if class != Class::NON_RECOVERABLE_VCPU {
+                    self.td.poison();
+                }
+                Ok(self.unexpected(status, cpu))
+            }
+        }
+    }
+
+    fn handle_exit(&mut self, basic: u16, status: Status, cpu: CpuId) -> Result<Next> {
+        let info = self.run.regs.r9;
+        match basic {
+            // The host's: served when the module returned.
+            reason::EXCEPTION_OR_NMI if info & INTERRUPTION_TYPE == INTERRUPTION_NMI => {
+                Ok(Next::Enter)
+            }
+            reason::EXTERNAL_INTERRUPT | reason::OTHER_SMI | reason::BUS_LOCK => Ok(Next::Enter),
+            reason::EPT_VIOLATION => self.ept_violation(),
+            // Shared tables never hold an entry that is misconfigured.
+            reason::EPT_MISCONFIG => Err(self.bug(Error::Firmware(status.get()))),
+            reason::TDCALL => self.vmcall(),
+            _ => Ok(self.unexpected(status, cpu)),
+        }
+    }
+
+    /// An exit that KVM does not know what to do about.
+    fn unexpected(&mut self, status: Status, cpu: CpuId) -> Next {
+        self.run.details[..2].copy_from_slice(&[status.get(), cpu.0.into()]);
+        Next::Leave(Leave::InternalError)
+    }
+
+    fn ept_violation(&mut self) -> Result<Next> {
+        let regs = &self.run.regs;
+        let (qualification, extended, gpa) = (regs.rcx, regs.rdx, Gpa::new(regs.r8));
+        let (gfn, access) = self.td.mask.split(gpa);
+        let fault = Leave::MemoryFault {
+            gpa: Gpa::new(gfn.get() * PAGE_SIZE),
+            access,
+        };
+        match access {
+            // A TD that asked to hear of such pages by this exit, and nobody can accept them but
+            // the TD itself: it would fault for ever.
+            Privacy::Private if extended & EXTENDED_TYPE == EXTENDED_PENDING => {
+                Err(self.bug(Error::Poisoned))
+            }
+            Privacy::Private => self.private_fault(gfn, fault),
+            // Nobody runs code from shared memory.
+            Privacy::Shared if qualification & QUALIFICATION_FETCH != 0 => {
+                Err(self.bug(Error::Poisoned))
+            }
+            Privacy::Shared => {
+                let slot = self.record.id.0 as usize;
+                let private = self.td.private.read(slot, || self.td.relax());
+                // Else the VM below maps it when the guest is back.
+                Ok(match private.may_be_private(gfn) {
+                    true => Next::Leave(fault),
+                    false => Next::Enter,
+                })
+            }
+        }
+    }
+
+    /// Maps the page. It does not return to the guest before that: each further fault at the same
+    /// instruction would bring zero-step filtering on, which locks the whole Secure-EPT at every
+    /// entry.
+    fn private_fault(&mut self, gfn: kvm_ops::Gfn, fault: Leave) -> Result<Next> {
+        loop {
+            match self.td.fault(self.record.id, gfn)? {
+                Fault::Mapped => return Ok(Next::Enter),
+                Fault::NotPrivate => return Ok(Next::Leave(fault)),
+                // The next entry answers the kick.
+                Fault::Retry if self.record.is_kicked() => return Ok(Next::Enter),
+                Fault::Retry => self.td.relax(),
+            }
+        }
+    }
+}
