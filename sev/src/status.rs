@@ -1,0 +1,222 @@
+//! What the firmware and the RMP instructions answer, and how it travels in an [`Error`].
+
+use core::fmt;
+
+use kvm_ops::Error;
+
+use crate::command::Command;
+
+macro_rules! statuses {
+    ($($name:ident = $code:literal)*) => {
+        /// Bits 15:0 of the mailbox's command register (Linux `include/uapi/linux/psp-sev.h`).
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct Status(pub u32);
+
+        #[allow(missing_docs)] // Each is the code of its name.
+        impl Status {
+            $(pub const $name: Status = Status($code);)*
+
+            /// Every status that has a name, by number.
+            pub const NAMED: &'static [(Status, &'static str)] =
+                &[$((Status::$name, stringify!($name))),*];
+        }
+    };
+}
+
+statuses! {
+    SUCCESS = 0x00
+    INVALID_PLATFORM_STATE = 0x01
+    INVALID_GUEST_STATE = 0x02
+    INVALID_CONFIG = 0x03
+    INVALID_LEN = 0x04
+    ALREADY_OWNED = 0x05
+    INVALID_CERTIFICATE = 0x06
+    POLICY_FAILURE = 0x07
+    INACTIVE = 0x08
+    INVALID_ADDRESS = 0x09
+    BAD_SIGNATURE = 0x0a
+    BAD_MEASUREMENT = 0x0b
+    ASID_OWNED = 0x0c
+    INVALID_ASID = 0x0d
+    WBINVD_REQUIRED = 0x0e
+    DFFLUSH_REQUIRED = 0x0f
+    INVALID_GUEST = 0x10
+    INVALID_COMMAND = 0x11
+    ACTIVE = 0x12
+    HWERROR_PLATFORM = 0x13
+    HWERROR_UNSAFE = 0x14
+    UNSUPPORTED = 0x15
+    INVALID_PARAM = 0x16
+    RESOURCE_LIMIT = 0x17
+    SECURE_DATA_INVALID = 0x18
+    INVALID_PAGE_SIZE = 0x19
+    INVALID_PAGE_STATE = 0x1a
+    INVALID_MDATA_ENTRY = 0x1b
+    INVALID_PAGE_OWNER = 0x1c
+    AEAD_OFLOW = 0x1d
+    EXIT_RING_BUFFER = 0x1f
+    RMP_INIT_REQUIRED = 0x20
+    BAD_SVN = 0x21
+    BAD_VERSION = 0x22
+    SHUTDOWN_REQUIRED = 0x23
+    UPDATE_FAILED = 0x24
+    RESTORE_REQUIRED = 0x25
+    RMP_INITIALIZATION_FAILED = 0x26
+    INVALID_KEY = 0x27
+    SHUTDOWN_INCOMPLETE = 0x28
+    IN_USE = 0x3a
+}
+
+impl Status {
+    /// The name, or `None` for a number without one.
+    pub fn name(self) -> Option<&'static str> {
+        let named = Self::NAMED.iter().find(|(status, _)| *status == self);
+        named.map(|(_, name)| *name)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => write!(f, "{name} ({:#x})", self.0),
+            None => write!(f, "status {:#x}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An RMP instruction of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Instruction {
+    /// RMPUPDATE.
+    RmpUpdate = 0x1_0000,
+    /// PSMASH.
+    Psmash = 0x1_0001,
+}
+
+/// What was asked: a command or an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operation {
+    /// A command of the AMD SP.
+    Command(Command),
+    /// An RMP instruction.
+    Instruction(Instruction),
+}
+
+impl Operation {
+    /// The name, as the manuals have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Command(command) => command.name(),
+            Self::Instruction(Instruction::RmpUpdate) => "RMPUPDATE",
+            Self::Instruction(Instruction::Psmash) => "PSMASH",
+        }
+    }
+}
+
+/// An operation that failed, and its code: what an [`Error::Firmware`] of this back end says.
+///
+/// The status word of the error holds the code in bits 31:0, and in bits 63:32 the command's number,
+/// or 0x10000 and up for an instruction. So an error names the command without being larger.
+///
+/// ```
+/// # extern crate kvm_ops_core as kvm_ops;
+/// use kvm_ops::Error;
+/// use kvm_ops_sev::Failure;
+/// let error = Error::Firmware(0x0000_0021_0000_000d);
+/// assert_eq!(Failure::of(&error).unwrap().to_string(), "ACTIVATE answered INVALID_ASID (0xd)");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What was asked.
+    pub operation: Operation,
+    /// The code: a [`Status`] for a command, EAX for an instruction.
+    pub code: u32,
+}
+
+impl Failure {
+    /// What the error says, if it is the firmware's or an instruction's.
+    pub fn of(error: &Error) -> Option<Self> {
+        let Error::Firmware(word) = error else {
+            return None;
+        };
+        let (number, code) = ((word >> 32) as u32, *word as u32);
+        let instruction = [Instruction::RmpUpdate, Instruction::Psmash]
+            .into_iter()
+            .find(|i| *i as u32 == number)
+            .map(Operation::Instruction);
+        let operation =
+            instruction.or_else(|| Command::from_number(number).map(Operation::Command))?;
+        Some(Self { operation, code })
+    }
+
+    /// The status, if a command failed.
+    pub const fn status(&self) -> Option<Status> {
+        match self.operation {
+            Operation::Command(_) => Some(Status(self.code)),
+            Operation::Instruction(_) => None,
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let number = match failure.operation {
+            Operation::Command(command) => command as u32,
+            Operation::Instruction(instruction) => instruction as u32,
+        };
+        Error::Firmware(u64::from(number) << 32 | u64::from(failure.code))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} answered ", self.operation.name())?;
+        match self.status() {
+            Some(status) => status.fmt(f),
+            None => write!(f, "{:#x}", self.code),
+        }
+    }
+}
+
+/// The status that a command's error carries, 0 for every other error.
+pub(crate) fn status_of(error: &Error) -> u64 {
+    Failure::of(error)
+        .and_then(|failure| failure.status())
+        .map_or(0, |status| status.0.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_are_those_of_the_software_firmware() {
+        for (status, name) in Status::NAMED {
+            let theirs = soft_amd_sp::Status(status.0 as u16);
+            assert_eq!(theirs.name(), Some(*name));
+        }
+        assert_eq!(Status::NAMED.len(), soft_amd_sp::Status::NAMED.len());
+    }
+
+    #[test]
+    fn every_failure_comes_back_out_of_its_error() {
+        let commands = Command::ALL.iter().map(|c| Operation::Command(*c));
+        let instructions =
+            [Instruction::RmpUpdate, Instruction::Psmash].map(Operation::Instruction);
+        for operation in commands.chain(instructions) {
+            for code in [1, 0x3a, 0xffff, u32::MAX] {
+                let failure = Failure { operation, code };
+                assert_eq!(Failure::of(&failure.into()), Some(failure));
+            }
+        }
+        assert_eq!(Failure::of(&Error::Firmware(7)), None);
+        assert_eq!(Failure::of(&Error::Busy), None);
+    }
+}
