@@ -198,6 +198,8 @@ pub enum NestedFaultAnswer {
     Retry,
     /// It leaves as [`Exit::MemoryFault`](crate::Exit::MemoryFault).
     Leave,
+    /// The run of the vCPU fails with this; the access is done again in the next one.
+    Fail(crate::Error),
 }
 
 /// The back end's side of nested page faults. Called on the thread that runs the vCPU, with no lock

@@ -1,83 +1,318 @@
 //! A SEV, SEV-ES or SEV-SNP guest.
 
-use core::convert::Infallible;
-use core::marker::PhantomData;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
 
 use kvm_ops::{
-    Backend, Drained, Error, FreeReport, Host, KeyReleased, MemSlot, Missing, Result, Step, Tech,
-    VcpuId, VmId, VmOps, VmParams,
+    Backend, Drained, EncCmd, EncParams, EncRegion, Error, Field, FreeReport, Gfn, Host,
+    InitialPage, Irqchip, KeyReleased, Leak, Level, MemSlot, Missing, Pfn, Privacy, PspPort,
+    Result, SevParams, SharedMask, SpteChange, Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 
-use crate::SevVcpu;
+use crate::books::Account;
+use crate::cell::Cell;
+use crate::context::{GuestState, GuestStatus, Identity};
+use crate::launch::Finish;
+use crate::regions::Regions;
+use crate::shared::{Faults, Shared};
+use crate::{SevVcpu, rules, teardown};
 
 /// A SEV, SEV-ES or SEV-SNP guest.
-///
-/// The type has no values: [`create`](Self::create) refuses, because the life cycle is not
-/// written yet. It is there so that enums of back ends, features and layouts are what they will
-/// be.
-#[derive(Debug)]
 pub struct SevVm<H: Host> {
-    never: Infallible,
-    host: PhantomData<fn() -> H>,
+    pub(crate) shared: Arc<Shared<H>>,
+    pub(crate) regions: Regions,
+    irqchip: Irqchip,
+    /// What was freed before the teardown began.
+    freed_before: u64,
 }
 
 impl<H: Host> SevVm<H> {
-    /// Refuses.
+    /// Creates it on its host. Nothing is known to firmware yet.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] with [`Missing::Backend`], always, after parameters out of range.
-    pub fn create(_host: &H, _id: VmId, tech: Tech, params: &VmParams) -> Result<Self> {
+    /// Parameters out of range, or of another technology; [`Error::Unsupported`] where the host has
+    /// no AMD SP, or no ASIDs for this technology; what the host answers.
+    pub fn create(host: &H, id: VmId, tech: Tech, params: &VmParams) -> Result<Self> {
         params.validate()?;
-        Err(Error::Unsupported(Missing::Backend(tech)))
+        let missing = Error::Unsupported(Missing::HostTech(tech));
+        if !matches!(tech, Tech::Sev | Tech::SevEs | Tech::SevSnp) {
+            return Err(missing);
+        }
+        let sev = match &params.enc {
+            EncParams::Default => SevParams::default(),
+            EncParams::Sev(sev) => (**sev).clone(),
+            _ => return Err(Error::Invalid(Field::Policy, 0)),
+        };
+        let (Some(psp), Some(_)) = (host.psp(), host.pages()) else {
+            return Err(missing);
+        };
+        if psp.asid_pools().range(tech).is_empty() {
+            return Err(missing);
+        }
+        rules::check_features(tech, sev.vmsa_features)?;
+        rules::check_ghcb(tech, sev.ghcb_version)?;
+        let mask = SharedMask::private_bit(psp.c_bit()).ok_or(missing)?;
+        let port = host.create_vm(tech, params)?;
+        let shared = Shared::new(host, id, tech, port, mask, params.vcpus, sev);
+        let shared = Arc::new(shared);
+        let faults = Arc::new(Faults(Arc::downgrade(&shared)));
+        shared.port.handle_nested_faults(Some(faults))?;
+        Ok(Self {
+            shared,
+            regions: Regions::default(),
+            irqchip: params.irqchip,
+            freed_before: 0,
+        })
+    }
+
+    /// The VM below, for what only its platform offers.
+    #[inline]
+    pub fn port(&self) -> &H::Vm {
+        &self.shared.port
+    }
+
+    /// What names the guest to firmware, once its launch was started.
+    pub fn identity(&self) -> Option<Identity> {
+        self.shared.context().as_ref()?.identity
+    }
+
+    /// The ASID that was leased for it.
+    pub fn asid(&self) -> Option<kvm_ops::Asid> {
+        self.shared.context().as_ref()?.asid
+    }
+
+    /// How far its launch came.
+    pub fn guest_state(&self) -> GuestState {
+        let context = self.shared.context();
+        context.as_ref().map_or(GuestState::Uninit, |c| c.state)
+    }
+
+    /// What firmware says of it (GUEST_STATUS, SNP_GUEST_STATUS).
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] before the launch was started; what firmware answers.
+    pub fn guest_status(&self) -> Result<GuestStatus> {
+        match self.identity() {
+            Some(Identity::Handle(handle)) => self.shared.legacy_status(handle),
+            Some(Identity::Gctx(gctx)) => self.shared.snp_status(gctx),
+            None => Err(Error::WrongState(self.shared.step())),
+        }
+    }
+
+    /// The launch measurement. SEV and SEV-ES: MEASURE and MNONCE of LAUNCH_MEASURE, which the
+    /// guest owner checks. SNP: the launch digest, which reports will carry; computed here, because
+    /// firmware tells it to the guest alone. `None` before the end of the launch.
+    pub fn measurement(&self) -> Option<[u8; 48]> {
+        self.shared.context().as_ref()?.measurement
+    }
+
+    /// The page that holds a frame's private contents; a host that reads it sees ciphertext.
+    pub fn page_of(&self, gfn: Gfn) -> Option<Pfn> {
+        self.shared.page_of(gfn)
+    }
+
+    /// The 4 KiB frames that the VM took, gave back and lost so far.
+    pub fn account(&self) -> Account {
+        self.shared.books.account()
+    }
+
+    /// What was leaked so far; `vm_free` reports it again.
+    pub fn leaks(&self) -> Vec<Leak> {
+        self.shared.leaks()
+    }
+
+    /// How many pages the registered regions touch.
+    pub fn locked_pages(&self) -> u64 {
+        self.regions.pages()
+    }
+
+    /// The most pages that regions may touch, as RLIMIT_MEMLOCK limits what Linux pins. No limit at
+    /// first.
+    pub fn limit_locked_pages(&mut self, pages: u64) {
+        self.regions.set_limit(pages);
+    }
+
+    fn finish(&self) -> Finish {
+        let params = &self.shared.params;
+        Finish {
+            id_block: params.id_block.clone(),
+            host_data: params.host_data,
+            ..Finish::default()
+        }
     }
 }
 
 impl<H: Host> VmOps for SevVm<H> {
+    kvm_ops::protected_vm_answers!();
+
     fn tech(&self) -> Tech {
-        match self.never {}
+        self.shared.tech
     }
 
     fn id(&self) -> VmId {
-        match self.never {}
+        self.shared.id
     }
 
     fn step(&self) -> Step {
-        match self.never {}
+        self.shared.step()
     }
 
+    fn shared_mask(&self) -> SharedMask {
+        self.shared.mask
+    }
+
+    /// Leases an ASID (`KVM_SEV_INIT2`). The launch starts with the first operation that needs it.
     fn vm_init(&mut self) -> Result<()> {
-        match self.never {}
+        self.shared.init(self.shared.params.vmsa_features)
     }
 
+    /// Ends the launch: VMSAs, LAUNCH_MEASURE and LAUNCH_FINISH, as far as they were not done.
     fn vm_finalize(&mut self) -> Result<()> {
-        match self.never {}
+        self.shared.finalize(&self.finish())
+    }
+
+    fn add_initial_page(&mut self, page: &InitialPage<'_>) -> Result<()> {
+        self.shared.add_page(page)
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
-        match self.never {}
+        self.freed_before = self.account().freed;
+        self.shared.release_key()
     }
 
-    fn drain_private(&mut self, _: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
-        match self.never {}
+    fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
+        self.shared.drain(released)
     }
 
-    fn vm_free(self, _: Drained) -> FreeReport {
-        match self.never {}
+    fn vm_free(self, drained: Drained) -> FreeReport {
+        teardown::free(self.shared, drained, self.freed_before)
     }
 
-    fn set_memory_slot(&self, _: &MemSlot) -> Result<()> {
-        match self.never {}
+    /// One change of a private frame: absent to mapped, mapped to absent, or a 2 MiB page to a
+    /// table, which is PSMASH. The pages are the caller's to take and to free, but for one that
+    /// firmware keeps: that is leaked, listed, and the VM poisoned.
+    fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
+        self.shared.step().require_live()?;
+        self.shared.change(&mut self.shared.memory(), change)
     }
 
-    fn delete_memory_slot(&self, _: &MemSlot) -> Result<()> {
-        match self.never {}
+    /// Nothing is left to do: a change of the nested page tables returns when no vCPU uses the old
+    /// mapping.
+    fn flush_private_tlb(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_memory_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
+        self.shared.step().require_live()?;
+        self.shared.check_range(first, pages)?;
+        self.shared.set_attributes(first, pages, to)
+    }
+
+    fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {
+        self.shared.step().require(Step::Runnable)?;
+        self.shared.check_range(first, pages)?;
+        self.shared.pre_fault(first, pages)
+    }
+
+    /// For SNP as large as the RMP's entry, which no mapping may exceed; else without limit.
+    fn gmem_max_mapping_level(&self, page: Pfn, privacy: Privacy) -> Level {
+        if !self.shared.is_snp() || privacy == Privacy::Shared {
+            return Level::Size1G;
+        }
+        match self.shared.sp().rmp_level(page) {
+            Some(level) => level,
+            None => Level::Size4K,
+        }
+    }
+
+    fn mem_enc_op(&mut self, cmd: &mut EncCmd<'_>) -> Result<()> {
+        crate::kvm::run(self, cmd)
+    }
+
+    fn mem_enc_register_region(&mut self, region: EncRegion) -> Result<()> {
+        rules::region_allowed(&self.view())?;
+        self.regions.register(region)
+    }
+
+    fn mem_enc_unregister_region(&mut self, region: EncRegion) -> Result<()> {
+        rules::region_allowed(&self.view())?;
+        self.regions.unregister(region)
+    }
+
+    fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.shared.step().require_live()?;
+        let last = slot.last()?;
+        self.shared.check_frame(Gfn::containing(last))?;
+        let mut memory = self.shared.memory();
+        self.shared.port.set_memory_slot(slot)?;
+        memory.set_slot(slot);
+        Ok(())
+    }
+
+    /// Deletes a slot, and the private pages in its place with it.
+    fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.shared.step().require_live()?;
+        let mut memory = self.shared.memory();
+        self.shared.port.delete_memory_slot(slot)?;
+        if let Some(slot) = memory.delete_slot(slot.id) {
+            let first = Gfn::containing(slot.gpa);
+            self.shared
+                .zap(&mut memory, first, slot.bytes() / kvm_ops::PAGE_SIZE)?;
+        }
+        Ok(())
+    }
+
+    fn has_emulated_msr(&self, index: u32) -> bool {
+        self.shared.port.has_emulated_msr(index)
+    }
+
+    fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
+        self.shared.step().require_live()?;
+        if vcpu.0 >= self.shared.vcpus {
+            return Err(Error::Invalid(Field::Vcpu, vcpu.0.into()));
+        }
+        if vector < 16 {
+            return Err(Error::Invalid(Field::Vector, vector.into()));
+        }
+        if self.irqchip == Irqchip::None {
+            return kvm_ops::unsupported!("deliver_interrupt without an irqchip in the platform");
+        }
+        self.shared.port.deliver_interrupt(vcpu, vector)
     }
 }
 
 impl<H: Host> Backend for SevVm<H> {
     type Vcpu = SevVcpu<H>;
 
-    fn create_vcpu(&self, _: VcpuId) -> Result<Self::Vcpu> {
-        match self.never {}
+    /// A vCPU of a SEV-ES or SNP guest exists before its launch is measured: its register state is
+    /// part of that.
+    fn create_vcpu(&self, id: VcpuId) -> Result<SevVcpu<H>> {
+        let shared = &self.shared;
+        shared.step().require_live()?;
+        if id.0 >= shared.vcpus {
+            return Err(Error::Invalid(Field::Vcpu, id.0.into()));
+        }
+        let context = shared.context();
+        let state = context.as_ref().map_or(GuestState::Uninit, |c| c.state);
+        if shared.is_es() && state > GuestState::LaunchUpdate && state != GuestState::ReceiveUpdate
+        {
+            return Err(Error::WrongState(shared.step()));
+        }
+        let port = shared.port.create_vcpu(id)?;
+        let cell = Arc::new(Cell::new(&port));
+        shared.cells().insert(id, Arc::clone(&cell));
+        Ok(SevVcpu::new(Arc::clone(shared), cell, port))
+    }
+}
+
+impl<H: Host> fmt::Debug for SevVm<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SevVm")
+            .field("id", &self.shared.id)
+            .field("tech", &self.shared.tech)
+            .field("step", &self.shared.step())
+            .field("account", &self.account())
+            .finish_non_exhaustive()
     }
 }

@@ -1,0 +1,43 @@
+//! DBG_DECRYPT and DBG_ENCRYPT, where the policy allows them.
+
+use kvm_ops::{Error, Field, Gfn, Gpa, Host, PAGE_SIZE, Result};
+
+use super::blob::{blob, blob_mut, read};
+use super::layout::SevDbg;
+use super::legacy::with_guest;
+use crate::SevVm;
+
+/// The unit of encryption.
+const BLOCK: u64 = 16;
+
+/// Where the guest has the memory that a slot lends at this host address: whole blocks in one page.
+fn place<H: Host>(vm: &SevVm<H>, host: u64, len: u64) -> Result<(Gfn, u64)> {
+    let gpa: Gpa = vm.shared.memory().gpa_of(host).ok_or(Error::NoMemory)?;
+    let offset = gpa.get() % PAGE_SIZE;
+    if len == 0 || len % BLOCK != 0 || offset % BLOCK != 0 || offset + len > PAGE_SIZE {
+        return Err(Error::Invalid(Field::Size, len));
+    }
+    Ok((Gfn::containing(gpa), offset))
+}
+
+pub(super) fn decrypt<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
+    let args: SevDbg = read(data)?;
+    let len = u64::from(args.len.get());
+    let (gfn, offset) = place(vm, args.src.get(), len)?;
+    let out = blob_mut(data, args.dst.get(), len)?;
+    let plain = with_guest(vm, |context| {
+        vm.shared.debug_decrypt(context, gfn, offset, out.len())
+    })?;
+    out.copy_from_slice(&plain);
+    Ok(())
+}
+
+pub(super) fn encrypt<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
+    let args: SevDbg = read(data)?;
+    let len = u64::from(args.len.get());
+    let (gfn, offset) = place(vm, args.dst.get(), len)?;
+    let plain = blob(data, args.src.get(), len)?;
+    with_guest(vm, |context| {
+        vm.shared.debug_encrypt(context, gfn, offset, plain)
+    })
+}

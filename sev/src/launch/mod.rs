@@ -1,0 +1,214 @@
+//! From an ASID to a guest that may run, in KVM's order.
+//!
+//! | | SEV, SEV-ES | SNP |
+//! |---|---|---|
+//! | `vm_init` | lease an ASID | lease an ASID |
+//! | start | LAUNCH_START, ACTIVATE | context page, SNP_GCTX_CREATE, SNP_LAUNCH_START, SNP_ACTIVATE |
+//! | each page | LAUNCH_UPDATE_DATA | RMPUPDATE, SNP_LAUNCH_UPDATE |
+//! | each vCPU | ES: LAUNCH_UPDATE_VMSA | RMPUPDATE, SNP_LAUNCH_UPDATE of its VMSA |
+//! | `vm_finalize` | LAUNCH_MEASURE, LAUNCH_FINISH | SNP_LAUNCH_FINISH |
+//!
+//! The start is taken by the first operation that needs it, or by its command
+//! (`mem_enc_op`): between `vm_init` and it a VM may as well receive a guest. Every step that fails
+//! undoes what its own commands did; what firmware keeps nevertheless is leaked and listed.
+
+mod debug;
+mod legacy;
+mod snp;
+
+pub(crate) use snp::PageType;
+
+use kvm_ops::{Asid, Error, Field, Gfn, Host, InitialPage, InitialPageKind, PspPort, Result, Step};
+
+use crate::context::{Context, GuestState};
+use crate::shared::Shared;
+use crate::status::Failure;
+
+/// What a start is told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Start {
+    pub(crate) policy: u64,
+    /// The owner's Diffie-Hellman certificate and session.
+    pub(crate) session: Option<(alloc::vec::Vec<u8>, alloc::vec::Vec<u8>)>,
+    /// The handle of a guest whose key is shared; 0 for a key of its own.
+    pub(crate) share: u32,
+    pub(crate) gosvw: [u8; 16],
+}
+
+/// What the end of an SNP launch is told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Finish {
+    pub(crate) id_block: Option<(alloc::vec::Vec<u8>, alloc::vec::Vec<u8>)>,
+    pub(crate) author_key: bool,
+    pub(crate) vcek_disabled: bool,
+    pub(crate) host_data: [u8; 32],
+}
+
+impl<H: Host> Shared<H> {
+    /// Leases an ASID for the VM's technology.
+    pub(crate) fn lease(&self) -> Result<Asid> {
+        let sp = self.sp();
+        let pools = sp.psp.asid_pools();
+        pools.lease(self.tech, || sp.psp.relax(), || sp.flush())
+    }
+
+    /// Gives an ASID back, in the state that firmware left it in.
+    pub(crate) fn retire(&self, asid: Asid, soiled: bool) {
+        let sp = self.sp();
+        let pools = sp.psp.asid_pools();
+        if soiled {
+            pools.retire(asid);
+        } else {
+            pools.give_back(asid);
+        }
+    }
+
+    /// Counts an ASID as lost for good.
+    pub(crate) fn leak_asid(&self, asid: Asid, error: Error) {
+        self.sp().psp.asid_pools().leak(asid);
+        self.books.leak_key(asid, error);
+    }
+
+    /// `vm_init`: the ASID.
+    pub(crate) fn init(&self, vmsa_features: u64) -> Result<()> {
+        self.step().require(Step::Created)?;
+        let asid = self.lease()?;
+        *self.context() = Some(Context::new(asid, self.policy(), vmsa_features));
+        self.set_step(Step::Initialized);
+        Ok(())
+    }
+
+    /// The policy that was asked for, or the least that the technology demands: ES for a SEV-ES
+    /// guest; for SNP the bit that must be 1, and SMT, which is the host's to switch off.
+    pub(crate) fn policy(&self) -> u64 {
+        self.params.policy.unwrap_or(match self.tech {
+            kvm_ops::Tech::SevEs => legacy::POLICY_ES,
+            kvm_ops::Tech::SevSnp => snp::POLICY_ONE | snp::POLICY_SMT,
+            _ => 0,
+        })
+    }
+
+    /// Starts the launch as the VM's parameters say.
+    fn start_default(&self, context: &mut Context) -> Result<()> {
+        let start = Start {
+            policy: self.policy(),
+            session: self.params.session.clone(),
+            share: 0,
+            gosvw: self.params.gosvw,
+        };
+        self.start(context, &start)
+    }
+
+    /// Starts the launch.
+    pub(crate) fn start(&self, context: &mut Context, start: &Start) -> Result<()> {
+        if context.identity.is_some() {
+            return Err(Error::WrongState(self.step()));
+        }
+        let asid = match context.asid {
+            Some(asid) => asid,
+            None => {
+                context.soiled = false;
+                *context.asid.insert(self.lease()?)
+            }
+        };
+        if self.is_snp() {
+            self.start_snp(context, asid, start)?;
+        } else {
+            self.start_legacy(context, asid, start)?;
+        }
+        context.policy = start.policy;
+        context.state = GuestState::LaunchUpdate;
+        Ok(())
+    }
+
+    /// After a failed start: an ASID that firmware was told of needs a flush before its next guest,
+    /// so the next start takes another.
+    fn drop_soiled_asid(&self, context: &mut Context) {
+        if context.soiled {
+            if let Some(asid) = context.asid.take() {
+                self.retire(asid, true);
+            }
+            context.soiled = false;
+        }
+    }
+
+    /// A launch under way, started if it is not.
+    pub(crate) fn launching<T>(
+        &self,
+        body: impl FnOnce(&mut Context) -> Result<T>,
+    ) -> Result<T> {
+        let mut context = self.context();
+        let Some(context) = context.as_mut() else {
+            return Err(Error::WrongState(self.step()));
+        };
+        if context.state == GuestState::Uninit {
+            self.start_default(context)?;
+        }
+        body(context)
+    }
+
+    /// Adds a page to the measured start.
+    pub(crate) fn add_page(&self, page: &InitialPage<'_>) -> Result<()> {
+        self.step().require(Step::Initialized)?;
+        if !page.gpa.is_page_aligned() {
+            return Err(Error::Invalid(Field::Gpa, page.gpa.get()));
+        }
+        let gfn = Gfn::containing(page.gpa);
+        self.check_frame(gfn)?;
+        if !self.memory().has_slot(gfn, 1) {
+            return Err(Error::NotFound(Field::Gpa, page.gpa.get()));
+        }
+        self.launching(|context| {
+            if self.is_snp() {
+                let kind = snp::page_type(page.kind)?;
+                let mut contents = *page.contents;
+                self.snp_update(context, gfn, &mut contents, kind)
+            } else if page.kind == InitialPageKind::Measured {
+                self.update_data(context, gfn, page.contents)
+            } else {
+                kvm_ops::unsupported!("add_initial_page of a kind that SEV does not know")
+            }
+        })
+    }
+
+    /// `vm_finalize`: everything that is left of the launch.
+    pub(crate) fn finalize(&self, finish: &Finish) -> Result<()> {
+        self.step().require(Step::Initialized)?;
+        self.launching(|context| {
+            if self.is_snp() {
+                self.finish_snp(context, finish)
+            } else {
+                self.finish_legacy(context)
+            }
+        })?;
+        self.set_step(Step::Runnable);
+        Ok(())
+    }
+
+    /// Gives the guest back to firmware and the ASID to its pool. What does not go is leaked; the
+    /// pages of SNP guests went before (`drain_private`).
+    pub(crate) fn decommission(&self, context: &mut Context) {
+        self.set_bound(None);
+        let failed = if self.is_snp() {
+            self.decommission_snp(context)
+        } else {
+            self.decommission_legacy(context)
+        };
+        context.state = GuestState::Uninit;
+        let Some(asid) = context.asid.take() else {
+            return;
+        };
+        match failed {
+            None => {
+                self.retire(asid, context.soiled);
+                self.books.key_freed();
+            }
+            Some(error) => self.leak_asid(asid, error),
+        }
+    }
+}
+
+/// Whether firmware refused, and not something on the way.
+pub(crate) fn is_refusal(error: &Error) -> bool {
+    Failure::of(error).is_some()
+}

@@ -1,0 +1,135 @@
+//! Memory that will hold encrypted data and must not move (`KVM_MEMORY_ENCRYPT_REG_REGION`).
+
+use alloc::vec::Vec;
+
+use kvm_ops::{EncRegion, Error, Field, PAGE_SIZE, Result};
+
+/// The most pages that one region may span (Linux `sev_pin_memory`: INT_MAX).
+pub const MAX_REGION_PAGES: u64 = i32::MAX as u64;
+
+/// The regions of a VM, with their account: as in Linux, a region counts the pages that it touches,
+/// and a page that two regions touch counts twice.
+#[derive(Clone, Debug)]
+pub(crate) struct Regions {
+    list: Vec<EncRegion>,
+    pages: u64,
+    limit: u64,
+}
+
+impl Default for Regions {
+    fn default() -> Self {
+        Self {
+            list: Vec::new(),
+            pages: 0,
+            limit: u64::MAX,
+        }
+    }
+}
+
+/// How many pages a region touches: it need not be aligned.
+fn span(region: EncRegion) -> Result<u64> {
+    let bad = Error::Invalid(Field::Size, region.bytes);
+    let last = region.bytes.checked_sub(1).ok_or(bad)?;
+    let last = region.address.checked_add(last).ok_or(bad)?;
+    let pages = last / PAGE_SIZE - region.address / PAGE_SIZE + 1;
+    if pages > MAX_REGION_PAGES {
+        return Err(bad);
+    }
+    Ok(pages)
+}
+
+impl Regions {
+    /// As RLIMIT_MEMLOCK limits what Linux pins.
+    pub(crate) fn set_limit(&mut self, pages: u64) {
+        self.limit = pages;
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    pub(crate) fn list(&self) -> &[EncRegion] {
+        &self.list
+    }
+
+    pub(crate) fn register(&mut self, region: EncRegion) -> Result<()> {
+        let pages = self.pages.saturating_add(span(region)?);
+        if pages > self.limit {
+            return Err(Error::NoMemory);
+        }
+        self.list.push(region);
+        self.pages = pages;
+        Ok(())
+    }
+
+    /// Of equal regions the one that came last goes.
+    pub(crate) fn unregister(&mut self, region: EncRegion) -> Result<()> {
+        let at = self.list.iter().rposition(|known| *known == region);
+        let at = at.ok_or(Error::Invalid(Field::HostAddress, region.address))?;
+        self.list.remove(at);
+        self.pages -= span(region)?;
+        Ok(())
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
+        self.pages = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn region(address: u64, bytes: u64) -> EncRegion {
+        EncRegion { address, bytes }
+    }
+
+    #[test]
+    fn what_linux_refuses_is_refused() {
+        let mut regions = Regions::default();
+        let size = |bytes| Err(Error::Invalid(Field::Size, bytes));
+        assert_eq!(regions.register(region(0, 0)), size(0));
+        assert_eq!(regions.register(region(u64::MAX, 2)), size(2));
+        assert_eq!(regions.register(region(1, u64::MAX)), size(u64::MAX));
+        let most = MAX_REGION_PAGES * PAGE_SIZE;
+        assert_eq!(regions.register(region(0, most + 1)), size(most + 1));
+        assert_eq!(regions.register(region(0, most)), Ok(()));
+        let unknown = Err(Error::Invalid(Field::HostAddress, 0));
+        assert_eq!(regions.unregister(region(0, most - 1)), unknown);
+        assert_eq!(regions.unregister(region(0, most)), Ok(()));
+        assert_eq!(regions.unregister(region(0, most)), unknown);
+        regions.set_limit(2);
+        assert_eq!(regions.register(region(0xfff, 0x1002)), Err(Error::NoMemory));
+        assert_eq!(regions.register(region(0xfff, 2)), Ok(()));
+        assert_eq!((regions.pages(), regions.list().len()), (2, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn the_account_is_the_sum_of_the_spans(
+            history in proptest::collection::vec((any::<bool>(), 0..4u64, 0..4u64), 0..60),
+        ) {
+            let mut regions = Regions::default();
+            let mut model: Vec<EncRegion> = Vec::new();
+            for (add, address, bytes) in history {
+                let region = region(address * 0x800, bytes * 0x900);
+                let known = model.iter().position(|r| *r == region);
+                if add {
+                    prop_assert_eq!(regions.register(region).is_ok(), bytes != 0);
+                    model.extend((bytes != 0).then_some(region));
+                } else {
+                    prop_assert_eq!(regions.unregister(region).is_ok(), known.is_some());
+                    known.map(|at| model.remove(at));
+                }
+                let pages: u64 = model
+                    .iter()
+                    .map(|r| (r.address + r.bytes).div_ceil(PAGE_SIZE) - r.address / PAGE_SIZE)
+                    .sum();
+                prop_assert_eq!(regions.pages(), pages);
+            }
+        }
+    }
+}
