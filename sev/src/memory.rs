@@ -85,12 +85,6 @@ impl Memory {
             .collect()
     }
 
-    pub(crate) fn frames(&self) -> impl Iterator<Item = (Gfn, Frame)> + '_ {
-        self.frames
-            .iter()
-            .map(|(gfn, frame)| (Gfn::new(*gfn), *frame))
-    }
-
     pub(crate) fn clear(&mut self) -> BTreeMap<u64, Frame> {
         core::mem::take(&mut self.frames)
     }
@@ -190,13 +184,7 @@ impl<H: Host> Shared<H> {
 
     /// Maps a page that SNP_LAUNCH_UPDATE gave to the guest. It is a frame even if the port cannot
     /// map it: it was measured, and no command takes that back.
-    pub(crate) fn enter(
-        &self,
-        memory: &mut Memory,
-        gfn: Gfn,
-        page: Pfn,
-        held: Held,
-    ) -> Result<()> {
+    pub(crate) fn enter(&self, memory: &mut Memory, gfn: Gfn, page: Pfn, held: Held) -> Result<()> {
         let level = Level::Size4K;
         memory.insert(gfn, Frame { page, level, held });
         self.port.map_encrypted(gfn, level, Some(page))
@@ -291,14 +279,30 @@ impl<H: Host> Shared<H> {
                 let old = PrivateSpte::Mapped(frame.page);
                 let new = PrivateSpte::Table(frame.page);
                 let level = frame.level;
-                self.change(memory, &SpteChange { gfn, level, old, new })?;
+                self.change(
+                    memory,
+                    &SpteChange {
+                        gfn,
+                        level,
+                        old,
+                        new,
+                    },
+                )?;
             }
         }
         let mut freed = 0;
         for (gfn, frame) in memory.touching(first, pages) {
             let (level, old) = (frame.level, PrivateSpte::Mapped(frame.page));
             let new = PrivateSpte::Absent;
-            self.change(memory, &SpteChange { gfn, level, old, new })?;
+            self.change(
+                memory,
+                &SpteChange {
+                    gfn,
+                    level,
+                    old,
+                    new,
+                },
+            )?;
             self.sp().free(frame.page, level);
             freed += level.frames();
         }
@@ -309,13 +313,21 @@ impl<H: Host> Shared<H> {
     fn populate(&self, memory: &mut Memory, gfn: Gfn, level: Level) -> Result<()> {
         let page = self.sp().alloc(level)?;
         let (old, new) = (PrivateSpte::Absent, PrivateSpte::Mapped(page));
-        self.change(memory, &SpteChange { gfn, level, old, new })
-            .inspect_err(|_| {
-                // Unless it was entered after all, for the teardown to try again.
-                if memory.frame(gfn).is_none() {
-                    self.sp().free(page, level);
-                }
-            })
+        self.change(
+            memory,
+            &SpteChange {
+                gfn,
+                level,
+                old,
+                new,
+            },
+        )
+        .inspect_err(|_| {
+            // Unless it was entered after all, for the teardown to try again.
+            if memory.frame(gfn).is_none() {
+                self.sp().free(page, level);
+            }
+        })
     }
 
     /// Maps private pages where slots are and none is mapped: 2 MiB where range, slot and host
@@ -372,7 +384,9 @@ impl<H: Host> Shared<H> {
         let mut memory = self.memory();
         if let Some((first, frame)) = memory.frame(gfn) {
             // Another vCPU was here first; or the port could not map it then, and may now.
-            let mapped = self.port.map_encrypted(first, frame.level, Some(frame.page));
+            let mapped = self
+                .port
+                .map_encrypted(first, frame.level, Some(frame.page));
             return mapped.map_or_else(NestedFaultAnswer::Fail, |()| NestedFaultAnswer::Retry);
         }
         if !memory.has_slot(gfn, 1) || memory.is_shared(gfn) {

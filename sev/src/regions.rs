@@ -48,10 +48,6 @@ impl Regions {
         self.pages
     }
 
-    pub(crate) fn list(&self) -> &[EncRegion] {
-        &self.list
-    }
-
     pub(crate) fn register(&mut self, region: EncRegion) -> Result<()> {
         let pages = self.pages.saturating_add(span(region)?);
         if pages > self.limit {
@@ -69,11 +65,6 @@ impl Regions {
         self.list.remove(at);
         self.pages -= span(region)?;
         Ok(())
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.list.clear();
-        self.pages = 0;
     }
 }
 
@@ -102,9 +93,12 @@ mod tests {
         assert_eq!(regions.unregister(region(0, most)), Ok(()));
         assert_eq!(regions.unregister(region(0, most)), unknown);
         regions.set_limit(2);
-        assert_eq!(regions.register(region(0xfff, 0x1002)), Err(Error::NoMemory));
+        assert_eq!(
+            regions.register(region(0xfff, 0x1002)),
+            Err(Error::NoMemory)
+        );
         assert_eq!(regions.register(region(0xfff, 2)), Ok(()));
-        assert_eq!((regions.pages(), regions.list().len()), (2, 1));
+        assert_eq!((regions.pages(), regions.list.len()), (2, 1));
     }
 
     proptest! {

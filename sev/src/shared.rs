@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use kvm_ops::{
     Asid, Error, Field, Gfn, Host, NestedFaultAnswer, NestedFaults, Pfn, Privacy, PspPort, Result,
-    SevParams, SharedMask, Step, Tech, VcpuId, VmId, VmPort,
+    SevParams, SharedMask, Step, Tech, VcpuId, VmId,
 };
 use kvm_ops_mmu::{ReaderLock, WriteGuard};
 

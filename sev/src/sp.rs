@@ -34,7 +34,11 @@ pub(crate) enum Held {
 pub(crate) enum RmpEntry {
     Shared,
     Firmware,
-    Guest { asid: u32, gpa: u64, immutable: bool },
+    Guest {
+        asid: u32,
+        gpa: u64,
+        immutable: bool,
+    },
 }
 
 impl RmpEntry {

@@ -49,7 +49,9 @@ impl<H: Host> Shared<H> {
         ])?;
         self.stop();
         if self.asid().is_ok() {
-            self.port.bind_asid(None, self.mask).inspect_err(|_| self.poison())?;
+            self.port
+                .bind_asid(None, self.mask)
+                .inspect_err(|_| self.poison())?;
         }
         if !self.is_snp() {
             if let Some(context) = self.context().as_mut() {

@@ -189,6 +189,10 @@ impl<H: Host> VmOps for SevVm<H> {
         teardown::free(self.shared, drained, self.freed_before)
     }
 
+    fn vm_abandon(self, error: Error) -> FreeReport {
+        teardown::abandon(self.shared, error)
+    }
+
     /// One change of a private frame: absent to mapped, mapped to absent, or a 2 MiB page to a
     /// table, which is PSMASH. The pages are the caller's to take and to free, but for one that
     /// firmware keeps: that is leaked, listed, and the VM poisoned.

@@ -159,6 +159,9 @@ mod tests {
             check::<SnpPageReclaim>(),
         ];
         let without_buffer = 2;
-        assert_eq!(checked.iter().sum::<usize>() + without_buffer, Command::ALL.len());
+        assert_eq!(
+            checked.iter().sum::<usize>() + without_buffer,
+            Command::ALL.len()
+        );
     }
 }

@@ -5,9 +5,7 @@ use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, Result, Step, VmPort};
 use zerocopy::little_endian::U32;
 
 use super::blob::{blob, blob_mut, read, too_short, write};
-use super::layout::{
-    SevAttestation, SevGuestStatus, SevLaunchSecret, SevLaunchStart, SevRange,
-};
+use super::layout::{SevAttestation, SevGuestStatus, SevLaunchSecret, SevLaunchStart, SevRange};
 use crate::SevVm;
 use crate::command::Command;
 use crate::context::Context;

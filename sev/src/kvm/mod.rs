@@ -22,7 +22,7 @@ use kvm_ops::{EncCmd, Error, Field, Host, Result};
 use crate::rules::{self, EBUSY, Holding, View, errno};
 use crate::status::status_of;
 use crate::{SevVm, launch};
-use blob::{read, write};
+use blob::read;
 
 impl<H: Host> SevVm<H> {
     /// What [`rules::allowed`] decides from.
@@ -48,12 +48,7 @@ pub(crate) fn run<H: Host>(vm: &mut SevVm<H>, cmd: &mut EncCmd<'_>) -> Result<()
     done
 }
 
-fn dispatch<H: Host>(
-    vm: &mut SevVm<H>,
-    id: u32,
-    data: &mut [u8],
-    status: &mut u64,
-) -> Result<()> {
+fn dispatch<H: Host>(vm: &mut SevVm<H>, id: u32, data: &mut [u8], status: &mut u64) -> Result<()> {
     if vm.shared.step() == kvm_ops::Step::Poisoned {
         return Err(Error::Poisoned);
     }

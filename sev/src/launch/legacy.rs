@@ -1,8 +1,6 @@
 //! SEV and SEV-ES.
 
-use kvm_ops::{
-    Asid, Error, Field, Gfn, Host, Level, PAGE_SIZE, PspPort, Result, Tech, VmPort,
-};
+use kvm_ops::{Asid, Error, Field, Gfn, Host, Level, PAGE_SIZE, PspPort, Result, Tech, VmPort};
 use zerocopy::little_endian::{U32, U64};
 
 use super::Start;
@@ -151,7 +149,7 @@ impl<H: Host> Shared<H> {
     }
 
     /// LAUNCH_UPDATE_DATA of a new page with these contents.
-    pub(super) fn update_data(
+    pub(crate) fn update_data(
         &self,
         context: &mut Context,
         gfn: Gfn,
@@ -169,9 +167,8 @@ impl<H: Host> Shared<H> {
             }),
             Err(error) => (Held::Host, Err(error)),
         };
-        let mapped = done.and_then(|_| {
-            self.map(&mut memory, gfn, Level::Size4K, page, Assign::Guest)
-        });
+        let mapped =
+            done.and_then(|_| self.map(&mut memory, gfn, Level::Size4K, page, Assign::Guest));
         if mapped.is_err() && memory.frame(gfn).is_none() {
             // The first error is the one to tell; a leak stands in the books.
             let _ = sp.release(page, Level::Size4K, held);

@@ -133,10 +133,7 @@ impl<H: Host> Shared<H> {
     }
 
     /// A launch under way, started if it is not.
-    pub(crate) fn launching<T>(
-        &self,
-        body: impl FnOnce(&mut Context) -> Result<T>,
-    ) -> Result<T> {
+    pub(crate) fn launching<T>(&self, body: impl FnOnce(&mut Context) -> Result<T>) -> Result<T> {
         let mut context = self.context();
         let Some(context) = context.as_mut() else {
             return Err(Error::WrongState(self.step()));

@@ -53,12 +53,7 @@ pub(super) fn page_type(kind: InitialPageKind) -> Result<PageType> {
 impl<H: Host> Shared<H> {
     /// The context page, SNP_GCTX_CREATE, SNP_LAUNCH_START, SNP_ACTIVATE, and the ASID into the
     /// VMCBs.
-    pub(super) fn start_snp(
-        &self,
-        context: &mut Context,
-        asid: Asid,
-        start: &Start,
-    ) -> Result<()> {
+    pub(super) fn start_snp(&self, context: &mut Context, asid: Asid, start: &Start) -> Result<()> {
         if start.policy & POLICY_ONE == 0 || start.policy & !POLICY_BITS != 0 {
             return Err(Error::Invalid(Field::Policy, start.policy));
         }
@@ -178,9 +173,9 @@ impl<H: Host> Shared<H> {
         let sp = self.sp();
         let page = sp.alloc(Level::Size4K)?;
         // The host writes before the page is the guest's: afterwards it may not.
-        let assigned = sp.write(page, contents).and_then(|()| {
-            self.assign(&memory, gfn, Level::Size4K, page, Assign::Launch)
-        });
+        let assigned = sp
+            .write(page, contents)
+            .and_then(|()| self.assign(&memory, gfn, Level::Size4K, page, Assign::Launch));
         let held = match assigned {
             Ok(held) => held,
             Err(error) => {
