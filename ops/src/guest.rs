@@ -91,6 +91,12 @@ pub enum Action<'a> {
         /// RCX, RDX, R8 and R9.
         args: [u64; 4],
     },
+    /// VMGEXIT with a request in the GHCB MSR (SEV-ES and SNP). Answered by [`Outcome::Value`]: what
+    /// the MSR holds then.
+    GhcbMsr {
+        /// The request.
+        value: u64,
+    },
     /// Waits for an interrupt.
     Halt,
     /// Is done: the vCPU shuts down.
@@ -213,6 +219,7 @@ enum Owned {
     Hypercall { nr: u64, args: [u64; 4] },
     Tdvmcall { leaf: u64, args: [u64; 4] },
     Tdcall { leaf: u64, args: [u64; 4] },
+    GhcbMsr { value: u64 },
     Halt,
 }
 
@@ -292,6 +299,11 @@ impl Script {
         self.then(Owned::Tdcall { leaf, args })
     }
 
+    /// VMGEXIT with a request in the GHCB MSR.
+    pub fn ghcb_msr(self, value: u64) -> Self {
+        self.then(Owned::GhcbMsr { value })
+    }
+
     /// Waits for an interrupt.
     pub fn halt(self) -> Self {
         self.then(Owned::Halt)
@@ -344,6 +356,7 @@ impl GuestProgram for Script {
                 leaf: *leaf,
                 args: *args,
             },
+            Owned::GhcbMsr { value } => Action::GhcbMsr { value: *value },
             Owned::Halt => Action::Halt,
         }
     }

@@ -210,9 +210,6 @@ pub trait NestedFaults: Send + Sync {
 
     /// The RMP holds a 2 MiB page where the guest or its mapping means 4 KiB (#NPF with SIZEM).
     fn size_mismatch(&self, gfn: Gfn) -> NestedFaultAnswer;
-
-    /// Whether an access without the C-bit to a frame that is not mapped may go to the slots.
-    fn may_share(&self, gfn: Gfn) -> bool;
 }
 
 /// Registers of a SEAMCALL besides RAX, in and out.

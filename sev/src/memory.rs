@@ -10,8 +10,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use kvm_ops::{
-    Error, Field, Gfn, Gpa, Host, Level, MemSlot, NestedFaultAnswer, Pfn, Privacy, PrivateSpte,
-    Result, SlotId, SpteChange, VmPort,
+    Error, Field, Gfn, Gpa, Host, Level, MemSlot, NestedFaultAnswer, PAGE_SIZE, Pfn, Privacy,
+    PrivateSpte, Result, SlotId, SpteChange, VmPort,
 };
 use kvm_ops_mmu::Attributes;
 
@@ -36,14 +36,6 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn set_slot(&mut self, slot: &MemSlot) {
-        self.slots.insert(slot.id, *slot);
-    }
-
-    pub(crate) fn delete_slot(&mut self, id: SlotId) -> Option<MemSlot> {
-        self.slots.remove(&id)
-    }
-
     /// Whether a slot backs all of these frames.
     pub(crate) fn has_slot(&self, first: Gfn, frames: u64) -> bool {
         let Some(end) = first.get().checked_add(frames) else {
@@ -376,7 +368,43 @@ impl<H: Host> Shared<H> {
         if to == Privacy::Shared {
             self.zap(&mut memory, first, pages)?;
         }
+        self.govern(first, pages, to)?;
         Ok(pages)
+    }
+
+    /// Tells the port which frames a guest may reach without the C-bit. Only SNP knows of private
+    /// frames: a SEV or SEV-ES guest touches what it wants as it wants.
+    fn govern(&self, first: Gfn, pages: u64, privacy: Privacy) -> Result<()> {
+        if !self.is_snp() {
+            return Ok(());
+        }
+        self.port
+            .set_shared(first, pages, privacy == Privacy::Shared)
+    }
+
+    /// Creates a slot. What is private of it stays so.
+    pub(crate) fn set_slot(&self, slot: &MemSlot) -> Result<()> {
+        let mut memory = self.memory();
+        self.port.set_memory_slot(slot)?;
+        memory.slots.insert(slot.id, *slot);
+        let (first, pages) = (Gfn::containing(slot.gpa), slot.bytes() / PAGE_SIZE);
+        for (first, pages, privacy) in memory.attributes.runs(first, pages)? {
+            self.govern(first, pages, privacy)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a slot, and the private pages in its place with it. Where no slot is, nothing is
+    /// private: the guest may find devices there.
+    pub(crate) fn delete_slot(&self, slot: &MemSlot) -> Result<()> {
+        let mut memory = self.memory();
+        self.port.delete_memory_slot(slot)?;
+        let Some(slot) = memory.slots.remove(&slot.id) else {
+            return Ok(());
+        };
+        let (first, pages) = (Gfn::containing(slot.gpa), slot.bytes() / PAGE_SIZE);
+        self.zap(&mut memory, first, pages)?;
+        self.govern(first, pages, Privacy::Shared)
     }
 
     /// A guest touched a frame with the C-bit, and nothing is mapped there.

@@ -187,12 +187,4 @@ impl<H: Host> NestedFaults for Faults<H> {
     fn size_mismatch(&self, gfn: Gfn) -> NestedFaultAnswer {
         self.answer(|shared| shared.split_fault(gfn))
     }
-
-    /// SNP alone knows of private frames: a SEV or SEV-ES guest touches what it wants as it wants.
-    fn may_share(&self, gfn: Gfn) -> bool {
-        let Some(shared) = self.0.upgrade() else {
-            return false;
-        };
-        !shared.is_snp() || shared.memory().is_shared(gfn)
-    }
 }

@@ -248,23 +248,13 @@ impl<H: Host> VmOps for SevVm<H> {
         self.shared.step().require_live()?;
         let last = slot.last()?;
         self.shared.check_frame(Gfn::containing(last))?;
-        let mut memory = self.shared.memory();
-        self.shared.port.set_memory_slot(slot)?;
-        memory.set_slot(slot);
-        Ok(())
+        self.shared.set_slot(slot)
     }
 
     /// Deletes a slot, and the private pages in its place with it.
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
         self.shared.step().require_live()?;
-        let mut memory = self.shared.memory();
-        self.shared.port.delete_memory_slot(slot)?;
-        if let Some(slot) = memory.delete_slot(slot.id) {
-            let first = Gfn::containing(slot.gpa);
-            self.shared
-                .zap(&mut memory, first, slot.bytes() / kvm_ops::PAGE_SIZE)?;
-        }
-        Ok(())
+        self.shared.delete_slot(slot)
     }
 
     fn has_emulated_msr(&self, index: u32) -> bool {

@@ -1,6 +1,6 @@
 //! Guest accesses to memory: cut at pages, each piece through the second-level table.
 
-use kvm_ops::{Gfn, Gpa, PAGE_SIZE};
+use kvm_ops::{Error, Field, Gfn, Gpa, PAGE_SIZE, Result};
 use vm_memory::VolatileSlice;
 
 use crate::vm::VmInner;
@@ -65,4 +65,23 @@ pub(crate) fn first_piece(vm: &VmInner, gpa: Gpa, copy: Copy<'_>) -> Piece {
             return Piece::Mmio(len.min(MMIO_BYTES));
         }
     }
+}
+
+/// Reads what slots lend, as the host does: private frames or not.
+pub(crate) fn read_slot(vm: &VmInner, gpa: Gpa, data: &mut [u8]) -> Result<()> {
+    let memory = vm.read();
+    let mut done = 0;
+    while done < data.len() {
+        let not_found = Error::NotFound(Field::Gpa, gpa.get());
+        let at = gpa.checked_add(done as u64).ok_or(not_found)?;
+        let inside = (at.get() % PAGE_SIZE) as usize;
+        let len = (PAGE_SIZE as usize - inside).min(data.len() - done);
+        let mapping = memory.slot_page(Gfn::containing(at)).ok_or(not_found)?;
+        // SAFETY: as in `first_piece`: the slot is not deleted while the lock is held, its memory
+        // is mapped and readable, and `inside + len` is at most the page.
+        let page = unsafe { VolatileSlice::new((mapping.host as *mut u8).add(inside), len) };
+        page.copy_to(&mut data[done..done + len]);
+        done += len;
+    }
+    Ok(())
 }

@@ -13,6 +13,8 @@ pub struct SimHostBuilder {
     machine: Machine,
     #[cfg(feature = "tdx")]
     tdx: Option<soft_tdx_module::PlatformBuilder>,
+    #[cfg(feature = "sev")]
+    sev: Option<crate::SevSetup>,
 }
 
 /// Why a machine cannot be built.
@@ -25,6 +27,12 @@ pub enum BuildError {
     /// The TDX module does not come up on it.
     #[cfg(feature = "tdx")]
     TdxBringUp(soft_tdx_module::CallError),
+    /// The parts of the AMD machine do not fit together.
+    #[cfg(feature = "sev")]
+    Sev(soft_amd_sp::BuildError),
+    /// The AMD SP's firmware does not come up on it.
+    #[cfg(feature = "sev")]
+    SevBringUp(soft_amd_sp::Status),
 }
 
 impl fmt::Display for BuildError {
@@ -34,6 +42,10 @@ impl fmt::Display for BuildError {
             Self::Tdx(_) => _f.write_str("cannot build the TDX machine"),
             #[cfg(feature = "tdx")]
             Self::TdxBringUp(_) => _f.write_str("the TDX module does not come up"),
+            #[cfg(feature = "sev")]
+            Self::Sev(_) => _f.write_str("cannot build the AMD machine"),
+            #[cfg(feature = "sev")]
+            Self::SevBringUp(_) => _f.write_str("the firmware of the AMD SP does not come up"),
         }
     }
 }
@@ -45,6 +57,10 @@ impl std::error::Error for BuildError {
             Self::Tdx(ref error) => Some(error),
             #[cfg(feature = "tdx")]
             Self::TdxBringUp(ref error) => Some(error),
+            #[cfg(feature = "sev")]
+            Self::Sev(ref error) => Some(error),
+            #[cfg(feature = "sev")]
+            Self::SevBringUp(ref error) => Some(error),
         }
     }
 }
@@ -55,6 +71,8 @@ impl SimHostBuilder {
             machine: Machine::new(vendor),
             #[cfg(feature = "tdx")]
             tdx: None,
+            #[cfg(feature = "sev")]
+            sev: None,
         }
     }
 
@@ -66,16 +84,28 @@ impl SimHostBuilder {
         self
     }
 
+    /// The AMD machine and how its firmware is brought up. Of no use on another vendor's.
+    #[cfg(feature = "sev")]
+    #[must_use]
+    pub fn sev(mut self, setup: impl Into<crate::SevSetup>) -> Self {
+        self.sev = Some(setup.into());
+        self
+    }
+
     /// Builds what was given, and brings its firmware up.
     ///
     /// # Errors
     /// [`BuildError`] with the platform's own reason as its source.
-    #[cfg_attr(not(feature = "tdx"), allow(unused_mut))]
     pub fn build(mut self) -> Result<SimHost, BuildError> {
         #[cfg(feature = "tdx")]
         if let (Some(builder), Vendor::Intel) = (self.tdx, self.machine.vendor) {
             let up = crate::tdx::Tdx::up(builder)?;
             self.machine.tdx = std::sync::OnceLock::from(Some(up));
+        }
+        #[cfg(feature = "sev")]
+        if let (Some(setup), Vendor::Amd) = (self.sev, self.machine.vendor) {
+            let up = crate::sev::Sev::up(setup)?;
+            self.machine.sev = std::sync::OnceLock::from(Some(up));
         }
         Ok(SimHost::from_machine(self.machine))
     }

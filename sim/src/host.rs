@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[allow(unused_imports)] // `NoPort` is for what is switched off.
 use kvm_ops::{Host, Missing, NoPort, Result, Tech, Vendor, VmId, VmIds, VmParams};
 
 use crate::SimVm;
@@ -25,6 +26,9 @@ pub(crate) struct Machine {
     /// The TDX machine; `None` inside where its module does not come up.
     #[cfg(feature = "tdx")]
     pub(crate) tdx: std::sync::OnceLock<Option<crate::tdx::Tdx>>,
+    /// The AMD SP; `None` inside where its firmware does not come up.
+    #[cfg(feature = "sev")]
+    pub(crate) sev: std::sync::OnceLock<Option<crate::sev::Sev>>,
 }
 
 impl SimHost {
@@ -57,6 +61,14 @@ impl SimHost {
     }
 }
 
+#[cfg(feature = "sev")]
+impl SimHost {
+    /// The software AMD SP below, for faults, traces and counts. `None` on Intel.
+    pub fn sev_platform(&self) -> Option<&Arc<soft_amd_sp::Platform>> {
+        self.machine.sev().map(|sev| &sev.platform)
+    }
+}
+
 impl Machine {
     pub(crate) fn new(vendor: Vendor) -> Self {
         Self {
@@ -65,6 +77,8 @@ impl Machine {
             live_vms: AtomicUsize::new(0),
             #[cfg(feature = "tdx")]
             tdx: std::sync::OnceLock::new(),
+            #[cfg(feature = "sev")]
+            sev: std::sync::OnceLock::new(),
         }
     }
 
@@ -78,8 +92,23 @@ impl Machine {
         self.tdx.get_or_init(up).as_ref()
     }
 
+    #[cfg(feature = "sev")]
+    pub(crate) fn sev(&self) -> Option<&crate::sev::Sev> {
+        use crate::sev::{Sev, SevSetup};
+        if self.vendor != Vendor::Amd {
+            return None;
+        }
+        let up = || Sev::up(SevSetup::default()).ok();
+        self.sev.get_or_init(up).as_ref()
+    }
+
     fn offers(&self, tech: Tech) -> bool {
         match tech {
+            #[cfg(feature = "sev")]
+            Tech::Sev | Tech::SevEs | Tech::SevSnp => self.sev().is_some_and(|sev| {
+                use kvm_ops::PspPort;
+                !sev.psp.asid_pools().range(tech).is_empty()
+            }),
             #[cfg(feature = "tdx")]
             Tech::Tdx => self.tdx().is_some(),
             _ => tech == Tech::normal(self.vendor),
@@ -101,6 +130,9 @@ impl Host for SimHost {
     type Seam = crate::SoftSeam;
     #[cfg(not(feature = "tdx"))]
     type Seam = NoPort;
+    #[cfg(feature = "sev")]
+    type Psp = crate::SoftPsp;
+    #[cfg(not(feature = "sev"))]
     type Psp = NoPort;
     #[cfg(any(feature = "tdx", feature = "sev"))]
     type Pages = crate::SoftPages;
@@ -132,7 +164,16 @@ impl Host for SimHost {
         self.machine.tdx().map(|tdx| &tdx.seam)
     }
 
+    #[cfg(feature = "sev")]
+    fn psp(&self) -> Option<&Self::Psp> {
+        self.machine.sev().map(|sev| &sev.psp)
+    }
+
     fn pages(&self) -> Option<&Self::Pages> {
+        #[cfg(feature = "sev")]
+        if let Some(sev) = self.machine.sev() {
+            return Some(&sev.pages);
+        }
         #[cfg(feature = "tdx")]
         if let Some(tdx) = self.machine.tdx() {
             return Some(&tdx.pages);

@@ -7,14 +7,14 @@ mod access;
 mod builder;
 mod frame_set;
 #[cfg(any(feature = "tdx", feature = "sev"))]
-#[cfg_attr(not(feature = "tdx"), allow(dead_code))] // What the software AMD SP will use.
 mod frames;
 mod host;
 mod irq;
 #[cfg(any(feature = "tdx", feature = "sev"))]
-#[cfg_attr(not(feature = "tdx"), allow(dead_code))] // What the software AMD SP will use.
 mod pages;
 mod registers;
+#[cfg(feature = "sev")]
+mod sev;
 mod table;
 #[cfg(feature = "tdx")]
 mod tdx;
@@ -26,6 +26,8 @@ pub use builder::{BuildError, SimHostBuilder};
 pub use host::SimHost;
 #[cfg(any(feature = "tdx", feature = "sev"))]
 pub use pages::SoftPages;
+#[cfg(feature = "sev")]
+pub use sev::{SevSetup, SoftPsp};
 pub use table::TableStats;
 #[cfg(feature = "tdx")]
 pub use tdx::SoftSeam;

@@ -13,27 +13,29 @@ use kvm_ops::{
 use crate::access::{Copy, Piece, first_piece};
 use crate::irq::{Wake, Woken};
 use crate::registers::Registers;
+#[cfg(feature = "sev")]
+use crate::sev::Touch;
 use crate::table::GPA_BITS;
 use crate::vm::VmInner;
 
 /// A vCPU of the software platform.
 pub struct SimVcpu {
     id: VcpuId,
-    vm: Arc<VmInner>,
+    pub(crate) vm: Arc<VmInner>,
     wake: Arc<Wake>,
     program: Option<Box<dyn GuestProgram>>,
     state: State,
     /// What the program reads or writes, across exits.
     buffer: Box<[u8; MAX_ACCESS]>,
     /// The answer to a hypercall.
-    ret: u64,
+    pub(crate) ret: u64,
     registers: Registers,
     irq_window: bool,
 }
 
 /// Between two calls of the program: what it is told next, or what is still under way.
 #[derive(Clone, Copy, Debug)]
-enum State {
+pub(crate) enum State {
     /// Tell the program this.
     Tell(Told),
     /// A memory access, done up to `done`; `mmio` bytes from there left as an exit.
@@ -48,6 +50,9 @@ enum State {
     PortRead { len: usize },
     /// A hypercall that left as an exit.
     Hypercall,
+    /// A conversion between private and shared memory.
+    #[cfg(feature = "sev")]
+    Converting(crate::sev::Converting),
     /// The program halted.
     Halted,
     /// The program shut down, or there is none.
@@ -56,7 +61,7 @@ enum State {
 
 /// An [`Outcome`] without a borrow.
 #[derive(Clone, Copy, Debug)]
-enum Told {
+pub(crate) enum Told {
     Start,
     Done,
     Data(usize),
@@ -66,24 +71,63 @@ enum Told {
 }
 
 /// What a step of the vCPU asks of `vcpu_run`.
-enum Next {
+pub(crate) enum Next {
     /// Goes on with this state.
     Go(State),
     /// Leaves, and goes on with this state next time.
     Leave(State, Leave),
+    /// The run fails, and goes on with this state next time.
+    #[cfg(feature = "sev")]
+    Fail(State, Error),
 }
 
-enum Leave {
-    PortRead { port: u16, size: u8 },
-    PortWrite { port: u16, len: usize },
-    MmioRead { gpa: Gpa, from: usize, len: usize },
-    MmioWrite { gpa: Gpa, from: usize, len: usize },
-    Hypercall { nr: u64, args: [u64; 4] },
+pub(crate) enum Leave {
+    PortRead {
+        port: u16,
+        size: u8,
+    },
+    PortWrite {
+        port: u16,
+        len: usize,
+    },
+    MmioRead {
+        gpa: Gpa,
+        from: usize,
+        len: usize,
+    },
+    MmioWrite {
+        gpa: Gpa,
+        from: usize,
+        len: usize,
+    },
+    Hypercall {
+        nr: u64,
+        args: [u64; 4],
+    },
+    #[cfg(feature = "sev")]
+    MapGpaRange {
+        gpa: Gpa,
+        pages: u64,
+        to: kvm_ops::Privacy,
+    },
+    /// Of one page.
+    #[cfg(feature = "sev")]
+    MemoryFault {
+        gpa: Gpa,
+        access: kvm_ops::Privacy,
+    },
+    /// The guest terminates itself; the GHCB MSR is in `ret`.
+    #[cfg(feature = "sev")]
+    SevTerm,
     Hlt,
     Shutdown,
     Interrupted,
     IrqWindow,
 }
+
+/// `KVM_SYSTEM_EVENT_SEV_TERM`.
+#[cfg(feature = "sev")]
+const SEV_TERM: u32 = 6;
 
 impl SimVcpu {
     pub(crate) fn new(id: VcpuId, vm: Arc<VmInner>, wake: Arc<Wake>) -> Self {
@@ -112,19 +156,31 @@ impl SimVcpu {
             } => self.go_on_with_access(write, gpa, len, done + mmio),
             State::PortRead { len } => Next::Go(State::Tell(Told::Data(len))),
             State::Hypercall => Next::Go(State::Tell(Told::Value(self.ret))),
+            #[cfg(feature = "sev")]
+            State::Converting(now) => self.go_on_converting(now),
             State::Halted => self.halted(),
             State::Off => Next::Leave(State::Off, Leave::Shutdown),
         }
     }
 
+    /// The mask of the guest's addresses, `NONE` but for a SEV guest.
+    fn mask(&self) -> SharedMask {
+        #[cfg(feature = "sev")]
+        if self.vm.is_sev() {
+            return self.vm.sev.mask();
+        }
+        SharedMask::NONE
+    }
+
     fn ask_program(&mut self, told: Told) -> Next {
+        let mask = self.mask();
         let Some(program) = &mut self.program else {
             return Next::Leave(State::Off, Leave::Shutdown);
         };
         let outcome = match told {
             Told::Start => Outcome::Start {
                 vcpu: self.id,
-                mask: SharedMask::NONE,
+                mask,
             },
             Told::Done => Outcome::Done,
             Told::Data(len) => Outcome::Data(&self.buffer[..len]),
@@ -134,7 +190,7 @@ impl SimVcpu {
         };
         let fault = |fault| Next::Go(State::Tell(Told::Fault(fault)));
         match program.step(outcome) {
-            Action::Read { gpa, len } => match access_fits(gpa, len) {
+            Action::Read { gpa, len } => match access_fits(mask, gpa, len) {
                 true => Next::Go(State::Access {
                     write: false,
                     gpa,
@@ -144,7 +200,7 @@ impl SimVcpu {
                 }),
                 false => fault(GuestFault::BadOperand),
             },
-            Action::Write { gpa, data } => match access_fits(gpa, data.len()) {
+            Action::Write { gpa, data } => match access_fits(mask, gpa, data.len()) {
                 true => {
                     let len = data.len();
                     self.buffer[..len].copy_from_slice(data);
@@ -176,6 +232,18 @@ impl SimVcpu {
                 self.ret = 0;
                 Next::Leave(State::Hypercall, Leave::Hypercall { nr, args })
             }
+            #[cfg(feature = "sev")]
+            Action::Share { gpa, pages } if self.vm.is_sev() => {
+                self.convert(gpa, pages, kvm_ops::Privacy::Shared)
+            }
+            #[cfg(feature = "sev")]
+            Action::Unshare { gpa, pages } if self.vm.is_sev() => {
+                self.convert(gpa, pages, kvm_ops::Privacy::Private)
+            }
+            #[cfg(feature = "sev")]
+            Action::Accept { gpa, level } if self.vm.is_sev() => self.accept(gpa, level),
+            #[cfg(feature = "sev")]
+            Action::GhcbMsr { value } if self.vm.is_sev() => self.ghcb_msr(value),
             Action::Halt => Next::Go(State::Halted),
             Action::Shutdown => Next::Leave(State::Off, Leave::Shutdown),
             // A normal VM has no private memory to convert or accept.
@@ -184,13 +252,40 @@ impl SimVcpu {
     }
 
     fn go_on_with_access(&mut self, write: bool, gpa: Gpa, len: usize, mut done: usize) -> Next {
+        let mask = self.mask();
         while done < len {
             let at = Gpa::new(gpa.get() + done as u64);
             let piece = match write {
                 true => Copy::ToGuest(&self.buffer[done..len]),
                 false => Copy::FromGuest(&mut self.buffer[done..len]),
             };
-            match first_piece(&self.vm, at, piece) {
+            #[cfg(feature = "sev")]
+            let piece = match self.vm.is_sev() {
+                false => first_piece(&self.vm, at, piece),
+                true => {
+                    let state = State::Access {
+                        write,
+                        gpa,
+                        len,
+                        done,
+                        mmio: 0,
+                    };
+                    match crate::sev::first_touch(&self.vm, at, piece) {
+                        Touch::Memory(bytes) => Piece::Memory(bytes),
+                        Touch::Mmio(bytes) => Piece::Mmio(bytes),
+                        Touch::Fault(fault) => return Next::Go(State::Tell(Told::Fault(fault))),
+                        Touch::Fail(error) => return Next::Fail(state, error),
+                        Touch::Leave(access) => {
+                            let gpa = page_of(mask, at);
+                            return Next::Leave(state, Leave::MemoryFault { gpa, access });
+                        }
+                    }
+                }
+            };
+            #[cfg(not(feature = "sev"))]
+            let piece = first_piece(&self.vm, at, piece);
+            let at = without_mask(mask, at);
+            match piece {
                 Piece::Memory(bytes) => done += bytes,
                 // A normal VM has no private frames.
                 Piece::NotShared => {
@@ -277,6 +372,24 @@ impl SimVcpu {
                 args: [a, b, c, d, 0, 0],
                 ret: &mut self.ret,
             },
+            #[cfg(feature = "sev")]
+            Leave::MapGpaRange { gpa, pages, to } => Exit::MapGpaRange {
+                gpa,
+                pages,
+                to,
+                ret: &mut self.ret,
+            },
+            #[cfg(feature = "sev")]
+            Leave::MemoryFault { gpa, access } => Exit::MemoryFault {
+                gpa,
+                bytes: kvm_ops::PAGE_SIZE,
+                access,
+            },
+            #[cfg(feature = "sev")]
+            Leave::SevTerm => Exit::SystemEvent {
+                kind: SEV_TERM,
+                data: std::slice::from_ref(&self.ret),
+            },
             Leave::Hlt => Exit::Hlt,
             Leave::Shutdown => Exit::Shutdown,
             Leave::Interrupted => Exit::Interrupted,
@@ -285,10 +398,21 @@ impl SimVcpu {
     }
 }
 
+/// The address without the bit that tells private from shared.
+fn without_mask(mask: SharedMask, gpa: Gpa) -> Gpa {
+    Gpa::new(gpa.get() & !mask.bits())
+}
+
+/// The page of an address, without the mask bit.
+#[cfg(feature = "sev")]
+fn page_of(mask: SharedMask, gpa: Gpa) -> Gpa {
+    Gpa::new(without_mask(mask, gpa).get() & !(kvm_ops::PAGE_SIZE - 1))
+}
+
 /// Whether an access is of an allowed length and within the width of guest-physical addresses.
-fn access_fits(gpa: Gpa, len: usize) -> bool {
+fn access_fits(mask: SharedMask, gpa: Gpa, len: usize) -> bool {
     (1..=MAX_ACCESS).contains(&len)
-        && gpa
+        && without_mask(mask, gpa)
             .checked_add(len as u64 - 1)
             .is_some_and(|last| last.get() >> GPA_BITS == 0)
 }
@@ -308,6 +432,11 @@ impl VcpuOps for SimVcpu {
                 Next::Leave(state, leave) => {
                     self.state = state;
                     return Ok(self.exit(leave));
+                }
+                #[cfg(feature = "sev")]
+                Next::Fail(state, error) => {
+                    self.state = state;
+                    return Err(error);
                 }
             }
         }

@@ -23,8 +23,11 @@ pub struct SimVm {
 
 /// What the VM and its vCPUs share.
 pub(crate) struct VmInner {
-    machine: Arc<Machine>,
+    pub(crate) machine: Arc<Machine>,
     pub(crate) tech: Tech,
+    /// Empty but for a SEV guest.
+    #[cfg(feature = "sev")]
+    pub(crate) sev: crate::sev::Guest,
     params: VmParams,
     /// One lock for slots and table: an access holds it shared while it copies, so a deleted slot
     /// is out of use when the deletion returns.
@@ -54,6 +57,8 @@ impl SimVm {
             inner: Arc::new(VmInner {
                 machine,
                 tech,
+                #[cfg(feature = "sev")]
+                sev: crate::sev::Guest::default(),
                 params,
                 memory: RwLock::new(memory),
                 vcpus,
@@ -70,6 +75,11 @@ impl SimVm {
 impl VmInner {
     pub(crate) fn irqchip(&self) -> Irqchip {
         self.params.irqchip
+    }
+
+    #[cfg(feature = "sev")]
+    pub(crate) fn is_sev(&self) -> bool {
+        matches!(self.tech, Tech::Sev | Tech::SevEs | Tech::SevSnp)
     }
 
     fn vcpus(&self) -> MutexGuard<'_, BTreeMap<VcpuId, Arc<Wake>>> {
@@ -113,6 +123,16 @@ impl Memory {
                 let slot = self.slots.values().find(|slot| contains(slot, gpa));
                 slot.is_some_and(|slot| !slot.flags.read_only)
             })
+    }
+
+    /// The host address of a page that a slot lends, and whether guests may write it.
+    pub(crate) fn slot_page(&self, gfn: Gfn) -> Option<Mapping> {
+        let gpa = gfn.base()?;
+        let slot = self.slots.values().find(|slot| contains(slot, gpa))?;
+        Some(Mapping {
+            host: slot.host.address() + (gpa.get() - slot.gpa.get()),
+            writable: false,
+        })
     }
 
     /// Resolves a violation from the slots. `None` means MMIO: no slot is there, or the write goes
@@ -304,6 +324,36 @@ impl VmPort for SimVm {
             .ok_or(Error::Invalid(Field::Gpa, mask.bits()))?;
         tdx.platform.set_guest(tdvpr.get(), program);
         Ok(())
+    }
+
+    #[cfg(feature = "sev")]
+    fn bind_asid(&self, asid: Option<kvm_ops::Asid>, mask: kvm_ops::SharedMask) -> Result<()> {
+        if !self.inner.is_sev() {
+            return kvm_ops::unsupported!("bind_asid");
+        }
+        self.inner.sev.bind(asid, mask);
+        Ok(())
+    }
+
+    #[cfg(feature = "sev")]
+    fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<kvm_ops::Pfn>) -> Result<()> {
+        if !self.inner.is_sev() {
+            return kvm_ops::unsupported!("map_encrypted");
+        }
+        self.inner.sev.map(gfn, level, page)
+    }
+
+    #[cfg(feature = "sev")]
+    fn handle_nested_faults(&self, handler: Option<Arc<dyn kvm_ops::NestedFaults>>) -> Result<()> {
+        if !self.inner.is_sev() {
+            return kvm_ops::unsupported!("handle_nested_faults");
+        }
+        self.inner.sev.handle_faults(handler);
+        Ok(())
+    }
+
+    fn read_slot(&self, gpa: Gpa, data: &mut [u8]) -> Result<()> {
+        crate::access::read_slot(&self.inner, gpa, data)
     }
 
     /// Never fails. What the vCPUs still hold goes when the last of them does.

@@ -1,0 +1,154 @@
+//! Accesses and page validation of a SEV guest.
+
+use kvm_ops::guest::GuestFault;
+use kvm_ops::{Error, Field, Gfn, Gpa, NestedFaultAnswer, PAGE_SIZE, Privacy, Tech};
+use soft_amd_sp::{AccessFault, GuestRmpError, PageSize, Platform, RmpError};
+
+use crate::access::{Copy, Piece, first_piece};
+use crate::vm::VmInner;
+
+/// What Linux guests call the outcome of a PVALIDATE that changed nothing: the page was accepted
+/// before, and may not be the page that it was (`PVALIDATE_FAIL_NOUPDATE`).
+pub(crate) const NO_UPDATE: u64 = 255;
+
+/// What an access came to.
+pub(crate) enum Touch {
+    Memory(usize),
+    Mmio(usize),
+    Fault(GuestFault),
+    /// It leaves as a memory fault.
+    Leave(Privacy),
+    /// The run fails.
+    Fail(Error),
+}
+
+/// What a PVALIDATE came to.
+pub(crate) enum Validated {
+    Done,
+    Fault(GuestFault),
+    Leave,
+    Fail(Error),
+}
+
+/// The machine below, which a VM with an ASID has.
+fn platform(vm: &VmInner) -> Result<&Platform, Error> {
+    match vm.machine.sev() {
+        Some(sev) => Ok(&sev.platform),
+        None => kvm_ops::unsupported!("encrypted memory on this machine"),
+    }
+}
+
+/// Does the first piece of an access at `gpa`, which carries the C-bit or not.
+pub(crate) fn first_touch(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Touch {
+    let (gfn, privacy) = vm.sev.mask().split(gpa);
+    let offset = gpa.get() % PAGE_SIZE;
+    let len = match &copy {
+        Copy::FromGuest(buffer) => buffer.len(),
+        Copy::ToGuest(buffer) => buffer.len(),
+    };
+    let len = len.min((PAGE_SIZE - offset) as usize);
+    loop {
+        let state = vm.sev.read();
+        let answer = match (state.page(gfn, offset), privacy) {
+            (None, Privacy::Shared) => {
+                drop(state);
+                let gpa = Gpa::new(gfn.get() * PAGE_SIZE + offset);
+                return match first_piece(vm, gpa, copy) {
+                    Piece::Memory(bytes) => Touch::Memory(bytes),
+                    Piece::Mmio(bytes) => Touch::Mmio(bytes),
+                    Piece::NotShared => Touch::Leave(Privacy::Shared),
+                };
+            }
+            (Some(_), Privacy::Shared) if vm.tech == Tech::SevSnp => {
+                return Touch::Leave(Privacy::Shared);
+            }
+            (None, Privacy::Private) => {
+                drop(state);
+                vm.sev.ask(|back_end| back_end.private_fault(gfn))
+            }
+            (Some(page), _) => {
+                let platform = match platform(vm) {
+                    Ok(platform) => platform,
+                    Err(error) => return Touch::Fail(error),
+                };
+                let done = match (&mut copy, privacy) {
+                    (Copy::FromGuest(buffer), Privacy::Private) => {
+                        platform.guest_read(&page, &mut buffer[..len])
+                    }
+                    (Copy::ToGuest(buffer), Privacy::Private) => {
+                        platform.guest_write(&page, &buffer[..len])
+                    }
+                    (Copy::FromGuest(buffer), Privacy::Shared) => {
+                        platform.guest_read_shared(&page, &mut buffer[..len])
+                    }
+                    (Copy::ToGuest(buffer), Privacy::Shared) => {
+                        platform.guest_write_shared(&page, &buffer[..len])
+                    }
+                };
+                drop(state);
+                match done {
+                    Ok(()) => return Touch::Memory(len),
+                    Err(fault) if fault.is_size_mismatch() => {
+                        vm.sev.ask(|back_end| back_end.size_mismatch(gfn))
+                    }
+                    Err(AccessFault::NotValidated { .. }) => {
+                        return Touch::Fault(GuestFault::NotAccepted(gpa));
+                    }
+                    Err(AccessFault::NotActive(asid)) => {
+                        return Touch::Fail(Error::Invalid(Field::Hkid, asid.into()));
+                    }
+                    // The RMP has the page as somebody else's: the host must say what it meant.
+                    Err(_) => NestedFaultAnswer::Leave,
+                }
+            }
+        };
+        match answer {
+            NestedFaultAnswer::Retry => {}
+            NestedFaultAnswer::Leave => return Touch::Leave(privacy),
+            NestedFaultAnswer::Fail(error) => return Touch::Fail(error),
+        }
+    }
+}
+
+/// PVALIDATE of one page.
+pub(crate) fn validate(vm: &VmInner, gfn: Gfn, size: PageSize, valid: bool) -> Validated {
+    let platform = match platform(vm) {
+        Ok(platform) => platform,
+        Err(error) => return Validated::Fail(error),
+    };
+    loop {
+        let state = vm.sev.read();
+        let answer = match state.page(gfn, 0) {
+            // Nothing is there that could be given up.
+            None if !valid => return Validated::Done,
+            None => {
+                drop(state);
+                vm.sev.ask(|back_end| back_end.private_fault(gfn))
+            }
+            Some(page) => {
+                let done = platform.pvalidate(&page, size, valid);
+                drop(state);
+                match done {
+                    Ok(true) => return Validated::Done,
+                    Ok(false) if !valid => return Validated::Done,
+                    Ok(false) => return Validated::Fault(GuestFault::Refused(NO_UPDATE)),
+                    Err(GuestRmpError::Fault(fault)) if fault.is_size_mismatch() => {
+                        vm.sev.ask(|back_end| back_end.size_mismatch(gfn))
+                    }
+                    Err(GuestRmpError::Code(code)) => return Validated::Fault(refused(code)),
+                    Err(_) => NestedFaultAnswer::Leave,
+                }
+            }
+        };
+        match answer {
+            NestedFaultAnswer::Retry => {}
+            NestedFaultAnswer::Leave => return Validated::Leave,
+            NestedFaultAnswer::Fail(error) => return Validated::Fail(error),
+        }
+    }
+}
+
+/// EAX of a PVALIDATE that failed.
+fn refused(code: RmpError) -> GuestFault {
+    GuestFault::Refused(code.code().unwrap_or(u32::MAX).into())
+}

@@ -1,0 +1,150 @@
+//! SEV guests: the software AMD SP below the ports.
+//!
+//! A frame of a SEV guest is in one of two places. Its private contents are in a page of the AMD
+//! SP's memory, where its back end put it (`VmPort::map_encrypted`); accesses go through the ASID's
+//! key, and for SNP the RMP checks them. What has no such page is in the slots, as with a normal VM.
+//!
+//! | | with the C-bit | without |
+//! |---|---|---|
+//! | SEV, SEV-ES, page | through the key | the same page, as it lies in memory: ciphertext |
+//! | SNP, page | RMP check, through the key | violation |
+//! | no page | the back end is asked for one | slot, or MMIO |
+
+mod access;
+mod guest;
+mod psp;
+mod steps;
+
+pub(crate) use access::{Touch, first_touch};
+pub(crate) use guest::Guest;
+pub use psp::SoftPsp;
+pub(crate) use steps::Converting;
+
+use std::sync::Arc;
+
+use kvm_ops::{AsidPools, Error, Hpa, Result, SnpAsids};
+use soft_amd_sp::{AccessFault, Builder, Command, CommandBuffer, PageSize, Platform, RmpUpdate};
+
+use crate::BuildError;
+use crate::frames::Frames;
+use crate::pages::{HostMemory, SoftPages, no_memory_at};
+
+/// Where the firmware's trusted memory region lies that SEV-ES needs, and how long it is.
+const TMR: u64 = 2 << 20;
+const TMR_LEN: u64 = 2 << 20;
+
+/// How the AMD SP of a software machine is brought up.
+#[derive(Clone, Debug, Default)]
+pub struct SevSetup {
+    platform: Builder,
+    without_snp: bool,
+    max_snp_asid: Option<u16>,
+}
+
+impl SevSetup {
+    /// On this platform: SNP first, then SEV and SEV-ES, as Linux does.
+    pub fn new(platform: Builder) -> Self {
+        Self {
+            platform,
+            ..Self::default()
+        }
+    }
+
+    /// Leaves SNP out: no RMP is in force, and there are no SNP guests.
+    #[must_use]
+    pub fn without_snp(mut self) -> Self {
+        self.without_snp = true;
+        self
+    }
+
+    /// With ciphertext hiding: ASIDs 1 to this number are for SNP guests, those of SEV-ES lie above.
+    #[must_use]
+    pub fn ciphertext_hiding(mut self, max_snp_asid: u16) -> Self {
+        self.max_snp_asid = Some(max_snp_asid);
+        self
+    }
+}
+
+impl From<Builder> for SevSetup {
+    fn from(platform: Builder) -> Self {
+        Self::new(platform)
+    }
+}
+
+/// A software machine with an AMD SP that is up.
+#[derive(Debug)]
+pub(crate) struct Sev {
+    pub(crate) platform: Arc<Platform>,
+    pub(crate) psp: SoftPsp,
+    pub(crate) pages: SoftPages,
+}
+
+impl Sev {
+    /// Builds the platform and initialises its firmware in Linux's order: WBINVD and a flush after
+    /// each of SNP_INIT_EX and INIT.
+    pub(crate) fn up(setup: SevSetup) -> Result<Self, BuildError> {
+        let platform = Arc::new(setup.platform.build().map_err(BuildError::Sev)?);
+        let run = |buffer: CommandBuffer| {
+            let status = platform.run(&mut buffer.clone());
+            status.ok().map_err(BuildError::SevBringUp)
+        };
+        let mut snp = SnpAsids::Off;
+        if !setup.without_snp {
+            platform.enable_snp_all();
+            let mut init = CommandBuffer::new(Command::SNP_INIT_EX).with("flags", 1);
+            snp = SnpAsids::Shared;
+            if let Some(top) = setup.max_snp_asid {
+                init = init
+                    .with("flags", 1 | 1 << 3)
+                    .with("max_snp_asid", top.into());
+                snp = SnpAsids::UpTo(top.into());
+            }
+            run(init)?;
+            platform.wbinvd_all();
+            run(CommandBuffer::new(Command::SNP_DF_FLUSH))?;
+            let tmr = RmpUpdate::firmware().size(PageSize::Size2M);
+            // A machine too small for it is refused by INIT.
+            let _ = platform.rmpupdate(TMR, &tmr);
+        }
+        let init = CommandBuffer::new(Command::INIT)
+            .with("flags", 1)
+            .with("tmr_address", TMR)
+            .with("tmr_len", TMR_LEN);
+        run(init)?;
+        platform.wbinvd_all();
+        run(CommandBuffer::new(Command::DF_FLUSH))?;
+        let asids = platform.sev_asids();
+        let pools = AsidPools::new(*asids.end(), *asids.start(), snp);
+        // Without page 0, whose address would look like none.
+        let frames = Frames::new([
+            1..TMR >> 12,
+            TMR + TMR_LEN >> 12..platform.memory_len() >> 12,
+        ]);
+        Ok(Self {
+            psp: SoftPsp::new(Arc::clone(&platform), pools),
+            pages: SoftPages::new(frames, Memory(Arc::clone(&platform))),
+            platform,
+        })
+    }
+}
+
+struct Memory(Arc<Platform>);
+
+fn refused(at: Hpa, fault: AccessFault) -> Error {
+    match fault {
+        AccessFault::HostWrite { .. } => Error::Busy,
+        _ => no_memory_at(at),
+    }
+}
+
+impl HostMemory for Memory {
+    fn write(&self, at: Hpa, data: &[u8]) -> Result<()> {
+        let done = self.0.host_write(at.get(), data);
+        done.map_err(|fault| refused(at, fault))
+    }
+
+    fn read(&self, at: Hpa, data: &mut [u8]) -> Result<()> {
+        let done = self.0.host_read(at.get(), data);
+        done.map_err(|fault| refused(at, fault))
+    }
+}

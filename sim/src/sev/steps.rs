@@ -1,0 +1,215 @@
+//! What a SEV guest does besides touching memory: conversions, PVALIDATE, and the GHCB's MSR
+//! protocol (AMD 56421; Linux `sev_handle_vmgexit_msr_protocol`).
+
+use kvm_ops::guest::GuestFault;
+use kvm_ops::{Gfn, Gpa, Level, PAGE_SIZE, Privacy, Tech};
+use soft_amd_sp::PageSize;
+
+use super::access::{Validated, validate};
+use crate::table::GPA_BITS;
+use crate::vcpu::{Leave, Next, SimVcpu, State, Told};
+
+/// A range that changes hands, page by page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Converting {
+    gpa: Gpa,
+    pages: u64,
+    to: Privacy,
+    /// How many pages are done in this phase.
+    done: u64,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// PVALIDATE away what will be shared, before the host takes it (SNP).
+    GiveUp,
+    /// The host was asked; its answer is in the vCPU's `ret`.
+    Asked,
+    /// PVALIDATE what is private now (SNP).
+    Accept,
+    /// PVALIDATE of one page of this size, for itself.
+    AcceptOne(PageSize),
+    /// As `Asked`, by the MSR protocol, which is answered by its register.
+    AskedByMsr,
+}
+
+/// Codes in the low 12 bits of the GHCB MSR.
+mod code {
+    pub(super) const SEV_INFO: u64 = 0x001;
+    pub(super) const SEV_INFO_REQ: u64 = 0x002;
+    pub(super) const CPUID_REQ: u64 = 0x004;
+    pub(super) const CPUID: u64 = 0x005;
+    pub(super) const PREFERRED_REQ: u64 = 0x010;
+    pub(super) const PREFERRED: u64 = 0x011;
+    pub(super) const REGISTER_REQ: u64 = 0x012;
+    pub(super) const REGISTER: u64 = 0x013;
+    pub(super) const PSC_REQ: u64 = 0x014;
+    pub(super) const PSC: u64 = 0x015;
+    pub(super) const FEATURES_REQ: u64 = 0x080;
+    pub(super) const FEATURES: u64 = 0x081;
+    pub(super) const TERMINATE: u64 = 0x100;
+}
+
+/// The GHCB protocol versions that the host speaks.
+const VERSIONS: u64 = 2 << 48 | 1 << 32;
+/// Hypervisor features of an SNP guest: SNP, AP creation.
+const SNP_FEATURES: u64 = 0b11;
+/// "None" as a preferred GHCB frame.
+const NO_FRAME: u64 = (1 << 52) - 1;
+/// The error bit of a page state change.
+const PSC_ERROR: u64 = 1 << 63;
+
+fn fault(fault: GuestFault) -> Next {
+    Next::Go(State::Tell(Told::Fault(fault)))
+}
+
+impl SimVcpu {
+    fn is_snp(&self) -> bool {
+        self.vm.tech == Tech::SevSnp
+    }
+
+    /// `Action::Share`, `Action::Unshare`.
+    pub(crate) fn convert(&mut self, gpa: Gpa, pages: u64, to: Privacy) -> Next {
+        let last = pages
+            .checked_sub(1)
+            .and_then(|n| Gfn::containing(gpa).checked_add(n));
+        if !gpa.is_page_aligned() || last.is_none_or(|last| last.get() >> (GPA_BITS - 12) != 0) {
+            return fault(GuestFault::BadOperand);
+        }
+        let phase = match to {
+            Privacy::Shared if self.is_snp() => Phase::GiveUp,
+            _ => return self.ask_host(gpa, pages, to, Phase::Asked),
+        };
+        Next::Go(State::Converting(Converting {
+            gpa,
+            pages,
+            to,
+            done: 0,
+            phase,
+        }))
+    }
+
+    fn ask_host(&mut self, gpa: Gpa, pages: u64, to: Privacy, phase: Phase) -> Next {
+        let state = State::Converting(Converting {
+            gpa,
+            pages,
+            to,
+            done: 0,
+            phase,
+        });
+        self.ret = 0;
+        Next::Leave(state, Leave::MapGpaRange { gpa, pages, to })
+    }
+
+    /// `Action::Accept`.
+    pub(crate) fn accept(&mut self, gpa: Gpa, level: Level) -> Next {
+        let size = match level {
+            _ if !self.is_snp() => return fault(GuestFault::NotOffered),
+            Level::Size4K => PageSize::Size4K,
+            Level::Size2M => PageSize::Size2M,
+            _ => return fault(GuestFault::BadOperand),
+        };
+        if !Gfn::containing(gpa).is_aligned(level)
+            || !gpa.is_page_aligned()
+            || gpa.get() >> GPA_BITS != 0
+        {
+            return fault(GuestFault::BadOperand);
+        }
+        Next::Go(State::Converting(Converting {
+            gpa,
+            pages: 1,
+            to: Privacy::Private,
+            done: 0,
+            phase: Phase::AcceptOne(size),
+        }))
+    }
+
+    /// Goes on with a conversion.
+    pub(crate) fn go_on_converting(&mut self, now: Converting) -> Next {
+        let next = |phase| {
+            Next::Go(State::Converting(Converting {
+                done: 0,
+                phase,
+                ..now
+            }))
+        };
+        let (size, valid) = match now.phase {
+            Phase::Asked if self.ret != 0 => return fault(GuestFault::Refused(self.ret)),
+            Phase::Asked if now.to == Privacy::Private && self.is_snp() => {
+                return next(Phase::Accept);
+            }
+            Phase::Asked => return Next::Go(State::Tell(Told::Done)),
+            Phase::AskedByMsr => {
+                let error = if self.ret == 0 { 0 } else { PSC_ERROR };
+                return Next::Go(State::Tell(Told::Value(code::PSC | error)));
+            }
+            Phase::GiveUp => (PageSize::Size4K, false),
+            Phase::Accept => (PageSize::Size4K, true),
+            Phase::AcceptOne(size) => (size, true),
+        };
+        if now.done == now.pages {
+            return match now.phase {
+                Phase::GiveUp => self.ask_host(now.gpa, now.pages, now.to, Phase::Asked),
+                _ => Next::Go(State::Tell(Told::Done)),
+            };
+        }
+        let gfn = Gfn::new(Gfn::containing(now.gpa).get() + now.done);
+        match validate(&self.vm, gfn, size, valid) {
+            Validated::Done => Next::Go(State::Converting(Converting {
+                done: now.done + 1,
+                ..now
+            })),
+            Validated::Fault(why) => fault(why),
+            Validated::Leave => {
+                let gpa = Gpa::new(gfn.get() * PAGE_SIZE);
+                let access = Privacy::Private;
+                Next::Leave(State::Converting(now), Leave::MemoryFault { gpa, access })
+            }
+            Validated::Fail(error) => Next::Fail(State::Converting(now), error),
+        }
+    }
+
+    /// VMGEXIT with a request in the GHCB MSR. A code that is not known leaves it as it is.
+    pub(crate) fn ghcb_msr(&mut self, msr: u64) -> Next {
+        if self.vm.tech == Tech::Sev {
+            return fault(GuestFault::NotOffered);
+        }
+        let gfn = msr >> 12 & NO_FRAME;
+        let answer = match msr & 0xfff {
+            code::SEV_INFO_REQ => {
+                let c_bit = u64::from(self.vm.sev.mask().bits().trailing_zeros());
+                VERSIONS | c_bit << 24 | code::SEV_INFO
+            }
+            // The platform has no CPUID of its own to tell.
+            code::CPUID_REQ => code::CPUID,
+            code::TERMINATE => return self.terminate(msr),
+            // What only an SNP guest may ask ends any other.
+            code::PREFERRED_REQ | code::REGISTER_REQ | code::PSC_REQ if !self.is_snp() => {
+                return self.terminate(msr);
+            }
+            code::PREFERRED_REQ => NO_FRAME << 12 | code::PREFERRED,
+            code::REGISTER_REQ => gfn << 12 | code::REGISTER,
+            code::PSC_REQ => {
+                let gpa = Gpa::new((gfn & ((1 << 40) - 1)) << 12);
+                let to = match msr >> 52 & 0xf {
+                    1 => Privacy::Private,
+                    2 => Privacy::Shared,
+                    _ => return Next::Go(State::Tell(Told::Value(code::PSC | PSC_ERROR))),
+                };
+                return self.ask_host(gpa, 1, to, Phase::AskedByMsr);
+            }
+            code::FEATURES_REQ => {
+                let features = if self.is_snp() { SNP_FEATURES } else { 0 };
+                features << 12 | code::FEATURES
+            }
+            _ => msr,
+        };
+        Next::Go(State::Tell(Told::Value(answer)))
+    }
+
+    fn terminate(&mut self, msr: u64) -> Next {
+        self.ret = msr;
+        Next::Leave(State::Off, Leave::SevTerm)
+    }
+}
