@@ -118,7 +118,7 @@ impl Sev {
         // Without page 0, whose address would look like none.
         let frames = Frames::new([
             1..TMR >> 12,
-            TMR + TMR_LEN >> 12..platform.memory_len() >> 12,
+            (TMR + TMR_LEN) >> 12..platform.memory_len() >> 12,
         ]);
         Ok(Self {
             psp: SoftPsp::new(Arc::clone(&platform), pools),
