@@ -40,7 +40,7 @@ fn each_step_costs_no_more_seamcalls_than_linux() {
     let without_rd = counts.values().sum::<u64>() - 8;
     assert_eq!(without_rd, P + N + 2);
     assert!(without_rd <= P + N + 4, "Linux");
-    vm.set_memory_slot(&common::life::slot()).unwrap();
+    vm.set_memory_slot(&common::life::slot(&host)).unwrap();
 
     let vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
     let used: u64 = calls(&host).iter().map(|c| c.1).sum();
@@ -135,14 +135,13 @@ fn the_teardown_reclaims_guest_pages_then_tables_then_vcpus_and_the_tdr_last() {
         .iter()
         .map(|page| {
             let pa = page.get() << 12;
-            let view = host.0.platform.page(pa, soft_tdx_module::PageSize::Size4K);
+            let view = host.platform().page(pa, soft_tdx_module::PageSize::Size4K);
             (pa, view.unwrap().page_type)
         })
         .collect();
     assert!(destroy(vm).is_clean());
     let reclaimed: Vec<T> = host
-        .0
-        .platform
+        .platform()
         .trace()
         .into_iter()
         .filter_map(|entry| match entry.event {
@@ -186,8 +185,7 @@ impl Subject for Tds {
     }
 
     fn memory(&mut self) -> Option<HostRange> {
-        // SAFETY: `TestVm` does nothing with slots.
-        unsafe { HostRange::new(0x1000, 0x2000) }.ok()
+        Some(self.0.memory())
     }
 
     fn live(&mut self) -> Option<u64> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kvm_ops_core::{FreeReport, Gfn, Leaked, Level, Pfn, PrivateSpte, VmOps};
+use kvm_ops_core::{FreeReport, Leaked, Pfn, PrivateSpte};
 use kvm_ops_tdx::TdxVm;
 use soft_tdx_module::{HkidState, PageSize, PageType, SeptState};
 
@@ -33,8 +33,7 @@ pub fn all_accounted(host: &TestHost, report: &FreeReport) {
     assert_eq!(taken, leaked, "what did not come back is what is reported");
     for page in host.ever_taken() {
         let view = host
-            .0
-            .platform
+            .platform()
             .page(page.get() << 12, PageSize::Size4K)
             .expect("in the TDMR");
         assert!(
@@ -51,9 +50,9 @@ pub fn all_accounted(host: &TestHost, report: &FreeReport) {
             _ => None,
         })
         .collect();
-    let config = host.0.platform.config();
+    let config = host.platform().config();
     for hkid in config.private_hkids.0..=config.private_hkids.1 {
-        let state = host.0.platform.hkid(hkid).expect("a private key id").state;
+        let state = host.platform().hkid(hkid).expect("a private key id").state;
         assert!(
             matches!(state, HkidState::Free | HkidState::Reserved) || keys.contains(&hkid.into()),
             "the module has KeyID {hkid} and nobody says so"
@@ -71,7 +70,7 @@ pub fn all_accounted(host: &TestHost, report: &FreeReport) {
 /// The pages of a live TD as the module counts them are those that the back end knows.
 pub fn mirror_equals_secure_ept(host: &TestHost, vm: &TdxVm<TestHost>) {
     let Some(tdr) = vm.tdr() else { return };
-    let platform = &host.0.platform;
+    let platform = host.platform();
     let mut tables = 0u64;
     let mut pages = 0u64;
     vm.for_each_private(|gfn, level, spte| {
@@ -117,5 +116,4 @@ pub fn mirror_equals_secure_ept(host: &TestHost, vm: &TdxVm<TestHost>) {
         (stats.pages_4k + stats.pages_2m * 512, stats.tables),
         (pages, tables)
     );
-    let _ = (Gfn::new(0), Level::Size4K, vm.id());
 }

@@ -1,26 +1,21 @@
 //! A TD from its creation to its end, in named steps.
 
 use kvm_ops_core::{
-    Backend, FreeReport, Gpa, Host, HostRange, InitialPage, InitialPageKind, MemSlot, SlotId,
-    VcpuId, VmOps, VmParams,
+    Backend, FreeReport, Gpa, Host, InitialPage, InitialPageKind, MemSlot, SlotId, VcpuId, VmOps,
+    VmParams,
 };
 use kvm_ops_tdx::TdxVm;
 
 use super::TestHost;
-
-/// Slots cover guest-physical 0 up to here.
-pub const SLOT_BYTES: u64 = 1 << 30;
 
 /// The parameters of most tests.
 pub fn params() -> VmParams {
     VmParams::new(4)
 }
 
-/// A slot over all that tests use. The machine's VMs never touch the memory behind it.
-pub fn slot() -> MemSlot {
-    // SAFETY: `TestVm` does nothing with slots, so nothing is ever accessed through the range.
-    let host = unsafe { HostRange::new(0x1000, SLOT_BYTES) }.expect("a range");
-    MemSlot::new(SlotId(0), Gpa::new(0), host)
+/// A slot over all that tests use.
+pub fn slot(host: &TestHost) -> MemSlot {
+    MemSlot::new(SlotId(0), Gpa::new(0), host.memory())
 }
 
 pub fn create(host: &TestHost) -> TdxVm<TestHost> {
@@ -31,7 +26,7 @@ pub fn create(host: &TestHost) -> TdxVm<TestHost> {
 pub fn initialized(host: &TestHost) -> TdxVm<TestHost> {
     let mut vm = create(host);
     vm.vm_init().expect("vm_init");
-    vm.set_memory_slot(&slot()).expect("set_memory_slot");
+    vm.set_memory_slot(&slot(host)).expect("set_memory_slot");
     vm
 }
 
