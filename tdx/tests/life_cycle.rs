@@ -162,8 +162,8 @@ fn the_teardown_reclaims_guest_pages_then_tables_then_vcpus_and_the_tdr_last() {
 
 #[test]
 fn a_life_can_end_at_every_step_and_gives_everything_back() {
-    let host = TestHost::new();
     for (n, make) in [create, initialized, runnable].into_iter().enumerate() {
+        let host = TestHost::new();
         let vm = make(&host);
         let step = [Step::Created, Step::Initialized, Step::Runnable][n];
         assert_eq!(vm.step(), step);

@@ -13,8 +13,9 @@
 //! | `offline` | a processor goes |
 //! | `release`, `free` | the teardown: the key, then the pages |
 //!
-//! Locks are taken in this order: `vcpus`, `private`, a vCPU's `associated`, `control`, `account`.
-//! The last two are never held across a SEAMCALL that waits for other threads.
+//! Locks are taken in this order: `creating`, `private`, a vCPU's `associated`, and then at most one of
+//! `vcpus`, `control`, `account` and `port`, which are never held across a SEAMCALL: a failed call may
+//! poison the TD, which looks through `vcpus`.
 
 pub(crate) mod account;
 mod build;
@@ -59,6 +60,8 @@ pub(crate) struct Td<H: Host> {
     /// The TDR's address, 0 while there is none.
     tdr: AtomicU64,
     pub(crate) vcpus: Mutex<BTreeMap<VcpuId, Vcpu>>,
+    /// Held while a vCPU is created.
+    pub(crate) creating: Mutex<()>,
     /// Private memory: faults read, everything that takes away or changes attributes writes.
     pub(crate) private: ReaderLock<Private>,
     pub(crate) control: Mutex<Control>,
@@ -161,6 +164,7 @@ impl<H: Host> Td<H> {
             gate: Gate::default(),
             tdr: AtomicU64::new(0),
             vcpus: Mutex::new(BTreeMap::new()),
+            creating: Mutex::new(()),
             control: Mutex::new(Control {
                 key: Key::None,
                 pages: alloc::vec::Vec::new(),

@@ -1,6 +1,5 @@
 //! Creation of vCPUs: TDH.VP.CREATE, TDH.VP.ADDCX for the other pages, TDH.VP.INIT.
 
-use alloc::collections::btree_map::Entry;
 use alloc::sync::Arc;
 
 use kvm_ops::{Error, Field, Host, Result, SeamPort, Step, VcpuId};
@@ -22,22 +21,29 @@ impl<H: Host> Td<H> {
             return Err(Error::Invalid(Field::Vcpu, id.0.into()));
         }
         let calls = self.calls()?;
-        // Held throughout: two threads that create vCPUs would only find the TDR busy.
-        let mut vcpus = self.lock(&self.vcpus);
-        let vcpu = match vcpus.entry(id) {
-            Entry::Occupied(vcpu) => vcpu.into_mut(),
-            Entry::Vacant(place) => {
+        // One at a time: two threads that create vCPUs would only find the TDR busy. The list itself
+        // is not locked meanwhile, because a failure kicks the vCPUs that are in it.
+        let _alone = self.lock(&self.creating);
+        let begun = match self.lock(&self.vcpus).get(&id) {
+            Some(Vcpu::Ready(_)) => return Err(Error::Exists(Field::Vcpu, id.0.into())),
+            Some(Vcpu::Unfinished(unfinished)) => Some(*unfinished),
+            None => None,
+        };
+        let mut unfinished = match begun {
+            Some(unfinished) => unfinished,
+            None => {
                 let tdr = self.tdr()?;
                 let tdvpr = self.give(|page| calls.vp_create(page, tdr))?;
-                place.insert(Vcpu::Unfinished(Unfinished { tdvpr, pages: 1 }))
+                Unfinished { tdvpr, pages: 1 }
             }
         };
-        let Vcpu::Unfinished(unfinished) = vcpu else {
-            return Err(Error::Exists(Field::Vcpu, id.0.into()));
+        let finished = self.finish(&calls, id, &mut unfinished).map(Arc::new);
+        let vcpu = match &finished {
+            Ok(record) => Vcpu::Ready(Arc::clone(record)),
+            Err(_) => Vcpu::Unfinished(unfinished),
         };
-        let record = Arc::new(self.finish(&calls, id, unfinished)?);
-        *vcpu = Vcpu::Ready(Arc::clone(&record));
-        Ok(record)
+        self.lock(&self.vcpus).insert(id, vcpu);
+        finished
     }
 
     fn finish(

@@ -26,7 +26,7 @@ pub(crate) struct VcpuRecord {
 }
 
 /// A vCPU while it is built.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Unfinished {
     pub(crate) tdvpr: Hpa,
     /// How many pages the module has for it, the TDVPR among them.

@@ -29,6 +29,11 @@ pub fn all_accounted(host: &TestHost, report: &FreeReport) {
             .count(),
         "no page is listed twice: {report:?}"
     );
+    assert_eq!(
+        report.pages_freed + leaked.len() as u64,
+        host.takings(),
+        "freed and leaked pages are all pages ever taken"
+    );
     let taken: BTreeSet<Pfn> = host.taken().into_iter().collect();
     assert_eq!(taken, leaked, "what did not come back is what is reported");
     for page in host.ever_taken() {

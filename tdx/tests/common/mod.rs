@@ -42,6 +42,8 @@ struct Pages {
     /// What is out, frame by frame.
     taken: BTreeSet<u64>,
     ever_taken: BTreeSet<u64>,
+    /// How many frames were taken in all, each time counted.
+    takings: u64,
     /// So many more pages may be taken.
     left: Option<u64>,
 }
@@ -142,6 +144,11 @@ impl TestHost {
             .iter()
             .map(|f| Pfn::new(*f))
             .collect()
+    }
+
+    /// How many frames were taken in all, those that came back and were taken again twice.
+    pub fn takings(&self) -> u64 {
+        lock(&self.0.pages).takings
     }
 
     /// Every frame that was ever taken.
@@ -278,6 +285,7 @@ impl PagePort for Machine {
         }
         let page = self.pages().alloc(level)?;
         let frames = page.get()..page.get() + level.frames();
+        pages.takings += level.frames();
         pages.taken.extend(frames.clone());
         pages.ever_taken.extend(frames);
         Ok(page)

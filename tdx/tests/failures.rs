@@ -1,0 +1,538 @@
+//! Every call of every step of a life fails in every plausible way, one at a time; what follows is
+//! checked against the module's own tables and written down in docs/tdx-failures.md.
+//!
+//! `BLESS=1 cargo test -p kvm-ops-tdx --test failures` writes the document anew.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use common::audit::{all_accounted, mirror_equals_secure_ept};
+use common::life::initial_page;
+use common::{Answer, TestHost};
+use kvm_ops_core::{
+    Backend, CpuId, Drained, Error, Field, FreeReport, Gfn, Gpa, Host, InitialPageKind,
+    KeyReleased, Leaked, MemSlot, Privacy, Result, SlotId, Step, VcpuId, VcpuOps, VmOps, VmParams,
+};
+use kvm_ops_tdx::status::{Class, operand};
+use kvm_ops_tdx::{Leaf, TdxVcpu, TdxVm};
+
+type Vm = TdxVm<TestHost>;
+
+/// A life between two of its steps.
+struct Life {
+    host: TestHost,
+    vm: Option<Vm>,
+    vcpu: Option<TdxVcpu<TestHost>>,
+    released: Option<KeyReleased>,
+    drained: Option<Drained>,
+    report: Option<FreeReport>,
+}
+
+/// The steps, in order.
+const STEPS: [(&str, fn(&mut Life) -> Result<()>); 12] = [
+    ("vm_init", |l| l.vm().vm_init()),
+    ("create_vcpu", |l| {
+        l.set_slots()?;
+        l.vcpu = Some(l.vm().create_vcpu(VcpuId(0))?);
+        Ok(())
+    }),
+    ("add_initial_page", |l| {
+        l.vm()
+            .add_initial_page(&initial_page(0x1000, InitialPageKind::Measured))
+    }),
+    ("vm_finalize", |l| l.vm().vm_finalize()),
+    ("pre_fault_memory", |l| {
+        // Pages that are done are told first; a caller goes on from there.
+        let done = l.vm().pre_fault_memory(FAR, 3)?;
+        (done == 3).then_some(()).ok_or(Error::Busy)
+    }),
+    ("set_memory_attributes", |l| {
+        l.vm()
+            .set_memory_attributes(FAR, 2, Privacy::Shared)
+            .map(drop)
+    }),
+    ("delete_memory_slot", |l| {
+        let slot = l.slots()[1];
+        l.vm().delete_memory_slot(&slot)
+    }),
+    ("disable_virtualization_cpu", |l| {
+        let cpu = l.cpu();
+        l.vm().disable_virtualization_cpu(cpu)
+    }),
+    ("inject_nmi", |l| l.vcpu().inject_nmi()),
+    ("mmu_release_hkid", |l| {
+        l.released = Some(l.vm().mmu_release_hkid()?);
+        Ok(())
+    }),
+    ("drain_private", |l| {
+        let released = l.released.take().expect("the key is released");
+        match l.vm().drain_private(released) {
+            Ok(drained) => {
+                l.drained = Some(drained);
+                Ok(())
+            }
+            Err((error, released)) => {
+                l.released = Some(released);
+                Err(error)
+            }
+        }
+    }),
+    ("vm_free", |l| {
+        let drained = l.drained.take().expect("the TD is drained");
+        l.report = l.vm.take().map(|vm| vm.vm_free(drained));
+        Ok(())
+    }),
+];
+
+/// Where pages are mapped and removed: in the second slot, far from the first page.
+const FAR: Gfn = Gfn::new(0x10_0000 >> 2);
+
+impl Life {
+    fn new() -> Self {
+        let host = TestHost::new();
+        let vm = TdxVm::create(&host, host.next_vm_id(), &VmParams::new(2)).expect("create");
+        Self {
+            host,
+            vm: Some(vm),
+            vcpu: None,
+            released: None,
+            drained: None,
+            report: None,
+        }
+    }
+
+    fn vm(&mut self) -> &mut Vm {
+        self.vm.as_mut().expect("the VM lives")
+    }
+
+    fn vcpu(&mut self) -> &mut TdxVcpu<TestHost> {
+        self.vcpu.as_mut().expect("a vCPU")
+    }
+
+    /// Two slots beside each other. The second shows the memory of the first, which nobody reads.
+    fn slots(&self) -> [MemSlot; 2] {
+        let memory = self.host.memory();
+        [0, 1].map(|n| MemSlot::new(SlotId(n), Gpa::new(u64::from(n) << 30), memory))
+    }
+
+    fn set_slots(&mut self) -> Result<()> {
+        for slot in self.slots() {
+            self.vm().set_memory_slot(&slot)?;
+        }
+        Ok(())
+    }
+
+    /// The processor that this thread stands on, where the vCPU is.
+    fn cpu(&self) -> CpuId {
+        use kvm_ops_core::SeamPort;
+        self.host.0.this_cpu()
+    }
+
+    /// Takes the steps up to `end`, which must succeed.
+    fn up_to(&mut self, begin: usize, end: usize) {
+        for (name, step) in &STEPS[begin..end] {
+            step(self).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+
+    /// Ends the life from wherever it is.
+    fn end(&mut self) -> FreeReport {
+        if let Some(report) = self.report.take() {
+            return report;
+        }
+        let vm = self.vm.take().expect("the VM lives");
+        match (self.drained.take(), self.released.take()) {
+            (Some(drained), _) => vm.vm_free(drained),
+            (None, Some(released)) => {
+                let mut vm = vm;
+                let drained = vm.drain_private(released).expect("the token is the VM's");
+                vm.vm_free(drained)
+            }
+            (None, None) => common::life::destroy(vm),
+        }
+    }
+}
+
+/// How a call is made to fail.
+#[derive(Clone, Copy)]
+struct Failure {
+    name: &'static str,
+    answer: Answer,
+    times: u64,
+}
+
+const ONCE: u64 = 1;
+const FOR_EVER: u64 = u64::MAX;
+
+/// The ways in which a leaf can fail, besides those of every leaf.
+fn failures(leaf: Leaf) -> Vec<Failure> {
+    use Leaf as L;
+    let of = |name, class: Class, detail, times| Failure {
+        name,
+        answer: Answer::Status(class.with(detail).get()),
+        times,
+    };
+    let busy = match leaf {
+        L::PhymemPageReclaim => operand::TDR,
+        L::MngCreate | L::MngVpflushdone | L::MngKeyFreeid => operand::KOT,
+        L::MngKeyConfig => operand::KET,
+        L::PhymemCacheWb => operand::WBCACHE,
+        L::MemRangeBlock | L::MemSeptRemove | L::MemPageAug => operand::SEPT_TREE,
+        L::MemTrack => operand::TD_EPOCH,
+        _ => operand::RCX,
+    };
+    let mut all = vec![
+        of(
+            "OPERAND_INVALID",
+            Class::OPERAND_INVALID,
+            operand::RCX,
+            ONCE,
+        ),
+        of("OPERAND_BUSY once", Class::OPERAND_BUSY, busy, ONCE),
+        of("OPERAND_BUSY for ever", Class::OPERAND_BUSY, busy, FOR_EVER),
+        Failure {
+            name: "not called: no way to the processor",
+            answer: Answer::Port(Error::Invalid(Field::Cpu, 99)),
+            times: ONCE,
+        },
+    ];
+    let page = "PAGE_METADATA_INCORRECT";
+    all.extend(match leaf {
+        L::MngCreate => vec![
+            of("RND_NO_ENTROPY once", Class::RND_NO_ENTROPY, 0, ONCE),
+            of(
+                "RND_NO_ENTROPY for ever",
+                Class::RND_NO_ENTROPY,
+                0,
+                FOR_EVER,
+            ),
+            of("HKID_NOT_FREE", Class::HKID_NOT_FREE, 0, ONCE),
+        ],
+        L::MngAddcx => vec![
+            of("RND_NO_ENTROPY once", Class::RND_NO_ENTROPY, 0, ONCE),
+            of(
+                "RND_NO_ENTROPY for ever",
+                Class::RND_NO_ENTROPY,
+                0,
+                FOR_EVER,
+            ),
+            of(page, Class::PAGE_METADATA_INCORRECT, operand::RCX, ONCE),
+        ],
+        L::MngKeyConfig => {
+            let class = Class::KEY_GENERATION_FAILED;
+            vec![
+                of("KEY_GENERATION_FAILED once", class, 0, ONCE),
+                of("KEY_GENERATION_FAILED for ever", class, 0, FOR_EVER),
+            ]
+        }
+        L::MngVpflushdone => vec![of("FLUSHVP_NOT_DONE", Class::FLUSHVP_NOT_DONE, 0, ONCE)],
+        L::MngKeyFreeid => vec![of(
+            "WBCACHE_NOT_COMPLETE",
+            Class::WBCACHE_NOT_COMPLETE,
+            0,
+            ONCE,
+        )],
+        L::PhymemCacheWb => {
+            let interrupted = Class::INTERRUPTED_RESUMABLE;
+            vec![
+                of("INTERRUPTED_RESUMABLE once", interrupted, 0, ONCE),
+                of("INTERRUPTED_RESUMABLE for ever", interrupted, 0, FOR_EVER),
+                of("WBCACHE_RESUME_ERROR", Class::WBCACHE_RESUME_ERROR, 0, ONCE),
+                of(
+                    "NO_HKID_READY_TO_WBCACHE, wrongly",
+                    Class::NO_HKID_READY_TO_WBCACHE,
+                    0,
+                    ONCE,
+                ),
+            ]
+        }
+        L::MemTrack => {
+            let class = Class::PREVIOUS_TLB_EPOCH_BUSY;
+            vec![
+                of("PREVIOUS_TLB_EPOCH_BUSY once", class, 0, ONCE),
+                of("PREVIOUS_TLB_EPOCH_BUSY for ever", class, 0, FOR_EVER),
+                of("TD_FATAL", Class::TD_FATAL, 0, ONCE),
+            ]
+        }
+        L::MemPageRemove | L::MemSeptRemove => vec![
+            of(
+                "TLB_TRACKING_NOT_DONE",
+                Class::TLB_TRACKING_NOT_DONE,
+                operand::RCX,
+                ONCE,
+            ),
+            of("TD_FATAL", Class::TD_FATAL, 0, ONCE),
+        ],
+        L::MemPageAug | L::MemPageAdd | L::MemSeptAdd | L::MemRangeBlock => vec![
+            of(
+                "EPT_ENTRY_STATE_INCORRECT",
+                Class::EPT_ENTRY_STATE_INCORRECT,
+                operand::RCX,
+                ONCE,
+            ),
+            of("TD_FATAL", Class::TD_FATAL, 0, ONCE),
+        ],
+        L::PhymemPageReclaim | L::PhymemPageWbinvd => {
+            vec![of(page, Class::PAGE_METADATA_INCORRECT, operand::RCX, ONCE)]
+        }
+        L::VpCreate | L::VpAddcx | L::VpInit | L::VpWr | L::MrExtend | L::MrFinalize => {
+            vec![of("TD_FATAL", Class::TD_FATAL, 0, ONCE)]
+        }
+        _ => vec![],
+    });
+    all
+}
+
+/// What came of a failure, in words.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Outcome {
+    told: String,
+    then: &'static str,
+    left: String,
+}
+
+/// The error without the numbers of this run.
+fn in_words(error: &Error) -> String {
+    match error {
+        Error::Busy => "`Busy`".into(),
+        Error::Again => "`Again`".into(),
+        Error::Firmware(_) => "`Firmware(status)`".into(),
+        Error::Invalid(Field::Cpu, _) => "the port's error".into(),
+        other => format!("`{other}`"),
+    }
+}
+
+/// The error that may be told for a status: itself, or that it is worth another try.
+fn names(error: &Error, answer: Answer) -> bool {
+    match (error, answer) {
+        (Error::Firmware(told), Answer::Status(status)) => *told == status,
+        (Error::Busy, Answer::Status(status)) => {
+            [Class::OPERAND_BUSY, Class::PREVIOUS_TLB_EPOCH_BUSY]
+                .iter()
+                .any(|class| class.with(status as u32).get() == status)
+        }
+        (Error::Again, Answer::Status(status)) => [
+            Class::RND_NO_ENTROPY,
+            Class::KEY_GENERATION_FAILED,
+            Class::INTERRUPTED_RESUMABLE,
+        ]
+        .iter()
+        .any(|class| class.with(0).get() == status),
+        (told, Answer::Port(error)) => *told == error,
+        _ => false,
+    }
+}
+
+/// Takes the life to step `at`, makes the `nth` call of `leaf` fail there, and looks at all that
+/// follows.
+fn try_failure(at: usize, leaf: Leaf, nth: u64, failure: Failure) -> Outcome {
+    let (name, step) = STEPS[at];
+    let started = std::time::Instant::now();
+    let context = || format!("{name}: {} #{nth}: {}", leaf.name(), failure.name);
+    let mut life = Life::new();
+    life.up_to(0, at);
+    let before = life.vm().step();
+    life.host.fail(leaf, nth, failure.times, failure.answer);
+    let mut result = step(&mut life);
+    if result == Err(Error::Busy) && name == "pre_fault_memory" && life.vm().step() == before {
+        // Some pages were done: the reason comes with the next call.
+        life.host.fail(leaf, 1, failure.times, failure.answer);
+        result = step(&mut life);
+    }
+    assert!(life.host.heal(), "{}: the call was not made", context());
+    if let Err(error) = &result {
+        let lie = failure.name.ends_with("wrongly") && matches!(error, Error::Firmware(_));
+        assert!(
+            lie || names(error, failure.answer),
+            "{}: {error}",
+            context()
+        );
+    }
+    let told = match &result {
+        Ok(()) => "done".to_string(),
+        Err(error) => in_words(error),
+    };
+    let mut then = "goes on";
+    if let Some(vm) = &life.vm {
+        if result.is_err() {
+            mirror_equals_secure_ept(&life.host, vm);
+            if vm.step() == Step::Poisoned {
+                then = "poisoned";
+                if name == "mmu_release_hkid" {
+                    abandon(at, leaf, nth, failure);
+                    // Called again, it goes on where it failed.
+                    step(&mut life).unwrap_or_else(|e| panic!("{}: again: {e}", context()));
+                    then = "poisoned; called again, it succeeds";
+                }
+            } else {
+                assert_eq!(vm.step(), before, "{}", context());
+                step(&mut life).unwrap_or_else(|e| panic!("{}: again: {e}", context()));
+                then = "as before; called again, it succeeds";
+            }
+        }
+        if life
+            .vm
+            .as_ref()
+            .is_some_and(|vm| vm.step() != Step::Poisoned)
+        {
+            life.up_to(at + 1, STEPS.len());
+        }
+    }
+    let report = life.end();
+    all_accounted(&life.host, &report);
+    for leak in &report.leaks {
+        assert_eq!(leak.operation, leaf.name(), "{}: {leak}", context());
+        assert!(
+            names(&leak.error, failure.answer)
+                || matches!(failure.answer, Answer::Status(status) if leak.error == Error::Firmware(status)),
+            "{}: {leak}",
+            context()
+        );
+    }
+    if std::env::var_os("TIMES").is_some() {
+        eprintln!("{:?} {}", started.elapsed(), context());
+    }
+    Outcome {
+        told,
+        then,
+        left: in_report(&report),
+    }
+}
+
+/// The same failure, after which the VM is given up: everything is listed with its reason.
+fn abandon(at: usize, leaf: Leaf, nth: u64, failure: Failure) {
+    let mut life = Life::new();
+    life.up_to(0, at);
+    life.host.fail(leaf, nth, failure.times, failure.answer);
+    let error = STEPS[at].1(&mut life).expect_err("it fails again");
+    life.host.heal();
+    let out = life.host.taken().len();
+    let report = life.vm.take().expect("the VM lives").vm_abandon(error);
+    all_accounted(&life.host, &report);
+    assert_eq!(report.leaks.len(), out + 1, "every page and the key");
+    assert!(
+        report
+            .leaks
+            .iter()
+            .any(|leak| matches!(leak.what, Leaked::Key(_)))
+    );
+    for leak in &report.leaks {
+        let expected = match failure.answer {
+            Answer::Status(status) => Error::Firmware(status),
+            Answer::Port(error) => error,
+        };
+        if !failure.name.ends_with("wrongly") {
+            assert_eq!((leak.operation, leak.error), (leaf.name(), expected));
+        }
+    }
+}
+
+fn in_report(report: &FreeReport) -> String {
+    match report.leaks.len() {
+        0 => "nothing".into(),
+        1 => "1 page".into(),
+        n => format!("{n} pages"),
+    }
+}
+
+/// The calls that each step makes when nothing fails.
+fn clean_calls() -> Vec<BTreeMap<Leaf, u64>> {
+    let mut life = Life::new();
+    let mut all = Vec::new();
+    for at in 0..STEPS.len() {
+        life.host.take_log();
+        life.up_to(at, at + 1);
+        let mut counts = BTreeMap::new();
+        for (leaf, _) in life.host.take_log() {
+            *counts.entry(leaf).or_insert(0) += 1;
+        }
+        all.push(counts);
+    }
+    let report = life.end();
+    assert!(report.is_clean());
+    all
+}
+
+/// `1, 2 and 3 of 6` as `1-3 of 6`.
+fn which(nths: &[u64], of: u64) -> String {
+    if nths.len() as u64 == of {
+        return if of == 1 {
+            "".into()
+        } else {
+            format!(" (each of {of})")
+        };
+    }
+    let (first, last) = (nths[0], nths[nths.len() - 1]);
+    if nths.len() == 1 {
+        format!(" (no. {first} of {of})")
+    } else if last - first + 1 == nths.len() as u64 {
+        format!(" (no. {first} to {last} of {of})")
+    } else {
+        let list: Vec<String> = nths.iter().map(u64::to_string).collect();
+        format!(" (no. {} of {of})", list.join(", "))
+    }
+}
+
+fn table() -> String {
+    let mut text = String::from(
+        "| step | call | it answers | the step answers | the VM | leaked in the end |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for (at, counts) in clean_calls().into_iter().enumerate() {
+        for (leaf, of) in counts {
+            for failure in failures(leaf) {
+                let mut outcomes: Vec<(Outcome, Vec<u64>)> = Vec::new();
+                for nth in 1..=of {
+                    let outcome = try_failure(at, leaf, nth, failure);
+                    match outcomes.iter_mut().find(|(o, _)| *o == outcome) {
+                        Some((_, nths)) => nths.push(nth),
+                        None => outcomes.push((outcome, vec![nth])),
+                    }
+                }
+                for (outcome, nths) in outcomes {
+                    let Outcome { told, then, left } = outcome;
+                    let _ = writeln!(
+                        text,
+                        "| {} | {}{} | {} | {told} | {then} | {left} |",
+                        STEPS[at].0,
+                        leaf.name(),
+                        which(&nths, of),
+                        failure.name,
+                    );
+                }
+            }
+        }
+    }
+    text
+}
+
+const HEAD: &str = "# What each failure of each call leads to
+
+A TD is built, runs and is torn down, and in each row exactly one SEAMCALL of that life fails as the row says. The test
+that does so (`tdx/tests/failures.rs`) checks after every row, with the software TDX module's own tables, that the error
+names the status, that the mirror equals the Secure-EPT, and that every page and the KeyID are free, in use, or reported
+as leaked with leaf and status; it fails if this table differs. `BLESS=1 cargo test -p kvm-ops-tdx --test failures`
+writes it anew.
+
+\"once\" means that the next try of the call is answered by the module; \"for ever\", that it is not while the step lasts.
+\"as before\" means that the failing step changed nothing that matters: called again, it succeeds, and the life goes on to
+a clean end. A poisoned VM is torn down at once. After a failed `mmu_release_hkid` the VM may also be given up
+(`vm_abandon`): then every page and the KeyID are leaked and listed.
+
+";
+
+#[test]
+fn every_failure_leads_where_the_document_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tdx-failures.md");
+    let expected = format!("{HEAD}{}", table());
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &expected).expect("docs is writable");
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    let differs = written.lines().zip(expected.lines()).find(|(a, b)| a != b);
+    assert_eq!(differs, None, "docs/tdx-failures.md is out of date");
+    assert_eq!(written.len(), expected.len());
+}

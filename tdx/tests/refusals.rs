@@ -1,0 +1,482 @@
+//! What is refused, by name and without a call, and what processors and memory that are missing do.
+
+mod common;
+
+use common::audit::{all_accounted, mirror_equals_secure_ept};
+use common::life::{create, destroy, initial_page, initialized, runnable, slot};
+use common::{Answer, TestHost};
+use kvm_ops_core::{
+    Backend, CpuId, CpuidEntry, EncParams, Error, Field, Gfn, Gpa, Gpaw, Host, Hpa,
+    InitialPageKind, Irqchip, Level, MemSlot, Pfn, Privacy, PrivateSpte, SevParams, SlotId,
+    SpteChange, Step, TdParams, VcpuId, VcpuOps, VmOps, VmParams,
+};
+use kvm_ops_tdx::status::Class;
+use kvm_ops_tdx::{Leaf, TdxVm};
+
+fn with_td(host: &TestHost, td: TdParams) -> TdxVm<TestHost> {
+    let params = VmParams {
+        enc: EncParams::Td(Box::new(td)),
+        ..VmParams::new(4)
+    };
+    TdxVm::create(host, host.next_vm_id(), &params).expect("create")
+}
+
+#[test]
+fn addresses_that_a_td_cannot_have_privately_are_refused_without_a_call() {
+    for gpaw in [Gpaw::Bits48, Gpaw::Bits52] {
+        let host = TestHost::new();
+        let mut vm = with_td(
+            &host,
+            TdParams {
+                gpaw,
+                ..TdParams::default()
+            },
+        );
+        vm.vm_init().unwrap();
+        let shared = vm.shared_mask().bits();
+        assert_eq!(
+            shared,
+            if gpaw == Gpaw::Bits48 {
+                1 << 47
+            } else {
+                1 << 51
+            }
+        );
+        vm.set_memory_slot(&slot(&host)).unwrap();
+        vm.create_vcpu(VcpuId(0)).unwrap();
+        host.take_log();
+        for gpa in [
+            1,
+            0xfff,
+            0x1008,
+            shared,
+            shared | 0x1000,
+            shared << 1,
+            u64::MAX,
+        ] {
+            let page = initial_page(gpa, InitialPageKind::Measured);
+            let error = Error::Invalid(Field::Gpa, gpa);
+            assert_eq!(vm.add_initial_page(&page), Err(error), "{gpa:#x}");
+        }
+        // Beyond every slot.
+        let page = initial_page(1 << 40, InitialPageKind::Measured);
+        let error = Error::NotFound(Field::Gpa, 1 << 40);
+        assert_eq!(vm.add_initial_page(&page), Err(error));
+        for kind in [
+            InitialPageKind::Zero,
+            InitialPageKind::Secrets,
+            InitialPageKind::Cpuid,
+        ] {
+            assert!(vm.add_initial_page(&initial_page(0, kind)).is_err());
+        }
+        let last = Gfn::new((shared >> 12) - 1);
+        for (first, pages, field) in [
+            (0, 0, Error::Invalid(Field::Size, 0)),
+            (last.get(), 2, Error::Invalid(Field::Gfn, last.get())),
+            (shared >> 12, 1, Error::Invalid(Field::Gfn, shared >> 12)),
+            (1, u64::MAX, Error::Invalid(Field::Gfn, 1)),
+            (u64::MAX, 1, Error::Invalid(Field::Gfn, u64::MAX)),
+        ] {
+            let done = vm.set_memory_attributes(Gfn::new(first), pages, Privacy::Shared);
+            assert_eq!(done, Err(field));
+        }
+        let slot_at = |gpa| MemSlot::new(SlotId(1), Gpa::new(gpa), host.memory());
+        for gpa in [shared, shared - 0x1000, u64::MAX << 30] {
+            let refused = vm.set_memory_slot(&slot_at(gpa));
+            assert!(matches!(refused, Err(Error::Invalid(..))), "{gpa:#x}");
+        }
+        assert_eq!(host.take_log(), []);
+        assert_eq!(vm.step(), Step::Initialized);
+        assert!(destroy(vm).is_clean());
+    }
+}
+
+#[test]
+fn a_page_is_added_once_and_only_while_the_td_is_initialised() {
+    let host = TestHost::new();
+    let mut vm = create(&host);
+    let page = initial_page(0x5000, InitialPageKind::Unmeasured);
+    assert_eq!(
+        vm.add_initial_page(&page),
+        Err(Error::WrongState(Step::Created))
+    );
+    vm.vm_init().unwrap();
+    vm.set_memory_slot(&slot(&host)).unwrap();
+    vm.create_vcpu(VcpuId(0)).unwrap();
+    vm.add_initial_page(&page).unwrap();
+    assert_eq!(
+        vm.add_initial_page(&page),
+        Err(Error::Exists(Field::Gpa, 0x5000))
+    );
+    // Where memory is shared, no private page is.
+    vm.set_memory_attributes(Gfn::new(6), 1, Privacy::Shared)
+        .unwrap();
+    assert_eq!(
+        vm.add_initial_page(&initial_page(0x6000, InitialPageKind::Measured)),
+        Err(Error::NotFound(Field::Gpa, 0x6000))
+    );
+    assert_eq!(
+        vm.pre_fault_memory(Gfn::new(5), 1),
+        Err(Error::WrongState(Step::Initialized))
+    );
+    vm.vm_finalize().unwrap();
+    assert_eq!(
+        vm.add_initial_page(&page),
+        Err(Error::WrongState(Step::Runnable))
+    );
+    assert_eq!(
+        vm.create_vcpu(VcpuId(1)).err(),
+        Some(Error::WrongState(Step::Runnable))
+    );
+    mirror_equals_secure_ept(&host, &vm);
+    assert!(destroy(vm).is_clean());
+}
+
+#[test]
+fn a_td_without_a_vcpu_is_not_finalised() {
+    let host = TestHost::new();
+    let mut vm = initialized(&host);
+    host.take_log();
+    assert_eq!(vm.vm_finalize(), Err(Error::Invalid(Field::VcpuCount, 0)));
+    assert_eq!(host.take_log(), []);
+    assert!(destroy(vm).is_clean());
+}
+
+#[test]
+fn parameters_that_the_module_does_not_allow_are_named_and_the_vm_can_go_on() {
+    let ok = TdParams::default();
+    let cases = [
+        (
+            TdParams {
+                attributes: 1 << 5,
+                ..ok.clone()
+            },
+            Error::Invalid(Field::TdAttributes, 1 << 5),
+        ),
+        (
+            TdParams {
+                xfam: 1 << 40 | 3,
+                ..ok.clone()
+            },
+            Error::Invalid(Field::Xfam, 1 << 40),
+        ),
+        (
+            TdParams {
+                tsc_khz: 1_000_001,
+                ..ok.clone()
+            },
+            Error::Invalid(Field::TscKhz, 1_000_001),
+        ),
+        (
+            TdParams {
+                cpuid: vec![CpuidEntry {
+                    leaf: 0x77,
+                    ..CpuidEntry::default()
+                }],
+                ..ok.clone()
+            },
+            Error::Invalid(Field::CpuidLeaf, 0x77),
+        ),
+    ];
+    for (td, error) in cases {
+        let host = TestHost::new();
+        let mut vm = with_td(&host, td);
+        assert_eq!(vm.vm_init(), Err(error));
+        assert_eq!((vm.step(), vm.tdr()), (Step::Created, None));
+        let report = destroy(vm);
+        assert!(report.is_clean());
+        all_accounted(&host, &report);
+    }
+}
+
+#[test]
+fn every_cpuid_row_that_the_module_publishes_is_taken_by_it() {
+    let host = TestHost::new();
+    let rows = &host.platform().config().cpuid_configs;
+    let cpuid = rows
+        .iter()
+        // Leaf 1 takes the processor's own family only, and 1F a consistent topology.
+        .filter(|row| row.leaf != 1 && row.leaf != 0x1f)
+        .map(|row| CpuidEntry {
+            leaf: row.leaf,
+            subleaf: if row.subleaf == u32::MAX {
+                0
+            } else {
+                row.subleaf
+            },
+            subleaf_significant: row.subleaf != u32::MAX,
+            regs: row.reported,
+        })
+        .collect();
+    let mut vm = with_td(
+        &host,
+        TdParams {
+            cpuid,
+            ..TdParams::default()
+        },
+    );
+    vm.vm_init().unwrap();
+    assert!(destroy(vm).is_clean());
+}
+
+#[test]
+fn creation_is_refused_with_the_reason() {
+    let host = TestHost::new();
+    let id = host.next_vm_id();
+    let refused = |params: &VmParams| TdxVm::create(&host, id, params).err().unwrap();
+    assert_eq!(
+        refused(&VmParams::new(0)),
+        Error::Invalid(Field::VcpuCount, 0)
+    );
+    let sev = VmParams {
+        enc: EncParams::Sev(Box::new(SevParams::default())),
+        ..VmParams::new(1)
+    };
+    assert_eq!(refused(&sev).errno(), 95);
+    let full = VmParams {
+        irqchip: Irqchip::Full,
+        ..VmParams::new(1)
+    };
+    assert_eq!(refused(&full).errno(), 95);
+    let none = kvm_ops_sim::SimHost::new(kvm_ops_core::Vendor::Amd);
+    assert!(TdxVm::create(&none, id, &VmParams::new(1)).is_err());
+
+    // More vCPUs than the module allows a TD: known once the module is asked.
+    let mut vm = TdxVm::create(&host, id, &VmParams::new(577)).unwrap();
+    assert_eq!(vm.vm_init(), Err(Error::Invalid(Field::VcpuCount, 577)));
+    assert!(destroy(vm).is_clean());
+}
+
+#[test]
+fn a_package_without_an_online_processor_is_named_at_creation_and_at_the_end() {
+    let host = TestHost::new();
+    let offline = |cpu, off| host.platform().set_offline(cpu, off);
+    let mut vm = create(&host);
+    offline(2, true);
+    offline(3, true);
+    let named = Error::NotFound(Field::OnlineCpu, 1);
+    assert_eq!(vm.vm_init(), Err(named));
+    assert_eq!(named.to_string(), "no online processor in package 0x1");
+    assert_eq!((vm.step(), host.taken().len()), (Step::Created, 0));
+    offline(3, false);
+    vm.vm_init().unwrap();
+
+    // At the end likewise; the KeyID stays until the package is back.
+    offline(3, true);
+    assert_eq!(vm.mmu_release_hkid().err(), Some(named));
+    assert_eq!(vm.step(), Step::Poisoned);
+    offline(3, false);
+    assert!(destroy(vm).is_clean());
+    assert_eq!(host.live(), 0);
+}
+
+#[test]
+fn the_last_processor_of_a_package_stays_while_a_key_is_in_use() {
+    let host = TestHost::new();
+    let vm = runnable(&host);
+    let home = (0..4)
+        .map(CpuId)
+        .find(|cpu| {
+            host.take_log();
+            vm.disable_virtualization_cpu(*cpu).unwrap();
+            // Only where the vCPU was is there anything to flush.
+            host.take_counts().contains_key("TDH.VP.FLUSH")
+        })
+        .expect("the vCPU was somewhere");
+    host.take_log();
+    vm.disable_virtualization_cpu(home).unwrap();
+    assert_eq!(host.take_log(), [], "it is gone from there");
+
+    host.platform().set_offline(0, true);
+    assert_eq!(vm.disable_virtualization_cpu(CpuId(1)), Err(Error::Busy));
+    assert_eq!(vm.disable_virtualization_cpu(CpuId(2)), Ok(()));
+    for cpu in [0, 4, u32::MAX] {
+        let unknown = Error::Invalid(Field::Cpu, cpu.into());
+        assert_eq!(vm.disable_virtualization_cpu(CpuId(cpu)), Err(unknown));
+    }
+    // The vCPU is on no processor: nothing to flush at the end.
+    host.take_log();
+    assert!(destroy(vm).is_clean());
+    assert!(!host.take_counts().contains_key("TDH.VP.FLUSH"));
+}
+
+#[test]
+fn a_vcpu_that_moves_is_flushed_where_it_was() {
+    let host = TestHost::new();
+    let mut vm = initialized(&host);
+    let mut vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
+    vm.vm_finalize().unwrap();
+    host.take_log();
+    for (n, cpu) in [3, 3, 0, 2, 2].into_iter().enumerate() {
+        vcpu.vcpu_load(CpuId(cpu)).unwrap();
+        vcpu.inject_nmi().unwrap();
+        let tdvpr = host.taken().into_iter().find_map(|page| {
+            host.platform()
+                .vcpu(page.get() << 12)
+                .and_then(|view| view.assoc_lp)
+        });
+        assert_eq!(tdvpr, Some(cpu as usize), "turn {n}");
+    }
+    let counts = host.take_counts();
+    assert_eq!(counts["TDH.VP.WR"], 5);
+    assert!((2..=3).contains(&counts["TDH.VP.FLUSH"]), "{counts:?}");
+    let unknown = Error::Invalid(Field::Cpu, 9);
+    assert_eq!(vcpu.vcpu_load(CpuId(9)), Err(unknown));
+    assert_eq!(
+        vcpu.load_mmu_pgd(Hpa::new(0x1008), 4),
+        Err(Error::Invalid(Field::HostAddress, 0x1008))
+    );
+    vcpu.load_mmu_pgd(Hpa::new(0x1000), 4).unwrap();
+    assert!(destroy(vm).is_clean());
+}
+
+#[test]
+fn without_memory_every_step_can_be_repeated_once_there_is_some() {
+    let host = TestHost::new();
+    let mut vm = create(&host);
+    let mut needed = Vec::new();
+    let mut retry = |step: &mut dyn FnMut(&mut TdxVm<TestHost>) -> kvm_ops_core::Result<()>,
+                     vm: &mut TdxVm<TestHost>| {
+        let mut pages = 0;
+        loop {
+            host.limit_pages(Some(pages));
+            match step(vm) {
+                Ok(()) => break,
+                Err(error) => assert_eq!(error, Error::NoMemory),
+            }
+            mirror_equals_secure_ept(&host, vm);
+            pages += 1;
+        }
+        needed.push(pages);
+        host.limit_pages(None);
+    };
+    retry(&mut |vm| vm.vm_init(), &mut vm);
+    vm.set_memory_slot(&slot(&host)).unwrap();
+    retry(&mut |vm| vm.create_vcpu(VcpuId(0)).map(drop), &mut vm);
+    retry(
+        &mut |vm| vm.add_initial_page(&initial_page(0, InitialPageKind::Measured)),
+        &mut vm,
+    );
+    vm.vm_finalize().unwrap();
+    retry(
+        &mut |vm| vm.pre_fault_memory(Gfn::new(0x1000), 1).map(drop),
+        &mut vm,
+    );
+    assert_eq!(needed[0], 8, "scratch, TDR and six pages of TDCS");
+    let report = destroy(vm);
+    assert!(report.is_clean(), "{report:?}");
+    all_accounted(&host, &report);
+}
+
+#[test]
+fn keys_run_out_and_come_back() {
+    let host = TestHost::new();
+    let capacity = host.key_pool().capacity();
+    let mut vms: Vec<_> = (0..capacity)
+        .map(|_| {
+            let mut vm = create(&host);
+            vm.vm_init().unwrap();
+            vm
+        })
+        .collect();
+    let mut late = create(&host);
+    assert_eq!(late.vm_init(), Err(Error::NoKeyId));
+    assert_eq!(late.step(), Step::Created);
+    assert!(destroy(vms.pop().unwrap()).is_clean());
+    late.vm_init().unwrap();
+    vms.push(late);
+    for vm in vms {
+        assert!(destroy(vm).is_clean());
+    }
+    assert_eq!(host.live(), 0);
+}
+
+#[test]
+fn changes_that_are_none_and_pages_that_do_not_exist_are_refused_without_a_call() {
+    let host = TestHost::new();
+    let vm = runnable(&host);
+    host.take_log();
+    let (a, b) = (Pfn::new(0x40_000), Pfn::new(0x40_001));
+    let none = [
+        (PrivateSpte::Absent, PrivateSpte::Absent),
+        (PrivateSpte::Absent, PrivateSpte::Blocked(a)),
+        (PrivateSpte::Mapped(a), PrivateSpte::Mapped(b)),
+        (PrivateSpte::Mapped(a), PrivateSpte::Blocked(b)),
+        (PrivateSpte::Mapped(a), PrivateSpte::Absent),
+        (PrivateSpte::Table(a), PrivateSpte::Absent),
+        (PrivateSpte::Table(a), PrivateSpte::BlockedTable(b)),
+    ];
+    for (old, new) in none {
+        let change = SpteChange {
+            gfn: Gfn::new(0),
+            level: Level::Size4K,
+            old,
+            new,
+        };
+        assert!(matches!(
+            vm.set_private_spte(&change),
+            Err(Error::Invalid(..))
+        ));
+    }
+    for (gfn, level) in [
+        (1, Level::Size2M),
+        (1 << 35, Level::Size4K),
+        (u64::MAX, Level::Size4K),
+    ] {
+        let change = SpteChange {
+            gfn: Gfn::new(gfn),
+            level,
+            old: PrivateSpte::Absent,
+            new: PrivateSpte::Mapped(a),
+        };
+        assert_eq!(
+            vm.set_private_spte(&change),
+            Err(Error::Invalid(Field::Gfn, gfn))
+        );
+    }
+    assert_eq!(host.take_log(), []);
+    assert_eq!(vm.step(), Step::Runnable);
+    assert!(destroy(vm).is_clean());
+}
+
+#[test]
+fn a_poisoned_td_does_nothing_but_end() {
+    let host = TestHost::new();
+    let mut vm = runnable(&host);
+    let status = Class::TD_FATAL.with(0).get();
+    host.fail(Leaf::MemTrack, 1, 1, Answer::Status(status));
+    assert_eq!(vm.flush_private_tlb(), Err(Error::Firmware(status)));
+    assert_eq!(vm.step(), Step::Poisoned);
+    host.take_log();
+    assert_eq!(vm.pre_fault_memory(Gfn::new(0), 1), Err(Error::Poisoned));
+    let converted = vm.set_memory_attributes(Gfn::new(0), 1, Privacy::Shared);
+    assert_eq!(converted, Err(Error::Poisoned));
+    assert_eq!(vm.set_memory_slot(&slot(&host)), Err(Error::Poisoned));
+    assert_eq!(vm.flush_private_tlb(), Err(Error::Poisoned));
+    assert_eq!(vm.vm_finalize(), Err(Error::Poisoned));
+    assert_eq!(vm.create_vcpu(VcpuId(1)).err(), Some(Error::Poisoned));
+    assert_eq!(host.take_log(), []);
+    assert!(destroy(vm).is_clean());
+}
+
+#[test]
+fn a_foreign_token_leaks_the_td_whole_and_says_so() {
+    let host = TestHost::new();
+    let (mut a, mut b) = (runnable(&host), runnable(&host));
+    let key = b.mmu_release_hkid().unwrap();
+    let of_b = b.drain_private(key).unwrap();
+    let key = a.mmu_release_hkid().unwrap();
+    let of_a = a.drain_private(key).unwrap();
+    let id = b.id();
+    let report = a.vm_free(of_b);
+    assert!(!report.is_clean());
+    assert!(
+        report
+            .leaks
+            .iter()
+            .all(|leak| leak.error == Error::Invalid(Field::Token, id.0))
+    );
+    let leaked = report.leaks.len();
+    let report = b.vm_free(of_a);
+    assert_eq!(host.taken().len(), leaked + report.leaks.len());
+}
