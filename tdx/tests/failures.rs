@@ -13,8 +13,9 @@ use common::audit::{all_accounted, mirror_equals_secure_ept};
 use common::life::initial_page;
 use common::{Answer, TestHost};
 use kvm_ops_core::{
-    Backend, CpuId, Drained, Error, Field, FreeReport, Gfn, Gpa, Host, InitialPageKind,
-    KeyReleased, Leaked, MemSlot, Privacy, Result, SlotId, Step, VcpuId, VcpuOps, VmOps, VmParams,
+    Backend, CpuId, Drained, Error, Field, FreeReport, Gfn, Gpa, Host, Hpa, InitialPageKind,
+    KeyReleased, Leak, Leaked, MemSlot, Privacy, Result, SlotId, Step, VcpuId, VcpuOps, VmOps,
+    VmParams,
 };
 use kvm_ops_tdx::status::{Class, operand};
 use kvm_ops_tdx::{Leaf, TdxVcpu, TdxVm};
@@ -31,8 +32,10 @@ struct Life {
     report: Option<FreeReport>,
 }
 
+type Stage = (&'static str, fn(&mut Life) -> Result<()>);
+
 /// The steps, in order.
-const STEPS: [(&str, fn(&mut Life) -> Result<()>); 12] = [
+const STEPS: [Stage; 12] = [
     ("vm_init", |l| l.vm().vm_init()),
     ("create_vcpu", |l| {
         l.set_slots()?;
@@ -45,9 +48,11 @@ const STEPS: [(&str, fn(&mut Life) -> Result<()>); 12] = [
     }),
     ("vm_finalize", |l| l.vm().vm_finalize()),
     ("pre_fault_memory", |l| {
-        // Pages that are done are told first; a caller goes on from there.
-        let done = l.vm().pre_fault_memory(FAR, 3)?;
-        (done == 3).then_some(()).ok_or(Error::Busy)
+        // One at a time: of several, those that are done are told before the reason.
+        for n in 0..3 {
+            l.vm().pre_fault_memory(Gfn::new(FAR.get() + n), 1)?;
+        }
+        Ok(())
     }),
     ("set_memory_attributes", |l| {
         l.vm()
@@ -334,14 +339,9 @@ fn try_failure(at: usize, leaf: Leaf, nth: u64, failure: Failure) -> Outcome {
     let context = || format!("{name}: {} #{nth}: {}", leaf.name(), failure.name);
     let mut life = Life::new();
     life.up_to(0, at);
-    let before = life.vm().step();
+    let (before, tdr) = (life.vm().step(), life.vm().tdr());
     life.host.fail(leaf, nth, failure.times, failure.answer);
-    let mut result = step(&mut life);
-    if result == Err(Error::Busy) && name == "pre_fault_memory" && life.vm().step() == before {
-        // Some pages were done: the reason comes with the next call.
-        life.host.fail(leaf, 1, failure.times, failure.answer);
-        result = step(&mut life);
-    }
+    let result = step(&mut life);
     assert!(life.host.heal(), "{}: the call was not made", context());
     if let Err(error) = &result {
         let lie = failure.name.ends_with("wrongly") && matches!(error, Error::Firmware(_));
@@ -381,6 +381,7 @@ fn try_failure(at: usize, leaf: Leaf, nth: u64, failure: Failure) -> Outcome {
             life.up_to(at + 1, STEPS.len());
         }
     }
+    let tdr = tdr.or_else(|| life.vm.as_ref().and_then(Vm::tdr));
     let report = life.end();
     all_accounted(&life.host, &report);
     for leak in &report.leaks {
@@ -398,7 +399,7 @@ fn try_failure(at: usize, leaf: Leaf, nth: u64, failure: Failure) -> Outcome {
     Outcome {
         told,
         then,
-        left: in_report(&report),
+        left: in_report(&report, tdr, failure),
     }
 }
 
@@ -430,11 +431,21 @@ fn abandon(at: usize, leaf: Leaf, nth: u64, failure: Failure) {
     }
 }
 
-fn in_report(report: &FreeReport) -> String {
-    match report.leaks.len() {
-        0 => "nothing".into(),
-        1 => "1 page".into(),
-        n => format!("{n} pages"),
+/// What was leaked, the TDR told from the rest.
+fn in_report(report: &FreeReport, tdr: Option<Hpa>, failure: Failure) -> String {
+    let is_tdr = |leak: &Leak| matches!(leak.what, Leaked::Page(page) if Some(page) == tdr);
+    let tdr_too = report.leaks.iter().any(is_tdr);
+    let others = report.leaks.len() - usize::from(tdr_too);
+    let others = match others {
+        0 if tdr_too => return "the TDR".into(),
+        0 => return "nothing".into(),
+        _ if failure.times == FOR_EVER && tdr_too => "this page and all after it",
+        1 => "the page",
+        _ => return format!("{others} pages"),
+    };
+    match tdr_too {
+        true => format!("{others}, the TDR"),
+        false => others.into(),
     }
 }
 
@@ -523,6 +534,59 @@ a clean end. A poisoned VM is torn down at once. After a failed `mmu_release_hki
 (`vm_abandon`): then every page and the KeyID are leaked and listed.
 
 ";
+
+/// A creation fails, and so does its undoing: the VM is poisoned, and what the module kept is told
+/// when the VM ends.
+#[test]
+fn an_undoing_that_fails_is_told_when_the_vm_ends() {
+    let odd = |detail| Answer::Status(Class::PAGE_METADATA_INCORRECT.with(detail).get());
+    let causes = [
+        (Leaf::MngKeyConfig, 1),
+        (Leaf::MngKeyConfig, 2),
+        (Leaf::MngAddcx, 1),
+        (Leaf::MngAddcx, 4),
+        (Leaf::MngInit, 1),
+    ];
+    let undoings = [
+        (Leaf::MngVpflushdone, 1),
+        (Leaf::PhymemCacheWb, 2),
+        (Leaf::MngKeyFreeid, 1),
+        (Leaf::PhymemPageReclaim, 1),
+        (Leaf::PhymemPageReclaim, 2),
+        (Leaf::PhymemPageWbinvd, 1),
+    ];
+    for (cause, nth) in causes {
+        for (undoing, undo_nth) in undoings {
+            let mut life = Life::new();
+            life.host.fail(cause, nth, ONCE, odd(1));
+            life.host.fail(undoing, undo_nth, ONCE, odd(2));
+            let error = life.vm().vm_init().unwrap_err();
+            let undone = !life.host.heal();
+            let context = format!("{} #{nth}, {} #{undo_nth}", cause.name(), undoing.name());
+            if undone {
+                // Fewer pages were given to the module than would have to come back.
+                assert_eq!(Answer::Status(odd_status(&error)), odd(1), "{context}");
+                assert_eq!(life.vm().step(), Step::Created, "{context}");
+                life.vm().vm_init().unwrap();
+            } else {
+                assert_eq!(Answer::Status(odd_status(&error)), odd(2), "{context}");
+                assert_eq!(life.vm().step(), Step::Poisoned, "{context}");
+            }
+            let report = life.end();
+            all_accounted(&life.host, &report);
+            for leak in &report.leaks {
+                assert_eq!(leak.operation, undoing.name(), "{context}");
+            }
+        }
+    }
+}
+
+fn odd_status(error: &Error) -> u64 {
+    match error {
+        Error::Firmware(status) => *status,
+        other => panic!("{other}"),
+    }
+}
 
 #[test]
 fn every_failure_leads_where_the_document_says() {

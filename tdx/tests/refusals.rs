@@ -7,8 +7,8 @@ use common::life::{create, destroy, initial_page, initialized, runnable, slot};
 use common::{Answer, TestHost};
 use kvm_ops_core::{
     Backend, CpuId, CpuidEntry, EncParams, Error, Field, Gfn, Gpa, Gpaw, Host, Hpa,
-    InitialPageKind, Irqchip, Level, MemSlot, Pfn, Privacy, PrivateSpte, SevParams, SlotId,
-    SpteChange, Step, TdParams, VcpuId, VcpuOps, VmOps, VmParams,
+    InitialPageKind, Irqchip, Level, MemSlot, Pfn, Privacy, PrivateSpte, SlotId, SpteChange, Step,
+    TdParams, VcpuId, VcpuOps, VmOps, VmParams,
 };
 use kvm_ops_tdx::status::Class;
 use kvm_ops_tdx::{Leaf, TdxVm};
@@ -229,7 +229,7 @@ fn creation_is_refused_with_the_reason() {
         Error::Invalid(Field::VcpuCount, 0)
     );
     let sev = VmParams {
-        enc: EncParams::Sev(Box::new(SevParams::default())),
+        enc: EncParams::Sev(Box::default()),
         ..VmParams::new(1)
     };
     assert_eq!(refused(&sev).errno(), 95);

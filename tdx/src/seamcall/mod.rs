@@ -114,8 +114,11 @@ impl<'a, S: SeamPort> Calls<'a, S> {
                 Action::Done => return Ok(regs),
                 Action::Retry(most) if tries.retried < most => tries.retried += 1,
                 Action::BackOff(most) if tries.backed_off < most => {
-                    let wait = 1 << tries.backed_off.min(LONGEST_WAIT.ilog2());
-                    (0..wait).for_each(|_| self.seam.relax());
+                    let mut wait = 1u32 << tries.backed_off.min(LONGEST_WAIT.ilog2());
+                    while wait > 0 {
+                        self.seam.relax();
+                        wait -= 1;
+                    }
                     tries.backed_off += 1;
                 }
                 Action::Resume(most) if tries.resumed < most => {
