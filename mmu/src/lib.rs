@@ -12,6 +12,8 @@ mod entry;
 mod hooks;
 mod list;
 mod lock;
+#[cfg(all(loom, test))]
+mod loom_models;
 mod mirror;
 #[cfg(loom)]
 mod model_nodes;

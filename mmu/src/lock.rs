@@ -89,7 +89,11 @@ impl<T> ReaderLock<T> {
             if let Some(guard) = self.try_read(slot) {
                 return guard;
             }
+            // Without the slot's flag, which the writer waits for: once it is seen down it stays so.
             relax();
+            while self.writer.0.load(Ordering::Relaxed) {
+                relax();
+            }
         }
     }
 
