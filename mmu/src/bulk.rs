@@ -32,7 +32,7 @@ impl Mirror {
             let end = range
                 .end
                 .min((at | (Level::Size2M.frames() - 1)).saturating_add(1));
-            if let Some(leaf) = self.leaf(Gfn::new(at)) {
+            if let Ok(leaf) = self.walk(at) {
                 done += fill(hooks, leaf, at, end, &mut page_of)?;
                 at = end;
                 continue;
@@ -157,7 +157,7 @@ impl<'a> Cursor<'a> {
         let base = gfn.get() & !(Level::Size2M.frames() - 1);
         if self.leaf.is_none() || base != self.base {
             self.leaf = if gfn.get() < self.mirror.frames() {
-                self.mirror.leaf(gfn)
+                self.mirror.walk(gfn.get()).ok()
             } else {
                 None
             };

@@ -47,6 +47,7 @@ pub struct Lookup {
 pub struct Mirror {
     pub(crate) root: Box<Dir>,
     pub(crate) top: Level,
+    frames: u64,
     pub(crate) arena: Arena,
     /// Leaves below blocked tables, by their first frame: what a promotion left that could neither
     /// be finished nor undone. No walk goes there.
@@ -87,6 +88,7 @@ impl Mirror {
         Self {
             root: Box::new(Dir::new()),
             top,
+            frames: top.frames() << 9,
             arena: Arena::new(),
             aside: Vec::new(),
             unflushed: false,
@@ -100,7 +102,7 @@ impl Mirror {
 
     /// How many frames it covers; larger frame numbers are refused.
     pub const fn frames(&self) -> u64 {
-        self.top.frames() << 9
+        self.frames
     }
 
     /// Maps a page, as a fault does: adds the tables that are missing, then the page.
@@ -121,6 +123,23 @@ impl Mirror {
         page: Pfn,
     ) -> Result<Mapped> {
         self.check(gfn, level, page)?;
+        if level == Level::Size4K {
+            if let Ok(leaf) = self.walk(gfn.get()) {
+                return set_leaf(hooks, leaf, gfn, page);
+            }
+        }
+        self.map_slowly(hooks, gfn, level, page)
+    }
+
+    /// [`map`](Self::map) where a table is missing, or not the last level is wanted.
+    #[cold]
+    fn map_slowly(
+        &self,
+        hooks: &impl MirrorHooks,
+        gfn: Gfn,
+        level: Level,
+        page: Pfn,
+    ) -> Result<Mapped> {
         let mut dir: &Dir = &self.root;
         let mut at = self.top;
         while at > level {
@@ -142,11 +161,12 @@ impl Mirror {
         set(hooks, &dir.words[index(gfn.get(), at)], gfn, level, page)
     }
 
+    #[inline]
     pub(crate) fn check(&self, gfn: Gfn, level: Level, page: Pfn) -> Result<()> {
         if level > Level::Size2M {
             return Err(Error::Invalid(Field::Level, level as u64));
         }
-        if gfn.get() >= self.frames() || !gfn.is_aligned(level) {
+        if gfn.get() >= self.frames || !gfn.is_aligned(level) {
             return Err(Error::Invalid(Field::Gfn, gfn.get()));
         }
         if page.get() > MAX_PFN || !page.is_aligned(level) {
@@ -156,7 +176,6 @@ impl Mirror {
     }
 
     /// Adds the table below the entry of `dir` that covers `gfn`.
-    #[cold]
     fn add_table<'a>(
         &'a self,
         hooks: &impl MirrorHooks,
@@ -215,47 +234,71 @@ impl Mirror {
     /// A frame beyond the mirror's is absent.
     #[inline]
     pub fn lookup(&self, gfn: Gfn) -> Lookup {
-        let mut dir: &Dir = &self.root;
-        let mut at = self.top;
-        if gfn.get() >= self.frames() {
+        if gfn.get() < self.frames {
+            if let Ok(leaf) = self.walk(gfn.get()) {
+                return lookup_leaf(leaf, gfn);
+            }
+        }
+        self.lookup_above(gfn)
+    }
+
+    /// [`lookup`](Self::lookup) where the walk ends above the last level.
+    #[cold]
+    fn lookup_above(&self, gfn: Gfn) -> Lookup {
+        if gfn.get() >= self.frames {
             return Lookup {
-                level: at,
+                level: self.top,
                 entry: PrivateSpte::Absent,
             };
         }
         loop {
-            let i = index(gfn.get(), at);
-            // SAFETY: `at` is the level of `dir`, which the loop keeps.
-            match unsafe { dir.below(i, at) } {
-                Some(Node::Dir(next)) => {
-                    dir = next;
-                    at = below(at);
+            match self.walk(gfn.get()) {
+                Ok(leaf) => return lookup_leaf(leaf, gfn),
+                Err((dir, level)) => {
+                    let word = &dir.words[index(gfn.get(), level)];
+                    match decode(word.load(Ordering::Acquire)) {
+                        // Added since its pointer was read: the way is there now.
+                        PrivateSpte::Table(_) => {}
+                        entry => return Lookup { level, entry },
+                    }
                 }
-                Some(Node::Leaf(leaf)) => return lookup_leaf(leaf, gfn),
-                None => match decode(dir.words[i].load(Ordering::Acquire)) {
-                    // Added since the pointer was read: it is there now.
-                    PrivateSpte::Table(_) => {}
-                    entry => return Lookup { level: at, entry },
-                },
             }
         }
     }
 
-    /// The leaf that covers a frame, if it is linked.
-    #[inline]
-    pub(crate) fn leaf(&self, gfn: Gfn) -> Option<&Leaf> {
+    /// The leaf that covers a frame, or the directory where the walk to it ends. The frame is one of
+    /// the mirror's.
+    ///
+    /// Written out level by level: as a loop over levels it takes half as long again.
+    #[inline(always)]
+    pub(crate) fn walk(&self, gfn: u64) -> Result<&Leaf, (&Dir, Level)> {
         let mut dir: &Dir = &self.root;
-        let mut at = self.top;
-        loop {
-            // SAFETY: `at` is the level of `dir`, which the loop keeps.
-            match unsafe { dir.below(index(gfn.get(), at), at) }? {
-                Node::Dir(next) => {
-                    dir = next;
-                    at = below(at);
-                }
-                Node::Leaf(leaf) => return Some(leaf),
-            }
+        if self.top == Level::Size256T {
+            // SAFETY: `top` is the root's level.
+            dir = unsafe { step(dir, gfn, Level::Size256T) }?;
         }
+        // SAFETY: the root's level, or the one below it.
+        dir = unsafe { step(dir, gfn, Level::Size512G) }?;
+        // SAFETY: one below.
+        dir = unsafe { step(dir, gfn, Level::Size1G) }?;
+        // SAFETY: one below.
+        match unsafe { dir.below(index(gfn, Level::Size2M), Level::Size2M) } {
+            Some(Node::Leaf(leaf)) => Ok(leaf),
+            _ => Err((dir, Level::Size2M)),
+        }
+    }
+}
+
+/// One level down, or where the walk ends.
+///
+/// # Safety
+/// `level` is the level of `dir`, which is borrowed from the mirror.
+#[inline(always)]
+unsafe fn step(dir: &Dir, gfn: u64, level: Level) -> Result<&Dir, (&Dir, Level)> {
+    // SAFETY: the caller's.
+    match unsafe { dir.below(index(gfn, level), level) } {
+        Some(Node::Dir(next)) => Ok(next),
+        _ => Err((dir, level)),
     }
 }
 

@@ -85,7 +85,7 @@ impl Dir {
     /// # Safety
     /// `level` is this directory's; the mirror is borrowed for `'a`.
     #[inline]
-    pub(crate) unsafe fn below<'a>(&self, i: usize, level: Level) -> Option<Node<'a>> {
+    pub(crate) unsafe fn below<'a>(&'a self, i: usize, level: Level) -> Option<Node<'a>> {
         // SAFETY: the caller's.
         let node = unsafe { self.owned(i, level) }?;
         // SAFETY: by invariants 1 and 2 it is a live node of that type, and by 3 it stays so while
