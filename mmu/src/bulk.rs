@@ -79,12 +79,17 @@ fn fill(
     page_of: &mut impl FnMut(Gfn) -> Result<Pfn>,
 ) -> Result<u64> {
     let lo = index(at, Level::Size4K);
-    let mut done = 0;
-    for (gfn, word) in (at..end).zip(&leaf.words[lo..ENTRIES]) {
+    let words = &leaf.words[lo..ENTRIES.min(lo + (end - at) as usize)];
+    let mut there = 0;
+    for (i, word) in words.iter().enumerate() {
+        let gfn = at + i as u64;
         let seen = word.load(Ordering::Relaxed);
         if seen != EMPTY {
             match decode(seen) {
-                PrivateSpte::Mapped(_) => continue,
+                PrivateSpte::Mapped(_) => {
+                    there += 1;
+                    continue;
+                }
                 _ => return Err(Error::Exists(Field::Gfn, gfn)),
             }
         }
@@ -100,9 +105,8 @@ fn fill(
             new: PrivateSpte::Mapped(page),
         })?;
         word.store(mapped(page.get()), Ordering::Relaxed);
-        done += 1;
     }
-    Ok(done)
+    Ok(end - at - there)
 }
 
 /// A walk that goes on where it was. It borrows the mirror, so no table goes away under it.

@@ -144,9 +144,6 @@ pub struct ReadGuard<'a, T> {
     slot: &'a Slot,
 }
 
-// SAFETY: sharing a guard shares `&T` and nothing else.
-unsafe impl<T: Sync> Sync for ReadGuard<'_, T> {}
-
 impl<T> Deref for ReadGuard<'_, T> {
     type Target = T;
 
@@ -171,9 +168,6 @@ impl<T> Drop for ReadGuard<'_, T> {
 pub struct WriteGuard<'a, T> {
     lock: &'a ReaderLock<T>,
 }
-
-// SAFETY: sharing a guard shares `&T` and nothing else.
-unsafe impl<T: Sync> Sync for WriteGuard<'_, T> {}
 
 impl<T> Deref for WriteGuard<'_, T> {
     type Target = T;

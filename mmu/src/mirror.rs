@@ -58,8 +58,7 @@ pub struct Mirror {
 
 // SAFETY: every pointer in it goes to a node that it owns itself, and nodes are bound to no thread.
 unsafe impl Send for Mirror {}
-// SAFETY: under `&self` nodes are only read and changed through atomics, and `aside` is only read
-// for its frames.
+// SAFETY: under `&self` nodes are only read and changed through atomics, and `aside` is only read.
 unsafe impl Sync for Mirror {}
 
 impl fmt::Debug for Mirror {

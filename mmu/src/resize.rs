@@ -13,11 +13,12 @@ use crate::visit::{Frames, Slot};
 use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result};
 
 impl Mirror {
-    /// Splits the 2 MiB page that covers a frame into 512 pages of 4 KiB: block, flush, demote.
+    /// Splits the 2 MiB page that covers a frame into 512 pages of 4 KiB: block, flush, demote. All
+    /// 512 are mapped then, also if the page was blocked before.
     ///
     /// # Errors
     /// [`Error::NotFound`] if no 2 MiB page covers it. Else what a hook answered: the page is then
-    /// mapped as before, or, if it could not be unblocked, blocked; call it again, or
+    /// as before, or, if it could not be unblocked, blocked; call it again, or
     /// [`unblock`](Self::unblock).
     pub fn demote(&mut self, hooks: &impl MirrorHooks, gfn: Gfn) -> Result<()> {
         let base = gfn.get() & !(Level::Size2M.frames() - 1);
@@ -57,7 +58,8 @@ impl Mirror {
             return Err(Error::Invalid(Field::Level, 0));
         };
         let mut slot = self.slot_2m(base)?;
-        if let PrivateSpte::Mapped(_) = slot.entry {
+        let was_mapped = slot.entry == PrivateSpte::Mapped(page);
+        if was_mapped {
             change(hooks, &slot, PrivateSpte::Blocked(page))?;
             self.unflushed = true;
         }
@@ -70,8 +72,10 @@ impl Mirror {
         }
         let new = PrivateSpte::Table(table);
         if let Err(error) = hooks.set_private_spte(&slot.to(new)) {
-            // A page that cannot be split can be used whole. If not even that, it stays blocked.
-            let _ = change(hooks, &slot, PrivateSpte::Mapped(page));
+            if was_mapped {
+                // A page that cannot be split can be used whole. If not even that, it stays blocked.
+                let _ = change(hooks, &slot, PrivateSpte::Mapped(page));
+            }
             return Err(error);
         }
         slot.word.store(encode(new), Ordering::Relaxed);
