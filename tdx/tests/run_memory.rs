@@ -1,0 +1,422 @@
+//! Private and shared memory of a running TD: faults, conversions asked for and not, MapGPA.
+
+mod run_support;
+
+use kvm_ops_core::guest::Script;
+use kvm_ops_core::{
+    Error, Exit, ExitKind, Gfn, Gpa, Host, Level, PagePort, Privacy, Step, TdParams, VcpuOps, VmOps,
+};
+use kvm_ops_sim::SimHost;
+use kvm_ops_tdx::TdxVm;
+use run_support::{
+    ALIGN_ERROR, INVALID_OPERAND, MIB, Made, PAGE, RETRY, Ram, SHARED, Vcpu, convert, refused, td,
+    told, values,
+};
+use soft_tdx_module::{Code, Fault, HostLeaf, LockMode, LockTarget, Operand};
+
+const MAP_GPA: u64 = 0x10001;
+
+/// Runs, grants every conversion that the guest asks for, and stops at any other exit.
+fn granting(vm: &TdxVm<SimHost>, vcpu: &mut Vcpu) -> Result<ExitKind, Error> {
+    loop {
+        match vcpu.vcpu_run()? {
+            Exit::MapGpaRange {
+                gpa,
+                pages,
+                to,
+                ret,
+            } => {
+                convert(vm, gpa, pages, to);
+                *ret = 0;
+            }
+            other => return Ok(other.kind()),
+        }
+    }
+}
+
+/// The page that the guest touched as what it is not.
+#[track_caller]
+fn memory_fault(vcpu: &mut Vcpu) -> (Gpa, Privacy) {
+    match vcpu.vcpu_run().unwrap() {
+        Exit::MemoryFault {
+            gpa,
+            bytes: PAGE,
+            access,
+        } => (gpa, access),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn shared_mem() {
+    let at = Gpa::new(SHARED | 0x5010);
+    let script = Script::new()
+        .share(Gpa::new(0x5000), 1)
+        .write(at, &0xcafe_cafe_u32.to_le_bytes())
+        .output(1, &[1])
+        .read(at, 4);
+    let (mut td, told) = td(script);
+    assert_eq!(granting(&td.vm, &mut td.vcpus[0]), Ok(ExitKind::IoOut));
+    assert_eq!(td.ram.read(0x5010, 4), 0xcafe_cafe_u32.to_le_bytes());
+    td.ram.write(0x5010, &0xabcd_abcd_u32.to_le_bytes());
+    assert_eq!(granting(&td.vm, &mut td.vcpus[0]), Ok(ExitKind::Shutdown));
+    told.expect(["Done", "Done", "Done", "Data([205, 171, 205, 171])"]);
+    td.destroy();
+}
+
+/// Pages of an area, each filled with its pattern.
+const AREA: [(u64, u8); 4] = [
+    (0x10000, 0x11),
+    (0x11000, 0x22),
+    (0x12000, 0x33),
+    (0x13000, 0x44),
+];
+const FOCUS: u64 = 0x11000;
+
+fn fill() -> Script {
+    AREA.iter().fold(Script::new(), |script, (gpa, pattern)| {
+        let gpa = Gpa::new(*gpa);
+        script
+            .accept(gpa, Level::Size4K)
+            .write(gpa, &[*pattern; 4096])
+    })
+}
+
+fn look(script: Script) -> Script {
+    AREA.iter()
+        .filter(|(gpa, _)| *gpa != FOCUS)
+        .fold(script, |script, (gpa, _)| script.read(Gpa::new(*gpa), 4))
+}
+
+fn rest_is_unchanged(told: &[String]) {
+    let patterns = AREA.iter().filter(|(gpa, _)| *gpa != FOCUS);
+    let expected: Vec<String> = patterns
+        .map(|(_, p)| format!("Data({:?})", [*p; 4]))
+        .collect();
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn upm_explicit_conversions_leave_the_rest_alone_and_bring_a_page_back_empty() {
+    let shared = Gpa::new(SHARED | FOCUS);
+    let mut script = look(fill().share(Gpa::new(FOCUS), 1));
+    script = script.read(shared, 4).write(shared, &[0x99; 8]);
+    script = look(script.unshare(Gpa::new(FOCUS), 1)).read(Gpa::new(FOCUS), 8);
+    let (mut td, told) = td(script);
+    td.ram.write(FOCUS, &[0x77; 8]);
+    assert_eq!(granting(&td.vm, &mut td.vcpus[0]), Ok(ExitKind::Shutdown));
+    assert_eq!(td.ram.read(FOCUS, 8), [0x99; 8]);
+    let told = told.all();
+    assert!(told[..9].iter().all(|t| t == "Done"), "{told:?}");
+    rest_is_unchanged(&told[9..12]);
+    assert_eq!(told[12..15], ["Data([119, 119, 119, 119])", "Done", "Done"]);
+    rest_is_unchanged(&told[15..18]);
+    assert_eq!(told[18], "Data([0, 0, 0, 0, 0, 0, 0, 0])");
+    td.destroy();
+}
+
+#[test]
+fn upm_implicit_conversions_are_memory_faults_of_the_page_that_was_touched() {
+    let (private, shared) = (Gpa::new(FOCUS), Gpa::new(SHARED | FOCUS | 0x18));
+    let mut script = look(fill().write(shared, &[0x99; 8]));
+    script = look(script.accept(private, Level::Size4K)).read(private, 4);
+    let (mut td, told) = td(script);
+    for access in [Privacy::Shared, Privacy::Private] {
+        for _ in 0..2 {
+            let fault = memory_fault(td.vcpu());
+            assert_eq!(fault, (Gpa::new(FOCUS), access), "until something is done");
+        }
+        td.convert(Gpa::new(FOCUS), 1, access);
+        if access == Privacy::Private {
+            assert_eq!(td.ram.read(FOCUS + 0x18, 8), [0x99; 8]);
+        }
+    }
+    assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
+    let told = told.all();
+    rest_is_unchanged(&told[9..12]);
+    rest_is_unchanged(&told[13..16]);
+    assert_eq!(told[16], "Data([0, 0, 0, 0])");
+    td.destroy();
+}
+
+#[test]
+fn gmem_private_and_shared_private_memory_is_only_where_a_slot_is() {
+    let ram = Ram::new(MIB);
+    let at = 0x4000_0000;
+    let script = Script::new()
+        .accept(Gpa::new(at), Level::Size4K)
+        .read(Gpa::new(at), 2)
+        .output(1, &[1])
+        .accept(Gpa::new(at), Level::Size4K);
+    let (mut td, told) = td(script);
+    for _ in 0..20 {
+        // More than zero-step filtering lets pass: the module then faults without the guest.
+        assert_eq!(memory_fault(td.vcpu()), (Gpa::new(at), Privacy::Private));
+    }
+    let slot = ram.slot(1, at);
+    td.vm.set_memory_slot(&slot).unwrap();
+    assert_eq!(td.vcpu().vcpu_run().unwrap().kind(), ExitKind::IoOut);
+    // With its slot the memory goes.
+    td.vm.delete_memory_slot(&slot).unwrap();
+    assert_eq!(td.private_page(at / PAGE), None);
+    assert_eq!(memory_fault(td.vcpu()), (Gpa::new(at), Privacy::Private));
+    td.vm.set_memory_slot(&slot).unwrap();
+    assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
+    told.expect(["Done", "Data([0, 0])", "Done", "Done"]);
+    td.destroy();
+    drop(ram);
+}
+
+#[test]
+fn a_fault_that_repeats_meets_zero_step_filtering_and_still_ends() {
+    // The private access itself faults, not an accept, so the module counts it.
+    let at = 0x4000_0000;
+    let ram = Ram::new(MIB);
+    let mut td = Made {
+        td: TdParams {
+            attributes: 0,
+            ..TdParams::default()
+        },
+        ..Made::default()
+    }
+    .td();
+    let script = Script::new()
+        .read(Gpa::new(at), 1)
+        .accept(Gpa::new(at), Level::Size4K);
+    let (program, told) = told(script.read(Gpa::new(at), 1));
+    td.vcpu().load_program(Box::new(program)).unwrap();
+    for _ in 0..20 {
+        assert_eq!(memory_fault(td.vcpu()), (Gpa::new(at), Privacy::Private));
+    }
+    td.vm.set_memory_slot(&ram.slot(1, at)).unwrap();
+    // The page comes, but it is pending, and the filter waits for one that is mapped.
+    let vcpu = td.vcpu();
+    let kick = vcpu.kick_handle();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            kick.kick();
+        });
+        assert_eq!(vcpu.vcpu_run(), Ok(Exit::Interrupted));
+    });
+    told.expect::<&str>([]);
+    td.destroy();
+    drop(ram);
+}
+
+#[test]
+fn vm_huge_page_accepted_at_2m_is_a_size_mismatch_and_falls_back_to_4k() {
+    let at = Gpa::new(2 * MIB);
+    let script = Script::new()
+        .accept(at, Level::Size2M)
+        .unshare(at, 512)
+        .read(Gpa::new(4 * MIB - 1), 1);
+    let (mut td, told) = td(script);
+    assert_eq!(granting(&td.vm, &mut td.vcpus[0]), Ok(ExitKind::Shutdown));
+    let mismatch = Code::PAGE_SIZE_MISMATCH.detail(1).0;
+    told.expect([refused(mismatch), "Done".into(), "Data([0])".into()]);
+    assert_eq!(td.vm.private_stats().pages_4k, 512);
+    assert_eq!(
+        td.calls("TDH.MEM.PAGE.AUG", "SUCCESS"),
+        512,
+        "no page faults twice"
+    );
+    td.destroy();
+}
+
+#[test]
+fn pages_that_are_there_cost_no_call() {
+    let script = (0..8u64).fold(Script::new(), |script, page| {
+        let at = Gpa::new(0x8000 + page * PAGE);
+        script.accept(at, Level::Size4K).write(at, &[1])
+    });
+    let (mut td, _told) = td(script);
+    assert_eq!(td.vm.pre_fault_memory(Gfn::new(8), 8), Ok(8));
+    let before = td.calls("TDH.MEM.PAGE.AUG", "SUCCESS");
+    assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
+    assert_eq!(td.calls("TDH.MEM.PAGE.AUG", "SUCCESS"), before);
+    assert_eq!(td.calls("TDH.VP.ENTER", "NON_RECOVERABLE_VCPU"), 0);
+    td.destroy();
+}
+
+#[test]
+fn a_shared_access_without_a_slot_is_mmio_and_never_a_fault() {
+    let script = Script::new().write(Gpa::new(SHARED | 0x7000_0000), &[5]);
+    let (mut td, _told) = td(script);
+    let exit = Exit::MmioWrite {
+        gpa: Gpa::new(0x7000_0000),
+        data: &[5],
+    };
+    assert_eq!(td.vcpu().vcpu_run(), Ok(exit));
+    td.destroy();
+}
+
+#[test]
+fn mapgpa_comes_in_pieces_of_2m_and_takes_every_answer() {
+    let pages = 1025;
+    let bytes = pages * PAGE;
+    let call = |gpa| [gpa, bytes, 0, 0];
+    let script = Script::new()
+        .tdvmcall(MAP_GPA, call(SHARED))
+        .tdvmcall(MAP_GPA, call(SHARED))
+        .tdvmcall(MAP_GPA, call(SHARED))
+        .tdvmcall(MAP_GPA, call(0x1000));
+    let (mut td, told) = td(script);
+    let mut answers = |ret_of: &[(u64, u64, Privacy, u64)]| {
+        for (at, count, wanted, answer) in ret_of {
+            match td.vcpu().vcpu_run().unwrap() {
+                Exit::MapGpaRange {
+                    gpa,
+                    pages,
+                    to,
+                    ret,
+                } => {
+                    assert_eq!((gpa.get(), pages, to, *ret), (*at, *count, *wanted, 0));
+                    *ret = *answer;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    use Privacy::{Private, Shared};
+    let rest = 4 * MIB;
+    answers(&[
+        (0, 512, Shared, 0),
+        (2 * MIB, 512, Shared, 0),
+        (rest, 1, Shared, 0),
+    ]);
+    answers(&[(0, 512, Shared, 0), (2 * MIB, 512, Shared, 22)]); // EINVAL
+    answers(&[(0, 512, Shared, 0), (2 * MIB, 512, Shared, 11)]); // EAGAIN
+    answers(&[(0x1000, 512, Private, 5)]); // EIO
+    assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
+    let told_of = |status, at, gpa| values([status, at, gpa, bytes, 0, 0]);
+    told.expect([
+        told_of(0, MAP_GPA, SHARED),
+        told_of(INVALID_OPERAND, SHARED + 2 * MIB, SHARED),
+        told_of(RETRY, SHARED + 2 * MIB, SHARED),
+        told_of(INVALID_OPERAND, 0x1000, 0x1000),
+    ]);
+}
+
+#[test]
+fn mapgpa_with_a_kick_pending_lets_the_guest_call_again_for_the_rest() {
+    let (mut td, told) = td(Script::new().share(Gpa::new(0), 2 * 512 + 3));
+    let kick = td.vcpu().kick_handle();
+    let mut pieces = Vec::new();
+    loop {
+        match td.vcpu().vcpu_run().unwrap() {
+            Exit::MapGpaRange { gpa, pages, .. } => pieces.push((gpa.get(), pages)),
+            Exit::Interrupted => pieces.push((u64::MAX, 0)),
+            Exit::Shutdown => break,
+            other => panic!("{other:?}"),
+        }
+        if pieces.len() == 1 {
+            kick.kick();
+        }
+    }
+    let kicked = (u64::MAX, 0);
+    assert_eq!(pieces, [(0, 512), kicked, (2 * MIB, 512), (4 * MIB, 3)]);
+    told.expect(["Done"]);
+}
+
+#[test]
+fn mapgpa_of_what_is_no_range_never_reaches_the_embedder() {
+    let bad = [
+        (0, 0, INVALID_OPERAND),
+        (SHARED, 0, INVALID_OPERAND),
+        (u64::MAX & !0xfff, PAGE, INVALID_OPERAND),
+        (SHARED << 1, PAGE, INVALID_OPERAND),
+        (SHARED - PAGE, 2 * PAGE, INVALID_OPERAND),
+        (0x800, PAGE, ALIGN_ERROR),
+        (SHARED, 0x800, ALIGN_ERROR),
+    ];
+    let script = bad.iter().fold(Script::new(), |script, (gpa, bytes, _)| {
+        script.tdvmcall(MAP_GPA, [*gpa, *bytes, 0, 0])
+    });
+    let (mut td, told) = td(script);
+    assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
+    told.expect(bad.map(|(gpa, bytes, status)| values([status, gpa, gpa, bytes, 0, 0])));
+}
+
+#[test]
+fn a_host_without_memory_is_told_so_and_the_guest_goes_on_when_there_is_some() {
+    let (mut td, told) = td(Script::new().accept(Gpa::new(0x3000), Level::Size4K));
+    let pages = td.host.pages().unwrap();
+    let mut all: Vec<_> = std::iter::from_fn(|| pages.alloc(Level::Size2M).ok())
+        .map(|page| (page, Level::Size2M))
+        .collect();
+    all.extend(std::iter::from_fn(|| {
+        Some((pages.alloc(Level::Size4K).ok()?, Level::Size4K))
+    }));
+    assert_eq!(td.vcpu().vcpu_run(), Err(Error::NoMemory));
+    assert_eq!(td.vcpu().vcpu_run(), Err(Error::NoMemory));
+    assert_eq!(td.vm.step(), Step::Runnable);
+    let pages = td.host.pages().unwrap();
+    all.drain(..)
+        .for_each(|(page, level)| pages.free(page, level));
+    assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
+    told.expect(["Done"]);
+    td.destroy();
+}
+
+#[test]
+fn an_entry_that_finds_a_lock_taken_is_made_again() {
+    let (mut td, told) = td(Script::new().output(1, &[1]));
+    let platform = td.host.tdx_platform().unwrap();
+    for (nth, operand) in [(1, Operand::TD_EPOCH), (2, Operand::SEPT_TREE)] {
+        let status = Code::OPERAND_BUSY.on(operand);
+        let leaf = HostLeaf::VpEnter;
+        platform.inject(Fault::ForceStatus { leaf, nth, status });
+    }
+    assert_eq!(td.vcpu().vcpu_run().unwrap().kind(), ExitKind::IoOut);
+    assert_eq!(td.calls("TDH.VP.ENTER", "OPERAND_BUSY"), 2);
+    assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
+    told.expect(["Done"]);
+    td.destroy();
+}
+
+#[test]
+fn a_status_that_no_entry_should_have_is_an_internal_error_and_the_td_is_over() {
+    let (mut td, _told) = td(Script::new());
+    let status = Code::TD_FATAL.status();
+    let (leaf, nth) = (HostLeaf::VpEnter, 1);
+    let platform = td.host.tdx_platform().unwrap();
+    platform.inject(Fault::ForceStatus { leaf, nth, status });
+    match td.vcpu().vcpu_run().unwrap() {
+        Exit::InternalError { suberror: 4, data } => assert_eq!(data[0], status.0),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(td.vcpu().vcpu_run(), Err(Error::Poisoned));
+    td.destroy();
+}
+
+#[test]
+fn a_fault_waits_for_a_lock_that_someone_holds_and_a_kick_ends_the_wait() {
+    let (mut td, told) = td(Script::new().accept(Gpa::new(0x3000), Level::Size4K));
+    assert_eq!(
+        td.vm.pre_fault_memory(Gfn::new(0x10), 1),
+        Ok(1),
+        "the tables"
+    );
+    let platform = std::sync::Arc::clone(td.host.tdx_platform().unwrap());
+    let tree = LockTarget::SeptTree {
+        tdr: td.vm.tdr().unwrap().get(),
+    };
+    assert!(platform.hold(tree, LockMode::Exclusive));
+    let vcpu = td.vcpu();
+    let kick = vcpu.kick_handle();
+    std::thread::scope(|scope| {
+        let releases = scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            kick.kick();
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            platform.release(tree, LockMode::Exclusive);
+        });
+        assert_eq!(vcpu.vcpu_run(), Ok(Exit::Interrupted));
+        assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown));
+        releases.join().unwrap();
+    });
+    told.expect(["Done"]);
+    assert!(td.calls("TDH.MEM.PAGE.AUG", "OPERAND_BUSY") > 0);
+    td.destroy();
+}
