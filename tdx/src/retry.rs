@@ -116,7 +116,7 @@ pub const RULES: &[Rule] = {
             ],
             A::KickAndRetry,
             V::Busy,
-            "only a vCPU of the TD can hold the lock: other changes are excluded",
+            "a vCPU of the TD has the lock, or another flush: other changes are excluded",
         ),
         row(
             Class::PREVIOUS_TLB_EPOCH_BUSY,

@@ -55,6 +55,14 @@ impl<H: Host> Td<H> {
         }
     }
 
+    /// `Ok` until the teardown begins.
+    pub(crate) fn require_open(&self) -> Result<()> {
+        match self.gate.look() {
+            GateState::Closed => Err(Error::WrongState(Step::KeyReleased)),
+            GateState::Open | GateState::Held => Ok(()),
+        }
+    }
+
     /// Takes a vCPU's state off another processor than `cpu`.
     fn move_to(&self, vcpu: &VcpuRecord, associated: &mut Option<CpuId>, cpu: CpuId) -> Outcome {
         match *associated {
@@ -82,6 +90,10 @@ impl<H: Host> Td<H> {
         f: impl FnOnce() -> Outcome<T>,
     ) -> Outcome<T> {
         let mut associated = self.lock(&vcpu.associated);
+        // Who closes the gate flushes every vCPU afterwards, under this lock: seen open here, the
+        // association is undone there.
+        self.require_open()
+            .map_err(|error| crate::seamcall::Failed::port(crate::Leaf::VpWr, error))?;
         self.move_to(vcpu, &mut associated, cpu)?;
         *associated = Some(cpu);
         f()

@@ -48,6 +48,8 @@ impl<H: Host> Td<H> {
         self.step.get().require(Step::Runnable)?;
         let found = {
             let private = self.private.read(vcpu.0 as usize, || self.relax());
+            // The teardown closes the gate and then waits for every reader.
+            self.require_open()?;
             self.fault_in(&private, gfn)?
         };
         match found {
@@ -55,6 +57,7 @@ impl<H: Host> Td<H> {
             Found::Blocked => {
                 // What a removal that failed left behind: the page is still the guest's.
                 let mut private = self.write_private();
+                self.require_open()?;
                 private.mirror.unblock(self, gfn, 1)?;
                 Ok(Fault::Retry)
             }

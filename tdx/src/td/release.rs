@@ -18,6 +18,8 @@ impl<H: Host> Td<H> {
             Step::Poisoned,
         ])?;
         self.close_gate();
+        // Faults that are on their way end; those that come find the gate closed.
+        drop(self.write_private());
         match self.release_key() {
             Ok(()) => {
                 self.step.set(Step::KeyReleased);
