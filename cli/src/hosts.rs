@@ -4,9 +4,13 @@ use kvm_ops::machine::{
     ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, RunLimits, RunReport,
     Stopper,
 };
-use kvm_ops::{Error, FreeReport, Host, Irqchip, Kind, Result, Tech, Vendor, VmConfig, create};
+use kvm_ops::{
+    Error, FreeReport, Gpa, Host, Hpa, Irqchip, Kind, Missing, Result, SeamPort, SeamRegs, Tech,
+    Vendor, VmConfig, create,
+};
 
 use crate::args::HostChoice;
+use crate::confidential::Books;
 use crate::failure::Failure;
 
 /// Why an image cannot run everywhere.
@@ -27,6 +31,11 @@ pub(crate) trait AnyMachine: Send {
     fn devices(&self, console: ConsoleSink) -> Devices;
     /// See [`Machine::tech`].
     fn tech(&self) -> Tech;
+    /// Reads what the host sees at a guest address.
+    #[cfg_attr(not(feature = "tdx"), allow(dead_code))] // Only a TD's start is looked at so far.
+    fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), MachineError>;
+    /// Where the TDR of a TD lies; `None` of any other VM.
+    fn tdr(&self) -> Option<Hpa>;
     /// See [`Machine::destroy`].
     fn destroy(self: Box<Self>) -> Result<FreeReport, MachineError>;
 }
@@ -52,6 +61,19 @@ impl<H: Host> AnyMachine for Machine<H> {
         Machine::tech(self)
     }
 
+    fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), MachineError> {
+        self.memory().read(gpa, data)
+    }
+
+    fn tdr(&self) -> Option<Hpa> {
+        match self.vm().back_end() {
+            #[cfg(feature = "tdx")]
+            kvm_ops::AnyVm::Intel(kvm_ops::IntelVm::Tdx(td)) => td.tdr(),
+            #[allow(unreachable_patterns)] // A build with TDX alone has nothing else.
+            _ => None,
+        }
+    }
+
     fn destroy(self: Box<Self>) -> Result<FreeReport, MachineError> {
         Machine::destroy(*self)
     }
@@ -67,7 +89,14 @@ pub(crate) trait AnyHost {
     fn try_create(&self, kind: Kind, vcpus: u32, irqchip: Irqchip) -> Result<()>;
     /// See [`Machine::build`].
     fn build(&self, config: MachineConfig) -> Result<Box<dyn AnyMachine>, MachineError>;
+    /// MRTD of the TD with that TDR, as the TDX module tells it.
+    fn mrtd(&self, tdr: Hpa) -> Result<[u8; 48]>;
 }
+
+/// TDH.MNG.RD.
+const MNG_RD: u64 = 11;
+/// The first of the six fields of TDCS that hold MRTD.
+const MRTD: u64 = 0x1310_0003_0000_0000;
 
 impl<H: Host> AnyHost for H {
     fn name(&self) -> &'static str {
@@ -86,6 +115,24 @@ impl<H: Host> AnyHost for H {
     fn build(&self, config: MachineConfig) -> Result<Box<dyn AnyMachine>, MachineError> {
         Ok(Box::new(Machine::build(self, config)?))
     }
+
+    fn mrtd(&self, tdr: Hpa) -> Result<[u8; 48]> {
+        let seam = Host::seam(self).ok_or(Error::Unsupported(Missing::HostTech(Tech::Tdx)))?;
+        let mut mrtd = [0; 48];
+        for (field, bytes) in (MRTD..).zip(mrtd.chunks_exact_mut(8)) {
+            let mut regs = SeamRegs {
+                rcx: tdr.get(),
+                rdx: field,
+                ..SeamRegs::default()
+            };
+            let status = seam.seamcall(seam.this_cpu(), MNG_RD, &mut regs)?;
+            if status != 0 {
+                return Err(Error::Firmware(status));
+            }
+            bytes.copy_from_slice(&regs.r8.to_le_bytes());
+        }
+        Ok(mrtd)
+    }
 }
 
 /// What a VM needs of its host.
@@ -103,6 +150,23 @@ pub(crate) struct Place {
     pub(crate) host: Box<dyn AnyHost>,
     /// Whether it runs machine code, and not guest programs.
     pub(crate) processor: bool,
+    /// The software platform that it is, if it is one.
+    #[cfg(feature = "sim")]
+    pub(crate) platform: Option<kvm_ops::sim::SimHost>,
+}
+
+impl Place {
+    /// The books of the firmware below VMs of that technology, where it keeps any.
+    #[cfg(feature = "sim")]
+    pub(crate) fn books(&self, tech: Tech) -> Option<Books> {
+        Books::of(self.platform.as_ref()?, tech)
+    }
+
+    /// None: what is below `/dev/kvm` shows no books.
+    #[cfg(not(feature = "sim"))]
+    pub(crate) fn books(&self, _: Tech) -> Option<Books> {
+        None
+    }
 }
 
 /// Every host that this build and this machine have.
@@ -127,16 +191,13 @@ impl Hosts {
                 Ok(host) => hosts.places.push(Place {
                     host,
                     processor: true,
+                    #[cfg(feature = "sim")]
+                    platform: None,
                 }),
                 Err(failure) => hosts.no_kvm = Some(failure),
             }
         }
-        hosts
-            .places
-            .extend(platforms().into_iter().map(|host| Place {
-                host,
-                processor: false,
-            }));
+        hosts.places.extend(platforms());
         if hosts.places.is_empty() {
             let failure = Failure::new("this build has no software platform (cargo feature `sim`)");
             return Err(hosts.take_no_kvm().unwrap_or(failure));
@@ -147,6 +208,11 @@ impl Hosts {
     /// Why `/dev/kvm` cannot be used, if `open` tried and it cannot.
     pub(crate) fn take_no_kvm(&mut self) -> Option<Failure> {
         self.no_kvm.take()
+    }
+
+    /// The same, for a note.
+    pub(crate) const fn no_kvm(&self) -> Option<&Failure> {
+        self.no_kvm.as_ref()
     }
 
     fn platform_of(&self, vendor: Vendor) -> Option<&Place> {
@@ -265,19 +331,27 @@ fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
 
 /// A software platform of each vendor whose normal VMs this build has.
 #[cfg(feature = "sim")]
-pub(crate) fn platforms() -> Vec<Box<dyn AnyHost>> {
-    let mut platforms: Vec<Box<dyn AnyHost>> = Vec::new();
+pub(crate) fn platforms() -> Vec<Place> {
+    let mut vendors = Vec::new();
     if cfg!(any(feature = "vmx", feature = "tdx")) {
-        platforms.push(Box::new(kvm_ops::sim::SimHost::new(Vendor::Intel)));
+        vendors.push(Vendor::Intel);
     }
     if cfg!(any(feature = "svm", feature = "sev")) {
-        platforms.push(Box::new(kvm_ops::sim::SimHost::new(Vendor::Amd)));
+        vendors.push(Vendor::Amd);
     }
-    platforms
+    let place = |vendor| {
+        let platform = kvm_ops::sim::SimHost::new(vendor);
+        Place {
+            host: Box::new(platform.clone()),
+            processor: false,
+            platform: Some(platform),
+        }
+    };
+    vendors.into_iter().map(place).collect()
 }
 
 /// None.
 #[cfg(not(feature = "sim"))]
-pub(crate) fn platforms() -> Vec<Box<dyn AnyHost>> {
+pub(crate) fn platforms() -> Vec<Place> {
     Vec::new()
 }

@@ -8,6 +8,7 @@
 
 mod args;
 mod commands;
+mod confidential;
 mod doctor;
 mod exit_code;
 mod failure;

@@ -23,6 +23,8 @@ pub(crate) struct Frames {
     used: BTreeMap<u64, Chunk>,
     /// Frames that are given out.
     out: u64,
+    /// Frames that were ever given out, each time counted.
+    taken: u64,
 }
 
 /// One bit for each frame that is not free: given out, or none of the allocator's.
@@ -58,6 +60,7 @@ impl Frames {
             partial: BTreeSet::new(),
             used: BTreeMap::new(),
             out: 0,
+            taken: 0,
         };
         let mut edges = BTreeSet::new();
         for range in ranges {
@@ -92,9 +95,20 @@ impl Frames {
         self.out
     }
 
+    /// How many frames were ever given out, each time counted.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// Takes a page out; its first frame. `None` where nothing is left, or for another level than
     /// 4 KiB and 2 MiB.
     pub(crate) fn alloc(&mut self, level: Level) -> Option<u64> {
+        let first = self.alloc_page(level)?;
+        self.taken += level.frames();
+        Some(first)
+    }
+
+    fn alloc_page(&mut self, level: Level) -> Option<u64> {
         match level {
             Level::Size4K => self.alloc_4k(),
             Level::Size2M => {
@@ -216,6 +230,7 @@ mod tests {
             let mut frames = Frames::new(ranges());
             let mut out = BTreeSet::new();
             let mut pages = Vec::new();
+            let mut taken = 0;
             for op in history {
                 match op {
                     Op::Alloc(level) => {
@@ -228,6 +243,7 @@ mod tests {
                             continue;
                         };
                         prop_assert_eq!(first % level.frames(), 0);
+                        taken += level.frames();
                         for frame in first..first + level.frames() {
                             prop_assert!(ranges().iter().any(|r| r.contains(&frame)));
                             prop_assert!(out.insert(frame), "frame {frame} twice");
@@ -258,6 +274,7 @@ mod tests {
                 prop_assert!(frames.free(frame, Level::Size4K));
             }
             prop_assert_eq!(frames.out(), 0);
+            prop_assert_eq!(frames.taken(), taken);
             // Whole again: as many large pages as at the start.
             let large = std::iter::from_fn(|| frames.alloc(Level::Size2M)).count();
             prop_assert_eq!(large, 3);

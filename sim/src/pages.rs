@@ -32,6 +32,11 @@ impl SoftPages {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many 4 KiB frames were ever given out, each time counted; a 2 MiB page counts as 512.
+    pub fn frames_taken(&self) -> u64 {
+        self.frames().taken()
+    }
+
     /// How many 4 KiB frames are given out and did not come back; a 2 MiB page counts as 512.
     pub fn frames_out(&self) -> u64 {
         self.frames().out()

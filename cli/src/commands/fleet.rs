@@ -7,7 +7,7 @@ use crate::args::HostChoice;
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::fleet::progress::Progress;
-use crate::fleet::report::FleetReport;
+use crate::fleet::report::{self, FleetReport};
 use crate::fleet::resources::Resources;
 use crate::fleet::source::{self, Source};
 use crate::fleet::{launch, parse, plan, print, spec};
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let interrupt = Interrupt::install()?;
     let before = Resources::now();
     let start = Instant::now();
-    let reports = {
+    let (reports, firmware) = {
         let mut hosts = Hosts::open(wanted(args.host, &vms))?;
         if args.host == HostChoice::Kvm {
             // Every VM would say the same.
@@ -101,20 +101,23 @@ pub(crate) fn run(args: &Args) -> Outcome {
             }
         }
         let plan = plan::build(&source, &vms, &hosts)?;
-        if let Some(failure) = hosts.take_no_kvm() {
+        if let Some(failure) = hosts.no_kvm() {
             term::complain(format!(
                 "note: {}; built-in payloads run on the software platform",
                 failure.in_a_line()
             ));
         }
         let progress = Progress::new(plan.ready.len(), args.json);
-        let reports = launch::run(plan, &interrupt, &progress);
+        let (reports, ledgers) = launch::run(plan, &interrupt, &progress);
         progress.done();
-        reports
+        let close =
+            |ledger: &plan::Ledger<'_>| ledger.close(report::torn_down(&reports, ledger.tech()));
+        let firmware: Vec<_> = ledgers.iter().filter_map(close).collect();
+        (reports, firmware)
     };
     let elapsed = start.elapsed();
     let after = Resources::settled(&before);
-    let report = FleetReport::new(source.name, reports, before, after, elapsed);
+    let report = FleetReport::new(source.name, reports, firmware, before, after, elapsed);
 
     let code = report.code();
     let shown = if args.json {

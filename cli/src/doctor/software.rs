@@ -18,9 +18,12 @@ pub(super) fn offer(tech: Tech) -> Offer {
     }
     match platforms
         .iter()
-        .find(|platform| platform.vendor() == tech.vendor())
+        .find(|place| place.host.vendor() == tech.vendor())
     {
-        Some(platform) => created(tech, platform.try_create(Kind::Of(tech), 1, Irqchip::None)),
+        Some(place) => created(
+            tech,
+            place.host.try_create(Kind::Of(tech), 1, Irqchip::None),
+        ),
         None => created(tech, Err(Error::Unsupported(Missing::Feature(tech)))),
     }
 }

@@ -10,7 +10,7 @@ use kvm_ops::{Exit, VcpuId};
 use crate::guests::{Mixer, RESULT_PORT};
 use crate::interrupt::Interrupt;
 
-use super::plan::{Plan, Ready};
+use super::plan::{Ledger, Plan, Ready};
 use super::progress::Progress;
 use super::report::VmReport;
 use super::spec::Work;
@@ -18,8 +18,13 @@ use super::spec::Work;
 /// How much of a console is kept for the report.
 const CONSOLE_LIMIT: usize = 64 << 10;
 
-/// Runs every VM, and gives the reports in the order of the file.
-pub(crate) fn run(plan: Plan<'_>, interrupt: &Interrupt, progress: &Progress) -> Vec<VmReport> {
+/// Runs every VM, and gives the reports in the order of the file, and the books that are to be
+/// closed.
+pub(crate) fn run<'a>(
+    plan: Plan<'a>,
+    interrupt: &Interrupt,
+    progress: &Progress,
+) -> (Vec<VmReport>, Vec<Ledger<'a>>) {
     for ready in &plan.ready {
         interrupt.stops(ready.machine.stopper());
     }
@@ -62,7 +67,8 @@ pub(crate) fn run(plan: Plan<'_>, interrupt: &Interrupt, progress: &Progress) ->
     );
     // Stable, so that the VMs of one entry stay in order.
     reports.sort_by_key(|(at, _)| *at);
-    reports.into_iter().map(|(_, report)| report).collect()
+    let reports = reports.into_iter().map(|(_, report)| report).collect();
+    (reports, plan.ledgers)
 }
 
 /// The life of one VM, from its first instruction to its teardown.

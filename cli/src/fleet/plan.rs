@@ -5,6 +5,7 @@ use std::io;
 use kvm_ops::machine::{Image, ImageFormat, MachineConfig, MachineError, Payload};
 use kvm_ops::{Error, Tech};
 
+use crate::confidential::{Account, Books, Leaks, Measurement, Start};
 use crate::exit_code::Code;
 use crate::failure::Failure;
 use crate::hosts::{AnyMachine, Hosts, Needs, NoPlace, Place};
@@ -28,6 +29,8 @@ pub(crate) struct Ready<'a> {
     pub(crate) tech: Tech,
     /// The machine.
     pub(crate) machine: Box<dyn AnyMachine>,
+    /// What its firmware measured, of a VM that measures.
+    pub(crate) measurement: Option<Measurement>,
 }
 
 /// An optional VM that no host can hold.
@@ -46,26 +49,46 @@ pub(crate) struct Plan<'a> {
     pub(crate) ready: Vec<Ready<'a>>,
     /// What is left out.
     pub(crate) skipped: Vec<Skipped<'a>>,
+    /// The firmware that VMs of the fleet use.
+    pub(crate) ledgers: Vec<Ledger<'a>>,
+}
+
+/// The books of one firmware before the first VM was built.
+pub(crate) struct Ledger<'a> {
+    place: &'a Place,
+    tech: Tech,
+    before: Books,
+}
+
+impl Ledger<'_> {
+    /// The account of the fleet, once everything is torn down.
+    pub(crate) fn close(&self, leaks: Leaks) -> Option<Account> {
+        let after = self.place.books(self.tech)?;
+        Some(Account::of_tdx(&self.before, &after, leaks))
+    }
+
+    /// Whose books they are.
+    pub(crate) const fn tech(&self) -> Tech {
+        self.tech
+    }
 }
 
 /// Builds every machine of a fleet, or tells every reason why not.
 pub(crate) fn build<'a>(
     source: &Source,
     vms: &'a [VmSpec],
-    hosts: &Hosts,
+    hosts: &'a Hosts,
 ) -> Result<Plan<'a>, Failure> {
     let problems = Problems::default();
     let mut plan = Plan {
         ready: Vec::new(),
         skipped: Vec::new(),
+        ledgers: Vec::new(),
     };
+    let mut placed = Vec::new();
     for spec in vms {
         match place(spec, hosts) {
-            Ok(place) => {
-                if let Err(problem) = plan.build(spec, place) {
-                    problems.add(*problem);
-                }
-            }
+            Ok(place) => placed.push((spec, place)),
             Err(no_place) if spec.optional => {
                 let why = no_place.reasons.join("; ");
                 plan.skipped.extend(spec.names().map(|name| Skipped {
@@ -75,6 +98,15 @@ pub(crate) fn build<'a>(
                 }));
             }
             Err(no_place) => problems.add(homeless(spec, no_place)),
+        }
+    }
+    // VMs were created to find their places: the books begin behind that.
+    for (spec, place) in &placed {
+        plan.open_ledger(spec, place);
+    }
+    for (spec, place) in placed {
+        if let Err(problem) = plan.build(spec, place) {
+            problems.add(*problem);
         }
     }
     problems.check(source, Code::Refused)?;
@@ -106,9 +138,26 @@ fn homeless(spec: &VmSpec, no_place: NoPlace) -> Problem {
 }
 
 impl<'a> Plan<'a> {
+    fn open_ledger(&mut self, spec: &VmSpec, place: &'a Place) {
+        let tech = spec.kind.value.tech(place.host.vendor());
+        let opened = |ledger: &Ledger<'_>| ledger.tech == tech;
+        if self.ledgers.iter().any(opened) {
+            return;
+        }
+        self.ledgers.extend(place.books(tech).map(|before| Ledger {
+            place,
+            tech,
+            before,
+        }));
+    }
+
     /// Builds the machines of one entry.
     fn build(&mut self, spec: &'a VmSpec, place: &Place) -> Result<(), Box<Problem>> {
         let image = image(spec)?;
+        let start = match place.processor {
+            true => None,
+            false => Start::built_in(spec.kind.value.tech(place.host.vendor())),
+        };
         for name in spec.names() {
             let config = MachineConfig::new()
                 .kind(spec.kind.value)
@@ -118,7 +167,13 @@ impl<'a> Plan<'a> {
                 Work::BuiltIn(guest) if place.processor => {
                     config.image(image.clone()).irqchip(guest.irqchip)
                 }
-                Work::BuiltIn(guest) => config.payload(Payload::Programs((guest.programs)())),
+                Work::BuiltIn(guest) => {
+                    let programs = (guest.programs)();
+                    match &start {
+                        None => config.payload(Payload::Programs(programs)),
+                        Some(start) => start.configure(config, spec.memory, programs),
+                    }
+                }
                 Work::Image {
                     irqchip: Some(irqchip),
                     ..
@@ -135,12 +190,16 @@ impl<'a> Plan<'a> {
                         )
                     })
             })?;
+            let measurement = start
+                .as_ref()
+                .map(|start| start.measurement(place, machine.as_ref()));
             self.ready.push(Ready {
                 name,
                 spec,
                 host: place.host.name(),
                 tech: machine.tech(),
                 machine,
+                measurement,
             });
         }
         Ok(())

@@ -38,6 +38,9 @@ pub(crate) fn text(report: &FleetReport) -> String {
         lines.push(String::new());
     }
     lines.push(sums(report));
+    for account in &report.firmware {
+        lines.push(format!("\n{account}"));
+    }
     lines.join("\n")
 }
 

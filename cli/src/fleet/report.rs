@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kvm_ops::machine::{End, MachineError, RunReport};
-use kvm_ops::{FreeReport, PAGE_SIZE};
+use kvm_ops::{FreeReport, PAGE_SIZE, Tech};
 use serde::Serialize;
 
+use crate::confidential::{Account, Leaks, Measurement};
 use crate::exit_code::Code;
 
 use super::expect::Expect;
@@ -84,8 +85,17 @@ pub(crate) struct VmReport {
     exits_by_kind: BTreeMap<&'static str, u64>,
     /// Its vCPUs.
     vcpu_reports: Vec<Vcpu>,
+    /// What its firmware measured at its start, of a VM that measures.
+    measurement: Option<Measurement>,
+    /// Pages of the host that its teardown freed, of a VM with private memory.
+    pages_freed: u64,
+    /// KeyIDs or ASIDs that its teardown freed.
+    keys_freed: u32,
     /// What its teardown left behind.
     pub(crate) leaks: Vec<String>,
+    /// The same as numbers.
+    #[serde(skip)]
+    account: Option<Leaks>,
     /// How long it ran, in seconds.
     seconds: f64,
     #[serde(skip)]
@@ -98,6 +108,7 @@ impl VmReport {
         Self {
             tech: Some(ready.tech.name()),
             host: Some(ready.host),
+            measurement: ready.measurement.clone(),
             ..Self::of(ready.spec, ready.name.clone())
         }
     }
@@ -124,7 +135,11 @@ impl VmReport {
             exits: 0,
             exits_by_kind: BTreeMap::new(),
             vcpu_reports: Vec::new(),
+            measurement: None,
+            pages_freed: 0,
+            keys_freed: 0,
             leaks: Vec::new(),
+            account: None,
             seconds: 0.0,
             elapsed: Duration::ZERO,
         }
@@ -202,6 +217,8 @@ impl VmReport {
             return;
         }
         self.problems = expect.check(&run.end, &self.console.text, result);
+        let measured = self.measurement.as_ref().map(Measurement::checked);
+        self.problems.extend(measured.and_then(Result::err));
         for vcpu in run
             .vcpus
             .iter()
@@ -218,14 +235,32 @@ impl VmReport {
     /// How its teardown went.
     pub(crate) fn torn_down(&mut self, freed: Result<FreeReport, MachineError>) {
         match freed {
-            Ok(report) => self
-                .leaks
-                .extend(report.leaks.iter().map(|leak| leak.to_string())),
+            Ok(report) => {
+                self.pages_freed = report.pages_freed;
+                self.keys_freed = report.keys_freed;
+                let mut account = Leaks::default();
+                account.add(&report);
+                self.account = Some(account);
+                self.leaks
+                    .extend(report.leaks.iter().map(|leak| leak.to_string()));
+            }
             Err(error) => self
                 .leaks
                 .push(format!("the whole VM leaked: {}", chain(&error))),
         }
     }
+}
+
+/// What the teardowns of a technology's VMs say, summed up.
+pub(crate) fn torn_down(vms: &[VmReport], tech: Tech) -> Leaks {
+    let mut sum = Leaks::default();
+    for vm in vms.iter().filter(|vm| vm.tech == Some(tech.name())) {
+        match &vm.account {
+            Some(account) => sum.join(account),
+            None => sum.unknown += 1,
+        }
+    }
+    sum
 }
 
 fn outcome(end: &End) -> &'static str {
@@ -290,6 +325,8 @@ pub(crate) struct FleetReport {
     pub(crate) vms: Vec<VmReport>,
     /// The sums.
     pub(crate) totals: Totals,
+    /// What confidential VMs took from the firmware below them, by all counts.
+    pub(crate) firmware: Vec<Account>,
     /// What this process held before the fleet, and after, by the system's account.
     pub(crate) before: Resources,
     /// See `before`.
@@ -303,6 +340,7 @@ impl FleetReport {
     pub(crate) fn new(
         fleet: String,
         vms: Vec<VmReport>,
+        firmware: Vec<Account>,
         before: Resources,
         after: Resources,
         elapsed: Duration,
@@ -330,6 +368,7 @@ impl FleetReport {
             fleet,
             vms,
             totals,
+            firmware,
             before,
             after,
             seconds: elapsed.as_secs_f64(),
@@ -343,7 +382,11 @@ impl FleetReport {
 
     /// The exit code.
     pub(crate) fn code(&self) -> Code {
-        if self.totals.leaks > 0 || !self.left_behind().is_empty() {
+        let unsound = |account: &Account| !account.disagreements.is_empty();
+        if self.totals.leaks > 0
+            || !self.left_behind().is_empty()
+            || self.firmware.iter().any(unsound)
+        {
             Code::Leak
         } else if self.totals.stopped > 0 {
             Code::Interrupted

@@ -78,7 +78,14 @@ fn report(statuses: &[Status], leaks: usize) -> FleetReport {
         })
         .collect();
     let held = Resources::now();
-    FleetReport::new("test".into(), reports, held.clone(), held, Duration::ZERO)
+    FleetReport::new(
+        "test".into(),
+        reports,
+        Vec::new(),
+        held.clone(),
+        held,
+        Duration::ZERO,
+    )
 }
 
 #[test]

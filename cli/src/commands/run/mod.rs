@@ -1,7 +1,10 @@
 //! `kvm-ops run`: one VM from an image.
 
+#[cfg(feature = "tdx")]
+mod td;
+
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
@@ -43,11 +46,13 @@ Examples:
   kvm-ops run bzImage --initrd initrd.img --cmdline 'console=ttyS0' --memory 512M --timeout 1m
   kvm-ops run boot-sector.bin --format flat --memory 1M")]
 pub(crate) struct Args {
-    /// The image: firmware, bzImage, ELF or flat code
+    /// The image: firmware, bzImage, ELF or flat code; of a TD, firmware with TDVF metadata, or a
+    /// small built-in one if none is named
     #[arg(value_name = "IMAGE")]
-    image: PathBuf,
+    image: Option<PathBuf>,
 
-    /// Where it runs. An image needs a processor, so the software platform refuses it
+    /// Where it runs. An image needs a processor, so the software platform refuses it, except as
+    /// the measured start of a TD
     #[arg(long, value_enum, default_value_t)]
     host: HostChoice,
 
@@ -86,6 +91,16 @@ pub(crate) struct Args {
     timeout: Duration,
 }
 
+impl Args {
+    /// The image, for messages.
+    fn name(&self) -> String {
+        match &self.image {
+            Some(path) => path.display().to_string(),
+            None => "the built-in guest".into(),
+        }
+    }
+}
+
 fn kinds() -> impl TypedValueParser<Value = Kind> {
     let names = std::iter::once("normal").chain(Tech::ALL.iter().map(|tech| tech.name()));
     PossibleValuesParser::new(names).try_map(|name| Kind::from_name(&name).ok_or("unknown"))
@@ -102,7 +117,16 @@ fn irqchips() -> impl TypedValueParser<Value = Irqchip> {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let image = image(args)?;
+    #[cfg(feature = "tdx")]
+    if args.tech == Kind::Of(Tech::Tdx) {
+        return td::run(args);
+    }
+    let path = args.image.as_deref().ok_or_else(|| {
+        Failure::new(format!("a {} VM needs an image to run", args.tech))
+            .hint("`kvm-ops fleet` runs guests that need none")
+            .code(Code::Usage)
+    })?;
+    let image = image(args, path)?;
     if args.host == HostChoice::Sim {
         return Err(homeless(args, NoPlace::no_processor()));
     }
@@ -158,9 +182,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
 }
 
-fn image(args: &Args) -> Result<Image, Failure> {
+fn image(args: &Args, path: &Path) -> Result<Image, Failure> {
     let failed = |error| refused("the image cannot be loaded", error);
-    let mut image = Image::open(&args.image).map_err(failed)?;
+    let mut image = Image::open(path).map_err(failed)?;
     if let Some(format) = args.format {
         image = image.with_format(format);
     }
@@ -184,11 +208,7 @@ fn refused(what: &str, error: MachineError) -> Failure {
 
 fn homeless(args: &Args, no_place: NoPlace) -> Failure {
     let failure = Failure::because(
-        format!(
-            "no host can run {} as a {} VM",
-            args.image.display(),
-            args.tech
-        ),
+        format!("no host can run {} as a {} VM", args.name(), args.tech),
         no_place.reasons.join("; "),
     );
     match no_place.hint {
@@ -213,7 +233,7 @@ fn summary(
         .collect();
     term::complain(format!(
         "{}: {} after {} on {} ({})\n{} exits: {}",
-        args.image.display(),
+        args.name(),
         run.end,
         units::time(run.elapsed),
         place.host.name(),

@@ -1,0 +1,140 @@
+//! What a confidential VM on the software platform starts with, whatever its technology.
+
+use std::ops::Range;
+
+use kvm_ops::Tech;
+use kvm_ops::guest::GuestProgram;
+use kvm_ops::machine::{LaunchPage, MachineConfig, Payload};
+use serde::Serialize;
+
+use super::InConfidence;
+#[cfg(feature = "tdx")]
+use super::TdImage;
+use crate::hosts::{AnyMachine, Place};
+
+/// Where the addresses of firmware end.
+const FOUR_GIB: u64 = 1 << 32;
+
+/// The measured start of a confidential VM.
+pub(crate) struct Start {
+    tech: Tech,
+    pages: Vec<LaunchPage>,
+    /// The digest of these pages, computed without the firmware.
+    off_line: Vec<u8>,
+}
+
+/// What firmware measured, and what it had to measure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Measurement {
+    /// By the firmware; `None` where it does not tell.
+    firmware: Option<String>,
+    /// Computed from the start alone.
+    off_line: String,
+    /// Why the two are not the same.
+    #[serde(skip)]
+    why: Option<String>,
+}
+
+impl Measurement {
+    /// The digest, if it is the one off line.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub(crate) fn checked(&self) -> Result<&str, String> {
+        match (&self.why, &self.firmware) {
+            (Some(why), _) => Err(why.clone()),
+            (None, Some(digest)) if *digest == self.off_line => Ok(digest),
+            (None, digest) => Err(format!(
+                "the firmware measured {}, off line it is {}",
+                digest.as_deref().unwrap_or("nothing"),
+                self.off_line
+            )),
+        }
+    }
+}
+
+impl Start {
+    /// Of a TD.
+    #[cfg(feature = "tdx")]
+    pub(crate) fn of_td(image: &TdImage) -> Self {
+        Self {
+            tech: Tech::Tdx,
+            pages: image.pages().to_vec(),
+            off_line: image.mrtd().to_vec(),
+        }
+    }
+
+    /// The built-in start of a technology; `None` of one that has none.
+    pub(crate) fn built_in(tech: Tech) -> Option<Self> {
+        match tech {
+            #[cfg(feature = "tdx")]
+            Tech::Tdx => Some(Self::of_td(&TdImage::built_in())),
+            _ => None,
+        }
+    }
+
+    /// Where a VM with that start and that much RAM has memory: the RAM, and what ends at 4 GiB.
+    fn memory(&self, ram: u64) -> Vec<Range<u64>> {
+        let starts = self.pages.iter().map(|page| page.gpa.get());
+        let high = starts.filter(|gpa| *gpa >= ram && *gpa < FOUR_GIB);
+        let top = high.min().map(|lowest| lowest..FOUR_GIB);
+        std::iter::once(0..ram).chain(top).collect()
+    }
+
+    /// Adds the start to a machine, and the programs that it runs.
+    pub(crate) fn configure(
+        &self,
+        config: MachineConfig,
+        ram: u64,
+        programs: Vec<Box<dyn GuestProgram>>,
+    ) -> MachineConfig {
+        let memory = self.memory(ram);
+        let in_confidence = |program| -> Box<dyn GuestProgram> {
+            Box::new(InConfidence::new(program, memory.clone()))
+        };
+        let programs = programs.into_iter().map(in_confidence).collect();
+        config
+            .payload(Payload::Programs(programs))
+            .launch(self.pages.clone())
+    }
+
+    /// Asks the firmware what it measured of a machine that was built with this start.
+    pub(crate) fn measurement(&self, place: &Place, machine: &dyn AnyMachine) -> Measurement {
+        let told = match self.tech {
+            Tech::Tdx => match machine.tdr() {
+                None => Err("the TD has no TDR".to_owned()),
+                Some(tdr) => place.host.mrtd(tdr).map_err(|error| {
+                    format!("the TDX module does not tell the measurement: {error}")
+                }),
+            },
+            tech => Err(format!("nobody tells the measurement of a {tech} VM")),
+        };
+        Measurement {
+            firmware: told.as_ref().ok().map(hex::encode),
+            off_line: hex::encode(&self.off_line),
+            why: told.err(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_digest_off_line_passes() {
+        let measurement = |firmware: Option<&str>, why: Option<&str>| Measurement {
+            firmware: firmware.map(Into::into),
+            off_line: "ab".into(),
+            why: why.map(Into::into),
+        };
+        assert_eq!(measurement(Some("ab"), None).checked(), Ok("ab"));
+        let other = measurement(Some("cd"), None).checked().unwrap_err();
+        assert!(other.contains("cd") && other.contains("ab"), "{other}");
+        assert!(measurement(None, None).checked().is_err());
+        assert_eq!(
+            measurement(None, Some("gone")).checked(),
+            Err("gone".into())
+        );
+    }
+}

@@ -1,0 +1,102 @@
+//! What a TD starts with.
+
+use kvm_ops::machine::LaunchPage;
+use kvm_ops::{Gpa, InitialPageKind};
+use kvm_ops_tdvf::{Attributes, Order, Section, SectionKind, Tdvf, TdvfError, compose};
+
+/// The pages of a TD's launch, and the MRTD that they must give.
+#[derive(Clone, Debug)]
+pub(crate) struct TdImage {
+    pages: Vec<LaunchPage>,
+    mrtd: [u8; 48],
+}
+
+impl TdImage {
+    /// From a firmware image with TDVF metadata.
+    ///
+    /// # Errors
+    /// What is wrong with the metadata.
+    pub(crate) fn parse(image: &[u8]) -> Result<Self, TdvfError> {
+        let tdvf = Tdvf::parse(image)?;
+        let launch = tdvf.launch();
+        let page = |page: kvm_ops_tdvf::PageAdd<'_>| LaunchPage {
+            gpa: Gpa::new(page.gpa),
+            contents: Box::new(page.contents.into_owned()),
+            kind: match page.measured {
+                true => InitialPageKind::Measured,
+                false => InitialPageKind::Unmeasured,
+            },
+        };
+        Ok(Self {
+            pages: launch.pages().map(page).collect(),
+            // The library measures each page as soon as it is added.
+            mrtd: launch.mrtd(Order::SinglePass),
+        })
+    }
+
+    /// A small TD: four measured pages where a vCPU begins, and two for an early stack.
+    pub(crate) fn built_in() -> Self {
+        // Not executed: the software platform runs guest programs. Each page is another, so that
+        // pages that are swapped give another MRTD.
+        let mut image: Vec<u8> = (0..0x4000_u32).map(|i| (i / 16 % 251) as u8).collect();
+        let sections = [
+            Section {
+                kind: SectionKind::Bfv,
+                data_offset: 0,
+                raw_size: 0x4000,
+                memory_address: 0xffff_c000,
+                memory_size: 0x4000,
+                attributes: Attributes {
+                    extend: true,
+                    aug: false,
+                },
+            },
+            Section {
+                kind: SectionKind::TempMem,
+                data_offset: 0,
+                raw_size: 0,
+                memory_address: 0x4000,
+                memory_size: 0x2000,
+                attributes: Attributes::default(),
+            },
+        ];
+        compose(&mut image, &sections)
+            .ok()
+            .and_then(|()| Self::parse(&image).ok())
+            .expect("the built-in image keeps the rules, as a test shows")
+    }
+
+    /// The pages in their order.
+    pub(crate) fn pages(&self) -> &[LaunchPage] {
+        &self.pages
+    }
+
+    /// How many pages are measured with their contents.
+    pub(crate) fn measured_pages(&self) -> usize {
+        let measured = |page: &&LaunchPage| page.kind == InitialPageKind::Measured;
+        self.pages.iter().filter(measured).count()
+    }
+
+    /// The MRTD, computed off line.
+    pub(crate) const fn mrtd(&self) -> &[u8; 48] {
+        &self.mrtd
+    }
+
+    /// The end of the highest page below the hole where firmware lies: how much memory it needs.
+    pub(crate) fn low_end(&self) -> u64 {
+        let ends = self.pages.iter().map(|page| page.gpa.get() + 4096);
+        ends.filter(|end| *end < 0xc000_0000).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_image_keeps_the_rules() {
+        let image = TdImage::built_in();
+        assert_eq!((image.pages().len(), image.measured_pages()), (6, 4));
+        assert_eq!(image.low_end(), 0x6000);
+    }
+}
