@@ -94,6 +94,11 @@ pub(crate) fn time(time: Duration) -> String {
     }
 }
 
+/// That many of them.
+pub(crate) fn plural(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

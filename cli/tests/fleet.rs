@@ -43,7 +43,39 @@ fn adds_up(report: &Value) {
         assert_eq!(vm["memory"], vm["pages"].as_u64().unwrap() * 4096);
     }
     assert_eq!(totals["leaks"], 0);
+    firmware_adds_up(report);
     assert!(report["after"]["descriptors"].as_u64() <= report["before"]["descriptors"].as_u64());
+}
+
+/// What confidential VMs took from firmware came back, by the counts of the firmware, of the
+/// host's allocator and of the teardowns.
+fn firmware_adds_up(report: &Value) {
+    for account in report["firmware"].as_array().expect("an array") {
+        let number = |of: &str, key: &str| account[of][key].as_u64().expect(key);
+        for (of, taken) in [("pages", "taken"), ("keys", "leased")] {
+            let back = number(of, "freed") + number(of, "leaked");
+            assert_eq!(number(of, taken), back, "{of}: {account}");
+            assert_eq!(number(of, "leaked"), 0, "{of}: {account}");
+            assert_eq!(number(of, "out"), 0, "{of}: {account}");
+        }
+        assert_eq!(account["pages"]["given"], account["pages"]["returned"]);
+        assert_eq!(account["keys"]["leased"], account["keys"]["returned"]);
+        assert_eq!(account["disagreements"].as_array().map(Vec::len), Some(0));
+        let by_name = account["calls_by_name"].as_object().expect("an object");
+        let calls: u64 = by_name.values().map(|n| n.as_u64().unwrap()).sum();
+        assert_eq!(account["calls"], calls, "{account}");
+        // What single VMs say adds up to what their firmware's account says.
+        let vms = report["vms"].as_array().unwrap();
+        let tech = |vm: &&Value| account["techs"].as_array().unwrap().contains(&vm["tech"]);
+        let sum = |key| -> u64 {
+            vms.iter()
+                .filter(tech)
+                .map(|vm| vm[key].as_u64().unwrap())
+                .sum()
+        };
+        assert_eq!(number("pages", "freed"), sum("pages_freed"), "{account}");
+        assert_eq!(number("keys", "freed"), sum("keys_freed"), "{account}");
+    }
 }
 
 fn vm<'a>(report: &'a Value, name: &str) -> &'a Value {
@@ -125,9 +157,13 @@ fn the_table_has_a_line_for_each_vm_and_ends_with_the_sums() {
             ran.err
         );
     }
-    let sums = ran.out.lines().last().unwrap();
+    let sums = ran
+        .out
+        .lines()
+        .find(|line| line.contains(" VMs: "))
+        .expect("the sums");
     assert!(
-        sums.starts_with("9 VMs: ") && sums.contains("nothing leaked"),
+        sums.starts_with("13 VMs: ") && sums.contains("nothing leaked"),
         "{sums}"
     );
 }
@@ -253,8 +289,9 @@ fn an_optional_vm_that_no_host_can_hold_is_left_out_and_the_reason_is_told() {
     if !has_sim() {
         return;
     }
-    let fleet = "[[vm]]\nname = \"td\"\nkind = \"tdx\"\npayload = \"hello\"\noptional = true\n\
-                 [[vm]]\nname = \"ok\"\npayload = \"hello\"\n";
+    // The library holds no TDs on /dev/kvm.
+    let fleet = "[[vm]]\nname = \"td\"\nkind = \"tdx\"\nhost = \"kvm\"\npayload = \"hello\"\n\
+                 optional = true\n[[vm]]\nname = \"ok\"\npayload = \"hello\"\n";
     let ran = run_with_input(&["fleet", "-", "--host", "sim", "--json"], fleet);
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     let report = report(&ran);
@@ -264,7 +301,7 @@ fn an_optional_vm_that_no_host_can_hold_is_left_out_and_the_reason_is_told() {
         vm(&report, "td")["problems"][0]
             .as_str()
             .unwrap()
-            .contains("tdx")
+            .contains("kvm")
     );
     assert_eq!(vm(&report, "ok")["status"], "ok");
 }
@@ -287,4 +324,58 @@ fn a_build_without_the_asked_host_says_so_in_a_sentence() {
             ran.err
         );
     }
+}
+
+/// TDs do the same work as normal VMs, in private memory, with the measurement of their start.
+#[test]
+fn tds_run_beside_normal_vms_and_the_module_is_left_as_it_was() {
+    if !has_sim() || !cfg!(feature = "tdx") {
+        return;
+    }
+    let ran = run(&["fleet", "--json"]);
+    let report = report(&ran);
+    assert_eq!(ran.code, Some(0), "{report}");
+    adds_up(&report);
+    for (name, like) in [
+        ("td-0", "sieve-0"),
+        ("td-1", "sieve-0"),
+        ("td-mmio", "mmio"),
+        ("td-pair", "pair"),
+    ] {
+        let (td, normal) = (vm(&report, name), vm(&report, like));
+        assert_eq!(
+            (&td["tech"], &td["status"]),
+            (&"tdx".into(), &"ok".into()),
+            "{td}"
+        );
+        assert_eq!(td["result"], normal["result"], "{td}");
+        assert_eq!(td["console"]["text"], normal["console"]["text"], "{td}");
+        assert_eq!(td["measurement"]["firmware"], td["measurement"]["off_line"]);
+        assert!(td["pages_freed"].as_u64() > Some(20), "{td}");
+        assert_eq!(td["keys_freed"], 1, "{td}");
+        assert!(normal["measurement"].is_null(), "{normal}");
+    }
+    let account = &report["firmware"][0];
+    assert_eq!(account["firmware"], "TDX module");
+    let calls = &account["calls_by_name"];
+    for (leaf, times) in [
+        ("TDH.MNG.CREATE", 4),
+        ("TDH.MNG.KEY.FREEID", 4),
+        ("TDH.MR.FINALIZE", 4),
+        ("TDH.VP.CREATE", 5),
+        ("TDH.MEM.PAGE.ADD", 4 * 6),
+        ("TDH.MR.EXTEND", 4 * 4 * 16),
+    ] {
+        assert_eq!(calls[leaf], times, "{leaf}: {account}");
+    }
+}
+
+#[test]
+fn a_fleet_without_confidential_vms_asks_no_firmware() {
+    if !has_sim() {
+        return;
+    }
+    let fleet = "[[vm]]\nname = \"ok\"\npayload = \"hello\"\n";
+    let ran = run_with_input(&["fleet", "-", "--host", "sim", "--json"], fleet);
+    assert_eq!(report(&ran)["firmware"], Value::Array(Vec::new()));
 }

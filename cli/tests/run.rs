@@ -196,8 +196,158 @@ fn a_technology_that_cannot_be_had_is_refused_with_the_reason() {
             "{}",
             ran.err
         );
-        if has_kvm() {
+        // A TD is refused because of its image, before a host is asked.
+        if has_kvm() && tech != "tdx" {
             assert!(ran.err.contains(&format!("as a {tech} VM")), "{}", ran.err);
         }
     }
+}
+
+/// The image of Debian's package ovmf, or the one that `KVM_OPS_OVMF` names.
+fn ovmf() -> Option<String> {
+    let named = std::env::var("KVM_OPS_OVMF").ok();
+    let known = ["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd"].map(String::from);
+    let found = named
+        .into_iter()
+        .chain(known)
+        .find(|path| Path::new(path).is_file());
+    if found.is_none() {
+        println!("skipped: no OVMF image; install the package ovmf or set KVM_OPS_OVMF");
+    }
+    found
+}
+
+fn has_tds() -> bool {
+    let built = cfg!(all(feature = "tdx", feature = "sim"));
+    if !built {
+        println!("skipped: this build has no TDs on a software platform");
+    }
+    built
+}
+
+/// A step's SEAMCALLs and what is said of it, from the table.
+fn step<'a>(text: &'a str, name: &str) -> (u64, &'a str) {
+    let line = text.lines().find(|line| line.starts_with(name));
+    let line = line.unwrap_or_else(|| panic!("no step {name}: {text}"));
+    let (calls, detail) = line[name.len()..].trim_start().split_once(' ').expect(name);
+    (calls.parse().expect(name), detail.trim())
+}
+
+/// What a TD's run must show, whatever it started with. Returns the MRTD.
+fn ran_as_td(args: &[&str]) -> String {
+    let ran = run(&[&["run", "--tech", "tdx"], args].concat());
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
+    for line in [
+        "pages are as they were launched",
+        "private memory keeps what is written",
+        "are shared with the host",
+        "taken back, they are private and zero",
+        "the module's report has the MRTD of the image",
+    ] {
+        assert!(ran.out.contains(line), "no `{line}`: {}", ran.out);
+    }
+    assert!(ran.err.contains("halted after"), "{}", ran.err);
+    assert!(ran.err.contains("map-gpa-range 2"), "{}", ran.err);
+    let (compare, mrtd) = step(&ran.err, "compare MRTD");
+    let (finish, _) = step(&ran.err, "create, measure, finalise");
+    let (enter, seen) = step(&ran.err, "run");
+    let (tear_down, freed) = step(&ran.err, "tear down");
+    assert_eq!((compare, seen), (6, "the host saw what the guest shared"));
+    assert!(freed.ends_with("1 KeyID freed"), "{freed}");
+    // The steps' SEAMCALLs are those that the module counted, leaf by leaf.
+    let total = format!("{} SEAMCALLs:", finish + compare + enter + tear_down);
+    assert!(
+        ran.err.lines().any(|line| line == total),
+        "{total} {}",
+        ran.err
+    );
+    let leaf = |name: &str| -> u64 {
+        let words: Vec<_> = ran.err.split_whitespace().collect();
+        let at = words.iter().position(|word| *word == name).expect(name);
+        words[at + 1].trim_end_matches(',').parse().expect(name)
+    };
+    let leaves: u64 = ran
+        .err
+        .split_whitespace()
+        .filter(|word| word.starts_with("TDH."))
+        .map(leaf)
+        .sum();
+    assert_eq!(leaves, finish + compare + enter + tear_down, "{}", ran.err);
+    // 16 pages are shared, of which the guest had used the first and the last.
+    assert_eq!(leaf("TDH.MEM.PAGE.REMOVE"), 2, "{}", ran.err);
+    let (taken, back) = ran
+        .err
+        .split_once(" pages taken = ")
+        .and_then(|(before, after)| {
+            let taken = before.split_whitespace().next_back()?;
+            Some((taken.to_owned(), after.split_once(" freed + 0 leaked")?.0))
+        })
+        .unwrap_or_else(|| panic!("no account: {}", ran.err));
+    assert_eq!(taken, back, "{}", ran.err);
+    assert!(!ran.err.contains("does not add up"), "{}", ran.err);
+    mrtd.strip_suffix(", as off line")
+        .expect("it is compared")
+        .to_owned()
+}
+
+#[test]
+fn a_small_td_is_built_measured_run_and_given_back() {
+    if has_tds() {
+        ran_as_td(&[]);
+        ran_as_td(&["--vcpus", "4", "--memory", "2M"]);
+    }
+}
+
+#[test]
+fn a_td_of_real_firmware_has_the_mrtd_that_measure_prints() {
+    let Some(ovmf) = ovmf() else { return };
+    let measured = run(&["measure", "tdx", &ovmf]);
+    if !has_tds() || measured.code != Some(0) {
+        return;
+    }
+    assert_eq!(ran_as_td(&[&ovmf]), measured.out.trim_end());
+}
+
+#[test]
+fn a_td_that_cannot_be_launched_is_refused_with_the_reason() {
+    if !has_tds() {
+        return;
+    }
+    let plain = flat(&[0xf4; 4096]);
+    let plain = plain.path().to_str().unwrap();
+    for (args, code, words) in [
+        (&[plain][..], 1, "cannot be launched as a TD"),
+        (&["/nowhere.fd"], 1, "the image /nowhere.fd cannot be read"),
+        (&["--memory", "64K"], 1, "no memory for the guest"),
+        (
+            &["--cmdline", "quiet"],
+            2,
+            "--cmdline has no meaning for a TD",
+        ),
+        (
+            &["--host", "kvm"],
+            1,
+            "no host can run the built-in guest as a tdx VM",
+        ),
+        (
+            &["--irqchip", "full"],
+            1,
+            "an irqchip wholly in the platform",
+        ),
+    ] {
+        let ran = run(&[&["run", "--tech", "tdx"], args].concat());
+        assert_eq!(ran.code, Some(code), "{args:?}: {}", ran.err);
+        assert!(ran.err.contains(words), "{args:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_normal_vm_needs_an_image() {
+    let ran = run(&["run"]);
+    assert_eq!(ran.code, Some(2), "{}", ran.err);
+    assert!(
+        ran.err.contains("a normal VM needs an image to run"),
+        "{}",
+        ran.err
+    );
 }

@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kvm_ops::{FreeReport, Leaked};
+use kvm_ops::{FreeReport, Leaked, Tech};
 use serde::Serialize;
 
 use crate::term::{BOLD, ERROR};
+use crate::units::plural;
 
 /// What teardowns say, summed up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,10 +69,10 @@ pub(crate) struct Books {
 impl Books {
     /// As they stand for the firmware below VMs of that technology; `None` where there is none.
     #[cfg(feature = "sim")]
-    pub(crate) fn of(host: &kvm_ops::sim::SimHost, tech: kvm_ops::Tech) -> Option<Self> {
+    pub(crate) fn of(host: &kvm_ops::sim::SimHost, tech: Tech) -> Option<Self> {
         match tech {
             #[cfg(feature = "tdx")]
-            kvm_ops::Tech::Tdx => Self::of_tdx(host),
+            Tech::Tdx => Self::of_tdx(host),
             _ => {
                 let _ = host;
                 None
@@ -150,6 +151,8 @@ const TAKES: [&str; 4] = [
 pub(crate) struct Account {
     /// Which firmware.
     pub(crate) firmware: &'static str,
+    /// The technologies whose VMs are counted.
+    pub(crate) techs: Vec<&'static str>,
     /// Calls that it counted.
     pub(crate) calls: u64,
     /// The same by name: the host's, and the guests'.
@@ -204,6 +207,7 @@ impl Account {
         let (calls_by_name, refused) = after.calls_since(before);
         let mut account = Self {
             firmware: "TDX module",
+            techs: vec![Tech::Tdx.name()],
             calls: calls_by_name.values().sum(),
             calls_by_name,
             refused,
@@ -291,26 +295,29 @@ impl Account {
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pages, keys, .. } = self;
-        writeln!(
+        write!(
             f,
-            "{BOLD}{}{BOLD:#}: {} pages taken = {} freed + {} leaked; {} went to it, {} came back; \
-             {} keys leased = {} given back + {} leaked; {} calls:",
+            "{BOLD}{}{BOLD:#}: {} taken = {} freed + {} leaked, of which it got {} and gave {} \
+             back; {} leased = {} given back + {} leaked",
             self.firmware,
-            pages.taken,
+            plural(pages.taken, "page"),
             pages.freed,
             pages.leaked,
             pages.given,
             pages.returned,
-            keys.leased,
+            plural(keys.leased, "key"),
             keys.freed,
             keys.leaked,
-            self.calls,
         )?;
-        let calls = self
-            .calls_by_name
-            .iter()
-            .map(|(name, n)| format!("{name} {n}"));
-        f.write_str(&wrapped(calls))?;
+        for (kind, prefix) in KINDS {
+            let of_kind = |(name, _): &(&&str, &u64)| name.starts_with(prefix);
+            let calls = || self.calls_by_name.iter().filter(of_kind);
+            let total: u64 = calls().map(|(_, n)| n).sum();
+            if total != 0 {
+                let listed = wrapped(calls().map(|(name, n)| format!("{name} {n}")));
+                write!(f, "\n{}:\n{listed}", plural(total, kind))?;
+            }
+        }
         if !self.refused.is_empty() {
             let refused = self.refused.iter().map(|(what, n)| format!("{what} {n}"));
             write!(f, "\nof these not successful:\n{}", wrapped(refused))?;
@@ -321,6 +328,9 @@ impl fmt::Display for Account {
         Ok(())
     }
 }
+
+/// What calls are called, by how their names begin.
+const KINDS: [(&str, &str); 2] = [("SEAMCALL", "TDH."), ("TDCALL", "TDG.")];
 
 /// A list in lines of moderate length.
 fn wrapped(items: impl Iterator<Item = String>) -> String {

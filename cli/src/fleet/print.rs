@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 
 use crate::term::{self, BOLD, ERROR};
-use crate::units;
+use crate::units::{self, plural};
 
 use super::report::{FleetReport, Status, VmReport};
 
@@ -159,8 +159,4 @@ fn sums(report: &FleetReport) -> String {
         plural(totals.pages, "page"),
         units::time(Duration::from_secs_f64(report.seconds)),
     )
-}
-
-fn plural(count: u64, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

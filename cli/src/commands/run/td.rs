@@ -14,6 +14,7 @@ use crate::failure::{Failure, Outcome};
 use crate::hosts::{AnyMachine, Hosts, Needs, Place};
 use crate::interrupt::Interrupt;
 use crate::term;
+use crate::units::plural;
 
 /// What came of each step, with the SEAMCALLs that the module counted.
 struct Steps {
@@ -103,8 +104,9 @@ pub(super) fn run(args: &Args) -> Outcome {
         place,
         "tear down",
         format!(
-            "{} pages and {} KeyID freed",
-            freed.pages_freed, freed.keys_freed
+            "{} and {} freed",
+            plural(freed.pages_freed, "page"),
+            plural(freed.keys_freed.into(), "KeyID")
         ),
     );
     let clean = report(&steps, &freed);
