@@ -190,6 +190,39 @@ fn parameters_that_the_module_does_not_allow_are_named_and_the_vm_can_go_on() {
 }
 
 #[test]
+fn the_module_has_the_parameters_that_the_td_was_created_with() {
+    use soft_tdx_module::{HostLeaf, Regs};
+    let host = TestHost::new();
+    let mut vm = with_td(
+        &host,
+        TdParams {
+            attributes: 1 << 28 | 1,
+            xfam: 0b111,
+            gpaw: Gpaw::Bits52,
+            tsc_khz: 2_500_000,
+            ..TdParams::default()
+        },
+    );
+    vm.vm_init().unwrap();
+    let tdr = vm.tdr().unwrap().get();
+    let read = |field| {
+        let operands = Regs {
+            rcx: tdr,
+            rdx: field,
+            ..Regs::default()
+        };
+        let out = host.platform().call(0, HostLeaf::MngRd, operands);
+        out.expect("a field of the TD").r8
+    };
+    assert_eq!(read(0x1110_0003_0000_0000), 1 << 28 | 1, "ATTRIBUTES");
+    assert_eq!(read(0x1110_0003_0000_0001), 0b111, "XFAM");
+    assert_eq!(read(0x1110_0002_0000_0002), 4, "MAX_VCPUS");
+    assert_eq!(read(0x1110_0000_0000_0003), 1, "GPAW");
+    assert_eq!(read(0x1110_0001_0000_000c), 100, "TSC_FREQUENCY");
+    assert!(destroy(vm).is_clean());
+}
+
+#[test]
 fn every_cpuid_row_that_the_module_publishes_is_taken_by_it() {
     let host = TestHost::new();
     let rows = &host.platform().config().cpuid_configs;
