@@ -42,7 +42,7 @@ impl fmt::Display for Leak {
     }
 }
 
-/// The account of a VM's teardown.
+/// The account that a VM's teardown closes.
 #[must_use = "a leak that nobody looks at is a leak that nobody knows of"]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FreeReport {
@@ -50,7 +50,8 @@ pub struct FreeReport {
     pub vm: VmId,
     /// What held it.
     pub tech: Tech,
-    /// Pages that went back to the host, each usable again.
+    /// 4 KiB pages that went back to the host over the VM's life, each usable again. With the leaked
+    /// ones they are all that the VM ever took.
     pub pages_freed: u64,
     /// KeyIDs or ASIDs that went back to their pool.
     pub keys_freed: u32,

@@ -130,9 +130,9 @@ impl<H: Host> Shared<H> {
         }
     }
 
-    fn report(&self, freed_before: u64) -> FreeReport {
+    fn report(&self) -> FreeReport {
         FreeReport {
-            pages_freed: self.books.account().freed - freed_before,
+            pages_freed: self.books.account().freed,
             keys_freed: self.books.keys_freed(),
             leaks: self.leaks(),
             ..FreeReport::new(self.id, self.tech)
@@ -144,17 +144,13 @@ impl<H: Host> Shared<H> {
     }
 }
 
-/// Last step. `freed_before` is how many frames were freed before the teardown.
-pub(crate) fn free<H: Host>(
-    shared: Arc<Shared<H>>,
-    drained: Drained,
-    freed_before: u64,
-) -> FreeReport {
+/// Last step.
+pub(crate) fn free<H: Host>(shared: Arc<Shared<H>>, drained: Drained) -> FreeReport {
     if drained.vm() != shared.id {
         return abandon(shared, Error::Invalid(Field::Token, drained.vm().0));
     }
     shared.finish_off();
-    let mut report = shared.report(freed_before);
+    let mut report = shared.report();
     let port = Arc::clone(&shared.port);
     let id = shared.id;
     drop(shared);
@@ -171,11 +167,10 @@ pub(crate) fn free<H: Host>(
 
 /// Instead of the last step: firmware keeps what it has, the port with it.
 pub(crate) fn abandon<H: Host>(shared: Arc<Shared<H>>, error: Error) -> FreeReport {
-    let before = shared.books.account().freed;
     shared.gate.close();
     shared.give_up(error);
     shared.set_step(Step::Drained);
-    let mut report = shared.report(before);
+    let mut report = shared.report();
     report.leaks.push(Leak {
         what: Leaked::Handle(shared.id.0 as i64),
         operation: "close VM",

@@ -23,8 +23,6 @@ pub struct SevVm<H: Host> {
     pub(crate) shared: Arc<Shared<H>>,
     pub(crate) regions: Regions,
     irqchip: Irqchip,
-    /// What was freed before the teardown began.
-    freed_before: u64,
 }
 
 impl<H: Host> SevVm<H> {
@@ -62,7 +60,6 @@ impl<H: Host> SevVm<H> {
             shared,
             regions: Regions::default(),
             irqchip: params.irqchip,
-            freed_before: 0,
         })
     }
 
@@ -177,7 +174,6 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
-        self.freed_before = self.account().freed;
         self.shared.release_key()
     }
 
@@ -186,7 +182,7 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn vm_free(self, drained: Drained) -> FreeReport {
-        teardown::free(self.shared, drained, self.freed_before)
+        teardown::free(self.shared, drained)
     }
 
     fn vm_abandon(self, error: Error) -> FreeReport {
