@@ -1,4 +1,4 @@
-//! TDG.VP.VMCALL<MapGPA>: makes a range private or shared (GHCI; Linux `tdx_map_gpa`).
+//! `TDG.VP.VMCALL<MapGPA>`: makes a range private or shared (GHCI; Linux `tdx_map_gpa`).
 
 use kvm_ops::{Gpa, Host, PAGE_SIZE};
 

@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod life;
+pub mod plausible;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
