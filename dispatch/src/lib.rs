@@ -15,7 +15,9 @@ mod vm;
 pub use kvm_ops_core::*;
 
 pub use config::{Kind, VmConfig};
-pub use vm::{SlotInfo, Vm};
+pub use vm::{SlotInfo, Vm, copy_enc_context, move_enc_context};
+#[cfg(feature = "std")]
+pub use vm::{copy_enc_context_between, move_enc_context_between};
 
 cfg_if::cfg_if! {
     if #[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))] {

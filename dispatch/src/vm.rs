@@ -1,5 +1,12 @@
 //! A VM and the account of what it was given: the owner that embedders hold.
 
+#[path = "move.rs"]
+mod passing;
+
+#[cfg(feature = "std")]
+pub use passing::{copy_enc_context_between, move_enc_context_between};
+pub use passing::{copy_enc_context, move_enc_context};
+
 use alloc::collections::BTreeMap;
 use core::fmt;
 use core::mem::{self, ManuallyDrop};

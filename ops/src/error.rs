@@ -223,6 +223,8 @@ texts! {
         Hkid => "KeyID",
         /// A guest policy.
         Policy => "guest policy",
+        /// A VM by its number.
+        Vm => "VM",
         /// A teardown token of the VM of this number.
         Token => "token of VM",
         /// Flags.

@@ -184,6 +184,16 @@ pub trait VmPort: Send + Sync + 'static {
         crate::unsupported!("read_slot")
     }
 
+    /// Writes what a slot lends at this guest-physical address, as the host does.
+    ///
+    /// # Errors
+    /// As [`read_slot`](Self::read_slot); [`Error::NotFound`](crate::Error::NotFound) for a
+    /// read-only slot too.
+    fn write_slot(&self, gpa: Gpa, data: &[u8]) -> Result<()> {
+        let _ = (gpa, data);
+        crate::unsupported!("write_slot")
+    }
+
     /// Gives the VM back. All its vCPUs are gone, or go on holding it until they are.
     ///
     /// # Errors

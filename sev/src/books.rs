@@ -27,6 +27,7 @@ impl Account {
 }
 
 /// The books of one VM. Written from many threads.
+#[derive(Debug)]
 pub(crate) struct Books {
     allocated: AtomicU64,
     freed: AtomicU64,
@@ -94,6 +95,13 @@ impl Books {
             freed: self.freed.load(Ordering::Relaxed),
             leaked: self.leaked.load(Ordering::Relaxed),
         }
+    }
+
+    /// What another VM's books hold stands in these from now on.
+    pub(crate) fn take(&self, from: &Self) {
+        let moved = from.account().held();
+        from.allocated.fetch_sub(moved, Ordering::Relaxed);
+        self.allocated.fetch_add(moved, Ordering::Relaxed);
     }
 
     pub(crate) fn leaks(&self) -> Vec<Leak> {

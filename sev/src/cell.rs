@@ -57,6 +57,11 @@ impl Cell {
         self.protected.store(true, Ordering::Release);
     }
 
+    /// Its register state is nobody's secret any more: what was received was given up.
+    pub(crate) fn unprotect(&self) {
+        self.protected.store(false, Ordering::Release);
+    }
+
     pub(crate) fn state(&self) -> kvm_ops_mmu::WriteGuard<'_, CellState> {
         self.state.write(core::hint::spin_loop)
     }

@@ -3,6 +3,7 @@
 use kvm_ops::{Asid, Pfn};
 
 use crate::digest::SnpDigest;
+use crate::migrate::Charge;
 
 /// What names a guest to firmware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,7 +64,7 @@ pub struct GuestStatus {
 
 /// The encryption context: everything that moves when a guest's key changes its VM, but for its
 /// pages.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Context {
     /// The lease. `None` between an undone launch and the next.
     pub(crate) asid: Option<Asid>,
@@ -74,6 +75,10 @@ pub(crate) struct Context {
     pub(crate) state: GuestState,
     pub(crate) policy: u64,
     pub(crate) vmsa_features: u64,
+    /// The GHCB protocol that the guest was told.
+    pub(crate) ghcb_version: u16,
+    /// Who pays for the ASID.
+    pub(crate) charge: Option<Charge>,
     /// SNP: the digest of the pages added so far.
     pub(crate) digest: SnpDigest,
     /// What the launch measured, at its end.
@@ -81,7 +86,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(asid: Asid, policy: u64, vmsa_features: u64) -> Self {
+    pub(crate) fn new(asid: Asid, policy: u64, vmsa_features: u64, ghcb_version: u16) -> Self {
         Self {
             asid: Some(asid),
             soiled: false,
@@ -89,8 +94,19 @@ impl Context {
             state: GuestState::Uninit,
             policy,
             vmsa_features,
+            ghcb_version,
+            charge: None,
             digest: SnpDigest::new(),
             measurement: None,
+        }
+    }
+
+    /// What a mirror has of it: the same guest, and no key that it pays for.
+    pub(crate) fn mirrored(&self) -> Self {
+        Self {
+            charge: None,
+            digest: self.digest.clone(),
+            ..*self
         }
     }
 

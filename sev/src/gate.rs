@@ -4,12 +4,12 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 const CLOSED: u32 = 1 << 31;
 
-/// Counts the vCPUs that are inside; closed for good once.
+/// Counts the vCPUs that are inside.
 #[derive(Debug, Default)]
 pub(crate) struct Gate(AtomicU32);
 
 impl Gate {
-    /// `None` once it is closed.
+    /// `None` while it is closed.
     pub(crate) fn enter(&self) -> Option<Inside<'_>> {
         let entered = self
             .0
@@ -19,9 +19,14 @@ impl Gate {
         entered.ok().map(|_| Inside(&self.0))
     }
 
-    /// Nobody enters any more.
+    /// Nobody enters any more, until it is opened.
     pub(crate) fn close(&self) {
         self.0.fetch_or(CLOSED, Ordering::AcqRel);
+    }
+
+    /// Lets in again.
+    pub(crate) fn open(&self) {
+        self.0.fetch_and(!CLOSED, Ordering::AcqRel);
     }
 
     /// How many are inside.
@@ -53,5 +58,7 @@ mod tests {
         drop((a, b));
         assert_eq!(gate.inside(), 0);
         assert!(gate.enter().is_none());
+        gate.open();
+        assert!(gate.enter().is_some());
     }
 }

@@ -16,6 +16,7 @@ mod gate;
 pub mod kvm;
 mod launch;
 mod memory;
+pub mod migrate;
 mod regions;
 pub mod rules;
 mod shared;

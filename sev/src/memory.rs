@@ -15,6 +15,7 @@ use kvm_ops::{
 };
 use kvm_ops_mmu::Attributes;
 
+use crate::migrate::FrameSet;
 use crate::shared::Shared;
 use crate::sp::Held;
 
@@ -33,6 +34,8 @@ pub(crate) struct Memory {
     attributes: Attributes,
     /// By first frame number; frames do not overlap.
     frames: BTreeMap<u64, Frame>,
+    /// Frames that changed since somebody asked; kept while the guest is being sent.
+    dirty: Option<FrameSet>,
 }
 
 impl Memory {
@@ -94,6 +97,40 @@ impl Memory {
 
     fn insert(&mut self, gfn: Gfn, frame: Frame) {
         self.frames.insert(gfn.get(), frame);
+        self.touched(gfn, frame.level.frames());
+    }
+
+    /// Notes that frames changed, or may.
+    pub(crate) fn touched(&mut self, first: Gfn, frames: u64) {
+        if let Some(dirty) = &mut self.dirty {
+            for gfn in (first.get()..).take(frames as usize) {
+                dirty.insert(Gfn::new(gfn));
+            }
+        }
+    }
+
+    /// The private pages: first frame and page of each.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (Gfn, Frame)> + '_ {
+        self.frames
+            .iter()
+            .map(|(gfn, frame)| (Gfn::new(*gfn), *frame))
+    }
+
+    /// The record of frames that changed, for who begins, reads or ends it.
+    pub(crate) fn dirty(&mut self) -> &mut Option<FrameSet> {
+        &mut self.dirty
+    }
+
+    pub(crate) fn slots(&self) -> impl Iterator<Item = &MemSlot> {
+        self.slots.values()
+    }
+
+    /// Takes another VM's pages over, and what is private of its memory. The slots are each VM's
+    /// own.
+    pub(crate) fn take_pages(&mut self, from: &mut Self) {
+        self.frames = core::mem::take(&mut from.frames);
+        self.attributes = core::mem::take(&mut from.attributes);
+        from.dirty = None;
     }
 }
 
@@ -218,7 +255,9 @@ impl<H: Host> Shared<H> {
             return Err(Error::NotFound(Field::Gfn, gfn.get()));
         };
         self.port.map_encrypted(first, frame.level, None)?;
+        self.unmap_in_mirrors(first, frame.level)?;
         memory.frames.remove(&first.get());
+        memory.touched(first, frame.level.frames());
         self.sp()
             .take_back(frame.page, frame.level, frame.held)
             .inspect_err(|error| {
@@ -411,11 +450,17 @@ impl<H: Host> Shared<H> {
     pub(crate) fn private_fault(&self, gfn: Gfn) -> NestedFaultAnswer {
         let mut memory = self.memory();
         if let Some((first, frame)) = memory.frame(gfn) {
-            // Another vCPU was here first; or the port could not map it then, and may now.
+            memory.touched(first, frame.level.frames());
+            // Another vCPU was here first; the page came with the context of another VM; its use is
+            // being recorded; or the port could not map it then, and may now.
             let mapped = self
                 .port
                 .map_encrypted(first, frame.level, Some(frame.page));
             return mapped.map_or_else(NestedFaultAnswer::Fail, |()| NestedFaultAnswer::Retry);
+        }
+        if let Some(home) = self.mirror_of() {
+            drop(memory);
+            return self.mirror_fault(&home, gfn);
         }
         if !memory.has_slot(gfn, 1) || memory.is_shared(gfn) {
             return NestedFaultAnswer::Leave;

@@ -44,6 +44,10 @@ impl Regions {
         self.limit = pages;
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     pub(crate) fn pages(&self) -> u64 {
         self.pages
     }
@@ -56,6 +60,12 @@ impl Regions {
         self.list.push(region);
         self.pages = pages;
         Ok(())
+    }
+
+    /// Takes another VM's regions over. They stay pinned all the time: the limit is for new ones.
+    pub(crate) fn take(&mut self, from: &mut Self) {
+        self.list.append(&mut from.list);
+        self.pages += core::mem::take(&mut from.pages);
     }
 
     /// Of equal regions the one that came last goes.

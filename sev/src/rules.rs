@@ -28,6 +28,8 @@ pub enum Holding {
     Owner,
     /// Another VM, whose mirror this one is.
     Mirror,
+    /// The VM itself until somebody trades its token, and that VM afterwards.
+    Staged,
 }
 
 /// What a decision is made from.
@@ -114,6 +116,15 @@ pub const RULES: &[Rule] = &[
 /// The first number of SNP's own commands.
 const FIRST_SNP: u32 = 100;
 
+/// What a VM whose context is staged may ask: debug commands, which each technology numbers as it
+/// likes. SNP has none in the kernel's interface, and is never staged.
+const fn debug_commands(tech: Tech) -> &'static [u32] {
+    match tech {
+        Tech::Sev | Tech::SevEs => &[17, 18],
+        _ => &[],
+    }
+}
+
 /// What a mirror may ask: nothing that changes the context.
 pub(crate) const MIRROR_COMMANDS: [u32; 4] = [4, 16, 17, 18];
 
@@ -121,11 +132,14 @@ pub(crate) const MIRROR_COMMANDS: [u32; 4] = [4, 16, 17, 18];
 /// guest's launch allows is firmware's to say.
 ///
 /// # Errors
-/// With the errno that Linux gives: in its order, a mirror's EINVAL, then SNP's EPERM, then the
-/// kind of VM.
+/// With the errno that Linux gives: in its order, a mirror's EINVAL, then EPERM for a staged context
+/// and for SNP, then the kind of VM.
 pub fn allowed(id: u32, view: &View) -> Result<&'static Rule> {
     if view.holding == Holding::Mirror && !MIRROR_COMMANDS.contains(&id) {
         return Err(errno(EINVAL));
+    }
+    if view.holding == Holding::Staged && !debug_commands(view.tech).contains(&id) {
+        return Err(errno(EPERM));
     }
     if view.active && view.tech == Tech::SevSnp && id < FIRST_SNP {
         return Err(errno(EPERM));
@@ -152,10 +166,11 @@ pub(crate) fn region_allowed(view: &View) -> Result<()> {
     if !view.active {
         return Err(errno(ENOTTY));
     }
-    if view.holding == Holding::Mirror {
-        return Err(errno(EINVAL));
+    match view.holding {
+        Holding::Owner => Ok(()),
+        Holding::Mirror => Err(errno(EINVAL)),
+        Holding::Staged => Err(errno(EPERM)),
     }
-    Ok(())
 }
 
 /// SEV_FEATURES that a VM may ask for: DEBUG_SWAP (bit 5), where register state is encrypted. The

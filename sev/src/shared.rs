@@ -16,10 +16,12 @@ use crate::cell::Cell;
 use crate::context::Context;
 use crate::gate::Gate;
 use crate::memory::Memory;
+use crate::migrate::{Bond, Claim, Claimed, KeyAccount};
+use crate::regions::Regions;
 use crate::sp::Sp;
 
 /// The state of a VM that outlives none of its handles. Locks are taken in this order: context,
-/// memory, cells, books.
+/// memory, regions, cells, books, bond.
 pub(crate) struct Shared<H: Host> {
     pub(crate) id: VmId,
     pub(crate) tech: Tech,
@@ -37,6 +39,11 @@ pub(crate) struct Shared<H: Host> {
     /// `None` before `vm_init`, and after the context was given away or released.
     context: ReaderLock<Option<Context>>,
     memory: ReaderLock<Memory>,
+    regions: ReaderLock<Regions>,
+    bond: ReaderLock<Bond<H>>,
+    account: ReaderLock<Option<Arc<KeyAccount>>>,
+    /// Held while the context moves.
+    pub(crate) claim: Claim,
     cells: ReaderLock<BTreeMap<VcpuId, Arc<Cell>>>,
 }
 
@@ -64,6 +71,10 @@ impl<H: Host> Shared<H> {
             bound: AtomicU32::new(0),
             context: ReaderLock::new(1, None),
             memory: ReaderLock::new(1, Memory::default()),
+            regions: ReaderLock::new(1, Regions::default()),
+            bond: ReaderLock::new(1, Bond::new()),
+            account: ReaderLock::new(1, None),
+            claim: Claim::new(),
             cells: ReaderLock::new(1, BTreeMap::new()),
         }
     }
@@ -116,6 +127,34 @@ impl<H: Host> Shared<H> {
 
     pub(crate) fn memory(&self) -> WriteGuard<'_, Memory> {
         self.memory.write(self.relax())
+    }
+
+    pub(crate) fn regions(&self) -> WriteGuard<'_, Regions> {
+        self.regions.write(self.relax())
+    }
+
+    /// Whose context the VM uses. The innermost lock: none is taken while it is held.
+    pub(crate) fn bond(&self) -> WriteGuard<'_, Bond<H>> {
+        self.bond.write(self.relax())
+    }
+
+    /// Who pays for the VM's key.
+    pub(crate) fn account(&self) -> Option<Arc<KeyAccount>> {
+        self.account.write(self.relax()).clone()
+    }
+
+    pub(crate) fn set_account(&self, account: Arc<KeyAccount>) {
+        *self.account.write(self.relax()) = Some(account);
+    }
+
+    /// Claims the VM; waits while its context moves.
+    pub(crate) fn claim_waiting(&self) -> Claimed<'_> {
+        loop {
+            match self.claim.claim() {
+                Ok(claimed) => return claimed,
+                Err(_) => self.wait(),
+            }
+        }
     }
 
     pub(crate) fn cells(&self) -> WriteGuard<'_, BTreeMap<VcpuId, Arc<Cell>>> {

@@ -28,7 +28,7 @@ use crate::shared::Shared;
 
 impl<H: Host> Shared<H> {
     /// No vCPU runs when it returns, and none will.
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.gate.close();
         let cells = self.all_cells();
         // A kick is not lost, so one for each that is inside will do.
@@ -130,7 +130,7 @@ impl<H: Host> Shared<H> {
         }
     }
 
-    fn report(&self) -> FreeReport {
+    pub(crate) fn report(&self) -> FreeReport {
         FreeReport {
             pages_freed: self.books.account().freed,
             keys_freed: self.books.keys_freed(),

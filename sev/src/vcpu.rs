@@ -23,7 +23,8 @@ use crate::vmsa::StartState;
 /// then on they are the guest's secret, and every operation on them has a fixed answer
 /// ([`protected_vcpu_answers!`](kvm_ops::protected_vcpu_answers)).
 ///
-/// It runs while the VM is [`Runnable`](Step::Runnable). A handle may outlive the VM: it answers
+/// It runs while the VM is [`Runnable`](Step::Runnable); [`Error::Busy`] says that the VM is stopped
+/// for the last part of a migration and may go on. A handle may outlive the VM: it answers
 /// [`Error::WrongState`] then.
 pub struct SevVcpu<H: Host> {
     shared: Arc<Shared<H>>,
@@ -105,7 +106,9 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
         let step = self.shared.step();
         step.require(Step::Runnable)?;
         let Some(inside) = self.shared.gate.enter() else {
-            return Err(Error::WrongState(self.shared.step()));
+            // While its VM's context is stopped for a move, the vCPU waits.
+            let refused = self.shared.step().require(Step::Runnable).err();
+            return Err(refused.unwrap_or(Error::Busy));
         };
         let exit = self.port.vcpu_run();
         drop(inside);

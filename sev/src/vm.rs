@@ -5,24 +5,26 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use kvm_ops::{
-    Backend, Drained, EncCmd, EncParams, EncRegion, Error, Field, FreeReport, Gfn, Host,
-    InitialPage, Irqchip, KeyReleased, Leak, Level, MemSlot, Missing, Pfn, Privacy, PspPort,
-    Result, SevParams, SharedMask, SpteChange, Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
+    Backend, Drained, EncCmd, EncContext, EncParams, EncRegion, EncTransfer, Error, Field,
+    FreeReport, Gfn, Host, InitialPage, Irqchip, KeyReleased, Leak, Level, MemSlot, Missing, Pfn,
+    Privacy, PspPort, Result, SevParams, SharedMask, SpteChange, Step, Tech, VcpuId, VmId, VmOps,
+    VmParams, VmPort,
 };
 
 use crate::books::Account;
 use crate::cell::Cell;
 use crate::context::{GuestState, GuestStatus, Identity};
 use crate::launch::Finish;
-use crate::regions::Regions;
+use crate::migrate::{KeyAccount, Parting};
 use crate::shared::{Faults, Shared};
-use crate::{SevVcpu, rules, teardown};
+use crate::{SevVcpu, rules};
 
 /// A SEV, SEV-ES or SEV-SNP guest.
 pub struct SevVm<H: Host> {
     pub(crate) shared: Arc<Shared<H>>,
-    pub(crate) regions: Regions,
     irqchip: Irqchip,
+    /// What the teardown found of the context.
+    parting: Parting<H>,
 }
 
 impl<H: Host> SevVm<H> {
@@ -58,8 +60,8 @@ impl<H: Host> SevVm<H> {
         shared.port.handle_nested_faults(Some(faults))?;
         Ok(Self {
             shared,
-            regions: Regions::default(),
             irqchip: params.irqchip,
+            parting: Parting::Own,
         })
     }
 
@@ -121,13 +123,30 @@ impl<H: Host> SevVm<H> {
 
     /// How many pages the registered regions touch.
     pub fn locked_pages(&self) -> u64 {
-        self.regions.pages()
+        self.shared.regions().pages()
     }
 
     /// The most pages that regions may touch, as RLIMIT_MEMLOCK limits what Linux pins. No limit at
     /// first.
     pub fn limit_locked_pages(&mut self, pages: u64) {
-        self.regions.set_limit(pages);
+        self.shared.regions().set_limit(pages);
+    }
+
+    /// Charges the VM's key to an account from now on, and keys that it takes over.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if the account cannot pay for one more: it stays as it was.
+    pub fn charge_to(&mut self, account: &Arc<KeyAccount>) -> Result<()> {
+        // A mirror's key is its owner's to pay for.
+        let pays = self.shared.bond().tenure.holding() != rules::Holding::Mirror;
+        let mut context = self.shared.context();
+        if let Some(context) = context.as_mut().filter(|_| pays) {
+            if !context.charge.as_ref().is_some_and(|c| c.is_to(account)) {
+                context.charge = Some(account.charge(self.shared.tech)?);
+            }
+        }
+        self.shared.set_account(Arc::clone(account));
+        Ok(())
     }
 
     fn finish(&self) -> Finish {
@@ -152,7 +171,7 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn step(&self) -> Step {
-        self.shared.step()
+        self.parting.step().unwrap_or(self.shared.step())
     }
 
     fn shared_mask(&self) -> SharedMask {
@@ -174,19 +193,20 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
-        self.shared.release_key()
+        self.parting = Parting::of(&self.shared)?;
+        self.parting.release_key(&self.shared)
     }
 
     fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
-        self.shared.drain(released)
+        self.parting.drain(&self.shared, released)
     }
 
     fn vm_free(self, drained: Drained) -> FreeReport {
-        teardown::free(self.shared, drained)
+        self.parting.free(self.shared, drained)
     }
 
     fn vm_abandon(self, error: Error) -> FreeReport {
-        teardown::abandon(self.shared, error)
+        self.parting.abandon(self.shared, error)
     }
 
     /// One change of a private frame: absent to mapped, mapped to absent, or a 2 MiB page to a
@@ -232,12 +252,21 @@ impl<H: Host> VmOps for SevVm<H> {
 
     fn mem_enc_register_region(&mut self, region: EncRegion) -> Result<()> {
         rules::region_allowed(&self.view())?;
-        self.regions.register(region)
+        self.shared.regions().register(region)
     }
 
     fn mem_enc_unregister_region(&mut self, region: EncRegion) -> Result<()> {
         rules::region_allowed(&self.view())?;
-        self.regions.unregister(region)
+        self.shared.regions().unregister(region)
+    }
+
+    /// Halts the vCPUs where the context is to move; it stays until another VM adopts it.
+    fn release_enc_context(&mut self, transfer: EncTransfer) -> Result<EncContext> {
+        self.release(transfer)
+    }
+
+    fn adopt_enc_context(&mut self, context: EncContext) -> Result<(), (Error, EncContext)> {
+        self.adopt(context)
     }
 
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {

@@ -85,3 +85,23 @@ pub(crate) fn read_slot(vm: &VmInner, gpa: Gpa, data: &mut [u8]) -> Result<()> {
     }
     Ok(())
 }
+
+/// Writes what slots lend, as the host does. A read-only slot need not be writable.
+pub(crate) fn write_slot(vm: &VmInner, gpa: Gpa, data: &[u8]) -> Result<()> {
+    let memory = vm.read();
+    let mut done = 0;
+    while done < data.len() {
+        let not_found = Error::NotFound(Field::Gpa, gpa.get());
+        let at = gpa.checked_add(done as u64).ok_or(not_found)?;
+        let inside = (at.get() % PAGE_SIZE) as usize;
+        let len = (PAGE_SIZE as usize - inside).min(data.len() - done);
+        let host = memory
+            .writable_slot_page(Gfn::containing(at))
+            .ok_or(not_found)?;
+        // SAFETY: as in `read_slot`, and the slot is not read-only, so its memory is writable.
+        let page = unsafe { VolatileSlice::new((host as *mut u8).add(inside), len) };
+        page.copy_from(&data[done..done + len]);
+        done += len;
+    }
+    Ok(())
+}

@@ -135,6 +135,13 @@ impl Memory {
         })
     }
 
+    /// The host address of a page that a slot lends for writing.
+    pub(crate) fn writable_slot_page(&self, gfn: Gfn) -> Option<u64> {
+        let gpa = gfn.base()?;
+        let slot = self.slots.values().find(|slot| contains(slot, gpa))?;
+        (!slot.flags.read_only).then(|| slot.host.address() + (gpa.get() - slot.gpa.get()))
+    }
+
     /// Resolves a violation from the slots. `None` means MMIO: no slot is there, or the write goes
     /// to a read-only slot.
     pub(crate) fn resolve(&mut self, gfn: Gfn, write: bool) -> Option<Mapping> {
@@ -354,6 +361,10 @@ impl VmPort for SimVm {
 
     fn read_slot(&self, gpa: Gpa, data: &mut [u8]) -> Result<()> {
         crate::access::read_slot(&self.inner, gpa, data)
+    }
+
+    fn write_slot(&self, gpa: Gpa, data: &[u8]) -> Result<()> {
+        crate::access::write_slot(&self.inner, gpa, data)
     }
 
     /// Never fails. What the vCPUs still hold goes when the last of them does.

@@ -6,7 +6,7 @@ use super::buffer;
 
 buffer! {
     /// A guest, and nothing else.
-    Handle [Decommission, Deactivate, LaunchFinish] 4 { 0 handle: U32, }
+    Handle [Decommission, Deactivate, LaunchFinish, SendFinish, SendCancel, ReceiveFinish] 4 { 0 handle: U32, }
 }
 
 buffer! {

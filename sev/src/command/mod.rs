@@ -3,9 +3,11 @@
 //! Layouts: Linux `include/linux/psp-sev.h`. Every structure asserts its size and its offsets.
 
 mod legacy;
+mod migrate;
 mod snp;
 
 pub use legacy::*;
+pub use migrate::*;
 pub use snp::*;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -41,6 +43,8 @@ macro_rules! numbers {
 }
 
 numbers! {
+    /// Exports the platform's Diffie-Hellman certificate and its chain.
+    PdhCertExport = 0x08 "PDH_CERT_EXPORT"
     /// Flushes the data fabric; released ASIDs may be bound again.
     DfFlush = 0x0a "DF_FLUSH"
     /// Forgets a guest.
@@ -65,6 +69,24 @@ numbers! {
     LaunchFinish = 0x35 "LAUNCH_FINISH"
     /// Returns a signed report of the launch.
     Attestation = 0x36 "ATTESTATION"
+    /// Begins to send a guest.
+    SendStart = 0x40 "SEND_START"
+    /// Packs memory for another platform.
+    SendUpdateData = 0x41 "SEND_UPDATE_DATA"
+    /// Packs a vCPU's register state for another platform.
+    SendUpdateVmsa = 0x42 "SEND_UPDATE_VMSA"
+    /// Gives the guest up here.
+    SendFinish = 0x43 "SEND_FINISH"
+    /// Keeps it here.
+    SendCancel = 0x44 "SEND_CANCEL"
+    /// Creates a guest to be received.
+    ReceiveStart = 0x50 "RECEIVE_START"
+    /// Unpacks memory.
+    ReceiveUpdateData = 0x51 "RECEIVE_UPDATE_DATA"
+    /// Unpacks a vCPU's register state.
+    ReceiveUpdateVmsa = 0x52 "RECEIVE_UPDATE_VMSA"
+    /// Ends receiving.
+    ReceiveFinish = 0x53 "RECEIVE_FINISH"
     /// Decrypts guest memory for the host.
     DbgDecrypt = 0x60 "DBG_DECRYPT"
     /// Encrypts guest memory for the host.
@@ -150,6 +172,10 @@ mod tests {
             check::<LaunchSecret>(),
             check::<Attestation>(),
             check::<Debug>(),
+            check::<PdhCertExport>(),
+            check::<SendStart>(),
+            check::<TransportPacket>(),
+            check::<ReceiveStart>(),
             check::<Context>(),
             check::<SnpActivate>(),
             check::<SnpGuestStatus>(),

@@ -4,15 +4,16 @@ use kvm_ops::{Error, Field, Gfn, Gpa, Host, PAGE_SIZE, Result};
 
 use super::blob::{blob, blob_mut, read};
 use super::layout::SevDbg;
-use super::legacy::with_guest;
+use super::legacy::of_guest;
 use crate::SevVm;
+use crate::shared::Shared;
 
 /// The unit of encryption.
 const BLOCK: u64 = 16;
 
 /// Where the guest has the memory that a slot lends at this host address: whole blocks in one page.
-fn place<H: Host>(vm: &SevVm<H>, host: u64, len: u64) -> Result<(Gfn, u64)> {
-    let gpa: Gpa = vm.shared.memory().gpa_of(host).ok_or(Error::NoMemory)?;
+fn place<H: Host>(shared: &Shared<H>, host: u64, len: u64) -> Result<(Gfn, u64)> {
+    let gpa: Gpa = shared.memory().gpa_of(host).ok_or(Error::NoMemory)?;
     let offset = gpa.get() % PAGE_SIZE;
     if len == 0 || len % BLOCK != 0 || offset % BLOCK != 0 || offset + len > PAGE_SIZE {
         return Err(Error::Invalid(Field::Size, len));
@@ -23,10 +24,11 @@ fn place<H: Host>(vm: &SevVm<H>, host: u64, len: u64) -> Result<(Gfn, u64)> {
 pub(super) fn decrypt<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
     let args: SevDbg = read(data)?;
     let len = u64::from(args.len.get());
-    let (gfn, offset) = place(vm, args.src.get(), len)?;
+    let shared = vm.debuggee()?;
+    let (gfn, offset) = place(&shared, args.src.get(), len)?;
     let out = blob_mut(data, args.dst.get(), len)?;
-    let plain = with_guest(vm, |context| {
-        vm.shared.debug_decrypt(context, gfn, offset, out.len())
+    let plain = of_guest(&shared, |context| {
+        shared.debug_decrypt(context, gfn, offset, out.len())
     })?;
     out.copy_from_slice(&plain);
     Ok(())
@@ -35,9 +37,10 @@ pub(super) fn decrypt<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()>
 pub(super) fn encrypt<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
     let args: SevDbg = read(data)?;
     let len = u64::from(args.len.get());
-    let (gfn, offset) = place(vm, args.dst.get(), len)?;
+    let shared = vm.debuggee()?;
+    let (gfn, offset) = place(&shared, args.dst.get(), len)?;
     let plain = blob(data, args.src.get(), len)?;
-    with_guest(vm, |context| {
-        vm.shared.debug_encrypt(context, gfn, offset, plain)
+    of_guest(&shared, |context| {
+        shared.debug_encrypt(context, gfn, offset, plain)
     })
 }

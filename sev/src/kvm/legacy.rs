@@ -11,6 +11,7 @@ use crate::command::Command;
 use crate::context::Context;
 use crate::launch::Start;
 use crate::rules::{EINVAL, errno};
+use crate::shared::Shared;
 
 /// Bytes of LAUNCH_MEASURE's answer, and of an attestation report.
 const MEASUREMENT: u32 = 48;
@@ -21,10 +22,17 @@ pub(super) fn with_guest<H: Host, T>(
     vm: &SevVm<H>,
     body: impl FnOnce(&mut Context) -> Result<T>,
 ) -> Result<T> {
-    let mut context = vm.shared.context();
+    of_guest(&vm.shared, body)
+}
+
+pub(super) fn of_guest<H: Host, T>(
+    shared: &Shared<H>,
+    body: impl FnOnce(&mut Context) -> Result<T>,
+) -> Result<T> {
+    let mut context = shared.context();
     match context.as_mut() {
         Some(context) if context.identity.is_some() => body(context),
-        _ => Err(Error::WrongState(vm.shared.step())),
+        _ => Err(Error::WrongState(shared.step())),
     }
 }
 

@@ -27,10 +27,12 @@ use blob::read;
 impl<H: Host> SevVm<H> {
     /// What [`rules::allowed`] decides from.
     pub(crate) fn view(&self) -> View {
+        let active = self.shared.context().is_some();
+        let holding = self.shared.bond().tenure.holding();
         View {
             tech: self.shared.tech,
-            active: self.shared.context().is_some(),
-            holding: Holding::Owner,
+            active: active || (holding == Holding::Staged && self.debuggee().is_ok()),
+            holding,
         }
     }
 }
@@ -49,10 +51,11 @@ pub(crate) fn run<H: Host>(vm: &mut SevVm<H>, cmd: &mut EncCmd<'_>) -> Result<()
 }
 
 fn dispatch<H: Host>(vm: &mut SevVm<H>, id: u32, data: &mut [u8], status: &mut u64) -> Result<()> {
-    if vm.shared.step() == kvm_ops::Step::Poisoned {
+    let view = vm.view();
+    if vm.shared.step() == kvm_ops::Step::Poisoned && view.holding != Holding::Staged {
         return Err(Error::Poisoned);
     }
-    rules::allowed(id, &vm.view())?;
+    rules::allowed(id, &view)?;
     match id {
         2 => legacy::launch_start(vm, data),
         3 => legacy::update_data(vm, data),

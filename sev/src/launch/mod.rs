@@ -72,8 +72,15 @@ impl<H: Host> Shared<H> {
     /// `vm_init`: the ASID.
     pub(crate) fn init(&self, vmsa_features: u64) -> Result<()> {
         self.step().require(Step::Created)?;
+        let charge = match self.account() {
+            Some(account) => Some(account.charge(self.tech)?),
+            None => None,
+        };
         let asid = self.lease()?;
-        *self.context() = Some(Context::new(asid, self.policy(), vmsa_features));
+        let ghcb_version = self.params.ghcb_version;
+        let mut context = Context::new(asid, self.policy(), vmsa_features, ghcb_version);
+        context.charge = charge;
+        *self.context() = Some(context);
         self.set_step(Step::Initialized);
         Ok(())
     }
@@ -123,7 +130,7 @@ impl<H: Host> Shared<H> {
 
     /// After a failed start: an ASID that firmware was told of needs a flush before its next guest,
     /// so the next start takes another.
-    fn drop_soiled_asid(&self, context: &mut Context) {
+    pub(crate) fn drop_soiled_asid(&self, context: &mut Context) {
         if context.soiled {
             if let Some(asid) = context.asid.take() {
                 self.retire(asid, true);
@@ -192,6 +199,8 @@ impl<H: Host> Shared<H> {
             self.decommission_legacy(context)
         };
         context.state = GuestState::Uninit;
+        // A leaked ASID is nobody's to pay for: its account would never have it back.
+        drop(context.charge.take());
         let Some(asid) = context.asid.take() else {
             return;
         };

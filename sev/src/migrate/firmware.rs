@@ -1,0 +1,411 @@
+//! The SEND and RECEIVE commands of the AMD SP, through the ports of a host.
+//!
+//! Order and limits as Linux `svm/sev.c` has them:
+//! a packet lies in one guest page, and the guest's address carries the C-bit.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use kvm_ops::{Error, Field, Host, Level, OpName, PAGE_SIZE, Pfn, PspPort, Result};
+use zerocopy::little_endian::{U32, U64};
+
+use super::frame::{MAX_BLOB, PACKET_HEADER, PAGE};
+use crate::books::Books;
+use crate::command::{self, Buffer, Command};
+use crate::sp::{Held, RmpEntry, Sp, base};
+use crate::status::{Failure, Operation, Status};
+
+/// What a sender must know of the platform that a guest is to go to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlatformCerts {
+    /// Its Diffie-Hellman certificate.
+    pub pdh: Vec<u8>,
+    /// PEK, OCA and CEK certificates, one after the other.
+    pub chain: Vec<u8>,
+    /// ASK and ARK, one after the other, from the vendor.
+    pub vendor: Vec<u8>,
+}
+
+/// What RECEIVE_START takes from the sender.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionStart {
+    /// The guest's policy.
+    pub policy: u32,
+    /// The sender's Diffie-Hellman certificate.
+    pub pdh: Vec<u8>,
+    /// The transport keys, wrapped for the receiver's firmware.
+    pub session: Vec<u8>,
+}
+
+/// A page under the transport key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Flags, IV and authentication code.
+    pub header: [u8; PACKET_HEADER],
+    /// The page; plain text where the record that it travels in says so.
+    pub data: [u8; PAGE],
+}
+
+impl Default for Packet {
+    fn default() -> Self {
+        Self {
+            header: [0; PACKET_HEADER],
+            data: [0; PAGE],
+        }
+    }
+}
+
+/// Which of a guest's things a packet holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketOf {
+    /// A page of memory (`*_UPDATE_DATA`).
+    Memory,
+    /// The register state of an SEV-ES vCPU (`*_UPDATE_VMSA`).
+    Vmsa,
+}
+
+static AN_SP: OpName = OpName("an AMD SP");
+
+// Places in the mailbox's memory. What firmware writes lies apart from what it reads.
+const IN: [u64; 3] = [0, 0x8000, 0x1_0000];
+const OUT: [u64; 2] = [0x10_0000, 0x10_8000];
+/// The pages that firmware writes, from `OUT[0]` on.
+const OUT_PAGES: u64 = 12;
+
+/// Whose books the mailbox's memory stands in.
+#[derive(Debug)]
+enum Ledger<'a> {
+    Own(Books),
+    Vm(&'a Books),
+}
+
+/// The commands of a migration, with memory of its own for what they take and give.
+///
+/// That memory is one 2 MiB page, because a certificate chain is longer than 4 KiB and must not be
+/// scattered. With SNP initialised firmware writes only pages in Firmware state, so the part that
+/// it writes is in that state as long as the mailbox lives. It goes back when the value is dropped.
+#[derive(Debug)]
+pub struct Mailbox<'a, H: Host> {
+    host: &'a H,
+    ledger: Ledger<'a>,
+    area: Pfn,
+    /// How many of the pages that firmware writes are in its hands.
+    lent: u64,
+}
+
+impl<'a, H: Host> Mailbox<'a, H> {
+    /// Takes the memory.
+    ///
+    /// # Errors
+    /// [`Error::HostLacks`] without an AMD SP or memory for it, [`Error::NoMemory`] if none is left.
+    pub fn new(host: &'a H) -> Result<Self> {
+        Self::with(host, Ledger::Own(Books::new()))
+    }
+
+    pub(crate) fn of_vm(host: &'a H, books: &'a Books) -> Result<Self> {
+        Self::with(host, Ledger::Vm(books))
+    }
+
+    fn with(host: &'a H, ledger: Ledger<'a>) -> Result<Self> {
+        if host.psp().is_none() || host.pages().is_none() {
+            return Err(Error::HostLacks(&AN_SP));
+        }
+        let mut mailbox = Self {
+            host,
+            ledger,
+            area: Pfn::new(0),
+            lent: 0,
+        };
+        mailbox.area = mailbox.sp()?.alloc(Level::Size2M)?;
+        for page in 0..OUT_PAGES {
+            // A failure gives back what was lent before it, by the drop.
+            let page = mailbox.out_page(page)?;
+            mailbox
+                .sp()?
+                .rmpupdate(page, Level::Size4K, RmpEntry::Firmware)?;
+            mailbox.lent += 1;
+        }
+        Ok(mailbox)
+    }
+
+    fn sp(&self) -> Result<Sp<'_, H>> {
+        let books = match &self.ledger {
+            Ledger::Own(books) => books,
+            Ledger::Vm(books) => books,
+        };
+        match (self.host.psp(), self.host.pages()) {
+            (Some(psp), Some(pages)) => Ok(Sp::new(psp, pages, books)),
+            _ => Err(Error::Poisoned),
+        }
+    }
+
+    fn out_page(&self, index: u64) -> Result<Pfn> {
+        self.page(OUT[0] + index * PAGE_SIZE)
+    }
+
+    fn page(&self, offset: u64) -> Result<Pfn> {
+        let page = self.area.checked_add(offset / PAGE_SIZE);
+        page.ok_or(Error::Invalid(Field::HostAddress, offset))
+    }
+
+    fn at(&self, offset: u64) -> Result<u64> {
+        Ok(base(self.page(offset)?)?.get())
+    }
+
+    fn put(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.sp()?.write(self.page(offset)?, data)
+    }
+
+    fn get(&self, offset: u64, data: &mut [u8]) -> Result<()> {
+        self.sp()?.read(self.page(offset)?, data)
+    }
+
+    fn command<B: Buffer>(&self, command: Command, buffer: &mut B) -> Result<()> {
+        self.sp()?.run(command, buffer)
+    }
+
+    /// A command whose lengths are 0 asks for them: INVALID_LEN, and the lengths are written.
+    fn query<B: Buffer>(&self, command: Command, buffer: &mut B) -> Result<()> {
+        match self.command(command, buffer) {
+            Err(error) if error == failure(command, Status::INVALID_LEN) => Ok(()),
+            Err(error) => Err(error),
+            // It was done with nowhere to put the answer: not the firmware that we know.
+            Ok(()) => Err(failure(command, Status::SUCCESS)),
+        }
+    }
+
+    fn of_handle(&self, command: Command, handle: u32) -> Result<()> {
+        let handle = U32::new(handle);
+        self.command(command, &mut command::Handle { handle })
+    }
+
+    /// Puts a blob where firmware reads it: address and length.
+    fn input(&self, place: u64, blob: &[u8]) -> Result<(U64, U32)> {
+        if blob.len() > MAX_BLOB {
+            return Err(Error::Invalid(Field::BufferLength, blob.len() as u64));
+        }
+        self.put(place, blob)?;
+        Ok((self.address(place)?, U32::new(blob.len() as u32)))
+    }
+
+    fn address(&self, place: u64) -> Result<U64> {
+        self.at(place).map(U64::new)
+    }
+
+    /// PDH_CERT_EXPORT: the certificates of this platform. The vendor's are not the firmware's to
+    /// give and stay empty.
+    ///
+    /// # Errors
+    /// What firmware answers.
+    pub fn certs(&self) -> Result<PlatformCerts> {
+        let command = Command::PdhCertExport;
+        let mut buffer = command::PdhCertExport::default();
+        self.query(command, &mut buffer)?;
+        let (pdh, chain) = (
+            buffer.pdh_len.get() as usize,
+            buffer.chain_len.get() as usize,
+        );
+        if pdh > MAX_BLOB || chain > MAX_BLOB {
+            return Err(failure(command, Status::INVALID_LEN));
+        }
+        buffer.pdh = self.address(OUT[0])?;
+        buffer.chain = self.address(OUT[1])?;
+        self.command(command, &mut buffer)?;
+        let mut certs = PlatformCerts {
+            pdh: vec![0; pdh],
+            chain: vec![0; chain],
+            vendor: Vec::new(),
+        };
+        self.get(OUT[0], &mut certs.pdh)?;
+        self.get(OUT[1], &mut certs.chain)?;
+        Ok(certs)
+    }
+
+    /// SEND_START towards the platform of `target`.
+    ///
+    /// # Errors
+    /// POLICY_FAILURE where the guest may not go there, INVALID_CERTIFICATE or BAD_SIGNATURE for a
+    /// platform that is not what it claims; [`Error::Invalid`] for certificates longer than 16 KiB.
+    pub fn send_start(&self, handle: u32, target: &PlatformCerts) -> Result<SessionStart> {
+        let command = Command::SendStart;
+        // Asked for before the state changes, so that a failure leaves nothing to undo.
+        let pdh = self.certs()?.pdh;
+        let mut buffer = command::SendStart {
+            handle: U32::new(handle),
+            ..Default::default()
+        };
+        (buffer.pdh, buffer.pdh_len) = self.input(IN[0], &target.pdh)?;
+        (buffer.plat_certs, buffer.plat_certs_len) = self.input(IN[1], &target.chain)?;
+        (buffer.amd_certs, buffer.amd_certs_len) = self.input(IN[2], &target.vendor)?;
+        self.query(command, &mut buffer)?;
+        let len = buffer.session_len.get() as usize;
+        if len == 0 || len > MAX_BLOB {
+            return Err(failure(command, Status::INVALID_LEN));
+        }
+        buffer.policy = U32::new(0);
+        buffer.session = self.address(OUT[0])?;
+        self.command(command, &mut buffer)?;
+        let mut session = vec![0; len];
+        if let Err(error) = self.get(OUT[0], &mut session) {
+            // Nobody can use a session that cannot be read.
+            self.send_cancel(handle)?;
+            return Err(error);
+        }
+        Ok(SessionStart {
+            policy: buffer.policy.get(),
+            pdh,
+            session,
+        })
+    }
+
+    /// SEND_UPDATE_DATA or SEND_UPDATE_VMSA of one page of the guest.
+    ///
+    /// # Errors
+    /// What firmware answers; the state is unchanged, and the page may be sent again.
+    pub fn send_update(
+        &self,
+        handle: u32,
+        of: PacketOf,
+        page: Pfn,
+        packet: &mut Packet,
+    ) -> Result<()> {
+        let command = match of {
+            PacketOf::Memory => Command::SendUpdateData,
+            PacketOf::Vmsa => Command::SendUpdateVmsa,
+        };
+        self.update(command, handle, page, OUT)?;
+        self.get(OUT[0], &mut packet.header)?;
+        self.get(OUT[1], &mut packet.data)
+    }
+
+    /// The guest's address carries the C-bit, as KVM has it.
+    fn update(&self, command: Command, handle: u32, page: Pfn, places: [u64; 2]) -> Result<()> {
+        let guest = base(page)?.get() | 1 << self.sp()?.psp.c_bit();
+        let mut buffer = command::TransportPacket {
+            handle: U32::new(handle),
+            hdr: self.address(places[0])?,
+            hdr_len: U32::new(PACKET_HEADER as u32),
+            guest: U64::new(guest),
+            guest_len: U32::new(PAGE as u32),
+            trans: self.address(places[1])?,
+            trans_len: U32::new(PAGE as u32),
+            ..Default::default()
+        };
+        self.command(command, &mut buffer)
+    }
+
+    /// SEND_FINISH: from now on the firmware does not let the guest run here.
+    ///
+    /// # Errors
+    /// What firmware answers; sending goes on.
+    pub fn send_finish(&self, handle: u32) -> Result<()> {
+        self.of_handle(Command::SendFinish, handle)
+    }
+
+    /// SEND_CANCEL: the guest runs on.
+    ///
+    /// # Errors
+    /// What firmware answers.
+    pub fn send_cancel(&self, handle: u32) -> Result<()> {
+        self.of_handle(Command::SendCancel, handle)
+    }
+
+    /// RECEIVE_START: answers the new guest's handle. It has no ASID yet.
+    ///
+    /// # Errors
+    /// BAD_MEASUREMENT for a session that was not made for this platform or policy; else what
+    /// firmware answers; [`Error::Invalid`] for blobs longer than 16 KiB.
+    pub fn receive_start(&self, start: &SessionStart) -> Result<u32> {
+        let mut buffer = command::ReceiveStart {
+            policy: U32::new(start.policy),
+            ..Default::default()
+        };
+        (buffer.pdh, buffer.pdh_len) = self.input(IN[0], &start.pdh)?;
+        (buffer.session, buffer.session_len) = self.input(IN[1], &start.session)?;
+        self.command(Command::ReceiveStart, &mut buffer)?;
+        Ok(buffer.handle.get())
+    }
+
+    /// RECEIVE_UPDATE_DATA or RECEIVE_UPDATE_VMSA into one page of the guest.
+    ///
+    /// # Errors
+    /// BAD_MEASUREMENT for a packet that is not of this session or was changed on the way: the
+    /// page is as it was. Else what firmware answers. A page that firmware does not give back after
+    /// the command must not be used again: its error names SNP_PAGE_RECLAIM or RMPUPDATE.
+    pub fn receive_update(
+        &self,
+        handle: u32,
+        of: PacketOf,
+        page: Pfn,
+        packet: &Packet,
+    ) -> Result<()> {
+        self.receive_into(handle, of, page, packet).1
+    }
+
+    /// As [`receive_update`](Self::receive_update), with the hands that the page is in afterwards.
+    pub(crate) fn receive_into(
+        &self,
+        handle: u32,
+        of: PacketOf,
+        page: Pfn,
+        packet: &Packet,
+    ) -> (Held, Result<()>) {
+        let command = match of {
+            PacketOf::Memory => Command::ReceiveUpdateData,
+            PacketOf::Vmsa => Command::ReceiveUpdateVmsa,
+        };
+        let ready = self
+            .put(IN[0], &packet.header)
+            .and_then(|()| self.put(IN[1], &packet.data))
+            .and_then(|()| self.sp());
+        match ready {
+            Err(error) => (Held::Host, Err(error)),
+            Ok(sp) => sp.in_place(page, |_| self.update(command, handle, page, [IN[0], IN[1]])),
+        }
+    }
+
+    /// RECEIVE_FINISH: the guest could run here.
+    ///
+    /// # Errors
+    /// What firmware answers.
+    pub fn receive_finish(&self, handle: u32) -> Result<()> {
+        self.of_handle(Command::ReceiveFinish, handle)
+    }
+}
+
+impl<H: Host> Drop for Mailbox<'_, H> {
+    fn drop(&mut self) {
+        let Ok(sp) = self.sp() else { return };
+        let back = (0..self.lent).try_for_each(|page| {
+            let page = self.out_page(page)?;
+            sp.take_back(page, Level::Size4K, Held::Immutable)
+        });
+        if self.area == Pfn::new(0) {
+            return;
+        }
+        match back {
+            Ok(()) => sp.free(self.area, Level::Size2M),
+            Err(error) => {
+                let books = match &self.ledger {
+                    Ledger::Own(books) => books,
+                    Ledger::Vm(books) => books,
+                };
+                books.leak_page(self.area, Level::Size2M, error);
+            }
+        }
+    }
+}
+
+fn failure(command: Command, status: Status) -> Error {
+    Failure {
+        operation: Operation::Command(command),
+        code: status.0,
+    }
+    .into()
+}
+
+// The certificates are the largest of what lies in one place, and the places are apart enough.
+const _: () = {
+    assert!(MAX_BLOB as u64 <= IN[1] - IN[0] && PAGE as u64 == PAGE_SIZE);
+    assert!(OUT[1] + MAX_BLOB as u64 <= OUT[0] + OUT_PAGES * PAGE_SIZE);
+};

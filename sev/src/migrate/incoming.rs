@@ -1,0 +1,255 @@
+//! A VM as the end that takes a guest.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use kvm_ops::{Error, Field, Gfn, Host, Level, PspPort, Result, Step, Tech, VcpuId, VmPort};
+
+use super::bond::Tenure;
+use super::ends::{MigrateTarget, Shape, VcpuContent};
+use super::firmware::{Mailbox, Packet, PacketOf, PlatformCerts, SessionStart};
+use super::transfer::unfit;
+use crate::SevVm;
+use crate::cell::VmsaPage;
+use crate::context::{GuestState, Identity};
+use crate::memory::{Assign, Memory};
+use crate::shared::Shared;
+
+/// Writes a vCPU's registers as the other end's [`RegisterReader`](super::RegisterReader) read
+/// them. They come from the peer: nothing about them is checked yet.
+pub type RegisterWriter<'a> = Box<dyn FnMut(VcpuId, &[u8]) -> Result<()> + 'a>;
+
+const ZEROS: [u8; 4096] = [0; 4096];
+/// Policy bit: the guest needs SEV-ES.
+const POLICY_ES: u32 = 1 << 2;
+
+/// A VM that waits for a guest. It is initialised, has the guest's slots and vCPUs, and its own
+/// launch has not begun.
+///
+/// Dropped before the guest is its own, it gives up what came.
+pub struct Incoming<'a, H: Host> {
+    shared: &'a Arc<Shared<H>>,
+    mailbox: Mailbox<'a, H>,
+    vendor: Vec<u8>,
+    registers: RegisterWriter<'a>,
+    receiving: bool,
+}
+
+impl<H: Host> SevVm<H> {
+    /// Makes the VM one that a [`Receiver`](super::Receiver) can fill. `vendor` are the vendor's
+    /// certificates of this platform (ASK, then ARK), which firmware does not hold; `registers`
+    /// takes the registers of a plain SEV guest's vCPUs.
+    ///
+    /// # Errors
+    /// Unsupported for SNP; [`Error::WrongState`] for a VM that is not initialised, or whose launch
+    /// has begun; [`Error::Invalid`] for a mirror; [`Error::NoMemory`].
+    pub fn incoming<'a>(
+        &'a mut self,
+        vendor: Vec<u8>,
+        registers: RegisterWriter<'a>,
+    ) -> Result<Incoming<'a, H>> {
+        let shared = &self.shared;
+        if shared.tech == Tech::SevSnp {
+            return kvm_ops::unsupported!("receiving an SNP guest");
+        }
+        shared.step().require(Step::Initialized)?;
+        if !matches!(shared.bond().tenure, Tenure::Owner) {
+            return Err(unfit(shared));
+        }
+        if shared
+            .context()
+            .as_ref()
+            .is_none_or(|c| c.identity.is_some())
+        {
+            return Err(Error::WrongState(shared.step()));
+        }
+        Ok(Incoming {
+            shared,
+            mailbox: Mailbox::of_vm(&shared.host, &shared.books)?,
+            vendor,
+            registers,
+            receiving: false,
+        })
+    }
+}
+
+impl<H: Host> Incoming<'_, H> {
+    fn handle(&self) -> Result<u32> {
+        let context = self.shared.context();
+        let handle = context.as_ref().and_then(|context| context.handle());
+        handle.ok_or(Error::WrongState(self.shared.step()))
+    }
+
+    /// Unpacks into the frame's page, or into a new one that becomes the frame's.
+    fn unpack(&self, memory: &mut Memory, gfn: Gfn, handle: u32, packet: &Packet) -> Result<()> {
+        let of = PacketOf::Memory;
+        if let Some((first, frame)) = memory.frame(gfn) {
+            let (held, done) = self.mailbox.receive_into(handle, of, frame.page, packet);
+            memory.set_held(first, held);
+            return done;
+        }
+        let sp = self.shared.sp();
+        let page = sp.alloc(Level::Size4K)?;
+        let (held, done) = self.mailbox.receive_into(handle, of, page, packet);
+        let level = Level::Size4K;
+        let mapped = done.and_then(|()| self.shared.map(memory, gfn, level, page, Assign::Guest));
+        if mapped.is_err() && memory.frame(gfn).is_none() {
+            // The first error is the one to tell; a leak stands in the books.
+            let _ = sp.release(page, level, held);
+        }
+        mapped
+    }
+}
+
+impl<H: Host> MigrateTarget for Incoming<'_, H> {
+    fn certs(&mut self) -> Result<PlatformCerts> {
+        let mut certs = self.mailbox.certs()?;
+        certs.vendor.clone_from(&self.vendor);
+        Ok(certs)
+    }
+
+    fn accept(&mut self, shape: &Shape) -> Result<()> {
+        let shared = self.shared;
+        let is_es = shape.policy & POLICY_ES != 0;
+        if shape.tech != shared.tech || is_es != shared.is_es() {
+            return Err(Error::Invalid(Field::Policy, shape.policy.into()));
+        }
+        if shape.vcpus as usize != shared.all_cells().len() {
+            return Err(Error::Invalid(Field::VcpuCount, shape.vcpus.into()));
+        }
+        let memory = shared.memory();
+        for (first, pages) in shape.layout.ranges() {
+            if !memory.has_slot(first, pages) {
+                return Err(Error::Invalid(Field::Gfn, first.get()));
+            }
+        }
+        Ok(())
+    }
+
+    fn receive_start(&mut self, start: &SessionStart) -> Result<()> {
+        let shared = self.shared;
+        let mut context = shared.context();
+        let context = context.as_mut().ok_or(Error::WrongState(shared.step()))?;
+        if context.identity.is_some() {
+            return Err(Error::WrongState(shared.step()));
+        }
+        let asid = match context.asid {
+            Some(asid) => asid,
+            None => {
+                if let (None, Some(account)) = (&context.charge, shared.account()) {
+                    context.charge = Some(account.charge(shared.tech)?);
+                }
+                context.soiled = false;
+                *context.asid.insert(shared.lease()?)
+            }
+        };
+        let handle = self.mailbox.receive_start(start)?;
+        if let Err(error) = shared.activate(context, handle, asid) {
+            shared.drop_soiled_asid(context);
+            return Err(error);
+        }
+        context.identity = Some(Identity::Handle(handle));
+        context.state = GuestState::ReceiveUpdate;
+        context.policy = start.policy.into();
+        shared.set_bound(Some(asid));
+        self.receiving = true;
+        Ok(())
+    }
+
+    fn receive_private(&mut self, gfn: Gfn, packet: &Packet) -> Result<()> {
+        let handle = self.handle()?;
+        self.unpack(&mut self.shared.memory(), gfn, handle, packet)
+    }
+
+    fn receive_shared(&mut self, gfn: Gfn, page: Option<&[u8; 4096]>) -> Result<()> {
+        self.receive_absent(gfn)?;
+        let gpa = gfn.base().ok_or(Error::Invalid(Field::Gfn, gfn.get()))?;
+        self.shared.port.write_slot(gpa, page.unwrap_or(&ZEROS))
+    }
+
+    fn receive_absent(&mut self, gfn: Gfn) -> Result<()> {
+        self.shared
+            .zap(&mut self.shared.memory(), gfn, 1)
+            .map(|_| ())
+    }
+
+    fn receive_vcpu(&mut self, vcpu: VcpuId, content: VcpuContent, packet: &Packet) -> Result<()> {
+        let cells = self.shared.all_cells();
+        let cell = cells.get(vcpu.0 as usize).ok_or(unfit(self.shared))?;
+        let len = match content {
+            VcpuContent::Clear(len) => len,
+            VcpuContent::Vmsa => {
+                let handle = self.handle()?;
+                let sp = self.shared.sp();
+                let mut state = cell.state();
+                // It may come twice, after a link that broke.
+                let (page, is_new) = match state.vmsa {
+                    Some(vmsa) => (vmsa.page, false),
+                    None => (sp.alloc_vmsa()?, true),
+                };
+                let of = PacketOf::Vmsa;
+                let (held, done) = self.mailbox.receive_into(handle, of, page, packet);
+                if done.is_err() && is_new {
+                    let _ = sp.release(page, Level::Size4K, held);
+                } else {
+                    state.vmsa = Some(VmsaPage { page, held });
+                    cell.protect();
+                }
+                return done;
+            }
+        };
+        let bytes = packet.data.get(..len);
+        let bytes = bytes.ok_or(Error::Invalid(Field::BufferLength, len as u64))?;
+        (self.registers)(cell.id, bytes)
+    }
+
+    fn receive_finish(&mut self) -> Result<()> {
+        self.mailbox.receive_finish(self.handle()?)?;
+        if let Some(context) = self.shared.context().as_mut() {
+            context.state = GuestState::Running;
+        }
+        Ok(())
+    }
+
+    fn own(&mut self) {
+        self.receiving = false;
+        self.shared.set_step(Step::Runnable);
+    }
+
+    fn abandon(&mut self) -> Result<()> {
+        self.receiving = false;
+        let shared = self.shared;
+        if let Some(context) = shared.context().as_mut() {
+            let unbound = shared.port.bind_asid(None, shared.mask);
+            shared.decommission(context);
+            unbound?;
+        }
+        let sp = shared.sp();
+        // No line with the key may be left when its pages go.
+        sp.psp.wbinvd_all();
+        let mut memory = shared.memory();
+        let all: Vec<Gfn> = memory.frames().map(|(gfn, _)| gfn).collect();
+        let mut zapped = Ok(0);
+        for gfn in all {
+            zapped = zapped.and(shared.zap(&mut memory, gfn, 1));
+        }
+        drop(memory);
+        for cell in shared.all_cells() {
+            if let Some(vmsa) = cell.state().vmsa.take() {
+                let _ = sp.release(vmsa.page, Level::Size4K, vmsa.held);
+            }
+            cell.unprotect();
+        }
+        zapped.map(|_| ())
+    }
+}
+
+impl<H: Host> Drop for Incoming<'_, H> {
+    fn drop(&mut self) {
+        if self.receiving {
+            // What does not come back is on the VM's account.
+            let _ = self.abandon();
+        }
+    }
+}

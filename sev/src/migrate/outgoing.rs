@@ -1,0 +1,280 @@
+//! A VM as the end that a guest leaves.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use kvm_ops::{
+    Error, Gfn, Host, Level, MemSlot, PAGE_SIZE, Result, SlotFlags, Step, Tech, VcpuId, VmPort,
+};
+
+use super::bond::Tenure;
+use super::ends::{FrameContent, MigrateSource, Shape, VcpuContent};
+use super::firmware::{Mailbox, Packet, PacketOf, PlatformCerts, SessionStart};
+use super::frame::PAGE;
+use super::layout::{FrameSet, Layout};
+use super::transfer::unfit;
+use crate::SevVm;
+use crate::context::GuestState;
+use crate::shared::Shared;
+
+/// Reads a vCPU's registers that the host may see, in a form that the other end's
+/// [`RegisterWriter`](super::RegisterWriter) understands, of at most 4096 bytes. The guest is
+/// stopped.
+pub type RegisterReader<'a> = Box<dyn FnMut(VcpuId) -> Result<Vec<u8>> + 'a>;
+
+/// A VM that is being sent. Its vCPUs run on, on their own threads, until the last round.
+///
+/// Which pages the guest writes is learnt by taking them out of its nested page table: the next
+/// access faults, is noted, and brings the page back. A read counts as a write so, which costs
+/// pages that are sent again but never misses one. Shared pages are followed by the slots' dirty
+/// logs.
+///
+/// Dropped before the guest is given up, it cancels: the guest runs on.
+pub struct Outgoing<'a, H: Host> {
+    shared: &'a Arc<Shared<H>>,
+    mailbox: Mailbox<'a, H>,
+    registers: RegisterReader<'a>,
+    sending: bool,
+    stopped: bool,
+    /// Slots whose dirty log was switched on for the journey, as they were.
+    logged: Vec<MemSlot>,
+}
+
+impl<H: Host> SevVm<H> {
+    /// Makes the VM one that a [`Sender`](super::Sender) can send.
+    ///
+    /// `registers` is asked for each vCPU of a plain SEV guest; that of a SEV-ES guest travels
+    /// encrypted and is not asked for.
+    ///
+    /// # Errors
+    /// Unsupported for SNP, whose guests move by SNP_PAGE_SWAP_OUT, which is not here;
+    /// [`Error::WrongState`] for a VM that does not run yet; [`Error::Invalid`] for a mirror or a VM
+    /// that has mirrors, whose writes nobody could follow; [`Error::NoMemory`].
+    pub fn outgoing<'a>(&'a mut self, registers: RegisterReader<'a>) -> Result<Outgoing<'a, H>> {
+        let shared = &self.shared;
+        if shared.tech == Tech::SevSnp {
+            return kvm_ops::unsupported!("sending an SNP guest");
+        }
+        shared.step().require(Step::Runnable)?;
+        {
+            let bond = shared.bond();
+            if !matches!(bond.tenure, Tenure::Owner) || bond.home.is_some() {
+                return Err(unfit(shared));
+            }
+        }
+        Ok(Outgoing {
+            shared,
+            mailbox: Mailbox::of_vm(&shared.host, &shared.books)?,
+            registers,
+            sending: false,
+            stopped: false,
+            logged: Vec::new(),
+        })
+    }
+}
+
+impl<H: Host> Outgoing<'_, H> {
+    fn handle(&self) -> Result<u32> {
+        let context = self.shared.context();
+        let handle = context.as_ref().and_then(|context| context.handle());
+        handle.ok_or(Error::WrongState(self.shared.step()))
+    }
+
+    fn set_state(&self, state: GuestState) {
+        if let Some(context) = self.shared.context().as_mut() {
+            context.state = state;
+        }
+    }
+
+    /// From now on every change is noted.
+    fn follow(&mut self) -> Result<()> {
+        let mut memory = self.shared.memory();
+        *memory.dirty() = Some(FrameSet::new(&layout(memory.slots())?));
+        for (gfn, frame) in memory.frames() {
+            self.shared.port.map_encrypted(gfn, frame.level, None)?;
+        }
+        for slot in memory.slots().filter(|slot| !slot.flags.log_dirty) {
+            let flags = SlotFlags {
+                log_dirty: true,
+                ..slot.flags
+            };
+            // A port without dirty logs says so when it is asked for one.
+            if self
+                .shared
+                .port
+                .set_memory_slot(&MemSlot { flags, ..*slot })
+                .is_ok()
+            {
+                self.logged.push(*slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        *self.shared.memory().dirty() = None;
+        for slot in self.logged.drain(..) {
+            // It goes on logging then, which costs time and nothing else.
+            let _ = self.shared.port.set_memory_slot(&slot);
+        }
+    }
+
+    fn slots(&self) -> Vec<MemSlot> {
+        self.shared.memory().slots().copied().collect()
+    }
+}
+
+pub(super) fn layout<'s>(slots: impl Iterator<Item = &'s MemSlot>) -> Result<Layout> {
+    Layout::new(slots.map(|slot| (Gfn::containing(slot.gpa), slot.bytes() / PAGE_SIZE)))
+}
+
+impl<H: Host> MigrateSource for Outgoing<'_, H> {
+    fn shape(&self) -> Result<Shape> {
+        let context = self.shared.context();
+        let policy = context.as_ref().map_or(0, |context| context.policy);
+        drop(context);
+        Ok(Shape {
+            tech: self.shared.tech,
+            policy: policy as u32,
+            vcpus: self.shared.all_cells().len() as u32,
+            layout: layout(self.shared.memory().slots())?,
+        })
+    }
+
+    fn send_start(&mut self, target: &PlatformCerts) -> Result<SessionStart> {
+        let start = self.mailbox.send_start(self.handle()?, target)?;
+        self.sending = true;
+        self.set_state(GuestState::SendUpdate);
+        if let Err(error) = self.follow() {
+            self.send_cancel()?;
+            return Err(error);
+        }
+        Ok(start)
+    }
+
+    fn present(&self, frames: &mut FrameSet) {
+        // A frame without a page of its own shows its slot.
+        frames.insert_all();
+    }
+
+    fn frame(&mut self, gfn: Gfn, packet: &mut Packet) -> Result<FrameContent> {
+        let handle = self.handle()?;
+        // Held, so that the page is not given back under the command.
+        let memory = self.shared.memory();
+        if let Some(page) = memory.page(gfn) {
+            self.mailbox
+                .send_update(handle, PacketOf::Memory, page, packet)?;
+            return Ok(FrameContent::Private);
+        }
+        let Some(gpa) = gfn.base() else {
+            return Ok(FrameContent::Absent);
+        };
+        match self.shared.port.read_slot(gpa, &mut packet.data) {
+            Ok(()) => Ok(FrameContent::Shared),
+            Err(Error::NotFound(..)) => Ok(FrameContent::Absent),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn vcpu(&mut self, vcpu: VcpuId, packet: &mut Packet) -> Result<VcpuContent> {
+        let handle = self.handle()?;
+        let cells = self.shared.all_cells();
+        let cell = cells.get(vcpu.0 as usize).ok_or(unfit(self.shared))?;
+        if self.shared.is_es() {
+            let vmsa = cell.state().vmsa.ok_or(unfit(self.shared))?;
+            self.mailbox
+                .send_update(handle, PacketOf::Vmsa, vmsa.page, packet)?;
+            return Ok(VcpuContent::Vmsa);
+        }
+        let registers = (self.registers)(cell.id)?;
+        let Some(place) = packet.data.get_mut(..registers.len()) else {
+            let len = registers.len() as u64;
+            return Err(Error::Invalid(kvm_ops::Field::BufferLength, len));
+        };
+        place.copy_from_slice(&registers);
+        Ok(VcpuContent::Clear(registers.len()))
+    }
+
+    fn take_dirty(&mut self, frames: &mut FrameSet) -> Result<bool> {
+        {
+            let mut memory = self.shared.memory();
+            let Some(mut dirty) = memory.dirty().take() else {
+                return Ok(false);
+            };
+            let mut out = Ok(());
+            while let Some(gfn) = dirty.pop_first() {
+                frames.insert(gfn);
+                // Out of the table again, so that the next access is noted too.
+                if let (Some((first, frame)), Ok(())) = (memory.frame(gfn), out) {
+                    out = self.shared.port.map_encrypted(first, frame.level, None);
+                }
+            }
+            *memory.dirty() = Some(dirty);
+            out?;
+        }
+        let mut follows = true;
+        for slot in self.slots() {
+            let mut bitmap = vec![0; slot.dirty_words()];
+            match self.shared.port.dirty_log(&slot, &mut bitmap) {
+                Ok(()) => {}
+                // Whoever owns the log reads it; and a port may have none.
+                Err(_) => {
+                    follows = false;
+                    continue;
+                }
+            }
+            let first = Gfn::containing(slot.gpa).get();
+            for (word, bits) in (0..).step_by(64).zip(bitmap) {
+                for bit in (0..64).filter(|bit| bits >> bit & 1 == 1) {
+                    frames.insert(Gfn::new(first + word + bit));
+                }
+            }
+        }
+        Ok(follows)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.shared.stop();
+        self.stopped = true;
+        Ok(())
+    }
+
+    fn go_on(&mut self) {
+        self.stopped = false;
+        self.shared.gate.open();
+    }
+
+    fn send_finish(&mut self) -> Result<()> {
+        self.mailbox.send_finish(self.handle()?)?;
+        self.sending = false;
+        self.stopped = false;
+        self.set_state(GuestState::Sent);
+        self.shared.set_step(Step::Poisoned);
+        self.forget();
+        Ok(())
+    }
+
+    fn send_cancel(&mut self) -> Result<()> {
+        self.mailbox.send_cancel(self.handle()?)?;
+        self.sending = false;
+        self.set_state(GuestState::Running);
+        self.forget();
+        Ok(())
+    }
+}
+
+impl<H: Host> Drop for Outgoing<'_, H> {
+    fn drop(&mut self) {
+        if self.sending && self.send_cancel().is_err() {
+            // The firmware keeps it in the sending state, which stops nothing.
+            self.forget();
+        }
+        if self.stopped {
+            self.go_on();
+        }
+    }
+}
+
+const _: () = assert!(PAGE as u64 == PAGE_SIZE && Level::Size4K.bytes() == PAGE_SIZE);

@@ -1,0 +1,92 @@
+//! How far a migration is.
+
+use core::fmt;
+
+/// Who may run the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The end that the guest leaves.
+    Source,
+    /// The end that it comes to.
+    Target,
+}
+
+/// The steps of a migration, as both ends go through them.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Nothing is agreed yet.
+    New,
+    /// Pages travel and the guest runs at the source.
+    Copying,
+    /// The guest is stopped; the rest travels.
+    Stopped,
+    /// The target has everything; the guest is still the source's.
+    Prepared,
+    /// The source has given the guest up (SEND_FINISH): it is the target's.
+    Committed,
+    /// Both ends know it.
+    Done,
+    /// Given up; the guest is the source's.
+    Cancelled,
+}
+
+impl Phase {
+    /// Whose the guest is. There is one owner in every phase.
+    pub const fn owner(self) -> Owner {
+        match self {
+            Self::New | Self::Copying | Self::Stopped | Self::Prepared | Self::Cancelled => {
+                Owner::Source
+            }
+            Self::Committed | Self::Done => Owner::Target,
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::New => "new",
+            Self::Copying => "copying",
+            Self::Stopped => "stopped",
+            Self::Prepared => "prepared",
+            Self::Committed => "committed",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        })
+    }
+}
+
+/// A moment of a migration.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Where it is.
+    pub phase: Phase,
+    /// The round: 0 copies everything, later ones what was written since.
+    pub round: u32,
+    /// Pages sent or received so far, those sent again included.
+    pub pages: u64,
+    /// Pages that are still to be sent in this round; 0 at the target.
+    pub left: u64,
+    /// Bytes on the link so far, over all links of the session.
+    pub bytes: u64,
+}
+
+/// What the watcher of a migration wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// To go on.
+    GoOn,
+    /// To cancel. Without effect once the guest is the target's.
+    Cancel,
+}

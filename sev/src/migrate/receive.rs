@@ -1,0 +1,341 @@
+//! The end that takes a guest.
+
+use alloc::boxed::Box;
+
+use embedded_io::{Read, Write};
+use kvm_ops::{Gfn, VcpuId};
+
+use super::ends::{MigrateTarget, Shape, VcpuContent};
+use super::error::{MigrateError, ProtocolError, Reason, Refusal, Result, at};
+use super::firmware::Packet;
+use super::frame::{Kind, Wire};
+use super::progress::{Flow, Phase, Progress};
+use super::record::{self, SessionId, Standing};
+
+/// How often the watcher is called while pages come.
+const PAGES_BETWEEN_REPORTS: u64 = 256;
+
+/// Takes a guest from a [`Sender`](super::Sender).
+///
+/// [`run`](Self::run) serves one link, to the end of the migration or of the link. After an error
+/// for which [`can_go_on`](MigrateError::can_go_on) holds, `run` with a new link goes on in the
+/// same session. [`abandon`](Self::abandon) gives up what came so far.
+///
+/// Nothing that a peer sends is believed: every length, number and order is checked before
+/// anything is done with it, and what does not fit ends the link, not the session.
+#[derive(Debug)]
+pub struct Receiver<T> {
+    target: T,
+    session: Option<Session>,
+    phase: Phase,
+    round: u32,
+    pages: u64,
+    bytes: u64,
+    packet: Box<Packet>,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: SessionId,
+    shape: Shape,
+    /// The record that is due.
+    next: u64,
+}
+
+impl<T: MigrateTarget> Receiver<T> {
+    /// Waits for a guest.
+    pub fn new(target: T) -> Self {
+        Self {
+            target,
+            session: None,
+            phase: Phase::New,
+            round: 0,
+            pages: 0,
+            bytes: 0,
+            packet: Box::default(),
+        }
+    }
+
+    /// Where it stands.
+    pub fn progress(&self) -> Progress {
+        Progress {
+            phase: self.phase,
+            round: self.round,
+            pages: self.pages,
+            left: 0,
+            bytes: self.bytes,
+        }
+    }
+
+    /// The target.
+    pub fn target(&self) -> &T {
+        &self.target
+    }
+
+    /// The target back, at whatever point it is.
+    pub fn into_target(self) -> T {
+        self.target
+    }
+
+    /// Serves a link until the guest is this end's, the sender cancels, or the link fails.
+    ///
+    /// # Errors
+    /// [`MigrateError::Cancelled`] if the sender or the watcher cancelled; else see
+    /// [`MigrateError`]. The peer is told the reason where the link still carries it.
+    pub fn run<L: Read + Write>(
+        &mut self,
+        link: &mut L,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<Progress> {
+        let mut wire = Wire::new(link);
+        let before = self.bytes;
+        let ended = self.serve(&mut wire, before, watch);
+        self.bytes = before + wire.bytes;
+        match ended {
+            Ok(()) => Ok(self.progress()),
+            Err(error) => {
+                let silent = matches!(
+                    error,
+                    MigrateError::Link(_) | MigrateError::Truncated | MigrateError::Cancelled
+                );
+                if !silent {
+                    let refusal = record::refusal_of(&error);
+                    let _ = wire.send(Kind::Refuse, self.due(), &[&record::refuse(refusal)]);
+                    let _ = wire.flush();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives up what came, so that the VM can take another guest. The sender's guest runs on when
+    /// the sender cancels.
+    ///
+    /// # Errors
+    /// [`MigrateError::WrongPhase`] once the guest is this end's; what firmware answers.
+    pub fn abandon(&mut self) -> Result<()> {
+        if self.phase.owner() == Phase::Done.owner() {
+            return Err(MigrateError::WrongPhase);
+        }
+        if self.phase != Phase::New && self.phase != Phase::Cancelled {
+            at("DECOMMISSION", self.target.abandon())?;
+        }
+        self.session = None;
+        self.phase = Phase::Cancelled;
+        Ok(())
+    }
+
+    /// Takes a guest that is prepared here although the sender never said that it gave it up.
+    ///
+    /// Only right when the sender's machine is known not to run the guest any more and never will
+    /// again (it is fenced): otherwise the guest runs twice. A sender that finished but whose last
+    /// word was lost needs no more than a new link.
+    ///
+    /// # Errors
+    /// [`MigrateError::WrongPhase`] unless everything is here.
+    pub fn take_over_from_fenced_source(&mut self) -> Result<()> {
+        if self.phase != Phase::Prepared {
+            return Err(MigrateError::WrongPhase);
+        }
+        self.own();
+        Ok(())
+    }
+
+    fn own(&mut self) {
+        self.target.own();
+        self.phase = Phase::Done;
+    }
+
+    fn due(&self) -> u64 {
+        self.session.as_ref().map_or(0, |session| session.next)
+    }
+
+    fn standing(&self) -> Standing {
+        match self.phase {
+            Phase::Done | Phase::Committed => Standing::Owner,
+            Phase::Prepared => Standing::Prepared,
+            _ => Standing::Receiving,
+        }
+    }
+
+    fn serve<L: Read + Write>(
+        &mut self,
+        wire: &mut Wire<'_, L>,
+        before: u64,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<()> {
+        self.greet(wire)?;
+        loop {
+            let (kind, index, payload) = wire.receive()?;
+            let is_numbered = matches!(
+                kind,
+                Kind::Private | Kind::Shared | Kind::Absent | Kind::Vcpu
+            );
+            let due = self.due();
+            if index != due {
+                return Err(ProtocolError::Index { due, got: index }.into());
+            }
+            match (self.phase, kind) {
+                (_, Kind::Cancel) if self.phase < Phase::Done => {
+                    self.abandon()?;
+                    return Err(MigrateError::Cancelled);
+                }
+                (Phase::Copying, Kind::Private | Kind::Shared | Kind::Absent) => {
+                    self.frame(kind, payload)?;
+                    self.pages += 1;
+                }
+                (Phase::Copying, Kind::Vcpu) => self.vcpu(payload)?,
+                (Phase::Copying, Kind::RoundEnd) => {
+                    self.round = self.round.saturating_add(1);
+                    self.answer(wire, Kind::RoundOk, &[])?;
+                }
+                (Phase::Copying, Kind::Prepare) => {
+                    at("RECEIVE_FINISH", self.target.receive_finish())?;
+                    self.phase = Phase::Prepared;
+                    self.answer(wire, Kind::Prepared, &[])?;
+                }
+                (Phase::Prepared, Kind::Commit) => {
+                    self.own();
+                    self.answer(wire, Kind::Done, &[])?;
+                }
+                // The answer to the first one was lost.
+                (Phase::Done, Kind::Commit) => self.answer(wire, Kind::Done, &[])?,
+                _ => return Err(ProtocolError::Unexpected(kind as u8).into()),
+            }
+            if is_numbered {
+                if let Some(session) = &mut self.session {
+                    session.next += 1;
+                }
+            }
+            let pages_only = is_numbered && self.pages % PAGES_BETWEEN_REPORTS != 0;
+            self.bytes = before + wire.bytes;
+            if !pages_only && watch(&self.progress()) == Flow::Cancel && self.phase < Phase::Done {
+                self.abandon()?;
+                let refusal = Refusal {
+                    reason: Reason::Host,
+                    status: 0,
+                };
+                let _ = wire.send(Kind::Refuse, self.due(), &[&record::refuse(refusal)]);
+                let _ = wire.flush();
+                return Err(MigrateError::Cancelled);
+            }
+            if self.phase == Phase::Done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The first record of a link: a new session, or the one that stands.
+    fn greet<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>) -> Result<()> {
+        let (kind, _, payload) = wire.receive()?;
+        match kind {
+            Kind::Resume => {
+                let id = record::parse_session(payload)?;
+                match &self.session {
+                    Some(session) if session.id == id => {}
+                    _ => return Err(ProtocolError::Session.into()),
+                }
+                self.ready(wire)
+            }
+            Kind::Hello => {
+                if !matches!(self.phase, Phase::New | Phase::Cancelled) {
+                    return Err(MigrateError::WrongPhase);
+                }
+                let (id, shape) = record::parse_hello(payload)?;
+                if let Err(error) = self.target.accept(&shape) {
+                    let refusal = Refusal {
+                        reason: Reason::Shape,
+                        status: error.errno() as u64,
+                    };
+                    wire.send(Kind::Refuse, 0, &[&record::refuse(refusal)])?;
+                    wire.flush()?;
+                    // The reason was given here.
+                    return Err(MigrateError::Refused(refusal));
+                }
+                let certs = at("PDH_CERT_EXPORT", self.target.certs())?;
+                wire.send(Kind::Offer, 0, &[&record::offer(&certs)])?;
+                wire.flush()?;
+                let (kind, index, payload) = wire.receive()?;
+                match kind {
+                    Kind::Start => {}
+                    Kind::Cancel => return Err(MigrateError::Cancelled),
+                    _ => return Err(ProtocolError::Unexpected(kind as u8).into()),
+                }
+                if index != 0 {
+                    return Err(ProtocolError::Index { due: 0, got: index }.into());
+                }
+                let start = record::parse_start(payload)?;
+                if start.policy != shape.policy {
+                    return Err(ProtocolError::Field("policy").into());
+                }
+                at("RECEIVE_START", self.target.receive_start(&start))?;
+                self.session = Some(Session { id, shape, next: 0 });
+                (self.phase, self.round, self.pages) = (Phase::Copying, 0, 0);
+                self.ready(wire)
+            }
+            kind => Err(ProtocolError::Unexpected(kind as u8).into()),
+        }
+    }
+
+    fn ready<L: Read + Write>(&self, wire: &mut Wire<'_, L>) -> Result<()> {
+        self.answer(wire, Kind::Ready, &[self.standing() as u8])
+    }
+
+    fn answer<L: Read + Write>(
+        &self,
+        wire: &mut Wire<'_, L>,
+        kind: Kind,
+        payload: &[u8],
+    ) -> Result<()> {
+        wire.send(kind, self.due(), &[payload])?;
+        wire.flush()
+    }
+
+    fn check(&self, gfn: Gfn) -> Result<()> {
+        let inside = self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.shape.layout.contains(gfn));
+        if inside {
+            return Ok(());
+        }
+        Err(ProtocolError::OutsideOfGuest(gfn.get()).into())
+    }
+
+    fn frame(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
+        match kind {
+            Kind::Private => {
+                let gfn = record::parse_private(payload, &mut self.packet)?;
+                self.check(gfn)?;
+                let placed = self.target.receive_private(gfn, &self.packet);
+                at("RECEIVE_UPDATE_DATA", placed)
+            }
+            Kind::Shared => {
+                let (gfn, has_data) = record::parse_shared(payload, &mut self.packet)?;
+                self.check(gfn)?;
+                let page = has_data.then_some(&self.packet.data);
+                at("shared page", self.target.receive_shared(gfn, page))
+            }
+            _ => {
+                let gfn = record::parse_absent(payload)?;
+                self.check(gfn)?;
+                at("absent page", self.target.receive_absent(gfn))
+            }
+        }
+    }
+
+    fn vcpu(&mut self, payload: &[u8]) -> Result<()> {
+        let (vcpu, content) = record::parse_vcpu(payload, &mut self.packet)?;
+        let fits = self.session.as_ref().is_some_and(|session| {
+            let is_es = session.shape.tech == kvm_ops::Tech::SevEs;
+            vcpu < session.shape.vcpus && is_es == (content == VcpuContent::Vmsa)
+        });
+        if !fits {
+            return Err(ProtocolError::Field("vCPU").into());
+        }
+        let received = self
+            .target
+            .receive_vcpu(VcpuId(vcpu), content, &self.packet);
+        at("RECEIVE_UPDATE_VMSA", received)
+    }
+}

@@ -1,0 +1,173 @@
+//! The staged form of a move: a one-time token stands for the context until somebody takes it.
+//!
+//! KVM_SEV_LOCAL_SEND and KVM_SEV_LOCAL_RECEIVE as they were once proposed for Linux, for programs
+//! that cannot hand each other anything but bytes.
+
+use alloc::sync::{Arc, Weak};
+use core::fmt;
+
+use kvm_ops::{Error, Field, Host, Result, Step, Tech};
+
+use super::StagingTable;
+use super::bond::Tenure;
+use super::staging::MoveToken;
+use super::transfer::{claim_both, halt, reopen, take_over, unfit};
+use crate::SevVm;
+use crate::rules::{EINVAL, ENOTTY, errno};
+use crate::shared::Shared;
+
+/// What a [`StagingTable`] knows of a source: how to find it, while it is there.
+pub struct Staged<H: Host>(Weak<Shared<H>>);
+
+impl<H: Host> fmt::Debug for Staged<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Staged")
+    }
+}
+
+impl<H: Host> Staged<H> {
+    fn still(&self, token: &MoveToken) -> bool {
+        let source = self.0.upgrade();
+        source.is_some_and(|source| is_staged(&source, token).is_some())
+    }
+}
+
+/// The step that a source goes back to, while it is staged under that token.
+fn is_staged<H: Host>(source: &Shared<H>, token: &MoveToken) -> Option<Step> {
+    match &source.bond().tenure {
+        Tenure::Staged {
+            token: own, step, ..
+        } if own.is(token) => Some(*step),
+        _ => None,
+    }
+}
+
+impl<H: Host> SevVm<H> {
+    /// Stages the VM's context: whoever brings the token to a VM of this machine takes it over
+    /// there, once. From now on the VM does not run and takes debug commands only (17, 18), after
+    /// the context was taken too, as long as its new VM lives.
+    ///
+    /// `random` fills the token from the host's random numbers; `deliver` hands it to whoever is to
+    /// have it. If it cannot, nothing was staged.
+    ///
+    /// # Errors
+    /// ENOTTY for a VM without a context; [`Error::WrongState`] before LAUNCH_START;
+    /// [`Error::Exists`] for a VM that is staged already; EINVAL for a mirror; unsupported for SNP;
+    /// [`Error::Again`] where `random` gives no random numbers; what `random` and `deliver` answer.
+    pub fn local_send(
+        &mut self,
+        table: &Arc<StagingTable<Staged<H>>>,
+        random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+        deliver: impl FnOnce(&MoveToken) -> Result<()>,
+    ) -> Result<()> {
+        let source = &self.shared;
+        let _claimed = source.claim.claim()?;
+        match &source.bond().tenure {
+            Tenure::Owner => {}
+            Tenure::Staged { .. } => return Err(Error::Exists(Field::Token, source.id.0)),
+            Tenure::Mirror(_) => return Err(errno(EINVAL)),
+            Tenure::Released { .. } | Tenure::Given(_) | Tenure::Moved => {
+                return Err(Error::Poisoned);
+            }
+        }
+        let step = source.step();
+        if step == Step::Poisoned {
+            return Err(Error::Poisoned);
+        }
+        match source.context().as_ref() {
+            None => return Err(errno(ENOTTY)),
+            Some(_) if source.tech == Tech::SevSnp => {
+                return kvm_ops::unsupported!("local_send of an SNP guest");
+            }
+            Some(context) if context.identity.is_none() => return Err(Error::WrongState(step)),
+            Some(_) => {}
+        }
+        let token = MoveToken::draw(random)?;
+        deliver(&token)?;
+        halt(source);
+        source.bond().tenure = Tenure::Staged {
+            table: Arc::clone(table),
+            token,
+            step,
+        };
+        table
+            .stage(token, Staged(Arc::downgrade(source)))
+            .inspect_err(|_| {
+                source.bond().tenure = Tenure::Owner;
+                reopen(source, step);
+            })
+    }
+
+    /// Takes the token back; the VM runs on.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while somebody trades it; [`Error::NotFound`] if the VM is not staged.
+    pub fn local_cancel(&mut self) -> Result<()> {
+        let source = &self.shared;
+        let _claimed = source.claim.claim()?;
+        match unstage(source) {
+            Some(step) => {
+                reopen(source, step);
+                Ok(())
+            }
+            None => Err(Error::NotFound(Field::Token, source.id.0)),
+        }
+    }
+
+    /// Trades a token for the context that it stands for. The VM is launched then: it goes on where
+    /// the source was. `deliver` is told the guest's handle; if it cannot pass that on, nothing
+    /// has happened, and the token is good still.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a token that is not good: never staged here, traded, withdrawn, or
+    /// of a VM that is gone. [`Error::Invalid`] for a VM of another technology or machine, one
+    /// whose launch has begun, one with regions or pages, or, for SEV-ES, with another number of
+    /// vCPUs: the token stays good. [`Error::Busy`] while either VM is on the move.
+    pub fn local_receive(
+        &mut self,
+        table: &StagingTable<Staged<H>>,
+        token: &MoveToken,
+        deliver: impl FnOnce(u32) -> Result<()>,
+    ) -> Result<u32> {
+        let staged = table.take(token)?;
+        let received = receive(&self.shared, &staged, token, deliver);
+        if received.is_err() {
+            table.put_back(*token, staged, |staged| staged.still(token));
+        }
+        received
+    }
+}
+
+fn receive<H: Host>(
+    to: &Arc<Shared<H>>,
+    staged: &Staged<H>,
+    token: &MoveToken,
+    deliver: impl FnOnce(u32) -> Result<()>,
+) -> Result<u32> {
+    let gone = Error::NotFound(Field::Token, 0);
+    let from = staged.0.upgrade().ok_or(gone)?;
+    let _claims = claim_both(to, &from)?;
+    let step = is_staged(&from, token).ok_or(gone)?;
+    let mut handle = None;
+    take_over(to, &from, step, |context| {
+        let number = context.handle().ok_or(unfit(&from))?;
+        handle = Some(number);
+        deliver(number)
+    })?;
+    from.bond().tenure = Tenure::Given(Arc::downgrade(to));
+    handle.ok_or(unfit(&from))
+}
+
+/// Withdraws the VM's token. First the VM says so, then the table forgets: so a trade that fails
+/// just now does not put the token back.
+pub(super) fn unstage<H: Host>(source: &Shared<H>) -> Option<Step> {
+    let mut bond = source.bond();
+    let Tenure::Staged { table, token, step } = &bond.tenure else {
+        return None;
+    };
+    let (table, token, step) = (Arc::clone(table), *token, *step);
+    bond.tenure = Tenure::Owner;
+    drop(bond);
+    table.withdraw(&token);
+    Some(step)
+}

@@ -1,0 +1,202 @@
+//! The table of staged contexts: which token may be traded for whose context.
+//!
+//! ```text
+//!            stage                 take                      (received)
+//!   absent ---------> staged ------------> out ------------------------> absent
+//!                       |  ^                |
+//!             withdraw  |  +-- put_back ----+   refused where the source withdrew meanwhile
+//!                       v                   |
+//!                     absent <--------------+
+//! ```
+//! An entry only names its source; the context stays with the source until the receiver takes it
+//! there. So an entry that is lost, or never received, loses nothing.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use kvm_ops::{Error, Field, Result};
+use subtle::ConstantTimeEq;
+
+use super::sync::Lock;
+
+/// A one-time token for a staged context: 128 bits of the host's random numbers.
+///
+/// Whoever has it may take the context over, so it is not printed.
+#[derive(Clone, Copy)]
+pub struct MoveToken([u8; 16]);
+
+impl MoveToken {
+    /// The token as it is handed from program to program.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
+    /// A token that came from another program.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Draws a token. All zeros means that the source of random numbers does not work: never used.
+    pub(crate) fn draw(random: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<Self> {
+        let mut bytes = [0; 16];
+        random(&mut bytes)?;
+        if bytes == [0; 16] {
+            return Err(Error::Again);
+        }
+        Ok(Self(bytes))
+    }
+
+    /// Compares in a time that does not tell how much of it was right.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl fmt::Debug for MoveToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MoveToken(..)")
+    }
+}
+
+/// Staged contexts of one machine, each under a [`MoveToken`].
+///
+/// One value for all VMs of a machine; VMs of two machines never meet in it. It holds no key, no
+/// page and no VM: `S` is what finds the source.
+pub struct StagingTable<S> {
+    staged: Lock<Vec<(MoveToken, S)>>,
+}
+
+/// The most contexts that one machine can have staged: it has no more ASIDs.
+const MOST: usize = 1 << 16;
+
+impl<S> StagingTable<S> {
+    /// Nothing is staged.
+    pub fn new() -> Self {
+        Self {
+            staged: Lock::new(Vec::new()),
+        }
+    }
+
+    /// How many contexts are staged.
+    pub fn len(&self) -> usize {
+        self.staged.lock().len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Makes a token good for a source.
+    pub(crate) fn stage(&self, token: MoveToken, source: S) -> Result<()> {
+        let mut staged = self.staged.lock();
+        if staged.len() >= MOST {
+            return Err(Error::NoMemory);
+        }
+        // Two equal draws of 128 bits: the source of random numbers does not work.
+        if find(&staged, &token).is_some() {
+            return Err(Error::Again);
+        }
+        staged.push((token, source));
+        Ok(())
+    }
+
+    /// Trades a token, once.
+    pub(crate) fn take(&self, token: &MoveToken) -> Result<S> {
+        let mut staged = self.staged.lock();
+        match find(&staged, token) {
+            Some(at) => Ok(staged.swap_remove(at).1),
+            // Which token it was is nobody's business.
+            None => Err(Error::NotFound(Field::Token, 0)),
+        }
+    }
+
+    /// A trade that did not come about: the token is good again, if `still` says, under the table's
+    /// lock, that the source has not withdrawn.
+    pub(crate) fn put_back(&self, token: MoveToken, source: S, still: impl FnOnce(&S) -> bool) {
+        let mut staged = self.staged.lock();
+        if still(&source) {
+            staged.push((token, source));
+        }
+    }
+
+    /// Makes a token worthless. The source must have said so where `still` looks, before.
+    pub(crate) fn withdraw(&self, token: &MoveToken) -> Option<S> {
+        let mut staged = self.staged.lock();
+        find(&staged, token).map(|at| staged.swap_remove(at).1)
+    }
+}
+
+/// Every entry is looked at, whichever fits.
+fn find<S>(staged: &[(MoveToken, S)], token: &MoveToken) -> Option<usize> {
+    let mut found = None;
+    for (at, (known, _)) in staged.iter().enumerate() {
+        if known.is(token) {
+            found = Some(at);
+        }
+    }
+    found
+}
+
+impl<S> Default for StagingTable<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S> fmt::Debug for StagingTable<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StagingTable")
+            .field("len", &self.len())
+            .finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn token(n: u8) -> MoveToken {
+        MoveToken::from_bytes([n; 16])
+    }
+
+    #[test]
+    fn a_token_is_good_once() {
+        let table = StagingTable::new();
+        table.stage(token(1), "a").unwrap();
+        table.stage(token(2), "b").unwrap();
+        assert_eq!(table.take(&token(3)), Err(Error::NotFound(Field::Token, 0)));
+        assert_eq!(table.take(&token(1)), Ok("a"));
+        assert_eq!(table.take(&token(1)), Err(Error::NotFound(Field::Token, 0)));
+        assert_eq!(table.withdraw(&token(2)), Some("b"));
+        assert_eq!(table.take(&token(2)), Err(Error::NotFound(Field::Token, 0)));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_trade_that_fails_leaves_the_token_good_unless_the_source_withdrew() {
+        let table = StagingTable::new();
+        table.stage(token(1), "a").unwrap();
+        let source = table.take(&token(1)).unwrap();
+        table.put_back(token(1), source, |_| true);
+        let source = table.take(&token(1)).unwrap();
+        table.put_back(token(1), source, |_| false);
+        assert!(table.take(&token(1)).is_err());
+    }
+
+    #[test]
+    fn random_numbers_that_are_none_are_refused() {
+        let table = StagingTable::new();
+        assert_eq!(MoveToken::draw(&mut |_| Ok(())).unwrap_err(), Error::Again);
+        let broken = MoveToken::draw(&mut |_| Err(Error::Busy));
+        assert_eq!(broken.unwrap_err(), Error::Busy);
+        table.stage(token(1), ()).unwrap();
+        assert_eq!(table.stage(token(1), ()), Err(Error::Again));
+    }
+
+    #[test]
+    fn a_token_is_not_printed() {
+        extern crate std;
+        assert_eq!(std::format!("{:?}", token(0xab)), "MoveToken(..)");
+    }
+}
