@@ -112,7 +112,13 @@ fn run(mirror: &mut Mirror, fw: &Firmware, op: &Op) -> Result<()> {
                 page_of(gfn)
             };
             let before = expected(&fw.entries(), fw.root, gfn);
-            let mapped = mirror.map(fw, g(gfn), level, page)?;
+            let mapped = if gfn % 2 == 0 {
+                mirror.map(fw, g(gfn), level, page)?
+            } else {
+                let mut cursor = mirror.cursor();
+                cursor.lookup(g(gfn ^ 1));
+                cursor.map(fw, g(gfn), level, page)?
+            };
             let inside = gfn & (before.level.frames() - 1);
             match mapped {
                 Mapped::New => assert_eq!(before.entry, PrivateSpte::Absent),
