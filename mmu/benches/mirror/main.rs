@@ -1,6 +1,7 @@
 //! The mirror beside what else could hold the same mapping, and beside the limits of the machine.
 //!
-//! `cargo bench -p kvm-ops-mmu` prints every table; with `-- quick` 1 GiB only. With `-- report` it
+//! `cargo bench -p kvm-ops-mmu` prints every table; `-- work`, `threads` and `designs` choose some, and
+//! `quick` leaves 16 GiB out. With `-- report` it
 //! also writes the tables into docs/mirror.md and draws docs/plots/mirror-*.svg.
 //! `-- peer=mirror` measures peers of that name only. `-- cycles=1000,2000,4000` sets what a SEAMCALL is taken to cost.
 
@@ -42,16 +43,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => vec![1000, 2000, 4000],
     };
     let only = args.iter().find_map(|arg| arg.strip_prefix("peer="));
+    let sections = ["work", "threads", "designs"];
+    let all = !sections.into_iter().any(has);
     let mut report = report::Report::default();
-    work::measure(&mut report, 1, 9, only);
-    if only.is_some() {
-        return Ok(());
+    if all || has("work") {
+        work::measure(&mut report, 1, 9, only);
+        if !has("quick") {
+            work::measure(&mut report, 16, 3, only);
+        }
     }
-    if !has("quick") {
-        work::measure(&mut report, 16, 3, only);
+    if all || has("threads") {
+        threads::measure(&mut report);
     }
-    threads::measure(&mut report);
-    designs::measure(&mut report, &cycles);
+    if all || has("designs") {
+        designs::measure(&mut report, &cycles);
+    }
     if has("report") {
         report.write()?;
     }

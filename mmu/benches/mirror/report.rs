@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::designs::{Cost, OPERATIONS};
 use crate::plot::{Bar, Scale, Series, bars};
+use crate::threads::ROUNDS;
 use crate::work::{Row, WORK};
 
 /// What was measured, table by table, under the name that docs/mirror.md has for it.
@@ -16,6 +17,14 @@ pub struct Report {
     work: Vec<(u64, Vec<Row>)>,
     rates: Vec<(&'static str, [f64; 4])>,
     calls: Vec<[Option<Cost>; 5]>,
+}
+
+fn bar(value: f64) -> Option<Bar> {
+    Some(Bar {
+        ns: value,
+        low: value,
+        high: value,
+    })
 }
 
 fn number(value: f64) -> String {
@@ -97,8 +106,8 @@ impl Report {
         rows: Vec<(&'static str, [f64; 4])>,
         locks: Vec<(&'static str, [f64; 2])>,
     ) {
-        let mut text = String::from(
-            "Millions of pages a second, all threads together, best of 9 rounds:\n\n\
+        let mut text = format!(
+            "Millions of pages a second, all threads together, best of {ROUNDS} rounds:\n\n\
              | | map, 1 thread | map, 2 | look up, 1 | look up, 2 |\n|---|--:|--:|--:|--:|\n",
         );
         for (name, rates) in &rows {
@@ -109,8 +118,8 @@ impl Report {
             text += "\n";
         }
         self.table("threads", text);
-        let mut text = String::from(
-            "Taking and releasing the reader's side by a call, ns, best of 9 rounds:\n\n| | 1 thread | 2 threads |\n|---|--:|--:|\n",
+        let mut text = format!(
+            "Taking and releasing the reader's side by a call, ns, best of {ROUNDS} rounds:\n\n| | 1 thread | 2 threads |\n|---|--:|--:|\n",
         );
         for (name, [one, two]) in &locks {
             let _ = writeln!(text, "| {name} | {} | {} |", number(*one), number(*two));
@@ -179,13 +188,6 @@ impl Report {
     }
 
     fn plots(&self, dir: &Path) -> Result<(), Box<dyn Error>> {
-        let bar = |ns: f64| {
-            Some(Bar {
-                ns,
-                low: ns,
-                high: ns,
-            })
-        };
         for (gib, rows) in &self.work {
             let names: Vec<String> = rows.iter().map(|row| row.name.replace('*', "")).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -204,6 +206,16 @@ impl Report {
                 &series,
             )?;
         }
+        if !self.rates.is_empty() {
+            self.plot_rates(dir)?;
+        }
+        if !self.calls.is_empty() {
+            self.plot_calls(dir)?;
+        }
+        Ok(())
+    }
+
+    fn plot_rates(&self, dir: &Path) -> Result<(), Box<dyn Error>> {
         let names: Vec<String> = self.rates.iter().map(|(n, _)| n.replace('`', "")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let series: Vec<Series> = [("map, 1 thread", 0), ("map, 2 threads", 1)]
@@ -219,7 +231,10 @@ impl Report {
             Scale::Linear,
             &names,
             &series,
-        )?;
+        )
+    }
+
+    fn plot_calls(&self, dir: &Path) -> Result<(), Box<dyn Error>> {
         let series: Vec<Series> = ["mirror", "one read a walk", "one read an entry"]
             .into_iter()
             .zip(&self.calls)
