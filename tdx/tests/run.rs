@@ -292,6 +292,36 @@ fn hlt_with_local_apics_in_the_platform_waits_for_an_interrupt_and_a_kick_gets_i
 }
 
 #[test]
+fn an_nmi_ends_a_halt_and_disturbs_nothing_else() {
+    let mut td = Made {
+        irqchip: Irqchip::Split,
+        ..Made::default()
+    }
+    .td();
+    let (program, told) = told(Script::new().input(0x60, 1).output(1, &[1]).halt());
+    td.vcpu().load_program(Box::new(program)).unwrap();
+    match td.vcpu().vcpu_run().unwrap() {
+        Exit::IoIn { data, .. } => data[0] = 9,
+        other => panic!("{other:?}"),
+    }
+    td.vcpu().inject_nmi().unwrap();
+    assert_eq!(td.vcpu().vcpu_run().map(|e| e.kind()), Ok(ExitKind::IoOut));
+    let kick = td.vcpu().kick_handle();
+    let vcpu = td.vcpu();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            kick.kick();
+        });
+        assert_eq!(vcpu.vcpu_run(), Ok(Exit::Interrupted), "it halted");
+    });
+    vcpu.inject_nmi().unwrap();
+    assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown));
+    told.expect(["Data([9])", "Done", "Interrupt(2)"]);
+    td.destroy();
+}
+
+#[test]
 fn mmio_reads() {
     const AT: u64 = 0x2_0000_0000;
     let script = Script::new()

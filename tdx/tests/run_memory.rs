@@ -363,8 +363,12 @@ fn a_host_without_memory_is_told_so_and_the_guest_goes_on_when_there_is_some() {
 fn an_entry_that_finds_a_lock_taken_is_made_again() {
     let (mut td, told) = td(Script::new().output(1, &[1]));
     let platform = td.host.tdx_platform().unwrap();
-    for (nth, operand) in [(1, Operand::TD_EPOCH), (2, Operand::SEPT_TREE)] {
-        let status = Code::OPERAND_BUSY.on(operand);
+    let statuses = [
+        Code::OPERAND_BUSY.on(Operand::TD_EPOCH),
+        Code::OPERAND_BUSY.on(Operand::SEPT_TREE),
+        Code::HOST_PRIORITY_BUSY_TIMEOUT.status(),
+    ];
+    for (nth, status) in (1..).zip(statuses) {
         let leaf = HostLeaf::VpEnter;
         platform.inject(Fault::ForceStatus { leaf, nth, status });
     }

@@ -5,7 +5,7 @@ mod common;
 use common::{Td, machine, regs};
 use soft_tdx_module::{
     Code, Fault, GuestLeaf, GuestOp, HostLeaf as L, LockMode, LockTarget, Outcome, Platform, Regs,
-    Script, Status, TraceEvent, pending,
+    Script, Status, TraceEvent, VmExit, pending,
 };
 use std::sync::{Arc, Mutex};
 
@@ -360,6 +360,70 @@ fn a_kick_and_the_timer_end_an_entry() {
     assert_eq!(td.enter(&p).rax, 1, "the timer");
     p.kick(0);
     assert_eq!(td.enter(&p).rax, 1);
+}
+
+#[test]
+fn an_nmi_comes_between_completions_and_swallows_none() {
+    const PEND_NMI: u64 = 0x2000_0000_0000_000B;
+    let p = machine();
+    let td = runnable(&p);
+    let (program, log) = recorded(vec![
+        GuestOp::vmcall(1, [7, 0, 0, 0]),
+        GuestOp::vmcall(2, [0; 4]), // Not executed: the NMI comes first.
+        GuestOp::vmcall(3, [0; 4]),
+    ]);
+    p.set_guest(td.tdvpr, program);
+    assert_eq!(td.enter(&p).r11, 1);
+    let nmi = Regs {
+        r8: 1,
+        r9: 1,
+        ..regs(td.tdvpr, PEND_NMI)
+    };
+    td.ok(&p, L::VpWr, nmi);
+    let mut answer = Regs {
+        r12: 8,
+        ..Regs::leaf(L::VpEnter.number())
+    };
+    answer.rcx = td.tdvpr;
+    p.seamcall(0, &mut answer).expect("executes");
+    assert_eq!(answer.r11, 3);
+    let log = log.lock().expect("log");
+    assert!(matches!(log[0], Outcome::Start(_)));
+    assert!(
+        matches!(log[1], Outcome::Registers(r) if r.r12 == 8),
+        "{log:?}"
+    );
+    assert!(matches!(log[2], Outcome::Event(e) if e.vector == 2));
+    assert_eq!(log.len(), 3);
+}
+
+#[test]
+fn a_fault_of_the_programs_own_leaves_and_asks_it_anew() {
+    const SHARED: u64 = 1 << 47;
+    let p = machine();
+    let td = runnable(&p);
+    let violation = |gpa| {
+        GuestOp::Fault(VmExit {
+            reason: EPT_VIOLATION as u16,
+            qualification: 2,
+            gpa,
+            ..VmExit::default()
+        })
+    };
+    let (program, log) = recorded(vec![violation(SHARED | 0x5000), violation(SHARED | 0x6000)]);
+    p.set_guest(td.tdvpr, program);
+    for gpa in [0x5000, 0x6000] {
+        let exit = td.enter(&p);
+        assert_eq!(
+            (exit.rax, exit.rcx, exit.r8),
+            (EPT_VIOLATION, 2, SHARED | gpa)
+        );
+    }
+    assert_eq!(td.enter(&p).rax, VMCALL);
+    assert_eq!(
+        log.lock().expect("log")[1..],
+        [Outcome::Done, Outcome::Done]
+    );
 }
 
 #[test]

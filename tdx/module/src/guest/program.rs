@@ -96,7 +96,8 @@ pub enum Outcome {
     /// The registers after a TDCALL; RAX is its status.
     Registers(Regs),
     /// An exception or interrupt was delivered. The operation was **not** executed, the program may issue
-    /// it again.
+    /// it again. An event never takes the place of a completion: that is told first, and the event comes
+    /// before the operation that the program answers it with.
     Event(Event),
 }
 

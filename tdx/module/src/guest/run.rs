@@ -30,6 +30,10 @@ struct Slot {
     /// A TDCALL that completes with the next entry.
     completes_at_entry: bool,
     last: Option<Outcome>,
+    /// Whether `last` is a completion that the program has not been told yet.
+    untold: bool,
+    /// An event that waits for that.
+    event: Option<Event>,
     advance: u64,
 }
 
@@ -44,6 +48,8 @@ impl Programs {
             repeat: None,
             completes_at_entry: false,
             last: None,
+            untold: false,
+            event: None,
             advance: 0,
         };
         lock(&self.0).insert(tdvpr, slot);
@@ -86,6 +92,8 @@ impl Platform {
             repeat: None,
             completes_at_entry: false,
             last: None,
+            untold: false,
+            event: None,
             advance: 0,
         });
         slot.entered(guest, injected);
@@ -104,11 +112,8 @@ impl Platform {
             let ran = match self.interruption(lp)? {
                 Some(exit) => self.run_event(lp, slot, GuestEvent::Exit(exit), None)?,
                 None => {
-                    let op = match slot.repeat.take() {
-                        Some(op) => op,
-                        None => slot
-                            .program
-                            .step(slot.last.as_ref().unwrap_or(&Outcome::Done)),
+                    let Some(op) = slot.repeat.take().or_else(|| slot.ask()) else {
+                        continue;
                     };
                     self.run_op(lp, slot, op)?
                 }
@@ -169,12 +174,12 @@ impl Platform {
                 self.run_event(lp, slot, GuestEvent::Exit(exit), Some(op))
             }
             GuestOp::Fault(exit) => {
-                slot.last = Some(Outcome::Done);
+                slot.completed(Outcome::Done);
                 self.run_event(lp, slot, GuestEvent::Exit(exit), None)
             }
             GuestOp::Nop => {
                 slot.advance += INSTRUCTION_LENGTH;
-                slot.last = Some(Outcome::Done);
+                slot.completed(Outcome::Done);
                 Ok(Ran::On)
             }
             GuestOp::Read { gpa, len } => {
@@ -216,7 +221,7 @@ impl Platform {
         match fault {
             None => {
                 slot.advance = INSTRUCTION_LENGTH;
-                slot.last = Some(done);
+                slot.completed(done);
                 Ok(Ran::On)
             }
             Some(AccessFault::Exit(exit)) => {
@@ -267,7 +272,7 @@ impl Platform {
                 ..
             } => {
                 if let Some(op) = op {
-                    slot.last = Some(match op {
+                    slot.completed(match op {
                         GuestOp::Tdcall(_) => Outcome::Registers(guest),
                         _ => Outcome::Done,
                     });
@@ -293,17 +298,41 @@ impl Platform {
 impl Slot {
     fn entered(&mut self, guest: Regs, injected: Option<Event>) {
         if self.last.is_none() {
-            self.last = Some(Outcome::Start(guest));
+            self.completed(Outcome::Start(guest));
         }
         if std::mem::take(&mut self.completes_at_entry) {
-            self.last = Some(Outcome::Registers(guest));
+            self.completed(Outcome::Registers(guest));
         }
         if let Some(event) = injected {
             self.deliver(event);
         }
     }
 
+    fn completed(&mut self, outcome: Outcome) {
+        self.last = Some(outcome);
+        self.untold = true;
+    }
+
+    /// Asks the program for its next operation. `None` if an event comes before it.
+    fn ask(&mut self) -> Option<GuestOp> {
+        let op = self
+            .program
+            .step(self.last.as_ref().unwrap_or(&Outcome::Done));
+        self.untold = false;
+        match self.event.take() {
+            Some(event) => {
+                self.deliver(event);
+                None
+            }
+            None => Some(op),
+        }
+    }
+
     fn deliver(&mut self, event: Event) {
+        if self.untold {
+            self.event = Some(event);
+            return;
+        }
         self.repeat = None;
         self.last = Some(Outcome::Event(event));
         self.advance = HANDLER_DISTANCE;
