@@ -10,8 +10,8 @@ use kvm_ops_mmu::{
     Result, SpteChange,
 };
 
-const THREADS: u64 = 4;
-const FRAMES: u64 = if cfg!(miri) { 40 } else { 1024 };
+const THREADS: u64 = if cfg!(miri) { 2 } else { 4 };
+const FRAMES: u64 = if cfg!(miri) { 6 } else { 1024 };
 const ROUNDS: u64 = if cfg!(miri) { 2 } else { 8 };
 
 /// Counts, checks that no entry is changed by two threads at once, and fails now and then.

@@ -1,4 +1,4 @@
-//! The mirror beside what else could hold the same mapping, and beside the limits of the machine.
+//! The mirror beside what else could hold the same mapping, and beside what the machine itself takes.
 //!
 //! `cargo bench -p kvm-ops-mmu` prints every table; `-- work`, `threads` and `designs` choose some, and
 //! `quick` leaves 16 GiB out. With `-- report` it
