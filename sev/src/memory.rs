@@ -392,8 +392,13 @@ impl<H: Host> Shared<H> {
             && memory.has_slot(gfn, large)
             && memory.touching(gfn, large).is_empty()
             && (memory.attributes.all(gfn, large, Privacy::Private)).unwrap_or(false);
-        if fits && self.populate(memory, gfn, Level::Size2M).is_ok() {
-            return Ok(large);
+        if fits {
+            match self.populate(memory, gfn, Level::Size2M) {
+                Ok(()) => return Ok(large),
+                // No large page is left: small ones will do.
+                Err(Error::NoMemory) => {}
+                Err(error) => return Err(error),
+            }
         }
         self.populate(memory, gfn, Level::Size4K)?;
         Ok(1)
