@@ -33,19 +33,8 @@ fn ioctl(vm: &mut SevVm<SimHost>, id: u32, data: &mut [u8]) -> (i32, u64) {
     )
 }
 
-fn init2(vm: &mut SevVm<SimHost>, init: SevInit) -> (i32, u64) {
-    ioctl(vm, 22, init.as_mut_bytes_of())
-}
-
-/// Lets a structure made on the spot be passed.
-trait Bytes {
-    fn as_mut_bytes_of(self) -> &'static mut [u8];
-}
-
-impl<T: IntoBytes + zerocopy::Immutable> Bytes for T {
-    fn as_mut_bytes_of(self) -> &'static mut [u8] {
-        Box::leak(self.as_bytes().to_vec().into_boxed_slice())
-    }
+fn init2(vm: &mut SevVm<SimHost>, mut init: SevInit) -> (i32, u64) {
+    ioctl(vm, 22, init.as_mut_bytes())
 }
 
 /// I1: what the processor can is what is offered; I3: other types of VM have no INIT2.

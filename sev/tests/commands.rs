@@ -239,7 +239,7 @@ fn launch_updates_of_what_is_no_memory_of_the_guest_are_refused() {
         (ram.address(), 0, 22),
         (ram.address(), 0x10, 22),
         (ram.address() + 8, 0x1000, 22),
-        (u64::MAX & !0xfff, 0x2000, 22),
+        (!0xfff, 0x2000, 22),
         (ram.address() + 0x4000, 0x1000, 12),
         (ram.address() + 0x3000, 0x2000, 12),
         (ram.address() + 0x3000, 0x1000, 17),

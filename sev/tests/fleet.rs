@@ -149,7 +149,7 @@ fn several_vcpus_fault_the_same_memory_in_while_the_host_takes_it_away() {
             for mut vcpu in vcpus {
                 scope.spawn(move || {
                     for round in 0..30_u64 {
-                        let at = Gpa::new(C | RAM + round % 16 * 4096);
+                        let at = Gpa::new(C + RAM + round % 16 * 4096);
                         vcpu.load_program(Box::new(Script::new().write(at, b"x").read(at, 1)))
                             .unwrap();
                         loop {

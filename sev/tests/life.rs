@@ -9,11 +9,12 @@ use kvm_ops_core::{
     Backend, Error, Exit, Gfn, Gpa, Host, InitialPage, InitialPageKind, Level, PagePort, Privacy,
     PrivateSpte, Regs, Result, SevParams, SpteChange, Step, Tech, VcpuId, VcpuOps, VmOps,
 };
-use kvm_ops_sev::SevVm;
-use soft_amd_sp::crypto::GuestOwner;
+use kvm_ops_sev::command::Command;
+use kvm_ops_sev::{Failure, Operation, SevVm, Status};
+use soft_amd_sp::crypto::{GuestOwner, PrivateKey};
 use soft_amd_sp::measure::{
-    ApiVersion, BSP_EIP, InitialVmsa, LaunchMeasure, PageInfo, PageType, SevDigest, SnpDigest,
-    VMSA_GPA, Vmm,
+    ApiVersion, BSP_EIP, IdAuth, IdBlock, InitialVmsa, LaunchMeasure, PageInfo, PageType,
+    SevDigest, SnpDigest, VMSA_GPA, Vmm,
 };
 use soft_amd_sp::{Instruction, PageState};
 
@@ -134,6 +135,37 @@ fn the_guest_owner_of_a_sev_guest_accepts_the_measurement_of_what_was_loaded() {
     }
 }
 
+#[test]
+fn an_id_block_is_held_against_the_launch_and_a_wrong_one_can_be_put_right() {
+    let (host, policy) = (host(13), 3 << 16);
+    let key = PrivateKey::random(&mut rand());
+    let finish = |digest: [u8; 48]| {
+        let block = IdBlock::new(digest, policy);
+        let auth = IdAuth::sign(&block, &key, None);
+        let sev = SevParams {
+            policy: Some(policy),
+            host_data: [7; 32],
+            id_block: Some((block.to_bytes().to_vec(), auth.as_bytes().to_vec())),
+            ..SevParams::default()
+        };
+        let id = host.next_vm_id();
+        let mut vm = SevVm::create(&host, id, Tech::SevSnp, &params(1, sev)).unwrap();
+        vm.vm_init().unwrap();
+        let done = vm.vm_finalize();
+        let step = vm.step();
+        common::free_clean(vm);
+        (done, step)
+    };
+    let refused = Failure {
+        operation: Operation::Command(Command::SnpLaunchFinish),
+        code: Status::BAD_MEASUREMENT.0,
+    };
+    assert_eq!(finish([1; 48]), (Err(refused.into()), Step::Initialized));
+    // Nothing was measured.
+    assert_eq!(finish([0; 48]), (Ok(()), Step::Runnable));
+    common::nothing_left(&host);
+}
+
 fn rand() -> impl rand_chacha::rand_core::CryptoRngCore {
     use rand_chacha::rand_core::SeedableRng;
     rand_chacha::ChaCha20Rng::seed_from_u64(9)
@@ -155,7 +187,7 @@ fn what_a_guest_writes_privately_the_host_reads_as_ciphertext() {
             let level = Level::Size4K;
             actions.push(Action::Accept { gpa, level });
         }
-        actions.extend([write(C | RAM + 0x1ffe, b"ab"), read(C | RAM + 0x1ffe, 2)]);
+        actions.extend([write(C + RAM + 0x1ffe, b"ab"), read(C + RAM + 0x1ffe, 2)]);
         let log = outcomes(&vm, &mut vcpu, actions);
         assert_eq!(log[..2], ["Data([119, 119, 119, 119])", "Done"], "{tech}");
         assert_eq!(log.last().unwrap(), "Data([97, 98])", "{tech} {log:?}");
@@ -197,7 +229,7 @@ fn a_page_is_shared_and_made_private_again_as_the_guest_asks() {
             vec![
                 Action::Share { gpa, pages },
                 write(RAM, b"shared"),
-                read(C | RAM + 0x1000, 1),
+                read(C + RAM + 0x1000, 1),
             ],
         );
         assert_eq!(log, ["Done", "Done", "Data([2])"], "{tech}");
@@ -243,7 +275,7 @@ fn an_snp_guest_that_touches_memory_of_the_other_kind_leaves_as_a_memory_fault()
     for (touch, exit) in [
         (read(RAM + 0x10, 1), fault(RAM, Privacy::Shared)),
         (
-            read(C | RAM + 0x1010, 1),
+            read(C + RAM + 0x1010, 1),
             fault(RAM + 0x1000, Privacy::Private),
         ),
         (
@@ -321,7 +353,7 @@ fn a_large_page_is_one_rmp_entry_until_part_of_it_goes() {
         &mut vcpu,
         vec![
             Action::Accept { gpa, level },
-            write(C | RAM + 0x1f_f000, b"end"),
+            write(C + RAM + 0x1f_f000, b"end"),
             Action::Accept {
                 gpa: small,
                 level: Level::Size4K,
@@ -342,7 +374,7 @@ fn a_large_page_is_one_rmp_entry_until_part_of_it_goes() {
         vm.gmem_max_mapping_level(large, Privacy::Private),
         Level::Size4K
     );
-    let log = outcomes(&vm, &mut vcpu, vec![read(C | RAM + 0x1f_f000, 3)]);
+    let log = outcomes(&vm, &mut vcpu, vec![read(C + RAM + 0x1f_f000, 3)]);
     assert_eq!(log, [format!("{:?}", Outcome::Data(b"end"))]);
     let states = sp(&host).snapshot().pages_by_state();
     let guest = states[&PageState::GuestValid] + states[&PageState::GuestInvalid];
