@@ -250,7 +250,8 @@ pub trait SeamPort: Send + Sync {
     /// processor the call travels there (`smp_call_function_single`).
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the caller cannot get onto `cpu`; nothing was called then.
+    /// [`Error::Invalid`](crate::Error::Invalid) if the caller cannot get onto `cpu`; nothing was
+    /// called then.
     fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64>;
 
     /// The package of an online processor, `None` if it is offline or does not exist.
@@ -353,7 +354,8 @@ pub trait PagePort: Send + Sync {
     /// Takes a naturally aligned page of 4 KiB or 2 MiB out of the host's use.
     ///
     /// # Errors
-    /// [`Error::NoMemory`], or [`Error::Invalid`] for another level.
+    /// [`Error::NoMemory`](crate::Error::NoMemory), or
+    /// [`Error::Invalid`](crate::Error::Invalid) for another level.
     fn alloc(&self, level: Level) -> Result<Pfn>;
 
     /// Gives a page back. Firmware and guests hold no part of it any more.
@@ -362,8 +364,9 @@ pub trait PagePort: Send + Sync {
     /// Writes as the host does, with no KeyID and no C-bit.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an address beyond memory; [`Error::Busy`] where the processor refuses
-    /// the host the page (an RMP fault).
+    /// [`Error::Invalid`](crate::Error::Invalid) for an address beyond memory;
+    /// [`Error::Busy`](crate::Error::Busy) where the processor refuses the host the page (an RMP
+    /// fault).
     fn write(&self, at: Hpa, data: &[u8]) -> Result<()>;
 
     /// Reads as the host does: private memory comes as ciphertext or poison.
