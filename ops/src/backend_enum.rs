@@ -293,7 +293,7 @@ macro_rules! backend_enum {
                 /// Takes a declaration back (`KVM_MEMORY_ENCRYPT_UNREG_REGION`).
                 ///
                 /// # Errors
-                /// [`Error::NotFound`](::kvm_ops::Error::NotFound) for a range that is not
+                /// [`Error::Invalid`](::kvm_ops::Error::Invalid), as in Linux, for a range that is not
                 /// declared exactly so.
                 fn mem_enc_unregister_region(
                     &mut self,
