@@ -1,9 +1,7 @@
 //! The encryption context of a guest: what names it to firmware, and how far its launch came.
 //!
-//! Moving a guest moves this value, the frames of [`crate::memory`] and the VMSAs of
-//! [`crate::cell`]: `release_enc_context` and `adopt_enc_context` belong into `migrate/`, and so do
-//! SEND_* and RECEIVE_*, which take a context from `Uninit` to `ReceiveUpdate` and from `Running` to
-//! `SendUpdate`. What such a VM may be asked is one more [`Holding`](crate::rules::Holding).
+//! Moving a guest ([`crate::migrate`]) moves this value, the frames of [`crate::memory`] and the
+//! VMSAs of [`crate::cell`].
 
 use kvm_ops::{Asid, Pfn};
 

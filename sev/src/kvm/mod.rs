@@ -8,7 +8,7 @@
 //! | not here | why |
 //! |---|---|
 //! | INIT, ES_INIT | for VMs of the default type, whose technology is not chosen at creation |
-//! | SEND_*, RECEIVE_* | not part of a launch |
+//! | SEND_*, RECEIVE_* | not part of a launch: see [`crate::migrate`] |
 //! | SNP_ENABLE_REQ_CERTS | guest requests are not carried to user space |
 
 mod blob;
