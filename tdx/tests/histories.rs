@@ -106,7 +106,7 @@ fn run(history: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_mirror_equals_the_secure_ept_after_every_step(history in prop::collection::vec(ops(), 1..40)) {
@@ -149,4 +149,43 @@ fn a_removal_that_was_busy_is_taken_up_by_a_fault_or_by_the_next_removal() {
         let report = destroy(vm);
         all_accounted(&host, &report);
     }
+}
+
+/// Contention stops a pre-fault after the pages that are done; what poisons the TD is told at once.
+#[test]
+fn the_status_that_poisons_a_td_is_told_by_the_operation_that_met_it() {
+    let host = TestHost::new();
+    let vm = runnable(&host);
+    let busy = Class::OPERAND_BUSY.with(1).get();
+    host.fail(Leaf::MemPageAug, 2, u64::MAX, Answer::Status(busy));
+    assert_eq!(vm.pre_fault_memory(Gfn::new(0), 4), Ok(1));
+    assert_eq!(vm.pre_fault_memory(Gfn::new(1), 3), Err(Error::Busy));
+    assert!(host.heal());
+    let broken = Class::TD_FATAL.with(0).get();
+    host.fail(Leaf::MemPageAug, 2, 1, Answer::Status(broken));
+    let told = Err(Error::Firmware(broken));
+    assert_eq!(vm.pre_fault_memory(Gfn::new(1), 3), told);
+    assert_eq!(
+        (vm.step(), vm.private_stats().pages_4k),
+        (Step::Poisoned, 2)
+    );
+    assert!(destroy(vm).is_clean());
+}
+
+/// A table that was busy when it should go stays blocked, and goes the next time.
+#[test]
+fn a_table_that_was_busy_goes_with_the_next_deletion() {
+    let host = TestHost::new();
+    let vm = runnable(&host);
+    vm.pre_fault_memory(Gfn::new(0), 1).unwrap();
+    let slot = MemSlot::new(SlotId(0), Gpa::new(0), host.memory());
+    let busy = Class::OPERAND_BUSY.with(1).get();
+    host.fail(Leaf::MemSeptRemove, 1, 2, Answer::Status(busy));
+    assert_eq!(vm.delete_memory_slot(&slot), Err(Error::Busy));
+    assert!(host.heal());
+    mirror_equals_secure_ept(&host, &vm);
+    vm.delete_memory_slot(&slot).unwrap();
+    assert_eq!(vm.private_stats().tables, 0);
+    mirror_equals_secure_ept(&host, &vm);
+    assert!(destroy(vm).is_clean());
 }

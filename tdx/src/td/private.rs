@@ -106,8 +106,13 @@ impl<H: Host> Td<H> {
                 Ok(Fault::NotPrivate) => Error::NotFound(Field::Gfn, gfn.get()),
                 Err(error) => error,
             };
-            // The pages before it are mapped: that is said first, the reason with the next call.
-            return if done == 0 { Err(failed) } else { Ok(done) };
+            // The pages before it are mapped: that is said first, a reason that stays with the next call.
+            let stays = matches!(failed, Error::Busy | Error::NotFound(..) | Error::NoMemory);
+            return if done > 0 && stays {
+                Ok(done)
+            } else {
+                Err(failed)
+            };
         }
         Ok(pages)
     }
