@@ -53,7 +53,12 @@ fn transfer<B: Backend>(from: &mut Vm<B>, to: &mut Vm<B>, how: EncTransfer) -> R
         Err(error) => Err((error, context)),
     };
     let Err((error, context)) = adopted else {
-        tracing::debug!(from = from.id().0, to = to.id().0, ?how, "context passed on");
+        tracing::debug!(
+            from = from.id().0,
+            to = to.id().0,
+            ?how,
+            "context passed on"
+        );
         return Ok(());
     };
     if carry {

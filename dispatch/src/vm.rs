@@ -3,9 +3,9 @@
 #[path = "move.rs"]
 mod passing;
 
+pub use passing::{copy_enc_context, move_enc_context};
 #[cfg(feature = "std")]
 pub use passing::{copy_enc_context_between, move_enc_context_between};
-pub use passing::{copy_enc_context, move_enc_context};
 
 use alloc::collections::BTreeMap;
 use core::fmt;

@@ -6,6 +6,7 @@
 //! timer would.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub(crate) struct Cpus {
 
 #[derive(Debug, Default)]
 struct Cpu {
+    /// Kicks sent here so far.
+    kicks: AtomicU64,
     queue: Mutex<Queue>,
     moved: Condvar,
 }
@@ -100,9 +103,18 @@ impl Cpus {
         })
     }
 
-    /// Waits for the processor. `interrupt` makes the guest that runs there leave it.
+    /// Sends a processor a kick, which also reaches those who wait for it now.
+    pub(crate) fn kick(&self, cpu: usize) {
+        if let Some(this) = self.cpus.get(cpu) {
+            this.kicks.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Waits for the processor. `interrupt` makes the guest that runs there leave it, or the next
+    /// that enters: a kick that came while this thread waited may have ended another's run only.
     pub(crate) fn take(&self, cpu: usize, interrupt: impl Fn()) -> Option<Turn<'_>> {
         let this = self.cpus.get(cpu)?;
+        let kicks = this.kicks.load(Ordering::SeqCst);
         let mut queue = this.queue();
         let ticket = queue.next;
         queue.next += 1;
@@ -118,6 +130,10 @@ impl Cpus {
             }
         }
         queue.since = Some(Instant::now());
+        drop(queue);
+        if this.kicks.load(Ordering::SeqCst) != kicks {
+            interrupt();
+        }
         Some(Turn(this))
     }
 }
@@ -135,7 +151,7 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     #[test]
     fn threads_spread_over_the_processors_and_leave_their_place_when_they_end() {
@@ -188,5 +204,29 @@ mod tests {
             }
         });
         assert!(cpus.take(1, || ()).is_none(), "there is no second one");
+    }
+
+    #[test]
+    fn a_kick_reaches_those_who_wait_and_not_those_who_come_later() {
+        let cpus = Cpus::new(1);
+        let interrupts = AtomicUsize::new(0);
+        let count = || {
+            interrupts.fetch_add(1, Ordering::SeqCst);
+        };
+        let held = cpus.take(0, || ());
+        // Nobody is served for a slice: only the kick interrupts.
+        cpus.cpus[0].queue().since = None;
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| drop(cpus.take(0, count)));
+            while cpus.cpus[0].queue().next != 2 {
+                std::thread::yield_now();
+            }
+            cpus.kick(0);
+            drop(held);
+            waits.join().unwrap();
+        });
+        assert_eq!(interrupts.load(Ordering::SeqCst), 1);
+        drop(cpus.take(0, count));
+        assert_eq!(interrupts.load(Ordering::SeqCst), 1);
     }
 }

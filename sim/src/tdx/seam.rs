@@ -14,9 +14,9 @@ use super::cpus::Cpus;
 /// it has a guest that runs there interrupted after a millisecond, so that threads may be more
 /// than processors and no guest keeps another from running.
 ///
-/// **A kick ends whatever guest the processor runs**: with two vCPUs on one processor it may end
-/// the other one's run. The one it was meant for then leaves at its next timer interrupt, at most
-/// `guest_steps_per_entry` operations later.
+/// A kick ends whatever guest the processor runs, and the entry of every thread that waits for it.
+/// **A thread that is just about to call may miss it** where processors are shared; its guest then
+/// leaves at the next timer interrupt, at most `guest_steps_per_entry` operations later.
 #[derive(Debug)]
 pub struct SoftSeam {
     platform: Arc<Platform>,
@@ -121,6 +121,7 @@ impl SeamPort for SoftSeam {
     }
 
     fn kick(&self, cpu: CpuId) {
+        self.cpus.kick(cpu.0 as usize);
         self.platform.kick(cpu.0 as usize);
     }
 
