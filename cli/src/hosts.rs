@@ -10,7 +10,9 @@ use kvm_ops::{
 };
 
 use crate::args::HostChoice;
-use crate::confidential::Books;
+#[cfg(all(feature = "sim", feature = "sev"))]
+use crate::confidential::Told;
+use crate::confidential::{Books, Firmware};
 use crate::failure::Failure;
 
 /// Why an image cannot run everywhere.
@@ -34,6 +36,9 @@ pub(crate) trait AnyMachine: Send {
     /// Reads what the host sees at a guest address.
     #[cfg_attr(not(feature = "tdx"), allow(dead_code))] // Only a TD's start is looked at so far.
     fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), MachineError>;
+    /// What is known of the launch of an SEV guest; `None` of any other VM.
+    #[cfg(all(feature = "sim", feature = "sev"))]
+    fn sev(&self) -> Option<Told>;
     /// Where the TDR of a TD lies; `None` of any other VM.
     fn tdr(&self) -> Option<Hpa>;
     /// See [`Machine::destroy`].
@@ -63,6 +68,21 @@ impl<H: Host> AnyMachine for Machine<H> {
 
     fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), MachineError> {
         self.memory().read(gpa, data)
+    }
+
+    #[cfg(all(feature = "sim", feature = "sev"))]
+    fn sev(&self) -> Option<Told> {
+        match self.vm().back_end() {
+            kvm_ops::AnyVm::Amd(kvm_ops::AmdVm::Sev(guest)) => Some(Told {
+                measurement: guest.measurement(),
+                gctx: match guest.identity() {
+                    Some(kvm_ops::sev::Identity::Gctx(gctx)) => Some(gctx),
+                    _ => None,
+                },
+            }),
+            #[allow(unreachable_patterns)] // A build with SEV alone has nothing else.
+            _ => None,
+        }
     }
 
     fn tdr(&self) -> Option<Hpa> {
@@ -156,15 +176,15 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The books of the firmware below VMs of that technology, where it keeps any.
+    /// The books of a firmware, where it has one that keeps any.
     #[cfg(feature = "sim")]
-    pub(crate) fn books(&self, tech: Tech) -> Option<Books> {
-        Books::of(self.platform.as_ref()?, tech)
+    pub(crate) fn books(&self, firmware: Firmware) -> Option<Books> {
+        Books::of(self.platform.as_ref()?, firmware)
     }
 
     /// None: what is below `/dev/kvm` shows no books.
     #[cfg(not(feature = "sim"))]
-    pub(crate) fn books(&self, _: Tech) -> Option<Books> {
+    pub(crate) fn books(&self, _: Firmware) -> Option<Books> {
         None
     }
 }

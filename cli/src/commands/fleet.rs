@@ -110,8 +110,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let progress = Progress::new(plan.ready.len(), args.json);
         let (reports, ledgers) = launch::run(plan, &interrupt, &progress);
         progress.done();
-        let close =
-            |ledger: &plan::Ledger<'_>| ledger.close(report::torn_down(&reports, ledger.tech()));
+        let close = |ledger: &plan::Ledger<'_>| {
+            ledger.close(report::torn_down(&reports, ledger.firmware()))
+        };
         let firmware: Vec<_> = ledgers.iter().filter_map(close).collect();
         (reports, firmware)
     };

@@ -5,7 +5,7 @@
 //! allocator the pages that are out, and the teardowns what they freed and leaked. Their sums must
 //! agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use kvm_ops::{FreeReport, Leaked, Tech};
@@ -57,7 +57,7 @@ impl Leaks {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Books {
     /// Calls by name and status.
-    calls: BTreeMap<(&'static str, &'static str), u64>,
+    calls: BTreeMap<(String, String), u64>,
     /// Pages that the allocator ever gave out.
     pages_taken: u64,
     /// Those of them that did not come back.
@@ -67,41 +67,68 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    /// As they stand for the firmware below VMs of that technology; `None` where there is none.
+    /// As they stand for a firmware; `None` where the platform has none.
     #[cfg(feature = "sim")]
-    pub(crate) fn of(host: &kvm_ops::sim::SimHost, tech: Tech) -> Option<Self> {
-        match tech {
+    pub(crate) fn of(host: &kvm_ops::sim::SimHost, firmware: Firmware) -> Option<Self> {
+        let _ = host;
+        match firmware {
             #[cfg(feature = "tdx")]
-            Tech::Tdx => Self::of_tdx(host),
-            _ => {
-                let _ = host;
-                None
-            }
+            Firmware::TdxModule => Self::of_tdx(host),
+            #[cfg(feature = "sev")]
+            Firmware::AmdSp => Self::of_sev(host),
+            #[allow(unreachable_patterns)] // With both technologies built in, nothing is left.
+            _ => None,
         }
     }
 
     #[cfg(all(feature = "sim", feature = "tdx"))]
     fn of_tdx(host: &kvm_ops::sim::SimHost) -> Option<Self> {
         use kvm_ops::{Host, SeamPort};
+        let counts = host.tdx_platform()?.counts().0.into_iter();
+        let calls = counts.map(|((leaf, status), n)| ((leaf.to_owned(), status.to_owned()), n));
+        let pages = host.pages()?;
         Some(Self {
-            calls: host.tdx_platform()?.counts().0,
-            pages_taken: host.pages()?.frames_taken(),
-            pages_out: host.pages()?.frames_out(),
+            calls: calls.collect(),
+            pages_taken: pages.frames_taken(),
+            pages_out: pages.frames_out(),
             keys_out: host.seam()?.key_ids().in_use().into(),
         })
     }
 
+    #[cfg(all(feature = "sim", feature = "sev"))]
+    fn of_sev(host: &kvm_ops::sim::SimHost) -> Option<Self> {
+        use kvm_ops::{Host, PspPort};
+        use soft_amd_sp::{Operation, Status};
+        let counters = host.sev_platform()?.counters();
+        let mut calls = BTreeMap::new();
+        for (operation, code, n) in counters.iter() {
+            let status = match (operation, u16::try_from(code).ok()) {
+                (_, Some(0)) => SUCCESS.to_owned(),
+                (Operation::Command(_), Some(code)) => Status(code).to_string(),
+                _ => format!("code {code}"),
+            };
+            *calls.entry((operation.to_string(), status)).or_default() += n;
+        }
+        let pages = host.pages()?;
+        Some(Self {
+            calls,
+            pages_taken: pages.frames_taken(),
+            pages_out: pages.frames_out(),
+            keys_out: host.psp()?.asid_pools().in_use().into(),
+        })
+    }
+
     /// The calls since then, by name; which of them did not succeed, by name and status.
-    fn calls_since(&self, then: &Self) -> (BTreeMap<&'static str, u64>, BTreeMap<String, u64>) {
+    fn calls_since(&self, then: &Self) -> (BTreeMap<String, u64>, BTreeMap<String, u64>) {
         let (mut by_name, mut refused) = (BTreeMap::new(), BTreeMap::new());
-        for ((name, status), now) in &self.calls {
-            let before = then.calls.get(&(*name, *status)).copied().unwrap_or(0);
-            let n = now - before;
+        for (call, now) in &self.calls {
+            let n = now - then.calls.get(call).copied().unwrap_or(0);
             if n == 0 {
                 continue;
             }
-            *by_name.entry(*name).or_default() += n;
-            if *status != "SUCCESS" {
+            let (name, status) = call;
+            *by_name.entry(name.clone()).or_default() += n;
+            if status != SUCCESS {
                 *refused.entry(format!("{name} {status}")).or_default() += n;
             }
         }
@@ -111,19 +138,76 @@ impl Books {
     /// How often these calls have succeeded since then.
     fn successes(&self, then: &Self, names: &[&str]) -> u64 {
         let of = |books: &Self| -> u64 {
-            let succeeded = |((name, status), _): &(&(&str, &str), &u64)| {
-                *status == "SUCCESS" && names.contains(name)
-            };
-            books.calls.iter().filter(succeeded).map(|(_, n)| n).sum()
+            let calls = books.calls.iter();
+            let succeeded = calls
+                .filter(|((name, status), _)| status == SUCCESS && names.contains(&name.as_str()));
+            succeeded.map(|(_, n)| n).sum()
         };
         of(self) - of(then)
     }
 
-    /// The calls of the host since then: all, without the guests'.
-    pub(crate) fn host_calls_since(&self, then: &Self) -> u64 {
+    /// The SEAMCALLs since then: all calls without the guests'.
+    pub(crate) fn seamcalls_since(&self, then: &Self) -> u64 {
         let (by_name, _) = self.calls_since(then);
-        let host = by_name.iter().filter(|(name, _)| name.starts_with("TDH."));
+        let host = by_name.iter().filter(|(name, _)| kind(name) == SEAMCALL);
         host.map(|(_, n)| n).sum()
+    }
+}
+
+const SUCCESS: &str = "SUCCESS";
+const SEAMCALL: &str = "SEAMCALL";
+
+/// What kind of call has that name.
+fn kind(name: &str) -> &'static str {
+    match name {
+        name if name.starts_with("TDH.") => SEAMCALL,
+        name if name.starts_with("TDG.") => "TDCALL",
+        name if name.starts_with(|c: char| c.is_ascii_lowercase()) => "instruction",
+        _ => "command",
+    }
+}
+
+/// A firmware below confidential VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Firmware {
+    /// Of TDs.
+    TdxModule,
+    /// Of SEV, SEV-ES and SEV-SNP guests.
+    AmdSp,
+}
+
+impl Firmware {
+    /// The one below VMs of that technology; `None` of normal VMs.
+    pub(crate) const fn below(tech: Tech) -> Option<Self> {
+        match tech {
+            Tech::Tdx => Some(Self::TdxModule),
+            Tech::Sev | Tech::SevEs | Tech::SevSnp => Some(Self::AmdSp),
+            _ => None,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::TdxModule => "TDX module",
+            Self::AmdSp => "AMD SP",
+        }
+    }
+
+    fn techs(self) -> Vec<&'static str> {
+        let all = Tech::ALL.into_iter();
+        let own = all.filter(|tech| Self::below(*tech) == Some(self));
+        own.map(Tech::name).collect()
+    }
+
+    /// The calls that put a key into use, and those that take one out of use.
+    const fn key_calls(self) -> [&'static [&'static str]; 2] {
+        match self {
+            Self::TdxModule => [&["TDH.MNG.CREATE"], &["TDH.MNG.KEY.FREEID"]],
+            Self::AmdSp => [
+                &["ACTIVATE", "SNP_ACTIVATE"],
+                &["DECOMMISSION", "SNP_DECOMMISSION"],
+            ],
+        }
     }
 }
 
@@ -156,12 +240,12 @@ pub(crate) struct Account {
     /// Calls that it counted.
     pub(crate) calls: u64,
     /// The same by name: the host's, and the guests'.
-    pub(crate) calls_by_name: BTreeMap<&'static str, u64>,
+    pub(crate) calls_by_name: BTreeMap<String, u64>,
     /// Those that did not succeed, by name and status.
     pub(crate) refused: BTreeMap<String, u64>,
     /// Pages.
     pub(crate) pages: Pages,
-    /// KeyIDs.
+    /// KeyIDs or ASIDs.
     pub(crate) keys: Keys,
     /// VMs whose teardown says nothing, so that the sums cannot be held against each other.
     pub(crate) unknown: u64,
@@ -174,10 +258,10 @@ pub(crate) struct Account {
 pub(crate) struct Pages {
     /// Taken from the host, by the allocator's count.
     pub(crate) taken: u64,
-    /// Taken by the firmware, by its own count of calls.
-    pub(crate) given: u64,
+    /// Handed to the firmware, by its own count of calls. The calls of the AMD SP do not tell.
+    pub(crate) given: Option<u64>,
     /// Given back by it, likewise.
-    pub(crate) returned: u64,
+    pub(crate) returned: Option<u64>,
     /// Back with the host, by the teardowns' count.
     pub(crate) freed: u64,
     /// Lost, by the teardowns' count.
@@ -186,7 +270,7 @@ pub(crate) struct Pages {
     pub(crate) out: u64,
 }
 
-/// The account of KeyIDs.
+/// The account of KeyIDs or ASIDs.
 #[derive(Debug, Serialize)]
 pub(crate) struct Keys {
     /// Put into use, by the firmware's count of calls.
@@ -202,26 +286,29 @@ pub(crate) struct Keys {
 }
 
 impl Account {
-    /// Draws up the account of the TDX module from before and after, and from the teardowns.
-    pub(crate) fn of_tdx(before: &Books, after: &Books, leaks: Leaks) -> Self {
+    /// Draws up the account of a firmware from before and after, and from the teardowns.
+    pub(crate) fn draw(firmware: Firmware, before: &Books, after: &Books, leaks: Leaks) -> Self {
         let (calls_by_name, refused) = after.calls_since(before);
+        let is_tdx = firmware == Firmware::TdxModule;
+        let pages_by = |names| is_tdx.then(|| after.successes(before, names));
+        let [lease, give_back] = firmware.key_calls();
         let mut account = Self {
-            firmware: "TDX module",
-            techs: vec![Tech::Tdx.name()],
+            firmware: firmware.name(),
+            techs: firmware.techs(),
             calls: calls_by_name.values().sum(),
             calls_by_name,
             refused,
             pages: Pages {
                 taken: after.pages_taken - before.pages_taken,
-                given: after.successes(before, &GIVES),
-                returned: after.successes(before, &TAKES),
+                given: pages_by(&GIVES),
+                returned: pages_by(&TAKES),
                 freed: leaks.pages_freed,
                 leaked: leaks.pages,
                 out: after.pages_out.saturating_sub(before.pages_out),
             },
             keys: Keys {
-                leased: after.successes(before, &["TDH.MNG.CREATE"]),
-                returned: after.successes(before, &["TDH.MNG.KEY.FREEID"]),
+                leased: after.successes(before, lease),
+                returned: after.successes(before, give_back),
                 freed: leaks.keys_freed,
                 leaked: leaks.keys,
                 out: after.keys_out.saturating_sub(before.keys_out),
@@ -250,28 +337,22 @@ impl Account {
                 pages.out, pages.leaked
             ),
         );
-        // A page whose cache lines could not be written back is leaked although the module has
-        // let it go, so that the module may keep fewer than are leaked.
-        let kept = pages.given.saturating_sub(pages.returned);
-        must(
-            pages.returned <= pages.given && kept <= pages.leaked,
-            format!(
-                "the module took {} pages and gave {} back, but {} leaked",
-                pages.given, pages.returned, pages.leaked
-            ),
-        );
+        if let (Some(given), Some(returned)) = (pages.given, pages.returned) {
+            // A page whose cache lines could not be written back is leaked although the firmware
+            // has let it go, so that it may keep fewer than are leaked.
+            must(
+                returned <= given && given - returned <= pages.leaked && given <= pages.taken,
+                format!(
+                    "of {} pages the firmware got {given} and gave {returned} back, but {} leaked",
+                    pages.taken, pages.leaked
+                ),
+            );
+        }
         must(
             pages.taken == pages.freed + pages.leaked,
             format!(
                 "{} pages were taken from the host, {} were freed and {} leaked",
                 pages.taken, pages.freed, pages.leaked
-            ),
-        );
-        must(
-            pages.given <= pages.taken,
-            format!(
-                "the module took {} pages of the {} that were taken from the host",
-                pages.given, pages.taken
             ),
         );
         must(
@@ -297,26 +378,32 @@ impl fmt::Display for Account {
         let Self { pages, keys, .. } = self;
         write!(
             f,
-            "{BOLD}{}{BOLD:#}: {} taken = {} freed + {} leaked, of which it got {} and gave {} \
-             back; {} leased = {} given back + {} leaked",
+            "{BOLD}{}{BOLD:#}: {} taken = {} freed + {} leaked",
             self.firmware,
             plural(pages.taken, "page"),
             pages.freed,
             pages.leaked,
-            pages.given,
-            pages.returned,
+        )?;
+        if let (Some(given), Some(returned)) = (pages.given, pages.returned) {
+            write!(f, ", of which it got {given} and gave {returned} back")?;
+        }
+        write!(
+            f,
+            "; {} leased = {} given back + {} leaked",
             plural(keys.leased, "key"),
             keys.freed,
             keys.leaked,
         )?;
-        for (kind, prefix) in KINDS {
-            let of_kind = |(name, _): &(&&str, &u64)| name.starts_with(prefix);
-            let calls = || self.calls_by_name.iter().filter(of_kind);
-            let total: u64 = calls().map(|(_, n)| n).sum();
-            if total != 0 {
-                let listed = wrapped(calls().map(|(name, n)| format!("{name} {n}")));
-                write!(f, "\n{}:\n{listed}", plural(total, kind))?;
-            }
+        let kinds: BTreeSet<_> = self.calls_by_name.keys().map(|name| kind(name)).collect();
+        for of in kinds {
+            let calls = || {
+                self.calls_by_name
+                    .iter()
+                    .filter(|(name, _)| kind(name) == of)
+            };
+            let total = calls().map(|(_, n)| n).sum();
+            let listed = wrapped(calls().map(|(name, n)| format!("{name} {n}")));
+            write!(f, "\n{}:\n{listed}", plural(total, of))?;
         }
         if !self.refused.is_empty() {
             let refused = self.refused.iter().map(|(what, n)| format!("{what} {n}"));
@@ -328,9 +415,6 @@ impl fmt::Display for Account {
         Ok(())
     }
 }
-
-/// What calls are called, by how their names begin.
-const KINDS: [(&str, &str); 2] = [("SEAMCALL", "TDH."), ("TDCALL", "TDG.")];
 
 /// A list in lines of moderate length.
 fn wrapped(items: impl Iterator<Item = String>) -> String {
@@ -362,7 +446,7 @@ mod tests {
             pages_taken: 13,
             calls: calls
                 .iter()
-                .map(|(leaf, status, n)| ((*leaf, *status), *n))
+                .map(|(leaf, status, n)| ((leaf.to_string(), status.to_string()), *n))
                 .collect(),
             pages_out,
             keys_out,
@@ -391,20 +475,20 @@ mod tests {
     #[test]
     fn sums_that_agree_are_no_matter_and_what_was_before_does_not_count() {
         let after = books(&calls(10, 10), 0, 0);
-        let account = Account::of_tdx(&Books::default(), &after, CLEAN);
+        let account = Account::draw(Firmware::TdxModule, &Books::default(), &after, CLEAN);
         assert_eq!(account.disagreements, [""; 0]);
         assert_eq!(
             (account.calls, account.pages.given, account.keys.leased),
-            (31, 13, 3)
+            (31, Some(13), 3)
         );
         assert_eq!(
             account.refused,
             [("TDH.MNG.CREATE OPERAND_BUSY".into(), 2)].into()
         );
-        let nothing = Account::of_tdx(&after, &after, Leaks::default());
+        let nothing = Account::draw(Firmware::TdxModule, &after, &after, Leaks::default());
         assert_eq!(
             (nothing.calls, nothing.pages.given, nothing.keys.leased),
-            (0, 0, 0)
+            (0, Some(0), 0)
         );
         assert!(nothing.disagreements.is_empty() && nothing.calls_by_name.is_empty());
     }
@@ -412,7 +496,7 @@ mod tests {
     #[test]
     fn each_sum_that_does_not_agree_is_told() {
         let account = |books: &Books, leaks| {
-            let account = Account::of_tdx(&Books::default(), books, leaks);
+            let account = Account::draw(Firmware::TdxModule, &Books::default(), books, leaks);
             account.disagreements.join("; ")
         };
         let kept = books(&calls(10, 9), 1, 0);

@@ -2,28 +2,81 @@
 //!
 //! A built-in guest knows nothing of private and shared memory. What the early code of a real
 //! confidential guest does for the rest of it, this wrapper does for a program: it accepts each page
-//! before its first use, and touches what is no memory (devices) through shared addresses.
+//! before its first use, clears it where the processor does not, and touches what is no memory
+//! (devices) through shared addresses.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops::guest::{Action, GuestFault, GuestProgram, Outcome};
 use kvm_ops::{Gfn, Gpa, Level, PAGE_SIZE, Privacy, SharedMask};
 
-/// TDX_PAGE_ALREADY_ACCEPTED, without details: the page was there from the launch, or another vCPU
-/// was faster.
-const ALREADY_ACCEPTED: u64 = 0x0b0a << 32;
+static ZEROS: [u8; 4096] = [0; 4096];
+
+/// The memory of a guest as its own vCPUs know it.
+#[derive(Debug)]
+pub(crate) struct GuestMemory {
+    /// Where there is memory.
+    ranges: Vec<Range<u64>>,
+    /// A page that was there from the start.
+    launched: u64,
+    frames: Mutex<BTreeMap<u64, Frame>>,
+}
+
+/// What was done about a frame; nothing if it is not listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frame {
+    /// A vCPU accepts and clears it.
+    Preparing,
+    /// Private and accepted, but not cleared.
+    Accepted,
+    /// Private, and in use.
+    Ready,
+    /// Shared with the host.
+    Shared,
+}
+
+impl GuestMemory {
+    /// Memory in these ranges, of which these pages are part of the launch.
+    pub(crate) fn new(ranges: Vec<Range<u64>>, launched: impl Iterator<Item = u64>) -> Self {
+        let frames: BTreeMap<_, _> = launched
+            .map(|gpa| (gpa / PAGE_SIZE, Frame::Ready))
+            .collect();
+        Self {
+            ranges,
+            launched: frames
+                .keys()
+                .next_back()
+                .map_or(0, |frame| frame * PAGE_SIZE),
+            frames: Mutex::new(frames),
+        }
+    }
+
+    fn frames(&self) -> MutexGuard<'_, BTreeMap<u64, Frame>> {
+        // Nothing panics under the lock.
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_private(&self, frame: u64) -> bool {
+        let gpa = frame.saturating_mul(PAGE_SIZE);
+        let is_memory = self.ranges.iter().any(|range| range.contains(&gpa));
+        is_memory && self.frames().get(&frame) != Some(&Frame::Shared)
+    }
+
+    fn set(&self, frame: u64, to: Option<Frame>) {
+        match to {
+            Some(to) => self.frames().insert(frame, to),
+            None => self.frames().remove(&frame),
+        };
+    }
+}
 
 /// A program whose addresses carry no mask bit.
 pub(crate) struct InConfidence {
     program: Box<dyn GuestProgram>,
-    /// Where there is memory.
-    memory: Vec<Range<u64>>,
+    memory: Arc<GuestMemory>,
     mask: SharedMask,
-    /// Frames that this vCPU may use as private ones.
-    accepted: BTreeSet<u64>,
-    /// Frames that the program has shared.
-    shared: BTreeSet<u64>,
     doing: Doing,
     /// What is being written: the platform borrows it.
     buffer: Vec<u8>,
@@ -35,6 +88,10 @@ enum Doing {
     Wanted,
     /// The acceptance of a frame that an access needs.
     Accepting(u64, Access),
+    /// Its clearing.
+    Clearing(u64, Access),
+    /// A look elsewhere, while another vCPU prepares a frame that an access needs.
+    Waiting(Access),
     /// A conversion.
     Converting(Range<u64>, Privacy),
 }
@@ -48,10 +105,19 @@ struct Access {
 }
 
 impl Access {
-    fn frames(self) -> Range<u64> {
+    /// The frames of it; more than an access can have are none that the guest may touch.
+    fn frames(self) -> impl Iterator<Item = u64> {
         let last = self.gpa.saturating_add((self.len as u64).saturating_sub(1));
-        self.gpa / PAGE_SIZE..last / PAGE_SIZE + 1
+        (self.gpa / PAGE_SIZE..=last / PAGE_SIZE).take(2)
     }
+}
+
+/// What a frame lacks before it can be used.
+enum Need {
+    Acceptance,
+    Clearing,
+    /// Another vCPU is at it.
+    Patience,
 }
 
 /// An action without a borrow.
@@ -64,28 +130,21 @@ enum Next {
 }
 
 impl InConfidence {
-    /// Wraps a program for a VM with memory in these ranges.
-    pub(crate) fn new(program: Box<dyn GuestProgram>, memory: Vec<Range<u64>>) -> Self {
+    /// Wraps a program for a vCPU of a VM with that memory.
+    pub(crate) fn new(program: Box<dyn GuestProgram>, memory: Arc<GuestMemory>) -> Self {
         Self {
             program,
             memory,
             mask: SharedMask::NONE,
-            accepted: BTreeSet::new(),
-            shared: BTreeSet::new(),
             doing: Doing::Wanted,
             buffer: Vec::new(),
         }
     }
 
-    fn is_private(&self, frame: u64) -> bool {
-        let gpa = frame.saturating_mul(PAGE_SIZE);
-        self.memory.iter().any(|range| range.contains(&gpa)) && !self.shared.contains(&frame)
-    }
-
     /// The address as this guest must use it.
     fn address(&self, gpa: u64) -> Gpa {
         let frame = Gfn::new(gpa / PAGE_SIZE);
-        let privacy = if self.is_private(frame.get()) {
+        let privacy = if self.memory.is_private(frame.get()) {
             Privacy::Private
         } else {
             Privacy::Shared
@@ -95,16 +154,52 @@ impl InConfidence {
         Gpa::new(base.map_or(gpa, |base| base | (gpa % PAGE_SIZE)))
     }
 
+    /// Whether the guest has to clear new private memory itself: a TD's is zero when it was
+    /// accepted; that of an SEV guest is whatever the new key makes of what lay there.
+    fn clears(&self) -> bool {
+        let private = self.mask.join(Gfn::new(0), Privacy::Private);
+        private.is_some_and(|gpa| gpa.get() != 0)
+    }
+
     fn access(&mut self, access: Access) -> Action<'_> {
-        let needed = |frame: &u64| self.is_private(*frame) && !self.accepted.contains(frame);
-        // More frames than an access can have are none that it may touch.
-        if let Some(frame) = access.frames().take(2).find(needed) {
-            self.doing = Doing::Accepting(frame, access);
-            return Action::Accept {
-                gpa: Gpa::new(frame * PAGE_SIZE),
-                level: Level::Size4K,
-            };
+        let needed = access.frames().find_map(|frame| {
+            if !self.memory.is_private(frame) {
+                return None;
+            }
+            let mut frames = self.memory.frames();
+            match frames.get(&frame) {
+                Some(Frame::Ready | Frame::Shared) => None,
+                Some(Frame::Preparing) => Some((frame, Need::Patience)),
+                Some(Frame::Accepted) => {
+                    frames.insert(frame, Frame::Preparing);
+                    Some((frame, Need::Clearing))
+                }
+                None => {
+                    frames.insert(frame, Frame::Preparing);
+                    Some((frame, Need::Acceptance))
+                }
+            }
+        });
+        match needed {
+            None => self.issue(access),
+            Some((frame, Need::Clearing)) => self.accepted(frame, access),
+            Some((frame, Need::Acceptance)) => {
+                self.doing = Doing::Accepting(frame, access);
+                Action::Accept {
+                    gpa: Gpa::new(frame * PAGE_SIZE),
+                    level: Level::Size4K,
+                }
+            }
+            Some((_, Need::Patience)) => {
+                self.doing = Doing::Waiting(access);
+                let gpa = self.address(self.memory.launched);
+                Action::Read { gpa, len: 1 }
+            }
         }
+    }
+
+    /// All frames of the access may be touched.
+    fn issue(&mut self, access: Access) -> Action<'_> {
         self.doing = Doing::Wanted;
         let gpa = self.address(access.gpa);
         if access.write {
@@ -114,6 +209,21 @@ impl InConfidence {
             let len = access.len;
             Action::Read { gpa, len }
         }
+    }
+
+    fn ready(&mut self, frame: u64, access: Access) -> Action<'_> {
+        self.memory.set(frame, Some(Frame::Ready));
+        self.access(access)
+    }
+
+    fn accepted(&mut self, frame: u64, access: Access) -> Action<'_> {
+        if !self.clears() {
+            return self.ready(frame, access);
+        }
+        self.doing = Doing::Clearing(frame, access);
+        let gpa = self.address(frame * PAGE_SIZE);
+        let data = &ZEROS;
+        Action::Write { gpa, data }
     }
 
     /// Asks the program.
@@ -170,19 +280,20 @@ impl InConfidence {
         }
     }
 
-    fn converted(&mut self, frames: Range<u64>, to: Privacy) {
+    fn converted(&self, frames: Range<u64>, to: Privacy) {
+        // What was taken back is accepted; a TD's is zero, too.
+        let private = match self.clears() {
+            true => Frame::Accepted,
+            false => Frame::Ready,
+        };
         for frame in frames {
-            match to {
-                Privacy::Shared => {
-                    self.accepted.remove(&frame);
-                    self.shared.insert(frame);
-                }
-                // Taking pages back accepts them.
-                Privacy::Private => {
-                    self.shared.remove(&frame);
-                    self.accepted.insert(frame);
-                }
-            }
+            self.memory.set(
+                frame,
+                match to {
+                    Privacy::Shared => Some(Frame::Shared),
+                    Privacy::Private => Some(private),
+                },
+            );
         }
     }
 }
@@ -194,6 +305,7 @@ impl GuestProgram for InConfidence {
         }
         match std::mem::replace(&mut self.doing, Doing::Wanted) {
             Doing::Wanted => self.ask(last),
+            Doing::Waiting(access) => self.access(access),
             Doing::Converting(frames, to) => {
                 if last == Outcome::Done {
                     self.converted(frames, to);
@@ -203,20 +315,23 @@ impl GuestProgram for InConfidence {
             Doing::Accepting(frame, access) => match last {
                 // A guest without acceptance (SEV, SEV-ES) has nothing to do before it.
                 Outcome::Done | Outcome::Fault(GuestFault::NotOffered) => {
-                    self.accepted.insert(frame);
-                    self.access(access)
+                    self.accepted(frame, access)
                 }
-                Outcome::Fault(GuestFault::Refused(status))
-                    if status & !0xffff_ffff == ALREADY_ACCEPTED =>
-                {
-                    self.accepted.insert(frame);
-                    self.access(access)
-                }
-                Outcome::Fault(_) => self.ask(last),
-                // An interrupt came first; the acceptance is issued again.
-                _ => self.access(access),
+                fault => self.failed(frame, fault),
+            },
+            Doing::Clearing(frame, access) => match last {
+                Outcome::Done => self.ready(frame, access),
+                fault => self.failed(frame, fault),
             },
         }
+    }
+}
+
+impl InConfidence {
+    /// The frame cannot be had: that is the outcome of what the program wanted.
+    fn failed(&mut self, frame: u64, outcome: Outcome<'_>) -> Action<'_> {
+        self.memory.set(frame, None);
+        self.ask(outcome)
     }
 }
 
@@ -228,8 +343,13 @@ mod tests {
 
     const BIT: u64 = 1 << 47;
 
+    fn memory() -> Arc<GuestMemory> {
+        let ranges = vec![0..0x10_0000, 0xffff_c000..1 << 32];
+        Arc::new(GuestMemory::new(ranges, std::iter::once(0xffff_c000)))
+    }
+
     fn started(script: Script) -> InConfidence {
-        InConfidence::new(Box::new(script), std::iter::once(0..0x10_0000).collect())
+        InConfidence::new(Box::new(script), memory())
     }
 
     fn start() -> Outcome<'static> {
@@ -251,12 +371,50 @@ mod tests {
         let at = Gpa::new(0x1ffe);
         let mut guest = started(Script::new().write(at, b"1234").read(at, 4));
         assert_eq!(guest.step(start()), accept(0x1000));
-        let already = Outcome::Fault(GuestFault::Refused(ALREADY_ACCEPTED | 1));
-        assert_eq!(guest.step(already), accept(0x2000));
+        assert_eq!(guest.step(Outcome::Done), accept(0x2000));
         let data = b"1234";
         assert_eq!(guest.step(Outcome::Done), Action::Write { gpa: at, data });
         assert_eq!(guest.step(Outcome::Done), Action::Read { gpa: at, len: 4 });
         assert_eq!(guest.step(Outcome::Data(data)), Action::Shutdown);
+    }
+
+    #[test]
+    fn pages_of_the_launch_are_there() {
+        let gpa = Gpa::new(0xffff_c010);
+        let mut guest = started(Script::new().read(gpa, 4));
+        assert_eq!(guest.step(start()), Action::Read { gpa, len: 4 });
+    }
+
+    #[test]
+    fn an_sev_guest_clears_what_it_takes_into_use() {
+        let start = |vcpu| Outcome::Start {
+            vcpu: VcpuId(vcpu),
+            mask: SharedMask::private_bit(51).unwrap(),
+        };
+        let private = |gpa: u64| Gpa::new(1 << 51 | gpa);
+        let mut guest = started(Script::new().read(Gpa::new(0x1008), 1));
+        assert_eq!(guest.step(start(0)), accept(0x1000));
+        let clear = Action::Write {
+            gpa: private(0x1000),
+            data: &[0; 4096],
+        };
+        assert_eq!(guest.step(Outcome::Fault(GuestFault::NotOffered)), clear);
+        // Meanwhile another vCPU looks elsewhere.
+        let script = Script::new().read(Gpa::new(0x1010), 1);
+        let mut other = InConfidence::new(Box::new(script), Arc::clone(&guest.memory));
+        let elsewhere = Action::Read {
+            gpa: private(0xffff_c000),
+            len: 1,
+        };
+        assert_eq!(other.step(start(1)), elsewhere);
+        assert_eq!(other.step(Outcome::Data(&[0])), elsewhere);
+        let gpa = private(0x1008);
+        assert_eq!(guest.step(Outcome::Done), Action::Read { gpa, len: 1 });
+        let gpa = private(0x1010);
+        assert_eq!(
+            other.step(Outcome::Data(&[0])),
+            Action::Read { gpa, len: 1 }
+        );
     }
 
     #[test]
@@ -313,9 +471,7 @@ mod tests {
                 pages: 1
             }
         );
-        assert_eq!(
-            guest.step(Outcome::Fault(GuestFault::Refused(1))),
-            accept(0x5000)
-        );
+        let fault = Outcome::Fault(GuestFault::Refused(1));
+        assert_eq!(guest.step(fault), accept(0x5000));
     }
 }

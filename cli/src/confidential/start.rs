@@ -1,15 +1,18 @@
 //! What a confidential VM on the software platform starts with, whatever its technology.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvm_ops::Tech;
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::machine::{LaunchPage, MachineConfig, Payload};
 use serde::Serialize;
 
-use super::InConfidence;
 #[cfg(feature = "tdx")]
 use super::TdImage;
+use super::guest::{GuestMemory, InConfidence};
+#[cfg(all(feature = "sim", feature = "sev"))]
+use super::sev::SevOwner;
 use crate::hosts::{AnyMachine, Place};
 
 /// Where the addresses of firmware end.
@@ -21,6 +24,9 @@ pub(crate) struct Start {
     pages: Vec<LaunchPage>,
     /// The digest of these pages, computed without the firmware.
     off_line: Vec<u8>,
+    /// Who proves the digest of an SEV guest.
+    #[cfg(all(feature = "sim", feature = "sev"))]
+    owner: Option<SevOwner>,
 }
 
 /// What firmware measured, and what it had to measure.
@@ -61,14 +67,35 @@ impl Start {
             tech: Tech::Tdx,
             pages: image.pages().to_vec(),
             off_line: image.mrtd().to_vec(),
+            #[cfg(all(feature = "sim", feature = "sev"))]
+            owner: None,
         }
     }
 
-    /// The built-in start of a technology; `None` of one that has none.
-    pub(crate) fn built_in(tech: Tech) -> Option<Self> {
+    /// Of an SEV guest with that many vCPUs.
+    #[cfg(all(feature = "sim", feature = "sev"))]
+    fn of_sev(tech: Tech, vcpus: u32, place: &Place) -> Option<Self> {
+        let platform = place.platform.as_ref()?.sev_platform()?;
+        let pages = super::sev::pages();
+        let owner = SevOwner::new(tech, &pages, vcpus, platform)?;
+        Some(Self {
+            tech,
+            pages,
+            off_line: owner.digest(),
+            owner: Some(owner),
+        })
+    }
+
+    /// The built-in start of a technology; `None` of one that has none, and of a place that runs
+    /// machine code.
+    pub(crate) fn built_in(tech: Tech, vcpus: u32, place: &Place) -> Option<Self> {
+        let _ = vcpus;
         match tech {
+            _ if place.processor => None,
             #[cfg(feature = "tdx")]
             Tech::Tdx => Some(Self::of_td(&TdImage::built_in())),
+            #[cfg(all(feature = "sim", feature = "sev"))]
+            Tech::Sev | Tech::SevEs | Tech::SevSnp => Self::of_sev(tech, vcpus, place),
             _ => None,
         }
     }
@@ -88,14 +115,20 @@ impl Start {
         ram: u64,
         programs: Vec<Box<dyn GuestProgram>>,
     ) -> MachineConfig {
-        let memory = self.memory(ram);
+        let launched = self.pages.iter().map(|page| page.gpa.get());
+        let memory = Arc::new(GuestMemory::new(self.memory(ram), launched));
         let in_confidence = |program| -> Box<dyn GuestProgram> {
-            Box::new(InConfidence::new(program, memory.clone()))
+            Box::new(InConfidence::new(program, Arc::clone(&memory)))
         };
         let programs = programs.into_iter().map(in_confidence).collect();
-        config
+        let config = config
             .payload(Payload::Programs(programs))
-            .launch(self.pages.clone())
+            .launch(self.pages.clone());
+        #[cfg(all(feature = "sim", feature = "sev"))]
+        if let Some(owner) = &self.owner {
+            return config.enc(kvm_ops::EncParams::Sev(Box::new(owner.params())));
+        }
+        config
     }
 
     /// Asks the firmware what it measured of a machine that was built with this start.
@@ -103,10 +136,12 @@ impl Start {
         let told = match self.tech {
             Tech::Tdx => match machine.tdr() {
                 None => Err("the TD has no TDR".to_owned()),
-                Some(tdr) => place.host.mrtd(tdr).map_err(|error| {
+                Some(tdr) => place.host.mrtd(tdr).map(Vec::from).map_err(|error| {
                     format!("the TDX module does not tell the measurement: {error}")
                 }),
             },
+            #[cfg(all(feature = "sim", feature = "sev"))]
+            Tech::Sev | Tech::SevEs | Tech::SevSnp => self.sev_measurement(place, machine),
             tech => Err(format!("nobody tells the measurement of a {tech} VM")),
         };
         Measurement {
@@ -114,6 +149,16 @@ impl Start {
             off_line: hex::encode(&self.off_line),
             why: told.err(),
         }
+    }
+
+    #[cfg(all(feature = "sim", feature = "sev"))]
+    fn sev_measurement(&self, place: &Place, machine: &dyn AnyMachine) -> Result<Vec<u8>, String> {
+        let platform = place.platform.as_ref().and_then(|host| host.sev_platform());
+        let (Some(owner), Some(platform)) = (&self.owner, platform) else {
+            return Err("the guest has no owner".into());
+        };
+        let told = machine.sev().ok_or("the VM is no SEV guest")?;
+        owner.check(&told, platform)
     }
 }
 

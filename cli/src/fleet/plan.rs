@@ -5,7 +5,7 @@ use std::io;
 use kvm_ops::machine::{Image, ImageFormat, MachineConfig, MachineError, Payload};
 use kvm_ops::{Error, Tech};
 
-use crate::confidential::{Account, Books, Leaks, Measurement, Start};
+use crate::confidential::{Account, Books, Firmware, Leaks, Measurement, Start};
 use crate::exit_code::Code;
 use crate::failure::Failure;
 use crate::hosts::{AnyMachine, Hosts, Needs, NoPlace, Place};
@@ -56,20 +56,20 @@ pub(crate) struct Plan<'a> {
 /// The books of one firmware before the first VM was built.
 pub(crate) struct Ledger<'a> {
     place: &'a Place,
-    tech: Tech,
+    firmware: Firmware,
     before: Books,
 }
 
 impl Ledger<'_> {
     /// The account of the fleet, once everything is torn down.
     pub(crate) fn close(&self, leaks: Leaks) -> Option<Account> {
-        let after = self.place.books(self.tech)?;
-        Some(Account::of_tdx(&self.before, &after, leaks))
+        let after = self.place.books(self.firmware)?;
+        Some(Account::draw(self.firmware, &self.before, &after, leaks))
     }
 
     /// Whose books they are.
-    pub(crate) const fn tech(&self) -> Tech {
-        self.tech
+    pub(crate) const fn firmware(&self) -> Firmware {
+        self.firmware
     }
 }
 
@@ -140,24 +140,26 @@ fn homeless(spec: &VmSpec, no_place: NoPlace) -> Problem {
 impl<'a> Plan<'a> {
     fn open_ledger(&mut self, spec: &VmSpec, place: &'a Place) {
         let tech = spec.kind.value.tech(place.host.vendor());
-        let opened = |ledger: &Ledger<'_>| ledger.tech == tech;
+        let Some(firmware) = Firmware::below(tech) else {
+            return;
+        };
+        let opened = |ledger: &Ledger<'_>| ledger.firmware == firmware;
         if self.ledgers.iter().any(opened) {
             return;
         }
-        self.ledgers.extend(place.books(tech).map(|before| Ledger {
-            place,
-            tech,
-            before,
-        }));
+        self.ledgers
+            .extend(place.books(firmware).map(|before| Ledger {
+                place,
+                firmware,
+                before,
+            }));
     }
 
     /// Builds the machines of one entry.
     fn build(&mut self, spec: &'a VmSpec, place: &Place) -> Result<(), Box<Problem>> {
         let image = image(spec)?;
-        let start = match place.processor {
-            true => None,
-            false => Start::built_in(spec.kind.value.tech(place.host.vendor())),
-        };
+        let tech = spec.kind.value.tech(place.host.vendor());
+        let start = Start::built_in(tech, spec.vcpus, place);
         for name in spec.names() {
             let config = MachineConfig::new()
                 .kind(spec.kind.value)

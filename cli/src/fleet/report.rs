@@ -7,7 +7,7 @@ use kvm_ops::machine::{End, MachineError, RunReport};
 use kvm_ops::{FreeReport, PAGE_SIZE, Tech};
 use serde::Serialize;
 
-use crate::confidential::{Account, Leaks, Measurement};
+use crate::confidential::{Account, Firmware, Leaks, Measurement};
 use crate::exit_code::Code;
 
 use super::expect::Expect;
@@ -87,7 +87,7 @@ pub(crate) struct VmReport {
     vcpu_reports: Vec<Vcpu>,
     /// What its firmware measured at its start, of a VM that measures.
     measurement: Option<Measurement>,
-    /// Pages of the host that its teardown freed, of a VM with private memory.
+    /// Pages of the host that it freed in its life, of a VM with private memory.
     pages_freed: u64,
     /// KeyIDs or ASIDs that its teardown freed.
     keys_freed: u32,
@@ -233,7 +233,7 @@ impl VmReport {
     }
 
     /// How its teardown went.
-    pub(crate) fn torn_down(&mut self, freed: Result<FreeReport, MachineError>) {
+    pub(crate) fn torn_down(&mut self, freed_before: u64, freed: Result<FreeReport, MachineError>) {
         match freed {
             Ok(report) => {
                 self.pages_freed = report.pages_freed;
@@ -251,10 +251,14 @@ impl VmReport {
     }
 }
 
-/// What the teardowns of a technology's VMs say, summed up.
-pub(crate) fn torn_down(vms: &[VmReport], tech: Tech) -> Leaks {
+/// What the teardowns of the VMs above a firmware say, summed up.
+pub(crate) fn torn_down(vms: &[VmReport], firmware: Firmware) -> Leaks {
     let mut sum = Leaks::default();
-    for vm in vms.iter().filter(|vm| vm.tech == Some(tech.name())) {
+    let above = |vm: &&VmReport| {
+        let tech = Tech::ALL.iter().find(|tech| vm.tech == Some(tech.name()));
+        tech.and_then(|tech| Firmware::below(*tech)) == Some(firmware)
+    };
+    for vm in vms.iter().filter(above) {
         match &vm.account {
             Some(account) => sum.join(account),
             None => sum.unknown += 1,

@@ -4,10 +4,10 @@ use std::fs;
 use std::ops::Range;
 
 use kvm_ops::machine::{ConsoleSink, MachineConfig, RunLimits};
-use kvm_ops::{FreeReport, Gpa, Irqchip, Tech};
+use kvm_ops::{FreeReport, Gpa, Irqchip};
 
 use super::{Args, Terminal, homeless, refused, summary};
-use crate::confidential::{Account, Books, Leaks, MESSAGE, Start, TdImage, Tour};
+use crate::confidential::{Account, Books, Firmware, Leaks, MESSAGE, Start, TdImage, Tour};
 use crate::doctor::text::{finish, table};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
@@ -152,21 +152,21 @@ fn seen_by_host(machine: &dyn AnyMachine, converted: Range<u64>) -> bool {
 impl Steps {
     fn new(place: &Place) -> Self {
         Self {
-            books: place.books(Tech::Tdx).into_iter().collect(),
+            books: place.books(Firmware::TdxModule).into_iter().collect(),
             rows: Vec::new(),
         }
     }
 
     /// A step is done.
     fn took(&mut self, place: &Place, step: &'static str, detail: String) {
-        let Some(now) = place.books(Tech::Tdx) else {
+        let Some(now) = place.books(Firmware::TdxModule) else {
             self.rows.push((step, 0, detail));
             return;
         };
         let calls = self
             .books
             .last()
-            .map_or(0, |before| now.host_calls_since(before));
+            .map_or(0, |before| now.seamcalls_since(before));
         self.rows.push((step, calls, detail));
         self.books.push(now);
     }
@@ -187,7 +187,7 @@ fn report(steps: &Steps, freed: &FreeReport) -> bool {
     };
     let mut leaks = Leaks::default();
     leaks.add(freed);
-    let account = Account::of_tdx(before, after, leaks);
+    let account = Account::draw(Firmware::TdxModule, before, after, leaks);
     term::complain(format!("\n{account}"));
     freed.is_clean() && account.disagreements.is_empty()
 }
