@@ -58,7 +58,10 @@ fn firmware_adds_up(report: &Value) {
             assert_eq!(number(of, "leaked"), 0, "{of}: {account}");
             assert_eq!(number(of, "out"), 0, "{of}: {account}");
         }
-        assert_eq!(account["pages"]["given"], account["pages"]["returned"]);
+        assert_eq!(
+            account["pages"]["given"], account["pages"]["returned"],
+            "{account}"
+        );
         assert_eq!(account["keys"]["leased"], account["keys"]["returned"]);
         assert_eq!(account["disagreements"].as_array().map(Vec::len), Some(0));
         let by_name = account["calls_by_name"].as_object().expect("an object");
@@ -163,7 +166,7 @@ fn the_table_has_a_line_for_each_vm_and_ends_with_the_sums() {
         .find(|line| line.contains(" VMs: "))
         .expect("the sums");
     assert!(
-        sums.starts_with("13 VMs: ") && sums.contains("nothing leaked"),
+        sums.starts_with("18 VMs: ") && sums.contains("nothing leaked"),
         "{sums}"
     );
 }
@@ -326,7 +329,39 @@ fn a_build_without_the_asked_host_says_so_in_a_sentence() {
     }
 }
 
-/// TDs do the same work as normal VMs, in private memory, with the measurement of their start.
+/// Confidential VMs do the same work as normal VMs, in private memory, with the measurement of their
+/// start.
+fn confidential(report: &Value, names: &[(&str, &str)]) {
+    for (name, like) in names {
+        let (vm, normal) = (vm(report, name), vm(report, like));
+        assert_eq!(vm["status"], "ok", "{vm}");
+        assert_eq!(vm["result"], normal["result"], "{vm}");
+        assert_eq!(vm["console"]["text"], normal["console"]["text"], "{vm}");
+        let digest = vm["measurement"]["firmware"].as_str().expect("a digest");
+        assert!(digest.len() >= 64, "{vm}");
+        assert_eq!(vm["measurement"]["off_line"], digest, "{vm}");
+        assert!(vm["pages_freed"].as_u64() > Some(4), "{vm}");
+        assert_eq!(vm["keys_freed"], 1, "{vm}");
+        assert!(normal["measurement"].is_null(), "{normal}");
+    }
+}
+
+/// What a firmware counted of these calls.
+fn counted(report: &Value, firmware: &str, calls: &[(&str, u64)]) {
+    let accounts = report["firmware"].as_array().unwrap();
+    let account = accounts
+        .iter()
+        .find(|account| account["firmware"] == firmware);
+    let account = account.expect("an account");
+    for (call, times) in calls {
+        assert_eq!(account["calls_by_name"][call], *times, "{call}: {account}");
+    }
+    assert_eq!(
+        account["refused"].as_object().map(serde_json::Map::len),
+        Some(0)
+    );
+}
+
 #[test]
 fn tds_run_beside_normal_vms_and_the_module_is_left_as_it_was() {
     if !has_sim() || !cfg!(feature = "tdx") {
@@ -336,37 +371,88 @@ fn tds_run_beside_normal_vms_and_the_module_is_left_as_it_was() {
     let report = report(&ran);
     assert_eq!(ran.code, Some(0), "{report}");
     adds_up(&report);
-    for (name, like) in [
-        ("td-0", "sieve-0"),
-        ("td-1", "sieve-0"),
-        ("td-mmio", "mmio"),
-        ("td-pair", "pair"),
-    ] {
-        let (td, normal) = (vm(&report, name), vm(&report, like));
-        assert_eq!(
-            (&td["tech"], &td["status"]),
-            (&"tdx".into(), &"ok".into()),
-            "{td}"
-        );
-        assert_eq!(td["result"], normal["result"], "{td}");
-        assert_eq!(td["console"]["text"], normal["console"]["text"], "{td}");
-        assert_eq!(td["measurement"]["firmware"], td["measurement"]["off_line"]);
-        assert!(td["pages_freed"].as_u64() > Some(20), "{td}");
-        assert_eq!(td["keys_freed"], 1, "{td}");
-        assert!(normal["measurement"].is_null(), "{normal}");
+    confidential(
+        &report,
+        &[
+            ("td-0", "sieve-0"),
+            ("td-1", "sieve-1"),
+            ("td-mmio", "mmio"),
+            ("td-pair", "pair"),
+        ],
+    );
+    counted(
+        &report,
+        "TDX module",
+        &[
+            ("TDH.MNG.CREATE", 4),
+            ("TDH.MNG.KEY.FREEID", 4),
+            ("TDH.MR.FINALIZE", 4),
+            ("TDH.VP.CREATE", 5),
+            ("TDH.MEM.PAGE.ADD", 4 * 6),
+            ("TDH.MR.EXTEND", 4 * 4 * 16),
+        ],
+    );
+}
+
+#[test]
+fn sev_guests_run_beside_normal_vms_and_the_amd_sp_is_left_as_it_was() {
+    if !has_sim() || !cfg!(feature = "sev") {
+        return;
     }
-    let account = &report["firmware"][0];
-    assert_eq!(account["firmware"], "TDX module");
-    let calls = &account["calls_by_name"];
-    for (leaf, times) in [
-        ("TDH.MNG.CREATE", 4),
-        ("TDH.MNG.KEY.FREEID", 4),
-        ("TDH.MR.FINALIZE", 4),
-        ("TDH.VP.CREATE", 5),
-        ("TDH.MEM.PAGE.ADD", 4 * 6),
-        ("TDH.MR.EXTEND", 4 * 4 * 16),
+    let ran = run(&["fleet", "--json"]);
+    let report = report(&ran);
+    assert_eq!(ran.code, Some(0), "{report}");
+    adds_up(&report);
+    confidential(
+        &report,
+        &[
+            ("sev", "crc32-0"),
+            ("sev-es", "mmio"),
+            ("snp-0", "sieve-0"),
+            ("snp-1", "sieve-1"),
+            ("snp-pair", "pair"),
+        ],
+    );
+    let digest = |name| vm(&report, name)["measurement"]["firmware"].clone();
+    assert_eq!(digest("snp-0"), digest("snp-1"));
+    assert_ne!(digest("snp-0"), digest("snp-pair"), "vCPUs are measured");
+    counted(
+        &report,
+        "AMD SP",
+        &[
+            ("LAUNCH_START", 2),
+            ("LAUNCH_UPDATE_DATA", 2 * 4),
+            ("LAUNCH_UPDATE_VMSA", 1),
+            ("DECOMMISSION", 2),
+            ("SNP_LAUNCH_START", 3),
+            // Four pages and a VMSA for each vCPU.
+            ("SNP_LAUNCH_UPDATE", 3 * 4 + 4),
+            ("SNP_DECOMMISSION", 3),
+        ],
+    );
+}
+
+/// Every technology and every payload that ends by itself.
+#[test]
+fn every_payload_runs_on_every_technology_of_the_software_platform() {
+    for (kind, built) in [
+        ("vmx", cfg!(feature = "vmx")),
+        ("tdx", cfg!(feature = "tdx")),
+        ("svm", cfg!(feature = "svm")),
+        ("sev", cfg!(feature = "sev")),
+        ("sev-es", cfg!(feature = "sev")),
+        ("sev-snp", cfg!(feature = "sev")),
     ] {
-        assert_eq!(calls[leaf], times, "{leaf}: {account}");
+        if !built || !has_sim() {
+            println!("skipped: this build has no {kind} VMs on a software platform");
+            continue;
+        }
+        let vms = ["hello", "sieve", "crc32", "mmio", "pair"].map(|payload| {
+            format!("[[vm]]\nname = \"{payload}\"\nkind = \"{kind}\"\npayload = \"{payload}\"\n")
+        });
+        let ran = run_with_input(&["fleet", "-", "--host", "sim", "--json"], &vms.concat());
+        assert_eq!(ran.code, Some(0), "{kind}: {}{}", ran.out, ran.err);
+        adds_up(&report(&ran));
     }
 }
 

@@ -233,7 +233,7 @@ impl VmReport {
     }
 
     /// How its teardown went.
-    pub(crate) fn torn_down(&mut self, freed_before: u64, freed: Result<FreeReport, MachineError>) {
+    pub(crate) fn torn_down(&mut self, freed: Result<FreeReport, MachineError>) {
         match freed {
             Ok(report) => {
                 self.pages_freed = report.pages_freed;

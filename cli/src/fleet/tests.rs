@@ -19,7 +19,7 @@ fn read(text: &str) -> Result<Vec<spec::VmSpec>, Failure> {
 #[test]
 fn the_built_in_fleet_is_well_formed() {
     let vms = parse::parse(&Source::built_in(), HostChoice::Auto).unwrap();
-    assert_eq!(vms.iter().map(|vm| vm.names().count()).sum::<usize>(), 13);
+    assert_eq!(vms.iter().map(|vm| vm.names().count()).sum::<usize>(), 18);
 }
 
 #[test]
