@@ -11,12 +11,17 @@ use std::fmt::Write;
 
 use common::{RAM, Ram, TECHS, create, host_from, measured, page, params, platform, sp};
 use kvm_ops_core::{
-    Backend, Error, Gfn, Host, Leak, Leaked, Privacy, PspPort, SevParams, Tech, VcpuId, VcpuOps,
-    VmOps,
+    Backend, EncCmd, Error, Gfn, Host, Leak, Leaked, Privacy, PspPort, SevParams, Tech, VcpuId,
+    VcpuOps, VmOps,
 };
+use kvm_ops_sev::kvm::layout::{SevAttestation, SevDbg, SevLaunchSecret, SevRange};
 use kvm_ops_sev::{Failure, SevVm};
 use kvm_ops_sim::{SevSetup, SimHost};
+use rand_chacha::rand_core::SeedableRng;
+use soft_amd_sp::crypto::GuestOwner;
+use soft_amd_sp::measure::LaunchMeasure;
 use soft_amd_sp::{Command, Instruction, Operation, Status};
+use zerocopy::{Immutable, IntoBytes};
 
 /// Statuses that commands give for reasons that a host cannot rule out, and one without a name.
 const STATUSES: [Status; 7] = [
@@ -55,13 +60,20 @@ struct Life {
 
 /// A life that issues every command there is, up to the first failure, and then the teardown.
 fn life(host: &SimHost, tech: Tech, ram: &Ram) -> Life {
+    let policy = if tech == Tech::SevEs { 4 } else { 0 };
+    let mut rng = rand_chacha::ChaCha20Rng::seed_from_u64(1);
+    let owner = GuestOwner::new(&sp(host).pdh_cert(), policy, &mut rng).unwrap();
+    let session = (
+        owner.certificate().as_bytes().to_vec(),
+        owner.session().to_bytes().to_vec(),
+    );
     let sev = SevParams {
-        session: None,
+        session: (tech != Tech::SevSnp).then_some(session),
         ..SevParams::default()
     };
     let id = host.next_vm_id();
     let mut vm = SevVm::create(host, id, tech, &params(1, sev)).unwrap();
-    let stopped = live(&mut vm, tech, ram).err();
+    let stopped = live(&mut vm, tech, ram, &owner).err();
     let account = vm.account();
     let before = host.pages().unwrap().frames_out();
     assert!(account.held() + account.leaked <= before);
@@ -74,7 +86,9 @@ fn life(host: &SimHost, tech: Tech, ram: &Ram) -> Life {
     }
 }
 
-fn live(vm: &mut SevVm<SimHost>, tech: Tech, ram: &Ram) -> Result<(), (&'static str, Error)> {
+type Stop = (&'static str, Error);
+
+fn live(vm: &mut SevVm<SimHost>, tech: Tech, ram: &Ram, owner: &GuestOwner) -> Result<(), Stop> {
     let at = |step: &'static str| move |error: Error| (step, error);
     vm.vm_init().map_err(at("vm_init"))?;
     vm.set_memory_slot(&ram.slot(0, RAM))
@@ -85,8 +99,14 @@ fn live(vm: &mut SevVm<SimHost>, tech: Tech, ram: &Ram) -> Result<(), (&'static 
         vm.add_initial_page(&measured(gpa, &contents))
             .map_err(at("add_initial_page"))?;
     }
+    if tech != Tech::SevSnp {
+        put_secret(vm, tech, ram, owner)?;
+    }
     vm.vm_finalize().map_err(at("vm_finalize"))?;
     vm.guest_status().map_err(at("guest_status"))?;
+    if tech != Tech::SevSnp {
+        debug(vm, ram)?;
+    }
     let large = Gfn::new((RAM + 2 * MIB) >> 12);
     if tech == Tech::SevSnp {
         let done = vm
@@ -99,6 +119,78 @@ fn live(vm: &mut SevVm<SimHost>, tech: Tech, ram: &Ram) -> Result<(), (&'static 
     vm.set_memory_attributes(Gfn::new(large.get() + 1), 1, Privacy::Shared)
         .map_err(at("set_memory_attributes"))?;
     vcpu.vcpu_free().map_err(at("vcpu_free"))
+}
+
+/// One of the kernel's commands: a structure with blobs behind it.
+fn command(
+    vm: &mut SevVm<SimHost>,
+    id: u32,
+    head: &(impl IntoBytes + Immutable),
+    blobs: &[&[u8]],
+) -> Result<Vec<u8>, Stop> {
+    let mut data = head.as_bytes().to_vec();
+    blobs.iter().for_each(|blob| data.extend_from_slice(blob));
+    let mut cmd = EncCmd {
+        id,
+        flags: 0,
+        data: &mut data,
+        firmware_status: 0,
+    };
+    let done = vm.mem_enc_op(&mut cmd);
+    // The status is told beside the error too.
+    let status = done.as_ref().err().and_then(Failure::of);
+    let status = status.and_then(|failure| failure.status());
+    assert_eq!(cmd.firmware_status, status.map_or(0, |s| s.0.into()));
+    done.map(|()| data).map_err(|error| ("mem_enc_op", error))
+}
+
+/// VMSA, measurement and the owner's secret, by command.
+fn put_secret(
+    vm: &mut SevVm<SimHost>,
+    tech: Tech,
+    ram: &Ram,
+    owner: &GuestOwner,
+) -> Result<(), Stop> {
+    if tech == Tech::SevEs {
+        command(vm, 4, &[0_u8; 0], &[])?;
+    }
+    let range = SevRange {
+        uaddr: 16.into(),
+        len: 48.into(),
+        ..SevRange::default()
+    };
+    let measure = command(vm, 6, &range, &[&[0; 48]])?;
+    let measure = LaunchMeasure::from_bytes(measure[16..].try_into().unwrap());
+    let mut secret = [0x17; 16];
+    let header = owner.seal_secret(&mut secret, [3; 16], &measure).to_bytes();
+    let packet = SevLaunchSecret {
+        hdr: 48.into(),
+        hdr_len: (header.len() as u32).into(),
+        guest: ram.address().into(),
+        guest_len: 16.into(),
+        trans: (48 + header.len() as u64).into(),
+        trans_len: 16.into(),
+        ..SevLaunchSecret::default()
+    };
+    command(vm, 5, &packet, &[&header, &secret]).map(drop)
+}
+
+/// A report, and what the policy lets the host do.
+fn debug(vm: &mut SevVm<SimHost>, ram: &Ram) -> Result<(), Stop> {
+    let report = SevAttestation {
+        uaddr: 32.into(),
+        len: 0xd0.into(),
+        ..SevAttestation::default()
+    };
+    command(vm, 20, &report, &[&[0; 0xd0]])?;
+    let dbg = |src: u64, dst: u64| SevDbg {
+        src: src.into(),
+        dst: dst.into(),
+        len: 16.into(),
+        ..SevDbg::default()
+    };
+    command(vm, 17, &dbg(ram.address(), 24), &[&[0; 16]])?;
+    command(vm, 18, &dbg(24, ram.address()), &[&[0; 16]]).map(drop)
 }
 
 /// What a life calls, and how often.
@@ -260,7 +352,9 @@ const INTRO: &str = "\
 Printed by `KVM_OPS_BLESS=1 cargo test -p kvm-ops-sev --test failures`, which lets every command and every
 RMP instruction of a guest's life fail at each place where it is issued, and fails when the outcome
 is another than this. A life is: `vm_init` on a machine whose ASIDs are all used up, a slot, a vCPU,
-two measured pages, `vm_finalize`, a status; SNP: a 2 MiB page of which 4 KiB become shared; teardown.
+two measured pages, `vm_finalize`, a status, teardown; SEV and SEV-ES with an owner's session and secret, a report, and
+a debugger's read and write; SNP with a 2 MiB page of which 4 KiB become shared. VMSA, measurement, secret, report and
+debugging of SEV and SEV-ES go through `mem_enc_op`, whose `firmware_status` is compared too.
 
 Commands fail with seven statuses each, one of them without a name, instructions with three codes.
 The outcome is the same for all of them, which the test demands too. In every row the error says the
@@ -271,13 +365,16 @@ FAIL_INUSE and FAIL_OVERLAP of the instructions are tried again and not seen.
 
 #[test]
 fn every_failure_is_named_and_accounted_and_the_table_is_the_documented_one() {
-    // Aligned for a 2 MiB page of private memory behind it.
-    let ram = Ram::new(4 * MIB);
+    // Each kind on a thread: a few hundred lives each, with real cryptography.
+    let tables = std::thread::scope(|scope| {
+        let threads = TECHS.map(|tech| scope.spawn(move || rows(tech, &Ram::new(4 * MIB))));
+        threads.map(|thread| thread.join().unwrap())
+    });
     let mut text = String::from(INTRO);
-    for tech in TECHS {
+    for (tech, rows) in TECHS.into_iter().zip(tables) {
         write!(text, "\n## {tech}\n\n").unwrap();
         text += "| fails | calls | shows in | leaks |\n|---|---|---|---|\n";
-        for [operation, calls, step, leaks] in rows(tech, &ram) {
+        for [operation, calls, step, leaks] in rows {
             writeln!(text, "| {operation} | {calls} | {step} | {leaks} |").unwrap();
         }
     }

@@ -508,7 +508,10 @@ fn a_vcpu_whose_vm_is_gone_answers_wrong_state_and_a_running_one_is_stopped() {
         // Between the kick and the step's change it was busy, not gone.
         let (first, second) = thread.join().unwrap();
         assert_eq!(first, Ok(true));
-        assert!([Err(gone), Err(Error::Busy)].contains(&second), "{second:?}");
+        assert!(
+            [Err(gone), Err(Error::Busy)].contains(&second),
+            "{second:?}"
+        );
         assert_eq!(idle.vcpu_run(), Err(gone));
         let drained = vm.drain_private(key).unwrap();
         assert!(vm.vm_free(drained).is_clean());
