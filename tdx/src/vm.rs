@@ -150,6 +150,8 @@ impl<H: Host> VmOps for TdxVm<H> {
         self.td.set_attributes(first, pages, to)
     }
 
+    /// Contention, missing memory and frames without a slot stop it after the pages that are done,
+    /// which it answers; the reason comes with the next call. What poisons the TD is told at once.
     fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {
         self.td.pre_fault(first, pages)
     }

@@ -124,6 +124,11 @@ impl TestHost {
         std::mem::take(&mut *lock(&self.0.log))
     }
 
+    /// Whether a leaf was called since the last look.
+    pub fn called(&self, leaf: Leaf) -> bool {
+        lock(&self.0.log).iter().any(|call| call.0 == leaf)
+    }
+
     /// The calls since the last look, per leaf.
     pub fn take_counts(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
