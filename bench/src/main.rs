@@ -10,6 +10,8 @@ mod designs;
 mod figures;
 #[cfg(feature = "report")]
 mod kvm;
+#[cfg(feature = "lives")]
+mod lives;
 #[cfg(feature = "report")]
 mod measurement;
 #[cfg(feature = "report")]
@@ -54,6 +56,19 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         rounds: usize,
     },
+    /// Measures lives of VMs on the software platforms and writes the figures as JSON.
+    #[cfg(feature = "lives")]
+    Lives {
+        /// Where the figures go.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Sizes of TDs in GiB.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16])]
+        gib: Vec<u64>,
+        /// How often the life of a small VM is measured.
+        #[arg(long, default_value_t = 200)]
+        rounds: usize,
+    },
     /// Writes docs/benchmarks.md and docs/plots/*.svg from bench/figures and bench/counts.toml.
     #[cfg(feature = "report")]
     Report {
@@ -78,6 +93,8 @@ fn main() -> ExitCode {
         }
         #[cfg(feature = "report")]
         Command::Time { out, rounds } => time::write(&out, rounds),
+        #[cfg(feature = "lives")]
+        Command::Lives { out, gib, rounds } => lives::write(&out, &lives::Plan { gib, rounds }),
         #[cfg(feature = "report")]
         Command::Report { root } => report::write(&root),
     };

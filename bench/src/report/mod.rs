@@ -1,6 +1,7 @@
 //! docs/benchmarks.md and its plots, from the committed figures.
 
 mod digests;
+mod lives;
 mod plot;
 mod text;
 
@@ -15,6 +16,7 @@ use crate::count::Counts;
 use crate::designs::fleet::Fleet;
 use crate::designs::registry::Body;
 use crate::figures::Figures;
+use crate::lives::figures::Lives;
 use crate::measurement::Measurement;
 
 /// The forms in the order of the tables, with the name a reader sees.
@@ -46,15 +48,18 @@ pub fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     let figures = Figures::read(&root.join("bench/figures/dispatch.json"))?;
     let counts = Counts::read(&root.join("bench/counts.toml"))?;
     let measurement: Measurement = read(&root.join("bench/figures/measurement.json"))?;
+    let of_lives: Lives = read(&root.join("bench/figures/lives.json"))?;
     let plots = root.join("docs/plots");
     fs::create_dir_all(&plots)?;
     let document = [
         include_str!("contents.md").to_owned(),
         text::document(&figures, &counts)?,
         digests::section(&measurement)?,
+        lives::section(&of_lives)?,
     ];
     fs::write(root.join("docs/benchmarks.md"), document.concat())?;
     digests::draw(&measurement, &plots)?;
+    lives::draw(&of_lives, &plots)?;
     draw(&figures, &plots)
 }
 

@@ -1,0 +1,42 @@
+//! Lives of VMs through the framework, on the software platforms: how long they take, and how many
+//! calls to the firmware they make.
+
+mod clock;
+pub mod figures;
+mod many;
+mod small;
+mod td;
+mod touch;
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use self::figures::Lives;
+
+/// What to measure.
+#[derive(Debug)]
+pub struct Plan {
+    /// Sizes of TDs, in GiB.
+    pub gib: Vec<u64>,
+    /// How often the life of a small VM is measured.
+    pub rounds: usize,
+}
+
+/// Measures everything and writes the figures.
+pub fn write(out: &Path, plan: &Plan) -> Result<(), Box<dyn Error>> {
+    let mut lives = Lives {
+        cpu: clock::cpu(),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
+            .trim()
+            .to_owned(),
+        rustc: env!("KVM_OPS_BENCH_RUSTC").to_owned(),
+        ..Lives::default()
+    };
+    td::measure(plan, &mut lives)?;
+    small::measure(plan, &mut lives)?;
+    many::measure(plan, &mut lives)?;
+    let mut text = serde_json::to_string_pretty(&lives)?;
+    text.push('\n');
+    fs::write(out, text).map_err(|error| format!("{}: {error}", out.display()).into())
+}

@@ -1,0 +1,196 @@
+//! The life of one VM with little memory, of every technology: built and measured, run, destroyed.
+
+use std::error::Error;
+
+use framework::guest::FnProgram;
+use framework::machine::{LaunchPage, Machine, MachineConfig};
+use framework::sim::SimHost;
+use framework::{Exit, Kind, Tech, VcpuId, VcpuOps as _};
+use soft_amd_sp::Operation;
+
+use super::figures::{Lives, SmallLife, SmallPhase};
+use super::{Plan, clock, td, touch};
+
+/// Memory of the VMs.
+pub const MEMORY: u64 = 1 << 20;
+
+const PHASES: [&str; 3] = ["build", "run", "destroy"];
+
+/// Calls so far: to the firmware, and instructions on its behalf.
+#[derive(Clone, Copy, Debug, Default)]
+struct Calls {
+    firmware: u64,
+    instructions: u64,
+}
+
+fn calls(host: &SimHost, tech: Tech) -> Calls {
+    // The platforms come up when they are first asked for; normal VMs never do.
+    if !tech.is_confidential() {
+        return Calls::default();
+    }
+    if let Some(platform) = host.tdx_platform() {
+        return Calls {
+            firmware: td::seamcalls(platform).values().sum(),
+            instructions: 0,
+        };
+    }
+    let mut calls = Calls::default();
+    if let Some(platform) = host.sev_platform() {
+        for (operation, _, n) in platform.counters().iter() {
+            match operation {
+                Operation::Instruction(_) => calls.instructions += n,
+                _ => calls.firmware += n,
+            }
+        }
+    }
+    calls
+}
+
+/// A machine of that technology that says hello.
+pub fn build(host: &SimHost, tech: Tech) -> Result<Machine<SimHost>, Box<dyn Error>> {
+    let mut config = MachineConfig::new()
+        .kind(Kind::Of(tech))
+        .memory(MEMORY)
+        .program(FnProgram(touch::hello()));
+    if tech.is_confidential() {
+        let page = LaunchPage::measured(touch::GREETING, Box::new([0x5a; 4096]));
+        config = config.launch(vec![page]);
+    }
+    Ok(Machine::build(host, config)?)
+}
+
+/// Runs it to its end.
+pub fn run(machine: &mut Machine<SimHost>) -> Result<(), Box<dyn Error>> {
+    let vcpu = machine.vcpu_mut(VcpuId(0)).ok_or("no vCPU")?;
+    let mut printed = 0;
+    loop {
+        match vcpu.vcpu_run()? {
+            Exit::Shutdown if printed == 1 => return Ok(()),
+            Exit::IoOut { data: b"!", .. } => printed += 1,
+            Exit::Interrupted => {}
+            other => return Err(format!("the guest left with {other:?}").into()),
+        }
+    }
+}
+
+/// Gives it back, which must leave nothing behind.
+pub fn destroy(machine: Machine<SimHost>) -> Result<(), Box<dyn Error>> {
+    let report = machine.destroy()?;
+    match report.is_clean() {
+        true => Ok(()),
+        false => Err(format!("the VM left something behind: {report:?}").into()),
+    }
+}
+
+struct Row {
+    tech: Tech,
+    host: SimHost,
+    ns: [Vec<f64>; PHASES.len()],
+    calls: [Calls; PHASES.len()],
+}
+
+impl Row {
+    fn new(tech: Tech) -> Self {
+        Self {
+            tech,
+            host: SimHost::new(tech.vendor()),
+            ns: Default::default(),
+            calls: Default::default(),
+        }
+    }
+
+    fn life(&mut self, counted: bool) -> Result<(), Box<dyn Error>> {
+        let mut before = calls(&self.host, self.tech);
+        let mut at = clock::processor_time();
+        let mut times = Vec::new();
+        let mut made = Vec::new();
+        let host = self.host.clone();
+        let mut note = |tech| {
+            times.push((clock::processor_time() - at).as_nanos() as f64);
+            let now = calls(&host, tech);
+            made.push(Calls {
+                firmware: now.firmware - before.firmware,
+                instructions: now.instructions - before.instructions,
+            });
+            before = now;
+            at = clock::processor_time();
+        };
+        let mut machine = build(&self.host, self.tech)?;
+        note(self.tech);
+        run(&mut machine)?;
+        note(self.tech);
+        destroy(machine)?;
+        note(self.tech);
+        if counted {
+            for (phase, (ns, made)) in times.into_iter().zip(made).enumerate() {
+                self.ns[phase].push(ns);
+                self.calls[phase].firmware += made.firmware;
+                self.calls[phase].instructions += made.instructions;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Measures every technology, all of them in each round.
+pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
+    let mut rows: Vec<Row> = Tech::ALL.into_iter().map(Row::new).collect();
+    let rounds = plan.rounds.max(1);
+    for round in 0..=rounds {
+        for row in &mut rows {
+            // The first one also brings the platform up.
+            row.life(round > 0)
+                .map_err(|error| format!("{}: {error}", row.tech))?;
+        }
+    }
+    for row in rows {
+        let each = |n: u64| n as f64 / rounds as f64;
+        let phase = |(n, name): (usize, &&str)| SmallPhase {
+            name: (*name).to_owned(),
+            ns: clock::quantile(&row.ns[n], 0.25),
+            firmware: each(row.calls[n].firmware),
+            instructions: each(row.calls[n].instructions),
+        };
+        let life = SmallLife {
+            tech: row.tech.to_string(),
+            rounds,
+            phases: PHASES.iter().enumerate().map(phase).collect(),
+        };
+        println!("{}", life.tech);
+        for phase in &life.phases {
+            println!(
+                "  {:<8} {:>9.1} us {:>7.2} firmware calls {:>7.2} instructions",
+                phase.name,
+                phase.ns / 1e3,
+                phase.firmware,
+                phase.instructions
+            );
+        }
+        lives.small.push(life);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A VM of a host that holds no other: nothing waits for a flush.
+    #[test]
+    fn a_small_life_makes_so_many_firmware_calls() {
+        for (tech, firmware) in [
+            (Tech::Vmx, [0, 0, 0]),
+            // Creation, a page with its three tables and 16 TDH.MR.EXTENDs; a print and the end.
+            (Tech::Tdx, [26 + 1 + 3 + 16, 2, 23]),
+            (Tech::Svm, [0, 0, 0]),
+            // DEACTIVATE and DECOMMISSION at the end; SNP_DECOMMISSION and a reclaim for SNP.
+            (Tech::Sev, [7, 0, 2]),
+            (Tech::SevEs, [9, 0, 2]),
+            (Tech::SevSnp, [6, 0, 2]),
+        ] {
+            let mut row = Row::new(tech);
+            row.life(true).expect("a life");
+            assert_eq!(row.calls.map(|calls| calls.firmware), firmware, "{tech}");
+        }
+    }
+}
