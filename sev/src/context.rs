@@ -108,7 +108,7 @@ impl Context {
     pub(crate) fn mirrored(&self) -> Self {
         Self {
             charge: None,
-            digest: self.digest.clone(),
+            digest: self.digest,
             ..*self
         }
     }

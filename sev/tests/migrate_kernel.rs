@@ -89,7 +89,7 @@ fn m01_a_context_moves_from_vm_to_vm_to_vm() {
             assert_eq!(from.account().held(), 0);
             chain.push(std::mem::replace(&mut from, to));
         }
-        assert_eq!(from.page_of(Gfn::new(RAM >> 12)).is_some(), true);
+        assert!(from.page_of(Gfn::new(RAM >> 12)).is_some());
         drop_all(chain.into_iter().chain([from]));
         everything_gone(&host);
     }

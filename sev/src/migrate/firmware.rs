@@ -75,7 +75,7 @@ const OUT_PAGES: u64 = 12;
 /// Whose books the mailbox's memory stands in.
 #[derive(Debug)]
 enum Ledger<'a> {
-    Own(Books),
+    Own(alloc::boxed::Box<Books>),
     Vm(&'a Books),
 }
 
@@ -99,7 +99,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
     /// # Errors
     /// [`Error::HostLacks`] without an AMD SP or memory for it, [`Error::NoMemory`] if none is left.
     pub fn new(host: &'a H) -> Result<Self> {
-        Self::with(host, Ledger::Own(Books::new()))
+        Self::with(host, Ledger::Own(alloc::boxed::Box::new(Books::new())))
     }
 
     pub(crate) fn of_vm(host: &'a H, books: &'a Books) -> Result<Self> {
@@ -130,7 +130,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
 
     fn sp(&self) -> Result<Sp<'_, H>> {
         let books = match &self.ledger {
-            Ledger::Own(books) => books,
+            Ledger::Own(books) => &**books,
             Ledger::Vm(books) => books,
         };
         match (self.host.psp(), self.host.pages()) {
@@ -387,7 +387,7 @@ impl<H: Host> Drop for Mailbox<'_, H> {
             Ok(()) => sp.free(self.area, Level::Size2M),
             Err(error) => {
                 let books = match &self.ledger {
-                    Ledger::Own(books) => books,
+                    Ledger::Own(books) => &**books,
                     Ledger::Vm(books) => books,
                 };
                 books.leak_page(self.area, Level::Size2M, error);
