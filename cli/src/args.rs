@@ -31,6 +31,7 @@ Examples:
   kvm-ops fleet                             run the built-in fleet
   kvm-ops fleet --show-default > my.toml    a fleet file to start from
   kvm-ops run /usr/share/seabios/bios.bin   boot a firmware image
+  kvm-ops run --tech tdx                    a small TD on the software platform, step by step
   kvm-ops measure tdx OVMF.fd               what a TD of that firmware must attest
   kvm-ops attest new demo                   an SNP guest's report, to be verified
   kvm-ops conform tdx tests/vectors/tdx     recorded transcripts against the software TDX module";

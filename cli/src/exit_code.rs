@@ -27,7 +27,7 @@ Exit codes:
        for `attest verify`: a check failed
   2    the command line or the fleet file is wrong; nothing ran
   3    a guest crashed, or ended otherwise than expected
-  4    a teardown left something behind
+  4    a teardown left something behind, or the counts of a firmware and of its users differ
   130  stopped by SIGINT or SIGTERM, after an orderly teardown";
 
 impl From<Code> for ExitCode {

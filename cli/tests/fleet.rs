@@ -346,7 +346,8 @@ fn confidential(report: &Value, names: &[(&str, &str)]) {
     }
 }
 
-/// What a firmware counted of these calls.
+/// How often these calls succeeded, by a firmware's count. Two VMs may get into each other's way,
+/// and call again.
 fn counted(report: &Value, firmware: &str, calls: &[(&str, u64)]) {
     let accounts = report["firmware"].as_array().unwrap();
     let account = accounts
@@ -354,12 +355,16 @@ fn counted(report: &Value, firmware: &str, calls: &[(&str, u64)]) {
         .find(|account| account["firmware"] == firmware);
     let account = account.expect("an account");
     for (call, times) in calls {
-        assert_eq!(account["calls_by_name"][call], *times, "{call}: {account}");
+        let refused: u64 = account["refused"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(what, _)| what.split(' ').next() == Some(call))
+            .map(|(_, n)| n.as_u64().unwrap())
+            .sum();
+        let made = account["calls_by_name"][call].as_u64().unwrap_or(0);
+        assert_eq!(made - refused, *times, "{call}: {account}");
     }
-    assert_eq!(
-        account["refused"].as_object().map(serde_json::Map::len),
-        Some(0)
-    );
 }
 
 #[test]

@@ -34,17 +34,25 @@ use crate::units;
 ///
 /// Firmware without a disk never ends, so the timeout is an orderly end. It is stated on standard
 /// error, and the exit code is 0.
+///
+/// A TD (`--tech tdx`) starts with what the TDVF metadata of its firmware lists, or with a small
+/// built-in start. Its MRTD, as the TDX module has it, must be the one that `kvm-ops measure tdx`
+/// prints. On the software platform no machine code runs: a built-in guest reads the pages of the
+/// launch, uses private memory, shares some of it and takes it back, and asks for a report. Each
+/// step is listed with its SEAMCALLs, and what the TD took from the module must have come back.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit codes: 0 if the guest halted, shut down, asked for a reset, or ran until the timeout; 1 if it
 could not be started; 3 if it crashed, or the platform could not go on with it; 4 if the teardown
-left something behind; 130 if a signal stopped it. A guest that ends itself through the debug-exit
+left something behind, or the sums of a TD's account do not agree; 130 if a signal stopped it. A guest that ends itself through the debug-exit
 port with a value other than 0 counts as crashed.
 
 Examples:
   kvm-ops run /usr/share/seabios/bios.bin --timeout 2s
   kvm-ops run bzImage --initrd initrd.img --cmdline 'console=ttyS0' --memory 512M --timeout 1m
-  kvm-ops run boot-sector.bin --format flat --memory 1M")]
+  kvm-ops run boot-sector.bin --format flat --memory 1M
+  kvm-ops run --tech tdx
+  kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd")]
 pub(crate) struct Args {
     /// The image: firmware, bzImage, ELF or flat code; of a TD, firmware with TDVF metadata, or a
     /// small built-in one if none is named
