@@ -494,7 +494,11 @@ fn a_vcpu_whose_vm_is_gone_answers_wrong_state_and_a_running_one_is_stopped() {
         let mut busy = common::vcpu(&vm, 1);
         assert_eq!(idle.vcpu_run(), Err(Error::WrongState(Step::Initialized)));
         vm.vm_finalize().unwrap();
-        let spin = kvm_ops_core::guest::FnProgram(|_: Outcome<'_>| read(RAM, 1));
+        let (inside, ran) = std::sync::mpsc::channel();
+        let spin = kvm_ops_core::guest::FnProgram(move |_: Outcome<'_>| {
+            let _ = inside.send(());
+            read(RAM, 1)
+        });
         vm.set_memory_attributes(gfn(RAM), 1, Privacy::Shared)
             .unwrap();
         busy.load_program(Box::new(spin)).unwrap();
@@ -502,7 +506,7 @@ fn a_vcpu_whose_vm_is_gone_answers_wrong_state_and_a_running_one_is_stopped() {
             let first = busy.vcpu_run().map(|exit| exit == Exit::Interrupted);
             (first, busy.vcpu_run().map(drop))
         });
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        ran.recv().unwrap();
         let key = vm.mmu_release_hkid().unwrap();
         let gone = Error::WrongState(Step::KeyReleased);
         // Between the kick and the step's change it was busy, not gone.
