@@ -1,0 +1,102 @@
+//! SEAMCALL, AMD SP and pages whose answers the compiler does not know.
+
+use std::hint::black_box;
+use std::sync::LazyLock;
+
+use kvm_ops::{
+    AsidPools, CpuId, Hkid, Hpa, KeyPool, Level, PackageId, PagePort, Pfn, PspPort, Result,
+    SeamPort, SeamRegs, SnpAsids,
+};
+
+/// All ports in one.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    keys: KeyPool,
+    asids: AsidPools,
+}
+
+/// The one value.
+pub(crate) fn get() -> &'static Ports {
+    static PORTS: LazyLock<Ports> = LazyLock::new(|| Ports {
+        keys: KeyPool::new(black_box(1)..black_box(64)),
+        asids: AsidPools::new(black_box(64), black_box(32), SnpAsids::Shared),
+    });
+    &PORTS
+}
+
+impl SeamPort for Ports {
+    fn seamcall(&self, _: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
+        black_box(regs);
+        Ok(black_box(rax))
+    }
+
+    fn package_of(&self, cpu: CpuId) -> Option<PackageId> {
+        black_box(Some(PackageId(cpu.0)))
+    }
+
+    fn cpus(&self) -> u32 {
+        black_box(2)
+    }
+
+    fn packages(&self) -> u32 {
+        black_box(1)
+    }
+
+    fn this_cpu(&self) -> CpuId {
+        black_box(CpuId(0))
+    }
+
+    fn kick(&self, cpu: CpuId) {
+        black_box(cpu);
+    }
+
+    fn key_ids(&self) -> &KeyPool {
+        &self.keys
+    }
+
+    fn with_key_id(&self, page: Hpa, key: Option<Hkid>) -> Hpa {
+        black_box(key);
+        page
+    }
+}
+
+impl PspPort for Ports {
+    fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32> {
+        black_box(buffer);
+        Ok(black_box(id))
+    }
+
+    fn wbinvd_all(&self) {}
+
+    fn asid_pools(&self) -> &AsidPools {
+        &self.asids
+    }
+
+    fn c_bit(&self) -> u32 {
+        black_box(51)
+    }
+
+    fn asids(&self) -> (u32, u32) {
+        black_box((64, 32))
+    }
+}
+
+impl PagePort for Ports {
+    fn alloc(&self, _: Level) -> Result<Pfn> {
+        black_box(Ok(Pfn::new(1)))
+    }
+
+    fn free(&self, page: Pfn, _: Level) {
+        black_box(page);
+    }
+
+    fn write(&self, _: Hpa, data: &[u8]) -> Result<()> {
+        black_box(data);
+        black_box(Ok(()))
+    }
+
+    fn read(&self, _: Hpa, data: &mut [u8]) -> Result<()> {
+        black_box(data);
+        black_box(Ok(()))
+    }
+}
