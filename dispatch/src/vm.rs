@@ -12,8 +12,8 @@ use core::fmt;
 use core::mem::{self, ManuallyDrop};
 
 use crate::{
-    Backend, Error, Field, FreeReport, Gfn, Gpa, InitialPage, MemSlot, Privacy, Result, SharedMask,
-    SlotFlags, SlotId, Step, Tech, VcpuId, VmId,
+    Backend, Error, Field, FreeReport, Gfn, Gpa, InitialPage, KeyReleased, MemSlot, Privacy,
+    Result, SharedMask, SlotFlags, SlotId, Step, Tech, VcpuId, VmId,
 };
 
 /// A slot as [`Vm::slots`] tells it.
@@ -244,8 +244,7 @@ impl<B: Backend> Vm<B> {
 
 fn tear_down<B: Backend>(mut back_end: B) -> FreeReport {
     let (vm, tech) = (back_end.id().0, back_end.tech());
-    let drained = back_end
-        .mmu_release_hkid()
+    let drained = release_key(&mut back_end)
         .and_then(|key| back_end.drain_private(key).map_err(|(error, _key)| error));
     let report = match drained {
         Ok(drained) => back_end.vm_free(drained),
@@ -256,6 +255,21 @@ fn tear_down<B: Backend>(mut back_end: B) -> FreeReport {
     };
     tracing::debug!(vm, %tech, leaks = report.leaks.len(), "torn down");
     report
+}
+
+/// How often a key that is busy is asked for again. Each try waits for what is in its way, as the
+/// back end does, so this is no short time.
+const RELEASE_TRIES: u32 = 16;
+
+/// Releases the key, patiently: giving up leaks the whole VM.
+fn release_key<B: Backend>(back_end: &mut B) -> Result<KeyReleased> {
+    let mut tries = 1;
+    loop {
+        match back_end.mmu_release_hkid() {
+            Err(error) if error.is_transient() && tries < RELEASE_TRIES => tries += 1,
+            done => return done,
+        }
+    }
 }
 
 impl<B: Backend> Drop for Vm<B> {

@@ -9,8 +9,8 @@ use alloc::sync::Arc;
 
 use crate::guest::GuestProgram;
 use crate::{
-    Asid, AsidPools, CpuId, Gfn, Gpa, Hkid, Hpa, KeyPool, Level, MemSlot, PackageId, Pfn, Result,
-    SharedMask, Tech, VcpuId, VcpuOps, Vendor, VmId, VmParams,
+    Asid, AsidPools, CpuId, FieldCache, Gfn, Gpa, Hkid, Hpa, KeyPool, Level, MemSlot, PackageId,
+    Pfn, Result, SharedMask, Tech, VcpuId, VcpuOps, Vendor, VmId, VmParams,
 };
 
 /// A machine that can hold VMs. Cheap to clone: a handle.
@@ -280,6 +280,10 @@ pub trait SeamPort: Send + Sync {
         self.relax();
     }
 
+    /// What the module's read-only fields hold, for all TDs of the machine: each is read by
+    /// TDH.SYS.RD once. A module that is replaced comes with a new port.
+    fn fields(&self) -> &FieldCache;
+
     /// The private KeyIDs of the machine: one pool for all TDs, however many handles the port has.
     fn key_ids(&self) -> &KeyPool;
 
@@ -402,6 +406,10 @@ impl SeamPort for NoPort {
     }
 
     fn kick(&self, _: CpuId) {
+        match *self {}
+    }
+
+    fn fields(&self) -> &FieldCache {
         match *self {}
     }
 

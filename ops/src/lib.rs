@@ -17,6 +17,7 @@ pub mod control;
 mod enc;
 mod error;
 mod exit;
+mod field_cache;
 pub mod guest;
 mod host;
 mod ids;
@@ -47,6 +48,7 @@ pub use asids::{AsidPools, SnpAsids};
 pub use enc::{EncCmd, EncContext, EncRegion, EncTransfer, InitialPage, InitialPageKind};
 pub use error::{Call, Error, Field, Missing, OpName, Result};
 pub use exit::{Exit, ExitKind, TdxRequest};
+pub use field_cache::FieldCache;
 pub use host::{
     Host, NestedFaultAnswer, NestedFaults, NoPort, PagePort, PspPort, SeamPort, SeamRegs, VmPort,
 };

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use kvm_ops::{CpuId, Error, Field, Hkid, Hpa, KeyPool, PackageId, Result, SeamPort, SeamRegs};
+use kvm_ops::{
+    CpuId, Error, Field, FieldCache, Hkid, Hpa, KeyPool, PackageId, Result, SeamPort, SeamRegs,
+};
 use soft_tdx_module::{LpError, Platform, Regs};
 
 use super::cpus::Cpus;
@@ -22,6 +24,7 @@ pub struct SoftSeam {
     platform: Arc<Platform>,
     cpus: Arc<Cpus>,
     keys: KeyPool,
+    fields: FieldCache,
 }
 
 impl SoftSeam {
@@ -30,6 +33,7 @@ impl SoftSeam {
         Self {
             cpus: Cpus::new(config.lp_package.len()),
             keys: KeyPool::new(guest_keys(config.private_hkids, config.global_hkid)),
+            fields: FieldCache::default(),
             platform,
         }
     }
@@ -131,6 +135,10 @@ impl SeamPort for SoftSeam {
 
     fn idle(&self) {
         std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+
+    fn fields(&self) -> &FieldCache {
+        &self.fields
     }
 
     fn key_ids(&self) -> &KeyPool {

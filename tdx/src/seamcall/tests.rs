@@ -2,7 +2,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 
-use kvm_ops::{CpuId, Error, Hkid, Hpa, KeyPool, PackageId, Result, SeamPort, SeamRegs};
+use kvm_ops::{
+    CpuId, Error, FieldCache, Hkid, Hpa, KeyPool, PackageId, Result, SeamPort, SeamRegs,
+};
 
 use super::{Calls, Failed, Leaf, regs};
 use crate::retry::{Action, LONGEST_WAIT, RULES, Verdict, rule};
@@ -15,6 +17,7 @@ struct Script {
     calls: Mutex<Vec<(CpuId, u64, SeamRegs)>>,
     waits: AtomicU64,
     refuse: Option<Error>,
+    fields: FieldCache,
 }
 
 impl Script {
@@ -62,6 +65,10 @@ impl SeamPort for Script {
 
     fn relax(&self) {
         self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn fields(&self) -> &FieldCache {
+        &self.fields
     }
 
     fn key_ids(&self) -> &KeyPool {

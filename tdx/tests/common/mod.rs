@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops_core::{
-    CpuId, Error, Hkid, Host, HostRange, Hpa, KeyPool, Level, NoPort, PackageId, PagePort, Pfn,
-    Result, SeamPort, SeamRegs, Tech, Vendor, VmId, VmParams,
+    CpuId, Error, FieldCache, Hkid, Host, HostRange, Hpa, KeyPool, Level, NoPort, PackageId,
+    PagePort, Pfn, Result, SeamPort, SeamRegs, Tech, Vendor, VmId, VmParams,
 };
 use kvm_ops_sim::{SimHost, SimVm};
 use kvm_ops_tdx::Leaf;
@@ -270,6 +270,10 @@ impl SeamPort for Machine {
         if self.threads.load(Ordering::Relaxed) {
             self.seam().relax();
         }
+    }
+
+    fn fields(&self) -> &FieldCache {
+        self.seam().fields()
     }
 
     fn key_ids(&self) -> &KeyPool {
