@@ -5,14 +5,10 @@
 //! allocator the pages that are out, and the teardowns what they freed and leaked. Their sums must
 //! agree.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeMap;
 
 use kvm_ops::{FreeReport, Leaked, Tech};
 use serde::Serialize;
-
-use crate::term::{BOLD, ERROR};
-use crate::units::plural;
 
 /// What teardowns say, summed up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -373,155 +369,6 @@ impl Account {
     }
 }
 
-impl fmt::Display for Account {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pages, keys, .. } = self;
-        write!(
-            f,
-            "{BOLD}{}{BOLD:#}: {} taken = {} freed + {} leaked",
-            self.firmware,
-            plural(pages.taken, "page"),
-            pages.freed,
-            pages.leaked,
-        )?;
-        if let (Some(given), Some(returned)) = (pages.given, pages.returned) {
-            write!(f, ", of which it got {given} and gave {returned} back")?;
-        }
-        write!(
-            f,
-            "; {} leased = {} given back + {} leaked",
-            plural(keys.leased, "key"),
-            keys.freed,
-            keys.leaked,
-        )?;
-        let kinds: BTreeSet<_> = self.calls_by_name.keys().map(|name| kind(name)).collect();
-        for of in kinds {
-            let calls = || {
-                self.calls_by_name
-                    .iter()
-                    .filter(|(name, _)| kind(name) == of)
-            };
-            let total = calls().map(|(_, n)| n).sum();
-            let listed = wrapped(calls().map(|(name, n)| format!("{name} {n}")));
-            write!(f, "\n{}:\n{listed}", plural(total, of))?;
-        }
-        if !self.refused.is_empty() {
-            let refused = self.refused.iter().map(|(what, n)| format!("{what} {n}"));
-            write!(f, "\nof these not successful:\n{}", wrapped(refused))?;
-        }
-        for what in &self.disagreements {
-            write!(f, "\n{ERROR}does not add up{ERROR:#}: {what}")?;
-        }
-        Ok(())
-    }
-}
-
-/// A list in lines of moderate length.
-fn wrapped(items: impl Iterator<Item = String>) -> String {
-    let mut lines = vec![String::from(" ")];
-    for item in items {
-        let line = lines.len() - 1;
-        if lines[line].len() > 1 && lines[line].len() + item.len() > WIDTH {
-            lines.push(String::from(" "));
-        }
-        if let Some(line) = lines.last_mut() {
-            line.push_str(&format!(" {item},"));
-        }
-    }
-    if let Some(line) = lines.last_mut() {
-        line.pop();
-    }
-    lines.join("\n")
-}
-
-/// The most columns of such a line.
-const WIDTH: usize = 96;
-
+mod print;
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn books(calls: &[(&'static str, &'static str, u64)], pages_out: u64, keys_out: u64) -> Books {
-        Books {
-            pages_taken: 13,
-            calls: calls
-                .iter()
-                .map(|(leaf, status, n)| ((leaf.to_string(), status.to_string()), *n))
-                .collect(),
-            pages_out,
-            keys_out,
-        }
-    }
-
-    fn calls(aug: u64, removed: u64) -> Vec<(&'static str, &'static str, u64)> {
-        vec![
-            ("TDH.MNG.CREATE", "SUCCESS", 3),
-            ("TDH.MNG.CREATE", "OPERAND_BUSY", 2),
-            ("TDH.MNG.KEY.FREEID", "SUCCESS", 3),
-            ("TDH.MEM.PAGE.AUG", "SUCCESS", aug),
-            ("TDH.MEM.PAGE.REMOVE", "SUCCESS", removed),
-            ("TDH.PHYMEM.PAGE.RECLAIM", "SUCCESS", 3),
-        ]
-    }
-
-    const CLEAN: Leaks = Leaks {
-        pages_freed: 13,
-        pages: 0,
-        keys_freed: 3,
-        keys: 0,
-        unknown: 0,
-    };
-
-    #[test]
-    fn sums_that_agree_are_no_matter_and_what_was_before_does_not_count() {
-        let after = books(&calls(10, 10), 0, 0);
-        let account = Account::draw(Firmware::TdxModule, &Books::default(), &after, CLEAN);
-        assert_eq!(account.disagreements, [""; 0]);
-        assert_eq!(
-            (account.calls, account.pages.given, account.keys.leased),
-            (31, Some(13), 3)
-        );
-        assert_eq!(
-            account.refused,
-            [("TDH.MNG.CREATE OPERAND_BUSY".into(), 2)].into()
-        );
-        let nothing = Account::draw(Firmware::TdxModule, &after, &after, Leaks::default());
-        assert_eq!(
-            (nothing.calls, nothing.pages.given, nothing.keys.leased),
-            (0, Some(0), 0)
-        );
-        assert!(nothing.disagreements.is_empty() && nothing.calls_by_name.is_empty());
-    }
-
-    #[test]
-    fn each_sum_that_does_not_agree_is_told() {
-        let account = |books: &Books, leaks| {
-            let account = Account::draw(Firmware::TdxModule, &Books::default(), books, leaks);
-            account.disagreements.join("; ")
-        };
-        let kept = books(&calls(10, 9), 1, 0);
-        // Told by nobody, and told by the teardown.
-        assert!(account(&kept, CLEAN).contains("1 pages are out"));
-        assert!(account(&kept, CLEAN).contains("gave 12 back, but 0 leaked"));
-        let told = Leaks {
-            pages: 1,
-            pages_freed: 12,
-            ..CLEAN
-        };
-        assert_eq!(account(&kept, told), "");
-        let forgot = Leaks {
-            pages_freed: 4,
-            ..CLEAN
-        };
-        assert!(
-            account(&books(&calls(10, 10), 0, 0), forgot)
-                .contains("13 pages were taken from the host, 4 were freed and 0 leaked")
-        );
-        let lost = Leaks {
-            keys_freed: 2,
-            ..CLEAN
-        };
-        assert!(account(&books(&calls(10, 10), 0, 1), lost).contains("3 keys were put into use"));
-        assert!(account(&books(&calls(10, 10), 0, 1), CLEAN).contains("1 keys are out"));
-    }
-}
+mod tests;
