@@ -4,14 +4,15 @@ use std::hint::black_box;
 use std::sync::LazyLock;
 
 use kvm_ops::{
-    AsidPools, CpuId, Hkid, Hpa, KeyPool, Level, PackageId, PagePort, Pfn, PspPort, Result,
-    SeamPort, SeamRegs, SnpAsids,
+    AsidPools, CpuId, FieldCache, Hkid, Hpa, KeyPool, Level, PackageId, PagePort, Pfn, PspPort,
+    Result, SeamPort, SeamRegs, SnpAsids,
 };
 
 /// All ports in one.
 #[derive(Debug)]
 pub(crate) struct Ports {
     keys: KeyPool,
+    fields: FieldCache,
     asids: AsidPools,
 }
 
@@ -19,6 +20,7 @@ pub(crate) struct Ports {
 pub(crate) fn get() -> &'static Ports {
     static PORTS: LazyLock<Ports> = LazyLock::new(|| Ports {
         keys: KeyPool::new(black_box(1)..black_box(64)),
+        fields: FieldCache::default(),
         asids: AsidPools::new(black_box(64), black_box(32), SnpAsids::Shared),
     });
     &PORTS
@@ -48,6 +50,10 @@ impl SeamPort for Ports {
 
     fn kick(&self, cpu: CpuId) {
         black_box(cpu);
+    }
+
+    fn fields(&self) -> &FieldCache {
+        &self.fields
     }
 
     fn key_ids(&self) -> &KeyPool {
