@@ -180,7 +180,7 @@ mod tests {
     fn a_small_life_makes_so_many_firmware_calls() {
         for (tech, firmware) in [
             (Tech::Vmx, [0, 0, 0]),
-            // Creation, a page with its three tables and 16 TDH.MR.EXTENDs; a print and the end.
+            // Creation on a new machine, a page with its three tables and 16 TDH.MR.EXTENDs; a print and the end.
             (Tech::Tdx, [26 + 1 + 3 + 16, 2, 23]),
             (Tech::Svm, [0, 0, 0]),
             // DEACTIVATE and DECOMMISSION at the end; SNP_DECOMMISSION and a reclaim for SNP.

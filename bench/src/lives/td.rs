@@ -232,7 +232,7 @@ pub fn expected(
     // The pages of the TDCS and of a TDCX that this module asks for.
     const TDCS: u64 = 6;
     const TDCX: u64 = 5;
-    /// Fields of the module's limits that the back end reads once a TD.
+    /// Fields of the module's limits that the back end reads once a machine, which here has one TD.
     const LIMITS: u64 = 8;
     let pages = bytes / PAGE;
     // One for each 2 MiB, one for each GiB, and one for the 512 GiB that all of it lies in. The
