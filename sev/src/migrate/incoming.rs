@@ -18,7 +18,7 @@ use crate::shared::Shared;
 
 /// Writes a vCPU's registers as the other end's [`RegisterReader`](super::RegisterReader) read
 /// them. They come from the peer: nothing about them is checked yet.
-pub type RegisterWriter<'a> = Box<dyn FnMut(VcpuId, &[u8]) -> Result<()> + 'a>;
+pub type RegisterWriter<'a> = Box<dyn FnMut(VcpuId, &[u8]) -> Result<()> + Send + 'a>;
 
 const ZEROS: [u8; 4096] = [0; 4096];
 /// Policy bit: the guest needs SEV-ES.

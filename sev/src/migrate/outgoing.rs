@@ -22,7 +22,7 @@ use crate::shared::Shared;
 /// Reads a vCPU's registers that the host may see, in a form that the other end's
 /// [`RegisterWriter`](super::RegisterWriter) understands, of at most 4096 bytes. The guest is
 /// stopped.
-pub type RegisterReader<'a> = Box<dyn FnMut(VcpuId) -> Result<Vec<u8>> + 'a>;
+pub type RegisterReader<'a> = Box<dyn FnMut(VcpuId) -> Result<Vec<u8>> + Send + 'a>;
 
 /// A VM that is being sent. Its vCPUs run on, on their own threads, until the last round.
 ///

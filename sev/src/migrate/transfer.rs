@@ -238,6 +238,18 @@ pub struct ContextFacts {
 }
 
 impl<H: Host> crate::SevVm<H> {
+    /// The machine that holds it.
+    pub fn host(&self) -> &H {
+        &self.shared.host
+    }
+
+    /// Makes every vCPU leave the guest once.
+    pub fn kick_all(&self) {
+        for cell in self.shared.all_cells() {
+            cell.kick.kick();
+        }
+    }
+
     /// What the VM's context says of its guest; `None` without one.
     pub fn context_facts(&self) -> Option<ContextFacts> {
         let context = self.shared.context();
