@@ -200,3 +200,72 @@ mod tests {
         assert_eq!(std::format!("{:?}", token(0xab)), "MoveToken(..)");
     }
 }
+
+/// The table and the flag of a move under the model checker:
+/// `RUSTFLAGS="--cfg loom" cargo test -p kvm-ops-sev --lib --release models`.
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::migrate::claim::Claim;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use loom::thread;
+
+    fn token() -> MoveToken {
+        MoveToken::from_bytes([7; 16])
+    }
+
+    #[test]
+    fn one_of_two_receivers_gets_the_context() {
+        loom::model(|| {
+            let table = Arc::new(StagingTable::new());
+            table.stage(token(), ()).unwrap();
+            let other = Arc::clone(&table);
+            let there = thread::spawn(move || other.take(&token()).is_ok());
+            let here = table.take(&token()).is_ok();
+            assert!(here ^ there.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_source_that_withdraws_leaves_no_token_behind_a_trade_that_fails() {
+        loom::model(|| {
+            let table = Arc::new(StagingTable::new());
+            let staged = Arc::new(AtomicBool::new(true));
+            table.stage(token(), Arc::clone(&staged)).unwrap();
+            let receiver = {
+                let table = Arc::clone(&table);
+                thread::spawn(move || {
+                    if let Ok(source) = table.take(&token()) {
+                        table.put_back(token(), source, |s| s.load(Ordering::Acquire));
+                    }
+                })
+            };
+            // As the teardown does: first the source says so, then the table forgets.
+            staged.store(false, Ordering::Release);
+            table.withdraw(&token());
+            receiver.join().unwrap();
+            assert!(table.is_empty());
+        });
+    }
+
+    #[test]
+    fn moves_in_opposite_directions_exclude_each_other_and_neither_waits() {
+        loom::model(|| {
+            let vms = Arc::new([Claim::new(), Claim::new()]);
+            let inside = Arc::new(AtomicUsize::new(0));
+            let pass = |to: usize, vms: &[Claim; 2], inside: &AtomicUsize| {
+                let (Ok(_to), Ok(_from)) = (vms[to].claim(), vms[1 - to].claim()) else {
+                    return;
+                };
+                assert_eq!(inside.fetch_add(1, Ordering::AcqRel), 0);
+                inside.fetch_sub(1, Ordering::AcqRel);
+            };
+            let (v, i) = (Arc::clone(&vms), Arc::clone(&inside));
+            let other = thread::spawn(move || pass(1, &v, &i));
+            pass(0, &vms, &inside);
+            other.join().unwrap();
+            assert!(vms[0].claim().is_ok() && vms[1].claim().is_ok());
+        });
+    }
+}

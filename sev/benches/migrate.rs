@@ -1,0 +1,176 @@
+//! What migrations cost: `cargo bench -p kvm-ops-sev --bench migrate`.
+//!
+//! 1. A move inside a host, by guest size: time, and the commands and instructions that the machine
+//!    saw. Neither grows.
+//! 2. A journey between hosts, by guest size, beside what the two firmwares alone need for the same
+//!    pages in the same run (SEND_UPDATE_DATA and RECEIVE_UPDATE_DATA with nothing around them):
+//!    the ratio is the cost of everything that is ours.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::*;
+use embedded_io_adapters::std::FromStd;
+use kvm_ops_core::{EncTransfer, Gfn, Host, Level, PagePort, Tech, VmOps};
+use kvm_ops_sev::migrate::{Flow, Mailbox, Packet, PacketOf, Receiver, SendLimits, Sender};
+use kvm_ops_sev::{Identity, SevVm};
+use kvm_ops_sim::{SevSetup, SimHost};
+
+type Sev = SevVm<SimHost>;
+
+const SIZES: [u64; 4] = [1, 16, 64, 256];
+const MIB: u64 = 1 << 20;
+
+fn machine(seed: u64, mib: u64) -> SimHost {
+    let platform = platform(seed).memory((mib + 32) * MIB);
+    host_from(SevSetup::new(platform).without_snp())
+}
+
+fn guest(host: &SimHost, ram: &Ram, mib: u64) -> Sev {
+    let mut vm = with_ram(host, Tech::Sev, 1, ram);
+    vm.add_initial_page(&measured(RAM, &page(1))).unwrap();
+    vm.vm_finalize().unwrap();
+    let rest = mib * MIB / PAGE - 1;
+    assert_eq!(
+        vm.pre_fault_memory(Gfn::new((RAM >> 12) + 1), rest),
+        Ok(rest)
+    );
+    vm
+}
+
+fn operations(host: &SimHost) -> u64 {
+    sp(host).counters().iter().map(|(_, _, n)| n).sum()
+}
+
+fn inside() {
+    println!("move inside a host");
+    println!(
+        "{:>10} {:>12} {:>24}",
+        "guest", "move", "commands, instructions"
+    );
+    for mib in SIZES {
+        let (host, ram) = (machine(1, mib), Ram::new(mib * MIB));
+        let mut best = Duration::MAX;
+        let mut seen = 0;
+        for _ in 0..20 {
+            let mut from = guest(&host, &ram, mib);
+            let mut to = with_ram(&host, Tech::Sev, 1, &ram);
+            let (before, start) = (operations(&host), Instant::now());
+            let context = from.release_enc_context(EncTransfer::Move).unwrap();
+            to.adopt_enc_context(context)
+                .map_err(|(error, _)| error)
+                .unwrap();
+            best = best.min(start.elapsed());
+            seen = seen.max(operations(&host) - before);
+            free_clean(from);
+            free_clean(to);
+            if best * 20 > Duration::from_secs(1) {
+                break;
+            }
+        }
+        println!("{:>6} MiB {best:>12.1?} {seen:>24}", mib);
+        assert_eq!(seen, 0);
+    }
+}
+
+/// Bytes per second of the firmwares alone, one page at a time.
+fn firmware_alone(from: &mut Sev, here: &SimHost, there: &SimHost) -> f64 {
+    let (a, b) = (Mailbox::new(here).unwrap(), Mailbox::new(there).unwrap());
+    let Some(Identity::Handle(source)) = from.identity() else {
+        unreachable!("launched")
+    };
+    let mut certs = b.certs().unwrap();
+    certs.vendor = sp(there).vendor_certs();
+    let start = a.send_start(source, &certs).unwrap();
+    let target = b.receive_start(&start).unwrap();
+    let mut activate = [0; 8];
+    activate[..4].copy_from_slice(&target.to_le_bytes());
+    activate[4] = 7;
+    sp(there).command(0x21u32, &mut activate).ok().unwrap();
+    let pages = there.pages().unwrap();
+    let into = pages.alloc(Level::Size4K).unwrap();
+    let page = from.page_of(Gfn::new(RAM >> 12)).unwrap();
+    let mut packet = Packet::default();
+    let (mut done, begun) = (0u64, Instant::now());
+    while begun.elapsed() < Duration::from_millis(500) {
+        a.send_update(source, PacketOf::Memory, page, &mut packet)
+            .unwrap();
+        b.receive_update(target, PacketOf::Memory, into, &packet)
+            .unwrap();
+        done += PAGE;
+    }
+    let rate = done as f64 / begun.elapsed().as_secs_f64();
+    a.send_cancel(source).unwrap();
+    for command in [0x22u32, 0x20] {
+        let mut handle = target.to_le_bytes();
+        sp(there).command(command, &mut handle).ok().unwrap();
+    }
+    sp(there).wbinvd_all();
+    sp(there).command(0x0au32, &mut []).ok().unwrap();
+    pages.free(into, Level::Size4K);
+    rate
+}
+
+fn between() {
+    println!("\njourney between hosts, guest idle, over a socket pair");
+    println!(
+        "{:>10} {:>10} {:>14} {:>18} {:>8}",
+        "guest", "time", "MB/s", "firmware alone", "ratio"
+    );
+    for mib in [1, 16, 64] {
+        let (here, there) = (machine(2, mib), machine(3, mib));
+        let (ram, ram2) = (Ram::new(mib * MIB), Ram::new(mib * MIB));
+        let mut from = guest(&here, &ram, mib);
+        let alone = firmware_alone(&mut from, &here, &there);
+        let mut to = with_ram(&there, Tech::Sev, 1, &ram2);
+        let (a, b) = UnixStream::pair().unwrap();
+        let start = Instant::now();
+        let vendor = sp(&there).vendor_certs();
+        let outgoing = from.outgoing(Box::new(|_| Ok(Vec::new()))).unwrap();
+        let incoming = to.incoming(vendor, Box::new(|_, _| Ok(()))).unwrap();
+        let mut random = |out: &mut [u8]| {
+            out.fill(9);
+            Ok(())
+        };
+        let mut sender = Sender::new(outgoing, SendLimits::default(), &mut random)
+            .map_err(|(error, _)| error)
+            .unwrap();
+        let mut receiver = Receiver::new(incoming);
+        let sent = thread::scope(|scope| {
+            scope.spawn(move || {
+                receiver
+                    .run(&mut FromStd::new(b), &mut |_| Flow::GoOn)
+                    .unwrap();
+            });
+            sender
+                .run(&mut FromStd::new(a), &mut |_| Flow::GoOn)
+                .unwrap()
+        });
+        let took = start.elapsed();
+        drop(sender);
+        let rate = (sent.pages * PAGE) as f64 / took.as_secs_f64();
+        println!(
+            "{:>6} MiB {:>10.1?} {:>14.0} {:>18.0} {:>8.2}",
+            mib,
+            took,
+            rate / 1e6,
+            alone / 1e6,
+            rate / alone
+        );
+        free_clean(from);
+        free_clean(to);
+    }
+}
+
+fn main() {
+    // `cargo test --benches` only asks whether it starts.
+    if std::env::args().any(|arg| arg == "--test") {
+        return;
+    }
+    inside();
+    between();
+}

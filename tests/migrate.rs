@@ -1,0 +1,118 @@
+//! Moving and mirroring contexts through the owner that embedders hold, and through the enum of all
+//! technologies.
+#![cfg(all(feature = "sim", feature = "intel", feature = "amd"))]
+
+use std::sync::Mutex;
+use std::thread;
+
+use kvm_ops::sim::SimHost;
+use kvm_ops::{
+    AnyVm, Error, Gpa, InitialPage, InitialPageKind, Kind, MemSlot, SlotId, Step, Tech, Vendor, Vm,
+    VmConfig, copy_enc_context, copy_enc_context_between, create, move_enc_context,
+    move_enc_context_between,
+};
+use vm_memory::MmapRegion;
+
+type Any = Vm<AnyVm<SimHost>>;
+
+const EINVAL: i32 = 22;
+
+fn vm(host: &SimHost, tech: Tech) -> Any {
+    create(host, &VmConfig::new(Kind::Of(tech))).unwrap()
+}
+
+fn slot(memory: &MmapRegion<()>) -> MemSlot {
+    let (at, len) = (memory.as_ptr() as u64, memory.size() as u64);
+    // SAFETY: the tests drop their VMs before the memory, to which they make no reference.
+    let host = unsafe { kvm_ops::HostRange::new(at, len).unwrap() };
+    MemSlot::new(SlotId(0), Gpa::new(0), host)
+}
+
+fn launched(host: &SimHost, tech: Tech, memory: &MmapRegion<()>) -> Any {
+    let mut vm = vm(host, tech);
+    vm.set_memory_slot(slot(memory)).unwrap();
+    let page = InitialPage {
+        gpa: Gpa::new(0),
+        contents: &[3; 4096],
+        kind: InitialPageKind::Measured,
+    };
+    vm.add_initial_page(&page).unwrap();
+    vm.finalize().unwrap();
+    vm
+}
+
+fn errno(result: kvm_ops::Result<()>) -> i32 {
+    result.unwrap_err().errno()
+}
+
+#[test]
+fn m05_m16_a_vm_without_a_context_gives_none() {
+    let (amd, intel) = (SimHost::new(Vendor::Amd), SimHost::new(Vendor::Intel));
+    for (host, normal) in [(&amd, Tech::Svm), (&intel, Tech::Vmx)] {
+        let mut normal = vm(host, normal);
+        let mut other = vm(&amd, Tech::Sev);
+        assert_eq!(errno(move_enc_context(&mut normal, &mut other)), EINVAL);
+        assert_eq!(errno(copy_enc_context(&mut normal, &mut other)), EINVAL);
+        assert_eq!(errno(move_enc_context(&mut other, &mut normal)), EINVAL);
+        assert!(normal.destroy().is_clean() && other.destroy().is_clean());
+    }
+}
+
+#[test]
+fn a_context_takes_its_slots_along_where_none_are() {
+    let (host, memory) = (SimHost::new(Vendor::Amd), MmapRegion::new(1 << 20).unwrap());
+    let mut source = launched(&host, Tech::Sev, &memory);
+    let slots: Vec<_> = source.slots().collect();
+    let mut target = vm(&host, Tech::Sev);
+    move_enc_context(&mut source, &mut target).unwrap();
+    assert!(target.slots().eq(slots));
+    assert_eq!(
+        (source.step(), target.step()),
+        (Step::Poisoned, Step::Runnable)
+    );
+    assert_eq!(errno(move_enc_context(&mut target, &mut source)), 5);
+    assert_eq!(target.step(), Step::Runnable);
+    assert!(source.destroy().is_clean() && target.destroy().is_clean());
+}
+
+#[test]
+fn a_refused_context_is_back_with_its_source_and_no_slot_stays_behind() {
+    let (host, memory) = (SimHost::new(Vendor::Amd), MmapRegion::new(1 << 20).unwrap());
+    let mut source = launched(&host, Tech::Sev, &memory);
+    let abroad = SimHost::new(Vendor::Amd);
+    let mut target = vm(&abroad, Tech::Sev);
+    assert_eq!(errno(move_enc_context(&mut source, &mut target)), EINVAL);
+    assert_eq!((source.step(), target.slots().count()), (Step::Runnable, 0));
+    assert!(source.destroy().is_clean() && target.destroy().is_clean());
+}
+
+#[test]
+fn m15_and_threads_that_cross_end_without_a_deadlock() {
+    let (host, memory) = (SimHost::new(Vendor::Amd), MmapRegion::new(1 << 20).unwrap());
+    let vms = [
+        Mutex::new(launched(&host, Tech::Sev, &memory)),
+        Mutex::new(vm(&host, Tech::Sev)),
+        Mutex::new(vm(&host, Tech::Sev)),
+    ];
+    let same = copy_enc_context_between(&vms[0], &vms[0]);
+    assert_eq!(errno(same), EINVAL);
+    let moved: usize = thread::scope(|scope| {
+        let threads: Vec<_> = (0..3usize)
+            .map(|n| {
+                let vms = &vms;
+                scope.spawn(move || {
+                    let pass = |i: usize| move_enc_context_between(&vms[i % 3], &vms[n]);
+                    (0..3_000).filter(|i| pass(*i).is_ok()).count()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).sum()
+    });
+    assert!((1..=2).contains(&moved), "{moved}");
+    let held = vms[0].lock().unwrap();
+    assert_eq!(move_enc_context_between(&vms[1], &vms[0]), Err(Error::Busy));
+    drop(held);
+    for vm in vms {
+        assert!(vm.into_inner().unwrap().destroy().is_clean());
+    }
+}
