@@ -2,6 +2,8 @@
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
+#[cfg(all(feature = "sev", feature = "sim"))]
+use crate::commands::migrate;
 use crate::commands::{attest, completions, conform, doctor, fleet, man, measure, run};
 use crate::exit_code;
 
@@ -34,6 +36,7 @@ Examples:
   kvm-ops run --tech tdx                    a small TD on the software platform, step by step
   kvm-ops measure tdx OVMF.fd               what a TD of that firmware must attest
   kvm-ops attest new demo                   an SNP guest's report, to be verified
+  kvm-ops migrate hosts                     a SEV guest travels between two hosts as it runs
   kvm-ops conform tdx tests/vectors/tdx     recorded transcripts against the software TDX module";
 
 fn after_help() -> String {
@@ -48,6 +51,8 @@ pub(crate) enum Command {
     Fleet(fleet::Args),
     Measure(measure::Args),
     Attest(attest::Args),
+    #[cfg(all(feature = "sev", feature = "sim"))]
+    Migrate(migrate::Args),
     Conform(conform::Args),
     Completions(completions::Args),
     Man(man::Args),

@@ -34,6 +34,8 @@ fn main() -> ExitCode {
         Command::Fleet(args) => commands::fleet::run(args),
         Command::Measure(args) => commands::measure::run(args),
         Command::Attest(args) => commands::attest::run(args),
+        #[cfg(all(feature = "sev", feature = "sim"))]
+        Command::Migrate(args) => commands::migrate::run(args),
         Command::Conform(args) => commands::conform::run(args),
         Command::Completions(args) => commands::completions::run(args),
         Command::Man(args) => commands::man::run(args),

@@ -26,7 +26,7 @@ const SIZES: [u64; 4] = [1, 16, 64, 256];
 const MIB: u64 = 1 << 20;
 
 fn machine(seed: u64, mib: u64) -> SimHost {
-    let platform = platform(seed).memory((mib + 32) * MIB);
+    let platform = platform(seed).memory((mib + 33) / 2 * 2 * MIB);
     host_from(SevSetup::new(platform).without_snp())
 }
 

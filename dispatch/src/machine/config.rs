@@ -46,6 +46,7 @@ pub struct MachineConfig {
     pub(super) log_dirty: bool,
     pub(super) enc: EncParams,
     pub(super) launch: Vec<LaunchPage>,
+    pub(super) awaits_guest: bool,
     pub(super) payload: Payload,
 }
 
@@ -69,6 +70,7 @@ impl MachineConfig {
             log_dirty: false,
             enc: EncParams::Default,
             launch: Vec::new(),
+            awaits_guest: false,
             payload: Payload::None,
         }
     }
@@ -117,6 +119,12 @@ impl MachineConfig {
     /// gets memory there, which reaches up to 4 GiB, as firmware has it.
     pub fn launch(mut self, pages: Vec<LaunchPage>) -> Self {
         self.launch = pages;
+        self
+    }
+
+    /// Leaves the VM's start open: it waits for a guest that migrates to it, and is not finalised.
+    pub const fn awaits_guest(mut self, awaits: bool) -> Self {
+        self.awaits_guest = awaits;
         self
     }
 

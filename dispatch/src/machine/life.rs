@@ -106,10 +106,12 @@ impl<H: Host> Machine<H> {
                 .add_initial_page(&page.as_initial())
                 .map_err(step("add a page to the measured start"))?;
         }
-        machine
-            .vm_mut()
-            .finalize()
-            .map_err(step("finalise the VM"))?;
+        if !config.awaits_guest {
+            machine
+                .vm_mut()
+                .finalize()
+                .map_err(step("finalise the VM"))?;
+        }
         Ok(machine)
     }
 
@@ -202,6 +204,12 @@ impl<H: Host> Machine<H> {
     /// The VM, to add slots or for operations of its technology.
     pub fn vm_mut(&mut self) -> &mut Vm<AnyVm<H>> {
         self.vm.as_mut().expect(WHOLE)
+    }
+
+    /// The VM and its vCPUs, for embedders that run the vCPUs on threads of their own while they work
+    /// on the VM.
+    pub fn parts_mut(&mut self) -> (&mut Vm<AnyVm<H>>, &mut [AnyVcpu<H>]) {
+        (self.vm.as_mut().expect(WHOLE), &mut self.vcpus)
     }
 
     /// The technology that holds it.

@@ -240,10 +240,11 @@ impl<S: MigrateSource> Run<'_, S> {
         if self.sender.phase == Phase::Prepared {
             at("SEND_FINISH", self.sender.source.send_finish())?;
             self.sender.phase = Phase::Committed;
+            // Too late to cancel: the answer does not matter.
+            let _ = self.report(wire, watch);
         }
         self.commit(wire)?;
         self.sender.phase = Phase::Done;
-        // Too late to cancel: the answer does not matter.
         let _ = self.report(wire, watch);
         Ok(())
     }

@@ -1,0 +1,446 @@
+//! `kvm-ops migrate`: SEV guests change their VM or their host while they run.
+
+mod guest;
+mod report;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::{Subcommand, ValueEnum};
+use embedded_io_adapters::std::FromStd;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kvm_ops::machine::{LaunchPage, Machine, MachineConfig};
+use kvm_ops::sev::SevVm;
+use kvm_ops::sev::migrate::{Flow, Phase, Progress, Receiver, SendLimits, Sender};
+use kvm_ops::sim::{SevSetup, SimHost};
+use kvm_ops::{
+    AmdVm, AnyVcpu, AnyVm, Error, Gpa, Kick, Kind, Tech, VcpuOps, Vendor, Vm, move_enc_context,
+};
+use rand_core::{OsRng, RngCore};
+
+use crate::exit_code::Code;
+use crate::failure::{Failure, Outcome};
+use crate::{term, units};
+
+use guest::Walker;
+use report::Report;
+
+/// Migrates SEV guests between VMs and between hosts while they run
+///
+/// The hosts are software platforms. The guest counts in its private memory and writes its pages in
+/// turn; the VM that it comes to goes on from that memory alone.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvm-ops migrate move                        from VM to VM of one host: no page is copied
+  kvm-ops migrate hosts --tech sev-es         between two hosts in this process
+  kvm-ops migrate receive 127.0.0.1:4444      a host that waits for a guest, and
+  kvm-ops migrate send 127.0.0.1:4444         one that sends it")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    how: How,
+}
+
+#[derive(Debug, Subcommand)]
+enum How {
+    /// From VM to VM of one host
+    Move(Guest),
+    /// Between two hosts in this process
+    Hosts(Guest),
+    /// Sends a guest to a host that waits at ADDRESS
+    Send {
+        /// Where the host waits, as HOST:PORT
+        address: String,
+        #[command(flatten)]
+        guest: Guest,
+    },
+    /// Waits at ADDRESS for a guest
+    Receive {
+        /// Where to wait, as HOST:PORT
+        address: String,
+        #[command(flatten)]
+        guest: Guest,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Guest {
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = units::parse_memory)]
+    memory: u64,
+
+    /// The guest's technology
+    #[arg(long, value_enum, default_value_t = Kinds::Sev)]
+    tech: Kinds,
+
+    /// Rounds of copying while the guest runs; 0 stops it first
+    #[arg(long, default_value_t = 4)]
+    rounds: u32,
+
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kinds {
+    /// Memory is encrypted
+    Sev,
+    /// Memory and registers are encrypted
+    SevEs,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let (report, json) = match &args.how {
+        How::Move(guest) => (inside(guest)?, guest.json),
+        How::Hosts(guest) => (between(guest)?, guest.json),
+        How::Send { address, guest } => (send(guest, address)?, guest.json),
+        How::Receive { address, guest } => (receive(guest, address)?, guest.json),
+    };
+    if json {
+        let text = serde_json::to_string_pretty(&report)
+            .map_err(|error| Failure::because("cannot write the report", error))?;
+        term::say(text)?;
+    } else {
+        term::say(&report)?;
+    }
+    Ok(if report.is_whole() {
+        Code::Fine
+    } else {
+        Code::Guest
+    })
+}
+
+/// How long a guest runs before and after its journey.
+const WARM_UP: u64 = 200;
+
+impl Guest {
+    fn kind(&self) -> Kind {
+        Kind::Of(match self.tech {
+            Kinds::Sev => Tech::Sev,
+            Kinds::SevEs => Tech::SevEs,
+        })
+    }
+
+    fn host(&self) -> Outcome<SimHost> {
+        let memory = (2 * self.memory).next_multiple_of(2 << 20) + (64 << 20);
+        let platform = soft_amd_sp::Platform::builder().memory(memory);
+        SimHost::builder(Vendor::Amd)
+            .sev(SevSetup::new(platform))
+            .build()
+            .map_err(|error| Failure::because("cannot build a software host", error))
+    }
+
+    /// A VM whose guest is launched, with its memory in pages of its own.
+    fn source(&self, host: &SimHost) -> Outcome<Machine<SimHost>> {
+        let first = LaunchPage::measured(Gpa::new(0), Box::new([0; 4096]));
+        let config = MachineConfig::new()
+            .kind(self.kind())
+            .memory(self.memory)
+            .launch(vec![first]);
+        let machine = Machine::build(host, config)
+            .map_err(|error| Failure::because("cannot build the source", error))?;
+        machine
+            .vm()
+            .pre_fault_memory(kvm_ops::Gfn::new(1), self.memory / 4096 - 1)
+            .map_err(|error| Failure::because("cannot give the guest its memory", error))?;
+        Ok(machine)
+    }
+
+    fn target(&self, host: &SimHost) -> Outcome<Machine<SimHost>> {
+        let config = MachineConfig::new()
+            .kind(self.kind())
+            .memory(self.memory)
+            .awaits_guest(true);
+        Machine::build(host, config)
+            .map_err(|error| Failure::because("cannot build the target", error))
+    }
+
+    fn limits(&self) -> SendLimits {
+        SendLimits {
+            rounds: self.rounds,
+            ..SendLimits::default()
+        }
+    }
+}
+
+fn sev(vm: &mut Vm<AnyVm<SimHost>>) -> Outcome<&mut SevVm<SimHost>> {
+    match vm.back_end_mut() {
+        AnyVm::Amd(AmdVm::Sev(vm)) => Ok(vm),
+        #[allow(unreachable_patterns)] // With SEV alone built in, nothing is left.
+        _ => Err(Failure::new("the VM is no SEV guest")),
+    }
+}
+
+/// Runs a guest until it dies or is told to stop.
+fn drive(vcpu: &mut AnyVcpu<SimHost>, stop: &AtomicBool) -> Option<Error> {
+    while !stop.load(Ordering::Acquire) {
+        match vcpu.vcpu_run() {
+            Ok(_) => {}
+            Err(Error::Busy) => thread::sleep(Duration::from_micros(100)),
+            Err(error) => return Some(error),
+        }
+    }
+    None
+}
+
+/// Tells a guest's thread to stop, and waits until it has.
+fn end<T>(driver: &thread::ScopedJoinHandle<'_, T>, stop: &AtomicBool, kick: &dyn Kick) {
+    stop.store(true, Ordering::Release);
+    while !driver.is_finished() {
+        kick.kick();
+        thread::sleep(Duration::from_micros(50));
+    }
+}
+
+fn wait_for(counted: &AtomicU64, at_least: u64) -> bool {
+    let start = Instant::now();
+    while counted.load(Ordering::Acquire) < at_least {
+        if start.elapsed() > Duration::from_secs(20) {
+            return false;
+        }
+        thread::sleep(Duration::from_micros(50));
+    }
+    true
+}
+
+/// Lets the guest run on where it came to, and answers what it counted first and last.
+fn run_on(machine: &mut Machine<SimHost>, pages: u64) -> Outcome<(u64, u64)> {
+    let counted = Arc::new(AtomicU64::new(0));
+    let (vm, vcpus) = machine.parts_mut();
+    let vcpu = vcpus.first_mut().ok_or_else(|| Failure::new("no vCPU"))?;
+    load(vcpu, Walker::new(pages, Arc::clone(&counted)))?;
+    let stop = AtomicBool::new(false);
+    let kick = vcpu.kick_handle();
+    let first = thread::scope(|scope| {
+        let driver = scope.spawn(|| drive(vcpu, &stop));
+        wait_for(&counted, 1);
+        let first = counted.load(Ordering::Acquire);
+        wait_for(&counted, first + WARM_UP);
+        end(&driver, &stop, &*kick);
+        first
+    });
+    let _ = vm;
+    Ok((first, counted.load(Ordering::Acquire)))
+}
+
+fn load(vcpu: &mut AnyVcpu<SimHost>, walker: Walker) -> Outcome<()> {
+    vcpu.load_program(Box::new(walker))
+        .map_err(|error| Failure::because("cannot load the guest's program", error))
+}
+
+fn destroy(machine: Machine<SimHost>) -> Outcome<usize> {
+    machine
+        .destroy()
+        .map(|report| report.leaks.len())
+        .map_err(|error| Failure::because("cannot take the VM down", error))
+}
+
+fn inside(guest: &Guest) -> Outcome<Report> {
+    let host = guest.host()?;
+    let (mut from, mut to) = (guest.source(&host)?, guest.target(&host)?);
+    let pages = guest.memory / 4096;
+    let counted = Arc::new(AtomicU64::new(0));
+    let (vm, vcpus) = from.parts_mut();
+    let vcpu = vcpus.first_mut().ok_or_else(|| Failure::new("no vCPU"))?;
+    load(vcpu, Walker::new(pages, Arc::clone(&counted)))?;
+    let kick = vcpu.kick_handle();
+    let stop = AtomicBool::new(false);
+    let operations = |host: &SimHost| {
+        let counters = host.sev_platform().map(|platform| platform.counters());
+        counters.map_or(0, |counters| {
+            counters.iter().map(|(_, _, n)| n).sum::<u64>()
+        })
+    };
+    let (moved, took, commands) = thread::scope(|scope| {
+        let driver = scope.spawn(|| drive(vcpu, &stop));
+        wait_for(&counted, WARM_UP);
+        let (before, start) = (operations(&host), Instant::now());
+        let moved = move_enc_context(vm, to.vm_mut());
+        let took = start.elapsed();
+        let commands = operations(&host) - before;
+        end(&driver, &stop, &*kick);
+        (moved, took, commands)
+    });
+    moved.map_err(|error| Failure::because("the guest does not move", error))?;
+    let last = counted.load(Ordering::Acquire);
+    let (first, end) = run_on(&mut to, pages)?;
+    let mut report = Report::new("move", guest.memory, guest.kind());
+    report.step(Phase::New);
+    report.step(Phase::Committed);
+    report.finish(took, took, 0, 0, 0);
+    report.commands = Some(commands);
+    report.counts(last, first, end);
+    report.leaks = destroy(from)? + destroy(to)?;
+    Ok(report)
+}
+
+fn between(guest: &Guest) -> Outcome<Report> {
+    let (here, there) = (guest.host()?, guest.host()?);
+    let (near, far) = UnixStream::pair()?;
+    let (mut from, mut to) = (guest.source(&here)?, guest.target(&there)?);
+    let (sent, received) = thread::scope(|scope| {
+        let to = &mut to;
+        let there = &there;
+        let receiving = scope.spawn(move || arrive(to, there, &mut FromStd::new(far)));
+        let sent = depart(guest, "hosts", &mut from, near);
+        (sent, receiving.join())
+    });
+    let mut report = sent?;
+    match received {
+        Ok(received) => received?,
+        Err(_) => return Err(Failure::new("the receiving thread panicked")),
+    };
+    let (first, end) = run_on(&mut to, guest.memory / 4096)?;
+    report.counts(report.count_at_source, first, end);
+    report.leaks = destroy(from)? + destroy(to)?;
+    Ok(report)
+}
+
+fn send(guest: &Guest, address: &str) -> Outcome<Report> {
+    let link = TcpStream::connect(address)
+        .map_err(|error| Failure::because(format!("cannot reach {address}"), error))?;
+    link.set_nodelay(true)?;
+    let host = guest.host()?;
+    let mut from = guest.source(&host)?;
+    let mut report = depart(guest, "send", &mut from, link)?;
+    report.leaks = destroy(from)?;
+    Ok(report)
+}
+
+fn receive(guest: &Guest, address: &str) -> Outcome<Report> {
+    let waiting = TcpListener::bind(address)
+        .map_err(|error| Failure::because(format!("cannot wait at {address}"), error))?;
+    term::complain(format!("waiting at {}", waiting.local_addr()?));
+    let (link, _) = waiting.accept()?;
+    link.set_nodelay(true)?;
+    let host = guest.host()?;
+    let mut to = guest.target(&host)?;
+    let start = Instant::now();
+    let arrived = arrive(&mut to, &host, &mut FromStd::new(link))?;
+    let took = start.elapsed();
+    let (first, end) = run_on(&mut to, guest.memory / 4096)?;
+    let mut report = Report::new("receive", guest.memory, guest.kind());
+    report.step(Phase::Done);
+    report.finish(
+        took,
+        Duration::ZERO,
+        arrived.pages,
+        arrived.bytes,
+        arrived.round.saturating_sub(1),
+    );
+    report.count_first_at_target = Some(first);
+    report.count_last_at_target = Some(end);
+    report.leaks = destroy(to)?;
+    Ok(report)
+}
+
+fn arrive<S: Read + Write>(
+    to: &mut Machine<SimHost>,
+    host: &SimHost,
+    link: &mut FromStd<S>,
+) -> Outcome<Progress> {
+    let vendor = match host.sev_platform() {
+        Some(platform) => platform.vendor_certs(),
+        None => return Err(Failure::new("the host has no AMD SP")),
+    };
+    let (vm, _) = to.parts_mut();
+    let incoming = sev(vm)?
+        .incoming(vendor, Box::new(|_, _| Ok(())))
+        .map_err(|error| Failure::because("the target cannot take a guest", error))?;
+    Receiver::new(incoming)
+        .run(link, &mut |_| Flow::GoOn)
+        .map_err(|error| Failure::because("the guest did not arrive", error))
+}
+
+/// Sends the guest of a machine while it runs.
+fn depart<S: Read + Write>(
+    guest: &Guest,
+    mode: &'static str,
+    from: &mut Machine<SimHost>,
+    link: S,
+) -> Outcome<Report> {
+    let pages = guest.memory / 4096;
+    let counted = Arc::new(AtomicU64::new(0));
+    let (vm, vcpus) = from.parts_mut();
+    let vcpu = vcpus.first_mut().ok_or_else(|| Failure::new("no vCPU"))?;
+    load(vcpu, Walker::new(pages, Arc::clone(&counted)))?;
+    let kick = vcpu.kick_handle();
+    let stop = AtomicBool::new(false);
+    let mut report = Report::new(mode, guest.memory, guest.kind());
+    let bar = bar(pages, guest.json);
+    let sent = thread::scope(|scope| {
+        let driver = scope.spawn(|| drive(vcpu, &stop));
+        wait_for(&counted, WARM_UP);
+        let start = Instant::now();
+        let sent = travel(guest, vm, link, &mut |progress, at| {
+            report.seen(progress, at);
+            show(&bar, progress);
+        });
+        let took = start.elapsed();
+        end(&driver, &stop, &*kick);
+        sent.map(|sent| (sent, took))
+    });
+    bar.finish_and_clear();
+    let (sent, took) = sent?;
+    let down = report.downtime;
+    report.finish(took, down, sent.pages, sent.bytes, sent.round);
+    report.count_at_source = counted.load(Ordering::Acquire);
+    Ok(report)
+}
+
+fn travel<S: Read + Write>(
+    guest: &Guest,
+    vm: &mut Vm<AnyVm<SimHost>>,
+    link: S,
+    seen: &mut dyn FnMut(&Progress, Instant),
+) -> Outcome<Progress> {
+    let outgoing = sev(vm)?
+        .outgoing(Box::new(|_| Ok(Vec::new())))
+        .map_err(|error| Failure::because("the guest cannot be sent", error))?;
+    let mut sender = Sender::new(outgoing, guest.limits(), &mut random)
+        .map_err(|(error, _)| Failure::because("the guest cannot be sent", error))?;
+    sender
+        .run(&mut FromStd::new(link), &mut |progress| {
+            seen(progress, Instant::now());
+            Flow::GoOn
+        })
+        .map_err(|error| {
+            Failure::because("the journey ended early", error)
+                .hint("the guest runs on at its source")
+        })
+}
+
+/// The host's random numbers.
+fn random(out: &mut [u8]) -> kvm_ops::Result<()> {
+    OsRng.try_fill_bytes(out).map_err(|_| Error::Again)
+}
+
+fn bar(pages: u64, quiet: bool) -> ProgressBar {
+    let target = if term::has_bars() && !quiet {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(pages), target);
+    let template = "{bar:30} {pos}/{len} pages  {elapsed}  {msg}";
+    bar.with_style(
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    )
+}
+
+fn show(bar: &ProgressBar, progress: &Progress) {
+    bar.set_length(progress.pages + progress.left);
+    bar.set_position(progress.pages);
+    bar.set_message(format!(
+        "{}, round {}, the guest is the {}'s",
+        progress.phase,
+        progress.round,
+        progress.phase.owner()
+    ));
+}
