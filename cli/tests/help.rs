@@ -6,19 +6,21 @@ use std::process::Stdio;
 
 use common::{program, run};
 
-const COMMANDS: [&str; 8] = [
+const COMMANDS: &[&str] = &[
     "doctor",
     "run",
     "fleet",
     "measure",
     "attest",
+    #[cfg(all(feature = "sev", feature = "sim"))]
+    "migrate",
     "conform",
     "completions",
     "man",
 ];
 
 /// Commands of commands.
-const NESTED: [[&str; 2]; 8] = [
+const NESTED: &[[&str; 2]] = &[
     ["measure", "tdx"],
     ["measure", "sev"],
     ["measure", "seves"],
@@ -27,6 +29,14 @@ const NESTED: [[&str; 2]; 8] = [
     ["attest", "verify"],
     ["conform", "tdx"],
     ["conform", "sev"],
+    #[cfg(all(feature = "sev", feature = "sim"))]
+    ["migrate", "move"],
+    #[cfg(all(feature = "sev", feature = "sim"))]
+    ["migrate", "hosts"],
+    #[cfg(all(feature = "sev", feature = "sim"))]
+    ["migrate", "send"],
+    #[cfg(all(feature = "sev", feature = "sim"))]
+    ["migrate", "receive"],
 ];
 
 #[test]

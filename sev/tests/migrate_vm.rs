@@ -319,7 +319,8 @@ fn every_command_that_fails_leaves_one_owner_and_no_page_behind() {
                     (Step::Runnable, Step::Initialized)
                 );
                 let (sent, received) = travel(&mut from, &mut to, limits, &mut |_| Flow::GoOn);
-                (sent.unwrap(), received.unwrap());
+                sent.unwrap();
+                received.unwrap();
             }
             assert_eq!(
                 (from.step(), to.step()),
@@ -382,7 +383,8 @@ fn a_frame_that_becomes_shared_on_the_way_arrives_shared() {
     let (sent, received) = travel(&mut from, &mut to, SendLimits::default(), &mut |_| {
         Flow::GoOn
     });
-    (sent.unwrap(), received.unwrap());
+    sent.unwrap();
+    received.unwrap();
     assert_eq!(to.page_of(gfn), None);
     assert_eq!(ram2.read(3 * PAGE as usize, 11), b"in the open");
     drop((vcpu, vcpu2));

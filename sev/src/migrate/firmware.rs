@@ -3,6 +3,7 @@
 //! Order and limits as Linux `svm/sev.c` has them:
 //! a packet lies in one guest page, and the guest's address carries the C-bit.
 
+use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -75,7 +76,7 @@ const OUT_PAGES: u64 = 12;
 /// Whose books the mailbox's memory stands in.
 #[derive(Debug)]
 enum Ledger<'a> {
-    Own(alloc::boxed::Box<Books>),
+    Own(Box<Books>),
     Vm(&'a Books),
 }
 
@@ -99,7 +100,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
     /// # Errors
     /// [`Error::HostLacks`] without an AMD SP or memory for it, [`Error::NoMemory`] if none is left.
     pub fn new(host: &'a H) -> Result<Self> {
-        Self::with(host, Ledger::Own(alloc::boxed::Box::new(Books::new())))
+        Self::with(host, Ledger::Own(Box::new(Books::new())))
     }
 
     pub(crate) fn of_vm(host: &'a H, books: &'a Books) -> Result<Self> {
@@ -129,8 +130,8 @@ impl<'a, H: Host> Mailbox<'a, H> {
     }
 
     fn sp(&self) -> Result<Sp<'_, H>> {
-        let books = match &self.ledger {
-            Ledger::Own(books) => &**books,
+        let books: &Books = match &self.ledger {
+            Ledger::Own(books) => books,
             Ledger::Vm(books) => books,
         };
         match (self.host.psp(), self.host.pages()) {
@@ -386,8 +387,8 @@ impl<H: Host> Drop for Mailbox<'_, H> {
         match back {
             Ok(()) => sp.free(self.area, Level::Size2M),
             Err(error) => {
-                let books = match &self.ledger {
-                    Ledger::Own(books) => &**books,
+                let books: &Books = match &self.ledger {
+                    Ledger::Own(books) => books,
                     Ledger::Vm(books) => books,
                 };
                 books.leak_page(self.area, Level::Size2M, error);
