@@ -96,7 +96,7 @@ pub(super) fn parse_hello(payload: &[u8]) -> Result<(SessionId, Shape)> {
         _ => return Err(ProtocolError::Field("technology").into()),
     };
     let (policy, vcpus) = (fields.u32()?, fields.u32()?);
-    if vcpus == 0 || vcpus > kvm_ops::MAX_VCPUS {
+    if vcpus > kvm_ops::MAX_VCPUS {
         return Err(ProtocolError::Field("number of vCPUs").into());
     }
     let count = fields.u16()?;
