@@ -1,6 +1,5 @@
 //! A VM and the account of what it was given: the owner that embedders hold.
 
-#[path = "move.rs"]
 mod passing;
 
 pub use passing::{copy_enc_context, move_enc_context};

@@ -1,7 +1,6 @@
 //! A confidential guest passes from one VM to another of its machine.
 
 use core::mem;
-use core::ops::DerefMut;
 
 use super::Vm;
 use crate::{Backend, EncTransfer, Error, Field, Result};
@@ -119,5 +118,5 @@ fn both<B: Backend>(
     }
     let mut to = to.try_lock().map_err(|_| Error::Busy)?;
     let mut from = from.try_lock().map_err(|_| Error::Busy)?;
-    pass(from.deref_mut(), to.deref_mut())
+    pass(&mut from, &mut to)
 }
