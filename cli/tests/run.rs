@@ -306,6 +306,12 @@ fn a_td_of_real_firmware_has_the_mrtd_that_measure_prints() {
         return;
     }
     assert_eq!(ran_as_td(&[&ovmf]), measured.out.trim_end());
+    let two_pass = run(&["measure", "tdx", &ovmf, "--order", "two-pass"]);
+    assert_ne!(two_pass.out, measured.out);
+    assert_eq!(
+        ran_as_td(&[&ovmf, "--order", "two-pass"]),
+        two_pass.out.trim_end()
+    );
 }
 
 #[test]

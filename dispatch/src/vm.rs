@@ -199,6 +199,15 @@ impl<B: Backend> Vm<B> {
         self.back_end_mut().add_initial_page(page)
     }
 
+    /// Measures a page that was added unmeasured.
+    ///
+    /// # Errors
+    /// Unsupported where firmware measures a page as it is added, always or never;
+    /// [`Error::NotFound`] where no such page is.
+    pub fn measure_initial_page(&mut self, gpa: Gpa) -> Result<()> {
+        self.back_end_mut().measure_initial_page(gpa)
+    }
+
     /// Closes the VM's initial contents; vCPUs may run.
     ///
     /// # Errors

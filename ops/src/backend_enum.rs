@@ -148,6 +148,17 @@ macro_rules! backend_enum {
                     ::kvm_ops::unsupported!("add_initial_page")
                 }
 
+                /// Measures the contents of an initial page that was added
+                /// [`Unmeasured`](::kvm_ops::InitialPageKind::Unmeasured), for launches that add
+                /// several pages before they measure them (TDH.MR.EXTEND of each 256 bytes).
+                ///
+                /// # Errors
+                /// [`Error::NotFound`](::kvm_ops::Error::NotFound) where no such page is.
+                fn measure_initial_page(&mut self, gpa: ::kvm_ops::Gpa) -> ::kvm_ops::Result<()> {
+                    let _ = gpa;
+                    ::kvm_ops::unsupported!("measure_initial_page")
+                }
+
                 /// First step of the teardown: gives the VM's memory key back (`vm_pre_destroy` in
                 /// main.c, `tdx_mmu_release_hkid`). No vCPU runs afterwards. Allowed from every
                 /// step but those after it.

@@ -4,8 +4,8 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use kvm_ops::{
-    Backend, CpuId, Drained, EncParams, Error, Field, FreeReport, Gfn, Host, InitialPage, Irqchip,
-    KeyReleased, Level, MemSlot, Missing, Pfn, Privacy, PrivateSpte, Result, SharedMask,
+    Backend, CpuId, Drained, EncParams, Error, Field, FreeReport, Gfn, Gpa, Host, InitialPage,
+    Irqchip, KeyReleased, Level, MemSlot, Missing, Pfn, Privacy, PrivateSpte, Result, SharedMask,
     SpteChange, Step, TdParams, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 use kvm_ops_mmu::{MirrorHooks, Stats};
@@ -104,6 +104,10 @@ impl<H: Host> VmOps for TdxVm<H> {
 
     fn add_initial_page(&mut self, page: &InitialPage<'_>) -> Result<()> {
         self.td.add_initial_page(page)
+    }
+
+    fn measure_initial_page(&mut self, gpa: Gpa) -> Result<()> {
+        self.td.measure_initial_page(gpa)
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {

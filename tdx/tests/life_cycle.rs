@@ -7,7 +7,8 @@ use common::audit::{all_accounted, mirror_equals_secure_ept};
 use common::life::{create, destroy, initial_page, initialized, runnable};
 use kvm_ops_core::kit::{self, Subject};
 use kvm_ops_core::{
-    Backend, Gfn, HostRange, InitialPageKind, Privacy, Result, Step, VcpuId, VcpuOps, VmOps,
+    Backend, Error, Field, Gfn, Gpa, HostRange, InitialPageKind, Privacy, Result, Step, VcpuId,
+    VcpuOps, VmOps,
 };
 use kvm_ops_tdx::TdxVm;
 
@@ -59,6 +60,11 @@ fn each_step_costs_no_more_seamcalls_than_linux() {
     vm.add_initial_page(&initial_page(0x2000, InitialPageKind::Unmeasured))
         .unwrap();
     assert_eq!(calls(&host), [("TDH.MEM.PAGE.ADD", 1)]);
+    vm.measure_initial_page(Gpa::new(0x2000)).unwrap();
+    assert_eq!(calls(&host), [("TDH.MR.EXTEND", 16)]);
+    let absent = Error::NotFound(Field::Gpa, 0x3000);
+    assert_eq!(vm.measure_initial_page(Gpa::new(0x3000)), Err(absent));
+    assert_eq!(calls(&host), [], "what is not there is not measured");
 
     vm.vm_finalize().unwrap();
     assert_eq!(calls(&host), [("TDH.MR.FINALIZE", 1)]);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvm_ops::Tech;
 use kvm_ops::guest::GuestProgram;
-use kvm_ops::machine::{LaunchPage, MachineConfig, Payload};
+use kvm_ops::machine::{LaunchStep, MachineConfig, Payload};
 use serde::Serialize;
 
 #[cfg(feature = "tdx")]
@@ -21,7 +21,7 @@ const FOUR_GIB: u64 = 1 << 32;
 /// The measured start of a confidential VM.
 pub(crate) struct Start {
     tech: Tech,
-    pages: Vec<LaunchPage>,
+    steps: Vec<LaunchStep>,
     /// The digest of these pages, computed without the firmware.
     off_line: Vec<u8>,
     /// Who proves the digest of an SEV guest.
@@ -65,7 +65,7 @@ impl Start {
     pub(crate) fn of_td(image: &TdImage) -> Self {
         Self {
             tech: Tech::Tdx,
-            pages: image.pages().to_vec(),
+            steps: image.steps().to_vec(),
             off_line: image.mrtd().to_vec(),
             #[cfg(all(feature = "sim", feature = "sev"))]
             owner: None,
@@ -80,7 +80,7 @@ impl Start {
         let owner = SevOwner::new(tech, &pages, vcpus, platform)?;
         Some(Self {
             tech,
-            pages,
+            steps: pages.into_iter().map(LaunchStep::from).collect(),
             off_line: owner.digest(),
             owner: Some(owner),
         })
@@ -93,17 +93,26 @@ impl Start {
         match tech {
             _ if place.processor => None,
             #[cfg(feature = "tdx")]
-            Tech::Tdx => Some(Self::of_td(&TdImage::built_in())),
+            Tech::Tdx => Some(Self::of_td(&TdImage::built_in(
+                kvm_ops_tdvf::Order::SinglePass,
+            ))),
             #[cfg(all(feature = "sim", feature = "sev"))]
             Tech::Sev | Tech::SevEs | Tech::SevSnp => Self::of_sev(tech, vcpus, place),
             _ => None,
         }
     }
 
+    /// The addresses of the pages.
+    fn added(&self) -> impl Iterator<Item = u64> + '_ {
+        self.steps.iter().filter_map(|step| match step {
+            LaunchStep::Add(page) => Some(page.gpa.get()),
+            _ => None,
+        })
+    }
+
     /// Where a VM with that start and that much RAM has memory: the RAM, and what ends at 4 GiB.
     fn memory(&self, ram: u64) -> Vec<Range<u64>> {
-        let starts = self.pages.iter().map(|page| page.gpa.get());
-        let high = starts.filter(|gpa| *gpa >= ram && *gpa < FOUR_GIB);
+        let high = self.added().filter(|gpa| *gpa >= ram && *gpa < FOUR_GIB);
         let top = high.min().map(|lowest| lowest..FOUR_GIB);
         std::iter::once(0..ram).chain(top).collect()
     }
@@ -115,15 +124,14 @@ impl Start {
         ram: u64,
         programs: Vec<Box<dyn GuestProgram>>,
     ) -> MachineConfig {
-        let launched = self.pages.iter().map(|page| page.gpa.get());
-        let memory = Arc::new(GuestMemory::new(self.memory(ram), launched));
+        let memory = Arc::new(GuestMemory::new(self.memory(ram), self.added()));
         let in_confidence = |program| -> Box<dyn GuestProgram> {
             Box::new(InConfidence::new(program, Arc::clone(&memory)))
         };
         let programs = programs.into_iter().map(in_confidence).collect();
         let config = config
             .payload(Payload::Programs(programs))
-            .launch(self.pages.clone());
+            .launch(self.steps.clone());
         #[cfg(all(feature = "sim", feature = "sev"))]
         if let Some(owner) = &self.owner {
             return config.enc(kvm_ops::EncParams::Sev(Box::new(owner.params())));

@@ -1,41 +1,43 @@
 //! What a TD starts with.
 
-use kvm_ops::machine::LaunchPage;
+use kvm_ops::machine::{LaunchPage, LaunchStep};
 use kvm_ops::{Gpa, InitialPageKind};
-use kvm_ops_tdvf::{Attributes, Order, Section, SectionKind, Tdvf, TdvfError, compose};
+use kvm_ops_tdvf::{Attributes, Order, Section, SectionKind, Step, Tdvf, TdvfError, compose};
 
 /// The pages of a TD's launch, and the MRTD that they must give.
 #[derive(Clone, Debug)]
 pub(crate) struct TdImage {
     pages: Vec<LaunchPage>,
+    steps: Vec<LaunchStep>,
     mrtd: [u8; 48],
 }
 
 impl TdImage {
-    /// From a firmware image with TDVF metadata.
+    /// From a firmware image with TDVF metadata, launched in that order.
     ///
     /// # Errors
     /// What is wrong with the metadata.
-    pub(crate) fn parse(image: &[u8]) -> Result<Self, TdvfError> {
+    pub(crate) fn parse(image: &[u8], order: Order) -> Result<Self, TdvfError> {
         let tdvf = Tdvf::parse(image)?;
         let launch = tdvf.launch();
         let page = |page: kvm_ops_tdvf::PageAdd<'_>| LaunchPage {
             gpa: Gpa::new(page.gpa),
             contents: Box::new(page.contents.into_owned()),
-            kind: match page.measured {
-                true => InitialPageKind::Measured,
-                false => InitialPageKind::Unmeasured,
-            },
+            kind: InitialPageKind::Unmeasured,
+        };
+        let step = |step: Step<'_>| match step {
+            Step::Add(added) => LaunchStep::Add(page(added)),
+            Step::Measure(added) => LaunchStep::Measure(Gpa::new(added.gpa)),
         };
         Ok(Self {
             pages: launch.pages().map(page).collect(),
-            // The library measures each page as soon as it is added.
-            mrtd: launch.mrtd(Order::SinglePass),
+            steps: launch.steps(order).map(step).collect(),
+            mrtd: launch.mrtd(order),
         })
     }
 
     /// A small TD: four measured pages where a vCPU begins, and two for an early stack.
-    pub(crate) fn built_in() -> Self {
+    pub(crate) fn built_in(order: Order) -> Self {
         // Not executed: the software platform runs guest programs. Each page is another, so that
         // pages that are swapped give another MRTD.
         let mut image: Vec<u8> = (0..0x4000_u32).map(|i| (i / 16 % 251) as u8).collect();
@@ -62,7 +64,7 @@ impl TdImage {
         ];
         compose(&mut image, &sections)
             .ok()
-            .and_then(|()| Self::parse(&image).ok())
+            .and_then(|()| Self::parse(&image, order).ok())
             .expect("the built-in image keeps the rules, as a test shows")
     }
 
@@ -71,10 +73,15 @@ impl TdImage {
         &self.pages
     }
 
+    /// What is done with them, in which order.
+    pub(crate) fn steps(&self) -> &[LaunchStep] {
+        &self.steps
+    }
+
     /// How many pages are measured with their contents.
     pub(crate) fn measured_pages(&self) -> usize {
-        let measured = |page: &&LaunchPage| page.kind == InitialPageKind::Measured;
-        self.pages.iter().filter(measured).count()
+        let measured = |step: &&LaunchStep| matches!(step, LaunchStep::Measure(_));
+        self.steps.iter().filter(measured).count()
     }
 
     /// The MRTD, computed off line.
@@ -95,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_built_in_image_keeps_the_rules() {
-        let image = TdImage::built_in();
+        let image = TdImage::built_in(Order::TwoPass);
         assert_eq!((image.pages().len(), image.measured_pages()), (6, 4));
         assert_eq!(image.low_end(), 0x6000);
     }

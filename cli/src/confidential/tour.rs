@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_pages_that_are_used_are_none_of_the_image() {
-        let image = TdImage::built_in();
+        let image = TdImage::built_in(kvm_ops_tdvf::Order::SinglePass);
         assert_eq!(free(&image, 64 << 20), Some(1 << 20));
         assert_eq!(free(&image, (1 << 20) + USED * PAGE_SIZE), Some(1 << 20));
         assert_eq!(free(&image, 1 << 20), None);
@@ -208,7 +208,11 @@ mod tests {
 
     #[test]
     fn the_first_thing_that_is_wrong_ends_the_guest() {
-        let (mut tour, _) = Tour::new(&TdImage::built_in(), 64 << 20).unwrap();
+        let (mut tour, _) = Tour::new(
+            &TdImage::built_in(kvm_ops_tdvf::Order::SinglePass),
+            64 << 20,
+        )
+        .unwrap();
         assert!(matches!(
             tour.step(Outcome::Done),
             Action::Read { len: 4096, .. }

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::guest::GuestProgram;
 use crate::{EncParams, Irqchip, Kind};
 
-use super::{Image, LaunchPage};
+use super::{Image, LaunchStep};
 
 /// What the machine runs.
 #[non_exhaustive]
@@ -45,7 +45,7 @@ pub struct MachineConfig {
     pub(super) irqchip: Option<Irqchip>,
     pub(super) log_dirty: bool,
     pub(super) enc: EncParams,
-    pub(super) launch: Vec<LaunchPage>,
+    pub(super) launch: Vec<LaunchStep>,
     pub(super) awaits_guest: bool,
     pub(super) payload: Payload,
 }
@@ -117,8 +117,8 @@ impl MachineConfig {
 
     /// The measured start of a confidential VM, in this order. A page below 4 GiB but above the RAM
     /// gets memory there, which reaches up to 4 GiB, as firmware has it.
-    pub fn launch(mut self, pages: Vec<LaunchPage>) -> Self {
-        self.launch = pages;
+    pub fn launch<S: Into<LaunchStep>>(mut self, steps: impl IntoIterator<Item = S>) -> Self {
+        self.launch = steps.into_iter().map(Into::into).collect();
         self
     }
 

@@ -46,11 +46,30 @@ impl fmt::Debug for LaunchPage {
     }
 }
 
+/// One step of a measured start. Steps are taken in their order, and the measurement depends on it.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LaunchStep {
+    /// Adds a page.
+    Add(LaunchPage),
+    /// Measures the contents of a page that an earlier step added unmeasured. TDs only.
+    Measure(Gpa),
+}
+
+impl From<LaunchPage> for LaunchStep {
+    fn from(page: LaunchPage) -> Self {
+        Self::Add(page)
+    }
+}
+
 /// How many bytes of memory must end at 4 GiB, so that all pages in the hole below lie in them.
-pub(super) fn bytes_below_4_gib(pages: &[LaunchPage]) -> u64 {
-    let lowest = pages
+pub(super) fn bytes_below_4_gib(steps: &[LaunchStep]) -> u64 {
+    let lowest = steps
         .iter()
-        .map(|page| page.gpa.get())
+        .filter_map(|step| match step {
+            LaunchStep::Add(page) => Some(page.gpa.get()),
+            LaunchStep::Measure(_) => None,
+        })
         .filter(|gpa| (RAM_HOLE..FOUR_GIB).contains(gpa))
         .min();
     lowest.map_or(0, |gpa| FOUR_GIB - gpa)

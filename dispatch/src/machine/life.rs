@@ -10,7 +10,7 @@ use crate::{
 };
 
 use super::convert::Convert;
-use super::launch::bytes_below_4_gib;
+use super::launch::{LaunchStep, bytes_below_4_gib};
 use super::run::{Run, ShutdownScope, State};
 use super::{
     ConsoleSink, Devices, ExitHandler, GuestRam, MachineConfig, MachineError, Payload, RunLimits,
@@ -100,11 +100,16 @@ impl<H: Host> Machine<H> {
             }
             Payload::Programs(programs) => machine.load_programs(programs)?,
         }
-        for page in &config.launch {
-            machine
-                .vm_mut()
-                .add_initial_page(&page.as_initial())
-                .map_err(step("add a page to the measured start"))?;
+        for launched in &config.launch {
+            let vm = machine.vm_mut();
+            match launched {
+                LaunchStep::Add(page) => vm
+                    .add_initial_page(&page.as_initial())
+                    .map_err(step("add a page to the measured start"))?,
+                LaunchStep::Measure(gpa) => vm
+                    .measure_initial_page(*gpa)
+                    .map_err(step("measure a page of the start"))?,
+            }
         }
         if !config.awaits_guest {
             machine

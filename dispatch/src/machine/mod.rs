@@ -63,7 +63,7 @@ pub use devices::Devices;
 pub use error::MachineError;
 pub use handler::{ExitHandler, Flow};
 pub use image::{Image, ImageFormat};
-pub use launch::LaunchPage;
+pub use launch::{LaunchPage, LaunchStep};
 pub use life::Machine;
 pub use memory::GuestRam;
 pub use report::{End, ExitCounts, RunReport, VcpuReport};

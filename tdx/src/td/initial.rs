@@ -89,6 +89,17 @@ impl<H: Host> Td<H> {
         Ok(())
     }
 
+    /// Adds the contents of a page that is there to the measurement.
+    pub(crate) fn measure_initial_page(&self, gpa: Gpa) -> Result<()> {
+        self.step.get().require(Step::Initialized)?;
+        let gfn = self.private_page_at(gpa)?;
+        let found = self.read_private().mirror.lookup(gfn);
+        match found.entry {
+            PrivateSpte::Mapped(_) => self.measure(gpa),
+            _ => Err(Error::NotFound(Field::Gpa, gpa.get())),
+        }
+    }
+
     /// The frame of a page-aligned private address that the TD can have.
     fn private_page_at(&self, gpa: Gpa) -> Result<Gfn> {
         match self.mask.split(gpa) {

@@ -30,6 +30,15 @@ pub struct PageAdd<'a> {
     pub section: usize,
 }
 
+/// One step of a launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// TDH.MEM.PAGE.ADD.
+    Add(PageAdd<'a>),
+    /// 16 times TDH.MR.EXTEND, of a page that was added.
+    Measure(PageAdd<'a>),
+}
+
 /// Why a section cannot be filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -147,26 +156,27 @@ impl<'a> Launch<'a> {
         Cow::Owned(contents)
     }
 
+    /// The steps of the launch, in that order.
+    pub fn steps(&self, order: Order) -> impl Iterator<Item = Step<'_>> {
+        (0..self.sections.len()).flat_map(move |section| {
+            let at_once = order == Order::SinglePass;
+            let first = self.section_pages(section).flat_map(move |page| {
+                let measure = (at_once && page.measured).then(|| Step::Measure(page.clone()));
+                core::iter::once(Step::Add(page)).chain(measure)
+            });
+            let pages = self.section_pages(section);
+            let second = pages.filter(move |page| !at_once && page.measured);
+            first.chain(second.map(Step::Measure))
+        })
+    }
+
     /// The MRTD of this launch.
     pub fn mrtd(&self, order: Order) -> [u8; 48] {
         let mut mrtd = Mrtd::new();
-        match order {
-            Order::SinglePass => {
-                for page in self.pages() {
-                    mrtd.page_add(page.gpa);
-                    if page.measured {
-                        mrtd.extend_page(page.gpa, &page.contents);
-                    }
-                }
-            }
-            Order::TwoPass => {
-                for section in 0..self.sections.len() {
-                    self.section_pages(section)
-                        .for_each(|page| mrtd.page_add(page.gpa));
-                    for page in self.section_pages(section).filter(|page| page.measured) {
-                        mrtd.extend_page(page.gpa, &page.contents);
-                    }
-                }
+        for step in self.steps(order) {
+            match step {
+                Step::Add(page) => mrtd.page_add(page.gpa),
+                Step::Measure(page) => mrtd.extend_page(page.gpa, &page.contents),
             }
         }
         mrtd.value()

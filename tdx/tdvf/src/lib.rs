@@ -15,7 +15,7 @@ mod wire;
 
 pub use compose::{ComposeError, compose};
 pub use error::{SectionFault, TdvfError};
-pub use launch::{FillError, Launch, Order, PageAdd};
+pub use launch::{FillError, Launch, Order, PageAdd, Step};
 pub use mrtd::{CHUNK_SIZE, Mrtd};
 pub use section::{Attributes, Section, SectionKind};
 pub use tdvf::{MAX_ADDED_BYTES, MAX_GPA, Tdvf};

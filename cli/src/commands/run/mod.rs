@@ -86,6 +86,10 @@ pub(crate) struct Args {
     #[arg(long, value_parser = irqchips())]
     irqchip: Option<Irqchip>,
 
+    /// In which order a TD's pages are added and measured
+    #[arg(long, value_enum)]
+    order: Option<LaunchOrder>,
+
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
@@ -97,6 +101,16 @@ pub(crate) struct Args {
     /// How long it may run
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_time)]
     timeout: Duration,
+}
+
+/// The order of a TD's launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum LaunchOrder {
+    /// Page by page, as Linux launches a TD
+    #[default]
+    Single,
+    /// Section by section: all pages are added, then all are measured
+    TwoPass,
 }
 
 impl Args {
@@ -128,6 +142,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
     #[cfg(feature = "tdx")]
     if args.tech == Kind::Of(Tech::Tdx) {
         return td::run(args);
+    }
+    if args.order.is_some() {
+        return Err(
+            Failure::new(format!("--order has no meaning for a {} VM", args.tech))
+                .hint("only a TD's launch has one: --tech tdx")
+                .code(Code::Usage),
+        );
     }
     let path = args.image.as_deref().ok_or_else(|| {
         Failure::new(format!("a {} VM needs an image to run", args.tech))

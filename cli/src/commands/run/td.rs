@@ -6,7 +6,9 @@ use std::ops::Range;
 use kvm_ops::machine::{ConsoleSink, MachineConfig, RunLimits};
 use kvm_ops::{FreeReport, Gpa, Irqchip};
 
-use super::{Args, Terminal, homeless, refused, summary};
+use kvm_ops_tdvf::Order;
+
+use super::{Args, LaunchOrder, Terminal, homeless, refused, summary};
 use crate::confidential::{Account, Books, Firmware, Leaks, MESSAGE, Start, TdImage, Tour};
 use crate::doctor::text::{finish, table};
 use crate::exit_code::Code;
@@ -125,8 +127,12 @@ fn image(args: &Args) -> Result<TdImage, Failure> {
             .hint("a TD starts with what the metadata of its firmware lists")
             .code(Code::Usage));
     }
+    let order = match args.order.unwrap_or_default() {
+        LaunchOrder::Single => Order::SinglePass,
+        LaunchOrder::TwoPass => Order::TwoPass,
+    };
     let Some(path) = &args.image else {
-        return Ok(TdImage::built_in());
+        return Ok(TdImage::built_in(order));
     };
     let image = fs::read(path).map_err(|error| {
         Failure::because(
@@ -134,7 +140,7 @@ fn image(args: &Args) -> Result<TdImage, Failure> {
             error,
         )
     })?;
-    TdImage::parse(&image).map_err(|error| {
+    TdImage::parse(&image, order).map_err(|error| {
         Failure::because(
             format!("{} cannot be launched as a TD", path.display()),
             error,
