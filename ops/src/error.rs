@@ -262,8 +262,6 @@ texts! {
 pub enum Missing {
     /// The back end of this technology is compiled out.
     Feature(Tech),
-    /// The back end of this technology cannot create VMs yet.
-    Backend(Tech),
     /// The host's processors are of the other vendor.
     Vendor(Tech),
     /// The host does not offer VMs of this technology.
@@ -288,12 +286,6 @@ impl fmt::Display for Missing {
                 "this build has no {tech} (cargo feature `{}`)",
                 feature(*tech)
             ),
-            Self::Backend(tech) => {
-                write!(
-                    f,
-                    "the {tech} back end cannot create VMs in this release: its life cycle is not written yet"
-                )
-            }
             Self::Vendor(tech) => {
                 write!(
                     f,

@@ -51,7 +51,6 @@ pub(super) fn created(tech: Tech, result: kvm_ops::Result<()>) -> Offer {
                 .push(format!("build it with the cargo feature `{feature}`"));
             offer
         }
-        Missing::Backend(_) => Offer::no("not in this release", why),
         _ => Offer::no("no", why),
     }
 }
