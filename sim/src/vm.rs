@@ -145,6 +145,10 @@ impl Memory {
     /// Resolves a violation from the slots. `None` means MMIO: no slot is there, or the write goes
     /// to a read-only slot.
     pub(crate) fn resolve(&mut self, gfn: Gfn, write: bool) -> Option<Mapping> {
+        // Another vCPU may have resolved it while this one waited for the lock.
+        if let Some(mapping) = self.lookup(gfn).filter(|m| m.writable || !write) {
+            return Some(mapping);
+        }
         self.table.stats.violations += 1;
         let gpa = gfn.base()?;
         let slot = *self.slots.values().find(|slot| contains(slot, gpa))?;
@@ -379,5 +383,30 @@ impl fmt::Debug for SimVm {
             .field("params", &self.inner.params)
             .field("table", &self.table_stats())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use kvm_ops::{Host, HostRange, Vendor};
+
+    #[test]
+    fn a_violation_that_another_vcpu_resolved_first_is_no_mmio() {
+        let host = crate::SimHost::new(Vendor::Intel);
+        let vm = host.create_vm(Tech::Vmx, &VmParams::new(2)).unwrap();
+        // Aligned, so that one mapping covers 2 MiB.
+        let large = Level::Size2M.bytes();
+        // SAFETY: nothing is read or written through the range: only the table is looked at.
+        let range = unsafe { HostRange::new(16 * large, large) }.unwrap();
+        vm.set_memory_slot(&MemSlot::new(SlotId(0), Gpa::new(0), range))
+            .unwrap();
+        let mut memory = vm.inner.write();
+        let first = memory.resolve(Gfn::new(1), true);
+        assert!(first.is_some());
+        assert_eq!(memory.resolve(Gfn::new(1), true), first);
+        assert!(memory.resolve(Gfn::new(2), false).is_some());
+        assert_eq!(memory.table.stats.violations, 1);
     }
 }
