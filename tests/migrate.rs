@@ -108,7 +108,11 @@ fn m15_and_threads_that_cross_end_without_a_deadlock() {
             .collect();
         threads.into_iter().map(|t| t.join().unwrap()).sum()
     });
-    assert!((1..=2).contains(&moved), "{moved}");
+    // Who holds what when is the scheduler's: all tries may have met a VM that was held.
+    assert!(moved <= 2, "{moved}");
+    if moved == 0 {
+        assert_eq!(move_enc_context_between(&vms[0], &vms[1]), Ok(()));
+    }
     let held = vms[0].lock().unwrap();
     assert_eq!(move_enc_context_between(&vms[1], &vms[0]), Err(Error::Busy));
     drop(held);
