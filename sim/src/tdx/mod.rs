@@ -2,6 +2,7 @@
 
 mod cpus;
 mod program;
+mod regs;
 mod seam;
 
 pub(crate) use program::TdProgram;

@@ -13,6 +13,7 @@ use kvm_ops_guest::tdx::{Cause, Convert, Gpaw, Regs, Step, accept_operand, leaf}
 use kvm_ops_guest::{GpaRange, PageSize};
 use soft_tdx_module::{Event, EventType, GuestOp, VmExit};
 
+use super::regs::{from_guest, to_guest};
 use crate::access::{Copy, Piece, first_piece};
 use crate::irq::Wake;
 use crate::vm::VmInner;
@@ -410,7 +411,7 @@ impl soft_tdx_module::GuestProgram for TdProgram {
         use soft_tdx_module::Outcome as Last;
         match (last, &self.doing) {
             (Last::Event(event), _) => self.event(*event),
-            (Last::Registers(regs), _) => self.doing = self.complete(&from_module(regs)),
+            (Last::Registers(regs), _) => self.doing = self.complete(&to_guest(regs)),
             (Last::Data(data), Doing::Access(access)) => {
                 let access = *access;
                 // As many as were asked for.
@@ -470,42 +471,7 @@ fn vmcall(function: u64, args: [u64; 4]) -> GuestOp {
 }
 
 fn tdcall(regs: &Regs) -> GuestOp {
-    GuestOp::Tdcall(soft_tdx_module::Regs {
-        rax: regs.rax,
-        rcx: regs.rcx,
-        rdx: regs.rdx,
-        rbx: regs.rbx,
-        rsi: regs.rsi,
-        rdi: regs.rdi,
-        r8: regs.r8,
-        r9: regs.r9,
-        r10: regs.r10,
-        r11: regs.r11,
-        r12: regs.r12,
-        r13: regs.r13,
-        r14: regs.r14,
-        r15: regs.r15,
-        ..soft_tdx_module::Regs::default()
-    })
-}
-
-fn from_module(regs: &soft_tdx_module::Regs) -> Regs {
-    Regs {
-        rax: regs.rax,
-        rcx: regs.rcx,
-        rdx: regs.rdx,
-        rbx: regs.rbx,
-        rsi: regs.rsi,
-        rdi: regs.rdi,
-        r8: regs.r8,
-        r9: regs.r9,
-        r10: regs.r10,
-        r11: regs.r11,
-        r12: regs.r12,
-        r13: regs.r13,
-        r14: regs.r14,
-        r15: regs.r15,
-    }
+    GuestOp::Tdcall(from_guest(regs))
 }
 
 /// At most 8 bytes as a number.

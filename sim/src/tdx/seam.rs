@@ -5,9 +5,10 @@ use std::sync::Arc;
 use kvm_ops::{
     CpuId, Error, Field, FieldCache, Hkid, Hpa, KeyPool, PackageId, Result, SeamPort, SeamRegs,
 };
-use soft_tdx_module::{LpError, Platform, Regs};
+use soft_tdx_module::{LpError, Platform};
 
 use super::cpus::Cpus;
+use super::regs::{from_host, to_host};
 
 /// SEAMCALLs of a software TDX module.
 ///
@@ -58,23 +59,7 @@ impl SeamPort for SoftSeam {
     fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
         let lp = cpu.0 as usize;
         let cannot = Error::Invalid(Field::Cpu, cpu.0.into());
-        let mut soft = Regs {
-            rax,
-            rcx: regs.rcx,
-            rdx: regs.rdx,
-            rbx: regs.rbx,
-            rsi: regs.rsi,
-            rdi: regs.rdi,
-            r8: regs.r8,
-            r9: regs.r9,
-            r10: regs.r10,
-            r11: regs.r11,
-            r12: regs.r12,
-            r13: regs.r13,
-            r14: regs.r14,
-            r15: regs.r15,
-            ..Regs::default()
-        };
+        let mut soft = from_host(rax, regs);
         let status = {
             let interrupt = || self.platform.kick(lp);
             let _turn = self.cpus.take(lp, interrupt).ok_or(cannot)?;
@@ -87,21 +72,7 @@ impl SeamPort for SoftSeam {
                 }
             }
         };
-        *regs = SeamRegs {
-            rcx: soft.rcx,
-            rdx: soft.rdx,
-            rbx: soft.rbx,
-            rsi: soft.rsi,
-            rdi: soft.rdi,
-            r8: soft.r8,
-            r9: soft.r9,
-            r10: soft.r10,
-            r11: soft.r11,
-            r12: soft.r12,
-            r13: soft.r13,
-            r14: soft.r14,
-            r15: soft.r15,
-        };
+        *regs = to_host(&soft);
         Ok(status.0)
     }
 

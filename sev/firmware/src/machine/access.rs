@@ -1,7 +1,7 @@
 //! Reads and writes of memory by the host and by guests.
 
 use super::entry::{PageSize, PageState, permission};
-use super::region::{PAGE, pieces};
+use super::region::{PAGE, Region, pieces};
 use super::{Machine, Owner, Slot, rmp};
 use crate::sync::SharedGuard;
 use std::fmt;
@@ -122,6 +122,16 @@ pub(super) fn rmp_fault(page: &GuestPage, size_mismatch: bool) -> AccessFault {
     }
 }
 
+/// Where an access starts.
+struct At {
+    /// The page's system physical address.
+    spa: u64,
+    /// The page in its region.
+    index: usize,
+    /// The byte in the page.
+    offset: usize,
+}
+
 impl Machine {
     /// What lies in memory: cipher text where a guest's key was used.
     pub(crate) fn host_read(&self, spa: u64, out: &mut [u8]) -> Result<(), AccessFault> {
@@ -157,42 +167,22 @@ impl Machine {
 
     /// A private (C-bit set) read by a guest.
     pub(crate) fn guest_read(&self, page: &GuestPage, out: &mut [u8]) -> Result<(), AccessFault> {
-        let guard = self.guest_slot(page)?;
-        let slot = active(&guard, page)?;
-        let offset = offset_in_page(page, out.len())?;
-        let place = self
-            .memory
-            .place(page.spa)
-            .ok_or(AccessFault::NoMemory(page.spa))?;
-        let region = place.region.lock();
-        check_private(
-            &region.entry(place.index),
-            slot.owner,
-            page,
-            permission::READ,
-        )?;
-        region.read_with(&slot.key, place.spa, place.index, offset, out);
-        Ok(())
+        self.in_page(page, out.len(), |slot, region, at| {
+            let entry = region.entry(at.index);
+            check_private(&entry, slot.owner, page, permission::READ)?;
+            region.read_with(&slot.key, at.spa, at.index, at.offset, out);
+            Ok(())
+        })
     }
 
     /// A private (C-bit set) write by a guest.
     pub(crate) fn guest_write(&self, page: &GuestPage, data: &[u8]) -> Result<(), AccessFault> {
-        let guard = self.guest_slot(page)?;
-        let slot = active(&guard, page)?;
-        let offset = offset_in_page(page, data.len())?;
-        let place = self
-            .memory
-            .place(page.spa)
-            .ok_or(AccessFault::NoMemory(page.spa))?;
-        let mut region = place.region.lock();
-        check_private(
-            &region.entry(place.index),
-            slot.owner,
-            page,
-            permission::WRITE,
-        )?;
-        region.write_with(&slot.key, place.spa, place.index, offset, data);
-        Ok(())
+        self.in_page(page, data.len(), |slot, region, at| {
+            let entry = region.entry(at.index);
+            check_private(&entry, slot.owner, page, permission::WRITE)?;
+            region.write_with(&slot.key, at.spa, at.index, at.offset, data);
+            Ok(())
+        })
     }
 
     /// A shared (C-bit clear) read by a guest.
@@ -201,19 +191,13 @@ impl Machine {
         page: &GuestPage,
         out: &mut [u8],
     ) -> Result<(), AccessFault> {
-        let guard = self.guest_slot(page)?;
-        let slot = active(&guard, page)?;
-        let offset = offset_in_page(page, out.len())?;
-        let place = self
-            .memory
-            .place(page.spa)
-            .ok_or(AccessFault::NoMemory(page.spa))?;
-        let region = place.region.lock();
-        if slot.owner == Owner::Snp && !region.entry(place.index).state.host_may_write() {
-            return Err(rmp_fault(page, false));
-        }
-        region.read(place.index, offset, out);
-        Ok(())
+        self.in_page(page, out.len(), |slot, region, at| {
+            if slot.owner == Owner::Snp && !region.entry(at.index).state.host_may_write() {
+                return Err(rmp_fault(page, false));
+            }
+            region.read(at.index, at.offset, out);
+            Ok(())
+        })
     }
 
     /// A shared (C-bit clear) write by a guest.
@@ -222,19 +206,35 @@ impl Machine {
         page: &GuestPage,
         data: &[u8],
     ) -> Result<(), AccessFault> {
+        self.in_page(page, data.len(), |_, region, at| {
+            if !region.entry(at.index).state.host_may_write() {
+                return Err(rmp_fault(page, false));
+            }
+            region.write(at.index, at.offset, data);
+            Ok(())
+        })
+    }
+
+    /// Finds the guest's key and the memory behind its page, and holds both for the access.
+    fn in_page(
+        &self,
+        page: &GuestPage,
+        len: usize,
+        access: impl FnOnce(&Slot, &mut Region, At) -> Result<(), AccessFault>,
+    ) -> Result<(), AccessFault> {
         let guard = self.guest_slot(page)?;
-        active(&guard, page)?;
-        let offset = offset_in_page(page, data.len())?;
+        let slot = active(&guard, page)?;
+        let offset = offset_in_page(page, len)?;
         let place = self
             .memory
             .place(page.spa)
             .ok_or(AccessFault::NoMemory(page.spa))?;
-        let mut region = place.region.lock();
-        if !region.entry(place.index).state.host_may_write() {
-            return Err(rmp_fault(page, false));
-        }
-        region.write(place.index, offset, data);
-        Ok(())
+        let at = At {
+            spa: place.spa,
+            index: place.index,
+            offset,
+        };
+        access(slot, &mut place.region.lock(), at)
     }
 
     /// The key slot of the ASID, held for the length of the access.
