@@ -2,11 +2,11 @@
 
 use kvm_ops_core::Field;
 
-use crate::entry::{EMPTY, MAX_PFN, decode, mapped};
-use crate::mirror::{Lookup, Mapped, Mirror, lookup_leaf, set_leaf};
+use crate::entry::{EMPTY, decode, mapped};
+use crate::mirror::{Lookup, Mapped, Mirror, add_page, lookup_leaf, set_leaf};
 use crate::node::{ENTRIES, Leaf, index};
 use crate::sync::Ordering;
-use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result, SpteChange};
+use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result};
 
 impl Mirror {
     /// Maps 4 KiB pages at every frame of a range that has none, alone: no entry is frozen, and each
@@ -15,8 +15,8 @@ impl Mirror {
     /// `page_of` gives the page for a frame; it is not asked for frames that are mapped already.
     ///
     /// # Errors
-    /// What `page_of` or a hook answered: the pages before stay mapped, and the last that `page_of`
-    /// gave stays the caller's. [`Error::Exists`] at a blocked page or table. [`Error::Invalid`] for a
+    /// The error of `page_of` or of a hook: the pages before stay mapped, and the last one went back
+    /// through [`free_page`](MirrorHooks::free_page). [`Error::Exists`] at a blocked page or table. [`Error::Invalid`] for a
     /// range that ends beyond the mirror, and a page whose address does not fit 64 bits.
     pub fn map_range(
         &mut self,
@@ -43,10 +43,9 @@ impl Mirror {
                     entry: PrivateSpte::Absent,
                     ..
                 } => {
-                    let page = page_of(Gfn::new(at))?;
-                    if self.map(hooks, Gfn::new(at), Level::Size4K, page)? == Mapped::New {
-                        done += 1;
-                    }
+                    let gfn = Gfn::new(at);
+                    let mapped = self.map(hooks, gfn, Level::Size4K, || page_of(gfn))?;
+                    done += u64::from(mapped == Mapped::New);
                     at += 1;
                 }
                 Lookup {
@@ -95,15 +94,7 @@ fn fill(
         }
         let gfn = Gfn::new(gfn);
         let page = page_of(gfn)?;
-        if page.get() > MAX_PFN {
-            return Err(Error::Invalid(Field::HostAddress, page.get()));
-        }
-        hooks.set_private_spte(&SpteChange {
-            gfn,
-            level: Level::Size4K,
-            old: PrivateSpte::Absent,
-            new: PrivateSpte::Mapped(page),
-        })?;
+        add_page(hooks, gfn, Level::Size4K, page)?;
         word.store(mapped(page.get()), Ordering::Relaxed);
     }
     Ok(end - at - there)
@@ -146,9 +137,9 @@ impl<'a> Cursor<'a> {
         hooks: &impl MirrorHooks,
         gfn: Gfn,
         level: Level,
-        page: Pfn,
+        page: impl FnOnce() -> Result<Pfn>,
     ) -> Result<Mapped> {
-        if level == Level::Size4K && page.get() <= MAX_PFN {
+        if level == Level::Size4K {
             if let Some(leaf) = self.leaf_of(gfn) {
                 return set_leaf(hooks, leaf, gfn, page);
             }

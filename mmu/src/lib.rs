@@ -17,9 +17,11 @@ mod loom_models;
 mod mirror;
 #[cfg(loom)]
 mod model_nodes;
+mod mutex;
 mod node;
 mod range;
 mod resize;
+mod slots;
 mod sync;
 mod visit;
 
@@ -32,4 +34,6 @@ pub use kvm_ops_core::{
 pub use list::{Held, Stats};
 pub use lock::{ReadGuard, ReaderLock, WriteGuard};
 pub use mirror::{Lookup, Mapped, Mirror};
+pub use mutex::{Mutex, MutexGuard};
 pub use range::{EmptyTables, Zapped};
+pub use slots::Slots;

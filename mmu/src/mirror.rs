@@ -18,13 +18,11 @@ use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result, SpteChange
 pub enum Mapped {
     /// The page is mapped now.
     New,
-    /// It was mapped already, as asked or as part of a 2 MiB page; no hook was called.
-    Spurious,
     /// Another thread is at this entry, at a table above it, or taking memory for a table. Try again.
     Retry,
-    /// Something else is there: another page, a blocked one, or a table where a 2 MiB page was
-    /// wanted. The caller's page is not used. What is blocked needs [`Mirror::unblock`], or the
-    /// `zap` that stopped half way once more.
+    /// The entry is not empty: it maps a page already (a spurious fault), the page is blocked, or a
+    /// table is there although a 2 MiB page was wanted. No hook was called and no page taken. A
+    /// blocked entry needs [`Mirror::unblock`], or a second call of the `zap` that stopped half way.
     Occupied(Lookup),
 }
 
@@ -104,13 +102,16 @@ impl Mirror {
         self.frames
     }
 
-    /// Maps a page, as a fault does: adds the tables that are missing, then the page.
+    /// Maps a page, as a fault does: adds the missing tables, then the page that `page` supplies.
     ///
-    /// The page is 4 KiB or 2 MiB; TDH.MEM.PAGE.AUG knows no other.
+    /// `page` is called only while this thread holds the empty entry, so one walk decides whether a
+    /// page is needed. It must not call the mirror. The page is 4 KiB or 2 MiB; TDH.MEM.PAGE.AUG
+    /// has no other size.
     ///
     /// # Errors
-    /// What the hook answered; the entry is then empty as before, a table page that was taken for it
-    /// is given back, and the page stays the caller's. Tables added above stay.
+    /// The error of `page` or of a hook. The entry is then empty as before, and the page and a table
+    /// page taken for it went back through [`free_page`](MirrorHooks::free_page) and
+    /// [`free_table`](MirrorHooks::free_table). Tables added above stay.
     /// [`Error::Invalid`] for a level of 1 GiB or more, a frame beyond the mirror's, and a frame or
     /// page that is not aligned to the level. [`Error::NoMemory`] if the mirror cannot grow.
     #[inline]
@@ -119,9 +120,9 @@ impl Mirror {
         hooks: &impl MirrorHooks,
         gfn: Gfn,
         level: Level,
-        page: Pfn,
+        page: impl FnOnce() -> Result<Pfn>,
     ) -> Result<Mapped> {
-        self.check(gfn, level, page)?;
+        self.check(gfn, level)?;
         if level == Level::Size4K {
             if let Ok(leaf) = self.walk(gfn.get()) {
                 return set_leaf(hooks, leaf, gfn, page);
@@ -137,7 +138,7 @@ impl Mirror {
         hooks: &impl MirrorHooks,
         gfn: Gfn,
         level: Level,
-        page: Pfn,
+        page: impl FnOnce() -> Result<Pfn>,
     ) -> Result<Mapped> {
         let mut dir: &Dir = &self.root;
         let mut at = self.top;
@@ -146,7 +147,7 @@ impl Mirror {
             // SAFETY: `at` is the level of `dir`, which the loop keeps.
             let node = match unsafe { dir.below(i, at) } {
                 Some(node) => node,
-                None => match self.add_table(hooks, dir, at, gfn, level, page)? {
+                None => match self.add_table(hooks, dir, at, gfn)? {
                     Ok(node) => node,
                     Err(outcome) => return Ok(outcome),
                 },
@@ -161,15 +162,12 @@ impl Mirror {
     }
 
     #[inline]
-    pub(crate) fn check(&self, gfn: Gfn, level: Level, page: Pfn) -> Result<()> {
+    fn check(&self, gfn: Gfn, level: Level) -> Result<()> {
         if level > Level::Size2M {
             return Err(Error::Invalid(Field::Level, level as u64));
         }
         if gfn.get() >= self.frames || !gfn.is_aligned(level) {
             return Err(Error::Invalid(Field::Gfn, gfn.get()));
-        }
-        if page.get() > MAX_PFN || !page.is_aligned(level) {
-            return Err(Error::Invalid(Field::HostAddress, page.get()));
         }
         Ok(())
     }
@@ -181,8 +179,6 @@ impl Mirror {
         dir: &'a Dir,
         at: Level,
         gfn: Gfn,
-        level: Level,
-        page: Pfn,
     ) -> Result<Result<Node<'a>, Mapped>> {
         let i = index(gfn.get(), at);
         let word = &dir.words[i];
@@ -192,14 +188,7 @@ impl Mirror {
             if let Some(node) = unsafe { dir.below(i, at) } {
                 return Ok(Ok(node));
             }
-            let inside = gfn.get() & (at.frames() - 1);
-            return Ok(Err(match decode(seen) {
-                _ if seen == FROZEN || seen == EMPTY => Mapped::Retry,
-                PrivateSpte::Mapped(p) if level < at && p.get() + inside == page.get() => {
-                    Mapped::Spurious
-                }
-                entry => Mapped::Occupied(Lookup { level: at, entry }),
-            }));
+            return Ok(Err(occupied(seen, at)));
         };
         let Some(node) = self.arena.try_take(at)? else {
             return Ok(Err(Mapped::Retry));
@@ -323,42 +312,56 @@ pub(crate) fn set_leaf(
     hooks: &impl MirrorHooks,
     leaf: &Leaf,
     gfn: Gfn,
-    page: Pfn,
+    page: impl FnOnce() -> Result<Pfn>,
 ) -> Result<Mapped> {
     let word = &leaf.words[index(gfn.get(), Level::Size4K)];
     set(hooks, word, gfn, Level::Size4K, page)
 }
 
-/// Freeze, call the hook, publish or restore.
+/// Freezes the entry, takes the page, calls the hook, then publishes or restores.
 #[inline]
 fn set(
     hooks: &impl MirrorHooks,
     word: &AtomicU64,
     gfn: Gfn,
     level: Level,
-    page: Pfn,
+    page: impl FnOnce() -> Result<Pfn>,
 ) -> Result<Mapped> {
-    let new = mapped(page.get());
     let mut seen = word.load(Ordering::Acquire);
     if seen == EMPTY {
         if let Some(frozen) = Frozen::take(word) {
-            hooks.set_private_spte(&SpteChange {
-                gfn,
-                level,
-                old: PrivateSpte::Absent,
-                new: PrivateSpte::Mapped(page),
-            })?;
-            frozen.publish(new);
+            let page = page()?;
+            add_page(hooks, gfn, level, page)?;
+            frozen.publish(mapped(page.get()));
             return Ok(Mapped::New);
         }
         seen = word.load(Ordering::Acquire);
     }
-    Ok(match seen {
+    Ok(occupied(seen, level))
+}
+
+/// Adds the page by the hook, or gives it back.
+#[inline]
+pub(crate) fn add_page(hooks: &impl MirrorHooks, gfn: Gfn, level: Level, page: Pfn) -> Result<()> {
+    let added = match page.get() > MAX_PFN || !page.is_aligned(level) {
+        true => Err(Error::Invalid(Field::HostAddress, page.get())),
+        false => hooks.set_private_spte(&SpteChange {
+            gfn,
+            level,
+            old: PrivateSpte::Absent,
+            new: PrivateSpte::Mapped(page),
+        }),
+    };
+    added.inspect_err(|_| hooks.free_page(page, level))
+}
+
+/// The answer for an entry in which something else was seen.
+fn occupied(seen: u64, level: Level) -> Mapped {
+    match seen {
         EMPTY | FROZEN => Mapped::Retry,
-        _ if seen == new => Mapped::Spurious,
         _ => Mapped::Occupied(Lookup {
             level,
             entry: decode(seen),
         }),
-    })
+    }
 }

@@ -30,7 +30,7 @@ fn filled(top: Level, frames: &[u64]) -> (Firmware, Mirror) {
     for &gfn in frames {
         let page = Pfn::new(gfn + 0x1000);
         assert_eq!(
-            mirror.map(&fw, g(gfn), Level::Size4K, page),
+            mirror.map(&fw, g(gfn), Level::Size4K, || Ok(page)),
             Ok(Mapped::New)
         );
     }
@@ -45,7 +45,7 @@ fn a_fault_costs_one_call_and_one_more_for_each_missing_table() {
             fw.counts_of(|| {
                 let page = Pfn::new(gfn + 0x1000);
                 assert_eq!(
-                    mirror.map(&fw, g(gfn), Level::Size4K, page),
+                    mirror.map(&fw, g(gfn), Level::Size4K, || Ok(page)),
                     Ok(Mapped::New)
                 );
             })
@@ -66,16 +66,14 @@ fn a_fault_costs_one_call_and_one_more_for_each_missing_table() {
 fn a_spurious_fault_and_a_lookup_cost_nothing() {
     let (fw, mirror) = filled(Level::Size512G, &[5]);
     let counts = fw.counts_of(|| {
-        let again = mirror.map(&fw, g(5), Level::Size4K, Pfn::new(0x1005));
-        assert_eq!(again, Ok(Mapped::Spurious));
         let entry = PrivateSpte::Mapped(Pfn::new(0x1005));
         let found = Lookup {
             level: Level::Size4K,
             entry,
         };
         assert_eq!(mirror.lookup(g(5)), found);
-        let other = mirror.map(&fw, g(5), Level::Size4K, Pfn::new(0x1006));
-        assert_eq!(other, Ok(Mapped::Occupied(found)));
+        let again = mirror.map(&fw, g(5), Level::Size4K, || panic!("no page is needed"));
+        assert_eq!(again, Ok(Mapped::Occupied(found)));
         for gfn in [6, 512, 1 << 30, 1 << 36, u64::MAX] {
             assert_eq!(mirror.lookup(g(gfn)).entry, PrivateSpte::Absent);
         }
@@ -133,7 +131,7 @@ fn demotion_and_promotion_cost_three_calls_each_and_undo_each_other() {
     let fw = Firmware::new(Level::Size512G);
     let mut mirror = Mirror::new(Level::Size512G).unwrap();
     mirror
-        .map(&fw, g(1024), Level::Size2M, Pfn::new(0x200))
+        .map(&fw, g(1024), Level::Size2M, || Ok(Pfn::new(0x200)))
         .unwrap();
     let before = fw.entries();
     let down = fw.counts_of(|| mirror.demote(&fw, g(1024 + 77)).unwrap());
@@ -168,7 +166,7 @@ fn a_range_that_cuts_a_large_page_splits_it_and_touches_no_frame_outside() {
     for table in 0..3 {
         let page = Pfn::new(0x10000 + table * 512);
         mirror
-            .map(&fw, g(table * 512), Level::Size2M, page)
+            .map(&fw, g(table * 512), Level::Size2M, || Ok(page))
             .unwrap();
     }
     let zapped = mirror
@@ -215,14 +213,14 @@ fn what_is_not_clean_is_leaked_once_and_never_freed() {
 fn a_blocked_page_is_occupied_until_it_is_unblocked() {
     let (fw, mut mirror) = filled(Level::Size512G, &[9, 10]);
     assert_eq!(mirror.block(&fw, g(9), 1), Ok(1));
-    let blocked = Lookup {
-        level: Level::Size4K,
-        entry: PrivateSpte::Blocked(Pfn::new(0x1009)),
+    let occupied = |m: &Mirror, entry| {
+        let mapped = m.map(&fw, g(9), Level::Size4K, || panic!("no page is needed"));
+        let level = Level::Size4K;
+        assert_eq!(mapped, Ok(Mapped::Occupied(Lookup { level, entry })));
     };
-    let map = |m: &Mirror| m.map(&fw, g(9), Level::Size4K, Pfn::new(0x1009));
-    assert_eq!(map(&mirror), Ok(Mapped::Occupied(blocked)));
+    occupied(&mirror, PrivateSpte::Blocked(Pfn::new(0x1009)));
     assert_eq!(mirror.unblock(&fw, g(0), 512), Ok(1));
-    assert_eq!(map(&mirror), Ok(Mapped::Spurious));
+    occupied(&mirror, PrivateSpte::Mapped(Pfn::new(0x1009)));
 }
 
 #[test]
@@ -257,26 +255,18 @@ fn arguments_that_no_table_can_hold_are_refused_before_any_call() {
     assert!(Mirror::new(Level::Size1G).is_err());
     let (fw, mut mirror) = filled(Level::Size512G, &[]);
     let calls = fw.counts_of(|| {
-        for (gfn, level, page, text) in [
-            (0, Level::Size1G, 0, "invalid page level: 0x2"),
-            (0, Level::Size512G, 0, "invalid page level: 0x3"),
-            (1, Level::Size2M, 0, "invalid guest frame number: 0x1"),
+        for (gfn, level, text) in [
+            (0, Level::Size1G, "invalid page level: 0x2"),
+            (0, Level::Size512G, "invalid page level: 0x3"),
+            (1, Level::Size2M, "invalid guest frame number: 0x1"),
             (
                 1 << 36,
                 Level::Size4K,
-                0,
                 "invalid guest frame number: 0x1000000000",
             ),
-            (0, Level::Size2M, 3, "invalid host address: 0x3"),
-            (
-                0,
-                Level::Size4K,
-                1 << 52,
-                "invalid host address: 0x10000000000000",
-            ),
         ] {
-            let error = mirror.map(&fw, g(gfn), level, Pfn::new(page)).unwrap_err();
-            assert_eq!(error.to_string(), text);
+            let mapped = mirror.map(&fw, g(gfn), level, || panic!("no page is needed"));
+            assert_eq!(mapped.unwrap_err().to_string(), text);
         }
         for (gfn, pages) in [
             (1 << 36, 1),
@@ -303,6 +293,40 @@ fn arguments_that_no_table_can_hold_are_refused_before_any_call() {
 }
 
 #[test]
+fn a_page_that_is_not_mapped_goes_back_and_its_entry_is_empty() {
+    for (level, page, fail, text) in [
+        (Level::Size2M, 3, vec![], "invalid host address: 0x3"),
+        (
+            Level::Size4K,
+            1 << 52,
+            vec![],
+            "invalid host address: 0x10000000000000",
+        ),
+        (Level::Size4K, 7, vec![(0, Failure::Busy)], "busy"),
+    ] {
+        let (fw, mut mirror) = filled(Level::Size512G, &[1]);
+        mirror.zap(&fw, g(1), 1, EmptyTables::Keep).unwrap();
+        let gfn = if level == Level::Size2M { 512 } else { 1 };
+        let before = (entries_of(&mirror), fw.counts().add_page);
+        fw.state.borrow_mut().pages_freed.clear();
+        fw.state.borrow_mut().fail = fail;
+        let mapped = mirror.map(&fw, g(gfn), level, || Ok(Pfn::new(page)));
+        assert!(mapped.unwrap_err().to_string().contains(text));
+        assert_eq!(fw.state.borrow().pages_freed, [(Pfn::new(page), level)]);
+        assert_eq!((entries_of(&mirror), fw.counts().add_page), before);
+        // The supplier's error, with no page taken.
+        fw.state.borrow_mut().pages_freed.clear();
+        let mapped = mirror.map(&fw, g(gfn), level, || Err(Error::NoMemory));
+        assert_eq!(mapped, Err(Error::NoMemory));
+        assert_eq!(fw.state.borrow().pages_freed, []);
+        let filled = mirror.map_range(&fw, g(2), 1, |_| Ok(Pfn::new(1 << 52)));
+        assert!(filled.is_err());
+        assert_eq!(fw.state.borrow().pages_freed.len(), 1);
+        assert_eq!(entries_of(&mirror), before.0);
+    }
+}
+
+#[test]
 fn a_hook_that_panics_leaves_the_entry_empty() {
     struct Panics;
     impl kvm_ops_mmu::MirrorHooks for Panics {
@@ -324,14 +348,14 @@ fn a_hook_that_panics_leaves_the_entry_empty() {
         fn leak(&self, _: Pfn, _: Level, _: Error) {}
     }
     let mirror = Mirror::new(Level::Size512G).unwrap();
-    let map = || mirror.map(&Panics, g(0), Level::Size4K, Pfn::new(1));
+    let map = || mirror.map(&Panics, g(0), Level::Size4K, || Ok(Pfn::new(1)));
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(map));
     assert!(caught.is_err());
     let fw = Firmware::new(Level::Size512G);
     let tables: Vec<_> = entries_of(&mirror).into_iter().collect();
     fw.state.borrow_mut().entries.extend(tables);
     assert_eq!(
-        mirror.map(&fw, g(0), Level::Size4K, Pfn::new(1)),
+        mirror.map(&fw, g(0), Level::Size4K, || Ok(Pfn::new(1))),
         Ok(Mapped::New)
     );
 }

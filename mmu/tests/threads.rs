@@ -68,10 +68,11 @@ fn of_all_faults_on_a_frame_one_maps_it_while_others_look_and_zap() {
     let hooks = Hooks::default();
     let lock = ReaderLock::new(THREADS as usize, Mirror::new(Level::Size512G).unwrap());
     let new = AtomicU64::new(0);
+    let taken = AtomicU64::new(0);
     let zapped = AtomicU64::new(0);
     thread::scope(|scope| {
         for t in 0..THREADS {
-            let (hooks, lock, new, zapped) = (&hooks, &lock, &new, &zapped);
+            let (hooks, lock, new, taken, zapped) = (&hooks, &lock, &new, &taken, &zapped);
             scope.spawn(move || {
                 for round in 0..ROUNDS {
                     for i in 0..FRAMES {
@@ -79,14 +80,21 @@ fn of_all_faults_on_a_frame_one_maps_it_while_others_look_and_zap() {
                         let page = Pfn::new(gfn.get());
                         loop {
                             let mirror = lock.read(t as usize, thread::yield_now);
-                            match mirror.map(hooks, gfn, Level::Size4K, page) {
+                            let supply = || {
+                                taken.fetch_add(1, Ordering::Relaxed);
+                                Ok(page)
+                            };
+                            match mirror.map(hooks, gfn, Level::Size4K, supply) {
                                 Ok(Mapped::New) => {
                                     new.fetch_add(1, Ordering::Relaxed);
                                     let entry = mirror.lookup(gfn).entry;
                                     assert_eq!(entry, PrivateSpte::Mapped(page));
                                     break;
                                 }
-                                Ok(Mapped::Spurious) => break,
+                                Ok(Mapped::Occupied(found)) => {
+                                    assert_eq!(found.entry, PrivateSpte::Mapped(page));
+                                    break;
+                                }
                                 Ok(Mapped::Retry) | Err(Error::Busy) => {}
                                 other => panic!("{other:?}"),
                             }
@@ -97,7 +105,7 @@ fn of_all_faults_on_a_frame_one_maps_it_while_others_look_and_zap() {
                     if t == round % THREADS {
                         let mut mirror = lock.write(thread::yield_now);
                         let all = mirror.frames();
-                        // Until no hook fails: what is done is counted by `free_page`.
+                        // Until no hook fails; `free_page` counts the pages removed.
                         while let Err(error) =
                             mirror.zap(hooks, Gfn::new(0), all, EmptyTables::Free)
                         {
@@ -114,7 +122,12 @@ fn of_all_faults_on_a_frame_one_maps_it_while_others_look_and_zap() {
     let left = mirror.stats().pages_4k;
     let new = new.into_inner();
     assert_eq!(new, hooks.pages.load(Ordering::Relaxed), "one hook each");
-    assert_eq!(new, left + hooks.freed.load(Ordering::Relaxed));
+    let freed = hooks.freed.load(Ordering::Relaxed);
+    assert_eq!(
+        taken.into_inner(),
+        left + freed,
+        "each page is in the mirror or back"
+    );
     assert_eq!(zapped.into_inner(), ROUNDS);
     let mut listed = 0;
     mirror.drain(|_, _, held| listed += u64::from(held == kvm_ops_mmu::Held::Page));

@@ -50,9 +50,7 @@ impl<H: Host> TdxVm<H> {
         if host.seam().is_none() || host.pages().is_none() {
             return Err(Error::Unsupported(Missing::HostTech(Tech::Tdx)));
         }
-        let port = host.create_vm(Tech::Tdx, params)?;
-        let td = Td::new(host, id, params.clone(), td_params, port)?;
-        td.share_nothing()?;
+        let td = Td::new(host, id, params, td_params)?;
         Ok(Self { td: Arc::new(td) })
     }
 

@@ -78,7 +78,7 @@ fn a_large_page_is_mapped_split_joined_blocked_and_removed() {
     host.take_log();
     let counts = |host: &TestHost| -> BTreeMap<&'static str, u64> { host.take_counts() };
 
-    let mapped = mirror.map(&own, AT, Level::Size2M, page);
+    let mapped = mirror.map(&own, AT, Level::Size2M, || Ok(page));
     assert_eq!(mapped, Ok(Mapped::New));
     assert_eq!(
         counts(&host),
@@ -140,7 +140,7 @@ fn interrupted_splits_are_begun_anew_and_busy_ones_are_left_whole() {
     };
     let mut mirror = Mirror::new(Level::Size512G).unwrap();
     let page = host.0.alloc(Level::Size2M).unwrap();
-    mirror.map(&own, AT, Level::Size2M, page).unwrap();
+    mirror.map(&own, AT, Level::Size2M, || Ok(page)).unwrap();
 
     let interrupted = Class::INTERRUPTED_RESTARTABLE.with(0).get();
     host.fail(Leaf::MemPageDemote, 1, 9, Answer::Status(interrupted));
@@ -173,7 +173,7 @@ fn pages_of_tables_that_are_not_the_back_ends_are_reclaimed_one_by_one() {
         for n in 0..3 {
             let page = host.0.alloc(Level::Size4K).unwrap();
             let gfn = Gfn::new(AT.get() + n);
-            mirror.map(&own, gfn, Level::Size4K, page).unwrap();
+            mirror.map(&own, gfn, Level::Size4K, || Ok(page)).unwrap();
         }
         let foreign = runnable(&host).mmu_release_hkid().unwrap();
         let mut pages = Vec::new();

@@ -369,3 +369,28 @@ fn a_foreign_token_leaks_the_td_whole_and_says_so() {
     let report = b.vm_free(of_a);
     assert_eq!(host.taken().len(), leaked + report.leaks.len());
 }
+
+/// A slot is known by its memory, not by its number alone: two VMs may use one number.
+#[test]
+fn a_slot_is_deleted_and_changed_only_by_its_own_address_and_memory() {
+    let host = TestHost::new();
+    let vm = initialized(&host);
+    let known = slot(&host);
+    let moved = MemSlot {
+        gpa: Gpa::new(1 << 30),
+        ..known
+    };
+    assert_eq!(
+        vm.set_memory_slot(&moved),
+        Err(Error::Exists(Field::Slot, 0))
+    );
+    assert_eq!(
+        vm.delete_memory_slot(&moved),
+        Err(Error::NotFound(Field::Slot, 0))
+    );
+    let mut read_only = known;
+    read_only.flags.read_only = true;
+    vm.set_memory_slot(&read_only).unwrap();
+    vm.delete_memory_slot(&read_only).unwrap();
+    assert!(destroy(vm).is_clean());
+}

@@ -4,7 +4,8 @@ mod run_support;
 
 use kvm_ops_core::guest::Script;
 use kvm_ops_core::{
-    Error, Exit, ExitKind, Gfn, Gpa, Host, Level, PagePort, Privacy, Step, TdParams, VcpuOps, VmOps,
+    Error, Exit, ExitKind, Field, Gfn, Gpa, Host, Level, PagePort, Privacy, Step, TdParams,
+    VcpuOps, VmOps,
 };
 use kvm_ops_sim::SimHost;
 use kvm_ops_tdx::TdxVm;
@@ -422,5 +423,55 @@ fn a_fault_waits_for_a_lock_that_someone_holds_and_a_kick_ends_the_wait() {
     });
     told.expect(["Done"]);
     assert!(td.calls("TDH.MEM.PAGE.AUG", "OPERAND_BUSY") > 0);
+    td.destroy();
+}
+
+/// A guest asks for conversions of frames that are no memory, 8 KiB apart so that no two join. Each
+/// is refused, and nothing of them is kept: a slot that comes later finds the frames private.
+#[test]
+fn conversions_outside_of_memory_are_refused_and_leave_no_trace() {
+    const OUTSIDE: u64 = 64 * MIB;
+    let at = |n: u64| Gpa::new(OUTSIDE + n * 2 * PAGE);
+    let script = (0..32).fold(Script::new(), |script, n| script.share(at(n), 1));
+    let (mut td, told) = td(script);
+    let mut asked = 0;
+    while let Exit::MapGpaRange {
+        gpa,
+        pages,
+        to,
+        ret,
+    } = td.vcpus[0].vcpu_run().unwrap()
+    {
+        let first = Gfn::containing(gpa);
+        let error = Error::NotFound(Field::Gfn, first.get());
+        for to in [to, Privacy::Private] {
+            assert_eq!(td.vm.set_memory_attributes(first, pages, to), Err(error));
+        }
+        *ret = error.errno() as u64;
+        asked += 1;
+    }
+    assert_eq!(asked, 32);
+    told.expect([refused(INVALID_OPERAND)].into_iter().cycle().take(32));
+    td.vm.set_memory_slot(&td.ram.slot(1, OUTSIDE)).unwrap();
+    for n in 0..32 {
+        let done = td.vm.pre_fault_memory(Gfn::containing(at(n)), 1);
+        assert_eq!(done, Ok(1), "private, as every frame begins");
+    }
+    td.destroy();
+}
+
+/// A range that memory covers in part is converted up to the gap, which the next call names.
+#[test]
+fn a_conversion_stops_where_memory_ends() {
+    let (td, _) = td(Script::new());
+    let pages = 8 * MIB / PAGE;
+    let (vm, first) = (&td.vm, Gfn::new(pages - 3));
+    let convert = |first, n| vm.set_memory_attributes(first, n, Privacy::Shared);
+    assert_eq!(convert(first, 100), Ok(3));
+    let gap = Error::NotFound(Field::Gfn, pages);
+    assert_eq!(convert(Gfn::new(pages), 97), Err(gap));
+    assert_eq!(vm.pre_fault_memory(Gfn::new(pages - 4), 1), Ok(1));
+    let shared = Error::NotFound(Field::Gfn, first.get());
+    assert_eq!(vm.pre_fault_memory(first, 1), Err(shared));
     td.destroy();
 }

@@ -132,7 +132,7 @@ impl Design {
     fn fault(&self, seam: &Seam, gfn: u64) {
         match self {
             Design::Mirror(mirror) => {
-                let done = mirror.map(seam, Gfn::new(gfn), Level::Size4K, Pfn::new(gfn + 1));
+                let done = mirror.map(seam, Gfn::new(gfn), Level::Size4K, || Ok(Pfn::new(gfn + 1)));
                 black_box(done.is_ok());
             }
             Design::NoMirror(vmm) => vmm.fault(seam, gfn),

@@ -91,7 +91,7 @@ impl<const FIVE: bool> Peer for Ours<FIVE> {
     fn map(&mut self, gfn: u64, page: u64) {
         let done = self
             .0
-            .map(&Quiet, Gfn::new(gfn), Level::Size4K, Pfn::new(page));
+            .map(&Quiet, Gfn::new(gfn), Level::Size4K, || Ok(Pfn::new(page)));
         black_box(done.is_ok());
     }
     #[inline]
@@ -128,7 +128,7 @@ impl Peer for Cursor {
     fn map_in_order(&mut self, frames: u64) {
         let mut cursor = self.0.0.cursor();
         for gfn in 0..frames {
-            let done = cursor.map(&Quiet, Gfn::new(gfn), Level::Size4K, Pfn::new(gfn));
+            let done = cursor.map(&Quiet, Gfn::new(gfn), Level::Size4K, || Ok(Pfn::new(gfn)));
             black_box(done.is_ok());
         }
     }

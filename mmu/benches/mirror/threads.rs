@@ -26,7 +26,7 @@ trait Shared: Sync {
 }
 
 fn map(mirror: &Mirror, gfn: u64) {
-    let done = mirror.map(&Quiet, Gfn::new(gfn), Level::Size4K, Pfn::new(gfn));
+    let done = mirror.map(&Quiet, Gfn::new(gfn), Level::Size4K, || Ok(Pfn::new(gfn)));
     black_box(done.is_ok());
 }
 

@@ -5,7 +5,7 @@
 //! first, because the module gives no page back before (TDH.PHYMEM.PAGE.RECLAIM), then the pages
 //! from the last to the first, which is the TDR.
 
-use kvm_ops::{Error, Field, Hkid, Host, Hpa, Level, PagePort, Pfn, Result, SeamPort, Step};
+use kvm_ops::{Error, Field, Gfn, Hkid, Host, Hpa, Level, PagePort, Pfn, Result, SeamPort, Step};
 
 use super::{Key, Td, at};
 use crate::limits::Limits;
@@ -18,6 +18,8 @@ impl<H: Host> Td<H> {
     /// nothing of it; or poisoned, if that could not be brought about.
     pub(crate) fn init(&self) -> Result<()> {
         self.step.get().require(Step::Created)?;
+        // All memory is private at first, as the attributes are.
+        self.set_shared(Gfn::new(0), self.frames(), false)?;
         let calls = self.calls()?;
         let limits = Limits::read(&calls, !self.td_params.cpuid.is_empty())
             .map_err(|failed| failed.error())?;

@@ -9,7 +9,7 @@ use kvm_ops::{
 };
 use kvm_ops_mmu::Held;
 
-use super::{Td, at};
+use super::{Key, Td, at};
 use crate::Leaf;
 use crate::seamcall::Outcome;
 
@@ -150,7 +150,10 @@ impl<H: Host> Td<H> {
             .mirror
             .drain(|page, level, _| leak(page, level));
         pages.into_iter().for_each(|page| leak(page, Level::Size4K));
-        if let Some(hkid) = key.hkid() {
+        if let Key::Leased(hkid) = key {
+            // The module never had it.
+            self.return_key(hkid);
+        } else if let Some(hkid) = key.hkid() {
             let number = hkid.0.into();
             if let Some(seam) = self.host.seam() {
                 seam.key_ids().leak(number);

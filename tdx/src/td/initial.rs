@@ -72,15 +72,10 @@ impl<H: Host> Td<H> {
         }
         let source = at(self.scratch()?);
         self.pages()?.write(source, page.contents)?;
-        let target = self.take_page(Level::Size4K)?;
         let hooks = Adding { td: self, source };
-        match private.mirror.map(&hooks, gfn, Level::Size4K, target) {
-            Ok(Mapped::New) => {}
-            other => {
-                self.free_page(target, Level::Size4K);
-                other?;
-                return Err(Error::Exists(Field::Gpa, page.gpa.get()));
-            }
+        let target = || self.take_page(Level::Size4K);
+        if private.mirror.map(&hooks, gfn, Level::Size4K, target)? != Mapped::New {
+            return Err(Error::Exists(Field::Gpa, page.gpa.get()));
         }
         drop(private);
         if measured {

@@ -35,10 +35,10 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_ops::{
-    Error, Field, Gpaw, Hkid, Host, Hpa, Level, MemSlot, OpName, PAGE_SIZE, PagePort, Pfn, Result,
-    SeamPort, SharedMask, SlotId, Step, TdParams, VcpuId, VmId, VmParams,
+    Error, Field, Gpaw, Hkid, Host, Hpa, Level, OpName, PAGE_SIZE, PagePort, Pfn, Result, SeamPort,
+    SharedMask, Step, TdParams, Tech, VcpuId, VmId, VmParams,
 };
-use kvm_ops_mmu::{Attributes, Mirror, ReadGuard, ReaderLock, WriteGuard};
+use kvm_ops_mmu::{Attributes, Mirror, ReadGuard, ReaderLock, Slots, WriteGuard};
 use spin::{Mutex, MutexGuard, RwLock};
 
 use crate::seamcall::{Calls, Failed};
@@ -82,7 +82,7 @@ pub(crate) enum Vcpu {
 #[derive(Debug)]
 pub(crate) struct Private {
     pub(crate) mirror: Mirror,
-    pub(crate) slots: BTreeMap<SlotId, MemSlot>,
+    pub(crate) slots: Slots,
     pub(crate) attributes: Attributes,
 }
 
@@ -135,29 +135,25 @@ static SEAM: OpName = OpName("a TDX module (SEAMCALL port)");
 static PAGES: OpName = OpName("memory for private pages (page port)");
 
 impl<H: Host> Td<H> {
-    /// A TD of which the module knows nothing yet.
-    pub(crate) fn new(
-        host: &H,
-        id: VmId,
-        params: VmParams,
-        td_params: TdParams,
-        port: H::Vm,
-    ) -> Result<Self> {
+    /// A TD of which the module knows nothing yet. The VM below is created last, so that no failure
+    /// leaves one behind.
+    pub(crate) fn new(host: &H, id: VmId, params: &VmParams, td_params: TdParams) -> Result<Self> {
         let (bit, root) = match td_params.gpaw {
             Gpaw::Bits48 => (47, Level::Size512G),
             Gpaw::Bits52 => (51, Level::Size256T),
         };
         let private = Private {
             mirror: Mirror::new(root)?,
-            slots: BTreeMap::new(),
+            slots: Slots::new(),
             attributes: Attributes::default(),
         };
+        let port = host.create_vm(Tech::Tdx, params)?;
         Ok(Self {
             host: host.clone(),
             id,
             // One slot for each vCPU and one for everybody else.
             private: ReaderLock::new(params.vcpus as usize + 1, private),
-            params,
+            params: params.clone(),
             td_params,
             mask: SharedMask::shared_bit(bit).unwrap_or(SharedMask::NONE),
             step: StepCell::new(),

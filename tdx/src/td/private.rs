@@ -29,10 +29,9 @@ impl Private {
     /// Whether the frame lies in a writable slot. Read-only slots have shared memory only, because
     /// a TD has no private memory that it cannot write.
     fn in_slot(&self, gfn: Gfn) -> bool {
-        let Some(gpa) = gfn.base() else { return false };
-        self.slots.values().any(|slot| {
-            !slot.flags.read_only && slot.gpa <= gpa && slot.last().is_ok_and(|last| gpa <= last)
-        })
+        self.slots
+            .find(gfn)
+            .is_some_and(|slot| !slot.flags.read_only)
     }
 
     /// Whether a private page may be mapped there.
@@ -68,28 +67,16 @@ impl<H: Host> Td<H> {
         if gfn.get() >= self.frames() || !private.may_be_private(gfn) {
             return Ok(Found::Fault(Fault::NotPrivate));
         }
-        match private.mirror.lookup(gfn).entry {
-            PrivateSpte::Mapped(_) => return Ok(Found::Fault(Fault::Mapped)),
-            PrivateSpte::Blocked(_) | PrivateSpte::BlockedTable(_) => return Ok(Found::Blocked),
-            PrivateSpte::Absent | PrivateSpte::Table(_) => {}
-        }
-        let page = self.take_page(Level::Size4K)?;
-        let mapped = private.mirror.map(self, gfn, Level::Size4K, page);
-        if mapped != Ok(Mapped::New) {
-            self.free_page(page, Level::Size4K);
-        }
-        Ok(Found::Fault(match mapped {
-            Ok(Mapped::New | Mapped::Spurious) => Fault::Mapped,
-            Ok(Mapped::Retry) | Err(Error::Busy | Error::Again) => Fault::Retry,
+        let page = || self.take_page(Level::Size4K);
+        Ok(match private.mirror.map(self, gfn, Level::Size4K, page) {
+            Ok(Mapped::New) => Found::Fault(Fault::Mapped),
+            Ok(Mapped::Retry) | Err(Error::Busy | Error::Again) => Found::Fault(Fault::Retry),
             Ok(Mapped::Occupied(lookup)) => match lookup.entry {
-                PrivateSpte::Mapped(_) => Fault::Mapped,
-                PrivateSpte::Blocked(_) | PrivateSpte::BlockedTable(_) => {
-                    return Ok(Found::Blocked);
-                }
-                PrivateSpte::Absent | PrivateSpte::Table(_) => Fault::Retry,
+                PrivateSpte::Blocked(_) | PrivateSpte::BlockedTable(_) => Found::Blocked,
+                _ => Found::Fault(Fault::Mapped),
             },
             Err(error) => return Err(error),
-        }))
+        })
     }
 
     /// Maps pages before the guest touches them. Answers how many.
@@ -130,33 +117,33 @@ impl<H: Host> Td<H> {
         Ok(Fault::Retry)
     }
 
-    /// Makes frames private or shared, and takes private pages away that are not to be. Answers how
-    /// many frames were done.
+    /// Makes frames private or shared, and removes the private pages of frames that become shared.
+    /// Returns the number of frames converted. It stops before the first frame that no slot covers:
+    /// the guest chooses the frames, and its memory bounds the attributes that are kept.
     pub(crate) fn set_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
         self.require_live()?;
         self.check_range(first, pages)?;
-        let pages = pages.min(MOST_PAGES);
         let mut private = self.write_private();
+        let pages = private.slots.covered(first, pages.min(MOST_PAGES));
+        if pages == 0 {
+            return Err(Error::NotFound(Field::Gfn, first.get()));
+        }
         if to == Privacy::Shared {
-            // A mirror that says "nothing there" costs no call.
+            // No call where the mirror maps nothing.
             private.mirror.zap(self, first, pages, EmptyTables::Keep)?;
         }
-        private.attributes.set(first, pages, to)?;
+        // Last the attributes, which then say what is done.
         self.set_shared(first, pages, to == Privacy::Shared)?;
+        private.attributes.set(first, pages, to)?;
         Ok(pages)
     }
 
-    /// Tells the VM below which frames the guest may reach as shared memory.
-    fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
+    /// Opens frames of the VM below to shared accesses of the guest, or closes them.
+    pub(crate) fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
         match &*self.port.read() {
             Some(port) => port.set_shared(first, pages, shared),
             None => Err(Error::WrongState(self.step.get())),
         }
-    }
-
-    /// All memory is private at first, as the attributes are.
-    pub(crate) fn share_nothing(&self) -> Result<()> {
-        self.set_shared(Gfn::new(0), self.frames(), false)
     }
 
     fn check_range(&self, first: Gfn, pages: u64) -> Result<()> {
@@ -180,14 +167,15 @@ impl<H: Host> Td<H> {
             return kvm_ops::unsupported!("a dirty log");
         }
         let mut private = self.write_private();
-        if slot.flags.read_only && private.slots.contains_key(&slot.id) {
+        let new = private.slots.check(slot)?;
+        if slot.flags.read_only && !new {
             self.zap_slot(&mut private, slot)?;
         }
         match &*self.port.read() {
             Some(port) => port.set_memory_slot(slot)?,
             None => return Err(Error::WrongState(self.step.get())),
         }
-        private.slots.insert(slot.id, *slot);
+        private.slots.insert(*slot);
         Ok(())
     }
 
@@ -195,15 +183,13 @@ impl<H: Host> Td<H> {
     pub(crate) fn delete_slot(&self, slot: &MemSlot) -> Result<()> {
         self.require_live()?;
         let mut private = self.write_private();
-        let Some(known) = private.slots.get(&slot.id).copied() else {
-            return Err(Error::NotFound(Field::Slot, slot.id.0.into()));
-        };
+        let known = private.slots.known(slot)?;
         self.zap_slot(&mut private, &known)?;
         match &*self.port.read() {
             Some(port) => port.delete_memory_slot(&known)?,
             None => return Err(Error::WrongState(self.step.get())),
         }
-        private.slots.remove(&slot.id);
+        private.slots.remove(slot.id);
         Ok(())
     }
 

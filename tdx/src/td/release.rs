@@ -56,7 +56,7 @@ impl<H: Host> Td<H> {
         }
     }
 
-    fn return_key(&self, hkid: Hkid) {
+    pub(crate) fn return_key(&self, hkid: Hkid) {
         let mut control = self.lock(&self.control);
         control.key = Key::None;
         control.keys_freed += 1;
