@@ -1,4 +1,6 @@
-//! The memory slots that a VM has, so that errors name them and none outlives the VM.
+//! The memory slots of a VM. KVM identifies a slot by its number only; here a slot that is deleted
+//! or read must also be the slot that was set, so that nobody deletes another slot by its number
+//! and frees memory that the guest still uses.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +17,11 @@ use crate::error::{host_lacks, sys};
 #[derive(Debug, Default)]
 pub(crate) struct Slots(Mutex<BTreeMap<SlotId, MemSlot>>);
 
+/// Compares number, place and memory. The flags of a slot may change while it exists.
+fn is_same(a: &MemSlot, b: &MemSlot) -> bool {
+    (a.id, a.gpa, a.host, a.private) == (b.id, b.gpa, b.host, b.private)
+}
+
 impl Slots {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SlotId, MemSlot>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -25,8 +32,8 @@ impl Slots {
         let mut slots = self.lock();
         slot.last()?;
         if let Some(old) = slots.get(&slot.id) {
-            // KVM would move a slot to another address; here a slot only changes its flags.
-            if (old.gpa, old.host, old.private) != (slot.gpa, slot.host, slot.private) {
+            // KVM would move the slot to another address; here only its flags may change.
+            if !is_same(old, slot) {
                 return Err(Error::Exists(Field::Slot, slot.id.0.into()));
             }
         }
@@ -37,7 +44,7 @@ impl Slots {
             return host_lacks!("KVM_CAP_GUEST_MEMFD");
         }
         set_region(fd, slot, slot.bytes()).map_err(|error| match error.errno() {
-            // EEXIST says that it overlaps a slot, and not which.
+            // EEXIST means an overlap but does not name the other slot.
             libc::EEXIST => match slots.values().find(|other| other.overlaps(slot)) {
                 Some(other) => Error::Invalid(Field::OverlappedSlot, other.id.0.into()),
                 None => error,
@@ -52,32 +59,63 @@ impl Slots {
     }
 
     /// Deletes a slot.
-    pub(crate) fn delete(&self, fd: &VmFd, id: SlotId) -> Result<()> {
+    pub(crate) fn delete(&self, fd: &VmFd, slot: &MemSlot) -> Result<()> {
         let mut slots = self.lock();
-        let Some(slot) = slots.get(&id) else {
-            return Err(Error::NotFound(Field::Slot, id.0.into()));
-        };
+        find(&slots, slot)?;
         set_region(fd, slot, 0)?;
-        slots.remove(&id);
+        slots.remove(&slot.id);
         Ok(())
     }
 
-    /// Deletes every slot; those that the kernel keeps stay listed. The first error is returned.
+    /// Deletes every slot. Slots that the kernel refuses to delete stay listed; the first error is
+    /// returned.
     pub(crate) fn delete_all(&self, fd: &VmFd) -> Result<()> {
-        let mut slots = self.lock();
         let mut result = Ok(());
-        slots.retain(|_, slot| match set_region(fd, slot, 0) {
+        self.lock().retain(|_, slot| match set_region(fd, slot, 0) {
             Ok(()) => false,
             Err(error) => {
+                tracing::error!(slot = slot.id.0, gpa = %slot.gpa, %error, "slot not deleted");
                 result = result.and(Err(error));
                 true
             }
         });
         result
     }
+
+    /// Reads and clears the dirty log of a slot.
+    ///
+    /// The kernel writes one bit for each page of *its* slot, so the size must be that of the slot
+    /// that was set: a smaller one would make it write past the end of the buffer.
+    pub(crate) fn dirty_log(&self, fd: &VmFd, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
+        let slots = self.lock();
+        find(&slots, slot)?;
+        if bitmap.len() != slot.dirty_words() {
+            return Err(Error::Invalid(Field::BufferLength, bitmap.len() as u64));
+        }
+        let log =
+            fd.get_dirty_log(slot.id.0, slot.bytes() as usize)
+                .map_err(|error| match error.errno() {
+                    libc::ENOENT => not_found(slot),
+                    _ => sys(Call::GetDirtyLog)(error),
+                })?;
+        bitmap.copy_from_slice(&log);
+        Ok(())
+    }
 }
 
-/// Tells the kernel. A size of 0 deletes the slot.
+fn not_found(slot: &MemSlot) -> Error {
+    Error::NotFound(Field::Slot, slot.id.0.into())
+}
+
+/// Fails unless this very slot was set.
+fn find(slots: &BTreeMap<SlotId, MemSlot>, slot: &MemSlot) -> Result<()> {
+    match slots.get(&slot.id) {
+        Some(known) if is_same(known, slot) => Ok(()),
+        _ => Err(not_found(slot)),
+    }
+}
+
+/// `KVM_SET_USER_MEMORY_REGION`. A size of 0 deletes the slot.
 fn set_region(fd: &VmFd, slot: &MemSlot, bytes: u64) -> Result<()> {
     let mut flags = 0;
     if slot.flags.read_only {

@@ -11,7 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use kvm_ops::{
     Call, CpuidEntry, DescTable, Error, Exception, Exit, Field, Irqchip, Kick, Regs, Result,
-    Segment, SegmentName, VcpuId, VcpuOps, VmParams, control,
+    Segment, SegmentName, Step, VcpuId, VcpuOps, VmParams, control,
 };
 
 use crate::error::{host_lacks, sys};
@@ -70,15 +70,18 @@ impl KvmVcpu {
     }
 
     /// The vCPU's file descriptor, for what this type does not wrap.
+    ///
+    /// Only by shared reference: a descriptor that could be swapped with that of another vCPU
+    /// would run behind this vCPU's mapped page, and the data of an exit would change while it is
+    /// borrowed.
+    ///
+    /// ```compile_fail,E0596
+    /// fn alias(vcpu: &mut kvm_ops_kvm::KvmVcpu) {
+    ///     vcpu.fd().get_kvm_run(); // needs `&mut VcpuFd`
+    /// }
+    /// ```
     pub fn fd(&self) -> &VcpuFd {
         &self.fd
-    }
-
-    /// The vCPU's file descriptor, for what needs it mutable.
-    ///
-    /// `kvm_run.immediate_exit` belongs to the kick; leave it alone.
-    pub fn fd_mut(&mut self) -> &mut VcpuFd {
-        &mut self.fd
     }
 
     /// The CPUID that the vCPU shows. It starts with what the host supports, with the vCPU's own
@@ -102,7 +105,12 @@ impl KvmVcpu {
 
     /// Lets the kernel complete the access of the last exit, so that it does not write its result
     /// over registers that are set now. What the guest reads is what the exit's data holds.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] once the VM is closed: an access that the kernel completes may write
+    /// to memory.
     pub(crate) fn finish_exit(&mut self) -> Result<()> {
+        self.require_open()?;
         self.fd.get_kvm_run().request_interrupt_window = 0;
         // An access that KVM splits, such as an unaligned one, exits once for each part.
         for _ in 0..MAX_PARTS {
@@ -116,6 +124,13 @@ impl KvmVcpu {
             }
         }
         Err(Error::Busy)
+    }
+
+    fn require_open(&self) -> Result<()> {
+        match self.vm.is_closed() {
+            false => Ok(()),
+            true => Err(Error::WrongState(Step::Drained)),
+        }
     }
 
     fn sregs(&self) -> Result<kvm_sregs> {
@@ -159,7 +174,11 @@ impl VcpuOps for KvmVcpu {
 
     /// A vCPU that waits for INIT or SIPI, or halted with an irqchip in the kernel, waits inside;
     /// a kick ends the wait.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] once the VM is closed; otherwise the kernel's answer.
     fn vcpu_run(&mut self) -> Result<Exit<'_>> {
+        self.require_open()?;
         let mut running = self.kicker.enter();
         let reason = match self.fd.run() {
             Ok(VcpuExit::Intr) => Err(libc::EINTR),

@@ -27,9 +27,9 @@ const WIDE_APIC_ID: u32 = 255;
 
 /// A VM in the kernel.
 ///
-/// Its vCPUs hold it: the kernel frees it when this value and all its vCPUs are gone. Its memory
-/// goes earlier: [`close`](VmPort::close), and dropping it, deletes every slot, so that memory
-/// may be unmapped then even where a vCPU lives on.
+/// The kernel frees a VM when its last descriptor closes, and each vCPU holds one. The memory is
+/// released earlier: [`close`](VmPort::close), and dropping this value, deletes every slot and
+/// ends all runs. A vCPU that is left answers [`Error::WrongState`] from then on.
 pub struct KvmVm {
     shared: Arc<Shared>,
 }
@@ -40,7 +40,10 @@ pub(crate) struct Shared {
     pub(crate) fd: VmFd,
     pub(crate) params: VmParams,
     slots: Slots,
-    /// Which vCPUs were created. The kernel keeps them until the VM ends, so none is unset.
+    /// Set when the VM is closed: no vCPU enters the guest afterwards, even if the kernel refused
+    /// to delete a slot.
+    closed: AtomicBool,
+    /// The vCPUs that were created. The kernel keeps each until the VM ends, so none is cleared.
     created: Box<[AtomicBool]>,
 }
 
@@ -54,6 +57,7 @@ impl KvmVm {
                 fd,
                 params: params.clone(),
                 slots: Slots::default(),
+                closed: AtomicBool::new(false),
                 created: (0..params.vcpus).map(|_| AtomicBool::new(false)).collect(),
             }),
         })
@@ -61,7 +65,7 @@ impl KvmVm {
 
     /// The VM's file descriptor, for what this type does not wrap.
     ///
-    /// Slots that are set through it are unknown here and last as long as the kernel's VM.
+    /// Slots that are set through it are unknown to this type, which does not delete them.
     pub fn fd(&self) -> &VmFd {
         &self.shared.fd
     }
@@ -196,24 +200,15 @@ impl VmPort for KvmVm {
     }
 
     /// # Errors
-    /// [`Error::NotFound`] for a slot that was not set here.
+    /// [`Error::NotFound`] unless this very slot was set: number, place and memory.
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
-        self.shared.slots.delete(&self.shared.fd, slot.id)
+        self.shared.slots.delete(&self.shared.fd, slot)
     }
 
+    /// # Errors
+    /// As in the trait, and [`Error::NotFound`] for a slot that was not set here.
     fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
-        if bitmap.len() != slot.dirty_words() {
-            return Err(Error::Invalid(Field::BufferLength, bitmap.len() as u64));
-        }
-        let log = self
-            .fd()
-            .get_dirty_log(slot.id.0, slot.bytes() as usize)
-            .map_err(|error| match error.errno() {
-                libc::ENOENT => Error::NotFound(Field::Slot, slot.id.0.into()),
-                _ => sys(Call::GetDirtyLog)(error),
-            })?;
-        bitmap.copy_from_slice(&log);
-        Ok(())
+        self.shared.slots.dirty_log(&self.shared.fd, slot, bitmap)
     }
 
     /// The kernel takes the address even where it does not need the pages ("unrestricted guest",
@@ -251,19 +246,33 @@ impl VmPort for KvmVm {
         irq::deliver(self, vcpu, vector)
     }
 
+    /// # Errors
+    /// The kernel's answer if it keeps a slot. The memory of that slot must then stay mapped as
+    /// long as a vCPU is left: one that was inside the guest may still use it.
     fn close(self) -> Result<()> {
-        self.shared.slots.delete_all(&self.shared.fd)
-        // The descriptor closes with the last holder; Linux reports no error from that.
+        self.shared.close()
+        // Linux reports no error from closing the descriptor itself.
+    }
+}
+
+impl Shared {
+    /// Whether the VM was closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
+        self.slots.delete_all(&self.fd)
     }
 }
 
 impl Drop for KvmVm {
     fn drop(&mut self) {
-        // With no vCPU left the kernel frees the slots with the VM.
+        // Without a vCPU the kernel frees the slots with the VM.
         if Arc::strong_count(&self.shared) > 1 {
-            if let Err(error) = self.shared.slots.delete_all(&self.shared.fd) {
-                tracing::error!(%error, "a memory slot outlives its VM");
-            }
+            // `delete_all` logs what the kernel keeps; after `close` nothing is left to do.
+            let _ = self.shared.close();
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 
 use common::{CODE, Memory, offered, real_mode_vm};
 use kvm_ops_core::{
-    Error, Exit, Field, Gpa, Irqchip, MemSlot, PrivateBacking, SlotFlags, VcpuOps, VmPort,
+    Error, Exit, Field, Gpa, Irqchip, MemSlot, PrivateBacking, SlotFlags, Step, VcpuOps, VmPort,
 };
 
 const READ_ONLY: SlotFlags = SlotFlags {
@@ -121,11 +121,31 @@ fn a_deleted_slot_is_not_seen_by_the_guest_any_more() {
 }
 
 #[test]
-fn closing_a_vm_takes_its_memory_from_vcpus_that_live_on() {
+fn a_slot_is_deleted_and_its_log_read_only_by_what_was_set() {
+    let Some(host) = common::host() else { return };
+    let (memory, other) = (Memory::new(130), Memory::new(4));
+    let vm = common::vm(&host, 1, Irqchip::None);
+    let slot = memory.slot_with(0, 0, LOG_DIRTY);
+    vm.set_memory_slot(&slot).unwrap();
+    // The number of the slot, and another place, other memory, or less of it. The last would make
+    // the kernel write the bits of 130 pages into a buffer for 4.
+    let forged = [memory.slot(0, 0x10_0000), other.slot(0, 0)];
+    for forged in forged {
+        let none = Err(Error::NotFound(Field::Slot, 0));
+        assert_eq!(vm.delete_memory_slot(&forged), none);
+        let mut bitmap = vec![0; forged.dirty_words()];
+        assert_eq!(vm.dirty_log(&forged, &mut bitmap), none);
+    }
+    // Flags are no part of that: the caller may hold the slot as it was before they changed.
+    vm.delete_memory_slot(&memory.slot(0, 0)).unwrap();
+}
+
+#[test]
+fn a_vcpu_that_outlives_its_vm_never_runs_again() {
     let Some(host) = common::host() else { return };
     let memory = Memory::new(4);
-    // in al, 0x10; jmp back
     for drop_it in [false, true] {
+        // in al, 0x10; jmp back
         let (vm, mut vcpu) = real_mode_vm(&host, &memory, &[0xe4, 0x10, 0xeb, 0xfc], Irqchip::None);
         assert!(matches!(vcpu.vcpu_run().unwrap(), Exit::IoIn { .. }));
         if drop_it {
@@ -133,12 +153,42 @@ fn closing_a_vm_takes_its_memory_from_vcpus_that_live_on() {
         } else {
             vm.close().unwrap();
         }
-        // Whatever the vCPU does without memory, it does not go on with its program.
-        let exit = vcpu.vcpu_run().map(|exit| format!("{exit:?}"));
-        assert!(
-            !matches!(&exit, Ok(exit) if exit.starts_with("Io")),
-            "{exit:?}"
-        );
+        let closed = Error::WrongState(Step::Drained);
+        assert_eq!(vcpu.vcpu_run(), Err(closed));
+        assert_eq!(vcpu.vcpu_reset(false), Err(closed));
+        vcpu.vcpu_free().unwrap();
+    }
+}
+
+#[test]
+fn a_vcpu_that_runs_while_its_vm_closes_writes_no_memory_afterwards() {
+    let Some(host) = common::host() else { return };
+    let memory = Memory::new(4);
+    for drop_it in [false, true] {
+        // inc byte [0x2000]; jmp back
+        let code = [0xfe, 0x06, 0x00, 0x20, 0xeb, 0xfa];
+        let (vm, mut vcpu) = real_mode_vm(&host, &memory, &code, Irqchip::None);
+        memory.write(0x2000, &[0]);
+        let handle = vcpu.kick_handle();
+        let runner =
+            std::thread::spawn(
+                move || {
+                    while vcpu.vcpu_run() != Err(Error::WrongState(Step::Drained)) {}
+                },
+            );
+        while memory.read(0x2000, 1) == [0] {
+            std::thread::yield_now();
+        }
+        if drop_it {
+            drop(vm);
+        } else {
+            vm.close().unwrap();
+        }
+        let last = memory.read(0, 4 * 4096);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert_eq!(memory.read(0, 4 * 4096), last);
+        handle.kick();
+        runner.join().unwrap();
     }
 }
 
@@ -195,14 +245,15 @@ fn private_memory_backs_a_slot_where_the_host_offers_it() {
     for (fd, offset) in [(-1, 0), (null.as_raw_fd(), 0), (file.as_raw_fd(), 0x1000)] {
         assert!(vm.set_memory_slot(&with(fd, offset)).is_err());
     }
-    vm.set_memory_slot(&with(file.as_raw_fd(), 0)).unwrap();
+    let private = file.as_raw_fd();
+    vm.set_memory_slot(&with(private, 0)).unwrap();
     // The slot keeps the file.
     drop(file);
     assert_eq!(
         vm.set_memory_slot(&memory.slot(0, 0)),
         Err(Error::Exists(Field::Slot, 0))
     );
-    vm.delete_memory_slot(&memory.slot(0, 0)).unwrap();
+    vm.delete_memory_slot(&with(private, 0)).unwrap();
 }
 
 #[test]

@@ -52,6 +52,14 @@ impl FrameSet {
 }
 
 #[cfg(test)]
+impl FrameSet {
+    /// How many ranges the set is kept in.
+    pub(crate) fn ranges(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -9,7 +9,8 @@ use kvm_ops::{Gfn, Level};
 /// Guest-physical addresses have this many bits: four levels of 512 entries.
 pub(crate) const GPA_BITS: u32 = 48;
 
-const FRAMES: u64 = 1 << (GPA_BITS - 12);
+/// Frames below the top of the address space.
+pub(crate) const FRAMES: u64 = 1 << (GPA_BITS - 12);
 
 /// What an access found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +66,8 @@ fn below(level: Level) -> Level {
     }
 }
 
-impl Table {
-    pub(crate) fn new() -> Self {
+impl Default for Table {
+    fn default() -> Self {
         Self {
             root: Node::new(),
             stats: TableStats {
@@ -75,7 +76,9 @@ impl Table {
             },
         }
     }
+}
 
+impl Table {
     /// Walks to the page. `None` where nothing is mapped.
     pub(crate) fn lookup(&self, gfn: Gfn) -> Option<Mapping> {
         let mut node = &self.root;
@@ -295,7 +298,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_history_gives_the_mappings_of_a_plain_map_and_keeps_no_empty_table(history in ops()) {
-            let (mut table, mut model) = (Table::new(), Model::default());
+            let (mut table, mut model) = (Table::default(), Model::default());
             for op in &history {
                 model.apply(op);
                 match *op {

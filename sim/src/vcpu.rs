@@ -424,6 +424,7 @@ impl VcpuOps for SimVcpu {
 
     fn vcpu_run(&mut self) -> Result<Exit<'_>> {
         loop {
+            self.vm.require_open()?;
             if self.wake.take_kick() {
                 return Ok(Exit::Interrupted);
             }

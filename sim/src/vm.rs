@@ -3,20 +3,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kvm_ops::{
-    Error, Field, Gfn, Gpa, Irqchip, Level, MemSlot, PAGE_SIZE, Result, SlotId, Tech, VcpuId,
-    VmParams, VmPort,
+    Error, Field, Gfn, Gpa, Irqchip, Kick, Level, MemSlot, PAGE_SIZE, Result, SlotId, Step, Tech,
+    VcpuId, VmParams, VmPort,
 };
 
 use crate::frame_set::FrameSet;
 use crate::host::Machine;
 use crate::irq::Wake;
-use crate::table::{GPA_BITS, Mapping, Table};
+use crate::table::{FRAMES, GPA_BITS, Mapping, Table};
 use crate::{SimVcpu, TableStats};
 
-/// A VM of the software platform: a normal one, or what a confidential one shares with the host. Clones of its handle live in its vCPUs.
+/// A VM of the software platform: a normal one, or what a confidential one shares with the host.
+///
+/// [`close`](VmPort::close), and dropping this value, deletes every slot and ends all runs; a vCPU
+/// that is left answers [`Error::WrongState`] from then on.
 pub struct SimVm {
     inner: Arc<VmInner>,
 }
@@ -33,12 +37,16 @@ pub(crate) struct VmInner {
     /// is out of use when the deletion returns.
     memory: RwLock<Memory>,
     vcpus: Mutex<BTreeMap<VcpuId, Arc<Wake>>>,
+    /// Set when the VM is closed: no vCPU runs afterwards.
+    closed: AtomicBool,
 }
 
+#[derive(Default)]
 pub(crate) struct Memory {
     slots: BTreeMap<SlotId, MemSlot>,
     dirty: BTreeMap<SlotId, Vec<u64>>,
-    /// Frames of a confidential VM that it does not share with the host.
+    /// The frames of a confidential VM that it does not share with the host. See
+    /// [`set_shared`](Memory::set_shared) for its size.
     private: FrameSet,
     table: Table,
 }
@@ -46,13 +54,6 @@ pub(crate) struct Memory {
 impl SimVm {
     pub(crate) fn new(machine: Arc<Machine>, tech: Tech, params: VmParams) -> Self {
         machine.vm_created();
-        let memory = Memory {
-            slots: BTreeMap::new(),
-            dirty: BTreeMap::new(),
-            private: FrameSet::default(),
-            table: Table::new(),
-        };
-        let vcpus = Mutex::new(BTreeMap::new());
         Self {
             inner: Arc::new(VmInner {
                 machine,
@@ -60,8 +61,9 @@ impl SimVm {
                 #[cfg(feature = "sev")]
                 sev: crate::sev::Guest::default(),
                 params,
-                memory: RwLock::new(memory),
-                vcpus,
+                memory: RwLock::default(),
+                vcpus: Mutex::default(),
+                closed: AtomicBool::new(false),
             }),
         }
     }
@@ -80,6 +82,28 @@ impl VmInner {
     #[cfg(feature = "sev")]
     pub(crate) fn is_sev(&self) -> bool {
         matches!(self.tech, Tech::Sev | Tech::SevEs | Tech::SevSnp)
+    }
+
+    /// # Errors
+    /// [`Error::WrongState`] once the VM is closed.
+    pub(crate) fn require_open(&self) -> Result<()> {
+        match self.closed.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(Error::WrongState(Step::Drained)),
+        }
+    }
+
+    /// Deletes the slots and all mappings, and ends the runs of vCPUs that are left. An access
+    /// copies under the memory's lock, so none is under way when this returns.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        *self.write() = Memory::default();
+        #[cfg(feature = "sev")]
+        {
+            self.sev.bind(None, self.sev.mask());
+            self.sev.handle_faults(None);
+        }
+        self.vcpus().values().for_each(|wake| wake.kick());
     }
 
     fn vcpus(&self) -> MutexGuard<'_, BTreeMap<VcpuId, Arc<Wake>>> {
@@ -123,6 +147,49 @@ impl Memory {
                 let slot = self.slots.values().find(|slot| contains(slot, gpa));
                 slot.is_some_and(|slot| !slot.flags.read_only)
             })
+    }
+
+    /// Fails unless this very slot was set: number, place and memory. Its flags may have changed.
+    fn find(&self, slot: &MemSlot) -> Result<()> {
+        match self.slots.get(&slot.id) {
+            Some(known) if is_same(known, slot) => Ok(()),
+            _ => Err(Error::NotFound(Field::Slot, slot.id.0.into())),
+        }
+    }
+
+    /// Takes frames out of what is shared, or puts them back.
+    ///
+    /// Only the frames that slots back change, so that a guest that asks for conversions elsewhere
+    /// does not make the set larger than its memory. A range with every slot and half of the
+    /// address space, as a back end makes it when the VM starts, also holds for later slots.
+    fn set_shared(&mut self, first: Gfn, pages: u64, shared: bool) {
+        let range = first.get()..first.get().saturating_add(pages);
+        let frames_of = |slot: &MemSlot| {
+            let first = Gfn::containing(slot.gpa).get();
+            first..first + slot.bytes() / PAGE_SIZE
+        };
+        let contains = |slot: &MemSlot| {
+            let frames = frames_of(slot);
+            range.start <= frames.start && frames.end <= range.end
+        };
+        if pages >= FRAMES / 2 && self.slots.values().all(contains) {
+            self.private = FrameSet::default();
+            if !shared {
+                self.private.insert(0, FRAMES);
+            }
+        }
+        for frames in self.slots.values().map(frames_of) {
+            let start = range.start.max(frames.start);
+            let pages = range.end.min(frames.end).saturating_sub(start);
+            if shared {
+                self.private.remove(start, pages);
+            } else {
+                self.private.insert(start, pages);
+            }
+        }
+        if !shared {
+            self.table.zap(first, pages);
+        }
     }
 
     /// The host address of a page that a slot lends, and whether guests may write it.
@@ -202,6 +269,11 @@ impl Memory {
     }
 }
 
+/// Compares number, place and memory.
+fn is_same(a: &MemSlot, b: &MemSlot) -> bool {
+    (a.id, a.gpa, a.host, a.private) == (b.id, b.gpa, b.host, b.private)
+}
+
 fn contains(slot: &MemSlot, gpa: Gpa) -> bool {
     slot.gpa <= gpa && slot.last().is_ok_and(|last| gpa <= last)
 }
@@ -232,6 +304,9 @@ impl VmPort for SimVm {
             return Err(Error::HostLacks(&GUEST_MEMFD));
         }
         let mut memory = self.inner.write();
+        if memory.slots.contains_key(&slot.id) && memory.find(slot).is_err() {
+            return Err(Error::Exists(Field::Slot, slot.id.0.into()));
+        }
         if let Some(other) = memory
             .slots
             .values()
@@ -256,16 +331,16 @@ impl VmPort for SimVm {
 
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
         let mut memory = self.inner.write();
-        let Some(old) = memory.slots.remove(&slot.id) else {
-            return Err(Error::NotFound(Field::Slot, slot.id.0.into()));
-        };
+        memory.find(slot)?;
+        memory.slots.remove(&slot.id);
         memory.dirty.remove(&slot.id);
-        memory.zap(&old);
+        memory.zap(slot);
         Ok(())
     }
 
     fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
         let mut memory = self.inner.write();
+        memory.find(slot)?;
         let Memory { dirty, table, .. } = &mut *memory;
         let Some(log) = dirty.get_mut(&slot.id) else {
             return Err(Error::NotFound(Field::Slot, slot.id.0.into()));
@@ -308,13 +383,7 @@ impl VmPort for SimVm {
     }
 
     fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
-        let mut memory = self.inner.write();
-        if shared {
-            memory.private.remove(first.get(), pages);
-        } else {
-            memory.private.insert(first.get(), pages);
-            memory.table.zap(first, pages);
-        }
+        self.inner.write().set_shared(first, pages, shared);
         Ok(())
     }
 
@@ -371,9 +440,15 @@ impl VmPort for SimVm {
         crate::access::write_slot(&self.inner, gpa, data)
     }
 
-    /// Never fails. What the vCPUs still hold goes when the last of them does.
+    /// Never fails.
     fn close(self) -> Result<()> {
         Ok(())
+    }
+}
+
+impl Drop for SimVm {
+    fn drop(&mut self) {
+        self.inner.close();
     }
 }
 
@@ -408,5 +483,35 @@ mod tests {
         assert_eq!(memory.resolve(Gfn::new(1), true), first);
         assert!(memory.resolve(Gfn::new(2), false).is_some());
         assert_eq!(memory.table.stats.violations, 1);
+    }
+
+    #[test]
+    fn the_set_of_private_frames_is_no_larger_than_the_memory() {
+        let mut memory = Memory::default();
+        // SAFETY: only the frame set is looked at.
+        let range = unsafe { HostRange::new(0x10_0000, 16 * PAGE_SIZE) }.unwrap();
+        let slot = MemSlot::new(SlotId(0), Gpa::new(0x4000), range);
+        memory.set_shared(Gfn::new(0), FRAMES / 2, false);
+        memory.slots.insert(slot.id, slot);
+        assert!(memory.is_private(Gfn::new(4)), "a slot that came later");
+        let ranges = |memory: &Memory| memory.private.ranges();
+        assert_eq!(ranges(&memory), 1);
+        for page in 0..100_000 {
+            memory.set_shared(Gfn::new(100 + 2 * page), 1, true);
+        }
+        assert_eq!(ranges(&memory), 1, "nothing lies there");
+        for first in (0..100).step_by(2) {
+            memory.set_shared(Gfn::new(first), 1, true);
+        }
+        let shared = (4..20).filter(|gfn| !memory.is_private(Gfn::new(*gfn)));
+        assert_eq!(shared.collect::<Vec<_>>(), [4, 6, 8, 10, 12, 14, 16, 18]);
+        assert_eq!(ranges(&memory), 9);
+        // A range that a guest may ask for, too short to be the back end's, in any order.
+        for first in (0..50_000).rev() {
+            memory.set_shared(Gfn::new(0), first, first % 2 == 0);
+        }
+        assert!(ranges(&memory) <= 10);
+        memory.set_shared(Gfn::new(0), FRAMES, true);
+        assert_eq!(ranges(&memory), 0);
     }
 }

@@ -4,8 +4,10 @@
 mod common;
 
 use common::{Ram, vcpu, vm};
-use kvm_ops_core::guest::{Action, GuestProgram, Outcome, Script};
-use kvm_ops_core::{Error, Exit, Field, Gpa, SlotFlags, SlotId, VcpuId, VcpuOps, VmPort};
+use kvm_ops_core::guest::{Action, FnProgram, GuestProgram, Outcome, Script};
+use kvm_ops_core::{
+    Error, Exit, Field, Gpa, MemSlot, SlotFlags, SlotId, Step, VcpuId, VcpuOps, VmPort,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -149,6 +151,78 @@ fn a_deleted_slot_is_gone_for_the_guest_and_its_tables_are_freed() {
         vm.delete_memory_slot(&slot),
         Err(Error::NotFound(Field::Slot, 0))
     );
+}
+
+#[test]
+fn a_slot_is_deleted_changed_and_read_only_by_what_was_set() {
+    let (ram, other) = (Ram::new(8 * 4096), Ram::new(8 * 4096));
+    let (_host, vm) = vm();
+    let slot = MemSlot {
+        flags: SlotFlags {
+            log_dirty: true,
+            ..SlotFlags::default()
+        },
+        ..ram.slot(0, 0x1000)
+    };
+    vm.set_memory_slot(&slot).unwrap();
+    let none = Err(Error::NotFound(Field::Slot, 0));
+    // The number of the slot, and another place or memory.
+    for forged in [ram.slot(0, 0), other.slot(0, 0x1000)] {
+        assert_eq!(vm.delete_memory_slot(&forged), none);
+        assert_eq!(vm.dirty_log(&forged, &mut [0]), none);
+        let taken = Err(Error::Exists(Field::Slot, 0));
+        assert_eq!(vm.set_memory_slot(&forged), taken);
+    }
+    vm.delete_memory_slot(&ram.slot(0, 0x1000)).unwrap();
+}
+
+#[test]
+fn a_vcpu_that_outlives_its_vm_never_touches_the_memory_again() {
+    for drop_it in [false, true] {
+        let ram = Ram::new(4096);
+        let (_host, vm) = vm();
+        vm.set_memory_slot(&ram.slot(0, 0)).unwrap();
+        let script = Script::new().write(Gpa::new(0), &[1]).output(1, &[0]);
+        let mut cpu = vcpu(&vm, script.write(Gpa::new(0), &[2]));
+        assert!(matches!(cpu.vcpu_run(), Ok(Exit::IoOut { .. })));
+        if drop_it {
+            drop(vm);
+        } else {
+            vm.close().unwrap();
+        }
+        // The contract of `HostRange` ends with the VM, so the memory may go.
+        drop(ram);
+        for _ in 0..2 {
+            assert_eq!(cpu.vcpu_run(), Err(Error::WrongState(Step::Drained)));
+        }
+    }
+}
+
+#[test]
+fn closing_a_vm_ends_the_runs_of_its_vcpus() {
+    let ram = Ram::new(4096);
+    let (_host, vm) = common::vm_with(kvm_ops_core::Irqchip::Full, 2);
+    vm.set_memory_slot(&ram.slot(0, 0)).unwrap();
+    let is_closed = |ran: Result<Exit<'_>, Error>| ran == Err(Error::WrongState(Step::Drained));
+    // One writes for ever, one sleeps for ever.
+    let mut writes = vcpu(
+        &vm,
+        FnProgram(|_: Outcome<'_>| Action::Write {
+            gpa: Gpa::new(0),
+            data: &[1],
+        }),
+    );
+    let mut sleeps = vm.create_vcpu(VcpuId(1)).unwrap();
+    sleeps.load_program(Box::new(Script::new().halt())).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || while !is_closed(writes.vcpu_run()) {});
+        scope.spawn(move || while !is_closed(sleeps.vcpu_run()) {});
+        while ram.read(0, 1) == [0] {
+            std::thread::yield_now();
+        }
+        vm.close().unwrap();
+        drop(ram);
+    });
 }
 
 #[test]
