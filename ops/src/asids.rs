@@ -5,18 +5,36 @@ use core::fmt;
 use core::ops::RangeInclusive;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::{Asid, Error, Result, Tech};
+use crate::{Asid, Error, PortId, Result, Tech};
 
-/// Whose ASIDs SNP guests have.
+/// The ASIDs that SNP guests use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SnpAsids {
-    /// Nobody's: SNP is not initialised.
+    /// None: SNP is not initialised.
     Off,
     /// Those of SEV-ES guests, as long as there are.
     Shared,
     /// 1 to this number; SEV-ES guests have what lies above (ciphertext hiding, SNP_INIT_EX
     /// MAX_SNP_ASID).
     UpTo(u32),
+}
+
+/// The lease of an ASID: its holder is the only one that may bind the ASID or give it back.
+///
+/// A dropped lease is never given back, so no other guest gets the ASID.
+#[must_use = "a lease that is dropped keeps the ASID in use"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct AsidLease {
+    asid: Asid,
+    pool: PortId,
+}
+
+impl AsidLease {
+    /// The ASID.
+    #[inline]
+    pub const fn asid(&self) -> Asid {
+        self.asid
+    }
 }
 
 /// The ASIDs of a machine: one value for all of its VMs, however many handles the port has.
@@ -26,6 +44,7 @@ pub enum SnpAsids {
 /// processor and DF_FLUSH, which costs the whole machine; so that is done when nothing free is left
 /// (Linux `sev_asid_new`, `__sev_recycle_asids`).
 pub struct AsidPools {
+    id: PortId,
     highest: u32,
     first_sev: u32,
     snp: SnpAsids,
@@ -41,6 +60,7 @@ impl AsidPools {
     pub fn new(highest: u32, first_sev: u32, snp: SnpAsids) -> Self {
         let words = || (0..=highest / 64).map(|_| AtomicU64::new(0)).collect();
         Self {
+            id: PortId::new(),
             highest,
             first_sev: first_sev.max(1),
             snp,
@@ -84,15 +104,15 @@ impl AsidPools {
         tech: Tech,
         relax: impl Fn(),
         flush: impl FnOnce() -> Result<()>,
-    ) -> Result<Asid> {
+    ) -> Result<AsidLease> {
         let range = self.range(tech);
-        if let Some(asid) = self.take(&range) {
-            return Ok(asid);
+        if let Some(lease) = self.take(&range) {
+            return Ok(lease);
         }
         let _alone = self.gate.alone(&relax);
         // Another thread may have flushed while this one waited.
-        if let Some(asid) = self.take(&range) {
-            return Ok(asid);
+        if let Some(lease) = self.take(&range) {
+            return Ok(lease);
         }
         if !range.clone().any(|asid| self.is_used_up(asid)) {
             return Err(Error::NoKeyId);
@@ -105,11 +125,14 @@ impl AsidPools {
         self.take(&range).ok_or(Error::NoKeyId)
     }
 
-    fn take(&self, range: &RangeInclusive<u32>) -> Option<Asid> {
+    fn take(&self, range: &RangeInclusive<u32>) -> Option<AsidLease> {
         range.clone().find_map(|asid| {
             let (word, bit) = self.bit(asid)?;
             let before = self.used[word].fetch_or(bit, Ordering::AcqRel);
-            (before & bit == 0).then_some(Asid(asid))
+            (before & bit == 0).then_some(AsidLease {
+                asid: Asid(asid),
+                pool: self.id,
+            })
         })
     }
 
@@ -132,23 +155,42 @@ impl AsidPools {
         body()
     }
 
-    /// Gives an ASID back whose guest was deactivated: it is used up until the next flush.
-    pub fn retire(&self, asid: Asid) {
-        if let Some((word, bit)) = self.bit(asid.0) {
-            self.reclaim[word].fetch_or(bit, Ordering::AcqRel);
-        }
+    /// Takes an ASID back whose guest was deactivated: it is used up until the next flush.
+    ///
+    /// # Errors
+    /// The lease itself, if it is of other pools.
+    pub fn retire(&self, lease: AsidLease) -> Result<(), AsidLease> {
+        let (word, bit) = self.leased_bit(lease)?;
+        self.reclaim[word].fetch_or(bit, Ordering::AcqRel);
+        Ok(())
     }
 
-    /// Gives an ASID back that no guest was ever bound to since it was leased.
-    pub fn give_back(&self, asid: Asid) {
-        if let Some((word, bit)) = self.bit(asid.0) {
-            self.used[word].fetch_and(!bit, Ordering::AcqRel);
-        }
+    /// Takes an ASID back to which no guest was bound since it was leased.
+    ///
+    /// # Errors
+    /// The lease itself, if it is of other pools.
+    pub fn give_back(&self, lease: AsidLease) -> Result<(), AsidLease> {
+        let (word, bit) = self.leased_bit(lease)?;
+        self.used[word].fetch_and(!bit, Ordering::AcqRel);
+        Ok(())
     }
 
-    /// Counts a leased ASID as leaked. It stays leased for ever.
-    pub fn leak(&self, _asid: Asid) {
+    /// Counts a leased ASID as leaked. It is never leased again.
+    ///
+    /// # Errors
+    /// The lease itself, if it is of other pools.
+    pub fn leak(&self, lease: AsidLease) -> Result<(), AsidLease> {
+        self.leased_bit(lease)?;
         self.leaked.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The place of a leased ASID in the bitmaps.
+    fn leased_bit(&self, lease: AsidLease) -> Result<(usize, u64), AsidLease> {
+        match self.bit(lease.asid.0) {
+            Some(place) if lease.pool == self.id => Ok(place),
+            _ => Err(lease),
+        }
     }
 
     /// How many ASIDs guests have, the leaked ones among them; without the used-up ones.
@@ -261,9 +303,14 @@ mod tests {
     }
 
     fn drained(pools: &AsidPools, tech: Tech) -> Vec<u32> {
-        core::iter::from_fn(|| pools.lease(tech, || (), never).ok())
-            .map(|asid| asid.0)
+        leases(pools, tech)
+            .iter()
+            .map(|lease| lease.asid().0)
             .collect()
+    }
+
+    fn leases(pools: &AsidPools, tech: Tech) -> Vec<AsidLease> {
+        core::iter::from_fn(|| pools.lease(tech, || (), never).ok()).collect()
     }
 
     #[test]
@@ -296,15 +343,16 @@ mod tests {
     #[test]
     fn used_up_asids_come_back_all_at_once_by_one_flush() {
         let pools = AsidPools::new(200, 70, SnpAsids::Shared);
-        let (sev, es) = (drained(&pools, Tech::Sev), drained(&pools, Tech::SevEs));
-        for asid in sev.iter().chain(&es) {
-            pools.retire(Asid(*asid));
+        let (sev, es) = (leases(&pools, Tech::Sev), leases(&pools, Tech::SevEs));
+        let of_sev = sev.len();
+        for lease in sev.into_iter().chain(es) {
+            pools.retire(lease).unwrap();
         }
         assert_eq!((pools.in_use(), pools.used_up()), (0, 200));
         let flushes = Cell::new(0);
         let mut again = BTreeSet::new();
         for _ in 0..200 {
-            let tech = if again.len() < sev.len() {
+            let tech = if again.len() < of_sev {
                 Tech::Sev
             } else {
                 Tech::SevSnp
@@ -317,7 +365,7 @@ mod tests {
                     Ok(())
                 },
             );
-            assert!(again.insert(asid.unwrap().0));
+            assert!(again.insert(asid.unwrap().asid().0));
         }
         assert_eq!(
             (flushes.get(), pools.flushes(), pools.in_use()),
@@ -329,18 +377,31 @@ mod tests {
     #[test]
     fn a_failed_flush_recycles_nothing_and_the_next_may_succeed() {
         let pools = AsidPools::new(1, 1, SnpAsids::Off);
-        let asid = pools.lease(Tech::Sev, || (), never).unwrap();
-        pools.retire(asid);
+        let lease = pools.lease(Tech::Sev, || (), never).unwrap();
+        let asid = lease.asid();
+        pools.retire(lease).unwrap();
         let failed = pools.lease(Tech::Sev, || (), || Err(Error::Firmware(0xe)));
         assert_eq!((failed, pools.used_up()), (Err(Error::Firmware(0xe)), 1));
-        assert_eq!(pools.lease(Tech::Sev, || (), || Ok(())), Ok(asid));
-        pools.give_back(asid);
-        assert_eq!(pools.lease(Tech::Sev, || (), never), Ok(asid));
-        pools.leak(asid);
+        let lease = pools.lease(Tech::Sev, || (), || Ok(())).unwrap();
+        assert_eq!(lease.asid(), asid);
+        pools.give_back(lease).unwrap();
+        let lease = pools.lease(Tech::Sev, || (), never).unwrap();
+        assert_eq!(lease.asid(), asid);
+        pools.leak(lease).unwrap();
         assert_eq!((pools.leaked(), pools.in_use()), (1, 1));
-        pools.retire(Asid(0));
-        pools.give_back(Asid(99));
-        assert_eq!((pools.used_up(), pools.in_use()), (0, 1));
+    }
+
+    #[test]
+    fn a_lease_of_other_pools_is_refused_and_comes_back() {
+        let new = || AsidPools::new(9, 4, SnpAsids::Shared);
+        let (mine, others) = (new(), new());
+        let lease = others.lease(Tech::Sev, || (), never).unwrap();
+        let lease = mine.retire(lease).unwrap_err();
+        let lease = mine.give_back(lease).unwrap_err();
+        let lease = mine.leak(lease).unwrap_err();
+        assert_eq!((mine.in_use(), mine.used_up(), mine.leaked()), (0, 0, 0));
+        others.give_back(lease).unwrap();
+        assert_eq!(others.in_use(), 0);
     }
 
     #[test]
@@ -360,7 +421,8 @@ mod tests {
                             flushing.store(false, Ordering::SeqCst);
                             Ok(())
                         });
-                        let Ok(asid) = leased else { continue };
+                        let Ok(lease) = leased else { continue };
+                        let asid = lease.asid();
                         assert!(!held[asid.0 as usize].swap(true, Ordering::SeqCst));
                         relax();
                         held[asid.0 as usize].store(false, Ordering::SeqCst);
@@ -369,7 +431,7 @@ mod tests {
                             assert!(!flushing.load(Ordering::SeqCst));
                             deactivating.fetch_sub(1, Ordering::SeqCst);
                         });
-                        pools.retire(asid);
+                        pools.retire(lease).unwrap();
                     }
                 });
             }

@@ -1,10 +1,8 @@
-//! Memory encryption: commands, regions, initial pages and the moving of an encryption context.
+//! Memory encryption: commands, regions, initial pages and measurements.
 
-use alloc::boxed::Box;
-use core::any::Any;
 use core::fmt;
 
-use crate::{Gpa, Tech, VmId};
+use crate::Gpa;
 
 /// A technology's own command to a VM or vCPU: the payload of `KVM_MEMORY_ENCRYPT_OP`.
 ///
@@ -58,38 +56,57 @@ pub enum InitialPageKind {
     Cpuid,
 }
 
-/// How a VM takes over another's encryption context.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EncTransfer {
-    /// The source loses it (`KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`).
-    Move,
-    /// Both use it (`KVM_CAP_VM_COPY_ENC_CONTEXT_FROM`); the taker is a mirror VM.
-    Copy,
+/// The launch measurement of a confidential VM: MRTD (SHA-384, 48 bytes), the digest of an SNP guest
+/// (SHA-384, 48 bytes), or that of an SEV or SEV-ES guest (SHA-256, 32 bytes).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Measurement {
+    bytes: [u8; 48],
+    len: u8,
 }
 
-/// An encryption context on its way from one VM to another.
-///
-/// It is the value that owns the context between
-/// [`release_enc_context`](crate::VmOps::release_enc_context) and
-/// [`adopt_enc_context`](crate::VmOps::adopt_enc_context); a refused adoption hands it back, so at
-/// every moment exactly one place owns it.
-pub struct EncContext {
-    /// The technology it belongs to.
-    pub tech: Tech,
-    /// The VM that gave it.
-    pub source: VmId,
-    /// How it is taken over.
-    pub transfer: EncTransfer,
-    /// The back end's own state.
-    pub state: Box<dyn Any + Send>,
+impl Measurement {
+    /// A SHA-384 hash.
+    pub const fn sha384(bytes: [u8; 48]) -> Self {
+        Self { bytes, len: 48 }
+    }
+
+    /// A SHA-256 hash.
+    pub fn sha256(hash: [u8; 32]) -> Self {
+        let mut bytes = [0; 48];
+        bytes[..32].copy_from_slice(&hash);
+        Self { bytes, len: 32 }
+    }
+
+    /// The hash.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len as usize]
+    }
 }
 
-impl fmt::Debug for EncContext {
+/// Lower-case hexadecimal digits.
+impl fmt::Display for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EncContext")
-            .field("tech", &self.tech)
-            .field("source", &self.source)
-            .field("transfer", &self.transfer)
-            .finish_non_exhaustive()
+        self.as_bytes()
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Measurement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Measurement({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn a_measurement_prints_as_many_digits_as_its_hash_has() {
+        assert_eq!(Measurement::sha384([0xab; 48]).to_string(), "ab".repeat(48));
+        assert_eq!(Measurement::sha256([0x0c; 32]).to_string(), "0c".repeat(32));
     }
 }

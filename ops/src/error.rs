@@ -17,10 +17,13 @@ static_assertions::assert_eq_size!(Result<()>, [u64; 2]);
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// No VM of that technology can be had here (`EOPNOTSUPP`).
-    Unsupported(Missing),
+    /// No VM of the technology of that name can be had here (`EOPNOTSUPP`).
+    Unsupported(Missing, &'static OpName),
     /// The technology has no such operation (`EOPNOTSUPP`).
-    NoOp(&'static OpName),
+    NotOffered(&'static OpName),
+    /// The operation concerns state that is the guest's secret (`EINVAL`, as for
+    /// `guest_state_protected` in KVM).
+    Protected(&'static OpName),
     /// The host lacks this capability or port (`EOPNOTSUPP`).
     HostLacks(&'static OpName),
     /// An argument is not acceptable (`EINVAL`); the value is the one refused.
@@ -51,8 +54,8 @@ impl Error {
     /// The Linux errno for this error, as a positive number.
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::Unsupported(_) | Self::NoOp(_) | Self::HostLacks(_) => 95,
-            Self::Invalid(..) | Self::WrongState(_) => 22,
+            Self::Unsupported(..) | Self::NotOffered(_) | Self::HostLacks(_) => 95,
+            Self::Invalid(..) | Self::WrongState(_) | Self::Protected(_) => 22,
             Self::Exists(..) => 17,
             Self::NotFound(..) => 2,
             Self::Busy => 16,
@@ -73,8 +76,16 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unsupported(missing) => write!(f, "not supported: {missing}"),
-            Self::NoOp(op) => write!(f, "not supported: {op} is not offered by this technology"),
+            Self::Unsupported(missing, tech) => missing.tell(tech, f),
+            Self::NotOffered(op) => {
+                write!(f, "not supported: {op} is not offered by this technology")
+            }
+            Self::Protected(op) => {
+                write!(
+                    f,
+                    "{op} is not possible: the state is protected from the host"
+                )
+            }
             Self::HostLacks(what) => write!(f, "not supported: the host lacks {what}"),
             Self::Invalid(field, value) => write!(f, "invalid {field}: {value:#x}"),
             Self::WrongState(step) => write!(f, "not allowed while the VM is {step}"),
@@ -229,6 +240,10 @@ texts! {
         Token => "token of VM",
         /// Flags.
         Flags => "flags",
+        /// An answer to an exit of this kind (the number of the [`ExitKind`](crate::ExitKind)).
+        Answer => "answer to an exit of kind",
+        /// A page that the port does not know.
+        Page => "page",
         /// The value written to CR0.
         Cr0 => "CR0 value",
         /// The value written to CR4.
@@ -256,20 +271,20 @@ texts! {
     }
 }
 
-/// Why no VM of a technology can be had, in an [`Error::Unsupported`].
+/// The reason why no VM of a technology can be had, in an [`Error::Unsupported`].
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Missing {
-    /// The back end of this technology is compiled out.
-    Feature(Tech),
+    /// The back end of the technology is compiled out.
+    Feature,
     /// The host's processors are of the other vendor.
-    Vendor(Tech),
-    /// The host does not offer VMs of this technology.
-    HostTech(Tech),
+    Vendor,
+    /// The host does not offer VMs of the technology.
+    HostTech,
 }
 
 /// A name that fits an error: a pointer to a static string, so that [`Error`] stays two registers.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpName(pub &'static str);
 
 impl fmt::Display for OpName {
@@ -278,22 +293,24 @@ impl fmt::Display for OpName {
     }
 }
 
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Feature(tech) => write!(
-                f,
-                "this build has no {tech} (cargo feature `{}`)",
-                feature(*tech)
-            ),
-            Self::Vendor(tech) => {
+impl Missing {
+    fn tell(self, tech: &OpName, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = Tech::from_name(tech.0);
+        match (self, known.and_then(Tech::vendor)) {
+            (Self::Feature, _) => {
+                let feature = known.map_or(tech.0, feature);
                 write!(
                     f,
-                    "{tech} needs {} processors, and the host's are of another vendor",
-                    tech.vendor()
+                    "not supported: this build has no {tech} (cargo feature `{feature}`)"
                 )
             }
-            Self::HostTech(tech) => write!(f, "the host offers no VMs of type {tech}"),
+            (Self::Vendor, Some(vendor)) => write!(
+                f,
+                "not supported: {tech} needs {vendor} processors, and the host's are of another vendor"
+            ),
+            (Self::Vendor | Self::HostTech, _) => {
+                write!(f, "not supported: the host offers no VMs of type {tech}")
+            }
         }
     }
 }
@@ -301,29 +318,35 @@ impl fmt::Display for Missing {
 /// The cargo feature that builds a technology in.
 const fn feature(tech: Tech) -> &'static str {
     match tech {
-        Tech::Vmx => "vmx",
-        Tech::Tdx => "tdx",
-        Tech::Svm => "svm",
         Tech::Sev | Tech::SevEs | Tech::SevSnp => "sev",
+        other => other.name(),
     }
 }
 
 impl Error {
-    /// For an operation that a technology does not have.
-    #[inline]
-    pub const fn no_op(name: &'static OpName) -> Self {
-        Self::NoOp(name)
+    /// No VM of that technology can be had, for that reason.
+    pub const fn unsupported(missing: Missing, tech: Tech) -> Self {
+        Self::Unsupported(missing, tech.op_name())
     }
 }
 
-/// `Err(Error::NoOp)` for the operation of that name; the default body of optional
-/// operations.
+/// `Err(Error::NotOffered)` with the name of the operation.
 #[macro_export]
 #[doc(hidden)]
-macro_rules! unsupported {
+macro_rules! not_offered {
     ($name:literal) => {{
         static NAME: $crate::OpName = $crate::OpName($name);
-        ::core::result::Result::Err($crate::Error::no_op(&NAME))
+        ::core::result::Result::Err($crate::Error::NotOffered(&NAME))
+    }};
+}
+
+/// `Err` with the [`refusal`](crate::VcpuOps::refusal) of the vCPU for the operation of that name.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! refused {
+    ($vcpu:expr, $name:literal) => {{
+        static NAME: $crate::OpName = $crate::OpName($name);
+        ::core::result::Result::Err($crate::VcpuOps::refusal($vcpu, &NAME))
     }};
 }
 
@@ -337,9 +360,10 @@ mod tests {
     fn each_kind_has_the_errno_that_kvm_gives() {
         static OP: OpName = OpName("x");
         let table = [
-            (Error::NoOp(&OP), 95),
+            (Error::NotOffered(&OP), 95),
+            (Error::Protected(&OP), 22),
             (Error::HostLacks(&OP), 95),
-            (Error::Unsupported(Missing::HostTech(Tech::Tdx)), 95),
+            (Error::unsupported(Missing::HostTech, Tech::Tdx), 95),
             (Error::Invalid(Field::Gpa, 1), 22),
             (Error::WrongState(Step::Created), 22),
             (Error::Exists(Field::Slot, 1), 17),
@@ -362,7 +386,7 @@ mod tests {
         let text = Error::Invalid(Field::Size, 0x1001).to_string();
         assert_eq!(text, "invalid size: 0x1001");
         for tech in Tech::ALL {
-            let text = Error::Unsupported(Missing::Feature(tech)).to_string();
+            let text = Error::unsupported(Missing::Feature, tech).to_string();
             assert!(text.contains(tech.name()) && !text.ends_with('.'), "{text}");
         }
     }

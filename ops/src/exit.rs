@@ -1,46 +1,47 @@
-//! Why a vCPU stopped running: one type for all technologies.
+//! The reasons why a vCPU stopped running, and the answers to them: one type for all technologies.
 
 use crate::{Gpa, Privacy};
 
-/// Why [`VcpuOps::vcpu_run`](crate::VcpuOps::vcpu_run) returned.
+/// The reason why [`VcpuOps::vcpu_run`](crate::VcpuOps::vcpu_run) returned.
 ///
-/// Reads borrow the buffer that the guest will see: fill it before the next `vcpu_run`. All
-/// numbers are those of the guest's instruction; string I/O of several items comes as one exit
-/// whose `data` holds them one after the other.
+/// An exit owns its values. Bytes that the guest writes, or that it is to read, are in
+/// [`VcpuOps::exit_data`](crate::VcpuOps::exit_data); fill the buffer of a read before the next
+/// `vcpu_run`. Other answers go through [`VcpuOps::answer`](crate::VcpuOps::answer).
 #[non_exhaustive]
-#[derive(Debug, PartialEq, Eq)]
-pub enum Exit<'a> {
-    /// The guest reads `data.len() / size` items of `size` bytes (1, 2 or 4) from an I/O port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest reads `count` items of `size` bytes from an I/O port. String I/O of several items is
+    /// one exit, with the items one after the other in the data.
     IoIn {
         /// The port.
         port: u16,
-        /// Bytes in an item.
+        /// Bytes in an item: 1, 2 or 4.
         size: u8,
-        /// To be filled.
-        data: &'a mut [u8],
+        /// Items.
+        count: u32,
     },
-    /// The guest writes `data.len() / size` items of `size` bytes (1, 2 or 4) to an I/O port.
+    /// The guest writes `count` items of `size` bytes to an I/O port.
     IoOut {
         /// The port.
         port: u16,
-        /// Bytes in an item.
+        /// Bytes in an item: 1, 2 or 4.
         size: u8,
-        /// What it writes.
-        data: &'a [u8],
+        /// Items.
+        count: u32,
     },
     /// The guest reads memory that no slot backs.
     MmioRead {
-        /// Where.
+        /// The address.
         gpa: Gpa,
-        /// To be filled; 1 to 8 bytes.
-        data: &'a mut [u8],
+        /// Bytes, 1 to 8.
+        len: u8,
     },
     /// The guest writes memory that no slot backs, or that a read-only slot backs.
     MmioWrite {
-        /// Where.
+        /// The address.
         gpa: Gpa,
-        /// What it writes; 1 to 8 bytes.
-        data: &'a [u8],
+        /// Bytes, 1 to 8.
+        len: u8,
     },
     /// The guest halted. Without an in-kernel irqchip, run the vCPU again when an interrupt comes.
     Hlt,
@@ -51,16 +52,14 @@ pub enum Exit<'a> {
     /// The guest can take an interrupt now, as `enable_irq_window` asked.
     IrqWindow,
     /// The guest asks that a range become private or shared: `KVM_HC_MAP_GPA_RANGE`, MapGPA, or a
-    /// page state change. Fill `ret` with 0, or a positive errno.
+    /// page state change. Answer with [`Answer::Value`]: 0, or a positive errno.
     MapGpaRange {
         /// The first page, without mask bits.
         gpa: Gpa,
-        /// How many 4 KiB pages.
+        /// The number of 4 KiB pages.
         pages: u64,
-        /// What they shall become.
+        /// The state that they shall have.
         to: Privacy,
-        /// The answer, 0 when the vCPU exits.
-        ret: &'a mut u64,
     },
     /// The guest touched memory as private that is shared, or the other way round
     /// (`KVM_EXIT_MEMORY_FAULT`).
@@ -72,42 +71,29 @@ pub enum Exit<'a> {
         /// How the guest touched it.
         access: Privacy,
     },
-    /// A hypercall that the platform does not handle. Fill `ret`.
+    /// A hypercall that the platform does not handle. Answer with [`Answer::Value`].
     Hypercall {
-        /// Its number.
+        /// The number of the call.
         nr: u64,
         /// Its arguments.
         args: [u64; 6],
-        /// The answer.
-        ret: &'a mut u64,
     },
-    /// A TD asks for something that only the embedder can do (`KVM_EXIT_TDX`).
-    Tdx {
-        /// What.
-        request: TdxRequest,
-        /// The answer, a status of the GHCI: 0 for success. It begins as what the guest is told if
-        /// nobody answers.
-        ret: &'a mut u64,
-        /// What else is answered, in R11 to R14. Only [`TdxRequest::GetTdVmCallInfo`] looks at it.
-        values: &'a mut [u64; 4],
-    },
-    /// The guest reads an MSR that the platform hands to the embedder. Set `error` to inject #GP.
+    /// A TD asks for something that only the embedder can do (`KVM_EXIT_TDX`). Answer with
+    /// [`Answer::Tdx`].
+    Tdx(TdxRequest),
+    /// The guest reads an MSR that the platform hands to the embedder. Answer with [`Answer::Msr`] or
+    /// [`Answer::InjectGp`].
     ReadMsr {
         /// The MSR.
         index: u32,
-        /// Its value.
-        value: &'a mut u64,
-        /// Whether the guest gets #GP instead.
-        error: &'a mut u8,
     },
-    /// The guest writes an MSR that the platform hands to the embedder.
+    /// The guest writes an MSR that the platform hands to the embedder. Answer with
+    /// [`Answer::InjectGp`] to refuse it.
     WriteMsr {
         /// The MSR.
         index: u32,
         /// The value.
         value: u64,
-        /// Whether the guest gets #GP.
-        error: &'a mut u8,
     },
     /// A single step, breakpoint or watchpoint of guest debugging.
     Debug {
@@ -116,12 +102,11 @@ pub enum Exit<'a> {
         /// The exception: 1 for #DB, 3 for #BP.
         exception: u32,
     },
-    /// The guest asks for reset, shutdown, or reports a fatal error (`KVM_EXIT_SYSTEM_EVENT`).
+    /// The guest asks for reset, shutdown, or reports a fatal error (`KVM_EXIT_SYSTEM_EVENT`). The
+    /// data holds 64-bit words.
     SystemEvent {
         /// `KVM_SYSTEM_EVENT_*`.
         kind: u32,
-        /// What comes with it.
-        data: &'a [u64],
     },
     /// The processor refused to enter the guest (`KVM_EXIT_FAIL_ENTRY`).
     FailEntry {
@@ -130,14 +115,12 @@ pub enum Exit<'a> {
         /// The processor that refused.
         cpu: u32,
     },
-    /// The platform cannot go on with this guest (`KVM_EXIT_INTERNAL_ERROR`): an instruction that
-    /// it can neither run nor emulate, mostly.
+    /// The platform cannot go on with this guest (`KVM_EXIT_INTERNAL_ERROR`), most often because of an
+    /// instruction that it can neither run nor emulate. The data holds 64-bit words; for an emulation
+    /// failure they are the instruction bytes, where KVM knows them.
     InternalError {
         /// `KVM_INTERNAL_ERROR_*`: 1 for an emulation failure.
         suberror: u32,
-        /// What comes with it; for an emulation failure the instruction bytes, where KVM knows
-        /// them.
-        data: &'a [u64],
     },
     /// An exit of a reason that this version has no name for.
     Unknown {
@@ -146,21 +129,53 @@ pub enum Exit<'a> {
     },
 }
 
-/// What a TD asks of the embedder (GHCI, "TDG.VP.VMCALL").
+/// The answer to an [`Exit`], handed to the guest by the next `vcpu_run`.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The result of [`Exit::MapGpaRange`] or [`Exit::Hypercall`]. The default is 0.
+    Value(u64),
+    /// The result of [`Exit::Tdx`]. The default is the status that the GHCI has for a sub-function
+    /// that the host does not offer.
+    Tdx {
+        /// A status of the GHCI: 0 for success.
+        status: u64,
+        /// R11 to R14. The guest sees them for [`TdxRequest::GetTdVmCallInfo`] only.
+        values: [u64; 4],
+    },
+    /// The value that [`Exit::ReadMsr`] reads. The default is 0.
+    Msr(u64),
+    /// #GP for [`Exit::ReadMsr`] or [`Exit::WriteMsr`].
+    InjectGp,
+}
+
+impl Answer {
+    /// True if this answers an exit of that kind.
+    pub const fn fits(&self, exit: ExitKind) -> bool {
+        match self {
+            Self::Value(_) => matches!(exit, ExitKind::MapGpaRange | ExitKind::Hypercall),
+            Self::Tdx { .. } => matches!(exit, ExitKind::Tdx),
+            Self::Msr(_) => matches!(exit, ExitKind::ReadMsr),
+            Self::InjectGp => matches!(exit, ExitKind::ReadMsr | ExitKind::WriteMsr),
+        }
+    }
+}
+
+/// Something that a TD asks of the embedder (GHCI, "TDG.VP.VMCALL").
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TdxRequest {
-    /// A quote for the TD report in a shared buffer, which the embedder fills and then answers by
-    /// an interrupt (GetQuote).
+    /// A quote for the TD report in a shared buffer. The embedder fills the buffer and then sends an
+    /// interrupt (GetQuote).
     GetQuote {
         /// The buffer, without the shared bit.
         gpa: Gpa,
         /// Its length in bytes.
         bytes: u64,
     },
-    /// Which sub-functions there are beyond the basic ones (GetTdVmCallInfo).
+    /// The list of sub-functions beyond the basic ones (GetTdVmCallInfo).
     GetTdVmCallInfo {
-        /// Which part of the list: 1.
+        /// The part of the list: 1.
         leaf: u64,
     },
     /// The vector by which the guest wants to hear of events (SetupEventNotifyInterrupt).
@@ -170,7 +185,7 @@ pub enum TdxRequest {
     },
 }
 
-impl Exit<'_> {
+impl Exit {
     /// The kind of exit, without its data.
     pub const fn kind(&self) -> ExitKind {
         match self {
@@ -185,7 +200,7 @@ impl Exit<'_> {
             Self::MapGpaRange { .. } => ExitKind::MapGpaRange,
             Self::MemoryFault { .. } => ExitKind::MemoryFault,
             Self::Hypercall { .. } => ExitKind::Hypercall,
-            Self::Tdx { .. } => ExitKind::Tdx,
+            Self::Tdx(_) => ExitKind::Tdx,
             Self::ReadMsr { .. } => ExitKind::ReadMsr,
             Self::WriteMsr { .. } => ExitKind::WriteMsr,
             Self::Debug { .. } => ExitKind::Debug,

@@ -1,32 +1,32 @@
-//! What a teardown gave back, and what it had to leave with the firmware.
+//! The report of a teardown: the things given back, and the things left with the firmware.
 
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{Error, Hpa, Tech, VmId};
+use crate::{Error, Hpa, Result, Tech, VmId};
 
 /// A thing that firmware still owns and that must therefore never be used again.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Leaked {
-    /// A page of host memory: guest page, Secure-EPT page, or control page.
+    /// A 4 KiB page of host memory: guest page, Secure-EPT page, or control page.
     Page(Hpa),
     /// A KeyID or ASID.
     Key(u32),
     /// A resource of the operating system: a file descriptor that could not be closed.
     Handle(i64),
-    /// A VM with all that it holds, where nobody keeps a finer account.
+    /// A VM with all that it holds, from a back end that keeps no finer account.
     Vm(VmId),
 }
 
 /// One leak, with the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leak {
-    /// What is leaked.
+    /// The thing that is leaked.
     pub what: Leaked,
     /// The operation that failed: a SEAMCALL leaf, an SP command or a system call.
     pub operation: &'static str,
-    /// How it failed, with the firmware's status word where there is one.
+    /// The error, with the firmware's status word where there is one.
     pub error: Error,
 }
 
@@ -42,25 +42,25 @@ impl fmt::Display for Leak {
     }
 }
 
-/// The account that a VM's teardown closes.
-#[must_use = "a leak that nobody looks at is a leak that nobody knows of"]
+/// The report of a VM's teardown.
+#[must_use = "an unread report hides leaks"]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FreeReport {
-    /// Which VM it was.
+    /// The number of the VM.
     pub vm: VmId,
-    /// What held it.
+    /// The technology that held it.
     pub tech: Tech,
     /// 4 KiB pages that went back to the host over the VM's life, each usable again. With the leaked
     /// ones they are all that the VM ever took.
     pub pages_freed: u64,
     /// KeyIDs or ASIDs that went back to their pool.
     pub keys_freed: u32,
-    /// What did not come back.
+    /// The things that did not come back.
     pub leaks: Vec<Leak>,
 }
 
 impl FreeReport {
-    /// A report of nothing yet.
+    /// An empty report.
     pub const fn new(vm: VmId, tech: Tech) -> Self {
         Self {
             vm,
@@ -71,8 +71,8 @@ impl FreeReport {
         }
     }
 
-    /// The report on a VM that is left to firmware whole: one leak that stands for all of it. For
-    /// back ends without an account of their own.
+    /// The report of a VM that is left to firmware as a whole: one leak for all of it. For back ends
+    /// that keep no account.
     pub fn abandoned(vm: VmId, tech: Tech, error: Error) -> Self {
         let mut report = Self::new(vm, tech);
         report.leaks.push(Leak {
@@ -83,7 +83,26 @@ impl FreeReport {
         report
     }
 
-    /// Whether everything came back.
+    /// Records the end of the VM below: an error is a leak of the VM as a whole.
+    pub fn close_vm(&mut self, closed: Result<()>) {
+        if let Err(error) = closed {
+            self.leaks.push(Leak {
+                what: Leaked::Vm(self.vm),
+                operation: "close VM",
+                error,
+            });
+        }
+    }
+
+    /// The 4 KiB pages among the leaks.
+    pub fn pages_leaked(&self) -> u64 {
+        let pages = self.leaks.iter();
+        pages
+            .filter(|leak| matches!(leak.what, Leaked::Page(_)))
+            .count() as u64
+    }
+
+    /// True if everything came back.
     pub fn is_clean(&self) -> bool {
         self.leaks.is_empty()
     }

@@ -2,68 +2,93 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
-// The trait text names everything `::kvm_ops::..`, so that it resolves in every crate that
-// declares an enum of back ends; here too.
 extern crate alloc;
-extern crate self as kvm_ops;
+// The test kit and the docs name the crate as users do.
+extern crate self as kvm_ops_core;
 
 #[macro_use]
-mod backend_enum;
+mod error;
 
 mod addr;
-mod answers;
 mod asids;
-pub mod control;
+mod backend;
+mod backend_enum;
 mod enc;
-mod error;
 mod exit;
 mod field_cache;
 pub mod guest;
-mod host;
 mod ids;
 mod keys;
 mod kick;
 #[cfg(feature = "kit")]
 pub mod kit;
 mod leak;
+mod life;
 mod main_c;
+mod page;
+mod page_account;
 mod params;
 mod plain;
 mod plain_vcpu;
+mod port;
+mod serial;
 mod slot;
 mod spte;
 mod state;
 mod step;
 mod tech;
 mod token;
+mod vcpu_ops;
 mod vm_ops;
 
 pub use alloc::boxed::Box;
 pub use alloc::sync::Arc;
-pub use enum_dispatch::enum_dispatch;
 
 pub use addr::{Gfn, Gpa, Hpa, Level, PAGE_SIZE, Pfn, Privacy, SharedMask};
-pub use answers::{Class, FixedAnswer, VCPU_ANSWERS, VM_ANSWERS};
-pub use asids::{AsidPools, SnpAsids};
-pub use enc::{EncCmd, EncContext, EncRegion, EncTransfer, InitialPage, InitialPageKind};
+pub use asids::{AsidLease, AsidPools, SnpAsids};
+pub use backend::Backend;
+pub use enc::{EncCmd, EncRegion, InitialPage, InitialPageKind, Measurement};
 pub use error::{Call, Error, Field, Missing, OpName, Result};
-pub use exit::{Exit, ExitKind, TdxRequest};
+pub use exit::{Answer, Exit, ExitKind, TdxRequest};
 pub use field_cache::FieldCache;
-pub use host::{
-    Host, NestedFaultAnswer, NestedFaults, NoPort, PagePort, PspPort, SeamPort, SeamRegs, VmPort,
-};
 pub use ids::{Asid, CpuId, Hkid, PackageId, SlotId, VcpuId, VmId};
-pub use keys::KeyPool;
+pub use keys::{KeyLease, KeyPool};
 pub use kick::Kick;
 pub use leak::{FreeReport, Leak, Leaked};
-pub use main_c::{Fate, MAIN_C, MainCOp};
+pub use life::Life;
+pub use main_c::{Class, Fate, MAIN_C, MainCOp};
+pub use page::Page;
+pub use page_account::{PageAccount, PageTotals};
 pub use params::{EncParams, Gpaw, Irqchip, MAX_VCPUS, SevParams, TdParams, VmParams};
-pub use plain::{PlainVm, VmIds};
+pub use plain::{PlainTech, PlainVm, VmIds};
 pub use plain_vcpu::PlainVcpu;
+pub use port::{
+    Fault, FaultInjector, FaultPlan, Host, InjectedHost, NestedFaultAnswer, NestedFaults, NoPort,
+    PagePort, Programs, PspPort, Runs, SeamPort, SeamRegs, SevPort, SharedMemory, TdPort, VmPort,
+};
+pub use serial::PortId;
 pub use slot::{HostRange, MemSlot, PrivateBacking, SlotFlags};
 pub use spte::{PrivateSpte, SpteChange};
-pub use state::{CpuidEntry, DescTable, Exception, Regs, Segment, SegmentName};
+pub use state::{
+    CodeSize, CpuidEntry, DebugRegs, Delivery, DescTable, Events, Exception, GuestDebug, Interrupt,
+    InterruptShadow, MpState, Msr, Nmi, Regs, Segment, SegmentName, Smi, Sregs, Xcrs, Xsave, cr0,
+    cr4, rflags,
+};
 pub use step::Step;
 pub use tech::{Tech, Vendor};
 pub use token::{Drained, KeyReleased};
-pub use vm_ops::{Backend, VcpuOps, VmOps};
+pub use vcpu_ops::VcpuOps;
+pub use vm_ops::VmOps;
+
+// For the code that `backend_enum!` and the traits write.
+#[doc(hidden)]
+pub use backend::other_technology;
+#[doc(hidden)]
+pub use enum_dispatch::enum_dispatch;
+#[doc(hidden)]
+pub use kvm_ops_macros::{__vanish, dispatchable};
+/// Signatures of dispatchable traits name their types from here.
+#[doc(hidden)]
+pub mod __root {
+    pub use crate::*;
+}

@@ -1,8 +1,37 @@
-//! Every operation that Linux `vmx/main.c` wraps, and where it is here.
+//! The operations that Linux `vmx/main.c` wraps, and the place of each here.
 
-use crate::Class;
+/// The way in which `main.c` answers an operation for a TD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Both back ends are called, in a fixed order.
+    Both,
+    /// The call goes to the TD's back end.
+    Dispatch,
+    /// Nothing happens.
+    Nothing,
+    /// A constant.
+    Constant,
+    /// The caller's structure is filled with zeros.
+    ZeroFilled,
+    /// The call is a bug of the caller: refused, and in Linux a warning.
+    Refused,
+}
 
-/// Where an operation of `main.c` went.
+impl Class {
+    /// The letter that stands for the class in tables.
+    pub const fn letter(self) -> char {
+        match self {
+            Self::Both => 'B',
+            Self::Dispatch => 'D',
+            Self::Nothing => 'N',
+            Self::Constant => 'C',
+            Self::ZeroFilled => 'Z',
+            Self::Refused => 'W',
+        }
+    }
+}
+
+/// The place of an operation of `main.c` here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// A method of [`VmOps`](crate::VmOps).
@@ -11,9 +40,9 @@ pub enum Fate {
     Vcpu(&'static str),
     /// A method of [`Backend`](crate::Backend).
     Backend(&'static str),
-    /// The host value does it.
+    /// The host value does it, as the text says.
     Host(&'static str),
-    /// Not here, because an embedder does not need it.
+    /// Left out, for the reason given.
     LeftOut(&'static str),
 }
 
@@ -22,9 +51,9 @@ pub enum Fate {
 pub struct MainCOp {
     /// Its name in `struct kvm_x86_ops`.
     pub name: &'static str,
-    /// How main.c answers it for a TD.
+    /// The answer of main.c for a TD.
     pub class: Class,
-    /// Where it went.
+    /// Its place here.
     pub fate: Fate,
 }
 
@@ -53,10 +82,10 @@ pub const MAIN_C: [MainCOp; 92] = [
     row("prepare_switch_to_guest", Class::Dispatch, Fate::LeftOut("saves the host's registers just before entry; that is inside `vcpu_run`, where no embedder code runs")),
     row("handle_exit", Class::Dispatch, Fate::LeftOut("`vcpu_run` returns the exit as an `Exit`; what to do about it is the embedder's run loop")),
     row("has_emulated_msr", Class::Dispatch, Fate::Vm("has_emulated_msr")),
-    row("get_msr", Class::Dispatch, Fate::Vcpu("get_msr")),
-    row("set_msr", Class::Dispatch, Fate::Vcpu("set_msr")),
-    row("complete_emulated_msr", Class::Dispatch, Fate::LeftOut("the next `vcpu_run` completes the access with what the embedder left in `Exit::ReadMsr` or `Exit::WriteMsr`")),
-    row("recalc_intercepts", Class::NoOp, Fate::LeftOut("MSR filters are set on the VM below and take effect there")),
+    row("get_msr", Class::Dispatch, Fate::Vcpu("msrs")),
+    row("set_msr", Class::Dispatch, Fate::Vcpu("set_msrs")),
+    row("complete_emulated_msr", Class::Dispatch, Fate::LeftOut("the next `vcpu_run` completes the access with the embedder's `answer`")),
+    row("recalc_intercepts", Class::Nothing, Fate::LeftOut("MSR filters are set on the VM below and take effect there")),
     row("update_cpu_dirty_logging", Class::Refused, Fate::Vm("dirty_log")),
     row("check_emulate_instruction", Class::Constant, Fate::LeftOut("guards KVM's instruction emulator, which the platform keeps to itself")),
     row("smi_allowed", Class::Refused, Fate::LeftOut("system-management mode is not offered to guests")),
@@ -64,66 +93,66 @@ pub const MAIN_C: [MainCOp; 92] = [
     row("leave_smm", Class::Refused, Fate::LeftOut("system-management mode is not offered to guests")),
     row("enable_smi_window", Class::Refused, Fate::LeftOut("system-management mode is not offered to guests")),
     row("apic_init_signal_blocked", Class::Constant, Fate::LeftOut("local APICs are the platform's; INIT reaches a vCPU as `vcpu_reset`")),
-    row("set_virtual_apic_mode", Class::NoOp, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
-    row("hwapic_isr_update", Class::NoOp, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
+    row("set_virtual_apic_mode", Class::Nothing, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
+    row("hwapic_isr_update", Class::Nothing, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
     row("sync_pir_to_irr", Class::Constant, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
     row("deliver_interrupt", Class::Dispatch, Fate::Vm("deliver_interrupt")),
     row("refresh_apicv_exec_ctrl", Class::Refused, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
-    row("load_eoi_exitmap", Class::NoOp, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
-    row("set_apic_access_page_addr", Class::NoOp, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
-    row("vcpu_after_set_cpuid", Class::NoOp, Fate::Vcpu("set_cpuid")),
-    row("update_exception_bitmap", Class::NoOp, Fate::Vcpu("set_guest_debug")),
-    row("get_segment_base", Class::Constant, Fate::Vcpu("get_segment_base")),
-    row("get_segment", Class::ZeroFilled, Fate::Vcpu("get_segment")),
-    row("set_segment", Class::NoOp, Fate::Vcpu("set_segment")),
-    row("get_cpl", Class::Constant, Fate::Vcpu("get_cpl")),
-    row("get_cpl_no_cache", Class::Constant, Fate::Vcpu("get_cpl")),
-    row("get_cs_db_l_bits", Class::ZeroFilled, Fate::Vcpu("get_cs_db_l_bits")),
-    row("is_valid_cr0", Class::Constant, Fate::Vcpu("is_valid_cr0")),
-    row("is_valid_cr4", Class::Constant, Fate::Vcpu("is_valid_cr4")),
-    row("set_cr0", Class::NoOp, Fate::Vcpu("set_cr0")),
-    row("set_cr4", Class::NoOp, Fate::Vcpu("set_cr4")),
-    row("set_efer", Class::Constant, Fate::Vcpu("set_efer")),
-    row("get_idt", Class::ZeroFilled, Fate::Vcpu("get_idt")),
-    row("get_gdt", Class::ZeroFilled, Fate::Vcpu("get_gdt")),
-    row("set_idt", Class::NoOp, Fate::Vcpu("set_idt")),
-    row("set_gdt", Class::NoOp, Fate::Vcpu("set_gdt")),
-    row("set_dr7", Class::NoOp, Fate::Vcpu("set_dr7")),
-    row("sync_dirty_debug_regs", Class::NoOp, Fate::LeftOut("debug registers are saved inside `vcpu_run`")),
-    row("cache_reg", Class::Refused, Fate::LeftOut("a register cache belongs to the platform; registers are read with `get_regs`")),
-    row("get_rflags", Class::Constant, Fate::Vcpu("get_rflags")),
-    row("set_rflags", Class::NoOp, Fate::Vcpu("set_rflags")),
-    row("get_if_flag", Class::Constant, Fate::Vcpu("get_if_flag")),
+    row("load_eoi_exitmap", Class::Nothing, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
+    row("set_apic_access_page_addr", Class::Nothing, Fate::LeftOut("hardware APIC virtualisation is the platform's own business")),
+    row("vcpu_after_set_cpuid", Class::Nothing, Fate::Vcpu("set_cpuid")),
+    row("update_exception_bitmap", Class::Nothing, Fate::Vcpu("set_guest_debug")),
+    row("get_segment_base", Class::Constant, Fate::Vcpu("sregs")),
+    row("get_segment", Class::ZeroFilled, Fate::Vcpu("sregs")),
+    row("set_segment", Class::Nothing, Fate::Vcpu("set_sregs")),
+    row("get_cpl", Class::Constant, Fate::Vcpu("sregs")),
+    row("get_cpl_no_cache", Class::Constant, Fate::Vcpu("sregs")),
+    row("get_cs_db_l_bits", Class::ZeroFilled, Fate::Vcpu("sregs")),
+    row("is_valid_cr0", Class::Constant, Fate::Vcpu("set_sregs")),
+    row("is_valid_cr4", Class::Constant, Fate::Vcpu("set_sregs")),
+    row("set_cr0", Class::Nothing, Fate::Vcpu("set_sregs")),
+    row("set_cr4", Class::Nothing, Fate::Vcpu("set_sregs")),
+    row("set_efer", Class::Constant, Fate::Vcpu("set_sregs")),
+    row("get_idt", Class::ZeroFilled, Fate::Vcpu("sregs")),
+    row("get_gdt", Class::ZeroFilled, Fate::Vcpu("sregs")),
+    row("set_idt", Class::Nothing, Fate::Vcpu("set_sregs")),
+    row("set_gdt", Class::Nothing, Fate::Vcpu("set_sregs")),
+    row("set_dr7", Class::Nothing, Fate::Vcpu("set_debug_regs")),
+    row("sync_dirty_debug_regs", Class::Nothing, Fate::Vcpu("debug_regs")),
+    row("cache_reg", Class::Refused, Fate::Vcpu("regs")),
+    row("get_rflags", Class::Constant, Fate::Vcpu("regs")),
+    row("set_rflags", Class::Nothing, Fate::Vcpu("set_regs")),
+    row("get_if_flag", Class::Constant, Fate::Vcpu("regs")),
     row("flush_tlb_all", Class::Dispatch, Fate::LeftOut("a change of slots flushes before it returns, and private pages flush with `flush_private_tlb`")),
     row("flush_tlb_current", Class::Dispatch, Fate::LeftOut("a change of slots flushes before it returns, and private pages flush with `flush_private_tlb`")),
-    row("flush_tlb_gva", Class::NoOp, Fate::LeftOut("guest page tables are the guest's; the platform shadows none")),
-    row("flush_tlb_guest", Class::NoOp, Fate::LeftOut("guest page tables are the guest's; the platform shadows none")),
+    row("flush_tlb_gva", Class::Nothing, Fate::LeftOut("guest page tables are the guest's; the platform shadows none")),
+    row("flush_tlb_guest", Class::Nothing, Fate::LeftOut("guest page tables are the guest's; the platform shadows none")),
     row("inject_nmi", Class::Dispatch, Fate::Vcpu("inject_nmi")),
-    row("nmi_allowed", Class::Constant, Fate::Vcpu("nmi_allowed")),
-    row("get_nmi_mask", Class::Constant, Fate::Vcpu("get_nmi_mask")),
-    row("set_nmi_mask", Class::NoOp, Fate::Vcpu("set_nmi_mask")),
-    row("enable_nmi_window", Class::NoOp, Fate::LeftOut("an injected NMI waits in the platform until the guest takes it")),
-    row("enable_irq_window", Class::NoOp, Fate::Vcpu("enable_irq_window")),
+    row("nmi_allowed", Class::Constant, Fate::Vcpu("events")),
+    row("get_nmi_mask", Class::Constant, Fate::Vcpu("events")),
+    row("set_nmi_mask", Class::Nothing, Fate::Vcpu("set_events")),
+    row("enable_nmi_window", Class::Nothing, Fate::LeftOut("an injected NMI waits in the platform until the guest takes it")),
+    row("enable_irq_window", Class::Nothing, Fate::Vcpu("enable_irq_window")),
     row("load_mmu_pgd", Class::Dispatch, Fate::Vcpu("load_mmu_pgd")),
-    row("set_interrupt_shadow", Class::NoOp, Fate::Vcpu("set_interrupt_shadow")),
-    row("get_interrupt_shadow", Class::Constant, Fate::Vcpu("get_interrupt_shadow")),
-    row("patch_hypercall", Class::NoOp, Fate::LeftOut("guests pick VMCALL or VMMCALL by CPUID; rewriting their code is a quirk of old KVM")),
-    row("inject_irq", Class::NoOp, Fate::Vcpu("inject_irq")),
-    row("inject_exception", Class::NoOp, Fate::Vcpu("inject_exception")),
-    row("cancel_injection", Class::NoOp, Fate::Vcpu("cancel_injection")),
-    row("interrupt_allowed", Class::Dispatch, Fate::Vcpu("interrupt_allowed")),
+    row("set_interrupt_shadow", Class::Nothing, Fate::Vcpu("set_events")),
+    row("get_interrupt_shadow", Class::Constant, Fate::Vcpu("events")),
+    row("patch_hypercall", Class::Nothing, Fate::LeftOut("guests pick VMCALL or VMMCALL by CPUID; rewriting their code is a quirk of old KVM")),
+    row("inject_irq", Class::Nothing, Fate::Vcpu("inject_irq")),
+    row("inject_exception", Class::Nothing, Fate::Vcpu("set_events")),
+    row("cancel_injection", Class::Nothing, Fate::Vcpu("set_events")),
+    row("interrupt_allowed", Class::Dispatch, Fate::Vcpu("enable_irq_window")),
     row("get_entry_info", Class::ZeroFilled, Fate::LeftOut("what an entry injects is known to who injected it")),
     row("get_exit_info", Class::Dispatch, Fate::LeftOut("`vcpu_run` returns it decoded, as an `Exit`")),
-    row("update_cr8_intercept", Class::NoOp, Fate::LeftOut("the task priority belongs to the platform's local APIC")),
+    row("update_cr8_intercept", Class::Nothing, Fate::LeftOut("the task priority belongs to the platform's local APIC")),
     row("set_tss_addr", Class::Constant, Fate::Vm("set_tss_addr")),
     row("set_identity_map_addr", Class::Constant, Fate::Vm("set_identity_map_addr")),
     row("get_l2_tsc_offset", Class::Constant, Fate::LeftOut("nested guests are not offered")),
     row("get_l2_tsc_multiplier", Class::Constant, Fate::LeftOut("nested guests are not offered")),
-    row("write_tsc_offset", Class::NoOp, Fate::Vcpu("write_tsc_offset")),
-    row("write_tsc_multiplier", Class::NoOp, Fate::Vcpu("write_tsc_multiplier")),
+    row("write_tsc_offset", Class::Nothing, Fate::Vcpu("write_tsc_offset")),
+    row("write_tsc_multiplier", Class::Nothing, Fate::Vcpu("write_tsc_multiplier")),
     row("set_hv_timer", Class::Constant, Fate::LeftOut("the VMX preemption timer serves the platform's local APIC; an embedder with its own timer uses a kick")),
-    row("cancel_hv_timer", Class::NoOp, Fate::LeftOut("the VMX preemption timer serves the platform's local APIC; an embedder with its own timer uses a kick")),
-    row("setup_mce", Class::NoOp, Fate::Vcpu("setup_mce")),
+    row("cancel_hv_timer", Class::Nothing, Fate::LeftOut("the VMX preemption timer serves the platform's local APIC; an embedder with its own timer uses a kick")),
+    row("setup_mce", Class::Nothing, Fate::Vcpu("setup_mce")),
     row("mem_enc_ioctl", Class::Dispatch, Fate::Vm("mem_enc_op")),
     row("vcpu_mem_enc_ioctl", Class::Dispatch, Fate::Vcpu("vcpu_mem_enc_op")),
     row("vcpu_mem_enc_unlocked_ioctl", Class::Dispatch, Fate::Vcpu("vcpu_mem_enc_op")),

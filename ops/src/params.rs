@@ -1,14 +1,14 @@
-//! What a VM is created with.
+//! The parameters that a VM is created with.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::{CpuidEntry, Error, Field, Result};
+use crate::{CpuidEntry, Error, Field, Result, VcpuId};
 
 /// The most vCPUs a VM can have, as Linux has it on x86 (`KVM_MAX_VCPUS`).
 pub const MAX_VCPUS: u32 = 4096;
 
-/// Where interrupt controllers live.
+/// The place of the interrupt controllers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Irqchip {
     /// Nowhere: the embedder injects interrupts itself, and HLT is an exit.
@@ -20,14 +20,14 @@ pub enum Irqchip {
     Split,
 }
 
-/// What every VM is created with, whatever its technology.
+/// The parameters of every VM, whatever its technology.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmParams {
-    /// How many vCPUs the VM may have, 1 to [`MAX_VCPUS`].
+    /// The number of vCPUs that the VM may have, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
-    /// Where its interrupt controllers live.
+    /// The place of its interrupt controllers.
     pub irqchip: Irqchip,
-    /// What only a confidential VM is created with.
+    /// The parameters that only a confidential VM has.
     pub enc: EncParams,
 }
 
@@ -54,24 +54,24 @@ pub enum Gpaw {
     Bits52,
 }
 
-/// What TDH.MNG.INIT is told (`struct kvm_tdx_init_vm`; TDX module ABI, TD_PARAMS).
+/// The input of TDH.MNG.INIT (`struct kvm_tdx_init_vm`; TDX module ABI, TD_PARAMS).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TdParams {
     /// ATTRIBUTES: bit 0 DEBUG, bit 28 SEPT_VE_DISABLE, ...
     pub attributes: u64,
-    /// XFAM: the extended features that the TD may use. Bits 0 and 1 are always needed.
+    /// XFAM: the extended features that the TD may use. Bits 0 and 1 are required.
     pub xfam: u64,
     /// The width of its guest-physical addresses.
     pub gpaw: Gpaw,
     /// The virtual TSC's frequency in kHz, a multiple of 25 MHz.
     pub tsc_khz: u32,
-    /// MRCONFIGID: what software-defined configuration was asked for. Not measured.
+    /// MRCONFIGID: the software-defined configuration. Not measured.
     pub mrconfigid: [u8; 48],
-    /// MROWNER: who owns the TD.
+    /// MROWNER: the owner of the TD.
     pub mrowner: [u8; 48],
     /// MROWNERCONFIG: the owner's configuration.
     pub mrownerconfig: [u8; 48],
-    /// What CPUID answers, where the module lets the host choose.
+    /// The CPUID values that the module lets the host choose.
     pub cpuid: Vec<CpuidEntry>,
 }
 
@@ -91,7 +91,7 @@ impl Default for TdParams {
     }
 }
 
-/// What a launch of an SEV guest is told (`KVM_SEV_INIT2`, `LAUNCH_START`, `SNP_LAUNCH_START`,
+/// The parameters of the launch of an SEV guest (`KVM_SEV_INIT2`, `LAUNCH_START`, `SNP_LAUNCH_START`,
 /// `SNP_LAUNCH_FINISH`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SevParams {
@@ -127,13 +127,41 @@ impl Default for SevParams {
 }
 
 impl VmParams {
-    /// That many vCPUs and no irqchip.
+    /// Parameters of a VM with that many vCPUs and no irqchip.
     pub const fn new(vcpus: u32) -> Self {
         Self {
             vcpus,
             irqchip: Irqchip::None,
             enc: EncParams::Default,
         }
+    }
+
+    /// Checks that the VM can have a vCPU of that number.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the number.
+    pub const fn check_vcpu(&self, id: VcpuId) -> Result<()> {
+        if id.0 < self.vcpus {
+            Ok(())
+        } else {
+            Err(Error::Invalid(Field::Vcpu, id.0 as u64))
+        }
+    }
+
+    /// Checks an interrupt before it is sent to a local APIC of the platform.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a vCPU that the VM cannot have, or a vector below 16, which the APIC
+    /// refuses (SDM vol. 3, 11.5.3); [`Error::NotOffered`] without an irqchip in the platform.
+    pub fn check_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
+        self.check_vcpu(vcpu)?;
+        if vector < 16 {
+            return Err(Error::Invalid(Field::Vector, vector.into()));
+        }
+        if self.irqchip == Irqchip::None {
+            return not_offered!("deliver_interrupt without an irqchip in the platform");
+        }
+        Ok(())
     }
 
     /// Checks the numbers.

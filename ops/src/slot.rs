@@ -1,4 +1,4 @@
-//! Memory slots: which host memory a range of guest-physical addresses shows.
+//! Memory slots: ranges of guest-physical addresses and the host memory behind them.
 
 use crate::{Error, Field, Gpa, PAGE_SIZE, Result, SlotId};
 
@@ -119,7 +119,13 @@ impl MemSlot {
         }
     }
 
-    /// Whether the two show the same guest-physical address somewhere.
+    /// True if the other slot has the same number, address and memory. The flags may differ.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        (self.id, self.gpa, self.host, self.private)
+            == (other.id, other.gpa, other.host, other.private)
+    }
+
+    /// True if the two cover a common guest-physical address.
     pub fn overlaps(&self, other: &Self) -> bool {
         match (self.last(), other.last()) {
             (Ok(last), Ok(other_last)) => self.gpa <= other_last && other.gpa <= last,

@@ -2,7 +2,7 @@
 
 use crate::{Gfn, Level, Pfn};
 
-/// What a private table entry holds.
+/// The value of a private table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PrivateSpte {
     /// Nothing.
@@ -17,16 +17,61 @@ pub enum PrivateSpte {
     BlockedTable(Pfn),
 }
 
-/// One change of one entry. The back end derives from (old, new, level) which firmware calls it
-/// means; the MMU knows no rule of any technology.
+/// One change of one entry. The back end derives from the old value, the new value and the level
+/// which firmware calls it means; the MMU knows no rule of any technology.
+///
+/// Only the owner of the pages can make one, because it hands pages to firmware and takes them back:
+///
+/// ```compile_fail,E0133
+/// # use kvm_ops_core::{Gfn, Level, Pfn, PrivateSpte, SpteChange};
+/// let (absent, mapped) = (PrivateSpte::Absent, PrivateSpte::Mapped(Pfn::new(7)));
+/// let change = SpteChange::new(Gfn::new(1), Level::Size4K, absent, mapped);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpteChange {
+    gfn: Gfn,
+    level: Level,
+    old: PrivateSpte,
+    new: PrivateSpte,
+}
+
+impl SpteChange {
+    /// Names a change of the entry at `level` whose first frame is `gfn`.
+    ///
+    /// # Safety
+    /// The caller owns the pages that `old` and `new` name: a page in `new` is used for nothing else
+    /// until a later change removes it, and `old` is the value that the caller's tables hold.
+    #[inline]
+    pub const unsafe fn new(gfn: Gfn, level: Level, old: PrivateSpte, new: PrivateSpte) -> Self {
+        Self {
+            gfn,
+            level,
+            old,
+            new,
+        }
+    }
+
     /// The first frame that the entry covers.
-    pub gfn: Gfn,
-    /// The entry's level.
-    pub level: Level,
-    /// What it held.
-    pub old: PrivateSpte,
-    /// What it will hold.
-    pub new: PrivateSpte,
+    #[inline]
+    pub const fn gfn(&self) -> Gfn {
+        self.gfn
+    }
+
+    /// The level of the entry.
+    #[inline]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The value that the entry had.
+    #[inline]
+    pub const fn old(&self) -> PrivateSpte {
+        self.old
+    }
+
+    /// The value that the entry will have.
+    #[inline]
+    pub const fn new_value(&self) -> PrivateSpte {
+        self.new
+    }
 }

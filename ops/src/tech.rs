@@ -1,8 +1,10 @@
-//! Which technology holds a VM, and which vendor's processors offer it.
+//! The technologies that hold VMs, and the vendors whose processors offer them.
 
 use core::fmt;
 
-/// Who made the host's processors, as CPUID leaf 0 tells.
+use crate::OpName;
+
+/// The maker of the host's processors, as CPUID leaf 0 names it.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Vendor {
@@ -37,10 +39,18 @@ pub enum Tech {
     SevEs,
     /// An AMD SEV-SNP guest: encrypted, and protected against remapping and replay.
     SevSnp,
+    /// A technology of an embedder's back end, by its name in lower case.
+    ///
+    /// ```
+    /// use kvm_ops_core::{OpName, Tech};
+    /// static ENCLAVE: OpName = OpName("enclave");
+    /// assert_eq!(Tech::Other(&ENCLAVE).name(), "enclave");
+    /// ```
+    Other(&'static OpName),
 }
 
 impl Tech {
-    /// Every technology.
+    /// Every technology of this project.
     pub const ALL: [Tech; 6] = [
         Self::Vmx,
         Self::Tdx,
@@ -58,44 +68,53 @@ impl Tech {
         }
     }
 
-    /// Whose processors offer it.
-    pub const fn vendor(self) -> Vendor {
+    /// The vendor whose processors offer it. `None` for [`Other`](Self::Other), which needs no
+    /// particular one.
+    pub const fn vendor(self) -> Option<Vendor> {
         match self {
-            Self::Vmx | Self::Tdx => Vendor::Intel,
-            Self::Svm | Self::Sev | Self::SevEs | Self::SevSnp => Vendor::Amd,
+            Self::Vmx | Self::Tdx => Some(Vendor::Intel),
+            Self::Svm | Self::Sev | Self::SevEs | Self::SevSnp => Some(Vendor::Amd),
+            Self::Other(_) => None,
         }
     }
 
-    /// Whether the host cannot read the VM's private memory.
+    /// True if the host cannot read the VM's private memory.
     pub const fn is_confidential(self) -> bool {
-        !matches!(self, Self::Vmx | Self::Svm)
+        matches!(self, Self::Tdx | Self::Sev | Self::SevEs | Self::SevSnp)
     }
 
-    /// The number that `KVM_CREATE_VM` takes on x86 (`KVM_X86_*_VM` in Linux `asm/kvm.h`).
-    pub const fn kvm_vm_type(self) -> u64 {
+    /// The number that `KVM_CREATE_VM` takes on x86 (`KVM_X86_*_VM` in Linux `asm/kvm.h`). `None` for
+    /// a technology that KVM does not have.
+    pub const fn kvm_vm_type(self) -> Option<u64> {
         match self {
-            Self::Vmx | Self::Svm => 0,
-            Self::Sev => 2,
-            Self::SevEs => 3,
-            Self::SevSnp => 4,
-            Self::Tdx => 5,
+            Self::Vmx | Self::Svm => Some(0),
+            Self::Sev => Some(2),
+            Self::SevEs => Some(3),
+            Self::SevSnp => Some(4),
+            Self::Tdx => Some(5),
+            Self::Other(_) => None,
         }
     }
 
-    /// The name by which programs and files call it: `vmx`, `tdx`, `svm`, `sev`, `sev-es`,
-    /// `sev-snp`.
+    /// The name in programs and files: `vmx`, `tdx`, `svm`, `sev`, `sev-es`, `sev-snp`.
     pub const fn name(self) -> &'static str {
+        self.op_name().0
+    }
+
+    /// The name as an [`Error`](crate::Error) carries it.
+    pub(crate) const fn op_name(self) -> &'static OpName {
         match self {
-            Self::Vmx => "vmx",
-            Self::Tdx => "tdx",
-            Self::Svm => "svm",
-            Self::Sev => "sev",
-            Self::SevEs => "sev-es",
-            Self::SevSnp => "sev-snp",
+            Self::Vmx => &OpName("vmx"),
+            Self::Tdx => &OpName("tdx"),
+            Self::Svm => &OpName("svm"),
+            Self::Sev => &OpName("sev"),
+            Self::SevEs => &OpName("sev-es"),
+            Self::SevSnp => &OpName("sev-snp"),
+            Self::Other(name) => name,
         }
     }
 
-    /// The technology of that name.
+    /// The technology of this project that has that name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|tech| tech.name() == name)
     }
@@ -124,8 +143,8 @@ mod tests {
         for vendor in [Vendor::Intel, Vendor::Amd] {
             let tech = Tech::normal(vendor);
             assert!(!tech.is_confidential());
-            assert_eq!(tech.vendor(), vendor);
-            assert_eq!(tech.kvm_vm_type(), 0);
+            assert_eq!(tech.vendor(), Some(vendor));
+            assert_eq!(tech.kvm_vm_type(), Some(0));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The checks. Each creates its VMs, and tears them down whatever it finds.
+//! The checks. Each creates its VMs, and tears them down, also after a failure.
 
 use alloc::format;
 use alloc::string::String;
@@ -6,9 +6,10 @@ use alloc::vec::Vec;
 
 use super::{Outcome, Subject};
 use crate::{
-    Backend, CpuId, EncCmd, EncRegion, EncTransfer, Error, Exception, Field, FreeReport, Gfn, Gpa,
-    HostRange, Hpa, InitialPage, InitialPageKind, KeyReleased, Level, MemSlot, Pfn, Privacy,
-    PrivateSpte, Result, SegmentName, SlotId, SpteChange, Step, VcpuId, VcpuOps, VmOps,
+    Answer, Backend, CpuId, DebugRegs, EncCmd, EncRegion, Error, Events, Exception, Field,
+    FreeReport, Gfn, Gpa, GuestDebug, HostRange, Hpa, InitialPage, InitialPageKind, KeyReleased,
+    MemSlot, MpState, Msr, Pfn, Privacy, Regs, Result, SlotId, Sregs, Step, VcpuId, VcpuOps, VmOps,
+    Xcrs, Xsave, cr0,
 };
 
 type Check<S> = fn(&mut S) -> Outcome;
@@ -37,7 +38,11 @@ pub(super) fn all<S: Subject>() -> Vec<(&'static str, Check<S>)> {
             "the teardown works from every step and gives everything back",
             teardown
         ),
-        ("the key is released once", release_once),
+        ("a lost token is made again by the same call", lost_tokens),
+        (
+            "vCPUs run only while the VM is runnable",
+            runs_need_a_runnable_vm
+        ),
         (
             "another VM's token is refused and handed back",
             foreign_token
@@ -47,6 +52,14 @@ pub(super) fn all<S: Subject>() -> Vec<(&'static str, Check<S>)> {
             vm_operations
         ),
         ("no operation of the vCPU panics", vcpu_operations),
+        (
+            "state that can be written reads back, and protected state refuses both",
+            state_groups
+        ),
+        (
+            "a move of a VM that is not ready fails and changes nothing",
+            moves
+        ),
         ("many lives one after the other", many_lives),
     ]
 }
@@ -258,9 +271,18 @@ fn slots<S: Subject>(subject: &mut S) -> Outcome {
                 true,
             )?;
             said("set_memory_slot", vm.set_memory_slot(&slot))?;
+            let elsewhere = MemSlot {
+                gpa: Gpa::new(0x20_0000),
+                ..slot
+            };
+            expect(
+                "deleting a slot of that number at another address is refused",
+                vm.delete_memory_slot(&elsewhere).is_err(),
+                true,
+            )?;
             let mut read_only = slot;
             read_only.flags.read_only = true;
-            let _ = vm.delete_memory_slot(&slot);
+            said("delete_memory_slot", vm.delete_memory_slot(&slot))?;
             said("set_memory_slot read-only", vm.set_memory_slot(&read_only))?;
             said("delete_memory_slot", vm.delete_memory_slot(&read_only))?;
             expect(
@@ -281,19 +303,38 @@ fn teardown<S: Subject>(subject: &mut S) -> Outcome {
     })
 }
 
-fn release_once<S: Subject>(subject: &mut S) -> Outcome {
+fn lost_tokens<S: Subject>(subject: &mut S) -> Outcome {
     judge(|| {
         let mut vm = said("create", subject.create())?;
         said("vm_init", vm.vm_init())?;
-        let key = said("mmu_release_hkid", vm.mmu_release_hkid())?;
-        let again = is_wrong_state(
-            "mmu_release_hkid twice",
-            Step::KeyReleased,
-            vm.mmu_release_hkid(),
-        );
-        free_with(vm, key)?;
-        again
+        let _lost = said("mmu_release_hkid", vm.mmu_release_hkid())?;
+        let key = said("mmu_release_hkid again", vm.mmu_release_hkid())?;
+        let _lost = vm
+            .drain_private(key)
+            .map_err(|(error, _)| format!("drain_private: {error}"))?;
+        let key = said("mmu_release_hkid of a drained VM", vm.mmu_release_hkid())?;
+        expect("step of a drained VM", vm.step(), Step::Drained)?;
+        free_with(vm, key)
     })
+}
+
+fn runs_need_a_runnable_vm<S: Subject>(subject: &mut S) -> Outcome {
+    judge(|| {
+        let mut vm = said("create", subject.create())?;
+        let found = runs_in_each_step(&mut vm);
+        free(vm).map(drop)?;
+        found
+    })
+}
+
+fn runs_in_each_step<V: Backend>(vm: &mut V) -> Result<(), String> {
+    said("vm_init", vm.vm_init())?;
+    let mut vcpu = said("create_vcpu", vm.create_vcpu(VcpuId(0)))?;
+    is_wrong_state("run too early", Step::Initialized, vcpu.vcpu_run())?;
+    said("vm_finalize", vm.vm_finalize())?;
+    let _token = said("mmu_release_hkid", vm.mmu_release_hkid())?;
+    is_wrong_state("run too late", Step::KeyReleased, vcpu.vcpu_run())?;
+    said("vcpu_free", vcpu.vcpu_free())
 }
 
 fn foreign_token<S: Subject>(subject: &mut S) -> Outcome {
@@ -336,16 +377,13 @@ fn call_everything<V: Backend>(vm: &mut V, memory: Option<HostRange>) {
         kind: InitialPageKind::Measured,
     };
     let _ = vm.add_initial_page(&page);
-    let (absent, far) = (PrivateSpte::Absent, PrivateSpte::Mapped(Pfn::new(u64::MAX)));
-    for (old, new) in [(absent, far), (far, absent), (far, far), (absent, absent)] {
-        for level in Level::ALL {
-            let _ = vm.set_private_spte(&SpteChange {
-                gfn: Gfn::new(u64::MAX),
-                level,
-                old,
-                new,
-            });
+    let _ = vm.measure_initial_page(Gpa::new(u64::MAX));
+    let _ = vm.measurement();
+    for pages in [0, 1, u64::MAX] {
+        for to in [Privacy::Private, Privacy::Shared] {
+            let _ = vm.set_memory_attributes(Gfn::new(u64::MAX), pages, to);
         }
+        let _ = vm.pre_fault_memory(Gfn::new(u64::MAX), pages);
     }
     let _ = vm.flush_private_tlb();
     let _ = vm.gmem_max_mapping_level(Pfn::new(u64::MAX), Privacy::Private);
@@ -363,11 +401,6 @@ fn call_everything<V: Backend>(vm: &mut V, memory: Option<HostRange>) {
     };
     let _ = vm.mem_enc_register_region(region);
     let _ = vm.mem_enc_unregister_region(region);
-    for transfer in [EncTransfer::Copy, EncTransfer::Move] {
-        if let Ok(context) = vm.release_enc_context(transfer) {
-            let _ = vm.adopt_enc_context(context);
-        }
-    }
     let _ = vm.set_tss_addr(Gpa::new(1));
     let _ = vm.set_identity_map_addr(Gpa::new(1));
     let _ = vm.has_emulated_msr(u32::MAX);
@@ -385,20 +418,6 @@ fn vcpu_operations<S: Subject>(subject: &mut S) -> Outcome {
         with_vm(subject, Step::Initialized, |vm| {
             let mut vcpu = said("create_vcpu", vm.create_vcpu(VcpuId(0)))?;
             call_every_vcpu_operation(&mut vcpu);
-            if !vcpu.is_valid_cr0(1 << 63) {
-                expect(
-                    "set_cr0 of what is not valid is refused",
-                    vcpu.set_cr0(1 << 63).is_err(),
-                    true,
-                )?;
-            }
-            if !vcpu.is_valid_cr4(1 << 63) {
-                expect(
-                    "set_cr4 of what is not valid is refused",
-                    vcpu.set_cr4(1 << 63).is_err(),
-                    true,
-                )?;
-            }
             vcpu.kick_handle().kick();
             said("vcpu_free", vcpu.vcpu_free())
         })
@@ -411,6 +430,10 @@ fn call_every_vcpu_operation<V: VcpuOps>(vcpu: &mut V) {
     }
     let _ = vcpu.vcpu_load(CpuId(0));
     vcpu.vcpu_put();
+    let _ = vcpu.exit_data().len();
+    for answer in [Answer::Value(0), Answer::Msr(0), Answer::InjectGp] {
+        let _ = vcpu.answer(answer);
+    }
     let mut data = [0xff; 64];
     let mut cmd = EncCmd {
         id: u32::MAX,
@@ -419,55 +442,146 @@ fn call_every_vcpu_operation<V: VcpuOps>(vcpu: &mut V) {
         firmware_status: 0,
     };
     let _ = vcpu.vcpu_mem_enc_op(&mut cmd);
-    if let Ok(regs) = vcpu.get_regs() {
-        let _ = vcpu.set_regs(&regs);
-    }
     let _ = vcpu.set_cpuid(&[]);
-    for msr in [0, 0x10, 0xc000_0080, u32::MAX] {
-        let _ = (vcpu.get_msr(msr), vcpu.set_msr(msr, u64::MAX));
+    for index in [0, 0x10, 0xc000_0080, u32::MAX] {
+        let _ = vcpu.msrs(&mut [Msr::read(index)]);
+        let _ = vcpu.set_msrs(&[Msr::write(index, u64::MAX)]);
     }
-    let _ = vcpu.set_efer(u64::MAX);
-    for name in SegmentName::ALL {
-        let _ = vcpu.get_segment_base(name);
-        if let Ok(segment) = vcpu.get_segment(name) {
-            let _ = vcpu.set_segment(name, &segment);
-        }
-    }
-    let _ = (vcpu.get_cpl(), vcpu.get_cs_db_l_bits());
-    for table in [vcpu.get_idt(), vcpu.get_gdt()].into_iter().flatten() {
-        let _ = (vcpu.set_idt(table), vcpu.set_gdt(table));
-    }
-    let _ = vcpu.set_dr7(0x400);
-    let _ = (vcpu.get_rflags(), vcpu.set_rflags(2), vcpu.get_if_flag());
-    let _ = (
-        vcpu.set_guest_debug(true, true),
-        vcpu.set_guest_debug(false, false),
-    );
-    let _ = vcpu.load_mmu_pgd(Hpa::new(u64::MAX), u8::MAX);
-    let _ = (vcpu.inject_irq(u8::MAX), vcpu.inject_nmi());
-    for vector in [0, 14, 31, 32, 255] {
-        let _ = vcpu.inject_exception(Exception {
-            vector,
-            error: Some(u32::MAX),
+    let exception = Exception::new(255, Some(u32::MAX));
+    let _ = vcpu.set_events(&Events {
+        exception: Some(exception),
+        ..Events::default()
+    });
+    for debug in [true, false] {
+        let _ = vcpu.set_guest_debug(GuestDebug {
+            enabled: debug,
+            single_step: debug,
+            hardware: None,
         });
     }
-    let _ = (
-        vcpu.interrupt_allowed(),
-        vcpu.nmi_allowed(),
-        vcpu.cancel_injection(),
-    );
-    let _ = (
-        vcpu.get_nmi_mask(),
-        vcpu.set_nmi_mask(true),
-        vcpu.set_nmi_mask(false),
-    );
+    let _ = vcpu.load_mmu_pgd(Hpa::new(u64::MAX), u8::MAX);
+    let _ = (vcpu.inject_irq(u8::MAX), vcpu.inject_nmi());
     let _ = vcpu.enable_irq_window();
-    let _ = (vcpu.get_interrupt_shadow(), vcpu.set_interrupt_shadow(0));
-    let _ = (
-        vcpu.write_tsc_offset(u64::MAX),
-        vcpu.write_tsc_multiplier(0),
-    );
+    let _ = vcpu.write_tsc_offset(u64::MAX);
+    let _ = vcpu.write_tsc_multiplier(0);
     let _ = vcpu.setup_mce(u64::MAX);
+}
+
+fn state_groups<S: Subject>(subject: &mut S) -> Outcome {
+    judge(|| {
+        with_vm(subject, Step::Initialized, |vm| {
+            let mut vcpu = said("create_vcpu", vm.create_vcpu(VcpuId(0)))?;
+            let found = every_group(&mut vcpu);
+            said("vcpu_free", vcpu.vcpu_free())?;
+            found
+        })
+    })
+}
+
+/// Writes a group, reads it back, and compares. A group that is refused is refused both ways, by the
+/// same error.
+fn group<V: VcpuOps, T: PartialEq + core::fmt::Debug>(
+    name: &str,
+    vcpu: &mut V,
+    get: impl Fn(&V) -> Result<T>,
+    change: impl Fn(&mut T),
+    set: impl Fn(&mut V, &T) -> Result<()>,
+    any: T,
+) -> Result<(), String> {
+    match get(vcpu) {
+        Ok(mut value) => {
+            change(&mut value);
+            said(name, set(vcpu, &value))?;
+            expect(name, get(vcpu), Ok(value))
+        }
+        Err(Error::NotOffered(_)) => expect(
+            name,
+            matches!(set(vcpu, &any), Err(Error::NotOffered(_))),
+            true,
+        ),
+        Err(Error::Protected(_)) => expect(
+            name,
+            matches!(set(vcpu, &any), Err(Error::Protected(_))),
+            true,
+        ),
+        Err(error) => Err(format!("{name}: {error}")),
+    }
+}
+
+fn every_group<V: VcpuOps>(vcpu: &mut V) -> Result<(), String> {
+    group(
+        "regs",
+        vcpu,
+        V::regs,
+        |r| r.rbx = 0x1234,
+        V::set_regs,
+        Regs::default(),
+    )?;
+    group(
+        "sregs",
+        vcpu,
+        V::sregs,
+        |s| s.cr2 = 0x1000,
+        V::set_sregs,
+        Sregs::default(),
+    )?;
+    let initial = Xsave::initial();
+    group("xsave", vcpu, V::xsave, |_| (), V::set_xsave, initial)?;
+    let mask = |events: &mut Events| events.nmi.masked = true;
+    group(
+        "events",
+        vcpu,
+        V::events,
+        mask,
+        V::set_events,
+        Events::default(),
+    )?;
+    group(
+        "debug_regs",
+        vcpu,
+        V::debug_regs,
+        |d| d.db[0] = 8,
+        V::set_debug_regs,
+        DebugRegs::default(),
+    )?;
+    group("xcrs", vcpu, V::xcrs, |_| (), V::set_xcrs, Xcrs::default())?;
+    let set_mp_state = |vcpu: &mut V, state: &MpState| vcpu.set_mp_state(*state);
+    group(
+        "mp_state",
+        vcpu,
+        V::mp_state,
+        |_| (),
+        set_mp_state,
+        MpState::default(),
+    )?;
+    if let Ok(sregs) = vcpu.sregs() {
+        let paging_without_protection = Sregs {
+            cr0: cr0::PG,
+            ..sregs
+        };
+        let refused = vcpu.set_sregs(&paging_without_protection).is_err();
+        expect("set_sregs refuses an invalid CR0", refused, true)?;
+    }
+    Ok(())
+}
+
+fn moves<S: Subject>(subject: &mut S) -> Outcome {
+    judge(|| {
+        let mut from = said("create", subject.create())?;
+        let mut to = said("create", subject.create())?;
+        let moved = S::Vm::move_context(&mut from, &mut to).is_err();
+        let copied = S::Vm::copy_context(&mut from, &mut to).is_err();
+        let steps = (from.step(), to.step());
+        free(from).map(drop)?;
+        free(to).map(drop)?;
+        expect("a move before vm_init fails", moved, true)?;
+        expect("a copy before vm_init fails", copied, true)?;
+        expect(
+            "steps after a failed move",
+            steps,
+            (Step::Created, Step::Created),
+        )
+    })
 }
 
 fn many_lives<S: Subject>(subject: &mut S) -> Outcome {

@@ -1,101 +1,88 @@
 //! The smallest back end: a VM without memory whose vCPU shuts down at once.
 
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use spin::Mutex;
+
 use crate::{
-    Arc, Backend, Drained, Error, Exit, Field, FreeReport, KeyReleased, Kick, MemSlot, Result,
-    Step, Tech, VcpuId, VcpuOps, VmId, VmOps,
+    Backend, Drained, Error, Exit, Field, FreeReport, KeyReleased, Kick, Life, MemSlot, OpName,
+    Result, SlotId, Step, Tech, VcpuId, VcpuOps, VmId, VmOps,
 };
 
-/// A VM that holds nothing; an example of a back end, and a variant for examples of enums.
+/// A VM that holds nothing: an example of a back end, and a variant for examples of enums.
 #[derive(Debug)]
 pub struct NullVm {
-    id: VmId,
-    step: Step,
-    /// The vCPUs and slots that exist, one bit each: the VM has 64 of either at the most.
+    life: Arc<Life>,
+    /// The vCPUs that exist, one bit each: the VM has at most 64.
     vcpus: AtomicU64,
-    slots: AtomicU64,
+    slots: Mutex<BTreeMap<SlotId, MemSlot>>,
 }
+
+static NULL: OpName = OpName("null");
 
 impl NullVm {
     /// Creates it.
-    pub const fn new(id: VmId) -> Self {
+    pub fn new(id: VmId) -> Self {
         Self {
-            id,
-            step: Step::Created,
+            life: Arc::new(Life::new(id, Tech::Other(&NULL))),
             vcpus: AtomicU64::new(0),
-            slots: AtomicU64::new(0),
+            slots: Mutex::new(BTreeMap::new()),
         }
     }
-}
-
-fn bit(number: u32, field: Field) -> Result<u64> {
-    1u64.checked_shl(number)
-        .ok_or(Error::Invalid(field, number.into()))
 }
 
 impl VmOps for NullVm {
     fn tech(&self) -> Tech {
-        Tech::Vmx
+        self.life.tech()
     }
 
     fn id(&self) -> VmId {
-        self.id
+        self.life.id()
     }
 
     fn step(&self) -> Step {
-        self.step
+        self.life.step()
     }
 
     fn vm_init(&mut self) -> Result<()> {
-        self.step.require(Step::Created)?;
-        self.step = Step::Initialized;
-        Ok(())
+        self.life.advance(Step::Initialized)
     }
 
     fn vm_finalize(&mut self) -> Result<()> {
-        self.step.require(Step::Initialized)?;
-        self.step = Step::Runnable;
-        Ok(())
+        self.life.advance(Step::Runnable)
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
-        self.step
-            .require_one_of(&[Step::Created, Step::Initialized, Step::Runnable])?;
-        self.step = Step::KeyReleased;
-        Ok(KeyReleased::without_key(self.id))
+        Ok(self.life.release_without_key())
     }
 
     fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
-        if released.vm() != self.id {
-            return Err((Error::Invalid(Field::Token, released.vm().0), released));
-        }
-        if let Err(error) = self.step.require(Step::KeyReleased) {
-            return Err((error, released));
-        }
-        self.step = Step::Drained;
-        Ok(released.without_private_pages())
+        self.life.drain_without_private_pages(released)
     }
 
     fn vm_free(self, _: Drained) -> FreeReport {
-        FreeReport::new(self.id, self.tech())
+        FreeReport::new(self.life.id(), self.life.tech())
     }
 
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
-        self.step.require_live()?;
+        self.life.require_live()?;
         slot.last()?;
-        self.slots
-            .fetch_or(bit(slot.id.0, Field::Slot)?, Ordering::Relaxed);
+        self.slots.lock().insert(slot.id, *slot);
         Ok(())
     }
 
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
-        self.step.require_live()?;
-        let bit = bit(slot.id.0, Field::Slot)?;
-        if self.slots.fetch_and(!bit, Ordering::Relaxed) & bit == 0 {
-            return Err(Error::NotFound(Field::Slot, slot.id.0.into()));
+        self.life.require_live()?;
+        let mut slots = self.slots.lock();
+        match slots.get(&slot.id) {
+            Some(known) if known.is_same_place(slot) => {
+                slots.remove(&slot.id);
+                Ok(())
+            }
+            _ => Err(Error::NotFound(Field::Slot, slot.id.0.into())),
         }
-        Ok(())
     }
 }
 
@@ -103,12 +90,15 @@ impl Backend for NullVm {
     type Vcpu = NullVcpu;
 
     fn create_vcpu(&self, id: VcpuId) -> Result<NullVcpu> {
-        self.step.require_live()?;
-        let bit = bit(id.0, Field::Vcpu)?;
+        self.life.require_live()?;
+        let bit = 1u64
+            .checked_shl(id.0)
+            .ok_or(Error::Invalid(Field::Vcpu, id.0.into()))?;
         if self.vcpus.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
             return Err(Error::Exists(Field::Vcpu, id.0.into()));
         }
-        Ok(NullVcpu { id })
+        let life = self.life.clone();
+        Ok(NullVcpu { id, life })
     }
 }
 
@@ -116,6 +106,7 @@ impl Backend for NullVm {
 #[derive(Debug)]
 pub struct NullVcpu {
     id: VcpuId,
+    life: Arc<Life>,
 }
 
 struct NoKick;
@@ -129,7 +120,8 @@ impl VcpuOps for NullVcpu {
         self.id
     }
 
-    fn vcpu_run(&mut self) -> Result<Exit<'_>> {
+    fn vcpu_run(&mut self) -> Result<Exit> {
+        self.life.require(Step::Runnable)?;
         Ok(Exit::Shutdown)
     }
 

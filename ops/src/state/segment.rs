@@ -1,28 +1,4 @@
-//! Register state of a vCPU in neutral types, so that this crate needs no KVM headers.
-
-/// The general registers, RIP and RFLAGS (`struct kvm_regs`, in its order).
-#[allow(missing_docs)] // Each is the register of its name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Regs {
-    pub rax: u64,
-    pub rbx: u64,
-    pub rcx: u64,
-    pub rdx: u64,
-    pub rsi: u64,
-    pub rdi: u64,
-    pub rsp: u64,
-    pub rbp: u64,
-    pub r8: u64,
-    pub r9: u64,
-    pub r10: u64,
-    pub r11: u64,
-    pub r12: u64,
-    pub r13: u64,
-    pub r14: u64,
-    pub r15: u64,
-    pub rip: u64,
-    pub rflags: u64,
-}
+//! Segment registers and descriptor tables.
 
 /// The name of a segment register.
 #[allow(missing_docs)] // Each is the register of its name.
@@ -35,7 +11,7 @@ pub enum SegmentName {
     Gs,
     Ss,
     Tr,
-    Ldtr,
+    Ldt,
 }
 
 impl SegmentName {
@@ -48,7 +24,7 @@ impl SegmentName {
         Self::Gs,
         Self::Ss,
         Self::Tr,
-        Self::Ldtr,
+        Self::Ldt,
     ];
 }
 
@@ -81,6 +57,17 @@ pub struct Segment {
     pub unusable: bool,
 }
 
+/// The default operand and address size of a code segment (`get_cs_db_l_bits` in main.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CodeSize {
+    /// 16 bits: D and L are clear.
+    Bits16,
+    /// 32 bits: D is set.
+    Bits32,
+    /// 64 bits: L is set.
+    Bits64,
+}
+
 /// GDTR or IDTR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DescTable {
@@ -88,26 +75,4 @@ pub struct DescTable {
     pub base: u64,
     /// Limit in bytes.
     pub limit: u16,
-}
-
-/// Which event to inject as an exception.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exception {
-    /// The vector, 0 to 31.
-    pub vector: u8,
-    /// The error code, for a vector that has one.
-    pub error: Option<u32>,
-}
-
-/// One CPUID leaf (`struct kvm_cpuid_entry2`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CpuidEntry {
-    /// Leaf (EAX on input).
-    pub leaf: u32,
-    /// Subleaf (ECX on input).
-    pub subleaf: u32,
-    /// Whether the subleaf matters.
-    pub subleaf_significant: bool,
-    /// EAX, EBX, ECX, EDX on output.
-    pub regs: [u32; 4],
 }

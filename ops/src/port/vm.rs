@@ -1,0 +1,185 @@
+//! One VM of the machine, and the capabilities that it may have.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+
+use crate::guest::GuestProgram;
+use crate::{Asid, Gfn, Gpa, Hpa, Level, MemSlot, Page, Result, SharedMask, VcpuId, VcpuOps};
+
+/// A VM of the machine below: memory slots and vCPUs, without the rules of any technology.
+///
+/// A port that can hold confidential VMs offers their operations as capabilities:
+/// [`td`](Self::td), [`sev`](Self::sev).
+pub trait VmPort: Send + Sync + 'static {
+    /// The vCPU of the machine, which answers every vCPU operation as the processor does.
+    type Vcpu: VcpuOps + 'static;
+
+    /// Creates a vCPU.
+    ///
+    /// # Errors
+    /// [`Error::Exists`](crate::Error::Exists) if it exists;
+    /// [`Error::Invalid`](crate::Error::Invalid) if the number is not below
+    /// [`VmParams::vcpus`](crate::VmParams::vcpus); the answer of the system.
+    fn create_vcpu(&self, id: VcpuId) -> Result<Self::Vcpu>;
+
+    /// Creates a slot, or changes the flags of the slot of that number, address and memory. The
+    /// memory is lent until the slot is deleted or the VM closed, and to this VM only.
+    ///
+    /// # Errors
+    /// [`Error::Exists`](crate::Error::Exists) if the number is taken by another slot; the answer of
+    /// the system. The caller checks for overlaps.
+    fn set_memory_slot(&self, slot: &MemSlot) -> Result<()>;
+
+    /// Deletes a slot. After the call no vCPU reaches the memory.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) if the VM has no slot with that number, address
+    /// and memory; the answer of the system.
+    fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()>;
+
+    /// Fetches and clears the dirty bitmap of a slot. Bit 0 of word 0 is its first page.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) for a bitmap of the wrong length;
+    /// [`Error::NotFound`](crate::Error::NotFound) for a slot without a dirty log.
+    fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()>;
+
+    /// Reserves three pages that VMX needs to run real mode without "unrestricted guest"
+    /// (`KVM_SET_TSS_ADDR`).
+    ///
+    /// # Errors
+    /// The answer of the system.
+    fn set_tss_addr(&self, gpa: Gpa) -> Result<()>;
+
+    /// Reserves one page for the identity map that VMX needs likewise
+    /// (`KVM_SET_IDENTITY_MAP_ADDR`). Only before the first vCPU.
+    ///
+    /// # Errors
+    /// The answer of the system.
+    fn set_identity_map_addr(&self, gpa: Gpa) -> Result<()>;
+
+    /// True if the machine below emulates that MSR for guests.
+    fn has_emulated_msr(&self, index: u32) -> bool;
+
+    /// Sends an interrupt to a vCPU's local APIC in the platform, from any thread.
+    ///
+    /// # Errors
+    /// The answer of the system.
+    fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()>;
+
+    /// The operations for a TD, if the machine can hold TDs.
+    fn td(&self) -> Option<&dyn TdPort> {
+        None
+    }
+
+    /// The operations for an SEV guest, if the machine can hold SEV guests.
+    fn sev(&self) -> Option<&dyn SevPort> {
+        None
+    }
+
+    /// Gives the VM back, with all its slots. A vCPU handle that is left cannot run any more and never
+    /// reaches the memory of the slots.
+    ///
+    /// # Errors
+    /// The answer of the system; the VM is leaked then.
+    fn close(self) -> Result<()>;
+}
+
+/// The shared memory of a confidential VM: the part of its slots that it accesses without its key.
+pub trait SharedMemory: Send + Sync {
+    /// Adds frames to the shared memory, or removes them. All frames are shared at first. An access
+    /// to a removed frame leaves the guest as a violation of a shared address, even where a slot is.
+    /// After the call no vCPU uses the old state.
+    ///
+    /// # Errors
+    /// The answer of the system. A machine whose shared tables the caller does not govern does
+    /// nothing.
+    fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()>;
+
+    /// Reads the memory of slots as the host sees it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) if a part of the range is in no slot.
+    fn read_slot(&self, gpa: Gpa, data: &mut [u8]) -> Result<()>;
+
+    /// Writes the memory of slots as the host does.
+    ///
+    /// # Errors
+    /// As [`read_slot`](Self::read_slot); [`Error::NotFound`](crate::Error::NotFound) for a
+    /// read-only slot too.
+    fn write_slot(&self, gpa: Gpa, data: &[u8]) -> Result<()>;
+}
+
+/// The operations of the machine for a TD.
+pub trait TdPort: SharedMemory {
+    /// Gives a guest program to the TD vCPU whose TDVPR page is `tdvpr`. From then on only
+    /// TDH.VP.ENTER runs it. `mask` is the TD's; accesses with the shared bit go to this VM's slots.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`](crate::Error::NotOffered) on a real processor, which runs the code in
+    /// memory.
+    fn load_td_program(
+        &self,
+        vcpu: VcpuId,
+        tdvpr: Hpa,
+        mask: SharedMask,
+        program: Box<dyn GuestProgram>,
+    ) -> Result<()>;
+}
+
+/// The operations of the machine for an SEV, SEV-ES or SNP guest.
+pub trait SevPort: SharedMemory {
+    /// Binds the VM to an ASID (the ASID field of its VMCBs). From the next entry on, accesses with
+    /// the C-bit use the key of that ASID. `None` removes the binding.
+    ///
+    /// # Errors
+    /// The answer of the system.
+    fn bind_asid(&self, asid: Option<Asid>, mask: SharedMask) -> Result<()>;
+
+    /// Maps guest frames to a page in the nested page tables, or unmaps what maps them. `gfn` is
+    /// aligned to `level`, and `page` has that level. After the call no vCPU uses the old mapping. The
+    /// owner of the page unmaps it before giving it back.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) for a level that the machine cannot map.
+    fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<&Page>) -> Result<()>;
+
+    /// Sends the nested page faults of the guest to its back end. Call it before the first vCPU runs.
+    /// `None` removes the handler.
+    ///
+    /// # Errors
+    /// The answer of the system.
+    fn handle_nested_faults(&self, handler: Option<Arc<dyn NestedFaults>>) -> Result<()>;
+}
+
+/// The way to load guest programs into a vCPU of a host that runs programs.
+pub trait Programs {
+    /// Gives a guest program to the vCPU. It starts with the next `vcpu_run`.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`](crate::Error::WrongState) in a step that allows no program.
+    fn load_program(&mut self, program: Box<dyn GuestProgram>) -> Result<()>;
+}
+
+/// The answer to a nested page fault of a confidential AMD guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NestedFaultAnswer {
+    /// The access can be done again.
+    Retry,
+    /// The access leaves the guest as [`Exit::MemoryFault`](crate::Exit::MemoryFault).
+    Leave,
+    /// The run of the vCPU fails with this error. The next run does the access again.
+    Fail(crate::Error),
+}
+
+/// The back end's side of nested page faults. The machine calls it on the thread that runs the vCPU,
+/// and holds no lock of the port meanwhile.
+pub trait NestedFaults: Send + Sync {
+    /// Handles an access with the C-bit to a frame that is not mapped, or that the RMP keeps from the
+    /// guest.
+    fn private_fault(&self, gfn: Gfn) -> NestedFaultAnswer;
+
+    /// Handles an access where the RMP holds a 2 MiB page and the guest or its mapping means 4 KiB
+    /// (#NPF with SIZEM).
+    fn size_mismatch(&self, gfn: Gfn) -> NestedFaultAnswer;
+}
