@@ -1,4 +1,4 @@
-//! Which frames are private and which are shared.
+//! Private and shared frames.
 
 use core::fmt;
 use core::ops::Range;
@@ -91,7 +91,7 @@ impl Attributes {
         }))
     }
 
-    /// Whether a whole range has the attribute `privacy`.
+    /// Returns whether the whole range has the attribute `privacy`.
     ///
     /// # Errors
     /// As [`set`](Self::set).

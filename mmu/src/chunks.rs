@@ -12,7 +12,7 @@ use core::ptr::NonNull;
 use crate::node::{Dir, Leaf, Owned};
 use crate::{Error, Level, Result};
 
-/// What chunks are cut into, and aligned to: a leaf.
+/// The unit and the alignment of chunks: a leaf.
 const UNIT: usize = size_of::<Leaf>();
 const DIR_UNITS: usize = size_of::<Dir>() / UNIT;
 const _: () = assert!(size_of::<Dir>() == DIR_UNITS * UNIT);

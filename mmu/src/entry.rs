@@ -1,4 +1,4 @@
-//! What one word of the mirror says, and how a word is taken for a change.
+//! The words of the mirror, and how a thread takes one for a change.
 
 use crate::sync::{AtomicU64, Ordering};
 use crate::{Pfn, PrivateSpte};

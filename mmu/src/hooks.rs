@@ -1,11 +1,11 @@
-//! What the mirror asks of a back end.
+//! The mirror's requests to a back end.
 
 use crate::{Error, Level, Pfn, Result, SpteChange};
 
 /// The back end's side of the mirror: it makes in the Secure-EPT what the mirror is about to record.
 ///
-/// The mirror knows no rule of any technology. It tells which entry goes from what to what, and the
-/// back end derives the firmware calls:
+/// The mirror knows no rule of any technology. It names the old and the new value of an entry, and
+/// the back end derives the firmware calls:
 ///
 /// | old | new | TDX |
 /// |---|---|---|
@@ -30,8 +30,7 @@ pub trait MirrorHooks {
     /// Makes one change. While it runs, other threads see the entry as being changed.
     ///
     /// # Errors
-    /// Any error means that nothing changed; the mirror keeps the old entry and hands the error to
-    /// its caller.
+    /// Any error means that nothing changed; the mirror keeps the old entry and returns the error.
     fn set_private_spte(&self, change: &SpteChange) -> Result<()>;
 
     /// Makes a change that gives a page back to the host.
@@ -54,7 +53,7 @@ pub trait MirrorHooks {
     /// Takes a 4 KiB page out of the host's use, to become a page of the Secure-EPT.
     ///
     /// # Errors
-    /// Where there is none; the caller of the mirror gets the error.
+    /// [`Error::NoMemory`] or another error of the host; the mirror hands it to its caller.
     fn alloc_table(&self) -> Result<Pfn>;
 
     /// Takes back a page from [`alloc_table`](Self::alloc_table) that is not, or no longer, the firmware's.
@@ -63,12 +62,12 @@ pub trait MirrorHooks {
     /// Takes back a guest page that the firmware has let go.
     fn free_page(&self, page: Pfn, level: Level);
 
-    /// A page that must never be used again, because it is in no table any more and yet not clean;
+    /// Takes a page that must never be used again: it is in no table any more, but not clean.
     /// `level` is its size.
     fn leak(&self, page: Pfn, level: Level, error: Error);
 }
 
-/// How a change ended that gives a page back to the host.
+/// The result of a change that gives a page back to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// The entry is changed and the page is the host's.

@@ -1,4 +1,4 @@
-//! What is in the mirror: for reports, and for the teardown.
+//! The contents of the mirror, for reports and for the teardown.
 
 use crate::entry::{EMPTY, decode};
 use crate::mirror::Mirror;
@@ -6,7 +6,7 @@ use crate::node::{Dir, ENTRIES, Leaf, Node, below};
 use crate::sync::Ordering;
 use crate::{Gfn, Level, Pfn, PrivateSpte};
 
-/// What a page is that [`Mirror::drain`] lists.
+/// The kind of a page that [`Mirror::drain`] lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Held {
     /// A page of the guest.
@@ -15,14 +15,14 @@ pub enum Held {
     Table,
 }
 
-/// What the mirror holds.
+/// Counts of the mirror's contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// 4 KiB pages, blocked ones among them.
     pub pages_4k: u64,
     /// 2 MiB pages, blocked ones among them.
     pub pages_2m: u64,
-    /// How many of the pages are blocked.
+    /// Pages that are blocked.
     pub blocked: u64,
     /// Pages of the Secure-EPT, without the root.
     pub tables: u64,

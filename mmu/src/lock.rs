@@ -2,7 +2,7 @@
 //!
 //! Linux faults private memory under `mmu_lock` held for reading. A plain reader-writer lock makes
 //! all vCPUs write one word for each fault, which costs more than the fault's walk and scales
-//! backwards; here each vCPU has a slot, on a cache line of its own.
+//! backwards; here each vCPU has a slot on a separate cache line.
 
 use alloc::boxed::Box;
 use core::cell::UnsafeCell;
@@ -54,7 +54,7 @@ impl<T> ReaderLock<T> {
         }
     }
 
-    /// How many slots there are.
+    /// The number of slots.
     pub fn slots(&self) -> usize {
         self.slots.len()
     }
@@ -118,7 +118,7 @@ impl<T> ReaderLock<T> {
         guard
     }
 
-    /// The value, without locking: nobody else has the lock.
+    /// The value, without locking: `&mut self` excludes every other user.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()
     }

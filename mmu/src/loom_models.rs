@@ -18,7 +18,7 @@ use crate::{
 /// A firmware of two entries and as many tables, which finds out if two threads change one entry at
 /// once, or one twice.
 struct Hooks {
-    /// What the firmware has for frames 0 and 1: changed without a lock, so that the model
+    /// The firmware's entries for frames 0 and 1: changed without a lock, so that the model
     /// checker reports a race.
     pages: [UnsafeCell<u64>; 2],
     tables: [UnsafeCell<u64>; 3],

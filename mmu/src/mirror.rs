@@ -13,7 +13,7 @@ use crate::node::{Dir, Leaf, Node, below, index};
 use crate::sync::{AtomicU64, Ordering};
 use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result, SpteChange};
 
-/// How [`Mirror::map`] ended.
+/// The result of [`Mirror::map`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapped {
     /// The page is mapped now.
@@ -31,14 +31,14 @@ pub enum Mapped {
 pub struct Lookup {
     /// The level where the walk ended.
     pub level: Level,
-    /// What is there, never [`PrivateSpte::Table`]. An entry to which something is just being added is absent.
+    /// The entry, never [`PrivateSpte::Table`]. An entry that a thread is just filling is absent.
     pub entry: PrivateSpte,
 }
 
 /// The mirror of a Secure-EPT: a copy in host memory of what the firmware's tables say.
 ///
-/// `&self` is what faults do, many at once; `&mut self` is what must be alone. There is no lock
-/// inside: put it into a [`ReaderLock`](crate::ReaderLock). The root has no page of its own here,
+/// Faults take `&self`, many at once; operations that must be alone take `&mut self`. There is no lock
+/// inside: put it into a [`ReaderLock`](crate::ReaderLock). The root has no page here,
 /// because the firmware makes it with the VM (TDH.MNG.ADDCX).
 ///
 /// Dropping a mirror calls no hook and frees no page: [`drain`](Self::drain) it first.
@@ -47,8 +47,8 @@ pub struct Mirror {
     pub(crate) top: Level,
     frames: u64,
     pub(crate) arena: Arena,
-    /// Leaves below blocked tables, by their first frame: what a promotion left that could neither
-    /// be finished nor undone. No walk goes there.
+    /// Leaves below blocked tables, by their first frame: the remains of a promotion that could
+    /// neither be finished nor undone. No walk goes there.
     pub(crate) aside: Vec<(u64, NonNull<Leaf>)>,
     /// Something was blocked since the last flush.
     pub(crate) unflushed: bool,
@@ -97,7 +97,7 @@ impl Mirror {
         self.top
     }
 
-    /// How many frames it covers; larger frame numbers are refused.
+    /// The number of frames that it covers; larger frame numbers are refused.
     pub const fn frames(&self) -> u64 {
         self.frames
     }
@@ -290,7 +290,7 @@ unsafe fn step(dir: &Dir, gfn: u64, level: Level) -> Result<&Dir, (&Dir, Level)>
     }
 }
 
-/// Whether an entry can hold the table page that a hook gave.
+/// Checks that an entry can hold the table page of a hook.
 pub(crate) fn check_table(table: Pfn) -> Result<()> {
     if table.get() > MAX_PFN {
         return Err(Error::Invalid(Field::HostAddress, table.get()));

@@ -4,7 +4,7 @@
 //! ([`entry`](crate::entry)); a directory holds beside it the pointer to the node below. A walk
 //! reads the pointers alone: one load a level.
 //!
-//! Invariants, on which the unsafe code of this crate stands:
+//! Invariants that the unsafe code of this crate relies on:
 //! 1. The pointer of an entry is null unless the entry is a table, or a table that a thread is just
 //!    adding. It points to a directory where the entry's level is above 2 MiB, and to a leaf where
 //!    it is 2 MiB.
@@ -55,7 +55,7 @@ impl Owned {
     }
 }
 
-/// Which entry of a table of `level` covers a frame.
+/// The index of the entry in a table of `level` that covers a frame.
 #[inline]
 pub(crate) const fn index(gfn: u64, level: Level) -> usize {
     (gfn >> (9 * level as u32)) as usize & (ENTRIES - 1)
@@ -73,7 +73,7 @@ pub(crate) const fn below(level: Level) -> Level {
 }
 
 impl Leaf {
-    /// Whether nothing is in it, for exclusive callers.
+    /// Returns whether it is empty; for exclusive callers.
     pub(crate) fn is_empty(&self) -> bool {
         self.words.iter().all(|w| w.load(Ordering::Relaxed) == 0)
     }
@@ -114,7 +114,7 @@ impl Dir {
         })
     }
 
-    /// Whether there is a node below entry `i`.
+    /// Returns whether a node is below entry `i`.
     #[inline]
     pub(crate) fn has_below(&self, i: usize) -> bool {
         !self.below[i].load(Ordering::Acquire).is_null()
@@ -138,7 +138,7 @@ impl Dir {
         node
     }
 
-    /// Whether nothing is in it, for exclusive callers.
+    /// Returns whether it is empty; for exclusive callers.
     pub(crate) fn is_empty(&self) -> bool {
         self.words.iter().all(|w| w.load(Ordering::Relaxed) == 0)
     }

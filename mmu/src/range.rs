@@ -1,4 +1,4 @@
-//! What must be alone: blocking, unblocking and removing ranges.
+//! The exclusive side: blocking, unblocking and removing ranges.
 
 use kvm_ops_core::Field;
 
@@ -9,7 +9,7 @@ use crate::sync::Ordering;
 use crate::visit::{Frames, Slot};
 use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Removal, Result, SpteChange};
 
-/// What [`Mirror::zap`] does about tables that it leaves empty.
+/// The treatment of tables that [`Mirror::zap`] leaves empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EmptyTables {
     /// They stay: the next fault needs no SEPT.ADD. Linux does so while a TD lives.
@@ -19,7 +19,7 @@ pub enum EmptyTables {
     Free,
 }
 
-/// What [`Mirror::zap`] did.
+/// The result of [`Mirror::zap`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Zapped {
     /// Guest pages removed, of any size.
@@ -36,7 +36,7 @@ impl Mirror {
     /// that only part of the range covers is [demoted](Self::demote) first.
     ///
     /// # Errors
-    /// What a hook answered. Each entry then is what the firmware has: those before the one that
+    /// The error of a hook. Each entry then is what the firmware has: those before the one that
     /// failed are changed, it and those after it are not. Call it again to go on (what is blocked
     /// is not blocked twice), or [`unblock`](Self::unblock) to undo. After [`Removal::Dirty`] the page is leaked and
     /// its error returned. [`Error::Invalid`] for a range that ends beyond the mirror.
@@ -156,8 +156,7 @@ impl Mirror {
         floor: Level,
         zapped: &mut Zapped,
     ) -> Result<()> {
-        // What is blocked since before the last flush needs no other; what is not blocked at all
-        // is none of this call's.
+        // Entries blocked before the last flush need no other one.
         self.flush(hooks)?;
         self.visit(range, floor, &mut |slot: Slot<'_>| match slot.entry {
             PrivateSpte::Blocked(page) => {

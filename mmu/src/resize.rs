@@ -33,7 +33,7 @@ impl Mirror {
         let (PrivateSpte::Mapped(page) | PrivateSpte::Blocked(page)) = entry else {
             return Err(not_found);
         };
-        // What can run short is taken before anything is blocked.
+        // Take the memory before blocking anything: it may run short.
         let node = self.arena.take(Level::Size2M)?;
         let result = hooks.alloc_table().and_then(|table| {
             check_table(table)
@@ -65,7 +65,7 @@ impl Mirror {
         }
         self.flush(hooks)?;
         slot = self.slot_2m(base)?;
-        // SAFETY: the node is fresh from the arena: linked nowhere, referred to by nobody else.
+        // SAFETY: the node is fresh from the arena: not linked, and no other reference to it exists.
         let words = unsafe { &leaf.as_ref().words };
         for (i, word) in words.iter().enumerate() {
             word.store(mapped(page.get() + i as u64), Ordering::Relaxed);

@@ -44,7 +44,7 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    /// Which entries of a table at `base`, whose entries are of level `at`, have a frame of the range.
+    /// The indices of the entries in a table at `base` and of level `at` that have a frame of the range.
     #[inline]
     fn entries(self, base: u64, at: Level) -> core::ops::Range<usize> {
         let size = at.frames();
@@ -127,7 +127,7 @@ fn visit_word(
     f: &mut impl FnMut(Slot<'_>) -> Result<()>,
 ) -> Result<()> {
     match decode(word.load(Ordering::Acquire)) {
-        // A table whose pointer is read anew is a node, which the callers know.
+        // The callers read the pointer of a table and visit its node.
         PrivateSpte::Absent | PrivateSpte::Table(_) => Ok(()),
         entry => f(Slot {
             word,

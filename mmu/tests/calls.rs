@@ -1,4 +1,4 @@
-//! What each operation costs, in calls to the firmware.
+//! The cost of each operation, in calls to the firmware.
 
 mod common;
 

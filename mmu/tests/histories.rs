@@ -69,7 +69,7 @@ fn failures() -> impl Strategy<Value = Vec<(u32, Failure)>> {
 }
 
 const PAGES: u64 = 1 << 40;
-/// Where the other page for a frame is, which a fault must not find spurious.
+/// Offset of the other page for a frame.
 const OTHERS: u64 = 1 << 41;
 
 /// The page of a frame: fixed, so that faults repeat and promotions are possible.
@@ -77,7 +77,7 @@ fn page_of(gfn: u64) -> Pfn {
     Pfn::new(PAGES + (gfn & 0x1f_ffff_ffff))
 }
 
-/// What decides about a frame, from the firmware's entries alone.
+/// The entry that decides about a frame, from the firmware's entries alone.
 fn expected(entries: &BTreeMap<(u64, Level), PrivateSpte>, top: Level, gfn: u64) -> Lookup {
     let mut level = top;
     loop {
@@ -246,7 +246,7 @@ proptest! {
             let _ = run(&mut mirror, &fw, op);
         }
         drained(&mut mirror, &fw);
-        // An emptied mirror begins anew.
+// An emptied mirror can be used again.
         let fresh = Firmware::new(top);
         prop_assert_eq!(
             mirror.map(&fresh, Gfn::new(7), Level::Size4K, || Ok(page_of(7))),

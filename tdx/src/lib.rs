@@ -15,8 +15,8 @@
 //! | `run` | TDH.VP.ENTER and what comes back |
 //! | `proof` | the one file with `unsafe`: it mints the tokens of the teardown |
 //!
-//! How it all behaves, the retry table and the rules of leaks are in docs/tdx.md; what each failure
-//! of each call leads to is in docs/tdx-failures.md.
+//! docs/tdx.md describes the behaviour, the retry table and the rules of leaks;
+//! docs/tdx-failures.md lists the outcome of each failure of each call.
 #![no_std]
 #![deny(unsafe_code)]
 

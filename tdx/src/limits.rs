@@ -1,4 +1,4 @@
-//! What the TDX module of this machine allows, read by TDH.SYS.RD.
+//! The limits of this machine's TDX module, read by TDH.SYS.RD.
 
 use alloc::vec::Vec;
 
@@ -24,7 +24,7 @@ mod field {
 /// TD_PARAMS has room for so many CPUID rows.
 const MAX_CPUID_ROWS: u64 = 32;
 
-/// What the module allows a TD.
+/// The limits that the module sets to a TD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Pages of a TDCS.
@@ -49,7 +49,7 @@ pub(crate) struct CpuidRow {
     pub(crate) leaf: u32,
     /// `None` for a leaf without sub-leaves.
     pub(crate) subleaf: Option<u32>,
-    /// Which bits of EAX, EBX, ECX, EDX.
+    /// The bits of EAX, EBX, ECX and EDX that the host may choose.
     pub(crate) mask: [u32; 4],
 }
 

@@ -27,7 +27,7 @@ const FLAG_NO_RBP_MOD: u64 = 1 << 2;
 /// EPTP_CONTROLS bits 2:0: write-back memory.
 const EPTP_WRITE_BACK: u64 = 6;
 
-/// Where the fields stand.
+/// Offsets of the fields.
 mod offset {
     pub(super) const ATTRIBUTES: usize = 0;
     pub(super) const XFAM: usize = 8;

@@ -8,7 +8,7 @@ use kvm_ops::Error;
 use crate::seamcall::Leaf;
 use crate::status::{Class, Status};
 
-/// What is done about a status.
+/// The reaction to a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Nothing: the call did what was wanted, or it was done already.
@@ -21,13 +21,13 @@ pub enum Action {
     KickAndRetry,
     /// Go on where the call was interrupted (RCX = 1), so many times.
     Resume(u32),
-    /// Begin the interrupted work anew, so many times.
+    /// Start the interrupted work again, so many times.
     Restart(u32),
     /// Nothing helps.
     GiveUp,
 }
 
-/// What the caller is told when the action is used up, and what becomes of the VM.
+/// The caller's error after the last try, and the fate of the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// [`Error::Busy`]: nothing changed, the call may come again.
@@ -49,11 +49,11 @@ pub struct Rule {
     pub class: Class,
     /// The leaves that it is about; none means all others.
     pub leaves: &'static [Leaf],
-    /// What is done.
+    /// The reaction.
     pub action: Action,
-    /// What is said when that is used up.
+    /// The verdict after the last try.
     pub verdict: Verdict,
-    /// Why.
+    /// The reason.
     pub why: &'static str,
 }
 
@@ -212,8 +212,8 @@ pub const RULES: &[Rule] = {
     ]
 };
 
-/// What holds for every status that has no row: without the error bit the call was done, with it
-/// nothing is known that would help.
+/// The action and the verdict for a status. A status without a row succeeded if its error bit is
+/// clear; with the error bit no remedy is known.
 pub fn rule(leaf: Leaf, status: Status) -> (Action, Verdict) {
     let found = RULES.iter().find(|rule| {
         rule.class == status.class() && (rule.leaves.is_empty() || rule.leaves.contains(&leaf))

@@ -14,7 +14,7 @@ pub struct Status(u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Class(u32);
 
-/// What part of a status word names the condition.
+/// The part of a status word that names the condition.
 pub const CLASS_MASK: u64 = 0xffff_ffff_0000_0000;
 
 macro_rules! classes {
@@ -67,8 +67,8 @@ classes! {
     EPT_ENTRY_STATE_INCORRECT = 0xc000_0b0d;
 }
 
-/// What bits 31:0 of an OPERAND_INVALID or OPERAND_BUSY blame: a register, or an object of the
-/// module that the call needed without being given it.
+/// The operand that bits 31:0 of an OPERAND_INVALID or OPERAND_BUSY blame: a register, or an
+/// implicit operand.
 #[allow(missing_docs)] // Each is the operand of its name.
 pub mod operand {
     pub const RCX: u32 = 1;
@@ -107,7 +107,7 @@ impl Status {
         self.0 as u32
     }
 
-    /// Whether the function did not complete.
+    /// Returns whether the function did not complete.
     pub const fn is_error(self) -> bool {
         self.0 >> 63 != 0
     }

@@ -22,7 +22,7 @@ pub(crate) fn one_cpu_per_package(seam: &impl SeamPort) -> Result<Vec<CpuId>> {
     (0..seam.packages()).map(|n| of(PackageId(n))).collect()
 }
 
-/// Whether `cpu` is the last online processor of its package.
+/// Returns whether `cpu` is the last online processor of its package.
 pub(crate) fn is_last_of_package(seam: &impl SeamPort, cpu: CpuId) -> bool {
     let package = seam.package_of(cpu);
     package.is_some()

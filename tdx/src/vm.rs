@@ -60,7 +60,7 @@ impl<H: Host> TdxVm<H> {
         self.td.read_private().mirror.for_each(f);
     }
 
-    /// How much private memory the TD has.
+    /// The amount of private memory.
     pub fn private_stats(&self) -> Stats {
         self.td.read_private().mirror.stats()
     }
@@ -152,8 +152,9 @@ impl<H: Host> VmOps for TdxVm<H> {
         self.td.set_attributes(first, pages, to)
     }
 
-    /// Contention, missing memory and frames without a slot stop it after the pages that are done,
-    /// which it answers; the reason comes with the next call. What poisons the TD is told at once.
+    /// Contention, missing memory and frames without a slot stop it early: it returns the number of
+    /// pages mapped, and the next call returns the reason. A failure that poisons the TD is returned
+    /// at once.
     fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {
         self.td.pre_fault(first, pages)
     }

@@ -1,4 +1,4 @@
-//! What the mirror saves: the same operations by a VMM that has none and reads the Secure-EPT by
+//! The mirror's savings: the same operations by a VMM without a mirror that reads the Secure-EPT by
 //! SEAMCALL instead, once for each walk or once for each entry of it.
 //!
 //! A SEAMCALL is a count and a spin of the time-stamp counter; what it would do is a few array
@@ -99,7 +99,7 @@ impl NoMirror {
         self.pages.borrow_mut()[gfn as usize] = gfn + 1;
     }
 
-    /// Which pages there are has to be asked for every frame.
+    /// A VMM without a mirror must ask for every frame.
     fn zap(&self, seam: &Seam, first: u64, pages: u64) {
         let present: Vec<u64> = (first..first + pages)
             .filter(|gfn| self.read(seam, *gfn) != 0)

@@ -1,4 +1,4 @@
-//! What the machine can do at best, for the same number of pages: an array of words, one for each
+//! The machine's best for the same number of pages: an array of words, one for each
 //! frame, which is what any mapping must write and read at least.
 
 use std::hint::black_box;

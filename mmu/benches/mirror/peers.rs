@@ -1,4 +1,4 @@
-//! What is compared: each maps frames to pages.
+//! The peers: each maps frames to pages.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::RefCell;
@@ -258,7 +258,7 @@ impl PagingHandler for Frames {
 /// page_table_multiarch's tables; a pass of many frames shares one of its cursors.
 pub struct Multiarch(PageTable64<NoTlb, X64PTE, Frames>, Emptied);
 
-/// Frees the pages after the tables that stand before it.
+/// Frees the pages after the tables that are declared before it.
 struct Emptied;
 
 impl Drop for Emptied {

@@ -10,7 +10,7 @@ use crate::plot::{Bar, Scale, Series, bars};
 use crate::threads::ROUNDS;
 use crate::work::{Row, WORK};
 
-/// What was measured, table by table, under the name that docs/mirror.md has for it.
+/// The measurements, table by table, under their names in docs/mirror.md.
 #[derive(Default)]
 pub struct Report {
     tables: Vec<(String, String)>,
@@ -37,7 +37,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Whether a row of the work table does the same job as the mirror's. rangemap keeps what is in
+/// Returns whether a row of the work table does the same job as the mirror's. rangemap keeps what is in
 /// order as one entry and answers for it without a walk.
 fn is_peer(name: &str, what: usize) -> bool {
     let ours = name.starts_with("mirror") || name.starts_with('*');

@@ -29,7 +29,7 @@ pub fn quartile(times: &[f64]) -> f64 {
     sorted.get(sorted.len() / 4).copied().unwrap_or(f64::NAN)
 }
 
-/// Counts what is asked of the allocator while it is told to, by one thread.
+/// Counts the allocations of one thread while counting is on.
 struct Counting;
 
 static ON: AtomicBool = AtomicBool::new(false);

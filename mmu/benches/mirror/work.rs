@@ -7,7 +7,7 @@ use crate::peers::{BTree, Cursor, Dash, Fx, Multiarch, Offset, Ours, Peer, Range
 use crate::report::Report;
 use crate::timing::{bytes, ns, quartile};
 
-/// What is measured of each peer, in ns for each page.
+/// The measurements of each peer, in ns for each page.
 pub const WORK: [&str; 6] = [
     "map in order",
     "build",

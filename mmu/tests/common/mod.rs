@@ -1,5 +1,5 @@
-//! A firmware to test against: it keeps tables of its own, refuses what the real one refuses, and
-//! fails where it is told to.
+//! A firmware to test against: it keeps separate tables, refuses the calls that the real one
+//! refuses, and fails on demand.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::cell::RefCell;
@@ -9,7 +9,7 @@ use kvm_ops_mmu::{
     Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte as E, Removal, Result, SpteChange,
 };
 
-/// Pages from here on are tables, so that the two kinds are told apart.
+/// Pages from here on are tables, to tell the two kinds apart.
 pub const TABLES: u64 = 1 << 32;
 
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Firmware {
         self.state.borrow().counts
     }
 
-    /// What `f` called.
+    /// The calls of `f`.
     pub fn counts_of(&self, f: impl FnOnce()) -> Counts {
         self.state.borrow_mut().counts = Counts::default();
         f();
@@ -270,7 +270,7 @@ impl MirrorHooks for Firmware {
     }
 }
 
-/// What the mirror says, in the form in which the firmware keeps it.
+/// The mirror's entries, in the form in which the firmware keeps them.
 pub fn entries_of(mirror: &kvm_ops_mmu::Mirror) -> BTreeMap<(u64, Level), E> {
     let mut entries = BTreeMap::new();
     mirror.for_each(|gfn: Gfn, level, entry| {

@@ -1,4 +1,4 @@
-//! Logical processors: which thread stands on which, and whose turn it is.
+//! Logical processors: the assignment of threads to processors, and the order of turns.
 //!
 //! A real thread has its processor to itself while it runs. Here threads may be more than
 //! processors, and a processor executes for one at a time, in the order in which they came. One
@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// How long a guest runs before a thread that waits for its processor interrupts it.
+/// Time that a guest runs before a thread that waits for its processor interrupts it.
 const SLICE: Duration = Duration::from_millis(1);
 
 /// The processors of one machine.
 #[derive(Debug)]
 pub(crate) struct Cpus {
     cpus: Box<[Cpu]>,
-    /// How many threads stand on each.
+    /// The number of threads on each.
     threads: Mutex<Box<[u32]>>,
 }
 
@@ -42,7 +42,7 @@ struct Queue {
 /// The right to execute on a processor.
 pub(crate) struct Turn<'a>(&'a Cpu);
 
-/// Where a thread stands. The place is given back when the thread ends.
+/// The processor of a thread. It is given back when the thread ends.
 struct Seat {
     cpus: Weak<Cpus>,
     cpu: usize,
@@ -79,8 +79,8 @@ impl Cpus {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the calling thread stands: where it stood, else where the fewest do. `online` says
-    /// which processors may be had; the first, where none is.
+    /// The processor of the calling thread: its old one, else the one with the fewest threads.
+    /// `online` tells the processors that may be used; with none online, the first one is used.
     pub(crate) fn this(self: &Arc<Self>, online: impl Fn(usize) -> bool) -> usize {
         SEATS.with_borrow_mut(|seats| {
             let mine = seats
@@ -158,7 +158,7 @@ mod tests {
         let cpus = Cpus::new(4);
         for _ in 0..3 {
             let barrier = std::sync::Barrier::new(4);
-            let mut stood: Vec<usize> = std::thread::scope(|scope| {
+            let mut used: Vec<usize> = std::thread::scope(|scope| {
                 let on_cpu = || {
                     let cpu = cpus.this(|_| true);
                     barrier.wait();
@@ -168,8 +168,8 @@ mod tests {
                 let threads: Vec<_> = (0..4).map(|_| scope.spawn(on_cpu)).collect();
                 threads.into_iter().map(|t| t.join().unwrap()).collect()
             });
-            stood.sort_unstable();
-            assert_eq!(stood, [0, 1, 2, 3]);
+            used.sort_unstable();
+            assert_eq!(used, [0, 1, 2, 3]);
         }
     }
 
@@ -190,7 +190,7 @@ mod tests {
                     for _ in 0..5 {
                         let turn = cpus.take(0, || interrupted.store(true, Ordering::Release));
                         assert_eq!(inside.fetch_add(1, Ordering::AcqRel), 0);
-                        // Spins until someone wants the processor; the last one has nobody behind it.
+                        // Spins until another thread wants the processor; behind the last one none waits.
                         let start = Instant::now();
                         while !interrupted.swap(false, Ordering::AcqRel)
                             && start.elapsed() < 50 * SLICE
@@ -214,7 +214,7 @@ mod tests {
             interrupts.fetch_add(1, Ordering::SeqCst);
         };
         let held = cpus.take(0, || ());
-        // Nobody is served for a slice: only the kick interrupts.
+        // No thread runs for a slice: only the kick interrupts.
         cpus.cpus[0].queue().since = None;
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| drop(cpus.take(0, count)));

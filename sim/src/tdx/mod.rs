@@ -48,7 +48,7 @@ impl Tdx {
     }
 }
 
-/// What lies between the reserved areas of a TDMR, in frames.
+/// The frames between the reserved areas of a TDMR.
 fn usable(tdmr: &Tdmr) -> Vec<std::ops::Range<u64>> {
     let Range { base, .. } = tdmr.range;
     let mut from = base;

@@ -21,7 +21,7 @@ use crate::vm::VmInner;
 const EXIT_TRIPLE_FAULT: u16 = 2;
 const EXIT_EPT_VIOLATION: u16 = 48;
 
-/// Sub-functions of TDG.VP.VMCALL that stand for an instruction: its exit reason.
+/// Sub-functions of TDG.VP.VMCALL for an instruction: its exit reason.
 const VMCALL_HLT: u64 = 12;
 const VMCALL_IO: u64 = 30;
 const VMCALL_MMIO: u64 = 48;
@@ -42,9 +42,9 @@ pub(crate) struct TdProgram {
     buffer: Box<[u8; MAX_ACCESS]>,
 }
 
-/// What is under way in the module, or what the program is told next.
+/// The operation under way in the module, or the next outcome for the program.
 enum Doing {
-    Tell(Told),
+    Report(Reported),
     /// A memory access, done up to `done`.
     Access(Access),
     PortRead {
@@ -87,9 +87,9 @@ enum Under {
     Violation,
 }
 
-/// An [`Outcome`] without a borrow.
+/// An [`Outcome`] without its borrow.
 #[derive(Clone, Copy)]
-enum Told {
+enum Reported {
     Start,
     Done,
     Data(usize),
@@ -118,24 +118,24 @@ impl TdProgram {
             gpaw,
             vm: Arc::downgrade(vm),
             wake,
-            doing: Doing::Tell(Told::Start),
+            doing: Doing::Report(Reported::Start),
             buffer: Box::new([0; MAX_ACCESS]),
         })
     }
 
     /// Asks the program, and begins what it answers.
-    fn ask(&mut self, told: Told) -> Doing {
-        let outcome = match told {
-            Told::Start => Outcome::Start {
+    fn ask(&mut self, reported: Reported) -> Doing {
+        let outcome = match reported {
+            Reported::Start => Outcome::Start {
                 vcpu: self.vcpu,
                 mask: self.mask,
             },
-            Told::Done => Outcome::Done,
-            Told::Data(len) => Outcome::Data(&self.buffer[..len]),
-            Told::Value(value) => Outcome::Value(value),
-            Told::Values(values) => Outcome::Values(values),
-            Told::Fault(fault) => Outcome::Fault(fault),
-            Told::Interrupt(vector) => Outcome::Interrupt(vector),
+            Reported::Done => Outcome::Done,
+            Reported::Data(len) => Outcome::Data(&self.buffer[..len]),
+            Reported::Value(value) => Outcome::Value(value),
+            Reported::Values(values) => Outcome::Values(values),
+            Reported::Fault(fault) => Outcome::Fault(fault),
+            Reported::Interrupt(vector) => Outcome::Interrupt(vector),
         };
         let fits = |gpa: Gpa, len: usize| {
             // The shared bit is the highest that an address has.
@@ -152,7 +152,7 @@ impl TdProgram {
                 piece: Under::Next,
             })
         };
-        let bad = Doing::Tell(Told::Fault(GuestFault::BadOperand));
+        let bad = Doing::Report(Reported::Fault(GuestFault::BadOperand));
         match self.program.step(outcome) {
             Action::Read { gpa, len } if fits(gpa, len) => access(false, gpa, len),
             Action::Write { gpa, data } if fits(gpa, data.len()) => {
@@ -207,7 +207,7 @@ impl TdProgram {
                 ..Regs::vmcall(a, [b, c, 0, 0])
             }),
             Action::Tdvmcall { leaf, args } => Doing::Vmcall(Regs::vmcall(leaf, args)),
-            // It answers in other registers, and has an action of its own.
+            // It answers in other registers; `Action::Tdvmcall` is for it.
             Action::Tdcall {
                 leaf: leaf::VP_VMCALL,
                 ..
@@ -224,11 +224,11 @@ impl TdProgram {
                 ..Regs::default()
             }),
             Action::Halt => match self.wake.take_vector() {
-                Some(vector) => Doing::Tell(Told::Interrupt(vector)),
+                Some(vector) => Doing::Report(Reported::Interrupt(vector)),
                 None => Doing::Halt,
             },
             Action::Shutdown => Doing::Off,
-            _ => Doing::Tell(Told::Fault(GuestFault::NotOffered)),
+            _ => Doing::Report(Reported::Fault(GuestFault::NotOffered)),
         }
     }
 
@@ -237,7 +237,7 @@ impl TdProgram {
             GpaRange::pages(gpa.get(), pages).and_then(|range| Convert::new(range, to, self.gpaw));
         match convert {
             Ok(convert) => next_step(Box::new(convert), None),
-            Err(_) => Doing::Tell(Told::Fault(GuestFault::BadOperand)),
+            Err(_) => Doing::Report(Reported::Fault(GuestFault::BadOperand)),
         }
     }
 
@@ -274,17 +274,17 @@ impl TdProgram {
                 }
             }
         }
-        Doing::Tell(if access.write {
-            Told::Done
+        Doing::Report(if access.write {
+            Reported::Done
         } else {
-            Told::Data(access.len)
+            Reported::Data(access.len)
         })
     }
 
     /// The operation that what is under way needs next, `None` where the program is to be asked.
     fn operation(&self) -> Option<GuestOp> {
         Some(match &self.doing {
-            Doing::Tell(_) => return None,
+            Doing::Report(_) => return None,
             Doing::Access(access) => self.access_operation(access)?,
             Doing::PortRead { port, len } => vmcall(VMCALL_IO, [*len as u64, 0, (*port).into(), 0]),
             Doing::PortWrite { port, len } => {
@@ -338,17 +338,17 @@ impl TdProgram {
     fn complete(&mut self, regs: &Regs) -> Doing {
         let doing = std::mem::replace(&mut self.doing, Doing::Off);
         if let Doing::FetchVe = doing {
-            return Doing::Tell(Told::Fault(GuestFault::NotAccepted(Gpa::new(regs.r9))));
+            return Doing::Report(Reported::Fault(GuestFault::NotAccepted(Gpa::new(regs.r9))));
         }
-        let refused = |status| Doing::Tell(Told::Fault(GuestFault::Refused(status)));
+        let refused = |status| Doing::Report(Reported::Fault(GuestFault::Refused(status)));
         match doing {
             Doing::Convert(convert, _) => next_step(convert, Some(regs)),
-            Doing::Tdcall(_) => Doing::Tell(Told::Values([
+            Doing::Tdcall(_) => Doing::Report(Reported::Values([
                 regs.rax, regs.rcx, regs.rdx, regs.r8, regs.r9, regs.r10,
             ])),
             Doing::Accept(call) => match kvm_ops_guest::tdx::Status(regs.rax) {
-                status if status.is_success() => Doing::Tell(Told::Done),
-                // Someone else is at the page: the module ends that.
+                status if status.is_success() => Doing::Report(Reported::Done),
+                // Another vCPU is at the page; the module ends that.
                 status if status.code() == kvm_ops_guest::tdx::Status::OPERAND_BUSY => {
                     Doing::Accept(call)
                 }
@@ -356,18 +356,18 @@ impl TdProgram {
             },
             // The module refused the call itself.
             _ if regs.rax != 0 => refused(regs.rax),
-            Doing::Hypercall(_) => Doing::Tell(Told::Value(regs.r10)),
-            Doing::Vmcall(_) => Doing::Tell(Told::Values([
+            Doing::Hypercall(_) => Doing::Report(Reported::Value(regs.r10)),
+            Doing::Vmcall(_) => Doing::Report(Reported::Values([
                 regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
             ])),
             _ if regs.r10 != 0 => refused(regs.r10),
             Doing::PortRead { len, .. } => {
                 self.buffer[..len].copy_from_slice(&regs.r11.to_le_bytes()[..len]);
-                Doing::Tell(Told::Data(len))
+                Doing::Report(Reported::Data(len))
             }
-            Doing::PortWrite { .. } => Doing::Tell(Told::Done),
+            Doing::PortWrite { .. } => Doing::Report(Reported::Done),
             Doing::Halt => match self.wake.take_vector() {
-                Some(vector) => Doing::Tell(Told::Interrupt(vector)),
+                Some(vector) => Doing::Report(Reported::Interrupt(vector)),
                 None => Doing::Halt,
             },
             Doing::Access(access) => {
@@ -384,7 +384,7 @@ impl TdProgram {
     fn after_piece(&mut self, access: Access) -> Doing {
         let done = match access.piece {
             Under::Private(len) | Under::Mmio(len) => len,
-            // To be looked at anew.
+            // The access is looked at again.
             Under::Next | Under::Violation => 0,
         };
         self.access(Access {
@@ -397,7 +397,7 @@ impl TdProgram {
         let doing = std::mem::replace(&mut self.doing, Doing::Off);
         self.doing = match (event.kind, event.vector, doing) {
             (EventType::HardwareException, VE, _) => Doing::FetchVe,
-            (EventType::Nmi, _, Doing::Halt) => Doing::Tell(Told::Interrupt(NMI)),
+            (EventType::Nmi, _, Doing::Halt) => Doing::Report(Reported::Interrupt(NMI)),
             // Not executed: it is issued again.
             (EventType::Nmi | EventType::Interrupt, _, doing) => doing,
             // There are no handlers: the processor shuts down.
@@ -427,13 +427,13 @@ impl soft_tdx_module::GuestProgram for TdProgram {
                 return operation;
             }
             self.doing = match &self.doing {
-                Doing::Tell(told) => self.ask(*told),
+                Doing::Report(reported) => self.ask(*reported),
                 Doing::Access(access) => self.access(*access),
                 _ => Doing::Off,
             };
-            // What needed neither the module nor the host was an instruction all the same: an
-            // interrupt may come after it.
-            if let Doing::Tell(_) = self.doing {
+            // An action that needed neither the module nor the host was an instruction all the same:
+            // an interrupt may come after it.
+            if let Doing::Report(_) = self.doing {
                 return GuestOp::Nop;
             }
         }
@@ -447,9 +447,9 @@ fn next_step(mut convert: Box<Convert>, mut last: Option<&Regs>) -> Doing {
         match convert.next(last.take()) {
             Step::Flush(_) => {}
             Step::Call(regs) => return Doing::Convert(convert, regs),
-            Step::Done => return Doing::Tell(Told::Done),
+            Step::Done => return Doing::Report(Reported::Done),
             Step::Failed(error) => {
-                return Doing::Tell(Told::Fault(GuestFault::Refused(status(&error.cause))));
+                return Doing::Report(Reported::Fault(GuestFault::Refused(status(&error.cause))));
             }
         }
     }

@@ -26,22 +26,22 @@ macro_rules! copied {
     };
 }
 
-/// What a host calls the module with.
+/// The registers with which a host calls the module.
 pub(super) fn from_host(rax: u64, regs: &SeamRegs) -> Regs {
     copied!(regs => Regs { rax, ..Regs::default() })
 }
 
-/// What the module gives the host beside RAX.
+/// The registers that the module returns to the host beside RAX.
 pub(super) fn to_host(regs: &Regs) -> SeamRegs {
     copied!(regs => SeamRegs {})
 }
 
-/// What a guest calls the module with.
+/// The registers with which a guest calls the module.
 pub(super) fn from_guest(regs: &GuestRegs) -> Regs {
     copied!(regs => Regs { rax: regs.rax, ..Regs::default() })
 }
 
-/// What the module gives the guest.
+/// The registers that the module returns to the guest.
 pub(super) fn to_guest(regs: &Regs) -> GuestRegs {
     copied!(regs => GuestRegs { rax: regs.rax })
 }

@@ -12,8 +12,8 @@ use super::regs::{from_host, to_host};
 
 /// SEAMCALLs of a software TDX module.
 ///
-/// Each thread stands on one logical processor of the machine, the one with the fewest others, and
-/// keeps it while it lives. A processor executes for one thread at a time; a thread that waits for
+/// Each thread is assigned to one logical processor of the machine, the one with the fewest threads,
+/// and keeps it while it lives. A processor executes for one thread at a time; a thread that waits for
 /// it has a guest that runs there interrupted after a millisecond, so that threads may be more
 /// than processors and no guest keeps another from running.
 ///
@@ -66,7 +66,7 @@ impl SeamPort for SoftSeam {
             loop {
                 match self.platform.seamcall(lp, &mut soft) {
                     Ok(status) => break status,
-                    // Someone uses the platform beside this port.
+                    // The platform is used beside this port.
                     Err(LpError::Busy { .. }) => std::thread::yield_now(),
                     Err(_) => return Err(cannot),
                 }
@@ -119,7 +119,7 @@ impl SeamPort for SoftSeam {
     fn with_key_id(&self, page: Hpa, key: Option<Hkid>) -> Hpa {
         let config = self.platform.config();
         let key = key.map_or(config.global_hkid, |key| key.0);
-        // The KeyID stands in the top bits of a 52-bit address.
+        // The KeyID is in the top bits of a 52-bit address.
         Hpa::new(page.get() | u64::from(key) << (52 - config.keyid_bits))
     }
 }

@@ -90,13 +90,13 @@ impl<H: Host> TdxVcpu<H> {
             access,
         };
         match access {
-            // A TD that asked to hear of such pages by this exit, and nobody can accept them but
-            // the TD itself: it would fault for ever.
+            // Such a TD has disabled #VE for pending pages. Only the TD itself can accept the page,
+            // so it would fault for ever.
             Privacy::Private if extended & EXTENDED_TYPE == EXTENDED_PENDING => {
                 Err(self.bug(Error::Poisoned))
             }
             Privacy::Private => self.private_fault(gfn, fault),
-            // Nobody runs code from shared memory.
+            // The module lets no TD run code from shared memory.
             Privacy::Shared if qualification & QUALIFICATION_FETCH != 0 => {
                 Err(self.bug(Error::Poisoned))
             }

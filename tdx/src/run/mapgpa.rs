@@ -6,8 +6,8 @@ use super::vmcall::{ALIGN_ERROR, INVALID_OPERAND, RETRY, SUCCESS};
 use super::{Leave, Next, Pending};
 use crate::TdxVcpu;
 
-/// What one exit asks for at the most, as in Linux (`TDX_MAP_GPA_MAX_LEN`): between two pieces a
-/// kick is noticed.
+/// The largest piece of one exit, as in Linux (`TDX_MAP_GPA_MAX_LEN`): a kick is noticed between
+/// two pieces.
 const PIECE: u64 = 2 << 20;
 
 /// errnos with which the embedder asks that the guest call again: `EAGAIN` and `EBUSY`.
@@ -23,7 +23,7 @@ pub(super) struct Conversion {
 /// Checks R12, the start, and R13, the length. `legal` and `shared` tell of an address.
 ///
 /// # Errors
-/// The status that the guest is told.
+/// The status for the guest.
 fn check(
     gpa: u64,
     bytes: u64,
@@ -71,7 +71,7 @@ impl<H: Host> TdxVcpu<H> {
     /// Ends the call before its end: R11 says where.
     fn stopped(&mut self, status: u64, at: u64) -> Next {
         self.run.regs.r11 = at;
-        self.run.told(status)
+        self.run.finish_call(status)
     }
 
     /// The embedder answered a piece.
@@ -83,9 +83,9 @@ impl<H: Host> TdxVcpu<H> {
         }
         let next = piece.next.saturating_add(PIECE);
         if next >= piece.end {
-            return self.run.told(SUCCESS);
+            return self.run.finish_call(SUCCESS);
         }
-        // Whoever kicks wants the vCPU soon: the guest calls again for the rest.
+        // A kick wants the vCPU out soon: the guest calls again for the rest.
         if self.record.is_kicked() {
             return self.stopped(RETRY, next);
         }

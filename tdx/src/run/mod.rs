@@ -7,9 +7,9 @@
 //! | `mapgpa` | MapGPA: checks, chunks, answers |
 //! | `answer` | what the embedder left in the last exit, for the guest |
 //!
-//! What a turn of the loop does: the vCPU passes the gate (`Td::enter`), which says that it is
-//! inside; only then is a kick looked for, so that none is lost. It is out again as soon as
-//! TDH.VP.ENTER returns, before the exit is handled. docs/tdx-run.md has the rules.
+//! In each turn of the loop the vCPU passes the gate (`Td::enter`), which marks it as inside, and only
+//! then looks for a kick, so that none is lost. It is out again as soon as TDH.VP.ENTER returns,
+//! before the exit is handled. docs/tdx-run.md has the rules.
 
 mod answer;
 mod exits;
@@ -24,24 +24,24 @@ use crate::status::Status;
 use crate::{Leaf, TdxVcpu};
 use mapgpa::Conversion;
 
-/// Where a vCPU stands between two exits.
+/// The state of a vCPU between two exits.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     /// The host's registers of the last exit, which are those of the next entry: after a
     /// TDG.VP.VMCALL the module hands those that the guest named to it.
     regs: SeamRegs,
     pending: Pending,
-    /// What the guest reads or writes in an exit.
+    /// The data that the guest reads or writes in an exit.
     data: [u8; 8],
     /// The embedder's answers.
     ret: u64,
     error: u8,
     values: [u64; 4],
-    /// What comes with a system event or an internal error.
+    /// The words of a system event or an internal error.
     details: [u64; 16],
 }
 
-/// What the last exit left to be done before the next entry.
+/// The work that the last exit left for the next entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Pending {
     /// Nothing.
@@ -49,7 +49,7 @@ enum Pending {
     Nothing,
     /// The guest reads so many bytes of `data`.
     Read(usize),
-    /// It is told success.
+    /// R10 is 0 (success).
     Success,
     /// R10 is the embedder's `ret`.
     Ret,
@@ -69,7 +69,7 @@ enum Pending {
     ShutDown,
 }
 
-/// What a turn of the loop leads to.
+/// The result of a turn of the loop.
 enum Next {
     /// The guest goes on.
     Enter,

@@ -5,7 +5,7 @@ use kvm_ops::{Gpa, Host, Irqchip, PAGE_SIZE, Privacy, Result, TdxRequest};
 use super::{Leave, Next, Pending, Run};
 use crate::TdxVcpu;
 
-/// Sub-functions, in R11. The small ones stand for an instruction, by its exit reason.
+/// Sub-functions, in R11. The small ones name an instruction by its exit reason.
 mod function {
     pub(super) const CPUID: u64 = 10;
     pub(super) const HLT: u64 = 12;
@@ -36,8 +36,8 @@ const HC_EINVAL: u64 = 22u64.wrapping_neg();
 const FIRST_VECTOR: u64 = 32;
 
 impl Run {
-    /// Answers at once.
-    pub(super) fn told(&mut self, status: u64) -> Next {
+    /// Finishes the call at once with this status.
+    pub(super) fn finish_call(&mut self, status: u64) -> Next {
         self.regs.r10 = status;
         Next::Enter
     }
@@ -81,7 +81,7 @@ impl<H: Host> TdxVcpu<H> {
             function::GET_QUOTE => self.get_quote(),
             function::REPORT_FATAL_ERROR => self.fatal_error(),
             function::SETUP_EVENT_NOTIFY => self.setup_event_notify(),
-            _ => Ok(self.run.told(SUBFUNC_UNSUPPORTED)),
+            _ => Ok(self.run.finish_call(SUBFUNC_UNSUPPORTED)),
         }
     }
 
@@ -95,7 +95,7 @@ impl<H: Host> TdxVcpu<H> {
                 let end = bytes.and_then(|bytes| r.r11.checked_add(bytes));
                 let fits = end.is_some_and(|end| end <= self.td.mask.bits());
                 if !gpa.is_page_aligned() || !fits {
-                    return Ok(self.run.told(HC_EINVAL));
+                    return Ok(self.run.finish_call(HC_EINVAL));
                 }
                 let to = match r.r13 & MAP_GPA_RANGE_ENCRYPTED {
                     0 => Privacy::Shared,
@@ -122,14 +122,14 @@ impl<H: Host> TdxVcpu<H> {
         let [eax, ebx, ecx, edx] = found.map_or([0; 4], |entry| entry.regs);
         let r = &mut self.run.regs;
         [r.r12, r.r13, r.r14, r.r15] = [eax.into(), ebx.into(), ecx.into(), edx.into()];
-        Ok(self.run.told(SUCCESS))
+        Ok(self.run.finish_call(SUCCESS))
     }
 
     /// R12 the size, R13 0 for IN and 1 for OUT, R14 the port, R15 what is written.
     fn io(&mut self) -> Result<Next> {
         let r = self.run.regs;
         let (Ok(port), size @ (1 | 2 | 4)) = (u16::try_from(r.r14), r.r12) else {
-            return Ok(self.run.told(INVALID_OPERAND));
+            return Ok(self.run.finish_call(INVALID_OPERAND));
         };
         let size = size as usize;
         match r.r13 {
@@ -143,7 +143,7 @@ impl<H: Host> TdxVcpu<H> {
                 let leave = Leave::IoOut { port, size };
                 self.run.leave(Pending::Success, leave)
             }
-            _ => Ok(self.run.told(INVALID_OPERAND)),
+            _ => Ok(self.run.finish_call(INVALID_OPERAND)),
         }
     }
 
@@ -155,7 +155,7 @@ impl<H: Host> TdxVcpu<H> {
             && self.is_shared(r.r14)
             && last.is_some_and(|last| self.is_shared(last));
         if !fits {
-            return Ok(self.run.told(INVALID_OPERAND));
+            return Ok(self.run.finish_call(INVALID_OPERAND));
         }
         let (gpa, size) = (Gpa::new(r.r14 & !self.td.mask.bits()), r.r12 as usize);
         match r.r13 {
@@ -169,16 +169,16 @@ impl<H: Host> TdxVcpu<H> {
                 let leave = Leave::MmioWrite { gpa, size };
                 self.run.leave(Pending::Success, leave)
             }
-            _ => Ok(self.run.told(INVALID_OPERAND)),
+            _ => Ok(self.run.finish_call(INVALID_OPERAND)),
         }
     }
 
-    /// Whether that is an address of the TD's, and shared.
+    /// Returns whether that is a shared address of the TD.
     pub(super) fn is_shared(&self, gpa: u64) -> bool {
         self.is_legal(gpa) && self.td.mask.split(Gpa::new(gpa)).1 == Privacy::Shared
     }
 
-    /// Whether the address has no bit above the shared one, which is the TD's highest.
+    /// Returns whether the address has no bit above the shared one, the TD's highest.
     pub(super) fn is_legal(&self, gpa: u64) -> bool {
         gpa < self.td.mask.bits() << 1
     }
@@ -187,7 +187,7 @@ impl<H: Host> TdxVcpu<H> {
     fn msr(&mut self) -> Result<Next> {
         let r = self.run.regs;
         let Ok(index) = u32::try_from(r.r12) else {
-            return Ok(self.run.told(INVALID_OPERAND));
+            return Ok(self.run.finish_call(INVALID_OPERAND));
         };
         match r.r11 {
             function::RDMSR => self.run.ask(0, Pending::MsrRead, Leave::ReadMsr { index }),
@@ -206,14 +206,14 @@ impl<H: Host> TdxVcpu<H> {
             0 => {
                 let r = &mut self.run.regs;
                 [r.r11, r.r12, r.r13, r.r14] = [0; 4];
-                Ok(self.run.told(SUCCESS))
+                Ok(self.run.finish_call(SUCCESS))
             }
             leaf @ 1 => {
                 let request = TdxRequest::GetTdVmCallInfo { leaf };
                 let leave = Leave::Tdx(request);
                 self.run.ask(SUCCESS, Pending::RetAndValues, leave)
             }
-            _ => Ok(self.run.told(INVALID_OPERAND)),
+            _ => Ok(self.run.finish_call(INVALID_OPERAND)),
         }
     }
 
@@ -221,7 +221,7 @@ impl<H: Host> TdxVcpu<H> {
     fn get_quote(&mut self) -> Result<Next> {
         let r = self.run.regs;
         if !self.is_shared(r.r12) {
-            return Ok(self.run.told(INVALID_OPERAND));
+            return Ok(self.run.finish_call(INVALID_OPERAND));
         }
         let request = TdxRequest::GetQuote {
             gpa: Gpa::new(r.r12 & !self.td.mask.bits()),
@@ -237,7 +237,7 @@ impl<H: Host> TdxVcpu<H> {
                 let leave = Leave::Tdx(TdxRequest::SetupEventNotify { vector });
                 self.run.ask(SUBFUNC_UNSUPPORTED, Pending::Ret, leave)
             }
-            _ => Ok(self.run.told(INVALID_OPERAND)),
+            _ => Ok(self.run.finish_call(INVALID_OPERAND)),
         }
     }
 

@@ -48,7 +48,7 @@ impl Failed {
         }
     }
 
-    /// What the caller is told.
+    /// The caller's error.
     pub(crate) fn error(&self) -> Error {
         match self.cause {
             Cause::Status(status) => rule(self.leaf, status).1.error(status),
@@ -56,7 +56,7 @@ impl Failed {
         }
     }
 
-    /// What a leak is reported with: the status word itself, also where callers are told less.
+    /// The error in the report of a leak: the status word itself, also where callers get less.
     pub(crate) const fn leak_error(&self) -> Error {
         match self.cause {
             Cause::Status(status) => Error::Firmware(status.get()),
@@ -64,7 +64,7 @@ impl Failed {
         }
     }
 
-    /// Whether the VM is broken by it. A port that calls nothing breaks nothing.
+    /// Returns whether it breaks the VM. A port that calls nothing breaks nothing.
     pub(crate) fn poisons(&self) -> bool {
         match self.cause {
             Cause::Status(status) => rule(self.leaf, status).1 == Verdict::Poison,
@@ -72,7 +72,7 @@ impl Failed {
         }
     }
 
-    /// Whether the call is worth one more try with all vCPUs out of the TD.
+    /// Returns whether to call once more with all vCPUs out of the TD.
     pub(crate) fn wants_kick(&self) -> bool {
         match self.cause {
             Cause::Status(status) => rule(self.leaf, status).0 == Action::KickAndRetry,
@@ -97,8 +97,8 @@ impl<'a, S: SeamPort> Calls<'a, S> {
         self.on(self.seam.this_cpu(), leaf, regs)
     }
 
-    /// Calls on `cpu`, again as often as the retry table says. Answers the registers of the call
-    /// that was done.
+    /// Calls on `cpu`, again as often as the retry table says. Returns the registers of the call
+    /// that succeeded.
     fn on(&self, cpu: CpuId, leaf: Leaf, input: SeamRegs) -> Outcome<SeamRegs> {
         let mut tries = Tries::default();
         let mut next = input;
@@ -138,8 +138,8 @@ impl<'a, S: SeamPort> Calls<'a, S> {
     }
 }
 
-/// How often each action was taken: each has a bound of its own, so that a status after another
-/// one still gets its tries, and all end.
+/// The number of times each action was taken. Each has a separate bound, so that a status after
+/// another one still gets its tries, and all end.
 #[derive(Default)]
 struct Tries {
     retried: u32,

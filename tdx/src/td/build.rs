@@ -1,7 +1,7 @@
 //! Building a TD: from the lease of a KeyID to TDH.MNG.INIT, and back from wherever it failed.
 //!
-//! The completed steps stand in [`Control`](super::Control): how far the key is, and the pages that
-//! the module took, in order. Undoing is the teardown's own code, run on what stands there: the key
+//! [`Control`](super::Control) records the completed steps: the state of the key, and the pages that
+//! the module took, in order. Undoing is the teardown's code, run on this record: the key
 //! first, because the module gives no page back before (TDH.PHYMEM.PAGE.RECLAIM), then the pages
 //! from the last to the first, which is the TDR.
 
@@ -110,21 +110,21 @@ impl<H: Host> Td<H> {
             }
             Err(failed) => {
                 self.free_page(page, Level::Size4K);
-                Err(self.told(&failed))
+                Err(self.error_of(&failed))
             }
         }
     }
 
-    /// The caller's error for a failed call: while the TD is built, nothing is poisoned by it,
-    /// because all of it is undone.
-    fn told(&self, failed: &Failed) -> Error {
+    /// The caller's error for a failed call. It poisons nothing while the TD is built, because all of
+    /// that is undone.
+    fn error_of(&self, failed: &Failed) -> Error {
         match self.step.get() {
             Step::Created => failed.error(),
             _ => self.failed(failed),
         }
     }
 
-    /// Brings the TD back to where `vm_init` found it. Answers what the caller is told: the failure
+    /// Brings the TD back to its state before `vm_init`. Returns the caller's error: the failure
     /// itself, or that of the undoing, after which the TD is poisoned.
     fn undo(&self, error: Error) -> Error {
         if let Err(failed) = self.release_key() {

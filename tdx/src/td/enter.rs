@@ -90,7 +90,7 @@ impl<H: Host> Td<H> {
         f: impl FnOnce() -> Outcome<T>,
     ) -> Outcome<T> {
         let mut associated = self.lock(&vcpu.associated);
-        // Who closes the gate flushes every vCPU afterwards, under this lock: seen open here, the
+        // `end_key` closes the gate, then flushes every vCPU under this lock: if it is open here, the
         // association is undone there.
         self.require_open()
             .map_err(|error| crate::seamcall::Failed::port(crate::Leaf::VpWr, error))?;

@@ -47,7 +47,7 @@ impl<H: Host> Td<H> {
         self.step.get().require(Step::Drained)
     }
 
-    /// Reclaims a page that is not the mirror's, for an embedder with tables of its own. The page is
+    /// Reclaims a page that is not the mirror's, for an embedder that keeps separate tables. The page is
     /// the caller's again, or counted as leaked.
     pub(crate) fn reclaim_for(
         &self,

@@ -1,8 +1,8 @@
 //! The gate that every TDH.VP.ENTER passes.
 //!
-//! Who must have all vCPUs out of the TD holds the gate; who tears the TD down closes it. A vCPU
-//! first says that it is inside, then looks at the gate; a holder first moves the gate, then looks
-//! who is inside. Both in sequentially consistent order, so one of the two sees the other.
+//! Hold the gate to keep vCPUs out temporarily; close it to keep them out for good. A vCPU first
+//! marks itself as inside, then looks at the gate; a holder first moves the gate, then looks for
+//! vCPUs inside. Both in sequentially consistent order, so one of the two sees the other.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,11 +11,11 @@ const CLOSED: u32 = 1 << 31;
 #[derive(Debug, Default)]
 pub(crate) struct Gate(AtomicU32);
 
-/// What a vCPU finds at the gate.
+/// The state of the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GateState {
     Open,
-    /// Someone works with all vCPUs out; it opens again soon.
+    /// A thread works with all vCPUs out; it opens again soon.
     Held,
     /// It never opens again.
     Closed,
@@ -30,7 +30,7 @@ impl Gate {
         }
     }
 
-    /// Lets nobody in until the value is dropped. Those inside stay.
+    /// Lets no vCPU in until the value is dropped. Those inside stay.
     pub(crate) fn hold(&self) -> Held<'_> {
         self.0.fetch_add(1, Ordering::SeqCst);
         Held(self)

@@ -1,4 +1,4 @@
-//! What the mirror asks for: changes of Secure-EPT entries by transition, and TLB flushes.
+//! The mirror's hooks: changes of Secure-EPT entries by transition, and TLB flushes.
 
 use kvm_ops::{
     Error, Field, Gfn, Host, Hpa, Level, Pfn, PrivateSpte, Result, SeamPort, SpteChange, Step,
@@ -38,7 +38,7 @@ impl<H: Host> Td<H> {
         Ok((entry, self.tdr()?))
     }
 
-    /// Whether these frames lie below the shared bit.
+    /// Returns whether these frames lie below the shared bit.
     pub(crate) fn has_frames(&self, first: Gfn, pages: u64) -> bool {
         first
             .checked_add(pages)
@@ -67,7 +67,7 @@ impl<H: Host> Td<H> {
         Removal::Done
     }
 
-    /// What no transition of the Secure-EPT is.
+    /// Refuses a change that is no transition of the Secure-EPT.
     fn no_such_change<T>(change: &SpteChange) -> Result<T> {
         Err(Error::Invalid(Field::Gfn, change.gfn.get()))
     }
@@ -159,7 +159,7 @@ impl<H: Host> MirrorHooks for Td<H> {
 }
 
 impl<H: Host> Td<H> {
-    /// A change from outside of the mirror: for embedders with tables of their own.
+    /// A change from outside of the mirror, for embedders that keep separate tables.
     pub(crate) fn change_entry(&self, change: &SpteChange) -> Result<()> {
         use PrivateSpte as P;
         let removes = matches!(
@@ -175,7 +175,7 @@ impl<H: Host> Td<H> {
         }
     }
 
-    /// Calls the failure of a page's reclaim by its name.
+    /// Counts a page that the module kept as leaked.
     pub(crate) fn kept(&self, page: Pfn, level: Level, failed: &Failed) {
         self.lock(&self.account).leak_after(page, level, failed);
     }

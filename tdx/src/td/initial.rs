@@ -8,7 +8,7 @@ use kvm_ops_mmu::{Mapped, MirrorHooks, Removal};
 
 use super::{Td, at};
 
-/// How much one TDH.MR.EXTEND measures.
+/// Bytes that one TDH.MR.EXTEND measures.
 const CHUNK: u64 = 256;
 
 /// The TD's hooks while an initial page is added: a new leaf is a TDH.MEM.PAGE.ADD from `source`.

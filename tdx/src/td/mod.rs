@@ -78,7 +78,7 @@ pub(crate) enum Vcpu {
     Ready(Arc<VcpuRecord>),
 }
 
-/// What a TD maps as private, and where it may.
+/// A TD's private memory: its mapping, and the frames where it is allowed.
 #[derive(Debug)]
 pub(crate) struct Private {
     pub(crate) mirror: Mirror,
@@ -97,9 +97,9 @@ pub(crate) struct Control {
     pub(crate) failed: Option<Failed>,
     /// The host's page that the module reads from while the TD is built.
     pub(crate) scratch: Option<Pfn>,
-    /// How many pages a vCPU takes; known from `vm_init` on.
+    /// The number of pages of a vCPU; known from `vm_init` on.
     pub(crate) tdvps_pages: u32,
-    /// How many KeyIDs went back to the pool.
+    /// The number of KeyIDs that went back to the pool.
     pub(crate) keys_freed: u32,
 }
 
@@ -118,7 +118,7 @@ pub(crate) const fn at(page: Pfn) -> Hpa {
     Hpa::new(page.get() << PAGE_SIZE.ilog2())
 }
 
-/// Where the TD's KeyID is.
+/// The state of the TD's KeyID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Key {
     /// The TD has none yet, or not any more.
@@ -258,7 +258,7 @@ impl<H: Host> Td<H> {
         }
     }
 
-    /// Tells the caller of a failed call, after poisoning the VM if the failure says so.
+    /// The caller's error for a failed call. Poisons the VM if the failure demands it.
     pub(crate) fn failed(&self, failed: &Failed) -> Error {
         if failed.poisons() {
             self.poison();

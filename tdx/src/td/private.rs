@@ -11,22 +11,22 @@ use super::{Private, Td};
 /// The most pages of one conversion, 1 GiB: faults wait for it.
 const MOST_PAGES: u64 = 1 << 18;
 
-/// How often a page is tried before [`Td::pre_fault`] says that it is busy; the waits double.
+/// Tries of a page before [`Td::pre_fault`] gives up as busy; the waits double.
 const PATIENCE: u32 = 16;
 
-/// How a private fault ended.
+/// The result of a private fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The page is mapped; the guest may go on.
     Mapped,
-    /// Someone else was at it; let the guest go on, it faults again if it must.
+    /// Another thread is at the entry. The guest may go on; it faults again if it must.
     Retry,
     /// The frame is shared, or no slot has it: the embedder's matter.
     NotPrivate,
 }
 
 impl Private {
-    /// Whether the frame lies in a writable slot. Read-only slots have shared memory only, because
+    /// Returns whether the frame lies in a writable slot. Read-only slots have shared memory only, because
     /// a TD has no private memory that it cannot write.
     fn in_slot(&self, gfn: Gfn) -> bool {
         self.slots
@@ -34,7 +34,7 @@ impl Private {
             .is_some_and(|slot| !slot.flags.read_only)
     }
 
-    /// Whether a private page may be mapped there.
+    /// Returns whether a private page may be mapped there.
     pub(crate) fn may_be_private(&self, gfn: Gfn) -> bool {
         self.attributes.get(gfn) == Privacy::Private && self.in_slot(gfn)
     }
@@ -54,7 +54,7 @@ impl<H: Host> Td<H> {
         match found {
             Found::Fault(fault) => Ok(fault),
             Found::Blocked => {
-                // What a removal that failed left behind: the page is still the guest's.
+                // A removal that failed left it behind: the page is still the guest's.
                 let mut private = self.write_private();
                 self.require_open()?;
                 private.mirror.unblock(self, gfn, 1)?;
@@ -79,7 +79,7 @@ impl<H: Host> Td<H> {
         })
     }
 
-    /// Maps pages before the guest touches them. Answers how many.
+    /// Maps pages before the guest touches them. Returns the number mapped.
     pub(crate) fn pre_fault(&self, first: Gfn, pages: u64) -> Result<u64> {
         self.step.get().require(Step::Runnable)?;
         self.check_range(first, pages)?;
@@ -106,9 +106,9 @@ impl<H: Host> Td<H> {
 
     /// A fault without a guest that would fault again.
     fn fault_patiently(&self, gfn: Gfn) -> Result<Fault> {
-        let nobody = VcpuId(self.params.vcpus);
+        let no_vcpu = VcpuId(self.params.vcpus);
         for tries in 0..PATIENCE {
-            let fault = self.fault(nobody, gfn)?;
+            let fault = self.fault(no_vcpu, gfn)?;
             if fault != Fault::Retry {
                 return Ok(fault);
             }
@@ -203,7 +203,7 @@ impl<H: Host> Td<H> {
     }
 }
 
-/// What a look under the reader's lock found.
+/// The result of a look under the reader's lock.
 enum Found {
     Fault(Fault),
     /// A blocked entry, which only a writer may touch.

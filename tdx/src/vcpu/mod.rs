@@ -23,9 +23,9 @@ use crate::td::Td;
 pub struct TdxVcpu<H: Host> {
     pub(crate) td: Arc<Td<H>>,
     pub(crate) record: Arc<VcpuRecord>,
-    /// Where `vcpu_load` wants it, if it does.
+    /// The processor of `vcpu_load`.
     pub(crate) cpu: Option<CpuId>,
-    /// Where it stands between two exits.
+    /// Its state between two exits.
     pub(crate) run: Run,
 }
 

@@ -1,5 +1,5 @@
-//! What a TD knows of each of its vCPUs. It outlives the handle: the pages are firmware's until the
-//! TD is torn down.
+//! A TD's record of each vCPU. It outlives the handle: the firmware owns the pages until the TD is
+//! torn down.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -29,7 +29,7 @@ pub(crate) struct VcpuRecord {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unfinished {
     pub(crate) tdvpr: Hpa,
-    /// How many pages the module has for it, the TDVPR among them.
+    /// The number of pages that the module has for it, the TDVPR among them.
     pub(crate) pages: u32,
 }
 
@@ -62,7 +62,7 @@ impl VcpuRecord {
         Some(self.entries.load(Ordering::SeqCst)).filter(|n| n % 2 == 1)
     }
 
-    /// Where it is inside, or was last.
+    /// The processor where it is inside, or was last.
     pub(crate) fn cpu(&self) -> CpuId {
         CpuId(self.cpu.load(Ordering::SeqCst))
     }
@@ -73,12 +73,12 @@ impl VcpuRecord {
         self.kicked.store(true, Ordering::SeqCst);
     }
 
-    /// Whether a kick is unanswered, which it is not any more.
+    /// Answers a kick. Returns whether there was one.
     pub(crate) fn take_kick(&self) -> bool {
         self.kicked.swap(false, Ordering::SeqCst)
     }
 
-    /// Whether a kick is unanswered.
+    /// Returns whether a kick is unanswered.
     pub(crate) fn is_kicked(&self) -> bool {
         self.kicked.load(Ordering::SeqCst)
     }
@@ -88,7 +88,7 @@ impl VcpuRecord {
         self.woken.store(true, Ordering::SeqCst);
     }
 
-    /// Whether a halt is to end, which is forgotten then.
+    /// Takes the request to end a halt. Returns whether there was one.
     pub(crate) fn take_wake(&self) -> bool {
         self.woken.swap(false, Ordering::SeqCst)
     }
