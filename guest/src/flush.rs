@@ -1,8 +1,8 @@
-//! What must leave caches and TLBs around a conversion, and who is to see to it.
+//! Flushes of caches and TLBs around a conversion, and the side that does them.
 
 use crate::Privacy;
 
-/// What the guest has to flush before the host is told of a conversion.
+/// The flush that the guest must do before it asks the host for a conversion.
 ///
 /// The kernel comes to this point with the range **unmapped** on all its processors: neither alias,
 /// private or shared, has a present page-table entry. It maps the new alias only when the
@@ -26,12 +26,12 @@ use crate::Privacy;
 ///
 /// **Shared to private, caches.** In a TD nothing is left for the guest: dirty lines of the shared
 /// alias belong to the host's key id, and the host must write them back before it gives the page.
-/// What if a malicious host does not? A late write-back lands on memory that is protected by now, so
+/// A malicious host may omit it. A late write-back lands on memory that is protected by now, so
 /// that its next reader gets an integrity error (a machine check, and the TD is dead) instead of
-/// altered data. The host could have stopped the TD anyway: nobody gets hurt but the guest's
+/// altered data. The host could have stopped the TD anyway: nothing is hurt but the guest's
 /// availability, which is the host's to give. The shared alias is subject to no such check, so the
 /// host has no need to flush for its own sake. Under SEV the guest turns a page over by its own
-/// C-bit, nobody else flushes, and nothing checks: so the guest flushes both ways, unless
+/// C-bit, the host flushes nothing, and nothing checks: so the guest flushes both ways, unless
 /// SME_COHERENT (CPUID 8000001Fh, EAX bit 10) says that the processor keeps the aliases coherent.
 ///
 /// **TLB, both ways.** Linear-to-physical translations of the alias that goes away are the guest's:
@@ -51,7 +51,7 @@ pub struct Flush {
 }
 
 impl Flush {
-    /// What a conversion to `to` needs in a TD.
+    /// The flush for a conversion to `to` in a TD.
     pub const fn tdx(to: Privacy) -> Self {
         Self {
             caches: matches!(to, Privacy::Shared),
@@ -59,7 +59,7 @@ impl Flush {
         }
     }
 
-    /// What a conversion needs in an SEV guest; `coherent` is SME_COHERENT.
+    /// The flush for a conversion in an SEV guest; `coherent` is SME_COHERENT.
     pub const fn sev(coherent: bool) -> Self {
         Self {
             caches: !coherent,

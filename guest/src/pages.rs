@@ -2,7 +2,7 @@
 
 use crate::{GpaRange, PageSize};
 
-/// What is left of a range, and the page at its start that is tried now.
+/// The rest of a range, and the page at its start that is tried now.
 ///
 /// Every page size is tried where it is aligned and fits; a size that is refused at one place is
 /// tried again at the next.

@@ -32,12 +32,12 @@ impl PageSize {
     /// Every size, largest first: the order in which sizes are tried.
     pub const DESCENDING: [Self; 3] = [Self::Size1G, Self::Size2M, Self::Size4K];
 
-    /// How many bytes.
+    /// The size in bytes.
     pub const fn bytes(self) -> u64 {
         PAGE << (9 * self as u32)
     }
 
-    /// How many 4 KiB pages.
+    /// The number of 4 KiB pages.
     pub const fn pages(self) -> u64 {
         self.bytes() / PAGE
     }
@@ -117,12 +117,12 @@ impl GpaRange {
         self.end
     }
 
-    /// How many bytes. 0 only for what remains of a range that is done.
+    /// The size in bytes. 0 only for the rest of a range that is done.
     pub const fn bytes(self) -> u64 {
         self.end - self.start
     }
 
-    /// Whether nothing remains.
+    /// Returns whether nothing remains.
     pub const fn is_empty(self) -> bool {
         self.start == self.end
     }
@@ -134,7 +134,7 @@ impl GpaRange {
             .find(|size| *size <= limit && self.begins_with(*size))
     }
 
-    /// Whether a page of `size` begins at the range's start and ends inside it.
+    /// Returns whether a page of `size` begins at the range's start and ends inside it.
     pub const fn begins_with(self, size: PageSize) -> bool {
         self.start % size.bytes() == 0 && self.bytes() >= size.bytes()
     }

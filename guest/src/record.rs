@@ -5,7 +5,7 @@ use core::fmt;
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 
-/// Which pages the guest holds as private: one bit for each 4 KiB.
+/// The pages that the guest holds as private: one bit for each 4 KiB.
 ///
 /// This is what neither the TDX module nor the RMP can know, and what stops the two attacks on a
 /// guest that accepts (or validates) a page it has: the host takes the page away and gives
@@ -61,7 +61,7 @@ impl<'a> Record<'a> {
         self.turn(range, Privacy::Shared)
     }
 
-    /// Whether the guest holds the page of this address as private.
+    /// Returns whether the guest holds the page of this address as private.
     pub fn is_private(&self, gpa: u64) -> bool {
         self.place(gpa)
             .and_then(|(word, bit)| Some(self.bits.get(word)? & bit != 0))
@@ -104,7 +104,7 @@ pub enum RecordError {
     Already {
         /// The page.
         gpa: u64,
-        /// What it is.
+        /// The record of the page.
         is: Privacy,
     },
     /// The record does not cover a page.

@@ -1,8 +1,8 @@
 //! Properties of ranges: every page once, the largest sizes, nothing outside; whatever the host
 //! mapped, and whatever it answers.
 
-use kvm_ops_guest::sev::{self, Answer, RmpCode, Validate, Validated};
-use kvm_ops_guest::tdx::{self, Accept, Gpaw, Limits, MapGpa, Regs, Status, Step};
+use kvm_ops_guest::sev::{self, Reply, RmpCode, Validate, Validated};
+use kvm_ops_guest::tdx::{self, Accept, CompletionStatus, Gpaw, Limits, MapGpa, Progress, Regs};
 use kvm_ops_guest::{GpaRange, PageSize, Privacy, RangeError};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 const PAGE: u64 = 0x1000;
 const MIB2: u64 = 2 << 20;
 const GIB: u64 = 1 << 30;
-/// What hosts of these tests map: a GiB and two large pages on each side.
+/// The memory that hosts of these tests map: a GiB and two large pages on each side.
 const START: u64 = GIB - 2 * MIB2;
 const END: u64 = 2 * GIB + 2 * MIB2;
 
@@ -19,7 +19,7 @@ const END: u64 = 2 * GIB + 2 * MIB2;
 struct Mapping {
     /// Pages by address.
     pages: BTreeMap<u64, PageSize>,
-    /// What the guest took, by address.
+    /// The pages that the guest took, by address.
     taken: BTreeMap<u64, PageSize>,
     calls: usize,
     mismatches: usize,
@@ -136,18 +136,18 @@ fn accept(mapping: &mut Mapping, range: GpaRange, offered: PageSize) {
     let mut last = None;
     loop {
         let regs = match accept.next(last.as_ref()) {
-            Step::Call(regs) => regs,
-            Step::Done => return,
+            Progress::Call(regs) => regs,
+            Progress::Done => return,
             other => panic!("{other:?}"),
         };
         assert_eq!(regs.rax, 6);
         let size = PageSize::DESCENDING[2 - (regs.rcx & 7) as usize];
         let rax = if size > offered {
-            Status::OPERAND_INVALID | 1
+            CompletionStatus::OPERAND_INVALID | 1
         } else {
             match mapping.take(regs.rcx & !7, size) {
                 Take::Done => 0,
-                Take::TooLarge => Status::PAGE_SIZE_MISMATCH | size as u64,
+                Take::TooLarge => CompletionStatus::PAGE_SIZE_MISMATCH | size as u64,
             }
         };
         last = Some(Regs {
@@ -162,15 +162,15 @@ fn validate(mapping: &mut Mapping, range: GpaRange) {
     let mut last = None;
     loop {
         let operation = match validate.next(last) {
-            sev::Step::Pvalidate(operation) => operation,
-            sev::Step::Done => return,
+            sev::Progress::Pvalidate(operation) => operation,
+            sev::Progress::Done => return,
             other => panic!("{other:?}"),
         };
         let code = match mapping.take(operation.gpa, operation.size) {
             Take::Done => RmpCode::SUCCESS,
             Take::TooLarge => RmpCode::FAIL_SIZEMISMATCH,
         };
-        last = Some(Answer::Pvalidate(Validated {
+        last = Some(Reply::Pvalidate(Validated {
             code,
             unchanged: false,
         }));
@@ -218,9 +218,9 @@ proptest! {
         let mut calls = 0;
         for (kind, page, noise) in answers {
             let regs = match map.next(last.as_ref()) {
-                Step::Call(regs) => regs,
-                Step::Done | Step::Failed(_) => break,
-                Step::Flush(_) => unreachable!("never asked for"),
+                Progress::Call(regs) => regs,
+                Progress::Done | Progress::Failed(_) => break,
+                Progress::Flush(_) => unreachable!("never asked for"),
             };
             calls += 1;
             // Every call is what remains, with the one bit that says what is wanted.
@@ -237,7 +237,7 @@ proptest! {
             last = Some(Regs { r10, r11, ..Regs::default() });
         }
         prop_assert!(calls <= 3 * pages, "{} calls for {} pages", calls, pages);
-        prop_assert!(!matches!(map.next(last.as_ref()), Step::Call(_)));
+        prop_assert!(!matches!(map.next(last.as_ref()), Progress::Call(_)));
     }
 
     #[test]
@@ -255,15 +255,15 @@ proptest! {
         let mut end = None;
         for ([rax, r10, r11], kind) in noise.into_iter().zip(kinds) {
             match convert.next(last.as_ref()) {
-                Step::Flush(_) => last = None,
-                Step::Call(call) => {
+                Progress::Flush(_) => last = None,
+                Progress::Call(call) => {
                     let known = [
                         0,
                         0,
                         0,
-                        Status::PAGE_SIZE_MISMATCH,
-                        Status::OPERAND_BUSY,
-                        Status::PAGE_ALREADY_ACCEPTED,
+                        CompletionStatus::PAGE_SIZE_MISMATCH,
+                        CompletionStatus::OPERAND_BUSY,
+                        CompletionStatus::PAGE_ALREADY_ACCEPTED,
                         rax,
                     ];
                     let host = [0, 0, 1, 1, 1, r10 % 3, r10];
@@ -276,7 +276,7 @@ proptest! {
                     });
                 }
                 step => {
-                    if let Step::Failed(error) = step {
+                    if let Progress::Failed(error) = step {
                         prop_assert!(error.rest.start() >= range.start());
                         prop_assert_eq!(error.rest.end(), range.end());
                         prop_assert!(!error.rest.is_empty());
@@ -301,18 +301,18 @@ proptest! {
         let mut end = None;
         for (response, code, kind) in noise {
             last = match (convert.next(last), kind) {
-                (sev::Step::Flush(_), _) => None,
-                (sev::Step::Pvalidate(_), 0..11) => Some(Answer::Pvalidate(Validated {
+                (sev::Progress::Flush(_), _) => None,
+                (sev::Progress::Pvalidate(_), 0..11) => Some(Reply::Pvalidate(Validated {
                     code: RmpCode([0, 0, 0, 0, 0, 0, 0, 0, 6, 6, code][kind]),
                     unchanged: kind == 10,
                 })),
-                (sev::Step::GhcbMsr(_), 0..10) => Some(Answer::GhcbMsr(0x015)),
-                (sev::Step::GhcbMsr(_), 10) => Some(Answer::GhcbMsr(response)),
-                (sev::Step::Pvalidate(_) | sev::Step::GhcbMsr(_), _) => {
-                    Some(Answer::Hypercall(response))
+                (sev::Progress::GhcbMsr(_), 0..10) => Some(Reply::GhcbMsr(0x015)),
+                (sev::Progress::GhcbMsr(_), 10) => Some(Reply::GhcbMsr(response)),
+                (sev::Progress::Pvalidate(_) | sev::Progress::GhcbMsr(_), _) => {
+                    Some(Reply::Hypercall(response))
                 }
                 (step, _) => {
-                    if let sev::Step::Failed(error) = step {
+                    if let sev::Progress::Failed(error) = step {
                         prop_assert!(error.rest.start() >= range.start());
                         prop_assert_eq!(error.rest.end(), range.end());
                         prop_assert!(!error.rest.is_empty());

@@ -1,4 +1,4 @@
-//! What a hostile host can do to an SEV, SEV-ES or SNP guest, and what the guest notices. Each test
+//! Attacks of a hostile host on an SEV, SEV-ES or SNP guest, and the guest's view of them. Each test
 //! is a row of docs/hostile-host.md.
 
 mod common;
@@ -68,7 +68,7 @@ fn success_without_a_private_page_keeps_the_guest_from_running() {
 }
 
 #[test]
-fn success_without_sharing_leaves_the_page_to_nobody() {
+fn success_without_sharing_leaves_the_page_to_neither_side() {
     let (mut m, spa) = snp();
     m.answer = PageStateAnswer::Pretend;
     m.kernel().share(one(), no_flush).expect("says the host");
@@ -344,7 +344,7 @@ fn a_ghcb_registered_elsewhere_is_refused() {
 
 #[test]
 fn a_request_left_in_the_msr_is_no_response() {
-    // What KVM leaves there for a code that it does not know.
+    // KVM leaves this value for an unknown code.
     let mut m = Machine::snp();
     assert!(m.kernel().sev_info().is_err());
     assert!(m.kernel().features().is_err());

@@ -5,8 +5,8 @@ mod common;
 use common::snp::{LARGE, Machine, PageStateAnswer, range};
 use kvm_ops_guest::sev::msr::{self, CpuidRegister, Features, ResponseError, SevInfo, Termination};
 use kvm_ops_guest::sev::{
-    Answer, Cause, Convert, Kind, MsrError, Permissions, Pvalidate, RmpCode, Rmpadjust, SevError,
-    Step, Unchanged, Validate, Validated, Versions, Vmpl,
+    Cause, Convert, Kind, MsrError, Permissions, Progress, Pvalidate, Reply, RmpCode, Rmpadjust,
+    SevError, Unchanged, Validate, Validated, Versions, Vmpl,
 };
 use kvm_ops_guest::{Flush, PageSize, Privacy, RangeError};
 use soft_amd_sp::{AccessFault, GuestPage, PageSize as RmpSize, PageState, permission};
@@ -40,35 +40,35 @@ fn a_page_of_an_snp_guest_goes_to_shared_and_back() {
 fn pvalidate_comes_before_the_change_to_shared_and_after_the_one_to_private() {
     let pages = range(GPA, 0x2000);
     let validated = |unchanged| {
-        Some(Answer::Pvalidate(Validated {
+        Some(Reply::Pvalidate(Validated {
             code: RmpCode::SUCCESS,
             unchanged,
         }))
     };
     let operation = |gpa, validate| {
-        Step::Pvalidate(Pvalidate {
+        Progress::Pvalidate(Pvalidate {
             gpa,
             size: PageSize::Size4K,
             validate,
         })
     };
-    let request = |gpa, operation: u64| Step::GhcbMsr(operation << 52 | gpa | 0x014);
-    let done = Some(Answer::GhcbMsr(0x015));
+    let request = |gpa, operation: u64| Progress::GhcbMsr(operation << 52 | gpa | 0x014);
+    let done = Some(Reply::GhcbMsr(0x015));
 
     let mut share = Convert::new(pages, Privacy::Shared, Kind::Snp).expect("fits");
-    assert_eq!(share.next(None), Step::Flush(Flush::sev(false)));
+    assert_eq!(share.next(None), Progress::Flush(Flush::sev(false)));
     assert_eq!(share.next(None), operation(GPA, false));
     assert_eq!(share.next(None), operation(GPA, false), "not executed");
     assert_eq!(share.next(validated(false)), operation(GPA + 0x1000, false));
     assert_eq!(share.next(validated(false)), request(GPA, 2));
     assert_eq!(share.next(done), request(GPA + 0x1000, 2));
     assert_eq!(share.next(None), request(GPA + 0x1000, 2), "not executed");
-    assert_eq!(share.next(done), Step::Done);
+    assert_eq!(share.next(done), Progress::Done);
 
     let mut unshare = Convert::new(pages, Privacy::Private, Kind::Snp)
         .expect("fits")
         .coherent(true);
-    assert_eq!(unshare.next(None), Step::Flush(Flush::sev(true)));
+    assert_eq!(unshare.next(None), Progress::Flush(Flush::sev(true)));
     assert_eq!(unshare.next(None), request(GPA, 1));
     assert_eq!(unshare.next(done), request(GPA + 0x1000, 1));
     assert_eq!(unshare.next(done), operation(GPA, true));
@@ -76,7 +76,7 @@ fn pvalidate_comes_before_the_change_to_shared_and_after_the_one_to_private() {
         unshare.next(validated(false)),
         operation(GPA + 0x1000, true)
     );
-    assert_eq!(unshare.next(validated(false)), Step::Done);
+    assert_eq!(unshare.next(validated(false)), Progress::Done);
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn rmpadjust_gives_lower_levels_what_was_asked_and_no_more() {
     let at_vmpl = |vmpl| GuestPage::new(asid, 2 * LARGE, small).vmpl(vmpl);
     assert!(m.p.guest_read(&at_vmpl(2), &mut [0; 8]).is_ok());
     assert!(m.p.guest_read(&at_vmpl(1), &mut [0; 8]).is_err());
-    // Validating anew takes it all away.
+    // Validating again takes it all away.
     m.kernel()
         .share(range(2 * LARGE, 0x1000), no_flush)
         .expect("shared");
@@ -311,7 +311,7 @@ fn an_answer_to_another_step_ends_a_machine() {
     let page = range(GPA, 0x1000);
     let mut validate = Validate::new(page, true).expect("fits");
     validate.next(None);
-    let Step::Failed(error) = validate.next(Some(Answer::GhcbMsr(0x015))) else {
+    let Progress::Failed(error) = validate.next(Some(Reply::GhcbMsr(0x015))) else {
         panic!("taken");
     };
     assert_eq!((error.cause, error.rest), (Cause::OutOfStep, page));

@@ -1,4 +1,4 @@
-//! What a hostile host can do to the private memory of a TD, and what the TD notices. Each test is a
+//! Attacks of a hostile host on the private memory of a TD, and the TD's view of them. Each test is a
 //! row of docs/hostile-host.md.
 
 mod common;
@@ -16,7 +16,7 @@ fn one() -> GpaRange {
 
 fn no_flush(_: Flush) {}
 
-/// A TD that owns an accepted page with "secret" in it, and stands at a call to its host, which does
+/// A TD that owns an accepted page with "secret" in it and waits in a call to its host, which does
 /// what `attack` says before it enters again; then the guest goes on with `after`.
 fn with_secret<R: Send>(
     attributes: u64,
@@ -36,7 +36,7 @@ fn with_secret<R: Send>(
         |host, exit| match exit {
             Exit::Vmcall(r) if r.r11 == 31 => {
                 attack(host);
-                Reply::Answer(VmcallStatus::SUCCESS, 0)
+                Reply::Reply(VmcallStatus::SUCCESS, 0)
             }
             exit => later(host, exit),
         },
@@ -285,11 +285,11 @@ fn a_missing_cache_flush_of_the_host_hurts_only_availability() {
         |host, exit| match exit {
             Exit::MapGpa { gpa, bytes } => {
                 host.map_gpa(gpa, bytes);
-                Reply::Answer(VmcallStatus::SUCCESS, 0)
+                Reply::Reply(VmcallStatus::SUCCESS, 0)
             }
             Exit::Vmcall(_) => {
                 host.write(host.behind(PAGE), b"stale line");
-                Reply::Answer(VmcallStatus::SUCCESS, 0)
+                Reply::Reply(VmcallStatus::SUCCESS, 0)
             }
             Exit::Lost(_) => {
                 lost = true;

@@ -1,8 +1,8 @@
 //! The state machines against answers written down by hand.
 
 use kvm_ops_guest::tdx::{
-    Accept, AlreadyAccepted, Cause, Convert, Gpaw, Limits, MapGpa, Regs, Status, Step,
-    VmcallStatus, accept_operand,
+    Accept, AlreadyAccepted, Cause, CompletionStatus, Convert, Gpaw, Limits, MapGpa, Progress,
+    Regs, VmcallStatus, accept_operand,
 };
 use kvm_ops_guest::{Flush, GpaRange, PageSize, Privacy, RangeError};
 
@@ -12,7 +12,7 @@ fn range(start: u64, bytes: u64) -> GpaRange {
     GpaRange::new(start, bytes).expect("a range")
 }
 
-/// What a host answers to MapGPA.
+/// A host's answers to MapGPA.
 fn answer(status: VmcallStatus, r11: u64) -> Regs {
     Regs {
         r10: status.0,
@@ -29,16 +29,16 @@ fn module(status: u64) -> Regs {
 }
 
 /// The call a step asks for.
-fn call(step: Step) -> Regs {
+fn call(step: Progress) -> Regs {
     match step {
-        Step::Call(regs) => regs,
+        Progress::Call(regs) => regs,
         other => panic!("no call: {other:?}"),
     }
 }
 
-fn cause(step: Step) -> (Cause, GpaRange) {
+fn cause(step: Progress) -> (Cause, GpaRange) {
     match step {
-        Step::Failed(error) => (error.cause, error.rest),
+        Progress::Failed(error) => (error.cause, error.rest),
         other => panic!("no failure: {other:?}"),
     }
 }
@@ -58,9 +58,9 @@ fn mapgpa_goes_on_where_an_honest_host_stopped() {
         assert_eq!((second.r12, second.r13), (bit | 0x10_3000, 0x1000));
         assert_eq!(
             map.next(Some(&answer(VmcallStatus::SUCCESS, 0))),
-            Step::Done
+            Progress::Done
         );
-        assert_eq!(map.next(None), Step::Done);
+        assert_eq!(map.next(None), Progress::Done);
     }
 }
 
@@ -166,10 +166,10 @@ fn accept_asks_for_the_largest_size_and_falls_only_on_what_the_module_says() {
     let mut accept = Accept::new(whole, Gpaw::Bits48).expect("fits");
     assert_eq!(call(accept.next(None)).rcx, gib | 2);
     // A 1.5 module knows no 1 GiB pages here.
-    let step = accept.next(Some(&module(Status::OPERAND_INVALID | 1)));
+    let step = accept.next(Some(&module(CompletionStatus::OPERAND_INVALID | 1)));
     assert_eq!(call(step).rcx, gib | 1);
     // The host mapped this one in small pages.
-    let step = accept.next(Some(&module(Status::PAGE_SIZE_MISMATCH | 1)));
+    let step = accept.next(Some(&module(CompletionStatus::PAGE_SIZE_MISMATCH | 1)));
     assert_eq!(call(step).rcx, gib);
     for page in 1..512 {
         let step = accept.next(Some(&module(0)));
@@ -181,18 +181,18 @@ fn accept_asks_for_the_largest_size_and_falls_only_on_what_the_module_says() {
         (gib + 0x20_0000) | 1,
         "2 MiB is tried again"
     );
-    // What is wrong with 2 MiB but not a matter of size ends it.
-    let status = Status::OPERAND_INVALID | 1;
+    // A failure at 2 MiB that is not about the size ends it.
+    let status = CompletionStatus::OPERAND_INVALID | 1;
     let rest = range(gib + 0x20_0000, gib - 0x20_0000);
     assert_eq!(
         cause(accept.next(Some(&module(status)))),
-        (Cause::Module(Status(status)), rest)
+        (Cause::Module(CompletionStatus(status)), rest)
     );
 }
 
 #[test]
 fn a_page_accepted_before_is_an_attack_unless_the_guest_cannot_know() {
-    let status = module(Status::PAGE_ALREADY_ACCEPTED);
+    let status = module(CompletionStatus::PAGE_ALREADY_ACCEPTED);
     let whole = range(0x1000, 0x2000);
     let mut accept = Accept::new(whole, Gpaw::Bits48).expect("fits");
     accept.next(None);
@@ -207,7 +207,7 @@ fn a_page_accepted_before_is_an_attack_unless_the_guest_cannot_know() {
         .already_accepted(AlreadyAccepted::Keep);
     accept.next(None);
     assert_eq!(call(accept.next(Some(&status))).rcx, 0x2000);
-    assert_eq!(accept.next(Some(&status)), Step::Done);
+    assert_eq!(accept.next(Some(&status)), Progress::Done);
 }
 
 #[test]
@@ -220,20 +220,20 @@ fn a_conversion_flushes_first_and_only_a_private_one_accepts() {
         caches: true,
         tlb: true,
     };
-    assert_eq!(share.next(None), Step::Flush(both));
+    assert_eq!(share.next(None), Progress::Flush(both));
     assert_eq!(call(share.next(None)).r12, SHARED | 0x5000);
-    assert_eq!(share.next(Some(&ok)), Step::Done);
+    assert_eq!(share.next(Some(&ok)), Progress::Done);
 
     let mut unshare = Convert::new(one, Privacy::Private, Gpaw::Bits48).expect("fits");
     let tlb = Flush {
         caches: false,
         tlb: true,
     };
-    assert_eq!(unshare.next(None), Step::Flush(tlb));
+    assert_eq!(unshare.next(None), Progress::Flush(tlb));
     assert_eq!(call(unshare.next(None)).r12, 0x5000);
     let accept = call(unshare.next(Some(&ok)));
     assert_eq!((accept.rax, accept.rcx), (6, 0x5000));
-    assert_eq!(unshare.next(Some(&module(0))), Step::Done);
+    assert_eq!(unshare.next(Some(&module(0))), Progress::Done);
 }
 
 #[test]
@@ -272,11 +272,11 @@ fn a_lock_that_stays_taken_ends_the_acceptance() {
         .expect("fits")
         .limits(limits);
     let first = accept.next(None);
-    let busy = module(Status::OPERAND_BUSY | 1);
+    let busy = module(CompletionStatus::OPERAND_BUSY | 1);
     for _ in 1..5 {
         assert_eq!(accept.next(Some(&busy)), first);
     }
     let (why, _) = cause(accept.next(Some(&busy)));
-    let status = Status(Status::OPERAND_BUSY | 1);
+    let status = CompletionStatus(CompletionStatus::OPERAND_BUSY | 1);
     assert_eq!(why, Cause::Busy { tries: 5, status });
 }

@@ -31,7 +31,7 @@ pub use hooks::{MirrorHooks, Removal};
 pub use kvm_ops_core::{
     Error, Gfn, Gpa, Level, Pfn, Privacy, PrivateSpte, Result, SharedMask, SpteChange,
 };
-pub use list::{Held, Stats};
+pub use list::{PageKind, Stats};
 pub use lock::{ReadGuard, ReaderLock, WriteGuard};
 pub use mirror::{Lookup, Mapped, Mirror};
 pub use mutex::{Mutex, MutexGuard};

@@ -8,7 +8,7 @@ use crate::{Gfn, Level, Pfn, PrivateSpte};
 
 /// The kind of a page that [`Mirror::drain`] lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Held {
+pub enum PageKind {
     /// A page of the guest.
     Page,
     /// A page of the Secure-EPT.
@@ -37,11 +37,11 @@ impl Mirror {
     ///
     /// It is the teardown's list: once the key is released the Secure-EPT cannot be read any more
     /// (TDH.MEM.SEPT.RD answers TDX_TD_KEYS_NOT_CONFIGURED).
-    pub fn drain(&mut self, mut f: impl FnMut(Pfn, Level, Held)) {
+    pub fn drain(&mut self, mut f: impl FnMut(Pfn, Level, PageKind)) {
         self.list(&mut |_, level, entry, after| match entry {
-            PrivateSpte::Mapped(p) | PrivateSpte::Blocked(p) => f(p, level, Held::Page),
+            PrivateSpte::Mapped(p) | PrivateSpte::Blocked(p) => f(p, level, PageKind::Page),
             PrivateSpte::Table(p) | PrivateSpte::BlockedTable(p) if after => {
-                f(p, Level::Size4K, Held::Table);
+                f(p, Level::Size4K, PageKind::Table);
             }
             _ => {}
         });

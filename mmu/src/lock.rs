@@ -13,7 +13,7 @@ use crate::sync::{AtomicBool, Ordering, total_order};
 
 /// A flag alone on two cache lines: processors fetch lines in pairs.
 #[repr(align(128))]
-struct Slot(AtomicBool);
+struct Flag(AtomicBool);
 
 /// A value that many read at once and one changes alone.
 ///
@@ -32,8 +32,8 @@ struct Slot(AtomicBool);
 /// assert_eq!(lock.into_inner(), 8);
 /// ```
 pub struct ReaderLock<T> {
-    writer: Slot,
-    slots: Box<[Slot]>,
+    writer: Flag,
+    slots: Box<[Flag]>,
     value: UnsafeCell<T>,
 }
 
@@ -46,7 +46,7 @@ unsafe impl<T: Send + Sync> Sync for ReaderLock<T> {}
 impl<T> ReaderLock<T> {
     /// A lock with `slots` slots (at least one), usually one for each vCPU and one for all others.
     pub fn new(slots: usize, value: T) -> Self {
-        let slot = || Slot(AtomicBool::new(false));
+        let slot = || Flag(AtomicBool::new(false));
         Self {
             writer: slot(),
             slots: (0..slots.max(1)).map(|_| slot()).collect(),
@@ -141,7 +141,7 @@ impl<T> fmt::Debug for ReaderLock<T> {
 #[must_use = "the lock is held until it is dropped"]
 pub struct ReadGuard<'a, T> {
     lock: &'a ReaderLock<T>,
-    slot: &'a Slot,
+    slot: &'a Flag,
 }
 
 impl<T> Deref for ReadGuard<'_, T> {

@@ -6,7 +6,7 @@ use crate::entry::{EMPTY, encode};
 use crate::mirror::Mirror;
 use crate::node::{Node, Owned};
 use crate::sync::Ordering;
-use crate::visit::{Frames, Slot};
+use crate::visit::{Entry, Frames};
 use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Removal, Result, SpteChange};
 
 /// The treatment of tables that [`Mirror::zap`] leaves empty.
@@ -91,7 +91,7 @@ impl Mirror {
         self.flush(hooks)?;
         self.put_back(hooks, range)?;
         let mut unblocked = 0;
-        self.visit(range, Level::Size4K, &mut |slot: Slot<'_>| {
+        self.visit(range, Level::Size4K, &mut |slot: Entry<'_>| {
             if let PrivateSpte::Blocked(page) = slot.entry {
                 change(hooks, &slot, PrivateSpte::Mapped(page))?;
                 unblocked += 1;
@@ -137,7 +137,7 @@ impl Mirror {
 
     fn block_pages(&mut self, hooks: &impl MirrorHooks, range: Frames) -> Result<u64> {
         let mut blocked = 0;
-        let result = self.visit(range, Level::Size4K, &mut |slot: Slot<'_>| {
+        let result = self.visit(range, Level::Size4K, &mut |slot: Entry<'_>| {
             if let PrivateSpte::Mapped(page) = slot.entry {
                 change(hooks, &slot, PrivateSpte::Blocked(page))?;
                 blocked += 1;
@@ -158,7 +158,7 @@ impl Mirror {
     ) -> Result<()> {
         // Entries blocked before the last flush need no other one.
         self.flush(hooks)?;
-        self.visit(range, floor, &mut |slot: Slot<'_>| match slot.entry {
+        self.visit(range, floor, &mut |slot: Entry<'_>| match slot.entry {
             PrivateSpte::Blocked(page) => {
                 let level = slot.level;
                 remove_one(hooks, &slot, PrivateSpte::Absent, page, level)?;
@@ -194,7 +194,7 @@ impl Mirror {
                     Some(Node::Dir(dir)) => dir.is_empty(),
                     None => false,
                 };
-                let slot = Slot::of(&dir.words[i], gfn, level);
+                let slot = Entry::of(&dir.words[i], gfn, level);
                 let PrivateSpte::Table(table) = slot.entry else {
                     return Ok(());
                 };
@@ -223,7 +223,7 @@ impl Mirror {
     fn unblock_tables(&mut self, hooks: &impl MirrorHooks, range: Frames) -> Result<()> {
         // The walk ends at blocked tables, so the words can be found before they are changed.
         let mut blocked = alloc::vec::Vec::new();
-        self.visit(range, Level::Size2M, &mut |slot: Slot<'_>| {
+        self.visit(range, Level::Size2M, &mut |slot: Entry<'_>| {
             if let PrivateSpte::BlockedTable(table) = slot.entry {
                 blocked.try_reserve(1).map_err(|_| Error::NoMemory)?;
                 blocked.push((slot.gfn, slot.level, table));
@@ -265,7 +265,7 @@ impl Mirror {
 
 /// Calls the hook, then changes the entry.
 #[inline]
-pub(crate) fn change(hooks: &impl MirrorHooks, slot: &Slot<'_>, new: PrivateSpte) -> Result<()> {
+pub(crate) fn change(hooks: &impl MirrorHooks, slot: &Entry<'_>, new: PrivateSpte) -> Result<()> {
     hooks.set_private_spte(&slot.to(new))?;
     slot.word.store(encode(new), Ordering::Relaxed);
     Ok(())
@@ -274,7 +274,7 @@ pub(crate) fn change(hooks: &impl MirrorHooks, slot: &Slot<'_>, new: PrivateSpte
 /// Calls the hook that gives `page` back, then changes the entry. After `Ok` the page is the host's.
 pub(crate) fn remove_one(
     hooks: &impl MirrorHooks,
-    slot: &Slot<'_>,
+    slot: &Entry<'_>,
     new: PrivateSpte,
     page: Pfn,
     size: Level,

@@ -9,7 +9,7 @@ use crate::mirror::{Mirror, check_table};
 use crate::node::{Dir, ENTRIES, Leaf, Node, Owned, below, index};
 use crate::range::{change, remove_one};
 use crate::sync::Ordering;
-use crate::visit::{Frames, Slot};
+use crate::visit::{Entry, Frames};
 use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result};
 
 impl Mirror {
@@ -192,11 +192,11 @@ impl Mirror {
         Some((dir, index(gfn, at)))
     }
 
-    fn slot_2m(&self, gfn: u64) -> Result<Slot<'_>> {
+    fn slot_2m(&self, gfn: u64) -> Result<Entry<'_>> {
         let (dir, i) = self
             .dir_at(gfn, Level::Size2M)
             .ok_or(Error::NotFound(Field::Gfn, gfn))?;
-        Ok(Slot::of(&dir.words[i], gfn, Level::Size2M))
+        Ok(Entry::of(&dir.words[i], gfn, Level::Size2M))
     }
 }
 

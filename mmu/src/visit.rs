@@ -7,14 +7,14 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::{Gfn, Level, PrivateSpte, Result, SpteChange};
 
 /// An entry that is not empty.
-pub(crate) struct Slot<'a> {
+pub(crate) struct Entry<'a> {
     pub(crate) word: &'a AtomicU64,
     pub(crate) gfn: u64,
     pub(crate) level: Level,
     pub(crate) entry: PrivateSpte,
 }
 
-impl<'a> Slot<'a> {
+impl<'a> Entry<'a> {
     pub(crate) fn of(word: &'a AtomicU64, gfn: u64, level: Level) -> Self {
         Self {
             word,
@@ -62,7 +62,7 @@ impl Mirror {
         &self,
         range: Frames,
         floor: Level,
-        f: &mut impl FnMut(Slot<'_>) -> Result<()>,
+        f: &mut impl FnMut(Entry<'_>) -> Result<()>,
     ) -> Result<()> {
         // SAFETY: `top` is the level of the root.
         unsafe { visit_dir(&self.root, self.top, 0, range, floor, f) }
@@ -89,7 +89,7 @@ unsafe fn visit_dir(
     base: u64,
     range: Frames,
     floor: Level,
-    f: &mut impl FnMut(Slot<'_>) -> Result<()>,
+    f: &mut impl FnMut(Entry<'_>) -> Result<()>,
 ) -> Result<()> {
     for i in range.entries(base, at) {
         let gfn = base + i as u64 * at.frames();
@@ -111,7 +111,7 @@ pub(crate) fn visit_leaf(
     leaf: &Leaf,
     base: u64,
     range: Frames,
-    f: &mut impl FnMut(Slot<'_>) -> Result<()>,
+    f: &mut impl FnMut(Entry<'_>) -> Result<()>,
 ) -> Result<()> {
     for i in range.entries(base, Level::Size4K) {
         visit_word(&leaf.words[i], base + i as u64, Level::Size4K, f)?;
@@ -124,12 +124,12 @@ fn visit_word(
     word: &AtomicU64,
     gfn: u64,
     level: Level,
-    f: &mut impl FnMut(Slot<'_>) -> Result<()>,
+    f: &mut impl FnMut(Entry<'_>) -> Result<()>,
 ) -> Result<()> {
     match decode(word.load(Ordering::Acquire)) {
         // The callers read the pointer of a table and visit its node.
         PrivateSpte::Absent | PrivateSpte::Table(_) => Ok(()),
-        entry => f(Slot {
+        entry => f(Entry {
             word,
             gfn,
             level,

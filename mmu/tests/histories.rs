@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Failure, Firmware, entries_of};
 use kvm_ops_mmu::{
-    EmptyTables, Gfn, Held, Level, Lookup, Mapped, Mirror, Pfn, PrivateSpte, Result,
+    EmptyTables, Gfn, Level, Lookup, Mapped, Mirror, PageKind, Pfn, PrivateSpte, Result,
 };
 use proptest::prelude::*;
 
@@ -185,8 +185,8 @@ fn drained(mirror: &mut Mirror, fw: &Firmware) {
     let mut tables = BTreeSet::new();
     mirror.drain(|page, level, held| {
         let new = match held {
-            Held::Page => pages.insert((page.get(), level)),
-            Held::Table => {
+            PageKind::Page => pages.insert((page.get(), level)),
+            PageKind::Table => {
                 assert_eq!(level, Level::Size4K);
                 tables.insert(page.get())
             }

@@ -130,7 +130,7 @@ fn of_all_faults_on_a_frame_one_maps_it_while_others_look_and_zap() {
     );
     assert_eq!(zapped.into_inner(), ROUNDS);
     let mut listed = 0;
-    mirror.drain(|_, _, held| listed += u64::from(held == kvm_ops_mmu::Held::Page));
+    mirror.drain(|_, _, held| listed += u64::from(held == kvm_ops_mmu::PageKind::Page));
     assert_eq!(listed, left);
 }
 

@@ -6,7 +6,7 @@
 use kvm_ops::Error;
 
 use crate::seamcall::Leaf;
-use crate::status::{Class, Status};
+use crate::status::{Class, CompletionStatus};
 
 /// The reaction to a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,7 +214,7 @@ pub const RULES: &[Rule] = {
 
 /// The action and the verdict for a status. A status without a row succeeded if its error bit is
 /// clear; with the error bit no remedy is known.
-pub fn rule(leaf: Leaf, status: Status) -> (Action, Verdict) {
+pub fn rule(leaf: Leaf, status: CompletionStatus) -> (Action, Verdict) {
     let found = RULES.iter().find(|rule| {
         rule.class == status.class() && (rule.leaves.is_empty() || rule.leaves.contains(&leaf))
     });
@@ -227,7 +227,7 @@ pub fn rule(leaf: Leaf, status: Status) -> (Action, Verdict) {
 
 impl Verdict {
     /// The error that the caller gets.
-    pub const fn error(self, status: Status) -> Error {
+    pub const fn error(self, status: CompletionStatus) -> Error {
         match self {
             Self::Busy => Error::Busy,
             Self::Again => Error::Again,

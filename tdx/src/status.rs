@@ -8,7 +8,7 @@ use core::fmt;
 /// class, 39:32 the code; bits 31:0 are detail, such as the operand blamed. Two statuses are the
 /// same condition if their [`class`](Self::class) is the same: the whole words are never compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Status(u64);
+pub struct CompletionStatus(u64);
 
 /// Bits 63:32 of a status word, the part that names the condition.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,7 +86,7 @@ pub mod operand {
     pub const WBCACHE: u32 = 188;
 }
 
-impl Status {
+impl CompletionStatus {
     /// Wraps RAX.
     pub const fn new(rax: u64) -> Self {
         Self(rax)
@@ -115,8 +115,8 @@ impl Status {
 
 impl Class {
     /// A status word of this class with that detail.
-    pub const fn with(self, detail: u32) -> Status {
-        Status((self.0 as u64) << 32 | detail as u64)
+    pub const fn with(self, detail: u32) -> CompletionStatus {
+        CompletionStatus((self.0 as u64) << 32 | detail as u64)
     }
 }
 

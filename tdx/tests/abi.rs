@@ -1,7 +1,7 @@
 //! Numbers and names against the software TDX module, which has them from elsewhere.
 
 use kvm_ops_tdx::Leaf;
-use kvm_ops_tdx::status::{CLASS_MASK, Class, Status, operand};
+use kvm_ops_tdx::status::{CLASS_MASK, Class, CompletionStatus, operand};
 use soft_tdx_module::{Code, HostLeaf, Operand};
 
 #[test]
@@ -24,7 +24,7 @@ fn status_classes_are_those_of_the_abi_and_details_do_not_matter() {
             let status = class.with(detail);
             let theirs = soft_tdx_module::Status(status.get());
             assert_eq!(theirs.code().name(), class.name());
-            assert_eq!(Status::new(status.get()).class(), *class);
+            assert_eq!(CompletionStatus::new(status.get()).class(), *class);
             assert_eq!(status.get() & CLASS_MASK, class.with(0).get());
             assert_eq!(status.is_error(), theirs.is_error());
             assert_eq!(status.detail(), detail);

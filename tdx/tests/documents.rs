@@ -1,4 +1,4 @@
-//! The retry table in docs/tdx.md is the one in the code. `BLESS=1` writes it anew.
+//! The retry table in docs/tdx.md is the one in the code. `BLESS=1` rewrites it.
 
 use std::fmt::Write as _;
 use std::path::Path;

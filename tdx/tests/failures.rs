@@ -1,7 +1,7 @@
 //! Every call of every step of a life fails in every plausible way, one at a time; what follows is
 //! checked against the module's own tables and written down in docs/tdx-failures.md.
 //!
-//! `BLESS=1 cargo test -p kvm-ops-tdx --test failures` writes the document anew.
+//! `BLESS=1 cargo test -p kvm-ops-tdx --test failures` rewrites the document.
 
 mod common;
 
@@ -49,7 +49,7 @@ const STEPS: [Stage; 12] = [
     }),
     ("vm_finalize", |l| l.vm().vm_finalize()),
     ("pre_fault_memory", |l| {
-        // One at a time: of several, those that are done are told before the reason.
+        // One at a time: of several, the count of those done comes before the reason.
         for n in 0..3 {
             l.vm().pre_fault_memory(Gfn::new(FAR.get() + n), 1)?;
         }
@@ -93,7 +93,7 @@ const STEPS: [Stage; 12] = [
     }),
 ];
 
-/// Where pages are mapped and removed: in the second slot, far from the first page.
+/// The frames that are mapped and removed: in the second slot, far from the first page.
 const FAR: Gfn = Gfn::new(0x10_0000 >> 2);
 
 impl Life {
@@ -118,7 +118,7 @@ impl Life {
         self.vcpu.as_mut().expect("a vCPU")
     }
 
-    /// Two slots beside each other. The second shows the memory of the first, which nobody reads.
+    /// Two slots beside each other. The second shows the memory of the first, which no test reads.
     fn slots(&self) -> [MemSlot; 2] {
         let memory = self.host.memory();
         [0, 1].map(|n| MemSlot::new(SlotId(n), Gpa::new(u64::from(n) << 30), memory))
@@ -131,7 +131,7 @@ impl Life {
         Ok(())
     }
 
-    /// The processor that this thread stands on, where the vCPU is.
+    /// The processor of this thread, where the vCPU is.
     fn cpu(&self) -> CpuId {
         use kvm_ops_core::SeamPort;
         self.host.0.this_cpu()
@@ -162,7 +162,7 @@ impl Life {
     }
 }
 
-/// What came of a failure, in words.
+/// The consequences of a failure, in words.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Outcome {
     told: String,
@@ -181,7 +181,7 @@ fn in_words(error: &Error) -> String {
     }
 }
 
-/// The error that may be told for a status: itself, or that it is worth another try.
+/// Returns whether the error fits the status: it names the status, or asks for another try.
 fn names(error: &Error, answer: Answer) -> bool {
     match (error, answer) {
         (Error::Firmware(told), Answer::Status(status)) => *told == status,
@@ -302,7 +302,7 @@ fn abandon(at: usize, leaf: Leaf, nth: u64, failure: Failure) {
     }
 }
 
-/// What was leaked, the TDR told from the rest.
+/// The leaked pages, the TDR apart from the rest.
 fn in_report(report: &FreeReport, tdr: Option<Hpa>, failure: Failure) -> String {
     let is_tdr = |leak: &Leak| matches!(leak.what, Leaked::Page(page) if Some(page) == tdr);
     let tdr_too = report.leaks.iter().any(is_tdr);
@@ -397,7 +397,7 @@ A TD is built, runs and is torn down, and in each row exactly one SEAMCALL of th
 that does so (`tdx/tests/failures.rs`) checks after every row, with the software TDX module's own tables, that the error
 names the status, that the mirror equals the Secure-EPT, and that every page and the KeyID are free, in use, or reported
 as leaked with leaf and status; it fails if this table differs. `BLESS=1 cargo test -p kvm-ops-tdx --test failures`
-writes it anew.
+rewrites it.
 
 \"once\" means that the next try of the call is answered by the module; \"for ever\", that it is not while the step lasts.
 \"as before\" means that the failing step changed nothing that matters: called again, it succeeds, and the life goes on to
@@ -406,8 +406,8 @@ a clean end. A poisoned VM is torn down at once. After a failed `mmu_release_hki
 
 ";
 
-/// A creation fails, and so does its undoing: the VM is poisoned, and what the module kept is told
-/// when the VM ends.
+/// A creation fails, and so does its undoing: the VM is poisoned, and its final report lists the
+/// pages that the module kept.
 #[test]
 fn an_undoing_that_fails_is_told_when_the_vm_ends() {
     let odd = |detail| Answer::Status(Class::PAGE_METADATA_INCORRECT.with(detail).get());

@@ -114,7 +114,7 @@ proptest! {
     }
 }
 
-/// What a removal that failed leaves blocked, the next fault or removal takes up.
+/// The next fault or removal takes up the pages that a failed removal left blocked.
 #[test]
 fn a_removal_that_was_busy_is_taken_up_by_a_fault_or_by_the_next_removal() {
     for again in [true, false] {
@@ -151,7 +151,8 @@ fn a_removal_that_was_busy_is_taken_up_by_a_fault_or_by_the_next_removal() {
     }
 }
 
-/// Contention stops a pre-fault after the pages that are done; what poisons the TD is told at once.
+/// Contention stops a pre-fault after the pages that are done; a failure that poisons the TD is
+/// returned at once.
 #[test]
 fn the_status_that_poisons_a_td_is_told_by_the_operation_that_met_it() {
     let host = TestHost::new();

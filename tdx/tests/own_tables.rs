@@ -10,7 +10,7 @@ use common::{Answer, TestHost};
 use kvm_ops_core::{
     Error, Gfn, Leaked, Level, PagePort, Pfn, PrivateSpte, Result, SpteChange, Step, VmOps,
 };
-use kvm_ops_mmu::{EmptyTables, Held, Mapped, Mirror, MirrorHooks};
+use kvm_ops_mmu::{EmptyTables, Mapped, Mirror, MirrorHooks, PageKind};
 use kvm_ops_tdx::status::Class;
 use kvm_ops_tdx::{Leaf, TdxVm};
 use soft_tdx_module::SeptState;
@@ -179,7 +179,7 @@ fn pages_of_tables_that_are_not_the_back_ends_are_reclaimed_one_by_one() {
         let mut pages = Vec::new();
         mirror.drain(|page, level, held| {
             pages.push((page, level));
-            assert!(matches!(held, Held::Page | Held::Table));
+            assert!(matches!(held, PageKind::Page | PageKind::Table));
         });
         let key = vm.mmu_release_hkid().unwrap();
         let (page, level) = pages[0];

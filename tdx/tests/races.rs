@@ -73,7 +73,7 @@ fn td(host: &TestHost) -> (Vm, Vec<Vcpu>) {
     (vm, vcpus)
 }
 
-/// What may be said of an operation that others are in the way of.
+/// The possible results of an operation that others are in the way of.
 fn fine<T>(what: &str, result: Result<T>) {
     match result {
         Ok(_) | Err(Error::Busy | Error::Again | Error::NotFound(..)) => {}
@@ -95,7 +95,7 @@ fn run(vcpu: &mut Vcpu, stop: &AtomicBool) {
 
 type Operation = (&'static str, fn(&TestHost, &Vm, usize));
 
-/// What may happen to a running TD at any time.
+/// Operations on a running TD, possible at any time.
 const OPERATIONS: [Operation; 7] = [
     ("pre_fault_memory", |_, vm, n| {
         let first = Gfn::new(n as u64 % PAGES);
@@ -248,7 +248,7 @@ fn many_tds_live_and_end_side_by_side() {
     }
 }
 
-/// A short life, every step repeated while it is told to.
+/// A short life; every step is repeated while the answer asks for it.
 fn live(host: &TestHost) {
     fn again<T>(mut step: impl FnMut() -> Result<T>) -> T {
         loop {

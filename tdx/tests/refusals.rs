@@ -1,4 +1,4 @@
-//! What is refused, by name and without a call.
+//! Refusals, by name and without a call.
 
 mod common;
 
@@ -108,7 +108,7 @@ fn a_page_is_added_once_and_only_while_the_td_is_initialised() {
         vm.add_initial_page(&page),
         Err(Error::Exists(Field::Gpa, 0x5000))
     );
-    // Where memory is shared, no private page is.
+    // Shared memory has no private page.
     vm.set_memory_attributes(Gfn::new(6), 1, Privacy::Shared)
         .unwrap();
     assert_eq!(

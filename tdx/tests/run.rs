@@ -11,7 +11,7 @@ use kvm_ops_core::{
 };
 use kvm_ops_core::{Error, ExitKind, Host, Step};
 use run_support::{
-    INVALID_OPERAND, Made, PAGE, SHARED, SUBFUNC_UNSUPPORTED, refused, td, told, values,
+    INVALID_OPERAND, Made, PAGE, SHARED, SUBFUNC_UNSUPPORTED, refused, td, transcript, values,
 };
 
 const IO: u64 = 30;
@@ -25,17 +25,17 @@ const SETUP_EVENT_NOTIFY: u64 = 0x10004;
 
 #[test]
 fn lifecycle() {
-    let (mut td, told) = td(Script::new());
+    let (mut td, transcript) = td(Script::new());
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown), "it stays so");
-    told.expect::<&str>([]);
+    transcript.expect::<&str>([]);
     td.destroy();
 }
 
 #[test]
 fn report_fatal_error() {
     const CODE: u64 = 0x0bad_0000_0000_0000;
-    let (mut td, told) = td(Script::new().tdvmcall(REPORT_FATAL_ERROR, [CODE, 0, 5, 6]));
+    let (mut td, transcript) = td(Script::new().tdvmcall(REPORT_FATAL_ERROR, [CODE, 0, 5, 6]));
     match td.vcpu().vcpu_run().unwrap() {
         Exit::SystemEvent { kind: 7, data } => {
             assert_eq!(data.len(), 16);
@@ -46,13 +46,13 @@ fn report_fatal_error() {
         other => panic!("{other:?}"),
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect([values([0, REPORT_FATAL_ERROR, CODE, 0, 5, 6])]);
+    transcript.expect([values([0, REPORT_FATAL_ERROR, CODE, 0, 5, 6])]);
     td.destroy();
 }
 
 #[test]
 fn ioexit() {
-    let (mut td, told) = td(Script::new().output(0x50, &[0xab]).input(0x50, 1));
+    let (mut td, transcript) = td(Script::new().output(0x50, &[0xab]).input(0x50, 1));
     let exit = Exit::IoOut {
         port: 0x50,
         size: 1,
@@ -68,7 +68,7 @@ fn ioexit() {
         other => panic!("{other:?}"),
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(["Done", "Data([172])"]);
+    transcript.expect(["Done", "Data([172])"]);
 }
 
 #[test]
@@ -91,10 +91,10 @@ fn td_cpuid_and_cpuid_tdcall_answer_what_the_td_was_created_with() {
     let script = Script::new()
         .tdvmcall(10, [1, 7, 0, 0])
         .tdvmcall(10, [0x1234_5678, 0, 3, 4]);
-    let (program, told) = told(script);
+    let (program, transcript) = transcript(script);
     td.vcpu().load_program(Box::new(program)).unwrap();
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect([
+    transcript.expect([
         values([0, 10, 0, 0x0008_0000, 0, 0]),
         values([0, 10, 0, 0, 0, 0]),
     ]);
@@ -107,7 +107,7 @@ fn get_td_vmcall_info() {
         .tdvmcall(GET_TD_VM_CALL_INFO, [1, 0, 0, 0])
         .tdvmcall(GET_TD_VM_CALL_INFO, [1, 0, 0, 0])
         .tdvmcall(GET_TD_VM_CALL_INFO, [2, 0, 0, 0]);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     match td.vcpu().vcpu_run().unwrap() {
         Exit::Tdx {
             request: TdxRequest::GetTdVmCallInfo { leaf: 1 },
@@ -121,7 +121,7 @@ fn get_td_vmcall_info() {
         other => panic!("{other:?}"),
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect([
+    transcript.expect([
         values([0, 0, 0, 0, 0, 4]),
         values([0, 0, 0, 0, 0, 0]),
         values([0, 3, 0, 0, 9, 0]),
@@ -138,7 +138,7 @@ fn guest_writes() {
         .tdvmcall(IO, [5, 1, 0x51, 0])
         .tdvmcall(IO, [4, 2, 0x51, 0])
         .tdvmcall(IO, [4, 1, 0x1_0051, 0]);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     for expected in [&[0xab][..], &[0xcd, 0xab], &[0xef, 0xcd, 0xab, 0xff]] {
         let exit = Exit::IoOut {
             port: 0x51,
@@ -149,7 +149,7 @@ fn guest_writes() {
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     assert_eq!(
-        told.all()[3..],
+        transcript.all()[3..],
         [
             values([INVALID_OPERAND, IO, 5, 1, 0x51, 0]),
             values([INVALID_OPERAND, IO, 4, 2, 0x51, 0]),
@@ -166,7 +166,7 @@ fn guest_reads() {
         .input(0x52, 4)
         .input(0x52, 4)
         .tdvmcall(IO, [5, 0, 0x52, 0]);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     for bytes in [&[0xab][..], &[0xcd, 0xab], &[0xef, 0xcd, 0xab, 0xff], &[]] {
         match td.vcpu().vcpu_run().unwrap() {
             Exit::IoIn {
@@ -176,11 +176,11 @@ fn guest_reads() {
         }
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect([
+    transcript.expect([
         "Data([171])".into(),
         "Data([205, 171])".into(),
         "Data([239, 205, 171, 255])".into(),
-        "Data([0, 0, 0, 0])".to_owned(), // Nobody answered: not what was read before.
+        "Data([0, 0, 0, 0])".to_owned(), // Unanswered: not the value read before.
         values([INVALID_OPERAND, IO, 5, 0, 0x52, 0]),
     ]);
 }
@@ -196,7 +196,7 @@ fn msr_writes() {
         .tdvmcall(WRMSR, [MISC_ENABLE, 0x1800, 0, 0])
         .tdvmcall(WRMSR, [POWER_CTL, 6, 0, 0])
         .tdvmcall(WRMSR, [1 << 32, 6, 0, 0]);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     for (msr, written) in [(X2APIC_ICR, 4), (MISC_ENABLE, 0x1800), (POWER_CTL, 6)] {
         match td.vcpu().vcpu_run().unwrap() {
             Exit::WriteMsr {
@@ -211,7 +211,7 @@ fn msr_writes() {
         }
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect([
+    transcript.expect([
         values([0, WRMSR, X2APIC_ICR, 4, 0, 0]),
         values([0, WRMSR, MISC_ENABLE, 0x1800, 0, 0]),
         values([INVALID_OPERAND, WRMSR, POWER_CTL, 6, 0, 0]),
@@ -225,7 +225,7 @@ fn msr_reads() {
         .tdvmcall(RDMSR, [X2APIC_ICR, 0, 0, 0])
         .tdvmcall(RDMSR, [POWER_CTL, 0, 0, 0])
         .tdvmcall(RDMSR, [MISC_ENABLE, 0, 0, 0]);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     for (msr, read) in [
         (X2APIC_ICR, Some(4)),
         (POWER_CTL, None),
@@ -244,7 +244,7 @@ fn msr_reads() {
         }
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect([
+    transcript.expect([
         values([0, 4, X2APIC_ICR, 0, 0, 0]),
         values([INVALID_OPERAND, RDMSR, POWER_CTL, 0, 0, 0]),
         values([0, 5, MISC_ENABLE, 0, 0, 0]),
@@ -253,11 +253,11 @@ fn msr_reads() {
 
 #[test]
 fn hlt_without_local_apics_in_the_platform_is_an_exit() {
-    let (mut td, told) = td(Script::new().halt());
+    let (mut td, transcript) = td(Script::new().halt());
     for _ in 0..3 {
         assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Hlt), "nothing ends it");
     }
-    told.expect::<&str>([]);
+    transcript.expect::<&str>([]);
     td.destroy();
 }
 
@@ -268,7 +268,7 @@ fn hlt_with_local_apics_in_the_platform_waits_for_an_interrupt_and_a_kick_gets_i
         ..Made::default()
     }
     .td();
-    let (program, told) = told(Script::new().halt().output(1, &[1]).halt());
+    let (program, transcript) = transcript(Script::new().halt().output(1, &[1]).halt());
     td.vcpu().load_program(Box::new(program)).unwrap();
     let (vm, vcpu) = (&td.vm, &mut td.vcpus[0]);
     std::thread::scope(|scope| {
@@ -287,7 +287,7 @@ fn hlt_with_local_apics_in_the_platform_waits_for_an_interrupt_and_a_kick_gets_i
     // One that came before is not waited for.
     vm.deliver_interrupt(VcpuId(0), 0x22).unwrap();
     assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(["Interrupt(33)", "Done", "Interrupt(34)"]);
+    transcript.expect(["Interrupt(33)", "Done", "Interrupt(34)"]);
     td.destroy();
 }
 
@@ -298,7 +298,7 @@ fn an_nmi_ends_a_halt_and_disturbs_nothing_else() {
         ..Made::default()
     }
     .td();
-    let (program, told) = told(Script::new().input(0x60, 1).output(1, &[1]).halt());
+    let (program, transcript) = transcript(Script::new().input(0x60, 1).output(1, &[1]).halt());
     td.vcpu().load_program(Box::new(program)).unwrap();
     match td.vcpu().vcpu_run().unwrap() {
         Exit::IoIn { data, .. } => data[0] = 9,
@@ -317,7 +317,7 @@ fn an_nmi_ends_a_halt_and_disturbs_nothing_else() {
     });
     vcpu.inject_nmi().unwrap();
     assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(["Data([9])", "Done", "Interrupt(2)"]);
+    transcript.expect(["Data([9])", "Done", "Interrupt(2)"]);
     td.destroy();
 }
 
@@ -334,7 +334,7 @@ fn mmio_reads() {
         .tdvmcall(MMIO, [4, 2, SHARED | AT, 0])
         .tdvmcall(MMIO, [4, 0, AT, 0])
         .tdvmcall(MMIO, [4, 0, SHARED << 1 | SHARED, 0]);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     for len in [1, 2, 4, 8] {
         match td.vcpu().vcpu_run().unwrap() {
             Exit::MmioRead { gpa, data } => {
@@ -345,9 +345,9 @@ fn mmio_reads() {
         }
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    let told = told.all();
-    assert_eq!(told[1], "Data([18, 18])");
-    assert_eq!(told[3], format!("Data({:?})", [0x18; 8]));
+    let transcript = transcript.all();
+    assert_eq!(transcript[1], "Data([18, 18])");
+    assert_eq!(transcript[3], format!("Data({:?})", [0x18; 8]));
     for (i, [size, direction, gpa]) in [
         [10, 0, SHARED | AT],
         [3, 0, SHARED | AT],
@@ -359,7 +359,7 @@ fn mmio_reads() {
     .enumerate()
     {
         let expected = values([INVALID_OPERAND, MMIO, size, direction, gpa, 0]);
-        assert_eq!(told[4 + i], expected);
+        assert_eq!(transcript[4 + i], expected);
     }
 }
 
@@ -377,7 +377,7 @@ fn mmio_writes() {
         .tdvmcall(MMIO, [4, 1, SHARED - 2, 0])
         .tdvmcall(MMIO, [4, 1, TOP - 2, 0])
         .tdvmcall(MMIO, [8, 1, u64::MAX - 2, 0]);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     for len in [1u8, 2, 4, 8] {
         let data: Vec<u8> = (1..=len).collect();
         let exit = Exit::MmioWrite {
@@ -388,7 +388,7 @@ fn mmio_writes() {
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     assert_eq!(
-        told.all()[4..],
+        transcript.all()[4..],
         [
             values([INVALID_OPERAND, MMIO, 10, 1, SHARED | AT, 0]),
             values([INVALID_OPERAND, MMIO, 4, 1, SHARED - 2, 0]),
@@ -405,9 +405,9 @@ fn host_reading_private_mem() {
         .accept(Gpa::new(0x3000), Level::Size4K)
         .write(Gpa::new(0x3000), &secret)
         .read(Gpa::new(0x3000), 256);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(["Done".into(), "Done".into(), format!("Data({secret:?})")]);
+    transcript.expect(["Done".into(), "Done".into(), format!("Data({secret:?})")]);
     let page = td.private_page(3).unwrap().base().unwrap();
     let pages = td.host.pages().unwrap();
     let (mut once, mut twice) = ([0; 256], [0; 256]);
@@ -430,11 +430,11 @@ fn tdcall_vp_info() {
         ..Made::default()
     }
     .td();
-    let (program, told) = told(Script::new().tdcall(1, [0; 4]));
+    let (program, transcript) = transcript(Script::new().tdcall(1, [0; 4]));
     td.vcpus[2].load_program(Box::new(program)).unwrap();
     assert_eq!(td.vcpus[2].vcpu_run(), Ok(Exit::Shutdown));
     let attributes = TdParams::default().attributes;
-    told.expect([values([0, 48, attributes, 3 << 32 | 3, 2, 1])]);
+    transcript.expect([values([0, 48, attributes, 3 << 32 | 3, 2, 1])]);
 }
 
 #[test]
@@ -443,7 +443,7 @@ fn get_quote() {
         .tdvmcall(GET_QUOTE, [0x4000, PAGE, 0, 0])
         .tdvmcall(GET_QUOTE, [SHARED | 0x4000, PAGE, 0, 0])
         .tdvmcall(GET_QUOTE, [SHARED | 0x4000, PAGE, 0, 0]);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     for answer in [Some(0), None] {
         match td.vcpu().vcpu_run().unwrap() {
             Exit::Tdx {
@@ -463,7 +463,7 @@ fn get_quote() {
         (0, SHARED | 0x4000),
         (SUBFUNC_UNSUPPORTED, SHARED | 0x4000),
     ];
-    told.expect(answers.map(|(status, gpa)| values([status, GET_QUOTE, gpa, PAGE, 0, 0])));
+    transcript.expect(answers.map(|(status, gpa)| values([status, GET_QUOTE, gpa, PAGE, 0, 0])));
 }
 
 #[test]
@@ -478,7 +478,7 @@ fn setup_event_notify() {
         ..Made::default()
     }
     .td();
-    let (program, told) = told(script);
+    let (program, transcript) = transcript(script);
     td.vcpu().load_program(Box::new(program)).unwrap();
     let vector = match td.vcpu().vcpu_run().unwrap() {
         Exit::Tdx {
@@ -494,7 +494,7 @@ fn setup_event_notify() {
     assert_eq!(vector, 0x20);
     td.vm.deliver_interrupt(VcpuId(0), vector).unwrap();
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect([
+    transcript.expect([
         values([INVALID_OPERAND, SETUP_EVENT_NOTIFY, 0x10, 0, 0, 0]),
         values([INVALID_OPERAND, SETUP_EVENT_NOTIFY, 0x100, 0, 0, 0]),
         values([0, SETUP_EVENT_NOTIFY, 0x20, 0, 0, 0]),
@@ -514,7 +514,7 @@ fn hypercalls_of_kvm_are_exits_and_unknown_sub_functions_are_not() {
         .hypercall(12, [SHARED - PAGE, 2, 0, 0])
         .tdvmcall(0x10005, [1, 2, 3, 4])
         .tdvmcall(65, [1, 2, 3, 4]);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     match td.vcpu().vcpu_run().unwrap() {
         Exit::Hypercall { nr, args, ret } => {
             assert_eq!((nr, args), (5, [1, 2, 3, 4, 0, 0]));
@@ -538,7 +538,7 @@ fn hypercalls_of_kvm_are_exits_and_unknown_sub_functions_are_not() {
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     let minus = |errno: u64| format!("Value({})", errno.wrapping_neg());
-    told.expect([
+    transcript.expect([
         "Value(77)".into(),
         "Value(0)".into(),
         minus(95),
@@ -557,9 +557,9 @@ fn what_the_module_refuses_the_guest_is_told() {
     let script = Script::new()
         .accept(Gpa::new(0x3000), Level::Size4K)
         .accept(Gpa::new(0x3000), Level::Size4K);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(["Done".to_owned(), refused(0x0b0a_0000_0000)]);
+    transcript.expect(["Done".to_owned(), refused(0x0b0a_0000_0000)]);
 }
 
 #[test]
@@ -581,10 +581,10 @@ fn a_page_that_was_not_accepted_is_the_guests_ve_in_a_td_that_wants_it() {
         ..Made::default()
     }
     .td();
-    let (program, told) = told(Script::new().read(Gpa::new(0x3008), 1));
+    let (program, transcript) = transcript(Script::new().read(Gpa::new(0x3008), 1));
     td.vcpu().load_program(Box::new(program)).unwrap();
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(["Fault(NotAccepted(Gpa(0x3008)))"]);
+    transcript.expect(["Fault(NotAccepted(Gpa(0x3008)))"]);
     td.destroy();
 }
 
@@ -594,7 +594,7 @@ fn memory_that_the_host_tampered_with_ends_the_td_with_an_internal_error() {
         .accept(Gpa::new(0x3000), Level::Size4K)
         .output(1, &[1])
         .read(Gpa::new(0x3000), 1);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     assert_eq!(td.vcpu().vcpu_run().map(|e| e.kind()), Ok(ExitKind::IoOut));
     let page = td.private_page(3).unwrap().base().unwrap();
     td.host.pages().unwrap().write(page, &[1]).unwrap();
@@ -605,7 +605,7 @@ fn memory_that_the_host_tampered_with_ends_the_td_with_an_internal_error() {
         }
         other => panic!("{other:?}"),
     }
-    told.expect(["Done", "Done"]);
+    transcript.expect(["Done", "Done"]);
     assert_eq!(td.vm.step(), Step::Poisoned);
     assert_eq!(td.vcpu().vcpu_run(), Err(Error::Poisoned));
     td.destroy();

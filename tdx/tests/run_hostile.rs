@@ -6,7 +6,7 @@ mod run_support;
 use kvm_ops_core::guest::Script;
 use kvm_ops_core::{Exit, Gpa, Privacy, TdxRequest, VcpuOps};
 use proptest::prelude::*;
-use run_support::{MIB, Made, PAGE, SHARED, told};
+use run_support::{MIB, Made, PAGE, SHARED, transcript};
 
 /// Numbers that mean something, beside any.
 fn value() -> impl Strategy<Value = u64> {
@@ -67,7 +67,7 @@ proptest! {
             Call::Tdvmcall(function, args) => script.tdvmcall(function, args),
             Call::Hypercall(nr, args) => script.hypercall(nr, args),
         });
-        let (program, told) = told(script);
+        let (program, transcript) = transcript(script);
         td.vcpu().load_program(Box::new(program)).unwrap();
         let mut random = answers;
         let mut answer = || {
@@ -117,13 +117,13 @@ proptest! {
                 Exit::WriteMsr { error, .. } => *error = answer() as u8,
                 Exit::Hypercall { ret, .. } => *ret = answer(),
                 Exit::SystemEvent { kind, data } => prop_assert_eq!((kind, data.len()), (7, 16)),
-                // A halt ends by itself when the guest is run again, and the program does it anew:
+// A halt ends by itself when the guest is run again, and the program repeats it:
                 // it asked for it by a raw call, which is over then.
                 Exit::Hlt => {}
                 other => prop_assert!(false, "{:?}", other),
             }
         }
-        prop_assert_eq!(told.all().len(), made, "each call was answered once");
+        prop_assert_eq!(transcript.all().len(), made, "each call was answered once");
         td.destroy();
     }
 }

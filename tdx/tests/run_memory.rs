@@ -11,7 +11,7 @@ use kvm_ops_sim::SimHost;
 use kvm_ops_tdx::TdxVm;
 use run_support::{
     ALIGN_ERROR, INVALID_OPERAND, MIB, Made, PAGE, RETRY, Ram, SHARED, Vcpu, convert, refused, td,
-    told, values,
+    transcript, values,
 };
 use soft_tdx_module::{Code, Fault, HostLeaf, LockMode, LockTarget, Operand};
 
@@ -56,12 +56,12 @@ fn shared_mem() {
         .write(at, &0xcafe_cafe_u32.to_le_bytes())
         .output(1, &[1])
         .read(at, 4);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     assert_eq!(granting(&td.vm, &mut td.vcpus[0]), Ok(ExitKind::IoOut));
     assert_eq!(td.ram.read(0x5010, 4), 0xcafe_cafe_u32.to_le_bytes());
     td.ram.write(0x5010, &0xabcd_abcd_u32.to_le_bytes());
     assert_eq!(granting(&td.vm, &mut td.vcpus[0]), Ok(ExitKind::Shutdown));
-    told.expect(["Done", "Done", "Done", "Data([205, 171, 205, 171])"]);
+    transcript.expect(["Done", "Done", "Done", "Data([205, 171, 205, 171])"]);
     td.destroy();
 }
 
@@ -89,12 +89,12 @@ fn look(script: Script) -> Script {
         .fold(script, |script, (gpa, _)| script.read(Gpa::new(*gpa), 4))
 }
 
-fn rest_is_unchanged(told: &[String]) {
+fn rest_is_unchanged(transcript: &[String]) {
     let patterns = AREA.iter().filter(|(gpa, _)| *gpa != FOCUS);
     let expected: Vec<String> = patterns
         .map(|(_, p)| format!("Data({:?})", [*p; 4]))
         .collect();
-    assert_eq!(told, expected);
+    assert_eq!(transcript, expected);
 }
 
 #[test]
@@ -103,16 +103,22 @@ fn upm_explicit_conversions_leave_the_rest_alone_and_bring_a_page_back_empty() {
     let mut script = look(fill().share(Gpa::new(FOCUS), 1));
     script = script.read(shared, 4).write(shared, &[0x99; 8]);
     script = look(script.unshare(Gpa::new(FOCUS), 1)).read(Gpa::new(FOCUS), 8);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     td.ram.write(FOCUS, &[0x77; 8]);
     assert_eq!(granting(&td.vm, &mut td.vcpus[0]), Ok(ExitKind::Shutdown));
     assert_eq!(td.ram.read(FOCUS, 8), [0x99; 8]);
-    let told = told.all();
-    assert!(told[..9].iter().all(|t| t == "Done"), "{told:?}");
-    rest_is_unchanged(&told[9..12]);
-    assert_eq!(told[12..15], ["Data([119, 119, 119, 119])", "Done", "Done"]);
-    rest_is_unchanged(&told[15..18]);
-    assert_eq!(told[18], "Data([0, 0, 0, 0, 0, 0, 0, 0])");
+    let transcript = transcript.all();
+    assert!(
+        transcript[..9].iter().all(|t| t == "Done"),
+        "{transcript:?}"
+    );
+    rest_is_unchanged(&transcript[9..12]);
+    assert_eq!(
+        transcript[12..15],
+        ["Data([119, 119, 119, 119])", "Done", "Done"]
+    );
+    rest_is_unchanged(&transcript[15..18]);
+    assert_eq!(transcript[18], "Data([0, 0, 0, 0, 0, 0, 0, 0])");
     td.destroy();
 }
 
@@ -121,7 +127,7 @@ fn upm_implicit_conversions_are_memory_faults_of_the_page_that_was_touched() {
     let (private, shared) = (Gpa::new(FOCUS), Gpa::new(SHARED | FOCUS | 0x18));
     let mut script = look(fill().write(shared, &[0x99; 8]));
     script = look(script.accept(private, Level::Size4K)).read(private, 4);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     for access in [Privacy::Shared, Privacy::Private] {
         for _ in 0..2 {
             let fault = memory_fault(td.vcpu());
@@ -133,10 +139,10 @@ fn upm_implicit_conversions_are_memory_faults_of_the_page_that_was_touched() {
         }
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    let told = told.all();
-    rest_is_unchanged(&told[9..12]);
-    rest_is_unchanged(&told[13..16]);
-    assert_eq!(told[16], "Data([0, 0, 0, 0])");
+    let transcript = transcript.all();
+    rest_is_unchanged(&transcript[9..12]);
+    rest_is_unchanged(&transcript[13..16]);
+    assert_eq!(transcript[16], "Data([0, 0, 0, 0])");
     td.destroy();
 }
 
@@ -149,7 +155,7 @@ fn gmem_private_and_shared_private_memory_is_only_where_a_slot_is() {
         .read(Gpa::new(at), 2)
         .output(1, &[1])
         .accept(Gpa::new(at), Level::Size4K);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     for _ in 0..20 {
         // More than zero-step filtering lets pass: the module then faults without the guest.
         assert_eq!(memory_fault(td.vcpu()), (Gpa::new(at), Privacy::Private));
@@ -163,7 +169,7 @@ fn gmem_private_and_shared_private_memory_is_only_where_a_slot_is() {
     assert_eq!(memory_fault(td.vcpu()), (Gpa::new(at), Privacy::Private));
     td.vm.set_memory_slot(&slot).unwrap();
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(["Done", "Data([0, 0])", "Done", "Done"]);
+    transcript.expect(["Done", "Data([0, 0])", "Done", "Done"]);
     td.destroy();
     drop(ram);
 }
@@ -184,7 +190,7 @@ fn a_fault_that_repeats_meets_zero_step_filtering_and_still_ends() {
     let script = Script::new()
         .read(Gpa::new(at), 1)
         .accept(Gpa::new(at), Level::Size4K);
-    let (program, told) = told(script.read(Gpa::new(at), 1));
+    let (program, transcript) = transcript(script.read(Gpa::new(at), 1));
     td.vcpu().load_program(Box::new(program)).unwrap();
     for _ in 0..20 {
         assert_eq!(memory_fault(td.vcpu()), (Gpa::new(at), Privacy::Private));
@@ -200,7 +206,7 @@ fn a_fault_that_repeats_meets_zero_step_filtering_and_still_ends() {
         });
         assert_eq!(vcpu.vcpu_run(), Ok(Exit::Interrupted));
     });
-    told.expect::<&str>([]);
+    transcript.expect::<&str>([]);
     td.destroy();
     drop(ram);
 }
@@ -212,10 +218,10 @@ fn vm_huge_page_accepted_at_2m_is_a_size_mismatch_and_falls_back_to_4k() {
         .accept(at, Level::Size2M)
         .unshare(at, 512)
         .read(Gpa::new(4 * MIB - 1), 1);
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     assert_eq!(granting(&td.vm, &mut td.vcpus[0]), Ok(ExitKind::Shutdown));
     let mismatch = Code::PAGE_SIZE_MISMATCH.detail(1).0;
-    told.expect([refused(mismatch), "Done".into(), "Data([0])".into()]);
+    transcript.expect([refused(mismatch), "Done".into(), "Data([0])".into()]);
     assert_eq!(td.vm.private_stats().pages_4k, 512);
     assert_eq!(
         td.calls("TDH.MEM.PAGE.AUG", "SUCCESS"),
@@ -262,7 +268,7 @@ fn mapgpa_comes_in_pieces_of_2m_and_takes_every_answer() {
         .tdvmcall(MAP_GPA, call(SHARED))
         .tdvmcall(MAP_GPA, call(SHARED))
         .tdvmcall(MAP_GPA, call(0x1000));
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     let mut answers = |ret_of: &[(u64, u64, Privacy, u64)]| {
         for (at, count, wanted, answer) in ret_of {
             match td.vcpu().vcpu_run().unwrap() {
@@ -291,7 +297,7 @@ fn mapgpa_comes_in_pieces_of_2m_and_takes_every_answer() {
     answers(&[(0x1000, 512, Private, 5)]); // EIO
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     let told_of = |status, at, gpa| values([status, at, gpa, bytes, 0, 0]);
-    told.expect([
+    transcript.expect([
         told_of(0, MAP_GPA, SHARED),
         told_of(INVALID_OPERAND, SHARED + 2 * MIB, SHARED),
         told_of(RETRY, SHARED + 2 * MIB, SHARED),
@@ -301,7 +307,7 @@ fn mapgpa_comes_in_pieces_of_2m_and_takes_every_answer() {
 
 #[test]
 fn mapgpa_with_a_kick_pending_lets_the_guest_call_again_for_the_rest() {
-    let (mut td, told) = td(Script::new().share(Gpa::new(0), 2 * 512 + 3));
+    let (mut td, transcript) = td(Script::new().share(Gpa::new(0), 2 * 512 + 3));
     let kick = td.vcpu().kick_handle();
     let mut pieces = Vec::new();
     loop {
@@ -317,7 +323,7 @@ fn mapgpa_with_a_kick_pending_lets_the_guest_call_again_for_the_rest() {
     }
     let kicked = (u64::MAX, 0);
     assert_eq!(pieces, [(0, 512), kicked, (2 * MIB, 512), (4 * MIB, 3)]);
-    told.expect(["Done"]);
+    transcript.expect(["Done"]);
 }
 
 #[test]
@@ -334,14 +340,14 @@ fn mapgpa_of_what_is_no_range_never_reaches_the_embedder() {
     let script = bad.iter().fold(Script::new(), |script, (gpa, bytes, _)| {
         script.tdvmcall(MAP_GPA, [*gpa, *bytes, 0, 0])
     });
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(bad.map(|(gpa, bytes, status)| values([status, gpa, gpa, bytes, 0, 0])));
+    transcript.expect(bad.map(|(gpa, bytes, status)| values([status, gpa, gpa, bytes, 0, 0])));
 }
 
 #[test]
 fn a_host_without_memory_is_told_so_and_the_guest_goes_on_when_there_is_some() {
-    let (mut td, told) = td(Script::new().accept(Gpa::new(0x3000), Level::Size4K));
+    let (mut td, transcript) = td(Script::new().accept(Gpa::new(0x3000), Level::Size4K));
     let pages = td.host.pages().unwrap();
     let mut all: Vec<_> = std::iter::from_fn(|| pages.alloc(Level::Size2M).ok())
         .map(|page| (page, Level::Size2M))
@@ -356,13 +362,13 @@ fn a_host_without_memory_is_told_so_and_the_guest_goes_on_when_there_is_some() {
     all.drain(..)
         .for_each(|(page, level)| pages.free(page, level));
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(["Done"]);
+    transcript.expect(["Done"]);
     td.destroy();
 }
 
 #[test]
 fn an_entry_that_finds_a_lock_taken_is_made_again() {
-    let (mut td, told) = td(Script::new().output(1, &[1]));
+    let (mut td, transcript) = td(Script::new().output(1, &[1]));
     let platform = td.host.tdx_platform().unwrap();
     let statuses = [
         Code::OPERAND_BUSY.on(Operand::TD_EPOCH),
@@ -376,7 +382,7 @@ fn an_entry_that_finds_a_lock_taken_is_made_again() {
     assert_eq!(td.vcpu().vcpu_run().unwrap().kind(), ExitKind::IoOut);
     assert_eq!(td.calls("TDH.VP.ENTER", "OPERAND_BUSY"), 2);
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    told.expect(["Done"]);
+    transcript.expect(["Done"]);
     td.destroy();
 }
 
@@ -397,7 +403,7 @@ fn a_status_that_no_entry_should_have_is_an_internal_error_and_the_td_is_over() 
 
 #[test]
 fn a_fault_waits_for_a_lock_that_someone_holds_and_a_kick_ends_the_wait() {
-    let (mut td, told) = td(Script::new().accept(Gpa::new(0x3000), Level::Size4K));
+    let (mut td, transcript) = td(Script::new().accept(Gpa::new(0x3000), Level::Size4K));
     assert_eq!(
         td.vm.pre_fault_memory(Gfn::new(0x10), 1),
         Ok(1),
@@ -421,7 +427,7 @@ fn a_fault_waits_for_a_lock_that_someone_holds_and_a_kick_ends_the_wait() {
         assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown));
         releases.join().unwrap();
     });
-    told.expect(["Done"]);
+    transcript.expect(["Done"]);
     assert!(td.calls("TDH.MEM.PAGE.AUG", "OPERAND_BUSY") > 0);
     td.destroy();
 }
@@ -433,7 +439,7 @@ fn conversions_outside_of_memory_are_refused_and_leave_no_trace() {
     const OUTSIDE: u64 = 64 * MIB;
     let at = |n: u64| Gpa::new(OUTSIDE + n * 2 * PAGE);
     let script = (0..32).fold(Script::new(), |script, n| script.share(at(n), 1));
-    let (mut td, told) = td(script);
+    let (mut td, transcript) = td(script);
     let mut asked = 0;
     while let Exit::MapGpaRange {
         gpa,
@@ -451,7 +457,7 @@ fn conversions_outside_of_memory_are_refused_and_leave_no_trace() {
         asked += 1;
     }
     assert_eq!(asked, 32);
-    told.expect([refused(INVALID_OPERAND)].into_iter().cycle().take(32));
+    transcript.expect([refused(INVALID_OPERAND)].into_iter().cycle().take(32));
     td.vm.set_memory_slot(&td.ram.slot(1, OUTSIDE)).unwrap();
     for n in 0..32 {
         let done = td.vm.pre_fault_memory(Gfn::containing(at(n)), 1);

@@ -13,7 +13,7 @@ use kvm_ops_core::{
 };
 use kvm_ops_sim::SimHost;
 use kvm_ops_tdx::TdxVm;
-use run_support::{MIB, Made, PAGE, Ram, Td, Vcpu, destroy, told};
+use run_support::{MIB, Made, PAGE, Ram, Td, Vcpu, destroy, transcript};
 use soft_tdx_module::Platform;
 
 /// A guest that tells its host of memory that it has not accepted.
@@ -87,7 +87,7 @@ impl GuestProgram for Busy {
                 let level = Level::Size4K;
                 return Action::Accept { gpa, level };
             }
-            // What is accepted twice, or refused, is tried again as it stands.
+            // A page that is accepted twice, or refused, is tried again unchanged.
             Outcome::Fault(GuestFault::Refused(_)) => {}
             Outcome::Fault(other) => {
                 self.wrong.fetch_add(1, Ordering::SeqCst);
@@ -264,7 +264,8 @@ fn a_guest_that_spins_starves_no_other_on_the_same_processor() {
         ..Made::default()
     }
     .td();
-    let (program, told) = told(kvm_ops_core::guest::Script::new().print(1, "still here"));
+    let (program, transcript) =
+        transcript(kvm_ops_core::guest::Script::new().print(1, "still here"));
     td.vcpus[0].load_program(spin()).unwrap();
     td.vcpus[1].load_program(spin()).unwrap();
     td.vcpus[2].load_program(Box::new(program)).unwrap();
@@ -279,7 +280,7 @@ fn a_guest_that_spins_starves_no_other_on_the_same_processor() {
         while c.vcpu_run().unwrap().kind() == ExitKind::IoOut {}
         kicks[..2].iter().for_each(|kick| kick.kick());
     });
-    assert_eq!(told.all().len(), 10);
+    assert_eq!(transcript.all().len(), 10);
     td.destroy();
 }
 
@@ -351,7 +352,7 @@ fn a_halted_vcpu_notices_the_end_of_its_td() {
 #[test]
 fn a_vcpu_moves_between_threads_and_is_flushed_off_the_old_processor_first() {
     let mut td = Made::default().td();
-    let (program, told) = told(kvm_ops_core::guest::Script::new().print(1, "moves"));
+    let (program, transcript) = transcript(kvm_ops_core::guest::Script::new().print(1, "moves"));
     td.vcpu().load_program(Box::new(program)).unwrap();
     let flushes = |td: &Td| td.calls("TDH.VP.FLUSH", "SUCCESS");
     assert_eq!(flushes(&td), 0);
@@ -371,7 +372,7 @@ fn a_vcpu_moves_between_threads_and_is_flushed_off_the_old_processor_first() {
         assert!(matches!(back, ExitKind::IoOut | ExitKind::Shutdown));
         assert_eq!(flushes(&td), there + 1);
     }
-    assert_eq!(told.all().len(), 5);
+    assert_eq!(transcript.all().len(), 5);
     td.destroy();
 }
 

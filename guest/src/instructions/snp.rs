@@ -104,7 +104,7 @@ const fn operand(size: PageSize) -> u32 {
     }
 }
 
-/// How the kernel maps guest-physical memory as private.
+/// The kernel's mapping of guest-physical memory as private.
 pub trait Translate {
     /// The linear address at which the page at `gpa` is mapped as private, by a page of `size`: a
     /// mapping made for the instruction that follows.

@@ -1,6 +1,6 @@
 //! RMPADJUST over a range: what lower privilege levels may do.
 
-use super::{Answer, Cause, ConvertError, RmpCode, Rmpadjust, Step};
+use super::{Cause, ConvertError, Progress, Reply, RmpCode, Rmpadjust};
 use crate::pages::Pages;
 use crate::{GpaRange, PageSize, RangeError};
 
@@ -15,7 +15,7 @@ pub enum Vmpl {
     Three = 3,
 }
 
-/// What a VMPL may do with a page.
+/// The permissions of a VMPL on a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Permissions(u8);
 
@@ -75,18 +75,18 @@ impl Adjust {
         })
     }
 
-    /// The next step: [`Step::Rmpadjust`], [`Step::Done`] or [`Step::Failed`].
-    pub fn next(&mut self, last: Option<Answer>) -> Step {
+    /// The next step: [`Progress::Rmpadjust`], [`Progress::Done`] or [`Progress::Failed`].
+    pub fn next(&mut self, last: Option<Reply>) -> Progress {
         if let (Some(answer), None, false) = (last, self.failed, self.pages.is_done()) {
             self.failed = self.answer(answer).err();
         }
         match self.failed {
-            Some(cause) => Step::Failed(ConvertError {
+            Some(cause) => Progress::Failed(ConvertError {
                 rest: self.pages.rest(),
                 cause,
             }),
-            None if self.pages.is_done() => Step::Done,
-            None => Step::Rmpadjust(Rmpadjust {
+            None if self.pages.is_done() => Progress::Done,
+            None => Progress::Rmpadjust(Rmpadjust {
                 gpa: self.pages.gpa(),
                 size: self.pages.size(),
                 target: self.target,
@@ -96,8 +96,8 @@ impl Adjust {
         }
     }
 
-    fn answer(&mut self, answer: Answer) -> Result<(), Cause> {
-        let Answer::Rmpadjust(code) = answer else {
+    fn answer(&mut self, answer: Reply) -> Result<(), Cause> {
+        let Reply::Rmpadjust(code) = answer else {
             return Err(Cause::OutOfStep);
         };
         let size = self.pages.size();

@@ -1,13 +1,13 @@
 //! Conversions between private and shared.
 
 use super::msr::{self, ResponseError};
-use super::{Answer, Cause, ConvertError, Step, Unchanged, Validate};
+use super::{Cause, ConvertError, Progress, Reply, Unchanged, Validate};
 use crate::{Flush, GpaRange, PageSize, Privacy, RangeError};
 
-/// Which guest this is: it decides how the host is told.
+/// The kind of guest, which decides the protocol towards the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// SEV or SEV-ES: the C-bit decides alone, and the host is told by KVM_HC_MAP_GPA_RANGE so that
+    /// SEV or SEV-ES: the C-bit decides alone, and KVM_HC_MAP_GPA_RANGE informs the host so that
     /// it knows what it can send when the guest migrates.
     Legacy,
     /// SNP: page state change and PVALIDATE.
@@ -50,8 +50,8 @@ pub struct Convert {
     kind: Kind,
     coherent: bool,
     validate: Validate,
-    /// What the host has not confirmed.
-    untold: GpaRange,
+    /// The part that the host has not confirmed.
+    unconfirmed: GpaRange,
     at: At,
 }
 
@@ -60,7 +60,7 @@ enum At {
     Start,
     Flushing,
     Validating,
-    Telling,
+    Asking,
     Done,
     Failed(Cause),
 }
@@ -77,13 +77,13 @@ impl Convert {
             kind,
             coherent: false,
             validate: Validate::new(range, to == Privacy::Private)?,
-            untold: range,
+            unconfirmed: range,
             at: At::Start,
         })
     }
 
-    /// Whether the processor keeps private and shared aliases coherent in its caches: SME_COHERENT,
-    /// CPUID 8000001Fh, EAX bit 10. By default it does not.
+    /// Says that the processor keeps private and shared aliases coherent in its caches
+    /// (SME_COHERENT, CPUID 8000001Fh, EAX bit 10). The default is that it does not.
     #[must_use]
     pub const fn coherent(mut self, coherent: bool) -> Self {
         self.coherent = coherent;
@@ -97,77 +97,79 @@ impl Convert {
         self
     }
 
-    /// The range that is converted: what a [`Step::Flush`] is about.
+    /// The range that is converted: what a [`Progress::Flush`] is about.
     pub const fn range(&self) -> GpaRange {
         self.range
     }
 
     /// The next step. `last` is what came of the last one; `None` at first, after a flush, and where
     /// a step was not executed.
-    pub fn next(&mut self, last: Option<Answer>) -> Step {
+    pub fn next(&mut self, last: Option<Reply>) -> Progress {
         match self.at {
             At::Start => {
                 self.at = At::Flushing;
-                Step::Flush(Flush::sev(self.coherent))
+                Progress::Flush(Flush::sev(self.coherent))
             }
             At::Flushing => {
                 let first = match (self.kind, self.to) {
                     (Kind::Snp, Privacy::Shared) => At::Validating,
-                    _ => At::Telling,
+                    _ => At::Asking,
                 };
                 self.go(first)
             }
             At::Validating => match (self.validate.next(last), self.to) {
-                (Step::Done, Privacy::Shared) => self.go(At::Telling),
+                (Progress::Done, Privacy::Shared) => self.go(At::Asking),
                 // Cleared is not shared: nothing is done yet.
-                (Step::Failed(error), Privacy::Shared) => self.fail(error.cause),
+                (Progress::Failed(error), Privacy::Shared) => self.fail(error.cause),
                 (step, _) => step,
             },
-            At::Telling => match last.map_or(Ok(()), |answer| self.told(answer)) {
-                Ok(()) if !self.untold.is_empty() => self.tell(),
+            At::Asking => match last.map_or(Ok(()), |answer| self.confirm(answer)) {
+                Ok(()) if !self.unconfirmed.is_empty() => self.request(),
                 Ok(()) if self.kind == Kind::Snp && self.to == Privacy::Private => {
                     self.go(At::Validating)
                 }
                 Ok(()) => self.go(At::Done),
                 Err(cause) => self.fail(cause),
             },
-            At::Done => Step::Done,
+            At::Done => Progress::Done,
             At::Failed(cause) => self.fail(cause),
         }
     }
 
-    fn go(&mut self, at: At) -> Step {
+    fn go(&mut self, at: At) -> Progress {
         self.at = at;
         self.next(None)
     }
 
-    fn fail(&mut self, cause: Cause) -> Step {
+    fn fail(&mut self, cause: Cause) -> Progress {
         self.at = At::Failed(cause);
         // Assigned is not validated: of a range to become private nothing is done yet.
         let rest = match self.to {
-            Privacy::Shared => self.untold,
+            Privacy::Shared => self.unconfirmed,
             Privacy::Private => self.range,
         };
-        Step::Failed(ConvertError { rest, cause })
+        Progress::Failed(ConvertError { rest, cause })
     }
 
-    fn tell(&self) -> Step {
+    fn request(&self) -> Progress {
         match self.kind {
-            Kind::Legacy => Step::Hypercall(MAP_GPA_RANGE, map_gpa_range(self.range, self.to)),
-            Kind::Snp => Step::GhcbMsr(msr::page_state_request(self.untold.start(), self.to)),
+            Kind::Legacy => Progress::Hypercall(MAP_GPA_RANGE, map_gpa_range(self.range, self.to)),
+            Kind::Snp => {
+                Progress::GhcbMsr(msr::page_state_request(self.unconfirmed.start(), self.to))
+            }
         }
     }
 
-    fn told(&mut self, answer: Answer) -> Result<(), Cause> {
+    fn confirm(&mut self, answer: Reply) -> Result<(), Cause> {
         match (self.kind, answer) {
-            (Kind::Legacy, Answer::Hypercall(0)) => {
-                self.untold = self.untold.without(self.untold.bytes());
+            (Kind::Legacy, Reply::Hypercall(0)) => {
+                self.unconfirmed = self.unconfirmed.without(self.unconfirmed.bytes());
                 Ok(())
             }
-            (Kind::Legacy, Answer::Hypercall(answer)) => Err(Cause::Hypercall(answer as i64)),
-            (Kind::Snp, Answer::GhcbMsr(response)) => match msr::page_state(response) {
+            (Kind::Legacy, Reply::Hypercall(answer)) => Err(Cause::Hypercall(answer as i64)),
+            (Kind::Snp, Reply::GhcbMsr(response)) => match msr::page_state(response) {
                 Ok(()) => {
-                    self.untold = self.untold.without(PageSize::Size4K.bytes());
+                    self.unconfirmed = self.unconfirmed.without(PageSize::Size4K.bytes());
                     Ok(())
                 }
                 Err(ResponseError::Refused(error)) => Err(Cause::PageState(error)),

@@ -11,7 +11,7 @@ use core::fmt;
 /// use; see the TDX counterpart, [`tdx::ConvertError`](crate::tdx::ConvertError).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvertError {
-    /// What was not done.
+    /// The part that was not done.
     pub rest: GpaRange,
     /// Why.
     pub cause: Cause,

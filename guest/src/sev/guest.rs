@@ -1,16 +1,16 @@
-//! Blocking calls, for a kernel that can execute VMGEXIT and PVALIDATE where it stands.
+//! Blocking calls, for a kernel that can execute VMGEXIT and PVALIDATE in place.
 
 use super::msr::{self, CpuidRegister, Features, ResponseError, SevInfo, Termination};
 use super::{
-    Adjust, Answer, Convert, ConvertError, GhcbMsrPort, HypercallPort, Kind, Permissions,
-    PvalidatePort, RmpadjustPort, Step, Validate, Vmpl,
+    Adjust, Convert, ConvertError, GhcbMsrPort, HypercallPort, Kind, Permissions, Progress,
+    PvalidatePort, Reply, RmpadjustPort, Validate, Vmpl,
 };
 use crate::{Flush, GpaRange, Privacy, RangeError};
 use core::fmt;
 
 /// An SEV guest's kernel, in front of its ports.
 ///
-/// Which methods there are depends on what the port can do: an SEV guest has VMMCALL only, an
+/// The port's traits decide which methods it has: an SEV guest has VMMCALL only, an
 /// SEV-ES guest has the GHCB MSR, an SNP guest PVALIDATE as well.
 #[derive(Clone, Debug)]
 pub struct SevGuest<P> {
@@ -28,9 +28,9 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// What an SEV-ES guest speaks.
+    /// The protocol of an SEV-ES guest.
     pub const ES: Self = Self { min: 1, max: 2 };
-    /// What an SNP guest speaks.
+    /// The protocol of an SNP guest.
     pub const SNP: Self = Self { min: 2, max: 2 };
 
     /// The highest version that both speak. `None` if there is none; a host whose own minimum is
@@ -71,7 +71,7 @@ impl<P: GhcbMsrPort> SevGuest<P> {
         ours.common(host).ok_or(MsrError::NoCommonVersion(host))
     }
 
-    /// What the host says of itself.
+    /// The host's answer to the SEV information request.
     ///
     /// # Errors
     /// See [`ResponseError`].
@@ -94,7 +94,7 @@ impl<P: GhcbMsrPort> SevGuest<P> {
         Ok(values)
     }
 
-    /// What the host can do.
+    /// The features that the host claims.
     ///
     /// # Errors
     /// See [`ResponseError`].
@@ -134,7 +134,9 @@ impl<P: HypercallPort> SevGuest<P> {
             |last| convert.next(last),
             flush,
             |step| match step {
-                Step::Hypercall(nr, args) => Some(Answer::Hypercall(self.port.hypercall(nr, args))),
+                Progress::Hypercall(nr, args) => {
+                    Some(Reply::Hypercall(self.port.hypercall(nr, args)))
+                }
                 _ => None,
             },
         )
@@ -164,10 +166,10 @@ impl<P: GhcbMsrPort + PvalidatePort> SevGuest<P> {
             |last| convert.next(last),
             flush,
             |step| match step {
-                Step::Pvalidate(operation) => {
-                    Some(Answer::Pvalidate(self.port.pvalidate(operation)))
+                Progress::Pvalidate(operation) => {
+                    Some(Reply::Pvalidate(self.port.pvalidate(operation)))
                 }
-                Step::GhcbMsr(request) => Some(Answer::GhcbMsr(self.port.exchange(request))),
+                Progress::GhcbMsr(request) => Some(Reply::GhcbMsr(self.port.exchange(request))),
                 _ => None,
             },
         )
@@ -192,8 +194,8 @@ impl<P: PvalidatePort> SevGuest<P> {
             |last| validate.next(last),
             |_| (),
             |step| match step {
-                Step::Pvalidate(operation) => {
-                    Some(Answer::Pvalidate(self.port.pvalidate(operation)))
+                Progress::Pvalidate(operation) => {
+                    Some(Reply::Pvalidate(self.port.pvalidate(operation)))
                 }
                 _ => None,
             },
@@ -217,8 +219,8 @@ impl<P: RmpadjustPort> SevGuest<P> {
             |last| adjust.next(last),
             |_| (),
             |step| match step {
-                Step::Rmpadjust(operation) => {
-                    Some(Answer::Rmpadjust(self.port.rmpadjust(operation)))
+                Progress::Rmpadjust(operation) => {
+                    Some(Reply::Rmpadjust(self.port.rmpadjust(operation)))
                 }
                 _ => None,
             },
@@ -229,17 +231,17 @@ impl<P: RmpadjustPort> SevGuest<P> {
 /// Takes a machine to its end. A machine asks only for what its table of steps names; if it asked
 /// for something that `execute` does not know, the answer below would end it.
 fn drive(
-    mut next: impl FnMut(Option<Answer>) -> Step,
+    mut next: impl FnMut(Option<Reply>) -> Progress,
     mut flush: impl FnMut(Flush),
-    mut execute: impl FnMut(Step) -> Option<Answer>,
+    mut execute: impl FnMut(Progress) -> Option<Reply>,
 ) -> Result<(), SevError> {
-    const REFUSED: Answer = Answer::Hypercall(u64::MAX);
+    const REFUSED: Reply = Reply::Hypercall(u64::MAX);
     let mut last = None;
     loop {
         match next(last) {
-            Step::Done => return Ok(()),
-            Step::Failed(error) => return Err(error.into()),
-            Step::Flush(what) => {
+            Progress::Done => return Ok(()),
+            Progress::Failed(error) => return Err(error.into()),
+            Progress::Flush(what) => {
                 flush(what);
                 last = None;
             }

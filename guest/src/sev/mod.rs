@@ -18,7 +18,7 @@ pub use convert::{Convert, Kind, MAP_GPA_RANGE, map_gpa_range};
 pub use error::{Cause, ConvertError};
 pub use guest::{MsrError, SevError, SevGuest, Versions};
 pub use port::{
-    Answer, GhcbMsrPort, HypercallPort, Pvalidate, PvalidatePort, RmpCode, Rmpadjust,
-    RmpadjustPort, Step, Validated,
+    GhcbMsrPort, HypercallPort, Progress, Pvalidate, PvalidatePort, Reply, RmpCode, Rmpadjust,
+    RmpadjustPort, Validated,
 };
 pub use validate::{Unchanged, Validate};

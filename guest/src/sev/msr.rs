@@ -41,14 +41,14 @@ const fn data(response: u64, code: u64) -> Result<u64, ResponseError> {
 /// Asks which versions of the protocol the host speaks.
 pub const SEV_INFO_REQUEST: u64 = 0x002;
 
-/// What the host says of itself.
+/// The host's answer to the SEV information request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SevInfo {
     /// The lowest version it speaks.
     pub min: u16,
     /// The highest.
     pub max: u16,
-    /// Where it says the C-bit is. **To be checked**: a guest that took a wrong bit for the C-bit
+    /// The position of the C-bit as the host claims it. **Check it**: a guest that took a wrong bit for the C-bit
     /// would put its secrets in the clear. CPUID of an SNP guest has it from a page that firmware
     /// measured.
     pub c_bit: u8,
@@ -174,7 +174,7 @@ pub const fn page_state(response: u64) -> Result<(), ResponseError> {
 /// Asks what the host can do. Version 2.
 pub const FEATURES_REQUEST: u64 = 0x080;
 
-/// What the host can do. It may lie; each use shows.
+/// The features that the host claims. It may lie; each use shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features(u64);
 
@@ -191,7 +191,7 @@ impl Features {
         self.0
     }
 
-    /// Whether all of `bits` are set.
+    /// Returns whether all of `bits` are set.
     pub const fn has(self, bits: u64) -> bool {
         self.0 & bits == bits
     }

@@ -4,7 +4,7 @@ use super::{ConvertError, Permissions, Vmpl};
 use crate::{Flush, PageSize};
 use core::fmt;
 
-/// What exchanges a value with the host through the GHCB MSR (C001_0130h).
+/// Exchanges a value with the host through the GHCB MSR (C001_0130h).
 pub trait GhcbMsrPort {
     /// Writes the MSR, executes VMGEXIT, reads the MSR.
     ///
@@ -13,19 +13,19 @@ pub trait GhcbMsrPort {
     fn exchange(&mut self, request: u64) -> u64;
 }
 
-/// What executes PVALIDATE.
+/// Executes PVALIDATE.
 pub trait PvalidatePort {
     /// Executes it on the page, through a private mapping of the same size.
     fn pvalidate(&mut self, operation: Pvalidate) -> Validated;
 }
 
-/// What executes RMPADJUST.
+/// Executes RMPADJUST.
 pub trait RmpadjustPort {
     /// Executes it on the page, through a private mapping of the same size.
     fn rmpadjust(&mut self, operation: Rmpadjust) -> RmpCode;
 }
 
-/// What executes VMMCALL.
+/// Executes VMMCALL.
 pub trait HypercallPort {
     /// Calls the host; the answer comes in RAX.
     fn hypercall(&mut self, nr: u64, args: [u64; 4]) -> u64;
@@ -38,11 +38,11 @@ pub struct Pvalidate {
     pub gpa: u64,
     /// 4 KiB or 2 MiB.
     pub size: PageSize,
-    /// Whether to set or clear *validated*.
+    /// Set *validated*, or clear it.
     pub validate: bool,
 }
 
-/// How PVALIDATE ended.
+/// The result of PVALIDATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validated {
     /// EAX.
@@ -60,9 +60,9 @@ pub struct Rmpadjust {
     pub size: PageSize,
     /// The VMPL whose permissions change.
     pub target: Vmpl,
-    /// What it may do.
+    /// Its permissions.
     pub permissions: Permissions,
-    /// Whether the page becomes the register state of a vCPU.
+    /// The page becomes the register state of a vCPU.
     pub vmsa: bool,
 }
 
@@ -76,7 +76,7 @@ impl Rmpadjust {
     }
 }
 
-/// What PVALIDATE and RMPADJUST leave in EAX (APM vol. 3).
+/// The values that PVALIDATE and RMPADJUST leave in EAX (APM vol. 3).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RmpCode(pub u32);
 
@@ -109,18 +109,18 @@ impl fmt::Debug for RmpCode {
     }
 }
 
-/// What a state machine wants next.
+/// The next request of a state machine, or its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum Progress {
     /// Flush this of the machine's range, then ask for the next step with `None`.
     Flush(Flush),
-    /// Execute PVALIDATE; answer with [`Answer::Pvalidate`].
+    /// Execute PVALIDATE; answer with [`Reply::Pvalidate`].
     Pvalidate(Pvalidate),
-    /// Execute RMPADJUST; answer with [`Answer::Rmpadjust`].
+    /// Execute RMPADJUST; answer with [`Reply::Rmpadjust`].
     Rmpadjust(Rmpadjust),
-    /// Exchange this through the GHCB MSR; answer with [`Answer::GhcbMsr`].
+    /// Exchange this through the GHCB MSR; answer with [`Reply::GhcbMsr`].
     GhcbMsr(u64),
-    /// VMMCALL with this number and these arguments; answer with [`Answer::Hypercall`].
+    /// VMMCALL with this number and these arguments; answer with [`Reply::Hypercall`].
     Hypercall(u64, [u64; 4]),
     /// It is done.
     Done,
@@ -128,15 +128,15 @@ pub enum Step {
     Failed(ConvertError),
 }
 
-/// What came of a step. A step that was not executed is answered with `None`, and comes again.
+/// The result of a request. `None` instead says that it was not executed; it comes again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// Of [`Step::Pvalidate`].
+pub enum Reply {
+    /// Of [`Progress::Pvalidate`].
     Pvalidate(Validated),
-    /// Of [`Step::Rmpadjust`].
+    /// Of [`Progress::Rmpadjust`].
     Rmpadjust(RmpCode),
-    /// Of [`Step::GhcbMsr`]: the MSR afterwards.
+    /// Of [`Progress::GhcbMsr`]: the MSR afterwards.
     GhcbMsr(u64),
-    /// Of [`Step::Hypercall`]: RAX.
+    /// Of [`Progress::Hypercall`]: RAX.
     Hypercall(u64),
 }

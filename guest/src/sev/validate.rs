@@ -1,13 +1,13 @@
 //! PVALIDATE over a range.
 
-use super::{Answer, Cause, ConvertError, Pvalidate, RmpCode, Step, Validated};
+use super::{Cause, ConvertError, Progress, Pvalidate, Reply, RmpCode, Validated};
 use crate::pages::Pages;
 use crate::{GpaRange, PageSize, RangeError};
 
 /// The C-bit is 47 or above on every processor with SEV; addresses end below 2^52.
 const LIMIT: u64 = 1 << 52;
 
-/// What to make of a PVALIDATE that changed nothing (its carry flag).
+/// The treatment of a PVALIDATE that changed nothing (its carry flag).
 ///
 /// A guest validates each page exactly once while it is private: only then does an address always
 /// lead to the same memory. A host can assign a *second* page at an address that the guest has
@@ -32,7 +32,7 @@ pub enum Unchanged {
 /// which splits its page; a guest does not see it.
 ///
 /// PVALIDATE leaves contents alone: after it a page holds whatever its ciphertext decrypts to.
-/// Whoever uses the page writes it first.
+/// The user of the page writes it first.
 #[derive(Clone, Debug)]
 pub struct Validate {
     pages: Pages,
@@ -62,18 +62,18 @@ impl Validate {
         self
     }
 
-    /// The next step: [`Step::Pvalidate`], [`Step::Done`] or [`Step::Failed`].
-    pub fn next(&mut self, last: Option<Answer>) -> Step {
+    /// The next step: [`Progress::Pvalidate`], [`Progress::Done`] or [`Progress::Failed`].
+    pub fn next(&mut self, last: Option<Reply>) -> Progress {
         if let (Some(answer), None, false) = (last, self.failed, self.pages.is_done()) {
             self.failed = self.answer(answer).err();
         }
         match self.failed {
-            Some(cause) => Step::Failed(ConvertError {
+            Some(cause) => Progress::Failed(ConvertError {
                 rest: self.pages.rest(),
                 cause,
             }),
-            None if self.pages.is_done() => Step::Done,
-            None => Step::Pvalidate(Pvalidate {
+            None if self.pages.is_done() => Progress::Done,
+            None => Progress::Pvalidate(Pvalidate {
                 gpa: self.pages.gpa(),
                 size: self.pages.size(),
                 validate: self.validate,
@@ -81,8 +81,8 @@ impl Validate {
         }
     }
 
-    fn answer(&mut self, answer: Answer) -> Result<(), Cause> {
-        let Answer::Pvalidate(Validated { code, unchanged }) = answer else {
+    fn answer(&mut self, answer: Reply) -> Result<(), Cause> {
+        let Reply::Pvalidate(Validated { code, unchanged }) = answer else {
             return Err(Cause::OutOfStep);
         };
         let size = self.pages.size();

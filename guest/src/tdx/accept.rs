@@ -1,7 +1,7 @@
 //! TDG.MEM.PAGE.ACCEPT: takes pages into use that the host gave.
 
-use super::convert::{Limits, Step};
-use super::{Cause, ConvertError, Gpaw, Regs, Status, leaf};
+use super::convert::{Limits, Progress};
+use super::{Cause, CompletionStatus, ConvertError, Gpaw, Regs, leaf};
 use crate::pages::Pages;
 use crate::{GpaRange, PageSize, RangeError};
 
@@ -15,7 +15,7 @@ pub const fn accept_operand(gpa: u64, size: PageSize) -> u64 {
     page | level
 }
 
-/// What to make of a page that is in use as private already.
+/// The treatment of a page that is in use as private already.
 ///
 /// Accepting zeroes a page, and the TDX module does it once for each page that the host gives. So a
 /// guest that accepts a page which it **has** loses what it holds, and a host can bring that about:
@@ -95,24 +95,24 @@ impl Accept {
         self
     }
 
-    /// What is not accepted yet.
+    /// The part that is not accepted yet.
     pub const fn rest(&self) -> GpaRange {
         self.pages.rest()
     }
 
-    /// The next step; never [`Step::Flush`]. `last` is what the last call brought back, `None`
+    /// The next step; never [`Progress::Flush`]. `last` is what the last call brought back, `None`
     /// where it was not executed.
-    pub fn next(&mut self, last: Option<&Regs>) -> Step {
+    pub fn next(&mut self, last: Option<&Regs>) -> Progress {
         if let (Some(regs), None, false) = (last, self.failed, self.pages.is_done()) {
-            self.failed = self.answer(Status(regs.rax)).err();
+            self.failed = self.answer(CompletionStatus(regs.rax)).err();
         }
         match self.failed {
-            Some(cause) => Step::Failed(ConvertError {
+            Some(cause) => Progress::Failed(ConvertError {
                 rest: self.pages.rest(),
                 cause,
             }),
-            None if self.pages.is_done() => Step::Done,
-            None => Step::Call(Regs {
+            None if self.pages.is_done() => Progress::Done,
+            None => Progress::Call(Regs {
                 rax: leaf::MEM_PAGE_ACCEPT,
                 rcx: accept_operand(self.pages.gpa(), self.pages.size()),
                 ..Regs::default()
@@ -120,29 +120,32 @@ impl Accept {
         }
     }
 
-    fn answer(&mut self, status: Status) -> Result<(), Cause> {
+    fn answer(&mut self, status: CompletionStatus) -> Result<(), Cause> {
         match (status.code(), self.already) {
-            (Status::SUCCESS, _) | (Status::PAGE_ALREADY_ACCEPTED, AlreadyAccepted::Keep) => {
+            (CompletionStatus::SUCCESS, _)
+            | (CompletionStatus::PAGE_ALREADY_ACCEPTED, AlreadyAccepted::Keep) => {
                 self.busy = 0;
                 self.pages.advance();
                 Ok(())
             }
-            (Status::PAGE_ALREADY_ACCEPTED, AlreadyAccepted::Refuse) => {
+            (CompletionStatus::PAGE_ALREADY_ACCEPTED, AlreadyAccepted::Refuse) => {
                 Err(Cause::AlreadyAccepted {
                     size: self.pages.size(),
                 })
             }
-            (Status::PAGE_SIZE_MISMATCH, _) => self.pages.shrink().ok_or(Cause::Module(status)),
-            (Status::OPERAND_INVALID, _) if self.pages.size() == PageSize::Size1G => {
+            (CompletionStatus::PAGE_SIZE_MISMATCH, _) => {
+                self.pages.shrink().ok_or(Cause::Module(status))
+            }
+            (CompletionStatus::OPERAND_INVALID, _) if self.pages.size() == PageSize::Size1G => {
                 self.pages.limit(PageSize::Size2M);
                 self.pages.shrink().ok_or(Cause::Module(status))
             }
-            (Status::OPERAND_BUSY, _) => self.stalled(status),
+            (CompletionStatus::OPERAND_BUSY, _) => self.stalled(status),
             _ => Err(Cause::Module(status)),
         }
     }
 
-    fn stalled(&mut self, status: Status) -> Result<(), Cause> {
+    fn stalled(&mut self, status: CompletionStatus) -> Result<(), Cause> {
         self.busy += 1;
         if self.busy >= self.limits.busy {
             return Err(Cause::Busy {

@@ -3,9 +3,9 @@
 use super::{Accept, AlreadyAccepted, ConvertError, Gpaw, MapGpa, Regs};
 use crate::{Flush, GpaRange, PageSize, Privacy, RangeError};
 
-/// What a state machine wants next.
+/// The next request of a state machine, or its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum Progress {
     /// Flush this of the machine's range, then ask for the next step with `None`.
     Flush(Flush),
     /// Execute TDCALL with these registers, then ask for the next step with what came back. If the
@@ -17,18 +17,18 @@ pub enum Step {
     Failed(ConvertError),
 }
 
-/// How long to believe a host or wait for a lock.
+/// Bounds on the retries of a host and on the waits for a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How many times in a row the host may answer RETRY without progress; at least 1.
+    /// The number of times in a row that the host may answer RETRY without progress; at least 1.
     pub stalled_retries: u32,
-    /// How many times in a row a lock of the TDX module may be taken; at least 1. The module itself
+    /// The number of times in a row that a lock of the TDX module may be busy; at least 1. The module itself
     /// ends the vCPU's entry when a guest insists for a second, so that this is a last resort.
     pub busy: u32,
 }
 
 impl Limits {
-    /// What machines begin with.
+    /// The default of all state machines.
     pub const DEFAULT: Self = Self {
         stalled_retries: 16,
         busy: 1 << 24,
@@ -53,16 +53,16 @@ impl Default for Limits {
 /// nothing to check.
 ///
 /// ```
-/// use kvm_ops_guest::tdx::{Convert, Gpaw, Regs, Step};
+/// use kvm_ops_guest::tdx::{Convert, Gpaw, Regs, Progress};
 /// use kvm_ops_guest::{Flush, GpaRange, Privacy};
 ///
 /// let range = GpaRange::pages(0x7000, 1)?;
 /// let mut convert = Convert::new(range, Privacy::Shared, Gpaw::Bits48)?;
-/// assert_eq!(convert.next(None), Step::Flush(Flush { caches: true, tlb: true }));
-/// let Step::Call(mut regs) = convert.next(None) else { panic!() };
+/// assert_eq!(convert.next(None), Progress::Flush(Flush { caches: true, tlb: true }));
+/// let Progress::Call(mut regs) = convert.next(None) else { panic!() };
 /// assert_eq!((regs.r11, regs.r12, regs.r13), (0x10001, 1 << 47 | 0x7000, 0x1000));
 /// regs.r10 = 0; // the host's answer
-/// assert_eq!(convert.next(Some(&regs)), Step::Done);
+/// assert_eq!(convert.next(Some(&regs)), Progress::Done);
 /// # Ok::<(), kvm_ops_guest::RangeError>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -119,30 +119,30 @@ impl Convert {
         self
     }
 
-    /// The range that is converted: what a [`Step::Flush`] is about.
+    /// The range that is converted: what a [`Progress::Flush`] is about.
     pub const fn range(&self) -> GpaRange {
         self.range
     }
 
-    /// The next step. `last` is what the last [`Step::Call`] brought back; `None` at first, after a
+    /// The next step. `last` is what the last [`Progress::Call`] brought back; `None` at first, after a
     /// flush, and where the call was not executed.
-    pub fn next(&mut self, last: Option<&Regs>) -> Step {
+    pub fn next(&mut self, last: Option<&Regs>) -> Progress {
         match self.at {
             At::Start => {
                 self.at = At::Flushing;
-                Step::Flush(Flush::tdx(self.to))
+                Progress::Flush(Flush::tdx(self.to))
             }
             At::Flushing => {
                 self.at = At::Mapping;
                 self.map.next(None)
             }
             At::Mapping => match (self.map.next(last), self.to) {
-                (Step::Done, Privacy::Private) => {
+                (Progress::Done, Privacy::Private) => {
                     self.at = At::Accepting;
                     self.accept.next(None)
                 }
                 // Mapped is not accepted: of a range to become private nothing is done yet.
-                (Step::Failed(error), Privacy::Private) => Step::Failed(ConvertError {
+                (Progress::Failed(error), Privacy::Private) => Progress::Failed(ConvertError {
                     rest: self.range,
                     ..error
                 }),

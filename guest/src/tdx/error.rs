@@ -1,6 +1,6 @@
 //! Why a conversion stopped, and what is left of it.
 
-use super::{Status, VmcallStatus};
+use super::{CompletionStatus, VmcallStatus};
 use crate::{GpaRange, PageSize};
 use core::fmt;
 
@@ -12,7 +12,7 @@ use core::fmt;
 /// back to its allocator. It may try the conversion again; otherwise it keeps them out of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvertError {
-    /// What was not done.
+    /// The part that was not done.
     pub rest: GpaRange,
     /// Why.
     pub cause: Cause,
@@ -35,31 +35,31 @@ impl core::error::Error for ConvertError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The TDX module refused the TDCALL.
-    Module(Status),
+    Module(CompletionStatus),
     /// The host refused MapGPA.
     Host {
         /// Its answer.
         status: VmcallStatus,
-        /// Where it stopped, says it.
+        /// The address where it claims to have stopped.
         at: u64,
     },
     /// The host answers RETRY and does nothing.
     NoProgress {
-        /// How often in a row.
+        /// The number of times in a row.
         tries: u32,
     },
     /// The host answers RETRY with an address that is not a page of what remains. Going on from
-    /// there would skip pages, convert some twice, or convert what nobody asked for.
+    /// there would skip pages, convert some twice, or convert pages that the guest did not ask for.
     RetryOutside {
         /// The address, as the host gave it.
         answer: u64,
     },
     /// Something that should be locked for a moment is locked for ever.
     Busy {
-        /// How often in a row.
+        /// The number of times in a row.
         tries: u32,
         /// The last status.
-        status: Status,
+        status: CompletionStatus,
     },
     /// A page that should be new to the guest is in use as private already: see
     /// [`AlreadyAccepted`](super::AlreadyAccepted).

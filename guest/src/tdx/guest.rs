@@ -1,9 +1,9 @@
-//! Blocking calls, for a kernel that can execute TDCALL where it stands.
+//! Blocking calls, for a kernel that can execute TDCALL in place.
 
 use super::info::{report_request, rtmr_extend_request};
 use super::{
-    Accept, CallError, Convert, ConvertError, Gpaw, Regs, Status, Step, TdInfo, TdcallPort, VeInfo,
-    Vmcall, Width,
+    Accept, CallError, CompletionStatus, Convert, ConvertError, Gpaw, Progress, Regs, TdInfo,
+    TdcallPort, VeInfo, Vmcall, Width,
 };
 use crate::{Flush, GpaRange, Privacy, RangeError};
 use core::fmt;
@@ -44,7 +44,7 @@ impl<P: TdcallPort> TdGuest<P> {
     ///
     /// # Errors
     /// See [`TdInfo::from_regs`].
-    pub fn new(mut port: P) -> Result<Self, Status> {
+    pub fn new(mut port: P) -> Result<Self, CompletionStatus> {
         let mut regs = TdInfo::request();
         port.tdcall(&mut regs);
         let gpaw = TdInfo::from_regs(&regs)?.gpaw;
@@ -66,7 +66,7 @@ impl<P: TdcallPort> TdGuest<P> {
         &mut self.port
     }
 
-    /// Makes private pages shared. `flush` is called before the host is told; see [`Flush`] for
+    /// Makes private pages shared. `flush` is called before the call to the host; see [`Flush`] for
     /// what must hold by then. What the pages hold afterwards is the host's choice.
     ///
     /// # Errors
@@ -113,22 +113,22 @@ impl<P: TdcallPort> TdGuest<P> {
 
     fn run(
         &mut self,
-        mut next: impl FnMut(Option<&Regs>) -> Step,
+        mut next: impl FnMut(Option<&Regs>) -> Progress,
         mut flush: impl FnMut(Flush),
     ) -> Result<(), TdError> {
         let mut last = None;
         loop {
             match next(last.as_ref()) {
-                Step::Flush(what) => {
+                Progress::Flush(what) => {
                     flush(what);
                     last = None;
                 }
-                Step::Call(mut regs) => {
+                Progress::Call(mut regs) => {
                     self.port.tdcall(&mut regs);
                     last = Some(regs);
                 }
-                Step::Done => return Ok(()),
-                Step::Failed(error) => return Err(error.into()),
+                Progress::Done => return Ok(()),
+                Progress::Failed(error) => return Err(error.into()),
             }
         }
     }
@@ -178,11 +178,11 @@ impl<P: TdcallPort> TdGuest<P> {
         self.vmcall(Vmcall::Out { port, width, value }).map(|_| ())
     }
 
-    /// What the module says of this TD and vCPU.
+    /// The module's information on this TD and vCPU.
     ///
     /// # Errors
     /// See [`TdInfo::from_regs`].
-    pub fn info(&mut self) -> Result<TdInfo, Status> {
+    pub fn info(&mut self) -> Result<TdInfo, CompletionStatus> {
         TdInfo::from_regs(&self.plain(TdInfo::request()))
     }
 
@@ -190,7 +190,7 @@ impl<P: TdcallPort> TdGuest<P> {
     ///
     /// # Errors
     /// See [`VeInfo::from_regs`].
-    pub fn ve_info(&mut self) -> Result<Option<VeInfo>, Status> {
+    pub fn ve_info(&mut self) -> Result<Option<VeInfo>, CompletionStatus> {
         VeInfo::from_regs(&self.plain(VeInfo::request()))
     }
 
@@ -198,7 +198,7 @@ impl<P: TdcallPort> TdGuest<P> {
     ///
     /// # Errors
     /// The module's status.
-    pub fn report(&mut self, report: u64, data: u64) -> Result<(), Status> {
+    pub fn report(&mut self, report: u64, data: u64) -> Result<(), CompletionStatus> {
         success(self.plain(report_request(report, data)))
     }
 
@@ -206,7 +206,7 @@ impl<P: TdcallPort> TdGuest<P> {
     ///
     /// # Errors
     /// The module's status.
-    pub fn rtmr_extend(&mut self, data: u64, index: u64) -> Result<(), Status> {
+    pub fn rtmr_extend(&mut self, data: u64, index: u64) -> Result<(), CompletionStatus> {
         success(self.plain(rtmr_extend_request(data, index)))
     }
 
@@ -216,8 +216,8 @@ impl<P: TdcallPort> TdGuest<P> {
     }
 }
 
-fn success(regs: Regs) -> Result<(), Status> {
-    match Status(regs.rax) {
+fn success(regs: Regs) -> Result<(), CompletionStatus> {
+    match CompletionStatus(regs.rax) {
         status if status.is_success() => Ok(()),
         status => Err(status),
     }

@@ -1,6 +1,6 @@
-//! What the TDX module tells a TD about itself and about #VE.
+//! Information from the TDX module for a TD: about itself and about #VE.
 
-use super::{Gpaw, Regs, Status, leaf};
+use super::{CompletionStatus, Gpaw, Regs, leaf};
 
 /// TDG.VP.INFO: facts, from the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,11 +9,11 @@ pub struct TdInfo {
     pub gpaw: Gpaw,
     /// ATTRIBUTES of the TD.
     pub attributes: u64,
-    /// How many vCPUs there can be.
+    /// The largest number of vCPUs.
     pub max_vcpus: u32,
-    /// How many there are.
+    /// The number of vCPUs.
     pub vcpus: u32,
-    /// Which one this is.
+    /// The index of this vCPU.
     pub vcpu: u32,
 }
 
@@ -39,8 +39,8 @@ impl TdInfo {
     /// # Errors
     /// The status, if it is not success. A width that is neither 48 nor 52 comes with SUCCESS as
     /// the error.
-    pub fn from_regs(regs: &Regs) -> Result<Self, Status> {
-        let status = Status(regs.rax);
+    pub fn from_regs(regs: &Regs) -> Result<Self, CompletionStatus> {
+        let status = CompletionStatus(regs.rax);
         let gpaw = Gpaw::from_bits(regs.rcx & 0x3F).ok_or(status)?;
         if !status.is_success() {
             return Err(status);
@@ -54,7 +54,7 @@ impl TdInfo {
         })
     }
 
-    /// Whether the host can debug the TD.
+    /// Returns whether the host can debug the TD.
     pub const fn is_debug(&self) -> bool {
         self.attributes & Self::DEBUG != 0
     }
@@ -77,7 +77,7 @@ pub struct VeInfo {
     pub instruction_info: u32,
 }
 
-/// What a #VE asks of the kernel.
+/// The event behind a #VE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VeKind {
     /// An instruction to emulate with the host's help, by its exit reason.
@@ -85,14 +85,14 @@ pub enum VeKind {
     /// An access to device memory: to be emulated with [`Vmcall::MmioRead`](super::Vmcall) and
     /// `MmioWrite`, and only if the kernel mapped a device there.
     Device {
-        /// Where, without the shared bit.
+        /// The address, without the shared bit.
         gpa: u64,
     },
-    /// A private page that the host gave and nobody accepted. If the kernel accepted this page
+    /// A private page that the host gave and the guest has not accepted. If the kernel accepted this page
     /// before, the host took it away and put another in its place: the data is gone and the kernel
     /// must not go on. **Accepting it here would turn that into silent zeros.**
     NotAccepted {
-        /// Where.
+        /// The address.
         gpa: u64,
     },
 }
@@ -113,10 +113,10 @@ impl VeInfo {
     ///
     /// # Errors
     /// The status, if it is another.
-    pub fn from_regs(regs: &Regs) -> Result<Option<Self>, Status> {
-        let status = Status(regs.rax);
+    pub fn from_regs(regs: &Regs) -> Result<Option<Self>, CompletionStatus> {
+        let status = CompletionStatus(regs.rax);
         match status.code() {
-            Status::SUCCESS => Ok(Some(Self {
+            CompletionStatus::SUCCESS => Ok(Some(Self {
                 reason: regs.rcx as u32,
                 qualification: regs.rdx,
                 gla: regs.r8,
@@ -124,12 +124,12 @@ impl VeInfo {
                 instruction_length: regs.r10 as u32,
                 instruction_info: (regs.r10 >> 32) as u32,
             })),
-            Status::NO_VALID_VE_INFO => Ok(None),
+            CompletionStatus::NO_VALID_VE_INFO => Ok(None),
             _ => Err(status),
         }
     }
 
-    /// What the kernel has to do.
+    /// The event, decoded for the kernel.
     pub const fn kind(&self, gpaw: Gpaw) -> VeKind {
         match (self.reason, self.gpa & gpaw.shared_bit() != 0) {
             (Self::EPT_VIOLATION, true) => VeKind::Device {

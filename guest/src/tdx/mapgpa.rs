@@ -1,7 +1,7 @@
 //! MapGPA of TDG.VP.VMCALL: asks the host to map a range as private or as shared.
 
-use super::convert::{Limits, Step};
-use super::{Cause, ConvertError, Gpaw, Regs, Status, VmcallStatus};
+use super::convert::{Limits, Progress};
+use super::{Cause, CompletionStatus, ConvertError, Gpaw, Regs, VmcallStatus};
 use crate::{GpaRange, Privacy, RangeError};
 
 /// The MapGPA loop (GHCI, "MapGPA of TDG.VP.VMCALL").
@@ -52,24 +52,24 @@ impl MapGpa {
         self
     }
 
-    /// What the host has not confirmed yet.
+    /// The part that the host has not confirmed yet.
     pub const fn rest(&self) -> GpaRange {
         self.rest
     }
 
-    /// The next step; never [`Step::Flush`]. `last` is what the last call brought back, `None`
+    /// The next step; never [`Progress::Flush`]. `last` is what the last call brought back, `None`
     /// where it was not executed.
-    pub fn next(&mut self, last: Option<&Regs>) -> Step {
+    pub fn next(&mut self, last: Option<&Regs>) -> Progress {
         if let (Some(regs), None, false) = (last, self.failed, self.rest.is_empty()) {
             self.failed = self.answer(regs).err();
         }
         match self.failed {
-            Some(cause) => Step::Failed(ConvertError {
+            Some(cause) => Progress::Failed(ConvertError {
                 rest: self.rest,
                 cause,
             }),
-            None if self.rest.is_empty() => Step::Done,
-            None => Step::Call(self.call()),
+            None if self.rest.is_empty() => Progress::Done,
+            None => Progress::Call(self.call()),
         }
     }
 
@@ -82,7 +82,7 @@ impl MapGpa {
     }
 
     fn answer(&mut self, regs: &Regs) -> Result<(), Cause> {
-        let status = Status(regs.rax);
+        let status = CompletionStatus(regs.rax);
         if !status.is_success() {
             return Err(Cause::Module(status));
         }

@@ -14,11 +14,11 @@ mod status;
 mod vmcall;
 
 pub use accept::{Accept, AlreadyAccepted, accept_operand};
-pub use convert::{Convert, Limits, Step};
+pub use convert::{Convert, Limits, Progress};
 pub use error::{Cause, ConvertError};
 pub use guest::{TdError, TdGuest};
 pub use info::{TdInfo, VeInfo, VeKind, report_request, rtmr_extend_request};
 pub use mapgpa::MapGpa;
 pub use port::{Gpaw, Regs, TdcallPort, leaf};
-pub use status::{Status, VmcallStatus};
+pub use status::{CompletionStatus, VmcallStatus};
 pub use vmcall::{CallError, Vmcall, Width};

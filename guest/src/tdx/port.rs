@@ -60,7 +60,7 @@ impl Regs {
     }
 }
 
-/// What executes TDCALL.
+/// Executes TDCALL.
 pub trait TdcallPort {
     /// Executes TDCALL with these registers, and leaves in them what it brought back.
     ///

@@ -5,11 +5,11 @@ use core::fmt;
 /// The TDX module's status word (TDX module ABI, "Function Completion Status Codes").
 ///
 /// Bit 63 says *error*, but a cleared bit 63 does not say *success*: PAGE_ALREADY_ACCEPTED has it
-/// clear. Compare [`Status::code`].
+/// clear. Compare [`CompletionStatus::code`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Status(pub u64);
+pub struct CompletionStatus(pub u64);
 
-impl Status {
+impl CompletionStatus {
     /// Everything is as asked.
     pub const SUCCESS: u64 = 0;
     /// An operand is not valid; the detail names it.
@@ -33,13 +33,13 @@ impl Status {
         self.0 as u32
     }
 
-    /// Whether it is SUCCESS, exactly.
+    /// Returns whether it is exactly SUCCESS.
     pub const fn is_success(self) -> bool {
         self.code() == Self::SUCCESS
     }
 }
 
-impl fmt::Display for Status {
+impl fmt::Display for CompletionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.code() {
             Self::SUCCESS => f.write_str("SUCCESS"),
@@ -53,9 +53,9 @@ impl fmt::Display for Status {
     }
 }
 
-impl fmt::Debug for Status {
+impl fmt::Debug for CompletionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Status({self})")
+        write!(f, "CompletionStatus({self})")
     }
 }
 

@@ -1,10 +1,10 @@
 //! Sub-functions of TDG.VP.VMCALL other than MapGPA: requests to the host.
 
-use super::{Gpaw, Regs, Status, VmcallStatus};
+use super::{CompletionStatus, Gpaw, Regs, VmcallStatus};
 use crate::GpaRange;
 use core::fmt;
 
-/// How wide an I/O or MMIO access is.
+/// The width of an I/O or MMIO access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Width {
     /// A byte.
@@ -39,7 +39,7 @@ impl Width {
     }
 }
 
-/// What a TD asks its host (GHCI, "TDG.VP.VMCALL Interface").
+/// A TD's request to its host (GHCI, "TDG.VP.VMCALL Interface").
 ///
 /// Everything that comes back is the host's word. CPUID leaves that matter to security come from
 /// the TDX module, which answers them without the host; MSRs read here are not the processor's.
@@ -55,7 +55,7 @@ pub enum Vmcall {
     },
     /// HLT: wait for an interrupt.
     Halt {
-        /// Whether the guest blocks interrupts (RFLAGS.IF is 0), so that none can wake it.
+        /// Set if the guest blocks interrupts (RFLAGS.IF is 0), so that none can wake it.
         interrupts_blocked: bool,
     },
     /// IN. Answered by the value.
@@ -71,7 +71,7 @@ pub enum Vmcall {
         port: u16,
         /// Up to four bytes.
         width: Width,
-        /// What.
+        /// The value.
         value: u64,
     },
     /// RDMSR. Answered by the value.
@@ -80,18 +80,18 @@ pub enum Vmcall {
     WrMsr(u32, u64),
     /// Reads device memory. Answered by the value.
     MmioRead {
-        /// Where, without the shared bit. Not across a page.
+        /// The address, without the shared bit. The access does not cross a page.
         gpa: u64,
-        /// How much.
+        /// The size.
         width: Width,
     },
     /// Writes device memory.
     MmioWrite {
-        /// Where, without the shared bit. Not across a page.
+        /// The address, without the shared bit. The access does not cross a page.
         gpa: u64,
-        /// How much.
+        /// The size.
         width: Width,
-        /// What.
+        /// The value.
         value: u64,
     },
     /// GetTdVmCallInfo: which sub-functions there are. Answered by R11 to R14.
@@ -173,12 +173,12 @@ impl Vmcall {
         Ok(regs)
     }
 
-    /// What the call brought back: the values named at the variant, the rest 0.
+    /// The results of the call: the values named at the variant, the rest 0.
     ///
     /// # Errors
     /// The module or the host refused.
     pub fn answer(&self, regs: &Regs) -> Result<[u64; 4], CallError> {
-        let module = Status(regs.rax);
+        let module = CompletionStatus(regs.rax);
         if !module.is_success() {
             return Err(CallError::Module(module));
         }
@@ -240,7 +240,7 @@ pub enum CallError {
     /// It was not made: an operand is out of range.
     Operand,
     /// The TDX module refused.
-    Module(Status),
+    Module(CompletionStatus),
     /// The host refused.
     Host(VmcallStatus),
 }

@@ -32,7 +32,7 @@ fn run(p: &Platform, command: Command, fields: &[(&str, u64)]) -> CommandBuffer 
     buffer
 }
 
-/// What the host does with a page state change.
+/// The host's reaction to a page state change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageStateAnswer {
     /// Does it, and says so.
@@ -55,9 +55,9 @@ pub struct Machine {
     npt: BTreeMap<u64, (u64, PageSize)>,
     next: u64,
     pub answer: PageStateAnswer,
-    /// What the host answers to other requests, by code.
+    /// The host's answers to other requests, by code.
     pub msr: BTreeMap<u64, u64>,
-    /// What the host answers to hypercalls.
+    /// The host's answers to hypercalls.
     pub rax: u64,
     pub hypercalls: Vec<(u64, [u64; 4])>,
     pub requests: Vec<u64>,
@@ -149,7 +149,7 @@ impl Machine {
         }
     }
 
-    /// Where a guest page lies.
+    /// The host address of a guest page.
     pub fn behind(&self, gpa: u64) -> u64 {
         self.npt[&(gpa & !0xFFF)].0 | gpa & 0xFFF
     }

@@ -1,4 +1,4 @@
-//! A TD whose guest is straight-line code on a thread of its own, and whose host is the test.
+//! A TD whose guest is straight-line code on a separate thread, and whose host is the test.
 
 use kvm_ops_guest::tdx::{Regs, TdGuest, TdcallPort, VmcallStatus};
 use soft_tdx_module::{
@@ -151,7 +151,7 @@ impl Host {
         self.ok(L::MemPageRemove, regs(at, self.tdr));
     }
 
-    /// What an honest host does for MapGPA: pages of 2 MiB where they fit and nothing is in the way.
+    /// An honest host's answer to MapGPA: pages of 2 MiB where they fit and nothing is in the way.
     pub fn map_gpa(&mut self, gpa: u64, bytes: u64) {
         let shared = gpa & SHARED != 0;
         let mut at = gpa & !SHARED;
@@ -175,7 +175,7 @@ impl Host {
         }
     }
 
-    /// Whether nothing is mapped in the 2 MiB at a GPA, not even a table.
+    /// Returns whether nothing is mapped in the 2 MiB at a GPA, not even a table.
     fn has_room(&self, gpa: u64) -> bool {
         let (level, state) = self.entry(gpa, 1);
         level > 1 || state == SeptState::Free
@@ -220,7 +220,7 @@ impl Host {
                 }
                 answer = match host(self, exit) {
                     Reply::Enter => ModuleRegs::default(),
-                    Reply::Answer(status, r11) => ModuleRegs {
+                    Reply::Reply(status, r11) => ModuleRegs {
                         r10: status.0,
                         r11,
                         ..ModuleRegs::default()
@@ -243,7 +243,7 @@ impl Host {
         self.run(guest, |host, exit| match exit {
             Exit::MapGpa { gpa, bytes } => {
                 host.map_gpa(gpa, bytes);
-                Reply::Answer(VmcallStatus::SUCCESS, 0)
+                Reply::Reply(VmcallStatus::SUCCESS, 0)
             }
             other => panic!("unexpected {other:?}"),
         })
@@ -256,7 +256,7 @@ pub enum Reply {
     /// Enter again.
     Enter,
     /// Enter with R10 and R11.
-    Answer(VmcallStatus, u64),
+    Reply(VmcallStatus, u64),
     /// Enter with these.
     Registers(ModuleRegs),
     /// Never enter again.

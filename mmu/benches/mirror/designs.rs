@@ -8,8 +8,8 @@ use std::cell::{Cell, RefCell};
 use std::hint::{black_box, spin_loop};
 
 use kvm_ops_mmu::{
-    EmptyTables, Error, Gfn, Held, Level, Mirror, MirrorHooks, Pfn, PrivateSpte, Removal, Result,
-    SpteChange,
+    EmptyTables, Error, Gfn, Level, Mirror, MirrorHooks, PageKind, Pfn, PrivateSpte, Removal,
+    Result, SpteChange,
 };
 
 use crate::report::Report;
@@ -203,7 +203,7 @@ fn run(cycles: u64, mut design: Design) -> [Option<Cost>; 5] {
             let mut pages = 0;
             mirror.drain(|page, _, held| {
                 black_box(page);
-                pages += u64::from(held == Held::Page);
+                pages += u64::from(held == PageKind::Page);
             });
             assert_eq!(pages, 513);
         })),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 
 use kvm_ops::guest::{Action, GuestFault, GuestProgram, MAX_ACCESS, Outcome};
 use kvm_ops::{Gpa, Level, PAGE_SIZE, Privacy, SharedMask, VcpuId};
-use kvm_ops_guest::tdx::{Cause, Convert, Gpaw, Regs, Step, accept_operand, leaf};
+use kvm_ops_guest::tdx::{Cause, Convert, Gpaw, Progress, Regs, accept_operand, leaf};
 use kvm_ops_guest::{GpaRange, PageSize};
 use soft_tdx_module::{Event, EventType, GuestOp, VmExit};
 
@@ -346,10 +346,10 @@ impl TdProgram {
             Doing::Tdcall(_) => Doing::Report(Reported::Values([
                 regs.rax, regs.rcx, regs.rdx, regs.r8, regs.r9, regs.r10,
             ])),
-            Doing::Accept(call) => match kvm_ops_guest::tdx::Status(regs.rax) {
+            Doing::Accept(call) => match kvm_ops_guest::tdx::CompletionStatus(regs.rax) {
                 status if status.is_success() => Doing::Report(Reported::Done),
                 // Another vCPU is at the page; the module ends that.
-                status if status.code() == kvm_ops_guest::tdx::Status::OPERAND_BUSY => {
+                status if status.code() == kvm_ops_guest::tdx::CompletionStatus::OPERAND_BUSY => {
                     Doing::Accept(call)
                 }
                 status => refused(status.0),
@@ -445,10 +445,10 @@ impl soft_tdx_module::GuestProgram for TdProgram {
 fn next_step(mut convert: Box<Convert>, mut last: Option<&Regs>) -> Doing {
     loop {
         match convert.next(last.take()) {
-            Step::Flush(_) => {}
-            Step::Call(regs) => return Doing::Convert(convert, regs),
-            Step::Done => return Doing::Report(Reported::Done),
-            Step::Failed(error) => {
+            Progress::Flush(_) => {}
+            Progress::Call(regs) => return Doing::Convert(convert, regs),
+            Progress::Done => return Doing::Report(Reported::Done),
+            Progress::Failed(error) => {
                 return Doing::Report(Reported::Fault(GuestFault::Refused(status(&error.cause))));
             }
         }
@@ -457,11 +457,11 @@ fn next_step(mut convert: Box<Convert>, mut last: Option<&Regs>) -> Doing {
 
 /// The status word that ended a conversion; of one that the guest itself gave up, the host's last.
 fn status(cause: &Cause) -> u64 {
-    use kvm_ops_guest::tdx::{Status, VmcallStatus};
+    use kvm_ops_guest::tdx::{CompletionStatus, VmcallStatus};
     match cause {
         Cause::Module(status) | Cause::Busy { status, .. } => status.0,
         Cause::Host { status, .. } => status.0,
-        Cause::AlreadyAccepted { size } => Status::PAGE_ALREADY_ACCEPTED | *size as u64,
+        Cause::AlreadyAccepted { size } => CompletionStatus::PAGE_ALREADY_ACCEPTED | *size as u64,
         _ => VmcallStatus::RETRY.0,
     }
 }

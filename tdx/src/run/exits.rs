@@ -4,7 +4,7 @@ use kvm_ops::{CpuId, Error, Gpa, Host, PAGE_SIZE, Privacy, Result};
 
 use super::{Leave, Next, Pending};
 use crate::TdxVcpu;
-use crate::status::{Class, Status};
+use crate::status::{Class, CompletionStatus};
 use crate::td::Fault;
 
 /// Basic exit reasons (SDM vol. 3, appendix C) that a TD's host sees.
@@ -31,7 +31,7 @@ const EXTENDED_PENDING: u64 = 6;
 
 impl<H: Host> TdxVcpu<H> {
     /// Handles what TDH.VP.ENTER returned.
-    pub(super) fn handle(&mut self, status: Status, cpu: CpuId) -> Result<Next> {
+    pub(super) fn handle(&mut self, status: CompletionStatus, cpu: CpuId) -> Result<Next> {
         let basic = status.detail() as u16;
         match status.class() {
             Class::SUCCESS => self.handle_exit(basic, status, cpu),
@@ -59,7 +59,7 @@ impl<H: Host> TdxVcpu<H> {
         }
     }
 
-    fn handle_exit(&mut self, basic: u16, status: Status, cpu: CpuId) -> Result<Next> {
+    fn handle_exit(&mut self, basic: u16, status: CompletionStatus, cpu: CpuId) -> Result<Next> {
         let info = self.run.regs.r9;
         match basic {
             // The host's: served when the module returned.
@@ -76,7 +76,7 @@ impl<H: Host> TdxVcpu<H> {
     }
 
     /// An exit that KVM does not know what to do about.
-    fn unexpected(&mut self, status: Status, cpu: CpuId) -> Next {
+    fn unexpected(&mut self, status: CompletionStatus, cpu: CpuId) -> Next {
         self.run.details[..2].copy_from_slice(&[status.get(), cpu.0.into()]);
         Next::Leave(Leave::InternalError)
     }

@@ -20,7 +20,7 @@ use kvm_ops::{
     CpuId, Error, Exit, Gpa, Host, Irqchip, Privacy, Result, SeamPort, SeamRegs, Step, TdxRequest,
 };
 
-use crate::status::Status;
+use crate::status::CompletionStatus;
 use crate::{Leaf, TdxVcpu};
 use mapgpa::Conversion;
 
@@ -126,7 +126,7 @@ impl<H: Host> TdxVcpu<H> {
     }
 
     /// TDH.VP.ENTER. `None` where a kick came before.
-    fn enter(&mut self, cpu: CpuId) -> Result<Option<Status>> {
+    fn enter(&mut self, cpu: CpuId) -> Result<Option<CompletionStatus>> {
         let inside = self.td.enter(&self.record, cpu)?;
         if self.record.take_kick() {
             return Ok(None);
@@ -137,7 +137,7 @@ impl<H: Host> TdxVcpu<H> {
             .seam()?
             .seamcall(cpu, Leaf::VpEnter.rax(), &mut self.run.regs);
         drop(inside);
-        rax.map(|rax| Some(Status::new(rax)))
+        rax.map(|rax| Some(CompletionStatus::new(rax)))
     }
 
     /// Finishes what the last exit left.

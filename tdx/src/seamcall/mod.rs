@@ -16,7 +16,7 @@ pub(crate) use mem::EntryAt;
 use kvm_ops::{CpuId, Error, SeamPort, SeamRegs};
 
 use crate::retry::{Action, LONGEST_WAIT, Verdict, rule};
-use crate::status::Status;
+use crate::status::CompletionStatus;
 
 /// Makes calls through a port.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Failed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     /// The module answered this, for the last time.
-    Status(Status),
+    Status(CompletionStatus),
     /// Nothing was called: the port could not get onto the processor.
     Port(Error),
 }
@@ -108,7 +108,7 @@ impl<'a, S: SeamPort> Calls<'a, S> {
                 .seam
                 .seamcall(cpu, leaf.rax(), &mut regs)
                 .map_err(|error| Failed::port(leaf, error))?;
-            let status = Status::new(rax);
+            let status = CompletionStatus::new(rax);
             let action = rule(leaf, status).0;
             match action {
                 Action::Done => return Ok(regs),

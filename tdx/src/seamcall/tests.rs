@@ -8,7 +8,7 @@ use kvm_ops::{
 
 use super::{Calls, Failed, Leaf, regs};
 use crate::retry::{Action, LONGEST_WAIT, RULES, Verdict, rule};
-use crate::status::{Class, Status};
+use crate::status::{Class, CompletionStatus};
 
 /// A port that answers from a list, then with success.
 #[derive(Default)]
@@ -21,7 +21,7 @@ struct Script {
 }
 
 impl Script {
-    fn of(status: Status, times: u32) -> Self {
+    fn of(status: CompletionStatus, times: u32) -> Self {
         let answers = (0..times).map(|_| status.get()).collect();
         Self {
             answers: Mutex::new(answers),
@@ -196,12 +196,12 @@ fn bounds_of_different_statuses_do_not_add_up_to_endlessness() {
 #[test]
 fn without_a_row_the_error_bit_decides() {
     for leaf in Leaf::ALL {
-        assert_eq!(rule(*leaf, Status::new(0)).0, Action::Done);
+        assert_eq!(rule(*leaf, CompletionStatus::new(0)).0, Action::Done);
         assert_eq!(
-            rule(*leaf, Status::new(0x0000_1234_0000_0001)).0,
+            rule(*leaf, CompletionStatus::new(0x0000_1234_0000_0001)).0,
             Action::Done
         );
-        let unknown = Status::new(0xc000_1234_0000_0001);
+        let unknown = CompletionStatus::new(0xc000_1234_0000_0001);
         assert_eq!(rule(*leaf, unknown), (Action::GiveUp, Verdict::Poison));
     }
 }

@@ -7,7 +7,7 @@ use kvm_ops::{
     Drained, Error, Field, FreeReport, Host, KeyReleased, Leak, Leaked, Level, Pfn, Result,
     SeamPort, Step, Tech, VmPort,
 };
-use kvm_ops_mmu::Held;
+use kvm_ops_mmu::PageKind;
 
 use super::{Key, Td, at};
 use crate::Leaf;
@@ -23,8 +23,8 @@ impl<H: Host> Td<H> {
         self.write_private()
             .mirror
             .drain(|page, level, held| match held {
-                Held::Page => self.reclaim_and_free(page, level),
-                Held::Table => tables.push(page),
+                PageKind::Page => self.reclaim_and_free(page, level),
+                PageKind::Table => tables.push(page),
             });
         for table in tables {
             self.reclaim_and_free(table, Level::Size4K);

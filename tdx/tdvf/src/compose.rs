@@ -21,7 +21,7 @@ pub enum ComposeError {
         /// Bytes that are written at its end, the reset vector's included.
         needed: usize,
     },
-    /// What was written would not be read.
+    /// The composed image would be refused.
     #[error("the sections do not fit the image")]
     Rejected(#[from] TdvfError),
 }

@@ -21,21 +21,21 @@ pub enum TdvfError {
     /// length and GUID need.
     #[error("a table entry at offset {offset:#x} has the impossible length {length:#x}")]
     EntryLength {
-        /// Where its length stands.
+        /// The offset of its length.
         offset: usize,
-        /// What it claims.
+        /// The length that it claims.
         length: usize,
     },
     /// The table has no entry that points at TDX metadata.
     #[error("the image has no TDX metadata: its table at offset {table:#x} has no such entry")]
     NoMetadata {
-        /// Where the table begins.
+        /// The offset of the table.
         table: usize,
     },
     /// The table points at TDX metadata twice.
     #[error("the table has a second entry for TDX metadata at offset {offset:#x}")]
     SecondEntry {
-        /// Where its length stands.
+        /// The offset of its length.
         offset: usize,
     },
     /// The entry's offset leads out of the image.
@@ -44,31 +44,31 @@ pub enum TdvfError {
          end of an image that has no 16 bytes there"
     )]
     Pointer {
-        /// Where the pointer stands.
+        /// The offset of the pointer.
         offset: usize,
-        /// What it says.
+        /// Its value.
         from_end: u32,
     },
     /// The descriptor does not begin with `TDVF`.
     #[error("the TDX metadata at offset {offset:#x} begins with {found:#010x}, not with `TDVF`")]
     Signature {
-        /// Where the descriptor begins.
+        /// The offset of the descriptor.
         offset: usize,
-        /// What stands there, read little-endian.
+        /// The value there, read little-endian.
         found: u32,
     },
     /// The descriptor is of a version that is not known.
     #[error("the TDX metadata at offset {offset:#x} has version {version}, known is 1")]
     Version {
-        /// Where the version stands.
+        /// The offset of the version.
         offset: usize,
-        /// What it says.
+        /// Its value.
         version: u32,
     },
     /// The descriptor has no sections.
     #[error("the TDX metadata at offset {offset:#x} has no sections")]
     NoSections {
-        /// Where their number stands.
+        /// The offset of their number.
         offset: usize,
     },
     /// The descriptor's length is not that of its sections.
@@ -77,9 +77,9 @@ pub enum TdvfError {
          {sections} sections"
     )]
     Length {
-        /// Where the length stands.
+        /// The offset of the length.
         offset: usize,
-        /// What it says.
+        /// Its value.
         length: u32,
         /// The number of sections that the descriptor states.
         sections: u32,
@@ -89,19 +89,19 @@ pub enum TdvfError {
         "the TDX metadata at offset {offset:#x} runs out of the image with its {length:#x} bytes"
     )]
     Truncated {
-        /// Where the descriptor begins.
+        /// The offset of the descriptor.
         offset: usize,
         /// Its length.
         length: u32,
     },
-    /// A section cannot be meant as it stands.
+    /// A section makes no sense.
     #[error("section {index} (its entry is at offset {offset:#x})")]
     Section {
         /// Its number in the descriptor, from 0.
         index: usize,
-        /// Where its entry stands.
+        /// The offset of its entry.
         offset: usize,
-        /// What is wrong.
+        /// The fault.
         #[source]
         fault: SectionFault,
     },
@@ -131,12 +131,12 @@ pub enum TdvfError {
     #[error("the sections add {bytes:#x} bytes before the launch, the limit is {limit:#x}",
             limit = crate::MAX_ADDED_BYTES)]
     TooMuch {
-        /// What the sections come to.
+        /// The sum of the sections.
         bytes: u64,
     },
 }
 
-/// What is wrong with a section.
+/// The fault of a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SectionFault {
@@ -158,7 +158,7 @@ pub enum SectionFault {
     /// The end is beyond what the firmware, or a private address, can reach.
     #[error("{kind} memory at {address:#x} with {size:#x} bytes does not end below {limit:#x}")]
     TooHigh {
-        /// What it is for.
+        /// Its purpose.
         kind: SectionKind,
         /// Its address.
         address: u64,
@@ -180,9 +180,9 @@ pub enum SectionFault {
         "raw data at offset {offset:#x} with {size:#x} bytes is outside of the image, {image:#x} bytes"
     )]
     DataOutside {
-        /// Where it is said to lie.
+        /// The address that it claims.
         offset: u32,
-        /// How long it is said to be.
+        /// The length that it claims.
         size: u32,
         /// Bytes of the image.
         image: usize,

@@ -1,4 +1,4 @@
-//! What a TD is launched with, page by page.
+//! The initial memory of a TD, page by page.
 
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
@@ -22,9 +22,9 @@ pub enum Order {
 pub struct PageAdd<'a> {
     /// Its guest-physical address.
     pub gpa: u64,
-    /// What TDH.MEM.PAGE.ADD copies into it.
+    /// The contents that TDH.MEM.PAGE.ADD copies into it.
     pub contents: Cow<'a, [u8; PAGE_SIZE]>,
-    /// Whether 16 TDH.MR.EXTENDs follow.
+    /// Set if 16 TDH.MR.EXTENDs follow.
     pub measured: bool,
     /// The number of its section.
     pub section: usize,
@@ -66,7 +66,7 @@ pub enum FillError {
 #[derive(Clone, Debug)]
 pub struct Launch<'a> {
     sections: &'a [Section],
-    /// What each section holds, before the zeros.
+    /// The contents of each section, before the zeros.
     data: Vec<Cow<'a, [u8]>>,
 }
 
@@ -111,7 +111,7 @@ impl<'a> Launch<'a> {
         Ok(())
     }
 
-    /// How many pages are added before the launch.
+    /// The number of pages added before the launch.
     pub fn page_count(&self) -> u64 {
         self.sections
             .iter()

@@ -9,7 +9,7 @@ use crate::wire::{u32_at, u64_at};
 /// Bytes of a section's entry in the descriptor.
 pub(crate) const ENTRY: usize = 32;
 
-/// What a section is for (TDVF design guide, section types; 5 and 6 are td-shim's).
+/// The purpose of a section (TDVF design guide, section types; 5 and 6 are td-shim's).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum SectionKind {
@@ -17,7 +17,7 @@ pub enum SectionKind {
     Bfv = 0,
     /// Configuration firmware volume: the variables.
     Cfv = 1,
-    /// Where the VMM puts the hand-off block that tells the firmware of its memory.
+    /// The place of the hand-off block by which the VMM describes memory to the firmware.
     TdHob = 2,
     /// Stack, heap and mailbox of the early firmware.
     TempMem = 3,
@@ -59,12 +59,12 @@ impl SectionKind {
         }
     }
 
-    /// Whether a VMM may provide what it holds.
+    /// Returns whether a VMM may provide its contents.
     pub(crate) const fn is_filled_by_vmm(self) -> bool {
         matches!(self, Self::TdHob | Self::Payload | Self::PayloadParam)
     }
 
-    /// Whether early firmware, which runs with 32-bit addresses, must reach it.
+    /// Returns whether early firmware, which runs with 32-bit addresses, must reach it.
     pub(crate) const fn is_early(self) -> bool {
         matches!(self, Self::Bfv | Self::Cfv | Self::TdHob | Self::TempMem)
     }
@@ -76,7 +76,7 @@ impl fmt::Display for SectionKind {
     }
 }
 
-/// How a section's pages come into the TD.
+/// The way of a section's pages into the TD.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Attributes {
     /// Bit 0, MR.EXTEND: the contents are part of MRTD, too.
@@ -108,17 +108,17 @@ impl Attributes {
 /// [`SectionFault`] lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Section {
-    /// What it is for.
+    /// Its purpose.
     pub kind: SectionKind,
-    /// Where its data lies in the image.
+    /// The offset of its data in the image.
     pub data_offset: u32,
-    /// How many bytes of it; what follows up to `memory_size` is zeros.
+    /// The size of its data; the rest up to `memory_size` is zeros.
     pub raw_size: u32,
     /// Guest-physical address.
     pub memory_address: u64,
     /// Bytes of guest memory.
     pub memory_size: u64,
-    /// How its pages come into the TD.
+    /// The way of its pages into the TD.
     pub attributes: Attributes,
 }
 

@@ -27,7 +27,7 @@ pub(crate) const TAIL: usize = 32;
 /// Length and GUID of an entry.
 pub(crate) const ENTRY_TAIL: usize = 18;
 
-/// Where the TDX metadata begins in the image.
+/// The offset of the TDX metadata in the image.
 pub(crate) fn find_metadata(image: &[u8]) -> Result<usize, TdvfError> {
     let (start, mut end) = bounds(image)?;
     let mut found = None;
@@ -53,7 +53,7 @@ pub(crate) fn find_metadata(image: &[u8]) -> Result<usize, TdvfError> {
         .ok_or(TdvfError::Pointer { offset, from_end })
 }
 
-/// Where the entries before the footer begin and end.
+/// The offsets at which the entries before the footer begin and end.
 fn bounds(image: &[u8]) -> Result<(usize, usize), TdvfError> {
     let none = TdvfError::NoTable {
         length: image.len(),
@@ -68,9 +68,9 @@ fn bounds(image: &[u8]) -> Result<(usize, usize), TdvfError> {
 }
 
 struct Entry {
-    /// Where its data begins.
+    /// The offset of its data.
     data: usize,
-    /// Where its length stands, behind the data.
+    /// The offset of its length, behind the data.
     tail: usize,
     guid: [u8; 16],
 }

@@ -20,7 +20,7 @@ pub const MAX_GPA: u64 = 1 << 47;
 /// no limit; this one keeps a lie in an image from costing hours.
 pub const MAX_ADDED_BYTES: u64 = 4 << 30;
 
-/// Where a vCPU of a TD begins.
+/// The start of a TD's vCPU.
 const RESET_VECTOR: u64 = 0xffff_fff0;
 
 /// An image with metadata that keeps every rule of [`TdvfError`].
@@ -35,7 +35,7 @@ impl<'a> Tdvf<'a> {
     /// Reads and checks the metadata.
     ///
     /// # Errors
-    /// What is wrong, and where: [`TdvfError`].
+    /// [`TdvfError`] names the fault and its place.
     pub fn parse(image: &'a [u8]) -> Result<Self, TdvfError> {
         let offset = find_metadata(image)?;
         let entries = entries(image, offset)?;
@@ -63,7 +63,7 @@ impl<'a> Tdvf<'a> {
         self.image
     }
 
-    /// Where the descriptor begins in the image.
+    /// The offset of the descriptor in the image.
     pub const fn metadata_offset(&self) -> usize {
         self.offset
     }
@@ -116,7 +116,7 @@ fn entries(image: &[u8], offset: usize) -> Result<&[u8], TdvfError> {
         .ok_or(TdvfError::Truncated { offset, length })
 }
 
-/// What no section alone can break.
+/// Checks the rules that concern several sections.
 fn check_together(sections: &[Section]) -> Result<(), TdvfError> {
     let mut by_address: Vec<_> = sections.iter().enumerate().collect();
     by_address.sort_by_key(|(_, section)| section.memory_address);

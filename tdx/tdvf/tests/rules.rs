@@ -306,7 +306,7 @@ fn a_section_that_cannot_be_meant_is_refused_with_its_value() {
         size,
         image: LEN,
     };
-    // Which section, which field, how wide, what value, which fault.
+    // Section, field, width, value, fault.
     for (index, at, width, value, expected) in [
         (0, KIND, 4, 7, Fault::Kind(7)),
         (2, KIND, 4, u64::MAX, Fault::Kind(u32::MAX)),
@@ -393,7 +393,7 @@ fn a_section_that_cannot_be_meant_is_refused_with_its_value() {
     }
 }
 
-/// Whether these sections beside a BFV are taken.
+/// Returns whether these sections beside a BFV are accepted.
 fn compose_with(others: &[Section]) -> Result<(), E> {
     let mut sections = vec![bfv(LEN as u32)];
     sections.extend(others);

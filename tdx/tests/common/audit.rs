@@ -1,4 +1,4 @@
-//! What must hold of a machine whatever happened on it, seen from the module's own tables.
+//! Invariants of a machine after any history, seen from the module's own tables.
 
 use std::collections::BTreeSet;
 
@@ -43,7 +43,7 @@ pub fn all_accounted(host: &TestHost, report: &FreeReport) {
             .expect("in the TDMR");
         assert!(
             view.page_type == PageType::Nda || leaked.contains(&page),
-            "the module has {page:?} as {:?} and nobody says so",
+            "the module has {page:?} as {:?} and the report omits it",
             view.page_type
         );
     }
@@ -60,7 +60,7 @@ pub fn all_accounted(host: &TestHost, report: &FreeReport) {
         let state = host.platform().hkid(hkid).expect("a private key id").state;
         assert!(
             matches!(state, HkidState::Free | HkidState::Reserved) || keys.contains(&hkid.into()),
-            "the module has KeyID {hkid} and nobody says so"
+            "the module has KeyID {hkid} and the report omits it"
         );
     }
     let pool = host.key_pool();

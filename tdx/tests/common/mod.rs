@@ -25,7 +25,7 @@ use vm_memory::MmapRegion;
 #[derive(Clone)]
 pub struct TestHost(pub Arc<Machine>);
 
-/// What stands between the back end and the software platform.
+/// The layer between the back end and the software platform.
 pub struct Machine {
     sim: SimHost,
     /// Guest memory for slots.
@@ -34,22 +34,22 @@ pub struct Machine {
     faults: Mutex<Vec<Fault>>,
     /// Leaf and status of every call, in order.
     log: Mutex<Vec<(Leaf, u64)>>,
-    /// Whether waits give way to other threads; without any, that is time lost.
+    /// Set if waits yield to other threads; without other threads that is time lost.
     pub threads: AtomicBool,
 }
 
 #[derive(Default)]
 struct Pages {
-    /// What is out, frame by frame.
+    /// The frames that are out.
     taken: BTreeSet<u64>,
     ever_taken: BTreeSet<u64>,
-    /// How many frames were taken in all, each time counted.
+    /// The number of frames taken in all, each time counted.
     takings: u64,
     /// So many more pages may be taken.
     left: Option<u64>,
 }
 
-/// What a call is made to answer instead of what the module would.
+/// The injected answer of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Status(u64),
@@ -114,7 +114,7 @@ impl TestHost {
         });
     }
 
-    /// Disarms all faults. Answers whether each of them happened.
+    /// Disarms all faults. Returns whether each of them happened.
     pub fn heal(&self) -> bool {
         lock(&self.0.faults).drain(..).all(|fault| fault.nth == 0)
     }
@@ -124,7 +124,7 @@ impl TestHost {
         std::mem::take(&mut *lock(&self.0.log))
     }
 
-    /// Whether a leaf was called since the last look.
+    /// Returns whether a leaf was called since the last look.
     pub fn called(&self, leaf: Leaf) -> bool {
         lock(&self.0.log).iter().any(|call| call.0 == leaf)
     }
@@ -138,7 +138,7 @@ impl TestHost {
         counts
     }
 
-    /// How many more pages the machine has.
+    /// Limits the number of pages that may still be taken.
     pub fn limit_pages(&self, left: Option<u64>) {
         lock(&self.0.pages).left = left;
     }
@@ -152,7 +152,7 @@ impl TestHost {
             .collect()
     }
 
-    /// How many frames were taken in all, those that came back and were taken again twice.
+    /// The number of frames taken in all; a frame that came back and was taken again counts twice.
     pub fn takings(&self) -> u64 {
         lock(&self.0.pages).takings
     }
@@ -170,7 +170,7 @@ impl TestHost {
         self.0.key_ids()
     }
 
-    /// What lives: VMs below, pages, keys.
+    /// The number of live VMs below, pages and keys.
     pub fn live(&self) -> u64 {
         self.0.sim.live_vms() as u64
             + self.taken().len() as u64

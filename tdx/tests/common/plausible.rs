@@ -1,4 +1,4 @@
-//! How each leaf can plausibly fail.
+//! The plausible failures of each leaf.
 
 use kvm_ops_core::{Error, Field};
 use kvm_ops_tdx::Leaf;
@@ -6,7 +6,7 @@ use kvm_ops_tdx::status::{Class, operand};
 
 use super::Answer;
 
-/// How a call is made to fail.
+/// An injected failure.
 #[derive(Clone, Copy)]
 pub struct Failure {
     pub name: &'static str,

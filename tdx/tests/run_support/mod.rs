@@ -27,7 +27,7 @@ pub const INVALID_OPERAND: u64 = 1 << 63;
 pub const ALIGN_ERROR: u64 = 1 << 63 | 2;
 pub const SUBFUNC_UNSUPPORTED: u64 = 1 << 63 | 3;
 
-/// What the host lends, kept until the end of the test.
+/// Memory that the host lends, kept until the end of the test.
 pub struct Ram(MmapRegion<()>);
 
 impl Ram {
@@ -67,7 +67,7 @@ pub struct Td {
     pub ram: Ram,
 }
 
-/// How a TD is made.
+/// The parameters of a TD.
 pub struct Made {
     pub host: SimHost,
     pub vcpus: u32,
@@ -120,15 +120,15 @@ impl Made {
 }
 
 /// A TD of one vCPU that runs `script`, and what becomes of the actions.
-pub fn td(script: Script) -> (Td, Told) {
+pub fn td(script: Script) -> (Td, Transcript) {
     Made::default().td().running(script)
 }
 
 impl Td {
-    pub fn running(mut self, script: Script) -> (Self, Told) {
-        let (program, told) = told(script);
+    pub fn running(mut self, script: Script) -> (Self, Transcript) {
+        let (program, transcript) = transcript(script);
         self.vcpus[0].load_program(Box::new(program)).unwrap();
-        (self, told)
+        (self, transcript)
     }
 
     pub fn vcpu(&mut self) -> &mut Vcpu {
@@ -151,12 +151,12 @@ impl Td {
         found
     }
 
-    /// How often a leaf was answered so.
+    /// The number of times a leaf returned this status.
     pub fn calls(&self, leaf: &str, status: &str) -> u64 {
         self.host.tdx_platform().unwrap().counts().of(leaf, status)
     }
 
-    /// How many SEAMCALLs and TDCALLs there were.
+    /// The number of SEAMCALLs and TDCALLs.
     pub fn all_calls(&self) -> u64 {
         self.host.tdx_platform().unwrap().counts().total()
     }
@@ -190,10 +190,10 @@ pub fn destroy(mut vm: TdxVm<SimHost>) -> FreeReport {
     vm.vm_free(drained)
 }
 
-/// What became of a program's actions, in words.
-pub struct Told(mpsc::Receiver<String>);
+/// The outcomes of a program's actions, in words.
+pub struct Transcript(mpsc::Receiver<String>);
 
-impl Told {
+impl Transcript {
     /// All since the last look, without the start.
     pub fn all(&self) -> Vec<String> {
         self.0
@@ -210,9 +210,9 @@ impl Told {
     }
 }
 
-struct Telling<P>(P, mpsc::Sender<String>);
+struct Recorded<P>(P, mpsc::Sender<String>);
 
-impl<P: GuestProgram> GuestProgram for Telling<P> {
+impl<P: GuestProgram> GuestProgram for Recorded<P> {
     fn step(&mut self, last: Outcome<'_>) -> Action<'_> {
         // A test that is over does not listen any more.
         let _ = self.1.send(format!("{last:?}"));
@@ -220,9 +220,9 @@ impl<P: GuestProgram> GuestProgram for Telling<P> {
     }
 }
 
-pub fn told(program: impl GuestProgram) -> (impl GuestProgram, Told) {
-    let (sender, told) = mpsc::channel();
-    (Telling(program, sender), Told(told))
+pub fn transcript(program: impl GuestProgram) -> (impl GuestProgram, Transcript) {
+    let (sender, transcript) = mpsc::channel();
+    (Recorded(program, sender), Transcript(transcript))
 }
 
 /// `Values([..])` of a TDG.VP.VMCALL whose R10 is `status` and whose other registers are these.
