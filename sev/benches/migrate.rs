@@ -17,7 +17,7 @@ use aes::cipher::{KeyIvInit, StreamCipher};
 use common::*;
 use embedded_io_adapters::std::FromStd;
 use hmac::{Hmac, Mac};
-use kvm_ops_core::{EncTransfer, Gfn, Host, Level, PagePort, Tech, VmOps};
+use kvm_ops_core::{Gfn, Host, Level, PagePort, Tech, VmOps};
 use kvm_ops_sev::migrate::{Flow, Mailbox, Packet, PacketOf, Receiver, SendLimits, Sender};
 use kvm_ops_sev::{Identity, SevVm};
 use kvm_ops_sim::{SevSetup, SimHost};
@@ -62,10 +62,7 @@ fn inside() {
             let mut from = guest(&host, &ram, mib);
             let mut to = with_ram(&host, Tech::Sev, 1, &ram);
             let (before, start) = (operations(&host), Instant::now());
-            let context = from.release_enc_context(EncTransfer::Move).unwrap();
-            to.adopt_enc_context(context)
-                .map_err(|(error, _)| error)
-                .unwrap();
+            Sev::move_context(&mut from, &mut to).unwrap();
             best = best.min(start.elapsed());
             seen = seen.max(operations(&host) - before);
             free_clean(from);

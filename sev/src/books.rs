@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use kvm_ops::{Asid, Error, Hpa, Leak, Leaked, Level, Pfn};
-use kvm_ops_mmu::ReaderLock;
+use kvm_ops::{Asid, Error, FreeReport, Hpa, Leak, Leaked, Level, Pfn};
+use spin::Mutex;
 
 use crate::status::Failure;
 
@@ -33,7 +33,7 @@ pub(crate) struct Books {
     freed: AtomicU64,
     leaked: AtomicU64,
     keys_freed: AtomicU32,
-    leaks: ReaderLock<Vec<Leak>>,
+    leaks: Mutex<Vec<Leak>>,
 }
 
 impl Books {
@@ -43,7 +43,7 @@ impl Books {
             freed: AtomicU64::new(0),
             leaked: AtomicU64::new(0),
             keys_freed: AtomicU32::new(0),
-            leaks: ReaderLock::new(1, Vec::new()),
+            leaks: Mutex::new(Vec::new()),
         }
     }
 
@@ -74,7 +74,7 @@ impl Books {
             Some(failure) => failure.operation.name(),
             None => "mailbox",
         };
-        self.leaks.write(core::hint::spin_loop).push(Leak {
+        self.leaks.lock().push(Leak {
             what,
             operation,
             error,
@@ -97,14 +97,21 @@ impl Books {
         }
     }
 
-    /// What another VM's books hold stands in these from now on.
+    /// Takes over the pages that another account holds.
     pub(crate) fn take(&self, from: &Self) {
         let moved = from.account().held();
         from.allocated.fetch_sub(moved, Ordering::Relaxed);
         self.allocated.fetch_add(moved, Ordering::Relaxed);
     }
 
+    /// Adds what was freed and leaked to a VM's report.
+    pub(crate) fn add_to(&self, report: &mut FreeReport) {
+        report.pages_freed += self.account().freed;
+        report.keys_freed += self.keys_freed();
+        report.leaks.extend(self.leaks());
+    }
+
     pub(crate) fn leaks(&self) -> Vec<Leak> {
-        self.leaks.write(core::hint::spin_loop).clone()
+        self.leaks.lock().clone()
     }
 }

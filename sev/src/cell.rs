@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_ops::{DescTable, Kick, Pfn, SegmentName, VcpuId, VcpuOps};
-use kvm_ops_mmu::ReaderLock;
+use spin::{Mutex, MutexGuard};
 
 use crate::sp::Held;
 use crate::vmsa::{PAT_RESET, StartState};
@@ -27,7 +27,7 @@ pub(crate) struct Cell {
     pub(crate) kick: Arc<dyn Kick>,
     /// Set when its register state became the guest's secret (Linux `guest_state_protected`).
     protected: AtomicBool,
-    state: ReaderLock<CellState>,
+    state: Mutex<CellState>,
 }
 
 pub(crate) struct CellState {
@@ -45,7 +45,7 @@ impl Cell {
             id: vcpu.id(),
             kick: vcpu.kick_handle(),
             protected: AtomicBool::new(false),
-            state: ReaderLock::new(1, state),
+            state: Mutex::new(state),
         }
     }
 
@@ -57,13 +57,13 @@ impl Cell {
         self.protected.store(true, Ordering::Release);
     }
 
-    /// Its register state is nobody's secret any more: what was received was given up.
+    /// The register state that was received was given up.
     pub(crate) fn unprotect(&self) {
         self.protected.store(false, Ordering::Release);
     }
 
-    pub(crate) fn state(&self) -> kvm_ops_mmu::WriteGuard<'_, CellState> {
-        self.state.write(core::hint::spin_loop)
+    pub(crate) fn state(&self) -> MutexGuard<'_, CellState> {
+        self.state.lock()
     }
 }
 

@@ -104,10 +104,11 @@ impl Context {
         }
     }
 
-    /// What a mirror has of it: the same guest, and no key that it pays for.
+    /// A mirror's copy: it names the guest, and has no key of its own to pay for or give back.
     pub(crate) fn mirrored(&self) -> Self {
         Self {
             charge: None,
+            asid: None,
             digest: self.digest,
             ..*self
         }

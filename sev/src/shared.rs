@@ -1,27 +1,27 @@
-//! What a VM, its vCPUs and its fault handler share.
+//! The part of a VM that its vCPUs and its fault handler share.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use kvm_ops::{
     Asid, Error, Field, Gfn, Host, NestedFaultAnswer, NestedFaults, Pfn, Privacy, PspPort, Result,
     SevParams, SharedMask, Step, Tech, VcpuId, VmId,
 };
-use kvm_ops_mmu::{ReaderLock, WriteGuard};
+use spin::{Mutex, MutexGuard};
 
 use crate::books::Books;
 use crate::cell::Cell;
 use crate::context::Context;
 use crate::gate::Gate;
 use crate::memory::Memory;
-use crate::migrate::{Bond, Claim, Claimed, KeyAccount};
+use crate::migrate::{Claim, Claimed, KeyAccount, Membership};
 use crate::regions::Regions;
 use crate::sp::Sp;
 
-/// The state of a VM that outlives none of its handles. Locks are taken in this order: context,
-/// memory, regions, cells, books, bond.
+/// The state of a VM, which lives as long as its last handle. Locks are taken in this order:
+/// context, memory, regions, cells, account, membership, group.
 pub(crate) struct Shared<H: Host> {
     pub(crate) id: VmId,
     pub(crate) tech: Tech,
@@ -33,18 +33,20 @@ pub(crate) struct Shared<H: Host> {
     pub(crate) books: Books,
     pub(crate) gate: Gate,
     step: AtomicU8,
+    /// The context is staged, or with another VM: the VM takes debug commands and its teardown.
+    away: AtomicBool,
     /// The ASID that the guest is bound to, 0 for none. Beside the context, because faults ask for
     /// it while a launch holds that.
     bound: AtomicU32,
-    /// `None` before `vm_init`, and after the context was given away or released.
-    context: ReaderLock<Option<Context>>,
-    memory: ReaderLock<Memory>,
-    regions: ReaderLock<Regions>,
-    bond: ReaderLock<Bond<H>>,
-    account: ReaderLock<Option<Arc<KeyAccount>>>,
+    /// `None` before `vm_init`, and after the context moved or was destroyed.
+    context: Mutex<Option<Context>>,
+    memory: Mutex<Memory>,
+    regions: Mutex<Regions>,
+    membership: Mutex<Membership<H>>,
+    account: Mutex<Option<Arc<KeyAccount>>>,
     /// Held while the context moves.
     pub(crate) claim: Claim,
-    cells: ReaderLock<BTreeMap<VcpuId, Arc<Cell>>>,
+    cells: Mutex<BTreeMap<VcpuId, Arc<Cell>>>,
 }
 
 impl<H: Host> Shared<H> {
@@ -68,14 +70,15 @@ impl<H: Host> Shared<H> {
             books: Books::new(),
             gate: Gate::default(),
             step: AtomicU8::new(Step::Created as u8),
+            away: AtomicBool::new(false),
             bound: AtomicU32::new(0),
-            context: ReaderLock::new(1, None),
-            memory: ReaderLock::new(1, Memory::default()),
-            regions: ReaderLock::new(1, Regions::default()),
-            bond: ReaderLock::new(1, Bond::new()),
-            account: ReaderLock::new(1, None),
+            context: Mutex::new(None),
+            memory: Mutex::new(Memory::default()),
+            regions: Mutex::new(Regions::default()),
+            membership: Mutex::new(Membership::new()),
+            account: Mutex::new(None),
             claim: Claim::new(),
-            cells: ReaderLock::new(1, BTreeMap::new()),
+            cells: Mutex::new(BTreeMap::new()),
         }
     }
 
@@ -89,9 +92,23 @@ impl<H: Host> Shared<H> {
     }
 
     pub(crate) fn step(&self) -> Step {
+        match self.settled_step() {
+            step @ (Step::KeyReleased | Step::Drained) => step,
+            _ if self.away.load(Ordering::Acquire) => Step::Poisoned,
+            step => step,
+        }
+    }
+
+    /// The step without regard to the context's place.
+    pub(crate) fn settled_step(&self) -> Step {
         let at = self.step.load(Ordering::Acquire);
         let step = Step::ALL.into_iter().find(|step| *step as u8 == at);
         step.unwrap_or(Step::Poisoned)
+    }
+
+    /// Notes that the context is staged or with another VM, or that it is back.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::Release);
     }
 
     pub(crate) fn set_step(&self, step: Step) {
@@ -113,38 +130,39 @@ impl<H: Host> Shared<H> {
         Sp::new(psp, pages, &self.books)
     }
 
-    fn relax(&self) -> impl Fn() + '_ {
-        let psp = self.host.psp();
-        move || match psp {
-            Some(psp) => psp.relax(),
-            None => core::hint::spin_loop(),
+    /// Locks; other threads' turns pass as the platform has it.
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        loop {
+            match mutex.try_lock() {
+                Some(guard) => return guard,
+                None => self.wait(),
+            }
         }
     }
 
-    pub(crate) fn context(&self) -> WriteGuard<'_, Option<Context>> {
-        self.context.write(self.relax())
+    pub(crate) fn context(&self) -> MutexGuard<'_, Option<Context>> {
+        self.lock(&self.context)
     }
 
-    pub(crate) fn memory(&self) -> WriteGuard<'_, Memory> {
-        self.memory.write(self.relax())
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.lock(&self.memory)
     }
 
-    pub(crate) fn regions(&self) -> WriteGuard<'_, Regions> {
-        self.regions.write(self.relax())
+    pub(crate) fn regions(&self) -> MutexGuard<'_, Regions> {
+        self.lock(&self.regions)
     }
 
-    /// Whose context the VM uses. The innermost lock: none is taken while it is held.
-    pub(crate) fn bond(&self) -> WriteGuard<'_, Bond<H>> {
-        self.bond.write(self.relax())
+    pub(crate) fn membership(&self) -> MutexGuard<'_, Membership<H>> {
+        self.lock(&self.membership)
     }
 
-    /// Who pays for the VM's key.
+    /// The account that pays for the VM's key.
     pub(crate) fn account(&self) -> Option<Arc<KeyAccount>> {
-        self.account.write(self.relax()).clone()
+        self.lock(&self.account).clone()
     }
 
     pub(crate) fn set_account(&self, account: Arc<KeyAccount>) {
-        *self.account.write(self.relax()) = Some(account);
+        *self.lock(&self.account) = Some(account);
     }
 
     /// Claims the VM; waits while its context moves.
@@ -157,8 +175,8 @@ impl<H: Host> Shared<H> {
         }
     }
 
-    pub(crate) fn cells(&self) -> WriteGuard<'_, BTreeMap<VcpuId, Arc<Cell>>> {
-        self.cells.write(self.relax())
+    pub(crate) fn cells(&self) -> MutexGuard<'_, BTreeMap<VcpuId, Arc<Cell>>> {
+        self.lock(&self.cells)
     }
 
     /// The vCPUs, in the order of their numbers.
@@ -168,7 +186,10 @@ impl<H: Host> Shared<H> {
 
     /// Waits for another thread, one turn.
     pub(crate) fn wait(&self) {
-        self.relax()();
+        match self.host.psp() {
+            Some(psp) => psp.relax(),
+            None => core::hint::spin_loop(),
+        }
     }
 
     /// The ASID that the guest is bound to.

@@ -67,12 +67,17 @@ impl RmpEntry {
 pub(crate) struct Sp<'a, H: Host> {
     pub(crate) psp: &'a H::Psp,
     pages: &'a H::Pages,
-    books: &'a Books,
+    pub(crate) books: &'a Books,
 }
 
 impl<'a, H: Host> Sp<'a, H> {
     pub(crate) fn new(psp: &'a H::Psp, pages: &'a H::Pages, books: &'a Books) -> Self {
         Self { psp, pages, books }
+    }
+
+    /// `None` on a host without an AMD SP or pages.
+    pub(crate) fn of(host: &'a H, books: &'a Books) -> Option<Self> {
+        Some(Self::new(host.psp()?, host.pages()?, books))
     }
 
     pub(crate) fn has_snp(&self) -> bool {

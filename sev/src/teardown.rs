@@ -16,14 +16,13 @@
 //! costs itself and the ASID, not the guest's memory.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 
 use kvm_ops::{
     Drained, Error, Field, FreeReport, Host, KeyReleased, Leak, Leaked, Level, PspPort, Result,
     Step, VmPort,
 };
 
-use crate::context::Identity;
+use crate::migrate;
 use crate::shared::Shared;
 
 impl<H: Host> Shared<H> {
@@ -38,7 +37,18 @@ impl<H: Host> Shared<H> {
         }
     }
 
-    /// First step.
+    /// Takes the ASID out of the VMCBs.
+    pub(crate) fn unbind(&self) -> Result<()> {
+        if self.asid().is_ok() {
+            self.port
+                .bind_asid(None, self.mask)
+                .inspect_err(|_| self.poison())?;
+            self.set_bound(None);
+        }
+        Ok(())
+    }
+
+    /// First step, after [`leave`](crate::migrate::leave).
     #[allow(unsafe_code)]
     pub(crate) fn release_key(&self) -> Result<KeyReleased> {
         self.step().require_one_of(&[
@@ -47,16 +57,11 @@ impl<H: Host> Shared<H> {
             Step::Runnable,
             Step::Poisoned,
         ])?;
-        self.stop();
-        if self.asid().is_ok() {
-            self.port
-                .bind_asid(None, self.mask)
-                .inspect_err(|_| self.poison())?;
-        }
         if !self.is_snp() {
             if let Some(context) = self.context().as_mut() {
-                self.decommission(context);
-                self.sp().psp.wbinvd_all();
+                let sp = self.sp();
+                sp.decommission(context);
+                sp.psp.wbinvd_all();
             }
         }
         self.set_step(Step::KeyReleased);
@@ -102,14 +107,14 @@ impl<H: Host> Shared<H> {
     /// What is left of the last step but the port.
     fn finish_off(&self) {
         if let Some(mut context) = self.context().take() {
-            self.decommission(&mut context);
+            self.sp().decommission(&mut context);
         }
         let _ = self.port.handle_nested_faults(None);
     }
 
     /// Gives everything up that the VM holds, for this reason: nothing is proved, so nothing is
     /// used again.
-    fn give_up(&self, error: Error) {
+    pub(crate) fn give_up(&self, error: Error) {
         for (_, frame) in self.memory().clear() {
             self.books.leak_page(frame.page, frame.level, error);
         }
@@ -119,35 +124,21 @@ impl<H: Host> Shared<H> {
             }
         }
         if let Some(mut context) = self.context().take() {
-            match context.identity.take() {
-                Some(Identity::Gctx(gctx)) => self.books.leak_page(gctx, Level::Size4K, error),
-                Some(Identity::Handle(handle)) => self.books.leak_handle(handle, error),
-                None => {}
-            }
-            if let Some(asid) = context.asid.take() {
-                self.leak_asid(asid, error);
-            }
+            self.sp().give_up(&mut context, error);
         }
     }
 
     pub(crate) fn report(&self) -> FreeReport {
-        FreeReport {
-            pages_freed: self.books.account().freed,
-            keys_freed: self.books.keys_freed(),
-            leaks: self.leaks(),
-            ..FreeReport::new(self.id, self.tech)
-        }
-    }
-
-    pub(crate) fn leaks(&self) -> Vec<Leak> {
-        self.books.leaks()
+        let mut report = FreeReport::new(self.id, self.tech);
+        self.books.add_to(&mut report);
+        report
     }
 }
 
 /// Last step.
 pub(crate) fn free<H: Host>(shared: Arc<Shared<H>>, drained: Drained) -> FreeReport {
     if drained.vm() != shared.id {
-        return abandon(shared, Error::Invalid(Field::Token, drained.vm().0));
+        return abandon(&shared, Error::Invalid(Field::Token, drained.vm().0));
     }
     shared.finish_off();
     let mut report = shared.report();
@@ -166,16 +157,17 @@ pub(crate) fn free<H: Host>(shared: Arc<Shared<H>>, drained: Drained) -> FreeRep
 }
 
 /// Instead of the last step: firmware keeps what it has, the port with it.
-pub(crate) fn abandon<H: Host>(shared: Arc<Shared<H>>, error: Error) -> FreeReport {
+pub(crate) fn abandon<H: Host>(shared: &Arc<Shared<H>>, error: Error) -> FreeReport {
     shared.gate.close();
     shared.give_up(error);
-    shared.set_step(Step::Drained);
     let mut report = shared.report();
+    migrate::lose(shared, error, &mut report);
+    shared.set_step(Step::Drained);
     report.leaks.push(Leak {
         what: Leaked::Handle(shared.id.0 as i64),
         operation: "close VM",
         error,
     });
-    core::mem::forget(shared);
+    core::mem::forget(Arc::clone(shared));
     report
 }

@@ -105,6 +105,10 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
     fn vcpu_run(&mut self) -> Result<Exit<'_>> {
         let step = self.shared.step();
         step.require(Step::Runnable)?;
+        // Registers that were not measured or received are the host's choice.
+        if self.shared.is_es() && !self.cell.is_protected() {
+            return Err(Error::WrongState(step));
+        }
         let Some(inside) = self.shared.gate.enter() else {
             // While its VM's context is stopped for a move, the vCPU waits.
             let refused = self.shared.step().require(Step::Runnable).err();

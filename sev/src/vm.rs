@@ -5,26 +5,25 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use kvm_ops::{
-    Backend, Drained, EncCmd, EncContext, EncParams, EncRegion, EncTransfer, Error, Field,
-    FreeReport, Gfn, Host, InitialPage, Irqchip, KeyReleased, Leak, Level, MemSlot, Missing, Pfn,
-    Privacy, PspPort, Result, SevParams, SharedMask, SpteChange, Step, Tech, VcpuId, VmId, VmOps,
-    VmParams, VmPort,
+    Backend, Drained, EncCmd, EncParams, EncRegion, Error, Field, FreeReport, Gfn, Host,
+    InitialPage, Irqchip, KeyReleased, Leak, Level, MemSlot, Missing, Pfn, Privacy, PspPort,
+    Result, SevParams, SharedMask, SpteChange, Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 
 use crate::books::Account;
 use crate::cell::Cell;
 use crate::context::{GuestState, GuestStatus, Identity};
 use crate::launch::Finish;
-use crate::migrate::{KeyAccount, Parting};
+use crate::migrate::{self, KeyAccount, Orphan};
 use crate::shared::{Faults, Shared};
-use crate::{SevVcpu, rules};
+use crate::{SevVcpu, rules, teardown};
 
 /// A SEV, SEV-ES or SEV-SNP guest.
 pub struct SevVm<H: Host> {
     pub(crate) shared: Arc<Shared<H>>,
     irqchip: Irqchip,
-    /// What the teardown found of the context.
-    parting: Parting<H>,
+    /// The context of an owner that went before this mirror, its last user.
+    orphan: Option<Orphan<H>>,
 }
 
 impl<H: Host> SevVm<H> {
@@ -61,7 +60,7 @@ impl<H: Host> SevVm<H> {
         Ok(Self {
             shared,
             irqchip: params.irqchip,
-            parting: Parting::Own,
+            orphan: None,
         })
     }
 
@@ -78,7 +77,8 @@ impl<H: Host> SevVm<H> {
 
     /// The ASID that was leased for it.
     pub fn asid(&self) -> Option<kvm_ops::Asid> {
-        self.shared.context().as_ref()?.asid
+        let leased = self.shared.context().as_ref()?.asid;
+        leased.or(self.shared.asid().ok())
     }
 
     /// How far its launch came.
@@ -118,7 +118,7 @@ impl<H: Host> SevVm<H> {
 
     /// What was leaked so far; `vm_free` reports it again.
     pub fn leaks(&self) -> Vec<Leak> {
-        self.shared.leaks()
+        self.shared.books.leaks()
     }
 
     /// How many pages the registered regions touch.
@@ -138,7 +138,7 @@ impl<H: Host> SevVm<H> {
     /// [`Error::Busy`] if the account cannot pay for one more: it stays as it was.
     pub fn charge_to(&mut self, account: &Arc<KeyAccount>) -> Result<()> {
         // A mirror's key is its owner's to pay for.
-        let pays = self.shared.bond().tenure.holding() != rules::Holding::Mirror;
+        let pays = !self.shared.membership().is_mirror();
         let mut context = self.shared.context();
         if let Some(context) = context.as_mut().filter(|_| pays) {
             if !context.charge.as_ref().is_some_and(|c| c.is_to(account)) {
@@ -159,6 +159,24 @@ impl<H: Host> SevVm<H> {
     }
 }
 
+impl<H: Host> SevVm<H> {
+    /// Moves the encryption context of `from` to `to`.
+    ///
+    /// # Errors
+    /// Both are as before.
+    pub fn move_context(from: &mut Self, to: &mut Self) -> Result<()> {
+        migrate::move_context(&from.shared, &to.shared)
+    }
+
+    /// Makes `mirror` a mirror of `owner`.
+    ///
+    /// # Errors
+    /// Both are as before.
+    pub fn copy_context(owner: &mut Self, mirror: &mut Self) -> Result<()> {
+        migrate::copy_context(&owner.shared, &mirror.shared)
+    }
+}
+
 impl<H: Host> VmOps for SevVm<H> {
     kvm_ops::protected_vm_answers!();
 
@@ -171,7 +189,7 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn step(&self) -> Step {
-        self.parting.step().unwrap_or(self.shared.step())
+        self.shared.step()
     }
 
     fn shared_mask(&self) -> SharedMask {
@@ -193,20 +211,34 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
-        self.parting = Parting::of(&self.shared)?;
-        self.parting.release_key(&self.shared)
+        if let Some(orphan) = migrate::leave(&self.shared)? {
+            self.orphan = Some(orphan);
+        }
+        self.shared.release_key()
     }
 
     fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
-        self.parting.drain(&self.shared, released)
+        self.shared.drain(released)
     }
 
-    fn vm_free(self, drained: Drained) -> FreeReport {
-        self.parting.free(self.shared, drained)
+    fn vm_free(mut self, drained: Drained) -> FreeReport {
+        let orphan = self.orphan.take();
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        let mut report = teardown::free(shared, drained);
+        if let Some(orphan) = orphan {
+            orphan.destroy(&mut report);
+        }
+        report
     }
 
-    fn vm_abandon(self, error: Error) -> FreeReport {
-        self.parting.abandon(self.shared, error)
+    fn vm_abandon(mut self, error: Error) -> FreeReport {
+        let orphan = self.orphan.take();
+        let mut report = teardown::abandon(&self.shared, error);
+        if let Some(orphan) = orphan {
+            orphan.destroy(&mut report);
+        }
+        report
     }
 
     /// One change of a private frame: absent to mapped, mapped to absent, or a 2 MiB page to a
@@ -258,15 +290,6 @@ impl<H: Host> VmOps for SevVm<H> {
     fn mem_enc_unregister_region(&mut self, region: EncRegion) -> Result<()> {
         rules::region_allowed(&self.view())?;
         self.shared.regions().unregister(region)
-    }
-
-    /// Halts the vCPUs where the context is to move; it stays until another VM adopts it.
-    fn release_enc_context(&mut self, transfer: EncTransfer) -> Result<EncContext> {
-        self.release(transfer)
-    }
-
-    fn adopt_enc_context(&mut self, context: EncContext) -> Result<(), (Error, EncContext)> {
-        self.adopt(context)
     }
 
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
@@ -322,6 +345,14 @@ impl<H: Host> Backend for SevVm<H> {
         let cell = Arc::new(Cell::new(&port));
         shared.cells().insert(id, Arc::clone(&cell));
         Ok(SevVcpu::new(Arc::clone(shared), cell, port))
+    }
+}
+
+/// A VM that is dropped without its teardown leaks what it owns, but takes nothing of others with
+/// it: it leaves its group, and an owner without mirrors can be torn down.
+impl<H: Host> Drop for SevVm<H> {
+    fn drop(&mut self) {
+        migrate::drop_out(&self.shared, self.orphan.take());
     }
 }
 

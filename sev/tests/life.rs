@@ -544,3 +544,80 @@ fn a_deleted_slot_takes_the_private_pages_in_its_place_with_it() {
         common::nothing_left(&host);
     }
 }
+
+#[test]
+fn attributes_exist_only_where_a_slot_is() {
+    for tech in TECHS {
+        let (host, ram) = (host(14), Ram::new(0x4000));
+        let mut vm = with_ram(&host, tech, 1, &ram);
+        vm.vm_finalize().unwrap();
+        let first = gfn(RAM);
+        let set = |first: Gfn, pages| vm.set_memory_attributes(first, pages, Privacy::Shared);
+        let nothing_at = |gfn: u64| Err(Error::NotFound(kvm_ops_core::Field::Gfn, gfn));
+        let past = first.get() + 4;
+        assert_eq!(set(Gfn::new(past), 1), nothing_at(past), "{tech}");
+        assert_eq!(set(Gfn::new(past - 1), 2), nothing_at(past));
+        assert_eq!(set(Gfn::new(0), 1), nothing_at(0));
+        assert_eq!(set(first, 1 << 30), nothing_at(past));
+        // Two slots side by side are one range.
+        let more = Ram::new(0x2000);
+        vm.set_memory_slot(&more.slot(1, RAM + 0x4000)).unwrap();
+        assert_eq!(set(Gfn::new(past - 1), 3), Ok(3));
+        // A slot goes with its attributes.
+        vm.delete_memory_slot(&more.slot(1, RAM + 0x4000)).unwrap();
+        vm.set_memory_slot(&more.slot(2, RAM + 0x4000)).unwrap();
+        assert_eq!(vm.pre_fault_memory(Gfn::new(past), 2), Ok(2));
+        let shared = vm.pre_fault_memory(Gfn::new(past - 1), 1);
+        assert_eq!(shared, nothing_at(past - 1));
+        common::free_clean(vm);
+        common::nothing_left(&host);
+    }
+}
+
+#[test]
+fn a_slot_that_moves_leaves_no_private_page_behind() {
+    for tech in TECHS {
+        let (host, ram) = (host(15), Ram::new(0x4000));
+        let mut vm = with_ram(&host, tech, 1, &ram);
+        vm.vm_finalize().unwrap();
+        let first = gfn(RAM);
+        assert_eq!(vm.pre_fault_memory(first, 4), Ok(4));
+        vm.set_memory_slot(&ram.slot(0, RAM + 0x2000)).unwrap();
+        let pages: Vec<_> = (0..6)
+            .map(|i| vm.page_of(Gfn::new(first.get() + i)).is_some())
+            .collect();
+        assert_eq!(pages, [false, false, true, true, false, false], "{tech}");
+        common::free_clean(vm);
+        common::nothing_left(&host);
+    }
+}
+
+#[test]
+fn a_conversion_that_fails_leaves_the_attributes_as_they_were() {
+    let (host, ram) = (host(16), Ram::new(2 << 20));
+    let mut vm = with_ram(&host, Tech::SevSnp, 1, &ram);
+    vm.vm_finalize().unwrap();
+    let (first, level) = (gfn(RAM), Level::Size2M);
+    assert_eq!(vm.pre_fault_memory(first, 512), Ok(512));
+    let large = vm.page_of(first).unwrap();
+    sp(&host).fail(soft_amd_sp::Failure {
+        operation: Instruction::Psmash.into(),
+        nth: 1,
+        code: 2,
+    });
+    let part = Gfn::new(first.get() + 1);
+    assert!(vm.set_memory_attributes(part, 1, Privacy::Shared).is_err());
+    let (old, new) = (PrivateSpte::Mapped(large), PrivateSpte::Absent);
+    let change = SpteChange {
+        gfn: first,
+        level,
+        old,
+        new,
+    };
+    vm.set_private_spte(&change).unwrap();
+    host.pages().unwrap().free(large, level);
+    // It is private still: a page may come.
+    assert_eq!(vm.pre_fault_memory(part, 1), Ok(1));
+    assert!(common::free(vm).is_clean());
+    common::nothing_left(&host);
+}

@@ -9,8 +9,7 @@ use std::thread;
 
 use common::*;
 use kvm_ops_core::{
-    Backend, EncCmd, EncRegion, EncTransfer, Error, Field, Gfn, Host, PspPort, Result, Step, Tech,
-    VcpuId, VmOps,
+    Backend, EncCmd, EncRegion, Error, Field, Gfn, Host, PspPort, Result, Step, Tech, VcpuId, VmOps,
 };
 use kvm_ops_sev::migrate::{MoveToken, Staged, StagingTable};
 use kvm_ops_sev::{GuestState, SevVm};
@@ -167,7 +166,9 @@ fn a_staged_source_takes_debug_commands_only_before_and_after_it_is_received() {
             let refused = source.mem_enc_register_region(region).unwrap_err();
             assert_eq!(refused.errno(), EPERM);
             assert!(source.pre_fault_memory(Gfn::new(RAM >> 12), 1).is_err());
-            assert!(source.release_enc_context(EncTransfer::Move).is_err());
+            let mut third = waiting(&host, tech, 1);
+            assert!(Sev::move_context(&mut source, &mut third).is_err());
+            free_clean(third);
         }
         // Never by number: when the guest is gone there is nothing to debug, whoever has its handle.
         free_clean(target);
@@ -245,12 +246,8 @@ fn who_may_not_send_is_told_why() {
     let mut snp = launched(&host, Tech::SevSnp, 1, &ram);
     assert_eq!(errno(&mut snp), 95);
     let mut source = launched(&host, Tech::Sev, 0, &ram);
-    let context = source.release_enc_context(EncTransfer::Copy).unwrap();
     let mut mirror = waiting(&host, Tech::Sev, 0);
-    mirror
-        .adopt_enc_context(context)
-        .map_err(|(error, _)| error)
-        .unwrap();
+    Sev::copy_context(&mut source, &mut mirror).unwrap();
     assert_eq!(errno(&mut mirror), EINVAL);
     send(&mut source, &table).unwrap();
     assert_eq!(errno(&mut source), 17);
@@ -366,7 +363,6 @@ enum Act {
     Receive(usize),
     ReceiveUndelivered(usize),
     MoveTo(usize),
-    ReleaseAndDrop,
     Mirror(usize),
     Replace,
     FailNext(u8),
@@ -379,7 +375,6 @@ fn any_act() -> impl Strategy<Value = Act> {
         3 => (0..4usize).prop_map(Act::Receive),
         1 => (0..4usize).prop_map(Act::ReceiveUndelivered),
         3 => (0..4usize).prop_map(Act::MoveTo),
-        1 => Just(Act::ReleaseAndDrop),
         2 => (0..4usize).prop_map(Act::Mirror),
         2 => Just(Act::Replace),
         1 => any::<u8>().prop_map(Act::FailNext),
@@ -412,18 +407,15 @@ proptest! {
                     });
                 }
                 Act::MoveTo(to) if to != at => {
-                    if let Ok(context) = vms[at].release_enc_context(EncTransfer::Move) {
-                        if let Err((_, context)) = vms[to].adopt_enc_context(context) {
-                            let back = vms[at].adopt_enc_context(context);
-                            prop_assert!(back.is_ok());
-                        }
+                    let [from, to] = vms.get_disjoint_mut([at, to]).unwrap();
+                    let before = from.context_facts();
+                    if Sev::move_context(from, to).is_err() {
+                        prop_assert_eq!(from.context_facts(), before);
                     }
                 }
-                Act::ReleaseAndDrop => drop(vms[at].release_enc_context(EncTransfer::Move)),
                 Act::Mirror(to) if to != at => {
-                    if let Ok(context) = vms[at].release_enc_context(EncTransfer::Copy) {
-                        let _ = vms[to].adopt_enc_context(context);
-                    }
+                    let [owner, mirror] = vms.get_disjoint_mut([at, to]).unwrap();
+                    let _ = Sev::copy_context(owner, mirror);
                 }
                 Act::Replace => {
                     let mut new = create(&host, Tech::Sev, 1);

@@ -28,7 +28,7 @@ impl<H: Host> SevVm<H> {
     /// What [`rules::allowed`] decides from.
     pub(crate) fn view(&self) -> View {
         let active = self.shared.context().is_some();
-        let holding = self.shared.bond().tenure.holding();
+        let holding = self.shared.membership().holding();
         View {
             tech: self.shared.tech,
             active: active || (holding == Holding::Staged && self.debuggee().is_ok()),

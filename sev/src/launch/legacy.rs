@@ -1,6 +1,6 @@
 //! SEV and SEV-ES.
 
-use kvm_ops::{Asid, Error, Field, Gfn, Host, Level, PAGE_SIZE, PspPort, Result, Tech, VmPort};
+use kvm_ops::{Asid, Error, Field, Gfn, Host, Level, PAGE_SIZE, Result, Tech, VmPort};
 use zerocopy::little_endian::{U32, U64};
 
 use super::Start;
@@ -69,64 +69,24 @@ impl<H: Host> Shared<H> {
             asid: U32::new(asid.0),
         };
         if let Err(error) = sp.run(Command::Activate, &mut buffer) {
-            self.forget_guest(handle);
+            sp.forget_guest(handle);
             return Err(error);
         }
         context.soiled = true;
         if let Err(error) = self.port.bind_asid(Some(asid), self.mask) {
-            match self.deactivate(handle) {
-                Ok(()) => self.forget_guest(handle),
+            match sp.deactivate(handle) {
+                Ok(()) => sp.forget_guest(handle),
                 Err(kept) => {
                     // Bound for good: neither number may be had by another guest.
                     context.asid = None;
                     context.soiled = false;
-                    self.leak_asid(asid, kept);
+                    sp.leak_asid(asid, kept);
                     self.books.leak_handle(handle, kept);
                 }
             }
             return Err(error);
         }
         Ok(())
-    }
-
-    fn deactivate(&self, handle: u32) -> Result<()> {
-        let sp = self.sp();
-        let mut buffer = command::Handle {
-            handle: U32::new(handle),
-        };
-        let pools = sp.psp.asid_pools();
-        pools.deactivating(
-            || sp.psp.relax(),
-            || sp.run(Command::Deactivate, &mut buffer),
-        )
-    }
-
-    /// DECOMMISSION of a guest that is not active.
-    fn forget_guest(&self, handle: u32) {
-        let mut buffer = command::Handle {
-            handle: U32::new(handle),
-        };
-        if let Err(error) = self.sp().run(Command::Decommission, &mut buffer) {
-            self.books.leak_handle(handle, error);
-        }
-    }
-
-    /// DEACTIVATE, then DECOMMISSION: an active guest is not forgotten. Answers why the ASID cannot
-    /// come back, if so. Linux ignores both results, and the ASID's next guest pays for it.
-    pub(super) fn decommission_legacy(&self, context: &mut Context) -> Option<Error> {
-        let Some(Identity::Handle(handle)) = context.identity.take() else {
-            return None;
-        };
-        match self.deactivate(handle) {
-            Ok(()) => {
-                self.forget_guest(handle);
-                None
-            }
-            Err(error) => {
-                self.books.leak_handle(handle, error);
-                Some(error)
-            }
-        }
     }
 
     /// The buffer of a command on a range of memory.

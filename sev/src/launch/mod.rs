@@ -52,23 +52,6 @@ impl<H: Host> Shared<H> {
         pools.lease(self.tech, || sp.psp.relax(), || sp.flush())
     }
 
-    /// Gives an ASID back, in the state that firmware left it in.
-    pub(crate) fn retire(&self, asid: Asid, soiled: bool) {
-        let sp = self.sp();
-        let pools = sp.psp.asid_pools();
-        if soiled {
-            pools.retire(asid);
-        } else {
-            pools.give_back(asid);
-        }
-    }
-
-    /// Counts an ASID as lost for good.
-    pub(crate) fn leak_asid(&self, asid: Asid, error: Error) {
-        self.sp().psp.asid_pools().leak(asid);
-        self.books.leak_key(asid, error);
-    }
-
     /// `vm_init`: the ASID.
     pub(crate) fn init(&self, vmsa_features: u64) -> Result<()> {
         self.step().require(Step::Created)?;
@@ -133,7 +116,7 @@ impl<H: Host> Shared<H> {
     pub(crate) fn drop_soiled_asid(&self, context: &mut Context) {
         if context.soiled {
             if let Some(asid) = context.asid.take() {
-                self.retire(asid, true);
+                self.sp().retire(asid, true);
             }
             context.soiled = false;
         }
@@ -187,30 +170,6 @@ impl<H: Host> Shared<H> {
         })?;
         self.set_step(Step::Runnable);
         Ok(())
-    }
-
-    /// Gives the guest back to firmware and the ASID to its pool. What does not go is leaked; the
-    /// pages of SNP guests went before (`drain_private`).
-    pub(crate) fn decommission(&self, context: &mut Context) {
-        self.set_bound(None);
-        let failed = if self.is_snp() {
-            self.decommission_snp(context)
-        } else {
-            self.decommission_legacy(context)
-        };
-        context.state = GuestState::Uninit;
-        // A leaked ASID is nobody's to pay for: its account would never have it back.
-        drop(context.charge.take());
-        let Some(asid) = context.asid.take() else {
-            return;
-        };
-        match failed {
-            None => {
-                self.retire(asid, context.soiled);
-                self.books.key_freed();
-            }
-            Some(error) => self.leak_asid(asid, error),
-        }
     }
 }
 

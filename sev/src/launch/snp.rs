@@ -2,9 +2,7 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{
-    Asid, Error, Field, Gfn, Host, InitialPageKind, Level, Pfn, PspPort, Result, VmPort,
-};
+use kvm_ops::{Asid, Error, Field, Gfn, Host, InitialPageKind, Level, Pfn, Result, VmPort};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::{Finish, Start};
@@ -63,12 +61,12 @@ impl<H: Host> Shared<H> {
             .and_then(|()| self.snp_activate(context, gctx, asid));
         if let Err(error) = started {
             // The ASID follows its guest: leaked if that stays, for a flush if it was bound.
-            match self.destroy_gctx(gctx) {
+            match self.sp().destroy_gctx(gctx) {
                 Ok(()) => self.drop_soiled_asid(context),
                 Err(kept) if context.soiled => {
                     context.asid = None;
                     context.soiled = false;
-                    self.leak_asid(asid, kept);
+                    self.sp().leak_asid(asid, kept);
                 }
                 Err(_) => {}
             }
@@ -116,34 +114,6 @@ impl<H: Host> Shared<H> {
         self.sp().run(Command::SnpActivate, &mut buffer)?;
         context.soiled = true;
         self.port.bind_asid(Some(asid), self.mask)
-    }
-
-    /// SNP_DECOMMISSION, and the context page back. A context that stays is leaked with its page.
-    fn destroy_gctx(&self, gctx: Pfn) -> Result<()> {
-        let sp = self.sp();
-        let mut buffer = command::Context {
-            gctx: U64::new(base(gctx)?.get()),
-        };
-        let pools = sp.psp.asid_pools();
-        let gone = pools.deactivating(
-            || sp.psp.relax(),
-            || sp.run(Command::SnpDecommission, &mut buffer),
-        );
-        if let Err(error) = gone {
-            self.books.leak_page(gctx, Level::Size4K, error);
-            return Err(error);
-        }
-        // The page alone may leak: firmware has forgotten guest and ASID.
-        let _ = sp.release(gctx, Level::Size4K, Held::Immutable);
-        Ok(())
-    }
-
-    /// Answers why the ASID cannot come back, if so.
-    pub(super) fn decommission_snp(&self, context: &mut Context) -> Option<Error> {
-        match context.identity.take() {
-            Some(Identity::Gctx(gctx)) => self.destroy_gctx(gctx).err(),
-            _ => None,
-        }
     }
 
     /// SNP_LAUNCH_UPDATE of a page that is ours, in Pre-Guest state.

@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 
 use kvm_ops::{Error, Field, Gfn, Host, Level, PspPort, Result, Step, Tech, VcpuId, VmPort};
 
-use super::bond::Tenure;
 use super::ends::{MigrateTarget, Shape, VcpuContent};
 use super::firmware::{Mailbox, Packet, PacketOf, PlatformCerts, SessionStart};
+use super::group::Role;
 use super::transfer::unfit;
 use crate::SevVm;
 use crate::cell::VmsaPage;
@@ -54,7 +54,7 @@ impl<H: Host> SevVm<H> {
             return kvm_ops::unsupported!("receiving an SNP guest");
         }
         shared.step().require(Step::Initialized)?;
-        if !matches!(shared.bond().tenure, Tenure::Owner) {
+        if !matches!(shared.membership().role, Role::Owner) {
             return Err(unfit(shared));
         }
         if shared
@@ -169,9 +169,7 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
     }
 
     fn receive_absent(&mut self, gfn: Gfn) -> Result<()> {
-        self.shared
-            .zap(&mut self.shared.memory(), gfn, 1)
-            .map(|_| ())
+        self.shared.zap(&mut self.shared.memory(), gfn, 1)
     }
 
     fn receive_vcpu(&mut self, vcpu: VcpuId, content: VcpuContent, packet: &Packet) -> Result<()> {
@@ -221,16 +219,15 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
         self.receiving = false;
         let shared = self.shared;
         if let Some(context) = shared.context().as_mut() {
-            let unbound = shared.port.bind_asid(None, shared.mask);
-            shared.decommission(context);
-            unbound?;
+            shared.unbind()?;
+            shared.sp().decommission(context);
         }
         let sp = shared.sp();
         // No line with the key may be left when its pages go.
         sp.psp.wbinvd_all();
         let mut memory = shared.memory();
         let all: Vec<Gfn> = memory.frames().map(|(gfn, _)| gfn).collect();
-        let mut zapped = Ok(0);
+        let mut zapped = Ok(());
         for gfn in all {
             zapped = zapped.and(shared.zap(&mut memory, gfn, 1));
         }
@@ -241,7 +238,7 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
             }
             cell.unprotect();
         }
-        zapped.map(|_| ())
+        zapped
     }
 }
 

@@ -1,134 +1,75 @@
-//! The end of a VM that shares a context, or gave it away.
+//! A VM leaves the context that it shares, or has staged, before its teardown.
 
 use alloc::sync::Arc;
 
-use kvm_ops::{Drained, Error, FreeReport, Host, KeyReleased, PspPort, Result, Step, VmPort};
+use kvm_ops::{Error, FreeReport, Host, PspPort, Result, Step};
 
-use super::bond::Tenure;
+use super::group::Role;
+use super::orphan::Orphan;
 use super::staged::unstage;
 use crate::shared::Shared;
-use crate::teardown;
 
-/// What a VM's teardown finds of its context.
-pub(crate) enum Parting<H: Host> {
-    /// It is the VM's own, or it has none: the teardown takes its usual way.
-    Own,
-    /// Mirrors use it still: it stays, with all pages, and the last of them takes it down. The VM
-    /// itself has nothing any more; the step is that of its teardown.
-    Stays(Step),
-    /// The VM was a mirror; the estate that it was the last to use is to be taken down.
-    Mirrored(Option<Arc<Shared<H>>>),
-}
-
-impl<H: Host> Parting<H> {
-    /// First step of the teardown, before the key. Waits for a move that is under way.
-    ///
-    /// # Errors
-    /// Where the port keeps the ASID bound.
-    pub(crate) fn of(vm: &Arc<Shared<H>>) -> Result<Self> {
-        let _claimed = vm.claim_waiting();
-        unstage(vm);
-        // vCPUs first: from here on nothing of this VM uses the context.
-        vm.stop();
-        let mirror_of = match &vm.bond().tenure {
-            Tenure::Mirror(home) => Some(Arc::clone(home)),
-            Tenure::Released { mirror_of, .. } => mirror_of.clone(),
-            _ => None,
-        };
-        vm.bond().tenure = Tenure::Moved;
-        if let Some(home) = mirror_of {
-            // A copy that names the owner's guest: forgotten, not decommissioned.
-            drop(vm.context().take());
-            unbind(vm)?;
-            // Its VMSAs are its own pages: no line with the key may be left when they go.
-            vm.sp().psp.wbinvd_all();
-            return Ok(Self::Mirrored(home.mirror_leaves(vm)));
+/// Stops the VM's vCPUs and takes it out of its group. Waits for a move that is under way.
+///
+/// Returns the context of an owner that went before, if this was its last mirror. An owner that
+/// still has mirrors hands its context to them and has none afterwards.
+///
+/// # Errors
+/// The port keeps the ASID bound. Nothing changed but that the vCPUs are stopped; it may be tried
+/// again.
+pub(crate) fn leave<H: Host>(vm: &Arc<Shared<H>>) -> Result<Option<Orphan<H>>> {
+    let _claimed = vm.claim_waiting();
+    unstage(vm);
+    vm.stop();
+    vm.unbind()?;
+    let (group, is_mirror) = {
+        let mut membership = vm.membership();
+        let is_mirror = membership.is_mirror();
+        if is_mirror {
+            membership.role = Role::Moved;
         }
-        let home = vm.bond().home.clone();
-        if home.is_some_and(|home| home.owner_leaves(vm)) {
-            let step = vm.step();
-            unbind(vm)?;
-            return Ok(Self::Stays(step));
-        }
-        Ok(Self::Own)
-    }
-
-    /// The step of a VM that left its context to others.
-    pub(crate) fn step(&self) -> Option<Step> {
-        match self {
-            Self::Stays(step) => Some(*step),
-            _ => None,
-        }
-    }
-
-    #[allow(unsafe_code)]
-    pub(crate) fn release_key(&mut self, vm: &Shared<H>) -> Result<KeyReleased> {
-        let Self::Stays(step) = self else {
-            return vm.release_key();
-        };
-        *step = Step::KeyReleased;
-        // SAFETY: the key is not this VM's any more. It is in use by the mirrors' household, which
-        // also has all the pages under it, and gives back both in the order that is demanded.
-        Ok(unsafe { KeyReleased::assert_released(vm.id) })
-    }
-
-    #[allow(unsafe_code)]
-    pub(crate) fn drain(
-        &mut self,
-        vm: &Shared<H>,
-        released: KeyReleased,
-    ) -> Result<Drained, (Error, KeyReleased)> {
-        let Self::Stays(step) = self else {
-            return vm.drain(released);
-        };
-        if released.vm() != vm.id {
-            let foreign = Error::Invalid(kvm_ops::Field::Token, released.vm().0);
-            return Err((foreign, released));
-        }
-        *step = Step::Drained;
-        // SAFETY: no page is this VM's any more: they went with the key.
-        Ok(unsafe { released.assert_drained() })
-    }
-
-    pub(crate) fn free(self, vm: Arc<Shared<H>>, drained: Drained) -> FreeReport {
-        match self {
-            Self::Own => teardown::free(vm, drained),
-            Self::Stays(_) => vm.report(),
-            Self::Mirrored(estate) => settle(estate, teardown::free(vm, drained)),
-        }
-    }
-
-    pub(crate) fn abandon(self, vm: Arc<Shared<H>>, error: Error) -> FreeReport {
-        let report = teardown::abandon(vm, error);
-        match self {
-            Self::Mirrored(estate) => settle(estate, report),
-            _ => report,
-        }
-    }
-}
-
-fn unbind<H: Host>(vm: &Shared<H>) -> Result<()> {
-    if vm.asid().is_ok() {
-        vm.port.bind_asid(None, vm.mask)?;
-        vm.set_bound(None);
-    }
-    Ok(())
-}
-
-/// Takes down what the last mirror left of its owner, and adds it to the mirror's report.
-fn settle<H: Host>(estate: Option<Arc<Shared<H>>>, mut report: FreeReport) -> FreeReport {
-    let Some(estate) = estate else {
-        return report;
+        (membership.group.take(), is_mirror)
     };
-    let drained = estate
-        .release_key()
-        .and_then(|key| estate.drain(key).map_err(|(error, _)| error));
-    let rest = match drained {
-        Ok(drained) => teardown::free(estate, drained),
-        Err(error) => teardown::abandon(estate, error),
+    let Some(group) = group else {
+        return Ok(None);
     };
-    report.pages_freed += rest.pages_freed;
-    report.keys_freed += rest.keys_freed;
-    report.leaks.extend(rest.leaks);
-    report
+    if !is_mirror {
+        group.owner_leaves(vm);
+        return Ok(None);
+    }
+    // It names the owner's guest: forgotten, not decommissioned.
+    drop(vm.context().take());
+    // The mirror's VMSAs are its own pages: no cache line with the key may be left when they go.
+    vm.sp().psp.wbinvd_all();
+    Ok(group.mirror_leaves(vm))
+}
+
+/// The VM is given up without its teardown, so its vCPUs may use what it shares for ever. Adds an
+/// orphan that it was the last to use to the report.
+pub(crate) fn lose<H: Host>(vm: &Arc<Shared<H>>, error: Error, report: &mut FreeReport) {
+    let membership = vm.membership();
+    let group = membership.group.clone().filter(|_| membership.is_mirror());
+    drop(membership);
+    if let Some(orphan) = group.and_then(|group| group.mirror_lost(error)) {
+        orphan.lose(error, report);
+    }
+}
+
+/// The VM is dropped. If that comes before its teardown, it leaves its group, so that what it
+/// shared can be freed; its own pages and key are lost.
+pub(crate) fn drop_out<H: Host>(vm: &Arc<Shared<H>>, orphan: Option<Orphan<H>>) {
+    let mut report = FreeReport::new(vm.id, vm.tech);
+    let mut destroy = |orphan: Option<Orphan<H>>| {
+        if let Some(orphan) = orphan {
+            orphan.destroy(&mut report);
+        }
+    };
+    destroy(orphan);
+    if matches!(vm.step(), Step::KeyReleased | Step::Drained) {
+        return;
+    }
+    match leave(vm) {
+        Ok(orphan) => destroy(orphan),
+        Err(error) => lose(vm, error, &mut report),
+    }
 }

@@ -10,16 +10,16 @@
 //! and the states.
 
 mod account;
-mod bond;
 mod claim;
-mod enc;
 mod ends;
 mod error;
 mod firmware;
 mod frame;
+mod group;
 mod incoming;
 mod layout;
 mod leave;
+mod orphan;
 mod outgoing;
 mod progress;
 mod receive;
@@ -47,6 +47,8 @@ pub use staging::{MoveToken, StagingTable};
 pub use transfer::ContextFacts;
 
 pub(crate) use account::Charge;
-pub(crate) use bond::Bond;
 pub(crate) use claim::{Claim, Claimed};
-pub(crate) use leave::Parting;
+pub(crate) use group::Membership;
+pub(crate) use leave::{drop_out, leave, lose};
+pub(crate) use orphan::Orphan;
+pub(crate) use transfer::{copy_context, move_context};

@@ -9,10 +9,10 @@ use kvm_ops::{
     Error, Gfn, Host, Level, MemSlot, PAGE_SIZE, Result, SlotFlags, Step, Tech, VcpuId, VmPort,
 };
 
-use super::bond::Tenure;
 use super::ends::{FrameContent, MigrateSource, Shape, VcpuContent};
 use super::firmware::{Mailbox, Packet, PacketOf, PlatformCerts, SessionStart};
 use super::frame::PAGE;
+use super::group::Role;
 use super::layout::{FrameSet, Layout};
 use super::transfer::unfit;
 use crate::SevVm;
@@ -59,8 +59,8 @@ impl<H: Host> SevVm<H> {
         }
         shared.step().require(Step::Runnable)?;
         {
-            let bond = shared.bond();
-            if !matches!(bond.tenure, Tenure::Owner) || bond.home.is_some() {
+            let membership = shared.membership();
+            if !matches!(membership.role, Role::Owner) || membership.group.is_some() {
                 return Err(unfit(shared));
             }
         }

@@ -9,7 +9,7 @@ use core::fmt;
 use kvm_ops::{Error, Field, Host, Result, Step, Tech};
 
 use super::StagingTable;
-use super::bond::Tenure;
+use super::group::Role;
 use super::staging::MoveToken;
 use super::transfer::{claim_both, halt, reopen, take_over, unfit};
 use crate::SevVm;
@@ -28,18 +28,13 @@ impl<H: Host> fmt::Debug for Staged<H> {
 impl<H: Host> Staged<H> {
     fn still(&self, token: &MoveToken) -> bool {
         let source = self.0.upgrade();
-        source.is_some_and(|source| is_staged(&source, token).is_some())
+        source.is_some_and(|source| is_staged(&source, token))
     }
 }
 
-/// The step that a source goes back to, while it is staged under that token.
-fn is_staged<H: Host>(source: &Shared<H>, token: &MoveToken) -> Option<Step> {
-    match &source.bond().tenure {
-        Tenure::Staged {
-            token: own, step, ..
-        } if own.is(token) => Some(*step),
-        _ => None,
-    }
+/// Whether a source is staged under that token.
+fn is_staged<H: Host>(source: &Shared<H>, token: &MoveToken) -> bool {
+    matches!(&source.membership().role, Role::Staged { token: own, .. } if own.is(token))
 }
 
 impl<H: Host> SevVm<H> {
@@ -62,13 +57,11 @@ impl<H: Host> SevVm<H> {
     ) -> Result<()> {
         let source = &self.shared;
         let _claimed = source.claim.claim()?;
-        match &source.bond().tenure {
-            Tenure::Owner => {}
-            Tenure::Staged { .. } => return Err(Error::Exists(Field::Token, source.id.0)),
-            Tenure::Mirror(_) => return Err(errno(EINVAL)),
-            Tenure::Released { .. } | Tenure::Given(_) | Tenure::Moved => {
-                return Err(Error::Poisoned);
-            }
+        match &source.membership().role {
+            Role::Owner => {}
+            Role::Staged { .. } => return Err(Error::Exists(Field::Token, source.id.0)),
+            Role::Mirror => return Err(errno(EINVAL)),
+            Role::Given(_) | Role::Moved => return Err(Error::Poisoned),
         }
         let step = source.step();
         if step == Step::Poisoned {
@@ -85,16 +78,17 @@ impl<H: Host> SevVm<H> {
         let token = MoveToken::draw(random)?;
         deliver(&token)?;
         halt(source);
-        source.bond().tenure = Tenure::Staged {
+        source.membership().role = Role::Staged {
             table: Arc::clone(table),
             token,
-            step,
         };
+        source.set_away(true);
         table
             .stage(token, Staged(Arc::downgrade(source)))
             .inspect_err(|_| {
-                source.bond().tenure = Tenure::Owner;
-                reopen(source, step);
+                source.membership().role = Role::Owner;
+                source.set_away(false);
+                reopen(source);
             })
     }
 
@@ -105,13 +99,11 @@ impl<H: Host> SevVm<H> {
     pub fn local_cancel(&mut self) -> Result<()> {
         let source = &self.shared;
         let _claimed = source.claim.claim()?;
-        match unstage(source) {
-            Some(step) => {
-                reopen(source, step);
-                Ok(())
-            }
-            None => Err(Error::NotFound(Field::Token, source.id.0)),
+        if !unstage(source) {
+            return Err(Error::NotFound(Field::Token, source.id.0));
         }
+        reopen(source);
+        Ok(())
     }
 
     /// Trades a token for the context that it stands for. The VM is launched then: it goes on where
@@ -147,27 +139,30 @@ fn receive<H: Host>(
     let gone = Error::NotFound(Field::Token, 0);
     let from = staged.0.upgrade().ok_or(gone)?;
     let _claims = claim_both(to, &from)?;
-    let step = is_staged(&from, token).ok_or(gone)?;
+    if !is_staged(&from, token) {
+        return Err(gone);
+    }
     let mut handle = None;
-    take_over(to, &from, step, |context| {
+    take_over(to, &from, |context| {
         let number = context.handle().ok_or(unfit(&from))?;
         handle = Some(number);
         deliver(number)
     })?;
-    from.bond().tenure = Tenure::Given(Arc::downgrade(to));
+    from.membership().role = Role::Given(Arc::downgrade(to));
     handle.ok_or(unfit(&from))
 }
 
-/// Withdraws the VM's token. First the VM says so, then the table forgets: so a trade that fails
-/// just now does not put the token back.
-pub(super) fn unstage<H: Host>(source: &Shared<H>) -> Option<Step> {
-    let mut bond = source.bond();
-    let Tenure::Staged { table, token, step } = &bond.tenure else {
-        return None;
+/// Withdraws the VM's token: first in the VM, then in the table, so that a trade that fails at this
+/// moment does not put the token back. Returns whether the VM was staged.
+pub(super) fn unstage<H: Host>(source: &Shared<H>) -> bool {
+    let mut membership = source.membership();
+    let Role::Staged { table, token } = &membership.role else {
+        return false;
     };
-    let (table, token, step) = (Arc::clone(table), *token, *step);
-    bond.tenure = Tenure::Owner;
-    drop(bond);
+    let (table, token) = (Arc::clone(table), *token);
+    membership.role = Role::Owner;
+    drop(membership);
+    source.set_away(false);
     table.withdraw(&token);
-    Some(step)
+    true
 }

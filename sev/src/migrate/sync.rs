@@ -5,21 +5,10 @@ pub(super) use core::sync::atomic::{AtomicBool, Ordering};
 #[cfg(loom)]
 pub(super) use loom::sync::atomic::{AtomicBool, Ordering};
 
-/// A lock whose sections are a few instructions long.
 #[cfg(not(loom))]
-pub(super) struct Lock<T>(kvm_ops_mmu::ReaderLock<T>);
+pub(super) use spin::Mutex as Lock;
 
-#[cfg(not(loom))]
-impl<T> Lock<T> {
-    pub(super) fn new(value: T) -> Self {
-        Self(kvm_ops_mmu::ReaderLock::new(1, value))
-    }
-
-    pub(super) fn lock(&self) -> kvm_ops_mmu::WriteGuard<'_, T> {
-        self.0.write(core::hint::spin_loop)
-    }
-}
-
+/// The model checker's mutex, without poisoning.
 #[cfg(loom)]
 pub(super) struct Lock<T>(loom::sync::Mutex<T>);
 

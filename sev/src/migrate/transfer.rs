@@ -13,8 +13,8 @@ use alloc::sync::Arc;
 use kvm_ops::{Error, Field, Host, PspPort, Result, Step, Tech, VmPort};
 
 use super::account::Charge;
-use super::bond::{Home, Tenure};
 use super::claim::Claimed;
+use super::group::{Group, Membership, Role};
 use crate::context::Context;
 use crate::shared::Shared;
 
@@ -34,9 +34,9 @@ pub(super) fn claim_both<'a, H: Host>(
     Ok((to.claim.claim()?, from.claim.claim()?))
 }
 
-/// What holds for moves and mirrors alike: two VMs of one machine and one technology, and a
-/// receiver whose launch has not begun.
-pub(super) fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
+/// Checks a pair for a move or a mirror: two VMs of one machine and one technology, and a receiver
+/// whose launch has not begun.
+fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
     let machine = |vm: &Shared<H>| {
         vm.host
             .psp()
@@ -53,23 +53,93 @@ pub(super) fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()
     let fresh = to.context().as_ref().is_none_or(|c| c.identity.is_none())
         && to.memory().frames().next().is_none()
         && to.regions().is_empty()
-        && matches!(to.bond().tenure, Tenure::Owner);
+        && matches!(to.membership().role, Role::Owner);
     if fresh { Ok(()) } else { Err(unfit(to)) }
 }
 
-/// No vCPU of the VM runs when it returns, and none will until [`reopen`].
+/// Checks that a VM has a context that another may take or share.
+fn check_source<H: Host>(from: &Shared<H>) -> Result<()> {
+    if from.tech == Tech::SevSnp {
+        return Err(unfit(from));
+    }
+    match &from.membership().role {
+        Role::Owner | Role::Mirror => {}
+        // The token must be traded or withdrawn first.
+        Role::Staged { .. } => return Err(Error::Busy),
+        Role::Given(_) | Role::Moved => return Err(Error::Poisoned),
+    }
+    match from.step() {
+        Step::Poisoned => Err(Error::Poisoned),
+        Step::Initialized | Step::Runnable => Ok(()),
+        _ => Err(unfit(from)),
+    }
+}
+
+/// Stops the VM's vCPUs. They answer [`Error::Busy`] until [`reopen`].
 pub(super) fn halt<H: Host>(vm: &Shared<H>) {
     vm.stop();
-    vm.set_step(Step::Poisoned);
 }
 
 /// Undoes [`halt`].
-pub(super) fn reopen<H: Host>(vm: &Shared<H>, step: Step) {
-    vm.set_step(step);
+pub(super) fn reopen<H: Host>(vm: &Shared<H>) {
     vm.gate.open();
 }
 
-/// Register state can move only when it is all encrypted, and only to as many vCPUs.
+/// Moves the context of `from` to `to`.
+pub(crate) fn move_context<H: Host>(from: &Arc<Shared<H>>, to: &Arc<Shared<H>>) -> Result<()> {
+    let _claims = claim_both(to, from)?;
+    check_source(from)?;
+    halt(from);
+    take_over(to, from, |_| Ok(())).inspect_err(|_| reopen(from))?;
+    from.membership().role = Role::Moved;
+    Ok(())
+}
+
+/// Makes `mirror` a mirror of `owner`.
+pub(crate) fn copy_context<H: Host>(owner: &Arc<Shared<H>>, mirror: &Arc<Shared<H>>) -> Result<()> {
+    let _claims = claim_both(mirror, owner)?;
+    check_source(owner)?;
+    check_pair(mirror, owner)?;
+    if owner.membership().is_mirror() {
+        return Err(unfit(owner));
+    }
+    if !mirror.all_cells().is_empty() {
+        return Err(unfit(mirror));
+    }
+    let copy = {
+        let context = owner.context();
+        let context = context.as_ref().ok_or(unfit(owner))?;
+        if let Ok(asid) = owner.asid() {
+            mirror.port.bind_asid(Some(asid), mirror.mask)?;
+            mirror.set_bound(Some(asid));
+        }
+        context.mirrored()
+    };
+    let own = mirror.context().replace(copy);
+    give_back_unused(mirror, own);
+    let group = {
+        let mut membership = owner.membership();
+        Arc::clone(membership.group.get_or_insert_with(|| Group::new(owner)))
+    };
+    group.join(mirror);
+    *mirror.membership() = Membership {
+        role: Role::Mirror,
+        group: Some(group),
+    };
+    mirror.set_step(Step::Runnable);
+    Ok(())
+}
+
+/// Gives back the key that a receiver leased for itself.
+fn give_back_unused<H: Host>(vm: &Shared<H>, own: Option<Context>) {
+    if let Some(own) = own {
+        if let Some(asid) = own.asid {
+            vm.sp().retire(asid, own.soiled);
+        }
+    }
+}
+
+/// Register state moves only when all of it is encrypted, and only to as many vCPUs.
 fn check_vcpus<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
     if !from.is_es() {
         return Ok(());
@@ -81,22 +151,16 @@ fn check_vcpus<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
     Ok(())
 }
 
-/// Who pays from now on. The receiver's account does, if it has one; it pays already for the key
-/// that the receiver leased for itself, and that goes back. For a mirror nobody pays: its owner
-/// does.
+/// The charge that the context has at the receiver: `None` leaves it as it is. The receiver's
+/// account pays, if it has one; it pays already for the key that the receiver leased, and that
+/// goes back. For a mirror the owner pays.
 fn charge<H: Host>(
     to: &Shared<H>,
     from: &Shared<H>,
     own: Option<&mut Context>,
     context: &Context,
 ) -> Result<Option<Charge>> {
-    let is_mirror = matches!(
-        &from.bond().tenure,
-        Tenure::Released {
-            mirror_of: Some(_),
-            ..
-        }
-    );
+    let is_mirror = from.membership().is_mirror();
     let Some(account) = to.account().filter(|_| !is_mirror) else {
         return Ok(None);
     };
@@ -111,15 +175,14 @@ fn charge<H: Host>(
 }
 
 /// Takes the context of `from`, whose vCPUs are halted, into `to`. The claims of both are held.
-/// `told` is asked last; what it refuses, nothing has happened.
+/// `confirm` is called last before anything changes, and may refuse.
 ///
 /// # Errors
 /// Nothing changed.
 pub(super) fn take_over<H: Host>(
     to: &Arc<Shared<H>>,
     from: &Arc<Shared<H>>,
-    step: Step,
-    told: impl FnOnce(&Context) -> Result<()>,
+    confirm: impl FnOnce(&Context) -> Result<()>,
 ) -> Result<()> {
     check_pair(to, from)?;
     check_vcpus(to, from)?;
@@ -129,33 +192,20 @@ pub(super) fn take_over<H: Host>(
         return Err(unfit(from));
     };
     let paid = charge(to, from, own.as_mut(), context)?;
-    let undone = |error, paid: Option<Charge>, own: &mut Option<Context>| {
-        // What it paid for its own key it pays for still.
-        if let (Some(own), Some(paid)) = (own, paid) {
+    if let Err(error) = confirm(context).and_then(|()| rebind(to, from)) {
+        // The receiver's account goes on paying for the receiver's own key.
+        if let (Some(own), Some(paid)) = (own.as_mut(), paid) {
             own.charge.get_or_insert(paid);
         }
-        Err(error)
-    };
-    if let Err(error) = told(context) {
-        return undone(error, paid, &mut own);
-    }
-    if let Err(error) = rebind(to, from) {
-        return undone(error, paid, &mut own);
+        return Err(error);
     }
 
     // From here on nothing can fail.
-    if let Some(own) = own.take() {
-        if let Some(asid) = own.asid {
-            to.retire(asid, own.soiled);
-        }
-    }
-    let context = leaving.take().map(|mut context| {
-        if paid.is_some() {
-            context.charge = paid;
-        }
-        context
+    give_back_unused(to, own.take());
+    *own = leaving.take().map(|context| Context {
+        charge: paid.or(context.charge),
+        ..context
     });
-    *own = context;
     drop((own, leaving));
     to.memory().take_pages(&mut from.memory());
     to.regions().take(&mut from.regions());
@@ -166,12 +216,20 @@ pub(super) fn take_over<H: Host>(
         }
     }
     to.books.take(&from.books);
-    let home = from.bond().home.take();
-    if let Some(home) = &home {
-        home.moved_to(to);
+    let mut membership = from.membership();
+    let (is_mirror, group) = (membership.is_mirror(), membership.group.take());
+    drop(membership);
+    if let Some(group) = group {
+        if is_mirror {
+            group.mirror_moved(from, to);
+            to.membership().role = Role::Mirror;
+        } else {
+            group.moved_to(to);
+        }
+        to.membership().group = Some(group);
     }
-    to.bond().home = home;
-    to.set_step(step);
+    to.set_step(from.settled_step());
+    from.set_away(true);
     Ok(())
 }
 
@@ -189,38 +247,6 @@ fn rebind<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
     }
     from.set_bound(None);
     to.set_bound(Some(asid));
-    Ok(())
-}
-
-/// Makes `to` a mirror of `from`: its context is `from`'s, as long as either lives.
-pub(super) fn mirror<H: Host>(to: &Arc<Shared<H>>, from: &Arc<Shared<H>>) -> Result<()> {
-    check_pair(to, from)?;
-    if !to.all_cells().is_empty() {
-        return Err(unfit(to));
-    }
-    let mut own = to.context();
-    let owner = from.context();
-    let Some(context) = owner.as_ref() else {
-        return Err(unfit(from));
-    };
-    let mirrored = context.mirrored();
-    if let Ok(asid) = from.asid() {
-        to.port.bind_asid(Some(asid), to.mask)?;
-        to.set_bound(Some(asid));
-    }
-    if let Some(own) = own.replace(mirrored) {
-        if let Some(asid) = own.asid {
-            to.retire(asid, own.soiled);
-        }
-    }
-    drop((own, owner));
-    let home = {
-        let mut bond = from.bond();
-        Arc::clone(bond.home.get_or_insert_with(|| Home::new(from)))
-    };
-    home.join(to);
-    to.bond().tenure = Tenure::Mirror(home);
-    to.set_step(Step::Runnable);
     Ok(())
 }
 

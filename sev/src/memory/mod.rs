@@ -1,0 +1,162 @@
+//! The guest's memory: slots, private or shared, and the pages that hold what is private.
+//!
+//! A frame's private page is one of the host's [`PagePort`](kvm_ops::PagePort): for SNP it is
+//! assigned in the RMP, for SEV and SEV-ES it is ordinary memory that guest and firmware use with
+//! the ASID's key. A frame without a page shows its slot.
+//!
+//! Attributes and pages exist only where a slot is, so a guest cannot make these tables larger than
+//! its memory.
+
+mod change;
+mod fault;
+mod slots;
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+pub(crate) use change::Assign;
+use kvm_ops::{Gfn, Gpa, Level, MemSlot, NestedFaultAnswer, Pfn, Privacy, SlotId, VmPort};
+use kvm_ops_mmu::Attributes;
+
+use crate::migrate::FrameSet;
+use crate::sp::Held;
+
+/// A private page of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) page: Pfn,
+    pub(crate) level: Level,
+    pub(crate) held: Held,
+}
+
+/// Slots, attributes and private pages of a guest.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    slots: BTreeMap<SlotId, MemSlot>,
+    attributes: Attributes,
+    /// By first frame number; frames do not overlap.
+    frames: BTreeMap<u64, Frame>,
+    /// Frames that changed since they were last read; kept while the guest is being sent.
+    dirty: Option<FrameSet>,
+}
+
+impl Memory {
+    /// Whether a slot backs all of these frames.
+    pub(crate) fn has_slot(&self, first: Gfn, frames: u64) -> bool {
+        let Some(end) = first.get().checked_add(frames) else {
+            return false;
+        };
+        self.slots.values().any(|slot| {
+            let from = slot.gpa.get() >> 12;
+            from <= first.get() && end <= from + (slot.bytes() >> 12)
+        })
+    }
+
+    /// The first frame of a range that no slot backs.
+    fn first_uncovered(&self, first: Gfn, frames: u64) -> Option<Gfn> {
+        let end = first.get().saturating_add(frames);
+        let mut at = first.get();
+        while at < end {
+            let slot = self.slots.values().find(|slot| {
+                let from = slot.gpa.get() >> 12;
+                from <= at && at - from < slot.bytes() >> 12
+            });
+            let Some(slot) = slot else {
+                return Some(Gfn::new(at));
+            };
+            at = (slot.gpa.get() + slot.bytes()) >> 12;
+        }
+        None
+    }
+
+    /// The guest address of a byte of the host memory that a slot lends.
+    pub(crate) fn gpa_of(&self, host: u64) -> Option<Gpa> {
+        self.slots.values().find_map(|slot| {
+            let offset = host.checked_sub(slot.host.address())?;
+            (offset < slot.bytes()).then(|| Gpa::new(slot.gpa.get() + offset))
+        })
+    }
+
+    /// The page that covers a frame, with its first frame number.
+    pub(crate) fn frame(&self, gfn: Gfn) -> Option<(Gfn, Frame)> {
+        let (first, frame) = self.frames.range(..=gfn.get()).next_back()?;
+        (gfn.get() - first < frame.level.frames()).then_some((Gfn::new(*first), *frame))
+    }
+
+    /// The 4 KiB page behind a frame, also inside a large one.
+    pub(crate) fn page(&self, gfn: Gfn) -> Option<Pfn> {
+        let (first, frame) = self.frame(gfn)?;
+        frame.page.checked_add(gfn.get() - first.get())
+    }
+
+    /// The frames that touch a range, lowest first.
+    fn touching(&self, first: Gfn, pages: u64) -> Vec<(Gfn, Frame)> {
+        let from = self.frame(first).map_or(first, |(gfn, _)| gfn);
+        let end = first.get().saturating_add(pages);
+        self.frames
+            .range(from.get()..end)
+            .map(|(gfn, frame)| (Gfn::new(*gfn), *frame))
+            .collect()
+    }
+
+    /// Maps the private page that covers a frame into a VM's nested page tables. `None` if there is
+    /// none.
+    pub(crate) fn map_into<P: VmPort>(&self, port: &P, gfn: Gfn) -> Option<NestedFaultAnswer> {
+        let (first, frame) = self.frame(gfn)?;
+        let mapped = port.map_encrypted(first, frame.level, Some(frame.page));
+        Some(mapped.map_or_else(NestedFaultAnswer::Fail, |()| NestedFaultAnswer::Retry))
+    }
+
+    pub(crate) fn clear(&mut self) -> BTreeMap<u64, Frame> {
+        core::mem::take(&mut self.frames)
+    }
+
+    /// Notes in which hands a page is.
+    pub(crate) fn set_held(&mut self, gfn: Gfn, held: Held) {
+        if let Some(frame) = self.frames.get_mut(&gfn.get()) {
+            frame.held = held;
+        }
+    }
+
+    pub(crate) fn is_shared(&self, gfn: Gfn) -> bool {
+        self.attributes.get(gfn) == Privacy::Shared
+    }
+
+    fn insert(&mut self, gfn: Gfn, frame: Frame) {
+        self.frames.insert(gfn.get(), frame);
+        self.touched(gfn, frame.level.frames());
+    }
+
+    /// Notes that frames changed, or may.
+    pub(crate) fn touched(&mut self, first: Gfn, frames: u64) {
+        if let Some(dirty) = &mut self.dirty {
+            for gfn in (first.get()..).take(frames as usize) {
+                dirty.insert(Gfn::new(gfn));
+            }
+        }
+    }
+
+    /// The private pages: first frame and page of each.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (Gfn, Frame)> + '_ {
+        self.frames
+            .iter()
+            .map(|(gfn, frame)| (Gfn::new(*gfn), *frame))
+    }
+
+    /// The record of frames that changed, for who begins, reads or ends it.
+    pub(crate) fn dirty(&mut self) -> &mut Option<FrameSet> {
+        &mut self.dirty
+    }
+
+    pub(crate) fn slots(&self) -> impl Iterator<Item = &MemSlot> {
+        self.slots.values()
+    }
+
+    /// Takes another VM's pages over, and what is private of its memory. The slots are each VM's
+    /// own.
+    pub(crate) fn take_pages(&mut self, from: &mut Self) {
+        self.frames = core::mem::take(&mut from.frames);
+        self.attributes = core::mem::take(&mut from.attributes);
+        from.dirty = None;
+    }
+}
