@@ -3,6 +3,7 @@
 //! The owner's VM has the context, the pages and the ASID. If it is torn down before its mirrors,
 //! it hands them to the group, and the last mirror to leave destroys them.
 
+use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
@@ -73,7 +74,7 @@ struct State<H: Host> {
 /// The place of the group's context.
 enum At<H: Host> {
     Owner(Weak<Shared<H>>),
-    Orphan(Orphan<H>),
+    Orphan(Box<Orphan<H>>),
     Gone,
 }
 
@@ -117,7 +118,7 @@ impl<H: Host> Group<H> {
             owner.give_up(error);
         } else if !state.mirrors.is_empty() {
             if let Some(orphan) = Orphan::of(owner) {
-                state.context = At::Orphan(orphan);
+                state.context = At::Orphan(Box::new(orphan));
             }
         }
     }
@@ -155,7 +156,7 @@ impl<H: Host> Group<H> {
 impl<H: Host> State<H> {
     fn take_orphan(&mut self) -> Option<Orphan<H>> {
         match core::mem::replace(&mut self.context, At::Gone) {
-            At::Orphan(orphan) => Some(orphan),
+            At::Orphan(orphan) => Some(*orphan),
             other => {
                 self.context = other;
                 None
