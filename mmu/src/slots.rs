@@ -59,6 +59,11 @@ impl Slots {
         self.0.remove(&id);
     }
 
+    /// Every slot, by number.
+    pub fn iter(&self) -> impl Iterator<Item = &MemSlot> {
+        self.0.values()
+    }
+
     /// The slot that covers a frame.
     pub fn find(&self, gfn: Gfn) -> Option<&MemSlot> {
         let gpa = gfn.base()?;

@@ -15,8 +15,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 pub(crate) use change::Assign;
-use kvm_ops::{Gfn, Gpa, Level, MemSlot, NestedFaultAnswer, Pfn, Privacy, SlotId, VmPort};
-use kvm_ops_mmu::Attributes;
+use kvm_ops::{Gfn, Gpa, Level, NestedFaultAnswer, Pfn, Privacy, VmPort};
+use kvm_ops_mmu::{Attributes, Slots};
 
 use crate::migrate::FrameSet;
 use crate::sp::Held;
@@ -32,7 +32,7 @@ pub(crate) struct Frame {
 /// Slots, attributes and private pages of a guest.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    slots: BTreeMap<SlotId, MemSlot>,
+    pub(crate) slots: Slots,
     attributes: Attributes,
     /// By first frame number; frames do not overlap.
     frames: BTreeMap<u64, Frame>,
@@ -41,37 +41,14 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Whether a slot backs all of these frames.
+    /// Whether slots back all of these frames.
     pub(crate) fn has_slot(&self, first: Gfn, frames: u64) -> bool {
-        let Some(end) = first.get().checked_add(frames) else {
-            return false;
-        };
-        self.slots.values().any(|slot| {
-            let from = slot.gpa.get() >> 12;
-            from <= first.get() && end <= from + (slot.bytes() >> 12)
-        })
-    }
-
-    /// The first frame of a range that no slot backs.
-    fn first_uncovered(&self, first: Gfn, frames: u64) -> Option<Gfn> {
-        let end = first.get().saturating_add(frames);
-        let mut at = first.get();
-        while at < end {
-            let slot = self.slots.values().find(|slot| {
-                let from = slot.gpa.get() >> 12;
-                from <= at && at - from < slot.bytes() >> 12
-            });
-            let Some(slot) = slot else {
-                return Some(Gfn::new(at));
-            };
-            at = (slot.gpa.get() + slot.bytes()) >> 12;
-        }
-        None
+        self.slots.covered(first, frames) == frames
     }
 
     /// The guest address of a byte of the host memory that a slot lends.
     pub(crate) fn gpa_of(&self, host: u64) -> Option<Gpa> {
-        self.slots.values().find_map(|slot| {
+        self.slots.iter().find_map(|slot| {
             let offset = host.checked_sub(slot.host.address())?;
             (offset < slot.bytes()).then(|| Gpa::new(slot.gpa.get() + offset))
         })
@@ -146,10 +123,6 @@ impl Memory {
     /// The record of frames that changed, for who begins, reads or ends it.
     pub(crate) fn dirty(&mut self) -> &mut Option<FrameSet> {
         &mut self.dirty
-    }
-
-    pub(crate) fn slots(&self) -> impl Iterator<Item = &MemSlot> {
-        self.slots.values()
     }
 
     /// Takes another VM's pages over, and what is private of its memory. The slots are each VM's

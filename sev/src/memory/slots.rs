@@ -1,8 +1,6 @@
 //! What the host asks for: slots, attributes, and pages before they are touched.
 
-use kvm_ops::{
-    Error, Field, Gfn, Host, Level, MemSlot, PAGE_SIZE, Privacy, Result, SlotId, VmPort,
-};
+use kvm_ops::{Error, Field, Gfn, Host, Level, MemSlot, PAGE_SIZE, Privacy, Result, VmPort};
 
 use super::Memory;
 use crate::shared::Shared;
@@ -12,36 +10,21 @@ fn frames(slot: &MemSlot) -> (Gfn, u64) {
     (Gfn::containing(slot.gpa), slot.bytes() / PAGE_SIZE)
 }
 
-impl Memory {
-    /// Records a slot. Returns the ranges of an older slot of that number that it leaves uncovered.
-    fn put(&mut self, slot: &MemSlot) -> [(Gfn, u64); 2] {
-        let (first, pages) = frames(slot);
-        let Some(old) = self.slots.insert(slot.id, *slot) else {
-            return [(first, 0); 2];
-        };
-        let (old_first, old_pages) = frames(&old);
-        let (start, end) = (old_first.get(), old_first.get() + old_pages);
-        let below = first.get().clamp(start, end);
-        let above = (first.get() + pages).clamp(start, end).max(below);
-        [(start, below), (above, end)].map(|(from, to)| (Gfn::new(from), to - from))
-    }
-
-    fn remove(&mut self, id: SlotId) -> Option<MemSlot> {
-        self.slots.remove(&id)
-    }
-}
-
 impl<H: Host> Shared<H> {
     /// Makes a range private or shared. A range that becomes shared gives its pages up at once; one
     /// that becomes private gets pages when it is touched or pre-faulted, as in Linux.
     ///
+    /// Returns the number of frames converted. It stops before the first frame that no slot covers:
+    /// the guest chooses the frames, and its memory bounds the attributes that are kept.
+    ///
     /// # Errors
-    /// [`Error::NotFound`] names the first frame that no slot backs. On any error the attributes are
-    /// as before; pages that are gone come back, empty, with the next touch.
+    /// [`Error::NotFound`] if no slot covers the first frame. On an error the attributes are as
+    /// before; a page that is gone comes back, empty, with the next touch.
     pub(crate) fn set_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
         let mut memory = self.memory();
-        if let Some(gfn) = memory.first_uncovered(first, pages) {
-            return Err(Error::NotFound(Field::Gfn, gfn.get()));
+        let pages = memory.slots.covered(first, pages);
+        if pages == 0 {
+            return Err(Error::NotFound(Field::Gfn, first.get()));
         }
         if to == Privacy::Shared {
             self.zap(&mut memory, first, pages)?;
@@ -61,13 +44,12 @@ impl<H: Host> Shared<H> {
             .set_shared(first, pages, privacy == Privacy::Shared)
     }
 
-    /// Creates or changes a slot. Attributes of frames that it has already stay.
+    /// Creates a slot, or changes its flags. Attributes that its frames have stay.
     pub(crate) fn set_slot(&self, slot: &MemSlot) -> Result<()> {
         let mut memory = self.memory();
+        memory.slots.check(slot)?;
         self.port.set_memory_slot(slot)?;
-        for (first, pages) in memory.put(slot) {
-            self.forget(&mut memory, first, pages)?;
-        }
+        memory.slots.insert(*slot);
         let (first, pages) = frames(slot);
         for (first, pages, privacy) in memory.attributes.runs(first, pages)? {
             self.govern(first, pages, privacy)?;
@@ -75,23 +57,15 @@ impl<H: Host> Shared<H> {
         Ok(())
     }
 
-    /// Deletes a slot with its private pages and attributes.
+    /// Deletes a slot with its private pages and attributes. The guest may find devices there, which
+    /// are shared.
     pub(crate) fn delete_slot(&self, slot: &MemSlot) -> Result<()> {
         let mut memory = self.memory();
-        self.port.delete_memory_slot(slot)?;
-        let Some(slot) = memory.remove(slot.id) else {
-            return Ok(());
-        };
+        let slot = memory.slots.known(slot)?;
+        self.port.delete_memory_slot(&slot)?;
+        memory.slots.remove(slot.id);
         let (first, pages) = frames(&slot);
-        self.forget(&mut memory, first, pages)
-    }
-
-    /// No slot is there any more. The guest may find devices there, which are shared.
-    fn forget(&self, memory: &mut Memory, first: Gfn, pages: u64) -> Result<()> {
-        if pages == 0 {
-            return Ok(());
-        }
-        self.zap(memory, first, pages)?;
+        self.zap(&mut memory, first, pages)?;
         memory.attributes.set(first, pages, Privacy::Private)?;
         self.govern(first, pages, Privacy::Shared)
     }

@@ -91,11 +91,11 @@ impl<H: Host> Outgoing<'_, H> {
     /// From now on every change is noted.
     fn follow(&mut self) -> Result<()> {
         let mut memory = self.shared.memory();
-        *memory.dirty() = Some(FrameSet::new(&layout(memory.slots())?));
+        *memory.dirty() = Some(FrameSet::new(&layout(memory.slots.iter())?));
         for (gfn, frame) in memory.frames() {
             self.shared.port.map_encrypted(gfn, frame.level, None)?;
         }
-        for slot in memory.slots().filter(|slot| !slot.flags.log_dirty) {
+        for slot in memory.slots.iter().filter(|slot| !slot.flags.log_dirty) {
             let flags = SlotFlags {
                 log_dirty: true,
                 ..slot.flags
@@ -122,7 +122,7 @@ impl<H: Host> Outgoing<'_, H> {
     }
 
     fn slots(&self) -> Vec<MemSlot> {
-        self.shared.memory().slots().copied().collect()
+        self.shared.memory().slots.iter().copied().collect()
     }
 }
 
@@ -139,7 +139,7 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
             tech: self.shared.tech,
             policy: policy as u32,
             vcpus: self.shared.all_cells().len() as u32,
-            layout: layout(self.shared.memory().slots())?,
+            layout: layout(self.shared.memory().slots.iter())?,
         })
     }
 
