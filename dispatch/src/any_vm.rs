@@ -1,7 +1,7 @@
 //! The main.c of this project: one enum, and for each operation a `match` that sends it to the
 //! technology that holds the VM.
 
-use kvm_ops_core::{Host, VcpuOps, VmOps, backend_enum, enum_dispatch};
+use kvm_ops_core::{Host, backend_enum};
 
 #[cfg(feature = "sev")]
 use kvm_ops_sev::{SevVcpu, SevVm};
@@ -16,7 +16,6 @@ backend_enum! {
     #![cfg(any(feature = "vmx", feature = "tdx"))]
 
     /// A VM that an Intel host can hold: the two arms of Linux's `vmx/main.c`.
-    #[enum_dispatch(VmOps)]
     #[derive(Debug)]
     pub enum IntelVm<H: Host> {
         #[cfg(feature = "vmx")]
@@ -26,7 +25,6 @@ backend_enum! {
     }
 
     /// A vCPU of [`IntelVm`].
-    #[enum_dispatch(VcpuOps)]
     pub enum IntelVcpu<H: Host> {
         #[cfg(feature = "vmx")]
         Vmx(VmxVcpu<H>),
@@ -37,7 +35,6 @@ backend_enum! {
     #![cfg(any(feature = "svm", feature = "sev"))]
 
     /// A VM that an AMD host can hold.
-    #[enum_dispatch(VmOps)]
     #[derive(Debug)]
     pub enum AmdVm<H: Host> {
         #[cfg(feature = "svm")]
@@ -47,7 +44,6 @@ backend_enum! {
     }
 
     /// A vCPU of [`AmdVm`].
-    #[enum_dispatch(VcpuOps)]
     pub enum AmdVcpu<H: Host> {
         #[cfg(feature = "svm")]
         Svm(SvmVcpu<H>),
@@ -59,9 +55,8 @@ backend_enum! {
     ///
     /// Vendor first, then technology: two compares, the first of which a real host's processor
     /// always predicts, because a host has one vendor's VMs. Four arms in one enum would be a jump
-    /// table, an indirect branch (docs/benchmarks.md). With one vendor's features the outer enum
+    /// table, an indirect branch ([the benchmarks](crate::manual::benchmarks)). With one vendor's features the outer enum
     /// has one variant and costs nothing.
-    #[enum_dispatch(VmOps)]
     #[derive(Debug)]
     pub enum AnyVm<H: Host> {
         #[cfg(any(feature = "vmx", feature = "tdx"))]
@@ -71,7 +66,6 @@ backend_enum! {
     }
 
     /// A vCPU of any technology that this build has.
-    #[enum_dispatch(VcpuOps)]
     pub enum AnyVcpu<H: Host> {
         #[cfg(any(feature = "vmx", feature = "tdx"))]
         Intel(IntelVcpu<H>),

@@ -1,10 +1,10 @@
-//! What the embedder asks for when it creates a VM.
+//! The configuration of a VM that is to be created.
 
 use core::fmt;
 
 use crate::{EncParams, Irqchip, Tech, Vendor, VmParams};
 
-/// Which kind of VM: a normal one of whatever vendor the host has, or one of a named technology.
+/// The kind of a VM: a normal one of the host's vendor, or one of a named technology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A normal VM: [`Tech::Vmx`] or [`Tech::Svm`], as the host's processors are.
@@ -68,30 +68,30 @@ impl VmConfig {
         Self::new(Kind::Normal)
     }
 
-    /// How many vCPUs it may have.
+    /// Sets the number of vCPUs that it may have.
     pub const fn vcpus(mut self, vcpus: u32) -> Self {
         self.params.vcpus = vcpus;
         self
     }
 
-    /// Where its interrupt controllers live.
+    /// Sets the place of its interrupt controllers.
     pub const fn irqchip(mut self, irqchip: Irqchip) -> Self {
         self.params.irqchip = irqchip;
         self
     }
 
-    /// What only a confidential VM is created with.
+    /// Sets the parameters that only a confidential VM has.
     pub fn enc(mut self, enc: EncParams) -> Self {
         self.params.enc = enc;
         self
     }
 
-    /// Which kind of VM.
+    /// The kind of VM.
     pub const fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// What every back end is told.
+    /// The parameters for the back end.
     pub const fn params(&self) -> &VmParams {
         &self.params
     }

@@ -1,17 +1,23 @@
 //! The one place where the technology of a VM is chosen.
 
-use crate::{AnyVm, Error, Host, Missing, Result, Tech, Vm, VmConfig, VmId, VmParams};
+use alloc::boxed::Box;
+use core::fmt;
+
+use crate::{
+    AnyVm, Backend, Error, FreeReport, Host, Missing, Result, Tech, Vm, VmConfig, VmId, VmParams,
+};
 
 /// Creates a VM of the kind that `config` asks for, and initialises it (`vm_init`).
 ///
-/// This is "if it is a TD then tdx, else vmx", said once: every later operation follows the
-/// variant that is chosen here.
+/// This is "if it is a TD then tdx, else vmx", said once: every later operation follows the variant
+/// that is chosen here.
 ///
 /// # Errors
-/// [`Error::Unsupported`] says whether the build lacks the technology ([`Missing::Feature`]), the
-/// host's processors are of the other vendor ([`Missing::Vendor`]) or the host does not offer it;
-/// [`Error::Invalid`] names a parameter out of range; otherwise what the host answers. A VM that
-/// could not be initialised is torn down before this returns.
+/// A [`CreateError`] whose `error` is [`Error::Unsupported`] with the reason
+/// ([`Missing::Feature`]: the build lacks the technology; [`Missing::Vendor`]: the host's processors
+/// are of the other vendor; [`Missing::HostTech`]: the host does not offer it), [`Error::Invalid`] for a
+/// parameter out of range, or the answer of the host. A VM that could not be initialised is torn down
+/// before this returns, and the error holds the report.
 #[cfg_attr(
     all(feature = "sim", feature = "vmx"),
     doc = "
@@ -24,20 +30,63 @@ let vm = create(&host, &VmConfig::normal())?;
 assert_eq!(vm.tech(), Tech::Vmx);
 
 let refused = create(&host, &VmConfig::new(Kind::Of(Tech::Sev))).unwrap_err();
-assert_eq!(refused, Error::Unsupported(Missing::Vendor(Tech::Sev)));
+assert_eq!(refused.error, Error::unsupported(Missing::Vendor, Tech::Sev));
 # let report = vm.destroy();
 # assert!(report.is_clean());
 # Ok::<(), kvm_ops::Error>(())
 ```
 "
 )]
-pub fn create<H: Host>(host: &H, config: &VmConfig) -> Result<Vm<AnyVm<H>>> {
+pub fn create<H: Host>(host: &H, config: &VmConfig) -> Result<Vm<AnyVm<H>>, CreateError> {
+    create_as(host, config)
+}
+
+/// Creates a VM as [`create`] does, as a variant of an enum of the embedder's that holds
+/// [`AnyVm`] of this host.
+///
+/// # Errors
+/// As [`create`].
+#[cfg_attr(
+    all(feature = "sim", feature = "vmx", feature = "svm"),
+    doc = "
+```
+use kvm_ops::sim::SimHost;
+use kvm_ops::{AnyVcpu, AnyVm, Vendor, Vm, VmConfig, create_as};
+
+kvm_ops::backend_enum! {
+    pub enum OurVm { Sim(AnyVm<SimHost>) }
+    pub enum OurVcpu { Sim(AnyVcpu<SimHost>) }
+}
+
+# fn main() -> Result<(), kvm_ops::Error> {
+let mut fleet: Vec<Vm<OurVm>> = Vec::new();
+for vendor in [Vendor::Intel, Vendor::Amd] {
+    fleet.push(create_as(&SimHost::new(vendor), &VmConfig::normal())?);
+}
+# Ok(())
+# }
+```
+"
+)]
+pub fn create_as<E, H>(host: &H, config: &VmConfig) -> Result<Vm<E>, CreateError>
+where
+    E: Backend + From<AnyVm<H>>,
+    H: Host,
+{
+    Vm::init(create_back_end(host, config)?.into())
+}
+
+/// Creates a VM as [`create`] does, without initialising it or taking it into care.
+///
+/// # Errors
+/// As [`create`], without a report.
+pub fn create_back_end<H: Host>(host: &H, config: &VmConfig) -> Result<AnyVm<H>> {
     let tech = config.kind().tech(host.vendor());
     config.params().validate()?;
-    if tech.vendor() != host.vendor() {
-        return Err(Error::Unsupported(Missing::Vendor(tech)));
+    if tech.vendor().is_some_and(|vendor| vendor != host.vendor()) {
+        return Err(Error::unsupported(Missing::Vendor, tech));
     }
-    Vm::init(choose(host, tech, host.next_vm_id(), config.params())?)
+    choose(host, tech, host.next_vm_id(), config.params())
 }
 
 fn choose<H: Host>(host: &H, tech: Tech, id: VmId, params: &VmParams) -> Result<AnyVm<H>> {
@@ -52,10 +101,62 @@ fn choose<H: Host>(host: &H, tech: Tech, id: VmId, params: &VmParams) -> Result<
         Tech::Sev | Tech::SevEs | Tech::SevSnp => {
             crate::sev::SevVm::create(host, id, tech, params).map(AnyVm::from)
         }
-        #[allow(unreachable_patterns)] // With every technology built in, nothing is left.
         _ => {
             let _ = (id, params);
-            Err(Error::Unsupported(Missing::Feature(tech)))
+            Err(Error::unsupported(Missing::Feature, tech))
         }
+    }
+}
+
+/// The reason why a VM was not created, and the report of what was torn down.
+#[derive(Debug)]
+pub struct CreateError {
+    /// The reason.
+    pub error: Error,
+    /// The report of the teardown, if a VM existed. Its leaks are the caller's to know.
+    pub report: Option<Box<FreeReport>>,
+}
+
+impl CreateError {
+    pub(crate) fn torn_down(error: Error, report: FreeReport) -> Self {
+        for leak in &report.leaks {
+            tracing::error!(vm = report.vm.0, %leak, "leaked by a failed vm_init");
+        }
+        Self {
+            error,
+            report: Some(Box::new(report)),
+        }
+    }
+}
+
+impl From<Error> for CreateError {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            report: None,
+        }
+    }
+}
+
+/// Keeps the reason. The report is lost; its leaks were logged.
+impl From<CreateError> for Error {
+    fn from(failed: CreateError) -> Self {
+        failed.error
+    }
+}
+
+impl fmt::Display for CreateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)?;
+        match self.report.as_ref().map_or(0, |report| report.leaks.len()) {
+            0 => Ok(()),
+            leaks => write!(f, " ({leaks} things leaked by the teardown)"),
+        }
+    }
+}
+
+impl core::error::Error for CreateError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        Some(&self.error)
     }
 }

@@ -4,34 +4,29 @@
     not(all(feature = "sim", feature = "vmx")),
     doc = "Hold normal and confidential VMs alike."
 )]
-#![cfg_attr(not(feature = "std"), no_std)]
+#![no_std]
 
 extern crate alloc;
-extern crate self as kvm_ops;
 
-mod config;
-mod vm;
+pub mod manual;
 
 pub use kvm_ops_core::*;
-
-pub use config::{Kind, VmConfig};
-pub use vm::{SlotInfo, Vm, copy_enc_context, move_enc_context};
-#[cfg(feature = "std")]
-pub use vm::{copy_enc_context_between, move_enc_context_between};
 
 cfg_if::cfg_if! {
     if #[cfg(any(feature = "vmx", feature = "tdx", feature = "svm", feature = "sev"))] {
         mod any_vm;
+        mod config;
         mod create;
-        #[cfg(feature = "std")]
-        pub mod machine;
+        mod vm;
 
         #[cfg(any(feature = "svm", feature = "sev"))]
         pub use any_vm::{AmdVcpu, AmdVm};
         pub use any_vm::{AnyVcpu, AnyVm};
         #[cfg(any(feature = "vmx", feature = "tdx"))]
         pub use any_vm::{IntelVcpu, IntelVm};
-        pub use create::create;
+        pub use config::{Kind, VmConfig};
+        pub use create::{CreateError, create, create_as, create_back_end};
+        pub use vm::{SlotInfo, Vm};
     } else {
         compile_error!(
             "kvm-ops needs a technology: switch on one or more of the cargo features `vmx`, `tdx`, \
@@ -39,6 +34,11 @@ cfg_if::cfg_if! {
         );
     }
 }
+
+#[cfg(all(feature = "kvm", feature = "sim"))]
+mod fleet_vm;
+#[cfg(all(feature = "kvm", feature = "sim"))]
+pub use fleet_vm::{FleetVcpu, FleetVm};
 
 #[cfg(feature = "kvm")]
 pub use kvm_ops_kvm as kvm;

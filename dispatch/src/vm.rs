@@ -1,41 +1,35 @@
-//! A VM and the account of what it was given: the owner that embedders hold.
-
-mod passing;
-
-pub use passing::{copy_enc_context, move_enc_context};
-#[cfg(feature = "std")]
-pub use passing::{copy_enc_context_between, move_enc_context_between};
+//! A VM with the account of its slots: the owner that embedders hold.
 
 use alloc::collections::BTreeMap;
 use core::fmt;
 use core::mem::{self, ManuallyDrop};
 
 use crate::{
-    Backend, Error, Field, FreeReport, Gfn, Gpa, InitialPage, KeyReleased, MemSlot, Privacy,
-    Result, SharedMask, SlotFlags, SlotId, Step, Tech, VcpuId, VmId,
+    Backend, CreateError, EncCmd, EncRegion, Error, Field, FreeReport, Gfn, Gpa, InitialPage,
+    KeyReleased, Measurement, MemSlot, Privacy, Result, SharedMask, SlotFlags, SlotId, Step, Tech,
+    VcpuId, VmId,
 };
 
-/// A slot as [`Vm::slots`] tells it.
+/// A slot as [`Vm::slots`] lists it.
 ///
 /// It is no [`MemSlot`], because that could be put into another VM, which may outlive the memory.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotInfo {
-    /// Its number.
+    /// The number.
     pub id: SlotId,
-    /// The guest-physical address of its first byte.
+    /// The guest-physical address of the first byte.
     pub gpa: Gpa,
     /// Bytes.
     pub bytes: u64,
-    /// The host address of its first byte.
+    /// The host address of the first byte.
     pub host_address: u64,
     /// How the guest may use it.
     pub flags: SlotFlags,
 }
 
 impl SlotInfo {
-    /// What a slot tells of itself.
-    pub const fn of(slot: &MemSlot) -> Self {
+    const fn of(slot: &MemSlot) -> Self {
         Self {
             id: slot.id,
             gpa: slot.gpa,
@@ -48,22 +42,25 @@ impl SlotInfo {
 
 /// A VM of one back end, or of an enum of back ends.
 ///
-/// It keeps the slots, checks what every technology demands alike (overlaps, numbers), and takes
-/// the steps of the teardown in order: [`destroy`](Self::destroy) reports them; dropping takes
-/// them too, and logs what leaked.
+/// It keeps the slots, makes the checks that every technology needs (overlaps, numbers), and takes the
+/// steps of the teardown in order: [`destroy`](Self::destroy) reports them; dropping takes them too,
+/// and logs leaks.
+///
+/// The back end is reachable as `&B` only. With `&mut B` two VMs could be swapped behind their slots,
+/// and the memory of one be freed while the guest of the other writes it.
 pub struct Vm<B: Backend> {
-    /// Taken out by `destroy` and `drop` only, each of which ends the value.
+    /// Taken out only where the value ends: `destroy`, `into_back_end` and `drop`.
     back_end: ManuallyDrop<B>,
     slots: BTreeMap<SlotId, MemSlot>,
     mask: SharedMask,
 }
 
 impl<B: Backend> Vm<B> {
-    /// Initialises a back end's VM and takes it into care.
+    /// Initialises the VM of a back end and takes it over.
     ///
     /// # Errors
-    /// What `vm_init` answers; the VM is torn down then.
-    pub fn init(mut back_end: B) -> Result<Self> {
+    /// The error of `vm_init`, with the report of the teardown that followed.
+    pub fn init(mut back_end: B) -> Result<Self, CreateError> {
         let initialised = back_end.vm_init();
         let mask = back_end.shared_mask();
         let vm = Self {
@@ -76,13 +73,7 @@ impl<B: Backend> Vm<B> {
                 tracing::debug!(vm = vm.id().0, tech = %vm.tech(), "vm_init");
                 Ok(vm)
             }
-            Err(error) => {
-                let report = vm.destroy();
-                for leak in &report.leaks {
-                    tracing::error!(vm = report.vm.0, %leak, "leaked by vm_init");
-                }
-                Err(error)
-            }
+            Err(error) => Err(CreateError::torn_down(error, vm.destroy())),
         }
     }
 
@@ -92,31 +83,34 @@ impl<B: Backend> Vm<B> {
         &self.back_end
     }
 
-    /// The back end, for operations that this type does not wrap.
-    #[inline]
-    pub fn back_end_mut(&mut self) -> &mut B {
-        &mut self.back_end
+    /// Gives up the care for the VM: the caller takes the steps of the teardown. The slots stay set.
+    pub fn into_back_end(self) -> B {
+        let mut this = ManuallyDrop::new(self);
+        drop(mem::take(&mut this.slots));
+        // SAFETY: `this` is neither dropped nor used after this line.
+        unsafe { ManuallyDrop::take(&mut this.back_end) }
     }
 
-    /// The technology that holds it.
+    /// The technology of the VM.
     #[inline]
     pub fn tech(&self) -> Tech {
         self.back_end().tech()
     }
 
-    /// Its number.
+    /// The number of the VM.
     #[inline]
     pub fn id(&self) -> VmId {
         self.back_end().id()
     }
 
-    /// Where it is in its life.
+    /// The step of its life that the VM is in.
     #[inline]
     pub fn step(&self) -> Step {
         self.back_end().step()
     }
 
-    /// How its addresses tell private from shared. A field: no call is dispatched.
+    /// The bit of a guest-physical address that tells private from shared. A field: no call is
+    /// dispatched.
     #[inline]
     pub fn shared_mask(&self) -> SharedMask {
         self.mask
@@ -127,22 +121,37 @@ impl<B: Backend> Vm<B> {
         self.slots.values().map(SlotInfo::of)
     }
 
-    /// Creates a slot, or changes the flags of the slot that has its number, place and memory.
+    /// Creates a slot, or changes the flags of the slot that has its number, address and memory.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with [`Field::OverlappedSlot`] names the slot that it would overlap;
-    /// [`Error::Exists`] if the number is taken by a slot of another place or memory;
-    /// [`Error::Invalid`] for a slot that wraps, is not page-aligned or reaches into the shared
-    /// bit; else what the platform answers.
+    /// [`Error::Invalid`] with [`Field::OverlappedSlot`] names a slot that it would overlap;
+    /// [`Error::Exists`] if the number is taken by another slot; [`Error::Invalid`] for a slot that
+    /// wraps, is not page-aligned or reaches into the shared bit; the answer of the host.
+    ///
+    /// ```
+    /// use kvm_ops::sim::SimHost;
+    /// use kvm_ops::{Error, Field, Gpa, HostRange, MemSlot, SlotId, Vendor, VmConfig, create};
+    /// # #[repr(align(4096))] struct Ram([u8; 8192]);
+    /// let mut vm = create(&SimHost::new(Vendor::Intel), &VmConfig::normal())?;
+    /// let ram = Box::leak(Box::new(Ram([0; 8192])));
+    /// // SAFETY: the memory is never freed, and no reference to it is used from here on.
+    /// let range = unsafe { HostRange::new(ram.0.as_ptr() as u64, 8192)? };
+    /// vm.set_memory_slot(MemSlot::new(SlotId(0), Gpa::new(0), range))?;
+    /// let overlap = vm.set_memory_slot(MemSlot::new(SlotId(1), Gpa::new(0x1000), range));
+    /// assert_eq!(overlap, Err(Error::Invalid(Field::OverlappedSlot, 0)));
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
     pub fn set_memory_slot(&mut self, slot: MemSlot) -> Result<()> {
         let last = slot.last()?;
         if (slot.gpa.get() | last.get()) & self.mask.bits() != 0 {
             return Err(Error::Invalid(Field::Gpa, last.get()));
         }
-        if let Some(old) = self.slots.get(&slot.id) {
-            if (old.gpa, old.host, old.private) != (slot.gpa, slot.host, slot.private) {
-                return Err(Error::Exists(Field::Slot, slot.id.0.into()));
-            }
+        if self
+            .slots
+            .get(&slot.id)
+            .is_some_and(|old| !old.is_same_place(&slot))
+        {
+            return Err(Error::Exists(Field::Slot, slot.id.0.into()));
         }
         if let Some(other) = self
             .slots
@@ -156,10 +165,10 @@ impl<B: Backend> Vm<B> {
         Ok(())
     }
 
-    /// Deletes a slot: from now on no vCPU sees its memory.
+    /// Deletes a slot. After the call no vCPU reaches its memory.
     ///
     /// # Errors
-    /// [`Error::NotFound`], or what the platform answers; the slot stays then.
+    /// [`Error::NotFound`]; the answer of the host, and the slot stays then.
     pub fn delete_memory_slot(&mut self, id: SlotId) -> Result<()> {
         let slot = *self.slot(id)?;
         self.back_end().delete_memory_slot(&slot)?;
@@ -171,8 +180,8 @@ impl<B: Backend> Vm<B> {
     /// word 0 for its first page.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for a slot that does not exist or has no dirty log;
-    /// [`Error::Invalid`] for a bitmap of the wrong length; unsupported for a confidential VM.
+    /// [`Error::NotFound`] for a slot that does not exist or has no dirty log; [`Error::Invalid`] for
+    /// a bitmap of the wrong length; [`Error::NotOffered`] for a confidential VM.
     pub fn dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<()> {
         self.back_end().dirty_log(self.slot(id)?, bitmap)
     }
@@ -186,67 +195,172 @@ impl<B: Backend> Vm<B> {
     /// Creates a vCPU.
     ///
     /// # Errors
-    /// [`Error::Exists`] or [`Error::Invalid`] for the number; what the platform answers.
+    /// [`Error::Exists`] or [`Error::Invalid`] for the number; the answer of the host.
     pub fn create_vcpu(&self, id: VcpuId) -> Result<B::Vcpu> {
         self.back_end().create_vcpu(id)
     }
 
-    /// Adds a page to the VM's measured start.
+    /// Adds a page to the VM's measured initial contents.
     ///
     /// # Errors
-    /// Unsupported for a normal VM, whose memory the host writes itself.
+    /// [`Error::NotOffered`] for a normal VM, whose memory the host writes itself.
     pub fn add_initial_page(&mut self, page: &InitialPage<'_>) -> Result<()> {
-        self.back_end_mut().add_initial_page(page)
+        self.back_end.add_initial_page(page)
     }
 
     /// Measures a page that was added unmeasured.
     ///
     /// # Errors
-    /// Unsupported where firmware measures a page as it is added, always or never;
-    /// [`Error::NotFound`] where no such page is.
+    /// [`Error::NotOffered`] where firmware measures a page as it is added, always or never;
+    /// [`Error::NotFound`] if no such page was added.
     pub fn measure_initial_page(&mut self, gpa: Gpa) -> Result<()> {
-        self.back_end_mut().measure_initial_page(gpa)
+        self.back_end.measure_initial_page(gpa)
     }
 
-    /// Closes the VM's initial contents; vCPUs may run.
+    /// Closes the VM's initial contents, so that vCPUs may run.
     ///
     /// # Errors
-    /// [`Error::WrongState`] the second time; what firmware answers.
+    /// [`Error::WrongState`] the second time; the answer of firmware.
     pub fn finalize(&mut self) -> Result<()> {
-        self.back_end_mut().vm_finalize()?;
-        tracing::debug!(vm = self.id().0, "vm_finalize");
+        self.back_end.vm_finalize()?;
+        tracing::debug!(vm = self.id().0, tech = %self.tech(), "vm_finalize");
         Ok(())
     }
 
-    /// Makes a range of frames private or shared. What mapped it otherwise, and its contents, are
-    /// gone. Answers how many pages were done; go on from there when fewer than asked for.
+    /// The launch measurement as firmware holds it: MRTD, or the launch digest.
     ///
     /// # Errors
-    /// Unsupported for a normal VM; [`Error::Invalid`] for a range that is empty, wraps or leaves
-    /// the guest's address space.
+    /// [`Error::NotOffered`] for a normal VM; [`Error::WrongState`] before the VM is final.
+    pub fn measurement(&self) -> Result<Measurement> {
+        self.back_end().measurement()
+    }
+
+    /// Runs a command of the technology on the VM (KVM_MEMORY_ENCRYPT_OP).
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`] for a normal VM; the errors of the command.
+    pub fn mem_enc_op(&mut self, cmd: &mut EncCmd<'_>) -> Result<()> {
+        self.back_end.mem_enc_op(cmd)
+    }
+
+    /// Declares memory that will hold encrypted data (KVM_MEMORY_ENCRYPT_REG_REGION).
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`] where the technology needs no declaration; [`Error::Invalid`] for a range
+    /// that it refuses.
+    pub fn register_region(&mut self, region: EncRegion) -> Result<()> {
+        self.back_end.mem_enc_register_region(region)
+    }
+
+    /// Takes a declaration back (KVM_MEMORY_ENCRYPT_UNREG_REGION).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a range that was not declared exactly so.
+    pub fn unregister_region(&mut self, region: EncRegion) -> Result<()> {
+        self.back_end.mem_enc_unregister_region(region)
+    }
+
+    /// Makes a range of frames private or shared. Pages that are unmapped lose their contents. Returns
+    /// the number of pages converted. If it is less than `pages`, call again for the rest.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`] for a normal VM; [`Error::Invalid`] for a range that is empty, wraps,
+    /// leaves the guest's address space or lies outside of all slots.
     pub fn set_memory_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
         self.back_end().set_memory_attributes(first, pages, to)
     }
 
-    /// Maps private memory before the guest touches it. Answers how many pages were done.
+    /// Maps private memory before the guest touches it. Returns the number of pages mapped.
     ///
     /// # Errors
-    /// Unsupported for a normal VM; [`Error::NotFound`] where no private memory is.
+    /// [`Error::NotOffered`] for a normal VM; [`Error::NotFound`] where no private memory is.
     pub fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {
         self.back_end().pre_fault_memory(first, pages)
     }
 
+    /// Moves the encryption context of this VM to `destination`, with the guest's pages and, where it
+    /// is encrypted, its register state (KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM). Nothing is copied, so the
+    /// cost does not depend on the guest's size.
+    ///
+    /// The destination is a VM of the same technology and machine whose launch has not begun. If it has
+    /// no slots, it gets the source's; otherwise it keeps its own, which must map the same memory. The
+    /// guest goes on at the destination. The source can only be torn down. Memory in the source's slots
+    /// is in use until both VMs are gone. Registers that the host can see (plain SEV) are the
+    /// embedder's to carry over.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with [`Field::Vm`] names the VM that is not fit: of another technology or
+    /// machine, not confidential, or a destination that is launched or has regions;
+    /// [`Field::VcpuCount`] if the destination of a SEV-ES guest has another number of vCPUs;
+    /// [`Error::Busy`] while another move involves one of the two; [`Error::Poisoned`] for a source
+    /// that is dead. After an error both are as they were.
+    pub fn move_to(&mut self, destination: &mut Self) -> Result<()> {
+        self.check_pair(destination)?;
+        let carry = destination.slots.is_empty();
+        if carry {
+            self.lend_slots(destination)?;
+        }
+        let moved = B::move_context(&mut self.back_end, &mut destination.back_end);
+        if moved.is_err() && carry {
+            destination.give_up_slots();
+        }
+        moved?;
+        tracing::debug!(from = self.id().0, to = destination.id().0, "context moved");
+        Ok(())
+    }
+
+    /// Makes `mirror` a mirror of this VM: both use the encryption context of this VM
+    /// (KVM_CAP_VM_COPY_ENC_CONTEXT_FROM), which lives as long as either of them.
+    ///
+    /// # Errors
+    /// As [`move_to`](Self::move_to); [`Error::Invalid`] also if this VM is itself a mirror, or the
+    /// mirror has vCPUs.
+    pub fn copy_to(&mut self, mirror: &mut Self) -> Result<()> {
+        self.check_pair(mirror)?;
+        B::copy_context(&mut self.back_end, &mut mirror.back_end)?;
+        tracing::debug!(
+            owner = self.id().0,
+            mirror = mirror.id().0,
+            "context copied"
+        );
+        Ok(())
+    }
+
+    fn check_pair(&self, other: &Self) -> Result<()> {
+        if !self.tech().is_confidential() {
+            return Err(Error::Invalid(Field::Vm, self.id().0));
+        }
+        if other.tech() != self.tech() {
+            return Err(Error::Invalid(Field::Vm, other.id().0));
+        }
+        Ok(())
+    }
+
+    /// Sets this VM's slots in the other one too, all or none.
+    fn lend_slots(&self, to: &mut Self) -> Result<()> {
+        for slot in self.slots.values() {
+            if let Err(error) = to.back_end().set_memory_slot(slot) {
+                to.give_up_slots();
+                return Err(error);
+            }
+            to.slots.insert(slot.id, *slot);
+        }
+        Ok(())
+    }
+
+    fn give_up_slots(&mut self) {
+        let back_end = &self.back_end;
+        // A slot that the host keeps stays listed, as any other.
+        self.slots
+            .retain(|_, slot| back_end.delete_memory_slot(slot).is_err());
+    }
+
     /// Tears the VM down: key, private pages, then the VM itself.
     ///
-    /// The report holds all that could not be freed. If the key could not be released that is
-    /// everything, for firmware owns it then.
+    /// The report lists all that could not be freed. If the key could not be released that is
+    /// everything, because firmware owns it.
     pub fn destroy(self) -> FreeReport {
-        let mut this = ManuallyDrop::new(self);
-        drop(mem::take(&mut this.slots));
-        // SAFETY: `this` is never dropped nor used after this line, so nothing sees the moved-out
-        // back end again.
-        let back_end = unsafe { ManuallyDrop::take(&mut this.back_end) };
-        tear_down(back_end)
+        tear_down(self.into_back_end())
     }
 }
 
@@ -265,11 +379,11 @@ fn tear_down<B: Backend>(mut back_end: B) -> FreeReport {
     report
 }
 
-/// How often a key that is busy is asked for again. Each try waits for what is in its way, as the
-/// back end does, so this is no short time.
+/// The number of times that a busy key is asked for. Each try waits for what is in its way, as the back
+/// end does, so this is no short time.
 const RELEASE_TRIES: u32 = 16;
 
-/// Releases the key, patiently: giving up leaks the whole VM.
+/// Releases the key, patiently, because giving up leaks the whole VM.
 fn release_key<B: Backend>(back_end: &mut B) -> Result<KeyReleased> {
     let mut tries = 1;
     loop {
@@ -282,7 +396,7 @@ fn release_key<B: Backend>(back_end: &mut B) -> Result<KeyReleased> {
 
 impl<B: Backend> Drop for Vm<B> {
     fn drop(&mut self) {
-        // SAFETY: the value ends with this call; `destroy` never lets it come here.
+        // SAFETY: the value ends with this call; `destroy` and `into_back_end` never let it come here.
         let back_end = unsafe { ManuallyDrop::take(&mut self.back_end) };
         let report = tear_down(back_end);
         for leak in &report.leaks {

@@ -1,0 +1,160 @@
+//! What a machine is built from.
+
+use std::fmt;
+
+use kvm_ops::guest::GuestProgram;
+use kvm_ops::{EncParams, Irqchip, Kind};
+
+use crate::{Image, LaunchStep};
+
+/// What the machine runs.
+#[non_exhaustive]
+#[derive(Default)]
+pub enum Payload {
+    /// Nothing: the embedder fills the memory and the registers itself.
+    #[default]
+    None,
+    /// An image, which vCPU 0 starts.
+    Image(Image),
+    /// Guest programs, one for each vCPU from vCPU 0 on, for a software platform.
+    Programs(Vec<Box<dyn GuestProgram>>),
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Image(image) => f.debug_tuple("Image").field(image).finish(),
+            Self::Programs(programs) => f.debug_tuple("Programs").field(&programs.len()).finish(),
+        }
+    }
+}
+
+/// The configuration of a machine.
+///
+/// ```
+/// use kvm_ops::machine::{Image, MachineConfig};
+/// let hlt = Image::from_bytes("hlt", vec![0xf4]);
+/// let config = MachineConfig::new().memory(1 << 20).image(hlt);
+/// ```
+#[derive(Debug)]
+pub struct MachineConfig {
+    pub(crate) kind: Kind,
+    pub(crate) vcpus: u32,
+    pub(crate) memory: u64,
+    pub(crate) irqchip: Option<Irqchip>,
+    pub(crate) log_dirty: bool,
+    pub(crate) enc: EncParams,
+    pub(crate) launch: Vec<LaunchStep>,
+    pub(crate) awaits_guest: bool,
+    pub(crate) payload: Payload,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MachineConfig {
+    /// The memory of a machine for which none is stated: 128 MiB.
+    pub const DEFAULT_MEMORY: u64 = 128 << 20;
+
+    /// A normal VM with one vCPU, [`DEFAULT_MEMORY`](Self::DEFAULT_MEMORY) and no payload.
+    pub const fn new() -> Self {
+        Self {
+            kind: Kind::Normal,
+            vcpus: 1,
+            memory: Self::DEFAULT_MEMORY,
+            irqchip: None,
+            log_dirty: false,
+            enc: EncParams::Default,
+            launch: Vec::new(),
+            awaits_guest: false,
+            payload: Payload::None,
+        }
+    }
+
+    /// Which kind of VM.
+    pub const fn kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// How many vCPUs.
+    pub const fn vcpus(mut self, vcpus: u32) -> Self {
+        self.vcpus = vcpus;
+        self
+    }
+
+    /// Bytes of RAM: a multiple of 4 KiB, up to 1 TiB. What exceeds 3 GiB lies from 4 GiB on.
+    pub const fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// Where the interrupt controllers live. Where it is not stated, firmware and kernels get
+    /// [`Irqchip::Full`], because they wait for timers (a kernel is a bzImage, or an ELF image with
+    /// a command line or an initrd), and all else gets [`Irqchip::None`], with which HLT ends a
+    /// vCPU.
+    pub const fn irqchip(mut self, irqchip: Irqchip) -> Self {
+        self.irqchip = Some(irqchip);
+        self
+    }
+
+    /// Whether the pages that the guest writes are recorded, for
+    /// [`Machine::dirty_frames`](crate::Machine::dirty_frames).
+    pub const fn log_dirty(mut self, log: bool) -> Self {
+        self.log_dirty = log;
+        self
+    }
+
+    /// What only a confidential VM is created with.
+    pub fn enc(mut self, enc: EncParams) -> Self {
+        self.enc = enc;
+        self
+    }
+
+    /// The measured start of a confidential VM, in this order. A page below 4 GiB but above the RAM
+    /// gets memory there, which reaches up to 4 GiB, as firmware has it.
+    pub fn launch<S: Into<LaunchStep>>(mut self, steps: impl IntoIterator<Item = S>) -> Self {
+        self.launch = steps.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Leaves the VM's start open: it waits for a guest that migrates to it, and is not finalised.
+    pub const fn awaits_guest(mut self, awaits: bool) -> Self {
+        self.awaits_guest = awaits;
+        self
+    }
+
+    /// What it runs.
+    pub fn payload(mut self, payload: Payload) -> Self {
+        self.payload = payload;
+        self
+    }
+
+    /// Runs an image.
+    pub fn image(self, image: Image) -> Self {
+        self.payload(Payload::Image(image))
+    }
+
+    /// Runs one more guest program, on the next vCPU. It replaces an image.
+    pub fn program(mut self, program: impl GuestProgram + 'static) -> Self {
+        let program: Box<dyn GuestProgram> = Box::new(program);
+        match &mut self.payload {
+            Payload::Programs(programs) => programs.push(program),
+            payload => *payload = Payload::Programs(vec![program]),
+        }
+        self
+    }
+
+    /// The irqchip, stated or as the payload wants it.
+    pub(crate) fn chosen_irqchip(&self) -> Irqchip {
+        self.irqchip.unwrap_or(match &self.payload {
+            Payload::Image(image) if image.wants_timers() => Irqchip::Full,
+            Payload::Image(_) => Irqchip::None,
+            Payload::None | Payload::Programs(_) => Irqchip::None,
+        })
+    }
+}

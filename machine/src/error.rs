@@ -1,0 +1,254 @@
+//! Why a machine could not be built, run or given back.
+
+use std::io;
+use std::path::PathBuf;
+
+use kvm_ops::{CreateError, Error, Gpa, VcpuId};
+
+use crate::ImageFormat;
+
+/// Why a machine could not be built, run or given back. The cause, where there is one, is its
+/// `source()`; [`hint`](Self::hint) says what can be done.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// An image or initrd could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The path leads to a directory, device or pipe.
+    #[error("{} is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// An image whose bytes the host would put into memory that a confidential VM does not share.
+    #[error("image {name} cannot start a confidential VM")]
+    NotLaunchable {
+        /// The image.
+        name: String,
+    },
+    /// The image has no bytes.
+    #[error("image {name} is empty")]
+    EmptyImage {
+        /// The image.
+        name: String,
+    },
+    /// The image, or what it unpacks to, does not fit where it belongs.
+    #[error("image {name} needs {bytes:#x} bytes at {at}, and there are {room:#x}")]
+    ImageTooLarge {
+        /// The image.
+        name: String,
+        /// What it needs.
+        bytes: u64,
+        /// Where.
+        at: Gpa,
+        /// What there is.
+        room: u64,
+    },
+    /// The file ends before what its header promises, or a header field makes no sense.
+    #[error("image {name} is not a good {format} image: {what} is {value:#x}")]
+    BadHeader {
+        /// The image.
+        name: String,
+        /// What it was taken for.
+        format: ImageFormat,
+        /// The field.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The image could not be parsed.
+    #[error("image {name} is not a good {format} image")]
+    BadImage {
+        /// The image.
+        name: String,
+        /// What it was taken for.
+        format: ImageFormat,
+        /// What the parser says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The machine would start at an address where nothing was loaded.
+    #[error("entry {entry} of image {name} is outside of what is loaded")]
+    EntryOutside {
+        /// The image.
+        name: String,
+        /// The address.
+        entry: Gpa,
+    },
+    /// Real-mode code must start in the first MiB.
+    #[error("entry {entry} cannot be reached from real mode")]
+    EntryAboveRealMode {
+        /// The address.
+        entry: Gpa,
+    },
+    /// Two things would lie at the same address.
+    #[error("{what} at {start}..{end} overlaps {with}")]
+    Overlap {
+        /// The one.
+        what: &'static str,
+        /// Its first byte.
+        start: Gpa,
+        /// The byte after its last.
+        end: Gpa,
+        /// The other.
+        with: &'static str,
+    },
+    /// There is no place for the initrd between the kernel and the highest address that the kernel
+    /// allows.
+    #[error("initrd of {bytes:#x} bytes does not fit between {low} and {high}")]
+    InitrdTooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The end of the kernel.
+        low: Gpa,
+        /// The end of what the kernel can reach.
+        high: Gpa,
+    },
+    /// The kernel takes a shorter command line.
+    #[error("kernel command line has {bytes} bytes, and the kernel takes {limit}")]
+    CmdlineTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The command line holds what Linux cannot parse.
+    #[error("kernel command line is not acceptable")]
+    Cmdline {
+        /// Why.
+        source: linux_loader::cmdline::Error,
+    },
+    /// An option does not apply to images of this format.
+    #[error("option {option} has no meaning for a {format} image")]
+    OptionNotUsed {
+        /// The option.
+        option: &'static str,
+        /// The format.
+        format: ImageFormat,
+    },
+    /// The size of the memory is out of range.
+    #[error("memory of {bytes:#x} bytes is {problem}")]
+    MemorySize {
+        /// The size.
+        bytes: u64,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// More guest programs than vCPUs.
+    #[error("{programs} guest programs for {vcpus} vCPUs")]
+    TooManyPrograms {
+        /// Programs.
+        programs: usize,
+        /// vCPUs.
+        vcpus: u32,
+    },
+    /// The host runs guest programs, and no code that lies in memory.
+    #[error("image {name} needs a processor, and the host `{host}` runs guest programs only")]
+    NeedsProcessor {
+        /// The image.
+        name: String,
+        /// The host.
+        host: &'static str,
+    },
+    /// Guest memory could not be mapped.
+    #[error("cannot map {bytes:#x} bytes of guest memory")]
+    Map {
+        /// The size.
+        bytes: u64,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A guest address is outside of the memory.
+    #[error("no memory at {gpa} for {bytes:#x} bytes")]
+    Access {
+        /// The first byte.
+        gpa: Gpa,
+        /// Bytes.
+        bytes: usize,
+        /// Why.
+        source: vm_memory::GuestMemoryError,
+    },
+    /// A step that concerns the whole VM failed.
+    #[error("cannot {step}")]
+    Step {
+        /// The step.
+        step: &'static str,
+        /// Why.
+        source: Error,
+    },
+    /// A step that concerns one vCPU failed.
+    #[error("cannot {step} of vCPU {vcpu}")]
+    Vcpu {
+        /// The step.
+        step: &'static str,
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// Why.
+        source: Error,
+    },
+    /// The system gave no thread.
+    #[error("cannot start a thread for vCPU {vcpu}")]
+    Thread {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// Why.
+        source: io::Error,
+    },
+    /// The VM could not be created.
+    #[error("cannot create the VM")]
+    Create(#[source] CreateError),
+}
+
+impl MachineError {
+    /// What can be done about it, where something can.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Read { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => "check the path",
+                io::ErrorKind::PermissionDenied => "check the permissions of the file",
+                _ => return None,
+            },
+            Self::NotAFile { .. } => "copy what it holds into a file first",
+            Self::NotLaunchable { .. } => {
+                "give the VM the pages of its measured start (MachineConfig::launch)"
+            }
+            Self::EmptyImage { .. } => "check that the file was written completely",
+            Self::ImageTooLarge { .. } => "give the machine more memory, or load it elsewhere",
+            Self::BadHeader { .. } | Self::BadImage { .. } => {
+                "the file may be truncated, or of another format: state the format"
+            }
+            Self::EntryOutside { .. } => "state the entry, or link the image elsewhere",
+            Self::EntryAboveRealMode { .. } => {
+                "load a flat image below 0x100000, or use an ELF image"
+            }
+            Self::Overlap { .. } => "link the image at 0x100000 or above",
+            Self::InitrdTooLarge { .. } => "give the machine more memory",
+            Self::CmdlineTooLong { .. } => "shorten the command line",
+            Self::Cmdline { .. } => "use printable ASCII without stray quotes",
+            Self::OptionNotUsed { .. } => "leave the option out, or state another format",
+            Self::MemorySize { .. } => "use a multiple of 4 KiB between 4 KiB and 1 TiB",
+            Self::TooManyPrograms { .. } => "give the machine a vCPU for each program",
+            Self::NeedsProcessor { .. } => "run it on /dev/kvm, or give guest programs",
+            Self::Map { .. } => "use less memory, or raise the limit of the address space",
+            Self::Create(CreateError { error, .. }) => return hint(error),
+            Self::Step { source, .. } | Self::Vcpu { source, .. } => return hint(source),
+            Self::Access { .. } | Self::Thread { .. } => return None,
+        })
+    }
+}
+
+/// A hint for an error of the VM.
+fn hint(error: &Error) -> Option<&'static str> {
+    Some(match error {
+        Error::HostLacks(_) | Error::NotOffered(_) => "guest programs need a software platform",
+        Error::Unsupported(..) => "`kvm-ops doctor` tells what this host offers",
+        Error::Invalid(kvm_ops::Field::VcpuCount, _) => "use 1 to 4096 vCPUs",
+        Error::NoKeyId => "destroy another confidential VM of this host first",
+        _ => return None,
+    })
+}

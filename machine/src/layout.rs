@@ -1,0 +1,49 @@
+//! Where things lie in guest-physical memory. It is the layout of a PC.
+
+use kvm_ops::Gpa;
+
+/// RAM below 4 GiB ends here; above lie the devices and the ROM.
+pub(crate) const RAM_HOLE: u64 = 3 << 30;
+
+/// The first address above the 32-bit space, where RAM goes on and below which the ROM ends.
+pub(crate) const FOUR_GIB: u64 = 4 << 30;
+
+/// The most RAM: the CMOS counts what lies above 4 GiB in 24 bits of 64 KiB.
+pub(crate) const RAM_MAX: u64 = 1 << 40;
+
+/// The largest ROM. Below it lie the pages that VMX needs for real mode.
+pub(crate) const ROM_MAX: u64 = 16 << 20;
+
+/// The end of conventional memory, and of what real mode reaches.
+pub(crate) const ONE_MIB: u64 = 1 << 20;
+
+/// How much of the end of a ROM is copied below 1 MiB as well. Chipsets show 128 KiB there, and
+/// firmware that is larger copies another 128 KiB itself once it has found the chipset (SeaBIOS
+/// src/fw/shadow.c); here is no chipset to find.
+pub(crate) const SHADOW_MAX: u64 = 256 << 10;
+
+/// The end of conventional memory that the memory map gives to a kernel; above lies what firmware
+/// would keep for itself (the extended BIOS data area).
+pub(crate) const CONVENTIONAL_END: u64 = 0x9_fc00;
+
+/// The MultiProcessor table, in the range of ROMs below 1 MiB where kernels look for it.
+pub(crate) const MP_TABLE: Gpa = Gpa::new(0xf_0000);
+
+/// What is needed to start 32-bit and 64-bit code: page-sized things from here to `BOOT_END`.
+pub(crate) const BOOT_START: u64 = 0x1000;
+/// The descriptor table.
+pub(crate) const GDT: Gpa = Gpa::new(0x1000);
+/// The code that switches to long mode.
+pub(crate) const TRAMPOLINE: Gpa = Gpa::new(0x2000);
+/// The top of the stack.
+pub(crate) const STACK_TOP: u64 = 0x4000;
+/// Linux's boot parameters.
+pub(crate) const ZERO_PAGE: Gpa = Gpa::new(0x4000);
+/// The root of the page tables, then the directory pointers, then four directories.
+pub(crate) const PAGE_TABLES: Gpa = Gpa::new(0x5000);
+/// The command line, up to 64 KiB.
+pub(crate) const CMDLINE: Gpa = Gpa::new(0x1_0000);
+/// The longest command line that finds room.
+pub(crate) const CMDLINE_MAX: u64 = 0x1_0000;
+/// The byte after all of it.
+pub(crate) const BOOT_END: u64 = 0x2_0000;

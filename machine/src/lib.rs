@@ -1,0 +1,74 @@
+//! A whole machine around a VM: guest memory, image loading, vCPU threads and devices.
+//!
+//! [`Machine::build`] takes a [`MachineConfig`] through the steps of a creation (VM, memory,
+//! slots, image, vCPUs, registers) and undoes what it did when a step fails. [`Machine::run`]
+//! gives each vCPU a thread and turns exits into calls of an [`ExitHandler`], such as [`Devices`],
+//! until the guest is done, a [`RunLimits`] is reached or a [`Stopper`] is used.
+//! [`Machine::destroy`] gives everything back and reports it.
+//!
+//! It runs on any [`Host`](kvm_ops::Host): images where vCPUs execute machine code, guest programs on
+//! a software platform ([`Host::runs`](kvm_ops::Host::runs)).
+//!
+//! What it does not have: **ACPI tables** (a kernel that no firmware starts finds the other vCPUs
+//! by an MP table, if it is built with `CONFIG_X86_MPPARSE`, and starts one vCPU otherwise), **PCI,
+//! disks and network devices**, and **a serial interrupt** unless the embedder wires one
+//! ([`Devices::with_serial_interrupt`]).
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use kvm_ops::guest::Script;
+//! use kvm_ops::sim::SimHost;
+//! use kvm_ops::{Gpa, Vendor};
+//! use kvm_ops_machine::{ConsoleSink, End, Machine, MachineConfig, RunLimits};
+//!
+//! let program = Script::new().print(0x3f8, "hello").write(Gpa::new(0x1000), b"x").halt();
+//! let config = MachineConfig::new().memory(1 << 20).program(program);
+//! let mut machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+//!
+//! let console = ConsoleSink::capture();
+//! let devices = machine.devices(console.clone());
+//! let limits = RunLimits::none().deadline(Duration::from_secs(10));
+//! let report = machine.run(&devices, limits)?;
+//! assert_eq!(report.end, End::Halted);
+//! assert_eq!(console.text(), "hello");
+//! assert!(machine.destroy().is_clean());
+//! # Ok::<(), kvm_ops_machine::MachineError>(())
+//! ```
+
+mod config;
+mod console;
+mod convert;
+mod devices;
+mod error;
+mod handler;
+mod image;
+mod launch;
+mod layout;
+mod life;
+mod load;
+mod memory;
+mod report;
+mod run;
+mod start;
+mod stop;
+
+pub use config::{MachineConfig, Payload};
+pub use console::ConsoleSink;
+pub use devices::Devices;
+pub use error::MachineError;
+pub use handler::{ExitContext, ExitHandler, Flow, Inside};
+pub use image::{Image, ImageFormat};
+pub use launch::{LaunchPage, LaunchStep};
+pub use life::Machine;
+pub use memory::GuestRam;
+pub use report::{End, ExitCounts, RunReport, VcpuReport};
+pub use run::RunLimits;
+pub use stop::Stopper;
+
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,390 @@
+//! The machine: built in steps that are undone in reverse, run, and given back.
+
+use std::fmt;
+use std::mem;
+
+use kvm_ops::guest::GuestProgram;
+use kvm_ops::{
+    AnyVcpu, AnyVm, EncCmd, Error, FreeReport, Gfn, Host, Irqchip, Leak, Leaked, MemSlot, OpName,
+    Runs, Tech, VcpuId, VcpuOps, Vm, VmConfig, create,
+};
+
+use crate::convert::Parts;
+use crate::launch::{LaunchStep, bytes_below_4_gib};
+use crate::run::{Run, ShutdownScope, State};
+use crate::{
+    ConsoleSink, Devices, ExitHandler, GuestRam, MachineConfig, MachineError, Payload, RunLimits,
+    RunReport, Stopper, load, start,
+};
+
+/// A VM with its memory and vCPUs, ready to run.
+///
+/// Dropping it gives everything back, as [`destroy`](Self::destroy) does, but only logs what
+/// leaked.
+pub struct Machine<H: Host> {
+    /// `None` only once `tear_down` took it, which ends the machine.
+    vm: Option<Vm<AnyVm<H>>>,
+    vcpus: Vec<AnyVcpu<H>>,
+    /// Which vCPUs have something to run.
+    runs: Vec<bool>,
+    /// What was lent to the VM.
+    slots: Vec<MemSlot>,
+    ram: Option<GuestRam>,
+    stopper: Stopper,
+    scope: ShutdownScope,
+}
+
+impl<H: Host> Machine<H> {
+    /// Builds a machine: the VM, its memory with the image in it, and its vCPUs.
+    ///
+    /// # Errors
+    /// A [`MachineError`] that names the step or the value. What was built so far is undone.
+    pub fn build(host: &H, config: MachineConfig) -> Result<Self, MachineError> {
+        let irqchip = config.chosen_irqchip();
+        if let Payload::Programs(programs) = &config.payload {
+            if programs.len() as u64 > u64::from(config.vcpus) {
+                return Err(MachineError::TooManyPrograms {
+                    programs: programs.len(),
+                    vcpus: config.vcpus,
+                });
+            }
+        }
+        let confidential = config.kind.tech(host.vendor()).is_confidential();
+        let rom = match &config.payload {
+            // What the host writes into memory is not what such a guest starts with.
+            Payload::Image(image) if confidential => {
+                let name = image.name.clone();
+                return Err(MachineError::NotLaunchable { name });
+            }
+            Payload::Image(image) if host.runs() == Runs::Programs => {
+                let (name, host) = (image.name.clone(), host.name());
+                return Err(MachineError::NeedsProcessor { name, host });
+            }
+            Payload::Image(image) => load::rom_bytes(image)?,
+            Payload::None | Payload::Programs(_) => bytes_below_4_gib(&config.launch),
+        };
+        let vm_config = VmConfig::new(config.kind)
+            .vcpus(config.vcpus)
+            .irqchip(irqchip)
+            .enc(config.enc);
+        let vm = create(host, &vm_config).map_err(MachineError::Create)?;
+        // From here on the value undoes what it holds when a step fails.
+        let mut machine = Self {
+            vm: Some(vm),
+            vcpus: Vec::new(),
+            runs: Vec::new(),
+            slots: Vec::new(),
+            ram: None,
+            stopper: Stopper::new(Vec::new()),
+            scope: ShutdownScope::Machine,
+        };
+        let ram = GuestRam::new(config.memory, rom, confidential)?;
+        let first = match &config.payload {
+            Payload::Image(image) => {
+                load::describe(image, &ram, config.vcpus, irqchip)?;
+                Some(load::load(image, &ram)?)
+            }
+            Payload::None | Payload::Programs(_) => None,
+        };
+        machine.lend(ram, config.log_dirty)?;
+        machine.create_vcpus(config.vcpus, irqchip)?;
+        match config.payload {
+            Payload::None => {}
+            Payload::Image(_) => {
+                if let (Some(first), Some(vcpu)) = (first, machine.vcpus.first_mut()) {
+                    start::set(vcpu, &first).map_err(of_vcpu("set the registers", VcpuId(0)))?;
+                }
+            }
+            Payload::Programs(programs) => machine.load_programs(programs)?,
+        }
+        for launched in &config.launch {
+            let vm = machine.own_vm();
+            match launched {
+                LaunchStep::Add(page) => vm
+                    .add_initial_page(&page.as_initial())
+                    .map_err(step("add a page to the measured start"))?,
+                LaunchStep::Measure(gpa) => vm
+                    .measure_initial_page(*gpa)
+                    .map_err(step("measure a page of the start"))?,
+            }
+        }
+        if !config.awaits_guest {
+            machine.finalize()?;
+        }
+        Ok(machine)
+    }
+
+    fn lend(&mut self, ram: GuestRam, log_dirty: bool) -> Result<(), MachineError> {
+        let slots = ram.slots(log_dirty)?;
+        // Before the first slot: from then on the memory must stay.
+        self.ram = Some(ram);
+        for slot in slots {
+            self.own_vm()
+                .set_memory_slot(slot)
+                .map_err(step("set a memory slot"))?;
+            self.slots.push(slot);
+        }
+        Ok(())
+    }
+
+    fn create_vcpus(&mut self, vcpus: u32, irqchip: Irqchip) -> Result<(), MachineError> {
+        for id in (0..vcpus).map(VcpuId) {
+            let vcpu = self
+                .vm()
+                .create_vcpu(id)
+                .map_err(of_vcpu("create the state", id))?;
+            self.vcpus.push(vcpu);
+        }
+        // The first vCPU runs. The others wait for INIT and SIPI where the platform has local
+        // APICs to send them, inside of `vcpu_run`; without, nothing could ever start them.
+        self.runs = (0..vcpus)
+            .map(|id| id == 0 || irqchip != Irqchip::None)
+            .collect();
+        self.stopper = Stopper::new(self.vcpus.iter().map(VcpuOps::kick_handle).collect());
+        Ok(())
+    }
+
+    fn load_programs(&mut self, programs: Vec<Box<dyn GuestProgram>>) -> Result<(), MachineError> {
+        self.scope = ShutdownScope::Vcpu;
+        self.runs.fill(false);
+        for ((vcpu, runs), program) in self.vcpus.iter_mut().zip(&mut self.runs).zip(programs) {
+            let id = vcpu.id();
+            vcpu.programs()
+                .ok_or(Error::HostLacks(&PROGRAMS))
+                .and_then(|programs| programs.load_program(program))
+                .map_err(of_vcpu("load the program", id))?;
+            *runs = true;
+        }
+        Ok(())
+    }
+
+    /// Runs the machine until it ends, on one thread for each vCPU that has something to run; all
+    /// of them have ended when it returns. It may be run again, and goes on from where it was.
+    ///
+    /// # Errors
+    /// [`MachineError::Thread`] if the system gives no thread. The end of the guest, failures of
+    /// vCPUs included, is in the report.
+    pub fn run(
+        &mut self,
+        handler: &dyn ExitHandler,
+        limits: RunLimits,
+    ) -> Result<RunReport, MachineError> {
+        self.run_while(handler, limits, |_| ())
+            .map(|(report, ())| report)
+    }
+
+    /// Runs the machine as [`run`](Self::run) does, and calls `work` on this thread meanwhile, with
+    /// the VM. The run goes on until the guest ends, also after `work` returned; use a
+    /// [`stopper`](Self::stopper) to end it.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_while<T>(
+        &mut self,
+        handler: &dyn ExitHandler,
+        limits: RunLimits,
+        work: impl FnOnce(&Vm<AnyVm<H>>) -> T,
+    ) -> Result<(RunReport, T), MachineError> {
+        let vm = self.vm.as_ref().expect(WHOLE);
+        let machine = Parts {
+            vm,
+            ram: self.ram.as_ref().expect(WHOLE),
+            stopper: &self.stopper,
+        };
+        let run = Run {
+            handler,
+            machine: &machine,
+            confidential: vm.tech().is_confidential(),
+            limits,
+            stopper: &self.stopper,
+            scope: self.scope,
+            state: State::default(),
+        };
+        run.go(&mut self.vcpus, &self.runs, || work(vm))
+    }
+
+    /// Closes the initial contents of a machine that was built to await its guest
+    /// ([`MachineConfig::await_guest`]), so that it may run.
+    ///
+    /// # Errors
+    /// [`MachineError::Step`] if the VM refuses.
+    pub fn finalize(&mut self) -> Result<(), MachineError> {
+        self.own_vm().finalize().map_err(step("finalise the VM"))
+    }
+
+    /// Runs a command of the technology on the VM.
+    ///
+    /// # Errors
+    /// As [`Vm::mem_enc_op`].
+    pub fn mem_enc_op(&mut self, cmd: &mut EncCmd<'_>) -> kvm_ops::Result<()> {
+        self.own_vm().mem_enc_op(cmd)
+    }
+
+    /// Moves the guest of this machine to `destination`, whose memory must be this machine's, or whose
+    /// VM has no slots ([`Vm::move_to`]). Neither machine runs meanwhile.
+    ///
+    /// # Errors
+    /// As [`Vm::move_to`]. After an error both are as they were.
+    pub fn move_to(&mut self, destination: &mut Self) -> kvm_ops::Result<()> {
+        let to = destination.vm.as_mut().expect(WHOLE);
+        self.vm.as_mut().expect(WHOLE).move_to(to)
+    }
+
+    /// Stops runs from other threads.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// The devices of a PC that this machine's guests may want, with their console.
+    pub fn devices(&self, console: ConsoleSink) -> Devices {
+        let vcpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
+        Devices::new(self.memory().size(), vcpus, console)
+    }
+
+    /// The memory.
+    pub fn memory(&self) -> &GuestRam {
+        self.ram.as_ref().expect(WHOLE)
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Vm<AnyVm<H>> {
+        self.vm.as_ref().expect(WHOLE)
+    }
+
+    fn own_vm(&mut self) -> &mut Vm<AnyVm<H>> {
+        self.vm.as_mut().expect(WHOLE)
+    }
+
+    /// The technology that holds it.
+    pub fn tech(&self) -> Tech {
+        self.vm().tech()
+    }
+
+    /// A vCPU, to read its registers while it does not run.
+    pub fn vcpu(&self, id: VcpuId) -> Option<&AnyVcpu<H>> {
+        self.vcpus.get(id.0 as usize)
+    }
+
+    /// A vCPU, to set its registers while it does not run.
+    pub fn vcpu_mut(&mut self, id: VcpuId) -> Option<&mut dyn VcpuOps> {
+        let vcpu = self.vcpus.get_mut(id.0 as usize)?;
+        Some(vcpu)
+    }
+
+    /// Lets a vCPU take part in the next run, though it got no program and nothing wakes it: the
+    /// embedder has set its registers. Returns false if there is no such vCPU.
+    pub fn enable_vcpu(&mut self, id: VcpuId) -> bool {
+        self.runs
+            .get_mut(id.0 as usize)
+            .map(|runs| *runs = true)
+            .is_some()
+    }
+
+    /// The frames that the guest wrote since the last call, of a machine built with
+    /// [`log_dirty`](MachineConfig::log_dirty).
+    ///
+    /// # Errors
+    /// [`MachineError::Step`] without a dirty log, or where the platform refuses.
+    pub fn dirty_frames(&self) -> Result<Vec<Gfn>, MachineError> {
+        let mut frames = Vec::new();
+        for slot in self.slots.iter().filter(|slot| !slot.flags.read_only) {
+            let mut bitmap = vec![0; slot.dirty_words()];
+            self.vm()
+                .dirty_log(slot.id, &mut bitmap)
+                .map_err(step("read the dirty log"))?;
+            let first = Gfn::containing(slot.gpa).get();
+            for (base, word) in (first..).step_by(64).zip(bitmap) {
+                let bits = (0..64).filter(|bit| word & (1 << bit) != 0);
+                frames.extend(bits.map(|bit| Gfn::new(base + bit)));
+            }
+        }
+        Ok(frames)
+    }
+
+    /// Gives everything back: vCPUs, slots, the VM, and at last the memory.
+    ///
+    /// The report lists leaks. If a slot could not be deleted or the VM not be closed, the memory is
+    /// leaked too, because a guest may still write it.
+    pub fn destroy(mut self) -> FreeReport {
+        self.tear_down().expect(WHOLE)
+    }
+
+    /// The steps of [`build`](Self::build), reversed. `None` the second time.
+    fn tear_down(&mut self) -> Option<FreeReport> {
+        let mut vm = self.vm.take()?;
+        let mut leaks = Vec::new();
+        for vcpu in self.vcpus.drain(..) {
+            let what = Leaked::Handle(vcpu.id().0.into());
+            if let Err(error) = vcpu.vcpu_free() {
+                leaks.push(Leak {
+                    what,
+                    operation: "free vCPU",
+                    error,
+                });
+            }
+        }
+        let mut lent = false;
+        // Deleting the slots of a confidential VM would take its private pages out one by one, under a
+        // live key. Without the key they cost one call each; closing the VM lets the memory go.
+        let confidential = vm.tech().is_confidential();
+        for slot in self.slots.drain(..).rev().filter(|_| !confidential) {
+            if let Err(error) = vm.delete_memory_slot(slot.id) {
+                lent = true;
+                leaks.push(Leak {
+                    what: Leaked::Handle(slot.id.0.into()),
+                    operation: "delete memory slot",
+                    error,
+                });
+            }
+        }
+        let mut report = vm.destroy();
+        // A VM that could not be closed may hold its slots.
+        lent |= report
+            .leaks
+            .iter()
+            .any(|leak| matches!(leak.what, Leaked::Handle(_) | Leaked::Vm(_)));
+        if let Some(ram) = self.ram.take() {
+            // A VM that still holds a slot may write the memory for as long as it lives, so it
+            // must stay mapped for ever.
+            if lent {
+                mem::forget(ram);
+            }
+        }
+        report.leaks.extend(leaks);
+        Some(report)
+    }
+}
+
+static PROGRAMS: OpName = OpName("guest programs: it runs machine code");
+
+/// Why the parts of a machine are there: `build` hands no machine out before all are, and
+/// `destroy` takes the machine with them.
+const WHOLE: &str = "a machine has its VM and memory until it is destroyed";
+
+fn step(step: &'static str) -> impl Fn(Error) -> MachineError {
+    move |source| MachineError::Step { step, source }
+}
+
+fn of_vcpu(step: &'static str, vcpu: VcpuId) -> impl Fn(Error) -> MachineError {
+    move |source| MachineError::Vcpu { step, vcpu, source }
+}
+
+impl<H: Host> Drop for Machine<H> {
+    fn drop(&mut self) {
+        if let Some(report) = self.tear_down() {
+            for leak in &report.leaks {
+                tracing::error!(vm = report.vm.0, %leak, "leaked by drop");
+            }
+        }
+    }
+}
+
+impl<H: Host> fmt::Debug for Machine<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("vm", &self.vm)
+            .field("vcpus", &self.vcpus.len())
+            .field("ram", &self.ram)
+            .finish_non_exhaustive()
+    }
+}

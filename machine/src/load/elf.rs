@@ -1,0 +1,100 @@
+//! ELF images: a vmlinux, or any statically linked program without an operating system.
+
+use std::io::Cursor;
+
+use elf::abi::{EM_386, EM_X86_64, ET_DYN, ET_EXEC, PT_LOAD};
+use elf::endian::LittleEndian;
+use elf::file::Class;
+use elf::{ElfBytes, segment::ProgramHeader};
+use linux_loader::loader::KernelLoader;
+
+use super::super::layout::FOUR_GIB;
+use super::{
+    Gpa, GuestRam, Image, MachineError, Start, bad, boot, clear_of_boot_area, low_range, parse,
+};
+
+pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError> {
+    let file = ElfBytes::<LittleEndian>::minimal_parse(&image.bytes)
+        .map_err(|error| parse(image, error))?;
+    let header = &file.ehdr;
+    if ![ET_EXEC, ET_DYN].contains(&header.e_type) {
+        return Err(bad(image, "the type of file (e_type)", header.e_type));
+    }
+    let machine = match header.class {
+        Class::ELF32 => EM_386,
+        Class::ELF64 => EM_X86_64,
+    };
+    if header.e_machine != machine {
+        return Err(bad(image, "the machine (e_machine)", header.e_machine));
+    }
+    let segments: Vec<ProgramHeader> = file
+        .segments()
+        .into_iter()
+        .flat_map(|segments| segments.iter())
+        .filter(|segment| segment.p_type == PT_LOAD)
+        .collect();
+    let mut end = Gpa::new(0);
+    for segment in &segments {
+        end = end.max(check(image, ram, segment)?);
+    }
+    let entry = image.entry.unwrap_or(Gpa::new(header.e_entry));
+    if !segments.iter().any(|segment| contains(segment, entry)) {
+        return Err(MachineError::EntryOutside {
+            name: image.name.clone(),
+            entry,
+        });
+    }
+    match header.class {
+        Class::ELF64 => {
+            let mut reader = Cursor::new(&image.bytes);
+            linux_loader::loader::Elf::load(ram.map(), None, &mut reader, None)
+                .map_err(|error| parse(image, error))?;
+        }
+        // linux-loader knows 64-bit files only.
+        Class::ELF32 => {
+            for segment in &segments {
+                let contents = file
+                    .segment_data(segment)
+                    .map_err(|error| parse(image, error))?;
+                ram.write(Gpa::new(segment.p_paddr), contents)?;
+            }
+        }
+    }
+    boot::kernel(image, ram, end)?;
+    match header.class {
+        Class::ELF64 => boot::long(ram, entry),
+        Class::ELF32 => boot::protected(ram, entry),
+    }
+}
+
+/// Checks one segment's numbers, and returns where it ends in memory.
+fn check(image: &Image, ram: &GuestRam, segment: &ProgramHeader) -> Result<Gpa, MachineError> {
+    let in_file = segment.p_offset.checked_add(segment.p_filesz);
+    if in_file.is_none_or(|end| end > image.len() as u64) {
+        return Err(bad(
+            image,
+            "the size of a segment in the file (p_filesz)",
+            segment.p_filesz,
+        ));
+    }
+    if segment.p_filesz > segment.p_memsz {
+        return Err(bad(
+            image,
+            "the size of a segment in memory (p_memsz)",
+            segment.p_memsz,
+        ));
+    }
+    let start = Gpa::new(segment.p_paddr);
+    let end = low_range(image, ram, start, segment.p_memsz)?;
+    clear_of_boot_area("a segment", start, end)?;
+    Ok(end)
+}
+
+/// Whether the entry lies in the segment; below 4 GiB, which is what the start maps.
+fn contains(segment: &ProgramHeader, entry: Gpa) -> bool {
+    entry.get() < FOUR_GIB
+        && entry
+            .get()
+            .checked_sub(segment.p_paddr)
+            .is_some_and(|offset| offset < segment.p_memsz)
+}

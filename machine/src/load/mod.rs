@@ -1,0 +1,125 @@
+//! Loading images into guest memory.
+//!
+//! Every number that comes from a file or an option is checked before it is used; an error names
+//! it.
+
+mod boot;
+mod bzimage;
+mod elf;
+mod firmware;
+mod flat;
+mod mptable;
+#[cfg(test)]
+mod tests;
+
+use kvm_ops::{Gpa, Irqchip};
+
+use super::layout::{BOOT_END, BOOT_START};
+use super::start::Start;
+use super::{GuestRam, Image, ImageFormat, MachineError};
+
+/// How much ROM the machine needs for the image.
+pub(crate) fn rom_bytes(image: &Image) -> Result<u64, MachineError> {
+    match image.format {
+        ImageFormat::Firmware => firmware::rom_bytes(image),
+        ImageFormat::Flat | ImageFormat::Elf | ImageFormat::BzImage => Ok(0),
+    }
+}
+
+/// Tells a kernel of the other vCPUs and the interrupt lines, which firmware finds out itself.
+/// Before the image is loaded, which may lie there.
+pub(crate) fn describe(
+    image: &Image,
+    ram: &GuestRam,
+    vcpus: u32,
+    irqchip: Irqchip,
+) -> Result<(), MachineError> {
+    let kernel = matches!(image.format, ImageFormat::Elf | ImageFormat::BzImage);
+    if kernel && irqchip == Irqchip::Full {
+        mptable::write(ram, vcpus)?;
+    }
+    Ok(())
+}
+
+/// Loads the image and says how the first vCPU starts it.
+pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError> {
+    if image.is_empty() {
+        return Err(MachineError::EmptyImage {
+            name: image.name.clone(),
+        });
+    }
+    refuse_unused(image)?;
+    match image.format {
+        ImageFormat::Flat => flat::load(image, ram),
+        ImageFormat::Elf => elf::load(image, ram),
+        ImageFormat::BzImage => bzimage::load(image, ram),
+        ImageFormat::Firmware => firmware::load(image, ram),
+    }
+}
+
+/// An option that would be ignored is a mistake of whoever gave it.
+fn refuse_unused(image: &Image) -> Result<(), MachineError> {
+    let format = image.format;
+    let kernel = matches!(format, ImageFormat::Elf | ImageFormat::BzImage);
+    let unused = [
+        (
+            "load address",
+            image.load_at.is_some() && format != ImageFormat::Flat,
+        ),
+        (
+            "entry",
+            image.entry.is_some() && !matches!(format, ImageFormat::Flat | ImageFormat::Elf),
+        ),
+        ("command line", image.cmdline.is_some() && !kernel),
+        ("initrd", image.initrd.is_some() && !kernel),
+    ];
+    match unused.into_iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(MachineError::OptionNotUsed { option, format }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a range lies in the RAM below 4 GiB, and returns its end.
+fn low_range(image: &Image, ram: &GuestRam, at: Gpa, bytes: u64) -> Result<Gpa, MachineError> {
+    let too_large = || MachineError::ImageTooLarge {
+        name: image.name.clone(),
+        bytes,
+        at,
+        room: ram.low_end().get().saturating_sub(at.get()),
+    };
+    let end = at.checked_add(bytes).ok_or_else(too_large)?;
+    if end > ram.low_end() {
+        return Err(too_large());
+    }
+    Ok(end)
+}
+
+/// Checks that a range leaves alone what is needed to start it.
+fn clear_of_boot_area(what: &'static str, start: Gpa, end: Gpa) -> Result<(), MachineError> {
+    if start.get() < BOOT_END && end.get() > BOOT_START {
+        return Err(MachineError::Overlap {
+            what,
+            start,
+            end,
+            with: "the boot parameters at 0x1000..0x20000",
+        });
+    }
+    Ok(())
+}
+
+fn bad(image: &Image, what: &'static str, value: impl Into<u64>) -> MachineError {
+    MachineError::BadHeader {
+        name: image.name.clone(),
+        format: image.format,
+        what,
+        value: value.into(),
+    }
+}
+
+fn parse(image: &Image, source: impl std::error::Error + Send + Sync + 'static) -> MachineError {
+    MachineError::BadImage {
+        name: image.name.clone(),
+        format: image.format,
+        source: Box::new(source),
+    }
+}

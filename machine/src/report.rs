@@ -1,0 +1,190 @@
+//! What a run did: how each vCPU ended, and how often it exited for what.
+
+use std::fmt;
+use std::time::Duration;
+
+use kvm_ops::{Error, ExitKind, Gpa, Privacy, VcpuId};
+
+/// How a vCPU, or the whole machine, ended its run.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest shut down: a triple fault, or the end of a guest program.
+    Shutdown,
+    /// The guest halted, and no interrupt can wake it: there is no irqchip in the platform.
+    Halted,
+    /// The guest asked for a reset, through the keyboard controller or port 0xcf9.
+    Reset,
+    /// The guest wrote this value to the debug-exit port (0xf4 or 0x501).
+    DebugExit(u32),
+    /// `KVM_EXIT_SYSTEM_EVENT` of this type.
+    SystemEvent(u32),
+    /// The [`ExitHandler`](crate::ExitHandler) said stop.
+    Handler,
+    /// A [`Stopper`](crate::Stopper) was used.
+    Stopped,
+    /// The run took as long as [`RunLimits`](crate::RunLimits) allow.
+    Deadline,
+    /// The vCPU made as many exits as [`RunLimits`](crate::RunLimits) allow.
+    ExitLimit,
+    /// That vCPU ended the machine, and this one with it.
+    Peer(VcpuId),
+    /// The vCPU has nothing to run: no program, and no irqchip through which another could start
+    /// it.
+    NotStarted,
+    /// An exit that the handler has no answer to.
+    Unhandled(ExitKind),
+    /// The guest touched memory in a way that the VM cannot serve.
+    MemoryFault {
+        /// The address.
+        gpa: Gpa,
+        /// How the guest touched it.
+        access: Privacy,
+    },
+    /// The processor refused to enter the guest, for this reason.
+    FailEntry(u64),
+    /// The platform cannot run or emulate what the guest does.
+    InternalError {
+        /// `KVM_INTERNAL_ERROR_*`.
+        suberror: u32,
+        /// What came with it: for an emulation failure the instruction bytes, where known.
+        data: Vec<u64>,
+    },
+    /// An operation on the vCPU failed.
+    Failed(Error),
+    /// The handler panicked.
+    Panicked,
+}
+
+impl End {
+    /// Whether the guest went wrong, or the platform did, rather than ending as it may.
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Unhandled(_)
+            | Self::MemoryFault { .. }
+            | Self::FailEntry(_)
+            | Self::InternalError { .. }
+            | Self::Failed(_)
+            | Self::Panicked => true,
+            Self::Shutdown
+            | Self::Halted
+            | Self::Reset
+            | Self::DebugExit(_)
+            | Self::SystemEvent(_)
+            | Self::Handler
+            | Self::Stopped
+            | Self::Deadline
+            | Self::ExitLimit
+            | Self::Peer(_)
+            | Self::NotStarted => false,
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shutdown => f.write_str("shut down"),
+            Self::Halted => f.write_str("halted"),
+            Self::Reset => f.write_str("asked for a reset"),
+            Self::DebugExit(value) => write!(f, "ended by debug exit {value:#x}"),
+            Self::SystemEvent(kind) => write!(f, "system event {kind:#x}"),
+            Self::Handler => f.write_str("stopped by the exit handler"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::Deadline => f.write_str("stopped at the deadline"),
+            Self::ExitLimit => f.write_str("stopped at the limit of exits"),
+            Self::Peer(vcpu) => write!(f, "ended with vCPU {vcpu}"),
+            Self::NotStarted => f.write_str("not started"),
+            Self::Unhandled(kind) => write!(f, "{} exit without an answer", kind.name()),
+            Self::MemoryFault { gpa, access } => {
+                let access = match access {
+                    Privacy::Private => "private",
+                    Privacy::Shared => "shared",
+                };
+                write!(f, "memory fault: {gpa} touched as {access} memory")
+            }
+            Self::FailEntry(reason) => write!(f, "entry refused with reason {reason:#x}"),
+            Self::InternalError { suberror, data } => {
+                write!(f, "internal error {suberror:#x} of the platform")?;
+                data.iter().try_for_each(|word| write!(f, " {word:#x}"))
+            }
+            Self::Failed(error) => error.fmt(f),
+            Self::Panicked => f.write_str("the exit handler panicked"),
+        }
+    }
+}
+
+/// How many exits of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExitCounts([u64; ExitKind::ALL.len()]);
+
+impl ExitCounts {
+    /// Exits of that kind.
+    pub const fn of(&self, kind: ExitKind) -> u64 {
+        self.0[kind as usize]
+    }
+
+    /// All exits.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// The kinds that occurred, with their number.
+    pub fn iter(&self) -> impl Iterator<Item = (ExitKind, u64)> + '_ {
+        ExitKind::ALL
+            .into_iter()
+            .map(|kind| (kind, self.of(kind)))
+            .filter(|(_, count)| *count != 0)
+    }
+
+    /// Counts one exit.
+    pub(crate) fn add(&mut self, kind: ExitKind) {
+        self.0[kind as usize] += 1;
+    }
+
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        for (sum, n) in self.0.iter_mut().zip(other.0) {
+            *sum += n;
+        }
+        self
+    }
+}
+
+/// What one vCPU did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VcpuReport {
+    /// Which.
+    pub id: VcpuId,
+    /// Its exits.
+    pub exits: ExitCounts,
+    /// How it ended.
+    pub end: End,
+}
+
+/// What a run did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunReport {
+    /// Each vCPU, by number.
+    pub vcpus: Vec<VcpuReport>,
+    /// How the machine as a whole ended: as the vCPU, the limit or the stopper did that ended it;
+    /// or, where each vCPU ended for itself, as the last one in order of numbers did.
+    pub end: End,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl RunReport {
+    /// The exits of all vCPUs.
+    pub fn exits(&self) -> ExitCounts {
+        self.vcpus
+            .iter()
+            .fold(ExitCounts::default(), |sum, vcpu| sum.plus(&vcpu.exits))
+    }
+
+    /// Whether any vCPU ended in a failure.
+    pub fn is_failure(&self) -> bool {
+        self.end.is_failure() || self.vcpus.iter().any(|vcpu| vcpu.end.is_failure())
+    }
+}

@@ -1,0 +1,328 @@
+//! The run loop: a thread for each vCPU, and what each exit means.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_ops::{Answer, Exit, VcpuId, VcpuOps};
+
+use crate::convert;
+use crate::{
+    End, ExitContext, ExitCounts, ExitHandler, Flow, Inside, MachineError, RunReport, Stopper,
+    VcpuReport,
+};
+
+/// How far a run may go. None is the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunLimits {
+    /// How long, by the wall clock.
+    pub deadline: Option<Duration>,
+    /// How many exits each vCPU may make. Kicks and signals, which are not the guest's, do not
+    /// count.
+    pub max_exits: Option<u64>,
+}
+
+impl RunLimits {
+    /// No limits: the run ends when the guest does, or by a [`Stopper`].
+    pub const fn none() -> Self {
+        Self {
+            deadline: None,
+            max_exits: None,
+        }
+    }
+
+    /// That long, by the wall clock.
+    pub const fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// That many exits for each vCPU.
+    pub const fn max_exits(mut self, exits: u64) -> Self {
+        self.max_exits = Some(exits);
+        self
+    }
+}
+
+/// Whose life a vCPU's shutdown ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ShutdownScope {
+    /// The machine's, as a triple fault resets a PC.
+    Machine,
+    /// Its own: each vCPU runs a program for itself.
+    Vcpu,
+}
+
+/// One run.
+pub(crate) struct Run<'a> {
+    pub(crate) handler: &'a dyn ExitHandler,
+    pub(crate) machine: &'a dyn Inside,
+    /// True if memory can be private: conversions are then answered here.
+    pub(crate) confidential: bool,
+    pub(crate) limits: RunLimits,
+    pub(crate) stopper: &'a Stopper,
+    pub(crate) scope: ShutdownScope,
+    pub(crate) state: State,
+}
+
+/// What the threads of a run share.
+#[derive(Default)]
+pub(crate) struct State {
+    /// Set after the cause, and read after every exit.
+    ending: AtomicBool,
+    shared: Mutex<Shared>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// What ended the machine, and which vCPU, unless it was the clock or a stopper.
+    cause: Option<(Option<VcpuId>, End)>,
+    /// Threads that have not ended.
+    running: usize,
+}
+
+/// How one vCPU ends.
+enum Outcome {
+    /// For itself alone.
+    Alone(End),
+    /// And the machine with it.
+    Machine(End),
+    /// Because the machine does.
+    WithMachine,
+}
+
+impl Run<'_> {
+    /// Runs the vCPUs whose flag is set, each on its own thread, does `work` meanwhile, and waits
+    /// for all.
+    pub(crate) fn go<V: VcpuOps, T>(
+        &self,
+        vcpus: &mut [V],
+        runs: &[bool],
+        work: impl FnOnce() -> T,
+    ) -> Result<(RunReport, T), MachineError> {
+        let start = Instant::now();
+        let reports = thread::scope(|scope| {
+            let mut failed = None;
+            let threads: Vec<_> = vcpus
+                .iter_mut()
+                .zip(runs)
+                .map(|(vcpu, runs)| {
+                    let id = vcpu.id();
+                    if !runs || failed.is_some() {
+                        return (id, None);
+                    }
+                    self.lock().running += 1;
+                    let spawned = thread::Builder::new()
+                        .name(format!("vcpu{id}"))
+                        .spawn_scoped(scope, move || self.thread(vcpu));
+                    match spawned {
+                        Ok(thread) => (id, Some(thread)),
+                        Err(source) => {
+                            self.lock().running -= 1;
+                            failed = Some(MachineError::Thread { vcpu: id, source });
+                            (id, None)
+                        }
+                    }
+                })
+                .collect();
+            if failed.is_some() {
+                self.finish(None, End::Stopped);
+            }
+            // The clock is watched beside the work, which may take longer than the deadline.
+            scope.spawn(|| self.watch(start));
+            let done = work();
+            let reports: Vec<_> = threads
+                .into_iter()
+                .map(|(id, thread)| {
+                    let Some(thread) = thread else {
+                        return VcpuReport {
+                            id,
+                            exits: ExitCounts::default(),
+                            end: End::NotStarted,
+                        };
+                    };
+                    thread.join().unwrap_or(VcpuReport {
+                        id,
+                        exits: ExitCounts::default(),
+                        end: End::Panicked,
+                    })
+                })
+                .collect();
+            failed.map_or(Ok((reports, done)), Err)
+        });
+        self.stopper.clear();
+        let (vcpus, done) = reports?;
+        let cause = self.lock().cause.take().map(|(_, end)| end);
+        let report = RunReport {
+            end: cause
+                .or_else(|| vcpus.first().map(|vcpu| vcpu.end.clone()))
+                .unwrap_or(End::NotStarted),
+            vcpus,
+            elapsed: start.elapsed(),
+        };
+        Ok((report, done))
+    }
+
+    /// Waits until every thread ended, and ends the machine at the deadline.
+    fn watch(&self, start: Instant) {
+        let mut shared = self.lock();
+        while shared.running != 0 {
+            let left = match (self.limits.deadline, &shared.cause) {
+                (Some(deadline), None) => Some(deadline.saturating_sub(start.elapsed())),
+                _ => None,
+            };
+            match left {
+                None => {
+                    shared = self
+                        .state
+                        .changed
+                        .wait(shared)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+                Some(Duration::ZERO) => {
+                    drop(shared);
+                    self.finish(None, End::Deadline);
+                    shared = self.lock();
+                }
+                Some(left) => {
+                    shared = self
+                        .state
+                        .changed
+                        .wait_timeout(shared, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
+                }
+            }
+        }
+    }
+
+    /// The life of a vCPU's thread.
+    fn thread<V: VcpuOps>(&self, vcpu: &mut V) -> VcpuReport {
+        let id = vcpu.id();
+        let mut exits = ExitCounts::default();
+        // A panic is the handler's; it ends this machine, and no other of the process.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.vcpu_loop(vcpu, &mut exits)))
+            .unwrap_or(Outcome::Machine(End::Panicked));
+        let end = match outcome {
+            Outcome::Alone(end) => end,
+            Outcome::Machine(end) => {
+                self.finish(Some(id), end.clone());
+                end
+            }
+            Outcome::WithMachine => match &self.lock().cause {
+                Some((Some(peer), _)) => End::Peer(*peer),
+                Some((None, end)) => end.clone(),
+                None => End::Stopped,
+            },
+        };
+        self.lock().running -= 1;
+        self.state.changed.notify_all();
+        VcpuReport { id, exits, end }
+    }
+
+    fn vcpu_loop<V: VcpuOps>(&self, vcpu: &mut V, exits: &mut ExitCounts) -> Outcome {
+        let mut made = 0;
+        loop {
+            if self.stopper.requested() {
+                self.finish(None, End::Stopped);
+            }
+            if self.state.ending.load(Ordering::SeqCst) {
+                return Outcome::WithMachine;
+            }
+            if self.limits.max_exits.is_some_and(|max| made >= max) {
+                return Outcome::Machine(End::ExitLimit);
+            }
+            let exit = match vcpu.vcpu_run() {
+                Ok(exit) => exit,
+                Err(error) => {
+                    tracing::error!(vcpu = vcpu.id().0, %error, "vcpu_run failed");
+                    return Outcome::Machine(End::Failed(error));
+                }
+            };
+            exits.add(exit.kind());
+            if exit == Exit::Interrupted {
+                continue;
+            }
+            made += 1;
+            if let Some(outcome) = self.answer(vcpu, exit) {
+                return outcome;
+            }
+        }
+    }
+
+    /// Answers an exit, or decides how the vCPU ends.
+    fn answer<V: VcpuOps>(&self, vcpu: &mut V, exit: Exit) -> Option<Outcome> {
+        match exit {
+            Exit::Hlt => Some(Outcome::Alone(End::Halted)),
+            Exit::Shutdown if self.scope == ShutdownScope::Vcpu => {
+                Some(Outcome::Alone(End::Shutdown))
+            }
+            Exit::Shutdown => Some(Outcome::Machine(End::Shutdown)),
+            Exit::SystemEvent { kind } => Some(Outcome::Machine(End::SystemEvent(kind))),
+            Exit::FailEntry { reason, .. } => Some(Outcome::Machine(End::FailEntry(reason))),
+            Exit::InternalError { suberror } => {
+                let data = words(vcpu.exit_data());
+                Some(Outcome::Machine(End::InternalError { suberror, data }))
+            }
+            Exit::MapGpaRange { gpa, pages, to } if self.confidential => {
+                let errno = convert::answer(self.machine, gpa, pages, to);
+                answered(vcpu, Answer::Value(errno))
+            }
+            Exit::MemoryFault { gpa, bytes, access } if self.confidential => {
+                convert::follow(self.machine, gpa, bytes, access)
+                    .err()
+                    .map(|error| {
+                        tracing::error!(vcpu = vcpu.id().0, %gpa, ?access, %error, "memory fault");
+                        Outcome::Machine(End::MemoryFault { gpa, access })
+                    })
+            }
+            Exit::Unknown { .. } => Some(Outcome::Machine(End::Unhandled(exit.kind()))),
+            exit => self.handle(vcpu, exit),
+        }
+    }
+
+    /// Asks the handler.
+    fn handle<V: VcpuOps>(&self, vcpu: &mut V, exit: Exit) -> Option<Outcome> {
+        let id = vcpu.id();
+        let mut context = ExitContext::new(id, exit, vcpu.exit_data(), self.machine);
+        let flow = self.handler.handle(&mut context);
+        let answer = context.answered();
+        match flow {
+            Flow::Continue => answer.and_then(|answer| answered(vcpu, answer)),
+            Flow::Stop => Some(Outcome::Machine(End::Handler)),
+            Flow::End(end) => Some(Outcome::Machine(end)),
+        }
+    }
+
+    /// Ends the machine: the first cause counts, and every vCPU is brought out of the guest.
+    fn finish(&self, by: Option<VcpuId>, end: End) {
+        self.lock().cause.get_or_insert((by, end));
+        self.state.ending.store(true, Ordering::SeqCst);
+        self.stopper.kick_all_but(by);
+        self.state.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // No panic happens under the lock, so a poisoned lock holds sound data.
+        self.state
+            .shared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hands an answer to the vCPU; a refusal ends the machine.
+fn answered<V: VcpuOps>(vcpu: &mut V, answer: Answer) -> Option<Outcome> {
+    let refused = vcpu.answer(answer).err()?;
+    Some(Outcome::Machine(End::Failed(refused)))
+}
+
+/// The 64-bit words of an exit's data.
+fn words(data: &[u8]) -> Vec<u64> {
+    data.chunks_exact(8)
+        .map(|word| u64::from_ne_bytes(word.try_into().expect("chunks of 8 bytes")))
+        .collect()
+}
