@@ -2,11 +2,11 @@
 
 use kvm_ops_core::Field;
 
-use crate::entry::{EMPTY, decode, mapped};
-use crate::mirror::{Lookup, Mapped, Mirror, add_page, lookup_leaf, set_leaf};
+use crate::entry::decode;
+use crate::mirror::{Lookup, Mapped, Mirror, lookup_leaf};
 use crate::node::{ENTRIES, Leaf, index};
 use crate::sync::Ordering;
-use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result};
+use crate::{Error, Gfn, Level, MirrorHooks, Page, PrivateSpte, Result};
 
 impl Mirror {
     /// Maps 4 KiB pages at every frame of a range that has none, alone: no entry is frozen, and each
@@ -23,7 +23,7 @@ impl Mirror {
         hooks: &impl MirrorHooks,
         first: Gfn,
         pages: u64,
-        mut page_of: impl FnMut(Gfn) -> Result<Pfn>,
+        mut page_of: impl FnMut(Gfn) -> Result<Page>,
     ) -> Result<u64> {
         let range = self.range(first, pages)?;
         let mut at = range.first;
@@ -33,7 +33,7 @@ impl Mirror {
                 .end
                 .min((at | (Level::Size2M.frames() - 1)).saturating_add(1));
             if let Ok(leaf) = self.walk(at) {
-                done += fill(hooks, leaf, at, end, &mut page_of)?;
+                done += self.fill(hooks, leaf, (at, end), &mut page_of)?;
                 at = end;
                 continue;
             }
@@ -58,6 +58,34 @@ impl Mirror {
         Ok(done)
     }
 
+    /// Fills the empty entries for frames `at` to `end` of one leaf.
+    #[inline]
+    fn fill(
+        &self,
+        hooks: &impl MirrorHooks,
+        leaf: &Leaf,
+        (at, end): (u64, u64),
+        page_of: &mut impl FnMut(Gfn) -> Result<Page>,
+    ) -> Result<u64> {
+        let lo = index(at, Level::Size4K);
+        let words = &leaf.words[lo..ENTRIES.min(lo + (end - at) as usize)];
+        let mut there = 0;
+        for (i, word) in words.iter().enumerate() {
+            let gfn = at + i as u64;
+            match decode(word.load(Ordering::Relaxed)) {
+                PrivateSpte::Absent => {
+                    let gfn = Gfn::new(gfn);
+                    let page = (page_of(gfn)?, Level::Size4K);
+                    let added = self.add(hooks, (gfn, Level::Size4K), page, PrivateSpte::Mapped)?;
+                    word.store(added, Ordering::Relaxed);
+                }
+                PrivateSpte::Mapped(_) => there += 1,
+                _ => return Err(Error::Exists(Field::Gfn, gfn)),
+            }
+        }
+        Ok(end - at - there)
+    }
+
     /// A walker that remembers the table it was at last: for frames that lie close together.
     pub fn cursor(&self) -> Cursor<'_> {
         Cursor {
@@ -66,38 +94,6 @@ impl Mirror {
             leaf: None,
         }
     }
-}
-
-/// Fills the empty entries for frames `at` to `end` of one leaf.
-#[inline]
-fn fill(
-    hooks: &impl MirrorHooks,
-    leaf: &Leaf,
-    at: u64,
-    end: u64,
-    page_of: &mut impl FnMut(Gfn) -> Result<Pfn>,
-) -> Result<u64> {
-    let lo = index(at, Level::Size4K);
-    let words = &leaf.words[lo..ENTRIES.min(lo + (end - at) as usize)];
-    let mut there = 0;
-    for (i, word) in words.iter().enumerate() {
-        let gfn = at + i as u64;
-        let seen = word.load(Ordering::Relaxed);
-        if seen != EMPTY {
-            match decode(seen) {
-                PrivateSpte::Mapped(_) => {
-                    there += 1;
-                    continue;
-                }
-                _ => return Err(Error::Exists(Field::Gfn, gfn)),
-            }
-        }
-        let gfn = Gfn::new(gfn);
-        let page = page_of(gfn)?;
-        add_page(hooks, gfn, Level::Size4K, page)?;
-        word.store(mapped(page.get()), Ordering::Relaxed);
-    }
-    Ok(end - at - there)
 }
 
 /// A walk that goes on where it was. It borrows the mirror, so no table goes away under it.
@@ -137,11 +133,11 @@ impl<'a> Cursor<'a> {
         hooks: &impl MirrorHooks,
         gfn: Gfn,
         level: Level,
-        page: impl FnOnce() -> Result<Pfn>,
+        page: impl FnOnce() -> Result<Page>,
     ) -> Result<Mapped> {
         if level == Level::Size4K {
             if let Some(leaf) = self.leaf_of(gfn) {
-                return set_leaf(hooks, leaf, gfn, page);
+                return self.mirror.set_leaf(hooks, leaf, gfn, page);
             }
         }
         self.mirror.map(hooks, gfn, level, page)

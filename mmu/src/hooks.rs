@@ -1,6 +1,6 @@
 //! The mirror's requests to a back end.
 
-use crate::{Error, Level, Pfn, Result, SpteChange};
+use crate::{Error, Page, Result, SpteChange};
 
 /// The back end's side of the mirror: it makes in the Secure-EPT what the mirror is about to record.
 ///
@@ -53,18 +53,15 @@ pub trait MirrorHooks {
     /// Takes a 4 KiB page out of the host's use, to become a page of the Secure-EPT.
     ///
     /// # Errors
-    /// [`Error::NoMemory`] or another error of the host; the mirror hands it to its caller.
-    fn alloc_table(&self) -> Result<Pfn>;
+    /// [`Error::NoMemory`] or another error of the host; the mirror returns it to its caller.
+    fn alloc_table(&self) -> Result<Page>;
 
-    /// Takes back a page from [`alloc_table`](Self::alloc_table) that is not, or no longer, the firmware's.
-    fn free_table(&self, table: Pfn);
-
-    /// Takes back a guest page that the firmware has let go.
-    fn free_page(&self, page: Pfn, level: Level);
+    /// Takes back a page that the firmware does not have: a guest page or a table that is removed or
+    /// was never added.
+    fn free_page(&self, page: Page);
 
     /// Takes a page that must never be used again: it is in no table any more, but not clean.
-    /// `level` is its size.
-    fn leak(&self, page: Pfn, level: Level, error: Error);
+    fn leak(&self, page: Page, error: Error);
 }
 
 /// The result of a change that gives a page back to the host.

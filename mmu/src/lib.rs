@@ -19,6 +19,7 @@ mod mirror;
 mod model_nodes;
 mod mutex;
 mod node;
+mod owner;
 mod range;
 mod resize;
 mod slots;
@@ -29,7 +30,7 @@ pub use attributes::Attributes;
 pub use bulk::Cursor;
 pub use hooks::{MirrorHooks, Removal};
 pub use kvm_ops_core::{
-    Error, Gfn, Gpa, Level, Pfn, Privacy, PrivateSpte, Result, SharedMask, SpteChange,
+    Error, Gfn, Gpa, Level, Page, Pfn, PortId, Privacy, PrivateSpte, Result, SharedMask, SpteChange,
 };
 pub use list::{PageKind, Stats};
 pub use lock::{ReadGuard, ReaderLock, WriteGuard};

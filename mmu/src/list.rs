@@ -4,7 +4,7 @@ use crate::entry::{EMPTY, decode};
 use crate::mirror::Mirror;
 use crate::node::{Dir, ENTRIES, Leaf, Node, below};
 use crate::sync::Ordering;
-use crate::{Gfn, Level, Pfn, PrivateSpte};
+use crate::{Gfn, Level, Page, PrivateSpte};
 
 /// The kind of a page that [`Mirror::drain`] lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,22 +31,27 @@ pub struct Stats {
 }
 
 impl Mirror {
-    /// Lists every page that the firmware holds for this guest, each once: guest pages, blocked or
-    /// not, and pages of the Secure-EPT after what they map. The root's page is not among them.
-    /// `level` is the page's size. The mirror is empty afterwards.
+    /// Hands out every page that the firmware holds for this guest, each once: guest pages, blocked or
+    /// not, and pages of the Secure-EPT after the pages that they map. The root's page is not among
+    /// them. The mirror is empty afterwards.
     ///
     /// It is the teardown's list: once the key is released the Secure-EPT cannot be read any more
     /// (TDH.MEM.SEPT.RD answers TDX_TD_KEYS_NOT_CONFIGURED).
-    pub fn drain(&mut self, mut f: impl FnMut(Pfn, Level, PageKind)) {
-        self.list(&mut |_, level, entry, after| match entry {
-            PrivateSpte::Mapped(p) | PrivateSpte::Blocked(p) => f(p, level, PageKind::Page),
-            PrivateSpte::Table(p) | PrivateSpte::BlockedTable(p) if after => {
-                f(p, Level::Size4K, PageKind::Table);
-            }
-            _ => {}
-        });
+    pub fn drain(&mut self, mut f: impl FnMut(Page, PageKind)) {
         // The root goes with the arena that its pointers lead into.
-        *self = Self::empty(self.top);
+        let empty = Self::empty(self.top, self.port);
+        let old = core::mem::replace(self, empty);
+        old.list(&mut |_, level, entry, after| {
+            let (page, size, kind) = match entry {
+                PrivateSpte::Mapped(p) | PrivateSpte::Blocked(p) => (p, level, PageKind::Page),
+                PrivateSpte::Table(p) | PrivateSpte::BlockedTable(p) if after => {
+                    (p, Level::Size4K, PageKind::Table)
+                }
+                _ => return,
+            };
+            // SAFETY: `list` shows each entry once (a table once `after`), and `old` is dropped.
+            f(unsafe { old.take_page(page, size) }, kind);
+        });
     }
 
     /// Calls `f` for every entry that is not empty, in the order of frames, tables before what is

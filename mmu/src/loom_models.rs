@@ -11,8 +11,8 @@ use loom::thread;
 use std::prelude::v1::*;
 
 use crate::{
-    EmptyTables, Error, Gfn, Level, Lookup, Mapped, Mirror, MirrorHooks, Pfn, PrivateSpte,
-    ReaderLock, Result, SpteChange,
+    EmptyTables, Error, Gfn, Level, Lookup, Mapped, Mirror, MirrorHooks, Page, Pfn, PortId,
+    PrivateSpte, ReaderLock, Result, SpteChange,
 };
 
 /// A firmware of two entries and as many tables, which finds out if two threads change one entry at
@@ -25,16 +25,23 @@ struct Hooks {
     /// The page of this number cannot be mapped.
     refuses: u64,
     tables_out: AtomicU64,
+    port: PortId,
 }
 
 impl Hooks {
-    fn new(refuses: u64) -> Self {
+    fn new(refuses: u64, port: PortId) -> Self {
         Self {
             pages: [UnsafeCell::new(0), UnsafeCell::new(0)],
             tables: [UnsafeCell::new(0), UnsafeCell::new(0), UnsafeCell::new(0)],
             refuses,
             tables_out: AtomicU64::new(0),
+            port,
         }
+    }
+
+    fn page(&self, pfn: u64) -> Page {
+        // SAFETY: no memory is behind the number.
+        unsafe { Page::from_raw(Pfn::new(pfn), Level::Size4K, self.port) }
     }
 }
 
@@ -43,9 +50,9 @@ unsafe impl Sync for Hooks {}
 
 impl MirrorHooks for Hooks {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
-        let (cell, value) = match change.new {
-            PrivateSpte::Mapped(page) => (&self.pages[change.gfn.get() as usize], page.get()),
-            PrivateSpte::Table(table) => (&self.tables[change.level as usize - 1], table.get()),
+        let (cell, value) = match change.new_value() {
+            PrivateSpte::Mapped(page) => (&self.pages[change.gfn().get() as usize], page.get()),
+            PrivateSpte::Table(table) => (&self.tables[change.level() as usize - 1], table.get()),
             _ => return Ok(()),
         };
         cell.with_mut(|entry| {
@@ -64,24 +71,22 @@ impl MirrorHooks for Hooks {
         Ok(())
     }
 
-    fn alloc_table(&self) -> Result<Pfn> {
-        Ok(Pfn::new(
-            100 + self.tables_out.fetch_add(1, Ordering::Relaxed),
-        ))
+    fn alloc_table(&self) -> Result<Page> {
+        Ok(self.page(100 + self.tables_out.fetch_add(1, Ordering::Relaxed)))
     }
 
-    fn free_table(&self, _: Pfn) {
-        self.tables_out.fetch_sub(1, Ordering::Relaxed);
+    fn free_page(&self, page: Page) {
+        if page.into_raw().get() >= 100 {
+            self.tables_out.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
-    fn free_page(&self, _: Pfn, _: Level) {}
-
-    fn leak(&self, _: Pfn, _: Level, _: Error) {}
+    fn leak(&self, _: Page, _: Error) {}
 }
 
 fn fault(mirror: &Mirror, hooks: &Hooks, gfn: u64, page: u64) -> Result<Mapped> {
     loop {
-        match mirror.map(hooks, Gfn::new(gfn), Level::Size4K, || Ok(Pfn::new(page)))? {
+        match mirror.map(hooks, Gfn::new(gfn), Level::Size4K, || Ok(hooks.page(page)))? {
             Mapped::Retry => thread::yield_now(),
             other => return Ok(other),
         }
@@ -99,12 +104,13 @@ fn race(
     builder.preemption_bound = Some(3);
     builder.max_branches = 100_000;
     builder.check(move || {
-        let hooks = Arc::new(Hooks::new(refuses));
-        let mut mirror = Mirror::new(Level::Size512G).unwrap();
+        let port = PortId::new();
+        let hooks = Arc::new(Hooks::new(refuses, port));
+        let mut mirror = Mirror::new(Level::Size512G, port).unwrap();
         if tables {
-            let quiet = Hooks::new(0);
+            let quiet = Hooks::new(0, port);
             mirror
-                .map(&quiet, Gfn::new(0), Level::Size4K, || Ok(Pfn::new(1)))
+                .map(&quiet, Gfn::new(0), Level::Size4K, || Ok(quiet.page(1)))
                 .unwrap();
             mirror
                 .zap(&quiet, Gfn::new(0), 1, EmptyTables::Keep)
@@ -176,8 +182,9 @@ fn a_table_that_fails_is_added_by_the_other() {
 #[test]
 fn a_lookup_sees_a_page_only_when_the_hook_is_done() {
     loom::model(|| {
-        let hooks = Arc::new(Hooks::new(0));
-        let mirror = Arc::new(Mirror::new(Level::Size512G).unwrap());
+        let port = PortId::new();
+        let hooks = Arc::new(Hooks::new(0, port));
+        let mirror = Arc::new(Mirror::new(Level::Size512G, port).unwrap());
         let other = {
             let (mirror, hooks) = (mirror.clone(), hooks.clone());
             thread::spawn(move || fault(&mirror, &hooks, 0, 7))
@@ -267,8 +274,10 @@ fn a_fault_beside_a_zap_is_before_or_after_it() {
     builder.preemption_bound = Some(2);
     builder.max_branches = 100_000;
     builder.check(|| {
-        let lock = Arc::new(ReaderLock::new(1, Mirror::new(Level::Size512G).unwrap()));
-        let hooks = Arc::new(Hooks::new(0));
+        let port = PortId::new();
+        let mirror = Mirror::new(Level::Size512G, port).unwrap();
+        let lock = Arc::new(ReaderLock::new(1, mirror));
+        let hooks = Arc::new(Hooks::new(0, port));
         let faulting = {
             let (lock, hooks) = (lock.clone(), hooks.clone());
             thread::spawn(move || {

@@ -8,10 +8,10 @@ use core::ptr::NonNull;
 use kvm_ops_core::Field;
 
 use crate::arena::Arena;
-use crate::entry::{EMPTY, FROZEN, Frozen, MAX_PFN, decode, encode, mapped};
+use crate::entry::{EMPTY, FROZEN, Frozen, decode};
 use crate::node::{Dir, Leaf, Node, below, index};
 use crate::sync::{AtomicU64, Ordering};
-use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Result, SpteChange};
+use crate::{Error, Gfn, Level, MirrorHooks, Page, PortId, PrivateSpte, Result};
 
 /// The result of [`Mirror::map`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +41,14 @@ pub struct Lookup {
 /// inside: put it into a [`ReaderLock`](crate::ReaderLock). The root has no page here,
 /// because the firmware makes it with the VM (TDH.MNG.ADDCX).
 ///
-/// Dropping a mirror calls no hook and frees no page: [`drain`](Self::drain) it first.
+/// The mirror owns the pages that its entries name, all from one port. Dropping it calls no hook and
+/// loses the pages: [`drain`](Self::drain) it first.
 pub struct Mirror {
     pub(crate) root: Box<Dir>,
     pub(crate) top: Level,
     frames: u64,
+    /// The source of its pages.
+    pub(crate) port: PortId,
     pub(crate) arena: Arena,
     /// Leaves below blocked tables, by their first frame: the remains of a promotion that could
     /// neither be finished nor undone. No walk goes there.
@@ -70,26 +73,32 @@ impl fmt::Debug for Mirror {
 
 impl Mirror {
     /// A mirror whose root entries are of level `root`: [`Level::Size512G`] for 4-level tables
-    /// (48 bits), [`Level::Size256T`] for 5-level ones (57 bits).
+    /// (48 bits), [`Level::Size256T`] for 5-level ones (57 bits). Its pages are those of `port`.
     ///
     /// # Errors
     /// [`Error::Invalid`] for another level.
-    pub fn new(root: Level) -> Result<Self> {
+    pub fn new(root: Level, port: PortId) -> Result<Self> {
         if root < Level::Size512G {
             return Err(Error::Invalid(Field::Level, root as u64));
         }
-        Ok(Self::empty(root))
+        Ok(Self::empty(root, port))
     }
 
-    pub(crate) fn empty(top: Level) -> Self {
+    pub(crate) fn empty(top: Level, port: PortId) -> Self {
         Self {
             root: Box::new(Dir::new()),
             top,
             frames: top.frames() << 9,
+            port,
             arena: Arena::new(),
             aside: Vec::new(),
             unflushed: false,
         }
+    }
+
+    /// The source of its pages.
+    pub const fn port(&self) -> PortId {
+        self.port
     }
 
     /// The level of the root's entries.
@@ -110,22 +119,22 @@ impl Mirror {
     ///
     /// # Errors
     /// The error of `page` or of a hook. The entry is then empty as before, and the page and a table
-    /// page taken for it went back through [`free_page`](MirrorHooks::free_page) and
-    /// [`free_table`](MirrorHooks::free_table). Tables added above stay.
-    /// [`Error::Invalid`] for a level of 1 GiB or more, a frame beyond the mirror's, and a frame or
-    /// page that is not aligned to the level. [`Error::NoMemory`] if the mirror cannot grow.
+    /// page taken for it went back through [`free_page`](MirrorHooks::free_page). Tables added above
+    /// stay. [`Error::Invalid`] for a level of 1 GiB or more, a frame that is beyond the mirror's or not
+    /// aligned to the level, and a page of another level or port. [`Error::NoMemory`] if the mirror
+    /// cannot grow.
     #[inline]
     pub fn map(
         &self,
         hooks: &impl MirrorHooks,
         gfn: Gfn,
         level: Level,
-        page: impl FnOnce() -> Result<Pfn>,
+        page: impl FnOnce() -> Result<Page>,
     ) -> Result<Mapped> {
         self.check(gfn, level)?;
         if level == Level::Size4K {
             if let Ok(leaf) = self.walk(gfn.get()) {
-                return set_leaf(hooks, leaf, gfn, page);
+                return self.set_leaf(hooks, leaf, gfn, page);
             }
         }
         self.map_slowly(hooks, gfn, level, page)
@@ -138,7 +147,7 @@ impl Mirror {
         hooks: &impl MirrorHooks,
         gfn: Gfn,
         level: Level,
-        page: impl FnOnce() -> Result<Pfn>,
+        page: impl FnOnce() -> Result<Page>,
     ) -> Result<Mapped> {
         let mut dir: &Dir = &self.root;
         let mut at = self.top;
@@ -154,11 +163,11 @@ impl Mirror {
             };
             match node {
                 Node::Dir(next) => dir = next,
-                Node::Leaf(leaf) => return set_leaf(hooks, leaf, gfn, page),
+                Node::Leaf(leaf) => return self.set_leaf(hooks, leaf, gfn, page),
             }
             at = below(at);
         }
-        set(hooks, &dir.words[index(gfn.get(), at)], gfn, level, page)
+        self.set(hooks, &dir.words[index(gfn.get(), at)], gfn, level, page)
     }
 
     #[inline]
@@ -193,26 +202,15 @@ impl Mirror {
         let Some(node) = self.arena.try_take(at)? else {
             return Ok(Err(Mapped::Retry));
         };
-        let table = match hooks.alloc_table().and_then(|table| {
-            let change = SpteChange {
-                gfn: Gfn::new(gfn.get() & !(at.frames() - 1)),
-                level: at,
-                old: PrivateSpte::Absent,
-                new: PrivateSpte::Table(table),
-            };
-            let made = check_table(table).and_then(|()| hooks.set_private_spte(&change));
-            made.inspect_err(|_| hooks.free_table(table))
-                .map(|()| table)
-        }) {
-            Ok(table) => table,
-            Err(error) => {
-                self.arena.give_back(node);
-                return Err(error);
-            }
-        };
-        // The pointer first: whoever sees the word can go down.
+        let first = Gfn::new(gfn.get() & !(at.frames() - 1));
+        let size = Level::Size4K;
+        let word = hooks
+            .alloc_table()
+            .and_then(|table| self.add(hooks, (first, at), (table, size), PrivateSpte::Table))
+            .inspect_err(|_| self.arena.give_back(node))?;
+        // The pointer first: a thread that sees the word can go down.
         dir.link(i, node);
-        frozen.publish(encode(PrivateSpte::Table(table)));
+        frozen.publish(word);
         // SAFETY: `at` is the level of `dir`.
         Ok(unsafe { dir.below(i, at) }.ok_or(Mapped::Retry))
     }
@@ -275,6 +273,40 @@ impl Mirror {
             _ => Err((dir, Level::Size2M)),
         }
     }
+
+    #[inline]
+    pub(crate) fn set_leaf(
+        &self,
+        hooks: &impl MirrorHooks,
+        leaf: &Leaf,
+        gfn: Gfn,
+        page: impl FnOnce() -> Result<Page>,
+    ) -> Result<Mapped> {
+        let word = &leaf.words[index(gfn.get(), Level::Size4K)];
+        self.set(hooks, word, gfn, Level::Size4K, page)
+    }
+
+    /// Freezes the entry, takes the page, calls the hook, then publishes or restores.
+    #[inline]
+    fn set(
+        &self,
+        hooks: &impl MirrorHooks,
+        word: &AtomicU64,
+        gfn: Gfn,
+        level: Level,
+        page: impl FnOnce() -> Result<Page>,
+    ) -> Result<Mapped> {
+        let mut seen = word.load(Ordering::Acquire);
+        if seen == EMPTY {
+            if let Some(frozen) = Frozen::take(word) {
+                let page = (page()?, level);
+                frozen.publish(self.add(hooks, (gfn, level), page, PrivateSpte::Mapped)?);
+                return Ok(Mapped::New);
+            }
+            seen = word.load(Ordering::Acquire);
+        }
+        Ok(occupied(seen, level))
+    }
 }
 
 /// One level down, or where the walk ends.
@@ -290,14 +322,6 @@ unsafe fn step(dir: &Dir, gfn: u64, level: Level) -> Result<&Dir, (&Dir, Level)>
     }
 }
 
-/// Checks that an entry can hold the table page of a hook.
-pub(crate) fn check_table(table: Pfn) -> Result<()> {
-    if table.get() > MAX_PFN {
-        return Err(Error::Invalid(Field::HostAddress, table.get()));
-    }
-    Ok(())
-}
-
 #[inline]
 pub(crate) fn lookup_leaf(leaf: &Leaf, gfn: Gfn) -> Lookup {
     let word = leaf.words[index(gfn.get(), Level::Size4K)].load(Ordering::Acquire);
@@ -305,54 +329,6 @@ pub(crate) fn lookup_leaf(leaf: &Leaf, gfn: Gfn) -> Lookup {
         level: Level::Size4K,
         entry: decode(word),
     }
-}
-
-#[inline]
-pub(crate) fn set_leaf(
-    hooks: &impl MirrorHooks,
-    leaf: &Leaf,
-    gfn: Gfn,
-    page: impl FnOnce() -> Result<Pfn>,
-) -> Result<Mapped> {
-    let word = &leaf.words[index(gfn.get(), Level::Size4K)];
-    set(hooks, word, gfn, Level::Size4K, page)
-}
-
-/// Freezes the entry, takes the page, calls the hook, then publishes or restores.
-#[inline]
-fn set(
-    hooks: &impl MirrorHooks,
-    word: &AtomicU64,
-    gfn: Gfn,
-    level: Level,
-    page: impl FnOnce() -> Result<Pfn>,
-) -> Result<Mapped> {
-    let mut seen = word.load(Ordering::Acquire);
-    if seen == EMPTY {
-        if let Some(frozen) = Frozen::take(word) {
-            let page = page()?;
-            add_page(hooks, gfn, level, page)?;
-            frozen.publish(mapped(page.get()));
-            return Ok(Mapped::New);
-        }
-        seen = word.load(Ordering::Acquire);
-    }
-    Ok(occupied(seen, level))
-}
-
-/// Adds the page by the hook, or gives it back.
-#[inline]
-pub(crate) fn add_page(hooks: &impl MirrorHooks, gfn: Gfn, level: Level, page: Pfn) -> Result<()> {
-    let added = match page.get() > MAX_PFN || !page.is_aligned(level) {
-        true => Err(Error::Invalid(Field::HostAddress, page.get())),
-        false => hooks.set_private_spte(&SpteChange {
-            gfn,
-            level,
-            old: PrivateSpte::Absent,
-            new: PrivateSpte::Mapped(page),
-        }),
-    };
-    added.inspect_err(|_| hooks.free_page(page, level))
 }
 
 /// The answer for an entry in which something else was seen.

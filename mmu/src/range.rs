@@ -5,9 +5,10 @@ use kvm_ops_core::Field;
 use crate::entry::{EMPTY, encode};
 use crate::mirror::Mirror;
 use crate::node::{Node, Owned};
+use crate::owner::change_of;
 use crate::sync::Ordering;
 use crate::visit::{Entry, Frames};
-use crate::{Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte, Removal, Result, SpteChange};
+use crate::{Error, Gfn, Level, MirrorHooks, Page, Pfn, PrivateSpte, Result};
 
 /// The treatment of tables that [`Mirror::zap`] leaves empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,15 +161,14 @@ impl Mirror {
         self.flush(hooks)?;
         self.visit(range, floor, &mut |slot: Entry<'_>| match slot.entry {
             PrivateSpte::Blocked(page) => {
-                let level = slot.level;
-                remove_one(hooks, &slot, PrivateSpte::Absent, page, level)?;
-                hooks.free_page(page, level);
+                let page = (page, slot.level);
+                hooks.free_page(remove_one(self, hooks, &slot, PrivateSpte::Absent, page)?);
                 zapped.pages += 1;
                 Ok(())
             }
             PrivateSpte::BlockedTable(table) => {
-                remove_one(hooks, &slot, PrivateSpte::Absent, table, Level::Size4K)?;
-                hooks.free_table(table);
+                let table = (table, Level::Size4K);
+                hooks.free_page(remove_one(self, hooks, &slot, PrivateSpte::Absent, table)?);
                 zapped.tables += 1;
                 Ok(())
             }
@@ -249,15 +249,11 @@ impl Mirror {
         table: Pfn,
         node: Owned,
     ) -> Result<()> {
-        hooks.set_private_spte(&SpteChange {
-            gfn: Gfn::new(gfn),
-            level,
-            old: PrivateSpte::BlockedTable(table),
-            new: PrivateSpte::Table(table),
-        })?;
+        let (old, new) = (PrivateSpte::BlockedTable(table), PrivateSpte::Table(table));
+        hooks.set_private_spte(&change_of(Gfn::new(gfn), level, old, new))?;
         if let Some((dir, i)) = self.dir_at(gfn, level) {
             dir.link(i, node);
-            dir.words[i].store(encode(PrivateSpte::Table(table)), Ordering::Relaxed);
+            dir.words[i].store(encode(new), Ordering::Relaxed);
         }
         Ok(())
     }
@@ -271,24 +267,16 @@ pub(crate) fn change(hooks: &impl MirrorHooks, slot: &Entry<'_>, new: PrivateSpt
     Ok(())
 }
 
-/// Calls the hook that gives `page` back, then changes the entry. After `Ok` the page is the host's.
+/// Calls the hook that takes `page` out of the entry, then changes the entry.
 pub(crate) fn remove_one(
+    mirror: &Mirror,
     hooks: &impl MirrorHooks,
-    slot: &Entry<'_>,
+    entry: &Entry<'_>,
     new: PrivateSpte,
-    page: Pfn,
-    size: Level,
-) -> Result<()> {
-    let removal = hooks.remove_private_spte(&slot.to(new));
-    if let Removal::Failed(error) = removal {
-        return Err(error);
-    }
-    slot.word.store(encode(new), Ordering::Relaxed);
-    if let Removal::Dirty(error) = removal {
-        hooks.leak(page, size, error);
-        return Err(error);
-    }
-    Ok(())
+    page: (Pfn, Level),
+) -> Result<Page> {
+    let store = || entry.word.store(encode(new), Ordering::Relaxed);
+    mirror.remove_page(hooks, &entry.to(new), page, store)
 }
 
 const _: () = assert!(EMPTY == encode(PrivateSpte::Absent));

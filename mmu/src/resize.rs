@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use kvm_ops_core::Field;
 
 use crate::entry::{EMPTY, decode, encode, mapped};
-use crate::mirror::{Mirror, check_table};
+use crate::mirror::Mirror;
 use crate::node::{Dir, ENTRIES, Leaf, Node, Owned, below, index};
 use crate::range::{change, remove_one};
 use crate::sync::Ordering;
@@ -35,11 +35,20 @@ impl Mirror {
         };
         // Take the memory before blocking anything: it may run short.
         let node = self.arena.take(Level::Size2M)?;
-        let result = hooks.alloc_table().and_then(|table| {
-            check_table(table)
-                .and_then(|()| self.split(hooks, base, page, table, node))
-                .inspect_err(|_| hooks.free_table(table))
-        });
+        let result = hooks
+            .alloc_table()
+            .and_then(|table| self.check_page(hooks, table, Level::Size4K))
+            .and_then(|table| {
+                match self.split(hooks, base, page, table.pfn(), node) {
+                    // The entry owns it.
+                    Ok(()) => drop(table.into_raw()),
+                    Err(error) => {
+                        hooks.free_page(table);
+                        return Err(error);
+                    }
+                }
+                Ok(())
+            });
         if result.is_err() {
             self.give_back_full(node);
         }
@@ -128,25 +137,17 @@ impl Mirror {
         self.flush(hooks)?;
 
         let slot = self.slot_2m(first)?;
-        let result = remove_one(
-            hooks,
-            &slot,
-            PrivateSpte::Mapped(page),
-            table,
-            Level::Size4K,
-        );
+        let new = PrivateSpte::Mapped(page);
+        let result = remove_one(self, hooks, &slot, new, (table, Level::Size4K));
         let promoted = slot.word.load(Ordering::Relaxed) == mapped(page.get());
         if promoted {
             self.aside.pop();
             self.give_back_full(Owned::Leaf(leaf));
-            if result.is_ok() {
-                hooks.free_table(table);
-            }
         } else {
             // Pages that cannot be joined can be used apart. If not even that, they stay aside.
             let _ = self.put_back(hooks, Frames { first, end });
         }
-        result
+        result.map(|table| hooks.free_page(table))
     }
 
     /// Unblocks the tables of the range whose leaves are aside, and links these again.

@@ -3,6 +3,7 @@
 use crate::entry::decode;
 use crate::mirror::Mirror;
 use crate::node::{Dir, ENTRIES, Leaf, Node, below};
+use crate::owner::change_of;
 use crate::sync::{AtomicU64, Ordering};
 use crate::{Gfn, Level, PrivateSpte, Result, SpteChange};
 
@@ -27,12 +28,7 @@ impl<'a> Entry<'a> {
     /// The change of this entry to `new`.
     #[inline]
     pub(crate) fn to(&self, new: PrivateSpte) -> SpteChange {
-        SpteChange {
-            gfn: Gfn::new(self.gfn),
-            level: self.level,
-            old: self.entry,
-            new,
-        }
+        change_of(Gfn::new(self.gfn), self.level, self.entry, new)
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Counts, Failure, Firmware, entries_of};
 use kvm_ops_mmu::{
-    EmptyTables, Error, Gfn, Level, Lookup, Mapped, Mirror, Pfn, PrivateSpte, Removal,
+    EmptyTables, Error, Gfn, Level, Lookup, Mapped, Mirror, Page, Pfn, PortId, PrivateSpte, Removal,
 };
 
 const ZERO: Counts = Counts {
@@ -26,11 +26,12 @@ fn g(gfn: u64) -> Gfn {
 }
 
 fn filled(top: Level, frames: &[u64]) -> (Firmware, Mirror) {
-    let (fw, mirror) = (Firmware::new(top), Mirror::new(top).unwrap());
+    let fw = Firmware::new(top);
+    let mirror = fw.mirror();
     for &gfn in frames {
-        let page = Pfn::new(gfn + 0x1000);
+        let page = || Ok(fw.page(gfn + 0x1000, Level::Size4K));
         assert_eq!(
-            mirror.map(&fw, g(gfn), Level::Size4K, || Ok(page)),
+            mirror.map(&fw, g(gfn), Level::Size4K, page),
             Ok(Mapped::New)
         );
     }
@@ -40,12 +41,13 @@ fn filled(top: Level, frames: &[u64]) -> (Firmware, Mirror) {
 #[test]
 fn a_fault_costs_one_call_and_one_more_for_each_missing_table() {
     for (top, tables) in [(Level::Size512G, 3), (Level::Size256T, 4)] {
-        let (fw, mirror) = (Firmware::new(top), Mirror::new(top).unwrap());
+        let fw = Firmware::new(top);
+        let mirror = fw.mirror();
         let map = |gfn| {
             fw.counts_of(|| {
-                let page = Pfn::new(gfn + 0x1000);
+                let page = || Ok(fw.page(gfn + 0x1000, Level::Size4K));
                 assert_eq!(
-                    mirror.map(&fw, g(gfn), Level::Size4K, || Ok(page)),
+                    mirror.map(&fw, g(gfn), Level::Size4K, page),
                     Ok(Mapped::New)
                 );
             })
@@ -129,9 +131,11 @@ fn freeing_empty_tables_costs_one_flush_for_each_level_that_has_any() {
 #[test]
 fn demotion_and_promotion_cost_three_calls_each_and_undo_each_other() {
     let fw = Firmware::new(Level::Size512G);
-    let mut mirror = Mirror::new(Level::Size512G).unwrap();
+    let mut mirror = fw.mirror();
     mirror
-        .map(&fw, g(1024), Level::Size2M, || Ok(Pfn::new(0x200)))
+        .map(&fw, g(1024), Level::Size2M, || {
+            Ok(fw.page(0x200, Level::Size2M))
+        })
         .unwrap();
     let before = fw.entries();
     let down = fw.counts_of(|| mirror.demote(&fw, g(1024 + 77)).unwrap());
@@ -162,9 +166,9 @@ fn demotion_and_promotion_cost_three_calls_each_and_undo_each_other() {
 #[test]
 fn a_range_that_cuts_a_large_page_splits_it_and_touches_no_frame_outside() {
     let fw = Firmware::new(Level::Size512G);
-    let mut mirror = Mirror::new(Level::Size512G).unwrap();
+    let mut mirror = fw.mirror();
     for table in 0..3 {
-        let page = Pfn::new(0x10000 + table * 512);
+        let page = fw.page(0x10000 + table * 512, Level::Size2M);
         mirror
             .map(&fw, g(table * 512), Level::Size2M, || Ok(page))
             .unwrap();
@@ -205,7 +209,7 @@ fn what_is_not_clean_is_leaked_once_and_never_freed() {
         PrivateSpte::Blocked(Pfn::new(0x1003))
     );
     let mut listed = Vec::new();
-    mirror.drain(|page, _, _| listed.push(page.get()));
+    mirror.drain(|page, _| listed.push(page.into_raw().get()));
     assert!(listed.contains(&0x1003) && !listed.contains(&0x1002));
 }
 
@@ -226,9 +230,11 @@ fn a_blocked_page_is_occupied_until_it_is_unblocked() {
 #[test]
 fn a_promotion_that_stays_half_way_keeps_its_pages_in_the_list_and_can_be_undone() {
     let fw = Firmware::new(Level::Size512G);
-    let mut mirror = Mirror::new(Level::Size512G).unwrap();
+    let mut mirror = fw.mirror();
     mirror
-        .map_range(&fw, g(0), 512, |gfn| Ok(Pfn::new(0x400 + gfn.get())))
+        .map_range(&fw, g(0), 512, |gfn| {
+            Ok(fw.page(0x400 + gfn.get(), Level::Size4K))
+        })
         .unwrap();
     // The block succeeds, the flush fails; what would undo it needs the flush as well.
     fw.state.borrow_mut().fail = vec![(1, Failure::Hard)];
@@ -252,7 +258,7 @@ fn a_promotion_that_stays_half_way_keeps_its_pages_in_the_list_and_can_be_undone
 
 #[test]
 fn arguments_that_no_table_can_hold_are_refused_before_any_call() {
-    assert!(Mirror::new(Level::Size1G).is_err());
+    assert!(Mirror::new(Level::Size1G, PortId::new()).is_err());
     let (fw, mut mirror) = filled(Level::Size512G, &[]);
     let calls = fw.counts_of(|| {
         for (gfn, level, text) in [
@@ -294,44 +300,70 @@ fn arguments_that_no_table_can_hold_are_refused_before_any_call() {
 
 #[test]
 fn a_page_that_is_not_mapped_goes_back_and_its_entry_is_empty() {
-    for (level, page, fail, text) in [
-        (Level::Size2M, 3, vec![], "invalid host address: 0x3"),
+    type Case = (
+        Level,
+        fn(&Firmware) -> Page,
+        Vec<(u32, Failure)>,
+        &'static str,
+    );
+    let small = Level::Size4K;
+    let cases: [Case; 4] = [
         (
-            Level::Size4K,
-            1 << 52,
+            Level::Size2M,
+            |fw| fw.page(512, Level::Size4K),
             vec![],
-            "invalid host address: 0x10000000000000",
+            "invalid page: 0x200000",
         ),
-        (Level::Size4K, 7, vec![(0, Failure::Busy)], "busy"),
-    ] {
+        (
+            small,
+            |fw| fw.page(1 << 52, Level::Size4K),
+            vec![],
+            "invalid page: 0x0",
+        ),
+        (
+            small,
+            |_| Firmware::new(Level::Size512G).page(7, Level::Size4K),
+            vec![],
+            "invalid page: 0x7000",
+        ),
+        (
+            small,
+            |fw| fw.page(7, Level::Size4K),
+            vec![(0, Failure::Busy)],
+            "busy",
+        ),
+    ];
+    for (level, page, fail, text) in cases {
         let (fw, mut mirror) = filled(Level::Size512G, &[1]);
         mirror.zap(&fw, g(1), 1, EmptyTables::Keep).unwrap();
         let gfn = if level == Level::Size2M { 512 } else { 1 };
         let before = (entries_of(&mirror), fw.counts().add_page);
-        fw.state.borrow_mut().pages_freed.clear();
+        let freed = || std::mem::take(&mut fw.state.borrow_mut().pages_freed);
+        freed();
         fw.state.borrow_mut().fail = fail;
-        let mapped = mirror.map(&fw, g(gfn), level, || Ok(Pfn::new(page)));
+        let given = page(&fw);
+        let expected = (given.pfn(), given.level());
+        let mapped = mirror.map(&fw, g(gfn), level, || Ok(given));
         assert!(mapped.unwrap_err().to_string().contains(text));
-        assert_eq!(fw.state.borrow().pages_freed, [(Pfn::new(page), level)]);
+        assert_eq!(freed(), [expected]);
         assert_eq!((entries_of(&mirror), fw.counts().add_page), before);
-        // The supplier's error, with no page taken.
-        fw.state.borrow_mut().pages_freed.clear();
+        // An error of the supplier, with no page taken.
         let mapped = mirror.map(&fw, g(gfn), level, || Err(Error::NoMemory));
         assert_eq!(mapped, Err(Error::NoMemory));
-        assert_eq!(fw.state.borrow().pages_freed, []);
-        let filled = mirror.map_range(&fw, g(2), 1, |_| Ok(Pfn::new(1 << 52)));
+        assert_eq!(freed(), []);
+        let filled = mirror.map_range(&fw, g(2), 1, |_| Ok(fw.page(1 << 52, Level::Size4K)));
         assert!(filled.is_err());
-        assert_eq!(fw.state.borrow().pages_freed.len(), 1);
+        assert_eq!(freed().len(), 1);
         assert_eq!(entries_of(&mirror), before.0);
     }
 }
 
 #[test]
 fn a_hook_that_panics_leaves_the_entry_empty() {
-    struct Panics;
-    impl kvm_ops_mmu::MirrorHooks for Panics {
+    struct Panics<'a>(&'a Firmware);
+    impl kvm_ops_mmu::MirrorHooks for Panics<'_> {
         fn set_private_spte(&self, change: &kvm_ops_mmu::SpteChange) -> kvm_ops_mmu::Result<()> {
-            assert!(change.level > Level::Size4K, "no page today");
+            assert!(change.level() > Level::Size4K, "no page today");
             Ok(())
         }
         fn remove_private_spte(&self, _: &kvm_ops_mmu::SpteChange) -> Removal {
@@ -340,22 +372,25 @@ fn a_hook_that_panics_leaves_the_entry_empty() {
         fn flush_private_tlb(&self) -> kvm_ops_mmu::Result<()> {
             Ok(())
         }
-        fn alloc_table(&self) -> kvm_ops_mmu::Result<Pfn> {
-            Ok(Pfn::new(1))
+        fn alloc_table(&self) -> kvm_ops_mmu::Result<Page> {
+            Ok(self.0.page(1, Level::Size4K))
         }
-        fn free_table(&self, _: Pfn) {}
-        fn free_page(&self, _: Pfn, _: Level) {}
-        fn leak(&self, _: Pfn, _: Level, _: Error) {}
+        fn free_page(&self, _: Page) {}
+        fn leak(&self, _: Page, _: Error) {}
     }
-    let mirror = Mirror::new(Level::Size512G).unwrap();
-    let map = || mirror.map(&Panics, g(0), Level::Size4K, || Ok(Pfn::new(1)));
+    let fw = Firmware::new(Level::Size512G);
+    let mirror = fw.mirror();
+    let map = || {
+        mirror.map(&Panics(&fw), g(0), Level::Size4K, || {
+            Ok(fw.page(1, Level::Size4K))
+        })
+    };
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(map));
     assert!(caught.is_err());
-    let fw = Firmware::new(Level::Size512G);
     let tables: Vec<_> = entries_of(&mirror).into_iter().collect();
     fw.state.borrow_mut().entries.extend(tables);
     assert_eq!(
-        mirror.map(&fw, g(0), Level::Size4K, || Ok(Pfn::new(1))),
+        mirror.map(&fw, g(0), Level::Size4K, || Ok(fw.page(1, Level::Size4K))),
         Ok(Mapped::New)
     );
 }

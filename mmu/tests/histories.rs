@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Failure, Firmware, entries_of};
+use common::{Failure, Firmware, PAGES, entries_of};
 use kvm_ops_mmu::{
     EmptyTables, Gfn, Level, Lookup, Mapped, Mirror, PageKind, Pfn, PrivateSpte, Result,
 };
@@ -68,7 +68,6 @@ fn failures() -> impl Strategy<Value = Vec<(u32, Failure)>> {
     prop::collection::vec((after, failure), 0..8)
 }
 
-const PAGES: u64 = 1 << 40;
 /// Offset of the other page for a frame.
 const OTHERS: u64 = 1 << 41;
 
@@ -113,11 +112,11 @@ fn run(mirror: &mut Mirror, fw: &Firmware, op: &Op) -> Result<()> {
             };
             let before = expected(&fw.entries(), fw.root, gfn);
             let mapped = if gfn % 2 == 0 {
-                mirror.map(fw, g(gfn), level, || Ok(page))?
+                mirror.map(fw, g(gfn), level, || Ok(fw.page(page.get(), level)))?
             } else {
                 let mut cursor = mirror.cursor();
                 cursor.lookup(g(gfn ^ 1));
-                cursor.map(fw, g(gfn), level, || Ok(page))?
+                cursor.map(fw, g(gfn), level, || Ok(fw.page(page.get(), level)))?
             };
             match mapped {
                 Mapped::New => assert_eq!(before.entry, PrivateSpte::Absent),
@@ -131,7 +130,9 @@ fn run(mirror: &mut Mirror, fw: &Firmware, op: &Op) -> Result<()> {
             }
         }
         Op::Fill(gfn, pages) => {
-            mirror.map_range(fw, g(gfn), pages, |gfn| Ok(page_of(gfn.get())))?;
+            mirror.map_range(fw, g(gfn), pages, |gfn| {
+                Ok(fw.page(page_of(gfn.get()).get(), Level::Size4K))
+            })?;
         }
         Op::Lookup(gfn) => {
             let calls = fw.counts().total();
@@ -183,7 +184,8 @@ fn run(mirror: &mut Mirror, fw: &Firmware, op: &Op) -> Result<()> {
 fn drained(mirror: &mut Mirror, fw: &Firmware) {
     let mut pages = BTreeSet::new();
     let mut tables = BTreeSet::new();
-    mirror.drain(|page, level, held| {
+    mirror.drain(|page, held| {
+        let (level, page) = (page.level(), page.into_raw());
         let new = match held {
             PageKind::Page => pages.insert((page.get(), level)),
             PageKind::Table => {
@@ -214,7 +216,7 @@ proptest! {
     ) {
         let top = TOPS[usize::from(five)];
         let fw = Firmware::new(top);
-        let mut mirror = Mirror::new(top).unwrap();
+        let mut mirror = fw.mirror();
         for (op, failures) in &steps {
             fw.state.borrow_mut().fail = failures.clone();
             let _ = run(&mut mirror, &fw, op);
@@ -240,16 +242,18 @@ proptest! {
     ) {
         let top = TOPS[usize::from(five)];
         let fw = Firmware::new(top);
-        let mut mirror = Mirror::new(top).unwrap();
+        let mut mirror = fw.mirror();
         for (op, failures) in &steps {
             fw.state.borrow_mut().fail = failures.clone();
             let _ = run(&mut mirror, &fw, op);
         }
         drained(&mut mirror, &fw);
 // An emptied mirror can be used again.
-        let fresh = Firmware::new(top);
+        let mut fresh = Firmware::new(top);
+        fresh.port = fw.port;
+        let page = || Ok(fw.page(page_of(7).get(), Level::Size4K));
         prop_assert_eq!(
-            mirror.map(&fresh, Gfn::new(7), Level::Size4K, || Ok(page_of(7))),
+            mirror.map(&fresh, Gfn::new(7), Level::Size4K, page),
             Ok(Mapped::New)
         );
     }

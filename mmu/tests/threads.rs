@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use kvm_ops_mmu::{
-    EmptyTables, Error, Gfn, Level, Mapped, Mirror, MirrorHooks, Pfn, PrivateSpte, ReaderLock,
-    Result, SpteChange,
+    EmptyTables, Error, Gfn, Level, Mapped, Mirror, MirrorHooks, Page, Pfn, PortId, PrivateSpte,
+    ReaderLock, Result, SpteChange,
 };
 
 const THREADS: u64 = if cfg!(miri) { 2 } else { 4 };
@@ -15,8 +15,8 @@ const FRAMES: u64 = if cfg!(miri) { 6 } else { 1024 };
 const ROUNDS: u64 = if cfg!(miri) { 2 } else { 8 };
 
 /// Counts, checks that no entry is changed by two threads at once, and fails now and then.
-#[derive(Default)]
 struct Hooks {
+    port: PortId,
     calls: AtomicU64,
     pages: AtomicU64,
     tables: AtomicU64,
@@ -26,12 +26,12 @@ struct Hooks {
 
 impl MirrorHooks for Hooks {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
-        let key = (change.gfn.get(), change.level);
+        let key = (change.gfn().get(), change.level());
         assert!(self.inside.lock().unwrap().insert(key), "two at {key:?}");
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
         let fails = call % 61 == 3;
         if !fails {
-            match change.new {
+            match change.new_value() {
                 PrivateSpte::Mapped(_) => self.pages.fetch_add(1, Ordering::Relaxed),
                 PrivateSpte::Table(_) => self.tables.fetch_add(1, Ordering::Relaxed),
                 _ => 0,
@@ -45,18 +45,27 @@ impl MirrorHooks for Hooks {
         Ok(())
     }
 
-    fn alloc_table(&self) -> Result<Pfn> {
-        Ok(Pfn::new(1 << 30))
+    fn alloc_table(&self) -> Result<Page> {
+        Ok(self.page(TABLE))
     }
 
-    fn free_table(&self, _: Pfn) {}
-
-    fn free_page(&self, _: Pfn, _: Level) {
-        self.freed.fetch_add(1, Ordering::Relaxed);
+    fn free_page(&self, page: Page) {
+        if page.into_raw() != TABLE {
+            self.freed.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    fn leak(&self, _: Pfn, _: Level, _: Error) {}
+    fn leak(&self, _: Page, _: Error) {}
 }
+
+impl Hooks {
+    fn page(&self, pfn: Pfn) -> Page {
+        // SAFETY: no memory is behind the number.
+        unsafe { Page::from_raw(pfn, Level::Size4K, self.port) }
+    }
+}
+
+const TABLE: Pfn = Pfn::new(1 << 30);
 
 /// Frames of many tables, a few of each.
 fn gfn(i: u64) -> Gfn {
@@ -65,8 +74,18 @@ fn gfn(i: u64) -> Gfn {
 
 #[test]
 fn of_all_faults_on_a_frame_one_maps_it_while_others_look_and_zap() {
-    let hooks = Hooks::default();
-    let lock = ReaderLock::new(THREADS as usize, Mirror::new(Level::Size512G).unwrap());
+    let hooks = Hooks {
+        port: PortId::new(),
+        calls: AtomicU64::new(0),
+        pages: AtomicU64::new(0),
+        tables: AtomicU64::new(0),
+        freed: AtomicU64::new(0),
+        inside: Mutex::default(),
+    };
+    let lock = ReaderLock::new(
+        THREADS as usize,
+        Mirror::new(Level::Size512G, hooks.port).unwrap(),
+    );
     let new = AtomicU64::new(0);
     let taken = AtomicU64::new(0);
     let zapped = AtomicU64::new(0);
@@ -82,7 +101,7 @@ fn of_all_faults_on_a_frame_one_maps_it_while_others_look_and_zap() {
                             let mirror = lock.read(t as usize, thread::yield_now);
                             let supply = || {
                                 taken.fetch_add(1, Ordering::Relaxed);
-                                Ok(page)
+                                Ok(hooks.page(page))
                             };
                             match mirror.map(hooks, gfn, Level::Size4K, supply) {
                                 Ok(Mapped::New) => {
@@ -130,7 +149,7 @@ fn of_all_faults_on_a_frame_one_maps_it_while_others_look_and_zap() {
     );
     assert_eq!(zapped.into_inner(), ROUNDS);
     let mut listed = 0;
-    mirror.drain(|_, _, held| listed += u64::from(held == kvm_ops_mmu::PageKind::Page));
+    mirror.drain(|_, held| listed += u64::from(held == kvm_ops_mmu::PageKind::Page));
     assert_eq!(listed, left);
 }
 

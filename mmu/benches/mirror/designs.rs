@@ -8,10 +8,11 @@ use std::cell::{Cell, RefCell};
 use std::hint::{black_box, spin_loop};
 
 use kvm_ops_mmu::{
-    EmptyTables, Error, Gfn, Level, Mirror, MirrorHooks, PageKind, Pfn, PrivateSpte, Removal,
+    EmptyTables, Error, Gfn, Level, Mirror, MirrorHooks, Page, PageKind, PrivateSpte, Removal,
     Result, SpteChange,
 };
 
+use crate::peers::{PORT, mirror, page};
 use crate::report::Report;
 use crate::timing::{ns, quartile};
 
@@ -54,14 +55,13 @@ impl MirrorHooks for Seam {
         self.call();
         Ok(())
     }
-    fn alloc_table(&self) -> Result<Pfn> {
-        Ok(Pfn::new(1))
+    fn alloc_table(&self) -> Result<Page> {
+        Ok(page(*PORT, 1))
     }
-    fn free_table(&self, _: Pfn) {}
-    fn free_page(&self, page: Pfn, _: Level) {
-        black_box(page);
+    fn free_page(&self, page: Page) {
+        black_box(page.into_raw());
     }
-    fn leak(&self, _: Pfn, _: Level, _: Error) {}
+    fn leak(&self, _: Page, _: Error) {}
 }
 
 /// A VMM without a mirror. The arrays are the firmware's tables, behind the calls.
@@ -123,7 +123,7 @@ enum Design {
 impl Design {
     fn all() -> [Self; 3] {
         [
-            Design::Mirror(Mirror::new(Level::Size512G).unwrap()),
+            Design::Mirror(mirror(Level::Size512G)),
             Design::NoMirror(NoMirror::new(1)),
             Design::NoMirror(NoMirror::new(LEVELS)),
         ]
@@ -132,7 +132,9 @@ impl Design {
     fn fault(&self, seam: &Seam, gfn: u64) {
         match self {
             Design::Mirror(mirror) => {
-                let done = mirror.map(seam, Gfn::new(gfn), Level::Size4K, || Ok(Pfn::new(gfn + 1)));
+                let done = mirror.map(seam, Gfn::new(gfn), Level::Size4K, || {
+                    Ok(page(mirror.port(), gfn + 1))
+                });
                 black_box(done.is_ok());
             }
             Design::NoMirror(vmm) => vmm.fault(seam, gfn),
@@ -201,8 +203,8 @@ fn run(cycles: u64, mut design: Design) -> [Option<Cost>; 5] {
     let list = match &mut design {
         Design::Mirror(mirror) => Some(count(&seam, 512, || {
             let mut pages = 0;
-            mirror.drain(|page, _, held| {
-                black_box(page);
+            mirror.drain(|page, held| {
+                black_box(page.into_raw());
                 pages += u64::from(held == PageKind::Page);
             });
             assert_eq!(pages, 513);

@@ -5,10 +5,12 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 use std::hint::black_box;
+use std::sync::LazyLock;
 
 use dashmap::DashMap;
 use kvm_ops_mmu::{
-    EmptyTables, Error, Gfn, Level, Mirror, MirrorHooks, Pfn, PrivateSpte, Result, SpteChange,
+    EmptyTables, Error, Gfn, Level, Mirror, MirrorHooks, Page, Pfn, PortId, PrivateSpte, Result,
+    SpteChange,
 };
 use memory_addr::{PhysAddr, VirtAddr as Va};
 use page_table_entry::MappingFlags;
@@ -18,7 +20,7 @@ use rangemap::RangeMap;
 use rustc_hash::FxBuildHasher;
 use x86_64::structures::paging::mapper::{Mapper, OffsetPageTable};
 use x86_64::structures::paging::{
-    FrameAllocator, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
+    FrameAllocator, Page as X64Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
 };
 use x86_64::{PhysAddr as Pa, VirtAddr};
 
@@ -56,22 +58,35 @@ impl MirrorHooks for Quiet {
     fn flush_private_tlb(&self) -> Result<()> {
         Ok(())
     }
-    fn alloc_table(&self) -> Result<Pfn> {
-        Ok(Pfn::new(1))
+    fn alloc_table(&self) -> Result<Page> {
+        Ok(page(*PORT, 1))
     }
-    fn free_table(&self, _: Pfn) {}
     #[inline]
-    fn free_page(&self, page: Pfn, _: Level) {
-        black_box(page);
+    fn free_page(&self, page: Page) {
+        black_box(page.into_raw());
     }
-    fn leak(&self, _: Pfn, _: Level, _: Error) {}
+    fn leak(&self, _: Page, _: Error) {}
+}
+
+/// The source of pages of every mirror.
+pub static PORT: LazyLock<PortId> = LazyLock::new(PortId::new);
+
+/// The owner of a page that only has a number.
+#[inline]
+pub fn page(port: PortId, pfn: u64) -> Page {
+    // SAFETY: no memory is behind the number.
+    unsafe { Page::from_raw(Pfn::new(pfn), Level::Size4K, port) }
+}
+
+pub fn mirror(root: Level) -> Mirror {
+    Mirror::new(root, *PORT).unwrap()
 }
 
 /// The mirror with 4 or 5 levels, every entry frozen and published as a fault does.
 pub struct Ours<const FIVE: bool>(pub Mirror);
 
 #[inline]
-fn page(entry: PrivateSpte) -> u64 {
+fn number(entry: PrivateSpte) -> u64 {
     match entry {
         PrivateSpte::Mapped(page) => page.get(),
         _ => 0,
@@ -85,25 +100,25 @@ impl<const FIVE: bool> Peer for Ours<FIVE> {
         } else {
             Level::Size512G
         };
-        Self(Mirror::new(root).unwrap())
+        Self(mirror(root))
     }
     #[inline]
-    fn map(&mut self, gfn: u64, page: u64) {
-        let done = self
-            .0
-            .map(&Quiet, Gfn::new(gfn), Level::Size4K, || Ok(Pfn::new(page)));
+    fn map(&mut self, gfn: u64, pfn: u64) {
+        let page = || Ok(page(self.0.port(), pfn));
+        let done = self.0.map(&Quiet, Gfn::new(gfn), Level::Size4K, page);
         black_box(done.is_ok());
     }
     #[inline]
     fn get(&self, gfn: u64) -> u64 {
-        page(self.0.lookup(Gfn::new(gfn)).entry)
+        number(self.0.lookup(Gfn::new(gfn)).entry)
     }
     fn zap(&mut self, frames: u64) {
         let zapped = self.0.zap(&Quiet, Gfn::new(0), frames, EmptyTables::Keep);
         assert_eq!(zapped.unwrap().pages, frames);
     }
     fn build(&mut self, frames: u64) {
-        let page_of = |gfn: Gfn| Ok(Pfn::new(gfn.get()));
+        let port = self.0.port();
+        let page_of = |gfn: Gfn| Ok(page(port, gfn.get()));
         let done = self.0.map_range(&Quiet, Gfn::new(0), frames, page_of);
         assert_eq!(done, Ok(frames));
     }
@@ -126,9 +141,11 @@ impl Peer for Cursor {
         self.0.zap(frames);
     }
     fn map_in_order(&mut self, frames: u64) {
+        let port = self.0.0.port();
         let mut cursor = self.0.0.cursor();
         for gfn in 0..frames {
-            let done = cursor.map(&Quiet, Gfn::new(gfn), Level::Size4K, || Ok(Pfn::new(gfn)));
+            let page = || Ok(page(port, gfn));
+            let done = cursor.map(&Quiet, Gfn::new(gfn), Level::Size4K, page);
             black_box(done.is_ok());
         }
     }
@@ -137,7 +154,9 @@ impl Peer for Cursor {
     }
     fn get_in_order(&self, frames: u64) -> u64 {
         let mut cursor = self.0.0.cursor();
-        (0..frames).fold(0, |sum, gfn| sum ^ page(cursor.lookup(Gfn::new(gfn)).entry))
+        (0..frames).fold(0, |sum, gfn| {
+            sum ^ number(cursor.lookup(Gfn::new(gfn)).entry)
+        })
     }
 }
 
@@ -202,7 +221,7 @@ impl Peer for Offset {
     }
     #[inline]
     fn map(&mut self, gfn: u64, page: u64) {
-        let at: Page<Size4KiB> = Page::containing_address(VirtAddr::new(gfn << 12));
+        let at: X64Page<Size4KiB> = X64Page::containing_address(VirtAddr::new(gfn << 12));
         let frame = PhysFrame::containing_address(Pa::new(page << 12));
         let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE;
         // SAFETY: no processor uses these tables.
@@ -211,14 +230,14 @@ impl Peer for Offset {
     }
     #[inline]
     fn get(&self, gfn: u64) -> u64 {
-        let at: Page<Size4KiB> = Page::containing_address(VirtAddr::new(gfn << 12));
+        let at: X64Page<Size4KiB> = X64Page::containing_address(VirtAddr::new(gfn << 12));
         self.table
             .translate_page(at)
             .map_or(0, |frame| frame.start_address().as_u64() >> 12)
     }
     fn zap(&mut self, frames: u64) {
         for gfn in 0..frames {
-            let at: Page<Size4KiB> = Page::containing_address(VirtAddr::new(gfn << 12));
+            let at: X64Page<Size4KiB> = X64Page::containing_address(VirtAddr::new(gfn << 12));
             if let Ok((frame, flush)) = self.table.unmap(at) {
                 flush.ignore();
                 black_box(frame);

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use crossbeam_utils::sync::ShardedLock;
 use dashmap::DashMap;
-use kvm_ops_mmu::{Gfn, Level, Mirror, Pfn, ReaderLock};
+use kvm_ops_mmu::{Gfn, Level, Mirror, ReaderLock};
 use rustc_hash::FxBuildHasher;
 
-use crate::peers::{Offset, Peer, Quiet};
+use crate::peers::{Offset, Peer, Quiet, page};
 use crate::report::Report;
 
 /// Few, and often: on a busy machine both processors are ours at once for a millisecond or two.
@@ -20,13 +20,15 @@ const FRAMES: u64 = 1 << 16;
 pub const ROUNDS: usize = 120;
 
 /// A mapping that threads share; `slot` is the thread's number.
-trait Shared: Sync {
+trait SharedMap: Sync {
     fn map(&self, slot: usize, gfn: u64);
     fn get(&self, slot: usize, gfn: u64);
 }
 
 fn map(mirror: &Mirror, gfn: u64) {
-    let done = mirror.map(&Quiet, Gfn::new(gfn), Level::Size4K, || Ok(Pfn::new(gfn)));
+    let done = mirror.map(&Quiet, Gfn::new(gfn), Level::Size4K, || {
+        Ok(page(mirror.port(), gfn))
+    });
     black_box(done.is_ok());
 }
 
@@ -34,7 +36,7 @@ fn get(mirror: &Mirror, gfn: u64) {
     black_box(mirror.lookup(Gfn::new(gfn)));
 }
 
-impl Shared for Mirror {
+impl SharedMap for Mirror {
     fn map(&self, _: usize, gfn: u64) {
         map(self, gfn);
     }
@@ -43,7 +45,7 @@ impl Shared for Mirror {
     }
 }
 
-impl Shared for ReaderLock<Mirror> {
+impl SharedMap for ReaderLock<Mirror> {
     fn map(&self, slot: usize, gfn: u64) {
         map(&self.read(slot, std::hint::spin_loop), gfn);
     }
@@ -52,7 +54,7 @@ impl Shared for ReaderLock<Mirror> {
     }
 }
 
-impl Shared for RwLock<Mirror> {
+impl SharedMap for RwLock<Mirror> {
     fn map(&self, _: usize, gfn: u64) {
         map(&self.read().unwrap(), gfn);
     }
@@ -61,7 +63,7 @@ impl Shared for RwLock<Mirror> {
     }
 }
 
-impl Shared for ShardedLock<Mirror> {
+impl SharedMap for ShardedLock<Mirror> {
     fn map(&self, _: usize, gfn: u64) {
         map(&self.read().unwrap(), gfn);
     }
@@ -70,7 +72,7 @@ impl Shared for ShardedLock<Mirror> {
     }
 }
 
-impl Shared for Mutex<Offset> {
+impl SharedMap for Mutex<Offset> {
     fn map(&self, _: usize, gfn: u64) {
         self.lock().unwrap().map(gfn, gfn);
     }
@@ -79,7 +81,7 @@ impl Shared for Mutex<Offset> {
     }
 }
 
-impl Shared for Mutex<HashMap<u64, u64, FxBuildHasher>> {
+impl SharedMap for Mutex<HashMap<u64, u64, FxBuildHasher>> {
     fn map(&self, _: usize, gfn: u64) {
         self.lock().unwrap().insert(gfn, gfn);
     }
@@ -88,7 +90,7 @@ impl Shared for Mutex<HashMap<u64, u64, FxBuildHasher>> {
     }
 }
 
-impl Shared for RwLock<BTreeMap<u64, u64>> {
+impl SharedMap for RwLock<BTreeMap<u64, u64>> {
     fn map(&self, _: usize, gfn: u64) {
         self.write().unwrap().insert(gfn, gfn);
     }
@@ -97,7 +99,7 @@ impl Shared for RwLock<BTreeMap<u64, u64>> {
     }
 }
 
-impl Shared for DashMap<u64, u64> {
+impl SharedMap for DashMap<u64, u64> {
     fn map(&self, _: usize, gfn: u64) {
         self.insert(gfn, gfn);
     }
@@ -134,7 +136,7 @@ fn rate(threads: u64, ops: u64, op: impl Fn(usize, u64) + Sync) -> f64 {
 }
 
 /// Map with 1 and 2 threads, look up with 1 and 2.
-fn run<S: Shared>(new: impl Fn() -> S) -> [f64; 4] {
+fn run<S: SharedMap>(new: impl Fn() -> S) -> [f64; 4] {
     let mut rates = [0.0; 4];
     for (i, threads) in [1, 2].into_iter().enumerate() {
         let shared = new();
@@ -145,7 +147,7 @@ fn run<S: Shared>(new: impl Fn() -> S) -> [f64; 4] {
 }
 
 fn mirror() -> Mirror {
-    Mirror::new(Level::Size512G).unwrap()
+    crate::peers::mirror(Level::Size512G)
 }
 
 type Run = fn() -> [f64; 4];

@@ -6,11 +6,14 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_ops_mmu::{
-    Error, Gfn, Level, MirrorHooks, Pfn, PrivateSpte as E, Removal, Result, SpteChange,
+    Error, Gfn, Level, Mirror, MirrorHooks, Page, Pfn, PortId, PrivateSpte as E, Removal, Result,
+    SpteChange,
 };
 
 /// Pages from here on are tables, to tell the two kinds apart.
 pub const TABLES: u64 = 1 << 32;
+/// Pages from here on are the guest's, as are those below the tables.
+pub const PAGES: u64 = 1 << 40;
 
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Counts {
@@ -80,6 +83,7 @@ impl Failure {
 
 pub struct Firmware {
     pub root: Level,
+    pub port: PortId,
     pub state: RefCell<State>,
 }
 
@@ -91,8 +95,20 @@ impl Firmware {
         };
         Self {
             root,
+            port: PortId::new(),
             state: RefCell::new(state),
         }
+    }
+
+    /// An empty mirror for this firmware.
+    pub fn mirror(&self) -> Mirror {
+        Mirror::new(self.root, self.port).unwrap()
+    }
+
+    /// The owner of a page that only has a number.
+    pub fn page(&self, pfn: u64, level: Level) -> Page {
+        // SAFETY: no memory is behind the number.
+        unsafe { Page::from_raw(Pfn::new(pfn), level, self.port) }
     }
 
     pub fn counts(&self) -> Counts {
@@ -126,27 +142,28 @@ impl Firmware {
     fn apply(&self, c: &SpteChange) {
         let mut s = self.state.borrow_mut();
         let s = &mut *s;
-        let key = (c.gfn.get(), c.level);
-        assert!(c.gfn.is_aligned(c.level), "{c:?}");
+        let (gfn, at, old, new) = (c.gfn(), c.level(), c.old(), c.new_value());
+        let key = (gfn.get(), at);
+        assert!(gfn.is_aligned(at), "{c:?}");
         let held = s.entries.get(&key).copied().unwrap_or(E::Absent);
-        assert_eq!(held, c.old, "the mirror knows the entry: {c:?}");
+        assert_eq!(held, old, "the mirror knows the entry: {c:?}");
         // The walk to the entry goes through tables that are not blocked.
-        let mut level = c.level;
+        let mut level = at;
         while level < self.root {
             level = level.parent().unwrap();
-            let above = c.gfn.get() & !(level.frames() - 1);
+            let above = gfn.get() & !(level.frames() - 1);
             assert!(
                 matches!(s.entries.get(&(above, level)), Some(E::Table(_))),
                 "no way to {c:?} at {level:?}"
             );
         }
-        let size = c.level.frames();
+        let size = at.frames();
         let child = Level::ALL
             .into_iter()
             .rev()
-            .find(|l| *l < c.level)
+            .find(|l| *l < at)
             .unwrap_or(Level::Size4K);
-        let below: Vec<_> = if c.level == Level::Size4K {
+        let below: Vec<_> = if at == Level::Size4K {
             vec![]
         } else {
             s.entries
@@ -157,13 +174,13 @@ impl Firmware {
         };
         let flushed = !s.fresh.contains(&key);
         let n = &mut s.counts;
-        match (c.old, c.new) {
+        match (old, new) {
             (E::Absent, E::Table(p)) => {
-                assert!(c.level >= Level::Size2M && s.tables_out.contains(&p.get()));
+                assert!(at >= Level::Size2M && s.tables_out.contains(&p.get()));
                 n.add_table += 1;
             }
             (E::Absent, E::Mapped(p)) => {
-                assert!(c.level <= Level::Size2M && p.is_aligned(c.level));
+                assert!(at <= Level::Size2M && p.is_aligned(at));
                 n.add_page += 1;
             }
             (E::Mapped(a), E::Blocked(b)) if a == b => n.block += 1,
@@ -175,7 +192,7 @@ impl Firmware {
                 assert!(below.is_empty(), "only an empty table is removed");
                 n.remove_table += 1;
             }
-            (E::Blocked(p), E::Table(t)) if flushed && c.level == Level::Size2M => {
+            (E::Blocked(p), E::Table(t)) if flushed && at == Level::Size2M => {
                 assert!(s.tables_out.contains(&t.get()));
                 n.demote += 1;
                 for i in 0..512 {
@@ -184,7 +201,7 @@ impl Firmware {
                         .insert((key.0 + i, Level::Size4K), E::Mapped(page));
                 }
             }
-            (E::BlockedTable(_), E::Mapped(p)) if flushed && c.level == Level::Size2M => {
+            (E::BlockedTable(_), E::Mapped(p)) if flushed && at == Level::Size2M => {
                 assert_eq!(below.len(), 512);
                 for (i, (k, e)) in below.into_iter().enumerate() {
                     assert_eq!(e, E::Mapped(Pfn::new(p.get() + i as u64)));
@@ -194,13 +211,13 @@ impl Firmware {
             }
             _ => panic!("the firmware knows no such change, or it is not flushed: {c:?}"),
         }
-        if matches!(c.new, E::Blocked(_) | E::BlockedTable(_)) {
+        if matches!(new, E::Blocked(_) | E::BlockedTable(_)) {
             s.fresh.insert(key);
         }
-        if c.new == E::Absent {
+        if new == E::Absent {
             s.entries.remove(&key);
         } else {
-            s.entries.insert(key, c.new);
+            s.entries.insert(key, new);
         }
     }
 }
@@ -238,7 +255,7 @@ impl MirrorHooks for Firmware {
         Ok(())
     }
 
-    fn alloc_table(&self) -> Result<Pfn> {
+    fn alloc_table(&self) -> Result<Page> {
         if self.failure().is_some() {
             return Err(Error::NoMemory);
         }
@@ -246,27 +263,29 @@ impl MirrorHooks for Firmware {
         s.next_table += 1;
         let table = s.next_table;
         s.tables_out.insert(table);
-        Ok(Pfn::new(table))
+        Ok(self.page(table, Level::Size4K))
     }
 
-    fn free_table(&self, table: Pfn) {
+    fn free_page(&self, page: Page) {
         let mut s = self.state.borrow_mut();
-        assert!(s.tables_out.remove(&table.get()), "freed twice");
-        let in_use = |e: &E| matches!(e, E::Table(t) | E::BlockedTable(t) if *t == table);
+        let (level, pfn) = (page.level(), page.into_raw());
+        if !(TABLES..PAGES).contains(&pfn.get()) {
+            s.pages_freed.push((pfn, level));
+            return;
+        }
+        assert!(s.tables_out.remove(&pfn.get()), "freed twice");
+        let in_use = |e: &E| matches!(e, E::Table(t) | E::BlockedTable(t) if *t == pfn);
         assert!(
             !s.entries.values().any(in_use),
             "the firmware has the table"
         );
     }
 
-    fn free_page(&self, page: Pfn, level: Level) {
-        self.state.borrow_mut().pages_freed.push((page, level));
-    }
-
-    fn leak(&self, page: Pfn, level: Level, error: Error) {
+    fn leak(&self, page: Page, error: Error) {
         let mut s = self.state.borrow_mut();
-        s.tables_out.remove(&page.get());
-        s.leaked.push((page, level, error));
+        let (level, pfn) = (page.level(), page.into_raw());
+        s.tables_out.remove(&pfn.get());
+        s.leaked.push((pfn, level, error));
     }
 }
 
