@@ -1,11 +1,9 @@
 //! The command line.
 
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-
-#[cfg(all(feature = "sev", feature = "sim"))]
 use crate::commands::migrate;
 use crate::commands::{attest, completions, conform, doctor, fleet, man, measure, run};
 use crate::exit_code;
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 /// Holds normal and confidential VMs alike, on /dev/kvm or on a software platform
 #[derive(Debug, Parser)]
@@ -51,7 +49,6 @@ pub(crate) enum Command {
     Fleet(fleet::Args),
     Measure(measure::Args),
     Attest(attest::Args),
-    #[cfg(all(feature = "sev", feature = "sim"))]
     Migrate(migrate::Args),
     Conform(conform::Args),
     Completions(completions::Args),

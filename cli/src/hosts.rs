@@ -1,17 +1,15 @@
 //! The hosts of this build behind one face, so that a fleet can hold VMs of several.
 
-use kvm_ops::machine::{
+use kvm_ops::{
+    AmdVm, AnyVm, Error, FreeReport, Gpa, Host, Irqchip, Kind, Measurement, Pfn, Result, Runs,
+    Tech, Vendor, VmConfig, create,
+};
+use kvm_ops_machine::{
     ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, RunLimits, RunReport,
     Stopper,
 };
-use kvm_ops::{
-    Error, FreeReport, Gpa, Host, Hpa, Irqchip, Kind, Missing, Result, SeamPort, SeamRegs, Tech,
-    Vendor, VmConfig, create,
-};
 
 use crate::args::HostChoice;
-#[cfg(all(feature = "sim", feature = "sev"))]
-use crate::confidential::Told;
 use crate::confidential::{Books, Firmware};
 use crate::failure::Failure;
 
@@ -34,15 +32,13 @@ pub(crate) trait AnyMachine: Send {
     /// See [`Machine::tech`].
     fn tech(&self) -> Tech;
     /// Reads what the host sees at a guest address.
-    #[cfg_attr(not(feature = "tdx"), allow(dead_code))] // Only a TD's start is looked at so far.
     fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), MachineError>;
-    /// What is known of the launch of an SEV guest; `None` of any other VM.
-    #[cfg(all(feature = "sim", feature = "sev"))]
-    fn sev(&self) -> Option<Told>;
-    /// Where the TDR of a TD lies; `None` of any other VM.
-    fn tdr(&self) -> Option<Hpa>;
+    /// The launch measurement, as firmware holds it.
+    fn measurement(&self) -> Result<Measurement>;
+    /// The context page of an SNP guest; `None` for any other VM.
+    fn gctx(&self) -> Option<Pfn>;
     /// See [`Machine::destroy`].
-    fn destroy(self: Box<Self>) -> Result<FreeReport, MachineError>;
+    fn destroy(self: Box<Self>) -> FreeReport;
 }
 
 impl<H: Host> AnyMachine for Machine<H> {
@@ -69,32 +65,21 @@ impl<H: Host> AnyMachine for Machine<H> {
     fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), MachineError> {
         self.memory().read(gpa, data)
     }
+    fn measurement(&self) -> Result<Measurement> {
+        self.vm().measurement()
+    }
 
-    #[cfg(all(feature = "sim", feature = "sev"))]
-    fn sev(&self) -> Option<Told> {
+    fn gctx(&self) -> Option<Pfn> {
         match self.vm().back_end() {
-            kvm_ops::AnyVm::Amd(kvm_ops::AmdVm::Sev(guest)) => Some(Told {
-                measurement: guest.measurement(),
-                gctx: match guest.identity() {
-                    Some(kvm_ops::sev::Identity::Gctx(gctx)) => Some(gctx),
-                    _ => None,
-                },
-            }),
-            #[allow(unreachable_patterns)] // A build with SEV alone has nothing else.
+            AnyVm::Amd(AmdVm::Sev(guest)) => match guest.identity() {
+                Some(kvm_ops::sev::Identity::Gctx(gctx)) => Some(gctx),
+                _ => None,
+            },
             _ => None,
         }
     }
 
-    fn tdr(&self) -> Option<Hpa> {
-        match self.vm().back_end() {
-            #[cfg(feature = "tdx")]
-            kvm_ops::AnyVm::Intel(kvm_ops::IntelVm::Tdx(td)) => td.tdr(),
-            #[allow(unreachable_patterns)] // A build with TDX alone has nothing else.
-            _ => None,
-        }
-    }
-
-    fn destroy(self: Box<Self>) -> Result<FreeReport, MachineError> {
+    fn destroy(self: Box<Self>) -> FreeReport {
         Machine::destroy(*self)
     }
 }
@@ -109,14 +94,7 @@ pub(crate) trait AnyHost {
     fn try_create(&self, kind: Kind, vcpus: u32, irqchip: Irqchip) -> Result<()>;
     /// See [`Machine::build`].
     fn build(&self, config: MachineConfig) -> Result<Box<dyn AnyMachine>, MachineError>;
-    /// MRTD of the TD with that TDR, as the TDX module tells it.
-    fn mrtd(&self, tdr: Hpa) -> Result<[u8; 48]>;
 }
-
-/// TDH.MNG.RD.
-const MNG_RD: u64 = 11;
-/// The first of the six fields of TDCS that hold MRTD.
-const MRTD: u64 = 0x1310_0003_0000_0000;
 
 impl<H: Host> AnyHost for H {
     fn name(&self) -> &'static str {
@@ -129,29 +107,16 @@ impl<H: Host> AnyHost for H {
 
     fn try_create(&self, kind: Kind, vcpus: u32, irqchip: Irqchip) -> Result<()> {
         let config = VmConfig::new(kind).vcpus(vcpus).irqchip(irqchip);
-        create(self, &config).map(|vm| drop(vm.destroy()))
+        let vm = create(self, &config)?;
+        let report = vm.destroy();
+        match report.leaks.first() {
+            None => Ok(()),
+            Some(leak) => Err(leak.error),
+        }
     }
 
     fn build(&self, config: MachineConfig) -> Result<Box<dyn AnyMachine>, MachineError> {
         Ok(Box::new(Machine::build(self, config)?))
-    }
-
-    fn mrtd(&self, tdr: Hpa) -> Result<[u8; 48]> {
-        let seam = Host::seam(self).ok_or(Error::Unsupported(Missing::HostTech(Tech::Tdx)))?;
-        let mut mrtd = [0; 48];
-        for (field, bytes) in (MRTD..).zip(mrtd.chunks_exact_mut(8)) {
-            let mut regs = SeamRegs {
-                rcx: tdr.get(),
-                rdx: field,
-                ..SeamRegs::default()
-            };
-            let status = seam.seamcall(seam.this_cpu(), MNG_RD, &mut regs)?;
-            if status != 0 {
-                return Err(Error::Firmware(status));
-            }
-            bytes.copy_from_slice(&regs.r8.to_le_bytes());
-        }
-        Ok(mrtd)
     }
 }
 
@@ -171,21 +136,13 @@ pub(crate) struct Place {
     /// Whether it runs machine code, and not guest programs.
     pub(crate) processor: bool,
     /// The software platform that it is, if it is one.
-    #[cfg(feature = "sim")]
     pub(crate) platform: Option<kvm_ops::sim::SimHost>,
 }
 
 impl Place {
     /// The books of a firmware, where it has one that keeps any.
-    #[cfg(feature = "sim")]
     pub(crate) fn books(&self, firmware: Firmware) -> Option<Books> {
         Books::of(self.platform.as_ref()?, firmware)
-    }
-
-    /// None: what is below `/dev/kvm` shows no books.
-    #[cfg(not(feature = "sim"))]
-    pub(crate) fn books(&self, _: Firmware) -> Option<Books> {
-        None
     }
 }
 
@@ -198,10 +155,7 @@ pub(crate) struct Hosts {
 
 impl Hosts {
     /// Opens what `choice` allows. A host that cannot be opened is only told when a VM asks for it.
-    ///
-    /// # Errors
-    /// Where there is no host at all.
-    pub(crate) fn open(choice: HostChoice) -> Result<Self, Failure> {
+    pub(crate) fn open(choice: HostChoice) -> Self {
         let mut hosts = Self {
             places: Vec::new(),
             no_kvm: None,
@@ -211,18 +165,13 @@ impl Hosts {
                 Ok(host) => hosts.places.push(Place {
                     host,
                     processor: true,
-                    #[cfg(feature = "sim")]
                     platform: None,
                 }),
                 Err(failure) => hosts.no_kvm = Some(failure),
             }
         }
         hosts.places.extend(platforms());
-        if hosts.places.is_empty() {
-            let failure = Failure::new("this build has no software platform (cargo feature `sim`)");
-            return Err(hosts.take_no_kvm().unwrap_or(failure));
-        }
-        Ok(hosts)
+        hosts
     }
 
     /// Why `/dev/kvm` cannot be used, if `open` tried and it cannot.
@@ -269,7 +218,8 @@ impl Hosts {
         // The other vendor's platform has nothing to say where its own is there.
         let foreign = |place: &&Place| match kind {
             Kind::Of(tech) if !place.processor => {
-                tech.vendor() != place.host.vendor() && self.platform_of(tech.vendor()).is_some()
+                let own = tech.vendor().and_then(|vendor| self.platform_of(vendor));
+                tech.vendor() != Some(place.host.vendor()) && own.is_some()
             }
             _ => false,
         };
@@ -284,16 +234,11 @@ impl Hosts {
                 Ok(()) => return Ok(place),
                 Err(error) => {
                     let (name, vendor) = (place.host.name(), place.host.vendor());
-                    let why = match error {
-                        Error::Unsupported(missing) => missing.to_string(),
-                        error => error.to_string(),
-                    };
+                    let text = error.to_string();
+                    let why = text.strip_prefix("not supported: ").unwrap_or(&text);
                     reasons.push(format!("{name} ({vendor}): {why}"));
                 }
             }
-        }
-        if choice != HostChoice::Kvm && needs == Needs::Anything && platforms().is_empty() {
-            reasons.push("this build has no software platform (cargo feature `sim`)".into());
         }
         if needs == Needs::Processor && choice == HostChoice::Auto {
             reasons.push(NO_MACHINE_CODE.into());
@@ -322,7 +267,7 @@ impl NoPlace {
 }
 
 /// Opens `/dev/kvm`.
-#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
     match kvm_ops::kvm::KvmHost::open() {
         Ok(host) => Ok(Box::new(host)),
@@ -334,44 +279,21 @@ fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
 }
 
 /// Says why there is none to open.
-#[cfg(not(all(feature = "kvm", target_os = "linux", target_arch = "x86_64")))]
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
-    let why = if cfg!(feature = "kvm") {
-        "/dev/kvm exists on x86-64 Linux only"
-    } else {
-        "this build cannot use /dev/kvm (cargo feature `kvm`)"
-    };
-    let hint = if cfg!(feature = "sim") {
-        "`--host sim` runs built-in payloads on the software platform"
-    } else {
-        "the cargo feature `sim` brings a software platform along"
-    };
-    Err(Failure::new(why).hint(hint))
+    Err(Failure::new("/dev/kvm exists on x86-64 Linux only")
+        .hint("`--host sim` runs built-in payloads on the software platform"))
 }
 
-/// A software platform of each vendor whose normal VMs this build has.
-#[cfg(feature = "sim")]
+/// A software platform of each vendor.
 pub(crate) fn platforms() -> Vec<Place> {
-    let mut vendors = Vec::new();
-    if cfg!(any(feature = "vmx", feature = "tdx")) {
-        vendors.push(Vendor::Intel);
-    }
-    if cfg!(any(feature = "svm", feature = "sev")) {
-        vendors.push(Vendor::Amd);
-    }
     let place = |vendor| {
         let platform = kvm_ops::sim::SimHost::new(vendor);
         Place {
             host: Box::new(platform.clone()),
-            processor: false,
+            processor: platform.runs() == Runs::Processor,
             platform: Some(platform),
         }
     };
-    vendors.into_iter().map(place).collect()
-}
-
-/// None.
-#[cfg(not(feature = "sim"))]
-pub(crate) fn platforms() -> Vec<Place> {
-    Vec::new()
+    [Vendor::Intel, Vendor::Amd].map(place).into()
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ops::machine::Stopper;
+use kvm_ops_machine::Stopper;
 
 use crate::exit_code::Code;
 use crate::failure::Failure;

@@ -1,10 +1,6 @@
 //! The program `kvm-ops`.
 
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(any(feature = "kvm", feature = "sim")),
-    allow(dead_code) // Without a host, all that is left of running is the reason why not.
-)]
 
 mod args;
 mod commands;
@@ -34,7 +30,6 @@ fn main() -> ExitCode {
         Command::Fleet(args) => commands::fleet::run(args),
         Command::Measure(args) => commands::measure::run(args),
         Command::Attest(args) => commands::attest::run(args),
-        #[cfg(all(feature = "sev", feature = "sim"))]
         Command::Migrate(args) => commands::migrate::run(args),
         Command::Conform(args) => commands::conform::run(args),
         Command::Completions(args) => commands::completions::run(args),

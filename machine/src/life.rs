@@ -5,8 +5,8 @@ use std::mem;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    AnyVcpu, AnyVm, EncCmd, Error, FreeReport, Gfn, Host, Irqchip, Leak, Leaked, MemSlot, OpName,
-    Runs, Tech, VcpuId, VcpuOps, Vm, VmConfig, create,
+    AnyVcpu, AnyVm, EncCmd, Error, Field, FreeReport, Gfn, Host, Irqchip, Leak, Leaked, MemSlot,
+    OpName, Runs, Tech, VcpuId, VcpuOps, Vm, VmConfig, create,
 };
 
 use crate::convert::Parts;
@@ -145,16 +145,32 @@ impl<H: Host> Machine<H> {
     }
 
     fn load_programs(&mut self, programs: Vec<Box<dyn GuestProgram>>) -> Result<(), MachineError> {
-        self.scope = ShutdownScope::Vcpu;
         self.runs.fill(false);
-        for ((vcpu, runs), program) in self.vcpus.iter_mut().zip(&mut self.runs).zip(programs) {
-            let id = vcpu.id();
-            vcpu.programs()
-                .ok_or(Error::HostLacks(&PROGRAMS))
-                .and_then(|programs| programs.load_program(program))
-                .map_err(of_vcpu("load the program", id))?;
-            *runs = true;
+        for (id, program) in (0..).map(VcpuId).zip(programs) {
+            self.load_program(id, program)?;
         }
+        Ok(())
+    }
+
+    /// Gives a guest program to a vCPU, which takes part in the next run then.
+    ///
+    /// # Errors
+    /// [`MachineError::Vcpu`] if there is no such vCPU, or the host runs no programs.
+    pub fn load_program(
+        &mut self,
+        id: VcpuId,
+        program: Box<dyn GuestProgram>,
+    ) -> Result<(), MachineError> {
+        let index = id.0 as usize;
+        self.vcpus
+            .get_mut(index)
+            .ok_or(Error::NotFound(Field::Vcpu, id.0.into()))
+            .and_then(|vcpu| vcpu.programs().ok_or(Error::HostLacks(&PROGRAMS)))
+            .and_then(|programs| programs.load_program(program))
+            .map_err(of_vcpu("load the program", id))?;
+        self.runs[index] = true;
+        // A guest program that ends does so for its vCPU alone.
+        self.scope = ShutdownScope::Vcpu;
         Ok(())
     }
 

@@ -46,6 +46,9 @@ impl RunLimits {
     }
 }
 
+/// The time between two tries of a vCPU that is busy.
+const WAIT: Duration = Duration::from_micros(100);
+
 /// Whose life a vCPU's shutdown ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShutdownScope {
@@ -237,6 +240,11 @@ impl Run<'_> {
             }
             let exit = match vcpu.vcpu_run() {
                 Ok(exit) => exit,
+                // The vCPU waits, for example while its guest moves to another host.
+                Err(error) if error.is_transient() => {
+                    thread::sleep(WAIT);
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(vcpu = vcpu.id().0, %error, "vcpu_run failed");
                     return Outcome::Machine(End::Failed(error));

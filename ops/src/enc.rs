@@ -56,39 +56,28 @@ pub enum InitialPageKind {
     Cpuid,
 }
 
-/// The launch measurement of a confidential VM: MRTD (SHA-384, 48 bytes), the digest of an SNP guest
-/// (SHA-384, 48 bytes), or that of an SEV or SEV-ES guest (SHA-256, 32 bytes).
+/// The launch measurement of a confidential VM, 48 bytes: MRTD of a TD or the launch digest of an SNP
+/// guest (SHA-384), or the answer of LAUNCH_MEASURE for an SEV or SEV-ES guest (an HMAC-SHA-256 of 32
+/// bytes and a nonce of 16 bytes).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Measurement {
-    bytes: [u8; 48],
-    len: u8,
-}
+pub struct Measurement([u8; 48]);
 
 impl Measurement {
-    /// A SHA-384 hash.
-    pub const fn sha384(bytes: [u8; 48]) -> Self {
-        Self { bytes, len: 48 }
+    /// The measurement with these bytes.
+    pub const fn new(bytes: [u8; 48]) -> Self {
+        Self(bytes)
     }
 
-    /// A SHA-256 hash.
-    pub fn sha256(hash: [u8; 32]) -> Self {
-        let mut bytes = [0; 48];
-        bytes[..32].copy_from_slice(&hash);
-        Self { bytes, len: 32 }
-    }
-
-    /// The hash.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len as usize]
+    /// The bytes.
+    pub const fn bytes(&self) -> &[u8; 48] {
+        &self.0
     }
 }
 
 /// Lower-case hexadecimal digits.
 impl fmt::Display for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.as_bytes()
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -105,8 +94,7 @@ mod tests {
     use std::string::ToString;
 
     #[test]
-    fn a_measurement_prints_as_many_digits_as_its_hash_has() {
-        assert_eq!(Measurement::sha384([0xab; 48]).to_string(), "ab".repeat(48));
-        assert_eq!(Measurement::sha256([0x0c; 32]).to_string(), "0c".repeat(32));
+    fn a_measurement_prints_two_digits_for_each_byte() {
+        assert_eq!(Measurement::new([0x0c; 48]).to_string(), "0c".repeat(48));
     }
 }

@@ -100,7 +100,7 @@ pub trait VmOps: Send + Sync {
     /// let mut td = create(&host, &VmConfig::new(Kind::Of(Tech::Tdx)))?;
     /// let _vcpu = td.create_vcpu(VcpuId(0))?;
     /// td.finalize()?;
-    /// assert_eq!(td.measurement()?.as_bytes().len(), 48); // MRTD is a SHA-384 hash
+    /// println!("MRTD {}", td.measurement()?);
     /// # Ok::<(), kvm_ops::Error>(())
     /// ```
     fn measurement(&self) -> Result<Measurement> {

@@ -57,7 +57,6 @@ pub(crate) fn run(args: &Args) -> Outcome {
 /// What a replay says, and whether everything passed.
 type Replay = Outcome<(String, bool)>;
 
-#[cfg(feature = "tdx")]
 fn tdx(paths: &[PathBuf], encrypt: bool) -> Replay {
     use soft_tdx_module::conform::{Options, replay_paths};
 
@@ -68,26 +67,7 @@ fn tdx(paths: &[PathBuf], encrypt: bool) -> Replay {
     Ok((summary.to_string(), summary.is_success()))
 }
 
-#[cfg(not(feature = "tdx"))]
-fn tdx(_: &[PathBuf], _: bool) -> Replay {
-    Err(without("tdx"))
-}
-
-#[cfg(feature = "sev")]
 fn sev(paths: &[PathBuf]) -> Replay {
     let summary = soft_amd_sp::conform::replay_paths(paths);
     Ok((summary.to_string(), summary.is_success()))
-}
-
-#[cfg(not(feature = "sev"))]
-fn sev(_: &[PathBuf]) -> Replay {
-    Err(without("sev"))
-}
-
-#[cfg(not(all(feature = "tdx", feature = "sev")))]
-fn without(feature: &str) -> crate::failure::Failure {
-    crate::failure::Failure::new(format!(
-        "this build has no software platform for `{feature}`"
-    ))
-    .hint(format!("build with the cargo feature `{feature}`"))
 }

@@ -7,20 +7,18 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Subcommand, ValueEnum};
 use embedded_io_adapters::std::FromStd;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kvm_ops::machine::{LaunchPage, Machine, MachineConfig};
 use kvm_ops::sev::SevVm;
 use kvm_ops::sev::migrate::{Flow, Phase, Progress, Receiver, SendLimits, Sender};
 use kvm_ops::sim::{SevSetup, SimHost};
-use kvm_ops::{
-    AmdVm, AnyVcpu, AnyVm, Error, Gpa, Kick, Kind, Tech, VcpuOps, Vendor, Vm, move_enc_context,
-};
+use kvm_ops::{AmdVm, AnyVm, Error, Gpa, Kind, Tech, VcpuId, Vendor, Vm};
+use kvm_ops_machine::{ExitContext, LaunchPage, Machine, MachineConfig, RunLimits};
 use rand_core::{OsRng, RngCore};
 
 use crate::exit_code::Code;
@@ -169,32 +167,10 @@ impl Guest {
     }
 }
 
-fn sev(vm: &mut Vm<AnyVm<SimHost>>) -> Outcome<&mut SevVm<SimHost>> {
-    match vm.back_end_mut() {
+fn sev(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&SevVm<SimHost>> {
+    match vm.back_end() {
         AnyVm::Amd(AmdVm::Sev(vm)) => Ok(vm),
-        #[allow(unreachable_patterns)] // With SEV alone built in, nothing is left.
         _ => Err(Failure::new("the VM is no SEV guest")),
-    }
-}
-
-/// Runs a guest until it dies or is told to stop.
-fn drive(vcpu: &mut AnyVcpu<SimHost>, stop: &AtomicBool) -> Option<Error> {
-    while !stop.load(Ordering::Acquire) {
-        match vcpu.vcpu_run() {
-            Ok(_) => {}
-            Err(Error::Busy) => thread::sleep(Duration::from_micros(100)),
-            Err(error) => return Some(error),
-        }
-    }
-    None
-}
-
-/// Tells a guest's thread to stop, and waits until it has.
-fn end<T>(driver: &thread::ScopedJoinHandle<'_, T>, stop: &AtomicBool, kick: &dyn Kick) {
-    stop.store(true, Ordering::Release);
-    while !driver.is_finished() {
-        kick.kick();
-        thread::sleep(Duration::from_micros(50));
     }
 }
 
@@ -209,65 +185,66 @@ fn wait_for(counted: &AtomicU64, at_least: u64) -> bool {
     true
 }
 
-/// Lets the guest run on where it came to, and answers what it counted first and last.
+/// The longest that a guest runs here: a bound for a guest that hangs.
+const RUN_LIMIT: Duration = Duration::from_secs(600);
+
+/// Runs the guest while `work` is done, and stops it when `work` returns.
+fn run_during<T>(
+    machine: &mut Machine<SimHost>,
+    work: impl FnOnce(&Vm<AnyVm<SimHost>>) -> T,
+) -> Outcome<T> {
+    let stopper = machine.stopper();
+    let quiet = |_: &mut ExitContext<'_>| kvm_ops_machine::Flow::Continue;
+    let limits = RunLimits::none().deadline(RUN_LIMIT);
+    machine
+        .run_while(&quiet, limits, |vm| {
+            let done = work(vm);
+            stopper.stop();
+            done
+        })
+        .map(|(_, done)| done)
+        .map_err(|error| Failure::because("the guest does not run", error))
+}
+
+/// Runs the guest on at its destination, and returns its first and last count there.
 fn run_on(machine: &mut Machine<SimHost>, pages: u64) -> Outcome<(u64, u64)> {
-    let counted = Arc::new(AtomicU64::new(0));
-    let (vm, vcpus) = machine.parts_mut();
-    let vcpu = vcpus.first_mut().ok_or_else(|| Failure::new("no vCPU"))?;
-    load(vcpu, Walker::new(pages, Arc::clone(&counted)))?;
-    let stop = AtomicBool::new(false);
-    let kick = vcpu.kick_handle();
-    let first = thread::scope(|scope| {
-        let driver = scope.spawn(|| drive(vcpu, &stop));
+    let counted = load_walker(machine, pages)?;
+    let first = run_during(machine, |_| {
         wait_for(&counted, 1);
         let first = counted.load(Ordering::Acquire);
         wait_for(&counted, first + WARM_UP);
-        end(&driver, &stop, &*kick);
         first
-    });
-    let _ = vm;
+    })?;
     Ok((first, counted.load(Ordering::Acquire)))
 }
 
-fn load(vcpu: &mut AnyVcpu<SimHost>, walker: Walker) -> Outcome<()> {
-    vcpu.load_program(Box::new(walker))
-        .map_err(|error| Failure::because("cannot load the guest's program", error))
-}
-
-fn destroy(machine: Machine<SimHost>) -> Outcome<usize> {
+/// Loads the guest's program, and returns its counter.
+fn load_walker(machine: &mut Machine<SimHost>, pages: u64) -> Outcome<Arc<AtomicU64>> {
+    let counted = Arc::new(AtomicU64::new(0));
+    let walker = Box::new(Walker::new(pages, Arc::clone(&counted)));
     machine
-        .destroy()
-        .map(|report| report.leaks.len())
-        .map_err(|error| Failure::because("cannot take the VM down", error))
+        .load_program(VcpuId(0), walker)
+        .map_err(|error| Failure::because("cannot load the guest's program", error))?;
+    Ok(counted)
 }
 
 fn inside(guest: &Guest) -> Outcome<Report> {
     let host = guest.host()?;
     let (mut from, mut to) = (guest.source(&host)?, guest.target(&host)?);
     let pages = guest.memory / 4096;
-    let counted = Arc::new(AtomicU64::new(0));
-    let (vm, vcpus) = from.parts_mut();
-    let vcpu = vcpus.first_mut().ok_or_else(|| Failure::new("no vCPU"))?;
-    load(vcpu, Walker::new(pages, Arc::clone(&counted)))?;
-    let kick = vcpu.kick_handle();
-    let stop = AtomicBool::new(false);
+    let counted = load_walker(&mut from, pages)?;
+    run_during(&mut from, |_| wait_for(&counted, WARM_UP))?;
     let operations = |host: &SimHost| {
         let counters = host.sev_platform().map(|platform| platform.counters());
         counters.map_or(0, |counters| {
             counters.iter().map(|(_, _, n)| n).sum::<u64>()
         })
     };
-    let (moved, took, commands) = thread::scope(|scope| {
-        let driver = scope.spawn(|| drive(vcpu, &stop));
-        wait_for(&counted, WARM_UP);
-        let (before, start) = (operations(&host), Instant::now());
-        let moved = move_enc_context(vm, to.vm_mut());
-        let took = start.elapsed();
-        let commands = operations(&host) - before;
-        end(&driver, &stop, &*kick);
-        (moved, took, commands)
-    });
-    moved.map_err(|error| Failure::because("the guest does not move", error))?;
+    let (before, start) = (operations(&host), Instant::now());
+    from.move_to(&mut to)
+        .map_err(|error| Failure::because("the guest does not move", error))?;
+    let took = start.elapsed();
+    let commands = operations(&host) - before;
     let last = counted.load(Ordering::Acquire);
     let (first, end) = run_on(&mut to, pages)?;
     let mut report = Report::new("move", guest.memory, guest.kind());
@@ -276,8 +253,13 @@ fn inside(guest: &Guest) -> Outcome<Report> {
     report.finish(took, took, 0, 0, 0);
     report.commands = Some(commands);
     report.counts(last, first, end);
-    report.leaks = destroy(from)? + destroy(to)?;
+    report.leaks = leaks(from) + leaks(to);
     Ok(report)
+}
+
+/// Tears a machine down, and returns the number of leaks.
+fn leaks(machine: Machine<SimHost>) -> usize {
+    machine.destroy().leaks.len()
 }
 
 fn between(guest: &Guest) -> Outcome<Report> {
@@ -298,7 +280,7 @@ fn between(guest: &Guest) -> Outcome<Report> {
     };
     let (first, end) = run_on(&mut to, guest.memory / 4096)?;
     report.counts(report.count_at_source, first, end);
-    report.leaks = destroy(from)? + destroy(to)?;
+    report.leaks = leaks(from) + leaks(to);
     Ok(report)
 }
 
@@ -309,7 +291,7 @@ fn send(guest: &Guest, address: &str) -> Outcome<Report> {
     let host = guest.host()?;
     let mut from = guest.source(&host)?;
     let mut report = depart(guest, "send", &mut from, link)?;
-    report.leaks = destroy(from)?;
+    report.leaks = leaks(from);
     Ok(report)
 }
 
@@ -336,7 +318,7 @@ fn receive(guest: &Guest, address: &str) -> Outcome<Report> {
     );
     report.count_first_at_target = Some(first);
     report.count_last_at_target = Some(end);
-    report.leaks = destroy(to)?;
+    report.leaks = leaks(to);
     Ok(report)
 }
 
@@ -349,8 +331,7 @@ fn arrive<S: Read + Write>(
         Some(platform) => platform.vendor_certs(),
         None => return Err(Failure::new("the host has no AMD SP")),
     };
-    let (vm, _) = to.parts_mut();
-    let incoming = sev(vm)?
+    let incoming = sev(to.vm())?
         .incoming(vendor, Box::new(|_, _| Ok(())))
         .map_err(|error| Failure::because("the target cannot take a guest", error))?;
     Receiver::new(incoming)
@@ -366,26 +347,18 @@ fn depart<S: Read + Write>(
     link: S,
 ) -> Outcome<Report> {
     let pages = guest.memory / 4096;
-    let counted = Arc::new(AtomicU64::new(0));
-    let (vm, vcpus) = from.parts_mut();
-    let vcpu = vcpus.first_mut().ok_or_else(|| Failure::new("no vCPU"))?;
-    load(vcpu, Walker::new(pages, Arc::clone(&counted)))?;
-    let kick = vcpu.kick_handle();
-    let stop = AtomicBool::new(false);
+    let counted = load_walker(from, pages)?;
     let mut report = Report::new(mode, guest.memory, guest.kind());
     let bar = bar(pages, guest.json);
-    let sent = thread::scope(|scope| {
-        let driver = scope.spawn(|| drive(vcpu, &stop));
+    let sent = run_during(from, |vm| {
         wait_for(&counted, WARM_UP);
         let start = Instant::now();
         let sent = travel(guest, vm, link, &mut |progress, at| {
             report.seen(progress, at);
             show(&bar, progress);
         });
-        let took = start.elapsed();
-        end(&driver, &stop, &*kick);
-        sent.map(|sent| (sent, took))
-    });
+        sent.map(|sent| (sent, start.elapsed()))
+    })?;
     bar.finish_and_clear();
     let (sent, took) = sent?;
     let down = report.downtime;
@@ -396,7 +369,7 @@ fn depart<S: Read + Write>(
 
 fn travel<S: Read + Write>(
     guest: &Guest,
-    vm: &mut Vm<AnyVm<SimHost>>,
+    vm: &Vm<AnyVm<SimHost>>,
     link: S,
     seen: &mut dyn FnMut(&Progress, Instant),
 ) -> Outcome<Progress> {

@@ -8,6 +8,5 @@ pub(crate) mod doctor;
 pub(crate) mod fleet;
 pub(crate) mod man;
 pub(crate) mod measure;
-#[cfg(all(feature = "sev", feature = "sim"))]
 pub(crate) mod migrate;
 pub(crate) mod run;

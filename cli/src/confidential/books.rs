@@ -64,20 +64,13 @@ pub(crate) struct Books {
 
 impl Books {
     /// As they stand for a firmware; `None` where the platform has none.
-    #[cfg(feature = "sim")]
     pub(crate) fn of(host: &kvm_ops::sim::SimHost, firmware: Firmware) -> Option<Self> {
-        let _ = host;
         match firmware {
-            #[cfg(feature = "tdx")]
             Firmware::TdxModule => Self::of_tdx(host),
-            #[cfg(feature = "sev")]
             Firmware::AmdSp => Self::of_sev(host),
-            #[allow(unreachable_patterns)] // With both technologies built in, nothing is left.
-            _ => None,
         }
     }
 
-    #[cfg(all(feature = "sim", feature = "tdx"))]
     fn of_tdx(host: &kvm_ops::sim::SimHost) -> Option<Self> {
         use kvm_ops::{Host, SeamPort};
         let counts = host.tdx_platform()?.counts().0.into_iter();
@@ -90,8 +83,6 @@ impl Books {
             keys_out: host.seam()?.key_ids().in_use().into(),
         })
     }
-
-    #[cfg(all(feature = "sim", feature = "sev"))]
     fn of_sev(host: &kvm_ops::sim::SimHost) -> Option<Self> {
         use kvm_ops::{Host, PspPort};
         use soft_amd_sp::{Operation, Status};

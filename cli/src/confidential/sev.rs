@@ -1,7 +1,7 @@
 //! What an SEV, SEV-ES or SEV-SNP guest starts with, and what its owner expects of that.
 
-use kvm_ops::machine::LaunchPage;
-use kvm_ops::{Gpa, Pfn, SevParams, Tech};
+use kvm_ops::{Gpa, Measurement, Pfn, SevParams, Tech};
+use kvm_ops_machine::LaunchPage;
 use rand_core::OsRng;
 use soft_amd_sp::crypto::GuestOwner;
 use soft_amd_sp::measure::{
@@ -13,14 +13,6 @@ use soft_amd_sp::{Command, CommandBuffer, Platform, policy};
 /// Where the pages of the start lie: where a vCPU begins.
 const FIRST: u64 = 0xffff_c000;
 const PAGES: u64 = 4;
-
-/// What the library tells of a guest's launch.
-pub(crate) struct Told {
-    /// SEV, SEV-ES: the answer of LAUNCH_MEASURE. SNP: the digest, by the library's own account.
-    pub(crate) measurement: Option<[u8; 48]>,
-    /// The context page of an SNP guest.
-    pub(crate) gctx: Option<Pfn>,
-}
 
 /// The side of the guest's owner.
 pub(crate) struct SevOwner {
@@ -125,8 +117,13 @@ impl SevOwner {
     ///
     /// # Errors
     /// Why it is not known, or not proved.
-    pub(crate) fn check(&self, told: &Told, platform: &Platform) -> Result<Vec<u8>, String> {
-        let measurement = told.measurement.ok_or("the launch has no measurement")?;
+    pub(crate) fn check(
+        &self,
+        measurement: &Measurement,
+        gctx: Option<Pfn>,
+        platform: &Platform,
+    ) -> Result<Vec<u8>, String> {
+        let measurement = *measurement.bytes();
         match &self.digest {
             Digest::Legacy(digest, owner) => {
                 let got = LaunchMeasure::from_bytes(&measurement);
@@ -140,7 +137,7 @@ impl SevOwner {
                 ))
             }
             Digest::Snp(_) => {
-                let gctx = told.gctx.and_then(Pfn::base).map(|base| base.get());
+                let gctx = gctx.and_then(Pfn::base).map(|base| base.get());
                 let guests = platform.snapshot().snp_guests;
                 let guest = guests.iter().find(|guest| Some(guest.context) == gctx);
                 let firmware = guest.ok_or("the firmware does not know the guest")?;

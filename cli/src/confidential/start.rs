@@ -5,13 +5,11 @@ use std::sync::Arc;
 
 use kvm_ops::Tech;
 use kvm_ops::guest::GuestProgram;
-use kvm_ops::machine::{LaunchStep, MachineConfig, Payload};
+use kvm_ops_machine::{LaunchStep, MachineConfig, Payload};
 use serde::Serialize;
 
-#[cfg(feature = "tdx")]
 use super::TdImage;
 use super::guest::{GuestMemory, InConfidence};
-#[cfg(all(feature = "sim", feature = "sev"))]
 use super::sev::SevOwner;
 use crate::hosts::{AnyMachine, Place};
 
@@ -25,7 +23,6 @@ pub(crate) struct Start {
     /// The digest of these pages, computed without the firmware.
     off_line: Vec<u8>,
     /// Who proves the digest of an SEV guest.
-    #[cfg(all(feature = "sim", feature = "sev"))]
     owner: Option<SevOwner>,
 }
 
@@ -61,19 +58,16 @@ impl Measurement {
 
 impl Start {
     /// Of a TD.
-    #[cfg(feature = "tdx")]
     pub(crate) fn of_td(image: &TdImage) -> Self {
         Self {
             tech: Tech::Tdx,
             steps: image.steps().to_vec(),
             off_line: image.mrtd().to_vec(),
-            #[cfg(all(feature = "sim", feature = "sev"))]
             owner: None,
         }
     }
 
     /// Of an SEV guest with that many vCPUs.
-    #[cfg(all(feature = "sim", feature = "sev"))]
     fn of_sev(tech: Tech, vcpus: u32, place: &Place) -> Option<Self> {
         let platform = place.platform.as_ref()?.sev_platform()?;
         let pages = super::sev::pages();
@@ -89,14 +83,11 @@ impl Start {
     /// The built-in start of a technology; `None` of one that has none, and of a place that runs
     /// machine code.
     pub(crate) fn built_in(tech: Tech, vcpus: u32, place: &Place) -> Option<Self> {
-        let _ = vcpus;
         match tech {
             _ if place.processor => None,
-            #[cfg(feature = "tdx")]
             Tech::Tdx => Some(Self::of_td(&TdImage::built_in(
                 kvm_ops_tdvf::Order::SinglePass,
             ))),
-            #[cfg(all(feature = "sim", feature = "sev"))]
             Tech::Sev | Tech::SevEs | Tech::SevSnp => Self::of_sev(tech, vcpus, place),
             _ => None,
         }
@@ -132,7 +123,6 @@ impl Start {
         let config = config
             .payload(Payload::Programs(programs))
             .launch(self.steps.clone());
-        #[cfg(all(feature = "sim", feature = "sev"))]
         if let Some(owner) = &self.owner {
             return config.enc(kvm_ops::EncParams::Sev(Box::new(owner.params())));
         }
@@ -141,17 +131,7 @@ impl Start {
 
     /// Asks the firmware what it measured of a machine that was built with this start.
     pub(crate) fn measurement(&self, place: &Place, machine: &dyn AnyMachine) -> Measurement {
-        let told = match self.tech {
-            Tech::Tdx => match machine.tdr() {
-                None => Err("the TD has no TDR".to_owned()),
-                Some(tdr) => place.host.mrtd(tdr).map(Vec::from).map_err(|error| {
-                    format!("the TDX module does not tell the measurement: {error}")
-                }),
-            },
-            #[cfg(all(feature = "sim", feature = "sev"))]
-            Tech::Sev | Tech::SevEs | Tech::SevSnp => self.sev_measurement(place, machine),
-            tech => Err(format!("nobody tells the measurement of a {tech} VM")),
-        };
+        let told = self.ask(place, machine);
         Measurement {
             firmware: told.as_ref().ok().map(hex::encode),
             off_line: hex::encode(&self.off_line),
@@ -159,14 +139,16 @@ impl Start {
         }
     }
 
-    #[cfg(all(feature = "sim", feature = "sev"))]
-    fn sev_measurement(&self, place: &Place, machine: &dyn AnyMachine) -> Result<Vec<u8>, String> {
-        let platform = place.platform.as_ref().and_then(|host| host.sev_platform());
-        let (Some(owner), Some(platform)) = (&self.owner, platform) else {
-            return Err("the guest has no owner".into());
+    fn ask(&self, place: &Place, machine: &dyn AnyMachine) -> Result<Vec<u8>, String> {
+        let measurement = machine
+            .measurement()
+            .map_err(|error| format!("the firmware does not tell the measurement: {error}"))?;
+        let Some(owner) = &self.owner else {
+            return Ok(measurement.bytes().to_vec());
         };
-        let told = machine.sev().ok_or("the VM is no SEV guest")?;
-        owner.check(&told, platform)
+        let platform = place.platform.as_ref().and_then(|host| host.sev_platform());
+        let platform = platform.ok_or("the host has no AMD SP")?;
+        owner.check(&measurement, machine.gctx(), platform)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a TD starts with.
 
-use kvm_ops::machine::{LaunchPage, LaunchStep};
 use kvm_ops::{Gpa, InitialPageKind};
+use kvm_ops_machine::{LaunchPage, LaunchStep};
 use kvm_ops_tdvf::{Attributes, Order, Section, SectionKind, Step, Tdvf, TdvfError, compose};
 
 /// The pages of a TD's launch, and the MRTD that they must give.

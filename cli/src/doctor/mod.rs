@@ -1,6 +1,6 @@
 //! What this host offers: data for `kvm-ops doctor`. Nothing stands here that was not tried.
 
-#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod kvm;
 mod software;
 pub(crate) mod text;
@@ -14,8 +14,6 @@ use kvm_ops::Tech;
 pub(crate) struct Diagnosis {
     /// Of this program.
     version: &'static str,
-    /// The cargo features of this build.
-    features: Vec<&'static str>,
     /// The processor and the modules; `None` where this build cannot look.
     machine: Option<Machine>,
     /// The device.
@@ -119,7 +117,6 @@ impl Diagnosis {
     fn new(device: Device) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            features: features(),
             machine: None,
             dev_kvm: device,
             technologies: Vec::new(),
@@ -138,35 +135,21 @@ fn technology(tech: Tech, host: Option<Offer>, kvm: Offer) -> Technology {
     }
 }
 
-fn features() -> Vec<&'static str> {
-    [
-        ("vmx", cfg!(feature = "vmx")),
-        ("tdx", cfg!(feature = "tdx")),
-        ("svm", cfg!(feature = "svm")),
-        ("sev", cfg!(feature = "sev")),
-        ("kvm", cfg!(feature = "kvm")),
-        ("sim", cfg!(feature = "sim")),
-    ]
-    .into_iter()
-    .filter_map(|(name, on)| on.then_some(name))
-    .collect()
-}
-
 /// What `/dev/kvm` offers.
-#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn host() -> Diagnosis {
     kvm::diagnose()
 }
 
 /// Why nothing can be said of `/dev/kvm`.
-#[cfg(not(all(feature = "kvm", target_os = "linux", target_arch = "x86_64")))]
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 fn host() -> Diagnosis {
     let why = "this build cannot use /dev/kvm";
     let mut diagnosis = Diagnosis::new(Device {
         usable: false,
         vm_types: None,
         error: Some(why.into()),
-        hint: Some("build it with the cargo feature `kvm`, on x86-64 Linux".into()),
+        hint: Some("use x86-64 Linux".into()),
     });
     diagnosis.technologies = Tech::ALL
         .map(|tech| technology(tech, None, Offer::no("not in this build", why)))

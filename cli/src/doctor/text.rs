@@ -71,11 +71,7 @@ fn machine(diagnosis: &Diagnosis) -> String {
     if let Some(hint) = &diagnosis.dev_kvm.hint {
         table.add_row(["", &format!("hint: {hint}")]);
     }
-    let features = diagnosis.features.join(", ");
-    table.add_row([
-        "this build",
-        &format!("kvm-ops {} with {features}", diagnosis.version),
-    ]);
+    table.add_row(["this build", &format!("kvm-ops {}", diagnosis.version)]);
     finish(table)
 }
 

@@ -1,6 +1,6 @@
 //! What must come of a VM's run, and whether it did.
 
-use kvm_ops::machine::End;
+use kvm_ops_machine::End;
 
 /// How a run should end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

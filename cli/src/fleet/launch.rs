@@ -4,8 +4,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use kvm_ops::machine::{ConsoleSink, Devices, ExitHandler, Flow, RunLimits};
 use kvm_ops::{Exit, VcpuId};
+use kvm_ops_machine::{ConsoleSink, Devices, ExitHandler, Flow, RunLimits};
 
 use crate::guests::{Mixer, RESULT_PORT};
 use crate::interrupt::Interrupt;

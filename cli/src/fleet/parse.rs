@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kvm_ops::machine::ImageFormat;
 use kvm_ops::{Kind, MAX_VCPUS, Tech};
+use kvm_ops_machine::ImageFormat;
 use toml::de::{DeTable, DeValue};
 
 use crate::args::HostChoice;

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use kvm_ops::machine::{Image, ImageFormat, MachineConfig, MachineError, Payload};
 use kvm_ops::{Error, Tech};
+use kvm_ops_machine::{Image, ImageFormat, MachineConfig, MachineError, Payload};
 
 use crate::confidential::{Account, Books, Firmware, Leaks, Measurement, Start};
 use crate::exit_code::Code;

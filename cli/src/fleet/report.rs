@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kvm_ops::machine::{End, MachineError, RunReport};
 use kvm_ops::{FreeReport, PAGE_SIZE, Tech};
+use kvm_ops_machine::{End, MachineError, RunReport};
 use serde::Serialize;
 
 use crate::confidential::{Account, Firmware, Leaks, Measurement};

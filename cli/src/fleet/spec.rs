@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kvm_ops::machine::ImageFormat;
 use kvm_ops::{Irqchip, Kind};
+use kvm_ops_machine::ImageFormat;
 
 use crate::args::HostChoice;
 use crate::guests::Guest;

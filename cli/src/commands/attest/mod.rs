@@ -4,12 +4,8 @@
     not(feature = "sev"),
     allow(dead_code) // Without the platform, the options and the reason why not are left.
 )]
-
-#[cfg(feature = "sev")]
 mod fields;
-#[cfg(feature = "sev")]
 mod new;
-#[cfg(feature = "sev")]
 mod verify;
 
 use std::path::PathBuf;
@@ -128,8 +124,6 @@ fn parse_exact<const N: usize>(text: &str) -> Result<Padded<N>, String> {
     }
     parse_hex(text)
 }
-
-#[cfg(feature = "sev")]
 pub(crate) fn run(args: &Args) -> Outcome {
     match &args.what {
         What::New(args) => new::run(args),
@@ -151,7 +145,6 @@ pub(crate) fn run(args: &Args) -> Outcome {
 }
 
 /// The files in a directory of `attest new`.
-#[cfg(feature = "sev")]
 mod files {
     pub(super) const REPORT: &str = "report.bin";
     pub(super) const CHAIN: &str = "cert_chain.bin";

@@ -1,10 +1,5 @@
 //! `kvm-ops measure`: launch digests off line.
 
-#![cfg_attr(
-    not(all(feature = "tdx", feature = "sev")),
-    allow(dead_code) // Of what a build cannot measure, the options are left.
-)]
-
 mod sev;
 mod tdx;
 

@@ -138,18 +138,11 @@ fn number<N: TryFrom<u64>>(text: &str) -> Result<N, String> {
             format!("`{text}` is not a number of at most {bits} bits such as 1 or 0x1")
         })
 }
-
-#[cfg(feature = "sev")]
 fn vcpu_types() -> clap::builder::PossibleValuesParser {
     soft_amd_sp::measure::cpu_types()
         .map(|(name, _)| name)
         .collect::<Vec<_>>()
         .into()
-}
-
-#[cfg(not(feature = "sev"))]
-fn vcpu_types() -> clap::builder::NonEmptyStringValueParser {
-    clap::builder::NonEmptyStringValueParser::new()
 }
 
 /// What is to be measured, whatever the technology.
@@ -196,151 +189,136 @@ impl Measured {
     }
 }
 
-#[cfg(not(feature = "sev"))]
-pub(super) fn run(_: Measured) -> Outcome {
-    use crate::failure::Failure;
-    Err(Failure::new("this build cannot measure SEV guests")
-        .hint("build with the cargo feature `sev`"))
+use serde::Serialize;
+use soft_amd_sp::measure::{self, KernelHashes, Launch, MeasureError, Vmm};
+
+use super::{Measured, Outcome, Technology, Vcpus, VmmType};
+use crate::commands::measure::{read, say_json};
+use crate::exit_code::Code;
+use crate::failure::Failure;
+use crate::term;
+
+#[derive(Serialize)]
+struct Report {
+    technology: &'static str,
+    image: String,
+    bytes: usize,
+    digest: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vcpus: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vcpu_sig: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vmm_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest_features: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initrd: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    append: Option<String>,
 }
 
-#[cfg(feature = "sev")]
-pub(super) use with_sev::run;
-
-#[cfg(feature = "sev")]
-mod with_sev {
-    use serde::Serialize;
-    use soft_amd_sp::measure::{self, KernelHashes, Launch, MeasureError, Vmm};
-
-    use super::{Measured, Outcome, Technology, Vcpus, VmmType};
-    use crate::commands::measure::{read, say_json};
-    use crate::exit_code::Code;
-    use crate::failure::Failure;
-    use crate::term;
-
-    #[derive(Serialize)]
-    struct Report {
-        technology: &'static str,
-        image: String,
-        bytes: usize,
-        digest: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        vcpus: Option<u32>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        vcpu_sig: Option<u32>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        vmm_type: Option<&'static str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        guest_features: Option<u64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        kernel: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        initrd: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        append: Option<String>,
-    }
-
-    impl VmmType {
-        const fn of_library(self) -> (Vmm, &'static str) {
-            match self {
-                Self::Qemu => (Vmm::Qemu, "QEMU"),
-                Self::Ec2 => (Vmm::Ec2, "ec2"),
-                Self::Gce => (Vmm::Gce, "gce"),
-            }
+impl VmmType {
+    const fn of_library(self) -> (Vmm, &'static str) {
+        match self {
+            Self::Qemu => (Vmm::Qemu, "QEMU"),
+            Self::Ec2 => (Vmm::Ec2, "ec2"),
+            Self::Gce => (Vmm::Gce, "gce"),
         }
     }
+}
 
-    /// The signature that the options state; 0 where the VMM's reset values do not contain it.
-    fn signature(vcpus: &Vcpus) -> Result<u32, Failure> {
-        let family = match (vcpus.vcpu_family, vcpus.vcpu_model, vcpus.vcpu_stepping) {
-            (Some(family), Some(model), Some(stepping)) => {
-                Some(measure::signature_of(family, model, stepping))
-            }
-            _ => None,
+/// The signature that the options state; 0 where the VMM's reset values do not contain it.
+fn signature(vcpus: &Vcpus) -> Result<u32, Failure> {
+    let family = match (vcpus.vcpu_family, vcpus.vcpu_model, vcpus.vcpu_stepping) {
+        (Some(family), Some(model), Some(stepping)) => {
+            Some(measure::signature_of(family, model, stepping))
+        }
+        _ => None,
+    };
+    let model = vcpus.vcpu_type.as_deref().and_then(measure::cpu_signature);
+    match (family.or(vcpus.vcpu_sig).or(model), vcpus.vmm_type) {
+        (Some(signature), _) => Ok(signature),
+        (None, VmmType::Ec2 | VmmType::Gce) => Ok(0),
+        (None, VmmType::Qemu) => Err(Failure::new(
+            "QEMU measures the vCPUs' model, and none is stated",
+        )
+        .hint("state --vcpu-type, --vcpu-sig, or --vcpu-family with model and stepping")
+        .code(Code::Usage)),
+    }
+}
+
+pub(in crate::commands::measure) fn run(measured: Measured) -> Outcome {
+    let Measured {
+        technology,
+        common,
+        vcpus,
+        guest_features,
+    } = measured;
+    let signature = vcpus.as_ref().map(signature).transpose()?;
+    let image = read("image", &common.image)?;
+    let mut launch = Launch::new(&image);
+    if let (Some(vcpus), Some(signature)) = (&vcpus, signature) {
+        launch = launch
+            .vcpus(vcpus.count)
+            .vcpu_sig(signature)
+            .vmm(vcpus.vmm_type.of_library().0);
+    }
+    if let Some(features) = guest_features {
+        launch = launch.guest_features(features);
+    }
+    if let Some(kernel) = &common.kernel {
+        let kernel = read("kernel", kernel)?;
+        let initrd = match &common.initrd {
+            Some(initrd) => read("initrd", initrd)?,
+            None => Vec::new(),
         };
-        let model = vcpus.vcpu_type.as_deref().and_then(measure::cpu_signature);
-        match (family.or(vcpus.vcpu_sig).or(model), vcpus.vmm_type) {
-            (Some(signature), _) => Ok(signature),
-            (None, VmmType::Ec2 | VmmType::Gce) => Ok(0),
-            (None, VmmType::Qemu) => Err(Failure::new(
-                "QEMU measures the vCPUs' model, and none is stated",
-            )
-            .hint("state --vcpu-type, --vcpu-sig, or --vcpu-family with model and stepping")
-            .code(Code::Usage)),
-        }
+        launch = launch.kernel_hashes(KernelHashes::new(
+            &kernel,
+            &initrd,
+            common.append.as_deref(),
+        ));
     }
+    let (name, digest) = match technology {
+        Technology::Sev => ("sev", launch.sev().map(Vec::from)),
+        Technology::SevEs => ("sev-es", launch.sev_es().map(Vec::from)),
+        Technology::Snp => ("sev-snp", launch.snp().map(Vec::from)),
+    };
+    let digest = digest.map_err(|error| {
+        let what = format!("{} cannot be measured as {name}", common.image.display());
+        let hint = hint(&error);
+        let failure = Failure::because(what, error);
+        hint.into_iter().fold(failure, Failure::hint)
+    })?;
+    if !common.json {
+        term::say(common.output_format.write(&digest))?;
+        return Ok(Code::Fine);
+    }
+    let shown = |path: Option<std::path::PathBuf>| path.map(|path| path.display().to_string());
+    say_json(&Report {
+        technology: name,
+        image: common.image.display().to_string(),
+        bytes: image.len(),
+        digest: hex::encode(digest),
+        vcpus: vcpus.as_ref().map(|vcpus| vcpus.count),
+        vcpu_sig: signature,
+        vmm_type: vcpus.map(|vcpus| vcpus.vmm_type.of_library().1),
+        guest_features,
+        kernel: shown(common.kernel),
+        initrd: shown(common.initrd),
+        append: common.append,
+    })?;
+    Ok(Code::Fine)
+}
 
-    pub(in crate::commands::measure) fn run(measured: Measured) -> Outcome {
-        let Measured {
-            technology,
-            common,
-            vcpus,
-            guest_features,
-        } = measured;
-        let signature = vcpus.as_ref().map(signature).transpose()?;
-        let image = read("image", &common.image)?;
-        let mut launch = Launch::new(&image);
-        if let (Some(vcpus), Some(signature)) = (&vcpus, signature) {
-            launch = launch
-                .vcpus(vcpus.count)
-                .vcpu_sig(signature)
-                .vmm(vcpus.vmm_type.of_library().0);
+fn hint(error: &MeasureError) -> Option<&'static str> {
+    Some(match error {
+        MeasureError::NoHashTable => {
+            "of OVMF's builds, AmdSevX64 has a place for the hashes (Debian: ovmf-amdsev)"
         }
-        if let Some(features) = guest_features {
-            launch = launch.guest_features(features);
-        }
-        if let Some(kernel) = &common.kernel {
-            let kernel = read("kernel", kernel)?;
-            let initrd = match &common.initrd {
-                Some(initrd) => read("initrd", initrd)?,
-                None => Vec::new(),
-            };
-            launch = launch.kernel_hashes(KernelHashes::new(
-                &kernel,
-                &initrd,
-                common.append.as_deref(),
-            ));
-        }
-        let (name, digest) = match technology {
-            Technology::Sev => ("sev", launch.sev().map(Vec::from)),
-            Technology::SevEs => ("sev-es", launch.sev_es().map(Vec::from)),
-            Technology::Snp => ("sev-snp", launch.snp().map(Vec::from)),
-        };
-        let digest = digest.map_err(|error| {
-            let what = format!("{} cannot be measured as {name}", common.image.display());
-            let hint = hint(&error);
-            let failure = Failure::because(what, error);
-            hint.into_iter().fold(failure, Failure::hint)
-        })?;
-        if !common.json {
-            term::say(common.output_format.write(&digest))?;
-            return Ok(Code::Fine);
-        }
-        let shown = |path: Option<std::path::PathBuf>| path.map(|path| path.display().to_string());
-        say_json(&Report {
-            technology: name,
-            image: common.image.display().to_string(),
-            bytes: image.len(),
-            digest: hex::encode(digest),
-            vcpus: vcpus.as_ref().map(|vcpus| vcpus.count),
-            vcpu_sig: signature,
-            vmm_type: vcpus.map(|vcpus| vcpus.vmm_type.of_library().1),
-            guest_features,
-            kernel: shown(common.kernel),
-            initrd: shown(common.initrd),
-            append: common.append,
-        })?;
-        Ok(Code::Fine)
-    }
-
-    fn hint(error: &MeasureError) -> Option<&'static str> {
-        Some(match error {
-            MeasureError::NoHashTable => {
-                "of OVMF's builds, AmdSevX64 has a place for the hashes (Debian: ovmf-amdsev)"
-            }
-            MeasureError::NoResetBlock(_) => {
-                "use an OVMF image of 2021 or later, or measure one vCPU"
-            }
-            _ => return None,
-        })
-    }
+        MeasureError::NoResetBlock(_) => "use an OVMF image of 2021 or later, or measure one vCPU",
+        _ => return None,
+    })
 }

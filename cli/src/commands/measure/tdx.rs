@@ -45,150 +45,138 @@ enum Order {
     Both,
 }
 
-#[cfg(not(feature = "tdx"))]
-pub(super) fn run(_: &Args) -> Outcome {
-    use crate::failure::Failure;
-    Err(Failure::new("this build cannot measure TDs").hint("build with the cargo feature `tdx`"))
+use std::collections::BTreeMap;
+
+use kvm_ops_tdvf::{Section, Tdvf, TdvfError};
+use serde::Serialize;
+
+use super::{Args, Order, Outcome};
+use crate::commands::measure::{read, say_json};
+use crate::doctor::text::{finish, table};
+use crate::exit_code::Code;
+use crate::failure::Failure;
+use crate::term;
+
+#[derive(Serialize)]
+struct Report {
+    image: String,
+    bytes: usize,
+    mrtd: BTreeMap<&'static str, String>,
+    pages_added: u64,
+    metadata_offset: usize,
+    sections: Vec<SectionReport>,
 }
 
-#[cfg(feature = "tdx")]
-pub(super) use with_tdx::run;
+#[derive(Serialize)]
+struct SectionReport {
+    kind: &'static str,
+    data_offset: u32,
+    raw_size: u32,
+    memory_address: u64,
+    memory_size: u64,
+    extend: bool,
+    aug: bool,
+}
 
-#[cfg(feature = "tdx")]
-mod with_tdx {
-    use std::collections::BTreeMap;
-
-    use kvm_ops_tdvf::{Section, Tdvf, TdvfError};
-    use serde::Serialize;
-
-    use super::{Args, Order, Outcome};
-    use crate::commands::measure::{read, say_json};
-    use crate::doctor::text::{finish, table};
-    use crate::exit_code::Code;
-    use crate::failure::Failure;
-    use crate::term;
-
-    #[derive(Serialize)]
-    struct Report {
-        image: String,
-        bytes: usize,
-        mrtd: BTreeMap<&'static str, String>,
-        pages_added: u64,
-        metadata_offset: usize,
-        sections: Vec<SectionReport>,
-    }
-
-    #[derive(Serialize)]
-    struct SectionReport {
-        kind: &'static str,
-        data_offset: u32,
-        raw_size: u32,
-        memory_address: u64,
-        memory_size: u64,
-        extend: bool,
-        aug: bool,
-    }
-
-    impl SectionReport {
-        fn new(section: &Section) -> Self {
-            Self {
-                kind: section.kind.name(),
-                data_offset: section.data_offset,
-                raw_size: section.raw_size,
-                memory_address: section.memory_address,
-                memory_size: section.memory_size,
-                extend: section.attributes.extend,
-                aug: section.attributes.aug,
-            }
+impl SectionReport {
+    fn new(section: &Section) -> Self {
+        Self {
+            kind: section.kind.name(),
+            data_offset: section.data_offset,
+            raw_size: section.raw_size,
+            memory_address: section.memory_address,
+            memory_size: section.memory_size,
+            extend: section.attributes.extend,
+            aug: section.attributes.aug,
         }
     }
+}
 
-    pub(in crate::commands::measure) fn run(args: &Args) -> Outcome {
-        let image = read("image", &args.image)?;
-        let tdvf = Tdvf::parse(&image).map_err(|error| {
-            let without = matches!(
-                error,
-                TdvfError::NoTable { .. } | TdvfError::NoMetadata { .. }
-            );
-            let what = format!("{} cannot be launched as a TD", args.image.display());
-            let failure = Failure::because(what, error);
-            if without {
-                failure.hint(
-                    "of OVMF's builds, OvmfPkgX64 and IntelTdxX64 have TDX metadata, in the file \
-                     that holds code and variables",
-                )
-            } else {
-                failure
-            }
+pub(in crate::commands::measure) fn run(args: &Args) -> Outcome {
+    let image = read("image", &args.image)?;
+    let tdvf = Tdvf::parse(&image).map_err(|error| {
+        let without = matches!(
+            error,
+            TdvfError::NoTable { .. } | TdvfError::NoMetadata { .. }
+        );
+        let what = format!("{} cannot be launched as a TD", args.image.display());
+        let failure = Failure::because(what, error);
+        if without {
+            failure.hint(
+                "of OVMF's builds, OvmfPkgX64 and IntelTdxX64 have TDX metadata, in the file \
+                 that holds code and variables",
+            )
+        } else {
+            failure
+        }
+    })?;
+    let mrtd = |order| hex::encode(tdvf.mrtd(order));
+    let single = || ("single", mrtd(kvm_ops_tdvf::Order::SinglePass));
+    let two = || ("two-pass", mrtd(kvm_ops_tdvf::Order::TwoPass));
+    let mrtds = match args.order {
+        Order::Single => vec![single()],
+        Order::TwoPass => vec![two()],
+        Order::Both => vec![single(), two()],
+    };
+    if args.json {
+        say_json(&Report {
+            image: args.image.display().to_string(),
+            bytes: image.len(),
+            mrtd: mrtds.into_iter().collect(),
+            pages_added: tdvf.launch().page_count(),
+            metadata_offset: tdvf.metadata_offset(),
+            sections: tdvf.sections().iter().map(SectionReport::new).collect(),
         })?;
-        let mrtd = |order| hex::encode(tdvf.mrtd(order));
-        let single = || ("single", mrtd(kvm_ops_tdvf::Order::SinglePass));
-        let two = || ("two-pass", mrtd(kvm_ops_tdvf::Order::TwoPass));
-        let mrtds = match args.order {
-            Order::Single => vec![single()],
-            Order::TwoPass => vec![two()],
-            Order::Both => vec![single(), two()],
-        };
-        if args.json {
-            say_json(&Report {
-                image: args.image.display().to_string(),
-                bytes: image.len(),
-                mrtd: mrtds.into_iter().collect(),
-                pages_added: tdvf.launch().page_count(),
-                metadata_offset: tdvf.metadata_offset(),
-                sections: tdvf.sections().iter().map(SectionReport::new).collect(),
-            })?;
-            return Ok(Code::Fine);
-        }
-        if args.sections {
-            term::say(sections(&tdvf))?;
-            term::say("")?;
-        }
-        match mrtds.as_slice() {
-            [(_, mrtd)] => term::say(mrtd)?,
-            both => {
-                for (order, mrtd) in both {
-                    term::say(format!("{order:8} {mrtd}"))?;
-                }
+        return Ok(Code::Fine);
+    }
+    if args.sections {
+        term::say(sections(&tdvf))?;
+        term::say("")?;
+    }
+    match mrtds.as_slice() {
+        [(_, mrtd)] => term::say(mrtd)?,
+        both => {
+            for (order, mrtd) in both {
+                term::say(format!("{order:8} {mrtd}"))?;
             }
         }
-        Ok(Code::Fine)
     }
+    Ok(Code::Fine)
+}
 
-    fn sections(tdvf: &Tdvf<'_>) -> String {
-        let mut table = table(&[
-            "SECTION",
-            "DATA AT",
-            "DATA",
-            "MEMORY AT",
-            "MEMORY",
-            "LAUNCH",
+fn sections(tdvf: &Tdvf<'_>) -> String {
+    let mut table = table(&[
+        "SECTION",
+        "DATA AT",
+        "DATA",
+        "MEMORY AT",
+        "MEMORY",
+        "LAUNCH",
+    ]);
+    for section in tdvf.sections() {
+        let launch = match (section.attributes.aug, section.attributes.extend) {
+            (true, _) => "later (PAGE.AUG)",
+            (false, true) => "added and measured",
+            (false, false) => "added",
+        };
+        let data = if section.raw_size == 0 {
+            ["-".to_owned(), "-".to_owned()]
+        } else {
+            [section.data_offset, section.raw_size].map(|n| format!("{n:#x}"))
+        };
+        let [at, bytes] = data;
+        table.add_row([
+            section.kind.name(),
+            &at,
+            &bytes,
+            &format!("{:#x}", section.memory_address),
+            &format!("{:#x}", section.memory_size),
+            launch,
         ]);
-        for section in tdvf.sections() {
-            let launch = match (section.attributes.aug, section.attributes.extend) {
-                (true, _) => "later (PAGE.AUG)",
-                (false, true) => "added and measured",
-                (false, false) => "added",
-            };
-            let data = if section.raw_size == 0 {
-                ["-".to_owned(), "-".to_owned()]
-            } else {
-                [section.data_offset, section.raw_size].map(|n| format!("{n:#x}"))
-            };
-            let [at, bytes] = data;
-            table.add_row([
-                section.kind.name(),
-                &at,
-                &bytes,
-                &format!("{:#x}", section.memory_address),
-                &format!("{:#x}", section.memory_size),
-                launch,
-            ]);
-        }
-        let pages = tdvf.launch().page_count();
-        format!(
-            "{}\n\n{pages} pages are added before the launch",
-            finish(table)
-        )
     }
+    let pages = tdvf.launch().page_count();
+    format!(
+        "{}\n\n{pages} pages are added before the launch",
+        finish(table)
+    )
 }

@@ -1,6 +1,4 @@
 //! `kvm-ops run`: one VM from an image.
-
-#[cfg(feature = "tdx")]
 mod td;
 
 use std::io::{self, Write};
@@ -11,11 +9,11 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
-use kvm_ops::machine::{
+use kvm_ops::{Irqchip, Kind, MAX_VCPUS, Tech};
+use kvm_ops_machine::{
     ConsoleSink, End, Image, ImageFormat, MachineConfig, MachineError, RunLimits, RunReport,
     Stopper,
 };
-use kvm_ops::{Irqchip, Kind, MAX_VCPUS, Tech};
 
 use crate::args::HostChoice;
 use crate::exit_code::Code;
@@ -139,7 +137,6 @@ fn irqchips() -> impl TypedValueParser<Value = Irqchip> {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    #[cfg(feature = "tdx")]
     if args.tech == Kind::Of(Tech::Tdx) {
         return td::run(args);
     }

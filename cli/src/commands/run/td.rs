@@ -3,8 +3,8 @@
 use std::fs;
 use std::ops::Range;
 
-use kvm_ops::machine::{ConsoleSink, MachineConfig, RunLimits};
 use kvm_ops::{FreeReport, Gpa, Irqchip};
+use kvm_ops_machine::{ConsoleSink, MachineConfig, RunLimits};
 
 use kvm_ops_tdvf::Order;
 
