@@ -126,12 +126,15 @@ impl KvmHost {
     }
 
     fn create_fd(&self, tech: Tech) -> Result<VmFd> {
-        if tech.vendor() != self.inner.vendor {
-            return Err(Error::Unsupported(Missing::Vendor(tech)));
+        if tech.vendor() != Some(self.inner.vendor) {
+            return Err(Error::unsupported(Missing::Vendor, tech));
         }
-        let kind = tech.kvm_vm_type();
+        let not_offered = Err(Error::unsupported(Missing::HostTech, tech));
+        let Some(kind) = tech.kvm_vm_type() else {
+            return not_offered;
+        };
         if kind != 0 && self.vm_types() >> kind & 1 == 0 {
-            return Err(Error::Unsupported(Missing::HostTech(tech)));
+            return not_offered;
         }
         // KVM starts kernel threads for a VM, and a signal at that moment makes it answer EINTR
         // though nothing is wrong. A signal storm must not keep us here for ever.
@@ -140,7 +143,7 @@ impl KvmHost {
             match self.inner.kvm.create_vm_with_type(kind) {
                 Err(error) if error.errno() == libc::EINTR && tries > 0 => tries -= 1,
                 Err(error) if error.errno() == libc::EINVAL && kind != 0 => {
-                    return Err(Error::Unsupported(Missing::HostTech(tech)));
+                    return not_offered;
                 }
                 result => return result.map_err(sys(Call::CreateVm)),
             }

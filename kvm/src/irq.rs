@@ -125,7 +125,7 @@ impl KvmVm {
     /// Unsupported unless the VM has the full irqchip.
     pub fn set_irq_line(&self, gsi: u32, active: bool) -> Result<()> {
         if self.params().irqchip != Irqchip::Full {
-            return kvm_ops::unsupported!("set_irq_line without a full irqchip in the platform");
+            return kvm_ops::not_offered!("set_irq_line without a full irqchip in the platform");
         }
         self.fd()
             .set_irq_line(gsi, active)
@@ -151,7 +151,7 @@ impl KvmVm {
 
     fn irqchip(&self) -> Result<()> {
         match self.params().irqchip {
-            Irqchip::None => kvm_ops::unsupported!("interrupts without an irqchip in the platform"),
+            Irqchip::None => kvm_ops::not_offered!("interrupts without an irqchip in the platform"),
             Irqchip::Full | Irqchip::Split => Ok(()),
         }
     }

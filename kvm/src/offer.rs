@@ -45,6 +45,8 @@ impl TechOffer {
 pub enum WhyNot {
     /// The device cannot be opened, for this reason.
     Device(String),
+    /// KVM has no VMs of this technology.
+    NotInKvm,
     /// The processors are of another vendor.
     Vendor {
         /// Whose it would take.
@@ -86,6 +88,7 @@ impl fmt::Display for WhyNot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Device(why) => f.write_str(why),
+            Self::NotInKvm => f.write_str("KVM has no VMs of this technology"),
             Self::Vendor { needs, found } => {
                 write!(f, "needs {needs} processors, these are {found:?}")
             }
@@ -134,9 +137,12 @@ const fn needs(tech: Tech) -> Needs {
 
 /// The reasons that the machine shows. They explain a refusal and do not decide it.
 fn reasons(tech: Tech, machine: &HostMachine) -> Vec<WhyNot> {
-    if machine.vendor() != Some(tech.vendor()) {
+    let Some(vendor) = tech.vendor() else {
+        return vec![WhyNot::NotInKvm];
+    };
+    if machine.vendor() != Some(vendor) {
         return vec![WhyNot::Vendor {
-            needs: tech.vendor(),
+            needs: vendor,
             found: machine.vendor_string.clone(),
         }];
     }
@@ -168,7 +174,7 @@ fn reasons(tech: Tech, machine: &HostMachine) -> Vec<WhyNot> {
 fn notes(tech: Tech, offered: bool, machine: &HostMachine) -> Vec<String> {
     let mut notes = Vec::new();
     let needs = needs(tech);
-    if machine.vendor() != Some(tech.vendor()) {
+    if machine.vendor() != tech.vendor() {
         return notes;
     }
     if offered && !machine.modules.contains_key(needs.module) {
@@ -182,7 +188,7 @@ fn notes(tech: Tech, offered: bool, machine: &HostMachine) -> Vec<String> {
         }
     }
     let paging = match tech.vendor() {
-        Vendor::Amd => "npt",
+        Some(Vendor::Amd) => "npt",
         _ => "ept",
     };
     if let Some("N" | "0") = machine.parameter(needs.module, paging) {
@@ -214,7 +220,7 @@ impl Offer {
             .into_iter()
             .map(|tech| {
                 let mut why_not = reasons(tech, &machine);
-                if machine.vendor() == Some(tech.vendor()) {
+                if machine.vendor() == tech.vendor() {
                     // Behind a device that is there, a module of whatever name holds normal VMs.
                     if matches!(error, crate::OpenError::Denied { .. }) && !tech.is_confidential() {
                         why_not.clear();
@@ -263,14 +269,15 @@ fn probe_tech(host: &KvmHost, tech: Tech, machine: &HostMachine, vm_types: u32) 
         Ok(_) => Vec::new(),
         Err(error) => {
             let mut why_not = reasons(tech, machine);
-            let number = tech.kvm_vm_type();
-            match error {
-                Error::Unsupported(Missing::Vendor(_)) => {}
-                _ if u64::from(vm_types) >> number & 1 == 0 => why_not.push(WhyNot::VmType {
-                    number,
-                    bitmap: vm_types,
-                }),
-                error => why_not.push(WhyNot::Refused(error)),
+            match (error, tech.kvm_vm_type()) {
+                (Error::Unsupported(Missing::Vendor, _), _) | (_, None) => {}
+                (_, Some(number)) if u64::from(vm_types) >> number & 1 == 0 => {
+                    why_not.push(WhyNot::VmType {
+                        number,
+                        bitmap: vm_types,
+                    });
+                }
+                (error, _) => why_not.push(WhyNot::Refused(error)),
             }
             why_not
         }
@@ -311,7 +318,7 @@ mod tests {
         let amd = machine("AuthenticAMD", &[], &[]);
         for tech in Tech::ALL {
             let other = match tech.vendor() {
-                Vendor::Amd => &intel,
+                Some(Vendor::Amd) => &intel,
                 _ => &amd,
             };
             assert!(matches!(reasons(tech, other)[..], [WhyNot::Vendor { .. }]));

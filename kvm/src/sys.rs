@@ -2,12 +2,12 @@
 
 use kvm_bindings::{
     KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr,
-    kvm_interrupt, kvm_memory_attributes, kvm_pre_fault_memory,
+    kvm_interrupt, kvm_memory_attributes, kvm_pre_fault_memory, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use kvm_ops::{Call, Result};
-use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
-use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
+use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 use crate::error::from_errno;
 
@@ -15,12 +15,19 @@ ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+ioctl_ior_nr!(KVM_GET_XSAVE, KVMIO, 0xa4, kvm_xsave);
+ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, kvm_xsave);
+ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
 // The sizes are part of the ioctl numbers (Linux include/uapi/linux/kvm.h).
 static_assertions::assert_eq_size!(kvm_interrupt, u32);
 static_assertions::assert_eq_size!(kvm_device_attr, [u64; 3]);
+static_assertions::assert_eq_size!(kvm_xsave, [u8; XSAVE_BYTES]);
 static_assertions::assert_eq_size!(kvm_pre_fault_memory, [u64; 8]);
+
+/// Bytes of an XSAVE area without the components that a process asks for (AMX).
+pub(crate) const XSAVE_BYTES: usize = 4096;
 
 fn done(call: Call, ret: i32) -> Result<()> {
     if ret >= 0 {
@@ -43,6 +50,28 @@ pub(crate) fn setup_mce(vcpu: &VcpuFd, mcg_cap: u64) -> Result<()> {
     // SAFETY: the kernel reads the eight bytes of `mcg_cap`.
     let ret = unsafe { ioctl_with_ref(vcpu, KVM_X86_SETUP_MCE(), &mcg_cap) };
     done(Call::SetupMce, ret)
+}
+
+/// Reads extended state. `area` has the vCPU's length: `KVM_CAP_XSAVE2`, or [`XSAVE_BYTES`] on a
+/// kernel without it.
+pub(crate) fn get_xsave(vcpu: &VcpuFd, area: &mut [u8]) -> Result<()> {
+    assert!(area.len() >= XSAVE_BYTES);
+    let request = match area.len() {
+        XSAVE_BYTES => KVM_GET_XSAVE(),
+        _ => KVM_GET_XSAVE2(),
+    };
+    // SAFETY: KVM_GET_XSAVE writes `XSAVE_BYTES`, and KVM_GET_XSAVE2 what KVM_CAP_XSAVE2 answered,
+    // which is the length of the area.
+    let ret = unsafe { ioctl_with_mut_ptr(vcpu, request, area.as_mut_ptr()) };
+    done(Call::Fpu, ret)
+}
+
+/// Writes extended state; `bytes` is the vCPU's length, as for [`get_xsave`].
+pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &[u8], bytes: usize) -> Result<()> {
+    assert!(area.len() >= bytes);
+    // SAFETY: the kernel reads `bytes`, as KVM_CAP_XSAVE2 answered or KVM_SET_XSAVE has it.
+    let ret = unsafe { ioctl_with_ptr(vcpu, KVM_SET_XSAVE(), area.as_ptr()) };
+    done(Call::Fpu, ret)
 }
 
 /// Sets the TSC offset (`KVM_VCPU_TSC_OFFSET` of Linux Documentation/virt/kvm/devices/vcpu.rst).

@@ -3,46 +3,49 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kvm_bindings::{
-    CpuId, KVM_CAP_TSC_DEADLINE_TIMER, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
-    KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, Msrs, kvm_guest_debug, kvm_msr_entry,
-    kvm_sregs,
-};
+use kvm_bindings::{KVM_CAP_TSC_DEADLINE_TIMER, KVM_MAX_CPUID_ENTRIES, kvm_mp_state};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use kvm_ops::{
-    Call, CpuidEntry, DescTable, Error, Exception, Exit, Field, Irqchip, Kick, Regs, Result,
-    Segment, SegmentName, Step, VcpuId, VcpuOps, VmParams, control,
+    Answer, Call, CpuidEntry, DebugRegs, Error, Events, Exit, Field, GuestDebug, Irqchip, Kick,
+    MpState, Msr, Regs, Result, Sregs, Step, VcpuId, VcpuOps, Xcrs, Xsave,
 };
 
 use crate::error::{host_lacks, sys};
+use crate::exit::{self, DataRange};
 use crate::kick::Kicker;
 use crate::run_page::RunPage;
-use crate::vm::Shared;
-use crate::{KvmHost, cpuid, exit, regs, reset, signal, sys as ioctls};
+use crate::vm::VmInner;
+use crate::{cpuid, events, msrs, reset, signal, state, sys as ioctls};
 
-const EFER: u32 = 0xc000_0080;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 /// More parts than any instruction's access has.
 const MAX_PARTS: u32 = 64;
-/// DR7 without breakpoints: bit 10 reads as one.
-const DR7_NONE: u64 = 0x400;
+/// The bits of IA32_EFER that a processor defines (APM vol. 2, 3.1.7; SDM vol. 4, table 2-2).
+const EFER_DEFINED: u64 = 1 | 0b1101 << 8 | 0b1111 << 12 | 0b1_1011 << 17;
+const EFER: u32 = 0xc000_0080;
+const EFER_LME: u64 = 1 << 8;
+const CR0_PG: u64 = kvm_ops::cr0::PG;
+const CR4_PAE: u64 = 1 << 5;
 
 /// A vCPU in the kernel. It holds its VM.
 ///
 /// Its kick is a signal: the first vCPU of a process takes a real-time signal that has no handler
 /// (see [`VcpuOps::kick_handle`]); a thread that runs vCPUs must not block it afterwards.
+///
+/// Each group of registers is read or written by one ioctl.
 pub struct KvmVcpu {
     id: VcpuId,
     fd: VcpuFd,
     page: Arc<RunPage>,
     kicker: Arc<Kicker>,
-    vm: Arc<Shared>,
+    /// The last exit, and its data in `page`.
+    exit: Exit,
+    data: DataRange,
+    vm: Arc<VmInner>,
 }
 
 impl KvmVcpu {
-    pub(crate) fn new(vm: Arc<Shared>, id: VcpuId) -> Result<Self> {
-        // First, because a vCPU that the kernel has made takes its number for good.
+    pub(crate) fn new(vm: Arc<VmInner>, id: VcpuId) -> Result<Self> {
+        // First, because the kernel never frees the number of a vCPU that it made.
         let signal = signal::kick_signal()?;
         let fd = vm
             .fd
@@ -60,11 +63,14 @@ impl KvmVcpu {
         fd.set_cpuid2(&cpuid).map_err(sys(Call::SetCpuid))?;
         let page = Arc::new(RunPage::map(&fd, vm.host.run_size())?);
         let kicker = Kicker::new(page.clone(), signal);
+        tracing::debug!(vcpu = id.0, "vCPU created");
         Ok(Self {
             id,
             fd,
             page,
             kicker,
+            exit: Exit::Interrupted,
+            data: DataRange::default(),
             vm,
         })
     }
@@ -88,23 +94,19 @@ impl KvmVcpu {
     /// APIC id and without features of an APIC that the VM does not have.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The answer of the kernel.
     pub fn cpuid(&self) -> Result<Vec<CpuidEntry>> {
-        let most = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+        let most = KVM_MAX_CPUID_ENTRIES;
         let cpuid = self.fd.get_cpuid2(most).map_err(sys(Call::GetCpuid))?;
         Ok(cpuid::to_entries(&cpuid))
     }
 
-    pub(crate) fn vm_params(&self) -> &VmParams {
-        &self.vm.params
-    }
-
-    pub(crate) fn host(&self) -> &KvmHost {
-        &self.vm.host
+    pub(crate) fn vm(&self) -> &VmInner {
+        &self.vm
     }
 
     /// Lets the kernel complete the access of the last exit, so that it does not write its result
-    /// over registers that are set now. What the guest reads is what the exit's data holds.
+    /// over registers that are set now. The guest reads the exit's data as it is.
     ///
     /// # Errors
     /// [`Error::WrongState`] once the VM is closed: an access that the kernel completes may write
@@ -119,7 +121,10 @@ impl KvmVcpu {
             drop(running);
             match done {
                 Ok(()) => {}
-                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(()),
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                    (self.exit, self.data) = (Exit::Interrupted, DataRange::default());
+                    return Ok(());
+                }
                 Err(error) => return Err(Error::Sys(Call::Run, error.errno())),
             }
         }
@@ -132,24 +137,6 @@ impl KvmVcpu {
             true => Err(Error::WrongState(Step::Drained)),
         }
     }
-
-    fn sregs(&self) -> Result<kvm_sregs> {
-        self.fd.get_sregs().map_err(sys(Call::Sregs))
-    }
-
-    fn change_sregs(&self, change: impl FnOnce(&mut kvm_sregs)) -> Result<()> {
-        let mut sregs = self.sregs()?;
-        change(&mut sregs);
-        self.fd.set_sregs(&sregs).map_err(sys(Call::Sregs))
-    }
-
-    /// The index of what was refused, instead of the errno, where the kernel says no more.
-    fn refused<T>(result: Result<T>, field: Field, value: u64) -> Result<T> {
-        match result {
-            Err(error) if error.errno() == libc::EINVAL => Err(Error::Invalid(field, value)),
-            result => result,
-        }
-    }
 }
 
 impl Drop for KvmVcpu {
@@ -158,16 +145,8 @@ impl Drop for KvmVcpu {
     }
 }
 
-/// IA32_EFER as the processor keeps it: LMA is no bit of its own but LME with paging on.
-fn efer_with_lma(efer: u64, cr0: u64) -> u64 {
-    if efer & EFER_LME != 0 && cr0 & control::cr0::PG != 0 {
-        efer | EFER_LMA
-    } else {
-        efer & !EFER_LMA
-    }
-}
-
 impl VcpuOps for KvmVcpu {
+    #[inline]
     fn id(&self) -> VcpuId {
         self.id
     }
@@ -176,8 +155,8 @@ impl VcpuOps for KvmVcpu {
     /// a kick ends the wait.
     ///
     /// # Errors
-    /// [`Error::WrongState`] once the VM is closed; otherwise the kernel's answer.
-    fn vcpu_run(&mut self) -> Result<Exit<'_>> {
+    /// [`Error::WrongState`] once the VM is closed; the answer of the kernel.
+    fn vcpu_run(&mut self) -> Result<Exit> {
         self.require_open()?;
         let mut running = self.kicker.enter();
         let reason = match self.fd.run() {
@@ -192,13 +171,32 @@ impl VcpuOps for KvmVcpu {
         running.interrupted = matches!(reason, Err(libc::EINTR | libc::EAGAIN));
         let interrupted = running.interrupted;
         drop(running);
-        match reason {
-            // SAFETY: `&mut self` is the exclusive use that is asked for: the exit borrows it, so
-            // the next KVM_RUN comes after the exit is gone. Kicks touch `immediate_exit` only.
-            Ok(()) => Ok(unsafe { exit::decode(&self.page) }),
-            Err(_) if interrupted => Ok(Exit::Interrupted),
-            Err(errno) => Err(Error::Sys(Call::Run, errno)),
-        }
+        (self.exit, self.data) = match reason {
+            // SAFETY: `&mut self` is exclusive use of the vCPU: a slice of the data borrows it.
+            // Kicks touch `immediate_exit` only.
+            Ok(()) => unsafe { exit::decode(&self.page) },
+            Err(_) if interrupted => (Exit::Interrupted, DataRange::default()),
+            Err(errno) => {
+                (self.exit, self.data) = (Exit::Interrupted, DataRange::default());
+                tracing::warn!(vcpu = self.id.0, errno, "KVM_RUN failed");
+                return Err(Error::Sys(Call::Run, errno));
+            }
+        };
+        Ok(self.exit)
+    }
+
+    /// The bytes lie in the pages that the kernel shares: no copy is made.
+    fn exit_data(&mut self) -> &mut [u8] {
+        let DataRange { offset, len } = self.data;
+        // SAFETY: `decode` checked the range against the mapping, which lives as long as `self`.
+        // It covers data only, which no other thread touches: the kernel writes it in KVM_RUN,
+        // which needs `&mut self`, as every other access of this process does.
+        unsafe { std::slice::from_raw_parts_mut(self.page.run().cast::<u8>().add(offset), len) }
+    }
+
+    fn answer(&mut self, answer: Answer) -> Result<()> {
+        // SAFETY: `&mut self` is exclusive use of the vCPU, and `exit` is what was decoded last.
+        unsafe { exit::answer(&self.page, &self.exit, answer) }
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {
@@ -210,7 +208,8 @@ impl VcpuOps for KvmVcpu {
     /// debugging stay as they are. Takes some milliseconds.
     ///
     /// # Errors
-    /// [`Error::Invalid`] names an MSR that could not be reset; all else is reset then.
+    /// [`Error::Invalid`] names an MSR that could not be reset; everything else is reset then.
+    /// [`Error::WrongState`] once the VM is closed.
     fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
         reset::reset(self, init_event)
     }
@@ -221,130 +220,148 @@ impl VcpuOps for KvmVcpu {
         Ok(())
     }
 
-    fn get_regs(&self) -> Result<Regs> {
+    fn regs(&self) -> Result<Regs> {
         let kvm = self.fd.get_regs().map_err(sys(Call::Regs))?;
-        Ok(regs::from_kvm_regs(&kvm))
+        Ok(state::from_kvm_regs(&kvm))
     }
 
     fn set_regs(&mut self, regs: &Regs) -> Result<()> {
-        let kvm = regs::to_kvm_regs(regs);
+        let kvm = state::to_kvm_regs(regs);
         self.fd.set_regs(&kvm).map_err(sys(Call::Regs))
+    }
+
+    fn sregs(&self) -> Result<Sregs> {
+        let kvm = self.fd.get_sregs().map_err(sys(Call::Sregs))?;
+        Ok(state::from_kvm_sregs(&kvm))
+    }
+
+    /// EFER.LMA is not written: it follows LME and CR0.PG, as in the processor.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for values that [`Sregs::validate`] refuses, for paging in long mode
+    /// without CR4.PAE, and for EFER bits that no processor has; [`Error::Sys`] with `EINVAL` for a
+    /// bit of CR4 that the vCPU's CPUID does not offer.
+    fn set_sregs(&mut self, sregs: &Sregs) -> Result<()> {
+        sregs.validate()?;
+        if sregs.efer & !EFER_DEFINED != 0 {
+            // KVM_SET_SREGS would take it.
+            return Err(Error::Invalid(Field::Msr, EFER.into()));
+        }
+        if sregs.efer & EFER_LME != 0 && sregs.cr0 & CR0_PG != 0 && sregs.cr4 & CR4_PAE == 0 {
+            return Err(Error::Invalid(Field::Cr4, sregs.cr4));
+        }
+        let kvm = state::to_kvm_sregs(sregs);
+        self.fd.set_sregs(&kvm).map_err(sys(Call::Sregs))
+    }
+
+    fn xsave(&self) -> Result<Xsave> {
+        let mut area = vec![0; self.vm.xsave_bytes()];
+        ioctls::get_xsave(&self.fd, &mut area)?;
+        Xsave::new(area.into())
+    }
+
+    /// An area that is shorter than the vCPU's is extended with zeros.
+    fn set_xsave(&mut self, xsave: &Xsave) -> Result<()> {
+        let (area, bytes) = (xsave.as_bytes(), self.vm.xsave_bytes());
+        if area.len() >= bytes {
+            return ioctls::set_xsave(&self.fd, area, bytes);
+        }
+        let mut extended = vec![0; bytes];
+        extended[..area.len()].copy_from_slice(area);
+        ioctls::set_xsave(&self.fd, &extended, bytes)
+    }
+
+    fn events(&self) -> Result<Events> {
+        let kvm = self.fd.get_vcpu_events().map_err(sys(Call::VcpuEvents))?;
+        Ok(events::from_kvm(&kvm))
+    }
+
+    /// # Errors
+    /// [`Error::Invalid`] for a vector above 31 or that of an NMI; [`Error::HostLacks`] for an
+    /// event that this KVM would drop.
+    fn set_events(&mut self, events: &Events) -> Result<()> {
+        let kvm = events::to_kvm(events, self.vm.event_parts)?;
+        let set = self.fd.set_vcpu_events(&kvm);
+        set.map_err(sys(Call::VcpuEvents))
+    }
+
+    fn debug_regs(&self) -> Result<DebugRegs> {
+        let kvm = self.fd.get_debug_regs().map_err(sys(Call::DebugRegs))?;
+        Ok(state::from_kvm_debug_regs(&kvm))
+    }
+
+    fn set_debug_regs(&mut self, regs: &DebugRegs) -> Result<()> {
+        let kvm = state::to_kvm_debug_regs(regs);
+        self.fd.set_debug_regs(&kvm).map_err(sys(Call::DebugRegs))
+    }
+
+    /// One ioctl for each 255 MSRs.
+    fn msrs(&self, msrs: &mut [Msr]) -> Result<()> {
+        msrs::get(&self.fd, msrs)
+    }
+
+    /// One ioctl for each 255 MSRs.
+    fn set_msrs(&mut self, msrs: &[Msr]) -> Result<()> {
+        msrs::set(&self.fd, msrs)
+    }
+
+    fn xcrs(&self) -> Result<Xcrs> {
+        let kvm = self.fd.get_xcrs().map_err(sys(Call::Fpu))?;
+        Ok(state::from_kvm_xcrs(&kvm))
+    }
+
+    fn set_xcrs(&mut self, xcrs: &Xcrs) -> Result<()> {
+        let kvm = state::to_kvm_xcrs(xcrs);
+        self.fd.set_xcrs(&kvm).map_err(sys(Call::Fpu))
+    }
+
+    fn mp_state(&self) -> Result<MpState> {
+        let kvm = self.fd.get_mp_state().map_err(sys(Call::MpState))?;
+        let known = MpState::ALL
+            .iter()
+            .find(|(_, number)| *number == kvm.mp_state);
+        match known {
+            Some((state, _)) => Ok(*state),
+            None => Err(Error::Sys(Call::MpState, libc::EPROTO)),
+        }
+    }
+
+    /// # Errors
+    /// `EINVAL` without an irqchip in the kernel, where the embedder keeps this state, unless it is
+    /// [`MpState::Runnable`].
+    fn set_mp_state(&mut self, state: MpState) -> Result<()> {
+        let known = MpState::ALL.iter().find(|(known, _)| *known == state);
+        let Some((_, mp_state)) = known else {
+            return Err(Error::Sys(Call::MpState, libc::EINVAL));
+        };
+        let kvm = kvm_mp_state {
+            mp_state: *mp_state,
+        };
+        self.fd.set_mp_state(kvm).map_err(sys(Call::MpState))
     }
 
     /// Only before the vCPU first ran; Linux refuses a change later.
     fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<()> {
-        let cpuid: CpuId = cpuid::from_entries(entries)?;
+        let cpuid = cpuid::from_entries(entries)?;
         self.fd.set_cpuid2(&cpuid).map_err(sys(Call::SetCpuid))
     }
 
-    fn get_msr(&self, index: u32) -> Result<u64> {
-        let mut msrs = one_msr(index, 0)?;
-        match self.fd.get_msrs(&mut msrs).map_err(sys(Call::Msrs))? {
-            0 => Err(Error::Invalid(Field::Msr, index.into())),
-            _ => Ok(msrs.as_slice()[0].data),
-        }
-    }
-
-    fn set_msr(&mut self, index: u32, value: u64) -> Result<()> {
-        let msrs = one_msr(index, value)?;
-        match self.fd.set_msrs(&msrs).map_err(sys(Call::Msrs))? {
-            0 => Err(Error::Invalid(Field::Msr, index.into())),
-            _ => Ok(()),
-        }
-    }
-
-    /// LMA is no bit that is written: it follows LME and CR0.PG, as in the processor.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for a change of LME with paging on, or a bit that CPUID does not offer.
-    fn set_efer(&mut self, value: u64) -> Result<()> {
-        // As an MSR, because KVM checks what comes that way and not what comes with KVM_SET_SREGS.
-        self.set_msr(EFER, value)
-    }
-
-    fn get_segment(&self, segment: SegmentName) -> Result<Segment> {
-        let mut sregs = self.sregs()?;
-        Ok(regs::from_kvm_segment(regs::segment_mut(
-            &mut sregs, segment,
-        )))
-    }
-
-    fn set_segment(&mut self, segment: SegmentName, value: &Segment) -> Result<()> {
-        let value = regs::to_kvm_segment(value);
-        self.change_sregs(|sregs| *regs::segment_mut(sregs, segment) = value)
-    }
-
-    /// EFER.LMA follows, as in the processor: with LME set, PG switches long mode.
-    fn set_cr0(&mut self, value: u64) -> Result<()> {
-        if !self.is_valid_cr0(value) {
-            return Err(Error::Invalid(Field::Cr0, value));
-        }
-        let changed = self.change_sregs(|sregs| {
-            sregs.cr0 = value;
-            sregs.efer = efer_with_lma(sregs.efer, value);
-        });
-        Self::refused(changed, Field::Cr0, value)
-    }
-
-    fn set_cr4(&mut self, value: u64) -> Result<()> {
-        if !self.is_valid_cr4(value) {
-            return Err(Error::Invalid(Field::Cr4, value));
-        }
-        Self::refused(
-            self.change_sregs(|sregs| sregs.cr4 = value),
-            Field::Cr4,
-            value,
-        )
-    }
-
-    fn get_idt(&self) -> Result<DescTable> {
-        Ok(regs::from_kvm_dtable(&self.sregs()?.idt))
-    }
-
-    fn set_idt(&mut self, table: DescTable) -> Result<()> {
-        self.change_sregs(|sregs| sregs.idt = regs::to_kvm_dtable(table))
-    }
-
-    fn get_gdt(&self) -> Result<DescTable> {
-        Ok(regs::from_kvm_dtable(&self.sregs()?.gdt))
-    }
-
-    fn set_gdt(&mut self, table: DescTable) -> Result<()> {
-        self.change_sregs(|sregs| sregs.gdt = regs::to_kvm_dtable(table))
-    }
-
-    fn set_dr7(&mut self, value: u64) -> Result<()> {
-        let mut debug = self.fd.get_debug_regs().map_err(sys(Call::DebugRegs))?;
-        debug.dr7 = value;
-        self.fd.set_debug_regs(&debug).map_err(sys(Call::DebugRegs))
-    }
-
     /// While debugging is on, the guest's own breakpoints rest: the debug registers are the
-    /// debugger's, and set to none.
-    fn set_guest_debug(&mut self, debug: bool, single_step: bool) -> Result<()> {
-        let mut request = kvm_guest_debug::default();
-        if debug || single_step {
-            request.control |= KVM_GUESTDBG_ENABLE;
-        }
-        if debug {
-            request.control |= KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_USE_HW_BP;
-            request.arch.debugreg[7] = DR7_NONE;
-        }
-        if single_step {
-            request.control |= KVM_GUESTDBG_SINGLESTEP;
-        }
+    /// debugger's.
+    fn set_guest_debug(&mut self, debug: GuestDebug) -> Result<()> {
+        let kvm = state::to_kvm_guest_debug(&debug);
         self.fd
-            .set_guest_debug(&request)
+            .set_guest_debug(&kvm)
             .map_err(sys(Call::SetGuestDebug))
     }
 
     fn inject_irq(&mut self, vector: u8) -> Result<()> {
         if self.vm.params.irqchip == Irqchip::Full {
-            return kvm_ops::unsupported!("inject_irq with an irqchip in the platform");
+            return kvm_ops::not_offered!("inject_irq with an irqchip in the platform");
         }
-        let pending = self.events()?.interrupt;
-        if pending.injected != 0 {
-            return Err(Error::Exists(Field::Vector, pending.nr.into()));
+        // Without an irqchip KVM_INTERRUPT overwrites the interrupt that waits.
+        if let Some(waiting) = self.events()?.interrupt {
+            return Err(Error::Exists(Field::Vector, waiting.vector.into()));
         }
         ioctls::interrupt(&self.fd, vector).map_err(|error| match error.errno() {
             // With the split irqchip KVM keeps one vector until the APIC takes it.
@@ -357,39 +374,12 @@ impl VcpuOps for KvmVcpu {
         self.fd.nmi().map_err(sys(Call::Nmi))
     }
 
-    /// # Errors
-    /// [`Error::Invalid`] for a vector above 31 or the NMI's, [`Error::Exists`] while another
-    /// exception is pending: what two of them become is the embedder's to say.
-    fn inject_exception(&mut self, exception: Exception) -> Result<()> {
-        self.event_inject_exception(exception)
-    }
-
-    fn cancel_injection(&mut self) -> Result<()> {
-        self.event_cancel()
-    }
-
-    fn get_nmi_mask(&self) -> Result<bool> {
-        Ok(self.events()?.nmi.masked != 0)
-    }
-
-    fn set_nmi_mask(&mut self, masked: bool) -> Result<()> {
-        self.change_events(|events| events.nmi.masked = masked.into())
-    }
-
     fn enable_irq_window(&mut self) -> Result<()> {
         if self.vm.params.irqchip == Irqchip::Full {
-            return kvm_ops::unsupported!("enable_irq_window with an irqchip in the platform");
+            return kvm_ops::not_offered!("enable_irq_window with an irqchip in the platform");
         }
         self.fd.get_kvm_run().request_interrupt_window = 1;
         Ok(())
-    }
-
-    fn get_interrupt_shadow(&self) -> Result<u32> {
-        Ok(self.events()?.interrupt.shadow.into())
-    }
-
-    fn set_interrupt_shadow(&mut self, shadow: u32) -> Result<()> {
-        self.event_set_shadow(shadow)
     }
 
     /// # Errors
@@ -404,12 +394,17 @@ impl VcpuOps for KvmVcpu {
     }
 
     fn write_tsc_multiplier(&mut self, khz: u32) -> Result<()> {
+        let refused = Error::Invalid(Field::TscRatio, khz.into());
         if khz == 0 {
-            // To KVM 0 means its default, and to a caller it is a mistake.
-            return Err(Error::Invalid(Field::TscRatio, 0));
+            // KVM takes 0 for its default; a caller who passes it made a mistake.
+            return Err(refused);
         }
-        let set = self.fd.set_tsc_khz(khz).map_err(sys(Call::SetTscKhz));
-        Self::refused(set, Field::TscRatio, khz.into())
+        self.fd
+            .set_tsc_khz(khz)
+            .map_err(|error| match error.errno() {
+                libc::EINVAL => refused,
+                _ => sys(Call::SetTscKhz)(error),
+            })
     }
 
     fn setup_mce(&mut self, mcg_cap: u64) -> Result<()> {
@@ -417,38 +412,12 @@ impl VcpuOps for KvmVcpu {
     }
 }
 
-fn one_msr(index: u32, data: u64) -> Result<Msrs> {
-    let entry = kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    };
-    Msrs::from_entries(&[entry]).map_err(|_| Error::NoMemory)
-}
-
 impl fmt::Debug for KvmVcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KvmVcpu")
             .field("id", &self.id)
             .field("fd", &self.fd)
+            .field("exit", &self.exit)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lma_is_lme_with_paging() {
-        for (lme, pg) in [(false, false), (false, true), (true, false), (true, true)] {
-            for lma in [0, EFER_LMA] {
-                let efer = if lme { EFER_LME } else { 0 } | lma | 1;
-                let cr0 = if pg { control::cr0::PG } else { 0 } | 1;
-                let kept = efer_with_lma(efer, cr0);
-                assert_eq!(kept & EFER_LMA != 0, lme && pg);
-                assert_eq!(kept & !EFER_LMA, efer & !EFER_LMA);
-            }
-        }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
-    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SPLIT_IRQCHIP,
-    KVM_CAP_X2APIC_API, KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_create_guest_memfd,
-    kvm_enable_cap, kvm_pit_config,
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_SET_IDENTITY_MAP_ADDR,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CAP_XSAVE2,
+    KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_create_guest_memfd, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, VmFd};
 use kvm_ops::{
@@ -17,7 +17,9 @@ use kvm_ops::{
 };
 
 use crate::error::{from_errno, host_lacks, sys};
+use crate::events::EventParts;
 use crate::slots::Slots;
+use crate::sys::XSAVE_BYTES;
 use crate::{KvmHost, KvmVcpu, irq};
 
 /// Pins of the IOAPIC that an embedder of [`Irqchip::Split`] has; KVM reserves that many routes.
@@ -31,14 +33,17 @@ const WIDE_APIC_ID: u32 = 255;
 /// released earlier: [`close`](VmPort::close), and dropping this value, deletes every slot and
 /// ends all runs. A vCPU that is left answers [`Error::WrongState`] from then on.
 pub struct KvmVm {
-    shared: Arc<Shared>,
+    inner: Arc<VmInner>,
 }
 
 /// What a VM and its vCPUs share.
-pub(crate) struct Shared {
+pub(crate) struct VmInner {
     pub(crate) host: KvmHost,
     pub(crate) fd: VmFd,
     pub(crate) params: VmParams,
+    /// The optional parts of `struct kvm_vcpu_events` that are switched on.
+    pub(crate) event_parts: EventParts,
+    xsave_bytes: OnceLock<usize>,
     slots: Slots,
     /// Set when the VM is closed: no vCPU enters the guest afterwards, even if the kernel refused
     /// to delete a slot.
@@ -51,12 +56,19 @@ impl KvmVm {
     pub(crate) fn new(host: KvmHost, fd: VmFd, params: &VmParams) -> Result<Self> {
         disable_quirks(&fd)?;
         create_irqchip(&fd, params)?;
+        let event_parts = EventParts {
+            payload: enable_offered(&host, &fd, KVM_CAP_EXCEPTION_PAYLOAD)?,
+            triple_fault: enable_offered(&host, &fd, KVM_CAP_X86_TRIPLE_FAULT_EVENT)?,
+        };
+        tracing::debug!(vcpus = params.vcpus, irqchip = ?params.irqchip, ?event_parts, "VM created");
         Ok(Self {
-            shared: Arc::new(Shared {
+            inner: Arc::new(VmInner {
                 host,
                 fd,
                 params: params.clone(),
                 slots: Slots::default(),
+                event_parts,
+                xsave_bytes: OnceLock::new(),
                 closed: AtomicBool::new(false),
                 created: (0..params.vcpus).map(|_| AtomicBool::new(false)).collect(),
             }),
@@ -67,23 +79,23 @@ impl KvmVm {
     ///
     /// Slots that are set through it are unknown to this type, which does not delete them.
     pub fn fd(&self) -> &VmFd {
-        &self.shared.fd
+        &self.inner.fd
     }
 
     /// What the VM was created with.
     pub fn params(&self) -> &VmParams {
-        &self.shared.params
+        &self.inner.params
     }
 
     /// Whether the vCPU was created; it need not be held any more.
     pub(crate) fn has_vcpu(&self, id: VcpuId) -> bool {
-        let created = self.shared.created.get(id.0 as usize);
+        let created = self.inner.created.get(id.0 as usize);
         created.is_some_and(|created| created.load(Ordering::Acquire))
     }
 
     /// The machine that it is on.
     pub fn host(&self) -> &KvmHost {
-        &self.shared.host
+        &self.inner.host
     }
 
     /// Creates memory that only guests can reach through slots with a
@@ -132,6 +144,14 @@ fn disable_quirks(fd: &VmFd) -> Result<()> {
         return Ok(());
     }
     enable(fd, KVM_CAP_DISABLE_QUIRKS2, quirk.into())
+}
+
+/// Switches a capability on if the host offers it. Returns whether it did.
+fn enable_offered(host: &KvmHost, fd: &VmFd, cap: u32) -> Result<bool> {
+    if host.check(cap) == 0 {
+        return Ok(false);
+    }
+    enable(fd, cap, 1).map(|()| true)
 }
 
 fn create_irqchip(fd: &VmFd, params: &VmParams) -> Result<()> {
@@ -183,10 +203,10 @@ impl VmPort for KvmVm {
 
     /// The vCPU starts as after power-on, with the CPUID that the host supports.
     fn create_vcpu(&self, id: VcpuId) -> Result<KvmVcpu> {
-        let Some(created) = self.shared.created.get(id.0 as usize) else {
+        let Some(created) = self.inner.created.get(id.0 as usize) else {
             return Err(Error::Invalid(Field::Vcpu, id.0.into()));
         };
-        let vcpu = KvmVcpu::new(self.shared.clone(), id)?;
+        let vcpu = KvmVcpu::new(self.inner.clone(), id)?;
         created.store(true, Ordering::Release);
         Ok(vcpu)
     }
@@ -196,19 +216,19 @@ impl VmPort for KvmVm {
     /// [`Error::Exists`] where the number is taken by a slot of another place or memory;
     /// [`Error::HostLacks`] for read-only or private memory that the host does not offer.
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
-        self.shared.slots.set(&self.shared.fd, slot)
+        self.inner.slots.set(&self.inner.fd, slot)
     }
 
     /// # Errors
     /// [`Error::NotFound`] unless this very slot was set: number, place and memory.
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
-        self.shared.slots.delete(&self.shared.fd, slot)
+        self.inner.slots.delete(&self.inner.fd, slot)
     }
 
     /// # Errors
     /// As in the trait, and [`Error::NotFound`] for a slot that was not set here.
     fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
-        self.shared.slots.dirty_log(&self.shared.fd, slot, bitmap)
+        self.inner.slots.dirty_log(&self.inner.fd, slot, bitmap)
     }
 
     /// The kernel takes the address even where it does not need the pages ("unrestricted guest",
@@ -226,7 +246,7 @@ impl VmPort for KvmVm {
 
     /// As for the TSS, a failure is never to be ignored.
     fn set_identity_map_addr(&self, gpa: Gpa) -> Result<()> {
-        if self.shared.host.check(KVM_CAP_SET_IDENTITY_MAP_ADDR) == 0 {
+        if self.inner.host.check(KVM_CAP_SET_IDENTITY_MAP_ADDR) == 0 {
             return host_lacks!("KVM_CAP_SET_IDENTITY_MAP_ADDR");
         }
         self.fd()
@@ -237,7 +257,7 @@ impl VmPort for KvmVm {
     /// Whether `KVM_GET_MSR_INDEX_LIST` names it. The list holds what KVM emulates and what it
     /// keeps of the processor's own, and does not tell which is which.
     fn has_emulated_msr(&self, index: u32) -> bool {
-        self.shared.host.msrs().binary_search(&index).is_ok()
+        self.inner.host.msrs().binary_search(&index).is_ok()
     }
 
     /// An interrupt message to the vCPU's APIC id, edge-triggered and fixed. An APIC that the
@@ -250,12 +270,21 @@ impl VmPort for KvmVm {
     /// The kernel's answer if it keeps a slot. The memory of that slot must then stay mapped as
     /// long as a vCPU is left: one that was inside the guest may still use it.
     fn close(self) -> Result<()> {
-        self.shared.close()
+        self.inner.close()
         // Linux reports no error from closing the descriptor itself.
     }
 }
 
-impl Shared {
+impl VmInner {
+    /// The length of an XSAVE area of a vCPU. It is fixed when the first vCPU of the process
+    /// exists, so this may only be asked with one.
+    pub(crate) fn xsave_bytes(&self) -> usize {
+        *self.xsave_bytes.get_or_init(|| {
+            let answer = self.fd.check_extension_raw(KVM_CAP_XSAVE2.into());
+            usize::try_from(answer).unwrap_or(0).max(XSAVE_BYTES)
+        })
+    }
+
     /// Whether the VM was closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
@@ -270,9 +299,9 @@ impl Shared {
 impl Drop for KvmVm {
     fn drop(&mut self) {
         // Without a vCPU the kernel frees the slots with the VM.
-        if Arc::strong_count(&self.shared) > 1 {
+        if Arc::strong_count(&self.inner) > 1 {
             // `delete_all` logs what the kernel keeps; after `close` nothing is left to do.
-            let _ = self.shared.close();
+            let _ = self.inner.close();
         }
     }
 }
@@ -280,8 +309,8 @@ impl Drop for KvmVm {
 impl fmt::Debug for KvmVm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KvmVm")
-            .field("fd", &self.shared.fd)
-            .field("params", &self.shared.params)
+            .field("fd", &self.inner.fd)
+            .field("params", &self.inner.params)
             .finish_non_exhaustive()
     }
 }

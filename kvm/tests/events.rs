@@ -9,7 +9,7 @@ use common::{Memory, real_mode_vm};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
 };
-use kvm_ops_core::{Error, Exit, Field, Gpa, Irqchip, VcpuId, VcpuOps, VmPort};
+use kvm_ops_core::{Error, Events, Exception, Exit, Field, Gpa, Irqchip, VcpuId, VcpuOps, VmPort};
 use kvm_ops_kvm::{EventFd, IoEvent, IoEventMatch, KvmHost, KvmVcpu, KvmVm};
 
 fn event() -> EventFd {
@@ -32,16 +32,10 @@ fn guest_with_handler(
     real_mode_vm(host, memory, code, irqchip)
 }
 
-fn expect_out(vcpu: &mut KvmVcpu, value: u8) {
-    loop {
-        match vcpu.vcpu_run().unwrap() {
-            Exit::Interrupted => {}
-            Exit::IoOut { port, data, .. } => {
-                return assert_eq!((port, data), (0x99, &[value][..]));
-            }
-            exit => panic!("{exit:?}"),
-        }
-    }
+/// Runs until the handler of that vector wrote it to its port.
+#[track_caller]
+fn expect_handler(vcpu: &mut KvmVcpu, vector: u8) {
+    common::expect_out(vcpu, 0x99, &[vector]);
 }
 
 #[test]
@@ -61,10 +55,7 @@ fn ioeventfds_take_exactly_the_writes_that_they_match() {
         vm.register_ioevent(&seven, at, IoEventMatch::U8(7)),
         Err(Error::Sys(_, libc::EEXIST))
     ));
-    match vcpu.vcpu_run().unwrap() {
-        Exit::IoOut { port, data, .. } => assert_eq!((port, data), (0x20, &[8][..])),
-        exit => panic!("{exit:?}"),
-    }
+    common::expect_out(&mut vcpu, 0x20, &[8]);
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
     assert_eq!((seven.read().unwrap(), any.read().unwrap()), (1, 1));
 
@@ -75,10 +66,7 @@ fn ioeventfds_take_exactly_the_writes_that_they_match() {
         Err(Error::Sys(_, libc::ENOENT))
     ));
     common::real_mode(&mut vcpu);
-    match vcpu.vcpu_run().unwrap() {
-        Exit::IoOut { port, data, .. } => assert_eq!((port, data), (0x20, &[7][..])),
-        exit => panic!("{exit:?}"),
-    }
+    common::expect_out(&mut vcpu, 0x20, &[7]);
 }
 
 #[test]
@@ -133,12 +121,12 @@ fn lines_and_irqfds_interrupt_a_sleeping_guest_through_the_pic() {
             thread::sleep(Duration::from_millis(5));
             line.write(1).unwrap();
         });
-        expect_out(&mut vcpu, 0x25);
+        expect_handler(&mut vcpu, 0x25);
     });
     vm.unregister_irqfd(&line, 5).unwrap();
     vm.set_irq_line(5, true).unwrap();
     vm.set_irq_line(5, false).unwrap();
-    expect_out(&mut vcpu, 0x25);
+    expect_handler(&mut vcpu, 0x25);
 
     // Unregistered, the event does nothing: the guest sleeps until it is kicked.
     line.write(1).unwrap();
@@ -172,7 +160,7 @@ fn interrupt_messages_reach_an_apic_that_the_guest_enabled() {
         apic.regs[0xf1] = 1;
         vcpu.fd().set_lapic(&apic).unwrap();
         vm.deliver_interrupt(VcpuId(0), 0x41).unwrap();
-        expect_out(&mut vcpu, 0x41);
+        expect_handler(&mut vcpu, 0x41);
         for absent in [1, 7, 300] {
             assert_eq!(
                 vm.deliver_interrupt(VcpuId(absent), 0x41),
@@ -209,7 +197,7 @@ fn an_irqfd_of_the_split_irqchip_goes_where_its_route_says() {
     let line = event();
     vm.register_irqfd(&line, 7).unwrap();
     line.write(1).unwrap();
-    expect_out(&mut vcpu, 0x42);
+    expect_handler(&mut vcpu, 0x42);
 }
 
 #[test]
@@ -220,16 +208,17 @@ fn without_an_irqchip_the_embedder_injects_and_asks_for_a_window() {
     let code = [0xe4, 0x10, 0xfb, 0xeb, 0xfe];
     let (_vm, mut vcpu) = guest_with_handler(&host, &memory, &code, 0x50, Irqchip::None);
     assert!(matches!(vcpu.vcpu_run().unwrap(), Exit::IoIn { .. }));
-    assert!(!vcpu.interrupt_allowed().unwrap());
+    assert!(!vcpu.regs().unwrap().interrupts_enabled());
     vcpu.enable_irq_window().unwrap();
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::IrqWindow);
-    assert!(vcpu.interrupt_allowed().unwrap());
+    assert!(vcpu.regs().unwrap().interrupts_enabled());
+    assert!(!vcpu.events().unwrap().shadow.any());
     vcpu.inject_irq(0x50).unwrap();
     assert_eq!(
         vcpu.inject_irq(0x51),
         Err(Error::Exists(Field::Vector, 0x50))
     );
-    expect_out(&mut vcpu, 0x50);
+    expect_handler(&mut vcpu, 0x50);
 }
 
 #[test]
@@ -238,9 +227,14 @@ fn a_cancelled_interrupt_is_not_delivered() {
     let memory = Memory::new(4);
     let code = [0xfb, 0x90, 0x90, 0xf4];
     let (_vm, mut vcpu) = guest_with_handler(&host, &memory, &code, 0x50, Irqchip::None);
-    vcpu.set_rflags(0x202).unwrap();
+    let mut regs = vcpu.regs().unwrap();
+    regs.rflags = 0x202;
+    vcpu.set_regs(&regs).unwrap();
     vcpu.inject_irq(0x50).unwrap();
-    vcpu.cancel_injection().unwrap();
+    let events = vcpu.events().unwrap();
+    let vector = events.interrupt.map(|interrupt| interrupt.vector);
+    assert_eq!(vector, Some(0x50));
+    vcpu.set_events(&events.without_injections()).unwrap();
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
 }
 
@@ -250,31 +244,24 @@ fn exceptions_and_nmis_reach_their_handlers() {
     for vector in [0, 6, 13] {
         let memory = Memory::new(4);
         let (_vm, mut vcpu) = guest_with_handler(&host, &memory, &[0xf4], vector, Irqchip::None);
-        let exception = kvm_ops_core::Exception {
-            vector,
-            error: None,
-        };
-        vcpu.inject_exception(exception).unwrap();
-        assert_eq!(
-            vcpu.inject_exception(exception),
-            Err(Error::Exists(Field::Vector, vector.into()))
-        );
-        expect_out(&mut vcpu, vector);
+        let events = Events::default().with_exception(Exception::new(vector, None));
+        vcpu.set_events(&events.unwrap()).unwrap();
+        let seen = vcpu.events().unwrap().exception;
+        assert_eq!(seen.map(|exception| exception.vector), Some(vector));
+        expect_handler(&mut vcpu, vector);
         assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
     }
     let memory = Memory::new(4);
     let (_vm, mut vcpu) = guest_with_handler(&host, &memory, &[0xf4], 2, Irqchip::None);
     vcpu.inject_nmi().unwrap();
-    expect_out(&mut vcpu, 2);
+    expect_handler(&mut vcpu, 2);
     for vector in [2, 32, 255] {
-        let exception = kvm_ops_core::Exception {
-            vector,
-            error: None,
+        let events = Events {
+            exception: Some(Exception::new(vector, None)),
+            ..Events::default()
         };
-        assert_eq!(
-            vcpu.inject_exception(exception),
-            Err(Error::Invalid(Field::Vector, vector.into()))
-        );
+        let refused = Err(Error::Invalid(Field::Vector, vector.into()));
+        assert_eq!(vcpu.set_events(&events), refused);
     }
 }
 
@@ -285,7 +272,7 @@ fn what_needs_an_irqchip_says_so_without_one_and_the_other_way_round() {
     let (vm, _vcpu) = real_mode_vm(&host, &memory, &[0xf4], Irqchip::None);
     let unsupported = |result: kvm_ops_core::Result<()>| {
         let error = result.unwrap_err();
-        assert!(matches!(error, Error::NoOp(_)), "{error}");
+        assert!(matches!(error, Error::NotOffered(_)), "{error}");
         assert!(error.to_string().contains("irqchip"), "{error}");
     };
     unsupported(vm.register_irqfd(&event(), 5));

@@ -122,13 +122,11 @@ fn a_kick_loses_no_port_read_that_the_embedder_filled_in() {
     // in al, 0x10; hlt
     let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &[0xe4, 0x10, 0xf4], Irqchip::None);
     let handle = vcpu.kick_handle();
-    match vcpu.vcpu_run().unwrap() {
-        Exit::IoIn { data, .. } => data[0] = 0x42,
-        exit => panic!("{exit:?}"),
-    }
+    assert!(matches!(vcpu.vcpu_run().unwrap(), Exit::IoIn { .. }));
+    vcpu.exit_data()[0] = 0x42;
     handle.kick();
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Interrupted);
-    assert_eq!(vcpu.get_regs().unwrap().rax & 0xff, 0x42);
+    assert_eq!(vcpu.regs().unwrap().rax & 0xff, 0x42);
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
 }
 

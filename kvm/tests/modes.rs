@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{CODE, Memory, real_mode_vm, run};
+use common::{CODE, Memory, change_sregs, expect_out, real_mode_vm};
 use kvm_ops_core::{
-    DescTable, Exception, Exit, Gpa, Irqchip, Segment, SegmentName, VcpuId, VcpuOps, VmPort,
+    CodeSize, DescTable, Events, Exception, Exit, Gpa, Irqchip, Segment, Sregs, VcpuId, VcpuOps,
+    VmPort,
 };
-use kvm_ops_kvm::KvmVcpu;
 
 #[test]
 fn a_real_mode_guest_adds_writes_a_port_and_halts() {
@@ -15,19 +15,13 @@ fn a_real_mode_guest_adds_writes_a_port_and_halts() {
     // mov dx, 0x3f8; add al, bl; add al, '0'; out dx, al; hlt
     let code = [0xba, 0xf8, 0x03, 0x00, 0xd8, 0x04, b'0', 0xee, 0xf4];
     let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &code, Irqchip::None);
-    let mut regs = vcpu.get_regs().unwrap();
+    let mut regs = vcpu.regs().unwrap();
     (regs.rax, regs.rbx) = (2, 3);
     vcpu.set_regs(&regs).unwrap();
 
-    let exit = vcpu.vcpu_run().unwrap();
-    let out = Exit::IoOut {
-        port: 0x3f8,
-        size: 1,
-        data: b"5",
-    };
-    assert_eq!(exit, out);
+    expect_out(&mut vcpu, 0x3f8, b"5");
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
-    assert_eq!(vcpu.get_regs().unwrap().rip, CODE + code.len() as u64);
+    assert_eq!(vcpu.regs().unwrap().rip, CODE + code.len() as u64);
 }
 
 #[test]
@@ -37,18 +31,18 @@ fn port_reads_reach_the_guest_in_every_width() {
     // in al, 0x10; in ax, 0x11; in eax, 0x12; hlt
     let code = [0xe4, 0x10, 0xe5, 0x11, 0x66, 0xe5, 0x12, 0xf4];
     let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &code, Irqchip::None);
-    for (expected_port, expected_size) in [(0x10, 1), (0x11, 2), (0x12, 4)] {
-        match vcpu.vcpu_run().unwrap() {
-            Exit::IoIn { port, size, data } => {
-                assert_eq!((port, size), (expected_port, expected_size));
-                assert_eq!(data.len(), usize::from(size));
-                data.fill(0xa0 + size);
-            }
-            exit => panic!("{exit:?}"),
-        }
+    for (port, size) in [(0x10, 1), (0x11, 2), (0x12, 4)] {
+        let expected = Exit::IoIn {
+            port,
+            size,
+            count: 1,
+        };
+        assert_eq!(vcpu.vcpu_run().unwrap(), expected);
+        assert_eq!(vcpu.exit_data().len(), usize::from(size));
+        vcpu.exit_data().fill(0xa0 + size);
     }
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
-    assert_eq!(vcpu.get_regs().unwrap().rax, 0xa4a4_a4a4);
+    assert_eq!(vcpu.regs().unwrap().rax, 0xa4a4_a4a4);
 }
 
 #[test]
@@ -65,9 +59,10 @@ fn string_output_comes_with_all_its_items() {
     let mut all = Vec::new();
     loop {
         match vcpu.vcpu_run().unwrap() {
-            Exit::IoOut { port, size, data } => {
-                assert_eq!((port, size, data.len() % 2), (0x80, 2, 0));
-                all.extend_from_slice(data);
+            Exit::IoOut { port, size, count } => {
+                assert_eq!((port, size), (0x80, 2));
+                assert_eq!(vcpu.exit_data().len(), 2 * count as usize);
+                all.extend_from_slice(vcpu.exit_data());
             }
             Exit::Hlt => break,
             exit => panic!("{exit:?}"),
@@ -85,23 +80,18 @@ fn memory_that_no_slot_backs_leaves_as_mmio() {
         0xb8, 0x00, 0x20, 0x8e, 0xd8, 0xa1, 0x10, 0x00, 0xa3, 0x20, 0x00, 0xf4,
     ];
     let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &code, Irqchip::None);
-    match vcpu.vcpu_run().unwrap() {
-        Exit::MmioRead { gpa, data } => {
-            assert_eq!((gpa, data.len()), (Gpa::new(0x20010), 2));
-            data.copy_from_slice(&[0x34, 0x12]);
-        }
-        exit => panic!("{exit:?}"),
-    }
-    let write = Exit::MmioWrite {
-        gpa: Gpa::new(0x20020),
-        data: &[0x34, 0x12],
-    };
-    assert_eq!(vcpu.vcpu_run().unwrap(), write);
-    assert_eq!(run(&mut vcpu), "Hlt");
+    let (gpa, len) = (Gpa::new(0x20010), 2);
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::MmioRead { gpa, len });
+    vcpu.exit_data().copy_from_slice(&[0x34, 0x12]);
+    let (gpa, len) = (Gpa::new(0x20020), 2);
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::MmioWrite { gpa, len });
+    assert_eq!(vcpu.exit_data(), [0x34, 0x12]);
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
+    assert_eq!(vcpu.exit_data(), [0; 0]);
 }
 
 /// Flat 4 GiB segments: 32-bit code, or 64-bit code.
-fn flat(vcpu: &mut KvmVcpu, long: bool) {
+fn flat(sregs: &mut Sregs, long: bool) {
     let data = Segment {
         limit: 0xffff_ffff,
         selector: 0x10,
@@ -112,17 +102,14 @@ fn flat(vcpu: &mut KvmVcpu, long: bool) {
         g: true,
         ..Segment::default()
     };
-    for name in [SegmentName::Ds, SegmentName::Es, SegmentName::Ss] {
-        vcpu.set_segment(name, &data).unwrap();
-    }
-    let code = Segment {
+    (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+    sregs.cs = Segment {
         selector: 0x8,
         kind: 11,
         db: !long,
         l: long,
         ..data
     };
-    vcpu.set_segment(SegmentName::Cs, &code).unwrap();
 }
 
 #[test]
@@ -132,23 +119,16 @@ fn a_protected_mode_guest_reaches_memory_beyond_real_mode() {
     // mov eax, [0xfee01000]; inc eax; out 0x10, eax; hlt
     let code = [0xa1, 0x00, 0x10, 0xe0, 0xfe, 0x40, 0xe7, 0x10, 0xf4];
     let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &code, Irqchip::None);
-    let cr0 = vcpu.fd().get_sregs().unwrap().cr0;
-    vcpu.set_cr0(cr0 | 1).unwrap();
-    flat(&mut vcpu, false);
-    assert_eq!(vcpu.get_cs_db_l_bits().unwrap(), (true, false));
-    match vcpu.vcpu_run().unwrap() {
-        Exit::MmioRead { gpa, data } => {
-            assert_eq!((gpa, data.len()), (Gpa::new(0xfee0_1000), 4));
-            data.copy_from_slice(&0x1234_5677_u32.to_le_bytes());
-        }
-        exit => panic!("{exit:?}"),
-    }
-    let out = Exit::IoOut {
-        port: 0x10,
-        size: 4,
-        data: &0x1234_5678_u32.to_le_bytes(),
-    };
-    assert_eq!(vcpu.vcpu_run().unwrap(), out);
+    change_sregs(&mut vcpu, |sregs| {
+        sregs.cr0 |= 1;
+        flat(sregs, false);
+    });
+    assert_eq!(vcpu.sregs().unwrap().code_size(), CodeSize::Bits32);
+    let (gpa, len) = (Gpa::new(0xfee0_1000), 4);
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::MmioRead { gpa, len });
+    vcpu.exit_data()
+        .copy_from_slice(&0x1234_5677_u32.to_le_bytes());
+    expect_out(&mut vcpu, 0x10, &0x1234_5678_u32.to_le_bytes());
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
 }
 
@@ -173,43 +153,34 @@ fn a_long_mode_guest_runs_on_its_own_page_tables() {
     for (at, entry) in tables {
         memory.write(at, &entry.to_le_bytes());
     }
-    let mut sregs = vcpu.fd().get_sregs().unwrap();
-    sregs.cr3 = 0x2000;
-    vcpu.fd().set_sregs(&sregs).unwrap();
-    vcpu.set_cr4(1 << 5).unwrap();
-    vcpu.set_efer(1 << 8).unwrap();
-    vcpu.set_cr0(1 << 31 | 1 << 4 | 1).unwrap();
-    let efer = vcpu.fd().get_sregs().unwrap().efer;
-    assert_eq!(efer & 0x500, 0x500, "LMA follows LME and PG");
-    flat(&mut vcpu, true);
-    assert_eq!(vcpu.get_cs_db_l_bits().unwrap(), (false, true));
+    change_sregs(&mut vcpu, |sregs| {
+        sregs.cr3 = 0x2000;
+        sregs.cr4 = 1 << 5;
+        sregs.efer = 1 << 8;
+        sregs.cr0 = 1 << 31 | 1 << 4 | 1;
+        flat(sregs, true);
+    });
+    let sregs = vcpu.sregs().unwrap();
+    assert_eq!(sregs.efer & 0x500, 0x500, "LMA follows LME and PG");
+    assert_eq!(sregs.code_size(), CodeSize::Bits64);
 
-    let write = Exit::MmioWrite {
-        gpa: Gpa::new(0x20_0000),
-        data: &0x1122_3344_5566_7788_u64.to_le_bytes(),
-    };
-    assert_eq!(vcpu.vcpu_run().unwrap(), write);
-    match vcpu.vcpu_run().unwrap() {
-        Exit::MmioRead { gpa, data } => {
-            assert_eq!(gpa, Gpa::new(0x20_0008));
-            data.copy_from_slice(&0x8877_6655_4433_2211_u64.to_le_bytes());
-        }
-        exit => panic!("{exit:?}"),
-    }
+    let (gpa, len) = (Gpa::new(0x20_0000), 8);
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::MmioWrite { gpa, len });
+    let written = 0x1122_3344_5566_7788_u64.to_le_bytes();
+    assert_eq!(vcpu.exit_data(), written);
+    let (gpa, len) = (Gpa::new(0x20_0008), 8);
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::MmioRead { gpa, len });
+    vcpu.exit_data()
+        .copy_from_slice(&0x8877_6655_4433_2211_u64.to_le_bytes());
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
-    assert_eq!(vcpu.get_regs().unwrap().rbx, 0x8877_6655_4433_2211);
+    assert_eq!(vcpu.regs().unwrap().rbx, 0x8877_6655_4433_2211);
 
     // Paging off leaves long mode, by the same rule.
-    let leave = vcpu.set_segment(
-        SegmentName::Cs,
-        &Segment {
-            l: false,
-            ..vcpu.get_segment(SegmentName::Cs).unwrap()
-        },
-    );
-    leave.unwrap();
-    vcpu.set_cr0(1 << 4 | 1).unwrap();
-    assert_eq!(vcpu.fd().get_sregs().unwrap().efer & 0x500, 0x100);
+    change_sregs(&mut vcpu, |sregs| {
+        sregs.cs.l = false;
+        sregs.cr0 = 1 << 4 | 1;
+    });
+    assert_eq!(vcpu.sregs().unwrap().efer & 0x500, 0x100);
 }
 
 #[test]
@@ -218,14 +189,13 @@ fn a_triple_fault_is_a_shutdown() {
     let memory = Memory::new(16);
     // An exception, with an interrupt table of no length.
     let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &[0xf4], Irqchip::None);
-    vcpu.set_cr0(0x11).unwrap();
-    flat(&mut vcpu, false);
-    vcpu.set_idt(DescTable { base: 0, limit: 0 }).unwrap();
-    let exception = Exception {
-        vector: 6,
-        error: None,
-    };
-    vcpu.inject_exception(exception).unwrap();
+    change_sregs(&mut vcpu, |sregs| {
+        sregs.cr0 = 0x11;
+        sregs.idt = DescTable { base: 0, limit: 0 };
+        flat(sregs, false);
+    });
+    let events = Events::default().with_exception(Exception::new(6, None));
+    vcpu.set_events(&events.unwrap()).unwrap();
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Shutdown);
 }
 
@@ -241,15 +211,12 @@ fn vcpus_of_one_vm_run_on_threads_of_their_own() {
         .map(|id| {
             let mut vcpu = vm.create_vcpu(VcpuId(id)).unwrap();
             common::real_mode(&mut vcpu);
-            let mut regs = vcpu.get_regs().unwrap();
+            let mut regs = vcpu.regs().unwrap();
             regs.rax = 100 + u64::from(id);
             vcpu.set_regs(&regs).unwrap();
             std::thread::spawn(move || {
                 assert_eq!(vcpu.id(), VcpuId(id));
-                match vcpu.vcpu_run().unwrap() {
-                    Exit::IoOut { data, .. } => assert_eq!(data, [100 + id as u8]),
-                    exit => panic!("{exit:?}"),
-                }
+                expect_out(&mut vcpu, 0x10, &[100 + id as u8]);
                 assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
             })
         })

@@ -3,13 +3,12 @@
 mod common;
 
 use common::{Memory, real_mode_vm};
-use kvm_bindings::{KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED};
-use kvm_ops_core::{Exit, Irqchip, VcpuId, VcpuOps, VmPort};
+use kvm_ops_core::{DebugRegs, Events, Exit, Irqchip, MpState, Msr, VcpuId, VcpuOps, VmPort};
 use kvm_ops_kvm::KvmVcpu;
 
-/// Words of the XSAVE area: XMM3, and which states it holds.
-const XMM3: usize = (160 + 3 * 16) / 4;
-const XSTATE_BV: usize = 512 / 4;
+/// Bytes of the XSAVE area: XMM3, and which states it holds.
+const XMM3: std::ops::Range<usize> = 160 + 3 * 16..160 + 4 * 16;
+const XSTATE_BV: usize = 512;
 const STAR: u32 = 0xc000_0081;
 const CD_NW: u64 = 0b11 << 29;
 
@@ -28,7 +27,7 @@ fn state(vcpu: &KvmVcpu) -> String {
         fd.get_debug_regs().unwrap(),
         fd.get_fpu().unwrap(),
         &fd.get_xsave().unwrap().region[..512 / 4],
-        vcpu.get_msr(STAR),
+        msr(vcpu, STAR),
         (events.exception.injected, events.interrupt.injected),
         (
             events.interrupt.shadow,
@@ -39,23 +38,33 @@ fn state(vcpu: &KvmVcpu) -> String {
     )
 }
 
+fn msr(vcpu: &KvmVcpu, index: u32) -> u64 {
+    let mut msr = [Msr::read(index)];
+    vcpu.msrs(&mut msr).unwrap();
+    msr[0].value
+}
+
 /// Changes something of every kind, and ends in the middle of a port read.
 fn disturb(vcpu: &mut KvmVcpu) {
-    vcpu.set_msr(STAR, 0x1234).unwrap();
-    vcpu.set_dr7(0x402).unwrap();
-    vcpu.set_nmi_mask(true).unwrap();
+    vcpu.set_msrs(&[Msr::write(STAR, 0x1234)]).unwrap();
+    let debug = DebugRegs {
+        dr7: 0x402,
+        ..DebugRegs::default()
+    };
+    vcpu.set_debug_regs(&debug).unwrap();
+    let mut events = vcpu.events().unwrap();
+    events.nmi.masked = true;
+    vcpu.set_events(&events).unwrap();
     // In the format of XSAVE, because what KVM_SET_FPU writes is lost where KVM uses XSAVE.
-    let mut xsave = vcpu.fd().get_xsave().unwrap();
-    xsave.region[0] = 0x27f;
-    xsave.region[XMM3..XMM3 + 4].fill(0x0707_0707);
-    xsave.region[XSTATE_BV] |= 0b11;
-    // SAFETY: only processes that ask for AMX have more state than the structure holds.
-    unsafe { vcpu.fd().set_xsave(&xsave) }.unwrap();
-    vcpu.set_cr0(0x11).unwrap();
-    match vcpu.vcpu_run().unwrap() {
-        Exit::IoIn { data, .. } => data[0] = 0x55,
-        exit => panic!("{exit:?}"),
-    }
+    let mut xsave = vcpu.xsave().unwrap();
+    let area = xsave.as_bytes_mut();
+    area[..2].copy_from_slice(&0x27f_u16.to_le_bytes());
+    area[XMM3].fill(7);
+    area[XSTATE_BV] |= 0b11;
+    vcpu.set_xsave(&xsave).unwrap();
+    common::change_sregs(vcpu, |sregs| sregs.cr0 = 0x11);
+    assert!(matches!(vcpu.vcpu_run().unwrap(), Exit::IoIn { .. }));
+    vcpu.exit_data()[0] = 0x55;
 }
 
 #[test]
@@ -72,7 +81,7 @@ fn a_reset_restores_the_state_after_power_on() {
         assert_ne!(state(&vcpu), state(&new));
         vcpu.vcpu_reset(false).unwrap();
         assert_eq!(state(&vcpu), state(&new));
-        let regs = vcpu.get_regs().unwrap();
+        let regs = vcpu.regs().unwrap();
         assert_eq!((regs.rip, regs.rax, regs.rflags), (0xfff0, 0, 2));
         let cpuid = vcpu.cpuid().unwrap();
         let leaf1 = cpuid.iter().find(|entry| entry.leaf == 1).unwrap();
@@ -82,7 +91,7 @@ fn a_reset_restores_the_state_after_power_on() {
         memory.write(common::CODE as usize, &[0xf4]);
         if irqchip == Irqchip::None {
             assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
-            assert_eq!(vcpu.get_regs().unwrap().rax, 0);
+            assert_eq!(vcpu.regs().unwrap().rax, 0);
         }
     }
 }
@@ -94,19 +103,18 @@ fn init_keeps_what_init_keeps() {
     let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &[0xe4, 0x10], Irqchip::None);
     disturb(&mut vcpu);
     vcpu.vcpu_reset(true).unwrap();
-    assert_eq!(vcpu.get_msr(STAR), Ok(0x1234));
-    let xsave = vcpu.fd().get_xsave().unwrap();
-    assert_eq!(xsave.region[XMM3..XMM3 + 4], [0x0707_0707; 4]);
-    let sregs = vcpu.fd().get_sregs().unwrap();
+    assert_eq!(msr(&vcpu, STAR), 0x1234);
+    assert_eq!(vcpu.xsave().unwrap().as_bytes()[XMM3], [7; 16]);
+    let sregs = vcpu.sregs().unwrap();
     assert_eq!(
         sregs.cr0 & (CD_NW | 1),
         0,
         "caching stays on, PE is cleared"
     );
     assert_eq!((sregs.cs.base, sregs.cs.selector), (0xffff_0000, 0xf000));
-    assert_eq!(vcpu.get_regs().unwrap().rip, 0xfff0);
-    assert_eq!(vcpu.fd().get_debug_regs().unwrap().dr7, 0x400);
-    assert_eq!(vcpu.get_nmi_mask(), Ok(false));
+    assert_eq!(vcpu.regs().unwrap().rip, 0xfff0);
+    assert_eq!(vcpu.debug_regs(), Ok(DebugRegs::default()));
+    assert_eq!(vcpu.events(), Ok(Events::default()));
 }
 
 #[test]
@@ -114,15 +122,14 @@ fn all_vcpus_but_the_first_wait_for_their_start_up_message() {
     let Some(host) = common::host() else { return };
     let vm = common::vm(&host, 2, Irqchip::Full);
     for (id, after_reset, after_init) in [
-        (0, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_RUNNABLE),
-        (1, KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED),
+        (0, MpState::Runnable, MpState::Runnable),
+        (1, MpState::Uninitialized, MpState::InitReceived),
     ] {
         let mut vcpu = vm.create_vcpu(VcpuId(id)).unwrap();
-        let waits = |vcpu: &KvmVcpu| vcpu.fd().get_mp_state().unwrap().mp_state;
         vcpu.vcpu_reset(true).unwrap();
-        assert_eq!(waits(&vcpu), after_init);
+        assert_eq!(vcpu.mp_state(), Ok(after_init));
         vcpu.vcpu_reset(false).unwrap();
-        assert_eq!(waits(&vcpu), after_reset);
+        assert_eq!(vcpu.mp_state(), Ok(after_reset));
     }
 }
 

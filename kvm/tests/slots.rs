@@ -34,15 +34,10 @@ fn a_write_to_a_read_only_slot_leaves_as_mmio_and_reads_do_not() {
     if offered(vm.set_memory_slot(&slot)).is_none() {
         return;
     }
-    let write = Exit::MmioWrite {
-        gpa: Gpa::new(0x20020),
-        data: &[0x99],
-    };
-    assert_eq!(vcpu.vcpu_run().unwrap(), write);
-    match vcpu.vcpu_run().unwrap() {
-        Exit::IoOut { data, .. } => assert_eq!(data, [0]),
-        exit => panic!("{exit:?}"),
-    }
+    let (gpa, len) = (Gpa::new(0x20020), 1);
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::MmioWrite { gpa, len });
+    assert_eq!(vcpu.exit_data(), [0x99]);
+    common::expect_out(&mut vcpu, 1, &[0]);
     assert_eq!(rom.read(0x20, 1), [0]);
 }
 
@@ -64,10 +59,8 @@ fn the_dirty_log_has_exactly_the_pages_that_the_guest_wrote_and_is_cleared_by_re
     vm.dirty_log(&slot, &mut bitmap).unwrap();
     assert_eq!(bitmap, [0, 0, 0]);
 
-    match vcpu.vcpu_run().unwrap() {
-        Exit::IoIn { data, .. } => data[0] = 1,
-        exit => panic!("{exit:?}"),
-    }
+    assert!(matches!(vcpu.vcpu_run().unwrap(), Exit::IoIn { .. }));
+    vcpu.exit_data()[0] = 1;
     vm.dirty_log(&slot, &mut bitmap).unwrap();
     assert_eq!(bitmap, [1 << 3 | 1 << 7 | 1 << 8, 0, 1 << (129 - 128)]);
 
@@ -266,7 +259,7 @@ fn slots_come_and_go_while_a_vcpu_runs() {
     let handle = vcpu.kick_handle();
     let runner = std::thread::spawn(move || {
         assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Interrupted);
-        vcpu.get_regs().unwrap().rip
+        vcpu.regs().unwrap().rip
     });
     for round in 0..50 {
         let slot = data.slot(1 + round % 3, 0x10_0000 + u64::from(round) * 0x8000);

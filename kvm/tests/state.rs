@@ -9,10 +9,22 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags};
 use kvm_ops_core::{
-    CpuidEntry, DescTable, Error, Exit, Field, Irqchip, Regs, Segment, SegmentName, VcpuId,
-    VcpuOps, VmPort,
+    Answer, CpuidEntry, DebugRegs, DescTable, Error, Events, Exit, ExitKind, Field, GuestDebug,
+    InterruptShadow, Irqchip, MpState, Msr, Regs, Segment, SegmentName, Sregs, VcpuId, VcpuOps,
+    VmPort, Xcrs, Xsave,
 };
 use kvm_ops_kvm::{KvmVcpu, KvmVm};
+
+const DEBUG: GuestDebug = GuestDebug {
+    enabled: true,
+    single_step: false,
+    hardware: None,
+};
+const SINGLE_STEP: GuestDebug = GuestDebug {
+    enabled: false,
+    single_step: true,
+    hardware: None,
+};
 
 /// A VM and its vCPU in real mode at `code`; `None` where there is no host.
 fn guest(memory: &Memory, code: &[u8]) -> Option<(KvmVm, KvmVcpu)> {
@@ -26,7 +38,7 @@ fn general_registers_round_trip() {
     let Some((_vm, mut vcpu)) = guest(&memory, &[0xf4]) else {
         return;
     };
-    let regs = Regs {
+    let mut regs = Regs {
         rax: 1,
         rbx: 2,
         rcx: 3,
@@ -46,55 +58,45 @@ fn general_registers_round_trip() {
         rip: 0x1234,
         rflags: 0x202,
     };
-    vcpu.set_regs(&regs).unwrap();
-    assert_eq!(vcpu.get_regs().unwrap(), regs);
-    assert!(vcpu.get_if_flag().unwrap());
-    vcpu.set_rflags(0x2).unwrap();
-    assert_eq!((vcpu.get_rflags(), vcpu.get_if_flag()), (Ok(2), Ok(false)));
+    for interrupts_enabled in [true, false] {
+        vcpu.set_regs(&regs).unwrap();
+        assert_eq!(vcpu.regs(), Ok(regs));
+        assert_eq!(regs.interrupts_enabled(), interrupts_enabled);
+        regs.rflags = 0x2;
+    }
 }
 
 #[test]
-fn segments_and_descriptor_tables_round_trip() {
+fn segments_tables_and_control_registers_round_trip() {
     let memory = Memory::new(4);
     let Some((_vm, mut vcpu)) = guest(&memory, &[0xf4]) else {
         return;
     };
-    for (i, name) in [
+    let mut sregs = vcpu.sregs().unwrap();
+    let names = [
         SegmentName::Ds,
         SegmentName::Es,
         SegmentName::Fs,
         SegmentName::Gs,
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let segment = Segment {
-            base: 0x1000 * (i as u64 + 1),
+    ];
+    for (i, name) in (1..).zip(names) {
+        *sregs.segment_mut(name) = Segment {
+            base: 0x1000 * u64::from(i),
             limit: 0xffff,
-            selector: 0x100 * (i as u16 + 1),
+            selector: 0x100 * i,
             kind: 3,
             present: true,
             s: true,
             ..Segment::default()
         };
-        vcpu.set_segment(name, &segment).unwrap();
-        assert_eq!(vcpu.get_segment(name).unwrap(), segment);
-        assert_eq!(vcpu.get_segment_base(name).unwrap(), segment.base);
     }
-    let (gdt, idt) = (
-        DescTable {
-            base: 0x5000,
-            limit: 0x27,
-        },
-        DescTable {
-            base: 0x6000,
-            limit: 0x3ff,
-        },
-    );
-    vcpu.set_gdt(gdt).unwrap();
-    vcpu.set_idt(idt).unwrap();
-    assert_eq!((vcpu.get_gdt(), vcpu.get_idt()), (Ok(gdt), Ok(idt)));
-    assert_eq!(vcpu.get_cpl(), Ok(0));
+    let table = |base, limit| DescTable { base, limit };
+    (sregs.gdt, sregs.idt) = (table(0x5000, 0x27), table(0x6000, 0x3ff));
+    (sregs.cr0, sregs.cr2, sregs.cr3) = (0x11, 0x7000, 0x8000);
+    sregs.cr4 = 1 << 5 | 1 << 9;
+    vcpu.set_sregs(&sregs).unwrap();
+    assert_eq!(vcpu.sregs(), Ok(sregs));
+    assert_eq!(sregs.cpl(), 0);
 }
 
 #[test]
@@ -103,28 +105,32 @@ fn control_registers_take_what_the_processor_takes_and_no_more() {
     let Some((_vm, mut vcpu)) = guest(&memory, &[0xf4]) else {
         return;
     };
-    for value in [1 << 31, 1 << 29, 1 << 32] {
-        assert_eq!(vcpu.set_cr0(value), Err(Error::Invalid(Field::Cr0, value)));
+    let before = vcpu.sregs().unwrap();
+    let mut refused = |change: &dyn Fn(&mut Sregs)| {
+        let mut sregs = before;
+        change(&mut sregs);
+        vcpu.set_sregs(&sregs).unwrap_err()
+    };
+    for cr0 in [1 << 31, 1 << 29, 1 << 32] {
+        let error = refused(&|sregs| sregs.cr0 = cr0);
+        assert_eq!(error, Error::Invalid(Field::Cr0, cr0));
     }
-    for value in [1 << 15, 1 << 31, 1 << 63] {
-        assert_eq!(vcpu.set_cr4(value), Err(Error::Invalid(Field::Cr4, value)));
+    for cr4 in [1 << 15, 1 << 31, 1 << 63] {
+        let error = refused(&|sregs| sregs.cr4 = cr4);
+        assert_eq!(error, Error::Invalid(Field::Cr4, cr4));
     }
-    vcpu.set_cr0(0x11).unwrap();
-    assert_eq!(vcpu.fd().get_sregs().unwrap().cr0, 0x11);
-    vcpu.set_cr4(1 << 5 | 1 << 9).unwrap();
-    assert_eq!(vcpu.fd().get_sregs().unwrap().cr4, 1 << 5 | 1 << 9);
-    // Long mode needs paging with PAE: without it the kernel refuses, and the field is named.
-    vcpu.set_cr4(0).unwrap();
-    vcpu.set_efer(1 << 8).unwrap();
-    let paging = 1 << 31 | 0x11;
-    assert_eq!(
-        vcpu.set_cr0(paging),
-        Err(Error::Invalid(Field::Cr0, paging))
-    );
-    assert_eq!(
-        vcpu.set_efer(1 << 63),
-        Err(Error::Invalid(Field::Msr, 0xc000_0080))
-    );
+    for bit in [1, 9, 16, 19, 22, 63] {
+        let error = refused(&|sregs| sregs.efer = 1 << bit);
+        assert_eq!(error, Error::Invalid(Field::Msr, 0xc000_0080));
+    }
+    // Paging in long mode needs PAE.
+    let error = refused(&|sregs| {
+        sregs.efer = 1 << 8;
+        sregs.cr0 = 1 << 31 | 0x11;
+        sregs.cr4 = 0x10;
+    });
+    assert_eq!(error, Error::Invalid(Field::Cr4, 0x10));
+    assert_eq!(vcpu.sregs(), Ok(before), "nothing was written");
 }
 
 #[test]
@@ -133,29 +139,37 @@ fn msrs_round_trip_and_unknown_ones_are_named() {
     let Some((vm, mut vcpu)) = guest(&memory, &[0xf4]) else {
         return;
     };
-    // SYSENTER_ESP, STAR, LSTAR, KERNEL_GS_BASE.
-    for (msr, value) in [
-        // 32 bits on AMD.
-        (0x175, 0x8000_1000),
-        (0xc000_0081, 0x0023_0010_0000_0000),
-        (0xc000_0082, 0xffff_8000_0000_2000),
-        (0xc000_0102, 0x1234_5000),
-    ] {
-        assert!(vm.has_emulated_msr(msr), "{msr:#x}");
-        vcpu.set_msr(msr, value).unwrap();
-        assert_eq!(vcpu.get_msr(msr), Ok(value), "{msr:#x}");
-    }
+    // SYSENTER_ESP (32 bits on AMD), STAR, LSTAR, KERNEL_GS_BASE.
+    let values = [
+        Msr::write(0x175, 0x8000_1000),
+        Msr::write(0xc000_0081, 0x0023_0010_0000_0000),
+        Msr::write(0xc000_0082, 0xffff_8000_0000_2000),
+        Msr::write(0xc000_0102, 0x1234_5000),
+    ];
+    let mut read = values.map(|msr| Msr::read(msr.index));
+    assert!(values.iter().all(|msr| vm.has_emulated_msr(msr.index)));
+    vcpu.set_msrs(&values).unwrap();
+    vcpu.msrs(&mut read).unwrap();
+    assert_eq!(read, values);
+
+    // The entries before the refused one are done.
     let unknown = 0xdead_beef;
-    let refused = Error::Invalid(Field::Msr, unknown.into());
+    let refused = Err(Error::Invalid(Field::Msr, unknown.into()));
     assert!(!vm.has_emulated_msr(unknown));
-    assert_eq!(vcpu.get_msr(unknown), Err(refused));
-    assert_eq!(vcpu.set_msr(unknown, 1), Err(refused));
+    let mut list = [Msr::write(0x175, 0x9000), Msr::write(unknown, 1), values[1]];
+    assert_eq!(vcpu.set_msrs(&list), refused);
+    list[0].value = 0;
+    assert_eq!(vcpu.msrs(&mut list), refused);
+    assert_eq!(list[0].value, 0x9000);
     // A known MSR, and a value that it does not take.
     let efer = 0xc000_0080;
-    assert_eq!(
-        vcpu.set_msr(efer, 1 << 63),
-        Err(Error::Invalid(Field::Msr, efer.into()))
-    );
+    let refused = Err(Error::Invalid(Field::Msr, efer.into()));
+    assert_eq!(vcpu.set_msrs(&[Msr::write(efer, 1 << 63)]), refused);
+    // More than one call of the kernel takes.
+    let mut many = vec![Msr::read(0x175); 600];
+    vcpu.msrs(&mut many).unwrap();
+    assert!(many.iter().all(|msr| msr.value == 0x9000));
+    vcpu.set_msrs(&many).unwrap();
 }
 
 #[test]
@@ -164,42 +178,78 @@ fn nmi_mask_and_interrupt_shadow_round_trip() {
     let Some((_vm, mut vcpu)) = guest(&memory, &[0xf4]) else {
         return;
     };
-    vcpu.set_rflags(0x202).unwrap();
-    assert_eq!(
-        (vcpu.get_nmi_mask(), vcpu.nmi_allowed()),
-        (Ok(false), Ok(true))
-    );
-    assert_eq!(vcpu.interrupt_allowed(), Ok(true));
-    vcpu.set_nmi_mask(true).unwrap();
-    assert_eq!(
-        (vcpu.get_nmi_mask(), vcpu.nmi_allowed()),
-        (Ok(true), Ok(false))
-    );
-    vcpu.set_nmi_mask(false).unwrap();
-    assert_eq!(vcpu.get_nmi_mask(), Ok(false));
-    for shadow in [1, 2] {
-        vcpu.set_interrupt_shadow(shadow).unwrap();
+    let none = vcpu.events().unwrap();
+    assert_eq!(none, Events::default());
+    assert!(none.nmi_allowed());
+    let mut masked = none;
+    masked.nmi.masked = true;
+    vcpu.set_events(&masked).unwrap();
+    assert_eq!(vcpu.events(), Ok(masked));
+    assert!(!masked.nmi_allowed());
+    for (mov_ss, sti) in [(true, false), (false, true)] {
+        let shadow = InterruptShadow { mov_ss, sti };
+        vcpu.set_events(&Events { shadow, ..none }).unwrap();
         // Some modules keep no more than that there is one.
-        assert_ne!(vcpu.get_interrupt_shadow(), Ok(0));
-        assert_eq!(vcpu.interrupt_allowed(), Ok(false));
+        assert!(vcpu.events().unwrap().shadow.any());
     }
-    vcpu.set_interrupt_shadow(0).unwrap();
-    assert_eq!(vcpu.get_interrupt_shadow(), Ok(0));
-    assert_eq!(
-        vcpu.set_interrupt_shadow(4),
-        Err(Error::Invalid(Field::Flags, 4))
-    );
+    vcpu.set_events(&none).unwrap();
+    assert_eq!(vcpu.events(), Ok(none));
 }
 
 #[test]
-fn dr7_round_trips_and_has_32_bits() {
+fn debug_registers_round_trip_and_have_32_bits() {
     let memory = Memory::new(4);
     let Some((_vm, mut vcpu)) = guest(&memory, &[0xf4]) else {
         return;
     };
-    vcpu.set_dr7(0x402).unwrap();
-    assert_eq!(vcpu.fd().get_debug_regs().unwrap().dr7, 0x402);
-    assert!(vcpu.set_dr7(1 << 32).is_err());
+    assert_eq!(vcpu.debug_regs(), Ok(DebugRegs::default()));
+    let mut debug = DebugRegs {
+        db: [0x1000, 0x2000, 0x3000, 0x4000],
+        dr7: 0x402,
+        ..DebugRegs::default()
+    };
+    vcpu.set_debug_regs(&debug).unwrap();
+    assert_eq!(vcpu.debug_regs(), Ok(debug));
+    debug.dr7 = 1 << 32;
+    assert!(vcpu.set_debug_regs(&debug).is_err());
+}
+
+#[test]
+fn extended_state_and_its_control_register_round_trip() {
+    let memory = Memory::new(4);
+    let Some((_vm, mut vcpu)) = guest(&memory, &[0xf4]) else {
+        return;
+    };
+    let mut xsave = vcpu.xsave().unwrap();
+    assert!(xsave.as_bytes().len() >= 4096);
+    let area = xsave.as_bytes_mut();
+    area[160..176].fill(0xa5); // XMM0
+    area[512] |= 0b11;
+    vcpu.set_xsave(&xsave).unwrap();
+    assert_eq!(vcpu.xsave().unwrap().as_bytes()[160..176], [0xa5; 16]);
+    // A shorter area is extended with zeros: these components are in their first state.
+    let short = Xsave::new(Xsave::initial().as_bytes()[..576].into()).unwrap();
+    vcpu.set_xsave(&short).unwrap();
+    // A component that no processor has.
+    xsave.as_bytes_mut()[519] = 0x40;
+    assert!(vcpu.set_xsave(&xsave).is_err());
+
+    assert_eq!(vcpu.xcrs(), Ok(Xcrs::default()));
+    vcpu.set_xcrs(&Xcrs { xcr0: 0b11 }).unwrap();
+    assert_eq!(vcpu.xcrs(), Ok(Xcrs { xcr0: 0b11 }));
+    // x87 is always on.
+    assert!(vcpu.set_xcrs(&Xcrs { xcr0: 0b10 }).is_err());
+}
+
+#[test]
+fn multiprocessing_state_round_trips_with_an_irqchip() {
+    let Some(host) = common::host() else { return };
+    let vm = common::vm(&host, 1, Irqchip::Full);
+    let mut vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
+    for state in [MpState::Halted, MpState::InitReceived, MpState::Runnable] {
+        vcpu.set_mp_state(state).unwrap();
+        assert_eq!(vcpu.mp_state(), Ok(state));
+    }
 }
 
 #[test]
@@ -209,7 +259,7 @@ fn single_steps_are_exits_while_debugging_is_on() {
     let Some((_vm, mut vcpu)) = guest(&memory, &[0x90, 0x90, 0xcc, 0xf4]) else {
         return;
     };
-    vcpu.set_guest_debug(false, true).unwrap();
+    vcpu.set_guest_debug(SINGLE_STEP).unwrap();
     for step in [1, 2] {
         match vcpu.vcpu_run().unwrap() {
             Exit::Debug { rip, exception } => {
@@ -218,8 +268,8 @@ fn single_steps_are_exits_while_debugging_is_on() {
             exit => panic!("{exit:?}"),
         }
     }
-    vcpu.set_guest_debug(false, false).unwrap();
-    let mut regs = vcpu.get_regs().unwrap();
+    vcpu.set_guest_debug(GuestDebug::default()).unwrap();
+    let mut regs = vcpu.regs().unwrap();
     regs.rip = common::CODE + 3;
     vcpu.set_regs(&regs).unwrap();
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
@@ -232,8 +282,10 @@ fn debug_exceptions_of_the_guests_own_are_exits_while_debugging_is_on() {
         return;
     };
     // The trap flag, as the guest sets it with POPF.
-    vcpu.set_rflags(0x102).unwrap();
-    vcpu.set_guest_debug(true, false).unwrap();
+    let mut regs = vcpu.regs().unwrap();
+    regs.rflags = 0x102;
+    vcpu.set_regs(&regs).unwrap();
+    vcpu.set_guest_debug(DEBUG).unwrap();
     if !common::on_vendor_module() {
         return;
     }
@@ -250,7 +302,7 @@ fn breakpoints_are_exits_while_debugging_is_on() {
     let Some((_vm, mut vcpu)) = guest(&memory, &[0x90, 0xcc, 0xf4]) else {
         return;
     };
-    vcpu.set_guest_debug(true, false).unwrap();
+    vcpu.set_guest_debug(DEBUG).unwrap();
     if !common::on_hardware() {
         return;
     }
@@ -269,7 +321,9 @@ fn the_tsc_takes_an_offset_and_refuses_a_frequency_of_zero() {
     const TSC: u32 = 0x10;
     let far = 1 << 60;
     if offered(vcpu.write_tsc_offset(far)).is_some() {
-        assert!(vcpu.get_msr(TSC).unwrap() >= far);
+        let mut tsc = [Msr::read(TSC)];
+        vcpu.msrs(&mut tsc).unwrap();
+        assert!(tsc[0].value >= far);
     }
     assert_eq!(
         vcpu.write_tsc_multiplier(0),
@@ -290,7 +344,9 @@ fn machine_check_banks_are_given_once_cpuid_offers_them() {
     const MCG_CAP: u32 = 0x179;
     // 10 banks and MCG_CTL.
     vcpu.setup_mce(1 << 8 | 10).unwrap();
-    assert_eq!(vcpu.get_msr(MCG_CAP), Ok(1 << 8 | 10));
+    let mut cap = [Msr::read(MCG_CAP)];
+    vcpu.msrs(&mut cap).unwrap();
+    assert_eq!(cap[0].value, 1 << 8 | 10);
     // More banks than there is room for.
     assert!(vcpu.setup_mce(255).is_err());
 }
@@ -313,7 +369,7 @@ fn a_vcpu_starts_with_the_hosts_cpuid_and_takes_another_before_it_runs() {
     vcpu.set_cpuid(&other).unwrap();
     assert_eq!(vcpu.cpuid().unwrap(), other);
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
-    let regs = vcpu.get_regs().unwrap();
+    let regs = vcpu.regs().unwrap();
     assert_eq!((regs.rbx, regs.rcx, regs.rdx), (0x1111, 0x2222, 0x3333));
     assert!(vcpu.set_cpuid(&start).is_err(), "it ran");
 }
@@ -367,23 +423,14 @@ fn msr_accesses_that_are_forwarded_come_as_exits() {
     vm.fd()
         .set_msr_filter(MsrFilterDefaultAction::ALLOW, &[deny])
         .unwrap();
-    match vcpu.vcpu_run().unwrap() {
-        Exit::ReadMsr { index, value, .. } => {
-            assert_eq!(index, 0x12345);
-            *value = 0x1_0000_0002;
-        }
-        exit => panic!("{exit:?}"),
-    }
-    match vcpu.vcpu_run().unwrap() {
-        Exit::WriteMsr { index, value, .. } => {
-            assert_eq!((index, value), (0x12345, 0x1_0000_0002));
-        }
-        exit => panic!("{exit:?}"),
-    }
-    match vcpu.vcpu_run().unwrap() {
-        Exit::ReadMsr { error, .. } => *error = 1,
-        exit => panic!("{exit:?}"),
-    }
+    let (index, value) = (0x12345, 0x1_0000_0002);
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::ReadMsr { index });
+    vcpu.answer(Answer::Msr(value)).unwrap();
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::WriteMsr { index, value });
+    let wrong = Err(Error::Invalid(Field::Answer, ExitKind::WriteMsr as u64));
+    assert_eq!(vcpu.answer(Answer::Msr(1)), wrong);
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::ReadMsr { index });
+    vcpu.answer(Answer::InjectGp).unwrap();
     assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
-    assert_eq!(vcpu.get_regs().unwrap().rip, 0x3001);
+    assert_eq!(vcpu.regs().unwrap().rip, 0x3001);
 }

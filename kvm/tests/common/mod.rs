@@ -6,8 +6,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_ops_core::{
-    Exit, Gpa, Host, HostRange, Irqchip, MemSlot, Regs, Segment, SegmentName, SlotFlags, SlotId,
-    Tech, VcpuId, VcpuOps, VmParams, VmPort,
+    Exit, Gpa, Host, HostRange, Irqchip, MemSlot, Regs, Segment, SlotFlags, SlotId, Sregs, Tech,
+    VcpuId, VcpuOps, VmParams, VmPort,
 };
 use kvm_ops_kvm::{HostMachine, KvmHost, KvmVcpu, KvmVm};
 
@@ -132,6 +132,24 @@ impl Drop for Memory {
     }
 }
 
+/// Reads the special registers, changes them and writes them back.
+pub fn change_sregs(vcpu: &mut KvmVcpu, change: impl FnOnce(&mut Sregs)) {
+    let mut sregs = vcpu.sregs().unwrap();
+    change(&mut sregs);
+    vcpu.set_sregs(&sregs).unwrap();
+}
+
+/// Runs the vCPU, which must write these bytes to the port.
+#[track_caller]
+pub fn expect_out(vcpu: &mut KvmVcpu, port: u16, data: &[u8]) {
+    let exit = vcpu.vcpu_run().unwrap();
+    assert!(
+        matches!(exit, Exit::IoOut { port: p, .. } if p == port),
+        "{exit:x?}"
+    );
+    assert_eq!(vcpu.exit_data(), data);
+}
+
 /// Where test code lies in real mode.
 pub const CODE: u64 = 0x1000;
 
@@ -144,11 +162,10 @@ pub fn real_mode(vcpu: &mut KvmVcpu) {
         s: true,
         ..Segment::default()
     };
-    for name in [SegmentName::Ds, SegmentName::Es, SegmentName::Ss] {
-        vcpu.set_segment(name, &data).unwrap();
-    }
-    let code = Segment { kind: 11, ..data };
-    vcpu.set_segment(SegmentName::Cs, &code).unwrap();
+    change_sregs(vcpu, |sregs| {
+        (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+        sregs.cs = Segment { kind: 11, ..data };
+    });
     let regs = Regs {
         rip: CODE,
         rsp: 0x0ff0,
@@ -171,14 +188,4 @@ pub fn real_mode_vm(
     let mut vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
     real_mode(&mut vcpu);
     (vm, vcpu)
-}
-
-/// Runs to the next exit that is no interruption.
-pub fn run(vcpu: &mut KvmVcpu) -> String {
-    loop {
-        match vcpu.vcpu_run().unwrap() {
-            Exit::Interrupted => {}
-            exit => return format!("{exit:x?}"),
-        }
-    }
 }
