@@ -1,4 +1,5 @@
 // The page's examples need the software platform.
+#![cfg_attr(all(feature = "sim", feature = "vmx"), doc = manual::links!())]
 #![cfg_attr(all(feature = "sim", feature = "vmx"), doc = include_str!("../../README.md"))]
 #![cfg_attr(
     not(all(feature = "sim", feature = "vmx")),
