@@ -13,10 +13,10 @@ fn every_kind_on_every_vendor_is_the_technology_it_names_or_a_reason() {
         for kind in Tech::ALL.into_iter().map(Kind::Of).chain([Kind::Normal]) {
             let tech = kind.tech(vendor);
             let expected = match tech {
-                _ if tech.vendor() != vendor => Err(Error::Unsupported(Missing::Vendor(tech))),
+                _ if tech.vendor() != Some(vendor) => Err(Error::unsupported(Missing::Vendor, tech)),
                 _ => Ok((tech, Step::Initialized)),
             };
-            let created = create(&host, &VmConfig::new(kind));
+            let created = create(&host, &VmConfig::new(kind)).map_err(Error::from);
             assert_eq!(
                 created.map(|vm| (vm.tech(), vm.step())),
                 expected,
@@ -33,6 +33,7 @@ fn numbers_of_vcpus_out_of_range_are_refused_by_value() {
     for vcpus in [0, MAX_VCPUS + 1, u32::MAX] {
         for kind in [Kind::Normal, Kind::Of(Tech::Tdx)] {
             let refused = create(&host, &VmConfig::new(kind).vcpus(vcpus)).err();
+            let refused = refused.map(|failed| failed.error);
             assert_eq!(
                 refused,
                 Some(Error::Invalid(Field::VcpuCount, vcpus.into()))

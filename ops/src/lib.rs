@@ -56,7 +56,7 @@ pub use keys::{KeyLease, KeyPool};
 pub use kick::Kick;
 pub use leak::{FreeReport, Leak, Leaked};
 pub use life::Life;
-pub use main_c::{Class, Fate, MAIN_C, MainCOp};
+pub use main_c::{Class, Fate, LINUX_7_3, MAIN_C, MainCChange, MainCOp};
 pub use page::Page;
 pub use page_account::{PageAccount, PageTotals};
 pub use params::{EncParams, Gpaw, Irqchip, MAX_VCPUS, SevParams, TdParams, VmParams};

@@ -158,3 +158,43 @@ pub const MAIN_C: [MainCOp; 92] = [
     row("vcpu_mem_enc_unlocked_ioctl", Class::Dispatch, Fate::Vcpu("vcpu_mem_enc_op")),
     row("gmem_max_mapping_level", Class::Dispatch, Fate::Vm("gmem_max_mapping_level")),
 ];
+
+/// A difference between the operations of Linux 7.1, which [`MAIN_C`] lists, and those of Linux 7.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MainCChange {
+    /// The name of the operation.
+    pub name: &'static str,
+    /// The change.
+    pub change: &'static str,
+    /// The place of the operation here.
+    pub here: &'static str,
+}
+
+/// The changes of Linux 7.3 to the operations that `main.c` wraps: 92 - 1 + 4 = 95.
+pub const LINUX_7_3: [MainCChange; 5] = [
+    MainCChange {
+        name: "vcpu_pre_run",
+        change: "gone",
+        here: "was left out already",
+    },
+    MainCChange {
+        name: "vcpu_needs_initialization",
+        change: "new, TD only",
+        here: "inside `vcpu_run`, which refuses a vCPU that is not initialised",
+    },
+    MainCChange {
+        name: "tdp_has_smep",
+        change: "new in the table",
+        here: "left out: guest page tables are the guest's; the platform shadows none",
+    },
+    MainCChange {
+        name: "clear_hlt",
+        change: "new in the table",
+        here: "`VcpuOps::set_mp_state`",
+    },
+    MainCChange {
+        name: "unhandleable_emulation_required",
+        change: "new in the table",
+        here: "left out: it guards KVM's instruction emulator, which the platform keeps to itself",
+    },
+];

@@ -67,7 +67,7 @@ impl VmPort for Port {
     type Vcpu = NullVcpu;
 
     fn create_vcpu(&self, _: VcpuId) -> Result<NullVcpu> {
-        kvm_ops::unsupported!("a vCPU of the probe")
+        kvm_ops::not_offered!("a vCPU of the probe")
     }
 
     fn set_memory_slot(&self, _: &MemSlot) -> Result<()> {

@@ -4,13 +4,14 @@ use std::hint::black_box;
 use std::sync::LazyLock;
 
 use kvm_ops::{
-    AsidPools, CpuId, FieldCache, Hkid, Hpa, KeyPool, Level, PackageId, PagePort, Pfn, PspPort,
-    Result, SeamPort, SeamRegs, SnpAsids,
+    AsidPools, CpuId, FieldCache, Hkid, Hpa, KeyPool, Level, PackageId, Page, PagePort, Pfn, PortId,
+    PspPort, Result, SeamPort, SeamRegs, SnpAsids,
 };
 
 /// All ports in one.
 #[derive(Debug)]
 pub(crate) struct Ports {
+    id: PortId,
     keys: KeyPool,
     fields: FieldCache,
     asids: AsidPools,
@@ -19,6 +20,7 @@ pub(crate) struct Ports {
 /// The one value.
 pub(crate) fn get() -> &'static Ports {
     static PORTS: LazyLock<Ports> = LazyLock::new(|| Ports {
+        id: PortId::new(),
         keys: KeyPool::new(black_box(1)..black_box(64)),
         fields: FieldCache::default(),
         asids: AsidPools::new(black_box(64), black_box(32), SnpAsids::Shared),
@@ -88,12 +90,17 @@ impl PspPort for Ports {
 }
 
 impl PagePort for Ports {
-    fn alloc(&self, _: Level) -> Result<Pfn> {
-        black_box(Ok(Pfn::new(1)))
+    fn id(&self) -> PortId {
+        self.id
     }
 
-    fn free(&self, page: Pfn, _: Level) {
-        black_box(page);
+    fn alloc(&self, level: Level) -> Result<Page> {
+        // SAFETY: the number names no memory: what is read and written goes nowhere.
+        black_box(Ok(unsafe { Page::from_raw(Pfn::new(1), level, self.id) }))
+    }
+
+    fn free(&self, page: Page) -> Result<(), Page> {
+        black_box(Ok(drop(page)))
     }
 
     fn write(&self, _: Hpa, data: &[u8]) -> Result<()> {

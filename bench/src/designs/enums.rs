@@ -1,127 +1,98 @@
 //! The enums of back ends that are compared, all by [`backend_enum!`].
 //!
-//! One call declares them all, because a crate may call it once. The chain's enums are `repr(u8)`:
-//! otherwise the tag of one would be kept in unused values of the next one's, and LLVM would make
-//! a jump table of the three.
+//! The chain's enums are `repr(u8)`: otherwise the tag of one would be kept in unused values of the
+//! next one's, and LLVM would make a jump table of the three.
 
-use kvm_ops::{VcpuOps, VmOps, backend_enum, enum_dispatch};
+use kvm_ops_core::backend_enum;
 
 use crate::designs::model::{Vcpu, called as c, inlined as i};
 
 backend_enum! {
     /// One back end.
-    #[enum_dispatch(VmOps)]
     pub enum InlinedOne { Vmx(i::VmxVm) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum InlinedOneVcpu { Vmx(Vcpu<i::VmxVm>) }
 
     /// What an Intel host holds.
-    #[enum_dispatch(VmOps)]
     pub enum InlinedIntel { Vmx(i::VmxVm), Tdx(i::TdxVm) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum InlinedIntelVcpu { Vmx(Vcpu<i::VmxVm>), Tdx(Vcpu<i::TdxVm>) }
 
     /// What an AMD host holds.
-    #[enum_dispatch(VmOps)]
     pub enum InlinedAmd { Svm(i::SvmVm), Sev(i::SevVm) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum InlinedAmdVcpu { Svm(Vcpu<i::SvmVm>), Sev(Vcpu<i::SevVm>) }
 
     /// All four side by side.
-    #[enum_dispatch(VmOps)]
     pub enum InlinedFlat { Vmx(i::VmxVm), Tdx(i::TdxVm), Svm(i::SvmVm), Sev(i::SevVm) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum InlinedFlatVcpu { Vmx(Vcpu<i::VmxVm>), Tdx(Vcpu<i::TdxVm>), Svm(Vcpu<i::SvmVm>), Sev(Vcpu<i::SevVm>) }
 
     /// Vendor, then technology.
-    #[enum_dispatch(VmOps)]
     pub enum InlinedNested { Intel(InlinedIntel), Amd(InlinedAmd) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum InlinedNestedVcpu { Intel(InlinedIntelVcpu), Amd(InlinedAmdVcpu) }
 
     /// TDX, or what AMD has.
-    #[enum_dispatch(VmOps)]
     #[repr(u8)]
     pub enum InlinedChainRest { Tdx(i::TdxVm), Rest(InlinedAmd) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum InlinedChainRestVcpu { Tdx(Vcpu<i::TdxVm>), Rest(InlinedAmdVcpu) }
 
     /// VMX, or the rest: one compare after another.
-    #[enum_dispatch(VmOps)]
     #[repr(u8)]
     pub enum InlinedChain { Vmx(i::VmxVm), Rest(InlinedChainRest) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum InlinedChainVcpu { Vmx(Vcpu<i::VmxVm>), Rest(InlinedChainRestVcpu) }
 
     /// One back end.
-    #[enum_dispatch(VmOps)]
     pub enum CalledOne { Vmx(c::VmxVm) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum CalledOneVcpu { Vmx(Vcpu<c::VmxVm>) }
 
     /// What an Intel host holds.
-    #[enum_dispatch(VmOps)]
     pub enum CalledIntel { Vmx(c::VmxVm), Tdx(c::TdxVm) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum CalledIntelVcpu { Vmx(Vcpu<c::VmxVm>), Tdx(Vcpu<c::TdxVm>) }
 
     /// What an AMD host holds.
-    #[enum_dispatch(VmOps)]
     pub enum CalledAmd { Svm(c::SvmVm), Sev(c::SevVm) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum CalledAmdVcpu { Svm(Vcpu<c::SvmVm>), Sev(Vcpu<c::SevVm>) }
 
     /// All four side by side.
-    #[enum_dispatch(VmOps)]
     pub enum CalledFlat { Vmx(c::VmxVm), Tdx(c::TdxVm), Svm(c::SvmVm), Sev(c::SevVm) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum CalledFlatVcpu { Vmx(Vcpu<c::VmxVm>), Tdx(Vcpu<c::TdxVm>), Svm(Vcpu<c::SvmVm>), Sev(Vcpu<c::SevVm>) }
 
     /// Vendor, then technology.
-    #[enum_dispatch(VmOps)]
     pub enum CalledNested { Intel(CalledIntel), Amd(CalledAmd) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum CalledNestedVcpu { Intel(CalledIntelVcpu), Amd(CalledAmdVcpu) }
 
     /// TDX, or what AMD has.
-    #[enum_dispatch(VmOps)]
     #[repr(u8)]
     pub enum CalledChainRest { Tdx(c::TdxVm), Rest(CalledAmd) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum CalledChainRestVcpu { Tdx(Vcpu<c::TdxVm>), Rest(CalledAmdVcpu) }
 
     /// VMX, or the rest: one compare after another.
-    #[enum_dispatch(VmOps)]
     #[repr(u8)]
     pub enum CalledChain { Vmx(c::VmxVm), Rest(CalledChainRest) }
 
     /// Its vCPU.
-    #[enum_dispatch(VcpuOps)]
     pub enum CalledChainVcpu { Vmx(Vcpu<c::VmxVm>), Rest(CalledChainRestVcpu) }
 }

@@ -3,7 +3,7 @@
 use core::mem::transmute;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use kvm_ops::VmOps;
+use kvm_ops_core::VmOps;
 
 use crate::designs::form::Form;
 use crate::designs::retpoline::{self, Op};

@@ -3,35 +3,36 @@
 //! Four technologies, each in two kinds: *inlined*, whose operation the compiler may copy into the
 //! caller, and *called*, whose operation is a function of its own, as a back end's larger
 //! operations are. They implement the real [`VmOps`]; the operation measured is
-//! [`has_emulated_msr`](kvm_ops::VmOps::has_emulated_msr), because a body of three instructions
+//! [`has_emulated_msr`](kvm_ops_core::VmOps::has_emulated_msr), because a body of three instructions
 //! hides nothing of the dispatch. The bodies differ, or the compiler would merge the arms of the
 //! `match` and no dispatch would be left.
 
-use kvm_ops::kit::NullVcpu;
-use kvm_ops::{
-    Backend, Drained, FreeReport, KeyReleased, MemSlot, PlainVcpu, Result, Step, Tech, VcpuId,
-    VmId, VmOps,
+use std::marker::PhantomData;
+
+use kvm_ops_core::{
+    Arc, Backend, Drained, Error, Exit, FreeReport, KeyReleased, Kick, Life, MemSlot, Result, Step,
+    Tech, VcpuId, VcpuOps, VmId, VmOps,
 };
 
-/// What a VM of the benchmark holds: 40 bytes, of which an operation reads eight.
+/// The state of a VM of the benchmark: 40 bytes, of which an operation reads eight.
 #[derive(Debug)]
 pub struct State {
     id: VmId,
     base: u32,
     limit: u32,
-    step: Step,
+    life: Box<Life>,
     _rest: [u64; 2],
 }
 
 impl State {
-    fn new(id: u64) -> Self {
+    fn new(id: u64, tech: Tech) -> Self {
         // Spread over the arguments that the loop passes, so that answers are mixed.
         let base = (id as u32).wrapping_mul(0x9e37_79b9);
         Self {
             id: VmId(id),
             base,
             limit: base | 0x4000_0000,
-            step: Step::Created,
+            life: Box::new(Life::new(VmId(id), tech)),
             _rest: [0; 2],
         }
     }
@@ -46,7 +47,7 @@ macro_rules! back_end {
         impl $Vm {
             /// The VM of that number.
             pub fn new(id: u64) -> Self {
-                Self(State::new(id))
+                Self(State::new(id, $tech))
             }
 
             /// The operation itself, copied into the trait's method and into a table's function.
@@ -67,30 +68,26 @@ macro_rules! back_end {
             }
 
             fn step(&self) -> Step {
-                self.0.step
+                self.0.life.step()
             }
 
             fn vm_init(&mut self) -> Result<()> {
-                self.0.step = Step::Initialized;
-                Ok(())
+                self.0.life.advance(Step::Initialized)
             }
 
             fn vm_finalize(&mut self) -> Result<()> {
-                self.0.step = Step::Runnable;
-                Ok(())
+                self.0.life.advance(Step::Runnable)
             }
 
             fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
-                // SAFETY: this VM never had a key.
-                Ok(unsafe { KeyReleased::assert_released(self.0.id) })
+                Ok(self.0.life.release_without_key())
             }
 
             fn drain_private(
                 &mut self,
                 released: KeyReleased,
-            ) -> Result<Drained, (kvm_ops::Error, KeyReleased)> {
-                // SAFETY: this VM never had a page.
-                Ok(unsafe { released.assert_drained() })
+            ) -> Result<Drained, (Error, KeyReleased)> {
+                self.0.life.drain_without_private_pages(released)
             }
 
             fn vm_free(self, _: Drained) -> FreeReport {
@@ -112,10 +109,10 @@ macro_rules! back_end {
         }
 
         impl Backend for $Vm {
-            type Vcpu = PlainVcpu<NullVcpu, $Vm>;
+            type Vcpu = Vcpu<$Vm>;
 
             fn create_vcpu(&self, id: VcpuId) -> Result<Self::Vcpu> {
-                kvm_ops::kit::NullVm::new(self.0.id).create_vcpu(id).map(PlainVcpu::new)
+                Ok(Vcpu(id, PhantomData))
             }
         }
     };
@@ -154,5 +151,34 @@ pub mod called {
     technologies!(inline(never));
 }
 
-/// The vCPU of a back end of the benchmark.
-pub type Vcpu<V> = PlainVcpu<NullVcpu, V>;
+/// The vCPU of a back end of the benchmark, which shuts down at once.
+#[derive(Debug)]
+pub struct Vcpu<V>(VcpuId, PhantomData<fn() -> V>);
+
+struct NoKick;
+
+impl Kick for NoKick {
+    fn kick(&self) {}
+}
+
+impl<V> VcpuOps for Vcpu<V> {
+    fn id(&self) -> VcpuId {
+        self.0
+    }
+
+    fn vcpu_run(&mut self) -> Result<Exit> {
+        Ok(Exit::Shutdown)
+    }
+
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        Arc::new(NoKick)
+    }
+
+    fn vcpu_reset(&mut self, _: bool) -> Result<()> {
+        Ok(())
+    }
+
+    fn vcpu_free(self) -> Result<()> {
+        Ok(())
+    }
+}

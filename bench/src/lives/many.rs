@@ -5,8 +5,8 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
-use framework::Tech;
-use framework::sim::SimHost;
+use kvm_ops::Tech;
+use kvm_ops::sim::SimHost;
 
 use super::figures::{Lives, Many};
 use super::{Plan, clock, small};

@@ -2,10 +2,10 @@
 
 use std::error::Error;
 
-use framework::guest::FnProgram;
-use framework::machine::{LaunchPage, Machine, MachineConfig};
-use framework::sim::SimHost;
-use framework::{Exit, Kind, Tech, VcpuId, VcpuOps as _};
+use kvm_ops::guest::FnProgram;
+use kvm_ops_machine::{LaunchPage, Machine, MachineConfig};
+use kvm_ops::sim::SimHost;
+use kvm_ops::{Exit, Kind, Tech, VcpuId, VcpuOps as _};
 use soft_amd_sp::Operation;
 
 use super::figures::{Lives, SmallLife, SmallPhase};

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 
-use framework::guest::FnProgram;
-use framework::machine::{Machine, MachineConfig};
-use framework::sim::SimHost;
-use framework::{Exit, Gfn, Gpa, Kind, Privacy, Tech, VcpuId, VcpuOps as _, Vendor};
+use kvm_ops::guest::FnProgram;
+use kvm_ops_machine::{Machine, MachineConfig};
+use kvm_ops::sim::SimHost;
+use kvm_ops::{Exit, Gfn, Gpa, Kind, Privacy, Tech, VcpuId, VcpuOps as _, Vendor};
 use soft_tdx_module::{Platform, Range, Tdmr};
 
 use super::figures::{Build, End, Lives, Phase, TdLife};

@@ -1,7 +1,7 @@
 //! Guests of the benchmark.
 
-use framework::guest::{Action, Outcome};
-use framework::{Gfn, Gpa, Level, Privacy};
+use kvm_ops::guest::{Action, Outcome};
+use kvm_ops::{Gfn, Gpa, Level, Privacy};
 
 /// Accepts every page of some ranges, one after the other, and shuts down. A page that is not there
 /// is a fault that the guest does not see.

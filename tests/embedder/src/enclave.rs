@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use kvm_ops::{
-    Arc, Backend, Drained, Error, Exit, Field, FreeReport, KeyReleased, Kick, MemSlot, Result,
-    Step, Tech, VcpuId, VcpuOps, VmId, VmOps,
+    Arc, Backend, Drained, Error, Exit, Field, FreeReport, KeyReleased, Kick, Life, MemSlot, OpName,
+    Result, Step, Tech, VcpuId, VcpuOps, VmId, VmOps,
 };
+
+/// The name of our technology.
+static ENCLAVE: OpName = OpName("enclave");
 
 /// The VM. Its key is the number; the teardown forgets it.
 #[derive(Debug)]
 pub struct EnclaveVm {
-    id: VmId,
-    step: Step,
+    life: Arc<Life>,
     key: u64,
     vcpus: Mutex<BTreeSet<VcpuId>>,
 }
@@ -21,8 +23,7 @@ impl EnclaveVm {
     /// Creates it.
     pub fn new(id: VmId, key: u64) -> Self {
         Self {
-            id,
-            step: Step::Created,
+            life: Arc::new(Life::new(id, Tech::Other(&ENCLAVE))),
             key,
             vcpus: Mutex::new(BTreeSet::new()),
         }
@@ -31,60 +32,45 @@ impl EnclaveVm {
 
 impl VmOps for EnclaveVm {
     fn tech(&self) -> Tech {
-        Tech::Vmx
+        self.life.tech()
     }
 
     fn id(&self) -> VmId {
-        self.id
+        self.life.id()
     }
 
     fn step(&self) -> Step {
-        self.step
+        self.life.step()
     }
 
     fn vm_init(&mut self) -> Result<()> {
-        self.step.require(Step::Created)?;
-        self.step = Step::Initialized;
-        Ok(())
+        self.life.advance(Step::Initialized)
     }
 
     fn vm_finalize(&mut self) -> Result<()> {
-        self.step.require(Step::Initialized)?;
-        self.step = Step::Runnable;
-        Ok(())
+        self.life.advance(Step::Runnable)
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
-        self.step
-            .require_one_of(&[Step::Created, Step::Initialized, Step::Runnable])?;
         self.key = 0;
-        self.step = Step::KeyReleased;
         // SAFETY: the key was a number of our own, and it is forgotten; no hardware knew it.
-        Ok(unsafe { KeyReleased::assert_released(self.id) })
+        Ok(unsafe { self.life.key_released() })
     }
 
     fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
-        if released.vm() != self.id {
-            return Err((Error::Invalid(Field::Token, released.vm().0), released));
-        }
-        if let Err(error) = self.step.require(Step::KeyReleased) {
-            return Err((error, released));
-        }
-        self.step = Step::Drained;
-        // SAFETY: the VM never had a private page.
-        Ok(unsafe { released.assert_drained() })
+        self.life.drain_without_private_pages(released)
     }
 
     fn vm_free(self, _: Drained) -> FreeReport {
-        FreeReport::new(self.id, self.tech())
+        FreeReport::new(self.life.id(), self.life.tech())
     }
 
     fn set_memory_slot(&self, _: &MemSlot) -> Result<()> {
-        kvm_ops::unsupported!("set_memory_slot")
+        kvm_ops::not_offered!("set_memory_slot")
     }
 
     fn delete_memory_slot(&self, _: &MemSlot) -> Result<()> {
-        kvm_ops::unsupported!("delete_memory_slot")
+        kvm_ops::not_offered!("delete_memory_slot")
     }
 }
 
@@ -92,7 +78,7 @@ impl Backend for EnclaveVm {
     type Vcpu = EnclaveVcpu;
 
     fn create_vcpu(&self, id: VcpuId) -> Result<EnclaveVcpu> {
-        self.step.require_live()?;
+        self.life.require_live()?;
         if id.0 >= 4 {
             return Err(Error::Invalid(Field::Vcpu, id.0.into()));
         }
@@ -106,8 +92,8 @@ impl Backend for EnclaveVm {
         }
         Ok(EnclaveVcpu {
             id,
-            key: self.key,
-            answer: [0; 8],
+            life: self.life.clone(),
+            data: self.key.to_le_bytes(),
         })
     }
 }
@@ -116,8 +102,8 @@ impl Backend for EnclaveVm {
 #[derive(Debug)]
 pub struct EnclaveVcpu {
     id: VcpuId,
-    key: u64,
-    answer: [u8; 8],
+    life: Arc<Life>,
+    data: [u8; 8],
 }
 
 struct NoKick;
@@ -131,13 +117,17 @@ impl VcpuOps for EnclaveVcpu {
         self.id
     }
 
-    fn vcpu_run(&mut self) -> Result<Exit<'_>> {
-        self.answer = self.key.to_le_bytes();
+    fn vcpu_run(&mut self) -> Result<Exit> {
+        self.life.require(Step::Runnable)?;
         Ok(Exit::IoOut {
             port: 2,
             size: 4,
-            data: &self.answer,
+            count: 2,
         })
+    }
+
+    fn exit_data(&mut self) -> &mut [u8] {
+        &mut self.data
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {

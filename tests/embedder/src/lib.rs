@@ -6,11 +6,10 @@ pub use enclave::{EnclaveVcpu, EnclaveVm};
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::vmx::{VmxVcpu, VmxVm};
-use kvm_ops::{AnyVcpu, AnyVm, VcpuOps, VmOps, backend_enum, enum_dispatch};
+use kvm_ops::{AnyVcpu, AnyVm, backend_enum};
 
 backend_enum! {
     /// The library's back end for normal VMs, and one of our own.
-    #[enum_dispatch(VmOps)]
     #[derive(Debug)]
     pub enum OurVm {
         Vmx(VmxVm<SimHost>),
@@ -18,24 +17,28 @@ backend_enum! {
     }
 
     /// Their vCPUs.
-    #[enum_dispatch(VcpuOps)]
     pub enum OurVcpu {
         Vmx(VmxVcpu<SimHost>),
         Enclave(EnclaveVcpu),
     }
+}
 
-    /// An enum may also hold the library's whole choice as one variant.
-    #[enum_dispatch(VmOps)]
-    #[derive(Debug)]
-    pub enum NestedVm {
-        Library(AnyVm<SimHost>),
-        Enclave(EnclaveVm),
-    }
+/// A second declaration in the same crate, in a module of its own.
+pub mod nested {
+    use super::*;
 
-    /// Their vCPUs.
-    #[enum_dispatch(VcpuOps)]
-    pub enum NestedVcpu {
-        Library(AnyVcpu<SimHost>),
-        Enclave(EnclaveVcpu),
+    backend_enum! {
+        /// An enum may also hold the library's whole choice as one variant.
+        #[derive(Debug)]
+        pub enum NestedVm {
+            Library(AnyVm<SimHost>),
+            Enclave(EnclaveVm),
+        }
+
+        /// Their vCPUs.
+        pub enum NestedVcpu {
+            Library(AnyVcpu<SimHost>),
+            Enclave(EnclaveVcpu),
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! An embedder's own enum of back ends, used through the library's owner and its test kit.
 
-use embedder::{EnclaveVm, NestedVm, OurVm};
+use embedder::nested::NestedVm;
+use embedder::{EnclaveVm, OurVm};
 use kvm_ops::kit::{self, Subject};
 use kvm_ops::sim::SimHost;
 use kvm_ops::vmx::VmxVm;
 use kvm_ops::{
-    Exit, Host, Result, Tech, VcpuId, VcpuOps, Vendor, Vm, VmConfig, VmId, VmOps, VmParams,
+    Exit, Host, Result, VcpuId, VcpuOps, Vendor, Vm, VmConfig, VmId, VmOps, VmParams, create_as,
 };
 
 fn vmx(host: &SimHost) -> Result<VmxVm<SimHost>> {
@@ -25,7 +26,7 @@ fn one_fleet_holds_the_librarys_vms_and_our_own() {
         vm.finalize().unwrap();
         let mut vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
         match vcpu.vcpu_run().unwrap() {
-            Exit::IoOut { port, data, .. } => ports.push(Some((port, data[0]))),
+            Exit::IoOut { port, .. } => ports.push(Some((port, vcpu.exit_data()[0]))),
             Exit::Shutdown => ports.push(None),
             other => panic!("{other:?}"),
         }
@@ -49,11 +50,17 @@ fn a_variant_is_taken_out_again_by_its_type() {
 #[test]
 fn the_librarys_whole_choice_may_be_one_variant() {
     let host = SimHost::new(Vendor::Intel);
-    let mut any = kvm_ops::create(&host, &VmConfig::normal()).unwrap();
-    assert_eq!(any.back_end_mut().tech(), Tech::Vmx);
-    drop(any);
-    let nested: NestedVm = EnclaveVm::new(VmId(3), 5).into();
-    assert!(Vm::init(nested).unwrap().destroy().is_clean());
+    let library: Vm<NestedVm> = create_as(&host, &VmConfig::normal()).unwrap();
+    let own = Vm::<NestedVm>::init(EnclaveVm::new(VmId(3), 5).into()).unwrap();
+    let techs: Vec<_> = [library, own]
+        .into_iter()
+        .map(|vm| {
+            let tech = vm.tech().name();
+            assert!(vm.destroy().is_clean());
+            tech
+        })
+        .collect();
+    assert_eq!(techs, ["vmx", "enclave"]);
 }
 
 /// What the kit is run on: one kind of VM in our enum.

@@ -1,7 +1,7 @@
 //! Machines on the real /dev/kvm. Where there is none, each test says so and passes.
-#![cfg(all(feature = "kvm", target_arch = "x86_64"))]
+#![cfg(target_arch = "x86_64")]
 
-mod machine_support;
+mod support;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use kvm_ops::guest::Script;
 use kvm_ops::kvm::KvmHost;
-use kvm_ops::machine::{
-    ConsoleSink, End, Flow, Image, ImageFormat, Machine, MachineConfig, MachineError, RunLimits,
-    RunReport,
+use kvm_ops_machine::{
+    ConsoleSink, End, ExitContext, Flow, Image, ImageFormat, Machine, MachineConfig, MachineError,
+    RunLimits, RunReport,
 };
-use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Irqchip, Regs, Segment, SegmentName, VcpuId, VcpuOps};
-use machine_support::samples::{bzimage, elf};
-use machine_support::{Until, file, kvm, limits};
+use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Irqchip, Regs, Segment, VcpuId};
+use support::samples::{bzimage, elf};
+use support::{Until, file, kvm, limits};
 
 /// Starts firmware, and stops it when it prints the text.
 fn firmware_prints(path: &str, vcpus: u32, text: &'static str) {
@@ -34,7 +34,7 @@ fn firmware_prints(path: &str, vcpus: u32, text: &'static str) {
     let seen = until.seen.load(Ordering::Relaxed);
     assert!(seen, "{}\n{report:?}", console.text());
     assert_eq!(report.end, End::Handler);
-    assert!(machine.destroy().unwrap().is_clean());
+    assert!(machine.destroy().is_clean());
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn run(host: &KvmHost, config: MachineConfig) -> (RunReport, String) {
     let mut machine = Machine::build(host, config).unwrap();
     let devices = machine.devices(console.clone());
     let report = machine.run(&devices, limits()).unwrap();
-    assert!(machine.destroy().unwrap().is_clean());
+    assert!(machine.destroy().is_clean());
     (report, console.text())
 }
 
@@ -189,12 +189,12 @@ fn other_vcpus_wait_until_the_first_starts_them() {
         .image(image);
     let mut machine = Machine::build(&host, config).unwrap();
     let seen = Mutex::new(BTreeSet::new());
-    let handler = |vcpu: VcpuId, exit: Exit<'_>| {
-        let Exit::IoOut { port: 0xe9, .. } = exit else {
+    let handler = |exit: &mut ExitContext<'_>| {
+        let Exit::IoOut { port: 0xe9, .. } = exit.exit() else {
             return Flow::Continue;
         };
         let mut seen = seen.lock().unwrap();
-        seen.insert(vcpu);
+        seen.insert(exit.vcpu());
         if seen.len() == VCPUS as usize - 1 {
             Flow::Stop
         } else {
@@ -210,7 +210,7 @@ fn other_vcpus_wait_until_the_first_starts_them() {
         .iter()
         .filter(|v| matches!(v.end, End::Peer(_)));
     assert_eq!(peers.count(), VCPUS as usize - 1, "{report:?}");
-    assert!(machine.destroy().unwrap().is_clean());
+    assert!(machine.destroy().is_clean());
 }
 
 /// l: jmp l
@@ -242,7 +242,7 @@ fn a_spinning_guest_is_stopped_from_another_thread_and_goes_on_later() {
     // A stop that comes before the run is not lost.
     machine.stopper().stop();
     assert_eq!(machine.run(&devices, limits()).unwrap().end, End::Stopped);
-    assert!(machine.destroy().unwrap().is_clean());
+    assert!(machine.destroy().is_clean());
 }
 
 #[test]
@@ -272,14 +272,15 @@ fn vcpus_without_an_image_run_what_the_embedder_sets() {
         let at = 0x1000 * (u64::from(id) + 1);
         machine.memory().write(Gpa::new(at), &code).unwrap();
         let vcpu = machine.vcpu_mut(VcpuId(id.into())).unwrap();
-        let cs = Segment {
+        let mut sregs = vcpu.sregs().unwrap();
+        sregs.cs = Segment {
             limit: 0xffff,
             kind: 0xb,
             present: true,
             s: true,
             ..Segment::default()
         };
-        vcpu.set_segment(SegmentName::Cs, &cs).unwrap();
+        vcpu.set_sregs(&sregs).unwrap();
         let regs = Regs {
             rip: at,
             rax: 0x40 + u64::from(id),
