@@ -2,7 +2,6 @@
 // Its items are public as those of a library would be: the compiler must not know all their uses.
 #![allow(unreachable_pub)]
 
-extern crate kvm_ops_core as kvm_ops;
 
 mod count;
 mod designs;
