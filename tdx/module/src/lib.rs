@@ -13,7 +13,9 @@ mod lock;
 mod measure;
 mod memory;
 mod meta;
+mod native;
 mod observe;
+mod op_state;
 mod pamt;
 mod platform;
 mod regs;
@@ -26,8 +28,10 @@ mod vcpu;
 pub mod conform;
 
 pub use builder::{BuildError, CallError, PlatformBuilder};
-pub use config::{CpuidConfig, MAX_RESERVED_AREAS, PlatformConfig, Range, TDMR_INFO_SIZE, Tdmr};
-pub use dump::{HkidView, LockTarget, PageView, SeptView, TdView, VcpuView};
+pub use config::{
+    CpuidConfig, MAX_RESERVED_AREAS, NativeCpuid, PlatformConfig, Range, TDMR_INFO_SIZE, Tdmr,
+};
+pub use dump::{HkidView, LockTarget, MigrationView, PageView, SeptView, TdView, VcpuView};
 pub use faults::{Fault, KeyEngineFault, pending};
 pub use guest::{GuestEvent, GuestFlow, GuestOp, GuestProgram, Outcome, Script, VmExit};
 pub use kot::HkidState;
@@ -36,10 +40,11 @@ pub use lock::LockMode;
 pub use measure::Digest384;
 pub use memory::MemoryError;
 pub use observe::{Counts, TraceEntry, TraceEvent};
+pub use op_state::OpState;
 pub use pamt::{PageSize, PageType};
 pub use platform::{Flow, LpError, Platform, SysState};
 pub use regs::{REGISTER_NAMES, Regs};
 pub use sept::SeptState;
 pub use status::{Code, Operand, Status};
-pub use td::{Lifecycle, OpState};
+pub use td::Lifecycle;
 pub use vcpu::{Event, EventType, VcpuState};

@@ -4,6 +4,7 @@ use crate::arena::lock;
 use crate::lock::Sharex;
 use crate::measure::{Measurement, Mr};
 use crate::memory::LineKey;
+use crate::op_state::OpState;
 use crate::sept::{self, Content, SeptState, Tables};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -35,30 +36,6 @@ impl Lifecycle {
     }
 }
 
-/// What may be done with a TD.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum OpState {
-    /// Before TDH.MNG.INIT.
-    Uninitialized = 0,
-    /// Being built and measured.
-    Initialized = 1,
-    /// After TDH.MR.FINALIZE.
-    Runnable = 2,
-}
-
-impl OpState {
-    /// The name in the manuals.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            OpState::Uninitialized => "UNINITIALIZED",
-            OpState::Initialized => "INITIALIZED",
-            OpState::Runnable => "RUNNABLE",
-        }
-    }
-}
-
 /// ATTRIBUTES.DEBUG.
 pub(crate) const ATTR_DEBUG: u64 = 1;
 /// ATTRIBUTES.SEPT_VE_DISABLE.
@@ -86,6 +63,29 @@ pub(crate) struct TdConfig {
     pub(crate) mr_config_id: [Mr; 3],
 }
 
+/// Counters and keys of a TD's migration, as TDCS keeps them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Migration {
+    pub(crate) export_count: u32,
+    pub(crate) import_count: u32,
+    pub(crate) mig_epoch: u32,
+    pub(crate) bw_epoch: u64,
+    pub(crate) total_mb_count: u64,
+    pub(crate) dirty_count: u64,
+    pub(crate) mig_count: u64,
+    pub(crate) num_migs: u16,
+    pub(crate) num_migrated_vcpus: u32,
+    pub(crate) dec_key_set: bool,
+    pub(crate) version: u16,
+    pub(crate) working_version: u16,
+    /// MIG_ENC_KEY: what this TD encrypts its exports with.
+    pub(crate) enc_key: [u64; 4],
+    pub(crate) enc_working_key: [u64; 4],
+    /// MIG_DEC_KEY: what the other side encrypts with.
+    pub(crate) dec_key: [u64; 4],
+    pub(crate) dec_working_key: [u64; 4],
+}
+
 /// A TD. Padded, so that TDs do not share cache lines.
 #[derive(Default)]
 #[repr(align(128))]
@@ -100,11 +100,16 @@ pub(crate) struct Td {
     pub(crate) tdcx: [AtomicU64; 9],
     pub(crate) chldcnt: AtomicU64,
     pub(crate) key: Mutex<Option<Arc<LineKey>>>,
+    pub(crate) uuid: Mutex<[u64; 4]>,
     // TDCS: its locks,
     pub(crate) op_state_lock: Sharex,
     pub(crate) tree: Sharex,
     pub(crate) epoch_lock: Sharex,
     pub(crate) rtmr_lock: Sharex,
+    /// Migration state as a whole: taken by leaves that create streams or start a session.
+    pub(crate) mig_lock: Sharex,
+    /// The bindings of service TDs.
+    pub(crate) servtd_lock: Sharex,
     // its state,
     op_state: AtomicU8,
     pub(crate) num_vcpus: AtomicU32,
@@ -121,6 +126,7 @@ pub(crate) struct Td {
     levels: AtomicU8,
     pub(crate) l2_vms: AtomicU8,
     config: Mutex<Arc<TdConfig>>,
+    pub(crate) migration: Mutex<Migration>,
     pub(crate) measurement: Mutex<Measurement>,
     /// x2APIC id of each vCPU index; absent ones count as 0.
     pub(crate) x2apic_ids: Mutex<Vec<u32>>,
@@ -131,7 +137,7 @@ const REL: Ordering = Ordering::Release;
 
 impl Td {
     /// Makes the slot a fresh TD.
-    pub(crate) fn create(&self, pa: u64, hkid: u16) {
+    pub(crate) fn create(&self, pa: u64, hkid: u16, uuid: [u64; 4]) {
         self.pa.store(pa, REL);
         self.fatal.store(false, REL);
         self.set_lifecycle(Lifecycle::HkidAssigned);
@@ -144,6 +150,8 @@ impl Td {
         self.num_vcpus.store(0, REL);
         self.num_assoc.store(0, REL);
         lock(&self.x2apic_ids).clear();
+        *lock(&self.uuid) = uuid;
+        *lock(&self.migration) = Migration::default();
         self.epoch.store(0, REL);
         self.refcount.iter().for_each(|r| r.store(0, REL));
         *lock(&self.measurement) = Measurement::default();
@@ -185,11 +193,7 @@ impl Td {
     }
 
     pub(crate) fn op_state(&self) -> OpState {
-        match self.op_state.load(ACQ) {
-            0 => OpState::Uninitialized,
-            1 => OpState::Initialized,
-            _ => OpState::Runnable,
-        }
+        OpState::from_number(self.op_state.load(ACQ))
     }
 
     pub(crate) fn set_op_state(&self, to: OpState) {

@@ -1,7 +1,7 @@
 //! Private memory: tables, pages, blocking and tracking.
 
 use super::checks::{
-    EntryGuard, MemOp, Needs, TOP, TdRef, free_page, lock_target, state_or, td_state, tdr, tree_gpa,
+    EntryGuard, MemOp, TOP, TdRef, free_page, lock_target, state_or, tdr, tree_gpa,
 };
 use super::{Call, Leaf, busy, invalid, shared_operand};
 use crate::lock::{LockMode, Side};
@@ -108,7 +108,7 @@ pub(super) fn page_add(c: &mut Call<'_, '_>) -> Leaf {
     let (rcx, rdx) = take_operands(c);
     let (target, source) = (c.regs.r8, c.regs.r9);
     let TdRef { td, page: _tdr } = tdr(p, rdx, LockMode::Exclusive, Operand::RDX)?;
-    td_state(td, Needs::Initialized, false)?;
+    c.td_state(td, false)?;
     let (gpa, level) = tree_gpa(td, rcx, 0..=0)?;
     let walked = walk(p, td, gpa, level)?;
     if walked.level != level {
@@ -250,7 +250,7 @@ pub(super) fn sept_rd(c: &mut Call<'_, '_>) -> Leaf {
     if l2_attributes {
         // Checked between the TD's state and the GPA.
         let TdRef { td, page: _page } = tdr(c.p, tdr_pa, LockMode::Shared, Operand::RDX)?;
-        td_state(td, Needs::Built, true)?;
+        c.td_state(td, true)?;
         if !td.is_debug() {
             return Err(invalid(Operand::RDX));
         }
@@ -265,7 +265,7 @@ pub(super) fn sept_rd(c: &mut Call<'_, '_>) -> Leaf {
 pub(super) fn track(c: &mut Call<'_, '_>) -> Leaf {
     let p = c.p;
     let TdRef { td, page: _page } = tdr(p, c.regs.rcx, LockMode::Shared, Operand::RCX)?;
-    let _op_state = td_state(td, Needs::Built, true)?;
+    let _op_state = c.td_state(td, true)?;
     let _epoch = td
         .epoch_lock
         .guard(LockMode::Exclusive, Side::Host)
@@ -338,7 +338,7 @@ pub(super) fn rd_wr(c: &mut Call<'_, '_>, write: bool) -> Leaf {
     let value = c.regs.r8;
     c.regs.r8 = 0;
     let TdRef { td, page: _page } = tdr(p, rdx, LockMode::Shared, Operand::RDX)?;
-    let _op_state = td_state(td, Needs::Built, true)?;
+    let _op_state = c.td_state(td, true)?;
     if !td.is_debug() {
         return Err(Code::TD_NON_DEBUG.status());
     }
