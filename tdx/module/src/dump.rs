@@ -131,7 +131,7 @@ pub enum LockTarget {
 }
 
 impl Platform {
-    fn td_at(&self, tdr: u64) -> Option<&Td> {
+    pub(crate) fn td_at(&self, tdr: u64) -> Option<&Td> {
         let entry = self.pamt.get()?.entry(tdr, PageSize::Size4K)?;
         (entry.page_type() == PageType::Tdr).then(|| self.tds.get(entry.slot()))?
     }

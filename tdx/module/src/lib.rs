@@ -8,6 +8,7 @@ mod dump;
 mod faults;
 mod guest;
 mod kot;
+mod l2;
 mod leaf;
 mod lock;
 mod measure;
@@ -35,6 +36,7 @@ pub use dump::{HkidView, LockTarget, MigrationView, PageView, SeptView, TdView, 
 pub use faults::{Fault, KeyEngineFault, pending};
 pub use guest::{GuestEvent, GuestFlow, GuestOp, GuestProgram, Outcome, Script, VmExit};
 pub use kot::HkidState;
+pub use l2::{L2SeptState, L2SeptView};
 pub use leaf::{GuestLeaf, HostLeaf};
 pub use lock::LockMode;
 pub use measure::Digest384;

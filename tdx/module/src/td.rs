@@ -1,6 +1,7 @@
 //! A TD: what hardware keeps in TDR and TDCS.
 
 use crate::arena::lock;
+use crate::l2;
 use crate::lock::Sharex;
 use crate::measure::{Measurement, Mr};
 use crate::memory::LineKey;
@@ -118,8 +119,12 @@ pub(crate) struct Td {
     pub(crate) refcount: [AtomicU64; 2],
     /// Slot of the root table; meaningful from MNG.INIT on.
     pub(crate) root: AtomicU32,
+    /// The same of each L2 VM's tree.
+    pub(crate) l2_roots: [AtomicU32; l2::MAX_VMS],
     pub(crate) td_ctls: AtomicU64,
     pub(crate) notify_enables: AtomicU64,
+    /// VM_CTLS of L1 and the L2 VMs.
+    pub(crate) vm_ctls: [AtomicU64; 4],
     // and its configuration, the hot part of it apart.
     pub(crate) attributes: AtomicU64,
     pub(crate) config_flags: AtomicU64,
@@ -157,9 +162,12 @@ impl Td {
         *lock(&self.measurement) = Measurement::default();
     }
 
-    /// Enters op_state INITIALIZED with a root table.
-    pub(crate) fn initialize(&self, config: TdConfig, root: u32) {
+    /// Enters op_state INITIALIZED with a root table of L1 and one of each L2 VM.
+    pub(crate) fn initialize(&self, config: TdConfig, root: u32, l2_roots: &[u32]) {
         self.root.store(root, REL);
+        for (slot, root) in self.l2_roots.iter().zip(l2_roots) {
+            slot.store(*root, REL);
+        }
         self.attributes.store(config.attributes, REL);
         self.config_flags.store(config.config_flags, REL);
         self.levels
@@ -266,6 +274,32 @@ impl Td {
         )
     }
 
+    /// L2 VMs of the TD, at most 3.
+    pub(crate) fn num_l2_vms(&self) -> usize {
+        usize::from(self.l2_vms.load(ACQ)).min(l2::MAX_VMS)
+    }
+
+    /// VM_CTLS of an L2 VM: TDG.MEM.PAGE.ATTR.WR exits to the host if a table is missing.
+    pub(crate) fn exits_on_l2_walk_failure(&self, vm: usize) -> bool {
+        self.vm_ctls
+            .get(vm)
+            .is_some_and(|ctls| ctls.load(ACQ) & 1 != 0)
+    }
+
+    /// Walks the tree of an L2 VM; `None` for one the TD does not have.
+    pub(crate) fn walk_l2<'a>(
+        &self,
+        tables: &'a Tables,
+        vm: usize,
+        gpa: u64,
+        level: u8,
+    ) -> Option<l2::L2Walked<'a>> {
+        let roots = self.l2_roots.get(..self.num_l2_vms())?;
+        let root = roots.get(vm.checked_sub(1)?)?;
+        let top = self.levels().saturating_sub(1);
+        l2::walk(tables, root.load(ACQ), top, gpa, level)
+    }
+
     pub(crate) fn key(&self) -> Option<Arc<LineKey>> {
         lock(&self.key).clone()
     }
@@ -300,7 +334,11 @@ impl Td {
             }
             tables.free(slot);
         }
-        free(tables, self.root.load(ACQ), self.levels().saturating_sub(1));
+        let top = self.levels().saturating_sub(1);
+        free(tables, self.root.load(ACQ), top);
+        for root in &self.l2_roots[..self.num_l2_vms()] {
+            l2::free_tree(tables, root.load(ACQ), top);
+        }
     }
 
     pub(crate) fn add_children(&self, pages: u64) {

@@ -2,6 +2,7 @@
 
 use super::{Call, Leaf, busy, invalid};
 use crate::config::Range;
+use crate::l2::alias::Aliased;
 use crate::lock::{Guard, LockMode, Side};
 use crate::op_state;
 use crate::pamt::{Entry, PageRef, PageSize, PageType, Pamt, WalkError};
@@ -219,6 +220,7 @@ impl Drop for EntryGuard<'_> {
 /// What a memory leaf has in hand after its common checks.
 pub(crate) struct MemOp<'p> {
     pub(crate) td: &'p Td,
+    pub(crate) gpa: u64,
     pub(crate) level: u8,
     pub(crate) walked: Walked<'p>,
     pub(crate) content: Content,
@@ -227,6 +229,18 @@ pub(crate) struct MemOp<'p> {
     _tree: Guard<'p>,
     _op_state: Option<Guard<'p>>,
     _tdr: TdRef<'p>,
+}
+
+impl<'p> MemOp<'p> {
+    /// The entry's counterparts in the trees of L2 VMs.
+    pub(crate) fn aliased(&self, p: &'p Platform) -> Aliased<'p> {
+        Aliased {
+            p,
+            td: self.td,
+            gpa: self.gpa,
+            level: self.level,
+        }
+    }
 }
 
 impl MemOp<'_> {
@@ -323,6 +337,7 @@ impl<'p> Call<'p, '_> {
             }
             return Ok(MemOp {
                 td,
+                gpa,
                 level,
                 walked,
                 content,

@@ -54,8 +54,12 @@ pub(super) fn init(c: &mut Call<'_, '_>) -> Leaf {
     let mut params = Params([0; TD_PARAMS_SIZE]);
     p.mem.host_read(at, &mut params.0);
     let config = check(c, td, &params)?;
-    let root = sept::new_table(&p.tables, 0).ok_or(busy(Operand::RCX))?;
-    td.initialize(config, root);
+    let new_root = || sept::new_table(&p.tables, 0).ok_or(busy(Operand::RCX));
+    let root = new_root()?;
+    let l2_roots = (0..config.l2_vms)
+        .map(|_| new_root())
+        .collect::<Leaf<Vec<_>>>()?;
+    td.initialize(config, root, &l2_roots);
     Ok(())
 }
 

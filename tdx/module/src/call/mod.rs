@@ -20,7 +20,7 @@ use crate::regs::Regs;
 use crate::status::{Code, Operand, Status};
 use crate::vcpu::Event;
 
-pub(crate) use checks::{shared_operand, tree_gpa};
+pub(crate) use checks::{free_page, lock_target, shared_operand, tree_gpa};
 pub(crate) use phymem::owner_of;
 
 /// A successful TDH.VP.ENTER.
@@ -199,6 +199,6 @@ pub(super) fn invalid(op: Operand) -> Status {
     Code::OPERAND_INVALID.on(op)
 }
 
-pub(super) fn busy(op: Operand) -> Status {
+pub(crate) fn busy(op: Operand) -> Status {
     Code::OPERAND_BUSY.on(op)
 }

@@ -3,6 +3,7 @@
 mod accept;
 mod access;
 mod exits;
+mod l2;
 mod program;
 mod report;
 mod run;
