@@ -24,7 +24,7 @@ pub(crate) const HELP: &str = "\
 Exit codes:
   0    as expected; for `run`: the guest halted, shut down, or ran until the timeout
   1    the host, a file or the library refused; nothing ran. For `conform`: something differs;
-       for `attest verify`: a check failed
+       for `attest verify`: a check failed, or was neither made nor waived
   2    the command line or the fleet file is wrong; nothing ran
   3    a guest crashed, or ended otherwise than expected
   4    a teardown left something behind, or the counts of a firmware and of its users differ

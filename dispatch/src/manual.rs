@@ -40,6 +40,7 @@ macro_rules! pages {
 
 pages! {
     design: "DESIGN.md";
+    attestation: "docs/attestation.md";
     benchmarks: "docs/benchmarks.md";
     features: "docs/features.md";
     guest: "docs/guest.md";

@@ -309,6 +309,9 @@ pub enum VerifyError {
 
 /// Checks a report against a certificate chain, and the chain against a root that is trusted.
 ///
+/// The chain is in the layout of the SEV API, and says nothing about TCB and chip: evidence for
+/// others has X.509 certificates instead, as hardware's has.
+///
 /// What the report *says* is returned for the caller to judge: policy, measurement, report data
 /// and security version are not compared with anything.
 pub fn verify_report(
@@ -341,6 +344,10 @@ pub fn verify_report(
         return Err(VerifyError::Algorithm);
     }
     let signature = array_at::<SIGNATURE_LEN>(bytes, Report::SIGNED);
+    // R and S fill 144 bytes; what is behind them must be zero, or one report had many forms.
+    if signature[144..].iter().any(|byte| *byte != 0) {
+        return Err(VerifyError::Signature);
+    }
     let vcek = chain
         .vcek
         .key()

@@ -80,6 +80,13 @@ pub(crate) struct Config {
     pub(crate) root: RootOfTrust,
 }
 
+impl Config {
+    /// Family 0x1a (Turin) has chip ids of 8 bytes, earlier ones of 64.
+    pub(crate) const fn chip_id_len(&self) -> usize {
+        if self.fms.0 >= 0x1a { 8 } else { 64 }
+    }
+}
+
 /// Why a platform could not be built.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]

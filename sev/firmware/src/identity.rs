@@ -102,10 +102,17 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    pub(crate) fn new(root: RootOfTrust, api: (u8, u8), rng: &mut ChaCha20Rng) -> Self {
+    /// `chip_id_len`: how many of the chip id's 64 bytes are used; the others are zero.
+    pub(crate) fn new(
+        root: RootOfTrust,
+        api: (u8, u8),
+        chip_id_len: usize,
+        rng: &mut ChaCha20Rng,
+    ) -> Self {
         let (mut chip_id, mut chip_secret) = ([0; 64], [0; 32]);
         rng.fill_bytes(&mut chip_id);
         rng.fill_bytes(&mut chip_secret);
+        chip_id.iter_mut().skip(chip_id_len).for_each(|b| *b = 0);
         Self {
             root,
             api,

@@ -253,8 +253,8 @@ impl Platform {
         1..=self.machine.config.min_sev_asid - 1
     }
 
-    /// Certificates from the key that signs SNP reports up to the vendor's root, as the vendor's
-    /// key distribution service gives them.
+    /// Certificates from the key that signs SNP reports up to the root, in the layout of the SEV
+    /// API. Services that certify keys as X.509 take the VCEK's public key from here.
     pub fn cert_chain(&self) -> CertChain {
         let mut sp = self.sp.lock();
         let reported = sp.tcb.reported;
@@ -264,6 +264,11 @@ impl Platform {
             ask,
             ark,
         }
+    }
+
+    /// Identity of the chip, as GET_ID and unmasked reports have it.
+    pub fn chip_id(&self) -> [u8; 64] {
+        self.sp.lock().identity.chip_id
     }
 
     /// ASK and ARK, one after the other: the vendor's certificates that SEND_START takes.

@@ -2,6 +2,7 @@
 
 use crate::config::{PlatformConfig, Range, Tdmr};
 use crate::leaf::HostLeaf;
+use crate::native;
 use crate::platform::{LpError, Platform, SysState};
 use crate::regs::Regs;
 use crate::status::Status;
@@ -39,11 +40,14 @@ impl Default for PlatformBuilder {
                 config_flags_fixed0: 7,
                 tsc_frequency: (4, 400),
                 arch_capabilities_config_mask: 0x0118_0010,
+                cpuid: native::default_cpuid(),
+                msrs: native::default_msrs(),
                 cpuid_configs: PlatformConfig::default_cpuid_configs(),
                 rdseed_tries: 6,
                 encrypt_memory: true,
                 escrow_keys: false,
                 seed: None,
+                rng_seed: None,
                 ticks_per_guest_event: 1_000_000,
                 guest_steps_per_entry: 1 << 20,
                 trace_depth: 0,

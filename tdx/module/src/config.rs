@@ -84,6 +84,18 @@ impl Tdmr {
     }
 }
 
+/// What CPUID returns for a sub-leaf, before the parts that depend on the processor that executes it or on
+/// its state are put in. Leaves that no row names are 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NativeCpuid {
+    /// CPUID leaf.
+    pub leaf: u32,
+    /// Sub-leaf, or `u32::MAX` where it does not matter.
+    pub subleaf: u32,
+    /// EAX, EBX, ECX, EDX.
+    pub values: [u32; 4],
+}
+
 /// One CPUID sub-leaf of `TD_PARAMS` that a host may configure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CpuidConfig {
@@ -144,6 +156,10 @@ pub struct PlatformConfig {
     pub tsc_frequency: (u16, u16),
     /// IA32_ARCH_CAPABILITIES_CONFIG bits that may be 1.
     pub arch_capabilities_config_mask: u64,
+    /// What CPUID returns natively.
+    pub cpuid: Vec<NativeCpuid>,
+    /// Native MSRs at power-on, as address and value. Absent ones are 0.
+    pub msrs: Vec<(u32, u64)>,
     /// Configurable CPUID sub-leaves in TD_PARAMS order.
     pub cpuid_configs: Vec<CpuidConfig>,
     /// Attempts at RDSEED before TDH.MNG.CREATE and TDH.MNG.ADDCX give up.
@@ -154,6 +170,9 @@ pub struct PlatformConfig {
     pub escrow_keys: bool,
     /// Seed of keys; `None` takes one from the operating system.
     pub seed: Option<u64>,
+    /// State at power-on of the SplitMix64 behind RDRAND and RDSEED, from which UUIDs and migration keys
+    /// come; `None` takes it from where `seed` comes from.
+    pub rng_seed: Option<u64>,
     /// Ticks the TSC moves at each guest event (TDCALL or VM exit).
     pub ticks_per_guest_event: u64,
     /// Guest program steps after which a timer interrupt ends a VP.ENTER.

@@ -1,13 +1,15 @@
 //! Looking at the module's tables from outside, and holding its locks as another agent would.
 
+use crate::arena::lock;
 use crate::call::owner_of;
 use crate::kot::HkidState;
 use crate::lock::{LockMode, Sharex, Side};
 use crate::measure::Digest384;
+use crate::op_state::OpState;
 use crate::pamt::{PageSize, PageType};
 use crate::platform::Platform;
 use crate::sept::{self, Content, SeptState};
-use crate::td::{Lifecycle, OpState, Td};
+use crate::td::{Lifecycle, Td};
 use crate::vcpu::VcpuState;
 use std::fmt::{self, Write as _};
 use std::sync::atomic::Ordering::Acquire;
@@ -52,6 +54,24 @@ pub struct TdView {
     pub refcount: [u64; 2],
     pub mrtd: Digest384,
     pub rtmr: [Digest384; 4],
+}
+
+/// The counters of a TD's migration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)] // the field names are the architecture's
+pub struct MigrationView {
+    pub export_count: u32,
+    pub import_count: u32,
+    pub mig_epoch: u32,
+    pub bw_epoch: u64,
+    pub total_mb_count: u64,
+    pub dirty_count: u64,
+    pub mig_count: u64,
+    pub num_migs: u16,
+    pub num_migrated_vcpus: u32,
+    pub dec_key_set: bool,
+    pub version: u16,
+    pub working_version: u16,
 }
 
 /// TDVPS.
@@ -102,12 +122,16 @@ pub enum LockTarget {
     TdEpoch { tdr: u64 },
     /// A TD's RTMRs.
     Rtmr { tdr: u64 },
+    /// A TD's migration state.
+    Mig { tdr: u64 },
+    /// A TD's bindings of service TDs.
+    Servtd { tdr: u64 },
     /// One Secure-EPT entry (a mutex, whatever the mode).
     SeptEntry { tdr: u64, gpa: u64, level: u8 },
 }
 
 impl Platform {
-    fn td_at(&self, tdr: u64) -> Option<&Td> {
+    pub(crate) fn td_at(&self, tdr: u64) -> Option<&Td> {
         let entry = self.pamt.get()?.entry(tdr, PageSize::Size4K)?;
         (entry.page_type() == PageType::Tdr).then(|| self.tds.get(entry.slot()))?
     }
@@ -123,6 +147,8 @@ impl Platform {
             LockTarget::SeptTree { tdr } => &self.td_at(tdr)?.tree,
             LockTarget::TdEpoch { tdr } => &self.td_at(tdr)?.epoch_lock,
             LockTarget::Rtmr { tdr } => &self.td_at(tdr)?.rtmr_lock,
+            LockTarget::Mig { tdr } => &self.td_at(tdr)?.mig_lock,
+            LockTarget::Servtd { tdr } => &self.td_at(tdr)?.servtd_lock,
             LockTarget::SeptEntry { .. } => return None,
         })
     }
@@ -197,6 +223,26 @@ impl Platform {
             refcount: [0, 1].map(|i| td.refcount[i].load(Acquire)),
             mrtd: measurement.mrtd.0,
             rtmr: measurement.rtmr.map(|r| r.0),
+        })
+    }
+
+    /// The migration counters of a TD, by the PA of its TDR.
+    #[must_use]
+    pub fn migration(&self, tdr: u64) -> Option<MigrationView> {
+        let m = *lock(&self.td_at(tdr)?.migration);
+        Some(MigrationView {
+            export_count: m.export_count,
+            import_count: m.import_count,
+            mig_epoch: m.mig_epoch,
+            bw_epoch: m.bw_epoch,
+            total_mb_count: m.total_mb_count,
+            dirty_count: m.dirty_count,
+            mig_count: m.mig_count,
+            num_migs: m.num_migs,
+            num_migrated_vcpus: m.num_migrated_vcpus,
+            dec_key_set: m.dec_key_set,
+            version: m.version,
+            working_version: m.working_version,
         })
     }
 

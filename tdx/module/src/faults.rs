@@ -83,6 +83,8 @@ pub(crate) struct Machine {
     pconfig: Mutex<Option<(KeyEngineFault, u32)>>,
     pub(crate) tsc_adjust: AtomicU64,
     pub(crate) limit_cpuid_maxval: AtomicBool,
+    /// State of the generator behind RDRAND and RDSEED.
+    random: AtomicU64,
     tsc: AtomicU64,
     any_forced: AtomicBool,
     forced: Mutex<HashMap<HostLeaf, Vec<(u64, Status)>>>,
@@ -99,10 +101,11 @@ fn take_one(count: &AtomicU32) -> bool {
 }
 
 impl Machine {
-    pub(crate) fn new() -> Self {
-        // Any start value will do, but one that leaves room to jump back from.
+    /// The machine at power-on; `random` is the state of its random-number generator.
+    pub(crate) fn new(random: u64) -> Self {
         Machine {
-            tsc: AtomicU64::new(1 << 40),
+            random: AtomicU64::new(random),
+            tsc: AtomicU64::new(TSC_AT_POWER_ON),
             ..Machine::default()
         }
     }
@@ -134,20 +137,31 @@ impl Machine {
         }
     }
 
-    pub(crate) fn rdrand(&self) -> bool {
-        !take_one(&self.rdrand)
+    pub(crate) fn rdrand(&self) -> Option<u64> {
+        (!take_one(&self.rdrand)).then(|| self.next_random())
     }
 
-    /// Four random words within the given number of tries.
-    pub(crate) fn rdseed_four(&self, tries: u32) -> bool {
+    /// Four random words, if RDSEED gives them within the given number of tries.
+    pub(crate) fn rdseed_four(&self, tries: u32) -> Option<[u64; 4]> {
+        let mut words = [0; 4];
         let mut got = 0;
         for _ in 0..tries {
-            got += u32::from(!take_one(&self.rdseed));
-            if got == 4 {
-                return true;
+            if take_one(&self.rdseed) {
+                continue;
+            }
+            words[got] = self.next_random();
+            got += 1;
+            if got == words.len() {
+                return Some(words);
             }
         }
-        false
+        None
+    }
+
+    /// SplitMix64: one sequence for the whole machine, in the order of execution.
+    fn next_random(&self) -> u64 {
+        let state = self.random.fetch_add(SPLITMIX_STEP, Ordering::AcqRel);
+        mix(state)
     }
 
     pub(crate) fn pconfig(&self) -> Result<(), KeyEngineFault> {
@@ -212,9 +226,14 @@ impl Machine {
     }
 }
 
-/// The finaliser of SplitMix64.
+/// What SplitMix64 adds to its state for each output.
+const SPLITMIX_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+/// Leaves room to jump back from.
+const TSC_AT_POWER_ON: u64 = 1_000_000_000_000;
+
+/// The output of SplitMix64 whose state before the step is `x`.
 fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = x.wrapping_add(SPLITMIX_STEP);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
@@ -270,5 +289,35 @@ fn transient_failures(leaf: HostLeaf) -> &'static [Status] {
         | L::SysShutdown
         | L::SysUpdate
         | L::MngKeyReclaimid => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generator_is_splitmix64() {
+        // The first outputs of the published reference for the seed 1234567.
+        let machine = Machine::new(1_234_567);
+        let first = [
+            6_457_827_717_110_365_317,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+            4_593_380_528_125_082_431,
+        ];
+        assert_eq!(machine.rdseed_four(4), Some(first));
+        assert_eq!(machine.rdrand(), Some(16_408_922_859_458_223_821));
+    }
+
+    #[test]
+    fn an_execution_that_fails_takes_no_number() {
+        let (machine, other) = (Machine::new(7), Machine::new(7));
+        machine.inject(Fault::Rdseed { count: 2 });
+        machine.inject(Fault::Rdrand { count: 1 });
+        assert_eq!(machine.rdrand(), None);
+        assert_eq!(machine.rdseed_four(6), other.rdseed_four(4));
+        machine.inject(Fault::Rdseed { count: 3 });
+        assert_eq!(machine.rdseed_four(6), None, "three of six tries fail");
     }
 }

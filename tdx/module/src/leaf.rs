@@ -107,6 +107,8 @@ leaves! {
         VpRd = 9, "TDG.VP.RD";
         VpWr = 10, "TDG.VP.WR";
         SysRd = 11, "TDG.SYS.RD";
+        MemPageAttrRd = 23, "TDG.MEM.PAGE.ATTR.RD";
+        MemPageAttrWr = 24, "TDG.MEM.PAGE.ATTR.WR";
     }
 }
 

@@ -105,6 +105,8 @@ pub enum Flow {
         guest: Regs,
         /// An event delivered with the entry.
         injected: Option<Event>,
+        /// The VM that runs: 0 is L1, 1 to 3 are its L2 VMs.
+        vm: u8,
     },
 }
 
@@ -195,10 +197,15 @@ impl Platform {
             // Keys of a simulation guard nothing; without an entropy source they are merely predictable.
             None => getrandom::fill(&mut seed).unwrap_or_default(),
         }
+        let rng_seed = cfg.rng_seed.unwrap_or_else(|| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&seed[24..]);
+            cfg.seed.unwrap_or(u64::from_le_bytes(word))
+        });
         let keys = KeyRing::new(cfg.encrypt_memory, cfg.escrow_keys, seed);
         Platform {
             mem: PhysicalMemory::new(cfg.memory_bytes, keys),
-            machine: Machine::new(),
+            machine: Machine::new(rng_seed),
             global: Sharex::default(),
             sys_state: AtomicU8::new(0),
             boot_tsc_adjust: AtomicU64::new(0),
@@ -265,7 +272,9 @@ impl Platform {
     pub fn seamcall(&self, lp: usize, regs: &mut Regs) -> Result<Status, LpError> {
         match self.seamcall_step(lp, regs)? {
             Flow::Returned(status) => Ok(status),
-            Flow::Entered { guest, injected } => self.run_program(lp, guest, injected, regs),
+            Flow::Entered {
+                guest, injected, ..
+            } => self.run_program(lp, guest, injected, regs),
         }
     }
 

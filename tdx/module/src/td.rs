@@ -1,9 +1,11 @@
 //! A TD: what hardware keeps in TDR and TDCS.
 
 use crate::arena::lock;
+use crate::l2;
 use crate::lock::Sharex;
 use crate::measure::{Measurement, Mr};
 use crate::memory::LineKey;
+use crate::op_state::OpState;
 use crate::sept::{self, Content, SeptState, Tables};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -35,30 +37,6 @@ impl Lifecycle {
     }
 }
 
-/// What may be done with a TD.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum OpState {
-    /// Before TDH.MNG.INIT.
-    Uninitialized = 0,
-    /// Being built and measured.
-    Initialized = 1,
-    /// After TDH.MR.FINALIZE.
-    Runnable = 2,
-}
-
-impl OpState {
-    /// The name in the manuals.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            OpState::Uninitialized => "UNINITIALIZED",
-            OpState::Initialized => "INITIALIZED",
-            OpState::Runnable => "RUNNABLE",
-        }
-    }
-}
-
 /// ATTRIBUTES.DEBUG.
 pub(crate) const ATTR_DEBUG: u64 = 1;
 /// ATTRIBUTES.SEPT_VE_DISABLE.
@@ -86,6 +64,29 @@ pub(crate) struct TdConfig {
     pub(crate) mr_config_id: [Mr; 3],
 }
 
+/// Counters and keys of a TD's migration, as TDCS keeps them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Migration {
+    pub(crate) export_count: u32,
+    pub(crate) import_count: u32,
+    pub(crate) mig_epoch: u32,
+    pub(crate) bw_epoch: u64,
+    pub(crate) total_mb_count: u64,
+    pub(crate) dirty_count: u64,
+    pub(crate) mig_count: u64,
+    pub(crate) num_migs: u16,
+    pub(crate) num_migrated_vcpus: u32,
+    pub(crate) dec_key_set: bool,
+    pub(crate) version: u16,
+    pub(crate) working_version: u16,
+    /// MIG_ENC_KEY: what this TD encrypts its exports with.
+    pub(crate) enc_key: [u64; 4],
+    pub(crate) enc_working_key: [u64; 4],
+    /// MIG_DEC_KEY: what the other side encrypts with.
+    pub(crate) dec_key: [u64; 4],
+    pub(crate) dec_working_key: [u64; 4],
+}
+
 /// A TD. Padded, so that TDs do not share cache lines.
 #[derive(Default)]
 #[repr(align(128))]
@@ -100,11 +101,16 @@ pub(crate) struct Td {
     pub(crate) tdcx: [AtomicU64; 9],
     pub(crate) chldcnt: AtomicU64,
     pub(crate) key: Mutex<Option<Arc<LineKey>>>,
+    pub(crate) uuid: Mutex<[u64; 4]>,
     // TDCS: its locks,
     pub(crate) op_state_lock: Sharex,
     pub(crate) tree: Sharex,
     pub(crate) epoch_lock: Sharex,
     pub(crate) rtmr_lock: Sharex,
+    /// Migration state as a whole: taken by leaves that create streams or start a session.
+    pub(crate) mig_lock: Sharex,
+    /// The bindings of service TDs.
+    pub(crate) servtd_lock: Sharex,
     // its state,
     op_state: AtomicU8,
     pub(crate) num_vcpus: AtomicU32,
@@ -113,14 +119,19 @@ pub(crate) struct Td {
     pub(crate) refcount: [AtomicU64; 2],
     /// Slot of the root table; meaningful from MNG.INIT on.
     pub(crate) root: AtomicU32,
+    /// The same of each L2 VM's tree.
+    pub(crate) l2_roots: [AtomicU32; l2::MAX_VMS],
     pub(crate) td_ctls: AtomicU64,
     pub(crate) notify_enables: AtomicU64,
+    /// VM_CTLS of L1 and the L2 VMs.
+    pub(crate) vm_ctls: [AtomicU64; 4],
     // and its configuration, the hot part of it apart.
     pub(crate) attributes: AtomicU64,
     pub(crate) config_flags: AtomicU64,
     levels: AtomicU8,
     pub(crate) l2_vms: AtomicU8,
     config: Mutex<Arc<TdConfig>>,
+    pub(crate) migration: Mutex<Migration>,
     pub(crate) measurement: Mutex<Measurement>,
     /// x2APIC id of each vCPU index; absent ones count as 0.
     pub(crate) x2apic_ids: Mutex<Vec<u32>>,
@@ -131,7 +142,7 @@ const REL: Ordering = Ordering::Release;
 
 impl Td {
     /// Makes the slot a fresh TD.
-    pub(crate) fn create(&self, pa: u64, hkid: u16) {
+    pub(crate) fn create(&self, pa: u64, hkid: u16, uuid: [u64; 4]) {
         self.pa.store(pa, REL);
         self.fatal.store(false, REL);
         self.set_lifecycle(Lifecycle::HkidAssigned);
@@ -144,14 +155,19 @@ impl Td {
         self.num_vcpus.store(0, REL);
         self.num_assoc.store(0, REL);
         lock(&self.x2apic_ids).clear();
+        *lock(&self.uuid) = uuid;
+        *lock(&self.migration) = Migration::default();
         self.epoch.store(0, REL);
         self.refcount.iter().for_each(|r| r.store(0, REL));
         *lock(&self.measurement) = Measurement::default();
     }
 
-    /// Enters op_state INITIALIZED with a root table.
-    pub(crate) fn initialize(&self, config: TdConfig, root: u32) {
+    /// Enters op_state INITIALIZED with a root table of L1 and one of each L2 VM.
+    pub(crate) fn initialize(&self, config: TdConfig, root: u32, l2_roots: &[u32]) {
         self.root.store(root, REL);
+        for (slot, root) in self.l2_roots.iter().zip(l2_roots) {
+            slot.store(*root, REL);
+        }
         self.attributes.store(config.attributes, REL);
         self.config_flags.store(config.config_flags, REL);
         self.levels
@@ -185,11 +201,7 @@ impl Td {
     }
 
     pub(crate) fn op_state(&self) -> OpState {
-        match self.op_state.load(ACQ) {
-            0 => OpState::Uninitialized,
-            1 => OpState::Initialized,
-            _ => OpState::Runnable,
-        }
+        OpState::from_number(self.op_state.load(ACQ))
     }
 
     pub(crate) fn set_op_state(&self, to: OpState) {
@@ -262,6 +274,32 @@ impl Td {
         )
     }
 
+    /// L2 VMs of the TD, at most 3.
+    pub(crate) fn num_l2_vms(&self) -> usize {
+        usize::from(self.l2_vms.load(ACQ)).min(l2::MAX_VMS)
+    }
+
+    /// VM_CTLS of an L2 VM: TDG.MEM.PAGE.ATTR.WR exits to the host if a table is missing.
+    pub(crate) fn exits_on_l2_walk_failure(&self, vm: usize) -> bool {
+        self.vm_ctls
+            .get(vm)
+            .is_some_and(|ctls| ctls.load(ACQ) & 1 != 0)
+    }
+
+    /// Walks the tree of an L2 VM; `None` for one the TD does not have.
+    pub(crate) fn walk_l2<'a>(
+        &self,
+        tables: &'a Tables,
+        vm: usize,
+        gpa: u64,
+        level: u8,
+    ) -> Option<l2::L2Walked<'a>> {
+        let roots = self.l2_roots.get(..self.num_l2_vms())?;
+        let root = roots.get(vm.checked_sub(1)?)?;
+        let top = self.levels().saturating_sub(1);
+        l2::walk(tables, root.load(ACQ), top, gpa, level)
+    }
+
     pub(crate) fn key(&self) -> Option<Arc<LineKey>> {
         lock(&self.key).clone()
     }
@@ -296,7 +334,11 @@ impl Td {
             }
             tables.free(slot);
         }
-        free(tables, self.root.load(ACQ), self.levels().saturating_sub(1));
+        let top = self.levels().saturating_sub(1);
+        free(tables, self.root.load(ACQ), top);
+        for root in &self.l2_roots[..self.num_l2_vms()] {
+            l2::free_tree(tables, root.load(ACQ), top);
+        }
     }
 
     pub(crate) fn add_children(&self, pages: u64) {

@@ -17,6 +17,8 @@ pub enum VcpuState {
     Active = 4,
     /// Ended by a triple fault.
     Disabled = 8,
+    /// Its import has been interrupted.
+    Import = 16,
 }
 
 impl VcpuState {
@@ -28,6 +30,7 @@ impl VcpuState {
             VcpuState::Ready => "READY",
             VcpuState::Active => "ACTIVE",
             VcpuState::Disabled => "DISABLED",
+            VcpuState::Import => "IMPORT",
         }
     }
 }
@@ -159,6 +162,8 @@ pub(crate) struct VcpuContext {
     /// TSC at the first of a run of TDCALLs that failed for host priority.
     pub(crate) host_priority_since: Option<u64>,
     pub(crate) cpuid_ve: u8,
+    /// The VM that runs: 0 is L1, 1 to 3 are its L2 VMs.
+    pub(crate) curr_vm: u8,
     // Fields the host can write with TDH.VP.WR.
     pub(crate) shared_eptp: u64,
     pub(crate) posted_interrupt_descriptor: u64,
@@ -197,6 +202,7 @@ impl Vcpu {
             2 => VcpuState::Ready,
             4 => VcpuState::Active,
             8 => VcpuState::Disabled,
+            16 => VcpuState::Import,
             _ => VcpuState::Uninitialized,
         }
     }

@@ -38,9 +38,8 @@ fn all_transcripts_replay_with_encrypted_memory() {
     });
 }
 
-/// A small transcript: the platform of the recordings and one call.
-fn transcript(line: &str) -> Vec<u8> {
-    let path = vectors().join("build.tar.zst");
+/// The unpacked archive of a category.
+fn archive(path: &Path) -> Vec<u8> {
     let all = std::fs::read(path).expect("archive");
     let mut text = Vec::new();
     std::io::Read::read_to_end(
@@ -48,16 +47,55 @@ fn transcript(line: &str) -> Vec<u8> {
         &mut text,
     )
     .expect("zstd");
-    let start = text
-        .windows(18)
-        .position(|w| w == br#"{"kind":"platform""#)
-        .expect("a platform");
-    let end = text[start..]
-        .iter()
-        .position(|b| *b == b'\n')
-        .expect("a line")
-        + start;
-    [&text[start..end], b"\n", line.as_bytes(), b"\n"].concat()
+    text
+}
+
+/// The platform lines of an archive.
+fn platforms(archive: &[u8]) -> Vec<&[u8]> {
+    const START: &[u8] = br#"{"kind":"platform""#;
+    let starts = (0..archive.len()).filter(|at| archive[*at..].starts_with(START));
+    starts
+        .filter_map(|at| archive[at..].split(|b| *b == b'\n').next())
+        .collect()
+}
+
+/// A small transcript: the platform of the recordings and one call.
+fn transcript(line: &str) -> Vec<u8> {
+    let text = archive(&vectors().join("build.tar.zst"));
+    let platform = *platforms(&text).first().expect("a platform");
+    [platform, b"\n", line.as_bytes(), b"\n"].concat()
+}
+
+#[test]
+fn every_platform_of_format_2_is_built_and_brought_up() {
+    let folder = vectors().with_file_name("tdx2");
+    for category in ["metadata", "migration", "partition"] {
+        let text = archive(&folder.join(format!("{category}.tar.zst")));
+        let platforms = platforms(&text);
+        assert!(!platforms.is_empty(), "{category}");
+        for platform in platforms {
+            let ready = br#"{"kind":"check","what":"sys","state":"READY"}"#;
+            let transcript = [platform, b"\n", ready].concat();
+            if let Err(d) = replay_bytes(&transcript, Options::default()) {
+                panic!("{category}: {d}");
+            }
+        }
+    }
+}
+
+#[test]
+fn format_2_without_its_keys_and_other_formats_are_refused() {
+    let text = archive(&vectors().join("build.tar.zst"));
+    let platform =
+        String::from_utf8_lossy(platforms(&text).first().expect("a platform")).into_owned();
+    for format in [0, 2, 3] {
+        let other = platform.replacen(r#""format":1"#, &format!(r#""format":{format}"#), 1);
+        assert_ne!(platform, other);
+        assert!(
+            replay_bytes(other.as_bytes(), Options::default()).is_err(),
+            "{format}"
+        );
+    }
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! What a report says, field by field.
 
-use soft_amd_sp::TcbVersion;
-use soft_amd_sp::attestation::{Report, SigningKey};
+use kvm_ops_attest::snp::{Product, Report, SigningKey, Tcb};
 use soft_amd_sp::snp_policy as policy;
 
 /// A field: its name, its value, and what the value means where that is not plain.
@@ -42,9 +41,11 @@ fn bits(value: u64, names: &[(u64, &str)]) -> Vec<String> {
         .collect()
 }
 
-fn tcb(version: TcbVersion) -> String {
-    let [boot_loader, tee, .., snp, microcode] = version.0.to_le_bytes();
-    format!("boot loader {boot_loader}, TEE {tee}, SNP {snp}, microcode {microcode}")
+/// A packed TCB in the order of its bytes, and its parts if the layout is known.
+fn tcb(product: Option<Product>, packed: [u8; 8]) -> (String, String) {
+    let parts = product.and_then(|product| Tcb::from_bytes(product, packed));
+    let number = format!("{:#x}", u64::from_le_bytes(packed));
+    (number, parts.map(|tcb| tcb.to_string()).unwrap_or_default())
 }
 
 fn version((major, minor, build): (u8, u8, u8)) -> String {
@@ -56,7 +57,7 @@ fn yes(is: bool) -> String {
 }
 
 /// Every field in the order of the report.
-pub(super) fn of(report: &Report) -> Vec<Field> {
+pub(super) fn of(report: &Report, product: Option<Product>) -> Vec<Field> {
     let mut fields = Vec::new();
     let mut add = |name, value: String, meaning: String| {
         fields.push(Field {
@@ -88,11 +89,8 @@ pub(super) fn of(report: &Report) -> Vec<Field> {
     add("family id", hex::encode(report.family_id), none());
     add("image id", hex::encode(report.image_id), none());
     add("vmpl", report.vmpl.to_string(), none());
-    add(
-        "current tcb",
-        format!("{:#x}", report.current_tcb.0),
-        tcb(report.current_tcb),
-    );
+    let (value, meaning) = tcb(product, report.current_tcb);
+    add("current tcb", value, meaning);
     add(
         "platform info",
         format!("{:#x}", report.platform_info),
@@ -121,31 +119,26 @@ pub(super) fn of(report: &Report) -> Vec<Field> {
         hex::encode(report.report_id_ma),
         agent.to_owned(),
     );
-    add(
-        "reported tcb",
-        format!("{:#x}", report.reported_tcb.0),
-        tcb(report.reported_tcb),
-    );
+    let (value, meaning) = tcb(product, report.reported_tcb);
+    add("reported tcb", value, meaning);
     if let Some((family, model, stepping)) = report.cpuid_fms {
         let value = format!("family {family:#x}, model {model:#x}, stepping {stepping:#x}");
         add("processor", value, none());
     }
     add("chip id", hex::encode(report.chip_id), none());
-    add(
-        "committed tcb",
-        format!("{:#x}", report.committed_tcb.0),
-        tcb(report.committed_tcb),
-    );
+    let (value, meaning) = tcb(product, report.committed_tcb);
+    add("committed tcb", value, meaning);
     add("current version", version(report.current_version), none());
     add(
         "committed version",
         version(report.committed_version),
         none(),
     );
-    add(
-        "launch tcb",
-        format!("{:#x}", report.launch_tcb.0),
-        tcb(report.launch_tcb),
-    );
+    let (value, meaning) = tcb(product, report.launch_tcb);
+    add("launch tcb", value, meaning);
+    if let Some((launch, current)) = report.mitigations {
+        add("launch mitigations", format!("{launch:#x}"), none());
+        add("current mitigations", format!("{current:#x}"), none());
+    }
     fields
 }

@@ -1,14 +1,16 @@
 //! `kvm-ops attest new`: a guest that asks for its report.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::path::Path;
+use std::fs;
 
+use kvm_ops_attest::snp::{Product, Tcb};
+use kvm_ops_attest::software::{Kds, KdsError, Revocation, Subject, VekRequest};
+use kvm_ops_attest::x509::Certificate;
 use soft_amd_sp::measure::{InitialVmsa, PageInfo, PageType, SnpDigest, VMSA_GPA, Vmm};
 use soft_amd_sp::message::GuestChannel;
-use soft_amd_sp::{Command, CommandBuffer, GuestPage, Platform, RmpUpdate};
+use soft_amd_sp::{Command, CommandBuffer, GuestPage, Platform, RmpUpdate, TcbVersion};
 
-use super::{NewArgs, files};
+use super::args::{NewArgs, ProductChoice};
+use super::files::{self, write_new};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::term;
@@ -35,48 +37,93 @@ struct Page {
 
 pub(super) fn run(args: &NewArgs) -> Outcome {
     let directory = &args.directory;
-    let Evidence {
-        report,
-        chain,
-        measurement,
-    } = launch(&args.report_data.0)?;
+    let processors = Processors::of(args.product);
+    let launched = launch(&processors, &args.report_data.0)?;
+    let refuse = |error: KdsError| Failure::because("cannot certify the chip's key", error);
+    let evidence = certified(&processors, &launched).map_err(refuse)?;
     fs::create_dir_all(directory).map_err(|error| {
         Failure::because(format!("cannot create {}", directory.display()), error)
     })?;
-    let digest = format!("{}\n", hex::encode(measurement));
     let contents: [(&str, &[u8]); 3] = [
-        (files::REPORT, &report),
-        (files::CHAIN, &chain),
-        (files::MEASUREMENT, digest.as_bytes()),
+        (files::REPORT, &launched.report),
+        (files::CHAIN, evidence.chain.as_bytes()),
+        (files::CRL, &evidence.crl),
     ];
     for (name, bytes) in contents {
         write_new(&directory.join(name), bytes)?;
     }
     term::say(format!(
-        "{}: a report of {} bytes, its chain of certificates, and the measurement that it must \
-         have:\n{}",
+        "{}: a report of {} bytes, its chain of certificates and a revocation list.\nA verifier \
+         that knows what to expect asks:\n\n{}",
         directory.display(),
-        report.len(),
-        digest.trim_end(),
+        launched.report.len(),
+        question(args, &processors, &launched),
     ))?;
     Ok(Code::Fine)
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(bytes))
-        .map_err(|error| {
-            let exists = error.kind() == std::io::ErrorKind::AlreadyExists;
-            let failure = Failure::because(format!("cannot write {}", path.display()), error);
-            if exists {
-                failure.hint("name another directory, or remove the file")
-            } else {
-                failure
-            }
-        })
+/// The command that verifies the evidence, with everything that was known before the launch.
+fn question(args: &NewArgs, processors: &Processors, launched: &Launched) -> String {
+    let data = match &args.report_data.0 {
+        data if *data == [0; 64] => "00".to_owned(),
+        data => hex::encode(data),
+    };
+    format!(
+        "kvm-ops attest verify {} --root software \\\n    --measurement {} \\\n    --report-data {data} \
+         --host-data 00 --vmpl 0 --policy {POLICY:#x} \\\n    --min-tcb {} \\\n    --chip-id {}",
+        args.directory.display(),
+        hex::encode(launched.measurement),
+        processors.tcb,
+        hex::encode(&launched.chip_id[..processors.product.chip_id_len()]),
+    )
+}
+
+/// The processors that the AMD SP plays.
+struct Processors {
+    product: Product,
+    fms: (u8, u8, u8),
+    report_version: u32,
+    tcb: Tcb,
+}
+
+impl Processors {
+    fn of(choice: ProductChoice) -> Self {
+        let tcb = Tcb {
+            fmc: 0,
+            boot_loader: 4,
+            tee: 0,
+            snp: 22,
+            microcode: 213,
+        };
+        let (product, fms, report_version, fmc) = match choice {
+            ProductChoice::Milan => (Product::Milan, (0x19, 0x01, 1), 2, 0),
+            ProductChoice::Genoa => (Product::Genoa, (0x19, 0x11, 1), 3, 0),
+            ProductChoice::Turin => (Product::Turin, (0x1a, 0x02, 1), 5, 1),
+        };
+        Self {
+            product,
+            fms,
+            report_version,
+            tcb: Tcb { fmc, ..tcb },
+        }
+    }
+}
+
+/// What the vendor's service adds to a report.
+struct Certified {
+    chain: String,
+    crl: Vec<u8>,
+}
+
+fn certified(processors: &Processors, launched: &Launched) -> Result<Certified, KdsError> {
+    let kds = Kds::new(processors.product);
+    let subject = Subject::Chip(launched.chip_id);
+    let request = VekRequest::new(&launched.vcek, processors.tcb, subject);
+    let chain = [kds.certify(&request)?, kds.ask()?, kds.ark()?];
+    Ok(Certified {
+        chain: chain.iter().map(Certificate::to_pem).collect(),
+        crl: kds.crl(&Revocation::default())?.as_der().to_vec(),
+    })
 }
 
 /// What the guest consists of: a page of code, one of zeros, its secrets and its vCPU.
@@ -121,9 +168,14 @@ fn on_guest(command: Command) -> CommandBuffer {
 }
 
 /// A platform with SNP switched on, in the order that the firmware demands.
-fn platform() -> Result<Platform, Failure> {
+fn platform(processors: &Processors) -> Result<Platform, Failure> {
+    let (family, model, stepping) = processors.fms;
+    let tcb = processors.tcb.to_bytes(processors.product);
     let platform = Platform::builder()
         .memory(4 << 20)
+        .cpuid_fms(family, model, stepping)
+        .report_version(processors.report_version)
+        .tcb(TcbVersion(u64::from_le_bytes(tcb)))
         .build()
         .map_err(|error| Failure::because("the software AMD SP cannot be built", error))?;
     platform.enable_snp_all();
@@ -133,17 +185,19 @@ fn platform() -> Result<Platform, Failure> {
     Ok(platform)
 }
 
-/// What a verifier needs.
-struct Evidence {
+/// What a launch gives, and what the vendor knows of the chip.
+struct Launched {
     report: Vec<u8>,
-    chain: Vec<u8>,
+    chip_id: [u8; 64],
+    /// The public key of the VCEK, as an uncompressed point.
+    vcek: Vec<u8>,
     /// Computed beside the launch, not by the platform.
     measurement: [u8; 48],
 }
 
 /// Launches the guest, which asks for its report.
-fn launch(report_data: &[u8; 64]) -> Result<Evidence, Failure> {
-    let platform = platform()?;
+fn launch(processors: &Processors, report_data: &[u8; 64]) -> Result<Launched, Failure> {
+    let platform = platform(processors)?;
     let rmpupdate = |spa, new: &RmpUpdate| {
         platform
             .rmpupdate(spa, new)
@@ -204,9 +258,12 @@ fn launch(report_data: &[u8; 64]) -> Result<Evidence, Failure> {
         .host_read(RESPONSE, &mut page)
         .map_err(|error| failed("a read", error))?;
     let (_, report) = channel.open_report(&page).map_err(talk)?;
-    Ok(Evidence {
+    let vcek = platform.cert_chain().vcek.key();
+    let vcek = vcek.ok_or_else(|| Failure::new("the software AMD SP has no VCEK"))?;
+    Ok(Launched {
         report,
-        chain: platform.cert_chain().to_bytes(),
+        chip_id: platform.chip_id(),
+        vcek: vcek.to_sec1().to_vec(),
         measurement: measurement.value(),
     })
 }

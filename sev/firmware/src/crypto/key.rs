@@ -83,6 +83,11 @@ impl PublicKey {
         crate::wire::copy_at(point.as_bytes(), 1)
     }
 
+    /// The key as an uncompressed point (SEC 1, 2.3.3): what X.509 certificates hold.
+    pub fn to_sec1(&self) -> [u8; 1 + 2 * COORDINATE] {
+        crate::wire::copy_at(self.0.to_encoded_point(false).as_bytes(), 0)
+    }
+
     /// Checks an ECDSA signature made with SHA-384.
     pub fn verify(&self, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool {
         read_signature(signature)

@@ -77,7 +77,7 @@ impl Sp {
             guests: BTreeMap::new(),
             contexts: BTreeMap::new(),
             asids: Asids::new(config.max_asid),
-            identity: Identity::new(config.root.clone(), api, &mut rng),
+            identity: Identity::new(config.root.clone(), api, config.chip_id_len(), &mut rng),
             tcb: Tcb {
                 committed: config.tcb,
                 reported: config.tcb,

@@ -2,12 +2,14 @@
 
 use super::{Call, Leaf, busy, invalid};
 use crate::config::Range;
+use crate::l2::alias::Aliased;
 use crate::lock::{Guard, LockMode, Side};
+use crate::op_state;
 use crate::pamt::{Entry, PageRef, PageSize, PageType, Pamt, WalkError};
 use crate::platform::Platform;
 use crate::sept::{Content, SeptState, Walked};
 use crate::status::{Code, Operand};
-use crate::td::{Lifecycle, OpState, Td};
+use crate::td::{Lifecycle, Td};
 use crate::vcpu::Vcpu;
 use std::sync::atomic::Ordering;
 
@@ -159,49 +161,31 @@ pub(crate) fn tdvpr(p: &Platform, pa: u64, mode: LockMode, op: Operand) -> Leaf<
     Ok(VcpuRef { vcpu, slot, page })
 }
 
-/// op_states a leaf works in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Needs {
-    Uninitialized,
-    Initialized,
-    Runnable,
-    Built,
-}
-
-impl Needs {
-    fn accepts(self, state: OpState) -> bool {
-        match self {
-            Needs::Uninitialized => state == OpState::Uninitialized,
-            Needs::Initialized => state == OpState::Initialized,
-            Needs::Runnable => state == OpState::Runnable,
-            Needs::Built => state != OpState::Uninitialized,
+impl Call<'_, '_> {
+    /// The TD can be worked with by this leaf; `lock` says whether the leaf shares the op_state lock.
+    pub(crate) fn td_state<'t>(&self, td: &'t Td, lock: bool) -> Leaf<Option<Guard<'t>>> {
+        if td.is_fatal() {
+            return Err(Code::TD_FATAL.status());
         }
+        if td.lifecycle() != Lifecycle::KeysConfigured {
+            return Err(Code::TD_KEYS_NOT_CONFIGURED.status());
+        }
+        if td.num_tdcx.load(Ordering::Acquire) < crate::config::TDCS_BASE_PAGES {
+            return Err(Code::TDCS_NOT_ALLOCATED.status());
+        }
+        let guard = match lock {
+            true => Some(
+                td.op_state_lock
+                    .guard(LockMode::Shared, Side::Host)
+                    .ok_or(busy(Operand::OP_STATE))?,
+            ),
+            false => None,
+        };
+        if !op_state::allows(self.leaf, td.op_state()) {
+            return Err(Code::OP_STATE_INCORRECT.status());
+        }
+        Ok(guard)
     }
-}
-
-/// The TD can be worked with; `lock` says whether the leaf shares the op_state lock.
-pub(crate) fn td_state(td: &Td, needs: Needs, lock: bool) -> Leaf<Option<Guard<'_>>> {
-    if td.is_fatal() {
-        return Err(Code::TD_FATAL.status());
-    }
-    if td.lifecycle() != Lifecycle::KeysConfigured {
-        return Err(Code::TD_KEYS_NOT_CONFIGURED.status());
-    }
-    if td.num_tdcx.load(Ordering::Acquire) < crate::config::TDCS_BASE_PAGES {
-        return Err(Code::TDCS_NOT_ALLOCATED.status());
-    }
-    let guard = match lock {
-        true => Some(
-            td.op_state_lock
-                .guard(LockMode::Shared, Side::Host)
-                .ok_or(busy(Operand::OP_STATE))?,
-        ),
-        false => None,
-    };
-    if !needs.accepts(td.op_state()) {
-        return Err(Code::OP_STATE_INCORRECT.status());
-    }
-    Ok(guard)
 }
 
 /// GPA and level of an operand, syntactically: level and reserved bits, alignment to the level.
@@ -236,6 +220,7 @@ impl Drop for EntryGuard<'_> {
 /// What a memory leaf has in hand after its common checks.
 pub(crate) struct MemOp<'p> {
     pub(crate) td: &'p Td,
+    pub(crate) gpa: u64,
     pub(crate) level: u8,
     pub(crate) walked: Walked<'p>,
     pub(crate) content: Content,
@@ -244,6 +229,18 @@ pub(crate) struct MemOp<'p> {
     _tree: Guard<'p>,
     _op_state: Option<Guard<'p>>,
     _tdr: TdRef<'p>,
+}
+
+impl<'p> MemOp<'p> {
+    /// The entry's counterparts in the trees of L2 VMs.
+    pub(crate) fn aliased(&self, p: &'p Platform) -> Aliased<'p> {
+        Aliased {
+            p,
+            td: self.td,
+            gpa: self.gpa,
+            level: self.level,
+        }
+    }
 }
 
 impl MemOp<'_> {
@@ -264,9 +261,9 @@ impl MemOp<'_> {
         self.walked.entry.set(content);
     }
 
-    /// Whether tracking applies: vCPUs may have run.
-    pub(crate) fn is_runnable(&self) -> bool {
-        self.td.op_state() == OpState::Runnable
+    /// Tracking applies: vCPUs may have run.
+    pub(crate) fn needs_tlb_tracking(&self) -> bool {
+        self.td.op_state().needs_tlb_tracking()
     }
 }
 
@@ -311,7 +308,7 @@ impl<'p> Call<'p, '_> {
         let p = self.p;
         let tdr = tdr(p, rdx, LockMode::Shared, Operand::RDX)?;
         let td = tdr.td;
-        let op_state = td_state(td, Needs::Built, true)?;
+        let op_state = self.td_state(td, true)?;
         let (gpa, level) = tree_gpa(td, rcx, first..=last.min(td.levels().saturating_sub(1)))?;
         let tree = td
             .tree
@@ -340,6 +337,7 @@ impl<'p> Call<'p, '_> {
             }
             return Ok(MemOp {
                 td,
+                gpa,
                 level,
                 walked,
                 content,
@@ -351,9 +349,9 @@ impl<'p> Call<'p, '_> {
         }
     }
 
-    /// In a runnable TD the entry must be blocked and no vCPU may still use it.
+    /// In a TD that runs the entry must be blocked and no vCPU may still use it.
     pub(crate) fn check_tracked(&mut self, op: &MemOp<'_>, bepoch: u64) -> Leaf {
-        if !op.is_runnable() {
+        if !op.needs_tlb_tracking() {
             return Ok(());
         }
         if !op.state().is_blocked() {

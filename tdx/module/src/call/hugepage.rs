@@ -3,6 +3,8 @@
 use super::checks::{EntryGuard, MemOp, free_page, lock_target, state_or};
 use super::mem::{split_rdx, take_operands};
 use super::{Call, Leaf, busy};
+use crate::l2::table;
+use crate::l2::{MAX_VMS, NO_PAGE};
 use crate::lock::{LockMode, Side};
 use crate::pamt::{PageSize, PageType};
 use crate::platform::Platform;
@@ -17,7 +19,7 @@ fn size_of_level(level: u8) -> PageSize {
 pub(super) fn demote(c: &mut Call<'_, '_>) -> Leaf {
     let p = c.p;
     let (rcx, rdx) = take_operands(c);
-    let (tdr, _) = split_rdx(rdx)?;
+    let (tdr, sparse) = split_rdx(rdx)?;
     let op = c.mem_sequence(
         rcx,
         tdr,
@@ -29,10 +31,15 @@ pub(super) fn demote(c: &mut Call<'_, '_>) -> Leaf {
     c.check_tracked(&op, p.known_entry(large, size)?.bepoch())?;
     let table_pa = c.regs.r8;
     let page = free_page(p, table_pa, PageSize::Size4K, Operand::R8)?;
+    let at = op.aliased(p);
+    let l2_pages = [c.regs.r9, c.regs.r10, c.regs.r11];
+    let mut shown = l2_pages;
+    let l2_split = table::check_split(&at, l2_pages, sparse, &mut shown)?;
     if c.this.host_event_pending() {
         (c.regs.rcx, c.regs.rdx) = (rcx, rdx);
         return Err(Code::INTERRUPTED_RESTARTABLE.status());
     }
+    let l2_tables = l2_split.reach(&at).map_err(|refused| c.refused(refused))?;
     let (large_entry, _large) = lock_target(p, large, size)?;
     let slot = sept::new_table(&p.tables, table_pa).ok_or(busy(Operand::R8))?;
     let table = p.tables.get(slot).ok_or(busy(Operand::R8))?;
@@ -45,6 +52,10 @@ pub(super) fn demote(c: &mut Call<'_, '_>) -> Leaf {
         entry.set_bepoch(0);
         child.set(Content::leaf(state, pa));
     }
+    for l2_table in &l2_tables {
+        l2_table.split(&at, large, small, state == SeptState::Mapped)?;
+    }
+    [c.regs.r9, c.regs.r10, c.regs.r11] = shown;
     // Children first: whoever sees the large entry free sees what is below it.
     large_entry.set_nda();
     page.entry.set(PageType::Ept, op.td.pa());
@@ -97,7 +108,7 @@ fn lock_children<'p>(table: &'p Table, small: PageSize) -> Result<Children<'p>, 
 pub(super) fn promote(c: &mut Call<'_, '_>) -> Leaf {
     let p = c.p;
     if c.version != 0 {
-        (c.regs.r9, c.regs.r10, c.regs.r11) = (u64::MAX, u64::MAX, u64::MAX);
+        (c.regs.r9, c.regs.r10, c.regs.r11) = (NO_PAGE, NO_PAGE, NO_PAGE);
     }
     let (rcx, rdx) = take_operands(c);
     c.max_version(1)?;
@@ -124,7 +135,20 @@ pub(super) fn promote(c: &mut Call<'_, '_>) -> Leaf {
         (c.regs.rcx, c.regs.rdx) = (rcx, rdx);
         return Err(Code::INTERRUPTED_RESTARTABLE.status());
     }
+    let at = op.aliased(p);
+    let l2_tables = table::merged(&at).inspect_err(|status| {
+        if status.code() == Code::EPT_INVALID_PROMOTE_CONDITIONS {
+            c.show(op.details());
+        }
+    })?;
     merge(p, &op, &children)?;
+    let mut pages = [NO_PAGE; MAX_VMS];
+    for l2_table in l2_tables {
+        l2_table.merge(&at, &mut pages);
+    }
+    if c.version != 0 {
+        [c.regs.r9, c.regs.r10, c.regs.r11] = pages;
+    }
     drop(children);
     p.tables.free(slot);
     table_entry.set_nda();

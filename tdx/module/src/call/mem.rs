@@ -1,19 +1,19 @@
 //! Private memory: tables, pages, blocking and tracking.
 
 use super::checks::{
-    EntryGuard, MemOp, Needs, TOP, TdRef, free_page, lock_target, state_or, td_state, tdr, tree_gpa,
+    EntryGuard, MemOp, TOP, TdRef, free_page, lock_target, state_or, tdr, tree_gpa,
 };
 use super::{Call, Leaf, busy, invalid, shared_operand};
+use crate::l2::table::{self, Refused};
+use crate::l2::{MAX_VMS, NO_PAGE, PAGE_UNUSED};
 use crate::lock::{LockMode, Side};
-use crate::pamt::{PageSize, PageType};
+use crate::pamt::{PageRef, PageSize, PageType};
 use crate::platform::Platform;
 use crate::sept::{self, Content, SeptState, Walked};
-use crate::status::{Code, Operand};
+use crate::status::{Code, Operand, Status};
 use crate::td::Td;
 use std::sync::atomic::Ordering;
 
-const NO_PAGE: u64 = u64::MAX;
-const BIT63: u64 = 1 << 63;
 /// RDX bits beside the TDR address: 11:1 and 63:52 must be 0, bit 0 is a flag.
 const RDX_RESERVED: u64 = 0xFFF0_0000_0000_0FFE;
 
@@ -34,13 +34,20 @@ pub(super) fn split_rdx(rdx: u64) -> Leaf<(u64, bool)> {
 
 /// TDH.MEM.SEPT.ADD
 pub(super) fn sept_add(c: &mut Call<'_, '_>) -> Leaf {
-    let (rcx, rdx) = take_operands(c);
+    let operands @ (rcx, rdx) = take_operands(c);
     c.max_version(1)?;
+    let versioned = c.version == 1;
     let r8 = c.regs.r8;
-    let l2 = [c.regs.r9, c.regs.r10, c.regs.r11];
-    if c.version == 1 {
-        [c.regs.r8, c.regs.r9, c.regs.r10, c.regs.r11] =
-            [r8, l2[0], l2[1], l2[2]].map(|r| if r == NO_PAGE { r } else { r & !BIT63 });
+    let strip = |r: u64| if r == NO_PAGE { r } else { r & !PAGE_UNUSED };
+    // Version 0 knows nothing of L2 VMs.
+    let l2 = match versioned {
+        true => [c.regs.r9, c.regs.r10, c.regs.r11].map(strip),
+        false => [NO_PAGE; MAX_VMS],
+    };
+    let mut shown = l2;
+    if versioned {
+        c.regs.r8 = strip(r8);
+        [c.regs.r9, c.regs.r10, c.regs.r11] = l2;
     }
     let (tdr, allow_existing) = split_rdx(rdx)?;
     let op = c.mem_sequence(
@@ -50,56 +57,83 @@ pub(super) fn sept_add(c: &mut Call<'_, '_>) -> Leaf {
         LockMode::Shared,
         state_or(|s| matches!(s, SeptState::Free | SeptState::NlMapped)),
     )?;
-    let wrong_state = Code::EPT_ENTRY_STATE_INCORRECT.on(Operand::RCX);
-    let exists = op.state() == SeptState::NlMapped;
-    if r8 == NO_PAGE {
-        if c.version == 0 {
-            return Err(invalid(Operand::R8));
-        }
-        if !exists {
-            c.show(op.details());
-            return Err(wrong_state);
-        }
-    }
-    if exists {
-        if r8 != NO_PAGE && !allow_existing {
-            c.show(op.details());
-            return Err(wrong_state);
-        }
-        check_l2(c, &op, l2)?;
-        if r8 != NO_PAGE && c.version == 1 {
-            c.regs.r8 |= BIT63;
-        }
-        return Ok(());
-    }
+    let page = l1_page(c, &op, r8, allow_existing)?;
     let p = c.p;
-    let pa = r8 & !BIT63;
-    let page = free_page(p, pa, PageSize::Size4K, Operand::R8)?;
-    check_l2(c, &op, l2)?;
-    let slot = sept::new_table(&p.tables, pa).ok_or(busy(Operand::R8))?;
-    op.set(Content::table(slot));
-    page.entry.set(PageType::Ept, op.td.pa());
-    page.entry.set_bepoch(0);
-    op.td.add_children(1);
-    if c.version == 1 {
-        c.regs.r8 = NO_PAGE;
+    let at = op.aliased(p);
+    let l2_tables = table::check_added(&at, l2, allow_existing, &mut shown);
+    if versioned {
+        [c.regs.r9, c.regs.r10, c.regs.r11] = shown;
+    }
+    let l2_tables = l2_tables.map_err(|refused| c.refused(refused))?;
+    let mut added = false;
+    if let Some(page) = page {
+        let slot = sept::new_table(&p.tables, strip(r8)).ok_or(busy(Operand::R8))?;
+        op.set(Content::table(slot));
+        page.entry.set(PageType::Ept, op.td.pa());
+        page.entry.set_bepoch(0);
+        op.td.add_children(1);
+        added = true;
+        if versioned {
+            c.regs.r8 = NO_PAGE;
+        }
+    }
+    for l2_table in l2_tables {
+        if added && c.this.host_event_pending() {
+            c.show(operands);
+            return Err(Code::INTERRUPTED_RESUMABLE.status());
+        }
+        l2_table.add(&at)?;
+        *c.l2_page(l2_table.vm) = NO_PAGE;
+        added = true;
     }
     Ok(())
 }
 
-/// Version 1 names pages for the L2 VMs' trees: none beyond the TD's number of them.
-fn check_l2(c: &Call<'_, '_>, op: &MemOp<'_>, pages: [u64; 3]) -> Leaf {
-    if c.version == 0 {
-        return Ok(());
+/// TDH.MEM.SEPT.ADD: the page for L1's table, unless one exists and may. R8 shows that the page is not used.
+fn l1_page<'p>(
+    c: &mut Call<'p, '_>,
+    op: &MemOp<'_>,
+    r8: u64,
+    allow_existing: bool,
+) -> Leaf<Option<PageRef<'p>>> {
+    let exists = op.state() == SeptState::NlMapped;
+    let given = r8 != NO_PAGE;
+    if !given && c.version == 0 {
+        return Err(invalid(Operand::R8));
     }
-    let l2_vms = usize::from(op.td.l2_vms.load(Ordering::Acquire));
-    let operands = [Operand::R9, Operand::R10, Operand::R11];
-    for (page, operand) in pages.into_iter().zip(operands).skip(l2_vms) {
-        if page != NO_PAGE {
-            return Err(invalid(operand));
+    match (exists, given) {
+        (false, true) => {
+            let pa = r8 & !PAGE_UNUSED;
+            return free_page(c.p, pa, PageSize::Size4K, Operand::R8).map(Some);
+        }
+        (true, false) => {}
+        (true, true) if allow_existing && c.version == 1 => c.regs.r8 |= PAGE_UNUSED,
+        (true, true) if allow_existing => {}
+        _ => {
+            c.show(op.details());
+            return Err(Code::EPT_ENTRY_STATE_INCORRECT.on(Operand::RCX));
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+impl Call<'_, '_> {
+    /// The register that names the page for an L2 VM's tree.
+    fn l2_page(&mut self, vm: usize) -> &mut u64 {
+        match vm {
+            1 => &mut self.regs.r9,
+            2 => &mut self.regs.r10,
+            _ => &mut self.regs.r11,
+        }
+    }
+
+    /// Shows the details, if there are any.
+    pub(super) fn refused(&mut self, refused: Refused) -> Status {
+        if let Some(details) = refused.details {
+            self.show(details);
+        }
+        refused.status
+    }
 }
 
 /// TDH.MEM.PAGE.ADD
@@ -108,7 +142,7 @@ pub(super) fn page_add(c: &mut Call<'_, '_>) -> Leaf {
     let (rcx, rdx) = take_operands(c);
     let (target, source) = (c.regs.r8, c.regs.r9);
     let TdRef { td, page: _tdr } = tdr(p, rdx, LockMode::Exclusive, Operand::RDX)?;
-    td_state(td, Needs::Initialized, false)?;
+    c.td_state(td, false)?;
     let (gpa, level) = tree_gpa(td, rcx, 0..=0)?;
     let walked = walk(p, td, gpa, level)?;
     if walked.level != level {
@@ -170,6 +204,7 @@ pub(super) fn range_block(c: &mut Call<'_, '_>) -> Leaf {
     })?;
     let (pa, size) = op.target(p);
     p.known_entry(pa, size)?.set_bepoch(op.td.current_epoch());
+    op.aliased(p).block();
     op.set(op.content.with_state(op.state().blocked()));
     Ok(())
 }
@@ -187,7 +222,12 @@ pub(super) fn range_unblock(c: &mut Call<'_, '_>) -> Leaf {
     )?;
     let (pa, size) = op.target(p);
     c.check_tracked(&op, p.known_entry(pa, size)?.bepoch())?;
-    op.set(op.content.with_state(op.state().unblocked()));
+    let state = op.state().unblocked();
+    // An alias of a page that is still pending stays blocked until the page is accepted.
+    if state != SeptState::Pending {
+        op.aliased(p).unblock();
+    }
+    op.set(op.content.with_state(state));
     Ok(())
 }
 
@@ -205,6 +245,7 @@ pub(super) fn page_remove(c: &mut Call<'_, '_>) -> Leaf {
     let (pa, size) = op.target(p);
     let (entry, _page) = lock_target(p, pa, size)?;
     c.check_tracked(&op, entry.bepoch())?;
+    op.aliased(p).free();
     op.set(Content::FREE);
     entry.set_nda();
     op.td.remove_children(size.pages());
@@ -235,6 +276,15 @@ pub(super) fn sept_remove(c: &mut Call<'_, '_>) -> Leaf {
         c.show(op.details());
         return Err(Code::EPT_PAGE_NOT_FREE.on(Operand::RCX));
     }
+    let at = op.aliased(p);
+    let l2_tables = table::removed(&at)?;
+    let mut pages = [NO_PAGE; MAX_VMS];
+    for l2_table in l2_tables {
+        l2_table.remove(&at, &mut pages);
+    }
+    if c.version != 0 {
+        [c.regs.r9, c.regs.r10, c.regs.r11] = pages;
+    }
     op.set(Content::FREE);
     p.tables.free(slot);
     entry.set_nda();
@@ -250,13 +300,16 @@ pub(super) fn sept_rd(c: &mut Call<'_, '_>) -> Leaf {
     if l2_attributes {
         // Checked between the TD's state and the GPA.
         let TdRef { td, page: _page } = tdr(c.p, tdr_pa, LockMode::Shared, Operand::RDX)?;
-        td_state(td, Needs::Built, true)?;
+        c.td_state(td, true)?;
         if !td.is_debug() {
             return Err(invalid(Operand::RDX));
         }
         c.regs.r8 = 0;
     }
     let op = c.mem_sequence(rcx, tdr_pa, (0, TOP), LockMode::Shared, |_| Ok(()))?;
+    if l2_attributes {
+        c.regs.r8 = op.aliased(c.p).attributes().0;
+    }
     c.show(op.details());
     Ok(())
 }
@@ -265,7 +318,7 @@ pub(super) fn sept_rd(c: &mut Call<'_, '_>) -> Leaf {
 pub(super) fn track(c: &mut Call<'_, '_>) -> Leaf {
     let p = c.p;
     let TdRef { td, page: _page } = tdr(p, c.regs.rcx, LockMode::Shared, Operand::RCX)?;
-    let _op_state = td_state(td, Needs::Built, true)?;
+    let _op_state = c.td_state(td, true)?;
     let _epoch = td
         .epoch_lock
         .guard(LockMode::Exclusive, Side::Host)
@@ -301,6 +354,7 @@ pub(super) fn page_relocate(c: &mut Call<'_, '_>) -> Leaf {
     if state == SeptState::Mapped {
         copy_private(p, &op, old, new)?;
     }
+    op.aliased(p).relocate(new, state == SeptState::Mapped);
     op.set(Content::leaf(state, new));
     page.entry.set(PageType::Reg, op.td.pa());
     page.entry.set_bepoch(0);
@@ -338,7 +392,7 @@ pub(super) fn rd_wr(c: &mut Call<'_, '_>, write: bool) -> Leaf {
     let value = c.regs.r8;
     c.regs.r8 = 0;
     let TdRef { td, page: _page } = tdr(p, rdx, LockMode::Shared, Operand::RDX)?;
-    let _op_state = td_state(td, Needs::Built, true)?;
+    let _op_state = c.td_state(td, true)?;
     if !td.is_debug() {
         return Err(Code::TD_NON_DEBUG.status());
     }

@@ -1,6 +1,6 @@
 //! Creation, key and teardown of a TD; its fields.
 
-use super::checks::{Needs, TdRef, free_page, td_state, tdr};
+use super::checks::{TdRef, free_page, tdr};
 use super::sys::pconfig;
 use super::{Call, Leaf, busy, invalid};
 use crate::arena::lock;
@@ -8,10 +8,11 @@ use crate::config::{TDCS_BASE_PAGES, TDCS_MAX_PAGES};
 use crate::kot::HkidState;
 use crate::lock::{Guard, LockMode, Side};
 use crate::meta;
+use crate::op_state::OpState;
 use crate::pamt::{PageSize, PageType};
 use crate::platform::Platform;
 use crate::status::{Code, Operand};
-use crate::td::{Lifecycle, OpState, Td};
+use crate::td::{Lifecycle, Td};
 use std::sync::atomic::Ordering;
 
 fn kot(p: &Platform) -> Leaf<Guard<'_>> {
@@ -34,15 +35,20 @@ pub(super) fn create(c: &mut Call<'_, '_>) -> Leaf {
     if p.kot.state(hkid) != Some(HkidState::Free) {
         return Err(Code::HKID_NOT_FREE.status());
     }
-    if !p.machine.rdseed_four(p.cfg.rdseed_tries) {
-        return Err(Code::RND_NO_ENTROPY.status());
-    }
+    let uuid = random_words(p)?;
     let slot = p.tds.alloc().ok_or(busy(Operand::RCX))?;
     let td = p.tds.get(slot).ok_or(busy(Operand::RCX))?;
-    td.create(pa, hkid);
+    td.create(pa, hkid, uuid);
     p.kot.set(hkid, HkidState::Assigned, 0);
     page.entry.set_slot(PageType::Tdr, slot);
     Ok(())
+}
+
+/// A UUID or a key.
+fn random_words(p: &Platform) -> Leaf<[u64; 4]> {
+    p.machine
+        .rdseed_four(p.cfg.rdseed_tries)
+        .ok_or(Code::RND_NO_ENTROPY.status())
 }
 
 fn check_fatal(td: &Td) -> Leaf {
@@ -87,8 +93,8 @@ pub(super) fn addcx(c: &mut Call<'_, '_>) -> Leaf {
         return Err(Code::TDCX_NUM_INCORRECT.status());
     }
     let page = free_page(p, c.regs.rcx, PageSize::Size4K, Operand::RCX)?;
-    if have + 1 == TDCS_BASE_PAGES && !p.machine.rdseed_four(p.cfg.rdseed_tries) {
-        return Err(Code::RND_NO_ENTROPY.status());
+    if have + 1 == TDCS_BASE_PAGES {
+        lock(&td.migration).enc_key = random_words(p)?;
     }
     if have >= TDCS_BASE_PAGES && td.op_state() != OpState::Uninitialized {
         return Err(Code::OP_STATE_INCORRECT.status());
@@ -152,7 +158,7 @@ pub(super) fn rd(c: &mut Call<'_, '_>) -> Leaf {
     }
     c.max_version(1)?;
     let TdRef { td, page: _page } = tdr(p, c.regs.rcx, LockMode::Shared, Operand::RCX)?;
-    let _op_state = td_state(td, Needs::Built, true)?;
+    let _op_state = c.td_state(td, true)?;
     if c.version == 1 && meta::is_first_id_request(id) {
         c.regs.rdx = meta::FIRST_TD_HOST;
         return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
@@ -171,7 +177,7 @@ pub(super) fn wr(c: &mut Call<'_, '_>) -> Leaf {
     let (value, mask) = (c.regs.r8, c.regs.r9);
     c.regs.r8 = 0;
     let TdRef { td, page: _page } = tdr(p, c.regs.rcx, LockMode::Shared, Operand::RCX)?;
-    let _op_state = td_state(td, Needs::Built, true)?;
+    let _op_state = c.td_state(td, true)?;
     c.regs.r8 = meta::td::write(td, c.regs.rdx, value, mask, Side::Host)?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! TDH.MNG.INIT and the checks of TD_PARAMS.
 
-use super::checks::{Needs, TdRef, td_state, tdr};
+use super::checks::{TdRef, tdr};
 use super::{Call, Leaf, busy, cpuid, invalid, shared_operand};
 use crate::config::{MAX_L2_VMS, TDCS_BASE_PAGES};
 use crate::lock::LockMode;
@@ -49,13 +49,17 @@ pub(super) fn init(c: &mut Call<'_, '_>) -> Leaf {
     c.regs.rcx = 0;
     c.check_cpuid_limit()?;
     let TdRef { td, page: _page } = tdr(p, rcx, LockMode::Exclusive, Operand::RCX)?;
-    td_state(td, Needs::Uninitialized, false)?;
+    c.td_state(td, false)?;
     let at = shared_operand(p, c.regs.rdx, TD_PARAMS_SIZE as u64, Operand::RDX)?;
     let mut params = Params([0; TD_PARAMS_SIZE]);
     p.mem.host_read(at, &mut params.0);
     let config = check(c, td, &params)?;
-    let root = sept::new_table(&p.tables, 0).ok_or(busy(Operand::RCX))?;
-    td.initialize(config, root);
+    let new_root = || sept::new_table(&p.tables, 0).ok_or(busy(Operand::RCX));
+    let root = new_root()?;
+    let l2_roots = (0..config.l2_vms)
+        .map(|_| new_root())
+        .collect::<Leaf<Vec<_>>>()?;
+    td.initialize(config, root, &l2_roots);
     Ok(())
 }
 

@@ -20,8 +20,17 @@ use crate::regs::Regs;
 use crate::status::{Code, Operand, Status};
 use crate::vcpu::Event;
 
-pub(crate) use checks::{shared_operand, tree_gpa};
+pub(crate) use checks::{free_page, lock_target, shared_operand, tree_gpa};
 pub(crate) use phymem::owner_of;
+
+/// A successful TDH.VP.ENTER.
+pub(crate) struct Entered {
+    pub(crate) running: Running,
+    pub(crate) guest: Regs,
+    pub(crate) injected: Option<Event>,
+    /// The VM that runs.
+    pub(crate) vm: u8,
+}
 
 /// A call in execution.
 pub(crate) struct Call<'p, 'r> {
@@ -29,9 +38,11 @@ pub(crate) struct Call<'p, 'r> {
     pub(crate) lp: usize,
     pub(crate) this: &'p Lp,
     pub(crate) regs: &'r mut Regs,
+    /// Leaf number: bits 15:0 of RAX.
+    pub(crate) leaf: u16,
     pub(crate) version: u8,
     /// Set by TDH.VP.ENTER.
-    pub(crate) entered: Option<(Running, Regs, Option<Event>)>,
+    pub(crate) entered: Option<Entered>,
 }
 
 /// Outcome of a leaf; the error side also carries the few statuses without error flag.
@@ -54,14 +65,19 @@ pub(crate) fn dispatch(
         lp,
         this,
         regs,
+        leaf: rax as u16,
         version: (rax >> 16) as u8,
         entered: None,
     };
     let result = call.run();
-    if let Some((running, guest, injected)) = call.entered {
-        state.running = Some(running);
+    if let Some(entered) = call.entered {
+        state.running = Some(entered.running);
         p.observer.record(lp, rax, input, None);
-        return Flow::Entered { guest, injected };
+        return Flow::Entered {
+            guest: entered.guest,
+            injected: entered.injected,
+            vm: entered.vm,
+        };
     }
     let status = result.err().unwrap_or(Status::SUCCESS);
     // An entry that zero-step filtering turns into a TD exit sets RAX itself.
@@ -76,7 +92,7 @@ pub(crate) fn dispatch(
 impl Call<'_, '_> {
     fn run(&mut self) -> Leaf {
         let rax = self.regs.rax;
-        let number = rax as u16;
+        let number = self.leaf;
         let bad_rax = Code::OPERAND_INVALID.on(Operand::RAX);
         if rax & RESERVED_RAX != 0 || self.version != 0 && !HostLeaf::is_versioned(number) {
             return Err(bad_rax);
@@ -183,6 +199,6 @@ pub(super) fn invalid(op: Operand) -> Status {
     Code::OPERAND_INVALID.on(op)
 }
 
-pub(super) fn busy(op: Operand) -> Status {
+pub(crate) fn busy(op: Operand) -> Status {
     Code::OPERAND_BUSY.on(op)
 }

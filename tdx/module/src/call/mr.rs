@@ -1,11 +1,11 @@
 //! Build-time measurement.
 
-use super::checks::{Needs, TdRef, td_state, tdr};
+use super::checks::{TdRef, tdr};
 use super::mem::{mapped_address, poison, take_operands, walk};
 use super::{Call, Leaf, invalid};
 use crate::lock::LockMode;
+use crate::op_state::OpState;
 use crate::status::{Code, Operand};
-use crate::td::OpState;
 use std::sync::atomic::Ordering;
 
 /// TDH.MR.EXTEND
@@ -13,7 +13,7 @@ pub(super) fn extend(c: &mut Call<'_, '_>) -> Leaf {
     let p = c.p;
     let (gpa, rdx) = take_operands(c);
     let TdRef { td, page: _page } = tdr(p, rdx, LockMode::Exclusive, Operand::RDX)?;
-    td_state(td, Needs::Initialized, false)?;
+    c.td_state(td, false)?;
     if gpa & 0xFF != 0 || !td.is_valid_private_gpa(gpa) {
         return Err(invalid(Operand::RCX));
     }
@@ -33,7 +33,7 @@ pub(super) fn extend(c: &mut Call<'_, '_>) -> Leaf {
 /// TDH.MR.FINALIZE
 pub(super) fn finalize(c: &mut Call<'_, '_>) -> Leaf {
     let TdRef { td, page: _page } = tdr(c.p, c.regs.rcx, LockMode::Exclusive, Operand::RCX)?;
-    td_state(td, Needs::Initialized, false)?;
+    c.td_state(td, false)?;
     if td.num_vcpus.load(Ordering::Acquire) == 0 {
         return Err(Code::NO_VCPUS.status());
     }

@@ -41,9 +41,7 @@ pub(super) fn init(c: &mut Call<'_, '_>) -> Leaf {
         return Err(Code::SYS_INIT_NOT_PENDING.status());
     }
     c.check_cpuid_limit()?;
-    if !p.machine.rdrand() {
-        return Err(Code::RND_NO_ENTROPY.status());
-    }
+    p.machine.rdrand().ok_or(Code::RND_NO_ENTROPY.status())?;
     p.boot_tsc_adjust.store(
         p.machine.tsc_adjust.load(Ordering::Acquire),
         Ordering::Release,
@@ -63,9 +61,7 @@ pub(super) fn lp_init(c: &mut Call<'_, '_>) -> Leaf {
     if c.this.initialised.load(Ordering::Acquire) {
         return Err(Code::SYS_LP_INIT_DONE.status());
     }
-    if !p.machine.rdrand() {
-        return Err(Code::RND_NO_ENTROPY.status());
-    }
+    p.machine.rdrand().ok_or(Code::RND_NO_ENTROPY.status())?;
     c.check_cpuid_limit()?;
     c.check_tsc_adjust()?;
     c.this.initialised.store(true, Ordering::Release);

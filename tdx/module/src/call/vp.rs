@@ -1,6 +1,6 @@
 //! Building, flushing and inspecting vCPUs.
 
-use super::checks::{Needs, TdRef, VcpuRef, free_page, implicit_tdr, td_state, tdr, tdvpr};
+use super::checks::{TdRef, VcpuRef, free_page, implicit_tdr, tdr, tdvpr};
 use super::{Call, Leaf, busy, invalid};
 use crate::arena::lock;
 use crate::config::{TDVPS_BASE_PAGES, TDVPS_MAX_PAGES, TDVPS_PAGES_PER_L2};
@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 pub(super) fn create(c: &mut Call<'_, '_>) -> Leaf {
     let p = c.p;
     let TdRef { td, page: tdr_page } = tdr(p, c.regs.rdx, LockMode::Shared, Operand::RDX)?;
-    let _op_state = td_state(td, Needs::Initialized, true)?;
+    let _op_state = c.td_state(td, true)?;
     let page = free_page(p, c.regs.rcx, PageSize::Size4K, Operand::RCX)?;
     let slot = p.vcpus.alloc().ok_or(busy(Operand::RCX))?;
     let vcpu = p.vcpus.get(slot).ok_or(busy(Operand::RCX))?;
@@ -34,7 +34,7 @@ pub(super) fn addcx(c: &mut Call<'_, '_>) -> Leaf {
         vcpu, page: _tdvpr, ..
     } = tdvpr(p, c.regs.rdx, LockMode::Exclusive, Operand::RDX)?;
     let owner = implicit_tdr(p, vcpu.td_pa(), LockMode::Shared)?;
-    let _op_state = td_state(owner.td, Needs::Initialized, true)?;
+    let _op_state = c.td_state(owner.td, true)?;
     if vcpu.state() != VcpuState::Uninitialized {
         return Err(Code::VCPU_STATE_INCORRECT.status());
     }
@@ -89,7 +89,7 @@ pub(super) fn init(c: &mut Call<'_, '_>) -> Leaf {
     };
     let owner = implicit_tdr(p, vcpu.td_pa(), mode)?;
     let td = owner.td;
-    let _op_state = td_state(td, Needs::Initialized, true)?;
+    let _op_state = c.td_state(td, true)?;
     check_pages(td, vcpu)?;
     if vcpu.state() != VcpuState::Uninitialized {
         return Err(Code::VCPU_STATE_INCORRECT.status());
@@ -178,7 +178,7 @@ fn access(
         vcpu, page: _tdvpr, ..
     } = tdvpr(p, c.regs.rcx, LockMode::Shared, Operand::RCX)?;
     let owner = implicit_tdr(p, vcpu.td_pa(), LockMode::Shared)?;
-    let _op_state = td_state(owner.td, Needs::Built, true)?;
+    let _op_state = c.td_state(owner.td, true)?;
     check_pages(owner.td, vcpu)?;
     let state = vcpu.state();
     if state != VcpuState::Ready && !(may_be_disabled && state == VcpuState::Disabled) {

@@ -1,8 +1,8 @@
 //! TDH.VP.ENTER up to the point where the guest runs.
 
-use super::checks::{ImplicitTd, Needs, VcpuRef, implicit_tdr, td_state, tdvpr};
+use super::checks::{ImplicitTd, VcpuRef, implicit_tdr, tdvpr};
 use super::vp::{associate, check_pages};
-use super::{Call, Leaf, busy, invalid};
+use super::{Call, Entered, Leaf, busy, invalid};
 use crate::lock::{LockMode, Side};
 use crate::platform::{Platform, Running};
 use crate::regs::Regs;
@@ -34,7 +34,7 @@ pub(super) fn enter(c: &mut Call<'_, '_>) -> Leaf {
         slot: td_slot,
         guard: tdr,
     } = implicit_tdr(p, vcpu.td_pa(), LockMode::Shared)?;
-    let _op_state = td_state(td, Needs::Runnable, true)?;
+    let _op_state = c.td_state(td, true)?;
     check_pages(td, vcpu)?;
     if vcpu.state() != VcpuState::Ready {
         return Err(Code::VCPU_STATE_INCORRECT.status());
@@ -79,7 +79,12 @@ pub(super) fn enter(c: &mut Call<'_, '_>) -> Leaf {
         vcpu: slot,
         tdvpr: tdvpr_pa,
     };
-    c.entered = Some((running, context.gprs, injected));
+    c.entered = Some(Entered {
+        running,
+        guest: context.gprs,
+        injected,
+        vm: context.curr_vm,
+    });
     Ok(())
 }
 

@@ -31,6 +31,7 @@ pub(super) fn check(p: &Platform, mut o: Object) -> Played {
         "tdr" => tdr(p, &mut o)?,
         "tdcs" => tdcs(p, &mut o)?,
         "tdvps" => tdvps(p, &mut o)?,
+        "mig" => mig(p, &mut o)?,
         "sept" => sept(p, &mut o)?,
         "mrtd" | "rtmr" => {
             let td = p.td(o.number("tdr")?).ok_or_else(|| gone("td"))?;
@@ -120,6 +121,27 @@ fn tdcs(p: &Platform, o: &mut Object) -> Played {
         &numbers(o.array("refcount")?)?,
         &td.refcount.to_vec(),
     )
+}
+
+fn mig(p: &Platform, o: &mut Object) -> Played {
+    let m = p.migration(o.number("tdr")?).ok_or_else(|| gone("td"))?;
+    for (key, got) in [
+        ("export_count", m.export_count.into()),
+        ("import_count", m.import_count.into()),
+        ("mig_epoch", m.mig_epoch.into()),
+        ("bw_epoch", m.bw_epoch),
+        ("total_mb_count", m.total_mb_count),
+        ("dirty_count", m.dirty_count),
+        ("mig_count", m.mig_count),
+        ("num_migs", m.num_migs.into()),
+        ("num_migrated_vcpus", m.num_migrated_vcpus.into()),
+        ("dec_key_set", m.dec_key_set.into()),
+        ("mig_version", m.version.into()),
+        ("working_version", m.working_version.into()),
+    ] {
+        same(key, &o.number(key)?, &got)?;
+    }
+    Ok(())
 }
 
 fn tdvps(p: &Platform, o: &mut Object) -> Played {

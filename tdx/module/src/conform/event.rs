@@ -105,6 +105,8 @@ pub(super) fn lock_target(o: &mut Object) -> Parsed<(LockTarget, LockMode)> {
         "sept_tree" => LockTarget::SeptTree { tdr: tdr(o)? },
         "td_epoch" => LockTarget::TdEpoch { tdr: tdr(o)? },
         "rtmr" => LockTarget::Rtmr { tdr: tdr(o)? },
+        "mig" => LockTarget::Mig { tdr: tdr(o)? },
+        "servtd" => LockTarget::Servtd { tdr: tdr(o)? },
         "sept_entry" => LockTarget::SeptEntry {
             tdr: tdr(o)?,
             gpa: o.number("gpa")?,
@@ -122,6 +124,5 @@ pub(super) fn lock_target(o: &mut Object) -> Parsed<(LockTarget, LockMode)> {
 
 /// A TD exit's status as transcripts spell it: with the exit reason as operand.
 pub(super) fn exit_status(status: Status) -> String {
-    let name = status.code().name().unwrap_or("?");
-    format!("TDX_{name}|EXIT:{}", status.detail())
+    format!("{}|EXIT:{}", status.code().status(), status.detail())
 }

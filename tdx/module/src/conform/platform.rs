@@ -3,13 +3,12 @@
 use super::Options;
 use super::json::{Object, Parsed, array, narrow, number, numbers};
 use crate::builder::PlatformBuilder;
-use crate::config::{CpuidConfig, PlatformConfig, Range, Tdmr};
+use crate::config::{CpuidConfig, NativeCpuid, PlatformConfig, Range, Tdmr};
 use crate::platform::Platform;
 use serde_json::Value;
 
 /// Properties of the module that this one fixes; a transcript of another is not comparable.
-const FIXED: [(&str, u64); 14] = [
-    ("format", 1),
+const FIXED: [(&str, u64); 13] = [
     ("pa_bits", 52),
     ("tdcs_base_pages", 6),
     ("tdcs_pages_per_l2_vm", 1),
@@ -76,6 +75,10 @@ pub(super) fn build(line: &[u8], options: Options) -> Parsed<Platform> {
             return Err(format!("{key} is not {value}"));
         }
     }
+    let format = o.number("format")?;
+    if !(1..=2).contains(&format) {
+        return Err(format!("format {format} is not known"));
+    }
     for name in ["module", "name", "transcript"] {
         o.take(name);
     }
@@ -119,6 +122,9 @@ pub(super) fn build(line: &[u8], options: Options) -> Parsed<Platform> {
     let builder = builder.with(|c| {
         c.packages = packages;
         failed = constants(c, &mut o);
+        if format == 2 && failed.is_ok() {
+            failed = native(c, &mut o);
+        }
     });
     failed?;
     o.done()?;
@@ -129,6 +135,37 @@ pub(super) fn build(line: &[u8], options: Options) -> Parsed<Platform> {
         other => return Err(format!("unknown start {other}")),
     }
     Ok(platform)
+}
+
+/// The keys of format 2: random numbers and the native CPU.
+fn native(c: &mut PlatformConfig, o: &mut Object) -> Parsed<()> {
+    c.rng_seed = Some(o.number("rng_seed")?);
+    c.cpuid = o
+        .array("cpuid")?
+        .into_iter()
+        .map(native_cpuid)
+        .collect::<Parsed<_>>()?;
+    c.msrs = o
+        .array("msrs")?
+        .into_iter()
+        .map(|v| match numbers(array(v)?)?.as_slice() {
+            [address, value] => Ok((narrow(*address)?, *value)),
+            _ => Err("an msr row is not a pair".into()),
+        })
+        .collect::<Parsed<_>>()?;
+    Ok(())
+}
+
+fn native_cpuid(v: Value) -> Parsed<NativeCpuid> {
+    let row = numbers(array(v)?)?;
+    let [leaf, subleaf, a, b, c, d] = row.as_slice() else {
+        return Err("a native cpuid row does not have six numbers".into());
+    };
+    Ok(NativeCpuid {
+        leaf: narrow(*leaf)?,
+        subleaf: narrow(*subleaf)?,
+        values: [narrow(*a)?, narrow(*b)?, narrow(*c)?, narrow(*d)?],
+    })
 }
 
 fn constants(c: &mut PlatformConfig, o: &mut Object) -> Parsed<()> {

@@ -164,10 +164,12 @@ impl Player<'_> {
         if o.take("result").is_some() {
             let expected = registers(o.need("guest")?)?;
             let injected = recorded_event(o.take("injected"))?;
+            let vm = o.number_or("vm", 0)?;
             o.done()?;
             let Flow::Entered {
                 guest,
                 injected: got,
+                vm: got_vm,
             } = flow
             else {
                 return Err(Failure::Differs {
@@ -178,7 +180,8 @@ impl Player<'_> {
             same("guest", &expected, &guest)?;
             self.coverage
                 .add(&name, &format!("entered{}", vector_suffix(got)));
-            return same("injected", &injected, &show_event(got));
+            same("injected", &injected, &show_event(got))?;
+            return same("vm", &vm, &u64::from(got_vm));
         }
         let expected = registers_over(o.need("out")?, input)?;
         o.done()?;
@@ -226,16 +229,20 @@ impl Player<'_> {
                 GuestFlow::Resume {
                     guest,
                     injected,
+                    vm: got_vm,
                     completed,
                 },
             ) => {
+                let vm = o.number_or("vm", 0)?;
                 let expected = registers(o.need("guest")?)?;
                 let expected_event = recorded_event(o.take("injected"))?;
                 o.done()?;
                 let is_tdcall = matches!(event, GuestEvent::Tdcall { .. });
-                let repeats = is_tdcall && injected.is_none() && !completed;
+                // In an L2 VM the registers are its, and hold no status.
+                let repeats = is_tdcall && injected.is_none() && !completed && vm == 0;
                 let outcome = match (injected, is_tdcall) {
                     (Some(_), _) => format!("injected{}", vector_suffix(injected)),
+                    (None, true) if vm != 0 => "entered".into(),
                     (None, false) => "resumed".into(),
                     (None, true) if repeats => "not_completed".into(),
                     (None, true) => Status(guest.rax).to_string(),
@@ -243,6 +250,7 @@ impl Player<'_> {
                 self.coverage.add(name, &outcome);
                 same("guest", &expected, &guest)?;
                 same("injected", &expected_event, &show_event(injected))?;
+                same("vm", &vm, &u64::from(got_vm))?;
                 let recorded_repeat = status == Some(Value::String("NOT_COMPLETED".into()));
                 same("to be repeated:", &recorded_repeat, &repeats)
             }

@@ -1,14 +1,14 @@
 //! TDG.MEM.PAGE.ACCEPT
 
-use super::exits::REASON_EPT_VIOLATION;
 use super::tdcall::{Done, invalid};
-use super::{Guest, Next, TdExit};
+use super::{Guest, Next};
 use crate::call::tree_gpa;
 use crate::lock::Side;
 use crate::sept::{Content, SeptState, Walked};
 use crate::status::{Code, Operand, Status};
 
-const WRITE_ACCESS: u64 = 2;
+/// Type of the extended exit qualification.
+const ACCEPT: u64 = 1;
 const PIECES: u64 = 512;
 
 impl Guest<'_> {
@@ -24,7 +24,7 @@ impl Guest<'_> {
                 if walked.content.state() == SeptState::Mapped {
                     return Err(already_accepted(walked.level));
                 }
-                return Ok(self.accept_violation(gpa, level, &walked, walked.content));
+                return Ok(self.entry_violation(gpa, level, walked.level, walked.content, ACCEPT));
             }
             let word = walked.entry.word();
             if !word.try_lock(Side::Guest) {
@@ -51,14 +51,14 @@ impl Guest<'_> {
                 Err(Code::PAGE_SIZE_MISMATCH.detail(u32::from(level)))
             }
             SeptState::Mapped => Err(already_accepted(level)),
-            SeptState::Pending => Ok(self.zero(level, walked, content)),
-            _ => Ok(self.accept_violation(gpa, level, walked, content)),
+            SeptState::Pending => Ok(self.zero(gpa, level, walked, content)),
+            _ => Ok(self.entry_violation(gpa, level, walked.level, content, ACCEPT)),
         }
     }
 
     /// Zeroes the page piece by piece; an event between pieces interrupts, and the count tells where to
     /// go on.
-    fn zero(&mut self, level: u8, walked: &Walked<'_>, content: Content) -> Done {
+    fn zero(&mut self, gpa: u64, level: u8, walked: &Walked<'_>, content: Content) -> Done {
         let key = self.td.key();
         let hpa = content.hpa();
         if level == 0 {
@@ -72,33 +72,10 @@ impl Guest<'_> {
                 }
             }
         }
+        // Aliases made while the page was pending come into use.
+        self.aliased(gpa, level).unblock();
         walked.entry.set(Content::leaf(SeptState::Mapped, hpa));
         Done::Status(Status::SUCCESS)
-    }
-
-    /// The EPT violation the instruction causes on a GPA it cannot accept. Zero-step filtering does not
-    /// count it.
-    fn accept_violation(
-        &mut self,
-        gpa: u64,
-        level: u8,
-        walked: &Walked<'_>,
-        content: Content,
-    ) -> Done {
-        const ACCEPT: u64 = 1;
-        let state = content.state();
-        let extended = ACCEPT
-            | u64::from(level) << 32
-            | u64::from(walked.level) << 35
-            | (state as u64) << 38
-            | u64::from(state.is_leaf()) << 46;
-        let exit = TdExit::new(Code::SUCCESS, REASON_EPT_VIOLATION);
-        Done::Other(Next::Leave(Box::new(TdExit {
-            rcx: WRITE_ACCESS,
-            rdx: extended,
-            r8: gpa,
-            ..exit
-        })))
     }
 }
 

@@ -3,6 +3,7 @@
 mod accept;
 mod access;
 mod exits;
+mod l2;
 mod program;
 mod report;
 mod run;
@@ -43,6 +44,8 @@ pub enum GuestFlow {
         guest: Regs,
         /// An event delivered to it.
         injected: Option<Event>,
+        /// The VM that runs next: 0 is L1, 1 to 3 are its L2 VMs.
+        vm: u8,
         /// Whether the instruction is done; if not, the guest executes it again.
         completed: bool,
     },
@@ -158,21 +161,25 @@ impl Guest<'_> {
             GuestEvent::Tdcall { mode_64bit: true } => self.tdcall(),
             GuestEvent::Exit(exit) => self.vm_exit(&exit),
         };
-        let resume = |guest, injected, completed| GuestFlow::Resume {
-            guest,
-            injected,
-            completed,
-        };
         match next {
             Next::Done { length } => {
                 self.ctx.rip = self.ctx.rip.wrapping_add(length);
-                resume(self.ctx.gprs, None, true)
+                self.resume(None, true)
             }
-            Next::Repeat => resume(self.ctx.gprs, None, false),
-            Next::Inject(event) => resume(self.ctx.gprs, Some(event), false),
+            Next::Repeat => self.resume(None, false),
+            Next::Inject(event) => self.resume(Some(event), false),
             Next::Leave(exit) => GuestFlow::Exit {
                 host: self.leave(*exit),
             },
+        }
+    }
+
+    fn resume(&self, injected: Option<Event>, completed: bool) -> GuestFlow {
+        GuestFlow::Resume {
+            guest: self.ctx.gprs,
+            injected,
+            vm: self.ctx.curr_vm,
+            completed,
         }
     }
 

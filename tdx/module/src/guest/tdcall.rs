@@ -102,6 +102,8 @@ impl Guest<'_> {
             // vCPU fields are for a guest's own L2 VMs, which this module does not have.
             GuestLeaf::VpRd | GuestLeaf::VpWr => Code::METADATA_FIELD_ID_INCORRECT.status().into(),
             GuestLeaf::SysRd => self.sys_rd().into(),
+            GuestLeaf::MemPageAttrRd => self.attributes_read(),
+            GuestLeaf::MemPageAttrWr => self.attributes_write(),
         }
     }
 

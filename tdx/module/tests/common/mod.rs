@@ -59,6 +59,18 @@ pub struct Td {
 impl Td {
     /// A TD in op_state INITIALIZED with one vCPU, of pages from `base` up, on processor `lp`.
     pub fn create(p: &Platform, base: u64, hkid: u16, lp: usize, attributes: u64) -> Self {
+        Td::partitioned(p, base, hkid, lp, attributes, 0)
+    }
+
+    /// The same with `l2_vms` L2 VMs.
+    pub fn partitioned(
+        p: &Platform,
+        base: u64,
+        hkid: u16,
+        lp: usize,
+        attributes: u64,
+        l2_vms: u64,
+    ) -> Self {
         let mut td = Td {
             tdr: base,
             tdvpr: 0,
@@ -82,18 +94,24 @@ impl Td {
             )
             .expect("key");
         }
-        for _ in 0..6 {
+        for _ in 0..6 + l2_vms {
             let page = td.page();
             td.ok(p, L::MngAddcx, regs(page, td.tdr));
         }
-        for (offset, value) in [(0, attributes), (8, 3u64), (16, 4), (24, 0x1E), (40, 40)] {
+        for (offset, value) in [
+            (0, attributes),
+            (8, 3u64),
+            (16, 4 | l2_vms << 16),
+            (24, 0x1E),
+            (40, 40),
+        ] {
             p.write_memory(td.params + offset, &value.to_le_bytes())
                 .expect("params");
         }
         td.ok(p, L::MngInit, regs(td.tdr, td.params));
         td.tdvpr = td.page();
         td.ok(p, L::VpCreate, regs(td.tdvpr, td.tdr));
-        for _ in 0..5 {
+        for _ in 0..5 + 3 * l2_vms {
             let page = td.page();
             td.ok(p, L::VpAddcx, regs(page, td.tdvpr));
         }

@@ -1,0 +1,216 @@
+//! The options of `attest`.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use clap::{Subcommand, ValueEnum};
+
+/// Verifies evidence of confidential VMs from anywhere, and makes some to verify
+///
+/// A report is an SNP guest's proof of what it was launched with, signed by the key of the chip that
+/// runs it. A chain of X.509 certificates leads from that key to the vendor's root.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvm-ops attest new demo
+  kvm-ops attest verify report.bin --cert-chain vcek.der --cert-chain cert_chain.pem
+  kvm-ops attest verify demo --root software --waive chip-id,tcb")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(super) what: What,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum What {
+    New(NewArgs),
+    Verify(Box<VerifyArgs>),
+}
+
+/// Launches a small SNP guest on a software AMD SP, and writes its evidence into a directory
+///
+/// The directory then has report.bin, cert_chain.pem (VCEK, ASK and ARK) and crl.der. What a
+/// verifier must expect is printed and not written there: it must come from somebody else than the
+/// evidence. Files that exist are not overwritten.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvm-ops attest new demo
+  kvm-ops attest new demo --product turin --report-data 00112233")]
+pub(super) struct NewArgs {
+    /// The directory; it is created if it does not exist
+    #[arg(value_name = "DIR")]
+    pub(super) directory: PathBuf,
+
+    /// What the guest puts into its report: at most 64 bytes in hex, zeros follow
+    #[arg(long, value_name = "HEX", default_value = "", hide_default_value = true,
+          value_parser = parse_hex::<64>)]
+    pub(super) report_data: Bytes<64>,
+
+    /// The processors that the AMD SP belongs to
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) product: ProductChoice,
+}
+
+/// Checks evidence against its certificates, a trusted root, and what it is expected to say
+///
+/// Every check has a row: passed, failed, not made because an earlier one failed, not asked because
+/// no value was stated, or waived. What the evidence says is shown only if it is authentic.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The exit code is 0 only if every check was made and passed, or was given up by name (--waive); those
+of ID key, author key and guest SVN may be left out. It is 1 if a check failed, if one was not asked,
+or if a file cannot be read.
+
+Expected values never come from the evidence's own directory: state them.
+
+Examples:
+  kvm-ops attest verify report.bin --cert-chain vcek.der --cert-chain cert_chain.pem --crl crl.der \\
+      --measurement HEX --report-data HEX --host-data 00 --vmpl 0 --policy 0x30000 \\
+      --min-tcb boot-loader=3,snp=8,microcode=115 --waive chip-id
+  kvm-ops attest verify demo --root software --json --waive policy,vmpl,measurement,host-data")]
+pub(super) struct VerifyArgs {
+    /// The report, or a directory that `kvm-ops attest new` has written
+    #[arg(value_name = "EVIDENCE|DIR")]
+    pub(super) evidence: PathBuf,
+
+    /// Certificates: DER or PEM, one or several, or the table of an extended guest request
+    #[arg(long, value_name = "FILE")]
+    pub(super) cert_chain: Vec<PathBuf>,
+
+    /// The root's revocation list, in DER
+    #[arg(long, value_name = "FILE")]
+    pub(super) crl: Option<PathBuf>,
+
+    /// The root that is trusted: `amd`, `software` (whose private key is public), or a certificate
+    #[arg(long, value_name = "ROOT", default_value = "amd")]
+    pub(super) root: RootChoice,
+
+    /// Give up a check, by its name; several with commas
+    #[arg(long, value_name = "CHECK", value_delimiter = ',')]
+    pub(super) waive: Vec<String>,
+
+    /// When certificates must be valid: seconds of Unix time or a date (RFC 3339) [default: now]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(super) time: Option<u64>,
+
+    /// The launch digest
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) measurement: Option<Bytes<48>>,
+
+    /// What the guest must have put into the report: at most 64 bytes, zeros follow
+    #[arg(long, value_name = "HEX", value_parser = parse_hex::<64>)]
+    pub(super) report_data: Option<Bytes<64>>,
+
+    /// What the host must have stated at launch: at most 32 bytes, zeros follow
+    #[arg(long, value_name = "HEX", value_parser = parse_hex::<32>)]
+    pub(super) host_data: Option<Bytes<32>>,
+
+    /// The VMPL that must have asked for the report
+    #[arg(long, value_name = "VMPL", value_parser = clap::value_parser!(u32).range(0..4))]
+    pub(super) vmpl: Option<u32>,
+
+    /// The guest's policy, all of it: a number, in hex with 0x
+    #[arg(long, value_name = "POLICY", value_parser = parse_number)]
+    pub(super) policy: Option<u64>,
+
+    /// The least TCB, by parts: fmc (Turin only), boot-loader, tee, snp, microcode
+    #[arg(long, value_name = "PART=VERSION,...")]
+    pub(super) min_tcb: Option<String>,
+
+    /// The chip that must run the guest: at most 64 bytes, zeros follow
+    #[arg(long, value_name = "HEX", value_parser = parse_hex::<64>)]
+    pub(super) chip_id: Option<Bytes<64>>,
+
+    /// Digest of the ID key that must have signed the guest's ID block
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) id_key: Option<Bytes<48>>,
+
+    /// Digest of the author key that must have signed the ID key
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) author_key: Option<Bytes<48>>,
+
+    /// The least security version of the guest
+    #[arg(long, value_name = "SVN")]
+    pub(super) min_guest_svn: Option<u32>,
+
+    /// Report as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Processors with SNP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum ProductChoice {
+    /// EPYC 7003; reports of version 2
+    Milan,
+    /// EPYC 9004; reports of version 3
+    #[default]
+    Genoa,
+    /// EPYC 9005; reports of version 5
+    Turin,
+}
+
+/// Whom to trust.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RootChoice {
+    /// The vendor's roots.
+    Amd,
+    /// The software platform's.
+    Software,
+    /// A certificate.
+    File(PathBuf),
+}
+
+impl From<&str> for RootChoice {
+    fn from(text: &str) -> Self {
+        match text {
+            "amd" => Self::Amd,
+            "software" => Self::Software,
+            path => Self::File(path.into()),
+        }
+    }
+}
+
+/// Bytes of the command line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bytes<const N: usize>(pub(super) [u8; N]);
+
+fn parse_hex<const N: usize>(text: &str) -> Result<Bytes<N>, String> {
+    let bytes = hex::decode(text).map_err(|error| error.to_string().to_lowercase())?;
+    let mut padded = [0; N];
+    padded
+        .get_mut(..bytes.len())
+        .ok_or_else(|| format!("{} bytes are more than {N}", bytes.len()))?
+        .copy_from_slice(&bytes);
+    Ok(Bytes(padded))
+}
+
+fn parse_exact<const N: usize>(text: &str) -> Result<Bytes<N>, String> {
+    if text.len() != 2 * N {
+        return Err(format!(
+            "{} digits are not the {} of {N} bytes",
+            text.len(),
+            2 * N
+        ));
+    }
+    parse_hex(text)
+}
+
+fn parse_number(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|error| error.to_string())
+}
+
+fn parse_time(text: &str) -> Result<u64, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(seconds);
+    }
+    let midnight = format!("{text}T00:00:00Z");
+    let time = humantime::parse_rfc3339_weak(text)
+        .or_else(|error| humantime::parse_rfc3339(&midnight).map_err(|_| error.to_string()))?;
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    Ok(since.map_err(|error| error.to_string())?.as_secs())
+}

@@ -1,0 +1,133 @@
+//! A verdict for people and for programs, and the exit code that follows from it.
+
+use std::path::Path;
+
+use kvm_ops_attest::{Outcome as Row, Verdict};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::fields::Field;
+use crate::doctor::text::{finish, table};
+use crate::exit_code::Code;
+use crate::failure::{Failure, Outcome};
+use crate::term;
+
+/// A verdict with what the evidence says.
+pub(super) struct Findings<'a> {
+    pub(super) evidence: &'a Path,
+    pub(super) technology: &'static str,
+    pub(super) verdict: &'a Verdict,
+    /// What the evidence says; to be shown only if it is authentic.
+    pub(super) fields: Vec<Field>,
+}
+
+impl Findings<'_> {
+    /// Prints everything, and says whether the evidence is accepted.
+    pub(super) fn tell(&self, as_json: bool) -> Outcome {
+        if as_json {
+            let text = serde_json::to_string_pretty(&self.json())
+                .map_err(|error| Failure::because("cannot write the verdict", error))?;
+            term::say(text)?;
+        } else {
+            term::say(self.text())?;
+        }
+        self.outcome()
+    }
+
+    fn outcome(&self) -> Outcome {
+        let name = self.evidence.display();
+        if let Some((check, why)) = self.verdict.first_failure() {
+            let what = format!(
+                "{name} is not to be believed: the check `{}` failed",
+                check.name
+            );
+            return Err(Failure::because(what, why.to_owned()));
+        }
+        let open: Vec<_> = self.verdict.open().map(|check| check.name).collect();
+        if open.is_empty() && self.verdict.is_accepted() {
+            return Ok(Code::Fine);
+        }
+        Err(Failure::new(format!(
+            "{name} is authentic, but not accepted: not asked were {}",
+            open.join(", ")
+        ))
+        .hint(format!(
+            "state what you expect, or give the checks up: --waive {}",
+            open.join(",")
+        )))
+    }
+
+    fn text(&self) -> String {
+        let mut rows = table(&["CHECK", "RESULT", ""]);
+        for row in self.verdict.rows() {
+            let mut about = row.check.about.to_owned();
+            if let Row::Failed(why) = &row.outcome {
+                about = why.clone();
+            }
+            if !row.note.is_empty() {
+                about = format!("{about}: {}", row.note);
+            }
+            rows.add_row([row.check.name, row.outcome.word(), &about]);
+        }
+        let rows = finish(rows);
+        if !self.verdict.is_authentic() {
+            return rows;
+        }
+        let mut fields = table(&["FIELD", "VALUE"]);
+        for field in &self.fields {
+            fields.add_row([field.name, &field.value]);
+            if !field.meaning.is_empty() {
+                fields.add_row(["", &field.meaning]);
+            }
+        }
+        format!("{rows}\n\n{}", finish(fields))
+    }
+
+    fn json(&self) -> Json<'_> {
+        let rows = self.verdict.rows().iter().map(|row| JsonRow {
+            check: row.check.name,
+            outcome: row.outcome.word(),
+            about: row.check.about,
+            why: match &row.outcome {
+                Row::Failed(why) => Some(why),
+                _ => None,
+            },
+            note: Some(row.note.as_str()).filter(|note| !note.is_empty()),
+        });
+        let says = self.fields.iter().map(|field| {
+            let name = field.name.replace(' ', "_");
+            (name, Value::from(field.value.as_str()))
+        });
+        Json {
+            technology: self.technology,
+            accepted: self.verdict.is_accepted(),
+            authentic: self.verdict.is_authentic(),
+            failed: self.verdict.first_failure().map(|(check, _)| check.name),
+            not_asked: self.verdict.open().map(|check| check.name).collect(),
+            rows: rows.collect(),
+            says: self.verdict.is_authentic().then(|| says.collect()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    technology: &'static str,
+    accepted: bool,
+    authentic: bool,
+    failed: Option<&'static str>,
+    not_asked: Vec<&'static str>,
+    rows: Vec<JsonRow<'a>>,
+    says: Option<Map<String, Value>>,
+}
+
+#[derive(Serialize)]
+struct JsonRow<'a> {
+    check: &'static str,
+    outcome: &'static str,
+    about: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'a str>,
+}

@@ -1,0 +1,24 @@
+//! L2 VMs: the virtual machines a partitioned TD runs inside itself.
+//!
+//! Each L2 VM has a Secure-EPT tree of its own beside the TD's (L1's). A page of L1 that an L2 VM may use has
+//! an *alias*: the entry of the same GPA and level in that VM's tree. Tables come from the host, aliases and
+//! their attributes from L1. All changes to an alias happen with the lock of L1's entry held, so the trees
+//! need no locks of their own.
+
+pub(crate) mod alias;
+mod attr;
+mod sept;
+pub(crate) mod table;
+mod view;
+
+pub(crate) use attr::{Attributes, Packed};
+pub use sept::L2SeptState;
+pub(crate) use sept::{L2Content, L2Walked, free_tree, walk};
+pub use view::L2SeptView;
+
+/// L2 VMs a TD can have.
+pub(crate) const MAX_VMS: usize = 3;
+/// A page operand that names no page.
+pub(crate) const NO_PAGE: u64 = u64::MAX;
+/// In a page operand: ignored on input, "not used" on output.
+pub(crate) const PAGE_UNUSED: u64 = 1 << 63;
