@@ -226,6 +226,16 @@ pub fn rule(leaf: Leaf, status: CompletionStatus) -> (Action, Verdict) {
 }
 
 impl Verdict {
+    /// The advice to the embedder that goes with the error.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Busy => "nothing changed: call again when the other user of the lock is done",
+            Self::Again => "nothing changed: call again later",
+            Self::Refused => "nothing changed: the status names the condition to meet first",
+            Self::Poison => "the TD is poisoned: destroy it",
+        }
+    }
+
     /// The error that the caller gets.
     pub const fn error(self, status: CompletionStatus) -> Error {
         match self {

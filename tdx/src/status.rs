@@ -113,6 +113,12 @@ impl CompletionStatus {
     }
 }
 
+impl fmt::Display for CompletionStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:#018x})", self.class(), self.0)
+    }
+}
+
 impl Class {
     /// A status word of this class with that detail.
     pub const fn with(self, detail: u32) -> CompletionStatus {

@@ -4,9 +4,9 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use kvm_ops::{
-    Backend, CpuId, Drained, EncParams, Error, Field, FreeReport, Gfn, Gpa, Host, InitialPage,
-    Irqchip, KeyReleased, Level, MemSlot, Missing, Pfn, Privacy, PrivateSpte, Result, SharedMask,
-    SpteChange, Step, TdParams, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
+    Backend, CpuId, Drained, EncParams, Error, FreeReport, Gfn, Gpa, Host, InitialPage, Irqchip,
+    KeyReleased, Level, Measurement, MemSlot, Missing, Page, Pfn, Privacy, PrivateSpte, Result,
+    SharedMask, SpteChange, Step, TdParams, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 use kvm_ops_mmu::{MirrorHooks, Stats};
 
@@ -24,8 +24,7 @@ pub struct TdxVm<H: Host> {
 impl<H: Host> fmt::Debug for TdxVm<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TdxVm")
-            .field("id", &self.td.id)
-            .field("step", &self.td.step.get())
+            .field("life", &self.td.life)
             .finish_non_exhaustive()
     }
 }
@@ -42,13 +41,13 @@ impl<H: Host> TdxVm<H> {
         let td_params = match &params.enc {
             EncParams::Default => TdParams::default(),
             EncParams::Td(td_params) => (**td_params).clone(),
-            _ => return kvm_ops::unsupported!("create with parameters of another technology"),
+            _ => return kvm_ops::not_offered!("create with parameters of another technology"),
         };
         if params.irqchip == Irqchip::Full {
-            return kvm_ops::unsupported!("an irqchip wholly in the platform");
+            return kvm_ops::not_offered!("an irqchip wholly in the platform");
         }
         if host.seam().is_none() || host.pages().is_none() {
-            return Err(Error::Unsupported(Missing::HostTech(Tech::Tdx)));
+            return Err(Error::unsupported(Missing::HostTech, Tech::Tdx));
         }
         let td = Td::new(host, id, params, td_params)?;
         Ok(Self { td: Arc::new(td) })
@@ -72,18 +71,16 @@ impl<H: Host> TdxVm<H> {
 }
 
 impl<H: Host> VmOps for TdxVm<H> {
-    kvm_ops::protected_vm_answers!();
-
     fn tech(&self) -> Tech {
         Tech::Tdx
     }
 
     fn id(&self) -> VmId {
-        self.td.id
+        self.td.life.id()
     }
 
     fn step(&self) -> Step {
-        self.td.step.get()
+        self.td.life.step()
     }
 
     fn shared_mask(&self) -> SharedMask {
@@ -104,6 +101,10 @@ impl<H: Host> VmOps for TdxVm<H> {
         self.td.add_initial_page(page)
     }
 
+    fn measurement(&self) -> Result<Measurement> {
+        self.td.measurement()
+    }
+
     fn measure_initial_page(&mut self, gpa: Gpa) -> Result<()> {
         self.td.measure_initial_page(gpa)
     }
@@ -114,14 +115,13 @@ impl<H: Host> VmOps for TdxVm<H> {
     }
 
     fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
-        match self.td.drain(&released) {
-            Ok(()) => proof::drained(&self.td, released).map_err(|token| (Error::Poisoned, token)),
-            Err(error) => Err((error, released)),
-        }
+        let released = self.td.life.check_drain(released)?;
+        self.td.drain();
+        proof::drained(&self.td, released)
     }
 
     fn vm_free(self, drained: Drained) -> FreeReport {
-        match self.td.check_drained(&drained) {
+        match self.td.life.check_drained(&drained) {
             Ok(()) => self.td.free(),
             Err(error) => self.td.abandon(error),
         }
@@ -131,13 +131,8 @@ impl<H: Host> VmOps for TdxVm<H> {
         self.td.abandon(error)
     }
 
-    fn reclaim_private_page(
-        &mut self,
-        released: &KeyReleased,
-        page: Pfn,
-        level: Level,
-    ) -> Result<()> {
-        self.td.reclaim_for(released, page, level)
+    fn reclaim_private_page(&mut self, released: &KeyReleased, page: Page) -> Result<Page> {
+        self.td.reclaim_for(released, page)
     }
 
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
@@ -177,28 +172,14 @@ impl<H: Host> VmOps for TdxVm<H> {
     }
 
     fn has_emulated_msr(&self, index: u32) -> bool {
-        match &*self.td.port.read() {
-            Some(port) => port.has_emulated_msr(index),
-            None => false,
-        }
+        self.td.on_port(|port| Ok(port.has_emulated_msr(index))) == Ok(true)
     }
 
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
         self.td.require_live()?;
-        if vcpu.0 >= self.td.params.vcpus {
-            return Err(Error::Invalid(Field::Vcpu, vcpu.0.into()));
-        }
-        // The local APIC refuses vectors below 16 (SDM vol. 3, 11.5.3).
-        if vector < 16 {
-            return Err(Error::Invalid(Field::Vector, vector.into()));
-        }
-        if self.td.params.irqchip == Irqchip::None {
-            return kvm_ops::unsupported!("deliver_interrupt without an irqchip in the platform");
-        }
-        match &*self.td.port.read() {
-            Some(port) => port.deliver_interrupt(vcpu, vector)?,
-            None => return Err(Error::WrongState(self.step())),
-        }
+        self.td.params.check_interrupt(vcpu, vector)?;
+        self.td
+            .on_port(|port| port.deliver_interrupt(vcpu, vector))?;
         self.td.wake(vcpu);
         Ok(())
     }

@@ -1,11 +1,36 @@
-//! What the embedder left in the last exit, put into the guest's registers.
+//! The embedder's answer to the last exit, put into the guest's registers.
+
+use kvm_ops::{Answer, Error, ExitKind, Field, Result};
 
 use super::vmcall::{INVALID_OPERAND, SUCCESS};
 use super::{Pending, Run};
 
 impl Run {
-    /// Answers the TDG.VP.VMCALL that the guest is in.
-    pub(super) fn answer(&mut self, pending: Pending) {
+    /// Takes the embedder's answer to the last exit.
+    pub(crate) fn take_answer(&mut self, answer: Answer) -> Result<()> {
+        match self.exit {
+            Some(exit) if answer.fits(exit) => {
+                self.answer = Some(answer);
+                Ok(())
+            }
+            exit => {
+                let kind = exit.unwrap_or(ExitKind::Unknown);
+                Err(Error::Invalid(Field::Answer, kind as u64))
+            }
+        }
+    }
+
+    /// The value of an [`Answer::Value`]; 0 by default.
+    pub(super) const fn value(&self) -> u64 {
+        match self.answer {
+            Some(Answer::Value(value)) => value,
+            _ => 0,
+        }
+    }
+
+    /// Finishes the TDG.VP.VMCALL that the guest is in.
+    pub(super) fn finish(&mut self, pending: Pending) {
+        let (value, answer) = (self.value(), self.answer);
         let regs = &mut self.regs;
         match pending {
             Pending::Nothing | Pending::MapGpa(_) | Pending::Halt | Pending::ShutDown => {}
@@ -15,19 +40,32 @@ impl Run {
                 value[..size].copy_from_slice(&self.data[..size]);
                 (regs.r10, regs.r11) = (SUCCESS, u64::from_le_bytes(value));
             }
-            Pending::Ret => regs.r10 = self.ret,
-            Pending::RetAndValues => {
-                regs.r10 = self.ret;
-                [regs.r11, regs.r12, regs.r13, regs.r14] = self.values;
+            Pending::Hypercall => regs.r10 = value,
+            // The embedder's errno becomes a negative one.
+            Pending::MapGpaHypercall => regs.r10 = value.wrapping_neg(),
+            Pending::Request { default, values } => {
+                let (status, given) = match answer {
+                    Some(Answer::Tdx { status, values }) => (status, values),
+                    _ => (default, [0; 4]),
+                };
+                regs.r10 = status;
+                if values {
+                    [regs.r11, regs.r12, regs.r13, regs.r14] = given;
+                }
             }
             // An MSR that would give #GP is an operand that the host does not take (GHCI,
             // "TDG.VP.VMCALL<Instruction.RDMSR>").
-            Pending::MsrRead | Pending::MsrWritten if self.error != 0 => {
+            Pending::MsrRead | Pending::MsrWrite if answer == Some(Answer::InjectGp) => {
                 regs.r10 = INVALID_OPERAND;
             }
-            Pending::MsrRead => (regs.r10, regs.r11) = (SUCCESS, self.values[0]),
-            Pending::MsrWritten => regs.r10 = SUCCESS,
-            Pending::HypercallErrno => regs.r10 = self.ret.wrapping_neg(),
+            Pending::MsrRead => {
+                let value = match answer {
+                    Some(Answer::Msr(value)) => value,
+                    _ => 0,
+                };
+                (regs.r10, regs.r11) = (SUCCESS, value);
+            }
+            Pending::MsrWrite => regs.r10 = SUCCESS,
         }
     }
 }

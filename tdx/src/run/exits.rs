@@ -1,11 +1,11 @@
 //! TD exits by their reason, and EPT violations.
 
-use kvm_ops::{CpuId, Error, Gpa, Host, PAGE_SIZE, Privacy, Result};
+use kvm_ops::{CpuId, Error, Exit, Gpa, Host, PAGE_SIZE, Privacy, Result};
 
-use super::{Leave, Next, Pending};
-use crate::TdxVcpu;
+use super::{INTERNAL_ERROR_UNEXPECTED_EXIT, Pending};
 use crate::status::{Class, CompletionStatus};
 use crate::td::Fault;
+use crate::{Leaf, TdxVcpu};
 
 /// Basic exit reasons (SDM vol. 3, appendix C) that a TD's host sees.
 mod reason {
@@ -31,23 +31,22 @@ const EXTENDED_PENDING: u64 = 6;
 
 impl<H: Host> TdxVcpu<H> {
     /// Handles what TDH.VP.ENTER returned.
-    pub(super) fn handle(&mut self, status: CompletionStatus, cpu: CpuId) -> Result<Next> {
+    pub(super) fn handle(&mut self, status: CompletionStatus, cpu: CpuId) -> Result<Option<Exit>> {
         let basic = status.detail() as u16;
         match status.class() {
             Class::SUCCESS => self.handle_exit(basic, status, cpu),
             // The epoch lock, or the tree lock of zero-step filtering: nothing was entered.
             Class::OPERAND_BUSY => {
                 self.td.relax();
-                Ok(Next::Enter)
+                Ok(None)
             }
             // The guest insists on a lock that a host waits for. The host has it by now.
             Class::HOST_PRIORITY_BUSY_TIMEOUT => {
                 self.td.relax();
-                Ok(Next::Enter)
+                Ok(None)
             }
             Class::NON_RECOVERABLE_VCPU if basic == reason::TRIPLE_FAULT => {
-                self.run.pending = Pending::ShutDown;
-                Ok(Next::Leave(Leave::Shutdown))
+                Ok(self.run.leave(Pending::ShutDown, Exit::Shutdown))
             }
             class => {
                 // Whatever it is, this vCPU is not the only one that it ends.
@@ -59,55 +58,71 @@ impl<H: Host> TdxVcpu<H> {
         }
     }
 
-    fn handle_exit(&mut self, basic: u16, status: CompletionStatus, cpu: CpuId) -> Result<Next> {
+    fn handle_exit(
+        &mut self,
+        basic: u16,
+        status: CompletionStatus,
+        cpu: CpuId,
+    ) -> Result<Option<Exit>> {
         let info = self.run.regs.r9;
         match basic {
             // The host's: served when the module returned.
-            reason::EXCEPTION_OR_NMI if info & INTERRUPTION_TYPE == INTERRUPTION_NMI => {
-                Ok(Next::Enter)
-            }
-            reason::EXTERNAL_INTERRUPT | reason::OTHER_SMI | reason::BUS_LOCK => Ok(Next::Enter),
+            reason::EXCEPTION_OR_NMI if info & INTERRUPTION_TYPE == INTERRUPTION_NMI => Ok(None),
+            reason::EXTERNAL_INTERRUPT | reason::OTHER_SMI | reason::BUS_LOCK => Ok(None),
             reason::EPT_VIOLATION => self.ept_violation(),
             // Shared tables never hold an entry that is misconfigured.
-            reason::EPT_MISCONFIG => Err(self.bug(Error::Firmware(status.get()))),
-            reason::TDCALL => self.vmcall(),
+            reason::EPT_MISCONFIG => {
+                let gpa = Gpa::new(self.run.regs.r8);
+                let error = Error::Firmware(status.get());
+                Err(self.bug(error, gpa, Privacy::Shared, "an EPT entry is misconfigured"))
+            }
+            reason::TDCALL => Ok(self.vmcall()),
             _ => Ok(self.unexpected(status, cpu)),
         }
     }
 
     /// An exit that KVM does not know what to do about.
-    fn unexpected(&mut self, status: CompletionStatus, cpu: CpuId) -> Next {
-        self.run.details[..2].copy_from_slice(&[status.get(), cpu.0.into()]);
-        Next::Leave(Leave::InternalError)
+    fn unexpected(&mut self, status: CompletionStatus, cpu: CpuId) -> Option<Exit> {
+        let (vm, vcpu, cpu) = (self.td.life.id().0, self.record.id.0, u64::from(cpu.0));
+        tracing::error!(
+            technology = "tdx", vm, vcpu, cpu, seamcall = Leaf::VpEnter.name(), %status,
+            "unexpected exit: stop the vCPU"
+        );
+        let mut words = [0; 16];
+        words[..8].copy_from_slice(&status.get().to_ne_bytes());
+        words[8..].copy_from_slice(&cpu.to_ne_bytes());
+        let suberror = INTERNAL_ERROR_UNEXPECTED_EXIT;
+        let exit = Exit::InternalError { suberror };
+        self.run.leave_with(Pending::Nothing, &words, exit)
     }
 
-    fn ept_violation(&mut self) -> Result<Next> {
+    fn ept_violation(&mut self) -> Result<Option<Exit>> {
         let regs = &self.run.regs;
         let (qualification, extended, gpa) = (regs.rcx, regs.rdx, Gpa::new(regs.r8));
         let (gfn, access) = self.td.mask.split(gpa);
-        let fault = Leave::MemoryFault {
+        let fault = Exit::MemoryFault {
             gpa: Gpa::new(gfn.get() * PAGE_SIZE),
+            bytes: PAGE_SIZE,
             access,
         };
         match access {
             // Such a TD has disabled #VE for pending pages. Only the TD itself can accept the page,
             // so it would fault for ever.
             Privacy::Private if extended & EXTENDED_TYPE == EXTENDED_PENDING => {
-                Err(self.bug(Error::Poisoned))
+                let cause = "the guest uses a page that it has not accepted, with #VE disabled";
+                Err(self.bug(Error::Poisoned, gpa, access, cause))
             }
             Privacy::Private => self.private_fault(gfn, fault),
             // The module lets no TD run code from shared memory.
             Privacy::Shared if qualification & QUALIFICATION_FETCH != 0 => {
-                Err(self.bug(Error::Poisoned))
+                let cause = "the guest runs code from shared memory";
+                Err(self.bug(Error::Poisoned, gpa, access, cause))
             }
             Privacy::Shared => {
                 let slot = self.record.id.0 as usize;
                 let private = self.td.private.read(slot, || self.td.relax());
                 // Else the VM below maps it when the guest is back.
-                Ok(match private.may_be_private(gfn) {
-                    true => Next::Leave(fault),
-                    false => Next::Enter,
-                })
+                Ok(private.may_be_private(gfn).then_some(fault))
             }
         }
     }
@@ -115,13 +130,13 @@ impl<H: Host> TdxVcpu<H> {
     /// Maps the page. It does not return to the guest before that: each further fault at the same
     /// instruction would bring zero-step filtering on, which locks the whole Secure-EPT at every
     /// entry.
-    fn private_fault(&mut self, gfn: kvm_ops::Gfn, fault: Leave) -> Result<Next> {
+    fn private_fault(&mut self, gfn: kvm_ops::Gfn, fault: Exit) -> Result<Option<Exit>> {
         loop {
             match self.td.fault(self.record.id, gfn)? {
-                Fault::Mapped => return Ok(Next::Enter),
-                Fault::NotPrivate => return Ok(Next::Leave(fault)),
+                Fault::Mapped => return Ok(None),
+                Fault::NotPrivate => return Ok(Some(fault)),
                 // The next entry answers the kick.
-                Fault::Retry if self.record.is_kicked() => return Ok(Next::Enter),
+                Fault::Retry if self.record.is_kicked() => return Ok(None),
                 Fault::Retry => self.td.relax(),
             }
         }

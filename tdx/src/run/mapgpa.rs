@@ -1,9 +1,9 @@
 //! `TDG.VP.VMCALL<MapGPA>`: makes a range private or shared (GHCI; Linux `tdx_map_gpa`).
 
-use kvm_ops::{Gpa, Host, PAGE_SIZE};
+use kvm_ops::{Exit, Gpa, Host, PAGE_SIZE};
 
+use super::Pending;
 use super::vmcall::{ALIGN_ERROR, INVALID_OPERAND, RETRY, SUCCESS};
-use super::{Leave, Next, Pending};
 use crate::TdxVcpu;
 
 /// The largest piece of one exit, as in Linux (`TDX_MAP_GPA_MAX_LEN`): a kick is noticed between
@@ -47,7 +47,7 @@ fn check(
 
 impl<H: Host> TdxVcpu<H> {
     /// R12 the start, whose shared bit says what the range becomes, R13 the length.
-    pub(super) fn map_gpa(&mut self) -> Next {
+    pub(super) fn map_gpa(&mut self) -> Option<Exit> {
         let (gpa, bytes) = (self.run.regs.r12, self.run.regs.r13);
         let legal = |gpa| self.is_legal(gpa);
         match check(gpa, bytes, legal, |gpa| self.is_shared(gpa)) {
@@ -56,27 +56,26 @@ impl<H: Host> TdxVcpu<H> {
         }
     }
 
-    fn hand_out(&mut self, conversion: Conversion) -> Next {
+    fn hand_out(&mut self, conversion: Conversion) -> Option<Exit> {
         let bytes = PIECE.min(conversion.end - conversion.next);
         let (gfn, to) = self.td.mask.split(Gpa::new(conversion.next));
-        self.run.pending = Pending::MapGpa(conversion);
-        self.run.ret = 0;
-        Next::Leave(Leave::MapGpaRange {
+        let exit = Exit::MapGpaRange {
             gpa: Gpa::new(gfn.get() * PAGE_SIZE),
             pages: bytes / PAGE_SIZE,
             to,
-        })
+        };
+        self.run.leave(Pending::MapGpa(conversion), exit)
     }
 
     /// Ends the call before its end: R11 says where.
-    fn stopped(&mut self, status: u64, at: u64) -> Next {
+    fn stopped(&mut self, status: u64, at: u64) -> Option<Exit> {
         self.run.regs.r11 = at;
         self.run.finish_call(status)
     }
 
     /// The embedder answered a piece.
-    pub(super) fn map_gpa_answered(&mut self, piece: Conversion) -> Next {
-        match self.run.ret {
+    pub(super) fn map_gpa_answered(&mut self, piece: Conversion) -> Option<Exit> {
+        match self.run.value() {
             0 => {}
             errno if TRY_AGAIN.contains(&errno) => return self.stopped(RETRY, piece.next),
             _ => return self.stopped(INVALID_OPERAND, piece.next),

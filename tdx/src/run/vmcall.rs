@@ -1,8 +1,8 @@
 //! TDG.VP.VMCALL: what the guest asks of the host (GHCI; Linux `handle_tdvmcall`).
 
-use kvm_ops::{Gpa, Host, Irqchip, PAGE_SIZE, Privacy, Result, TdxRequest};
+use kvm_ops::{Exit, Gpa, Host, Irqchip, PAGE_SIZE, Privacy, TdxRequest};
 
-use super::{Leave, Next, Pending, Run};
+use super::{Pending, Run, SYSTEM_EVENT_TDX_FATAL};
 use crate::TdxVcpu;
 
 /// Sub-functions, in R11. The small ones name an instruction by its exit reason.
@@ -37,84 +37,68 @@ const FIRST_VECTOR: u64 = 32;
 
 impl Run {
     /// Finishes the call at once with this status.
-    pub(super) fn finish_call(&mut self, status: u64) -> Next {
+    pub(super) fn finish_call(&mut self, status: u64) -> Option<Exit> {
         self.regs.r10 = status;
-        Next::Enter
-    }
-
-    /// Leaves; `pending` finishes it.
-    fn leave(&mut self, pending: Pending, leave: Leave) -> Result<Next> {
-        self.pending = pending;
-        Ok(Next::Leave(leave))
-    }
-
-    /// Leaves with an answer of the embedder's to come, which begins as `ret`.
-    fn ask(&mut self, ret: u64, pending: Pending, leave: Leave) -> Result<Next> {
-        (self.ret, self.values, self.error) = (ret, [0; 4], 0);
-        self.leave(pending, leave)
-    }
-
-    fn set_data(&mut self, value: u64) {
-        self.data = value.to_le_bytes();
+        None
     }
 }
 
 impl<H: Host> TdxVcpu<H> {
-    pub(super) fn vmcall(&mut self) -> Result<Next> {
+    pub(super) fn vmcall(&mut self) -> Option<Exit> {
         if self.run.regs.r10 != 0 {
             return self.hypercall();
         }
         match self.run.regs.r11 {
             function::CPUID => self.cpuid(),
             function::HLT => match self.td.params.irqchip {
-                Irqchip::None => self.run.leave(Pending::Halt, Leave::Hlt),
+                Irqchip::None => self.run.leave(Pending::Halt, Exit::Hlt),
                 _ => {
                     self.run.pending = Pending::Halt;
-                    Ok(Next::Enter)
+                    None
                 }
             },
             function::IO => self.io(),
             function::MMIO => self.mmio(),
             function::RDMSR | function::WRMSR => self.msr(),
             function::GET_TD_VM_CALL_INFO => self.vm_call_info(),
-            function::MAP_GPA => Ok(self.map_gpa()),
+            function::MAP_GPA => self.map_gpa(),
             function::GET_QUOTE => self.get_quote(),
             function::REPORT_FATAL_ERROR => self.fatal_error(),
             function::SETUP_EVENT_NOTIFY => self.setup_event_notify(),
-            _ => Ok(self.run.finish_call(SUBFUNC_UNSUPPORTED)),
+            _ => self.run.finish_call(SUBFUNC_UNSUPPORTED),
         }
     }
 
     /// A KVM hypercall: R10 is its number, R11 to R14 are its arguments, R10 is the answer.
-    fn hypercall(&mut self) -> Result<Next> {
+    fn hypercall(&mut self) -> Option<Exit> {
         let r = self.run.regs;
-        let leave = match r.r10 {
+        match r.r10 {
             HC_MAP_GPA_RANGE => {
                 let gpa = Gpa::new(r.r11);
                 let bytes = r.r12.checked_mul(PAGE_SIZE).filter(|bytes| *bytes != 0);
                 let end = bytes.and_then(|bytes| r.r11.checked_add(bytes));
                 let fits = end.is_some_and(|end| end <= self.td.mask.bits());
                 if !gpa.is_page_aligned() || !fits {
-                    return Ok(self.run.finish_call(HC_EINVAL));
+                    return self.run.finish_call(HC_EINVAL);
                 }
                 let to = match r.r13 & MAP_GPA_RANGE_ENCRYPTED {
                     0 => Privacy::Shared,
                     _ => Privacy::Private,
                 };
                 let pages = r.r12;
-                let leave = Leave::MapGpaRange { gpa, pages, to };
-                return self.run.ask(0, Pending::HypercallErrno, leave);
+                let exit = Exit::MapGpaRange { gpa, pages, to };
+                self.run.leave(Pending::MapGpaHypercall, exit)
             }
-            nr => Leave::Hypercall {
-                nr,
-                args: [r.r11, r.r12, r.r13, r.r14],
-            },
-        };
-        self.run.ask(0, Pending::Ret, leave)
+            nr => {
+                let args = [r.r11, r.r12, r.r13, r.r14, 0, 0];
+                self.run
+                    .leave(Pending::Hypercall, Exit::Hypercall { nr, args })
+            }
+        }
     }
 
     /// Answered from what the TD was created with; a leaf that is not in there is all zeros.
-    fn cpuid(&mut self) -> Result<Next> {
+    fn cpuid(&mut self) -> Option<Exit> {
         let (leaf, subleaf) = (self.run.regs.r12 as u32, self.run.regs.r13 as u32);
         let found = self.td.td_params.cpuid.iter().find(|entry| {
             entry.leaf == leaf && (!entry.subleaf_significant || entry.subleaf == subleaf)
@@ -122,54 +106,53 @@ impl<H: Host> TdxVcpu<H> {
         let [eax, ebx, ecx, edx] = found.map_or([0; 4], |entry| entry.regs);
         let r = &mut self.run.regs;
         [r.r12, r.r13, r.r14, r.r15] = [eax.into(), ebx.into(), ecx.into(), edx.into()];
-        Ok(self.run.finish_call(SUCCESS))
+        self.run.finish_call(SUCCESS)
     }
 
-    /// R12 the size, R13 0 for IN and 1 for OUT, R14 the port, R15 what is written.
-    fn io(&mut self) -> Result<Next> {
+    /// R12 the size, R13 0 for IN and 1 for OUT, R14 the port, R15 the value to write.
+    fn io(&mut self) -> Option<Exit> {
         let r = self.run.regs;
-        let (Ok(port), size @ (1 | 2 | 4)) = (u16::try_from(r.r14), r.r12) else {
-            return Ok(self.run.finish_call(INVALID_OPERAND));
+        let (Ok(port), bytes @ (1 | 2 | 4)) = (u16::try_from(r.r14), r.r12) else {
+            return self.run.finish_call(INVALID_OPERAND);
         };
-        let size = size as usize;
-        match r.r13 {
-            0 => {
-                self.run.set_data(0);
-                let leave = Leave::IoIn { port, size };
-                self.run.leave(Pending::Read(size), leave)
-            }
-            1 => {
-                self.run.set_data(r.r15);
-                let leave = Leave::IoOut { port, size };
-                self.run.leave(Pending::Success, leave)
-            }
-            _ => Ok(self.run.finish_call(INVALID_OPERAND)),
-        }
+        let (size, count) = (bytes as u8, 1);
+        let input = Exit::IoIn { port, size, count };
+        let output = Exit::IoOut { port, size, count };
+        self.access(r.r13, bytes as usize, r.r15, (input, output))
     }
 
-    /// R12 the size, R13 0 for a read and 1 for a write, R14 the address, R15 what is written.
-    fn mmio(&mut self) -> Result<Next> {
+    /// R12 the size, R13 0 for a read and 1 for a write, R14 the address, R15 the value to write.
+    fn mmio(&mut self) -> Option<Exit> {
         let r = self.run.regs;
         let last = r.r14.checked_add(r.r12.wrapping_sub(1));
         let fits = matches!(r.r12, 1 | 2 | 4 | 8)
             && self.is_shared(r.r14)
             && last.is_some_and(|last| self.is_shared(last));
         if !fits {
-            return Ok(self.run.finish_call(INVALID_OPERAND));
+            return self.run.finish_call(INVALID_OPERAND);
         }
-        let (gpa, size) = (Gpa::new(r.r14 & !self.td.mask.bits()), r.r12 as usize);
-        match r.r13 {
-            0 => {
-                self.run.set_data(0);
-                let leave = Leave::MmioRead { gpa, size };
-                self.run.leave(Pending::Read(size), leave)
-            }
+        let (gpa, len) = (Gpa::new(r.r14 & !self.td.mask.bits()), r.r12 as u8);
+        let (read, write) = (Exit::MmioRead { gpa, len }, Exit::MmioWrite { gpa, len });
+        self.access(r.r13, len.into(), r.r15, (read, write))
+    }
+
+    /// Leaves with the first exit for a read (0), with the second for a write (1).
+    fn access(
+        &mut self,
+        direction: u64,
+        len: usize,
+        value: u64,
+        (read, write): (Exit, Exit),
+    ) -> Option<Exit> {
+        match direction {
+            0 => self
+                .run
+                .leave_with(Pending::Read(len), &[0; 8][..len], read),
             1 => {
-                self.run.set_data(r.r15);
-                let leave = Leave::MmioWrite { gpa, size };
-                self.run.leave(Pending::Success, leave)
+                let value = value.to_le_bytes();
+                self.run.leave_with(Pending::Success, &value[..len], write)
             }
-            _ => Ok(self.run.finish_call(INVALID_OPERAND)),
+            _ => self.run.finish_call(INVALID_OPERAND),
         }
     }
 
@@ -183,73 +166,85 @@ impl<H: Host> TdxVcpu<H> {
         gpa < self.td.mask.bits() << 1
     }
 
-    /// R12 the MSR, R13 what is written.
-    fn msr(&mut self) -> Result<Next> {
+    /// R12 the MSR, R13 the value to write.
+    fn msr(&mut self) -> Option<Exit> {
         let r = self.run.regs;
         let Ok(index) = u32::try_from(r.r12) else {
-            return Ok(self.run.finish_call(INVALID_OPERAND));
+            return self.run.finish_call(INVALID_OPERAND);
         };
+        let value = r.r13;
         match r.r11 {
-            function::RDMSR => self.run.ask(0, Pending::MsrRead, Leave::ReadMsr { index }),
-            _ => {
-                let value = r.r13;
-                let leave = Leave::WriteMsr { index, value };
-                self.run.ask(0, Pending::MsrWritten, leave)
-            }
+            function::RDMSR => self.run.leave(Pending::MsrRead, Exit::ReadMsr { index }),
+            _ => self
+                .run
+                .leave(Pending::MsrWrite, Exit::WriteMsr { index, value }),
         }
     }
 
-    /// R12 of 0: all basic sub-functions are there, which nothing but zeros says. R12 of 1: which
-    /// others there are, the embedder knows.
-    fn vm_call_info(&mut self) -> Result<Next> {
+    /// R12 of 0: all basic sub-functions are there, which zeros say. R12 of 1: the embedder knows the
+    /// other ones.
+    fn vm_call_info(&mut self) -> Option<Exit> {
         match self.run.regs.r12 {
             0 => {
                 let r = &mut self.run.regs;
                 [r.r11, r.r12, r.r13, r.r14] = [0; 4];
-                Ok(self.run.finish_call(SUCCESS))
+                self.run.finish_call(SUCCESS)
             }
             leaf @ 1 => {
-                let request = TdxRequest::GetTdVmCallInfo { leaf };
-                let leave = Leave::Tdx(request);
-                self.run.ask(SUCCESS, Pending::RetAndValues, leave)
+                let values = Pending::Request {
+                    default: SUCCESS,
+                    values: true,
+                };
+                self.run
+                    .leave(values, Exit::Tdx(TdxRequest::GetTdVmCallInfo { leaf }))
             }
-            _ => Ok(self.run.finish_call(INVALID_OPERAND)),
+            _ => self.run.finish_call(INVALID_OPERAND),
         }
     }
 
     /// R12 a shared buffer, R13 its length.
-    fn get_quote(&mut self) -> Result<Next> {
+    fn get_quote(&mut self) -> Option<Exit> {
         let r = self.run.regs;
         if !self.is_shared(r.r12) {
-            return Ok(self.run.finish_call(INVALID_OPERAND));
+            return self.run.finish_call(INVALID_OPERAND);
         }
-        let request = TdxRequest::GetQuote {
-            gpa: Gpa::new(r.r12 & !self.td.mask.bits()),
-            bytes: r.r13,
-        };
-        let leave = Leave::Tdx(request);
-        self.run.ask(SUBFUNC_UNSUPPORTED, Pending::Ret, leave)
+        let gpa = Gpa::new(r.r12 & !self.td.mask.bits());
+        self.request(TdxRequest::GetQuote { gpa, bytes: r.r13 })
     }
 
-    fn setup_event_notify(&mut self) -> Result<Next> {
+    fn setup_event_notify(&mut self) -> Option<Exit> {
         match u8::try_from(self.run.regs.r12) {
             Ok(vector) if u64::from(vector) >= FIRST_VECTOR => {
-                let leave = Leave::Tdx(TdxRequest::SetupEventNotify { vector });
-                self.run.ask(SUBFUNC_UNSUPPORTED, Pending::Ret, leave)
+                self.request(TdxRequest::SetupEventNotify { vector })
             }
-            _ => Ok(self.run.finish_call(INVALID_OPERAND)),
+            _ => self.run.finish_call(INVALID_OPERAND),
         }
     }
 
-    /// All registers, in the order of their numbers; RSP and RBP are not the host's to see. The
-    /// guest may be run again.
-    fn fatal_error(&mut self) -> Result<Next> {
+    /// Leaves with a request that an embedder may not offer.
+    fn request(&mut self, request: TdxRequest) -> Option<Exit> {
+        let status = Pending::Request {
+            default: SUBFUNC_UNSUPPORTED,
+            values: false,
+        };
+        self.run.leave(status, Exit::Tdx(request))
+    }
+
+    /// All registers, in the order of their numbers; the host does not see RSP and RBP. The guest may
+    /// be run again.
+    fn fatal_error(&mut self) -> Option<Exit> {
         const TDCALL: u64 = 77;
         let r = self.run.regs;
-        self.run.details = [
+        let registers = [
             TDCALL, r.rcx, r.rdx, r.rbx, 0, 0, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
             r.r13, r.r14, r.r15,
         ];
-        self.run.leave(Pending::Success, Leave::Fatal)
+        let mut words = [0; 128];
+        for (word, value) in words.chunks_exact_mut(8).zip(registers) {
+            word.copy_from_slice(&value.to_ne_bytes());
+        }
+        let kind = SYSTEM_EVENT_TDX_FATAL;
+        self.run
+            .leave_with(Pending::Success, &words, Exit::SystemEvent { kind })
     }
 }

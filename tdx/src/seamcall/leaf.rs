@@ -38,6 +38,7 @@ leaves! {
     MngKeyConfig = 8, 0, "TDH.MNG.KEY.CONFIG";
     MngCreate = 9, 0, "TDH.MNG.CREATE";
     VpCreate = 10, 0, "TDH.VP.CREATE";
+    MngRd = 11, 0, "TDH.MNG.RD";
     MemPageDemote = 15, 0, "TDH.MEM.PAGE.DEMOTE";
     MrExtend = 16, 0, "TDH.MR.EXTEND";
     MrFinalize = 17, 0, "TDH.MR.FINALIZE";

@@ -29,6 +29,12 @@ impl<S: SeamPort> Calls<'_, S> {
             .map(drop)
     }
 
+    /// Reads a metadata field of the TD.
+    pub(crate) fn mng_rd(&self, tdr: Hpa, field: u64) -> Outcome<u64> {
+        self.here(Leaf::MngRd, regs(tdr.get(), field))
+            .map(|out| out.r8)
+    }
+
     /// Closes the TD's measurement.
     pub(crate) fn mr_finalize(&self, tdr: Hpa) -> Outcome {
         self.here(Leaf::MrFinalize, regs(tdr.get(), 0)).map(drop)

@@ -13,7 +13,7 @@ mod vp;
 pub use leaf::Leaf;
 pub(crate) use mem::EntryAt;
 
-use kvm_ops::{CpuId, Error, SeamPort, SeamRegs};
+use kvm_ops::{CpuId, Error, SeamPort, SeamRegs, VmId};
 
 use crate::retry::{Action, LONGEST_WAIT, Verdict, rule};
 use crate::status::CompletionStatus;
@@ -29,6 +29,8 @@ pub(crate) struct Calls<'a, S> {
 pub(crate) struct Failed {
     pub(crate) leaf: Leaf,
     cause: Cause,
+    /// RCX of the call, for reports: the GPA of a TDH.MEM leaf, the page of most others.
+    rcx: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,31 @@ impl Failed {
         Self {
             leaf,
             cause: Cause::Port(error),
+            rcx: 0,
+        }
+    }
+
+    /// Reports the failure as an event: what failed where, and what to do. Each failure that a caller
+    /// or the report of a leak gets comes here once.
+    #[cold]
+    pub(crate) fn report(&self, vm: VmId, poisons: bool) {
+        let Self { leaf, rcx, .. } = *self;
+        let (seamcall, technology, vm) = (leaf.name(), "tdx", vm.0);
+        let advice = match self.cause {
+            _ if poisons => "the TD is poisoned: destroy it",
+            Cause::Port(_) => "the call was not made: bring the processor online and call again",
+            Cause::Status(status) => rule(leaf, status).1.advice(),
+        };
+        match (self.cause, poisons) {
+            (Cause::Status(status), true) => {
+                tracing::error!(technology, vm, seamcall, %status, rcx, "{advice}");
+            }
+            (Cause::Status(status), false) => {
+                tracing::debug!(technology, vm, seamcall, %status, rcx, "{advice}");
+            }
+            (Cause::Port(error), _) => {
+                tracing::error!(technology, vm, seamcall, %error, rcx, "{advice}");
+            }
         }
     }
 
@@ -107,7 +134,10 @@ impl<'a, S: SeamPort> Calls<'a, S> {
             let rax = self
                 .seam
                 .seamcall(cpu, leaf.rax(), &mut regs)
-                .map_err(|error| Failed::port(leaf, error))?;
+                .map_err(|error| Failed {
+                    rcx: input.rcx,
+                    ..Failed::port(leaf, error)
+                })?;
             let status = CompletionStatus::new(rax);
             let action = rule(leaf, status).0;
             match action {
@@ -131,7 +161,8 @@ impl<'a, S: SeamPort> Calls<'a, S> {
                 }
                 _ => {
                     let cause = Cause::Status(status);
-                    return Err(Failed { leaf, cause });
+                    let rcx = input.rcx;
+                    return Err(Failed { leaf, cause, rcx });
                 }
             }
         }

@@ -5,9 +5,9 @@
 //! first, because the module gives no page back before (TDH.PHYMEM.PAGE.RECLAIM), then the pages
 //! from the last to the first, which is the TDR.
 
-use kvm_ops::{Error, Field, Gfn, Hkid, Host, Hpa, Level, PagePort, Pfn, Result, SeamPort, Step};
+use kvm_ops::{Error, Field, Gfn, Hkid, Host, Hpa, Level, PagePort, Result, SeamPort, Step};
 
-use super::{Key, Td, at};
+use super::{KeyState, Td};
 use crate::limits::Limits;
 use crate::params;
 use crate::seamcall::{Calls, Failed, Outcome};
@@ -17,18 +17,15 @@ impl<H: Host> Td<H> {
     /// `Created -> Initialized`. After an error the TD is `Created` again, and the module knows
     /// nothing of it; or poisoned, if that could not be brought about.
     pub(crate) fn init(&self) -> Result<()> {
-        self.step.get().require(Step::Created)?;
+        self.life.require(Step::Created)?;
         // All memory is private at first, as the attributes are.
         self.set_shared(Gfn::new(0), self.frames(), false)?;
         let calls = self.calls()?;
         let limits = Limits::read(&calls, !self.td_params.cpuid.is_empty())
-            .map_err(|failed| failed.error())?;
+            .map_err(|failed| self.error_of(&failed))?;
         let image = params::encode(&self.td_params, self.params.vcpus, &limits)?;
         match self.build(&calls, &limits, &image) {
-            Ok(()) => {
-                self.step.set(Step::Initialized);
-                Ok(())
-            }
+            Ok(()) => self.life.advance(Step::Initialized),
             Err(error) => Err(self.undo(error)),
         }
     }
@@ -42,74 +39,77 @@ impl<H: Host> Td<H> {
         let cpus = one_cpu_per_package(self.seam()?)?;
         let hkid = self.lease_key()?;
         let scratch = self.scratch()?;
-        self.pages()?.write(at(scratch), image)?;
+        self.pages()?.write(scratch, image)?;
 
         self.give(|page| calls.mng_create(page, hkid))?;
-        self.lock(&self.control).key = Key::Assigned(hkid);
+        self.lock(&self.control).key = KeyState::Assigned;
         let tdr = self.tdr()?;
         for cpu in cpus {
             calls
                 .mng_key_config(cpu, tdr)
-                .map_err(|failed| failed.error())?;
+                .map_err(|failed| self.error_of(&failed))?;
         }
         for _ in 0..limits.tdcs_pages {
             self.give(|page| calls.mng_addcx(page, tdr))?;
         }
         calls
-            .mng_init(tdr, at(scratch))
-            .map_err(|failed| failed.error())?;
+            .mng_init(tdr, scratch)
+            .map_err(|failed| self.error_of(&failed))?;
         self.lock(&self.control).tdvps_pages = limits.tdvps_pages;
         Ok(())
     }
 
     fn lease_key(&self) -> Result<Hkid> {
-        let pool = self.seam()?.key_ids();
-        let key = pool.lease()?;
-        let Ok(number) = u16::try_from(key) else {
-            // A KeyID has 16 bits at most (TDX module ABI, TDH.MNG.CREATE).
-            pool.give_back(key);
-            return Err(Error::Invalid(Field::Hkid, key.into()));
-        };
-        let hkid = Hkid(number);
-        self.lock(&self.control).key = Key::Leased(hkid);
-        Ok(hkid)
+        let lease = self.seam()?.key_ids().lease()?;
+        let (number, hkid) = (lease.number(), lease.hkid());
+        {
+            let mut control = self.lock(&self.control);
+            control.key = KeyState::Leased;
+            control.lease = Some(lease);
+        }
+        // A KeyID has 16 bits at most (TDX module ABI, TDH.MNG.CREATE).
+        if u32::from(hkid.0) == number {
+            Ok(hkid)
+        } else {
+            Err(Error::Invalid(Field::Hkid, number.into()))
+        }
     }
 
-    /// A page of the host's for what the module reads: TD_PARAMS, contents of initial pages. It
-    /// stays until the TD is finalised or torn down.
-    pub(crate) fn scratch(&self) -> Result<Pfn> {
-        let kept = self.lock(&self.control).scratch;
-        if let Some(page) = kept {
-            return Ok(page);
+    /// The address of the host's page for data that the module reads: TD_PARAMS, contents of initial
+    /// pages. The page stays until the TD is finalised or torn down.
+    pub(crate) fn scratch(&self) -> Result<Hpa> {
+        if let Some(page) = &self.lock(&self.control).scratch {
+            return Ok(page.hpa());
         }
         let page = self.take_page(Level::Size4K)?;
-        self.lock(&self.control).scratch = Some(page);
-        Ok(page)
+        let hpa = page.hpa();
+        let other = self.lock(&self.control).scratch.replace(page);
+        other.into_iter().for_each(|page| self.give_page_back(page));
+        Ok(hpa)
     }
 
     /// Frees the scratch page, if there is one.
     pub(crate) fn drop_scratch(&self) {
         let page = self.lock(&self.control).scratch.take();
-        if let Some(page) = page {
-            self.free_page(page, Level::Size4K);
-        }
+        page.into_iter().for_each(|page| self.give_page_back(page));
     }
 
     /// Takes a page and gives it to the module by `call`. If the module takes it, it is a control
     /// page of the TD from then on; else it goes back.
     pub(crate) fn give(&self, call: impl FnOnce(Hpa) -> Outcome) -> Result<Hpa> {
         let page = self.take_page(Level::Size4K)?;
-        match call(at(page)) {
+        let hpa = page.hpa();
+        match call(hpa) {
             Ok(()) => {
                 let mut control = self.lock(&self.control);
                 if control.pages.is_empty() {
-                    self.set_tdr(Some(at(page)));
+                    self.set_tdr(Some(hpa));
                 }
                 control.pages.push(page);
-                Ok(at(page))
+                Ok(hpa)
             }
             Err(failed) => {
-                self.free_page(page, Level::Size4K);
+                self.give_page_back(page);
                 Err(self.error_of(&failed))
             }
         }
@@ -118,25 +118,25 @@ impl<H: Host> Td<H> {
     /// The caller's error for a failed call. It poisons nothing while the TD is built, because all of
     /// that is undone.
     fn error_of(&self, failed: &Failed) -> Error {
-        match self.step.get() {
-            Step::Created => failed.error(),
-            _ => self.failed(failed),
+        if self.life.step() != Step::Created {
+            return self.failed(failed);
         }
+        failed.report(self.life.id(), false);
+        failed.error()
     }
 
     /// Brings the TD back to its state before `vm_init`. Returns the caller's error: the failure
     /// itself, or that of the undoing, after which the TD is poisoned.
     fn undo(&self, error: Error) -> Error {
         if let Err(failed) = self.release_key() {
-            self.step.set(Step::Poisoned);
+            failed.report(self.life.id(), true);
+            self.life.poison();
             return failed.leak_error();
         }
-        let leaks = self.lock(&self.account).leaks.len();
         self.free_control_pages();
-        let account = self.lock(&self.account);
-        match account.leaks.get(leaks) {
+        match self.account.report(&self.life).leaks.first() {
             Some(leak) => {
-                self.step.set(Step::Poisoned);
+                self.life.poison();
                 leak.error
             }
             None => error,

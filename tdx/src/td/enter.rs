@@ -33,7 +33,7 @@ impl<H: Host> Td<H> {
     /// another one.
     pub(crate) fn enter<'a>(&'a self, vcpu: &'a VcpuRecord, cpu: CpuId) -> Result<Inside<'a>> {
         loop {
-            self.step.get().require(Step::Runnable)?;
+            self.life.require(Step::Runnable)?;
             match self.gate.look() {
                 GateState::Open => {}
                 GateState::Held => {

@@ -3,82 +3,74 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{
-    Drained, Error, Field, FreeReport, Host, KeyReleased, Leak, Leaked, Level, Pfn, Result,
-    SeamPort, Step, Tech, VmPort,
-};
+use kvm_ops::{Error, FreeReport, Host, KeyReleased, Leaked, Page, Result, SeamPort, Step, VmPort};
 use kvm_ops_mmu::PageKind;
 
-use super::{Key, Td, at};
+use super::{KeyState, Td};
 use crate::Leaf;
-use crate::seamcall::Outcome;
+use crate::seamcall::{Failed, Outcome};
 
 impl<H: Host> Td<H> {
-    /// One TDH.PHYMEM.PAGE.RECLAIM for each page that the mirror lists: the guest's pages, then the
-    /// pages of the Secure-EPT.
-    pub(crate) fn drain(&self, released: &KeyReleased) -> Result<()> {
-        self.check_token(released)?;
-        self.step.get().require(Step::KeyReleased)?;
+    /// One TDH.PHYMEM.PAGE.RECLAIM for each page of the mirror: the guest's pages, then the pages of
+    /// the Secure-EPT.
+    pub(crate) fn drain(&self) {
         let mut tables = Vec::new();
-        self.write_private()
-            .mirror
-            .drain(|page, level, held| match held {
-                PageKind::Page => self.reclaim_and_free(page, level),
-                PageKind::Table => tables.push(page),
-            });
-        for table in tables {
-            self.reclaim_and_free(table, Level::Size4K);
-        }
-        self.step.set(Step::Drained);
-        Ok(())
+        let mut private = self.write_private();
+        private.mirror.drain(|page, kind| match kind {
+            PageKind::Page => self.reclaim_and_free(page),
+            PageKind::Table => tables.push(page),
+        });
+        tables
+            .into_iter()
+            .for_each(|table| self.reclaim_and_free(table));
     }
 
-    pub(crate) fn check_token(&self, released: &KeyReleased) -> Result<()> {
-        if released.vm() != self.id {
-            return Err(Error::Invalid(Field::Token, released.vm().0));
+    /// Reclaims a page that is not the mirror's, for an embedder that keeps separate tables. After an
+    /// error the page is in the report as leaked.
+    pub(crate) fn reclaim_for(&self, released: &KeyReleased, page: Page) -> Result<Page> {
+        let torn_down = [Step::KeyReleased, Step::Drained];
+        let allowed = self
+            .life
+            .check_released(released)
+            .and_then(|()| self.life.step().require_one_of(&torn_down));
+        let error = match allowed.map(|()| self.reclaim(&page)) {
+            Ok(Ok(())) => return Ok(page),
+            Ok(Err(failed)) => {
+                self.lock(&self.control).kept.get_or_insert(failed);
+                self.failed(&failed)
+            }
+            Err(error) => error,
+        };
+        // The embedder took the page, so it is not in the account.
+        for n in 0..page.level().frames() {
+            if let Some(hpa) = page.pfn().checked_add(n).and_then(kvm_ops::Pfn::base) {
+                let operation = Leaf::PhymemPageReclaim.name();
+                self.account.leak_other(Leaked::Page(hpa), operation, error);
+            }
         }
-        Ok(())
+        Err(error)
     }
 
-    pub(crate) fn check_drained(&self, drained: &Drained) -> Result<()> {
-        if drained.vm() != self.id {
-            return Err(Error::Invalid(Field::Token, drained.vm().0));
-        }
-        self.step.get().require(Step::Drained)
-    }
-
-    /// Reclaims a page that is not the mirror's, for an embedder that keeps separate tables. The page is
-    /// the caller's again, or counted as leaked.
-    pub(crate) fn reclaim_for(
-        &self,
-        released: &KeyReleased,
-        page: Pfn,
-        level: Level,
-    ) -> Result<()> {
-        self.check_token(released)?;
-        self.step
-            .get()
-            .require_one_of(&[Step::KeyReleased, Step::Drained])?;
-        if page.base().is_none() {
-            return Err(Error::Invalid(Field::HostAddress, page.get()));
-        }
-        self.reclaim(page).map_err(|failed| {
-            self.lock(&self.account).taken += level.frames();
-            self.kept(page, level, &failed);
-            failed.error()
-        })
-    }
-
-    fn reclaim(&self, page: Pfn) -> Outcome {
+    fn reclaim(&self, page: &Page) -> Outcome {
         self.calls_for(Leaf::PhymemPageReclaim)?
-            .phymem_page_reclaim(at(page))
+            .phymem_page_reclaim(page.hpa())
     }
 
-    fn reclaim_and_free(&self, page: Pfn, level: Level) {
-        match self.reclaim(page) {
-            Ok(()) => self.free_page(page, level),
-            Err(failed) => self.kept(page, level, &failed),
+    fn reclaim_and_free(&self, page: Page) {
+        match self.reclaim(&page) {
+            Ok(()) => self.give_page_back(page),
+            Err(failed) => self.leak_kept(page, failed),
         }
+    }
+
+    /// Counts a page as leaked because of a failed call.
+    fn leak_kept(&self, page: Page, failed: Failed) {
+        failed.report(self.life.id(), false);
+        if failed.leaf != Leaf::PhymemPageWbinvd {
+            self.lock(&self.control).kept.get_or_insert(failed);
+        }
+        self.account
+            .leak(page, failed.leaf.name(), failed.leak_error());
     }
 
     /// Gives every control page back, from the last to the first: the TDCX and TDVPR of vCPUs, the
@@ -97,26 +89,26 @@ impl<H: Host> Td<H> {
                 self.free_tdr(page);
                 self.set_tdr(None);
             } else {
-                self.reclaim_and_free(page, Level::Size4K);
+                self.reclaim_and_free(page);
             }
         }
     }
 
     /// The module uses the TDR while it reclaims the TD's other pages and counts them in it, so it
-    /// comes last, and stays if one of them did. Its lines are the module's own: they are written
-    /// back under the global KeyID.
-    fn free_tdr(&self, tdr: Pfn) {
-        let kept = self.lock(&self.account).kept;
+    /// comes last, and stays if one of them did. Its lines are the module's: they are written back
+    /// under the global KeyID.
+    fn free_tdr(&self, tdr: Page) {
+        let kept = self.lock(&self.control).kept;
         let done = match kept {
             Some(failed) => Err(failed),
-            None => self.reclaim(tdr).and_then(|()| {
+            None => self.reclaim(&tdr).and_then(|()| {
                 let calls = self.calls_for(Leaf::PhymemPageWbinvd)?;
-                calls.phymem_page_wbinvd(calls.port().with_key_id(at(tdr), None))
+                calls.phymem_page_wbinvd(calls.port().with_key_id(tdr.hpa(), None))
             }),
         };
         match done {
-            Ok(()) => self.free_page(tdr, Level::Size4K),
-            Err(failed) => self.kept(tdr, Level::Size4K, &failed),
+            Ok(()) => self.give_page_back(tdr),
+            Err(failed) => self.leak_kept(tdr, failed),
         }
     }
 
@@ -131,59 +123,40 @@ impl<H: Host> Td<H> {
     pub(crate) fn abandon(&self, error: Error) -> FreeReport {
         self.close_gate();
         self.drop_scratch();
-        let (failed, key, pages) = {
+        if self.lock(&self.control).key == KeyState::Leased {
+            // The module never had it.
+            self.return_key();
+        }
+        let (failed, lease, pages) = {
             let mut control = self.lock(&self.control);
-            (
-                control.failed,
-                control.key,
-                core::mem::take(&mut control.pages),
-            )
+            let pages = core::mem::take(&mut control.pages);
+            (control.failed, control.lease.take(), pages)
         };
         let (operation, error) = match failed {
             Some(failed) => (failed.leaf.name(), failed.leak_error()),
             None => ("mmu_release_hkid", error),
         };
-        let leak = |page, level| {
-            self.lock(&self.account).leak(page, level, operation, error);
-        };
-        self.write_private()
-            .mirror
-            .drain(|page, level, _| leak(page, level));
-        pages.into_iter().for_each(|page| leak(page, Level::Size4K));
-        if let Key::Leased(hkid) = key {
-            // The module never had it.
-            self.return_key(hkid);
-        } else if let Some(hkid) = key.hkid() {
-            let number = hkid.0.into();
+        let leak = |page| self.account.leak(page, operation, error);
+        self.write_private().mirror.drain(|page, _| leak(page));
+        pages.into_iter().for_each(leak);
+        if let Some(lease) = lease {
+            let number = Leaked::Key(lease.number());
+            self.account.leak_other(number, operation, error);
+            // A pool that refuses it does not know it, and never leases it.
             if let Some(seam) = self.host.seam() {
-                seam.key_ids().leak(number);
+                let _ = seam.key_ids().leak(lease);
             }
-            self.lock(&self.account).leaks.push(Leak {
-                what: Leaked::Key(number),
-                operation,
-                error,
-            });
         }
-        self.step.set(Step::Poisoned);
+        self.life.poison();
         self.report()
     }
 
     /// Closes the VM below and draws the account up.
     fn report(&self) -> FreeReport {
-        let mut report = FreeReport::new(self.id, Tech::Tdx);
-        report.keys_freed = self.lock(&self.control).keys_freed;
         let port = self.port.write().take();
         let closed = port.map_or(Ok(()), VmPort::close);
-        let mut account = self.lock(&self.account);
-        report.pages_freed = account.freed;
-        report.leaks = core::mem::take(&mut account.leaks);
-        if let Err(error) = closed {
-            report.leaks.push(Leak {
-                what: Leaked::Handle(self.id.0 as i64),
-                operation: "close VM",
-                error,
-            });
-        }
+        let mut report = self.account.report(&self.life);
+        report.close_vm(closed);
         report
     }
 }

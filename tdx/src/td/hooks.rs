@@ -1,13 +1,13 @@
 //! The mirror's hooks: changes of Secure-EPT entries by transition, and TLB flushes.
 
 use kvm_ops::{
-    Error, Field, Gfn, Host, Hpa, Level, Pfn, PrivateSpte, Result, SeamPort, SpteChange, Step,
+    Error, Field, Gfn, Host, Hpa, Level, Page, Pfn, PrivateSpte, Result, SeamPort, SpteChange, Step,
 };
 use kvm_ops_mmu::{MirrorHooks, Removal};
 
 use super::{Td, at};
 use crate::Leaf;
-use crate::seamcall::{EntryAt, Failed, Outcome};
+use crate::seamcall::{EntryAt, Outcome};
 
 impl<H: Host> Td<H> {
     /// The end of the TD's frames: where the shared bit begins.
@@ -18,11 +18,11 @@ impl<H: Host> Td<H> {
     /// The operands of a change, once it is one that the TD can have.
     pub(crate) fn entry(&self, change: &SpteChange) -> Result<(EntryAt, Hpa)> {
         self.require_live()?;
-        let SpteChange { gfn, level, .. } = *change;
+        let (gfn, level) = (change.gfn(), change.level());
         if !gfn.is_aligned(level) || !self.has_frames(gfn, level.frames()) {
             return Err(Error::Invalid(Field::Gfn, gfn.get()));
         }
-        for spte in [change.old, change.new] {
+        for spte in [change.old(), change.new_value()] {
             let pfn = match spte {
                 PrivateSpte::Absent => continue,
                 PrivateSpte::Table(pfn)
@@ -48,7 +48,7 @@ impl<H: Host> Td<H> {
     /// Writes the lines back that the caches have of a page under the TD's key.
     fn clean(&self, page: Pfn) -> Outcome {
         let calls = self.calls_for(Leaf::PhymemPageWbinvd)?;
-        let key = self.lock(&self.control).key.hkid();
+        let key = self.lock(&self.control).hkid();
         calls.phymem_page_wbinvd(calls.port().with_key_id(at(page), key))
     }
 
@@ -69,7 +69,7 @@ impl<H: Host> Td<H> {
 
     /// Refuses a change that is no transition of the Secure-EPT.
     fn no_such_change<T>(change: &SpteChange) -> Result<T> {
-        Err(Error::Invalid(Field::Gfn, change.gfn.get()))
+        Err(Error::Invalid(Field::Gfn, change.gfn().get()))
     }
 }
 
@@ -78,7 +78,7 @@ impl<H: Host> MirrorHooks for Td<H> {
         use PrivateSpte as P;
         let (entry, tdr) = self.entry(change)?;
         let calls = self.calls()?;
-        let done = match (change.old, change.new) {
+        let done = match (change.old(), change.new_value()) {
             (P::Absent, P::Table(table)) => calls.mem_sept_add(entry, tdr, at(table)),
             (P::Absent, P::Mapped(page)) => calls.mem_page_aug(entry, tdr, at(page)),
             (P::Mapped(old), P::Blocked(new)) | (P::Table(old), P::BlockedTable(new))
@@ -109,9 +109,9 @@ impl<H: Host> MirrorHooks for Td<H> {
             Ok(calls) => calls,
             Err(error) => return Removal::Failed(error),
         };
-        match (change.old, change.new) {
+        match (change.old(), change.new_value()) {
             (P::Blocked(page), P::Absent) => {
-                self.remove(page, change.level, || calls.mem_page_remove(entry, tdr))
+                self.remove(page, change.level(), || calls.mem_page_remove(entry, tdr))
             }
             (P::BlockedTable(table), P::Absent) => {
                 self.remove(table, Level::Size4K, || calls.mem_sept_remove(entry, tdr))
@@ -139,22 +139,18 @@ impl<H: Host> MirrorHooks for Td<H> {
         Ok(())
     }
 
-    fn alloc_table(&self) -> Result<Pfn> {
+    fn alloc_table(&self) -> Result<Page> {
         self.take_page(Level::Size4K)
     }
 
-    fn free_table(&self, table: Pfn) {
-        self.free_page(table, Level::Size4K);
-    }
-
-    fn free_page(&self, page: Pfn, level: Level) {
-        Td::free_page(self, page, level);
+    fn free_page(&self, page: Page) {
+        self.give_page_back(page);
     }
 
     /// Only a page that is out of the TD and could not be written back comes here.
-    fn leak(&self, page: Pfn, level: Level, error: Error) {
-        self.lock(&self.account)
-            .leak(page, level, Leaf::PhymemPageWbinvd.name(), error);
+    fn leak(&self, page: Page, error: Error) {
+        self.account
+            .leak(page, Leaf::PhymemPageWbinvd.name(), error);
     }
 }
 
@@ -163,7 +159,7 @@ impl<H: Host> Td<H> {
     pub(crate) fn change_entry(&self, change: &SpteChange) -> Result<()> {
         use PrivateSpte as P;
         let removes = matches!(
-            (change.old, change.new),
+            (change.old(), change.new_value()),
             (P::Blocked(_), P::Absent) | (P::BlockedTable(_), P::Absent | P::Mapped(_))
         );
         if !removes {
@@ -173,10 +169,5 @@ impl<H: Host> Td<H> {
             Removal::Done => Ok(()),
             Removal::Dirty(error) | Removal::Failed(error) => Err(error),
         }
-    }
-
-    /// Counts a page that the module kept as leaked.
-    pub(crate) fn kept(&self, page: Pfn, level: Level, failed: &Failed) {
-        self.lock(&self.account).leak_after(page, level, failed);
     }
 }

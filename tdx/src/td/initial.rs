@@ -1,8 +1,8 @@
 //! The measured start: TDH.MEM.PAGE.ADD, TDH.MR.EXTEND and TDH.MR.FINALIZE.
 
 use kvm_ops::{
-    Error, Field, Gfn, Gpa, Host, Hpa, InitialPage, InitialPageKind, Level, PAGE_SIZE, PagePort,
-    Pfn, Privacy, PrivateSpte, Result, SpteChange, Step,
+    Error, Field, Gfn, Gpa, Host, Hpa, InitialPage, InitialPageKind, Level, Measurement, PAGE_SIZE,
+    Page, PagePort, Privacy, PrivateSpte, Result, SpteChange, Step,
 };
 use kvm_ops_mmu::{Mapped, MirrorHooks, Removal};
 
@@ -10,6 +10,9 @@ use super::{Td, at};
 
 /// Bytes that one TDH.MR.EXTEND measures.
 const CHUNK: u64 = 256;
+
+/// The first of the six TDCS fields that hold MRTD (TDX module ABI, "TD-scope metadata").
+const MRTD: u64 = 0x1310_0003_0000_0000;
 
 /// The TD's hooks while an initial page is added: a new leaf is a TDH.MEM.PAGE.ADD from `source`.
 struct Adding<'a, H: Host> {
@@ -19,7 +22,7 @@ struct Adding<'a, H: Host> {
 
 impl<H: Host> MirrorHooks for Adding<'_, H> {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
-        match (change.old, change.new) {
+        match (change.old(), change.new_value()) {
             (PrivateSpte::Absent, PrivateSpte::Mapped(page)) => {
                 let (entry, tdr) = self.td.entry(change)?;
                 self.td
@@ -39,38 +42,34 @@ impl<H: Host> MirrorHooks for Adding<'_, H> {
         self.td.flush_private_tlb()
     }
 
-    fn alloc_table(&self) -> Result<Pfn> {
+    fn alloc_table(&self) -> Result<Page> {
         self.td.alloc_table()
     }
 
-    fn free_table(&self, table: Pfn) {
-        self.td.free_table(table);
+    fn free_page(&self, page: Page) {
+        self.td.free_page(page);
     }
 
-    fn free_page(&self, page: Pfn, level: Level) {
-        self.td.free_page(page, level);
-    }
-
-    fn leak(&self, page: Pfn, level: Level, error: Error) {
-        self.td.leak(page, level, error);
+    fn leak(&self, page: Page, error: Error) {
+        self.td.leak(page, error);
     }
 }
 
 impl<H: Host> Td<H> {
     /// Adds a page to the TD's start. Its address is measured in any case.
     pub(crate) fn add_initial_page(&self, page: &InitialPage<'_>) -> Result<()> {
-        self.step.get().require(Step::Initialized)?;
+        self.life.require(Step::Initialized)?;
         let gfn = self.private_page_at(page.gpa)?;
         let measured = match page.kind {
             InitialPageKind::Measured => true,
             InitialPageKind::Unmeasured => false,
-            _ => return kvm_ops::unsupported!("an initial page of this kind"),
+            _ => return kvm_ops::not_offered!("an initial page of this kind"),
         };
         let private = self.write_private();
         if !private.may_be_private(gfn) {
             return Err(Error::NotFound(Field::Gpa, page.gpa.get()));
         }
-        let source = at(self.scratch()?);
+        let source = self.scratch()?;
         self.pages()?.write(source, page.contents)?;
         let hooks = Adding { td: self, source };
         let target = || self.take_page(Level::Size4K);
@@ -86,7 +85,7 @@ impl<H: Host> Td<H> {
 
     /// Adds the contents of a page that is there to the measurement.
     pub(crate) fn measure_initial_page(&self, gpa: Gpa) -> Result<()> {
-        self.step.get().require(Step::Initialized)?;
+        self.life.require(Step::Initialized)?;
         let gfn = self.private_page_at(gpa)?;
         let found = self.read_private().mirror.lookup(gfn);
         match found.entry {
@@ -111,6 +110,7 @@ impl<H: Host> Td<H> {
         let (calls, tdr) = (self.calls()?, self.tdr()?);
         for offset in (0..PAGE_SIZE).step_by(CHUNK as usize) {
             calls.mr_extend(gpa.get() + offset, tdr).map_err(|failed| {
+                failed.report(self.life.id(), true);
                 self.poison();
                 failed.leak_error()
             })?;
@@ -120,7 +120,7 @@ impl<H: Host> Td<H> {
 
     /// `Initialized -> Runnable`. The module finalises no TD without a vCPU.
     pub(crate) fn finalize(&self) -> Result<()> {
-        self.step.get().require(Step::Initialized)?;
+        self.life.require(Step::Initialized)?;
         if self.ready_vcpus().is_empty() {
             return Err(Error::Invalid(Field::VcpuCount, 0));
         }
@@ -128,7 +128,20 @@ impl<H: Host> Td<H> {
             .mr_finalize(self.tdr()?)
             .map_err(|failed| self.failed(&failed))?;
         self.drop_scratch();
-        self.step.set(Step::Runnable);
-        Ok(())
+        self.life.advance(Step::Runnable)
+    }
+
+    /// Reads MRTD, which is final once the TD is.
+    pub(crate) fn measurement(&self) -> Result<Measurement> {
+        self.life.require(Step::Runnable)?;
+        let (calls, tdr) = (self.calls()?, self.tdr()?);
+        let mut mrtd = [0; 48];
+        for (field, bytes) in (MRTD..).zip(mrtd.chunks_exact_mut(8)) {
+            let value = calls
+                .mng_rd(tdr, field)
+                .map_err(|failed| self.failed(&failed))?;
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+        Ok(Measurement::sha384(mrtd))
     }
 }

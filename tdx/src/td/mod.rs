@@ -2,8 +2,7 @@
 //!
 //! | file | part of the life |
 //! |---|---|
-//! | `step`, `gate` | where the TD is in its life; who may enter it |
-//! | `account` | pages taken, freed, leaked |
+//! | `gate` | entry to the TD |
 //! | `enter` | passing the gate, association with a processor, emptying an epoch |
 //! | `build` | from the KeyID to TDH.MNG.INIT, and back |
 //! | `vcpus` | creation of vCPUs |
@@ -14,10 +13,9 @@
 //! | `release`, `free` | the teardown: the key, then the pages |
 //!
 //! Locks are taken in this order: `creating`, `private`, a vCPU's `associated`, and then at most one of
-//! `vcpus`, `control`, `account` and `port`, which are never held across a SEAMCALL: a failed call may
-//! poison the TD, which looks through `vcpus`.
+//! `vcpus`, `control` and `port`, which are never held across a SEAMCALL: a failed call may poison the
+//! TD, which looks through `vcpus`.
 
-pub(crate) mod account;
 mod build;
 mod enter;
 mod free;
@@ -27,7 +25,6 @@ mod initial;
 mod offline;
 mod private;
 mod release;
-mod step;
 mod vcpus;
 
 use alloc::collections::BTreeMap;
@@ -35,27 +32,27 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_ops::{
-    Error, Field, Gpaw, Hkid, Host, Hpa, Level, OpName, PAGE_SIZE, PagePort, Pfn, Result, SeamPort,
-    SharedMask, Step, TdParams, Tech, VcpuId, VmId, VmParams,
+    Error, Gpaw, Hkid, Host, Hpa, KeyLease, Level, Life, OpName, PAGE_SIZE, Page, PageAccount,
+    PagePort, Pfn, Result, SeamPort, SharedMask, Step, TdParams, TdPort, Tech, VcpuId, VmId,
+    VmParams, VmPort,
 };
-use kvm_ops_mmu::{Attributes, Mirror, ReadGuard, ReaderLock, Slots, WriteGuard};
-use spin::{Mutex, MutexGuard, RwLock};
+use kvm_ops_mmu::{
+    Attributes, Mirror, Mutex, MutexGuard, ReadGuard, ReaderLock, Slots, WriteGuard,
+};
+use spin::RwLock;
 
 use crate::seamcall::{Calls, Failed};
 use crate::vcpu::{Unfinished, VcpuRecord};
-use account::Account;
 use gate::Gate;
 pub(crate) use private::Fault;
-use step::StepCell;
 
 /// The state of a TD.
 pub(crate) struct Td<H: Host> {
     pub(crate) host: H,
-    pub(crate) id: VmId,
+    pub(crate) life: Life,
     pub(crate) params: VmParams,
     pub(crate) td_params: TdParams,
     pub(crate) mask: SharedMask,
-    pub(crate) step: StepCell,
     pub(crate) gate: Gate,
     /// The TDR's address, 0 while there is none.
     tdr: AtomicU64,
@@ -65,7 +62,7 @@ pub(crate) struct Td<H: Host> {
     /// Private memory: faults read, everything that takes away or changes attributes writes.
     pub(crate) private: ReaderLock<Private>,
     pub(crate) control: Mutex<Control>,
-    pub(crate) account: Mutex<Account>,
+    pub(crate) account: PageAccount,
     /// The VM below, which holds the shared memory. `None` once it is closed.
     pub(crate) port: RwLock<Option<H::Vm>>,
 }
@@ -87,52 +84,56 @@ pub(crate) struct Private {
 }
 
 /// The TD's key and control pages.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Control {
-    pub(crate) key: Key,
+    pub(crate) key: KeyState,
+    /// The KeyID, unless `key` is [`KeyState::None`].
+    pub(crate) lease: Option<KeyLease>,
     /// Pages that the module took as TDR, TDCS, TDVPR and TDCX, in the order in which it took them:
     /// given back from the end, the TDR comes last.
-    pub(crate) pages: alloc::vec::Vec<Pfn>,
-    /// Why the key could not be released at the last attempt.
+    pub(crate) pages: alloc::vec::Vec<Page>,
+    /// The call that failed at the last attempt to release the key.
     pub(crate) failed: Option<Failed>,
+    /// The first failure that left a page with the module, which then keeps the TDR too.
+    pub(crate) kept: Option<Failed>,
     /// The host's page that the module reads from while the TD is built.
-    pub(crate) scratch: Option<Pfn>,
+    pub(crate) scratch: Option<Page>,
     /// The number of pages of a vCPU; known from `vm_init` on.
     pub(crate) tdvps_pages: u32,
-    /// The number of KeyIDs that went back to the pool.
-    pub(crate) keys_freed: u32,
 }
 
-impl Key {
+impl Control {
     /// The KeyID that the module has for the TD.
-    pub(crate) const fn hkid(self) -> Option<Hkid> {
-        match self {
-            Self::Assigned(hkid) | Self::Flushed(hkid) => Some(hkid),
-            Self::None | Self::Leased(_) => None,
+    pub(crate) fn hkid(&self) -> Option<Hkid> {
+        match self.key {
+            KeyState::Assigned | KeyState::Flushed => self.lease.as_ref().map(KeyLease::hkid),
+            KeyState::None | KeyState::Leased => None,
         }
     }
 }
 
-/// The address of a page that [`Td::take_page`] gave.
+/// The address of a page that an entry of the Secure-EPT names.
 pub(crate) const fn at(page: Pfn) -> Hpa {
     Hpa::new(page.get() << PAGE_SIZE.ilog2())
 }
 
 /// The state of the TD's KeyID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Key {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum KeyState {
     /// The TD has none yet, or not any more.
+    #[default]
     None,
     /// Leased from the pool; the module knows nothing of it.
-    Leased(Hkid),
+    Leased,
     /// The module has assigned it to the TD (TDH.MNG.CREATE).
-    Assigned(Hkid),
+    Assigned,
     /// No vCPU uses it any more (TDH.MNG.VPFLUSHDONE).
-    Flushed(Hkid),
+    Flushed,
 }
 
 static SEAM: OpName = OpName("a TDX module (SEAMCALL port)");
 static PAGES: OpName = OpName("memory for private pages (page port)");
+static TD_PORT: OpName = OpName("VMs that can be TDs (TD port)");
 
 impl<H: Host> Td<H> {
     /// A TD of which the module knows nothing yet. The VM below is created last, so that no failure
@@ -142,34 +143,27 @@ impl<H: Host> Td<H> {
             Gpaw::Bits48 => (47, Level::Size512G),
             Gpaw::Bits52 => (51, Level::Size256T),
         };
+        let pages = host.pages().ok_or(Error::HostLacks(&PAGES))?;
         let private = Private {
-            mirror: Mirror::new(root)?,
+            mirror: Mirror::new(root, pages.id())?,
             slots: Slots::new(),
             attributes: Attributes::default(),
         };
         let port = host.create_vm(Tech::Tdx, params)?;
         Ok(Self {
             host: host.clone(),
-            id,
+            life: Life::new(id, Tech::Tdx),
             // One slot for each vCPU and one for everybody else.
             private: ReaderLock::new(params.vcpus as usize + 1, private),
             params: params.clone(),
             td_params,
             mask: SharedMask::shared_bit(bit).unwrap_or(SharedMask::NONE),
-            step: StepCell::new(),
             gate: Gate::default(),
             tdr: AtomicU64::new(0),
             vcpus: Mutex::new(BTreeMap::new()),
             creating: Mutex::new(()),
-            control: Mutex::new(Control {
-                key: Key::None,
-                pages: alloc::vec::Vec::new(),
-                failed: None,
-                scratch: None,
-                tdvps_pages: 0,
-                keys_freed: 0,
-            }),
-            account: Mutex::new(Account::default()),
+            control: Mutex::default(),
+            account: PageAccount::new(),
             port: RwLock::new(Some(port)),
         })
     }
@@ -189,7 +183,7 @@ impl<H: Host> Td<H> {
     /// The TDR, by which SEAMCALLs name the TD.
     pub(crate) fn tdr(&self) -> Result<Hpa> {
         match self.tdr.load(Ordering::Acquire) {
-            0 => Err(Error::WrongState(self.step.get())),
+            0 => Err(Error::WrongState(self.life.step())),
             tdr => Ok(Hpa::new(tdr)),
         }
     }
@@ -208,12 +202,20 @@ impl<H: Host> Td<H> {
 
     /// Locks, with the port's pauses while it waits.
     pub(crate) fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
-        loop {
-            if let Some(guard) = mutex.try_lock() {
-                return guard;
-            }
-            self.relax();
+        mutex.lock(|| self.relax())
+    }
+
+    /// Runs `f` on the VM below, until that is closed.
+    pub(crate) fn on_port<T>(&self, f: impl FnOnce(&H::Vm) -> Result<T>) -> Result<T> {
+        match &*self.port.read() {
+            Some(port) => f(port),
+            None => Err(Error::WrongState(self.life.step())),
         }
+    }
+
+    /// Runs `f` on the TD's operations of the VM below.
+    pub(crate) fn on_td_port<T>(&self, f: impl FnOnce(&dyn TdPort) -> Result<T>) -> Result<T> {
+        self.on_port(|port| f(port.td().ok_or(Error::HostLacks(&TD_PORT))?))
     }
 
     /// Private memory, to be looked at by a thread that is no vCPU's.
@@ -228,39 +230,24 @@ impl<H: Host> Td<H> {
     }
 
     /// Takes a page out of the host's use.
-    pub(crate) fn take_page(&self, level: Level) -> Result<Pfn> {
-        let pages = self.pages()?;
-        let page = pages.alloc(level)?;
-        // Addresses have 52 bits; what is beyond is no memory.
-        if page
-            .get()
-            .checked_add(level.frames())
-            .is_none_or(|end| end > 1 << 40)
-        {
-            pages.free(page, level);
-            return Err(Error::Invalid(Field::HostAddress, page.get()));
-        }
-        self.lock(&self.account).taken += level.frames();
-        Ok(page)
+    pub(crate) fn take_page(&self, level: Level) -> Result<Page> {
+        self.account.take(self.pages()?, level)
     }
 
     /// Gives a page back that the module does not have.
-    pub(crate) fn free_page(&self, page: Pfn, level: Level) {
+    pub(crate) fn give_page_back(&self, page: Page) {
         match self.pages() {
-            Ok(pages) => {
-                pages.free(page, level);
-                self.lock(&self.account).freed += level.frames();
-            }
-            // The port gave the page and is gone: there is no one to give it to.
-            Err(error) => self
-                .lock(&self.account)
-                .leak(page, level, "give a page back", error),
+            Ok(pages) => self.account.give_back(pages, page),
+            // The port that gave the page is gone.
+            Err(error) => self.account.leak(page, "free page", error),
         }
     }
 
     /// The caller's error for a failed call. Poisons the VM if the failure demands it.
     pub(crate) fn failed(&self, failed: &Failed) -> Error {
-        if failed.poisons() {
+        let poisons = failed.poisons();
+        failed.report(self.life.id(), poisons);
+        if poisons {
             self.poison();
         }
         failed.error()
@@ -268,13 +255,12 @@ impl<H: Host> Td<H> {
 
     /// Lets no vCPU run any more, and no operation but the teardown.
     pub(crate) fn poison(&self) {
-        self.step.poison();
+        self.life.poison();
         self.kick_all();
     }
 
     /// The step, if it is one in which private memory may change.
     pub(crate) fn require_live(&self) -> Result<Step> {
-        let step = self.step.get();
-        step.require_live().map(|()| step)
+        self.life.require_live().map(|()| self.life.step())
     }
 }

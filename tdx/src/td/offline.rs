@@ -17,7 +17,7 @@ impl<H: Host> Td<H> {
         if is_last_of_package(seam, cpu) && seam.key_ids().in_use() > 0 {
             return Err(Error::Busy);
         }
-        if self.lock(&self.control).key.hkid().is_none() {
+        if self.lock(&self.control).hkid().is_none() {
             return Ok(());
         }
         let _held = self.hold_out();

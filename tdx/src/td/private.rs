@@ -44,7 +44,7 @@ impl<H: Host> Td<H> {
     /// Maps the private page that a vCPU touched. Takes the reader's side of the lock: faults of
     /// several vCPUs go on at once.
     pub(crate) fn fault(&self, vcpu: VcpuId, gfn: Gfn) -> Result<Fault> {
-        self.step.get().require(Step::Runnable)?;
+        self.life.require(Step::Runnable)?;
         let found = {
             let private = self.private.read(vcpu.0 as usize, || self.relax());
             // The teardown closes the gate and then waits for every reader.
@@ -81,7 +81,7 @@ impl<H: Host> Td<H> {
 
     /// Maps pages before the guest touches them. Returns the number mapped.
     pub(crate) fn pre_fault(&self, first: Gfn, pages: u64) -> Result<u64> {
-        self.step.get().require(Step::Runnable)?;
+        self.life.require(Step::Runnable)?;
         self.check_range(first, pages)?;
         for done in 0..pages {
             let Some(gfn) = first.checked_add(done) else {
@@ -140,10 +140,7 @@ impl<H: Host> Td<H> {
 
     /// Opens frames of the VM below to shared accesses of the guest, or closes them.
     pub(crate) fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
-        match &*self.port.read() {
-            Some(port) => port.set_shared(first, pages, shared),
-            None => Err(Error::WrongState(self.step.get())),
-        }
+        self.on_td_port(|port| port.set_shared(first, pages, shared))
     }
 
     fn check_range(&self, first: Gfn, pages: u64) -> Result<()> {
@@ -164,17 +161,14 @@ impl<H: Host> Td<H> {
             return Err(Error::Invalid(Field::Gpa, last.get()));
         }
         if slot.flags.log_dirty {
-            return kvm_ops::unsupported!("a dirty log");
+            return kvm_ops::not_offered!("a dirty log");
         }
         let mut private = self.write_private();
         let new = private.slots.check(slot)?;
         if slot.flags.read_only && !new {
             self.zap_slot(&mut private, slot)?;
         }
-        match &*self.port.read() {
-            Some(port) => port.set_memory_slot(slot)?,
-            None => return Err(Error::WrongState(self.step.get())),
-        }
+        self.on_port(|port| port.set_memory_slot(slot))?;
         private.slots.insert(*slot);
         Ok(())
     }
@@ -185,10 +179,7 @@ impl<H: Host> Td<H> {
         let mut private = self.write_private();
         let known = private.slots.known(slot)?;
         self.zap_slot(&mut private, &known)?;
-        match &*self.port.read() {
-            Some(port) => port.delete_memory_slot(&known)?,
-            None => return Err(Error::WrongState(self.step.get())),
-        }
+        self.on_port(|port| port.delete_memory_slot(&known))?;
         private.slots.remove(slot.id);
         Ok(())
     }

@@ -1,67 +1,70 @@
 //! The first step of the teardown: the key.
 
-use kvm_ops::{Error, Hkid, Host, Result, SeamPort, Step};
+use kvm_ops::{Error, Host, Leaked, Result, SeamPort};
 
-use super::{Key, Td};
+use super::{KeyState, Td};
 use crate::Leaf;
 use crate::seamcall::{Failed, Outcome};
 use crate::topology::one_cpu_per_package;
 
 impl<H: Host> Td<H> {
-    /// Gets all vCPUs out for ever and gives the key back. After a failure the TD is poisoned, and
-    /// the call may be repeated: it goes on where it failed.
+    /// Gets all vCPUs out for good and gives the key back. After a failure the TD is poisoned, and
+    /// the call may be repeated: it goes on where it failed. It does nothing once the key is gone.
     pub(crate) fn end_key(&self) -> Result<()> {
-        self.step.get().require_one_of(&[
-            Step::Created,
-            Step::Initialized,
-            Step::Runnable,
-            Step::Poisoned,
-        ])?;
         self.close_gate();
-        // Faults that are on their way end; those that come find the gate closed.
+        // Faults under way end; later ones find the gate closed.
         drop(self.write_private());
-        match self.release_key() {
-            Ok(()) => {
-                self.step.set(Step::KeyReleased);
-                Ok(())
-            }
-            Err(failed) => {
-                self.step.set(Step::Poisoned);
-                self.lock(&self.control).failed = Some(failed);
-                Err(failed.error())
-            }
-        }
+        self.release_key().map_err(|failed| {
+            failed.report(self.life.id(), true);
+            self.life.poison();
+            self.lock(&self.control).failed = Some(failed);
+            failed.error()
+        })
     }
 
-    /// Takes the key from wherever it is back to the pool.
+    /// Takes the key from its state back to the pool.
     pub(crate) fn release_key(&self) -> Outcome {
         loop {
             let key = self.lock(&self.control).key;
             match key {
-                Key::None => return Ok(()),
-                Key::Leased(hkid) => self.return_key(hkid),
-                Key::Assigned(hkid) => {
+                KeyState::None => return Ok(()),
+                KeyState::Leased => self.return_key(),
+                KeyState::Assigned => {
                     self.flush_vcpus()?;
                     let calls = self.calls_for(Leaf::MngVpflushdone)?;
                     calls.mng_vpflushdone(self.tdr_for(Leaf::MngVpflushdone)?)?;
-                    self.lock(&self.control).key = Key::Flushed(hkid);
+                    self.lock(&self.control).key = KeyState::Flushed;
                 }
-                Key::Flushed(hkid) => {
+                KeyState::Flushed => {
                     self.write_caches_back()?;
                     let calls = self.calls_for(Leaf::MngKeyFreeid)?;
                     calls.mng_key_freeid(self.tdr_for(Leaf::MngKeyFreeid)?)?;
-                    self.return_key(hkid);
+                    self.return_key();
                 }
             }
         }
     }
 
-    pub(crate) fn return_key(&self, hkid: Hkid) {
-        let mut control = self.lock(&self.control);
-        control.key = Key::None;
-        control.keys_freed += 1;
-        if let Some(seam) = self.host.seam() {
-            seam.key_ids().give_back(hkid.0.into());
+    /// Gives the lease back to the pool. A lease that the pool refuses is counted as leaked.
+    pub(crate) fn return_key(&self) {
+        let lease = {
+            let mut control = self.lock(&self.control);
+            control.key = KeyState::None;
+            control.lease.take()
+        };
+        let Some(lease) = lease else { return };
+        let number = Leaked::Key(lease.number());
+        let refused = match self.seam() {
+            Ok(seam) => seam
+                .key_ids()
+                .give_back(lease)
+                .err()
+                .map(|_| Error::Poisoned),
+            Err(error) => Some(error),
+        };
+        match refused {
+            None => self.account.key_freed(),
+            Some(error) => self.account.leak_other(number, "give a KeyID back", error),
         }
     }
 

@@ -16,10 +16,8 @@ impl<H: Host> Td<H> {
     /// Creates a vCPU, or goes on with one whose creation was interrupted. The module gives no page
     /// of a vCPU back while the TD lives, so what is begun is kept.
     pub(crate) fn create_vcpu(&self, id: VcpuId) -> Result<Arc<VcpuRecord>> {
-        self.step.get().require(Step::Initialized)?;
-        if id.0 >= self.params.vcpus {
-            return Err(Error::Invalid(Field::Vcpu, id.0.into()));
-        }
+        self.life.require(Step::Initialized)?;
+        self.params.check_vcpu(id)?;
         let calls = self.calls()?;
         // One at a time: two threads that create vCPUs would only find the TDR busy. The list itself
         // is not locked meanwhile, because a failure kicks the vCPUs that are in it.

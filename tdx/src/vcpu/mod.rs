@@ -8,7 +8,8 @@ use core::fmt;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    CpuId, Error, Exit, Field, Host, Hpa, Kick, Result, SeamPort, Step, VcpuId, VcpuOps, VmPort,
+    Answer, CpuId, Error, Exit, Field, Host, Hpa, Kick, OpName, Programs, Result, Runs, SeamPort,
+    VcpuId, VcpuOps,
 };
 
 pub(crate) use record::{Unfinished, VcpuRecord};
@@ -42,7 +43,7 @@ impl<H: Host> TdxVcpu<H> {
 impl<H: Host> fmt::Debug for TdxVcpu<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TdxVcpu")
-            .field("vm", &self.td.id)
+            .field("vm", &self.td.life.id())
             .field("record", &self.record)
             .finish_non_exhaustive()
     }
@@ -73,14 +74,20 @@ const FIELD_PEND_NMI: u64 = 0x2000_0000_0000_000b;
 const EPTP_MASK: u64 = 0x000f_ffff_ffff_f000;
 
 impl<H: Host> VcpuOps for TdxVcpu<H> {
-    kvm_ops::protected_vcpu_answers!();
-
     fn id(&self) -> VcpuId {
         self.record.id
     }
 
-    fn vcpu_run(&mut self) -> Result<Exit<'_>> {
+    fn vcpu_run(&mut self) -> Result<Exit> {
         self.run()
+    }
+
+    fn exit_data(&mut self) -> &mut [u8] {
+        self.run.data()
+    }
+
+    fn answer(&mut self, answer: Answer) -> Result<()> {
+        self.run.take_answer(answer)
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {
@@ -90,10 +97,22 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
         })
     }
 
+    fn programs(&mut self) -> Option<&mut dyn Programs> {
+        match self.td.host.runs() {
+            Runs::Programs => Some(self),
+            _ => None,
+        }
+    }
+
+    /// The state of a TD's vCPU is the guest's secret.
+    fn refusal(&self, operation: &'static OpName) -> Error {
+        Error::Protected(operation)
+    }
+
     /// A TD's vCPU starts once. INIT cannot reach it: the module blocks it.
     fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
         if init_event {
-            return kvm_ops::unsupported!("vcpu_reset by INIT");
+            return kvm_ops::refused!(self, "vcpu_reset by INIT");
         }
         Ok(())
     }
@@ -116,17 +135,7 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
         Ok(())
     }
 
-    fn load_program(&mut self, program: Box<dyn GuestProgram>) -> Result<()> {
-        self.td.require_live()?;
-        match &*self.td.port.read() {
-            Some(port) => {
-                port.load_td_program(self.record.id, self.record.tdvpr, self.td.mask, program)
-            }
-            None => Err(Error::WrongState(self.td.step.get())),
-        }
-    }
-
-    /// Tells the module where the tables of shared memory are: one TDH.VP.WR.
+    /// Gives the module the root of the tables of shared memory: one TDH.VP.WR.
     fn load_mmu_pgd(&mut self, root: Hpa, _levels: u8) -> Result<()> {
         if root.get() & !EPTP_MASK != 0 {
             return Err(Error::Invalid(Field::HostAddress, root.get()));
@@ -140,18 +149,20 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
         self.record.wake();
         Ok(())
     }
+}
 
-    fn interrupt_allowed(&self) -> Result<bool> {
-        Ok(true)
+impl<H: Host> Programs for TdxVcpu<H> {
+    fn load_program(&mut self, program: Box<dyn GuestProgram>) -> Result<()> {
+        self.td.require_live()?;
+        let (id, tdvpr, mask) = (self.record.id, self.record.tdvpr, self.td.mask);
+        self.td
+            .on_td_port(|port| port.load_td_program(id, tdvpr, mask, program))
     }
 }
 
 impl<H: Host> TdxVcpu<H> {
     fn write_field(&self, field: u64, value: u64, mask: u64) -> Result<()> {
-        self.td
-            .step
-            .get()
-            .require_one_of(&[Step::Initialized, Step::Runnable])?;
+        self.td.require_live()?;
         let cpu = self.target_cpu()?;
         let calls = self.td.calls()?;
         self.td

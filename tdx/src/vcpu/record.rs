@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use kvm_ops::{CpuId, Hpa, VcpuId};
-use spin::Mutex;
+use kvm_ops_mmu::Mutex;
 
 /// A vCPU of a TD.
 #[derive(Debug)]
