@@ -142,6 +142,6 @@ impl<H: Host> Td<H> {
                 .map_err(|failed| self.failed(&failed))?;
             bytes.copy_from_slice(&value.to_le_bytes());
         }
-        Ok(Measurement::sha384(mrtd))
+        Ok(Measurement::new(mrtd))
     }
 }
