@@ -1,9 +1,9 @@
 //! Physical memory that the machine gives to firmware and to confidential guests.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ops::{Error, Field, Hpa, Level, PagePort, Pfn, Result};
+use kvm_ops::{Error, Field, Hpa, Level, Page, PagePort, Pfn, PortId, Result};
 
 use crate::frames::Frames;
 
@@ -13,17 +13,20 @@ pub(crate) trait HostMemory: Send + Sync {
     fn read(&self, at: Hpa, data: &mut [u8]) -> Result<()>;
 }
 
-/// The physical memory of a software machine that holds confidential VMs.
+/// The physical memory of a software machine that holds confidential VMs. Clones are handles to it.
+#[derive(Clone)]
 pub struct SoftPages {
-    frames: Mutex<Frames>,
-    memory: Box<dyn HostMemory>,
+    id: PortId,
+    frames: Arc<Mutex<Frames>>,
+    memory: Arc<dyn HostMemory>,
 }
 
 impl SoftPages {
     pub(crate) fn new(frames: Frames, memory: impl HostMemory + 'static) -> Self {
         Self {
-            frames: Mutex::new(frames),
-            memory: Box::new(memory),
+            id: PortId::new(),
+            frames: Arc::new(Mutex::new(frames)),
+            memory: Arc::new(memory),
         }
     }
 
@@ -32,30 +35,35 @@ impl SoftPages {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many 4 KiB frames were ever given out, each time counted; a 2 MiB page counts as 512.
+    /// The number of 4 KiB frames ever given out, each time counted; a 2 MiB page counts as 512.
     pub fn frames_taken(&self) -> u64 {
         self.frames().taken()
     }
 
-    /// How many 4 KiB frames are given out and did not come back; a 2 MiB page counts as 512.
+    /// The number of 4 KiB frames that are given out and did not come back; a 2 MiB page counts as 512.
     pub fn frames_out(&self) -> u64 {
         self.frames().out()
     }
 }
 
 impl PagePort for SoftPages {
-    fn alloc(&self, level: Level) -> Result<Pfn> {
+    fn id(&self) -> PortId {
+        self.id
+    }
+
+    fn alloc(&self, level: Level) -> Result<Page> {
         if !matches!(level, Level::Size4K | Level::Size2M) {
             return Err(Error::Invalid(Field::Level, level as u64));
         }
         let frame = self.frames().alloc(level).ok_or(Error::NoMemory)?;
-        Ok(Pfn::new(frame))
+        // SAFETY: the allocator gives out aligned frames of this memory, each once until it is freed.
+        Ok(unsafe { Page::from_raw(Pfn::new(frame), level, self.id) })
     }
 
-    /// A page that is not given out, or not whole, is ignored. A 2 MiB page may come back in
-    /// pieces of 4 KiB.
-    fn free(&self, page: Pfn, level: Level) {
-        self.frames().free(page.get(), level);
+    /// A 2 MiB page may come back in pieces of 4 KiB, and pieces as one.
+    fn free(&self, page: Page) -> Result<(), Page> {
+        let known = page.port() == self.id && self.frames().free(page.pfn().get(), page.level());
+        if known { Ok(()) } else { Err(page) }
     }
 
     fn write(&self, at: Hpa, data: &[u8]) -> Result<()> {

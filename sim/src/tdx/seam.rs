@@ -20,21 +20,24 @@ use super::regs::{from_host, to_host};
 /// A kick ends whatever guest the processor runs, and the entry of every thread that waits for it.
 /// **A thread that is just about to call may miss it** where processors are shared; its guest then
 /// leaves at the next timer interrupt, at most `guest_steps_per_entry` operations later.
-#[derive(Debug)]
+///
+/// Clones are handles to the same machine.
+#[derive(Clone, Debug)]
 pub struct SoftSeam {
     platform: Arc<Platform>,
     cpus: Arc<Cpus>,
-    keys: KeyPool,
-    fields: FieldCache,
+    keys: Arc<KeyPool>,
+    fields: Arc<FieldCache>,
 }
 
 impl SoftSeam {
     pub(crate) fn new(platform: Arc<Platform>) -> Self {
         let config = platform.config();
+        let keys = guest_keys(config.private_hkids, config.global_hkid);
         Self {
             cpus: Cpus::new(config.lp_package.len()),
-            keys: KeyPool::new(guest_keys(config.private_hkids, config.global_hkid)),
-            fields: FieldCache::default(),
+            keys: Arc::new(KeyPool::new(keys)),
+            fields: Arc::default(),
             platform,
         }
     }
