@@ -24,7 +24,7 @@ pub struct SlotInfo {
     pub bytes: u64,
     /// The host address of the first byte.
     pub host_address: u64,
-    /// How the guest may use it.
+    /// The ways in which the guest may use it.
     pub flags: SlotFlags,
 }
 

@@ -1,4 +1,4 @@
-//! Why a machine could not be built, run or given back.
+//! The errors of machines.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use kvm_ops::{CreateError, Error, Gpa, VcpuId};
 
 use crate::ImageFormat;
 
-/// Why a machine could not be built, run or given back. The cause, where there is one, is its
+/// The reason why a machine could not be built or run. The cause, where there is one, is its
 /// `source()`; [`hint`](Self::hint) says what can be done.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub enum MachineError {
         name: String,
         /// What it needs.
         bytes: u64,
-        /// Where.
+        /// The address.
         at: Gpa,
         /// What there is.
         room: u64,

@@ -62,7 +62,7 @@ impl ImageFormat {
     }
 }
 
-/// A jump stands at the reset vector or up to three bytes after it, because some firmware puts NOP
+/// A jump is at the reset vector or up to three bytes after it, because some firmware puts NOP
 /// or WBINVD before it.
 fn is_rom(bytes: &[u8]) -> bool {
     const JUMPS: [u8; 3] = [0xe9, 0xea, 0xeb];

@@ -13,7 +13,7 @@ pub struct LaunchPage {
     pub gpa: Gpa,
     /// Its contents.
     pub contents: Box<[u8; 4096]>,
-    /// What it holds and whether it is measured.
+    /// The kind of contents.
     pub kind: InitialPageKind,
 }
 

@@ -38,7 +38,7 @@ pub enum End {
     MemoryFault {
         /// The address.
         gpa: Gpa,
-        /// How the guest touched it.
+        /// The kind of memory that the guest took it for.
         access: Privacy,
     },
     /// The processor refused to enter the guest, for this reason.

@@ -15,7 +15,7 @@ pub(crate) enum Start {
     Real(Gpa),
     /// In protected mode with flat segments and no paging.
     Flat32 {
-        /// Where.
+        /// The address.
         entry: u32,
         /// The selector of the code segment in [`gdt`].
         code: u16,

@@ -96,7 +96,7 @@ macro_rules! frame_of {
                 }
             }
 
-            /// Whether the frame starts a page of `level`.
+            /// True if the frame starts a page of `level`.
             #[inline]
             pub const fn is_aligned(self, level: Level) -> bool {
                 self.0 & (level.frames() - 1) == 0
@@ -113,7 +113,7 @@ macro_rules! frame_of {
                 }
             }
 
-            /// Whether the address starts a 4 KiB page.
+            /// True if the address starts a 4 KiB page.
             #[inline]
             pub const fn is_page_aligned(self) -> bool {
                 self.0 & (PAGE_SIZE - 1) == 0
@@ -152,13 +152,13 @@ impl Level {
         Self::Size256T,
     ];
 
-    /// How many 4 KiB frames an entry of this level covers.
+    /// The number of 4 KiB frames that an entry of this level covers.
     #[inline]
     pub const fn frames(self) -> u64 {
         1 << (9 * self as u32)
     }
 
-    /// How many bytes an entry of this level covers.
+    /// The number of bytes that an entry of this level covers.
     #[inline]
     pub const fn bytes(self) -> u64 {
         self.frames() << PAGE_SHIFT
@@ -177,7 +177,7 @@ impl Level {
     }
 }
 
-/// Whether a guest-physical page belongs to the guest alone or is shared with the host.
+/// The owner of a guest-physical page: the guest alone, or guest and host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Privacy {
     /// Only the guest can read it.
@@ -186,7 +186,7 @@ pub enum Privacy {
     Shared,
 }
 
-/// Which bit of a guest-physical address tells private from shared, and what it means.
+/// The bit of a guest-physical address that tells private from shared, with its polarity.
 ///
 /// TDX sets bit 47 or 51 for *shared* (GPAW 48 or 52; TDX module ABI, "GPA width"); SEV sets the
 /// C-bit for *private* (APM vol. 2, 15.34); a normal VM has no such bit, and all its memory is
@@ -204,7 +204,7 @@ pub enum Privacy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SharedMask {
     bit: u64,
-    /// What the bit means when it is set.
+    /// The meaning of the bit when it is set.
     set: Privacy,
 }
 

@@ -56,7 +56,7 @@ pub struct AsidPools {
 }
 
 impl AsidPools {
-    /// The ASIDs that CPUID 8000_001F tells (ECX, EDX), and what SNP_INIT made of them.
+    /// The ASIDs of CPUID 8000_001F (ECX, EDX), split as SNP_INIT did.
     pub fn new(highest: u32, first_sev: u32, snp: SnpAsids) -> Self {
         let words = || (0..=highest / 64).map(|_| AtomicU64::new(0)).collect();
         Self {
@@ -72,7 +72,7 @@ impl AsidPools {
         }
     }
 
-    /// Whether SNP is initialised.
+    /// True if SNP is initialised.
     pub const fn has_snp(&self) -> bool {
         !matches!(self.snp, SnpAsids::Off)
     }
@@ -148,7 +148,7 @@ impl AsidPools {
     }
 
     /// Does what clears the firmware's record that caches were written back (DEACTIVATE,
-    /// SNP_DECOMMISSION), while nobody flushes: between WBINVD and DF_FLUSH it would make the
+    /// SNP_DECOMMISSION), while no thread flushes: between WBINVD and DF_FLUSH it would make the
     /// flush fail (Linux `sev_deactivate_lock`).
     pub fn deactivating<T>(&self, relax: impl Fn(), body: impl FnOnce() -> T) -> T {
         let _shared = self.gate.shared(&relax);
@@ -193,7 +193,7 @@ impl AsidPools {
         }
     }
 
-    /// How many ASIDs guests have, the leaked ones among them; without the used-up ones.
+    /// The number of ASIDs that guests have, with the leaked ones and without the used-up ones.
     pub fn in_use(&self) -> u32 {
         let count = |words: &[AtomicU64]| -> u32 {
             words
@@ -204,7 +204,7 @@ impl AsidPools {
         count(&self.used).saturating_sub(count(&self.reclaim))
     }
 
-    /// How many are used up and wait for a flush.
+    /// The number of ASIDs that are used up and wait for a flush.
     pub fn used_up(&self) -> u32 {
         self.reclaim
             .iter()
@@ -212,12 +212,12 @@ impl AsidPools {
             .sum()
     }
 
-    /// How many are leaked.
+    /// The number that is leaked.
     pub fn leaked(&self) -> u32 {
         self.leaked.load(Ordering::Relaxed)
     }
 
-    /// How often leases had to flush.
+    /// The number of flushes that leases had to make.
     pub fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
     }

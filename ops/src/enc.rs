@@ -15,7 +15,7 @@ pub struct EncCmd<'a> {
     pub flags: u32,
     /// Its structure, in the layout of the kernel's header; read and written.
     pub data: &'a mut [u8],
-    /// What firmware answered: 0, or its status word. Written also when the command fails.
+    /// The status of firmware, 0 for success. Written also when the command fails.
     pub firmware_status: u64,
 }
 
@@ -32,15 +32,15 @@ pub struct EncRegion {
 /// A page that is part of the VM's measured start.
 #[derive(Clone, Copy, Debug)]
 pub struct InitialPage<'a> {
-    /// Where the guest sees it.
+    /// The guest-physical address.
     pub gpa: Gpa,
     /// Its contents.
     pub contents: &'a [u8; 4096],
-    /// What it holds and whether it is measured.
+    /// The kind of contents.
     pub kind: InitialPageKind,
 }
 
-/// What an initial page holds.
+/// The contents of an initial page.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum InitialPageKind {

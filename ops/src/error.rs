@@ -67,7 +67,7 @@ impl Error {
         }
     }
 
-    /// Whether nothing changed and the same call may succeed later.
+    /// True if nothing changed and the same call may succeed later.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Busy | Self::Again | Self::Sys(_, 11 | 4 | 16))
     }

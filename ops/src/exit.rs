@@ -68,7 +68,7 @@ pub enum Exit {
         gpa: Gpa,
         /// Bytes.
         bytes: u64,
-        /// How the guest touched it.
+        /// The kind of memory that the guest took it for.
         access: Privacy,
     },
     /// A hypercall that the platform does not handle. Answer with [`Answer::Value`].

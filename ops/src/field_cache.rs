@@ -1,4 +1,4 @@
-//! What firmware answers the same for as long as it runs, asked once.
+//! A cache of values that firmware never changes while it runs.
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +17,7 @@ pub struct FieldCache {
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// 0 while nobody has it.
+    /// 0 while the slot is free.
     id: AtomicU64,
     value: AtomicU64,
     /// Set after the value.
@@ -70,7 +70,7 @@ impl FieldCache {
         }
     }
 
-    /// Where a field may be, in the order of the search.
+    /// The slots that may hold a field, in the order of the search.
     fn places(&self, id: u64) -> impl Iterator<Item = &Slot> {
         // Fibonacci hashing: ids differ in few bits at both ends.
         let first = (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize;

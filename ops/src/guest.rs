@@ -14,23 +14,23 @@ use crate::{Gpa, Level, SharedMask, VcpuId};
 /// The most bytes that one [`Action::Read`] or [`Action::Write`] may touch.
 pub const MAX_ACCESS: usize = 4096;
 
-/// What the guest does next.
+/// The next action of the guest.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action<'a> {
     /// Reads memory, 1 to [`MAX_ACCESS`] bytes. The address carries the mask bit as the guest
     /// would use it. Answered by [`Outcome::Data`].
     Read {
-        /// Where.
+        /// The address.
         gpa: Gpa,
         /// Bytes.
         len: usize,
     },
     /// Writes memory, 1 to [`MAX_ACCESS`] bytes.
     Write {
-        /// Where.
+        /// The address.
         gpa: Gpa,
-        /// What.
+        /// The bytes.
         data: &'a [u8],
     },
     /// Reads an I/O port, `size` 1, 2 or 4 bytes. Answered by [`Outcome::Data`].
@@ -44,21 +44,21 @@ pub enum Action<'a> {
     Out {
         /// The port.
         port: u16,
-        /// What.
+        /// The bytes.
         data: &'a [u8],
     },
     /// Asks the host to make pages shared.
     Share {
         /// The first page, without mask bits.
         gpa: Gpa,
-        /// How many 4 KiB pages.
+        /// The number of 4 KiB pages.
         pages: u64,
     },
     /// Asks the host to make pages private.
     Unshare {
         /// The first page, without mask bits.
         gpa: Gpa,
-        /// How many 4 KiB pages.
+        /// The number of 4 KiB pages.
         pages: u64,
     },
     /// Takes a private page that the host gave into use: TDG.MEM.PAGE.ACCEPT, PVALIDATE.
@@ -103,7 +103,7 @@ pub enum Action<'a> {
     Shutdown,
 }
 
-/// How the last action ended.
+/// The outcome of the last action.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<'a> {
@@ -111,7 +111,7 @@ pub enum Outcome<'a> {
     Start {
         /// The vCPU that runs this program.
         vcpu: VcpuId,
-        /// How to make shared and private addresses.
+        /// The mask for shared and private addresses.
         mask: SharedMask,
     },
     /// It is done.
@@ -309,7 +309,7 @@ impl Script {
         self.then(Owned::Halt)
     }
 
-    /// How many actions are still to come.
+    /// The number of actions that are left.
     pub fn remaining(&self) -> usize {
         self.actions.len() - self.next
     }

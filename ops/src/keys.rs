@@ -113,12 +113,12 @@ impl KeyPool {
         Ok(())
     }
 
-    /// How many numbers there are.
+    /// The number of keys.
     pub const fn capacity(&self) -> u32 {
         self.count
     }
 
-    /// How many are leased, the leaked ones among them.
+    /// The number of keys that are leased, with the leaked ones.
     pub fn in_use(&self) -> u32 {
         self.used
             .iter()
@@ -126,7 +126,7 @@ impl KeyPool {
             .sum()
     }
 
-    /// How many are leaked.
+    /// The number that is leaked.
     pub fn leaked(&self) -> u32 {
         self.leaked.load(Ordering::Relaxed)
     }

@@ -49,7 +49,7 @@ impl HostRange {
     }
 }
 
-/// How a guest may use a slot.
+/// The ways in which a guest may use a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlotFlags {
     /// Guest writes do not reach memory but leave as
@@ -64,7 +64,7 @@ pub struct SlotFlags {
 pub struct PrivateBacking {
     /// The file descriptor.
     pub fd: i32,
-    /// Where in the file the slot starts, in bytes.
+    /// The offset of the slot in the file, in bytes.
     pub offset: u64,
 }
 
@@ -77,7 +77,7 @@ pub struct MemSlot {
     pub gpa: Gpa,
     /// The host memory behind it.
     pub host: HostRange,
-    /// How the guest may use it.
+    /// The ways in which the guest may use it.
     pub flags: SlotFlags,
     /// Private memory beside the shared memory of `host`, where the technology knows it.
     pub private: Option<PrivateBacking>,
@@ -133,7 +133,7 @@ impl MemSlot {
         }
     }
 
-    /// How many 64-bit words a dirty bitmap of the slot has, one bit a page.
+    /// The length of a dirty bitmap of the slot in 64-bit words, one bit a page.
     pub const fn dirty_words(&self) -> usize {
         (self.bytes() / PAGE_SIZE).div_ceil(64) as usize
     }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// Where a VM is in its life. It only moves forward, and any step may lead to
+/// A step of a VM's life. A VM only moves forward, and any step may lead to
 /// [`Poisoned`](Step::Poisoned).
 ///
 /// ```text

@@ -54,7 +54,7 @@ const EOPNOTSUPP: u64 = 95;
 /// | 0xf4, 0x501 | debug exit: [`End::DebugExit`] |
 ///
 /// Writes elsewhere (the POST code at 0x80, for one) vanish, and reads answer all ones, as on a bus
-/// where nobody drives the lines. Requests of confidential guests and hypercalls are answered with
+/// without a driver on the lines. Requests of confidential guests and hypercalls are answered with
 /// an error, and MSRs with #GP.
 ///
 /// **Not modelled:** keyboard input, timers and interrupt controllers (use
@@ -142,7 +142,7 @@ impl Devices {
                 return;
             }
             item.fill(0xff);
-            // What lies behind port 0xffff is nobody's.
+            // There is no port above 0xffff.
             for (port, byte) in (port..=u16::MAX).zip(item) {
                 *byte = match port {
                     SERIAL..=SERIAL_LAST => state.serial.read((port - SERIAL) as u8),

@@ -33,7 +33,7 @@ pub use report::{Outcome, Report};
 
 use crate::{Backend, HostRange, Result};
 
-/// What the kit is run on: a source of VMs of one back end.
+/// The subject of the kit: a source of VMs of one back end.
 pub trait Subject {
     /// The back end's VM, or an enum of them.
     type Vm: Backend;
@@ -41,7 +41,7 @@ pub trait Subject {
     /// Creates a VM that is not yet initialised, and that may have at least two vCPUs.
     ///
     /// # Errors
-    /// What the back end answers; the check fails then.
+    /// The error of the back end; the check fails then.
     fn create(&mut self) -> Result<Self::Vm>;
 
     /// Two pages of memory that stay mapped, and unreferenced, as long as the subject lives.
@@ -50,7 +50,7 @@ pub trait Subject {
         None
     }
 
-    /// How many things live that a VM may leak: VMs, pages, keys, descriptors, in all. `None`
+    /// The number of living things that a VM may leak: VMs, pages, keys, descriptors, in all. `None`
     /// where it cannot be counted: leak checks are skipped.
     fn live(&mut self) -> Option<u64> {
         None

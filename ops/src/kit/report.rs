@@ -1,10 +1,10 @@
-//! What the checks found.
+//! The report of the checks.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// How a check ended.
+/// The outcome of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The back end did what it must.
@@ -31,7 +31,7 @@ impl Report {
         &self.checks
     }
 
-    /// Whether checks ran and none failed.
+    /// True if checks ran and none failed.
     pub fn passed(&self) -> bool {
         self.count(|o| *o == Outcome::Passed) > 0
             && self.count(|o| matches!(o, Outcome::Failed(_))) == 0

@@ -31,7 +31,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// ask for; otherwise the answer of the system.
     fn create_vm(&self, tech: Tech, params: &VmParams) -> Result<Self::Vm>;
 
-    /// What vCPUs of this host execute.
+    /// The kind of code that vCPUs of this host execute.
     fn runs(&self) -> Runs {
         Runs::Processor
     }
@@ -52,7 +52,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     }
 }
 
-/// What the vCPUs of a host execute.
+/// The kind of code that the vCPUs of a host execute.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Runs {

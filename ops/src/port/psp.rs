@@ -7,7 +7,7 @@ pub trait PspPort: Send + Sync {
     /// Issues one command with its buffer and returns the firmware's status, 0 for success.
     ///
     /// # Errors
-    /// Where the mailbox itself does not answer.
+    /// An error of the mailbox itself.
     fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32>;
 
     /// WBINVD on every processor.
@@ -54,7 +54,7 @@ pub trait PspPort: Send + Sync {
     /// The bit of a guest-physical address that is the C-bit (CPUID 8000_001F EBX\[5:0\]).
     fn c_bit(&self) -> u32;
 
-    /// How many ASIDs there are, and the first that is for plain SEV (CPUID 8000_001F ECX, EDX).
+    /// The number of ASIDs, and the first that is for plain SEV (CPUID 8000_001F ECX, EDX).
     /// ASIDs are 1 to the first; those below the second are for SEV-ES and SNP.
     fn asids(&self) -> (u32, u32);
 }

@@ -37,10 +37,10 @@ pub trait SeamPort: Send + Sync {
     /// The package of an online processor, `None` if it is offline or does not exist.
     fn package_of(&self, cpu: CpuId) -> Option<PackageId>;
 
-    /// How many processors there are, online or not; their numbers are below this.
+    /// The number of processors, online or not; their numbers are below this.
     fn cpus(&self) -> u32;
 
-    /// How many packages are present, online processors or not.
+    /// The number of packages, with online processors or without.
     fn packages(&self) -> u32;
 
     /// The processor that the caller runs on, or is to issue its SEAMCALLs on. Online.
@@ -60,7 +60,7 @@ pub trait SeamPort: Send + Sync {
         self.relax();
     }
 
-    /// What the module's read-only fields hold, for all TDs of the machine: each is read by
+    /// The values of the module's read-only fields, for all TDs of the machine: each is read by
     /// TDH.SYS.RD once. A module that is replaced comes with a new port.
     fn fields(&self) -> &FieldCache;
 
@@ -68,7 +68,7 @@ pub trait SeamPort: Send + Sync {
     fn key_ids(&self) -> &KeyPool;
 
     /// The address of `page` with a KeyID in its upper bits, as TDH.PHYMEM.PAGE.WBINVD takes it to
-    /// tell whose cache lines are meant. Where the KeyID stands the machine knows
+    /// tell whose cache lines are meant. The machine knows the place of the KeyID
     /// (IA32_MKTME_KEYID_PARTITIONING, MAXPHYADDR). `None` is the module's own KeyID, the global
     /// one that TDH.SYS.CONFIG was given.
     fn with_key_id(&self, page: Hpa, key: Option<Hkid>) -> Hpa;

@@ -73,7 +73,7 @@ pub struct Exception {
     pub error: Option<u32>,
     /// The value for CR2 or DR6, where the platform has not written it yet.
     pub payload: Option<u64>,
-    /// How far the delivery is.
+    /// The progress of the delivery.
     pub delivery: Delivery,
 }
 
@@ -89,7 +89,7 @@ impl Exception {
     }
 }
 
-/// How far the delivery of an exception is.
+/// The progress of the delivery of an exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Delivery {
     /// The exception is raised, and intercepts still apply.
