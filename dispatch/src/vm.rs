@@ -78,6 +78,15 @@ impl<B: Backend> Vm<B> {
     }
 
     /// The back end, for operations that this type does not wrap.
+    ///
+    /// Two VMs cannot be swapped behind their slots:
+    ///
+    /// ```compile_fail,E0596
+    /// # use kvm_ops::{Backend, Vm};
+    /// fn swap<B: Backend>(a: &mut Vm<B>, b: &mut Vm<B>) {
+    ///     std::mem::swap(&mut *a.back_end(), &mut *b.back_end());
+    /// }
+    /// ```
     #[inline]
     pub fn back_end(&self) -> &B {
         &self.back_end

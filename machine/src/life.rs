@@ -263,6 +263,16 @@ impl<H: Host> Machine<H> {
     }
 
     /// The VM.
+    ///
+    /// The VMs of two machines cannot be swapped, because each lends its own memory:
+    ///
+    /// ```compile_fail,E0596
+    /// # use kvm_ops::Host;
+    /// # use kvm_ops_machine::Machine;
+    /// fn swap<H: Host>(a: &mut Machine<H>, b: &mut Machine<H>) {
+    ///     std::mem::swap(&mut *a.vm(), &mut *b.vm());
+    /// }
+    /// ```
     pub fn vm(&self) -> &Vm<AnyVm<H>> {
         self.vm.as_ref().expect(WHOLE)
     }
@@ -282,6 +292,17 @@ impl<H: Host> Machine<H> {
     }
 
     /// A vCPU, to set its registers while it does not run.
+    ///
+    /// vCPUs of two machines cannot be swapped:
+    ///
+    /// ```compile_fail,E0277
+    /// # use kvm_ops::{Host, VcpuId};
+    /// # use kvm_ops_machine::Machine;
+    /// fn swap<H: Host>(a: &mut Machine<H>, b: &mut Machine<H>) {
+    ///     let (a, b) = (a.vcpu_mut(VcpuId(0)).unwrap(), b.vcpu_mut(VcpuId(0)).unwrap());
+    ///     std::mem::swap(a, b);
+    /// }
+    /// ```
     pub fn vcpu_mut(&mut self, id: VcpuId) -> Option<&mut dyn VcpuOps> {
         let vcpu = self.vcpus.get_mut(id.0 as usize)?;
         Some(vcpu)
