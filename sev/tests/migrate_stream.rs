@@ -267,7 +267,7 @@ fn what_the_target_has_is_not_sent_again_after_a_break() {
     assert!(had > 10 && sent_before - had <= 1);
     good(&mut tx, &mut rx);
     assert_eq!(tx.source().starts, 1, "one session, one SEND_START");
-    let frames = tx.source().view().len() as u64;
+    let frames = tx.source().layout.frames();
     assert!(
         tx.progress().pages <= frames + 2,
         "{} of {frames}",
@@ -318,8 +318,8 @@ fn policies_that_forbid_the_journey_leave_everything_as_it_was() {
         let error = failed(Command::SEND_START, Status::POLICY_FAILURE);
         assert_eq!(
             sent,
-            Err(MigrateError::Step {
-                step: "SEND_START",
+            Err(MigrateError::Failed {
+                operation: "SEND_START",
                 error
             })
         );
@@ -375,8 +375,8 @@ fn a_packet_of_another_session_gives_bad_measurement_and_the_page_comes_again() 
     let error = failed(Command::RECEIVE_UPDATE_DATA, Status::BAD_MEASUREMENT);
     assert_eq!(
         received,
-        Err(MigrateError::Step {
-            step: "RECEIVE_UPDATE_DATA",
+        Err(MigrateError::Failed {
+            operation: "RECEIVE_UPDATE_DATA",
             error
         })
     );
@@ -399,8 +399,8 @@ fn a_prepared_guest_runs_at_the_target_without_its_source_only_once_that_is_fenc
     let (sent, received) = link(&mut tx, &mut rx, Fault::None, Fault::None);
     assert!(matches!(
         sent,
-        Err(MigrateError::Step {
-            step: "SEND_FINISH",
+        Err(MigrateError::Failed {
+            operation: "SEND_FINISH",
             ..
         })
     ));

@@ -5,9 +5,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kvm_ops::{Error, Field, Gfn, Host, Level, PspPort, Result, Step, Tech, VcpuId, VmPort};
+use kvm_ops_sev_stream::{MigrateTarget, Packet, PlatformCerts, SessionStart, Shape, VcpuContent};
 
-use super::ends::{MigrateTarget, Shape, VcpuContent};
-use super::firmware::{Mailbox, Packet, PacketOf, PlatformCerts, SessionStart};
+use super::mailbox::{Mailbox, PacketOf};
 use super::group::Role;
 use super::transfer::unfit;
 use crate::SevVm;
@@ -203,6 +203,10 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
     }
 
     fn receive_finish(&mut self) -> Result<()> {
+        let cells = self.shared.all_cells();
+        if self.shared.is_es() && !cells.iter().all(|cell| cell.is_protected()) {
+            return Err(Error::Invalid(Field::VcpuCount, cells.len() as u64));
+        }
         self.mailbox.receive_finish(self.handle()?)?;
         if let Some(context) = self.shared.context().as_mut() {
             context.state = GuestState::Running;

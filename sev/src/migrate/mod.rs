@@ -1,49 +1,34 @@
 //! Migration of SEV guests.
 //!
-//! Between VMs of one machine a context passes without a copy and without a command: moved or
-//! mirrored in two halves ([`VmOps::release_enc_context`](kvm_ops::VmOps::release_enc_context)), or
-//! under a one-time token ([`SevVm::local_send`](crate::SevVm::local_send), [`StagingTable`]).
+//! Between VMs of one machine a context passes without a copy and without a command:
+//! [`move_context`](kvm_ops::Backend::move_context) and
+//! [`copy_context`](kvm_ops::Backend::copy_context) between two VMs of a program, or a one-time token
+//! between programs ([`SevVm::local_send`](crate::SevVm::local_send), [`StagingTable`]).
 //!
 //! Between hosts, a guest's pages travel under a transport key that only the two firmwares know
-//! (SEND_*, RECEIVE_*): [`Sender`] and [`Receiver`] carry them over a byte stream, and can be
-//! cancelled, broken off and resumed without losing the guest. docs/migration.md tells the format
-//! and the states.
+//! (SEND_*, RECEIVE_*). [`Outgoing`] and [`Incoming`] make a VM an end of the stream of
+//! [`kvm_ops_sev_stream`], whose types are here too.
 
 mod account;
 mod claim;
-mod ends;
-mod error;
-mod firmware;
-mod frame;
 mod group;
 mod incoming;
-mod layout;
 mod leave;
+mod mailbox;
 mod orphan;
 mod outgoing;
-mod progress;
-mod receive;
-mod record;
-mod send;
 mod staged;
 mod staging;
 mod sync;
 mod transfer;
 
 pub use account::KeyAccount;
-pub use ends::{FrameContent, MigrateSource, MigrateTarget, Shape, VcpuContent};
-pub use error::{FrameError, MigrateError, ProtocolError, Reason, Refusal};
-pub use firmware::{Mailbox, Packet, PacketOf, PlatformCerts, SessionStart};
-pub use frame::PACKET_HEADER;
 pub use incoming::{Incoming, RegisterWriter};
-pub use layout::{FrameSet, Layout};
+pub use kvm_ops_sev_stream::*;
+pub use mailbox::{Mailbox, PacketOf};
 pub use outgoing::{Outgoing, RegisterReader};
-pub use progress::{Flow, Owner, Phase, Progress};
-pub use receive::Receiver;
-pub use send::{SendLimits, Sender};
 pub use staged::Staged;
 pub use staging::{MoveToken, StagingTable};
-
 pub use transfer::ContextFacts;
 
 pub(crate) use account::Charge;

@@ -8,12 +8,13 @@ use alloc::vec::Vec;
 use kvm_ops::{
     Error, Gfn, Host, Level, MemSlot, PAGE_SIZE, Result, SlotFlags, Step, Tech, VcpuId, VmPort,
 };
+use kvm_ops_sev_stream::{
+    FrameContent, FrameSet, Layout, MigrateSource, PAGE, Packet, PlatformCerts, SessionStart, Shape,
+    VcpuContent,
+};
 
-use super::ends::{FrameContent, MigrateSource, Shape, VcpuContent};
-use super::firmware::{Mailbox, Packet, PacketOf, PlatformCerts, SessionStart};
-use super::frame::PAGE;
+use super::mailbox::{Mailbox, PacketOf};
 use super::group::Role;
-use super::layout::{FrameSet, Layout};
 use super::transfer::unfit;
 use crate::SevVm;
 use crate::context::GuestState;
@@ -152,11 +153,6 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
             return Err(error);
         }
         Ok(start)
-    }
-
-    fn present(&self, frames: &mut FrameSet) {
-        // A frame without a page of its own shows its slot.
-        frames.insert_all();
     }
 
     fn frame(&mut self, gfn: Gfn, packet: &mut Packet) -> Result<FrameContent> {

@@ -263,12 +263,6 @@ impl MigrateSource for RawSource<'_> {
         Ok(start)
     }
 
-    fn present(&self, frames: &mut FrameSet) {
-        for gfn in self.memory.private.keys().chain(self.memory.shared.keys()) {
-            assert!(frames.insert(Gfn::new(*gfn)));
-        }
-    }
-
     fn frame(&mut self, gfn: Gfn, packet: &mut Packet) -> Result<FrameContent> {
         if self.running {
             match self.script.pop() {

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! 0   magic    u32  "KOMS"
-//! 4   version  u8   1
+//! 4   version  u8   2
 //! 5   kind     u8
 //! 6   reserved u16  0
 //! 8   index    u64  the record's number, or the number that is due next
 //! 16  length   u32  of the payload
-//! 20  checksum u32  CRC-32 (IEEE) of bytes 0 to 19 and the payload
-//! 24  payload
+//! 20  tag      16   of bytes 0 to 19 and the payload; see `seal`
+//! 36  payload
 //! ```
 //! All numbers are little-endian. A length is checked against the limits of its kind before a byte
 //! of the payload is read, so what a peer claims never makes anyone allocate.
@@ -17,35 +17,36 @@ use alloc::vec::Vec;
 
 use embedded_io::{Read, ReadExactError, Write};
 
-use super::error::{FrameError, MigrateError, Result};
+use crate::error::{FrameError, MigrateError, Result};
+use crate::packet::{PACKET_HEADER, PAGE};
+use crate::seal::{Direction, Seal, TAG};
 
-pub(super) const HEADER: usize = 24;
+/// The part of the header that the tag covers.
+const HEAD: usize = 20;
+pub(crate) const HEADER: usize = HEAD + TAG;
 const MAGIC: u32 = u32::from_le_bytes(*b"KOMS");
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
-/// Length of the header of an SP packet (SEV API, SEND_UPDATE_DATA).
-pub const PACKET_HEADER: usize = 52;
-pub(super) const PAGE: usize = 4096;
-/// No certificate chain, layout or state is longer.
-pub(super) const MAX_BLOB: usize = 16 << 10;
+/// The most bytes that a certificate chain or a session may have.
+pub const MAX_BLOB: usize = 16 << 10;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $min:expr, $max:expr;)*) => {
-        /// What a record is.
+        /// The kind of a record.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
-        pub(super) enum Kind { $($(#[$doc])* $name = $number,)* }
+        pub(crate) enum Kind { $($(#[$doc])* $name = $number,)* }
 
         impl Kind {
             #[cfg(test)]
-            pub(super) const ALL: &'static [Kind] = &[$(Kind::$name),*];
+            pub(crate) const ALL: &'static [Kind] = &[$(Kind::$name),*];
 
             fn from_wire(raw: u8) -> Option<Self> {
                 match raw { $($number => Some(Self::$name),)* _ => None }
             }
 
             /// The least and the greatest length of its payload.
-            pub(super) const fn limits(self) -> (usize, usize) {
+            pub(crate) const fn limits(self) -> (usize, usize) {
                 match self { $(Self::$name => ($min, $max),)* }
             }
         }
@@ -54,15 +55,15 @@ macro_rules! kinds {
 
 kinds! {
     /// Source: session and shape of the guest.
-    Hello = 1, 16 + 1 + 4 + 4 + 2, 16 + 1 + 4 + 4 + 2 + 16 * super::layout::MAX_RANGES;
+    Hello = 1, 16 + 8 + 1 + 4 + 4 + 2, 16 + 8 + 1 + 4 + 4 + 2 + 16 * crate::layout::MAX_RANGES;
     /// Source: goes on with a session.
-    Resume = 2, 16, 16;
-    /// Target: its certificates.
-    Offer = 3, 12, 12 + 3 * MAX_BLOB;
-    /// Source: what RECEIVE_START takes.
+    Resume = 2, 16 + 8, 16 + 8;
+    /// Target: its challenge and certificates.
+    Offer = 3, 24 + 12, 24 + 12 + 3 * MAX_BLOB;
+    /// Source: the operands of RECEIVE_START.
     Start = 4, 12, 12 + 2 * MAX_BLOB;
-    /// Target: where it stands.
-    Ready = 5, 1, 1;
+    /// Target: its state and challenge.
+    Ready = 5, 1 + 24, 1 + 24;
     /// Source: a page of private memory.
     Private = 6, 8 + PACKET_HEADER + PAGE, 8 + PACKET_HEADER + PAGE;
     /// Source: a page of shared memory; without data, zeros.
@@ -73,41 +74,46 @@ kinds! {
     Vcpu = 9, 5, 5 + PACKET_HEADER + PAGE;
     /// Source: a round is over.
     RoundEnd = 10, 4, 4;
-    /// Target: it has all of the round.
+    /// Target: it has all records of the round.
     RoundOk = 11, 0, 0;
-    /// Source: nothing comes any more.
+    /// Source: no record comes any more.
     Prepare = 12, 0, 0;
     /// Target: the guest could run here.
     Prepared = 13, 0, 0;
     /// Source: the guest is the target's now.
     Commit = 14, 0, 0;
-    /// Target: it has it.
+    /// Target: it runs the guest.
     Done = 15, 0, 0;
-    /// Source: the migration is off.
+    /// Source: the migration is cancelled.
     Cancel = 16, 0, 0;
     /// Target: refuses and says why.
     Refuse = 17, 10, 10;
 }
 
-/// A link and the buffer for one frame.
-pub(super) struct Wire<'l, L> {
+/// One end of a link, with the buffer for one frame.
+pub(crate) struct Wire<'l, L> {
     link: &'l mut L,
+    /// Of the frames that this end sends.
+    direction: Direction,
+    pub(crate) seal: Seal,
     buffer: Vec<u8>,
     /// Bytes written and read, headers included.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl<'l, L: Read + Write> Wire<'l, L> {
-    pub(super) fn new(link: &'l mut L) -> Self {
+    pub(crate) fn new(link: &'l mut L, direction: Direction, seal: Seal) -> Self {
         Self {
             link,
+            direction,
+            seal,
             buffer: Vec::with_capacity(HEADER + 8 + PACKET_HEADER + PAGE),
             bytes: 0,
         }
     }
 
     /// Writes a frame; the payload is the concatenation of `parts`.
-    pub(super) fn send(&mut self, kind: Kind, index: u64, parts: &[&[u8]]) -> Result<()> {
+    pub(crate) fn send(&mut self, kind: Kind, index: u64, parts: &[&[u8]]) -> Result<()> {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         let (min, max) = kind.limits();
         if length < min || length > max {
@@ -123,24 +129,24 @@ impl<'l, L: Read + Write> Wire<'l, L> {
         out.extend_from_slice(&[VERSION, kind as u8, 0, 0]);
         out.extend_from_slice(&index.to_le_bytes());
         out.extend_from_slice(&(length as u32).to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&[0; TAG]);
         for part in parts {
             out.extend_from_slice(part);
         }
-        let sum = checksum(&out[..20], &out[HEADER..]);
-        out[20..HEADER].copy_from_slice(&sum.to_le_bytes());
+        let tag = self.seal.tag(self.direction, &out[..HEAD], &out[HEADER..]);
+        out[HEAD..HEADER].copy_from_slice(&tag);
         self.link.write_all(out).map_err(link_error)?;
         self.bytes += out.len() as u64;
         Ok(())
     }
 
-    /// Sees to it that what was written is on its way.
-    pub(super) fn flush(&mut self) -> Result<()> {
+    /// Flushes the link.
+    pub(crate) fn flush(&mut self) -> Result<()> {
         self.link.flush().map_err(link_error)
     }
 
     /// Reads a frame: kind, index, payload.
-    pub(super) fn receive(&mut self) -> Result<(Kind, u64, &[u8])> {
+    pub(crate) fn receive(&mut self) -> Result<(Kind, u64, &[u8])> {
         let mut header = [0; HEADER];
         self.link.read_exact(&mut header).map_err(read_error)?;
         let word = |at: usize| {
@@ -168,19 +174,15 @@ impl<'l, L: Read + Write> Wire<'l, L> {
         }
         self.buffer.resize(length, 0);
         self.link.read_exact(&mut self.buffer).map_err(read_error)?;
-        if checksum(&header[..20], &self.buffer) != word(20) {
-            return Err(FrameError::Checksum.into());
+        let mut tag = [0; TAG];
+        tag.copy_from_slice(&header[HEAD..]);
+        let from = self.direction.reversed();
+        if !self.seal.verify(from, &header[..HEAD], &self.buffer, &tag) {
+            return Err(FrameError::Tag.into());
         }
         self.bytes += (HEADER + length) as u64;
         Ok((kind, index, &self.buffer))
     }
-}
-
-fn checksum(head: &[u8], payload: &[u8]) -> u32 {
-    let mut sum = crc32fast::Hasher::new();
-    sum.update(head);
-    sum.update(payload);
-    sum.finalize()
 }
 
 fn link_error<E: embedded_io::Error>(error: E) -> MigrateError {
@@ -203,7 +205,7 @@ mod tests {
 
     /// Bytes that were written, to be read again.
     #[derive(Default)]
-    pub(super) struct Tape {
+    pub(crate) struct Tape {
         bytes: Vec<u8>,
         at: usize,
     }
@@ -232,6 +234,11 @@ mod tests {
         }
     }
 
+    /// Both ends of a tape: it reads the direction that it writes.
+    fn wire(tape: &mut Tape) -> Wire<'_, Tape> {
+        Wire::new(tape, Direction::ToTarget, Seal::new(None))
+    }
+
     fn any_frame() -> impl Strategy<Value = (Kind, u64, Vec<u8>)> {
         let kind = (0..Kind::ALL.len()).prop_map(|i| Kind::ALL[i]);
         (kind, any::<u64>(), any::<u16>(), any::<u8>()).prop_map(|(kind, index, more, fill)| {
@@ -250,7 +257,7 @@ mod tests {
         #[test]
         fn what_is_sent_is_received(frames in proptest::collection::vec(any_frame(), 0..8)) {
             let mut tape = Tape::default();
-            let mut wire = Wire::new(&mut tape);
+            let mut wire = wire(&mut tape);
             for (kind, index, payload) in &frames {
                 let (a, b) = payload.split_at(payload.len() / 2);
                 wire.send(*kind, *index, &[a, b]).unwrap();
@@ -266,26 +273,26 @@ mod tests {
         fn a_flipped_bit_anywhere_is_noticed(frame in any_frame(), at in any::<u32>(), bit in 0..8u32) {
             let mut tape = Tape::default();
             let (kind, index, payload) = &frame;
-            Wire::new(&mut tape).send(*kind, *index, &[payload]).unwrap();
+            wire(&mut tape).send(*kind, *index, &[payload]).unwrap();
             let at = at as usize % tape.bytes.len();
             tape.bytes[at] ^= 1 << bit;
-            prop_assert!(Wire::new(&mut tape).receive().is_err());
+            prop_assert!(wire(&mut tape).receive().is_err());
         }
 
         #[test]
         fn a_cut_anywhere_is_noticed(frame in any_frame(), at in any::<u32>()) {
             let mut tape = Tape::default();
             let (kind, index, payload) = &frame;
-            Wire::new(&mut tape).send(*kind, *index, &[payload]).unwrap();
+            wire(&mut tape).send(*kind, *index, &[payload]).unwrap();
             tape.bytes.truncate(at as usize % tape.bytes.len());
-            let got = Wire::new(&mut tape).receive().map(|_| ());
+            let got = wire(&mut tape).receive().map(|_| ());
             prop_assert_eq!(got, Err(MigrateError::Truncated));
         }
 
         #[test]
         fn any_bytes_at_all_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut tape = Tape { bytes, at: 0 };
-            let mut wire = Wire::new(&mut tape);
+            let mut wire = wire(&mut tape);
             prop_assert!(wire.receive().is_err());
         }
     }
@@ -300,9 +307,9 @@ mod tests {
                 }
                 let mut tape = Tape::default();
                 let payload = vec![0; min];
-                Wire::new(&mut tape).send(*kind, 0, &[&payload]).unwrap();
+                wire(&mut tape).send(*kind, 0, &[&payload]).unwrap();
                 tape.bytes[16..20].copy_from_slice(&claimed.to_le_bytes());
-                let mut wire = Wire::new(&mut tape);
+                let mut wire = wire(&mut tape);
                 let expected = FrameError::Length {
                     kind: *kind as u8,
                     claimed,

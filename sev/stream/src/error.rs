@@ -9,10 +9,10 @@ use kvm_ops::Error;
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MigrateError {
-    /// A step failed here: an SP command, or what the VM refused.
-    Step {
+    /// An operation failed here: an SP command, or one that the VM refused.
+    Failed {
         /// The command or operation.
-        step: &'static str,
+        operation: &'static str,
         /// How it failed, with the firmware's status where there is one.
         error: Error,
     },
@@ -20,15 +20,15 @@ pub enum MigrateError {
     Link(ErrorKind),
     /// The link ended in the middle of a frame, or where one was due.
     Truncated,
-    /// What came is no frame.
+    /// The bytes that came are no frame.
     Frame(FrameError),
-    /// The peer sent what does not fit here.
+    /// The peer sent a record that does not fit.
     Protocol(ProtocolError),
     /// The peer refused and said why.
     Refused(Refusal),
     /// The caller cancelled; the guest runs on at its source.
     Cancelled,
-    /// The call does not fit where the migration stands.
+    /// The call does not fit the phase of the migration.
     WrongPhase,
 }
 
@@ -37,8 +37,12 @@ impl MigrateError {
     /// guest runs on at its source.
     pub const fn can_go_on(&self) -> bool {
         match self {
-            Self::Link(_) | Self::Truncated | Self::Frame(_) | Self::Protocol(_) => true,
-            Self::Step { error, .. } => error.is_transient(),
+            Self::Link(_) | Self::Truncated | Self::Frame(_) => true,
+            Self::Protocol(error) => !matches!(
+                error,
+                ProtocolError::Incomplete { .. } | ProtocolError::TooManyRecords
+            ),
+            Self::Failed { error, .. } => error.is_transient(),
             Self::Refused(refusal) => refusal.can_go_on(),
             Self::Cancelled | Self::WrongPhase => false,
         }
@@ -64,11 +68,11 @@ pub enum FrameError {
         /// The length that it claims.
         claimed: u32,
     },
-    /// The checksum is wrong: a bit flipped on the way.
-    Checksum,
+    /// The tag is wrong: the frame was damaged or forged, or the ends have different keys.
+    Tag,
 }
 
-/// What does not fit.
+/// Why a record does not fit.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProtocolError {
@@ -87,6 +91,15 @@ pub enum ProtocolError {
     OutsideOfGuest(u64),
     /// Another session than the one that is under way.
     Session,
+    /// The sender says that everything came, and it did not.
+    Incomplete {
+        /// Frames of the guest's memory that never came.
+        frames: u64,
+        /// vCPUs whose state never came.
+        vcpus: u32,
+    },
+    /// The session has more records than [`ReceiveLimits`](crate::ReceiveLimits) allows.
+    TooManyRecords,
 }
 
 /// Why the peer refused.
@@ -101,12 +114,14 @@ pub struct Refusal {
 impl Refusal {
     /// Whether the same session may go on.
     pub const fn can_go_on(&self) -> bool {
-        // What was not understood or damaged is sent again.
+        // Damaged records are sent again.
         matches!(self.reason, Reason::Damaged | Reason::Busy)
-            || (matches!(self.reason, Reason::Firmware)
-                && self.status == crate::Status::BAD_MEASUREMENT.0 as u64)
+            || (matches!(self.reason, Reason::Firmware) && self.status == BAD_MEASUREMENT)
     }
 }
+
+/// Status of the firmware for a packet that is not authentic (SEV API, BAD_MEASUREMENT).
+const BAD_MEASUREMENT: u64 = 0x0b;
 
 /// The classes of reasons for a refusal, as they travel.
 #[non_exhaustive]
@@ -125,10 +140,12 @@ pub enum Reason {
     Busy = 5,
     /// No such session.
     Session = 6,
+    /// The guest is not complete, or the session is longer than the receiver allows.
+    Limits = 7,
 }
 
 impl Reason {
-    pub(super) fn from_wire(raw: u16) -> Option<Self> {
+    pub(crate) fn from_wire(raw: u16) -> Option<Self> {
         [
             Self::Damaged,
             Self::Shape,
@@ -136,17 +153,18 @@ impl Reason {
             Self::Host,
             Self::Busy,
             Self::Session,
+            Self::Limits,
         ]
         .into_iter()
         .find(|reason| *reason as u16 == raw)
     }
 }
 
-pub(super) type Result<T> = core::result::Result<T, MigrateError>;
+pub(crate) type Result<T> = core::result::Result<T, MigrateError>;
 
-/// Names the step at which an operation failed.
-pub(super) fn at<T>(step: &'static str, result: kvm_ops::Result<T>) -> Result<T> {
-    result.map_err(|error| MigrateError::Step { step, error })
+/// Names the operation that failed.
+pub(crate) fn at<T>(operation: &'static str, result: kvm_ops::Result<T>) -> Result<T> {
+    result.map_err(|error| MigrateError::Failed { operation, error })
 }
 
 impl From<FrameError> for MigrateError {
@@ -164,10 +182,10 @@ impl From<ProtocolError> for MigrateError {
 impl fmt::Display for MigrateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Step { step, .. } => write!(f, "{step} failed"),
+            Self::Failed { operation, .. } => write!(f, "{operation} failed"),
             Self::Link(kind) => write!(f, "the link failed: {kind:?}"),
             Self::Truncated => f.write_str("the link ended early"),
-            Self::Frame(_) => f.write_str("what came is no frame of a migration"),
+            Self::Frame(_) => f.write_str("the bytes are no frame of a migration"),
             Self::Protocol(_) => f.write_str("the peer does not keep to the protocol"),
             Self::Refused(_) => f.write_str("the peer refused"),
             Self::Cancelled => f.write_str("cancelled"),
@@ -179,7 +197,7 @@ impl fmt::Display for MigrateError {
 impl core::error::Error for MigrateError {
     fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
         match self {
-            Self::Step { error, .. } => Some(error),
+            Self::Failed { error, .. } => Some(error),
             Self::Frame(error) => Some(error),
             Self::Protocol(error) => Some(error),
             Self::Refused(refusal) => Some(refusal),
@@ -198,7 +216,7 @@ impl fmt::Display for FrameError {
             Self::Length { kind, claimed } => {
                 write!(f, "length {claimed:#x} for record kind {kind:#x}")
             }
-            Self::Checksum => f.write_str("wrong checksum"),
+            Self::Tag => f.write_str("wrong tag"),
         }
     }
 }
@@ -213,6 +231,10 @@ impl fmt::Display for ProtocolError {
             Self::Field(name) => write!(f, "{name} is out of range"),
             Self::OutsideOfGuest(gfn) => write!(f, "frame {gfn:#x} is outside of the guest"),
             Self::Session => f.write_str("not the session that is under way"),
+            Self::Incomplete { frames, vcpus } => {
+                write!(f, "{frames} frames and {vcpus} vCPUs never came")
+            }
+            Self::TooManyRecords => f.write_str("more records than the session may have"),
         }
     }
 }
@@ -228,6 +250,7 @@ impl fmt::Display for Refusal {
             Reason::Host => "the VM or its host refused",
             Reason::Busy => "another migration is under way",
             Reason::Session => "no such session",
+            Reason::Limits => "the guest is incomplete or the session too long",
         })?;
         match self.status {
             0 => Ok(()),

@@ -1,16 +1,20 @@
 //! The end that takes a guest.
 
 use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
 
 use embedded_io::{Read, Write};
 use kvm_ops::{Gfn, VcpuId};
 
-use super::ends::{MigrateTarget, Shape, VcpuContent};
-use super::error::{MigrateError, ProtocolError, Reason, Refusal, Result, at};
-use super::firmware::Packet;
-use super::frame::{Kind, Wire};
-use super::progress::{Flow, Phase, Progress};
-use super::record::{self, SessionId, Standing};
+use crate::ends::{MigrateTarget, Shape, VcpuContent};
+use crate::error::{MigrateError, ProtocolError, Reason, Refusal, Result, at};
+use crate::frame::{Kind, Wire};
+use crate::layout::FrameSet;
+use crate::packet::Packet;
+use crate::progress::{Flow, Phase, Progress};
+use crate::record::{self, SessionId, TargetState};
+use crate::seal::{Challenge, Direction, Seal, StreamKey};
 
 /// How often the watcher is called while pages come.
 const PAGES_BETWEEN_REPORTS: u64 = 256;
@@ -21,11 +25,15 @@ const PAGES_BETWEEN_REPORTS: u64 = 256;
 /// for which [`can_go_on`](MigrateError::can_go_on) holds, `run` with a new link goes on in the
 /// same session. [`abandon`](Self::abandon) gives up what came so far.
 ///
-/// Nothing that a peer sends is believed: every length, number and order is checked before
-/// anything is done with it, and what does not fit ends the link, not the session.
+/// Every length, number and order that a peer sends is checked before it is used, and a mistake ends
+/// the link, not the session. The receiver finishes only when every frame of the guest's memory and
+/// every vCPU came.
 #[derive(Debug)]
 pub struct Receiver<T> {
     target: T,
+    limits: ReceiveLimits,
+    key: Option<StreamKey>,
+    challenge: Challenge,
     session: Option<Session>,
     phase: Phase,
     round: u32,
@@ -40,13 +48,62 @@ struct Session {
     shape: Shape,
     /// The record that is due.
     next: u64,
+    /// Frames and vCPUs of which no record came yet.
+    missing: FrameSet,
+    missing_vcpus: Vec<bool>,
+    /// Records that may still come.
+    budget: u64,
+}
+
+impl Session {
+    fn new(id: SessionId, shape: Shape, limits: &ReceiveLimits) -> Self {
+        let mut missing = FrameSet::new(&shape.layout);
+        missing.insert_all();
+        let once = missing.len() + u64::from(shape.vcpus) + 1;
+        Self {
+            id,
+            next: 0,
+            missing_vcpus: vec![true; shape.vcpus as usize],
+            budget: once.saturating_mul(limits.times.into()),
+            shape,
+            missing,
+        }
+    }
+
+    /// Fails unless every frame and every vCPU came at least once.
+    fn require_complete(&self) -> Result<()> {
+        let frames = self.missing.len();
+        let vcpus = self.missing_vcpus.iter().filter(|m| **m).count() as u32;
+        if frames == 0 && vcpus == 0 {
+            return Ok(());
+        }
+        Err(ProtocolError::Incomplete { frames, vcpus }.into())
+    }
+}
+
+/// Bounds of a session, which a sender cannot exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiveLimits {
+    /// How often the guest may be sent: a session has at most so many records for each frame and
+    /// vCPU on average.
+    pub times: u32,
+}
+
+impl Default for ReceiveLimits {
+    /// 64 times. The default sender needs 10 at most, and more after broken links.
+    fn default() -> Self {
+        Self { times: 64 }
+    }
 }
 
 impl<T: MigrateTarget> Receiver<T> {
-    /// Waits for a guest.
+    /// A receiver that waits for a guest.
     pub fn new(target: T) -> Self {
         Self {
             target,
+            limits: ReceiveLimits::default(),
+            key: None,
+            challenge: [0; 24],
             session: None,
             phase: Phase::New,
             round: 0,
@@ -56,7 +113,35 @@ impl<T: MigrateTarget> Receiver<T> {
         }
     }
 
-    /// Where it stands.
+    /// Replaces the default limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: ReceiveLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Takes only frames that are authenticated with this key, which the sender must have too.
+    /// `nonce` is 16 random bytes that no receiver with this key had before: it keeps old sessions
+    /// from being replayed.
+    #[must_use]
+    pub fn with_key(mut self, key: StreamKey, nonce: [u8; 16]) -> Self {
+        self.key = Some(key);
+        self.challenge[..16].copy_from_slice(&nonce);
+        self
+    }
+
+    /// A challenge for the next link: the nonce and a counter.
+    fn next_challenge(&mut self) {
+        let count = self.challenge[16..].iter_mut();
+        for byte in count {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                break;
+            }
+        }
+    }
+
+    /// The progress so far.
     pub fn progress(&self) -> Progress {
         Progress {
             phase: self.phase,
@@ -87,7 +172,9 @@ impl<T: MigrateTarget> Receiver<T> {
         link: &mut L,
         watch: &mut dyn FnMut(&Progress) -> Flow,
     ) -> Result<Progress> {
-        let mut wire = Wire::new(link);
+        self.next_challenge();
+        let seal = Seal::new(self.key.as_ref());
+        let mut wire = Wire::new(link, Direction::ToSource, seal);
         let before = self.bytes;
         let ended = self.serve(&mut wire, before, watch);
         self.bytes = before + wire.bytes;
@@ -150,11 +237,11 @@ impl<T: MigrateTarget> Receiver<T> {
         self.session.as_ref().map_or(0, |session| session.next)
     }
 
-    fn standing(&self) -> Standing {
+    fn state(&self) -> TargetState {
         match self.phase {
-            Phase::Done | Phase::Committed => Standing::Owner,
-            Phase::Prepared => Standing::Prepared,
-            _ => Standing::Receiving,
+            Phase::Done | Phase::Committed => TargetState::Owner,
+            Phase::Prepared => TargetState::Prepared,
+            _ => TargetState::Receiving,
         }
     }
 
@@ -175,6 +262,10 @@ impl<T: MigrateTarget> Receiver<T> {
             if index != due {
                 return Err(ProtocolError::Index { due, got: index }.into());
             }
+            if let Some(session) = &mut self.session {
+                let budget = session.budget.checked_sub(1);
+                session.budget = budget.ok_or(ProtocolError::TooManyRecords)?;
+            }
             match (self.phase, kind) {
                 (_, Kind::Cancel) if self.phase < Phase::Done => {
                     self.abandon()?;
@@ -190,6 +281,9 @@ impl<T: MigrateTarget> Receiver<T> {
                     self.answer(wire, Kind::RoundOk, &[])?;
                 }
                 (Phase::Copying, Kind::Prepare) => {
+                    if let Some(session) = &self.session {
+                        session.require_complete()?;
+                    }
                     at("RECEIVE_FINISH", self.target.receive_finish())?;
                     self.phase = Phase::Prepared;
                     self.answer(wire, Kind::Prepared, &[])?;
@@ -225,23 +319,32 @@ impl<T: MigrateTarget> Receiver<T> {
         }
     }
 
-    /// The first record of a link: a new session, or the one that stands.
+    /// Takes the first record of a link: a new session, or the one under way.
     fn greet<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>) -> Result<()> {
         let (kind, _, payload) = wire.receive()?;
-        match kind {
-            Kind::Resume => {
-                let id = record::parse_session(payload)?;
+        if !matches!(kind, Kind::Hello | Kind::Resume) {
+            return Err(ProtocolError::Unexpected(kind as u8).into());
+        }
+        let (id, link) = record::parse_session(payload)?;
+        let shape = match kind {
+            Kind::Hello => Some(record::parse_hello(payload)?),
+            _ => None,
+        };
+        wire.seal.bind(&id, link, &[0; 24]);
+        match shape {
+            None => {
                 match &self.session {
                     Some(session) if session.id == id => {}
                     _ => return Err(ProtocolError::Session.into()),
                 }
-                self.ready(wire)
+                self.ready(wire)?;
+                wire.seal.bind(&id, link, &self.challenge);
+                Ok(())
             }
-            Kind::Hello => {
+            Some(shape) => {
                 if !matches!(self.phase, Phase::New | Phase::Cancelled) {
                     return Err(MigrateError::WrongPhase);
                 }
-                let (id, shape) = record::parse_hello(payload)?;
                 if let Err(error) = self.target.accept(&shape) {
                     let refusal = Refusal {
                         reason: Reason::Shape,
@@ -253,7 +356,8 @@ impl<T: MigrateTarget> Receiver<T> {
                     return Err(MigrateError::Refused(refusal));
                 }
                 let certs = at("PDH_CERT_EXPORT", self.target.certs())?;
-                wire.send(Kind::Offer, 0, &[&record::offer(&certs)])?;
+                wire.send(Kind::Offer, 0, &[&record::offer(&self.challenge, &certs)])?;
+                wire.seal.bind(&id, link, &self.challenge);
                 wire.flush()?;
                 let (kind, index, payload) = wire.receive()?;
                 match kind {
@@ -269,16 +373,18 @@ impl<T: MigrateTarget> Receiver<T> {
                     return Err(ProtocolError::Field("policy").into());
                 }
                 at("RECEIVE_START", self.target.receive_start(&start))?;
-                self.session = Some(Session { id, shape, next: 0 });
+                self.session = Some(Session::new(id, shape, &self.limits));
                 (self.phase, self.round, self.pages) = (Phase::Copying, 0, 0);
                 self.ready(wire)
             }
-            kind => Err(ProtocolError::Unexpected(kind as u8).into()),
         }
     }
 
     fn ready<L: Read + Write>(&self, wire: &mut Wire<'_, L>) -> Result<()> {
-        self.answer(wire, Kind::Ready, &[self.standing() as u8])
+        let mut ready = [0; 25];
+        ready[0] = self.state() as u8;
+        ready[1..].copy_from_slice(&self.challenge);
+        self.answer(wire, Kind::Ready, &ready)
     }
 
     fn answer<L: Read + Write>(
@@ -303,25 +409,32 @@ impl<T: MigrateTarget> Receiver<T> {
     }
 
     fn frame(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
-        match kind {
+        let gfn = match kind {
             Kind::Private => {
                 let gfn = record::parse_private(payload, &mut self.packet)?;
                 self.check(gfn)?;
                 let placed = self.target.receive_private(gfn, &self.packet);
-                at("RECEIVE_UPDATE_DATA", placed)
+                at("RECEIVE_UPDATE_DATA", placed)?;
+                gfn
             }
             Kind::Shared => {
                 let (gfn, has_data) = record::parse_shared(payload, &mut self.packet)?;
                 self.check(gfn)?;
                 let page = has_data.then_some(&self.packet.data);
-                at("shared page", self.target.receive_shared(gfn, page))
+                at("shared page", self.target.receive_shared(gfn, page))?;
+                gfn
             }
             _ => {
                 let gfn = record::parse_absent(payload)?;
                 self.check(gfn)?;
-                at("absent page", self.target.receive_absent(gfn))
+                at("absent page", self.target.receive_absent(gfn))?;
+                gfn
             }
+        };
+        if let Some(session) = &mut self.session {
+            session.missing.remove(gfn);
         }
+        Ok(())
     }
 
     fn vcpu(&mut self, payload: &[u8]) -> Result<()> {
@@ -336,6 +449,10 @@ impl<T: MigrateTarget> Receiver<T> {
         let received = self
             .target
             .receive_vcpu(VcpuId(vcpu), content, &self.packet);
-        at("RECEIVE_UPDATE_VMSA", received)
+        at("RECEIVE_UPDATE_VMSA", received)?;
+        if let Some(session) = &mut self.session {
+            session.missing_vcpus[vcpu as usize] = false;
+        }
+        Ok(())
     }
 }

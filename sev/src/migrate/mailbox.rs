@@ -1,62 +1,22 @@
 //! The SEND and RECEIVE commands of the AMD SP, through the ports of a host.
 //!
-//! Order and limits as Linux `svm/sev.c` has them:
-//! a packet lies in one guest page, and the guest's address carries the C-bit.
+//! As in Linux `svm/sev.c`, a packet lies in one guest page, and the guest's address carries the
+//! C-bit.
 
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use kvm_ops::{Error, Field, Host, Level, OpName, PAGE_SIZE, Pfn, PspPort, Result};
+use kvm_ops_sev_stream::{MAX_BLOB, PACKET_HEADER, PAGE, Packet, PlatformCerts, SessionStart};
 use zerocopy::little_endian::{U32, U64};
 
-use super::frame::{MAX_BLOB, PACKET_HEADER, PAGE};
 use crate::books::Books;
 use crate::command::{self, Buffer, Command};
 use crate::sp::{Held, RmpEntry, Sp, base};
 use crate::status::{Failure, Operation, Status};
 
-/// What a sender must know of the platform that a guest is to go to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PlatformCerts {
-    /// Its Diffie-Hellman certificate.
-    pub pdh: Vec<u8>,
-    /// PEK, OCA and CEK certificates, one after the other.
-    pub chain: Vec<u8>,
-    /// ASK and ARK, one after the other, from the vendor.
-    pub vendor: Vec<u8>,
-}
-
-/// What RECEIVE_START takes from the sender.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SessionStart {
-    /// The guest's policy.
-    pub policy: u32,
-    /// The sender's Diffie-Hellman certificate.
-    pub pdh: Vec<u8>,
-    /// The transport keys, wrapped for the receiver's firmware.
-    pub session: Vec<u8>,
-}
-
-/// A page under the transport key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// Flags, IV and authentication code.
-    pub header: [u8; PACKET_HEADER],
-    /// The page; plain text where the record that it travels in says so.
-    pub data: [u8; PAGE],
-}
-
-impl Default for Packet {
-    fn default() -> Self {
-        Self {
-            header: [0; PACKET_HEADER],
-            data: [0; PAGE],
-        }
-    }
-}
-
-/// Which of a guest's things a packet holds.
+/// The contents of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketOf {
     /// A page of memory (`*_UPDATE_DATA`).
@@ -67,13 +27,13 @@ pub enum PacketOf {
 
 static AN_SP: OpName = OpName("an AMD SP");
 
-// Places in the mailbox's memory. What firmware writes lies apart from what it reads.
+// Places in the mailbox's memory. Firmware reads `IN` and writes `OUT`.
 const IN: [u64; 3] = [0, 0x8000, 0x1_0000];
 const OUT: [u64; 2] = [0x10_0000, 0x10_8000];
 /// The pages that firmware writes, from `OUT[0]` on.
 const OUT_PAGES: u64 = 12;
 
-/// Whose books the mailbox's memory stands in.
+/// The account that lists the mailbox's memory.
 #[derive(Debug)]
 enum Ledger<'a> {
     Own(Box<Books>),
@@ -170,7 +130,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
         match self.command(command, buffer) {
             Err(error) if error == failure(command, Status::INVALID_LEN) => Ok(()),
             Err(error) => Err(error),
-            // It was done with nowhere to put the answer: not the firmware that we know.
+            // Done without a place for the answer: an unknown firmware.
             Ok(()) => Err(failure(command, Status::SUCCESS)),
         }
     }
@@ -248,7 +208,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
         self.command(command, &mut buffer)?;
         let mut session = vec![0; len];
         if let Err(error) = self.get(OUT[0], &mut session) {
-            // Nobody can use a session that cannot be read.
+            // A session that cannot be read is of no use.
             self.send_cancel(handle)?;
             return Err(error);
         }

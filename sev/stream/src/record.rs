@@ -1,18 +1,18 @@
-//! The payloads of records, and how they are taken apart.
+//! The payloads of records.
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Gfn, Tech};
+use kvm_ops::{Error, Gfn, Tech};
 
-use super::ends::{Shape, VcpuContent};
-use super::error::{MigrateError, ProtocolError, Reason, Refusal, Result};
-use super::firmware::{Packet, PlatformCerts, SessionStart};
-use super::frame::{MAX_BLOB, PACKET_HEADER, PAGE};
-use super::layout::Layout;
-use crate::Failure;
+use crate::ends::{Shape, VcpuContent};
+use crate::error::{MigrateError, ProtocolError, Reason, Refusal, Result};
+use crate::frame::MAX_BLOB;
+use crate::layout::Layout;
+use crate::packet::{PACKET_HEADER, PAGE, Packet, PlatformCerts, SessionStart};
+use crate::seal::Challenge;
 
 /// A session's name: 128 random bits.
-pub(super) type SessionId = [u8; 16];
+pub(crate) type SessionId = [u8; 16];
 
 /// Takes a payload apart, front to back.
 struct Fields<'a>(&'a [u8]);
@@ -67,15 +67,16 @@ impl<'a> Fields<'a> {
 const SEV: u8 = 1;
 const SEV_ES: u8 = 2;
 
-pub(super) fn hello(session: &SessionId, shape: &Shape) -> Result<Vec<u8>> {
+pub(crate) fn hello(session: &SessionId, link: u64, shape: &Shape) -> Result<Vec<u8>> {
     let tech = match shape.tech {
         Tech::Sev => SEV,
         Tech::SevEs => SEV_ES,
         _ => return Err(ProtocolError::Field("technology").into()),
     };
     let ranges = shape.layout.ranges();
-    let mut out = Vec::with_capacity(27 + 16 * ranges.len());
+    let mut out = Vec::with_capacity(35 + 16 * ranges.len());
     out.extend_from_slice(session);
+    out.extend_from_slice(&link.to_le_bytes());
     out.push(tech);
     out.extend_from_slice(&shape.policy.to_le_bytes());
     out.extend_from_slice(&shape.vcpus.to_le_bytes());
@@ -87,9 +88,10 @@ pub(super) fn hello(session: &SessionId, shape: &Shape) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-pub(super) fn parse_hello(payload: &[u8]) -> Result<(SessionId, Shape)> {
+/// The shape of a Hello, behind what [`parse_session`] takes.
+pub(crate) fn parse_hello(payload: &[u8]) -> Result<Shape> {
     let mut fields = Fields(payload);
-    let session = fields.array()?;
+    fields.bytes(16 + 8)?;
     let tech = match fields.u8()? {
         SEV => Tech::Sev,
         SEV_ES => Tech::SevEs,
@@ -106,20 +108,18 @@ pub(super) fn parse_hello(payload: &[u8]) -> Result<(SessionId, Shape)> {
     }
     fields.end()?;
     let layout = Layout::new(ranges).map_err(|_| ProtocolError::Field("memory layout"))?;
-    let shape = Shape {
+    Ok(Shape {
         tech,
         policy,
         vcpus,
         layout,
-    };
-    Ok((session, shape))
+    })
 }
 
-pub(super) fn parse_session(payload: &[u8]) -> Result<SessionId> {
+/// The session and the number of the link, with which Hello and Resume begin.
+pub(crate) fn parse_session(payload: &[u8]) -> Result<(SessionId, u64)> {
     let mut fields = Fields(payload);
-    let session = fields.array()?;
-    fields.end()?;
-    Ok(session)
+    Ok((fields.array()?, fields.u64()?))
 }
 
 /// Lengths first, then the blobs.
@@ -134,12 +134,13 @@ fn blobs(head: &[u8], blobs: &[&[u8]]) -> Vec<u8> {
     out
 }
 
-pub(super) fn offer(certs: &PlatformCerts) -> Vec<u8> {
-    blobs(&[], &[&certs.pdh, &certs.chain, &certs.vendor])
+pub(crate) fn offer(challenge: &Challenge, certs: &PlatformCerts) -> Vec<u8> {
+    blobs(challenge, &[&certs.pdh, &certs.chain, &certs.vendor])
 }
 
-pub(super) fn parse_offer(payload: &[u8]) -> Result<PlatformCerts> {
+pub(crate) fn parse_offer(payload: &[u8]) -> Result<(Challenge, PlatformCerts)> {
     let mut fields = Fields(payload);
+    let challenge = fields.array()?;
     let (pdh, chain, vendor) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let certs = PlatformCerts {
         pdh: fields.blob(pdh)?,
@@ -147,14 +148,14 @@ pub(super) fn parse_offer(payload: &[u8]) -> Result<PlatformCerts> {
         vendor: fields.blob(vendor)?,
     };
     fields.end()?;
-    Ok(certs)
+    Ok((challenge, certs))
 }
 
-pub(super) fn start(start: &SessionStart) -> Vec<u8> {
+pub(crate) fn start(start: &SessionStart) -> Vec<u8> {
     blobs(&start.policy.to_le_bytes(), &[&start.pdh, &start.session])
 }
 
-pub(super) fn parse_start(payload: &[u8]) -> Result<SessionStart> {
+pub(crate) fn parse_start(payload: &[u8]) -> Result<SessionStart> {
     let mut fields = Fields(payload);
     let (policy, pdh, session) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let start = SessionStart {
@@ -166,10 +167,10 @@ pub(super) fn parse_start(payload: &[u8]) -> Result<SessionStart> {
     Ok(start)
 }
 
-/// Where a target stands, as its Ready tells.
+/// The state of a target, as its Ready says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Standing {
+pub(crate) enum TargetState {
     /// It takes records.
     Receiving = 1,
     /// It has everything.
@@ -178,13 +179,15 @@ pub(super) enum Standing {
     Owner = 3,
 }
 
-pub(super) fn parse_ready(payload: &[u8]) -> Result<Standing> {
-    match payload {
-        [1] => Ok(Standing::Receiving),
-        [2] => Ok(Standing::Prepared),
-        [3] => Ok(Standing::Owner),
-        _ => Err(ProtocolError::Field("standing").into()),
-    }
+pub(crate) fn parse_ready(payload: &[u8]) -> Result<(TargetState, Challenge)> {
+    let mut fields = Fields(payload);
+    let state = match fields.u8()? {
+        1 => TargetState::Receiving,
+        2 => TargetState::Prepared,
+        3 => TargetState::Owner,
+        _ => return Err(ProtocolError::Field("state of the target").into()),
+    };
+    Ok((state, fields.array()?))
 }
 
 fn packet_into(fields: &mut Fields<'_>, packet: &mut Packet) -> Result<()> {
@@ -193,7 +196,7 @@ fn packet_into(fields: &mut Fields<'_>, packet: &mut Packet) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn parse_private(payload: &[u8], packet: &mut Packet) -> Result<Gfn> {
+pub(crate) fn parse_private(payload: &[u8], packet: &mut Packet) -> Result<Gfn> {
     let mut fields = Fields(payload);
     let gfn = fields.u64()?;
     packet_into(&mut fields, packet)?;
@@ -201,8 +204,8 @@ pub(super) fn parse_private(payload: &[u8], packet: &mut Packet) -> Result<Gfn> 
     Ok(Gfn::new(gfn))
 }
 
-/// The frame, and whether it has data: the packet's then.
-pub(super) fn parse_shared(payload: &[u8], packet: &mut Packet) -> Result<(Gfn, bool)> {
+/// Returns the frame, and whether it has data, which is then in the packet.
+pub(crate) fn parse_shared(payload: &[u8], packet: &mut Packet) -> Result<(Gfn, bool)> {
     let mut fields = Fields(payload);
     let gfn = Gfn::new(fields.u64()?);
     if fields.0.is_empty() {
@@ -213,7 +216,7 @@ pub(super) fn parse_shared(payload: &[u8], packet: &mut Packet) -> Result<(Gfn, 
     Ok((gfn, true))
 }
 
-pub(super) fn parse_absent(payload: &[u8]) -> Result<Gfn> {
+pub(crate) fn parse_absent(payload: &[u8]) -> Result<Gfn> {
     let mut fields = Fields(payload);
     let gfn = fields.u64()?;
     fields.end()?;
@@ -224,7 +227,7 @@ const CLEAR: u8 = 0;
 const VMSA: u8 = 1;
 
 /// The head of a vCPU's record; its content follows.
-pub(super) fn vcpu_head(vcpu: u32, content: VcpuContent) -> [u8; 5] {
+pub(crate) fn vcpu_head(vcpu: u32, content: VcpuContent) -> [u8; 5] {
     let mut head = [0; 5];
     head[..4].copy_from_slice(&vcpu.to_le_bytes());
     head[4] = match content {
@@ -234,7 +237,7 @@ pub(super) fn vcpu_head(vcpu: u32, content: VcpuContent) -> [u8; 5] {
     head
 }
 
-pub(super) fn parse_vcpu(payload: &[u8], packet: &mut Packet) -> Result<(u32, VcpuContent)> {
+pub(crate) fn parse_vcpu(payload: &[u8], packet: &mut Packet) -> Result<(u32, VcpuContent)> {
     let mut fields = Fields(payload);
     let vcpu = fields.u32()?;
     match fields.u8()? {
@@ -255,14 +258,14 @@ pub(super) fn parse_vcpu(payload: &[u8], packet: &mut Packet) -> Result<(u32, Vc
     }
 }
 
-pub(super) fn refuse(refusal: Refusal) -> [u8; 10] {
+pub(crate) fn refuse(refusal: Refusal) -> [u8; 10] {
     let mut out = [0; 10];
     out[..2].copy_from_slice(&(refusal.reason as u16).to_le_bytes());
     out[2..].copy_from_slice(&refusal.status.to_le_bytes());
     out
 }
 
-pub(super) fn parse_refuse(payload: &[u8]) -> Result<Refusal> {
+pub(crate) fn parse_refuse(payload: &[u8]) -> Result<Refusal> {
     let mut fields = Fields(payload);
     let reason =
         Reason::from_wire(fields.u16()?).ok_or(ProtocolError::Field("reason of a refusal"))?;
@@ -271,14 +274,18 @@ pub(super) fn parse_refuse(payload: &[u8]) -> Result<Refusal> {
     Ok(Refusal { reason, status })
 }
 
-/// What the peer is told of an error here.
-pub(super) fn refusal_of(error: &MigrateError) -> Refusal {
+/// The refusal that tells the peer of an error here.
+pub(crate) fn refusal_of(error: &MigrateError) -> Refusal {
     let (reason, status) = match error {
-        MigrateError::Step { error, .. } => match Failure::of(error) {
-            Some(failure) => (Reason::Firmware, failure.code.into()),
-            None => (Reason::Host, error.errno() as u64),
+        // The status of the command is the low half of the word.
+        MigrateError::Failed { error, .. } => match error {
+            Error::Firmware(word) => (Reason::Firmware, word & 0xffff_ffff),
+            error => (Reason::Host, error.errno() as u64),
         },
         MigrateError::Protocol(ProtocolError::Session) => (Reason::Session, 0),
+        MigrateError::Protocol(
+            ProtocolError::Incomplete { .. } | ProtocolError::TooManyRecords,
+        ) => (Reason::Limits, 0),
         MigrateError::WrongPhase => (Reason::Busy, 0),
         _ => (Reason::Damaged, 0),
     };

@@ -2,8 +2,8 @@
 
 use kvm_ops::{Gfn, Result, Tech, VcpuId};
 
-use super::firmware::{Packet, PlatformCerts, SessionStart};
-use super::layout::{FrameSet, Layout};
+use crate::layout::{FrameSet, Layout};
+use crate::packet::{Packet, PlatformCerts, SessionStart};
 
 /// What a target must know before it takes a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,9 +54,6 @@ pub trait MigrateSource {
     /// # Errors
     /// What firmware answers; nothing changed.
     fn send_start(&mut self, target: &PlatformCerts) -> Result<SessionStart>;
-
-    /// Adds the frames that hold something.
-    fn present(&self, frames: &mut FrameSet);
 
     /// Packs a frame (SEND_UPDATE_DATA where it is private).
     ///

@@ -6,13 +6,14 @@ use alloc::vec::Vec;
 use embedded_io::{Read, Write};
 use kvm_ops::{Gfn, VcpuId};
 
-use super::ends::{FrameContent, MigrateSource, VcpuContent};
-use super::error::{MigrateError, ProtocolError, Result, at};
-use super::firmware::Packet;
-use super::frame::{Kind, Wire};
-use super::layout::FrameSet;
-use super::progress::{Flow, Phase, Progress};
-use super::record::{self, SessionId, Standing};
+use crate::ends::{FrameContent, MigrateSource, VcpuContent};
+use crate::error::{MigrateError, ProtocolError, Result, at};
+use crate::frame::{Kind, Wire};
+use crate::layout::FrameSet;
+use crate::packet::Packet;
+use crate::progress::{Flow, Phase, Progress};
+use crate::record::{self, SessionId, TargetState};
+use crate::seal::{Challenge, Direction, Seal, StreamKey};
 
 /// When the sender stops the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ enum Unconfirmed {
 ///
 /// [`run`](Self::run) goes as far as its link carries. After an error for which
 /// [`can_go_on`](MigrateError::can_go_on) holds, `run` with a new link goes on in the same session
-/// from where the target stands. [`cancel`](Self::cancel) ends the session at any time before the
+/// at the record that the target is due. [`cancel`](Self::cancel) ends the session at any time before the
 /// source has given the guest up, and the guest runs on.
 ///
 /// The value must be used up by one of the two: dropped in between, it leaves the guest in the
@@ -56,7 +57,10 @@ enum Unconfirmed {
 pub struct Sender<S> {
     source: S,
     limits: SendLimits,
+    key: Option<StreamKey>,
     session: SessionId,
+    /// Links so far.
+    links: u64,
     phase: Phase,
     /// Prepare was sent: the target may be prepared, and nothing can be sent after that.
     closing: bool,
@@ -91,7 +95,9 @@ impl<S: MigrateSource> Sender<S> {
         Ok(Self {
             source,
             limits,
+            key: None,
             session,
+            links: 0,
             phase: Phase::New,
             closing: false,
             pending: FrameSet::new(&layout),
@@ -104,7 +110,31 @@ impl<S: MigrateSource> Sender<S> {
         })
     }
 
-    /// Where it stands.
+    /// Authenticates every frame with this key, which the receiver must have too.
+    #[must_use]
+    pub fn with_key(mut self, key: StreamKey) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    fn wire<'l, L: Read + Write>(&mut self, link: &'l mut L) -> Wire<'l, L> {
+        self.links += 1;
+        Wire::new(link, Direction::ToTarget, Seal::new(self.key.as_ref()))
+    }
+
+    /// Names session and link, after which the target answers under a key of this link.
+    fn resume_on<L: Read + Write>(&self, wire: &mut Wire<'_, L>) -> Result<()> {
+        let link = self.links.to_le_bytes();
+        wire.send(Kind::Resume, self.next, &[&self.session, &link])?;
+        self.bind(wire, &[0; 24]);
+        wire.flush()
+    }
+
+    fn bind<L: Read + Write>(&self, wire: &mut Wire<'_, L>, challenge: &Challenge) {
+        wire.seal.bind(&self.session, self.links, challenge);
+    }
+
+    /// The progress so far.
     pub fn progress(&self) -> Progress {
         Progress {
             phase: self.phase,
@@ -139,7 +169,7 @@ impl<S: MigrateSource> Sender<S> {
         if matches!(self.phase, Phase::Done | Phase::Cancelled) {
             return Err(MigrateError::WrongPhase);
         }
-        let mut wire = Wire::new(link);
+        let mut wire = self.wire(link);
         let before = self.bytes;
         let mut run = Run {
             sender: self,
@@ -154,7 +184,7 @@ impl<S: MigrateSource> Sender<S> {
                 Err(MigrateError::Cancelled)
             }
             Err(error) => {
-                // Nobody knows for how long: the guest does not wait.
+                // The next link may come late: the guest does not wait for it.
                 if self.phase == Phase::Stopped && !self.closing {
                     self.source.go_on();
                     self.phase = Phase::Copying;
@@ -174,14 +204,20 @@ impl<S: MigrateSource> Sender<S> {
         match link {
             None => self.end::<L>(None),
             Some(link) => {
-                let mut wire = Wire::new(link);
-                // Names the session, so that the target knows what is off.
-                let told = wire.send(Kind::Resume, self.next, &[&self.session]);
-                let told = told.and_then(|()| wire.flush());
-                let told = told.and_then(|()| wire.receive().map(|_| ()));
-                self.end(told.is_ok().then_some(&mut wire))
+                let mut wire = self.wire(link);
+                let ready = self.greet_again(&mut wire);
+                self.end(ready.is_ok().then_some(&mut wire))
             }
         }
+    }
+
+    /// Goes on with the session on a new link. Returns the target's state and the record that is due.
+    fn greet_again<L: Read + Write>(&self, wire: &mut Wire<'_, L>) -> Result<(TargetState, u64)> {
+        self.resume_on(wire)?;
+        let (kind, index, payload) = wire.receive()?;
+        let (state, challenge) = record::parse_ready(expected(kind, payload, Kind::Ready)?)?;
+        self.bind(wire, &challenge);
+        Ok((state, index))
     }
 
     fn end<L: Read + Write>(&mut self, wire: Option<&mut Wire<'_, L>>) -> Result<()> {
@@ -220,21 +256,21 @@ impl<S: MigrateSource> Run<'_, S> {
         wire: &mut Wire<'_, L>,
         watch: &mut dyn FnMut(&Progress) -> Flow,
     ) -> Result<()> {
-        let standing = if self.sender.phase == Phase::New {
+        let state = if self.sender.phase == Phase::New {
             self.begin(wire)?
         } else {
             self.resume(wire)?
         };
-        match standing {
-            Standing::Receiving if self.sender.phase < Phase::Committed => {
+        match state {
+            TargetState::Receiving if self.sender.phase < Phase::Committed => {
                 self.copy(wire, watch)?;
                 self.prepare(wire)?;
             }
-            Standing::Prepared => self.prepared()?,
+            TargetState::Prepared => self.prepared()?,
             // It was told, and only the answer was lost.
-            Standing::Owner if self.sender.phase == Phase::Committed => {}
+            TargetState::Owner if self.sender.phase == Phase::Committed => {}
             // It cannot have run ahead of what it was told, nor fallen back.
-            _ => return Err(ProtocolError::Field("standing").into()),
+            _ => return Err(ProtocolError::Field("state of the target").into()),
         }
         self.report(wire, watch)?;
         if self.sender.phase == Phase::Prepared {
@@ -249,27 +285,27 @@ impl<S: MigrateSource> Run<'_, S> {
         Ok(())
     }
 
-    fn begin<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>) -> Result<Standing> {
+    fn begin<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>) -> Result<TargetState> {
         let sender = &mut *self.sender;
         let shape = at("shape of the guest", sender.source.shape())?;
-        wire.send(Kind::Hello, 0, &[&record::hello(&sender.session, &shape)?])?;
+        let hello = record::hello(&sender.session, sender.links, &shape)?;
+        wire.send(Kind::Hello, 0, &[&hello])?;
+        sender.bind(wire, &[0; 24]);
         wire.flush()?;
-        let certs = record::parse_offer(expect(wire, Kind::Offer, 0)?)?;
+        let (challenge, certs) = record::parse_offer(expect(wire, Kind::Offer, 0)?)?;
+        sender.bind(wire, &challenge);
         let start = at("SEND_START", sender.source.send_start(&certs))?;
         sender.phase = Phase::Copying;
-        sender.source.present(&mut sender.pending);
+        sender.pending.insert_all();
         wire.send(Kind::Start, 0, &[&record::start(&start)])?;
         wire.flush()?;
-        record::parse_ready(expect(wire, Kind::Ready, 0)?)
+        Ok(record::parse_ready(expect(wire, Kind::Ready, 0)?)?.0)
     }
 
-    /// Learns where the target stands and takes up what it does not have.
-    fn resume<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>) -> Result<Standing> {
+    /// Asks for the target's state and takes up the records that it does not have.
+    fn resume<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>) -> Result<TargetState> {
         let sender = &mut *self.sender;
-        wire.send(Kind::Resume, sender.next, &[&sender.session])?;
-        wire.flush()?;
-        let (kind, index, payload) = wire.receive()?;
-        let standing = record::parse_ready(expected(kind, payload, Kind::Ready)?)?;
+        let (state, index) = sender.greet_again(wire)?;
         let first = sender.next - sender.unconfirmed.len() as u64;
         let has = index.checked_sub(first).filter(|_| index <= sender.next);
         let Some(has) = has else {
@@ -282,10 +318,10 @@ impl<S: MigrateSource> Run<'_, S> {
             }
         }
         sender.next = index;
-        if standing == Standing::Receiving {
+        if state == TargetState::Receiving {
             sender.closing = false;
         }
-        Ok(standing)
+        Ok(state)
     }
 
     fn copy<L: Read + Write>(
@@ -387,7 +423,7 @@ impl<S: MigrateSource> Run<'_, S> {
     fn prepared(&mut self) -> Result<()> {
         let sender = &mut *self.sender;
         if !sender.closing {
-            return Err(ProtocolError::Field("standing").into());
+            return Err(ProtocolError::Field("state of the target").into());
         }
         sender.unconfirmed.clear();
         sender.phase = sender.phase.max(Phase::Prepared);
