@@ -67,6 +67,18 @@ impl PageAccount {
         }
     }
 
+    /// Counts a page that the VM got from its embedder, which took it from the port.
+    pub fn adopt(&self, page: &Page) {
+        let frames = page.level().frames();
+        self.taken.fetch_add(frames, Ordering::Relaxed);
+    }
+
+    /// Stops counting a page that goes back to the embedder.
+    pub fn hand_out(&self, page: &Page) {
+        let frames = page.level().frames();
+        self.taken.fetch_sub(frames, Ordering::Relaxed);
+    }
+
     /// Counts a page as leaked: firmware may still own it, so the host never uses it again.
     pub fn leak(&self, page: Page, operation: &'static str, error: Error) {
         let level = page.level();

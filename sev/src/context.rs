@@ -1,14 +1,14 @@
-//! The encryption context of a guest: what names it to firmware, and how far its launch came.
+//! The encryption context of a guest: its name in firmware, its ASID, and the state of its launch.
 //!
 //! Moving a guest ([`crate::migrate`]) moves this value, the frames of [`crate::memory`] and the
 //! VMSAs of [`crate::cell`].
 
-use kvm_ops::{Asid, Pfn};
+use kvm_ops::{AsidLease, Page, Pfn};
 
 use crate::digest::SnpDigest;
 use crate::migrate::Charge;
 
-/// What names a guest to firmware.
+/// The name of a guest in firmware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// The handle of an SEV or SEV-ES guest.
@@ -17,12 +17,12 @@ pub enum Identity {
     Gctx(Pfn),
 }
 
-/// How far a guest came. For SEV and SEV-ES the numbers are those of GUEST_STATUS; an SNP guest is
+/// The state of a guest in firmware. For SEV and SEV-ES the numbers are those of GUEST_STATUS; an SNP guest is
 /// in [`LaunchUpdate`](Self::LaunchUpdate) or [`Running`](Self::Running).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum GuestState {
-    /// The VM has an ASID at most: no guest is known to firmware.
+    /// The VM has an ASID at most: firmware knows no guest.
     Uninit = 0,
     /// Memory is measured and encrypted.
     LaunchUpdate = 1,
@@ -39,7 +39,7 @@ pub enum GuestState {
 }
 
 impl GuestState {
-    /// The state of that number, as GUEST_STATUS gives it.
+    /// The state of a number of GUEST_STATUS.
     pub const fn from_number(number: u8) -> Option<Self> {
         Some(match number {
             0 => Self::Uninit,
@@ -54,46 +54,52 @@ impl GuestState {
     }
 }
 
-/// What firmware says of a guest (GUEST_STATUS, SNP_GUEST_STATUS).
+/// The answer of GUEST_STATUS or SNP_GUEST_STATUS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestStatus {
     /// The policy it was launched with.
     pub policy: u64,
-    /// Its ASID, 0 while it has none.
+    /// The ASID, 0 for none.
     pub asid: u32,
-    /// Its state, as the firmware numbers it.
+    /// The state, as the firmware numbers it.
     pub state: u8,
 }
 
-/// The encryption context: everything that moves when a guest's key changes its VM, but for its
-/// pages.
+/// A guest in firmware, with the page that it occupies there.
+#[derive(Debug)]
+pub(crate) enum Guest {
+    Handle(u32),
+    Gctx(Page),
+}
+
+/// The encryption context: everything that moves with a guest's key, except its pages.
 #[derive(Debug)]
 pub(crate) struct Context {
-    /// The lease. `None` between an undone launch and the next.
-    pub(crate) asid: Option<Asid>,
-    /// Whether firmware was ever told of that ASID: it needs a flush before its next guest then.
+    /// `None` between an undone launch and the next, and in a mirror, whose owner has the lease.
+    pub(crate) lease: Option<AsidLease>,
+    /// Firmware was given the ASID at least once: it needs a flush before its next guest.
     pub(crate) soiled: bool,
     /// Known to firmware from LAUNCH_START or RECEIVE_START on.
-    pub(crate) identity: Option<Identity>,
+    pub(crate) guest: Option<Guest>,
     pub(crate) state: GuestState,
     pub(crate) policy: u64,
     pub(crate) vmsa_features: u64,
-    /// The GHCB protocol that the guest was told.
+    /// The version of the GHCB protocol.
     pub(crate) ghcb_version: u16,
-    /// Who pays for the ASID.
+    /// The payment for the ASID.
     pub(crate) charge: Option<Charge>,
     /// SNP: the digest of the pages added so far.
     pub(crate) digest: SnpDigest,
-    /// What the launch measured, at its end.
+    /// The launch measurement, from the end of the launch on.
     pub(crate) measurement: Option<[u8; 48]>,
 }
 
 impl Context {
-    pub(crate) fn new(asid: Asid, policy: u64, vmsa_features: u64, ghcb_version: u16) -> Self {
+    pub(crate) fn new(lease: AsidLease, policy: u64, vmsa_features: u64, ghcb_version: u16) -> Self {
         Self {
-            asid: Some(asid),
+            lease: Some(lease),
             soiled: false,
-            identity: None,
+            guest: None,
             state: GuestState::Uninit,
             policy,
             vmsa_features,
@@ -104,26 +110,35 @@ impl Context {
         }
     }
 
-    /// A mirror's copy: it names the guest, and has no key of its own to pay for or give back.
+    /// A mirror's copy: it names the guest, and has no key to pay for or give back.
     pub(crate) fn mirrored(&self) -> Self {
         Self {
+            lease: None,
+            soiled: false,
+            guest: self.handle().map(Guest::Handle),
             charge: None,
-            asid: None,
-            digest: self.digest,
+            digest: SnpDigest::new(),
             ..*self
         }
     }
 
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        match self.guest.as_ref()? {
+            Guest::Handle(handle) => Some(Identity::Handle(*handle)),
+            Guest::Gctx(page) => Some(Identity::Gctx(page.pfn())),
+        }
+    }
+
     pub(crate) fn handle(&self) -> Option<u32> {
-        match self.identity {
-            Some(Identity::Handle(handle)) => Some(handle),
+        match self.guest {
+            Some(Guest::Handle(handle)) => Some(handle),
             _ => None,
         }
     }
 
     pub(crate) fn gctx(&self) -> Option<Pfn> {
-        match self.identity {
-            Some(Identity::Gctx(page)) => Some(page),
+        match &self.guest {
+            Some(Guest::Gctx(page)) => Some(page.pfn()),
             _ => None,
         }
     }

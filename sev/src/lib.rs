@@ -6,8 +6,6 @@
 extern crate alloc;
 extern crate kvm_ops_core as kvm_ops;
 
-mod answers;
-mod books;
 mod cell;
 pub mod command;
 mod context;
@@ -28,10 +26,9 @@ mod vcpu;
 mod vm;
 mod vmsa;
 
-pub use books::Account;
 pub use context::{GuestState, GuestStatus, Identity};
 pub use regions::MAX_REGION_PAGES;
 pub use status::{Failure, Instruction, Operation, Status};
 pub use vcpu::SevVcpu;
 pub use vm::SevVm;
-pub use vmsa::{StartState, VMSA_GPA};
+pub use vmsa::VMSA_GPA;

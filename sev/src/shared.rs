@@ -3,15 +3,15 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use kvm_ops::{
-    Asid, Error, Field, Gfn, Host, NestedFaultAnswer, NestedFaults, Pfn, Privacy, PspPort, Result,
-    SevParams, SharedMask, Step, Tech, VcpuId, VmId,
+    Asid, Error, Field, Gfn, Host, Life, NestedFaultAnswer, NestedFaults, OpName, PageAccount, Pfn,
+    Privacy, PspPort, Result, SevParams, SevPort, SharedMask, Step, Tech, VcpuId, VmId, VmParams,
+    VmPort,
 };
 use spin::{Mutex, MutexGuard};
 
-use crate::books::Books;
 use crate::cell::Cell;
 use crate::context::Context;
 use crate::gate::Gate;
@@ -21,18 +21,16 @@ use crate::regions::Regions;
 use crate::sp::Sp;
 
 /// The state of a VM, which lives as long as its last handle. Locks are taken in this order:
-/// context, memory, regions, cells, account, membership, group.
+/// context, memory, regions, cells, payer, membership, group.
 pub(crate) struct Shared<H: Host> {
-    pub(crate) id: VmId,
-    pub(crate) tech: Tech,
+    pub(crate) life: Life,
     pub(crate) host: H,
     pub(crate) port: Arc<H::Vm>,
     pub(crate) mask: SharedMask,
-    pub(crate) vcpus: u32,
-    pub(crate) params: SevParams,
-    pub(crate) books: Books,
+    pub(crate) params: VmParams,
+    pub(crate) launch: SevParams,
+    pub(crate) account: PageAccount,
     pub(crate) gate: Gate,
-    step: AtomicU8,
     /// The context is staged, or with another VM: the VM takes debug commands and its teardown.
     away: AtomicBool,
     /// The ASID that the guest is bound to, 0 for none. Beside the context, because faults ask for
@@ -43,7 +41,7 @@ pub(crate) struct Shared<H: Host> {
     memory: Mutex<Memory>,
     regions: Mutex<Regions>,
     membership: Mutex<Membership<H>>,
-    account: Mutex<Option<Arc<KeyAccount>>>,
+    payer: Mutex<Option<Arc<KeyAccount>>>,
     /// Held while the context moves.
     pub(crate) claim: Claim,
     cells: Mutex<BTreeMap<VcpuId, Arc<Cell>>>,
@@ -52,58 +50,57 @@ pub(crate) struct Shared<H: Host> {
 impl<H: Host> Shared<H> {
     pub(crate) fn new(
         host: &H,
-        id: VmId,
-        tech: Tech,
+        life: Life,
         port: H::Vm,
         mask: SharedMask,
-        vcpus: u32,
-        params: SevParams,
+        params: VmParams,
+        launch: SevParams,
     ) -> Self {
         Self {
-            id,
-            tech,
+            life,
             host: host.clone(),
             port: Arc::new(port),
             mask,
-            vcpus,
             params,
-            books: Books::new(),
+            launch,
+            account: PageAccount::new(),
             gate: Gate::default(),
-            step: AtomicU8::new(Step::Created as u8),
             away: AtomicBool::new(false),
             bound: AtomicU32::new(0),
             context: Mutex::new(None),
             memory: Mutex::new(Memory::default()),
             regions: Mutex::new(Regions::default()),
             membership: Mutex::new(Membership::new()),
-            account: Mutex::new(None),
+            payer: Mutex::new(None),
             claim: Claim::new(),
             cells: Mutex::new(BTreeMap::new()),
         }
     }
 
     pub(crate) fn is_snp(&self) -> bool {
-        self.tech == Tech::SevSnp
+        self.tech() == Tech::SevSnp
     }
 
     /// Whether register state is the guest's secret.
     pub(crate) fn is_es(&self) -> bool {
-        self.tech != Tech::Sev
+        self.tech() != Tech::Sev
     }
 
+    pub(crate) fn id(&self) -> VmId {
+        self.life.id()
+    }
+
+    pub(crate) fn tech(&self) -> Tech {
+        self.life.tech()
+    }
+
+    /// The step, as the VM's owner sees it: poisoned while the context is away.
     pub(crate) fn step(&self) -> Step {
-        match self.settled_step() {
+        match self.life.step() {
             step @ (Step::KeyReleased | Step::Drained) => step,
             _ if self.away.load(Ordering::Acquire) => Step::Poisoned,
             step => step,
         }
-    }
-
-    /// The step without regard to the context's place.
-    pub(crate) fn settled_step(&self) -> Step {
-        let at = self.step.load(Ordering::Acquire);
-        let step = Step::ALL.into_iter().find(|step| *step as u8 == at);
-        step.unwrap_or(Step::Poisoned)
     }
 
     /// Notes that the context is staged or with another VM, or that it is back.
@@ -111,15 +108,26 @@ impl<H: Host> Shared<H> {
         self.away.store(away, Ordering::Release);
     }
 
-    pub(crate) fn set_step(&self, step: Step) {
-        self.step.store(step as u8, Ordering::Release);
+    /// Moves a VM on that took over a guest, as far as the guest is.
+    pub(crate) fn advance_to(&self, step: Step) {
+        for to in [Step::Initialized, Step::Runnable] {
+            if self.life.step() < to && to <= step {
+                // The step before it was just checked.
+                let _ = self.life.advance(to);
+            }
+        }
     }
 
-    /// From now on only the teardown is allowed. A teardown that has begun goes on.
-    pub(crate) fn poison(&self) {
-        if !matches!(self.step(), Step::KeyReleased | Step::Drained) {
-            self.set_step(Step::Poisoned);
-        }
+    /// Leaves only the teardown allowed.
+    pub(crate) fn poison(&self, error: &Error) {
+        tracing::warn!(vm = self.id().0, tech = %self.tech(), %error, "the VM is poisoned");
+        self.life.poison();
+    }
+
+    /// The operations of the port for SEV guests.
+    pub(crate) fn sev(&self) -> Result<&dyn SevPort> {
+        static SEV: OpName = OpName("SEV guests");
+        self.port.sev().ok_or(Error::HostLacks(&SEV))
     }
 
     /// The ports: [`create`](crate::SevVm::create) refused a host that lacks one.
@@ -127,7 +135,7 @@ impl<H: Host> Shared<H> {
         let (Some(psp), Some(pages)) = (self.host.psp(), self.host.pages()) else {
             unreachable!("a host loses no port")
         };
-        Sp::new(psp, pages, &self.books)
+        Sp::new(psp, pages, &self.account)
     }
 
     /// Locks; other threads' turns pass as the platform has it.
@@ -157,12 +165,12 @@ impl<H: Host> Shared<H> {
     }
 
     /// The account that pays for the VM's key.
-    pub(crate) fn account(&self) -> Option<Arc<KeyAccount>> {
-        self.lock(&self.account).clone()
+    pub(crate) fn payer(&self) -> Option<Arc<KeyAccount>> {
+        self.lock(&self.payer).clone()
     }
 
-    pub(crate) fn set_account(&self, account: Arc<KeyAccount>) {
-        *self.lock(&self.account) = Some(account);
+    pub(crate) fn set_payer(&self, account: Arc<KeyAccount>) {
+        *self.lock(&self.payer) = Some(account);
     }
 
     /// Claims the VM; waits while its context moves.

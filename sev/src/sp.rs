@@ -1,31 +1,32 @@
-//! The secure processor, the RMP and physical memory, as the rest of the back end uses them: typed
-//! commands, pages that are counted, and errors that name the command.
+//! The secure processor, the RMP and physical memory: typed commands, pages on the VM's account, and
+//! errors that name the command.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Field, Gfn, Host, Hpa, Level, PAGE_SIZE, PagePort, Pfn, PspPort, Result};
+use kvm_ops::{
+    Error, Field, Gfn, Host, Hpa, Level, PAGE_SIZE, Page, PageAccount, PagePort, Pfn, PspPort, Result,
+};
 use zerocopy::little_endian::U64;
 
-use crate::books::Books;
 use crate::command::{self, Buffer, Command};
 use crate::status::{Failure, Instruction, Operation, Status};
 
-/// How often an RMP instruction is tried that found its entry in use, or of another size for the
-/// moment. Linux tries RMPUPDATE without bound.
+/// How often an RMP instruction is tried whose entry is in use, or has another size for the moment.
+/// Linux tries RMPUPDATE without bound.
 const RMP_TRIES: u32 = 16;
 /// Codes of RMPUPDATE and PSMASH (APM vol. 3; Linux `asm/sev.h`).
 const FAIL_INUSE: u32 = 3;
 const FAIL_OVERLAP: u32 = 4;
 
-/// What the RMP says of a page of ours, and so what must be done before the host may use it.
+/// The RMP state of a page of the VM, and with it the way back to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
-    /// It is the host's: nothing to be done. All pages without SNP.
+    /// The page is the host's. All pages without SNP.
     Host,
-    /// It is assigned: RMPUPDATE takes it back.
+    /// Assigned: RMPUPDATE takes it back.
     Assigned,
-    /// It is immutable: SNP_PAGE_RECLAIM comes first.
+    /// Immutable: SNP_PAGE_RECLAIM comes first.
     Immutable,
 }
 
@@ -63,21 +64,25 @@ impl RmpEntry {
     }
 }
 
-/// Everything below, with the account of what was taken from it.
+/// The ports below, with the account of the pages that are taken from them.
 pub(crate) struct Sp<'a, H: Host> {
     pub(crate) psp: &'a H::Psp,
-    pages: &'a H::Pages,
-    pub(crate) books: &'a Books,
+    pub(crate) pages: &'a H::Pages,
+    pub(crate) account: &'a PageAccount,
 }
 
 impl<'a, H: Host> Sp<'a, H> {
-    pub(crate) fn new(psp: &'a H::Psp, pages: &'a H::Pages, books: &'a Books) -> Self {
-        Self { psp, pages, books }
+    pub(crate) fn new(psp: &'a H::Psp, pages: &'a H::Pages, account: &'a PageAccount) -> Self {
+        Self {
+            psp,
+            pages,
+            account,
+        }
     }
 
     /// `None` on a host without an AMD SP or pages.
-    pub(crate) fn of(host: &'a H, books: &'a Books) -> Option<Self> {
-        Some(Self::new(host.psp()?, host.pages()?, books))
+    pub(crate) fn of(host: &'a H, account: &'a PageAccount) -> Option<Self> {
+        Some(Self::new(host.psp()?, host.pages()?, account))
     }
 
     pub(crate) fn has_snp(&self) -> bool {
@@ -86,21 +91,23 @@ impl<'a, H: Host> Sp<'a, H> {
 
     // --- Commands ---
 
-    /// Issues a command. What the firmware wrote into the buffer is there after a failure too.
+    /// Issues a command. The firmware's answer is in the buffer after a failure too.
     pub(crate) fn run<B: Buffer>(&self, command: Command, buffer: &mut B) -> Result<()> {
         debug_assert!(B::COMMANDS.contains(&command));
         self.issue(command, buffer.as_mut_bytes())
     }
 
     fn issue(&self, command: Command, buffer: &mut [u8]) -> Result<()> {
-        match Status(self.psp.command(command as u32, buffer)?) {
-            Status::SUCCESS => Ok(()),
-            Status(code) => Err(Failure {
-                operation: Operation::Command(command),
-                code,
-            }
-            .into()),
+        let status = Status(self.psp.command(command as u32, buffer)?);
+        if status == Status::SUCCESS {
+            return Ok(());
         }
+        tracing::debug!(command = command.name(), %status, "the AMD SP refused a command");
+        Err(Failure {
+            operation: Operation::Command(command),
+            code: status.0,
+        }
+        .into())
     }
 
     /// WBINVD everywhere, then DF_FLUSH, so that released ASIDs may be bound again.
@@ -129,14 +136,12 @@ impl<'a, H: Host> Sp<'a, H> {
             self.psp.relax();
             code = once()?;
         }
-        match code {
-            0 => Ok(()),
-            code => Err(Failure {
-                operation: Operation::Instruction(instruction),
-                code,
-            }
-            .into()),
+        if code == 0 {
+            return Ok(());
         }
+        let operation = Operation::Instruction(instruction);
+        tracing::debug!(instruction = operation.name(), code, "an RMP instruction failed");
+        Err(Failure { operation, code }.into())
     }
 
     /// RMPUPDATE. Nothing to do without SNP.
@@ -164,8 +169,7 @@ impl<'a, H: Host> Sp<'a, H> {
     /// another guest unseen (Linux checks so too, and answers EEXIST).
     pub(crate) fn assign(
         &self,
-        page: Pfn,
-        level: Level,
+        page: &Page,
         asid: u32,
         gfn: Gfn,
         immutable: bool,
@@ -173,7 +177,7 @@ impl<'a, H: Host> Sp<'a, H> {
         if !self.has_snp() {
             return Ok(());
         }
-        let at = base(page)?;
+        let at = page.hpa();
         if self.psp.rmpread(at)?[8] != 0 {
             return Err(Error::Exists(Field::HostAddress, at.get()));
         }
@@ -183,7 +187,7 @@ impl<'a, H: Host> Sp<'a, H> {
             gpa: gpa.get(),
             immutable,
         };
-        self.rmpupdate(page, level, entry)
+        self.rmpupdate(page.pfn(), page.level(), entry)
     }
 
     /// The size of the page that the RMP has there. `None` without SNP or an entry.
@@ -195,7 +199,7 @@ impl<'a, H: Host> Sp<'a, H> {
         })
     }
 
-    /// SNP_PAGE_RECLAIM of every 4 KiB page: what was immutable is so no more.
+    /// SNP_PAGE_RECLAIM of a 4 KiB page, which makes it mutable.
     fn reclaim(&self, page: Pfn) -> Result<()> {
         let mut buffer = command::SnpPageReclaim {
             paddr: U64::new(base(page)?.get()),
@@ -217,24 +221,22 @@ impl<'a, H: Host> Sp<'a, H> {
     // --- Pages ---
 
     /// Takes a page from the host.
-    pub(crate) fn alloc(&self, level: Level) -> Result<Pfn> {
-        let page = self.pages.alloc(level)?;
-        self.books.allocated(level);
-        Ok(page)
+    pub(crate) fn alloc(&self, level: Level) -> Result<Page> {
+        self.account.take(self.pages, level)
     }
 
     /// A page that is not at the start of 2 MiB: a VMSA there is taken for a large page in use
     /// (Linux `snp_alloc_vmsa_page`, AMD erratum 1415).
-    pub(crate) fn alloc_vmsa(&self) -> Result<Pfn> {
+    pub(crate) fn alloc_vmsa(&self) -> Result<Page> {
         let page = self.alloc(Level::Size4K)?;
-        if !page.is_aligned(Level::Size2M) {
+        if !page.pfn().is_aligned(Level::Size2M) {
             return Ok(page);
         }
         let other = self.alloc(Level::Size4K);
-        self.free(page, Level::Size4K);
+        self.free(page);
         match other {
-            Ok(other) if other.is_aligned(Level::Size2M) => {
-                self.free(other, Level::Size4K);
+            Ok(other) if other.pfn().is_aligned(Level::Size2M) => {
+                self.free(other);
                 Err(Error::NoMemory)
             }
             other => other,
@@ -242,34 +244,38 @@ impl<'a, H: Host> Sp<'a, H> {
     }
 
     /// Gives a page back that is the host's.
-    pub(crate) fn free(&self, page: Pfn, level: Level) {
-        self.pages.free(page, level);
-        self.books.freed(level);
+    pub(crate) fn free(&self, page: Page) {
+        self.account.give_back(self.pages, page);
+    }
+
+    /// Lists a page as lost for good.
+    pub(crate) fn leak(&self, page: Page, error: Error) {
+        self.account.leak(page, operation(&error), error);
     }
 
     /// Takes a page back and frees it, or leaks it for good.
     ///
     /// # Errors
     /// Why it is leaked.
-    pub(crate) fn release(&self, page: Pfn, level: Level, held: Held) -> Result<()> {
-        match self.take_back(page, level, held) {
+    pub(crate) fn release(&self, page: Page, held: Held) -> Result<()> {
+        match self.take_back(page.pfn(), page.level(), held) {
             Ok(()) => {
-                self.free(page, level);
+                self.free(page);
                 Ok(())
             }
             Err(error) => {
-                self.books.leak_page(page, level, error);
+                self.leak(page, error);
                 Err(error)
             }
         }
     }
 
-    pub(crate) fn write(&self, page: Pfn, data: &[u8]) -> Result<()> {
-        self.pages.write(base(page)?, data)
+    pub(crate) fn write(&self, page: &Page, data: &[u8]) -> Result<()> {
+        self.pages.write(page.hpa(), data)
     }
 
-    pub(crate) fn read(&self, page: Pfn, data: &mut [u8]) -> Result<()> {
-        self.pages.read(base(page)?, data)
+    pub(crate) fn read(&self, page: &Page, data: &mut [u8]) -> Result<()> {
+        self.pages.read(page.hpa(), data)
     }
 
     // --- Buffers in memory ---
@@ -287,15 +293,13 @@ impl<'a, H: Host> Sp<'a, H> {
             return Err(Error::Invalid(Field::BufferLength, data.len() as u64));
         }
         let page = self.alloc(Level::Size4K)?;
-        let done = base(page)
-            .and_then(|at| self.pages.write(at, data).map(|()| at.get()))
-            .and_then(body);
-        self.free(page, Level::Size4K);
+        let done = self.write(&page, data).and_then(|()| body(page.hpa().get()));
+        self.free(page);
         done
     }
 
-    /// Lends a page to a command that writes it, and answers the first `len` bytes of it with what
-    /// `body` answered. With SNP the firmware writes only pages in Firmware state.
+    /// Lends a page to a command that writes it, and returns the first `len` bytes of it with the
+    /// result of `body`. With SNP the firmware writes only pages in Firmware state.
     pub(crate) fn with_output<T>(
         &self,
         len: usize,
@@ -305,35 +309,44 @@ impl<'a, H: Host> Sp<'a, H> {
             return Err(Error::Invalid(Field::BufferLength, len as u64));
         }
         let page = self.alloc(Level::Size4K)?;
-        if let Err(error) = self.rmpupdate(page, Level::Size4K, RmpEntry::Firmware) {
-            self.free(page, Level::Size4K);
+        if let Err(error) = self.rmpupdate(page.pfn(), Level::Size4K, RmpEntry::Firmware) {
+            self.free(page);
             return Err(error);
         }
-        let done = base(page).and_then(|at| body(at.get()));
-        // The host may read what it may not write.
+        let done = body(page.hpa().get());
+        // The host may read a page that it may not write.
         let mut data = vec![0; len];
-        let read = self.read(page, &mut data);
-        // A page that the firmware keeps is leaked and listed; what the command did is done.
-        let _ = self.release(page, Level::Size4K, Held::Immutable);
+        let read = self.read(&page, &mut data);
+        // The command is done, even if the firmware keeps the page, which is listed then.
+        let _ = self.release(page, Held::Immutable);
         let done = done?;
         read.map(|()| (done, data))
     }
 
-    /// Lends a guest's page to a legacy command that writes it, and takes it back. Answers in which
-    /// hands the page is afterwards.
+    /// Lends a guest's page to a legacy command that writes it, and takes it back. Returns the RMP
+    /// state of the page afterwards.
     pub(crate) fn in_place<T>(
         &self,
-        page: Pfn,
+        page: &Page,
         body: impl FnOnce(u64) -> Result<T>,
     ) -> (Held, Result<T>) {
-        if let Err(error) = self.rmpupdate(page, Level::Size4K, RmpEntry::Firmware) {
+        let pfn = page.pfn();
+        if let Err(error) = self.rmpupdate(pfn, Level::Size4K, RmpEntry::Firmware) {
             return (Held::Host, Err(error));
         }
-        let done = base(page).and_then(|at| body(at.get()));
-        match self.take_back(page, Level::Size4K, Held::Immutable) {
+        let done = body(page.hpa().get());
+        match self.take_back(pfn, Level::Size4K, Held::Immutable) {
             Ok(()) => (Held::Host, done),
             Err(error) => (Held::Immutable, Err(error)),
         }
+    }
+}
+
+/// The operation that an error names.
+pub(crate) fn operation(error: &Error) -> &'static str {
+    match Failure::of(error) {
+        Some(failure) => failure.operation.name(),
+        None => "mailbox",
     }
 }
 

@@ -6,31 +6,29 @@
 //! | `drain_private` | pages and VMSAs freed | every page: (SNP_PAGE_RECLAIM,) RMPUPDATE to the host, freed; VMSAs likewise |
 //! | `vm_free` | | SNP_DECOMMISSION; context page reclaimed, freed |
 //!
-//! The ASID goes to the used-up ones in each case, when firmware has let go of it.
+//! The ASID becomes a used-up one in each case, after firmware released it.
 //!
-//! Why the two differ: the pages of a SEV guest belong to nobody but the host, and only cache lines
-//! with its key stand between them and their next use; with the key gone and the caches written
-//! back, none can appear. The pages of an SNP guest are the guest's by the RMP, which names the
-//! ASID: were the ASID given to another guest first, that guest would own whatever its host cared
-//! to map. So they are taken back while the ASID is still bound, and a context that firmware keeps
-//! costs itself and the ASID, not the guest's memory.
+//! The two differ because the pages of a SEV guest are the host's, and only cache lines with its key
+//! prevent their next use; after the key is gone and the caches are written back, none can appear.
+//! The pages of an SNP guest are the guest's by the RMP, which names the ASID: if another guest got
+//! the ASID first, it would own them. So they are taken back while the ASID is still leased, and a
+//! context that firmware keeps costs itself and the ASID, not the guest's memory.
 
 use alloc::sync::Arc;
 
 use kvm_ops::{
-    Drained, Error, Field, FreeReport, Host, KeyReleased, Leak, Leaked, Level, PspPort, Result,
-    Step, VmPort,
+    Drained, Error, FreeReport, Host, KeyReleased, PspPort, Result, Step, VmPort,
 };
 
 use crate::migrate;
 use crate::shared::Shared;
 
 impl<H: Host> Shared<H> {
-    /// No vCPU runs when it returns, and none will.
+    /// Gets every vCPU out of the guest and lets none in.
     pub(crate) fn stop(&self) {
         self.gate.close();
         let cells = self.all_cells();
-        // A kick is not lost, so one for each that is inside will do.
+        // A kick is not lost, so one for each vCPU inside is enough.
         cells.iter().for_each(|cell| cell.kick.kick());
         while self.gate.inside() != 0 {
             self.wait();
@@ -40,134 +38,105 @@ impl<H: Host> Shared<H> {
     /// Takes the ASID out of the VMCBs.
     pub(crate) fn unbind(&self) -> Result<()> {
         if self.asid().is_ok() {
-            self.port
-                .bind_asid(None, self.mask)
-                .inspect_err(|_| self.poison())?;
+            self.sev()
+                .and_then(|sev| sev.bind_asid(None, self.mask))
+                .inspect_err(|error| self.poison(error))?;
             self.set_bound(None);
         }
         Ok(())
     }
 
-    /// First step, after [`leave`](crate::migrate::leave).
+    /// First step, after [`leave`](crate::migrate::leave). It may be repeated for a token that was
+    /// lost.
     #[allow(unsafe_code)]
-    pub(crate) fn release_key(&self) -> Result<KeyReleased> {
-        self.step().require_one_of(&[
-            Step::Created,
-            Step::Initialized,
-            Step::Runnable,
-            Step::Poisoned,
-        ])?;
-        if !self.is_snp() {
+    pub(crate) fn release_key(&self) -> KeyReleased {
+        let done = matches!(self.life.step(), Step::KeyReleased | Step::Drained);
+        if !self.is_snp() && !done {
             if let Some(context) = self.context().as_mut() {
                 let sp = self.sp();
                 sp.decommission(context);
                 sp.psp.wbinvd_all();
             }
         }
-        self.set_step(Step::KeyReleased);
         // SAFETY: no vCPU runs any more, and the gate lets none in, so no processor can fetch a
         // line with the ASID's key. For SEV and SEV-ES the lines that there are were written back
         // above, after the last exit: that is all that their pages need, even where DEACTIVATE
         // failed and the ASID is leaked. For SNP nothing more is demanded before pages go: RMPUPDATE
-        // itself decides, while the ASID is bound.
-        Ok(unsafe { KeyReleased::assert_released(self.id) })
+        // itself decides, while the ASID is bound. A VM that handed its context to another, or to its
+        // mirrors, has no key.
+        unsafe { self.life.key_released() }
     }
 
-    /// Second step.
+    /// Second step. It may be repeated for a token that was lost.
     #[allow(unsafe_code)]
     pub(crate) fn drain(&self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
-        if released.vm() != self.id {
-            return Err((Error::Invalid(Field::Token, released.vm().0), released));
-        }
-        if let Err(error) = self.step().require(Step::KeyReleased) {
-            return Err((error, released));
-        }
+        let released = self.life.check_drain(released)?;
         let sp = self.sp();
         let mut memory = self.memory();
         for (gfn, frame) in memory.clear() {
             // Nothing runs on these mappings; a port that keeps one loses it with the VM.
-            let _ = self
-                .port
-                .map_encrypted(kvm_ops::Gfn::new(gfn), frame.level, None);
-            // What is leaked stands in the books.
-            let _ = sp.release(frame.page, frame.level, frame.held);
+            let _ = self.sev().and_then(|sev| {
+                sev.map_encrypted(kvm_ops::Gfn::new(gfn), frame.page.level(), None)
+            });
+            // The account lists a page that leaks.
+            let _ = sp.release(frame.page, frame.held);
         }
         drop(memory);
         for cell in self.all_cells() {
             if let Some(vmsa) = cell.state().vmsa.take() {
-                let _ = sp.release(vmsa.page, Level::Size4K, vmsa.held);
+                let _ = sp.release(vmsa.page, vmsa.held);
             }
         }
-        self.set_step(Step::Drained);
         // SAFETY: every frame and every VMSA was just given back or entered as leaked, and both
-        // lists are empty. There are no page tables of firmware's.
-        Ok(unsafe { released.assert_drained() })
-    }
-
-    /// What is left of the last step but the port.
-    fn finish_off(&self) {
-        if let Some(mut context) = self.context().take() {
-            self.sp().decommission(&mut context);
-        }
-        let _ = self.port.handle_nested_faults(None);
+        // lists are empty. Firmware has no page tables of the guest.
+        unsafe { self.life.drained(released) }
     }
 
     /// Gives everything up that the VM holds, for this reason: nothing is proved, so nothing is
     /// used again.
     pub(crate) fn give_up(&self, error: Error) {
+        let sp = self.sp();
         for (_, frame) in self.memory().clear() {
-            self.books.leak_page(frame.page, frame.level, error);
+            sp.leak(frame.page, error);
         }
         for cell in self.all_cells() {
             if let Some(vmsa) = cell.state().vmsa.take() {
-                self.books.leak_page(vmsa.page, Level::Size4K, error);
+                sp.leak(vmsa.page, error);
             }
         }
         if let Some(mut context) = self.context().take() {
-            self.sp().give_up(&mut context, error);
+            sp.give_up(&mut context, error);
         }
-    }
-
-    pub(crate) fn report(&self) -> FreeReport {
-        let mut report = FreeReport::new(self.id, self.tech);
-        self.books.add_to(&mut report);
-        report
     }
 }
 
 /// Last step.
-pub(crate) fn free<H: Host>(shared: Arc<Shared<H>>, drained: Drained) -> FreeReport {
-    if drained.vm() != shared.id {
-        return abandon(&shared, Error::Invalid(Field::Token, drained.vm().0));
+pub(crate) fn free<H: Host>(shared: Arc<Shared<H>>, drained: &Drained) -> FreeReport {
+    if let Err(error) = shared.life.check_drained(drained) {
+        return abandon(&shared, error);
     }
-    shared.finish_off();
-    let mut report = shared.report();
+    if let Some(mut context) = shared.context().take() {
+        shared.sp().decommission(&mut context);
+    }
+    if let Ok(sev) = shared.sev() {
+        let _ = sev.handle_nested_faults(None);
+    }
+    let mut report = shared.account.report(&shared.life);
     let port = Arc::clone(&shared.port);
-    let id = shared.id;
     drop(shared);
-    // A vCPU's handle may still hold the port; it goes with the last of them then.
-    if let Some(Err(error)) = Arc::into_inner(port).map(VmPort::close) {
-        report.leaks.push(Leak {
-            what: Leaked::Handle(id.0 as i64),
-            operation: "close VM",
-            error,
-        });
-    }
+    // A vCPU's handle may still hold the port; the last of them closes it then.
+    report.close_vm(Arc::into_inner(port).map_or(Ok(()), VmPort::close));
     report
 }
 
-/// Instead of the last step: firmware keeps what it has, the port with it.
+/// Instead of the last step: firmware keeps everything, and the port stays open.
 pub(crate) fn abandon<H: Host>(shared: &Arc<Shared<H>>, error: Error) -> FreeReport {
     shared.gate.close();
+    shared.poison(&error);
     shared.give_up(error);
-    let mut report = shared.report();
+    let mut report = shared.account.report(&shared.life);
     migrate::lose(shared, error, &mut report);
-    shared.set_step(Step::Drained);
-    report.leaks.push(Leak {
-        what: Leaked::Handle(shared.id.0 as i64),
-        operation: "close VM",
-        error,
-    });
+    report.close_vm(Err(error));
     core::mem::forget(Arc::clone(shared));
     report
 }

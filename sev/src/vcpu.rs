@@ -1,36 +1,31 @@
 //! The vCPU of a SEV, SEV-ES or SEV-SNP guest.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 
-use kvm_ops::control::cr0;
-use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    CpuId, CpuidEntry, DescTable, Error, Exception, Exit, Host, Hpa, Kick, Regs, Result, Segment,
-    SegmentName, Step, VcpuId, VcpuOps, VmPort,
+    Answer, CpuId, CpuidEntry, DebugRegs, Error, Events, Exit, GuestDebug, Host, Hpa, Kick, MpState,
+    Msr, OpName, Programs, Regs, Result, Sregs, Step, VcpuId, VcpuOps, VmPort, Xcrs, Xsave,
 };
 
-use crate::answers::Answers;
-use crate::cell::{CR0_RESET, Cell};
+use crate::cell::Cell;
 use crate::shared::Shared;
 use crate::vmsa::StartState;
 
 /// A vCPU of [`SevVm`](crate::SevVm).
 ///
-/// Plain SEV encrypts memory alone: registers are the host's to read and write. The registers of a
-/// SEV-ES or SNP guest are, until its VMSA is encrypted, its start state, which is measured; from
-/// then on they are the guest's secret, and every operation on them has a fixed answer
-/// ([`protected_vcpu_answers!`](kvm_ops::protected_vcpu_answers)).
+/// Plain SEV encrypts memory alone: the host reads and writes the registers. The registers of a
+/// SEV-ES or SNP guest are its start state until its VMSA is encrypted, which measures them; from
+/// then on every operation on them answers [`Error::Protected`].
 ///
-/// It runs while the VM is [`Runnable`](Step::Runnable); [`Error::Busy`] says that the VM is stopped
-/// for the last part of a migration and may go on. A handle may outlive the VM: it answers
+/// It runs while the VM is [`Runnable`](Step::Runnable), a vCPU of SEV-ES or SNP only from register
+/// state that was measured or received. [`Error::Busy`] means that the VM is stopped for the last
+/// part of a migration and may go on. A handle may outlive the VM: it answers
 /// [`Error::WrongState`] then.
 pub struct SevVcpu<H: Host> {
     shared: Arc<Shared<H>>,
     cell: Arc<Cell>,
     port: <H::Vm as VmPort>::Vcpu,
-    answers: Answers,
 }
 
 impl<H: Host> SevVcpu<H> {
@@ -39,62 +34,70 @@ impl<H: Host> SevVcpu<H> {
         cell: Arc<Cell>,
         port: <H::Vm as VmPort>::Vcpu,
     ) -> Self {
-        let answers = Answers(cell.id);
-        Self {
-            shared,
-            cell,
-            port,
-            answers,
-        }
+        Self { shared, cell, port }
     }
 
-    /// The vCPU below, for what only its platform offers.
+    /// The vCPU below, for operations that only its platform offers.
     #[inline]
     pub fn port(&self) -> &<H::Vm as VmPort>::Vcpu {
         &self.port
     }
 
-    /// Whether its registers are the guest's secret.
+    /// True if the registers are the guest's secret.
     #[inline]
     pub fn is_protected(&self) -> bool {
         self.cell.is_protected()
     }
 
-    /// Keeps the start state that is measured equal to what the port holds.
+    fn open(&self, operation: &'static OpName) -> Result<()> {
+        match self.is_protected() {
+            true => Err(Error::Protected(operation)),
+            false => Ok(()),
+        }
+    }
+
+    /// Keeps the start state that is measured equal to the registers of the port.
     fn sync(&self) {
-        if self.shared.is_es() && !self.cell.is_protected() {
-            let mut state = self.cell.state();
-            state.start = StartState::of(&self.port, state.start.cr0, state.start.cr4);
+        if self.shared.is_es() && !self.is_protected() {
+            self.cell.state().start = StartState::of(&self.port);
         }
     }
 }
 
-/// To the port while the registers are the host's, to the fixed answers afterwards.
-macro_rules! registers {
-    ($( fn $name:ident(&$($m:ident)? $(, $arg:ident: $ty:ty)*) -> $ret:ty; )*) => {
-        $( registers!(@method [$($m)?] $name ($($arg: $ty),*) $ret); )*
-    };
-    (@method [] $name:ident ($($arg:ident: $ty:ty),*) $ret:ty) => {
-        #[inline]
-        fn $name(&self, $($arg: $ty),*) -> $ret {
-            if self.cell.is_protected() {
-                self.answers.$name($($arg),*)
-            } else {
-                self.port.$name($($arg),*)
+/// Register groups: the port's until the registers are the guest's secret.
+macro_rules! groups {
+    ($(
+        $(read $read:ident() -> $value:ty;)?
+        $(fill $fill:ident($filled:ty);)?
+        $(write $write:ident($($arg:ident: $ty:ty),*);)?
+    )*) => { $(
+        $(
+            #[inline]
+            fn $read(&self) -> Result<$value> {
+                static NAME: OpName = OpName(stringify!($read));
+                self.open(&NAME)?;
+                self.port.$read()
             }
-        }
-    };
-    (@method [mut] $name:ident ($($arg:ident: $ty:ty),*) $ret:ty) => {
-        #[inline]
-        fn $name(&mut self, $($arg: $ty),*) -> $ret {
-            if self.cell.is_protected() {
-                return self.answers.$name($($arg),*);
+        )?
+        $(
+            #[inline]
+            fn $fill(&self, values: &mut [$filled]) -> Result<()> {
+                static NAME: OpName = OpName(stringify!($fill));
+                self.open(&NAME)?;
+                self.port.$fill(values)
             }
-            let done = self.port.$name($($arg),*);
-            self.sync();
-            done
-        }
-    };
+        )?
+        $(
+            #[inline]
+            fn $write(&mut self, $($arg: $ty),*) -> Result<()> {
+                static NAME: OpName = OpName(stringify!($write));
+                self.open(&NAME)?;
+                let done = self.port.$write($($arg),*);
+                self.sync();
+                done
+            }
+        )?
+    )* };
 }
 
 impl<H: Host> VcpuOps for SevVcpu<H> {
@@ -102,11 +105,11 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
         self.cell.id
     }
 
-    fn vcpu_run(&mut self) -> Result<Exit<'_>> {
+    fn vcpu_run(&mut self) -> Result<Exit> {
         let step = self.shared.step();
         step.require(Step::Runnable)?;
-        // Registers that were not measured or received are the host's choice.
-        if self.shared.is_es() && !self.cell.is_protected() {
+        // Registers that were neither measured nor received are the host's choice.
+        if self.shared.is_es() && !self.is_protected() {
             return Err(Error::WrongState(step));
         }
         let Some(inside) = self.shared.gate.enter() else {
@@ -119,19 +122,20 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
         exit
     }
 
+    fn exit_data(&mut self) -> &mut [u8] {
+        self.port.exit_data()
+    }
+
+    fn answer(&mut self, answer: Answer) -> Result<()> {
+        self.port.answer(answer)
+    }
+
     fn kick_handle(&self) -> Arc<dyn Kick> {
         Arc::clone(&self.cell.kick)
     }
 
-    /// A protected vCPU is not reset: its state is encrypted, and its guest resets it by itself.
-    fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
-        if self.cell.is_protected() {
-            return kvm_ops::unsupported!("vcpu_reset of a protected vCPU");
-        }
-        self.port.vcpu_reset(init_event)?;
-        let mut state = self.cell.state();
-        state.start = StartState::of(&self.port, CR0_RESET, 0);
-        Ok(())
+    fn programs(&mut self) -> Option<&mut dyn Programs> {
+        self.port.programs()
     }
 
     fn vcpu_load(&mut self, cpu: CpuId) -> Result<()> {
@@ -146,100 +150,64 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
         self.port.vcpu_free()
     }
 
-    fn load_program(&mut self, program: Box<dyn GuestProgram>) -> Result<()> {
-        self.port.load_program(program)
+    fn refusal(&self, operation: &'static OpName) -> Error {
+        match self.is_protected() {
+            true => Error::Protected(operation),
+            false => Error::NotOffered(operation),
+        }
     }
 
-    fn load_mmu_pgd(&mut self, root: Hpa, levels: u8) -> Result<()> {
-        self.port.load_mmu_pgd(root, levels)
+    groups! {
+        read regs() -> Regs;
+        write set_regs(regs: &Regs);
+        read sregs() -> Sregs;
+        write set_sregs(sregs: &Sregs);
+        read xsave() -> Xsave;
+        write set_xsave(xsave: &Xsave);
+        read events() -> Events;
+        write set_events(events: &Events);
+        read debug_regs() -> DebugRegs;
+        write set_debug_regs(regs: &DebugRegs);
+        fill msrs(Msr);
+        write set_msrs(msrs: &[Msr]);
+        read xcrs() -> Xcrs;
+        write set_xcrs(xcrs: &Xcrs);
+        read mp_state() -> MpState;
+        write set_mp_state(state: MpState);
+        write set_cpuid(entries: &[CpuidEntry]);
+        // A protected vCPU is not reset from outside: its guest resets it.
+        write vcpu_reset(init_event: bool);
+        write set_guest_debug(debug: GuestDebug);
+        write write_tsc_offset(offset: u64);
+        write write_tsc_multiplier(khz: u32);
+        write setup_mce(mcg_cap: u64);
+    }
+
+    // EVENTINJ of the VMCB is not encrypted: the hypervisor injects into any guest.
+
+    fn inject_irq(&mut self, vector: u8) -> Result<()> {
+        self.port.inject_irq(vector)
     }
 
     fn inject_nmi(&mut self) -> Result<()> {
         self.port.inject_nmi()
     }
 
-    fn interrupt_allowed(&self) -> Result<bool> {
-        self.port.interrupt_allowed()
-    }
-
-    fn set_cr0(&mut self, value: u64) -> Result<()> {
-        if self.cell.is_protected() {
-            return self.answers.set_cr0(value);
-        }
-        self.port.set_cr0(value)?;
-        self.cell.state().start.cr0 = (value & !(cr0::CD | cr0::NW)) | CR0_RESET;
-        Ok(())
-    }
-
-    fn set_cr4(&mut self, value: u64) -> Result<()> {
-        if self.cell.is_protected() {
-            return self.answers.set_cr4(value);
-        }
-        self.port.set_cr4(value)?;
-        self.cell.state().start.cr4 = value;
-        Ok(())
-    }
-
-    registers! {
-        fn get_regs(&) -> Result<Regs>;
-        fn set_regs(&mut, regs: &Regs) -> Result<()>;
-        fn set_cpuid(&mut, entries: &[CpuidEntry]) -> Result<()>;
-        fn get_msr(&, index: u32) -> Result<u64>;
-        fn set_msr(&mut, index: u32, value: u64) -> Result<()>;
-        fn set_efer(&mut, value: u64) -> Result<()>;
-        fn get_segment_base(&, segment: SegmentName) -> Result<u64>;
-        fn get_segment(&, segment: SegmentName) -> Result<Segment>;
-        fn set_segment(&mut, segment: SegmentName, value: &Segment) -> Result<()>;
-        fn get_cpl(&) -> Result<u8>;
-        fn get_cs_db_l_bits(&) -> Result<(bool, bool)>;
-        fn get_idt(&) -> Result<DescTable>;
-        fn set_idt(&mut, table: DescTable) -> Result<()>;
-        fn get_gdt(&) -> Result<DescTable>;
-        fn set_gdt(&mut, table: DescTable) -> Result<()>;
-        fn set_dr7(&mut, value: u64) -> Result<()>;
-        fn get_rflags(&) -> Result<u64>;
-        fn set_rflags(&mut, value: u64) -> Result<()>;
-        fn get_if_flag(&) -> Result<bool>;
-        fn set_guest_debug(&mut, debug: bool, single_step: bool) -> Result<()>;
-        fn inject_exception(&mut, exception: Exception) -> Result<()>;
-        fn nmi_allowed(&) -> Result<bool>;
-        fn get_nmi_mask(&) -> Result<bool>;
-        fn set_nmi_mask(&mut, masked: bool) -> Result<()>;
-        fn get_interrupt_shadow(&) -> Result<u32>;
-        fn set_interrupt_shadow(&mut, shadow: u32) -> Result<()>;
-        fn write_tsc_offset(&mut, offset: u64) -> Result<()>;
-        fn write_tsc_multiplier(&mut, khz: u32) -> Result<()>;
-        fn setup_mce(&mut, mcg_cap: u64) -> Result<()>;
-    }
-
-    fn is_valid_cr0(&self, value: u64) -> bool {
-        self.cell.is_protected() || self.port.is_valid_cr0(value)
-    }
-
-    fn is_valid_cr4(&self, value: u64) -> bool {
-        self.cell.is_protected() || self.port.is_valid_cr4(value)
-    }
-
-    /// The hypervisor injects into a SEV-ES guest as into any other (EVENTINJ is not encrypted).
-    fn inject_irq(&mut self, vector: u8) -> Result<()> {
-        self.port.inject_irq(vector)
-    }
-
-    fn cancel_injection(&mut self) -> Result<()> {
-        self.port.cancel_injection()
-    }
-
     fn enable_irq_window(&mut self) -> Result<()> {
         self.port.enable_irq_window()
+    }
+
+    fn load_mmu_pgd(&mut self, root: Hpa, levels: u8) -> Result<()> {
+        self.port.load_mmu_pgd(root, levels)
     }
 }
 
 impl<H: Host> fmt::Debug for SevVcpu<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SevVcpu")
-            .field("vm", &self.shared.id)
+            .field("vm", &self.shared.id())
             .field("id", &self.cell.id)
-            .field("protected", &self.cell.is_protected())
+            .field("protected", &self.is_protected())
             .finish_non_exhaustive()
     }
 }

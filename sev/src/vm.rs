@@ -5,12 +5,12 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use kvm_ops::{
-    Backend, Drained, EncCmd, EncParams, EncRegion, Error, Field, FreeReport, Gfn, Host,
-    InitialPage, Irqchip, KeyReleased, Leak, Level, MemSlot, Missing, Pfn, Privacy, PspPort,
-    Result, SevParams, SharedMask, SpteChange, Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
+    Asid, AsidLease, Backend, Drained, EncCmd, EncParams, EncRegion, Error, Field, FreeReport, Gfn,
+    Host, InitialPage, KeyReleased, Leak, Level, Life, Measurement, MemSlot, Missing, PageTotals,
+    Pfn, Privacy, PspPort, Result, SevParams, SharedMask, SpteChange, Step, Tech, VcpuId, VmId,
+    VmOps, VmParams, VmPort,
 };
 
-use crate::books::Account;
 use crate::cell::Cell;
 use crate::context::{GuestState, GuestStatus, Identity};
 use crate::launch::Finish;
@@ -21,9 +21,10 @@ use crate::{SevVcpu, rules, teardown};
 /// A SEV, SEV-ES or SEV-SNP guest.
 pub struct SevVm<H: Host> {
     pub(crate) shared: Arc<Shared<H>>,
-    irqchip: Irqchip,
     /// The context of an owner that went before this mirror, its last user.
     orphan: Option<Orphan<H>>,
+    /// Freed or abandoned: its drop has nothing to do.
+    over: bool,
 }
 
 impl<H: Host> SevVm<H> {
@@ -34,7 +35,7 @@ impl<H: Host> SevVm<H> {
     /// no AMD SP, or no ASIDs for this technology; what the host answers.
     pub fn create(host: &H, id: VmId, tech: Tech, params: &VmParams) -> Result<Self> {
         params.validate()?;
-        let missing = Error::Unsupported(Missing::HostTech(tech));
+        let missing = Error::unsupported(Missing::HostTech, tech);
         if !matches!(tech, Tech::Sev | Tech::SevEs | Tech::SevSnp) {
             return Err(missing);
         }
@@ -53,41 +54,42 @@ impl<H: Host> SevVm<H> {
         rules::check_ghcb(tech, sev.ghcb_version)?;
         let mask = SharedMask::private_bit(psp.c_bit()).ok_or(missing)?;
         let port = host.create_vm(tech, params)?;
-        let shared = Shared::new(host, id, tech, port, mask, params.vcpus, sev);
-        let shared = Arc::new(shared);
+        let life = Life::new(id, tech);
+        let shared = Arc::new(Shared::new(host, life, port, mask, params.clone(), sev));
         let faults = Arc::new(Faults(Arc::downgrade(&shared)));
-        shared.port.handle_nested_faults(Some(faults))?;
+        shared.sev()?.handle_nested_faults(Some(faults))?;
         Ok(Self {
             shared,
-            irqchip: params.irqchip,
             orphan: None,
+            over: false,
         })
     }
 
-    /// The VM below, for what only its platform offers.
+    /// The VM below, for operations that only its platform offers.
     #[inline]
     pub fn port(&self) -> &H::Vm {
         &self.shared.port
     }
 
-    /// What names the guest to firmware, once its launch was started.
+    /// The guest's name in firmware, once its launch was started.
     pub fn identity(&self) -> Option<Identity> {
-        self.shared.context().as_ref()?.identity
+        self.shared.context().as_ref()?.identity()
     }
 
-    /// The ASID that was leased for it.
-    pub fn asid(&self) -> Option<kvm_ops::Asid> {
-        let leased = self.shared.context().as_ref()?.asid;
+    /// The VM's ASID.
+    pub fn asid(&self) -> Option<Asid> {
+        let context = self.shared.context();
+        let leased = context.as_ref()?.lease.as_ref().map(AsidLease::asid);
         leased.or(self.shared.asid().ok())
     }
 
-    /// How far its launch came.
+    /// The state of the guest's launch.
     pub fn guest_state(&self) -> GuestState {
         let context = self.shared.context();
         context.as_ref().map_or(GuestState::Uninit, |c| c.state)
     }
 
-    /// What firmware says of it (GUEST_STATUS, SNP_GUEST_STATUS).
+    /// The answer of GUEST_STATUS or SNP_GUEST_STATUS.
     ///
     /// # Errors
     /// [`Error::WrongState`] before the launch was started; what firmware answers.
@@ -99,11 +101,11 @@ impl<H: Host> SevVm<H> {
         }
     }
 
-    /// The launch measurement. SEV and SEV-ES: MEASURE and MNONCE of LAUNCH_MEASURE, which the
-    /// guest owner checks. SNP: the launch digest, which reports will carry; computed here, because
-    /// firmware tells it to the guest alone. `None` before the end of the launch.
-    pub fn measurement(&self) -> Option<[u8; 48]> {
-        self.shared.context().as_ref()?.measurement
+    /// MEASURE and MNONCE of LAUNCH_MEASURE, which the guest owner checks. `None` for SNP and before
+    /// the end of the launch.
+    pub fn launch_measure(&self) -> Option<[u8; 48]> {
+        let context = self.shared.context();
+        context.as_ref()?.measurement.filter(|_| !self.shared.is_snp())
     }
 
     /// The page that holds a frame's private contents; a host that reads it sees ciphertext.
@@ -111,14 +113,14 @@ impl<H: Host> SevVm<H> {
         self.shared.page_of(gfn)
     }
 
-    /// The 4 KiB frames that the VM took, gave back and lost so far.
-    pub fn account(&self) -> Account {
-        self.shared.books.account()
+    /// The pages that the VM took, gave back and lost so far.
+    pub fn account(&self) -> PageTotals {
+        self.shared.account.totals()
     }
 
-    /// What was leaked so far; `vm_free` reports it again.
+    /// The leaks so far, which `vm_free` reports again.
     pub fn leaks(&self) -> Vec<Leak> {
-        self.shared.books.leaks()
+        self.shared.account.report(&self.shared.life).leaks
     }
 
     /// How many pages the registered regions touch.
@@ -142,50 +144,30 @@ impl<H: Host> SevVm<H> {
         let mut context = self.shared.context();
         if let Some(context) = context.as_mut().filter(|_| pays) {
             if !context.charge.as_ref().is_some_and(|c| c.is_to(account)) {
-                context.charge = Some(account.charge(self.shared.tech)?);
+                context.charge = Some(account.charge(self.shared.tech())?);
             }
         }
-        self.shared.set_account(Arc::clone(account));
+        self.shared.set_payer(Arc::clone(account));
         Ok(())
     }
 
     fn finish(&self) -> Finish {
-        let params = &self.shared.params;
+        let launch = &self.shared.launch;
         Finish {
-            id_block: params.id_block.clone(),
-            host_data: params.host_data,
+            id_block: launch.id_block.clone(),
+            host_data: launch.host_data,
             ..Finish::default()
         }
     }
 }
 
-impl<H: Host> SevVm<H> {
-    /// Moves the encryption context of `from` to `to`.
-    ///
-    /// # Errors
-    /// Both are as before.
-    pub fn move_context(from: &mut Self, to: &mut Self) -> Result<()> {
-        migrate::move_context(&from.shared, &to.shared)
-    }
-
-    /// Makes `mirror` a mirror of `owner`.
-    ///
-    /// # Errors
-    /// Both are as before.
-    pub fn copy_context(owner: &mut Self, mirror: &mut Self) -> Result<()> {
-        migrate::copy_context(&owner.shared, &mirror.shared)
-    }
-}
-
 impl<H: Host> VmOps for SevVm<H> {
-    kvm_ops::protected_vm_answers!();
-
     fn tech(&self) -> Tech {
-        self.shared.tech
+        self.shared.tech()
     }
 
     fn id(&self) -> VmId {
-        self.shared.id
+        self.shared.id()
     }
 
     fn step(&self) -> Step {
@@ -198,7 +180,7 @@ impl<H: Host> VmOps for SevVm<H> {
 
     /// Leases an ASID (`KVM_SEV_INIT2`). The launch starts with the first operation that needs it.
     fn vm_init(&mut self) -> Result<()> {
-        self.shared.init(self.shared.params.vmsa_features)
+        self.shared.init(self.shared.launch.vmsa_features)
     }
 
     /// Ends the launch: VMSAs, LAUNCH_MEASURE and LAUNCH_FINISH, as far as they were not done.
@@ -210,11 +192,25 @@ impl<H: Host> VmOps for SevVm<H> {
         self.shared.add_page(page)
     }
 
+    /// The launch measurement: MEASURE of LAUNCH_MEASURE for SEV and SEV-ES, keyed for the guest
+    /// owner; the launch digest for SNP, computed here, because firmware gives it to the guest alone.
+    fn measurement(&self) -> Result<Measurement> {
+        let context = self.shared.context();
+        let measured = context.as_ref().and_then(|context| context.measurement);
+        let measured = measured.ok_or(Error::WrongState(self.shared.step()))?;
+        if self.shared.is_snp() {
+            return Ok(Measurement::sha384(measured));
+        }
+        let mut measure = [0; 32];
+        measure.copy_from_slice(&measured[..32]);
+        Ok(Measurement::sha256(measure))
+    }
+
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
         if let Some(orphan) = migrate::leave(&self.shared)? {
             self.orphan = Some(orphan);
         }
-        self.shared.release_key()
+        Ok(self.shared.release_key())
     }
 
     fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
@@ -224,8 +220,9 @@ impl<H: Host> VmOps for SevVm<H> {
     fn vm_free(mut self, drained: Drained) -> FreeReport {
         let orphan = self.orphan.take();
         let shared = Arc::clone(&self.shared);
+        self.over = true;
         drop(self);
-        let mut report = teardown::free(shared, drained);
+        let mut report = teardown::free(shared, &drained);
         if let Some(orphan) = orphan {
             orphan.destroy(&mut report);
         }
@@ -234,6 +231,7 @@ impl<H: Host> VmOps for SevVm<H> {
 
     fn vm_abandon(mut self, error: Error) -> FreeReport {
         let orphan = self.orphan.take();
+        self.over = true;
         let mut report = teardown::abandon(&self.shared, error);
         if let Some(orphan) = orphan {
             orphan.destroy(&mut report);
@@ -311,15 +309,7 @@ impl<H: Host> VmOps for SevVm<H> {
 
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
         self.shared.step().require_live()?;
-        if vcpu.0 >= self.shared.vcpus {
-            return Err(Error::Invalid(Field::Vcpu, vcpu.0.into()));
-        }
-        if vector < 16 {
-            return Err(Error::Invalid(Field::Vector, vector.into()));
-        }
-        if self.irqchip == Irqchip::None {
-            return kvm_ops::unsupported!("deliver_interrupt without an irqchip in the platform");
-        }
+        self.shared.params.check_interrupt(vcpu, vector)?;
         self.shared.port.deliver_interrupt(vcpu, vector)
     }
 }
@@ -332,9 +322,7 @@ impl<H: Host> Backend for SevVm<H> {
     fn create_vcpu(&self, id: VcpuId) -> Result<SevVcpu<H>> {
         let shared = &self.shared;
         shared.step().require_live()?;
-        if id.0 >= shared.vcpus {
-            return Err(Error::Invalid(Field::Vcpu, id.0.into()));
-        }
+        shared.params.check_vcpu(id)?;
         let context = shared.context();
         let state = context.as_ref().map_or(GuestState::Uninit, |c| c.state);
         if shared.is_es() && state > GuestState::LaunchUpdate && state != GuestState::ReceiveUpdate
@@ -346,21 +334,53 @@ impl<H: Host> Backend for SevVm<H> {
         shared.cells().insert(id, Arc::clone(&cell));
         Ok(SevVcpu::new(Arc::clone(shared), cell, port))
     }
+
+    /// Moves the guest between two VMs of one host, for SEV and SEV-ES. No page is copied and no
+    /// command issued. The destination is created or initialised, its launch not begun; the source
+    /// can only be torn down afterwards.
+    ///
+    /// # Errors
+    /// Both VMs are as before. [`Error::Invalid`] with [`Field::Vm`] names a VM that does not fit;
+    /// [`Error::Busy`] while another move involves one of the two, or if the destination's account
+    /// cannot pay for the key; [`Error::Poisoned`] for a source whose context is gone.
+    fn move_context(from: &mut Self, to: &mut Self) -> Result<()> {
+        migrate::move_context(&from.shared, &to.shared)
+    }
+
+    /// Makes `mirror` a mirror of `owner`: it uses the owner's key and sees the owner's pages. The
+    /// context lives until both are torn down.
+    ///
+    /// A VM cannot be its own mirror:
+    ///
+    /// ```compile_fail,E0499
+    /// # use kvm_ops_core::{Backend, Host};
+    /// fn mirror_itself<H: Host>(mut vm: kvm_ops_sev::SevVm<H>) {
+    ///     let _ = Backend::copy_context(&mut vm, &mut vm);
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`move_context`](Self::move_context), and [`Error::Invalid`] for an owner that is a mirror.
+    fn copy_context(owner: &mut Self, mirror: &mut Self) -> Result<()> {
+        migrate::copy_context(&owner.shared, &mirror.shared)
+    }
 }
 
 /// A VM that is dropped without its teardown leaks what it owns, but takes nothing of others with
 /// it: it leaves its group, and an owner without mirrors can be torn down.
 impl<H: Host> Drop for SevVm<H> {
     fn drop(&mut self) {
-        migrate::drop_out(&self.shared, self.orphan.take());
+        if !self.over {
+            migrate::drop_out(&self.shared, self.orphan.take());
+        }
     }
 }
 
 impl<H: Host> fmt::Debug for SevVm<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SevVm")
-            .field("id", &self.shared.id)
-            .field("tech", &self.shared.tech)
+            .field("id", &self.shared.id())
+            .field("tech", &self.shared.tech())
             .field("step", &self.shared.step())
             .field("account", &self.account())
             .finish_non_exhaustive()

@@ -1,12 +1,12 @@
-//! The register state that a vCPU starts with, as LAUNCH_UPDATE_VMSA and SNP_LAUNCH_UPDATE measure
-//! it: the VM save area (APM vol. 2, appendix B), as KVM fills it from its vCPU
-//! (`sev_es_sync_vmsa`).
+//! The register state of a vCPU's start, as LAUNCH_UPDATE_VMSA and SNP_LAUNCH_UPDATE measure it: the
+//! VM save area (APM vol. 2, appendix B), filled as in KVM (`sev_es_sync_vmsa`).
 
 use alloc::boxed::Box;
 
-use kvm_ops::{DescTable, Regs, Segment, SegmentName};
+use kvm_ops::{Msr, Regs, Segment, Sregs, VcpuOps, cr0};
 
-/// Where a VMSA page is measured, whatever frame it lies in (Linux `snp_launch_update_vmsa`).
+/// The address at which a VMSA page is measured, independent of its frame (Linux
+/// `snp_launch_update_vmsa`).
 pub const VMSA_GPA: u64 = 0xffff_ffff_f000;
 
 /// EFER.SVME, which a guest's save area always has.
@@ -14,27 +14,39 @@ const EFER_SVME: u64 = 1 << 12;
 /// CR4.MCE, which KVM sets for every guest on a host that has it set.
 const CR4_MCE: u64 = 1 << 6;
 /// IA32_PAT after power-on.
-pub(crate) const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// IA32_PAT.
+const IA32_PAT: u32 = 0x277;
+/// CR0.ET, which is always set.
+const CR0_ET: u64 = 1 << 4;
 
 /// The registers of a vCPU before its launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StartState {
-    /// General registers.
-    pub regs: Regs,
-    /// Segments, by [`SegmentName`].
-    pub segments: [Segment; 8],
-    /// GDTR.
-    pub gdt: DescTable,
-    /// IDTR.
-    pub idt: DescTable,
-    /// CR0.
-    pub cr0: u64,
-    /// CR4, without what KVM adds.
-    pub cr4: u64,
-    /// IA32_EFER, without what KVM adds.
-    pub efer: u64,
-    /// IA32_PAT.
-    pub pat: u64,
+pub(crate) struct StartState {
+    regs: Regs,
+    sregs: Sregs,
+    pat: u64,
+}
+
+impl StartState {
+    /// The registers that a vCPU of the port holds now. A group that the port lacks has its values
+    /// of power-on.
+    pub(crate) fn of<V: VcpuOps>(vcpu: &V) -> Self {
+        let mut pat = [Msr {
+            index: IA32_PAT,
+            value: PAT_RESET,
+        }];
+        let pat = match vcpu.msrs(&mut pat) {
+            Ok(()) => pat[0].value,
+            Err(_) => PAT_RESET,
+        };
+        Self {
+            regs: vcpu.regs().unwrap_or_default(),
+            sregs: vcpu.sregs().unwrap_or_default(),
+            pat,
+        }
+    }
 }
 
 fn attributes(segment: &Segment) -> u16 {
@@ -51,34 +63,35 @@ fn attributes(segment: &Segment) -> u16 {
 
 impl StartState {
     /// The page, with `features` as its SEV_FEATURES.
-    pub fn page(&self, features: u64) -> Box<[u8; 4096]> {
+    pub(crate) fn page(&self, features: u64) -> Box<[u8; 4096]> {
+        let sregs = &self.sregs;
         let mut page = Box::new([0_u8; 4096]);
         let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
-        for (at, name) in [
-            (0x00, SegmentName::Es),
-            (0x10, SegmentName::Cs),
-            (0x20, SegmentName::Ss),
-            (0x30, SegmentName::Ds),
-            (0x40, SegmentName::Fs),
-            (0x50, SegmentName::Gs),
-            (0x70, SegmentName::Ldtr),
-            (0x90, SegmentName::Tr),
+        for (at, segment) in [
+            (0x00, &sregs.es),
+            (0x10, &sregs.cs),
+            (0x20, &sregs.ss),
+            (0x30, &sregs.ds),
+            (0x40, &sregs.fs),
+            (0x50, &sregs.gs),
+            (0x70, &sregs.ldt),
+            (0x90, &sregs.tr),
         ] {
-            let segment = &self.segments[name as usize];
             put(at, &segment.selector.to_le_bytes());
             put(at + 2, &attributes(segment).to_le_bytes());
             put(at + 4, &segment.limit.to_le_bytes());
             put(at + 8, &segment.base.to_le_bytes());
         }
-        for (at, table) in [(0x60, &self.gdt), (0x80, &self.idt)] {
+        for (at, table) in [(0x60, &sregs.gdt), (0x80, &sregs.idt)] {
             put(at + 4, &u32::from(table.limit).to_le_bytes());
             put(at + 8, &table.base.to_le_bytes());
         }
         let r = &self.regs;
         for (at, value) in [
-            (0x0d0, self.efer | EFER_SVME),
-            (0x148, self.cr4 | CR4_MCE),
-            (0x158, self.cr0),
+            (0x0d0, sregs.efer | EFER_SVME),
+            (0x148, sregs.cr4 | CR4_MCE),
+            // KVM clears CD and NW (KVM_X86_QUIRK_CD_NW_CLEARED).
+            (0x158, sregs.cr0 & !(cr0::CD | cr0::NW) | CR0_ET),
             (0x160, 0x400),       // DR7
             (0x168, 0xffff_0ff0), // DR6
             (0x170, r.rflags),

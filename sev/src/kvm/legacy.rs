@@ -1,7 +1,7 @@
 //! The launch of SEV and SEV-ES guests, command by command. What the guest's state does not allow
 //! is for firmware to refuse: INVALID_GUEST_STATE, EIO.
 
-use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, Result, Step, VmPort};
+use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, Result, Step};
 use zerocopy::little_endian::U32;
 
 use super::blob::{blob, blob_mut, read, too_short, write};
@@ -31,7 +31,7 @@ pub(super) fn of_guest<H: Host, T>(
 ) -> Result<T> {
     let mut context = shared.context();
     match context.as_mut() {
-        Some(context) if context.identity.is_some() => body(context),
+        Some(context) if context.guest.is_some() => body(context),
         _ => Err(Error::WrongState(shared.step())),
     }
 }
@@ -71,7 +71,7 @@ pub(super) fn update_data<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result
             // What cannot be pinned is "no memory" to the kernel.
             let gpa = vm.shared.memory().gpa_of(at).ok_or(Error::NoMemory)?;
             let mut contents = [0; PAGE_SIZE as usize];
-            vm.shared.port.read_slot(gpa, &mut contents)?;
+            vm.shared.sev()?.read_slot(gpa, &mut contents)?;
             vm.shared
                 .update_data(context, Gfn::containing(gpa), &contents)?;
         }
@@ -121,7 +121,7 @@ pub(super) fn secret<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> 
 pub(super) fn finish<H: Host>(vm: &mut SevVm<H>) -> Result<()> {
     with_guest(vm, |context| vm.shared.launch_finish(context))?;
     if vm.shared.step() == Step::Initialized {
-        vm.shared.set_step(Step::Runnable);
+        vm.shared.life.advance(Step::Runnable)?;
     }
     Ok(())
 }

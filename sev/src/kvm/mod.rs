@@ -30,7 +30,7 @@ impl<H: Host> SevVm<H> {
         let active = self.shared.context().is_some();
         let holding = self.shared.membership().holding();
         View {
-            tech: self.shared.tech,
+            tech: self.shared.tech(),
             active: active || (holding == Holding::Staged && self.debuggee().is_ok()),
             holding,
         }
@@ -71,14 +71,14 @@ fn dispatch<H: Host>(vm: &mut SevVm<H>, id: u32, data: &mut [u8], status: &mut u
         100 => snp::launch_start(vm, data),
         101 => snp::launch_update(vm, data),
         102 => snp::launch_finish(vm, data),
-        _ => kvm_ops::unsupported!("this KVM_MEMORY_ENCRYPT_OP command"),
+        _ => kvm_ops::not_offered!("this KVM_MEMORY_ENCRYPT_OP command"),
     }
 }
 
 /// `KVM_SEV_INIT2`.
 fn init2<H: Host>(vm: &mut SevVm<H>, data: &mut [u8], status: &mut u64) -> Result<()> {
     let init: layout::SevInit = read(data)?;
-    let (tech, ghcb) = (vm.shared.tech, init.ghcb_version.get());
+    let (tech, ghcb) = (vm.shared.tech(), init.ghcb_version.get());
     if init.flags.get() != 0 {
         return Err(Error::Invalid(Field::Flags, init.flags.get().into()));
     }

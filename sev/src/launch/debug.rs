@@ -1,4 +1,4 @@
-//! What a host may ask of a guest whose policy lets it, and reports of the launch.
+//! Debugging of a guest whose policy allows it, and reports of the launch.
 
 use alloc::vec::Vec;
 
@@ -53,7 +53,7 @@ impl<H: Host> Shared<H> {
         let sp = self.sp();
         sp.with_input(plain, |src| {
             buffer.src = U64::new(src);
-            let (held, done) = sp.in_place(frame.page, |at| {
+            let (held, done) = sp.in_place(&frame.page, |at| {
                 buffer.dst = U64::new(at + offset);
                 sp.run(Command::DbgEncrypt, &mut buffer)
             });

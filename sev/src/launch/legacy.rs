@@ -1,13 +1,13 @@
 //! SEV and SEV-ES.
 
-use kvm_ops::{Asid, Error, Field, Gfn, Host, Level, PAGE_SIZE, Result, Tech, VmPort};
+use kvm_ops::{Asid, Error, Field, Gfn, Host, Level, PAGE_SIZE, Page, Result, Tech};
 use zerocopy::little_endian::{U32, U64};
 
 use super::Start;
 use crate::cell::{Cell, VmsaPage};
 use crate::command::{self, Command};
-use crate::context::{Context, GuestState, GuestStatus, Identity};
-use crate::memory::Assign;
+use crate::context::{Context, Guest, GuestState, GuestStatus};
+use crate::memory::Memory;
 use crate::shared::Shared;
 use crate::sp::{Held, base};
 
@@ -25,7 +25,7 @@ impl<H: Host> Shared<H> {
         start: &Start,
     ) -> Result<()> {
         let wants_es = start.policy & POLICY_ES != 0;
-        if start.policy & !POLICY_BITS != 0 || wants_es != (self.tech == Tech::SevEs) {
+        if start.policy & !POLICY_BITS != 0 || wants_es != (self.tech() == Tech::SevEs) {
             return Err(Error::Invalid(Field::Policy, start.policy));
         }
         let handle = self.launch_start(start)?;
@@ -33,8 +33,7 @@ impl<H: Host> Shared<H> {
             self.drop_soiled_asid(context);
             return Err(error);
         }
-        context.identity = Some(Identity::Handle(handle));
-        self.set_bound(Some(asid));
+        context.guest = Some(Guest::Handle(handle));
         Ok(())
     }
 
@@ -61,6 +60,13 @@ impl<H: Host> Shared<H> {
         Ok(buffer.handle.get())
     }
 
+    /// Puts an ASID into the VMCBs.
+    pub(crate) fn bind(&self, asid: Asid) -> Result<()> {
+        self.sev()?.bind_asid(Some(asid), self.mask)?;
+        self.set_bound(Some(asid));
+        Ok(())
+    }
+
     /// ACTIVATE and bind; undone on failure, the guest included.
     pub(crate) fn activate(&self, context: &mut Context, handle: u32, asid: Asid) -> Result<()> {
         let sp = self.sp();
@@ -73,15 +79,16 @@ impl<H: Host> Shared<H> {
             return Err(error);
         }
         context.soiled = true;
-        if let Err(error) = self.port.bind_asid(Some(asid), self.mask) {
+        if let Err(error) = self.bind(asid) {
             match sp.deactivate(handle) {
                 Ok(()) => sp.forget_guest(handle),
                 Err(kept) => {
                     // Bound for good: neither number may be had by another guest.
-                    context.asid = None;
                     context.soiled = false;
-                    sp.leak_asid(asid, kept);
-                    self.books.leak_handle(handle, kept);
+                    if let Some(lease) = context.lease.take() {
+                        sp.leak_asid(lease, kept);
+                    }
+                    sp.leak_handle(handle, kept);
                 }
             }
             return Err(error);
@@ -121,19 +128,35 @@ impl<H: Host> Shared<H> {
         }
         let sp = self.sp();
         let page = sp.alloc(Level::Size4K)?;
-        let (held, done) = match sp.write(page, contents) {
-            Ok(()) => sp.in_place(page, |at| {
+        let (held, done) = match sp.write(&page, contents) {
+            Ok(()) => sp.in_place(&page, |at| {
                 self.update(context, Command::LaunchUpdateData, at, contents.len())
             }),
             Err(error) => (Held::Host, Err(error)),
         };
-        let mapped =
-            done.and_then(|_| self.map(&mut memory, gfn, Level::Size4K, page, Assign::Guest));
-        if mapped.is_err() && memory.frame(gfn).is_none() {
-            // The first error is the one to tell; a leak stands in the books.
-            let _ = sp.release(page, Level::Size4K, held);
-        }
-        mapped
+        self.map_filled(&mut memory, gfn, page, held, done.map(drop))
+    }
+
+    /// Maps a page that a command filled, or gives it back if the command failed.
+    pub(crate) fn map_filled(
+        &self,
+        memory: &mut Memory,
+        gfn: Gfn,
+        page: Page,
+        held: Held,
+        filled: Result<()>,
+    ) -> Result<()> {
+        let mapped = match filled {
+            Ok(()) => self.map(memory, gfn, page),
+            Err(error) => Err((error, Some(page))),
+        };
+        mapped.map_err(|(error, page)| {
+            // The first error is returned; the account lists a page that leaks.
+            if let Some(page) = page {
+                let _ = self.sp().release(page, held);
+            }
+            error
+        })
     }
 
     /// LAUNCH_UPDATE_VMSA of every vCPU that has not had it, in the order of their numbers. Stops
@@ -152,8 +175,8 @@ impl<H: Host> Shared<H> {
         let mut state = cell.state();
         let contents = state.start.page(context.vmsa_features);
         let page = sp.alloc_vmsa()?;
-        let (held, done) = match sp.write(page, &contents[..]) {
-            Ok(()) => sp.in_place(page, |at| {
+        let (held, done) = match sp.write(&page, &contents[..]) {
+            Ok(()) => sp.in_place(&page, |at| {
                 self.update(context, Command::LaunchUpdateVmsa, at, contents.len())
             }),
             Err(error) => (Held::Host, Err(error)),
@@ -165,7 +188,7 @@ impl<H: Host> Shared<H> {
                 Ok(())
             }
             Err(error) => {
-                let _ = sp.release(page, Level::Size4K, held);
+                let _ = sp.release(page, held);
                 Err(error)
             }
         }
@@ -213,7 +236,7 @@ impl<H: Host> Shared<H> {
             buffer.hdr = U64::new(header);
             sp.with_input(data, |data| {
                 buffer.trans = U64::new(data);
-                let (held, done) = sp.in_place(frame.page, |at| {
+                let (held, done) = sp.in_place(&frame.page, |at| {
                     buffer.guest = U64::new(at + offset);
                     sp.run(Command::LaunchUpdateSecret, &mut buffer)
                 });

@@ -10,7 +10,7 @@
 //!
 //! The start is taken by the first operation that needs it, or by its command
 //! (`mem_enc_op`): between `vm_init` and it a VM may as well receive a guest. Every step that fails
-//! undoes what its own commands did; what firmware keeps nevertheless is leaked and listed.
+//! undoes its own commands; a thing that firmware keeps nevertheless is leaked and listed.
 
 mod debug;
 mod legacy;
@@ -18,13 +18,15 @@ mod snp;
 
 pub(crate) use snp::PageType;
 
-use kvm_ops::{Asid, Error, Field, Gfn, Host, InitialPage, InitialPageKind, PspPort, Result, Step};
+use kvm_ops::{
+    Asid, AsidLease, Error, Field, Gfn, Host, InitialPage, InitialPageKind, PspPort, Result, Step,
+};
 
 use crate::context::{Context, GuestState};
 use crate::shared::Shared;
 use crate::status::Failure;
 
-/// What a start is told.
+/// The operands of a start.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Start {
     pub(crate) policy: u64,
@@ -35,7 +37,7 @@ pub(crate) struct Start {
     pub(crate) gosvw: [u8; 16],
 }
 
-/// What the end of an SNP launch is told.
+/// The operands of SNP_LAUNCH_FINISH.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Finish {
     pub(crate) id_block: Option<(alloc::vec::Vec<u8>, alloc::vec::Vec<u8>)>,
@@ -46,32 +48,31 @@ pub(crate) struct Finish {
 
 impl<H: Host> Shared<H> {
     /// Leases an ASID for the VM's technology.
-    pub(crate) fn lease(&self) -> Result<Asid> {
+    pub(crate) fn lease(&self) -> Result<AsidLease> {
         let sp = self.sp();
         let pools = sp.psp.asid_pools();
-        pools.lease(self.tech, || sp.psp.relax(), || sp.flush())
+        pools.lease(self.tech(), || sp.psp.relax(), || sp.flush())
     }
 
     /// `vm_init`: the ASID.
     pub(crate) fn init(&self, vmsa_features: u64) -> Result<()> {
         self.step().require(Step::Created)?;
-        let charge = match self.account() {
-            Some(account) => Some(account.charge(self.tech)?),
+        let charge = match self.payer() {
+            Some(account) => Some(account.charge(self.tech())?),
             None => None,
         };
-        let asid = self.lease()?;
-        let ghcb_version = self.params.ghcb_version;
-        let mut context = Context::new(asid, self.policy(), vmsa_features, ghcb_version);
+        let lease = self.lease()?;
+        let ghcb_version = self.launch.ghcb_version;
+        let mut context = Context::new(lease, self.policy(), vmsa_features, ghcb_version);
         context.charge = charge;
         *self.context() = Some(context);
-        self.set_step(Step::Initialized);
-        Ok(())
+        self.life.advance(Step::Initialized)
     }
 
-    /// The policy that was asked for, or the least that the technology demands: ES for a SEV-ES
+    /// The policy of the parameters, or the least that the technology demands: ES for a SEV-ES
     /// guest; for SNP the bit that must be 1, and SMT, which is the host's to switch off.
     pub(crate) fn policy(&self) -> u64 {
-        self.params.policy.unwrap_or(match self.tech {
+        self.launch.policy.unwrap_or(match self.tech() {
             kvm_ops::Tech::SevEs => legacy::POLICY_ES,
             kvm_ops::Tech::SevSnp => snp::POLICY_ONE | snp::POLICY_SMT,
             _ => 0,
@@ -82,25 +83,19 @@ impl<H: Host> Shared<H> {
     fn start_default(&self, context: &mut Context) -> Result<()> {
         let start = Start {
             policy: self.policy(),
-            session: self.params.session.clone(),
+            session: self.launch.session.clone(),
             share: 0,
-            gosvw: self.params.gosvw,
+            gosvw: self.launch.gosvw,
         };
         self.start(context, &start)
     }
 
     /// Starts the launch.
     pub(crate) fn start(&self, context: &mut Context, start: &Start) -> Result<()> {
-        if context.identity.is_some() {
+        if context.guest.is_some() {
             return Err(Error::WrongState(self.step()));
         }
-        let asid = match context.asid {
-            Some(asid) => asid,
-            None => {
-                context.soiled = false;
-                *context.asid.insert(self.lease()?)
-            }
-        };
+        let asid = self.leased(context)?;
         if self.is_snp() {
             self.start_snp(context, asid, start)?;
         } else {
@@ -111,12 +106,21 @@ impl<H: Host> Shared<H> {
         Ok(())
     }
 
-    /// After a failed start: an ASID that firmware was told of needs a flush before its next guest,
+    /// The context's ASID; leases one after an undone start.
+    pub(crate) fn leased(&self, context: &mut Context) -> Result<Asid> {
+        if context.lease.is_none() {
+            context.soiled = false;
+            context.lease = Some(self.lease()?);
+        }
+        context.lease.as_ref().map(AsidLease::asid).ok_or(Error::NoKeyId)
+    }
+
+    /// After a failed start: an ASID that firmware was given needs a flush before its next guest,
     /// so the next start takes another.
     pub(crate) fn drop_soiled_asid(&self, context: &mut Context) {
         if context.soiled {
-            if let Some(asid) = context.asid.take() {
-                self.sp().retire(asid, true);
+            if let Some(lease) = context.lease.take() {
+                self.sp().retire(lease, true);
             }
             context.soiled = false;
         }
@@ -153,12 +157,12 @@ impl<H: Host> Shared<H> {
             } else if page.kind == InitialPageKind::Measured {
                 self.update_data(context, gfn, page.contents)
             } else {
-                kvm_ops::unsupported!("add_initial_page of a kind that SEV does not know")
+                kvm_ops::not_offered!("add_initial_page of a kind that SEV does not know")
             }
         })
     }
 
-    /// `vm_finalize`: everything that is left of the launch.
+    /// `vm_finalize`: the rest of the launch.
     pub(crate) fn finalize(&self, finish: &Finish) -> Result<()> {
         self.step().require(Step::Initialized)?;
         self.launching(|context| {
@@ -168,12 +172,11 @@ impl<H: Host> Shared<H> {
                 self.finish_legacy(context)
             }
         })?;
-        self.set_step(Step::Runnable);
-        Ok(())
+        self.life.advance(Step::Runnable)
     }
 }
 
-/// Whether firmware refused, and not something on the way.
+/// True if firmware refused, and not a part of the way to it.
 pub(crate) fn is_refusal(error: &Error) -> bool {
     Failure::of(error).is_some()
 }

@@ -2,13 +2,13 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Asid, Error, Field, Gfn, Host, InitialPageKind, Level, Pfn, Result, VmPort};
+use kvm_ops::{Asid, Error, Field, Gfn, Host, InitialPageKind, Level, Page, Pfn, Result};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::{Finish, Start};
 use crate::cell::{Cell, VmsaPage};
 use crate::command::{self, Command};
-use crate::context::{Context, GuestState, GuestStatus, Identity};
+use crate::context::{Context, Guest, GuestState, GuestStatus};
 use crate::memory::Assign;
 use crate::shared::Shared;
 use crate::sp::{Held, RmpEntry, base};
@@ -44,7 +44,7 @@ pub(super) fn page_type(kind: InitialPageKind) -> Result<PageType> {
         InitialPageKind::Zero => PageType::Zero,
         InitialPageKind::Secrets => PageType::Secrets,
         InitialPageKind::Cpuid => PageType::Cpuid,
-        _ => return kvm_ops::unsupported!("add_initial_page of a kind that SNP does not know"),
+        _ => return kvm_ops::not_offered!("add_initial_page of a kind that SNP does not know"),
     })
 }
 
@@ -57,48 +57,49 @@ impl<H: Host> Shared<H> {
         }
         let gctx = self.create_gctx()?;
         let started = self
-            .snp_launch_start(gctx, start)
-            .and_then(|()| self.snp_activate(context, gctx, asid));
+            .snp_launch_start(&gctx, start)
+            .and_then(|()| self.snp_activate(context, &gctx, asid));
         if let Err(error) = started {
             // The ASID follows its guest: leaked if that stays, for a flush if it was bound.
             match self.sp().destroy_gctx(gctx) {
                 Ok(()) => self.drop_soiled_asid(context),
                 Err(kept) if context.soiled => {
-                    context.asid = None;
                     context.soiled = false;
-                    self.sp().leak_asid(asid, kept);
+                    if let Some(lease) = context.lease.take() {
+                        self.sp().leak_asid(lease, kept);
+                    }
                 }
                 Err(_) => {}
             }
             return Err(error);
         }
-        context.identity = Some(Identity::Gctx(gctx));
-        self.set_bound(Some(asid));
+        context.guest = Some(Guest::Gctx(gctx));
         Ok(())
     }
 
-    fn create_gctx(&self) -> Result<Pfn> {
+    fn create_gctx(&self) -> Result<Page> {
         let sp = self.sp();
         let gctx = sp.alloc(Level::Size4K)?;
-        if let Err(error) = sp.rmpupdate(gctx, Level::Size4K, RmpEntry::Firmware) {
-            sp.free(gctx, Level::Size4K);
+        if let Err(error) = sp.rmpupdate(gctx.pfn(), Level::Size4K, RmpEntry::Firmware) {
+            sp.free(gctx);
             return Err(error);
         }
-        let created = base(gctx).and_then(|at| {
-            let mut buffer = command::Context {
-                gctx: U64::new(at.get()),
-            };
-            sp.run(Command::SnpGctxCreate, &mut buffer)
-        });
-        created.map(|()| gctx).inspect_err(|_| {
-            // A failed creation leaves the page in Firmware state.
-            let _ = sp.release(gctx, Level::Size4K, Held::Immutable);
-        })
+        let mut buffer = command::Context {
+            gctx: U64::new(gctx.hpa().get()),
+        };
+        match sp.run(Command::SnpGctxCreate, &mut buffer) {
+            Ok(()) => Ok(gctx),
+            Err(error) => {
+                // A failed creation leaves the page in Firmware state.
+                let _ = sp.release(gctx, Held::Immutable);
+                Err(error)
+            }
+        }
     }
 
-    fn snp_launch_start(&self, gctx: Pfn, start: &Start) -> Result<()> {
+    fn snp_launch_start(&self, gctx: &Page, start: &Start) -> Result<()> {
         let mut buffer = command::SnpLaunchStart {
-            gctx: U64::new(base(gctx)?.get()),
+            gctx: U64::new(gctx.hpa().get()),
             policy: U64::new(start.policy),
             gosvw: start.gosvw,
             ..Default::default()
@@ -106,23 +107,23 @@ impl<H: Host> Shared<H> {
         self.sp().run(Command::SnpLaunchStart, &mut buffer)
     }
 
-    fn snp_activate(&self, context: &mut Context, gctx: Pfn, asid: Asid) -> Result<()> {
+    fn snp_activate(&self, context: &mut Context, gctx: &Page, asid: Asid) -> Result<()> {
         let mut buffer = command::SnpActivate {
-            gctx: U64::new(base(gctx)?.get()),
+            gctx: U64::new(gctx.hpa().get()),
             asid: U32::new(asid.0),
         };
         self.sp().run(Command::SnpActivate, &mut buffer)?;
         context.soiled = true;
-        self.port.bind_asid(Some(asid), self.mask)
+        self.bind(asid)
     }
 
     /// SNP_LAUNCH_UPDATE of a page that is ours, in Pre-Guest state.
-    fn launch_update(&self, context: &Context, page: Pfn, kind: PageType) -> Result<()> {
+    fn launch_update(&self, context: &Context, page: &Page, kind: PageType) -> Result<()> {
         let gctx = context.gctx().ok_or(Error::WrongState(self.step()))?;
         let mut buffer = command::SnpLaunchUpdate {
             gctx: U64::new(base(gctx)?.get()),
             flags: U32::new((kind as u32) << 1),
-            address: U64::new(base(page)?.get()),
+            address: U64::new(page.hpa().get()),
             ..Default::default()
         };
         self.sp().run(Command::SnpLaunchUpdate, &mut buffer)
@@ -144,21 +145,21 @@ impl<H: Host> Shared<H> {
         let page = sp.alloc(Level::Size4K)?;
         // The host writes before the page is the guest's: afterwards it may not.
         let assigned = sp
-            .write(page, contents)
-            .and_then(|()| self.assign(&memory, gfn, Level::Size4K, page, Assign::Launch));
+            .write(&page, contents)
+            .and_then(|()| self.assign(&memory, gfn, &page, Assign::Launch));
         let held = match assigned {
             Ok(held) => held,
             Err(error) => {
-                sp.free(page, Level::Size4K);
+                sp.free(page);
                 return Err(error);
             }
         };
-        if let Err(error) = self.launch_update(context, page, kind) {
+        if let Err(error) = self.launch_update(context, &page, kind) {
             if kind == PageType::Cpuid {
                 // Linux copies the page back so that the VMM sees what would do.
-                let _ = sp.read(page, contents);
+                let _ = sp.read(&page, contents);
             }
-            let _ = sp.release(page, Level::Size4K, held);
+            let _ = sp.release(page, held);
             return Err(error);
         }
         context.digest.add(kind, gfn.get() << 12, contents);
@@ -174,15 +175,15 @@ impl<H: Host> Shared<H> {
         let page = sp.alloc_vmsa()?;
         let gfn = Gfn::new(VMSA_GPA >> 12);
         let assigned = sp
-            .write(page, &contents[..])
+            .write(&page, &contents[..])
             .and_then(|()| self.asid())
-            .and_then(|asid| sp.assign(page, Level::Size4K, asid.0, gfn, true));
+            .and_then(|asid| sp.assign(&page, asid.0, gfn, true));
         if let Err(error) = assigned {
-            sp.free(page, Level::Size4K);
+            sp.free(page);
             return Err(error);
         }
-        if let Err(error) = self.launch_update(context, page, PageType::Vmsa) {
-            let _ = sp.release(page, Level::Size4K, Held::Immutable);
+        if let Err(error) = self.launch_update(context, &page, PageType::Vmsa) {
+            let _ = sp.release(page, Held::Immutable);
             return Err(error);
         }
         context.digest.add(PageType::Vmsa, VMSA_GPA, &contents);

@@ -1,6 +1,8 @@
 //! One change of a private frame: in the RMP, in the nested page tables, and in the list of frames.
 
-use kvm_ops::{Error, Field, Gfn, Host, Level, Pfn, PrivateSpte, Result, SpteChange, VmPort};
+use kvm_ops::{
+    Error, Field, Gfn, Host, Level, Page, PagePort, Pfn, PrivateSpte, Result, SpteChange,
+};
 
 use super::{Frame, Memory};
 use crate::shared::Shared;
@@ -14,42 +16,61 @@ pub(crate) enum Assign {
 }
 
 impl<H: Host> Shared<H> {
-    /// Carries out a change that an embedder asks for. Pages are neither taken nor freed here.
+    /// Carries out a change that an embedder asks for, with pages that are the embedder's before and
+    /// after.
     ///
     /// | old | new | is |
     /// |---|---|---|
     /// | absent | mapped | RMPUPDATE to the guest, then the mapping |
     /// | mapped | absent | no mapping, (SNP_PAGE_RECLAIM,) RMPUPDATE to the host |
     /// | mapped, 2 MiB | table | no mapping, PSMASH, 512 mappings |
+    #[allow(unsafe_code)]
     pub(crate) fn change(&self, memory: &mut Memory, change: &SpteChange) -> Result<()> {
-        let SpteChange {
-            gfn,
-            level,
-            old,
-            new,
-        } = *change;
+        let (gfn, level) = (change.gfn(), change.level());
         if !gfn.is_aligned(level) || !matches!(level, Level::Size4K | Level::Size2M) {
             return Err(Error::Invalid(Field::Level, level as u64));
         }
-        match (old, new) {
-            (PrivateSpte::Absent, PrivateSpte::Mapped(page)) => {
-                self.map(memory, gfn, level, page, Assign::Guest)
+        match (change.old(), change.new_value()) {
+            (PrivateSpte::Absent, PrivateSpte::Mapped(pfn)) => {
+                let port = self.sp().pages.id();
+                if !pfn.is_aligned(level) {
+                    return Err(Error::Invalid(Field::HostAddress, pfn.get()));
+                }
+                // SAFETY: the maker of the change vouched that it owns the page, and hands it over.
+                let page = unsafe { Page::from_raw(pfn, level, port) };
+                self.account.adopt(&page);
+                self.map(memory, gfn, page).map_err(|(error, page)| {
+                    self.hand_out(page);
+                    error
+                })
             }
-            (PrivateSpte::Mapped(page), PrivateSpte::Absent) => {
-                self.expect(memory, gfn, level, page)?;
-                self.unmap(memory, gfn)
+            (PrivateSpte::Mapped(pfn), PrivateSpte::Absent) => {
+                self.expect(memory, gfn, level, pfn)?;
+                let page = self.unmap(memory, gfn)?;
+                self.hand_out(Some(page));
+                Ok(())
             }
-            (PrivateSpte::Mapped(page), PrivateSpte::Table(_)) if level == Level::Size2M => {
-                self.expect(memory, gfn, level, page)?;
+            (PrivateSpte::Mapped(pfn), PrivateSpte::Table(_)) if level == Level::Size2M => {
+                self.expect(memory, gfn, level, pfn)?;
                 self.split(memory, gfn)
             }
             _ => Err(Error::Invalid(Field::Level, level as u64)),
         }
     }
 
-    fn expect(&self, memory: &Memory, gfn: Gfn, level: Level, page: Pfn) -> Result<()> {
+    /// A page is its embedder's again, who knows its number.
+    fn hand_out(&self, page: Option<Page>) {
+        if let Some(page) = page {
+            self.account.hand_out(&page);
+            page.into_raw();
+        }
+    }
+
+    fn expect(&self, memory: &Memory, gfn: Gfn, level: Level, pfn: Pfn) -> Result<()> {
         match memory.frame(gfn) {
-            Some((first, frame)) if (first, frame.level, frame.page) == (gfn, level, page) => {
+            Some((first, frame))
+                if (first, frame.page.level(), frame.page.pfn()) == (gfn, level, pfn) =>
+            {
                 Ok(())
             }
             _ => Err(Error::NotFound(Field::Gfn, gfn.get())),
@@ -57,29 +78,40 @@ impl<H: Host> Shared<H> {
     }
 
     /// Absent -> Mapped.
+    ///
+    /// # Errors
+    /// The page comes back, unless it became a frame that the teardown tries to take back.
     pub(crate) fn map(
         &self,
         memory: &mut Memory,
         gfn: Gfn,
-        level: Level,
-        page: Pfn,
-        assign: Assign,
-    ) -> Result<()> {
-        let held = self.assign(memory, gfn, level, page, assign)?;
-        let mapped = self.port.map_encrypted(gfn, level, Some(page));
-        // A page that cannot be taken back stays a frame, and the teardown tries again.
-        if mapped.is_ok() || self.sp().take_back(page, level, held).is_err() {
-            memory.insert(gfn, Frame { page, level, held });
+        page: Page,
+    ) -> Result<(), (Error, Option<Page>)> {
+        let held = match self.assign(memory, gfn, &page, Assign::Guest) {
+            Ok(held) => held,
+            Err(error) => return Err((error, Some(page))),
+        };
+        let (pfn, level) = (page.pfn(), page.level());
+        let sev = self.sev().and_then(|sev| sev.map_encrypted(gfn, level, Some(&page)));
+        match sev {
+            Err(error) if self.sp().take_back(pfn, level, held).is_ok() => {
+                Err((error, Some(page)))
+            }
+            mapped => {
+                memory.insert(gfn, Frame { page, held });
+                mapped.map_err(|error| (error, None))
+            }
         }
-        mapped
     }
 
     /// Maps a page that SNP_LAUNCH_UPDATE gave to the guest. It is a frame even if the port cannot
     /// map it: it was measured, and no command takes that back.
-    pub(crate) fn enter(&self, memory: &mut Memory, gfn: Gfn, page: Pfn, held: Held) -> Result<()> {
-        let level = Level::Size4K;
-        memory.insert(gfn, Frame { page, level, held });
-        self.port.map_encrypted(gfn, level, Some(page))
+    pub(crate) fn enter(&self, memory: &mut Memory, gfn: Gfn, page: Page, held: Held) -> Result<()> {
+        let mapped = self
+            .sev()
+            .and_then(|sev| sev.map_encrypted(gfn, page.level(), Some(&page)));
+        memory.insert(gfn, Frame { page, held });
+        mapped
     }
 
     /// The RMP's half of mapping. Returns how the page is held.
@@ -87,13 +119,10 @@ impl<H: Host> Shared<H> {
         &self,
         memory: &Memory,
         gfn: Gfn,
-        level: Level,
-        page: Pfn,
+        page: &Page,
         assign: Assign,
     ) -> Result<Held> {
-        if !page.is_aligned(level) {
-            return Err(Error::Invalid(Field::HostAddress, page.get()));
-        }
+        let level = page.level();
         let last = gfn.checked_add(level.frames() - 1);
         self.check_frame(last.ok_or(Error::Invalid(Field::Gfn, gfn.get()))?)?;
         if let Some((other, _)) = memory.touching(gfn, level.frames()).first() {
@@ -104,7 +133,7 @@ impl<H: Host> Shared<H> {
         }
         let asid = self.asid()?;
         let immutable = assign == Assign::Launch;
-        self.sp().assign(page, level, asid.0, gfn, immutable)?;
+        self.sp().assign(page, asid.0, gfn, immutable)?;
         Ok(match assign {
             Assign::Guest => Held::Assigned,
             Assign::Launch => Held::Immutable,
@@ -113,57 +142,50 @@ impl<H: Host> Shared<H> {
 
     /// Mapped -> Absent. A page that cannot be taken back is leaked and the VM poisoned, because
     /// its RMP entry is unknown from then on (Linux marks the VM bugged).
-    fn unmap(&self, memory: &mut Memory, gfn: Gfn) -> Result<()> {
-        let Some((first, frame)) = memory.frame(gfn) else {
-            return Err(Error::NotFound(Field::Gfn, gfn.get()));
-        };
-        self.unmap_everywhere(first, frame.level)?;
-        memory.frames.remove(&first.get());
-        memory.touched(first, frame.level.frames());
-        self.sp()
-            .take_back(frame.page, frame.level, frame.held)
-            .inspect_err(|error| {
-                self.books.leak_page(frame.page, frame.level, *error);
-                self.poison();
-            })
+    fn unmap(&self, memory: &mut Memory, gfn: Gfn) -> Result<Page> {
+        let not_there = Error::NotFound(Field::Gfn, gfn.get());
+        let (first, frame) = memory.frame(gfn).ok_or(not_there)?;
+        self.unmap_everywhere(first, frame.page.level())?;
+        let Frame { page, held } = memory.remove(first).ok_or(not_there)?;
+        let sp = self.sp();
+        match sp.take_back(page.pfn(), page.level(), held) {
+            Ok(()) => Ok(page),
+            Err(error) => {
+                sp.leak(page, error);
+                self.poison(&error);
+                Err(error)
+            }
+        }
     }
 
     /// Takes a mapping out of the VM's tables and those of its mirrors. No vCPU uses it afterwards.
     fn unmap_everywhere(&self, first: Gfn, level: Level) -> Result<()> {
-        self.port.map_encrypted(first, level, None)?;
+        self.sev()?.map_encrypted(first, level, None)?;
         self.unmap_in_mirrors(first, level)
     }
 
     /// Mapped 2 MiB -> 512 of 4 KiB.
     pub(super) fn split(&self, memory: &mut Memory, gfn: Gfn) -> Result<()> {
-        let Some((first, frame)) = memory.frame(gfn) else {
-            return Err(Error::NotFound(Field::Gfn, gfn.get()));
-        };
-        if frame.level != Level::Size2M {
+        let not_there = Error::NotFound(Field::Gfn, gfn.get());
+        let (first, frame) = memory.frame(gfn).ok_or(not_there)?;
+        if frame.page.level() != Level::Size2M {
             return Ok(());
         }
         // A mapping larger than its RMP entry faults: out before the entry changes, in after.
         self.unmap_everywhere(first, Level::Size2M)?;
+        let sev = self.sev()?;
         if self.is_snp() {
-            if let Err(error) = self.sp().psmash(frame.page) {
-                self.port
-                    .map_encrypted(first, Level::Size2M, Some(frame.page))?;
+            if let Err(error) = self.sp().psmash(frame.page.pfn()) {
+                sev.map_encrypted(first, Level::Size2M, Some(&frame.page))?;
                 return Err(error);
             }
         }
-        memory.frames.remove(&first.get());
+        let Frame { page, held } = memory.remove(first).ok_or(not_there)?;
         let mut mapped = Ok(());
-        for i in 0..Level::Size2M.frames() {
-            let (gfn, page) = (Gfn::new(first.get() + i), Pfn::new(frame.page.get() + i));
-            let small = Frame {
-                page,
-                level: Level::Size4K,
-                held: frame.held,
-            };
-            memory.insert(gfn, small);
-            if let Err(error) = self.port.map_encrypted(gfn, Level::Size4K, Some(page)) {
-                mapped = Err(error);
-            }
+        for (gfn, page) in (first.get()..).map(Gfn::new).zip(pieces(page)) {
+            let done = sev.map_encrypted(gfn, Level::Size4K, Some(&page));
+            mapped = mapped.and(done);
+            memory.insert(gfn, Frame { page, held });
         }
         mapped
     }
@@ -172,15 +194,14 @@ impl<H: Host> Shared<H> {
     /// in the range is split.
     pub(crate) fn zap(&self, memory: &mut Memory, first: Gfn, pages: u64) -> Result<()> {
         let end = first.get().saturating_add(pages);
-        for (gfn, frame) in memory.touching(first, pages) {
-            let last = gfn.get() + frame.level.frames();
-            if gfn < first || last > end {
+        for (gfn, level) in memory.touching(first, pages) {
+            if gfn < first || gfn.get() + level.frames() > end {
                 self.split(memory, gfn)?;
             }
         }
-        for (gfn, frame) in memory.touching(first, pages) {
-            self.unmap(memory, gfn)?;
-            self.sp().free(frame.page, frame.level);
+        for (gfn, _) in memory.touching(first, pages) {
+            let page = self.unmap(memory, gfn)?;
+            self.sp().free(page);
         }
         Ok(())
     }
@@ -188,11 +209,21 @@ impl<H: Host> Shared<H> {
     /// Gives a frame a private page.
     pub(super) fn populate(&self, memory: &mut Memory, gfn: Gfn, level: Level) -> Result<()> {
         let page = self.sp().alloc(level)?;
-        let mapped = self.map(memory, gfn, level, page, Assign::Guest);
-        // Unless it became a frame after all, for the teardown to try again.
-        if mapped.is_err() && memory.frame(gfn).is_none() {
-            self.sp().free(page, level);
-        }
-        mapped
+        self.map(memory, gfn, page).map_err(|(error, page)| {
+            if let Some(page) = page {
+                self.sp().free(page);
+            }
+            error
+        })
     }
+}
+
+/// The 4 KiB pages of a large page.
+#[allow(unsafe_code)]
+fn pieces(page: Page) -> impl Iterator<Item = Page> {
+    let (frames, port) = (page.level().frames(), page.port());
+    let first = page.into_raw().get();
+    // SAFETY: the large page gave up its ownership, and each piece is made once.
+    (first..first + frames)
+        .map(move |pfn| unsafe { Page::from_raw(Pfn::new(pfn), Level::Size4K, port) })
 }

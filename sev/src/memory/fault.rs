@@ -8,12 +8,18 @@ impl<H: Host> Shared<H> {
     /// A guest touched a frame with the C-bit, and nothing is mapped there.
     pub(crate) fn private_fault(&self, gfn: Gfn) -> NestedFaultAnswer {
         let mut memory = self.memory();
+        tracing::trace!(vm = self.id().0, gfn = gfn.get(), "private fault");
+        let sev = match self.sev() {
+            Ok(sev) => sev,
+            Err(error) => return NestedFaultAnswer::Fail(error),
+        };
         if let Some((first, frame)) = memory.frame(gfn) {
-            memory.touched(first, frame.level.frames());
+            let frames = frame.page.level().frames();
+            memory.touched(first, frames);
         }
         // The page is there: another vCPU was first, the page came with the context of another VM,
         // its use is being recorded, or the port could not map it before and may now.
-        if let Some(answer) = memory.map_into(&*self.port, gfn) {
+        if let Some(answer) = memory.map_into(sev, gfn) {
             return answer;
         }
         if let Some(group) = self.mirrored_group() {
@@ -34,7 +40,7 @@ impl<H: Host> Shared<H> {
         let mut memory = self.memory();
         match memory.frame(gfn) {
             None => NestedFaultAnswer::Leave,
-            Some((_, frame)) if frame.level == Level::Size4K => NestedFaultAnswer::Leave,
+            Some((_, frame)) if frame.page.level() == Level::Size4K => NestedFaultAnswer::Leave,
             Some((first, _)) => match self.split(&mut memory, first) {
                 Ok(()) => NestedFaultAnswer::Retry,
                 Err(error) => NestedFaultAnswer::Fail(error),

@@ -15,17 +15,16 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 pub(crate) use change::Assign;
-use kvm_ops::{Gfn, Gpa, Level, NestedFaultAnswer, Pfn, Privacy, VmPort};
+use kvm_ops::{Gfn, Gpa, Level, NestedFaultAnswer, Page, Pfn, Privacy, SevPort};
 use kvm_ops_mmu::{Attributes, Slots};
 
 use crate::migrate::FrameSet;
 use crate::sp::Held;
 
 /// A private page of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Frame {
-    pub(crate) page: Pfn,
-    pub(crate) level: Level,
+    pub(crate) page: Page,
     pub(crate) held: Held,
 }
 
@@ -55,32 +54,32 @@ impl Memory {
     }
 
     /// The page that covers a frame, with its first frame number.
-    pub(crate) fn frame(&self, gfn: Gfn) -> Option<(Gfn, Frame)> {
+    pub(crate) fn frame(&self, gfn: Gfn) -> Option<(Gfn, &Frame)> {
         let (first, frame) = self.frames.range(..=gfn.get()).next_back()?;
-        (gfn.get() - first < frame.level.frames()).then_some((Gfn::new(*first), *frame))
+        (gfn.get() - first < frame.page.level().frames()).then_some((Gfn::new(*first), frame))
     }
 
     /// The 4 KiB page behind a frame, also inside a large one.
     pub(crate) fn page(&self, gfn: Gfn) -> Option<Pfn> {
         let (first, frame) = self.frame(gfn)?;
-        frame.page.checked_add(gfn.get() - first.get())
+        frame.page.pfn().checked_add(gfn.get() - first.get())
     }
 
-    /// The frames that touch a range, lowest first.
-    fn touching(&self, first: Gfn, pages: u64) -> Vec<(Gfn, Frame)> {
+    /// First frame and size of the private pages that touch a range, lowest first.
+    fn touching(&self, first: Gfn, pages: u64) -> Vec<(Gfn, Level)> {
         let from = self.frame(first).map_or(first, |(gfn, _)| gfn);
         let end = first.get().saturating_add(pages);
         self.frames
             .range(from.get()..end)
-            .map(|(gfn, frame)| (Gfn::new(*gfn), *frame))
+            .map(|(gfn, frame)| (Gfn::new(*gfn), frame.page.level()))
             .collect()
     }
 
     /// Maps the private page that covers a frame into a VM's nested page tables. `None` if there is
     /// none.
-    pub(crate) fn map_into<P: VmPort>(&self, port: &P, gfn: Gfn) -> Option<NestedFaultAnswer> {
+    pub(crate) fn map_into(&self, port: &dyn SevPort, gfn: Gfn) -> Option<NestedFaultAnswer> {
         let (first, frame) = self.frame(gfn)?;
-        let mapped = port.map_encrypted(first, frame.level, Some(frame.page));
+        let mapped = port.map_encrypted(first, frame.page.level(), Some(&frame.page));
         Some(mapped.map_or_else(NestedFaultAnswer::Fail, |()| NestedFaultAnswer::Retry))
     }
 
@@ -88,7 +87,7 @@ impl Memory {
         core::mem::take(&mut self.frames)
     }
 
-    /// Notes in which hands a page is.
+    /// Records the RMP state of a page.
     pub(crate) fn set_held(&mut self, gfn: Gfn, held: Held) {
         if let Some(frame) = self.frames.get_mut(&gfn.get()) {
             frame.held = held;
@@ -99,12 +98,19 @@ impl Memory {
         self.attributes.get(gfn) == Privacy::Shared
     }
 
-    fn insert(&mut self, gfn: Gfn, frame: Frame) {
-        self.frames.insert(gfn.get(), frame);
-        self.touched(gfn, frame.level.frames());
+    /// Takes a frame out of the list.
+    fn remove(&mut self, first: Gfn) -> Option<Frame> {
+        let frame = self.frames.remove(&first.get())?;
+        self.touched(first, frame.page.level().frames());
+        Some(frame)
     }
 
-    /// Notes that frames changed, or may.
+    fn insert(&mut self, gfn: Gfn, frame: Frame) {
+        self.touched(gfn, frame.page.level().frames());
+        self.frames.insert(gfn.get(), frame);
+    }
+
+    /// Records that frames changed, or may.
     pub(crate) fn touched(&mut self, first: Gfn, frames: u64) {
         if let Some(dirty) = &mut self.dirty {
             for gfn in (first.get()..).take(frames as usize) {
@@ -113,20 +119,19 @@ impl Memory {
         }
     }
 
-    /// The private pages: first frame and page of each.
-    pub(crate) fn frames(&self) -> impl Iterator<Item = (Gfn, Frame)> + '_ {
+    /// Every private page with its first frame.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (Gfn, &Frame)> {
         self.frames
             .iter()
-            .map(|(gfn, frame)| (Gfn::new(*gfn), *frame))
+            .map(|(gfn, frame)| (Gfn::new(*gfn), frame))
     }
 
-    /// The record of frames that changed, for who begins, reads or ends it.
+    /// The record of frames that changed.
     pub(crate) fn dirty(&mut self) -> &mut Option<FrameSet> {
         &mut self.dirty
     }
 
-    /// Takes another VM's pages over, and what is private of its memory. The slots are each VM's
-    /// own.
+    /// Takes over pages and attributes of another VM. Its slots stay with it.
     pub(crate) fn take_pages(&mut self, from: &mut Self) {
         self.frames = core::mem::take(&mut from.frames);
         self.attributes = core::mem::take(&mut from.attributes);

@@ -40,7 +40,7 @@ impl<H: Host> Shared<H> {
         if !self.is_snp() {
             return Ok(());
         }
-        self.port
+        self.sev()?
             .set_shared(first, pages, privacy == Privacy::Shared)
     }
 
@@ -89,7 +89,7 @@ impl<H: Host> Shared<H> {
 
     fn pre_fault_one(&self, memory: &mut Memory, gfn: Gfn, left: u64) -> Result<u64> {
         if let Some((first, frame)) = memory.frame(gfn) {
-            return Ok(first.get() + frame.level.frames() - gfn.get());
+            return Ok(first.get() + frame.page.level().frames() - gfn.get());
         }
         if !memory.has_slot(gfn, 1) || memory.is_shared(gfn) {
             return Err(Error::NotFound(Field::Gfn, gfn.get()));

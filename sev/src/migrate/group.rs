@@ -7,7 +7,7 @@ use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Gfn, Host, Level, NestedFaultAnswer, VmPort};
+use kvm_ops::{Error, Gfn, Host, Level, NestedFaultAnswer};
 use spin::{Mutex, MutexGuard};
 
 use super::orphan::Orphan;
@@ -149,7 +149,7 @@ impl<H: Host> Group<H> {
         };
         mirrors
             .iter()
-            .try_for_each(|mirror| mirror.port.map_encrypted(gfn, level, None))
+            .try_for_each(|mirror| mirror.sev()?.map_encrypted(gfn, level, None))
     }
 }
 
@@ -175,12 +175,16 @@ impl<H: Host> Shared<H> {
     /// A mirror's guest touched a private frame: it gets the mapping that its owner has there, of
     /// the same size, so that the owner's unmap fits it.
     pub(crate) fn mirror_fault(&self, group: &Group<H>, gfn: Gfn) -> NestedFaultAnswer {
+        let sev = match self.sev() {
+            Ok(sev) => sev,
+            Err(error) => return NestedFaultAnswer::Fail(error),
+        };
         let owner = {
             let state = group.lock();
             match &state.context {
                 At::Owner(owner) => owner.upgrade(),
                 At::Orphan(orphan) => {
-                    let mapped = orphan.memory.map_into(&*self.port, gfn);
+                    let mapped = orphan.memory.map_into(sev, gfn);
                     return mapped.unwrap_or(NestedFaultAnswer::Leave);
                 }
                 At::Gone => None,
@@ -190,7 +194,7 @@ impl<H: Host> Shared<H> {
             return NestedFaultAnswer::Leave;
         };
         // The lock is held while the page is mapped, so that it is not taken out between.
-        let mapped = owner.memory().map_into(&*self.port, gfn);
+        let mapped = owner.memory().map_into(sev, gfn);
         let moving = || owner.claim.claim().is_err() || !group.is_at(&owner);
         match mapped {
             Some(answer) => answer,

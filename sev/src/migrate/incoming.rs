@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Field, Gfn, Host, Level, PspPort, Result, Step, Tech, VcpuId, VmPort};
+use kvm_ops::{Error, Field, Gfn, Host, Level, PspPort, Result, Step, Tech, VcpuId};
 use kvm_ops_sev_stream::{MigrateTarget, Packet, PlatformCerts, SessionStart, Shape, VcpuContent};
 
 use super::mailbox::{Mailbox, PacketOf};
@@ -12,8 +12,8 @@ use super::group::Role;
 use super::transfer::unfit;
 use crate::SevVm;
 use crate::cell::VmsaPage;
-use crate::context::{GuestState, Identity};
-use crate::memory::{Assign, Memory};
+use crate::context::{Guest, GuestState};
+use crate::memory::Memory;
 use crate::shared::Shared;
 
 /// Writes a vCPU's registers as the other end's [`RegisterReader`](super::RegisterReader) read
@@ -50,8 +50,8 @@ impl<H: Host> SevVm<H> {
         registers: RegisterWriter<'a>,
     ) -> Result<Incoming<'a, H>> {
         let shared = &self.shared;
-        if shared.tech == Tech::SevSnp {
-            return kvm_ops::unsupported!("receiving an SNP guest");
+        if shared.tech() == Tech::SevSnp {
+            return kvm_ops::not_offered!("receiving an SNP guest");
         }
         shared.step().require(Step::Initialized)?;
         if !matches!(shared.membership().role, Role::Owner) {
@@ -60,13 +60,13 @@ impl<H: Host> SevVm<H> {
         if shared
             .context()
             .as_ref()
-            .is_none_or(|c| c.identity.is_some())
+            .is_none_or(|c| c.guest.is_some())
         {
             return Err(Error::WrongState(shared.step()));
         }
         Ok(Incoming {
             shared,
-            mailbox: Mailbox::of_vm(&shared.host, &shared.books)?,
+            mailbox: Mailbox::of_vm(&shared.host, &shared.account)?,
             vendor,
             registers,
             receiving: false,
@@ -85,20 +85,13 @@ impl<H: Host> Incoming<'_, H> {
     fn unpack(&self, memory: &mut Memory, gfn: Gfn, handle: u32, packet: &Packet) -> Result<()> {
         let of = PacketOf::Memory;
         if let Some((first, frame)) = memory.frame(gfn) {
-            let (held, done) = self.mailbox.receive_into(handle, of, frame.page, packet);
+            let (held, done) = self.mailbox.receive_into(handle, of, &frame.page, packet);
             memory.set_held(first, held);
             return done;
         }
-        let sp = self.shared.sp();
-        let page = sp.alloc(Level::Size4K)?;
-        let (held, done) = self.mailbox.receive_into(handle, of, page, packet);
-        let level = Level::Size4K;
-        let mapped = done.and_then(|()| self.shared.map(memory, gfn, level, page, Assign::Guest));
-        if mapped.is_err() && memory.frame(gfn).is_none() {
-            // The first error is the one to tell; a leak stands in the books.
-            let _ = sp.release(page, level, held);
-        }
-        mapped
+        let page = self.shared.sp().alloc(Level::Size4K)?;
+        let (held, done) = self.mailbox.receive_into(handle, of, &page, packet);
+        self.shared.map_filled(memory, gfn, page, held, done)
     }
 }
 
@@ -112,7 +105,7 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
     fn accept(&mut self, shape: &Shape) -> Result<()> {
         let shared = self.shared;
         let is_es = shape.policy & POLICY_ES != 0;
-        if shape.tech != shared.tech || is_es != shared.is_es() {
+        if shape.tech != shared.tech() || is_es != shared.is_es() {
             return Err(Error::Invalid(Field::Policy, shape.policy.into()));
         }
         if shape.vcpus as usize != shared.all_cells().len() {
@@ -131,28 +124,21 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
         let shared = self.shared;
         let mut context = shared.context();
         let context = context.as_mut().ok_or(Error::WrongState(shared.step()))?;
-        if context.identity.is_some() {
+        if context.guest.is_some() {
             return Err(Error::WrongState(shared.step()));
         }
-        let asid = match context.asid {
-            Some(asid) => asid,
-            None => {
-                if let (None, Some(account)) = (&context.charge, shared.account()) {
-                    context.charge = Some(account.charge(shared.tech)?);
-                }
-                context.soiled = false;
-                *context.asid.insert(shared.lease()?)
-            }
-        };
+        if let (None, Some(account)) = (&context.charge, shared.payer()) {
+            context.charge = Some(account.charge(shared.tech())?);
+        }
+        let asid = shared.leased(context)?;
         let handle = self.mailbox.receive_start(start)?;
         if let Err(error) = shared.activate(context, handle, asid) {
             shared.drop_soiled_asid(context);
             return Err(error);
         }
-        context.identity = Some(Identity::Handle(handle));
+        context.guest = Some(Guest::Handle(handle));
         context.state = GuestState::ReceiveUpdate;
         context.policy = start.policy.into();
-        shared.set_bound(Some(asid));
         self.receiving = true;
         Ok(())
     }
@@ -165,7 +151,7 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
     fn receive_shared(&mut self, gfn: Gfn, page: Option<&[u8; 4096]>) -> Result<()> {
         self.receive_absent(gfn)?;
         let gpa = gfn.base().ok_or(Error::Invalid(Field::Gfn, gfn.get()))?;
-        self.shared.port.write_slot(gpa, page.unwrap_or(&ZEROS))
+        self.shared.sev()?.write_slot(gpa, page.unwrap_or(&ZEROS))
     }
 
     fn receive_absent(&mut self, gfn: Gfn) -> Result<()> {
@@ -182,14 +168,14 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
                 let sp = self.shared.sp();
                 let mut state = cell.state();
                 // It may come twice, after a link that broke.
-                let (page, is_new) = match state.vmsa {
+                let (page, is_new) = match state.vmsa.take() {
                     Some(vmsa) => (vmsa.page, false),
                     None => (sp.alloc_vmsa()?, true),
                 };
                 let of = PacketOf::Vmsa;
-                let (held, done) = self.mailbox.receive_into(handle, of, page, packet);
+                let (held, done) = self.mailbox.receive_into(handle, of, &page, packet);
                 if done.is_err() && is_new {
-                    let _ = sp.release(page, Level::Size4K, held);
+                    let _ = sp.release(page, held);
                 } else {
                     state.vmsa = Some(VmsaPage { page, held });
                     cell.protect();
@@ -216,7 +202,8 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
 
     fn own(&mut self) {
         self.receiving = false;
-        self.shared.set_step(Step::Runnable);
+        // The step was checked when the VM began to wait.
+        let _ = self.shared.life.advance(Step::Runnable);
     }
 
     fn abandon(&mut self) -> Result<()> {
@@ -238,7 +225,7 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
         drop(memory);
         for cell in shared.all_cells() {
             if let Some(vmsa) = cell.state().vmsa.take() {
-                let _ = sp.release(vmsa.page, Level::Size4K, vmsa.held);
+                let _ = sp.release(vmsa.page, vmsa.held);
             }
             cell.unprotect();
         }

@@ -58,7 +58,7 @@ pub(crate) fn lose<H: Host>(vm: &Arc<Shared<H>>, error: Error, report: &mut Free
 /// The VM is dropped. If that comes before its teardown, it leaves its group, so that what it
 /// shared can be freed; its own pages and key are lost.
 pub(crate) fn drop_out<H: Host>(vm: &Arc<Shared<H>>, orphan: Option<Orphan<H>>) {
-    let mut report = FreeReport::new(vm.id, vm.tech);
+    let mut report = FreeReport::new(vm.id(), vm.tech());
     let mut destroy = |orphan: Option<Orphan<H>>| {
         if let Some(orphan) = orphan {
             orphan.destroy(&mut report);

@@ -7,11 +7,12 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Field, Host, Level, OpName, PAGE_SIZE, Pfn, PspPort, Result};
+use kvm_ops::{
+    Error, Field, Host, Level, OpName, PAGE_SIZE, Page, PageAccount, PagePort, Pfn, PspPort, Result,
+};
 use kvm_ops_sev_stream::{MAX_BLOB, PACKET_HEADER, PAGE, Packet, PlatformCerts, SessionStart};
 use zerocopy::little_endian::{U32, U64};
 
-use crate::books::Books;
 use crate::command::{self, Buffer, Command};
 use crate::sp::{Held, RmpEntry, Sp, base};
 use crate::status::{Failure, Operation, Status};
@@ -36,8 +37,8 @@ const OUT_PAGES: u64 = 12;
 /// The account that lists the mailbox's memory.
 #[derive(Debug)]
 enum Ledger<'a> {
-    Own(Box<Books>),
-    Vm(&'a Books),
+    Own(Box<PageAccount>),
+    Vm(&'a PageAccount),
 }
 
 /// The commands of a migration, with memory of its own for what they take and give.
@@ -49,7 +50,8 @@ enum Ledger<'a> {
 pub struct Mailbox<'a, H: Host> {
     host: &'a H,
     ledger: Ledger<'a>,
-    area: Pfn,
+    /// Taken by the drop.
+    area: Option<Page>,
     /// How many of the pages that firmware writes are in its hands.
     lent: u64,
 }
@@ -60,11 +62,11 @@ impl<'a, H: Host> Mailbox<'a, H> {
     /// # Errors
     /// [`Error::HostLacks`] without an AMD SP or memory for it, [`Error::NoMemory`] if none is left.
     pub fn new(host: &'a H) -> Result<Self> {
-        Self::with(host, Ledger::Own(Box::new(Books::new())))
+        Self::with(host, Ledger::Own(Box::default()))
     }
 
-    pub(crate) fn of_vm(host: &'a H, books: &'a Books) -> Result<Self> {
-        Self::with(host, Ledger::Vm(books))
+    pub(crate) fn of_vm(host: &'a H, account: &'a PageAccount) -> Result<Self> {
+        Self::with(host, Ledger::Vm(account))
     }
 
     fn with(host: &'a H, ledger: Ledger<'a>) -> Result<Self> {
@@ -74,10 +76,10 @@ impl<'a, H: Host> Mailbox<'a, H> {
         let mut mailbox = Self {
             host,
             ledger,
-            area: Pfn::new(0),
+            area: None,
             lent: 0,
         };
-        mailbox.area = mailbox.sp()?.alloc(Level::Size2M)?;
+        mailbox.area = Some(mailbox.sp()?.alloc(Level::Size2M)?);
         for page in 0..OUT_PAGES {
             // A failure gives back what was lent before it, by the drop.
             let page = mailbox.out_page(page)?;
@@ -90,14 +92,11 @@ impl<'a, H: Host> Mailbox<'a, H> {
     }
 
     fn sp(&self) -> Result<Sp<'_, H>> {
-        let books: &Books = match &self.ledger {
-            Ledger::Own(books) => books,
-            Ledger::Vm(books) => books,
+        let account: &PageAccount = match &self.ledger {
+            Ledger::Own(account) => account,
+            Ledger::Vm(account) => account,
         };
-        match (self.host.psp(), self.host.pages()) {
-            (Some(psp), Some(pages)) => Ok(Sp::new(psp, pages, books)),
-            _ => Err(Error::Poisoned),
-        }
+        Sp::of(self.host, account).ok_or(Error::HostLacks(&AN_SP))
     }
 
     fn out_page(&self, index: u64) -> Result<Pfn> {
@@ -105,7 +104,8 @@ impl<'a, H: Host> Mailbox<'a, H> {
     }
 
     fn page(&self, offset: u64) -> Result<Pfn> {
-        let page = self.area.checked_add(offset / PAGE_SIZE);
+        let first = self.area.as_ref().map(Page::pfn);
+        let page = first.and_then(|first| first.checked_add(offset / PAGE_SIZE));
         page.ok_or(Error::Invalid(Field::HostAddress, offset))
     }
 
@@ -114,11 +114,11 @@ impl<'a, H: Host> Mailbox<'a, H> {
     }
 
     fn put(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.sp()?.write(self.page(offset)?, data)
+        self.sp()?.pages.write(base(self.page(offset)?)?, data)
     }
 
     fn get(&self, offset: u64, data: &mut [u8]) -> Result<()> {
-        self.sp()?.read(self.page(offset)?, data)
+        self.sp()?.pages.read(base(self.page(offset)?)?, data)
     }
 
     fn command<B: Buffer>(&self, command: Command, buffer: &mut B) -> Result<()> {
@@ -297,7 +297,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
         &self,
         handle: u32,
         of: PacketOf,
-        page: Pfn,
+        page: &Page,
         packet: &Packet,
     ) -> Result<()> {
         self.receive_into(handle, of, page, packet).1
@@ -308,7 +308,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
         &self,
         handle: u32,
         of: PacketOf,
-        page: Pfn,
+        page: &Page,
         packet: &Packet,
     ) -> (Held, Result<()>) {
         let command = match of {
@@ -321,7 +321,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
             .and_then(|()| self.sp());
         match ready {
             Err(error) => (Held::Host, Err(error)),
-            Ok(sp) => sp.in_place(page, |_| self.update(command, handle, page, [IN[0], IN[1]])),
+            Ok(sp) => sp.in_place(page, |_| self.update(command, handle, page.pfn(), [IN[0], IN[1]])),
         }
     }
 
@@ -336,22 +336,21 @@ impl<'a, H: Host> Mailbox<'a, H> {
 
 impl<H: Host> Drop for Mailbox<'_, H> {
     fn drop(&mut self) {
-        let Ok(sp) = self.sp() else { return };
-        let back = (0..self.lent).try_for_each(|page| {
-            let page = self.out_page(page)?;
-            sp.take_back(page, Level::Size4K, Held::Immutable)
-        });
-        if self.area == Pfn::new(0) {
+        let pages = (0..self.lent).map(|page| self.out_page(page));
+        let pages: Result<Vec<Pfn>> = pages.collect();
+        let (Some(area), Ok(sp)) = (self.area.take(), self.sp()) else {
             return;
-        }
+        };
+        let back = pages.and_then(|mut pages| {
+            pages
+                .drain(..)
+                .try_for_each(|page| sp.take_back(page, Level::Size4K, Held::Immutable))
+        });
         match back {
-            Ok(()) => sp.free(self.area, Level::Size2M),
+            Ok(()) => sp.free(area),
             Err(error) => {
-                let books: &Books = match &self.ledger {
-                    Ledger::Own(books) => books,
-                    Ledger::Vm(books) => books,
-                };
-                books.leak_page(self.area, Level::Size2M, error);
+                tracing::warn!(page = %area.hpa(), %error, "the memory of a mailbox is leaked");
+                sp.leak(area, error);
             }
         }
     }

@@ -1,10 +1,9 @@
-//! The context of an owner that was torn down before its mirrors, with everything under it.
+//! The context of an owner that was torn down before its mirrors, with its pages.
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, FreeReport, Host, Level, PspPort};
+use kvm_ops::{Error, FreeReport, Host, Life, PageAccount, PspPort};
 
-use crate::books::Books;
 use crate::cell::VmsaPage;
 use crate::context::Context;
 use crate::memory::Memory;
@@ -17,7 +16,8 @@ pub(crate) struct Orphan<H: Host> {
     context: Context,
     pub(super) memory: Memory,
     vmsas: Vec<VmsaPage>,
-    books: Books,
+    life: Life,
+    account: PageAccount,
 }
 
 impl<H: Host> Orphan<H> {
@@ -26,45 +26,52 @@ impl<H: Host> Orphan<H> {
     pub(super) fn of(vm: &Shared<H>) -> Option<Self> {
         let context = vm.context().take()?;
         let vmsas = vm.all_cells();
-        let books = Books::new();
-        books.take(&vm.books);
+        let account = PageAccount::new();
+        account.take_over(&vm.account);
         Some(Self {
             host: vm.host.clone(),
             context,
             memory: core::mem::take(&mut vm.memory()),
             vmsas: vmsas.iter().filter_map(|c| c.state().vmsa.take()).collect(),
-            books,
+            life: Life::new(vm.id(), vm.tech()),
+            account,
         })
     }
 
     /// Destroys the guest, in the order of a VM's teardown, and adds the outcome to a report. No
     /// vCPU uses it any more.
     pub(crate) fn destroy(mut self, report: &mut FreeReport) {
-        if let Some(sp) = Sp::of(&self.host, &self.books) {
+        if let Some(sp) = Sp::of(&self.host, &self.account) {
             sp.decommission(&mut self.context);
             sp.psp.wbinvd_all();
             for (_, frame) in self.memory.clear() {
                 // The account lists a page that leaks.
-                let _ = sp.release(frame.page, frame.level, frame.held);
+                let _ = sp.release(frame.page, frame.held);
             }
             for vmsa in self.vmsas {
-                let _ = sp.release(vmsa.page, Level::Size4K, vmsa.held);
+                let _ = sp.release(vmsa.page, vmsa.held);
             }
         }
-        self.books.add_to(report);
+        add(report, self.account.report(&self.life));
     }
 
     /// Gives everything up, and adds it to a report.
     pub(super) fn lose(mut self, error: Error, report: &mut FreeReport) {
-        if let Some(sp) = Sp::of(&self.host, &self.books) {
+        if let Some(sp) = Sp::of(&self.host, &self.account) {
             sp.give_up(&mut self.context, error);
+            for (_, frame) in self.memory.clear() {
+                sp.leak(frame.page, error);
+            }
+            for vmsa in self.vmsas {
+                sp.leak(vmsa.page, error);
+            }
         }
-        for (_, frame) in self.memory.clear() {
-            self.books.leak_page(frame.page, frame.level, error);
-        }
-        for vmsa in self.vmsas {
-            self.books.leak_page(vmsa.page, Level::Size4K, error);
-        }
-        self.books.add_to(report);
+        add(report, self.account.report(&self.life));
     }
+}
+
+fn add(report: &mut FreeReport, more: FreeReport) {
+    report.pages_freed += more.pages_freed;
+    report.keys_freed += more.keys_freed;
+    report.leaks.extend(more.leaks);
 }

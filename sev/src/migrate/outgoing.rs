@@ -55,8 +55,8 @@ impl<H: Host> SevVm<H> {
     /// that has mirrors, whose writes nobody could follow; [`Error::NoMemory`].
     pub fn outgoing<'a>(&'a mut self, registers: RegisterReader<'a>) -> Result<Outgoing<'a, H>> {
         let shared = &self.shared;
-        if shared.tech == Tech::SevSnp {
-            return kvm_ops::unsupported!("sending an SNP guest");
+        if shared.tech() == Tech::SevSnp {
+            return kvm_ops::not_offered!("sending an SNP guest");
         }
         shared.step().require(Step::Runnable)?;
         {
@@ -67,7 +67,7 @@ impl<H: Host> SevVm<H> {
         }
         Ok(Outgoing {
             shared,
-            mailbox: Mailbox::of_vm(&shared.host, &shared.books)?,
+            mailbox: Mailbox::of_vm(&shared.host, &shared.account)?,
             registers,
             sending: false,
             stopped: false,
@@ -93,8 +93,9 @@ impl<H: Host> Outgoing<'_, H> {
     fn follow(&mut self) -> Result<()> {
         let mut memory = self.shared.memory();
         *memory.dirty() = Some(FrameSet::new(&layout(memory.slots.iter())?));
+        let sev = self.shared.sev()?;
         for (gfn, frame) in memory.frames() {
-            self.shared.port.map_encrypted(gfn, frame.level, None)?;
+            sev.map_encrypted(gfn, frame.page.level(), None)?;
         }
         for slot in memory.slots.iter().filter(|slot| !slot.flags.log_dirty) {
             let flags = SlotFlags {
@@ -137,7 +138,7 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
         let policy = context.as_ref().map_or(0, |context| context.policy);
         drop(context);
         Ok(Shape {
-            tech: self.shared.tech,
+            tech: self.shared.tech(),
             policy: policy as u32,
             vcpus: self.shared.all_cells().len() as u32,
             layout: layout(self.shared.memory().slots.iter())?,
@@ -167,7 +168,7 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
         let Some(gpa) = gfn.base() else {
             return Ok(FrameContent::Absent);
         };
-        match self.shared.port.read_slot(gpa, &mut packet.data) {
+        match self.shared.sev()?.read_slot(gpa, &mut packet.data) {
             Ok(()) => Ok(FrameContent::Shared),
             Err(Error::NotFound(..)) => Ok(FrameContent::Absent),
             Err(error) => Err(error),
@@ -179,9 +180,10 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
         let cells = self.shared.all_cells();
         let cell = cells.get(vcpu.0 as usize).ok_or(unfit(self.shared))?;
         if self.shared.is_es() {
-            let vmsa = cell.state().vmsa.ok_or(unfit(self.shared))?;
+            let state = cell.state();
+            let vmsa = state.vmsa.as_ref().ok_or(unfit(self.shared))?;
             self.mailbox
-                .send_update(handle, PacketOf::Vmsa, vmsa.page, packet)?;
+                .send_update(handle, PacketOf::Vmsa, vmsa.page.pfn(), packet)?;
             return Ok(VcpuContent::Vmsa);
         }
         let registers = (self.registers)(cell.id)?;
@@ -204,7 +206,8 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
                 frames.insert(gfn);
                 // Out of the table again, so that the next access is noted too.
                 if let (Some((first, frame)), Ok(())) = (memory.frame(gfn), out) {
-                    out = self.shared.port.map_encrypted(first, frame.level, None);
+                    let sev = self.shared.sev();
+                    out = sev.and_then(|s| s.map_encrypted(first, frame.page.level(), None));
                 }
             }
             *memory.dirty() = Some(dirty);
@@ -247,7 +250,7 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
         self.sending = false;
         self.stopped = false;
         self.set_state(GuestState::Sent);
-        self.shared.set_step(Step::Poisoned);
+        self.shared.life.poison();
         self.forget();
         Ok(())
     }

@@ -59,7 +59,7 @@ impl<H: Host> SevVm<H> {
         let _claimed = source.claim.claim()?;
         match &source.membership().role {
             Role::Owner => {}
-            Role::Staged { .. } => return Err(Error::Exists(Field::Token, source.id.0)),
+            Role::Staged { .. } => return Err(Error::Exists(Field::Token, source.id().0)),
             Role::Mirror => return Err(errno(EINVAL)),
             Role::Given(_) | Role::Moved => return Err(Error::Poisoned),
         }
@@ -69,10 +69,10 @@ impl<H: Host> SevVm<H> {
         }
         match source.context().as_ref() {
             None => return Err(errno(ENOTTY)),
-            Some(_) if source.tech == Tech::SevSnp => {
-                return kvm_ops::unsupported!("local_send of an SNP guest");
+            Some(_) if source.tech() == Tech::SevSnp => {
+                return kvm_ops::not_offered!("local_send of an SNP guest");
             }
-            Some(context) if context.identity.is_none() => return Err(Error::WrongState(step)),
+            Some(context) if context.guest.is_none() => return Err(Error::WrongState(step)),
             Some(_) => {}
         }
         let token = MoveToken::draw(random)?;
@@ -100,7 +100,7 @@ impl<H: Host> SevVm<H> {
         let source = &self.shared;
         let _claimed = source.claim.claim()?;
         if !unstage(source) {
-            return Err(Error::NotFound(Field::Token, source.id.0));
+            return Err(Error::NotFound(Field::Token, source.id().0));
         }
         reopen(source);
         Ok(())

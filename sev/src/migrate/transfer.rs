@@ -10,7 +10,7 @@
 
 use alloc::sync::Arc;
 
-use kvm_ops::{Error, Field, Host, PspPort, Result, Step, Tech, VmPort};
+use kvm_ops::{Error, Field, Host, PspPort, Result, Step};
 
 use super::account::Charge;
 use super::claim::Claimed;
@@ -20,7 +20,7 @@ use crate::shared::Shared;
 
 /// A VM that cannot play the part that it was given.
 pub(super) fn unfit<H: Host>(vm: &Shared<H>) -> Error {
-    Error::Invalid(Field::Vm, vm.id.0)
+    Error::Invalid(Field::Vm, vm.id().0)
 }
 
 /// Claims the receiver, then the source.
@@ -42,7 +42,7 @@ fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
             .psp()
             .map(|psp| core::ptr::from_ref(psp.asid_pools()))
     };
-    if machine(to) != machine(from) || to.tech != from.tech || from.tech == Tech::SevSnp {
+    if machine(to) != machine(from) || to.tech() != from.tech() || from.is_snp() {
         return Err(unfit(from));
     }
     match to.step() {
@@ -50,7 +50,7 @@ fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
         Step::Poisoned => return Err(Error::Poisoned),
         _ => return Err(unfit(to)),
     }
-    let fresh = to.context().as_ref().is_none_or(|c| c.identity.is_none())
+    let fresh = to.context().as_ref().is_none_or(|c| c.guest.is_none())
         && to.memory().frames().next().is_none()
         && to.regions().is_empty()
         && matches!(to.membership().role, Role::Owner);
@@ -59,7 +59,7 @@ fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
 
 /// Checks that a VM has a context that another may take or share.
 fn check_source<H: Host>(from: &Shared<H>) -> Result<()> {
-    if from.tech == Tech::SevSnp {
+    if from.is_snp() {
         return Err(unfit(from));
     }
     match &from.membership().role {
@@ -110,8 +110,7 @@ pub(crate) fn copy_context<H: Host>(owner: &Arc<Shared<H>>, mirror: &Arc<Shared<
         let context = owner.context();
         let context = context.as_ref().ok_or(unfit(owner))?;
         if let Ok(asid) = owner.asid() {
-            mirror.port.bind_asid(Some(asid), mirror.mask)?;
-            mirror.set_bound(Some(asid));
+            mirror.bind(asid)?;
         }
         context.mirrored()
     };
@@ -126,15 +125,15 @@ pub(crate) fn copy_context<H: Host>(owner: &Arc<Shared<H>>, mirror: &Arc<Shared<
         role: Role::Mirror,
         group: Some(group),
     };
-    mirror.set_step(Step::Runnable);
+    mirror.advance_to(Step::Runnable);
     Ok(())
 }
 
 /// Gives back the key that a receiver leased for itself.
 fn give_back_unused<H: Host>(vm: &Shared<H>, own: Option<Context>) {
     if let Some(own) = own {
-        if let Some(asid) = own.asid {
-            vm.sp().retire(asid, own.soiled);
+        if let Some(lease) = own.lease {
+            vm.sp().retire(lease, own.soiled);
         }
     }
 }
@@ -161,7 +160,7 @@ fn charge<H: Host>(
     context: &Context,
 ) -> Result<Option<Charge>> {
     let is_mirror = from.membership().is_mirror();
-    let Some(account) = to.account().filter(|_| !is_mirror) else {
+    let Some(account) = to.payer().filter(|_| !is_mirror) else {
         return Ok(None);
     };
     if context.charge.as_ref().is_some_and(|c| c.is_to(&account)) {
@@ -170,7 +169,7 @@ fn charge<H: Host>(
     let own = own.and_then(|own| own.charge.take_if(|charge| charge.is_to(&account)));
     match own {
         Some(charge) => Ok(Some(charge)),
-        None => account.charge(to.tech).map(Some),
+        None => account.charge(to.tech()).map(Some),
     }
 }
 
@@ -215,7 +214,7 @@ pub(super) fn take_over<H: Host>(
             new.protect();
         }
     }
-    to.books.take(&from.books);
+    to.account.take_over(&from.account);
     let mut membership = from.membership();
     let (is_mirror, group) = (membership.is_mirror(), membership.group.take());
     drop(membership);
@@ -228,7 +227,7 @@ pub(super) fn take_over<H: Host>(
         }
         to.membership().group = Some(group);
     }
-    to.set_step(from.settled_step());
+    to.advance_to(from.life.step());
     from.set_away(true);
     Ok(())
 }
@@ -238,16 +237,12 @@ fn rebind<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
     let Ok(asid) = from.asid() else {
         return Ok(());
     };
-    from.port.bind_asid(None, from.mask)?;
-    if let Err(error) = to.port.bind_asid(Some(asid), to.mask) {
-        if from.port.bind_asid(Some(asid), from.mask).is_err() {
-            from.set_bound(None);
-        }
-        return Err(error);
-    }
+    from.sev()?.bind_asid(None, from.mask)?;
     from.set_bound(None);
-    to.set_bound(Some(asid));
-    Ok(())
+    to.bind(asid).inspect_err(|_| {
+        // A source that cannot be bound again does not run, and can be torn down.
+        let _ = from.bind(asid);
+    })
 }
 
 /// What a guest is, besides its memory and registers; all of it goes where its context goes.
