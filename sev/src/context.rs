@@ -95,7 +95,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(lease: AsidLease, policy: u64, vmsa_features: u64, ghcb_version: u16) -> Self {
+    pub(crate) fn new(
+        lease: AsidLease,
+        policy: u64,
+        vmsa_features: u64,
+        ghcb_version: u16,
+    ) -> Self {
         Self {
             lease: Some(lease),
             soiled: false,

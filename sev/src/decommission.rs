@@ -101,7 +101,10 @@ impl<H: Host> Sp<'_, H> {
             false => pools.give_back(lease),
         };
         if let Err(lease) = taken {
-            self.list_asid(&lease, Error::Invalid(kvm_ops::Field::Hkid, lease.asid().0.into()));
+            self.list_asid(
+                &lease,
+                Error::Invalid(kvm_ops::Field::Hkid, lease.asid().0.into()),
+            );
         }
     }
 

@@ -5,7 +5,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use kvm_ops::{
-    Error, Field, Gfn, Host, Hpa, Level, PAGE_SIZE, Page, PageAccount, PagePort, Pfn, PspPort, Result,
+    Error, Field, Gfn, Host, Hpa, Level, PAGE_SIZE, Page, PageAccount, PagePort, Pfn, PspPort,
+    Result,
 };
 use zerocopy::little_endian::U64;
 
@@ -140,7 +141,11 @@ impl<'a, H: Host> Sp<'a, H> {
             return Ok(());
         }
         let operation = Operation::Instruction(instruction);
-        tracing::debug!(instruction = operation.name(), code, "an RMP instruction failed");
+        tracing::debug!(
+            instruction = operation.name(),
+            code,
+            "an RMP instruction failed"
+        );
         Err(Failure { operation, code }.into())
     }
 
@@ -167,13 +172,7 @@ impl<'a, H: Host> Sp<'a, H> {
 
     /// Gives a page to a guest. It must be the host's: assigning it twice would take it from
     /// another guest unseen (Linux checks so too, and answers EEXIST).
-    pub(crate) fn assign(
-        &self,
-        page: &Page,
-        asid: u32,
-        gfn: Gfn,
-        immutable: bool,
-    ) -> Result<()> {
+    pub(crate) fn assign(&self, page: &Page, asid: u32, gfn: Gfn, immutable: bool) -> Result<()> {
         if !self.has_snp() {
             return Ok(());
         }
@@ -293,7 +292,9 @@ impl<'a, H: Host> Sp<'a, H> {
             return Err(Error::Invalid(Field::BufferLength, data.len() as u64));
         }
         let page = self.alloc(Level::Size4K)?;
-        let done = self.write(&page, data).and_then(|()| body(page.hpa().get()));
+        let done = self
+            .write(&page, data)
+            .and_then(|()| body(page.hpa().get()));
         self.free(page);
         done
     }

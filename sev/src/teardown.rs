@@ -16,9 +16,7 @@
 
 use alloc::sync::Arc;
 
-use kvm_ops::{
-    Drained, Error, FreeReport, Host, KeyReleased, PspPort, Result, Step, VmPort,
-};
+use kvm_ops::{Drained, Error, FreeReport, Host, KeyReleased, PspPort, Result, Step, VmPort};
 
 use crate::migrate;
 use crate::shared::Shared;

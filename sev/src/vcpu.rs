@@ -4,8 +4,9 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use kvm_ops::{
-    Answer, CpuId, CpuidEntry, DebugRegs, Error, Events, Exit, GuestDebug, Host, Hpa, Kick, MpState,
-    Msr, OpName, Programs, Regs, Result, Sregs, Step, VcpuId, VcpuOps, VmPort, Xcrs, Xsave,
+    Answer, CpuId, CpuidEntry, DebugRegs, Error, Events, Exit, GuestDebug, Host, Hpa, Kick,
+    MpState, Msr, OpName, Programs, Regs, Result, Sregs, Step, VcpuId, VcpuOps, VmPort, Xcrs,
+    Xsave,
 };
 
 use crate::cell::Cell;
@@ -66,38 +67,27 @@ impl<H: Host> SevVcpu<H> {
 
 /// Register groups: the port's until the registers are the guest's secret.
 macro_rules! groups {
-    ($(
-        $(read $read:ident() -> $value:ty;)?
-        $(fill $fill:ident($filled:ty);)?
-        $(write $write:ident($($arg:ident: $ty:ty),*);)?
-    )*) => { $(
-        $(
-            #[inline]
-            fn $read(&self) -> Result<$value> {
-                static NAME: OpName = OpName(stringify!($read));
-                self.open(&NAME)?;
-                self.port.$read()
-            }
-        )?
-        $(
-            #[inline]
-            fn $fill(&self, values: &mut [$filled]) -> Result<()> {
-                static NAME: OpName = OpName(stringify!($fill));
-                self.open(&NAME)?;
-                self.port.$fill(values)
-            }
-        )?
-        $(
-            #[inline]
-            fn $write(&mut self, $($arg: $ty),*) -> Result<()> {
-                static NAME: OpName = OpName(stringify!($write));
-                self.open(&NAME)?;
-                let done = self.port.$write($($arg),*);
-                self.sync();
-                done
-            }
-        )?
-    )* };
+    () => {};
+    (read $name:ident($($arg:ident: $ty:ty)?) -> $value:ty; $($rest:tt)*) => {
+        #[inline]
+        fn $name(&self, $($arg: $ty)?) -> Result<$value> {
+            static NAME: OpName = OpName(stringify!($name));
+            self.open(&NAME)?;
+            self.port.$name($($arg)?)
+        }
+        groups! { $($rest)* }
+    };
+    (write $name:ident($arg:ident: $ty:ty); $($rest:tt)*) => {
+        #[inline]
+        fn $name(&mut self, $arg: $ty) -> Result<()> {
+            static NAME: OpName = OpName(stringify!($name));
+            self.open(&NAME)?;
+            let done = self.port.$name($arg);
+            self.sync();
+            done
+        }
+        groups! { $($rest)* }
+    };
 }
 
 impl<H: Host> VcpuOps for SevVcpu<H> {
@@ -168,7 +158,7 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
         write set_events(events: &Events);
         read debug_regs() -> DebugRegs;
         write set_debug_regs(regs: &DebugRegs);
-        fill msrs(Msr);
+        read msrs(msrs: &mut [Msr]) -> ();
         write set_msrs(msrs: &[Msr]);
         read xcrs() -> Xcrs;
         write set_xcrs(xcrs: &Xcrs);

@@ -101,13 +101,6 @@ impl<H: Host> SevVm<H> {
         }
     }
 
-    /// MEASURE and MNONCE of LAUNCH_MEASURE, which the guest owner checks. `None` for SNP and before
-    /// the end of the launch.
-    pub fn launch_measure(&self) -> Option<[u8; 48]> {
-        let context = self.shared.context();
-        context.as_ref()?.measurement.filter(|_| !self.shared.is_snp())
-    }
-
     /// The page that holds a frame's private contents; a host that reads it sees ciphertext.
     pub fn page_of(&self, gfn: Gfn) -> Option<Pfn> {
         self.shared.page_of(gfn)
@@ -192,18 +185,13 @@ impl<H: Host> VmOps for SevVm<H> {
         self.shared.add_page(page)
     }
 
-    /// The launch measurement: MEASURE of LAUNCH_MEASURE for SEV and SEV-ES, keyed for the guest
-    /// owner; the launch digest for SNP, computed here, because firmware gives it to the guest alone.
+    /// MEASURE and MNONCE of LAUNCH_MEASURE for SEV and SEV-ES, which the guest owner checks; the
+    /// launch digest for SNP, computed here, because firmware gives it to the guest alone.
     fn measurement(&self) -> Result<Measurement> {
         let context = self.shared.context();
         let measured = context.as_ref().and_then(|context| context.measurement);
         let measured = measured.ok_or(Error::WrongState(self.shared.step()))?;
-        if self.shared.is_snp() {
-            return Ok(Measurement::sha384(measured));
-        }
-        let mut measure = [0; 32];
-        measure.copy_from_slice(&measured[..32]);
-        Ok(Measurement::sha256(measure))
+        Ok(Measurement::new(measured))
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {

@@ -47,8 +47,10 @@ impl<H: Host> Shared<H> {
     ) -> Result<()> {
         let mut buffer = self.debug_buffer(context, plain.len())?;
         let mut memory = self.memory();
-        let (first, frame) = memory
-            .frame(gfn)
+        // The command takes a page of 4 KiB.
+        self.split(&mut memory, gfn)?;
+        let frame = memory
+            .frame_mut(gfn)
             .ok_or(Error::NotFound(Field::Gfn, gfn.get()))?;
         let sp = self.sp();
         sp.with_input(plain, |src| {
@@ -57,7 +59,7 @@ impl<H: Host> Shared<H> {
                 buffer.dst = U64::new(at + offset);
                 sp.run(Command::DbgEncrypt, &mut buffer)
             });
-            memory.set_held(first, held);
+            frame.held = held;
             done
         })
     }

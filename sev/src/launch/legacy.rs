@@ -221,8 +221,10 @@ impl<H: Host> Shared<H> {
         }
         let handle = context.handle().ok_or(Error::WrongState(self.step()))?;
         let mut memory = self.memory();
-        let (first, frame) = memory
-            .frame(gfn)
+        // The command takes a page of 4 KiB.
+        self.split(&mut memory, gfn)?;
+        let frame = memory
+            .frame_mut(gfn)
             .ok_or(Error::NotFound(Field::Gfn, gfn.get()))?;
         let sp = self.sp();
         let mut buffer = command::LaunchSecret {
@@ -240,7 +242,7 @@ impl<H: Host> Shared<H> {
                     buffer.guest = U64::new(at + offset);
                     sp.run(Command::LaunchUpdateSecret, &mut buffer)
                 });
-                memory.set_held(first, held);
+                frame.held = held;
                 done
             })
         })

@@ -112,7 +112,11 @@ impl<H: Host> Shared<H> {
             context.soiled = false;
             context.lease = Some(self.lease()?);
         }
-        context.lease.as_ref().map(AsidLease::asid).ok_or(Error::NoKeyId)
+        context
+            .lease
+            .as_ref()
+            .map(AsidLease::asid)
+            .ok_or(Error::NoKeyId)
     }
 
     /// After a failed start: an ASID that firmware was given needs a flush before its next guest,

@@ -92,11 +92,11 @@ impl<H: Host> Shared<H> {
             Err(error) => return Err((error, Some(page))),
         };
         let (pfn, level) = (page.pfn(), page.level());
-        let sev = self.sev().and_then(|sev| sev.map_encrypted(gfn, level, Some(&page)));
+        let sev = self
+            .sev()
+            .and_then(|sev| sev.map_encrypted(gfn, level, Some(&page)));
         match sev {
-            Err(error) if self.sp().take_back(pfn, level, held).is_ok() => {
-                Err((error, Some(page)))
-            }
+            Err(error) if self.sp().take_back(pfn, level, held).is_ok() => Err((error, Some(page))),
             mapped => {
                 memory.insert(gfn, Frame { page, held });
                 mapped.map_err(|error| (error, None))
@@ -106,7 +106,13 @@ impl<H: Host> Shared<H> {
 
     /// Maps a page that SNP_LAUNCH_UPDATE gave to the guest. It is a frame even if the port cannot
     /// map it: it was measured, and no command takes that back.
-    pub(crate) fn enter(&self, memory: &mut Memory, gfn: Gfn, page: Page, held: Held) -> Result<()> {
+    pub(crate) fn enter(
+        &self,
+        memory: &mut Memory,
+        gfn: Gfn,
+        page: Page,
+        held: Held,
+    ) -> Result<()> {
         let mapped = self
             .sev()
             .and_then(|sev| sev.map_encrypted(gfn, page.level(), Some(&page)));
@@ -165,7 +171,7 @@ impl<H: Host> Shared<H> {
     }
 
     /// Mapped 2 MiB -> 512 of 4 KiB.
-    pub(super) fn split(&self, memory: &mut Memory, gfn: Gfn) -> Result<()> {
+    pub(crate) fn split(&self, memory: &mut Memory, gfn: Gfn) -> Result<()> {
         let not_there = Error::NotFound(Field::Gfn, gfn.get());
         let (first, frame) = memory.frame(gfn).ok_or(not_there)?;
         if frame.page.level() != Level::Size2M {

@@ -59,6 +59,12 @@ impl Memory {
         (gfn.get() - first < frame.page.level().frames()).then_some((Gfn::new(*first), frame))
     }
 
+    /// The page that covers a frame.
+    pub(crate) fn frame_mut(&mut self, gfn: Gfn) -> Option<&mut Frame> {
+        let (first, _) = self.frame(gfn)?;
+        self.frames.get_mut(&first.get())
+    }
+
     /// The 4 KiB page behind a frame, also inside a large one.
     pub(crate) fn page(&self, gfn: Gfn) -> Option<Pfn> {
         let (first, frame) = self.frame(gfn)?;
@@ -85,13 +91,6 @@ impl Memory {
 
     pub(crate) fn clear(&mut self) -> BTreeMap<u64, Frame> {
         core::mem::take(&mut self.frames)
-    }
-
-    /// Records the RMP state of a page.
-    pub(crate) fn set_held(&mut self, gfn: Gfn, held: Held) {
-        if let Some(frame) = self.frames.get_mut(&gfn.get()) {
-            frame.held = held;
-        }
     }
 
     pub(crate) fn is_shared(&self, gfn: Gfn) -> bool {

@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use kvm_ops::{Error, Field, Gfn, Host, Level, PspPort, Result, Step, Tech, VcpuId};
 use kvm_ops_sev_stream::{MigrateTarget, Packet, PlatformCerts, SessionStart, Shape, VcpuContent};
 
-use super::mailbox::{Mailbox, PacketOf};
 use super::group::Role;
+use super::mailbox::{Mailbox, PacketOf};
 use super::transfer::unfit;
 use crate::SevVm;
 use crate::cell::VmsaPage;
@@ -57,11 +57,7 @@ impl<H: Host> SevVm<H> {
         if !matches!(shared.membership().role, Role::Owner) {
             return Err(unfit(shared));
         }
-        if shared
-            .context()
-            .as_ref()
-            .is_none_or(|c| c.guest.is_some())
-        {
+        if shared.context().as_ref().is_none_or(|c| c.guest.is_some()) {
             return Err(Error::WrongState(shared.step()));
         }
         Ok(Incoming {
@@ -84,9 +80,12 @@ impl<H: Host> Incoming<'_, H> {
     /// Unpacks into the frame's page, or into a new one that becomes the frame's.
     fn unpack(&self, memory: &mut Memory, gfn: Gfn, handle: u32, packet: &Packet) -> Result<()> {
         let of = PacketOf::Memory;
-        if let Some((first, frame)) = memory.frame(gfn) {
+        if memory.frame(gfn).is_some() {
+            self.shared.split(memory, gfn)?;
+        }
+        if let Some(frame) = memory.frame_mut(gfn) {
             let (held, done) = self.mailbox.receive_into(handle, of, &frame.page, packet);
-            memory.set_held(first, held);
+            frame.held = held;
             return done;
         }
         let page = self.shared.sp().alloc(Level::Size4K)?;

@@ -321,7 +321,9 @@ impl<'a, H: Host> Mailbox<'a, H> {
             .and_then(|()| self.sp());
         match ready {
             Err(error) => (Held::Host, Err(error)),
-            Ok(sp) => sp.in_place(page, |_| self.update(command, handle, page.pfn(), [IN[0], IN[1]])),
+            Ok(sp) => sp.in_place(page, |_| {
+                self.update(command, handle, page.pfn(), [IN[0], IN[1]])
+            }),
         }
     }
 

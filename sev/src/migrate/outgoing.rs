@@ -9,12 +9,12 @@ use kvm_ops::{
     Error, Gfn, Host, Level, MemSlot, PAGE_SIZE, Result, SlotFlags, Step, Tech, VcpuId, VmPort,
 };
 use kvm_ops_sev_stream::{
-    FrameContent, FrameSet, Layout, MigrateSource, PAGE, Packet, PlatformCerts, SessionStart, Shape,
-    VcpuContent,
+    FrameContent, FrameSet, Layout, MigrateSource, PAGE, Packet, PlatformCerts, SessionStart,
+    Shape, VcpuContent,
 };
 
-use super::mailbox::{Mailbox, PacketOf};
 use super::group::Role;
+use super::mailbox::{Mailbox, PacketOf};
 use super::transfer::unfit;
 use crate::SevVm;
 use crate::context::GuestState;

@@ -4,25 +4,14 @@ use kvm_ops::guest::GuestFault;
 use kvm_ops::{Error, Field, Gfn, Gpa, NestedFaultAnswer, PAGE_SIZE, Privacy, Tech};
 use soft_amd_sp::{AccessFault, GuestRmpError, PageSize, Platform, RmpError};
 
-use crate::access::{Copy, Piece, first_piece};
+use crate::access::{Copy, Piece, Touch, first_piece};
 use crate::vm::VmInner;
 
-/// What Linux guests call the outcome of a PVALIDATE that changed nothing: the page was accepted
-/// before, and may not be the page that it was (`PVALIDATE_FAIL_NOUPDATE`).
+/// The code of Linux guests for a PVALIDATE that changed nothing: the page was accepted before, and
+/// may be another page now (`PVALIDATE_FAIL_NOUPDATE`).
 pub(crate) const NO_UPDATE: u64 = 255;
 
-/// What an access came to.
-pub(crate) enum Touch {
-    Memory(usize),
-    Mmio(usize),
-    Fault(GuestFault),
-    /// It leaves as a memory fault.
-    Leave(Privacy),
-    /// The run fails.
-    Fail(Error),
-}
-
-/// What a PVALIDATE came to.
+/// The result of a PVALIDATE.
 pub(crate) enum Validated {
     Done,
     Fault(GuestFault),
@@ -34,7 +23,7 @@ pub(crate) enum Validated {
 fn platform(vm: &VmInner) -> Result<&Platform, Error> {
     match vm.machine.sev() {
         Some(sev) => Ok(&sev.platform),
-        None => kvm_ops::unsupported!("encrypted memory on this machine"),
+        None => kvm_ops::not_offered!("encrypted memory on this machine"),
     }
 }
 
@@ -42,11 +31,7 @@ fn platform(vm: &VmInner) -> Result<&Platform, Error> {
 pub(crate) fn first_touch(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Touch {
     let (gfn, privacy) = vm.sev.mask().split(gpa);
     let offset = gpa.get() % PAGE_SIZE;
-    let len = match &copy {
-        Copy::FromGuest(buffer) => buffer.len(),
-        Copy::ToGuest(buffer) => buffer.len(),
-    };
-    let len = len.min((PAGE_SIZE - offset) as usize);
+    let len = copy.len().min((PAGE_SIZE - offset) as usize);
     loop {
         let state = vm.sev.read();
         let answer = match (state.page(gfn, offset), privacy) {
@@ -97,7 +82,7 @@ pub(crate) fn first_touch(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Touch {
                     Err(AccessFault::NotActive(asid)) => {
                         return Touch::Fail(Error::Invalid(Field::Hkid, asid.into()));
                     }
-                    // The RMP has the page as somebody else's: the host must say what it meant.
+                    // The RMP assigns the page elsewhere: the embedder decides.
                     Err(_) => NestedFaultAnswer::Leave,
                 }
             }
@@ -119,7 +104,7 @@ pub(crate) fn validate(vm: &VmInner, gfn: Gfn, size: PageSize, valid: bool) -> V
     loop {
         let state = vm.sev.read();
         let answer = match state.page(gfn, 0) {
-            // Nothing is there that could be given up.
+            // There is no page to give up.
             None if !valid => return Validated::Done,
             None => {
                 drop(state);

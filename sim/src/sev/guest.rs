@@ -1,11 +1,11 @@
-//! What the processor knows of a SEV guest: its ASID and its nested page table.
+//! The processor's state of a SEV guest: its ASID and its nested page table.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kvm_ops::{
-    Asid, Error, Field, Gfn, Level, NestedFaultAnswer, NestedFaults, Pfn, Result, SharedMask,
+    Asid, Error, Field, Gfn, Level, NestedFaultAnswer, NestedFaults, Page, Result, SharedMask,
 };
 use soft_amd_sp::{GuestPage, PageSize};
 
@@ -28,7 +28,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The page that a frame is mapped to, as the RMP check is given it; without an ASID none.
+    /// The page that a frame is mapped to, as the RMP check takes it. `None` without an ASID.
     pub(crate) fn page(&self, gfn: Gfn, offset: u64) -> Option<GuestPage> {
         let (first, (page, mapping)) = self.mappings.range(..=gfn.get()).next_back()?;
         let inside = gfn.get() - first;
@@ -54,7 +54,7 @@ impl Guest {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the guest makes addresses; no mask before it is bound.
+    /// The mask of the guest's addresses; none before it is bound.
     pub(crate) fn mask(&self) -> SharedMask {
         self.read().mask.unwrap_or(SharedMask::NONE)
     }
@@ -65,7 +65,7 @@ impl Guest {
         state.mask = Some(mask);
     }
 
-    pub(crate) fn map(&self, gfn: Gfn, level: Level, page: Option<Pfn>) -> Result<()> {
+    pub(crate) fn map(&self, gfn: Gfn, level: Level, page: Option<&Page>) -> Result<()> {
         let size = match level {
             Level::Size4K => PageSize::Size4K,
             Level::Size2M => PageSize::Size2M,
@@ -79,10 +79,10 @@ impl Guest {
             None => {
                 state.mappings.remove(&gfn.get());
             }
-            Some(page) if page.is_aligned(level) => {
-                state.mappings.insert(gfn.get(), (page.get(), size));
+            Some(page) if page.level() == level => {
+                state.mappings.insert(gfn.get(), (page.pfn().get(), size));
             }
-            Some(page) => return Err(Error::Invalid(Field::HostAddress, page.get())),
+            Some(page) => return Err(Error::Invalid(Field::Level, page.level() as u64)),
         }
         Ok(())
     }

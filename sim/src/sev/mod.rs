@@ -1,8 +1,9 @@
 //! SEV guests: the software AMD SP below the ports.
 //!
 //! A frame of a SEV guest is in one of two places. Its private contents are in a page of the AMD
-//! SP's memory, where its back end put it (`VmPort::map_encrypted`); accesses go through the ASID's
-//! key, and for SNP the RMP checks them. What has no such page is in the slots, as with a normal VM.
+//! SP's memory, where its back end put it (`SevPort::map_encrypted`); accesses go through the ASID's
+//! key, and for SNP the RMP checks them. A frame without such a page is in the slots, as with a
+//! normal VM.
 //!
 //! | | with the C-bit | without |
 //! |---|---|---|
@@ -15,7 +16,7 @@ mod guest;
 mod psp;
 mod steps;
 
-pub(crate) use access::{Touch, first_touch};
+pub(crate) use access::first_touch;
 pub(crate) use guest::Guest;
 pub use psp::SoftPsp;
 pub(crate) use steps::Converting;
@@ -29,11 +30,11 @@ use crate::BuildError;
 use crate::frames::Frames;
 use crate::pages::{HostMemory, SoftPages, no_memory_at};
 
-/// Where the firmware's trusted memory region lies that SEV-ES needs, and how long it is.
+/// Place and length of the firmware's trusted memory region, which SEV-ES needs.
 const TMR: u64 = 2 << 20;
 const TMR_LEN: u64 = 2 << 20;
 
-/// How the AMD SP of a software machine is brought up.
+/// The setup of the AMD SP of a software machine.
 #[derive(Clone, Debug, Default)]
 pub struct SevSetup {
     platform: Builder,

@@ -6,15 +6,19 @@ use std::sync::Arc;
 use kvm_ops::{AsidPools, Error, Field, Hpa, PspPort, Result};
 use soft_amd_sp::{PageSize, Platform, RmpError, RmpUpdate};
 
-/// The software AMD SP as a back end reaches it.
+/// The port of the software AMD SP.
+#[derive(Clone)]
 pub struct SoftPsp {
     platform: Arc<Platform>,
-    pools: AsidPools,
+    pools: Arc<AsidPools>,
 }
 
 impl SoftPsp {
     pub(super) fn new(platform: Arc<Platform>, pools: AsidPools) -> Self {
-        Self { platform, pools }
+        Self {
+            platform,
+            pools: Arc::new(pools),
+        }
     }
 }
 
@@ -30,7 +34,7 @@ fn code(result: Result<(), RmpError>) -> Result<u32> {
         Ok(()) => Ok(0),
         Err(error) => match error.code() {
             Some(code) => Ok(code),
-            None => kvm_ops::unsupported!("an RMP instruction without SNP"),
+            None => kvm_ops::not_offered!("an RMP instruction without SNP"),
         },
     }
 }

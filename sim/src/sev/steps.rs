@@ -1,13 +1,14 @@
-//! What a SEV guest does besides touching memory: conversions, PVALIDATE, and the GHCB's MSR
+//! The actions of a SEV guest besides memory accesses: conversions, PVALIDATE, and the GHCB's MSR
 //! protocol (AMD 56421; Linux `sev_handle_vmgexit_msr_protocol`).
 
 use kvm_ops::guest::GuestFault;
-use kvm_ops::{Gfn, Gpa, Level, PAGE_SIZE, Privacy, Tech};
+use kvm_ops::{Exit, Gfn, Gpa, Level, PAGE_SIZE, Privacy, Tech};
 use soft_amd_sp::PageSize;
 
 use super::access::{Validated, validate};
 use crate::table::GPA_BITS;
-use crate::vcpu::{Leave, Next, SimVcpu, State, Told};
+use crate::reported::Reported;
+use crate::vcpu::{Flow, SimVcpu, State};
 
 /// A range that changes hands, page by page.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,7 @@ pub(crate) struct Converting {
 enum Phase {
     /// PVALIDATE away what will be shared, before the host takes it (SNP).
     GiveUp,
-    /// The host was asked; its answer is in the vCPU's `ret`.
+    /// The host was asked; its answer is in `ret`.
     Asked,
     /// PVALIDATE what is private now (SNP).
     Accept,
@@ -60,9 +61,8 @@ const NO_FRAME: u64 = (1 << 52) - 1;
 /// The error bit of a page state change.
 const PSC_ERROR: u64 = 1 << 63;
 
-fn fault(fault: GuestFault) -> Next {
-    Next::Go(State::Tell(Told::Fault(fault)))
-}
+/// `KVM_SYSTEM_EVENT_SEV_TERM`.
+const SEV_TERM: u32 = 6;
 
 impl SimVcpu {
     fn is_snp(&self) -> bool {
@@ -70,18 +70,18 @@ impl SimVcpu {
     }
 
     /// `Action::Share`, `Action::Unshare`.
-    pub(crate) fn convert(&mut self, gpa: Gpa, pages: u64, to: Privacy) -> Next {
+    pub(crate) fn convert(&mut self, gpa: Gpa, pages: u64, to: Privacy) -> Flow {
         let last = pages
             .checked_sub(1)
             .and_then(|n| Gfn::containing(gpa).checked_add(n));
         if !gpa.is_page_aligned() || last.is_none_or(|last| last.get() >> (GPA_BITS - 12) != 0) {
-            return fault(GuestFault::BadOperand);
+            return Flow::fault(GuestFault::BadOperand);
         }
         let phase = match to {
             Privacy::Shared if self.is_snp() => Phase::GiveUp,
             _ => return self.ask_host(gpa, pages, to, Phase::Asked),
         };
-        Next::Go(State::Converting(Converting {
+        Flow::Go(State::Converting(Converting {
             gpa,
             pages,
             to,
@@ -90,7 +90,7 @@ impl SimVcpu {
         }))
     }
 
-    fn ask_host(&mut self, gpa: Gpa, pages: u64, to: Privacy, phase: Phase) -> Next {
+    fn ask_host(&mut self, gpa: Gpa, pages: u64, to: Privacy, phase: Phase) -> Flow {
         let state = State::Converting(Converting {
             gpa,
             pages,
@@ -98,25 +98,24 @@ impl SimVcpu {
             done: 0,
             phase,
         });
-        self.ret = 0;
-        Next::Leave(state, Leave::MapGpaRange { gpa, pages, to })
+        Flow::Leave(state, Exit::MapGpaRange { gpa, pages, to })
     }
 
     /// `Action::Accept`.
-    pub(crate) fn accept(&mut self, gpa: Gpa, level: Level) -> Next {
+    pub(crate) fn accept(&mut self, gpa: Gpa, level: Level) -> Flow {
         let size = match level {
-            _ if !self.is_snp() => return fault(GuestFault::NotOffered),
+            _ if !self.is_snp() => return Flow::fault(GuestFault::NotOffered),
             Level::Size4K => PageSize::Size4K,
             Level::Size2M => PageSize::Size2M,
-            _ => return fault(GuestFault::BadOperand),
+            _ => return Flow::fault(GuestFault::BadOperand),
         };
         if !Gfn::containing(gpa).is_aligned(level)
             || !gpa.is_page_aligned()
             || gpa.get() >> GPA_BITS != 0
         {
-            return fault(GuestFault::BadOperand);
+            return Flow::fault(GuestFault::BadOperand);
         }
-        Next::Go(State::Converting(Converting {
+        Flow::Go(State::Converting(Converting {
             gpa,
             pages: 1,
             to: Privacy::Private,
@@ -126,23 +125,23 @@ impl SimVcpu {
     }
 
     /// Goes on with a conversion.
-    pub(crate) fn go_on_converting(&mut self, now: Converting) -> Next {
+    pub(crate) fn go_on_converting(&mut self, now: Converting) -> Flow {
         let next = |phase| {
-            Next::Go(State::Converting(Converting {
+            Flow::Go(State::Converting(Converting {
                 done: 0,
                 phase,
                 ..now
             }))
         };
         let (size, valid) = match now.phase {
-            Phase::Asked if self.ret != 0 => return fault(GuestFault::Refused(self.ret)),
+            Phase::Asked if self.ret != 0 => return Flow::fault(GuestFault::Refused(self.ret)),
             Phase::Asked if now.to == Privacy::Private && self.is_snp() => {
                 return next(Phase::Accept);
             }
-            Phase::Asked => return Next::Go(State::Tell(Told::Done)),
+            Phase::Asked => return Flow::report(Reported::Done),
             Phase::AskedByMsr => {
                 let error = if self.ret == 0 { 0 } else { PSC_ERROR };
-                return Next::Go(State::Tell(Told::Value(code::PSC | error)));
+                return Flow::report(Reported::Value(code::PSC | error));
             }
             Phase::GiveUp => (PageSize::Size4K, false),
             Phase::Accept => (PageSize::Size4K, true),
@@ -151,29 +150,33 @@ impl SimVcpu {
         if now.done == now.pages {
             return match now.phase {
                 Phase::GiveUp => self.ask_host(now.gpa, now.pages, now.to, Phase::Asked),
-                _ => Next::Go(State::Tell(Told::Done)),
+                _ => Flow::report(Reported::Done),
             };
         }
         let gfn = Gfn::new(Gfn::containing(now.gpa).get() + now.done);
         match validate(&self.vm, gfn, size, valid) {
-            Validated::Done => Next::Go(State::Converting(Converting {
+            Validated::Done => Flow::Go(State::Converting(Converting {
                 done: now.done + 1,
                 ..now
             })),
-            Validated::Fault(why) => fault(why),
+            Validated::Fault(why) => Flow::fault(why),
             Validated::Leave => {
                 let gpa = Gpa::new(gfn.get() * PAGE_SIZE);
-                let access = Privacy::Private;
-                Next::Leave(State::Converting(now), Leave::MemoryFault { gpa, access })
+                let exit = Exit::MemoryFault {
+                    gpa,
+                    bytes: PAGE_SIZE,
+                    access: Privacy::Private,
+                };
+                Flow::Leave(State::Converting(now), exit)
             }
-            Validated::Fail(error) => Next::Fail(State::Converting(now), error),
+            Validated::Fail(error) => Flow::Fail(State::Converting(now), error),
         }
     }
 
     /// VMGEXIT with a request in the GHCB MSR. A code that is not known leaves it as it is.
-    pub(crate) fn ghcb_msr(&mut self, msr: u64) -> Next {
+    pub(crate) fn ghcb_msr(&mut self, msr: u64) -> Flow {
         if self.vm.tech == Tech::Sev {
-            return fault(GuestFault::NotOffered);
+            return Flow::fault(GuestFault::NotOffered);
         }
         let gfn = msr >> 12 & NO_FRAME;
         let answer = match msr & 0xfff {
@@ -195,7 +198,7 @@ impl SimVcpu {
                 let to = match msr >> 52 & 0xf {
                     1 => Privacy::Private,
                     2 => Privacy::Shared,
-                    _ => return Next::Go(State::Tell(Told::Value(code::PSC | PSC_ERROR))),
+                    _ => return Flow::report(Reported::Value(code::PSC | PSC_ERROR)),
                 };
                 return self.ask_host(gpa, 1, to, Phase::AskedByMsr);
             }
@@ -205,11 +208,12 @@ impl SimVcpu {
             }
             _ => msr,
         };
-        Next::Go(State::Tell(Told::Value(answer)))
+        Flow::report(Reported::Value(answer))
     }
 
-    fn terminate(&mut self, msr: u64) -> Next {
-        self.ret = msr;
-        Next::Leave(State::Off, Leave::SevTerm)
+    fn terminate(&mut self, msr: u64) -> Flow {
+        self.buffer[..8].copy_from_slice(&msr.to_ne_bytes());
+        self.data = 0..8;
+        Flow::Leave(State::Off, Exit::SystemEvent { kind: SEV_TERM })
     }
 }
