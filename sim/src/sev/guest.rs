@@ -87,6 +87,12 @@ impl Guest {
         Ok(())
     }
 
+    /// The VM is closed: nothing is bound or mapped any more, and no fault reaches the back end.
+    pub(crate) fn close(&self) {
+        *self.write() = State::default();
+        *self.handler() = None;
+    }
+
     pub(crate) fn handle_faults(&self, handler: Option<Arc<dyn NestedFaults>>) {
         *self.handler() = handler;
     }

@@ -13,20 +13,22 @@
 
 mod access;
 mod guest;
+mod port;
 mod psp;
 mod steps;
 
 pub(crate) use access::first_touch;
 pub(crate) use guest::Guest;
+pub(crate) use port::port;
 pub use psp::SoftPsp;
 pub(crate) use steps::Converting;
 
 use std::sync::Arc;
 
-use kvm_ops::{AsidPools, Error, Hpa, Result, SnpAsids};
+use kvm_ops::{AsidPools, Error, Hpa, PspPort, Result, SnpAsids, Tech};
 use soft_amd_sp::{AccessFault, Builder, Command, CommandBuffer, PageSize, Platform, RmpUpdate};
 
-use crate::BuildError;
+use crate::{BuildError, SimHost, SimHostBuilder};
 use crate::frames::Frames;
 use crate::pages::{HostMemory, SoftPages, no_memory_at};
 
@@ -66,6 +68,24 @@ impl SevSetup {
     }
 }
 
+pub(crate) use SevSetup as Setup;
+
+impl SimHost {
+    /// The software AMD SP below, for faults, traces and counts. `None` on Intel.
+    pub fn sev_platform(&self) -> Option<&Arc<Platform>> {
+        self.machine.sev().map(|sev| &sev.platform)
+    }
+}
+
+impl SimHostBuilder {
+    /// The setup of the AMD SP; a default one for a machine without. Ignored on Intel.
+    #[must_use]
+    pub fn sev(mut self, setup: impl Into<SevSetup>) -> Self {
+        self.sev = Some(setup.into());
+        self
+    }
+}
+
 impl From<Builder> for SevSetup {
     fn from(platform: Builder) -> Self {
         Self::new(platform)
@@ -76,11 +96,28 @@ impl From<Builder> for SevSetup {
 #[derive(Debug)]
 pub(crate) struct Sev {
     pub(crate) platform: Arc<Platform>,
-    pub(crate) psp: SoftPsp,
-    pub(crate) pages: SoftPages,
+    psp: SoftPsp,
+    pages: SoftPages,
 }
 
 impl Sev {
+    /// The AMD SP of a machine that was built without a setup.
+    pub(crate) fn up_default() -> Option<Self> {
+        Self::up(SevSetup::default()).ok()
+    }
+
+    pub(crate) fn offers(&self, tech: Tech) -> bool {
+        !self.psp.asid_pools().range(tech).is_empty()
+    }
+
+    pub(crate) fn psp(&self) -> &SoftPsp {
+        &self.psp
+    }
+
+    pub(crate) fn pages(&self) -> &SoftPages {
+        &self.pages
+    }
+
     /// Builds the platform and initialises its firmware in Linux's order: WBINVD and a flush after
     /// each of SNP_INIT_EX and INIT.
     pub(crate) fn up(setup: SevSetup) -> Result<Self, BuildError> {

@@ -1,0 +1,28 @@
+//! The operations of a VM for SEV guests.
+
+use std::sync::Arc;
+
+use kvm_ops::{Asid, Gfn, Level, NestedFaults, Page, Result, SevPort, SharedMask};
+
+use crate::SimVm;
+
+/// The port of a VM, if it is a SEV guest.
+pub(crate) fn port(vm: &SimVm) -> Option<&dyn SevPort> {
+    vm.inner.is_sev().then_some(vm as &dyn SevPort)
+}
+
+impl SevPort for SimVm {
+    fn bind_asid(&self, asid: Option<Asid>, mask: SharedMask) -> Result<()> {
+        self.inner.sev.bind(asid, mask);
+        Ok(())
+    }
+
+    fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<&Page>) -> Result<()> {
+        self.inner.sev.map(gfn, level, page)
+    }
+
+    fn handle_nested_faults(&self, handler: Option<Arc<dyn NestedFaults>>) -> Result<()> {
+        self.inner.sev.handle_faults(handler);
+        Ok(())
+    }
+}
