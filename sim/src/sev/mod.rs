@@ -103,7 +103,7 @@ pub(crate) struct Sev {
 impl Sev {
     /// The AMD SP of a machine that was built without a setup.
     pub(crate) fn up_default() -> Option<Self> {
-        Self::up(SevSetup::default()).ok()
+        Self::up(SevSetup::default()).map_err(BuildError::log).ok()
     }
 
     pub(crate) fn offers(&self, tech: Tech) -> bool {
@@ -121,10 +121,10 @@ impl Sev {
     /// Builds the platform and initialises its firmware in Linux's order: WBINVD and a flush after
     /// each of SNP_INIT_EX and INIT.
     pub(crate) fn up(setup: SevSetup) -> Result<Self, BuildError> {
-        let platform = Arc::new(setup.platform.build().map_err(BuildError::Sev)?);
+        let platform = Arc::new(setup.platform.build().map_err(BuildError::machine)?);
         let run = |buffer: CommandBuffer| {
             let status = platform.run(&mut buffer.clone());
-            status.ok().map_err(BuildError::SevBringUp)
+            status.ok().map_err(BuildError::firmware)
         };
         let mut snp = SnpAsids::Off;
         if !setup.without_snp {
