@@ -1,4 +1,4 @@
-//! What a machine is built from.
+//! The configuration of a machine.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use kvm_ops::{EncParams, Irqchip, Kind};
 
 use crate::{Image, LaunchStep};
 
-/// What the machine runs.
+/// The code that the machine runs.
 #[non_exhaustive]
 #[derive(Default)]
 pub enum Payload {
@@ -75,13 +75,13 @@ impl MachineConfig {
         }
     }
 
-    /// Which kind of VM.
+    /// Sets the kind of VM.
     pub const fn kind(mut self, kind: Kind) -> Self {
         self.kind = kind;
         self
     }
 
-    /// How many vCPUs.
+    /// Sets the number of vCPUs.
     pub const fn vcpus(mut self, vcpus: u32) -> Self {
         self.vcpus = vcpus;
         self
@@ -93,7 +93,7 @@ impl MachineConfig {
         self
     }
 
-    /// Where the interrupt controllers live. Where it is not stated, firmware and kernels get
+    /// Sets the place of the interrupt controllers. By default firmware and kernels get
     /// [`Irqchip::Full`], because they wait for timers (a kernel is a bzImage, or an ELF image with
     /// a command line or an initrd), and all else gets [`Irqchip::None`], with which HLT ends a
     /// vCPU.
@@ -102,14 +102,14 @@ impl MachineConfig {
         self
     }
 
-    /// Whether the pages that the guest writes are recorded, for
+    /// Records the pages that the guest writes, for
     /// [`Machine::dirty_frames`](crate::Machine::dirty_frames).
     pub const fn log_dirty(mut self, log: bool) -> Self {
         self.log_dirty = log;
         self
     }
 
-    /// What only a confidential VM is created with.
+    /// Sets the parameters that only a confidential VM has.
     pub fn enc(mut self, enc: EncParams) -> Self {
         self.enc = enc;
         self
@@ -128,7 +128,7 @@ impl MachineConfig {
         self
     }
 
-    /// What it runs.
+    /// The code that it runs.
     pub fn payload(mut self, payload: Payload) -> Self {
         self.payload = payload;
         self

@@ -1,10 +1,10 @@
-//! Where the guest's console goes.
+//! The guest's console.
 
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Where the guest's console goes: a writer, a bounded buffer, both, or nowhere. A handle; clones
+/// The destination of the guest's console: a writer, a bounded buffer, both, or none. A handle; clones
 /// are the same console.
 #[derive(Clone, Default)]
 pub struct ConsoleSink(Arc<Mutex<Console>>);
@@ -13,14 +13,14 @@ pub struct ConsoleSink(Arc<Mutex<Console>>);
 struct Console {
     writer: Option<Box<dyn Write + Send>>,
     captured: Vec<u8>,
-    /// How many bytes are captured at most: the guest decides how much it prints.
+    /// The most bytes that are captured: the guest decides how much it prints.
     limit: usize,
     printed: u64,
     error: Option<io::Error>,
 }
 
 impl ConsoleSink {
-    /// How much [`capture`](Self::capture) keeps: 1 MiB.
+    /// The bytes that [`capture`](Self::capture) keeps: 1 MiB.
     pub const CAPTURE_LIMIT: usize = 1 << 20;
 
     /// Drops what is printed.
@@ -51,17 +51,17 @@ impl ConsoleSink {
         })))
     }
 
-    /// What was captured.
+    /// The captured bytes.
     pub fn captured(&self) -> Vec<u8> {
         self.lock().captured.clone()
     }
 
-    /// What was captured, as text; what is not UTF-8 is replaced.
+    /// The captured bytes as text; bytes that are not UTF-8 are replaced.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.lock().captured).into_owned()
     }
 
-    /// How many bytes the guest printed.
+    /// The number of bytes that the guest printed.
     pub fn printed(&self) -> u64 {
         self.lock().printed
     }

@@ -17,7 +17,7 @@ pub enum MachineError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// The path leads to a directory, device or pipe.
@@ -43,11 +43,11 @@ pub enum MachineError {
     ImageTooLarge {
         /// The image.
         name: String,
-        /// What it needs.
+        /// The size that it needs.
         bytes: u64,
         /// The address.
         at: Gpa,
-        /// What there is.
+        /// The room that there is.
         room: u64,
     },
     /// The file ends before what its header promises, or a header field makes no sense.
@@ -55,7 +55,7 @@ pub enum MachineError {
     BadHeader {
         /// The image.
         name: String,
-        /// What it was taken for.
+        /// The format that it was taken for.
         format: ImageFormat,
         /// The field.
         what: &'static str,
@@ -67,9 +67,9 @@ pub enum MachineError {
     BadImage {
         /// The image.
         name: String,
-        /// What it was taken for.
+        /// The format that it was taken for.
         format: ImageFormat,
-        /// What the parser says.
+        /// The error of the parser.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The machine would start at an address where nothing was loaded.
@@ -120,7 +120,7 @@ pub enum MachineError {
     /// The command line holds what Linux cannot parse.
     #[error("kernel command line is not acceptable")]
     Cmdline {
-        /// Why.
+        /// The reason.
         source: linux_loader::cmdline::Error,
     },
     /// An option does not apply to images of this format.
@@ -136,7 +136,7 @@ pub enum MachineError {
     MemorySize {
         /// The size.
         bytes: u64,
-        /// What is wrong with it.
+        /// The fault of it.
         problem: &'static str,
     },
     /// More guest programs than vCPUs.
@@ -160,7 +160,7 @@ pub enum MachineError {
     Map {
         /// The size.
         bytes: u64,
-        /// Why.
+        /// The reason.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A guest address is outside of the memory.
@@ -170,7 +170,7 @@ pub enum MachineError {
         gpa: Gpa,
         /// Bytes.
         bytes: usize,
-        /// Why.
+        /// The reason.
         source: vm_memory::GuestMemoryError,
     },
     /// A step that concerns the whole VM failed.
@@ -178,7 +178,7 @@ pub enum MachineError {
     Step {
         /// The step.
         step: &'static str,
-        /// Why.
+        /// The reason.
         source: Error,
     },
     /// A step that concerns one vCPU failed.
@@ -188,7 +188,7 @@ pub enum MachineError {
         step: &'static str,
         /// The vCPU.
         vcpu: VcpuId,
-        /// Why.
+        /// The reason.
         source: Error,
     },
     /// The system gave no thread.
@@ -196,7 +196,7 @@ pub enum MachineError {
     Thread {
         /// The vCPU.
         vcpu: VcpuId,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// The VM could not be created.
@@ -205,7 +205,7 @@ pub enum MachineError {
 }
 
 impl MachineError {
-    /// What can be done about it, where something can.
+    /// A way out, if there is one.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::Read { source, .. } => match source.kind() {

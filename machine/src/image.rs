@@ -11,7 +11,7 @@ use kvm_ops::Gpa;
 use crate::MachineError;
 use crate::layout::{RAM_HOLE, ROM_MAX};
 
-/// What an image is.
+/// The format of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ImageFormat {
     /// Raw code that starts in real mode.
@@ -45,7 +45,7 @@ impl ImageFormat {
         Self::ALL.into_iter().find(|format| format.name() == name)
     }
 
-    /// What these bytes look like: the magic numbers of ELF and bzImage, then a ROM (whole 64 KiB
+    /// The format that these bytes look like: the magic numbers of ELF and bzImage, then a ROM (whole 64 KiB
     /// up to 16 MiB with a jump among the first bytes at the reset vector), else flat code.
     pub fn detect(bytes: &[u8]) -> Self {
         if bytes.starts_with(b"\x7fELF") {
@@ -97,7 +97,7 @@ impl Image {
     /// The largest file that is read: no image can lie outside of the RAM below 3 GiB.
     pub const MAX_BYTES: u64 = RAM_HOLE;
 
-    /// Where flat images are loaded unless stated: the address of a boot sector.
+    /// The default address of flat images: that of a boot sector.
     pub const DEFAULT_LOAD: Gpa = Gpa::new(0x7c00);
 
     /// Reads a file and detects its format.
@@ -135,13 +135,13 @@ impl Image {
         self
     }
 
-    /// Where flat code is loaded; [`DEFAULT_LOAD`](Self::DEFAULT_LOAD) unless stated.
+    /// The address of flat code; [`DEFAULT_LOAD`](Self::DEFAULT_LOAD) unless stated.
     pub fn load_at(mut self, gpa: Gpa) -> Self {
         self.load_at = Some(gpa);
         self
     }
 
-    /// Where it starts, for a flat or ELF image: its first byte, or what its header says, unless
+    /// The entry of a flat or ELF image: its first byte, or what its header says, unless
     /// stated.
     pub fn entry(mut self, gpa: Gpa) -> Self {
         self.entry = Some(gpa);
@@ -185,7 +185,7 @@ impl Image {
         self.format
     }
 
-    /// Whether it is firmware or a kernel, which wait for timers.
+    /// True for firmware and kernels, which wait for timers.
     pub(crate) fn wants_timers(&self) -> bool {
         match self.format {
             ImageFormat::BzImage | ImageFormat::Firmware => true,
@@ -199,7 +199,7 @@ impl Image {
         self.bytes.len()
     }
 
-    /// Whether it has no bytes.
+    /// True if it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }

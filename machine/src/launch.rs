@@ -9,7 +9,7 @@ use crate::layout::{FOUR_GIB, RAM_HOLE};
 /// A page that a confidential VM starts with.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LaunchPage {
-    /// Where the guest sees it, without mask bits.
+    /// The guest-physical address, without mask bits.
     pub gpa: Gpa,
     /// Its contents.
     pub contents: Box<[u8; 4096]>,
@@ -62,7 +62,7 @@ impl From<LaunchPage> for LaunchStep {
     }
 }
 
-/// How many bytes of memory must end at 4 GiB, so that all pages in the hole below lie in them.
+/// The bytes of memory that must end at 4 GiB, so that all pages in the hole below lie in them.
 pub(crate) fn bytes_below_4_gib(steps: &[LaunchStep]) -> u64 {
     let lowest = steps
         .iter()

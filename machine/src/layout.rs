@@ -1,4 +1,4 @@
-//! Where things lie in guest-physical memory. It is the layout of a PC.
+//! The layout of guest-physical memory: that of a PC.
 
 use kvm_ops::Gpa;
 
@@ -17,7 +17,7 @@ pub(crate) const ROM_MAX: u64 = 16 << 20;
 /// The end of conventional memory, and of what real mode reaches.
 pub(crate) const ONE_MIB: u64 = 1 << 20;
 
-/// How much of the end of a ROM is copied below 1 MiB as well. Chipsets show 128 KiB there, and
+/// The bytes at the end of a ROM that are copied below 1 MiB as well. Chipsets show 128 KiB there, and
 /// firmware that is larger copies another 128 KiB itself once it has found the chipset (SeaBIOS
 /// src/fw/shadow.c); here is no chipset to find.
 pub(crate) const SHADOW_MAX: u64 = 256 << 10;
@@ -29,7 +29,7 @@ pub(crate) const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// The MultiProcessor table, in the range of ROMs below 1 MiB where kernels look for it.
 pub(crate) const MP_TABLE: Gpa = Gpa::new(0xf_0000);
 
-/// What is needed to start 32-bit and 64-bit code: page-sized things from here to `BOOT_END`.
+/// The tables that 32-bit and 64-bit code starts with: page-sized things from here to `BOOT_END`.
 pub(crate) const BOOT_START: u64 = 0x1000;
 /// The descriptor table.
 pub(crate) const GDT: Gpa = Gpa::new(0x1000);

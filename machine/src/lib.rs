@@ -9,7 +9,7 @@
 //! It runs on any [`Host`](kvm_ops::Host): images where vCPUs execute machine code, guest programs on
 //! a software platform ([`Host::runs`](kvm_ops::Host::runs)).
 //!
-//! What it does not have: **ACPI tables** (a kernel that no firmware starts finds the other vCPUs
+//! It does not have **ACPI tables** (a kernel that no firmware starts finds the other vCPUs
 //! by an MP table, if it is built with `CONFIG_X86_MPPARSE`, and starts one vCPU otherwise), **PCI,
 //! disks and network devices**, and **a serial interrupt** unless the embedder wires one
 //! ([`Devices::with_serial_interrupt`]).

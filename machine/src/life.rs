@@ -25,9 +25,9 @@ pub struct Machine<H: Host> {
     /// `None` only once `tear_down` took it, which ends the machine.
     vm: Option<Vm<AnyVm<H>>>,
     vcpus: Vec<AnyVcpu<H>>,
-    /// Which vCPUs have something to run.
+    /// True for each vCPU that has something to run.
     runs: Vec<bool>,
-    /// What was lent to the VM.
+    /// The slots that were lent to the VM.
     slots: Vec<MemSlot>,
     ram: Option<GuestRam>,
     stopper: Stopper,
@@ -51,7 +51,7 @@ impl<H: Host> Machine<H> {
         }
         let confidential = config.kind.tech(host.vendor()).is_confidential();
         let rom = match &config.payload {
-            // What the host writes into memory is not what such a guest starts with.
+            // Such a guest does not start with what the host writes into memory.
             Payload::Image(image) if confidential => {
                 let name = image.name.clone();
                 return Err(MachineError::NotLaunchable { name });
@@ -394,7 +394,7 @@ impl<H: Host> Machine<H> {
 
 static PROGRAMS: OpName = OpName("guest programs: it runs machine code");
 
-/// Why the parts of a machine are there: `build` hands no machine out before all are, and
+/// The reason why the parts of a machine are there: `build` hands no machine out before all are, and
 /// `destroy` takes the machine with them.
 const WHOLE: &str = "a machine has its VM and memory until it is destroyed";
 

@@ -17,7 +17,7 @@ pub struct GuestRam {
     map: GuestMemoryMmap,
     ram: u64,
     rom: u64,
-    /// Whether the guest may write what ends at 4 GiB: a confidential VM has no read-only memory.
+    /// True if the guest may write the memory that ends at 4 GiB: a confidential VM has no read-only memory.
     rom_writable: bool,
 }
 
@@ -63,7 +63,7 @@ impl GuestRam {
         self.ram
     }
 
-    /// Where the RAM below 4 GiB ends.
+    /// The end of the RAM below 4 GiB.
     pub const fn low_end(&self) -> Gpa {
         if self.ram < RAM_HOLE {
             Gpa::new(self.ram)

@@ -1,11 +1,11 @@
-//! What a run did: how each vCPU ended, and how often it exited for what.
+//! The report of a run: the end of each vCPU, and its exits by kind.
 
 use std::fmt;
 use std::time::Duration;
 
 use kvm_ops::{Error, ExitKind, Gpa, Privacy, VcpuId};
 
-/// How a vCPU, or the whole machine, ended its run.
+/// The end of the run of a vCPU, or of the whole machine.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -47,7 +47,7 @@ pub enum End {
     InternalError {
         /// `KVM_INTERNAL_ERROR_*`.
         suberror: u32,
-        /// What came with it: for an emulation failure the instruction bytes, where known.
+        /// The words that came with it: for an emulation failure the instruction bytes, if known.
         data: Vec<u64>,
     },
     /// An operation on the vCPU failed.
@@ -57,7 +57,7 @@ pub enum End {
 }
 
 impl End {
-    /// Whether the guest went wrong, or the platform did, rather than ending as it may.
+    /// True if the guest or the platform went wrong.
     pub fn is_failure(&self) -> bool {
         match self {
             Self::Unhandled(_)
@@ -114,7 +114,7 @@ impl fmt::Display for End {
     }
 }
 
-/// How many exits of each kind.
+/// The number of exits of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExitCounts([u64; ExitKind::ALL.len()]);
 
@@ -152,26 +152,26 @@ impl ExitCounts {
     }
 }
 
-/// What one vCPU did.
+/// The report of one vCPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VcpuReport {
-    /// Which.
+    /// The number of the vCPU.
     pub id: VcpuId,
     /// Its exits.
     pub exits: ExitCounts,
-    /// How it ended.
+    /// Its end.
     pub end: End,
 }
 
-/// What a run did.
+/// The report of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunReport {
     /// Each vCPU, by number.
     pub vcpus: Vec<VcpuReport>,
-    /// How the machine as a whole ended: as the vCPU, the limit or the stopper did that ended it;
+    /// The end of the machine as a whole: that of the vCPU, the limit or the stopper did that ended it;
     /// or, where each vCPU ended for itself, as the last one in order of numbers did.
     pub end: End,
-    /// How long it took.
+    /// The time that it took.
     pub elapsed: Duration,
 }
 
@@ -183,7 +183,7 @@ impl RunReport {
             .fold(ExitCounts::default(), |sum, vcpu| sum.plus(&vcpu.exits))
     }
 
-    /// Whether any vCPU ended in a failure.
+    /// True if any vCPU ended in a failure.
     pub fn is_failure(&self) -> bool {
         self.end.is_failure() || self.vcpus.iter().any(|vcpu| vcpu.end.is_failure())
     }

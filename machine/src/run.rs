@@ -14,12 +14,12 @@ use crate::{
     VcpuReport,
 };
 
-/// How far a run may go. None is the default.
+/// The limits of a run. The default has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunLimits {
-    /// How long, by the wall clock.
+    /// The longest time, by the wall clock.
     pub deadline: Option<Duration>,
-    /// How many exits each vCPU may make. Kicks and signals, which are not the guest's, do not
+    /// The most exits that each vCPU may make. Kicks and signals, which are not the guest's, do not
     /// count.
     pub max_exits: Option<u64>,
 }
@@ -49,7 +49,7 @@ impl RunLimits {
 /// The time between two tries of a vCPU that is busy.
 const WAIT: Duration = Duration::from_micros(100);
 
-/// Whose life a vCPU's shutdown ends.
+/// The scope of a vCPU's shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShutdownScope {
     /// The machine's, as a triple fault resets a PC.
@@ -70,7 +70,7 @@ pub(crate) struct Run<'a> {
     pub(crate) state: State,
 }
 
-/// What the threads of a run share.
+/// The state that the threads of a run share.
 #[derive(Default)]
 pub(crate) struct State {
     /// Set after the cause, and read after every exit.
@@ -81,13 +81,13 @@ pub(crate) struct State {
 
 #[derive(Default)]
 struct Shared {
-    /// What ended the machine, and which vCPU, unless it was the clock or a stopper.
+    /// The cause of the machine's end, with the vCPU unless it was the clock or a stopper.
     cause: Option<(Option<VcpuId>, End)>,
     /// Threads that have not ended.
     running: usize,
 }
 
-/// How one vCPU ends.
+/// The end of one vCPU.
 enum Outcome {
     /// For itself alone.
     Alone(End),

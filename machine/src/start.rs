@@ -6,7 +6,7 @@ use kvm_ops::{
 
 use crate::layout::{GDT, STACK_TOP};
 
-/// How the first vCPU starts.
+/// The start of the first vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Start {
     /// At the reset vector, 16 bytes below 4 GiB, as after power-on (SDM vol. 3, 10.1.4).
@@ -19,7 +19,7 @@ pub(crate) enum Start {
         entry: u32,
         /// The selector of the code segment in [`gdt`].
         code: u16,
-        /// What RSI holds: Linux's boot parameters.
+        /// The value of RSI: Linux's boot parameters.
         rsi: u64,
     },
 }
@@ -211,7 +211,7 @@ mod tests {
             let segment = set.sregs.segment(name);
             assert_eq!((segment.base, segment.limit), (0, u32::MAX), "{name:?}");
             assert_eq!(segment.selector, selector);
-            // What is loaded is what a reload from the table would load.
+            // A reload from the table would load the same.
             let descriptor = gdt(false)[usize::from(selector) / 8];
             assert_eq!(super::descriptor(segment), descriptor);
         }

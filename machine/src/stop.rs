@@ -11,7 +11,7 @@ use kvm_ops::{Kick, VcpuId};
 #[derive(Clone)]
 pub struct Stopper(Arc<Control>);
 
-/// What a machine and its stoppers share.
+/// The state that a machine shares with its stoppers.
 pub(crate) struct Control {
     requested: AtomicBool,
     /// By the number of the vCPU.

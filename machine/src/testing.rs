@@ -13,7 +13,7 @@ use kvm_ops::{
 
 use crate::{GuestRam, Inside};
 
-/// What a vCPU does next.
+/// The next action of a vCPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Next {
     Out(u16, u8),
@@ -28,7 +28,7 @@ pub(crate) enum Next {
     Interrupted,
 }
 
-/// What the host has handed out and not got back, and which operation fails.
+/// The things that the host has handed out and not got back, and the operation that fails.
 #[derive(Debug, Default)]
 pub(crate) struct Account {
     pub(crate) vms: AtomicI64,
@@ -59,7 +59,7 @@ impl Account {
 pub(crate) struct TestHost {
     pub(crate) account: Arc<Account>,
     pub(crate) scripts: Vec<Vec<Next>>,
-    /// Whether vCPUs take programs, as a software platform's do.
+    /// True if vCPUs take programs, as a software platform's do.
     pub(crate) programs: bool,
 }
 

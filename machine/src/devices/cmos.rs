@@ -122,7 +122,7 @@ mod tests {
         cmos.read().into()
     }
 
-    /// What SeaBIOS computes (src/fw/paravirt.c, `qemu_preinit` without a memory map).
+    /// The computation of SeaBIOS (src/fw/paravirt.c, `qemu_preinit` without a memory map).
     fn seabios_ram(cmos: &mut Cmos) -> (u64, u64) {
         let above = (read(cmos, 0x34) << 16) | (read(cmos, 0x35) << 24);
         let low = if above != 0 {

@@ -21,7 +21,7 @@ const SERIAL_LAST: u16 = SERIAL + 7;
 /// Bochs's debug port, and the one that SeaBIOS and OVMF use on QEMU.
 const BOCHS_DEBUG: u16 = 0xe9;
 const QEMU_DEBUG: u16 = 0x402;
-/// What reading a debug port answers where there is one.
+/// The value of a debug port, which tells that it exists.
 const DEBUG_PRESENT: u8 = 0xe9;
 /// The index and data ports of CMOS.
 const CMOS_INDEX: u16 = 0x70;

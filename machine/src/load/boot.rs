@@ -1,4 +1,4 @@
-//! What a kernel finds when it starts: boot parameters, command line, initrd, descriptor table and
+//! The memory that a kernel finds when it starts: boot parameters, command line, initrd, descriptor table and
 //! page tables.
 
 use linux_loader::cmdline::Cmdline;

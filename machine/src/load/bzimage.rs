@@ -7,7 +7,7 @@ use linux_loader::loader::KernelLoader;
 use super::boot::{self, Limits};
 use super::{Gpa, GuestRam, Image, MachineError, Start, bad, clear_of_boot_area, low_range, parse};
 
-/// Where fields of the setup header lie in the file.
+/// Offsets of fields of the setup header in the file.
 const SETUP_SECTS: usize = 0x1f1;
 const VERSION: usize = 0x206;
 const CODE32_START: usize = 0x214;
@@ -21,7 +21,7 @@ const INIT_SIZE: usize = 0x260;
 const HEADER_END: usize = 0x26c;
 
 const SECTOR: u64 = 512;
-/// What `setup_sects` 0 means.
+/// The meaning of `setup_sects` 0.
 const OLD_SETUP_SECTS: u64 = 4;
 /// The first version of the protocol with `initrd_addr_max`, `cmdline_size`, `init_size` and
 /// `xloadflags`.
@@ -29,7 +29,7 @@ const V_INITRD_MAX: u16 = 0x203;
 const V_CMDLINE: u16 = 0x206;
 const V_INIT_SIZE: u16 = 0x20a;
 const V_XLOADFLAGS: u16 = 0x20c;
-/// What holds before those.
+/// The code before those.
 const OLD_INITRD_MAX: u32 = 0x37ff_ffff;
 const OLD_CMDLINE: u32 = 255;
 /// The kernel has a 64-bit entry, 0x200 behind its start.

@@ -90,7 +90,7 @@ fn check(image: &Image, ram: &GuestRam, segment: &ProgramHeader) -> Result<Gpa, 
     Ok(end)
 }
 
-/// Whether the entry lies in the segment; below 4 GiB, which is what the start maps.
+/// True if the entry lies in the segment, and below 4 GiB, which the start maps.
 fn contains(segment: &ProgramHeader, entry: Gpa) -> bool {
     entry.get() < FOUR_GIB
         && entry

@@ -18,7 +18,7 @@ use super::layout::{BOOT_END, BOOT_START};
 use super::start::Start;
 use super::{GuestRam, Image, ImageFormat, MachineError};
 
-/// How much ROM the machine needs for the image.
+/// The bytes of ROM that the machine needs for the image.
 pub(crate) fn rom_bytes(image: &Image) -> Result<u64, MachineError> {
     match image.format {
         ImageFormat::Firmware => firmware::rom_bytes(image),

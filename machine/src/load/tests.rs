@@ -312,7 +312,7 @@ fn number() -> impl Strategy<Value = u64> {
     prop_oneof![proptest::sample::select(edges), any::<u64>(), 0..32 * MIB]
 }
 
-/// What holds of every image that is accepted.
+/// Properties of every image that is accepted.
 fn check_start(start: Start, ram: &GuestRam) {
     match start {
         Start::Reset => {}
