@@ -17,7 +17,7 @@ use aes::cipher::{KeyIvInit, StreamCipher};
 use common::*;
 use embedded_io_adapters::std::FromStd;
 use hmac::{Hmac, Mac};
-use kvm_ops_core::{Gfn, Host, Level, PagePort, Tech, VmOps};
+use kvm_ops_core::{Backend, Gfn, Host, Level, PagePort, Tech, VmOps};
 use kvm_ops_sev::migrate::{Flow, Mailbox, Packet, PacketOf, Receiver, SendLimits, Sender};
 use kvm_ops_sev::{Identity, SevVm};
 use kvm_ops_sim::{SevSetup, SimHost};
@@ -98,7 +98,7 @@ fn firmware_alone(from: &mut Sev, here: &SimHost, there: &SimHost) -> f64 {
     while begun.elapsed() < Duration::from_millis(500) {
         a.send_update(source, PacketOf::Memory, page, &mut packet)
             .unwrap();
-        b.receive_update(target, PacketOf::Memory, into, &packet)
+        b.receive_update(target, PacketOf::Memory, &into, &packet)
             .unwrap();
         done += PAGE;
     }
@@ -110,7 +110,7 @@ fn firmware_alone(from: &mut Sev, here: &SimHost, there: &SimHost) -> f64 {
     }
     sp(there).wbinvd_all();
     sp(there).command(0x0au32, &mut []).ok().unwrap();
-    pages.free(into, Level::Size4K);
+    pages.free(into).unwrap();
     rate
 }
 

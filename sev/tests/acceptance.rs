@@ -179,7 +179,7 @@ fn launch(vm: &mut SevVm<SimHost>, tech: Tech, policy: u32, ram: &Ram) {
     };
     range.write_to_prefix(&mut measure).unwrap();
     assert_eq!(ioctl(vm, 6, &mut measure), (0, 0));
-    assert_eq!(vm.measurement().unwrap()[..], measure[16..]);
+    assert_eq!(vm.measurement().unwrap().bytes()[..], measure[16..]);
     assert_eq!(status(vm).state.get(), GuestState::LaunchSecret as u32);
     assert_eq!(ioctl(vm, 7, &mut []), (0, 0));
     assert_eq!(status(vm).state.get(), GuestState::Running as u32);
@@ -212,12 +212,9 @@ fn k1_a_sev_guest_is_launched_and_runs() {
 #[track_caller]
 fn terminates(vcpu: &mut impl VcpuOps) {
     let request = Script::new().ghcb_msr(0x100);
-    vcpu.load_program(Box::new(request)).unwrap();
-    let event = Exit::SystemEvent {
-        kind: 6,
-        data: &[0x100],
-    };
-    assert_eq!(vcpu.vcpu_run(), Ok(event));
+    common::load(vcpu, request);
+    assert_eq!(vcpu.vcpu_run(), Ok(Exit::SystemEvent { kind: 6 }));
+    assert_eq!(vcpu.exit_data(), 0x100_u64.to_ne_bytes());
 }
 
 /// K2: SEV-ES, with a VMSA; the guest terminates itself. K4: a guest that crashes shuts down.
@@ -231,7 +228,7 @@ fn k2_k4_a_sev_es_guest_is_launched_and_terminates_or_shuts_down() {
         launch(&mut vm, Tech::SevEs, policy, &ram);
         assert!(vcpu.is_protected());
         terminates(&mut vcpu);
-        vcpu.load_program(Box::new(Script::new())).unwrap();
+        common::load(&mut vcpu, Script::new());
         assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown));
         drop(vcpu);
         common::free_clean(vm);
@@ -278,7 +275,7 @@ fn k3_k4_an_snp_guest_is_launched_and_terminates_or_shuts_down() {
             ["Data([51, 51])"]
         );
         terminates(&mut vcpu);
-        vcpu.load_program(Box::new(Script::new())).unwrap();
+        common::load(&mut vcpu, Script::new());
         assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown));
         drop(vcpu);
         common::free_clean(vm);

@@ -77,11 +77,11 @@ fn asids_run_out_by_kind_and_come_back_with_exactly_one_flush() {
 fn a_kind_without_asids_is_not_offered() {
     let host = host_from(SevSetup::new(platform(2)).without_snp());
     let created = SevVm::create(&host, host.next_vm_id(), Tech::SevSnp, &VmParams::new(1));
-    let missing = Error::Unsupported(Missing::HostTech(Tech::SevSnp));
+    let missing = Error::unsupported(Missing::HostTech, Tech::SevSnp);
     assert_eq!(created.err(), Some(missing));
     let host = host_from(SevSetup::new(platform(2)).ciphertext_hiding(3));
     let created = SevVm::create(&host, host.next_vm_id(), Tech::SevEs, &VmParams::new(1));
-    let missing = Error::Unsupported(Missing::HostTech(Tech::SevEs));
+    let missing = Error::unsupported(Missing::HostTech, Tech::SevEs);
     assert_eq!(created.err(), Some(missing));
 }
 
@@ -150,8 +150,7 @@ fn several_vcpus_fault_the_same_memory_in_while_the_host_takes_it_away() {
                 scope.spawn(move || {
                     for round in 0..30_u64 {
                         let at = Gpa::new(C + RAM + round % 16 * 4096);
-                        vcpu.load_program(Box::new(Script::new().write(at, b"x").read(at, 1)))
-                            .unwrap();
+                        common::load(&mut vcpu, Script::new().write(at, b"x").read(at, 1));
                         loop {
                             match vcpu.vcpu_run().unwrap() {
                                 Exit::Shutdown => break,

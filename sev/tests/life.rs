@@ -76,12 +76,13 @@ fn the_snp_launch_digest_is_the_one_that_is_computed_off_line() {
         vm.add_initial_page(&initial).unwrap();
         expected.add_page(&PageInfo::new(theirs, gpa), &contents);
     }
-    assert_eq!(vm.measurement(), None);
+    let early = Err(Error::WrongState(Step::Initialized));
+    assert_eq!(vm.measurement(), early);
     vm.vm_finalize().unwrap();
     for _ in &vcpus {
         expected.add_page(&PageInfo::new(PageType::Vmsa, VMSA_GPA), &vmsa(1));
     }
-    assert_eq!(vm.measurement(), Some(expected.value()));
+    assert_eq!(vm.measurement().unwrap().bytes(), &expected.value());
     let firmware = sp(&host).snapshot().snp_guests[0].launch_digest;
     assert_eq!(firmware, expected.value());
     drop(vcpus);
@@ -120,7 +121,7 @@ fn the_guest_owner_of_a_sev_guest_accepts_the_measurement_of_what_was_loaded() {
             digest.update(&vmsa(0)[..]);
         }
         vm.vm_finalize().unwrap();
-        let got = LaunchMeasure::from_bytes(&vm.measurement().unwrap());
+        let got = LaunchMeasure::from_bytes(vm.measurement().unwrap().bytes());
         let version = ApiVersion {
             major: 1,
             minor: 55,
@@ -284,14 +285,14 @@ fn an_snp_guest_that_touches_memory_of_the_other_kind_leaves_as_a_memory_fault()
         ),
     ] {
         let (probe, log) = common::Probe::new(vec![touch]);
-        vcpu.load_program(Box::new(probe)).unwrap();
+        common::load(&mut vcpu, probe);
         assert_eq!(vcpu.vcpu_run(), Ok(exit), "{touch:?}");
         assert!(log.lock().unwrap().is_empty());
     }
     // Where no slot is, devices are.
     let (probe, _) = common::Probe::new(vec![read(0x9000_0000, 4)]);
-    vcpu.load_program(Box::new(probe)).unwrap();
-    assert!(matches!(vcpu.vcpu_run(), Ok(Exit::MmioRead { data, .. }) if data.len() == 4));
+    common::load(&mut vcpu, probe);
+    assert!(matches!(vcpu.vcpu_run(), Ok(Exit::MmioRead { len: 4, .. })));
     drop(vcpu);
     common::free_clean(vm);
 }
@@ -398,18 +399,16 @@ fn the_hook_takes_changes_that_fit_what_is_there_and_no_others() {
         pages.alloc(Level::Size4K).unwrap(),
     );
     let change = |at: u64, old, new| {
-        vm.set_private_spte(&SpteChange {
-            gfn: gfn(at),
-            level: Level::Size4K,
-            old,
-            new,
-        })
+        // SAFETY: the test owns both pages, and the changes that do not fit are refused.
+        let change = unsafe { SpteChange::new(gfn(at), Level::Size4K, old, new) };
+        vm.set_private_spte(&change)
     };
     let (absent, on_a, on_b) = (
         PrivateSpte::Absent,
-        PrivateSpte::Mapped(a),
-        PrivateSpte::Mapped(b),
+        PrivateSpte::Mapped(a.pfn()),
+        PrivateSpte::Mapped(b.pfn()),
     );
+    let held = vm.account().held();
     assert_eq!(change(RAM, absent, on_a), Ok(()));
     let before = sp(&host).snapshot();
     for (at, old, new) in [
@@ -418,16 +417,17 @@ fn the_hook_takes_changes_that_fit_what_is_there_and_no_others() {
         (RAM, on_b, absent),          // not that page
         (RAM + 0x2000, on_a, absent), // not there
         (RAM, on_a, on_b),            // no such change
-        (RAM, on_a, PrivateSpte::Blocked(a)),
-        (RAM, on_a, PrivateSpte::Table(a)),
+        (RAM, on_a, PrivateSpte::Blocked(a.pfn())),
+        (RAM, on_a, PrivateSpte::Table(a.pfn())),
         (1 << 51, absent, on_b), // beyond the C-bit
     ] {
         assert!(change(at, old, new).is_err(), "{at:#x} {old:?} {new:?}");
     }
     assert_eq!(sp(&host).snapshot(), before);
     assert_eq!(change(RAM, on_a, absent), Ok(()));
-    pages.free(a, Level::Size4K);
-    pages.free(b, Level::Size4K);
+    assert_eq!(vm.account().held(), held, "the pages are the test's");
+    pages.free(a).unwrap();
+    pages.free(b).unwrap();
     common::free_clean(vm);
     common::nothing_left(&host);
 }
@@ -444,14 +444,21 @@ fn registers_are_the_hosts_until_the_launch_makes_them_the_guests() {
         vm.vm_init().unwrap();
         let mut vcpu = common::vcpu(&vm, 0);
         vcpu.set_regs(&regs).unwrap();
-        assert_eq!(vcpu.get_regs(), Ok(regs));
+        assert_eq!(vcpu.regs(), Ok(regs));
         vm.vm_finalize().unwrap();
         let secret = tech != Tech::Sev;
         assert_eq!(vcpu.is_protected(), secret);
-        assert_eq!(vcpu.get_regs().is_err(), secret);
-        assert_eq!(vcpu.set_regs(&Regs::default()).is_err(), secret);
-        assert_eq!(vcpu.get_rflags() == Ok(0), secret || regs.rflags == 0);
-        assert_eq!(vcpu.vcpu_reset(true).is_err(), secret);
+        let sregs = kvm_ops_core::Sregs::default();
+        let refused = |done: Result<()>| matches!(done, Err(Error::Protected(_)));
+        assert_eq!(refused(vcpu.regs().map(drop)), secret);
+        assert_eq!(refused(vcpu.set_regs(&Regs::default())), secret);
+        assert_eq!(refused(vcpu.sregs().map(drop)), secret);
+        assert_eq!(refused(vcpu.set_sregs(&sregs)), secret);
+        assert_eq!(refused(vcpu.msrs(&mut [])), secret);
+        assert_eq!(refused(vcpu.set_msrs(&[])), secret);
+        assert_eq!(refused(vcpu.events().map(drop)), secret);
+        assert_eq!(refused(vcpu.set_cpuid(&[])), secret);
+        assert_eq!(refused(vcpu.vcpu_reset(true)), secret);
         // Register state that was not measured cannot come later.
         let late = vm.create_vcpu(VcpuId(1)).err();
         assert_eq!(late, secret.then_some(Error::WrongState(Step::Runnable)));
@@ -470,12 +477,12 @@ fn start_state_that_was_set_is_what_is_measured() {
         if let Some(rip) = rip {
             let regs = Regs {
                 rip,
-                ..vcpu.get_regs().unwrap()
+                ..vcpu.regs().unwrap()
             };
             vcpu.set_regs(&regs).unwrap();
         }
         vm.vm_finalize().unwrap();
-        let digest = vm.measurement().unwrap();
+        let digest = *vm.measurement().unwrap().bytes();
         assert_eq!(digest, sp(&host).snapshot().snp_guests[0].launch_digest);
         drop(vcpu);
         common::free_clean(vm);
@@ -501,7 +508,7 @@ fn a_vcpu_whose_vm_is_gone_answers_wrong_state_and_a_running_one_is_stopped() {
         });
         vm.set_memory_attributes(gfn(RAM), 1, Privacy::Shared)
             .unwrap();
-        busy.load_program(Box::new(spin)).unwrap();
+        common::load(&mut busy, spin);
         let thread = std::thread::spawn(move || {
             let first = busy.vcpu_run().map(|exit| exit == Exit::Interrupted);
             (first, busy.vcpu_run().map(drop))
@@ -608,16 +615,15 @@ fn a_conversion_that_fails_leaves_the_attributes_as_they_were() {
     let part = Gfn::new(first.get() + 1);
     assert!(vm.set_memory_attributes(part, 1, Privacy::Shared).is_err());
     let (old, new) = (PrivateSpte::Mapped(large), PrivateSpte::Absent);
-    let change = SpteChange {
-        gfn: first,
-        level,
-        old,
-        new,
-    };
+    // SAFETY: the page is the guest's, and the test does not use it afterwards.
+    let change = unsafe { SpteChange::new(first, level, old, new) };
     vm.set_private_spte(&change).unwrap();
-    host.pages().unwrap().free(large, level);
     // It is private still: a page may come.
     assert_eq!(vm.pre_fault_memory(part, 1), Ok(1));
     assert!(common::free(vm).is_clean());
-    common::nothing_left(&host);
+    assert_eq!(
+        host.pages().unwrap().frames_out(),
+        512,
+        "the large page is the test's"
+    );
 }

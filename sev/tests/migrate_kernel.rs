@@ -443,9 +443,7 @@ fn the_guest_runs_on_where_its_context_went() {
         from.add_initial_page(&measured(RAM, &page(0x11))).unwrap();
         from.vm_finalize().unwrap();
         let secret = Gpa::new(C | (RAM + 0x1008));
-        source_vcpu
-            .load_program(Box::new(Script::new().write(secret, b"kept")))
-            .unwrap();
+        common::load(&mut source_vcpu, Script::new().write(secret, b"kept"));
         run(&from, &mut source_vcpu);
 
         let mut to = with_ram(&host, tech, 1, &ram);
@@ -457,7 +455,7 @@ fn the_guest_runs_on_where_its_context_went() {
             gpa: secret,
             len: 4,
         }]);
-        vcpu.load_program(Box::new(probe)).unwrap();
+        common::load(&mut vcpu, probe);
         run(&to, &mut vcpu);
         assert_eq!(log.lock().unwrap()[0], format!("Data({:?})", b"kept"));
         drop((vcpu, source_vcpu));
@@ -478,7 +476,7 @@ fn a_mirror_sees_its_owners_pages_and_loses_them_with_it() {
         len: 2,
     };
     let (probe, log) = Probe::new(vec![read]);
-    vcpu.load_program(Box::new(probe)).unwrap();
+    common::load(&mut vcpu, probe);
     run(&mirror, &mut vcpu);
     assert_eq!(log.lock().unwrap()[0], "Data([90, 90])");
     // The owner gives the page up: the mirror's mapping goes first.
@@ -488,7 +486,7 @@ fn a_mirror_sees_its_owners_pages_and_loses_them_with_it() {
         Ok(1)
     );
     let (probe, _) = Probe::new(vec![read]);
-    vcpu.load_program(Box::new(probe)).unwrap();
+    common::load(&mut vcpu, probe);
     assert!(matches!(vcpu.vcpu_run(), Ok(Exit::MemoryFault { .. })));
     drop(vcpu);
     drop_all([mirror, owner]);
@@ -546,7 +544,7 @@ fn flaw_3_policy_features_and_ghcb_version_go_with_the_context_and_the_vm_runs()
     assert_eq!(cmd.firmware_status, 7);
     // Firmware commands reach the same mailbox, and the guest runs.
     assert_eq!(to.guest_status().unwrap().policy, 0b101);
-    vcpu.load_program(Box::new(Script::new())).unwrap();
+    common::load(&mut vcpu, Script::new());
     run(&to, &mut vcpu);
     drop(vcpu);
     drop_all([from, to]);
@@ -681,7 +679,7 @@ fn a_source_whose_move_was_refused_runs_on() {
     let mut to = launched(&host, Tech::Sev, 0, &ram);
     assert_eq!(errno(move_to(&mut to, &mut from)), EINVAL);
     assert_eq!(from.step(), Step::Runnable);
-    vcpu.load_program(Box::new(Script::new())).unwrap();
+    common::load(&mut vcpu, Script::new());
     // The stop's kick, then the guest.
     assert_eq!(vcpu.vcpu_run(), Ok(Exit::Interrupted));
     run(&from, &mut vcpu);
@@ -717,7 +715,7 @@ fn a_vm_that_is_running_is_stopped_for_its_move_and_finds_itself_dead() {
             len: 8,
         }
     });
-    vcpu.load_program(Box::new(spin)).unwrap();
+    common::load(&mut vcpu, spin);
     let mut to = bare(&host, Tech::Sev, 0);
     thread::scope(|scope| {
         let runner = scope.spawn(|| {

@@ -185,7 +185,7 @@ fn a_guest_that_counts_in_its_memory_loses_no_count() {
             bytes: [0; 8],
             told: told.clone(),
         };
-        vcpu.load_program(Box::new(program())).unwrap();
+        common::load(&mut vcpu, program());
         let stop = AtomicBool::new(false);
         let (sent, received, died) = thread::scope(|scope| {
             let runner = scope.spawn(|| run_until(&mut vcpu, &stop));
@@ -218,7 +218,7 @@ fn a_guest_that_counts_in_its_memory_loses_no_count() {
 
         // It goes on with the very next number, from memory alone.
         let last = told.load(Ordering::Acquire);
-        vcpu2.load_program(Box::new(program())).unwrap();
+        common::load(&mut vcpu2, program());
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| run_until(&mut vcpu2, &stop));

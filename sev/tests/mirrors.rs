@@ -73,26 +73,39 @@ impl VmPort for StubbornVm {
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
         self.0.deliver_interrupt(vcpu, vector)
     }
+    fn sev(&self) -> Option<&dyn SevPort> {
+        Some(self)
+    }
+    fn close(self) -> Result<()> {
+        self.0.close()
+    }
+}
+
+impl SharedMemory for StubbornVm {
+    fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
+        self.0.set_shared(first, pages, shared)
+    }
+    fn read_slot(&self, gpa: Gpa, data: &mut [u8]) -> Result<()> {
+        self.0.read_slot(gpa, data)
+    }
+    fn write_slot(&self, gpa: Gpa, data: &[u8]) -> Result<()> {
+        self.0.write_slot(gpa, data)
+    }
+}
+
+impl SevPort for StubbornVm {
     fn bind_asid(&self, asid: Option<Asid>, mask: SharedMask) -> Result<()> {
-        let refuse = |left: u32| left.checked_sub(1);
-        if asid.is_none()
-            && (self
-                .1
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuse))
-            .is_ok()
-        {
+        let (order, refuse) = (Ordering::SeqCst, |left: u32| left.checked_sub(1));
+        if asid.is_none() && self.1.fetch_update(order, order, refuse).is_ok() {
             return Err(Error::Busy);
         }
         self.0.bind_asid(asid, mask)
     }
-    fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<Pfn>) -> Result<()> {
+    fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<&Page>) -> Result<()> {
         self.0.map_encrypted(gfn, level, page)
     }
     fn handle_nested_faults(&self, handler: Option<Arc<dyn NestedFaults>>) -> Result<()> {
         self.0.handle_nested_faults(handler)
-    }
-    fn close(self) -> Result<()> {
-        self.0.close()
     }
 }
 
@@ -231,16 +244,9 @@ fn a_mirror_has_no_mapping_of_a_large_page_that_its_owner_gave_up() {
         let mut vcpu = mirror.create_vcpu(VcpuId(0)).unwrap();
         let (gfn, level) = (Gfn::new(RAM >> 12), Level::Size2M);
         let large = pages.alloc(level).unwrap();
-        let change = |old, new| {
-            let (gfn, level) = (gfn, level);
-            SpteChange {
-                gfn,
-                level,
-                old,
-                new,
-            }
-        };
-        let (absent, mapped) = (PrivateSpte::Absent, PrivateSpte::Mapped(large));
+        // SAFETY: the test owns the page, and names what is there.
+        let change = |old, new| unsafe { SpteChange::new(gfn, level, old, new) };
+        let (absent, mapped) = (PrivateSpte::Absent, PrivateSpte::Mapped(large.pfn()));
         owner.set_private_spte(&change(absent, mapped)).unwrap();
         let gpa = Gpa::new(C | (RAM + PAGE));
         let touch = move |_: Outcome<'_>| Action::Write { gpa, data: b"mine" };
@@ -256,10 +262,10 @@ fn a_mirror_has_no_mapping_of_a_large_page_that_its_owner_gave_up() {
                 _ => touch(last),
             }
         };
-        vcpu.load_program(Box::new(FnProgram(program))).unwrap();
+        common::load(&mut vcpu, FnProgram(program));
         assert!(matches!(vcpu.vcpu_run(), Ok(Exit::IoOut { .. })));
         if split {
-            let table = PrivateSpte::Table(large);
+            let table = PrivateSpte::Table(large.pfn());
             owner.set_private_spte(&change(mapped, table)).unwrap();
             let shared = Privacy::Shared;
             assert_eq!(owner.set_memory_attributes(gfn, 512, shared), Ok(512));
@@ -269,11 +275,12 @@ fn a_mirror_has_no_mapping_of_a_large_page_that_its_owner_gave_up() {
         let touched_again = vcpu.vcpu_run();
         let fault = matches!(touched_again, Ok(Exit::MemoryFault { .. }));
         assert!(fault, "split: {split}, {touched_again:?}");
-        if !split {
-            pages.free(large, level);
-        }
         drop(vcpu);
         free_clean(mirror);
         free_clean(owner);
+        if !split {
+            pages.free(large).unwrap();
+        }
+        assert_eq!(pages.frames_out(), 0);
     }
 }

@@ -172,20 +172,18 @@ impl GuestProgram for Probe {
     }
 }
 
+/// Gives a program to a vCPU.
+pub(crate) fn load(vcpu: &mut impl VcpuOps, program: impl GuestProgram + 'static) {
+    let programs = vcpu.programs().expect("the software machine runs programs");
+    programs.load_program(Box::new(program)).unwrap();
+}
+
 /// Runs until the guest shuts down; conversions are done as asked, memory faults as touched.
 pub(crate) fn run(vm: &SevVm<SimHost>, vcpu: &mut SevVcpu<SimHost>) {
     for _ in 0..1000 {
         let (gpa, pages, to) = match vcpu.vcpu_run().unwrap() {
             Exit::Shutdown => return,
-            Exit::MapGpaRange {
-                gpa,
-                pages,
-                to,
-                ret,
-            } => {
-                *ret = 0;
-                (gpa, pages, to)
-            }
+            Exit::MapGpaRange { gpa, pages, to } => (gpa, pages, to),
             Exit::MemoryFault { gpa, bytes, access } => (gpa, bytes / PAGE, access),
             other => panic!("{other:?}"),
         };
@@ -202,7 +200,7 @@ pub(crate) fn outcomes(
     actions: Vec<Action<'static>>,
 ) -> Vec<String> {
     let (probe, log) = Probe::new(actions);
-    vcpu.load_program(Box::new(probe)).unwrap();
+    load(vcpu, probe);
     run(vm, vcpu);
     let log = log.lock().unwrap();
     log.clone()

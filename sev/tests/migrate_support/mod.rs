@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use embedded_io::{ErrorKind, ErrorType, Read, Write};
-use kvm_ops_core::{Error, Gfn, Host, Level, PagePort, Pfn, Result, Tech, VcpuId, Vendor};
+use kvm_ops_core::{
+    Error, Gfn, Host, Level, Page as HostPage, PagePort, Result, Tech, VcpuId, Vendor,
+};
 use kvm_ops_sev::migrate::{
     FrameContent, FrameSet, Layout, Mailbox, MigrateSource, MigrateTarget, Packet, PacketOf,
     PlatformCerts, SessionStart, Shape, VcpuContent,
@@ -44,12 +46,12 @@ impl Machine {
         self.host.pages().unwrap().frames_out()
     }
 
-    pub fn alloc(&self, level: Level) -> Result<Pfn> {
-        self.host.pages().unwrap().alloc(level)
+    pub fn alloc(&self) -> Result<HostPage> {
+        self.host.pages().unwrap().alloc(Level::Size4K)
     }
 
-    pub fn free(&self, page: Pfn, level: Level) {
-        self.host.pages().unwrap().free(page, level);
+    pub fn free(&self, page: HostPage) {
+        self.host.pages().unwrap().free(page).unwrap();
     }
 
     pub fn flush(&self) {
@@ -82,13 +84,13 @@ impl Machine {
     }
 }
 
-fn spa(page: Pfn) -> u64 {
-    page.base().unwrap().get()
+fn spa(page: &HostPage) -> u64 {
+    page.hpa().get()
 }
 
 /// What a guest of these tests has: private pages, shared pages, vCPUs.
 pub struct Memory {
-    pub private: BTreeMap<u64, Pfn>,
+    pub private: BTreeMap<u64, HostPage>,
     pub shared: BTreeMap<u64, Box<Page>>,
 }
 
@@ -103,7 +105,7 @@ pub struct RawSource<'m> {
     pub policy: u32,
     pub layout: Layout,
     pub memory: Memory,
-    pub vmsas: Vec<Pfn>,
+    pub vmsas: Vec<HostPage>,
     /// Registers of vCPUs that the host may see.
     pub registers: Vec<Vec<u8>>,
     pub dirty: FrameSet,
@@ -146,29 +148,29 @@ impl<'m> RawSource<'m> {
                 memory.shared.insert(gfn, Box::new(content));
                 continue;
             }
-            let page = machine.alloc(Level::Size4K).unwrap();
-            machine.platform.host_write(spa(page), &content).unwrap();
-            let at = [h, ("address", spa(page)), ("len", PAGE as u64)];
+            let page = machine.alloc().unwrap();
+            machine.platform.host_write(spa(&page), &content).unwrap();
+            let at = [h, ("address", spa(&page)), ("len", PAGE as u64)];
             machine.ok(Command::LAUNCH_UPDATE_DATA, &at);
             memory.private.insert(gfn, page);
         }
         let (mut vmsas, mut registers) = (Vec::new(), Vec::new());
         for vcpu in 0..2u8 {
             if tech == Tech::SevEs {
-                let page = machine.alloc(Level::Size4K).unwrap();
+                let page = machine.alloc().unwrap();
                 let content = [vcpu | 0x80; PAGE];
-                machine.platform.host_write(spa(page), &content).unwrap();
-                let at = [h, ("address", spa(page)), ("len", PAGE as u64)];
+                machine.platform.host_write(spa(&page), &content).unwrap();
+                let at = [h, ("address", spa(&page)), ("len", PAGE as u64)];
                 machine.ok(Command::LAUNCH_UPDATE_VMSA, &at);
                 vmsas.push(page);
             } else {
                 registers.push(vec![vcpu | 0x40; 200 + usize::from(vcpu)]);
             }
         }
-        let scratch = machine.alloc(Level::Size4K).unwrap();
-        let at = [h, ("address", spa(scratch)), ("len", 48)];
+        let scratch = machine.alloc().unwrap();
+        let at = [h, ("address", spa(&scratch)), ("len", 48)];
         machine.ok(Command::LAUNCH_MEASURE, &at);
-        machine.free(scratch, Level::Size4K);
+        machine.free(scratch);
         machine.ok(Command::LAUNCH_FINISH, &[h]);
         Self {
             machine,
@@ -199,7 +201,7 @@ impl<'m> RawSource<'m> {
     pub fn write(&mut self, gfn: u64, value: u8) {
         assert!(self.running);
         if let Some(page) = self.memory.private.get(&gfn) {
-            let at = GuestPage::new(self.asid, gfn << 12, spa(*page));
+            let at = GuestPage::new(self.asid, gfn << 12, spa(page));
             self.machine
                 .platform
                 .guest_write(&at, &[value; 32])
@@ -215,18 +217,18 @@ impl<'m> RawSource<'m> {
     /// Turns a frame into one without memory.
     pub fn drop_frame(&mut self, gfn: u64) {
         if let Some(page) = self.memory.private.remove(&gfn) {
-            self.machine.free(page, Level::Size4K);
+            self.machine.free(page);
         }
         self.memory.shared.remove(&gfn);
         self.dirty.insert(Gfn::new(gfn));
     }
 
-    pub fn tear_down(self) {
+    pub fn tear_down(mut self) {
         let h = [("handle", u64::from(self.handle))];
         self.machine.ok(Command::DEACTIVATE, &h);
         self.machine.ok(Command::DECOMMISSION, &h);
         self.machine.flush();
-        free_all(self.machine, &self.memory, &self.vmsas);
+        free_all(self.machine, &mut self.memory, &mut self.vmsas);
     }
 }
 
@@ -234,17 +236,18 @@ fn view(machine: &Machine, asid: u32, memory: &Memory) -> BTreeMap<u64, Page> {
     let mut all: BTreeMap<u64, Page> = memory.shared.iter().map(|(g, p)| (*g, **p)).collect();
     for (gfn, page) in &memory.private {
         let mut content = [0; PAGE];
-        let at = GuestPage::new(asid, gfn << 12, spa(*page));
+        let at = GuestPage::new(asid, gfn << 12, spa(page));
         machine.platform.guest_read(&at, &mut content).unwrap();
         all.insert(*gfn, content);
     }
     all
 }
 
-fn free_all(machine: &Machine, memory: &Memory, vmsas: &[Pfn]) {
-    for page in memory.private.values().chain(vmsas) {
-        machine.free(*page, Level::Size4K);
-    }
+fn free_all(machine: &Machine, memory: &mut Memory, vmsas: &mut Vec<HostPage>) {
+    let private = std::mem::take(&mut memory.private);
+    let pages = private.into_values().chain(vmsas.drain(..));
+    pages.for_each(|page| machine.free(page));
+    memory.shared.clear();
 }
 
 impl MigrateSource for RawSource<'_> {
@@ -273,7 +276,7 @@ impl MigrateSource for RawSource<'_> {
         }
         if let Some(page) = self.memory.private.get(&gfn.get()) {
             self.mailbox
-                .send_update(self.handle, PacketOf::Memory, *page, packet)?;
+                .send_update(self.handle, PacketOf::Memory, page.pfn(), packet)?;
             return Ok(FrameContent::Private);
         }
         match self.memory.shared.get(&gfn.get()) {
@@ -288,7 +291,7 @@ impl MigrateSource for RawSource<'_> {
     fn vcpu(&mut self, vcpu: VcpuId, packet: &mut Packet) -> Result<VcpuContent> {
         assert!(!self.running);
         if self.tech == Tech::SevEs {
-            let page = self.vmsas[vcpu.0 as usize];
+            let page = self.vmsas[vcpu.0 as usize].pfn();
             self.mailbox
                 .send_update(self.handle, PacketOf::Vmsa, page, packet)?;
             return Ok(VcpuContent::Vmsa);
@@ -335,7 +338,7 @@ pub struct RawTarget<'m> {
     pub asid: u32,
     pub handle: Option<u32>,
     pub memory: Memory,
-    pub vmsas: Vec<Pfn>,
+    pub vmsas: Vec<HostPage>,
     pub registers: Vec<Vec<u8>>,
     pub finished: bool,
     pub owned: bool,
@@ -370,9 +373,9 @@ impl<'m> RawTarget<'m> {
 
     /// Plain text of the VMSAs, as the guest's key shows it.
     pub fn vmsa_view(&self) -> Vec<Page> {
-        let read = |page: &Pfn| {
+        let read = |page: &HostPage| {
             let mut content = [0; PAGE];
-            let at = GuestPage::new(self.asid, 0, spa(*page));
+            let at = GuestPage::new(self.asid, 0, spa(page));
             self.machine.platform.guest_read(&at, &mut content).unwrap();
             content
         };
@@ -420,14 +423,13 @@ impl MigrateTarget for RawTarget<'_> {
         assert!(!self.finished);
         let handle = self.handle()?;
         self.memory.shared.remove(&gfn.get());
-        let page = match self.memory.private.get(&gfn.get()) {
-            Some(page) => *page,
-            None => self.machine.alloc(Level::Size4K)?,
-        };
+        let known = self.memory.private.remove(&gfn.get());
+        let is_new = known.is_none();
+        let page = known.map_or_else(|| self.machine.alloc(), Ok)?;
         let of = PacketOf::Memory;
-        let received = self.mailbox.receive_update(handle, of, page, packet);
-        if received.is_err() && !self.memory.private.contains_key(&gfn.get()) {
-            self.machine.free(page, Level::Size4K);
+        let received = self.mailbox.receive_update(handle, of, &page, packet);
+        if received.is_err() && is_new {
+            self.machine.free(page);
         } else {
             self.memory.private.insert(gfn.get(), page);
         }
@@ -444,7 +446,7 @@ impl MigrateTarget for RawTarget<'_> {
 
     fn receive_absent(&mut self, gfn: Gfn) -> Result<()> {
         if let Some(page) = self.memory.private.remove(&gfn.get()) {
-            self.machine.free(page, Level::Size4K);
+            self.machine.free(page);
         }
         self.memory.shared.remove(&gfn.get());
         Ok(())
@@ -462,9 +464,9 @@ impl MigrateTarget for RawTarget<'_> {
             }
             VcpuContent::Vmsa => {
                 while self.vmsas.len() <= index {
-                    self.vmsas.push(self.machine.alloc(Level::Size4K)?);
+                    self.vmsas.push(self.machine.alloc()?);
                 }
-                let (of, page) = (PacketOf::Vmsa, self.vmsas[index]);
+                let (of, page) = (PacketOf::Vmsa, &self.vmsas[index]);
                 self.mailbox.receive_update(handle, of, page, packet)
             }
         }
@@ -486,9 +488,7 @@ impl MigrateTarget for RawTarget<'_> {
         self.machine.ok(Command::DEACTIVATE, &h);
         self.machine.ok(Command::DECOMMISSION, &h);
         self.machine.flush();
-        free_all(self.machine, &self.memory, &self.vmsas);
-        (self.memory.private, self.memory.shared) = (BTreeMap::new(), BTreeMap::new());
-        self.vmsas.clear();
+        free_all(self.machine, &mut self.memory, &mut self.vmsas);
         (self.handle, self.finished) = (None, false);
         Ok(())
     }

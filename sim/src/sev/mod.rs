@@ -28,9 +28,9 @@ use std::sync::Arc;
 use kvm_ops::{AsidPools, Error, Hpa, PspPort, Result, SnpAsids, Tech};
 use soft_amd_sp::{AccessFault, Builder, Command, CommandBuffer, PageSize, Platform, RmpUpdate};
 
-use crate::{BuildError, SimHost, SimHostBuilder};
 use crate::frames::Frames;
 use crate::pages::{HostMemory, SoftPages, no_memory_at};
+use crate::{BuildError, SimHost, SimHostBuilder};
 
 /// Place and length of the firmware's trusted memory region, which SEV-ES needs.
 const TMR: u64 = 2 << 20;

@@ -6,8 +6,8 @@ use kvm_ops::{Exit, Gfn, Gpa, Level, PAGE_SIZE, Privacy, Tech};
 use soft_amd_sp::PageSize;
 
 use super::access::{Validated, validate};
-use crate::table::GPA_BITS;
 use crate::reported::Reported;
+use crate::table::GPA_BITS;
 use crate::vcpu::{Flow, SimVcpu, State};
 
 /// A range that changes hands, page by page.
