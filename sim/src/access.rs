@@ -1,6 +1,7 @@
 //! Guest accesses to memory: cut at pages, each piece through the second-level table.
 
-use kvm_ops::{Error, Field, Gfn, Gpa, PAGE_SIZE, Result};
+use kvm_ops::guest::GuestFault;
+use kvm_ops::{Error, Field, Gfn, Gpa, PAGE_SIZE, Privacy, Result};
 use vm_memory::VolatileSlice;
 
 use crate::vm::VmInner;
@@ -8,7 +9,7 @@ use crate::vm::VmInner;
 /// The bytes of one MMIO exit at the most, as on KVM.
 const MMIO_BYTES: usize = 8;
 
-/// What a piece of an access came to.
+/// The result of a piece of an access to shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Piece {
     /// So many bytes were copied.
@@ -16,25 +17,61 @@ pub(crate) enum Piece {
     /// So many bytes must leave as MMIO.
     Mmio(usize),
     /// The frame is private: a shared access to it is a violation. Only in a confidential VM.
-    #[cfg_attr(not(any(feature = "tdx", feature = "sev")), allow(dead_code))]
     NotShared,
 }
 
-/// What to do with memory.
+/// The result of a piece of an access of a vCPU.
+#[allow(dead_code)] // Only the encrypted memory of a SEV guest lets an access leave or fail.
+pub(crate) enum Touch {
+    Memory(usize),
+    Mmio(usize),
+    Fault(GuestFault),
+    /// It leaves as a memory fault.
+    Leave(Privacy),
+    /// The run fails.
+    Fail(Error),
+}
+
+/// The direction of an access, with the program's bytes.
 pub(crate) enum Copy<'a> {
     FromGuest(&'a mut [u8]),
     ToGuest(&'a [u8]),
 }
 
-/// Does the first piece of an access at `gpa`: what lies in its page.
-pub(crate) fn first_piece(vm: &VmInner, gpa: Gpa, copy: Copy<'_>) -> Piece {
+impl Copy<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::FromGuest(buffer) => buffer.len(),
+            Self::ToGuest(buffer) => buffer.len(),
+        }
+    }
+
+    /// Copies the first `len` bytes from or to host memory.
+    ///
+    /// # Safety
+    /// `len` bytes from `host` on are mapped, and writable for [`Copy::ToGuest`], and no Rust
+    /// reference to them exists.
+    unsafe fn copy(&mut self, host: u64, len: usize) {
+        // SAFETY: the caller's promise.
+        let memory = unsafe { VolatileSlice::new(host as *mut u8, len) };
+        match self {
+            Self::FromGuest(buffer) => drop(memory.copy_to(&mut buffer[..len])),
+            Self::ToGuest(buffer) => memory.copy_from(&buffer[..len]),
+        }
+    }
+}
+
+/// How much of `len` bytes at `gpa` lies in its page, and the offset there.
+fn in_page(gpa: Gpa, len: usize) -> (u64, usize) {
+    let offset = gpa.get() % PAGE_SIZE;
+    (offset, len.min((PAGE_SIZE - offset) as usize))
+}
+
+/// Does the first piece of an access at `gpa`: the part in its page.
+pub(crate) fn first_piece(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Piece {
     let gfn = Gfn::containing(gpa);
-    let inside = (gpa.get() % PAGE_SIZE) as usize;
-    let (write, len) = match &copy {
-        Copy::FromGuest(buffer) => (false, buffer.len()),
-        Copy::ToGuest(buffer) => (true, buffer.len()),
-    };
-    let len = len.min(PAGE_SIZE as usize - inside);
+    let write = matches!(copy, Copy::ToGuest(_));
+    let (offset, len) = in_page(gpa, copy.len());
     loop {
         {
             let memory = vm.read();
@@ -43,16 +80,8 @@ pub(crate) fn first_piece(vm: &VmInner, gpa: Gpa, copy: Copy<'_>) -> Piece {
                 // `HostRange::new` its memory is mapped, writable where the mapping is, and no
                 // Rust reference to it exists. The deletion of a slot takes the lock that is held
                 // here for writing before it returns, so the memory stays valid for this block.
-                // `inside + len` is at most one page, which the mapping covers.
-                let page =
-                    unsafe { VolatileSlice::new((mapping.host as *mut u8).add(inside), len) };
-                match copy {
-                    Copy::FromGuest(buffer) => page.copy_to(&mut buffer[..len]),
-                    Copy::ToGuest(buffer) => {
-                        page.copy_from(&buffer[..len]);
-                        len
-                    }
-                };
+                // `offset + len` is at most one page, which the mapping covers.
+                unsafe { copy.copy(mapping.host + offset, len) };
                 return Piece::Memory(len);
             }
         }
@@ -67,41 +96,31 @@ pub(crate) fn first_piece(vm: &VmInner, gpa: Gpa, copy: Copy<'_>) -> Piece {
     }
 }
 
-/// Reads what slots lend, as the host does: private frames or not.
-pub(crate) fn read_slot(vm: &VmInner, gpa: Gpa, data: &mut [u8]) -> Result<()> {
+/// Reads or writes the memory of slots as the host does, private frames or not.
+///
+/// # Errors
+/// [`Error::NotFound`] where a part of the range is in no slot, or in a read-only slot for a write.
+pub(crate) fn host_access(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Result<()> {
     let memory = vm.read();
-    let mut done = 0;
-    while done < data.len() {
-        let not_found = Error::NotFound(Field::Gpa, gpa.get());
-        let at = gpa.checked_add(done as u64).ok_or(not_found)?;
-        let inside = (at.get() % PAGE_SIZE) as usize;
-        let len = (PAGE_SIZE as usize - inside).min(data.len() - done);
-        let mapping = memory.slot_page(Gfn::containing(at)).ok_or(not_found)?;
+    let mut at = gpa;
+    loop {
+        let (offset, len) = in_page(at, copy.len());
+        if len == 0 {
+            return Ok(());
+        }
+        let write = matches!(copy, Copy::ToGuest(_));
+        let not_found = Error::NotFound(Field::Gpa, at.get());
+        let page = memory.slot_page(Gfn::containing(at), write);
+        let host = page.ok_or(not_found)?;
         // SAFETY: as in `first_piece`: the slot is not deleted while the lock is held, its memory
-        // is mapped and readable, and `inside + len` is at most the page.
-        let page = unsafe { VolatileSlice::new((mapping.host as *mut u8).add(inside), len) };
-        page.copy_to(&mut data[done..done + len]);
-        done += len;
+        // is mapped, and writable for a write; `offset + len` is at most the page.
+        unsafe { copy.copy(host + offset, len) };
+        copy = match copy {
+            Copy::FromGuest(buffer) => Copy::FromGuest(&mut buffer[len..]),
+            Copy::ToGuest(buffer) => Copy::ToGuest(&buffer[len..]),
+        };
+        if copy.len() != 0 {
+            at = at.checked_add(len as u64).ok_or(not_found)?;
+        }
     }
-    Ok(())
-}
-
-/// Writes what slots lend, as the host does. A read-only slot need not be writable.
-pub(crate) fn write_slot(vm: &VmInner, gpa: Gpa, data: &[u8]) -> Result<()> {
-    let memory = vm.read();
-    let mut done = 0;
-    while done < data.len() {
-        let not_found = Error::NotFound(Field::Gpa, gpa.get());
-        let at = gpa.checked_add(done as u64).ok_or(not_found)?;
-        let inside = (at.get() % PAGE_SIZE) as usize;
-        let len = (PAGE_SIZE as usize - inside).min(data.len() - done);
-        let host = memory
-            .writable_slot_page(Gfn::containing(at))
-            .ok_or(not_found)?;
-        // SAFETY: as in `read_slot`, and the slot is not read-only, so its memory is writable.
-        let page = unsafe { VolatileSlice::new((host as *mut u8).add(inside), len) };
-        page.copy_from(&data[done..done + len]);
-        done += len;
-    }
-    Ok(())
 }

@@ -1,21 +1,22 @@
-//! The machine: a vendor, a count of what lives on it, and the software platform for confidential
-//! VMs.
+//! The machine: a vendor, a count of the VMs that live on it, and the software platform for
+//! confidential VMs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
-#[allow(unused_imports)] // `NoPort` is for what is switched off.
-use kvm_ops::{Host, Missing, NoPort, Result, Tech, Vendor, VmId, VmIds, VmParams};
+use kvm_ops::{Error, Host, Missing, Result, Runs, Tech, Vendor, VmId, VmIds, VmParams};
 
-use crate::SimVm;
+use crate::sev::{Sev, SoftPsp};
+use crate::tdx::{SoftSeam, Tdx};
+use crate::{SimHostBuilder, SimVm, SoftPages};
 
-/// A software platform. Each value is a machine of its own; clones are handles to it.
+/// A software platform. Each new value is another machine; clones are handles to it.
 ///
-/// The software TDX module and the software AMD SP come up when they are first asked for, so a
-/// machine that holds normal VMs only does not pay for them.
+/// The software TDX module and the software AMD SP come up on first use, so a machine with normal
+/// VMs only does not pay for them.
 #[derive(Clone, Debug)]
 pub struct SimHost {
-    machine: Arc<Machine>,
+    pub(crate) machine: Arc<Machine>,
 }
 
 #[derive(Debug)]
@@ -24,23 +25,20 @@ pub(crate) struct Machine {
     ids: VmIds,
     live_vms: AtomicUsize,
     /// The TDX machine; `None` inside where its module does not come up.
-    #[cfg(feature = "tdx")]
-    pub(crate) tdx: std::sync::OnceLock<Option<crate::tdx::Tdx>>,
+    pub(crate) tdx: OnceLock<Option<Tdx>>,
     /// The AMD SP; `None` inside where its firmware does not come up.
-    #[cfg(feature = "sev")]
-    pub(crate) sev: std::sync::OnceLock<Option<crate::sev::Sev>>,
+    pub(crate) sev: OnceLock<Option<Sev>>,
 }
 
 impl SimHost {
-    /// A machine with that vendor's processors.
+    /// A machine with processors of that vendor.
     pub fn new(vendor: Vendor) -> Self {
         Self::from_machine(Machine::new(vendor))
     }
 
     /// A machine whose software platform is given.
-    #[cfg(any(feature = "tdx", feature = "sev"))]
-    pub fn builder(vendor: Vendor) -> crate::SimHostBuilder {
-        crate::SimHostBuilder::new(vendor)
+    pub fn builder(vendor: Vendor) -> SimHostBuilder {
+        SimHostBuilder::new(vendor)
     }
 
     pub(crate) fn from_machine(machine: Machine) -> Self {
@@ -53,20 +51,6 @@ impl SimHost {
     pub fn live_vms(&self) -> usize {
         self.machine.live_vms.load(Ordering::Acquire)
     }
-
-    /// The software TDX module below, for faults, traces and counts. `None` on AMD.
-    #[cfg(feature = "tdx")]
-    pub fn tdx_platform(&self) -> Option<&Arc<soft_tdx_module::Platform>> {
-        self.machine.tdx().map(|tdx| &tdx.platform)
-    }
-}
-
-#[cfg(feature = "sev")]
-impl SimHost {
-    /// The software AMD SP below, for faults, traces and counts. `None` on Intel.
-    pub fn sev_platform(&self) -> Option<&Arc<soft_amd_sp::Platform>> {
-        self.machine.sev().map(|sev| &sev.platform)
-    }
 }
 
 impl Machine {
@@ -75,41 +59,30 @@ impl Machine {
             vendor,
             ids: VmIds::new(),
             live_vms: AtomicUsize::new(0),
-            #[cfg(feature = "tdx")]
-            tdx: std::sync::OnceLock::new(),
-            #[cfg(feature = "sev")]
-            sev: std::sync::OnceLock::new(),
+            tdx: OnceLock::new(),
+            sev: OnceLock::new(),
         }
     }
 
-    #[cfg(feature = "tdx")]
-    pub(crate) fn tdx(&self) -> Option<&crate::tdx::Tdx> {
-        use crate::tdx::Tdx;
-        if self.vendor != Vendor::Intel {
-            return None;
+    pub(crate) fn tdx(&self) -> Option<&Tdx> {
+        match self.vendor {
+            Vendor::Intel => self.tdx.get_or_init(Tdx::up_default).as_ref(),
+            _ => None,
         }
-        let up = || Tdx::up(Tdx::default_machine()).ok();
-        self.tdx.get_or_init(up).as_ref()
     }
 
-    #[cfg(feature = "sev")]
-    pub(crate) fn sev(&self) -> Option<&crate::sev::Sev> {
-        use crate::sev::{Sev, SevSetup};
-        if self.vendor != Vendor::Amd {
-            return None;
+    pub(crate) fn sev(&self) -> Option<&Sev> {
+        match self.vendor {
+            Vendor::Amd => self.sev.get_or_init(Sev::up_default).as_ref(),
+            _ => None,
         }
-        let up = || Sev::up(SevSetup::default()).ok();
-        self.sev.get_or_init(up).as_ref()
     }
 
     fn offers(&self, tech: Tech) -> bool {
         match tech {
-            #[cfg(feature = "sev")]
-            Tech::Sev | Tech::SevEs | Tech::SevSnp => self.sev().is_some_and(|sev| {
-                use kvm_ops::PspPort;
-                !sev.psp.asid_pools().range(tech).is_empty()
-            }),
-            #[cfg(feature = "tdx")]
+            Tech::Sev | Tech::SevEs | Tech::SevSnp => {
+                self.sev().is_some_and(|sev| sev.offers(tech))
+            }
             Tech::Tdx => self.tdx().is_some(),
             _ => tech == Tech::normal(self.vendor),
         }
@@ -126,18 +99,9 @@ impl Machine {
 
 impl Host for SimHost {
     type Vm = SimVm;
-    #[cfg(feature = "tdx")]
-    type Seam = crate::SoftSeam;
-    #[cfg(not(feature = "tdx"))]
-    type Seam = NoPort;
-    #[cfg(feature = "sev")]
-    type Psp = crate::SoftPsp;
-    #[cfg(not(feature = "sev"))]
-    type Psp = NoPort;
-    #[cfg(any(feature = "tdx", feature = "sev"))]
-    type Pages = crate::SoftPages;
-    #[cfg(not(any(feature = "tdx", feature = "sev")))]
-    type Pages = NoPort;
+    type Seam = SoftSeam;
+    type Psp = SoftPsp;
+    type Pages = SoftPages;
 
     fn name(&self) -> &'static str {
         "sim"
@@ -154,30 +118,26 @@ impl Host for SimHost {
     fn create_vm(&self, tech: Tech, params: &VmParams) -> Result<SimVm> {
         params.validate()?;
         if !self.machine.offers(tech) {
-            return Err(kvm_ops::Error::Unsupported(Missing::HostTech(tech)));
+            return Err(Error::unsupported(Missing::HostTech, tech));
         }
+        tracing::debug!(%tech, vcpus = params.vcpus, "VM created");
         Ok(SimVm::new(Arc::clone(&self.machine), tech, params.clone()))
     }
 
-    #[cfg(feature = "tdx")]
-    fn seam(&self) -> Option<&Self::Seam> {
-        self.machine.tdx().map(|tdx| &tdx.seam)
+    fn runs(&self) -> Runs {
+        Runs::Programs
     }
 
-    #[cfg(feature = "sev")]
-    fn psp(&self) -> Option<&Self::Psp> {
-        self.machine.sev().map(|sev| &sev.psp)
+    fn seam(&self) -> Option<&SoftSeam> {
+        self.machine.tdx().map(Tdx::seam)
     }
 
-    fn pages(&self) -> Option<&Self::Pages> {
-        #[cfg(feature = "sev")]
-        if let Some(sev) = self.machine.sev() {
-            return Some(&sev.pages);
-        }
-        #[cfg(feature = "tdx")]
-        if let Some(tdx) = self.machine.tdx() {
-            return Some(&tdx.pages);
-        }
-        None
+    fn psp(&self) -> Option<&SoftPsp> {
+        self.machine.sev().map(Sev::psp)
+    }
+
+    fn pages(&self) -> Option<&SoftPages> {
+        let sev = self.machine.sev().map(Sev::pages);
+        sev.or_else(|| self.machine.tdx().map(Tdx::pages))
     }
 }

@@ -4,6 +4,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops::Kick;
 
+/// The vector of an NMI.
+pub(crate) const NMI: u8 = 2;
+
 /// What waits for one vCPU. Shared by the vCPU, its kick handles and its VM.
 #[derive(Debug, Default)]
 pub(crate) struct Wake {
@@ -12,36 +15,50 @@ pub(crate) struct Wake {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(crate) struct State {
     kicked: bool,
-    /// Vectors that wait for the guest to halt, one bit each: the IRR of a local APIC.
-    pending: [u64; 4],
+    waiting: Waiting,
+    nmi_masked: bool,
 }
 
-impl State {
-    /// The highest vector first, as a local APIC delivers them.
-    fn take_vector(&mut self) -> Option<u8> {
-        for (i, word) in self.pending.iter_mut().enumerate().rev() {
-            if *word != 0 {
-                let bit = 63 - word.leading_zeros();
-                *word &= !(1 << bit);
-                return Some((i as u32 * 64 + bit) as u8);
-            }
-        }
-        None
+/// Events that wait until the guest halts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    pub(crate) nmi: bool,
+    /// One bit a vector: the IRR of a local APIC.
+    pub(crate) vectors: [u64; 4],
+}
+
+impl Waiting {
+    /// The interrupt that the guest takes first: the highest vector, as a local APIC has it.
+    pub(crate) fn interrupt(&self) -> Option<u8> {
+        let i = self.vectors.iter().rposition(|word| *word != 0)?;
+        Some((i as u32 * 64 + self.vectors[i].ilog2()) as u8)
     }
 }
 
-/// Why a halt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Woken {
-    Kicked,
-    Interrupt(u8),
+impl State {
+    /// `Some` if a halt would end now.
+    pub(crate) fn any(&mut self) -> Option<()> {
+        let nmi = self.waiting.nmi && !self.nmi_masked;
+        (nmi || self.waiting.interrupt().is_some()).then_some(())
+    }
+
+    /// Takes the event that ends a halt now: an NMI unless it is masked, then the highest vector.
+    pub(crate) fn take(&mut self) -> Option<u8> {
+        if self.waiting.nmi && !self.nmi_masked {
+            self.waiting.nmi = false;
+            return Some(NMI);
+        }
+        let vector = self.waiting.interrupt()?;
+        self.waiting.vectors[usize::from(vector / 64)] &= !(1 << (vector % 64));
+        Some(vector)
+    }
 }
 
 impl Wake {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is two plain values; a panic elsewhere leaves nothing half done in it.
+        // The state is plain values; a panic elsewhere leaves nothing half done in it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -50,31 +67,40 @@ impl Wake {
     }
 
     pub(crate) fn take_vector(&self) -> Option<u8> {
-        self.lock().take_vector()
+        self.lock().take()
     }
 
     pub(crate) fn post(&self, vector: u8) {
-        self.lock().pending[usize::from(vector / 64)] |= 1 << (vector % 64);
+        self.lock().waiting.vectors[usize::from(vector / 64)] |= 1 << (vector % 64);
         self.changed.notify_all();
     }
 
-    pub(crate) fn cancel(&self) {
-        self.lock().pending = [0; 4];
+    pub(crate) fn waiting(&self) -> Waiting {
+        self.lock().waiting
     }
 
-    pub(crate) fn has_pending(&self) -> bool {
-        self.lock().pending != [0; 4]
+    /// Changes the events that wait, and whether NMIs are masked.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Waiting, &mut bool)) {
+        let mut state = self.lock();
+        let State {
+            waiting,
+            nmi_masked,
+            ..
+        } = &mut *state;
+        change(waiting, nmi_masked);
+        self.changed.notify_all();
     }
 
-    /// Blocks until a kick or an interrupt comes. A kick wins, and leaves the interrupt pending.
-    pub(crate) fn wait(&self) -> Woken {
+    /// Blocks until `event` finds what it waits for, or a kick comes, which is `None`. A kick wins,
+    /// and leaves the event waiting.
+    pub(crate) fn wait<T>(&self, event: impl Fn(&mut State) -> Option<T>) -> Option<T> {
         let mut state = self.lock();
         loop {
             if std::mem::take(&mut state.kicked) {
-                return Woken::Kicked;
+                return None;
             }
-            if let Some(vector) = state.take_vector() {
-                return Woken::Interrupt(vector);
+            if let Some(found) = event(&mut state) {
+                return Some(found);
             }
             state = self
                 .changed
@@ -106,11 +132,28 @@ mod tests {
     }
 
     #[test]
+    fn an_nmi_comes_before_interrupts_and_not_while_it_is_masked() {
+        let wake = Wake::default();
+        wake.post(255);
+        wake.change(|waiting, masked| (waiting.nmi, *masked) = (true, true));
+        assert_eq!((wake.take_vector(), wake.take_vector()), (Some(255), None));
+        wake.post(16);
+        wake.change(|_, masked| *masked = false);
+        assert_eq!(wake.take_vector(), Some(NMI));
+        assert_eq!((wake.take_vector(), wake.take_vector()), (Some(16), None));
+    }
+
+    #[test]
     fn a_kick_before_the_wait_is_not_lost_and_keeps_the_interrupt() {
         let wake = Wake::default();
         wake.post(32);
         wake.kick();
-        assert_eq!(wake.wait(), Woken::Kicked);
-        assert_eq!(wake.wait(), Woken::Interrupt(32));
+        assert_eq!(wake.wait(State::take), None);
+        assert_eq!(wake.wait(State::take), Some(32));
+        wake.post(32);
+        wake.kick();
+        assert_eq!(wake.wait(State::any), None);
+        assert_eq!(wake.wait(State::any), Some(()));
+        assert_eq!(wake.waiting().interrupt(), Some(32));
     }
 }

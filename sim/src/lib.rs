@@ -3,33 +3,44 @@
 extern crate kvm_ops_core as kvm_ops;
 
 mod access;
-#[cfg(any(feature = "tdx", feature = "sev"))]
 mod builder;
 mod frame_set;
-#[cfg(any(feature = "tdx", feature = "sev"))]
-mod frames;
 mod host;
 mod irq;
-#[cfg(any(feature = "tdx", feature = "sev"))]
-mod pages;
 mod registers;
-#[cfg(feature = "sev")]
-mod sev;
+mod reported;
 mod table;
-#[cfg(feature = "tdx")]
-mod tdx;
 mod vcpu;
+mod vcpu_ops;
 mod vm;
 
+// Features choose modules; the rest of the crate is the same in every build.
 #[cfg(any(feature = "tdx", feature = "sev"))]
-pub use builder::{BuildError, SimHostBuilder};
+mod frames;
+#[cfg(any(feature = "tdx", feature = "sev"))]
+mod pages;
+#[cfg(feature = "sev")]
+mod sev;
+#[cfg(not(feature = "sev"))]
+#[path = "without/sev.rs"]
+mod sev;
+#[cfg(feature = "tdx")]
+mod tdx;
+#[cfg(not(feature = "tdx"))]
+#[path = "without/tdx.rs"]
+mod tdx;
+
+pub use builder::{BuildError, BuildStage, SimHostBuilder};
 pub use host::SimHost;
+pub use table::TableStats;
+pub use vcpu::SimVcpu;
+pub use vm::SimVm;
+
+#[cfg(not(any(feature = "tdx", feature = "sev")))]
+use kvm_ops::NoPort as SoftPages;
 #[cfg(any(feature = "tdx", feature = "sev"))]
 pub use pages::SoftPages;
 #[cfg(feature = "sev")]
 pub use sev::{SevSetup, SoftPsp};
-pub use table::TableStats;
 #[cfg(feature = "tdx")]
 pub use tdx::SoftSeam;
-pub use vcpu::SimVcpu;
-pub use vm::SimVm;

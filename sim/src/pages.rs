@@ -62,8 +62,11 @@ impl PagePort for SoftPages {
 
     /// A 2 MiB page may come back in pieces of 4 KiB, and pieces as one.
     fn free(&self, page: Page) -> Result<(), Page> {
-        let known = page.port() == self.id && self.frames().free(page.pfn().get(), page.level());
-        if known { Ok(()) } else { Err(page) }
+        if page.port() == self.id && self.frames().free(page.pfn().get(), page.level()) {
+            return Ok(());
+        }
+        tracing::error!(?page, "this memory did not give the page out");
+        Err(page)
     }
 
     fn write(&self, at: Hpa, data: &[u8]) -> Result<()> {

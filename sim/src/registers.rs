@@ -1,51 +1,62 @@
-//! The registers of a vCPU that runs no instructions: held, so that what an embedder sets can be
+//! The register state of a vCPU that runs no instructions: every group is kept, so that it can be
 //! read back and carried to another platform.
 
 use std::collections::BTreeMap;
 
-use kvm_ops::{DescTable, Error, Field, Regs, Result, Segment, SegmentName};
+use kvm_ops::{
+    DebugRegs, DescTable, Error, Events, Field, MpState, Msr, Regs, Result, Segment, Sregs, Xcrs,
+    Xsave, cr0, rflags,
+};
 
 /// Register state, as after power-on (SDM vol. 3, table 11-1).
 #[derive(Clone, Debug)]
 pub(crate) struct Registers {
     pub(crate) regs: Regs,
-    segments: [Segment; 8],
-    pub(crate) idt: DescTable,
-    pub(crate) gdt: DescTable,
-    pub(crate) dr7: u64,
+    sregs: Sregs,
+    pub(crate) xsave: Xsave,
+    /// Without the interrupt and the NMI that wait, which other threads post too.
+    pub(crate) events: Events,
+    pub(crate) debug: DebugRegs,
+    pub(crate) xcrs: Xcrs,
+    pub(crate) mp_state: MpState,
     msrs: BTreeMap<u32, u64>,
-    pub(crate) nmi_masked: bool,
-    pub(crate) interrupt_shadow: u32,
 }
 
+// MSRs that are fields of `Sregs`.
+const IA32_APIC_BASE: u32 = 0x1b;
 const IA32_EFER: u32 = 0xc000_0080;
+const IA32_FS_BASE: u32 = 0xc000_0100;
+const IA32_GS_BASE: u32 = 0xc000_0101;
+const SPECIAL: [u32; 4] = [IA32_APIC_BASE, IA32_EFER, IA32_FS_BASE, IA32_GS_BASE];
 
-/// The MSRs that the platform has, with their value after power-on.
-const MSRS: [(u32, u64); 13] = [
+/// The other MSRs that the platform has, with their value after power-on.
+const MSRS: [(u32, u64); 10] = [
     (0x10, 0),                      // IA32_TIME_STAMP_COUNTER
-    (0x1b, 0xfee0_0800),            // IA32_APIC_BASE, enabled
     (0x174, 0),                     // IA32_SYSENTER_CS
     (0x175, 0),                     // IA32_SYSENTER_ESP
     (0x176, 0),                     // IA32_SYSENTER_EIP
     (0x277, 0x0007_0406_0007_0406), // IA32_PAT
-    (IA32_EFER, 0),
-    (0xc000_0081, 0), // IA32_STAR
-    (0xc000_0082, 0), // IA32_LSTAR
-    (0xc000_0083, 0), // IA32_CSTAR
-    (0xc000_0084, 0), // IA32_FMASK
-    (0xc000_0100, 0), // IA32_FS_BASE
-    (0xc000_0102, 0), // IA32_KERNEL_GS_BASE
+    (0xc000_0081, 0),               // IA32_STAR
+    (0xc000_0082, 0),               // IA32_LSTAR
+    (0xc000_0083, 0),               // IA32_CSTAR
+    (0xc000_0084, 0),               // IA32_FMASK
+    (0xc000_0102, 0),               // IA32_KERNEL_GS_BASE
 ];
 
-/// EFER bits that exist: SCE, LME, LMA, NXE.
-const EFER_BITS: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
+mod efer {
+    pub(super) const LME: u64 = 1 << 8;
+    pub(super) const LMA: u64 = 1 << 10;
+    /// The bits that the platform has: SCE, LME, LMA, NXE.
+    pub(super) const DEFINED: u64 = 1 | LME | LMA | 1 << 11;
+}
 
 pub(crate) fn has_msr(index: u32) -> bool {
-    MSRS.iter().any(|(msr, _)| *msr == index)
+    SPECIAL.contains(&index) || MSRS.iter().any(|(msr, _)| *msr == index)
 }
 
 impl Registers {
-    pub(crate) fn power_on() -> Self {
+    /// `boots` is true for the processor that boots.
+    pub(crate) fn power_on(boots: bool) -> Self {
         let data = Segment {
             limit: 0xffff,
             kind: 3,
@@ -53,77 +64,115 @@ impl Registers {
             s: true,
             ..Segment::default()
         };
-        let mut segments = [data; 8];
-        let code = &mut segments[SegmentName::Cs as usize];
-        (code.selector, code.base, code.kind) = (0xf000, 0xffff_0000, 11);
-        for (name, kind) in [(SegmentName::Tr, 11), (SegmentName::Ldtr, 2)] {
-            segments[name as usize] = Segment {
-                kind,
-                s: false,
-                ..data
-            };
-        }
+        let system = |kind| Segment {
+            kind,
+            s: false,
+            ..data
+        };
+        let table = DescTable {
+            base: 0,
+            limit: 0xffff,
+        };
         Self {
             regs: Regs {
                 rip: 0xfff0,
-                rflags: 2,
+                rflags: rflags::RESERVED,
                 ..Regs::default()
             },
-            segments,
-            idt: DescTable {
-                base: 0,
-                limit: 0xffff,
+            sregs: Sregs {
+                cs: Segment {
+                    selector: 0xf000,
+                    base: 0xffff_0000,
+                    kind: 11,
+                    ..data
+                },
+                ds: data,
+                es: data,
+                fs: data,
+                gs: data,
+                ss: data,
+                tr: system(11),
+                ldt: system(2),
+                gdt: table,
+                idt: table,
+                // Caches off, and ET.
+                cr0: cr0::CD | cr0::NW | 1 << 4,
+                // Enabled.
+                apic_base: 0xfee0_0800 | u64::from(boots) << 8,
+                ..Sregs::default()
             },
-            gdt: DescTable {
-                base: 0,
-                limit: 0xffff,
-            },
-            dr7: 0x400,
+            xsave: Xsave::initial(),
+            events: Events::default(),
+            debug: DebugRegs::default(),
+            xcrs: Xcrs::default(),
+            mp_state: MpState::Runnable,
             msrs: MSRS.into_iter().collect(),
-            nmi_masked: false,
-            interrupt_shadow: 0,
         }
     }
 
-    /// INIT keeps the TSC and the MSRs (SDM vol. 3, table 11-1).
+    /// INIT keeps the TSC and other MSRs, extended state and the caching bits of CR0 (SDM vol. 3,
+    /// table 11-1).
     pub(crate) fn init(&mut self) {
-        let msrs = std::mem::take(&mut self.msrs);
-        *self = Self {
-            msrs,
-            ..Self::power_on()
+        let new = Self::power_on(false);
+        let kept = cr0::CD | cr0::NW;
+        self.sregs = Sregs {
+            cr0: new.sregs.cr0 & !kept | self.sregs.cr0 & kept,
+            apic_base: self.sregs.apic_base,
+            ..new.sregs
         };
-        self.msrs.insert(IA32_EFER, 0);
+        (self.regs, self.events, self.debug) = (new.regs, new.events, new.debug);
+        self.mp_state = new.mp_state;
     }
 
-    pub(crate) fn segment(&self, name: SegmentName) -> Segment {
-        self.segments[name as usize]
+    pub(crate) fn sregs(&self) -> Sregs {
+        self.sregs
     }
 
-    pub(crate) fn set_segment(&mut self, name: SegmentName, value: Segment) {
-        self.segments[name as usize] = value;
-    }
-
-    pub(crate) fn msr(&self, index: u32) -> Result<u64> {
-        self.msrs
-            .get(&index)
-            .copied()
-            .ok_or(Error::Invalid(Field::Msr, index.into()))
-    }
-
-    pub(crate) fn set_msr(&mut self, index: u32, value: u64) -> Result<()> {
-        if index == IA32_EFER && value & !EFER_BITS != 0 {
-            return Err(Error::Invalid(Field::Msr, value));
+    /// EFER.LMA is not written: it follows LME and CR0.PG, as in the processor.
+    pub(crate) fn set_sregs(&mut self, sregs: &Sregs) -> Result<()> {
+        sregs.validate()?;
+        if sregs.efer & !efer::DEFINED != 0 {
+            return Err(Error::Invalid(Field::Msr, IA32_EFER.into()));
         }
-        match self.msrs.get_mut(&index) {
-            Some(msr) => {
-                *msr = value;
-                Ok(())
-            }
-            None => Err(Error::Invalid(Field::Msr, index.into())),
+        self.sregs = *sregs;
+        self.sregs.efer &= !efer::LMA;
+        if sregs.efer & efer::LME != 0 && sregs.cr0 & cr0::PG != 0 {
+            self.sregs.efer |= efer::LMA;
         }
+        Ok(())
     }
 
-    pub(crate) fn set_efer(&mut self, value: u64) -> Result<()> {
-        self.set_msr(IA32_EFER, value)
+    pub(crate) fn msrs(&self, msrs: &mut [Msr]) -> Result<()> {
+        for msr in msrs {
+            msr.value = match msr.index {
+                IA32_APIC_BASE => self.sregs.apic_base,
+                IA32_EFER => self.sregs.efer,
+                IA32_FS_BASE => self.sregs.fs.base,
+                IA32_GS_BASE => self.sregs.gs.base,
+                index => match self.msrs.get(&index) {
+                    Some(value) => *value,
+                    None => return Err(Error::Invalid(Field::Msr, index.into())),
+                },
+            };
+        }
+        Ok(())
+    }
+
+    pub(crate) fn set_msrs(&mut self, msrs: &[Msr]) -> Result<()> {
+        for &Msr { index, value } in msrs {
+            let slot = match index {
+                IA32_EFER => {
+                    let efer = value;
+                    self.set_sregs(&Sregs { efer, ..self.sregs })?;
+                    continue;
+                }
+                IA32_APIC_BASE => Some(&mut self.sregs.apic_base),
+                IA32_FS_BASE => Some(&mut self.sregs.fs.base),
+                IA32_GS_BASE => Some(&mut self.sregs.gs.base),
+                _ => self.msrs.get_mut(&index),
+            };
+            *slot.ok_or(Error::Invalid(Field::Msr, index.into()))? = value;
+        }
+        Ok(())
     }
 }

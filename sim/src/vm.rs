@@ -1,5 +1,5 @@
-//! A VM: slots, the second-level table, and its vCPUs' mailboxes. Of a confidential VM this is what
-//! it shares with the host.
+//! A VM: slots, the second-level table, and the mailboxes of its vCPUs. For a confidential VM this is
+//! the part that it shares with the host.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kvm_ops::{
-    Error, Field, Gfn, Gpa, Irqchip, Kick, Level, MemSlot, PAGE_SIZE, Result, SlotId, Step, Tech,
-    VcpuId, VmParams, VmPort,
+    Error, Field, Gfn, Gpa, Irqchip, Kick, Level, MemSlot, PAGE_SIZE, Result, SevPort,
+    SharedMemory, SlotId, Step, TdPort, Tech, VcpuId, VmParams, VmPort,
 };
 
+use crate::access::{Copy, host_access};
 use crate::frame_set::FrameSet;
 use crate::host::Machine;
 use crate::irq::Wake;
@@ -22,15 +23,14 @@ use crate::{SimVcpu, TableStats};
 /// [`close`](VmPort::close), and dropping this value, deletes every slot and ends all runs; a vCPU
 /// that is left answers [`Error::WrongState`] from then on.
 pub struct SimVm {
-    inner: Arc<VmInner>,
+    pub(crate) inner: Arc<VmInner>,
 }
 
-/// What the VM and its vCPUs share.
+/// The part of a VM that its vCPUs hold too.
 pub(crate) struct VmInner {
     pub(crate) machine: Arc<Machine>,
     pub(crate) tech: Tech,
     /// Empty but for a SEV guest.
-    #[cfg(feature = "sev")]
     pub(crate) sev: crate::sev::Guest,
     params: VmParams,
     /// One lock for slots and table: an access holds it shared while it copies, so a deleted slot
@@ -58,7 +58,6 @@ impl SimVm {
             inner: Arc::new(VmInner {
                 machine,
                 tech,
-                #[cfg(feature = "sev")]
                 sev: crate::sev::Guest::default(),
                 params,
                 memory: RwLock::default(),
@@ -79,7 +78,6 @@ impl VmInner {
         self.params.irqchip
     }
 
-    #[cfg(feature = "sev")]
     pub(crate) fn is_sev(&self) -> bool {
         matches!(self.tech, Tech::Sev | Tech::SevEs | Tech::SevSnp)
     }
@@ -98,11 +96,7 @@ impl VmInner {
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
         *self.write() = Memory::default();
-        #[cfg(feature = "sev")]
-        {
-            self.sev.bind(None, self.sev.mask());
-            self.sev.handle_faults(None);
-        }
+        self.sev.close();
         self.vcpus().values().for_each(|wake| wake.kick());
     }
 
@@ -110,9 +104,8 @@ impl VmInner {
         self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The mailbox of a TD vCPU. It is there from its first use on: the vCPU itself is firmware's.
-    #[cfg(feature = "tdx")]
-    fn td_wake(&self, vcpu: VcpuId) -> Result<Arc<Wake>> {
+    /// The mailbox of a TD vCPU, made on first use: the vCPU itself is in the TDX module.
+    pub(crate) fn td_wake(&self, vcpu: VcpuId) -> Result<Arc<Wake>> {
         if vcpu.0 >= self.params.vcpus {
             return Err(Error::NotFound(Field::Vcpu, vcpu.0.into()));
         }
@@ -139,14 +132,10 @@ impl Memory {
         self.table.lookup(gfn)
     }
 
-    /// Whether memory lies there that is not to be reached as shared. What is no memory is MMIO,
-    /// and what cannot be written cannot be private.
+    /// True for memory that is not shared with the host. A frame without a slot is MMIO, and one of a
+    /// read-only slot cannot be private.
     pub(crate) fn is_private(&self, gfn: Gfn) -> bool {
-        self.private.contains(gfn.get())
-            && gfn.base().is_some_and(|gpa| {
-                let slot = self.slots.values().find(|slot| contains(slot, gpa));
-                slot.is_some_and(|slot| !slot.flags.read_only)
-            })
+        self.private.contains(gfn.get()) && self.slot_page(gfn, true).is_some()
     }
 
     /// Fails unless this very slot was set: number, place and memory. Its flags may have changed.
@@ -192,21 +181,16 @@ impl Memory {
         }
     }
 
-    /// The host address of a page that a slot lends, and whether guests may write it.
-    pub(crate) fn slot_page(&self, gfn: Gfn) -> Option<Mapping> {
-        let gpa = gfn.base()?;
-        let slot = self.slots.values().find(|slot| contains(slot, gpa))?;
-        Some(Mapping {
-            host: slot.host.address() + (gpa.get() - slot.gpa.get()),
-            writable: false,
-        })
+    fn slot_at(&self, gpa: Gpa) -> Option<&MemSlot> {
+        self.slots.values().find(|slot| contains(slot, gpa))
     }
 
-    /// The host address of a page that a slot lends for writing.
-    pub(crate) fn writable_slot_page(&self, gfn: Gfn) -> Option<u64> {
+    /// The host address of a page of a slot. `None` for a write to a read-only one.
+    pub(crate) fn slot_page(&self, gfn: Gfn, write: bool) -> Option<u64> {
         let gpa = gfn.base()?;
-        let slot = self.slots.values().find(|slot| contains(slot, gpa))?;
-        (!slot.flags.read_only).then(|| slot.host.address() + (gpa.get() - slot.gpa.get()))
+        let slot = self.slot_at(gpa)?;
+        let allowed = !write || !slot.flags.read_only;
+        allowed.then(|| slot.host.address() + (gpa.get() - slot.gpa.get()))
     }
 
     /// Resolves a violation from the slots. `None` means MMIO: no slot is there, or the write goes
@@ -218,7 +202,7 @@ impl Memory {
         }
         self.table.stats.violations += 1;
         let gpa = gfn.base()?;
-        let slot = *self.slots.values().find(|slot| contains(slot, gpa))?;
+        let slot = *self.slot_at(gpa)?;
         if write && slot.flags.read_only {
             return None;
         }
@@ -354,12 +338,12 @@ impl VmPort for SimVm {
         Ok(())
     }
 
-    /// The platform runs real mode as it is: nothing is to be placed.
+    /// Does nothing: guest programs have no real mode that would need pages.
     fn set_tss_addr(&self, _: Gpa) -> Result<()> {
         Ok(())
     }
 
-    /// The platform runs real mode as it is: nothing is to be placed.
+    /// Does nothing: guest programs have no real mode that would need pages.
     fn set_identity_map_addr(&self, _: Gpa) -> Result<()> {
         Ok(())
     }
@@ -370,7 +354,6 @@ impl VmPort for SimVm {
 
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
         let wake = match self.inner.tech {
-            #[cfg(feature = "tdx")]
             Tech::Tdx => self.inner.td_wake(vcpu)?,
             _ => {
                 let vcpus = self.inner.vcpus();
@@ -382,67 +365,32 @@ impl VmPort for SimVm {
         Ok(())
     }
 
-    fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
-        self.inner.write().set_shared(first, pages, shared);
-        Ok(())
+    fn td(&self) -> Option<&dyn TdPort> {
+        crate::tdx::port(self)
     }
 
-    #[cfg(feature = "tdx")]
-    fn load_td_program(
-        &self,
-        vcpu: VcpuId,
-        tdvpr: kvm_ops::Hpa,
-        mask: kvm_ops::SharedMask,
-        program: Box<dyn kvm_ops::guest::GuestProgram>,
-    ) -> Result<()> {
-        let VmInner { machine, tech, .. } = &*self.inner;
-        let (Some(tdx), Tech::Tdx) = (machine.tdx(), tech) else {
-            return kvm_ops::unsupported!("load_td_program");
-        };
-        let wake = self.inner.td_wake(vcpu)?;
-        let program = crate::tdx::TdProgram::new(program, vcpu, mask, &self.inner, wake)
-            .ok_or(Error::Invalid(Field::Gpa, mask.bits()))?;
-        tdx.platform.set_guest(tdvpr.get(), program);
-        Ok(())
-    }
-
-    #[cfg(feature = "sev")]
-    fn bind_asid(&self, asid: Option<kvm_ops::Asid>, mask: kvm_ops::SharedMask) -> Result<()> {
-        if !self.inner.is_sev() {
-            return kvm_ops::unsupported!("bind_asid");
-        }
-        self.inner.sev.bind(asid, mask);
-        Ok(())
-    }
-
-    #[cfg(feature = "sev")]
-    fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<kvm_ops::Pfn>) -> Result<()> {
-        if !self.inner.is_sev() {
-            return kvm_ops::unsupported!("map_encrypted");
-        }
-        self.inner.sev.map(gfn, level, page)
-    }
-
-    #[cfg(feature = "sev")]
-    fn handle_nested_faults(&self, handler: Option<Arc<dyn kvm_ops::NestedFaults>>) -> Result<()> {
-        if !self.inner.is_sev() {
-            return kvm_ops::unsupported!("handle_nested_faults");
-        }
-        self.inner.sev.handle_faults(handler);
-        Ok(())
-    }
-
-    fn read_slot(&self, gpa: Gpa, data: &mut [u8]) -> Result<()> {
-        crate::access::read_slot(&self.inner, gpa, data)
-    }
-
-    fn write_slot(&self, gpa: Gpa, data: &[u8]) -> Result<()> {
-        crate::access::write_slot(&self.inner, gpa, data)
+    fn sev(&self) -> Option<&dyn SevPort> {
+        crate::sev::port(self)
     }
 
     /// Never fails.
     fn close(self) -> Result<()> {
         Ok(())
+    }
+}
+
+impl SharedMemory for SimVm {
+    fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
+        self.inner.write().set_shared(first, pages, shared);
+        Ok(())
+    }
+
+    fn read_slot(&self, gpa: Gpa, data: &mut [u8]) -> Result<()> {
+        host_access(&self.inner, gpa, Copy::FromGuest(data))
+    }
+
+    fn write_slot(&self, gpa: Gpa, data: &[u8]) -> Result<()> {
+        host_access(&self.inner, gpa, Copy::ToGuest(data))
     }
 }
 

@@ -53,9 +53,9 @@ fn an_access_that_runs_out_of_a_slot_leaves_as_mmio_in_pieces_of_eight() {
     let mut pieces = Vec::new();
     loop {
         match cpu.vcpu_run().unwrap() {
-            Exit::MmioRead { gpa, data } => {
-                pieces.push((gpa.get(), data.len()));
-                data.fill(pieces.len() as u8);
+            Exit::MmioRead { gpa, len } => {
+                pieces.push((gpa.get(), len));
+                cpu.exit_data().fill(pieces.len() as u8);
             }
             Exit::Shutdown => break,
             other => panic!("{other:?}"),
@@ -82,11 +82,9 @@ fn a_write_to_a_read_only_slot_leaves_as_mmio_and_changes_nothing() {
         .read(Gpa::new(0x2000), 4)
         .write(Gpa::new(0x2000), &[1, 2, 3]);
     let mut cpu = vcpu(&vm, program);
-    let exit = Exit::MmioWrite {
-        gpa: Gpa::new(0x2000),
-        data: &[1, 2, 3],
-    };
-    assert_eq!(cpu.vcpu_run(), Ok(exit));
+    let (gpa, len) = (Gpa::new(0x2000), 3);
+    assert_eq!(cpu.vcpu_run(), Ok(Exit::MmioWrite { gpa, len }));
+    assert_eq!(cpu.exit_data(), [1, 2, 3]);
     assert_eq!(cpu.vcpu_run(), Ok(Exit::Shutdown));
     assert_eq!(ram.read(0x2000, 4), [0; 4]);
 }
@@ -203,7 +201,7 @@ fn closing_a_vm_ends_the_runs_of_its_vcpus() {
     let ram = Ram::new(4096);
     let (_host, vm) = common::vm_with(kvm_ops_core::Irqchip::Full, 2);
     vm.set_memory_slot(&ram.slot(0, 0)).unwrap();
-    let is_closed = |ran: Result<Exit<'_>, Error>| ran == Err(Error::WrongState(Step::Drained));
+    let closed = Err(Error::WrongState(Step::Drained));
     // One writes for ever, one sleeps for ever.
     let mut writes = vcpu(
         &vm,
@@ -213,10 +211,10 @@ fn closing_a_vm_ends_the_runs_of_its_vcpus() {
         }),
     );
     let mut sleeps = vm.create_vcpu(VcpuId(1)).unwrap();
-    sleeps.load_program(Box::new(Script::new().halt())).unwrap();
+    common::load(&mut sleeps, Script::new().halt());
     std::thread::scope(|scope| {
-        scope.spawn(move || while !is_closed(writes.vcpu_run()) {});
-        scope.spawn(move || while !is_closed(sleeps.vcpu_run()) {});
+        scope.spawn(move || while writes.vcpu_run() != closed {});
+        scope.spawn(move || while sleeps.vcpu_run() != closed {});
         while ram.read(0, 1) == [0] {
             std::thread::yield_now();
         }
@@ -258,7 +256,7 @@ fn many_vcpus_write_their_own_pages_while_slots_come_and_go() {
                 program = program.write(gpa, &(page + u64::from(id) * 1000).to_le_bytes());
             }
             let mut cpu = vm.create_vcpu(VcpuId(id)).unwrap();
-            cpu.load_program(Box::new(program)).unwrap();
+            common::load(&mut cpu, program);
             scope.spawn(move || assert_eq!(cpu.vcpu_run(), Ok(Exit::Shutdown)));
         }
         for _ in 0..200 {

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use common::{vcpu, vm, vm_with};
 use kvm_ops_core::guest::{Action, FnProgram, GuestFault, GuestProgram, Outcome, Script};
-use kvm_ops_core::{Error, Exit, Field, Gpa, Irqchip, Level, VcpuId, VcpuOps, VmPort};
+use kvm_ops_core::{
+    Answer, DebugRegs, Error, Events, Exception, Exit, ExitKind, Field, Gpa, Interrupt, Irqchip,
+    Level, MpState, Msr, Nmi, Regs, Sregs, VcpuId, VcpuOps, VmPort, Xcrs, cr0,
+};
 
 /// Does one action and reports how it ended.
 struct Once<F>(F, mpsc::Sender<String>);
@@ -117,22 +120,16 @@ fn port_reads_and_hypercalls_bring_the_embedders_answer_to_the_program() {
         }
     });
     let mut cpu = vcpu(&vm, program);
-    match cpu.vcpu_run().unwrap() {
-        Exit::IoIn {
-            port: 0x60,
-            size: 2,
-            data,
-        } => data.copy_from_slice(&[0xcd, 0xab]),
-        other => panic!("{other:?}"),
-    }
-    match cpu.vcpu_run().unwrap() {
-        Exit::Hypercall {
-            nr: 12,
-            args: [1, 2, 3, 4, 0, 0],
-            ret,
-        } => *ret = 99,
-        other => panic!("{other:?}"),
-    }
+    let read = Exit::IoIn {
+        port: 0x60,
+        size: 2,
+        count: 1,
+    };
+    assert_eq!(cpu.vcpu_run(), Ok(read));
+    cpu.exit_data().copy_from_slice(&[0xcd, 0xab]);
+    let args = [1, 2, 3, 4, 0, 0];
+    assert_eq!(cpu.vcpu_run(), Ok(Exit::Hypercall { nr: 12, args }));
+    cpu.answer(Answer::Value(99)).unwrap();
     assert_eq!(cpu.vcpu_run(), Ok(Exit::Shutdown));
     assert_eq!(
         cpu.vcpu_run(),
@@ -152,7 +149,7 @@ fn without_an_irqchip_a_halt_is_an_exit_until_an_interrupt_is_injected() {
     cpu.enable_irq_window().unwrap();
     assert_eq!(cpu.vcpu_run(), Ok(Exit::IrqWindow));
     cpu.inject_irq(32).unwrap();
-    assert_eq!(cpu.inject_irq(33), Err(Error::Exists(Field::Vector, 33)));
+    assert_eq!(cpu.inject_irq(33), Err(Error::Exists(Field::Vector, 32)));
     assert!(matches!(cpu.vcpu_run(), Ok(Exit::IoOut { port: 1, .. })));
 }
 
@@ -233,27 +230,164 @@ fn vcpu_numbers_are_used_once_and_below_the_maximum() {
 }
 
 #[test]
-fn registers_hold_what_is_set_and_go_back_with_a_reset() {
-    let (_host, vm) = vm();
+fn every_group_holds_what_is_set_and_goes_back_with_a_reset() {
+    let (_host, vm) = vm_with(Irqchip::Full, 1);
     let mut cpu = vcpu(&vm, Script::new());
-    let at_start = cpu.get_regs().unwrap();
-    assert_eq!((at_start.rip, at_start.rflags), (0xfff0, 2));
-    let regs = kvm_ops_core::Regs {
+    let at_start = (cpu.regs().unwrap(), cpu.sregs().unwrap());
+    assert_eq!((at_start.0.rip, at_start.0.rflags), (0xfff0, 2));
+    assert_eq!(at_start.1.cs.base, 0xffff_0000);
+    let regs = Regs {
         rip: 0x1234,
         rax: 9,
         rflags: 0x202,
-        ..at_start
+        ..at_start.0
+    };
+    let mut sregs = at_start.1;
+    (sregs.cr0, sregs.cr4, sregs.efer) = (cr0::PG | cr0::PE, 1 << 5, 1 << 8);
+    (sregs.fs.base, sregs.gdt.limit) = (0x5000, 0x27);
+    let mut xsave = cpu.xsave().unwrap();
+    xsave.as_bytes_mut()[160] = 7;
+    let events = Events {
+        nmi: Nmi {
+            pending: true,
+            masked: true,
+            injected: false,
+        },
+        ..Events::default()
+    };
+    let debug = DebugRegs {
+        dr7: 0x402,
+        ..DebugRegs::default()
     };
     cpu.set_regs(&regs).unwrap();
-    assert_eq!(cpu.get_regs(), Ok(regs));
-    assert_eq!(cpu.get_if_flag(), Ok(true));
-    cpu.set_msr(0x10, 77).unwrap();
-    assert_eq!(cpu.get_msr(0x10), Ok(77));
-    assert_eq!(cpu.get_msr(0xdead), Err(Error::Invalid(Field::Msr, 0xdead)));
-    assert_eq!(cpu.set_efer(1 << 1), Err(Error::Invalid(Field::Msr, 2)));
+    cpu.set_sregs(&sregs).unwrap();
+    cpu.set_xsave(&xsave).unwrap();
+    cpu.set_events(&events).unwrap();
+    cpu.set_debug_regs(&debug).unwrap();
+    cpu.set_xcrs(&Xcrs { xcr0: 7 }).unwrap();
+    cpu.set_mp_state(MpState::InitReceived).unwrap();
+    // EFER.LMA follows.
+    sregs.efer |= 1 << 10;
+    assert_eq!((cpu.regs(), cpu.sregs()), (Ok(regs), Ok(sregs)));
+    assert_eq!((cpu.xsave(), cpu.events()), (Ok(xsave), Ok(events)));
+    let rest = (cpu.debug_regs(), cpu.xcrs(), cpu.mp_state());
+    let xcrs = Xcrs { xcr0: 7 };
+    assert_eq!(rest, (Ok(debug), Ok(xcrs), Ok(MpState::InitReceived)));
+
+    let read = |cpu: &kvm_ops_sim::SimVcpu, index| {
+        let mut msr = [Msr::read(index)];
+        cpu.msrs(&mut msr).map(|()| msr[0].value)
+    };
+    cpu.set_msrs(&[Msr::write(0x10, 77), Msr::write(0xc000_0101, 5)])
+        .unwrap();
+    assert_eq!(
+        (read(&cpu, 0x10), cpu.sregs().unwrap().gs.base),
+        (Ok(77), 5)
+    );
+    assert_eq!(
+        (read(&cpu, 0xc000_0100), read(&cpu, 0xc000_0080)),
+        (Ok(0x5000), Ok(0x500))
+    );
+    let unknown = Error::Invalid(Field::Msr, 0xdead);
+    assert_eq!(read(&cpu, 0xdead), Err(unknown));
+    assert_eq!(cpu.set_msrs(&[Msr::write(0xdead, 1)]), Err(unknown));
+    let efer = Error::Invalid(Field::Msr, 0xc000_0080);
+    assert_eq!(cpu.set_msrs(&[Msr::write(0xc000_0080, 2)]), Err(efer));
+    assert_eq!(cpu.set_sregs(&Sregs { efer: 2, ..sregs }), Err(efer));
+    let paging = Sregs {
+        cr0: cr0::PG,
+        ..sregs
+    };
+    assert_eq!(
+        cpu.set_sregs(&paging),
+        Err(Error::Invalid(Field::Cr0, cr0::PG))
+    );
+
     cpu.vcpu_reset(true).unwrap();
-    assert_eq!(cpu.get_regs(), Ok(at_start));
-    assert_eq!(cpu.get_msr(0x10), Ok(77), "INIT keeps the TSC");
+    assert_eq!(cpu.regs(), Ok(at_start.0));
+    assert_eq!(read(&cpu, 0x10), Ok(77), "INIT keeps the TSC");
     cpu.vcpu_reset(false).unwrap();
-    assert_eq!(cpu.get_msr(0x10), Ok(0));
+    assert_eq!((cpu.regs(), cpu.sregs()), (Ok(at_start.0), Ok(at_start.1)));
+    assert_eq!(read(&cpu, 0x10), Ok(0));
+    assert_eq!(cpu.events(), Ok(Events::default()));
+}
+
+#[test]
+fn no_event_is_dropped_without_a_word() {
+    let (_host, vm) = vm();
+    let mut cpu = vcpu(&vm, Script::new().halt().halt().output(1, &[7]));
+    // A program has no handlers: an exception is a triple fault.
+    let fault = Events::default().with_exception(Exception::new(13, Some(0)));
+    let triple = Events {
+        triple_fault: true,
+        ..Events::default()
+    };
+    for events in [fault.unwrap(), triple] {
+        let (_host, vm) = common::vm();
+        let mut cpu = vcpu(&vm, Script::new().output(1, &[7]));
+        cpu.set_events(&events).unwrap();
+        assert_eq!(cpu.events(), Ok(events));
+        assert_eq!(cpu.vcpu_run(), Ok(Exit::Shutdown));
+    }
+    assert_eq!(cpu.vcpu_run(), Ok(Exit::Hlt));
+    // A masked NMI waits; an interrupt ends the halt.
+    let mut events = Events::default();
+    (events.nmi.pending, events.nmi.masked) = (true, true);
+    events.interrupt = Some(Interrupt {
+        vector: 32,
+        soft: false,
+    });
+    cpu.set_events(&events).unwrap();
+    assert_eq!(cpu.events(), Ok(events));
+    assert_eq!(cpu.vcpu_run(), Ok(Exit::Hlt));
+    let left = cpu.events().unwrap();
+    assert_eq!((left.interrupt, left.nmi.pending), (None, true));
+    assert_eq!(cpu.vcpu_run(), Ok(Exit::Hlt), "masked");
+    cpu.set_events(&Events {
+        nmi: Nmi {
+            masked: false,
+            ..left.nmi
+        },
+        ..left
+    })
+    .unwrap();
+    assert!(matches!(cpu.vcpu_run(), Ok(Exit::IoOut { port: 1, .. })));
+    cpu.set_events(&fault.unwrap()).unwrap();
+    assert_eq!(cpu.vcpu_run(), Ok(Exit::Shutdown));
+    let none = Exception::new(32, None);
+    let beyond = Events {
+        exception: Some(none),
+        ..Events::default()
+    };
+    let refused = Err(Error::Invalid(Field::Vector, 32));
+    assert_eq!(cpu.set_events(&beyond), refused);
+}
+
+#[test]
+fn a_vcpu_that_waits_for_its_start_runs_nothing_until_it_is_runnable() {
+    let (_host, vm) = vm_with(Irqchip::Full, 1);
+    let mut cpu = vcpu(&vm, Script::new().output(1, &[7]));
+    cpu.set_mp_state(MpState::Uninitialized).unwrap();
+    cpu.kick_handle().kick();
+    assert_eq!(cpu.vcpu_run(), Ok(Exit::Interrupted));
+    cpu.set_mp_state(MpState::Halted).unwrap();
+    vm.deliver_interrupt(VcpuId(0), 32).unwrap();
+    assert!(matches!(cpu.vcpu_run(), Ok(Exit::IoOut { port: 1, .. })));
+    // Without an irqchip the embedder keeps this state.
+    let (_host, vm) = common::vm();
+    let mut cpu = vcpu(&vm, Script::new());
+    cpu.set_mp_state(MpState::Runnable).unwrap();
+    assert!(cpu.set_mp_state(MpState::Halted).is_err());
+}
+
+#[test]
+fn only_an_answer_that_fits_the_last_exit_is_taken() {
+    let (_host, vm) = vm();
+    let mut cpu = vcpu(&vm, Script::new().halt());
+    assert_eq!(cpu.vcpu_run(), Ok(Exit::Hlt));
+    assert_eq!(cpu.exit_data(), [0; 0]);
+    for answer in [Answer::Value(1), Answer::Msr(1), Answer::InjectGp] {
+        let refused = Err(Error::Invalid(Field::Answer, ExitKind::Hlt as u64));
+        assert_eq!(cpu.answer(answer), refused);
+    }
 }

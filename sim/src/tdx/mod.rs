@@ -1,17 +1,19 @@
 //! Trust domains: the software TDX module below the ports.
 
 mod cpus;
+mod host;
 mod program;
 mod regs;
 mod seam;
 
-pub(crate) use program::TdProgram;
+pub(crate) use host::port;
 pub use seam::SoftSeam;
+pub(crate) use soft_tdx_module::PlatformBuilder as Setup;
 
 use std::sync::Arc;
 
 use kvm_ops::{Hpa, Result};
-use soft_tdx_module::{Platform, PlatformBuilder, Range, Tdmr};
+use soft_tdx_module::{Platform, Range, Tdmr};
 
 use crate::BuildError;
 use crate::frames::Frames;
@@ -24,16 +26,16 @@ const STEPS_PER_ENTRY: u32 = 1 << 14;
 /// A software TDX machine that is up.
 #[derive(Debug)]
 pub(crate) struct Tdx {
-    pub(crate) platform: Arc<Platform>,
-    pub(crate) seam: SoftSeam,
-    pub(crate) pages: SoftPages,
+    platform: Arc<Platform>,
+    seam: SoftSeam,
+    pages: SoftPages,
 }
 
 impl Tdx {
     /// Builds the machine and brings its module up.
-    pub(crate) fn up(builder: PlatformBuilder) -> Result<Self, BuildError> {
-        let platform = Arc::new(builder.build().map_err(BuildError::Tdx)?);
-        platform.bring_up().map_err(BuildError::TdxBringUp)?;
+    pub(crate) fn up(setup: Setup) -> Result<Self, BuildError> {
+        let platform = Arc::new(setup.build().map_err(BuildError::machine)?);
+        platform.bring_up().map_err(BuildError::firmware)?;
         let tdmrs = &platform.config().tdmrs;
         let frames = Frames::new(tdmrs.iter().flat_map(usable));
         Ok(Self {
@@ -43,8 +45,19 @@ impl Tdx {
         })
     }
 
-    pub(crate) fn default_machine() -> PlatformBuilder {
-        Platform::builder().guest_steps_per_entry(STEPS_PER_ENTRY)
+    /// The machine of a host that is not built otherwise; `None`, and a log entry, if it does not
+    /// come up.
+    pub(crate) fn up_default() -> Option<Self> {
+        let setup = Platform::builder().guest_steps_per_entry(STEPS_PER_ENTRY);
+        Self::up(setup).map_err(BuildError::log).ok()
+    }
+
+    pub(crate) fn seam(&self) -> &SoftSeam {
+        &self.seam
+    }
+
+    pub(crate) fn pages(&self) -> &SoftPages {
+        &self.pages
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Weak};
 
-use kvm_ops::guest::{Action, GuestFault, GuestProgram, MAX_ACCESS, Outcome};
+use kvm_ops::guest::{Action, GuestFault, GuestProgram, MAX_ACCESS};
 use kvm_ops::{Gpa, Level, PAGE_SIZE, Privacy, SharedMask, VcpuId};
 use kvm_ops_guest::tdx::{Cause, Convert, Gpaw, Progress, Regs, accept_operand, leaf};
 use kvm_ops_guest::{GpaRange, PageSize};
@@ -15,7 +15,8 @@ use soft_tdx_module::{Event, EventType, GuestOp, VmExit};
 
 use super::regs::{from_guest, to_guest};
 use crate::access::{Copy, Piece, first_piece};
-use crate::irq::Wake;
+use crate::irq::{NMI, Wake};
+use crate::reported::Reported;
 use crate::vm::VmInner;
 
 const EXIT_TRIPLE_FAULT: u16 = 2;
@@ -26,7 +27,6 @@ const VMCALL_HLT: u64 = 12;
 const VMCALL_IO: u64 = 30;
 const VMCALL_MMIO: u64 = 48;
 
-const NMI: u8 = 2;
 const VE: u8 = 20;
 
 /// A program and what it is doing.
@@ -87,18 +87,6 @@ enum Under {
     Violation,
 }
 
-/// An [`Outcome`] without its borrow.
-#[derive(Clone, Copy)]
-enum Reported {
-    Start,
-    Done,
-    Data(usize),
-    Value(u64),
-    Values([u64; 6]),
-    Fault(GuestFault),
-    Interrupt(u8),
-}
-
 impl TdProgram {
     /// `None` for a mask that no TD has.
     pub(crate) fn new(
@@ -125,18 +113,7 @@ impl TdProgram {
 
     /// Asks the program, and begins what it answers.
     fn ask(&mut self, reported: Reported) -> Doing {
-        let outcome = match reported {
-            Reported::Start => Outcome::Start {
-                vcpu: self.vcpu,
-                mask: self.mask,
-            },
-            Reported::Done => Outcome::Done,
-            Reported::Data(len) => Outcome::Data(&self.buffer[..len]),
-            Reported::Value(value) => Outcome::Value(value),
-            Reported::Values(values) => Outcome::Values(values),
-            Reported::Fault(fault) => Outcome::Fault(fault),
-            Reported::Interrupt(vector) => Outcome::Interrupt(vector),
-        };
+        let outcome = reported.outcome(self.vcpu, self.mask, &*self.buffer);
         let fits = |gpa: Gpa, len: usize| {
             // The shared bit is the highest that an address has.
             let beyond = self.mask.bits() << 1;

@@ -32,6 +32,11 @@ impl Ram {
     }
 }
 
+pub(crate) fn load(vcpu: &mut SimVcpu, program: impl GuestProgram + 'static) {
+    let programs = vcpu.programs().unwrap();
+    programs.load_program(Box::new(program)).unwrap();
+}
+
 pub(crate) fn vm_with(irqchip: Irqchip, vcpus: u32) -> (SimHost, SimVm) {
     let host = SimHost::new(Vendor::Intel);
     let params = VmParams {
@@ -49,6 +54,6 @@ pub(crate) fn vm() -> (SimHost, SimVm) {
 
 pub(crate) fn vcpu(vm: &SimVm, program: impl GuestProgram + 'static) -> SimVcpu {
     let mut vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
-    vcpu.load_program(Box::new(program)).unwrap();
+    load(&mut vcpu, program);
     vcpu
 }

@@ -1,0 +1,53 @@
+//! The TDX side of a host, of its builder and of its VMs.
+
+use std::sync::Arc;
+
+use kvm_ops::guest::GuestProgram;
+use kvm_ops::{Error, Field, Hpa, Result, SharedMask, TdPort, Tech, VcpuId};
+use soft_tdx_module::{Platform, PlatformBuilder};
+
+use super::program::TdProgram;
+use crate::{SimHost, SimHostBuilder, SimVm};
+
+impl SimHost {
+    /// The software TDX module below, for faults, traces and counts. `None` on AMD.
+    pub fn tdx_platform(&self) -> Option<&Arc<Platform>> {
+        self.machine.tdx().map(|tdx| &tdx.platform)
+    }
+}
+
+impl SimHostBuilder {
+    /// The TDX machine: processors, packages, memory, KeyIDs. Ignored on AMD.
+    #[must_use]
+    pub fn tdx(mut self, builder: PlatformBuilder) -> Self {
+        self.tdx = Some(builder);
+        self
+    }
+}
+
+/// The operations for a TD, if the VM is for one.
+pub(crate) fn port(vm: &SimVm) -> Option<&dyn TdPort> {
+    match vm.inner.tech {
+        Tech::Tdx => Some(vm),
+        _ => None,
+    }
+}
+
+impl TdPort for SimVm {
+    fn load_td_program(
+        &self,
+        vcpu: VcpuId,
+        tdvpr: Hpa,
+        mask: SharedMask,
+        program: Box<dyn GuestProgram>,
+    ) -> Result<()> {
+        let (Some(tdx), Tech::Tdx) = (self.inner.machine.tdx(), self.inner.tech) else {
+            return kvm_ops::not_offered!("load_td_program");
+        };
+        let wake = self.inner.td_wake(vcpu)?;
+        let program = TdProgram::new(program, vcpu, mask, &self.inner, wake)
+            .ok_or(Error::Invalid(Field::Gpa, mask.bits()))?;
+        tdx.platform.set_guest(tdvpr.get(), program);
+        Ok(())
+    }
+}

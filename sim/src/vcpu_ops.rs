@@ -1,0 +1,275 @@
+//! The operations of a vCPU of the software platform.
+
+use std::sync::Arc;
+
+use kvm_ops::guest::GuestProgram;
+use kvm_ops::{
+    Answer, CpuidEntry, DebugRegs, Error, Events, Exit, ExitKind, Field, Interrupt, Irqchip, Kick,
+    MpState, Msr, Nmi, Programs, Regs, Result, Sregs, VcpuId, VcpuOps, Xcrs, Xsave,
+};
+
+use crate::SimVcpu;
+use crate::irq::Waiting;
+use crate::registers::Registers;
+use crate::reported::Reported;
+use crate::vcpu::{Flow, State};
+
+impl SimVcpu {
+    /// Checks that the vCPU has no irqchip in the platform, whose work the embedder does then.
+    fn has_irqchip(&self) -> bool {
+        self.vm.irqchip() != Irqchip::None
+    }
+}
+
+impl Programs for SimVcpu {
+    fn load_program(&mut self, program: Box<dyn GuestProgram>) -> Result<()> {
+        self.vm.require_open()?;
+        self.program = Some(program);
+        self.state = State::Report(Reported::Start);
+        Ok(())
+    }
+}
+
+impl VcpuOps for SimVcpu {
+    fn id(&self) -> VcpuId {
+        self.id
+    }
+
+    /// # Errors
+    /// [`Error::WrongState`] once the VM is closed; the error of a back end that could not resolve
+    /// an access to private memory.
+    fn vcpu_run(&mut self) -> Result<Exit> {
+        (self.exit, self.data) = (Exit::Interrupted, 0..0);
+        loop {
+            self.vm.require_open()?;
+            if self.wake.take_kick() {
+                return Ok(Exit::Interrupted);
+            }
+            match self.step() {
+                Flow::Go(state) => self.state = state,
+                Flow::Leave(state, exit) => {
+                    self.state = state;
+                    self.exit = exit;
+                    if matches!(exit.kind(), ExitKind::Hypercall | ExitKind::MapGpaRange) {
+                        self.ret = 0;
+                    }
+                    return Ok(exit);
+                }
+                Flow::Fail(state, error) => {
+                    self.state = state;
+                    tracing::debug!(vcpu = self.id.0, ?state, %error, "run failed");
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn exit_data(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.data.clone()]
+    }
+
+    fn answer(&mut self, answer: Answer) -> Result<()> {
+        let kind = self.exit.kind();
+        match answer {
+            Answer::Value(value) if answer.fits(kind) => {
+                self.ret = value;
+                Ok(())
+            }
+            _ => Err(Error::Invalid(Field::Answer, kind as u64)),
+        }
+    }
+
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        Arc::clone(&self.wake) as Arc<dyn Kick>
+    }
+
+    fn programs(&mut self) -> Option<&mut dyn Programs> {
+        Some(self)
+    }
+
+    /// Power-on drops the program's progress with the registers; INIT keeps MSRs. In both cases
+    /// the program has no way to start over, so it is gone: load it again.
+    fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
+        self.vm.require_open()?;
+        if init_event {
+            self.registers.init();
+        } else {
+            self.registers = Registers::power_on(self.id.0 == 0);
+        }
+        self.program = None;
+        self.state = State::Off;
+        (self.exit, self.data) = (Exit::Interrupted, 0..0);
+        self.wake.change(|waiting, nmi_masked| {
+            (*waiting, *nmi_masked) = (Waiting::default(), false);
+        });
+        Ok(())
+    }
+
+    fn vcpu_free(self) -> Result<()> {
+        Ok(())
+    }
+
+    fn regs(&self) -> Result<Regs> {
+        Ok(self.registers.regs)
+    }
+
+    fn set_regs(&mut self, regs: &Regs) -> Result<()> {
+        self.registers.regs = *regs;
+        Ok(())
+    }
+
+    fn sregs(&self) -> Result<Sregs> {
+        let mut sregs = self.registers.sregs();
+        if !self.has_irqchip() {
+            sregs.interrupt_bitmap = self.wake.waiting().vectors;
+        }
+        Ok(sregs)
+    }
+
+    /// Control registers are checked; a guest program has no paging that they could change.
+    fn set_sregs(&mut self, sregs: &Sregs) -> Result<()> {
+        self.registers.set_sregs(sregs)?;
+        if !self.has_irqchip() {
+            let vectors = sregs.interrupt_bitmap;
+            self.wake.change(|waiting, _| waiting.vectors = vectors);
+        }
+        Ok(())
+    }
+
+    fn xsave(&self) -> Result<Xsave> {
+        Ok(self.registers.xsave.clone())
+    }
+
+    fn set_xsave(&mut self, xsave: &Xsave) -> Result<()> {
+        self.registers.xsave = xsave.clone();
+        Ok(())
+    }
+
+    fn events(&self) -> Result<Events> {
+        let waiting = self.wake.waiting();
+        // With an irqchip, interrupts wait in the local APIC.
+        let vector = waiting.interrupt().filter(|_| !self.has_irqchip());
+        let held = &self.registers.events;
+        Ok(Events {
+            interrupt: vector.map(|vector| Interrupt {
+                vector,
+                soft: false,
+            }),
+            nmi: Nmi {
+                pending: waiting.nmi,
+                ..held.nmi
+            },
+            ..*held
+        })
+    }
+
+    /// A guest program has no handlers: an exception shuts the vCPU down in the next run. An NMI and
+    /// an interrupt end its halt.
+    fn set_events(&mut self, events: &Events) -> Result<()> {
+        if let Some(exception) = &events.exception {
+            if exception.vector > 31 {
+                return Err(Error::Invalid(Field::Vector, exception.vector.into()));
+            }
+        }
+        let irqchip = self.has_irqchip();
+        let (nmi, interrupt) = (events.nmi, events.interrupt);
+        self.wake.change(|waiting, nmi_masked| {
+            waiting.nmi = nmi.pending || nmi.injected;
+            *nmi_masked = nmi.masked;
+            if !irqchip {
+                waiting.vectors = [0; 4];
+            }
+            if let Some(Interrupt { vector, .. }) = interrupt {
+                waiting.vectors[usize::from(vector / 64)] |= 1 << (vector % 64);
+            }
+        });
+        self.registers.events = Events {
+            interrupt: None,
+            ..*events
+        };
+        self.registers.events.nmi.injected = false;
+        Ok(())
+    }
+
+    fn debug_regs(&self) -> Result<DebugRegs> {
+        Ok(self.registers.debug)
+    }
+
+    fn set_debug_regs(&mut self, regs: &DebugRegs) -> Result<()> {
+        self.registers.debug = *regs;
+        Ok(())
+    }
+
+    fn msrs(&self, msrs: &mut [Msr]) -> Result<()> {
+        self.registers.msrs(msrs)
+    }
+
+    fn set_msrs(&mut self, msrs: &[Msr]) -> Result<()> {
+        self.registers.set_msrs(msrs)
+    }
+
+    fn xcrs(&self) -> Result<Xcrs> {
+        Ok(self.registers.xcrs)
+    }
+
+    fn set_xcrs(&mut self, xcrs: &Xcrs) -> Result<()> {
+        self.registers.xcrs = *xcrs;
+        Ok(())
+    }
+
+    fn mp_state(&self) -> Result<MpState> {
+        Ok(match (self.state, self.registers.mp_state) {
+            (State::Halted, MpState::Runnable) if self.has_irqchip() => MpState::Halted,
+            (_, state) => state,
+        })
+    }
+
+    /// # Errors
+    /// [`Error::NotOffered`] without an irqchip in the platform, where the embedder keeps this
+    /// state, unless it is [`MpState::Runnable`].
+    fn set_mp_state(&mut self, state: MpState) -> Result<()> {
+        if state != MpState::Runnable && !self.has_irqchip() {
+            return kvm_ops::not_offered!("set_mp_state without an irqchip in the platform");
+        }
+        self.registers.mp_state = match (self.state, state) {
+            // The program's halt waits for the same events.
+            (State::Halted, MpState::Halted) => MpState::Runnable,
+            _ => state,
+        };
+        Ok(())
+    }
+
+    /// Accepted: a guest program does not execute CPUID.
+    fn set_cpuid(&mut self, _: &[CpuidEntry]) -> Result<()> {
+        Ok(())
+    }
+
+    fn inject_irq(&mut self, vector: u8) -> Result<()> {
+        if self.has_irqchip() {
+            return kvm_ops::not_offered!("inject_irq with an irqchip in the platform");
+        }
+        if let Some(waiting) = self.wake.waiting().interrupt() {
+            return Err(Error::Exists(Field::Vector, waiting.into()));
+        }
+        self.wake.post(vector);
+        Ok(())
+    }
+
+    /// An NMI ends a halt as vector 2 does.
+    fn inject_nmi(&mut self) -> Result<()> {
+        self.wake.change(|waiting, _| waiting.nmi = true);
+        Ok(())
+    }
+
+    /// The window opens when the program halts.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`] with an irqchip in the platform.
+    fn enable_irq_window(&mut self) -> Result<()> {
+        if self.has_irqchip() {
+            return kvm_ops::not_offered!("enable_irq_window with an irqchip in the platform");
+        }
+        self.irq_window = true;
+        Ok(())
+    }
+}

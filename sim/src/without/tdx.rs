@@ -1,0 +1,35 @@
+//! The place of the software TDX module in a build without the feature `tdx`: no machine has one.
+
+use kvm_ops::TdPort;
+
+pub(crate) use kvm_ops::NoPort as SoftSeam;
+
+use crate::{BuildError, SimVm, SoftPages};
+
+#[derive(Debug)]
+pub(crate) enum Setup {}
+
+#[derive(Debug)]
+pub(crate) enum Tdx {}
+
+impl Tdx {
+    pub(crate) fn up(setup: Setup) -> Result<Self, BuildError> {
+        match setup {}
+    }
+
+    pub(crate) fn up_default() -> Option<Self> {
+        None
+    }
+
+    pub(crate) fn seam(&self) -> &SoftSeam {
+        match *self {}
+    }
+
+    pub(crate) fn pages(&self) -> &SoftPages {
+        match *self {}
+    }
+}
+
+pub(crate) fn port(_: &SimVm) -> Option<&dyn TdPort> {
+    None
+}
