@@ -64,8 +64,9 @@ fn td(host: &TestHost) -> (Vm, Vec<Vcpu>) {
     let vcpus = (0..2)
         .map(|n| {
             let mut vcpu = vm.create_vcpu(VcpuId(n)).unwrap();
-            vcpu.load_program(Box::new(Toucher(u64::from(n) * 7)))
-                .unwrap();
+            let programs = vcpu.programs().expect("the machine runs programs");
+            let toucher = Box::new(Toucher(u64::from(n) * 7));
+            programs.load_program(toucher).unwrap();
             vcpu
         })
         .collect();

@@ -6,9 +6,9 @@ use common::audit::{all_accounted, mirror_equals_secure_ept};
 use common::life::{create, destroy, initial_page, initialized, runnable, slot};
 use common::{Answer, TestHost};
 use kvm_ops_core::{
-    Backend, CpuidEntry, EncParams, Error, Field, Gfn, Gpa, Gpaw, Host, InitialPageKind, Irqchip,
-    Level, MemSlot, Pfn, Privacy, PrivateSpte, SlotId, SpteChange, Step, TdParams, VcpuId, VmOps,
-    VmParams,
+    Backend, CpuidEntry, EncParams, Error, Field, Gfn, Gpa, Gpaw, GuestDebug, Host,
+    InitialPageKind, Irqchip, Level, MemSlot, MpState, Pfn, Privacy, PrivateSpte, SlotId,
+    SpteChange, Step, TdParams, VcpuId, VcpuOps, VmOps, VmParams,
 };
 use kvm_ops_tdx::status::Class;
 use kvm_ops_tdx::{Leaf, TdxVm};
@@ -280,6 +280,11 @@ fn creation_is_refused_with_the_reason() {
     assert!(destroy(vm).is_clean());
 }
 
+fn change(gfn: u64, level: Level, old: PrivateSpte, new: PrivateSpte) -> SpteChange {
+    // SAFETY: every change made here is refused, so no page is used.
+    unsafe { SpteChange::new(Gfn::new(gfn), level, old, new) }
+}
+
 #[test]
 fn changes_that_are_none_and_pages_that_do_not_exist_are_refused_without_a_call() {
     let host = TestHost::new();
@@ -296,12 +301,7 @@ fn changes_that_are_none_and_pages_that_do_not_exist_are_refused_without_a_call(
         (PrivateSpte::Table(a), PrivateSpte::BlockedTable(b)),
     ];
     for (old, new) in none {
-        let change = SpteChange {
-            gfn: Gfn::new(0),
-            level: Level::Size4K,
-            old,
-            new,
-        };
+        let change = change(0, Level::Size4K, old, new);
         assert!(matches!(
             vm.set_private_spte(&change),
             Err(Error::Invalid(..))
@@ -312,12 +312,7 @@ fn changes_that_are_none_and_pages_that_do_not_exist_are_refused_without_a_call(
         (1 << 35, Level::Size4K),
         (u64::MAX, Level::Size4K),
     ] {
-        let change = SpteChange {
-            gfn: Gfn::new(gfn),
-            level,
-            old: PrivateSpte::Absent,
-            new: PrivateSpte::Mapped(a),
-        };
+        let change = change(gfn, level, PrivateSpte::Absent, PrivateSpte::Mapped(a));
         assert_eq!(
             vm.set_private_spte(&change),
             Err(Error::Invalid(Field::Gfn, gfn))
@@ -393,4 +388,104 @@ fn a_slot_is_deleted_and_changed_only_by_its_own_address_and_memory() {
     vm.set_memory_slot(&read_only).unwrap();
     vm.delete_memory_slot(&read_only).unwrap();
     assert!(destroy(vm).is_clean());
+}
+
+/// A request that the host cannot carry out on a TD's vCPU is refused with its name: none succeeds
+/// in silence.
+#[test]
+fn the_state_of_a_tds_vcpu_is_protected_before_and_after_its_launch() {
+    let host = TestHost::new();
+    let mut vm = initialized(&host);
+    let mut vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
+    for launched in [false, true] {
+        let refused = [
+            vcpu.regs().err(),
+            vcpu.sregs().err(),
+            vcpu.xsave().err(),
+            vcpu.events().err(),
+            vcpu.debug_regs().err(),
+            vcpu.msrs(&mut []).err(),
+            vcpu.xcrs().err(),
+            vcpu.mp_state().err(),
+            vcpu.set_msrs(&[]).err(),
+            vcpu.set_mp_state(MpState::Runnable).err(),
+            vcpu.set_cpuid(&[]).err(),
+            vcpu.set_guest_debug(GuestDebug::default()).err(),
+            vcpu.inject_irq(0x20).err(),
+            vcpu.enable_irq_window().err(),
+            vcpu.write_tsc_offset(1).err(),
+            vcpu.write_tsc_multiplier(1).err(),
+            vcpu.setup_mce(1).err(),
+            vcpu.vcpu_reset(true).err(),
+        ];
+        for (n, error) in refused.into_iter().enumerate() {
+            assert!(matches!(error, Some(Error::Protected(_))), "{n}: {error:?}");
+        }
+        assert_eq!(vcpu.vcpu_reset(false), Ok(()));
+        if !launched {
+            vm.vm_finalize().unwrap();
+        }
+    }
+    assert!(destroy(vm).is_clean());
+}
+
+#[test]
+fn the_measurement_is_mrtd_and_there_is_none_before_the_td_is_final() {
+    let host = TestHost::new();
+    let mut vm = initialized(&host);
+    vm.create_vcpu(VcpuId(0)).unwrap();
+    vm.add_initial_page(&initial_page(0, InitialPageKind::Measured))
+        .unwrap();
+    let early = Error::WrongState(Step::Initialized);
+    assert_eq!(vm.measurement(), Err(early));
+    vm.vm_finalize().unwrap();
+    let tdr = vm.tdr().unwrap().get();
+    let mrtd = host.platform().td(tdr).expect("the TD").mrtd;
+    assert_eq!(vm.measurement().unwrap().bytes(), &mrtd);
+    host.fail(
+        Leaf::MngRd,
+        3,
+        1,
+        Answer::Status(Class::TD_FATAL.with(0).get()),
+    );
+    assert!(vm.measurement().is_err());
+    let key = vm.mmu_release_hkid().unwrap();
+    assert_eq!(vm.measurement(), Err(Error::WrongState(Step::KeyReleased)));
+    let drained = vm.drain_private(key).map_err(|(error, _)| error).unwrap();
+    assert!(vm.vm_free(drained).is_clean());
+}
+
+/// Two hosts number their VMs alike. Their tokens are not each other's.
+#[test]
+fn a_token_of_a_vm_of_the_same_number_on_another_host_proves_nothing() {
+    let (here, there) = (TestHost::new(), TestHost::new());
+    let (mut a, mut b) = (runnable(&here), runnable(&there));
+    assert_eq!(a.id(), b.id());
+    let of_b = b.mmu_release_hkid().unwrap();
+    a.mmu_release_hkid().unwrap();
+    let (error, of_b) = a.drain_private(of_b).unwrap_err();
+    assert_eq!(error, Error::Invalid(Field::Token, b.id().0));
+    let drained = b.drain_private(of_b).map_err(|(error, _)| error).unwrap();
+    assert!(b.vm_free(drained).is_clean());
+    assert!(destroy(a).is_clean());
+}
+
+/// Tokens that were dropped are made again, so that no VM is stuck in its teardown.
+#[test]
+fn each_call_of_the_teardown_may_come_again() {
+    let host = TestHost::new();
+    let mut vm = runnable(&host);
+    vm.pre_fault_memory(Gfn::new(0), 3).unwrap();
+    drop(vm.mmu_release_hkid().unwrap());
+    host.take_log();
+    let key = vm.mmu_release_hkid().unwrap();
+    assert_eq!(host.take_log(), [], "the key is gone already");
+    drop(vm.drain_private(key).map_err(|(error, _)| error).unwrap());
+    host.take_log();
+    let key = vm.mmu_release_hkid().unwrap();
+    let drained = vm.drain_private(key).map_err(|(error, _)| error).unwrap();
+    assert_eq!(host.take_log(), [], "the pages are gone already");
+    let report = vm.vm_free(drained);
+    assert!(report.is_clean());
+    all_accounted(&host, &report);
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use kvm_ops_core::guest::{Action, FnProgram, Outcome, Script};
 use kvm_ops_core::{
-    CpuidEntry, Exit, Gpa, Irqchip, Level, PagePort, Privacy, TdParams, TdxRequest, VcpuId,
-    VcpuOps, VmOps,
+    Answer, CpuidEntry, Exit, Field, Gpa, Irqchip, Level, PagePort, Privacy, TdParams, TdxRequest,
+    VcpuId, VcpuOps, VmOps,
 };
 use kvm_ops_core::{Error, ExitKind, Host, Step};
 use run_support::{
-    INVALID_OPERAND, Made, PAGE, SHARED, SUBFUNC_UNSUPPORTED, refused, td, transcript, values,
+    INVALID_OPERAND, Load, Made, PAGE, SHARED, SUBFUNC_UNSUPPORTED, refused, td, transcript,
+    values, words,
 };
 
 const IO: u64 = 30;
@@ -36,15 +37,13 @@ fn lifecycle() {
 fn report_fatal_error() {
     const CODE: u64 = 0x0bad_0000_0000_0000;
     let (mut td, transcript) = td(Script::new().tdvmcall(REPORT_FATAL_ERROR, [CODE, 0, 5, 6]));
-    match td.vcpu().vcpu_run().unwrap() {
-        Exit::SystemEvent { kind: 7, data } => {
-            assert_eq!(data.len(), 16);
-            let registers = [0, REPORT_FATAL_ERROR, CODE, 0, 5, 6];
-            assert_eq!(data[10..], registers, "R10 to R15");
-            assert_eq!(data[1], 0xfc00, "RCX: which registers the guest shows");
-        }
-        other => panic!("{other:?}"),
-    }
+    let exit = td.vcpu().vcpu_run();
+    assert_eq!(exit, Ok(Exit::SystemEvent { kind: 7 }));
+    let data = words(td.vcpu().exit_data());
+    assert_eq!(data.len(), 16);
+    let registers = [0, REPORT_FATAL_ERROR, CODE, 0, 5, 6];
+    assert_eq!(data[10..], registers, "R10 to R15");
+    assert_eq!(data[1], 0xfc00, "RCX: which registers the guest shows");
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     transcript.expect([values([0, REPORT_FATAL_ERROR, CODE, 0, 5, 6])]);
     td.destroy();
@@ -53,21 +52,16 @@ fn report_fatal_error() {
 #[test]
 fn ioexit() {
     let (mut td, transcript) = td(Script::new().output(0x50, &[0xab]).input(0x50, 1));
-    let exit = Exit::IoOut {
-        port: 0x50,
-        size: 1,
-        data: &[0xab],
-    };
-    assert_eq!(td.vcpu().vcpu_run(), Ok(exit));
-    match td.vcpu().vcpu_run().unwrap() {
-        Exit::IoIn {
-            port: 0x50,
-            size: 1,
-            data,
-        } => data[0] = 0xac,
-        other => panic!("{other:?}"),
-    }
+    assert_eq!(td.vcpu().exit_data(), [], "before the first run");
+    let (port, size, count) = (0x50, 1, 1);
+    let exit = td.vcpu().vcpu_run();
+    assert_eq!(exit, Ok(Exit::IoOut { port, size, count }));
+    assert_eq!(td.vcpu().exit_data(), [0xab]);
+    let exit = td.vcpu().vcpu_run();
+    assert_eq!(exit, Ok(Exit::IoIn { port, size, count }));
+    td.vcpu().exit_data()[0] = 0xac;
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
+    assert_eq!(td.vcpu().exit_data(), []);
     transcript.expect(["Done", "Data([172])"]);
 }
 
@@ -92,7 +86,7 @@ fn td_cpuid_and_cpuid_tdcall_answer_what_the_td_was_created_with() {
         .tdvmcall(10, [1, 7, 0, 0])
         .tdvmcall(10, [0x1234_5678, 0, 3, 4]);
     let (program, transcript) = transcript(script);
-    td.vcpu().load_program(Box::new(program)).unwrap();
+    td.vcpu().load(Box::new(program));
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     transcript.expect([
         values([0, 10, 0, 0x0008_0000, 0, 0]),
@@ -108,18 +102,15 @@ fn get_td_vmcall_info() {
         .tdvmcall(GET_TD_VM_CALL_INFO, [1, 0, 0, 0])
         .tdvmcall(GET_TD_VM_CALL_INFO, [2, 0, 0, 0]);
     let (mut td, transcript) = td(script);
-    match td.vcpu().vcpu_run().unwrap() {
-        Exit::Tdx {
-            request: TdxRequest::GetTdVmCallInfo { leaf: 1 },
-            ret: 0,
-            values: [0, 0, 0, 0],
-        } => {}
-        other => panic!("{other:?}"),
-    }
-    match td.vcpu().vcpu_run().unwrap() {
-        Exit::Tdx { ret, values, .. } => (*ret, *values) = (0, [3, 0, 0, 9]),
-        other => panic!("{other:?}"),
-    }
+    let info = Ok(Exit::Tdx(TdxRequest::GetTdVmCallInfo { leaf: 1 }));
+    assert_eq!(td.vcpu().vcpu_run(), info, "not answered");
+    assert_eq!(td.vcpu().vcpu_run(), info);
+    let (status, values_of) = (0, [3, 0, 0, 9]);
+    let answer = Answer::Tdx {
+        status,
+        values: values_of,
+    };
+    td.vcpu().answer(answer).unwrap();
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     transcript.expect([
         values([0, 0, 0, 0, 0, 4]),
@@ -143,9 +134,10 @@ fn guest_writes() {
         let exit = Exit::IoOut {
             port: 0x51,
             size: expected.len() as u8,
-            data: expected,
+            count: 1,
         };
         assert_eq!(td.vcpu().vcpu_run(), Ok(exit));
+        assert_eq!(td.vcpu().exit_data(), expected);
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     assert_eq!(
@@ -168,12 +160,9 @@ fn guest_reads() {
         .tdvmcall(IO, [5, 0, 0x52, 0]);
     let (mut td, transcript) = td(script);
     for bytes in [&[0xab][..], &[0xcd, 0xab], &[0xef, 0xcd, 0xab, 0xff], &[]] {
-        match td.vcpu().vcpu_run().unwrap() {
-            Exit::IoIn {
-                port: 0x52, data, ..
-            } => data[..bytes.len()].copy_from_slice(bytes),
-            other => panic!("{other:?}"),
-        }
+        let exit = td.vcpu().vcpu_run().unwrap();
+        assert!(matches!(exit, Exit::IoIn { port: 0x52, .. }), "{exit:?}");
+        td.vcpu().exit_data()[..bytes.len()].copy_from_slice(bytes);
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     transcript.expect([
@@ -198,16 +187,11 @@ fn msr_writes() {
         .tdvmcall(WRMSR, [1 << 32, 6, 0, 0]);
     let (mut td, transcript) = td(script);
     for (msr, written) in [(X2APIC_ICR, 4), (MISC_ENABLE, 0x1800), (POWER_CTL, 6)] {
-        match td.vcpu().vcpu_run().unwrap() {
-            Exit::WriteMsr {
-                index,
-                value,
-                error,
-            } => {
-                assert_eq!((u64::from(index), value, *error), (msr, written, 0));
-                *error = u8::from(msr == POWER_CTL);
-            }
-            other => panic!("{other:?}"),
+        let (index, value) = (msr as u32, written);
+        let exit = td.vcpu().vcpu_run();
+        assert_eq!(exit, Ok(Exit::WriteMsr { index, value }));
+        if msr == POWER_CTL {
+            td.vcpu().answer(Answer::InjectGp).unwrap();
         }
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
@@ -231,17 +215,13 @@ fn msr_reads() {
         (POWER_CTL, None),
         (MISC_ENABLE, Some(5)),
     ] {
-        match td.vcpu().vcpu_run().unwrap() {
-            Exit::ReadMsr {
-                index,
-                value,
-                error,
-            } => {
-                assert_eq!((u64::from(index), *value, *error), (msr, 0, 0));
-                (*value, *error) = (read.unwrap_or(99), u8::from(read.is_none()));
-            }
-            other => panic!("{other:?}"),
-        }
+        let index = msr as u32;
+        assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::ReadMsr { index }));
+        let wrong = td.vcpu().answer(Answer::Value(1));
+        let kind = ExitKind::ReadMsr as u64;
+        assert_eq!(wrong, Err(Error::Invalid(Field::Answer, kind)));
+        let answer = read.map_or(Answer::InjectGp, Answer::Msr);
+        td.vcpu().answer(answer).unwrap();
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     transcript.expect([
@@ -269,7 +249,7 @@ fn hlt_with_local_apics_in_the_platform_waits_for_an_interrupt_and_a_kick_gets_i
     }
     .td();
     let (program, transcript) = transcript(Script::new().halt().output(1, &[1]).halt());
-    td.vcpu().load_program(Box::new(program)).unwrap();
+    td.vcpu().load(Box::new(program));
     let (vm, vcpu) = (&td.vm, &mut td.vcpus[0]);
     std::thread::scope(|scope| {
         let kick = vcpu.kick_handle();
@@ -299,11 +279,9 @@ fn an_nmi_ends_a_halt_and_disturbs_nothing_else() {
     }
     .td();
     let (program, transcript) = transcript(Script::new().input(0x60, 1).output(1, &[1]).halt());
-    td.vcpu().load_program(Box::new(program)).unwrap();
-    match td.vcpu().vcpu_run().unwrap() {
-        Exit::IoIn { data, .. } => data[0] = 9,
-        other => panic!("{other:?}"),
-    }
+    td.vcpu().load(Box::new(program));
+    assert_eq!(td.vcpu().vcpu_run().map(|e| e.kind()), Ok(ExitKind::IoIn));
+    td.vcpu().exit_data()[0] = 9;
     td.vcpu().inject_nmi().unwrap();
     assert_eq!(td.vcpu().vcpu_run().map(|e| e.kind()), Ok(ExitKind::IoOut));
     let kick = td.vcpu().kick_handle();
@@ -336,13 +314,10 @@ fn mmio_reads() {
         .tdvmcall(MMIO, [4, 0, SHARED << 1 | SHARED, 0]);
     let (mut td, transcript) = td(script);
     for len in [1, 2, 4, 8] {
-        match td.vcpu().vcpu_run().unwrap() {
-            Exit::MmioRead { gpa, data } => {
-                assert_eq!((gpa, &*data), (Gpa::new(AT), &vec![0; len][..]));
-                data.fill(0x10 + len as u8);
-            }
-            other => panic!("{other:?}"),
-        }
+        let gpa = Gpa::new(AT);
+        assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::MmioRead { gpa, len }));
+        assert_eq!(td.vcpu().exit_data(), vec![0; len.into()]);
+        td.vcpu().exit_data().fill(0x10 + len);
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     let transcript = transcript.all();
@@ -380,11 +355,9 @@ fn mmio_writes() {
     let (mut td, transcript) = td(script);
     for len in [1u8, 2, 4, 8] {
         let data: Vec<u8> = (1..=len).collect();
-        let exit = Exit::MmioWrite {
-            gpa: Gpa::new(AT),
-            data: &data,
-        };
-        assert_eq!(td.vcpu().vcpu_run(), Ok(exit));
+        let gpa = Gpa::new(AT);
+        assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::MmioWrite { gpa, len }));
+        assert_eq!(td.vcpu().exit_data(), data);
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     assert_eq!(
@@ -431,7 +404,7 @@ fn tdcall_vp_info() {
     }
     .td();
     let (program, transcript) = transcript(Script::new().tdcall(1, [0; 4]));
-    td.vcpus[2].load_program(Box::new(program)).unwrap();
+    td.vcpus[2].load(Box::new(program));
     assert_eq!(td.vcpus[2].vcpu_run(), Ok(Exit::Shutdown));
     let attributes = TdParams::default().attributes;
     transcript.expect([values([0, 48, attributes, 3 << 32 | 3, 2, 1])]);
@@ -445,16 +418,12 @@ fn get_quote() {
         .tdvmcall(GET_QUOTE, [SHARED | 0x4000, PAGE, 0, 0]);
     let (mut td, transcript) = td(script);
     for answer in [Some(0), None] {
-        match td.vcpu().vcpu_run().unwrap() {
-            Exit::Tdx {
-                request: TdxRequest::GetQuote { gpa, bytes: PAGE },
-                ret,
-                ..
-            } => {
-                assert_eq!((gpa, *ret), (Gpa::new(0x4000), SUBFUNC_UNSUPPORTED));
-                *ret = answer.unwrap_or(*ret);
-            }
-            other => panic!("{other:?}"),
+        let (gpa, bytes) = (Gpa::new(0x4000), PAGE);
+        let exit = td.vcpu().vcpu_run();
+        assert_eq!(exit, Ok(Exit::Tdx(TdxRequest::GetQuote { gpa, bytes })));
+        if let Some(status) = answer {
+            let values = [9; 4]; // The guest sees none of them.
+            td.vcpu().answer(Answer::Tdx { status, values }).unwrap();
         }
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
@@ -479,19 +448,16 @@ fn setup_event_notify() {
     }
     .td();
     let (program, transcript) = transcript(script);
-    td.vcpu().load_program(Box::new(program)).unwrap();
-    let vector = match td.vcpu().vcpu_run().unwrap() {
-        Exit::Tdx {
-            request: TdxRequest::SetupEventNotify { vector },
-            ret,
-            ..
-        } => {
-            *ret = 0;
-            vector
-        }
-        other => panic!("{other:?}"),
+    td.vcpu().load(Box::new(program));
+    let vector = 0x20;
+    let exit = td.vcpu().vcpu_run();
+    assert_eq!(exit, Ok(Exit::Tdx(TdxRequest::SetupEventNotify { vector })));
+    let (status, values_of) = (0, [0; 4]);
+    let answer = Answer::Tdx {
+        status,
+        values: values_of,
     };
-    assert_eq!(vector, 0x20);
+    td.vcpu().answer(answer).unwrap();
     td.vm.deliver_interrupt(VcpuId(0), vector).unwrap();
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     transcript.expect([
@@ -515,26 +481,15 @@ fn hypercalls_of_kvm_are_exits_and_unknown_sub_functions_are_not() {
         .tdvmcall(0x10005, [1, 2, 3, 4])
         .tdvmcall(65, [1, 2, 3, 4]);
     let (mut td, transcript) = td(script);
-    match td.vcpu().vcpu_run().unwrap() {
-        Exit::Hypercall { nr, args, ret } => {
-            assert_eq!((nr, args), (5, [1, 2, 3, 4, 0, 0]));
-            *ret = 77;
-        }
-        other => panic!("{other:?}"),
-    }
-    for (private, errno) in [(Privacy::Private, 0), (Privacy::Shared, 95)] {
-        match td.vcpu().vcpu_run().unwrap() {
-            Exit::MapGpaRange {
-                gpa,
-                pages,
-                to,
-                ret,
-            } => {
-                assert_eq!((gpa, pages, to), (Gpa::new(0x5000), 3, private));
-                *ret = errno;
-            }
-            other => panic!("{other:?}"),
-        }
+    let (nr, args) = (5, [1, 2, 3, 4, 0, 0]);
+    let exit = td.vcpu().vcpu_run();
+    assert_eq!(exit, Ok(Exit::Hypercall { nr, args }));
+    td.vcpu().answer(Answer::Value(77)).unwrap();
+    for (to, errno) in [(Privacy::Private, 0), (Privacy::Shared, 95)] {
+        let (gpa, pages) = (Gpa::new(0x5000), 3);
+        let exit = td.vcpu().vcpu_run();
+        assert_eq!(exit, Ok(Exit::MapGpaRange { gpa, pages, to }));
+        td.vcpu().answer(Answer::Value(errno)).unwrap();
     }
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     let minus = |errno: u64| format!("Value({})", errno.wrapping_neg());
@@ -552,7 +507,7 @@ fn hypercalls_of_kvm_are_exits_and_unknown_sub_functions_are_not() {
 }
 
 #[test]
-fn what_the_module_refuses_the_guest_is_told() {
+fn a_refusal_of_the_module_reaches_the_guest() {
     // TDG.MEM.PAGE.ACCEPT of a page that is in use.
     let script = Script::new()
         .accept(Gpa::new(0x3000), Level::Size4K)
@@ -582,7 +537,7 @@ fn a_page_that_was_not_accepted_is_the_guests_ve_in_a_td_that_wants_it() {
     }
     .td();
     let (program, transcript) = transcript(Script::new().read(Gpa::new(0x3008), 1));
-    td.vcpu().load_program(Box::new(program)).unwrap();
+    td.vcpu().load(Box::new(program));
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     transcript.expect(["Fault(NotAccepted(Gpa(0x3008)))"]);
     td.destroy();
@@ -598,13 +553,11 @@ fn memory_that_the_host_tampered_with_ends_the_td_with_an_internal_error() {
     assert_eq!(td.vcpu().vcpu_run().map(|e| e.kind()), Ok(ExitKind::IoOut));
     let page = td.private_page(3).unwrap().base().unwrap();
     td.host.pages().unwrap().write(page, &[1]).unwrap();
-    match td.vcpu().vcpu_run().unwrap() {
-        Exit::InternalError { suberror: 4, data } => {
-            // NON_RECOVERABLE_TD_NON_ACCESSIBLE with exit reason 0, and the processor.
-            assert_eq!((data[0], data.len()), (0x6000_0005_0000_0000, 2));
-        }
-        other => panic!("{other:?}"),
-    }
+    let exit = td.vcpu().vcpu_run();
+    assert_eq!(exit, Ok(Exit::InternalError { suberror: 4 }));
+    let data = words(td.vcpu().exit_data());
+    // NON_RECOVERABLE_TD_NON_ACCESSIBLE with exit reason 0, and the processor.
+    assert_eq!((data[0], data.len()), (0x6000_0005_0000_0000, 2));
     transcript.expect(["Done", "Done"]);
     assert_eq!(td.vm.step(), Step::Poisoned);
     assert_eq!(td.vcpu().vcpu_run(), Err(Error::Poisoned));
@@ -619,7 +572,7 @@ fn a_guest_that_never_leaves_is_kicked_out_and_no_kick_is_lost() {
         len: 1,
     });
     let vcpu = td.vcpu();
-    vcpu.load_program(Box::new(spin)).unwrap();
+    vcpu.load(Box::new(spin));
     let kick = vcpu.kick_handle();
     kick.kick();
     assert_eq!(vcpu.vcpu_run(), Ok(Exit::Interrupted), "one before the run");

@@ -4,9 +4,9 @@
 mod run_support;
 
 use kvm_ops_core::guest::Script;
-use kvm_ops_core::{Exit, Gpa, Privacy, TdxRequest, VcpuOps};
+use kvm_ops_core::{Answer, Exit, Gpa, Privacy, TdxRequest, VcpuOps};
 use proptest::prelude::*;
-use run_support::{MIB, Made, PAGE, SHARED, transcript};
+use run_support::{Load, MIB, Made, PAGE, SHARED, transcript};
 
 /// Numbers that mean something, beside any.
 fn value() -> impl Strategy<Value = u64> {
@@ -68,60 +68,64 @@ proptest! {
             Call::Hypercall(nr, args) => script.hypercall(nr, args),
         });
         let (program, transcript) = transcript(script);
-        td.vcpu().load_program(Box::new(program)).unwrap();
+        td.vcpu().load(Box::new(program));
         let mut random = answers;
         let mut answer = || {
             random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
             random >> 60
         };
         loop {
-            match td.vcpu().vcpu_run().unwrap() {
+            let exit = td.vcpu().vcpu_run().unwrap();
+            let len = td.vcpu().exit_data().len();
+            let reply = match exit {
                 Exit::Shutdown => break,
-                Exit::IoIn { size, data, .. } => {
-                    prop_assert!(matches!(size, 1 | 2 | 4) && data.len() == usize::from(size));
+                Exit::IoIn { size, count, .. } | Exit::IoOut { size, count, .. } => {
+                    prop_assert!(matches!(size, 1 | 2 | 4) && count == 1);
+                    prop_assert_eq!(len, usize::from(size));
+                    continue;
                 }
-                Exit::IoOut { size, data, .. } => {
-                    prop_assert!(matches!(size, 1 | 2 | 4) && data.len() == usize::from(size));
+                Exit::MmioRead { gpa, len: bytes } | Exit::MmioWrite { gpa, len: bytes } => {
+                    prop_assert!(matches!(bytes, 1 | 2 | 4 | 8));
+                    prop_assert_eq!(len, usize::from(bytes));
+                    prop_assert!(gpa.get() + u64::from(bytes) <= SHARED);
+                    continue;
                 }
-                Exit::MmioRead { gpa, data } => {
-                    prop_assert!(matches!(data.len(), 1 | 2 | 4 | 8));
-                    prop_assert!(gpa.get() + (data.len() as u64) <= SHARED);
-                }
-                Exit::MmioWrite { gpa, data } => {
-                    prop_assert!(matches!(data.len(), 1 | 2 | 4 | 8));
-                    prop_assert!(gpa.get() + (data.len() as u64) <= SHARED);
-                }
-                Exit::MapGpaRange { gpa, pages, to, ret } => {
+                Exit::MapGpaRange { gpa, pages, to } => {
                     prop_assert!(is_range(gpa, pages), "{} {}", gpa, pages);
                     prop_assert!(matches!(to, Privacy::Private | Privacy::Shared));
                     // Huge ranges end here by a refusal; the rest is answered at random.
-                    *ret = match answer() {
+                    Answer::Value(match answer() {
+                        _ if gpa.get() > 64 * MIB => 22,
                         0..=9 => 0,
                         10 | 11 => 11,
                         other => other,
-                    };
-                    if gpa.get() > 64 * MIB {
-                        *ret = 22;
-                    }
+                    })
                 }
-                Exit::Tdx { request, ret, values } => {
+                Exit::Tdx(request) => {
                     match request {
                         TdxRequest::GetQuote { gpa, .. } => prop_assert!(gpa.get() < SHARED),
                         TdxRequest::SetupEventNotify { vector } => prop_assert!(vector >= 32),
                         TdxRequest::GetTdVmCallInfo { leaf } => prop_assert_eq!(leaf, 1),
                         other => prop_assert!(false, "{:?}", other),
                     }
-                    (*ret, *values) = (answer(), [answer(); 4]);
+                    Answer::Tdx { status: answer(), values: [answer(); 4] }
                 }
-                Exit::ReadMsr { value, error, .. } => (*value, *error) = (answer(), answer() as u8),
-                Exit::WriteMsr { error, .. } => *error = answer() as u8,
-                Exit::Hypercall { ret, .. } => *ret = answer(),
-                Exit::SystemEvent { kind, data } => prop_assert_eq!((kind, data.len()), (7, 16)),
-// A halt ends by itself when the guest is run again, and the program repeats it:
+                Exit::ReadMsr { .. } if answer() % 2 == 0 => Answer::Msr(answer()),
+                Exit::ReadMsr { .. } | Exit::WriteMsr { .. } => Answer::InjectGp,
+                Exit::Hypercall { .. } => Answer::Value(answer()),
+                Exit::SystemEvent { kind } => {
+                    prop_assert_eq!((kind, len), (7, 128));
+                    continue;
+                }
+                // A halt ends by itself when the guest is run again, and the program repeats it:
                 // it asked for it by a raw call, which is over then.
-                Exit::Hlt => {}
-                other => prop_assert!(false, "{:?}", other),
-            }
+                Exit::Hlt => continue,
+                other => {
+                    prop_assert!(false, "{:?}", other);
+                    break;
+                }
+            };
+            td.vcpu().answer(reply).unwrap();
         }
         prop_assert_eq!(transcript.all().len(), made, "each call was answered once");
         td.destroy();

@@ -4,14 +4,14 @@ mod run_support;
 
 use kvm_ops_core::guest::Script;
 use kvm_ops_core::{
-    Error, Exit, ExitKind, Field, Gfn, Gpa, Host, Level, PagePort, Privacy, Step, TdParams,
+    Answer, Error, Exit, ExitKind, Field, Gfn, Gpa, Host, Level, PagePort, Privacy, Step, TdParams,
     VcpuOps, VmOps,
 };
 use kvm_ops_sim::SimHost;
 use kvm_ops_tdx::TdxVm;
 use run_support::{
-    ALIGN_ERROR, INVALID_OPERAND, MIB, Made, PAGE, RETRY, Ram, SHARED, Vcpu, convert, refused, td,
-    transcript, values,
+    ALIGN_ERROR, INVALID_OPERAND, Load, MIB, Made, PAGE, RETRY, Ram, SHARED, Vcpu, convert,
+    refused, td, transcript, values, words,
 };
 use soft_tdx_module::{Code, Fault, HostLeaf, LockMode, LockTarget, Operand};
 
@@ -21,14 +21,9 @@ const MAP_GPA: u64 = 0x10001;
 fn granting(vm: &TdxVm<SimHost>, vcpu: &mut Vcpu) -> Result<ExitKind, Error> {
     loop {
         match vcpu.vcpu_run()? {
-            Exit::MapGpaRange {
-                gpa,
-                pages,
-                to,
-                ret,
-            } => {
+            Exit::MapGpaRange { gpa, pages, to } => {
                 convert(vm, gpa, pages, to);
-                *ret = 0;
+                vcpu.answer(Answer::Value(0))?;
             }
             other => return Ok(other.kind()),
         }
@@ -191,7 +186,7 @@ fn a_fault_that_repeats_meets_zero_step_filtering_and_still_ends() {
         .read(Gpa::new(at), 1)
         .accept(Gpa::new(at), Level::Size4K);
     let (program, transcript) = transcript(script.read(Gpa::new(at), 1));
-    td.vcpu().load_program(Box::new(program)).unwrap();
+    td.vcpu().load(Box::new(program));
     for _ in 0..20 {
         assert_eq!(memory_fault(td.vcpu()), (Gpa::new(at), Privacy::Private));
     }
@@ -250,11 +245,9 @@ fn pages_that_are_there_cost_no_call() {
 fn a_shared_access_without_a_slot_is_mmio_and_never_a_fault() {
     let script = Script::new().write(Gpa::new(SHARED | 0x7000_0000), &[5]);
     let (mut td, _told) = td(script);
-    let exit = Exit::MmioWrite {
-        gpa: Gpa::new(0x7000_0000),
-        data: &[5],
-    };
-    assert_eq!(td.vcpu().vcpu_run(), Ok(exit));
+    let (gpa, len) = (Gpa::new(0x7000_0000), 1);
+    assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::MmioWrite { gpa, len }));
+    assert_eq!(td.vcpu().exit_data(), [5]);
     td.destroy();
 }
 
@@ -271,17 +264,12 @@ fn mapgpa_comes_in_pieces_of_2m_and_takes_every_answer() {
     let (mut td, transcript) = td(script);
     let mut answers = |ret_of: &[(u64, u64, Privacy, u64)]| {
         for (at, count, wanted, answer) in ret_of {
-            match td.vcpu().vcpu_run().unwrap() {
-                Exit::MapGpaRange {
-                    gpa,
-                    pages,
-                    to,
-                    ret,
-                } => {
-                    assert_eq!((gpa.get(), pages, to, *ret), (*at, *count, *wanted, 0));
-                    *ret = *answer;
-                }
-                other => panic!("{other:?}"),
+            let (gpa, pages, to) = (Gpa::new(*at), *count, *wanted);
+            let exit = td.vcpu().vcpu_run();
+            assert_eq!(exit, Ok(Exit::MapGpaRange { gpa, pages, to }));
+            // Not answered is answered with success.
+            if *answer != 0 {
+                td.vcpu().answer(Answer::Value(*answer)).unwrap();
             }
         }
     };
@@ -296,12 +284,12 @@ fn mapgpa_comes_in_pieces_of_2m_and_takes_every_answer() {
     answers(&[(0, 512, Shared, 0), (2 * MIB, 512, Shared, 11)]); // EAGAIN
     answers(&[(0x1000, 512, Private, 5)]); // EIO
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    let told_of = |status, at, gpa| values([status, at, gpa, bytes, 0, 0]);
+    let values_of = |status, at, gpa| values([status, at, gpa, bytes, 0, 0]);
     transcript.expect([
-        told_of(0, MAP_GPA, SHARED),
-        told_of(INVALID_OPERAND, SHARED + 2 * MIB, SHARED),
-        told_of(RETRY, SHARED + 2 * MIB, SHARED),
-        told_of(INVALID_OPERAND, 0x1000, 0x1000),
+        values_of(0, MAP_GPA, SHARED),
+        values_of(INVALID_OPERAND, SHARED + 2 * MIB, SHARED),
+        values_of(RETRY, SHARED + 2 * MIB, SHARED),
+        values_of(INVALID_OPERAND, 0x1000, 0x1000),
     ]);
 }
 
@@ -393,10 +381,9 @@ fn a_status_that_no_entry_should_have_is_an_internal_error_and_the_td_is_over() 
     let (leaf, nth) = (HostLeaf::VpEnter, 1);
     let platform = td.host.tdx_platform().unwrap();
     platform.inject(Fault::ForceStatus { leaf, nth, status });
-    match td.vcpu().vcpu_run().unwrap() {
-        Exit::InternalError { suberror: 4, data } => assert_eq!(data[0], status.0),
-        other => panic!("{other:?}"),
-    }
+    let exit = td.vcpu().vcpu_run();
+    assert_eq!(exit, Ok(Exit::InternalError { suberror: 4 }));
+    assert_eq!(words(td.vcpu().exit_data())[0], status.0);
     assert_eq!(td.vcpu().vcpu_run(), Err(Error::Poisoned));
     td.destroy();
 }
@@ -441,19 +428,14 @@ fn conversions_outside_of_memory_are_refused_and_leave_no_trace() {
     let script = (0..32).fold(Script::new(), |script, n| script.share(at(n), 1));
     let (mut td, transcript) = td(script);
     let mut asked = 0;
-    while let Exit::MapGpaRange {
-        gpa,
-        pages,
-        to,
-        ret,
-    } = td.vcpus[0].vcpu_run().unwrap()
-    {
+    while let Exit::MapGpaRange { gpa, pages, to } = td.vcpus[0].vcpu_run().unwrap() {
         let first = Gfn::containing(gpa);
         let error = Error::NotFound(Field::Gfn, first.get());
         for to in [to, Privacy::Private] {
             assert_eq!(td.vm.set_memory_attributes(first, pages, to), Err(error));
         }
-        *ret = error.errno() as u64;
+        let errno = error.errno() as u64;
+        td.vcpus[0].answer(Answer::Value(errno)).unwrap();
         asked += 1;
     }
     assert_eq!(asked, 32);

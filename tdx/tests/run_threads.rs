@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use kvm_ops_core::guest::{Action, FnProgram, GuestFault, GuestProgram, Outcome};
 use kvm_ops_core::{
-    CpuId, Error, Exit, ExitKind, Gfn, Gpa, Host, Level, Privacy, SeamPort, SharedMask, Step,
-    TdParams, VcpuOps, Vendor, VmOps,
+    Answer, CpuId, Error, Exit, ExitKind, Gfn, Gpa, Host, Level, Privacy, SeamPort, SharedMask,
+    Step, TdParams, VcpuOps, Vendor, VmOps,
 };
 use kvm_ops_sim::SimHost;
 use kvm_ops_tdx::TdxVm;
-use run_support::{MIB, Made, PAGE, Ram, Td, Vcpu, destroy, transcript};
+use run_support::{Load, MIB, Made, PAGE, Ram, Td, Vcpu, destroy, transcript};
 use soft_tdx_module::Platform;
 
 /// A guest that tells its host of memory that it has not accepted.
@@ -132,16 +132,12 @@ fn static_counter() -> &'static AtomicU64 {
 fn run(vm: &TdxVm<SimHost>, vcpu: &mut Vcpu) {
     loop {
         match vcpu.vcpu_run().unwrap() {
-            Exit::MapGpaRange {
-                gpa,
-                pages,
-                to,
-                ret,
-            } => {
-                *ret = match vm.set_memory_attributes(Gfn::containing(gpa), pages, to) {
+            Exit::MapGpaRange { gpa, pages, to } => {
+                let errno = match vm.set_memory_attributes(Gfn::containing(gpa), pages, to) {
                     Ok(_) => 0,
                     Err(error) => error.errno() as u64,
                 };
+                vcpu.answer(Answer::Value(errno)).unwrap();
             }
             Exit::MemoryFault { gpa, access, .. } => {
                 let done = vm.set_memory_attributes(Gfn::containing(gpa), 1, access);
@@ -183,7 +179,7 @@ fn upm_parallel(cpus: usize, rounds: u64) {
             data: [0; 8],
             wrong,
         };
-        vcpu.load_program(Box::new(program)).unwrap();
+        vcpu.load(Box::new(program));
     }
     let extra = Ram::new(MIB);
     let running = AtomicU64::new(4);
@@ -266,9 +262,9 @@ fn a_guest_that_spins_starves_no_other_on_the_same_processor() {
     .td();
     let (program, transcript) =
         transcript(kvm_ops_core::guest::Script::new().print(1, "still here"));
-    td.vcpus[0].load_program(spin()).unwrap();
-    td.vcpus[1].load_program(spin()).unwrap();
-    td.vcpus[2].load_program(Box::new(program)).unwrap();
+    td.vcpus[0].load(spin());
+    td.vcpus[1].load(spin());
+    td.vcpus[2].load(Box::new(program));
     let kicks: Vec<_> = td.vcpus.iter().map(|vcpu| vcpu.kick_handle()).collect();
     let [a, b, c] = &mut td.vcpus[..] else {
         unreachable!("three vCPUs")
@@ -298,7 +294,7 @@ fn teardown_while_a_vcpu_runs_in_another_thread() {
         }
         .td();
         for vcpu in &mut vcpus {
-            vcpu.load_program(spin()).unwrap();
+            vcpu.load(spin());
         }
         let started = AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -339,7 +335,7 @@ fn a_halted_vcpu_notices_the_end_of_its_td() {
     }
     .td();
     let program = FnProgram(|_: Outcome<'_>| Action::Halt);
-    vcpus[0].load_program(Box::new(program)).unwrap();
+    vcpus[0].load(Box::new(program));
     std::thread::scope(|scope| {
         let halted = scope.spawn(|| vcpus[0].vcpu_run().map(|exit| exit.kind()));
         std::thread::sleep(Duration::from_millis(10));
@@ -353,7 +349,7 @@ fn a_halted_vcpu_notices_the_end_of_its_td() {
 fn a_vcpu_moves_between_threads_and_is_flushed_off_the_old_processor_first() {
     let mut td = Made::default().td();
     let (program, transcript) = transcript(kvm_ops_core::guest::Script::new().print(1, "moves"));
-    td.vcpu().load_program(Box::new(program)).unwrap();
+    td.vcpu().load(Box::new(program));
     let flushes = |td: &Td| td.calls("TDH.VP.FLUSH", "SUCCESS");
     assert_eq!(flushes(&td), 0);
     let here = td.host.seam().map(SeamPort::this_cpu);
@@ -380,8 +376,7 @@ fn a_vcpu_moves_between_threads_and_is_flushed_off_the_old_processor_first() {
 fn vcpu_load_decides_the_processor() {
     let mut td = Made::default().td();
     td.vcpu()
-        .load_program(Box::new(kvm_ops_core::guest::Script::new().print(1, "ab")))
-        .unwrap();
+        .load(Box::new(kvm_ops_core::guest::Script::new().print(1, "ab")));
     assert!(td.vcpu().vcpu_load(CpuId(99)).is_err());
     let platform = std::sync::Arc::clone(td.host.tdx_platform().unwrap());
     // The machine's pages are taken from its first TDMR upwards.
@@ -400,7 +395,7 @@ fn vcpu_load_decides_the_processor() {
 #[test]
 fn no_removal_waits_for_long_behind_a_guest_that_spins() {
     let mut td = Made::default().td();
-    td.vcpu().load_program(spin()).unwrap();
+    td.vcpu().load(spin());
     let kick = td.vcpu().kick_handle();
     let (vm, vcpu) = (&td.vm, &mut td.vcpus[0]);
     let stopped = AtomicBool::new(false);

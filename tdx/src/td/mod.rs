@@ -131,6 +131,21 @@ pub(crate) enum KeyState {
     Flushed,
 }
 
+impl<H: Host> Drop for Td<H> {
+    /// A TD that was torn down has closed its port. Any other is lost with all that it holds.
+    fn drop(&mut self) {
+        if self.port.get_mut().is_some() {
+            let pages = self.account.totals().held();
+            let (vm, step) = (self.life.id().0, self.life.step());
+            let key = self.control.get_mut().hkid().map(|hkid| hkid.0);
+            tracing::error!(
+                technology = "tdx", vm, %step, pages, key,
+                "the TD was dropped without its teardown: its pages and KeyID are lost"
+            );
+        }
+    }
+}
+
 static SEAM: OpName = OpName("a TDX module (SEAMCALL port)");
 static PAGES: OpName = OpName("memory for private pages (page port)");
 static TD_PORT: OpName = OpName("VMs that can be TDs (TD port)");

@@ -13,10 +13,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops_core::{
-    CpuId, Error, FieldCache, Hkid, Host, HostRange, Hpa, KeyPool, Level, NoPort, PackageId,
-    PagePort, Pfn, Result, SeamPort, SeamRegs, Tech, Vendor, VmId, VmParams,
+    CpuId, Error, Fault, FaultInjector, FaultPlan, FieldCache, Hkid, Host, HostRange, Hpa, KeyPool,
+    Level, NoPort, PackageId, Page, PagePort, Pfn, PortId, Result, Runs, SeamPort, SeamRegs, Tech,
+    Vendor, VmId, VmParams,
 };
-use kvm_ops_sim::{SimHost, SimVm};
+use kvm_ops_sim::{SimHost, SimVm, SoftPages, SoftSeam};
 use kvm_ops_tdx::Leaf;
 use soft_tdx_module::{PageSize, PageType, Platform, PlatformBuilder};
 use vm_memory::MmapRegion;
@@ -28,10 +29,14 @@ pub struct TestHost(pub Arc<Machine>);
 /// The layer between the back end and the software platform.
 pub struct Machine {
     sim: SimHost,
+    seam: FaultInjector<SoftSeam>,
+    memory_port: FaultInjector<SoftPages>,
+    plan: Arc<FaultPlan>,
+    /// How many faults are armed, and how many calls had failed before.
+    armed: Mutex<(u64, u64)>,
     /// Guest memory for slots.
     memory: MmapRegion<()>,
     pages: Mutex<Pages>,
-    faults: Mutex<Vec<Fault>>,
     /// Leaf and status of every call, in order.
     log: Mutex<Vec<(Leaf, u64)>>,
     /// Set if waits yield to other threads; without other threads that is time lost.
@@ -45,8 +50,6 @@ struct Pages {
     ever_taken: BTreeSet<u64>,
     /// The number of frames taken in all, each time counted.
     takings: u64,
-    /// So many more pages may be taken.
-    left: Option<u64>,
 }
 
 /// The injected answer of a call.
@@ -55,15 +58,6 @@ pub enum Answer {
     Status(u64),
     /// The port does not get onto the processor.
     Port(Error),
-}
-
-/// From the `nth` call of `leaf` from now on (1 is the next), `times` calls are not made.
-#[derive(Clone, Copy, Debug)]
-struct Fault {
-    leaf: Leaf,
-    nth: u64,
-    times: u64,
-    answer: Answer,
 }
 
 /// Bytes of guest memory: slots cover guest-physical 0 up to here.
@@ -81,11 +75,18 @@ impl TestHost {
     pub fn with(change: impl FnOnce(PlatformBuilder) -> PlatformBuilder) -> Self {
         let builder = change(Platform::builder().seed(1).encrypt_memory(false));
         let sim = SimHost::builder(Vendor::Intel).tdx(builder).build();
+        let sim = sim.expect("a machine");
+        let plan = Arc::new(FaultPlan::new());
+        let seam = sim.seam().expect("an Intel machine").clone();
+        let pages = sim.pages().expect("an Intel machine").clone();
         Self(Arc::new(Machine {
-            sim: sim.expect("a machine"),
+            seam: FaultInjector::new(seam, plan.clone()),
+            memory_port: FaultInjector::new(pages, plan.clone()),
+            plan,
+            armed: Mutex::default(),
+            sim,
             memory: MmapRegion::new(MEMORY_BYTES as usize).expect("address space"),
             pages: Mutex::default(),
-            faults: Mutex::default(),
             log: Mutex::default(),
             threads: AtomicBool::new(false),
         }))
@@ -104,19 +105,30 @@ impl TestHost {
         unsafe { HostRange::new(memory.as_ptr() as u64, memory.size() as u64) }.expect("a range")
     }
 
-    /// Arms a fault.
+    /// Arms a fault: from the `nth` call of `leaf` from now on (1 is the next), `times` calls are not
+    /// made and get `answer`.
     pub fn fail(&self, leaf: Leaf, nth: u64, times: u64, answer: Answer) {
-        lock(&self.0.faults).push(Fault {
-            leaf,
-            nth,
-            times,
-            answer,
+        let fault = Fault::nth(nth).times(times).of(leaf as u64);
+        self.arm(match answer {
+            Answer::Status(status) => fault.status(status),
+            Answer::Port(error) => fault.error(error),
         });
+    }
+
+    fn arm(&self, fault: Fault) {
+        let mut armed = lock(&self.0.armed);
+        if armed.0 == 0 {
+            armed.1 = self.0.plan.happened();
+        }
+        armed.0 += 1;
+        self.0.plan.arm(fault);
     }
 
     /// Disarms all faults. Returns whether each of them happened.
     pub fn heal(&self) -> bool {
-        lock(&self.0.faults).drain(..).all(|fault| fault.nth == 0)
+        let (armed, before) = std::mem::take(&mut *lock(&self.0.armed));
+        self.0.plan.disarm();
+        self.0.plan.happened() - before >= armed
     }
 
     /// The calls since the last look: leaf and status.
@@ -138,9 +150,10 @@ impl TestHost {
         counts
     }
 
-    /// Limits the number of pages that may still be taken.
-    pub fn limit_pages(&self, left: Option<u64>) {
-        lock(&self.0.pages).left = left;
+    /// Limits the number of pages that may still be taken, until [`heal`](Self::heal).
+    pub fn limit_pages(&self, left: u64) {
+        let fault = Fault::nth(left + 1).times(u64::MAX).of(FaultPlan::ALLOC);
+        self.arm(fault.error(Error::NoMemory));
     }
 
     /// The 4 KiB frames that are out of the host's use.
@@ -167,7 +180,7 @@ impl TestHost {
     }
 
     pub fn key_pool(&self) -> &KeyPool {
-        self.0.key_ids()
+        self.0.seam.key_ids()
     }
 
     /// The number of live VMs below, pages and keys.
@@ -175,30 +188,6 @@ impl TestHost {
         self.0.sim.live_vms() as u64
             + self.taken().len() as u64
             + u64::from(self.key_pool().in_use())
-    }
-}
-
-impl Machine {
-    fn seam(&self) -> &kvm_ops_sim::SoftSeam {
-        self.sim.seam().expect("an Intel machine")
-    }
-
-    fn pages(&self) -> &kvm_ops_sim::SoftPages {
-        self.sim.pages().expect("an Intel machine")
-    }
-
-    /// The fault that this call meets, if any.
-    fn fault(&self, leaf: Leaf) -> Option<Answer> {
-        let mut faults = lock(&self.faults);
-        let mut met = None;
-        for fault in faults.iter_mut().filter(|fault| fault.leaf == leaf) {
-            fault.nth = fault.nth.saturating_sub(1);
-            if fault.nth == 0 && fault.times > 0 && met.is_none() {
-                fault.times -= 1;
-                met = Some(fault.answer);
-            }
-        }
-        met
     }
 }
 
@@ -224,6 +213,10 @@ impl Host for TestHost {
         self.0.sim.create_vm(tech, params)
     }
 
+    fn runs(&self) -> Runs {
+        self.0.sim.runs()
+    }
+
     fn seam(&self) -> Option<&Machine> {
         Some(&self.0)
     }
@@ -237,73 +230,68 @@ impl SeamPort for Machine {
     fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
         let leaf = Leaf::ALL.iter().copied().find(|leaf| leaf.rax() == rax);
         let leaf = leaf.expect("a leaf that the back end declares");
-        let status = match self.fault(leaf) {
-            Some(Answer::Status(status)) => status,
-            Some(Answer::Port(error)) => return Err(error),
-            None => self.seam().seamcall(cpu, rax, regs)?,
-        };
+        let status = self.seam.seamcall(cpu, rax, regs)?;
         lock(&self.log).push((leaf, status));
         Ok(status)
     }
 
     fn package_of(&self, cpu: CpuId) -> Option<PackageId> {
-        self.seam().package_of(cpu)
+        self.seam.package_of(cpu)
     }
 
     fn cpus(&self) -> u32 {
-        self.seam().cpus()
+        self.seam.cpus()
     }
 
     fn packages(&self) -> u32 {
-        self.seam().packages()
+        self.seam.packages()
     }
 
     fn this_cpu(&self) -> CpuId {
-        self.seam().this_cpu()
+        self.seam.this_cpu()
     }
 
     fn kick(&self, cpu: CpuId) {
-        self.seam().kick(cpu);
+        self.seam.kick(cpu);
     }
 
     fn relax(&self) {
         if self.threads.load(Ordering::Relaxed) {
-            self.seam().relax();
+            self.seam.relax();
         }
     }
 
     fn fields(&self) -> &FieldCache {
-        self.seam().fields()
+        self.seam.fields()
     }
 
     fn key_ids(&self) -> &KeyPool {
-        self.seam().key_ids()
+        self.seam.key_ids()
     }
 
     fn with_key_id(&self, page: Hpa, key: Option<Hkid>) -> Hpa {
-        self.seam().with_key_id(page, key)
+        self.seam.with_key_id(page, key)
     }
 }
 
 impl PagePort for Machine {
-    fn alloc(&self, level: Level) -> Result<Pfn> {
+    fn id(&self) -> PortId {
+        self.memory_port.id()
+    }
+
+    fn alloc(&self, level: Level) -> Result<Page> {
+        let page = self.memory_port.alloc(level)?;
+        let frames = page.pfn().get()..page.pfn().get() + level.frames();
         let mut pages = lock(&self.pages);
-        match &mut pages.left {
-            Some(0) => return Err(Error::NoMemory),
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        let page = self.pages().alloc(level)?;
-        let frames = page.get()..page.get() + level.frames();
         pages.takings += level.frames();
         pages.taken.extend(frames.clone());
         pages.ever_taken.extend(frames);
         Ok(page)
     }
 
-    fn free(&self, page: Pfn, level: Level) {
+    fn free(&self, page: Page) -> Result<(), Page> {
         let mut pages = lock(&self.pages);
-        for frame in page.get()..page.get() + level.frames() {
+        for frame in page.pfn().get()..page.pfn().get() + page.level().frames() {
             let platform = self.sim.tdx_platform().expect("an Intel machine");
             let view = platform.page(frame << 12, PageSize::Size4K);
             assert_eq!(
@@ -313,14 +301,14 @@ impl PagePort for Machine {
             );
             assert!(pages.taken.remove(&frame), "{frame:#x} is freed twice");
         }
-        self.pages().free(page, level);
+        self.memory_port.free(page)
     }
 
     fn write(&self, at: Hpa, data: &[u8]) -> Result<()> {
-        self.pages().write(at, data)
+        self.memory_port.write(at, data)
     }
 
     fn read(&self, at: Hpa, data: &mut [u8]) -> Result<()> {
-        self.pages().read(at, data)
+        self.memory_port.read(at, data)
     }
 }

@@ -16,6 +16,26 @@ use vm_memory::MmapRegion;
 
 pub type Vcpu = TdxVcpu<SimHost>;
 
+/// Loads a guest program, as a host that runs programs allows.
+pub trait Load {
+    fn load(&mut self, program: Box<dyn GuestProgram>);
+}
+
+impl Load for Vcpu {
+    fn load(&mut self, program: Box<dyn GuestProgram>) {
+        let programs = self.programs().expect("the software machine runs programs");
+        programs.load_program(program).unwrap();
+    }
+}
+
+/// The data of an exit as 64-bit words.
+pub fn words(data: &[u8]) -> Vec<u64> {
+    let words = data.chunks_exact(8);
+    words
+        .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+        .collect()
+}
+
 /// The shared bit of a TD whose addresses have 48 bits.
 pub const SHARED: u64 = 1 << 47;
 pub const PAGE: u64 = 4096;
@@ -127,7 +147,7 @@ pub fn td(script: Script) -> (Td, Transcript) {
 impl Td {
     pub fn running(mut self, script: Script) -> (Self, Transcript) {
         let (program, transcript) = transcript(script);
-        self.vcpus[0].load_program(Box::new(program)).unwrap();
+        self.vcpus[0].load(Box::new(program));
         (self, transcript)
     }
 
