@@ -10,7 +10,7 @@ const END: &str = "<!-- /retry -->\n";
 
 fn table() -> String {
     let mut text = String::from(
-        "| status | of | what is done | when that is used up | why |\n|---|---|---|---|---|\n",
+        "| status | leaf | reaction | after the last try | reason |\n|---|---|---|---|---|\n",
     );
     for rule in RULES {
         let leaves: Vec<&str> = rule.leaves.iter().map(|leaf| leaf.name()).collect();
