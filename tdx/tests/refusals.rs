@@ -462,7 +462,7 @@ fn a_token_of_a_vm_of_the_same_number_on_another_host_proves_nothing() {
     let (mut a, mut b) = (runnable(&here), runnable(&there));
     assert_eq!(a.id(), b.id());
     let of_b = b.mmu_release_hkid().unwrap();
-    a.mmu_release_hkid().unwrap();
+    let _of_a = a.mmu_release_hkid().unwrap();
     let (error, of_b) = a.drain_private(of_b).unwrap_err();
     assert_eq!(error, Error::Invalid(Field::Token, b.id().0));
     let drained = b.drain_private(of_b).map_err(|(error, _)| error).unwrap();

@@ -337,18 +337,15 @@ fn mapgpa_of_what_is_no_range_never_reaches_the_embedder() {
 fn a_host_without_memory_is_told_so_and_the_guest_goes_on_when_there_is_some() {
     let (mut td, transcript) = td(Script::new().accept(Gpa::new(0x3000), Level::Size4K));
     let pages = td.host.pages().unwrap();
-    let mut all: Vec<_> = std::iter::from_fn(|| pages.alloc(Level::Size2M).ok())
-        .map(|page| (page, Level::Size2M))
-        .collect();
-    all.extend(std::iter::from_fn(|| {
-        Some((pages.alloc(Level::Size4K).ok()?, Level::Size4K))
-    }));
+    let mut all = Vec::new();
+    for level in [Level::Size2M, Level::Size4K] {
+        all.extend(std::iter::from_fn(|| pages.alloc(level).ok()));
+    }
     assert_eq!(td.vcpu().vcpu_run(), Err(Error::NoMemory));
     assert_eq!(td.vcpu().vcpu_run(), Err(Error::NoMemory));
     assert_eq!(td.vm.step(), Step::Runnable);
     let pages = td.host.pages().unwrap();
-    all.drain(..)
-        .for_each(|(page, level)| pages.free(page, level));
+    all.drain(..).for_each(|page| pages.free(page).unwrap());
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     transcript.expect(["Done"]);
     td.destroy();

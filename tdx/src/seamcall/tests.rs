@@ -213,6 +213,14 @@ fn a_port_that_calls_nothing_breaks_nothing() {
         ..Script::default()
     };
     let failed = call(&script, Leaf::VpFlush).unwrap_err();
-    assert_eq!(failed, Failed::port(Leaf::VpFlush, Error::Busy));
+    let rcx = failed.rcx;
+    assert_eq!(
+        failed,
+        Failed {
+            rcx,
+            ..Failed::port(Leaf::VpFlush, Error::Busy)
+        }
+    );
+    assert_eq!(rcx, 0x1000, "the operand is kept");
     assert_eq!((failed.error(), failed.poisons()), (Error::Busy, false));
 }
