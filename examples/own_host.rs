@@ -1,5 +1,5 @@
-//! A host that is neither `/dev/kvm` nor the software platform, as a bare-metal hypervisor brings
-//! one: no `std` in the host itself, and a "processor" that only prints and halts.
+//! A host that is neither `/dev/kvm` nor the software platform, as a bare-metal hypervisor has one:
+//! no `std` in the host itself, and a "processor" that only prints and halts.
 //!
 //! `cargo run --example own_host`
 
@@ -37,7 +37,7 @@ impl Host for Metal {
     }
 }
 
-/// A VM: where a real one would hold its EPT root.
+/// A VM. A real one would hold its EPT root here.
 struct MetalVm {
     vcpus: u32,
 }
@@ -51,21 +51,21 @@ impl VmPort for MetalVm {
         }
         Ok(MetalVcpu {
             id,
-            text: b"metal\n",
+            text: *b"metal\n",
             at: 0,
         })
     }
 
     fn set_memory_slot(&self, _: &MemSlot) -> Result<()> {
-        kvm_ops::unsupported!("set_memory_slot")
+        kvm_ops::not_offered!("set_memory_slot")
     }
 
     fn delete_memory_slot(&self, _: &MemSlot) -> Result<()> {
-        kvm_ops::unsupported!("delete_memory_slot")
+        kvm_ops::not_offered!("delete_memory_slot")
     }
 
     fn dirty_log(&self, _: &MemSlot, _: &mut [u64]) -> Result<()> {
-        kvm_ops::unsupported!("dirty_log")
+        kvm_ops::not_offered!("dirty_log")
     }
 
     fn set_tss_addr(&self, _: Gpa) -> Result<()> {
@@ -81,7 +81,7 @@ impl VmPort for MetalVm {
     }
 
     fn deliver_interrupt(&self, _: VcpuId, _: u8) -> Result<()> {
-        kvm_ops::unsupported!("deliver_interrupt")
+        kvm_ops::not_offered!("deliver_interrupt")
     }
 
     fn close(self) -> Result<()> {
@@ -89,10 +89,11 @@ impl VmPort for MetalVm {
     }
 }
 
-/// A vCPU that prints a text and halts: where a real one would VMLAUNCH.
+/// A vCPU that prints a text and halts. A real one would execute VMLAUNCH.
 struct MetalVcpu {
     id: VcpuId,
-    text: &'static [u8],
+    text: [u8; 6],
+    /// Bytes printed.
     at: usize,
 }
 
@@ -108,16 +109,17 @@ impl VcpuOps for MetalVcpu {
         self.id
     }
 
-    fn vcpu_run(&mut self) -> Result<Exit<'_>> {
-        let Some(data) = self.text.get(self.at..=self.at) else {
+    fn vcpu_run(&mut self) -> Result<Exit> {
+        if self.at == self.text.len() {
             return Ok(Exit::Hlt);
-        };
+        }
         self.at += 1;
-        Ok(Exit::IoOut {
-            port: 0x3f8,
-            size: 1,
-            data,
-        })
+        let (port, size, count) = (0x3f8, 1, 1);
+        Ok(Exit::IoOut { port, size, count })
+    }
+
+    fn exit_data(&mut self) -> &mut [u8] {
+        &mut self.text[self.at.saturating_sub(1)..self.at]
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {
@@ -141,7 +143,7 @@ fn main() -> Result<()> {
     let mut vcpu = vm.create_vcpu(VcpuId(0))?;
     loop {
         match vcpu.vcpu_run()? {
-            Exit::IoOut { data, .. } => print!("{}", String::from_utf8_lossy(data)),
+            Exit::IoOut { .. } => print!("{}", String::from_utf8_lossy(vcpu.exit_data())),
             Exit::Hlt => break,
             other => println!("{other:?}"),
         }
