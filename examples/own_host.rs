@@ -52,7 +52,7 @@ impl VmPort for MetalVm {
         Ok(MetalVcpu {
             id,
             text: *b"metal\n",
-            at: 0,
+            data: 0..0,
         })
     }
 
@@ -93,8 +93,8 @@ impl VmPort for MetalVm {
 struct MetalVcpu {
     id: VcpuId,
     text: [u8; 6],
-    /// Bytes printed.
-    at: usize,
+    /// The part of the text in the last exit.
+    data: core::ops::Range<usize>,
 }
 
 /// Its runs are short, so there is nothing to interrupt.
@@ -110,16 +110,18 @@ impl VcpuOps for MetalVcpu {
     }
 
     fn vcpu_run(&mut self) -> Result<Exit> {
-        if self.at == self.text.len() {
+        let next = self.data.end;
+        if next == self.text.len() {
+            self.data = next..next;
             return Ok(Exit::Hlt);
         }
-        self.at += 1;
+        self.data = next..next + 1;
         let (port, size, count) = (0x3f8, 1, 1);
         Ok(Exit::IoOut { port, size, count })
     }
 
     fn exit_data(&mut self) -> &mut [u8] {
-        &mut self.text[self.at.saturating_sub(1)..self.at]
+        &mut self.text[self.data.clone()]
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {
@@ -127,7 +129,7 @@ impl VcpuOps for MetalVcpu {
     }
 
     fn vcpu_reset(&mut self, _: bool) -> Result<()> {
-        self.at = 0;
+        self.data = 0..0;
         Ok(())
     }
 
