@@ -13,7 +13,9 @@ fn every_kind_on_every_vendor_is_the_technology_it_names_or_a_reason() {
         for kind in Tech::ALL.into_iter().map(Kind::Of).chain([Kind::Normal]) {
             let tech = kind.tech(vendor);
             let expected = match tech {
-                _ if tech.vendor() != Some(vendor) => Err(Error::unsupported(Missing::Vendor, tech)),
+                _ if tech.vendor() != Some(vendor) => {
+                    Err(Error::unsupported(Missing::Vendor, tech))
+                }
                 _ => Ok((tech, Step::Initialized)),
             };
             let created = create(&host, &VmConfig::new(kind)).map_err(Error::from);

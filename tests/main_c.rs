@@ -185,7 +185,12 @@ fn ops_page() -> String {
          | operation | change | here |\n|---|---|---|\n",
     );
     for change in LINUX_7_3 {
-        writeln!(page, "| {} | {} | {} |", change.name, change.change, change.here).unwrap();
+        writeln!(
+            page,
+            "| {} | {} | {} |",
+            change.name, change.change, change.here
+        )
+        .unwrap();
     }
     page
 }

@@ -132,7 +132,11 @@ impl World<'_> {
                 let other = random.below(self.vms.len());
                 if at != other {
                     let [a, b] = self.vms.get_disjoint_mut([at, other]).expect("two VMs");
-                    let _ = if random.below(2) == 0 { a.move_to(b) } else { a.copy_to(b) };
+                    let _ = if random.below(2) == 0 {
+                        a.move_to(b)
+                    } else {
+                        a.copy_to(b)
+                    };
                 }
             }
             3 => {
@@ -285,7 +289,10 @@ impl World<'_> {
 
 /// The keys that are out, of whichever kind the host has.
 fn keys_out(host: &SimHost) -> u32 {
-    let hkids = host.seam().map(SeamPort::key_ids).map_or(0, KeyPool::in_use);
+    let hkids = host
+        .seam()
+        .map(SeamPort::key_ids)
+        .map_or(0, KeyPool::in_use);
     let asids = host.psp().map_or(0, |psp| psp.asid_pools().in_use());
     hkids + asids
 }
@@ -317,7 +324,10 @@ fn round(seed: u64, steps: usize) {
         }
         world.vcpus.clear();
         let out = host.pages().map_or(0, |pages| pages.frames_out());
-        assert_eq!(out, world.leaked, "{vendor}, seed {seed}: pages out and reported");
+        assert_eq!(
+            out, world.leaked,
+            "{vendor}, seed {seed}: pages out and reported"
+        );
         if world.leaked == 0 {
             assert_eq!(keys_out(&host), 0, "{vendor}, seed {seed}: keys");
             assert_eq!(host.live_vms(), 0, "{vendor}, seed {seed}: VMs");

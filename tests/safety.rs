@@ -59,7 +59,10 @@ fn a_vcpu_that_outlives_its_vm_never_touches_the_memory() {
         drop(memory);
         let ran = vcpu.vcpu_run();
         assert!(
-            matches!(ran, Err(Error::WrongState(Step::KeyReleased | Step::Drained))),
+            matches!(
+                ran,
+                Err(Error::WrongState(Step::KeyReleased | Step::Drained))
+            ),
             "{tech}: {ran:?}"
         );
         drop(vcpu);

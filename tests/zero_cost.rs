@@ -301,13 +301,25 @@ fn a_build_has_the_crates_on_its_list_and_no_other() {
         ("vmx", vec!["kvm_ops_vmx"]),
         ("svm", vec!["kvm_ops_svm"]),
         ("tdx", vec!["kvm_ops_tdx", mmu]),
-        ("sev", vec!["kvm_ops_sev", "kvm_ops_sev_stream", mmu, "crc32fast", "embedded_io"]),
+        (
+            "sev",
+            vec![
+                "kvm_ops_sev",
+                "kvm_ops_sev_stream",
+                mmu,
+                "crc32fast",
+                "embedded_io",
+            ],
+        ),
         ("vmx,tdx", vec!["kvm_ops_vmx", "kvm_ops_tdx", mmu]),
     ] {
         let allowed: BTreeSet<_> = ALWAYS.into_iter().chain(own).map(str::to_owned).collect();
         let found = tree(features);
         let foreign: Vec<_> = found.difference(&allowed).collect();
-        assert!(foreign.is_empty(), "{features}: {foreign:?} is not on the list");
+        assert!(
+            foreign.is_empty(),
+            "{features}: {foreign:?} is not on the list"
+        );
         let technology = format!("kvm_ops_{}", features.split(',').next().unwrap_or(features));
         assert!(found.contains(&technology), "{features}: {found:?}");
     }

@@ -2,7 +2,6 @@
 // Its items are public as those of a library would be: the compiler must not know all their uses.
 #![allow(unreachable_pub)]
 
-
 mod count;
 mod designs;
 #[cfg(feature = "report")]

@@ -1,8 +1,8 @@
 //! The hosts of this build behind one face, so that a fleet can hold VMs of several.
 
 use kvm_ops::{
-    AmdVm, AnyVm, Error, FreeReport, Gpa, Host, Irqchip, Kind, Measurement, Pfn, Result, Runs,
-    Tech, Vendor, VmConfig, create,
+    AmdVm, AnyVm, FreeReport, Gpa, Host, Irqchip, Kind, Measurement, Pfn, Result, Runs, Tech,
+    Vendor, VmConfig, create,
 };
 use kvm_ops_machine::{
     ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, RunLimits, RunReport,

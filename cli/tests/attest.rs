@@ -1,5 +1,4 @@
 //! Evidence of SNP guests: accepted only if every check was made or given up by name.
-#![cfg(feature = "sev")]
 
 mod common;
 

@@ -1,5 +1,4 @@
 //! `kvm-ops conform` on the recorded vectors, and on what differs from them.
-#![cfg(all(feature = "tdx", feature = "sev"))]
 
 use std::fs;
 use std::process::{Command, Output};

@@ -12,7 +12,6 @@ const COMMANDS: &[&str] = &[
     "fleet",
     "measure",
     "attest",
-    #[cfg(all(feature = "sev", feature = "sim"))]
     "migrate",
     "conform",
     "completions",
@@ -29,13 +28,9 @@ const NESTED: &[[&str; 2]] = &[
     ["attest", "verify"],
     ["conform", "tdx"],
     ["conform", "sev"],
-    #[cfg(all(feature = "sev", feature = "sim"))]
     ["migrate", "move"],
-    #[cfg(all(feature = "sev", feature = "sim"))]
     ["migrate", "hosts"],
-    #[cfg(all(feature = "sev", feature = "sim"))]
     ["migrate", "send"],
-    #[cfg(all(feature = "sev", feature = "sim"))]
     ["migrate", "receive"],
 ];
 

@@ -1,5 +1,4 @@
 //! Launch digests off line equal those of independent programs.
-#![cfg(all(feature = "tdx", feature = "sev"))]
 
 mod common;
 

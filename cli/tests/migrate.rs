@@ -1,5 +1,4 @@
 //! `kvm-ops migrate` as its users see it.
-#![cfg(all(feature = "sev", feature = "sim"))]
 
 use std::process::Command;
 

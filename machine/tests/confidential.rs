@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use kvm_ops::guest::{Action, GuestProgram, Outcome};
-use kvm_ops_machine::{ConsoleSink, End, Machine, MachineConfig, RunLimits, RunReport};
 use kvm_ops::sim::SimHost;
 use kvm_ops::{ExitKind, FreeReport, Gpa, Host, Kind, Privacy, SharedMask, Tech};
+use kvm_ops_machine::{ConsoleSink, End, Machine, MachineConfig, RunLimits, RunReport};
 
 const PAGES: u64 = 4;
 const AT: Gpa = Gpa::new(0x20_0000);

@@ -26,9 +26,15 @@ fn share(n: u64) -> Action<'static> {
 fn alternate(n: u64) -> Action<'static> {
     let gpa = |at: u64| Gpa::new(at & 0x3fff_ffff_f000);
     if n % 2 == 0 {
-        Action::Unshare { gpa: gpa(0x100_0000 + n * 8192), pages: 1 }
+        Action::Unshare {
+            gpa: gpa(0x100_0000 + n * 8192),
+            pages: 1,
+        }
     } else {
-        Action::Share { gpa: gpa(0x100_2000 + n * 8192), pages: 1 }
+        Action::Share {
+            gpa: gpa(0x100_2000 + n * 8192),
+            pages: 1,
+        }
     }
 }
 

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use kvm_ops::guest::Script;
 use kvm_ops::kvm::KvmHost;
+use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Irqchip, Regs, Segment, VcpuId};
 use kvm_ops_machine::{
     ConsoleSink, End, ExitContext, Flow, Image, ImageFormat, Machine, MachineConfig, MachineError,
     RunLimits, RunReport,
 };
-use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Irqchip, Regs, Segment, VcpuId};
 use support::samples::{bzimage, elf};
 use support::{Until, file, kvm, limits};
 

@@ -4,9 +4,9 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_ops::guest::{Action, FnProgram, Outcome, Script};
-use kvm_ops_machine::{ConsoleSink, End, Image, Machine, MachineConfig, MachineError, RunLimits};
 use kvm_ops::sim::SimHost;
 use kvm_ops::{ExitKind, Gfn, Gpa, Irqchip, Kind, Tech, VcpuId, Vendor};
+use kvm_ops_machine::{ConsoleSink, End, Image, Machine, MachineConfig, MachineError, RunLimits};
 
 const MIB: u64 = 1 << 20;
 

@@ -52,7 +52,7 @@ fn report_fatal_error() {
 #[test]
 fn ioexit() {
     let (mut td, transcript) = td(Script::new().output(0x50, &[0xab]).input(0x50, 1));
-    assert_eq!(td.vcpu().exit_data(), [], "before the first run");
+    assert!(td.vcpu().exit_data().is_empty(), "before the first run");
     let (port, size, count) = (0x50, 1, 1);
     let exit = td.vcpu().vcpu_run();
     assert_eq!(exit, Ok(Exit::IoOut { port, size, count }));
@@ -61,7 +61,7 @@ fn ioexit() {
     assert_eq!(exit, Ok(Exit::IoIn { port, size, count }));
     td.vcpu().exit_data()[0] = 0xac;
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
-    assert_eq!(td.vcpu().exit_data(), []);
+    assert!(td.vcpu().exit_data().is_empty());
     transcript.expect(["Done", "Data([172])"]);
 }
 

@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::sync::LazyLock;
 
 use kvm_ops::{
-    AsidPools, CpuId, FieldCache, Hkid, Hpa, KeyPool, Level, PackageId, Page, PagePort, Pfn, PortId,
-    PspPort, Result, SeamPort, SeamRegs, SnpAsids,
+    AsidPools, CpuId, FieldCache, Hkid, Hpa, KeyPool, Level, PackageId, Page, PagePort, Pfn,
+    PortId, PspPort, Result, SeamPort, SeamRegs, SnpAsids,
 };
 
 /// All ports in one.

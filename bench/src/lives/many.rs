@@ -16,7 +16,7 @@ const VMS: usize = 24;
 const THREADS: [usize; 2] = [1, 2];
 
 fn host(tech: Tech) -> Result<SimHost, Box<dyn Error>> {
-    let builder = SimHost::builder(tech.vendor());
+    let builder = SimHost::builder(tech.vendor().ok_or("not a technology of this project")?);
     let tdx = soft_tdx_module::Platform::builder().seed(1);
     // ASIDs 1 to 63 are for SEV-ES and SNP, 64 to 127 for SEV.
     let sev = soft_amd_sp::Platform::builder().seed(1).asids(64, 127);

@@ -3,9 +3,9 @@
 use std::error::Error;
 
 use kvm_ops::guest::FnProgram;
-use kvm_ops_machine::{LaunchPage, Machine, MachineConfig};
 use kvm_ops::sim::SimHost;
-use kvm_ops::{Exit, Kind, Tech, VcpuId, VcpuOps as _};
+use kvm_ops::{Exit, Kind, Tech, VcpuId};
+use kvm_ops_machine::{LaunchPage, Machine, MachineConfig};
 use soft_amd_sp::Operation;
 
 use super::figures::{Lives, SmallLife, SmallPhase};
@@ -66,7 +66,7 @@ pub fn run(machine: &mut Machine<SimHost>) -> Result<(), Box<dyn Error>> {
     loop {
         match vcpu.vcpu_run()? {
             Exit::Shutdown if printed == 1 => return Ok(()),
-            Exit::IoOut { data: b"!", .. } => printed += 1,
+            Exit::IoOut { .. } if vcpu.exit_data() == b"!" => printed += 1,
             Exit::Interrupted => {}
             other => return Err(format!("the guest left with {other:?}").into()),
         }
@@ -75,7 +75,7 @@ pub fn run(machine: &mut Machine<SimHost>) -> Result<(), Box<dyn Error>> {
 
 /// Gives it back, which must leave nothing behind.
 pub fn destroy(machine: Machine<SimHost>) -> Result<(), Box<dyn Error>> {
-    let report = machine.destroy()?;
+    let report = machine.destroy();
     match report.is_clean() {
         true => Ok(()),
         false => Err(format!("the VM left something behind: {report:?}").into()),
@@ -90,13 +90,14 @@ struct Row {
 }
 
 impl Row {
-    fn new(tech: Tech) -> Self {
-        Self {
+    fn new(tech: Tech) -> Result<Self, Box<dyn Error>> {
+        let vendor = tech.vendor().ok_or("not a technology of this project")?;
+        Ok(Self {
             tech,
-            host: SimHost::new(tech.vendor()),
+            host: SimHost::new(vendor),
             ns: Default::default(),
             calls: Default::default(),
-        }
+        })
     }
 
     fn life(&mut self, counted: bool) -> Result<(), Box<dyn Error>> {
@@ -134,7 +135,10 @@ impl Row {
 
 /// Measures every technology, all of them in each round.
 pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
-    let mut rows: Vec<Row> = Tech::ALL.into_iter().map(Row::new).collect();
+    let mut rows: Vec<Row> = Tech::ALL
+        .into_iter()
+        .map(Row::new)
+        .collect::<Result<_, _>>()?;
     let rounds = plan.rounds.max(1);
     for round in 0..=rounds {
         for row in &mut rows {
@@ -188,7 +192,7 @@ mod tests {
             (Tech::SevEs, [9, 0, 2]),
             (Tech::SevSnp, [6, 0, 2]),
         ] {
-            let mut row = Row::new(tech);
+            let mut row = Row::new(tech).expect("a technology of this project");
             row.life(true).expect("a life");
             assert_eq!(row.calls.map(|calls| calls.firmware), firmware, "{tech}");
         }

@@ -18,7 +18,11 @@ pub(super) fn diagnose() -> Diagnosis {
             });
             fill(&mut diagnosis, offer, |tech| {
                 let config = VmConfig::new(Kind::Of(tech));
-                created(tech, create(&host, &config).map(|vm| drop(vm.destroy())))
+                created(
+                    create(&host, &config)
+                        .map(|vm| drop(vm.destroy()))
+                        .map_err(Error::from),
+                )
             });
             diagnosis
         }
@@ -127,7 +131,7 @@ fn what_to_do(tech: Tech, why: &WhyNot, device_hint: &Option<String>) -> Option<
         WhyNot::Parameter { module, name, .. } => {
             format!("run a kernel whose {module} knows the parameter {name}")
         }
-        WhyNot::Refused(Error::Unsupported(Missing::HostTech(_))) => {
+        WhyNot::Refused(Error::Unsupported(Missing::HostTech, _)) => {
             "see in dmesg why KVM refuses it".into()
         }
         _ => return None,

@@ -7,8 +7,8 @@ pub(crate) mod samples;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kvm_ops::kvm::KvmHost;
 use kvm_ops::Exit;
+use kvm_ops::kvm::KvmHost;
 use kvm_ops_machine::{ConsoleSink, Devices, ExitContext, ExitHandler, Flow, RunLimits};
 
 /// More than any of these guests needs where the kernel interprets them; a test that comes to this

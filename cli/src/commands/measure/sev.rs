@@ -3,9 +3,15 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use serde::Serialize;
+use soft_amd_sp::measure::{self, KernelHashes, Launch, MeasureError, Vmm};
 
 use super::OutputFormat;
+use crate::commands::measure::{read, say_json};
+use crate::exit_code::Code;
+use crate::failure::Failure;
 use crate::failure::Outcome;
+use crate::term;
 
 /// The launch digest of an SEV guest: SHA-256 of the image and of the kernel's hashes
 #[derive(Debug, clap::Args)]
@@ -188,15 +194,6 @@ impl Measured {
         }
     }
 }
-
-use serde::Serialize;
-use soft_amd_sp::measure::{self, KernelHashes, Launch, MeasureError, Vmm};
-
-use super::{Measured, Outcome, Technology, Vcpus, VmmType};
-use crate::commands::measure::{read, say_json};
-use crate::exit_code::Code;
-use crate::failure::Failure;
-use crate::term;
 
 #[derive(Serialize)]
 struct Report {

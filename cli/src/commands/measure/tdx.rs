@@ -1,10 +1,18 @@
 //! `kvm-ops measure tdx`: MRTD.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use kvm_ops_tdvf::{Section, Tdvf, TdvfError};
+use serde::Serialize;
 
+use crate::commands::measure::{read, say_json};
+use crate::doctor::text::{finish, table};
+use crate::exit_code::Code;
+use crate::failure::Failure;
 use crate::failure::Outcome;
+use crate::term;
 
 /// MRTD of a TD, from the TDVF metadata of its firmware
 #[derive(Debug, clap::Args)]
@@ -44,18 +52,6 @@ enum Order {
     /// Both, each in a line of its own
     Both,
 }
-
-use std::collections::BTreeMap;
-
-use kvm_ops_tdvf::{Section, Tdvf, TdvfError};
-use serde::Serialize;
-
-use super::{Args, Order, Outcome};
-use crate::commands::measure::{read, say_json};
-use crate::doctor::text::{finish, table};
-use crate::exit_code::Code;
-use crate::failure::Failure;
-use crate::term;
 
 #[derive(Serialize)]
 struct Report {
