@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{has_sim, run, run_with_input};
+use common::{run, run_with_input};
 
 /// A fleet file, where its fault stands (line:column), and what must be said.
 const FAULTS: &[(&str, &str, &[&str])] = &[

@@ -10,7 +10,7 @@ use crate::{
     RunLimits,
 };
 use kvm_ops::guest::Script;
-use kvm_ops::{Error, ExitKind, Gfn, Gpa, Irqchip, Privacy, VcpuId, VcpuOps};
+use kvm_ops::{Error, ExitKind, Gfn, Gpa, Irqchip, Privacy, VcpuId};
 
 const MIB: u64 = 1 << 20;
 

@@ -149,7 +149,7 @@ fn between() {
         let mut from = guest(&here, &ram, mib);
         let alone = firmware_alone(&mut from, &here, &there);
         let cipher = cipher_alone();
-        let mut to = with_ram(&there, Tech::Sev, 1, &ram2);
+        let to = with_ram(&there, Tech::Sev, 1, &ram2);
         let (a, b) = UnixStream::pair().unwrap();
         let start = Instant::now();
         let vendor = sp(&there).vendor_certs();

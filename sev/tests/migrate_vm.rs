@@ -340,7 +340,7 @@ fn every_command_that_fails_leaves_one_owner_and_no_page_behind() {
 fn who_cannot_travel_is_told_so() {
     let (host, ram) = (machine(7, true), Ram::new(PAGES * PAGE));
     let errno = |result: Result<(), Error>| result.unwrap_err().errno();
-    let mut snp = with_ram(&host, Tech::SevSnp, 1, &ram);
+    let snp = with_ram(&host, Tech::SevSnp, 1, &ram);
     assert_eq!(
         errno(snp.outgoing(Box::new(|_| Ok(vec![]))).map(|_| ())),
         95
@@ -349,12 +349,12 @@ fn who_cannot_travel_is_told_so() {
         errno(snp.incoming(vec![], Box::new(|_, _| Ok(()))).map(|_| ())),
         95
     );
-    let mut unlaunched = with_ram(&host, Tech::Sev, 1, &ram);
+    let unlaunched = with_ram(&host, Tech::Sev, 1, &ram);
     assert_eq!(
         errno(unlaunched.outgoing(Box::new(|_| Ok(vec![]))).map(|_| ())),
         22
     );
-    let (mut running, vcpu) = source(&host, Tech::Sev, &ram);
+    let (running, vcpu) = source(&host, Tech::Sev, &ram);
     assert_eq!(
         errno(
             running

@@ -4,8 +4,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use kvm_ops::{Exit, VcpuId};
-use kvm_ops_machine::{ConsoleSink, Devices, ExitHandler, Flow, RunLimits};
+use kvm_ops::Exit;
+use kvm_ops_machine::{ConsoleSink, Devices, ExitContext, ExitHandler, Flow, RunLimits};
 
 use crate::guests::{Mixer, RESULT_PORT};
 use crate::interrupt::Interrupt;
@@ -90,7 +90,7 @@ fn live(ready: Ready<'_>) -> VmReport {
     report.time(start.elapsed());
     report.console(console.printed(), console.text());
     report.ran(&spec.expect, ran, answers.result());
-    report.torn_down(machine.destroy());
+    report.torn_down(&machine.destroy());
     report
 }
 
@@ -110,29 +110,30 @@ impl Answers {
 }
 
 impl ExitHandler for Answers {
-    fn handle(&self, vcpu: VcpuId, exit: Exit<'_>) -> Flow {
-        match exit {
+    fn handle(&self, context: &mut ExitContext<'_>) -> Flow {
+        match context.exit() {
             Exit::IoOut {
                 port: RESULT_PORT,
                 size: 4,
-                data,
+                ..
             } if self.takes_result => {
-                if let Ok(word) = data.try_into() {
+                if let Ok(word) = (&*context.data()).try_into() {
                     *self.result.lock().unwrap_or_else(PoisonError::into_inner) =
                         Some(u32::from_le_bytes(word));
                 }
                 Flow::Continue
             }
-            Exit::MmioWrite { gpa, data } if self.has_mixer && self.mixer.write(gpa, data) => {
+            Exit::MmioWrite { gpa, .. }
+                if self.has_mixer && self.mixer.write(gpa, context.data()) =>
+            {
                 Flow::Continue
             }
-            Exit::MmioRead { gpa, data } if self.has_mixer => {
-                if self.mixer.read(gpa, data) {
-                    return Flow::Continue;
-                }
-                self.devices.handle(vcpu, Exit::MmioRead { gpa, data })
+            Exit::MmioRead { gpa, .. }
+                if self.has_mixer && self.mixer.read(gpa, context.data()) =>
+            {
+                Flow::Continue
             }
-            exit => self.devices.handle(vcpu, exit),
+            _ => self.devices.handle(context),
         }
     }
 }

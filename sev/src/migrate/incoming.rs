@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use kvm_ops::{Error, Field, Gfn, Host, Level, PspPort, Result, Step, Tech, VcpuId};
 use kvm_ops_sev_stream::{MigrateTarget, Packet, PlatformCerts, SessionStart, Shape, VcpuContent};
 
+use super::claim::Claimed;
 use super::group::Role;
 use super::mailbox::{Mailbox, PacketOf};
 use super::transfer::unfit;
@@ -34,6 +35,8 @@ pub struct Incoming<'a, H: Host> {
     vendor: Vec<u8>,
     registers: RegisterWriter<'a>,
     receiving: bool,
+    /// Keeps other sessions and moves away.
+    _session: Claimed<'a>,
 }
 
 impl<H: Host> SevVm<H> {
@@ -43,9 +46,10 @@ impl<H: Host> SevVm<H> {
     ///
     /// # Errors
     /// Unsupported for SNP; [`Error::WrongState`] for a VM that is not initialised, or whose launch
-    /// has begun; [`Error::Invalid`] for a mirror; [`Error::NoMemory`].
+    /// has begun; [`Error::Invalid`] for a mirror; [`Error::Busy`] while another session
+    /// or move is under way; [`Error::NoMemory`].
     pub fn incoming<'a>(
-        &'a mut self,
+        &'a self,
         vendor: Vec<u8>,
         registers: RegisterWriter<'a>,
     ) -> Result<Incoming<'a, H>> {
@@ -53,6 +57,7 @@ impl<H: Host> SevVm<H> {
         if shared.tech() == Tech::SevSnp {
             return kvm_ops::not_offered!("receiving an SNP guest");
         }
+        let session = shared.claim.claim()?;
         shared.step().require(Step::Initialized)?;
         if !matches!(shared.membership().role, Role::Owner) {
             return Err(unfit(shared));
@@ -66,6 +71,7 @@ impl<H: Host> SevVm<H> {
             vendor,
             registers,
             receiving: false,
+            _session: session,
         })
     }
 }

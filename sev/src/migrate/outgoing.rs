@@ -13,6 +13,7 @@ use kvm_ops_sev_stream::{
     Shape, VcpuContent,
 };
 
+use super::claim::Claimed;
 use super::group::Role;
 use super::mailbox::{Mailbox, PacketOf};
 use super::transfer::unfit;
@@ -41,6 +42,8 @@ pub struct Outgoing<'a, H: Host> {
     stopped: bool,
     /// Slots whose dirty log was switched on for the journey, as they were.
     logged: Vec<MemSlot>,
+    /// Keeps other sessions and moves away.
+    _session: Claimed<'a>,
 }
 
 impl<H: Host> SevVm<H> {
@@ -52,12 +55,14 @@ impl<H: Host> SevVm<H> {
     /// # Errors
     /// Unsupported for SNP, whose guests move by SNP_PAGE_SWAP_OUT, which is not here;
     /// [`Error::WrongState`] for a VM that does not run yet; [`Error::Invalid`] for a mirror or a VM
-    /// that has mirrors, whose writes nobody could follow; [`Error::NoMemory`].
-    pub fn outgoing<'a>(&'a mut self, registers: RegisterReader<'a>) -> Result<Outgoing<'a, H>> {
+    /// that has mirrors, whose writes could not be followed; [`Error::Busy`] while another session
+    /// or move is under way; [`Error::NoMemory`].
+    pub fn outgoing<'a>(&'a self, registers: RegisterReader<'a>) -> Result<Outgoing<'a, H>> {
         let shared = &self.shared;
         if shared.tech() == Tech::SevSnp {
             return kvm_ops::not_offered!("sending an SNP guest");
         }
+        let session = shared.claim.claim()?;
         shared.step().require(Step::Runnable)?;
         {
             let membership = shared.membership();
@@ -72,6 +77,7 @@ impl<H: Host> SevVm<H> {
             sending: false,
             stopped: false,
             logged: Vec::new(),
+            _session: session,
         })
     }
 }

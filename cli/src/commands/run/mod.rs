@@ -157,7 +157,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         return Err(homeless(args, NoPlace::no_processor()));
     }
     let interrupt = Interrupt::install()?;
-    let mut hosts = Hosts::open(args.host)?;
+    let mut hosts = Hosts::open(args.host);
     if let Some(failure) = hosts.take_no_kvm() {
         return Err(failure.hint(format!("an image needs a processor: {NO_MACHINE_CODE}")));
     }
@@ -192,9 +192,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let broken = console.take_error();
     let code = summary(args, place, machine.as_ref(), ran, terminal.closed());
     interrupt.clear();
-    let freed = machine
-        .destroy()
-        .map_err(|error| refused("the machine cannot be given back", error).code(Code::Leak))?;
+    let freed = machine.destroy();
     for leak in &freed.leaks {
         term::complain(leak);
     }
