@@ -60,156 +60,59 @@ pub struct Rule {
 /// The longest wait between two tries, in turns of [`SeamPort::relax`](kvm_ops::SeamPort::relax).
 pub const LONGEST_WAIT: u32 = 1 << 18;
 
-const fn row(
-    class: Class,
-    leaves: &'static [Leaf],
-    action: Action,
-    verdict: Verdict,
-    why: &'static str,
-) -> Rule {
-    Rule {
-        class,
-        leaves,
-        action,
-        verdict,
-        why,
-    }
+macro_rules! rules {
+    ($($class:ident [$($leaf:ident),*] $action:expr, $verdict:ident: $why:literal;)*) => {
+        &[$(Rule {
+            class: Class::$class,
+            leaves: &[$(Leaf::$leaf),*],
+            action: $action,
+            verdict: Verdict::$verdict,
+            why: $why,
+        }),*]
+    };
 }
 
+use Action::{BackOff, Done, GiveUp, KickAndRetry, Restart, Resume, Retry};
+
 /// The table. RDRAND and write-back bounds are Linux's (`RDRAND_RETRY_LOOPS`, `tdx.c`).
-pub const RULES: &[Rule] = {
-    use Action as A;
-    use Leaf as L;
-    use Verdict as V;
-    &[
-        row(
-            Class::RND_NO_ENTROPY,
-            &[],
-            A::Retry(10),
-            V::Again,
-            "RDRAND or RDSEED ran dry; the SDM asks for ten tries",
-        ),
-        row(
-            Class::KEY_GENERATION_FAILED,
-            &[L::MngKeyConfig],
-            A::Retry(10),
-            V::Again,
-            "PCONFIG ran out of entropy",
-        ),
-        row(
-            Class::OPERAND_BUSY,
-            &[L::MemSeptAdd, L::MemPageAug],
-            A::GiveUp,
-            V::Busy,
-            "a fault: the entry goes back to what it was, and the guest faults again if it must",
-        ),
-        row(
-            Class::OPERAND_BUSY,
-            &[
-                L::MemRangeBlock,
-                L::MemRangeUnblock,
-                L::MemTrack,
-                L::MemPageRemove,
-                L::MemSeptRemove,
-                L::MemPageDemote,
-                L::MemPagePromote,
-            ],
-            A::KickAndRetry,
-            V::Busy,
-            "a vCPU of the TD has the lock, or another flush: other changes are excluded",
-        ),
-        row(
-            Class::PREVIOUS_TLB_EPOCH_BUSY,
-            &[L::MemTrack],
-            A::KickAndRetry,
-            V::Busy,
-            "a vCPU is still in the epoch before this one",
-        ),
-        row(
-            Class::OPERAND_BUSY,
-            &[],
-            A::BackOff(32),
-            V::Busy,
-            "the KOT, the key engine, a package's write-back or a page's metadata, which other TDs use too",
-        ),
-        row(
-            Class::SYS_BUSY,
-            &[],
-            A::BackOff(32),
-            V::Busy,
-            "the module's global lock",
-        ),
-        row(
-            Class::INTERRUPTED_RESUMABLE,
-            &[L::PhymemCacheWb],
-            A::Resume(10_000),
-            V::Again,
-            "an interrupt came; every call makes progress",
-        ),
-        row(
-            Class::WBCACHE_RESUME_ERROR,
-            &[L::PhymemCacheWb],
-            A::Restart(100),
-            V::Again,
-            "another TD's write-back on the package ended the interrupted one",
-        ),
-        row(
-            Class::INTERRUPTED_RESTARTABLE,
-            &[L::MemPageDemote, L::MemPagePromote],
-            A::Restart(10_000),
-            V::Again,
-            "an interrupt came; nothing was done",
-        ),
-        row(
-            Class::NO_HKID_READY_TO_WBCACHE,
-            &[L::PhymemCacheWb],
-            A::Done,
-            V::Poison,
-            "another TD's write-back took this KeyID with it",
-        ),
-        row(
-            Class::KEY_CONFIGURED,
-            &[L::MngKeyConfig],
-            A::Done,
-            V::Poison,
-            "the package has the key",
-        ),
-        row(
-            Class::VCPU_NOT_ASSOCIATED,
-            &[L::VpFlush],
-            A::Done,
-            V::Poison,
-            "the vCPU is on no processor, as wanted",
-        ),
-        row(
-            Class::GPA_RANGE_ALREADY_BLOCKED,
-            &[L::MemRangeBlock],
-            A::Done,
-            V::Poison,
-            "blocked, as wanted",
-        ),
-        row(
-            Class::FLUSHVP_NOT_DONE,
-            &[L::MngVpflushdone],
-            A::GiveUp,
-            V::Refused,
-            "a vCPU is still associated; the flushes may be repeated",
-        ),
-        row(
-            Class::WBCACHE_NOT_COMPLETE,
-            &[L::MngKeyFreeid],
-            A::GiveUp,
-            V::Refused,
-            "a package is not written back; the write-back may be repeated",
-        ),
-        row(
-            Class::OPERAND_INVALID,
-            &[L::MngInit],
-            A::GiveUp,
-            V::Refused,
-            "a parameter that the module does not take; the detail names it",
-        ),
-    ]
+pub const RULES: &[Rule] = rules! {
+    RND_NO_ENTROPY [] Retry(10), Again:
+        "RDRAND or RDSEED ran dry; the SDM asks for ten tries";
+    KEY_GENERATION_FAILED [MngKeyConfig] Retry(10), Again:
+        "PCONFIG ran out of entropy";
+    OPERAND_BUSY [MemSeptAdd, MemPageAug] GiveUp, Busy:
+        "a fault: the entry goes back to what it was, and the guest faults again if it must";
+    OPERAND_BUSY [
+        MemRangeBlock, MemRangeUnblock, MemTrack, MemPageRemove,
+        MemSeptRemove, MemPageDemote, MemPagePromote
+    ] KickAndRetry, Busy:
+        "a vCPU of the TD has the lock, or another flush: other changes are excluded";
+    PREVIOUS_TLB_EPOCH_BUSY [MemTrack] KickAndRetry, Busy:
+        "a vCPU is still in the epoch before this one";
+    OPERAND_BUSY [] BackOff(32), Busy:
+        "the KOT, the key engine, a package's write-back or a page's metadata, which other TDs use too";
+    SYS_BUSY [] BackOff(32), Busy:
+        "the module's global lock";
+    INTERRUPTED_RESUMABLE [PhymemCacheWb] Resume(10_000), Again:
+        "an interrupt came; every call makes progress";
+    WBCACHE_RESUME_ERROR [PhymemCacheWb] Restart(100), Again:
+        "another TD's write-back on the package ended the interrupted one";
+    INTERRUPTED_RESTARTABLE [MemPageDemote, MemPagePromote] Restart(10_000), Again:
+        "an interrupt came; nothing was done";
+    NO_HKID_READY_TO_WBCACHE [PhymemCacheWb] Done, Poison:
+        "another TD's write-back took this KeyID with it";
+    KEY_CONFIGURED [MngKeyConfig] Done, Poison:
+        "the package has the key";
+    VCPU_NOT_ASSOCIATED [VpFlush] Done, Poison:
+        "the vCPU is on no processor, as wanted";
+    GPA_RANGE_ALREADY_BLOCKED [MemRangeBlock] Done, Poison:
+        "blocked, as wanted";
+    FLUSHVP_NOT_DONE [MngVpflushdone] GiveUp, Refused:
+        "a vCPU is still associated; the flushes may be repeated";
+    WBCACHE_NOT_COMPLETE [MngKeyFreeid] GiveUp, Refused:
+        "a package is not written back; the write-back may be repeated";
+    OPERAND_INVALID [MngInit] GiveUp, Refused:
+        "a parameter that the module does not take; the detail names it";
 };
 
 /// The action and the verdict for a status. A status without a row succeeded if its error bit is

@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
 use common::life::{destroy, initialized, runnable};
-use common::{Answer, TestHost};
+use common::{Injected, TestHost};
 use kvm_ops_core::guest::Script;
 use kvm_ops_core::{Backend, Error, Gfn, Gpa, VcpuId, VcpuOps, VmOps};
 use kvm_ops_tdx::Leaf;
@@ -76,7 +76,7 @@ fn a_seamcall_that_poisons_is_one_event_with_leaf_status_operand_and_advice() {
     let vm = runnable(&host);
     vm.pre_fault_memory(Gfn::new(7), 1).unwrap();
     let status = Class::EPT_ENTRY_STATE_INCORRECT.with(1).get();
-    host.fail(Leaf::MemPageAug, 1, 1, Answer::Status(status));
+    host.fail(Leaf::MemPageAug, 1, 1, Injected::Status(status));
     let events = events_of(|| {
         let error = vm.pre_fault_memory(Gfn::new(8), 1);
         assert_eq!(error, Err(Error::Firmware(status)));

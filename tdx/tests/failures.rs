@@ -11,8 +11,8 @@ use std::path::Path;
 
 use common::audit::{all_accounted, mirror_equals_secure_ept};
 use common::life::initial_page;
-use common::plausible::{FOR_EVER, Failure, ONCE, failures};
-use common::{Answer, TestHost};
+use common::plausible::{FOR_EVER, Failure, failures};
+use common::{Injected, TestHost};
 use kvm_ops_core::{
     Backend, CpuId, Drained, Error, Field, FreeReport, Gfn, Gpa, Host, Hpa, InitialPageKind,
     KeyReleased, Leak, Leaked, MemSlot, Privacy, Result, SlotId, Step, VcpuId, VcpuOps, VmOps,
@@ -165,7 +165,7 @@ impl Life {
 /// The consequences of a failure, in words.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Outcome {
-    told: String,
+    answered: String,
     then: &'static str,
     left: String,
 }
@@ -182,22 +182,22 @@ fn in_words(error: &Error) -> String {
 }
 
 /// Returns whether the error fits the status: it names the status, or asks for another try.
-fn names(error: &Error, answer: Answer) -> bool {
+fn names(error: &Error, answer: Injected) -> bool {
     match (error, answer) {
-        (Error::Firmware(told), Answer::Status(status)) => *told == status,
-        (Error::Busy, Answer::Status(status)) => {
+        (Error::Firmware(word), Injected::Status(status)) => *word == status,
+        (Error::Busy, Injected::Status(status)) => {
             [Class::OPERAND_BUSY, Class::PREVIOUS_TLB_EPOCH_BUSY]
                 .iter()
                 .any(|class| class.with(status as u32).get() == status)
         }
-        (Error::Again, Answer::Status(status)) => [
+        (Error::Again, Injected::Status(status)) => [
             Class::RND_NO_ENTROPY,
             Class::KEY_GENERATION_FAILED,
             Class::INTERRUPTED_RESUMABLE,
         ]
         .iter()
         .any(|class| class.with(0).get() == status),
-        (told, Answer::Port(error)) => *told == error,
+        (got, Injected::Port(error)) => *got == error,
         _ => false,
     }
 }
@@ -207,7 +207,7 @@ fn names(error: &Error, answer: Answer) -> bool {
 fn try_failure(at: usize, leaf: Leaf, nth: u64, failure: Failure) -> Outcome {
     let (name, step) = STEPS[at];
     let started = std::time::Instant::now();
-    let context = || format!("{name}: {} #{nth}: {}", leaf.name(), failure.name);
+    let context = || format!("{name}: {} #{nth}: {}", leaf.name(), failure.name());
     let mut life = Life::new();
     life.up_to(0, at);
     let (before, tdr) = (life.vm().step(), life.vm().tdr());
@@ -215,14 +215,14 @@ fn try_failure(at: usize, leaf: Leaf, nth: u64, failure: Failure) -> Outcome {
     let result = step(&mut life);
     assert!(life.host.heal(), "{}: the call was not made", context());
     if let Err(error) = &result {
-        let lie = failure.name.ends_with("wrongly") && matches!(error, Error::Firmware(_));
+        let lie = failure.is_lie() && matches!(error, Error::Firmware(_));
         assert!(
             lie || names(error, failure.answer),
             "{}: {error}",
             context()
         );
     }
-    let told = match &result {
+    let answered = match &result {
         Ok(()) => "done".to_string(),
         Err(error) => in_words(error),
     };
@@ -259,7 +259,7 @@ fn try_failure(at: usize, leaf: Leaf, nth: u64, failure: Failure) -> Outcome {
         assert_eq!(leak.operation, leaf.name(), "{}: {leak}", context());
         assert!(
             names(&leak.error, failure.answer)
-                || matches!(failure.answer, Answer::Status(status) if leak.error == Error::Firmware(status)),
+                || matches!(failure.answer, Injected::Status(status) if leak.error == Error::Firmware(status)),
             "{}: {leak}",
             context()
         );
@@ -268,7 +268,7 @@ fn try_failure(at: usize, leaf: Leaf, nth: u64, failure: Failure) -> Outcome {
         eprintln!("{:?} {}", started.elapsed(), context());
     }
     Outcome {
-        told,
+        answered,
         then,
         left: in_report(&report, tdr, failure),
     }
@@ -293,10 +293,10 @@ fn abandon(at: usize, leaf: Leaf, nth: u64, failure: Failure) {
     );
     for leak in &report.leaks {
         let expected = match failure.answer {
-            Answer::Status(status) => Error::Firmware(status),
-            Answer::Port(error) => error,
+            Injected::Status(status) => Error::Firmware(status),
+            Injected::Port(error) => error,
         };
-        if !failure.name.ends_with("wrongly") {
+        if !failure.is_lie() {
             assert_eq!((leak.operation, leak.error), (leaf.name(), expected));
         }
     }
@@ -375,14 +375,18 @@ fn table() -> String {
                     }
                 }
                 for (outcome, nths) in outcomes {
-                    let Outcome { told, then, left } = outcome;
+                    let Outcome {
+                        answered,
+                        then,
+                        left,
+                    } = outcome;
                     let _ = writeln!(
                         text,
-                        "| {} | {}{} | {} | {told} | {then} | {left} |",
+                        "| {} | {}{} | {} | {answered} | {then} | {left} |",
                         STEPS[at].0,
                         leaf.name(),
                         which(&nths, of),
-                        failure.name,
+                        failure.name(),
                     );
                 }
             }
@@ -410,7 +414,7 @@ a clean end. A poisoned VM is torn down at once. After a failed `mmu_release_hki
 /// pages that the module kept.
 #[test]
 fn an_undoing_that_fails_is_told_when_the_vm_ends() {
-    let odd = |detail| Answer::Status(Class::PAGE_METADATA_INCORRECT.with(detail).get());
+    let odd = |detail| Injected::Status(Class::PAGE_METADATA_INCORRECT.with(detail).get());
     let causes = [
         (Leaf::MngKeyConfig, 1),
         (Leaf::MngKeyConfig, 2),
@@ -429,18 +433,18 @@ fn an_undoing_that_fails_is_told_when_the_vm_ends() {
     for (cause, nth) in causes {
         for (undoing, undo_nth) in undoings {
             let mut life = Life::new();
-            life.host.fail(cause, nth, ONCE, odd(1));
-            life.host.fail(undoing, undo_nth, ONCE, odd(2));
+            life.host.fail(cause, nth, 1, odd(1));
+            life.host.fail(undoing, undo_nth, 1, odd(2));
             let error = life.vm().vm_init().unwrap_err();
             let undone = !life.host.heal();
             let context = format!("{} #{nth}, {} #{undo_nth}", cause.name(), undoing.name());
             if undone {
                 // Fewer pages were given to the module than would have to come back.
-                assert_eq!(Answer::Status(odd_status(&error)), odd(1), "{context}");
+                assert_eq!(Injected::Status(odd_status(&error)), odd(1), "{context}");
                 assert_eq!(life.vm().step(), Step::Created, "{context}");
                 life.vm().vm_init().unwrap();
             } else {
-                assert_eq!(Answer::Status(odd_status(&error)), odd(2), "{context}");
+                assert_eq!(Injected::Status(odd_status(&error)), odd(2), "{context}");
                 assert_eq!(life.vm().step(), Step::Poisoned, "{context}");
             }
             let report = life.end();

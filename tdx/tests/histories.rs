@@ -5,7 +5,7 @@ mod common;
 
 use common::audit::{all_accounted, mirror_equals_secure_ept};
 use common::life::{destroy, runnable};
-use common::{Answer, TestHost};
+use common::{Injected, TestHost};
 use kvm_ops_core::{CpuId, Error, Gfn, Gpa, MemSlot, Privacy, SlotId, Step, VmOps};
 use kvm_ops_tdx::Leaf;
 use kvm_ops_tdx::status::Class;
@@ -79,11 +79,11 @@ fn run(history: &[Op]) {
             Op::Offline(cpu) => vm.disable_virtualization_cpu(CpuId(*cpu)),
             Op::Busy(leaf, times) => {
                 let busy = Class::OPERAND_BUSY.with(146).get();
-                host.fail(*leaf, 1, *times, Answer::Status(busy));
+                host.fail(*leaf, 1, *times, Injected::Status(busy));
                 Ok(())
             }
             Op::Break(leaf) => {
-                host.fail(*leaf, 1, 1, Answer::Status(broken));
+                host.fail(*leaf, 1, 1, Injected::Status(broken));
                 Ok(())
             }
         };
@@ -122,7 +122,7 @@ fn a_removal_that_was_busy_is_taken_up_by_a_fault_or_by_the_next_removal() {
         let vm = runnable(&host);
         vm.pre_fault_memory(Gfn::new(0), 4).unwrap();
         let busy = Class::OPERAND_BUSY.with(1).get();
-        host.fail(Leaf::MemPageRemove, 2, 2, Answer::Status(busy));
+        host.fail(Leaf::MemPageRemove, 2, 2, Injected::Status(busy));
         let all = |to| vm.set_memory_attributes(Gfn::new(0), 4, to);
         assert_eq!(all(Privacy::Shared), Err(Error::Busy));
         assert!(vm.private_stats().blocked > 0);
@@ -158,12 +158,12 @@ fn the_status_that_poisons_a_td_is_told_by_the_operation_that_met_it() {
     let host = TestHost::new();
     let vm = runnable(&host);
     let busy = Class::OPERAND_BUSY.with(1).get();
-    host.fail(Leaf::MemPageAug, 2, u64::MAX, Answer::Status(busy));
+    host.fail(Leaf::MemPageAug, 2, u64::MAX, Injected::Status(busy));
     assert_eq!(vm.pre_fault_memory(Gfn::new(0), 4), Ok(1));
     assert_eq!(vm.pre_fault_memory(Gfn::new(1), 3), Err(Error::Busy));
     assert!(host.heal());
     let broken = Class::TD_FATAL.with(0).get();
-    host.fail(Leaf::MemPageAug, 2, 1, Answer::Status(broken));
+    host.fail(Leaf::MemPageAug, 2, 1, Injected::Status(broken));
     let told = Err(Error::Firmware(broken));
     assert_eq!(vm.pre_fault_memory(Gfn::new(1), 3), told);
     assert_eq!(
@@ -181,7 +181,7 @@ fn a_table_that_was_busy_goes_with_the_next_deletion() {
     vm.pre_fault_memory(Gfn::new(0), 1).unwrap();
     let slot = MemSlot::new(SlotId(0), Gpa::new(0), host.memory());
     let busy = Class::OPERAND_BUSY.with(1).get();
-    host.fail(Leaf::MemSeptRemove, 1, 2, Answer::Status(busy));
+    host.fail(Leaf::MemSeptRemove, 1, 2, Injected::Status(busy));
     assert_eq!(vm.delete_memory_slot(&slot), Err(Error::Busy));
     assert!(host.heal());
     mirror_equals_secure_ept(&host, &vm);

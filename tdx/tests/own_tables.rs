@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::life::runnable;
-use common::{Answer, TestHost};
+use common::{Injected, TestHost};
 use kvm_ops_core::{
     Error, Gfn, Leaked, Level, Page, PagePort, PrivateSpte, Result, SpteChange, Step, VmOps,
 };
@@ -139,15 +139,15 @@ fn interrupted_splits_are_begun_anew_and_busy_ones_are_left_whole() {
     mirror.map(&own, AT, Level::Size2M, || Ok(page)).unwrap();
 
     let interrupted = Class::INTERRUPTED_RESTARTABLE.with(0).get();
-    host.fail(Leaf::MemPageDemote, 1, 9, Answer::Status(interrupted));
+    host.fail(Leaf::MemPageDemote, 1, 9, Injected::Status(interrupted));
     mirror.demote(&own, AT).unwrap();
     assert!(host.heal());
-    host.fail(Leaf::MemPagePromote, 1, 9, Answer::Status(interrupted));
+    host.fail(Leaf::MemPagePromote, 1, 9, Injected::Status(interrupted));
     mirror.promote(&own, AT).unwrap();
     assert!(host.heal());
 
     let busy = Class::OPERAND_BUSY.with(1).get();
-    host.fail(Leaf::MemPageDemote, 1, 2, Answer::Status(busy));
+    host.fail(Leaf::MemPageDemote, 1, 2, Injected::Status(busy));
     assert_eq!(mirror.demote(&own, AT), Err(Error::Busy));
     equals(&host, &vm, &mirror);
     assert_eq!((mirror.stats().pages_2m, mirror.stats().blocked), (1, 0));
@@ -185,7 +185,7 @@ fn pages_of_tables_that_are_not_the_back_ends_are_reclaimed_one_by_one() {
         assert_eq!(vm.reclaim_private_page(&foreign, last), Err(token));
         if failing {
             let odd = Class::PAGE_METADATA_INCORRECT.with(1).get();
-            host.fail(Leaf::PhymemPageReclaim, 2, 1, Answer::Status(odd));
+            host.fail(Leaf::PhymemPageReclaim, 2, 1, Injected::Status(odd));
             expected.push(Leaked::Page(pages[1].hpa()));
         }
         for (n, page) in pages.into_iter().enumerate() {

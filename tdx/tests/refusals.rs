@@ -4,7 +4,7 @@ mod common;
 
 use common::audit::{all_accounted, mirror_equals_secure_ept};
 use common::life::{create, destroy, initial_page, initialized, runnable, slot};
-use common::{Answer, TestHost};
+use common::{Injected, TestHost};
 use kvm_ops_core::{
     Backend, CpuidEntry, EncParams, Error, Field, Gfn, Gpa, Gpaw, GuestDebug, Host,
     InitialPageKind, Irqchip, Level, MemSlot, MpState, Pfn, Privacy, PrivateSpte, SlotId,
@@ -328,7 +328,7 @@ fn a_poisoned_td_does_nothing_but_end() {
     let host = TestHost::new();
     let mut vm = runnable(&host);
     let status = Class::TD_FATAL.with(0).get();
-    host.fail(Leaf::MemTrack, 1, 1, Answer::Status(status));
+    host.fail(Leaf::MemTrack, 1, 1, Injected::Status(status));
     assert_eq!(vm.flush_private_tlb(), Err(Error::Firmware(status)));
     assert_eq!(vm.step(), Step::Poisoned);
     host.take_log();
@@ -446,7 +446,7 @@ fn the_measurement_is_mrtd_and_there_is_none_before_the_td_is_final() {
         Leaf::MngRd,
         3,
         1,
-        Answer::Status(Class::TD_FATAL.with(0).get()),
+        Injected::Status(Class::TD_FATAL.with(0).get()),
     );
     assert!(vm.measurement().is_err());
     let key = vm.mmu_release_hkid().unwrap();

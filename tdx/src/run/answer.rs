@@ -35,10 +35,10 @@ impl Run {
         match pending {
             Pending::Nothing | Pending::MapGpa(_) | Pending::Halt | Pending::ShutDown => {}
             Pending::Success => regs.r10 = SUCCESS,
-            Pending::Read(size) => {
-                let mut value = [0; 8];
-                value[..size].copy_from_slice(&self.data[..size]);
-                (regs.r10, regs.r11) = (SUCCESS, u64::from_le_bytes(value));
+            Pending::Read => {
+                let little_endian = |value, byte: &u8| value << 8 | u64::from(*byte);
+                let value = self.data.iter().rev().fold(0, little_endian);
+                (regs.r10, regs.r11) = (SUCCESS, value);
             }
             Pending::Hypercall => regs.r10 = value,
             // The embedder's errno becomes a negative one.

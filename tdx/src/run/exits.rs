@@ -88,12 +88,11 @@ impl<H: Host> TdxVcpu<H> {
             technology = "tdx", vm, vcpu, cpu, seamcall = Leaf::VpEnter.name(), %status,
             "unexpected exit: stop the vCPU"
         );
-        let mut words = [0; 16];
-        words[..8].copy_from_slice(&status.get().to_ne_bytes());
-        words[8..].copy_from_slice(&cpu.to_ne_bytes());
+        let words = [status.get(), cpu].map(u64::to_ne_bytes);
         let suberror = INTERNAL_ERROR_UNEXPECTED_EXIT;
         let exit = Exit::InternalError { suberror };
-        self.run.leave_with(Pending::Nothing, &words, exit)
+        self.run
+            .leave_with(Pending::Nothing, words.as_flattened(), exit)
     }
 
     fn ept_violation(&mut self) -> Result<Option<Exit>> {

@@ -16,6 +16,8 @@ mod exits;
 mod mapgpa;
 mod vmcall;
 
+use alloc::vec::Vec;
+
 use kvm_ops::{
     Answer, CpuId, Error, Exit, ExitKind, Gpa, Host, Irqchip, Privacy, Result, SeamPort, SeamRegs,
     Step,
@@ -26,7 +28,7 @@ use crate::{Leaf, TdxVcpu};
 use mapgpa::Conversion;
 
 /// The state of a vCPU between two exits.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Run {
     /// The host's registers of the last exit, which are those of the next entry: after a
     /// TDG.VP.VMCALL the module hands the registers that the guest named to it.
@@ -35,22 +37,8 @@ pub(crate) struct Run {
     /// The last exit, and the embedder's answer to it.
     exit: Option<ExitKind>,
     answer: Option<Answer>,
-    /// The data of an exit: at most the 16 words of a system event.
-    data: [u8; 128],
-    len: usize,
-}
-
-impl Default for Run {
-    fn default() -> Self {
-        Self {
-            regs: SeamRegs::default(),
-            pending: Pending::Nothing,
-            exit: None,
-            answer: None,
-            data: [0; 128],
-            len: 0,
-        }
-    }
+    /// The data of the last exit.
+    data: Vec<u8>,
 }
 
 /// The work that the last exit left for the next entry.
@@ -59,8 +47,8 @@ enum Pending {
     /// Nothing.
     #[default]
     Nothing,
-    /// The guest reads so many bytes of the data.
-    Read(usize),
+    /// The guest reads the data.
+    Read,
     /// R10 is 0 (success).
     Success,
     /// A KVM hypercall: R10 is the embedder's value.
@@ -129,7 +117,7 @@ impl<H: Host> TdxVcpu<H> {
     fn finish(&mut self) -> Result<Option<Exit>> {
         let pending = core::mem::take(&mut self.run.pending);
         self.run.finish(pending);
-        self.run.len = 0;
+        self.run.data.clear();
         match pending {
             Pending::ShutDown => {
                 self.run.pending = pending;
@@ -174,13 +162,12 @@ impl<H: Host> TdxVcpu<H> {
 impl Run {
     /// The data of the last exit.
     pub(crate) fn data(&mut self) -> &mut [u8] {
-        &mut self.data[..self.len]
+        &mut self.data
     }
 
     /// Leaves with data; `pending` finishes the exit.
     fn leave_with(&mut self, pending: Pending, data: &[u8], exit: Exit) -> Option<Exit> {
-        self.len = data.len();
-        self.data[..data.len()].copy_from_slice(data);
+        self.data.extend_from_slice(data);
         self.leave(pending, exit)
     }
 

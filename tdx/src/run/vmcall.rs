@@ -145,9 +145,7 @@ impl<H: Host> TdxVcpu<H> {
         (read, write): (Exit, Exit),
     ) -> Option<Exit> {
         match direction {
-            0 => self
-                .run
-                .leave_with(Pending::Read(len), &[0; 8][..len], read),
+            0 => self.run.leave_with(Pending::Read, &[0; 8][..len], read),
             1 => {
                 let value = value.to_le_bytes();
                 self.run.leave_with(Pending::Success, &value[..len], write)
@@ -239,12 +237,10 @@ impl<H: Host> TdxVcpu<H> {
             TDCALL, r.rcx, r.rdx, r.rbx, 0, 0, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
             r.r13, r.r14, r.r15,
         ];
-        let mut words = [0; 128];
-        for (word, value) in words.chunks_exact_mut(8).zip(registers) {
-            word.copy_from_slice(&value.to_ne_bytes());
-        }
         let kind = SYSTEM_EVENT_TDX_FATAL;
+        let words = registers.map(u64::to_ne_bytes);
+        let exit = Exit::SystemEvent { kind };
         self.run
-            .leave_with(Pending::Success, &words, Exit::SystemEvent { kind })
+            .leave_with(Pending::Success, words.as_flattened(), exit)
     }
 }

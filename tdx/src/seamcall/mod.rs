@@ -180,20 +180,10 @@ struct Tries {
 }
 
 /// Registers RCX and RDX.
-const fn regs(rcx: u64, rdx: u64) -> SeamRegs {
+fn regs(rcx: u64, rdx: u64) -> SeamRegs {
     SeamRegs {
         rcx,
         rdx,
-        rbx: 0,
-        rsi: 0,
-        rdi: 0,
-        r8: 0,
-        r9: 0,
-        r10: 0,
-        r11: 0,
-        r12: 0,
-        r13: 0,
-        r14: 0,
-        r15: 0,
+        ..SeamRegs::default()
     }
 }

@@ -67,6 +67,14 @@ impl<H: Host> Td<H> {
         Removal::Done
     }
 
+    /// The contents of the initial page that is being added. No lock is taken once the TD runs.
+    fn initial_source(&self) -> Option<Hpa> {
+        match self.life.step() {
+            Step::Initialized => self.lock(&self.control).source,
+            _ => None,
+        }
+    }
+
     /// Refuses a change that is no transition of the Secure-EPT.
     fn no_such_change<T>(change: &SpteChange) -> Result<T> {
         Err(Error::Invalid(Field::Gfn, change.gfn().get()))
@@ -80,7 +88,10 @@ impl<H: Host> MirrorHooks for Td<H> {
         let calls = self.calls()?;
         let done = match (change.old(), change.new_value()) {
             (P::Absent, P::Table(table)) => calls.mem_sept_add(entry, tdr, at(table)),
-            (P::Absent, P::Mapped(page)) => calls.mem_page_aug(entry, tdr, at(page)),
+            (P::Absent, P::Mapped(page)) => match self.initial_source() {
+                Some(source) => calls.mem_page_add(entry, tdr, at(page), source),
+                None => calls.mem_page_aug(entry, tdr, at(page)),
+            },
             (P::Mapped(old), P::Blocked(new)) | (P::Table(old), P::BlockedTable(new))
                 if old == new =>
             {

@@ -1,59 +1,18 @@
 //! The measured start: TDH.MEM.PAGE.ADD, TDH.MR.EXTEND and TDH.MR.FINALIZE.
 
 use kvm_ops::{
-    Error, Field, Gfn, Gpa, Host, Hpa, InitialPage, InitialPageKind, Level, Measurement, PAGE_SIZE,
-    Page, PagePort, Privacy, PrivateSpte, Result, SpteChange, Step,
+    Error, Field, Gfn, Gpa, Host, InitialPage, InitialPageKind, Level, Measurement, PAGE_SIZE,
+    PagePort, Privacy, PrivateSpte, Result, Step,
 };
-use kvm_ops_mmu::{Mapped, MirrorHooks, Removal};
+use kvm_ops_mmu::Mapped;
 
-use super::{Td, at};
+use super::Td;
 
 /// Bytes that one TDH.MR.EXTEND measures.
 const CHUNK: u64 = 256;
 
 /// The first of the six TDCS fields that hold MRTD (TDX module ABI, "TD-scope metadata").
 const MRTD: u64 = 0x1310_0003_0000_0000;
-
-/// The TD's hooks while an initial page is added: a new leaf is a TDH.MEM.PAGE.ADD from `source`.
-struct Adding<'a, H: Host> {
-    td: &'a Td<H>,
-    source: Hpa,
-}
-
-impl<H: Host> MirrorHooks for Adding<'_, H> {
-    fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
-        match (change.old(), change.new_value()) {
-            (PrivateSpte::Absent, PrivateSpte::Mapped(page)) => {
-                let (entry, tdr) = self.td.entry(change)?;
-                self.td
-                    .calls()?
-                    .mem_page_add(entry, tdr, at(page), self.source)
-                    .map_err(|failed| self.td.failed(&failed))
-            }
-            _ => self.td.set_private_spte(change),
-        }
-    }
-
-    fn remove_private_spte(&self, change: &SpteChange) -> Removal {
-        self.td.remove_private_spte(change)
-    }
-
-    fn flush_private_tlb(&self) -> Result<()> {
-        self.td.flush_private_tlb()
-    }
-
-    fn alloc_table(&self) -> Result<Page> {
-        self.td.alloc_table()
-    }
-
-    fn free_page(&self, page: Page) {
-        self.td.free_page(page);
-    }
-
-    fn leak(&self, page: Page, error: Error) {
-        self.td.leak(page, error);
-    }
-}
 
 impl<H: Host> Td<H> {
     /// Adds a page to the TD's start. Its address is measured in any case.
@@ -71,12 +30,14 @@ impl<H: Host> Td<H> {
         }
         let source = self.scratch()?;
         self.pages()?.write(source, page.contents)?;
-        let hooks = Adding { td: self, source };
+        self.lock(&self.control).source = Some(source);
         let target = || self.take_page(Level::Size4K);
-        if private.mirror.map(&hooks, gfn, Level::Size4K, target)? != Mapped::New {
+        let mapped = private.mirror.map(self, gfn, Level::Size4K, target);
+        self.lock(&self.control).source = None;
+        drop(private);
+        if mapped? != Mapped::New {
             return Err(Error::Exists(Field::Gpa, page.gpa.get()));
         }
-        drop(private);
         if measured {
             self.measure(page.gpa)?;
         }

@@ -98,6 +98,8 @@ pub(crate) struct Control {
     pub(crate) kept: Option<Failed>,
     /// The host's page that the module reads from while the TD is built.
     pub(crate) scratch: Option<Page>,
+    /// The contents of the initial page that is being added.
+    pub(crate) source: Option<Hpa>,
     /// The number of pages of a vCPU; known from `vm_init` on.
     pub(crate) tdvps_pages: u32,
 }

@@ -54,7 +54,7 @@ struct Pages {
 
 /// The injected answer of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Injected {
     Status(u64),
     /// The port does not get onto the processor.
     Port(Error),
@@ -107,11 +107,11 @@ impl TestHost {
 
     /// Arms a fault: from the `nth` call of `leaf` from now on (1 is the next), `times` calls are not
     /// made and get `answer`.
-    pub fn fail(&self, leaf: Leaf, nth: u64, times: u64, answer: Answer) {
+    pub fn fail(&self, leaf: Leaf, nth: u64, times: u64, answer: Injected) {
         let fault = Fault::nth(nth).times(times).of(leaf as u64);
         self.arm(match answer {
-            Answer::Status(status) => fault.status(status),
-            Answer::Port(error) => fault.error(error),
+            Injected::Status(status) => fault.status(status),
+            Injected::Port(error) => fault.error(error),
         });
     }
 

@@ -4,27 +4,42 @@ use kvm_ops_core::{Error, Field};
 use kvm_ops_tdx::Leaf;
 use kvm_ops_tdx::status::{Class, operand};
 
-use super::Answer;
+use super::Injected;
 
 /// An injected failure.
 #[derive(Clone, Copy)]
 pub struct Failure {
-    pub name: &'static str,
-    pub answer: Answer,
+    class: Option<Class>,
+    how: &'static str,
+    pub answer: Injected,
     pub times: u64,
 }
 
-pub const ONCE: u64 = 1;
 pub const FOR_EVER: u64 = u64::MAX;
 
-/// The ways in which a leaf can fail, besides those of every leaf.
+impl Failure {
+    pub fn name(&self) -> String {
+        let class = self.class.and_then(Class::name).unwrap_or_default();
+        format!("{class}{}", self.how)
+    }
+
+    /// Set for a status that says that the call was done, which it was not.
+    pub fn is_lie(&self) -> bool {
+        self.how.ends_with("wrongly")
+    }
+}
+
+/// The ways in which a leaf can fail: first those of every leaf.
 pub fn failures(leaf: Leaf) -> Vec<Failure> {
     use Leaf as L;
-    let of = |name, class: Class, detail, times| Failure {
-        name,
-        answer: Answer::Status(class.with(detail).get()),
-        times,
+    let of = |class: Class, detail, how| Failure {
+        class: Some(class),
+        how,
+        answer: Injected::Status(class.with(detail).get()),
+        times: if how == " for ever" { FOR_EVER } else { 1 },
     };
+    let once = |class, detail| vec![of(class, detail, "")];
+    let both = |class, detail| [" once", " for ever"].map(|how| of(class, detail, how));
     let busy = match leaf {
         L::PhymemPageReclaim => operand::TDR,
         L::MngCreate | L::MngVpflushdone | L::MngKeyFreeid => operand::KOT,
@@ -34,104 +49,47 @@ pub fn failures(leaf: Leaf) -> Vec<Failure> {
         L::MemTrack => operand::TD_EPOCH,
         _ => operand::RCX,
     };
-    let mut all = vec![
-        of(
-            "OPERAND_INVALID",
-            Class::OPERAND_INVALID,
-            operand::RCX,
-            ONCE,
-        ),
-        of("OPERAND_BUSY once", Class::OPERAND_BUSY, busy, ONCE),
-        of("OPERAND_BUSY for ever", Class::OPERAND_BUSY, busy, FOR_EVER),
-        Failure {
-            name: "not called: no way to the processor",
-            answer: Answer::Port(Error::Invalid(Field::Cpu, 99)),
-            times: ONCE,
-        },
-    ];
-    let page = "PAGE_METADATA_INCORRECT";
+    let mut all = once(Class::OPERAND_INVALID, operand::RCX);
+    all.extend(both(Class::OPERAND_BUSY, busy));
+    all.push(Failure {
+        class: None,
+        how: "not called: no way to the processor",
+        answer: Injected::Port(Error::Invalid(Field::Cpu, 99)),
+        times: 1,
+    });
+    match leaf {
+        L::MngCreate | L::MngAddcx => all.extend(both(Class::RND_NO_ENTROPY, 0)),
+        L::MngKeyConfig => all.extend(both(Class::KEY_GENERATION_FAILED, 0)),
+        L::PhymemCacheWb => all.extend(both(Class::INTERRUPTED_RESUMABLE, 0)),
+        L::MemTrack => all.extend(both(Class::PREVIOUS_TLB_EPOCH_BUSY, 0)),
+        _ => {}
+    }
     all.extend(match leaf {
-        L::MngCreate => vec![
-            of("RND_NO_ENTROPY once", Class::RND_NO_ENTROPY, 0, ONCE),
-            of(
-                "RND_NO_ENTROPY for ever",
-                Class::RND_NO_ENTROPY,
-                0,
-                FOR_EVER,
-            ),
-            of("HKID_NOT_FREE", Class::HKID_NOT_FREE, 0, ONCE),
-        ],
-        L::MngAddcx => vec![
-            of("RND_NO_ENTROPY once", Class::RND_NO_ENTROPY, 0, ONCE),
-            of(
-                "RND_NO_ENTROPY for ever",
-                Class::RND_NO_ENTROPY,
-                0,
-                FOR_EVER,
-            ),
-            of(page, Class::PAGE_METADATA_INCORRECT, operand::RCX, ONCE),
-        ],
-        L::MngKeyConfig => {
-            let class = Class::KEY_GENERATION_FAILED;
-            vec![
-                of("KEY_GENERATION_FAILED once", class, 0, ONCE),
-                of("KEY_GENERATION_FAILED for ever", class, 0, FOR_EVER),
-            ]
+        L::MngCreate => once(Class::HKID_NOT_FREE, 0),
+        L::MngAddcx | L::PhymemPageReclaim | L::PhymemPageWbinvd => {
+            once(Class::PAGE_METADATA_INCORRECT, operand::RCX)
         }
-        L::MngVpflushdone => vec![of("FLUSHVP_NOT_DONE", Class::FLUSHVP_NOT_DONE, 0, ONCE)],
-        L::MngKeyFreeid => vec![of(
-            "WBCACHE_NOT_COMPLETE",
-            Class::WBCACHE_NOT_COMPLETE,
-            0,
-            ONCE,
-        )],
-        L::PhymemCacheWb => {
-            let interrupted = Class::INTERRUPTED_RESUMABLE;
-            vec![
-                of("INTERRUPTED_RESUMABLE once", interrupted, 0, ONCE),
-                of("INTERRUPTED_RESUMABLE for ever", interrupted, 0, FOR_EVER),
-                of("WBCACHE_RESUME_ERROR", Class::WBCACHE_RESUME_ERROR, 0, ONCE),
-                of(
-                    "NO_HKID_READY_TO_WBCACHE, wrongly",
-                    Class::NO_HKID_READY_TO_WBCACHE,
-                    0,
-                    ONCE,
-                ),
-            ]
-        }
-        L::MemTrack => {
-            let class = Class::PREVIOUS_TLB_EPOCH_BUSY;
-            vec![
-                of("PREVIOUS_TLB_EPOCH_BUSY once", class, 0, ONCE),
-                of("PREVIOUS_TLB_EPOCH_BUSY for ever", class, 0, FOR_EVER),
-                of("TD_FATAL", Class::TD_FATAL, 0, ONCE),
-            ]
-        }
-        L::MemPageRemove | L::MemSeptRemove => vec![
-            of(
-                "TLB_TRACKING_NOT_DONE",
-                Class::TLB_TRACKING_NOT_DONE,
-                operand::RCX,
-                ONCE,
-            ),
-            of("TD_FATAL", Class::TD_FATAL, 0, ONCE),
+        L::MngVpflushdone => once(Class::FLUSHVP_NOT_DONE, 0),
+        L::MngKeyFreeid => once(Class::WBCACHE_NOT_COMPLETE, 0),
+        L::PhymemCacheWb => vec![
+            of(Class::WBCACHE_RESUME_ERROR, 0, ""),
+            of(Class::NO_HKID_READY_TO_WBCACHE, 0, ", wrongly"),
         ],
-        L::MemPageAug | L::MemPageAdd | L::MemSeptAdd | L::MemRangeBlock => vec![
-            of(
-                "EPT_ENTRY_STATE_INCORRECT",
-                Class::EPT_ENTRY_STATE_INCORRECT,
-                operand::RCX,
-                ONCE,
-            ),
-            of("TD_FATAL", Class::TD_FATAL, 0, ONCE),
-        ],
-        L::PhymemPageReclaim | L::PhymemPageWbinvd => {
-            vec![of(page, Class::PAGE_METADATA_INCORRECT, operand::RCX, ONCE)]
-        }
-        L::VpCreate | L::VpAddcx | L::VpInit | L::VpWr | L::MrExtend | L::MrFinalize => {
-            vec![of("TD_FATAL", Class::TD_FATAL, 0, ONCE)]
+        L::MemPageRemove | L::MemSeptRemove => once(Class::TLB_TRACKING_NOT_DONE, operand::RCX),
+        L::MemPageAug | L::MemPageAdd | L::MemSeptAdd | L::MemRangeBlock => {
+            once(Class::EPT_ENTRY_STATE_INCORRECT, operand::RCX)
         }
         _ => vec![],
     });
+    match leaf {
+        L::MemTrack | L::MemPageRemove | L::MemSeptRemove | L::MemPageAug | L::MemPageAdd => {
+            all.extend(once(Class::TD_FATAL, 0));
+        }
+        L::MemSeptAdd | L::MemRangeBlock | L::VpCreate | L::VpAddcx | L::VpInit | L::VpWr => {
+            all.extend(once(Class::TD_FATAL, 0));
+        }
+        L::MrExtend | L::MrFinalize => all.extend(once(Class::TD_FATAL, 0)),
+        _ => {}
+    }
     all
 }
