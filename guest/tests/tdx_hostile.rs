@@ -41,7 +41,7 @@ fn retry_for_ever_is_given_up() {
         |_, exit| match exit {
             Exit::MapGpa { gpa, .. } => {
                 calls += 1;
-                Reply::Reply(VmcallStatus::RETRY, gpa)
+                Reply::Status(VmcallStatus::RETRY, gpa)
             }
             other => panic!("{other:?}"),
         },
@@ -75,7 +75,7 @@ fn retry_backwards_or_beyond_is_refused() {
                 |_, exit| match exit {
                     Exit::MapGpa { gpa, .. } => {
                         answered = wrong(gpa);
-                        Reply::Reply(VmcallStatus::RETRY, answered)
+                        Reply::Status(VmcallStatus::RETRY, answered)
                     }
                     other => panic!("{other:?}"),
                 },
@@ -98,8 +98,8 @@ fn progress_by_single_pages_is_slow_but_ends() {
             Exit::MapGpa { gpa, bytes } => {
                 calls += 1;
                 match bytes {
-                    0x1000 => Reply::Reply(VmcallStatus::SUCCESS, 0),
-                    _ => Reply::Reply(VmcallStatus::RETRY, gpa + 0x1000),
+                    0x1000 => Reply::Status(VmcallStatus::SUCCESS, 0),
+                    _ => Reply::Status(VmcallStatus::RETRY, gpa + 0x1000),
                 }
             }
             other => panic!("{other:?}"),
@@ -115,7 +115,7 @@ fn success_without_a_private_page_keeps_the_guest_from_running() {
     let result = Host::new(0).run(
         |cpu: &mut Guest| cpu.kernel().unshare(one(), no_flush),
         |_, exit| match exit {
-            Exit::MapGpa { .. } => Reply::Reply(VmcallStatus::SUCCESS, 0),
+            Exit::MapGpa { .. } => Reply::Status(VmcallStatus::SUCCESS, 0),
             Exit::Violation { gpa: PAGE, .. } if entries < 20 => {
                 entries += 1;
                 Reply::Enter
@@ -140,7 +140,7 @@ fn success_without_sharing_shows_when_the_page_is_to_be_private_again() {
             cpu.kernel().unshare(one(), no_flush)
         },
         |_, exit| match exit {
-            Exit::MapGpa { .. } => Reply::Reply(VmcallStatus::SUCCESS, 0),
+            Exit::MapGpa { .. } => Reply::Status(VmcallStatus::SUCCESS, 0),
             other => panic!("{other:?}"),
         },
     );
@@ -162,7 +162,7 @@ fn a_refusal_is_an_error_with_what_is_left() {
         let result = Host::new(0).run(
             |cpu: &mut Guest| cpu.kernel().share(one(), no_flush),
             |_, exit| match exit {
-                Exit::MapGpa { gpa, .. } => Reply::Reply(status, gpa),
+                Exit::MapGpa { gpa, .. } => Reply::Status(status, gpa),
                 other => panic!("{other:?}"),
             },
         );
@@ -187,7 +187,7 @@ fn shared_memory_changes_under_the_guest() {
             if let Exit::Vmcall(_) = exit {
                 host.write(PAGE, b"changed");
             }
-            Reply::Reply(VmcallStatus::SUCCESS, 0)
+            Reply::Status(VmcallStatus::SUCCESS, 0)
         },
     );
     assert_eq!(seen, Some(b"changed".to_vec()), "copy, then check");

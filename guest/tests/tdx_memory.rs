@@ -36,7 +36,7 @@ fn with_secret<R: Send>(
         |host, exit| match exit {
             Exit::Vmcall(r) if r.r11 == 31 => {
                 attack(host);
-                Reply::Reply(VmcallStatus::SUCCESS, 0)
+                Reply::Status(VmcallStatus::SUCCESS, 0)
             }
             exit => later(host, exit),
         },
@@ -285,11 +285,11 @@ fn a_missing_cache_flush_of_the_host_hurts_only_availability() {
         |host, exit| match exit {
             Exit::MapGpa { gpa, bytes } => {
                 host.map_gpa(gpa, bytes);
-                Reply::Reply(VmcallStatus::SUCCESS, 0)
+                Reply::Status(VmcallStatus::SUCCESS, 0)
             }
             Exit::Vmcall(_) => {
                 host.write(host.behind(PAGE), b"stale line");
-                Reply::Reply(VmcallStatus::SUCCESS, 0)
+                Reply::Status(VmcallStatus::SUCCESS, 0)
             }
             Exit::Lost(_) => {
                 lost = true;

@@ -139,11 +139,11 @@ fn interrupts_in_the_middle_do_no_harm() {
             match exit {
                 Exit::MapGpa { gpa, bytes } if bytes > LARGE => {
                     host.map_gpa(gpa, LARGE);
-                    Reply::Reply(VmcallStatus::RETRY, gpa + LARGE)
+                    Reply::Status(VmcallStatus::RETRY, gpa + LARGE)
                 }
                 Exit::MapGpa { gpa, bytes } => {
                     host.map_gpa(gpa, bytes);
-                    Reply::Reply(VmcallStatus::SUCCESS, 0)
+                    Reply::Status(VmcallStatus::SUCCESS, 0)
                 }
                 Exit::Other(_) => Reply::Enter,
                 other => panic!("{other:?}"),
@@ -367,7 +367,7 @@ fn last_words_arrive_in_order_and_a_refusal_is_an_error() {
                 let words = [r.r14, r.r15, r.rbx, r.rdi, r.rsi, r.r8, r.r9, r.rdx];
                 let shown: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
                 assert_eq!(shown, text);
-                Reply::Reply(VmcallStatus::SUBFUNC_UNSUPPORTED, 0)
+                Reply::Status(VmcallStatus::SUBFUNC_UNSUPPORTED, 0)
             }
             other => panic!("{other:?}"),
         },

@@ -48,7 +48,8 @@ impl Hooks {
 // SAFETY: the cells are checked by the model checker at every access.
 unsafe impl Sync for Hooks {}
 
-impl MirrorHooks for Hooks {
+// SAFETY: no memory is behind the numbers of pages.
+unsafe impl MirrorHooks for Hooks {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
         let (cell, value) = match change.new_value() {
             PrivateSpte::Mapped(page) => (&self.pages[change.gfn().get() as usize], page.get()),

@@ -70,7 +70,8 @@ impl Mirror {
             return Err(error);
         }
         store();
-        // SAFETY: the entry named the page, and `store` has just overwritten it.
+        // SAFETY: the entry named the page, and `store` has just overwritten it. By the contract of
+        // the hooks the firmware has let the page go.
         let page = unsafe { self.take_page(page, size) };
         if let Removal::Dirty(error) = removal {
             hooks.leak(page, error);

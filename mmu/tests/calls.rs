@@ -361,7 +361,8 @@ fn a_page_that_is_not_mapped_goes_back_and_its_entry_is_empty() {
 #[test]
 fn a_hook_that_panics_leaves_the_entry_empty() {
     struct Panics<'a>(&'a Firmware);
-    impl kvm_ops_mmu::MirrorHooks for Panics<'_> {
+    // SAFETY: no memory is behind the numbers of pages.
+    unsafe impl kvm_ops_mmu::MirrorHooks for Panics<'_> {
         fn set_private_spte(&self, change: &kvm_ops_mmu::SpteChange) -> kvm_ops_mmu::Result<()> {
             assert!(change.level() > Level::Size4K, "no page today");
             Ok(())

@@ -207,7 +207,7 @@ fn drained(mirror: &mut Mirror, fw: &Firmware) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 64 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_mirror_says_what_the_firmware_has_whatever_fails(

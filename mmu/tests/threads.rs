@@ -24,7 +24,8 @@ struct Hooks {
     inside: Mutex<HashSet<(u64, Level)>>,
 }
 
-impl MirrorHooks for Hooks {
+// SAFETY: no memory is behind the numbers of pages.
+unsafe impl MirrorHooks for Hooks {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
         let key = (change.gfn().get(), change.level());
         assert!(self.inside.lock().unwrap().insert(key), "two at {key:?}");

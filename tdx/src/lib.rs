@@ -13,7 +13,7 @@
 //! | `td` | the state that a VM shares with its vCPUs, and each part of its life in a file |
 //! | `vcpu` | [`TdxVcpu`], and what the TD keeps of a vCPU beyond its handle |
 //! | `run` | TDH.VP.ENTER and what comes back |
-//! | `proof` | the one file with `unsafe`: it mints the tokens of the teardown |
+//! | `proof` | makes the tokens of the teardown; beside the hooks of the mirror the only `unsafe` |
 //!
 //! docs/tdx.md describes the behaviour, the retry table and the rules of leaks;
 //! docs/tdx-failures.md lists the outcome of each failure of each call.

@@ -1,4 +1,5 @@
-//! The file that makes the tokens of the teardown. No other code of the crate is unsafe.
+//! The file that makes the tokens of the teardown. The hooks of the mirror are the only other unsafe
+//! code of the crate.
 #![allow(unsafe_code)]
 
 use kvm_ops::{Drained, Error, Host, KeyReleased};

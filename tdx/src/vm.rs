@@ -9,6 +9,7 @@ use kvm_ops::{
     SharedMask, SpteChange, Step, TdParams, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 use kvm_ops_mmu::{MirrorHooks, Stats};
+use tracing::span::EnteredSpan;
 
 use crate::td::Td;
 use crate::{TdxVcpu, proof};
@@ -59,6 +60,12 @@ impl<H: Host> TdxVm<H> {
         self.td.read_private().mirror.for_each(f);
     }
 
+    /// The span of an operation, in which failures of its SEAMCALLs are reported.
+    fn span(&self, operation: &'static str) -> EnteredSpan {
+        let vm = self.td.life.id().0;
+        tracing::debug_span!("vm", technology = "tdx", vm, operation).entered()
+    }
+
     /// The amount of private memory.
     pub fn private_stats(&self) -> Stats {
         self.td.read_private().mirror.stats()
@@ -90,14 +97,17 @@ impl<H: Host> VmOps for TdxVm<H> {
     /// Leases a KeyID, creates the TD and initialises it. After an error the VM is as it was, and
     /// the call may come again; or poisoned, where the module kept something.
     fn vm_init(&mut self) -> Result<()> {
+        let _span = self.span("vm_init");
         self.td.init()
     }
 
     fn vm_finalize(&mut self) -> Result<()> {
+        let _span = self.span("vm_finalize");
         self.td.finalize()
     }
 
     fn add_initial_page(&mut self, page: &InitialPage<'_>) -> Result<()> {
+        let _span = self.span("add_initial_page");
         self.td.add_initial_page(page)
     }
 
@@ -110,17 +120,20 @@ impl<H: Host> VmOps for TdxVm<H> {
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
+        let _span = self.span("mmu_release_hkid");
         self.td.end_key()?;
         proof::key_released(&self.td).ok_or(Error::Poisoned)
     }
 
     fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
+        let _span = self.span("drain_private");
         let released = self.td.life.check_drain(released)?;
         self.td.drain();
         proof::drained(&self.td, released)
     }
 
     fn vm_free(self, drained: Drained) -> FreeReport {
+        let _span = self.span("vm_free");
         match self.td.life.check_drained(&drained) {
             Ok(()) => self.td.free(),
             Err(error) => self.td.abandon(error),
@@ -128,6 +141,7 @@ impl<H: Host> VmOps for TdxVm<H> {
     }
 
     fn vm_abandon(self, error: Error) -> FreeReport {
+        let _span = self.span("vm_abandon");
         self.td.abandon(error)
     }
 
@@ -144,6 +158,7 @@ impl<H: Host> VmOps for TdxVm<H> {
     }
 
     fn set_memory_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
+        let _span = self.span("set_memory_attributes");
         self.td.set_attributes(first, pages, to)
     }
 
@@ -164,10 +179,12 @@ impl<H: Host> VmOps for TdxVm<H> {
     }
 
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        let _span = self.span("set_memory_slot");
         self.td.set_slot(slot)
     }
 
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        let _span = self.span("delete_memory_slot");
         self.td.delete_slot(slot)
     }
 
@@ -193,6 +210,7 @@ impl<H: Host> Backend for TdxVm<H> {
     type Vcpu = TdxVcpu<H>;
 
     fn create_vcpu(&self, id: VcpuId) -> Result<Self::Vcpu> {
+        let _span = self.span("create_vcpu");
         Ok(TdxVcpu {
             record: self.td.create_vcpu(id)?,
             td: Arc::clone(&self.td),

@@ -21,7 +21,8 @@ struct Own<'a> {
     vm: &'a TdxVm<TestHost>,
 }
 
-impl MirrorHooks for Own<'_> {
+// SAFETY: every change goes to the back end, which makes it in the module, or fails.
+unsafe impl MirrorHooks for Own<'_> {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
         self.vm.set_private_spte(change)
     }

@@ -220,7 +220,7 @@ impl Host {
                 }
                 answer = match host(self, exit) {
                     Reply::Enter => ModuleRegs::default(),
-                    Reply::Reply(status, r11) => ModuleRegs {
+                    Reply::Status(status, r11) => ModuleRegs {
                         r10: status.0,
                         r11,
                         ..ModuleRegs::default()
@@ -243,7 +243,7 @@ impl Host {
         self.run(guest, |host, exit| match exit {
             Exit::MapGpa { gpa, bytes } => {
                 host.map_gpa(gpa, bytes);
-                Reply::Reply(VmcallStatus::SUCCESS, 0)
+                Reply::Status(VmcallStatus::SUCCESS, 0)
             }
             other => panic!("unexpected {other:?}"),
         })
@@ -256,7 +256,7 @@ pub enum Reply {
     /// Enter again.
     Enter,
     /// Enter with R10 and R11.
-    Reply(VmcallStatus, u64),
+    Status(VmcallStatus, u64),
     /// Enter with these.
     Registers(ModuleRegs),
     /// Never enter again.

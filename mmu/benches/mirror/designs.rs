@@ -40,7 +40,8 @@ impl Seam {
 }
 
 /// The mirror's back end.
-impl MirrorHooks for Seam {
+// SAFETY: no memory is behind the numbers of pages.
+unsafe impl MirrorHooks for Seam {
     fn set_private_spte(&self, _: &SpteChange) -> Result<()> {
         self.call();
         Ok(())

@@ -49,7 +49,8 @@ pub trait Peer {
 /// Hooks that cost nothing, so that the mirror alone is measured.
 pub struct Quiet;
 
-impl MirrorHooks for Quiet {
+// SAFETY: no memory is behind the numbers of pages.
+unsafe impl MirrorHooks for Quiet {
     #[inline]
     fn set_private_spte(&self, _: &SpteChange) -> Result<()> {
         Ok(())

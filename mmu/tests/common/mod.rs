@@ -222,7 +222,8 @@ impl Firmware {
     }
 }
 
-impl MirrorHooks for Firmware {
+// SAFETY: no memory is behind the numbers of pages.
+unsafe impl MirrorHooks for Firmware {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
         if let Some(failure) = self.failure() {
             return Err(failure.error());

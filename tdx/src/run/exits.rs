@@ -133,7 +133,14 @@ impl<H: Host> TdxVcpu<H> {
         loop {
             match self.td.fault(self.record.id, gfn)? {
                 Fault::Mapped => return Ok(None),
-                Fault::NotPrivate => return Ok(Some(fault)),
+                Fault::NotPrivate => {
+                    let (vm, vcpu) = (self.td.life.id().0, self.record.id.0);
+                    tracing::debug!(
+                        technology = "tdx", vm, vcpu, %gfn, access = "private",
+                        "memory fault: convert the frame to private, or add a slot, and run again"
+                    );
+                    return Ok(Some(fault));
+                }
                 // The next entry answers the kick.
                 Fault::Retry if self.record.is_kicked() => return Ok(None),
                 Fault::Retry => self.td.relax(),

@@ -81,7 +81,12 @@ impl<H: Host> Td<H> {
     }
 }
 
-impl<H: Host> MirrorHooks for Td<H> {
+// SAFETY: a change is done when its SEAMCALL succeeded, and the module changes nothing when it fails.
+// A page is handed back after TDH.MEM.PAGE.REMOVE or TDH.MEM.SEPT.REMOVE, which the module does only
+// to entries that are blocked and tracked, and after the write-back of its cache lines. The flush is
+// TDH.MEM.TRACK and an exit of every vCPU that was inside.
+#[allow(unsafe_code)]
+unsafe impl<H: Host> MirrorHooks for Td<H> {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
         use PrivateSpte as P;
         let (entry, tdr) = self.entry(change)?;
