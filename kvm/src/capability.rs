@@ -1,4 +1,4 @@
-//! The capabilities of KVM that matter here, and whether they work.
+//! The capabilities of KVM that matter here, each tried.
 
 use std::os::fd::AsRawFd;
 
@@ -13,17 +13,17 @@ use crate::{EventFd, IoEvent, IoEventMatch, KvmHost, KvmVm, sys};
 pub struct Capability {
     /// Its name in `linux/kvm.h`.
     pub name: &'static str,
-    /// What it is for.
+    /// Its use.
     pub purpose: &'static str,
-    /// What `KVM_CHECK_EXTENSION` answers: 0 for no; a number where the capability has one.
+    /// The answer of `KVM_CHECK_EXTENSION`: 0 for no; a number where the capability has one.
     pub answer: u32,
-    /// What came of the operation itself, with its errno, where it was tried: some modules say
-    /// yes to what they then refuse.
+    /// The result of the operation itself, with its errno, if it was tried: some modules claim
+    /// capabilities that they refuse.
     pub tried: Option<std::result::Result<(), i32>>,
 }
 
 impl Capability {
-    /// Whether it can be used: what was tried counts more than what was said.
+    /// True if it can be used: the trial counts more than the claim.
     pub fn is_available(&self) -> bool {
         match self.tried {
             Some(result) => result.is_ok(),
@@ -31,7 +31,7 @@ impl Capability {
         }
     }
 
-    /// Whether KVM says yes and means no.
+    /// True if KVM claims it and refuses it.
     pub fn is_claimed_only(&self) -> bool {
         self.answer != 0 && !self.is_available()
     }
@@ -48,7 +48,7 @@ macro_rules! untried {
     };
 }
 
-/// Asks for each capability, and tries those that can be tried on VMs of a moment's life.
+/// Asks for each capability, and tries those that can be tried on short-lived VMs.
 pub(crate) fn probe(host: &KvmHost) -> Vec<Capability> {
     let mut list = untried! { host,
         KVM_CAP_NR_VCPUS => "vCPUs in a VM, recommended",
@@ -87,8 +87,8 @@ pub(crate) fn probe(host: &KvmHost) -> Vec<Capability> {
     list
 }
 
-/// Does what the capability promises, on a VM made for it; `None` where that takes more than a
-/// moment (a guest that runs, or 256 vCPUs) and no module is known to claim it falsely.
+/// Uses the capability on a VM made for it. `None` where that takes more than a moment (a guest that
+/// runs, or 256 vCPUs) and no module is known to claim it falsely.
 fn attempt(host: &KvmHost, name: &str) -> Option<Result<()>> {
     let normal = |irqchip| {
         let params = VmParams {
@@ -140,8 +140,8 @@ fn attempt(host: &KvmHost, name: &str) -> Option<Result<()>> {
     }
 }
 
-/// Takes a context over from a VM that has none. A module without SEV refuses that too, and one
-/// with SEV refuses it for the VM's sake, so the answer counts only where no SEV guest can be had.
+/// Takes a context over from a VM that has none. A module with SEV refuses that because of the VM,
+/// so the answer counts only on a host without SEV guests.
 fn context_from(host: &KvmHost, cap: u32) -> Option<Result<()>> {
     if host.create_vm(Tech::Sev, &VmParams::new(1)).is_ok() {
         return None;

@@ -14,17 +14,17 @@ mod leaf1 {
     pub(super) const APIC: u32 = 1 << 9;
 }
 
-/// What a vCPU differs by.
+/// The properties in which vCPUs differ.
 pub(crate) struct Shape {
     pub(crate) apic_id: u32,
     pub(crate) irqchip: Irqchip,
-    /// `KVM_CAP_TSC_DEADLINE_TIMER`: older KVM does not say so in the CPUID that it offers.
+    /// `KVM_CAP_TSC_DEADLINE_TIMER`: older KVM does not show it in the supported CPUID.
     pub(crate) tsc_deadline: bool,
 }
 
-/// What KVM supports, as the vCPU of that shape shows it: with its own APIC id, where
+/// The supported CPUID as a vCPU of that shape shows it: with its own APIC id, because
 /// `KVM_GET_SUPPORTED_CPUID` shows that of the host processor that it ran on, and without the
-/// APIC's features where no APIC is in the platform (Linux api.rst, `KVM_GET_SUPPORTED_CPUID`).
+/// APIC's features if the platform has no APIC (Linux api.rst, `KVM_GET_SUPPORTED_CPUID`).
 pub(crate) fn for_vcpu(supported: &CpuId, shape: &Shape) -> CpuId {
     let mut cpuid = supported.clone();
     for entry in cpuid.as_mut_slice() {
@@ -75,8 +75,8 @@ pub(crate) fn from_entries(entries: &[CpuidEntry]) -> Result<CpuId> {
 
 /// The neutral list for the kernel's structure.
 ///
-/// Older kernels (6.1 is one) give back as many entries as there was room for, the rest of them
-/// zero; an entry of zeros says nothing, so they are cut.
+/// Older kernels (6.1 is one) return as many entries as there is room for, with zeros in the rest,
+/// which are cut.
 pub(crate) fn to_entries(cpuid: &CpuId) -> Vec<CpuidEntry> {
     let all = cpuid.as_slice();
     let used = all.iter().rposition(|entry| *entry != Default::default());

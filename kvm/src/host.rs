@@ -40,9 +40,9 @@ struct Inner {
     vendor: Vendor,
     ids: VmIds,
     run_size: usize,
-    /// What `KVM_GET_SUPPORTED_CPUID` answers: the CPUID that every vCPU starts with.
+    /// The answer of `KVM_GET_SUPPORTED_CPUID`: the CPUID that every vCPU starts with.
     cpuid: CpuId,
-    /// What `KVM_GET_MSR_INDEX_LIST` answers, sorted.
+    /// The answer of `KVM_GET_MSR_INDEX_LIST`, sorted.
     msrs: Vec<u32>,
 }
 
@@ -50,8 +50,7 @@ impl KvmHost {
     /// Opens `/dev/kvm`.
     ///
     /// # Errors
-    /// [`OpenError`] says which of the many reasons it is, and its
-    /// [`hint`](OpenError::hint) what to do.
+    /// [`OpenError`] names the reason, and its [`hint`](OpenError::hint) the remedy.
     pub fn open() -> Result<Self, OpenError> {
         Self::open_path(Path::new("/dev/kvm"))
     }
@@ -88,7 +87,7 @@ impl KvmHost {
         })
     }
 
-    /// The open device, for what this type does not wrap.
+    /// The open device, for ioctls that this type does not wrap.
     pub fn fd(&self) -> &Kvm {
         &self.inner.kvm
     }
@@ -103,8 +102,8 @@ impl KvmHost {
         &self.inner.msrs
     }
 
-    /// Looks into what this host offers, by trying it: a VM of each technology, and each
-    /// capability on a VM of a moment's life. Takes some milliseconds.
+    /// Finds out what this host offers by trying it: a VM of each technology, and each capability on
+    /// a short-lived VM. Takes some milliseconds.
     pub fn offer(&self) -> Offer {
         Offer::probe(self)
     }
@@ -136,8 +135,8 @@ impl KvmHost {
         if kind != 0 && self.vm_types() >> kind & 1 == 0 {
             return not_offered;
         }
-        // KVM starts kernel threads for a VM, and a signal at that moment makes it answer EINTR
-        // though nothing is wrong. A signal storm must not keep us here for ever.
+        // KVM starts kernel threads for a VM, and a signal at that moment makes it return EINTR
+        // though nothing is wrong. The number of tries is bounded because signals may keep coming.
         let mut tries = 8;
         loop {
             match self.inner.kvm.create_vm_with_type(kind) {

@@ -7,7 +7,7 @@ use kvm_ops::{Call, Error, Field, Gpa, Irqchip, Result, VcpuId};
 use crate::error::{host_lacks, sys};
 use crate::{EventFd, KvmVm};
 
-/// Where a guest's write signals an event (`KVM_IOEVENTFD`).
+/// The place of a guest's write that signals an event (`KVM_IOEVENTFD`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IoEvent {
     /// Writes to an I/O port.
@@ -16,7 +16,7 @@ pub enum IoEvent {
     Mmio(Gpa),
 }
 
-/// Which writes signal the event; others leave as exits.
+/// The writes that signal the event; others leave as exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IoEventMatch {
     /// Every write, of any width and value.
@@ -34,10 +34,10 @@ pub enum IoEventMatch {
 impl KvmVm {
     /// From now on, writing to `event` raises and lowers the interrupt line `gsi`
     /// (`KVM_IRQFD`). The kernel keeps the event; it may be closed here. With the split irqchip a
-    /// line leads nowhere until a routing table says where (`fd().set_gsi_routing`).
+    /// line has no destination until a routing table is set (`fd().set_gsi_routing`).
     ///
     /// # Errors
-    /// Unsupported without an irqchip in the platform; what the kernel answers otherwise
+    /// Unsupported without an irqchip in the platform; otherwise the answer of the kernel
     /// (`EBUSY` where the event is bound already).
     pub fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
         self.irqchip()?;
@@ -47,7 +47,7 @@ impl KvmVm {
     }
 
     /// As [`register_irqfd`](Self::register_irqfd) for a level-triggered line: writing to `event`
-    /// raises it; when the guest ends the interrupt the line falls, and `resample` tells.
+    /// raises it; when the guest ends the interrupt the line falls and `resample` is signalled.
     ///
     /// # Errors
     /// As for `register_irqfd`; [`Error::HostLacks`] where the host has no resampling.
@@ -66,10 +66,10 @@ impl KvmVm {
             .map_err(sys(Call::Irqfd))
     }
 
-    /// Takes the binding back. Linux does not tell whether there was one.
+    /// Removes the binding. Linux does not report if there was none.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The answer of the kernel.
     pub fn unregister_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
         self.irqchip()?;
         self.fd()
@@ -98,7 +98,7 @@ impl KvmVm {
         .map_err(sys(Call::Ioeventfd))
     }
 
-    /// Takes a registration back; the arguments are those that it was made with.
+    /// Removes a registration; the arguments are those that made it.
     ///
     /// # Errors
     /// [`Error::Sys`] with `ENOENT` where there is none.
@@ -136,7 +136,7 @@ impl KvmVm {
     /// if the guest has it disabled.
     ///
     /// # Errors
-    /// Unsupported without an irqchip in the platform; what the kernel answers otherwise.
+    /// Unsupported without an irqchip in the platform; otherwise the answer of the kernel.
     pub fn signal_msi(&self, address: u64, data: u32) -> Result<bool> {
         self.irqchip()?;
         let msi = kvm_msi {
@@ -172,7 +172,7 @@ impl IoEvent {
 pub(crate) fn deliver(vm: &KvmVm, vcpu: VcpuId, vector: u8) -> Result<()> {
     let id = u64::from(vcpu.0);
     if !vm.has_vcpu(vcpu) {
-        // KVM drops a message that no APIC matches, and says nothing.
+        // KVM drops a message that no APIC matches, without an error.
         return Err(Error::NotFound(Field::Vcpu, id));
     }
     let address = (id >> 8) << 40 | 0xfee0_0000 | (id & 0xff) << 12;

@@ -13,7 +13,7 @@
 //!
 //! The byte stays set until a `vcpu_run` returns `Interrupted`, so a kick that comes while the
 //! vCPU is on its way out with another exit, or not in `vcpu_run` at all, ends the next one. The
-//! kernel completes a pending I/O or MMIO access before it looks at the byte, so what the embedder
+//! kernel completes a pending I/O or MMIO access before it looks at the byte, so the data that the embedder
 //! filled in is never lost either; of an MMIO access that it splits, the other parts come first.
 //!
 //! One mutex holds which thread is inside `vcpu_run`. The kicker keeps it while it signals, and
@@ -30,7 +30,7 @@ use kvm_ops::Kick;
 use crate::run_page::RunPage;
 use crate::signal;
 
-/// What a vCPU and its kick handles share.
+/// The state that a vCPU shares with its kick handles.
 #[derive(Debug)]
 pub(crate) struct Kicker {
     signal: libc::c_int,
@@ -43,12 +43,12 @@ struct State {
     page: Option<Arc<RunPage>>,
     /// The thread that is inside `vcpu_run`.
     running: Option<libc::pthread_t>,
-    /// Whether there is a kick that no `vcpu_run` has answered.
+    /// True while no `vcpu_run` has answered the last kick.
     kicked: bool,
 }
 
 impl Kicker {
-    /// For the vCPU of that page; `signal` is what [`signal::kick_signal`] answered.
+    /// For the vCPU of that page; `signal` comes from [`signal::kick_signal`].
     pub(crate) fn new(page: Arc<RunPage>, signal: libc::c_int) -> Arc<Self> {
         Arc::new(Self {
             signal,
@@ -76,8 +76,8 @@ impl Kicker {
         }
     }
 
-    /// As [`enter`](Self::enter), for a `KVM_RUN` that shall complete the last exit and no more:
-    /// it returns at once, as if kicked, and answers no kick.
+    /// As [`enter`](Self::enter), for a `KVM_RUN` that only completes the last exit: it returns at
+    /// once, as if kicked, and answers no kick.
     pub(crate) fn enter_to_finish(&self) -> Running<'_> {
         let running = self.enter();
         if let Some(page) = &self.state().page {
@@ -113,7 +113,7 @@ impl Kick for Kicker {
 /// A thread inside `vcpu_run`.
 pub(crate) struct Running<'a> {
     kicker: &'a Kicker,
-    /// Whether `vcpu_run` returns `Interrupted`, which answers every kick so far.
+    /// True if `vcpu_run` returns `Interrupted`, which answers every kick so far.
     pub(crate) interrupted: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What the machine shows without `/dev/kvm`: its processor and its KVM modules.
+//! The machine without `/dev/kvm`: its processor and its KVM modules.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,13 +21,13 @@ pub struct HostMachine {
     pub model: String,
     /// The processor's features, as `/proc/cpuinfo` names them: sorted.
     pub flags: Vec<String>,
-    /// Memory encryption in CPUID, whether or not Linux uses it; none on Intel.
+    /// Memory encryption in CPUID, even if Linux does not use it; none on Intel.
     pub encryption: Encryption,
     /// The loaded vendor modules of KVM (`kvm_intel`, `kvm_amd`, ..) with their parameters.
     pub modules: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// What AMD's CPUID leaf `0x8000001f` offers.
+/// The technologies in AMD's CPUID leaf `0x8000001f`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Encryption {
     /// SEV, EAX bit 1.
@@ -65,14 +65,14 @@ impl HostMachine {
         vendor::from_string(&self.vendor_string)
     }
 
-    /// Whether the processor has a feature, by its name in `/proc/cpuinfo`.
+    /// True if the processor has the feature of that name in `/proc/cpuinfo`.
     pub fn has_flag(&self, name: &str) -> bool {
         self.flags
             .binary_search_by(|flag| flag.as_str().cmp(name))
             .is_ok()
     }
 
-    /// Whether this machine is itself a virtual machine.
+    /// True if this machine is itself a virtual machine.
     pub fn is_guest(&self) -> bool {
         self.has_flag("hypervisor")
     }

@@ -1,4 +1,4 @@
-//! Which technologies this host offers, and why not the others.
+//! The technologies that this host offers, and the reasons against the others.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use kvm_ops::{Error, Host, Missing, Tech, Vendor, VmParams};
 use crate::capability::{self, Capability};
 use crate::{HostMachine, KvmHost};
 
-/// What a host offers, for a report to its user. Every "yes" was tried.
+/// The technologies and capabilities of a host, for a report to its user. Every "yes" was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// The processor and the modules.
@@ -20,20 +20,20 @@ pub struct Offer {
     pub capabilities: Vec<Capability>,
 }
 
-/// Whether a host offers one technology.
+/// The verdict on one technology.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TechOffer {
-    /// Which.
+    /// The technology.
     pub tech: Tech,
-    /// Why it is not offered, from the processor upwards. Empty: a VM of it was created, and
-    /// closed again.
+    /// The reasons why it is not offered, from the processor upwards. Empty if a VM of it was created
+    /// and closed again.
     pub why_not: Vec<WhyNot>,
-    /// What else one should know, a sentence each.
+    /// Remarks beside the verdict, a sentence each.
     pub notes: Vec<String>,
 }
 
 impl TechOffer {
-    /// Whether a VM of it can be had.
+    /// True if VMs of it can be created.
     pub fn is_offered(&self) -> bool {
         self.why_not.is_empty()
     }
@@ -49,7 +49,7 @@ pub enum WhyNot {
     NotInKvm,
     /// The processors are of another vendor.
     Vendor {
-        /// Whose it would take.
+        /// The vendor that it needs.
         needs: Vendor,
         /// The vendor string of the processors.
         found: String,
@@ -64,7 +64,7 @@ pub enum WhyNot {
         /// Its name.
         module: &'static str,
     },
-    /// The module was told not to, or found that it cannot.
+    /// A parameter of the module switches it off, or the module found that it cannot.
     Parameter {
         /// The module.
         module: &'static str,
@@ -80,7 +80,7 @@ pub enum WhyNot {
         /// `KVM_CAP_VM_TYPES`.
         bitmap: u32,
     },
-    /// KVM lists the type, and yet refuses to create such a VM.
+    /// KVM lists the type but refuses to create such a VM.
     Refused(Error),
 }
 
@@ -110,7 +110,7 @@ impl fmt::Display for WhyNot {
     }
 }
 
-/// What each technology needs of the processor and of its module.
+/// The requirements of a technology on the processor and on its module.
 struct Needs {
     module: &'static str,
     flag: &'static str,
@@ -125,7 +125,6 @@ const fn needs(tech: Tech) -> Needs {
         Tech::Sev => ("kvm_amd", "sev", Some("sev")),
         Tech::SevEs => ("kvm_amd", "sev_es", Some("sev_es")),
         Tech::SevSnp => ("kvm_amd", "sev_snp", Some("sev_snp")),
-        // A technology that is added later says so itself; until then, nothing is known of it.
         _ => ("kvm", "", None),
     };
     Needs {
@@ -135,7 +134,7 @@ const fn needs(tech: Tech) -> Needs {
     }
 }
 
-/// The reasons that the machine shows. They explain a refusal and do not decide it.
+/// The reasons that the machine shows. They explain a refusal but do not decide it.
 fn reasons(tech: Tech, machine: &HostMachine) -> Vec<WhyNot> {
     let Some(vendor) = tech.vendor() else {
         return vec![WhyNot::NotInKvm];
@@ -170,7 +169,7 @@ fn reasons(tech: Tech, machine: &HostMachine) -> Vec<WhyNot> {
     why_not
 }
 
-/// What one should know of a technology beside the verdict.
+/// Remarks on a technology beside the verdict.
 fn notes(tech: Tech, offered: bool, machine: &HostMachine) -> Vec<String> {
     let mut notes = Vec::new();
     let needs = needs(tech);
@@ -213,7 +212,7 @@ fn notes(tech: Tech, offered: bool, machine: &HostMachine) -> Vec<String> {
 }
 
 impl Offer {
-    /// What a machine offers whose KVM device cannot be opened: nothing, and why.
+    /// The offer of a machine whose KVM device cannot be opened: no technology, with the reasons.
     pub fn without_device(error: &crate::OpenError) -> Self {
         let machine = HostMachine::probe();
         let technologies = Tech::ALL
@@ -221,7 +220,7 @@ impl Offer {
             .map(|tech| {
                 let mut why_not = reasons(tech, &machine);
                 if machine.vendor() == tech.vendor() {
-                    // Behind a device that is there, a module of whatever name holds normal VMs.
+                    // The device exists, so a module of some name holds normal VMs.
                     if matches!(error, crate::OpenError::Denied { .. }) && !tech.is_confidential() {
                         why_not.clear();
                     }
@@ -257,13 +256,13 @@ impl Offer {
         }
     }
 
-    /// The line of that technology.
+    /// The verdict on that technology.
     pub fn technology(&self, tech: Tech) -> Option<&TechOffer> {
         self.technologies.iter().find(|offer| offer.tech == tech)
     }
 }
 
-/// Creates a VM of the technology: that alone decides.
+/// Creates a VM of the technology, which decides the verdict.
 fn probe_tech(host: &KvmHost, tech: Tech, machine: &HostMachine, vm_types: u32) -> TechOffer {
     let why_not = match host.create_vm(tech, &VmParams::new(1)) {
         Ok(_) => Vec::new(),

@@ -1,4 +1,4 @@
-//! Opening the KVM device, and what to do where that fails.
+//! Opening the KVM device, and hints for its failures.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,24 +12,24 @@ use kvm_bindings::{
 };
 use kvm_ioctls::Kvm;
 
-/// Why `/dev/kvm` cannot be used. [`hint`](Self::hint) says what to do about it.
+/// The reason why `/dev/kvm` cannot be used. [`hint`](Self::hint) names the remedy.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// There is no such file.
     #[error("no KVM device at {}", path.display())]
     Missing {
-        /// Where it was looked for.
+        /// The path that was tried.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The device file is there, but no driver is behind it.
+    /// The device file exists, but no driver is behind it.
     #[error("no driver behind {}", path.display())]
     NoDriver {
         /// The device file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The user may not open it.
@@ -37,7 +37,7 @@ pub enum OpenError {
     Denied {
         /// The device file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// It cannot be opened for another reason.
@@ -45,7 +45,7 @@ pub enum OpenError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The file is something else.
@@ -54,13 +54,13 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
-    /// KVM speaks another version of its API; every Linux since 2.6.22 speaks version 12.
+    /// KVM has another version of its API; every Linux since 2.6.22 has version 12.
     #[error("KVM API version {found}, and only {KVM_API_VERSION} is supported")]
     ApiVersion {
-        /// The version that it speaks.
+        /// The version of the kernel.
         found: i32,
     },
-    /// KVM lacks a capability that nothing works without.
+    /// KVM lacks a capability that is always needed.
     #[error("KVM lacks the capability {name} ({number})")]
     LacksCapability {
         /// Its name in `linux/kvm.h`.
@@ -68,12 +68,12 @@ pub enum OpenError {
         /// Its number there.
         number: u32,
     },
-    /// A question that every KVM answers was refused.
+    /// A query that every KVM answers was refused.
     #[error("{call} failed")]
     Query {
-        /// The question.
+        /// The query.
         call: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The processors are of a vendor whose virtualisation is not known here.
@@ -85,7 +85,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// What the user can do about it, in one or two sentences.
+    /// The remedy, in one or two sentences.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Missing { .. } => {
@@ -118,7 +118,7 @@ impl OpenError {
     }
 }
 
-/// What nothing here works without. `KVM_CAP_IMMEDIATE_EXIT` (Linux 4.11) is the youngest.
+/// The capabilities that are always needed. `KVM_CAP_IMMEDIATE_EXIT` (Linux 4.11) is the youngest.
 const REQUIRED: [(&str, u32); 5] = [
     ("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY),
     (
@@ -130,7 +130,7 @@ const REQUIRED: [(&str, u32); 5] = [
     ("KVM_CAP_IMMEDIATE_EXIT", KVM_CAP_IMMEDIATE_EXIT),
 ];
 
-/// Opens the device and checks that it is a KVM that can be worked with.
+/// Opens the device and checks its version and capabilities.
 pub(crate) fn open(path: &Path) -> Result<Kvm, OpenError> {
     let file = open_device(path)?;
     // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor, and `Kvm` takes it.
@@ -151,7 +151,7 @@ fn open_device(path: &Path) -> Result<File, OpenError> {
             _ => OpenError::Io { path, source },
         }
     })?;
-    // Not even a version query goes to what is no device: the number might mean something there.
+    // No ioctl goes to another kind of file, where its number might mean something else.
     match file.metadata() {
         Ok(metadata) if metadata.file_type().is_char_device() => Ok(file),
         _ => Err(OpenError::NotKvm {
@@ -164,7 +164,7 @@ fn check_version(path: &Path, version: i32) -> Result<(), OpenError> {
     if version == KVM_API_VERSION as i32 {
         Ok(())
     } else if version < 0 {
-        // ENOTTY, mostly: the device knows no such request.
+        // Mostly ENOTTY: the device has no such request.
         Err(OpenError::NotKvm {
             path: path.to_owned(),
         })

@@ -18,7 +18,7 @@ use crate::msrs;
 
 /// IA32_APIC_BASE: this is the processor that boots.
 const APIC_BASE_BSP: u64 = 1 << 8;
-/// Where the local APIC's page has its ID register.
+/// The ID register in the local APIC's page.
 const APIC_ID: std::ops::Range<usize> = 0x20..0x24;
 /// EDX after a reset of a processor without CPUID, as KVM has it.
 const NO_SIGNATURE: u64 = 0x600;
@@ -54,7 +54,7 @@ pub(crate) fn reset(vcpu: &mut KvmVcpu, init: bool) -> Result<()> {
     regs.rdx = signature;
     vcpu.set_regs(&regs)?;
     vcpu.set_debug_regs(&fresh.debug_regs()?)?;
-    // Written last, and reported after all else is as it should be.
+    // Reported after everything else is reset.
     let mut refused = Ok(());
     if !init {
         copy_fpu(&fresh, vcpu)?;
@@ -70,8 +70,8 @@ fn copy_fpu(from: &KvmVcpu, to: &mut KvmVcpu) -> Result<()> {
     if from.vm().host.check(KVM_CAP_XCRS) != 0 {
         to.set_xcrs(&from.xcrs()?)?;
     }
-    // Also where XSAVE follows: that marks x87 and SSE as "in their first state" and leaves the old
-    // bytes where KVM_GET_FPU would still find them.
+    // XSAVE alone would mark x87 and SSE as being in their initial state and leave the old bytes,
+    // which KVM_GET_FPU would still return.
     let fpu = from.fd().get_fpu().map_err(sys(Call::Fpu))?;
     to.fd().set_fpu(&fpu).map_err(sys(Call::Fpu))?;
     if from.vm().host.check(KVM_CAP_XSAVE) != 0 {
@@ -98,8 +98,8 @@ fn copy_msrs(list: &[u32], from: &VcpuFd, to: &VcpuFd) -> Result<()> {
     result
 }
 
-/// The local APIC and what the vCPU waits for, where KVM has the APIC. Elsewhere every vCPU starts
-/// at the reset vector at once, and the embedder holds back all but the first.
+/// The local APIC and the multiprocessing state, if KVM has the APIC. Otherwise every vCPU starts at
+/// the reset vector at once, and the embedder holds back all but the first.
 fn copy_apic(vcpu: &mut KvmVcpu, fresh: &KvmVcpu, init: bool, bsp: bool) -> Result<()> {
     if vcpu.vm().params.irqchip == Irqchip::None {
         return Ok(());

@@ -1,8 +1,8 @@
 //! The pages that a vCPU shares with the kernel (`struct kvm_run` and the I/O data behind it).
 //!
 //! kvm-ioctls maps them too, but hands out only `&mut kvm_run`, which no other thread may touch
-//! meanwhile. Kicks write one byte of it from other threads, so this is a mapping of our own, of
-//! which only single fields are ever borrowed.
+//! meanwhile. Kicks write one byte of it from other threads, so this is a second mapping, of which
+//! only single fields are ever borrowed.
 
 use std::mem::offset_of;
 use std::os::fd::AsRawFd;
@@ -29,16 +29,16 @@ unsafe impl Send for RunPage {}
 unsafe impl Sync for RunPage {}
 
 impl RunPage {
-    /// Maps the shared pages of a vCPU; `bytes` is what `KVM_GET_VCPU_MMAP_SIZE` answered.
+    /// Maps the shared pages of a vCPU; `bytes` is the answer of `KVM_GET_VCPU_MMAP_SIZE`.
     pub(crate) fn map(vcpu: &VcpuFd, bytes: usize) -> Result<Self> {
         if bytes < size_of::<kvm_run>() {
-            // No Linux answers so; if one did, the fields would lie outside the mapping.
+            // No Linux answers that; the fields would lie outside of the mapping.
             return Err(from_errno(Call::Mmap, libc::EINVAL));
         }
         Self::mmap(bytes, libc::MAP_SHARED, vcpu.as_raw_fd())
     }
 
-    /// Memory that no kernel fills, for tests of what reads it.
+    /// Memory that no kernel fills, for tests of the code that reads it.
     #[cfg(test)]
     pub(crate) fn anonymous(bytes: usize) -> Self {
         assert!(bytes >= size_of::<kvm_run>());
@@ -64,7 +64,7 @@ impl RunPage {
         self.base.as_ptr().cast()
     }
 
-    /// How many bytes are mapped.
+    /// The number of mapped bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -1,8 +1,8 @@
 //! The signal that makes a thread leave `KVM_RUN`.
 //!
 //! Signal dispositions belong to the process, so this is the one piece of global state of the
-//! crate. A real-time signal that nobody uses is picked, and a handler that does nothing is
-//! installed for it; an application's handler is never replaced.
+//! crate. It picks an unused real-time signal and installs a handler that does nothing; it never
+//! replaces an application's handler.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kvm_ops::{Error, OpName, Result};
 
-/// Does nothing: that a handler ran is what interrupts `KVM_RUN`.
+/// Does nothing: running any handler interrupts `KVM_RUN`.
 extern "C" fn on_kick(_: libc::c_int) {}
 
 /// The signal in use, 0 before the first vCPU.
@@ -56,13 +56,14 @@ fn handler(signal: libc::c_int) -> Option<libc::sighandler_t> {
     (done == 0).then(|| unsafe { old.assume_init() }.sa_sigaction)
 }
 
-/// Installs the handler; `false` if another thread put one there in between, which is put back.
+/// Installs the handler. Returns `false`, and restores the other one, if another thread installed one
+/// in between.
 fn install(signal: libc::c_int) -> bool {
     // SAFETY: all zeros is a valid `sigaction`: no flags, an empty mask, the default handler.
     let mut new: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     new.sa_sigaction = ours();
-    // A kick that comes late, when the thread is outside KVM_RUN, must not make its system calls
-    // fail (KVM_RUN itself is never restarted); and it may come to a thread with a small stack.
+    // A late kick, when the thread is outside of KVM_RUN, must not make its system calls fail
+    // (KVM_RUN itself is never restarted), and may interrupt a thread with a small stack.
     new.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
     let mut old = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: both pointers are to `sigaction`s that live through the call, and the handler is
@@ -76,13 +77,13 @@ fn install(signal: libc::c_int) -> bool {
     if old.sa_sigaction == libc::SIG_DFL {
         return true;
     }
-    // SAFETY: `old` is what the kernel had a moment ago.
+    // SAFETY: `old` is the action that the kernel just returned.
     unsafe { libc::sigaction(signal, &old, ptr::null_mut()) };
     false
 }
 
-/// Lets the signal through to this thread: a blocked signal would not interrupt `KVM_RUN`.
-/// A system call the first time on each thread, nothing later.
+/// Unblocks the signal for this thread: a blocked signal would not interrupt `KVM_RUN`. It makes a
+/// system call only the first time on each thread.
 pub(crate) fn unblock(signal: libc::c_int) {
     if UNBLOCKED.get() == signal {
         return;

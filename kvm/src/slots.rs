@@ -1,6 +1,6 @@
 //! The memory slots of a VM. KVM identifies a slot by its number only; here a slot that is deleted
-//! or read must also be the slot that was set, so that nobody deletes another slot by its number
-//! and frees memory that the guest still uses.
+//! or read must also be the slot that was set, so that a caller cannot delete another slot by its
+//! number and free memory that the guest still uses.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -60,8 +60,8 @@ pub(crate) fn get_xsave(vcpu: &VcpuFd, area: &mut [u8]) -> Result<()> {
         XSAVE_BYTES => KVM_GET_XSAVE(),
         _ => KVM_GET_XSAVE2(),
     };
-    // SAFETY: KVM_GET_XSAVE writes `XSAVE_BYTES`, and KVM_GET_XSAVE2 what KVM_CAP_XSAVE2 answered,
-    // which is the length of the area.
+    // SAFETY: KVM_GET_XSAVE writes `XSAVE_BYTES`, and KVM_GET_XSAVE2 as many bytes as
+    // KVM_CAP_XSAVE2 answered, which is the length of the area.
     let ret = unsafe { ioctl_with_mut_ptr(vcpu, request, area.as_mut_ptr()) };
     done(Call::Fpu, ret)
 }

@@ -75,7 +75,7 @@ impl KvmVcpu {
         })
     }
 
-    /// The vCPU's file descriptor, for what this type does not wrap.
+    /// The vCPU's file descriptor, for ioctls that this type does not wrap.
     ///
     /// Only by shared reference: a descriptor that could be swapped with that of another vCPU
     /// would run behind this vCPU's mapped page, and the data of an exit would change while it is
@@ -90,8 +90,8 @@ impl KvmVcpu {
         &self.fd
     }
 
-    /// The CPUID that the vCPU shows. It starts with what the host supports, with the vCPU's own
-    /// APIC id and without features of an APIC that the VM does not have.
+    /// The CPUID that the vCPU shows. It starts with the CPUID that the host supports, with the
+    /// vCPU's APIC id and without features of an APIC that the VM does not have.
     ///
     /// # Errors
     /// The answer of the kernel.
@@ -195,7 +195,7 @@ impl VcpuOps for KvmVcpu {
     }
 
     fn answer(&mut self, answer: Answer) -> Result<()> {
-        // SAFETY: `&mut self` is exclusive use of the vCPU, and `exit` is what was decoded last.
+        // SAFETY: `&mut self` is exclusive use of the vCPU, and `exit` was decoded last.
         unsafe { exit::answer(&self.page, &self.exit, answer) }
     }
 
@@ -383,12 +383,12 @@ impl VcpuOps for KvmVcpu {
     }
 
     /// # Errors
-    /// [`Error::HostLacks`] where KVM takes the offset and does not keep it, as modules do whose
-    /// guests see the host's TSC.
+    /// [`Error::HostLacks`] if KVM accepts the offset but does not keep it, as modules do whose guests
+    /// see the host's TSC.
     fn write_tsc_offset(&mut self, offset: u64) -> Result<()> {
         ioctls::set_tsc_offset(&self.fd, offset)?;
         if ioctls::tsc_offset(&self.fd)? != offset {
-            return host_lacks!("a TSC offset of its own for each vCPU");
+            return host_lacks!("a TSC offset for each vCPU");
         }
         Ok(())
     }

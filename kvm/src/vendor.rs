@@ -1,4 +1,4 @@
-//! Whose processor this is.
+//! The vendor of the processor.
 
 use std::arch::x86_64::__cpuid;
 

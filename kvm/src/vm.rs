@@ -36,7 +36,7 @@ pub struct KvmVm {
     inner: Arc<VmInner>,
 }
 
-/// What a VM and its vCPUs share.
+/// The part of a VM that its vCPUs hold too.
 pub(crate) struct VmInner {
     pub(crate) host: KvmHost,
     pub(crate) fd: VmFd,
@@ -75,25 +75,25 @@ impl KvmVm {
         })
     }
 
-    /// The VM's file descriptor, for what this type does not wrap.
+    /// The VM's file descriptor, for ioctls that this type does not wrap.
     ///
     /// Slots that are set through it are unknown to this type, which does not delete them.
     pub fn fd(&self) -> &VmFd {
         &self.inner.fd
     }
 
-    /// What the VM was created with.
+    /// The parameters that the VM was created with.
     pub fn params(&self) -> &VmParams {
         &self.inner.params
     }
 
-    /// Whether the vCPU was created; it need not be held any more.
+    /// True if the vCPU was created, even if its handle is gone.
     pub(crate) fn has_vcpu(&self, id: VcpuId) -> bool {
         let created = self.inner.created.get(id.0 as usize);
         created.is_some_and(|created| created.load(Ordering::Acquire))
     }
 
-    /// The machine that it is on.
+    /// The host of the VM.
     pub fn host(&self) -> &KvmHost {
         &self.inner.host
     }
@@ -105,8 +105,8 @@ impl KvmVm {
     /// `flags` is 0, or `GUEST_MEMFD_FLAG_*` of the kernel's header.
     ///
     /// # Errors
-    /// [`Error::HostLacks`], [`Error::Invalid`] for a size that is 0 or not whole pages, or what
-    /// the kernel answers.
+    /// [`Error::HostLacks`]; [`Error::Invalid`] for a size that is 0 or not whole pages; the answer
+    /// of the kernel.
     pub fn create_guest_memfd(&self, bytes: u64, flags: u64) -> Result<OwnedFd> {
         if bytes == 0 || bytes % PAGE_SIZE != 0 {
             return Err(Error::Invalid(Field::Size, bytes));
@@ -123,9 +123,9 @@ impl KvmVm {
             .fd()
             .create_guest_memfd(request)
             .map_err(sys(Call::CreateGuestMemfd))?;
-        // SAFETY: the kernel has just made the descriptor, and nobody else knows of it.
+        // SAFETY: the kernel has just made the descriptor, so nothing else owns it.
         let file = unsafe { OwnedFd::from_raw_fd(fd) };
-        // The kernel does so for VMs and vCPUs, and not for this: a child must not get it.
+        // The kernel does so for VMs and vCPUs but not for this; a child process must not get it.
         // SAFETY: sets a flag of a descriptor that is open.
         if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
             let errno = std::io::Error::last_os_error().raw_os_error();
@@ -135,8 +135,8 @@ impl KvmVm {
     }
 }
 
-/// KVM rewrites the "wrong" one of VMCALL and VMMCALL in guest memory. Guests choose by CPUID, and
-/// guest code that the host changes cannot be measured; without the quirk it is a #UD.
+/// KVM rewrites the "wrong" one of VMCALL and VMMCALL in guest memory. Guest code that the host
+/// changes cannot be measured. Without the quirk the wrong one is a #UD; guests choose by CPUID.
 fn disable_quirks(fd: &VmFd) -> Result<()> {
     let offered = fd.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into());
     let quirk = KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
@@ -201,7 +201,7 @@ fn enable(fd: &VmFd, cap: u32, arg: u64) -> Result<()> {
 impl VmPort for KvmVm {
     type Vcpu = KvmVcpu;
 
-    /// The vCPU starts as after power-on, with the CPUID that the host supports.
+    /// The vCPU starts in the state after power-on, with the CPUID that the host supports.
     fn create_vcpu(&self, id: VcpuId) -> Result<KvmVcpu> {
         let Some(created) = self.inner.created.get(id.0 as usize) else {
             return Err(Error::Invalid(Field::Vcpu, id.0.into()));
@@ -216,12 +216,14 @@ impl VmPort for KvmVm {
     /// [`Error::Exists`] where the number is taken by a slot of another place or memory;
     /// [`Error::HostLacks`] for read-only or private memory that the host does not offer.
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        tracing::debug!(slot = slot.id.0, gpa = %slot.gpa, bytes = slot.bytes(), "slot set");
         self.inner.slots.set(&self.inner.fd, slot)
     }
 
     /// # Errors
     /// [`Error::NotFound`] unless this very slot was set: number, place and memory.
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        tracing::debug!(slot = slot.id.0, gpa = %slot.gpa, "slot deleted");
         self.inner.slots.delete(&self.inner.fd, slot)
     }
 
@@ -231,8 +233,8 @@ impl VmPort for KvmVm {
         self.inner.slots.dirty_log(&self.inner.fd, slot, bitmap)
     }
 
-    /// The kernel takes the address even where it does not need the pages ("unrestricted guest",
-    /// and AMD), so a failure is never to be ignored.
+    /// The kernel accepts the address even if it does not need the pages ("unrestricted guest", AMD),
+    /// so a failure always matters.
     fn set_tss_addr(&self, gpa: Gpa) -> Result<()> {
         if !self.fd().check_extension(Cap::SetTssAddr) {
             return host_lacks!("KVM_CAP_SET_TSS_ADDR");
@@ -244,7 +246,7 @@ impl VmPort for KvmVm {
             .map_err(sys(Call::SetTssAddr))
     }
 
-    /// As for the TSS, a failure is never to be ignored.
+    /// As for the TSS, a failure always matters.
     fn set_identity_map_addr(&self, gpa: Gpa) -> Result<()> {
         if self.inner.host.check(KVM_CAP_SET_IDENTITY_MAP_ADDR) == 0 {
             return host_lacks!("KVM_CAP_SET_IDENTITY_MAP_ADDR");
@@ -254,8 +256,8 @@ impl VmPort for KvmVm {
             .map_err(sys(Call::SetIdentityMapAddr))
     }
 
-    /// Whether `KVM_GET_MSR_INDEX_LIST` names it. The list holds what KVM emulates and what it
-    /// keeps of the processor's own, and does not tell which is which.
+    /// True if `KVM_GET_MSR_INDEX_LIST` names it. The list holds MSRs that KVM emulates and MSRs of the
+    /// processor that it keeps, without a distinction.
     fn has_emulated_msr(&self, index: u32) -> bool {
         self.inner.host.msrs().binary_search(&index).is_ok()
     }
@@ -285,13 +287,14 @@ impl VmInner {
         })
     }
 
-    /// Whether the VM was closed.
+    /// True once the VM is closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
     fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::Release);
+        tracing::debug!("VM closed");
         self.slots.delete_all(&self.fd)
     }
 }
@@ -300,7 +303,7 @@ impl Drop for KvmVm {
     fn drop(&mut self) {
         // Without a vCPU the kernel frees the slots with the VM.
         if Arc::strong_count(&self.inner) > 1 {
-            // `delete_all` logs what the kernel keeps; after `close` nothing is left to do.
+            // `delete_all` logs the slots that the kernel keeps.
             let _ = self.inner.close();
         }
     }

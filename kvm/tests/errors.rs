@@ -1,4 +1,4 @@
-//! What cannot be had is an error that says why and what to do.
+//! Errors name the reason and the remedy.
 
 mod common;
 

@@ -14,7 +14,7 @@ use kvm_ops_kvm::{EventFd, IoEvent, IoEventMatch, KvmHost, KvmVcpu, KvmVm};
 const AT_ONCE: usize = 100;
 const LIFE_CYCLES: usize = 300;
 
-/// What the process holds: descriptors by what they are, threads, and mappings by name.
+/// The resources of the process: descriptors by their target, threads, and mappings by name.
 #[derive(Debug, PartialEq, Eq)]
 struct Held {
     descriptors: Vec<String>,

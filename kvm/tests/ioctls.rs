@@ -1,4 +1,4 @@
-//! How many ioctls an operation takes: a group of registers is one, a flat start at most three.
+//! The number of ioctls of an operation: one for a group of registers, at most three for a flat start.
 //!
 //! The test binary has its own `ioctl`, which counts the calls of its thread and makes the system
 //! call: the linker prefers it to that of the C library.

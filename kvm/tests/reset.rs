@@ -12,7 +12,7 @@ const XSTATE_BV: usize = 512;
 const STAR: u32 = 0xc000_0081;
 const CD_NW: u64 = 0b11 << 29;
 
-/// What a reset must restore, of what a test can compare.
+/// The state that a reset must restore, as far as a test can compare it.
 fn state(vcpu: &KvmVcpu) -> String {
     let fd = vcpu.fd();
     let events = fd.get_vcpu_events().unwrap();

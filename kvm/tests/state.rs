@@ -1,4 +1,4 @@
-//! What is written to a vCPU is read back, and what it cannot have is refused by name.
+//! State that is written to a vCPU is read back, and impossible values are refused by name.
 
 mod common;
 

@@ -61,7 +61,7 @@ impl Copy<'_> {
     }
 }
 
-/// How much of `len` bytes at `gpa` lies in its page, and the offset there.
+/// The offset of `gpa` in its page, and the number of the `len` bytes that lie in that page.
 fn in_page(gpa: Gpa, len: usize) -> (u64, usize) {
     let offset = gpa.get() % PAGE_SIZE;
     (offset, len.min((PAGE_SIZE - offset) as usize))

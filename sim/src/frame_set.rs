@@ -45,7 +45,7 @@ impl FrameSet {
             }
             if end < until {
                 self.0.insert(end, until);
-                // What begins at `end` is not looked at again.
+                // The rest that begins at `end` is not looked at again.
             }
         }
     }
@@ -53,7 +53,7 @@ impl FrameSet {
 
 #[cfg(test)]
 impl FrameSet {
-    /// How many ranges the set is kept in.
+    /// The number of ranges that hold the set.
     pub(crate) fn ranges(&self) -> usize {
         self.0.len()
     }

@@ -9,7 +9,7 @@ use kvm_ops::Level;
 /// 4 KiB frames in a chunk of 2 MiB.
 const CHUNK: u64 = 512;
 
-/// Which frames of some ranges are free.
+/// The free frames of some ranges.
 ///
 /// Frames are counted singly: a 2 MiB page may come back in 4 KiB pieces, as after a demotion, and
 /// 4 KiB pages as one of 2 MiB, as after a promotion.
@@ -90,12 +90,12 @@ impl Frames {
         frames
     }
 
-    /// How many frames are given out.
+    /// The number of frames that are given out.
     pub(crate) fn out(&self) -> u64 {
         self.out
     }
 
-    /// How many frames were ever given out, each time counted.
+    /// The number of frames ever given out, each time counted.
     pub(crate) fn taken(&self) -> u64 {
         self.taken
     }

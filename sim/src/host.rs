@@ -47,7 +47,7 @@ impl SimHost {
         }
     }
 
-    /// How many VMs live on this machine: created, and not yet dropped with all their vCPUs.
+    /// The number of VMs on this machine that were created and not yet dropped with all their vCPUs.
     pub fn live_vms(&self) -> usize {
         self.machine.live_vms.load(Ordering::Acquire)
     }

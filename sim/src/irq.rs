@@ -1,4 +1,4 @@
-//! Kicks and interrupts: what wakes a vCPU from outside.
+//! Kicks and interrupts, which wake a vCPU from outside.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use kvm_ops::Kick;
 /// The vector of an NMI.
 pub(crate) const NMI: u8 = 2;
 
-/// What waits for one vCPU. Shared by the vCPU, its kick handles and its VM.
+/// The mailbox of one vCPU, shared by the vCPU, its kick handles and its VM.
 #[derive(Debug, Default)]
 pub(crate) struct Wake {
     state: Mutex<State>,
@@ -91,8 +91,8 @@ impl Wake {
         self.changed.notify_all();
     }
 
-    /// Blocks until `event` finds what it waits for, or a kick comes, which is `None`. A kick wins,
-    /// and leaves the event waiting.
+    /// Blocks until `event` returns a value or a kick comes, which is `None`. A kick wins, and leaves
+    /// the event waiting.
     pub(crate) fn wait<T>(&self, event: impl Fn(&mut State) -> Option<T>) -> Option<T> {
         let mut state = self.lock();
         loop {

@@ -7,6 +7,7 @@ mod builder;
 mod frame_set;
 mod host;
 mod irq;
+mod memory;
 mod registers;
 mod reported;
 mod table;

@@ -12,7 +12,7 @@ pub(crate) const GPA_BITS: u32 = 48;
 /// Frames below the top of the address space.
 pub(crate) const FRAMES: u64 = 1 << (GPA_BITS - 12);
 
-/// What an access found.
+/// The memory behind a 4 KiB page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping {
     /// The host address of the 4 KiB page.
@@ -79,7 +79,7 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Walks to the page. `None` where nothing is mapped.
+    /// Walks to the page. `None` if nothing is mapped.
     pub(crate) fn lookup(&self, gfn: Gfn) -> Option<Mapping> {
         let mut node = &self.root;
         let mut level = Level::Size512G;
@@ -101,8 +101,8 @@ impl Table {
         }
     }
 
-    /// Maps a page of 4 KiB or 2 MiB at `gfn`, aligned to it. A 4 KiB page replaces what stood
-    /// there; a 2 MiB page is only put where nothing stands.
+    /// Maps a page of 4 KiB or 2 MiB at `gfn`, aligned to it. A 4 KiB page replaces another 4 KiB
+    /// page; a 2 MiB page needs an empty place. Returns `false` if the place is taken.
     pub(crate) fn map(&mut self, gfn: Gfn, page: Level, mapping: Mapping) -> bool {
         let mut node = &mut self.root;
         let mut level = Level::Size512G;

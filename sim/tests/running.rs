@@ -176,8 +176,8 @@ fn with_an_irqchip_a_halted_vcpu_waits_for_an_interrupt_from_any_thread() {
         );
     });
     assert_eq!(told.recv().unwrap(), "Interrupt(200)");
-    let nobody = vm.deliver_interrupt(VcpuId(1), 200);
-    assert_eq!(nobody, Err(Error::NotFound(Field::Vcpu, 1)));
+    let absent = vm.deliver_interrupt(VcpuId(1), 200);
+    assert_eq!(absent, Err(Error::NotFound(Field::Vcpu, 1)));
 }
 
 #[test]

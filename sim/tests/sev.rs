@@ -230,7 +230,7 @@ fn a_private_fault_leaves_or_fails_as_the_back_end_says() {
         assert_eq!(
             outcome(&vm, read),
             Err(format!("{left:?} []")),
-            "{tech}: nobody to ask"
+            "{tech}: no back end to ask"
         );
         let vm = self::vm(&host, tech);
         let failing = Answers(NestedFaultAnswer::Fail(Error::NoMemory));

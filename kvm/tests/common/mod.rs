@@ -1,4 +1,4 @@
-//! What the tests share: a host or a reason to skip, guest memory, and VMs that run code.
+//! Common to the tests: a host or a reason to skip, guest memory, and VMs that run code.
 
 #![allow(dead_code, unreachable_pub)] // Each test binary uses a part.
 
@@ -34,8 +34,8 @@ pub fn offered<T>(result: kvm_ops_core::Result<T>) -> Option<T> {
     }
 }
 
-/// Whether the vendor's own module holds guests, and not one that interprets some of their
-/// instructions, with gaps. Where not, says so.
+/// True if the vendor's module holds guests, and not one that interprets some of their
+/// instructions, with gaps. Otherwise prints so.
 pub fn on_vendor_module() -> bool {
     let modules = HostMachine::probe().modules;
     let own = modules.contains_key("kvm_intel") || modules.contains_key("kvm_amd");
@@ -150,7 +150,7 @@ pub fn expect_out(vcpu: &mut KvmVcpu, port: u16, data: &[u8]) {
     assert_eq!(vcpu.exit_data(), data);
 }
 
-/// Where test code lies in real mode.
+/// The address of test code in real mode.
 pub const CODE: u64 = 0x1000;
 
 /// Puts the vCPU into real mode at `CODE`, with flat segments at 0 and a stack below the code.

@@ -1,4 +1,4 @@
-//! What the tests share: host memory to lend, and a VM with one slot.
+//! Common to the tests: host memory to lend, and VMs.
 
 use kvm_ops_core::{Gpa, Host, HostRange, MemSlot, SlotId, Tech, VcpuId, Vendor, VmParams, VmPort};
 use kvm_ops_core::{Irqchip, VcpuOps, guest::GuestProgram};
