@@ -133,7 +133,7 @@ impl Nodes {
 impl Drop for Nodes {
     fn drop(&mut self) {
         for &(chunk, layout) in &self.chunks {
-            // SAFETY: allocated with this layout in `grow`, freed nowhere else. Whoever drops this
+            // SAFETY: allocated with this layout in `grow`, freed nowhere else. The owner
             // has given up the pointers to its nodes.
             unsafe { dealloc(chunk.as_ptr(), layout) };
         }

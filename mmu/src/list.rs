@@ -55,7 +55,7 @@ impl Mirror {
     }
 
     /// Calls `f` for every entry that is not empty, in the order of frames, tables before what is
-    /// below them. What other threads add meanwhile may be missed.
+    /// below them. Entries that other threads add meanwhile may be missed.
     pub fn for_each(&self, mut f: impl FnMut(Gfn, Level, PrivateSpte)) {
         self.list(&mut |gfn, level, entry, after| {
             if !after {

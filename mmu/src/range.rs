@@ -39,7 +39,7 @@ impl Mirror {
     /// # Errors
     /// The error of a hook. Each entry then is what the firmware has: those before the one that
     /// failed are changed, it and those after it are not. Call it again to go on (what is blocked
-    /// is not blocked twice), or [`unblock`](Self::unblock) to undo. After [`Removal::Dirty`] the page is leaked and
+    /// is not blocked twice), or [`unblock`](Self::unblock) to undo. After [`Removal::Dirty`](crate::Removal::Dirty) the page is leaked and
     /// its error returned. [`Error::Invalid`] for a range that ends beyond the mirror.
     pub fn zap(
         &mut self,

@@ -52,7 +52,7 @@ impl Frames {
 
 impl Mirror {
     /// Calls `f` for every entry of level `floor` or above that touches the range and is a page or
-    /// a blocked table, in the order of frames. What is below a blocked table is not visited.
+    /// a blocked table, in the order of frames. Entries below a blocked table are not visited.
     #[inline]
     pub(crate) fn visit(
         &self,

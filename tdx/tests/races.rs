@@ -47,7 +47,7 @@ impl GuestProgram for Toucher {
     }
 }
 
-/// A TD with two vCPUs that run touchers. What one of them finds unaccepted is a #VE to it: with
+/// A TD with two vCPUs that run touchers. A page that one of them finds unaccepted is a #VE to it: with
 /// SEPT_VE_DISABLE, the default, it would be the TD's end.
 fn td(host: &TestHost) -> (Vm, Vec<Vcpu>) {
     let td = TdParams {

@@ -1,4 +1,4 @@
-//! Whatever a guest puts into the registers of a TDG.VP.VMCALL, and whatever the embedder answers:
+//! For any values in the registers of a TDG.VP.VMCALL, and any answers of the embedder:
 //! exits are well formed, the vCPU runs on, and the TD is torn down clean.
 
 mod run_support;

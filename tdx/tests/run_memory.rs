@@ -386,7 +386,7 @@ fn a_status_that_no_entry_should_have_is_an_internal_error_and_the_td_is_over() 
 }
 
 #[test]
-fn a_fault_waits_for_a_lock_that_someone_holds_and_a_kick_ends_the_wait() {
+fn a_fault_waits_for_a_lock_that_another_holds_and_a_kick_ends_the_wait() {
     let (mut td, transcript) = td(Script::new().accept(Gpa::new(0x3000), Level::Size4K));
     assert_eq!(
         td.vm.pre_fault_memory(Gfn::new(0x10), 1),

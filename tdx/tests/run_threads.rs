@@ -25,7 +25,7 @@ fn with_ve() -> TdParams {
 }
 
 /// Writes to its pages in turn and reads back what it wrote, accepts what it lost, and now and then
-/// has a page shared and back. What it wrote and reads back is the same, or the page was lost in
+/// has a page shared and back. The data that it reads back is its own, or the page was lost in
 /// between and is zero; nothing else.
 struct Busy {
     /// The first page, of four that are its own.

@@ -96,7 +96,7 @@ pub unsafe fn rmpadjust(address: u64, size: PageSize, rdx: u64) -> RmpCode {
     RmpCode(code as u32)
 }
 
-/// RCX of PVALIDATE and RMPADJUST. What uses them never asks for 1 GiB.
+/// RCX of PVALIDATE and RMPADJUST. Their users never ask for 1 GiB.
 const fn operand(size: PageSize) -> u32 {
     match size {
         PageSize::Size4K => 0,

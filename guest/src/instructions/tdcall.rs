@@ -89,7 +89,7 @@ impl Tdcall {
     ///   MapGPA takes pages away. The ranges and addresses given to what uses this port name
     ///   memory that nothing else of this guest uses.
     /// * RCX of a TDG.VP.VMCALL selects no XMM register, or the caller of
-    ///   [`tdcall`](TdcallPort::tdcall) expects them to change. What this crate sends never does.
+    ///   [`tdcall`](TdcallPort::tdcall) expects them to change. No call of this crate does.
     pub const unsafe fn new() -> Self {
         Self(())
     }

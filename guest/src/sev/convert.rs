@@ -37,7 +37,7 @@ pub const fn map_gpa_range(range: GpaRange, to: Privacy) -> [u64; 4] {
 /// | SEV, SEV-ES | either | flush, KVM_HC_MAP_GPA_RANGE |
 ///
 /// PVALIDATE needs a page that is assigned to the guest, so it comes before the change to shared and
-/// after the one to private. What pages hold after a conversion is undefined in every case, and of
+/// after the one to private. The contents of pages after a conversion are undefined in every case, and of
 /// the host's choosing where there is no SNP: write before you read.
 ///
 /// Page states are changed one 4 KiB page at a time by the MSR protocol, which works from the first

@@ -6,7 +6,7 @@ use core::fmt;
 
 /// A conversion, validation or adjustment that stopped before its end.
 ///
-/// Everything of the range before [`rest`](Self::rest) is done. What `rest` holds is in **no known
+/// Everything of the range before [`rest`](Self::rest) is done. The pages of `rest` are in **no known
 /// state**: some of it may be validated, cleared, shared, or as it was. The guest keeps it out of
 /// use; see the TDX counterpart, [`tdx::ConvertError`](crate::tdx::ConvertError).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

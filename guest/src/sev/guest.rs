@@ -152,7 +152,7 @@ impl<P: GhcbMsrPort + PvalidatePort> SevGuest<P> {
         self.convert(Convert::new(range, Privacy::Shared, Kind::Snp)?, flush)
     }
 
-    /// Makes shared pages of an SNP guest private. What they hold is undefined until written.
+    /// Makes shared pages of an SNP guest private. Their contents are undefined until written.
     ///
     /// # Errors
     /// See [`SevError`].

@@ -6,7 +6,7 @@ use core::fmt;
 
 /// A conversion or an acceptance that stopped before its end.
 ///
-/// Everything of the range before [`rest`](Self::rest) is done. What `rest` holds is in **no known
+/// Everything of the range before [`rest`](Self::rest) is done. The pages of `rest` are in **no known
 /// state**: the host may have converted some of it, all or nothing, whatever it said. The guest
 /// must not use those pages again, neither as private memory (they may be shared) nor give them
 /// back to its allocator. It may try the conversion again; otherwise it keeps them out of use.

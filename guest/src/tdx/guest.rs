@@ -67,7 +67,7 @@ impl<P: TdcallPort> TdGuest<P> {
     }
 
     /// Makes private pages shared. `flush` is called before the call to the host; see [`Flush`] for
-    /// what must hold by then. What the pages hold afterwards is the host's choice.
+    /// what must hold by then. The contents of the pages afterwards are the host's choice.
     ///
     /// # Errors
     /// See [`TdError`]. After [`TdError::Convert`] the rest is in no known state.

@@ -43,7 +43,7 @@ pub enum PageStateAnswer {
     Pretend,
     /// Refuses.
     Refuse,
-    /// Answers with this value.
+    /// A response with this value.
     Raw(u64),
 }
 

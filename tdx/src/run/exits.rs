@@ -49,7 +49,7 @@ impl<H: Host> TdxVcpu<H> {
                 Ok(self.run.leave(Pending::ShutDown, Exit::Shutdown))
             }
             class => {
-                // Whatever it is, this vCPU is not the only one that it ends.
+                // Every other status ends the TD, not only this vCPU.
                 if class != Class::NON_RECOVERABLE_VCPU {
                     self.td.poison();
                 }

@@ -73,7 +73,7 @@ impl VcpuRecord {
         self.kicked.store(true, Ordering::SeqCst);
     }
 
-    /// Answers a kick. Returns whether there was one.
+    /// Takes a kick that no run has answered. Returns whether there was one.
     pub(crate) fn take_kick(&self) -> bool {
         self.kicked.swap(false, Ordering::SeqCst)
     }

@@ -61,7 +61,7 @@ pub enum FillError {
     },
 }
 
-/// The pages of a launch. Who launches a TD takes them from here, and so does the MRTD off line:
+/// The pages of a launch. A VMM takes them from here, and so does the MRTD off line:
 /// what is measured is what is launched.
 #[derive(Clone, Debug)]
 pub struct Launch<'a> {

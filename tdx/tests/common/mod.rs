@@ -32,7 +32,7 @@ pub struct Machine {
     seam: FaultInjector<SoftSeam>,
     memory_port: FaultInjector<SoftPages>,
     plan: Arc<FaultPlan>,
-    /// How many faults are armed, and how many calls had failed before.
+    /// The number of faults that are armed, and of calls that had failed before.
     armed: Mutex<(u64, u64)>,
     /// Guest memory for slots.
     memory: MmapRegion<()>,

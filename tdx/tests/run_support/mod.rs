@@ -155,7 +155,7 @@ impl Td {
         &mut self.vcpus[0]
     }
 
-    /// Answers a MapGPA as an embedder does.
+    /// Converts a range as an embedder does that answers a MapGPA.
     pub fn convert(&self, gpa: Gpa, pages: u64, to: Privacy) {
         convert(&self.vm, gpa, pages, to);
     }
