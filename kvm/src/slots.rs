@@ -17,11 +17,6 @@ use crate::error::{host_lacks, sys};
 #[derive(Debug, Default)]
 pub(crate) struct Slots(Mutex<BTreeMap<SlotId, MemSlot>>);
 
-/// Compares number, place and memory. The flags of a slot may change while it exists.
-fn is_same(a: &MemSlot, b: &MemSlot) -> bool {
-    (a.id, a.gpa, a.host, a.private) == (b.id, b.gpa, b.host, b.private)
-}
-
 impl Slots {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SlotId, MemSlot>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -33,7 +28,7 @@ impl Slots {
         slot.last()?;
         if let Some(old) = slots.get(&slot.id) {
             // KVM would move the slot to another address; here only its flags may change.
-            if !is_same(old, slot) {
+            if !old.is_same_place(slot) {
                 return Err(Error::Exists(Field::Slot, slot.id.0.into()));
             }
         }
@@ -110,7 +105,7 @@ fn not_found(slot: &MemSlot) -> Error {
 /// Fails unless this very slot was set.
 fn find(slots: &BTreeMap<SlotId, MemSlot>, slot: &MemSlot) -> Result<()> {
     match slots.get(&slot.id) {
-        Some(known) if is_same(known, slot) => Ok(()),
+        Some(known) if known.is_same_place(slot) => Ok(()),
         _ => Err(not_found(slot)),
     }
 }

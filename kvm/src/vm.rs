@@ -272,6 +272,7 @@ impl VmPort for KvmVm {
     /// The kernel's answer if it keeps a slot. The memory of that slot must then stay mapped as
     /// long as a vCPU is left: one that was inside the guest may still use it.
     fn close(self) -> Result<()> {
+        tracing::debug!("VM closed");
         self.inner.close()
         // Linux reports no error from closing the descriptor itself.
     }
@@ -294,18 +295,15 @@ impl VmInner {
 
     fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::Release);
-        tracing::debug!("VM closed");
         self.slots.delete_all(&self.fd)
     }
 }
 
 impl Drop for KvmVm {
     fn drop(&mut self) {
-        // Without a vCPU the kernel frees the slots with the VM.
-        if Arc::strong_count(&self.inner) > 1 {
-            // `delete_all` logs the slots that the kernel keeps.
-            let _ = self.inner.close();
-        }
+        // The kernel's VM may live on, by a descriptor of it that `fd` gave away. `delete_all` logs
+        // the slots that the kernel keeps; after `close` it has nothing to do.
+        let _ = self.inner.close();
     }
 }
 

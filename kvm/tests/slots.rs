@@ -5,6 +5,7 @@ mod common;
 use std::os::fd::AsRawFd;
 
 use common::{CODE, Memory, offered, real_mode_vm};
+use kvm_ioctls::VcpuExit;
 use kvm_ops_core::{
     Error, Exit, Field, Gpa, Irqchip, MemSlot, PrivateBacking, SlotFlags, Step, VcpuOps, VmPort,
 };
@@ -150,6 +151,23 @@ fn a_vcpu_that_outlives_its_vm_never_runs_again() {
         assert_eq!(vcpu.vcpu_run(), Err(closed));
         assert_eq!(vcpu.vcpu_reset(false), Err(closed));
         vcpu.vcpu_free().unwrap();
+    }
+}
+
+#[test]
+fn a_vcpu_of_the_bare_descriptor_reaches_no_memory_after_the_vm() {
+    let Some(host) = common::host() else { return };
+    let memory = Memory::new(1);
+    // At the reset vector: out 0x10, al; hlt
+    memory.write(0xff0, &[0xe6, 0x10, 0xf4]);
+    for lives in [true, false] {
+        let vm = common::vm(&host, 1, Irqchip::None);
+        vm.set_memory_slot(&memory.slot(0, 0xffff_f000)).unwrap();
+        let mut vcpu = vm.fd().create_vcpu(0).unwrap();
+        let vm = lives.then_some(vm);
+        let ran = matches!(vcpu.run(), Ok(VcpuExit::IoOut(0x10, _)));
+        assert_eq!(ran, lives);
+        drop(vm);
     }
 }
 

@@ -89,7 +89,7 @@ impl Memory {
     /// Fails unless this very slot was set: number, place and memory. Its flags may have changed.
     fn find(&self, slot: &MemSlot) -> Result<()> {
         match self.slots.get(&slot.id) {
-            Some(known) if is_same(known, slot) => Ok(()),
+            Some(known) if known.is_same_place(slot) => Ok(()),
             _ => Err(not_found(slot)),
         }
     }
@@ -202,11 +202,6 @@ fn frames_of(slot: &MemSlot) -> (u64, u64) {
 
 fn not_found(slot: &MemSlot) -> Error {
     Error::NotFound(Field::Slot, slot.id.0.into())
-}
-
-/// Compares number, place and memory.
-fn is_same(a: &MemSlot, b: &MemSlot) -> bool {
-    (a.id, a.gpa, a.host, a.private) == (b.id, b.gpa, b.host, b.private)
 }
 
 fn contains(slot: &MemSlot, gpa: Gpa) -> bool {
