@@ -7,7 +7,7 @@ mod run_support;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
-use common::life::{destroy, initialized, runnable};
+use common::life::{create, destroy, initialized, runnable};
 use common::{Injected, TestHost};
 use kvm_ops_core::guest::Script;
 use kvm_ops_core::{Backend, Error, Gfn, Gpa, VcpuId, VcpuOps, VmOps};
@@ -95,6 +95,30 @@ fn a_seamcall_that_poisons_is_one_event_with_leaf_status_operand_and_advice() {
         ],
     );
     let _ = destroy(vm);
+}
+
+#[test]
+fn a_failed_creation_and_a_leaked_page_are_events_with_their_consequence() {
+    let host = TestHost::new();
+    let status = Class::PAGE_METADATA_INCORRECT.with(1).get();
+    let mut vm = create(&host);
+    host.fail(Leaf::MngAddcx, 2, 1, Injected::Status(status));
+    let events = events_of(|| assert!(vm.vm_init().is_err()));
+    assert_eq!(events.len(), 1, "{events:?}");
+    names(
+        &events[0],
+        &["TDH.MNG.ADDCX", "PAGE_METADATA_INCORRECT", "undone"],
+    );
+
+    let vm = runnable(&host);
+    vm.pre_fault_memory(Gfn::new(7), 1).unwrap();
+    host.fail(Leaf::PhymemPageReclaim, 1, 1, Injected::Status(status));
+    let events = events_of(|| assert_eq!(destroy(vm).pages_leaked(), 2));
+    // The page, and the TDR in which the module counts it.
+    assert_eq!(events.len(), 2, "{events:?}");
+    for event in events {
+        names(&event, &["ERROR", "TDH.PHYMEM.PAGE.RECLAIM", "leaked"]);
+    }
 }
 
 #[test]

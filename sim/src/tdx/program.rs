@@ -1,9 +1,9 @@
 //! A guest program of the framework as one of the software TDX module.
 //!
-//! Private accesses are memory operations of the module, page by page: what is missing makes
-//! TDH.VP.ENTER return, and the operation is executed again. Shared ones go to the slots of the
-//! VM below; what no slot backs, and what the host must see, are TDG.VP.VMCALLs, as a Linux guest
-//! makes them in its #VE handler.
+//! Private accesses are memory operations of the module, page by page: a missing page makes
+//! TDH.VP.ENTER return, and the operation is executed again. Shared accesses go to the slots of the
+//! VM below. Accesses that no slot backs, and actions that the host must see, are TDG.VP.VMCALLs, as
+//! a Linux guest makes them in its #VE handler.
 
 use std::sync::{Arc, Weak};
 
@@ -218,7 +218,7 @@ impl TdProgram {
         }
     }
 
-    /// Goes on with an access as far as that needs neither the module nor the host.
+    /// Continues an access up to the first piece that needs the module or the host.
     fn access(&mut self, mut access: Access) -> Doing {
         while access.done < access.len {
             let at = Gpa::new(access.gpa.get() + access.done as u64);
@@ -258,7 +258,7 @@ impl TdProgram {
         })
     }
 
-    /// The operation that what is under way needs next, `None` where the program is to be asked.
+    /// The next operation of the action under way, `None` if the program must be asked.
     fn operation(&self) -> Option<GuestOp> {
         Some(match &self.doing {
             Doing::Report(_) => return None,
@@ -311,7 +311,7 @@ impl TdProgram {
         })
     }
 
-    /// Takes what the module brought back for what is under way.
+    /// Takes the module's results for the action under way.
     fn complete(&mut self, regs: &Regs) -> Doing {
         let doing = std::mem::replace(&mut self.doing, Doing::Off);
         if let Doing::FetchVe = doing {

@@ -51,26 +51,24 @@ impl Failed {
         }
     }
 
-    /// Reports the failure as an event: what failed where, and what to do. Each failure that a caller
-    /// or the report of a leak gets comes here once.
+    /// Reports the failure as an event that names the call, its operand and status, and says what to
+    /// do: an error with that consequence, or a note of a failure that changed nothing. Each failure
+    /// that a caller or the report of a leak gets comes here once.
     #[cold]
-    pub(crate) fn report(&self, vm: VmId, poisons: bool) {
+    pub(crate) fn report(&self, vm: VmId, consequence: Option<&'static str>) {
         let Self { leaf, rcx, .. } = *self;
         let (seamcall, technology, vm) = (leaf.name(), "tdx", vm.0);
-        let advice = match self.cause {
-            _ if poisons => "the TD is poisoned: destroy it",
-            Cause::Port(_) => "the call was not made: bring the processor online and call again",
-            Cause::Status(status) => rule(leaf, status).1.advice(),
-        };
-        match (self.cause, poisons) {
-            (Cause::Status(status), true) => {
+        match (self.cause, consequence) {
+            (Cause::Status(status), Some(advice)) => {
                 tracing::error!(technology, vm, seamcall, %status, rcx, "{advice}");
             }
-            (Cause::Status(status), false) => {
+            (Cause::Status(status), None) => {
+                let advice = rule(leaf, status).1.advice();
                 tracing::debug!(technology, vm, seamcall, %status, rcx, "{advice}");
             }
             (Cause::Port(error), _) => {
-                tracing::error!(technology, vm, seamcall, %error, rcx, "{advice}");
+                let advice = consequence.unwrap_or("bring the processor online and call again");
+                tracing::error!(technology, vm, seamcall, %error, rcx, "not called: {advice}");
             }
         }
     }

@@ -7,7 +7,7 @@
 
 use kvm_ops::{Error, Field, Gfn, Hkid, Host, Hpa, Level, PagePort, Result, SeamPort, Step};
 
-use super::{KeyState, Td};
+use super::{KeyState, POISONED, Td};
 use crate::limits::Limits;
 use crate::params;
 use crate::seamcall::{Calls, Failed, Outcome};
@@ -121,7 +121,10 @@ impl<H: Host> Td<H> {
         if self.life.step() != Step::Created {
             return self.failed(failed);
         }
-        failed.report(self.life.id(), false);
+        failed.report(
+            self.life.id(),
+            Some("the creation is undone: initialise again"),
+        );
         failed.error()
     }
 
@@ -129,7 +132,7 @@ impl<H: Host> Td<H> {
     /// itself, or that of the undoing, after which the TD is poisoned.
     fn undo(&self, error: Error) -> Error {
         if let Err(failed) = self.release_key() {
-            failed.report(self.life.id(), true);
+            failed.report(self.life.id(), Some(POISONED));
             self.life.poison();
             return failed.leak_error();
         }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use kvm_ops::{Error, FreeReport, Host, KeyReleased, Leaked, Page, Result, SeamPort, Step, VmPort};
 use kvm_ops_mmu::PageKind;
 
-use super::{KeyState, Td};
+use super::{KeyState, LEAKED, Td};
 use crate::Leaf;
 use crate::seamcall::{Failed, Outcome};
 
@@ -65,7 +65,7 @@ impl<H: Host> Td<H> {
 
     /// Counts a page as leaked because of a failed call.
     fn leak_kept(&self, page: Page, failed: Failed) {
-        failed.report(self.life.id(), false);
+        failed.report(self.life.id(), Some(LEAKED));
         if failed.leaf != Leaf::PhymemPageWbinvd {
             self.lock(&self.control).kept.get_or_insert(failed);
         }

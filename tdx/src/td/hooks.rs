@@ -5,7 +5,7 @@ use kvm_ops::{
 };
 use kvm_ops_mmu::{MirrorHooks, Removal};
 
-use super::{Td, at};
+use super::{LEAKED, Td, at};
 use crate::Leaf;
 use crate::seamcall::{EntryAt, Outcome};
 
@@ -60,7 +60,10 @@ impl<H: Host> Td<H> {
         let frames = (0..level.frames()).filter_map(|n| page.checked_add(n));
         for frame in frames {
             if let Err(failed) = self.clean(frame) {
-                let _ = self.failed(&failed);
+                failed.report(self.life.id(), Some(LEAKED));
+                if failed.poisons() {
+                    self.poison();
+                }
                 return Removal::Dirty(failed.leak_error());
             }
         }

@@ -6,7 +6,7 @@ use kvm_ops::{
 };
 use kvm_ops_mmu::Mapped;
 
-use super::Td;
+use super::{POISONED, Td};
 
 /// Bytes that one TDH.MR.EXTEND measures.
 const CHUNK: u64 = 256;
@@ -71,7 +71,7 @@ impl<H: Host> Td<H> {
         let (calls, tdr) = (self.calls()?, self.tdr()?);
         for offset in (0..PAGE_SIZE).step_by(CHUNK as usize) {
             calls.mr_extend(gpa.get() + offset, tdr).map_err(|failed| {
-                failed.report(self.life.id(), true);
+                failed.report(self.life.id(), Some(POISONED));
                 self.poison();
                 failed.leak_error()
             })?;

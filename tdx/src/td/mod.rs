@@ -46,6 +46,12 @@ use crate::vcpu::{Unfinished, VcpuRecord};
 use gate::Gate;
 pub(crate) use private::Fault;
 
+/// The consequence of a failure that breaks a TD.
+pub(crate) const POISONED: &str = "the TD is poisoned: destroy it";
+
+/// The consequence of a failure after which the module may still have a page.
+pub(crate) const LEAKED: &str = "the page is leaked until the host restarts";
+
 /// The state of a TD.
 pub(crate) struct Td<H: Host> {
     pub(crate) host: H,
@@ -263,7 +269,7 @@ impl<H: Host> Td<H> {
     /// The caller's error for a failed call. Poisons the VM if the failure demands it.
     pub(crate) fn failed(&self, failed: &Failed) -> Error {
         let poisons = failed.poisons();
-        failed.report(self.life.id(), poisons);
+        failed.report(self.life.id(), poisons.then_some(POISONED));
         if poisons {
             self.poison();
         }

@@ -15,7 +15,8 @@ impl<H: Host> Td<H> {
         // Faults under way end; later ones find the gate closed.
         drop(self.write_private());
         self.release_key().map_err(|failed| {
-            failed.report(self.life.id(), true);
+            let advice = "the KeyID stays with the TD: release it again, or abandon the VM";
+            failed.report(self.life.id(), Some(advice));
             self.life.poison();
             self.lock(&self.control).failed = Some(failed);
             failed.error()
