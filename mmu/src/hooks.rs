@@ -31,7 +31,8 @@ use crate::{Error, Page, Result, SpteChange};
 /// The mirror turns the number in an entry into an owned [`Page`] again when a hook says that the
 /// firmware has let it go. So [`remove_private_spte`](Self::remove_private_spte) answers
 /// [`Removal::Done`] only when neither the firmware nor the guest reaches the page any more, and
-/// [`set_private_spte`](Self::set_private_spte) answers an error only when nothing changed.
+/// [`set_private_spte`](Self::set_private_spte) succeeds only when the change is made, and fails only
+/// when nothing changed.
 /// [`flush_private_tlb`](Self::flush_private_tlb) succeeds only when no processor holds a translation
 /// through a blocked entry.
 pub unsafe trait MirrorHooks {

@@ -117,6 +117,15 @@ impl Mirror {
     /// page is needed. It must not call the mirror. The page is 4 KiB or 2 MiB; TDH.MEM.PAGE.AUG
     /// has no other size.
     ///
+    /// ```compile_fail,E0382
+    /// # use kvm_ops_mmu::{Gfn, Level, Mirror, MirrorHooks, Page};
+    /// # use kvm_ops_core::PagePort;
+    /// fn free_a_mapped_page(mirror: &Mirror, hooks: &impl MirrorHooks, port: &impl PagePort, page: Page) {
+    ///     let _ = mirror.map(hooks, Gfn::new(1), Level::Size4K, || Ok(page));
+    ///     let _ = port.free(page); // the mirror owns it
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// The error of `page` or of a hook. The entry is then empty as before, and the page and a table
     /// page taken for it went back through [`free_page`](MirrorHooks::free_page). Tables added above

@@ -149,6 +149,9 @@ impl<H: Host> VmOps for TdxVm<H> {
         self.td.reclaim_for(released, page)
     }
 
+    /// For a change that gives a page back, [`Error::Firmware`] may come from the write-back of the
+    /// page after its removal: the entry is empty then, and the page must never be used again. Every
+    /// other error means that nothing changed.
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
         self.td.change_entry(change)
     }
