@@ -19,11 +19,6 @@ impl Slots {
         Self(BTreeMap::new())
     }
 
-    /// The slot of that number.
-    pub fn get(&self, id: SlotId) -> Option<&MemSlot> {
-        self.0.get(&id)
-    }
-
     /// Checks that `slot` is new, or changes nothing but the flags of the slot of its number.
     /// Returns whether it is new.
     ///

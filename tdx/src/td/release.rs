@@ -1,6 +1,6 @@
 //! The first step of the teardown: the key.
 
-use kvm_ops::{Error, Host, Leaked, Result, SeamPort};
+use kvm_ops::{Error, Field, Host, Leaked, Result, SeamPort};
 
 use super::{KeyState, Td};
 use crate::Leaf;
@@ -54,18 +54,17 @@ impl<H: Host> Td<H> {
             control.lease.take()
         };
         let Some(lease) = lease else { return };
-        let number = Leaked::Key(lease.number());
-        let refused = match self.seam() {
-            Ok(seam) => seam
-                .key_ids()
-                .give_back(lease)
-                .err()
-                .map(|_| Error::Poisoned),
-            Err(error) => Some(error),
-        };
-        match refused {
-            None => self.account.key_freed(),
-            Some(error) => self.account.leak_other(number, "give a KeyID back", error),
+        let number = lease.number();
+        let foreign = |_| Error::Invalid(Field::Hkid, number.into());
+        let returned = self
+            .seam()
+            .and_then(|seam| seam.key_ids().give_back(lease).map_err(foreign));
+        match returned {
+            Ok(()) => self.account.key_freed(),
+            Err(error) => {
+                let what = Leaked::Key(number);
+                self.account.leak_other(what, "give a KeyID back", error);
+            }
         }
     }
 
