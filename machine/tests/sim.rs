@@ -140,8 +140,11 @@ fn what_the_platform_cannot_hold_is_refused_and_nothing_is_left() {
     let image = || MachineConfig::new().image(Image::from_bytes("hlt", [0xf4]));
     for (config, text) in [
         (image(), "image hlt needs a processor"),
-        (image().vcpus(0), "cannot create the VM"),
-        (image().memory(0x1234), "0x1234 bytes is not a multiple"),
+        (MachineConfig::new().vcpus(0), "cannot create the VM"),
+        (
+            MachineConfig::new().memory(0x1234),
+            "0x1234 bytes is not a multiple",
+        ),
         (
             MachineConfig::new().kind(Kind::Of(Tech::Svm)),
             "cannot create the VM",

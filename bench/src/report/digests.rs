@@ -59,7 +59,7 @@ pub fn section(m: &Measurement) -> Result<String, Box<dyn Error>> {
             )?;
         }
     }
-    writeln!(out, "\n![launch digests](plots/measurement.svg)\n")?;
+    writeln!(out, "\nPlot: [launch digests][plots.md].\n")?;
     writeln!(
         out,
         "| hash alone, over the image as one message | MB/s |\n|---|---:|"

@@ -145,7 +145,7 @@ fn ending(out: &mut String, lives: &Lives) -> Result<()> {
     }
     writeln!(
         out,
-        "\n![the end of a TD](plots/life-end.svg)\n\n\
+        "\nPlot: [the end of a TD][plots.md].\n\n\
          While the key is live, a page takes TDH.MEM.RANGE.BLOCK, TDH.MEM.PAGE.REMOVE and \
          TDH.PHYMEM.PAGE.WBINVD, and a TDH.MEM.TRACK for each page or for each range. Once the key \
          is gone it takes one TDH.PHYMEM.PAGE.RECLAIM. Linux 7.1 removes leaf by leaf, because \
@@ -221,7 +221,7 @@ fn small(out: &mut String, lives: &Lives) -> Result<()> {
             sum(|p| p.instructions)
         )?;
     }
-    writeln!(out, "\n![lives of small VMs](plots/life-small.svg)\n")?;
+    writeln!(out, "\nPlot: [lives of small VMs][plots.md].\n")?;
     Ok(())
 }
 

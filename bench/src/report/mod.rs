@@ -57,7 +57,8 @@ pub fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         digests::section(&measurement)?,
         lives::section(&of_lives)?,
     ];
-    fs::write(root.join("docs/benchmarks.md"), document.concat())?;
+    let page = format!("{}\n[plots.md]: plots.md\n", document.concat());
+    fs::write(root.join("docs/benchmarks.md"), page)?;
     digests::draw(&measurement, &plots)?;
     lives::draw(&of_lives, &plots)?;
     draw(&figures, &plots)

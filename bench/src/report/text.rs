@@ -192,12 +192,9 @@ fn header(out: &mut String, what: &str) -> Result<(), Box<dyn Error>> {
 
 fn times(out: &mut String, figures: &Figures) -> Result<(), Box<dyn Error>> {
     writeln!(out, "## Times\n")?;
-    writeln!(
-        out,
-        "![every VM of one technology](plots/one-technology.svg)\n"
-    )?;
-    writeln!(out, "![mixed fleets](plots/mixed.svg)\n")?;
-    writeln!(out, "![with retpolines](plots/retpoline.svg)\n")?;
+    writeln!(out, "Plot: [every VM of one technology][plots.md].\n")?;
+    writeln!(out, "Plot: [mixed fleets][plots.md].\n")?;
+    writeln!(out, "Plot: [with retpolines][plots.md].\n")?;
     for body in BODIES {
         header(out, &format!("ns, body {}", body.name()))?;
         for (form, name) in FORMS {
@@ -317,7 +314,7 @@ fn proportion(out: &mut String, figures: &Figures) -> Result<(), Box<dyn Error>>
             share(ns, kvm.exit)
         )?;
     }
-    writeln!(out, "\n![dispatch in proportion](plots/proportion.svg)\n")?;
+    writeln!(out, "\nPlot: [dispatch in proportion][plots.md].\n")?;
     Ok(())
 }
 

@@ -18,7 +18,6 @@ const FOUR_GIB: u64 = 1 << 32;
 
 /// The measured start of a confidential VM.
 pub(crate) struct Start {
-    tech: Tech,
     steps: Vec<LaunchStep>,
     /// The digest of these pages, computed without the firmware.
     off_line: Vec<u8>,
@@ -60,7 +59,6 @@ impl Start {
     /// Of a TD.
     pub(crate) fn of_td(image: &TdImage) -> Self {
         Self {
-            tech: Tech::Tdx,
             steps: image.steps().to_vec(),
             off_line: image.mrtd().to_vec(),
             owner: None,
@@ -73,7 +71,6 @@ impl Start {
         let pages = super::sev::pages();
         let owner = SevOwner::new(tech, &pages, vcpus, platform)?;
         Some(Self {
-            tech,
             steps: pages.into_iter().map(LaunchStep::from).collect(),
             off_line: owner.digest(),
             owner: Some(owner),
