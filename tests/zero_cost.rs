@@ -286,7 +286,7 @@ const ALWAYS: [&str; 15] = [
 
 /// The crates of SEV: command buffers by zerocopy, declared regions in a range map, launch digests by
 /// SHA-2, and the stream between hosts, which is authenticated by HMAC.
-const SEV: [&str; 18] = [
+const SEV: [&str; 17] = [
     "block_buffer",
     "cpufeatures",
     "crc32fast",
@@ -304,7 +304,6 @@ const SEV: [&str; 18] = [
     "typenum",
     "zerocopy",
     "zerocopy_derive",
-    "version_check",
 ];
 
 /// The crates that `cargo tree` shows for a set of features.
