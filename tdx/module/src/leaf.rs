@@ -107,6 +107,7 @@ leaves! {
         VpRd = 9, "TDG.VP.RD";
         VpWr = 10, "TDG.VP.WR";
         SysRd = 11, "TDG.SYS.RD";
+        SysRdall = 12, "TDG.SYS.RDALL";
         MemPageAttrRd = 23, "TDG.MEM.PAGE.ATTR.RD";
         MemPageAttrWr = 24, "TDG.MEM.PAGE.ATTR.WR";
     }

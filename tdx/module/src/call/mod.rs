@@ -1,7 +1,6 @@
 //! SEAMCALL: dispatch, and one file per family of leaves.
 
 mod checks;
-mod cpuid;
 mod hugepage;
 mod mem;
 mod mng;

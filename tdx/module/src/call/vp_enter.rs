@@ -159,7 +159,7 @@ fn prepare(td: &Td, context: &mut VcpuContext, host: &Regs, hint: bool) -> Optio
         LastExit::PrivateEptViolation(info)
             if notify && !context.zero_step_gpas.is_empty() && context.ve_info.is_none() =>
         {
-            context.ve_info = Some(info);
+            context.set_ve_info(info);
             Some(Event::VE)
         }
         _ => None,

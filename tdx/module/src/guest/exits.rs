@@ -1,9 +1,12 @@
 //! VM exits other than TDCALL.
 
 use super::{Guest, Next, TdExit};
+use crate::meta::vcpu_store::class;
 use crate::sept::SeptState;
 use crate::status::Code;
 use crate::vcpu::{Event, EventType, LastExit, VcpuState, VeInfo};
+use crate::virt::cpuid::XCR0_COMPONENTS;
+use crate::virt::msr::MsrAccess;
 use std::sync::atomic::Ordering;
 
 /// A VM exit as the processor reports it.
@@ -43,6 +46,8 @@ pub(super) const REASON_EPT_VIOLATION: u16 = 48;
 pub(super) const REASON_EPT_MISCONFIG: u16 = 49;
 const REASON_NOTIFY: u16 = 75;
 const MACHINE_CHECK: u8 = 18;
+/// The field XSETBV writes.
+const XCR0: (u8, u32) = (class::STATE, 0x20);
 /// Bits 12:7 of an EPT-violation qualification are not shown to the host.
 const HIDDEN_QUALIFICATION: u64 = 0x1F80;
 /// Extended exit qualification: the page is pending.
@@ -81,7 +86,9 @@ impl Guest<'_> {
             REASON_NOTIFY => host_exit(e, 0),
             REASON_NMI_WINDOW => self.nmi_window(),
             12 | 13 | 18 | 30 | 54 | 56 | 65 => self.ve(e, e.qualification),
-            10 | 31 | 32 => self.ve(e, 0),
+            10 => self.cpuid(e),
+            31 => self.msr(e, MsrAccess::Read),
+            32 => self.msr(e, MsrAccess::Write),
             11 | 17 | 19..=27 | 36 | 39 | 50 | 53 | 59 | 60 | 70 | 76 => Next::Inject(Event::UD),
             15 => Next::Inject(Event::GP),
             REASON_EPT_VIOLATION => self.ept_violation(e, vectoring),
@@ -140,14 +147,14 @@ impl Guest<'_> {
     }
 
     fn nmi_window(&mut self) -> Next {
-        if self.ctx.pend_nmi && self.ctx.ve_info.is_none() {
-            self.ctx.pend_nmi = false;
+        if self.ctx.pend_nmi != 0 && self.ctx.ve_info.is_none() {
+            self.ctx.pend_nmi = 0;
             return Next::Inject(Event::NMI);
         }
         Next::Done { length: 0 }
     }
 
-    fn ve(&mut self, e: &VmExit, qualification: u64) -> Next {
+    pub(super) fn ve(&mut self, e: &VmExit, qualification: u64) -> Next {
         self.inject_ve(VeInfo {
             reason: u32::from(e.reason),
             qualification,
@@ -161,10 +168,11 @@ impl Guest<'_> {
     fn xsetbv(&mut self, e: &VmExit) -> Next {
         let r = &self.ctx.gprs;
         let xcr0 = r.rdx << 32 | r.rax & 0xFFFF_FFFF;
-        let user = 0x602E7 & self.td.config().xfam;
+        let user = XCR0_COMPONENTS & self.td.config().xfam;
         if r.rcx as u32 != 0 || xcr0 & !user != 0 || !is_consistent_xcr0(xcr0) {
             return Next::Inject(Event::GP);
         }
+        self.ctx.store.set(XCR0, xcr0);
         Next::Done {
             length: u64::from(e.ilen),
         }
@@ -172,12 +180,7 @@ impl Guest<'_> {
 
     fn ept_violation(&mut self, e: &VmExit, vectoring: Option<Event>) -> Next {
         const GLA_VALID: u64 = 1 << 7;
-        // With 5-level EPT every bit of a 52-bit GPA is meaningful.
-        let beyond_width = if self.td.gpa_width() == 52 {
-            0
-        } else {
-            e.gpa >> 48 & 0xF
-        };
+        let beyond_width = e.gpa >> self.td.gpa_width();
         if beyond_width != 0 && e.qualification & GLA_VALID != 0 {
             return self.page_fault(e, vectoring);
         }

@@ -4,16 +4,19 @@ mod accept;
 mod access;
 mod exits;
 mod l2;
+mod metadata;
 mod program;
 mod report;
 mod run;
 mod tdcall;
+mod virtual_cpu;
 
 pub use exits::VmExit;
 pub use program::{GuestOp, GuestProgram, Outcome, Script};
 pub(crate) use run::Programs;
 
 use crate::lock::LockMode;
+use crate::meta::vcpu_initial;
 use crate::pamt::PageSize;
 use crate::platform::{Lp, LpError, LpState, Platform};
 use crate::regs::Regs;
@@ -155,6 +158,17 @@ impl Platform {
 
 impl Guest<'_> {
     fn event(&mut self, event: GuestEvent) -> GuestFlow {
+        self.ctx.exit = match event {
+            GuestEvent::Exit(exit) => exit,
+            GuestEvent::Tdcall { .. } => VmExit {
+                reason: REASON_TDCALL,
+                ilen: TDCALL_LENGTH as u32,
+                ..VmExit::default()
+            },
+        };
+        // Guests are taken to run in 64-bit mode unless an event says otherwise.
+        let is_64_bit = event != GuestEvent::Tdcall { mode_64bit: false };
+        self.ctx.set_64_bit_mode(is_64_bit);
         let next = match event {
             _ if self.td.is_fatal() => self.fatal_exit(&event),
             GuestEvent::Tdcall { mode_64bit: false } => Next::Inject(Event::GP),
@@ -202,11 +216,16 @@ impl Guest<'_> {
     /// Leaves the TD: bookkeeping, locks, and the registers the host sees.
     fn leave(&mut self, exit: TdExit) -> Regs {
         self.ctx.note_progress();
+        if !self.ctx.has_run {
+            self.ctx.has_run = true;
+            vcpu_initial::note_first_run(self.td, &mut self.ctx.store);
+        }
         if let Some(gpa) = exit.zero_step {
             self.ctx.note_zero_step(gpa);
         }
         self.ctx.tsc_at_exit = self.p.machine.tsc();
         self.ctx.last_exit = exit.last_exit;
+        self.ctx.last_td_exit = exit.last_exit.number();
         if !exit.inaccessible {
             let epoch = self.vcpu.epoch.load(Ordering::Acquire);
             self.td.refcount[(epoch & 1) as usize].fetch_sub(1, Ordering::AcqRel);
@@ -237,7 +256,7 @@ impl Guest<'_> {
         if self.ctx.ve_info.is_some() {
             return Next::Inject(Event::DF);
         }
-        self.ctx.ve_info = Some(info);
+        self.ctx.set_ve_info(info);
         Next::Inject(Event::VE)
     }
 }

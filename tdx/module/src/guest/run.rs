@@ -158,7 +158,7 @@ impl Platform {
         if guest.td.is_fatal() {
             return Ok(Some(interrupt()));
         }
-        let nmi = guest.ctx.pend_nmi && guest.ctx.ve_info.is_none();
+        let nmi = guest.ctx.pend_nmi != 0 && guest.ctx.ve_info.is_none();
         Ok(nmi.then(|| VmExit {
             reason: REASON_NMI_WINDOW,
             ..VmExit::default()
