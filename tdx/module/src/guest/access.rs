@@ -43,7 +43,8 @@ impl Guest<'_> {
         let len = access.len();
         let mut done = 0;
         while done < len {
-            let at = gpa.wrapping_add(done as u64);
+            // The end of the address space is beyond every width, so an access across it faults there.
+            let at = gpa.saturating_add(done as u64);
             let n = (4096 - (at as usize & 4095)).min(len - done);
             let part = done..done + n;
             match &mut access {
@@ -57,7 +58,10 @@ impl Guest<'_> {
 
     fn access_page(&mut self, gpa: u64, access: Access<'_>) -> Result<(), Fault> {
         let shared = self.td.shared_bit();
-        if gpa & shared != 0 && gpa >> self.td.gpa_width() == 0 {
+        if gpa >> self.td.gpa_width() != 0 {
+            return Err(self.violation(gpa, &access));
+        }
+        if gpa & shared != 0 {
             // The shared EPT is the host's; here it maps every page to the same host address.
             let pa = gpa & !shared;
             if !self.p.mem.contains(pa, access.len() as u64) {
