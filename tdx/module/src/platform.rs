@@ -276,8 +276,10 @@ impl Platform {
         match self.seamcall_step(lp, regs)? {
             Flow::Returned(status) => Ok(status),
             Flow::Entered {
-                guest, injected, ..
-            } => self.run_program(lp, guest, injected, regs),
+                guest,
+                injected,
+                vm,
+            } => self.run_program(lp, vm, guest, injected, regs),
         }
     }
 
@@ -348,7 +350,7 @@ impl Platform {
         }
     }
 
-    fn host_access(&self, pa: u64, len: usize) -> Result<u64, MemoryError> {
+    pub(crate) fn host_access(&self, pa: u64, len: usize) -> Result<u64, MemoryError> {
         let keyid = self.cfg.keyid_of(pa);
         if pa >> PA_BITS == 0 && self.cfg.is_private_hkid(keyid) {
             return Err(MemoryError::PrivateKeyId { keyid });

@@ -112,6 +112,22 @@ impl Event {
         })
     }
 
+    /// VMX interruption information; the error code is apart.
+    pub(crate) fn to_info(self) -> u64 {
+        const VALID: u64 = 1 << 31;
+        const ERROR_VALID: u64 = 1 << 11;
+        let kind = match self.kind {
+            EventType::Interrupt => 0,
+            EventType::Nmi => 2,
+            EventType::HardwareException => 3,
+            EventType::SoftwareInterrupt => 4,
+            EventType::PrivilegedSoftwareException => 5,
+            EventType::SoftwareException => 6,
+        };
+        let error = if self.error.is_some() { ERROR_VALID } else { 0 };
+        VALID | error | kind << 8 | u64::from(self.vector)
+    }
+
     pub(crate) fn is_exception(self, vector: u8) -> bool {
         self.kind == EventType::HardwareException && self.vector == vector
     }
@@ -179,7 +195,7 @@ pub(crate) struct VcpuContext {
     pub(crate) host_priority_since: Option<u64>,
     /// The VM that runs: 0 is L1, 1 to 3 are its L2 VMs.
     pub(crate) curr_vm: u8,
-    /// The last VM exit.
+    /// The last VM exit of L1.
     pub(crate) exit: VmExit,
     /// The guest has run since TDH.VP.INIT.
     pub(crate) has_run: bool,

@@ -86,6 +86,11 @@ fn the_corrections_of_the_first_part_replay() {
 }
 
 #[test]
+fn l2_vms_replay() {
+    part_replays("partition.tar.zst", 145);
+}
+
+#[test]
 fn every_platform_of_format_2_is_built_and_brought_up() {
     let folder = vectors().with_file_name("tdx2");
     for category in ["metadata", "op-states", "migration", "partition"] {

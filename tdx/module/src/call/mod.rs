@@ -2,6 +2,7 @@
 
 mod checks;
 mod hugepage;
+mod l2_entry;
 mod mem;
 mod mng;
 mod mng_init;

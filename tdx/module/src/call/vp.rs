@@ -165,6 +165,7 @@ pub(super) fn flush(c: &mut Call<'_, '_>) -> Leaf {
     vcpu.assoc_lp
         .compare_exchange(c.lp as i32, -1, Ordering::AcqRel, Ordering::Acquire)
         .map_err(|_| Code::VCPU_NOT_ASSOCIATED.status())?;
+    vcpu.context().forget_translations(owner.td.num_l2_vms());
     owner.td.num_assoc.fetch_sub(1, Ordering::AcqRel);
     drop(owner.guard);
     Ok(())

@@ -1,5 +1,6 @@
 //! VM exits other than TDCALL.
 
+use super::l2::Access;
 use super::{Guest, Next, TdExit};
 use crate::meta::vcpu_store::class;
 use crate::sept::SeptState;
@@ -39,12 +40,13 @@ pub struct VmExit {
 pub(super) const REASON_EXCEPTION_OR_NMI: u16 = 0;
 pub(super) const REASON_INTERRUPT: u16 = 1;
 const REASON_TRIPLE_FAULT: u16 = 2;
-const REASON_SMI: u16 = 6;
+pub(super) const REASON_SMI: u16 = 6;
 pub(super) const REASON_NMI_WINDOW: u16 = 8;
+pub(super) const REASON_CR_ACCESS: u16 = 28;
 const REASON_TASK_SWITCH: u16 = 9;
 pub(super) const REASON_EPT_VIOLATION: u16 = 48;
 pub(super) const REASON_EPT_MISCONFIG: u16 = 49;
-const REASON_NOTIFY: u16 = 75;
+pub(super) const REASON_NOTIFY: u16 = 75;
 const MACHINE_CHECK: u8 = 18;
 /// The field XSETBV writes.
 const XCR0: (u8, u32) = (class::STATE, 0x20);
@@ -92,13 +94,15 @@ impl Guest<'_> {
             11 | 17 | 19..=27 | 36 | 39 | 50 | 53 | 59 | 60 | 70 | 76 => Next::Inject(Event::UD),
             15 => Next::Inject(Event::GP),
             REASON_EPT_VIOLATION => self.ept_violation(e, vectoring),
-            REASON_EPT_MISCONFIG => {
-                let exit = TdExit::new(Code::SUCCESS, e.reason);
-                Next::Leave(Box::new(TdExit {
-                    r8: e.gpa & !0xFFF,
-                    ..exit
-                }))
-            }
+            REASON_EPT_MISCONFIG => self.ept_misconfiguration(e),
+            REASON_CR_ACCESS => match self.write_control_register(e, 0) {
+                Access::Done => Next::Done {
+                    length: e.ilen.into(),
+                },
+                Access::Fault => Next::Inject(Event::GP),
+                Access::Refused => self.ve(e, e.qualification),
+                Access::Unexpected => self.debug_exit_or_fatal(e),
+            },
             55 => self.xsetbv(e),
             _ => self.debug_exit_or_fatal(e),
         }
@@ -114,7 +118,7 @@ impl Guest<'_> {
         }
     }
 
-    fn debug_exit_or_fatal(&mut self, e: &VmExit) -> Next {
+    pub(super) fn debug_exit_or_fatal(&mut self, e: &VmExit) -> Next {
         if self.td.is_debug() {
             host_exit(e, 0)
         } else {
@@ -123,7 +127,7 @@ impl Guest<'_> {
     }
 
     /// The TD is lost, in an orderly way.
-    fn lost(&mut self, e: &VmExit) -> Next {
+    pub(super) fn lost(&mut self, e: &VmExit) -> Next {
         self.td.fatal.store(true, Ordering::Release);
         let exit = TdExit::new(Code::NON_RECOVERABLE_TD, e.reason);
         Next::Leave(Box::new(TdExit {
@@ -134,7 +138,7 @@ impl Guest<'_> {
     }
 
     /// A machine check inside the TD: its memory cannot be trusted, so nothing in it is updated.
-    fn machine_check(&mut self, e: &VmExit) -> Next {
+    pub(super) fn machine_check(&mut self, e: &VmExit) -> Next {
         self.td.fatal.store(true, Ordering::Release);
         let exit = TdExit::new(Code::NON_RECOVERABLE_TD_NON_ACCESSIBLE, e.reason);
         Next::Leave(Box::new(TdExit {
@@ -178,10 +182,24 @@ impl Guest<'_> {
         }
     }
 
-    fn ept_violation(&mut self, e: &VmExit, vectoring: Option<Event>) -> Next {
+    /// To software it is a page-table entry with reserved bits set.
+    pub(super) fn is_beyond_width(&self, e: &VmExit) -> bool {
         const GLA_VALID: u64 = 1 << 7;
         let beyond_width = e.gpa >> self.td.gpa_width();
-        if beyond_width != 0 && e.qualification & GLA_VALID != 0 {
+        beyond_width != 0 && e.qualification & GLA_VALID != 0
+    }
+
+    /// The host's shared EPT is at fault.
+    pub(super) fn ept_misconfiguration(&self, e: &VmExit) -> Next {
+        let exit = TdExit::new(Code::SUCCESS, e.reason);
+        Next::Leave(Box::new(TdExit {
+            r8: e.gpa & !0xFFF,
+            ..exit
+        }))
+    }
+
+    fn ept_violation(&mut self, e: &VmExit, vectoring: Option<Event>) -> Next {
+        if self.is_beyond_width(e) {
             return self.page_fault(e, vectoring);
         }
         if e.gpa & self.td.shared_bit() != 0 {
@@ -203,7 +221,7 @@ impl Guest<'_> {
         self.td.td_ctls.load(Ordering::Acquire) & 1 != 0
     }
 
-    fn violation_exit(&mut self, e: &VmExit, extended: u64, private: bool) -> Next {
+    pub(super) fn violation_exit(&mut self, e: &VmExit, extended: u64, private: bool) -> Next {
         let exit = TdExit::new(Code::SUCCESS, e.reason);
         Next::Leave(Box::new(TdExit {
             rcx: e.qualification & !HIDDEN_QUALIFICATION,
@@ -249,7 +267,7 @@ fn violation_info(e: &VmExit) -> VeInfo {
     }
 }
 
-fn host_exit(e: &VmExit, r9: u64) -> Next {
+pub(super) fn host_exit(e: &VmExit, r9: u64) -> Next {
     let exit = TdExit::new(Code::SUCCESS, e.reason);
     Next::Leave(Box::new(TdExit {
         rcx: e.qualification,

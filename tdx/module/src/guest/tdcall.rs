@@ -77,7 +77,7 @@ impl Guest<'_> {
                         length: TDCALL_LENGTH,
                     };
                 }
-                self.ctx.rip = self.ctx.rip.wrapping_add(TDCALL_LENGTH);
+                self.ctx.step_over(TDCALL_LENGTH);
                 let exit = TdExit::new(Code::HOST_PRIORITY_BUSY_TIMEOUT, 0);
                 Next::Leave(Box::new(TdExit {
                     last_exit: LastExit::HostPriorityTimeout,
@@ -104,6 +104,9 @@ impl Guest<'_> {
             GuestLeaf::SysRdall => self.sys_rdall().into(),
             GuestLeaf::MemPageAttrRd => self.attributes_read(),
             GuestLeaf::MemPageAttrWr => self.attributes_write(),
+            GuestLeaf::VpEnter => self.enter_l2().into(),
+            GuestLeaf::VpInvept => self.invept().into(),
+            GuestLeaf::VpInvvpid => self.invvpid().into(),
         }
     }
 
@@ -129,7 +132,7 @@ impl Guest<'_> {
         if no_rbp_mod {
             host.rbp = self.ctx.host_rbp;
         }
-        self.ctx.rip = self.ctx.rip.wrapping_add(TDCALL_LENGTH);
+        self.ctx.step_over(TDCALL_LENGTH);
         let exit = TdExit::new(Code::SUCCESS, REASON_TDCALL);
         Done::Other(Next::Leave(Box::new(TdExit {
             vmcall: Some(host),
