@@ -1,11 +1,15 @@
 //! CPUID, RDMSR and WRMSR that leave the TD, and the same questions without executing anything.
 
 use super::{Guest, Next, VmExit};
+use crate::meta;
+use crate::meta::table::Agent;
+use crate::meta::vcpu::VcpuFields;
 use crate::pamt::{PageSize, PageType};
 use crate::platform::Platform;
 use crate::vcpu::Event;
 use crate::virt::answer::{CpuidAnswer, MsrAnswer, Virtual};
 use crate::virt::msr::MsrAccess;
+use std::sync::atomic::Ordering;
 
 impl Guest<'_> {
     pub(super) fn virtual_cpu(&mut self) -> Virtual<'_> {
@@ -63,7 +67,7 @@ impl Platform {
     /// This is what a VM exit with reason 10 leads to, less the #VE information: a processor model that
     /// executes the guest's code asks here, and plays [`crate::GuestEvent::Exit`] only to have the #VE
     /// delivered. Bits that follow from the vCPU's state (CR4, XCR0, IA32_XSS, IA32_TSX_CTRL, code segment)
-    /// are those of its fields, which the model must keep current.
+    /// are those of its fields, which the model keeps current ([`Platform::set_processor_state`]).
     #[must_use]
     pub fn guest_cpuid(&self, tdvpr: u64, leaf: u32, subleaf: u32, cpl: u8) -> Option<CpuidAnswer> {
         self.with_virtual_cpu(tdvpr, |v| v.cpuid(leaf, subleaf, cpl))
@@ -84,25 +88,66 @@ impl Platform {
         self.with_virtual_cpu(tdvpr, |v| v.msr_exits(address, access))
     }
 
+    /// What RDTSC shows on a vCPU: it never leaves the TD. `None` as for [`Platform::guest_cpuid`].
+    #[must_use]
+    pub fn guest_tsc(&self, tdvpr: u64) -> Option<u64> {
+        let now = self.machine.tsc();
+        self.with_virtual_cpu(tdvpr, |v| v.td.config().tsc.at(now))
+    }
+
+    /// A field of a vCPU as the processor has it, whatever its masks: what VM entry loads. `id` is a
+    /// metadata identifier (`0x0024_...` for the VMCS of L1). `None` if there is no such field, or as for
+    /// [`Platform::guest_cpuid`].
+    #[must_use]
+    pub fn processor_state(&self, tdvpr: u64, id: u64) -> Option<u64> {
+        self.with_fields(tdvpr, |fields| {
+            let place = meta::vcpu::context(fields.td).find(id)?;
+            Some(fields.value(&place) & place.field().element_mask())
+        })?
+    }
+
+    /// Sets a field of a vCPU as the processor does: what a VM exit saves. Bits above the field's size are
+    /// dropped. False if there is no such field, if it is the module's own (state, association, addresses,
+    /// #VE information), or as for [`Platform::guest_cpuid`].
+    ///
+    /// The vCPU should run or be about to: the module takes the value for the guest's.
+    pub fn set_processor_state(&self, tdvpr: u64, id: u64, value: u64) -> bool {
+        let set = self.with_fields(tdvpr, |mut fields| {
+            let place = meta::vcpu::context(fields.td).find(id)?;
+            let value = value & place.field().element_mask();
+            fields.save(&place, value).then_some(())
+        });
+        set.flatten().is_some()
+    }
+
     fn with_virtual_cpu<R>(&self, tdvpr: u64, ask: impl FnOnce(Virtual<'_>) -> R) -> Option<R> {
+        self.with_fields(tdvpr, |fields| {
+            ask(Virtual {
+                cfg: &self.cfg,
+                td: fields.td,
+                vcpu: fields.vcpu,
+                ctx: fields.ctx,
+                vm: 0,
+            })
+        })
+    }
+
+    fn with_fields<R>(&self, tdvpr: u64, ask: impl FnOnce(VcpuFields<'_>) -> R) -> Option<R> {
         let entry = self.pamt.get()?.entry(tdvpr, PageSize::Size4K)?;
         if entry.page_type() != PageType::Tdvpr {
             return None;
         }
         let vcpu = self.vcpus.get(entry.slot())?;
-        let td = self
-            .tds
-            .get(vcpu.td_slot.load(std::sync::atomic::Ordering::Acquire))?;
+        let td = self.tds.get(vcpu.td_slot.load(Ordering::Acquire))?;
         let mut ctx = vcpu.context();
-        if !ctx.store.is_initialised() {
-            return None;
-        }
-        Some(ask(Virtual {
-            cfg: &self.cfg,
-            td,
-            vcpu,
-            ctx: &mut ctx,
-            vm: 0,
-        }))
+        ctx.store.is_initialised().then(|| {
+            ask(VcpuFields {
+                p: self,
+                td,
+                vcpu,
+                ctx: &mut ctx,
+                agent: Agent::HostOfDebug,
+            })
+        })
     }
 }

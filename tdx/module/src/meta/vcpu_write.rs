@@ -297,18 +297,37 @@ impl VcpuFields<'_> {
         Ok(())
     }
 
+    /// Sets a field as the processor does at a VM exit, without the module's rules. False for fields that
+    /// are the module's own.
+    pub(crate) fn save(&mut self, place: &Place, value: u64) -> bool {
+        match (place.table, place.field().class, place.field().code) {
+            (Table::Vmcs, _, vmcs::RSP) => self.ctx.gprs.rsp = value,
+            (Table::Vmcs, _, vmcs::RIP) => self.ctx.rip = value,
+            (Table::Vcpu, class::GPR, code) => self.set_gpr(code, value),
+            (Table::Vcpu, class::STATE, CR2) => self.ctx.cr2 = value,
+            (Table::Vcpu, class::STATE | class::MSR | class::XBUFF | class::VAPIC, _)
+            | (Table::Vmcs | Table::L2Vmcs, ..) => self.ctx.store.set_at(place, value),
+            _ => return false,
+        }
+        true
+    }
+
+    fn set_gpr(&mut self, number: u32, value: u64) {
+        let mut gprs = self.ctx.gprs.to_array();
+        if let Some(gpr) = gprs.get_mut(number as usize) {
+            *gpr = value;
+        }
+        self.ctx.gprs = Regs::from_array(gprs);
+    }
+
     fn store_tdvps(&mut self, place: &Place, new: u64) -> Leaf {
         let field = place.field();
         match field.class {
             class::GPR => {
-                let mut gprs = self.ctx.gprs.to_array();
-                if let Some(gpr) = gprs.get_mut(field.code as usize) {
-                    *gpr = new;
-                }
-                self.ctx.gprs = Regs::from_array(gprs);
+                self.set_gpr(field.code, new);
                 return Ok(());
             }
-            class::STATE if field.code == 0x28 => {
+            class::STATE if field.code == CR2 => {
                 self.ctx.cr2 = new;
                 return Ok(());
             }
@@ -396,6 +415,8 @@ impl VcpuFields<'_> {
     }
 }
 
+/// The code of CR2 in its class.
+const CR2: u32 = 0x28;
 /// L2_CTLS: the L2 VM uses its shared EPT.
 const L2_CTLS_SHARED_EPTP: u64 = 1;
 
