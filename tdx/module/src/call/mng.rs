@@ -165,10 +165,10 @@ pub(super) fn rd(c: &mut Call<'_, '_>) -> Leaf {
         c.regs.rdx = meta::first_id(meta::td::context(td), host);
         return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
     }
-    let (value, next) = meta::td::read(p, td, host, id)?;
-    c.regs.r8 = value;
+    let read = meta::td::read(p, td, host, id)?;
+    c.regs.r8 = read.value;
     if c.version == 1 {
-        c.regs.rdx = next;
+        c.regs.rdx = read.next();
     }
     Ok(())
 }

@@ -85,8 +85,8 @@ pub(super) fn rd(c: &mut Call<'_, '_>) -> Leaf {
         c.regs.rdx = meta::first_id(Context::Sys, Agent::Host);
         return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
     }
-    let (value, next) = meta::sys::read(&c.p.cfg, Agent::Host, id)?;
-    (c.regs.rdx, c.regs.r8) = (next, value);
+    let read = meta::sys::read(&c.p.cfg, Agent::Host, id)?;
+    (c.regs.rdx, c.regs.r8) = (read.next(), read.value);
     Ok(())
 }
 

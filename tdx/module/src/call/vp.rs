@@ -215,10 +215,10 @@ pub(super) fn rd(c: &mut Call<'_, '_>) -> Leaf {
             ctx: &mut vcpu.context(),
             agent,
         };
-        let (value, next) = fields.read(id)?;
-        c.regs.r8 = value;
+        let read = fields.read(id)?;
+        c.regs.r8 = read.value;
         if c.version == 1 {
-            c.regs.rdx = next;
+            c.regs.rdx = read.next();
         }
         Ok(())
     })

@@ -57,11 +57,11 @@ impl Guest<'_> {
         if version == 1 && is_null(id) {
             return self.first_id(meta::td::context(self.td));
         }
-        let (value, next) = meta::td::read(self.p, self.td, Agent::Guest, id)?;
+        let read = meta::td::read(self.p, self.td, Agent::Guest, id)?;
         let r = &mut self.ctx.gprs;
-        r.r8 = value;
+        r.r8 = read.value;
         if version == 1 {
-            r.rdx = next;
+            r.rdx = read.next();
         }
         Ok(())
     }
@@ -83,8 +83,8 @@ impl Guest<'_> {
         if is_null(id) {
             return self.first_id(meta::vcpu::context(self.td));
         }
-        let (value, next) = self.fields().read(id)?;
-        (self.ctx.gprs.rdx, self.ctx.gprs.r8) = (next, value);
+        let read = self.fields().read(id)?;
+        (self.ctx.gprs.rdx, self.ctx.gprs.r8) = (read.next(), read.value);
         Ok(())
     }
 
@@ -102,8 +102,8 @@ impl Guest<'_> {
         if is_null(id) {
             return self.first_id(Context::Sys);
         }
-        let (value, next) = meta::sys::read(&self.p.cfg, Agent::Guest, id)?;
-        (self.ctx.gprs.rdx, self.ctx.gprs.r8) = (next, value);
+        let read = meta::sys::read(&self.p.cfg, Agent::Guest, id)?;
+        (self.ctx.gprs.rdx, self.ctx.gprs.r8) = (read.next(), read.value);
         Ok(())
     }
 

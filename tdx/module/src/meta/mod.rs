@@ -55,22 +55,43 @@ pub(crate) fn first_id(context: Context, agent: Agent) -> u64 {
         .map_or(u64::MAX, |place| place.id())
 }
 
-/// What a leaf that reads single elements returns: the value and the next identifier.
-///
-/// `value` gives an element's value, however wide.
+/// An element that has been read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Read {
+    pub(crate) value: u64,
+    context: Context,
+    agent: Agent,
+    id: u64,
+    place: Place,
+}
+
+impl Read {
+    /// The identifier after it.
+    pub(crate) fn next(&self) -> u64 {
+        self.context.next_id(self.id, &self.place, self.agent)
+    }
+}
+
+/// Reads an element for a leaf that reads single ones. `value` gives its value, however wide.
 pub(crate) fn read(
     context: Context,
     agent: Agent,
     id: u64,
     value: impl FnOnce(&Place) -> Leaf<u64>,
-) -> Leaf<(u64, u64)> {
+) -> Leaf<Read> {
     let place = locate(context, id)?;
     let mask = place.field().read_mask(agent);
     if mask == 0 {
         return not_readable();
     }
     let value = value(&place)? & place.field().element_mask() & mask;
-    Ok((value, context.next_id(id, &place, agent)))
+    Ok(Read {
+        value,
+        context,
+        agent,
+        id,
+        place,
+    })
 }
 
 /// A write of some bits of an element.

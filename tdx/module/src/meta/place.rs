@@ -173,52 +173,50 @@ impl Context {
         })
     }
 
-    /// The first elements of the rows in the order of identifiers.
-    fn chain(self) -> impl Iterator<Item = Place> {
-        let row = |table: Table, vm: u8| {
-            move |row: usize| Place {
-                table,
-                vm,
-                row,
-                element: 0,
+    /// The first of the rows from `row` on that `mask` gives a bit of, in the order of identifiers.
+    fn first_from(
+        self,
+        (table, vm, row): (Table, u8, usize),
+        mask: &impl Fn(&Field) -> u64,
+    ) -> Option<Place> {
+        let place = |row| Place {
+            table,
+            vm,
+            row,
+            element: 0,
+        };
+        for row in row..self.rows(table) {
+            let field = &table.rows()[row];
+            match vm_of_l2_vmcs(field.class).filter(|_| table == Table::Vcpu) {
+                // Stands for all of the L2 VM's VMCS, after which the table goes on.
+                Some(vm) => return self.first_from((Table::L2Vmcs, vm, 0), mask),
+                None if mask(field) != 0 => return Some(place(row)),
+                None => {}
             }
-        };
-        let tables: &[Table] = match self {
-            Context::Sys => &[Table::Sys],
-            Context::Td { .. } => &[Table::Td],
-            Context::Vcpu { .. } => &[Table::Vmcs, Table::Vcpu],
-        };
-        let rows = tables
-            .iter()
-            .flat_map(move |table| (0..self.rows(*table)).map(row(*table, 0)));
-        rows.flat_map(move |place| {
-            let parent = match place.table {
-                Table::Vcpu => vm_of_l2_vmcs(place.field().class),
-                _ => None,
-            };
-            let (own, vm) = (parent.is_none().then_some(place), parent.unwrap_or(0));
-            let l2_rows = if parent.is_some() {
-                self.rows(Table::L2Vmcs)
-            } else {
-                0
-            };
-            own.into_iter()
-                .chain((0..l2_rows).map(row(Table::L2Vmcs, vm)))
-        })
+        }
+        match table {
+            Table::Vmcs => self.first_from((Table::Vcpu, 0, 0), mask),
+            Table::L2Vmcs => {
+                let (parent, _) = Table::Vcpu.find((l2_vmcs_class(vm), 0))?;
+                self.first_from((Table::Vcpu, 0, parent + 1), mask)
+            }
+            _ => None,
+        }
     }
 
     /// The first element of the first row that `mask` gives a bit of.
     pub(crate) fn first(self, mask: impl Fn(&Field) -> u64) -> Option<Place> {
-        self.chain().find(|place| mask(place.field()) != 0)
+        let table = match self {
+            Context::Sys => Table::Sys,
+            Context::Td { .. } => Table::Td,
+            Context::Vcpu { .. } => Table::Vmcs,
+        };
+        self.first_from((table, 0, 0), &mask)
     }
 
     /// The first element of the next row that `mask` gives a bit of.
     pub(crate) fn next_row(self, place: &Place, mask: impl Fn(&Field) -> u64) -> Option<Place> {
-        let same = |p: &Place| (p.table, p.vm, p.row) == (place.table, place.vm, place.row);
-        self.chain()
-            .skip_while(|p| !same(p))
-            .skip(1)
-            .find(|p| mask(p.field()) != 0)
+        self.first_from((place.table, place.vm, place.row + 1), &mask)
     }
 
     /// The element after another.

@@ -3,7 +3,7 @@
 use super::list::{self, Element};
 use super::place::{Context, Place, is_null};
 use super::table::{Agent, Field, id};
-use super::{BUILD_NUMBER, MAJOR_VERSION, MINOR_VERSION, UPDATE_VERSION, VENDOR_ID};
+use super::{BUILD_NUMBER, MAJOR_VERSION, MINOR_VERSION, Read, UPDATE_VERSION, VENDOR_ID};
 use crate::call::Leaf;
 use crate::config::{
     MAX_TDMRS, PlatformConfig, TDCS_BASE_PAGES, TDVPS_BASE_PAGES, TDVPS_PAGES_PER_L2,
@@ -26,8 +26,8 @@ pub(crate) const SERVTD_ATTR_FIXED0: u64 = 0x7FF_0000_0001;
 /// Attributes of an L2 VM's page that a guest may set: R, W, Xs, Xu, VGP, PWA, SSS and "valid".
 pub(crate) const GUEST_L2_GPA_ATTR_MASK: u64 = 0x807F;
 
-/// Value and next identifier.
-pub(crate) fn read(cfg: &PlatformConfig, agent: Agent, id: u64) -> Leaf<(u64, u64)> {
+/// Reads an element.
+pub(crate) fn read(cfg: &PlatformConfig, agent: Agent, id: u64) -> Leaf<Read> {
     super::read(Context::Sys, agent, id, |place| Ok(value(cfg, place)))
 }
 

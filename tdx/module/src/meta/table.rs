@@ -137,9 +137,13 @@ impl Field {
 }
 
 impl Table {
+    fn data(self) -> &'static Data {
+        &TABLES[self as usize]
+    }
+
     /// The rows, in the order of the next-identifier chain.
     pub(crate) fn rows(self) -> &'static [Field] {
-        &TABLES[self as usize]
+        &self.data().rows
     }
 
     /// Elements of all rows but the last `without`.
@@ -162,11 +166,12 @@ impl Table {
     /// The row that covers a class and code, and which of its elements is meant.
     pub(crate) fn find(self, (class, code): Key) -> Option<(usize, u32)> {
         // Rows ascend by class and code, and none covers what another does.
-        let rows = self.rows();
-        let row = rows
-            .partition_point(|f| (f.class, f.code) <= (class, code))
+        let data = self.data();
+        let row = data
+            .keys
+            .partition_point(|first| *first <= packed(class, code))
             .checked_sub(1)?;
-        let (f, stride) = (&rows[row], self.stride());
+        let (f, stride) = (&data.rows[row], self.stride());
         let at = code.checked_sub(f.code)?;
         (f.class == class && at < f.len() * stride && at % stride == 0)
             .then_some((row, at / stride))
@@ -179,21 +184,32 @@ impl Table {
     }
 }
 
-static TABLES: LazyLock<[Vec<Field>; 5]> = LazyLock::new(|| {
+/// A table, with the first keys of its rows close together.
+struct Data {
+    rows: Vec<Field>,
+    keys: Vec<u32>,
+}
+
+/// A class and code in one word, ordered as the rows are.
+const fn packed(class: u8, code: u32) -> u32 {
+    (class as u32) << 24 | code & id::CODE as u32
+}
+
+static TABLES: LazyLock<[Data; 5]> = LazyLock::new(|| {
     let names = ["SYS", "TD", "VP", "VMCS", "L2VMCS"];
     names.map(|name| {
         let mut first = 0;
-        rows_of(name)
-            .map(|mut field| {
-                field.first = first;
-                first += if field.is_vmcs() {
-                    0
-                } else {
-                    field.len() as usize
-                };
-                field
-            })
-            .collect()
+        let mut rows: Vec<Field> = rows_of(name).collect();
+        for field in &mut rows {
+            field.first = first;
+            first += if field.is_vmcs() {
+                0
+            } else {
+                field.len() as usize
+            };
+        }
+        let keys = rows.iter().map(|f| packed(f.class, f.code)).collect();
+        Data { rows, keys }
     })
 });
 

@@ -1,8 +1,8 @@
 //! Reading the fields of a TD.
 
-use super::not_readable;
 use super::place::{Context, Place};
 use super::table::Agent;
+use super::{Read, not_readable};
 use crate::arena::lock;
 use crate::call::Leaf;
 use crate::measure::Mr;
@@ -29,8 +29,8 @@ pub(crate) fn host(td: &Td) -> Agent {
     }
 }
 
-/// Value and next identifier.
-pub(crate) fn read(p: &Platform, td: &Td, agent: Agent, id: u64) -> Leaf<(u64, u64)> {
+/// Reads an element.
+pub(crate) fn read(p: &Platform, td: &Td, agent: Agent, id: u64) -> Leaf<Read> {
     super::read(context(td), agent, id, |place| {
         if is_without_value(place) {
             return not_readable();
@@ -109,28 +109,28 @@ fn state(td: &Td, code: u32) -> u64 {
 }
 
 fn control(p: &Platform, td: &Td, code: u32, i: usize) -> u64 {
-    let config = td.config();
+    let config = || td.config();
     match code {
         0x00 => td.attributes(),
-        0x01 => config.xfam,
-        0x02 => u64::from(config.max_vcpus),
+        0x01 => config().xfam,
+        0x02 => u64::from(config().max_vcpus),
         0x03 => u64::from(td.gpa_width() == 52),
-        0x04 => td.root_pa() | config.eptp_controls,
-        0x0A => config.tsc.offset,
-        0x0B => config.tsc.multiplier,
-        0x0C => u64::from(config.tsc_frequency),
-        0x0D => config.tsc.at(p.machine.tsc()),
+        0x04 => td.root_pa() | config().eptp_controls,
+        0x0A => config().tsc.offset,
+        0x0B => config().tsc.multiplier,
+        0x0C => u64::from(config().tsc_frequency),
+        0x0D => config().tsc.at(p.machine.tsc()),
         0x0E => tables::CPUID.len() as u64,
-        0x0F => u64::from(xsave::layout(&p.cfg, config.xfam).1),
+        0x0F => u64::from(xsave::layout(&p.cfg, config().xfam).1),
         0x10 => td.notify_enables.load(Acquire),
         0x11 => td.hp_lock_timeout_us(p.cfg.tsc_hz),
         0x12 => td.vm_ctls[i & 3].load(Acquire),
-        0x16 => config.config_flags,
+        0x16 => config().config_flags,
         0x17 => td.td_ctls.load(Acquire),
         0x19 => u64::from(td.topology_configured.load(Acquire)),
         0x80 => u64::from(tables::CPUID.get(i).is_some_and(|r| !r.faulting)),
         0x800 => {
-            let (offsets, _) = xsave::layout(&p.cfg, config.xfam);
+            let (offsets, _) = xsave::layout(&p.cfg, config().xfam);
             u64::from(offsets.get(i).copied().unwrap_or(0))
         }
         _ => 0,

@@ -3,7 +3,7 @@
 use super::place::{Context, Place};
 use super::table::{Agent, Table};
 use super::vcpu_store::{class, management, per_vm};
-use super::vmcs;
+use super::{Read, vmcs};
 use crate::call::Leaf;
 use crate::platform::Platform;
 use crate::td::Td;
@@ -27,8 +27,8 @@ pub(crate) fn context(td: &Td) -> Context {
 }
 
 impl VcpuFields<'_> {
-    /// Value and next identifier.
-    pub(crate) fn read(&self, id: u64) -> Leaf<(u64, u64)> {
+    /// Reads an element.
+    pub(crate) fn read(&self, id: u64) -> Leaf<Read> {
         super::read(context(self.td), self.agent, id, |place| {
             Ok(self.value(place))
         })
