@@ -225,8 +225,9 @@ fn the_module_has_the_parameters_that_the_td_was_created_with() {
 #[test]
 fn every_cpuid_row_that_the_module_publishes_is_taken_by_it() {
     let host = TestHost::new();
-    let rows = &host.platform().config().cpuid_configs;
-    let cpuid = rows
+    let config = host.platform().config();
+    let cpuid = config
+        .cpuid_configs
         .iter()
         // Leaf 1 takes the processor's own family only, and 1F a consistent topology.
         .filter(|row| row.leaf != 1 && row.leaf != 0x1f)
@@ -238,7 +239,7 @@ fn every_cpuid_row_that_the_module_publishes_is_taken_by_it() {
                 row.subleaf
             },
             subleaf_significant: row.subleaf != u32::MAX,
-            regs: row.reported,
+            regs: config.reported_cpuid(row.leaf, row.subleaf),
         })
         .collect();
     let mut vm = with_td(

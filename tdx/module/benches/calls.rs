@@ -7,7 +7,9 @@
 mod common;
 
 use common::{GIB, Td, large_machine, regs};
-use soft_tdx_module::{GuestOp, HostLeaf as L, Outcome, Platform, Regs};
+use soft_tdx_module::{
+    GuestEvent, GuestLeaf, GuestOp, HostLeaf as L, Outcome, Platform, Regs, VmExit,
+};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -60,6 +62,66 @@ fn small_td(p: &Platform, gib: u64, hkid: u16, lp: usize) -> Td {
     td.tables(p, 0, 0);
     td.add(p, 0, 1);
     td
+}
+
+/// L1 and its L2 VM, event by event.
+fn partitioned() {
+    const STATE: u64 = 0x1000;
+    const VM_1: u64 = 1 << 52;
+    const L2_VAPIC: u64 = 0x2424_0003_0000_2012;
+    println!("\n-- a TD with an L2 VM, one thread, memory flat");
+    let p = large_machine(1, false);
+    let mut td = Td::partitioned(&p, GIB, 33, 0, 0, 1);
+    td.l2_tables(&p);
+    for gpa in [0, STATE] {
+        td.add(&p, gpa, 0);
+    }
+    td.finalize(&p);
+    let mut r = Regs {
+        rax: L::VpEnter.number(),
+        ..regs(td.tdvpr, 0)
+    };
+    p.seamcall_step(0, &mut r).expect("executes");
+    let tdcall = |leaf: GuestLeaf, [rcx, rdx, r8, r9]: [u64; 4]| {
+        let registers = Regs {
+            rcx,
+            rdx,
+            r8,
+            r9,
+            ..Regs::leaf(leaf.number())
+        };
+        let event = GuestEvent::Tdcall { mode_64bit: true };
+        p.guest_event(0, registers, event, 4).expect("inside")
+    };
+    tdcall(GuestLeaf::VpWr, [0, L2_VAPIC, 0, u64::MAX]);
+    line(
+        "MEM.PAGE.ATTR.WR",
+        nanos(100_000, |n| {
+            let attributes = 0x8001 | (n & 1) << 1;
+            black_box(tdcall(
+                GuestLeaf::MemPageAttrWr,
+                [0, attributes << 16, 0x7F << 16, 0],
+            ));
+        }),
+    );
+    line(
+        "MEM.PAGE.ATTR.RD",
+        nanos(100_000, |_| {
+            black_box(tdcall(GuestLeaf::MemPageAttrRd, [0; 4]));
+        }),
+    );
+    let halt = GuestEvent::Exit(VmExit {
+        reason: 12,
+        ..VmExit::default()
+    });
+    line(
+        "TDG.VP.ENTER + exit to L1, a round trip",
+        nanos(100_000, |_| {
+            tdcall(GuestLeaf::VpEnter, [VM_1, STATE, 0, 0]);
+            let flow = p.guest_event(0, Regs::default(), halt, 4);
+            black_box(flow.expect("inside"));
+        }),
+    );
 }
 
 fn per_leaf(encrypt: bool) {
@@ -380,6 +442,7 @@ fn main() {
     if wanted("leaves") {
         per_leaf(false);
         per_leaf(true);
+        partitioned();
     }
     if wanted("threads") {
         scaling();

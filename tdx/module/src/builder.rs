@@ -30,6 +30,7 @@ impl Default for PlatformBuilder {
                 tdmrs: vec![Tdmr::with_pamt_at(Range::new(GIB, GIB), 2 * GIB)],
                 global_hkid: 32,
                 cache_wb_blocks: 4,
+                build_date: 20_240_129,
                 fms: 0x0008_06F8,
                 tsc_hz: 2_000_000_000,
                 max_vcpus: 576,

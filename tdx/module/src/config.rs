@@ -107,8 +107,6 @@ pub struct CpuidConfig {
     pub rank: u32,
     /// Bits of EAX, EBX, ECX, EDX that may be set.
     pub permitted: [u32; 4],
-    /// Those of them that TDH.SYS.RD and TDH.SYS.INFO report, that is which this CPU also has.
-    pub reported: [u32; 4],
 }
 
 /// Everything a platform is made of; [`crate::PlatformBuilder`] fills it.
@@ -136,6 +134,8 @@ pub struct PlatformConfig {
     pub global_hkid: u16,
     /// Steps in which TDH.PHYMEM.CACHE.WB writes a package's caches back.
     pub cache_wb_blocks: u32,
+    /// BUILD_DATE of the module, as a decimal number of the form yyyymmdd.
+    pub build_date: u32,
     /// Native CPUID(1).EAX.
     pub fms: u32,
     /// Frequency of the TSC.
@@ -215,7 +215,7 @@ impl PlatformConfig {
         (u64::from(self.private_hkids.0)..=u64::from(self.private_hkids.1)).contains(&id)
     }
 
-    /// The `SYS.INFO`/`SYS.RD` masks for the sub-leaves the module publishes; see [`CpuidConfig::reported`].
+    /// The sub-leaves the module publishes as configurable.
     pub(crate) fn default_cpuid_configs() -> Vec<CpuidConfig> {
         const NONE: u32 = u32::MAX;
         #[rustfmt::skip]
@@ -245,23 +245,7 @@ impl PlatformConfig {
                 subleaf,
                 rank,
                 permitted,
-                reported: Self::reported_cpuid(leaf, subleaf, permitted),
             })
             .collect()
-    }
-
-    /// What the modelled CPU's module reports as configurable: the permitted bits less those that need
-    /// support the CPU lacks.
-    #[must_use]
-    pub fn reported_cpuid(leaf: u32, subleaf: u32, permitted: [u32; 4]) -> [u32; 4] {
-        let native: [u32; 4] = match (leaf, subleaf) {
-            (0x1, _) => [0x0FFF_3FFF, 0x00FF_0000, 0x3104_4988, 0xB840_0000],
-            (0x7, 0) => [0, 0xD02B_9308, 0x0241_5F64, 0x0005_4010],
-            (0x7, 1) => [0x1C30, 0, 0, 0],
-            (0x1C, _) => [0x0B, 0, 0, 0],
-            (0x7, 2) | (0x23, 0) => [0; 4],
-            _ => [u32::MAX; 4],
-        };
-        core::array::from_fn(|i| permitted[i] & native[i])
     }
 }

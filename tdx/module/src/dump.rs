@@ -203,6 +203,40 @@ impl Platform {
         })
     }
 
+    /// Writes memory as whoever uses it would: a TD's page under the TD's key, if its lines are the TD's already,
+    /// and all else as the host does. For transcripts of flat memory, where a store needs no key.
+    ///
+    /// # Errors
+    /// The range is not RAM.
+    #[cfg(feature = "conform")]
+    pub(crate) fn poke_memory(&self, pa: u64, data: &[u8]) -> Result<(), crate::MemoryError> {
+        const PAGE: usize = 4096;
+        let mut at = self.host_access(pa, data.len())?;
+        let mut rest = data;
+        while !rest.is_empty() {
+            let n = (PAGE - at as usize % PAGE).min(rest.len());
+            let (part, after) = rest.split_at(n);
+            let key = self.owner_key(at);
+            if key.is_none() || self.mem.private_write(at, part, key.as_deref()).is_err() {
+                self.mem.host_write(at, part);
+            }
+            at += n as u64;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// The key of the TD that a private page of any size belongs to.
+    #[cfg(feature = "conform")]
+    fn owner_key(&self, pa: u64) -> Option<std::sync::Arc<crate::memory::LineKey>> {
+        let sizes = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
+        let owner = sizes.into_iter().find_map(|size| {
+            let page = self.page(pa & !(size.bytes() - 1), size)?;
+            (page.page_type == PageType::Reg).then_some(page.owner)
+        })?;
+        self.td_at(owner)?.key()
+    }
+
     /// A TD, by the PA of its TDR.
     #[must_use]
     pub fn td(&self, tdr: u64) -> Option<TdView> {

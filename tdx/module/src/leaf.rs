@@ -107,8 +107,12 @@ leaves! {
         VpRd = 9, "TDG.VP.RD";
         VpWr = 10, "TDG.VP.WR";
         SysRd = 11, "TDG.SYS.RD";
+        SysRdall = 12, "TDG.SYS.RDALL";
         MemPageAttrRd = 23, "TDG.MEM.PAGE.ATTR.RD";
         MemPageAttrWr = 24, "TDG.MEM.PAGE.ATTR.WR";
+        VpEnter = 25, "TDG.VP.ENTER";
+        VpInvept = 26, "TDG.VP.INVEPT";
+        VpInvvpid = 27, "TDG.VP.INVVPID";
     }
 }
 

@@ -24,6 +24,7 @@ mod sept;
 mod status;
 mod td;
 mod vcpu;
+mod virt;
 
 #[cfg(feature = "conform")]
 pub mod conform;
@@ -50,3 +51,5 @@ pub use sept::SeptState;
 pub use status::{Code, Operand, Status};
 pub use td::Lifecycle;
 pub use vcpu::{Event, EventType, VcpuState};
+pub use virt::answer::{CpuidAnswer, MsrAnswer};
+pub use virt::msr::MsrAccess;

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 /// Host leaf numbers below this have counters of their own.
-const HOST_LEAVES: usize = 64;
-const GUEST_LEAVES: usize = 16;
+const HOST_LEAVES: usize = 128;
+const GUEST_LEAVES: usize = 32;
 
 type Counters = OnceLock<Box<[AtomicU64]>>;
 
@@ -161,17 +161,21 @@ impl Observer {
     pub(crate) fn record_guest(
         &self,
         lp: usize,
+        from_l2: bool,
         input: &Regs,
         event: &GuestEvent,
         flow: &GuestFlow,
     ) {
         let Some(this) = self.lps.get(lp) else { return };
-        if let GuestEvent::Tdcall { .. } = event {
+        // TDCALL of an L2 VM that exits to L1 is no call of the module.
+        let to_l1 = from_l2 && matches!(flow, GuestFlow::Resume { vm: 0, .. });
+        if let (GuestEvent::Tdcall { .. }, false) = (event, to_l1) {
             let leaf = usize::from(input.rax as u16).min(GUEST_LEAVES);
             let status = match flow {
                 GuestFlow::Resume {
                     guest,
                     completed: true,
+                    vm: 0,
                     ..
                 } => Status(guest.rax),
                 GuestFlow::Resume { .. } => Status::SUCCESS,

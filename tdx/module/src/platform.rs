@@ -18,6 +18,9 @@ use crate::vcpu::{Event, Vcpu};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, TryLockError};
 
+/// Bits of a physical address, key id included.
+const PA_BITS: u32 = 52;
+
 /// State of the module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
 #[repr(u8)]
@@ -273,8 +276,10 @@ impl Platform {
         match self.seamcall_step(lp, regs)? {
             Flow::Returned(status) => Ok(status),
             Flow::Entered {
-                guest, injected, ..
-            } => self.run_program(lp, guest, injected, regs),
+                guest,
+                injected,
+                vm,
+            } => self.run_program(lp, vm, guest, injected, regs),
         }
     }
 
@@ -336,16 +341,21 @@ impl Platform {
         self.lps.get(lp).is_some_and(online)
     }
 
-    fn host_access(&self, pa: u64, len: usize) -> Result<u64, MemoryError> {
+    /// The address without key id, if it is one of RAM.
+    fn ram(&self, pa: u64, len: usize) -> Result<u64, MemoryError> {
+        let at = self.cfg.strip(pa);
+        match pa >> PA_BITS == 0 && self.mem.contains(at, len as u64) {
+            true => Ok(at),
+            false => Err(MemoryError::OutOfRange { pa }),
+        }
+    }
+
+    pub(crate) fn host_access(&self, pa: u64, len: usize) -> Result<u64, MemoryError> {
         let keyid = self.cfg.keyid_of(pa);
-        if self.cfg.is_private_hkid(keyid) {
+        if pa >> PA_BITS == 0 && self.cfg.is_private_hkid(keyid) {
             return Err(MemoryError::PrivateKeyId { keyid });
         }
-        let at = self.cfg.strip(pa);
-        match self.mem.contains(at, len as u64) {
-            true => Ok(at),
-            false => Err(MemoryError::OutOfRange { pa: at }),
-        }
+        self.ram(pa, len)
     }
 
     /// Reads memory as the host does: private memory shows ciphertext.
@@ -375,10 +385,7 @@ impl Platform {
     /// # Errors
     /// The range is not RAM.
     pub fn peek_memory(&self, pa: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let at = self.cfg.strip(pa);
-        if !self.mem.contains(at, buf.len() as u64) {
-            return Err(MemoryError::OutOfRange { pa: at });
-        }
+        let at = self.ram(pa, buf.len())?;
         self.mem.peek(at, buf);
         Ok(())
     }

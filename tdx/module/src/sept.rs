@@ -252,6 +252,10 @@ pub(crate) fn details(content: Content, level: u8) -> (u64, u64) {
 /// Walks from the root (at `top`) towards `level`; stops there or at the first entry that is not a mapped
 /// table.
 pub(crate) fn walk(tables: &Tables, root: u32, top: u8, gpa: u64, level: u8) -> Option<Walked<'_>> {
+    // Bits above those the levels translate select nothing; a processor faults on them.
+    if gpa >> (12 + 9 * (u32::from(top) + 1)) != 0 {
+        return None;
+    }
     let mut table = tables.get(root)?;
     let mut at = top;
     let mut parent = None;

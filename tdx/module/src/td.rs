@@ -1,12 +1,16 @@
 //! A TD: what hardware keeps in TDR and TDCS.
 
 use crate::arena::lock;
+use crate::config::PlatformConfig;
 use crate::l2;
 use crate::lock::Sharex;
 use crate::measure::{Measurement, Mr};
 use crate::memory::LineKey;
 use crate::op_state::OpState;
 use crate::sept::{self, Content, SeptState, Tables};
+use crate::virt::cpuid::Flags;
+use crate::virt::tables::Quad;
+use crate::virt::tsc::VirtualTsc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -43,12 +47,24 @@ pub(crate) const ATTR_DEBUG: u64 = 1;
 pub(crate) const ATTR_SEPT_VE_DISABLE: u64 = 1 << 28;
 /// ATTRIBUTES.MIGRATABLE.
 pub(crate) const ATTR_MIGRATABLE: u64 = 1 << 29;
+/// ATTRIBUTES.PKS.
+pub(crate) const ATTR_PKS: u64 = 1 << 30;
 /// ATTRIBUTES.PERFMON.
 pub(crate) const ATTR_PERFMON: u64 = 1 << 63;
 /// CONFIG_FLAGS.GPAW.
 pub(crate) const FLAG_GPAW: u64 = 1;
+/// CONFIG_FLAGS.FLEXIBLE_PENDING_VE.
+pub(crate) const FLAG_FLEXIBLE_PENDING_VE: u64 = 1 << 1;
 /// CONFIG_FLAGS.NO_RBP_MOD.
 pub(crate) const FLAG_NO_RBP_MOD: u64 = 1 << 2;
+
+/// TD_CTLS.PENDING_VE_DISABLE.
+pub(crate) const CTLS_PENDING_VE_DISABLE: u64 = 1;
+/// TD_CTLS.ENUM_TOPOLOGY.
+pub(crate) const CTLS_ENUM_TOPOLOGY: u64 = 1 << 1;
+/// HP_LOCK_TIMEOUT unless the host sets another, in microseconds.
+const HP_LOCK_TIMEOUT_US: u64 = 1_000_000;
+const US_PER_SECOND: u128 = 1_000_000;
 
 /// What TDH.MNG.INIT sets and nothing changes later.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +78,13 @@ pub(crate) struct TdConfig {
     pub(crate) tsc_frequency: u16,
     /// MRCONFIGID, MROWNER, MROWNERCONFIG.
     pub(crate) mr_config_id: [Mr; 3],
+    /// CPUID values by row of the table of leaves.
+    pub(crate) cpuid: Vec<Quad>,
+    pub(crate) flags: Flags,
+    pub(crate) arch_capabilities: u64,
+    /// The MSR bitmaps page.
+    pub(crate) msr_bitmaps: Vec<u64>,
+    pub(crate) tsc: VirtualTsc,
 }
 
 /// Counters and keys of a TD's migration, as TDCS keeps them.
@@ -85,6 +108,18 @@ pub(crate) struct Migration {
     /// MIG_DEC_KEY: what the other side encrypts with.
     pub(crate) dec_key: [u64; 4],
     pub(crate) dec_working_key: [u64; 4],
+    pub(crate) pre_import_uuid: [u64; 4],
+}
+
+/// What a TD knows of the service TD bound to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct ServiceTds {
+    /// SERVTD_HASH.
+    pub(crate) hash: Mr,
+    /// Slots that are not free.
+    pub(crate) num: u16,
+    /// The bindings table, one slot.
+    pub(crate) table: [u64; 16],
 }
 
 /// A TD. Padded, so that TDs do not share cache lines.
@@ -122,9 +157,13 @@ pub(crate) struct Td {
     /// The same of each L2 VM's tree.
     pub(crate) l2_roots: [AtomicU32; l2::MAX_VMS],
     pub(crate) td_ctls: AtomicU64,
-    pub(crate) notify_enables: AtomicU64,
-    /// VM_CTLS of L1 and the L2 VMs.
+    /// VM_CTLS of L1, which has none, and of the L2 VMs.
     pub(crate) vm_ctls: [AtomicU64; 4],
+    /// Every vCPU has been given an x2APIC id.
+    pub(crate) topology_configured: AtomicBool,
+    /// HP_LOCK_TIMEOUT in native TSC ticks.
+    pub(crate) hp_lock_timeout: AtomicU64,
+    pub(crate) notify_enables: AtomicU64,
     // and its configuration, the hot part of it apart.
     pub(crate) attributes: AtomicU64,
     pub(crate) config_flags: AtomicU64,
@@ -132,6 +171,7 @@ pub(crate) struct Td {
     pub(crate) l2_vms: AtomicU8,
     config: Mutex<Arc<TdConfig>>,
     pub(crate) migration: Mutex<Migration>,
+    pub(crate) service_tds: Mutex<ServiceTds>,
     pub(crate) measurement: Mutex<Measurement>,
     /// x2APIC id of each vCPU index; absent ones count as 0.
     pub(crate) x2apic_ids: Mutex<Vec<u32>>,
@@ -157,13 +197,15 @@ impl Td {
         lock(&self.x2apic_ids).clear();
         *lock(&self.uuid) = uuid;
         *lock(&self.migration) = Migration::default();
+        *lock(&self.service_tds) = ServiceTds::default();
+        self.tdcx.iter().for_each(|pa| pa.store(0, REL));
         self.epoch.store(0, REL);
         self.refcount.iter().for_each(|r| r.store(0, REL));
         *lock(&self.measurement) = Measurement::default();
     }
 
     /// Enters op_state INITIALIZED with a root table of L1 and one of each L2 VM.
-    pub(crate) fn initialize(&self, config: TdConfig, root: u32, l2_roots: &[u32]) {
+    pub(crate) fn initialize(&self, config: TdConfig, root: u32, l2_roots: &[u32], tsc_hz: u64) {
         self.root.store(root, REL);
         for (slot, root) in self.l2_roots.iter().zip(l2_roots) {
             slot.store(*root, REL);
@@ -176,6 +218,9 @@ impl Td {
             u64::from(config.attributes & ATTR_SEPT_VE_DISABLE != 0),
             REL,
         );
+        self.vm_ctls.iter().for_each(|ctls| ctls.store(0, REL));
+        self.topology_configured.store(true, REL);
+        self.set_hp_lock_timeout_us(HP_LOCK_TIMEOUT_US, tsc_hz);
         self.l2_vms.store(config.l2_vms, REL);
         self.notify_enables.store(0, REL);
         self.num_vcpus.store(0, REL);
@@ -238,6 +283,28 @@ impl Td {
 
     pub(crate) fn has_flag(&self, flag: u64) -> bool {
         self.config_flags.load(ACQ) & flag != 0
+    }
+
+    /// HP_LOCK_TIMEOUT in microseconds, for a native TSC of this frequency.
+    pub(crate) fn hp_lock_timeout_us(&self, tsc_hz: u64) -> u64 {
+        let ticks = u128::from(self.hp_lock_timeout.load(ACQ));
+        (ticks * US_PER_SECOND / u128::from(tsc_hz.max(1))) as u64
+    }
+
+    pub(crate) fn set_hp_lock_timeout_us(&self, us: u64, tsc_hz: u64) {
+        // The module keeps 32 bits of them.
+        let ticks = u128::from(us) * u128::from(tsc_hz) / US_PER_SECOND;
+        self.hp_lock_timeout.store(u64::from(ticks as u32), REL);
+    }
+
+    /// Address of the page that holds the root of the Secure EPT.
+    pub(crate) fn root_pa(&self) -> u64 {
+        self.tdcx[3].load(ACQ)
+    }
+
+    /// The address under which the processor reaches a page of the TD: with its key id.
+    pub(crate) fn private_pa(&self, cfg: &PlatformConfig, pa: u64) -> u64 {
+        pa | u64::from(self.hkid()) << (52 - cfg.keyid_bits)
     }
 
     /// 48 or 52.

@@ -1,6 +1,10 @@
 //! A vCPU: what hardware keeps in TDVPS.
 
 use crate::arena::lock;
+use crate::config::TDVPS_MAX_PAGES;
+use crate::guest::VmExit;
+use crate::meta::vcpu_store::{VcpuStore, class};
+use crate::meta::vmcs;
 use crate::regs::Regs;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -108,6 +112,22 @@ impl Event {
         })
     }
 
+    /// VMX interruption information; the error code is apart.
+    pub(crate) fn to_info(self) -> u64 {
+        const VALID: u64 = 1 << 31;
+        const ERROR_VALID: u64 = 1 << 11;
+        let kind = match self.kind {
+            EventType::Interrupt => 0,
+            EventType::Nmi => 2,
+            EventType::HardwareException => 3,
+            EventType::SoftwareInterrupt => 4,
+            EventType::PrivilegedSoftwareException => 5,
+            EventType::SoftwareException => 6,
+        };
+        let error = if self.error.is_some() { ERROR_VALID } else { 0 };
+        VALID | error | kind << 8 | u64::from(self.vector)
+    }
+
     pub(crate) fn is_exception(self, vector: u8) -> bool {
         self.kind == EventType::HardwareException && self.vector == vector
     }
@@ -138,6 +158,17 @@ pub(crate) enum LastExit {
     PrivateEptViolation(VeInfo),
 }
 
+impl LastExit {
+    /// The number LAST_TD_EXIT shows: a fault, a trap, or TDG.VP.VMCALL.
+    pub(crate) const fn number(self) -> u64 {
+        match self {
+            LastExit::Other | LastExit::PrivateEptViolation(_) => 0,
+            LastExit::HostPriorityTimeout => 1,
+            LastExit::Vmcall { .. } => 2,
+        }
+    }
+}
+
 /// The 32 GPAs zero-step filtering remembers at most.
 pub(crate) const ZERO_STEP_GPAS: usize = 32;
 /// Violations in a row that are not recorded.
@@ -155,19 +186,25 @@ pub(crate) struct VcpuContext {
     pub(crate) vectoring: Option<Event>,
     pub(crate) ve_info: Option<VeInfo>,
     pub(crate) cr2: u64,
-    pub(crate) pend_nmi: bool,
+    /// PEND_NMI; not 0 asks for an NMI.
+    pub(crate) pend_nmi: u8,
     pub(crate) tsc_at_exit: u64,
     pub(crate) zero_step_count: u32,
     pub(crate) zero_step_gpas: Vec<u64>,
     /// TSC at the first of a run of TDCALLs that failed for host priority.
     pub(crate) host_priority_since: Option<u64>,
-    pub(crate) cpuid_ve: u8,
     /// The VM that runs: 0 is L1, 1 to 3 are its L2 VMs.
     pub(crate) curr_vm: u8,
-    // Fields the host can write with TDH.VP.WR.
-    pub(crate) shared_eptp: u64,
-    pub(crate) posted_interrupt_descriptor: u64,
-    pub(crate) notification_vector: u64,
+    /// The last VM exit of L1.
+    pub(crate) exit: VmExit,
+    /// The guest has run since TDH.VP.INIT.
+    pub(crate) has_run: bool,
+    /// The mode the guest was in at its last VM exit.
+    is_64_bit: bool,
+    /// LAST_TD_EXIT: what the next entry has to do.
+    pub(crate) last_td_exit: u64,
+    /// All other fields.
+    pub(crate) store: VcpuStore,
 }
 
 /// A vCPU.
@@ -177,6 +214,8 @@ pub(crate) struct Vcpu {
     pub(crate) td_slot: AtomicU32,
     pub(crate) td_pa: AtomicU64,
     pub(crate) pages: AtomicU32,
+    /// TDVPR and the TDCX pages, in the order they were given.
+    page_pas: [AtomicU64; TDVPS_MAX_PAGES as usize],
     state: AtomicU8,
     pub(crate) index: AtomicU32,
     /// −1: none.
@@ -187,14 +226,33 @@ pub(crate) struct Vcpu {
 
 impl Vcpu {
     /// Makes the slot a fresh vCPU.
-    pub(crate) fn create(&self, td_slot: u32, td_pa: u64) {
+    pub(crate) fn create(&self, pa: u64, td_slot: u32, td_pa: u64) {
         self.td_slot.store(td_slot, Ordering::Release);
         self.td_pa.store(td_pa, Ordering::Release);
-        self.pages.store(1, Ordering::Release);
+        self.pages.store(0, Ordering::Release);
+        self.page_pas
+            .iter()
+            .for_each(|page| page.store(0, Ordering::Release));
+        self.add_page(pa);
         self.set_state(VcpuState::Uninitialized);
         self.index.store(0, Ordering::Release);
         self.assoc_lp.store(-1, Ordering::Release);
         *self.context() = VcpuContext::default();
+    }
+
+    /// Adds a page of TDVPS; there must be room for it.
+    pub(crate) fn add_page(&self, pa: u64) {
+        let n = self.pages.fetch_add(1, Ordering::AcqRel) as usize;
+        if let Some(page) = self.page_pas.get(n) {
+            page.store(pa, Ordering::Release);
+        }
+    }
+
+    /// The address of a page of TDVPS, 0 if it has not been given.
+    pub(crate) fn page_pa(&self, n: usize) -> u64 {
+        self.page_pas
+            .get(n)
+            .map_or(0, |pa| pa.load(Ordering::Acquire))
     }
 
     pub(crate) fn state(&self) -> VcpuState {
@@ -226,6 +284,47 @@ impl VcpuContext {
         if self.rip != self.rip_at_entry {
             self.zero_step_count = 0;
             self.zero_step_gpas.clear();
+        }
+    }
+
+    /// An interrupt of L1's virtual APIC has a higher priority than what L1 does.
+    pub(crate) fn has_deliverable_interrupt(&self) -> bool {
+        const PPR: u32 = 0xA0 / 8;
+        const PRIORITY: u64 = 0xF0;
+        let requested = self.store.vmcs(0, vmcs::INTERRUPT_STATUS);
+        requested & PRIORITY > self.store.get((class::VAPIC, PPR)) & PRIORITY
+    }
+
+    /// The mode the guest is in, as the processor stores it at a VM exit: EFER.LMA, and CS.L and CS.D.
+    pub(crate) fn set_64_bit_mode(&mut self, is_64_bit: bool) {
+        const LMA: u64 = 1 << 10;
+        const LONG: u64 = 1 << 13;
+        const DEFAULT_32: u64 = 1 << 14;
+        if self.is_64_bit == is_64_bit {
+            return;
+        }
+        self.is_64_bit = is_64_bit;
+        let efer = self.store.vmcs(0, vmcs::EFER);
+        self.store.set_vmcs(0, vmcs::EFER, efer | LMA);
+        let rights = self.store.vmcs(0, vmcs::CS_ACCESS_RIGHTS) & !(LONG | DEFAULT_32);
+        let size = if is_64_bit { LONG } else { DEFAULT_32 };
+        self.store
+            .set_vmcs(0, vmcs::CS_ACCESS_RIGHTS, rights | size);
+    }
+
+    /// Makes #VE information ready for the guest.
+    pub(crate) fn set_ve_info(&mut self, info: VeInfo) {
+        self.ve_info = Some(info);
+        let words = [
+            (0, u64::from(info.reason)),
+            (2, info.qualification),
+            (3, info.gla),
+            (4, info.gpa),
+            (0x10, u64::from(info.ilen)),
+            (0x11, u64::from(info.iinfo)),
+        ];
+        for (code, word) in words {
+            self.store.set((class::VE_INFO, code), word);
         }
     }
 

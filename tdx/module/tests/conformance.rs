@@ -66,10 +66,34 @@ fn transcript(line: &str) -> Vec<u8> {
     [platform, b"\n", line.as_bytes(), b"\n"].concat()
 }
 
+fn part_replays(archive: &str, transcripts: usize) {
+    let path = vectors().with_file_name("tdx2").join(archive);
+    for encrypt_memory in [false, true] {
+        let summary = replay_paths([&path], Options { encrypt_memory });
+        assert!(summary.is_success(), "{summary}");
+        assert_eq!(summary.passed(), transcripts, "transcripts of {archive}");
+    }
+}
+
+#[test]
+fn metadata_and_the_virtual_cpu_replay() {
+    part_replays("metadata.tar.zst", 77);
+}
+
+#[test]
+fn the_corrections_of_the_first_part_replay() {
+    part_replays("minimal.tar.zst", 13);
+}
+
+#[test]
+fn l2_vms_replay() {
+    part_replays("partition.tar.zst", 145);
+}
+
 #[test]
 fn every_platform_of_format_2_is_built_and_brought_up() {
     let folder = vectors().with_file_name("tdx2");
-    for category in ["metadata", "migration", "partition"] {
+    for category in ["metadata", "op-states", "migration", "partition"] {
         let text = archive(&folder.join(format!("{category}.tar.zst")));
         let platforms = platforms(&text);
         assert!(!platforms.is_empty(), "{category}");

@@ -562,3 +562,82 @@ fn trace_and_dumps_show_what_happened() {
             .contains("on lp 0")
     );
 }
+
+#[test]
+fn a_gpa_beyond_the_width_faults_and_reaches_no_memory() {
+    let p = machine();
+    let td = runnable(&p);
+    for bit in 48..64 {
+        let gpa = 1u64 << bit;
+        let (program, log) = recorded(vec![
+            GuestOp::Read { gpa, len: 8 },
+            GuestOp::Write {
+                gpa,
+                data: vec![0; 8],
+            },
+            GuestOp::Read { gpa: 0, len: 8 },
+        ]);
+        p.set_guest(td.tdvpr, program);
+        assert_eq!(td.enter(&p).rax, VMCALL, "bit {bit}");
+        let log = log.lock().expect("log");
+        let faults = log[1..3].iter().all(|o| match o {
+            Outcome::Event(event) => event.vector == 14 && event.cr2 == gpa,
+            _ => false,
+        });
+        assert!(faults, "bit {bit}: {:?}", &log[1..3]);
+        assert_eq!(log[3], Outcome::Data(vec![0xAB; 8]), "bit {bit}");
+    }
+}
+
+#[test]
+fn an_access_across_the_end_of_the_address_space_does_not_go_on_at_0() {
+    let p = machine();
+    let td = runnable(&p);
+    let (program, log) = recorded(vec![
+        GuestOp::Write {
+            gpa: u64::MAX - 3,
+            data: vec![0; 16],
+        },
+        GuestOp::Read { gpa: 0, len: 16 },
+    ]);
+    p.set_guest(td.tdvpr, program);
+    assert_eq!(td.enter(&p).rax, VMCALL);
+    let log = log.lock().expect("log");
+    assert!(matches!(log[1], Outcome::Event(e) if e.vector == 14));
+    assert_eq!(log[2], Outcome::Data(vec![0xAB; 16]));
+}
+
+#[test]
+fn a_shared_gpa_that_is_no_memory_leaves_the_td() {
+    const SHARED: u64 = 1 << 47;
+    // Beyond the 4 GiB of RAM, and where the key id of a physical address would be.
+    for address in [1 << 32, 1 << 46] {
+        let p = machine();
+        let td = runnable(&p);
+        let report = Regs {
+            rcx: 0,
+            rdx: SHARED | address,
+            ..Regs::leaf(GuestLeaf::MrReport.number())
+        };
+        let (program, _) = recorded(vec![GuestOp::Tdcall(report)]);
+        p.set_guest(td.tdvpr, program);
+        let exit = td.enter(&p);
+        assert_eq!((exit.rax, exit.r8), (EPT_VIOLATION, SHARED | address));
+    }
+}
+
+#[test]
+fn a_physical_address_beyond_52_bits_is_no_memory() {
+    let p = machine();
+    p.write_memory(0, &[0x5A; 8]).expect("memory");
+    for bit in 52..64 {
+        let pa = 1u64 << bit;
+        let none = Err(soft_tdx_module::MemoryError::OutOfRange { pa });
+        assert_eq!(p.write_memory(pa, &[0; 8]), none, "bit {bit}");
+        assert_eq!(p.read_memory(pa, &mut [0; 8]), none, "bit {bit}");
+        assert_eq!(p.peek_memory(pa, &mut [0; 8]), none, "bit {bit}");
+    }
+    let mut kept = [0; 8];
+    p.read_memory(0, &mut kept).expect("memory");
+    assert_eq!(kept, [0x5A; 8]);
+}

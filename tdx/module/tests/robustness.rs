@@ -18,6 +18,13 @@ proptest! {
     }
 
     #[test]
+    fn random_sequences_around_l2_vms_do_no_more_harm(
+        bytes in proptest::collection::vec(any::<u8>(), 0..8000)
+    ) {
+        Driver::partitioned().run(&bytes);
+    }
+
+    #[test]
     fn any_register_values_before_bring_up_are_answered(
         calls in proptest::collection::vec((0usize..4, any::<[u64; 6]>(), 0u64..60), 1..100)
     ) {
@@ -83,9 +90,12 @@ fn threads_of_random_calls_leave_no_locks_or_pages_behind() {
 #[test]
 fn the_driver_reaches_running_guests_and_teardown() {
     let mut total = std::collections::BTreeMap::<(&str, &str), u64>::new();
-    for seed in 0..60 {
+    for seed in 0..120 {
         let bytes = random_bytes(seed, 20_000);
-        let mut driver = Driver::new();
+        let mut driver = match seed % 2 {
+            0 => Driver::new(),
+            _ => Driver::partitioned(),
+        };
         driver.run(&bytes);
         for (key, n) in driver.platform().counts().0 {
             *total.entry(key).or_default() += n;
@@ -99,6 +109,8 @@ fn the_driver_reaches_running_guests_and_teardown() {
         "TDH.MNG.KEY.FREEID",
         "TDH.PHYMEM.PAGE.RECLAIM",
         "TDG.MEM.PAGE.ACCEPT",
+        "TDG.MEM.PAGE.ATTR.WR",
+        "TDG.VP.ENTER",
     ] {
         let successes: u64 = total
             .iter()

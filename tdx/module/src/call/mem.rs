@@ -304,7 +304,6 @@ pub(super) fn sept_rd(c: &mut Call<'_, '_>) -> Leaf {
         if !td.is_debug() {
             return Err(invalid(Operand::RDX));
         }
-        c.regs.r8 = 0;
     }
     let op = c.mem_sequence(rcx, tdr_pa, (0, TOP), LockMode::Shared, |_| Ok(()))?;
     if l2_attributes {

@@ -8,6 +8,7 @@ use crate::config::{TDCS_BASE_PAGES, TDCS_MAX_PAGES};
 use crate::kot::HkidState;
 use crate::lock::{Guard, LockMode, Side};
 use crate::meta;
+use crate::meta::place::is_null;
 use crate::op_state::OpState;
 use crate::pamt::{PageSize, PageType};
 use crate::platform::Platform;
@@ -159,14 +160,15 @@ pub(super) fn rd(c: &mut Call<'_, '_>) -> Leaf {
     c.max_version(1)?;
     let TdRef { td, page: _page } = tdr(p, c.regs.rcx, LockMode::Shared, Operand::RCX)?;
     let _op_state = c.td_state(td, true)?;
-    if c.version == 1 && meta::is_first_id_request(id) {
-        c.regs.rdx = meta::FIRST_TD_HOST;
+    let host = meta::td::host(td);
+    if c.version == 1 && is_null(id) {
+        c.regs.rdx = meta::first_id(meta::td::context(td), host);
         return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
     }
-    let (value, next) = meta::td::read(td, id, Side::Host)?;
-    c.regs.r8 = value;
+    let read = meta::td::read(p, td, host, id)?;
+    c.regs.r8 = read.value;
     if c.version == 1 {
-        c.regs.rdx = next;
+        c.regs.rdx = read.next();
     }
     Ok(())
 }
@@ -174,10 +176,14 @@ pub(super) fn rd(c: &mut Call<'_, '_>) -> Leaf {
 /// TDH.MNG.WR
 pub(super) fn wr(c: &mut Call<'_, '_>) -> Leaf {
     let p = c.p;
-    let (value, mask) = (c.regs.r8, c.regs.r9);
+    let write = meta::Write {
+        id: c.regs.rdx,
+        value: c.regs.r8,
+        mask: c.regs.r9,
+    };
     c.regs.r8 = 0;
     let TdRef { td, page: _page } = tdr(p, c.regs.rcx, LockMode::Shared, Operand::RCX)?;
     let _op_state = c.td_state(td, true)?;
-    c.regs.r8 = meta::td::write(td, c.regs.rdx, value, mask, Side::Host)?;
+    c.regs.r8 = meta::td_write::write(p, td, meta::td::host(td), write)?;
     Ok(())
 }

@@ -1,22 +1,26 @@
 //! TDH.MNG.INIT and the checks of TD_PARAMS.
 
 use super::checks::{TdRef, tdr};
-use super::{Call, Leaf, busy, cpuid, invalid, shared_operand};
+use super::{Call, Leaf, busy, invalid, shared_operand};
 use crate::config::{MAX_L2_VMS, TDCS_BASE_PAGES};
 use crate::lock::LockMode;
 use crate::measure::Mr;
 use crate::sept;
 use crate::status::{Code, Operand};
 use crate::td::{ATTR_DEBUG, ATTR_MIGRATABLE, ATTR_PERFMON, FLAG_GPAW, Td, TdConfig};
+use crate::virt::cpuid as virt;
+use crate::virt::msr::{self, MsrFeatures};
+use crate::virt::tables::Quad;
+use crate::virt::tsc::VirtualTsc;
 use std::sync::atomic::Ordering;
 
 /// Size of TD_PARAMS.
-pub(super) const TD_PARAMS_SIZE: usize = 1024;
+const TD_PARAMS_SIZE: usize = 1024;
 /// Where its CPUID rows begin.
-pub(super) const CPUID_OFFSET: usize = 256;
+const CPUID_OFFSET: usize = 256;
 
 /// TD_PARAMS as read from the host.
-pub(super) struct Params(pub(super) [u8; TD_PARAMS_SIZE]);
+struct Params([u8; TD_PARAMS_SIZE]);
 
 impl Params {
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -33,7 +37,7 @@ impl Params {
         u16::from_le_bytes(self.bytes(at))
     }
 
-    pub(super) fn u32(&self, at: usize) -> u32 {
+    fn u32(&self, at: usize) -> u32 {
         u32::from_le_bytes(self.bytes(at))
     }
 
@@ -59,7 +63,7 @@ pub(super) fn init(c: &mut Call<'_, '_>) -> Leaf {
     let l2_roots = (0..config.l2_vms)
         .map(|_| new_root())
         .collect::<Leaf<Vec<_>>>()?;
-    td.initialize(config, root, &l2_roots);
+    td.initialize(config, root, &l2_roots, p.cfg.tsc_hz);
     Ok(())
 }
 
@@ -109,9 +113,8 @@ fn check(c: &mut Call<'_, '_>, td: &Td, params: &Params) -> Leaf<TdConfig> {
     if !params.is_zero(42..80) || msr_config_ctls & !1 != 0 || !params.is_zero(232..256) {
         return Err(invalid(Operand::RDX));
     }
-    cpuid::check_rows(c, params, migratable)?;
+    let cpuid = cpuid(c, params)?;
     let cfg = &c.p.cfg;
-    cpuid::check_topology(cfg, params)?;
     if !params.is_zero(CPUID_OFFSET + 16 * cfg.cpuid_configs.len()..TD_PARAMS_SIZE) {
         return Err(invalid(Operand::RDX));
     }
@@ -124,6 +127,7 @@ fn check(c: &mut Call<'_, '_>, td: &Td, params: &Params) -> Leaf<TdConfig> {
     if migratable && l2_vms != 0 {
         return Err(invalid(Operand::RDX));
     }
+    let flags = virt::flags(&cpuid);
     Ok(TdConfig {
         attributes,
         xfam,
@@ -133,6 +137,32 @@ fn check(c: &mut Call<'_, '_>, td: &Td, params: &Params) -> Leaf<TdConfig> {
         config_flags,
         tsc_frequency,
         mr_config_id: [80, 128, 176].map(|at| Mr(params.bytes(at))),
+        cpuid: cpuid.to_vec(),
+        flags,
+        arch_capabilities: msr::arch_capabilities(cfg, arch_capabilities, flags),
+        msr_bitmaps: MsrFeatures::new(cfg, attributes, xfam, flags).bitmaps(),
+        tsc: VirtualTsc::starting_at(0, c.p.machine.tsc(), tsc_frequency, cfg.tsc_hz),
+    })
+}
+
+/// The CPUID values the host asks for; RCX names the sub-leaf that cannot be had.
+fn cpuid(c: &mut Call<'_, '_>, params: &Params) -> Leaf<Box<virt::Values>> {
+    let cfg = &c.p.cfg;
+    let row =
+        |index: usize| core::array::from_fn(|i| params.u32(CPUID_OFFSET + index * 16 + i * 4));
+    let config: Vec<Quad> = (0..cfg.cpuid_configs.len()).map(row).collect();
+    let wanted = virt::Wanted {
+        cfg,
+        attributes: params.u64(0),
+        xfam: params.u64(8),
+        tsc_frequency: params.u16(40),
+        config: &config,
+    };
+    wanted.values().map_err(|refused| {
+        if let Some(row) = refused.row {
+            c.regs.rcx = row;
+        }
+        refused.status
     })
 }
 

@@ -1,8 +1,8 @@
 //! SEAMCALL: dispatch, and one file per family of leaves.
 
 mod checks;
-mod cpuid;
 mod hugepage;
+mod l2_entry;
 mod mem;
 mod mng;
 mod mng_init;

@@ -3,6 +3,8 @@
 use super::{Call, Leaf, invalid, shared_operand};
 use crate::config::{TDCS_BASE_PAGES, TDVPS_BASE_PAGES};
 use crate::meta;
+use crate::meta::place::{Context, is_null};
+use crate::meta::table::Agent;
 use crate::status::{Code, Operand};
 use std::sync::atomic::Ordering;
 
@@ -41,7 +43,7 @@ pub(super) fn info(c: &mut Call<'_, '_>) -> Leaf {
         }
     };
     put(4, &meta::VENDOR_ID.to_le_bytes());
-    put(8, &meta::BUILD_DATE.to_le_bytes());
+    put(8, &cfg.build_date.to_le_bytes());
     put(12, &meta::BUILD_NUMBER.to_le_bytes());
     put(14, &meta::MINOR_VERSION.to_le_bytes());
     put(16, &meta::MAJOR_VERSION.to_le_bytes());
@@ -57,7 +59,8 @@ pub(super) fn info(c: &mut Call<'_, '_>) -> Leaf {
     put(88, &cfg.xfam_fixed1.to_le_bytes());
     put(128, &(cfg.cpuid_configs.len() as u32).to_le_bytes());
     for (i, row) in cfg.cpuid_configs.iter().enumerate() {
-        let words = [row.leaf, row.subleaf].into_iter().chain(row.reported);
+        let reported = cfg.reported_cpuid(row.leaf, row.subleaf);
+        let words = [row.leaf, row.subleaf].into_iter().chain(reported);
         for (j, word) in words.enumerate() {
             put(132 + i * 24 + j * 4, &word.to_le_bytes());
         }
@@ -78,17 +81,26 @@ pub(super) fn rd(c: &mut Call<'_, '_>) -> Leaf {
     let id = c.regs.rdx;
     (c.regs.rdx, c.regs.r8) = (u64::MAX, 0);
     check_lp(c)?;
-    if meta::is_first_id_request(id) {
-        c.regs.rdx = meta::FIRST_SYS_HOST;
+    if is_null(id) {
+        c.regs.rdx = meta::first_id(Context::Sys, Agent::Host);
         return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
     }
-    let (value, next) = meta::sys::read_host(&c.p.cfg, id)?;
-    (c.regs.rdx, c.regs.r8) = (next, value);
+    let read = meta::sys::read(&c.p.cfg, Agent::Host, id)?;
+    (c.regs.rdx, c.regs.r8) = (read.next(), read.value);
     Ok(())
 }
 
-/// TDH.SYS.RDALL: the dump's layout is not modelled; only the checks are.
+/// TDH.SYS.RDALL
 pub(super) fn rdall(c: &mut Call<'_, '_>) -> Leaf {
+    let p = c.p;
+    let (buffer, id) = (c.regs.rdx, c.regs.r8);
     c.regs.r8 = u64::MAX;
-    check_lp(c)
+    check_lp(c)?;
+    let at = shared_operand(p, buffer, meta::sys::LIST_SIZE as u64, Operand::RDX)?;
+    let mut list = [0; meta::sys::LIST_SIZE];
+    p.mem.host_read(at, &mut list);
+    let dump = meta::sys::dump(&p.cfg, Agent::Host, id, &mut list)?;
+    p.mem.host_write(at, &list);
+    c.regs.r8 = dump.next;
+    dump.result
 }

@@ -6,6 +6,9 @@ use crate::arena::lock;
 use crate::config::{TDVPS_BASE_PAGES, TDVPS_MAX_PAGES, TDVPS_PAGES_PER_L2};
 use crate::lock::LockMode;
 use crate::meta;
+use crate::meta::place::is_null;
+use crate::meta::vcpu::VcpuFields;
+use crate::meta::vcpu_initial::{self, RESET_RIP};
 use crate::pamt::{PageSize, PageType};
 use crate::regs::Regs;
 use crate::status::{Code, Operand};
@@ -21,7 +24,7 @@ pub(super) fn create(c: &mut Call<'_, '_>) -> Leaf {
     let page = free_page(p, c.regs.rcx, PageSize::Size4K, Operand::RCX)?;
     let slot = p.vcpus.alloc().ok_or(busy(Operand::RCX))?;
     let vcpu = p.vcpus.get(slot).ok_or(busy(Operand::RCX))?;
-    vcpu.create(tdr_page.entry.slot(), td.pa());
+    vcpu.create(c.regs.rcx, tdr_page.entry.slot(), td.pa());
     td.add_children(1);
     page.entry.set_slot(PageType::Tdvpr, slot);
     Ok(())
@@ -42,7 +45,7 @@ pub(super) fn addcx(c: &mut Call<'_, '_>) -> Leaf {
         return Err(Code::TDCX_NUM_INCORRECT.status());
     }
     let page = free_page(p, c.regs.rcx, PageSize::Size4K, Operand::RCX)?;
-    vcpu.pages.fetch_add(1, Ordering::AcqRel);
+    vcpu.add_page(c.regs.rcx);
     owner.td.add_children(1);
     page.entry.set(PageType::Tdcx, owner.td.pa());
     drop(owner.guard);
@@ -105,6 +108,8 @@ pub(super) fn init(c: &mut Call<'_, '_>) -> Leaf {
     vcpu.index.store(index, Ordering::Release);
     if c.version == 1 {
         claim_x2apic_id(td, index, c.regs.r8)?;
+    } else {
+        td.topology_configured.store(false, Ordering::Release);
     }
     c.check_tsc_adjust()?;
     let mut context = vcpu.context();
@@ -118,10 +123,8 @@ pub(super) fn init(c: &mut Call<'_, '_>) -> Leaf {
         ..Regs::default()
     };
     context.tsc_at_exit = p.machine.tsc();
-    context.shared_eptp =
-        td.tdcx[4].load(Ordering::Acquire) | u64::from(td.hkid()) << (52 - p.cfg.keyid_bits);
-    context.posted_interrupt_descriptor = u64::MAX;
-    context.notification_vector = 0xFFFF;
+    context.rip = RESET_RIP;
+    vcpu_initial::initialise(p, td, vcpu, &mut context.store);
     drop(context);
     associate(c, td, vcpu)?;
     vcpu.set_state(VcpuState::Ready);
@@ -162,6 +165,7 @@ pub(super) fn flush(c: &mut Call<'_, '_>) -> Leaf {
     vcpu.assoc_lp
         .compare_exchange(c.lp as i32, -1, Ordering::AcqRel, Ordering::Acquire)
         .map_err(|_| Code::VCPU_NOT_ASSOCIATED.status())?;
+    vcpu.context().forget_translations(owner.td.num_l2_vms());
     owner.td.num_assoc.fetch_sub(1, Ordering::AcqRel);
     drop(owner.guard);
     Ok(())
@@ -199,14 +203,22 @@ pub(super) fn rd(c: &mut Call<'_, '_>) -> Leaf {
     }
     c.max_version(1)?;
     access(c, true, |c, td, vcpu| {
-        if c.version == 1 && meta::is_first_id_request(id) {
-            c.regs.rdx = meta::FIRST_VCPU_HOST;
+        let agent = meta::td::host(td);
+        if c.version == 1 && is_null(id) {
+            c.regs.rdx = meta::first_id(meta::vcpu::context(td), agent);
             return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
         }
-        let (value, next) = meta::vcpu::read(td, vcpu, id)?;
-        c.regs.r8 = value;
+        let fields = VcpuFields {
+            p: c.p,
+            td,
+            vcpu,
+            ctx: &mut vcpu.context(),
+            agent,
+        };
+        let read = fields.read(id)?;
+        c.regs.r8 = read.value;
         if c.version == 1 {
-            c.regs.rdx = next;
+            c.regs.rdx = read.next();
         }
         Ok(())
     })
@@ -214,10 +226,21 @@ pub(super) fn rd(c: &mut Call<'_, '_>) -> Leaf {
 
 /// TDH.VP.WR
 pub(super) fn wr(c: &mut Call<'_, '_>) -> Leaf {
-    let (value, mask) = (c.regs.r8, c.regs.r9);
+    let write = meta::Write {
+        id: c.regs.rdx,
+        value: c.regs.r8,
+        mask: c.regs.r9,
+    };
     c.regs.r8 = 0;
     access(c, false, |c, td, vcpu| {
-        c.regs.r8 = meta::vcpu::write(c.p, td, vcpu, c.regs.rdx, value, mask)?;
+        let mut fields = VcpuFields {
+            p: c.p,
+            td,
+            vcpu,
+            ctx: &mut vcpu.context(),
+            agent: meta::td::host(td),
+        };
+        c.regs.r8 = fields.write(write)?;
         Ok(())
     })
 }

@@ -1,8 +1,12 @@
 //! TDH.VP.ENTER up to the point where the guest runs.
 
 use super::checks::{ImplicitTd, VcpuRef, implicit_tdr, tdvpr};
+use super::l2_entry::{left_by_private_violation, reenter};
 use super::vp::{associate, check_pages};
 use super::{Call, Entered, Leaf, busy, invalid};
+use crate::guest::{EXIT_VM_SHIFT, pending_entry_event};
+use crate::l2::preemption;
+use crate::l2::translate::translate;
 use crate::lock::{LockMode, Side};
 use crate::platform::{Platform, Running};
 use crate::regs::Regs;
@@ -39,11 +43,18 @@ pub(super) fn enter(c: &mut Call<'_, '_>) -> Leaf {
     if vcpu.state() != VcpuState::Ready {
         return Err(Code::VCPU_STATE_INCORRECT.status());
     }
+    let was_here = vcpu.assoc_lp.load(Ordering::Acquire) == c.lp as i32;
     associate(c, td, vcpu)?;
     let mut context = vcpu.context();
     let hint = rcx & HOST_RECOVERABILITY_HINT != 0;
-    if hint && context.last_exit != LastExit::HostPriorityTimeout || rcx & RESUME_L1 != 0 {
+    if hint && context.last_exit != LastExit::HostPriorityTimeout {
         return Err(invalid(Operand::RCX));
+    }
+    if rcx & RESUME_L1 != 0 {
+        if context.vm() == 0 {
+            return Err(invalid(Operand::RCX));
+        }
+        context.route_to_l1();
     }
     c.check_tsc_adjust()?;
     if p.machine.tsc() < context.tsc_at_exit {
@@ -58,18 +69,24 @@ pub(super) fn enter(c: &mut Call<'_, '_>) -> Leaf {
         td.refcount[(epoch & 1) as usize].fetch_add(1, Ordering::AcqRel);
         epoch
     };
-    vcpu.epoch.store(epoch, Ordering::Release);
-    match blocked_gpa(p, td, &context) {
+    let last_epoch = vcpu.epoch.swap(epoch, Ordering::AcqRel);
+    if was_here && last_epoch != epoch {
+        context.forget_translations(td.num_l2_vms());
+    }
+    let back = || td.refcount[(epoch & 1) as usize].fetch_sub(1, Ordering::AcqRel);
+    match find_vm(p, td, &mut context, c.regs) {
         Ok(None) => {}
-        stuck => {
-            td.refcount[(epoch & 1) as usize].fetch_sub(1, Ordering::AcqRel);
-            if let Some(gpa) = stuck? {
-                filtered_exit(c.regs, gpa);
-            }
+        Ok(Some(gpa)) => {
+            back();
+            filtered_exit(c.regs, gpa, context.vm());
             return Ok(());
         }
+        Err(status) => {
+            back();
+            return Err(status);
+        }
     }
-    let injected = prepare(td, &mut context, c.regs, hint);
+    let injected = prepare(p, td, &mut context, c.regs, hint);
     vcpu.set_state(VcpuState::Active);
     p.in_td.fetch_add(1, Ordering::AcqRel);
     page.keep();
@@ -86,6 +103,35 @@ pub(super) fn enter(c: &mut Call<'_, '_>) -> Leaf {
         vm: context.curr_vm,
     });
     Ok(())
+}
+
+/// Zero-step filtering, and the choice between L1 and the L2 VM that the vCPU left the TD from. A GPA is one that
+/// would fault at once: the entry becomes that EPT violation.
+fn find_vm(p: &Platform, td: &Td, context: &mut VcpuContext, host: &Regs) -> Leaf<Option<u64>> {
+    context.rip_at_entry = context.current_rip();
+    let blocked = blocked_gpa(p, td, context)?;
+    if blocked.is_none() && is_notified(td, context) && left_by_private_violation(td, context) {
+        context.route_to_l1();
+    }
+    let untranslated = if context.vm() == 0 {
+        None
+    } else {
+        reenter(p, td, context, host).err()
+    };
+    let gpa = untranslated.or(blocked).or_else(|| match context.vm() {
+        0 => None,
+        vm => translate(p, td, context, vm).err(),
+    });
+    if gpa.is_some() && !matches!(context.last_exit, LastExit::PrivateEptViolation(_)) {
+        context.last_exit = LastExit::Other;
+    }
+    Ok(gpa)
+}
+
+/// L1 wants to be told that zero-step filtering had to act, and it had.
+fn is_notified(td: &Td, context: &VcpuContext) -> bool {
+    td.notify_enables.load(Ordering::Acquire) & NOTIFY_EPT_FAULTS != 0
+        && !context.zero_step_gpas.is_empty()
 }
 
 /// Zero-step filtering: the first recorded GPA that is still not mapped.
@@ -109,10 +155,10 @@ fn blocked_gpa(p: &Platform, td: &Td, context: &VcpuContext) -> Leaf<Option<u64>
 }
 
 /// What the host sees instead of an entry that would fault again.
-fn filtered_exit(regs: &mut Regs, gpa: u64) {
+fn filtered_exit(regs: &mut Regs, gpa: u64, vm: usize) {
     *regs = Regs {
         rax: EPT_VIOLATION,
-        rcx: WRITE_ACCESS,
+        rcx: WRITE_ACCESS | (vm as u64) << EXIT_VM_SHIFT,
         r8: gpa & !0xFFF,
         rbp: regs.rbp,
         rsp: regs.rsp,
@@ -121,23 +167,16 @@ fn filtered_exit(regs: &mut Regs, gpa: u64) {
 }
 
 /// Sets the guest's registers and the event to deliver.
-fn prepare(td: &Td, context: &mut VcpuContext, host: &Regs, hint: bool) -> Option<Event> {
+fn prepare(
+    p: &Platform,
+    td: &Td,
+    context: &mut VcpuContext,
+    host: &Regs,
+    hint: bool,
+) -> Option<Event> {
     let last_exit = std::mem::take(&mut context.last_exit);
     match last_exit {
-        LastExit::Vmcall { mask } => {
-            let host = host.to_array();
-            let mut guest = context.gprs.to_array();
-            for (n, slot) in guest.iter_mut().enumerate() {
-                if mask >> n & 1 != 0 {
-                    *slot = host[n];
-                }
-            }
-            context.gprs = Regs {
-                rax: 0,
-                rcx: mask,
-                ..Regs::from_array(guest)
-            };
-        }
+        LastExit::Vmcall { mask } => context.take_vmcall_results(host, mask),
         LastExit::HostPriorityTimeout => {
             const HINT: u64 = 1 << 60;
             context.gprs.rax = context.gprs.rax & !HINT | u64::from(hint) << 60;
@@ -145,7 +184,10 @@ fn prepare(td: &Td, context: &mut VcpuContext, host: &Regs, hint: bool) -> Optio
         LastExit::Other | LastExit::PrivateEptViolation(_) => {}
     }
     context.host_rbp = host.rbp;
-    context.rip_at_entry = context.rip;
+    if context.vm() != 0 {
+        preemption::arm(p, context, context.vm());
+        return pending_entry_event(context);
+    }
     if let Some(event) = context.vectoring.take() {
         let cr2 = if event.is_exception(14) {
             context.cr2
@@ -154,12 +196,11 @@ fn prepare(td: &Td, context: &mut VcpuContext, host: &Regs, hint: bool) -> Optio
         };
         return Some(Event { cr2, ..event });
     }
-    let notify = td.notify_enables.load(Ordering::Acquire) & NOTIFY_EPT_FAULTS != 0;
     match last_exit {
         LastExit::PrivateEptViolation(info)
-            if notify && !context.zero_step_gpas.is_empty() && context.ve_info.is_none() =>
+            if is_notified(td, context) && context.ve_info.is_none() =>
         {
-            context.ve_info = Some(info);
+            context.set_ve_info(info);
             Some(Event::VE)
         }
         _ => None,

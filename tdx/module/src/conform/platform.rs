@@ -54,13 +54,11 @@ fn cpuid_config(v: Value) -> Parsed<CpuidConfig> {
         return Err("a cpuid row does not have seven numbers".into());
     };
     let permitted = [narrow(*a)?, narrow(*b)?, narrow(*c)?, narrow(*d)?];
-    let (leaf, subleaf) = (narrow(*leaf)?, narrow(*subleaf)?);
     Ok(CpuidConfig {
-        leaf,
-        subleaf,
+        leaf: narrow(*leaf)?,
+        subleaf: narrow(*subleaf)?,
         rank: narrow(*rank)?,
         permitted,
-        reported: PlatformConfig::reported_cpuid(leaf, subleaf, permitted),
     })
 }
 
@@ -139,6 +137,7 @@ pub(super) fn build(line: &[u8], options: Options) -> Parsed<Platform> {
 
 /// The keys of format 2: random numbers and the native CPU.
 fn native(c: &mut PlatformConfig, o: &mut Object) -> Parsed<()> {
+    c.build_date = 20_240_101;
     c.rng_seed = Some(o.number("rng_seed")?);
     c.cpuid = o
         .array("cpuid")?

@@ -143,7 +143,7 @@ impl Player<'_> {
         o.done()?;
         let at = self.p.config().strip(pa);
         self.p
-            .write_memory(at, &data)
+            .poke_memory(at, &data)
             .map_err(|e| e.to_string().into())
     }
 

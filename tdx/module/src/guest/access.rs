@@ -2,9 +2,15 @@
 
 use super::exits::{REASON_EPT_VIOLATION, REASON_EXCEPTION_OR_NMI, VmExit};
 use super::{Guest, Next, TdExit};
+use crate::l2::L2SeptState;
+use crate::l2::vmcs::{CTL_SHARED_EPT, PerVm};
 use crate::sept::SeptState;
 use crate::status::Code;
 use std::sync::atomic::Ordering;
+
+/// Bits of an EPT entry and of an EPT violation's qualification.
+const READ: u64 = 1;
+const WRITE: u64 = 2;
 
 /// What an access wants.
 pub(super) enum Access<'a> {
@@ -43,7 +49,8 @@ impl Guest<'_> {
         let len = access.len();
         let mut done = 0;
         while done < len {
-            let at = gpa.wrapping_add(done as u64);
+            // The end of the address space is beyond every width, so an access across it faults there.
+            let at = gpa.saturating_add(done as u64);
             let n = (4096 - (at as usize & 4095)).min(len - done);
             let part = done..done + n;
             match &mut access {
@@ -57,7 +64,14 @@ impl Guest<'_> {
 
     fn access_page(&mut self, gpa: u64, access: Access<'_>) -> Result<(), Fault> {
         let shared = self.td.shared_bit();
-        if gpa & shared != 0 && gpa >> self.td.gpa_width() == 0 {
+        if gpa >> self.td.gpa_width() != 0 {
+            return Err(self.violation(gpa, &access));
+        }
+        let has_shared_ept = match self.ctx.vm() {
+            0 => true,
+            vm => self.ctx.per_vm(PerVm::Controls, vm) & CTL_SHARED_EPT != 0,
+        };
+        if gpa & shared != 0 && has_shared_ept {
             // The shared EPT is the host's; here it maps every page to the same host address.
             let pa = gpa & !shared;
             if !self.p.mem.contains(pa, access.len() as u64) {
@@ -69,11 +83,9 @@ impl Guest<'_> {
             }
             return Ok(());
         }
-        let walked = self.td.walk(&self.p.tables, gpa, 0);
-        let Some(w) = walked.filter(|w| w.content.state() == SeptState::Mapped) else {
+        let Some(pa) = self.private_address(gpa, &access) else {
             return Err(self.violation(gpa, &access));
         };
-        let pa = w.content.hpa() + (gpa & ((1 << (12 + 9 * u32::from(w.level))) - 1));
         let key = self.td.key();
         let result = match access {
             Access::Read(buf) => self.p.mem.private_read(pa, buf, key.as_deref()),
@@ -82,11 +94,33 @@ impl Guest<'_> {
         result.map_err(|_| Fault::MachineCheck)
     }
 
+    /// The host address of private memory that the VM which runs may access so.
+    fn private_address(&self, gpa: u64, access: &Access<'_>) -> Option<u64> {
+        let (hpa, level) = match self.ctx.vm() {
+            0 => {
+                let w = self.td.walk(&self.p.tables, gpa, 0)?;
+                let mapped = w.content.state() == SeptState::Mapped;
+                mapped.then_some((w.content.hpa(), w.level))?
+            }
+            vm => {
+                let w = self.td.walk_l2(&self.p.tables, vm, gpa, 0)?;
+                let needed = match access {
+                    Access::Read(_) => READ,
+                    Access::Write(_) => WRITE,
+                };
+                let allowed = w.content.state() == L2SeptState::Mapped
+                    && w.content.permissions() & needed != 0;
+                allowed.then_some((w.content.hpa(), w.level))?
+            }
+        };
+        Some(hpa + (gpa & ((1 << (12 + 9 * u32::from(level))) - 1)))
+    }
+
     fn violation(&self, gpa: u64, access: &Access<'_>) -> Fault {
         const GLA_VALID_AND_TRANSLATED: u64 = 0x180;
         let kind = match access {
-            Access::Read(_) => 1,
-            Access::Write(_) => 2,
+            Access::Read(_) => READ,
+            Access::Write(_) => WRITE,
         };
         // The guest program's linear addresses are its physical ones.
         Fault::Exit(VmExit {

@@ -1,9 +1,13 @@
 //! VM exits other than TDCALL.
 
+use super::l2::Access;
 use super::{Guest, Next, TdExit};
+use crate::meta::vcpu_store::class;
 use crate::sept::SeptState;
 use crate::status::Code;
 use crate::vcpu::{Event, EventType, LastExit, VcpuState, VeInfo};
+use crate::virt::cpuid::XCR0_COMPONENTS;
+use crate::virt::msr::MsrAccess;
 use std::sync::atomic::Ordering;
 
 /// A VM exit as the processor reports it.
@@ -36,13 +40,16 @@ pub struct VmExit {
 pub(super) const REASON_EXCEPTION_OR_NMI: u16 = 0;
 pub(super) const REASON_INTERRUPT: u16 = 1;
 const REASON_TRIPLE_FAULT: u16 = 2;
-const REASON_SMI: u16 = 6;
+pub(super) const REASON_SMI: u16 = 6;
 pub(super) const REASON_NMI_WINDOW: u16 = 8;
+pub(super) const REASON_CR_ACCESS: u16 = 28;
 const REASON_TASK_SWITCH: u16 = 9;
 pub(super) const REASON_EPT_VIOLATION: u16 = 48;
 pub(super) const REASON_EPT_MISCONFIG: u16 = 49;
-const REASON_NOTIFY: u16 = 75;
+pub(super) const REASON_NOTIFY: u16 = 75;
 const MACHINE_CHECK: u8 = 18;
+/// The field XSETBV writes.
+const XCR0: (u8, u32) = (class::STATE, 0x20);
 /// Bits 12:7 of an EPT-violation qualification are not shown to the host.
 const HIDDEN_QUALIFICATION: u64 = 0x1F80;
 /// Extended exit qualification: the page is pending.
@@ -81,17 +88,21 @@ impl Guest<'_> {
             REASON_NOTIFY => host_exit(e, 0),
             REASON_NMI_WINDOW => self.nmi_window(),
             12 | 13 | 18 | 30 | 54 | 56 | 65 => self.ve(e, e.qualification),
-            10 | 31 | 32 => self.ve(e, 0),
+            10 => self.cpuid(e),
+            31 => self.msr(e, MsrAccess::Read),
+            32 => self.msr(e, MsrAccess::Write),
             11 | 17 | 19..=27 | 36 | 39 | 50 | 53 | 59 | 60 | 70 | 76 => Next::Inject(Event::UD),
             15 => Next::Inject(Event::GP),
             REASON_EPT_VIOLATION => self.ept_violation(e, vectoring),
-            REASON_EPT_MISCONFIG => {
-                let exit = TdExit::new(Code::SUCCESS, e.reason);
-                Next::Leave(Box::new(TdExit {
-                    r8: e.gpa & !0xFFF,
-                    ..exit
-                }))
-            }
+            REASON_EPT_MISCONFIG => self.ept_misconfiguration(e),
+            REASON_CR_ACCESS => match self.write_control_register(e, 0) {
+                Access::Done => Next::Done {
+                    length: e.ilen.into(),
+                },
+                Access::Fault => Next::Inject(Event::GP),
+                Access::Refused => self.ve(e, e.qualification),
+                Access::Unexpected => self.debug_exit_or_fatal(e),
+            },
             55 => self.xsetbv(e),
             _ => self.debug_exit_or_fatal(e),
         }
@@ -107,7 +118,7 @@ impl Guest<'_> {
         }
     }
 
-    fn debug_exit_or_fatal(&mut self, e: &VmExit) -> Next {
+    pub(super) fn debug_exit_or_fatal(&mut self, e: &VmExit) -> Next {
         if self.td.is_debug() {
             host_exit(e, 0)
         } else {
@@ -116,7 +127,7 @@ impl Guest<'_> {
     }
 
     /// The TD is lost, in an orderly way.
-    fn lost(&mut self, e: &VmExit) -> Next {
+    pub(super) fn lost(&mut self, e: &VmExit) -> Next {
         self.td.fatal.store(true, Ordering::Release);
         let exit = TdExit::new(Code::NON_RECOVERABLE_TD, e.reason);
         Next::Leave(Box::new(TdExit {
@@ -127,7 +138,7 @@ impl Guest<'_> {
     }
 
     /// A machine check inside the TD: its memory cannot be trusted, so nothing in it is updated.
-    fn machine_check(&mut self, e: &VmExit) -> Next {
+    pub(super) fn machine_check(&mut self, e: &VmExit) -> Next {
         self.td.fatal.store(true, Ordering::Release);
         let exit = TdExit::new(Code::NON_RECOVERABLE_TD_NON_ACCESSIBLE, e.reason);
         Next::Leave(Box::new(TdExit {
@@ -140,14 +151,14 @@ impl Guest<'_> {
     }
 
     fn nmi_window(&mut self) -> Next {
-        if self.ctx.pend_nmi && self.ctx.ve_info.is_none() {
-            self.ctx.pend_nmi = false;
+        if self.ctx.pend_nmi != 0 && self.ctx.ve_info.is_none() {
+            self.ctx.pend_nmi = 0;
             return Next::Inject(Event::NMI);
         }
         Next::Done { length: 0 }
     }
 
-    fn ve(&mut self, e: &VmExit, qualification: u64) -> Next {
+    pub(super) fn ve(&mut self, e: &VmExit, qualification: u64) -> Next {
         self.inject_ve(VeInfo {
             reason: u32::from(e.reason),
             qualification,
@@ -161,24 +172,34 @@ impl Guest<'_> {
     fn xsetbv(&mut self, e: &VmExit) -> Next {
         let r = &self.ctx.gprs;
         let xcr0 = r.rdx << 32 | r.rax & 0xFFFF_FFFF;
-        let user = 0x602E7 & self.td.config().xfam;
+        let user = XCR0_COMPONENTS & self.td.config().xfam;
         if r.rcx as u32 != 0 || xcr0 & !user != 0 || !is_consistent_xcr0(xcr0) {
             return Next::Inject(Event::GP);
         }
+        self.ctx.store.set(XCR0, xcr0);
         Next::Done {
             length: u64::from(e.ilen),
         }
     }
 
-    fn ept_violation(&mut self, e: &VmExit, vectoring: Option<Event>) -> Next {
+    /// To software it is a page-table entry with reserved bits set.
+    pub(super) fn is_beyond_width(&self, e: &VmExit) -> bool {
         const GLA_VALID: u64 = 1 << 7;
-        // With 5-level EPT every bit of a 52-bit GPA is meaningful.
-        let beyond_width = if self.td.gpa_width() == 52 {
-            0
-        } else {
-            e.gpa >> 48 & 0xF
-        };
-        if beyond_width != 0 && e.qualification & GLA_VALID != 0 {
+        let beyond_width = e.gpa >> self.td.gpa_width();
+        beyond_width != 0 && e.qualification & GLA_VALID != 0
+    }
+
+    /// The host's shared EPT is at fault.
+    pub(super) fn ept_misconfiguration(&self, e: &VmExit) -> Next {
+        let exit = TdExit::new(Code::SUCCESS, e.reason);
+        Next::Leave(Box::new(TdExit {
+            r8: e.gpa & !0xFFF,
+            ..exit
+        }))
+    }
+
+    fn ept_violation(&mut self, e: &VmExit, vectoring: Option<Event>) -> Next {
+        if self.is_beyond_width(e) {
             return self.page_fault(e, vectoring);
         }
         if e.gpa & self.td.shared_bit() != 0 {
@@ -200,7 +221,7 @@ impl Guest<'_> {
         self.td.td_ctls.load(Ordering::Acquire) & 1 != 0
     }
 
-    fn violation_exit(&mut self, e: &VmExit, extended: u64, private: bool) -> Next {
+    pub(super) fn violation_exit(&mut self, e: &VmExit, extended: u64, private: bool) -> Next {
         let exit = TdExit::new(Code::SUCCESS, e.reason);
         Next::Leave(Box::new(TdExit {
             rcx: e.qualification & !HIDDEN_QUALIFICATION,
@@ -246,7 +267,7 @@ fn violation_info(e: &VmExit) -> VeInfo {
     }
 }
 
-fn host_exit(e: &VmExit, r9: u64) -> Next {
+pub(super) fn host_exit(e: &VmExit, r9: u64) -> Next {
     let exit = TdExit::new(Code::SUCCESS, e.reason);
     Next::Leave(Box::new(TdExit {
         rcx: e.qualification,

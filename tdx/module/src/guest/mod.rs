@@ -4,16 +4,22 @@ mod accept;
 mod access;
 mod exits;
 mod l2;
+mod metadata;
 mod program;
 mod report;
 mod run;
+mod slots;
 mod tdcall;
+mod virtual_cpu;
 
 pub use exits::VmExit;
+pub(crate) use l2::pending_entry_event;
 pub use program::{GuestOp, GuestProgram, Outcome, Script};
-pub(crate) use run::Programs;
+pub(crate) use slots::Programs;
 
+use crate::l2::guest_state as l2_state;
 use crate::lock::LockMode;
+use crate::meta::vcpu_initial;
 use crate::pamt::PageSize;
 use crate::platform::{Lp, LpError, LpState, Platform};
 use crate::regs::Regs;
@@ -110,6 +116,8 @@ struct Guest<'p> {
 /// TDCALL's exit reason.
 const REASON_TDCALL: u16 = 77;
 const TDCALL_LENGTH: u64 = 4;
+/// RCX of a TD exit: the VM that exited.
+pub(crate) const EXIT_VM_SHIFT: u32 = 32;
 
 impl Platform {
     /// Plays one event of the guest that runs on a processor: `gprs` are its registers at that moment,
@@ -128,9 +136,11 @@ impl Platform {
         let mut guest = self.guest(lp, this, &state)?;
         self.machine.advance(self.cfg.ticks_per_guest_event);
         guest.ctx.gprs = gprs;
-        guest.ctx.rip = guest.ctx.rip.wrapping_add(advance);
+        guest.ctx.advance_rip(advance);
+        let from_l2 = guest.ctx.vm() != 0;
         let flow = guest.event(event);
-        self.observer.record_guest(lp, &gprs, &event, &flow);
+        self.observer
+            .record_guest(lp, from_l2, &gprs, &event, &flow);
         if matches!(flow, GuestFlow::Exit { .. }) {
             state.running = None;
         }
@@ -154,16 +164,40 @@ impl Platform {
 }
 
 impl Guest<'_> {
+    /// What L1's VMCS and zero-step filtering keep of an exit.
+    fn note_l1_exit(&mut self, event: &GuestEvent) {
+        self.ctx.exit = match event {
+            GuestEvent::Exit(exit) => *exit,
+            GuestEvent::Tdcall { .. } => VmExit {
+                reason: REASON_TDCALL,
+                ilen: TDCALL_LENGTH as u32,
+                ..VmExit::default()
+            },
+        };
+        // Guests are taken to run in 64-bit mode unless an event says otherwise.
+        let is_64_bit = *event != GuestEvent::Tdcall { mode_64bit: false };
+        self.ctx.set_64_bit_mode(is_64_bit);
+        if !self.td.is_fatal() {
+            self.ctx.note_progress();
+        }
+    }
+
     fn event(&mut self, event: GuestEvent) -> GuestFlow {
+        if self.ctx.vm() == 0 {
+            self.note_l1_exit(&event);
+        }
         let next = match event {
             _ if self.td.is_fatal() => self.fatal_exit(&event),
+            _ if self.ctx.curr_vm != 0 => self.l2_event(&event),
             GuestEvent::Tdcall { mode_64bit: false } => Next::Inject(Event::GP),
             GuestEvent::Tdcall { mode_64bit: true } => self.tdcall(),
             GuestEvent::Exit(exit) => self.vm_exit(&exit),
         };
         match next {
             Next::Done { length } => {
-                self.ctx.rip = self.ctx.rip.wrapping_add(length);
+                if length != 0 {
+                    self.ctx.step_over(length);
+                }
                 self.resume(None, true)
             }
             Next::Repeat => self.resume(None, false),
@@ -201,12 +235,22 @@ impl Guest<'_> {
 
     /// Leaves the TD: bookkeeping, locks, and the registers the host sees.
     fn leave(&mut self, exit: TdExit) -> Regs {
-        self.ctx.note_progress();
+        if !self.ctx.has_run {
+            self.ctx.has_run = true;
+            vcpu_initial::note_first_run(self.td, &mut self.ctx.store);
+        }
         if let Some(gpa) = exit.zero_step {
             self.ctx.note_zero_step(gpa);
         }
         self.ctx.tsc_at_exit = self.p.machine.tsc();
         self.ctx.last_exit = exit.last_exit;
+        self.ctx.last_td_exit = exit.last_exit.number();
+        let vm = self.ctx.vm();
+        if vm != 0 && exit.vmcall.is_none() && !exit.inaccessible {
+            // L1 finds the VM's registers where it finds them after an exit to itself.
+            let stored = l2_state::store(self.p, self.td, &self.ctx, vm);
+            self.td.fatal.fetch_or(stored.is_err(), Ordering::AcqRel);
+        }
         if !exit.inaccessible {
             let epoch = self.vcpu.epoch.load(Ordering::Acquire);
             self.td.refcount[(epoch & 1) as usize].fetch_sub(1, Ordering::AcqRel);
@@ -222,14 +266,16 @@ impl Guest<'_> {
             }
             pamt.unlock_shared_walk(self.tdvpr);
         }
-        exit.vmcall.unwrap_or(Regs {
+        let mut host = exit.vmcall.unwrap_or(Regs {
             rax: exit.status.0,
             rcx: exit.rcx,
             rdx: exit.rdx,
             r8: exit.r8,
             r9: exit.r9,
             ..Regs::default()
-        })
+        });
+        host.rcx = host.rcx & !(3 << EXIT_VM_SHIFT) | (vm as u64) << EXIT_VM_SHIFT;
+        host
     }
 
     /// Delivers #VE, or #DF if the guest has not fetched the last one's information yet.
@@ -237,7 +283,7 @@ impl Guest<'_> {
         if self.ctx.ve_info.is_some() {
             return Next::Inject(Event::DF);
         }
-        self.ctx.ve_info = Some(info);
+        self.ctx.set_ve_info(info);
         Next::Inject(Event::VE)
     }
 }

@@ -62,7 +62,15 @@ impl GuestOp {
         })
     }
 
-    /// HLT, which a TD takes as #VE.
+    /// TDG.VP.ENTER of L2 VM `vm` (1 to 3) with its registers in the page at `state`. It completes when the VM exits
+    /// to L1; RAX of its outcome has the exit reason.
+    #[must_use]
+    pub fn enter_l2(vm: u8, state: u64) -> Self {
+        const VM_SHIFT: u32 = 52;
+        GuestOp::tdcall(GuestLeaf::VpEnter, u64::from(vm) << VM_SHIFT, state)
+    }
+
+    /// HLT, which a TD takes as #VE, and an L2 VM's L1 as an exit.
     #[must_use]
     pub fn hlt() -> Self {
         GuestOp::Instruction(VmExit {

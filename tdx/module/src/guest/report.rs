@@ -18,9 +18,13 @@ const READ_WRITE: u64 = 3;
 
 impl Guest<'_> {
     /// The host address of memory the module itself accesses for the guest. On failure the fault to take.
-    fn module_access(&mut self, gpa: u64, qualification: u64) -> Result<u64, Next> {
+    pub(super) fn module_access(&mut self, gpa: u64, qualification: u64) -> Result<u64, Next> {
         if gpa & self.td.shared_bit() != 0 {
-            return Ok(self.p.cfg.strip(gpa & !self.td.shared_bit()));
+            let at = gpa & !self.td.shared_bit();
+            return match self.p.mem.contains(at & !0xFFF, 4096) {
+                true => Ok(at),
+                false => Err(self.module_violation(gpa, qualification, 0)),
+            };
         }
         let walked = self.td.walk(&self.p.tables, gpa, 0);
         let state = walked.as_ref().map(|w| w.content.state());
@@ -38,20 +42,26 @@ impl Guest<'_> {
                 ..VeInfo::default()
             }));
         }
+        let extended = if pending { EXTENDED_PENDING } else { 0 };
+        Err(self.module_violation(gpa, qualification, extended))
+    }
+
+    /// The exit of an access by the module that the Secure EPT, or the host's own, does not map.
+    fn module_violation(&self, gpa: u64, qualification: u64, extended: u64) -> Next {
         let exit = TdExit::new(Code::SUCCESS, REASON_EPT_VIOLATION);
-        Err(Next::Leave(Box::new(TdExit {
+        Next::Leave(Box::new(TdExit {
             rcx: qualification,
-            rdx: if pending { EXTENDED_PENDING } else { 0 },
+            rdx: extended,
             r8: gpa & !0xFFF,
             ..exit
-        })))
+        }))
     }
 
     fn is_within_width(&self, gpa: u64) -> bool {
         gpa >> self.td.gpa_width() == 0
     }
 
-    fn read_for_guest(&mut self, gpa: u64, at: u64, buf: &mut [u8]) -> Result<(), Next> {
+    pub(super) fn read_for_guest(&mut self, gpa: u64, at: u64, buf: &mut [u8]) -> Result<(), Next> {
         let read = match gpa & self.td.shared_bit() {
             0 => self.p.mem.private_read(at, buf, self.td.key().as_deref()),
             _ => {
@@ -62,7 +72,7 @@ impl Guest<'_> {
         read.map_err(|_| self.poisoned())
     }
 
-    fn write_for_guest(&mut self, gpa: u64, at: u64, data: &[u8]) -> Result<(), Next> {
+    pub(super) fn write_for_guest(&mut self, gpa: u64, at: u64, data: &[u8]) -> Result<(), Next> {
         let written = match gpa & self.td.shared_bit() {
             0 => self.p.mem.private_write(at, data, self.td.key().as_deref()),
             _ => {

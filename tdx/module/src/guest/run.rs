@@ -2,63 +2,20 @@
 
 use super::access::{Access, Fault as AccessFault};
 use super::exits::{REASON_EXCEPTION_OR_NMI, REASON_INTERRUPT, REASON_NMI_WINDOW};
+use super::slots::Slots;
 use super::{
-    Guest, GuestEvent, GuestFlow, GuestOp, GuestProgram, Next, Outcome, REASON_TDCALL, Script,
-    VmExit,
+    Guest, GuestEvent, GuestFlow, GuestOp, GuestProgram, Next, Outcome, REASON_TDCALL, VmExit,
 };
-use crate::arena::lock;
 use crate::faults::pending;
 use crate::platform::{LpError, Platform};
 use crate::regs::Regs;
 use crate::status::{Code, Status};
 use crate::vcpu::Event;
-use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 /// Longest single [`GuestOp::Read`]; longer ones are cut to it.
 const MAX_READ: usize = 2 << 20;
-/// How far RIP jumps to an exception handler.
-const HANDLER_DISTANCE: u64 = 0x1000;
 const INSTRUCTION_LENGTH: u64 = 3;
-
-/// A program and where it stands.
-struct Slot {
-    program: Box<dyn GuestProgram>,
-    /// An operation to execute again.
-    repeat: Option<GuestOp>,
-    /// A TDCALL that completes with the next entry.
-    completes_at_entry: bool,
-    last: Option<Outcome>,
-    /// Whether `last` is a completion that the program has not been told yet.
-    untold: bool,
-    /// An event that waits for that.
-    event: Option<Event>,
-    advance: u64,
-}
-
-/// The programs of a platform's vCPUs, by TDVPR.
-#[derive(Default)]
-pub(crate) struct Programs(Mutex<HashMap<u64, Slot>>);
-
-impl Programs {
-    fn attach(&self, tdvpr: u64, program: Box<dyn GuestProgram>) {
-        let slot = Slot {
-            program,
-            repeat: None,
-            completes_at_entry: false,
-            last: None,
-            untold: false,
-            event: None,
-            advance: 0,
-        };
-        lock(&self.0).insert(tdvpr, slot);
-    }
-
-    pub(crate) fn detach(&self, tdvpr: u64) {
-        lock(&self.0).remove(&tdvpr);
-    }
-}
 
 /// How one operation of a program went.
 enum Ran {
@@ -70,13 +27,21 @@ impl Platform {
     /// Gives a vCPU, named by its TDVPR page, the program it runs from its next entry on. Without one a
     /// vCPU asks the host to halt it.
     pub fn set_guest(&self, tdvpr: u64, program: impl GuestProgram + 'static) {
-        self.programs.attach(tdvpr, Box::new(program));
+        self.programs.attach(tdvpr, 0, Box::new(program));
+    }
+
+    /// The same for an L2 VM (1 to 3) of the vCPU, whose program runs when L1 enters the VM. An instruction that
+    /// exits to L1 is done once L1 has moved RIP of the VM's state past it; an L1 that leaves RIP where it is
+    /// has it executed again. Other VMs do not exist, and a program for one is dropped.
+    pub fn set_l2_guest(&self, tdvpr: u64, vm: usize, program: impl GuestProgram + 'static) {
+        self.programs.attach(tdvpr, vm, Box::new(program));
     }
 
     /// Runs the program of the vCPU on a processor that has just entered it, up to the TD exit.
     pub(crate) fn run_program(
         &self,
         lp: usize,
+        vm: u8,
         guest: Regs,
         injected: Option<Event>,
         regs: &mut Regs,
@@ -85,20 +50,11 @@ impl Platform {
             let (_, state) = self.lp(lp)?;
             state.running.ok_or(LpError::OutsideTd { lp })?.tdvpr
         };
-        // Out of the map while it runs: other vCPUs' programs must not wait for it.
-        let taken = lock(&self.programs.0).remove(&tdvpr);
-        let mut slot = taken.unwrap_or_else(|| Slot {
-            program: Box::new(Script::default()),
-            repeat: None,
-            completes_at_entry: false,
-            last: None,
-            untold: false,
-            event: None,
-            advance: 0,
-        });
-        slot.entered(guest, injected);
-        let result = self.run_slot(lp, &mut slot);
-        lock(&self.programs.0).entry(tdvpr).or_insert(slot);
+        let mut slots = self.programs.take(tdvpr);
+        let left_at = self.rip_of(lp, slots.vm())?;
+        slots.host_entered(usize::from(vm), guest, injected, left_at);
+        let result = self.run_slots(lp, &mut slots);
+        self.programs.put_back(tdvpr, slots);
         let host = result?;
         *regs = Regs {
             rsp: regs.rsp,
@@ -107,15 +63,16 @@ impl Platform {
         Ok(Status(host.rax))
     }
 
-    fn run_slot(&self, lp: usize, slot: &mut Slot) -> Result<Regs, LpError> {
+    fn run_slots(&self, lp: usize, slots: &mut Slots) -> Result<Regs, LpError> {
         for _ in 0..self.cfg.guest_steps_per_entry {
             let ran = match self.interruption(lp)? {
-                Some(exit) => self.run_event(lp, slot, GuestEvent::Exit(exit), None)?,
+                Some(exit) => self.run_event(lp, slots, GuestEvent::Exit(exit), None)?,
                 None => {
+                    let slot = slots.current();
                     let Some(op) = slot.repeat.take().or_else(|| slot.ask()) else {
                         continue;
                     };
-                    self.run_op(lp, slot, op)?
+                    self.run_op(lp, slots, op)?
                 }
             };
             if let Ran::Left(host) = ran {
@@ -123,7 +80,7 @@ impl Platform {
             }
         }
         // The host's timer.
-        match self.run_event(lp, slot, GuestEvent::Exit(interrupt()), None)? {
+        match self.run_event(lp, slots, GuestEvent::Exit(interrupt()), None)? {
             Ran::Left(host) => Ok(host),
             Ran::On => Err(LpError::OutsideTd { lp }),
         }
@@ -158,38 +115,39 @@ impl Platform {
         if guest.td.is_fatal() {
             return Ok(Some(interrupt()));
         }
-        let nmi = guest.ctx.pend_nmi && guest.ctx.ve_info.is_none();
+        let in_l1 = guest.ctx.vm() == 0;
+        let nmi = in_l1 && guest.ctx.pend_nmi != 0 && guest.ctx.ve_info.is_none();
         Ok(nmi.then(|| VmExit {
             reason: REASON_NMI_WINDOW,
             ..VmExit::default()
         }))
     }
 
-    fn run_op(&self, lp: usize, slot: &mut Slot, op: GuestOp) -> Result<Ran, LpError> {
+    fn run_op(&self, lp: usize, slots: &mut Slots, op: GuestOp) -> Result<Ran, LpError> {
         match op {
             GuestOp::Tdcall(_) => {
-                self.run_event(lp, slot, GuestEvent::Tdcall { mode_64bit: true }, Some(op))
+                self.run_event(lp, slots, GuestEvent::Tdcall { mode_64bit: true }, Some(op))
             }
             GuestOp::Instruction(exit) => {
-                self.run_event(lp, slot, GuestEvent::Exit(exit), Some(op))
+                self.run_event(lp, slots, GuestEvent::Exit(exit), Some(op))
             }
             GuestOp::Fault(exit) => {
-                slot.completed(Outcome::Done);
-                self.run_event(lp, slot, GuestEvent::Exit(exit), None)
+                slots.current().completed(Outcome::Done);
+                self.run_event(lp, slots, GuestEvent::Exit(exit), None)
             }
             GuestOp::Nop => {
-                slot.advance += INSTRUCTION_LENGTH;
-                slot.completed(Outcome::Done);
+                slots.current().advance += INSTRUCTION_LENGTH;
+                slots.current().completed(Outcome::Done);
                 Ok(Ran::On)
             }
             GuestOp::Read { gpa, len } => {
                 let mut buf = vec![0; len.min(MAX_READ)];
-                let fault = self.run_access(lp, slot, gpa, Access::Read(&mut buf))?;
-                self.after_access(lp, slot, op, fault, Outcome::Data(buf))
+                let fault = self.run_access(lp, slots, gpa, Access::Read(&mut buf))?;
+                self.after_access(lp, slots, op, fault, Outcome::Data(buf))
             }
             GuestOp::Write { gpa, ref data } => {
-                let fault = self.run_access(lp, slot, gpa, Access::Write(data))?;
-                self.after_access(lp, slot, op, fault, Outcome::Done)
+                let fault = self.run_access(lp, slots, gpa, Access::Write(data))?;
+                self.after_access(lp, slots, op, fault, Outcome::Done)
             }
         }
     }
@@ -197,35 +155,34 @@ impl Platform {
     fn run_access(
         &self,
         lp: usize,
-        slot: &mut Slot,
+        slots: &mut Slots,
         gpa: u64,
         access: Access<'_>,
     ) -> Result<Option<AccessFault>, LpError> {
         let (this, state) = self.lp(lp)?;
         let mut guest = self.guest(lp, this, &state)?;
-        guest.ctx.rip = guest
+        guest
             .ctx
-            .rip
-            .wrapping_add(std::mem::take(&mut slot.advance));
+            .advance_rip(std::mem::take(&mut slots.current().advance));
         Ok(guest.access(gpa, access).err())
     }
 
     fn after_access(
         &self,
         lp: usize,
-        slot: &mut Slot,
+        slots: &mut Slots,
         op: GuestOp,
         fault: Option<AccessFault>,
         done: Outcome,
     ) -> Result<Ran, LpError> {
         match fault {
             None => {
-                slot.advance = INSTRUCTION_LENGTH;
-                slot.completed(done);
+                slots.current().advance = INSTRUCTION_LENGTH;
+                slots.current().completed(done);
                 Ok(Ran::On)
             }
             Some(AccessFault::Exit(exit)) => {
-                self.run_event(lp, slot, GuestEvent::Exit(exit), Some(op))
+                self.run_event(lp, slots, GuestEvent::Exit(exit), Some(op))
             }
             Some(AccessFault::MachineCheck) => {
                 let (this, mut state) = self.lp(lp)?;
@@ -245,7 +202,7 @@ impl Platform {
     fn run_event(
         &self,
         lp: usize,
-        slot: &mut Slot,
+        slots: &mut Slots,
         event: GuestEvent,
         op: Option<GuestOp>,
     ) -> Result<Ran, LpError> {
@@ -257,14 +214,28 @@ impl Platform {
             }
         };
         let is_tdcall = matches!(op, Some(GuestOp::Tdcall(_)));
-        let advance = std::mem::take(&mut slot.advance);
+        let advance = std::mem::take(&mut slots.current().advance);
         let flow = self.guest_event(lp, gprs, event, advance)?;
+        let before = slots.vm();
         match flow {
+            GuestFlow::Resume {
+                guest,
+                injected,
+                vm,
+                ..
+            } if usize::from(vm) != before => match before {
+                0 => {
+                    let vm = usize::from(vm);
+                    let rip = self.rip_of(lp, vm)?;
+                    slots.l1_entered(vm, guest, injected, rip);
+                }
+                l2_vm => slots.left_to_l1(guest, op, self.rip_of(lp, l2_vm)?),
+            },
             GuestFlow::Resume {
                 injected: Some(event),
                 ..
             } => {
-                slot.deliver(event);
+                slots.current().deliver(event);
             }
             GuestFlow::Resume {
                 guest,
@@ -272,70 +243,32 @@ impl Platform {
                 ..
             } => {
                 if let Some(op) = op {
-                    slot.completed(match op {
+                    slots.current().completed(match op {
                         GuestOp::Tdcall(_) => Outcome::Registers(guest),
                         _ => Outcome::Done,
                     });
                 }
             }
-            GuestFlow::Resume { .. } => slot.repeat = op,
+            GuestFlow::Resume { .. } => slots.current().repeat = op,
             GuestFlow::Exit { host } => {
                 let status = Status(host.rax);
-                let is_vmcall = status.detail() == u32::from(REASON_TDCALL);
+                let is_vmcall = status == Code::SUCCESS.detail(u32::from(REASON_TDCALL));
                 let timed_out = status.code() == Code::HOST_PRIORITY_BUSY_TIMEOUT;
                 if is_tdcall && (is_vmcall || timed_out) {
-                    slot.completes_at_entry = true;
+                    slots.current().completes_at_entry = true;
                 } else if op.is_some() {
-                    slot.repeat = op;
+                    slots.current().repeat = op;
                 }
                 return Ok(Ran::Left(host));
             }
         }
         Ok(Ran::On)
     }
-}
 
-impl Slot {
-    fn entered(&mut self, guest: Regs, injected: Option<Event>) {
-        if self.last.is_none() {
-            self.completed(Outcome::Start(guest));
-        }
-        if std::mem::take(&mut self.completes_at_entry) {
-            self.completed(Outcome::Registers(guest));
-        }
-        if let Some(event) = injected {
-            self.deliver(event);
-        }
-    }
-
-    fn completed(&mut self, outcome: Outcome) {
-        self.last = Some(outcome);
-        self.untold = true;
-    }
-
-    /// Asks the program for its next operation. `None` if an event comes before it.
-    fn ask(&mut self) -> Option<GuestOp> {
-        let op = self
-            .program
-            .step(self.last.as_ref().unwrap_or(&Outcome::Done));
-        self.untold = false;
-        match self.event.take() {
-            Some(event) => {
-                self.deliver(event);
-                None
-            }
-            None => Some(op),
-        }
-    }
-
-    fn deliver(&mut self, event: Event) {
-        if self.untold {
-            self.event = Some(event);
-            return;
-        }
-        self.repeat = None;
-        self.last = Some(Outcome::Event(event));
-        self.advance = HANDLER_DISTANCE;
+    /// RIP of a VM of the vCPU that runs on a processor.
+    fn rip_of(&self, lp: usize, vm: usize) -> Result<u64, LpError> {
+        let (this, state) = self.lp(lp)?;
+        Ok(self.guest(lp, this, &state)?.ctx.rip_of(vm))
     }
 }
 

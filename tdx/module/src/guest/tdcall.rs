@@ -2,8 +2,7 @@
 
 use super::{Guest, Next, REASON_TDCALL, TDCALL_LENGTH, TdExit};
 use crate::leaf::GuestLeaf;
-use crate::lock::Side;
-use crate::meta;
+use crate::meta::vcpu_store::management;
 use crate::regs::Regs;
 use crate::status::{Code, Operand, Status};
 use crate::td::FLAG_NO_RBP_MOD;
@@ -72,13 +71,13 @@ impl Guest<'_> {
                 let now = self.p.machine.tsc();
                 let since = since.unwrap_or(now);
                 self.ctx.gprs.rax = status.0;
-                if now.wrapping_sub(since) < self.p.cfg.tsc_hz {
+                if now.wrapping_sub(since) < self.td.hp_lock_timeout.load(Ordering::Acquire) {
                     self.ctx.host_priority_since = Some(since);
                     return Next::Done {
                         length: TDCALL_LENGTH,
                     };
                 }
-                self.ctx.rip = self.ctx.rip.wrapping_add(TDCALL_LENGTH);
+                self.ctx.step_over(TDCALL_LENGTH);
                 let exit = TdExit::new(Code::HOST_PRIORITY_BUSY_TIMEOUT, 0);
                 Next::Leave(Box::new(TdExit {
                     last_exit: LastExit::HostPriorityTimeout,
@@ -99,11 +98,15 @@ impl Guest<'_> {
             GuestLeaf::MemPageAccept => self.accept().into(),
             GuestLeaf::VmRd => self.vm_rd(version).into(),
             GuestLeaf::VmWr => self.vm_wr().into(),
-            // vCPU fields are for a guest's own L2 VMs, which this module does not have.
-            GuestLeaf::VpRd | GuestLeaf::VpWr => Code::METADATA_FIELD_ID_INCORRECT.status().into(),
+            GuestLeaf::VpRd => self.vp_rd().into(),
+            GuestLeaf::VpWr => self.vp_wr().into(),
             GuestLeaf::SysRd => self.sys_rd().into(),
+            GuestLeaf::SysRdall => self.sys_rdall().into(),
             GuestLeaf::MemPageAttrRd => self.attributes_read(),
             GuestLeaf::MemPageAttrWr => self.attributes_write(),
+            GuestLeaf::VpEnter => self.enter_l2().into(),
+            GuestLeaf::VpInvept => self.invept().into(),
+            GuestLeaf::VpInvvpid => self.invvpid().into(),
         }
     }
 
@@ -129,7 +132,7 @@ impl Guest<'_> {
         if no_rbp_mod {
             host.rbp = self.ctx.host_rbp;
         }
-        self.ctx.rip = self.ctx.rip.wrapping_add(TDCALL_LENGTH);
+        self.ctx.step_over(TDCALL_LENGTH);
         let exit = TdExit::new(Code::SUCCESS, REASON_TDCALL);
         Done::Other(Next::Leave(Box::new(TdExit {
             vmcall: Some(host),
@@ -168,57 +171,9 @@ impl Guest<'_> {
         if rcx & !3 != 0 {
             return Err(invalid(Operand::RCX));
         }
-        self.ctx.cpuid_ve = rcx as u8;
-        Ok(())
-    }
-
-    fn vm_rd(&mut self, version: u8) -> Result<(), Status> {
-        let r = &mut self.ctx.gprs;
-        let id = r.rdx;
-        if version != 0 {
-            r.rdx = u64::MAX;
-        }
-        r.r8 = 0;
-        if version > 1 {
-            return Err(invalid(Operand::RAX));
-        }
-        if r.rcx != 0 {
-            return Err(invalid(Operand::RCX));
-        }
-        if version == 1 && meta::is_first_id_request(id) {
-            r.rdx = meta::FIRST_TD_GUEST;
-            return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
-        }
-        let (value, next) = meta::td::read(self.td, id, Side::Guest)?;
-        let r = &mut self.ctx.gprs;
-        r.r8 = value;
-        if version == 1 {
-            r.rdx = next;
-        }
-        Ok(())
-    }
-
-    fn vm_wr(&mut self) -> Result<(), Status> {
-        let r = &mut self.ctx.gprs;
-        let (id, value, mask) = (r.rdx, r.r8, r.r9);
-        r.r8 = 0;
-        if r.rcx != 0 {
-            return Err(invalid(Operand::RCX));
-        }
-        self.ctx.gprs.r8 = meta::td::write(self.td, id, value, mask, Side::Guest)?;
-        Ok(())
-    }
-
-    fn sys_rd(&mut self) -> Result<(), Status> {
-        let r = &mut self.ctx.gprs;
-        let id = r.rdx;
-        (r.rdx, r.r8) = (u64::MAX, 0);
-        if meta::is_first_id_request(id) {
-            r.rdx = meta::FIRST_SYS_GUEST;
-            return Err(Code::METADATA_FIRST_FIELD_ID_IN_CONTEXT.status());
-        }
-        let (value, next) = meta::sys::read_guest(&self.p.cfg, id)?;
-        (self.ctx.gprs.rdx, self.ctx.gprs.r8) = (next, value);
+        let f = &mut self.ctx.store;
+        f.set_management(management::CPUID_SUPERVISOR_VE, rcx & 1);
+        f.set_management(management::CPUID_USER_VE, rcx >> 1);
         Ok(())
     }
 }

@@ -7,14 +7,31 @@
 
 pub(crate) mod alias;
 mod attr;
+pub(crate) mod exit_info;
+pub(crate) mod guest_state;
+pub(crate) mod preemption;
 mod sept;
 pub(crate) mod table;
+pub(crate) mod translate;
 mod view;
+pub(crate) mod vmcs;
 
 pub(crate) use attr::{Attributes, Packed};
 pub use sept::L2SeptState;
 pub(crate) use sept::{L2Content, L2Walked, free_tree, walk};
 pub use view::L2SeptView;
+
+/// Who goes on when the host enters a vCPU that left the TD from an L2 VM (L2_EXIT_HOST_ROUTING).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Routing {
+    /// The VM.
+    None = 0,
+    /// L1, as if the VM had exited to it.
+    Asynchronous = 1,
+    /// L1, after TDG.VP.VMCALL of the VM has completed.
+    Vmcall = 2,
+}
 
 /// L2 VMs a TD can have.
 pub(crate) const MAX_VMS: usize = 3;

@@ -87,7 +87,7 @@ impl L2Content {
         ((self.0 & ADDRESS) >> 12) as u32
     }
 
-    const fn hpa(self) -> u64 {
+    pub(crate) const fn hpa(self) -> u64 {
         self.0 & ADDRESS
     }
 

@@ -125,6 +125,27 @@ impl PhysicalMemory {
         let _ = self.write(pa, data, None);
     }
 
+    /// Changes bytes of one page as the host does, in one access; returns what was there. Bytes of two pages are
+    /// left alone.
+    pub(crate) fn host_update<const N: usize>(
+        &self,
+        pa: u64,
+        change: impl FnOnce([u8; N]) -> [u8; N],
+    ) -> [u8; N] {
+        let mut old = [0; N];
+        self.with_chunk(pa, true, |chunk, index| {
+            let fits = pa as usize % PAGE + N <= PAGE;
+            let Some(chunk) = chunk.filter(|_| fits) else {
+                return;
+            };
+            // Accesses without key do not fail.
+            let _ = read_page(chunk, index, pa, &mut old, View::Host, &self.keys);
+            let new = change(old);
+            let _ = write_page(chunk, index, pa, &new, None, &self.keys);
+        });
+        old
+    }
+
     /// Reads with a TD's key (`None`: encryption is off).
     pub(crate) fn private_read(
         &self,

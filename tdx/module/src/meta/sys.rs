@@ -1,107 +1,62 @@
-//! Fields of the module and platform (SYS.RD).
+//! Fields of the module and platform (SYS.RD, SYS.RDALL).
 
-use super::{
-    BUILD_DATE, BUILD_NUMBER, MAJOR_VERSION, MINOR_VERSION, UPDATE_VERSION, VENDOR_ID, key, key_of,
-    not_readable, unknown,
-};
+use super::list::{self, Element};
+use super::place::{Context, Place, is_null};
+use super::table::{Agent, Field, id};
+use super::{BUILD_NUMBER, MAJOR_VERSION, MINOR_VERSION, Read, UPDATE_VERSION, VENDOR_ID};
 use crate::call::Leaf;
-use crate::config::PlatformConfig;
+use crate::config::{
+    MAX_TDMRS, PlatformConfig, TDCS_BASE_PAGES, TDVPS_BASE_PAGES, TDVPS_PAGES_PER_L2,
+};
+use crate::status::Code;
 
-/// Identifiers from the first to the last of an array; a scalar is an array of one.
-type Span = (u64, u32);
+const PAGE: u64 = 4096;
+/// Entries of the list of CMRs.
+const CMRS: u64 = 32;
+const PAMT_ENTRY_SIZE: u64 = 16;
+/// Pages of a migration bundle.
+const IMMUTABLE_STATE_PAGES: u64 = 4;
+const TD_STATE_PAGES: u64 = 2;
+const VCPU_STATE_PAGES: u64 = 5;
+const HANDOFF_PAGES: u64 = 15;
+/// Streams a TD may have.
+pub(crate) const MAX_MIGS: u64 = 512;
+/// Attributes a service TD may be bound with.
+pub(crate) const SERVTD_ATTR_FIXED0: u64 = 0x7FF_0000_0001;
+/// Attributes of an L2 VM's page that a guest may set: R, W, Xs, Xu, VGP, PWA, SSS and "valid".
+pub(crate) const GUEST_L2_GPA_ATTR_MASK: u64 = 0x807F;
 
-/// Every host-readable field in next-id order.
-#[rustfmt::skip]
-const HOST: &[Span] = &[
-    (0x0000_0002_0000_0000, 1), (0x0000_0002_0000_0001, 8),
-    (0x0800_0002_0000_0000, 1), (0x8800_0002_0000_0001, 1), (0x8800_0001_0000_0002, 1),
-    (0x0800_0001_0000_0003, 1), (0x0800_0001_0000_0004, 1), (0x0800_0001_0000_0005, 1),
-    (0x0800_0001_0000_0006, 1),
-    (0x8900_0001_0000_0000, 1), (0x8900_0001_0000_0001, 1), (0x8900_0000_0000_0002, 1),
-    (0x8900_0001_0000_0003, 1), (0x8900_0000_0000_0004, 1), (0x8900_0001_0000_0005, 1),
-    (0x8900_0002_0000_0006, 1),
-    (0x0A00_0002_0000_0000, 1), (0x0A00_0000_0000_0001, 1), (0x0A00_0003_0000_0008, 1),
-    (0x9000_0001_0000_0000, 1), (0x9000_0003_0000_0080, 32), (0x9000_0003_0000_0100, 32),
-    (0x9100_0001_0000_0008, 1), (0x9100_0001_0000_0009, 1), (0x9100_0001_0000_0010, 1),
-    (0x9100_0001_0000_0011, 1), (0x9100_0001_0000_0012, 1),
-    (0x9800_0001_0000_0000, 1), (0x9800_0001_0000_0100, 1), (0x9800_0001_0000_0101, 1),
-    (0x9800_0001_0000_0200, 1), (0x9800_0001_0000_0201, 1),
-    (0x1900_0003_0000_0000, 1), (0x1900_0003_0000_0001, 1), (0x1900_0003_0000_0002, 1),
-    (0x1900_0003_0000_0003, 1),
-    (0x9900_0001_0000_0004, 1), (0x9900_0003_0000_0006, 1), (0x9900_0003_0000_0007, 1),
-    (0x9900_0001_0000_0008, 1),
-    (0x9900_0003_0000_0400, 32), (0x9900_0003_0000_0500, 64), (0x9900_0003_0000_0600, 1),
-    (0x9900_0001_0000_0800, 1),
-];
-
-/// Every guest-readable field in next-id order.
-#[rustfmt::skip]
-const GUEST: &[Span] = &[
-    (0x0800_0002_0000_0000, 1), (0x0800_0001_0000_0003, 1), (0x0800_0001_0000_0004, 1),
-    (0x0A00_0002_0000_0000, 1), (0x0A00_0000_0000_0001, 1), (0x0A00_0003_0000_0008, 1),
-    (0xA000_0003_0000_0000, 1), (0x2000_0001_0000_0001, 4), (0xA200_0001_0000_0000, 1),
-];
-
-/// Finds an identifier; returns it in canonical form and the one after it.
-fn find(fields: &[Span], id: u64) -> Option<(u64, u64)> {
-    let wanted = key_of(id);
-    let position = fields.iter().position(|&(first, n)| {
-        let (class, code) = key_of(first);
-        class == wanted.0 && (code..code + n).contains(&wanted.1)
-    })?;
-    let (first, n) = fields[position];
-    let canonical = first + u64::from(wanted.1 - key_of(first).1);
-    // Within an array the next identifier is spelled like the one given.
-    let next = if canonical + 1 < first + u64::from(n) {
-        id + 1
-    } else {
-        fields.get(position + 1).map_or(u64::MAX, |f| f.0)
-    };
-    Some((canonical, next))
+/// Reads an element.
+pub(crate) fn read(cfg: &PlatformConfig, agent: Agent, id: u64) -> Leaf<Read> {
+    super::read(Context::Sys, agent, id, |place| Ok(value(cfg, place)))
 }
 
-/// TDH.SYS.RD: value and next identifier.
-pub(crate) fn read_host(cfg: &PlatformConfig, id: u64) -> Leaf<(u64, u64)> {
-    key(id)?;
-    match find(HOST, id) {
-        Some((canonical, next)) => Ok((value(cfg, canonical), next)),
-        None if find(GUEST, id).is_some() => not_readable(),
-        None => unknown(),
-    }
-}
-
-/// TDG.SYS.RD: value and next identifier.
-pub(crate) fn read_guest(cfg: &PlatformConfig, id: u64) -> Leaf<(u64, u64)> {
-    key(id)?;
-    match find(GUEST, id) {
-        Some((canonical, next)) => Ok((value(cfg, canonical), next)),
-        None if find(HOST, id).is_some() => not_readable(),
-        None => unknown(),
-    }
-}
-
-fn value(cfg: &PlatformConfig, canonical: u64) -> u64 {
-    let (class, code) = key_of(canonical);
-    let index = |base: u32| (code - base) as usize;
+/// The value of an element.
+pub(crate) fn value(cfg: &PlatformConfig, place: &Place) -> u64 {
+    let (class, code) = place.row_key();
+    let i = place.element as usize;
     match (class, code) {
         (0x00, 0) => cfg.packages as u64,
-        (0x00, 1..=8) if index(1) < cfg.packages => u64::from(cfg.fms),
+        (0x00, 1) if i < cfg.packages => u64::from(cfg.fms),
         (0x08, 0) => u64::from(VENDOR_ID),
-        (0x08, 1) => u64::from(BUILD_DATE),
+        (0x08, 1) => u64::from(cfg.build_date),
         (0x08, 2) => u64::from(BUILD_NUMBER),
         (0x08, 3) => u64::from(MINOR_VERSION),
         (0x08, 4) => u64::from(MAJOR_VERSION),
         (0x08, 5) => u64::from(UPDATE_VERSION),
+        (0x09, 3) => HANDOFF_PAGES,
         (0x0A, 1) => 1,
         (0x0A, 8) => 0x001F_0FBF,
-        (0x10, 0) => 32,
-        (0x10, 0x80..=0x9F) => cfg.cmrs.get(index(0x80)).map_or(0, |c| c.base),
-        (0x10, 0x100..=0x11F) => cfg.cmrs.get(index(0x100)).map_or(0, |c| c.size),
-        (0x11, 0x08) => 64,
-        (0x11, 0x09..=0x12) => 16,
-        (0x18, 0) | (0x18, 0x101) => 0x1000,
-        (0x18, 0x100) | (0x18, 0x200) => 0x6000,
-        (0x18, 0x201) => 0x3000,
+        (0x10, 0) => CMRS,
+        (0x10, 0x80) => cfg.cmrs.get(i).map_or(0, |c| c.base),
+        (0x10, 0x100) => cfg.cmrs.get(i).map_or(0, |c| c.size),
+        (0x11, 0x08) => MAX_TDMRS,
+        (0x11, 0x09) => crate::config::MAX_RESERVED_AREAS as u64,
+        (0x11, 0x10..=0x12) => PAMT_ENTRY_SIZE,
+        (0x18, 0) | (0x18, 0x101) => PAGE,
+        (0x18, 0x100) => u64::from(TDCS_BASE_PAGES) * PAGE,
+        (0x18, 0x200) => u64::from(TDVPS_BASE_PAGES) * PAGE,
+        (0x18, 0x201) => u64::from(TDVPS_PAGES_PER_L2) * PAGE,
         (0x19, 0) => cfg.attributes_fixed0,
         (0x19, 1) => cfg.attributes_fixed1,
         (0x19, 2) => cfg.xfam_fixed0,
@@ -109,21 +64,83 @@ fn value(cfg: &PlatformConfig, canonical: u64) -> u64 {
         (0x19, 4) => cfg.cpuid_configs.len() as u64,
         (0x19, 6) => cfg.config_flags_fixed0,
         (0x19, 8) => u64::from(cfg.max_vcpus),
-        (0x19, 0x400..=0x41F) => cfg
+        (0x19, 0x400) => cfg
             .cpuid_configs
-            .get(index(0x400))
+            .get(i)
             .map_or(u64::MAX, |r| u64::from(r.leaf) | u64::from(r.subleaf) << 32),
-        (0x19, 0x500..=0x53F) => {
-            let pair = index(0x500);
-            let half = |r: [u32; 4]| {
-                let at = pair % 2 * 2;
-                u64::from(r[at]) | u64::from(r[at + 1]) << 32
-            };
-            cfg.cpuid_configs
-                .get(pair / 2)
-                .map_or(0, |r| half(r.reported))
-        }
+        (0x19, 0x500) => cfg.cpuid_configs.get(i / 2).map_or(0, |r| {
+            let values = cfg.reported_cpuid(r.leaf, r.subleaf);
+            let half = i % 2 * 2;
+            u64::from(values[half]) | u64::from(values[half + 1]) << 32
+        }),
         (0x19, 0x600) => cfg.arch_capabilities_config_mask,
+        (0x19, 0x800) => 1,
+        (0x19, 0x810) if i == 0 => u64::from(cfg.fms),
+        (0x20, 0x10) => MAX_MIGS,
+        (0x20, 0x20) => IMMUTABLE_STATE_PAGES,
+        (0x20, 0x21) => TD_STATE_PAGES,
+        (0x20, 0x22) => VCPU_STATE_PAGES,
+        (0x21, 0) => 1,
+        (0x21, 1) => SERVTD_ATTR_FIXED0,
+        (0x22, 0) => GUEST_L2_GPA_ATTR_MASK,
+        (0x22, 1) => 1,
+        (0x22, 3) => 3,
+        (0x22, 5) => 7,
         _ => 0,
     }
+}
+
+/// Size of the buffer of SYS.RDALL.
+pub(crate) const LIST_SIZE: usize = 4096;
+
+/// What SYS.RDALL ends with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Dump {
+    /// Identifier to go on with, −1 after the last.
+    pub(crate) next: u64,
+    pub(crate) result: Leaf,
+}
+
+/// Writes the fields from `id` on as a list.
+///
+/// # Errors
+/// The identifier is not that of a field.
+pub(crate) fn dump(cfg: &PlatformConfig, agent: Agent, id: u64, list: &mut [u8]) -> Leaf<Dump> {
+    let mask = |f: &Field| f.read_mask(agent);
+    let from = if is_null(id) {
+        Context::Sys.first(mask)
+    } else {
+        Context::Sys.find(id).filter(|place| is_field(id, place))
+    };
+    let Some(from) = from else {
+        return super::unknown();
+    };
+    let next = list::write(Context::Sys, from, list, mask, |place| element(cfg, place));
+    Ok(match next {
+        None => Dump {
+            next: u64::MAX,
+            result: Ok(()),
+        },
+        Some(place) => Dump {
+            next: place.id(),
+            result: Err(Code::METADATA_LIST_OVERFLOW.status()),
+        },
+    })
+}
+
+/// The identifier names the first element of a field, in the field's size.
+fn is_field(id: u64, place: &Place) -> bool {
+    let field = place.field();
+    place.element % field.elements == 0 && (id ^ field.id) >> id::SIZE_SHIFT & 3 == 0
+}
+
+fn element(cfg: &PlatformConfig, place: &Place) -> Element {
+    const CPUID_CONFIG_VALUES: (u8, u32) = (0x19, 0x500);
+    let row = place.element as usize / 2;
+    let unused = place.row_key() == CPUID_CONFIG_VALUES && row >= cfg.cpuid_configs.len();
+    // Of a row without sub-leaf the module fills in the first word only.
+    if unused && place.element % 2 == 1 {
+        return Element::Unwritten;
+    }
+    Element::Value(value(cfg, place))
 }

@@ -1,146 +1,221 @@
-//! Fields of a TD (MNG.RD/WR, VM.RD/WR).
+//! Reading the fields of a TD.
 
-use super::{Key, key, key_of, masked_write, not_readable, not_writable, unknown};
+use super::place::{Context, Place};
+use super::table::Agent;
+use super::{Read, not_readable};
+use crate::arena::lock;
 use crate::call::Leaf;
-use crate::lock::Side;
-use crate::meta::not_valid;
-use crate::td::{ATTR_SEPT_VE_DISABLE, Td};
+use crate::measure::Mr;
+use crate::op_state::OpState;
+use crate::platform::Platform;
+use crate::sept::{self, SeptState};
+use crate::td::Td;
+use crate::virt::{msr, tables, xsave};
 use std::sync::atomic::Ordering::Acquire;
 
-/// Identifier, and who reads it.
-struct Field {
-    id: u64,
-    host: bool,
-    guest: bool,
-}
-
-const fn h(id: u64) -> Field {
-    Field {
-        id,
-        host: true,
-        guest: false,
+/// The context of a TD's fields.
+pub(crate) fn context(td: &Td) -> Context {
+    Context::Td {
+        l2_vms: td.l2_vms.load(Acquire),
     }
 }
 
-const fn g(id: u64) -> Field {
-    Field {
-        id,
-        host: false,
-        guest: true,
+/// The host's masks.
+pub(crate) fn host(td: &Td) -> Agent {
+    if td.is_debug() {
+        Agent::HostOfDebug
+    } else {
+        Agent::Host
     }
 }
 
-const fn hg(id: u64) -> Field {
-    Field {
-        id,
-        host: true,
-        guest: true,
+/// Reads an element.
+pub(crate) fn read(p: &Platform, td: &Td, agent: Agent, id: u64) -> Leaf<Read> {
+    super::read(context(td), agent, id, |place| {
+        if is_without_value(place) {
+            return not_readable();
+        }
+        Ok(value(p, td, place))
+    })
+}
+
+/// CPUID values that are the processor's, or nobody's, have none here.
+pub(crate) fn is_without_value(place: &Place) -> bool {
+    place
+        .cpuid()
+        .is_some_and(|(row, _)| tables::CPUID.get(row).is_none_or(|r| r.faulting))
+}
+
+/// The 64-bit word of a digest.
+fn word(mr: &Mr, i: usize) -> u64 {
+    let mut bytes = [0; 8];
+    if let Some(source) = mr.0.get(i * 8..i * 8 + 8) {
+        bytes.copy_from_slice(source);
+    }
+    u64::from_le_bytes(bytes)
+}
+
+/// The value of an element.
+pub(crate) fn value(p: &Platform, td: &Td, place: &Place) -> u64 {
+    let (class, code) = place.row_key();
+    let i = place.element as usize;
+    match class {
+        0x00..=0x02 => tdr(p, td, (class, code), i),
+        0x10 => state(td, code),
+        0x11 => control(p, td, code, i),
+        0x12 => match code {
+            0 => td.current_epoch(),
+            _ => td.refcount[i & 1].load(Acquire),
+        },
+        0x13 => measurement(td, code, i),
+        0x14 => cpuid(td, i),
+        0x16 => virtual_msr(p, td, code),
+        0x18 => migration(td, code, i),
+        0x19 => service_tds(td, code, i),
+        0x1C => u64::from(lock(&td.x2apic_ids).get(i).copied().unwrap_or(0)),
+        0x20 => td.config().msr_bitmaps.get(i).copied().unwrap_or(0),
+        0x21 => root_entry(p, td, i),
+        _ => 0,
     }
 }
 
-const NOTIFY_ENABLES: u64 = 0x9110_0003_0000_0010;
-const TD_CTLS: u64 = 0x9110_0003_0000_0017;
-
-const FIELDS: &[Field] = &[
-    h(0x8010_0000_0000_0001),
-    h(0x8010_0002_0000_0002),
-    h(0x8010_0003_0000_0004),
-    h(0x8010_0002_0000_0005),
-    h(0x8110_0001_0000_0001),
-    h(0x8110_0003_0000_0002),
-    hg(0x9010_0002_0000_0001),
-    h(0x9010_0002_0000_0002),
-    h(0x9010_0002_0000_0004),
-    hg(0x9010_0001_0000_0005),
-    hg(0x1110_0003_0000_0000),
-    hg(0x1110_0003_0000_0001),
-    hg(0x1110_0002_0000_0002),
-    hg(0x1110_0000_0000_0003),
-    hg(0x1110_0001_0000_000C),
-    g(NOTIFY_ENABLES),
-    hg(0x9110_0003_0000_0016),
-    g(TD_CTLS),
-    hg(0x1310_0003_0000_0000),
-    hg(0x1310_0003_0000_0001),
-    hg(0x1310_0003_0000_0002),
-    hg(0x1310_0003_0000_0003),
-    hg(0x1310_0003_0000_0004),
-    hg(0x1310_0003_0000_0005),
-];
-
-fn find(key: Key) -> Option<usize> {
-    FIELDS.iter().position(|f| key_of(f.id) == key)
-}
-
-fn readable(f: &Field, side: Side) -> bool {
-    match side {
-        Side::Host => f.host,
-        Side::Guest => f.guest,
-    }
-}
-
-/// Value and next identifier.
-pub(crate) fn read(td: &Td, id: u64, side: Side) -> Leaf<(u64, u64)> {
-    let key = key(id)?;
-    let Some(i) = find(key) else { return unknown() };
-    if !readable(&FIELDS[i], side) {
-        return not_readable();
-    }
-    let next = FIELDS[i + 1..]
-        .iter()
-        .find(|f| readable(f, side))
-        .map_or(u64::MAX, |f| f.id);
-    Ok((value(td, key), next))
-}
-
-fn value(td: &Td, key: Key) -> u64 {
+fn tdr(p: &Platform, td: &Td, key: (u8, u32), i: usize) -> u64 {
     match key {
-        (0x00, 1) => u64::from(td.is_fatal()),
-        (0x00, 2) => u64::from(td.num_tdcx.load(Acquire)),
-        (0x00, 4) => td.chldcnt.load(Acquire),
-        (0x00, 5) => td.lifecycle() as u64,
-        (0x01, 1) => u64::from(td.hkid()),
-        (0x01, 2) => td.pkg_bitmap.load(Acquire),
-        (0x10, 1) => u64::from(td.num_vcpus.load(Acquire)),
-        (0x10, 2) => u64::from(td.num_assoc.load(Acquire)),
-        (0x10, 4) => td.op_state() as u64,
-        (0x10, 5) => u64::from(td.config().l2_vms),
-        (0x11, 0) => td.attributes(),
-        (0x11, 1) => td.config().xfam,
-        (0x11, 2) => u64::from(td.config().max_vcpus),
-        (0x11, 3) => u64::from(td.gpa_width() == 52),
-        (0x11, 0x0C) => u64::from(td.config().tsc_frequency),
-        (0x11, 0x10) => td.notify_enables.load(Acquire),
-        (0x11, 0x16) => td.config().config_flags,
-        (0x11, 0x17) => td.td_ctls.load(Acquire),
-        (0x13, word @ 0..=5) => {
-            let mut b = [0; 8];
-            b.copy_from_slice(&td.measurement().mrtd.0[word as usize * 8..][..8]);
-            u64::from_le_bytes(b)
+        (0x00, 0x01) => u64::from(td.is_fatal()),
+        (0x00, 0x02) => u64::from(td.num_tdcx.load(Acquire)),
+        (0x00, 0x04) => td.chldcnt.load(Acquire),
+        (0x00, 0x05) => td.lifecycle() as u64,
+        (0x00, 0x10) => match td.tdcx.get(i).map_or(0, |pa| pa.load(Acquire)) {
+            0 => 0,
+            pa => td.private_pa(&p.cfg, pa),
+        },
+        (0x00, 0x20) => lock(&td.uuid)[i & 3],
+        (0x01, 0x01) => u64::from(td.hkid()),
+        (0x01, 0x02) => td.pkg_bitmap.load(Acquire),
+        // The only entry of the SEAM database: no module has been here before.
+        (0x02, 0x01) => 1,
+        _ => 0,
+    }
+}
+
+fn state(td: &Td, code: u32) -> u64 {
+    match code {
+        1 => u64::from(td.num_vcpus.load(Acquire)),
+        2 => u64::from(td.num_assoc.load(Acquire)),
+        4 => td.op_state() as u64,
+        5 => u64::from(td.config().l2_vms),
+        _ => 0,
+    }
+}
+
+fn control(p: &Platform, td: &Td, code: u32, i: usize) -> u64 {
+    let config = || td.config();
+    match code {
+        0x00 => td.attributes(),
+        0x01 => config().xfam,
+        0x02 => u64::from(config().max_vcpus),
+        0x03 => u64::from(td.gpa_width() == 52),
+        0x04 => td.root_pa() | config().eptp_controls,
+        0x0A => config().tsc.offset,
+        0x0B => config().tsc.multiplier,
+        0x0C => u64::from(config().tsc_frequency),
+        0x0D => config().tsc.at(p.machine.tsc()),
+        0x0E => tables::CPUID.len() as u64,
+        0x0F => u64::from(xsave::layout(&p.cfg, config().xfam).1),
+        0x10 => td.notify_enables.load(Acquire),
+        0x11 => td.hp_lock_timeout_us(p.cfg.tsc_hz),
+        0x12 => td.vm_ctls[i & 3].load(Acquire),
+        0x16 => config().config_flags,
+        0x17 => td.td_ctls.load(Acquire),
+        0x19 => u64::from(td.topology_configured.load(Acquire)),
+        0x80 => u64::from(tables::CPUID.get(i).is_some_and(|r| !r.faulting)),
+        0x800 => {
+            let (offsets, _) = xsave::layout(&p.cfg, config().xfam);
+            u64::from(offsets.get(i).copied().unwrap_or(0))
         }
         _ => 0,
     }
 }
 
-/// The old value.
-pub(crate) fn write(td: &Td, id: u64, value: u64, mask: u64, side: Side) -> Leaf<u64> {
-    use std::sync::atomic::Ordering::Release;
-    let key = key(id)?;
-    if find(key).is_none() {
-        return unknown();
+fn measurement(td: &Td, code: u32, i: usize) -> u64 {
+    let m = td.measurement();
+    match code {
+        0x00 => word(&m.mrtd, i),
+        0x10 | 0x18 | 0x20 => {
+            let which = (code as usize - 0x10) / 8;
+            word(&td.config().mr_config_id[which], i)
+        }
+        _ => m.rtmr.get(i / 6).map_or(0, |rtmr| word(rtmr, i % 6)),
     }
-    let field = match (side, key) {
-        (Side::Guest, k) if k == key_of(NOTIFY_ENABLES) => &td.notify_enables,
-        (Side::Guest, k) if k == key_of(TD_CTLS) => &td.td_ctls,
-        _ => return not_writable(),
+}
+
+fn cpuid(td: &Td, element: usize) -> u64 {
+    let config = td.config();
+    let half = element % 2 * 2;
+    config.cpuid.get(element / 2).map_or(0, |values| {
+        u64::from(values[half]) | u64::from(values[half + 1]) << 32
+    })
+}
+
+fn virtual_msr(p: &Platform, td: &Td, address: u32) -> u64 {
+    let config = td.config();
+    match address {
+        crate::virt::cpuid::IA32_ARCH_CAPABILITIES => config.arch_capabilities,
+        _ => msr::vmx_capability(&p.cfg, config.attributes, config.xfam, address),
+    }
+}
+
+fn migration(td: &Td, code: u32, i: usize) -> u64 {
+    let m = lock(&td.migration);
+    match code {
+        0x01 => u64::from(m.dec_key_set),
+        0x02 => u64::from(m.export_count),
+        0x03 => u64::from(m.import_count),
+        0x04 => u64::from(m.mig_epoch),
+        0x05 => m.bw_epoch,
+        0x06 => m.total_mb_count,
+        0x10 => m.dec_key[i & 3],
+        0x14 => m.dec_working_key[i & 3],
+        0x18 => m.enc_key[i & 3],
+        0x1C => m.enc_working_key[i & 3],
+        0x20 => u64::from(m.version),
+        0x21 => u64::from(m.working_version),
+        0x30 => m.dirty_count,
+        0x31 => m.mig_count,
+        0x32 => u64::from(m.num_migs),
+        0x34 => u64::from(m.num_migrated_vcpus),
+        0x40 => m.pre_import_uuid[i & 3],
+        _ => 0,
+    }
+}
+
+fn service_tds(td: &Td, code: u32, i: usize) -> u64 {
+    let s = lock(&td.service_tds);
+    match code {
+        0x00 => word(&s.hash, i),
+        0x06 => u64::from(s.num),
+        0x80 => s.table.get(i).copied().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// An entry of the root table, as the processor has it.
+fn root_entry(p: &Platform, td: &Td, i: usize) -> u64 {
+    const SUPPRESS_VE: u64 = 1 << 63;
+    const BLOCKED: u64 = 1 << 55;
+    const FREE: u64 = SUPPRESS_VE | BLOCKED | 1 << 54 | 1 << 53;
+    const READ_WRITE_EXECUTE: u64 = 7;
+    if td.op_state() == OpState::Uninitialized {
+        return 0;
+    }
+    let table = p.tables.get(td.root.load(Acquire));
+    let Some(content) = table.and_then(|t| t.entries.get(i)).map(|e| e.get()) else {
+        return 0;
     };
-    let old = field.load(Acquire);
-    let new = masked_write(old, value, mask, 1)?;
-    // SEPT_VE_DISABLE, chosen at creation, is not the guest's to undo.
-    let fixed = key == key_of(TD_CTLS) && td.attributes() & ATTR_SEPT_VE_DISABLE != 0;
-    if fixed && new != old {
-        return not_valid();
+    let child = p.tables.get(content.slot()).map_or(0, sept::Table::hpa);
+    match content.state() {
+        SeptState::NlMapped => SUPPRESS_VE | child | READ_WRITE_EXECUTE,
+        SeptState::NlBlocked => SUPPRESS_VE | BLOCKED | child,
+        _ => FREE,
     }
-    field.store(new, Release);
-    Ok(old)
 }

@@ -1,103 +1,162 @@
-//! Fields of a vCPU (VP.RD/WR).
+//! Reading the fields of a vCPU.
 
-use super::{Key, key, masked_write, not_readable, not_valid, not_writable, unknown};
-use crate::call::{Leaf, shared_operand};
+use super::place::{Context, Place};
+use super::table::{Agent, Table};
+use super::vcpu_store::{class, management, per_vm};
+use super::{Read, vmcs};
+use crate::call::Leaf;
 use crate::platform::Platform;
-use crate::status::Operand;
 use crate::td::Td;
 use crate::vcpu::{Vcpu, VcpuContext};
+use std::sync::atomic::Ordering::Acquire;
 
-const SHARED_EPTP: Key = (0x00, 0x203C);
-const POSTED_INTERRUPT_DESCRIPTOR: Key = (0x00, 0x2016);
-const NOTIFICATION_VECTOR: Key = (0x00, 0x0002);
-const PEND_NMI: Key = (0x20, 0x0B);
-/// Guest state a host sees of a debug TD only: RIP, interruption-information field.
-const GUEST_RIP: Key = (0x00, 0x681E);
-const ENTRY_INTERRUPTION_INFO: Key = (0x00, 0x4016);
+/// A vCPU whose fields are accessed, and by whom.
+pub(crate) struct VcpuFields<'a> {
+    pub(crate) p: &'a Platform,
+    pub(crate) td: &'a Td,
+    pub(crate) vcpu: &'a Vcpu,
+    pub(crate) ctx: &'a mut VcpuContext,
+    pub(crate) agent: Agent,
+}
 
-/// The modelled fields in next-id order.
-const FIELDS: &[(Key, u64)] = &[
-    (NOTIFICATION_VECTOR, 0x0020_0001_0000_0002),
-    (POSTED_INTERRUPT_DESCRIPTOR, 0x0020_0003_0000_2016),
-    (SHARED_EPTP, 0x0020_0003_0000_203C),
-    (ENTRY_INTERRUPTION_INFO, 0x0020_0002_0000_4016),
-    (GUEST_RIP, 0x0020_0003_0000_681E),
-    (PEND_NMI, 0x2020_0000_0000_000B),
-];
-
-const PAGE_ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
-
-fn value(c: &VcpuContext, key: Key) -> u64 {
-    match key {
-        SHARED_EPTP => c.shared_eptp & PAGE_ADDRESS,
-        POSTED_INTERRUPT_DESCRIPTOR => c.posted_interrupt_descriptor,
-        NOTIFICATION_VECTOR => c.notification_vector,
-        PEND_NMI => u64::from(c.pend_nmi),
-        GUEST_RIP => c.rip,
-        _ => 0,
+/// The context of a vCPU's fields.
+pub(crate) fn context(td: &Td) -> Context {
+    Context::Vcpu {
+        l2_vms: td.l2_vms.load(Acquire),
     }
 }
 
-fn is_guest_state(key: Key) -> bool {
-    matches!(key, GUEST_RIP | ENTRY_INTERRUPTION_INFO)
+impl VcpuFields<'_> {
+    /// Reads an element.
+    pub(crate) fn read(&self, id: u64) -> Leaf<Read> {
+        super::read(context(self.td), self.agent, id, |place| {
+            Ok(self.value(place))
+        })
+    }
+
+    /// The value of an element, as the agent sees it.
+    pub(crate) fn value(&self, place: &Place) -> u64 {
+        match place.table {
+            Table::Vmcs => self.l1_vmcs(place),
+            Table::L2Vmcs => self.l2_vmcs(place),
+            _ => self.tdvps(place),
+        }
+    }
+
+    fn is_guest(&self) -> bool {
+        self.agent == Agent::Guest
+    }
+
+    fn l1_vmcs(&self, place: &Place) -> u64 {
+        let exit = &self.ctx.exit;
+        match place.field().code {
+            vmcs::RSP => self.ctx.gprs.rsp,
+            vmcs::RIP => self.ctx.rip,
+            vmcs::EXIT_REASON => u64::from(exit.reason),
+            vmcs::EXIT_QUALIFICATION => exit.qualification,
+            vmcs::EXIT_GPA => exit.gpa,
+            vmcs::EXIT_GLA => exit.gla,
+            vmcs::EXIT_INTERRUPTION_INFO => exit.info,
+            vmcs::EXIT_INTERRUPTION_ERROR => exit.error,
+            vmcs::IDT_VECTORING_INFO => exit.idt_vectoring,
+            vmcs::IDT_VECTORING_ERROR => exit.idt_error,
+            vmcs::EXIT_INSTRUCTION_LENGTH => u64::from(exit.ilen),
+            vmcs::EXIT_INSTRUCTION_INFO => u64::from(exit.iinfo),
+            _ => self.ctx.store.at(place),
+        }
+    }
+
+    fn l2_vmcs(&self, place: &Place) -> u64 {
+        let (f, vm) = (&self.ctx.store, place.vm);
+        let stored = f.at(place);
+        let of_guest = |code| {
+            if self.is_guest() {
+                f.of_vm(code, vm)
+            } else {
+                stored
+            }
+        };
+        // What belongs to the module is shown to an L1 as the module set it at first.
+        let below = |mask, shadow| match self.is_guest() {
+            true => stored & !f.management(mask) | f.management(mask) & f.management(shadow),
+            false => stored,
+        };
+        match place.field().code {
+            vmcs::CR0_MASK => of_guest(per_vm::CR0_MASK),
+            vmcs::CR0_SHADOW => of_guest(per_vm::CR0_SHADOW),
+            vmcs::CR4_MASK => of_guest(per_vm::CR4_MASK),
+            vmcs::CR4_SHADOW => of_guest(per_vm::CR4_SHADOW),
+            vmcs::CR0 => below(management::BASE_L2_CR0_MASK, management::BASE_L2_CR0_SHADOW),
+            vmcs::CR4 => below(management::BASE_L2_CR4_MASK, management::BASE_L2_CR4_SHADOW),
+            vmcs::PLE_GAP => of_guest(per_vm::PLE_GAP),
+            vmcs::PLE_WINDOW => of_guest(per_vm::PLE_WINDOW),
+            vmcs::VIRTUAL_APIC => f.of_vm(per_vm::VAPIC_GPA, vm),
+            vmcs::SHARED_EPTP => f.of_vm(per_vm::SHARED_EPTP, vm),
+            _ => stored,
+        }
+    }
+
+    fn tdvps(&self, place: &Place) -> u64 {
+        let field = place.field();
+        let i = place.element as usize;
+        match field.class {
+            class::GPR => {
+                let gprs = self.ctx.gprs.to_array();
+                gprs.get(field.code as usize).copied().unwrap_or(0)
+            }
+            class::VE_INFO if field.code == VE_VALID => match self.ctx.ve_info {
+                Some(_) => 0xFFFF_FFFF,
+                None => 0,
+            },
+            class::STATE => self.state(place),
+            class::MANAGEMENT => self.management(place),
+            class::EPF => self.ctx.zero_step_gpas.get(i).copied().unwrap_or(0),
+            other if self.is_guest() && is_l2_msr_bitmaps(other) => {
+                self.ctx.store.get((other + 1, place.element))
+            }
+            _ => self.ctx.store.at(place),
+        }
+    }
+
+    fn state(&self, place: &Place) -> u64 {
+        const CR2: u32 = 0x28;
+        const DETAILS: u32 = 0x100;
+        match place.field().code {
+            CR2 => self.ctx.cr2,
+            DETAILS => u64::from(self.ctx.has_deliverable_interrupt()),
+            _ => self.ctx.store.at(place),
+        }
+    }
+
+    fn management(&self, place: &Place) -> u64 {
+        let (vcpu, ctx) = (self.vcpu, &self.ctx);
+        let i = place.element as usize;
+        match place.field().code {
+            0x00 => vcpu.state() as u64,
+            0x02 => u64::from(vcpu.index.load(Acquire)),
+            0x03 => u64::from(vcpu.pages.load(Acquire)),
+            0x04 => vcpu.assoc_lp.load(Acquire) as u32 as u64,
+            0x06 => vcpu.epoch.load(Acquire),
+            0x0A => ctx.tsc_at_exit,
+            0x0B => u64::from(ctx.pend_nmi),
+            0x0C => self.td.config().xfam,
+            0x0D => ctx.zero_step_gpas.len() as u64,
+            0x0F => ctx.last_td_exit,
+            0x10 => match vcpu.page_pa(i) {
+                0 => 0,
+                pa => self.td.private_pa(&self.p.cfg, pa),
+            },
+            0x30 => ctx.host_priority_since.unwrap_or(0),
+            0x31 => u64::from(ctx.host_priority_since.is_some()),
+            0x41 => u64::from(ctx.curr_vm),
+            _ => ctx.store.at(place),
+        }
+    }
 }
 
-/// Value and next identifier.
-pub(crate) fn read(td: &Td, vcpu: &Vcpu, id: u64) -> Leaf<(u64, u64)> {
-    let key = key(id)?;
-    let Some(i) = FIELDS.iter().position(|f| f.0 == key) else {
-        return unknown();
-    };
-    if is_guest_state(key) && !td.is_debug() {
-        return not_readable();
-    }
-    let next = FIELDS.get(i + 1).map_or(u64::MAX, |f| f.1);
-    Ok((value(&vcpu.context(), key), next))
-}
+pub(crate) const VE_VALID: u32 = 1;
 
-/// The old value.
-pub(crate) fn write(
-    p: &Platform,
-    td: &Td,
-    vcpu: &Vcpu,
-    id: u64,
-    value: u64,
-    mask: u64,
-) -> Leaf<u64> {
-    let key = key(id)?;
-    if !FIELDS.iter().any(|f| f.0 == key) {
-        return unknown();
-    }
-    let mut c = vcpu.context();
-    let old = self::value(&c, key);
-    let is_shared = |pa: u64, size: u64| shared_operand(p, pa, size, Operand::R8).is_ok();
-    match key {
-        SHARED_EPTP => {
-            let new = masked_write(old, value, mask, PAGE_ADDRESS)?;
-            if !is_shared(new, 4096) {
-                return not_valid();
-            }
-            c.shared_eptp = new;
-        }
-        POSTED_INTERRUPT_DESCRIPTOR => {
-            // The initial all-ones is "none" and no basis to write parts of.
-            let base = if old == u64::MAX { 0 } else { old };
-            let new = masked_write(base, value, mask, !0x3F)?;
-            if !is_shared(new, 64) {
-                return not_valid();
-            }
-            c.posted_interrupt_descriptor = new;
-        }
-        NOTIFICATION_VECTOR => {
-            let new = masked_write(old, value, mask & 0xFFFF, 0xFFFF)?;
-            if new > 0xFF {
-                return not_valid();
-            }
-            c.notification_vector = new;
-        }
-        PEND_NMI => c.pend_nmi = masked_write(old, value, mask & 0xFF, 1)? != 0,
-        GUEST_RIP if td.is_debug() => c.rip = masked_write(old, value, mask, u64::MAX)?,
-        _ => return not_writable(),
-    }
-    Ok(old)
+/// The class of the real MSR bitmaps of an L2 VM.
+pub(crate) fn is_l2_msr_bitmaps(of: u8) -> bool {
+    (0..3).any(|vm| of == class::L2_MSR_BITMAPS + class::L2_STEP * vm)
 }

@@ -2,14 +2,16 @@
 //! now and then make sense; and audits the platform afterwards. Shared with the fuzz target.
 
 use soft_tdx_module::{
-    Fault, GuestEvent, GuestFlow, HostLeaf, KeyEngineFault, LockMode, LockTarget, LpError,
-    PageSize, PageType, Platform, PlatformBuilder, Range, Regs, Tdmr, VmExit,
+    Fault, GuestEvent, GuestFlow, GuestLeaf, HostLeaf, KeyEngineFault, LockMode, LockTarget,
+    LpError, PageSize, PageType, Platform, PlatformBuilder, Range, Regs, Tdmr, VmExit,
 };
 
 /// Pages the driver plays with: 4K pages of one 2 MiB region, and two large ones.
 const BASE: u64 = 0x4000_0000;
 const SMALL_PAGES: u64 = 40;
 const PARAMS: u64 = 0x10_0000;
+/// The same with an L2 VM.
+const PARTITIONED_PARAMS: u64 = 0x11_0000;
 
 /// A small machine: 3 processors, 1 package, 4 private key ids, tiny memory.
 pub fn machine() -> Platform {
@@ -25,9 +27,11 @@ pub fn machine() -> Platform {
         .build()
         .expect("a machine");
     p.bring_up().expect("bring-up");
-    for (offset, value) in [(8, 3u64), (16, 3), (24, 0x1E), (40, 40)] {
-        p.write_memory(PARAMS + offset, &value.to_le_bytes())
-            .expect("params");
+    for (params, l2_vms) in [(PARAMS, 0u64), (PARTITIONED_PARAMS, 1)] {
+        for (offset, value) in [(8, 3), (16, 3 | l2_vms << 16), (24, 0x1E), (40, 40)] {
+            p.write_memory(params + offset, &value.to_le_bytes())
+                .expect("params");
+        }
     }
     p
 }
@@ -86,6 +90,125 @@ fn regs(b: &mut Bytes<'_>, rax: u64) -> Regs {
     }
 }
 
+/// A step of a life: a SEAMCALL by its RAX and operands, or what the guest on processor 0 does.
+#[derive(Clone, Copy)]
+enum Step {
+    Seamcall(Regs),
+    Guest(Regs, GuestEvent),
+}
+
+/// A SEAMCALL with RCX, RDX and R8; R9 is a shared page.
+fn seamcall((leaf, rcx, rdx, r8): (HostLeaf, u64, u64, u64)) -> Step {
+    Step::Seamcall(Regs {
+        rcx,
+        rdx,
+        r8,
+        r9: PARAMS,
+        ..Regs::leaf(leaf.number())
+    })
+}
+
+/// The life of a TD with an L2 VM, on pages from `BASE` on.
+fn partitioned_life() -> Vec<Step> {
+    use HostLeaf as L;
+    const NO_PAGE: u64 = u64::MAX;
+    const L2_VAPIC: u64 = 0x2424_0003_0000_2012;
+    const VM_1: u64 = 1 << 52;
+    let (tdr, tdvpr) = (BASE, BASE + 0x8000);
+    let page = |n: u64| BASE + n * 0x1000;
+    let mut life: Vec<(HostLeaf, u64, u64, u64)> =
+        vec![(L::MngCreate, tdr, 5, 0), (L::MngKeyConfig, tdr, 0, 0)];
+    life.extend((1..=7).map(|n| (L::MngAddcx, page(n), tdr, 0)));
+    life.extend([
+        (L::MngInit, tdr, PARTITIONED_PARAMS, 0),
+        (L::VpCreate, tdvpr, tdr, 0),
+    ]);
+    life.extend((9..=16).map(|n| (L::VpAddcx, page(n), tdvpr, 0)));
+    life.push((L::VpInit, tdvpr, 0, 0));
+    let mut steps: Vec<Step> = life.into_iter().map(seamcall).collect();
+    let versioned = |leaf: HostLeaf, rcx, pages: [u64; 2]| {
+        Step::Seamcall(Regs {
+            rcx,
+            rdx: tdr,
+            r8: pages[0],
+            r9: pages[1],
+            r10: NO_PAGE,
+            r11: NO_PAGE,
+            ..Regs::leaf(leaf.number() | 1 << 16)
+        })
+    };
+    let tables = [3, 2, 1].map(|level| {
+        let first = 17 + (3 - level) * 2;
+        versioned(L::MemSeptAdd, level, [page(first), page(first + 1)])
+    });
+    steps.extend(tables);
+    let guest = |leaf: GuestLeaf, rcx, rdx, r8, r9| {
+        let registers = Regs {
+            rcx,
+            rdx,
+            r8,
+            r9,
+            ..Regs::leaf(leaf.number())
+        };
+        Step::Guest(registers, GuestEvent::Tdcall { mode_64bit: true })
+    };
+    let exit = |reason| {
+        let exit = VmExit {
+            reason,
+            gpa: 0x1000,
+            ..VmExit::default()
+        };
+        Step::Guest(Regs::default(), GuestEvent::Exit(exit))
+    };
+    let enter_l2 = guest(GuestLeaf::VpEnter, VM_1, 0, 0, 0);
+    let enter = seamcall((L::VpEnter, tdvpr, 0, 0));
+    let run = [
+        seamcall((L::MemPageAdd, 0, tdr, page(23))),
+        seamcall((L::MemPageAdd, 0x1000, tdr, page(24))),
+        seamcall((L::MrFinalize, tdr, 0, 0)),
+        enter,
+        guest(GuestLeaf::VpWr, 0, L2_VAPIC, 0, u64::MAX),
+        guest(
+            GuestLeaf::MemPageAttrWr,
+            0x1000,
+            0x8003 << 16,
+            0x7F << 16,
+            0,
+        ),
+        guest(GuestLeaf::MemPageAttrRd, 0x1000, 0, 0, 0),
+        enter_l2,
+        exit(12),
+        enter_l2,
+        exit(48),
+        enter_l2,
+        exit(1),
+        seamcall((L::VpEnter, tdvpr | 1 << 53, 0, 0)),
+        enter_l2,
+        exit(1),
+        seamcall((L::MemRangeBlock, 0, tdr, 0)),
+        seamcall((L::MemTrack, tdr, 0, 0)),
+        enter,
+        seamcall((L::MemRangeUnblock, 0, tdr, 0)),
+        enter,
+        exit(1),
+        seamcall((L::MemRangeBlock, 0x20_0001, tdr, 0)),
+    ];
+    steps.extend(run);
+    steps.extend(
+        [
+            (L::VpFlush, tdvpr, 0, 0),
+            (L::MngVpflushdone, tdr, 0, 0),
+            (L::PhymemCacheWb, 0, 0, 0),
+            (L::PhymemCacheWb, 1, 0, 0),
+            (L::MngKeyFreeid, tdr, 0, 0),
+        ]
+        .map(seamcall),
+    );
+    let reclaim = |n| seamcall((L::PhymemPageReclaim, page(n), 0, 0));
+    steps.extend((0..25).rev().map(reclaim));
+    steps
+}
+
 /// A plausible life on page `BASE`, a leaf and its RCX, RDX, R8 at a time, so that deep states are reached.
 fn life() -> Vec<(HostLeaf, u64, u64, u64)> {
     use HostLeaf as L;
@@ -132,15 +255,24 @@ fn life() -> Vec<(HostLeaf, u64, u64, u64)> {
 /// Runs steps on a platform.
 pub struct Driver {
     p: Platform,
-    life: Vec<(HostLeaf, u64, u64, u64)>,
+    life: Vec<Step>,
     at: usize,
 }
 
 impl Driver {
     pub fn new() -> Self {
+        Driver::of(life().into_iter().map(seamcall).collect())
+    }
+
+    /// One whose TDs have an L2 VM.
+    pub fn partitioned() -> Self {
+        Driver::of(partitioned_life())
+    }
+
+    fn of(life: Vec<Step>) -> Self {
         Driver {
             p: machine(),
-            life: life(),
+            life,
             at: 0,
         }
     }
@@ -163,16 +295,14 @@ impl Driver {
 
     /// The `n`th call of a life repeated for ever, on processor 0.
     pub fn live_step(&self, n: usize) {
-        let (leaf, rcx, rdx, r8) = self.life[n % self.life.len()];
-        let mut r = Regs {
-            rax: leaf.number(),
-            rcx,
-            rdx,
-            r8,
-            r9: PARAMS,
-            ..Regs::default()
-        };
-        let _ = self.p.seamcall_step(0, &mut r);
+        match self.life[n % self.life.len()] {
+            Step::Seamcall(mut r) => {
+                let _ = self.p.seamcall_step(0, &mut r);
+            }
+            Step::Guest(r, event) => {
+                let _ = self.p.guest_event(0, r, event, 4);
+            }
+        }
     }
 
     /// The next call of the life, now and then one repeated or left out.
@@ -205,7 +335,7 @@ pub fn step(p: &Platform, b: &mut Bytes<'_>) {
             let _ = p.seamcall(lp, &mut r);
         }
         10 | 11 => {
-            let rax = u64::from(b.byte() % 13);
+            let rax = u64::from(b.byte() % 30);
             let r = regs(b, rax);
             let _ = p.guest_event(
                 lp,

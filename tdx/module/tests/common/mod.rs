@@ -167,6 +167,23 @@ impl Td {
         }
     }
 
+    /// Tables for the first 2 MiB, for L1 and for L2 VM 1.
+    pub fn l2_tables(&mut self, p: &Platform) {
+        const NO_PAGE: u64 = u64::MAX;
+        for level in [3, 2, 1] {
+            let mut r = Regs {
+                rax: L::MemSeptAdd.number() | 1 << 16,
+                r8: self.page(),
+                r9: self.page(),
+                r10: NO_PAGE,
+                r11: NO_PAGE,
+                ..regs(level, self.tdr)
+            };
+            let status = p.seamcall(self.lp, &mut r).expect("executes");
+            assert!(!status.is_error(), "{status}");
+        }
+    }
+
     /// A measured page with the given contents.
     pub fn add(&mut self, p: &Platform, gpa: u64, fill: u8) -> u64 {
         let source = self.params + 0x10_0000;

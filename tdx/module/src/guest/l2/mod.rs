@@ -1,3 +1,12 @@
 //! What a partitioned TD's L1 asks of the module, and what its L2 VMs meet.
 
 mod attributes;
+mod control_registers;
+mod enter;
+mod exits;
+mod interrupts;
+mod invalidate;
+mod to_l1;
+
+pub(super) use control_registers::Access;
+pub(crate) use enter::pending_entry_event;

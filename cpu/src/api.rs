@@ -1,0 +1,352 @@
+//! The registers of a processor from outside, events, and what hosts do after exits.
+
+use alloc::vec::Vec;
+
+use crate::bus::Bus;
+use crate::cpu::Cpu;
+use crate::exit::{Exit, PortAccess};
+use crate::fault::Event;
+use crate::flags::zero;
+use crate::paging::{READ, WRITE};
+use crate::segment::{CS, Segment, TableRegister};
+use crate::state::{Pending, R};
+
+/// The registers that instructions see, as a host saves and loads them (the VMCS' guest state, a
+/// VMSA).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub gpr: [u64; 16],
+    /// RIP.
+    pub rip: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// ES, CS, SS, DS, FS, GS.
+    pub segments: [Segment; 6],
+    /// LDTR.
+    pub ldtr: Segment,
+    /// TR.
+    pub tr: Segment,
+    /// GDTR.
+    pub gdtr: TableRegister,
+    /// IDTR.
+    pub idtr: TableRegister,
+    /// CR0.
+    pub cr0: u64,
+    /// CR2.
+    pub cr2: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// CR8: task priority, 0 to 15.
+    pub cr8: u8,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// DR0 to DR3.
+    pub breakpoints: [u64; 4],
+    /// DR6.
+    pub dr6: u64,
+    /// DR7.
+    pub dr7: u64,
+}
+
+/// Why [`Cpu::complete_io`] did not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoError {
+    /// The exit was no I/O.
+    NotIo,
+    /// The memory operand of INS can not be written any more; the fault or violation is raised
+    /// when the processor runs again, since RIP stays at the instruction.
+    Memory,
+}
+
+impl core::fmt::Display for IoError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::NotIo => "the exit is not an access to ports",
+            Self::Memory => "the memory operand of ins is not writable",
+        })
+    }
+}
+
+impl core::error::Error for IoError {}
+
+impl Cpu {
+    /// Copies the registers out.
+    pub fn registers(&self) -> Registers {
+        let c = &self.core;
+        let mut gpr = [0; 16];
+        gpr.copy_from_slice(&c.r[..16]);
+        let [d0, d1, d2, d3, _, _, dr6, dr7] = c.dr;
+        Registers {
+            gpr,
+            rip: c.rip,
+            rflags: c.rflags(),
+            segments: c.seg,
+            ldtr: c.ldtr,
+            tr: c.tr,
+            gdtr: c.gdtr,
+            idtr: c.idtr,
+            cr0: c.cr0,
+            cr2: c.cr2,
+            cr3: c.cr3,
+            cr4: c.cr4,
+            cr8: c.apic.tpr() >> 4,
+            efer: c.efer,
+            xcr0: c.fpu.xcr0,
+            breakpoints: [d0, d1, d2, d3],
+            dr6,
+            dr7,
+        }
+    }
+
+    /// Loads the registers, as VM entry does: nothing is checked, LMA follows from EFER, and all
+    /// translations are forgotten.
+    pub fn set_registers(&mut self, from: &Registers) {
+        let c = &mut self.core;
+        c.r[..16].copy_from_slice(&from.gpr);
+        c.rip = from.rip;
+        c.seg = from.segments;
+        c.ldtr = from.ldtr;
+        c.tr = from.tr;
+        c.gdtr = from.gdtr;
+        c.idtr = from.idtr;
+        c.cr0 = from.cr0;
+        c.cr2 = from.cr2;
+        c.cr3 = from.cr3;
+        c.cr4 = from.cr4;
+        c.apic.set_tpr(from.cr8 << 4);
+        c.efer = from.efer;
+        c.fpu.xcr0 = from.xcr0 | 1;
+        let [d0, d1, d2, d3] = from.breakpoints;
+        c.dr = [d0, d1, d2, d3, 0, 0, from.dr6, from.dr7];
+        c.set_rflags(from.rflags);
+        c.update_mode();
+        c.attention = true;
+        c.flush_linear();
+    }
+
+    /// A general register by its number, 0 (RAX) to 15.
+    pub fn gpr(&self, n: usize) -> u64 {
+        self.core.r[n & 15]
+    }
+
+    /// Writes a general register.
+    pub fn set_gpr(&mut self, n: usize, value: u64) {
+        self.core.r[n & 15] = value;
+    }
+
+    /// RIP.
+    pub fn rip(&self) -> u64 {
+        self.core.rip
+    }
+
+    /// Writes RIP; the next instruction is there.
+    pub fn set_rip(&mut self, rip: u64) {
+        self.core.rip = rip;
+    }
+
+    /// RFLAGS.
+    pub fn rflags(&self) -> u64 {
+        self.core.rflags()
+    }
+
+    /// Writes RFLAGS; reserved bits are ignored.
+    pub fn set_rflags(&mut self, value: u64) {
+        self.core.set_rflags(value);
+        self.core.update_mode();
+        self.core.attention = true;
+    }
+
+    /// The privilege level, 0 to 3.
+    pub fn cpl(&self) -> u8 {
+        self.core.cpl
+    }
+
+    /// Goes past the instruction of an exit that the host carried out.
+    pub fn skip(&mut self, exit: &Exit) {
+        self.advance_rip(exit.len);
+        self.core.shadow = false;
+    }
+
+    fn advance_rip(&mut self, len: u8) {
+        let c = &mut self.core;
+        let mask = if c.bits == 64 { u64::MAX } else { 0xffff_ffff };
+        c.rip = c.rip.wrapping_add(len.into()) & mask;
+        c.attention = true;
+    }
+
+    /// Completes an I/O exit: `value` goes to the register or, for INS, to memory; a repeated
+    /// string instruction goes on with its next element.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError`] says why nothing changed.
+    pub fn complete_io(&mut self, exit: &Exit, value: u32) -> Result<(), IoError> {
+        let crate::exit::Cause::Io(io) = exit.cause else {
+            return Err(IoError::NotIo);
+        };
+        if !io.string {
+            if io.input {
+                self.core.set_gpr(0, io.size.into(), value.into());
+            }
+            self.advance_rip(exit.len);
+            return Ok(());
+        }
+        self.complete_string(&io, value).map_err(|_| {
+            self.core.pending = Pending::None;
+            IoError::Memory
+        })?;
+        let c = &self.core;
+        if !io.repeat || zero(c.r[1], io.address_size.into()) == 0 {
+            self.advance_rip(exit.len);
+        }
+        Ok(())
+    }
+
+    fn complete_string(&mut self, io: &PortAccess, value: u32) -> R<()> {
+        let c = &mut self.core;
+        let address = u32::from(io.address_size);
+        let index = if io.input { 7 } else { 6 };
+        if io.input {
+            let offset = zero(c.r[7], address);
+            let at = c.linear(0, offset, io.size.into(), true)?;
+            c.write_linear(0, at, &value.to_le_bytes()[..usize::from(io.size)], WRITE)?;
+        }
+        let size = u64::from(io.size);
+        let down = c.system_flags & crate::flags::DF != 0;
+        let step = if down { size.wrapping_neg() } else { size };
+        c.set_gpr(index, address, c.r[index].wrapping_add(step));
+        if io.repeat {
+            c.set_gpr(1, address, c.r[1].wrapping_sub(1));
+        }
+        Ok(())
+    }
+
+    /// Delivers an event before the next instruction: what VM entry does with an injected event.
+    /// `Some` is an exit on the way, with the event as its `vectoring`.
+    pub fn inject(&mut self, event: Event) -> Option<Exit> {
+        self.core.halted = false;
+        self.core.attention = true;
+        if self.core.deliver(event).is_ok() {
+            return None;
+        }
+        match core::mem::replace(&mut self.core.pending, Pending::None) {
+            Pending::Exit(exit) => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// Requests an interrupt from the local APIC. Vectors below 16 are ignored, and so is all
+    /// while the APIC is disabled.
+    pub fn interrupt(&mut self, vector: u8) {
+        self.core.apic.request(vector);
+        self.core.attention = true;
+    }
+
+    /// True if an interrupt without an APIC could be delivered now: IF set, no shadow.
+    pub fn interruptible(&self) -> bool {
+        let c = &self.core;
+        c.system_flags & crate::flags::IF != 0 && !c.shadow && !c.waiting && !c.shutdown
+    }
+
+    /// Raises an NMI.
+    pub fn nmi(&mut self) {
+        self.core.nmi_pending = true;
+        self.core.attention = true;
+    }
+
+    /// INIT: registers as after reset, but for the APIC's id; waits for [`Cpu::start`].
+    pub fn init(&mut self) {
+        let fpu = core::mem::replace(&mut *self.core.fpu, crate::fpu::Fpu::new());
+        self.core.reset();
+        *self.core.fpu = fpu;
+        self.core.waiting = true;
+    }
+
+    /// A start-up interrupt: real mode at `vector` pages. Ignored unless the processor waits.
+    pub fn start(&mut self, vector: u8) {
+        let c = &mut self.core;
+        if c.waiting {
+            c.waiting = false;
+            c.seg[CS] = Segment::real(u16::from(vector) << 8, true);
+            c.rip = 0;
+            c.update_mode();
+        }
+    }
+
+    /// RESET.
+    pub fn reset(&mut self) {
+        let id = self.core.apic.id();
+        self.core.apic = crate::apic::Apic::new(id);
+        self.core.msrs = crate::msr::Msrs::new();
+        self.core.reset();
+    }
+
+    /// Sets the local APIC's number, and resets the APIC. Number 0 is the boot processor.
+    pub fn set_apic_id(&mut self, id: u32) {
+        self.core.apic = crate::apic::Apic::new(id);
+    }
+
+    /// Instructions executed so far.
+    pub fn retired(&self) -> u64 {
+        self.core.retired()
+    }
+
+    /// Clock of the processor in ticks; the TSC runs with it.
+    pub fn clock(&self) -> u64 {
+        self.core.clock()
+    }
+
+    /// Clock at which the APIC timer fires.
+    pub fn deadline(&self) -> Option<u64> {
+        self.core.apic.expires()
+    }
+
+    /// Lets time pass for a halted processor: the clock becomes `clock`, unless it is past that.
+    pub fn advance_to(&mut self, clock: u64) {
+        let c = &mut self.core;
+        c.skipped += clock.saturating_sub(c.clock());
+    }
+
+    /// Carries out RDMSR. `None`: the MSR is not there, hardware would raise #GP.
+    pub fn read_msr(&mut self, index: u32) -> Option<u64> {
+        self.core.read_msr(index)
+    }
+
+    /// Carries out WRMSR. `None`: hardware would raise #GP.
+    pub fn write_msr(&mut self, index: u32, value: u64) -> Option<()> {
+        self.core.attention = true;
+        self.core.write_msr(index, value)
+    }
+
+    /// Forgets all translations and frames: after a change of the second stage.
+    pub fn flush(&mut self) {
+        self.core.flush_all();
+    }
+
+    /// Reads linear memory with the rights of the current privilege. False if a page faults;
+    /// accessed bits may have been set.
+    pub fn read_linear(&mut self, linear: u64, data: &mut [u8]) -> bool {
+        let done = self.core.read_linear(3, linear, data, READ).is_ok();
+        self.core.pending = Pending::None;
+        done
+    }
+
+    /// Instructions that gave #UD because they are not implemented, by name, with their count.
+    pub fn missing(&self) -> Vec<(alloc::string::String, u64)> {
+        self.core
+            .missing
+            .iter()
+            .map(|(code, n)| (alloc::format!("{code:?}"), *n))
+            .collect()
+    }
+
+    /// The bus that the processor owns.
+    pub fn bus_mut(&mut self) -> &mut dyn Bus {
+        &mut *self.core.bus
+    }
+}

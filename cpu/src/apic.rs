@@ -1,0 +1,461 @@
+//! The local APIC: xAPIC and x2APIC registers, priorities, and the timer in virtual time.
+
+use crate::state::Core;
+
+/// Clock ticks for one tick of the APIC timer's input clock, as CPUID leaf 15H says.
+pub(crate) const TICKS: u64 = 40;
+
+const X2APIC: u64 = 1 << 10;
+const ENABLED: u64 = 1 << 11;
+const BSP: u64 = 1 << 8;
+const MASKED: u32 = 1 << 16;
+
+const LVT_TIMER: usize = 0x32;
+const LVT_LINT0: usize = 0x35;
+const LVT_LINT1: usize = 0x36;
+
+/// 256 bits, one for each vector.
+#[derive(Clone, Copy, Default)]
+struct Vectors([u32; 8]);
+
+impl Vectors {
+    fn set(&mut self, v: u8) {
+        self.0[usize::from(v >> 5)] |= 1 << (v & 31);
+    }
+
+    fn clear(&mut self, v: u8) {
+        self.0[usize::from(v >> 5)] &= !(1 << (v & 31));
+    }
+
+    fn highest(&self) -> Option<u8> {
+        let (i, word) = self.0.iter().enumerate().rev().find(|(_, w)| **w != 0)?;
+        Some((i as u32 * 32 + 31 - word.leading_zeros()) as u8)
+    }
+}
+
+/// Something that a register write makes the processor do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    None,
+    /// Interrupt command, in x2APIC format.
+    Command(u64),
+    /// End of a level-triggered or edge-triggered interrupt.
+    End(u8),
+}
+
+pub(crate) struct Apic {
+    id: u32,
+    base: u64,
+    tpr: u8,
+    ldr: u32,
+    dfr: u32,
+    svr: u32,
+    esr: u32,
+    icr: u64,
+    /// LVT entries at register numbers 2FH (CMCI) to 37H.
+    lvt: [u32; 9],
+    irr: Vectors,
+    isr: Vectors,
+    initial: u32,
+    divide: u32,
+    /// Clock at which the timer fires.
+    expires: Option<u64>,
+    /// Value of IA32_TSC_DEADLINE, zero if not armed.
+    deadline: u64,
+}
+
+impl Apic {
+    pub(crate) fn new(id: u32) -> Self {
+        let mut apic = Self {
+            id,
+            base: 0xfee0_0000 | ENABLED | if id == 0 { BSP } else { 0 },
+            tpr: 0,
+            ldr: 0,
+            dfr: u32::MAX,
+            svr: 0xff,
+            esr: 0,
+            icr: 0,
+            lvt: [MASKED; 9],
+            irr: Vectors::default(),
+            isr: Vectors::default(),
+            initial: 0,
+            divide: 0,
+            expires: None,
+            deadline: 0,
+        };
+        apic.lvt[LVT_LINT0 - 0x2f] = MASKED;
+        apic.lvt[LVT_LINT1 - 0x2f] = MASKED;
+        apic
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Guest-physical page of the registers, in xAPIC mode.
+    pub(crate) fn page(&self) -> Option<u64> {
+        (self.base & (ENABLED | X2APIC) == ENABLED).then_some(self.base & !0xfff)
+    }
+
+    fn x2(&self) -> bool {
+        self.base & (ENABLED | X2APIC) == ENABLED | X2APIC
+    }
+
+    pub(crate) fn set_base(&mut self, value: u64, phys_bits: u8) -> Option<()> {
+        let reserved = 0x2ff | !((1 << phys_bits) - 1);
+        let from = self.base & (ENABLED | X2APIC);
+        let to = value & (ENABLED | X2APIC);
+        let legal = match (from, to) {
+            (_, X2APIC) => false,
+            (0, t) => t != ENABLED | X2APIC,
+            (f, ENABLED) => f & X2APIC == 0,
+            _ => true,
+        };
+        if value & reserved != 0 || !legal {
+            return None;
+        }
+        if to == 0 && from != 0 {
+            *self = Self::new(self.id);
+        }
+        self.base = value;
+        Some(())
+    }
+
+    pub(crate) fn tpr(&self) -> u8 {
+        self.tpr
+    }
+
+    pub(crate) fn set_tpr(&mut self, value: u8) {
+        self.tpr = value;
+    }
+
+    fn ppr(&self) -> u8 {
+        let isr = self.isr.highest().unwrap_or(0);
+        if self.tpr >> 4 >= isr >> 4 {
+            self.tpr
+        } else {
+            isr & 0xf0
+        }
+    }
+
+    fn enabled(&self) -> bool {
+        self.base & ENABLED != 0 && self.svr & 1 << 8 != 0
+    }
+
+    /// Accepts an interrupt; vectors below 16 are an error.
+    pub(crate) fn request(&mut self, vector: u8) {
+        if vector < 16 {
+            self.esr |= 1 << 6;
+        } else if self.enabled() {
+            self.irr.set(vector);
+        }
+    }
+
+    /// Vector that would be delivered now.
+    pub(crate) fn pending(&self) -> Option<u8> {
+        self.irr
+            .highest()
+            .filter(|v| self.enabled() && v >> 4 > self.ppr() >> 4)
+    }
+
+    /// Moves a vector from requested to in service.
+    pub(crate) fn accept(&mut self, vector: u8) {
+        self.irr.clear(vector);
+        self.isr.set(vector);
+    }
+
+    fn timer_mode(&self) -> u32 {
+        self.lvt[LVT_TIMER - 0x2f] >> 17 & 3
+    }
+
+    fn divisor(&self) -> u64 {
+        let code = self.divide & 3 | self.divide >> 1 & 4;
+        TICKS * if code == 7 { 1 } else { 2 << code }
+    }
+
+    fn start(&mut self, now: u64) {
+        self.expires = (self.initial != 0 && self.timer_mode() < 2)
+            .then(|| now + u64::from(self.initial) * self.divisor());
+    }
+
+    fn current(&self, now: u64) -> u32 {
+        match self.expires {
+            Some(at) if self.timer_mode() < 2 => {
+                (at.saturating_sub(now)).div_ceil(self.divisor()) as u32
+            }
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn tsc_deadline(&self) -> u64 {
+        self.deadline
+    }
+
+    pub(crate) fn set_tsc_deadline(&mut self, value: u64, tsc: u64, now: u64) {
+        if self.timer_mode() != 2 {
+            return;
+        }
+        self.deadline = value;
+        self.expires = (value != 0).then(|| now + value.saturating_sub(tsc));
+    }
+
+    /// Clock of the next timer interrupt.
+    pub(crate) fn expires(&self) -> Option<u64> {
+        self.expires
+    }
+
+    /// Fires the timer if its time has come.
+    pub(crate) fn tick(&mut self, now: u64) {
+        let Some(at) = self.expires.filter(|at| *at <= now) else {
+            return;
+        };
+        let lvt = self.lvt[LVT_TIMER - 0x2f];
+        if lvt & MASKED == 0 {
+            self.request(lvt as u8);
+        }
+        self.expires = None;
+        match self.timer_mode() {
+            1 => {
+                let period = (u64::from(self.initial) * self.divisor()).max(1);
+                let missed = (now - at) / period;
+                self.expires = Some(at + (missed + 1) * period);
+            }
+            2 => self.deadline = 0,
+            _ => {}
+        }
+    }
+
+    /// Reads a register by its number, the xAPIC offset divided by 16.
+    fn read(&self, n: usize, now: u64) -> Option<u32> {
+        Some(match n {
+            0x02 if self.x2() => self.id,
+            0x02 => self.id << 24,
+            // Six LVT entries, no suppression of EOI broadcasts.
+            0x03 => 0x14 | 5 << 16,
+            0x08 => self.tpr.into(),
+            0x0a => self.ppr().into(),
+            0x0d if self.x2() => (self.id & 0xffff_fff0) << 12 | 1 << (self.id & 15),
+            0x0d => self.ldr,
+            0x0e if !self.x2() => self.dfr,
+            0x0f => self.svr,
+            0x10..=0x17 => self.isr.0[n & 7],
+            0x18..=0x1f => 0,
+            0x20..=0x27 => self.irr.0[n & 7],
+            0x28 => self.esr,
+            0x30 => self.icr as u32,
+            0x31 if !self.x2() => (self.icr >> 32) as u32,
+            0x32..=0x37 => self.lvt[n - 0x2f],
+            0x38 => self.initial,
+            0x39 => self.current(now),
+            0x3e => self.divide,
+            _ => return None,
+        })
+    }
+
+    fn write(&mut self, n: usize, value: u32, now: u64) -> Option<Effect> {
+        match n {
+            0x02 if !self.x2() => {}
+            0x08 => self.tpr = value as u8,
+            0x0b => {
+                if let Some(v) = self.isr.highest() {
+                    self.isr.clear(v);
+                    return Some(Effect::End(v));
+                }
+            }
+            0x0d if !self.x2() => self.ldr = value & 0xff00_0000,
+            0x0e if !self.x2() => self.dfr = value | 0x0fff_ffff,
+            0x0f => {
+                self.svr = value & 0x1ff;
+                if value & 1 << 8 == 0 {
+                    self.lvt.iter_mut().for_each(|l| *l |= MASKED);
+                }
+            }
+            0x28 => self.esr = 0,
+            0x30 => {
+                self.icr = self.icr & !0xffff_ffff | u64::from(value & !(1 << 12));
+                return Some(Effect::Command(
+                    self.icr >> 56 << 32 | self.icr & 0xffff_ffff,
+                ));
+            }
+            0x31 => self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32,
+            0x32..=0x37 => {
+                let off = if self.enabled() { 0 } else { MASKED };
+                let mode = self.timer_mode();
+                self.lvt[n - 0x2f] = value & 0x0007_a7ff | off;
+                if n == LVT_TIMER && self.timer_mode() != mode {
+                    self.expires = None;
+                    self.deadline = 0;
+                }
+            }
+            0x38 => {
+                self.initial = value;
+                self.start(now);
+            }
+            0x3e => {
+                self.divide = value & 0xb;
+                if self.timer_mode() < 2 && self.expires.is_some() {
+                    self.start(now);
+                }
+            }
+            _ => return None,
+        }
+        Some(Effect::None)
+    }
+
+    pub(crate) fn read_x2(&self, msr: u32, now: u64) -> Option<u64> {
+        if !self.x2() {
+            return None;
+        }
+        match msr {
+            0x830 => Some(self.icr),
+            0x80b => None,
+            _ => self.read(msr as usize & 0xff, now).map(u64::from),
+        }
+    }
+
+    pub(crate) fn write_x2(&mut self, msr: u32, value: u64, now: u64) -> Option<Effect> {
+        if !self.x2() {
+            return None;
+        }
+        match msr {
+            0x830 => {
+                self.icr = value & !(1 << 12);
+                Some(Effect::Command(self.icr))
+            }
+            0x83f if value < 256 => {
+                self.request(value as u8);
+                Some(Effect::None)
+            }
+            0x831 | 0x83f => None,
+            0x80b | 0x828 if value != 0 => None,
+            _ if value >> 32 != 0 => None,
+            _ => self.write(msr as usize & 0xff, value as u32, now),
+        }
+    }
+
+    /// Reads the register page; anything but aligned 4-byte accesses reads as zero.
+    pub(crate) fn read_page(&self, offset: usize, data: &mut [u8], now: u64) {
+        data.fill(0);
+        if data.len() <= 4 && offset & 15 < 4 {
+            let value = self.read(offset >> 4, now).unwrap_or(0).to_le_bytes();
+            for (to, from) in data.iter_mut().zip(&value[offset & 3..]) {
+                *to = *from;
+            }
+        }
+    }
+
+    pub(crate) fn write_page(&mut self, offset: usize, data: &[u8], now: u64) -> Effect {
+        match <[u8; 4]>::try_from(data) {
+            Ok(bytes) if offset & 15 == 0 => self
+                .write(offset >> 4, u32::from_le_bytes(bytes), now)
+                .unwrap_or(Effect::None),
+            _ => Effect::None,
+        }
+    }
+}
+
+impl Core {
+    /// Carries out what an APIC write asks for.
+    pub(crate) fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::End(vector) => self.bus.end_of_interrupt(vector),
+            Effect::Command(icr) => self.interrupt_command(icr),
+        }
+    }
+
+    fn interrupt_command(&mut self, icr: u64) {
+        let vector = icr as u8;
+        let fixed = icr >> 8 & 7 == 0;
+        let shorthand = icr >> 18 & 3;
+        let destination = (icr >> 32) as u32;
+        let physical = icr & 1 << 11 == 0;
+        let to_self = match shorthand {
+            0 => physical && destination == self.apic.id(),
+            1 | 2 => true,
+            _ => false,
+        };
+        if to_self && fixed {
+            self.apic.request(vector);
+        }
+        if shorthand != 1 && !(shorthand == 0 && to_self && fixed) {
+            self.bus.ipi(self.apic.id(), icr);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> Apic {
+        let mut apic = Apic::new(0);
+        assert!(
+            apic.set_base(0xfee0_0000 | ENABLED | X2APIC | BSP, 46)
+                .is_some()
+        );
+        assert!(apic.write_x2(0x80f, 0x1ff, 0).is_some());
+        apic
+    }
+
+    #[test]
+    fn a_lower_class_waits_for_the_end_of_a_higher_one() {
+        let mut apic = running();
+        apic.request(0x51);
+        assert_eq!(apic.pending(), Some(0x51));
+        apic.accept(0x51);
+        apic.request(0x5f);
+        apic.request(0x40);
+        assert_eq!(apic.pending(), None);
+        apic.request(0x60);
+        assert_eq!(apic.pending(), Some(0x60));
+        apic.set_tpr(0x60);
+        assert_eq!(apic.pending(), None);
+        apic.set_tpr(0);
+        assert!(apic.write_x2(0x80b, 0, 0) == Some(Effect::End(0x51)));
+    }
+
+    #[test]
+    fn one_shot_fires_once_and_periodic_again() {
+        let mut apic = running();
+        apic.write_x2(0x832, 0x40, 0).expect("LVT");
+        apic.write_x2(0x83e, 0xb, 0).expect("divide by 1");
+        apic.write_x2(0x838, 10, 100).expect("initial count");
+        assert_eq!(apic.expires(), Some(100 + 10 * TICKS));
+        assert_eq!(apic.read_x2(0x839, 100 + 4 * TICKS), Some(6));
+        apic.tick(100 + 10 * TICKS);
+        assert_eq!((apic.pending(), apic.expires()), (Some(0x40), None));
+        apic.write_x2(0x832, 1 << 17 | 0x41, 0).expect("LVT");
+        apic.write_x2(0x838, 10, 0).expect("initial count");
+        apic.tick(25 * TICKS);
+        assert_eq!(apic.expires(), Some(30 * TICKS));
+    }
+
+    #[test]
+    fn the_deadline_reads_zero_after_it_fired() {
+        let mut apic = running();
+        apic.write_x2(0x832, 2 << 17 | 0x42, 0).expect("LVT");
+        apic.set_tsc_deadline(5000, 1000, 50);
+        assert_eq!(apic.expires(), Some(4050));
+        apic.tick(4049);
+        assert_eq!(apic.pending(), None);
+        apic.tick(4050);
+        assert_eq!((apic.pending(), apic.tsc_deadline()), (Some(0x42), 0));
+    }
+
+    #[test]
+    fn illegal_mode_changes_of_the_apic_base_fault() {
+        let mut apic = Apic::new(0);
+        let base = 0xfee0_0000;
+        assert!(apic.set_base(base | X2APIC, 46).is_none());
+        assert!(apic.set_base(base | ENABLED | X2APIC, 46).is_some());
+        assert!(apic.set_base(base | ENABLED, 46).is_none());
+        assert!(apic.set_base(base, 46).is_some());
+        assert!(apic.set_base(base | ENABLED | X2APIC, 46).is_none());
+        assert!(apic.set_base(base | ENABLED | 1, 46).is_none());
+    }
+}

@@ -1,0 +1,488 @@
+//! The processor as its users see it, and the loop between blocks.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use hashbrown::HashMap;
+
+use crate::build::{Block, Limits, Link};
+use crate::bus::Bus;
+use crate::cpuid::CpuidTable;
+use crate::exit::{Controls, Exit};
+use crate::fault::{Event, Exception};
+use crate::flags;
+use crate::op::{BLOCK_OPS, Dispatch, Out, run};
+use crate::pages::CodePages;
+use crate::segment::CS;
+use crate::state::{BLOCK, Core, Pending, R};
+
+/// Reason for which [`Cpu::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// All instructions of the budget were executed.
+    Budget,
+    /// The processor is halted and no event is due. [`Cpu::deadline`] says when its timer fires.
+    Halted,
+    /// PAUSE: another processor of the machine should have a turn.
+    Paused,
+    /// The processor waits for a start-up interrupt.
+    WaitsForStart,
+    /// An exit. RIP is at the instruction.
+    Exit(Exit),
+}
+
+const JUMPS: usize = 4096;
+/// Decoded instructions after which everything is dropped, so that memory stays bounded.
+const MOST_DECODED: usize = 1 << 20;
+
+#[derive(Clone, Copy)]
+struct Jump {
+    rip: u64,
+    stamp: u64,
+    block: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    gpa: u64,
+    rip: u64,
+    bits: u8,
+    limit: u32,
+}
+
+/// Decoded blocks.
+struct Blocks {
+    list: Vec<Block>,
+    map: HashMap<Key, u32>,
+    jumps: Box<[Jump]>,
+    /// Grows when blocks are dropped: links of older epochs are not followed.
+    epoch: u64,
+    seen_written: u64,
+    seen_protected: u64,
+}
+
+impl Blocks {
+    fn new() -> Self {
+        let none = Jump {
+            rip: 0,
+            stamp: u64::MAX,
+            block: 0,
+        };
+        Self {
+            list: Vec::new(),
+            map: HashMap::new(),
+            jumps: vec![none; JUMPS].into_boxed_slice(),
+            epoch: 1,
+            seen_written: 0,
+            seen_protected: 0,
+        }
+    }
+}
+
+/// One x86-64 processor.
+///
+/// It owns its [`Bus`]; several processors of one machine have a bus each, to the same memory,
+/// and share one [`CodePages`]. See the crate's page for an example.
+pub struct Cpu {
+    pub(crate) core: Core,
+    blocks: Blocks,
+    dispatch: Dispatch,
+}
+
+impl Cpu {
+    /// A processor after RESET: real mode at FFFF_FFF0H.
+    pub fn new(bus: Box<dyn Bus>, pages: Arc<CodePages>, cpuid: CpuidTable) -> Self {
+        let core = Core::new(bus, pages, cpuid);
+        Self {
+            core,
+            blocks: Blocks::new(),
+            dispatch: Dispatch::Tail,
+        }
+    }
+
+    /// Chooses how handlers reach the next one. Both ways compute the same.
+    pub fn set_dispatch(&mut self, dispatch: Dispatch) {
+        self.dispatch = dispatch;
+        self.drop_blocks();
+    }
+
+    /// The instructions that exit.
+    pub fn controls_mut(&mut self) -> &mut Controls {
+        &mut self.core.controls
+    }
+
+    /// Runs up to `budget` instructions.
+    ///
+    /// Time passes with instructions: one tick of the TSC each. A repeated string instruction
+    /// counts once for each 4096 elements it is interrupted after.
+    pub fn run(&mut self, budget: u64) -> Stopped {
+        self.enter();
+        let mut left = budget.min(i64::MAX as u64) as i64;
+        loop {
+            if let Some(stopped) = self.idle() {
+                return stopped;
+            }
+            let core = &mut self.core;
+            let now = core.clock();
+            core.apic.tick(now);
+            core.attention = true;
+            let until = core
+                .apic
+                .expires()
+                .map_or(u64::MAX, |at| at.saturating_sub(now).max(1));
+            let slice = left.min(until.min(i64::MAX as u64) as i64);
+            if slice <= 0 {
+                return Stopped::Budget;
+            }
+            core.granted = core.granted.wrapping_add(slice as u64);
+            core.budget += slice;
+            let stopped = self.slice();
+            let core = &mut self.core;
+            let unused = core.budget;
+            core.granted = core.granted.wrapping_sub(unused as u64);
+            core.budget = 0;
+            left -= slice - unused;
+            if let Some(stopped) = stopped {
+                return stopped;
+            }
+        }
+    }
+
+    /// Takes notice of what others did since the last run.
+    fn enter(&mut self) {
+        let core = &mut self.core;
+        let generation = core.bus.generation();
+        let protected = core.pages.protected_count();
+        if generation != core.bus_generation || protected != self.blocks.seen_protected {
+            core.bus_generation = generation;
+            self.blocks.seen_protected = protected;
+            core.flush_all();
+        }
+    }
+
+    /// What a processor that does not execute waits for.
+    fn idle(&mut self) -> Option<Stopped> {
+        let core = &mut self.core;
+        if core.shutdown {
+            let _ = core.exit(crate::exit::Cause::TripleFault, 0);
+            return Some(self.take_exit());
+        }
+        if core.waiting {
+            return Some(Stopped::WaitsForStart);
+        }
+        if core.halted {
+            let now = core.clock();
+            core.apic.tick(now);
+            if !core.wakes() {
+                return Some(Stopped::Halted);
+            }
+            core.halted = false;
+        }
+        None
+    }
+
+    fn take_exit(&mut self) -> Stopped {
+        match core::mem::replace(&mut self.core.pending, Pending::None) {
+            Pending::Exit(exit) => Stopped::Exit(exit),
+            _ => Stopped::Budget,
+        }
+    }
+
+    /// Runs until the slice's budget is used or something has to be reported.
+    fn slice(&mut self) -> Option<Stopped> {
+        let mut next: Option<u32> = None;
+        loop {
+            let written = self.core.pages.written_count();
+            if written != self.blocks.seen_written {
+                self.blocks.seen_written = written;
+                self.blocks.epoch += 1;
+                self.core.epoch += 1;
+                next = None;
+            }
+            let mut cut = BLOCK_OPS as u8;
+            let mut step = false;
+            let special = flags::TF | flags::RF;
+            if self.core.attention || self.core.shadow || self.core.system_flags & special != 0 {
+                next = None;
+                if let Some(stopped) = self.events() {
+                    return stopped;
+                }
+                step = self.core.system_flags & flags::TF != 0;
+                if step || self.core.shadow || self.core.system_flags & flags::RF != 0 {
+                    cut = 1;
+                }
+            }
+            if self.core.budget <= 0 {
+                return None;
+            }
+            cut = cut.min(self.core.budget.min(255) as u8);
+            let out = match self.step(next, cut) {
+                Ok((out, from)) => {
+                    next = self.follow(out, from);
+                    out
+                }
+                Err(_) => {
+                    next = None;
+                    Out::Stop
+                }
+            };
+            if out != Out::Stop {
+                if step {
+                    self.single_step();
+                }
+                continue;
+            }
+            if let Some(stopped) = self.stopped() {
+                return Some(stopped);
+            }
+        }
+    }
+
+    /// Delivers what is due. `Some` ends the slice.
+    fn events(&mut self) -> Option<Option<Stopped>> {
+        let core = &mut self.core;
+        core.attention = false;
+        if core.halted || core.waiting || core.shutdown {
+            return Some(None);
+        }
+        if core::mem::take(&mut core.yielded) {
+            return Some(Some(Stopped::Paused));
+        }
+        if core.shadow || core.trap {
+            core.attention = true;
+            return None;
+        }
+        let event = if core.nmi_pending && !core.nmi_blocked {
+            core.nmi_pending = false;
+            Event::nmi()
+        } else if core.system_flags & flags::IF != 0 {
+            let vector = core.apic.pending()?;
+            core.apic.accept(vector);
+            Event::interrupt(vector)
+        } else {
+            return None;
+        };
+        core.attention = true;
+        match core.deliver(event) {
+            Ok(()) => None,
+            Err(_) => Some(Some(self.take_exit())),
+        }
+    }
+
+    /// #DB after an instruction that began with TF set.
+    fn single_step(&mut self) {
+        let core = &mut self.core;
+        core.dr[6] |= 1 << 14;
+        core.trap = true;
+    }
+
+    /// Runs one block: `next` if it is known, else the one at RIP, with at most `cut`
+    /// instructions.
+    fn step(&mut self, next: Option<u32>, cut: u8) -> R<(Out, Option<u32>)> {
+        let core = &mut self.core;
+        if core.trap {
+            core.trap = false;
+            core.pending = Pending::Fault(Exception::plain(Exception::DB));
+            return Err(crate::state::Stop);
+        }
+        let shadow = core::mem::take(&mut core.shadow);
+        let alone = core::mem::take(&mut core.alone);
+        let whole = cut == BLOCK_OPS as u8 && !alone;
+        let index = match next {
+            Some(n) => n,
+            None => match self.find(!alone && cut > 1) {
+                Ok(Some(n)) => n,
+                Ok(None) => return self.run_once(if alone { 1 } else { cut }),
+                Err(stop) => {
+                    self.core.shadow = shadow && matches!(self.core.pending, Pending::Exit(_));
+                    return Err(stop);
+                }
+            },
+        };
+        let count = self.blocks.list[index as usize].count;
+        if alone || !whole && count > cut {
+            return self.run_once(if alone { 1 } else { cut });
+        }
+        let block = &self.blocks.list[index as usize];
+        let core = &mut self.core;
+        core.budget -= i64::from(count);
+        core.r[BLOCK] = core.rip;
+        let out = run(core, &block.ops);
+        if out != Out::Stop {
+            core.system_flags &= !flags::RF;
+        }
+        Ok((out, Some(index)))
+    }
+
+    /// Builds a block of at most `count` instructions, runs it and forgets it.
+    fn run_once(&mut self, count: u8) -> R<(Out, Option<u32>)> {
+        let core = &mut self.core;
+        let mark = core.insns.len();
+        let linear = core.code_linear(core.rip);
+        let gpa = core.fetch_address(linear)?;
+        let limits = Limits {
+            instructions: count.max(1),
+            keep: false,
+            dispatch: self.dispatch,
+        };
+        let block = core.build(gpa, limits)?;
+        core.budget -= i64::from(block.count);
+        core.r[BLOCK] = core.rip;
+        let before = core.system_flags & flags::RF;
+        let out = run(core, &block.ops);
+        core.insns.truncate(mark);
+        if out != Out::Stop && before != 0 {
+            core.system_flags &= !flags::RF;
+        }
+        Ok((out, None))
+    }
+
+    /// Finds or builds the block at RIP; `None` if it can not be kept.
+    fn find(&mut self, keep: bool) -> R<Option<u32>> {
+        let core = &mut self.core;
+        let stamp = core.epoch << 3 | u64::from(core.bits >> 5) << 1 | u64::from(core.cpl == 3);
+        let slot = (core.rip ^ core.rip >> 12) as usize % JUMPS;
+        let jump = self.blocks.jumps[slot];
+        if jump.rip == core.rip && jump.stamp == stamp {
+            return Ok(Some(jump.block));
+        }
+        let linear = core.code_linear(core.rip);
+        let gpa = core.fetch_address(linear)?;
+        let limit = if core.bits == 64 {
+            u32::MAX
+        } else {
+            core.seg[CS].limit
+        };
+        let key = Key {
+            gpa,
+            rip: core.rip,
+            bits: core.bits,
+            limit,
+        };
+        let known = self.blocks.map.get(&key).copied();
+        let current =
+            known.filter(|n| self.blocks.list[*n as usize].version == core.pages.version(gpa));
+        let index = match current {
+            Some(n) => n,
+            None if !keep => return Ok(None),
+            None => {
+                if core.insns.len() > MOST_DECODED || self.blocks.list.len() > MOST_DECODED {
+                    self.drop_blocks();
+                }
+                let limits = Limits {
+                    instructions: BLOCK_OPS as u8,
+                    keep: true,
+                    dispatch: self.dispatch,
+                };
+                let block = self.core.build(gpa, limits)?;
+                if !block.keep {
+                    return Ok(None);
+                }
+                self.keep(key, known, block)
+            }
+        };
+        self.blocks.seen_protected = self.core.pages.protected_count();
+        let stamp = self.core.epoch << 3 | stamp & 7;
+        self.blocks.jumps[slot] = Jump {
+            rip: self.core.rip,
+            stamp,
+            block: index,
+        };
+        Ok(Some(index))
+    }
+
+    fn keep(&mut self, key: Key, known: Option<u32>, block: Block) -> u32 {
+        let stale = known.filter(|n| (*n as usize) < self.blocks.list.len());
+        match stale {
+            Some(n) => {
+                self.blocks.list[n as usize] = block;
+                n
+            }
+            None => {
+                let n = self.blocks.list.len() as u32;
+                self.blocks.list.push(block);
+                self.blocks.map.insert(key, n);
+                n
+            }
+        }
+    }
+
+    /// The block after `from`, if a link leads there.
+    fn follow(&mut self, out: Out, from: Option<u32>) -> Option<u32> {
+        let slot = match out {
+            Out::Taken => 0,
+            Out::Fall => 1,
+            _ => return None,
+        };
+        let from = from?;
+        let block = &self.blocks.list[from as usize];
+        let link = block.links[slot].get();
+        if link.epoch == self.blocks.epoch {
+            return Some(link.block);
+        }
+        // Links stay inside of a page, where they are right whatever the page tables say.
+        if (block.rip ^ self.core.rip) >> 12 != 0 {
+            return None;
+        }
+        let page = block.gpa >> 12;
+        let found = self.find(true).ok().flatten();
+        if found.is_none() {
+            // The same question is asked again by the loop, which handles the fault.
+            self.core.pending = Pending::None;
+        }
+        let target = found?;
+        let epoch = self.blocks.epoch;
+        let to = &self.blocks.list[target as usize];
+        if to.gpa >> 12 == page {
+            if let Some(block) = self.blocks.list.get(from as usize) {
+                block.links[slot].set(Link {
+                    epoch,
+                    block: target,
+                });
+            }
+        }
+        Some(target)
+    }
+
+    /// Handles an instruction that did not complete. `Some` leaves the processor.
+    fn stopped(&mut self) -> Option<Stopped> {
+        let core = &mut self.core;
+        core.again = false;
+        let event = match core::mem::replace(&mut core.pending, Pending::None) {
+            Pending::Exit(exit) => return Some(Stopped::Exit(exit)),
+            Pending::Fault(e) => Event::exception(e),
+            Pending::Software(event) => event,
+            Pending::CodeWrite(gpa) => {
+                core.pages.forget(gpa);
+                core.alone = true;
+                return None;
+            }
+            Pending::None => return None,
+        };
+        // A delivery costs an instruction, so that a loop of faults ends with its budget.
+        core.budget -= 1;
+        core.attention = true;
+        match core.deliver(event) {
+            Ok(()) => None,
+            Err(_) => Some(self.take_exit()),
+        }
+    }
+
+    fn drop_blocks(&mut self) {
+        self.blocks.list.clear();
+        self.blocks.map.clear();
+        self.blocks.epoch += 1;
+        self.core.insns.clear();
+        self.core.epoch += 1;
+    }
+}
+
+impl Core {
+    /// True if a halted processor has a reason to go on.
+    fn wakes(&self) -> bool {
+        let interrupt = self.system_flags & flags::IF != 0 && self.apic.pending().is_some();
+        self.nmi_pending && !self.nmi_blocked || interrupt
+    }
+}

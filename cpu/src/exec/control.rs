@@ -1,0 +1,626 @@
+//! System instructions: control registers, tables, MSRs, ports, CPUID, time.
+
+use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+
+use crate::exec::Exec;
+use crate::exit::{Cause, PortAccess};
+use crate::fault::Exception;
+use crate::flags;
+use crate::operand::operand_size;
+use crate::segment::{FS, GS, Segment, TableRegister};
+use crate::state::{
+    CR0_TS, CR4_DE, CR4_FSGSBASE, CR4_OSXSAVE, CR4_PCIDE, CR4_PKE, CR4_TSD, CR4_UMIP, Core, R,
+};
+
+/// All of these end a block: they exit, change the mode, or look at the time.
+pub(super) fn select_end(i: &Instruction) -> Option<Exec> {
+    Some(match i.mnemonic() {
+        M::Mov if is_system_move(i) => |c, i| {
+            if super::data::is_control(i.op0_register()) {
+                mov_to(c, i)
+            } else {
+                mov_from(c, i)
+            }
+        },
+        M::Cpuid => cpuid,
+        M::Hlt => hlt,
+        M::Cli | M::Sti => interrupt_flag,
+        M::Lgdt | M::Lidt => load_table,
+        M::Lldt | M::Ltr => load_system,
+        M::Lmsw => lmsw,
+        M::Clts => |c, i| {
+            c.privileged()?;
+            if c.controls.control_registers {
+                return Err(c.exit(Cause::Clts, i.len() as u8));
+            }
+            c.cr0 &= !CR0_TS;
+            Ok(())
+        },
+        M::Invlpg => |c, i| {
+            c.privileged()?;
+            let seg = Core::operand_segment(i);
+            let at = c.offset(i).wrapping_add(if c.bits == 64 {
+                c.base[seg]
+            } else {
+                c.seg[seg].base
+            });
+            let at = c.wrap(at);
+            c.flush_page(at);
+            Ok(())
+        },
+        M::Invpcid => invpcid,
+        M::Wbinvd | M::Wbnoinvd | M::Invd => |c, i| {
+            c.privileged()?;
+            if c.controls.wbinvd {
+                let cause = if i.mnemonic() == M::Invd {
+                    Cause::Invd
+                } else {
+                    Cause::Wbinvd
+                };
+                return Err(c.exit(cause, i.len() as u8));
+            }
+            Ok(())
+        },
+        M::Rdtsc | M::Rdtscp => rdtsc,
+        M::Rdpmc => |c, _| Err(c.gp(0)),
+        M::Rdmsr | M::Wrmsr => msr,
+        M::Xsetbv => xsetbv,
+        M::Stac | M::Clac => |c, i| {
+            if c.cpl != 0 {
+                return Err(c.ud());
+            }
+            if i.mnemonic() == M::Stac {
+                c.system_flags |= flags::AC;
+            } else {
+                c.system_flags &= !flags::AC;
+            }
+            c.update_set();
+            Ok(())
+        },
+        M::Wrpkru => |c, _| {
+            if c.cr4 & CR4_PKE == 0 {
+                return Err(c.ud());
+            }
+            if c.r[1] as u32 != 0 || c.r[2] as u32 != 0 {
+                return Err(c.gp(0));
+            }
+            c.pkru = c.r[0] as u32;
+            c.flush_linear();
+            Ok(())
+        },
+        M::In | M::Out => port,
+        M::Pause => |c, i| {
+            if c.controls.pause {
+                return Err(c.exit(Cause::Pause, i.len() as u8));
+            }
+            c.yielded = true;
+            Ok(())
+        },
+        M::Vmcall => |c, i| c.guest_call(i, Cause::Vmcall),
+        M::Vmmcall => |c, i| c.guest_call(i, Cause::Vmmcall),
+        M::Vmgexit => |c, i| c.guest_call(i, Cause::Vmgexit),
+        M::Tdcall => |c, i| c.guest_call(i, Cause::Tdcall),
+        M::Seamcall => |c, i| c.guest_call(i, Cause::Seamcall),
+        M::Pvalidate => |c, i| c.guest_call(i, Cause::Pvalidate),
+        M::Rmpadjust => |c, i| c.guest_call(i, Cause::Rmpadjust),
+        M::Rmpupdate => |c, i| c.guest_call(i, Cause::Rmpupdate),
+        M::Psmash => |c, i| c.guest_call(i, Cause::Psmash),
+        _ => return None,
+    })
+}
+
+/// System instructions inside of a block.
+pub(super) fn select(m: M) -> Option<Exec> {
+    Some(match m {
+        M::Sgdt | M::Sidt => store_table,
+        M::Sldt | M::Str | M::Smsw => store_system,
+        M::Lar | M::Lsl | M::Verr | M::Verw => verify,
+        M::Arpl => arpl,
+        M::Xgetbv => xgetbv,
+        M::Rdpkru => |c, _| {
+            if c.cr4 & CR4_PKE == 0 {
+                return Err(c.ud());
+            }
+            if c.r[1] as u32 != 0 {
+                return Err(c.gp(0));
+            }
+            c.set_gpr(0, 4, c.pkru.into());
+            c.set_gpr(2, 4, 0);
+            Ok(())
+        },
+        M::Rdpid => |c, i| {
+            let aux = c.msrs.tsc_aux;
+            c.put(i, 0, aux)
+        },
+        M::Swapgs => |c, _| {
+            if c.bits != 64 {
+                return Err(c.ud());
+            }
+            c.privileged()?;
+            let base = c.seg[GS].base;
+            c.seg[GS].base = c.msrs.kernel_gs_base;
+            c.base[GS] = c.msrs.kernel_gs_base;
+            c.msrs.kernel_gs_base = base;
+            Ok(())
+        },
+        M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => segment_base,
+        M::Rdrand | M::Rdseed => |c, i| {
+            let value = c.random();
+            c.f.set(flags::CF);
+            c.put(i, 0, value)
+        },
+        _ => return None,
+    })
+}
+
+fn is_system_move(i: &Instruction) -> bool {
+    use super::data::is_control;
+    i.op0_kind() == OpKind::Register && is_control(i.op0_register())
+        || i.op1_kind() == OpKind::Register && is_control(i.op1_register())
+}
+
+impl Core {
+    /// #GP(0) unless at CPL 0.
+    pub(crate) fn privileged(&mut self) -> R<()> {
+        if self.cpl == 0 {
+            Ok(())
+        } else {
+            Err(self.gp(0))
+        }
+    }
+
+    fn guest_call(&mut self, i: &Instruction, cause: Cause) -> R<()> {
+        if !self.controls.guest_instructions {
+            return Err(self.ud());
+        }
+        let len = i.len() as u8;
+        if self.cpl != 0 && !matches!(cause, Cause::Vmcall | Cause::Vmmcall | Cause::Vmgexit) {
+            return Err(self.gp(0));
+        }
+        Err(self.exit(cause, len))
+    }
+
+    /// A generator with a fixed seed, so that runs repeat: splitmix64.
+    fn random(&mut self) -> u64 {
+        self.entropy = self.entropy.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.entropy ^ self.entropy >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// CPL against IOPL, then the bitmap of the task state segment.
+    pub(crate) fn port_allowed(&mut self, port: u16, size: u8) -> R<()> {
+        if !self.protected() || self.cpl <= self.iopl() && !self.vm86() {
+            return Ok(());
+        }
+        let limit = u64::from(self.tr.limit);
+        let wide = self.tr.kind() & 8 != 0;
+        if !self.tr.usable() || !wide || limit < 0x67 {
+            return Err(self.gp(0));
+        }
+        let map = self.system_read(self.tr.base.wrapping_add(0x66), 2)?;
+        let at = map + u64::from(port / 8);
+        if at + 1 > limit {
+            return Err(self.gp(0));
+        }
+        let bits = self.system_read(self.tr.base.wrapping_add(at), 2)?;
+        let mask = (1 << size) - 1;
+        if bits >> (port % 8) & mask != 0 {
+            Err(self.gp(0))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Number of a control or debug register.
+fn number(r: Register) -> usize {
+    r.number()
+}
+
+pub(super) fn mov_from(c: &mut Core, i: &Instruction) -> R<()> {
+    c.privileged()?;
+    let from = i.op1_register();
+    let n = number(from);
+    let value = if from.is_cr() {
+        match n {
+            0 => c.cr0,
+            2 => c.cr2,
+            3 => c.cr3,
+            4 => c.cr4,
+            8 => u64::from(c.apic.tpr() >> 4),
+            _ => return Err(c.ud()),
+        }
+    } else if from.is_dr() {
+        let n = debug_register(c, n)?;
+        c.dr[n]
+    } else {
+        return Err(c.ud());
+    };
+    c.put(i, 0, value)
+}
+
+fn debug_register(c: &mut Core, n: usize) -> R<usize> {
+    match n {
+        4 | 5 if c.cr4 & CR4_DE != 0 => Err(c.ud()),
+        4 | 5 => Ok(n + 2),
+        0..=7 => Ok(n),
+        _ => Err(c.ud()),
+    }
+}
+
+pub(super) fn mov_to(c: &mut Core, i: &Instruction) -> R<()> {
+    c.privileged()?;
+    let to = i.op0_register();
+    let n = number(to);
+    let value = c.get(i, 1)?;
+    if to.is_dr() {
+        let n = debug_register(c, n)?;
+        if n >= 6 && value >> 32 != 0 {
+            return Err(c.gp(0));
+        }
+        c.dr[n] = match n {
+            6 => value & 0xe00f | 0xffff_0ff0,
+            7 => value & 0xffff_2bff | 0x400,
+            _ => value,
+        };
+        if n == 7 && value & 0xff != 0 {
+            return c.hardware_breakpoints(i.code());
+        }
+        return Ok(());
+    }
+    if !to.is_cr() {
+        return Err(c.ud());
+    }
+    if c.controls.control_registers && matches!(n, 0 | 3 | 4) {
+        let source = number(i.op1_register()) as u8;
+        return Err(c.exit(
+            Cause::WriteControl {
+                register: n as u8,
+                source,
+            },
+            i.len() as u8,
+        ));
+    }
+    match n {
+        0 => c.write_cr0(value),
+        2 => {
+            c.cr2 = value;
+            Ok(())
+        }
+        3 => c.write_cr3(value),
+        4 => c.write_cr4(value),
+        8 if value > 15 => Err(c.gp(0)),
+        8 => {
+            c.apic.set_tpr((value as u8) << 4);
+            Ok(())
+        }
+        _ => Err(c.ud()),
+    }
+}
+
+fn cpuid(c: &mut Core, i: &Instruction) -> R<()> {
+    if c.controls.cpuid {
+        return Err(c.exit(Cause::Cpuid, i.len() as u8));
+    }
+    let r = c.cpuid_leaf(c.r[0] as u32, c.r[1] as u32);
+    for (n, value) in [(0, r.eax), (3, r.ebx), (1, r.ecx), (2, r.edx)] {
+        c.set_gpr(n, 4, value.into());
+    }
+    Ok(())
+}
+
+fn hlt(c: &mut Core, i: &Instruction) -> R<()> {
+    c.privileged()?;
+    if c.controls.hlt {
+        return Err(c.exit(Cause::Hlt, i.len() as u8));
+    }
+    c.halted = true;
+    Ok(())
+}
+
+fn interrupt_flag(c: &mut Core, i: &Instruction) -> R<()> {
+    if c.protected() && c.cpl > c.iopl() {
+        return Err(c.gp(0));
+    }
+    if i.mnemonic() == M::Cli {
+        c.system_flags &= !flags::IF;
+    } else {
+        c.shadow |= c.system_flags & flags::IF == 0;
+        c.system_flags |= flags::IF;
+    }
+    Ok(())
+}
+
+fn load_table(c: &mut Core, i: &Instruction) -> R<()> {
+    c.privileged()?;
+    let seg = Core::operand_segment(i);
+    let at = c.offset(i);
+    let limit = c.read(seg, at, 2)? as u16;
+    let size = if c.bits == 64 { 8 } else { 4 };
+    let mut base = c.read(seg, at.wrapping_add(2), size)?;
+    // With 16-bit operands the base has 24 bits.
+    if i.code() == iced_x86::Code::Lgdt_m1632_16 || i.code() == iced_x86::Code::Lidt_m1632_16 {
+        base &= 0xff_ffff;
+    }
+    if c.bits == 64 && !c.canonical(base) {
+        return Err(c.gp(0));
+    }
+    let table = TableRegister { base, limit };
+    if i.mnemonic() == M::Lgdt {
+        c.gdtr = table;
+    } else {
+        c.idtr = table;
+    }
+    Ok(())
+}
+
+/// #GP(0) for what CR4.UMIP hides from CPL 1 to 3.
+fn hidden(c: &mut Core) -> R<()> {
+    if c.cr4 & CR4_UMIP != 0 && c.cpl != 0 {
+        Err(c.gp(0))
+    } else {
+        Ok(())
+    }
+}
+
+fn store_table(c: &mut Core, i: &Instruction) -> R<()> {
+    hidden(c)?;
+    let table = if i.mnemonic() == M::Sgdt {
+        c.gdtr
+    } else {
+        c.idtr
+    };
+    let size = if c.bits == 64 { 8 } else { 4 };
+    let seg = Core::operand_segment(i);
+    let offset = c.offset(i);
+    let at = c.linear(seg, offset, 2 + size as u64, true)?;
+    let mut data = [0; 10];
+    data[..2].copy_from_slice(&table.limit.to_le_bytes());
+    data[2..].copy_from_slice(&table.base.to_le_bytes());
+    c.write_linear(seg, at, &data[..2 + size], crate::paging::WRITE)
+}
+
+fn load_system(c: &mut Core, i: &Instruction) -> R<()> {
+    if c.paragraphs() {
+        return Err(c.ud());
+    }
+    c.privileged()?;
+    let selector = c.get(i, 0)? as u16;
+    if i.mnemonic() == M::Lldt {
+        c.load_ldt(selector)
+    } else {
+        c.load_tr(selector)
+    }
+}
+
+fn store_system(c: &mut Core, i: &Instruction) -> R<()> {
+    if c.paragraphs() && i.mnemonic() != M::Smsw {
+        return Err(c.ud());
+    }
+    hidden(c)?;
+    let value = match i.mnemonic() {
+        M::Sldt => c.ldtr.selector.into(),
+        M::Str => c.tr.selector.into(),
+        _ => c.cr0,
+    };
+    c.put(i, 0, value)
+}
+
+fn lmsw(c: &mut Core, i: &Instruction) -> R<()> {
+    c.privileged()?;
+    let value = c.get(i, 0)? & 15;
+    if c.controls.control_registers {
+        return Err(c.exit(Cause::Lmsw(value as u16), i.len() as u8));
+    }
+    // PE can be set and not cleared.
+    let cr0 = c.cr0 & !14 | value;
+    c.write_cr0(cr0)
+}
+
+fn invpcid(c: &mut Core, i: &Instruction) -> R<()> {
+    c.privileged()?;
+    let seg = Core::operand_segment(i);
+    let offset = c.offset(i);
+    let pcid = c.read(seg, offset, 8)?;
+    let linear = c.read(seg, offset.wrapping_add(8), 8)?;
+    let kind = c.reg(i.op0_register());
+    let bad_pcid = pcid >> 12 != 0 || c.cr4 & CR4_PCIDE == 0 && pcid != 0;
+    let bad = match kind {
+        0 => bad_pcid || !c.canonical(linear),
+        1 => bad_pcid,
+        2 | 3 => false,
+        _ => true,
+    };
+    if bad {
+        return Err(c.gp(0));
+    }
+    c.flush_linear();
+    Ok(())
+}
+
+fn rdtsc(c: &mut Core, i: &Instruction) -> R<()> {
+    if c.cr4 & CR4_TSD != 0 && c.cpl != 0 {
+        return Err(c.gp(0));
+    }
+    let tsc = c.tsc();
+    c.set_gpr(0, 4, tsc);
+    c.set_gpr(2, 4, tsc >> 32);
+    if i.mnemonic() == M::Rdtscp {
+        c.set_gpr(1, 4, c.msrs.tsc_aux);
+    }
+    Ok(())
+}
+
+fn msr(c: &mut Core, i: &Instruction) -> R<()> {
+    c.privileged()?;
+    let write = i.mnemonic() == M::Wrmsr;
+    if c.controls.msr {
+        return Err(c.exit(
+            if write { Cause::Wrmsr } else { Cause::Rdmsr },
+            i.len() as u8,
+        ));
+    }
+    let index = c.r[1] as u32;
+    if write {
+        let value = c.r[2] << 32 | c.r[0] & 0xffff_ffff;
+        if c.write_msr(index, value).is_none() {
+            return Err(c.gp(0));
+        }
+        return Ok(());
+    }
+    let Some(value) = c.read_msr(index) else {
+        return Err(c.gp(0));
+    };
+    c.set_gpr(0, 4, value);
+    c.set_gpr(2, 4, value >> 32);
+    Ok(())
+}
+
+fn xgetbv(c: &mut Core, _: &Instruction) -> R<()> {
+    if c.cr4 & CR4_OSXSAVE == 0 {
+        return Err(c.ud());
+    }
+    let value = match c.r[1] as u32 {
+        0 => c.fpu.xcr0,
+        1 => c.fpu.in_use() & c.fpu.xcr0,
+        _ => return Err(c.gp(0)),
+    };
+    c.set_gpr(0, 4, value);
+    c.set_gpr(2, 4, value >> 32);
+    Ok(())
+}
+
+fn xsetbv(c: &mut Core, i: &Instruction) -> R<()> {
+    if c.cr4 & CR4_OSXSAVE == 0 {
+        return Err(c.ud());
+    }
+    c.privileged()?;
+    if c.controls.xsetbv {
+        return Err(c.exit(Cause::Xsetbv, i.len() as u8));
+    }
+    let value = c.r[2] << 32 | c.r[0] & 0xffff_ffff;
+    if c.r[1] as u32 != 0 || !c.set_xcr0(value) {
+        return Err(c.gp(0));
+    }
+    Ok(())
+}
+
+fn port(c: &mut Core, i: &Instruction) -> R<()> {
+    let input = i.mnemonic() == M::In;
+    let (data, number) = if input { (0, 1) } else { (1, 0) };
+    let size = operand_size(i, data) as u8;
+    let port = c.get_sized(i, number, 2)? as u16;
+    c.port_allowed(port, size)?;
+    let value = if input { 0 } else { c.get(i, data)? as u32 };
+    let inside = !c.controls.io;
+    if input && inside {
+        if let Some(value) = c.bus.port_in(port, size) {
+            c.set_gpr(0, size.into(), value.into());
+            return Ok(());
+        }
+    } else if inside && c.bus.port_out(port, size, value).is_some() {
+        return Ok(());
+    }
+    let immediate = i.op_kind(number) != OpKind::Register;
+    let io = PortAccess {
+        port,
+        size,
+        input,
+        string: false,
+        repeat: false,
+        immediate,
+        address_size: c.bits / 8,
+        segment: 0,
+        value,
+    };
+    Err(c.exit(Cause::Io(io), i.len() as u8))
+}
+
+fn segment_base(c: &mut Core, i: &Instruction) -> R<()> {
+    if c.cr4 & CR4_FSGSBASE == 0 || c.bits != 64 {
+        return Err(c.ud());
+    }
+    let seg = if matches!(i.mnemonic(), M::Rdfsbase | M::Wrfsbase) {
+        FS
+    } else {
+        GS
+    };
+    if matches!(i.mnemonic(), M::Rdfsbase | M::Rdgsbase) {
+        let base = c.seg[seg].base;
+        return c.put(i, 0, base);
+    }
+    let base = c.get(i, 0)?;
+    if !c.canonical(base) {
+        return Err(c.gp(0));
+    }
+    c.seg[seg].base = base;
+    c.base[seg] = base;
+    Ok(())
+}
+
+/// LAR, LSL, VERR and VERW: ZF says if the selector can be used.
+fn verify(c: &mut Core, i: &Instruction) -> R<()> {
+    if c.paragraphs() {
+        return Err(c.ud());
+    }
+    let m = i.mnemonic();
+    let last = i.op_count() - 1;
+    let selector = if i.op_kind(last) == OpKind::Memory {
+        let seg = Core::operand_segment(i);
+        let at = c.offset(i);
+        c.read(seg, at, 2)? as u16
+    } else {
+        c.get(i, last)? as u16
+    };
+    let found = visible(c, selector, m)?;
+    if let (Some((s, low)), true) = (found, matches!(m, M::Lar | M::Lsl)) {
+        let value = if m == M::Lsl {
+            s.limit.into()
+        } else {
+            low >> 32 & 0x00ff_ff00
+        };
+        c.put(i, 0, value)?;
+    }
+    c.f.set_zf(found.is_some());
+    Ok(())
+}
+
+fn visible(c: &mut Core, selector: u16, m: M) -> R<Option<(Segment, u64)>> {
+    let index = u64::from(selector & !7);
+    let in_table = if selector & 4 == 0 {
+        index + 7 <= u64::from(c.gdtr.limit)
+    } else {
+        c.ldtr.usable() && index + 7 <= u64::from(c.ldtr.limit)
+    };
+    if selector & !3 == 0 || !in_table {
+        return Ok(None);
+    }
+    let d = c.descriptor(selector, Exception::GP, 0)?;
+    let s = Segment::from_descriptor(selector, d.low);
+    let privileged = s.dpl() < c.cpl.max(selector as u8 & 3);
+    let reachable = s.is_code() && s.conforming() || !privileged;
+    let kind_ok = match m {
+        M::Verr => s.readable(),
+        M::Verw => s.writable(),
+        _ if s.is_memory() => true,
+        M::Lar if c.long_mode() => matches!(s.kind(), 2 | 9 | 11 | 12),
+        M::Lar => matches!(s.kind(), 1..=5 | 9 | 11 | 12),
+        _ if c.long_mode() => matches!(s.kind(), 2 | 9 | 11),
+        _ => matches!(s.kind(), 1..=3 | 9 | 11),
+    };
+    Ok((reachable && kind_ok).then_some((s, d.low)))
+}
+
+fn arpl(c: &mut Core, i: &Instruction) -> R<()> {
+    if c.paragraphs() {
+        return Err(c.ud());
+    }
+    let (a, b) = (c.get(i, 0)?, c.get(i, 1)?);
+    let lower = a & 3 < b & 3;
+    if lower {
+        c.put(i, 0, a & !3 | b & 3)?;
+    }
+    c.f.set_zf(lower);
+    Ok(())
+}

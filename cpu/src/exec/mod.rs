@@ -1,0 +1,74 @@
+//! Instructions that have no handler of their own: chosen by mnemonic when a block is built, and
+//! run from the decoded form.
+
+mod arith;
+mod control;
+pub(crate) mod data;
+mod flow;
+mod string;
+mod vector;
+mod xstate;
+
+use iced_x86::{Instruction, Mnemonic as M, Register};
+
+use crate::state::{Core, R};
+
+/// Runs one decoded instruction. Those that end a block find RIP at the next instruction.
+pub(crate) type Exec = fn(&mut Core, &Instruction) -> R<()>;
+
+/// How to run an instruction.
+#[derive(Clone, Copy)]
+pub(crate) struct Selected {
+    pub(crate) exec: Exec,
+    /// Nothing may follow in the block.
+    pub(crate) ends: bool,
+}
+
+/// Chooses the way to run an instruction; what is not implemented is #UD and logged.
+pub(crate) fn select(i: &Instruction) -> Selected {
+    let end = |exec| Selected { exec, ends: true };
+    let body = |exec| Selected { exec, ends: false };
+    if i.is_invalid() {
+        return end(|c, _| Err(c.ud()));
+    }
+    if let Some(exec) = flow::select_end(i).or_else(|| control::select_end(i)) {
+        return end(exec);
+    }
+    let m = i.mnemonic();
+    if let Some(exec) = string::select(i) {
+        let repeats = i.has_rep_prefix() || i.has_repne_prefix();
+        let port = matches!(
+            m,
+            M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
+        );
+        return Selected {
+            exec,
+            ends: repeats || port,
+        };
+    }
+    match m {
+        M::Ud0 | M::Ud1 | M::Ud2 => return end(|c, _| Err(c.ud())),
+        M::Bound => return body(data::bound),
+        _ => {}
+    }
+    let simple = flow::select(m)
+        .or_else(|| arith::select(m))
+        .or_else(|| data::select(m))
+        .or_else(|| control::select(m))
+        .or_else(|| xstate::select(m))
+        .or_else(|| vector::select(i));
+    match simple {
+        // A new segment may change what follows.
+        Some(exec) if loads_segment(i) => end(exec),
+        Some(exec) => body(exec),
+        None => end(|c, i| Err(c.missing(i.code()))),
+    }
+}
+
+fn loads_segment(i: &Instruction) -> bool {
+    let m = i.mnemonic();
+    matches!(m, M::Mov | M::Pop) && i.op0_register().is_segment_register()
+        || matches!(m, M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss)
+        || matches!(m, M::Swapgs | M::Wrfsbase | M::Wrgsbase)
+        || i.op0_register() == Register::SS
+}

@@ -1,0 +1,53 @@
+//! The state of x87, SSE and AVX.
+
+/// An x87 register: 64 bits of significand, sign and exponent above.
+pub(crate) type Extended = u128;
+
+pub(crate) struct Fpu {
+    pub(crate) control: u16,
+    pub(crate) status: u16,
+    /// One bit for each register, set if it is in use.
+    pub(crate) tags: u8,
+    pub(crate) opcode: u16,
+    pub(crate) instruction: u64,
+    pub(crate) operand: u64,
+    pub(crate) st: [Extended; 8],
+    pub(crate) xmm: [u128; 16],
+    pub(crate) xcr0: u64,
+}
+
+impl Fpu {
+    pub(crate) fn new() -> Self {
+        Self {
+            control: 0x37f,
+            status: 0,
+            tags: 0,
+            opcode: 0,
+            instruction: 0,
+            operand: 0,
+            st: [0; 8],
+            xmm: [0; 16],
+            xcr0: 1,
+        }
+    }
+
+    fn x87_initial(&self) -> bool {
+        self.control == 0x37f
+            && self.status == 0
+            && self.tags == 0
+            && self.opcode == 0
+            && self.instruction == 0
+            && self.operand == 0
+            && self.st == [0; 8]
+    }
+
+    /// XINUSE: the components that differ from their initial state.
+    pub(crate) fn in_use(&self) -> u64 {
+        u64::from(!self.x87_initial()) | u64::from(self.xmm != [0; 16]) << 1
+    }
+
+    /// Bytes of the XSAVE area for what XCR0 enables.
+    pub(crate) fn enabled_size(&self) -> u32 {
+        576
+    }
+}

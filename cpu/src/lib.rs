@@ -1,0 +1,43 @@
+#![doc = include_str!("../README.md")]
+#![no_std]
+
+extern crate alloc;
+
+mod alu;
+mod api;
+mod apic;
+mod build;
+mod bus;
+mod cpu;
+mod cpuid;
+mod deliver;
+mod descriptor;
+mod exec;
+mod exit;
+mod far;
+mod fast;
+mod fault;
+mod flags;
+mod fpu;
+mod memory;
+mod msr;
+mod op;
+mod operand;
+mod pages;
+mod paging;
+mod physical;
+mod registers;
+mod segment;
+mod select;
+mod state;
+mod tlb;
+
+pub use api::{IoError, Registers};
+pub use bus::{Access, Bus, FRAME, Frame, Mapping};
+pub use cpu::{Cpu, Stopped};
+pub use cpuid::{CpuidLeaf, CpuidTable};
+pub use exit::{Cause, Controls, Exit, PortAccess, SvmExit, VmxExit};
+pub use fault::{Event, EventKind, Exception};
+pub use op::Dispatch;
+pub use pages::CodePages;
+pub use segment::{Segment, TableRegister};

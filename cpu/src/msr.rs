@@ -1,0 +1,194 @@
+//! Model-specific registers.
+
+use crate::segment::{FS, GS};
+use crate::state::Core;
+
+/// The MSRs that hold a value and nothing else, or that instructions use.
+pub(crate) struct Msrs {
+    pub(crate) star: u64,
+    pub(crate) lstar: u64,
+    pub(crate) cstar: u64,
+    pub(crate) fmask: u64,
+    pub(crate) kernel_gs_base: u64,
+    pub(crate) tsc_aux: u64,
+    pub(crate) sysenter_cs: u64,
+    pub(crate) sysenter_esp: u64,
+    pub(crate) sysenter_eip: u64,
+    /// TSC minus the processor's clock.
+    pub(crate) tsc_offset: u64,
+    pub(crate) tsc_adjust: u64,
+    pat: u64,
+    misc_enable: u64,
+    mtrr_default: u64,
+    mtrr_variable: [u64; 16],
+    mtrr_fixed: [u64; 11],
+    mcg_status: u64,
+}
+
+/// Variable MTRR pairs.
+const MTRR_PAIRS: u64 = 8;
+const FIXED: [u32; 11] = [
+    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
+];
+
+impl Msrs {
+    pub(crate) fn new() -> Self {
+        Self {
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            fmask: 0,
+            kernel_gs_base: 0,
+            tsc_aux: 0,
+            sysenter_cs: 0,
+            sysenter_esp: 0,
+            sysenter_eip: 0,
+            tsc_offset: 0,
+            tsc_adjust: 0,
+            pat: 0x0007_0406_0007_0406,
+            // Fast strings on, branch trace and PEBS unavailable.
+            misc_enable: 0x1801,
+            mtrr_default: 0,
+            mtrr_variable: [0; 16],
+            mtrr_fixed: [0; 11],
+            mcg_status: 0,
+        }
+    }
+}
+
+/// Memory types that PAT and MTRRs may name.
+fn memory_types(value: u64, pat: bool) -> bool {
+    value
+        .to_le_bytes()
+        .iter()
+        .all(|t| matches!(t, 0 | 1 | 4 | 5 | 6) || pat && *t == 7)
+}
+
+impl Core {
+    /// Clock of the processor: one tick an instruction, and what was skipped while halted.
+    pub(crate) fn clock(&self) -> u64 {
+        self.retired().wrapping_add(self.skipped)
+    }
+
+    pub(crate) fn tsc(&self) -> u64 {
+        self.clock().wrapping_add(self.msrs.tsc_offset)
+    }
+
+    /// Value of an MSR; `None` is #GP.
+    pub(crate) fn read_msr(&mut self, index: u32) -> Option<u64> {
+        let m = &self.msrs;
+        Some(match index {
+            0x10 => self.tsc(),
+            0x1b => self.apic.base(),
+            0x3b => m.tsc_adjust,
+            0x8b => 1 << 32,
+            0xfe => MTRR_PAIRS | 1 << 8 | 1 << 10,
+            0x174 => m.sysenter_cs,
+            0x175 => m.sysenter_esp,
+            0x176 => m.sysenter_eip,
+            0x179 => 0,
+            0x17a => m.mcg_status,
+            0x1a0 => m.misc_enable,
+            0x200..=0x20f => m.mtrr_variable[index as usize & 15],
+            0x277 => m.pat,
+            0x2ff => m.mtrr_default,
+            0x6e0 => self.apic.tsc_deadline(),
+            0x800..=0x8ff => {
+                let now = self.clock();
+                return self.apic.read_x2(index, now);
+            }
+            0xda0 => 0,
+            0xc000_0080 => self.efer,
+            0xc000_0081 => m.star,
+            0xc000_0082 => m.lstar,
+            0xc000_0083 => m.cstar,
+            0xc000_0084 => m.fmask,
+            0xc000_0100 => self.seg[FS].base,
+            0xc000_0101 => self.seg[GS].base,
+            0xc000_0102 => m.kernel_gs_base,
+            0xc000_0103 => m.tsc_aux,
+            _ => m.mtrr_fixed[FIXED.iter().position(|f| *f == index)?],
+        })
+    }
+
+    /// Writes an MSR; `None` is #GP.
+    pub(crate) fn write_msr(&mut self, index: u32, value: u64) -> Option<()> {
+        let canonical = self.canonical(value);
+        let address = |ok: bool| ok.then_some(value);
+        match index {
+            0x10 => {
+                let delta = value.wrapping_sub(self.tsc());
+                self.msrs.tsc_offset = self.msrs.tsc_offset.wrapping_add(delta);
+                self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(delta);
+            }
+            0x1b => {
+                self.apic.set_base(value, self.phys_bits)?;
+                self.flush_all();
+            }
+            0x3b => {
+                let delta = value.wrapping_sub(self.msrs.tsc_adjust);
+                self.msrs.tsc_offset = self.msrs.tsc_offset.wrapping_add(delta);
+                self.msrs.tsc_adjust = value;
+            }
+            0x8b => {}
+            0x174 => self.msrs.sysenter_cs = value & 0xffff_ffff,
+            0x175 => self.msrs.sysenter_esp = address(canonical)?,
+            0x176 => self.msrs.sysenter_eip = address(canonical)?,
+            0x17a => self.msrs.mcg_status = value & 7,
+            0x1a0 => self.msrs.misc_enable = value & 1 | 0x1800,
+            0x200..=0x20f => {
+                let mask = index & 1 != 0;
+                let reserved = if mask { 0x7ff } else { 0xf00 };
+                if value & reserved != 0 || value >> self.phys_bits != 0 {
+                    return None;
+                }
+                if !mask && !memory_types(value & 0xff, false) {
+                    return None;
+                }
+                self.msrs.mtrr_variable[index as usize & 15] = value;
+            }
+            0x277 => {
+                if !memory_types(value, true) {
+                    return None;
+                }
+                self.msrs.pat = value;
+            }
+            0x2ff => {
+                if value & !0xcff != 0 || !memory_types(value & 0xff, false) {
+                    return None;
+                }
+                self.msrs.mtrr_default = value;
+            }
+            0x6e0 => {
+                let (now, tsc) = (self.clock(), self.tsc());
+                self.apic.set_tsc_deadline(value, tsc, now);
+            }
+            0x800..=0x8ff => {
+                let now = self.clock();
+                let effect = self.apic.write_x2(index, value, now)?;
+                self.apply(effect);
+            }
+            0xda0 => return (value == 0).then_some(()),
+            0xc000_0080 => self.write_efer(value)?,
+            0xc000_0081 => self.msrs.star = value,
+            0xc000_0082 => self.msrs.lstar = address(canonical)?,
+            0xc000_0083 => self.msrs.cstar = address(canonical)?,
+            0xc000_0084 => self.msrs.fmask = value & 0xffff_ffff,
+            0xc000_0100 | 0xc000_0101 => {
+                let seg = if index & 1 == 0 { FS } else { GS };
+                self.seg[seg].base = address(canonical)?;
+                self.update_mode();
+            }
+            0xc000_0102 => self.msrs.kernel_gs_base = address(canonical)?,
+            0xc000_0103 => self.msrs.tsc_aux = (value >> 32 == 0).then_some(value)?,
+            _ => {
+                let slot = FIXED.iter().position(|f| *f == index)?;
+                if !memory_types(value, false) {
+                    return None;
+                }
+                self.msrs.mtrr_fixed[slot] = value;
+            }
+        }
+        Some(())
+    }
+}

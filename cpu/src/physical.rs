@@ -1,0 +1,252 @@
+//! Guest-physical accesses: frames by pointer, devices through the bus.
+
+use core::ptr::NonNull;
+
+use crate::bus::{Access, Mapping};
+use crate::exit::{Cause, Exit};
+use crate::state::{Core, Pending, R, Stop};
+use crate::tlb;
+
+/// A guest-physical page as the processor reaches it.
+#[derive(Clone, Copy)]
+pub(crate) enum Place {
+    Host {
+        host: NonNull<u8>,
+        writable: bool,
+    },
+    Device,
+    /// The local APIC's registers.
+    Apic,
+}
+
+const FRAMES: usize = 64;
+
+#[derive(Clone, Copy)]
+struct CachedFrame {
+    gpa: u64,
+    host: NonNull<u8>,
+    writable: bool,
+}
+
+/// The frames that page walks used last.
+pub(crate) struct FrameCache([Option<CachedFrame>; FRAMES]);
+
+impl FrameCache {
+    pub(crate) fn new() -> Self {
+        Self([None; FRAMES])
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.0.fill(None);
+    }
+}
+
+const FETCHES: usize = 256;
+
+#[derive(Clone, Copy)]
+struct Fetch {
+    linear: u64,
+    user: bool,
+    gpa: u64,
+}
+
+/// Linear pages from which instructions were fetched, with their guest-physical page.
+pub(crate) struct FetchCache([Option<Fetch>; FETCHES]);
+
+impl FetchCache {
+    pub(crate) fn new() -> Self {
+        Self([None; FETCHES])
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.0.fill(None);
+    }
+
+    pub(crate) fn get(&self, linear: u64, user: bool) -> Option<u64> {
+        let page = linear & !0xfff;
+        self.0[(linear >> 12) as usize % FETCHES]
+            .filter(|f| f.linear == page && f.user == user)
+            .map(|f| f.gpa | linear & 0xfff)
+    }
+
+    pub(crate) fn fill(&mut self, linear: u64, user: bool, gpa: u64) {
+        self.0[(linear >> 12) as usize % FETCHES] = Some(Fetch {
+            linear: linear & !0xfff,
+            user,
+            gpa: gpa & !0xfff,
+        });
+    }
+}
+
+// SAFETY: the pointers come from frames whose maker allows access from wherever the processor and
+// its bus are; `Bus` is `Send`, and nothing here is shared between threads.
+unsafe impl Send for Place {}
+// SAFETY: as for `Place`.
+unsafe impl Send for FrameCache {}
+
+impl Core {
+    /// Asks the bus for a page. A refusal becomes an exit.
+    pub(crate) fn place(&mut self, gpa: u64, access: Access, linear: Option<u64>) -> R<Place> {
+        if self.apic.page() == Some(gpa & !0xfff) {
+            return Ok(Place::Apic);
+        }
+        match self.bus.map(gpa & !0xfff, access) {
+            Mapping::Frame(f) => Ok(Place::Host {
+                host: f.host,
+                writable: f.writable,
+            }),
+            Mapping::Device => Ok(Place::Device),
+            Mapping::Refused { code } => Err(self.violation(gpa, access, linear, code)),
+        }
+    }
+
+    #[cold]
+    pub(crate) fn violation(
+        &mut self,
+        gpa: u64,
+        access: Access,
+        linear: Option<u64>,
+        code: u64,
+    ) -> Stop {
+        let Access {
+            write,
+            execute,
+            walk,
+        } = access;
+        self.pending = Pending::Exit(Exit {
+            cause: Cause::Violation {
+                write,
+                execute,
+                walk,
+                code,
+            },
+            len: 0,
+            linear,
+            physical: Some(gpa),
+            vectoring: self.vectoring,
+        });
+        Stop
+    }
+
+    fn walk_frame(&mut self, gpa: u64, write: bool, linear: u64) -> R<Option<NonNull<u8>>> {
+        let page = gpa & !0xfff;
+        let slot = (gpa >> 12) as usize % FRAMES;
+        if let Some(f) = self.frames.0[slot].filter(|f| f.gpa == page && (f.writable || !write)) {
+            return Ok(Some(f.host));
+        }
+        let access = Access {
+            write,
+            execute: false,
+            walk: true,
+        };
+        match self.place(gpa, access, Some(linear))? {
+            Place::Host { host, writable } if writable || !write => {
+                self.frames.0[slot] = Some(CachedFrame {
+                    gpa: page,
+                    host,
+                    writable,
+                });
+                Ok(Some(host))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Reads a paging-structure entry of 4 or 8 bytes, naturally aligned.
+    pub(crate) fn read_entry(&mut self, gpa: u64, size: u32, linear: u64) -> R<u64> {
+        if let Some(host) = self.walk_frame(gpa, false, linear)? {
+            let at = host.as_ptr().wrapping_add(gpa as usize & 0xfff);
+            // SAFETY: the entry is aligned, so it is inside of the frame that was just looked up;
+            // the frame is readable (`Frame::new`).
+            return Ok(unsafe {
+                if size == 4 {
+                    tlb::load::<4>(at)
+                } else {
+                    tlb::load::<8>(at)
+                }
+            });
+        }
+        let mut data = [0; 8];
+        if self.bus.read(gpa, &mut data[..size as usize]) {
+            Ok(u64::from_le_bytes(data))
+        } else {
+            let access = Access {
+                write: false,
+                execute: false,
+                walk: true,
+            };
+            Err(self.violation(gpa, access, Some(linear), 0))
+        }
+    }
+
+    /// Writes a paging-structure entry: accessed and dirty bits.
+    pub(crate) fn write_entry(&mut self, gpa: u64, size: u32, value: u64, linear: u64) -> R<()> {
+        if let Some(host) = self.walk_frame(gpa, true, linear)? {
+            let at = host.as_ptr().wrapping_add(gpa as usize & 0xfff);
+            // SAFETY: as in `read_entry`; `walk_frame` returns writable frames for writes only.
+            unsafe {
+                if size == 4 {
+                    tlb::store::<4>(at, value)
+                } else {
+                    tlb::store::<8>(at, value)
+                }
+            }
+            return Ok(());
+        }
+        if self.bus.write(gpa, &value.to_le_bytes()[..size as usize]) {
+            Ok(())
+        } else {
+            let access = Access {
+                write: true,
+                execute: false,
+                walk: true,
+            };
+            Err(self.violation(gpa, access, Some(linear), 0))
+        }
+    }
+
+    /// Copies `data.len()` bytes out of one page.
+    pub(crate) fn copy_out(&mut self, place: Place, gpa: u64, data: &mut [u8]) -> bool {
+        match place {
+            Place::Host { host, .. } => {
+                let offset = gpa as usize & 0xfff;
+                let len = data.len().min(4096 - offset);
+                let at = host.as_ptr().wrapping_add(offset);
+                // SAFETY: `offset + len` is at most 4096, the size of the readable frame; `data`
+                // is an exclusive Rust buffer, which no frame overlaps (`Frame::new`).
+                unsafe { core::ptr::copy_nonoverlapping(at, data.as_mut_ptr(), len) };
+                true
+            }
+            Place::Device => self.bus.read(gpa, data),
+            Place::Apic => {
+                self.apic
+                    .read_page(gpa as usize & 0xfff, data, self.clock());
+                true
+            }
+        }
+    }
+
+    /// Copies `data` into one page whose frame is writable.
+    pub(crate) fn copy_in(&mut self, place: Place, gpa: u64, data: &[u8]) -> bool {
+        match place {
+            Place::Host {
+                host,
+                writable: true,
+            } => {
+                let offset = gpa as usize & 0xfff;
+                let len = data.len().min(4096 - offset);
+                let at = host.as_ptr().wrapping_add(offset);
+                // SAFETY: as in `copy_out`, and the frame is writable.
+                unsafe { core::ptr::copy_nonoverlapping(data.as_ptr(), at, len) };
+                true
+            }
+            Place::Apic => {
+                let now = self.clock();
+                let effect = self.apic.write_page(gpa as usize & 0xfff, data, now);
+                self.apply(effect);
+                true
+            }
+            _ => self.bus.write(gpa, data),
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Every user-level form against the processor that runs the test.
+//!
+//! Each form is made with random registers, memory and immediates, encoded, executed natively in
+//! this process and on [`Cpu`], and compared: registers, defined flags, memory, and the exception.
+//! `KVM_OPS_CPU_ROUNDS` sets the operand sets tried for each form (default 24); with some thousand
+//! the test takes minutes.
+
+#![allow(unreachable_pub)]
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod forms;
+mod host;
+mod random;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use common::{Ram, TestBus};
+use host::{ARENA, DATA, DATA_LEN, Native, Registers};
+use iced_x86::{Code, CpuidFeature as F, Instruction, Mnemonic as M, OpKind, RflagsBits};
+use kvm_ops_cpu::{Cause, CodePages, Cpu, CpuidTable, Segment, Stopped};
+use random::Random;
+
+const TABLES: u64 = 0x10_0000;
+const _: () = assert!(ARENA <= TABLES);
+
+/// Processor in 64-bit mode at CPL 3, with the arena mapped where the native one is.
+struct Emulated {
+    cpu: Cpu,
+    ram: Arc<Ram>,
+    pages: Arc<CodePages>,
+    base: u64,
+}
+
+impl Emulated {
+    fn new(base: u64) -> Self {
+        let ram = Ram::new(0x20_0000);
+        // One 1 GiB page, user and writable, over all arenas.
+        let bus = TestBus {
+            base,
+            ..TestBus::new(&ram)
+        };
+        let pages = CodePages::new(512);
+        let mut cpu = Cpu::new(Box::new(bus), pages.clone(), CpuidTable::amd());
+        let root = base + TABLES;
+        ram.write_u64(TABLES, (root + 0x1000) | 7);
+        ram.write_u64(TABLES + 0x1000, 0x87);
+        let mut r = cpu.registers();
+        let flat = |selector, rights| Segment {
+            selector,
+            base: 0,
+            limit: u32::MAX,
+            rights,
+        };
+        r.segments = [flat(0x2b, 0xc0f3); 6];
+        r.segments[1] = flat(0x33, 0xa0fb);
+        r.cr0 = 0x8001_0033;
+        r.cr3 = root;
+        r.cr4 = 0x620;
+        r.efer = 0xd01;
+        r.rflags = 0x202;
+        cpu.set_registers(&r);
+        cpu.controls_mut().exceptions = u32::MAX;
+        Self {
+            cpu,
+            ram,
+            pages,
+            base,
+        }
+    }
+
+    fn place(&mut self, at: u64, bytes: &[u8]) {
+        self.ram.write(at - self.base, bytes);
+        self.pages.written(at, bytes.len());
+    }
+
+    /// Runs one instruction; the vector of its exception, if any.
+    fn run(&mut self, registers: &mut Registers, at: u64) -> Option<u8> {
+        for (n, value) in registers.gpr.iter().enumerate() {
+            self.cpu.set_gpr(n, *value);
+        }
+        self.cpu.set_rflags(registers.flags | 0x202);
+        self.cpu.set_rip(at);
+        let mut vector = None;
+        // A repeated string instruction may need several turns.
+        for _ in 0..64 {
+            match self.cpu.run(1) {
+                Stopped::Budget => {}
+                Stopped::Exit(exit) => {
+                    let Cause::Exception(e) = exit.cause else {
+                        panic!("exit {exit:?}")
+                    };
+                    vector = Some(e.vector);
+                }
+                other => panic!("stopped: {other:?}"),
+            }
+            if self.cpu.rip() != at || vector.is_some() {
+                break;
+            }
+        }
+        for (n, value) in registers.gpr.iter_mut().enumerate() {
+            *value = self.cpu.gpr(n);
+        }
+        registers.flags = self.cpu.rflags();
+        vector
+    }
+}
+
+fn features_allowed(code: Code) -> bool {
+    code.cpuid_features().iter().all(|f| {
+        matches!(
+            f,
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::INTEL8086_ONLY
+                | F::X64
+                | F::CMOV
+                | F::CX8
+                | F::CMPXCHG16B
+                | F::BMI1
+                | F::BMI2
+                | F::LZCNT
+                | F::POPCNT
+                | F::ADX
+                | F::MOVBE
+                | F::SSE
+                | F::SSE2
+                | F::SSE3
+                | F::SSSE3
+                | F::SSE4_1
+                | F::SSE4_2
+                | F::AES
+                | F::PCLMULQDQ
+                | F::SHA
+                | F::MULTIBYTENOP
+        )
+    })
+}
+
+/// Forms that are not compared, each for a reason that names its kind.
+fn left_out(i: &Instruction) -> bool {
+    use iced_x86::FlowControl;
+    let m = i.mnemonic();
+    // Branches have no place in a thunk; tests/flow.rs has them.
+    i.flow_control() != FlowControl::Next
+        // Privileged or dependent on IOPL, TSS and tables.
+        || i.is_privileged()
+        || matches!(m, M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd)
+        || matches!(m, M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw)
+        || matches!(m, M::Lar | M::Lsl | M::Verr | M::Verw | M::Lfs | M::Lgs | M::Lss)
+        // Results that differ between processors or from one execution to the next.
+        || matches!(i.code(), Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D)
+        || matches!(m, M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpid)
+        // The frame of ENTER and POPF would switch TF and AC on in the test process.
+        || matches!(m, M::Enter | M::Leave | M::Popf | M::Popfd | M::Popfq | M::Pause)
+}
+
+fn data_window(native: &Native) -> u64 {
+    native.base + DATA + 0x1000
+}
+
+fn prepare(i: &Instruction, native: &mut Native, rng: &mut Random) -> Registers {
+    let mut r = Registers::zero();
+    for n in 0..16 {
+        r.gpr[n] = rng.edge();
+        r.xmm[n] = [rng.edge(), rng.edge()];
+    }
+    r.gpr[4] = native.base + DATA + DATA_LEN - 0x800;
+    let window = data_window(native);
+    r.gpr[15] = window;
+    let string = (0..i.op_count()).any(|n| {
+        matches!(
+            i.op_kind(n),
+            OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::MemorySegRDI
+        )
+    });
+    if string {
+        r.gpr[6] = window + rng.below(256);
+        r.gpr[7] = window + 0x400 + rng.below(256);
+        r.gpr[1] = rng.below(20);
+    }
+    match i.mnemonic() {
+        M::Xlatb => r.gpr[3] = window,
+        M::Bt | M::Bts | M::Btr | M::Btc if i.op1_kind() == OpKind::Register => {
+            let n = i.op1_register().full_register() as usize - iced_x86::Register::RAX as usize;
+            if i.op0_kind() == OpKind::Memory {
+                r.gpr[n] = (rng.below(4096) as i64 - 2048) as u64;
+            }
+        }
+        // 16-bit double shifts by more than 16 are undefined.
+        M::Shld | M::Shrd if i.op0_register().size() == 2 || i.memory_size().size() == 2 => {
+            r.gpr[1] = rng.below(17);
+        }
+        _ => {}
+    }
+    let arithmetic = 0x8d5;
+    r.flags = 0x202 | rng.next() & arithmetic | if string { rng.next() & 0x400 } else { 0 };
+    for word in native.data().chunks_exact_mut(8) {
+        word.copy_from_slice(&rng.edge().to_le_bytes());
+    }
+    r
+}
+
+fn undefined_flags(i: &Instruction) -> u64 {
+    let bits = i.rflags_undefined();
+    let mut mask = 0;
+    for (bit, flag) in [
+        (RflagsBits::OF, 1 << 11),
+        (RflagsBits::SF, 1 << 7),
+        (RflagsBits::ZF, 1 << 6),
+        (RflagsBits::AF, 1 << 4),
+        (RflagsBits::CF, 1 << 0),
+        (RflagsBits::PF, 1 << 2),
+    ] {
+        if bits & bit != 0 {
+            mask |= flag;
+        }
+    }
+    mask
+}
+
+fn vector_of(signal: i32) -> Option<u8> {
+    match signal {
+        0 => None,
+        libc::SIGFPE => Some(0),
+        libc::SIGILL => Some(6),
+        _ => Some(13),
+    }
+}
+
+struct Outcome {
+    compared: u64,
+    missing: bool,
+}
+
+fn compare(
+    code: Code,
+    repeat: bool,
+    native: &mut Native,
+    emulated: &mut Emulated,
+    rng: &mut Random,
+    rounds: u64,
+) -> Option<Outcome> {
+    let mut outcome = Outcome {
+        compared: 0,
+        missing: false,
+    };
+    let mut made = false;
+    for _ in 0..rounds {
+        let Some(mut i) = forms::make(code, rng) else {
+            break;
+        };
+        if left_out(&i) {
+            break;
+        }
+        let wide_shift = matches!(code, Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8);
+        if wide_shift && i.immediate8() & 31 > 16 {
+            continue;
+        }
+        if repeat {
+            i.set_has_rep_prefix(true);
+        }
+        // High bytes can not be combined with a REX prefix; the next round takes others.
+        let Some(bytes) = forms::encode(&i, native.code()) else {
+            continue;
+        };
+        made = true;
+        native.place(&bytes);
+        let at = native.code();
+        emulated.place(at, &bytes);
+        for _ in 0..4 {
+            let before = prepare(&i, native, rng);
+            let mut real = before;
+            let mut ours = before;
+            emulated.ram.write(DATA, native.data());
+            let vector = emulated.run(&mut ours, at);
+            if vector == Some(6) && !emulated.cpu.missing().is_empty() {
+                let name = format!("{code:?}");
+                if emulated.cpu.missing().iter().any(|(n, _)| *n == name) {
+                    outcome.missing = true;
+                    return Some(outcome);
+                }
+            }
+            let signal = native.run(&mut real);
+            outcome.compared += 1;
+            let context = || format!("{i} ({code:?}, bytes {bytes:02x?})\nbefore {before:x?}");
+            assert_eq!(
+                vector_of(signal),
+                vector.map(|v| if v == 14 { 13 } else { v }),
+                "{}",
+                context()
+            );
+            if signal != 0 {
+                continue;
+            }
+            let end = at + bytes.len() as u64;
+            assert_eq!(emulated.cpu.rip(), end, "rip, {}", context());
+            assert_eq!(
+                real.gpr.map(Hex),
+                ours.gpr.map(Hex),
+                "registers, {}",
+                context()
+            );
+            let mask = 0xcd5 & !undefined_flags(&i);
+            assert_eq!(
+                Hex(real.flags & mask),
+                Hex(ours.flags & mask),
+                "flags, {}",
+                context()
+            );
+            let mut memory = vec![0; DATA_LEN as usize];
+            emulated.ram.read(DATA, &mut memory);
+            assert!(native.data() == memory.as_slice(), "memory, {}", context());
+        }
+    }
+    made.then_some(outcome)
+}
+
+#[derive(PartialEq, Eq)]
+struct Hex(u64);
+
+impl std::fmt::Debug for Hex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+fn rounds() -> u64 {
+    std::env::var("KVM_OPS_CPU_ROUNDS")
+        .ok()
+        .and_then(|r| r.parse().ok())
+        .unwrap_or(24)
+}
+
+fn run_all(keep: impl Fn(Code) -> bool, least: usize) {
+    let mut native = Native::new();
+    let mut emulated = Emulated::new(native.base);
+    let mut rng = Random(1);
+    let (mut forms, mut compared, mut missing) = (0, 0, BTreeMap::new());
+    for code in Code::values().filter(|c| c.op_code().mode64() && features_allowed(*c)) {
+        if !keep(code) || code == Code::Zero_bytes {
+            continue;
+        }
+        for repeat in [false, true] {
+            let string = (0..code.op_code().op_count()).any(|n| {
+                use iced_x86::OpCodeOperandKind as K;
+                matches!(code.op_code().op_kind(n), K::seg_rSI | K::es_rDI)
+            });
+            if repeat && !string {
+                continue;
+            }
+            let done = compare(code, repeat, &mut native, &mut emulated, &mut rng, rounds());
+            match done {
+                Some(o) if o.missing => {
+                    *missing.entry(format!("{:?}", code.mnemonic())).or_insert(0) += 1
+                }
+                Some(o) => {
+                    forms += 1;
+                    compared += o.compared;
+                }
+                None => {}
+            }
+        }
+    }
+    println!("{forms} forms, {compared} operand sets, 0 differences; missing: {missing:?}");
+    assert!(
+        forms >= least,
+        "only {forms} forms were compared; missing {missing:?}"
+    );
+}
+
+fn is_vector(code: Code) -> bool {
+    code.op_code().op_count() > 0
+        && code.cpuid_features().iter().any(|f| {
+            matches!(
+                f,
+                F::SSE
+                    | F::SSE2
+                    | F::SSE3
+                    | F::SSSE3
+                    | F::SSE4_1
+                    | F::SSE4_2
+                    | F::AES
+                    | F::PCLMULQDQ
+                    | F::SHA
+            )
+        })
+}
+
+#[test]
+fn integer_forms_compute_what_the_host_computes() {
+    run_all(|c| !is_vector(c), 300);
+}
