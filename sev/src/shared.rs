@@ -81,7 +81,7 @@ impl<H: Host> Shared<H> {
         self.tech() == Tech::SevSnp
     }
 
-    /// Whether register state is the guest's secret.
+    /// True if register state is the guest's secret after its launch.
     pub(crate) fn is_es(&self) -> bool {
         self.tech() != Tech::Sev
     }

@@ -116,7 +116,7 @@ impl<H: Host> SevVm<H> {
         self.shared.account.report(&self.shared.life).leaks
     }
 
-    /// How many pages the registered regions touch.
+    /// The number of pages that the registered regions touch.
     pub fn locked_pages(&self) -> u64 {
         self.shared.regions().pages()
     }

@@ -35,7 +35,7 @@ const STATUSES: [Status; 7] = [
 ];
 /// Codes of instructions that no retry changes. FAIL_INUSE and FAIL_OVERLAP are transient.
 const CODES: [u32; 3] = [1, 2, 99];
-/// How many calls of one operation are made to fail, beside the last.
+/// Calls of one operation that fail in turn, beside the last.
 const PLACES: u64 = 8;
 const MIB: u64 = 1 << 20;
 

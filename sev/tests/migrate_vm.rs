@@ -26,8 +26,8 @@ type Sev = SevVm<SimHost>;
 const PAGES: u64 = 96;
 const TRAVELLING: [Tech; 2] = [Tech::Sev, Tech::SevEs];
 
-/// Counts in private memory, one page after the other, and keeps nothing else: whoever runs it next
-/// goes on where the memory says. Every count is told to the test, which must see each once.
+/// Counts in private memory, one page after the other, and keeps no other state: its next VM
+/// goes on from memory. The test sees every count, and must see each once.
 struct Counter {
     count: u64,
     state: u8,
