@@ -50,7 +50,7 @@ impl KvmVm {
     /// raises it; when the guest ends the interrupt the line falls and `resample` is signalled.
     ///
     /// # Errors
-    /// As for `register_irqfd`; [`Error::HostLacks`] where the host has no resampling.
+    /// As for `register_irqfd`; [`Error::HostLacks`] if the host has no resampling.
     pub fn register_irqfd_with_resample(
         &self,
         event: &EventFd,
@@ -80,7 +80,7 @@ impl KvmVm {
     /// From now on, a guest's write there signals `event`, and no exit happens.
     ///
     /// # Errors
-    /// [`Error::Sys`] with `EEXIST` where an event is registered for the same writes already.
+    /// [`Error::Sys`] with `EEXIST` if an event is registered for the same writes already.
     pub fn register_ioevent(
         &self,
         event: &EventFd,
@@ -101,7 +101,7 @@ impl KvmVm {
     /// Removes a registration; the arguments are those that made it.
     ///
     /// # Errors
-    /// [`Error::Sys`] with `ENOENT` where there is none.
+    /// [`Error::Sys`] with `ENOENT` if there is none.
     pub fn unregister_ioevent(
         &self,
         event: &EventFd,

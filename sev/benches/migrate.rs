@@ -1,4 +1,4 @@
-//! What migrations cost: `cargo bench -p kvm-ops-sev --bench migrate`.
+//! The cost of migrations: `cargo bench -p kvm-ops-sev --bench migrate`.
 //!
 //! 1. A move inside a host, by guest size: time, and the commands and instructions that the machine
 //!    saw. Neither grows.

@@ -1,4 +1,4 @@
-//! The gate that every entry into the guest passes, so that the teardown can close it.
+//! The gate at the entry into the guest: hold vCPUs out by closing it.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,17 +19,17 @@ impl Gate {
         entered.ok().map(|_| Inside(&self.0))
     }
 
-    /// Nobody enters any more, until it is opened.
+    /// Lets no vCPU in until [`open`](Self::open).
     pub(crate) fn close(&self) {
         self.0.fetch_or(CLOSED, Ordering::AcqRel);
     }
 
-    /// Lets in again.
+    /// Lets vCPUs in again.
     pub(crate) fn open(&self) {
         self.0.fetch_and(!CLOSED, Ordering::AcqRel);
     }
 
-    /// How many are inside.
+    /// The number of vCPUs inside.
     pub(crate) fn inside(&self) -> u32 {
         self.0.load(Ordering::Acquire) & !CLOSED
     }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_inside_is_counted_and_nobody_enters_a_closed_gate() {
+    fn a_closed_gate_lets_no_vcpu_in_and_counts_those_inside() {
         let gate = Gate::default();
         let (a, b) = (gate.enter(), gate.enter());
         assert_eq!(gate.inside(), 2);

@@ -26,7 +26,7 @@ impl Default for Regions {
     }
 }
 
-/// How many pages a region touches: it need not be aligned.
+/// The number of pages that a region touches: it need not be aligned.
 fn span(region: EncRegion) -> Result<u64> {
     let bad = Error::Invalid(Field::Size, region.bytes);
     let last = region.bytes.checked_sub(1).ok_or(bad)?;

@@ -1,4 +1,4 @@
-//! Which command a VM takes now, with the errno that Linux 7.1 gives for one it does not
+//! The commands that a VM takes in its present state, with the errno of Linux 7.1 for the others
 //! (`sev_mem_enc_ioctl` and the functions that it calls).
 
 use kvm_ops::{Call, Error, Field, Result, Tech};
@@ -16,30 +16,30 @@ pub(crate) const EIO: i32 = 5;
 /// A bad argument, or not the VM's to ask.
 pub(crate) const EINVAL: i32 = 22;
 
-/// An errno of the call that has no error of its own here.
+/// An errno of the call without a named error.
 pub(crate) const fn errno(number: i32) -> Error {
     Error::Sys(Call::MemoryEncryptOp, number)
 }
 
-/// Who holds the encryption context.
+/// The holder of the encryption context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Holding {
     /// The VM itself.
     Owner,
     /// Another VM, whose mirror this one is.
     Mirror,
-    /// The VM itself until somebody trades its token, and that VM afterwards.
+    /// The VM itself until its token is traded, and the receiving VM afterwards.
     Staged,
 }
 
-/// What a decision is made from.
+/// The input of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct View {
     /// The technology.
     pub tech: Tech,
-    /// Whether the VM has an encryption context: `KVM_SEV_INIT2` succeeded.
+    /// The VM has an encryption context: `KVM_SEV_INIT2` succeeded.
     pub active: bool,
-    /// Who holds it.
+    /// Its holder.
     pub holding: Holding,
 }
 
@@ -69,7 +69,7 @@ pub struct Rule {
     pub name: &'static str,
     /// The kind of VM that it needs.
     pub needs: Needs,
-    /// The errno for a VM of another kind. The kernel is not of one mind.
+    /// The errno for a VM of another kind, which differs between commands in the kernel.
     pub otherwise: i32,
 }
 
@@ -82,7 +82,7 @@ const fn rule(id: u32, name: &'static str, needs: Needs, otherwise: i32) -> Rule
     }
 }
 
-/// Every command of the kernel's header, by number. What is not here is refused with EINVAL.
+/// Every command of the kernel's header, by number. Other numbers are refused with EINVAL.
 pub const RULES: &[Rule] = &[
     rule(0, "INIT", Needs::DefaultVm, EINVAL),
     rule(1, "ES_INIT", Needs::DefaultVm, EINVAL),
@@ -116,8 +116,8 @@ pub const RULES: &[Rule] = &[
 /// The first number of SNP's own commands.
 const FIRST_SNP: u32 = 100;
 
-/// What a VM whose context is staged may ask: debug commands, which each technology numbers as it
-/// likes. SNP has none in the kernel's interface, and is never staged.
+/// The commands of a VM whose context is staged: debug commands, with numbers by technology. SNP has
+/// none in the kernel's interface, and is never staged.
 const fn debug_commands(tech: Tech) -> &'static [u32] {
     match tech {
         Tech::Sev | Tech::SevEs => &[17, 18],
@@ -125,11 +125,11 @@ const fn debug_commands(tech: Tech) -> &'static [u32] {
     }
 }
 
-/// What a mirror may ask: nothing that changes the context.
+/// The commands of a mirror, none of which changes the context.
 pub(crate) const MIRROR_COMMANDS: [u32; 4] = [4, 16, 17, 18];
 
-/// Whether the command may be asked of the VM now. The one place where that is decided; what the
-/// guest's launch allows is firmware's to say.
+/// Decides whether a VM takes a command now. The state of the guest's launch is for firmware to
+/// check.
 ///
 /// # Errors
 /// With the errno that Linux gives: in its order, a mirror's EINVAL, then EPERM for a staged context
@@ -161,7 +161,7 @@ pub fn allowed(id: u32, view: &View) -> Result<&'static Rule> {
     }
 }
 
-/// Whether regions may be registered now.
+/// Checks that regions may be registered now.
 pub(crate) fn region_allowed(view: &View) -> Result<()> {
     if !view.active {
         return Err(errno(ENOTTY));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_stand_by_number_once_each() {
+    fn rules_are_sorted_by_number_without_repetition() {
         assert!(RULES.windows(2).all(|pair| pair[0].id < pair[1].id));
     }
 }

@@ -81,7 +81,7 @@ impl<H: Host> Shared<H> {
         self.tech() == Tech::SevSnp
     }
 
-    /// Whether register state is the guest's secret.
+    /// True if register state is the guest's secret after its launch.
     pub(crate) fn is_es(&self) -> bool {
         self.tech() != Tech::Sev
     }
@@ -118,9 +118,15 @@ impl<H: Host> Shared<H> {
         }
     }
 
+    /// A span that names the VM in the events of its SP commands and RMP instructions.
+    pub(crate) fn span(&self, operation: &'static str) -> tracing::span::EnteredSpan {
+        let (vm, technology) = (self.id().0, tracing::field::display(self.tech()));
+        tracing::debug_span!("sev", operation, vm, technology).entered()
+    }
+
     /// Leaves only the teardown allowed.
     pub(crate) fn poison(&self, error: &Error) {
-        tracing::warn!(vm = self.id().0, tech = %self.tech(), %error, "the VM is poisoned");
+        tracing::error!(vm = self.id().0, technology = %self.tech(), %error, "the VM is poisoned");
         self.life.poison();
     }
 
@@ -239,20 +245,32 @@ impl<H: Host> Shared<H> {
 pub(crate) struct Faults<H: Host>(pub(crate) Weak<Shared<H>>);
 
 impl<H: Host> Faults<H> {
-    fn answer(&self, body: impl FnOnce(&Shared<H>) -> NestedFaultAnswer) -> NestedFaultAnswer {
-        match self.0.upgrade() {
-            Some(shared) if shared.step() == Step::Runnable => body(&shared),
-            _ => NestedFaultAnswer::Leave,
+    fn answer(
+        &self,
+        gfn: Gfn,
+        body: impl FnOnce(&Shared<H>) -> NestedFaultAnswer,
+    ) -> NestedFaultAnswer {
+        let Some(shared) = self.0.upgrade() else {
+            return NestedFaultAnswer::Leave;
+        };
+        if shared.step() != Step::Runnable {
+            return NestedFaultAnswer::Leave;
         }
+        let answer = body(&shared);
+        if let NestedFaultAnswer::Fail(error) = &answer {
+            let (vm, technology) = (shared.id().0, shared.tech());
+            tracing::error!(vm, %technology, gfn = gfn.get(), %error, "a nested fault failed");
+        }
+        answer
     }
 }
 
 impl<H: Host> NestedFaults for Faults<H> {
     fn private_fault(&self, gfn: Gfn) -> NestedFaultAnswer {
-        self.answer(|shared| shared.private_fault(gfn))
+        self.answer(gfn, |shared| shared.private_fault(gfn))
     }
 
     fn size_mismatch(&self, gfn: Gfn) -> NestedFaultAnswer {
-        self.answer(|shared| shared.split_fault(gfn))
+        self.answer(gfn, |shared| shared.split_fault(gfn))
     }
 }

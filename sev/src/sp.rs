@@ -13,7 +13,7 @@ use zerocopy::little_endian::U64;
 use crate::command::{self, Buffer, Command};
 use crate::status::{Failure, Instruction, Operation, Status};
 
-/// How often an RMP instruction is tried whose entry is in use, or has another size for the moment.
+/// The most tries of an RMP instruction whose entry is in use, or has another size for the moment.
 /// Linux tries RMPUPDATE without bound.
 const RMP_TRIES: u32 = 16;
 /// Codes of RMPUPDATE and PSMASH (APM vol. 3; Linux `asm/sev.h`).

@@ -1,4 +1,4 @@
-//! What the firmware and the RMP instructions answer, and how it travels in an [`Error`].
+//! Statuses of the firmware and of RMP instructions, and their form in an [`Error`].
 
 use core::fmt;
 
@@ -100,7 +100,7 @@ pub enum Instruction {
     Psmash = 0x1_0001,
 }
 
-/// What was asked: a command or an instruction.
+/// A command or an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     /// A command of the AMD SP.
@@ -120,7 +120,7 @@ impl Operation {
     }
 }
 
-/// An operation that failed, and its code: what an [`Error::Firmware`] of this back end says.
+/// An operation that failed, and its code: the contents of an [`Error::Firmware`] of this back end.
 ///
 /// The status word of the error holds the code in bits 31:0, and in bits 63:32 the command's number,
 /// or 0x10000 and up for an instruction. So an error names the command without being larger.
@@ -134,14 +134,14 @@ impl Operation {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What was asked.
+    /// The operation that failed.
     pub operation: Operation,
     /// The code: a [`Status`] for a command, EAX for an instruction.
     pub code: u32,
 }
 
 impl Failure {
-    /// What the error says, if it is the firmware's or an instruction's.
+    /// The failure in an error of the firmware or of an instruction.
     pub fn of(error: &Error) -> Option<Self> {
         let Error::Firmware(word) = error else {
             return None;

@@ -109,7 +109,10 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
         };
         let exit = self.port.vcpu_run();
         drop(inside);
-        exit
+        exit.inspect_err(|error| {
+            let (vm, technology) = (self.shared.id().0, self.shared.tech());
+            tracing::debug!(vm, %technology, vcpu = self.cell.id.0, %error, "vcpu_run failed");
+        })
     }
 
     fn exit_data(&mut self) -> &mut [u8] {

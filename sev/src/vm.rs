@@ -116,7 +116,7 @@ impl<H: Host> SevVm<H> {
         self.shared.account.report(&self.shared.life).leaks
     }
 
-    /// How many pages the registered regions touch.
+    /// The number of pages that the registered regions touch.
     pub fn locked_pages(&self) -> u64 {
         self.shared.regions().pages()
     }
@@ -173,15 +173,18 @@ impl<H: Host> VmOps for SevVm<H> {
 
     /// Leases an ASID (`KVM_SEV_INIT2`). The launch starts with the first operation that needs it.
     fn vm_init(&mut self) -> Result<()> {
+        let _span = self.shared.span("vm_init");
         self.shared.init(self.shared.launch.vmsa_features)
     }
 
     /// Ends the launch: VMSAs, LAUNCH_MEASURE and LAUNCH_FINISH, as far as they were not done.
     fn vm_finalize(&mut self) -> Result<()> {
+        let _span = self.shared.span("vm_finalize");
         self.shared.finalize(&self.finish())
     }
 
     fn add_initial_page(&mut self, page: &InitialPage<'_>) -> Result<()> {
+        let _span = self.shared.span("add_initial_page");
         self.shared.add_page(page)
     }
 
@@ -195,6 +198,7 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn mmu_release_hkid(&mut self) -> Result<KeyReleased> {
+        let _span = self.shared.span("mmu_release_hkid");
         if let Some(orphan) = migrate::leave(&self.shared)? {
             self.orphan = Some(orphan);
         }
@@ -202,10 +206,12 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn drain_private(&mut self, released: KeyReleased) -> Result<Drained, (Error, KeyReleased)> {
+        let _span = self.shared.span("drain_private");
         self.shared.drain(released)
     }
 
     fn vm_free(mut self, drained: Drained) -> FreeReport {
+        let _span = self.shared.span("vm_free");
         let orphan = self.orphan.take();
         let shared = Arc::clone(&self.shared);
         self.over = true;
@@ -231,6 +237,7 @@ impl<H: Host> VmOps for SevVm<H> {
     /// table, which is PSMASH. The pages are the caller's to take and to free, but for one that
     /// firmware keeps: that is leaked, listed, and the VM poisoned.
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
+        let _span = self.shared.span("set_private_spte");
         self.shared.step().require_live()?;
         self.shared.change(&mut self.shared.memory(), change)
     }
@@ -242,12 +249,14 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn set_memory_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
+        let _span = self.shared.span("set_memory_attributes");
         self.shared.step().require_live()?;
         self.shared.check_range(first, pages)?;
         self.shared.set_attributes(first, pages, to)
     }
 
     fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {
+        let _span = self.shared.span("pre_fault_memory");
         self.shared.step().require(Step::Runnable)?;
         self.shared.check_range(first, pages)?;
         self.shared.pre_fault(first, pages)
@@ -265,6 +274,7 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn mem_enc_op(&mut self, cmd: &mut EncCmd<'_>) -> Result<()> {
+        let _span = self.shared.span("mem_enc_op");
         crate::kvm::run(self, cmd)
     }
 
@@ -287,6 +297,7 @@ impl<H: Host> VmOps for SevVm<H> {
 
     /// Deletes a slot, and the private pages in its place with it.
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        let _span = self.shared.span("delete_memory_slot");
         self.shared.step().require_live()?;
         self.shared.delete_slot(slot)
     }

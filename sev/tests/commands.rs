@@ -180,8 +180,8 @@ fn an_attestation_report_carries_the_nonce_and_its_length_can_be_asked() {
     common::free_clean(vm);
 }
 
-/// What is missing, too short or out of place comes back as the kernel's errno, and the VM is as it
-/// was.
+/// A structure or blob that is missing, too short or out of place gives the kernel's errno, and the VM
+/// is as it was.
 #[test]
 fn truncated_structures_and_blobs_out_of_bounds_are_efault() {
     let (host, ram) = (host(4), Ram::new(0x4000));

@@ -182,7 +182,7 @@ fn what_a_guest_writes_privately_the_host_reads_as_ciphertext() {
         vm.add_initial_page(&measured(RAM, &contents)).unwrap();
         vm.vm_finalize().unwrap();
         let mut actions = vec![read(C | RAM, 4), write(C | RAM | 8, b"secret")];
-        // A page of its own comes with the first touch; SNP accepts it first.
+        // A private page comes with the first touch; SNP accepts it first.
         if tech == Tech::SevSnp {
             let gpa = Gpa::new(RAM + 0x1000);
             let level = Level::Size4K;
@@ -289,7 +289,7 @@ fn an_snp_guest_that_touches_memory_of_the_other_kind_leaves_as_a_memory_fault()
         assert_eq!(vcpu.vcpu_run(), Ok(exit), "{touch:?}");
         assert!(log.lock().unwrap().is_empty());
     }
-    // Where no slot is, devices are.
+    // A frame without a slot is MMIO.
     let (probe, _) = common::Probe::new(vec![read(0x9000_0000, 4)]);
     common::load(&mut vcpu, probe);
     assert!(matches!(vcpu.vcpu_run(), Ok(Exit::MmioRead { len: 4, .. })));
@@ -365,7 +365,7 @@ fn a_large_page_is_one_rmp_entry_until_part_of_it_goes() {
     assert_eq!(log, ["Done"; 4]);
     assert_eq!(counts(Instruction::Psmash), 1);
 
-    // What the guest accepted of a page stays accepted when another part is shared.
+    // The part of a page that the guest accepted stays accepted when another part is shared.
     assert_eq!(
         vm.set_memory_attributes(Gfn::new(first.get() + 3), 2, Privacy::Shared),
         Ok(2)

@@ -626,7 +626,7 @@ fn flaw_6_a_source_keeps_nothing_that_its_end_would_miss() {
     assert_eq!((from.account().held(), from.locked_pages()), (0, 0));
     assert_eq!((to.account().held(), to.locked_pages()), (held, 3));
     assert_eq!((from.asid(), from.identity()), (None, None));
-    // What it freed was freed before the move: buffers of its launch.
+    // It freed only the buffers of its launch, before the move.
     let buffers = from.account().freed;
     let report = free(from);
     assert_eq!((report.pages_freed, report.keys_freed), (buffers, 0));

@@ -1,4 +1,4 @@
-//! The staged form: a one-time token stands for a context until somebody takes it.
+//! The staged form: a one-time token buys a context.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -355,7 +355,7 @@ fn a_source_that_goes_while_it_is_received_loses_nothing_twice() {
     }
 }
 
-/// What a history does to one of four VMs.
+/// An act of a history on one of four VMs.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Send,

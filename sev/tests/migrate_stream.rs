@@ -223,7 +223,7 @@ fn a_cut_at_any_byte_in_either_direction_is_resumed_in_the_same_session() {
             assert!(received.is_err() || rx.progress().phase == Phase::Done);
             // At no time do both own it.
             assert!(!rx.target().owned || tx.progress().phase.owner() == Owner::Target);
-            // What is not closing runs on.
+            // A guest that is not stopped for good runs on.
             if rx.progress().phase < Phase::Prepared && tx.progress().phase == Phase::Copying {
                 assert!(tx.source().running);
             }
@@ -344,7 +344,7 @@ fn a_guest_of_another_shape_is_refused_before_any_command() {
 }
 
 #[test]
-fn a_second_sender_is_turned_away_while_a_session_stands() {
+fn a_second_sender_is_turned_away_during_a_session() {
     let (a, b) = (Machine::new(21), Machine::new(22));
     let mut tx = sender(RawSource::new(&a, Tech::Sev, 0, 32));
     let mut rx = Receiver::new(RawTarget::new(&b, Tech::Sev));

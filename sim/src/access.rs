@@ -99,7 +99,7 @@ pub(crate) fn first_piece(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Piece {
 /// Reads or writes the memory of slots as the host does, private frames or not.
 ///
 /// # Errors
-/// [`Error::NotFound`] where a part of the range is in no slot, or in a read-only slot for a write.
+/// [`Error::NotFound`] if a part of the range is in no slot, or in a read-only slot for a write.
 pub(crate) fn host_access(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Result<()> {
     let memory = vm.read();
     let mut at = gpa;

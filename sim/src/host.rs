@@ -24,9 +24,9 @@ pub(crate) struct Machine {
     pub(crate) vendor: Vendor,
     ids: VmIds,
     live_vms: AtomicUsize,
-    /// The TDX machine; `None` inside where its module does not come up.
+    /// The TDX machine; `None` inside if its module does not come up.
     pub(crate) tdx: OnceLock<Option<Tdx>>,
-    /// The AMD SP; `None` inside where its firmware does not come up.
+    /// The AMD SP; `None` inside if its firmware does not come up.
     pub(crate) sev: OnceLock<Option<Sev>>,
 }
 

@@ -16,7 +16,7 @@ buffer! {
 }
 
 buffer! {
-    /// Where a guest is to go, and the session that comes out.
+    /// SEND_START: certificates of the target in, the session out.
     SendStart [SendStart] 0x44 {
         0x00 handle: U32,
         0x04 policy: U32,

@@ -19,7 +19,7 @@ pub(crate) fn write<T: IntoBytes + Immutable>(data: &mut [u8], value: &T) -> Res
     value.write_to_prefix(data).map_err(|_| errno(EFAULT))
 }
 
-/// Where a blob lies.
+/// The place of a blob.
 pub(crate) fn range(data: &[u8], offset: u64, len: u64) -> Result<Range<usize>> {
     let fault = errno(EFAULT);
     let end = offset.checked_add(len).ok_or(fault)?;

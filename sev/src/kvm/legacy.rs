@@ -68,7 +68,7 @@ pub(super) fn update_data<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result
     }
     with_guest(vm, |context| {
         for at in (address..address + len).step_by(PAGE_SIZE as usize) {
-            // What cannot be pinned is "no memory" to the kernel.
+            // The kernel answers ENOMEM for memory that cannot be pinned.
             let gpa = vm.shared.memory().gpa_of(at).ok_or(Error::NoMemory)?;
             let mut contents = [0; PAGE_SIZE as usize];
             vm.shared.sev()?.read_slot(gpa, &mut contents)?;

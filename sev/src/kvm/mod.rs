@@ -25,7 +25,7 @@ use crate::{SevVm, launch};
 use blob::read;
 
 impl<H: Host> SevVm<H> {
-    /// What [`rules::allowed`] decides from.
+    /// The input of [`rules::allowed`].
     pub(crate) fn view(&self) -> View {
         let active = self.shared.context().is_some();
         let holding = self.shared.membership().holding();
@@ -37,7 +37,7 @@ impl<H: Host> SevVm<H> {
     }
 }
 
-/// Runs one command. The firmware's status is written whatever comes.
+/// Runs one command, and writes the firmware's status in any case.
 pub(crate) fn run<H: Host>(vm: &mut SevVm<H>, cmd: &mut EncCmd<'_>) -> Result<()> {
     cmd.firmware_status = 0;
     let done = dispatch(vm, cmd.id, cmd.data, &mut cmd.firmware_status);

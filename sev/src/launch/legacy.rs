@@ -13,7 +13,7 @@ use crate::sp::{Held, base};
 
 /// Policy bit: the guest needs SEV-ES.
 pub(crate) const POLICY_ES: u64 = 1 << 2;
-/// What the firmware knows of a legacy policy.
+/// The bits of a legacy policy.
 const POLICY_BITS: u64 = u32::MAX as u64;
 
 impl<H: Host> Shared<H> {

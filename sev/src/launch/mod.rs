@@ -32,7 +32,7 @@ pub(crate) struct Start {
     pub(crate) policy: u64,
     /// The owner's Diffie-Hellman certificate and session.
     pub(crate) session: Option<(alloc::vec::Vec<u8>, alloc::vec::Vec<u8>)>,
-    /// The handle of a guest whose key is shared; 0 for a key of its own.
+    /// The handle of a guest whose key is shared; 0 for a new key.
     pub(crate) share: u32,
     pub(crate) gosvw: [u8; 16],
 }

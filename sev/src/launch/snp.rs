@@ -18,8 +18,8 @@ use crate::vmsa::VMSA_GPA;
 pub(super) const POLICY_SMT: u64 = 1 << 16;
 /// Policy: must be 1.
 pub(super) const POLICY_ONE: u64 = 1 << 17;
-/// What KVM lets a policy have (Linux `SNP_POLICY_MASK_VALID`), with bits 21 to 25 for the firmware
-/// to judge.
+/// The bits that KVM allows in a policy (Linux `SNP_POLICY_MASK_VALID`), with bits 21 to 25 for the
+/// firmware to judge.
 const POLICY_BITS: u64 = (1 << 26) - 1;
 
 /// SEV_FEATURES bit of an SNP guest, which the hypervisor adds.

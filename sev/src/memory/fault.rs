@@ -8,7 +8,6 @@ impl<H: Host> Shared<H> {
     /// A guest touched a frame with the C-bit, and nothing is mapped there.
     pub(crate) fn private_fault(&self, gfn: Gfn) -> NestedFaultAnswer {
         let mut memory = self.memory();
-        tracing::trace!(vm = self.id().0, gfn = gfn.get(), "private fault");
         let sev = match self.sev() {
             Ok(sev) => sev,
             Err(error) => return NestedFaultAnswer::Fail(error),

@@ -40,7 +40,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Whether slots back all of these frames.
+    /// True if slots back all of these frames.
     pub(crate) fn has_slot(&self, first: Gfn, frames: u64) -> bool {
         self.slots.covered(first, frames) == frames
     }

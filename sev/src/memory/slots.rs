@@ -1,4 +1,4 @@
-//! What the host asks for: slots, attributes, and pages before they are touched.
+//! Requests of the host: slots, attributes, and pages before they are touched.
 
 use kvm_ops::{Error, Field, Gfn, Host, Level, MemSlot, PAGE_SIZE, Privacy, Result, VmPort};
 

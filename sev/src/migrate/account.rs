@@ -1,4 +1,4 @@
-//! Who pays for memory keys: what the misc cgroup is to Linux (`misc.max`, resources `sev` and
+//! Accounts that pay for memory keys, as the misc cgroup in Linux (`misc.max`, resources `sev` and
 //! `sev_es`).
 
 use alloc::sync::Arc;
@@ -8,9 +8,8 @@ use kvm_ops::{Error, Result, Tech};
 
 /// An account that pays for the keys of VMs, with a limit for each kind.
 ///
-/// A key is charged when it is leased and is charged until it is given back, to one account at any
-/// time. What was charged is remembered with the key, so that it is given back as what it was: a
-/// moved SEV-ES guest never turns up as a SEV guest on either side.
+/// A key is charged from its lease until it is given back, to one account at any time. The charge
+/// keeps its kind, so a moved SEV-ES guest is never counted as a SEV guest on either side.
 #[derive(Debug)]
 pub struct KeyAccount {
     sev: Counter,
@@ -46,7 +45,7 @@ impl KeyAccount {
         }
     }
 
-    /// How many keys of that kind it pays for.
+    /// The number of keys of that kind that it pays for.
     pub fn used(&self, tech: Tech) -> u32 {
         self.counter(tech).used.load(Ordering::Acquire)
     }
@@ -77,7 +76,7 @@ pub(crate) struct Charge {
 }
 
 impl Charge {
-    /// Whether that account pays.
+    /// True if that account pays.
     pub(crate) fn is_to(&self, account: &Arc<KeyAccount>) -> bool {
         Arc::ptr_eq(&self.account, account)
     }

@@ -1,11 +1,11 @@
-//! The flag of a VM whose context is on the move (Linux `migration_in_progress`).
+//! The flag of a VM whose context moves (Linux `migration_in_progress`).
 
 use kvm_ops::{Error, Result};
 
 use super::sync::{AtomicBool, Ordering};
 
-/// One move at a time for each VM. Whoever finds the flag set is told so and does not wait: two
-/// moves in opposite directions cannot deadlock, whatever the order in which they claim.
+/// One move at a time for each VM. A move that finds the flag set fails at once, so two moves in
+/// opposite directions cannot deadlock, whatever the order of their claims.
 pub(crate) struct Claim(AtomicBool);
 
 impl Claim {

@@ -17,7 +17,7 @@ use crate::SevVm;
 use crate::rules::Holding;
 use crate::shared::Shared;
 
-/// How a VM uses an encryption context.
+/// A VM's use of an encryption context.
 pub(crate) enum Role<H: Host> {
     /// It owns its context, or has none yet.
     Owner,
@@ -218,7 +218,7 @@ impl<H: Host> Group<H> {
 }
 
 impl<H: Host> SevVm<H> {
-    /// Whether the VM uses the context of another VM.
+    /// True if the VM uses the context of another VM.
     pub fn is_mirror(&self) -> bool {
         self.shared.membership().is_mirror()
     }

@@ -241,7 +241,7 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
 impl<H: Host> Drop for Incoming<'_, H> {
     fn drop(&mut self) {
         if self.receiving {
-            // What does not come back is on the VM's account.
+            // The VM's account lists a leak.
             let _ = self.abandon();
         }
     }

@@ -59,17 +59,15 @@ pub(crate) fn lose<H: Host>(vm: &Arc<Shared<H>>, error: Error, report: &mut Free
 /// shared can be freed; its own pages and key are lost.
 pub(crate) fn drop_out<H: Host>(vm: &Arc<Shared<H>>, orphan: Option<Orphan<H>>) {
     let mut report = FreeReport::new(vm.id(), vm.tech());
-    let mut destroy = |orphan: Option<Orphan<H>>| {
-        if let Some(orphan) = orphan {
-            orphan.destroy(&mut report);
-        }
-    };
-    destroy(orphan);
-    if matches!(vm.step(), Step::KeyReleased | Step::Drained) {
-        return;
+    let torn_down = matches!(vm.step(), Step::KeyReleased | Step::Drained);
+    let left = if torn_down { Ok(None) } else { leave(vm) };
+    if let Err(error) = left {
+        lose(vm, error, &mut report);
     }
-    match leave(vm) {
-        Ok(orphan) => destroy(orphan),
-        Err(error) => lose(vm, error, &mut report),
+    for orphan in orphan.into_iter().chain(left.ok().flatten()) {
+        orphan.destroy(&mut report);
+    }
+    for leak in &report.leaks {
+        tracing::error!(vm = report.vm.0, technology = %report.tech, %leak, "leaked by drop");
     }
 }

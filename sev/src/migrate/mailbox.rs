@@ -41,7 +41,7 @@ enum Ledger<'a> {
     Vm(&'a PageAccount),
 }
 
-/// The commands of a migration, with memory of its own for what they take and give.
+/// The commands of a migration, with memory for their operands and answers.
 ///
 /// That memory is one 2 MiB page, because a certificate chain is longer than 4 KiB and must not be
 /// scattered. With SNP initialised firmware writes only pages in Firmware state, so the part that
@@ -52,7 +52,7 @@ pub struct Mailbox<'a, H: Host> {
     ledger: Ledger<'a>,
     /// Taken by the drop.
     area: Option<Page>,
-    /// How many of the pages that firmware writes are in its hands.
+    /// The number of pages that are in Firmware state.
     lent: u64,
 }
 
@@ -153,11 +153,8 @@ impl<'a, H: Host> Mailbox<'a, H> {
         self.at(place).map(U64::new)
     }
 
-    /// PDH_CERT_EXPORT: the certificates of this platform. The vendor's are not the firmware's to
-    /// give and stay empty.
-    ///
-    /// # Errors
-    /// What firmware answers.
+    /// PDH_CERT_EXPORT: the certificates of this platform. The firmware does not hold the vendor's,
+    /// which stay empty.
     pub fn certs(&self) -> Result<PlatformCerts> {
         let command = Command::PdhCertExport;
         let mut buffer = command::PdhCertExport::default();
@@ -189,7 +186,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
     /// platform that is not what it claims; [`Error::Invalid`] for certificates longer than 16 KiB.
     pub fn send_start(&self, handle: u32, target: &PlatformCerts) -> Result<SessionStart> {
         let command = Command::SendStart;
-        // Asked for before the state changes, so that a failure leaves nothing to undo.
+        // Before the state changes, so that a failure leaves nothing to undo.
         let pdh = self.certs()?.pdh;
         let mut buffer = command::SendStart {
             handle: U32::new(handle),
@@ -222,7 +219,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
     /// SEND_UPDATE_DATA or SEND_UPDATE_VMSA of one page of the guest.
     ///
     /// # Errors
-    /// What firmware answers; the state is unchanged, and the page may be sent again.
+    /// The firmware's. The state is unchanged, and the page may be sent again.
     pub fn send_update(
         &self,
         handle: u32,
@@ -258,24 +255,21 @@ impl<'a, H: Host> Mailbox<'a, H> {
     /// SEND_FINISH: from now on the firmware does not let the guest run here.
     ///
     /// # Errors
-    /// What firmware answers; sending goes on.
+    /// The firmware's. Sending goes on.
     pub fn send_finish(&self, handle: u32) -> Result<()> {
         self.of_handle(Command::SendFinish, handle)
     }
 
     /// SEND_CANCEL: the guest runs on.
-    ///
-    /// # Errors
-    /// What firmware answers.
     pub fn send_cancel(&self, handle: u32) -> Result<()> {
         self.of_handle(Command::SendCancel, handle)
     }
 
-    /// RECEIVE_START: answers the new guest's handle. It has no ASID yet.
+    /// RECEIVE_START. Returns the new guest's handle. It has no ASID yet.
     ///
     /// # Errors
-    /// BAD_MEASUREMENT for a session that was not made for this platform or policy; else what
-    /// firmware answers; [`Error::Invalid`] for blobs longer than 16 KiB.
+    /// BAD_MEASUREMENT for a session that was not made for this platform or policy;
+    /// [`Error::Invalid`] for blobs longer than 16 KiB.
     pub fn receive_start(&self, start: &SessionStart) -> Result<u32> {
         let mut buffer = command::ReceiveStart {
             policy: U32::new(start.policy),
@@ -291,7 +285,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
     ///
     /// # Errors
     /// BAD_MEASUREMENT for a packet that is not of this session or was changed on the way: the
-    /// page is as it was. Else what firmware answers. A page that firmware does not give back after
+    /// page is as it was. Otherwise the firmware's. A page that firmware does not give back after
     /// the command must not be used again: its error names SNP_PAGE_RECLAIM or RMPUPDATE.
     pub fn receive_update(
         &self,
@@ -303,7 +297,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
         self.receive_into(handle, of, page, packet).1
     }
 
-    /// As [`receive_update`](Self::receive_update), with the hands that the page is in afterwards.
+    /// As [`receive_update`](Self::receive_update), with the RMP state of the page afterwards.
     pub(crate) fn receive_into(
         &self,
         handle: u32,
@@ -328,9 +322,6 @@ impl<'a, H: Host> Mailbox<'a, H> {
     }
 
     /// RECEIVE_FINISH: the guest could run here.
-    ///
-    /// # Errors
-    /// What firmware answers.
     pub fn receive_finish(&self, handle: u32) -> Result<()> {
         self.of_handle(Command::ReceiveFinish, handle)
     }

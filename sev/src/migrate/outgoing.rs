@@ -28,10 +28,9 @@ pub type RegisterReader<'a> = Box<dyn FnMut(VcpuId) -> Result<Vec<u8>> + Send + 
 
 /// A VM that is being sent. Its vCPUs run on, on their own threads, until the last round.
 ///
-/// Which pages the guest writes is learnt by taking them out of its nested page table: the next
-/// access faults, is noted, and brings the page back. A read counts as a write so, which costs
-/// pages that are sent again but never misses one. Shared pages are followed by the slots' dirty
-/// logs.
+/// The source finds written pages by taking them out of the nested page table: the next access
+/// faults, is recorded, and brings the page back. So a read counts as a write, which costs pages that
+/// are sent again but never misses one. The slots' dirty logs follow shared pages.
 ///
 /// Dropped before the guest is given up, it cancels: the guest runs on.
 pub struct Outgoing<'a, H: Host> {
@@ -108,7 +107,7 @@ impl<H: Host> Outgoing<'_, H> {
                 log_dirty: true,
                 ..slot.flags
             };
-            // A port without dirty logs says so when it is asked for one.
+            // A port without dirty logs refuses.
             if self
                 .shared
                 .port
@@ -124,7 +123,7 @@ impl<H: Host> Outgoing<'_, H> {
     fn forget(&mut self) {
         *self.shared.memory().dirty() = None;
         for slot in self.logged.drain(..) {
-            // It goes on logging then, which costs time and nothing else.
+            // On an error it goes on logging, which costs time only.
             let _ = self.shared.port.set_memory_slot(&slot);
         }
     }
@@ -224,7 +223,7 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
             let mut bitmap = vec![0; slot.dirty_words()];
             match self.shared.port.dirty_log(&slot, &mut bitmap) {
                 Ok(()) => {}
-                // Whoever owns the log reads it; and a port may have none.
+                // A port may have no log, or another owner of it.
                 Err(_) => {
                     follows = false;
                     continue;
@@ -273,7 +272,7 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
 impl<H: Host> Drop for Outgoing<'_, H> {
     fn drop(&mut self) {
         if self.sending && self.send_cancel().is_err() {
-            // The firmware keeps it in the sending state, which stops nothing.
+            // The guest runs in the firmware's sending state too.
             self.forget();
         }
         if self.stopped {

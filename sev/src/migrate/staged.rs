@@ -1,4 +1,4 @@
-//! The staged form of a move: a one-time token stands for the context until somebody takes it.
+//! The staged form of a move: a one-time token buys the context.
 //!
 //! KVM_SEV_LOCAL_SEND and KVM_SEV_LOCAL_RECEIVE as they were once proposed for Linux, for programs
 //! that cannot hand each other anything but bytes.
@@ -16,7 +16,7 @@ use crate::SevVm;
 use crate::rules::{EINVAL, ENOTTY, errno};
 use crate::shared::Shared;
 
-/// What a [`StagingTable`] knows of a source: how to find it, while it is there.
+/// The entry of a [`StagingTable`]: a way to find the source while it lives.
 pub struct Staged<H: Host>(Weak<Shared<H>>);
 
 impl<H: Host> fmt::Debug for Staged<H> {
@@ -32,23 +32,23 @@ impl<H: Host> Staged<H> {
     }
 }
 
-/// Whether a source is staged under that token.
+/// True for a source that is staged under that token.
 fn is_staged<H: Host>(source: &Shared<H>, token: &MoveToken) -> bool {
     matches!(&source.membership().role, Role::Staged { token: own, .. } if own.is(token))
 }
 
 impl<H: Host> SevVm<H> {
-    /// Stages the VM's context: whoever brings the token to a VM of this machine takes it over
-    /// there, once. From now on the VM does not run and takes debug commands only (17, 18), after
-    /// the context was taken too, as long as its new VM lives.
+    /// Stages the VM's context: the token moves it to any VM of this machine, once. From now on the
+    /// VM does not run and takes debug commands only (17, 18), also after the context was taken, as
+    /// long as its new VM lives.
     ///
-    /// `random` fills the token from the host's random numbers; `deliver` hands it to whoever is to
-    /// have it. If it cannot, nothing was staged.
+    /// `random` fills the token from the host's random numbers; `deliver` hands it on. If one of them
+    /// fails, nothing was staged.
     ///
     /// # Errors
     /// ENOTTY for a VM without a context; [`Error::WrongState`] before LAUNCH_START;
     /// [`Error::Exists`] for a VM that is staged already; EINVAL for a mirror; unsupported for SNP;
-    /// [`Error::Again`] where `random` gives no random numbers; what `random` and `deliver` answer.
+    /// [`Error::Again`] if `random` gives no random numbers; the errors of `random` and `deliver`.
     pub fn local_send(
         &mut self,
         table: &Arc<StagingTable<Staged<H>>>,
@@ -106,9 +106,8 @@ impl<H: Host> SevVm<H> {
         Ok(())
     }
 
-    /// Trades a token for the context that it stands for. The VM is launched then: it goes on where
-    /// the source was. `deliver` is told the guest's handle; if it cannot pass that on, nothing
-    /// has happened, and the token is good still.
+    /// Trades a token for its context. The VM is launched then and goes on where the source was.
+    /// `deliver` gets the guest's handle; if it fails, nothing has happened, and the token stays good.
     ///
     /// # Errors
     /// [`Error::NotFound`] for a token that is not good: never staged here, traded, withdrawn, or

@@ -1,4 +1,4 @@
-//! The table of staged contexts: which token may be traded for whose context.
+//! The table of staged contexts: each token with its source.
 //!
 //! ```text
 //!            stage                 take                      (received)
@@ -21,7 +21,7 @@ use super::sync::Lock;
 
 /// A one-time token for a staged context: 128 bits of the host's random numbers.
 ///
-/// Whoever has it may take the context over, so it is not printed.
+/// Its holder may take the context over, so it is not printed.
 #[derive(Clone, Copy)]
 pub struct MoveToken([u8; 16]);
 
@@ -36,7 +36,7 @@ impl MoveToken {
         Self(bytes)
     }
 
-    /// Draws a token. All zeros means that the source of random numbers does not work: never used.
+    /// Draws a token. All zeros means a broken source of random numbers.
     pub(crate) fn draw(random: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<Self> {
         let mut bytes = [0; 16];
         random(&mut bytes)?;
@@ -46,7 +46,7 @@ impl MoveToken {
         Ok(Self(bytes))
     }
 
-    /// Compares in a time that does not tell how much of it was right.
+    /// Compares in constant time.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -77,12 +77,12 @@ impl<S> StagingTable<S> {
         }
     }
 
-    /// How many contexts are staged.
+    /// The number of staged contexts.
     pub fn len(&self) -> usize {
         self.staged.lock().len()
     }
 
-    /// Whether none is.
+    /// True if none is staged.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -106,13 +106,13 @@ impl<S> StagingTable<S> {
         let mut staged = self.staged.lock();
         match find(&staged, token) {
             Some(at) => Ok(staged.swap_remove(at).1),
-            // Which token it was is nobody's business.
+            // The error does not say which token it was.
             None => Err(Error::NotFound(Field::Token, 0)),
         }
     }
 
-    /// A trade that did not come about: the token is good again, if `still` says, under the table's
-    /// lock, that the source has not withdrawn.
+    /// Undoes a trade that failed: the token is good again if `still` returns true, under the
+    /// table's lock, because the source has not withdrawn.
     pub(crate) fn put_back(&self, token: MoveToken, source: S, still: impl FnOnce(&S) -> bool) {
         let mut staged = self.staged.lock();
         if still(&source) {
@@ -120,14 +120,14 @@ impl<S> StagingTable<S> {
         }
     }
 
-    /// Makes a token worthless. The source must have said so where `still` looks, before.
+    /// Makes a token worthless. The caller first changes the state that `still` reads.
     pub(crate) fn withdraw(&self, token: &MoveToken) -> Option<S> {
         let mut staged = self.staged.lock();
         find(&staged, token).map(|at| staged.swap_remove(at).1)
     }
 }
 
-/// Every entry is looked at, whichever fits.
+/// Compares every entry, whichever fits.
 fn find<S>(staged: &[(MoveToken, S)], token: &MoveToken) -> Option<usize> {
     let mut found = None;
     for (at, (known, _)) in staged.iter().enumerate() {
@@ -241,7 +241,7 @@ mod models {
                     }
                 })
             };
-            // As the teardown does: first the source says so, then the table forgets.
+            // As in the teardown: first the state of the source, then the table.
             staged.store(false, Ordering::Release);
             table.withdraw(&token());
             receiver.join().unwrap();

@@ -1,12 +1,12 @@
-//! A context and all that goes with it pass from one VM to another of the same machine.
+//! A context with its pages moves from one VM to another of the same machine.
 //!
 //! Nothing is copied and no command is issued: the guest keeps its handle and its ASID, and its
-//! pages their keys. So the cost does not depend on the guest's size; the new VM's nested page
-//! tables are filled by faults.
+//! pages their keys. So the cost does not depend on the guest's size; faults fill the new VM's nested
+//! page tables.
 //!
 //! Locks, in the order of Linux `sev_vm_move_enc_context_from`: the claims of both VMs, the
-//! receiver's first, refused where set; then the receiver's locks before the source's. That cannot
-//! deadlock, because only who has both claims takes locks of two VMs.
+//! receiver's first, refused if set; then the receiver's locks before the source's. That cannot
+//! deadlock, because only the holder of both claims takes locks of two VMs.
 
 use alloc::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::group::{Group, Membership, Role};
 use crate::context::Context;
 use crate::shared::Shared;
 
-/// A VM that cannot play the part that it was given.
+/// The error for a VM that does not fit.
 pub(super) fn unfit<H: Host>(vm: &Shared<H>) -> Error {
     Error::Invalid(Field::Vm, vm.id().0)
 }
@@ -245,16 +245,16 @@ fn rebind<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
     })
 }
 
-/// What a guest is, besides its memory and registers; all of it goes where its context goes.
+/// The properties of a guest besides memory and registers. All of them move with its context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextFacts {
-    /// The policy that it was launched with.
+    /// The policy of its launch.
     pub policy: u64,
     /// SEV_FEATURES of its VMSAs.
     pub vmsa_features: u64,
-    /// The GHCB protocol that it was told.
+    /// The version of the GHCB protocol.
     pub ghcb_version: u16,
-    /// How far its launch came.
+    /// The state of its launch.
     pub state: crate::GuestState,
 }
 
@@ -271,7 +271,7 @@ impl<H: Host> crate::SevVm<H> {
         }
     }
 
-    /// What the VM's context says of its guest; `None` without one.
+    /// The properties of the VM's guest; `None` without a context.
     pub fn context_facts(&self) -> Option<ContextFacts> {
         let context = self.shared.context();
         let context = context.as_ref()?;

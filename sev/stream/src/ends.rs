@@ -1,24 +1,27 @@
-//! The two ends of a migration: what the protocol asks of a guest's source and of its target.
+//! The two ends of a migration, as the protocol reaches them: the guest's source and its target.
+//!
+//! Errors are those of the VM, its platform, or the firmware. An error leaves an end as it was, unless
+//! the method says otherwise.
 
 use kvm_ops::{Gfn, Result, Tech, VcpuId};
 
 use crate::layout::{FrameSet, Layout};
-use crate::packet::{Packet, PlatformCerts, SessionStart};
+use crate::packet::{PAGE, Packet, PlatformCerts, SessionStart};
 
-/// What a target must know before it takes a guest.
+/// The facts on which a target accepts or refuses a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// SEV or SEV-ES.
     pub tech: Tech,
     /// The firmware policy.
     pub policy: u32,
-    /// How many vCPUs it has.
+    /// The number of vCPUs.
     pub vcpus: u32,
-    /// Where it has memory.
+    /// The guest's memory.
     pub layout: Layout,
 }
 
-/// What a frame holds, with the packet filled accordingly.
+/// The contents of a frame, with the packet filled accordingly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameContent {
     /// Private memory: the packet holds it under the transport key.
@@ -29,7 +32,7 @@ pub enum FrameContent {
     Absent,
 }
 
-/// What the state of a vCPU travels as, with the packet filled accordingly.
+/// The form of a vCPU's state, with the packet filled accordingly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VcpuContent {
     /// Registers that the host may see: that many bytes of the packet's data.
@@ -40,120 +43,72 @@ pub enum VcpuContent {
 
 /// The end that a guest leaves.
 ///
-/// The calls come in the order of the protocol, from one thread. Errors of
-/// [`frame`](Self::frame) and later ones leave the session as it was.
+/// The calls come in the order of the protocol, from one thread. A failed [`frame`](Self::frame) or
+/// later call leaves the session as it was.
+#[allow(clippy::missing_errors_doc)] // The module says it once.
 pub trait MigrateSource {
-    /// What the target must know.
-    ///
-    /// # Errors
-    /// Where the guest cannot be sent at all.
+    /// The shape of the guest. An error means that it cannot be sent at all.
     fn shape(&self) -> Result<Shape>;
 
     /// Begins to send (SEND_START). The guest runs on.
-    ///
-    /// # Errors
-    /// What firmware answers; nothing changed.
     fn send_start(&mut self, target: &PlatformCerts) -> Result<SessionStart>;
 
-    /// Packs a frame (SEND_UPDATE_DATA where it is private).
-    ///
-    /// # Errors
-    /// What firmware answers.
+    /// Packs a frame (SEND_UPDATE_DATA if it is private).
     fn frame(&mut self, gfn: Gfn, packet: &mut Packet) -> Result<FrameContent>;
 
     /// Packs the state of a vCPU (SEND_UPDATE_VMSA for SEV-ES). The guest is stopped.
-    ///
-    /// # Errors
-    /// What firmware answers.
     fn vcpu(&mut self, vcpu: VcpuId, packet: &mut Packet) -> Result<VcpuContent>;
 
     /// Adds the frames that changed since the last call, or since [`send_start`](Self::send_start):
-    /// written, made private or shared, gone. `false` where the source cannot tell; the guest is
-    /// stopped before the first page then.
-    ///
-    /// # Errors
-    /// What the platform answers.
+    /// written, made private or shared, gone. Returns `false` for a source that does not know; the
+    /// guest is then stopped before the first page.
     fn take_dirty(&mut self, frames: &mut FrameSet) -> Result<bool>;
 
-    /// Stops the guest. When it returns, no vCPU writes memory any more.
-    ///
-    /// # Errors
-    /// Where that cannot be done; the guest runs on.
+    /// Stops the guest. After the call no vCPU writes memory. On an error the guest runs on.
     fn stop(&mut self) -> Result<()>;
 
     /// Lets a stopped guest run on.
     fn go_on(&mut self);
 
-    /// Gives the guest up for good (SEND_FINISH).
-    ///
-    /// # Errors
-    /// What firmware answers; the guest is still the source's.
+    /// Gives the guest up for good (SEND_FINISH). On an error it is still the source's.
     fn send_finish(&mut self) -> Result<()>;
 
     /// Ends sending; the guest stays (SEND_CANCEL).
-    ///
-    /// # Errors
-    /// What firmware answers.
     fn send_cancel(&mut self) -> Result<()>;
 }
 
 /// The end that takes a guest.
+#[allow(clippy::missing_errors_doc)] // The module says it once.
 pub trait MigrateTarget {
-    /// What a sender must know of this platform (PDH_CERT_EXPORT), the vendor's certificates
-    /// included.
-    ///
-    /// # Errors
-    /// What firmware answers.
+    /// The certificates of this platform (PDH_CERT_EXPORT), with the vendor's.
     fn certs(&mut self) -> Result<PlatformCerts>;
 
-    /// Whether a guest of this shape fits.
-    ///
-    /// # Errors
-    /// Why it does not.
+    /// Succeeds if a guest of this shape fits.
     fn accept(&mut self, shape: &Shape) -> Result<()>;
 
     /// Creates the guest's context and binds it to an ASID (RECEIVE_START, ACTIVATE).
-    ///
-    /// # Errors
-    /// What firmware answers; nothing is left behind.
     fn receive_start(&mut self, start: &SessionStart) -> Result<()>;
 
-    /// Puts a private page into place (RECEIVE_UPDATE_DATA).
-    ///
-    /// # Errors
-    /// What firmware answers; the frame is as it was, or holds nothing.
+    /// Puts a private page into place (RECEIVE_UPDATE_DATA). On an error the frame is as it was, or
+    /// empty.
     fn receive_private(&mut self, gfn: Gfn, packet: &Packet) -> Result<()>;
 
     /// Puts a shared page into place; `None` is a page of zeros.
-    ///
-    /// # Errors
-    /// What the VM answers.
-    fn receive_shared(&mut self, gfn: Gfn, page: Option<&[u8; 4096]>) -> Result<()>;
+    fn receive_shared(&mut self, gfn: Gfn, page: Option<&[u8; PAGE]>) -> Result<()>;
 
-    /// A frame that holds nothing any more.
-    ///
-    /// # Errors
-    /// What the VM answers.
+    /// Empties a frame.
     fn receive_absent(&mut self, gfn: Gfn) -> Result<()>;
 
-    /// The state of a vCPU (RECEIVE_UPDATE_VMSA for SEV-ES).
-    ///
-    /// # Errors
-    /// What firmware answers.
+    /// Takes the state of a vCPU (RECEIVE_UPDATE_VMSA for SEV-ES).
     fn receive_vcpu(&mut self, vcpu: VcpuId, content: VcpuContent, packet: &Packet) -> Result<()>;
 
-    /// Everything is there (RECEIVE_FINISH). The guest may not run yet.
-    ///
-    /// # Errors
-    /// What firmware answers; receiving goes on.
+    /// Ends receiving (RECEIVE_FINISH). The guest is complete, and may not run yet.
     fn receive_finish(&mut self) -> Result<()>;
 
-    /// The guest is this end's now and may run. Never refused: nothing that can fail is left to do.
+    /// Makes the guest this end's, which may run it. It cannot fail.
     fn own(&mut self);
 
-    /// Gives up what was received (DEACTIVATE, DECOMMISSION), so that another guest can come.
-    ///
-    /// # Errors
-    /// What firmware answers; what it keeps is leaked and on the VM's account.
+    /// Gives up everything received (DEACTIVATE, DECOMMISSION), so that another guest can come.
+    /// Things that firmware keeps are leaked, and listed on the VM's account.
     fn abandon(&mut self) -> Result<()>;
 }

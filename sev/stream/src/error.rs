@@ -1,39 +1,49 @@
-//! Why a migration stopped.
+//! The reasons why a migration stops.
 
 use core::fmt;
 
 use embedded_io::ErrorKind;
 use kvm_ops::Error;
 
-/// Why a migration stopped. None of them loses the guest: see [`MigrateError::can_go_on`].
+/// The reason why a migration stopped. None of them loses the guest: see
+/// [`MigrateError::can_go_on`].
 #[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MigrateError {
     /// An operation failed here: an SP command, or one that the VM refused.
+    #[error("{operation} failed")]
     Failed {
         /// The command or operation.
         operation: &'static str,
-        /// How it failed, with the firmware's status where there is one.
+        /// The error, with the firmware's status if there is one.
+        #[source]
         error: Error,
     },
     /// The link failed.
+    #[error("the link failed: {0:?}")]
     Link(ErrorKind),
-    /// The link ended in the middle of a frame, or where one was due.
+    /// The link ended inside a frame, or where one was due.
+    #[error("the link ended early")]
     Truncated,
     /// The bytes that came are no frame.
-    Frame(FrameError),
+    #[error("the bytes are no frame of a migration")]
+    Frame(#[from] FrameError),
     /// The peer sent a record that does not fit.
-    Protocol(ProtocolError),
-    /// The peer refused and said why.
-    Refused(Refusal),
+    #[error("the peer does not keep to the protocol")]
+    Protocol(#[from] ProtocolError),
+    /// The peer refused.
+    #[error("the peer refused")]
+    Refused(#[source] Refusal),
     /// The caller cancelled; the guest runs on at its source.
+    #[error("cancelled")]
     Cancelled,
     /// The call does not fit the phase of the migration.
+    #[error("not allowed in this phase of a migration")]
     WrongPhase,
 }
 
 impl MigrateError {
-    /// Whether the same session may go on over a new link. Otherwise the sender cancels, and the
+    /// True if the same session may go on over a new link. Otherwise the sender cancels, and the
     /// guest runs on at its source.
     pub const fn can_go_on(&self) -> bool {
         match self {
@@ -49,19 +59,24 @@ impl MigrateError {
     }
 }
 
-/// Why bytes are no frame.
+/// The reason why bytes are no frame.
 #[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// It does not start with the magic number.
+    /// Another number than the magic one at the start.
+    #[error("magic number {0:#010x}")]
     Magic(u32),
-    /// A version of the format that is not known here.
+    /// An unknown version of the format.
+    #[error("format version {0}")]
     Version(u8),
-    /// A kind that is not known here.
+    /// An unknown kind.
+    #[error("record kind {0:#x}")]
     Kind(u8),
     /// Reserved bits are set.
+    #[error("reserved bits {0:#x}")]
     Reserved(u16),
     /// A length that its kind cannot have.
+    #[error("length {claimed:#x} for record kind {kind:#x}")]
     Length {
         /// The kind.
         kind: u8,
@@ -69,16 +84,19 @@ pub enum FrameError {
         claimed: u32,
     },
     /// The tag is wrong: the frame was damaged or forged, or the ends have different keys.
+    #[error("wrong tag")]
     Tag,
 }
 
-/// Why a record does not fit.
+/// The reason why a record does not fit.
 #[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// A record of this kind is not due now.
+    #[error("record kind {0:#x} is not due")]
     Unexpected(u8),
     /// A record out of sequence.
+    #[error("record {got} came where {due} was due")]
     Index {
         /// The number that was due.
         due: u64,
@@ -86,12 +104,16 @@ pub enum ProtocolError {
         got: u64,
     },
     /// A field of the payload is out of range.
+    #[error("{0} is out of range")]
     Field(&'static str),
     /// A frame number outside of the guest's memory.
+    #[error("frame {0:#x} is outside of the guest")]
     OutsideOfGuest(u64),
     /// Another session than the one that is under way.
+    #[error("not the session that is under way")]
     Session,
-    /// The sender says that everything came, and it did not.
+    /// The sender says that the guest is complete, and it is not.
+    #[error("{frames} frames and {vcpus} vCPUs never came")]
     Incomplete {
         /// Frames of the guest's memory that never came.
         frames: u64,
@@ -99,11 +121,13 @@ pub enum ProtocolError {
         vcpus: u32,
     },
     /// The session has more records than [`ReceiveLimits`](crate::ReceiveLimits) allows.
+    #[error("more records than the session may have")]
     TooManyRecords,
 }
 
-/// Why the peer refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The peer's refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}, status {status:#x}")]
 pub struct Refusal {
     /// The class of the reason.
     pub reason: Reason,
@@ -111,24 +135,27 @@ pub struct Refusal {
     pub status: u64,
 }
 
-impl Refusal {
-    /// Whether the same session may go on.
-    pub const fn can_go_on(&self) -> bool {
-        // Damaged records are sent again.
-        matches!(self.reason, Reason::Damaged | Reason::Busy)
-            || (matches!(self.reason, Reason::Firmware) && self.status == BAD_MEASUREMENT)
-    }
-}
-
 /// Status of the firmware for a packet that is not authentic (SEV API, BAD_MEASUREMENT).
 const BAD_MEASUREMENT: u64 = 0x0b;
+
+impl Refusal {
+    /// True if the same session may go on.
+    pub const fn can_go_on(&self) -> bool {
+        match self.reason {
+            // Damaged records are sent again.
+            Reason::Damaged | Reason::Busy => true,
+            Reason::Firmware => self.status == BAD_MEASUREMENT,
+            _ => false,
+        }
+    }
+}
 
 /// The classes of reasons for a refusal, as they travel.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Reason {
-    /// The records were damaged, out of order, or not understood.
+    /// The records were damaged, out of order, or unknown.
     Damaged = 1,
     /// The guest does not fit the VM that waits for it.
     Shape = 2,
@@ -145,18 +172,32 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub(crate) fn from_wire(raw: u16) -> Option<Self> {
-        [
-            Self::Damaged,
+    const ALL: [(Self, &'static str); 7] = [
+        (Self::Damaged, "records were damaged or out of order"),
+        (
             Self::Shape,
-            Self::Firmware,
-            Self::Host,
-            Self::Busy,
-            Self::Session,
+            "the guest does not fit the VM that waits for it",
+        ),
+        (Self::Firmware, "firmware refused"),
+        (Self::Host, "the VM or its host refused"),
+        (Self::Busy, "another migration is under way"),
+        (Self::Session, "no such session"),
+        (
             Self::Limits,
-        ]
-        .into_iter()
-        .find(|reason| *reason as u16 == raw)
+            "the guest is incomplete or the session too long",
+        ),
+    ];
+
+    pub(crate) fn from_wire(raw: u16) -> Option<Self> {
+        let known = Self::ALL.iter().find(|(reason, _)| *reason as u16 == raw);
+        known.map(|(reason, _)| *reason)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = Self::ALL.iter().find(|(reason, _)| reason == self);
+        f.write_str(known.map_or("refused", |(_, text)| text))
     }
 }
 
@@ -166,97 +207,3 @@ pub(crate) type Result<T> = core::result::Result<T, MigrateError>;
 pub(crate) fn at<T>(operation: &'static str, result: kvm_ops::Result<T>) -> Result<T> {
     result.map_err(|error| MigrateError::Failed { operation, error })
 }
-
-impl From<FrameError> for MigrateError {
-    fn from(error: FrameError) -> Self {
-        Self::Frame(error)
-    }
-}
-
-impl From<ProtocolError> for MigrateError {
-    fn from(error: ProtocolError) -> Self {
-        Self::Protocol(error)
-    }
-}
-
-impl fmt::Display for MigrateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Failed { operation, .. } => write!(f, "{operation} failed"),
-            Self::Link(kind) => write!(f, "the link failed: {kind:?}"),
-            Self::Truncated => f.write_str("the link ended early"),
-            Self::Frame(_) => f.write_str("the bytes are no frame of a migration"),
-            Self::Protocol(_) => f.write_str("the peer does not keep to the protocol"),
-            Self::Refused(_) => f.write_str("the peer refused"),
-            Self::Cancelled => f.write_str("cancelled"),
-            Self::WrongPhase => f.write_str("not allowed in this phase of a migration"),
-        }
-    }
-}
-
-impl core::error::Error for MigrateError {
-    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
-        match self {
-            Self::Failed { error, .. } => Some(error),
-            Self::Frame(error) => Some(error),
-            Self::Protocol(error) => Some(error),
-            Self::Refused(refusal) => Some(refusal),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for FrameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Magic(got) => write!(f, "magic number {got:#010x}"),
-            Self::Version(got) => write!(f, "format version {got}"),
-            Self::Kind(got) => write!(f, "record kind {got:#x}"),
-            Self::Reserved(got) => write!(f, "reserved bits {got:#x}"),
-            Self::Length { kind, claimed } => {
-                write!(f, "length {claimed:#x} for record kind {kind:#x}")
-            }
-            Self::Tag => f.write_str("wrong tag"),
-        }
-    }
-}
-
-impl core::error::Error for FrameError {}
-
-impl fmt::Display for ProtocolError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unexpected(kind) => write!(f, "record kind {kind:#x} is not due"),
-            Self::Index { due, got } => write!(f, "record {got} came where {due} was due"),
-            Self::Field(name) => write!(f, "{name} is out of range"),
-            Self::OutsideOfGuest(gfn) => write!(f, "frame {gfn:#x} is outside of the guest"),
-            Self::Session => f.write_str("not the session that is under way"),
-            Self::Incomplete { frames, vcpus } => {
-                write!(f, "{frames} frames and {vcpus} vCPUs never came")
-            }
-            Self::TooManyRecords => f.write_str("more records than the session may have"),
-        }
-    }
-}
-
-impl core::error::Error for ProtocolError {}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.reason {
-            Reason::Damaged => "records were damaged or out of order",
-            Reason::Shape => "the guest does not fit the VM that waits for it",
-            Reason::Firmware => "firmware refused",
-            Reason::Host => "the VM or its host refused",
-            Reason::Busy => "another migration is under way",
-            Reason::Session => "no such session",
-            Reason::Limits => "the guest is incomplete or the session too long",
-        })?;
-        match self.status {
-            0 => Ok(()),
-            status => write!(f, ", status {status:#x}"),
-        }
-    }
-}
-
-impl core::error::Error for Refusal {}

@@ -10,7 +10,7 @@ pub(crate) const MAX_RANGES: usize = 512;
 /// Frames below this only: 52-bit addresses.
 const FRAME_LIMIT: u64 = 1 << 40;
 
-/// Where a guest has memory: ranges of frames, in order, none touching another's frames.
+/// The memory of a guest: ranges of frames, in order and without overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout(Vec<(u64, u64)>);
 
@@ -49,12 +49,12 @@ impl Layout {
             .map(|(first, pages)| (Gfn::new(*first), *pages))
     }
 
-    /// How many frames there are.
+    /// The number of frames.
     pub fn frames(&self) -> u64 {
         self.0.iter().map(|(_, pages)| pages).sum()
     }
 
-    /// Whether the guest has memory there.
+    /// True for a frame of the guest's memory.
     pub fn contains(&self, gfn: Gfn) -> bool {
         self.position(gfn).is_some()
     }
@@ -111,7 +111,7 @@ impl FrameSet {
         &self.layout
     }
 
-    /// Adds a frame; one outside of the guest's memory is left out, and `false` says so.
+    /// Adds a frame. Returns `false` for a frame outside of the guest's memory, which is left out.
     pub fn insert(&mut self, gfn: Gfn) -> bool {
         let Some(position) = self.layout.position(gfn) else {
             return false;
@@ -160,18 +160,18 @@ impl FrameSet {
         None
     }
 
-    /// Whether the frame is in it.
+    /// True if the frame is in the set.
     pub fn contains(&self, gfn: Gfn) -> bool {
         let position = self.layout.position(gfn);
         position.is_some_and(|at| self.words[at as usize / 64] & (1 << (at % 64)) != 0)
     }
 
-    /// How many frames are in it.
+    /// The number of frames in the set.
     pub fn len(&self) -> u64 {
         self.count
     }
 
-    /// Whether none is.
+    /// True for an empty set.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }

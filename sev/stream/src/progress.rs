@@ -1,8 +1,8 @@
-//! How far a migration is.
+//! The progress of a migration.
 
 use core::fmt;
 
-/// Who may run the guest.
+/// The end that may run the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// The end that the guest leaves.
@@ -32,7 +32,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Whose the guest is. There is one owner in every phase.
+    /// The owner of the guest. There is one in every phase.
     pub const fn owner(self) -> Owner {
         match self {
             Self::New | Self::Copying | Self::Stopped | Self::Prepared | Self::Cancelled => {
@@ -70,11 +70,11 @@ impl fmt::Display for Owner {
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Where it is.
+    /// The phase.
     pub phase: Phase,
     /// The round: 0 copies everything, later ones what was written since.
     pub round: u32,
-    /// Pages sent or received so far, those sent again included.
+    /// Pages sent or received so far, with repetitions.
     pub pages: u64,
     /// Pages that are still to be sent in this round; 0 at the target.
     pub left: u64,
@@ -82,11 +82,11 @@ pub struct Progress {
     pub bytes: u64,
 }
 
-/// What the watcher of a migration wants.
+/// The decision of a migration's watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// To go on.
+    /// Go on.
     GoOn,
-    /// To cancel. Without effect once the guest is the target's.
+    /// Cancel. Without effect once the guest is the target's.
     Cancel,
 }

@@ -16,7 +16,7 @@ use crate::progress::{Flow, Phase, Progress};
 use crate::record::{self, SessionId, TargetState};
 use crate::seal::{Challenge, Direction, Seal, StreamKey};
 
-/// How often the watcher is called while pages come.
+/// Pages between two calls of the watcher.
 const PAGES_BETWEEN_REPORTS: u64 = 256;
 
 /// Takes a guest from a [`Sender`](super::Sender).
@@ -84,8 +84,7 @@ impl Session {
 /// Bounds of a session, which a sender cannot exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiveLimits {
-    /// How often the guest may be sent: a session has at most so many records for each frame and
-    /// vCPU on average.
+    /// The most records that a session may have for each frame and vCPU, on average.
     pub times: u32,
 }
 
@@ -166,7 +165,7 @@ impl<T: MigrateTarget> Receiver<T> {
     ///
     /// # Errors
     /// [`MigrateError::Cancelled`] if the sender or the watcher cancelled; else see
-    /// [`MigrateError`]. The peer is told the reason where the link still carries it.
+    /// [`MigrateError`]. The peer gets the reason if the link still carries it.
     pub fn run<L: Read + Write>(
         &mut self,
         link: &mut L,
@@ -195,11 +194,11 @@ impl<T: MigrateTarget> Receiver<T> {
         }
     }
 
-    /// Gives up what came, so that the VM can take another guest. The sender's guest runs on when
-    /// the sender cancels.
+    /// Gives up everything received, so that the VM can take another guest. The sender's guest runs
+    /// on when the sender cancels.
     ///
     /// # Errors
-    /// [`MigrateError::WrongPhase`] once the guest is this end's; what firmware answers.
+    /// [`MigrateError::WrongPhase`] once the guest is this end's; the error of the target.
     pub fn abandon(&mut self) -> Result<()> {
         if self.phase.owner() == Phase::Done.owner() {
             return Err(MigrateError::WrongPhase);
@@ -352,7 +351,7 @@ impl<T: MigrateTarget> Receiver<T> {
                     };
                     wire.send(Kind::Refuse, 0, &[&record::refuse(refusal)])?;
                     wire.flush()?;
-                    // The reason was given here.
+                    // The peer has the reason.
                     return Err(MigrateError::Refused(refusal));
                 }
                 let certs = at("PDH_CERT_EXPORT", self.target.certs())?;

@@ -34,7 +34,7 @@ impl Default for SendLimits {
     }
 }
 
-/// How often the watcher is called while pages travel.
+/// Pages between two calls of the watcher.
 const PAGES_BETWEEN_REPORTS: u64 = 256;
 
 /// A record that the target may not have yet.
@@ -79,7 +79,7 @@ impl<S: MigrateSource> Sender<S> {
     /// session.
     ///
     /// # Errors
-    /// Where the guest cannot be sent or there is no randomness.
+    /// The guest cannot be sent, or `random` fails.
     pub fn new(
         source: S,
         limits: SendLimits,
@@ -155,7 +155,7 @@ impl<S: MigrateSource> Sender<S> {
         self.source
     }
 
-    /// Sends over a link: begins a session, or goes on with the one that stands.
+    /// Sends over a link: begins a session, or goes on with the one under way.
     ///
     /// # Errors
     /// See [`MigrateError`]; the guest is still the source's unless the phase is
@@ -194,12 +194,12 @@ impl<S: MigrateSource> Sender<S> {
         }
     }
 
-    /// Gives the migration up: SEND_CANCEL, and the guest runs on here. With a link, the target is
-    /// told; without, its embedder abandons it.
+    /// Gives the migration up: SEND_CANCEL, and the guest runs on here. With a link, the target
+    /// hears of it; without, its embedder abandons it.
     ///
     /// # Errors
-    /// [`MigrateError::WrongPhase`] once the guest is given up; what SEND_CANCEL answers. That the
-    /// target could not be told is no error.
+    /// [`MigrateError::WrongPhase`] once the guest is given up; the error of SEND_CANCEL. A target
+    /// that cannot be reached is no error.
     pub fn cancel<L: Read + Write>(&mut self, link: Option<&mut L>) -> Result<()> {
         match link {
             None => self.end::<L>(None),

@@ -1,4 +1,4 @@
-//! What the tests share: machines, host memory to lend, and VMs in the steps of their life.
+//! Helpers of the tests: machines, host memory to lend, and VMs in the steps of their life.
 #![allow(dead_code)] // Each test file uses its part.
 
 extern crate kvm_ops_core as kvm_ops;
@@ -19,7 +19,7 @@ pub(crate) const TECHS: [Tech; 3] = [Tech::Sev, Tech::SevEs, Tech::SevSnp];
 /// The C-bit of the default platform.
 pub(crate) const C: u64 = 1 << 51;
 pub(crate) const PAGE: u64 = 4096;
-/// Where tests have their memory.
+/// The address of the tests' memory.
 pub(crate) const RAM: u64 = 0x20_0000;
 
 pub(crate) fn platform(seed: u64) -> soft_amd_sp::Builder {

@@ -1,4 +1,4 @@
-//! What the migration tests share: two software platforms behind the ports, the two ends of a
+//! Helpers of the migration tests: two software platforms behind the ports, the two ends of a
 //! migration at the level of SP commands, and links that fail where they are told to.
 #![allow(dead_code, unreachable_pub)]
 
@@ -88,7 +88,7 @@ fn spa(page: &HostPage) -> u64 {
     page.hpa().get()
 }
 
-/// What a guest of these tests has: private pages, shared pages, vCPUs.
+/// The memory of a guest of these tests.
 pub struct Memory {
     pub private: BTreeMap<u64, HostPage>,
     pub shared: BTreeMap<u64, Box<Page>>,
@@ -111,9 +111,9 @@ pub struct RawSource<'m> {
     pub dirty: FrameSet,
     pub follows: bool,
     pub running: bool,
-    /// What the guest writes while it runs, taken from the back. `None`: the frame goes away.
+    /// Writes of the guest while it runs, taken from the back. `None`: the frame goes away.
     pub script: Vec<(u64, Option<u8>)>,
-    /// How often SEND_START and SEND_CANCEL worked.
+    /// Successful SEND_START and SEND_CANCEL.
     pub starts: u32,
     pub cancels: u32,
 }
@@ -192,7 +192,7 @@ impl<'m> RawSource<'m> {
         }
     }
 
-    /// What the guest sees, frame by frame.
+    /// The guest's view of its memory, frame by frame.
     pub fn view(&self) -> BTreeMap<u64, Page> {
         view(self.machine, self.asid, &self.memory)
     }
@@ -494,7 +494,7 @@ impl MigrateTarget for RawTarget<'_> {
     }
 }
 
-/// What goes wrong with a link, counted in bytes that its holder writes.
+/// A fault of a link, counted in bytes that its holder writes.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     None,

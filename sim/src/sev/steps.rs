@@ -16,7 +16,7 @@ pub(crate) struct Converting {
     gpa: Gpa,
     pages: u64,
     to: Privacy,
-    /// How many pages are done in this phase.
+    /// Pages done in this phase.
     done: u64,
     phase: Phase,
 }
@@ -184,10 +184,10 @@ impl SimVcpu {
                 let c_bit = u64::from(self.vm.sev.mask().bits().trailing_zeros());
                 VERSIONS | c_bit << 24 | code::SEV_INFO
             }
-            // The platform has no CPUID of its own to tell.
+            // The platform has no CPUID leaf to report.
             code::CPUID_REQ => code::CPUID,
             code::TERMINATE => return self.terminate(msr),
-            // What only an SNP guest may ask ends any other.
+            // A request that only an SNP guest may make ends any other guest.
             code::PREFERRED_REQ | code::REGISTER_REQ | code::PSC_REQ if !self.is_snp() => {
                 return self.terminate(msr);
             }
