@@ -33,7 +33,7 @@ impl fmt::Debug for Payload {
 /// The configuration of a machine.
 ///
 /// ```
-/// use kvm_ops::machine::{Image, MachineConfig};
+/// use kvm_ops_machine::{Image, MachineConfig};
 /// let hlt = Image::from_bytes("hlt", vec![0xf4]);
 /// let config = MachineConfig::new().memory(1 << 20).image(hlt);
 /// ```

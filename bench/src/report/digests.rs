@@ -26,7 +26,7 @@ pub fn section(m: &Measurement) -> Result<String, Box<dyn Error>> {
         "\n# Launch digests compared\n\n\
          What a guest owner computes before a launch, from the same image: {} of {} bytes, {} vCPUs, \
          QEMU's EPYC-v4. Printed by\n\n\
-         ```\n\
+         ```text\n\
          cargo run --release --manifest-path bench/peers/Cargo.toml -- --out bench/figures/measurement.json\n\
          ```\n\n\
          {}, Linux {}, {}. Processor time of the computing thread, the read of the file included: the \

@@ -62,7 +62,7 @@ pub fn section(lives: &Lives) -> Result<String> {
         "\n# Lives of VMs on the software platforms\n\n\
          What the framework itself does over a VM's life, from `Machine::build` to its report that \
          nothing is left, on the software TDX module and the software AMD SP. Printed by\n\n\
-         ```\n\
+         ```text\n\
          cargo run --release -p kvm-ops-bench -- lives --out bench/figures/lives.json\n\
          ```\n\n\
          {}, Linux {}, {}. **Counts are exact**: the command stops where a phase makes other \
