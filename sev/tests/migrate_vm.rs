@@ -399,8 +399,8 @@ fn a_frame_that_becomes_shared_on_the_way_arrives_shared() {
 fn a_guest_without_its_registers_is_not_finished_and_its_vcpu_does_not_run() {
     let (here, there) = (machine(10, true), machine(11, true));
     let (ram, ram2) = (Ram::new(PAGES * PAGE), Ram::new(PAGES * PAGE));
-    let (mut from, vcpu) = source(&here, Tech::SevEs, &ram);
-    let (mut to, mut vcpu2) = target(&there, Tech::SevEs, &ram2);
+    let (from, vcpu) = source(&here, Tech::SevEs, &ram);
+    let (to, mut vcpu2) = target(&there, Tech::SevEs, &ram2);
     let vendor = sp_of(&to).vendor_certs();
     {
         // Both ends by hand, without the protocol, which refuses this too.
