@@ -37,7 +37,7 @@ impl Random {
     fn gpa(&mut self) -> Gpa {
         match self.below(8) {
             0 => Gpa::new(self.next()),
-            1 => Gpa::new(u64::MAX & !0xfff),
+            1 => Gpa::new(!0xfff),
             _ => Gpa::new((self.next() % (2 * PAGES as u64)) << 12),
         }
     }
@@ -130,12 +130,14 @@ impl World<'_> {
             1 => self.tear_down_by_hand(at, random),
             2 => {
                 let other = random.below(self.vms.len());
-                if at != other {
-                    let [a, b] = self.vms.get_disjoint_mut([at, other]).expect("two VMs");
-                    let _ = if random.below(2) == 0 {
-                        a.move_to(b)
-                    } else {
-                        a.copy_to(b)
+                let (low, high) = (at.min(other), at.max(other));
+                if low != high {
+                    let (left, right) = self.vms.split_at_mut(high);
+                    let (a, b) = (&mut left[low], &mut right[0]);
+                    let (from, to) = if at < other { (a, b) } else { (b, a) };
+                    let _ = match random.below(2) {
+                        0 => from.move_to(to),
+                        _ => from.copy_to(to),
                     };
                 }
             }
