@@ -220,7 +220,7 @@ impl<H: Host> Machine<H> {
     }
 
     /// Closes the initial contents of a machine that was built to await its guest
-    /// ([`MachineConfig::await_guest`]), so that it may run.
+    /// ([`MachineConfig::awaits_guest`]), so that it may run.
     ///
     /// # Errors
     /// [`MachineError::Step`] if the VM refuses.
