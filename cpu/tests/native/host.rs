@@ -89,10 +89,8 @@ fn install() {
         ss_size: stack.len(),
     };
     // SAFETY: the stack is leaked, so it lives as long as the thread.
-    assert_eq!(
-        unsafe { libc::sigaltstack(&alternate, std::ptr::null_mut()) },
-        0
-    );
+    let set = unsafe { libc::sigaltstack(&alternate, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
 }
 
 impl Native {
