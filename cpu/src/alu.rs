@@ -142,37 +142,33 @@ pub(crate) fn rotate(f: &mut Flags, op: u8, a: u64, count: u64, size: u32) -> Op
             f.carry_overflow(cf, cf != (r >> (top - 1) & 1 != 0));
             r
         }
-        RCL => rotate_carry_left(f, a, count, size)?,
-        _ => rotate_carry_right(f, a, count, size)?,
+        RCL => rotate_carry_left(f, a, count, size),
+        _ => rotate_carry_right(f, a, count, size),
     })
 }
 
-fn rotate_carry_left(f: &mut Flags, a: u64, count: u32, size: u32) -> Option<u64> {
+fn rotate_carry_left(f: &mut Flags, a: u64, count: u32, size: u32) -> u64 {
     let bits = size * 8;
+    // A count that is a multiple of the length changes nothing but OF, as on known processors.
     let n = count % (bits + 1);
-    if n == 0 {
-        return None;
-    }
     let wide = u128::from(f.cf()) << bits | u128::from(a);
     let turned = wide << n | wide >> (bits + 1 - n);
     let r = zero(turned as u64, size);
     let cf = turned >> bits & 1 != 0;
     f.carry_overflow(cf, cf != (r >> (bits - 1) & 1 != 0));
-    Some(r)
+    r
 }
 
-fn rotate_carry_right(f: &mut Flags, a: u64, count: u32, size: u32) -> Option<u64> {
+fn rotate_carry_right(f: &mut Flags, a: u64, count: u32, size: u32) -> u64 {
     let bits = size * 8;
+    // A count that is a multiple of the length changes nothing but OF, as on known processors.
     let n = count % (bits + 1);
-    if n == 0 {
-        return None;
-    }
     let wide = u128::from(f.cf()) << bits | u128::from(a);
     let turned = wide >> n | wide << (bits + 1 - n);
     let r = zero(turned as u64, size);
     let cf = turned >> bits & 1 != 0;
     f.carry_overflow(cf, (r >> (bits - 1) ^ r >> (bits - 2)) & 1 != 0);
-    Some(r)
+    r
 }
 
 /// SHLD and SHRD. `None` if the count is zero. Counts above 16 with 16-bit operands, which are

@@ -144,6 +144,26 @@ impl Cpu {
         self.core.rip
     }
 
+    /// XMM register `n`, 0 to 15.
+    pub fn xmm(&self, n: usize) -> u128 {
+        self.core.fpu.xmm[n & 15]
+    }
+
+    /// Writes an XMM register.
+    pub fn set_xmm(&mut self, n: usize, value: u128) {
+        self.core.fpu.xmm[n & 15] = value;
+    }
+
+    /// MXCSR.
+    pub fn mxcsr(&self) -> u32 {
+        self.core.fpu.mxcsr
+    }
+
+    /// Writes MXCSR; bits 31:16 are ignored.
+    pub fn set_mxcsr(&mut self, value: u32) {
+        self.core.fpu.mxcsr = value & 0xffff;
+    }
+
     /// Writes RIP; the next instruction is there.
     pub fn set_rip(&mut self, rip: u64) {
         self.core.rip = rip;

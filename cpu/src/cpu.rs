@@ -254,6 +254,14 @@ impl Cpu {
             core.attention = true;
             return None;
         }
+        // A timer that was armed after the slice began ends it.
+        let left = core
+            .apic
+            .expires()
+            .map(|at| at.saturating_sub(core.clock()));
+        if left.is_some_and(|left| left < core.budget.max(0) as u64) {
+            return Some(None);
+        }
         let event = if core.nmi_pending && !core.nmi_blocked {
             core.nmi_pending = false;
             Event::nmi()

@@ -31,12 +31,27 @@ const fn leaf(eax: u32, ebx: u32, ecx: u32, edx: u32) -> CpuidLeaf {
     CpuidLeaf { eax, ebx, ecx, edx }
 }
 
-/// DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH.
-const FEATURES_EDX: u32 = 0x000b_fbfc;
-/// CX16, PCID, x2APIC, MOVBE, POPCNT, TSC deadline, RDRAND, hypervisor.
-const FEATURES_ECX: u32 =
-    1 << 13 | 1 << 17 | 1 << 21 | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 30 | 1 << 31;
-/// FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB.
+/// FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH,
+/// FXSR, SSE, SSE2. FPU is control and state alone.
+const FEATURES_EDX: u32 = 0x070b_fbfd;
+/// SSE3, PCLMULQDQ, SSSE3, CX16, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC deadline, AES,
+/// XSAVE, RDRAND, hypervisor.
+const FEATURES_ECX: u32 = 1 << 0
+    | 1 << 1
+    | 1 << 9
+    | 1 << 13
+    | 1 << 17
+    | 1 << 19
+    | 1 << 20
+    | 1 << 21
+    | 1 << 22
+    | 1 << 23
+    | 1 << 24
+    | 1 << 25
+    | 1 << 26
+    | 1 << 30
+    | 1 << 31;
+/// FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
 const STRUCTURED_EBX: u32 = 1 << 0
     | 1 << 1
     | 1 << 3
@@ -48,7 +63,8 @@ const STRUCTURED_EBX: u32 = 1 << 0
     | 1 << 19
     | 1 << 20
     | 1 << 23
-    | 1 << 24;
+    | 1 << 24
+    | 1 << 29;
 /// UMIP, PKU, LA57, RDPID.
 const STRUCTURED_ECX: u32 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 22;
 

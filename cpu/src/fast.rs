@@ -196,7 +196,11 @@ impl<const O: u8, const S: usize> Sem for AluRM<O, S> {
 #[inline(always)]
 fn alu_memory<const O: u8, const S: usize>(c: &mut Core, op: &Op, b: u64) -> R<()> {
     let at = address(c, op);
-    let a = c.load::<S>(op.seg.into(), at)?;
+    let a = if alu::writes(O) {
+        c.load_update::<S>(op.seg.into(), at)?
+    } else {
+        c.load::<S>(op.seg.into(), at)?
+    };
     let mut f = c.f;
     let v = alu::binary(&mut f, O, a, b, S as u32);
     if alu::writes(O) {
@@ -240,6 +244,25 @@ impl<const O: u8, const S: usize> Sem for Unary<O, S> {
             _ => !a,
         };
         set::<S>(c, op.dst, v);
+        Ok(())
+    }
+}
+
+pub(crate) struct UnaryM<const O: u8, const S: usize>;
+impl<const O: u8, const S: usize> Sem for UnaryM<O, S> {
+    #[inline(always)]
+    fn exec(c: &mut Core, op: &Op) -> R<()> {
+        let at = address(c, op);
+        let a = c.load_update::<S>(op.seg.into(), at)?;
+        let mut f = c.f;
+        let v = match O {
+            INC => alu::inc(&mut f, a, S as u32),
+            DEC => alu::dec(&mut f, a, S as u32),
+            NEG => alu::neg(&mut f, a, S as u32),
+            _ => !a,
+        };
+        c.store::<S>(op.seg.into(), at, v)?;
+        c.f = f;
         Ok(())
     }
 }

@@ -19,13 +19,16 @@ impl Exception {
     pub(crate) const OF: u8 = 4;
     pub(crate) const BR: u8 = 5;
     pub(crate) const UD: u8 = 6;
+    pub(crate) const NM: u8 = 7;
     pub(crate) const DF: u8 = 8;
     pub(crate) const TS: u8 = 10;
     pub(crate) const NP: u8 = 11;
     pub(crate) const SS: u8 = 12;
     pub(crate) const GP: u8 = 13;
     pub(crate) const PF: u8 = 14;
+    pub(crate) const MF: u8 = 16;
     pub(crate) const AC: u8 = 17;
+    pub(crate) const XM: u8 = 19;
     pub(crate) const VE: u8 = 20;
 
     /// An exception without an error code.

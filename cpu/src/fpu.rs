@@ -12,6 +12,7 @@ pub(crate) struct Fpu {
     pub(crate) instruction: u64,
     pub(crate) operand: u64,
     pub(crate) st: [Extended; 8],
+    pub(crate) mxcsr: u32,
     pub(crate) xmm: [u128; 16],
     pub(crate) xcr0: u64,
 }
@@ -26,9 +27,27 @@ impl Fpu {
             instruction: 0,
             operand: 0,
             st: [0; 8],
+            mxcsr: 0x1f80,
             xmm: [0; 16],
             xcr0: 1,
         }
+    }
+
+    /// Brings the summary bits of the status word up to date with flags and masks.
+    pub(crate) fn summarize(&mut self) {
+        if self.status & !self.control & 0x3f != 0 {
+            self.status |= 0x8080;
+        } else {
+            self.status &= !0x8080;
+        }
+    }
+
+    /// Takes the x87 part of another state.
+    pub(crate) fn reset_x87(&mut self, from: &Self) {
+        (self.control, self.status, self.tags) = (from.control, from.status, from.tags);
+        (self.opcode, self.instruction, self.operand) =
+            (from.opcode, from.instruction, from.operand);
+        self.st = from.st;
     }
 
     fn x87_initial(&self) -> bool {

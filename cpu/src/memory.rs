@@ -26,6 +26,24 @@ impl Core {
         }
     }
 
+    /// Reads what will be written: a fault says that it was a write, as hardware does for
+    /// read-modify-write instructions.
+    #[inline(always)]
+    pub(crate) fn load_update<const N: usize>(&mut self, seg: usize, linear: u64) -> R<u64> {
+        match self.tlb.load_writable::<N>(self.set, linear) {
+            Some(value) => Ok(value),
+            None => self.load_update_slow(seg, linear, N),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_update_slow(&mut self, seg: usize, linear: u64, size: usize) -> R<u64> {
+        self.aligned(linear, size)?;
+        self.probe_write(seg, linear, size)?;
+        self.load_slow(seg, linear, size)
+    }
+
     /// Writes the low `N` bytes of `value`.
     #[inline(always)]
     pub(crate) fn store<const N: usize>(&mut self, seg: usize, linear: u64, value: u64) -> R<()> {
@@ -239,6 +257,17 @@ impl Core {
     pub(crate) fn read(&mut self, seg: usize, offset: u64, size: u32) -> R<u64> {
         let at = self.linear(seg, offset, size.into(), false)?;
         self.load_sized(seg, at, size)
+    }
+
+    /// Reads what will be written; see [`Core::load_update`].
+    pub(crate) fn read_update(&mut self, seg: usize, offset: u64, size: u32) -> R<u64> {
+        let at = self.linear(seg, offset, size.into(), true)?;
+        match size {
+            1 => self.load_update::<1>(seg, at),
+            2 => self.load_update::<2>(seg, at),
+            4 => self.load_update::<4>(seg, at),
+            _ => self.load_update::<8>(seg, at),
+        }
     }
 
     /// Writes `size` bytes (1, 2, 4, 8) of a segment.

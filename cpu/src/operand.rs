@@ -173,6 +173,15 @@ impl Core {
         })
     }
 
+    /// Reads operand `n`, which the instruction writes after that.
+    pub(crate) fn get_update(&mut self, i: &Instruction, n: u32) -> R<u64> {
+        if i.op_kind(n) != OpKind::Memory {
+            return self.get(i, n);
+        }
+        let size = i.memory_size().size() as u32;
+        self.read_update(Self::operand_segment(i), self.offset(i), size)
+    }
+
     /// Reads operand `n` cut to `size` bytes.
     pub(crate) fn get_sized(&mut self, i: &Instruction, n: u32, size: u32) -> R<u64> {
         Ok(crate::flags::zero(self.get(i, n)?, size))

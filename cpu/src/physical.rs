@@ -242,6 +242,7 @@ impl Core {
             }
             Place::Apic => {
                 let now = self.clock();
+                self.attention = true;
                 let effect = self.apic.write_page(gpa as usize & 0xfff, data, now);
                 self.apply(effect);
                 true

@@ -293,6 +293,13 @@ fn lea(i: &Instruction) -> Option<Form> {
 
 fn unary(i: &Instruction, op: u8) -> Option<Form> {
     let size = operand_size(i, 0);
+    if i.op_kind(0) == OpKind::Memory {
+        let h = constant!(op, O in [0 1 2 3] => sized!(size, S => Handlers::of::<UnaryM<O, S>>()));
+        return Some(Form {
+            memory: true,
+            ..form(h)
+        });
+    }
     let dst = plain(i, 0)?;
     let h = constant!(op, O in [0 1 2 3] => sized!(size, S => Handlers::of::<Unary<O, S>>()));
     Some(Form { dst, ..form(h) })

@@ -37,6 +37,8 @@ pub(crate) const CR4_TSD: u64 = 1 << 2;
 pub(crate) const CR4_DE: u64 = 1 << 3;
 pub(crate) const CR4_PSE: u64 = 1 << 4;
 pub(crate) const CR4_PAE: u64 = 1 << 5;
+pub(crate) const CR4_OSFXSR: u64 = 1 << 9;
+pub(crate) const CR4_OSXMMEXCPT: u64 = 1 << 10;
 pub(crate) const CR4_UMIP: u64 = 1 << 11;
 pub(crate) const CR4_LA57: u64 = 1 << 12;
 pub(crate) const CR4_FSGSBASE: u64 = 1 << 16;
@@ -84,6 +86,8 @@ pub(crate) struct Core {
     pub(crate) seg: [Segment; 6],
     /// Bases that 64-bit addresses add: zero but for FS and GS; number 7 is zero.
     pub(crate) base: [u64; 8],
+    /// Base and limit of the last code segment outside of 64-bit mode.
+    pub(crate) code: (u64, u32),
     /// Size of code: 16, 32 or 64.
     pub(crate) bits: u8,
     pub(crate) cpl: u8,
@@ -165,6 +169,7 @@ impl Core {
             system_flags: 2,
             seg: [Segment::real(0, false); 6],
             base: [0; 8],
+            code: (0, 0),
             bits: 16,
             cpl: 0,
             set: tlb::SUPERVISOR,
@@ -299,6 +304,12 @@ impl Core {
             self.seg[SS].dpl()
         };
         let long = self.bits == 64;
+        let code = (self.seg[CS].base, self.seg[CS].limit);
+        if !long && code != self.code {
+            // RIP leads to other code now.
+            self.code = code;
+            self.epoch += 1;
+        }
         for i in 0..6 {
             self.base[i] = if long && i < 4 { 0 } else { self.seg[i].base };
         }

@@ -105,6 +105,26 @@ impl Tlb {
         }
     }
 
+    /// Sixteen bytes of one page, as two numbers.
+    pub(crate) fn load_pair(&self, set: usize, linear: u64) -> (Option<u64>, Option<u64>) {
+        (
+            self.load::<8>(set, linear),
+            self.load::<8>(set, linear.wrapping_add(8)),
+        )
+    }
+
+    /// A load from a page that may be written too.
+    #[inline(always)]
+    pub(crate) fn load_writable<const N: usize>(&self, set: usize, linear: u64) -> Option<u64> {
+        let e = self.entry(set, linear);
+        let last = linear.wrapping_add(N as u64 - 1) & !0xfff;
+        if e.write == last {
+            self.load::<N>(set, linear)
+        } else {
+            None
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn store<const N: usize>(&mut self, set: usize, linear: u64, value: u64) -> bool {
         let e = self.entry(set, linear);

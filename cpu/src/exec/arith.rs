@@ -39,7 +39,11 @@ fn binary(c: &mut Core, i: &Instruction) -> R<()> {
         _ => alu::TEST,
     };
     let size = operand_size(i, 0);
-    let a = c.get(i, 0)?;
+    let a = if alu::writes(op) {
+        c.get_update(i, 0)?
+    } else {
+        c.get(i, 0)?
+    };
     let b = c.get_sized(i, 1, size)?;
     let mut f = c.f;
     let r = alu::binary(&mut f, op, a, b, size);
@@ -52,7 +56,7 @@ fn binary(c: &mut Core, i: &Instruction) -> R<()> {
 
 fn unary(c: &mut Core, i: &Instruction) -> R<()> {
     let size = operand_size(i, 0);
-    let a = c.get(i, 0)?;
+    let a = c.get_update(i, 0)?;
     let mut f = c.f;
     let r = match i.mnemonic() {
         M::Inc => alu::inc(&mut f, a, size),
@@ -76,7 +80,7 @@ fn shift(c: &mut Core, i: &Instruction) -> R<()> {
         _ => alu::SHL,
     };
     let size = operand_size(i, 0);
-    let a = c.get(i, 0)?;
+    let a = c.get_update(i, 0)?;
     let count = c.get(i, 1)? & 0xff;
     let mut f = c.f;
     let r = alu::rotate(&mut f, op, a, count, size);
@@ -87,7 +91,7 @@ fn shift(c: &mut Core, i: &Instruction) -> R<()> {
 
 fn double_shift(c: &mut Core, i: &Instruction) -> R<()> {
     let size = operand_size(i, 0);
-    let a = c.get(i, 0)?;
+    let a = c.get_update(i, 0)?;
     let b = c.get(i, 1)?;
     let count = c.get(i, 2)? & 0xff;
     let mut f = c.f;

@@ -182,7 +182,7 @@ fn movbe(c: &mut Core, i: &Instruction) -> R<()> {
 }
 
 fn xchg(c: &mut Core, i: &Instruction) -> R<()> {
-    let (a, b) = (c.get(i, 0)?, c.get(i, 1)?);
+    let (a, b) = (c.get_update(i, 0)?, c.get_update(i, 1)?);
     // Memory is written first: it can fault.
     if i.op1_kind() == OpKind::Memory {
         c.put(i, 1, a)?;
@@ -195,7 +195,7 @@ fn xchg(c: &mut Core, i: &Instruction) -> R<()> {
 
 fn cmpxchg(c: &mut Core, i: &Instruction) -> R<()> {
     let size = operand_size(i, 0);
-    let old = c.get(i, 0)?;
+    let old = c.get_update(i, 0)?;
     let new = c.get(i, 1)?;
     let expected = zero(c.r[0], size);
     let mut f = c.f;
@@ -221,6 +221,7 @@ fn cmpxchg_wide(c: &mut Core, i: &Instruction) -> R<()> {
     if half == 8 && at & 15 != 0 {
         return Err(c.gp(0));
     }
+    c.probe_write(seg, at, half as usize * 2)?;
     let mut data = [0; 16];
     let data = &mut data[..half as usize * 2];
     c.read_linear(seg, at, data, crate::paging::READ)?;
@@ -246,7 +247,7 @@ fn cmpxchg_wide(c: &mut Core, i: &Instruction) -> R<()> {
 
 fn xadd(c: &mut Core, i: &Instruction) -> R<()> {
     let size = operand_size(i, 0);
-    let (a, b) = (c.get(i, 0)?, c.get(i, 1)?);
+    let (a, b) = (c.get_update(i, 0)?, c.get(i, 1)?);
     let mut f = c.f;
     let sum = alu::binary(&mut f, alu::ADD, a, b, size);
     if i.op0_kind() == OpKind::Memory {
@@ -338,7 +339,11 @@ fn bit_test(c: &mut Core, i: &Instruction) -> R<()> {
                 _ => {}
             }
         }
-        c.read(seg, offset, size)?
+        if i.mnemonic() == M::Bt {
+            c.read(seg, offset, size)?
+        } else {
+            c.read_update(seg, offset, size)?
+        }
     } else {
         c.get(i, 0)?
     };

@@ -6,6 +6,7 @@ mod control;
 pub(crate) mod data;
 mod flow;
 mod string;
+mod tables;
 mod vector;
 mod xstate;
 

@@ -1,5 +1,283 @@
-use super::Exec;
-use iced_x86::Mnemonic;
-pub(super) fn select(_: Mnemonic) -> Option<Exec> {
-    None
+//! Control of x87 and SSE state: FXSAVE, XSAVE and their counterparts.
+
+use iced_x86::{Code, Instruction, Mnemonic as M};
+
+use crate::exec::Exec;
+use crate::fault::Exception;
+use crate::fpu::Fpu;
+use crate::paging::{READ, WRITE};
+use crate::state::{CR0_EM, CR0_MP, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, Core, R};
+
+/// MXCSR bits that can be set.
+const MXCSR_MASK: u32 = 0xffff;
+/// State components: x87 and SSE.
+const X87: u64 = 1;
+const SSE: u64 = 2;
+
+pub(super) fn select(m: M) -> Option<Exec> {
+    Some(match m {
+        M::Fninit => |c, _| {
+            c.x87()?;
+            let old = &mut c.fpu;
+            (old.control, old.status, old.tags) = (0x37f, 0, 0);
+            (old.opcode, old.instruction, old.operand) = (0, 0, 0);
+            Ok(())
+        },
+        M::Fnclex => |c, _| {
+            c.x87()?;
+            c.fpu.status &= 0x7f00;
+            Ok(())
+        },
+        M::Fnstcw => |c, i| {
+            c.x87()?;
+            let v = c.fpu.control;
+            c.put(i, 0, v.into())
+        },
+        M::Fnstsw => |c, i| {
+            c.x87()?;
+            let v = c.fpu.status;
+            c.put(i, 0, v.into())
+        },
+        M::Fldcw => |c, i| {
+            c.x87()?;
+            c.fpu.control = c.get(i, 0)? as u16 & 0x1f3f | 0x40;
+            c.fpu.summarize();
+            Ok(())
+        },
+        M::Wait => |c, _| {
+            if c.cr0 & (CR0_TS | CR0_MP) == CR0_TS | CR0_MP {
+                return Err(c.fault(Exception::plain(Exception::NM)));
+            }
+            c.x87_pending()
+        },
+        M::Fxsave | M::Fxsave64 => fxsave,
+        M::Fxrstor | M::Fxrstor64 => fxrstor,
+        M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 => xsave,
+        M::Xrstor | M::Xrstor64 => xrstor,
+        M::Ldmxcsr => |c, i| {
+            c.sse()?;
+            let v = c.get(i, 0)? as u32;
+            c.load_mxcsr(v)
+        },
+        M::Stmxcsr => |c, i| {
+            c.sse()?;
+            let v = c.fpu.mxcsr;
+            c.put(i, 0, v.into())
+        },
+        _ => return None,
+    })
+}
+
+impl Core {
+    /// #NM with CR0.EM or CR0.TS.
+    fn x87(&mut self) -> R<()> {
+        if self.cr0 & (CR0_EM | CR0_TS) != 0 {
+            return Err(self.fault(Exception::plain(Exception::NM)));
+        }
+        Ok(())
+    }
+
+    /// #MF for an exception that is not masked.
+    fn x87_pending(&mut self) -> R<()> {
+        if self.fpu.status & 0x80 != 0 {
+            return Err(self.fault(Exception::plain(Exception::MF)));
+        }
+        Ok(())
+    }
+
+    fn load_mxcsr(&mut self, value: u32) -> R<()> {
+        if value & !MXCSR_MASK != 0 {
+            return Err(self.gp(0));
+        }
+        self.fpu.mxcsr = value;
+        Ok(())
+    }
+
+    /// XMM registers in the area: 16 in 64-bit mode, 8 otherwise.
+    fn xmm_count(&self) -> usize {
+        if self.bits == 64 { 16 } else { 8 }
+    }
+
+    /// Linear address of a save area.
+    fn area(&mut self, i: &Instruction, size: u64, align: u64, write: bool) -> R<u64> {
+        let seg = Self::operand_segment(i);
+        let offset = self.offset(i);
+        let at = self.linear(seg, offset, size, write)?;
+        if at & (align - 1) != 0 {
+            return Err(self.gp(0));
+        }
+        Ok(at)
+    }
+}
+
+/// Writes the x87 part and MXCSR of the legacy area.
+fn legacy_x87(f: &Fpu, area: &mut [u8; 512], wide: bool) {
+    area[0..2].copy_from_slice(&f.control.to_le_bytes());
+    area[2..4].copy_from_slice(&f.status.to_le_bytes());
+    area[4] = f.tags;
+    area[6..8].copy_from_slice(&f.opcode.to_le_bytes());
+    if wide {
+        area[8..16].copy_from_slice(&f.instruction.to_le_bytes());
+        area[16..24].copy_from_slice(&f.operand.to_le_bytes());
+    } else {
+        area[8..12].copy_from_slice(&(f.instruction as u32).to_le_bytes());
+        area[16..20].copy_from_slice(&(f.operand as u32).to_le_bytes());
+    }
+    let top = usize::from(f.status >> 11 & 7);
+    for n in 0..8 {
+        let value = f.st[(top + n) & 7].to_le_bytes();
+        area[32 + n * 16..42 + n * 16].copy_from_slice(&value[..10]);
+    }
+}
+
+fn legacy_mxcsr(f: &Fpu, area: &mut [u8; 512]) {
+    area[24..28].copy_from_slice(&f.mxcsr.to_le_bytes());
+    area[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
+}
+
+fn legacy_xmm(f: &Fpu, area: &mut [u8; 512], count: usize) {
+    for n in 0..count {
+        area[160 + n * 16..176 + n * 16].copy_from_slice(&f.xmm[n].to_le_bytes());
+    }
+}
+
+fn word(area: &[u8], at: usize, len: usize) -> u128 {
+    let mut bytes = [0; 16];
+    bytes[..len].copy_from_slice(&area[at..at + len]);
+    u128::from_le_bytes(bytes)
+}
+
+fn restore_x87(f: &mut Fpu, area: &[u8], wide: bool) {
+    f.control = word(area, 0, 2) as u16 & 0x1f3f | 0x40;
+    f.status = word(area, 2, 2) as u16;
+    f.tags = area[4];
+    f.opcode = word(area, 6, 2) as u16 & 0x7ff;
+    let len = if wide { 8 } else { 4 };
+    f.instruction = word(area, 8, len) as u64;
+    f.operand = word(area, 16, len) as u64;
+    let top = usize::from(f.status >> 11 & 7);
+    for n in 0..8 {
+        f.st[(top + n) & 7] = word(area, 32 + n * 16, 10);
+    }
+    f.summarize();
+}
+
+fn restore_xmm(f: &mut Fpu, area: &[u8], count: usize) {
+    for n in 0..count {
+        f.xmm[n] = word(area, 160 + n * 16, 16);
+    }
+}
+
+/// 64-bit forms keep whole pointers.
+fn wide(i: &Instruction) -> bool {
+    matches!(
+        i.code(),
+        Code::Fxsave64_m512byte
+            | Code::Fxrstor64_m512byte
+            | Code::Xsave64_mem
+            | Code::Xrstor64_mem
+            | Code::Xsaveopt64_mem
+    )
+}
+
+fn fxsave(c: &mut Core, i: &Instruction) -> R<()> {
+    c.x87()?;
+    let at = c.area(i, 512, 16, true)?;
+    let mut area = [0; 512];
+    let seg = Core::operand_segment(i);
+    // Bytes 464 to 511 are software's, and the XMM part stays without OSFXSR.
+    c.read_linear(seg, at, &mut area, READ)?;
+    area[..160].fill(0);
+    legacy_x87(&c.fpu, &mut area, wide(i));
+    legacy_mxcsr(&c.fpu, &mut area);
+    if c.cr4 & CR4_OSFXSR != 0 {
+        legacy_xmm(&c.fpu, &mut area, c.xmm_count());
+    }
+    c.write_linear(seg, at, &area, WRITE)
+}
+
+fn fxrstor(c: &mut Core, i: &Instruction) -> R<()> {
+    c.x87()?;
+    let at = c.area(i, 512, 16, false)?;
+    let mut area = [0; 512];
+    c.read_linear(Core::operand_segment(i), at, &mut area, READ)?;
+    c.load_mxcsr(word(&area, 24, 4) as u32)?;
+    let count = c.xmm_count();
+    restore_x87(&mut c.fpu, &area, wide(i));
+    if c.cr4 & CR4_OSFXSR != 0 {
+        restore_xmm(&mut c.fpu, &area, count);
+    }
+    Ok(())
+}
+
+/// Components that EDX:EAX asks for and XCR0 enables.
+fn requested(c: &mut Core) -> R<u64> {
+    if c.cr4 & CR4_OSXSAVE == 0 {
+        return Err(c.ud());
+    }
+    if c.cr0 & CR0_TS != 0 {
+        return Err(c.fault(Exception::plain(Exception::NM)));
+    }
+    Ok((c.r[2] << 32 | c.r[0] & 0xffff_ffff) & c.fpu.xcr0)
+}
+
+fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
+    let mask = requested(c)?;
+    let at = c.area(i, 576, 64, true)?;
+    let seg = Core::operand_segment(i);
+    let optimised = matches!(i.mnemonic(), M::Xsaveopt | M::Xsaveopt64);
+    let in_use = c.fpu.in_use();
+    let saved = if optimised { mask & in_use } else { mask };
+    let mut area = [0; 512];
+    c.read_linear(seg, at, &mut area, READ)?;
+    if saved & X87 != 0 {
+        let keep = word(&area, 24, 8);
+        area[..24].fill(0);
+        area[32..160].fill(0);
+        legacy_x87(&c.fpu, &mut area, wide(i));
+        area[24..32].copy_from_slice(&keep.to_le_bytes()[..8]);
+    }
+    if mask & SSE != 0 {
+        legacy_mxcsr(&c.fpu, &mut area);
+    }
+    if saved & SSE != 0 {
+        legacy_xmm(&c.fpu, &mut area, c.xmm_count());
+    }
+    let mut header = [0; 8];
+    c.read_linear(seg, at.wrapping_add(512), &mut header, READ)?;
+    let bits = u64::from_le_bytes(header) & !mask | in_use & mask;
+    c.write_linear(seg, at.wrapping_add(512), &bits.to_le_bytes(), WRITE)?;
+    c.write_linear(seg, at, &area, WRITE)
+}
+
+fn xrstor(c: &mut Core, i: &Instruction) -> R<()> {
+    let mask = requested(c)?;
+    let at = c.area(i, 576, 64, false)?;
+    let mut area = [0; 576];
+    c.read_linear(Core::operand_segment(i), at, &mut area, READ)?;
+    let header = |n: usize| word(&area, 512 + n * 8, 8) as u64;
+    let (bits, compact) = (header(0), header(1));
+    // The compacted format is not offered.
+    if bits & !c.fpu.xcr0 != 0 || compact != 0 || header(2) != 0 {
+        return Err(c.gp(0));
+    }
+    if mask & SSE != 0 {
+        c.load_mxcsr(word(&area, 24, 4) as u32)?;
+    }
+    let count = c.xmm_count();
+    let initial = Fpu::new();
+    let f = &mut c.fpu;
+    if mask & X87 != 0 && bits & X87 != 0 {
+        restore_x87(f, &area, wide(i));
+    } else if mask & X87 != 0 {
+        f.reset_x87(&initial);
+    }
+    if mask & SSE != 0 {
+        if bits & SSE != 0 {
+            restore_xmm(f, &area, count);
+        } else {
+            f.xmm[..count].fill(0);
+        }
+    }
+    Ok(())
 }

@@ -30,4 +30,53 @@ impl Random {
             _ => self.next(),
         }
     }
+
+    /// Two singles or a double: ordinary ones, and zeros, infinities, NaNs, denormals, limits.
+    pub fn float(&mut self) -> u64 {
+        const SINGLES: [u32; 12] = [
+            0,
+            1,
+            0x007f_ffff,
+            0x0080_0000,
+            0x3f80_0000,
+            0x4f00_0000,
+            0x7f7f_ffff,
+            0x7f80_0000,
+            0x7f80_0001,
+            0x7fc0_1234,
+            0x0012_3456,
+            0x3380_0000,
+        ];
+        const DOUBLES: [u64; 12] = [
+            0,
+            1,
+            0x000f_ffff_ffff_ffff,
+            0x0010_0000_0000_0000,
+            0x3ff0_0000_0000_0000,
+            0x41e0_0000_0000_0000,
+            0x7fef_ffff_ffff_ffff,
+            0x7ff0_0000_0000_0000,
+            0x7ff0_0000_0000_0001,
+            0x7ff8_0000_0000_1234,
+            0x0001_2345_6789_abcd,
+            0x43e0_0000_0000_0000,
+        ];
+        let sign = self.next();
+        match self.below(6) {
+            0 => self.edge(),
+            1 => {
+                let pick = |n: u64| u64::from(SINGLES[n as usize % 12]);
+                let both = pick(self.below(12)) | pick(self.below(12)) << 32;
+                both | sign & 0x8000_0000_8000_0000
+            }
+            2 => DOUBLES[self.below(12) as usize] | sign & 1 << 63,
+            3 => {
+                // Near one, so that results are ordinary.
+                let single = |r: u64| 0x3d00_0000 | r & 0x83ff_ffff;
+                single(self.next()) | single(self.next()) << 32
+            }
+            4 => (f64::from(self.next() as i32) / 256.0).to_bits(),
+            _ => self.next(),
+        }
+    }
 }
