@@ -381,6 +381,20 @@ fn any_act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// Found by the histories below: the mirrors of a receiver would have kept a context that is replaced.
+#[test]
+fn a_vm_with_mirrors_receives_no_context() {
+    let (host, ram, table) = (host(13), Ram::new(1 << 20), Table::default());
+    let mut source = launched(&host, Tech::Sev, 0, &ram);
+    let mut receiver = waiting(&host, Tech::Sev, 0);
+    let mut mirror = waiting(&host, Tech::Sev, 0);
+    Sev::copy_context(&mut receiver, &mut mirror).unwrap();
+    let moved = Sev::move_context(&mut source, &mut receiver);
+    assert_eq!(moved.unwrap_err().errno(), EINVAL);
+    drop_all([source, receiver, mirror]);
+    everything_gone(&host, &table);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -50,10 +50,15 @@ fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
         Step::Poisoned => return Err(Error::Poisoned),
         _ => return Err(unfit(to)),
     }
+    let membership_is_fresh = {
+        let membership = to.membership();
+        // Mirrors of the receiver would keep the context that the new one replaces.
+        matches!(membership.role, Role::Owner) && membership.group.is_none()
+    };
     let fresh = to.context().as_ref().is_none_or(|c| c.guest.is_none())
         && to.memory().frames().next().is_none()
         && to.regions().is_empty()
-        && matches!(to.membership().role, Role::Owner);
+        && membership_is_fresh;
     if fresh { Ok(()) } else { Err(unfit(to)) }
 }
 
