@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use kvm_ops::{
-    Arc, Error, Exit, Fate, GuestDebug, Hpa, Kick, LINUX_7_3, MAIN_C, OpName, Result, VcpuId,
-    VcpuOps,
+    Arc, Error, Exit, Fate, GuestDebug, Hpa, Kick, LINUX_7_3, MAIN_C, OpName, Result, TableRoot,
+    VcpuId, VcpuOps,
 };
 
 /// A row of the reference: class, and the constant of a class C row.
@@ -127,7 +127,10 @@ fn error_of(method: &str) -> Option<Error> {
         "inject_irq" => td.inject_irq(255).err(),
         "inject_nmi" => td.inject_nmi().err(),
         "enable_irq_window" => td.enable_irq_window().err(),
-        "load_mmu_pgd" => td.load_mmu_pgd(Hpa::new(0), 4).err(),
+        // SAFETY: a protected vCPU of this test has no tables.
+        "load_mmu_pgd" => td
+            .load_mmu_pgd(unsafe { TableRoot::new(Hpa::new(0), 4) })
+            .err(),
         "write_tsc_offset" => td.write_tsc_offset(1).err(),
         "write_tsc_multiplier" => td.write_tsc_multiplier(1).err(),
         "setup_mce" => td.setup_mce(1).err(),

@@ -11,7 +11,7 @@ use kvm_ops::guest::Script;
 use kvm_ops::sim::SimHost;
 use kvm_ops::{
     AnyVcpu, AnyVm, Backend, CpuId, EncCmd, EncRegion, Events, FreeReport, Gfn, Gpa, GuestDebug,
-    Host, HostRange, Hpa, InitialPage, InitialPageKind, KeyPool, Kind, Leaked, MemSlot, Msr, Pfn,
+    Host, HostRange, InitialPage, InitialPageKind, KeyPool, Kind, Leaked, MemSlot, Msr, Pfn,
     Privacy, PspPort, SeamPort, SlotId, Tech, VcpuId, VcpuOps, Vendor, Vm, VmConfig, VmOps, create,
 };
 use vm_memory::MmapRegion;
@@ -271,9 +271,6 @@ impl World<'_> {
                 let _ = (vcpu.inject_irq(random.next() as u8), vcpu.inject_nmi());
                 let _ = vcpu.enable_irq_window();
                 let _ = vcpu.set_guest_debug(GuestDebug::default());
-            }
-            11 => {
-                let _ = vcpu.load_mmu_pgd(Hpa::new(random.next()), random.next() as u8);
             }
             _ => {
                 let mut data = [0xff; 128];

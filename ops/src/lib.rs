@@ -68,7 +68,7 @@ pub use port::{
 };
 pub use serial::PortId;
 pub use slot::{HostRange, MemSlot, PrivateBacking, SlotFlags};
-pub use spte::{PrivateSpte, SpteChange};
+pub use spte::{PrivateSpte, SpteChange, TableRoot};
 pub use state::{
     CodeSize, CpuidEntry, DebugRegs, Delivery, DescTable, Events, Exception, GuestDebug, Interrupt,
     InterruptShadow, MpState, Msr, Nmi, Regs, Segment, SegmentName, Smi, Sregs, Xcrs, Xsave, cr0,

@@ -5,8 +5,9 @@ use core::fmt;
 use core::marker::PhantomData;
 
 use crate::{
-    Answer, CpuId, CpuidEntry, DebugRegs, EncCmd, Error, Events, Exit, GuestDebug, Hpa, Kick, Life,
-    MpState, Msr, OpName, Programs, Regs, Result, Sregs, Step, VcpuId, VcpuOps, Xcrs, Xsave,
+    Answer, CpuId, CpuidEntry, DebugRegs, EncCmd, Error, Events, Exit, GuestDebug, Kick, Life,
+    MpState, Msr, OpName, Programs, Regs, Result, Sregs, Step, TableRoot, VcpuId, VcpuOps, Xcrs,
+    Xsave,
 };
 
 /// A vCPU of a normal VM of technology `T`. Every operation goes to the port's vCPU, which is the
@@ -205,8 +206,8 @@ impl<P: VcpuOps, T> VcpuOps for PlainVcpu<P, T> {
     }
 
     #[inline]
-    fn load_mmu_pgd(&mut self, root: Hpa, levels: u8) -> Result<()> {
-        self.port.load_mmu_pgd(root, levels)
+    fn load_mmu_pgd(&mut self, root: TableRoot) -> Result<()> {
+        self.port.load_mmu_pgd(root)
     }
 
     #[inline]

@@ -1,6 +1,6 @@
 //! Changes of private table entries, as the mirror hands them to a back end.
 
-use crate::{Gfn, Level, Pfn};
+use crate::{Gfn, Hpa, Level, Pfn};
 
 /// The value of a private table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +15,42 @@ pub enum PrivateSpte {
     Blocked(Pfn),
     /// The page of a lower table below which no new translation may go.
     BlockedTable(Pfn),
+}
+
+/// The root of an embedder's tables of shared memory.
+///
+/// ```compile_fail,E0133
+/// # use kvm_ops_core::{Hpa, TableRoot};
+/// let any_page = TableRoot::new(Hpa::new(0x1000), 4);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRoot {
+    root: Hpa,
+    levels: u8,
+}
+
+impl TableRoot {
+    /// Names the page of the root, and the number of levels: 4 or 5.
+    ///
+    /// # Safety
+    /// The page is the root of tables that map only memory that the guest may use, for as long as a
+    /// vCPU uses the root.
+    #[inline]
+    pub const unsafe fn new(root: Hpa, levels: u8) -> Self {
+        Self { root, levels }
+    }
+
+    /// The address of the root.
+    #[inline]
+    pub const fn address(&self) -> Hpa {
+        self.root
+    }
+
+    /// The number of levels.
+    #[inline]
+    pub const fn levels(&self) -> u8 {
+        self.levels
+    }
 }
 
 /// One change of one entry. The back end derives from the old value, the new value and the level

@@ -1,8 +1,9 @@
 //! The operations of a vCPU, grouped as Linux `arch/x86/kvm/vmx/main.c` groups them.
 
 use crate::{
-    Answer, Arc, CpuId, CpuidEntry, DebugRegs, EncCmd, Error, Events, Exit, GuestDebug, Hpa, Kick,
-    MpState, Msr, OpName, Programs, Regs, Result, Sregs, VcpuId, Xcrs, Xsave, dispatchable,
+    Answer, Arc, CpuId, CpuidEntry, DebugRegs, EncCmd, Error, Events, Exit, GuestDebug, Kick,
+    MpState, Msr, OpName, Programs, Regs, Result, Sregs, TableRoot, VcpuId, Xcrs, Xsave,
+    dispatchable,
 };
 
 /// The operations that every back end implements for a vCPU.
@@ -347,12 +348,12 @@ pub trait VcpuOps: Send {
     // --------------------------------------------------------------- tables, time, platform
 
     /// Sets the root of the tables of shared memory (`load_mmu_pgd`): EPTP, nested CR3, or a TD's
-    /// shared EPTP. `levels` is 4 or 5.
+    /// shared EPTP.
     ///
     /// # Errors
     /// The answer of firmware.
-    fn load_mmu_pgd(&mut self, root: Hpa, levels: u8) -> Result<()> {
-        let _ = (root, levels);
+    fn load_mmu_pgd(&mut self, root: TableRoot) -> Result<()> {
+        let _ = root;
         refused!(self, "load_mmu_pgd")
     }
 

@@ -98,8 +98,12 @@ impl<'a, H: Host> Sp<'a, H> {
         self.issue(command, buffer.as_mut_bytes())
     }
 
+    #[allow(unsafe_code)]
     fn issue(&self, command: Command, buffer: &mut [u8]) -> Result<()> {
-        let status = Status(self.psp.command(command as u32, buffer)?);
+        // SAFETY: each page among the operands is one that the caller owns as a `Page` or that the VM's
+        // tables own, and it is given to firmware by the RMP before and taken back after.
+        let status = unsafe { self.psp.command(command as u32, buffer) }?;
+        let status = Status(status);
         if status == Status::SUCCESS {
             return Ok(());
         }
@@ -150,24 +154,30 @@ impl<'a, H: Host> Sp<'a, H> {
     }
 
     /// RMPUPDATE. Nothing to do without SNP.
+    #[allow(unsafe_code)]
     pub(crate) fn rmpupdate(&self, page: Pfn, level: Level, entry: RmpEntry) -> Result<()> {
         if !self.has_snp() {
             return Ok(());
         }
         let (at, entry) = (base(page)?, entry.bytes(level));
         let transient = [FAIL_INUSE, FAIL_OVERLAP];
-        self.retry(Instruction::RmpUpdate, &transient, || {
+        // SAFETY: the page is the caller's: a `Page` that it holds, or one of the VM's tables.
+        self.retry(Instruction::RmpUpdate, &transient, || unsafe {
             self.psp.rmpupdate(at, &entry)
         })
     }
 
     /// PSMASH: from one 2 MiB entry to 512.
+    #[allow(unsafe_code)]
     pub(crate) fn psmash(&self, page: Pfn) -> Result<()> {
         if !self.has_snp() {
             return Ok(());
         }
         let at = base(page)?;
-        self.retry(Instruction::Psmash, &[FAIL_INUSE], || self.psp.psmash(at))
+        // SAFETY: the page is one of the VM's tables.
+        self.retry(Instruction::Psmash, &[FAIL_INUSE], || unsafe {
+            self.psp.psmash(at)
+        })
     }
 
     /// Gives a page to a guest. It must be the host's: assigning it twice would take it from

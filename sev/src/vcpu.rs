@@ -4,8 +4,8 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use kvm_ops::{
-    Answer, CpuId, CpuidEntry, DebugRegs, Error, Events, Exit, GuestDebug, Host, Hpa, Kick,
-    MpState, Msr, OpName, Programs, Regs, Result, Sregs, Step, VcpuId, VcpuOps, VmPort, Xcrs,
+    Answer, CpuId, CpuidEntry, DebugRegs, Error, Events, Exit, GuestDebug, Host, Kick, MpState,
+    Msr, OpName, Programs, Regs, Result, Sregs, Step, TableRoot, VcpuId, VcpuOps, VmPort, Xcrs,
     Xsave,
 };
 
@@ -190,8 +190,8 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
         self.port.enable_irq_window()
     }
 
-    fn load_mmu_pgd(&mut self, root: Hpa, levels: u8) -> Result<()> {
-        self.port.load_mmu_pgd(root, levels)
+    fn load_mmu_pgd(&mut self, root: TableRoot) -> Result<()> {
+        self.port.load_mmu_pgd(root)
     }
 }
 

@@ -37,7 +37,8 @@ fn call(host: &SimHost, leaf: L, rcx: u64, rdx: u64, r8: u64) {
         ..SeamRegs::default()
     };
     let seam = host.seam().unwrap();
-    let status = seam.seamcall(seam.this_cpu(), leaf.number(), &mut regs);
+    // SAFETY: the memory is the software platform's; the host's is not touched.
+    let status = unsafe { seam.seamcall(seam.this_cpu(), leaf.number(), &mut regs) };
     assert_eq!(status, Ok(0), "{}", leaf.name());
 }
 
@@ -60,7 +61,8 @@ impl Td {
                 rcx: tdr,
                 ..SeamRegs::default()
             };
-            let status = seam.seamcall(cpu, L::MngKeyConfig.number(), &mut regs);
+            // SAFETY: the memory is the software platform's; the host's is not touched.
+            let status = unsafe { seam.seamcall(cpu, L::MngKeyConfig.number(), &mut regs) };
             assert_eq!(status, Ok(0));
         }
         (0..6).for_each(|_| call(&host, L::MngAddcx, page(&host), tdr, 0));
@@ -93,8 +95,8 @@ impl Td {
     fn enter(&mut self) -> u64 {
         self.regs.rcx = self.tdvpr.get();
         let seam = self.host.seam().unwrap();
-        seam.seamcall(seam.this_cpu(), L::VpEnter.number(), &mut self.regs)
-            .unwrap()
+        // SAFETY: the memory is the software platform's; the host's is not touched.
+        unsafe { seam.seamcall(seam.this_cpu(), L::VpEnter.number(), &mut self.regs) }.unwrap()
     }
 
     /// Enters, and expects TDG.VP.VMCALL with these R11 to R15.
@@ -355,16 +357,17 @@ fn a_program_that_never_leaves_is_interrupted_and_threads_may_be_more_than_proce
                     let cpu = seam.this_cpu();
                     assert_eq!(cpu, CpuId(0));
                     let mut regs = SeamRegs::default();
-                    let status = seam.seamcall(cpu, L::SysInfo.number(), &mut regs).unwrap();
+                    // SAFETY: the memory is the software platform's; the host's is not touched.
+                    let status = unsafe { seam.seamcall(cpu, L::SysInfo.number(), &mut regs) };
+                    let status = status.unwrap();
                     assert_ne!(status, 0, "operands of 0 are refused by the module");
                 }
             });
         }
     });
-    assert_eq!(
-        seam.seamcall(CpuId(1), 0, &mut SeamRegs::default()),
-        Err(Error::Invalid(Field::Cpu, 1))
-    );
+    // SAFETY: the memory is the software platform's; the host's is not touched.
+    let refused = unsafe { seam.seamcall(CpuId(1), 0, &mut SeamRegs::default()) };
+    assert_eq!(refused, Err(Error::Invalid(Field::Cpu, 1)));
 }
 
 #[test]
@@ -375,7 +378,9 @@ fn a_processor_that_is_offline_has_no_package_and_carries_no_thread() {
     platform.set_offline(first.0 as usize, true);
     assert_eq!(seam.package_of(first), None);
     assert_ne!(seam.this_cpu(), first);
-    let refused = seam.seamcall(first, L::SysInfo.number(), &mut SeamRegs::default());
+    let mut regs = SeamRegs::default();
+    // SAFETY: the memory is the software platform's; the host's is not touched.
+    let refused = unsafe { seam.seamcall(first, L::SysInfo.number(), &mut regs) };
     assert_eq!(refused, Err(Error::Invalid(Field::Cpu, first.0.into())));
 }
 

@@ -231,10 +231,7 @@ fn a_vcpu_outlives_its_td_and_answers() {
     assert!(destroy(vm).is_clean());
     kick.kick();
     assert!(vcpu.inject_nmi().is_err());
-    assert!(
-        vcpu.load_mmu_pgd(kvm_ops_core::Hpa::new(0x1000), 4)
-            .is_err()
-    );
+    assert!(vcpu.load_mmu_pgd(common::root(0x1000)).is_err());
     assert_eq!(host.live(), 0);
     vcpu.vcpu_free().unwrap();
 }

@@ -6,7 +6,7 @@ use common::TestHost;
 use common::audit::{all_accounted, mirror_equals_secure_ept};
 use common::life::{create, destroy, initial_page, initialized, runnable, slot};
 use kvm_ops_core::{
-    Backend, CpuId, Error, Field, Gfn, Hpa, InitialPageKind, Step, VcpuId, VcpuOps, VmOps,
+    Backend, CpuId, Error, Field, Gfn, InitialPageKind, Step, VcpuId, VcpuOps, VmOps,
 };
 use kvm_ops_tdx::TdxVm;
 
@@ -86,10 +86,10 @@ fn a_vcpu_that_moves_is_flushed_where_it_was() {
     let unknown = Error::Invalid(Field::Cpu, 9);
     assert_eq!(vcpu.vcpu_load(CpuId(9)), Err(unknown));
     assert_eq!(
-        vcpu.load_mmu_pgd(Hpa::new(0x1008), 4),
+        vcpu.load_mmu_pgd(common::root(0x1008)),
         Err(Error::Invalid(Field::HostAddress, 0x1008))
     );
-    vcpu.load_mmu_pgd(Hpa::new(0x1000), 4).unwrap();
+    vcpu.load_mmu_pgd(common::root(0x1000)).unwrap();
     assert!(destroy(vm).is_clean());
 }
 

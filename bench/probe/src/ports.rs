@@ -29,7 +29,7 @@ pub(crate) fn get() -> &'static Ports {
 }
 
 impl SeamPort for Ports {
-    fn seamcall(&self, _: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
+    unsafe fn seamcall(&self, _: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
         black_box(regs);
         Ok(black_box(rax))
     }
@@ -69,7 +69,7 @@ impl SeamPort for Ports {
 }
 
 impl PspPort for Ports {
-    fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32> {
+    unsafe fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32> {
         black_box(buffer);
         Ok(black_box(id))
     }

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use super::{Outcome, Subject};
 use crate::{
     Answer, Backend, CpuId, DebugRegs, EncCmd, EncRegion, Error, Events, Exception, Field,
-    FreeReport, Gfn, Gpa, GuestDebug, HostRange, Hpa, InitialPage, InitialPageKind, KeyReleased,
+    FreeReport, Gfn, Gpa, GuestDebug, HostRange, InitialPage, InitialPageKind, KeyReleased,
     MemSlot, MpState, Msr, Pfn, Privacy, Regs, Result, SlotId, Sregs, Step, VcpuId, VcpuOps, VmOps,
     Xcrs, Xsave, cr0,
 };
@@ -459,7 +459,6 @@ fn call_every_vcpu_operation<V: VcpuOps>(vcpu: &mut V) {
             hardware: None,
         });
     }
-    let _ = vcpu.load_mmu_pgd(Hpa::new(u64::MAX), u8::MAX);
     let _ = (vcpu.inject_irq(u8::MAX), vcpu.inject_nmi());
     let _ = vcpu.enable_irq_window();
     let _ = vcpu.write_tsc_offset(u64::MAX);

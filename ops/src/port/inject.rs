@@ -265,10 +265,11 @@ impl fmt::Debug for FaultPlan {
 }
 
 impl<P: SeamPort> SeamPort for FaultInjector<P> {
-    fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
+    unsafe fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
         match self.plan.status(rax & 0xffff)? {
             Some(status) => Ok(status),
-            None => self.port.seamcall(cpu, rax, regs),
+            // SAFETY: the caller keeps the contract, which is the same.
+            None => unsafe { self.port.seamcall(cpu, rax, regs) },
         }
     }
 
@@ -314,10 +315,11 @@ impl<P: SeamPort> SeamPort for FaultInjector<P> {
 }
 
 impl<P: PspPort> PspPort for FaultInjector<P> {
-    fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32> {
+    unsafe fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32> {
         match self.plan.status(id.into())? {
             Some(status) => Ok(status as u32),
-            None => self.port.command(id, buffer),
+            // SAFETY: the caller keeps the contract, which is the same.
+            None => unsafe { self.port.command(id, buffer) },
         }
     }
 
@@ -325,17 +327,19 @@ impl<P: PspPort> PspPort for FaultInjector<P> {
         self.port.wbinvd_all();
     }
 
-    fn rmpupdate(&self, page: Hpa, entry: &[u8; 16]) -> Result<u32> {
+    unsafe fn rmpupdate(&self, page: Hpa, entry: &[u8; 16]) -> Result<u32> {
         match self.plan.status(FaultPlan::RMPUPDATE)? {
             Some(status) => Ok(status as u32),
-            None => self.port.rmpupdate(page, entry),
+            // SAFETY: the caller keeps the contract, which is the same.
+            None => unsafe { self.port.rmpupdate(page, entry) },
         }
     }
 
-    fn psmash(&self, page: Hpa) -> Result<u32> {
+    unsafe fn psmash(&self, page: Hpa) -> Result<u32> {
         match self.plan.status(FaultPlan::PSMASH)? {
             Some(status) => Ok(status as u32),
-            None => self.port.psmash(page),
+            // SAFETY: the caller keeps the contract, which is the same.
+            None => unsafe { self.port.psmash(page) },
         }
     }
 

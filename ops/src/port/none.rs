@@ -10,7 +10,7 @@ use crate::{
 pub enum NoPort {}
 
 impl SeamPort for NoPort {
-    fn seamcall(&self, _: CpuId, _: u64, _: &mut SeamRegs) -> Result<u64> {
+    unsafe fn seamcall(&self, _: CpuId, _: u64, _: &mut SeamRegs) -> Result<u64> {
         match *self {}
     }
 
@@ -48,7 +48,7 @@ impl SeamPort for NoPort {
 }
 
 impl PspPort for NoPort {
-    fn command(&self, _: u32, _: &mut [u8]) -> Result<u32> {
+    unsafe fn command(&self, _: u32, _: &mut [u8]) -> Result<u32> {
         match *self {}
     }
 

@@ -8,7 +8,11 @@ pub trait PspPort: Send + Sync {
     ///
     /// # Errors
     /// An error of the mailbox itself.
-    fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32>;
+    ///
+    /// # Safety
+    /// The caller owns the pages that the operands name, and stops using a page that it gives to firmware
+    /// or to a guest until it comes back.
+    unsafe fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32>;
 
     /// WBINVD on every processor.
     fn wbinvd_all(&self);
@@ -18,7 +22,11 @@ pub trait PspPort: Send + Sync {
     ///
     /// # Errors
     /// Unsupported without SNP.
-    fn rmpupdate(&self, page: Hpa, entry: &[u8; 16]) -> Result<u32> {
+    ///
+    /// # Safety
+    /// The caller owns the pages that the operands name, and stops using a page that it gives to firmware
+    /// or to a guest until it comes back.
+    unsafe fn rmpupdate(&self, page: Hpa, entry: &[u8; 16]) -> Result<u32> {
         let _ = (page, entry);
         not_offered!("rmpupdate")
     }
@@ -27,7 +35,11 @@ pub trait PspPort: Send + Sync {
     ///
     /// # Errors
     /// Unsupported without SNP.
-    fn psmash(&self, page: Hpa) -> Result<u32> {
+    ///
+    /// # Safety
+    /// The caller owns the pages that the operands name, and stops using a page that it gives to firmware
+    /// or to a guest until it comes back.
+    unsafe fn psmash(&self, page: Hpa) -> Result<u32> {
         let _ = page;
         not_offered!("psmash")
     }

@@ -32,7 +32,11 @@ pub trait SeamPort: Send + Sync {
     /// # Errors
     /// [`Error::Invalid`](crate::Error::Invalid) if the caller cannot get onto `cpu`; nothing was
     /// called then.
-    fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64>;
+    ///
+    /// # Safety
+    /// The caller owns the pages that the operands name, and stops using a page that it gives to the
+    /// module until the module gives it back.
+    unsafe fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64>;
 
     /// The package of an online processor, `None` if it is offline or does not exist.
     fn package_of(&self, cpu: CpuId) -> Option<PackageId>;

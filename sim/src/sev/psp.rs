@@ -40,7 +40,7 @@ fn code(result: Result<(), RmpError>) -> Result<u32> {
 }
 
 impl PspPort for SoftPsp {
-    fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32> {
+    unsafe fn command(&self, id: u32, buffer: &mut [u8]) -> Result<u32> {
         Ok(self.platform.command(id, buffer).0.into())
     }
 
@@ -48,7 +48,7 @@ impl PspPort for SoftPsp {
         self.platform.wbinvd_all();
     }
 
-    fn rmpupdate(&self, page: Hpa, entry: &[u8; 16]) -> Result<u32> {
+    unsafe fn rmpupdate(&self, page: Hpa, entry: &[u8; 16]) -> Result<u32> {
         let new = RmpUpdate {
             gpa: u64::from_le_bytes(word(&entry[..8])),
             assigned: entry[8] & 1 != 0,
@@ -62,7 +62,7 @@ impl PspPort for SoftPsp {
         code(self.platform.rmpupdate(page.get(), &new))
     }
 
-    fn psmash(&self, page: Hpa) -> Result<u32> {
+    unsafe fn psmash(&self, page: Hpa) -> Result<u32> {
         code(self.platform.psmash(page.get()))
     }
 

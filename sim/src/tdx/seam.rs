@@ -59,7 +59,7 @@ fn guest_keys((first, last): (u16, u16), global: u16) -> std::ops::Range<u32> {
 }
 
 impl SeamPort for SoftSeam {
-    fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
+    unsafe fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
         let lp = cpu.0 as usize;
         let cannot = Error::Invalid(Field::Cpu, cpu.0.into());
         let mut soft = from_host(rax, regs);

@@ -98,17 +98,18 @@ impl<H: Host> TdxVcpu<H> {
         }
     }
 
-    /// TDH.VP.ENTER. `None` where a kick came before.
+    /// TDH.VP.ENTER. `None` if a kick came before.
+    #[allow(unsafe_code)]
     fn enter(&mut self, cpu: CpuId) -> Result<Option<CompletionStatus>> {
         let inside = self.td.enter(&self.record, cpu)?;
         if self.record.take_kick() {
             return Ok(None);
         }
         self.run.regs.rcx = self.record.tdvpr.get();
-        let rax = self
-            .td
-            .seam()?
-            .seamcall(cpu, Leaf::VpEnter.rax(), &mut self.run.regs);
+        let seam = self.td.seam()?;
+        // SAFETY: the only page among the operands is the TDVPR, which the TD's record owns. The gate
+        // that `inside` holds keeps the teardown from taking it.
+        let rax = unsafe { seam.seamcall(cpu, Leaf::VpEnter.rax(), &mut self.run.regs) };
         drop(inside);
         rax.map(|rax| Some(CompletionStatus::new(rax)))
     }

@@ -124,18 +124,19 @@ impl<'a, S: SeamPort> Calls<'a, S> {
 
     /// Calls on `cpu`, again as often as the retry table says. Returns the registers of the call
     /// that succeeded.
+    #[allow(unsafe_code)]
     fn on(&self, cpu: CpuId, leaf: Leaf, input: SeamRegs) -> Outcome<SeamRegs> {
         let mut tries = Tries::default();
         let mut next = input;
         loop {
             let mut regs = next;
-            let rax = self
-                .seam
-                .seamcall(cpu, leaf.rax(), &mut regs)
-                .map_err(|error| Failed {
-                    rcx: input.rcx,
-                    ..Failed::port(leaf, error)
-                })?;
+            // SAFETY: each page among the operands is the TD's: a `Page` that the caller took for this
+            // call, one that the TD's records or the mirror own, or a TDR, TDVPR or TDCX page of it.
+            let called = unsafe { self.seam.seamcall(cpu, leaf.rax(), &mut regs) };
+            let rax = called.map_err(|error| Failed {
+                rcx: input.rcx,
+                ..Failed::port(leaf, error)
+            })?;
             let status = CompletionStatus::new(rax);
             let action = rule(leaf, status).0;
             match action {

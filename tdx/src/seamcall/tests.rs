@@ -35,7 +35,8 @@ impl Script {
 }
 
 impl SeamPort for Script {
-    fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
+    #[allow(unsafe_code)]
+    unsafe fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
         if let Some(error) = self.refuse {
             return Err(error);
         }

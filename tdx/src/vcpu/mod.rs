@@ -8,8 +8,8 @@ use core::fmt;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    Answer, CpuId, Error, Exit, Field, Host, Hpa, Kick, OpName, Programs, Result, Runs, SeamPort,
-    VcpuId, VcpuOps,
+    Answer, CpuId, Error, Exit, Field, Host, Kick, OpName, Programs, Result, Runs, SeamPort,
+    TableRoot, VcpuId, VcpuOps,
 };
 
 pub(crate) use record::{Unfinished, VcpuRecord};
@@ -136,7 +136,8 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
     }
 
     /// Gives the module the root of the tables of shared memory: one TDH.VP.WR.
-    fn load_mmu_pgd(&mut self, root: Hpa, _levels: u8) -> Result<()> {
+    fn load_mmu_pgd(&mut self, root: TableRoot) -> Result<()> {
+        let root = root.address();
         if root.get() & !EPTP_MASK != 0 {
             return Err(Error::Invalid(Field::HostAddress, root.get()));
         }

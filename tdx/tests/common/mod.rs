@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops_core::{
     CpuId, Error, Fault, FaultInjector, FaultPlan, FieldCache, Hkid, Host, HostRange, Hpa, KeyPool,
-    Level, NoPort, PackageId, Page, PagePort, Pfn, PortId, Result, Runs, SeamPort, SeamRegs, Tech,
-    Vendor, VmId, VmParams,
+    Level, NoPort, PackageId, Page, PagePort, Pfn, PortId, Result, Runs, SeamPort, SeamRegs,
+    TableRoot, Tech, Vendor, VmId, VmParams,
 };
 use kvm_ops_sim::{SimHost, SimVm, SoftPages, SoftSeam};
 use kvm_ops_tdx::Leaf;
@@ -227,10 +227,11 @@ impl Host for TestHost {
 }
 
 impl SeamPort for Machine {
-    fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
+    unsafe fn seamcall(&self, cpu: CpuId, rax: u64, regs: &mut SeamRegs) -> Result<u64> {
         let leaf = Leaf::ALL.iter().copied().find(|leaf| leaf.rax() == rax);
         let leaf = leaf.expect("a leaf that the back end declares");
-        let status = self.seam.seamcall(cpu, rax, regs)?;
+        // SAFETY: the caller keeps the contract, which is the same.
+        let status = unsafe { self.seam.seamcall(cpu, rax, regs) }?;
         lock(&self.log).push((leaf, status));
         Ok(status)
     }
@@ -311,4 +312,10 @@ impl PagePort for Machine {
     fn read(&self, at: Hpa, data: &mut [u8]) -> Result<()> {
         self.memory_port.read(at, data)
     }
+}
+
+/// The root of tables of shared memory.
+pub fn root(at: u64) -> TableRoot {
+    // SAFETY: the module of the software platform walks no tables of the host.
+    unsafe { TableRoot::new(kvm_ops_core::Hpa::new(at), 4) }
 }
