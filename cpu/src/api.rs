@@ -329,7 +329,7 @@ impl Cpu {
     /// Lets time pass for a halted processor: the clock becomes `clock`, unless it is past that.
     pub fn advance_to(&mut self, clock: u64) {
         let c = &mut self.core;
-        c.skipped += clock.saturating_sub(c.clock());
+        c.skipped = c.skipped.wrapping_add(clock.saturating_sub(c.clock()));
     }
 
     /// Carries out RDMSR. `None`: the MSR is not there, hardware would raise #GP.

@@ -179,7 +179,7 @@ impl Apic {
 
     fn start(&mut self, now: u64) {
         self.expires = (self.initial != 0 && self.timer_mode() < 2)
-            .then(|| now + u64::from(self.initial) * self.divisor());
+            .then(|| now.saturating_add(u64::from(self.initial) * self.divisor()));
     }
 
     fn current(&self, now: u64) -> u32 {
@@ -200,7 +200,7 @@ impl Apic {
             return;
         }
         self.deadline = value;
-        self.expires = (value != 0).then(|| now + value.saturating_sub(tsc));
+        self.expires = (value != 0).then(|| now.saturating_add(value.saturating_sub(tsc)));
     }
 
     /// Clock of the next timer interrupt.
@@ -222,7 +222,7 @@ impl Apic {
             1 => {
                 let period = (u64::from(self.initial) * self.divisor()).max(1);
                 let missed = (now - at) / period;
-                self.expires = Some(at + (missed + 1) * period);
+                self.expires = Some(at.saturating_add((missed + 1).saturating_mul(period)));
             }
             2 => self.deadline = 0,
             _ => {}
@@ -445,6 +445,14 @@ mod tests {
         assert_eq!(apic.pending(), None);
         apic.tick(4050);
         assert_eq!((apic.pending(), apic.tsc_deadline()), (Some(0x42), 0));
+    }
+
+    #[test]
+    fn a_deadline_at_the_end_of_time_is_armed_and_never_fires() {
+        let mut apic = running();
+        apic.write_x2(0x832, (2 << 17) | 0x42, 0).expect("LVT");
+        apic.set_tsc_deadline(u64::MAX, 0, 50);
+        assert_eq!(apic.expires(), Some(u64::MAX));
     }
 
     #[test]

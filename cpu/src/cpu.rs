@@ -244,6 +244,10 @@ impl Cpu {
     fn events(&mut self) -> Option<Option<Stopped>> {
         let core = &mut self.core;
         core.attention = false;
+        if core.trap {
+            // The trap of a single step ends HLT.
+            core.halted = false;
+        }
         if core.halted || core.waiting || core.shutdown {
             return Some(None);
         }

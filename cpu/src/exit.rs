@@ -209,7 +209,7 @@ pub struct SvmExit {
 
 impl PortAccess {
     fn vmx_qualification(&self) -> u64 {
-        u64::from(self.size - 1)
+        u64::from(self.size.saturating_sub(1))
             | u64::from(self.input) << 3
             | u64::from(self.string) << 4
             | u64::from(self.repeat) << 5

@@ -1,0 +1,161 @@
+//! Interrupts, NMIs, the interrupt shadow, single steps and start-up.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Ram, TestBus};
+use kvm_ops_cpu::{Cause, CodePages, Cpu, CpuidTable, Segment, Stopped};
+
+const CODE: u64 = 0x8000;
+const HANDLER: u64 = 0x9000;
+const IDT: u64 = 0x2000;
+const GDT: u64 = 0x1000;
+const PML4: u64 = 0x10000;
+const STACK: u64 = 0x7000;
+
+/// 64-bit code at CPL 0 with an interrupt table whose gates all lead to `handler`.
+fn machine(code: &[u8], handler: &[u8]) -> (Cpu, Arc<Ram>) {
+    let ram = Ram::new(0x10_0000);
+    ram.write(CODE, code);
+    ram.write(HANDLER, handler);
+    ram.write_u64(PML4, 0x11003);
+    ram.write_u64(0x11000, 0x12003);
+    ram.write_u64(0x12000, 0x83);
+    ram.write_u64(GDT + 8, 0x00af_9b00_0000_ffff);
+    ram.write_u64(GDT + 16, 0x00cf_9300_0000_ffff);
+    for vector in 0..64 {
+        ram.write_u64(IDT + vector * 16, HANDLER | 8 << 16 | 0x8e << 40);
+    }
+    let bus = TestBus::new(&ram);
+    let mut cpu = Cpu::new(Box::new(bus), CodePages::new(256), CpuidTable::intel());
+    let mut r = cpu.registers();
+    let flat = |selector, rights| Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        rights,
+    };
+    r.segments = [flat(0x10, 0xc093); 6];
+    r.segments[1] = flat(0x8, 0xa09b);
+    r.gdtr.base = GDT;
+    r.gdtr.limit = 0x17;
+    r.idtr.base = IDT;
+    r.idtr.limit = 0x3ff;
+    r.cr0 = 0x8001_0033;
+    r.cr3 = PML4;
+    r.cr4 = 0x20;
+    r.efer = 0x501;
+    r.rip = CODE;
+    r.gpr[4] = STACK;
+    cpu.set_registers(&r);
+    // The APIC in x2APIC mode, software-enabled.
+    for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff)] {
+        cpu.write_msr(msr, value).expect("an APIC register");
+    }
+    (cpu, ram)
+}
+
+/// RIP that the handler's frame returns to; the frame of the first delivery is below STACK.
+fn returned_to(ram: &Ram) -> u64 {
+    ram.read_u64(STACK - 40)
+}
+
+#[test]
+fn an_interrupt_waits_for_the_instruction_after_sti() {
+    // sti; inc eax; inc eax; hlt
+    let (mut cpu, ram) = machine(&[0xfb, 0xff, 0xc0, 0xff, 0xc0, 0xf4], &[0xf4]);
+    cpu.interrupt(0x30);
+    assert_eq!(cpu.run(100), Stopped::Halted);
+    assert_eq!((cpu.gpr(0), returned_to(&ram)), (1, CODE + 3));
+}
+
+#[test]
+fn an_interrupt_waits_for_the_instruction_after_mov_ss() {
+    // sti; nop; mov ss, ebx; inc eax; inc eax; hlt
+    let code = [0xfb, 0x90, 0x8e, 0xd3, 0xff, 0xc0, 0xff, 0xc0, 0xf4];
+    let (mut cpu, ram) = machine(&code, &[0xf4]);
+    cpu.set_gpr(3, 0x10);
+    assert_eq!(cpu.run(3), Stopped::Budget);
+    cpu.interrupt(0x30);
+    assert_eq!(cpu.run(100), Stopped::Halted);
+    assert_eq!((cpu.gpr(0), returned_to(&ram)), (1, CODE + 6));
+}
+
+#[test]
+fn a_second_nmi_waits_for_iret() {
+    // nop; nop; hlt. Handler: inc eax; nop; iretq
+    let (mut cpu, _) = machine(&[0x90, 0x90, 0xf4], &[0xff, 0xc0, 0x90, 0x48, 0xcf]);
+    cpu.nmi();
+    assert_eq!(cpu.run(1), Stopped::Budget);
+    cpu.nmi();
+    assert_eq!(cpu.run(1), Stopped::Budget);
+    assert_eq!(cpu.gpr(0), 1, "blocked inside of the handler");
+    assert_eq!(cpu.run(100), Stopped::Halted);
+    assert_eq!(cpu.gpr(0), 2);
+}
+
+#[test]
+fn a_halted_processor_goes_on_after_an_interrupt() {
+    // sti; hlt; inc ebx; cli; hlt. Handler: inc eax; iretq
+    let code = [0xfb, 0xf4, 0xff, 0xc3, 0xfa, 0xf4];
+    let (mut cpu, _) = machine(&code, &[0xff, 0xc0, 0x48, 0xcf]);
+    assert_eq!(cpu.run(100), Stopped::Halted);
+    assert_eq!((cpu.gpr(0), cpu.gpr(3)), (0, 0));
+    cpu.interrupt(0x31);
+    assert_eq!(cpu.run(100), Stopped::Halted);
+    assert_eq!((cpu.gpr(0), cpu.gpr(3)), (1, 1));
+}
+
+#[test]
+fn tf_traps_after_each_instruction() {
+    // pushfq; or qword [rsp], 100H; popfq; inc ebx; hlt; inc ebx;
+    // pushfq; and qword [rsp], ~100H; popfq; hlt
+    let code = [
+        0x9c, 0x48, 0x81, 0x0c, 0x24, 0, 1, 0, 0, 0x9d, 0xff, 0xc3, 0xf4, 0xff, 0xc3, 0x9c, 0x48,
+        0x81, 0x24, 0x24, 0xff, 0xfe, 0xff, 0xff, 0x9d, 0xf4,
+    ];
+    // Handler: inc eax; iretq
+    let (mut cpu, _) = machine(&code, &[0xff, 0xc0, 0x48, 0xcf]);
+    assert_eq!(cpu.run(100), Stopped::Halted);
+    assert_eq!(cpu.rip(), CODE + code.len() as u64);
+    // INC, HLT (which the trap ends), INC, PUSHFQ, AND, and POPFQ, which began with TF set.
+    assert_eq!((cpu.gpr(3), cpu.gpr(0)), (2, 6));
+    assert_ne!(cpu.registers().dr6 & 1 << 14, 0);
+}
+
+#[test]
+fn int_n_pushes_the_next_instruction_and_a_fault_its_own() {
+    // int 21H / ud2; handlers halt.
+    for (code, offset) in [([0xcd, 0x21], 2), ([0x0f, 0x0b], 0)] {
+        let (mut cpu, ram) = machine(&code, &[0xf4]);
+        assert_eq!(cpu.run(100), Stopped::Halted);
+        assert_eq!(returned_to(&ram), CODE + offset);
+    }
+}
+
+#[test]
+fn a_fault_in_the_handler_of_a_double_fault_is_a_shutdown() {
+    let (mut cpu, ram) = machine(&[0x0f, 0x0b], &[0xf4]);
+    // #UD leads to #GP (no code segment), that to #DF, whose gate is as bad.
+    for vector in [6, 8, 13] {
+        ram.write_u64(IDT + vector * 16, HANDLER | 0x40 << 16 | 0x8e << 40);
+    }
+    let Stopped::Exit(exit) = cpu.run(100) else {
+        panic!("no exit")
+    };
+    assert_eq!(exit.cause, Cause::TripleFault);
+    assert_eq!(exit.svm(0).map(|s| s.code), Some(0x7f));
+}
+
+#[test]
+fn init_waits_for_a_start_up_interrupt() {
+    let (mut cpu, ram) = machine(&[0xf4], &[0xf4]);
+    // mov ax, cs; hlt in real mode
+    ram.write(0x5000, &[0x8c, 0xc8, 0xf4]);
+    cpu.init();
+    assert_eq!(cpu.run(10), Stopped::WaitsForStart);
+    cpu.start(5);
+    assert_eq!(cpu.run(10), Stopped::Halted);
+    assert_eq!(cpu.gpr(0), 0x500);
+}
