@@ -47,7 +47,7 @@ pub trait Backend: VmOps + Sized {
     /// KVM_CAP_VM_COPY_ENC_CONTEXT_FROM). On an error both are as they were.
     ///
     /// # Errors
-    /// As [`move_context`](Self::move_context).
+    /// As [`Backend::move_context`].
     fn copy_context(owner: &mut Self, mirror: &mut Self) -> Result<()> {
         let _ = (owner, mirror);
         crate::not_offered!("copy_context")

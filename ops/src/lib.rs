@@ -41,7 +41,9 @@ mod token;
 mod vcpu_ops;
 mod vm_ops;
 
+#[doc(no_inline)]
 pub use alloc::boxed::Box;
+#[doc(no_inline)]
 pub use alloc::sync::Arc;
 
 pub use addr::{Gfn, Gpa, Hpa, Level, PAGE_SIZE, Pfn, Privacy, SharedMask};
