@@ -1,6 +1,5 @@
 //! Looking at the module's tables from outside, and holding its locks as another agent would.
 
-use crate::arena::lock;
 use crate::call::owner_of;
 use crate::kot::HkidState;
 use crate::lock::{LockMode, Sharex, Side};
@@ -263,7 +262,7 @@ impl Platform {
     /// The migration counters of a TD, by the PA of its TDR.
     #[must_use]
     pub fn migration(&self, tdr: u64) -> Option<MigrationView> {
-        let m = *lock(&self.td_at(tdr)?.migration);
+        let m = *self.td_at(tdr)?.migration();
         Some(MigrationView {
             export_count: m.export_count,
             import_count: m.import_count,
@@ -389,7 +388,7 @@ impl Platform {
             let content = table.entries[i].get();
             let gpa = base + i as u64 * step;
             let state = content.state();
-            let is_table = matches!(state, SeptState::NlMapped | SeptState::NlBlocked);
+            let is_table = state.is_table();
             let mut run = 1;
             if state.is_leaf() {
                 let follows = |k: usize| {

@@ -251,6 +251,10 @@ fn transient_failures(leaf: HostLeaf) -> &'static [Status] {
     const RDX: Status = Code::OPERAND_BUSY.on(Operand::RDX);
     const TDR: Status = Code::OPERAND_BUSY.on(Operand::TDR);
     const TREE: Status = Code::OPERAND_BUSY.on(Operand::SEPT_TREE);
+    const MIG: Status = Code::OPERAND_BUSY.on(Operand::MIG);
+    const MIGSC: Status = Code::OPERAND_BUSY.on(Operand::MIGSC);
+    const BINDINGS: Status = Code::OPERAND_BUSY.on(Operand::SERVTD_BINDINGS);
+    const RTMR: Status = Code::OPERAND_BUSY.on(Operand::RTMR);
     const EPOCH: Status = Code::OPERAND_BUSY.on(Operand::TD_EPOCH);
     const WBCACHE: Status = Code::OPERAND_BUSY.on(Operand::WBCACHE);
     match leaf {
@@ -278,7 +282,19 @@ fn transient_failures(leaf: HostLeaf) -> &'static [Status] {
         | L::MemRangeBlock
         | L::MemRangeUnblock
         | L::MemRd
+        | L::ExportUnblockw
         | L::MemWr => &[RDX, TREE, RCX],
+        L::ServtdBind => &[RCX, RDX, BINDINGS, RTMR],
+        L::ServtdPrebind => &[RCX, BINDINGS],
+        L::MigStreamCreate => &[RCX, RDX, MIG],
+        L::ExportStateImmutable => &[NO_ENTROPY, RCX, MIG, MIGSC],
+        L::ImportStateImmutable => &[NO_ENTROPY, RCX, MIGSC],
+        L::ExportStateTd | L::ImportStateTd | L::ImportTrack | L::ImportAbort => &[RCX, MIGSC],
+        L::ExportStateVp | L::ImportStateVp => &[RCX, TDR, MIGSC],
+        L::ExportTrack | L::ExportAbort => &[RCX, MIG, MIGSC],
+        L::ExportPause | L::ImportCommit | L::ImportEnd => &[RCX],
+        L::ExportMem | L::ImportMem => &[RDX, MIG, MIGSC, TREE],
+        L::ExportBlockw | L::ExportRestore => &[RDX, TREE],
         L::PhymemPageReclaim => &[RCX, TDR],
         L::PhymemPageRdmd | L::PhymemPageWbinvd => &[RCX],
         L::PhymemCacheWb => &[WBCACHE, KOT],

@@ -87,8 +87,29 @@ leaves! {
         VpWr = 43, "TDH.VP.WR";
         SysLpShutdown = 44, "TDH.SYS.LP.SHUTDOWN";
         SysConfig = 45, "TDH.SYS.CONFIG";
+        ServtdBind = 48, "TDH.SERVTD.BIND";
+        ServtdPrebind = 49, "TDH.SERVTD.PREBIND";
         SysShutdown = 52, "TDH.SYS.SHUTDOWN";
         SysUpdate = 53, "TDH.SYS.UPDATE";
+        ExportAbort = 64, "TDH.EXPORT.ABORT";
+        ExportBlockw = 65, "TDH.EXPORT.BLOCKW";
+        ExportRestore = 66, "TDH.EXPORT.RESTORE";
+        ExportMem = 68, "TDH.EXPORT.MEM";
+        ExportPause = 70, "TDH.EXPORT.PAUSE";
+        ExportTrack = 71, "TDH.EXPORT.TRACK";
+        ExportStateImmutable = 72, "TDH.EXPORT.STATE.IMMUTABLE";
+        ExportStateTd = 73, "TDH.EXPORT.STATE.TD";
+        ExportStateVp = 74, "TDH.EXPORT.STATE.VP";
+        ExportUnblockw = 75, "TDH.EXPORT.UNBLOCKW";
+        ImportAbort = 80, "TDH.IMPORT.ABORT";
+        ImportEnd = 81, "TDH.IMPORT.END";
+        ImportCommit = 82, "TDH.IMPORT.COMMIT";
+        ImportMem = 83, "TDH.IMPORT.MEM";
+        ImportTrack = 84, "TDH.IMPORT.TRACK";
+        ImportStateImmutable = 85, "TDH.IMPORT.STATE.IMMUTABLE";
+        ImportStateTd = 86, "TDH.IMPORT.STATE.TD";
+        ImportStateVp = 87, "TDH.IMPORT.STATE.VP";
+        MigStreamCreate = 96, "TDH.MIG.STREAM.CREATE";
     }
 }
 
@@ -108,6 +129,8 @@ leaves! {
         VpWr = 10, "TDG.VP.WR";
         SysRd = 11, "TDG.SYS.RD";
         SysRdall = 12, "TDG.SYS.RDALL";
+        ServtdRd = 18, "TDG.SERVTD.RD";
+        ServtdWr = 20, "TDG.SERVTD.WR";
         MemPageAttrRd = 23, "TDG.MEM.PAGE.ATTR.RD";
         MemPageAttrWr = 24, "TDG.MEM.PAGE.ATTR.WR";
         VpEnter = 25, "TDG.VP.ENTER";

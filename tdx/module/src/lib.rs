@@ -14,6 +14,7 @@ mod lock;
 mod measure;
 mod memory;
 mod meta;
+mod migrate;
 mod native;
 mod observe;
 mod op_state;
@@ -21,8 +22,10 @@ mod pamt;
 mod platform;
 mod regs;
 mod sept;
+mod servtd;
 mod status;
 mod td;
+mod tdinfo;
 mod vcpu;
 mod virt;
 

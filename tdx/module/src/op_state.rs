@@ -72,6 +72,17 @@ impl OpState {
             .unwrap_or(OpState::FailedImport)
     }
 
+    /// Between the first bundle of an import and its end.
+    pub(crate) const fn is_import_in_progress(self) -> bool {
+        matches!(
+            self,
+            OpState::MemoryImport
+                | OpState::StateImport
+                | OpState::PostImport
+                | OpState::LiveImport
+        )
+    }
+
     /// Tracking applies to the TD's pages: its vCPUs run or have run.
     pub(crate) const fn needs_tlb_tracking(self) -> bool {
         TLB_TRACKING_REQUIRED & 1 << self as u16 != 0
@@ -86,6 +97,19 @@ pub(crate) fn allows(leaf: u16, state: OpState) -> bool {
         .find(|(number, _)| *number == leaf)
         .is_none_or(|(_, states)| states & 1 << state as u16 != 0)
 }
+
+/// Whether a TD in this state can be bound as a service TD.
+pub(crate) fn can_serve(state: OpState) -> bool {
+    SERVICE_TD & 1 << state as u16 != 0
+}
+
+/// Whether a service TD can write fields of a target in this state. It can always read them.
+pub(crate) fn can_be_written_by_service(state: OpState) -> bool {
+    SERVTD_WR & 1 << state as u16 != 0
+}
+
+const SERVICE_TD: u16 = 0b01100111100;
+const SERVTD_WR: u16 = 0b11111001111;
 
 /// Host leaf number, states it works in (bit n is the state of number n).
 #[rustfmt::skip]

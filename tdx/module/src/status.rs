@@ -303,6 +303,12 @@ impl Status {
         self.0 as u32
     }
 
+    /// The same with bit 61: the failure is fatal to what the function worked on.
+    #[must_use]
+    pub(crate) const fn fatal(self) -> Status {
+        Status(self.0 | (FATAL as u64) << 32)
+    }
+
     /// Bit 63: the function did not complete.
     #[must_use]
     pub const fn is_error(self) -> bool {

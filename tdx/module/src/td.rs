@@ -6,8 +6,11 @@ use crate::l2;
 use crate::lock::Sharex;
 use crate::measure::{Measurement, Mr};
 use crate::memory::LineKey;
+use crate::migrate::Streams;
 use crate::op_state::OpState;
-use crate::sept::{self, Content, SeptState, Tables};
+use crate::sept::{self, Content, Tables};
+use crate::servtd::Bindings;
+use crate::status::Status;
 use crate::virt::cpuid::Flags;
 use crate::virt::tables::Quad;
 use crate::virt::tsc::VirtualTsc;
@@ -108,18 +111,8 @@ pub(crate) struct Migration {
     /// MIG_DEC_KEY: what the other side encrypts with.
     pub(crate) dec_key: [u64; 4],
     pub(crate) dec_working_key: [u64; 4],
+    /// TD_UUID before the import replaced it.
     pub(crate) pre_import_uuid: [u64; 4],
-}
-
-/// What a TD knows of the service TD bound to it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct ServiceTds {
-    /// SERVTD_HASH.
-    pub(crate) hash: Mr,
-    /// Slots that are not free.
-    pub(crate) num: u16,
-    /// The bindings table, one slot.
-    pub(crate) table: [u64; 16],
 }
 
 /// A TD. Padded, so that TDs do not share cache lines.
@@ -136,7 +129,7 @@ pub(crate) struct Td {
     pub(crate) tdcx: [AtomicU64; 9],
     pub(crate) chldcnt: AtomicU64,
     pub(crate) key: Mutex<Option<Arc<LineKey>>>,
-    pub(crate) uuid: Mutex<[u64; 4]>,
+    uuid: Mutex<[u64; 4]>,
     // TDCS: its locks,
     pub(crate) op_state_lock: Sharex,
     pub(crate) tree: Sharex,
@@ -152,7 +145,7 @@ pub(crate) struct Td {
     pub(crate) num_assoc: AtomicU32,
     pub(crate) epoch: AtomicU64,
     pub(crate) refcount: [AtomicU64; 2],
-    /// Slot of the root table; meaningful from MNG.INIT on.
+    /// Slot of the root table; [`NO_ROOT`] before MNG.INIT.
     pub(crate) root: AtomicU32,
     /// The same of each L2 VM's tree.
     pub(crate) l2_roots: [AtomicU32; l2::MAX_VMS],
@@ -170,12 +163,16 @@ pub(crate) struct Td {
     levels: AtomicU8,
     pub(crate) l2_vms: AtomicU8,
     config: Mutex<Arc<TdConfig>>,
-    pub(crate) migration: Mutex<Migration>,
-    pub(crate) service_tds: Mutex<ServiceTds>,
+    migration: Mutex<Migration>,
+    pub(crate) streams: Streams,
+    bindings: Mutex<Bindings>,
     pub(crate) measurement: Mutex<Measurement>,
     /// x2APIC id of each vCPU index; absent ones count as 0.
     pub(crate) x2apic_ids: Mutex<Vec<u32>>,
 }
+
+/// Slot of no table.
+const NO_ROOT: u32 = u32::MAX;
 
 const ACQ: Ordering = Ordering::Acquire;
 const REL: Ordering = Ordering::Release;
@@ -197,8 +194,11 @@ impl Td {
         lock(&self.x2apic_ids).clear();
         *lock(&self.uuid) = uuid;
         *lock(&self.migration) = Migration::default();
-        *lock(&self.service_tds) = ServiceTds::default();
         self.tdcx.iter().for_each(|pa| pa.store(0, REL));
+        self.root.store(NO_ROOT, REL);
+        self.set_config(TdConfig::default());
+        self.streams.reset();
+        *lock(&self.bindings) = Bindings::default();
         self.epoch.store(0, REL);
         self.refcount.iter().for_each(|r| r.store(0, REL));
         *lock(&self.measurement) = Measurement::default();
@@ -210,10 +210,6 @@ impl Td {
         for (slot, root) in self.l2_roots.iter().zip(l2_roots) {
             slot.store(*root, REL);
         }
-        self.attributes.store(config.attributes, REL);
-        self.config_flags.store(config.config_flags, REL);
-        self.levels
-            .store((config.eptp_controls >> 3 & 7) as u8 + 1, REL);
         self.td_ctls.store(
             u64::from(config.attributes & ATTR_SEPT_VE_DISABLE != 0),
             REL,
@@ -221,15 +217,68 @@ impl Td {
         self.vm_ctls.iter().for_each(|ctls| ctls.store(0, REL));
         self.topology_configured.store(true, REL);
         self.set_hp_lock_timeout_us(HP_LOCK_TIMEOUT_US, tsc_hz);
-        self.l2_vms.store(config.l2_vms, REL);
         self.notify_enables.store(0, REL);
         self.num_vcpus.store(0, REL);
         self.num_assoc.store(0, REL);
         self.epoch.store(1, REL);
         self.refcount.iter().for_each(|r| r.store(0, REL));
         *lock(&self.measurement) = Measurement::default();
-        *lock(&self.config) = Arc::new(config);
+        self.set_config(config);
         self.set_op_state(OpState::Initialized);
+    }
+
+    /// Makes the TD of an import that has brought the immutable state. Measurements and number of vCPUs are the
+    /// imported ones.
+    pub(crate) fn begin_import(&self, config: TdConfig) {
+        let disables_ve = config.attributes & ATTR_SEPT_VE_DISABLE != 0;
+        self.td_ctls.store(u64::from(disables_ve), REL);
+        self.num_assoc.store(0, REL);
+        self.epoch.store(1, REL);
+        self.refcount.iter().for_each(|r| r.store(0, REL));
+        self.set_config(config);
+    }
+
+    /// Takes a root table if the TD has none. False if there is no room for one.
+    pub(crate) fn ensure_root(&self, tables: &Tables) -> bool {
+        if self.root.load(ACQ) == NO_ROOT {
+            let root = sept::new_table(tables, 0);
+            self.root.store(root.unwrap_or(NO_ROOT), REL);
+        }
+        self.root.load(ACQ) != NO_ROOT
+    }
+
+    /// Replaces the configuration, the hot parts of it included.
+    pub(crate) fn set_config(&self, config: TdConfig) {
+        self.attributes.store(config.attributes, REL);
+        self.config_flags.store(config.config_flags, REL);
+        self.levels
+            .store((config.eptp_controls >> 3 & 7) as u8 + 1, REL);
+        self.l2_vms.store(config.l2_vms, REL);
+        *lock(&self.config) = Arc::new(config);
+    }
+
+    /// A word of the imported TD_UUID; the TD's own moves to PRE_IMPORT_UUID.
+    pub(crate) fn import_uuid(&self, i: usize, word: u64) {
+        let mut uuid = lock(&self.uuid);
+        if let (Some(own), Some(before)) =
+            (uuid.get_mut(i), self.migration().pre_import_uuid.get_mut(i))
+        {
+            *before = core::mem::replace(own, word);
+        }
+    }
+
+    /// Whether TDCS has the pages that so many L2 VMs need.
+    pub(crate) fn has_l2_pages(&self, l2_vms: u8) -> bool {
+        self.num_tdcx.load(ACQ) >= crate::config::TDCS_BASE_PAGES + u32::from(l2_vms)
+    }
+
+    /// The x2APIC id of a vCPU, if topology is enumerated and another vCPU has the same.
+    pub(crate) fn shared_x2apic_id(&self, index: u32) -> Option<u32> {
+        let ids = lock(&self.x2apic_ids);
+        let id = ids.get(index as usize).copied().unwrap_or(0);
+        let used = ids.iter().take(self.num_vcpus.load(ACQ) as usize);
+        let shared = used.filter(|other| **other == id).count() > 1;
+        (shared && self.topology_configured.load(ACQ)).then_some(id)
     }
 
     pub(crate) fn lifecycle(&self) -> Lifecycle {
@@ -279,6 +328,35 @@ impl Td {
 
     pub(crate) fn measurement(&self) -> MutexGuard<'_, Measurement> {
         lock(&self.measurement)
+    }
+
+    pub(crate) fn migration(&self) -> MutexGuard<'_, Migration> {
+        lock(&self.migration)
+    }
+
+    pub(crate) fn bindings(&self) -> MutexGuard<'_, Bindings> {
+        lock(&self.bindings)
+    }
+
+    /// TD_UUID
+    pub(crate) fn uuid(&self) -> [u64; 4] {
+        *lock(&self.uuid)
+    }
+
+    /// What a Secure-EPT entry becomes when its page is removed. An import in progress remembers since when, so
+    /// that no older copy of the page is imported in its place.
+    pub(crate) fn emptied(&self) -> Content {
+        if self.op_state().is_import_in_progress() {
+            Content::removed(self.migration().mig_epoch)
+        } else {
+            Content::FREE
+        }
+    }
+
+    /// Ends an import for good; the status says so with the fatal flag.
+    pub(crate) fn import_failed(&self, status: Status) -> Status {
+        self.set_op_state(OpState::FailedImport);
+        status.fatal()
     }
 
     pub(crate) fn has_flag(&self, flag: u64) -> bool {
@@ -385,16 +463,14 @@ impl Td {
 
     /// Gives the slots of all tables back; no table of the TD may be in use.
     pub(crate) fn free_tables(&self, tables: &Tables) {
-        if self.op_state() == OpState::Uninitialized {
+        if self.root.load(ACQ) == NO_ROOT {
             return;
         }
         // Levels bound the depth, so this cannot recurse far.
         fn free(tables: &Tables, slot: u32, level: u8) {
             if let Some(table) = tables.get(slot) {
                 for content in table.entries.iter().map(|e| e.get()) {
-                    let is_table =
-                        matches!(content.state(), SeptState::NlMapped | SeptState::NlBlocked);
-                    if is_table && level > 0 && content != Content::FREE {
+                    if content.state().is_table() && level > 0 {
                         free(tables, content.slot(), level - 1);
                     }
                 }

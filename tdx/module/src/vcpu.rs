@@ -3,6 +3,7 @@
 use crate::arena::lock;
 use crate::config::TDVPS_MAX_PAGES;
 use crate::guest::VmExit;
+use crate::meta::vcpu::VE_VALID;
 use crate::meta::vcpu_store::{VcpuStore, class};
 use crate::meta::vmcs;
 use crate::regs::Regs;
@@ -128,6 +129,22 @@ impl Event {
         VALID | error | kind << 8 | u64::from(self.vector)
     }
 
+    /// VM-entry interruption information without its valid bit, and the error code.
+    fn entry_info(self) -> (u64, u64) {
+        const ERROR_CODE: u64 = 1 << 11;
+        let kind = match self.kind {
+            EventType::Interrupt => 0,
+            EventType::Nmi => 2,
+            EventType::HardwareException => 3,
+            EventType::SoftwareInterrupt => 4,
+            EventType::PrivilegedSoftwareException => 5,
+            EventType::SoftwareException => 6,
+        };
+        let has_error = if self.error.is_some() { ERROR_CODE } else { 0 };
+        let info = u64::from(self.vector) | kind << 8 | has_error;
+        (info, u64::from(self.error.unwrap_or(0)))
+    }
+
     pub(crate) fn is_exception(self, vector: u8) -> bool {
         self.kind == EventType::HardwareException && self.vector == vector
     }
@@ -165,6 +182,15 @@ impl LastExit {
             LastExit::Other | LastExit::PrivateEptViolation(_) => 0,
             LastExit::HostPriorityTimeout => 1,
             LastExit::Vmcall { .. } => 2,
+        }
+    }
+
+    /// The exit of a number, in a vCPU whose RCX is `rcx`.
+    pub(crate) const fn from_number(number: u64, rcx: u64) -> Self {
+        match number {
+            1 => LastExit::HostPriorityTimeout,
+            2 => LastExit::Vmcall { mask: rcx },
+            _ => LastExit::Other,
         }
     }
 }
@@ -218,6 +244,8 @@ pub(crate) struct Vcpu {
     page_pas: [AtomicU64; TDVPS_MAX_PAGES as usize],
     state: AtomicU8,
     pub(crate) index: AtomicU32,
+    /// The export session, by its EXPORT_COUNT, in which the vCPU was exported last.
+    pub(crate) export_count: AtomicU32,
     /// −1: none.
     pub(crate) assoc_lp: AtomicI32,
     pub(crate) epoch: AtomicU64,
@@ -236,6 +264,7 @@ impl Vcpu {
         self.add_page(pa);
         self.set_state(VcpuState::Uninitialized);
         self.index.store(0, Ordering::Release);
+        self.export_count.store(0, Ordering::Release);
         self.assoc_lp.store(-1, Ordering::Release);
         *self.context() = VcpuContext::default();
     }
@@ -312,7 +341,35 @@ impl VcpuContext {
             .set_vmcs(0, vmcs::CS_ACCESS_RIGHTS, rights | size);
     }
 
+    /// Leaves the traces of an injection in the VMCS: the processor takes the valid bit away, and an exception
+    /// that restarts its instruction sets RFLAGS.RF.
+    pub(crate) fn note_injection(&mut self, event: Event) {
+        const RESUME_FLAG: u64 = 1 << 16;
+        let (info, error) = event.entry_info();
+        self.store.set_vmcs(0, vmcs::ENTRY_INTERRUPTION_INFO, info);
+        self.store.set_vmcs(0, vmcs::ENTRY_ERROR_CODE, error);
+        if event.kind == EventType::HardwareException {
+            let rflags = self.store.vmcs(0, vmcs::RFLAGS);
+            self.store.set_vmcs(0, vmcs::RFLAGS, rflags | RESUME_FLAG);
+        }
+    }
+
     /// Makes #VE information ready for the guest.
+    /// Takes the VE info over that an import has stored field by field.
+    pub(crate) fn adopt_ve_info(&mut self) {
+        let field = |code| self.store.get((class::VE_INFO, code));
+        if field(VE_VALID) != 0 {
+            self.ve_info = Some(VeInfo {
+                reason: field(0x00) as u32,
+                qualification: field(0x02),
+                gla: field(0x03),
+                gpa: field(0x04),
+                ilen: field(0x10) as u32,
+                iinfo: field(0x11) as u32,
+            });
+        }
+    }
+
     pub(crate) fn set_ve_info(&mut self, info: VeInfo) {
         self.ve_info = Some(info);
         let words = [

@@ -4,11 +4,11 @@ use super::{Call, Leaf, busy, invalid};
 use crate::config::Range;
 use crate::l2::alias::Aliased;
 use crate::lock::{Guard, LockMode, Side};
-use crate::op_state;
+use crate::op_state::{self, OpState};
 use crate::pamt::{Entry, PageRef, PageSize, PageType, Pamt, WalkError};
 use crate::platform::Platform;
 use crate::sept::{Content, SeptState, Walked};
-use crate::status::{Code, Operand};
+use crate::status::{Code, Operand, Status};
 use crate::td::{Lifecycle, Td};
 use crate::vcpu::Vcpu;
 use std::sync::atomic::Ordering;
@@ -164,28 +164,46 @@ pub(crate) fn tdvpr(p: &Platform, pa: u64, mode: LockMode, op: Operand) -> Leaf<
 impl Call<'_, '_> {
     /// The TD can be worked with by this leaf; `lock` says whether the leaf shares the op_state lock.
     pub(crate) fn td_state<'t>(&self, td: &'t Td, lock: bool) -> Leaf<Option<Guard<'t>>> {
-        if td.is_fatal() {
-            return Err(Code::TD_FATAL.status());
-        }
-        if td.lifecycle() != Lifecycle::KeysConfigured {
-            return Err(Code::TD_KEYS_NOT_CONFIGURED.status());
-        }
-        if td.num_tdcx.load(Ordering::Acquire) < crate::config::TDCS_BASE_PAGES {
-            return Err(Code::TDCS_NOT_ALLOCATED.status());
-        }
-        let guard = match lock {
-            true => Some(
-                td.op_state_lock
-                    .guard(LockMode::Shared, Side::Host)
-                    .ok_or(busy(Operand::OP_STATE))?,
-            ),
-            false => None,
-        };
-        if !op_state::allows(self.leaf, td.op_state()) {
-            return Err(Code::OP_STATE_INCORRECT.status());
-        }
-        Ok(guard)
+        self.td_state_in(td, lock.then_some(LockMode::Shared))
     }
+
+    /// The same for leaves that may take the op_state lock alone.
+    pub(crate) fn td_state_in<'t>(
+        &self,
+        td: &'t Td,
+        lock: Option<LockMode>,
+    ) -> Leaf<Option<Guard<'t>>> {
+        let lock = lock.map(|mode| (mode, Side::Host));
+        td_in_state(td, lock, |state| op_state::allows(self.leaf, state))
+    }
+}
+
+/// The TD can be worked with, and is in one of some states; `lock` says how the op_state lock is taken.
+pub(crate) fn td_in_state(
+    td: &Td,
+    lock: Option<(LockMode, Side)>,
+    allowed: impl Fn(OpState) -> bool,
+) -> Leaf<Option<Guard<'_>>> {
+    if td.is_fatal() {
+        return Err(Code::TD_FATAL.status());
+    }
+    if td.lifecycle() != Lifecycle::KeysConfigured {
+        return Err(Code::TD_KEYS_NOT_CONFIGURED.status());
+    }
+    if td.num_tdcx.load(Ordering::Acquire) < crate::config::TDCS_BASE_PAGES {
+        return Err(Code::TDCS_NOT_ALLOCATED.status());
+    }
+    let guard = match lock {
+        Some((mode, side)) => {
+            let guard = td.op_state_lock.guard(mode, side);
+            Some(guard.ok_or(busy(Operand::OP_STATE))?)
+        }
+        None => None,
+    };
+    if !allowed(td.op_state()) {
+        return Err(Code::OP_STATE_INCORRECT.status());
+    }
+    Ok(guard)
 }
 
 /// GPA and level of an operand, syntactically: level and reserved bits, alignment to the level.
@@ -315,9 +333,13 @@ impl<'p> Call<'p, '_> {
             .guard(tree, Side::Host)
             .ok_or(busy(Operand::SEPT_TREE))?;
         loop {
-            let walked = td
-                .walk(&p.tables, gpa, level)
-                .ok_or(Code::EPT_WALK_FAILED.on(Operand::RCX))?;
+            let Some(walked) = td.walk(&p.tables, gpa, level) else {
+                // An import failed before the TD had a root. The page for it holds zeros, and so does page 0,
+                // to which they point: a mapped table on every level.
+                self.show((0, u64::from(level) | (SeptState::NlMapped as u64) << 8));
+                accepts(SeptState::NlMapped).map_err(|code| code.on(Operand::RCX))?;
+                return Err(Status::SUCCESS);
+            };
             if walked.level != level {
                 self.show(walked.details());
                 return Err(Code::EPT_WALK_FAILED.on(Operand::RCX));
@@ -351,7 +373,7 @@ impl<'p> Call<'p, '_> {
 
     /// In a TD that runs the entry must be blocked and no vCPU may still use it.
     pub(crate) fn check_tracked(&mut self, op: &MemOp<'_>, bepoch: u64) -> Leaf {
-        if !op.needs_tlb_tracking() {
+        if !op.needs_tlb_tracking() || !op.state().needs_tlb_tracking() {
             return Ok(());
         }
         if !op.state().is_blocked() {

@@ -25,7 +25,7 @@ pub(super) fn demote(c: &mut Call<'_, '_>) -> Leaf {
         tdr,
         (1, 2),
         LockMode::Shared,
-        state_or(SeptState::is_leaf),
+        state_or(SeptState::is_demotable),
     )?;
     let (large, size) = op.target(p);
     c.check_tracked(&op, p.known_entry(large, size)?.bepoch())?;
@@ -117,7 +117,7 @@ pub(super) fn promote(c: &mut Call<'_, '_>) -> Leaf {
         rdx,
         (1, 2),
         LockMode::Shared,
-        state_or(|s| matches!(s, SeptState::NlMapped | SeptState::NlBlocked)),
+        state_or(SeptState::is_table),
     )?;
     let (table_pa, _) = op.target(p);
     let (table_entry, _table_page) = lock_target(p, table_pa, PageSize::Size4K)?;

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 const RDX_RESERVED: u64 = 0xFFF0_0000_0000_0FFE;
 
 /// RCX and RDX, zeroed in the registers.
-pub(super) fn take_operands(c: &mut Call<'_, '_>) -> (u64, u64) {
+pub(crate) fn take_operands(c: &mut Call<'_, '_>) -> (u64, u64) {
     let operands = (c.regs.rcx, c.regs.rdx);
     (c.regs.rcx, c.regs.rdx) = (0, 0);
     operands
@@ -181,7 +181,7 @@ pub(super) fn page_aug(c: &mut Call<'_, '_>) -> Leaf {
         rdx,
         (0, 1),
         LockMode::Shared,
-        state_or(|s| s == SeptState::Free),
+        state_or(SeptState::is_empty),
     )?;
     let pa = c.regs.r8;
     let size = PageSize::from_level(op.level).unwrap_or(PageSize::Size4K);
@@ -198,9 +198,9 @@ pub(super) fn range_block(c: &mut Call<'_, '_>) -> Leaf {
     let p = c.p;
     let (rcx, rdx) = take_operands(c);
     let op = c.mem_sequence(rcx, rdx, (0, TOP), LockMode::Exclusive, |s| match s {
-        SeptState::Free => Err(Code::EPT_ENTRY_STATE_INCORRECT),
         s if s.is_blocked() => Err(Code::GPA_RANGE_ALREADY_BLOCKED),
-        _ => Ok(()),
+        s if s.is_blockable() => Ok(()),
+        _ => Err(Code::EPT_ENTRY_STATE_INCORRECT),
     })?;
     let (pa, size) = op.target(p);
     p.known_entry(pa, size)?.set_bepoch(op.td.current_epoch());
@@ -240,13 +240,13 @@ pub(super) fn page_remove(c: &mut Call<'_, '_>) -> Leaf {
         rdx,
         (0, 2),
         LockMode::Shared,
-        state_or(SeptState::is_leaf),
+        state_or(SeptState::is_removable),
     )?;
     let (pa, size) = op.target(p);
     let (entry, _page) = lock_target(p, pa, size)?;
     c.check_tracked(&op, entry.bepoch())?;
     op.aliased(p).free();
-    op.set(Content::FREE);
+    op.set(op.td.emptied());
     entry.set_nda();
     op.td.remove_children(size.pages());
     c.regs.rcx = pa;
@@ -266,7 +266,7 @@ pub(super) fn sept_remove(c: &mut Call<'_, '_>) -> Leaf {
         rdx,
         (1, TOP),
         LockMode::Exclusive,
-        state_or(|s| matches!(s, SeptState::NlMapped | SeptState::NlBlocked)),
+        state_or(SeptState::is_table),
     )?;
     let (pa, size) = op.target(p);
     let (entry, _page) = lock_target(p, pa, size)?;
@@ -350,11 +350,11 @@ pub(super) fn page_relocate(c: &mut Call<'_, '_>) -> Leaf {
     c.check_tracked(&op, entry.bepoch())?;
     let page = free_page(p, new, size, Operand::R8)?;
     let state = op.state().unblocked();
-    if state == SeptState::Mapped {
+    if !state.is_pending() {
         copy_private(p, &op, old, new)?;
     }
-    op.aliased(p).relocate(new, state == SeptState::Mapped);
-    op.set(Content::leaf(state, new));
+    op.aliased(p).relocate(new, !state.is_pending());
+    op.set(op.content.with_state(state).with_page(new));
     page.entry.set(PageType::Reg, op.td.pa());
     page.entry.set_bepoch(0);
     entry.set_nda();
@@ -373,15 +373,26 @@ fn copy_private(p: &Platform, op: &MemOp<'_>, from: u64, to: u64) -> Leaf {
 
 /// The module met corrupted private memory. Hardware takes a machine check in SEAM mode; here the TD is lost
 /// and the module lives on.
-pub(super) fn poison(td: &Td) -> crate::status::Status {
+pub(crate) fn poison(td: &Td) -> crate::status::Status {
     td.fatal.store(true, Ordering::Release);
     Code::TD_FATAL.status()
 }
 
 /// A mapped page the module itself is to read or write.
-pub(super) fn mapped_address(walked: &Walked<'_>, content: Content, gpa: u64) -> Option<u64> {
+pub(super) fn mapped_address(
+    walked: &Walked<'_>,
+    content: Content,
+    gpa: u64,
+    write: bool,
+) -> Option<u64> {
+    let state = content.state();
+    let accessible = if write {
+        state.is_guest_writable()
+    } else {
+        state.is_guest_readable()
+    };
     let size = PageSize::from_level(walked.level)?;
-    (content.state() == SeptState::Mapped).then(|| content.hpa() + (gpa & (size.bytes() - 1)))
+    accessible.then(|| content.hpa() + (gpa & (size.bytes() - 1)))
 }
 
 /// TDH.MEM.RD and TDH.MEM.WR
@@ -407,7 +418,7 @@ pub(super) fn rd_wr(c: &mut Call<'_, '_>, write: bool) -> Leaf {
     }
     let not_present = Code::EPT_ENTRY_NOT_PRESENT.on(Operand::RCX);
     let walked = walk(p, td, gpa, 0)?;
-    if mapped_address(&walked, walked.content, gpa).is_none() {
+    if mapped_address(&walked, walked.content, gpa, write).is_none() {
         c.show(walked.details());
         return Err(not_present);
     }
@@ -417,7 +428,7 @@ pub(super) fn rd_wr(c: &mut Call<'_, '_>, write: bool) -> Leaf {
     }
     let _entry = EntryGuard(walked.entry);
     let now = walked.entry.get();
-    let at = mapped_address(&walked, now, gpa).filter(|_| walked.is_current());
+    let at = mapped_address(&walked, now, gpa, write).filter(|_| walked.is_current());
     let Some(at) = at else {
         c.show(sept::details(now, walked.level));
         return Err(not_present);

@@ -95,7 +95,7 @@ pub(super) fn addcx(c: &mut Call<'_, '_>) -> Leaf {
     }
     let page = free_page(p, c.regs.rcx, PageSize::Size4K, Operand::RCX)?;
     if have + 1 == TDCS_BASE_PAGES {
-        lock(&td.migration).enc_key = random_words(p)?;
+        td.migration().enc_key = random_words(p)?;
     }
     if have >= TDCS_BASE_PAGES && td.op_state() != OpState::Uninitialized {
         return Err(Code::OP_STATE_INCORRECT.status());

@@ -2,7 +2,7 @@
 
 use super::checks::{TdRef, tdr};
 use super::{Call, Leaf, busy, invalid, shared_operand};
-use crate::config::{MAX_L2_VMS, TDCS_BASE_PAGES};
+use crate::config::{MAX_L2_VMS, PlatformConfig, TDCS_BASE_PAGES};
 use crate::lock::LockMode;
 use crate::measure::Mr;
 use crate::sept;
@@ -70,16 +70,12 @@ pub(super) fn init(c: &mut Call<'_, '_>) -> Leaf {
 fn check(c: &mut Call<'_, '_>, td: &Td, params: &Params) -> Leaf<TdConfig> {
     let cfg = &c.p.cfg;
     let attributes = params.u64(0);
-    let conflicting = attributes & (ATTR_DEBUG | ATTR_PERFMON) != 0;
     let migratable = attributes & ATTR_MIGRATABLE != 0;
-    if attributes & !cfg.attributes_fixed0 != 0
-        || !attributes & cfg.attributes_fixed1 != 0
-        || migratable && conflicting
-    {
+    if !are_valid_attributes(cfg, attributes) {
         return Err(invalid(Operand::ATTRIBUTES));
     }
     let xfam = params.u64(8);
-    if xfam & !cfg.xfam_fixed0 != 0 || !xfam & cfg.xfam_fixed1 != 0 || !is_consistent_xfam(xfam) {
+    if !is_valid_xfam(cfg, xfam) {
         return Err(invalid(Operand::XFAM));
     }
     let max_vcpus = params.u16(16);
@@ -166,6 +162,19 @@ fn cpuid(c: &mut Call<'_, '_>, params: &Params) -> Leaf<Box<virt::Values>> {
     })
 }
 
+/// Attributes this module supports; a TD that migrates is neither debugged nor profiled.
+pub(crate) fn are_valid_attributes(cfg: &PlatformConfig, attributes: u64) -> bool {
+    let conflicting = attributes & (ATTR_DEBUG | ATTR_PERFMON) != 0;
+    attributes & !cfg.attributes_fixed0 == 0
+        && !attributes & cfg.attributes_fixed1 == 0
+        && !(attributes & ATTR_MIGRATABLE != 0 && conflicting)
+}
+
+/// State components this processor has, in combinations that make sense.
+pub(crate) fn is_valid_xfam(cfg: &PlatformConfig, xfam: u64) -> bool {
+    xfam & !cfg.xfam_fixed0 == 0 && !xfam & cfg.xfam_fixed1 == 0 && is_consistent_xfam(xfam)
+}
+
 /// Components that come together: AVX before AVX-512, its three parts, both CET, both AMX.
 fn is_consistent_xfam(xfam: u64) -> bool {
     let bit = |n: u32| xfam >> n & 1;
@@ -176,7 +185,7 @@ fn is_consistent_xfam(xfam: u64) -> bool {
         && bit(17) == bit(18)
 }
 
-fn is_valid_eptp_controls(eptp: u64, gpaw: bool) -> bool {
+pub(crate) fn is_valid_eptp_controls(eptp: u64, gpaw: bool) -> bool {
     const WRITE_BACK: u64 = 6;
     let levels_less_one = eptp >> 3 & 7;
     eptp & 7 == WRITE_BACK

@@ -15,13 +15,21 @@ mod vp;
 mod vp_enter;
 
 use crate::leaf::HostLeaf;
+use crate::migrate::{self, export, import};
 use crate::platform::{Flow, Lp, LpState, Platform, Running, SysState};
 use crate::regs::Regs;
+use crate::servtd;
 use crate::status::{Code, Operand, Status};
 use crate::vcpu::Event;
 
-pub(crate) use checks::{free_page, lock_target, shared_operand, tree_gpa};
+pub(crate) use checks::{
+    EntryGuard, TdRef, free_page, implicit_tdr, lock_target, private_operand, shared_operand,
+    state_or, td_in_state, tdr, tdvpr, tree_gpa, walk_page,
+};
+pub(crate) use mem::{poison, take_operands as mem_operands};
+pub(crate) use mng_init::{are_valid_attributes, is_valid_eptp_controls, is_valid_xfam};
 pub(crate) use phymem::owner_of;
+pub(crate) use vp::{associate, check_pages};
 
 /// A successful TDH.VP.ENTER.
 pub(crate) struct Entered {
@@ -158,6 +166,27 @@ impl Call<'_, '_> {
             HostLeaf::SysConfig => sys_config::config(self),
             HostLeaf::SysShutdown => sys::shutdown(self),
             HostLeaf::SysUpdate => sys::update(self),
+            HostLeaf::ServtdBind => servtd::bind(self),
+            HostLeaf::ServtdPrebind => servtd::prebind(self),
+            HostLeaf::ExportAbort => export::abort(self),
+            HostLeaf::ExportBlockw => export::blockw(self),
+            HostLeaf::ExportRestore => export::restore(self),
+            HostLeaf::ExportMem => export::mem(self),
+            HostLeaf::ExportPause => export::pause(self),
+            HostLeaf::ExportTrack => export::track(self),
+            HostLeaf::ExportStateImmutable => export::immutable(self),
+            HostLeaf::ExportStateTd => export::td(self),
+            HostLeaf::ExportStateVp => export::vp(self),
+            HostLeaf::ExportUnblockw => export::unblockw(self),
+            HostLeaf::ImportAbort => import::abort(self),
+            HostLeaf::ImportEnd => import::end(self),
+            HostLeaf::ImportCommit => import::commit(self),
+            HostLeaf::ImportMem => import::mem(self),
+            HostLeaf::ImportTrack => import::track(self),
+            HostLeaf::ImportStateImmutable => import::immutable(self),
+            HostLeaf::ImportStateTd => import::td(self),
+            HostLeaf::ImportStateVp => import::vp(self),
+            HostLeaf::MigStreamCreate => migrate::stream_create(self),
             HostLeaf::SysLpShutdown | HostLeaf::MngKeyReclaimid => Ok(()),
         }
     }
@@ -182,7 +211,7 @@ impl Call<'_, '_> {
         }
     }
 
-    fn check_cpuid_limit(&self) -> Leaf {
+    pub(crate) fn check_cpuid_limit(&self) -> Leaf {
         match self
             .p
             .machine
@@ -195,7 +224,7 @@ impl Call<'_, '_> {
     }
 }
 
-pub(super) fn invalid(op: Operand) -> Status {
+pub(crate) fn invalid(op: Operand) -> Status {
     Code::OPERAND_INVALID.on(op)
 }
 

@@ -18,7 +18,7 @@ pub(super) fn extend(c: &mut Call<'_, '_>) -> Leaf {
         return Err(invalid(Operand::RCX));
     }
     let walked = walk(p, td, gpa, 0)?;
-    let Some(at) = mapped_address(&walked, walked.content, gpa) else {
+    let Some(at) = mapped_address(&walked, walked.content, gpa, false) else {
         c.show(walked.details());
         return Err(Code::EPT_ENTRY_NOT_PRESENT.on(Operand::RCX));
     };
@@ -38,6 +38,7 @@ pub(super) fn finalize(c: &mut Call<'_, '_>) -> Leaf {
         return Err(Code::NO_VCPUS.status());
     }
     td.measurement().finalize();
+    td.bindings().measure();
     td.set_op_state(OpState::Runnable);
     Ok(())
 }

@@ -53,7 +53,7 @@ pub(super) fn addcx(c: &mut Call<'_, '_>) -> Leaf {
 }
 
 /// The vCPU has all the pages its TD's number of L2 VMs asks for.
-pub(super) fn check_pages(td: &Td, vcpu: &Vcpu) -> Leaf {
+pub(crate) fn check_pages(td: &Td, vcpu: &Vcpu) -> Leaf {
     let needed =
         TDVPS_BASE_PAGES + TDVPS_PAGES_PER_L2 * u32::from(td.l2_vms.load(Ordering::Acquire));
     if vcpu.pages.load(Ordering::Acquire) < needed {
@@ -63,7 +63,7 @@ pub(super) fn check_pages(td: &Td, vcpu: &Vcpu) -> Leaf {
 }
 
 /// Binds the vCPU to this processor if it is free.
-pub(super) fn associate(c: &Call<'_, '_>, td: &Td, vcpu: &Vcpu) -> Leaf {
+pub(crate) fn associate(c: &Call<'_, '_>, td: &Td, vcpu: &Vcpu) -> Leaf {
     let lp = c.lp as i32;
     match vcpu
         .assoc_lp

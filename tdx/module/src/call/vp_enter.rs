@@ -10,7 +10,6 @@ use crate::l2::translate::translate;
 use crate::lock::{LockMode, Side};
 use crate::platform::{Platform, Running};
 use crate::regs::Regs;
-use crate::sept::SeptState;
 use crate::status::{Code, Operand};
 use crate::td::Td;
 use crate::vcpu::{Event, LastExit, VcpuContext, VcpuState};
@@ -145,7 +144,7 @@ fn blocked_gpa(p: &Platform, td: &Td, context: &VcpuContext) -> Leaf<Option<u64>
         .ok_or(busy(Operand::SEPT_TREE))?;
     let is_mapped = |gpa: u64| {
         td.walk(&p.tables, gpa, 0)
-            .is_some_and(|w| w.content.state() == SeptState::Mapped)
+            .is_some_and(|w| w.content.state().is_guest_writable())
     };
     Ok(context
         .zero_step_gpas

@@ -144,8 +144,17 @@ fn mig(p: &Platform, o: &mut Object) -> Played {
     Ok(())
 }
 
+/// The recorder looks at a page that is no TDVPR, too, and finds zeros.
+fn no_tdvps(o: &mut Object) -> Played {
+    same("state", &o.string("state")?, &"UNINITIALIZED".to_owned())?;
+    same("pages", &o.number("pages")?, &0)?;
+    same("assoc_lp", &o.number("assoc_lp")?, &0)
+}
+
 fn tdvps(p: &Platform, o: &mut Object) -> Played {
-    let vcpu = p.vcpu(o.number("pa")?).ok_or_else(|| gone("vcpu"))?;
+    let Some(vcpu) = p.vcpu(o.number("pa")?) else {
+        return no_tdvps(o);
+    };
     same("state", &o.string("state")?, &vcpu.state.name().to_owned())?;
     same("pages", &o.number("pages")?, &u64::from(vcpu.pages))?;
     let lp = vcpu.assoc_lp.map_or(-1, |lp| lp as i64);

@@ -4,7 +4,7 @@ use super::tdcall::{Done, invalid};
 use super::{Guest, Next};
 use crate::call::tree_gpa;
 use crate::lock::Side;
-use crate::sept::{Content, SeptState, Walked};
+use crate::sept::{Content, Walked};
 use crate::status::{Code, Operand, Status};
 
 /// Type of the extended exit qualification.
@@ -21,7 +21,7 @@ impl Guest<'_> {
                 .walk(&self.p.tables, gpa, level)
                 .ok_or(invalid(Operand::RCX))?;
             if walked.level != level {
-                if walked.content.state() == SeptState::Mapped {
+                if walked.content.state().is_guest_readable() {
                     return Err(already_accepted(walked.level));
                 }
                 return Ok(self.entry_violation(gpa, level, walked.level, walked.content, ACCEPT));
@@ -47,11 +47,9 @@ impl Guest<'_> {
     fn accept_locked(&mut self, gpa: u64, level: u8, walked: &Walked<'_>) -> Result<Done, Status> {
         let content = walked.entry.get();
         match content.state() {
-            SeptState::NlMapped | SeptState::NlBlocked => {
-                Err(Code::PAGE_SIZE_MISMATCH.detail(u32::from(level)))
-            }
-            SeptState::Mapped => Err(already_accepted(level)),
-            SeptState::Pending => Ok(self.zero(gpa, level, walked, content)),
+            s if s.is_table() => Err(Code::PAGE_SIZE_MISMATCH.detail(u32::from(level))),
+            s if s.is_guest_readable() => Err(already_accepted(level)),
+            s if s.is_acceptable() => Ok(self.zero(gpa, level, walked, content)),
             _ => Ok(self.entry_violation(gpa, level, walked.level, content, ACCEPT)),
         }
     }
@@ -74,7 +72,9 @@ impl Guest<'_> {
         }
         // Aliases made while the page was pending come into use.
         self.aliased(gpa, level).unblock();
-        walked.entry.set(Content::leaf(SeptState::Mapped, hpa));
+        walked
+            .entry
+            .set(content.with_state(content.state().accepted()));
         Done::Status(Status::SUCCESS)
     }
 }

@@ -4,7 +4,6 @@ use super::exits::{REASON_EPT_VIOLATION, REASON_EXCEPTION_OR_NMI, VmExit};
 use super::{Guest, Next, TdExit};
 use crate::l2::L2SeptState;
 use crate::l2::vmcs::{CTL_SHARED_EPT, PerVm};
-use crate::sept::SeptState;
 use crate::status::Code;
 use std::sync::atomic::Ordering;
 
@@ -99,8 +98,9 @@ impl Guest<'_> {
         let (hpa, level) = match self.ctx.vm() {
             0 => {
                 let w = self.td.walk(&self.p.tables, gpa, 0)?;
-                let mapped = w.content.state() == SeptState::Mapped;
-                mapped.then_some((w.content.hpa(), w.level))?
+                let writes = matches!(access, Access::Write(_));
+                let accessible = w.content.is_accessible(writes);
+                accessible.then_some((w.content.hpa(), w.level))?
             }
             vm => {
                 let w = self.td.walk_l2(&self.p.tables, vm, gpa, 0)?;

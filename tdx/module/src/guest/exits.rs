@@ -3,7 +3,6 @@
 use super::l2::Access;
 use super::{Guest, Next, TdExit};
 use crate::meta::vcpu_store::class;
-use crate::sept::SeptState;
 use crate::status::Code;
 use crate::vcpu::{Event, EventType, LastExit, VcpuState, VeInfo};
 use crate::virt::cpuid::XCR0_COMPONENTS;
@@ -206,7 +205,7 @@ impl Guest<'_> {
             return self.violation_exit(e, 0, false);
         }
         let content = self.td.walk(&self.p.tables, e.gpa, 0).map(|w| w.content);
-        let pending = content.is_some_and(|c| c.state() == SeptState::Pending);
+        let pending = content.is_some_and(|c| c.state().is_acceptable());
         if !pending {
             return self.violation_exit(e, 0, true);
         }

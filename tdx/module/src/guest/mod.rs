@@ -8,6 +8,7 @@ mod metadata;
 mod program;
 mod report;
 mod run;
+mod servtd;
 mod slots;
 mod tdcall;
 mod virtual_cpu;
@@ -201,7 +202,10 @@ impl Guest<'_> {
                 self.resume(None, true)
             }
             Next::Repeat => self.resume(None, false),
-            Next::Inject(event) => self.resume(Some(event), false),
+            Next::Inject(event) => {
+                self.ctx.note_injection(event);
+                self.resume(Some(event), false)
+            }
             Next::Leave(exit) => GuestFlow::Exit {
                 host: self.leave(*exit),
             },

@@ -8,12 +8,16 @@ use crate::measure::Digest384;
 use crate::sept::SeptState;
 use crate::status::{Code, Operand, Status};
 use crate::td::Td;
+use crate::tdinfo::td_info;
 use crate::vcpu::VeInfo;
 use sha2::{Digest, Sha384};
 
 const REPORT_SIZE: usize = 1024;
 const TDINFO: core::ops::Range<usize> = 512..1024;
 const READ: u64 = 1;
+const WRITE: u64 = 2;
+/// In a qualification: what a page blocked for writing still allows.
+const READABLE_AND_EXECUTABLE: u64 = 0x28;
 const READ_WRITE: u64 = 3;
 
 impl Guest<'_> {
@@ -28,11 +32,12 @@ impl Guest<'_> {
         }
         let walked = self.td.walk(&self.p.tables, gpa, 0);
         let state = walked.as_ref().map(|w| w.content.state());
-        if let (Some(w), Some(SeptState::Mapped)) = (&walked, state) {
+        let writes = qualification & WRITE != 0;
+        if let Some(w) = walked.as_ref().filter(|w| w.content.is_accessible(writes)) {
             let offset = gpa & ((1 << (12 + 9 * u32::from(w.level))) - 1);
             return Ok(w.content.hpa() + offset);
         }
-        let pending = state == Some(SeptState::Pending);
+        let pending = state.is_some_and(SeptState::is_acceptable);
         if pending && !self.pending_exits_to_host() {
             return Err(self.inject_ve(VeInfo {
                 reason: u32::from(REASON_EPT_VIOLATION),
@@ -43,6 +48,10 @@ impl Guest<'_> {
             }));
         }
         let extended = if pending { EXTENDED_PENDING } else { 0 };
+        let qualification = match state {
+            Some(state) if state.is_guest_readable() => WRITE | READABLE_AND_EXECUTABLE,
+            _ => qualification,
+        };
         Err(self.module_violation(gpa, qualification, extended))
     }
 
@@ -168,7 +177,7 @@ impl Guest<'_> {
     }
 }
 
-fn rtmr_lock(td: &Td, mode: LockMode) -> Result<Guard<'_>, Done> {
+pub(super) fn rtmr_lock(td: &Td, mode: LockMode) -> Result<Guard<'_>, Done> {
     let lock = &td.rtmr_lock;
     lock.guard(mode, Side::Guest).ok_or_else(|| {
         let busy = Code::OPERAND_BUSY.on(Operand::RTMR);
@@ -177,20 +186,4 @@ fn rtmr_lock(td: &Td, mode: LockMode) -> Result<Guard<'_>, Done> {
             false => Done::Status(busy),
         }
     })
-}
-
-/// TDINFO_STRUCT
-fn td_info(td: &Td) -> [u8; 512] {
-    let config = td.config();
-    let m = td.measurement();
-    let mut info = [0; 512];
-    info[..8].copy_from_slice(&config.attributes.to_le_bytes());
-    info[8..16].copy_from_slice(&config.xfam.to_le_bytes());
-    let digests = std::iter::once(&m.mrtd)
-        .chain(&config.mr_config_id)
-        .chain(&m.rtmr);
-    for (slot, digest) in info[16..].chunks_exact_mut(48).zip(digests) {
-        slot.copy_from_slice(&digest.0);
-    }
-    info
 }

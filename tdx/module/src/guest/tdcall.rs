@@ -1,5 +1,6 @@
 //! TDCALL: dispatch and the small leaves.
 
+use super::servtd::Access;
 use super::{Guest, Next, REASON_TDCALL, TDCALL_LENGTH, TdExit};
 use crate::leaf::GuestLeaf;
 use crate::meta::vcpu_store::management;
@@ -107,6 +108,8 @@ impl Guest<'_> {
             GuestLeaf::VpEnter => self.enter_l2().into(),
             GuestLeaf::VpInvept => self.invept().into(),
             GuestLeaf::VpInvvpid => self.invvpid().into(),
+            GuestLeaf::ServtdRd => self.servtd(Access::Read).into(),
+            GuestLeaf::ServtdWr => self.servtd(Access::Write).into(),
         }
     }
 

@@ -52,6 +52,10 @@ pub(crate) enum Agent {
     HostOfDebug,
     /// The TD.
     Guest,
+    /// A service TD bound to the TD.
+    ServiceTd,
+    /// The module: reading for an export, writing for an import.
+    Migration,
 }
 
 /// Which addresses a field holds.
@@ -73,10 +77,8 @@ pub(crate) struct Masks {
     host: (u64, u64),
     host_of_debug: (u64, u64),
     guest: (u64, u64),
-    /// Of a service TD bound to the TD.
-    pub(crate) service_td: (u64, u64),
-    /// In migration bundles: exported, imported.
-    pub(crate) migration: (u64, u64),
+    service_td: (u64, u64),
+    migration: (u64, u64),
 }
 
 /// A row of a table.
@@ -132,6 +134,8 @@ impl Field {
             Agent::Host => self.masks.host,
             Agent::HostOfDebug => self.masks.host_of_debug,
             Agent::Guest => self.masks.guest,
+            Agent::ServiceTd => self.masks.service_td,
+            Agent::Migration => self.masks.migration,
         }
     }
 }

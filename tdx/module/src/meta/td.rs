@@ -32,18 +32,18 @@ pub(crate) fn host(td: &Td) -> Agent {
 /// Reads an element.
 pub(crate) fn read(p: &Platform, td: &Td, agent: Agent, id: u64) -> Leaf<Read> {
     super::read(context(td), agent, id, |place| {
-        if is_without_value(place) {
+        if is_without_value(td, place) {
             return not_readable();
         }
         Ok(value(p, td, place))
     })
 }
 
-/// CPUID values that are the processor's, or nobody's, have none here.
-pub(crate) fn is_without_value(place: &Place) -> bool {
-    place
-        .cpuid()
-        .is_some_and(|(row, _)| tables::CPUID.get(row).is_none_or(|r| r.faulting))
+/// CPUID values that are the processor's, or nobody's, have none here; nor has any before TDH.MNG.INIT.
+pub(crate) fn is_without_value(td: &Td, place: &Place) -> bool {
+    place.cpuid().is_some_and(|(row, _)| {
+        td.config().cpuid.is_empty() || tables::CPUID.get(row).is_none_or(|r| r.faulting)
+    })
 }
 
 /// The 64-bit word of a digest.
@@ -72,6 +72,7 @@ pub(crate) fn value(p: &Platform, td: &Td, place: &Place) -> u64 {
         0x16 => virtual_msr(p, td, code),
         0x18 => migration(td, code, i),
         0x19 => service_tds(td, code, i),
+        0x1A => td.streams.link(i),
         0x1C => u64::from(lock(&td.x2apic_ids).get(i).copied().unwrap_or(0)),
         0x20 => td.config().msr_bitmaps.get(i).copied().unwrap_or(0),
         0x21 => root_entry(p, td, i),
@@ -89,7 +90,7 @@ fn tdr(p: &Platform, td: &Td, key: (u8, u32), i: usize) -> u64 {
             0 => 0,
             pa => td.private_pa(&p.cfg, pa),
         },
-        (0x00, 0x20) => lock(&td.uuid)[i & 3],
+        (0x00, 0x20) => td.uuid()[i & 3],
         (0x01, 0x01) => u64::from(td.hkid()),
         (0x01, 0x02) => td.pkg_bitmap.load(Acquire),
         // The only entry of the SEAM database: no module has been here before.
@@ -166,7 +167,7 @@ fn virtual_msr(p: &Platform, td: &Td, address: u32) -> u64 {
 }
 
 fn migration(td: &Td, code: u32, i: usize) -> u64 {
-    let m = lock(&td.migration);
+    let m = td.migration();
     match code {
         0x01 => u64::from(m.dec_key_set),
         0x02 => u64::from(m.export_count),
@@ -190,11 +191,11 @@ fn migration(td: &Td, code: u32, i: usize) -> u64 {
 }
 
 fn service_tds(td: &Td, code: u32, i: usize) -> u64 {
-    let s = lock(&td.service_tds);
+    let s = td.bindings();
     match code {
         0x00 => word(&s.hash, i),
         0x06 => u64::from(s.num),
-        0x80 => s.table.get(i).copied().unwrap_or(0),
+        0x80 => s.words().get(i).copied().unwrap_or(0),
         _ => 0,
     }
 }

@@ -3,7 +3,6 @@
 use super::place::Place;
 use super::table::Agent;
 use super::{Write, locate, not_valid, not_writable};
-use crate::arena::lock;
 use crate::call::Leaf;
 use crate::platform::Platform;
 use crate::status::Code;
@@ -16,6 +15,9 @@ const HP_LOCK_TIMEOUT_US: core::ops::RangeInclusive<u64> = 10_000..=100_000_000;
 /// Writes bits of an element and returns what it was, as far as the agent may read it.
 pub(crate) fn write(p: &Platform, td: &Td, agent: Agent, write: Write) -> Leaf<u64> {
     let place = locate(super::td::context(td), write.id)?;
+    if super::td::is_without_value(td, &place) {
+        return super::not_readable();
+    }
     let field = place.field();
     let allowed = field.write_mask(agent);
     let old = super::td::value(p, td, &place);
@@ -43,7 +45,7 @@ pub(crate) fn store(p: &Platform, td: &Td, place: &Place, new: u64) -> Leaf {
         (0x11, 0x12) => td.vm_ctls[i].store(new, Release),
         (0x11, 0x17) => td_ctls(td, new)?,
         (0x18, 0x10) => {
-            let mut m = lock(&td.migration);
+            let mut m = td.migration();
             m.dec_key[i] = new;
             m.dec_key_set = true;
         }

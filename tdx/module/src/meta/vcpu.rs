@@ -62,8 +62,21 @@ impl VcpuFields<'_> {
             vmcs::IDT_VECTORING_ERROR => exit.idt_error,
             vmcs::EXIT_INSTRUCTION_LENGTH => u64::from(exit.ilen),
             vmcs::EXIT_INSTRUCTION_INFO => u64::from(exit.iinfo),
+            vmcs::CR0 if self.agent == Agent::Migration => {
+                self.as_guest_reads(place, vmcs::CR0_MASK, vmcs::CR0_SHADOW)
+            }
+            vmcs::CR4 if self.agent == Agent::Migration => {
+                self.as_guest_reads(place, vmcs::CR4_MASK, vmcs::CR4_SHADOW)
+            }
             _ => self.ctx.store.at(place),
         }
+    }
+
+    /// A control register with the module's bits as the guest sees them: another module may own others.
+    fn as_guest_reads(&self, place: &Place, mask: u32, shadow: u32) -> u64 {
+        let f = &self.ctx.store;
+        let (mask, shadow) = (f.vmcs(0, mask), f.vmcs(0, shadow));
+        f.at(place) & !mask | shadow & mask
     }
 
     fn l2_vmcs(&self, place: &Place) -> u64 {

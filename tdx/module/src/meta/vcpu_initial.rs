@@ -5,6 +5,7 @@ use super::vmcs;
 use crate::platform::Platform;
 use crate::td::Td;
 use crate::vcpu::Vcpu;
+use crate::virt::cpuid::XFAM_LBR;
 use crate::virt::msr;
 use std::sync::atomic::Ordering::Acquire;
 
@@ -110,7 +111,9 @@ pub(crate) fn initialise(p: &Platform, td: &Td, vcpu: &Vcpu, f: &mut VcpuStore) 
     f.set(XCR0, 1);
     f.set(XCOMP_BV, COMPACTED);
     f.set(FMASK, 0x2_0200);
-    f.set(LBR_DEPTH, 32);
+    if td.config().xfam >> XFAM_LBR & 1 != 0 {
+        f.set(LBR_DEPTH, 32);
+    }
 }
 
 fn vmcs_of(p: &Platform, td: &Td, vcpu: &Vcpu, f: &mut VcpuStore, vm: u8) {

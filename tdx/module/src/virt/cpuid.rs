@@ -289,7 +289,7 @@ pub(crate) fn leaf_b(all: &mut Values) -> Result<(), ()> {
     let b = cpuid_index(0xB, 0).ok_or(())?;
     let level_type = |v: &Quad| v[ECX] >> 8 & 0xFF;
     let (mut previous, mut seen_core) = (0, false);
-    let (mut smt, mut last) = ([0; 4], [0; 4]);
+    let mut smt = [0; 4];
     for values in &all[first..first + 6] {
         let values = *values;
         let kind = level_type(&values);
@@ -304,12 +304,13 @@ pub(crate) fn leaf_b(all: &mut Values) -> Result<(), ()> {
         }
         seen_core |= kind == CORE;
         previous = kind;
-        last = values;
     }
     if !seen_core {
         return Err(());
     }
-    last[ECX] = last[ECX] & !0xFFFF | CORE << 8 | 1;
+    // The module takes the last sub-leaf there is, whether it describes a level or not.
+    let mut last = all[first + 5];
+    last[ECX] = last[ECX] & !0xFF00 | CORE << 8;
     all[b] = smt;
     all[b + 1] = last;
     Ok(())

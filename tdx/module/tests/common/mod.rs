@@ -71,6 +71,35 @@ impl Td {
         attributes: u64,
         l2_vms: u64,
     ) -> Self {
+        let mut td = Td::allocate(p, base, hkid, lp, l2_vms);
+        for (offset, value) in [
+            (0, attributes),
+            (8, 3u64),
+            (16, 4 | l2_vms << 16),
+            (24, 0x1E),
+            (40, 40),
+        ] {
+            p.write_memory(td.params + offset, &value.to_le_bytes())
+                .expect("params");
+        }
+        td.ok(p, L::MngInit, regs(td.tdr, td.params));
+        td.allocate_vcpu(p, l2_vms);
+        td.ok(p, L::VpInit, regs(td.tdvpr, 0));
+        td
+    }
+
+    /// The pages of a vCPU.
+    pub fn allocate_vcpu(&mut self, p: &Platform, l2_vms: u64) {
+        self.tdvpr = self.page();
+        self.ok(p, L::VpCreate, regs(self.tdvpr, self.tdr));
+        for _ in 0..5 + 3 * l2_vms {
+            let page = self.page();
+            self.ok(p, L::VpAddcx, regs(page, self.tdvpr));
+        }
+    }
+
+    /// A TD in op_state UNINITIALIZED: keys and pages, nothing else.
+    pub fn allocate(p: &Platform, base: u64, hkid: u16, lp: usize, l2_vms: u64) -> Self {
         let mut td = Td {
             tdr: base,
             tdvpr: 0,
@@ -98,24 +127,6 @@ impl Td {
             let page = td.page();
             td.ok(p, L::MngAddcx, regs(page, td.tdr));
         }
-        for (offset, value) in [
-            (0, attributes),
-            (8, 3u64),
-            (16, 4 | l2_vms << 16),
-            (24, 0x1E),
-            (40, 40),
-        ] {
-            p.write_memory(td.params + offset, &value.to_le_bytes())
-                .expect("params");
-        }
-        td.ok(p, L::MngInit, regs(td.tdr, td.params));
-        td.tdvpr = td.page();
-        td.ok(p, L::VpCreate, regs(td.tdvpr, td.tdr));
-        for _ in 0..5 + 3 * l2_vms {
-            let page = td.page();
-            td.ok(p, L::VpAddcx, regs(page, td.tdvpr));
-        }
-        td.ok(p, L::VpInit, regs(td.tdvpr, 0));
         td
     }
 

@@ -1,0 +1,149 @@
+//! Export and import of 4 KiB pages beside the cipher alone, and two streams on two threads.
+//!
+//! `cargo bench --bench migrate [-- pages|streams]`. Times are processor time of the calling thread where the system
+//! tells it (Linux), and medians over calls of 512 pages each.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[path = "../tests/common/migration.rs"]
+mod migration;
+
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use aes_gcm::{Aes256Gcm, Nonce};
+use common::regs;
+use migration::{Bundle, MIGRATE, Migration};
+use soft_tdx_module::HostLeaf as L;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Pages of a list.
+const LIST: u64 = 512;
+/// Lists of a measurement.
+const LISTS: u64 = 16;
+const PAGE: usize = 4096;
+
+/// Processor time this thread has used; wall-clock time where the system does not say.
+fn processor_time() -> Duration {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    match stat.split(' ').next().and_then(|n| n.parse().ok()) {
+        Some(ns) => Duration::from_nanos(ns),
+        None => START.get_or_init(Instant::now).elapsed(),
+    }
+}
+
+/// Nanoseconds a page takes, where a call works on [`LIST`] of them.
+fn per_page(mut call: impl FnMut()) -> f64 {
+    let start = processor_time();
+    call();
+    (processor_time() - start).as_nanos() as f64 / LIST as f64
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// AES-256-GCM on as many pages of 4 KiB as a list has, with the 8 bytes of associated data that migration uses.
+fn cipher_alone() -> f64 {
+    let cipher = Aes256Gcm::new(&[7; 32].into());
+    let mut page = [3; PAGE];
+    let pass = |page: &mut [u8; PAGE]| {
+        for n in 0..LIST {
+            let mut iv = [0; 12];
+            iv[..8].copy_from_slice(&n.to_le_bytes());
+            let iv: Nonce<_> = iv.into();
+            let tag = cipher.encrypt_inout_detached(&iv, &[0; 8], (&mut page[..]).into());
+            black_box(tag.expect("short enough"));
+        }
+    };
+    median((0..LISTS).map(|_| per_page(|| pass(&mut page))).collect())
+}
+
+fn gpas(list: u64) -> Vec<u64> {
+    (0..LIST).map(|n| (list * LIST + n) << 12).collect()
+}
+
+fn pages(encrypt: bool) {
+    let cipher = cipher_alone();
+    let mut m = Migration::new(LISTS * LIST, encrypt);
+    m.begin();
+    m.target_tables(LISTS * LIST);
+    m.source.ok(&m.p, L::ExportPause, regs(m.source.tdr, 0));
+    let b = Bundle::of_stream(0);
+    let (mut exports, mut imports) = (Vec::new(), Vec::new());
+    for list in 0..LISTS {
+        m.list(&b, &gpas(list), MIGRATE);
+        exports.push(per_page(|| {
+            m.source
+                .ok(&m.p, L::ExportMem, b.memory(m.source.tdr, LIST));
+        }));
+        m.new_pages(&b, LIST);
+        imports.push(per_page(|| {
+            m.target
+                .ok(&m.p, L::ImportMem, b.memory(m.target.tdr, LIST));
+        }));
+    }
+    let memory = if encrypt { "encrypted" } else { "flat" };
+    println!("\n-- a page of 4 KiB, memory {memory}");
+    println!("{:<24} {cipher:>8.0} ns", "AES-256-GCM alone");
+    for (what, times) in [("EXPORT.MEM", exports), ("IMPORT.MEM", imports)] {
+        let ns = median(times);
+        let ratio = ns / cipher;
+        let share = 100.0 / ratio;
+        println!("{what:<24} {ns:>8.0} ns {ratio:>6.2} x the cipher, whose share is {share:.0} %");
+    }
+}
+
+/// Pages each thread exports per second of its processor time, on a stream of its own.
+fn export_rate(m: &Migration, threads: u64) -> f64 {
+    const ROUNDS: u64 = 40;
+    let worker = |stream: u64| {
+        let b = Bundle::of_stream(stream);
+        m.list(&b, &gpas(stream), MIGRATE);
+        let start = processor_time();
+        for _ in 0..ROUNDS {
+            let mut r = b.memory(m.source.tdr, LIST);
+            r.rax = L::ExportMem.number();
+            let lp = stream as usize * 2;
+            let status = m.p.seamcall(lp, &mut r).expect("executes");
+            assert!(!status.is_error(), "{status}");
+        }
+        (ROUNDS * LIST) as f64 / (processor_time() - start).as_secs_f64()
+    };
+    std::thread::scope(|s| {
+        let running: Vec<_> = (0..threads).map(|t| s.spawn(move || worker(t))).collect();
+        let rates = running.into_iter().map(|t| t.join().expect("no panic"));
+        rates.sum::<f64>()
+    })
+}
+
+fn streams() {
+    let mut m = Migration::new(2 * LIST, false);
+    m.begin();
+    m.source.ok(&m.p, L::ExportPause, regs(m.source.tdr, 0));
+    m.state_bundles();
+    // After the start token a page may be exported as often as one likes.
+    m.token(true);
+    let rounds = |threads| median((0..5).map(|_| export_rate(&m, threads)).collect());
+    let (one, two) = (rounds(1), rounds(2));
+    println!("\n-- two streams of one TD on two threads, pages per second of processor time");
+    println!(
+        "EXPORT.MEM: one stream {:.0} k/s, two {:.0} k/s: {:.2}x",
+        one / 1e3,
+        two / 1e3,
+        two / one
+    );
+}
+
+fn main() {
+    let only = std::env::args().nth(1).filter(|a| !a.starts_with("--"));
+    let wanted = |what: &str| only.as_deref().is_none_or(|o| o == what);
+    if wanted("pages") {
+        pages(false);
+        pages(true);
+    }
+    if wanted("streams") {
+        streams();
+    }
+}
