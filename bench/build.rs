@@ -1,4 +1,4 @@
-//! Tells the program which compiler made it, for the figures.
+//! Passes the compiler's version to the program, for the figures.
 
 use std::env;
 use std::process::Command;

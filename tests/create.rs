@@ -1,4 +1,5 @@
-//! The one choice: which technology a configuration gets on which host, and what is refused.
+//! The choice of technology: the technology that each configuration gets on each host, and the
+//! refusals.
 #![cfg(all(feature = "intel", feature = "amd", feature = "sim"))]
 
 use kvm_ops::sim::SimHost;

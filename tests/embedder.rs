@@ -1,4 +1,4 @@
-//! The package of an embedder outside of the workspace builds and passes its tests.
+//! An embedder's package outside of the workspace builds and passes its tests.
 
 use std::process::Command;
 
@@ -16,7 +16,7 @@ fn an_out_of_tree_back_end_joins_an_enum_of_ours_and_passes_the_kit() {
             "--target-dir",
             target,
         ])
-        // The outer cargo's settings are for the outer package.
+        // The settings of the outer cargo apply to the outer package only.
         .env_remove("CARGO_MANIFEST_DIR")
         .env_remove("RUSTFLAGS")
         .output()

@@ -1,4 +1,4 @@
-//! The back-end test kit on every back end of the library, on every host that is here.
+//! The back-end test kit, run on every back end of the library and on every available host.
 #![cfg(all(feature = "intel", feature = "amd", feature = "sim", feature = "kvm"))]
 
 use std::marker::PhantomData;
@@ -43,8 +43,8 @@ impl<H: Host, V: Backend, F: FnMut(&H) -> Result<V>> Subject for Source<H, V, F>
     }
 
     fn memory(&mut self) -> Option<HostRange> {
-        // SAFETY: the region lives as long as the subject, longer than every VM that the kit
-        // creates, and nothing refers to its contents.
+        // SAFETY: the region outlives every VM that the kit creates, and there are no references to
+        // its contents.
         unsafe { HostRange::new(self.memory.as_ptr() as u64, self.memory.size() as u64) }.ok()
     }
 
@@ -57,7 +57,7 @@ fn vms(host: &SimHost) -> u64 {
     host.live_vms() as u64
 }
 
-/// Descriptors of this process: with one VM test in this file at work at a time, those of VMs.
+/// The file descriptors of this process. One test at a time has VMs, so changes come from them.
 fn descriptors(_: &KvmHost) -> u64 {
     std::fs::read_dir("/proc/self/fd").unwrap().count() as u64
 }

@@ -1,4 +1,5 @@
-//! The table of `main.c`'s operations against the recorded reference, and the page made of it.
+//! Compares the table of `main.c`'s operations with the recorded reference and with its page in
+//! docs/.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -8,7 +9,7 @@ use kvm_ops::{
     VcpuId, VcpuOps,
 };
 
-/// A row of the reference: class, and the constant of a class C row.
+/// Reads the reference: per operation its class, and the constant of a class C row.
 fn reference() -> BTreeMap<&'static str, (char, &'static str)> {
     include_str!("vectors/ops/main_c.csv")
         .lines()
@@ -45,7 +46,7 @@ fn every_operation_of_the_reference_is_in_the_table_with_its_class() {
     );
 }
 
-/// The names of the methods that a trait's text declares.
+/// The names of the methods declared in a trait's text.
 fn methods(of: &str) -> BTreeSet<String> {
     let text = match of {
         "VmOps" => include_str!("../ops/src/vm_ops.rs"),
@@ -74,8 +75,7 @@ fn every_operation_is_a_method_that_exists_or_says_why_it_is_none() {
     }
 }
 
-/// A vCPU whose state is all protected: it implements nothing but the required methods and its
-/// refusal.
+/// A vCPU whose whole state is protected: it implements only the required methods and its refusal.
 struct Protected;
 
 impl VcpuOps for Protected {
@@ -108,7 +108,7 @@ impl VcpuOps for Protected {
     }
 }
 
-/// Calls a method of a protected vCPU, and returns its error.
+/// Calls a method of a protected vCPU and returns its error.
 fn error_of(method: &str) -> Option<Error> {
     let mut td = Protected;
     match method {
@@ -138,9 +138,9 @@ fn error_of(method: &str) -> Option<Error> {
     }
 }
 
-/// main.c answers these for a TD with nothing, a constant or zeros. A caller that asks for protected
-/// state here gets an error with the name instead: a dropped interrupt or a register that reads 0 is a
-/// bug that hides.
+/// For a TD, main.c ignores these calls or returns a constant or zeros. Here a caller that asks for
+/// protected state gets an error that names the operation: a dropped interrupt, or a register that
+/// reads 0, would be a hidden bug.
 #[test]
 fn protected_state_answers_an_error_by_name_where_main_c_answers_something_fixed() {
     let mut asked = BTreeSet::new();
@@ -159,7 +159,7 @@ fn protected_state_answers_an_error_by_name_where_main_c_answers_something_fixed
     assert!(asked.len() >= 12, "{asked:?}");
 }
 
-/// docs/ops.md as the table says it.
+/// docs/ops.md as generated from the table.
 fn ops_page() -> String {
     let mut page = String::from(
         "# The operations of main.c\n\n\

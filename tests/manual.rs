@@ -1,5 +1,5 @@
-//! The manual: every page of docs/ is a module of the documentation, and every link of a page leads
-//! somewhere, in the repository and in the documentation alike.
+//! Checks the manual: every page of docs/ is a module of the documentation, and every link of a
+//! page works in the repository and in the documentation.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,7 +36,7 @@ fn prose(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The definitions of links at the end of a page: label and target.
+/// The link definitions at the end of a page: label and target.
 fn definitions(text: &str) -> Vec<(String, String)> {
     let lines = text.lines().filter_map(|line| {
         let (label, target) = line.strip_prefix('[')?.split_once("]: ")?;
@@ -50,7 +50,7 @@ fn every_page_is_in_the_manual() {
     let manual = read("dispatch/src/manual.rs");
     for page in pages() {
         let name = page.to_str().expect("UTF-8");
-        // README.md is the front page, and plots.md has its plots in the text there.
+        // README.md is the front page, and the text of plots.md replaces its plots there.
         if name != "README.md" && name != "docs/plots.md" {
             assert!(manual.contains(&format!("\"{name}\"")), "{name}");
         }
@@ -82,7 +82,7 @@ fn pages_link_by_reference_and_every_target_exists() {
         }
         let labels: BTreeSet<_> = defined.into_iter().map(|(label, _)| label).collect();
         for (at, found) in text.match_indices(".md]") {
-            // The text of a link whose label follows.
+            // A link text that is followed by its label.
             if text[at + found.len()..].starts_with('[') {
                 continue;
             }

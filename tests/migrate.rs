@@ -1,4 +1,4 @@
-//! Moving and mirroring contexts through the owner that embedders hold, and through the enum of all
+//! Moves and mirrors contexts through the owner that embedders hold, and through the enum of all
 //! technologies.
 #![cfg(all(feature = "sim", feature = "intel", feature = "amd"))]
 
@@ -22,7 +22,7 @@ fn vm(host: &SimHost, tech: Tech) -> Any {
 
 fn slot(memory: &MmapRegion<()>) -> MemSlot {
     let (at, len) = (memory.as_ptr() as u64, memory.size() as u64);
-    // SAFETY: the tests drop their VMs before the memory, to which they make no reference.
+    // SAFETY: the tests drop their VMs before the memory, and hold no reference to it.
     let host = unsafe { kvm_ops::HostRange::new(at, len).unwrap() };
     MemSlot::new(SlotId(0), Gpa::new(0), host)
 }
@@ -85,8 +85,9 @@ fn a_refused_context_is_back_with_its_source_and_no_slot_stays_behind() {
     assert!(source.destroy().is_clean() && target.destroy().is_clean());
 }
 
-/// Moves between VMs that threads share. No thread waits for a VM while it holds another, so moves in
-/// opposite directions cannot deadlock. (A VM cannot move to itself: `&mut` excludes it.)
+/// Moves a context between VMs that threads share. No thread waits for a VM while it holds another,
+/// so moves in opposite directions cannot deadlock. (A VM cannot move to itself: `&mut` excludes
+/// it.)
 fn move_between(source: &Mutex<Any>, destination: &Mutex<Any>) -> kvm_ops::Result<()> {
     let mut to = destination.try_lock().map_err(|_| Error::Busy)?;
     let mut from = source.try_lock().map_err(|_| Error::Busy)?;
@@ -113,7 +114,7 @@ fn threads_that_cross_end_without_a_deadlock() {
             .collect();
         threads.into_iter().map(|t| t.join().unwrap()).sum()
     });
-    // Who holds what when is the scheduler's: all tries may have met a VM that was held.
+    // The scheduler decides the order: every attempt may have found a VM in use.
     assert!(moved <= 2, "{moved}");
     if moved == 0 {
         assert_eq!(move_between(&vms[0], &vms[1]), Ok(()));

@@ -1,8 +1,8 @@
-//! Safe calls in any order: VMs, vCPU handles that outlive them, ports and whole slots, on the software
-//! platform. Nothing crashes, and at the end every page and key is back or reported.
+//! Safe calls in random order: VMs, vCPU handles that outlive them, ports and whole slots, on the
+//! software platform. Nothing may crash, and at the end every page and key is returned or reported.
 //!
-//! Runs some thousand calls by default. `KVM_OPS_RANDOM_SECONDS=300` runs for five minutes, with a new
-//! seed each round; a failure prints its seed, and `KVM_OPS_RANDOM_SEED=n` repeats it.
+//! Runs some thousand calls by default. `KVM_OPS_RANDOM_SECONDS=300` runs for five minutes, with a
+//! new seed each round. A failure prints its seed, and `KVM_OPS_RANDOM_SEED=n` repeats it.
 #![cfg(all(feature = "sim", feature = "intel", feature = "amd"))]
 
 use std::time::{Duration, Instant};
@@ -66,7 +66,7 @@ impl Random {
     }
 }
 
-/// One machine's VMs and the handles that are left of others.
+/// The VMs of one machine, and handles that outlived others.
 struct World<'a> {
     host: &'a SimHost,
     memory: &'a [MmapRegion<()>],
@@ -78,7 +78,7 @@ struct World<'a> {
 impl World<'_> {
     fn slot(&self, random: &mut Random) -> MemSlot {
         let region = &self.memory[random.below(self.memory.len())];
-        // SAFETY: the regions outlive the world, and no reference into them exists.
+        // SAFETY: the regions outlive the world, and there is no reference into them.
         let range = unsafe { HostRange::new(region.as_ptr() as u64, region.size() as u64) };
         let id = SlotId(random.below(3) as u32);
         MemSlot::new(id, random.gpa(), range.expect("whole pages"))
@@ -126,7 +126,7 @@ impl World<'_> {
                 let report = self.vms.swap_remove(at).destroy();
                 self.note(&report);
             }
-            // The teardown by hand: tokens are lost, repeated, or of another VM.
+            // A teardown by hand: tokens are lost, repeated, or of another VM.
             1 => self.tear_down_by_hand(at, random),
             2 => {
                 let other = random.below(self.vms.len());
@@ -249,7 +249,7 @@ impl World<'_> {
                 }
             }
             3..=7 => {
-                // A guest that waits leaves at once.
+                // A waiting guest leaves at once.
                 vcpu.kick_handle().kick();
                 let _ = vcpu.vcpu_run();
                 let data = vcpu.exit_data();
@@ -286,7 +286,7 @@ impl World<'_> {
     }
 }
 
-/// The keys that are out, of whichever kind the host has.
+/// The number of keys in use, of the kind that the host has.
 fn keys_out(host: &SimHost) -> u32 {
     let hkids = host
         .seam()
@@ -354,7 +354,7 @@ fn safe_calls_in_any_order_neither_crash_nor_lose_a_page() {
     }
 }
 
-/// The enum, not only one back end, is what embedders call.
+/// Embedders call the enum, so it must implement `Backend` as each back end does.
 const _: fn() = || {
     fn is_back_end<B: Backend>() {}
     is_back_end::<AnyVm<SimHost>>();

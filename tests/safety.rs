@@ -1,6 +1,7 @@
-//! Safe calls in unusual orders. Each of these once freed the memory of a running guest, put one page
-//! under two owners, or returned a key in use. What no longer compiles is a `compile_fail` example in
-//! the documentation: `Vm::back_end`, `Page`, `SpteChange`, the tokens, `Machine::vm`.
+//! Safe calls in unusual orders. Each of these once freed the memory of a running guest, put one
+//! page under two owners, or returned a key in use. Misuse that no longer compiles is shown by a
+//! `compile_fail` example in the documentation: `Vm::back_end`, `Page`, `SpteChange`, the tokens,
+//! `Machine::vm`.
 #![cfg(all(feature = "sim", feature = "intel", feature = "amd"))]
 
 use kvm_ops::guest::Script;
@@ -19,12 +20,12 @@ fn host(tech: Tech) -> SimHost {
 
 fn slot(memory: &MmapRegion<()>) -> MemSlot {
     let (at, len) = (memory.as_ptr() as u64, memory.size() as u64);
-    // SAFETY: the tests free the VM before the memory, to which they make no reference.
+    // SAFETY: the tests free the VM before the memory, and hold no reference to it.
     let range = unsafe { HostRange::new(at, len) }.expect("whole pages");
     MemSlot::new(SlotId(0), Gpa::new(0), range)
 }
 
-/// A VM with 1 MiB of memory and, if it is confidential, one measured page.
+/// A VM with 1 MiB of memory and, if confidential, one measured page.
 fn vm(host: &SimHost, tech: Tech, memory: &MmapRegion<()>) -> Any {
     let mut vm = create(host, &VmConfig::new(Kind::Of(tech))).expect("a VM");
     vm.set_memory_slot(slot(memory)).expect("a slot");
@@ -55,7 +56,7 @@ fn a_vcpu_that_outlives_its_vm_never_touches_the_memory() {
         load(&mut vcpu, Script::new().write(Gpa::new(0x1000), b"late"));
         let report = vm.destroy();
         assert!(report.is_clean(), "{tech}: {report:?}");
-        // The contract of the range has ended: the memory goes.
+        // The contract of the range has ended, so the memory may be dropped.
         drop(memory);
         let ran = vcpu.vcpu_run();
         assert!(
@@ -82,7 +83,7 @@ fn a_token_of_another_hosts_vm_of_the_same_number_proves_nothing() {
         let (error, token) = td.drain_private(token).unwrap_err();
         assert_eq!(error, Error::Invalid(Field::Token, normal.id().0), "{tech}");
         let drained = normal.drain_private(token).map_err(|(e, _)| e).unwrap();
-        // The whole VM is leaked, and the report says so.
+        // The whole VM is leaked, and the report shows that.
         let report = td.vm_free(drained);
         assert!(!report.is_clean(), "{tech}: {report:?}");
     }
@@ -106,7 +107,7 @@ fn a_slot_of_another_vm_deletes_nothing() {
 #[test]
 fn a_page_and_a_key_have_one_owner() {
     let (a, b) = (host(Tech::Tdx), host(Tech::Tdx));
-    // What another machine's pool gave does not go into this one's.
+    // A page from another machine's pool is not accepted.
     let page = a
         .pages()
         .unwrap()

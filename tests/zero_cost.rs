@@ -1,8 +1,8 @@
-//! What the choice of a technology costs, looked at in the code that the compiler makes.
+//! The cost of the choice of a technology, measured in the compiled code.
 //!
-//! A small program (bench/probe) is built in release with several sets of features, into a target
-//! directory of its own. The tests read its disassembly and its symbols; the counts of the
-//! benchmark's designs come from valgrind. Where a tool is missing the test says so and passes.
+//! A small program (bench/probe) is built in release mode with several sets of features, in a
+//! separate target directory. The tests read its disassembly and its symbols; valgrind counts the
+//! benchmark's designs. If a tool is missing, the test prints that and passes.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,8 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
-    // Flags for the tests (coverage, other processors) would change the code looked at.
+    // Compiler flags of the tests (coverage, other processors) would change the code under
+    // inspection.
     cargo
         .current_dir(ROOT)
         .env_remove("RUSTFLAGS")
@@ -52,8 +53,8 @@ fn have(tool: &str) -> bool {
     found
 }
 
-/// Builds the probe with these features and returns its path. The builds share their
-/// dependencies, so they take turns, and each program is kept under a name of its own.
+/// Builds the probe with these features and returns its path. The builds share their dependencies,
+/// so they run one at a time, and each program is kept under a separate name.
 fn probe(features: &str) -> PathBuf {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,7 +82,7 @@ fn probe(features: &str) -> PathBuf {
     program
 }
 
-/// The functions of a program by demangled name, one instruction a line, without addresses.
+/// The functions of a program by demangled name, one instruction per line, without addresses.
 fn functions(program: &Path) -> BTreeMap<String, Vec<String>> {
     let mut objdump = Command::new("objdump");
     objdump
@@ -102,7 +103,7 @@ fn functions(program: &Path) -> BTreeMap<String, Vec<String>> {
     functions
 }
 
-/// A function's code with its own name taken out, and without what fills the gap to the next one.
+/// A function's code without its name and without the padding after it.
 fn normalised(name: &str, code: &[String]) -> Vec<String> {
     let mut code: Vec<String> = code.iter().map(|l| l.replace(name, "itself")).collect();
     while code
@@ -114,9 +115,9 @@ fn normalised(name: &str, code: &[String]) -> Vec<String> {
     code
 }
 
-/// An indirect branch: a jump table's jump, or a call through a pointer. A call through the global
-/// offset table at a fixed place is how position-independent code reaches another library, and is
-/// not counted.
+/// Returns true for an indirect branch: a jump through a jump table, or a call through a pointer. A
+/// call through a fixed slot of the global offset table is not counted: position-independent code
+/// reaches other libraries that way.
 fn is_indirect(instruction: &str) -> bool {
     let branch = ["jmp", "call", "notrack jmp", "notrack call"]
         .iter()
@@ -128,8 +129,8 @@ fn is_indirect(instruction: &str) -> bool {
     branch && !instruction.contains("(%rip)")
 }
 
-/// What dispatches in a probe: its own functions over `AnyVm`, and those of the enums which the
-/// compiler did not copy into them.
+/// The dispatching functions of a probe: its functions over `AnyVm`, and those of the enums that
+/// were not inlined into them.
 fn dispatchers(functions: &BTreeMap<String, Vec<String>>) -> BTreeMap<&str, &[String]> {
     functions
         .iter()
@@ -166,7 +167,7 @@ fn one_back_end_costs_what_a_direct_call_costs() {
             continue;
         };
         let direct = format!("direct_{op}");
-        // LLVM may have found them equal itself, and let one jump to the other or share one body.
+        // LLVM may have merged the two already: one jumps to the other, or they share a body.
         let merged = code
             .first()
             .is_some_and(|l| *l == format!("jmp <{direct}>"));
@@ -178,7 +179,7 @@ fn one_back_end_costs_what_a_direct_call_costs() {
         }
         compared += 1;
     }
-    // Functions of equal code may have become one, under one of their names.
+    // Functions with equal code may have been merged under one of their names.
     let mut nm = Command::new("nm");
     nm.arg(&program);
     let symbols = stdout(nm);
@@ -187,8 +188,8 @@ fn one_back_end_costs_what_a_direct_call_costs() {
     assert!(compared > 0, "the probe's functions are there");
 }
 
-/// The probe's ports are opaque to the compiler, so it has the back ends whole: what is looked at
-/// is the dispatch to real code, not to what was found to be never reached.
+/// The probe's ports are opaque to the compiler, so it contains the complete back ends, and the
+/// dispatch leads to real code.
 #[test]
 fn the_probe_has_the_back_ends_whole() {
     if !have("objdump") {
@@ -264,8 +265,7 @@ fn an_enum_is_its_largest_back_end_and_at_most_one_tag_for_each_choice() {
     }
 }
 
-/// The crates that every build has: the core with the macros that it needs when compiling, and
-/// tracing's facade.
+/// The crates of every build: the core with its build-time macros, and tracing's facade.
 const ALWAYS: [&str; 15] = [
     "cfg_if",
     "enum_dispatch",
@@ -284,8 +284,8 @@ const ALWAYS: [&str; 15] = [
     "unicode_ident",
 ];
 
-/// The crates of SEV: command buffers by zerocopy, declared regions in a range map, launch digests by
-/// SHA-2, and the stream between hosts, which is authenticated by HMAC.
+/// The crates of SEV: zerocopy for command buffers, a range map for declared regions, SHA-2 for
+/// launch digests, and HMAC for the stream between hosts.
 const SEV: [&str; 19] = [
     "block_buffer",
     "cpufeatures",
@@ -308,7 +308,7 @@ const SEV: [&str; 19] = [
     "zerocopy_derive",
 ];
 
-/// The crates that `cargo tree` shows for a set of features.
+/// The crates of a set of features, from `cargo tree`.
 fn tree(features: &str) -> BTreeSet<String> {
     let mut tree = cargo();
     tree.args(["tree", "--package", "kvm-ops", "--edges", "normal"]);
@@ -362,8 +362,8 @@ fn a_build_without_tdx_has_no_symbol_of_it() {
     }
 }
 
-/// Instructions and indirect branches of every design of the benchmark, held against
-/// bench/counts.toml; one back end and a direct call must be equal exactly.
+/// Compares instructions and indirect branches of every design with bench/counts.toml. A single
+/// back end and a direct call must be exactly equal.
 #[test]
 fn counts_are_as_committed() {
     if !have("valgrind") {

@@ -1,15 +1,15 @@
-//! `cargo bench`: builds the program once more with branches kept off 32-byte boundaries, measures
-//! every design, and writes target/figures/dispatch.json.
+//! `cargo bench`: rebuilds the program with branches kept off 32-byte boundaries, measures every
+//! design, and writes target/figures/dispatch.json.
 //!
-//! The option matters on Intel processors with the JCC erratum (Skylake to Comet Lake): without it
-//! the place of a branch in its cache line weighs more than the difference between designs.
+//! The option matters on Intel processors with the JCC erratum (Skylake to Comet Lake): without it,
+//! a branch's position in its cache line has more effect than the differences between designs.
 
 use std::env;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
-    // `cargo test --benches` runs this too, and has no use for minutes of measuring.
+    // `cargo test --benches` also runs this, and must not spend minutes on measurements.
     if !env::args().any(|arg| arg == "--bench") {
         return ExitCode::SUCCESS;
     }

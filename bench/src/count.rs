@@ -1,7 +1,7 @@
-//! Exact counts, from callgrind.
+//! Exact counts from callgrind.
 //!
-//! One run of valgrind goes through every design. callgrind collects inside `counted_loop` only,
-//! and writes one file each time a marker is called; the files come in the order of the runs.
+//! One run of valgrind covers every design. callgrind collects only inside `counted_loop`, and
+//! writes one file at each call of a marker; the files are in the order of the runs.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -17,28 +17,28 @@ use crate::designs::fleet::Fleet;
 use crate::designs::form::EMPTY_OP;
 use crate::designs::registry::{Body, Entry, FORMS};
 
-/// How many operations of each design are counted.
+/// The number of operations counted for each design.
 const OPS: usize = 8192;
 
-/// What one operation costs, beyond the loop around it.
+/// The cost of one operation, without the loop around it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Count {
     /// Instructions.
     pub instructions: f64,
     /// Indirect branches, calls included.
     pub indirect: f64,
-    /// Branches, direct and indirect, that callgrind's simple predictor guesses wrong.
+    /// Branches, direct and indirect, that callgrind's simple predictor mispredicts.
     pub mispredicted: f64,
 }
 
 /// Counts by `form.body.fleet`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Counts {
-    /// The compiler that made the code.
+    /// The compiler of the measured code.
     pub rustc: String,
-    /// How far the number of instructions may be off with another compiler, as a share.
+    /// The permitted relative deviation of the instructions under another compiler.
     pub tolerance: f64,
-    /// The counts.
+    /// The counts of every design.
     pub count: BTreeMap<String, BTreeMap<Body, BTreeMap<Fleet, Count>>>,
 }
 
@@ -61,7 +61,7 @@ fn runs() -> impl Iterator<Item = (&'static Entry, Fleet)> {
         .flat_map(|entry| entry.fleets().map(move |fleet| (entry, fleet)))
 }
 
-/// Runs every design once: what callgrind watches.
+/// Runs every design once, for callgrind to observe.
 pub fn loops() {
     for (entry, fleet) in runs() {
         let run = (entry.build)(&fleet.techs());
@@ -71,8 +71,8 @@ pub fn loops() {
     }
 }
 
-/// callgrind writes what it collected when this is called. It has a C name, because
-/// `--dump-before` takes no pattern.
+/// callgrind writes its totals when this is called. It has a C name because `--dump-before` accepts
+/// no pattern.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn kvm_ops_bench_mark() {
@@ -137,7 +137,7 @@ fn measure_in(dir: &Path) -> Result<Counts, Box<dyn Error>> {
     Ok(counts)
 }
 
-/// Reads Ir, Bc, Bcm, Bi and Bim from a file of callgrind.
+/// Reads Ir, Bc, Bcm, Bi and Bim from a callgrind file.
 fn totals(file: &Path) -> Result<[f64; 5], Box<dyn Error>> {
     let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
     let line = |key: &str| {
@@ -191,9 +191,10 @@ pub fn write(file: &Path) -> Result<(), Box<dyn Error>> {
 
 /// Compares the counts with a file.
 ///
-/// Exact whatever the compiler: one back end costs what a direct call costs, and every design has
-/// as many indirect branches as the file says. Within the file's tolerance: instructions, because
-/// another version of LLVM may choose other ones. With the same compiler they are exact too.
+/// Two checks are exact with any compiler: a single back end costs the same as a direct call, and
+/// every design has the recorded number of indirect branches. Instructions are compared within the
+/// file's tolerance, because LLVM versions choose different ones; with the same compiler they must
+/// be equal too.
 pub fn check(file: &Path) -> Result<(), Box<dyn Error>> {
     let want = Counts::read(file)?;
     let have = measure()?;
@@ -224,7 +225,7 @@ pub fn check(file: &Path) -> Result<(), Box<dyn Error>> {
             writeln!(wrong, "{name}: not in {}", file.display())?;
             continue;
         };
-        // The counts are rounded to hundredths.
+        // Counts are rounded to hundredths.
         if (want.indirect - have.indirect).abs() > 0.011 {
             writeln!(
                 wrong,

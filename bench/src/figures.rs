@@ -1,4 +1,4 @@
-//! The figures file: what `time` writes and `report` reads.
+//! The figures file, written by `time` and read by `report`.
 
 use std::error::Error;
 use std::fs;
@@ -18,19 +18,19 @@ pub struct Figures {
     pub kernel: String,
     /// The compiler.
     pub rustc: String,
-    /// Whether no branch crosses or ends at a 32-byte boundary.
+    /// True if no branch crosses or ends at a 32-byte boundary.
     pub aligned_branches: bool,
-    /// How many rounds count: the quieter half.
+    /// The number of rounds that count: the quieter half.
     pub rounds: usize,
-    /// Operations in one run of a loop.
+    /// The number of operations in one run of a loop.
     pub operations: usize,
     /// Every design.
     pub times: Vec<Time>,
-    /// Real operations of KVM, where this machine has them.
+    /// Real operations of KVM, if this machine has it.
     pub kvm: Option<KvmTimes>,
 }
 
-/// One design over one fleet, in nanoseconds for one operation, loop included.
+/// The time of one design over one fleet, in nanoseconds per operation, loop included.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Time {
     /// The form.
@@ -39,7 +39,7 @@ pub struct Time {
     pub body: Body,
     /// The fleet.
     pub fleet: Fleet,
-    /// Mean over the four placements of the loop, of each the lower quartile of the rounds.
+    /// The mean over the loop's four placements; for each, the lower quartile of the rounds.
     pub ns: f64,
     /// The fastest placement.
     pub low: f64,
@@ -47,10 +47,10 @@ pub struct Time {
     pub high: f64,
 }
 
-/// What KVM itself takes here, in nanoseconds, in the fastest round.
+/// The time of KVM's operations here, in nanoseconds, in the fastest round.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct KvmTimes {
-    /// `ioctl(KVM_CHECK_EXTENSION)`: the shortest call there is.
+    /// `ioctl(KVM_CHECK_EXTENSION)`: the shortest call.
     pub ioctl: f64,
     /// `ioctl(KVM_RUN)` of a guest that does one OUT: entry, exit, return to user space.
     pub exit: f64,

@@ -1,4 +1,4 @@
-//! Real operations of KVM, for proportion.
+//! Real operations of KVM, for comparison.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -8,10 +8,10 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
-/// How many calls one measurement makes.
+/// The number of calls in one measurement.
 const CALLS: u32 = 200;
 
-/// A VM on /dev/kvm whose guest does nothing but exit.
+/// A VM on /dev/kvm whose guest only exits.
 pub struct Kvm {
     kvm: kvm_ioctls::Kvm,
     vcpu: VcpuFd,
@@ -26,7 +26,7 @@ impl Kvm {
         let vm = kvm.create_vm()?;
         let memory: GuestMemoryMmap =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0x1000), 0x1000)])?;
-        // out 0x10, al; jmp back to it
+        // out 0x10, al; jmp back
         memory.write_slice(&[0xe6, 0x10, 0xeb, 0xfc], GuestAddress(0x1000))?;
         let region = kvm_userspace_memory_region {
             slot: 0,
@@ -54,7 +54,7 @@ impl Kvm {
         })
     }
 
-    /// `KVM_CHECK_EXTENSION`.
+    /// Times `KVM_CHECK_EXTENSION`.
     pub fn ioctl_ns(&self) -> f64 {
         let start = Instant::now();
         for _ in 0..CALLS {
@@ -63,7 +63,7 @@ impl Kvm {
         start.elapsed().as_nanos() as f64 / f64::from(CALLS)
     }
 
-    /// `KVM_RUN` until the next OUT.
+    /// Times `KVM_RUN` until the next OUT.
     pub fn exit_ns(&mut self) -> Result<f64, Box<dyn Error>> {
         let start = Instant::now();
         for _ in 0..CALLS {

@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-// Its items are public as those of a library would be: the compiler must not know all their uses.
+// The items are public as in a library, so that the compiler does not know all their uses.
 #![allow(unreachable_pub)]
 
 mod count;

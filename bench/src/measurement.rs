@@ -1,4 +1,4 @@
-//! The figures of launch digests: what bench/peers writes and `report` reads.
+//! The figures of launch digests, written by bench/peers and read by `report`.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,21 +11,21 @@ pub struct Measurement {
     pub kernel: String,
     /// The compiler.
     pub rustc: String,
-    /// The image.
+    /// The image's name.
     pub image: String,
     /// Its length in bytes.
     pub bytes: u64,
     /// Virtual processors of the launch.
     pub vcpus: u32,
-    /// How often each digest was computed.
+    /// The number of computations of each digest.
     pub rounds: usize,
-    /// Contenders that were not there, and why.
+    /// Contenders that were missing, with the reasons.
     pub skipped: Vec<String>,
-    /// A digest each.
+    /// The digests, one per technology.
     pub digests: Vec<Digest>,
-    /// Hashes alone.
+    /// The hashes alone.
     pub hashes: Vec<Hash>,
-    /// A new process of the Python tool for SNP, in nanoseconds, its start included.
+    /// The time of a new process of the Python tool for SNP, in nanoseconds, its start included.
     pub python_process: Option<f64>,
 }
 
@@ -34,39 +34,40 @@ pub struct Measurement {
 pub struct Digest {
     /// SEV, SEV-ES, SEV-SNP, or TDX with the order of its calls.
     pub technology: String,
-    /// The digest itself, in hex: that of all contenders.
+    /// The digest in hex, on which all contenders agree.
     pub digest: String,
-    /// The hash it is made with.
+    /// The hash function.
     pub hash: String,
-    /// Bytes that the hash works through, padding and records of pages included.
+    /// The number of hashed bytes, padding and page records included.
     pub hashed: u64,
-    /// Who computed it; ours is the first.
+    /// The contenders; the first is this project.
     pub times: Vec<Contender>,
 }
 
 /// The time of one program for one digest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Contender {
-    /// Which.
+    /// The program's name.
     pub name: String,
-    /// Lower quartile of the rounds, in nanoseconds of processor time, the read of the file
-    /// included.
+    /// The lower quartile of the rounds, in nanoseconds of processor time, including the read of
+    /// the file.
     pub ns: f64,
-    /// How many times ours: the median over the rounds, each round's own time against ours.
+    /// The time relative to ours: the median of the rounds, each compared with our time in that
+    /// round.
     pub ratio: f64,
-    /// The lower quartile of that.
+    /// The lower quartile of the ratio.
     pub ratio_low: f64,
-    /// The upper quartile of that.
+    /// The upper quartile of the ratio.
     pub ratio_high: f64,
 }
 
 /// The speed of a hash over the image as one message.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hash {
-    /// Which.
+    /// The hash function's name.
     pub hash: String,
-    /// Whose: the first of a hash is the one that our digests use.
+    /// The implementation. For each hash, the first is the one that our digests use.
     pub by: String,
-    /// Megabytes (10^6) in a second, in the lower quartile of the rounds' times.
+    /// Megabytes (10^6 bytes) per second, from the lower quartile of the rounds' times.
     pub mb_per_second: f64,
 }

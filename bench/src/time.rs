@@ -1,4 +1,4 @@
-//! Times, all designs side by side in one run.
+//! Times all designs side by side in one run.
 
 use std::error::Error;
 use std::fs;
@@ -16,15 +16,15 @@ struct Design {
     entry: &'static Entry,
     fleet: Fleet,
     run: Run,
-    /// For each placement, one time a round.
+    /// For each placement, one time per round.
     ns: [Vec<f64>; PLACEMENTS],
 }
 
 /// Measures every design and writes the figures.
 ///
-/// The rounds are interleaved, so that a slow moment of the machine meets all designs alike. The
-/// slower half of the rounds, by the time of the direct call, is dropped: another program ran, or
-/// the processor's clock was low.
+/// The rounds are interleaved, so that a slow moment of the machine affects all designs alike. The
+/// slower half of the rounds, by the time of the direct call, is dropped: in those, another program
+/// ran or the processor's clock was low.
 pub fn write(out: &Path, rounds: usize) -> Result<(), Box<dyn Error>> {
     let mut designs: Vec<Design> = FORMS
         .iter()
@@ -103,15 +103,15 @@ fn quiet_rounds(designs: &[Design]) -> Vec<usize> {
     by_time.into_iter().map(|(_, round)| round).collect()
 }
 
-/// The lower quartile: on a busy machine a run of milliseconds is often interrupted, and the
-/// longer it takes the more often.
+/// The lower quartile: on a busy machine a run of milliseconds is often interrupted, and longer
+/// runs more often.
 fn quartile_of(ns: &[f64], rounds: &[usize]) -> f64 {
     let mut kept: Vec<f64> = rounds.iter().map(|&round| ns[round]).collect();
     kept.sort_by(f64::total_cmp);
     kept[kept.len() / 4]
 }
 
-/// The fastest round: what the designs' share is taken of is rather too small than too large.
+/// The fastest round. As the base of the designs' share it errs on the side of a larger share.
 fn fastest(ns: &[f64]) -> f64 {
     ns.iter().copied().fold(f64::INFINITY, f64::min)
 }

@@ -1,19 +1,19 @@
-//! What the exit code tells.
+//! The exit codes.
 
 use std::process::ExitCode;
 
-/// Why the program ended, as a number for scripts.
+/// The result of the program, as a number for scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Code {
     /// Everything went as expected.
     Fine = 0,
-    /// The host, a file or the library refused what was asked; no guest ran to its end.
+    /// The host, a file or the library refused the request; no guest ran to its end.
     Refused = 1,
     /// The command line or the fleet file is wrong.
     Usage = 2,
-    /// A guest ended otherwise than expected, or crashed.
+    /// A guest crashed, or ended in another way than expected.
     Guest = 3,
-    /// A teardown left something behind.
+    /// A teardown leaked something.
     Leak = 4,
     /// Stopped by SIGINT or SIGTERM.
     Interrupted = 130,

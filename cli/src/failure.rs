@@ -1,4 +1,4 @@
-//! The error that reaches the user: what, why, and what to do.
+//! The error that the user sees: the failed action, its cause, and hints.
 
 use std::error::Error;
 use std::fmt;
@@ -7,23 +7,23 @@ use std::io;
 use crate::exit_code::Code;
 use crate::term::{self, BOLD, ERROR, HINT};
 
-/// Why a command gave up.
+/// The reason why a command gave up.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// An error with its causes and hints.
     Said {
-        /// What could not be done.
+        /// The action that failed.
         what: String,
-        /// The error below.
+        /// The underlying error.
         cause: Option<Box<dyn Error + Send + Sync>>,
-        /// What to do about it.
+        /// Advice for the user.
         hints: Vec<String>,
         /// The exit code.
         code: Code,
     },
-    /// Text that is laid out already: faults of a fleet file, with its lines.
+    /// Preformatted text: the problems of a fleet file, with its lines.
     Shown(String, Code),
-    /// Who read standard output is gone, so there is nobody to tell.
+    /// The reader of standard output is gone.
     BrokenPipe,
 }
 
@@ -31,7 +31,7 @@ pub(crate) enum Failure {
 pub(crate) type Outcome<T = Code> = Result<T, Failure>;
 
 impl Failure {
-    /// Refused, with exit code 1.
+    /// Creates a refusal, with exit code 1.
     pub(crate) fn new(what: impl Into<String>) -> Self {
         Self::Said {
             what: what.into(),
@@ -41,7 +41,7 @@ impl Failure {
         }
     }
 
-    /// Refused because of `error`.
+    /// Creates a refusal caused by `error`.
     pub(crate) fn because(
         what: impl Into<String>,
         error: impl Into<Box<dyn Error + Send + Sync>>,
@@ -53,7 +53,7 @@ impl Failure {
         failure
     }
 
-    /// Adds what to do about it.
+    /// Adds a hint.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         if let Self::Said { hints, .. } = &mut self {
             hints.push(hint.into());
@@ -61,7 +61,7 @@ impl Failure {
         self
     }
 
-    /// With that exit code.
+    /// Sets the exit code.
     pub(crate) fn code(mut self, new: Code) -> Self {
         if let Self::Said { code, .. } | Self::Shown(_, code) = &mut self {
             *code = new;
@@ -69,7 +69,7 @@ impl Failure {
         self
     }
 
-    /// What and why, without colours, for use inside of another message.
+    /// The action and its causes in one line without colours, for use inside another message.
     pub(crate) fn in_a_line(&self) -> String {
         let Self::Said { what, cause, .. } = self else {
             return String::new();
@@ -91,7 +91,7 @@ impl Failure {
         }
     }
 
-    /// Writes it to standard error and tells the exit code.
+    /// Writes the failure to standard error and returns its exit code.
     pub(crate) fn report(&self) -> Code {
         match self {
             Self::Said { code, .. } => {
@@ -128,7 +128,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Errors of standard output: files that a command reads have failures with their names.
+/// Errors of standard output. Errors of files that a command reads are converted with the file's
+/// name.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

@@ -1,4 +1,4 @@
-//! The hosts of this build behind one face, so that a fleet can hold VMs of several.
+//! The hosts of this build behind one trait, so that a fleet can use several.
 
 use kvm_ops::{
     AmdVm, AnyVm, FreeReport, Gpa, Host, Irqchip, Kind, Measurement, Pfn, Result, Runs, Tech,
@@ -13,7 +13,7 @@ use crate::args::HostChoice;
 use crate::confidential::{Books, Firmware};
 use crate::failure::Failure;
 
-/// Why an image cannot run everywhere.
+/// The reason why an image cannot run on the software platform.
 pub(crate) const NO_MACHINE_CODE: &str =
     "the software platform runs guest programs, not machine code";
 
@@ -31,9 +31,9 @@ pub(crate) trait AnyMachine: Send {
     fn devices(&self, console: ConsoleSink) -> Devices;
     /// See [`Machine::tech`].
     fn tech(&self) -> Tech;
-    /// Reads what the host sees at a guest address.
+    /// Reads guest memory from the host's side.
     fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), MachineError>;
-    /// The launch measurement, as firmware holds it.
+    /// The launch measurement that the firmware holds.
     fn measurement(&self) -> Result<Measurement>;
     /// The context page of an SNP guest; `None` for any other VM.
     fn gctx(&self) -> Option<Pfn>;
@@ -90,7 +90,7 @@ pub(crate) trait AnyHost {
     fn name(&self) -> &'static str;
     /// See [`Host::vendor`].
     fn vendor(&self) -> Vendor;
-    /// Whether it can hold such a VM: creates one without memory, and tears it down.
+    /// Creates such a VM without memory and tears it down, to see if the host can hold it.
     fn try_create(&self, kind: Kind, vcpus: u32, irqchip: Irqchip) -> Result<()>;
     /// See [`Machine::build`].
     fn build(&self, config: MachineConfig) -> Result<Box<dyn AnyMachine>, MachineError>;
@@ -120,41 +120,40 @@ impl<H: Host> AnyHost for H {
     }
 }
 
-/// What a VM needs of its host.
+/// A VM's requirement on its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Needs {
-    /// A processor: it runs machine code.
+    /// A processor, for machine code.
     Processor,
-    /// Either: it has machine code and a guest program.
+    /// Any host: the guest exists as machine code and as a guest program.
     Anything,
 }
 
-/// A host, and how guests come to it.
+/// A host and its properties.
 pub(crate) struct Place {
-    /// The host.
     pub(crate) host: Box<dyn AnyHost>,
-    /// Whether it runs machine code, and not guest programs.
+    /// True if it runs machine code, false if it runs guest programs.
     pub(crate) processor: bool,
-    /// The software platform that it is, if it is one.
+    /// The software platform, if the host is one.
     pub(crate) platform: Option<kvm_ops::sim::SimHost>,
 }
 
 impl Place {
-    /// The books of a firmware, where it has one that keeps any.
+    /// The counts of a firmware, if the host shows them.
     pub(crate) fn books(&self, firmware: Firmware) -> Option<Books> {
         Books::of(self.platform.as_ref()?, firmware)
     }
 }
 
-/// Every host that this build and this machine have.
+/// Every host of this build on this machine.
 pub(crate) struct Hosts {
     places: Vec<Place>,
-    /// Why there is no `/dev/kvm`.
+    /// The reason why `/dev/kvm` is not available.
     no_kvm: Option<Failure>,
 }
 
 impl Hosts {
-    /// Opens what `choice` allows. A host that cannot be opened is only told when a VM asks for it.
+    /// Opens the hosts that `choice` allows. A failure is reported only when a VM needs that host.
     pub(crate) fn open(choice: HostChoice) -> Self {
         let mut hosts = Self {
             places: Vec::new(),
@@ -174,12 +173,12 @@ impl Hosts {
         hosts
     }
 
-    /// Why `/dev/kvm` cannot be used, if `open` tried and it cannot.
+    /// Takes the reason why `/dev/kvm` could not be opened, if it was tried.
     pub(crate) fn take_no_kvm(&mut self) -> Option<Failure> {
         self.no_kvm.take()
     }
 
-    /// The same, for a note.
+    /// The same reason, borrowed for a note.
     pub(crate) const fn no_kvm(&self) -> Option<&Failure> {
         self.no_kvm.as_ref()
     }
@@ -190,7 +189,8 @@ impl Hosts {
             .find(|place| !place.processor && place.host.vendor() == vendor)
     }
 
-    /// The first host that `choice` allows and that can hold the VM, or why there is none.
+    /// Returns the first host that `choice` allows and that can hold the VM, or the reasons why
+    /// none can.
     pub(crate) fn place(
         &self,
         choice: HostChoice,
@@ -215,7 +215,8 @@ impl Hosts {
             HostChoice::Sim => !place.processor,
             HostChoice::Auto => place.processor || needs == Needs::Anything,
         };
-        // The other vendor's platform has nothing to say where its own is there.
+        // Skip the other vendor's platform if the VM's own vendor has one: its refusal adds no
+        // information.
         let foreign = |place: &&Place| match kind {
             Kind::Of(tech) if !place.processor => {
                 let own = tech.vendor().and_then(|vendor| self.platform_of(vendor));
@@ -224,7 +225,7 @@ impl Hosts {
             _ => false,
         };
         for place in self.places.iter().filter(allowed).filter(|p| !foreign(p)) {
-            // A machine with guest programs takes no irqchip, as they need none.
+            // A machine with guest programs has no irqchip.
             let irqchip = if place.processor {
                 irqchip
             } else {
@@ -247,17 +248,17 @@ impl Hosts {
     }
 }
 
-/// Why no host can hold a VM.
+/// The reasons why no host can hold a VM.
 #[derive(Clone, Debug)]
 pub(crate) struct NoPlace {
-    /// What each host said.
+    /// The reason of each host.
     pub(crate) reasons: Vec<String>,
-    /// What to do about it.
+    /// Advice for the user.
     pub(crate) hint: Option<String>,
 }
 
 impl NoPlace {
-    /// Of an image, on the software platform.
+    /// The refusal of an image by the software platform.
     pub(crate) fn no_processor() -> Self {
         Self {
             reasons: vec![NO_MACHINE_CODE.into()],
@@ -278,14 +279,14 @@ fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
     }
 }
 
-/// Says why there is none to open.
+/// Returns the reason why this build has no `/dev/kvm`.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
     Err(Failure::new("/dev/kvm exists on x86-64 Linux only")
         .hint("`--host sim` runs built-in payloads on the software platform"))
 }
 
-/// A software platform of each vendor.
+/// One software platform for each vendor.
 pub(crate) fn platforms() -> Vec<Place> {
     let place = |vendor| {
         let platform = kvm_ops::sim::SimHost::new(vendor);

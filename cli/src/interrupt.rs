@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first stops the machines in an orderly way, the second ends at once.
+//! SIGINT and SIGTERM: the first signal stops the machines in an orderly way, the second ends the
+//! process at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use crate::exit_code::Code;
 use crate::failure::Failure;
 use crate::term;
 
-/// What a signal stops. A handle.
+/// A handle to the machines that a signal stops.
 #[derive(Clone, Default)]
 pub(crate) struct Interrupt(Arc<State>);
 
@@ -20,7 +21,7 @@ struct State {
 }
 
 impl Interrupt {
-    /// Takes the signals over. Once in a process.
+    /// Installs the signal handler. Call it once per process.
     pub(crate) fn install() -> Result<Self, Failure> {
         let interrupt = Self::default();
         let handle = interrupt.clone();
@@ -29,7 +30,7 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Has the signal stop this machine too; at once, if it came already.
+    /// Adds a machine to stop. It is stopped at once if a signal has already come.
     pub(crate) fn stops(&self, stopper: Stopper) {
         self.stoppers().push(stopper.clone());
         if self.seen() {
@@ -37,12 +38,12 @@ impl Interrupt {
         }
     }
 
-    /// Whether a signal came.
+    /// Returns true if a signal has come.
     pub(crate) fn seen(&self) -> bool {
         self.0.seen.load(Ordering::SeqCst)
     }
 
-    /// Forgets the machines; they are gone.
+    /// Forgets the machines, after they are gone.
     pub(crate) fn clear(&self) {
         self.stoppers().clear();
     }
@@ -58,7 +59,7 @@ impl Interrupt {
     }
 
     fn stoppers(&self) -> MutexGuard<'_, Vec<Stopper>> {
-        // Nothing panics under the lock.
+        // Nothing panics while it holds the lock.
         self.0
             .stoppers
             .lock()

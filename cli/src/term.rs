@@ -1,16 +1,15 @@
-//! Standard output and standard error: colours only where they are wanted, no panic on a closed
-//! pipe.
+//! Standard output and standard error: colours only if wanted, and no panic on a closed pipe.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
 
-/// `error:`, and guests that failed.
+/// The style of `error:` and of failed guests.
 pub(crate) const ERROR: Style = AnsiColor::Red.on_default().bold();
-/// `hint:`.
+/// The style of `hint:`.
 pub(crate) const HINT: Style = AnsiColor::Cyan.on_default().bold();
-/// Titles.
+/// The style of titles.
 pub(crate) const BOLD: Style = Style::new().bold();
 
 /// Writes a line to standard output.
@@ -20,17 +19,17 @@ pub(crate) fn say(text: impl Display) -> io::Result<()> {
     out.flush()
 }
 
-/// Writes a line to standard error. Where that is closed, nobody can be told.
+/// Writes a line to standard error. An error is ignored: there is no other place to report it.
 pub(crate) fn complain(text: impl Display) {
     let _ = writeln!(anstream::stderr().lock(), "{text}");
 }
 
-/// Whether colours go to standard output: a terminal, and neither `NO_COLOR` nor `TERM=dumb`.
+/// Returns true if standard output is a terminal, and neither `NO_COLOR` nor `TERM=dumb` is set.
 pub(crate) fn colours_out() -> bool {
     wanted(anstream::AutoStream::choice(&io::stdout()))
 }
 
-/// Whether colours go to standard error.
+/// The same for standard error.
 pub(crate) fn colours_err() -> bool {
     wanted(anstream::AutoStream::choice(&io::stderr()))
 }
@@ -39,12 +38,12 @@ fn wanted(choice: anstream::ColorChoice) -> bool {
     choice != anstream::ColorChoice::Never
 }
 
-/// Whether progress bars have a terminal to be drawn on.
+/// Returns true if progress bars have a terminal.
 pub(crate) fn has_bars() -> bool {
     io::stderr().is_terminal()
 }
 
-/// The columns of the terminal behind standard output; `None` for a pipe or file, whose lines
+/// The width of the terminal on standard output in columns; `None` for a pipe or file, whose lines
 /// need no folding.
 pub(crate) fn columns() -> Option<u16> {
     terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0)
@@ -58,7 +57,7 @@ pub(crate) fn log(verbose: u8) {
         1 => tracing::Level::DEBUG,
         _ => tracing::Level::TRACE,
     };
-    // Only fails if a subscriber is set already, and then that one serves.
+    // Fails only if a subscriber is already set, which then does the job.
     let _ = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(io::stderr)

@@ -1,4 +1,4 @@
-//! Sizes, times and names as people write them.
+//! Sizes, times and names as users write them.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ pub(crate) const IRQCHIPS: [(&str, Irqchip); 3] = [
     ("split", Irqchip::Split),
 ];
 
-/// The irqchip of that name.
+/// Finds an irqchip by name.
 pub(crate) fn irqchip(name: &str) -> Option<Irqchip> {
     IRQCHIPS
         .into_iter()
         .find_map(|(known, irqchip)| (known == name).then_some(irqchip))
 }
 
-/// Reads `4096`, `64K`, `16M`, `2G`, also `64KiB`; always powers of 1024.
+/// Parses `4096`, `64K`, `16M`, `2G`, also `64KiB`; units are powers of 1024.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
@@ -42,12 +42,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("`{text}` does not fit in 64 bits"))
 }
 
-/// As [`parse_size`], for guest memory: whole pages, and at least one.
+/// Parses a size of guest memory: whole pages, and at least one.
 pub(crate) fn parse_memory(text: &str) -> Result<u64, String> {
     parse_size(text).and_then(check_memory)
 }
 
-/// Whole pages, and at least one.
+/// Checks that a size is whole pages, and at least one.
 pub(crate) fn check_memory(bytes: u64) -> Result<u64, String> {
     if bytes == 0 {
         return Err("a VM needs memory".into());
@@ -61,7 +61,7 @@ pub(crate) fn check_memory(bytes: u64) -> Result<u64, String> {
     Ok(bytes)
 }
 
-/// Writes a size with the largest unit that divides it.
+/// Formats a size in the largest unit that divides it.
 pub(crate) fn size(bytes: u64) -> String {
     let unit = [(40, "T"), (30, "G"), (20, "M"), (10, "K")]
         .into_iter()
@@ -72,7 +72,7 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// Reads `500ms`, `10s`, `2m`, `1h 30m`.
+/// Parses `500ms`, `10s`, `2m`, `1h 30m`.
 pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text.trim())
         .map_err(|_| format!("`{text}` is not a time such as 500ms, 10s or 2m"))?;
@@ -82,7 +82,7 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
-/// Writes a time with three digits at most.
+/// Formats a time with at most three digits.
 pub(crate) fn time(time: Duration) -> String {
     let us = time.as_micros();
     match us {
@@ -94,7 +94,7 @@ pub(crate) fn time(time: Duration) -> String {
     }
 }
 
-/// That many of them.
+/// Formats a count with its noun, which gets an `s` unless the count is 1.
 pub(crate) fn plural(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

@@ -1,4 +1,4 @@
-//! Evidence of SNP guests: accepted only if every check was made or given up by name.
+//! Tests that evidence of SNP guests is accepted only if every check was made or waived by name.
 
 mod common;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 struct Demo {
     directory: tempfile::TempDir,
-    /// What `new` says that a verifier should ask, behind the directory.
+    /// The options that `new` prints for a verifier, after the directory.
     question: Vec<String>,
 }
 
@@ -54,7 +54,7 @@ impl Demo {
         fs::write(self.file(name), bytes).unwrap();
     }
 
-    /// What `verify` finds with these arguments: the exit code, its verdict and its error.
+    /// Runs `verify` with these arguments. Returns the exit code, its verdict and its error.
     fn verify(&self, args: &[&str]) -> (Option<i32>, Value, String) {
         let all = [
             &["attest", "verify", text(self.directory.path()), "--json"],
@@ -66,7 +66,7 @@ impl Demo {
         (ran.code, verdict, ran.err)
     }
 
-    /// The same with the question of `new`, of which one option has another value.
+    /// The same with the options that `new` printed, one of them with another value.
     fn ask(&self, changed: Option<(&str, &str)>) -> (Option<i32>, Value, String) {
         let mut args: Vec<&str> = self.question.iter().map(String::as_str).collect();
         if let Some((option, value)) = changed {
@@ -76,7 +76,7 @@ impl Demo {
         self.verify(&args)
     }
 
-    /// The check that fails first.
+    /// The first check that fails.
     fn fails(&self, changed: Option<(&str, &str)>) -> String {
         let (code, verdict, error) = self.ask(changed);
         assert_eq!((code, &verdict["accepted"]), (Some(1), &Value::from(false)));
@@ -140,7 +140,7 @@ fn what_is_not_asked_is_not_accepted_until_it_is_waived_by_name() {
     let all = open.join(",");
     let (code, verdict, _) = demo.verify(&["--root", "software", "--waive", &all]);
     assert_eq!((code, outcome(&verdict, "vmpl")), (Some(0), "waived"));
-    // Each of them alone is missed.
+    // Verification fails if any one of them is not waived.
     for left_out in &open {
         let others: Vec<_> = open
             .iter()
@@ -166,8 +166,8 @@ fn what_is_not_asked_is_not_accepted_until_it_is_waived_by_name() {
     }
 }
 
-/// M6: the software platform's root has a public key, and is neither trusted by default nor called
-/// anything else.
+/// M6: the software platform's root has a public key. It is not trusted by default, and always
+/// named.
 #[test]
 fn the_software_platforms_root_is_not_trusted_unless_named_and_called_what_it_is() {
     let demo = Demo::new();
@@ -240,7 +240,7 @@ fn each_expected_value_that_differs_fails_its_row() {
     );
 }
 
-/// M6: what a verifier expects never comes from the directory that the evidence is in.
+/// M6: a verifier's expected values never come from the directory with the evidence.
 #[test]
 fn no_expectation_is_read_from_the_evidence() {
     let demo = Demo::new();
@@ -355,7 +355,7 @@ fn the_table_shows_every_row_and_field_of_the_json() {
     }
 }
 
-/// The sample that ships with the crate `sev`, of a Milan machine, under AMD's root.
+/// The sample in the crate `sev`: a Milan machine, under AMD's root.
 #[test]
 fn a_report_of_amd_hardware_is_accepted() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attest/tests/data");

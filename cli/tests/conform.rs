@@ -1,4 +1,4 @@
-//! `kvm-ops conform` on the recorded vectors, and on what differs from them.
+//! `kvm-ops conform` on recorded vectors, and on altered ones.
 
 use std::fs;
 use std::process::{Command, Output};

@@ -1,4 +1,4 @@
-//! What `doctor` says is true.
+//! Tests the answers of `doctor`.
 
 mod common;
 
@@ -42,7 +42,7 @@ fn the_device_is_usable_exactly_if_it_can_be_opened_and_answers_version_12() {
     match kvm_ioctls::Kvm::new() {
         Ok(kvm) => {
             assert_eq!(usable, kvm.get_api_version() == 12);
-            // Asked again by another road than the program's.
+            // Ask the kernel again, without the program's code.
             for (name, vm_type) in [("sev", 2), ("sev-es", 3), ("sev-snp", 4), ("tdx", 5)] {
                 let offered = technology(&diagnosis, name)["host"]["offered"] == true;
                 assert_eq!(offered, kvm.create_vm_with_type(vm_type).is_ok(), "{name}");

@@ -1,4 +1,4 @@
-//! Fleets run, and their reports are true.
+//! Runs fleets, and checks their reports.
 
 mod common;
 
@@ -9,7 +9,7 @@ fn report(ran: &Ran) -> Value {
     serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {}{}", ran.out, ran.err))
 }
 
-/// The sums are those of the VMs, and nothing was left behind.
+/// Checks that the sums are those of the VMs and that nothing leaked.
 fn adds_up(report: &Value) {
     let vms: Vec<&Value> = report["vms"].as_array().expect("an array").iter().collect();
     let totals = &report["totals"];
@@ -47,8 +47,8 @@ fn adds_up(report: &Value) {
     assert!(report["after"]["descriptors"].as_u64() <= report["before"]["descriptors"].as_u64());
 }
 
-/// What confidential VMs took from firmware came back, by the counts of the firmware, of the
-/// host's allocator and of the teardowns.
+/// Checks that confidential VMs returned all resources, by the counts of the firmware, the host's
+/// allocator and the teardowns.
 fn firmware_adds_up(report: &Value) {
     for account in report["firmware"].as_array().expect("an array") {
         let number = |of: &str, key: &str| account[of][key].as_u64().expect(key);
@@ -67,7 +67,7 @@ fn firmware_adds_up(report: &Value) {
         let by_name = account["calls_by_name"].as_object().expect("an object");
         let calls: u64 = by_name.values().map(|n| n.as_u64().unwrap()).sum();
         assert_eq!(account["calls"], calls, "{account}");
-        // What single VMs say adds up to what their firmware's account says.
+        // The sums of the VMs' own reports equal the firmware's account.
         let vms = report["vms"].as_array().unwrap();
         let tech = |vm: &&Value| account["techs"].as_array().unwrap().contains(&vm["tech"]);
         let sum = |key| -> u64 {
@@ -90,7 +90,7 @@ fn vm<'a>(report: &'a Value, name: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("no VM {name}: {report}"))
 }
 
-/// The built-in fleet on one host: every guest ran, and reported what it computed.
+/// Runs the built-in fleet on one host: every guest ran, and reported its result.
 fn built_in(host: &str) {
     let ran = run(&["fleet", "--host", host, "--json"]);
     let report = report(&ran);
@@ -198,7 +198,7 @@ fn every_example_runs_where_its_hosts_are() {
     }
 }
 
-/// The checks of a fleet can fail, each of them.
+/// Every check of a fleet can fail.
 #[test]
 fn a_guest_that_does_otherwise_than_expected_fails_the_fleet_and_not_its_neighbours() {
     let fleet = r#"
@@ -247,7 +247,7 @@ fn a_guest_that_does_otherwise_than_expected_fails_the_fleet_and_not_its_neighbo
     );
 }
 
-/// On either host: the software platform stops a program, the processor is kicked out of a loop.
+/// On both hosts: the software platform stops a program, KVM kicks the processor out of a loop.
 #[test]
 fn a_guest_that_takes_too_long_is_stopped_and_fails_unless_that_is_expected() {
     let fleet = "defaults.timeout = \"300ms\"\n\
@@ -290,8 +290,8 @@ fn an_optional_vm_that_no_host_can_hold_is_left_out_and_the_reason_is_told() {
     assert_eq!(vm(&report, "ok")["status"], "ok");
 }
 
-/// Confidential VMs do the same work as normal VMs, in private memory, with the measurement of their
-/// start.
+/// Checks that confidential VMs do the same work as normal VMs in private memory, with the expected
+/// measurement.
 fn confidential(report: &Value, names: &[(&str, &str)]) {
     for (name, like) in names {
         let (vm, normal) = (vm(report, name), vm(report, like));
@@ -307,8 +307,8 @@ fn confidential(report: &Value, names: &[(&str, &str)]) {
     }
 }
 
-/// How often these calls succeeded, by a firmware's count. Two VMs may get into each other's way,
-/// and call again.
+/// Checks the number of successful calls, by the firmware's count. Concurrent VMs may cause
+/// retries, which do not count.
 fn counted(report: &Value, firmware: &str, calls: &[(&str, u64)]) {
     let accounts = report["firmware"].as_array().unwrap();
     let account = accounts
@@ -385,14 +385,14 @@ fn sev_guests_run_beside_normal_vms_and_the_amd_sp_is_left_as_it_was() {
             ("LAUNCH_UPDATE_VMSA", 1),
             ("DECOMMISSION", 2),
             ("SNP_LAUNCH_START", 3),
-            // Four pages and a VMSA for each vCPU.
+            // Four pages for each guest, and a VMSA for each vCPU.
             ("SNP_LAUNCH_UPDATE", 3 * 4 + 4),
             ("SNP_DECOMMISSION", 3),
         ],
     );
 }
 
-/// Every technology and every payload that ends by itself.
+/// Every technology with every payload that ends by itself.
 #[test]
 fn every_payload_runs_on_every_technology_of_the_software_platform() {
     for kind in ["vmx", "tdx", "svm", "sev", "sev-es", "sev-snp"] {

@@ -1,10 +1,10 @@
-//! Every fault of a fleet file is told with its line, and nothing runs.
+//! Tests that every fault of a fleet file is reported with its line, and that nothing runs.
 
 mod common;
 
 use common::{run, run_with_input};
 
-/// A fleet file, where its fault stands (line:column), and what must be said.
+/// A fleet file, the place of its fault (line:column), and the texts that must be printed.
 const FAULTS: &[(&str, &str, &[&str])] = &[
     ("", "", &["the fleet has no VMs", "hint: add one"]),
     ("# nothing\n", "", &["the fleet has no VMs"]),

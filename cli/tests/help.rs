@@ -1,4 +1,4 @@
-//! The program teaches how it is used.
+//! Tests the help texts and the man pages.
 
 mod common;
 
@@ -136,7 +136,7 @@ fn the_manual_page_knows_every_command_and_there_is_one_for_each() {
     );
 }
 
-/// Who reads is gone, mostly before anything is written.
+/// The reader is gone, usually before the first output.
 #[test]
 fn a_closed_pipe_is_no_error() {
     for args in [

@@ -1,4 +1,4 @@
-//! Launch digests off line equal those of independent programs.
+//! Tests that launch digests computed off line equal those of independent programs.
 
 mod common;
 
@@ -9,7 +9,7 @@ use common::run;
 use kvm_ops_tdvf::{Attributes, Section, SectionKind, compose};
 use serde_json::Value;
 
-/// Debian 12's OVMF.fd, which is what the recorded digests are of.
+/// Debian 12's OVMF.fd, the image of the recorded digests.
 fn debian_ovmf() -> Option<String> {
     let named = std::env::var_os("KVM_OPS_OVMF").map(PathBuf::from);
     let known = ["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd"].map(PathBuf::from);
@@ -27,7 +27,7 @@ fn debian_ovmf() -> Option<String> {
 
 const DEBIAN_SHA256: &str = "7b456907dd0786d415999e801a1ac4637b8ed4d7cf5378cfc6edbe5e574dd773";
 
-/// What `measure` prints: a line.
+/// Returns the line that `measure` prints.
 fn digest(args: &[&str]) -> String {
     let ran = run(&[&["measure"], args].concat());
     assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{args:?}");
@@ -55,7 +55,7 @@ fn refused(args: &[&str], code: i32, words: &[&str]) {
     }
 }
 
-/// An image with a footer table in both technologies' eyes: TDX metadata, no SEV metadata.
+/// An image with a footer table that holds TDX metadata and no SEV metadata.
 fn composed(directory: &Path) -> String {
     let mut image: Vec<u8> = (0..0x3000_u32).map(|i| ((i * 7) >> 5) as u8).collect();
     let firmware = Section {
@@ -101,7 +101,7 @@ fn mrtd_of_debian_ovmf_is_the_recorded_one_in_both_orders() {
     }
 }
 
-/// By `sev-snp-measure` and the crate `sev`, which agree.
+/// Digests from `sev-snp-measure` and the crate `sev`, which agree.
 #[test]
 fn sev_digests_of_debian_ovmf_are_the_recorded_ones() {
     let Some(ovmf) = debian_ovmf() else { return };
@@ -139,7 +139,7 @@ fn sev_digests_of_debian_ovmf_are_the_recorded_ones() {
     }
 }
 
-/// Live, where the program is installed: `pip install sev-snp-measure`.
+/// Runs the program if it is installed: `pip install sev-snp-measure`.
 #[test]
 fn sev_digests_equal_those_of_sev_snp_measure() {
     if Command::new("sev-snp-measure")
@@ -215,7 +215,7 @@ fn sev_digests_equal_those_of_sev_snp_measure() {
 fn a_composed_image_is_measured_where_no_real_one_is_installed() {
     let directory = tempfile::tempdir().unwrap();
     let image = composed(directory.path());
-    // hashlib.sha256 of the file; MRTD by tdx/tdvf/tests/mrtd.py.
+    // The first from Python's hashlib.sha256 of the file, MRTD from tdx/tdvf/tests/mrtd.py.
     assert_eq!(digest(&["sev", &image]), COMPOSED_SHA256);
     assert_eq!(digest(&["tdx", &image]), COMPOSED_SINGLE);
     assert_eq!(
@@ -224,7 +224,7 @@ fn a_composed_image_is_measured_where_no_real_one_is_installed() {
     );
     let snp = ["snp", &image, "--vcpus", "1", "--vcpu-type", "EPYC-v4"];
     assert_eq!(digest(&snp).len(), 96);
-    // What the digest covers changes it, what it does not cover does not.
+    // Options that the digest covers change it; other options do not.
     let other = |option, value| digest(&[&snp[..4], &[option, value]].concat());
     assert_eq!(other("--vcpu-sig", "0x800f12"), digest(&snp));
     assert_ne!(other("--vcpu-sig", "0x800f13"), digest(&snp));

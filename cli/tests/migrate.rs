@@ -1,4 +1,4 @@
-//! `kvm-ops migrate` as its users see it.
+//! Tests `kvm-ops migrate` as users call it.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! `run` runs images on a processor.
+//! Tests `run` with images on a processor and with TDs.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn has_seabios() -> bool {
     there
 }
 
-/// A flat image of these bytes.
+/// Creates a flat image of these bytes.
 fn flat(code: &[u8]) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), code).unwrap();
@@ -196,14 +196,14 @@ fn a_technology_that_cannot_be_had_is_refused_with_the_reason() {
             "{}",
             ran.err
         );
-        // A TD is refused because of its image, before a host is asked.
+        // A TD is refused because of its image, before a host is tried.
         if has_kvm() && tech != "tdx" {
             assert!(ran.err.contains(&format!("as a {tech} VM")), "{}", ran.err);
         }
     }
 }
 
-/// The image of Debian's package ovmf, or the one that `KVM_OPS_OVMF` names.
+/// The image of Debian's package ovmf, or the file that `KVM_OPS_OVMF` names.
 fn ovmf() -> Option<String> {
     let named = std::env::var("KVM_OPS_OVMF").ok();
     let known = ["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd"].map(String::from);
@@ -217,7 +217,7 @@ fn ovmf() -> Option<String> {
     found
 }
 
-/// A step's SEAMCALLs and what is said of it, from the table.
+/// Returns a step's SEAMCALLs and its details from the table.
 fn step<'a>(text: &'a str, name: &str) -> (u64, &'a str) {
     let line = text.lines().find(|line| line.starts_with(name));
     let line = line.unwrap_or_else(|| panic!("no step {name}: {text}"));
@@ -225,7 +225,7 @@ fn step<'a>(text: &'a str, name: &str) -> (u64, &'a str) {
     (calls.parse().expect(name), detail.trim())
 }
 
-/// What a TD's run must show, whatever it started with. Returns the MRTD.
+/// Checks the output of a TD's run, for any start. Returns the MRTD.
 fn ran_as_td(args: &[&str]) -> String {
     let ran = run(&[&["run", "--tech", "tdx"], args].concat());
     assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
@@ -246,7 +246,7 @@ fn ran_as_td(args: &[&str]) -> String {
     let (tear_down, freed) = step(&ran.err, "tear down");
     assert_eq!((compare, seen), (6, "the host saw what the guest shared"));
     assert!(freed.ends_with("1 KeyID freed"), "{freed}");
-    // The steps' SEAMCALLs are those that the module counted, leaf by leaf.
+    // The steps' SEAMCALLs add up to the module's own counts by leaf.
     let total = format!("{} SEAMCALLs:", finish + compare + enter + tear_down);
     assert!(
         ran.err.lines().any(|line| line == total),
@@ -265,7 +265,7 @@ fn ran_as_td(args: &[&str]) -> String {
         .map(leaf)
         .sum();
     assert_eq!(leaves, finish + compare + enter + tear_down, "{}", ran.err);
-    // 16 pages are shared, of which the guest had used the first and the last.
+    // 16 pages are shared; the guest had used only the first and the last.
     assert_eq!(leaf("TDH.MEM.PAGE.REMOVE"), 2, "{}", ran.err);
     let (taken, back) = ran
         .err

@@ -1,4 +1,4 @@
-//! SIGINT stops the guests in an orderly way.
+//! Tests that SIGINT stops the guests in an orderly way.
 
 #![cfg(unix)]
 
@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::{has_kvm, program};
 
-/// A flat image that never ends: it prints a line, then jumps to itself.
+/// A flat image that prints a line and then jumps to itself without end.
 const SPINS: &[u8] = b"\xba\x02\x04\xb0x\xee\xb0\n\xee\xeb\xfe";
 
 fn interrupt(child: &Child) {
@@ -41,7 +41,7 @@ fn one_sigint_stops_a_guest_and_tells_what_it_did() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Once it prints, it runs.
+    // Output shows that the guest runs.
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     out.read_line(&mut line).unwrap();
@@ -61,7 +61,7 @@ fn one_sigint_stops_a_guest_and_tells_what_it_did() {
     );
 }
 
-/// One VM has ended when the signal comes, the others never would.
+/// One VM has ended when the signal comes; the others would run without end.
 #[test]
 fn one_sigint_stops_a_fleet_which_still_reports() {
     for (host, there) in [("sim", true), ("kvm", has_kvm())] {
@@ -79,7 +79,7 @@ fn one_sigint_stops_a_fleet_which_still_reports() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // The first line of progress: one VM has ended.
+        // The first line of progress shows that one VM has ended.
         let mut err = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         err.read_line(&mut line).unwrap();

@@ -1,4 +1,4 @@
-//! The firmware image that is measured.
+//! The firmware image of the measurement.
 
 use std::error::Error;
 use std::fs;
@@ -7,23 +7,23 @@ use std::path::{Path, PathBuf};
 use kvm_ops_tdvf::{Attributes, Section, SectionKind, Tdvf, compose};
 use soft_amd_sp::measure::Ovmf;
 
-/// Debian's package `ovmf`.
+/// The image of Debian's package `ovmf`.
 const DEBIAN: &str = "/usr/share/ovmf/OVMF.fd";
 const LENGTH: usize = 2 << 20;
 
-/// An image for SEV and one for TDX: the same file, if it has metadata for both.
+/// An image for SEV and one for TDX: the same file if it has metadata for both.
 #[derive(Debug)]
 pub(crate) struct Image {
-    /// What it is, for the tables.
+    /// The image's name in the tables.
     pub(crate) name: String,
-    /// The file that is measured for SEV.
+    /// The file measured for SEV.
     pub(crate) file: PathBuf,
-    /// The file that is measured for TDX.
+    /// The file measured for TDX.
     pub(crate) tdx_file: PathBuf,
 }
 
 impl Image {
-    /// The given file, or Debian's, or one made up in a directory.
+    /// Returns the given file, or Debian's, or one composed in `directory`.
     pub(crate) fn find(given: Option<&Path>, directory: &Path) -> Result<Self, Box<dyn Error>> {
         let real = given.unwrap_or(Path::new(DEBIAN));
         if given.is_some() || has_both(real) {
@@ -53,7 +53,7 @@ fn has_both(file: &Path) -> bool {
     })
 }
 
-/// Bytes that no hash can take a short cut for.
+/// Bytes without a pattern, so that no hash can take a shortcut.
 fn noise() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
@@ -65,12 +65,12 @@ fn noise() -> Vec<u8> {
     (0..LENGTH).map(|_| next()).collect()
 }
 
-/// GUIDs as they lie in the table: sev metadata, reset block, footer.
+/// The GUIDs in the table's byte order: sev metadata, reset block, footer.
 const METADATA: [u8; 16] = *b"\x66\x65\x88\xdc\x4a\x98\x98\x47\xa7\x5e\x55\x85\xa7\xbf\x67\xcc";
 const RESET: [u8; 16] = *b"\xde\x71\xf7\x00\x7e\x1a\xcb\x4f\x89\x0e\x68\xc7\x7e\x2f\xb4\x4e";
 const FOOTER: [u8; 16] = *b"\xde\x82\xb5\x96\xb2\x1f\xf7\x45\xba\xea\xa3\x66\xc5\x5a\x08\x2d";
 
-/// With the sections and the reset block that Debian's image has.
+/// An image with the sections and the reset block of Debian's image.
 fn sev_image() -> Vec<u8> {
     let mut image = noise();
     let sections = [
@@ -106,7 +106,7 @@ fn sev_image() -> Vec<u8> {
     image
 }
 
-/// With one measured section, the whole image.
+/// An image with one measured section, which covers all of it.
 fn tdx_image() -> Result<Vec<u8>, Box<dyn Error>> {
     let mut image = noise();
     let section = Section {

@@ -29,7 +29,7 @@ use crate::figures::{Contender, Digest, Hash, Measurement};
 use crate::image::Image;
 use crate::python::Tool;
 
-/// Virtual processors of the launch.
+/// The number of vCPUs of the launch.
 const VCPUS: u32 = 4;
 /// The signature of QEMU's EPYC-v4.
 const SIGNATURE: u32 = 0x80_0f12;
@@ -72,7 +72,7 @@ impl Technology {
         }
     }
 
-    /// What the Python tool calls it.
+    /// The technology's name on the Python tool's command line.
     fn argument(self) -> &'static str {
         match self {
             Self::Sev => "sev",
@@ -89,7 +89,7 @@ impl Technology {
     }
 }
 
-/// Computes a digest as this project does, from the file on.
+/// Computes a digest with this project's code, from the file on.
 fn ours(technology: Technology, image: &Image) -> Result<Vec<u8>, Box<dyn Error>> {
     if technology == Technology::Tdx {
         let image = fs::read(&image.tdx_file)?;
@@ -104,7 +104,7 @@ fn ours(technology: Technology, image: &Image) -> Result<Vec<u8>, Box<dyn Error>
     })
 }
 
-/// Computes it with the crate `sev`.
+/// Computes the digest with the crate `sev`.
 fn crate_sev(technology: Technology, image: &Image) -> Result<Vec<u8>, Box<dyn Error>> {
     let ovmf_file = image.file.clone();
     Ok(match technology {
@@ -140,7 +140,8 @@ fn crate_sev(technology: Technology, image: &Image) -> Result<Vec<u8>, Box<dyn E
     })
 }
 
-/// Processor time of this thread in nanoseconds: what else runs on the machine disturbs it less.
+/// Returns the processor time of this thread in nanoseconds, which other load disturbs less than
+/// the clock.
 fn processor_time() -> f64 {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
@@ -152,13 +153,13 @@ fn timed<T>(f: impl FnOnce() -> T) -> (f64, T) {
     (processor_time() - start, out)
 }
 
-/// One digest of one program: the times of all rounds.
+/// The times of one program for one digest, one per round.
 struct Column {
     name: String,
     ns: Vec<f64>,
 }
 
-/// One technology: ours first.
+/// The times of one technology; this project is the first column.
 struct Row {
     technology: Technology,
     digest: Vec<u8>,
@@ -184,7 +185,7 @@ impl Row {
     }
 }
 
-/// A hash alone, over the whole image.
+/// The speed of a hash alone, over the whole image.
 struct Speed {
     hash: &'static str,
     by: &'static str,
@@ -233,7 +234,7 @@ fn contender(column: &Column, ours: &Column) -> Contender {
 fn run(cli: &Cli) -> Result<Measurement, Box<dyn Error>> {
     let work_dir = match &cli.work_dir {
         Some(directory) => directory.clone(),
-        // Beside this program.
+        // The folder `peers` beside this program.
         None => env::current_exe()?.with_file_name("peers"),
     };
     fs::create_dir_all(&work_dir)?;
@@ -333,7 +334,7 @@ fn run(cli: &Cli) -> Result<Measurement, Box<dyn Error>> {
     })
 }
 
-/// The fastest of some runs of the Python tool as a command.
+/// Returns the fastest of several runs of the Python tool as a command.
 fn python_process(work_dir: &Path, image: &Image) -> Option<f64> {
     let mut fastest = Duration::MAX;
     for _ in 0..10 {

@@ -1,4 +1,4 @@
-//! The Python tool, kept running so that its start is not timed.
+//! Keeps the Python tool running, so that its start is not timed.
 
 use std::error::Error;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -11,7 +11,7 @@ use crate::image::Image;
 const PACKAGE: &str = "sev-snp-measure";
 const VERSION: &str = "0.0.13";
 
-/// `sev-snp-measure` in a process of its own, which ends when this is dropped.
+/// A running `sev-snp-measure` process. Dropping this ends it.
 pub(crate) struct Tool {
     child: Child,
     input: Option<ChildStdin>,
@@ -19,7 +19,7 @@ pub(crate) struct Tool {
 }
 
 impl Tool {
-    /// Installs it into a virtual environment, unless that was done before, and starts it.
+    /// Installs the tool into a virtual environment, unless it is there already, and starts it.
     pub(crate) fn start(environment: &Path) -> Result<Self, Box<dyn Error>> {
         let python = environment.join("bin/python");
         if !installed(&python) {
@@ -43,12 +43,12 @@ impl Tool {
         })
     }
 
-    /// The name for the tables.
+    /// The tool's name in the tables.
     pub(crate) fn name() -> String {
         format!("{PACKAGE} {VERSION}")
     }
 
-    /// Nanoseconds and digest.
+    /// Returns nanoseconds and the digest.
     pub(crate) fn digest(
         &mut self,
         technology: Technology,
@@ -75,7 +75,7 @@ impl Tool {
 
 impl Drop for Tool {
     fn drop(&mut self) {
-        // The end of its input is the end of the tool.
+        // The tool ends when its input is closed.
         self.input = None;
         let _ = self.child.wait();
     }

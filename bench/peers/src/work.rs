@@ -1,4 +1,4 @@
-//! How much there is to hash for a digest: no program can be faster than its hash is for that.
+//! The number of bytes to hash for a digest. The speed of its hash limits every program.
 
 use kvm_ops_tdvf::Tdvf;
 use soft_amd_sp::measure::{Ovmf, SectionKind};
@@ -6,19 +6,19 @@ use soft_amd_sp::measure::{Ovmf, SectionKind};
 use crate::{Technology, VCPUS};
 
 const PAGE: u64 = 4096;
-/// PAGE_INFO, what an SNP launch hashes for each page beside the page itself.
+/// The size of PAGE_INFO, which an SNP launch hashes for each page.
 const PAGE_INFO: u64 = 0x70;
-/// What TDH.MEM.PAGE.ADD adds to MRTD, and what TDH.MR.EXTEND adds for 256 bytes.
+/// The bytes that TDH.MEM.PAGE.ADD adds to MRTD, and those that TDH.MR.EXTEND adds per 256 bytes.
 const PAGE_ADD: u64 = 128;
 const EXTEND: u64 = 128 + 256;
 
-/// The bytes of the blocks that a hash of a message of this length goes through.
+/// The length of a hashed message after padding to whole blocks.
 fn padded(length: u64, block: u64) -> u64 {
-    // A bit to end the message, and its length in an eighth of a block.
+    // The padding: one bit, and the length in an eighth of a block.
     (length + 1 + block / 8).next_multiple_of(block)
 }
 
-/// The bytes of all blocks for a digest of this image.
+/// The number of bytes to hash for a digest of this image, padding included.
 pub(crate) fn bytes(technology: Technology, image: &[u8]) -> u64 {
     let length = image.len() as u64;
     let vcpus = u64::from(VCPUS);

@@ -1,5 +1,5 @@
-//! Calls operations of a back end once directly and once through `AnyVm`, each in a function of
-//! its own, so that tests/zero_cost.rs can compare their code; and prints the sizes of the types.
+//! Calls back-end operations directly and through `AnyVm`, each in a separate function, so that
+//! tests/zero_cost.rs can compare their code. Also prints the sizes of the types.
 
 mod ports;
 
@@ -14,11 +14,11 @@ use kvm_ops::{
 
 use crate::ports::Ports;
 
-/// A machine whose ports the compiler cannot see through: every back end is compiled whole.
+/// A machine with ports that are opaque to the compiler, so that every back end is compiled whole.
 #[derive(Clone, Debug)]
 struct Machine;
 
-/// Its VM: a few words, of which an operation reads some.
+/// Its VM: a few words, some of which an operation reads.
 #[derive(Debug)]
 struct Port {
     first: u32,
@@ -111,7 +111,7 @@ macro_rules! probes {
             fn $name($vm: $vm_ty $(, $arg: $arg_ty)*) -> $ret $body
         )*
 
-        /// Keeps the functions in the program.
+        /// Keeps the functions from being removed.
         fn $list() {
             $( black_box($name as *const ()); )*
         }
@@ -167,7 +167,7 @@ fn main() {
     #[cfg(feature = "vmx")]
     direct();
 
-    // A VM of every technology may exist, as far as the compiler knows.
+    // The compiler must assume a VM of any technology.
     let vm = kvm_ops::create(&Machine, &kvm_ops::VmConfig::normal());
     black_box(&vm);
 

@@ -1,4 +1,4 @@
-//! SEAMCALL, AMD SP and pages whose answers the compiler does not know.
+//! SEAMCALL, AMD SP and page ports whose answers are opaque to the compiler.
 
 use std::hint::black_box;
 use std::sync::LazyLock;
@@ -8,7 +8,7 @@ use kvm_ops::{
     PortId, PspPort, Result, SeamPort, SeamRegs, SnpAsids,
 };
 
-/// All ports in one.
+/// All ports in one type.
 #[derive(Debug)]
 pub(crate) struct Ports {
     id: PortId,
@@ -17,7 +17,7 @@ pub(crate) struct Ports {
     asids: AsidPools,
 }
 
-/// The one value.
+/// The only value.
 pub(crate) fn get() -> &'static Ports {
     static PORTS: LazyLock<Ports> = LazyLock::new(|| Ports {
         id: PortId::new(),
@@ -95,7 +95,7 @@ impl PagePort for Ports {
     }
 
     fn alloc(&self, level: Level) -> Result<Page> {
-        // SAFETY: the number names no memory: what is read and written goes nowhere.
+        // SAFETY: the page number is not backed by memory; reads and writes have no effect.
         black_box(Ok(unsafe { Page::from_raw(Pfn::new(1), level, self.id) }))
     }
 

@@ -1,7 +1,7 @@
-//! The enums of back ends that are compared, all by [`backend_enum!`].
+//! The enums of back ends to compare, all made by [`backend_enum!`].
 //!
-//! The chain's enums are `repr(u8)`: otherwise the tag of one would be kept in unused values of the
-//! next one's, and LLVM would make a jump table of the three.
+//! The chain's enums are `repr(u8)`: otherwise the compiler would store the tag of one in unused
+//! values of the next, and LLVM would build one jump table for all three.
 
 use kvm_ops_core::backend_enum;
 
@@ -14,13 +14,13 @@ backend_enum! {
     /// Its vCPU.
     pub enum InlinedOneVcpu { Vmx(Vcpu<i::VmxVm>) }
 
-    /// What an Intel host holds.
+    /// The back ends of an Intel host.
     pub enum InlinedIntel { Vmx(i::VmxVm), Tdx(i::TdxVm) }
 
     /// Its vCPU.
     pub enum InlinedIntelVcpu { Vmx(Vcpu<i::VmxVm>), Tdx(Vcpu<i::TdxVm>) }
 
-    /// What an AMD host holds.
+    /// The back ends of an AMD host.
     pub enum InlinedAmd { Svm(i::SvmVm), Sev(i::SevVm) }
 
     /// Its vCPU.
@@ -32,20 +32,20 @@ backend_enum! {
     /// Its vCPU.
     pub enum InlinedFlatVcpu { Vmx(Vcpu<i::VmxVm>), Tdx(Vcpu<i::TdxVm>), Svm(Vcpu<i::SvmVm>), Sev(Vcpu<i::SevVm>) }
 
-    /// Vendor, then technology.
+    /// Vendor first, then technology.
     pub enum InlinedNested { Intel(InlinedIntel), Amd(InlinedAmd) }
 
     /// Its vCPU.
     pub enum InlinedNestedVcpu { Intel(InlinedIntelVcpu), Amd(InlinedAmdVcpu) }
 
-    /// TDX, or what AMD has.
+    /// TDX, or the back ends of AMD.
     #[repr(u8)]
     pub enum InlinedChainRest { Tdx(i::TdxVm), Rest(InlinedAmd) }
 
     /// Its vCPU.
     pub enum InlinedChainRestVcpu { Tdx(Vcpu<i::TdxVm>), Rest(InlinedAmdVcpu) }
 
-    /// VMX, or the rest: one compare after another.
+    /// VMX, or the others: one compare after another.
     #[repr(u8)]
     pub enum InlinedChain { Vmx(i::VmxVm), Rest(InlinedChainRest) }
 
@@ -58,13 +58,13 @@ backend_enum! {
     /// Its vCPU.
     pub enum CalledOneVcpu { Vmx(Vcpu<c::VmxVm>) }
 
-    /// What an Intel host holds.
+    /// The back ends of an Intel host.
     pub enum CalledIntel { Vmx(c::VmxVm), Tdx(c::TdxVm) }
 
     /// Its vCPU.
     pub enum CalledIntelVcpu { Vmx(Vcpu<c::VmxVm>), Tdx(Vcpu<c::TdxVm>) }
 
-    /// What an AMD host holds.
+    /// The back ends of an AMD host.
     pub enum CalledAmd { Svm(c::SvmVm), Sev(c::SevVm) }
 
     /// Its vCPU.
@@ -76,20 +76,20 @@ backend_enum! {
     /// Its vCPU.
     pub enum CalledFlatVcpu { Vmx(Vcpu<c::VmxVm>), Tdx(Vcpu<c::TdxVm>), Svm(Vcpu<c::SvmVm>), Sev(Vcpu<c::SevVm>) }
 
-    /// Vendor, then technology.
+    /// Vendor first, then technology.
     pub enum CalledNested { Intel(CalledIntel), Amd(CalledAmd) }
 
     /// Its vCPU.
     pub enum CalledNestedVcpu { Intel(CalledIntelVcpu), Amd(CalledAmdVcpu) }
 
-    /// TDX, or what AMD has.
+    /// TDX, or the back ends of AMD.
     #[repr(u8)]
     pub enum CalledChainRest { Tdx(c::TdxVm), Rest(CalledAmd) }
 
     /// Its vCPU.
     pub enum CalledChainRestVcpu { Tdx(Vcpu<c::TdxVm>), Rest(CalledAmdVcpu) }
 
-    /// VMX, or the rest: one compare after another.
+    /// VMX, or the others: one compare after another.
     #[repr(u8)]
     pub enum CalledChain { Vmx(c::VmxVm), Rest(CalledChainRest) }
 

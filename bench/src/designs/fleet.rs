@@ -1,11 +1,11 @@
-//! Which technologies a fleet of VMs has, and in which order its VMs are visited.
+//! The technologies of a fleet's VMs, and the order of visits.
 
 use serde::{Deserialize, Serialize};
 
-/// How many VMs a fleet has. An index is a `u8`, so no form pays for a bounds check.
+/// The number of VMs in a fleet. An index is a `u8`, so no form needs a bounds check.
 pub const VMS: usize = 256;
 
-/// How many operations one run makes.
+/// The number of operations in one run.
 pub const OPS: usize = 1 << 16;
 
 /// A composition of the fleet.
@@ -14,7 +14,7 @@ pub const OPS: usize = 1 << 16;
 pub enum Fleet {
     /// Every VM is of the first technology (VMX).
     Same,
-    /// Every VM is of the last technology (SEV): what the last arm costs.
+    /// Every VM is of the last technology (SEV), which shows the cost of the last arm.
     SameLast,
     /// VMX and TDX at random: one Intel host.
     Mix2,
@@ -49,7 +49,7 @@ impl Fleet {
         }
     }
 
-    /// How many technologies a form must know to hold it.
+    /// The number of technologies that a form must support to hold this fleet.
     pub const fn needs(self) -> usize {
         match self {
             Self::Same => 1,
@@ -73,7 +73,7 @@ impl Fleet {
         })
     }
 
-    /// The VMs in the order in which one run visits them; `round` picks another order.
+    /// The VMs in the order of one run; each `round` has another order.
     pub fn order(self, round: u64) -> Vec<u8> {
         let mut random = Random(round.wrapping_add(0x0dd5));
         let mut order: Vec<u8> = (0..OPS).map(|_| random.next()).collect();
@@ -87,7 +87,7 @@ impl Fleet {
     }
 }
 
-/// splitmix64: small, and the same numbers everywhere.
+/// splitmix64: small, and reproducible everywhere.
 struct Random(u64);
 
 impl Random {

@@ -1,13 +1,13 @@
-//! A way to dispatch, and the loop that every one of them is measured in.
+//! A form of dispatch, and the loop that measures it.
 
 use crate::designs::fleet::VMS;
 
-/// One way to send an operation to the technology of its VM.
+/// One way to dispatch an operation to the technology of its VM.
 pub trait Form {
-    /// How one VM is kept in the fleet's array.
+    /// The fleet array's element for one VM.
     type Vm;
 
-    /// Creates the VM of that number, of the technology 0 VMX, 1 TDX, 2 SVM, 3 SEV.
+    /// Creates VM number `id` of a technology: 0 VMX, 1 TDX, 2 SVM, 3 SEV.
     fn vm(tech: u8, id: u64) -> Self::Vm;
 
     /// Dispatches one operation.
@@ -30,21 +30,21 @@ pub fn fleet<F: Form>(techs: &[u8; VMS]) -> Vms<F> {
     vms
 }
 
-/// How many placements of each loop are measured.
+/// The number of measured placements of each loop.
 pub const PLACEMENTS: usize = 4;
 
 /// Visits the VMs in `order` and performs one operation on each.
 ///
-/// A function of its own, because callgrind collects inside functions of this name only. The
-/// rotation makes each answer matter and keeps the compiler from computing several at once.
+/// This is a separate function because callgrind collects only inside functions of this name. The
+/// rotation makes each answer matter, and prevents the compiler from computing several at once.
 ///
-/// `PLACEMENT` moves the loop by 16 bytes in its cache line. Where a branch falls in its line
-/// decides whether many Intel processors keep it in their cache of decoded instructions (erratum
-/// SKX102, "JCC erratum"), which is worth more than most differences between forms; so each form
-/// is measured in all four places.
+/// `PLACEMENT` moves the loop by 16 bytes in its cache line. On many Intel processors the position
+/// of a branch in its line decides if it stays in the cache of decoded instructions (erratum
+/// SKX102, "JCC erratum"). This effect exceeds most differences between forms, so each form is
+/// measured in all four positions.
 #[inline(never)]
 pub fn counted_loop<F: Form, const PLACEMENT: usize>(vms: &[F::Vm; VMS], order: &[u8]) -> u64 {
-    // SAFETY: it executes no more than some NOPs.
+    // SAFETY: it executes only NOPs.
     unsafe {
         core::arch::asm!(
             ".p2align 6",
@@ -62,11 +62,11 @@ pub fn counted_loop<F: Form, const PLACEMENT: usize>(vms: &[F::Vm; VMS], order: 
     sum
 }
 
-/// The loop with an operation of one instruction and no dispatch: what every count has in common.
+/// The loop with an operation of one instruction and no dispatch: the baseline of every count.
 #[derive(Debug)]
 pub struct Empty;
 
-/// How many instructions [`Empty`]'s operation has.
+/// The number of instructions in [`Empty`]'s operation.
 pub const EMPTY_OP: f64 = 1.0;
 
 impl Form for Empty {
@@ -80,8 +80,8 @@ impl Form for Empty {
     #[allow(clippy::transmute_int_to_bool)] // A comparison would be an instruction.
     fn op(vm: &[u64; 5], index: u32) -> bool {
         let answer: u8;
-        // SAFETY: it clears a register. The address and the argument are computed for it, as for
-        // an operation. Zero is a `bool`.
+        // SAFETY: it clears a register, and zero is a valid `bool`. The address and the argument
+        // are computed as for an operation.
         unsafe {
             core::arch::asm!(
                 "xor {answer}, {answer} /* {vm} {index:e} */",
@@ -95,8 +95,8 @@ impl Form for Empty {
     }
 }
 
-/// A form whose dispatch and bodies are one function, which every call site shares: what the
-/// compiler makes of operations that are too large to be copied.
+/// A form with dispatch and bodies in one function that every call site shares. The compiler does
+/// the same with operations that are too large to inline.
 #[derive(Debug)]
 pub struct Outlined<F>(core::marker::PhantomData<F>);
 

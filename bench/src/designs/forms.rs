@@ -1,4 +1,4 @@
-// The forms, written once and included for each kind of back end: `bodies` is in scope.
+// The forms, written once and included for each kind of back end. `bodies` is in scope.
 
 use core::mem::transmute;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -9,7 +9,7 @@ use crate::designs::form::Form;
 use crate::designs::retpoline::{self, Op};
 use bodies::{Amd, Chain, ChainRest, Flat, Intel, Nested, One, SevVm, SvmVm, TdxVm, VmxVm};
 
-/// The technology is known when compiling.
+/// The technology is known at compile time.
 #[derive(Debug)]
 pub struct Direct;
 
@@ -26,7 +26,7 @@ impl Form for Direct {
     }
 }
 
-/// A form that keeps its VMs as values of an enum.
+/// Defines a form that stores its VMs as enum values.
 macro_rules! enum_form {
     ($(#[$doc:meta])* $Form:ident, $Vm:ty, $($tech:pat => $make:expr),+) => {
         $(#[$doc])*
@@ -73,11 +73,11 @@ enum_form!(
     _ => |id| Nested::Amd(Amd::Sev(SevVm::new(id)))
 );
 enum_form!(
-    /// The same, each VM in an allocation of its own as Linux has its `struct kvm`.
+    /// The same, with each VM in a separate allocation, as Linux allocates `struct kvm`.
     Enum2x2Boxed, Box<Nested>, tech => |id| Box::new(Enum2x2::vm(tech, id))
 );
 enum_form!(
-    /// `backend_enum!` of enums in a row: one technology, or the rest.
+    /// `backend_enum!` of nested enums: one technology, or the rest.
     EnumChain, Chain,
     0 => |id| Chain::Vmx(VmxVm::new(id)),
     1 => |id| Chain::Rest(ChainRest::Tdx(TdxVm::new(id))),
@@ -85,23 +85,23 @@ enum_form!(
     _ => |id| Chain::Rest(ChainRest::Rest(Amd::Sev(SevVm::new(id))))
 );
 
-/// An enum whose tags are too far apart for a jump table, with a `match` written by hand.
+/// An enum with tags too far apart for a jump table, and a hand-written `match`.
 ///
-/// enum_dispatch drops discriminants, so `backend_enum!` cannot say this.
+/// enum_dispatch drops discriminants, so `backend_enum!` cannot express this.
 #[repr(u8)]
 #[derive(Debug)]
 pub enum Sparse {
-    /// A tag of its own.
+    /// The tag 0.
     Vmx(VmxVm) = 0,
-    /// A tag of its own.
+    /// The tag 85.
     Tdx(TdxVm) = 85,
-    /// A tag of its own.
+    /// The tag 171.
     Svm(SvmVm) = 171,
-    /// A tag of its own.
+    /// The tag 255.
     Sev(SevVm) = 255,
 }
 
-/// See [`Sparse`].
+/// The form of [`Sparse`].
 #[derive(Debug)]
 pub struct EnumSparse;
 
@@ -128,7 +128,7 @@ impl Form for EnumSparse {
     }
 }
 
-/// `Box<dyn VmOps>`: the trait object of the very same trait.
+/// `Box<dyn VmOps>`: a trait object of the same trait.
 #[derive(Debug)]
 pub struct BoxDyn;
 
@@ -150,7 +150,7 @@ impl Form for BoxDyn {
     }
 }
 
-/// The operations of one technology as function pointers: a `kvm_x86_ops`.
+/// The operations of one technology as function pointers, like `kvm_x86_ops`.
 #[derive(Debug)]
 pub struct Ops {
     has_emulated_msr: Op,
@@ -159,7 +159,7 @@ pub struct Ops {
 macro_rules! table {
     ($TABLE:ident, $function:ident, $Vm:ty) => {
         unsafe extern "C" fn $function(vm: *const (), index: u32) -> bool {
-            // SAFETY: a table is only ever kept beside VMs of its own type.
+            // SAFETY: a table is only ever stored with VMs of its type.
             unsafe { &*vm.cast::<$Vm>() }.answer(index)
         }
         static $TABLE: Ops = Ops { has_emulated_msr: $function };
@@ -172,14 +172,14 @@ table!(SEV_OPS, sev_has_emulated_msr, SevVm);
 
 static TABLES: [&Ops; 4] = [&VMX_OPS, &TDX_OPS, &SVM_OPS, &SEV_OPS];
 
-/// A VM that knows its table, and lies in an allocation of its own.
+/// A VM with a pointer to its table, in a separate allocation.
 #[derive(Debug)]
 pub struct TableVm {
     ops: &'static Ops,
     data: *const (),
 }
 
-/// A VM in an allocation of its own. The benchmark never frees one.
+/// Allocates a VM. The benchmark never frees one.
 fn leaked(tech: u8, id: u64) -> *const () {
     match tech {
         0 => Box::into_raw(Box::new(VmxVm::new(id))).cast(),
@@ -210,7 +210,7 @@ impl<const RETPOLINE: bool> Form for PerVmTable<RETPOLINE> {
     }
 }
 
-/// A VM that knows the number of its technology.
+/// A VM with its technology's number.
 #[derive(Debug)]
 pub struct TagVm {
     tech: u8,
@@ -220,7 +220,7 @@ pub struct TagVm {
 static OPS_BY_TAG: [Op; 4] =
     [vmx_has_emulated_msr, tdx_has_emulated_msr, svm_has_emulated_msr, sev_has_emulated_msr];
 
-/// One static table of functions for each operation, indexed by the VM's technology.
+/// A static function table for each operation, indexed by the VM's technology.
 #[derive(Debug)]
 pub struct TagTable<const RETPOLINE: bool>;
 
@@ -241,25 +241,24 @@ impl<const RETPOLINE: bool> Form for TagTable<RETPOLINE> {
     }
 }
 
-/// main.c's wrapper: "if it is a TD then tdx, else vmx".
+/// The wrapper of main.c: "if it is a TD then tdx, else vmx".
 #[inline(never)]
 unsafe extern "C" fn vt_has_emulated_msr(vm: *const (), index: u32) -> bool {
-    // SAFETY: only ever called for a VM of type `Intel`.
+    // SAFETY: called only for VMs of type `Intel`.
     unsafe { &*vm.cast::<Intel>() }.has_emulated_msr(index)
 }
 
-/// The one global table. A pointer that may change, as the module loaded at run time fills it:
-/// the compiler may not look through it.
+/// The one global table. The pointer is mutable, as the module fills it at run time, so that the
+/// compiler cannot see through it.
 static GLOBAL: AtomicPtr<()> = AtomicPtr::new(vt_has_emulated_msr as *mut ());
 
 #[inline(always)]
 fn global(from: &AtomicPtr<()>) -> Op {
-    // SAFETY: only functions of type `Op` are ever stored.
+    // SAFETY: only functions of type `Op` are stored.
     unsafe { transmute::<*mut (), Op>(from.load(Ordering::Relaxed)) }
 }
 
-/// A global table of wrappers, each of which tests `is_td`: Linux's `vmx/main.c` without static
-/// calls.
+/// A global table of wrappers that test `is_td`: Linux's `vmx/main.c` without static calls.
 #[derive(Debug)]
 pub struct MainC<const RETPOLINE: bool>;
 
@@ -273,14 +272,14 @@ impl<const RETPOLINE: bool> Form for MainC<RETPOLINE> {
     #[inline(always)]
     fn op(vm: &Intel, index: u32) -> bool {
         let (op, vm) = (global(&GLOBAL), core::ptr::from_ref(vm).cast());
-        // SAFETY: the VM is of type `Intel`, as the wrapper demands.
+        // SAFETY: the VM is of type `Intel`, as the wrapper requires.
         unsafe {
             if RETPOLINE { retpoline::call(op, vm, index) } else { op(vm, index) }
         }
     }
 }
 
-/// The same with Linux's static calls: the wrapper's address is patched into the caller.
+/// The same with Linux's static calls: the caller contains the wrapper's address.
 #[derive(Debug)]
 pub struct MainCStatic;
 
@@ -293,25 +292,25 @@ impl Form for MainCStatic {
 
     #[inline(always)]
     fn op(vm: &Intel, index: u32) -> bool {
-        // SAFETY: the VM is of type `Intel`, as the wrapper demands.
+        // SAFETY: the VM is of type `Intel`, as the wrapper requires.
         unsafe { vt_has_emulated_msr(core::ptr::from_ref(vm).cast(), index) }
     }
 }
 
-/// The wrapper of the extra layer: it calls on through the VM's own table.
+/// The wrapper of the extra layer, which calls through the VM's table.
 #[inline(never)]
 unsafe extern "C" fn layer_has_emulated_msr<const RETPOLINE: bool>(
     vm: *const (),
     index: u32,
 ) -> bool {
-    // SAFETY: only ever called for a VM of type `TableVm`.
+    // SAFETY: called only for VMs of type `TableVm`.
     PerVmTable::<RETPOLINE>::op(unsafe { &*vm.cast::<TableVm>() }, index)
 }
 
 static LAYER: AtomicPtr<()> = AtomicPtr::new(layer_has_emulated_msr::<false> as *mut ());
 static LAYER_RETPOLINE: AtomicPtr<()> = AtomicPtr::new(layer_has_emulated_msr::<true> as *mut ());
 
-/// Another layer of callbacks below the global table, which the design discussion names and
+/// A second layer of callbacks below the global table, which the design discussion names and
 /// rejects.
 #[derive(Debug)]
 pub struct Layer<const RETPOLINE: bool>;
@@ -327,7 +326,7 @@ impl<const RETPOLINE: bool> Form for Layer<RETPOLINE> {
     fn op(vm: &TableVm, index: u32) -> bool {
         let op = global(if RETPOLINE { &LAYER_RETPOLINE } else { &LAYER });
         let vm = core::ptr::from_ref(vm).cast();
-        // SAFETY: the VM is of type `TableVm`, as the layer demands.
+        // SAFETY: the VM is of type `TableVm`, as the layer requires.
         unsafe {
             if RETPOLINE { retpoline::call(op, vm, index) } else { op(vm, index) }
         }

@@ -1,4 +1,4 @@
-//! The designs that are compared.
+//! The designs to compare.
 
 pub mod enums;
 pub mod fleet;
@@ -7,7 +7,7 @@ pub mod model;
 pub mod registry;
 pub mod retpoline;
 
-/// The forms over back ends whose operation may be copied into the caller.
+/// The forms over back ends whose operation may be inlined.
 pub mod inlined {
     mod bodies {
         pub(super) use crate::designs::enums::{
@@ -19,7 +19,7 @@ pub mod inlined {
     include!("forms.rs");
 }
 
-/// The forms over back ends whose operation is a function of its own.
+/// The forms over back ends whose operation is a separate function.
 pub mod called {
     mod bodies {
         pub(super) use crate::designs::enums::{

@@ -1,11 +1,11 @@
-//! The back ends that are dispatched to.
+//! The back ends behind the dispatch.
 //!
-//! Four technologies, each in two kinds: *inlined*, whose operation the compiler may copy into the
-//! caller, and *called*, whose operation is a function of its own, as a back end's larger
-//! operations are. They implement the real [`VmOps`]; the operation measured is
-//! [`has_emulated_msr`](kvm_ops_core::VmOps::has_emulated_msr), because a body of three instructions
-//! hides nothing of the dispatch. The bodies differ, or the compiler would merge the arms of the
-//! `match` and no dispatch would be left.
+//! There are four technologies, each in two kinds: *inlined*, with an operation that the compiler
+//! may inline, and *called*, with an operation in a separate function, like the larger operations
+//! of a real back end. They implement the real [`VmOps`]. The measured operation is
+//! [`has_emulated_msr`](kvm_ops_core::VmOps::has_emulated_msr), because a body of three
+//! instructions does not hide the dispatch. The bodies differ; otherwise the compiler would merge
+//! the arms of the `match` and remove the dispatch.
 
 use std::marker::PhantomData;
 
@@ -14,7 +14,7 @@ use kvm_ops_core::{
     Tech, VcpuId, VcpuOps, VmId, VmOps,
 };
 
-/// The state of a VM of the benchmark: 40 bytes, of which an operation reads eight.
+/// The state of a benchmark VM: 40 bytes, of which an operation reads eight.
 #[derive(Debug)]
 pub struct State {
     id: VmId,
@@ -26,7 +26,7 @@ pub struct State {
 
 impl State {
     fn new(id: u64, tech: Tech) -> Self {
-        // Spread over the arguments that the loop passes, so that answers are mixed.
+        // Spread over the arguments of the loop, so that both answers occur.
         let base = (id as u32).wrapping_mul(0x9e37_79b9);
         Self {
             id: VmId(id),
@@ -45,12 +45,12 @@ macro_rules! back_end {
         pub struct $Vm(State);
 
         impl $Vm {
-            /// The VM of that number.
+            /// Creates VM number `id`.
             pub fn new(id: u64) -> Self {
                 Self(State::new(id, $tech))
             }
 
-            /// The operation itself, copied into the trait's method and into a table's function.
+            /// The operation, inlined into the trait's method and into a table's function.
             #[inline(always)]
             pub fn answer(&self, $index: u32) -> bool {
                 let $state = &self.0;
@@ -121,37 +121,37 @@ macro_rules! back_end {
 macro_rules! technologies {
     ($inline:meta) => {
         back_end!(
-            /// Stands for a normal VM on Intel.
+            /// The model of a normal VM on Intel.
             VmxVm, Tech::Vmx, $inline, |vm, index| index.wrapping_sub(vm.base) < vm.limit
         );
         back_end!(
-            /// Stands for a TD.
+            /// The model of a TD.
             TdxVm, Tech::Tdx, $inline, |vm, index| index & vm.limit > vm.base
         );
         back_end!(
-            /// Stands for a normal VM on AMD.
+            /// The model of a normal VM on AMD.
             SvmVm, Tech::Svm, $inline, |vm, index| index ^ vm.base < vm.limit
         );
         back_end!(
-            /// Stands for an SEV guest.
+            /// The model of an SEV guest.
             SevVm, Tech::Sev, $inline, |vm, index| index | vm.base > vm.limit
         );
     };
 }
 
-/// Back ends whose operation may be copied into the caller.
+/// Back ends whose operation may be inlined.
 pub mod inlined {
     use super::*;
     technologies!(inline);
 }
 
-/// Back ends whose operation is a function of its own.
+/// Back ends whose operation is a separate function.
 pub mod called {
     use super::*;
     technologies!(inline(never));
 }
 
-/// The vCPU of a back end of the benchmark, which shuts down at once.
+/// The vCPU of a benchmark back end, which shuts down at once.
 #[derive(Debug)]
 pub struct Vcpu<V>(VcpuId, PhantomData<fn() -> V>);
 

@@ -1,4 +1,4 @@
-//! Every form under its name, so that tools can go through all of them.
+//! All forms by name, for tools that iterate over them.
 
 use std::hint::black_box;
 
@@ -8,15 +8,15 @@ use crate::designs::fleet::{Fleet, VMS};
 use crate::designs::form::{Empty, Form, Outlined, PLACEMENTS, counted_loop, fleet};
 use crate::designs::{called, inlined};
 
-/// What the operation's body is.
+/// The kind of the operation's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Body {
-    /// The compiler may copy it into the caller.
+    /// The compiler may inline it.
     Inlined,
-    /// A function of its own, called from the arms of the dispatch.
+    /// It is a separate function, called from the arms of the dispatch.
     Called,
-    /// Inside the function that dispatches, which every call site shares.
+    /// It is part of the dispatch function, which every call site shares.
     Outlined,
 }
 
@@ -38,14 +38,14 @@ pub struct Entry {
     pub form: &'static str,
     /// The body's kind.
     pub body: Body,
-    /// How many technologies it holds.
+    /// The number of technologies that it supports.
     pub techs: usize,
-    /// Builds a fleet and makes it ready to run.
+    /// Builds a fleet that is ready to run.
     pub build: fn(&[u8; VMS]) -> Run,
 }
 
 impl Entry {
-    /// The compositions that it can hold.
+    /// The compositions that it supports.
     pub fn fleets(&self) -> impl Iterator<Item = Fleet> + use<> {
         let techs = self.techs;
         Fleet::ALL
@@ -54,7 +54,7 @@ impl Entry {
     }
 }
 
-/// A fleet of one form, ready to run: the placement of the loop, and the order of visits.
+/// Runs a fleet of one form, given the placement of the loop and the order of visits.
 pub type Run = Box<dyn Fn(usize, &[u8]) -> u64>;
 
 type Loop<F> = fn(&[<F as Form>::Vm; VMS], &[u8]) -> u64;
@@ -78,9 +78,9 @@ macro_rules! forms {
         $($name:literal, $techs:literal, $Form:ident $(<$retpoline:literal>)?;)+
         outlined: $($outlined:literal, $outlined_techs:literal, $OutlinedForm:ident;)+
     ) => {
-        /// The empty loop, then every form with each kind of body. A form with a pointer calls its
-        /// body in any case, so its rows under `Inlined` and `Called` differ by noise only, and it
-        /// is not outlined.
+        /// The empty loop, then every form with each kind of body. A form with a pointer always
+        /// calls its body, so its `Inlined` and `Called` rows differ by noise only, and it has no
+        /// outlined row.
         pub const FORMS: &[Entry] = &[
             Entry { form: "empty", body: Body::Inlined, techs: 1, build: build::<Empty> },
             $(

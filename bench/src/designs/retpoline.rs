@@ -1,7 +1,8 @@
-//! A retpoline: an indirect call that the branch predictor may not guess.
+//! A retpoline: an indirect call without branch prediction.
 //!
-//! `-Zretpoline` needs a nightly compiler and a standard library built with it; this thunk is what
-//! it emits (and what Linux calls `__x86_indirect_thunk_r11`), so stable measures the same.
+//! `-Zretpoline` needs a nightly compiler and a standard library built with it. This thunk is the
+//! code that it emits (`__x86_indirect_thunk_r11` in Linux), so a stable compiler measures the
+//! same.
 
 use core::arch::{asm, global_asm};
 
@@ -22,7 +23,7 @@ unsafe extern "C" {
     fn kvm_ops_bench_retpoline_r11();
 }
 
-/// An operation of a table: the VM's own data, and the MSR's number.
+/// An operation of a table: its arguments are the VM's data and the MSR's number.
 pub type Op = unsafe extern "C" fn(*const (), u32) -> bool;
 
 /// Calls `op` through the thunk.
@@ -32,8 +33,8 @@ pub type Op = unsafe extern "C" fn(*const (), u32) -> bool;
 #[inline(always)]
 pub unsafe fn call(op: Op, vm: *const (), index: u32) -> bool {
     let answer: u8;
-    // SAFETY: the thunk jumps to r11 with the arguments where the C calling convention has them,
-    // and `clobber_abi` tells what a C function may change.
+    // SAFETY: the thunk jumps to r11 with the arguments in the registers of the C calling
+    // convention, and `clobber_abi` declares the registers that a C function may change.
     unsafe {
         asm!(
             "call {thunk}",

@@ -1,11 +1,11 @@
-//! Processor time, and what it is of.
+//! Processor time, the processor's name, and statistics.
 
 use std::fs;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Processor time of this thread: what else runs on the machine disturbs it less.
+/// Returns this thread's processor time, which other load disturbs less than the clock.
 pub fn processor_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
@@ -20,7 +20,7 @@ pub fn cpu() -> String {
         .map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
 }
 
-/// Bytes of memory that programs can still have; `None` where the system does not say.
+/// The memory available to programs, in bytes; `None` if the system does not report it.
 pub fn available_memory() -> Option<u64> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
@@ -28,7 +28,7 @@ pub fn available_memory() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// The value at a share of the sorted values.
+/// The quantile of sorted values.
 pub fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! The figures of lives: what `lives` writes and `report` reads.
+//! The figures of VM lives, written by `lives` and read by `report`.
 
 use std::collections::BTreeMap;
 
@@ -13,50 +13,50 @@ pub struct Lives {
     pub kernel: String,
     /// The compiler.
     pub rustc: String,
-    /// TDs by size and way.
+    /// TDs, by size and by the method of building and removal.
     pub tds: Vec<TdLife>,
     /// VMs of every technology.
     pub small: Vec<SmallLife>,
     /// Many VMs at once.
     pub many: Vec<Many>,
-    /// What was not measured, and why.
+    /// Measurements that were skipped, with the reasons.
     pub skipped: Vec<String>,
 }
 
-/// How a TD's private memory comes.
+/// The way in which a TD gets its private memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Build {
-    /// The guest touches each page, and each is a fault.
+    /// The guest touches each page, and each touch faults.
     Faults,
     /// `pre_fault_memory` before the guest runs.
     PreFault,
 }
 
-/// How a TD's private memory goes.
+/// The way in which a TD's private memory is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum End {
-    /// Each page removed by itself while the key is live, as Linux 7.1 does.
+    /// Each page is removed separately while the key is live, as in Linux 7.1.
     LeafByLeaf,
-    /// Whole ranges removed while the key is live: one TDH.MEM.TRACK for each.
+    /// Whole ranges are removed while the key is live, with one TDH.MEM.TRACK each.
     Ranges,
-    /// The key first, then each page reclaimed: the framework's `destroy`.
+    /// The key is released first, then each page is reclaimed: the framework's `destroy`.
     KeyFirst,
 }
 
-/// A TD's life.
+/// The life of a TD.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TdLife {
     /// Private memory in GiB.
     pub gib: u64,
-    /// Its 4 KiB pages.
+    /// The number of its 4 KiB pages.
     pub pages: u64,
-    /// How the memory came.
+    /// The way in which the memory came.
     pub build: Build,
-    /// How it went.
+    /// The way in which it was removed.
     pub end: End,
-    /// How often this was measured.
+    /// The number of measured rounds.
     pub rounds: usize,
     /// The phases in order.
     pub phases: Vec<Phase>,
@@ -65,7 +65,7 @@ pub struct TdLife {
 /// A phase of a life.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Phase {
-    /// Which.
+    /// The phase's name.
     pub name: String,
     /// Calls to the firmware that succeeded, by name.
     pub calls: BTreeMap<String, u64>,
@@ -81,7 +81,7 @@ impl Phase {
 }
 
 impl TdLife {
-    /// The phase of that name.
+    /// Finds a phase by name.
     pub fn phase(&self, name: &str) -> Option<&Phase> {
         self.phases.iter().find(|phase| phase.name == name)
     }
@@ -92,22 +92,22 @@ impl TdLife {
 pub struct SmallLife {
     /// The technology.
     pub tech: String,
-    /// How many lives were measured.
+    /// The number of measured lives.
     pub rounds: usize,
     /// Its phases.
     pub phases: Vec<SmallPhase>,
 }
 
-/// A phase of such a life.
+/// A phase of the life of a small VM.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SmallPhase {
-    /// Which.
+    /// The phase's name.
     pub name: String,
     /// Processor time in nanoseconds, the lower quartile of the rounds.
     pub ns: f64,
-    /// SEAMCALLs, or commands of the AMD SP, of one life: the mean, because several share a flush.
+    /// SEAMCALLs, or commands of the AMD SP, per life: a mean, because lives share flushes.
     pub firmware: f64,
-    /// RMP instructions and WBINVDs of one life.
+    /// RMP instructions and WBINVDs per life.
     pub instructions: f64,
 }
 
@@ -116,12 +116,12 @@ pub struct SmallPhase {
 pub struct Many {
     /// The technology.
     pub tech: String,
-    /// How many VMs.
+    /// The number of VMs.
     pub vms: u64,
-    /// Threads that they are spread over.
+    /// The number of threads that share the VMs.
     pub threads: u64,
-    /// Time on the clock for all of it, for each VM, in nanoseconds: the fastest round.
+    /// Wall-clock time per VM for the whole life, in nanoseconds: the fastest round.
     pub wall_ns: f64,
-    /// Processor time of all threads for each VM, in nanoseconds: the median round.
+    /// Processor time of all threads per VM, in nanoseconds: the median round.
     pub processor_ns: f64,
 }

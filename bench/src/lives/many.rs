@@ -11,7 +11,7 @@ use kvm_ops::sim::SimHost;
 use super::figures::{Lives, Many};
 use super::{Plan, clock, small};
 
-/// How many VMs are alive at once. [`host`] has more KeyIDs and ASIDs of each kind than that.
+/// The number of VMs alive at once. [`host`] has more KeyIDs and ASIDs of each kind.
 const VMS: usize = 24;
 const THREADS: [usize; 2] = [1, 2];
 
@@ -31,11 +31,11 @@ struct Column {
     processor: Vec<f64>,
 }
 
-/// Builds the share of one thread, lets all of them live at once, and ends them.
+/// Builds one thread's share of the VMs, waits until all threads have theirs, and ends them.
 fn share(host: &SimHost, tech: Tech, vms: usize, all: &Barrier) -> Result<f64, String> {
     let start = clock::processor_time();
     let built: Result<Vec<_>, _> = (0..vms).map(|_| small::build(host, tech)).collect();
-    // Every thread comes here, whatever happened to its VMs, or the others would wait for ever.
+    // Every thread waits here even after a failure; otherwise the others would wait without end.
     all.wait();
     let mut machines = built.map_err(|error| error.to_string())?;
     for machine in &mut machines {
@@ -71,7 +71,7 @@ impl Column {
     }
 }
 
-/// Measures every technology with each number of threads, all of them in each round.
+/// Measures every technology with each number of threads, in interleaved rounds.
 pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
     let mut columns = Vec::new();
     for tech in Tech::ALL {
@@ -97,7 +97,7 @@ pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
             tech: column.tech.to_string(),
             vms: VMS as u64,
             threads: column.threads as u64,
-            // The first round brings the platform up.
+            // The first round also starts the platform.
             wall_ns: each(clock::quantile(&column.wall[1..], 0.0)),
             processor_ns: each(clock::quantile(&column.processor[1..], 0.5)),
         };

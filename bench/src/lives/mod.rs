@@ -1,5 +1,5 @@
-//! Lives of VMs through the framework, on the software platforms: how long they take, and how many
-//! calls to the firmware they make.
+//! Lives of VMs through the framework, on the software platforms: their duration, and their calls
+//! to the firmware.
 
 mod clock;
 pub mod figures;
@@ -14,12 +14,12 @@ use std::path::Path;
 
 use self::figures::Lives;
 
-/// What to measure.
+/// The plan of a measurement.
 #[derive(Debug)]
 pub struct Plan {
     /// Sizes of TDs, in GiB.
     pub gib: Vec<u64>,
-    /// How often the life of a small VM is measured.
+    /// The number of measured lives of a small VM.
     pub rounds: usize,
 }
 

@@ -1,4 +1,4 @@
-//! The life of one VM with little memory, of every technology: built and measured, run, destroyed.
+//! The life of one VM with little memory: built and measured, run, destroyed; for every technology.
 
 use std::error::Error;
 
@@ -11,12 +11,12 @@ use soft_amd_sp::Operation;
 use super::figures::{Lives, SmallLife, SmallPhase};
 use super::{Plan, clock, td, touch};
 
-/// Memory of the VMs.
+/// The memory of the VMs, in bytes.
 pub const MEMORY: u64 = 1 << 20;
 
 const PHASES: [&str; 3] = ["build", "run", "destroy"];
 
-/// Calls so far: to the firmware, and instructions on its behalf.
+/// The number of calls to the firmware so far, and of instructions for it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Calls {
     firmware: u64,
@@ -24,7 +24,7 @@ struct Calls {
 }
 
 fn calls(host: &SimHost, tech: Tech) -> Calls {
-    // The platforms come up when they are first asked for; normal VMs never do.
+    // A platform starts at its first use; normal VMs never start one.
     if !tech.is_confidential() {
         return Calls::default();
     }
@@ -46,7 +46,7 @@ fn calls(host: &SimHost, tech: Tech) -> Calls {
     calls
 }
 
-/// A machine of that technology that says hello.
+/// Builds a machine with a guest that says hello.
 pub fn build(host: &SimHost, tech: Tech) -> Result<Machine<SimHost>, Box<dyn Error>> {
     let mut config = MachineConfig::new()
         .kind(Kind::Of(tech))
@@ -59,7 +59,7 @@ pub fn build(host: &SimHost, tech: Tech) -> Result<Machine<SimHost>, Box<dyn Err
     Ok(Machine::build(host, config)?)
 }
 
-/// Runs it to its end.
+/// Runs the machine to its end.
 pub fn run(machine: &mut Machine<SimHost>) -> Result<(), Box<dyn Error>> {
     let vcpu = machine.vcpu_mut(VcpuId(0)).ok_or("no vCPU")?;
     let mut printed = 0;
@@ -73,7 +73,7 @@ pub fn run(machine: &mut Machine<SimHost>) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Gives it back, which must leave nothing behind.
+/// Destroys the machine, and checks that nothing leaked.
 pub fn destroy(machine: Machine<SimHost>) -> Result<(), Box<dyn Error>> {
     let report = machine.destroy();
     match report.is_clean() {
@@ -133,7 +133,7 @@ impl Row {
     }
 }
 
-/// Measures every technology, all of them in each round.
+/// Measures every technology, in interleaved rounds.
 pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
     let mut rows: Vec<Row> = Tech::ALL
         .into_iter()
@@ -142,7 +142,7 @@ pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
     let rounds = plan.rounds.max(1);
     for round in 0..=rounds {
         for row in &mut rows {
-            // The first one also brings the platform up.
+            // The first life also starts the platform.
             row.life(round > 0)
                 .map_err(|error| format!("{}: {error}", row.tech))?;
         }
@@ -179,12 +179,13 @@ pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
 mod tests {
     use super::*;
 
-    /// A VM of a host that holds no other: nothing waits for a flush.
+    /// A host without other VMs: no flush is deferred.
     #[test]
     fn a_small_life_makes_so_many_firmware_calls() {
         for (tech, firmware) in [
             (Tech::Vmx, [0, 0, 0]),
-            // Creation on a new machine, a page with its three tables and 16 TDH.MR.EXTENDs; a print and the end.
+            // The creation on a new machine, a page with its three tables and 16 TDH.MR.EXTENDs; a
+            // print, and the end of the guest.
             (Tech::Tdx, [26 + 1 + 3 + 16, 2, 23]),
             (Tech::Svm, [0, 0, 0]),
             // DEACTIVATE and DECOMMISSION at the end; SNP_DECOMMISSION and a reclaim for SNP.

@@ -1,4 +1,4 @@
-//! A TD of some GiB of private memory: built, run and destroyed in several ways.
+//! A TD with GiBs of private memory: built, run and destroyed in several ways.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -16,17 +16,17 @@ use super::{Plan, clock, touch};
 const GIB: u64 = 1 << 30;
 const PAGE: u64 = 4096;
 
-/// The ways that are compared.
+/// The ways to compare.
 const WAYS: [(Build, End); 3] = [
     (Build::Faults, End::LeafByLeaf),
     (Build::PreFault, End::Ranges),
     (Build::PreFault, End::KeyFirst),
 ];
 
-/// What the software platform and the mirror keep for a GiB of private memory, at most.
+/// The memory that the software platform and the mirror need per GiB of private memory, at most.
 const HOST_BYTES_FOR_A_GIB: u64 = 96 << 20;
 
-/// Measures all sizes that there is memory for.
+/// Measures all sizes that fit into memory.
 pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
     for &gib in &plan.gib {
         let needed = gib * HOST_BYTES_FOR_A_GIB;
@@ -40,7 +40,7 @@ pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
             lives.skipped.push(why);
             continue;
         }
-        // More rounds where they are short.
+        // Short lives get more rounds.
         let rounds = (8 / gib.max(1)).clamp(1, 5) as usize;
         let mut runs: Vec<Vec<Vec<Phase>>> = vec![Vec::new(); WAYS.len()];
         for _ in 0..rounds {
@@ -64,7 +64,7 @@ pub fn measure(plan: &Plan, lives: &mut Lives) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The phases of several rounds as one: the calls are equal, the times medians.
+/// Merges the phases of several rounds: the calls are equal, the times are medians.
 pub fn merge(rounds: Vec<Vec<Phase>>) -> Vec<Phase> {
     let mut merged = rounds.first().cloned().unwrap_or_default();
     for (n, phase) in merged.iter_mut().enumerate() {
@@ -87,7 +87,7 @@ fn print(life: &TdLife) {
     }
 }
 
-/// A machine that can hold a TD of that size.
+/// A machine that can hold a TD of this size.
 fn host(bytes: u64) -> Result<SimHost, Box<dyn Error>> {
     // One GiB for control pages and tables, one for the module's metadata.
     let region = Range::new(GIB, bytes.next_multiple_of(GIB) + GIB);
@@ -96,12 +96,12 @@ fn host(bytes: u64) -> Result<SimHost, Box<dyn Error>> {
         .memory(region.end() + GIB)
         .cmrs([Range::new(GIB, region.size + GIB)])
         .tdmrs([Tdmr::with_pamt_at(region, region.end())])
-        // No timer in between, so that the number of entries is the guest's own.
+        // No timer exits, so that the guest alone determines the number of entries.
         .guest_steps_per_entry(u32::MAX);
     Ok(SimHost::builder(Vendor::Intel).tdx(tdx).build()?)
 }
 
-/// Calls and time of one phase after the other.
+/// Records calls and time of each phase.
 struct Watch {
     platform: Arc<Platform>,
     calls: BTreeMap<String, u64>,
@@ -136,7 +136,7 @@ impl Watch {
     }
 }
 
-/// SEAMCALLs so far, by leaf.
+/// Returns the SEAMCALLs so far, by leaf.
 pub fn seamcalls(platform: &Platform) -> BTreeMap<String, u64> {
     let mut calls = BTreeMap::new();
     for ((leaf, _), n) in platform.counts().0 {
@@ -147,7 +147,7 @@ pub fn seamcalls(platform: &Platform) -> BTreeMap<String, u64> {
     calls
 }
 
-/// One life; its phases are create, build, run, remove and destroy.
+/// Runs one life. Its phases are create, build, run, remove and destroy.
 pub fn life(bytes: u64, build: Build, end: End) -> Result<Vec<Phase>, Box<dyn Error>> {
     let host = host(bytes)?;
     let platform = host.tdx_platform().ok_or("no TDX module")?;
@@ -177,7 +177,7 @@ pub fn life(bytes: u64, build: Build, end: End) -> Result<Vec<Phase>, Box<dyn Er
     Ok(watch.phases)
 }
 
-/// Where a machine of that size has its RAM.
+/// The RAM ranges of a machine of this size.
 fn ram(bytes: u64) -> Vec<(Gpa, u64)> {
     const HOLE: u64 = 3 * GIB;
     let low = bytes.min(HOLE);
@@ -197,7 +197,7 @@ fn pre_fault(machine: &Machine<SimHost>, bytes: u64) -> Result<(), Box<dyn Error
     Ok(())
 }
 
-/// Takes all private memory away, so many pages at a time.
+/// Removes all private memory, `at_once` pages at a time.
 fn remove(machine: &Machine<SimHost>, bytes: u64, at_once: u64) -> Result<(), Box<dyn Error>> {
     for (first, bytes) in ram(bytes) {
         let (mut first, mut pages) = (Gfn::containing(first), bytes / PAGE);
@@ -222,21 +222,22 @@ fn run(machine: &mut Machine<SimHost>) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// What a life must cost, exactly: it is known from the size alone.
+/// The exact number of calls in a life, which follows from its size.
 pub fn expected(
     bytes: u64,
     build: Build,
     end: End,
     platform: &Platform,
 ) -> [BTreeMap<&'static str, u64>; 5] {
-    // The pages of the TDCS and of a TDCX that this module asks for.
+    // The pages of the TDCS and of a TDCX in this module.
     const TDCS: u64 = 6;
     const TDCX: u64 = 5;
-    /// Fields of the module's limits that the back end reads once a machine, which here has one TD.
+    /// Fields of the module's limits that the back end reads once per machine; this machine has one
+    /// TD.
     const LIMITS: u64 = 8;
     let pages = bytes / PAGE;
-    // One for each 2 MiB, one for each GiB, and one for the 512 GiB that all of it lies in. The
-    // root is in the TDCS.
+    // One for each 2 MiB, one for each GiB, and one for the 512 GiB around them. The root is in the
+    // TDCS.
     let tables = bytes.div_ceil(2 << 20) + bytes.div_ceil(GIB) + 1;
     let packages = platform.config().packages as u64;
     let create = [
@@ -253,7 +254,7 @@ pub fn expected(
     let memory = [("TDH.MEM.SEPT.ADD", tables), ("TDH.MEM.PAGE.AUG", pages)];
     let (built, mut ran) = match build {
         Build::PreFault => (memory.to_vec(), vec![("TDH.VP.ENTER", 1)]),
-        // An entry for each fault and one that ends with the guest.
+        // One entry for each fault, and one more at the end.
         Build::Faults => (
             vec![],
             [&memory[..], &[("TDH.VP.ENTER", pages + 1)]].concat(),
@@ -270,7 +271,7 @@ pub fn expected(
     };
     let removed = match end {
         End::LeafByLeaf => removal(pages),
-        // A conversion does at most a GiB at once.
+        // A conversion removes at most one GiB.
         End::Ranges => removal(bytes.div_ceil(GIB)),
         End::KeyFirst => vec![],
     };
@@ -315,7 +316,7 @@ fn check(
 mod tests {
     use super::*;
 
-    /// Exact counts of SEAMCALLs: `life` itself compares each phase with what it must cost.
+    /// Exact counts of SEAMCALLs: `life` compares each phase with the expected calls.
     #[test]
     fn a_life_costs_the_seamcalls_that_its_size_says_in_every_way() {
         for bytes in [2 << 20, 34 << 20] {

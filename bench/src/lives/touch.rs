@@ -3,15 +3,15 @@
 use kvm_ops::guest::{Action, Outcome};
 use kvm_ops::{Gfn, Gpa, Level, Privacy};
 
-/// Accepts every page of some ranges, one after the other, and shuts down. A page that is not there
-/// is a fault that the guest does not see.
+/// Accepts every page of some ranges in order, and shuts down. The host handles the fault of a page
+/// that is missing; the guest does not notice.
 pub fn accept_all(ranges: Vec<(Gpa, u64)>) -> impl FnMut(Outcome<'_>) -> Action<'static> + Send {
     let mut pages = ranges
         .into_iter()
         .flat_map(|(first, bytes)| (0..bytes).step_by(4096).map(move |n| first.get() + n));
     move |last| {
         if let Outcome::Fault(fault) = last {
-            // Nothing else would be seen of it.
+            // A panic is the only sign that reaches the benchmark.
             panic!("a page was not accepted: {fault}");
         }
         match pages.next() {
@@ -24,11 +24,11 @@ pub fn accept_all(ranges: Vec<(Gpa, u64)>) -> impl FnMut(Outcome<'_>) -> Action<
     }
 }
 
-/// Where [`hello`] writes and reads.
+/// The address that [`hello`] uses.
 pub const GREETING: Gpa = Gpa::new(0x1000);
 
-/// Writes a word to its memory, private where it has such, reads it back, prints a byte, and shuts
-/// down.
+/// Writes a word to its memory (private memory, if it has any), reads it back, prints a byte, and
+/// shuts down.
 pub fn hello() -> impl FnMut(Outcome<'_>) -> Action<'static> + Send {
     let mut at = GREETING;
     let mut step = 0;
@@ -49,7 +49,7 @@ pub fn hello() -> impl FnMut(Outcome<'_>) -> Action<'static> + Send {
                 data: b"!",
             },
             (4, Outcome::Done) => Action::Shutdown,
-            // The run ends otherwise than the benchmark wants.
+            // An end that the benchmark treats as a failure.
             _ => Action::Halt,
         }
     }

@@ -1,4 +1,4 @@
-//! Launch digests beside other programs.
+//! Launch digests, compared with other programs.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -7,18 +7,18 @@ use std::path::Path;
 use super::plot::{self, Bar, Scale, Series};
 use crate::measurement::{Contender, Digest, Hash, Measurement};
 
-/// The speed of the hash that a program uses: ours are of the crate sha2, the others OpenSSL's.
+/// The speed of a program's hash: the crate sha2 for ours, OpenSSL for the others.
 fn hash_of<'a>(m: &'a Measurement, digest: &Digest, ours: bool) -> Option<&'a Hash> {
     let mut of_kind = m.hashes.iter().filter(|h| h.hash == digest.hash);
     if ours { of_kind.next() } else { of_kind.nth(1) }
 }
 
-/// Milliseconds that the hash alone takes for the bytes of a digest.
+/// The time of the hash alone for a digest's bytes, in milliseconds.
 fn alone(digest: &Digest, hash: &Hash) -> f64 {
     digest.hashed as f64 / hash.mb_per_second / 1e3
 }
 
-/// The section of the document.
+/// Writes the document's section.
 pub fn section(m: &Measurement) -> Result<String, Box<dyn Error>> {
     let mut out = String::new();
     writeln!(

@@ -1,4 +1,4 @@
-//! Lives of VMs on the software platforms.
+//! The report on lives of VMs on the software platforms.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -25,7 +25,7 @@ impl<'a> Look<'a> {
     }
 }
 
-/// SEAMCALLs and nanoseconds of some phases.
+/// Sums the SEAMCALLs and nanoseconds of some phases.
 fn sum(td: &TdLife, phases: &[&str]) -> Result<(u64, f64)> {
     let mut total = (0, 0.0);
     for name in phases {
@@ -54,7 +54,7 @@ fn of_end(end: End) -> &'static str {
     }
 }
 
-/// The section of the document.
+/// Writes the document's section.
 pub fn section(lives: &Lives) -> Result<String> {
     let mut out = String::new();
     writeln!(
@@ -93,7 +93,7 @@ fn building(out: &mut String, lives: &Lives) -> Result<()> {
     )?;
     let look = Look(lives);
     for gib in look.sizes() {
-        // The quicker of the two that were built by it.
+        // The time of the faster way to build, as the reference.
         let pre = sum(look.td(gib, End::KeyFirst)?, &BUILD)?.1;
         for end in [End::LeafByLeaf, End::KeyFirst] {
             let td = look.td(gib, end)?;
@@ -203,7 +203,7 @@ fn small(out: &mut String, lives: &Lives) -> Result<()> {
     )?;
     let all = |n: usize| lives.small[n].phases.iter().map(|p| p.ns).sum::<f64>();
     for (n, life) in lives.small.iter().enumerate() {
-        // The normal VM of the same vendor.
+        // The row of the same vendor's normal VM.
         let normal = if n < 2 { 0 } else { 2 };
         write!(out, "| {} |", life.tech)?;
         for phase in &life.phases {
@@ -262,7 +262,7 @@ fn exact(value: f64) -> Bar {
     }
 }
 
-/// Draws the ends of TDs and the small lives.
+/// Draws the removal of TDs and the small lives.
 pub fn draw(lives: &Lives, plots: &Path) -> Result<()> {
     let look = Look(lives);
     let names: Vec<String> = look.sizes().iter().map(|g| format!("{g} GiB")).collect();

@@ -1,4 +1,4 @@
-//! docs/benchmarks.md and its plots, from the committed figures.
+//! Writes docs/benchmarks.md and its plots from the committed figures.
 
 mod digests;
 mod lives;
@@ -19,7 +19,7 @@ use crate::figures::Figures;
 use crate::lives::figures::Lives;
 use crate::measurement::Measurement;
 
-/// The forms in the order of the tables, with the name a reader sees.
+/// The forms in the order of the tables, with their names for readers.
 const FORMS: [(&str, &str); 18] = [
     ("direct", "direct call"),
     ("enum1", "enum, 1 back end"),

@@ -6,10 +6,10 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-/// The value of a bar, with the range of the loop's placements.
+/// A bar's value, with the range over the loop's placements.
 #[derive(Clone, Copy, Debug)]
 pub struct Bar {
-    /// Its length.
+    /// The bar's length.
     pub ns: f64,
     /// The fastest placement.
     pub low: f64,
@@ -41,7 +41,7 @@ const COLOURS: [RGBColor; 4] = [
 ];
 const GREY: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 
-/// How long a bar is for a value.
+/// The scale of the bars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
     /// From zero.

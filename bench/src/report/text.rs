@@ -28,14 +28,15 @@ impl Lookup<'_> {
             .ok_or_else(|| format!("no time of {form}, {}, {}", body.name(), fleet.name()).into())
     }
 
-    /// How much longer than `Box<dyn>`, in percent. Its call is the same whatever the body.
+    /// The time relative to `Box<dyn>`, in percent of difference. A `Box<dyn>` call is the same for
+    /// every body.
     fn against_dyn(&self, form: &str, body: Body, fleet: Fleet) -> Result<String, Box<dyn Error>> {
         let ratio = self.ns(form, body, fleet)? / self.ns("box_dyn", Body::Inlined, fleet)?;
         Ok(format!("{:+.0} %", (ratio - 1.0) * 100.0))
     }
 }
 
-/// What dispatch costs beyond a direct call: the rows of the plot of proportions.
+/// The cost of dispatch beyond a direct call: the rows of the plot of proportions.
 pub fn shares(figures: &Figures) -> Result<[f64; 5], Box<dyn Error>> {
     let look = Lookup(figures);
     let direct = look.ns("direct", Body::Inlined, Fleet::Same)?;
@@ -50,7 +51,7 @@ pub fn shares(figures: &Figures) -> Result<[f64; 5], Box<dyn Error>> {
     ])
 }
 
-/// The whole document.
+/// Writes the whole document.
 pub fn document(figures: &Figures, counts: &Counts) -> Result<String, Box<dyn Error>> {
     let mut out = String::new();
     out.push_str(include_str!("intro.md"));

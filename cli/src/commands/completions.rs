@@ -22,7 +22,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    // `generate` panics where its writer fails, so it gets a buffer.
+    // `generate` panics if its writer fails, so it writes to a buffer.
     let mut text = Vec::new();
     generate(args.shell, &mut Cli::command(), "kvm-ops", &mut text);
     std::io::stdout().lock().write_all(&text)?;

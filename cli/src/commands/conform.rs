@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Ok(if success { Code::Fine } else { Code::Refused })
 }
 
-/// What a replay says, and whether everything passed.
+/// The report of a replay, and true if everything passed.
 type Replay = Outcome<(String, bool)>;
 
 fn tdx(paths: &[PathBuf], encrypt: bool) -> Replay {

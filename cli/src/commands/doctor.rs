@@ -1,4 +1,4 @@
-//! `kvm-ops doctor`: what this host offers.
+//! `kvm-ops doctor`: shows the technologies of this host.
 
 use crate::doctor::{Diagnosis, text};
 use crate::exit_code::Code;

@@ -1,4 +1,4 @@
-//! `kvm-ops fleet`: the main job.
+//! `kvm-ops fleet`: runs the VMs of a fleet file.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let (reports, firmware) = {
         let mut hosts = Hosts::open(wanted(args.host, &vms));
         if args.host == HostChoice::Kvm {
-            // Every VM would say the same.
+            // Report it once: every VM would fail for the same reason.
             if let Some(failure) = hosts.take_no_kvm() {
                 return Err(failure.hint("`--host auto` falls back to the software platform"));
             }
@@ -128,13 +128,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
         print::text(&report)
     };
     match term::say(shown).map_err(Failure::from) {
-        // The guests ran all the same, so how they did decides.
+        // The guests ran, so their result decides, even if the report could not be printed.
         Ok(()) | Err(Failure::BrokenPipe) => Ok(code),
         Err(failure) => Err(failure),
     }
 }
 
-/// Which hosts must be opened for these VMs.
+/// Returns the choice of hosts to open for these VMs.
 fn wanted(host: HostChoice, vms: &[spec::VmSpec]) -> HostChoice {
     if vms.iter().all(|vm| vm.host == HostChoice::Sim) {
         return HostChoice::Sim;

@@ -25,7 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    // The help command needs no page: it shows the others.
+    // `help` gets no page: it only shows the help of other commands.
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
     let Some(directory) = &args.into else {
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Ok(Code::Fine)
 }
 
-/// The page of a command and those of its subcommands.
+/// Writes the page of a command and those of its subcommands.
 fn write_pages(directory: &Path, command: &Command) -> Result<(), Failure> {
     let path = directory.join(Man::new(command.clone()).get_filename());
     fs::write(&path, page(command)?)
@@ -47,8 +47,8 @@ fn write_pages(directory: &Path, command: &Command) -> Result<(), Failure> {
         .try_for_each(|command| write_pages(directory, command))
 }
 
-/// The page of one command. Its examples and tables keep their lines, which the sections that
-/// clap_mangen makes of such text do not.
+/// Returns the page of one command. Examples and tables keep their lines; clap_mangen's own
+/// sections would join them.
 fn page(command: &Command) -> io::Result<Vec<u8>> {
     let man = Man::new(command.clone());
     let mut page = Vec::new();

@@ -1,4 +1,4 @@
-//! `kvm-ops migrate`: SEV guests change their VM or their host while they run.
+//! `kvm-ops migrate`: moves running SEV guests to another VM or host.
 
 mod guest;
 mod report;
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     })
 }
 
-/// How long a guest runs before and after its journey.
+/// The number of counts that a guest makes before and after its migration.
 const WARM_UP: u64 = 200;
 
 impl Guest {
@@ -134,7 +134,7 @@ impl Guest {
             .map_err(|error| Failure::because("cannot build a software host", error))
     }
 
-    /// A VM whose guest is launched, with its memory in pages of its own.
+    /// Builds a VM with a launched guest, and pre-faults the rest of its memory.
     fn source(&self, host: &SimHost) -> Outcome<Machine<SimHost>> {
         let first = LaunchPage::measured(Gpa::new(0), Box::new([0; 4096]));
         let config = MachineConfig::new()
@@ -185,10 +185,10 @@ fn wait_for(counted: &AtomicU64, at_least: u64) -> bool {
     true
 }
 
-/// The longest that a guest runs here: a bound for a guest that hangs.
+/// The limit of a guest's run here, in case it hangs.
 const RUN_LIMIT: Duration = Duration::from_secs(600);
 
-/// Runs the guest while `work` is done, and stops it when `work` returns.
+/// Runs the guest while `work` runs, and stops it when `work` returns.
 fn run_during<T>(
     machine: &mut Machine<SimHost>,
     work: impl FnOnce(&Vm<AnyVm<SimHost>>) -> T,
@@ -206,7 +206,7 @@ fn run_during<T>(
         .map_err(|error| Failure::because("the guest does not run", error))
 }
 
-/// Runs the guest on at its destination, and returns its first and last count there.
+/// Resumes the guest at its destination, and returns its first and last count there.
 fn run_on(machine: &mut Machine<SimHost>, pages: u64) -> Outcome<(u64, u64)> {
     let counted = load_walker(machine, pages)?;
     let first = run_during(machine, |_| {
@@ -339,7 +339,7 @@ fn arrive<S: Read + Write>(
         .map_err(|error| Failure::because("the guest did not arrive", error))
 }
 
-/// Sends the guest of a machine while it runs.
+/// Sends the guest of a machine to another host while it runs.
 fn depart<S: Read + Write>(
     guest: &Guest,
     mode: &'static str,

@@ -1,5 +1,5 @@
-//! One file a command. A command takes its arguments, says what it has to say on standard output,
-//! and returns the exit code.
+//! One file per command. A command takes its arguments, prints its result to standard output, and
+//! returns the exit code.
 
 pub(crate) mod attest;
 pub(crate) mod completions;

@@ -1,8 +1,8 @@
-//! The account of the firmware of a software platform: what confidential VMs took from it, and
-//! whether all of it came back.
+//! The account of a software platform's firmware: the resources that confidential VMs took, and a
+//! check that all came back.
 //!
-//! Three parties keep count, none of which asks the others: the firmware counts its calls, the
-//! allocator the pages that are out, and the teardowns what they freed and leaked. Their sums must
+//! Three counts are independent of each other: the firmware's count of its calls, the allocator's
+//! count of its pages, and the teardowns' reports of freed and leaked resources. Their sums must
 //! agree.
 
 use std::collections::BTreeMap;
@@ -10,23 +10,23 @@ use std::collections::BTreeMap;
 use kvm_ops::{FreeReport, Leaked, Tech};
 use serde::Serialize;
 
-/// What teardowns say, summed up.
+/// The sums of teardown reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Leaks {
-    /// Pages that went back to the host.
+    /// Pages returned to the host.
     pub(crate) pages_freed: u64,
     /// Pages that the firmware kept.
     pub(crate) pages: u64,
-    /// KeyIDs or ASIDs that went back.
+    /// KeyIDs or ASIDs returned to the pool.
     pub(crate) keys_freed: u64,
-    /// Those that are lost.
+    /// KeyIDs or ASIDs that are lost.
     pub(crate) keys: u64,
-    /// VMs whose teardown says nothing.
+    /// VMs whose teardown reports no numbers.
     pub(crate) unknown: u64,
 }
 
 impl Leaks {
-    /// Adds another sum.
+    /// Adds another sum to this one.
     pub(crate) fn join(&mut self, other: &Self) {
         self.pages_freed += other.pages_freed;
         self.pages += other.pages;
@@ -35,7 +35,7 @@ impl Leaks {
         self.unknown += other.unknown;
     }
 
-    /// Adds what a teardown says.
+    /// Adds a teardown report.
     pub(crate) fn add(&mut self, report: &FreeReport) {
         self.pages_freed += report.pages_freed;
         self.keys_freed += u64::from(report.keys_freed);
@@ -49,21 +49,21 @@ impl Leaks {
     }
 }
 
-/// The state of the firmware's and the allocator's counts at a moment.
+/// A snapshot of the counts of a firmware and its allocator.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Books {
     /// Calls by name and status.
     calls: BTreeMap<(String, String), u64>,
-    /// Pages that the allocator ever gave out.
+    /// Pages that the allocator has ever handed out.
     pages_taken: u64,
-    /// Those of them that did not come back.
+    /// Pages that have not come back.
     pages_out: u64,
-    /// KeyIDs or ASIDs that are leased.
+    /// KeyIDs or ASIDs that are in use.
     keys_out: u64,
 }
 
 impl Books {
-    /// As they stand for a firmware; `None` where the platform has none.
+    /// Takes a snapshot for a firmware; `None` if the platform does not have it.
     pub(crate) fn of(host: &kvm_ops::sim::SimHost, firmware: Firmware) -> Option<Self> {
         match firmware {
             Firmware::TdxModule => Self::of_tdx(host),
@@ -105,7 +105,7 @@ impl Books {
         })
     }
 
-    /// The calls since then, by name; which of them did not succeed, by name and status.
+    /// Returns the calls since `then` by name, and the failed ones by name and status.
     fn calls_since(&self, then: &Self) -> (BTreeMap<String, u64>, BTreeMap<String, u64>) {
         let (mut by_name, mut refused) = (BTreeMap::new(), BTreeMap::new());
         for (call, now) in &self.calls {
@@ -122,7 +122,7 @@ impl Books {
         (by_name, refused)
     }
 
-    /// How often these calls have succeeded since then.
+    /// Returns the number of successful calls of these names since `then`.
     fn successes(&self, then: &Self, names: &[&str]) -> u64 {
         let of = |books: &Self| -> u64 {
             let calls = books.calls.iter();
@@ -133,7 +133,7 @@ impl Books {
         of(self) - of(then)
     }
 
-    /// The SEAMCALLs since then: all calls without the guests'.
+    /// Returns the SEAMCALLs since `then`: all calls but the guests'.
     pub(crate) fn seamcalls_since(&self, then: &Self) -> u64 {
         let (by_name, _) = self.calls_since(then);
         let host = by_name.iter().filter(|(name, _)| kind(name) == SEAMCALL);
@@ -144,7 +144,7 @@ impl Books {
 const SUCCESS: &str = "SUCCESS";
 const SEAMCALL: &str = "SEAMCALL";
 
-/// What kind of call has that name.
+/// Returns the kind of the call with this name.
 fn kind(name: &str) -> &'static str {
     match name {
         name if name.starts_with("TDH.") => SEAMCALL,
@@ -154,17 +154,17 @@ fn kind(name: &str) -> &'static str {
     }
 }
 
-/// A firmware below confidential VMs.
+/// A firmware that confidential VMs depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Firmware {
-    /// Of TDs.
+    /// The TDX module, for TDs.
     TdxModule,
-    /// Of SEV, SEV-ES and SEV-SNP guests.
+    /// The AMD SP, for SEV, SEV-ES and SEV-SNP guests.
     AmdSp,
 }
 
 impl Firmware {
-    /// The one below VMs of that technology; `None` of normal VMs.
+    /// Returns the firmware for VMs of a technology; `None` for normal VMs.
     pub(crate) const fn below(tech: Tech) -> Option<Self> {
         match tech {
             Tech::Tdx => Some(Self::TdxModule),
@@ -186,7 +186,7 @@ impl Firmware {
         own.map(Tech::name).collect()
     }
 
-    /// The calls that put a key into use, and those that take one out of use.
+    /// Returns the calls that take a key into use, and those that release one.
     const fn key_calls(self) -> [&'static [&'static str]; 2] {
         match self {
             Self::TdxModule => [&["TDH.MNG.CREATE"], &["TDH.MNG.KEY.FREEID"]],
@@ -198,7 +198,7 @@ impl Firmware {
     }
 }
 
-/// Each takes a page from the host on success.
+/// Calls that take one page from the host on success.
 const GIVES: [&str; 8] = [
     "TDH.MNG.CREATE",
     "TDH.MNG.ADDCX",
@@ -209,7 +209,7 @@ const GIVES: [&str; 8] = [
     "TDH.MEM.PAGE.AUG",
     "TDH.MEM.PAGE.DEMOTE",
 ];
-/// Each gives a page back to the host on success.
+/// Calls that return one page to the host on success.
 const TAKES: [&str; 4] = [
     "TDH.MEM.PAGE.REMOVE",
     "TDH.MEM.SEPT.REMOVE",
@@ -217,63 +217,62 @@ const TAKES: [&str; 4] = [
     "TDH.PHYMEM.PAGE.RECLAIM",
 ];
 
-/// What one firmware was asked for in a while, by all counts.
+/// The account of one firmware over a period, by all three counts.
 #[derive(Debug, Serialize)]
 pub(crate) struct Account {
-    /// Which firmware.
+    /// The name of the firmware.
     pub(crate) firmware: &'static str,
-    /// The technologies whose VMs are counted.
+    /// The technologies of the VMs that are counted.
     pub(crate) techs: Vec<&'static str>,
-    /// Calls that it counted.
+    /// The number of calls, as the firmware counted them.
     pub(crate) calls: u64,
-    /// The same by name: the host's, and the guests'.
+    /// Calls by name, of the host and of the guests.
     pub(crate) calls_by_name: BTreeMap<String, u64>,
-    /// Those that did not succeed, by name and status.
+    /// Calls that failed, by name and status.
     pub(crate) refused: BTreeMap<String, u64>,
-    /// Pages.
     pub(crate) pages: Pages,
-    /// KeyIDs or ASIDs.
     pub(crate) keys: Keys,
-    /// VMs whose teardown says nothing, so that the sums cannot be held against each other.
+    /// VMs whose teardown reports no numbers, so that the sums cannot be compared.
     pub(crate) unknown: u64,
-    /// Sums that do not agree, each a sentence.
+    /// Sums that disagree, one sentence each.
     pub(crate) disagreements: Vec<String>,
 }
 
 /// The account of pages of 4 KiB.
 #[derive(Debug, Serialize)]
 pub(crate) struct Pages {
-    /// Taken from the host, by the allocator's count.
+    /// Pages taken from the host, by the allocator's count.
     pub(crate) taken: u64,
-    /// Handed to the firmware, by its own count of calls. The calls of the AMD SP do not tell.
+    /// Pages given to the firmware, by its count of calls. `None` for the AMD SP: its calls do not
+    /// carry this number.
     pub(crate) given: Option<u64>,
-    /// Given back by it, likewise.
+    /// Pages that the firmware returned, by its count of calls.
     pub(crate) returned: Option<u64>,
-    /// Back with the host, by the teardowns' count.
+    /// Pages returned to the host, by the teardowns' count.
     pub(crate) freed: u64,
-    /// Lost, by the teardowns' count.
+    /// Pages leaked, by the teardowns' count.
     pub(crate) leaked: u64,
-    /// Out, by the allocator's count.
+    /// Pages not returned, by the allocator's count.
     pub(crate) out: u64,
 }
 
 /// The account of KeyIDs or ASIDs.
 #[derive(Debug, Serialize)]
 pub(crate) struct Keys {
-    /// Put into use, by the firmware's count of calls.
+    /// Keys taken into use, by the firmware's count of calls.
     pub(crate) leased: u64,
-    /// Out of use, likewise.
+    /// Keys released, by the firmware's count of calls.
     pub(crate) returned: u64,
-    /// Back in the pool, by the teardowns' count.
+    /// Keys returned to the pool, by the teardowns' count.
     pub(crate) freed: u64,
-    /// Lost, by the teardowns' count.
+    /// Keys leaked, by the teardowns' count.
     pub(crate) leaked: u64,
-    /// Leased, by the pool's count.
+    /// Keys in use, by the pool's count.
     pub(crate) out: u64,
 }
 
 impl Account {
-    /// Draws up the account of a firmware from before and after, and from the teardowns.
+    /// Computes the account of a firmware from two snapshots and the teardown reports.
     pub(crate) fn draw(firmware: Firmware, before: &Books, after: &Books, leaks: Leaks) -> Self {
         let (calls_by_name, refused) = after.calls_since(before);
         let is_tdx = firmware == Firmware::TdxModule;
@@ -325,8 +324,8 @@ impl Account {
             ),
         );
         if let (Some(given), Some(returned)) = (pages.given, pages.returned) {
-            // A page whose cache lines could not be written back is leaked although the firmware
-            // has let it go, so that it may keep fewer than are leaked.
+            // A page whose cache lines could not be written back is leaked after the firmware has
+            // released it, so the firmware may keep fewer pages than are leaked.
             must(
                 returned <= given && given - returned <= pages.leaked && given <= pages.taken,
                 format!(

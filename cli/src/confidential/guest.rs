@@ -1,9 +1,8 @@
 //! Guest programs in confidential VMs.
 //!
-//! A built-in guest knows nothing of private and shared memory. What the early code of a real
-//! confidential guest does for the rest of it, this wrapper does for a program: it accepts each page
-//! before its first use, clears it where the processor does not, and touches what is no memory
-//! (devices) through shared addresses.
+//! A built-in guest knows nothing of private and shared memory. This wrapper does for it what the
+//! early code of a real confidential guest does: it accepts each page before its first use, clears
+//! the page if the processor does not, and accesses devices through shared addresses.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,22 +13,22 @@ use kvm_ops::{Gfn, Gpa, Level, PAGE_SIZE, Privacy, SharedMask};
 
 static ZEROS: [u8; 4096] = [0; 4096];
 
-/// The memory of a guest as its own vCPUs know it.
+/// A guest's record of its memory, shared by its vCPUs.
 #[derive(Debug)]
 pub(crate) struct GuestMemory {
-    /// Where there is memory.
+    /// The ranges that have memory.
     ranges: Vec<Range<u64>>,
-    /// A page that was there from the start.
+    /// One of the launch pages, which is always ready.
     launched: u64,
     frames: Mutex<BTreeMap<u64, Frame>>,
 }
 
-/// What was done about a frame; nothing if it is not listed.
+/// The state of a frame. A frame that is not listed has not been touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Frame {
-    /// A vCPU accepts and clears it.
+    /// A vCPU is accepting and clearing the frame.
     Preparing,
-    /// Private and accepted, but not cleared.
+    /// Private and accepted, but not yet cleared.
     Accepted,
     /// Private, and in use.
     Ready,
@@ -38,7 +37,7 @@ enum Frame {
 }
 
 impl GuestMemory {
-    /// Memory in these ranges, of which these pages are part of the launch.
+    /// Creates a record of memory in `ranges`, in which the pages `launched` are ready for use.
     pub(crate) fn new(ranges: Vec<Range<u64>>, launched: impl Iterator<Item = u64>) -> Self {
         let frames: BTreeMap<_, _> = launched
             .map(|gpa| (gpa / PAGE_SIZE, Frame::Ready))
@@ -78,25 +77,25 @@ pub(crate) struct InConfidence {
     memory: Arc<GuestMemory>,
     mask: SharedMask,
     doing: Doing,
-    /// What is being written: the platform borrows it.
+    /// The data of the current write: the platform borrows it.
     buffer: Vec<u8>,
 }
 
-/// What the next outcome is the outcome of.
+/// The action whose outcome comes next.
 enum Doing {
-    /// What the program wanted.
+    /// The program's own action.
     Wanted,
     /// The acceptance of a frame that an access needs.
     Accepting(u64, Access),
-    /// Its clearing.
+    /// The clearing of a frame that an access needs.
     Clearing(u64, Access),
-    /// A look elsewhere, while another vCPU prepares a frame that an access needs.
+    /// An unrelated read, while another vCPU prepares a frame that an access needs.
     Waiting(Access),
-    /// A conversion.
+    /// A conversion between private and shared.
     Converting(Range<u64>, Privacy),
 }
 
-/// A memory access that is not done yet; what a write writes is in the buffer.
+/// A pending memory access. The data of a write is in the buffer.
 #[derive(Clone, Copy)]
 struct Access {
     gpa: u64,
@@ -105,32 +104,33 @@ struct Access {
 }
 
 impl Access {
-    /// The frames of it; more than an access can have are none that the guest may touch.
+    /// Returns the frames of the access. An access that spans more frames than any valid one yields
+    /// none.
     fn frames(self) -> impl Iterator<Item = u64> {
         let last = self.gpa.saturating_add((self.len as u64).saturating_sub(1));
         (self.gpa / PAGE_SIZE..=last / PAGE_SIZE).take(2)
     }
 }
 
-/// What a frame lacks before it can be used.
+/// The missing preparation of a frame.
 enum Need {
     Acceptance,
     Clearing,
-    /// Another vCPU is at it.
+    /// Another vCPU is preparing the frame.
     Patience,
 }
 
-/// An action without a borrow.
+/// An action that borrows nothing.
 enum Next {
     Access(Access),
     Convert(Gpa, u64, Privacy),
-    /// Any other; a port's data is in the buffer.
+    /// A write to a port; its data is in the buffer.
     Out(u16),
     Other(Action<'static>),
 }
 
 impl InConfidence {
-    /// Wraps a program for a vCPU of a VM with that memory.
+    /// Wraps a program for a vCPU of a VM with this memory.
     pub(crate) fn new(program: Box<dyn GuestProgram>, memory: Arc<GuestMemory>) -> Self {
         Self {
             program,
@@ -141,7 +141,7 @@ impl InConfidence {
         }
     }
 
-    /// The address as this guest must use it.
+    /// Returns the address with the mask bit that this guest must set.
     fn address(&self, gpa: u64) -> Gpa {
         let frame = Gfn::new(gpa / PAGE_SIZE);
         let privacy = if self.memory.is_private(frame.get()) {
@@ -150,12 +150,12 @@ impl InConfidence {
             Privacy::Shared
         };
         let base = self.mask.join(frame, privacy).map(Gpa::get);
-        // An address that does not exist is left for the platform to refuse.
+        // The platform refuses an address that does not exist.
         Gpa::new(base.map_or(gpa, |base| base | (gpa % PAGE_SIZE)))
     }
 
-    /// Whether the guest has to clear new private memory itself: a TD's is zero when it was
-    /// accepted; that of an SEV guest is whatever the new key makes of what lay there.
+    /// Returns true if the guest must clear new private memory itself. A TD's page is zero after
+    /// its acceptance; an SEV guest's page holds the old contents, decrypted with the new key.
     fn clears(&self) -> bool {
         let private = self.mask.join(Gfn::new(0), Privacy::Private);
         private.is_some_and(|gpa| gpa.get() != 0)
@@ -198,7 +198,7 @@ impl InConfidence {
         }
     }
 
-    /// All frames of the access may be touched.
+    /// Performs the access: all its frames are ready.
     fn issue(&mut self, access: Access) -> Action<'_> {
         self.doing = Doing::Wanted;
         let gpa = self.address(access.gpa);
@@ -226,7 +226,7 @@ impl InConfidence {
         Action::Write { gpa, data }
     }
 
-    /// Asks the program.
+    /// Asks the program for its next action.
     fn ask(&mut self, last: Outcome<'_>) -> Action<'_> {
         let buffer = &mut self.buffer;
         let mut keep = |data: &[u8]| {
@@ -255,7 +255,7 @@ impl InConfidence {
             Action::Hypercall { nr, args } => Next::Other(Action::Hypercall { nr, args }),
             Action::Tdcall { leaf, args } => Next::Other(Action::Tdcall { leaf, args }),
             Action::Halt => Next::Other(Action::Halt),
-            // What no built-in guest does.
+            // Built-in guests do nothing else.
             _ => Next::Other(Action::Shutdown),
         };
         match next {
@@ -281,7 +281,7 @@ impl InConfidence {
     }
 
     fn converted(&self, frames: Range<u64>, to: Privacy) {
-        // What was taken back is accepted; a TD's is zero, too.
+        // A page made private again is accepted already; in a TD it is also zero.
         let private = match self.clears() {
             true => Frame::Accepted,
             false => Frame::Ready,
@@ -313,7 +313,7 @@ impl GuestProgram for InConfidence {
                 self.ask(last)
             }
             Doing::Accepting(frame, access) => match last {
-                // A guest without acceptance (SEV, SEV-ES) has nothing to do before it.
+                // SEV and SEV-ES guests have no acceptance, so there is nothing to do first.
                 Outcome::Done | Outcome::Fault(GuestFault::NotOffered) => {
                     self.accepted(frame, access)
                 }
@@ -328,7 +328,7 @@ impl GuestProgram for InConfidence {
 }
 
 impl InConfidence {
-    /// The frame cannot be had: that is the outcome of what the program wanted.
+    /// Reports a frame that cannot be had to the program, as the outcome of its action.
     fn failed(&mut self, frame: u64, outcome: Outcome<'_>) -> Action<'_> {
         self.memory.set(frame, None);
         self.ask(outcome)

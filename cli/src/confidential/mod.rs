@@ -1,5 +1,5 @@
-//! Confidential VMs on the software platform: what they start with, what runs in them, and the
-//! account of what they took from the firmware and gave back.
+//! Confidential VMs on the software platform: their measured start, their guests, and the account
+//! of the firmware resources that they use.
 
 mod books;
 mod guest;

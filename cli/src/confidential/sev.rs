@@ -1,4 +1,4 @@
-//! What an SEV, SEV-ES or SEV-SNP guest starts with, and what its owner expects of that.
+//! The measured start of an SEV, SEV-ES or SEV-SNP guest, and the guest owner's checks of it.
 
 use kvm_ops::{Gpa, Measurement, Pfn, SevParams, Tech};
 use kvm_ops_machine::LaunchPage;
@@ -10,25 +10,25 @@ use soft_amd_sp::measure::{
 };
 use soft_amd_sp::{Command, CommandBuffer, Platform, policy};
 
-/// Where the pages of the start lie: where a vCPU begins.
+/// The address of the launch pages. They end at 4 GiB, and contain the reset vector.
 const FIRST: u64 = 0xffff_c000;
 const PAGES: u64 = 4;
 
-/// The side of the guest's owner.
+/// The guest owner's side of a launch.
 pub(crate) struct SevOwner {
     digest: Digest,
     version: ApiVersion,
 }
 
 enum Digest {
-    /// Proved by a MAC under a key that only the firmware and the owner have.
+    /// The digest is authenticated by a MAC under a key that only the firmware and the owner have.
     Legacy([u8; 32], Box<GuestOwner>),
     Snp([u8; 48]),
 }
 
 /// The pages of the built-in start.
 pub(crate) fn pages() -> Vec<LaunchPage> {
-    // Each is another, so that pages that are swapped give another digest.
+    // Each page differs, so that swapped pages change the digest.
     let page = |n: u64| {
         let contents = Box::new([n as u8 + 1; 4096]);
         LaunchPage::measured(Gpa::new(FIRST + n * 4096), contents)
@@ -36,7 +36,7 @@ pub(crate) fn pages() -> Vec<LaunchPage> {
     (0..PAGES).map(page).collect()
 }
 
-/// The initial state of a vCPU of the software platform: that of a processor after power-on.
+/// The initial state of a vCPU of the software platform: the state after power-on.
 fn vmsa(sev_features: u64) -> Box<[u8; 4096]> {
     InitialVmsa {
         eip: BSP_EIP,
@@ -48,8 +48,8 @@ fn vmsa(sev_features: u64) -> Box<[u8; 4096]> {
 }
 
 impl SevOwner {
-    /// The owner of a guest with these pages and that many vCPUs; `None` where the platform does
-    /// not answer.
+    /// Creates the owner of a guest with these pages and this many vCPUs; `None` if the platform
+    /// does not answer.
     pub(crate) fn new(
         tech: Tech,
         pages: &[LaunchPage],
@@ -90,7 +90,7 @@ impl SevOwner {
         Some(Self { digest, version })
     }
 
-    /// The digest that the launch must have.
+    /// The expected launch digest.
     pub(crate) fn digest(&self) -> Vec<u8> {
         match &self.digest {
             Digest::Legacy(digest, _) => digest.to_vec(),
@@ -98,7 +98,7 @@ impl SevOwner {
         }
     }
 
-    /// What LAUNCH_START is told.
+    /// The parameters of LAUNCH_START.
     pub(crate) fn params(&self) -> SevParams {
         let session = match &self.digest {
             Digest::Legacy(_, owner) => Some((
@@ -113,10 +113,10 @@ impl SevOwner {
         }
     }
 
-    /// The digest of the launch, as the firmware has it.
+    /// Returns the launch digest that the firmware holds.
     ///
     /// # Errors
-    /// Why it is not known, or not proved.
+    /// The reason if the digest is unknown or not authenticated.
     pub(crate) fn check(
         &self,
         measurement: &Measurement,

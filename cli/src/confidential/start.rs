@@ -1,4 +1,4 @@
-//! What a confidential VM on the software platform starts with, whatever its technology.
+//! The measured start of a confidential VM on the software platform, for every technology.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::guest::{GuestMemory, InConfidence};
 use super::sev::SevOwner;
 use crate::hosts::{AnyMachine, Place};
 
-/// Where the addresses of firmware end.
+/// The end address of firmware.
 const FOUR_GIB: u64 = 1 << 32;
 
 /// The measured start of a confidential VM.
@@ -21,27 +21,27 @@ pub(crate) struct Start {
     steps: Vec<LaunchStep>,
     /// The digest of these pages, computed without the firmware.
     off_line: Vec<u8>,
-    /// Who proves the digest of an SEV guest.
+    /// The owner who authenticates an SEV guest's digest.
     owner: Option<SevOwner>,
 }
 
-/// What firmware measured, and what it had to measure.
+/// The digest that the firmware measured, and the expected one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Measurement {
-    /// By the firmware; `None` where it does not tell.
+    /// The firmware's digest; `None` if it is not readable.
     firmware: Option<String>,
-    /// Computed from the start alone.
+    /// The digest computed from the start alone.
     off_line: String,
-    /// Why the two are not the same.
+    /// The reason why the two differ.
     #[serde(skip)]
     why: Option<String>,
 }
 
 impl Measurement {
-    /// The digest, if it is the one off line.
+    /// Returns the digest if it equals the one computed off line.
     ///
     /// # Errors
-    /// What is wrong with it, in a sentence.
+    /// A sentence that says how they differ.
     pub(crate) fn checked(&self) -> Result<&str, String> {
         match (&self.why, &self.firmware) {
             (Some(why), _) => Err(why.clone()),
@@ -56,7 +56,7 @@ impl Measurement {
 }
 
 impl Start {
-    /// Of a TD.
+    /// The start of a TD.
     pub(crate) fn of_td(image: &TdImage) -> Self {
         Self {
             steps: image.steps().to_vec(),
@@ -65,7 +65,7 @@ impl Start {
         }
     }
 
-    /// Of an SEV guest with that many vCPUs.
+    /// The start of an SEV guest with this many vCPUs.
     fn of_sev(tech: Tech, vcpus: u32, place: &Place) -> Option<Self> {
         let platform = place.platform.as_ref()?.sev_platform()?;
         let pages = super::sev::pages();
@@ -77,8 +77,8 @@ impl Start {
         })
     }
 
-    /// The built-in start of a technology; `None` of one that has none, and of a place that runs
-    /// machine code.
+    /// The built-in start of a technology; `None` for a technology without one, and on a place that
+    /// runs machine code.
     pub(crate) fn built_in(tech: Tech, vcpus: u32, place: &Place) -> Option<Self> {
         match tech {
             _ if place.processor => None,
@@ -98,14 +98,15 @@ impl Start {
         })
     }
 
-    /// Where a VM with that start and that much RAM has memory: the RAM, and what ends at 4 GiB.
+    /// The memory ranges of a VM with this start and `ram` bytes of RAM: the RAM, and the range
+    /// that ends at 4 GiB.
     fn memory(&self, ram: u64) -> Vec<Range<u64>> {
         let high = self.added().filter(|gpa| *gpa >= ram && *gpa < FOUR_GIB);
         let top = high.min().map(|lowest| lowest..FOUR_GIB);
         std::iter::once(0..ram).chain(top).collect()
     }
 
-    /// Adds the start to a machine, and the programs that it runs.
+    /// Adds the start, and the programs that it runs, to a machine.
     pub(crate) fn configure(
         &self,
         config: MachineConfig,
@@ -126,7 +127,7 @@ impl Start {
         config
     }
 
-    /// Asks the firmware what it measured of a machine that was built with this start.
+    /// Asks the firmware for the measurement of a machine that was built with this start.
     pub(crate) fn measurement(&self, place: &Place, machine: &dyn AnyMachine) -> Measurement {
         let told = self.ask(place, machine);
         Measurement {

@@ -1,10 +1,10 @@
-//! What a TD starts with.
+//! The measured start of a TD.
 
 use kvm_ops::{Gpa, InitialPageKind};
 use kvm_ops_machine::{LaunchPage, LaunchStep};
 use kvm_ops_tdvf::{Attributes, Order, Section, SectionKind, Step, Tdvf, TdvfError, compose};
 
-/// The pages of a TD's launch, and the MRTD that they must give.
+/// The pages of a TD's launch, and the MRTD that they must produce.
 #[derive(Clone, Debug)]
 pub(crate) struct TdImage {
     pages: Vec<LaunchPage>,
@@ -13,10 +13,10 @@ pub(crate) struct TdImage {
 }
 
 impl TdImage {
-    /// From a firmware image with TDVF metadata, launched in that order.
+    /// Parses a firmware image with TDVF metadata, to be launched in `order`.
     ///
     /// # Errors
-    /// What is wrong with the metadata.
+    /// Invalid metadata.
     pub(crate) fn parse(image: &[u8], order: Order) -> Result<Self, TdvfError> {
         let tdvf = Tdvf::parse(image)?;
         let launch = tdvf.launch();
@@ -36,10 +36,10 @@ impl TdImage {
         })
     }
 
-    /// A small TD: four measured pages where a vCPU begins, and two for an early stack.
+    /// A small TD: four measured pages at the reset vector, and two for an early stack.
     pub(crate) fn built_in(order: Order) -> Self {
-        // Not executed: the software platform runs guest programs. Each page is another, so that
-        // pages that are swapped give another MRTD.
+        // These bytes are never executed: the software platform runs guest programs. Each page
+        // differs, so that swapped pages change MRTD.
         let mut image: Vec<u8> = (0..0x4000_u32).map(|i| (i / 16 % 251) as u8).collect();
         let sections = [
             Section {
@@ -68,17 +68,17 @@ impl TdImage {
             .expect("the built-in image keeps the rules, as a test shows")
     }
 
-    /// The pages in their order.
+    /// The pages in launch order.
     pub(crate) fn pages(&self) -> &[LaunchPage] {
         &self.pages
     }
 
-    /// What is done with them, in which order.
+    /// The launch steps, in order.
     pub(crate) fn steps(&self) -> &[LaunchStep] {
         &self.steps
     }
 
-    /// How many pages are measured with their contents.
+    /// The number of pages whose contents are measured.
     pub(crate) fn measured_pages(&self) -> usize {
         let measured = |step: &&LaunchStep| matches!(step, LaunchStep::Measure(_));
         self.steps.iter().filter(measured).count()
@@ -89,7 +89,7 @@ impl TdImage {
         &self.mrtd
     }
 
-    /// The end of the highest page below the hole where firmware lies: how much memory it needs.
+    /// The end of the highest page below the firmware's hole: the memory that the image needs.
     pub(crate) fn low_end(&self) -> u64 {
         let ends = self.pages.iter().map(|page| page.gpa.get() + 4096);
         ends.filter(|end| *end < 0xc000_0000).max().unwrap_or(0)

@@ -1,8 +1,7 @@
-//! The guest that `kvm-ops run --tech tdx` runs: it looks at what it was launched with, uses private
-//! memory, shares some of it with the host and takes it back, and asks the module for a report.
+//! The guest that `kvm-ops run --tech tdx` runs. It checks its launch pages, uses private memory,
+//! shares some of it with the host and takes it back, and asks the module for a report.
 //!
-//! What it finds it prints; the first thing that is not as it must be ends it through the
-//! debug-exit port.
+//! It prints its findings. The first mismatch ends the guest through the debug-exit port.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,26 +14,27 @@ use crate::guests::{EXIT_PORT, SERIAL_PORT};
 
 /// TDG.MR.REPORT.
 const MR_REPORT: u64 = 4;
-/// Where MRTD stands in a report: TDINFO begins at 512, with ATTRIBUTES and XFAM before MRTD.
+/// The offset of MRTD in a report: TDINFO begins at 512, with ATTRIBUTES and XFAM before MRTD.
 const REPORT_MRTD: u64 = 512 + 16;
 
-/// The pages that the guest shares and takes back.
+/// The number of pages that the guest shares and takes back.
 const CONVERTED: u64 = 16;
-/// The pages that it uses: those, one for the report, one for what is reported.
+/// The number of pages that it uses: the shared ones, one for the report and one for the report
+/// data.
 const USED: u64 = CONVERTED + 2;
 
-/// What the guest writes where the host can read it.
+/// The guest's message in shared memory, which the host reads.
 pub(crate) const MESSAGE: &[u8; 32] = b"a confidential guest says hello ";
 
-/// One thing to do.
+/// One step of the guest.
 #[derive(Clone, Debug)]
 enum Do {
     Write(u64, Vec<u8>),
-    /// Reads, and expects these bytes.
+    /// Reads, and compares with these bytes.
     Expect(u64, Vec<u8>, &'static str),
     Share(u64, u64),
     Unshare(u64, u64),
-    /// A report into the first address about the data at the second.
+    /// Writes a report to the first address, about the data at the second.
     Report(u64, u64),
     Say(String),
     Fail(String),
@@ -48,8 +48,8 @@ pub(crate) struct Tour {
 }
 
 impl Tour {
-    /// The guest for a TD of that image with `ram` bytes of memory, and where it shares memory with
-    /// the host. `None` if no memory is left beside the image.
+    /// Creates the guest for a TD of this image with `ram` bytes of memory, and returns it with the
+    /// range that it shares with the host. `None` if the image leaves too little memory.
     pub(crate) fn new(image: &TdImage, ram: u64) -> Option<(Self, Range<u64>)> {
         let at = free(image, ram)?;
         let converted = at..at + CONVERTED * PAGE_SIZE;
@@ -84,7 +84,7 @@ impl Tour {
             steps.push_back(Do::Expect(at, vec![0; 64], "memory that was taken back"));
         }
         steps.push_back(Do::Say("taken back, they are private and zero".into()));
-        // Both pages are touched first: the module writes to accepted pages only.
+        // Write to both pages first: the module writes to accepted pages only.
         steps.push_back(Do::Write(report, vec![0; 1024]));
         steps.push_back(Do::Write(data, vec![7; 64]));
         steps.push_back(Do::Report(report, data));
@@ -106,7 +106,7 @@ impl Tour {
         self.steps.push_back(Do::Fail(why));
     }
 
-    /// Looks at how the last thing ended.
+    /// Checks the outcome of the last step.
     fn check(&mut self, last: Outcome<'_>) {
         let Some(done) = self.doing.take() else {
             return;
@@ -174,13 +174,13 @@ impl GuestProgram for Tour {
                 leaf: MR_REPORT,
                 args: [*report, *data, 0, 0],
             },
-            // Neither is ever under way.
+            // These two produce no outcome.
             Some(Do::Say(_) | Do::Fail(_)) => Action::Shutdown,
         }
     }
 }
 
-/// Where [`USED`] pages of RAM lie that the image does not use: from 1 MiB on, above what is below it.
+/// Returns the address of [`USED`] pages of RAM that the image does not use, at or above 1 MiB.
 fn free(image: &TdImage, ram: u64) -> Option<u64> {
     let bytes = USED * PAGE_SIZE;
     let mut at = 1 << 20;

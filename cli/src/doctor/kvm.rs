@@ -1,4 +1,4 @@
-//! What `/dev/kvm` offers, as the library probes it.
+//! The offers of `/dev/kvm`, as the library probes them.
 
 use kvm_ops::kvm::{self, KvmHost, TechOffer, WhyNot};
 use kvm_ops::{Error, Kind, Missing, Tech, VmConfig, create};
@@ -84,8 +84,8 @@ fn host(line: &TechOffer, device_hint: &Option<String>) -> Offer {
         notes: line.notes.clone(),
         what_to_do: Vec::new(),
     };
-    // Until the device can be opened, nobody knows whether the rest matters: another module than
-    // the vendor's may be behind it.
+    // Until the device can be opened, the other reasons are uncertain: the device may belong to a
+    // module other than the vendor's.
     let reasons = match line.why_not.as_slice() {
         [device @ WhyNot::Device(_), ..] => std::slice::from_ref(device),
         all => all,

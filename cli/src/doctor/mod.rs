@@ -1,4 +1,4 @@
-//! What this host offers: data for `kvm-ops doctor`. Nothing stands here that was not tried.
+//! The diagnosis of this host: data for `kvm-ops doctor`. Every entry was tried.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod kvm;
@@ -9,18 +9,18 @@ use serde::Serialize;
 
 use kvm_ops::Tech;
 
-/// Everything that was found.
+/// All findings.
 #[derive(Debug, Serialize)]
 pub(crate) struct Diagnosis {
-    /// Of this program.
+    /// The version of this program.
     version: &'static str,
-    /// The processor and the modules; `None` where this build cannot look.
+    /// The processor and the modules; `None` if this build cannot look.
     machine: Option<Machine>,
     /// The device.
     dev_kvm: Device,
     /// Each technology.
     technologies: Vec<Technology>,
-    /// What KVM can do, as far as it matters here.
+    /// Capabilities of KVM that the library uses.
     capabilities: Vec<Capability>,
 }
 
@@ -33,34 +33,34 @@ pub(crate) struct Machine {
     kvm_modules: Vec<String>,
 }
 
-/// Whether `/dev/kvm` can be used.
+/// The state of `/dev/kvm`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Device {
     usable: bool,
-    /// The bitmap of VM types, where KVM was asked.
+    /// The bitmap of VM types, if KVM was asked.
     vm_types: Option<u32>,
     error: Option<String>,
     hint: Option<String>,
 }
 
-/// What there is of one technology.
+/// The findings for one technology.
 #[derive(Debug, Serialize)]
 pub(crate) struct Technology {
     name: &'static str,
     is_confidential: bool,
-    /// What the kernel of this machine offers; `None` where this build cannot ask.
+    /// The kernel's offer on this machine; `None` if this build cannot ask.
     host: Option<Offer>,
-    /// Whether this build creates such a VM on `/dev/kvm`.
+    /// This build's offer on `/dev/kvm`.
     kvm: Offer,
-    /// Whether this build creates such a VM on the software platform.
+    /// This build's offer on the software platform.
     software: Offer,
 }
 
-/// An answer.
+/// The answer to one question.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Offer {
     offered: bool,
-    /// In one or two words.
+    /// The answer in one or two words.
     summary: String,
     why_not: Vec<String>,
     notes: Vec<String>,
@@ -73,11 +73,11 @@ pub(crate) struct Capability {
     name: &'static str,
     purpose: &'static str,
     available: bool,
-    /// What `KVM_CHECK_EXTENSION` answers.
+    /// The answer of `KVM_CHECK_EXTENSION`.
     answer: u32,
-    /// Whether the operation itself was tried.
+    /// True if the operation itself was tried.
     tried: bool,
-    /// The errno of the try.
+    /// The errno of that attempt.
     errno: Option<i32>,
 }
 
@@ -100,7 +100,7 @@ impl Offer {
 }
 
 impl Diagnosis {
-    /// Looks, and tries.
+    /// Probes the host.
     pub(crate) fn make() -> Self {
         let mut diagnosis = host();
         diagnosis.technologies = Tech::ALL
@@ -135,13 +135,13 @@ fn technology(tech: Tech, host: Option<Offer>, kvm: Offer) -> Technology {
     }
 }
 
-/// What `/dev/kvm` offers.
+/// The findings about `/dev/kvm`.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn host() -> Diagnosis {
     kvm::diagnose()
 }
 
-/// Why nothing can be said of `/dev/kvm`.
+/// A placeholder with the reason why this build cannot probe `/dev/kvm`.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 fn host() -> Diagnosis {
     let why = "this build cannot use /dev/kvm";

@@ -17,7 +17,7 @@ pub(super) fn offer(tech: Tech) -> Offer {
     }
 }
 
-/// The offer that follows from creating a VM through the library.
+/// The offer that follows from an attempt to create a VM through the library.
 pub(super) fn created(result: kvm_ops::Result<()>) -> Offer {
     match result {
         Ok(()) => Offer::yes(),

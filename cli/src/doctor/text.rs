@@ -1,4 +1,4 @@
-//! The diagnosis for people.
+//! The diagnosis as text.
 
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
@@ -6,7 +6,7 @@ use crate::term::{self, BOLD};
 
 use super::{Capability, Diagnosis, Offer};
 
-/// Lays it out.
+/// Formats the diagnosis.
 pub(crate) fn text(diagnosis: &Diagnosis) -> String {
     let mut parts = vec![machine(diagnosis), technologies(diagnosis)];
     parts.extend(reasons(diagnosis));
@@ -17,7 +17,7 @@ pub(crate) fn text(diagnosis: &Diagnosis) -> String {
     parts.join("\n\n")
 }
 
-/// A table without lines, as wide as the terminal.
+/// Creates a table without lines, as wide as the terminal.
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
@@ -36,7 +36,7 @@ pub(crate) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// The table as text, without spaces at the ends of lines.
+/// Formats the table, without spaces at the ends of lines.
 pub(crate) fn finish(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -102,13 +102,13 @@ fn technologies(diagnosis: &Diagnosis) -> String {
     finish(table)
 }
 
-/// Why not, and what else is to be known.
+/// The reasons for every "no", and further notes.
 fn reasons(diagnosis: &Diagnosis) -> Option<String> {
     let mut table = table(&["TECHNOLOGY", "WHERE", "WHY NOT, AND NOTES"]);
     for tech in &diagnosis.technologies {
         let places = [
             ("host", tech.host.as_ref()),
-            // What the host lacks, the library cannot create: that is no reason of its own.
+            // The library cannot create what the host lacks, so this adds no reason.
             (
                 "/dev/kvm",
                 Some(&tech.kvm).filter(|_| tech.host.as_ref().is_none_or(|host| host.offered)),
@@ -127,7 +127,7 @@ fn reasons(diagnosis: &Diagnosis) -> Option<String> {
     (!table.is_empty()).then(|| finish(table))
 }
 
-/// Each piece of advice once, with the technologies that it would bring.
+/// Each piece of advice once, with the technologies that it enables.
 fn what_to_do(diagnosis: &Diagnosis) -> Option<String> {
     let mut advice: Vec<(&str, Vec<&str>)> = Vec::new();
     for tech in &diagnosis.technologies {
@@ -154,7 +154,7 @@ fn what_to_do(diagnosis: &Diagnosis) -> Option<String> {
     Some(finish(table))
 }
 
-/// Whether the answer is a number, and not a yes or a bitmap.
+/// Returns true if the capability's answer is a number, not a yes or a bitmap.
 fn is_number(name: &str) -> bool {
     ["KVM_CAP_NR_", "KVM_CAP_MAX_"]
         .iter()

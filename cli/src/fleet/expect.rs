@@ -1,16 +1,16 @@
-//! What must come of a VM's run, and whether it did.
+//! The expected result of a VM's run, and the check of it.
 
 use kvm_ops_machine::End;
 
-/// How a run should end.
+/// The expected end of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum WantedEnd {
-    /// Anything but a crash; the timeout is no crash.
+    /// Anything but a crash; a timeout is not a crash.
     #[default]
     Any,
     /// HLT with nothing to wake it.
     Halt,
-    /// Shutdown, or a triple fault.
+    /// A shutdown or triple fault.
     Shutdown,
     /// A reset.
     Reset,
@@ -21,7 +21,7 @@ pub(crate) enum WantedEnd {
 }
 
 impl WantedEnd {
-    /// Every one.
+    /// Every end.
     pub(crate) const ALL: [Self; 6] = [
         Self::Any,
         Self::Halt,
@@ -43,7 +43,7 @@ impl WantedEnd {
         }
     }
 
-    /// The one of that name.
+    /// The end of that name.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|end| end.name() == name)
     }
@@ -60,19 +60,19 @@ impl WantedEnd {
     }
 }
 
-/// What must come of a run.
+/// The expected result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Expect {
-    /// How it must end.
+    /// The expected end.
     pub(crate) end: WantedEnd,
-    /// What its console must contain.
+    /// A text that the console must contain.
     pub(crate) console: Option<String>,
-    /// What it must have reported through the result port.
+    /// The value that the guest must report through the result port.
     pub(crate) result: Option<u32>,
 }
 
 impl Expect {
-    /// Everything that is not as expected, each a sentence.
+    /// Returns everything that is not as expected, one sentence each.
     pub(crate) fn check(&self, end: &End, console: &str, result: Option<u32>) -> Vec<String> {
         let mut wrong = Vec::new();
         if !self.end.fits(end) {

@@ -1,4 +1,4 @@
-//! Runs the machines of a plan side by side, each on threads of its own, and tears them down.
+//! Runs the machines of a plan side by side, each on its own threads, and tears them down.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -15,11 +15,10 @@ use super::progress::Progress;
 use super::report::VmReport;
 use super::spec::Work;
 
-/// How much of a console is kept for the report.
+/// The part of a console that is kept for the report, in bytes.
 const CONSOLE_LIMIT: usize = 64 << 10;
 
-/// Runs every VM, and gives the reports in the order of the file, and the books that are to be
-/// closed.
+/// Runs every VM. Returns the reports in the order of the file, and the ledgers to close.
 pub(crate) fn run<'a>(
     plan: Plan<'a>,
     interrupt: &Interrupt,
@@ -52,7 +51,7 @@ pub(crate) fn run<'a>(
                     Ok(thread) => thread
                         .join()
                         .unwrap_or_else(|_| unstarted.broken("its thread panicked")),
-                    // The closure with the machine is gone, and the machine gave all back.
+                    // The machine was dropped with the closure, which released everything.
                     Err(error) => unstarted.broken(&format!("cannot start a thread: {error}")),
                 };
                 (spec.span.start, report)
@@ -71,7 +70,7 @@ pub(crate) fn run<'a>(
     (reports, plan.ledgers)
 }
 
-/// The life of one VM, from its first instruction to its teardown.
+/// Runs one VM, from its first instruction to its teardown.
 fn live(ready: Ready<'_>) -> VmReport {
     let mut report = VmReport::new(&ready);
     let Ready {
@@ -94,7 +93,8 @@ fn live(ready: Ready<'_>) -> VmReport {
     report
 }
 
-/// Answers the exits of one VM: its result, the device of the built-in guests, then a PC's devices.
+/// Answers the exits of one VM: from the result port, the device of the built-in guests, and a PC's
+/// devices.
 struct Answers {
     devices: Devices,
     mixer: Mixer,

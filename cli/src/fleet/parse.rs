@@ -1,4 +1,4 @@
-//! From the text of a fleet file to the VMs that it describes.
+//! Parses the text of a fleet file into the VMs that it describes.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -22,13 +22,13 @@ use super::source::Source;
 use super::spec::{VmSpec, Work, copies};
 use super::table::Table;
 
-/// The most VMs of a fleet. Each has a thread and file descriptors.
+/// The maximum number of VMs in a fleet. Each needs a thread and file descriptors.
 pub(crate) const MAX_VMS: u64 = 4096;
 
-/// How long a guest may take unless the file says otherwise.
+/// The default timeout of a guest.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The memory of a VM with an image unless the file says otherwise.
+/// The default memory of a VM with an image, in bytes.
 const DEFAULT_MEMORY: u64 = 64 << 20;
 
 const FLEET_KEYS: &[&str] = &["defaults", "vm"];
@@ -39,7 +39,7 @@ const VM_KEYS: &[&str] = &[
 ];
 const EXPECT_KEYS: &[&str] = &["end", "console", "result"];
 
-/// Reads all of a fleet file, and finds all that is wrong with it.
+/// Parses a whole fleet file, and collects all its problems.
 pub(crate) fn parse(source: &Source, host: HostChoice) -> Result<Vec<VmSpec>, Failure> {
     let problems = Problems::default();
     let (root, syntax) = DeTable::parse_recoverable(&source.text);
@@ -47,7 +47,7 @@ pub(crate) fn parse(source: &Source, host: HostChoice) -> Result<Vec<VmSpec>, Fa
         let span = error.span().unwrap_or(0..0);
         problems.add(Problem::new("this is not TOML").at(&span, error.message()));
     }
-    // What recovery makes of broken syntax would only give problems that are none.
+    // Parse no further: after a syntax error, more problems would be spurious.
     problems.check(source, Code::Usage)?;
 
     let root = Table::new("a fleet file", root.span(), root.get_ref(), &problems);
@@ -82,7 +82,7 @@ pub(crate) fn parse(source: &Source, host: HostChoice) -> Result<Vec<VmSpec>, Fa
     Ok(vms)
 }
 
-/// What `[defaults]` and `[[vm]]` both may say.
+/// The keys that `[defaults]` and `[[vm]]` have in common.
 #[derive(Clone)]
 struct Defaults {
     kind: Option<At<Kind>>,
@@ -108,7 +108,7 @@ struct Reader<'a> {
     source: &'a Source,
     problems: &'a Problems,
     defaults: Defaults,
-    /// The names of all VMs so far, and where the file has them.
+    /// The names of all VMs so far, with their places in the file.
     names: RefCell<HashMap<String, Range<usize>>>,
 }
 
@@ -139,7 +139,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Memory is a string with a unit, or a number of bytes.
+    /// Reads memory: a string with a unit, or a number of bytes.
     fn memory(&self, table: &Table<'_, '_>) -> Option<At<u64>> {
         if !matches!(table.get("memory")?.get_ref(), DeValue::Integer(_)) {
             return table.parsed("memory", units::parse_memory);
@@ -166,7 +166,7 @@ impl Reader<'_> {
         };
         self.expect(table, &mut expect);
         let name = name?;
-        // Also where the rest is wrong: all problems are told at once.
+        // Checked even if the rest is wrong, so that all problems are reported at once.
         self.check_name(&name, count as u32);
         let work = work?;
         let (vcpus, memory) = self.size(&work, &shared, table)?;
@@ -255,7 +255,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A file that exists; its path leads from the fleet file's directory.
+    /// Reads the path of an existing file, relative to the fleet file's directory.
     fn file(&self, table: &Table<'_, '_>, key: &str) -> Option<At<PathBuf>> {
         let At { value, span } = table.string(key)?;
         let path = self.source.base.join(value);
@@ -272,7 +272,7 @@ impl Reader<'_> {
         None
     }
 
-    /// vCPUs and memory, as stated or as the payload wants them.
+    /// Returns vCPUs and memory, from the file or from the payload.
     fn size(&self, work: &Work, shared: &Defaults, table: &Table<'_, '_>) -> Option<(u32, u64)> {
         let Work::BuiltIn(guest) = work else {
             let memory = shared.memory.as_ref().map_or(DEFAULT_MEMORY, |at| at.value);
@@ -281,8 +281,7 @@ impl Reader<'_> {
                 memory,
             ));
         };
-        // A default that does not suit a payload is none for it; only what this VM itself states
-        // is held against it.
+        // A default that does not fit a payload is ignored; only the VM's own values are checked.
         let own = |key, at: &Option<At<u64>>| at.clone().filter(|_| table.get(key).is_some());
         if let Some(at) =
             own("vcpus", &shared.vcpus).filter(|at| at.value != u64::from(guest.vcpus))
@@ -325,7 +324,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Names must tell VMs apart, those with numbers included.
+    /// Checks that names are unique, including those with numbers.
     fn check_name(&self, name: &At<String>, count: u32) {
         let mut names = self.names.borrow_mut();
         for copy in copies(&name.value, count) {

@@ -1,4 +1,4 @@
-//! Where each VM of a fleet runs, and its machine: all are built before any starts.
+//! Finds a host for each VM of a fleet, and builds all machines before any starts.
 
 use std::io;
 
@@ -19,41 +19,37 @@ const EMFILE: i32 = 24;
 
 /// A VM that is ready to run.
 pub(crate) struct Ready<'a> {
-    /// Its name.
     pub(crate) name: String,
-    /// What the file says of it.
+    /// Its entry in the file.
     pub(crate) spec: &'a VmSpec,
-    /// The name of its host.
     pub(crate) host: &'static str,
-    /// The technology that holds it.
+    /// Its technology.
     pub(crate) tech: Tech,
-    /// The machine.
     pub(crate) machine: Box<dyn AnyMachine>,
-    /// What its firmware measured, of a VM that measures.
+    /// The firmware's measurement, if the VM has one.
     pub(crate) measurement: Option<Measurement>,
 }
 
 /// An optional VM that no host can hold.
 pub(crate) struct Skipped<'a> {
-    /// Its name.
     pub(crate) name: String,
-    /// What the file says of it.
+    /// Its entry in the file.
     pub(crate) spec: &'a VmSpec,
-    /// Why.
+    /// The reason.
     pub(crate) why: String,
 }
 
 /// A fleet that is ready to run.
 pub(crate) struct Plan<'a> {
-    /// What runs.
+    /// The VMs that run.
     pub(crate) ready: Vec<Ready<'a>>,
-    /// What is left out.
+    /// The VMs that are left out.
     pub(crate) skipped: Vec<Skipped<'a>>,
     /// The firmware that VMs of the fleet use.
     pub(crate) ledgers: Vec<Ledger<'a>>,
 }
 
-/// The books of one firmware before the first VM was built.
+/// The counts of one firmware before the first VM was built.
 pub(crate) struct Ledger<'a> {
     place: &'a Place,
     firmware: Firmware,
@@ -61,19 +57,19 @@ pub(crate) struct Ledger<'a> {
 }
 
 impl Ledger<'_> {
-    /// The account of the fleet, once everything is torn down.
+    /// Computes the account of the fleet, after every teardown.
     pub(crate) fn close(&self, leaks: Leaks) -> Option<Account> {
         let after = self.place.books(self.firmware)?;
         Some(Account::draw(self.firmware, &self.before, &after, leaks))
     }
 
-    /// Whose books they are.
+    /// The firmware that the ledger is about.
     pub(crate) const fn firmware(&self) -> Firmware {
         self.firmware
     }
 }
 
-/// Builds every machine of a fleet, or tells every reason why not.
+/// Builds every machine of a fleet, or returns every problem.
 pub(crate) fn build<'a>(
     source: &Source,
     vms: &'a [VmSpec],
@@ -100,7 +96,7 @@ pub(crate) fn build<'a>(
             Err(no_place) => problems.add(homeless(spec, no_place)),
         }
     }
-    // VMs were created to find their places: the books begin behind that.
+    // VMs were created and destroyed to find their places; snapshots are taken after that.
     for (spec, place) in &placed {
         plan.open_ledger(spec, place);
     }
@@ -208,7 +204,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// What a processor would run.
+/// Returns the image of a VM that runs on a processor.
 fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
     let (path, format, cmdline, initrd) = match &spec.work {
         Work::BuiltIn(guest) => {

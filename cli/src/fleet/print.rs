@@ -1,4 +1,4 @@
-//! A fleet's report for people: a table, what went wrong, and the sums.
+//! A fleet's report as text: a table, the problems, and the sums.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use crate::units::{self, plural};
 
 use super::report::{FleetReport, Status, VmReport};
 
-/// The most of a guest's last words, and the least, whatever the terminal's width.
+/// The width of a guest's last line of output, at least and at most.
 const LAST_WORDS: std::ops::RangeInclusive<usize> = 12..=60;
 
-/// Where last words stand.
+/// The table's column with the last line of output.
 const LAST_COLUMN: usize = 8;
 
-/// Lays the report out.
+/// Formats the report.
 pub(crate) fn text(report: &FleetReport) -> String {
     let mut lines: Vec<String> = vec![table(report).trim_fmt(), String::new()];
     for vm in &report.vms {
@@ -51,7 +51,7 @@ fn table(report: &FleetReport) -> Table {
     } else {
         2
     };
-    // First with all but the last words, to see what room is left for them.
+    // First without the last lines of output, to see how much room is left for them.
     let rest = filled(report, gap, 0);
     let used: usize = rest.column_max_content_widths()[..LAST_COLUMN]
         .iter()

@@ -1,4 +1,4 @@
-//! What is wrong with a fleet file, shown on its lines.
+//! Problems of a fleet file, shown on its lines.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -11,16 +11,15 @@ use crate::term;
 
 use super::source::Source;
 
-/// A value and where it stands in the file.
+/// A value and its place in the file.
 #[derive(Clone, Debug)]
 pub(crate) struct At<T> {
-    /// The value.
     pub(crate) value: T,
     /// Its bytes in the file.
     pub(crate) span: Range<usize>,
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     title: String,
@@ -32,7 +31,7 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    /// A problem of the file as a whole.
+    /// Creates a problem of the file as a whole.
     pub(crate) fn new(title: impl Into<String>) -> Self {
         Self {
             title: title.into(),
@@ -44,31 +43,31 @@ impl Problem {
         }
     }
 
-    /// It stands there, where the label says why it is wrong.
+    /// Sets the place of the problem, with a label that explains it.
     pub(crate) fn at(mut self, span: &Range<usize>, label: impl Into<String>) -> Self {
         self.span = Some(span.clone());
         self.label = label.into();
         self
     }
 
-    /// And this place has to do with it.
+    /// Adds a second place that is involved.
     pub(crate) fn and(mut self, span: &Range<usize>, label: impl Into<String>) -> Self {
         self.other = Some((span.clone(), label.into()));
         self
     }
 
-    /// Why it is so.
+    /// Adds a note that explains the problem.
     pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
     }
 
-    /// As [`note`](Self::note), where that is so.
+    /// Adds a [`note`](Self::note) if `so` is true.
     pub(crate) fn note_if(self, so: bool, note: impl FnOnce() -> String) -> Self {
         if so { self.note(note()) } else { self }
     }
 
-    /// What to do about it.
+    /// Adds advice for the user.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
@@ -111,12 +110,12 @@ impl Problem {
 pub(crate) struct Problems(RefCell<Vec<Problem>>);
 
 impl Problems {
-    /// Adds one.
+    /// Adds a problem.
     pub(crate) fn add(&self, problem: Problem) {
         self.0.borrow_mut().push(problem);
     }
 
-    /// `Ok`, or all of them in the order of the file, laid out.
+    /// Returns `Ok`, or all problems in the order of the file, formatted.
     pub(crate) fn check(&self, source: &Source, code: Code) -> Result<(), Failure> {
         let mut problems = self.0.borrow_mut();
         if problems.is_empty() {

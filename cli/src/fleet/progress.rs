@@ -1,4 +1,4 @@
-//! How far a fleet is: a bar on a terminal, a line for each VM elsewhere. On standard error.
+//! The progress of a fleet on standard error: a bar on a terminal, else a line for each VM.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -7,14 +7,14 @@ use crate::units;
 
 use super::report::{Status, VmReport};
 
-/// Shows how many VMs have ended.
+/// Shows the number of VMs that have ended.
 pub(crate) struct Progress {
     bar: ProgressBar,
     lines: bool,
 }
 
 impl Progress {
-    /// For that many VMs; `quiet` shows nothing but failures.
+    /// Creates the progress display of `vms` VMs; `quiet` shows failures only.
     pub(crate) fn new(vms: usize, quiet: bool) -> Self {
         let target = if term::has_bars() && !quiet {
             ProgressDrawTarget::stderr()
@@ -37,7 +37,7 @@ impl Progress {
         }
     }
 
-    /// A VM has ended and is torn down.
+    /// Counts a VM that has ended and is torn down.
     pub(crate) fn ended(&self, vm: &VmReport) {
         self.bar.set_message(vm.name.clone());
         self.bar.inc(1);
@@ -55,7 +55,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn done(self) {
         self.bar.finish_and_clear();
     }

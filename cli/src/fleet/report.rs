@@ -1,4 +1,4 @@
-//! What came of a fleet.
+//! The report of a fleet.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,24 +15,24 @@ use super::plan::{Ready, Skipped};
 use super::resources::Resources;
 use super::spec::{VmSpec, Work};
 
-/// How a VM did.
+/// The result of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Status {
-    /// As expected.
+    /// It did as expected.
     Ok,
-    /// Not as expected, or it crashed.
+    /// It crashed or did not do as expected.
     Failed,
-    /// Stopped by a signal.
+    /// A signal stopped it.
     Stopped,
-    /// Left out: optional, and no host can hold it.
+    /// It is optional, and no host can hold it.
     Skipped,
 }
 
-/// What a guest printed.
+/// A guest's console output.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Console {
-    /// How many bytes.
+    /// The number of bytes.
     bytes: u64,
     /// The last line that is not empty.
     pub(crate) last_line: String,
@@ -40,7 +40,7 @@ pub(crate) struct Console {
     text: String,
 }
 
-/// What one vCPU did.
+/// The report of one vCPU.
 #[derive(Debug, Serialize)]
 struct Vcpu {
     id: u32,
@@ -48,62 +48,56 @@ struct Vcpu {
     end: String,
 }
 
-/// What came of one VM.
+/// The report of one VM.
 #[derive(Debug, Serialize)]
 pub(crate) struct VmReport {
-    /// Its name.
     pub(crate) name: String,
-    /// How it did.
     pub(crate) status: Status,
-    /// What was asked for.
+    /// The kind that the file asks for.
     kind: String,
     /// The technology that held it.
     pub(crate) tech: Option<&'static str>,
-    /// Its host.
     pub(crate) host: Option<&'static str>,
     /// The built-in payload or the image.
     runs: String,
-    /// How many vCPUs it has.
     pub(crate) vcpus: u32,
-    /// Bytes of its memory.
+    /// Its memory in bytes.
     pub(crate) memory: u64,
-    /// The same in pages of 4 KiB.
+    /// Its memory in pages of 4 KiB.
     pages: u64,
-    /// How it ended, in a word or two.
+    /// The end of the run, in a word or two.
     pub(crate) outcome: &'static str,
-    /// How it ended, with numbers.
+    /// The end of the run, with numbers.
     pub(crate) end: String,
-    /// What was not as expected, or why it was left out.
+    /// The failed expectations, or the reason why it was left out.
     pub(crate) problems: Vec<String>,
-    /// What the guest reported through the result port.
+    /// The value that the guest reported through the result port.
     result: Option<u32>,
-    /// What it printed.
     pub(crate) console: Console,
-    /// All its exits.
+    /// The number of its exits.
     pub(crate) exits: u64,
     /// Its exits by kind.
     exits_by_kind: BTreeMap<&'static str, u64>,
-    /// Its vCPUs.
     vcpu_reports: Vec<Vcpu>,
-    /// What its firmware measured at its start, of a VM that measures.
+    /// The firmware's launch measurement, if the VM has one.
     measurement: Option<Measurement>,
-    /// Pages of the host that it freed in its life, of a VM with private memory.
+    /// Host pages freed during its life, if it has private memory.
     pages_freed: u64,
     /// KeyIDs or ASIDs that its teardown freed.
     keys_freed: u32,
-    /// What its teardown left behind.
+    /// Resources that its teardown leaked.
     pub(crate) leaks: Vec<String>,
-    /// The same as numbers.
+    /// The same leaks as numbers.
     #[serde(skip)]
     account: Option<Leaks>,
-    /// How long it ran, in seconds.
+    /// The duration of the run, in seconds.
     seconds: f64,
     #[serde(skip)]
     pub(crate) elapsed: Duration,
 }
 
 impl VmReport {
-    /// Before the run.
+    /// The report before the run.
     pub(crate) fn new(ready: &Ready<'_>) -> Self {
         Self {
             tech: Some(ready.tech.name()),
@@ -145,7 +139,7 @@ impl VmReport {
         }
     }
 
-    /// Of a VM that was left out.
+    /// The report of a VM that was left out.
     pub(crate) fn skipped(skipped: Skipped<'_>) -> Self {
         Self {
             status: Status::Skipped,
@@ -156,19 +150,19 @@ impl VmReport {
         }
     }
 
-    /// It could not run.
+    /// Marks a VM that could not run.
     pub(crate) fn broken(mut self, why: &str) -> Self {
         self.problems.push(why.to_owned());
         self
     }
 
-    /// How long it ran.
+    /// Sets the duration of the run.
     pub(crate) fn time(&mut self, elapsed: Duration) {
         self.elapsed = elapsed;
         self.seconds = elapsed.as_secs_f64();
     }
 
-    /// What it printed.
+    /// Sets the console output.
     pub(crate) fn console(&mut self, bytes: u64, text: String) {
         let last_line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
         self.console = Console {
@@ -178,7 +172,7 @@ impl VmReport {
         };
     }
 
-    /// How its run went, held against what was expected.
+    /// Records the result of the run, and compares it with the expected one.
     pub(crate) fn ran(
         &mut self,
         expect: &Expect,
@@ -232,7 +226,7 @@ impl VmReport {
         }
     }
 
-    /// How its teardown went.
+    /// Records the teardown.
     pub(crate) fn torn_down(&mut self, report: &FreeReport) {
         self.pages_freed = report.pages_freed;
         self.keys_freed = report.keys_freed;
@@ -244,7 +238,7 @@ impl VmReport {
     }
 }
 
-/// What the teardowns of the VMs above a firmware say, summed up.
+/// Sums the teardown reports of the VMs that use a firmware.
 pub(crate) fn torn_down(vms: &[VmReport], firmware: Firmware) -> Leaks {
     let mut sum = Leaks::default();
     let above = |vm: &&VmReport| {
@@ -273,7 +267,7 @@ fn outcome(end: &End) -> &'static str {
     }
 }
 
-/// A guest decides what it prints; control characters must not reach the terminal.
+/// Replaces control characters: guest output must not control the terminal.
 fn printable(line: &str) -> String {
     line.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
@@ -290,14 +284,14 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The sums over a fleet.
+/// The sums of a fleet.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Totals {
-    /// VMs in the file, copies counted.
+    /// VMs in the file, copies included.
     pub(crate) vms: usize,
     /// VMs that did as expected.
     pub(crate) ok: usize,
-    /// VMs that did not.
+    /// VMs that did not do as expected.
     pub(crate) failed: usize,
     /// VMs that a signal stopped.
     pub(crate) stopped: usize,
@@ -305,35 +299,34 @@ pub(crate) struct Totals {
     pub(crate) skipped: usize,
     /// vCPUs of the VMs that were not left out.
     pub(crate) vcpus: u32,
-    /// Their exits.
+    /// Exits of these vCPUs.
     pub(crate) exits: u64,
-    /// The pages lent to them, of 4 KiB.
+    /// Pages of 4 KiB lent to the VMs.
     pub(crate) pages: u64,
-    /// What teardowns left behind, by their own account.
+    /// Resources that teardowns leaked, as they report it.
     pub(crate) leaks: usize,
 }
 
-/// What came of a fleet.
+/// The report of a fleet.
 #[derive(Debug, Serialize)]
 pub(crate) struct FleetReport {
-    /// The fleet file.
+    /// The name of the fleet file.
     pub(crate) fleet: String,
     /// The VMs, in the order of the file.
     pub(crate) vms: Vec<VmReport>,
-    /// The sums.
     pub(crate) totals: Totals,
-    /// What confidential VMs took from the firmware below them, by all counts.
+    /// The accounts of the firmware that confidential VMs used.
     pub(crate) firmware: Vec<Account>,
-    /// What this process held before the fleet, and after, by the system's account.
+    /// The resources of this process before the fleet, as the system counts them.
     pub(crate) before: Resources,
-    /// See `before`.
+    /// The same after the fleet.
     pub(crate) after: Resources,
-    /// How long it took from building the first machine, in seconds.
+    /// The duration in seconds, from the building of the first machine.
     pub(crate) seconds: f64,
 }
 
 impl FleetReport {
-    /// Adds up.
+    /// Builds the report and its sums.
     pub(crate) fn new(
         fleet: String,
         vms: Vec<VmReport>,
@@ -372,7 +365,7 @@ impl FleetReport {
         }
     }
 
-    /// What the process holds that it did not hold before, each a sentence.
+    /// Resources that the process has gained since the start, one sentence each.
     pub(crate) fn left_behind(&self) -> Vec<String> {
         self.after.more_than(&self.before)
     }

@@ -1,5 +1,5 @@
-//! What this process holds, by the system's account: an independent check that teardowns leave
-//! nothing behind.
+//! The resources of this process as the system counts them: an independent check for leaks of
+//! teardowns.
 
 use std::fs;
 use std::thread;
@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// How long the system may take to end threads that were joined: KVM keeps a kernel thread for
-/// each VM, and ends it after the VM.
+/// The time limit for joined threads to disappear. KVM has a kernel thread for each VM, which ends
+/// after the VM.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a process holds. `None` where the system does not tell.
+/// Resources of a process. `None` if the system does not show the number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Resources {
     /// Open file descriptors.
@@ -23,7 +23,7 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    /// Counts.
+    /// Counts the resources now.
     pub(crate) fn now() -> Self {
         let entries = |dir: &str| fs::read_dir(dir).ok().map(Iterator::count);
         Self {
@@ -35,7 +35,7 @@ impl Resources {
         }
     }
 
-    /// Counts, when no more is held than then, or after some patience.
+    /// Counts the resources, and waits up to `PATIENCE` until there are no more than at `then`.
     pub(crate) fn settled(then: &Self) -> Self {
         let start = Instant::now();
         loop {
@@ -47,7 +47,7 @@ impl Resources {
         }
     }
 
-    /// What is held beyond what was held then, each a sentence.
+    /// Returns the resources beyond those of `then`, one sentence each.
     pub(crate) fn more_than(&self, then: &Self) -> Vec<String> {
         [
             ("file descriptors", self.descriptors, then.descriptors),

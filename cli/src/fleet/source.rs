@@ -1,4 +1,4 @@
-//! A fleet file's text.
+//! The text of a fleet file.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,17 +11,16 @@ use crate::failure::Failure;
 /// The built-in fleet.
 pub(crate) const DEFAULT: &str = include_str!("../../fleets/default.toml");
 
-/// More than any fleet file needs; a disk image given by mistake is refused early.
+/// The size limit in bytes, above any real fleet file: a disk image given by mistake is refused
+/// early.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The text of a fleet file, and the name by which messages call it.
+/// The text of a fleet file, and its name in messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
-    /// The name for messages.
     pub(crate) name: String,
-    /// The text.
     pub(crate) text: String,
-    /// The directory from which relative paths in the file lead.
+    /// The directory for relative paths in the file.
     pub(crate) base: PathBuf,
 }
 
@@ -31,7 +30,7 @@ impl Source {
         Self::new("built-in fleet", DEFAULT, "")
     }
 
-    /// A text.
+    /// Wraps a text.
     pub(crate) fn new(
         name: impl Into<String>,
         text: impl Into<String>,
@@ -69,7 +68,7 @@ impl Source {
         ))
     }
 
-    /// The part of a span that lies in the text, on character boundaries, so that it can be shown.
+    /// Limits a span to the text and to character boundaries, so that it can be shown.
     pub(crate) fn clamp(&self, span: &Range<usize>) -> Range<usize> {
         let floor = |at: usize| {
             (0..=at.min(self.text.len()))

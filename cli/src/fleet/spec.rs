@@ -1,4 +1,4 @@
-//! What a fleet file says of a VM.
+//! A VM as a fleet file describes it.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -13,18 +13,17 @@ use crate::guests::Guest;
 use super::expect::Expect;
 use super::problem::At;
 
-/// What a VM runs.
+/// The payload of a VM.
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
-    /// A guest of this program, as machine code or as a guest program.
+    /// A built-in guest, available as machine code and as a guest program.
     BuiltIn(&'static Guest),
     /// An image, which needs a processor.
     Image {
-        /// The file.
         path: At<PathBuf>,
-        /// What it is; detected unless stated.
+        /// The format; detected if not given.
         format: Option<ImageFormat>,
-        /// Its interrupt controllers; as the format wants them unless stated.
+        /// The interrupt controllers; chosen by the format if not given.
         irqchip: Option<Irqchip>,
         /// The kernel's command line.
         cmdline: Option<String>,
@@ -36,38 +35,36 @@ pub(crate) enum Work {
 /// One `[[vm]]` of a fleet file.
 #[derive(Clone, Debug)]
 pub(crate) struct VmSpec {
-    /// Its name; with a count above 1, a number is added.
+    /// The name. If `count` is above 1, a number is appended.
     pub(crate) name: At<String>,
-    /// How many VMs like this.
+    /// The number of VMs like this.
     pub(crate) count: u32,
-    /// Which kind of VM.
     pub(crate) kind: At<Kind>,
-    /// Where it runs.
     pub(crate) host: HostChoice,
-    /// How many vCPUs.
+    /// The number of vCPUs.
     pub(crate) vcpus: u32,
-    /// Bytes of memory.
+    /// The memory in bytes.
     pub(crate) memory: u64,
-    /// What it runs.
+    /// The payload.
     pub(crate) work: Work,
-    /// How long it may take.
+    /// The time limit of the run.
     pub(crate) timeout: Duration,
-    /// What must come of it.
+    /// The expected result.
     pub(crate) expect: Expect,
-    /// Whether it is left out where no host can hold it.
+    /// True if the VM is left out when no host can hold it.
     pub(crate) optional: bool,
-    /// Where it stands.
+    /// The entry's place in the file.
     pub(crate) span: Range<usize>,
 }
 
 impl VmSpec {
-    /// The names of its VMs.
+    /// The names of the entry's VMs.
     pub(crate) fn names(&self) -> impl Iterator<Item = String> + '_ {
         copies(&self.name.value, self.count)
     }
 }
 
-/// The names of that many VMs of a name.
+/// The names of `count` VMs with this base name.
 pub(super) fn copies(name: &str, count: u32) -> impl Iterator<Item = String> + '_ {
     (0..count).map(move |i| match count {
         1 => name.to_owned(),

@@ -1,4 +1,4 @@
-//! Typed reading of a TOML table, with problems collected instead of thrown.
+//! Typed reading of a TOML table, which collects problems instead of stopping at the first.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -7,11 +7,11 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{At, Problem, Problems, did_you_mean};
 
-/// A table being read.
+/// A table and the problems found in it.
 pub(super) struct Table<'a, 'i> {
-    /// How messages call it.
+    /// The table's name in messages.
     what: &'static str,
-    /// Where it stands, for what is missing from it.
+    /// The table's place in the file, for problems about missing keys.
     pub(super) span: Range<usize>,
     table: &'a DeTable<'i>,
     problems: &'a Problems,
@@ -32,7 +32,7 @@ impl<'a, 'i> Table<'a, 'i> {
         }
     }
 
-    /// Complains of keys that are not in `known`.
+    /// Reports keys that are not in `known`.
     pub(super) fn only(&self, known: &[&str]) {
         for key in self.table.keys() {
             let name: &str = key.get_ref();
@@ -49,7 +49,7 @@ impl<'a, 'i> Table<'a, 'i> {
         }
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub(super) fn get(&self, key: &str) -> Option<&'a Spanned<DeValue<'i>>> {
         self.table
             .iter()
@@ -65,7 +65,7 @@ impl<'a, 'i> Table<'a, 'i> {
             ));
     }
 
-    /// A string.
+    /// Reads a string.
     pub(super) fn string(&self, key: &str) -> Option<At<String>> {
         let value = self.get(key)?;
         match value.get_ref().as_str() {
@@ -80,7 +80,7 @@ impl<'a, 'i> Table<'a, 'i> {
         }
     }
 
-    /// A boolean.
+    /// Reads a boolean.
     pub(super) fn flag(&self, key: &str) -> Option<bool> {
         let value = self.get(key)?;
         let flag = value.get_ref().as_bool();
@@ -90,7 +90,7 @@ impl<'a, 'i> Table<'a, 'i> {
         flag
     }
 
-    /// An integer within a range.
+    /// Reads an integer within a range.
     pub(super) fn integer(&self, key: &str, range: RangeInclusive<u64>) -> Option<At<u64>> {
         let value = self.get(key)?;
         let DeValue::Integer(integer) = value.get_ref() else {
@@ -114,7 +114,7 @@ impl<'a, 'i> Table<'a, 'i> {
         }
     }
 
-    /// A string that `parse` understands.
+    /// Reads a string and parses it with `parse`.
     pub(super) fn parsed<T>(
         &self,
         key: &str,
@@ -131,7 +131,7 @@ impl<'a, 'i> Table<'a, 'i> {
         }
     }
 
-    /// A string that is one of `names`.
+    /// Reads a string that must be one of `names`.
     pub(super) fn choice<T>(
         &self,
         key: &str,
@@ -154,7 +154,7 @@ impl<'a, 'i> Table<'a, 'i> {
         }
     }
 
-    /// A table inside.
+    /// Reads a nested table.
     pub(super) fn table(&self, key: &str, what: &'static str) -> Option<Table<'a, 'i>> {
         let value = self.get(key)?;
         match value.get_ref().as_table() {
@@ -166,7 +166,7 @@ impl<'a, 'i> Table<'a, 'i> {
         }
     }
 
-    /// The tables of an array inside.
+    /// Reads an array of tables.
     pub(super) fn tables(&self, key: &str, what: &'static str) -> Option<Vec<Table<'a, 'i>>> {
         let value = self.get(key)?;
         let Some(array) = value.get_ref().as_array() else {
@@ -196,7 +196,7 @@ fn article(noun: &str) -> String {
     format!("{} {noun}", if vowel { "an" } else { "a" })
 }
 
-/// `a, b and c`, each quoted.
+/// Formats `a, b and c`, each quoted.
 pub(super) fn list(names: &[&str]) -> String {
     let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
     match quoted.split_last() {

@@ -1,4 +1,4 @@
-//! Reading never panics, and a report adds up to the right exit code.
+//! Tests that the parser never panics and that a report gives the right exit code.
 
 use std::time::Duration;
 
@@ -40,13 +40,13 @@ fn what_a_vm_states_goes_before_the_defaults_and_those_before_the_command_line()
 }
 
 proptest! {
-    /// Neither reading nor showing what is wrong panics, whatever stands in the file.
+    /// The parser and the problem printer do not panic on any text.
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC*") {
         prop_assert!(!matches!(read(&text), Err(Failure::BrokenPipe)));
     }
 
-    /// The same for texts that are close to a fleet file.
+    /// The same for texts that resemble a fleet file.
     #[test]
     fn any_damage_to_the_built_in_fleet_is_read_or_refused(
         at in 0..super::source::DEFAULT.len(),
@@ -61,7 +61,7 @@ proptest! {
     }
 }
 
-/// Reports of VMs that ended so, without running them.
+/// Reports of VMs with these results, made without a run.
 fn report(statuses: &[Status], leaks: usize) -> FleetReport {
     let vms = read("[[vm]]\nname = \"a\"\npayload = \"pair\"\n").unwrap();
     let reports = statuses

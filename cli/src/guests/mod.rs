@@ -1,7 +1,7 @@
 //! The built-in guests: each as machine code for a processor and as a guest program for a software
 //! platform. Both do the same work in guest memory and must report the same result.
 //!
-//! The machine code stands in `cli/guests/*.s`, with what it assembles to beside it.
+//! The machine code is in `cli/guests/*.s`, next to the assembled bytes.
 
 mod device;
 mod programs;
@@ -13,22 +13,21 @@ use crate::fleet::expect::{Expect, WantedEnd};
 
 pub(crate) use device::Mixer;
 
-/// The port to which a guest writes its result, 4 bytes. No device of a PC answers there.
+/// The port for a guest's result, 4 bytes wide. No PC device uses it.
 pub(crate) const RESULT_PORT: u16 = 0x4f0;
 /// The first serial port.
 pub(crate) const SERIAL_PORT: u16 = 0x3f8;
-/// The port through which a guest ends its machine.
+/// The port that ends the machine.
 pub(crate) const EXIT_PORT: u16 = 0xf4;
 
 /// A built-in guest.
 pub(crate) struct Guest {
-    /// Its name in fleet files.
     pub(crate) name: &'static str,
-    /// What it does.
+    /// A short description.
     pub(crate) about: &'static str,
-    /// How many vCPUs it uses.
+    /// The number of vCPUs.
     pub(crate) vcpus: u32,
-    /// The least memory it needs, in bytes.
+    /// The minimum memory, in bytes.
     pub(crate) memory: u64,
     /// The irqchip that the machine code needs. A guest program needs none.
     pub(crate) irqchip: Irqchip,
@@ -42,7 +41,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// What must come of a run.
+    /// The expected result of a run.
     pub(crate) fn expect(&self) -> Expect {
         Expect {
             end: self.end,
@@ -58,7 +57,7 @@ impl std::fmt::Debug for Guest {
     }
 }
 
-/// Every built-in guest.
+/// All built-in guests.
 pub(crate) static ALL: [Guest; 6] = [
     Guest {
         name: "hello",
@@ -136,15 +135,15 @@ pub(crate) static ALL: [Guest; 6] = [
 
 /// The CRC-32 of the bytes that `crc32` writes.
 const CRC: u32 = 0x6a19_1f4e;
-/// The sum of what `mmio` reads.
+/// The sum of the values that `mmio` reads.
 const MIXED: u32 = 0x8afa_3c14;
 
-/// The names of all.
+/// The names of all built-in guests.
 pub(crate) fn names() -> Vec<&'static str> {
     ALL.iter().map(|guest| guest.name).collect()
 }
 
-/// The guest of that name.
+/// Finds a guest by name.
 pub(crate) fn find(name: &str) -> Option<&'static Guest> {
     ALL.iter().find(|guest| guest.name == name)
 }

@@ -1,4 +1,4 @@
-//! The built-in guests as guest programs. Addresses and numbers are those of the machine code.
+//! The built-in guests as guest programs, with the addresses and numbers of the machine code.
 
 use kvm_ops::Gpa;
 use kvm_ops::guest::{Action, GuestProgram, Outcome, Script};
@@ -7,7 +7,7 @@ use super::{EXIT_PORT, Mixer, RESULT_PORT, SERIAL_PORT};
 
 type Programs = Vec<Box<dyn GuestProgram>>;
 
-/// Where the single guests keep their data.
+/// The data address of guests with one vCPU.
 const DATA: u64 = 0x1_0000;
 
 pub(super) fn hello() -> Programs {
@@ -58,7 +58,7 @@ fn report(text: &str, result: u32) -> Script {
     say(text).output(RESULT_PORT, &result.to_le_bytes())
 }
 
-/// Prints, then reads memory for ever.
+/// Prints, then reads memory without end.
 struct Spin(Script);
 
 impl GuestProgram for Spin {
@@ -73,25 +73,25 @@ impl GuestProgram for Spin {
     }
 }
 
-/// What a computing guest does next.
+/// The next step of a computing guest.
 enum Next {
     Read(u64, usize),
     Write(u64, Vec<u8>),
-    /// The work is done; the script says so.
+    /// The work is done; the script reports the result.
     End(Script),
 }
 
 /// The working part of a guest.
 trait Work: Send {
-    /// What comes next, given what the last read brought (nothing after a write).
+    /// Returns the next step. `data` is the result of the last read, or empty after a write.
     fn next(&mut self, data: &[u8]) -> Next;
 }
 
-/// A guest that works, then reports. A fault is printed, and the guest shuts down; its report is
-/// missing then.
+/// A guest that works, then reports. After a fault it prints a message and shuts down without a
+/// report.
 struct Program<W> {
     work: W,
-    /// What is being written: the platform borrows it.
+    /// The data of the current write: the platform borrows it.
     buffer: Vec<u8>,
     end: Option<Script>,
 }
@@ -146,9 +146,9 @@ struct Sieve {
 
 enum SieveStage {
     Clear(u64),
-    /// The flag of this candidate was asked for.
+    /// The read of this candidate's flag is outstanding.
     Test(u64),
-    /// The multiples of the one are struck, the other next.
+    /// Strikes multiples of the first number; the second is the next multiple.
     Strike(u64, u64),
 }
 
@@ -261,7 +261,7 @@ impl Work for Mmio {
     }
 }
 
-/// One of two that take turns. vCPU 0 has the first turn, and reports.
+/// One of two vCPUs that take turns. vCPU 0 starts, and reports at the end.
 struct Pair {
     me: u8,
     rounds: u32,
@@ -270,15 +270,15 @@ struct Pair {
 
 enum PairStage {
     Start,
-    /// The turn was asked for.
+    /// The read of the turn is outstanding.
     Wait,
-    /// The count was asked for.
+    /// The read of the count is outstanding.
     Count,
-    /// The count is written; the turn is to be given away.
+    /// The count is written; next, passes the turn.
     Give,
-    /// The turn is given away.
+    /// The turn is passed.
     Given,
-    /// vCPU 0 asked for the last count.
+    /// The last count is being read by vCPU 0.
     Report,
 }
 
@@ -308,7 +308,7 @@ impl Work for Pair {
                 self.rounds += 1;
                 Next::Write(TURN, u32::from(1 - self.me).to_le_bytes().into())
             }
-            // vCPU 1 has given the last turn; vCPU 0 waits until it has it back.
+            // vCPU 1 has made its last turn; vCPU 0 waits until the turn is back.
             PairStage::Given if self.me == 1 && self.rounds == PAIR_ROUNDS => {
                 Next::End(Script::new())
             }

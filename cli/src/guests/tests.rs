@@ -1,4 +1,4 @@
-//! Both forms of each guest do what the table says, without any platform.
+//! Tests both forms of each guest against the table, without a platform.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use kvm_ops::{SharedMask, VcpuId};
 
 use super::*;
 
-/// The bytes that the guest `crc32` writes, by another road than the guest.
+/// The bytes that the guest `crc32` writes, computed independently.
 fn sequence() -> Vec<u8> {
     let next = |x: &u32| Some(x.wrapping_mul(1_103_515_245).wrapping_add(12345));
     std::iter::successors(Some(1), next)
@@ -32,7 +32,7 @@ fn the_expected_results_are_what_others_compute() {
     assert_eq!(MIXED, sum);
 }
 
-/// Steps the programs of a guest in turn over a memory of bytes, as a platform would.
+/// Runs the programs of a guest in turns over a byte array, as a platform would.
 #[test]
 fn guest_programs_report_the_expected_results() {
     for guest in &ALL {
@@ -48,7 +48,7 @@ fn guest_programs_report_the_expected_results() {
             if end.is_some() {
                 break;
             }
-            // No other guest takes as long.
+            // No built-in guest takes this long.
             if round == 100_000 {
                 end = Some(WantedEnd::Timeout);
             }
@@ -105,7 +105,7 @@ fn guest_programs_report_the_expected_results() {
     }
 }
 
-/// With `REASSEMBLE` set in the environment, writes the bytes instead.
+/// Writes the bytes instead if `REASSEMBLE` is set in the environment.
 #[test]
 fn the_machine_code_is_what_its_source_assembles_to() {
     let run = |program: &str, args: &[&str]| {

@@ -1,4 +1,4 @@
-//! Running the program, and what every run must keep to.
+//! Runs the program, and checks the rules that hold for every run.
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
@@ -6,14 +6,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// What a run printed, and its exit code.
+/// The output and exit code of a run.
 pub(crate) struct Ran {
     pub(crate) out: String,
     pub(crate) err: String,
     pub(crate) code: Option<i32>,
 }
 
-/// The program, to be given arguments.
+/// The program, ready for arguments.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvm-ops"));
     command.stdin(Stdio::null());
@@ -25,7 +25,7 @@ pub(crate) fn run(args: &[&str]) -> Ran {
     check(args, program().args(args).output().expect("it runs"))
 }
 
-/// As [`run`], with a text on standard input.
+/// Runs the program with a text on standard input.
 pub(crate) fn run_with_input(args: &[&str], input: &str) -> Ran {
     let mut child = program()
         .args(args)
@@ -35,13 +35,13 @@ pub(crate) fn run_with_input(args: &[&str], input: &str) -> Ran {
         .spawn()
         .expect("it runs");
     let mut stdin = child.stdin.take().expect("a pipe");
-    // It may end without reading everything.
+    // The program may end before it has read everything.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     check(args, child.wait_with_output().expect("it ends"))
 }
 
-/// No run panics, and none writes escape codes into a pipe.
+/// Checks that a run did not panic and wrote no escape codes into a pipe.
 pub(crate) fn check(args: &[&str], output: Output) -> Ran {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
     let ran = Ran {
@@ -59,7 +59,7 @@ pub(crate) fn check(args: &[&str], output: Output) -> Ran {
     ran
 }
 
-/// True if `/dev/kvm` can be opened; prints why a test is skipped.
+/// Returns true if `/dev/kvm` can be opened; otherwise prints why a test is skipped.
 pub(crate) fn has_kvm() -> bool {
     let open = std::fs::OpenOptions::new()
         .read(true)
@@ -71,7 +71,7 @@ pub(crate) fn has_kvm() -> bool {
     open.is_ok()
 }
 
-/// The examples of fleet files in the repository.
+/// The fleet files in the repository.
 pub(crate) fn examples() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/fleets");
     let mut files: Vec<_> = std::fs::read_dir(directory)

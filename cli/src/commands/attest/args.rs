@@ -150,7 +150,7 @@ pub(super) enum ProductChoice {
     Turin,
 }
 
-/// Whom to trust.
+/// The trusted root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RootChoice {
     /// The vendor's roots.

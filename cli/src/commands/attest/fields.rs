@@ -1,9 +1,9 @@
-//! What a report says, field by field.
+//! The fields of a report, in the order in which they are shown.
 
 use kvm_ops_attest::snp::{Product, Report, SigningKey, Tcb};
 use soft_amd_sp::snp_policy as policy;
 
-/// A field: its name, its value, and what the value means where that is not plain.
+/// A field: its name, its value, and the meaning of a value that does not explain itself.
 pub(super) struct Field {
     pub(super) name: &'static str,
     pub(super) value: String,

@@ -1,4 +1,4 @@
-//! Reading evidence, bounded in size and time, and writing it.
+//! Reads evidence, bounded in size and time, and writes it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -11,11 +11,11 @@ pub(super) const REPORT: &str = "report.bin";
 pub(super) const CHAIN: &str = "cert_chain.pem";
 pub(super) const CRL: &str = "crl.der";
 
-/// More than any evidence has: a revocation list may have 1 MiB.
+/// The size limit of a file. The largest evidence is a revocation list, of at most 1 MiB.
 const LIMIT: u64 = 2 << 20;
 
-/// Reads a regular file of at most 2 MiB. Pipes and devices are refused: they could let the
-/// program wait for ever, or never end.
+/// Reads a regular file of at most 2 MiB. Pipes and devices are refused: reading one could block or
+/// never end.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let cannot =
         |error: std::io::Error| Failure::because(format!("cannot read {}", path.display()), error);

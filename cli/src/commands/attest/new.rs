@@ -15,20 +15,20 @@ use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
-/// Where things lie in the platform's memory.
+/// Addresses in the platform's memory.
 const GCTX: u64 = 0x1000;
 const REQUEST: u64 = 0x2000;
 const RESPONSE: u64 = 0x3000;
 const PAGES: u64 = 0x10_0000;
 
 const ASID: u32 = 1;
-/// SMT is allowed and the bit that must be set is; debugging is not.
+/// The guest's policy: SMT and the reserved bit that must be 1. Debugging is not allowed.
 const POLICY: u64 = soft_amd_sp::snp_policy::SMT | soft_amd_sp::snp_policy::RESERVED_ONE;
 const SECRETS_GPA: u64 = 0x8000;
-/// EPYC-v4.
+/// The CPUID signature of EPYC-v4.
 const VCPU_SIG: u32 = 0x80_0f12;
 
-/// A page of the guest.
+/// A page of the guest's launch.
 struct Page {
     gpa: u64,
     page_type: PageType,
@@ -78,7 +78,7 @@ fn question(args: &NewArgs, processors: &Processors, launched: &Launched) -> Str
     )
 }
 
-/// The processors that the AMD SP plays.
+/// The processors that the software AMD SP emulates.
 struct Processors {
     product: Product,
     fms: (u8, u8, u8),
@@ -109,7 +109,7 @@ impl Processors {
     }
 }
 
-/// What the vendor's service adds to a report.
+/// The certificates that the vendor's service adds to a report.
 struct Certified {
     chain: String,
     crl: Vec<u8>,
@@ -126,14 +126,14 @@ fn certified(processors: &Processors, launched: &Launched) -> Result<Certified, 
     })
 }
 
-/// What the guest consists of: a page of code, one of zeros, its secrets and its vCPU.
+/// The launch pages of the guest: code, zeros, its secrets and the state of its vCPU.
 fn pages() -> Vec<Page> {
     let page = |gpa, page_type, contents| Page {
         gpa,
         page_type,
         contents,
     };
-    // Stops a processor, over and over.
+    // HLT throughout, with a jump back at the end.
     let mut code = Box::new([0xf4; 4096]);
     code[4094..].copy_from_slice(b"\xeb\xfc");
     let vmsa = InitialVmsa {
@@ -167,7 +167,7 @@ fn on_guest(command: Command) -> CommandBuffer {
     CommandBuffer::new(command).with("gctx_paddr", GCTX)
 }
 
-/// A platform with SNP switched on, in the order that the firmware demands.
+/// Creates a platform and enables SNP, in the order that the firmware requires.
 fn platform(processors: &Processors) -> Result<Platform, Failure> {
     let (family, model, stepping) = processors.fms;
     let tcb = processors.tcb.to_bytes(processors.product);
@@ -185,17 +185,17 @@ fn platform(processors: &Processors) -> Result<Platform, Failure> {
     Ok(platform)
 }
 
-/// What a launch gives, and what the vendor knows of the chip.
+/// The result of a launch, and the vendor's record of the chip.
 struct Launched {
     report: Vec<u8>,
     chip_id: [u8; 64],
     /// The public key of the VCEK, as an uncompressed point.
     vcek: Vec<u8>,
-    /// Computed beside the launch, not by the platform.
+    /// Computed beside the launch, without the platform.
     measurement: [u8; 48],
 }
 
-/// Launches the guest, which asks for its report.
+/// Launches the guest, and has it ask for its report.
 fn launch(processors: &Processors, report_data: &[u8; 64]) -> Result<Launched, Failure> {
     let platform = platform(processors)?;
     let rmpupdate = |spa, new: &RmpUpdate| {

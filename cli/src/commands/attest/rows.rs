@@ -1,4 +1,4 @@
-//! A verdict for people and for programs, and the exit code that follows from it.
+//! Prints a verdict as text or JSON, and derives the exit code from it.
 
 use std::path::Path;
 
@@ -12,17 +12,17 @@ use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
-/// A verdict with what the evidence says.
+/// A verdict and the fields of the evidence.
 pub(super) struct Findings<'a> {
     pub(super) evidence: &'a Path,
     pub(super) technology: &'static str,
     pub(super) verdict: &'a Verdict,
-    /// What the evidence says; to be shown only if it is authentic.
+    /// The fields of the evidence; shown only if it is authentic.
     pub(super) fields: Vec<Field>,
 }
 
 impl Findings<'_> {
-    /// Prints everything, and says whether the evidence is accepted.
+    /// Prints everything, and returns the exit code.
     pub(super) fn tell(&self, as_json: bool) -> Outcome {
         if as_json {
             let text = serde_json::to_string_pretty(&self.json())

@@ -84,7 +84,7 @@ fn roots(choice: &RootChoice) -> Result<Roots, Failure> {
     }
 }
 
-/// What is to be verified, read from files.
+/// The evidence to verify, read from files.
 struct Input {
     report: Vec<u8>,
     certificates: Vec<Vec<u8>>,
@@ -105,7 +105,7 @@ impl Input {
                 .code(Code::Usage));
         }
         let crl = args.crl.clone().or(there(files::CRL));
-        // A directory need not have a list; one that is named must be there.
+        // The list is optional in a directory, but required if an option names it.
         let crl = crl.filter(|path| args.crl.is_some() || path.exists());
         let report = there(files::REPORT).unwrap_or_else(|| args.evidence.clone());
         let all = |paths: &[std::path::PathBuf]| -> Result<Vec<_>, Failure> {

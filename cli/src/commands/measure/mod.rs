@@ -1,4 +1,4 @@
-//! `kvm-ops measure`: launch digests off line.
+//! `kvm-ops measure`: launch digests, computed off line.
 
 mod sev;
 mod tdx;

@@ -130,7 +130,7 @@ enum VmmType {
     Gce,
 }
 
-/// Decimal, or hexadecimal after `0x`.
+/// Parses a number: decimal, or hexadecimal after `0x`.
 fn number<N: TryFrom<u64>>(text: &str) -> Result<N, String> {
     let parsed = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         Some(digits) if !digits.starts_with('+') => u64::from_str_radix(digits, 16),
@@ -151,7 +151,7 @@ fn vcpu_types() -> clap::builder::PossibleValuesParser {
         .into()
 }
 
-/// What is to be measured, whatever the technology.
+/// The inputs of a measurement, of any technology.
 pub(super) struct Measured {
     technology: Technology,
     common: Common,
@@ -227,7 +227,8 @@ impl VmmType {
     }
 }
 
-/// The signature that the options state; 0 where the VMM's reset values do not contain it.
+/// Returns the CPUID signature that the options give, or 0 if the VMM's reset values do not contain
+/// one.
 fn signature(vcpus: &Vcpus) -> Result<u32, Failure> {
     let family = match (vcpus.vcpu_family, vcpus.vcpu_model, vcpus.vcpu_stepping) {
         (Some(family), Some(model), Some(stepping)) => {

@@ -1,4 +1,4 @@
-//! The guest that migrates: it keeps its whole state in private memory.
+//! The guest that migrates. Its whole state is in private memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kvm_ops::guest::{Action, GuestProgram, Outcome};
 use kvm_ops::{Gfn, Gpa, Privacy, SharedMask};
 
-/// Reads a count from its first page, writes the next one to another page and then to the first,
-/// and so on. Whoever runs it goes on where the memory says.
+/// Reads a count from its first page, writes the next count to another page and then to the first,
+/// and so on. Any VM that gets its memory can continue.
 pub(super) struct Walker {
     pages: u64,
     counted: Arc<AtomicU64>,
@@ -24,7 +24,8 @@ enum Doing {
 }
 
 impl Walker {
-    /// Walks that many pages; each count that is in memory is told through `counted`.
+    /// Creates a guest that walks `pages` pages and stores each count that it has written into
+    /// `counted`.
     pub(super) fn new(pages: u64, counted: Arc<AtomicU64>) -> Self {
         Self {
             pages,
@@ -81,7 +82,7 @@ impl GuestProgram for Walker {
                     len: 8,
                 }
             }
-            // Memory that is not there any more: nothing to go on with.
+            // The memory is gone, so the guest cannot continue.
             _ => Action::Shutdown,
         }
     }

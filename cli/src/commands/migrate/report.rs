@@ -1,4 +1,4 @@
-//! What a migration came to.
+//! The report of a migration.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::units;
 
-/// The report, as it is printed.
+/// The report, as printed.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     mode: &'static str,
@@ -21,12 +21,12 @@ pub(super) struct Report {
     link_bytes: u64,
     megabytes_per_second: f64,
     rounds: u32,
-    /// Every step, and whose the guest was.
+    /// Every step, and the owner of the guest at that time.
     steps: Vec<Step>,
-    /// Commands and RMP instructions that a move took.
+    /// Commands and RMP instructions that a move needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) commands: Option<u64>,
-    /// The guest's count when it left.
+    /// The guest's count at departure.
     pub(super) count_at_source: u64,
     pub(super) count_first_at_target: Option<u64>,
     pub(super) count_last_at_target: Option<u64>,
@@ -69,7 +69,7 @@ impl Report {
         }
     }
 
-    /// A phase that was reached.
+    /// Records a phase that was reached.
     pub(super) fn step(&mut self, phase: Phase) {
         let (name, owner) = (phase.to_string(), phase.owner().to_string());
         if self.steps.last().map(|last| &last.phase) != Some(&name) {
@@ -109,7 +109,7 @@ impl Report {
         self.count_last_at_target = Some(last);
     }
 
-    /// Whether the guest went on where it was, and nothing was left behind.
+    /// Returns true if the guest continued from its last count and no teardown leaked.
     pub(super) fn is_whole(&self) -> bool {
         let went_on = match (self.count_first_at_target, self.count_last_at_target) {
             (Some(first), Some(last)) => first > self.count_at_source && last > first,

@@ -1,4 +1,4 @@
-//! `kvm-ops run`: one VM from an image.
+//! `kvm-ops run`: runs one VM from an image.
 mod td;
 
 use std::io::{self, Write};
@@ -112,7 +112,7 @@ enum LaunchOrder {
 }
 
 impl Args {
-    /// The image, for messages.
+    /// The image's name in messages.
     fn name(&self) -> String {
         match &self.image {
             Some(path) => path.display().to_string(),
@@ -241,7 +241,7 @@ fn homeless(args: &Args, no_place: NoPlace) -> Failure {
     }
 }
 
-/// Tells on standard error how it ended.
+/// Prints a summary of the run to standard error.
 fn summary(
     args: &Args,
     place: &Place,
@@ -284,7 +284,7 @@ fn summary(
     })
 }
 
-/// Standard output as a guest's console. Where it takes nothing any more, the guest is stopped.
+/// Standard output as a guest's console. If it is closed, the guest is stopped.
 #[derive(Clone)]
 struct Terminal(Arc<State>);
 
@@ -303,15 +303,15 @@ impl Terminal {
         }))
     }
 
-    /// Whether it takes nothing any more.
+    /// Returns true if standard output accepts no more data.
     fn closed(&self) -> bool {
         self.0.closed.load(Ordering::SeqCst)
     }
 
-    /// Ends a line that the guest has begun.
+    /// Ends a line that the guest has left open.
     fn finish(&self) {
         if self.0.last.load(Ordering::SeqCst) != b'\n' && !self.closed() {
-            // Where it fails, the guest's own output was there before.
+            // An error here is ignored: it only loses the line's end.
             let _ = io::stdout()
                 .write_all(b"\n")
                 .and_then(|()| io::stdout().flush());

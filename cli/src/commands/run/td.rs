@@ -1,4 +1,4 @@
-//! `kvm-ops run --tech tdx`: a TD from its firmware's image, on a host that has a TDX module.
+//! `kvm-ops run --tech tdx`: runs a TD from a firmware image, on a host with a TDX module.
 
 use std::fs;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use crate::interrupt::Interrupt;
 use crate::term;
 use crate::units::plural;
 
-/// What came of each step, with the SEAMCALLs that the module counted.
+/// The results of the steps, with the SEAMCALLs that the module counted.
 struct Steps {
     books: Vec<Books>,
     rows: Vec<(&'static str, u64, String)>,
@@ -147,7 +147,7 @@ fn image(args: &Args) -> Result<TdImage, Failure> {
     })
 }
 
-/// Whether the host sees what the guest wrote into the memory that it shared.
+/// Returns true if the host can read the guest's message in the memory that it shared.
 fn seen_by_host(machine: &dyn AnyMachine, converted: Range<u64>) -> bool {
     let mut seen = [0; MESSAGE.len()];
     machine.read(Gpa::new(converted.start), &mut seen).is_ok() && seen == *MESSAGE
@@ -161,7 +161,7 @@ impl Steps {
         }
     }
 
-    /// A step is done.
+    /// Records a step that is done.
     fn took(&mut self, place: &Place, step: &'static str, detail: String) {
         let Some(now) = place.books(Firmware::TdxModule) else {
             self.rows.push((step, 0, detail));
@@ -176,7 +176,7 @@ impl Steps {
     }
 }
 
-/// Shows the steps and the account; whether nothing is lost and every sum agrees.
+/// Prints the steps and the account. Returns true if nothing leaked and every sum agrees.
 fn report(steps: &Steps, freed: &FreeReport) -> bool {
     let mut shown = table(&["STEP", "SEAMCALLS", ""]);
     for (step, calls, detail) in &steps.rows {

@@ -1,4 +1,4 @@
-//! An account for people.
+//! The account as text.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -50,7 +50,7 @@ impl fmt::Display for Account {
     }
 }
 
-/// A list in lines of moderate length.
+/// Joins items with line breaks after at most `WIDTH` columns.
 fn wrapped(items: impl Iterator<Item = String>) -> String {
     let mut lines = vec![String::from(" ")];
     for item in items {
@@ -68,5 +68,5 @@ fn wrapped(items: impl Iterator<Item = String>) -> String {
     lines.join("\n")
 }
 
-/// The most columns of such a line.
+/// The maximum width of such a line, in columns.
 const WIDTH: usize = 96;

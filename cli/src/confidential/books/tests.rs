@@ -1,4 +1,4 @@
-//! Sums that agree and sums that do not.
+//! Accounts with sums that agree, and with sums that do not.
 
 use super::*;
 
@@ -61,7 +61,7 @@ fn each_sum_that_does_not_agree_is_told() {
         account.disagreements.join("; ")
     };
     let kept = books(&calls(10, 9), 1, 0);
-    // Told by nobody, and told by the teardown.
+    // A leak that no teardown reported, and one that a teardown reported.
     assert!(account(&kept, CLEAN).contains("1 pages are out"));
     assert!(account(&kept, CLEAN).contains("gave 12 back, but 0 leaked"));
     let told = Leaks {

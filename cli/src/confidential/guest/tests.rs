@@ -1,4 +1,4 @@
-//! What the wrapper makes of a program's actions.
+//! Tests of the wrapper around guest programs.
 
 use super::*;
 use kvm_ops::VcpuId;
@@ -62,7 +62,7 @@ fn an_sev_guest_clears_what_it_takes_into_use() {
         data: &[0; 4096],
     };
     assert_eq!(guest.step(Outcome::Fault(GuestFault::NotOffered)), clear);
-    // Meanwhile another vCPU looks elsewhere.
+    // Meanwhile the other vCPU reads elsewhere.
     let script = Script::new().read(Gpa::new(0x1010), 1);
     let mut other = InConfidence::new(Box::new(script), Arc::clone(&guest.memory));
     let elsewhere = Action::Read {
