@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use kvm_ops::{
-    Arc, Backend, Drained, Error, Exit, Field, FreeReport, KeyReleased, Kick, Life, MemSlot, OpName,
-    Result, Step, Tech, VcpuId, VcpuOps, VmId, VmOps,
+    Arc, Backend, Drained, Error, Exit, Field, FreeReport, KeyReleased, Kick, Life, MemSlot,
+    OpName, Result, Step, Tech, VcpuId, VcpuOps, VmId, VmOps,
 };
 
 /// The name of our technology.
