@@ -59,6 +59,9 @@ impl<'a> TdImage<'a> {
         let format = Code::CPUID_LEAF_1F_FORMAT_UNRECOGNIZED;
         virt::leaf_b(&mut values).map_err(|()| format.status())?;
         config.flags = virt::flags(&values);
+        if config.flags.tsx && config.arch_capabilities & TSX_CTRL == 0 {
+            return not_valid();
+        }
         let (attributes, xfam) = (config.attributes, config.xfam);
         config.msr_bitmaps = MsrFeatures::new(&p.cfg, attributes, xfam, config.flags).bitmaps();
         if !td.ensure_root(&p.tables) {
@@ -200,6 +203,9 @@ fn set_word(mr: &mut Mr, i: usize, word: u64) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
 }
+
+/// IA32_ARCH_CAPABILITIES: there is IA32_TSX_CTRL. A TD with TSX needs it.
+const TSX_CTRL: u64 = 1 << 7;
 
 /// IA32_ARCH_CAPABILITIES that a TD may bring to a processor with the native value.
 fn is_valid_arch_capabilities(native: u64, value: u64) -> bool {
