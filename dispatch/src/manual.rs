@@ -25,6 +25,7 @@ macro_rules! links {
          [testing.md]: crate::manual::testing\n\n"
     };
 }
+#[cfg(all(feature = "sim", feature = "vmx"))] // For the front page.
 pub(crate) use links;
 
 /// One module for each page.
