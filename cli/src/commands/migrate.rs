@@ -1,11 +1,13 @@
 //! `kvm-ops migrate`: moves running SEV guests to another VM or host.
 
 mod guest;
+mod link;
 mod report;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -15,7 +17,7 @@ use clap::{Subcommand, ValueEnum};
 use embedded_io_adapters::std::FromStd;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kvm_ops::sev::SevVm;
-use kvm_ops::sev::migrate::{Flow, Phase, Progress, Receiver, SendLimits, Sender};
+use kvm_ops::sev::migrate::{Flow, Phase, Progress, Receiver, SendLimits, Sender, StreamKey};
 use kvm_ops::sim::{SevSetup, SimHost};
 use kvm_ops::{AmdVm, AnyVm, Error, Gpa, Kind, Tech, VcpuId, Vendor, Vm};
 use kvm_ops_machine::{ExitContext, LaunchPage, Machine, MachineConfig, RunLimits};
@@ -23,9 +25,11 @@ use rand_core::{OsRng, RngCore};
 
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
+use crate::interrupt::Interrupt;
 use crate::{term, units};
 
 use guest::Walker;
+use link::{Bound, Link, Socket};
 use report::Report;
 
 /// Migrates SEV guests between VMs and between hosts while they run
@@ -76,6 +80,15 @@ struct Guest {
     #[arg(long, value_enum, default_value_t = Kinds::Sev)]
     tech: Kinds,
 
+    /// The longest time of the whole command. A peer that is silent for 30 s ends it earlier
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = units::parse_time)]
+    timeout: Duration,
+
+    /// A file with 32 bytes that both hosts know: only frames that are authenticated with them are
+    /// taken. Without it the link must be authenticated by other means
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+
     /// Rounds of copying while the guest runs; 0 stops it first
     #[arg(long, default_value_t = 4)]
     rounds: u32,
@@ -94,11 +107,24 @@ enum Kinds {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let (report, json) = match &args.how {
-        How::Move(guest) => (inside(guest)?, guest.json),
-        How::Hosts(guest) => (between(guest)?, guest.json),
-        How::Send { address, guest } => (send(guest, address)?, guest.json),
-        How::Receive { address, guest } => (receive(guest, address)?, guest.json),
+    let guest = args.how.guest();
+    let interrupt = Interrupt::install()?;
+    let session = Session {
+        guest,
+        bound: Bound::new(guest.timeout, &interrupt),
+        key: guest.key()?,
+        interrupt: &interrupt,
+    };
+    let done = match &args.how {
+        How::Move(_) => session.inside(),
+        How::Hosts(_) => session.between(),
+        How::Send { address, .. } => session.send(address),
+        How::Receive { address, .. } => session.receive(address),
+    };
+    // The machines are gone by now, so a signal ends in an orderly way.
+    let (report, json) = match done {
+        Err(failure) if interrupt.seen() => return Err(failure.code(Code::Interrupted)),
+        done => (done?, guest.json),
     };
     if json {
         let text = serde_json::to_string_pretty(&report)
@@ -117,7 +143,22 @@ pub(crate) fn run(args: &Args) -> Outcome {
 /// The number of counts that a guest makes before and after its migration.
 const WARM_UP: u64 = 200;
 
+impl How {
+    fn guest(&self) -> &Guest {
+        match self {
+            Self::Move(guest)
+            | Self::Hosts(guest)
+            | Self::Send { guest, .. }
+            | Self::Receive { guest, .. } => guest,
+        }
+    }
+}
+
 impl Guest {
+    fn pages(&self) -> u64 {
+        self.memory / 4096
+    }
+
     fn kind(&self) -> Kind {
         Kind::Of(match self.tech {
             Kinds::Sev => Tech::Sev,
@@ -159,6 +200,28 @@ impl Guest {
             .map_err(|error| Failure::because("cannot build the target", error))
     }
 
+    /// The key of the stream, from its file.
+    fn key(&self) -> Outcome<Option<StreamKey>> {
+        let Some(path) = &self.key else {
+            return Ok(None);
+        };
+        let failed = |error| Failure::because(format!("cannot read {}", path.display()), error);
+        // One byte more, so that a longer file is noticed. Never more, whatever the file is.
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(33).read_to_end(&mut bytes).map_err(failed)?;
+        let key = <[u8; 32]>::try_from(bytes).map_err(|bytes| {
+            Failure::new(format!("{} is no key", path.display())).hint(format!(
+                "a key has 32 bytes; the file has {}",
+                match bytes.len() {
+                    33 => "more".to_owned(),
+                    n => n.to_string(),
+                }
+            ))
+        })?;
+        Ok(Some(StreamKey::new(key)))
+    }
+
     fn limits(&self) -> SendLimits {
         SendLimits {
             rounds: self.rounds,
@@ -174,219 +237,254 @@ fn sev(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&SevVm<SimHost>> {
     }
 }
 
-fn wait_for(counted: &AtomicU64, at_least: u64) -> bool {
-    let start = Instant::now();
-    while counted.load(Ordering::Acquire) < at_least {
-        if start.elapsed() > Duration::from_secs(20) {
-            return false;
-        }
-        thread::sleep(Duration::from_micros(50));
-    }
-    true
+/// One use of the command.
+struct Session<'a> {
+    guest: &'a Guest,
+    bound: Bound,
+    key: Option<StreamKey>,
+    interrupt: &'a Interrupt,
 }
 
-/// The limit of a guest's run here, in case it hangs.
-const RUN_LIMIT: Duration = Duration::from_secs(600);
-
-/// Runs the guest while `work` runs, and stops it when `work` returns.
-fn run_during<T>(
-    machine: &mut Machine<SimHost>,
-    work: impl FnOnce(&Vm<AnyVm<SimHost>>) -> T,
-) -> Outcome<T> {
-    let stopper = machine.stopper();
-    let quiet = |_: &mut ExitContext<'_>| kvm_ops_machine::Flow::Continue;
-    let limits = RunLimits::none().deadline(RUN_LIMIT);
-    machine
-        .run_while(&quiet, limits, |vm| {
+impl Session<'_> {
+    /// Runs the guest while `work` is done, and stops it when `work` returns.
+    fn run_during<T>(
+        &self,
+        machine: &mut Machine<SimHost>,
+        work: impl FnOnce(&Vm<AnyVm<SimHost>>) -> T,
+    ) -> Outcome<T> {
+        let stopper = machine.stopper();
+        self.interrupt.stops(stopper.clone());
+        let quiet = |_: &mut ExitContext<'_>| kvm_ops_machine::Flow::Continue;
+        let limits = RunLimits::none().deadline(self.guest.timeout);
+        let ran = machine.run_while(&quiet, limits, |vm| {
             let done = work(vm);
             stopper.stop();
             done
-        })
-        .map(|(_, done)| done)
-        .map_err(|error| Failure::because("the guest does not run", error))
-}
+        });
+        self.interrupt.clear();
+        ran.map(|(_, done)| done)
+            .map_err(|error| Failure::because("the guest does not run", error))
+    }
 
-/// Resumes the guest at its destination, and returns its first and last count there.
-fn run_on(machine: &mut Machine<SimHost>, pages: u64) -> Outcome<(u64, u64)> {
-    let counted = load_walker(machine, pages)?;
-    let first = run_during(machine, |_| {
-        wait_for(&counted, 1);
-        let first = counted.load(Ordering::Acquire);
-        wait_for(&counted, first + WARM_UP);
-        first
-    })?;
-    Ok((first, counted.load(Ordering::Acquire)))
-}
+    /// Waits until the guest has counted so far, for 20 s at most.
+    fn wait_for(&self, counted: &AtomicU64, at_least: u64) {
+        let start = Instant::now();
+        while counted.load(Ordering::Acquire) < at_least
+            && start.elapsed() < Duration::from_secs(20)
+            && self.bound.check().is_ok()
+        {
+            thread::sleep(Duration::from_micros(50));
+        }
+    }
 
-/// Loads the guest's program, and returns its counter.
-fn load_walker(machine: &mut Machine<SimHost>, pages: u64) -> Outcome<Arc<AtomicU64>> {
-    let counted = Arc::new(AtomicU64::new(0));
-    let walker = Box::new(Walker::new(pages, Arc::clone(&counted)));
-    machine
-        .load_program(VcpuId(0), walker)
-        .map_err(|error| Failure::because("cannot load the guest's program", error))?;
-    Ok(counted)
-}
+    /// Runs the guest on at its destination, and returns its first and last count there.
+    fn run_on(&self, machine: &mut Machine<SimHost>) -> Outcome<(u64, u64)> {
+        let counted = self.load_walker(machine)?;
+        let first = self.run_during(machine, |_| {
+            self.wait_for(&counted, 1);
+            let first = counted.load(Ordering::Acquire);
+            self.wait_for(&counted, first + WARM_UP);
+            first
+        })?;
+        Ok((first, counted.load(Ordering::Acquire)))
+    }
 
-fn inside(guest: &Guest) -> Outcome<Report> {
-    let host = guest.host()?;
-    let (mut from, mut to) = (guest.source(&host)?, guest.target(&host)?);
-    let pages = guest.memory / 4096;
-    let counted = load_walker(&mut from, pages)?;
-    run_during(&mut from, |_| wait_for(&counted, WARM_UP))?;
-    let operations = |host: &SimHost| {
-        let counters = host.sev_platform().map(|platform| platform.counters());
-        counters.map_or(0, |counters| {
-            counters.iter().map(|(_, _, n)| n).sum::<u64>()
-        })
-    };
-    let (before, start) = (operations(&host), Instant::now());
-    from.move_to(&mut to)
-        .map_err(|error| Failure::because("the guest does not move", error))?;
-    let took = start.elapsed();
-    let commands = operations(&host) - before;
-    let last = counted.load(Ordering::Acquire);
-    let (first, end) = run_on(&mut to, pages)?;
-    let mut report = Report::new("move", guest.memory, guest.kind());
-    report.step(Phase::New);
-    report.step(Phase::Committed);
-    report.finish(took, took, 0, 0, 0);
-    report.commands = Some(commands);
-    report.counts(last, first, end);
-    report.leaks = leaks(from) + leaks(to);
-    Ok(report)
+    /// Loads the guest's program, and returns its counter.
+    fn load_walker(&self, machine: &mut Machine<SimHost>) -> Outcome<Arc<AtomicU64>> {
+        let counted = Arc::new(AtomicU64::new(0));
+        let walker = Box::new(Walker::new(self.guest.pages(), Arc::clone(&counted)));
+        machine
+            .load_program(VcpuId(0), walker)
+            .map_err(|error| Failure::because("cannot load the guest's program", error))?;
+        Ok(counted)
+    }
+
+    fn inside(&self) -> Outcome<Report> {
+        let host = self.guest.host()?;
+        let (mut from, mut to) = (self.guest.source(&host)?, self.guest.target(&host)?);
+        let counted = self.load_walker(&mut from)?;
+        self.run_during(&mut from, |_| self.wait_for(&counted, WARM_UP))?;
+        let operations = |host: &SimHost| {
+            let counters = host.sev_platform().map(|platform| platform.counters());
+            counters.map_or(0, |counters| {
+                counters.iter().map(|(_, _, n)| n).sum::<u64>()
+            })
+        };
+        let (before, start) = (operations(&host), Instant::now());
+        from.move_to(&mut to)
+            .map_err(|error| Failure::because("the guest does not move", error))?;
+        let took = start.elapsed();
+        let commands = operations(&host) - before;
+        let last = counted.load(Ordering::Acquire);
+        let (first, end) = self.run_on(&mut to)?;
+        let mut report = Report::new("move", self.guest.memory, self.guest.kind());
+        report.step(Phase::New);
+        report.step(Phase::Committed);
+        report.finish(took, took, 0, 0, 0);
+        report.commands = Some(commands);
+        report.counts(last, first, end);
+        report.leaks = leaks(from) + leaks(to);
+        Ok(report)
+    }
+
+    fn between(&self) -> Outcome<Report> {
+        let (here, there) = (self.guest.host()?, self.guest.host()?);
+        let (near, far) = UnixStream::pair()?;
+        let (near, far) = (self.link(near)?, self.link(far)?);
+        let (mut from, mut to) = (self.guest.source(&here)?, self.guest.target(&there)?);
+        let (sent, received) = thread::scope(|scope| {
+            let (to, there) = (&mut to, &there);
+            let mut far = Some(far);
+            let receiving = scope.spawn(move || {
+                self.arrive(to, there, || {
+                    let gone = io::Error::from(io::ErrorKind::BrokenPipe);
+                    far.take().ok_or(gone)
+                })
+            });
+            let sent = self.depart("hosts", &mut from, near);
+            (sent, receiving.join())
+        });
+        let mut report = sent?;
+        match received {
+            Ok(received) => received?,
+            Err(_) => return Err(Failure::new("the receiving thread panicked")),
+        };
+        let (first, end) = self.run_on(&mut to)?;
+        report.counts(report.count_at_source, first, end);
+        report.leaks = leaks(from) + leaks(to);
+        Ok(report)
+    }
+
+    fn link<S: Socket>(&self, socket: S) -> Outcome<Link<S>> {
+        Ok(Link::new(socket, self.bound.clone())?)
+    }
+
+    fn send(&self, address: &str) -> Outcome<Report> {
+        let link = link::connect(address, &self.bound)?;
+        let host = self.guest.host()?;
+        let mut from = self.guest.source(&host)?;
+        let mut report = self.depart("send", &mut from, link)?;
+        report.leaks = leaks(from);
+        Ok(report)
+    }
+
+    fn receive(&self, address: &str) -> Outcome<Report> {
+        let waiting = TcpListener::bind(address)
+            .map_err(|error| Failure::because(format!("cannot wait at {address}"), error))?;
+        term::complain(format!("waiting at {}", waiting.local_addr()?));
+        let host = self.guest.host()?;
+        let mut to = self.guest.target(&host)?;
+        let start = Instant::now();
+        let arrived = self.arrive(&mut to, &host, || link::accept(&waiting, &self.bound))?;
+        let took = start.elapsed();
+        let (first, end) = self.run_on(&mut to)?;
+        let mut report = Report::new("receive", self.guest.memory, self.guest.kind());
+        report.step(Phase::Done);
+        report.finish(
+            took,
+            Duration::ZERO,
+            arrived.pages,
+            arrived.bytes,
+            arrived.round.saturating_sub(1),
+        );
+        report.count_first_at_target = Some(first);
+        report.count_last_at_target = Some(end);
+        report.leaks = leaks(to);
+        Ok(report)
+    }
+
+    /// Takes a guest from the first connection that brings one. A connection that brings garbage, or
+    /// breaks, ends alone: the session goes on with the next.
+    fn arrive<S: Read + Write>(
+        &self,
+        to: &mut Machine<SimHost>,
+        host: &SimHost,
+        mut next: impl FnMut() -> io::Result<S>,
+    ) -> Outcome<Progress> {
+        let vendor = match host.sev_platform() {
+            Some(platform) => platform.vendor_certs(),
+            None => return Err(Failure::new("the host has no AMD SP")),
+        };
+        let incoming = sev(to.vm())?
+            .incoming(vendor, Box::new(|_, _| Ok(())))
+            .map_err(|error| Failure::because("the target cannot take a guest", error))?;
+        let mut receiver = Receiver::new(incoming);
+        if let Some(key) = &self.key {
+            let mut nonce = [0; 16];
+            random(&mut nonce)
+                .map_err(|error| Failure::because("the host has no random numbers", error))?;
+            receiver = receiver.with_key(key.clone(), nonce);
+        }
+        loop {
+            let link = next().map_err(|error| Failure::because("no guest arrived", error))?;
+            match receiver.run(&mut FromStd::new(link), &mut |_| Flow::GoOn) {
+                Ok(progress) => return Ok(progress),
+                Err(error) => {
+                    self.bound
+                        .check()
+                        .map_err(|error| Failure::because("no guest arrived", error))?;
+                    term::complain(format!("a connection ended without a guest: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Sends the guest of a machine to another host while it runs.
+    fn depart<S: Read + Write>(
+        &self,
+        mode: &'static str,
+        from: &mut Machine<SimHost>,
+        link: S,
+    ) -> Outcome<Report> {
+        let counted = self.load_walker(from)?;
+        let mut report = Report::new(mode, self.guest.memory, self.guest.kind());
+        let bar = bar(self.guest.pages(), self.guest.json);
+        let sent = self.run_during(from, |vm| {
+            self.wait_for(&counted, WARM_UP);
+            let start = Instant::now();
+            let sent = self.travel(vm, link, &mut |progress, at| {
+                report.seen(progress, at);
+                show(&bar, progress);
+            });
+            sent.map(|sent| (sent, start.elapsed()))
+        });
+        bar.finish_and_clear();
+        let (sent, took) = sent??;
+        let down = report.downtime;
+        report.finish(took, down, sent.pages, sent.bytes, sent.round);
+        report.count_at_source = counted.load(Ordering::Acquire);
+        Ok(report)
+    }
+
+    fn travel<S: Read + Write>(
+        &self,
+        vm: &Vm<AnyVm<SimHost>>,
+        link: S,
+        seen: &mut dyn FnMut(&Progress, Instant),
+    ) -> Outcome<Progress> {
+        let outgoing = sev(vm)?
+            .outgoing(Box::new(|_| Ok(Vec::new())))
+            .map_err(|error| Failure::because("the guest cannot be sent", error))?;
+        let mut sender = Sender::new(outgoing, self.guest.limits(), &mut random)
+            .map_err(|(error, _)| Failure::because("the guest cannot be sent", error))?;
+        if let Some(key) = &self.key {
+            sender = sender.with_key(key.clone());
+        }
+        sender
+            .run(&mut FromStd::new(link), &mut |progress| {
+                seen(progress, Instant::now());
+                Flow::GoOn
+            })
+            .map_err(|error| {
+                Failure::because("the journey ended early", error)
+                    .hint("the guest runs on at its source")
+            })
+    }
 }
 
 /// Tears a machine down, and returns the number of leaks.
 fn leaks(machine: Machine<SimHost>) -> usize {
     machine.destroy().leaks.len()
-}
-
-fn between(guest: &Guest) -> Outcome<Report> {
-    let (here, there) = (guest.host()?, guest.host()?);
-    let (near, far) = UnixStream::pair()?;
-    let (mut from, mut to) = (guest.source(&here)?, guest.target(&there)?);
-    let (sent, received) = thread::scope(|scope| {
-        let to = &mut to;
-        let there = &there;
-        let receiving = scope.spawn(move || arrive(to, there, &mut FromStd::new(far)));
-        let sent = depart(guest, "hosts", &mut from, near);
-        (sent, receiving.join())
-    });
-    let mut report = sent?;
-    match received {
-        Ok(received) => received?,
-        Err(_) => return Err(Failure::new("the receiving thread panicked")),
-    };
-    let (first, end) = run_on(&mut to, guest.memory / 4096)?;
-    report.counts(report.count_at_source, first, end);
-    report.leaks = leaks(from) + leaks(to);
-    Ok(report)
-}
-
-fn send(guest: &Guest, address: &str) -> Outcome<Report> {
-    let link = TcpStream::connect(address)
-        .map_err(|error| Failure::because(format!("cannot reach {address}"), error))?;
-    link.set_nodelay(true)?;
-    let host = guest.host()?;
-    let mut from = guest.source(&host)?;
-    let mut report = depart(guest, "send", &mut from, link)?;
-    report.leaks = leaks(from);
-    Ok(report)
-}
-
-fn receive(guest: &Guest, address: &str) -> Outcome<Report> {
-    let waiting = TcpListener::bind(address)
-        .map_err(|error| Failure::because(format!("cannot wait at {address}"), error))?;
-    term::complain(format!("waiting at {}", waiting.local_addr()?));
-    let (link, _) = waiting.accept()?;
-    link.set_nodelay(true)?;
-    let host = guest.host()?;
-    let mut to = guest.target(&host)?;
-    let start = Instant::now();
-    let arrived = arrive(&mut to, &host, &mut FromStd::new(link))?;
-    let took = start.elapsed();
-    let (first, end) = run_on(&mut to, guest.memory / 4096)?;
-    let mut report = Report::new("receive", guest.memory, guest.kind());
-    report.step(Phase::Done);
-    report.finish(
-        took,
-        Duration::ZERO,
-        arrived.pages,
-        arrived.bytes,
-        arrived.round.saturating_sub(1),
-    );
-    report.count_first_at_target = Some(first);
-    report.count_last_at_target = Some(end);
-    report.leaks = leaks(to);
-    Ok(report)
-}
-
-fn arrive<S: Read + Write>(
-    to: &mut Machine<SimHost>,
-    host: &SimHost,
-    link: &mut FromStd<S>,
-) -> Outcome<Progress> {
-    let vendor = match host.sev_platform() {
-        Some(platform) => platform.vendor_certs(),
-        None => return Err(Failure::new("the host has no AMD SP")),
-    };
-    let incoming = sev(to.vm())?
-        .incoming(vendor, Box::new(|_, _| Ok(())))
-        .map_err(|error| Failure::because("the target cannot take a guest", error))?;
-    Receiver::new(incoming)
-        .run(link, &mut |_| Flow::GoOn)
-        .map_err(|error| Failure::because("the guest did not arrive", error))
-}
-
-/// Sends the guest of a machine to another host while it runs.
-fn depart<S: Read + Write>(
-    guest: &Guest,
-    mode: &'static str,
-    from: &mut Machine<SimHost>,
-    link: S,
-) -> Outcome<Report> {
-    let pages = guest.memory / 4096;
-    let counted = load_walker(from, pages)?;
-    let mut report = Report::new(mode, guest.memory, guest.kind());
-    let bar = bar(pages, guest.json);
-    let sent = run_during(from, |vm| {
-        wait_for(&counted, WARM_UP);
-        let start = Instant::now();
-        let sent = travel(guest, vm, link, &mut |progress, at| {
-            report.seen(progress, at);
-            show(&bar, progress);
-        });
-        sent.map(|sent| (sent, start.elapsed()))
-    })?;
-    bar.finish_and_clear();
-    let (sent, took) = sent?;
-    let down = report.downtime;
-    report.finish(took, down, sent.pages, sent.bytes, sent.round);
-    report.count_at_source = counted.load(Ordering::Acquire);
-    Ok(report)
-}
-
-fn travel<S: Read + Write>(
-    guest: &Guest,
-    vm: &Vm<AnyVm<SimHost>>,
-    link: S,
-    seen: &mut dyn FnMut(&Progress, Instant),
-) -> Outcome<Progress> {
-    let outgoing = sev(vm)?
-        .outgoing(Box::new(|_| Ok(Vec::new())))
-        .map_err(|error| Failure::because("the guest cannot be sent", error))?;
-    let mut sender = Sender::new(outgoing, guest.limits(), &mut random)
-        .map_err(|(error, _)| Failure::because("the guest cannot be sent", error))?;
-    sender
-        .run(&mut FromStd::new(link), &mut |progress| {
-            seen(progress, Instant::now());
-            Flow::GoOn
-        })
-        .map_err(|error| {
-            Failure::because("the journey ended early", error)
-                .hint("the guest runs on at its source")
-        })
 }
 
 /// The host's random numbers.
