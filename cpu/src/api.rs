@@ -53,7 +53,7 @@ pub struct Registers {
     pub dr7: u64,
 }
 
-/// Why [`Cpu::complete_io`] did not complete.
+/// Errors of [`Cpu::complete_io`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoError {
     /// The exit was no I/O.

@@ -21,7 +21,7 @@ const WINDOW: usize = 512;
 /// Longest instruction.
 const LONGEST: usize = 15;
 
-/// Where a direct branch led last, and when.
+/// Block that a direct branch last led to, and the epoch of that.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Link {
     pub(crate) epoch: u64,

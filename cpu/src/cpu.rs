@@ -162,7 +162,7 @@ impl Cpu {
         }
     }
 
-    /// What a processor that does not execute waits for.
+    /// Wakes a halted processor that has an event; returns the stop of one that cannot execute.
     fn idle(&mut self) -> Option<Stopped> {
         let core = &mut self.core;
         if core.shutdown {

@@ -11,7 +11,7 @@ use crate::state::{BLOCK, Core, R};
 /// Most ops in a block: the bound of the stack in builds that do not make jumps of tail calls.
 pub(crate) const BLOCK_OPS: usize = 64;
 
-/// How a handler left.
+/// Ways in which a handler returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Out {
     /// Only with [`Dispatch::Loop`]: the next op of the block follows.

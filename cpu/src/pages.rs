@@ -59,8 +59,8 @@ impl CodePages {
         self.pieces[self.slot(gpa)].load(SeqCst) & Self::bits(gpa, len) != 0
     }
 
-    /// Tells all processors that `len` bytes at `gpa` were written by somebody else: a device's
-    /// DMA, or a host that loads a program.
+    /// Notifies all processors of a write of `len` bytes at `gpa` from outside: a device's DMA, or
+    /// a host that loads a program.
     pub fn written(&self, gpa: u64, len: usize) {
         if len == 0 {
             return;

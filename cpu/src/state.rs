@@ -59,7 +59,7 @@ pub(crate) struct Stop;
 
 pub(crate) type R<T> = Result<T, Stop>;
 
-/// Why an instruction did not complete.
+/// Reason for which an instruction did not complete.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pending {
     None,
@@ -105,7 +105,7 @@ pub(crate) struct Core {
     pub(crate) yielded: bool,
     /// Length of the instruction that is executed, for exits.
     pub(crate) len: u8,
-    /// Decoded instructions that ops without a handler of their own refer to.
+    /// Decoded instructions that ops without a dedicated handler refer to.
     pub(crate) insns: Vec<(Exec, Instruction)>,
 
     pub(crate) ldtr: Segment,

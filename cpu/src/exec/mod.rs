@@ -1,5 +1,5 @@
-//! Instructions that have no handler of their own: chosen by mnemonic when a block is built, and
-//! run from the decoded form.
+//! Instructions without a dedicated handler: chosen by mnemonic when a block is built, and run from
+//! the decoded form.
 
 mod arith;
 mod control;
@@ -17,7 +17,7 @@ use crate::state::{Core, R};
 /// Runs one decoded instruction. Those that end a block find RIP at the next instruction.
 pub(crate) type Exec = fn(&mut Core, &Instruction) -> R<()>;
 
-/// How to run an instruction.
+/// Handler of an instruction.
 #[derive(Clone, Copy)]
 pub(crate) struct Selected {
     pub(crate) exec: Exec,

@@ -37,7 +37,7 @@ impl Ram {
             let offset = at as usize & 0xfff;
             let part = &data[done..data.len().min(done + 4096 - offset)];
             let frame = self.frame(at).expect("inside of memory");
-            // SAFETY: the part ends with the frame, and nobody else uses the memory now.
+            // SAFETY: the part ends with the frame, and nothing else uses the memory now.
             unsafe {
                 std::ptr::copy_nonoverlapping(
                     part.as_ptr(),

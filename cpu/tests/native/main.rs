@@ -248,7 +248,7 @@ fn vector_of(signal: i32) -> Option<u8> {
     }
 }
 
-/// The signal tells neither #PF from #GP nor #XM from #DE.
+/// The signal does not distinguish #PF from #GP, nor #XM from #DE.
 fn host_vector(v: u8) -> u8 {
     match v {
         14 => 13,

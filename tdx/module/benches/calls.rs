@@ -1,7 +1,7 @@
 //! Calls per second per leaf, the life of a 1 GiB TD, two threads on two TDs, and memory.
 //!
 //! `cargo bench --bench calls [-- leaves|threads|life]`. Times are processor time of the calling thread where the
-//! system tells it (Linux), so that what else runs on the machine disturbs less, and medians of five rounds.
+//! system reports it (Linux), so that other load disturbs less, and medians of five rounds.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -382,7 +382,7 @@ fn resident() -> usize {
         * 4096
 }
 
-/// Calls per second of processor time of one of `threads` threads, each on a TD of its own.
+/// Calls per second of processor time of one of `threads` threads, each with a separate TD.
 fn throughput(threads: u64, calls: u64, f: &(dyn Fn(&Platform, &Td, u64) + Sync)) -> f64 {
     let p = large_machine(threads, false);
     let tds: Vec<Td> = (0..threads)

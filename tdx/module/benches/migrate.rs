@@ -1,7 +1,7 @@
 //! Export and import of 4 KiB pages beside the cipher alone, and two streams on two threads.
 //!
-//! `cargo bench --bench migrate [-- pages|streams]`. A page's time is the median of calls of 512 pages, each so short
-//! that little interrupts it; rates on two threads are by processor time, where the system tells it (Linux).
+//! `cargo bench --bench migrate [-- pages|streams]`. A page's time is the median of calls of 512 pages, each so
+//! short that little interrupts it; rates on two threads use processor time where the system reports it (Linux).
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -95,7 +95,7 @@ fn pages(encrypt: bool) {
     }
 }
 
-/// Pages each thread exports per second of its processor time, on a stream of its own.
+/// Pages each thread exports per second of its processor time, on a separate stream.
 fn export_rate(m: &Migration, threads: u64) -> f64 {
     const ROUNDS: u64 = 200;
     let worker = |stream: u64| {

@@ -23,17 +23,17 @@ impl Pages {
 const HKID: u16 = 33;
 const PARAMS: u64 = 0x10_0000;
 const SOURCE: u64 = 0x20_0000;
-/// What the example measures: page k is filled with k + 1.
+/// Number of pages that the example measures; page k is filled with k + 1.
 pub const MEASURED_PAGES: u64 = 2;
 const PENDING_GPA: u64 = 0x10_0000;
 const EPT_VIOLATION: u64 = 48;
 const TDCALL: u64 = 77;
 
-/// What came out of a life.
+/// Results of one TD's life.
 pub struct Outcome {
     /// The TD's build-time measurement.
     pub mrtd: [u8; 48],
-    /// What the guest passed to the host in R12.
+    /// Value the guest passed to the host in R12.
     pub message: u64,
     /// Pages the TD used, all of them the host's again.
     pub pages_returned: usize,

@@ -57,7 +57,7 @@ impl Default for PlatformBuilder {
     }
 }
 
-/// Why a platform cannot be built.
+/// Errors of building a platform.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum BuildError {
@@ -161,7 +161,7 @@ impl PlatformBuilder {
         self
     }
 
-    /// Whether private memory is encrypted and integrity-protected (default yes). Without, memory is flat.
+    /// Encrypts private memory and protects its integrity (the default). If off, memory is flat.
     #[must_use]
     pub fn encrypt_memory(mut self, on: bool) -> Self {
         self.cfg.encrypt_memory = on;
@@ -242,17 +242,17 @@ impl PlatformBuilder {
     }
 }
 
-/// Why a call did not succeed.
+/// Errors of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum CallError {
     /// The leaf returned an error status.
     Leaf {
-        /// Which.
+        /// The leaf.
         leaf: HostLeaf,
-        /// On which processor.
+        /// Processor that made the call.
         lp: usize,
-        /// With what.
+        /// Status it returned.
         status: Status,
     },
     /// A processor could not execute.

@@ -1,4 +1,4 @@
-//! What a platform is made of.
+//! Configuration of a platform.
 
 /// A physical range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -84,8 +84,8 @@ impl Tdmr {
     }
 }
 
-/// What CPUID returns for a sub-leaf, before the parts that depend on the processor that executes it or on
-/// its state are put in. Leaves that no row names are 0.
+/// Native CPUID values of a sub-leaf, without the parts that depend on the executing processor or its state. Leaves
+/// without a row return 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NativeCpuid {
     /// CPUID leaf.
@@ -156,7 +156,7 @@ pub struct PlatformConfig {
     pub tsc_frequency: (u16, u16),
     /// IA32_ARCH_CAPABILITIES_CONFIG bits that may be 1.
     pub arch_capabilities_config_mask: u64,
-    /// What CPUID returns natively.
+    /// Native CPUID values.
     pub cpuid: Vec<NativeCpuid>,
     /// Native MSRs at power-on, as address and value. Absent ones are 0.
     pub msrs: Vec<(u32, u64)>,

@@ -88,10 +88,10 @@ pub struct VcpuView {
     pub index: u32,
 }
 
-/// Where a walk to a GPA ends.
+/// Entry at which a walk to a GPA ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SeptView {
-    /// Level it ended at.
+    /// Level of the entry.
     pub level: u8,
     /// State of the entry.
     pub state: SeptState,
@@ -296,7 +296,7 @@ impl Platform {
         })
     }
 
-    /// Where a walk of a TD's Secure EPT to `level` ends; `None` without such a TD or before its
+    /// The entry at which a walk of a TD's Secure EPT to `level` ends; `None` without such a TD or before its
     /// TDH.MNG.INIT.
     #[must_use]
     pub fn sept(&self, tdr: u64, gpa: u64, level: u8) -> Option<SeptView> {

@@ -17,7 +17,7 @@ pub mod pending {
     pub const SMI: u8 = 4;
 }
 
-/// How PCONFIG fails.
+/// Failures of PCONFIG.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum KeyEngineFault {
@@ -33,19 +33,19 @@ pub enum KeyEngineFault {
 pub enum Fault {
     /// The next `count` executions of RDRAND fail.
     Rdrand {
-        /// How many.
+        /// Number of failures.
         count: u32,
     },
     /// The next `count` executions of RDSEED fail.
     Rdseed {
-        /// How many.
+        /// Number of failures.
         count: u32,
     },
-    /// The next `count` executions of PCONFIG fail so.
+    /// The next `count` executions of PCONFIG fail with `outcome`.
     KeyEngine {
-        /// How.
+        /// The failure.
         outcome: KeyEngineFault,
-        /// How many.
+        /// Number of failures.
         count: u32,
     },
     /// Someone writes IA32_TSC_ADJUST.
@@ -66,11 +66,11 @@ pub enum Fault {
     },
     /// The `nth` call of a leaf from now on (1 is the next) returns `status` and does nothing.
     ForceStatus {
-        /// Which leaf.
+        /// The leaf.
         leaf: HostLeaf,
-        /// Which call of it.
+        /// Number of the call, from 1.
         nth: u64,
-        /// What it returns.
+        /// Status it returns.
         status: Status,
     },
 }
@@ -226,7 +226,7 @@ impl Machine {
     }
 }
 
-/// What SplitMix64 adds to its state for each output.
+/// Increment of SplitMix64's state per output.
 const SPLITMIX_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Leaves room to jump back from.
 const TSC_AT_POWER_ON: u64 = 1_000_000_000_000;
@@ -239,7 +239,7 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// How a leaf can fail through no fault of its caller.
+/// Statuses with which a leaf can fail through no fault of its caller.
 fn transient_failures(leaf: HostLeaf) -> &'static [Status] {
     use HostLeaf as L;
     const NO_ENTROPY: Status = Code::RND_NO_ENTROPY.status();

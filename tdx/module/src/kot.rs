@@ -97,7 +97,7 @@ impl Kot {
 pub(crate) struct WbSession {
     /// Next block.
     pub(crate) block: u32,
-    /// Key ids that were FLUSHED at the start; later ones need a write-back of their own.
+    /// Key ids that were FLUSHED at the start; later ones need another write-back.
     pub(crate) hkids: Vec<u16>,
 }
 

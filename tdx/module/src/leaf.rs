@@ -30,7 +30,7 @@ macro_rules! leaves {
                 }
             }
 
-            /// The number, as it stands in bits 15:0 of RAX.
+            /// The number in bits 15:0 of RAX.
             #[must_use]
             pub const fn number(self) -> u64 {
                 self as u64

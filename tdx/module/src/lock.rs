@@ -3,9 +3,9 @@
 //! Every lock of the module is a try-lock: an attempt that cannot succeed at once fails, and the leaf
 //! reports `OPERAND_BUSY`. There is no waiting anywhere, hence no deadlock.
 //!
-//! *Host priority*: some objects are locked by the host (SEAMCALL) and by the guest (TDCALL). A failed host
-//! attempt leaves a mark; while it stands a guest attempt fails even if the lock is free, so that a guest
-//! that loops cannot keep the host out. A successful host acquisition removes the mark.
+//! *Host priority*: some objects are locked by the host (SEAMCALL) and by the guest (TDCALL). A failed host attempt
+//! leaves a mark; while the mark is set, a guest attempt fails even if the lock is free, so that a guest that loops
+//! cannot keep the host out. A successful host acquisition removes the mark.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
 
 use Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-/// How a lock is wanted or held.
+/// Mode in which a lock is requested or held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LockMode {
     /// With others who share.
@@ -23,7 +23,7 @@ pub enum LockMode {
     Exclusive,
 }
 
-/// Who asks for a lock.
+/// Side that requests a lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Side {
     Host,
@@ -47,7 +47,7 @@ impl Sharex {
         Sharex(AtomicU64::new(payload << LOCK_BITS))
     }
 
-    /// Whether a failure would be due to host priority alone: the lock is free but marked.
+    /// Returns true if a failure would be due to host priority alone: the lock is free but marked.
     pub(crate) fn is_free_but_marked(&self) -> bool {
         self.0.load(Acquire) & LOCK_MASK == HOST_PRIORITY
     }
@@ -232,9 +232,9 @@ impl EntryWord {
         self.0.load(Acquire) & Self::RESERVED == HOST_PRIORITY
     }
 
-    /// Empties the entry of a table that nobody reaches any more, but that a late walker may still be trying
-    /// to lock. Read-modify-write, and keeping the walker's lock bit: with a plain store in its place the
-    /// loom model finds an order in which the walker's attempt brings the old content back.
+    /// Empties an entry of a table that is no longer reachable, but that a late walker may still be trying to lock.
+    /// Read-modify-write, and keeping the walker's lock bit: with a plain store in its place the loom model finds
+    /// an order in which the walker's attempt brings the old content back.
     pub(crate) fn reset(&self) {
         if self.0.load(Acquire) != 0 {
             self.0.fetch_and(EXCLUSIVE, AcqRel);

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-/// Host leaf numbers below this have counters of their own.
+/// Host leaf numbers below this have separate counters.
 const HOST_LEAVES: usize = 128;
 const GUEST_LEAVES: usize = 32;
 
@@ -43,7 +43,7 @@ pub(crate) struct Observer {
     sequence: AtomicU64,
 }
 
-/// What a traced processor did.
+/// Action of a traced processor.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum TraceEvent {
@@ -54,13 +54,13 @@ pub enum TraceEvent {
         /// After.
         output: Option<Regs>,
     },
-    /// An event of a guest and what came of it.
+    /// An event of a guest and its result.
     Guest {
         /// The guest's registers before.
         input: Regs,
-        /// What happened.
+        /// The event.
         event: GuestEvent,
-        /// What came of it.
+        /// The result.
         flow: GuestFlow,
     },
 }
@@ -72,7 +72,7 @@ pub struct TraceEntry {
     pub sequence: u64,
     /// The processor.
     pub lp: usize,
-    /// What it did.
+    /// Its action.
     pub event: TraceEvent,
 }
 

@@ -1,6 +1,6 @@
-//! What may be done with a TD, and which leaf may do it.
+//! Operation states of a TD and the leaves allowed in each.
 
-/// What may be done with a TD.
+/// Operation state of a TD, which decides on the leaves that work on it.
 ///
 /// The order of the numbers is the architecture's; [`OpState::name`] is the name in the manuals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +64,7 @@ impl OpState {
         }
     }
 
-    /// The state of a number; a number that is none stands for a failed import, in which nothing runs.
+    /// The state with a number; an unknown number becomes a failed import, in which nothing runs.
     pub(crate) fn from_number(n: u8) -> Self {
         Self::ALL
             .get(usize::from(n))
@@ -89,7 +89,7 @@ impl OpState {
     }
 }
 
-/// Whether a host leaf, by its number, works on a TD in this state. Leaves that do not ask for a state have
+/// Returns true if a host leaf, by its number, works on a TD in this state. Leaves that do not check the state have
 /// no row and are allowed.
 pub(crate) fn allows(leaf: u16, state: OpState) -> bool {
     ALLOWED
@@ -98,12 +98,12 @@ pub(crate) fn allows(leaf: u16, state: OpState) -> bool {
         .is_none_or(|(_, states)| states & 1 << state as u16 != 0)
 }
 
-/// Whether a TD in this state can be bound as a service TD.
+/// Returns true if a TD in this state can be bound as a service TD.
 pub(crate) fn can_serve(state: OpState) -> bool {
     SERVICE_TD & 1 << state as u16 != 0
 }
 
-/// Whether a service TD can write fields of a target in this state. It can always read them.
+/// Returns true if a service TD can write fields of a target in this state. It can always read them.
 pub(crate) fn can_be_written_by_service(state: OpState) -> bool {
     SERVTD_WR & 1 << state as u16 != 0
 }

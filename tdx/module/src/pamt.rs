@@ -1,13 +1,13 @@
 //! Physical address metadata: one entry for every 4 KiB, 2 MiB and 1 GiB unit of every TDMR.
 //!
-//! An entry is 16 bytes, as in hardware: one word of lock, type and owner, one of BEPOCH. The entries of a
-//! region nobody has touched are not materialised.
+//! An entry is 16 bytes, as in hardware: one word of lock, type and owner, one of BEPOCH. The entries of an
+//! untouched region are not materialised.
 
 use crate::config::Tdmr;
 use crate::lock::{AtomicU64, Guard, LockMode, Ordering, Sharex, Side};
 use std::sync::OnceLock;
 
-/// What a physical page is used for.
+/// Type of a physical page: its use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum PageType {
@@ -260,7 +260,7 @@ impl TdmrPamt {
         }
     }
 
-    /// Whether all 4K entries of the 2 MiB at `pa` are unassigned.
+    /// Returns true if all 4K entries of the 2 MiB at `pa` are unassigned.
     fn all_4k_nda(&self, pa: u64) -> bool {
         let base = pa & !0x1F_FFFF;
         let reserved = self.tdmr.reserved.iter().any(|r| {
@@ -274,7 +274,7 @@ impl TdmrPamt {
     }
 }
 
-/// Why a walk to a page's entry failed.
+/// Errors of a walk to a page's entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum WalkError {
     OutOfRange,

@@ -51,7 +51,7 @@ impl SysState {
     }
 }
 
-/// Why a logical processor cannot execute what was asked of it. These are not answers of the module: on
+/// Reasons for which a logical processor cannot execute a request. These are not statuses of the module: on
 /// hardware the situation cannot arise, or the instruction faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -97,7 +97,7 @@ impl core::fmt::Display for LpError {
 
 impl std::error::Error for LpError {}
 
-/// How a SEAMCALL ended for the processor that executed it.
+/// Result of a SEAMCALL for the processor that executed it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flow {
     /// Back in the host, with this status in RAX.
@@ -113,7 +113,7 @@ pub enum Flow {
     },
 }
 
-/// What a processor inside a TD runs, and the locks it holds until the TD exit.
+/// The vCPU that a processor inside a TD runs, and the locks it holds until the TD exit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
     pub(crate) td: u32,
@@ -234,7 +234,7 @@ impl Platform {
         }
     }
 
-    /// What the platform is made of.
+    /// The configuration of the platform.
     #[must_use]
     pub fn config(&self) -> &PlatformConfig {
         &self.cfg
@@ -334,7 +334,7 @@ impl Platform {
         }
     }
 
-    /// Whether a processor exists and is not offline.
+    /// Returns true if a processor exists and is not offline.
     #[must_use]
     pub fn is_online(&self, lp: usize) -> bool {
         let online = |this: &Lp| !this.offline.load(Ordering::Acquire);
@@ -379,8 +379,8 @@ impl Platform {
         Ok(())
     }
 
-    /// Reads memory as the last writer of each line sees it, which nobody on a real machine can. Lines under
-    /// a dead key show ciphertext, unless the platform escrows keys. Key-id bits are ignored.
+    /// Reads memory as the last writer of each line sees it, which is impossible on a real machine. Lines under a
+    /// dead key show ciphertext, unless the platform escrows keys. Key-id bits are ignored.
     ///
     /// # Errors
     /// The range is not RAM.

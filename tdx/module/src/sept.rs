@@ -326,7 +326,7 @@ impl Content {
         Content(self.0 & !ADDRESS | hpa & ADDRESS)
     }
 
-    /// Whether the guest can access the page in this way.
+    /// Returns true if the guest can read the page or, if `writes`, write it.
     pub(crate) fn is_accessible(self, writes: bool) -> bool {
         if writes {
             self.is_writable()
@@ -335,7 +335,7 @@ impl Content {
         }
     }
 
-    /// Whether the guest can write: by the entry's permission, which is what the processor looks at.
+    /// Returns true if the guest can write, by the permission in the entry, which is what the processor checks.
     pub(crate) fn is_writable(self) -> bool {
         self.state().is_guest_readable() && self.0 & READ_ONLY == 0
     }
@@ -357,7 +357,7 @@ impl Content {
         Content(self.0 & !(0x1FF << COUNTER_SHIFT) | (n & 0x1FF) << COUNTER_SHIFT)
     }
 
-    /// What `TDH.MEM.SEPT.RD` shows in RCX.
+    /// Value that `TDH.MEM.SEPT.RD` shows in RCX.
     pub(crate) fn architectural(self) -> u64 {
         const SUPPRESS_VE: u64 = 1 << 63;
         match self.state() {
@@ -428,7 +428,7 @@ pub(crate) fn new_table(tables: &Tables, hpa: u64) -> Option<u32> {
     Some(slot)
 }
 
-/// Where a walk ended.
+/// Entry at which a walk ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Walked<'a> {
     pub(crate) entry: &'a SeptEntry,
@@ -439,7 +439,7 @@ pub(crate) struct Walked<'a> {
 }
 
 impl Walked<'_> {
-    /// Whether the entry is still part of the tree (its table may have been freed after the walk read it).
+    /// Returns true if the entry is still part of the tree (its table may have been freed after the walk read it).
     pub(crate) fn is_current(&self) -> bool {
         self.parent.is_none_or(|(entry, content)| {
             let now = entry.get();

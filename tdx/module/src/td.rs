@@ -17,7 +17,7 @@ use crate::virt::tsc::VirtualTsc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Where a TD is in the life of its key.
+/// Life cycle of a TD, which follows the life of its key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Lifecycle {
@@ -69,7 +69,7 @@ pub(crate) const CTLS_ENUM_TOPOLOGY: u64 = 1 << 1;
 const HP_LOCK_TIMEOUT_US: u64 = 1_000_000;
 const US_PER_SECOND: u128 = 1_000_000;
 
-/// What TDH.MNG.INIT sets and nothing changes later.
+/// Fields of a TD that TDH.MNG.INIT sets and nothing changes later.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TdConfig {
     pub(crate) attributes: u64,
@@ -267,7 +267,7 @@ impl Td {
         }
     }
 
-    /// Whether TDCS has the pages that so many L2 VMs need.
+    /// Returns true if TDCS has the pages that `l2_vms` L2 VMs need.
     pub(crate) fn has_l2_pages(&self, l2_vms: u8) -> bool {
         self.num_tdcx.load(ACQ) >= crate::config::TDCS_BASE_PAGES + u32::from(l2_vms)
     }
@@ -343,8 +343,8 @@ impl Td {
         *lock(&self.uuid)
     }
 
-    /// What a Secure-EPT entry becomes when its page is removed. An import in progress remembers since when, so
-    /// that no older copy of the page is imported in its place.
+    /// Content of a Secure-EPT entry after its page is removed. An import in progress records the epoch of the
+    /// removal, so that no older copy of the page is imported in its place.
     pub(crate) fn emptied(&self) -> Content {
         if self.op_state().is_import_in_progress() {
             Content::removed(self.migration().mig_epoch)
@@ -453,7 +453,7 @@ impl Td {
         self.epoch.load(ACQ)
     }
 
-    /// Whether no vCPU can still use a translation blocked in epoch `b`.
+    /// Returns true if no vCPU can still use a translation blocked in epoch `b`.
     pub(crate) fn is_tracked(&self, b: u64) -> bool {
         let epoch = self.current_epoch();
         b.checked_add(1).is_some_and(|next| {

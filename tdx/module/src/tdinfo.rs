@@ -1,9 +1,9 @@
-//! TDINFO_STRUCT: what a TD is, as its report shows it and as bindings compare it.
+//! TDINFO_STRUCT: the identity of a TD, as its report shows it and as bindings compare it.
 
 use crate::td::Td;
 use core::ops::Range;
 
-/// Where the fields are: ATTRIBUTES, XFAM, MRTD, MRCONFIGID, MROWNER, MROWNERCONFIG, RTMR0 to 3, SERVTD_HASH.
+/// Byte ranges of the fields: ATTRIBUTES, XFAM, MRTD, MRCONFIGID, MROWNER, MROWNERCONFIG, RTMR0 to 3, SERVTD_HASH.
 pub(crate) const FIELDS: [Range<usize>; 11] = [
     0..8,
     8..16,

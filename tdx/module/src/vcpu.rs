@@ -40,7 +40,7 @@ impl VcpuState {
     }
 }
 
-/// What kind of event an injection delivers (VMX interruption types).
+/// Kind of event an injection delivers (VMX interruption types).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventType {
     /// External interrupt.
@@ -150,7 +150,7 @@ impl Event {
     }
 }
 
-/// What TDG.VP.VEINFO.GET returns.
+/// Outputs of TDG.VP.VEINFO.GET.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct VeInfo {
     pub(crate) reason: u32,
@@ -161,7 +161,7 @@ pub(crate) struct VeInfo {
     pub(crate) iinfo: u32,
 }
 
-/// How the vCPU left the TD last, as far as the next entry depends on it.
+/// Last exit of the vCPU from the TD, as far as the next entry depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) enum LastExit {
     /// Not entered yet, or an exit that needs nothing.

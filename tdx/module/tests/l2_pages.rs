@@ -139,7 +139,7 @@ fn an_interrupted_addition_goes_on_where_it_was() {
     assert_eq!(Status(r.rax).code(), Code::INTERRUPTED_RESUMABLE);
     assert_eq!([r.rcx, r.rdx], [3, td.tdr], "operands are restored");
     assert_eq!([r.r8, r.r9, r.r10], [NO_PAGE, pages[1], pages[2]]);
-    // What the registers now ask for is what is left to do.
+    // The registers now ask for the remaining work.
     let r = add_tables(&td, &p, 3, [r.r8, r.r9, r.r10]);
     assert_eq!([r.r8, r.r9, r.r10], [NO_PAGE, NO_PAGE, pages[2]]);
     let r = add_tables(&td, &p, 3, [r.r8, r.r9, r.r10]);

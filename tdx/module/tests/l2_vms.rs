@@ -61,7 +61,7 @@ fn set_rip(rip: u64) -> GuestOp {
     write_word(STATE + RIP_OFFSET, rip)
 }
 
-/// What L1 does before it enters VM 1 for the first time.
+/// Operations of L1 before it enters VM 1 for the first time.
 fn prepare() -> Vec<GuestOp> {
     vec![
         vp_wr(L2_VAPIC, VAPIC, u64::MAX),
@@ -74,7 +74,7 @@ fn enter() -> GuestOp {
     GuestOp::enter_l2(VM, STATE)
 }
 
-/// A TD with one L2 VM and five pages of its own.
+/// A TD with one L2 VM and five private pages.
 fn partitioned(p: &Platform, attributes: u64) -> Td {
     let mut td = Td::partitioned(p, 0x4000_0000, 33, 0, attributes, 1);
     td.l2_tables(p);

@@ -59,7 +59,7 @@ fn chain(mut read: impl FnMut(u64) -> Regs) -> Vec<u64> {
     ids
 }
 
-/// Where to go on after a CPUID value that cannot be read: behind the CPUID values.
+/// Identifier after a CPUID value that cannot be read: the first one behind the CPUID values.
 fn skip(id: u64) -> u64 {
     const MIG_DEC_KEY_SET: u64 = 0x9810_0000_0000_0001;
     assert_eq!(id >> 56 & 0x3F, 0x14, "{id:#x} is a cpuid value");

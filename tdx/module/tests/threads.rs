@@ -48,7 +48,7 @@ fn of_racing_creators_one_gets_the_page_and_one_the_key_id() {
                 });
             }
         });
-        // The losers may all have been told BUSY, but never can two have won.
+        // BUSY may have stopped all losers, but two can never have won.
         let expected = u64::from(round < 31);
         assert_eq!(won.load(Ordering::Relaxed), expected, "round {round}");
     }

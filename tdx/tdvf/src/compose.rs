@@ -9,7 +9,7 @@ use crate::table::{ENTRY_TAIL, FOOTER, METADATA, TAIL};
 use crate::tdvf::{HEADER, SIGNATURE, VERSION};
 use crate::{Section, Tdvf, TdvfError};
 
-/// Why metadata cannot be written.
+/// Errors of writing metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ComposeError {

@@ -1,11 +1,11 @@
-//! Why an image is not believed.
+//! Errors of reading an image.
 
 use thiserror::Error;
 
 use crate::SectionKind;
 
-/// Why an image has no metadata that a TD could be launched from. Every offset counts from the
-/// start of the image.
+/// Errors of an image without metadata that a TD could be launched from. Every offset counts from
+/// the start of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TdvfError {

@@ -39,7 +39,7 @@ pub enum Step<'a> {
     Measure(PageAdd<'a>),
 }
 
-/// Why a section cannot be filled.
+/// Errors of filling a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum FillError {

@@ -235,7 +235,7 @@ impl Drop for EntryGuard<'_> {
     }
 }
 
-/// What a memory leaf has in hand after its common checks.
+/// Operands and locks of a memory leaf after its common checks.
 pub(crate) struct MemOp<'p> {
     pub(crate) td: &'p Td,
     pub(crate) gpa: u64,

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 const EPT_VIOLATION: u64 = 48;
 const TDCALL_LENGTH: u64 = 4;
 
-/// The last exit was an EPT violation on a private GPA, which L1 is to be told of.
+/// Returns true if the last exit was an EPT violation on a private GPA, which L1 must be notified of.
 pub(super) fn left_by_private_violation(td: &Td, ctx: &VcpuContext) -> bool {
     let vm = ctx.vm();
     vm != 0
@@ -33,7 +33,7 @@ impl VcpuContext {
         }
     }
 
-    /// What the host returns to TDG.VP.VMCALL.
+    /// Copies the registers that the host returns for TDG.VP.VMCALL.
     pub(super) fn take_vmcall_results(&mut self, host: &Regs, mask: u64) {
         let host = host.to_array();
         let mut guest = self.gprs.to_array();

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 /// Size of TD_PARAMS.
 const TD_PARAMS_SIZE: usize = 1024;
-/// Where its CPUID rows begin.
+/// Offset of its CPUID rows.
 const CPUID_OFFSET: usize = 256;
 
 /// TD_PARAMS as read from the host.

@@ -98,7 +98,7 @@ pub(super) fn init(c: &mut Call<'_, '_>) -> Leaf {
         return Err(Code::VCPU_STATE_INCORRECT.status());
     }
     let max = u32::from(td.config().max_vcpus);
-    // Several processors may initialise vCPUs of one TD at once, each gets an index of its own.
+    // Several processors may initialise vCPUs of one TD at once; each gets a different index.
     let index = td
         .num_vcpus
         .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {

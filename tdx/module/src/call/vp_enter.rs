@@ -19,7 +19,7 @@ const HOST_RECOVERABILITY_HINT: u64 = 1 << 52;
 const RESUME_L1: u64 = 1 << 53;
 const EPT_VIOLATION: u64 = 48;
 const WRITE_ACCESS: u64 = 2;
-/// NOTIFY_ENABLES: tell the guest that zero-step filtering had to act.
+/// NOTIFY_ENABLES: notify the guest when zero-step filtering had to act.
 const NOTIFY_EPT_FAULTS: u64 = 1;
 
 /// TDH.VP.ENTER
@@ -127,7 +127,7 @@ fn find_vm(p: &Platform, td: &Td, context: &mut VcpuContext, host: &Regs) -> Lea
     Ok(gpa)
 }
 
-/// L1 wants to be told that zero-step filtering had to act, and it had.
+/// Returns true if L1 asked to be notified when zero-step filtering acts, and it has acted.
 fn is_notified(td: &Td, context: &VcpuContext) -> bool {
     td.notify_enables.load(Ordering::Acquire) & NOTIFY_EPT_FAULTS != 0
         && !context.zero_step_gpas.is_empty()
@@ -153,7 +153,7 @@ fn blocked_gpa(p: &Platform, td: &Td, context: &VcpuContext) -> Leaf<Option<u64>
         .find(|gpa| !is_mapped(*gpa)))
 }
 
-/// What the host sees instead of an entry that would fault again.
+/// Registers of the exit that replaces an entry which would fault again.
 fn filtered_exit(regs: &mut Regs, gpa: u64, vm: usize) {
     *regs = Regs {
         rax: EPT_VIOLATION,

@@ -24,9 +24,9 @@ pub struct FirstDifference {
     pub line: usize,
     /// The line.
     pub text: String,
-    /// What was recorded.
+    /// Recorded answer.
     pub expected: String,
-    /// What this module did.
+    /// Answer of this module.
     pub got: String,
 }
 

@@ -12,7 +12,7 @@ use crate::status::Status;
 use crate::vcpu::Event;
 use serde_json::Value;
 
-/// How far a guest's RIP moves from one event to the next unless the line says otherwise.
+/// Distance by which a guest's RIP moves from one event to the next unless the line says otherwise.
 const RIP_ADVANCE: u64 = 0x40;
 /// Memory a line may write or check.
 pub(super) const MAX_LEN: u64 = 1 << 30;

@@ -4,7 +4,7 @@ use super::FirstDifference;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How often each (leaf, status, operand) occurred.
+/// Number of occurrences of each (leaf, status, operand).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Coverage(pub BTreeMap<(String, String, String), u64>);
 
@@ -42,7 +42,7 @@ pub struct FileResult {
 pub struct Summary {
     /// Each transcript in the order of replay.
     pub files: Vec<FileResult>,
-    /// What occurred in all of them together.
+    /// Coverage of all transcripts together.
     pub coverage: Coverage,
 }
 
@@ -66,7 +66,7 @@ impl Summary {
         self.files.iter().filter(|f| f.difference.is_some()).count()
     }
 
-    /// Whether there was something to replay and all of it passed.
+    /// Returns true if at least one transcript was replayed and all passed.
     #[must_use]
     pub fn is_success(&self) -> bool {
         !self.files.is_empty() && self.failed() == 0

@@ -54,8 +54,7 @@ impl Guest<'_> {
         }
     }
 
-    /// Zeroes the page piece by piece; an event between pieces interrupts, and the count tells where to
-    /// go on.
+    /// Zeroes the page piece by piece; an event between pieces interrupts, and the count says where to go on.
     fn zero(&mut self, gpa: u64, level: u8, walked: &Walked<'_>, content: Content) -> Done {
         let key = self.td.key();
         let hpa = content.hpa();

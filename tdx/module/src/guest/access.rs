@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 const READ: u64 = 1;
 const WRITE: u64 = 2;
 
-/// What an access wants.
+/// A memory access, with the buffer to fill or the data to write.
 pub(super) enum Access<'a> {
     Read(&'a mut [u8]),
     Write(&'a [u8]),
@@ -133,7 +133,7 @@ impl Guest<'_> {
     }
 }
 
-/// Why an access did not complete.
+/// Reasons for which an access did not complete.
 pub(super) enum Fault {
     Exit(VmExit),
     MachineCheck,

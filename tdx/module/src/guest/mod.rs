@@ -35,14 +35,14 @@ use std::sync::atomic::Ordering;
 pub enum GuestEvent {
     /// TDCALL, in 64-bit mode or not.
     Tdcall {
-        /// Whether the processor is in 64-bit mode.
+        /// True if the processor is in 64-bit mode.
         mode_64bit: bool,
     },
     /// Any other VM exit.
     Exit(VmExit),
 }
 
-/// What a [`GuestEvent`] leads to.
+/// Result of a [`GuestEvent`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuestFlow {
     /// The guest runs on.
@@ -53,19 +53,19 @@ pub enum GuestFlow {
         injected: Option<Event>,
         /// The VM that runs next: 0 is L1, 1 to 3 are its L2 VMs.
         vm: u8,
-        /// Whether the instruction is done; if not, the guest executes it again.
+        /// True if the instruction is done; if not, the guest executes it again.
         completed: bool,
     },
-    /// TD exit: what TDH.VP.ENTER's caller finds in its registers.
+    /// TD exit, which returns to TDH.VP.ENTER's caller.
     Exit {
         /// The host's registers, all of them.
         host: Regs,
     },
 }
 
-/// How the handling of an event ends.
+/// Result of handling an event.
 enum Next {
-    /// The instruction is done; RIP moves on by so many bytes.
+    /// The instruction is done; RIP moves on by `length` bytes.
     Done { length: u64 },
     /// The instruction is to be repeated.
     Repeat,
@@ -165,7 +165,7 @@ impl Platform {
 }
 
 impl Guest<'_> {
-    /// What L1's VMCS and zero-step filtering keep of an exit.
+    /// Records the parts of an exit that L1's VMCS and zero-step filtering keep.
     fn note_l1_exit(&mut self, event: &GuestEvent) {
         self.ctx.exit = match event {
             GuestEvent::Exit(exit) => *exit,

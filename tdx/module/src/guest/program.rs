@@ -13,16 +13,16 @@ use std::collections::VecDeque;
 pub enum GuestOp {
     /// Reads guest-physical memory, private or (with the shared bit) shared. At most 2 MiB.
     Read {
-        /// Where.
+        /// Guest-physical address.
         gpa: u64,
-        /// How much.
+        /// Number of bytes.
         len: usize,
     },
     /// Writes guest-physical memory.
     Write {
-        /// Where.
+        /// Guest-physical address.
         gpa: u64,
-        /// What.
+        /// Bytes to write.
         data: Vec<u8>,
     },
     /// TDCALL with these registers.
@@ -91,21 +91,21 @@ impl GuestOp {
     }
 }
 
-/// What became of the program's last operation.
+/// Result of the program's last operation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Outcome {
     /// Nothing yet: the registers of the first entry.
     Start(Regs),
-    /// Done, nothing to tell.
+    /// Done, without output.
     Done,
     /// The bytes read.
     Data(Vec<u8>),
     /// The registers after a TDCALL; RAX is its status.
     Registers(Regs),
-    /// An exception or interrupt was delivered. The operation was **not** executed, the program may issue
-    /// it again. An event never takes the place of a completion: that is told first, and the event comes
-    /// before the operation that the program answers it with.
+    /// An exception or interrupt was delivered. The operation was **not** executed; the program may issue it again.
+    /// An event never replaces a completion: the program gets the completion first, and the event before the
+    /// operation with which it answers the completion.
     Event(Event),
 }
 

@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 const MAX_READ: usize = 2 << 20;
 const INSTRUCTION_LENGTH: u64 = 3;
 
-/// How one operation of a program went.
+/// Result of one operation of a program.
 enum Ran {
     On,
     Left(Regs),

@@ -13,7 +13,7 @@ use crate::status::{Code, Operand, Status};
 use crate::td::Td;
 use crate::vcpu::LastExit;
 
-/// Which of the two leaves.
+/// Selects TDG.SERVTD.RD or TDG.SERVTD.WR.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Read,

@@ -1,4 +1,4 @@
-//! The programs of vCPUs, and where each of them stands.
+//! The programs of vCPUs and their progress.
 
 use super::{GuestOp, GuestProgram, Outcome, Script};
 use crate::arena::lock;
@@ -8,12 +8,12 @@ use crate::vcpu::Event;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-/// How far RIP jumps to an exception handler.
+/// Distance of an exception handler from RIP.
 const HANDLER_DISTANCE: u64 = 0x1000;
 /// L1 and its L2 VMs.
 const VMS: usize = 1 + l2::MAX_VMS;
 
-/// A program and where it stands.
+/// A program and its progress.
 pub(super) struct Slot {
     program: Box<dyn GuestProgram>,
     /// An operation to execute again.
@@ -21,9 +21,9 @@ pub(super) struct Slot {
     /// A TDCALL that completes with the next entry.
     pub(super) completes_at_entry: bool,
     last: Option<Outcome>,
-    /// Whether `last` is a completion that the program has not been told yet.
+    /// True if `last` is a completion that the program has not received yet.
     untold: bool,
-    /// An event that waits for that.
+    /// An event to deliver after that completion.
     event: Option<Event>,
     pub(super) advance: u64,
     /// RIP when an L2 VM exited to L1.

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 const RESERVED_RAX: u64 = 0xFFFF_FFFF_FF00_0000;
 
-/// How a leaf that stays in the guest ends.
+/// Result of a leaf that stays in the guest.
 pub(super) enum Done {
     /// With this status in RAX.
     Status(Status),

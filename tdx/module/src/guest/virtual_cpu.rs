@@ -61,8 +61,8 @@ fn done(e: &VmExit) -> Next {
 }
 
 impl Platform {
-    /// What CPUID gives on a vCPU, named by its TDVPR page, in its L1: leaf in EAX, sub-leaf in ECX, at a
-    /// privilege level of 0 to 3. `None` if there is no such vCPU, or before its TDH.VP.INIT.
+    /// Result of CPUID on a vCPU, named by its TDVPR page, in its L1: leaf in EAX, sub-leaf in ECX, at a privilege
+    /// level of 0 to 3. `None` if there is no such vCPU, or before its TDH.VP.INIT.
     ///
     /// This is what a VM exit with reason 10 leads to, less the #VE information: a processor model that
     /// executes the guest's code asks here, and plays [`crate::GuestEvent::Exit`] only to have the #VE
@@ -73,8 +73,8 @@ impl Platform {
         self.with_virtual_cpu(tdvpr, |v| v.cpuid(leaf, subleaf, cpl))
     }
 
-    /// What comes of RDMSR of an address on a vCPU in its L1; for WRMSR see [`Platform::guest_msr_exits`].
-    /// `None` as for [`Platform::guest_cpuid`].
+    /// Result of RDMSR of an address on a vCPU in its L1; for WRMSR see [`Platform::guest_msr_exits`]. `None` as
+    /// for [`Platform::guest_cpuid`].
     #[must_use]
     pub fn guest_rdmsr(&self, tdvpr: u64, address: u32) -> Option<MsrAnswer> {
         self.with_virtual_cpu(tdvpr, |mut v| v.msr(address, MsrAccess::Read, 0))
@@ -88,7 +88,7 @@ impl Platform {
         self.with_virtual_cpu(tdvpr, |v| v.msr_exits(address, access))
     }
 
-    /// What RDTSC shows on a vCPU: it never leaves the TD. `None` as for [`Platform::guest_cpuid`].
+    /// Value that RDTSC returns on a vCPU: it never leaves the TD. `None` as for [`Platform::guest_cpuid`].
     #[must_use]
     pub fn guest_tsc(&self, tdvpr: u64) -> Option<u64> {
         let now = self.machine.tsc();

@@ -1,6 +1,6 @@
 //! Attributes of a page for one VM, and of all VMs in one register.
 
-/// What an L2 VM may do with a page (GPA attributes of the TDX module ABI, 16 bits a VM).
+/// Permissions of an L2 VM on a page (GPA attributes of the TDX module ABI, 16 bits a VM).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Attributes(u16);
 
@@ -20,7 +20,7 @@ impl Attributes {
     pub(crate) const ZERO: Attributes = Attributes(0);
     /// A valid part without any attribute.
     pub(crate) const NONE: Attributes = Attributes(Self::VALID);
-    /// What a table shows: all permissions.
+    /// Attributes that a table shows: all permissions.
     pub(crate) const TABLE: Attributes = Attributes(Self::VALID | Self::PERMISSIONS);
 
     /// From bits 7:0, valid.

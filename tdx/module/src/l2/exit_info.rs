@@ -62,7 +62,7 @@ pub(crate) fn record(ctx: &mut VcpuContext, e: &VmExit, mode_64bit: bool) {
     }
 }
 
-/// What L1 finds in its registers after TDG.VP.ENTER.
+/// Registers of L1 after TDG.VP.ENTER.
 pub(crate) fn l1_registers(ctx: &VcpuContext, code: Code, extended: u64) -> Regs {
     let vm = ctx.vm();
     let f = |field| ctx.vmcs(vm, field);

@@ -13,7 +13,7 @@ pub(crate) const ALIGNMENT: u64 = 256;
 const SIZE: usize = 154;
 const WORDS: usize = SIZE / 8;
 
-/// Where the structure lies, if its address has been translated.
+/// Address of the structure, if it has been translated.
 fn address(p: &Platform, ctx: &VcpuContext, vm: usize) -> Option<u64> {
     match ctx.per_vm(PerVm::StateHpa, vm) {
         NONE => None,

@@ -1,9 +1,9 @@
 //! L2 VMs: the virtual machines a partitioned TD runs inside itself.
 //!
-//! Each L2 VM has a Secure-EPT tree of its own beside the TD's (L1's). A page of L1 that an L2 VM may use has
-//! an *alias*: the entry of the same GPA and level in that VM's tree. Tables come from the host, aliases and
-//! their attributes from L1. All changes to an alias happen with the lock of L1's entry held, so the trees
-//! need no locks of their own.
+//! Each L2 VM has a separate Secure-EPT tree beside the TD's (L1's). A page of L1 that an L2 VM may use has an
+//! *alias*: the entry of the same GPA and level in that VM's tree. Tables come from the host, aliases and their
+//! attributes from L1. All changes to an alias happen with the lock of L1's entry held, so the trees need no
+//! further locks.
 
 pub(crate) mod alias;
 mod attr;
@@ -21,7 +21,7 @@ pub use sept::L2SeptState;
 pub(crate) use sept::{L2Content, L2Walked, free_tree, walk};
 pub use view::L2SeptView;
 
-/// Who goes on when the host enters a vCPU that left the TD from an L2 VM (L2_EXIT_HOST_ROUTING).
+/// The VM, L1 or L2, that runs when the host enters a vCPU that left the TD from an L2 VM (L2_EXIT_HOST_ROUTING).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Routing {

@@ -131,7 +131,7 @@ impl L2Content {
         }
     }
 
-    /// What the entry shows in RCX of "L2 details": an alias with all permissions unless the TD is a debug TD.
+    /// Value that RCX of "L2 details" shows: an alias has all permissions unless the TD is a debug TD.
     fn architectural(self, debug: bool) -> u64 {
         const SUPPRESS_VE: u64 = 1 << 63;
         const PERMISSIONS: u64 = 0x407;
@@ -168,7 +168,7 @@ fn permission_bits(attributes: u8) -> u64 {
         .sum()
 }
 
-/// Where a walk ended.
+/// Entry at which a walk ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct L2Walked<'a> {
     entry: &'a SeptEntry,

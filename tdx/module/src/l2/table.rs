@@ -17,7 +17,7 @@ fn operand(vm: usize) -> Operand {
     OPERANDS[vm & 3]
 }
 
-/// Why a call that names pages for L2 trees fails; with details, RCX and RDX.
+/// Error of a call that names pages for L2 trees; with details, RCX and RDX.
 pub(crate) struct Refused {
     pub(crate) status: Status,
     pub(crate) details: Option<(u64, u64)>,
@@ -243,7 +243,7 @@ impl OldTable<'_> {
         shown[self.vm - 1] = self.pa;
     }
 
-    /// Unlinks the table; `shown` tells its page.
+    /// Unlinks the table and puts its page into `shown`.
     pub(crate) fn remove(self, at: &Aliased<'_>, shown: &mut Pages) {
         self.release(at, L2Content::FREE, shown);
     }

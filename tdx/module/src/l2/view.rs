@@ -6,7 +6,7 @@ use crate::platform::Platform;
 /// An entry in the Secure EPT of an L2 VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct L2SeptView {
-    /// Where the walk ended; above the level asked for if a table is missing.
+    /// Level at which the walk ended; above the level asked for if a table is missing.
     pub level: u8,
     /// State of the entry.
     pub state: L2SeptState,

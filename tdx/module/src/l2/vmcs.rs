@@ -180,7 +180,7 @@ impl VcpuContext {
         })
     }
 
-    /// What the module found when it last translated addresses for L1 does not hold any longer.
+    /// Discards the addresses that the module last translated for L1.
     pub(crate) fn forget_translations(&mut self, vms: usize) {
         for vm in 1..=vms {
             self.set_per_vm(PerVm::StateHpa, vm, NONE);

@@ -127,8 +127,8 @@ impl KeyRing {
         live.get(&generation).cloned()
     }
 
-    /// What a zero line looks like under a key. Once the key is dead nobody can tell the true ciphertext
-    /// from noise, and noise is what there is.
+    /// Content of a zero line under a key. Once the key is dead, its ciphertext cannot be told from noise, so the
+    /// line holds noise.
     pub(super) fn encrypted_zeros(&self, generation: u32, line_pa: u64) -> [u8; 64] {
         let mut line = [0; 64];
         if let Some(key) = self.of_generation(generation) {

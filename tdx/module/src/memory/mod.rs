@@ -42,7 +42,7 @@ struct Chunk {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct IntegrityFailure;
 
-/// What a host access to physical memory can run into.
+/// Errors of a host access to physical memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum MemoryError {
@@ -83,7 +83,7 @@ pub(crate) struct PhysicalMemory {
 /// A GiB in 512 chunks, absent while untouched.
 type Gig = OnceLock<Box<[Mutex<Chunk>]>>;
 
-/// How an access sees private lines.
+/// View of private lines that an access has.
 #[derive(Clone, Copy)]
 enum View<'a> {
     /// Without key: ciphertext.

@@ -9,7 +9,7 @@ const WORD: usize = 8;
 /// Fields a sequence's header can count.
 const MAX_FIELDS: u64 = 512;
 
-/// What there is to write of an element.
+/// Value to write for an element.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Element {
     Value(u64),
@@ -22,7 +22,7 @@ pub(crate) enum Element {
 /// The sequence being written.
 #[derive(Clone, Copy)]
 struct Sequence {
-    /// Where its header is, and what it says for one field.
+    /// Offset of its header, and the header's value for one field.
     at: usize,
     header: u64,
     fields: u64,

@@ -3,7 +3,7 @@
 use super::table::{Agent, Field, Key, Table, id, key_of};
 use crate::virt;
 
-/// What the identifiers are about. A TD with fewer than three L2 VMs lacks the rows of the others.
+/// Object that the identifiers describe. A TD with fewer than three L2 VMs lacks the rows of the others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Context {
     /// The module and the platform.
@@ -21,7 +21,7 @@ pub(crate) struct Place {
     /// The L2 VM whose VMCS the table is; 0 for all other tables.
     pub(crate) vm: u8,
     pub(crate) row: usize,
-    /// Which element of the row.
+    /// Index of the element in the row.
     pub(crate) element: u32,
 }
 
@@ -188,7 +188,7 @@ impl Context {
         for row in row..self.rows(table) {
             let field = &table.rows()[row];
             match vm_of_l2_vmcs(field.class).filter(|_| table == Table::Vcpu) {
-                // Stands for all of the L2 VM's VMCS, after which the table goes on.
+                // This row represents the L2 VM's whole VMCS, after which the table goes on.
                 Some(vm) => return self.first_from((Table::L2Vmcs, vm, 0), mask),
                 None if mask(field) != 0 => return Some(place(row)),
                 None => {}

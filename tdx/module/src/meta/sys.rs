@@ -93,7 +93,7 @@ pub(crate) fn value(cfg: &PlatformConfig, place: &Place) -> u64 {
 /// Size of the buffer of SYS.RDALL.
 pub(crate) const LIST_SIZE: usize = 4096;
 
-/// What SYS.RDALL ends with.
+/// Result of SYS.RDALL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Dump {
     /// Identifier to go on with, −1 after the last.

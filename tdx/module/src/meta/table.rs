@@ -43,7 +43,7 @@ pub(crate) enum Table {
     L2Vmcs,
 }
 
-/// Whose masks apply.
+/// Agent whose masks apply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Agent {
     /// The host of a production TD, or of no TD.
@@ -58,7 +58,7 @@ pub(crate) enum Agent {
     Migration,
 }
 
-/// Which addresses a field holds.
+/// Kind of address that a field holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum AddressKind {
     /// None.
@@ -106,7 +106,7 @@ pub(crate) struct Field {
 }
 
 impl Field {
-    /// Stands for a whole VMCS, whose fields have a table of their own.
+    /// Returns true if the row represents a whole VMCS, whose fields have a separate table.
     fn is_vmcs(&self) -> bool {
         self.name.starts_with("L2_VMCS_")
     }

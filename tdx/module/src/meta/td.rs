@@ -39,7 +39,7 @@ pub(crate) fn read(p: &Platform, td: &Td, agent: Agent, id: u64) -> Leaf<Read> {
     })
 }
 
-/// CPUID values that are the processor's, or nobody's, have none here; nor has any before TDH.MNG.INIT.
+/// CPUID values that the processor supplies, or that do not exist, have none here; nor has any before TDH.MNG.INIT.
 pub(crate) fn is_without_value(td: &Td, place: &Place) -> bool {
     place.cpuid().is_some_and(|(row, _)| {
         td.config().cpuid.is_empty() || tables::CPUID.get(row).is_none_or(|r| r.faulting)

@@ -89,7 +89,7 @@ impl VcpuFields<'_> {
                 stored
             }
         };
-        // What belongs to the module is shown to an L1 as the module set it at first.
+        // An L1 sees the bits that belong to the module as the module first set them.
         let below = |mask, shadow| match self.is_guest() {
             true => stored & !f.management(mask) | f.management(mask) & f.management(shadow),
             false => stored,

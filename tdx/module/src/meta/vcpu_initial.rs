@@ -46,8 +46,8 @@ const ALL_VMS: &[(u32, u64)] = &[
 const XCOMP_BV: (u8, u32) = (class::XBUFF, 65);
 const COMPACTED: u64 = 1 << 63;
 
-/// What is different once L1 has run: its VMCS is up to date and launched, and XSAVES has saved the TD's state components
-/// into the vCPU's buffer, of which only the header is modelled.
+/// Sets the fields that change once L1 has run: its VMCS is up to date and launched, and XSAVES has saved the TD's
+/// state components into the vCPU's buffer, of which only the header is modelled.
 pub(crate) fn note_first_run(td: &Td, f: &mut VcpuStore) {
     f.set(XCOMP_BV, COMPACTED | td.config().xfam);
     for code in ENTERED {
@@ -55,15 +55,15 @@ pub(crate) fn note_first_run(td: &Td, f: &mut VcpuStore) {
     }
 }
 
-/// What is known of a vCPU's VMCSs on the processor that has entered it: launched, addresses and other
-/// fields of this processor and module put in.
+/// Flags of a vCPU's VMCSs on the processor that has entered it: launched, with addresses and other fields of this
+/// processor and module in place.
 const ENTERED: [u32; 3] = [
     per_vm::LAUNCHED,
     per_vm::LP_HPAS_UPDATED,
     per_vm::MODULE_FIELDS_UPDATED,
 ];
 
-/// Where a vCPU starts.
+/// RIP of a vCPU after reset.
 pub(crate) const RESET_RIP: u64 = 0xFFFF_FFF0;
 /// External interrupts and NMIs exit.
 const PIN_CONTROLS: u64 = 0x29;

@@ -1,4 +1,4 @@
-//! Where the fields of a vCPU live that the module itself does not work with all the time.
+//! Storage of a vCPU's fields that the module itself seldom uses.
 
 use super::place::Place;
 use super::table::{Key, Table};

@@ -19,7 +19,7 @@ pub(crate) struct Bundle {
     text: Vec<u8>,
 }
 
-/// How far a call has come with a bundle.
+/// Progress of a call with a bundle.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Progress {
     Complete,
@@ -125,7 +125,7 @@ impl Bundle {
         result
     }
 
-    /// Whether the bundle, complete, is what the exporter sent.
+    /// Returns true if the bundle, complete, is what the exporter sent.
     pub(crate) fn is_authentic(&self, key: &Working, mac: &Tag) -> bool {
         let m = &self.mbmd;
         let mut text = self.text.clone();

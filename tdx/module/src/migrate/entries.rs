@@ -13,7 +13,7 @@ use crate::td::Td;
 pub(crate) struct Words(u64);
 
 impl Words {
-    /// A list in a page of its own.
+    /// A list that fills a page.
     pub(crate) fn page(p: &Platform, pa: u64, operand: Operand) -> Leaf<Self> {
         shared_operand(p, pa, 4096, operand).map(Words)
     }

@@ -5,16 +5,16 @@ use crate::meta::place::{Context, Place};
 use crate::meta::table::{Agent, Field, id, key_of};
 use crate::status::{Code, Operand, Status};
 
-/// Which part of a TD's state a bundle carries.
+/// Part of a TD's state that a bundle carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Part {
-    /// What MNG.INIT and the build fixed, and the exporter's SYS fields.
+    /// State fixed by MNG.INIT and the build, and the exporter's SYS fields.
     Immutable,
-    /// What changes while the TD runs.
+    /// State that changes while the TD runs.
     Mutable,
 }
 
-/// What an import does with a field.
+/// Treatment of a field by an import.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Demand {
     Required,
@@ -44,7 +44,7 @@ impl Part {
     }
 }
 
-/// Where the elements of a list go.
+/// Destination of the elements of a list.
 pub(crate) trait Sink {
     /// Stores an element.
     ///

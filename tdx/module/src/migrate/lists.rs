@@ -53,7 +53,7 @@ impl PageListInfo {
     }
 }
 
-/// What an entry of a GPA list asks for.
+/// Operation that an entry of a GPA list requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Operation {
@@ -63,7 +63,7 @@ pub(crate) enum Operation {
     Remigrate = 3,
 }
 
-/// What became of an entry of a GPA list (bits 60:56).
+/// Result of an entry of a GPA list (bits 60:56).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Outcome {

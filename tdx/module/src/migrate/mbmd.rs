@@ -6,7 +6,7 @@ use super::cipher::{Tag, Working};
 pub(crate) const SIZE: usize = 48;
 const AUTHENTICATED: usize = 32;
 
-/// What a bundle carries.
+/// Kind of a bundle.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -92,7 +92,7 @@ impl Mbmd {
         b
     }
 
-    /// What the MAC covers beside the bundle's text. Stream and IV counter count as 0 there: they are in the
+    /// Data that the MAC covers beside the bundle's text. Stream and IV counter count as 0 there: they are in the
     /// IV already.
     pub(crate) fn aad(&self) -> [u8; AUTHENTICATED] {
         Mbmd {
@@ -110,7 +110,7 @@ impl Mbmd {
         b
     }
 
-    /// The MBMD of a bundle that has no text, or whose parts are messages of their own.
+    /// The MBMD of a bundle that has no text, or whose parts are separate messages.
     pub(crate) fn sealed(&self, key: &Working) -> [u8; SIZE] {
         let mac = key.seal(self.iv_counter, self.stream, &self.aad(), &mut []);
         self.with_mac(&mac)
@@ -152,7 +152,7 @@ impl Received {
         })
     }
 
-    /// Whether the MAC is that of a bundle without text.
+    /// Returns true if the MAC is that of a bundle without text.
     pub(crate) fn is_authentic(&self, key: &Working) -> bool {
         let m = &self.mbmd;
         key.open(m.iv_counter, m.stream, &m.aad(), &mut [], &self.mac)

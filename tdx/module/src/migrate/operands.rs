@@ -7,7 +7,7 @@ use crate::platform::Platform;
 use crate::status::{Code, Operand};
 use crate::td::Td;
 
-/// Where an MBMD is or goes to.
+/// Source or destination of an MBMD.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MbmdBuffer {
     pa: u64,

@@ -1,4 +1,4 @@
-//! What TDH.EXPORT.MEM and TDH.IMPORT.MEM have in common: operands, page buffers and MAC lists.
+//! Common parts of TDH.EXPORT.MEM and TDH.IMPORT.MEM: operands, page buffers and MAC lists.
 
 use super::entries::{GpaList, Words};
 use super::interrupt::MemoryOperands;
@@ -18,7 +18,7 @@ const MAC: u64 = 16;
 /// R13 of an import without new pages.
 const NO_LIST: u64 = u64::MAX;
 
-/// What a memory leaf has in hand once its operands are checked.
+/// Checked operands and locks of a memory leaf.
 pub(super) struct Transfer<'p> {
     pub(super) td: &'p Td,
     pub(super) operand: StreamOperand,
@@ -117,7 +117,7 @@ impl<'p> Transfer<'p> {
         self.macs.iter().flatten().count() as u64
     }
 
-    /// Where the MAC of the entry the list is at stands.
+    /// Address of the MAC of the list's current entry.
     fn mac_address(&self) -> u64 {
         let index = self.list.info.first;
         let list = self.macs[usize::from(index / MACS_OF_A_PAGE) & 1].unwrap_or(0);

@@ -18,7 +18,7 @@ pub(crate) const SLOTS: u64 = 1;
 /// The one type of service TD there is: migration TD.
 const MIGRATION_TD: u64 = 0;
 
-/// How far a binding has come.
+/// State of a binding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u8)]
 pub(crate) enum State {

@@ -1,7 +1,7 @@
-//! What the module does about a CPUID, RDMSR or WRMSR of a TD.
+//! The module's handling of CPUID, RDMSR and WRMSR of a TD.
 //!
-//! This is the part of the two exits that a processor model needs too: what it must know to decide whether
-//! an access leaves the TD at all, and what comes of one that does.
+//! A processor model needs this part of the two exits too: to decide if an access leaves the TD at all, and for the
+//! result of one that does.
 
 use super::cpuid::xsave_size;
 use super::msr::{self, MsrAccess, bitmap_bit};
@@ -13,7 +13,7 @@ use crate::td::{CTLS_ENUM_TOPOLOGY, Td};
 use crate::vcpu::{Vcpu, VcpuContext};
 use std::sync::atomic::Ordering::Acquire;
 
-/// What comes of CPUID in a TD.
+/// Result of CPUID in a TD.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CpuidAnswer {
     /// EAX, EBX, ECX and EDX; the upper halves of the registers become 0.
@@ -22,7 +22,7 @@ pub enum CpuidAnswer {
     VirtualizationException,
 }
 
-/// What comes of RDMSR or WRMSR in a TD.
+/// Result of RDMSR or WRMSR in a TD.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MsrAnswer {
     /// The access does not leave the TD: the processor executes it on the vCPU's own MSR.
@@ -201,7 +201,7 @@ impl Virtual<'_> {
         }
     }
 
-    /// Reads that have a rule of their own.
+    /// Reads with a special rule.
     fn read_special(&self, address: u32) -> Option<MsrAnswer> {
         const FULL_WRITE: u64 = 1 << 16;
         const PERFMON_AVAILABLE: u64 = 1 << 7;
@@ -227,7 +227,7 @@ impl Virtual<'_> {
         }))
     }
 
-    /// Writes that have a rule of their own.
+    /// Writes with a special rule.
     fn write_special(&mut self, address: u32, value: u64) -> Option<MsrAnswer> {
         match address {
             0xDA0 => Some(self.write_xss(value)),

@@ -37,7 +37,7 @@ pub(crate) struct Flags {
 /// A TD's CPUID values, by row of the table.
 pub(crate) type Values = [Quad; ROWS];
 
-/// What a refused configuration leads to: a status, and the leaf and sub-leaf that RCX names.
+/// Error of a refused configuration: a status, and the leaf and sub-leaf that RCX names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Refused {
     pub(crate) status: Status,
@@ -46,7 +46,7 @@ pub(crate) struct Refused {
 }
 
 impl PlatformConfig {
-    /// What CPUID returns, without what depends on the processor and its state.
+    /// Native CPUID values, without the parts that depend on the processor and its state.
     pub(crate) fn native_cpuid(&self, leaf: u32, subleaf: u32) -> Quad {
         self.cpuid
             .iter()
@@ -94,7 +94,7 @@ impl PlatformConfig {
     }
 }
 
-/// What the values are made from.
+/// Inputs of the values.
 pub(crate) struct Wanted<'a> {
     pub(crate) cfg: &'a PlatformConfig,
     pub(crate) attributes: u64,

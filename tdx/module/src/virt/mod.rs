@@ -1,4 +1,4 @@
-//! What a TD sees of the CPU: CPUID values, MSRs, its clock and the layout of its extended state.
+//! The CPU as a TD sees it: CPUID values, MSRs, its clock and the layout of its extended state.
 
 pub(crate) mod answer;
 pub(crate) mod cpuid;

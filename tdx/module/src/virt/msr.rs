@@ -12,7 +12,7 @@ pub(crate) const PERF_METRICS: u32 = 0x329;
 pub(crate) const PERF_CAPABILITIES: u32 = 0x345;
 const PERF_METRICS_AVAILABLE: u32 = 15;
 
-/// What decides over a TD's MSRs.
+/// Features of a TD that decide over its MSRs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MsrFeatures {
     attributes: u64,

@@ -1,4 +1,4 @@
-//! Which CPUID leaves and MSRs a TD has, as data: `tables/cpuid.csv`, `cpuid_xfam.csv` and `msrs.csv`.
+//! The CPUID leaves and MSRs of a TD, as data: `tables/cpuid.csv`, `cpuid_xfam.csv` and `msrs.csv`.
 
 use std::sync::LazyLock;
 
@@ -35,7 +35,7 @@ pub(crate) struct XfamRow {
     pub(crate) mask: Quad,
 }
 
-/// What an access to an MSR depends on.
+/// Condition under which an access to an MSR exits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Exits {
     Never,
@@ -60,7 +60,7 @@ pub(crate) enum Feature {
     OfAddress,
 }
 
-/// What the module does with an access that exits.
+/// Reaction of the module to an access that exits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
     Ve,

@@ -23,7 +23,7 @@ impl VirtualTsc {
         }
     }
 
-    /// What the TD's RDTSC shows.
+    /// Value of the TD's RDTSC.
     pub(crate) fn at(self, native: u64) -> u64 {
         scale(native, self.multiplier).wrapping_add(self.offset)
     }

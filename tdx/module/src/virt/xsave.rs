@@ -6,7 +6,7 @@ use crate::config::PlatformConfig;
 pub(crate) const COMPONENTS: usize = 19;
 const LEGACY_AND_HEADER: u32 = 576;
 
-/// Where each component of an XFAM lies, 0 for those it lacks, and the size of all.
+/// Offset of each component of an XFAM, 0 for those it lacks, and the size of all.
 pub(crate) fn layout(cfg: &PlatformConfig, xfam: u64) -> ([u32; COMPONENTS], u32) {
     let mut offsets = [0; COMPONENTS];
     let mut end = LEGACY_AND_HEADER;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use kvm_ops_tdvf::{Attributes, Section, SectionKind};
 
-/// A real image with metadata: the file of `KVM_OPS_OVMF`, or where distributions install one.
-/// Tells why a test is skipped.
+/// A real image with metadata: the file of `KVM_OPS_OVMF`, or one that a distribution installs.
+/// Prints the reason if a test is skipped.
 pub(crate) fn ovmf() -> Option<(PathBuf, Vec<u8>)> {
     let named = std::env::var_os("KVM_OPS_OVMF").map(PathBuf::from);
     let known = ["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd"].map(PathBuf::from);

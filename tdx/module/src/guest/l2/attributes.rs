@@ -33,7 +33,7 @@ struct Locked<'p> {
     _lock: GuestLock<'p>,
 }
 
-/// What the write of one VM's attributes comes to.
+/// Effect of writing one VM's attributes.
 enum Change<'p> {
     None,
     Update(L2Walked<'p>, Attributes),
@@ -53,7 +53,7 @@ impl<'p> Guest<'p> {
         self.without_outputs(done)
     }
 
-    /// A leaf that fails returns 0 in RCX and RDX, unless RDX tells the attributes that stand.
+    /// A leaf that fails returns 0 in RCX and RDX, unless RDX holds the attributes in force.
     fn without_outputs(&mut self, done: Result<Done, Status>) -> Done {
         let done = Done::from(done);
         if let Done::Status(status) | Done::HostPriority(status) = &done {
@@ -156,8 +156,8 @@ impl<'p> Guest<'p> {
         Ok(())
     }
 
-    /// What is to be done for each VM; `result` becomes the attributes afterwards. The inner error is an exit
-    /// to the host, which is to add a table.
+    /// Computes the change for each VM; `result` becomes the attributes afterwards. The inner error is an exit to
+    /// the host, which is to add a table.
     fn changes(
         &mut self,
         gpa: u64,

@@ -4,7 +4,7 @@ use super::super::Guest;
 use super::super::exits::VmExit;
 use crate::l2::vmcs::{PerVm, Vmcs};
 
-/// What becomes of the access.
+/// Result of the access.
 pub(in super::super) enum Access {
     /// The register is written.
     Done,

@@ -22,7 +22,7 @@ const REASON_ENTRY_MACHINE_CHECK: u16 = 41;
 const NMI: u64 = 2;
 const MACHINE_CHECK: u64 = 18;
 
-/// How the module completes an exit of an L2 VM itself.
+/// Ways in which the module itself completes an exit of an L2 VM.
 enum Inside {
     /// The VM goes on where it was.
     Resume,

@@ -10,7 +10,7 @@ const PROCESS_POSTED_INTERRUPTS: u64 = 1 << 7;
 const IRR: u32 = 0x200;
 /// Words of 32 bits in IRR, 16 bytes apart, and in a posted-interrupt descriptor.
 const IRR_WORDS: u32 = 8;
-/// Where a posted-interrupt descriptor has the "outstanding notification" bit.
+/// Position of the "outstanding notification" bit in a posted-interrupt descriptor.
 const OUTSTANDING: u64 = 32;
 /// Vectors up to here are exceptions.
 const LAST_RESERVED_VECTOR: u64 = 30;

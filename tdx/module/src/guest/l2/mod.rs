@@ -1,4 +1,4 @@
-//! What a partitioned TD's L1 asks of the module, and what its L2 VMs meet.
+//! Leaves that a partitioned TD's L1 calls, and the exits of its L2 VMs.
 
 mod attributes;
 mod control_registers;

@@ -80,7 +80,7 @@ fn start(c: &Call<'_, '_>, t: &mut Transfer<'_>) -> Leaf<u64> {
     Ok(1 + t.mac_lists())
 }
 
-/// What an entry of the list put into the bundle.
+/// Contribution of a list entry to the bundle.
 enum Sent {
     Page,
     Nothing,
@@ -196,7 +196,7 @@ fn export_page<'p>(
     Ok(entry.describing(operation, pending))
 }
 
-/// What is done with a page in a state, which depends on the phase of the export.
+/// Operation for a page in a state, which depends on the phase of the export.
 fn operation(t: &Transfer<'_>, state: S, cancel: bool) -> Result<Operation, Outcome> {
     let wrong = Err(Outcome::StateIncorrect);
     if !is_exportable(state) {

@@ -95,7 +95,7 @@ impl Cursor {
             self.next = list::write(self.context, from, page, mask, |place| source.load(place));
         }
         if self.next.is_none() && self.context == Context::Sys {
-            // The fields of the TD follow those of the module, on a page of their own.
+            // The fields of the TD follow those of the module, on a new page.
             self.context = meta::td::context(source.td());
             self.next = first_field(part, self.context);
         }
@@ -272,7 +272,7 @@ fn count_bundle(td: &Td, stream: &mut Stream) {
     m.total_mb_count = m.total_mb_count.wrapping_add(1);
 }
 
-/// What an export reads: the module's fields and a TD's.
+/// Fields that an export reads: the module's and a TD's.
 struct TdFields<'a> {
     p: &'a Platform,
     td: &'a Td,

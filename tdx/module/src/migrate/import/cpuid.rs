@@ -5,8 +5,8 @@ use crate::td::TdConfig;
 use crate::virt::cpuid::{LEAF_1, xsave_size};
 use crate::virt::tables::{CPUID, XFAM};
 
-/// Whether two registers of a row can be what the TD sees here: EAX and EBX of half 0, ECX and EDX of half 1.
-/// Rows before it have been imported.
+/// Returns true if the TD can see these values of two registers of a row on this platform: EAX and EBX of half 0,
+/// ECX and EDX of half 1. Rows before it have been imported.
 pub(super) fn is_valid(
     cfg: &PlatformConfig,
     td: &TdConfig,

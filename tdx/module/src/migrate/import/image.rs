@@ -1,4 +1,4 @@
-//! Where imported fields go: a TD's, and a vCPU's.
+//! Destinations of imported fields: a TD and a vCPU.
 
 use crate::arena::lock;
 use crate::call::{Leaf, busy, invalid};

@@ -14,7 +14,7 @@ use crate::td::Td;
 
 const PAGE: usize = 4096;
 
-/// Why an entry was not imported.
+/// Reason for which an entry was not imported.
 pub(super) struct Refusal {
     pub(super) outcome: Outcome,
     pub(super) status: Status,

@@ -27,7 +27,7 @@ pub(crate) struct Incoming {
     lists: Lists,
 }
 
-/// What its pages say.
+/// Contents of its pages.
 struct Lists {
     /// Pages of SYS fields at the beginning.
     sys_pages: u16,
@@ -106,7 +106,7 @@ impl Lists {
     }
 }
 
-/// Why an import did not complete.
+/// Reasons for which an import did not complete.
 enum Stop {
     Interrupted(Status),
     Fatal(Status),
@@ -121,7 +121,7 @@ impl Stop {
     }
 }
 
-/// The exporter's SYS fields tell the importer about the other module; nothing of them is stored.
+/// The exporter's SYS fields describe the other module to the importer; nothing of them is stored.
 struct Unchecked;
 
 impl Sink for Unchecked {
