@@ -332,7 +332,7 @@ impl Cpu {
         c.skipped = c.skipped.wrapping_add(clock.saturating_sub(c.clock()));
     }
 
-    /// Carries out RDMSR. `None`: the MSR is not there, hardware would raise #GP.
+    /// Carries out RDMSR. `None`: the MSR does not exist, hardware would raise #GP.
     pub fn read_msr(&mut self, index: u32) -> Option<u64> {
         self.core.read_msr(index)
     }

@@ -150,7 +150,7 @@ impl Cpu {
         }
     }
 
-    /// Takes notice of what others did since the last run.
+    /// Flushes the core if the bus or the protected pages changed since the last run.
     fn enter(&mut self) {
         let core = &mut self.core;
         let generation = core.bus.generation();
@@ -240,7 +240,7 @@ impl Cpu {
         }
     }
 
-    /// Delivers what is due. `Some` ends the slice.
+    /// Delivers pending events. `Some` ends the slice.
     fn events(&mut self) -> Option<Option<Stopped>> {
         let core = &mut self.core;
         core.attention = false;

@@ -132,7 +132,7 @@ impl CpuidTable {
         self.leaves.insert((function, index), value);
     }
 
-    /// A leaf as it is in the table; zeros if it is not there.
+    /// A leaf of the table; zeros if the table lacks it.
     pub fn get(&self, function: u32, index: u32) -> CpuidLeaf {
         self.leaves
             .get(&(function, index))

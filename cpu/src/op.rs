@@ -136,7 +136,7 @@ pub(crate) fn start(c: &Core, op: &Op) -> u64 {
     c.r[BLOCK].wrapping_add(op.offset.into())
 }
 
-/// Restores the state before `op`: RIP, and the budget of what did not run.
+/// Restores the state before `op`: RIP, and the budget of the instructions that did not run.
 #[cold]
 #[inline(never)]
 fn stopped(c: &mut Core, op: &Op) -> Out {

@@ -286,7 +286,7 @@ impl Core {
         !self.protected() || self.vm86()
     }
 
-    /// Brings what is derived from control registers, segments and flags up to date.
+    /// Updates the state that is derived from control registers, segments and flags.
     pub(crate) fn update_mode(&mut self) {
         let cs = &self.seg[CS];
         self.bits = if self.long_mode() && cs.long() {

@@ -202,8 +202,8 @@ impl Platform {
         })
     }
 
-    /// Writes memory as whoever uses it would: a TD's page under the TD's key, if its lines are the TD's already,
-    /// and all else as the host does. For transcripts of flat memory, where a store needs no key.
+    /// Writes memory as its user would: a TD's page under the TD's key, if its lines are the TD's already, and all
+    /// else as the host does. For transcripts of flat memory, where a store needs no key.
     ///
     /// # Errors
     /// The range is not RAM.

@@ -48,9 +48,9 @@ pub enum Fault {
         /// Number of failures.
         count: u32,
     },
-    /// Someone writes IA32_TSC_ADJUST.
+    /// Software outside the module writes IA32_TSC_ADJUST.
     TscAdjust(u64),
-    /// Someone sets or clears IA32_MISC_ENABLE.LIMIT_CPUID_MAXVAL.
+    /// Software outside the module sets or clears IA32_MISC_ENABLE.LIMIT_CPUID_MAXVAL.
     LimitCpuidMaxval(bool),
     /// The TSC jumps.
     TscAdd(i64),

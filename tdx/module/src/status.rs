@@ -272,7 +272,7 @@ operands! {
     WBCACHE = 188,
 }
 
-/// Bit 61 of a status: the TD is lost to what was tried.
+/// Bit 61 of a status: the failure is fatal to the object that the function worked on.
 const FATAL: u32 = 1 << 29;
 
 /// A completion status word.
@@ -303,7 +303,7 @@ impl Status {
         self.0 as u32
     }
 
-    /// The same with bit 61: the failure is fatal to what the function worked on.
+    /// Sets bit 61: the failure is fatal to the object that the function worked on.
     #[must_use]
     pub(crate) const fn fatal(self) -> Status {
         Status(self.0 | (FATAL as u64) << 32)

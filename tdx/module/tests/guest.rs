@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 const EPT_VIOLATION: u64 = 48;
 const VMCALL: u64 = 77;
 
-/// A program of `ops` that keeps what became of each, then halts.
+/// A program of `ops` that records each outcome, then halts.
 fn recorded(
     ops: Vec<GuestOp>,
 ) -> (

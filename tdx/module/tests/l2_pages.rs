@@ -1,4 +1,4 @@
-//! Trees of L2 VMs: the host gives tables, L1 makes aliases, and both follow what becomes of L1's pages.
+//! Trees of L2 VMs: the host gives tables, L1 makes aliases, and both follow changes of L1's pages.
 
 mod common;
 

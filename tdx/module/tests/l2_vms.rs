@@ -87,7 +87,7 @@ fn partitioned(p: &Platform, attributes: u64) -> Td {
 
 type Log = Arc<Mutex<Vec<Outcome>>>;
 
-/// A program of `ops` that keeps what became of each; then it asks its host to halt it.
+/// A program of `ops` that records each outcome, then asks its host to halt it.
 fn recorded(ops: Vec<GuestOp>) -> (impl FnMut(&Outcome) -> GuestOp + Send, Log) {
     let log = Log::default();
     let into = log.clone();

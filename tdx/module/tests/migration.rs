@@ -1,4 +1,4 @@
-//! A TD moves to another, by bundles that pass through the host's memory; and what a hostile host makes of it.
+//! Migration of a TD by bundles that pass through the host's memory, with honest and hostile hosts.
 
 mod common;
 #[path = "common/migration.rs"]

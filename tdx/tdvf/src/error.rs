@@ -9,7 +9,7 @@ use crate::SectionKind;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TdvfError {
-    /// The GUID that closes the table of GUIDed entries is not there.
+    /// The image lacks the GUID that closes the table of GUIDed entries.
     #[error(
         "the image of {length:#x} bytes has no table of GUIDed entries 32 bytes before its end"
     )]
@@ -196,7 +196,7 @@ pub enum SectionFault {
     /// PAGE.AUG where contents are needed.
     #[error("a {0} section cannot have the attribute PAGE.AUG, only PermMem can")]
     Aug(SectionKind),
-    /// Both attributes: what is not there at the launch cannot be measured.
+    /// Both attributes: a page that is absent at the launch cannot be measured.
     #[error("attributes PAGE.AUG and MR.EXTEND exclude each other")]
     AugAndExtend,
 }

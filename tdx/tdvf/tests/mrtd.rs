@@ -1,4 +1,4 @@
-//! MRTD off line equals what other programs computed.
+//! MRTD computed off line equals the values of other programs.
 
 use kvm_ops_tdvf::{Attributes, Launch, Mrtd, Order, Section, SectionKind, Tdvf, compose};
 

@@ -56,7 +56,7 @@ pub(super) fn demote(c: &mut Call<'_, '_>) -> Leaf {
         l2_table.split(&at, large, small, state == SeptState::Mapped)?;
     }
     [c.regs.r9, c.regs.r10, c.regs.r11] = shown;
-    // Children first: whoever sees the large entry free sees what is below it.
+    // Children first: a reader that sees the large entry free also sees the entries below it.
     large_entry.set_nda();
     page.entry.set(PageType::Ept, op.td.pa());
     op.td.add_children(1);
@@ -64,7 +64,7 @@ pub(super) fn demote(c: &mut Call<'_, '_>) -> Leaf {
     Ok(())
 }
 
-/// All children of a table, locked, and what they have in common.
+/// All children of a table, locked, and their common properties.
 struct Children<'p> {
     state: SeptState,
     base: u64,

@@ -23,7 +23,7 @@ pub(super) fn left_by_private_violation(td: &Td, ctx: &VcpuContext) -> bool {
 }
 
 impl VcpuContext {
-    /// L1 is to go on instead of the VM. This lasts until L1 does, over entries that fail.
+    /// Lets L1 run instead of the VM. This lasts until L1 runs, over entries that fail.
     pub(super) fn route_to_l1(&mut self) {
         if self.routing() == Routing::None {
             self.set_routing(match self.last_exit {

@@ -157,7 +157,7 @@ pub(super) fn page_add(c: &mut Call<'_, '_>) -> Leaf {
     let page = free_page(p, target, PageSize::Size4K, Operand::R8)?;
     let mut bytes = [0; 4096];
     p.mem.host_read(source, &mut bytes);
-    // A write of whole lines needs nothing of what was there.
+    // A write of whole lines does not depend on the old contents.
     let _ = p.mem.private_write(target, &bytes, td.key().as_deref());
     page.entry.set(PageType::Reg, td.pa());
     page.entry.set_bepoch(0);

@@ -1,4 +1,4 @@
-//! The guest's side: what a processor inside a TD meets.
+//! The guest's side: events of a processor inside a TD.
 
 mod accept;
 mod access;

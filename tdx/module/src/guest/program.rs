@@ -29,8 +29,8 @@ pub enum GuestOp {
     Tdcall(Regs),
     /// An instruction that exits, by its exit reason: CPUID, HLT, I/O, MSR access, ...
     Instruction(VmExit),
-    /// An exit of which the program decides anew how to go on: unlike an instruction, it is not executed again
-    /// by itself. For a program that walks the shared EPT of its host, whose violations only it knows of.
+    /// An exit after which the program chooses its next operation anew: unlike an instruction, it is not repeated
+    /// automatically. For a program that walks the shared EPT of its host, whose violations only it knows of.
     Fault(VmExit),
     /// An instruction without effect outside the processor.
     Nop,
@@ -127,7 +127,7 @@ impl Outcome {
 /// executes the same operation again without asking. The program sees completed operations and the events
 /// delivered to it.
 pub trait GuestProgram: Send {
-    /// The next operation, given what became of the last.
+    /// Returns the next operation, given the outcome of the last.
     fn step(&mut self, last: &Outcome) -> GuestOp;
 }
 

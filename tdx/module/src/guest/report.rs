@@ -16,7 +16,7 @@ const REPORT_SIZE: usize = 1024;
 const TDINFO: core::ops::Range<usize> = 512..1024;
 const READ: u64 = 1;
 const WRITE: u64 = 2;
-/// In a qualification: what a page blocked for writing still allows.
+/// Qualification bits: accesses that a page blocked for writing still allows.
 const READABLE_AND_EXECUTABLE: u64 = 0x28;
 const READ_WRITE: u64 = 3;
 

@@ -101,7 +101,7 @@ impl Guest<'_> {
         Ok(())
     }
 
-    /// Whoever reads the first word of MIG_ENC_KEY gets a key that was never used.
+    /// Makes a new MIG_ENC_KEY before its first word is read, so that the reader gets a key that was never used.
     fn renew_key(&self, td: &Td, id: u64) -> Leaf {
         const MIG_ENC_KEY: (u8, u32) = (0x18, 0x18);
         let place = meta::locate(meta::td::context(td), id)?;

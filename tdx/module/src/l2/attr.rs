@@ -63,7 +63,7 @@ impl Attributes {
         Attributes(self.0 & (mask | Self::VALID))
     }
 
-    /// `self` with what `mask` selects taken from `new`.
+    /// `self` with the bits of `mask` taken from `new`.
     pub(crate) const fn merged(self, new: Attributes, mask: u16) -> Self {
         let mask = mask | Self::VALID;
         Attributes(self.0 & !mask | new.0 & mask)

@@ -90,7 +90,7 @@ enum View<'a> {
     Host,
     /// With a private key.
     Private(&'a LineKey),
-    /// As whoever wrote the line sees it; for observation.
+    /// With the key of the line's writer; for observation.
     Plain,
 }
 
@@ -125,8 +125,8 @@ impl PhysicalMemory {
         let _ = self.write(pa, data, None);
     }
 
-    /// Changes bytes of one page as the host does, in one access; returns what was there. Bytes of two pages are
-    /// left alone.
+    /// Changes bytes of one page as the host does, in one access; returns the old bytes. A range that crosses a
+    /// page is not changed.
     pub(crate) fn host_update<const N: usize>(
         &self,
         pa: u64,

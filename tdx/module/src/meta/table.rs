@@ -1,7 +1,7 @@
-//! The tables of metadata fields: which there are, in which order, and who may read and write what of them.
+//! The tables of metadata fields: their rows and order, and the bits that each agent may read and write.
 //!
-//! The rows are in `tables/fields.csv`. A row is an array of *fields* of one or more *elements* each; an
-//! element is what one call reads or writes.
+//! The rows are in `tables/fields.csv`. A row is an array of *fields* of one or more *elements* each; one call
+//! reads or writes an element.
 
 use std::sync::LazyLock;
 
@@ -158,7 +158,7 @@ impl Table {
         last.map_or(0, |f| f.first + f.len() as usize)
     }
 
-    /// By how much the codes of neighbouring elements differ.
+    /// Difference between the codes of neighbouring elements.
     pub(crate) const fn stride(self) -> u32 {
         // The codes of a VMCS are its encodings, whose lowest bit means the upper half of a field.
         match self {

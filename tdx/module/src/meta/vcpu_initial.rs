@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Acquire;
 /// An address or value that has not been set.
 pub(crate) const UNSET: u64 = u64::MAX;
 
-/// Encoding and value of what is the same in the VMCS of every VM and not 0.
+/// Encoding and value of the fields that are not 0 and the same in the VMCS of every VM.
 #[rustfmt::skip]
 const ALL_VMS: &[(u32, u64)] = &[
     (0x0002, 0xFFFF), // posted-interrupt notification vector

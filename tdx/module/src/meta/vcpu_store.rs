@@ -65,7 +65,7 @@ pub(crate) mod class {
 }
 
 impl VcpuStore {
-    /// All zeros, for a TD with so many L2 VMs.
+    /// All zeros, for a TD with `l2_vms` L2 VMs.
     pub(crate) fn new(l2_vms: u8) -> Self {
         let l2_vms = usize::from(l2_vms.min(MAX_L2_VMS));
         let absent = usize::from(MAX_L2_VMS) - l2_vms;

@@ -1,11 +1,11 @@
 //! TD migration: streams, bundles and the leaves that export and import a TD.
 //!
 //! A *migration TD*, bound as a service TD on either side, has put the same session keys into both TDs. The
-//! exporter sends *bundles*, each headed by an MBMD with a MAC: the TD's immutable state, its memory in any
-//! number of bundles on any number of streams, its mutable state, the states of its vCPUs, and *epoch tokens*
-//! between them that order what different streams carry. Pages that may still change are blocked for writing
-//! before they are sent ([`export`]). Whoever carries the bundles can neither read nor change them, nor use
-//! one twice: the importer compares every counter ([`import`]).
+//! exporter sends *bundles*, each headed by an MBMD with a MAC: the TD's immutable state, its memory in any number
+//! of bundles on any number of streams, its mutable state, the states of its vCPUs, and *epoch tokens* between them
+//! that order the contents of different streams. Pages that may still change are blocked for writing before they
+//! are sent ([`export`]). The carrier of the bundles can neither read nor change them, nor use one twice: the
+//! importer compares every counter ([`import`]).
 
 mod bundle;
 mod cipher;

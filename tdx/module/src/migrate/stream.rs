@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, TryLockError};
 /// Streams of a TD at most, the backward one included.
 pub(crate) const MAX_STREAMS: usize = 512;
 
-/// A migration stream. Whoever works with it holds it alone.
+/// A migration stream, which one call at a time uses.
 #[derive(Default)]
 pub(crate) struct Stream {
     /// Present once initialised.

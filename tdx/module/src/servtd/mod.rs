@@ -1,7 +1,7 @@
-//! Service TDs: which TD may serve another, and how the two find each other.
+//! Service TDs: the rules for binding them, and the handles by which they name their targets.
 //!
-//! A *service TD* works for others, its *targets*: a migration TD puts session keys into them. The host binds it
-//! to a target, by the hash of what it is ([`info_hash`]); before the service TD exists, the hash alone can be
+//! A *service TD* works for others, its *targets*: a migration TD puts session keys into them. The host binds it to
+//! a target, by the hash of its identity ([`info_hash`]); before the service TD exists, the hash alone can be
 //! bound. The service TD then names the target by a *handle* that only it can make.
 
 mod bind;

@@ -7,8 +7,8 @@ use crate::l2::vmcs::{DEBUG_EXIT_TO_L1, PerVm};
 use crate::status::Code;
 
 impl Guest<'_> {
-    /// L1 goes on after the TDCALL that entered the VM, and finds in its registers why the VM exited: what the
-    /// VMCS says, with this extended qualification.
+    /// Returns to L1 after the TDCALL that entered the VM, with the VM's exit in its registers: the VMCS fields of
+    /// the exit and this extended qualification.
     pub(super) fn exit_to_l1(&mut self, code: Code, extended: u64) -> Next {
         let vm = self.ctx.vm();
         if self.ctx.per_vm(PerVm::DebugControls, vm) & DEBUG_EXIT_TO_L1 != 0 {

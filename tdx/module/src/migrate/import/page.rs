@@ -144,7 +144,7 @@ impl Entering<'_, '_> {
         let mut page = [0; PAGE];
         mem.host_read(buffer, &mut page);
         self.open(&mut page)?;
-        // A write of whole lines needs nothing of what was there.
+        // A write of whole lines does not depend on the old contents.
         let _ = mem.private_write(hpa, &page, self.t.td.key().as_deref());
         Ok(())
     }
