@@ -1,6 +1,9 @@
 //! Tests `kvm-ops migrate` as users call it.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 fn report(args: &[&str]) -> serde_json::Value {
     let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
@@ -49,5 +52,128 @@ fn a_journey_between_hosts_has_one_owner_at_each_step() {
         );
         assert!(report["pages"].as_u64().unwrap() >= 64);
         went_on(&report);
+    }
+}
+
+/// A `receive` that waits, and its address.
+fn receiver(args: &[&str]) -> (Child, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
+        .args([
+            "migrate",
+            "receive",
+            "127.0.0.1:0",
+            "--memory",
+            "256K",
+            "--json",
+        ])
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let stderr = child.stderr.as_mut().unwrap();
+    BufReader::new(stderr).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("waiting at ").expect("an address");
+    (child, address.to_owned())
+}
+
+#[test]
+fn a_receiver_that_nobody_calls_gives_up_in_time() {
+    let start = Instant::now();
+    let (mut child, _) = receiver(&["--timeout", "1s"]);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(start.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn garbage_does_not_keep_a_guest_from_arriving() {
+    let (mut child, address) = receiver(&["--timeout", "1m"]);
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0; 4096],
+        &[0xff; 4096],
+        b"",
+    ] {
+        let mut link = TcpStream::connect(&address).unwrap();
+        // The receiver may hang up in the middle.
+        let _ = link.write_all(garbage);
+    }
+    let sent = report(&["send", &address, "--timeout", "1m"]);
+    assert_eq!(sent["leaks"], 0);
+    let out = child.wait_with_output_of_stdout();
+    let received: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    let count = |report: &serde_json::Value, name: &str| report[name].as_u64().unwrap();
+    assert!(count(&received, "count_first_at_target") > count(&sent, "count_at_source"));
+}
+
+#[test]
+fn hosts_with_different_keys_exchange_no_guest_and_the_source_runs_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = |name: &str, bytes: &[u8]| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (one, other, short) = (
+        key("one", &[1; 32]),
+        key("two", &[2; 32]),
+        key("x", &[1; 31]),
+    );
+    let (mut child, address) = receiver(&["--timeout", "3s", "--key", &one]);
+    let send = |key: &str| {
+        Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
+            .args([
+                "migrate", "send", &address, "--memory", "256K", "--key", key,
+            ])
+            .args(["--timeout", "3s"])
+            .output()
+            .unwrap()
+    };
+    let refused = send(&other);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("the guest runs on at its source"), "{said}");
+    let refused = send(&short);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("32 bytes"));
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let both = report(&["hosts", "--key", &one]);
+    went_on(&both);
+}
+
+#[test]
+fn a_signal_ends_a_waiting_receiver_in_an_orderly_way() {
+    let (mut child, _) = receiver(&["--timeout", "5m"]);
+    let pid = child.id().to_string();
+    let killed = Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn memory_that_no_host_has_is_refused_with_the_value() {
+    for memory in ["257G", "8388608T", "16777215T"] {
+        let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
+            .args(["migrate", "move", "--memory", memory])
+            .output()
+            .unwrap();
+        assert_eq!(out.status.code(), Some(2), "{memory}");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(said.contains("more than 256 GiB"), "{memory}: {said}");
+    }
+}
+
+trait StandardOutput {
+    fn wait_with_output_of_stdout(&mut self) -> Vec<u8>;
+}
+
+impl StandardOutput for Child {
+    /// Waits for success, and returns standard output. Standard error stays with its reader.
+    fn wait_with_output_of_stdout(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let stdout = self.stdout.as_mut().unwrap();
+        std::io::Read::read_to_end(stdout, &mut out).unwrap();
+        assert!(self.wait().unwrap().success());
+        out
     }
 }

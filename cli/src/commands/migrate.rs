@@ -73,7 +73,7 @@ enum How {
 #[derive(Debug, clap::Args)]
 struct Guest {
     /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = units::parse_memory)]
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_memory)]
     memory: u64,
 
     /// The guest's technology
@@ -96,6 +96,16 @@ struct Guest {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The most memory of a guest here. A host has twice as much, so that two VMs of the guest fit.
+const MOST_MEMORY: u64 = 256 << 30;
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    match units::parse_memory(text)? {
+        bytes @ ..=MOST_MEMORY => Ok(bytes),
+        bytes => Err(format!("memory of {bytes:#x} bytes is more than 256 GiB")),
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
