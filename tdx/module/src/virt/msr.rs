@@ -88,9 +88,8 @@ impl MsrFeatures {
         for row in MSRS.iter() {
             for address in row.first..=row.last {
                 for access in [MsrAccess::Read, MsrAccess::Write] {
-                    if let Some(bit) = bitmap_bit(address, access)
-                        && !self.exits(address, access)
-                    {
+                    let passes = !self.exits(address, access);
+                    if let Some(bit) = bitmap_bit(address, access).filter(|_| passes) {
                         words[bit / 64] &= !(1 << (bit % 64));
                     }
                 }
