@@ -38,6 +38,22 @@ pub trait Backend: VmOps + Sized {
     /// [`Error::NotOffered`] where the technology has no moves; [`Error::Invalid`] with
     /// [`Field::Vm`] for two VMs of different technologies; [`Error::WrongState`] for a VM that is
     /// not ready; [`Error::Busy`] while another move involves one of the two.
+    ///
+    /// ```
+    /// use kvm_ops::{Backend, Error, Step, Tech, VmOps, sev::SevVm};
+    /// # use kvm_ops::{Host, Vendor, VmParams, sim::SimHost};
+    /// # let host = SimHost::new(Vendor::Amd);
+    /// # let new = || SevVm::create(&host, host.next_vm_id(), Tech::Sev, &VmParams::new(1));
+    ///
+    /// let (mut from, mut to) = (new()?, new()?);
+    /// from.vm_init()?;
+    /// from.vm_finalize()?;
+    /// let asid = from.asid();
+    /// SevVm::move_context(&mut from, &mut to)?;
+    /// assert_eq!((to.step(), to.asid()), (Step::Runnable, asid));
+    /// assert_eq!(from.asid(), None);
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
     fn move_context(from: &mut Self, to: &mut Self) -> Result<()> {
         let _ = (from, to);
         crate::not_offered!("move_context")
@@ -48,6 +64,20 @@ pub trait Backend: VmOps + Sized {
     ///
     /// # Errors
     /// As [`Backend::move_context`].
+    ///
+    /// ```
+    /// use kvm_ops::{Backend, Tech, VmOps, sev::SevVm};
+    /// # use kvm_ops::{Host, Vendor, VmParams, sim::SimHost};
+    /// # let host = SimHost::new(Vendor::Amd);
+    /// # let new = || SevVm::create(&host, host.next_vm_id(), Tech::Sev, &VmParams::new(1));
+    ///
+    /// let (mut owner, mut mirror) = (new()?, new()?);
+    /// owner.vm_init()?;
+    /// owner.vm_finalize()?;
+    /// SevVm::copy_context(&mut owner, &mut mirror)?;
+    /// assert_eq!(mirror.asid(), owner.asid());
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
     fn copy_context(owner: &mut Self, mirror: &mut Self) -> Result<()> {
         let _ = (owner, mirror);
         crate::not_offered!("copy_context")
