@@ -273,8 +273,8 @@ impl<B: Backend> Vm<B> {
     /// the number of pages converted. If it is less than `pages`, call again for the rest.
     ///
     /// # Errors
-    /// [`Error::NotOffered`] for a normal VM; [`Error::Invalid`] for a range that is empty, wraps,
-    /// leaves the guest's address space or lies outside of all slots.
+    /// [`Error::NotOffered`] for a normal VM; [`Error::Invalid`] for a range that is empty, wraps or
+    /// leaves the guest's address space; [`Error::NotFound`] if no slot covers the first frame.
     pub fn set_memory_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
         self.back_end().set_memory_attributes(first, pages, to)
     }
