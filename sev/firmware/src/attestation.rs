@@ -52,7 +52,7 @@ impl LegacyReport {
         }
     }
 
-    /// Whether the report was signed with the key of this certificate.
+    /// Returns true if the report was signed with the key of this certificate.
     pub fn is_signed_by(&self, pek: &Certificate) -> bool {
         let mut signature = [0; SIGNATURE_LEN];
         signature[..144].copy_from_slice(&self.signature);
@@ -63,7 +63,7 @@ impl LegacyReport {
     }
 }
 
-/// Which key signed an SNP report.
+/// Key that signed an SNP report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum SigningKey {
@@ -112,11 +112,11 @@ pub struct Report {
     pub current_tcb: TcbVersion,
     /// Bit 0 SMT, 3 RAPL disabled, 4 ciphertext hiding.
     pub platform_info: u64,
-    /// Whether an author key is vouched for.
+    /// True if the report has the digest of an author key.
     pub author_key_enabled: bool,
-    /// Whether the host asked not to sign.
+    /// True if the host asked not to sign.
     pub mask_chip_key: bool,
-    /// Which key signed.
+    /// Key that signed.
     pub signing_key: SigningKey,
     /// Data of the guest's choice.
     pub report_data: [u8; 64],
@@ -277,7 +277,7 @@ fn array_cert(bytes: &[u8], index: usize) -> &[u8; CERT_LEN] {
         .unwrap_or(&EMPTY)
 }
 
-/// Why a report is not believed.
+/// Errors of verifying a report.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum VerifyError {
@@ -312,8 +312,8 @@ pub enum VerifyError {
 /// The chain is in the layout of the SEV API, and says nothing about TCB and chip: evidence for
 /// others has X.509 certificates instead, as hardware's has.
 ///
-/// What the report *says* is returned for the caller to judge: policy, measurement, report data
-/// and security version are not compared with anything.
+/// The report's contents are returned for the caller to judge: policy, measurement, report data and
+/// security version are not compared with anything.
 pub fn verify_report(
     report: &[u8],
     chain: &CertChain,

@@ -1,4 +1,4 @@
-//! What a platform is built from.
+//! Configuration of a platform.
 
 use crate::identity::RootOfTrust;
 use crate::machine::entry::PageSize;
@@ -25,7 +25,7 @@ impl TcbVersion {
         ]))
     }
 
-    /// Whether no part is newer than in `other`.
+    /// Returns true if no part is newer than in `other`.
     pub fn is_at_most(self, other: TcbVersion) -> bool {
         let pairs = self.0.to_le_bytes().into_iter().zip(other.0.to_le_bytes());
         pairs.into_iter().all(|(a, b)| a <= b)
@@ -87,7 +87,7 @@ impl Config {
     }
 }
 
-/// Why a platform could not be built.
+/// Errors of building a platform.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BuildError {
@@ -191,7 +191,7 @@ impl Builder {
         self
     }
 
-    /// Whether SMT is on. Default yes.
+    /// Switches SMT on or off. Default on.
     pub fn smt(mut self, on: bool) -> Self {
         self.0.smt = on;
         self
@@ -221,7 +221,7 @@ impl Builder {
         self
     }
 
-    /// How many guest contexts the firmware can hold, SEV and SNP together. Default 1024.
+    /// Number of guest contexts the firmware can hold, SEV and SNP together. Default 1024.
     pub fn max_guests(mut self, n: usize) -> Self {
         self.0.max_guests = n;
         self

@@ -15,7 +15,7 @@ pub struct Field {
     pub offset: usize,
     /// Length in bytes.
     pub len: usize,
-    /// Whether the firmware writes it.
+    /// True if the firmware writes it.
     pub out: bool,
 }
 
@@ -46,7 +46,7 @@ macro_rules! commands {
                 match self { $(Command::$name => stringify!($name),)* }
             }
 
-            /// What the command is for, in one sentence.
+            /// The purpose of the command, in one sentence.
             pub fn purpose(self) -> &'static str {
                 match self { $(Command::$name => $doc,)* }
             }
@@ -198,17 +198,17 @@ commands! {
 }
 
 impl Command {
-    /// Whether the command belongs to SEV-SNP.
+    /// Returns true if the command belongs to SEV-SNP.
     pub fn is_snp(self) -> bool {
         self as u32 >= 0x80
     }
 
-    /// Whether the firmware writes into the command buffer.
+    /// Returns true if the firmware writes into the command buffer.
     pub fn writes_buffer(self) -> bool {
         self.fields().iter().any(|f| f.out)
     }
 
-    /// Whether every reserved byte of a buffer is 0.
+    /// Returns true if every reserved byte of a buffer is 0.
     pub(crate) fn reserved_is_zero(self, buffer: &[u8]) -> bool {
         buffer.iter().enumerate().all(|(i, byte)| {
             *byte == 0

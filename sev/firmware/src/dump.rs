@@ -53,7 +53,7 @@ pub struct RmpRange {
 pub struct Snapshot {
     /// State for SEV and SEV-ES.
     pub platform: PlatformState,
-    /// Whether SNP is initialised.
+    /// True if SNP is initialised.
     pub snp: bool,
     /// SEV and SEV-ES guests by handle.
     pub guests: Vec<GuestInfo>,

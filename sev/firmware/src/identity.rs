@@ -52,7 +52,7 @@ impl RootOfTrust {
     }
 }
 
-/// What an owner gave: the PEK certificate it signed and its own.
+/// Certificates from an external owner: the PEK certificate it signed and its own.
 #[derive(Clone)]
 pub(crate) struct ExternalOwner {
     pub(crate) pek: Certificate,

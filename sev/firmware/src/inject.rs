@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 /// One planned failure: the `nth` call of `operation`, counted from 1 from when it was planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Which operation fails.
+    /// Operation that fails.
     pub operation: Operation,
-    /// Which call of it.
+    /// Number of the call, from 1.
     pub nth: u64,
-    /// How: a [`Status`] for commands, a code in rAX for instructions, anything but 0 for WBINVD.
+    /// Result: a [`Status`] for commands, a code in rAX for instructions, anything but 0 for
+    /// WBINVD.
     pub code: u32,
 }
 

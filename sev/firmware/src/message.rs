@@ -57,7 +57,7 @@ impl MessageType {
     }
 }
 
-/// Why a message could not be read.
+/// Errors of reading a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum MessageError {
@@ -83,7 +83,7 @@ pub struct Header {
     pub version: u8,
     /// Length of the payload.
     pub len: u16,
-    /// Which message key: the VMPL it belongs to.
+    /// Message key, by the VMPL it belongs to.
     pub vmpck: u8,
 }
 

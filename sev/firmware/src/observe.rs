@@ -45,15 +45,15 @@ impl fmt::Display for Operation {
 pub struct TraceEntry {
     /// Number of the call since the platform was built, from 0.
     pub sequence: u64,
-    /// What was called.
+    /// The operation called.
     pub operation: Operation,
     /// The first two operands: for commands the first 16 bytes of the buffer; for instructions
     /// the system and guest physical address, or the core.
     pub operands: [u64; 2],
-    /// How it ended: a [`Status`] for commands, the code in rAX for instructions; 0xffff for an
+    /// Result: a [`Status`] for commands, the code in rAX for instructions; 0xffff for an
     /// instruction that faulted.
     pub code: u32,
-    /// Whether the end was injected.
+    /// True if the result was injected.
     pub injected: bool,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for TraceEntry {
     }
 }
 
-/// How often each operation ended how.
+/// Number of calls of each operation, by result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters(BTreeMap<Operation, BTreeMap<u32, u64>>);
 
@@ -134,7 +134,7 @@ pub(crate) struct Monitor {
     capacity: usize,
     sequence: u64,
     pub(crate) injection: Injection,
-    /// Whether the call that is recorded next was injected.
+    /// True if the call that is recorded next was injected.
     pending: bool,
 }
 

@@ -328,7 +328,7 @@ impl Platform {
 
     // --- Observation ---
 
-    /// How often each operation ended how.
+    /// Number of calls of each operation, by result.
     pub fn counters(&self) -> Counters {
         self.machine.monitor.lock().counters()
     }

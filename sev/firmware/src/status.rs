@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What a command ended with: bits 15:0 of the mailbox's command register.
+/// Result of a command: bits 15:0 of the mailbox's command register.
 ///
 /// Any 16-bit number can be held, because a driver must cope with any; the numbers that have a
 /// name are constants. Names and numbers: Linux `include/uapi/linux/psp-sev.h`.
@@ -73,7 +73,7 @@ statuses! {
 }
 
 impl Status {
-    /// Whether the command succeeded.
+    /// Returns true if the command succeeded.
     pub fn is_success(self) -> bool {
         self == Status::SUCCESS
     }

@@ -6,8 +6,8 @@
 //! 4. one 2 MiB region of memory with its RMP entries,
 //! 5. the monitor (counters, trace, injection).
 //!
-//! Nobody holds two slots or two regions at once, so the order has no cycle. Under `--cfg shuttle`
-//! the locks are those of a scheduler that tries interleavings at random.
+//! No thread holds two slots or two regions at once, so the order has no cycle. Under `--cfg
+//! shuttle` the locks are those of a scheduler that tries interleavings at random.
 
 #[cfg(shuttle)]
 use shuttle::sync as imp;

@@ -16,7 +16,7 @@ fn a_platform_can_be_shared_and_sent() {
     check::<Platform>();
 }
 
-/// The whole life of an SNP guest on pages of its own.
+/// The whole life of an SNP guest on separate pages.
 fn life(p: &Platform, n: u64, asid: u32) -> Result<(), Status> {
     let gctx = 0x10_0000 * n;
     let (page, answer) = (gctx + 0x1000, gctx + 0x2000);
@@ -110,7 +110,7 @@ fn hosts_and_guests_race_for_one_page_and_each_write_is_whole() {
     let at = GuestPage::new(1, 0x8000, page);
     let raw = |out: &mut [u8; 64]| p.host_read(page, out).unwrap();
 
-    // What each of the guest's writes looks like in memory.
+    // The stored form of each of the guest's writes.
     p.rmpupdate(page, &RmpUpdate::guest(1, 0x8000)).unwrap();
     assert!(p.pvalidate(&at, PageSize::Size4K, true).unwrap());
     let sealed: std::collections::HashSet<[u8; 64]> = (0..=u8::MAX)

@@ -67,7 +67,7 @@ fn owner_can_check_the_measurement_of_an_es_launch_and_send_a_secret() {
     .ok()
     .unwrap();
 
-    // What the firmware measured is what the owner computes from the image.
+    // The firmware's measurement equals the one that the owner computes from the image.
     let got = measure(&p, handle);
     let digest = Launch::new(&image).vcpus(1).sev_es().unwrap();
     let version = ApiVersion {

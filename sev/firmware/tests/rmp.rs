@@ -443,7 +443,7 @@ fn guests_without_snp_have_no_rmp_instructions_and_no_protected_mapping() {
     let page = GuestPage::new(6, 0, GUEST);
     let error = p.pvalidate(&page, PageSize::Size4K, true).unwrap_err();
     assert_eq!(error, GuestRmpError::Fault(AccessFault::NotActive(6)));
-    // The same page at another guest address, and a host write: nobody notices.
+    // The same page at another guest address, and a host write: neither is detected.
     let mut seen = [0; 16];
     p.guest_read(
         &GuestPage {

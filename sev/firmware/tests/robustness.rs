@@ -137,7 +137,7 @@ fn take(p: &Platform, step: &Step) {
     }
 }
 
-/// What must hold at every moment.
+/// Checks the invariants, which hold at every moment.
 fn check(p: &Platform) {
     use soft_amd_sp::{AsidState, GuestId, PageState};
     let s = p.snapshot();

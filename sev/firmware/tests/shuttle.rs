@@ -49,7 +49,7 @@ fn no_access_with_an_old_key_reaches_memory_after_the_asid_has_a_new_one() {
     );
 }
 
-/// What was measured is what the guest finds, however the host writes meanwhile.
+/// The guest finds the measured contents, however the host writes meanwhile.
 #[test]
 fn a_page_is_measured_and_encrypted_as_one_value() {
     check_random(

@@ -222,7 +222,7 @@ fn cpuid_pages_beyond_the_platform_are_corrected_and_refused() {
     p.host_read(SECRETS, &mut corrected).unwrap();
     page[0x10 + 0x20 + 1] = 0;
     assert_eq!(corrected, page);
-    // What the firmware proposed is accepted.
+    // The firmware accepts the page it proposed.
     let fields = [("flags", 6 << 1), ("address", SECRETS)];
     on_gctx(&p, Command::SNP_LAUNCH_UPDATE, &fields)
         .ok()

@@ -1,4 +1,4 @@
-//! What an SNP guest is told and attested: ID blocks, messages, reports.
+//! Messages, reports and ID blocks of SNP guests.
 
 mod common;
 
@@ -231,7 +231,7 @@ fn messages_are_answered_once_in_sequence_and_only_to_their_vmpl() {
         (status, report.len()),
         (u32::from(Status::INVALID_PARAM.0), 0)
     );
-    // The other message keys have sequences of their own.
+    // The other message keys have separate sequences.
     let mut other = channel(&p, 0);
     let response = exchange(&p, &other.report_request(&[3; 64], 0).unwrap()).unwrap();
     assert_eq!(other.open_report(&response).unwrap().0, 0);

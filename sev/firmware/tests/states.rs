@@ -1,4 +1,4 @@
-//! Which command does what in which state: the model against public sources.
+//! The commands that work in each state: the model against public sources.
 
 mod common;
 #[path = "../examples/states/table/mod.rs"]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// Why an input could not be read.
+/// Result of reading an input; the error says why it cannot be read.
 pub(super) type Outcome<T> = Result<T, String>;
 
 pub(super) fn hex(bytes: &[u8]) -> String {

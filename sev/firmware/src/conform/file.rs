@@ -49,7 +49,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>, problems: &mut Vec<Failure>) {
     }
 }
 
-/// The vectors of a file. Compression is told by the first bytes, not by the name.
+/// The vectors of a file. The first bytes show if it is compressed, not the name.
 pub(super) fn read(path: &Path) -> Result<Vec<Value>, String> {
     let raw = std::fs::read(path).map_err(|e| e.to_string())?;
     let bytes = match raw.as_slice() {

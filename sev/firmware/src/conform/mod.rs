@@ -25,7 +25,8 @@ pub struct Failure {
     pub file: PathBuf,
     /// The vector, or `None` if the file itself could not be used.
     pub vector: Option<String>,
-    /// What is wrong: the first field that differs with both values, or why it could not be run.
+    /// The fault: the first field that differs with both values, or the reason for which the vector
+    /// could not be run.
     pub reason: String,
 }
 
@@ -39,7 +40,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What a replay found.
+/// Result of a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Vectors whose every value was equal.
@@ -56,7 +57,7 @@ impl Summary {
         self.failures.len()
     }
 
-    /// Whether something was replayed and nothing failed.
+    /// Returns true if something was replayed and nothing failed.
     pub fn is_success(&self) -> bool {
         self.passed > 0 && self.failures.is_empty()
     }

@@ -14,13 +14,13 @@ const KEY: usize = 0x10;
 const SIGNED: usize = 0x414;
 const SIGNATURES: [usize; 2] = [0x414, 0x61c];
 
-/// What the key of a certificate is for.
+/// Purpose of a certificate's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum CertUsage {
-    /// AMD root key. Real ones are RSA keys in a format of their own.
+    /// AMD root key. Real ones are RSA keys in another format.
     Ark = 0x0000,
-    /// AMD SEV signing key. Real ones are RSA keys in a format of their own.
+    /// AMD SEV signing key. Real ones are RSA keys in another format.
     Ask = 0x0013,
     /// Owner's certificate authority.
     Oca = 0x1001,
@@ -133,7 +133,7 @@ impl Certificate {
         &self.0
     }
 
-    /// What the key is for.
+    /// The purpose of the key.
     pub fn usage(&self) -> Option<CertUsage> {
         CertUsage::from_number(u32_at(&self.0[..], USAGE))
     }
@@ -148,7 +148,7 @@ impl Certificate {
         PublicKey::from_bytes(array_at::<KEY_LEN>(&self.0[..], KEY))
     }
 
-    /// Whether `signer`'s key signed this certificate.
+    /// Returns true if `signer`'s key signed this certificate.
     pub fn is_signed_by(&self, signer: &Certificate) -> bool {
         let (Some(usage), Some(key)) = (signer.usage(), signer.key()) else {
             return false;

@@ -4,7 +4,7 @@ use super::{Certificate, PacketContext, PacketHeader, PrivateKey, Session, Trans
 use crate::measure::{ApiVersion, LaunchMeasure};
 use rand_core::{CryptoRng, RngCore};
 
-/// What an owner makes for one launch on one platform.
+/// Keys and parameters of an owner for one launch on one platform.
 ///
 /// The certificate and the session go to LAUNCH_START. Once LAUNCH_MEASURE has answered, the owner
 /// [checks](Self::expects) the answer against the digest it computed from the image, and only then
@@ -60,7 +60,7 @@ impl GuestOwner {
         &self.keys
     }
 
-    /// Whether a measurement is that of a launch with this digest under the owner's policy.
+    /// Returns true if a measurement is that of a launch with this digest under the owner's policy.
     pub fn expects(
         &self,
         version: ApiVersion,

@@ -6,7 +6,7 @@ use thiserror::Error;
 /// Length of a packet header.
 pub const PACKET_HEADER_LEN: usize = 52;
 
-/// What a packet is for. The number is the first byte that its code covers, so that a packet made
+/// Purpose of a packet. The number is the first byte that its code covers, so that a packet made
 /// for one purpose is not accepted for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -19,7 +19,7 @@ pub enum PacketContext {
     UpdateVmsa = 3,
 }
 
-/// Why a packet was refused.
+/// Reasons for refusing a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PacketError {

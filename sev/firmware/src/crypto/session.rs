@@ -51,7 +51,7 @@ impl WrapKeys {
     }
 }
 
-/// Why a session blob was refused.
+/// Reasons for refusing a session blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SessionError {

@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-/// What names a guest.
+/// Identity of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum GuestId {
     /// An SEV or SEV-ES guest, by handle.
@@ -38,7 +38,7 @@ pub enum AsidState {
     Bound(Vec<GuestId>),
 }
 
-/// Which ASIDs a guest may have.
+/// Kind of guest, which limits the ASIDs it may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AsidKind {
     Sev,
@@ -68,7 +68,7 @@ impl Asids {
         }
     }
 
-    /// Whether this was the last guest of the ASID, which then needs a flush.
+    /// Returns true if this was the last guest of the ASID, which then needs a flush.
     pub(crate) fn release(&mut self, asid: u32, guest: GuestId) -> bool {
         let Some(AsidState::Bound(guests)) = self.0.get_mut(asid as usize) else {
             return false;
@@ -94,7 +94,7 @@ impl Asids {
         }
     }
 
-    /// Whether an ASID that an SNP guest had, or may have, waits for a flush.
+    /// Returns true if an ASID that an SNP guest had, or may have, waits for a flush.
     pub(super) fn any_dirty(&self, range: RangeInclusive<u32>) -> bool {
         range
             .into_iter()

@@ -1,4 +1,4 @@
-//! How the firmware reads and writes system memory.
+//! The firmware's accesses to system memory.
 //!
 //! Addresses may carry the C-bit, as Linux passes them; it is dropped. While SNP is initialised,
 //! a page that the firmware writes must be in Firmware state.

@@ -32,7 +32,7 @@ pub use snp::snp_policy;
 
 pub(crate) type Outcome<T = ()> = Result<T, Status>;
 
-/// What SNP_INIT_EX was asked for.
+/// Options of SNP_INIT_EX.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SnpOptions {
     /// Highest ASID of SNP guests if ciphertext hiding is on.

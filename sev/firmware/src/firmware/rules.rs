@@ -1,4 +1,4 @@
-//! Which command is allowed in which state, and what it changes. Nothing else decides this.
+//! The commands allowed in each state, and the changes they make. Nothing else decides this.
 
 use crate::command::Command;
 use std::fmt;
@@ -95,7 +95,7 @@ impl fmt::Display for PlatformState {
     }
 }
 
-/// What a command that is allowed does to the state of its guest.
+/// Effect of an allowed command on the state of its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change<S> {
     /// Nothing, or the guest ends.
@@ -141,8 +141,8 @@ pub(crate) fn snp_platform_allows(command: Command, initialised: bool) -> bool {
     }
 }
 
-/// Where a command of an SEV or SEV-ES guest has its handle. The two commands that create a guest
-/// have none to look up.
+/// Offset of the handle in the buffer of a command of an SEV or SEV-ES guest. The two commands that
+/// create a guest have none to look up.
 pub(crate) fn handle_offset(command: Command) -> Option<usize> {
     use Command::*;
     match command {
@@ -153,7 +153,7 @@ pub(crate) fn handle_offset(command: Command) -> Option<usize> {
     }
 }
 
-/// Where a command of an SNP guest has the address of its context page.
+/// Offset of the context page's address in the buffer of a command of an SNP guest.
 pub(crate) fn context_offset(command: Command) -> Option<usize> {
     use Command::*;
     match command {
@@ -165,7 +165,7 @@ pub(crate) fn context_offset(command: Command) -> Option<usize> {
     }
 }
 
-/// What a command of an SEV or SEV-ES guest changes; `None` if the state forbids it.
+/// Change that a command of an SEV or SEV-ES guest makes; `None` if the state forbids it.
 pub(crate) fn guest_change(command: Command, state: GuestState) -> Option<Change<GuestState>> {
     use Command::*;
     use GuestState::*;
@@ -190,7 +190,7 @@ pub(crate) fn guest_change(command: Command, state: GuestState) -> Option<Change
     }
 }
 
-/// What a command of an SNP guest changes; `None` if the state forbids it.
+/// Change that a command of an SNP guest makes; `None` if the state forbids it.
 pub(crate) fn snp_change(command: Command, state: SnpState) -> Option<Change<SnpState>> {
     use Command::*;
     use SnpState::*;

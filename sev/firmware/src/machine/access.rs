@@ -47,7 +47,7 @@ impl GuestPage {
     }
 }
 
-/// Why an access did not happen.
+/// Faults of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AccessFault {
@@ -86,7 +86,7 @@ const SIZEM: u64 = 1 << 35;
 const VMPL: u64 = 1 << 36;
 
 impl AccessFault {
-    /// Whether the fault says that the page sizes of RMP and mapping differ.
+    /// Returns true if the fault says that the page sizes of RMP and mapping differ.
     pub fn is_size_mismatch(&self) -> bool {
         matches!(self, AccessFault::NestedPage { error_code, .. } if error_code & SIZEM != 0)
     }
@@ -122,7 +122,7 @@ pub(super) fn rmp_fault(page: &GuestPage, size_mismatch: bool) -> AccessFault {
     }
 }
 
-/// Where an access starts.
+/// Start of an access.
 struct At {
     /// The page's system physical address.
     spa: u64,
@@ -133,7 +133,7 @@ struct At {
 }
 
 impl Machine {
-    /// What lies in memory: cipher text where a guest's key was used.
+    /// Reads memory as it is stored: cipher text where a guest's key was used.
     pub(crate) fn host_read(&self, spa: u64, out: &mut [u8]) -> Result<(), AccessFault> {
         if !self.memory.contains(spa, out.len() as u64) {
             return Err(AccessFault::NoMemory(spa));
@@ -278,7 +278,7 @@ fn check_private(
 ) -> Result<(), AccessFault> {
     if owner == Owner::Legacy {
         // Without SNP the guest's pages stay with the hypervisor, and nothing checks the mapping;
-        // but a write to a page that was assigned to somebody faults for everyone.
+        // but a write to a page that was assigned to a guest or the firmware faults for everyone.
         return if entry.state.host_may_write() || need == permission::READ {
             Ok(())
         } else {

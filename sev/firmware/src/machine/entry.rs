@@ -21,7 +21,7 @@ impl PageSize {
         }
     }
 
-    /// Whether an address is a multiple of the size.
+    /// Returns true if an address is a multiple of the size.
     pub const fn aligns(self, address: u64) -> bool {
         address & (self.bytes() - 1) == 0
     }
@@ -84,13 +84,13 @@ impl PageState {
         matches!(self, PageState::GuestValid | PageState::PreSwap)
     }
 
-    /// Whether the page belongs to a guest.
+    /// Returns true if the page belongs to a guest.
     pub fn is_guest(self) -> bool {
         use PageState::*;
         matches!(self, PreGuest | PreSwap | GuestInvalid | GuestValid)
     }
 
-    /// Whether the host may write to it.
+    /// Returns true if the host may write to it.
     pub fn host_may_write(self) -> bool {
         matches!(self, PageState::Hypervisor | PageState::HvFixed)
     }
@@ -138,7 +138,7 @@ pub struct RmpEntry {
     pub asid: u32,
     /// Guest physical address it is assigned at.
     pub gpa: u64,
-    /// Whether it holds the register state of a vCPU.
+    /// True if it holds the register state of a vCPU.
     pub vmsa: bool,
     /// Permissions of VMPL0 to VMPL3.
     pub permissions: [u8; 4],

@@ -49,14 +49,14 @@ impl fmt::Display for Instruction {
     }
 }
 
-/// Which rules apply to the guest that runs with an ASID.
+/// Rules that apply to the guest that runs with an ASID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     Legacy,
     Snp,
 }
 
-/// What the memory controllers hold for an ASID.
+/// State of an ASID in the memory controllers.
 pub(crate) struct Slot {
     pub(crate) key: Arc<MemoryKey>,
     pub(crate) owner: Owner,
@@ -64,9 +64,9 @@ pub(crate) struct Slot {
 
 /// Per-core facts.
 struct Cores {
-    /// Who ran WBINVD since an ASID was last released.
+    /// For each core, true if it ran WBINVD since an ASID was last released.
     flushed: Vec<bool>,
-    /// Where SYSCFG.SNP_EN is set.
+    /// For each core, SYSCFG.SNP_EN.
     snp_enabled: Vec<bool>,
 }
 
@@ -147,7 +147,7 @@ impl Machine {
         self.cores.lock().snp_enabled.fill(false);
     }
 
-    /// Whether the RMP is in force: SYSCFG.SNP_EN is set on every core.
+    /// Returns true if the RMP is in force: SYSCFG.SNP_EN is set on every core.
     pub(crate) fn snp_enabled(&self) -> bool {
         self.cores.lock().snp_enabled.iter().all(|e| *e)
     }

@@ -48,7 +48,7 @@ impl Region {
         matches!(self.entries, Entries::Large(_))
     }
 
-    /// Whether all 512 pages are in hypervisor state.
+    /// Returns true if all 512 pages are in hypervisor state.
     pub(crate) fn is_hypervisor(&self) -> bool {
         match &self.entries {
             Entries::Hypervisor => true,
@@ -121,7 +121,7 @@ impl Region {
         }
     }
 
-    /// What lies in memory.
+    /// Reads bytes as they are stored.
     pub(crate) fn read(&self, index: usize, offset: usize, out: &mut [u8]) {
         match self.pages.get(&(index as u16)) {
             Some(page) => out.copy_from_slice(&page[offset..offset + out.len()]),
@@ -234,7 +234,7 @@ impl Memory {
         })
     }
 
-    /// Whether a range lies in memory.
+    /// Returns true if a range lies in memory.
     pub(crate) fn contains(&self, address: u64, len: u64) -> bool {
         address
             .checked_add(len)

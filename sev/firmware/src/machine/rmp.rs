@@ -15,7 +15,7 @@ impl Machine {
         run: impl FnOnce() -> Result<T, RmpError>,
     ) -> Result<T, RmpError> {
         let operation = Operation::Instruction(instruction);
-        // A statement of its own, so that the monitor is free while the instruction runs.
+        // A separate statement, so that the monitor is free while the instruction runs.
         let injected = self.monitor.lock().injected(operation);
         let result = match injected {
             Some(code) => Err(RmpError::from_code(code)),
@@ -175,7 +175,7 @@ impl Machine {
         }
         region.update(place.index, |entry| {
             entry.state = state;
-            // What was granted to lower VMPLs ends with the page.
+            // Permissions granted to lower VMPLs end with the page.
             entry.permissions = [permission::ALL, 0, 0, 0];
             entry.vmsa = false;
         });

@@ -4,16 +4,16 @@ use super::access::AccessFault;
 use super::entry::PageSize;
 use std::fmt;
 
-/// What RMPUPDATE is asked to make of a page. All fields zero gives the page back to the host.
+/// Request of an RMPUPDATE for a page. All fields zero gives the page back to the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RmpUpdate {
     /// Guest physical address.
     pub gpa: u64,
-    /// Whether the page is assigned.
+    /// True if the page is assigned.
     pub assigned: bool,
     /// Size of the page.
     pub size: PageSize,
-    /// Whether the entry is fixed until firmware releases it.
+    /// True if the entry is fixed until firmware releases it.
     pub immutable: bool,
     /// ASID of the guest; 0 for the firmware.
     pub asid: u32,
@@ -124,7 +124,7 @@ impl fmt::Display for RmpError {
 
 impl std::error::Error for RmpError {}
 
-/// What a guest's PVALIDATE or RMPADJUST ends with: a fault, or a failure code.
+/// Failure of a guest's PVALIDATE or RMPADJUST: a fault, or a failure code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestRmpError {
@@ -171,6 +171,6 @@ pub struct RmpAdjust {
     pub target_vmpl: u8,
     /// Its new permissions, bits of [`permission`](crate::permission).
     pub permissions: u8,
-    /// Whether the page becomes the register state of a vCPU.
+    /// True if the page becomes the register state of a vCPU.
     pub vmsa: bool,
 }

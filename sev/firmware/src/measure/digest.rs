@@ -72,7 +72,7 @@ impl PageType {
         Self::ALL.into_iter().find(|t| *t as u8 == number)
     }
 
-    /// Whether the content of the page enters the digest.
+    /// Returns true if the content of the page enters the digest.
     pub fn measures_content(self) -> bool {
         matches!(self, PageType::Normal | PageType::Vmsa)
     }
@@ -90,14 +90,14 @@ pub struct VmplPermissions {
     pub vmpl3: u8,
 }
 
-/// What one page adds to the SNP launch digest.
+/// Contribution of one page to the SNP launch digest.
 #[derive(Clone, Copy, Debug)]
 pub struct PageInfo {
     /// Type of the page.
     pub page_type: PageType,
     /// Guest physical address.
     pub gpa: u64,
-    /// Whether the page belongs to an initial migration image.
+    /// True if the page belongs to an initial migration image.
     pub imi: bool,
     /// Permissions of the lower VMPLs.
     pub permissions: VmplPermissions,

@@ -3,7 +3,7 @@
 use super::sha384;
 use crate::crypto::{KEY_LEN, PrivateKey, SIGNATURE_LEN};
 
-/// What the guest owner says a launch must look like.
+/// The guest owner's expectations of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdBlock {
     /// Expected launch digest.
@@ -120,7 +120,7 @@ impl IdAuth {
         )
     }
 
-    /// Whether an author key is present.
+    /// Returns true if an author key is present.
     pub fn has_author(&self) -> bool {
         self.algorithms().1 != 0
     }

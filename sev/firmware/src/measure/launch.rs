@@ -10,7 +10,7 @@ use thiserror::Error;
 /// End of the guest address range in which firmware lives.
 const FOUR_GIB: u64 = 1 << 32;
 
-/// Why a launch could not be measured.
+/// Errors of measuring a launch.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum MeasureError {
@@ -82,7 +82,7 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Whose reset values and section order to use.
+    /// The VMM whose reset values and section order are used.
     pub fn vmm(mut self, vmm: Vmm) -> Self {
         self.vmm = vmm;
         self

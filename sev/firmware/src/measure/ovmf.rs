@@ -20,7 +20,7 @@ const ENTRY_TAIL: usize = 18;
 const METADATA_HEADER: usize = 16;
 const DESCRIPTOR: usize = 12;
 
-/// Why an image's tables could not be read.
+/// Errors of reading an image's tables.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum OvmfError {
@@ -30,9 +30,9 @@ pub enum OvmfError {
     /// A length runs out of the table or the image.
     #[error("a table entry at offset {offset:#x} has the impossible length {length:#x}")]
     BadLength {
-        /// Where in the image.
+        /// Offset in the image.
         offset: usize,
-        /// What it claims.
+        /// Length that the entry claims.
         length: usize,
     },
     /// The entry that should point at the SEV metadata points elsewhere.
@@ -46,7 +46,7 @@ pub enum OvmfError {
     SectionType(u32),
 }
 
-/// What a section of the SEV metadata asks for.
+/// Purpose of a section of the SEV metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum SectionKind {
@@ -78,7 +78,7 @@ pub struct Section {
     pub gpa: u32,
     /// Length in bytes.
     pub size: u32,
-    /// What it is for.
+    /// Purpose of the section.
     pub kind: SectionKind,
 }
 
@@ -141,12 +141,12 @@ impl Ovmf {
         &self.sections
     }
 
-    /// Where application processors of an SEV-ES or SNP guest start.
+    /// Start address of the application processors of an SEV-ES or SNP guest.
     pub fn reset_eip(&self) -> Option<u32> {
         self.reset_eip
     }
 
-    /// Where the table of kernel hashes goes.
+    /// Place of the table of kernel hashes.
     pub fn hash_table(&self) -> Option<Region> {
         self.hash_table
     }

@@ -8,7 +8,7 @@ use super::PAGE_SIZE;
 /// Guest physical address under which KVM measures every VMSA page.
 pub const VMSA_GPA: u64 = 0x0000_ffff_ffff_f000;
 
-/// Where the boot processor starts.
+/// Start address of the boot processor.
 pub const BSP_EIP: u32 = 0xffff_fff0;
 
 /// The virtual machine monitor whose reset values are used.
@@ -35,7 +35,7 @@ impl Vmm {
     }
 }
 
-/// What the initial VMSA of one vCPU depends on.
+/// Inputs of the initial VMSA of one vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InitialVmsa {
     /// First instruction: [`BSP_EIP`], or the reset block's address for application processors.
@@ -44,7 +44,7 @@ pub struct InitialVmsa {
     pub vcpu_sig: u32,
     /// SEV_FEATURES: bit 0 is SNP, so 0 for SEV-ES.
     pub sev_features: u64,
-    /// Whose reset values to use.
+    /// VMM whose reset values are used.
     pub vmm: Vmm,
 }
 

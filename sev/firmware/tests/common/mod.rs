@@ -1,4 +1,4 @@
-//! What the tests share: platforms in the states they start from.
+//! Code that the tests share: platforms in the states they start from.
 #![allow(dead_code)]
 
 pub mod guest;

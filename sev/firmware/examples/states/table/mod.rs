@@ -106,17 +106,17 @@ pub struct Table {
     pub title: &'static str,
     pub states: Vec<String>,
     pub rows: Vec<(Command, Vec<String>)>,
-    /// What public sources say, in the notation of [`reference`].
+    /// Answers of public sources, in the notation of [`reference`].
     pub reference: &'static str,
-    /// The status that `.` stands for in the reference.
+    /// The status that `.` means in the reference.
     pub wrong_state: &'static str,
 }
 
 /// A cell that cannot be.
 pub const NONE: &str = "-";
 
-/// What a command did: `=` nothing to the state, `->X` led to X, `free` ended the guest, or the
-/// number of its status.
+/// Effect of a command: `=` leaves the state, `->X` leads to X, `free` ends the guest, and a number
+/// is the status of a failure.
 fn cell(status: Status, before: Option<String>, after: Option<String>) -> String {
     match (status, after) {
         (Status::SUCCESS, None) if before.is_some() => "free".to_owned(),

@@ -5,8 +5,7 @@ use super::{NONE, Table, tables};
 use soft_amd_sp::Command;
 use std::fmt::Write;
 
-/// What the reference has for a cell: the answer, or `None` where it is silent, and the mark that
-/// says how it is known.
+/// The reference for a cell: the answer, or `None` where it is silent, and the mark of its source.
 struct Reference {
     answer: Option<String>,
     mark: &'static str,
@@ -77,7 +76,7 @@ fn reference_of(word: &str, wrong_state: &str) -> Reference {
     Reference { answer, mark }
 }
 
-/// Whether an explanation is for this answer of the model.
+/// Returns true if an explanation covers this answer of the model.
 fn covers(e: &Explanation, table: &Table, command: Command, state: usize, model: &str) -> bool {
     e.table == table.title
         && rows(e.cells).any(|(name, cells)| name == command.name() && cells[state] == model)

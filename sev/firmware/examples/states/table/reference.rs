@@ -1,10 +1,10 @@
-//! What public sources say of commands and states.
+//! Answers of public sources for commands and states.
 //!
 //! One row a command, one cell a state: `=` works and changes nothing, `->X` leads to X, `free`
 //! ends the guest, `.` is refused for the state, a number is another status, `-` cannot be and `?`
-//! is silence. Behind a colon stands how it is known: `R` recalled from AMD's published interface
-//! documents without reading them again, `D` deduced from how software behaves. What has no mark
-//! is stated by an open source: Linux (`psp-sev.h`, `sev-dev.c`, KVM's `sev.c`, the SEV
+//! is silence. A colon precedes the mark of the source: `R` recalled from AMD's published interface
+//! documents without reading them again, `D` deduced from how software behaves. Answers without a
+//! mark are stated by an open source: Linux (`psp-sev.h`, `sev-dev.c`, KVM's `sev.c`, the SEV
 //! self-tests), QEMU or the crate `sev`.
 
 pub(super) const PLATFORM: &str = "
@@ -130,7 +130,7 @@ pub(super) const SNP_PRESENCE: &str = "
     SNP_DECOMMISSION  free       free       0x10:D 0x01:D
 ";
 
-/// Why the model's answers differ from the reference in some cells of a table.
+/// Reason for which the model's answers differ from the reference in some cells of a table.
 #[derive(Debug)]
 pub(super) struct Explanation {
     /// The table's title.

@@ -42,7 +42,7 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    /// Whether the guest's policy lets it go to the platform whose certificates these are.
+    /// Checks that the guest's policy lets it go to the platform with these certificates.
     fn check_target(&mut self, buffer: &[u8], guest_policy: u32, pdh: &Certificate) -> Outcome {
         let (address, len) = (u64_at(buffer, 0x18), u32_at(buffer, 0x20));
         let [pek, oca, cek] = self.read_chain(

@@ -60,7 +60,7 @@ pub(crate) struct SnpGuest {
     identity: GuestIdentity,
 }
 
-/// What SNP_LAUNCH_START asked for.
+/// Parameters of SNP_LAUNCH_START.
 #[derive(Default)]
 struct Launch {
     imi: bool,
@@ -72,7 +72,7 @@ struct Launch {
     tcb: TcbVersion,
 }
 
-/// What SNP_LAUNCH_FINISH fixed.
+/// Identity that SNP_LAUNCH_FINISH fixed.
 #[derive(Default)]
 struct GuestIdentity {
     block: Option<crate::measure::IdBlock>,
@@ -143,7 +143,8 @@ impl Firmware<'_> {
             sequence: [0; 4],
             identity: GuestIdentity::default(),
         };
-        // What the host can see of the context is cipher text of the firmware's own key.
+        // The host sees the context as cipher text of the firmware's key, which random bytes
+        // represent.
         let mut noise = Box::new([0; 0x1000]);
         rand_core::RngCore::fill_bytes(&mut self.sp.rng, &mut noise[..]);
         self.with_entry(address, |entry| {

@@ -119,7 +119,7 @@ impl Firmware<'_> {
     }
 }
 
-/// Whether 512 small entries describe one large guest page that the host has fixed.
+/// Returns true if 512 small entries describe one large guest page that the host has fixed.
 fn is_joinable(region: &Region) -> bool {
     let head = region.entry(0);
     let fixed = matches!(head.state, PageState::PreGuest | PageState::PreSwap);

@@ -237,7 +237,7 @@ impl Firmware<'_> {
     fn snp_config(&mut self, reported: u64, flags: u32) -> Outcome {
         const MASK_CHIP_ID: u32 = 1 << 0;
         const MASK_CHIP_KEY: u32 = 1 << 1;
-        // Zero stands for the version that runs.
+        // Zero means the version that runs.
         let reported = match reported {
             0 => self.machine.config.tcb,
             n => TcbVersion(n),

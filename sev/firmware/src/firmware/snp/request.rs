@@ -155,7 +155,7 @@ impl Firmware<'_> {
         Ok(bytes)
     }
 
-    /// A key that follows from the chip and from what the guest chose of its own identity.
+    /// A key derived from the chip and from the fields of its identity that the guest selects.
     fn derived_key(&mut self, context: u64, vmpck: u32, request: &[u8]) -> Outcome<Vec<u8>> {
         if request.len() != KEY_REQUEST {
             return Err(Status::INVALID_LEN);
@@ -219,7 +219,7 @@ impl Firmware<'_> {
     }
 }
 
-/// What a derived key is mixed with; fields that were not chosen are absent, not zero.
+/// Data mixed into a derived key; fields that were not selected are absent, not zero.
 fn mixed(guest: &SnpGuest, fields: u64, vmpl: u32, svn: u32, tcb: TcbVersion) -> Vec<u8> {
     let block = guest.identity.block.as_ref();
     let mut out = fields.to_le_bytes().to_vec();
