@@ -81,7 +81,14 @@ fn life(host: &Machine, tech: Tech, ram: &Ram) -> Life {
     let account = vm.account();
     let before = host.inner().pages().unwrap().frames_out();
     assert!(account.held() + account.leaked <= before);
-    let report = common::free(vm);
+    let report = match vm.mmu_release_hkid() {
+        Ok(key) => {
+            let drained = vm.drain_private(key).map_err(|(error, _)| error).unwrap();
+            vm.vm_free(drained)
+        }
+        // The VM is poisoned now: nothing of it is used again.
+        Err(error) => vm.vm_abandon(error),
+    };
     let leaked_frames = host.inner().pages().unwrap().frames_out();
     Life {
         stopped,
@@ -413,4 +420,60 @@ fn transient_codes_of_the_rmp_are_tried_again_and_not_seen() {
     common::nothing_left(host.inner());
     let ends = sp(host.inner()).counters().calls(Command::SNP_DECOMMISSION);
     assert_eq!(ends, 4);
+}
+
+#[test]
+fn a_vm_port_that_fails_loses_nothing_that_the_report_does_not_list() {
+    let calls = [
+        ("create_vcpu", FaultPlan::CREATE_VCPU),
+        ("set_memory_slot", FaultPlan::SET_SLOT),
+        ("close", FaultPlan::CLOSE),
+        ("bind_asid", FaultPlan::BIND_ASID),
+        ("map_encrypted", FaultPlan::MAP_ENCRYPTED),
+        ("set_shared", FaultPlan::SET_SHARED),
+    ];
+    let ram = Ram::new(4 * MIB);
+    for (name, call) in calls {
+        let mut happened = 0;
+        for (tech, nth) in TECHS.into_iter().flat_map(|t| (1..=3).map(move |n| (t, n))) {
+            let what = format!("{tech}, call {nth} of {name}");
+            let (host, plan) = worn_host();
+            let error = Error::NoMemory;
+            plan.arm(Fault::nth(nth).of(call).error(error));
+            let first = life(&host, tech, &ram);
+            if !plan.disarm() {
+                continue; // A life has fewer calls of this kind.
+            }
+            happened += 1;
+            if let Some((_, stopped)) = first.stopped {
+                assert_eq!(stopped, error, "{what}");
+            }
+            let pages = first
+                .leaks
+                .iter()
+                .filter(|leak| matches!(leak.what, Leaked::Page(_)));
+            assert_eq!(first.leaked_frames, pages.count() as u64, "{what}");
+            let keys = first
+                .leaks
+                .iter()
+                .filter(|leak| matches!(leak.what, Leaked::Key(_)));
+            let pools = host.psp().unwrap().asid_pools();
+            assert_eq!(pools.in_use(), keys.count() as u32, "{what}");
+            let vms = first.leaks.iter();
+            let vms = vms.filter(|leak| matches!(leak.what, Leaked::Vm(_)));
+            assert!(
+                host.inner().live_vms() as usize <= vms.count(),
+                "{what}: a VM is left and not listed"
+            );
+            if pools.in_use() == 0 {
+                let next = life(&host, tech, &ram);
+                assert!(
+                    next.stopped.is_none() && next.leaks.is_empty(),
+                    "{what}: {:?}",
+                    next.stopped
+                );
+            }
+        }
+        assert_ne!(happened, 0, "{name} is never called");
+    }
 }

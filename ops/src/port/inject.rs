@@ -1,15 +1,20 @@
 //! Faults on purpose: a wrapper around any port that fails chosen calls.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
 use spin::Mutex;
 
-use super::{Host, PagePort, PspPort, Runs, SeamPort, SeamRegs};
+use super::{
+    Host, NestedFaults, PagePort, PspPort, Runs, SeamPort, SeamRegs, SevPort, SharedMemory, TdPort,
+    VmPort,
+};
+use crate::guest::GuestProgram;
 use crate::{
-    AsidPools, CpuId, Error, FieldCache, Hkid, Hpa, KeyPool, Level, PackageId, Page, PortId,
-    Result, Tech, Vendor, VmId, VmParams,
+    Asid, AsidPools, CpuId, Error, FieldCache, Gfn, Gpa, Hkid, Hpa, KeyPool, Level, MemSlot,
+    OpName, PackageId, Page, PortId, Result, SharedMask, Tech, VcpuId, Vendor, VmId, VmParams,
 };
 
 /// A port that fails the calls that its [`FaultPlan`] names, without making them. All other calls
@@ -197,6 +202,20 @@ impl FaultPlan {
     pub const PSMASH: u64 = 3 << 32;
     /// The call number of [`Host::create_vm`].
     pub const CREATE_VM: u64 = 4 << 32;
+    /// The call number of [`VmPort::create_vcpu`].
+    pub const CREATE_VCPU: u64 = 5 << 32;
+    /// The call number of [`VmPort::set_memory_slot`].
+    pub const SET_SLOT: u64 = 6 << 32;
+    /// The call number of [`VmPort::delete_memory_slot`].
+    pub const DELETE_SLOT: u64 = 7 << 32;
+    /// The call number of [`VmPort::close`]. The VM below is closed all the same when it is dropped.
+    pub const CLOSE: u64 = 8 << 32;
+    /// The call number of [`SharedMemory::set_shared`].
+    pub const SET_SHARED: u64 = 9 << 32;
+    /// The call number of [`SevPort::bind_asid`].
+    pub const BIND_ASID: u64 = 10 << 32;
+    /// The call number of [`SevPort::map_encrypted`].
+    pub const MAP_ENCRYPTED: u64 = 11 << 32;
 
     /// A plan without faults.
     pub fn new() -> Self {
@@ -387,6 +406,119 @@ impl<P: PagePort> PagePort for FaultInjector<P> {
     }
 }
 
+/// Failures of a VM's port have no status: a fault with one gives [`Error::NoMemory`].
+impl<P: VmPort> VmPort for FaultInjector<P> {
+    type Vcpu = P::Vcpu;
+
+    fn create_vcpu(&self, id: VcpuId) -> Result<P::Vcpu> {
+        self.plan.check(FaultPlan::CREATE_VCPU, Error::NoMemory)?;
+        self.port.create_vcpu(id)
+    }
+
+    fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.plan.check(FaultPlan::SET_SLOT, Error::NoMemory)?;
+        self.port.set_memory_slot(slot)
+    }
+
+    fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.plan.check(FaultPlan::DELETE_SLOT, Error::NoMemory)?;
+        self.port.delete_memory_slot(slot)
+    }
+
+    fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
+        self.port.dirty_log(slot, bitmap)
+    }
+
+    fn set_tss_addr(&self, gpa: Gpa) -> Result<()> {
+        self.port.set_tss_addr(gpa)
+    }
+
+    fn set_identity_map_addr(&self, gpa: Gpa) -> Result<()> {
+        self.port.set_identity_map_addr(gpa)
+    }
+
+    fn has_emulated_msr(&self, index: u32) -> bool {
+        self.port.has_emulated_msr(index)
+    }
+
+    fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
+        self.port.deliver_interrupt(vcpu, vector)
+    }
+
+    fn td(&self) -> Option<&dyn TdPort> {
+        self.port.td().map(|_| self as &dyn TdPort)
+    }
+
+    fn sev(&self) -> Option<&dyn SevPort> {
+        self.port.sev().map(|_| self as &dyn SevPort)
+    }
+
+    fn close(self) -> Result<()> {
+        self.plan.check(FaultPlan::CLOSE, Error::NoMemory)?;
+        self.port.close()
+    }
+}
+
+/// The shared memory of a port that has some: that of a TD or of an SEV guest.
+fn shared<P: VmPort>(port: &P) -> Result<&dyn SharedMemory> {
+    static SHARED: OpName = OpName("shared memory");
+    match (port.td(), port.sev()) {
+        (Some(td), _) => Ok(td),
+        (None, Some(sev)) => Ok(sev),
+        (None, None) => Err(Error::HostLacks(&SHARED)),
+    }
+}
+
+impl<P: VmPort> SharedMemory for FaultInjector<P> {
+    fn set_shared(&self, first: Gfn, pages: u64, is_shared: bool) -> Result<()> {
+        self.plan.check(FaultPlan::SET_SHARED, Error::NoMemory)?;
+        shared(&self.port)?.set_shared(first, pages, is_shared)
+    }
+
+    fn read_slot(&self, gpa: Gpa, data: &mut [u8]) -> Result<()> {
+        shared(&self.port)?.read_slot(gpa, data)
+    }
+
+    fn write_slot(&self, gpa: Gpa, data: &[u8]) -> Result<()> {
+        shared(&self.port)?.write_slot(gpa, data)
+    }
+}
+
+impl<P: VmPort> TdPort for FaultInjector<P> {
+    fn load_td_program(
+        &self,
+        vcpu: VcpuId,
+        tdvpr: Hpa,
+        mask: SharedMask,
+        program: Box<dyn GuestProgram>,
+    ) -> Result<()> {
+        static TDS: OpName = OpName("TDs");
+        let td = self.port.td().ok_or(Error::HostLacks(&TDS))?;
+        td.load_td_program(vcpu, tdvpr, mask, program)
+    }
+}
+
+static SEV: OpName = OpName("SEV guests");
+
+impl<P: VmPort> SevPort for FaultInjector<P> {
+    fn bind_asid(&self, asid: Option<Asid>, mask: SharedMask) -> Result<()> {
+        self.plan.check(FaultPlan::BIND_ASID, Error::NoMemory)?;
+        let sev = self.port.sev().ok_or(Error::HostLacks(&SEV))?;
+        sev.bind_asid(asid, mask)
+    }
+
+    fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<&Page>) -> Result<()> {
+        self.plan.check(FaultPlan::MAP_ENCRYPTED, Error::NoMemory)?;
+        let sev = self.port.sev().ok_or(Error::HostLacks(&SEV))?;
+        sev.map_encrypted(gfn, level, page)
+    }
+
+    fn handle_nested_faults(&self, handler: Option<Arc<dyn NestedFaults>>) -> Result<()> {
+        let sev = self.port.sev().ok_or(Error::HostLacks(&SEV))?;
+        sev.handle_nested_faults(handler)
+    }
+}
+
 /// A host all of whose ports fail by one [`FaultPlan`].
 #[derive(Clone, Debug)]
 pub struct InjectedHost<H: Host> {
@@ -429,7 +561,7 @@ where
     H::Psp: Clone + 'static,
     H::Pages: Clone + 'static,
 {
-    type Vm = H::Vm;
+    type Vm = FaultInjector<H::Vm>;
     type Seam = FaultInjector<H::Seam>;
     type Psp = FaultInjector<H::Psp>;
     type Pages = FaultInjector<H::Pages>;
@@ -446,9 +578,10 @@ where
         self.host.next_vm_id()
     }
 
-    fn create_vm(&self, tech: Tech, params: &VmParams) -> Result<H::Vm> {
+    fn create_vm(&self, tech: Tech, params: &VmParams) -> Result<Self::Vm> {
         self.plan.check(FaultPlan::CREATE_VM, Error::NoMemory)?;
-        self.host.create_vm(tech, params)
+        let vm = self.host.create_vm(tech, params)?;
+        Ok(FaultInjector::new(vm, self.plan.clone()))
     }
 
     fn runs(&self) -> Runs {
