@@ -462,7 +462,7 @@ fn a_vm_port_that_fails_loses_nothing_that_the_report_does_not_list() {
             let vms = first.leaks.iter();
             let vms = vms.filter(|leak| matches!(leak.what, Leaked::Vm(_)));
             assert!(
-                host.inner().live_vms() as usize <= vms.count(),
+                host.inner().live_vms() <= vms.count(),
                 "{what}: a VM is left and not listed"
             );
             if pools.in_use() == 0 {
