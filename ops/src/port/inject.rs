@@ -459,28 +459,40 @@ impl<P: VmPort> VmPort for FaultInjector<P> {
     }
 }
 
-/// The shared memory of a port that has some: that of a TD or of an SEV guest.
-fn shared<P: VmPort>(port: &P) -> Result<&dyn SharedMemory> {
-    static SHARED: OpName = OpName("shared memory");
-    match (port.td(), port.sev()) {
-        (Some(td), _) => Ok(td),
-        (None, Some(sev)) => Ok(sev),
-        (None, None) => Err(Error::HostLacks(&SHARED)),
+impl<P: VmPort> FaultInjector<P> {
+    fn td_below(&self) -> Result<&dyn TdPort> {
+        static TDS: OpName = OpName("TDs");
+        self.port.td().ok_or(Error::HostLacks(&TDS))
+    }
+
+    fn sev_below(&self) -> Result<&dyn SevPort> {
+        static SEV: OpName = OpName("SEV guests");
+        self.port.sev().ok_or(Error::HostLacks(&SEV))
     }
 }
 
+/// The shared memory of a TD or of an SEV guest, whichever the port below offers.
 impl<P: VmPort> SharedMemory for FaultInjector<P> {
-    fn set_shared(&self, first: Gfn, pages: u64, is_shared: bool) -> Result<()> {
+    fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
         self.plan.check(FaultPlan::SET_SHARED, Error::NoMemory)?;
-        shared(&self.port)?.set_shared(first, pages, is_shared)
+        match self.port.td() {
+            Some(td) => td.set_shared(first, pages, shared),
+            None => self.sev_below()?.set_shared(first, pages, shared),
+        }
     }
 
     fn read_slot(&self, gpa: Gpa, data: &mut [u8]) -> Result<()> {
-        shared(&self.port)?.read_slot(gpa, data)
+        match self.port.td() {
+            Some(td) => td.read_slot(gpa, data),
+            None => self.sev_below()?.read_slot(gpa, data),
+        }
     }
 
     fn write_slot(&self, gpa: Gpa, data: &[u8]) -> Result<()> {
-        shared(&self.port)?.write_slot(gpa, data)
+        match self.port.td() {
+            Some(td) => td.write_slot(gpa, data),
+            None => self.sev_below()?.write_slot(gpa, data),
+        }
     }
 }
 
@@ -492,30 +504,23 @@ impl<P: VmPort> TdPort for FaultInjector<P> {
         mask: SharedMask,
         program: Box<dyn GuestProgram>,
     ) -> Result<()> {
-        static TDS: OpName = OpName("TDs");
-        let td = self.port.td().ok_or(Error::HostLacks(&TDS))?;
-        td.load_td_program(vcpu, tdvpr, mask, program)
+        self.td_below()?.load_td_program(vcpu, tdvpr, mask, program)
     }
 }
-
-static SEV: OpName = OpName("SEV guests");
 
 impl<P: VmPort> SevPort for FaultInjector<P> {
     fn bind_asid(&self, asid: Option<Asid>, mask: SharedMask) -> Result<()> {
         self.plan.check(FaultPlan::BIND_ASID, Error::NoMemory)?;
-        let sev = self.port.sev().ok_or(Error::HostLacks(&SEV))?;
-        sev.bind_asid(asid, mask)
+        self.sev_below()?.bind_asid(asid, mask)
     }
 
     fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<&Page>) -> Result<()> {
         self.plan.check(FaultPlan::MAP_ENCRYPTED, Error::NoMemory)?;
-        let sev = self.port.sev().ok_or(Error::HostLacks(&SEV))?;
-        sev.map_encrypted(gfn, level, page)
+        self.sev_below()?.map_encrypted(gfn, level, page)
     }
 
     fn handle_nested_faults(&self, handler: Option<Arc<dyn NestedFaults>>) -> Result<()> {
-        let sev = self.port.sev().ok_or(Error::HostLacks(&SEV))?;
-        sev.handle_nested_faults(handler)
+        self.sev_below()?.handle_nested_faults(handler)
     }
 }
 
