@@ -1,15 +1,17 @@
 #![doc = include_str!("../README.md")]
 
 #[cfg_attr(
-    not(feature = "snp"),
+    not(any(feature = "snp", feature = "tdx")),
     allow(dead_code) // Without a technology, there is nothing to make rows of.
 )]
 mod row;
 #[cfg(feature = "snp")]
 pub mod snp;
-#[cfg(feature = "software")]
+#[cfg(all(feature = "software", any(feature = "snp", feature = "tdx")))]
 pub mod software;
-#[cfg(feature = "snp")]
+#[cfg(feature = "tdx")]
+pub mod tdx;
+#[cfg(any(feature = "snp", feature = "tdx"))]
 pub mod x509;
 
 pub use row::{Check, Outcome, Row, Verdict, WaiverError, Waivers, Weight};

@@ -206,6 +206,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Adds a check that another check's waiver gives up.
+    #[cfg(feature = "snp")]
     pub(crate) fn waived(&mut self, check: Check) {
         self.push(check, Outcome::Waived);
     }

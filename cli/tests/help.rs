@@ -25,6 +25,7 @@ const NESTED: &[[&str; 2]] = &[
     ["measure", "seves"],
     ["measure", "snp"],
     ["attest", "new"],
+    ["attest", "samples"],
     ["attest", "verify"],
     ["conform", "tdx"],
     ["conform", "sev"],

@@ -1,7 +1,5 @@
 //! A key distribution service: ARK, ASK, ASVK, VCEK, VLEK and CRL of the software platform.
 
-use std::time::Duration;
-
 use p384::pkcs8::EncodePublicKey;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -11,50 +9,24 @@ use rsa::pss::{Signature, SigningKey};
 use rsa::signature::{RandomizedSigner, SignatureEncoding};
 use rsa::traits::PublicKeyParts;
 use sha2::{Digest, Sha256, Sha384};
-use thiserror::Error;
 use x509_cert::TbsCertificate;
 use x509_cert::crl::{CertificateList, RevokedCert, TbsCertList};
-use x509_cert::der::asn1::{BitString, GeneralizedTime, ObjectIdentifier, OctetString};
-use x509_cert::der::asn1::{Ia5StringRef, UtcTime};
-use x509_cert::der::oid::AssociatedOid;
+use x509_cert::der::asn1::{BitString, Ia5StringRef};
 use x509_cert::der::{Decode, Encode};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, KeyUsages};
 use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::{DynSignatureAlgorithmIdentifier, SubjectPublicKeyInfoOwned};
-use x509_cert::time::{Time, Validity};
 
+use super::parts::{ALWAYS, IssueError, Result, critical, name, plain, validity};
 use crate::snp::endorsement::arc;
 use crate::snp::{KeyKind, Product, Tcb};
-use crate::x509::{Certificate, Crl, X509Error};
+use crate::x509::{Certificate, Crl};
 
 const ARK: &[u8] = include_bytes!("../../roots/software-ark.pk8");
 const ASK: &[u8] = include_bytes!("../../roots/software-ask.pk8");
 const ASVK: &[u8] = include_bytes!("../../roots/software-asvk.pk8");
-/// 2020-01-01 and 2049-12-31, in seconds of Unix time: when authorities are valid.
-const ALWAYS: (u64, u64) = (1_577_836_800, 2_524_521_600);
-
-/// Why no certificate is issued.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum KdsError {
-    /// The key is no point of P-384.
-    #[error("the key is no point of the curve P-384")]
-    Key,
-    /// A date that X.509 cannot hold.
-    #[error("{0} seconds of Unix time are no date of a certificate")]
-    Date(u64),
-    /// A structure that cannot be encoded.
-    #[error("cannot encode a certificate")]
-    Encode(#[from] x509_cert::der::Error),
-    /// A certificate that cannot be read back.
-    #[error("cannot read the certificate back")]
-    Read(#[from] X509Error),
-    /// A key of an authority that cannot sign.
-    #[error("an authority cannot sign: {0}")]
-    Sign(String),
-}
 
 /// Whom a key belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,8 +89,6 @@ pub struct Kds {
     product: Product,
 }
 
-type Result<T> = std::result::Result<T, KdsError>;
-
 impl Kds {
     /// The service for a product.
     pub const fn new(product: Product) -> Self {
@@ -136,6 +106,16 @@ impl Kds {
         self.ask_valid(ALWAYS)
     }
 
+    /// ASK and ARK that somebody else made: with the names of the real ones, and other keys.
+    pub fn forged(&self) -> Result<[Certificate; 2]> {
+        let (ark, ask) = (self.ark_name()?, self.signer_name(KeyKind::Vcek)?);
+        let forger = signer(ASVK)?;
+        Ok([
+            self.signed((&signer(ASK)?, &forger), (1, ask), ark.clone(), ALWAYS)?,
+            self.signed((&forger, &forger), (0, ark.clone()), ark, ALWAYS)?,
+        ])
+    }
+
     /// The same, valid in another time.
     pub fn ask_valid(&self, validity: (u64, u64)) -> Result<Certificate> {
         let name = self.signer_name(KeyKind::Vcek)?;
@@ -150,8 +130,8 @@ impl Kds {
 
     /// Certifies a key that signs reports.
     pub fn certify(&self, request: &VekRequest) -> Result<Certificate> {
-        let key = p384::PublicKey::from_sec1_bytes(&request.key).map_err(|_| KdsError::Key)?;
-        let spki = key.to_public_key_der().map_err(|_| KdsError::Key)?;
+        let key = p384::PublicKey::from_sec1_bytes(&request.key).map_err(|_| IssueError::Key)?;
+        let spki = key.to_public_key_der().map_err(|_| IssueError::Key)?;
         let kind = match request.subject {
             Subject::Chip(_) => KeyKind::Vcek,
             Subject::Provider(_) => KeyKind::Vlek,
@@ -219,11 +199,20 @@ impl Kds {
     fn authority(
         &self,
         own: &SigningKey<Sha384>,
+        subject: (u8, Name),
+        issuer: Name,
+        valid: (u64, u64),
+    ) -> Result<Certificate> {
+        self.signed((own, &signer(ARK)?), subject, issuer, valid)
+    }
+
+    fn signed(
+        &self,
+        (own, above): (&SigningKey<Sha384>, &SigningKey<Sha384>),
         (number, subject): (u8, Name),
         issuer: Name,
         valid: (u64, u64),
     ) -> Result<Certificate> {
-        let ark = signer(ARK)?;
         let product = Product::ALL.iter().position(|p| *p == self.product);
         let tbs = TbsCertificate {
             subject,
@@ -231,7 +220,7 @@ impl Kds {
             subject_public_key_info: rsa_key(own)?,
             validity: validity(valid)?,
             serial_number: SerialNumber::new(&[product.unwrap_or_default() as u8 + 1, 0, number])?,
-            signature: algorithm(&ark)?,
+            signature: algorithm(above)?,
             version: x509_cert::Version::V3,
             issuer_unique_id: None,
             subject_unique_id: None,
@@ -243,7 +232,7 @@ impl Kds {
                 critical(&KeyUsage(KeyUsages::KeyCertSign | KeyUsages::CRLSign))?,
             ]),
         };
-        finish(tbs, &ark)
+        finish(tbs, above)
     }
 
     /// AMD's extensions (publication 57230), in the order of certificates in use.
@@ -287,44 +276,22 @@ impl Kds {
     }
 }
 
-fn plain(extn_id: ObjectIdentifier, value: Vec<u8>) -> x509_cert::der::Result<Extension> {
-    Ok(Extension {
-        extn_id,
-        critical: false,
-        extn_value: OctetString::new(value)?,
-    })
-}
-
-fn critical<T: AssociatedOid + Encode>(value: &T) -> Result<Extension> {
-    Ok(Extension {
-        extn_id: T::OID,
-        critical: true,
-        extn_value: OctetString::new(value.to_der()?)?,
-    })
-}
-
-fn name(common: &str) -> Result<Name> {
-    // The organisation is not AMD's, so that a reader of the certificate sees what it is.
-    let text = format!("CN={common},O=kvm-ops software platform,OU=No hardware");
-    Ok(text.parse()?)
-}
-
 fn signer(pkcs8: &[u8]) -> Result<SigningKey<Sha384>> {
     let key = RsaPrivateKey::from_pkcs8_der(pkcs8);
     key.map(SigningKey::new)
-        .map_err(|error| KdsError::Sign(error.to_string()))
+        .map_err(|error| IssueError::Sign(error.to_string()))
 }
 
 fn rsa_key(key: &SigningKey<Sha384>) -> Result<SubjectPublicKeyInfoOwned> {
     let key: &RsaPrivateKey = key.as_ref();
     debug_assert_eq!(key.size(), 512);
     SubjectPublicKeyInfoOwned::from_key(key.to_public_key())
-        .map_err(|error| KdsError::Sign(error.to_string()))
+        .map_err(|error| IssueError::Sign(error.to_string()))
 }
 
 fn algorithm(key: &SigningKey<Sha384>) -> Result<x509_cert::spki::AlgorithmIdentifierOwned> {
     key.signature_algorithm_identifier()
-        .map_err(|error| KdsError::Sign(error.to_string()))
+        .map_err(|error| IssueError::Sign(error.to_string()))
 }
 
 /// Signs; the salt follows from the message, so that the same message has one signature.
@@ -332,7 +299,7 @@ fn sign(key: &SigningKey<Sha384>, message: &[u8]) -> Result<BitString> {
     let mut rng = ChaCha20Rng::from_seed(Sha256::digest(message).into());
     let signature: Signature = key
         .try_sign_with_rng(&mut rng, message)
-        .map_err(|error| KdsError::Sign(error.to_string()))?;
+        .map_err(|error| IssueError::Sign(error.to_string()))?;
     Ok(BitString::from_bytes(&signature.to_bytes())?)
 }
 
@@ -344,19 +311,4 @@ fn finish(tbs: TbsCertificate, key: &SigningKey<Sha384>) -> Result<Certificate> 
         signature,
     };
     Ok(Certificate::from_der(&certificate.to_der()?)?)
-}
-
-fn validity((from, to): (u64, u64)) -> Result<Validity> {
-    let time = |seconds: u64| {
-        let duration = Duration::from_secs(seconds);
-        // UTCTime up to 2049, GeneralizedTime from then on (RFC 5280, 4.1.2.5).
-        UtcTime::from_unix_duration(duration)
-            .map(Time::UtcTime)
-            .or_else(|_| GeneralizedTime::from_unix_duration(duration).map(Time::GeneralTime))
-            .map_err(|_| KdsError::Date(seconds))
-    };
-    Ok(Validity {
-        not_before: time(from)?,
-        not_after: time(to)?,
-    })
 }

@@ -1,7 +1,7 @@
 //! One certificate.
 
+use x509_cert::der::Decode;
 use x509_cert::der::asn1::ObjectIdentifier;
-use x509_cert::der::{Decode, Encode};
 use x509_cert::name::Name;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
@@ -65,7 +65,9 @@ impl Certificate {
     }
 
     /// Checks that `key` signed the certificate, with RSASSA-PSS and SHA-384.
+    #[cfg(feature = "snp")]
     pub fn verify(&self, key: &SubjectPublicKeyInfoOwned) -> Result<(), X509Error> {
+        use x509_cert::der::Encode;
         let inner = self.parsed.tbs_certificate.signature.to_der()?;
         Signed::split(&self.der)?.verify(&inner, key)
     }

@@ -1,12 +1,19 @@
-//! X.509 as AMD uses it: certificates and revocation lists under RSASSA-PSS with SHA-384.
+//! X.509: certificates, bundles of them, and AMD's revocation lists, read within bounds.
+//!
+//! Signatures are checked for AMD's chains only (RSASSA-PSS with SHA-384); those of Intel's are
+//! left to the crate dcap-qvl.
 
 mod bundle;
 mod cert;
+#[cfg(feature = "snp")]
 mod crl;
+#[cfg(feature = "snp")]
+mod pss;
 mod signed;
 
 pub use bundle::{MAX_BUNDLE, MAX_CERTIFICATES, bundle};
 pub use cert::Certificate;
+#[cfg(feature = "snp")]
 pub use crl::{Crl, MAX_CRL};
 
 use thiserror::Error;

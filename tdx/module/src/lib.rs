@@ -21,6 +21,7 @@ mod op_state;
 mod pamt;
 mod platform;
 mod regs;
+pub mod report;
 mod sept;
 mod servtd;
 mod status;

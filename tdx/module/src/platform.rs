@@ -11,6 +11,7 @@ use crate::memory::{KeyRing, MemoryError, PhysicalMemory};
 use crate::observe::Observer;
 use crate::pamt::Pamt;
 use crate::regs::Regs;
+use crate::report::ReportKey;
 use crate::sept::Tables;
 use crate::status::Status;
 use crate::td::Td;
@@ -178,6 +179,7 @@ pub struct Platform {
     pub(crate) tables: Tables,
     pub(crate) programs: Programs,
     pub(crate) observer: Observer,
+    pub(crate) report_key: ReportKey,
 }
 
 impl core::fmt::Debug for Platform {
@@ -230,6 +232,7 @@ impl Platform {
             tables: Arena::new(),
             programs: Programs::default(),
             observer: Observer::new(cfg.lp_package.len(), cfg.trace_depth),
+            report_key: ReportKey::new(&seed),
             cfg,
         }
     }

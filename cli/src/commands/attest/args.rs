@@ -7,13 +7,15 @@ use clap::{Subcommand, ValueEnum};
 
 /// Verifies evidence of confidential VMs from anywhere, and makes some to verify
 ///
-/// A report is an SNP guest's proof of what it was launched with, signed by the key of the chip that
-/// runs it. A chain of X.509 certificates leads from that key to the vendor's root.
+/// Evidence is a guest's proof of what it was launched with: the report of an SNP guest, signed by the
+/// key of the chip that runs it, or the quote of a TD, signed by a quoting enclave. Certificates lead
+/// from these keys to the vendor's root.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   kvm-ops attest new demo
   kvm-ops attest verify report.bin --cert-chain vcek.der --cert-chain cert_chain.pem
+  kvm-ops attest verify quote.bin --collateral collateral.json --mrtd HEX
   kvm-ops attest verify demo --root software --waive chip-id,tcb")]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -23,23 +25,29 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(super) enum What {
     New(NewArgs),
+    Samples(SamplesArgs),
     Verify(Box<VerifyArgs>),
 }
 
-/// Launches a small SNP guest on a software AMD SP, and writes its evidence into a directory
+/// Launches a small guest on a software platform, and writes its evidence into a directory
 ///
-/// The directory then has report.bin, cert_chain.pem (VCEK, ASK and ARK) and crl.der. What a
-/// verifier must expect is printed and not written there: it must come from somebody else than the
-/// evidence. Files that exist are not overwritten.
+/// For an SNP guest these are report.bin, cert_chain.pem (VCEK, ASK and ARK) and crl.der; for a TD
+/// quote.bin and collateral.json. What a verifier must expect is printed and not written there: it
+/// must come from somebody else than the evidence. Files that exist are not overwritten.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   kvm-ops attest new demo
-  kvm-ops attest new demo --product turin --report-data 00112233")]
+  kvm-ops attest new demo --product turin --report-data 00112233
+  kvm-ops attest new td --tech tdx --quote-version 5")]
 pub(super) struct NewArgs {
     /// The directory; it is created if it does not exist
     #[arg(value_name = "DIR")]
     pub(super) directory: PathBuf,
+
+    /// The technology of the guest
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) tech: TechChoice,
 
     /// What the guest puts into its report: at most 64 bytes in hex, zeros follow
     #[arg(long, value_name = "HEX", default_value = "", hide_default_value = true,
@@ -49,6 +57,27 @@ pub(super) struct NewArgs {
     /// The processors that the AMD SP belongs to
     #[arg(long, value_enum, default_value_t)]
     pub(super) product: ProductChoice,
+
+    /// The version of a TD's quote
+    #[arg(long, value_name = "VERSION", default_value_t = 4,
+          value_parser = clap::value_parser!(u8).range(4..=5))]
+    pub(super) quote_version: u8,
+}
+
+/// Writes evidence for the tests of verifiers: good, and wrong in one way each
+///
+/// Each sample has its own directory. manifest.json says of each what is wrong with it and which
+/// check of `attest verify` fails first, what a verifier must expect, and at what time. The roots are
+/// those of the software platform, beside the manifest. Every run writes the same bytes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvm-ops attest samples evidence
+  jq -r '.samples[] | .name + \": \" + .about' evidence/manifest.json")]
+pub(super) struct SamplesArgs {
+    /// The directory; it must not exist
+    #[arg(value_name = "DIR")]
+    pub(super) directory: PathBuf,
 }
 
 /// Checks evidence against its certificates, a trusted root, and what it is expected to say
@@ -58,8 +87,8 @@ pub(super) struct NewArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The exit code is 0 only if every check was made and passed, or was given up by name (--waive); those
-of ID key, author key and guest SVN may be left out. It is 1 if a check failed, if one was not asked,
-or if a file cannot be read.
+of ID key, author key, guest SVN and FMSPC may be left out. It is 1 if a check failed, if one was not
+asked, or if a file cannot be read.
 
 Expected values never come from the evidence's own directory: state them.
 
@@ -67,23 +96,19 @@ Examples:
   kvm-ops attest verify report.bin --cert-chain vcek.der --cert-chain cert_chain.pem --crl crl.der \\
       --measurement HEX --report-data HEX --host-data 00 --vmpl 0 --policy 0x30000 \\
       --min-tcb boot-loader=3,snp=8,microcode=115 --waive chip-id
+  kvm-ops attest verify quote.bin --collateral collateral.json --mrtd HEX --report-data HEX \\
+      --attributes 0x10000000 --xfam 0x3 --accept-tcb-status SWHardeningNeeded \\
+      --waive rtmr0,rtmr1,rtmr2,rtmr3,mrconfigid,mrowner,mrownerconfig,mrseam
   kvm-ops attest verify demo --root software --json --waive policy,vmpl,measurement,host-data")]
 pub(super) struct VerifyArgs {
-    /// The report, or a directory that `kvm-ops attest new` has written
+    /// The report or quote, or a directory that `kvm-ops attest new` has written
     #[arg(value_name = "EVIDENCE|DIR")]
     pub(super) evidence: PathBuf,
 
-    /// Certificates: DER or PEM, one or several, or the table of an extended guest request
-    #[arg(long, value_name = "FILE")]
-    pub(super) cert_chain: Vec<PathBuf>,
-
-    /// The root's revocation list, in DER
-    #[arg(long, value_name = "FILE")]
-    pub(super) crl: Option<PathBuf>,
-
-    /// The root that is trusted: `amd`, `software` (whose private key is public), or a certificate
-    #[arg(long, value_name = "ROOT", default_value = "amd")]
-    pub(super) root: RootChoice,
+    /// The root that is trusted: `software` (whose private key is public), or a certificate
+    /// [default: the vendor's]
+    #[arg(long, value_name = "ROOT")]
+    pub(super) root: Option<RootChoice>,
 
     /// Give up a check, by its name; several with commas
     #[arg(long, value_name = "CHECK", value_delimiter = ',')]
@@ -93,13 +118,36 @@ pub(super) struct VerifyArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(super) time: Option<u64>,
 
+    /// What the guest must have put into the evidence: at most 64 bytes, zeros follow
+    #[arg(long, value_name = "HEX", value_parser = parse_hex::<64>)]
+    pub(super) report_data: Option<Bytes<64>>,
+
+    /// Report as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    pub(super) snp: SnpArgs,
+
+    #[command(flatten)]
+    pub(super) tdx: TdxArgs,
+}
+
+/// The options for reports of SNP guests.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Reports of SNP guests")]
+pub(super) struct SnpArgs {
+    /// Certificates: DER or PEM, one or several, or the table of an extended guest request
+    #[arg(long, value_name = "FILE")]
+    pub(super) cert_chain: Vec<PathBuf>,
+
+    /// The root's revocation list, in DER
+    #[arg(long, value_name = "FILE")]
+    pub(super) crl: Option<PathBuf>,
+
     /// The launch digest
     #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
     pub(super) measurement: Option<Bytes<48>>,
-
-    /// What the guest must have put into the report: at most 64 bytes, zeros follow
-    #[arg(long, value_name = "HEX", value_parser = parse_hex::<64>)]
-    pub(super) report_data: Option<Bytes<64>>,
 
     /// What the host must have stated at launch: at most 32 bytes, zeros follow
     #[arg(long, value_name = "HEX", value_parser = parse_hex::<32>)]
@@ -132,10 +180,128 @@ pub(super) struct VerifyArgs {
     /// The least security version of the guest
     #[arg(long, value_name = "SVN")]
     pub(super) min_guest_svn: Option<u32>,
+}
 
-    /// Report as JSON
-    #[arg(long)]
-    pub(super) json: bool,
+impl SnpArgs {
+    /// An option that was given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        first(&[
+            ("--cert-chain", !self.cert_chain.is_empty()),
+            ("--crl", self.crl.is_some()),
+            ("--measurement", self.measurement.is_some()),
+            ("--host-data", self.host_data.is_some()),
+            ("--vmpl", self.vmpl.is_some()),
+            ("--policy", self.policy.is_some()),
+            ("--min-tcb", self.min_tcb.is_some()),
+            ("--chip-id", self.chip_id.is_some()),
+            ("--id-key", self.id_key.is_some()),
+            ("--author-key", self.author_key.is_some()),
+            ("--min-guest-svn", self.min_guest_svn.is_some()),
+        ])
+    }
+}
+
+/// The options for quotes of TDs.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Quotes of TDs")]
+pub(super) struct TdxArgs {
+    /// TCB info, QE identity, revocation lists and their chains, as JSON in the form of dcap-qvl
+    #[arg(long, value_name = "FILE")]
+    pub(super) collateral: Option<PathBuf>,
+
+    /// MRTD
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) mrtd: Option<Bytes<48>>,
+
+    /// RTMR0: the firmware's configuration
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) rtmr0: Option<Bytes<48>>,
+
+    /// RTMR1: the boot loader and the kernel
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) rtmr1: Option<Bytes<48>>,
+
+    /// RTMR2: the kernel's command line and initrd
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) rtmr2: Option<Bytes<48>>,
+
+    /// RTMR3: of the guest's choice
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) rtmr3: Option<Bytes<48>>,
+
+    /// MRCONFIGID
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) mrconfigid: Option<Bytes<48>>,
+
+    /// MROWNER
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) mrowner: Option<Bytes<48>>,
+
+    /// MROWNERCONFIG
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) mrownerconfig: Option<Bytes<48>>,
+
+    /// Measurement of the TDX module
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
+    pub(super) mrseam: Option<Bytes<48>>,
+
+    /// ATTRIBUTES, all of it: a number, in hex with 0x
+    #[arg(long, value_name = "BITS", value_parser = parse_number)]
+    pub(super) attributes: Option<u64>,
+
+    /// XFAM, all of it: a number, in hex with 0x
+    #[arg(long, value_name = "BITS", value_parser = parse_number)]
+    pub(super) xfam: Option<u64>,
+
+    /// A TCB status that is accepted beside UpToDate, in Intel's words
+    #[arg(long, value_name = "STATUS")]
+    pub(super) accept_tcb_status: Vec<String>,
+
+    /// A security advisory that is accepted, in Intel's words
+    #[arg(long, value_name = "ADVISORY")]
+    pub(super) accept_advisory: Vec<String>,
+
+    /// The kind of processor: FMSPC
+    #[arg(long, value_name = "HEX", value_parser = parse_exact::<6>)]
+    pub(super) fmspc: Option<Bytes<6>>,
+}
+
+impl TdxArgs {
+    /// An option that was given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        first(&[
+            ("--collateral", self.collateral.is_some()),
+            ("--mrtd", self.mrtd.is_some()),
+            ("--rtmr0", self.rtmr0.is_some()),
+            ("--rtmr1", self.rtmr1.is_some()),
+            ("--rtmr2", self.rtmr2.is_some()),
+            ("--rtmr3", self.rtmr3.is_some()),
+            ("--mrconfigid", self.mrconfigid.is_some()),
+            ("--mrowner", self.mrowner.is_some()),
+            ("--mrownerconfig", self.mrownerconfig.is_some()),
+            ("--mrseam", self.mrseam.is_some()),
+            ("--attributes", self.attributes.is_some()),
+            ("--xfam", self.xfam.is_some()),
+            ("--accept-tcb-status", !self.accept_tcb_status.is_empty()),
+            ("--accept-advisory", !self.accept_advisory.is_empty()),
+            ("--fmspc", self.fmspc.is_some()),
+        ])
+    }
+}
+
+fn first(options: &[(&'static str, bool)]) -> Option<&'static str> {
+    let mut given = options.iter().filter(|(_, given)| *given);
+    given.next().map(|(name, _)| *name)
+}
+
+/// Technologies whose guests have evidence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum TechChoice {
+    /// An SEV-SNP guest, on the software AMD SP
+    #[default]
+    Snp,
+    /// A trust domain, on the software TDX module
+    Tdx,
 }
 
 /// Processors with SNP.
@@ -153,8 +319,6 @@ pub(super) enum ProductChoice {
 /// The trusted root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RootChoice {
-    /// The vendor's roots.
-    Amd,
     /// The software platform's.
     Software,
     /// A certificate.
@@ -164,7 +328,6 @@ pub(super) enum RootChoice {
 impl From<&str> for RootChoice {
     fn from(text: &str) -> Self {
         match text {
-            "amd" => Self::Amd,
             "software" => Self::Software,
             path => Self::File(path.into()),
         }

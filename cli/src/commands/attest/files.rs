@@ -10,6 +10,8 @@ use crate::failure::Failure;
 pub(super) const REPORT: &str = "report.bin";
 pub(super) const CHAIN: &str = "cert_chain.pem";
 pub(super) const CRL: &str = "crl.der";
+pub(super) const QUOTE: &str = "quote.bin";
+pub(super) const COLLATERAL: &str = "collateral.json";
 
 /// The size limit of a file. The largest evidence is a revocation list, of at most 1 MiB.
 const LIMIT: u64 = 2 << 20;

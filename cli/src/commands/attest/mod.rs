@@ -3,18 +3,26 @@
 mod args;
 mod fields;
 mod files;
-mod new;
+mod new_snp;
+mod new_td;
 mod rows;
+mod samples;
+mod snp;
+mod tdx;
 mod verify;
 
 pub(crate) use args::Args;
-use args::What;
+use args::{TechChoice, What};
 
 use crate::failure::Outcome;
 
 pub(crate) fn run(args: &Args) -> Outcome {
     match &args.what {
-        What::New(args) => new::run(args),
+        What::New(args) => match args.tech {
+            TechChoice::Snp => new_snp::new_report(args),
+            TechChoice::Tdx => new_td::new_quote(args),
+        },
+        What::Samples(args) => samples::run(args),
         What::Verify(args) => verify::run(args),
     }
 }

@@ -1,120 +1,50 @@
 //! `kvm-ops attest verify`: checks evidence, row by row.
 
-use std::path::Path;
 use std::time::SystemTime;
 
-use kvm_ops_attest::Waivers;
-use kvm_ops_attest::snp::{CHECKS, Evidence, Expected, Roots, Tcb, verify};
-use kvm_ops_attest::x509::bundle;
+use kvm_ops_attest::{Check, Waivers};
 
-use super::args::{RootChoice, VerifyArgs};
-use super::fields;
-use super::files::{self, read};
-use super::rows::Findings;
+use super::args::{TechChoice, VerifyArgs};
+use super::files;
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 
 pub(super) fn run(args: &VerifyArgs) -> Outcome {
-    let waivers = Waivers::new(args.waive.iter().map(String::as_str), &CHECKS)
-        .map_err(|error| Failure::new(error.to_string()).code(Code::Usage))?;
-    let expected = expected(args)?;
-    let roots = roots(&args.root)?;
-    let input = Input::read(args)?;
-    let certificates: Vec<&[u8]> = input.certificates.iter().map(Vec::as_slice).collect();
-    let evidence = Evidence {
-        report: &input.report,
-        certificates: &certificates,
-        crl: input.crl.as_deref(),
+    let tech = technology(args);
+    // An option about the other technology would never be checked.
+    let (stray, whose) = match tech {
+        TechChoice::Snp => (args.tdx.given(), "quotes of TDs"),
+        TechChoice::Tdx => (args.snp.given(), "reports of SNP guests"),
     };
-    let verified = verify(&evidence, &roots, &expected, &waivers, time(args)?);
-    let fields = verified
-        .report
-        .map(|report| fields::of(&report, verified.product))
-        .unwrap_or_default();
-    Findings {
-        evidence: &args.evidence,
-        technology: "snp",
-        verdict: &verified.verdict,
-        fields,
+    if let Some(option) = stray {
+        let what = format!("{option} is about {whose}, and the evidence is none");
+        return Err(Failure::new(what).code(Code::Usage));
     }
-    .tell(args.json)
+    match tech {
+        TechChoice::Snp => super::snp::verify_report(args),
+        TechChoice::Tdx => super::tdx::verify_quote(args),
+    }
 }
 
-fn time(args: &VerifyArgs) -> Result<u64, Failure> {
+/// A quote comes with collateral, a report without.
+fn technology(args: &VerifyArgs) -> TechChoice {
+    let is_quote = args.tdx.collateral.is_some() || args.evidence.join(files::QUOTE).exists();
+    match is_quote {
+        true => TechChoice::Tdx,
+        false => TechChoice::Snp,
+    }
+}
+
+pub(super) fn waivers(args: &VerifyArgs, known: &[Check]) -> Result<Waivers, Failure> {
+    Waivers::new(args.waive.iter().map(String::as_str), known)
+        .map_err(|error| Failure::new(error.to_string()).code(Code::Usage))
+}
+
+pub(super) fn time(args: &VerifyArgs) -> Result<u64, Failure> {
     if let Some(time) = args.time {
         return Ok(time);
     }
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let since = since.map_err(|error| Failure::because("the clock is before 1970", error))?;
     Ok(since.as_secs())
-}
-
-fn expected(args: &VerifyArgs) -> Result<Expected, Failure> {
-    let tcb = args.min_tcb.as_deref().map(Tcb::parse).transpose();
-    let tcb = tcb.map_err(|error| {
-        Failure::because("the value of --min-tcb is no TCB", error).code(Code::Usage)
-    })?;
-    Ok(Expected {
-        measurement: args.measurement.map(|value| value.0),
-        report_data: args.report_data.map(|value| value.0),
-        host_data: args.host_data.map(|value| value.0),
-        vmpl: args.vmpl,
-        policy: args.policy,
-        tcb,
-        chip_id: args.chip_id.map(|value| value.0),
-        id_key: args.id_key.map(|value| value.0),
-        author_key: args.author_key.map(|value| value.0),
-        guest_svn: args.min_guest_svn,
-    })
-}
-
-fn roots(choice: &RootChoice) -> Result<Roots, Failure> {
-    let path = match choice {
-        RootChoice::Amd => return Ok(Roots::amd()),
-        RootChoice::Software => return Ok(Roots::software()),
-        RootChoice::File(path) => path,
-    };
-    let refuse =
-        |why: String| Failure::because(format!("{} is no root to trust", path.display()), why);
-    let found = bundle(&read(path)?).map_err(|error| refuse(error.to_string()))?;
-    match found.as_slice() {
-        [root] => Roots::given(root).map_err(|error| refuse(error.to_string())),
-        several => Err(refuse(format!("{} certificates", several.len()))
-            .hint("name a file with the root's certificate alone")),
-    }
-}
-
-/// The evidence to verify, read from files.
-struct Input {
-    report: Vec<u8>,
-    certificates: Vec<Vec<u8>>,
-    crl: Option<Vec<u8>>,
-}
-
-impl Input {
-    fn read(args: &VerifyArgs) -> Result<Self, Failure> {
-        let directory = args.evidence.is_dir().then_some(args.evidence.as_path());
-        let there = |name: &str| directory.map(|directory| directory.join(name));
-        let mut chain = args.cert_chain.clone();
-        if chain.is_empty() {
-            chain.extend(there(files::CHAIN));
-        }
-        if chain.is_empty() {
-            return Err(Failure::new("a report needs its chain of certificates")
-                .hint("name it with --cert-chain, or a directory that has both")
-                .code(Code::Usage));
-        }
-        let crl = args.crl.clone().or(there(files::CRL));
-        // The list is optional in a directory, but required if an option names it.
-        let crl = crl.filter(|path| args.crl.is_some() || path.exists());
-        let report = there(files::REPORT).unwrap_or_else(|| args.evidence.clone());
-        let all = |paths: &[std::path::PathBuf]| -> Result<Vec<_>, Failure> {
-            paths.iter().map(|path| read(path)).collect()
-        };
-        Ok(Self {
-            report: read(&report)?,
-            certificates: all(&chain)?,
-            crl: crl.as_deref().map(|path: &Path| read(path)).transpose()?,
-        })
-    }
 }

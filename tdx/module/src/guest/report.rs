@@ -5,6 +5,7 @@ use super::tdcall::{Done, invalid};
 use super::{Guest, Next, TDCALL_LENGTH, TdExit};
 use crate::lock::{Guard, LockMode, Side};
 use crate::measure::Digest384;
+use crate::report::REPORT_LEN;
 use crate::sept::SeptState;
 use crate::status::{Code, Operand, Status};
 use crate::td::Td;
@@ -12,7 +13,6 @@ use crate::tdinfo::td_info;
 use crate::vcpu::VeInfo;
 use sha2::{Digest, Sha384};
 
-const REPORT_SIZE: usize = 1024;
 const TDINFO: core::ops::Range<usize> = 512..1024;
 const READ: u64 = 1;
 const WRITE: u64 = 2;
@@ -165,11 +165,12 @@ impl Guest<'_> {
         if let Err(next) = self.read_for_guest(data, data_at, &mut report_data) {
             return Ok(Done::Other(next));
         }
-        let mut report = [0; REPORT_SIZE];
+        let mut report = [0; REPORT_LEN];
         report[0] = 0x81;
         report[80..128].copy_from_slice(&hash);
         report[128..192].copy_from_slice(&report_data);
         report[TDINFO].copy_from_slice(&tdinfo);
+        self.p.report_key.seal(&mut report);
         match self.write_for_guest(out, out_at, &report) {
             Ok(()) => Ok(Done::Status(Status::SUCCESS)),
             Err(next) => Ok(Done::Other(next)),

@@ -1,14 +1,8 @@
-//! The fields of a report, in the order in which they are shown.
+//! The fields of a report of an SNP guest.
 
+use super::Field;
 use kvm_ops_attest::snp::{Product, Report, SigningKey, Tcb};
 use soft_amd_sp::snp_policy as policy;
-
-/// A field: its name, its value, and the meaning of a value that does not explain itself.
-pub(super) struct Field {
-    pub(super) name: &'static str,
-    pub(super) value: String,
-    pub(super) meaning: String,
-}
 
 /// Bits of the policy (SNP firmware ABI, guest policy).
 const POLICY: [(u64, &str); 9] = [
@@ -57,7 +51,7 @@ fn yes(is: bool) -> String {
 }
 
 /// Every field in the order of the report.
-pub(super) fn of(report: &Report, product: Option<Product>) -> Vec<Field> {
+pub(in super::super) fn of_report(report: &Report, product: Option<Product>) -> Vec<Field> {
     let mut fields = Vec::new();
     let mut add = |name, value: String, meaning: String| {
         fields.push(Field {

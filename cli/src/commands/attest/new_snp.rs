@@ -1,9 +1,9 @@
-//! `kvm-ops attest new`: a guest that asks for its report.
+//! `attest new`: an SNP guest that asks for its report.
 
 use std::fs;
 
 use kvm_ops_attest::snp::{Product, Tcb};
-use kvm_ops_attest::software::{Kds, KdsError, Revocation, Subject, VekRequest};
+use kvm_ops_attest::software::{IssueError, Kds, Revocation, Subject, VekRequest};
 use kvm_ops_attest::x509::Certificate;
 use soft_amd_sp::measure::{InitialVmsa, PageInfo, PageType, SnpDigest, VMSA_GPA, Vmm};
 use soft_amd_sp::message::GuestChannel;
@@ -35,11 +35,11 @@ struct Page {
     contents: Box<[u8; 4096]>,
 }
 
-pub(super) fn run(args: &NewArgs) -> Outcome {
+pub(super) fn new_report(args: &NewArgs) -> Outcome {
     let directory = &args.directory;
     let processors = Processors::of(args.product);
     let launched = launch(&processors, &args.report_data.0)?;
-    let refuse = |error: KdsError| Failure::because("cannot certify the chip's key", error);
+    let refuse = |error: IssueError| Failure::because("cannot certify the chip's key", error);
     let evidence = certified(&processors, &launched).map_err(refuse)?;
     fs::create_dir_all(directory).map_err(|error| {
         Failure::because(format!("cannot create {}", directory.display()), error)
@@ -115,7 +115,7 @@ struct Certified {
     crl: Vec<u8>,
 }
 
-fn certified(processors: &Processors, launched: &Launched) -> Result<Certified, KdsError> {
+fn certified(processors: &Processors, launched: &Launched) -> Result<Certified, IssueError> {
     let kds = Kds::new(processors.product);
     let subject = Subject::Chip(launched.chip_id);
     let request = VekRequest::new(&launched.vcek, processors.tcb, subject);

@@ -1,0 +1,59 @@
+//! The back end of `dcap-qvl`: its own parsers, and the hashes and curve of this workspace.
+
+use dcap_qvl::config::{Config, CryptoProvider};
+use dcap_qvl::signature::DerSigEncoder;
+use dcap_qvl::x509::X509CertBackend;
+use p256::ecdsa::signature::Verifier;
+use p256::ecdsa::{DerSignature, VerifyingKey};
+use rustls_pki_types::{
+    AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, alg_id,
+};
+use sha2::{Digest, Sha256, Sha384};
+
+/// The back end.
+pub(super) struct Backend;
+
+impl Config for Backend {
+    type X509 = X509CertBackend;
+    type SigEncoder = DerSigEncoder;
+    type Crypto = Self;
+}
+
+impl CryptoProvider for Backend {
+    fn sig_algo() -> &'static dyn SignatureVerificationAlgorithm {
+        &EcdsaP256
+    }
+
+    fn sha256(data: &[u8]) -> [u8; 32] {
+        Sha256::digest(data).into()
+    }
+
+    fn sha384(data: &[u8]) -> [u8; 48] {
+        Sha384::digest(data).into()
+    }
+}
+
+#[derive(Debug)]
+struct EcdsaP256;
+
+impl SignatureVerificationAlgorithm for EcdsaP256 {
+    fn verify_signature(
+        &self,
+        public_key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        let key = VerifyingKey::from_sec1_bytes(public_key).map_err(|_| InvalidSignature)?;
+        let signature = DerSignature::try_from(signature).map_err(|_| InvalidSignature)?;
+        key.verify(message, &signature)
+            .map_err(|_| InvalidSignature)
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_P256
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_SHA256
+    }
+}
