@@ -46,6 +46,7 @@ impl Default for PlatformBuilder {
                 cpuid_configs: PlatformConfig::default_cpuid_configs(),
                 rdseed_tries: 6,
                 encrypt_memory: true,
+                seal_reports: true,
                 escrow_keys: false,
                 seed: None,
                 rng_seed: None,
@@ -165,6 +166,14 @@ impl PlatformBuilder {
     #[must_use]
     pub fn encrypt_memory(mut self, on: bool) -> Self {
         self.cfg.encrypt_memory = on;
+        self
+    }
+
+    /// Fills in CPUSVN, TEE_TCB_INFO and the MAC of a TD's report, as SEAMREPORT does (the default). If
+    /// off, they are zero, and [`Platform::verify_report`] refuses the report.
+    #[must_use]
+    pub fn seal_reports(mut self, on: bool) -> Self {
+        self.cfg.seal_reports = on;
         self
     }
 

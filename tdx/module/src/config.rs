@@ -166,6 +166,8 @@ pub struct PlatformConfig {
     pub rdseed_tries: u32,
     /// Encrypt private memory and check its integrity.
     pub encrypt_memory: bool,
+    /// Fill in what the processor adds to a TD's report: CPUSVN, TEE_TCB_INFO and the MAC.
+    pub seal_reports: bool,
     /// Keep keys of dead key ids, for observation alone ([`crate::Platform::peek_memory`]).
     pub escrow_keys: bool,
     /// Seed of keys; `None` takes one from the operating system.

@@ -72,3 +72,15 @@ fn the_mac_is_valid_on_the_platform_that_made_the_report_and_on_no_other() {
         assert!(!p.verify_report(&changed), "bit {bit}");
     }
 }
+
+#[test]
+fn a_report_that_is_not_sealed_has_zeros_and_is_refused() {
+    let p = Platform::builder().seed(1).seal_reports(false).build();
+    let p = p.expect("a machine");
+    p.bring_up().expect("bring-up");
+    let report = report(&p);
+    let zero = |range: std::ops::Range<usize>| report[range].iter().all(|byte| *byte == 0);
+    assert!(zero(16..80) && zero(224..495));
+    assert_eq!(report[80..128], Sha384::digest(&report[512..])[..]);
+    assert!(!p.verify_report(&report));
+}
