@@ -33,7 +33,7 @@ impl Outcome {
     }
 }
 
-/// How a check takes part in the verdict.
+/// The weight of a check in the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weight {
     /// Always made, and cannot be given up.
@@ -49,9 +49,9 @@ pub enum Weight {
 pub struct Check {
     /// Name on the command line and in JSON.
     pub name: &'static str,
-    /// What passing means.
+    /// The statement that holds if the check passes.
     pub about: &'static str,
-    /// How the check takes part in the verdict.
+    /// The weight of the check in the verdict.
     pub weight: Weight,
 }
 
@@ -72,7 +72,7 @@ pub struct Row {
     pub check: Check,
     /// Its result.
     pub outcome: Outcome,
-    /// What a reader must know beside the result: which root it was, for instance.
+    /// A remark for the reader beside the result: the name of the root, for instance.
     pub note: String,
 }
 
@@ -109,7 +109,7 @@ impl Verdict {
             .map(|row| row.check)
     }
 
-    /// Whether every check that is needed was made and passed, or was waived by name.
+    /// Returns true if every needed check was made and passed, or was waived by name.
     pub fn is_accepted(&self) -> bool {
         self.rows.iter().all(|row| match row.outcome {
             Outcome::Passed | Outcome::Waived => true,
@@ -118,7 +118,7 @@ impl Verdict {
         })
     }
 
-    /// Whether the evidence is what its key signed, under a root that the caller trusts: no check
+    /// Returns true if its key signed the evidence, under a root that the caller trusts: no check
     /// that is always made failed. Says nothing about what the evidence tells.
     pub fn is_authentic(&self) -> bool {
         let always = |row: &&Row| row.check.weight == Weight::Always;
@@ -167,7 +167,7 @@ impl Waivers {
         Ok(Self(set))
     }
 
-    /// Whether the check with this name is given up.
+    /// Returns true if the check with this name is waived.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains(name)
     }

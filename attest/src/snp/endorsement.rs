@@ -50,7 +50,7 @@ impl KeyKind {
     }
 }
 
-/// What a VCEK or VLEK certificate says.
+/// The contents of a VCEK or VLEK certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endorsement {
     /// The kind of key.

@@ -1,4 +1,4 @@
-//! What the caller expects a report to say, and the rows about it.
+//! Values that the caller expects in a report, and the rows about them.
 
 use super::verify::check;
 use super::{Endorsement, Report, Tcb};
@@ -10,9 +10,9 @@ use crate::row::{Rows, same};
 pub struct Expected {
     /// Launch digest.
     pub measurement: Option<[u8; 48]>,
-    /// What the guest must have put in: a nonce, or the digest of a key.
+    /// REPORT_DATA, which the guest puts in: a nonce, or the digest of a key.
     pub report_data: Option<[u8; 64]>,
-    /// What the host must have put in at launch.
+    /// HOST_DATA, which the host puts in at launch.
     pub host_data: Option<[u8; 32]>,
     /// The VMPL that must have asked.
     pub vmpl: Option<u32>,

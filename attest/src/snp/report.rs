@@ -63,9 +63,9 @@ pub struct Report {
     pub current_tcb: [u8; 8],
     /// PLATFORM_INFO.
     pub platform_info: u64,
-    /// Whether an author key is vouched for.
+    /// True if an author key signed the ID key (AUTHOR_KEY_EN).
     pub author_key_enabled: bool,
-    /// Whether the host asked the firmware not to sign.
+    /// True if the host asked the firmware not to sign (MASK_CHIP_KEY).
     pub mask_chip_key: bool,
     /// Which key signed.
     pub signing_key: SigningKey,
@@ -149,7 +149,7 @@ impl Report {
         })
     }
 
-    /// Whether the policy lets the host debug the guest (bit 19).
+    /// Returns true if the policy lets the host debug the guest (bit 19).
     pub const fn allows_debugging(&self) -> bool {
         self.policy & 1 << 19 != 0
     }

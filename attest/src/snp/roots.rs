@@ -34,7 +34,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// What the root is called in a verdict.
+    /// The name of the root in a verdict.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -44,7 +44,7 @@ impl Root {
         &self.key
     }
 
-    /// Whether this is the software platform's, which vouches for no hardware.
+    /// Returns true for the software platform's root, which proves nothing about hardware.
     pub fn is_software(&self) -> bool {
         is_software(&self.key)
     }

@@ -8,7 +8,7 @@ const HEADER: usize = 24;
 /// Most headers that are read.
 const MAX_ENTRIES: usize = 16;
 
-/// What an entry holds.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum EntryKind {
@@ -40,7 +40,7 @@ impl EntryKind {
     }
 }
 
-/// Whether the bytes begin with the header of a table.
+/// Returns true if the bytes begin with the header of a table.
 pub fn is_table(bytes: &[u8]) -> bool {
     guid_of(bytes).is_some_and(|guid| EntryKind::from_guid(guid).is_some())
 }

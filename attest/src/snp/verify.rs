@@ -126,7 +126,7 @@ pub const CHECKS: [Check; 24] = [
     check::GUEST_SVN,
 ];
 
-/// What is to be verified.
+/// The evidence to verify.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
     /// The report.
@@ -214,7 +214,7 @@ fn check_chain<'a>(rows: &mut Rows<'_>, chain: &Chain, roots: &'a Roots) -> Opti
     Some(root)
 }
 
-/// What ties the report to the key that signed it.
+/// Checks that the report belongs to the key that signed it.
 fn check_key(
     rows: &mut Rows<'_>,
     chain: &Chain,

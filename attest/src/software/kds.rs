@@ -28,7 +28,7 @@ const ARK: &[u8] = include_bytes!("../../roots/software-ark.pk8");
 const ASK: &[u8] = include_bytes!("../../roots/software-ask.pk8");
 const ASVK: &[u8] = include_bytes!("../../roots/software-asvk.pk8");
 
-/// Whom a key belongs to.
+/// The owner of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A chip: the key is a VCEK.
@@ -44,7 +44,7 @@ pub struct VekRequest {
     pub key: Vec<u8>,
     /// The TCB that it was derived from.
     pub tcb: Tcb,
-    /// Whom it belongs to.
+    /// The owner of the key.
     pub subject: Subject,
     /// First and last second of validity, in Unix time.
     pub validity: (u64, u64),
@@ -62,7 +62,7 @@ impl VekRequest {
     }
 }
 
-/// What a revocation list says.
+/// The contents of a revocation list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocation {
     /// The certificates that are revoked.

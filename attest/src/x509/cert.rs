@@ -59,7 +59,7 @@ impl Certificate {
         &self.parsed.tbs_certificate.subject_public_key_info
     }
 
-    /// Whether `issuer` is the one that this certificate names.
+    /// Returns true if this certificate names `issuer` as its issuer.
     pub fn names_issuer(&self, issuer: &Self) -> bool {
         self.parsed.tbs_certificate.issuer == issuer.parsed.tbs_certificate.subject
     }
@@ -79,7 +79,7 @@ impl Certificate {
         (seconds(&validity.not_before), seconds(&validity.not_after))
     }
 
-    /// Whether the certificate may sign others (basic constraints, RFC 5280, 4.2.1.9).
+    /// Returns true if the certificate may sign others (basic constraints, RFC 5280, 4.2.1.9).
     pub fn is_authority(&self) -> bool {
         use x509_cert::ext::pkix::BasicConstraints;
         let found = self.parsed.tbs_certificate.get::<BasicConstraints>();

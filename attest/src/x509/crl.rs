@@ -41,12 +41,12 @@ impl Crl {
         Signed::split(&self.der)?.verify(&inner, key)
     }
 
-    /// Whether the one who issued the certificate also issued this list, by their names.
+    /// Returns true if the certificate and this list name the same issuer.
     pub fn is_of_issuer_of(&self, certificate: &Certificate) -> bool {
         self.parsed.tbs_cert_list.issuer == certificate.parsed().tbs_certificate.issuer
     }
 
-    /// Whether the list has the certificate's serial number.
+    /// Returns true if the list has the certificate's serial number.
     pub fn revokes(&self, certificate: &Certificate) -> bool {
         let serial = &certificate.parsed().tbs_certificate.serial_number;
         let list = self.parsed.tbs_cert_list.revoked_certificates.as_deref();

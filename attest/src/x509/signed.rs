@@ -5,9 +5,9 @@ use x509_cert::der::{Decode, Reader, SliceReader};
 
 use super::X509Error;
 
-/// What is signed, how, and the signature, as they lie in the DER.
+/// The signed part of a DER structure, the algorithm and the signature.
 ///
-/// What is signed is kept as it came: encoding it again could repair what a forger changed.
+/// The signed part is kept as it came: encoding it again could repair what a forger changed.
 #[cfg_attr(not(feature = "snp"), allow(dead_code))] // Quotes' chains are verified elsewhere.
 pub(super) struct Signed<'a> {
     pub(super) body: &'a [u8],

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Evidence and helpers that the tests share.
 #![allow(dead_code)] // Not each of them uses all.
 
 use kvm_ops_attest::snp::{CHECKS, SIGNED_LEN};
