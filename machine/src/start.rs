@@ -45,9 +45,9 @@ const DATA_SEGMENTS: [SegmentName; 5] = [
     SegmentName::Ss,
 ];
 
-/// The descriptor table in memory: null, 32-bit code, code of the entry (`long`: 64-bit), data.
-pub(crate) fn gdt(long: bool) -> [u64; 4] {
-    let flat = |kind| Segment {
+/// A flat 32-bit segment of this kind.
+fn flat(kind: u8) -> Segment {
+    Segment {
         limit: u32::MAX,
         kind,
         present: true,
@@ -55,7 +55,11 @@ pub(crate) fn gdt(long: bool) -> [u64; 4] {
         s: true,
         g: true,
         ..Segment::default()
-    };
+    }
+}
+
+/// The descriptor table in memory: null, 32-bit code, code of the entry (`long`: 64-bit), data.
+pub(crate) fn gdt(long: bool) -> [u64; 4] {
     let entry = Segment {
         db: !long,
         l: long,
@@ -136,19 +140,15 @@ fn place(sregs: &mut Sregs, start: &Start) -> Result<Regs> {
                 limit: 4 * 8 - 1,
             };
             sregs.idt = DescTable::default();
-            let flat = |selector, kind| Segment {
-                limit: u32::MAX,
-                selector,
-                kind,
-                present: true,
-                db: true,
-                s: true,
-                g: true,
-                ..Segment::default()
+            sregs.cs = Segment {
+                selector: code,
+                ..flat(CODE)
             };
-            sregs.cs = flat(code, CODE);
             for name in DATA_SEGMENTS {
-                *sregs.segment_mut(name) = flat(BOOT_DS, DATA);
+                *sregs.segment_mut(name) = Segment {
+                    selector: BOOT_DS,
+                    ..flat(DATA)
+                };
             }
             regs.rip = entry.into();
             regs.rsi = rsi;

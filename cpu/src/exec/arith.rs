@@ -7,6 +7,7 @@ use crate::exec::Exec;
 use crate::fault::Exception;
 use crate::flags::{sign, zero};
 use crate::operand::operand_size;
+use crate::select::alu_op;
 use crate::state::{Core, R};
 
 pub(super) fn select(m: M) -> Option<Exec> {
@@ -27,17 +28,7 @@ pub(super) fn select(m: M) -> Option<Exec> {
 }
 
 fn binary(c: &mut Core, i: &Instruction) -> R<()> {
-    let op = match i.mnemonic() {
-        M::Add => alu::ADD,
-        M::Or => alu::OR,
-        M::Adc => alu::ADC,
-        M::Sbb => alu::SBB,
-        M::And => alu::AND,
-        M::Sub => alu::SUB,
-        M::Xor => alu::XOR,
-        M::Cmp => alu::CMP,
-        _ => alu::TEST,
-    };
+    let op = alu_op(i.mnemonic()).unwrap_or(alu::TEST);
     let size = operand_size(i, 0);
     let a = if alu::writes(op) {
         c.get_update(i, 0)?

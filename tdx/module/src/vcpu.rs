@@ -116,17 +116,7 @@ impl Event {
     /// VMX interruption information; the error code is apart.
     pub(crate) fn to_info(self) -> u64 {
         const VALID: u64 = 1 << 31;
-        const ERROR_VALID: u64 = 1 << 11;
-        let kind = match self.kind {
-            EventType::Interrupt => 0,
-            EventType::Nmi => 2,
-            EventType::HardwareException => 3,
-            EventType::SoftwareInterrupt => 4,
-            EventType::PrivilegedSoftwareException => 5,
-            EventType::SoftwareException => 6,
-        };
-        let error = if self.error.is_some() { ERROR_VALID } else { 0 };
-        VALID | error | kind << 8 | u64::from(self.vector)
+        VALID | self.entry_info().0
     }
 
     /// VM-entry interruption information without its valid bit, and the error code.

@@ -12,3 +12,12 @@ pub(super) struct Field {
     pub(super) value: String,
     pub(super) meaning: String,
 }
+
+/// The names of the bits that are set.
+fn bits(value: u64, names: &[(u64, &str)]) -> Vec<String> {
+    names
+        .iter()
+        .filter(|(bit, _)| value & bit != 0)
+        .map(|(_, name)| (*name).to_owned())
+        .collect()
+}

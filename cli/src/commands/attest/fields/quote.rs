@@ -2,7 +2,7 @@
 
 use kvm_ops_attest::tdx::Quote;
 
-use super::Field;
+use super::{Field, bits};
 
 /// Bits of ATTRIBUTES (TDX module ABI specification).
 const ATTRIBUTES: [(u64, &str); 7] = [
@@ -18,10 +18,6 @@ const ATTRIBUTES: [(u64, &str); 7] = [
 /// Every field in the order of the quote.
 pub(in super::super) fn of_quote(quote: &Quote) -> Vec<Field> {
     let report = &quote.report;
-    let bits = ATTRIBUTES
-        .iter()
-        .filter(|(bit, _)| report.attributes & bit != 0);
-    let bits: Vec<_> = bits.map(|(_, name)| *name).collect();
     let mut fields = Vec::new();
     let mut add = |name, value: String, meaning: String| {
         fields.push(Field {
@@ -43,7 +39,7 @@ pub(in super::super) fn of_quote(quote: &Quote) -> Vec<Field> {
     add(
         "attributes",
         format!("{:#x}", report.attributes),
-        bits.join(", "),
+        bits(report.attributes, &ATTRIBUTES).join(", "),
     );
     add("xfam", format!("{:#x}", report.xfam), none());
     add("mrtd", hex::encode(report.mrtd), none());

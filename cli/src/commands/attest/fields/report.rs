@@ -1,6 +1,6 @@
 //! The fields of a report of an SNP guest.
 
-use super::Field;
+use super::{Field, bits};
 use kvm_ops_attest::snp::{Product, Report, SigningKey, Tcb};
 use soft_amd_sp::snp_policy as policy;
 
@@ -26,14 +26,6 @@ const PLATFORM: [(u64, &str); 6] = [
     (1 << 4, "ciphertext hiding"),
     (1 << 5, "aliases checked"),
 ];
-
-fn bits(value: u64, names: &[(u64, &str)]) -> Vec<String> {
-    names
-        .iter()
-        .filter(|(bit, _)| value & bit != 0)
-        .map(|(_, name)| (*name).to_owned())
-        .collect()
-}
 
 /// A packed TCB in the order of its bytes, and its parts if the layout is known.
 fn tcb(product: Option<Product>, packed: [u8; 8]) -> (String, String) {
