@@ -204,11 +204,11 @@ impl Hosts {
         }
         let mut reasons = Vec::new();
         let mut hint = None;
-        if choice != HostChoice::Sim {
-            if let Some(failure) = &self.no_kvm {
-                reasons.push(failure.in_a_line());
-                hint = failure.first_hint();
-            }
+        if choice != HostChoice::Sim
+            && let Some(failure) = &self.no_kvm
+        {
+            reasons.push(failure.in_a_line());
+            hint = failure.first_hint();
         }
         let allowed = |place: &&Place| match choice {
             HostChoice::Kvm => place.processor,

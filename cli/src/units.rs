@@ -52,7 +52,7 @@ pub(crate) fn check_memory(bytes: u64) -> Result<u64, String> {
     if bytes == 0 {
         return Err("a VM needs memory".into());
     }
-    if bytes % kvm_ops::PAGE_SIZE != 0 {
+    if !bytes.is_multiple_of(kvm_ops::PAGE_SIZE) {
         return Err(format!(
             "{bytes} bytes are not a multiple of the page size, {}",
             kvm_ops::PAGE_SIZE

@@ -186,11 +186,11 @@ fn every_example_runs_where_its_hosts_are() {
         let image = text
             .lines()
             .find_map(|line| line.strip_prefix("image = \""));
-        if let Some(image) = image.map(|image| image.trim_end_matches('"')) {
-            if !has_kvm() || !std::path::Path::new(image).is_file() {
-                println!("skipped: {path} needs /dev/kvm and {image}");
-                continue;
-            }
+        if let Some(image) = image.map(|image| image.trim_end_matches('"'))
+            && (!has_kvm() || !std::path::Path::new(image).is_file())
+        {
+            println!("skipped: {path} needs /dev/kvm and {image}");
+            continue;
         }
         let ran = run(&["fleet", path, "--json"]);
         assert_eq!(ran.code, Some(0), "{path}: {}{}", ran.out, ran.err);

@@ -447,13 +447,13 @@ impl Cpu {
         let target = found?;
         let epoch = self.blocks.epoch;
         let to = &self.blocks.list[target as usize];
-        if to.gpa >> 12 == page {
-            if let Some(block) = self.blocks.list.get(from as usize) {
-                block.links[slot].set(Link {
-                    epoch,
-                    block: target,
-                });
-            }
+        if to.gpa >> 12 == page
+            && let Some(block) = self.blocks.list.get(from as usize)
+        {
+            block.links[slot].set(Link {
+                epoch,
+                block: target,
+            });
         }
         Some(target)
     }

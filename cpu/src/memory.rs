@@ -136,10 +136,10 @@ impl Core {
         if !self.copy_in(first.place, first.gpa, &data[..first.len]) {
             return Err(self.device_refused(first.gpa, linear, true));
         }
-        if let Some(second) = second {
-            if !self.copy_in(second.place, second.gpa, rest) {
-                return Err(self.device_refused(second.gpa, linear, true));
-            }
+        if let Some(second) = second
+            && !self.copy_in(second.place, second.gpa, rest)
+        {
+            return Err(self.device_refused(second.gpa, linear, true));
         }
         Ok(())
     }

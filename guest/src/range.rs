@@ -84,7 +84,7 @@ impl GpaRange {
     /// # Errors
     /// Not whole 4 KiB pages, nothing at all, or beyond 64 bits.
     pub const fn new(start: u64, bytes: u64) -> Result<Self, RangeError> {
-        if start % PAGE != 0 || bytes % PAGE != 0 {
+        if !start.is_multiple_of(PAGE) || !bytes.is_multiple_of(PAGE) {
             return Err(RangeError::Unaligned);
         }
         if bytes == 0 {
@@ -136,7 +136,7 @@ impl GpaRange {
 
     /// Returns whether a page of `size` begins at the range's start and ends inside it.
     pub const fn begins_with(self, size: PageSize) -> bool {
-        self.start % size.bytes() == 0 && self.bytes() >= size.bytes()
+        self.start.is_multiple_of(size.bytes()) && self.bytes() >= size.bytes()
     }
 
     /// Fails unless the whole range lies below `limit`.

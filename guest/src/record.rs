@@ -42,7 +42,7 @@ impl<'a> Record<'a> {
     pub fn new(bits: &'a mut [u64], start: u64) -> Option<Self> {
         let bytes = (bits.len() as u64).checked_mul(64 * PAGE)?;
         start.checked_add(bytes)?;
-        (start % PAGE == 0).then_some(Self { bits, start })
+        start.is_multiple_of(PAGE).then_some(Self { bits, start })
     }
 
     /// Notes that the guest is about to accept or validate `range`.
@@ -86,10 +86,10 @@ impl<'a> Record<'a> {
             }
         }
         for gpa in pages() {
-            if let Some((word, bit)) = self.place(gpa) {
-                if let Some(word) = self.bits.get_mut(word) {
-                    *word ^= bit;
-                }
+            if let Some((word, bit)) = self.place(gpa)
+                && let Some(word) = self.bits.get_mut(word)
+            {
+                *word ^= bit;
             }
         }
         Ok(())

@@ -108,7 +108,7 @@ impl KvmVm {
     /// [`Error::HostLacks`]; [`Error::Invalid`] for a size that is 0 or not whole pages; the answer
     /// of the kernel.
     pub fn create_guest_memfd(&self, bytes: u64, flags: u64) -> Result<OwnedFd> {
-        if bytes == 0 || bytes % PAGE_SIZE != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Invalid(Field::Size, bytes));
         }
         if !self.fd().check_extension(Cap::GuestMemfd) {

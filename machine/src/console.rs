@@ -79,11 +79,11 @@ impl ConsoleSink {
         let room = console.limit - console.captured.len();
         let kept = &bytes[..bytes.len().min(room)];
         console.captured.extend_from_slice(kept);
-        if let Some(writer) = &mut console.writer {
-            if let Err(error) = writer.write_all(bytes).and_then(|()| writer.flush()) {
-                console.writer = None;
-                console.error.get_or_insert(error);
-            }
+        if let Some(writer) = &mut console.writer
+            && let Err(error) = writer.write_all(bytes).and_then(|()| writer.flush())
+        {
+            console.writer = None;
+            console.error.get_or_insert(error);
         }
     }
 

@@ -66,7 +66,7 @@ impl ImageFormat {
 /// or WBINVD before it.
 fn is_rom(bytes: &[u8]) -> bool {
     const JUMPS: [u8; 3] = [0xe9, 0xea, 0xeb];
-    let whole = bytes.len() % 0x1_0000 == 0 && bytes.len() as u64 <= ROM_MAX;
+    let whole = bytes.len().is_multiple_of(0x1_0000) && bytes.len() as u64 <= ROM_MAX;
     whole
         && bytes
             .len()

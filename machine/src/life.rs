@@ -41,13 +41,13 @@ impl<H: Host> Machine<H> {
     /// A [`MachineError`] that names the step or the value. What was built so far is undone.
     pub fn build(host: &H, config: MachineConfig) -> Result<Self, MachineError> {
         let irqchip = config.chosen_irqchip();
-        if let Payload::Programs(programs) = &config.payload {
-            if programs.len() as u64 > u64::from(config.vcpus) {
-                return Err(MachineError::TooManyPrograms {
-                    programs: programs.len(),
-                    vcpus: config.vcpus,
-                });
-            }
+        if let Payload::Programs(programs) = &config.payload
+            && programs.len() as u64 > u64::from(config.vcpus)
+        {
+            return Err(MachineError::TooManyPrograms {
+                programs: programs.len(),
+                vcpus: config.vcpus,
+            });
         }
         let confidential = config.kind.tech(host.vendor()).is_confidential();
         let rom = match &config.payload {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use kvm_ops::{Gpa, HostRange, MemSlot, PAGE_SIZE, SlotId};
 
@@ -31,7 +31,7 @@ impl GuestRam {
         if ram == 0 {
             return Err(bad_size("no memory"));
         }
-        if ram % PAGE_SIZE != 0 {
+        if !ram.is_multiple_of(PAGE_SIZE) {
             return Err(bad_size("not a multiple of 4 KiB"));
         }
         if ram > RAM_MAX {

@@ -25,7 +25,7 @@ fn share(n: u64) -> Action<'static> {
 
 fn alternate(n: u64) -> Action<'static> {
     let gpa = |at: u64| Gpa::new(at & 0x3fff_ffff_f000);
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         Action::Unshare {
             gpa: gpa(0x100_0000 + n * 8192),
             pages: 1,
@@ -40,7 +40,7 @@ fn alternate(n: u64) -> Action<'static> {
 
 fn everything(n: u64) -> Action<'static> {
     let (gpa, pages) = (Gpa::new(0), 1 << 34);
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         Action::Share { gpa, pages }
     } else {
         Action::Unshare { gpa, pages }

@@ -135,10 +135,10 @@ impl<'a> Cursor<'a> {
         level: Level,
         page: impl FnOnce() -> Result<Page>,
     ) -> Result<Mapped> {
-        if level == Level::Size4K {
-            if let Some(leaf) = self.leaf_of(gfn) {
-                return self.mirror.set_leaf(hooks, leaf, gfn, page);
-            }
+        if level == Level::Size4K
+            && let Some(leaf) = self.leaf_of(gfn)
+        {
+            return self.mirror.set_leaf(hooks, leaf, gfn, page);
         }
         self.mirror.map(hooks, gfn, level, page)
     }

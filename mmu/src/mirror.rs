@@ -141,10 +141,10 @@ impl Mirror {
         page: impl FnOnce() -> Result<Page>,
     ) -> Result<Mapped> {
         self.check(gfn, level)?;
-        if level == Level::Size4K {
-            if let Ok(leaf) = self.walk(gfn.get()) {
-                return self.set_leaf(hooks, leaf, gfn, page);
-            }
+        if level == Level::Size4K
+            && let Ok(leaf) = self.walk(gfn.get())
+        {
+            return self.set_leaf(hooks, leaf, gfn, page);
         }
         self.map_slowly(hooks, gfn, level, page)
     }
@@ -229,10 +229,10 @@ impl Mirror {
     /// A frame beyond the mirror's is absent.
     #[inline]
     pub fn lookup(&self, gfn: Gfn) -> Lookup {
-        if gfn.get() < self.frames {
-            if let Ok(leaf) = self.walk(gfn.get()) {
-                return lookup_leaf(leaf, gfn);
-            }
+        if gfn.get() < self.frames
+            && let Ok(leaf) = self.walk(gfn.get())
+        {
+            return lookup_leaf(leaf, gfn);
         }
         self.lookup_above(gfn)
     }

@@ -126,10 +126,10 @@ impl Mirror {
             let gfn = Gfn::new(edge);
             if !gfn.is_aligned(Level::Size2M) {
                 let found = self.lookup(gfn);
-                if let PrivateSpte::Mapped(_) | PrivateSpte::Blocked(_) = found.entry {
-                    if found.level == Level::Size2M {
-                        self.demote(hooks, gfn)?;
-                    }
+                if let PrivateSpte::Mapped(_) | PrivateSpte::Blocked(_) = found.entry
+                    && found.level == Level::Size2M
+                {
+                    self.demote(hooks, gfn)?;
                 }
             }
         }

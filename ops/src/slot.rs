@@ -27,10 +27,10 @@ impl HostRange {
     /// * no Rust reference to it exists, because the guest writes it at any time.
     #[inline]
     pub const unsafe fn new(address: u64, bytes: u64) -> Result<Self> {
-        if address % PAGE_SIZE != 0 {
+        if !address.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Invalid(Field::HostAddress, address));
         }
-        if bytes == 0 || bytes % PAGE_SIZE != 0 || address.checked_add(bytes).is_none() {
+        if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) || address.checked_add(bytes).is_none() {
             return Err(Error::Invalid(Field::Size, bytes));
         }
         Ok(Self { address, bytes })

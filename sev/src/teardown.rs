@@ -49,12 +49,13 @@ impl<H: Host> Shared<H> {
     #[allow(unsafe_code)]
     pub(crate) fn release_key(&self) -> KeyReleased {
         let done = matches!(self.life.step(), Step::KeyReleased | Step::Drained);
-        if !self.is_snp() && !done {
-            if let Some(context) = self.context().as_mut() {
-                let sp = self.sp();
-                sp.decommission(context);
-                sp.psp.wbinvd_all();
-            }
+        if !self.is_snp()
+            && !done
+            && let Some(context) = self.context().as_mut()
+        {
+            let sp = self.sp();
+            sp.decommission(context);
+            sp.psp.wbinvd_all();
         }
         // SAFETY: no vCPU runs any more, and the gate lets none in, so no processor can fetch a
         // line with the ASID's key. For SEV and SEV-ES the lines that there are were written back

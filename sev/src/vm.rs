@@ -135,10 +135,10 @@ impl<H: Host> SevVm<H> {
         // A mirror's key is its owner's to pay for.
         let pays = !self.shared.membership().is_mirror();
         let mut context = self.shared.context();
-        if let Some(context) = context.as_mut().filter(|_| pays) {
-            if !context.charge.as_ref().is_some_and(|c| c.is_to(account)) {
-                context.charge = Some(account.charge(self.shared.tech())?);
-            }
+        if let Some(context) = context.as_mut().filter(|_| pays)
+            && !context.charge.as_ref().is_some_and(|c| c.is_to(account))
+        {
+            context.charge = Some(account.charge(self.shared.tech())?);
         }
         self.shared.set_payer(Arc::clone(account));
         Ok(())

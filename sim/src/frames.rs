@@ -156,7 +156,7 @@ impl Frames {
                 mask[word] = bit;
                 mask
             }
-            Level::Size2M if first % CHUNK == 0 => [u64::MAX; 8],
+            Level::Size2M if first.is_multiple_of(CHUNK) => [u64::MAX; 8],
             _ => return false,
         };
         let Some(state) = self.used.get_mut(&chunk) else {
@@ -215,7 +215,7 @@ mod tests {
     fn forget(out: &mut BTreeSet<u64>, first: u64, level: Level) -> bool {
         let page = first..first + level.frames();
         let whole = page.clone().all(|frame| out.contains(&frame));
-        if whole && first % level.frames() == 0 {
+        if whole && first.is_multiple_of(level.frames()) {
             page.for_each(|frame| assert!(out.remove(&frame)));
             return true;
         }

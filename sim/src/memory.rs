@@ -151,11 +151,9 @@ impl Memory {
         if !slot.flags.log_dirty && self.map_2m(&slot, gfn) {
             return self.table.lookup(gfn);
         }
-        if write {
-            if let Some(bitmap) = self.dirty.get_mut(&slot.id) {
-                let page = offset / PAGE_SIZE;
-                bitmap[(page / 64) as usize] |= 1 << (page % 64);
-            }
+        if write && let Some(bitmap) = self.dirty.get_mut(&slot.id) {
+            let page = offset / PAGE_SIZE;
+            bitmap[(page / 64) as usize] |= 1 << (page % 64);
         }
         let writable = !slot.flags.read_only && (write || !slot.flags.log_dirty);
         let mapping = Mapping {
@@ -178,7 +176,7 @@ impl Memory {
             return false;
         }
         let host = slot.host.address() + (gpa.get() - slot.gpa.get());
-        if host % Level::Size2M.bytes() != 0 {
+        if !host.is_multiple_of(Level::Size2M.bytes()) {
             return false;
         }
         let mapping = Mapping {

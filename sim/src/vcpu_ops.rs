@@ -166,10 +166,10 @@ impl VcpuOps for SimVcpu {
     /// A guest program has no handlers: an exception shuts the vCPU down in the next run. An NMI and
     /// an interrupt end its halt.
     fn set_events(&mut self, events: &Events) -> Result<()> {
-        if let Some(exception) = &events.exception {
-            if exception.vector > 31 {
-                return Err(Error::Invalid(Field::Vector, exception.vector.into()));
-            }
+        if let Some(exception) = &events.exception
+            && exception.vector > 31
+        {
+            return Err(Error::Invalid(Field::Vector, exception.vector.into()));
         }
         let irqchip = self.has_irqchip();
         let (nmi, interrupt) = (events.nmi, events.interrupt);

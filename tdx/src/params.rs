@@ -129,7 +129,7 @@ fn tsc_units(khz: u32) -> Result<u16> {
     let units = khz / TSC_UNIT_KHZ;
     let in_range = (TSC_UNITS.0..=TSC_UNITS.1).contains(&units);
     match u16::try_from(units) {
-        Ok(units) if in_range && khz % TSC_UNIT_KHZ == 0 => Ok(units),
+        Ok(units) if in_range && khz.is_multiple_of(TSC_UNIT_KHZ) => Ok(units),
         _ => Err(Error::Invalid(Field::TscKhz, khz.into())),
     }
 }

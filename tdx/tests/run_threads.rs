@@ -95,10 +95,11 @@ impl GuestProgram for Busy {
                 return Action::Shutdown;
             }
             last => {
-                if let (Doing::Read, Outcome::Data(data)) = (self.doing, last) {
-                    if data != self.data && data != [0; 8] {
-                        self.wrong.fetch_add(1, Ordering::SeqCst);
-                    }
+                if let (Doing::Read, Outcome::Data(data)) = (self.doing, last)
+                    && data != self.data
+                    && data != [0; 8]
+                {
+                    self.wrong.fetch_add(1, Ordering::SeqCst);
                 }
                 // A read that an accept came between is read again.
                 let read_again = self.doing == Doing::Read && last == Outcome::Done;

@@ -20,7 +20,7 @@ pub(crate) fn text(diagnosis: &Diagnosis) -> String {
 /// Creates a table without lines, as wide as the terminal.
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     if term::colours_out() {
         table.enforce_styling();
     } else {

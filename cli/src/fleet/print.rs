@@ -64,7 +64,7 @@ fn table(report: &FleetReport) -> Table {
 
 fn filled(report: &FleetReport, gap: u16, words: usize) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     if term::colours_out() {
         table.enforce_styling();
     } else {

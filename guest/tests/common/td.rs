@@ -165,7 +165,7 @@ impl Host {
                     level
                 }
                 (false, false) => {
-                    let large = at % LARGE == 0 && end - at >= LARGE && self.has_room(at);
+                    let large = at.is_multiple_of(LARGE) && end - at >= LARGE && self.has_room(at);
                     self.aug(at, large.into());
                     large.into()
                 }

@@ -162,11 +162,11 @@ impl Devices {
             return Flow::End(End::DebugExit(u32::from_le_bytes(value)));
         }
         self.with_state(|state| {
-            if port == PCI_ADDRESS {
-                if let Ok(address) = item.try_into() {
-                    state.pci_address = u32::from_le_bytes(address);
-                    return Flow::Continue;
-                }
+            if port == PCI_ADDRESS
+                && let Ok(address) = item.try_into()
+            {
+                state.pci_address = u32::from_le_bytes(address);
+                return Flow::Continue;
             }
             for (port, byte) in (port..=u16::MAX).zip(item) {
                 match port {

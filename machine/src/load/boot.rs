@@ -76,7 +76,7 @@ pub(crate) fn parameters(
         *entry = boot_e820_entry {
             addr: *addr,
             size: *size,
-            type_: E820_RAM,
+            r#type: E820_RAM,
         };
     }
     zero_page.e820_entries = map.len() as u8;

@@ -14,7 +14,7 @@ pub(crate) fn rom_bytes(image: &Image) -> Result<u64, MachineError> {
             room: ROM_MAX,
         });
     }
-    if bytes % PAGE_SIZE != 0 {
+    if !bytes.is_multiple_of(PAGE_SIZE) {
         return Err(bad(
             image,
             "the size, which is no multiple of 4 KiB,",

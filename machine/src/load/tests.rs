@@ -122,7 +122,7 @@ fn a_kernel_finds_memory_map_command_line_and_initrd() {
     assert_eq!(at, 0x8000_0000 - 0x2000);
     let map: Vec<_> = page.e820_table[..page.e820_entries.into()]
         .iter()
-        .map(|entry| (entry.addr, entry.size, entry.type_))
+        .map(|entry| (entry.addr, entry.size, entry.r#type))
         .collect();
     assert_eq!(
         map,

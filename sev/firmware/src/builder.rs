@@ -153,7 +153,7 @@ impl Builder {
     /// memory of the process. Default 256 MiB.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.0.regions = usize::try_from(bytes / PageSize::Size2M.bytes()).unwrap_or(usize::MAX);
-        if bytes % PageSize::Size2M.bytes() != 0 {
+        if !bytes.is_multiple_of(PageSize::Size2M.bytes()) {
             self.0.regions = 0;
         }
         self

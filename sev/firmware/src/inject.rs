@@ -94,5 +94,5 @@ impl Injection {
 }
 
 fn hits(one_in: u32, rng: &mut ChaCha8Rng) -> bool {
-    one_in != 0 && rng.next_u32() % one_in == 0
+    one_in != 0 && rng.next_u32().is_multiple_of(one_in)
 }

@@ -15,7 +15,11 @@ const BLOCK: u64 = 16;
 fn place<H: Host>(shared: &Shared<H>, host: u64, len: u64) -> Result<(Gfn, u64)> {
     let gpa: Gpa = shared.memory().gpa_of(host).ok_or(Error::NoMemory)?;
     let offset = gpa.get() % PAGE_SIZE;
-    if len == 0 || len % BLOCK != 0 || offset % BLOCK != 0 || offset + len > PAGE_SIZE {
+    if len == 0
+        || !len.is_multiple_of(BLOCK)
+        || !offset.is_multiple_of(BLOCK)
+        || offset + len > PAGE_SIZE
+    {
         return Err(Error::Invalid(Field::Size, len));
     }
     Ok((Gfn::containing(gpa), offset))

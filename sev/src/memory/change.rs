@@ -180,11 +180,11 @@ impl<H: Host> Shared<H> {
         // A mapping larger than its RMP entry faults: out before the entry changes, in after.
         self.unmap_everywhere(first, Level::Size2M)?;
         let sev = self.sev()?;
-        if self.is_snp() {
-            if let Err(error) = self.sp().psmash(frame.page.pfn()) {
-                sev.map_encrypted(first, Level::Size2M, Some(&frame.page))?;
-                return Err(error);
-            }
+        if self.is_snp()
+            && let Err(error) = self.sp().psmash(frame.page.pfn())
+        {
+            sev.map_encrypted(first, Level::Size2M, Some(&frame.page))?;
+            return Err(error);
         }
         let Frame { page, held } = memory.remove(first).ok_or(not_there)?;
         let mut mapped = Ok(());

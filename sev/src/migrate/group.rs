@@ -116,10 +116,10 @@ impl<H: Host> Group<H> {
         state.context = At::Gone;
         if let Some(error) = state.lost {
             owner.give_up(error);
-        } else if !state.mirrors.is_empty() {
-            if let Some(orphan) = Orphan::of(owner) {
-                state.context = At::Orphan(Box::new(orphan));
-            }
+        } else if !state.mirrors.is_empty()
+            && let Some(orphan) = Orphan::of(owner)
+        {
+            state.context = At::Orphan(Box::new(orphan));
         }
     }
 

@@ -136,10 +136,10 @@ pub(crate) fn copy_context<H: Host>(owner: &Arc<Shared<H>>, mirror: &Arc<Shared<
 
 /// Gives back the key that a receiver leased for itself.
 fn give_back_unused<H: Host>(vm: &Shared<H>, own: Option<Context>) {
-    if let Some(own) = own {
-        if let Some(lease) = own.lease {
-            vm.sp().retire(lease, own.soiled);
-        }
+    if let Some(own) = own
+        && let Some(lease) = own.lease
+    {
+        vm.sp().retire(lease, own.soiled);
     }
 }
 

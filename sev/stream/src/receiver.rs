@@ -295,12 +295,10 @@ impl<T: MigrateTarget> Receiver<T> {
                 (Phase::Done, Kind::Commit) => self.answer(wire, Kind::Done, &[])?,
                 _ => return Err(ProtocolError::Unexpected(kind as u8).into()),
             }
-            if is_numbered {
-                if let Some(session) = &mut self.session {
-                    session.next += 1;
-                }
+            if is_numbered && let Some(session) = &mut self.session {
+                session.next += 1;
             }
-            let pages_only = is_numbered && self.pages % PAGES_BETWEEN_REPORTS != 0;
+            let pages_only = is_numbered && !self.pages.is_multiple_of(PAGES_BETWEEN_REPORTS);
             self.bytes = before + wire.bytes;
             if !pages_only && watch(&self.progress()) == Flow::Cancel && self.phase < Phase::Done {
                 self.abandon()?;

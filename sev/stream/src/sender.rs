@@ -360,7 +360,7 @@ impl<S: MigrateSource> Run<'_, S> {
                 self.sender.pending.insert(gfn);
                 return Err(error);
             }
-            if self.sender.pages % PAGES_BETWEEN_REPORTS == 0 {
+            if self.sender.pages.is_multiple_of(PAGES_BETWEEN_REPORTS) {
                 self.report(wire, watch)?;
             }
         }

@@ -39,7 +39,7 @@ fn check(
     if !legal(gpa) || !legal(last) || shared(gpa) != shared(last) {
         return Err(INVALID_OPERAND);
     }
-    if gpa % PAGE_SIZE != 0 || bytes % PAGE_SIZE != 0 {
+    if !gpa.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
         return Err(ALIGN_ERROR);
     }
     Ok(Conversion { next: gpa, end })

@@ -142,7 +142,7 @@ impl<H: Host> Td<H> {
             while stay.is_some() && vcpu.stay() == stay {
                 seam.relax();
                 turns = turns.wrapping_add(1);
-                if turns % KICK_AGAIN == 0 {
+                if turns.is_multiple_of(KICK_AGAIN) {
                     seam.kick(vcpu.cpu());
                 }
             }

@@ -59,10 +59,10 @@ impl<H: Host> Kick for KickHandle<H> {
     fn kick(&self) {
         // First the flag, then the look: a vCPU says that it is inside before it looks at the flag.
         self.record.kick();
-        if self.record.stay().is_some() {
-            if let Some(seam) = self.td.host.seam() {
-                seam.kick(self.record.cpu());
-            }
+        if self.record.stay().is_some()
+            && let Some(seam) = self.td.host.seam()
+        {
+            seam.kick(self.record.cpu());
         }
     }
 }

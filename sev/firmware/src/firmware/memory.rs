@@ -31,7 +31,7 @@ impl Firmware<'_> {
         if address % BLOCK as u64 != 0 {
             return Err(Status::INVALID_ADDRESS);
         }
-        if len == 0 || len as usize % BLOCK != 0 {
+        if len == 0 || !(len as usize).is_multiple_of(BLOCK) {
             return Err(Status::INVALID_LEN);
         }
         Ok(address)

@@ -166,7 +166,7 @@ impl Firmware<'_> {
             return self.snp_platform_command(command, buffer);
         };
         let context = self.address(u64_at(buffer, at));
-        if context % 0x1000 != 0 || !self.machine.memory.contains(context, 0x1000) {
+        if !context.is_multiple_of(0x1000) || !self.machine.memory.contains(context, 0x1000) {
             return Err(Status::INVALID_ADDRESS);
         }
         let guest = self

@@ -149,7 +149,7 @@ impl<'a> Launch<'a> {
     /// Guest address at which the image begins, so that it ends at 4 GiB.
     pub fn image_gpa(&self) -> Result<u64, MeasureError> {
         let length = self.image.len();
-        if length == 0 || length % PAGE_SIZE != 0 || length as u64 > FOUR_GIB {
+        if length == 0 || !length.is_multiple_of(PAGE_SIZE) || length as u64 > FOUR_GIB {
             return Err(MeasureError::ImageLength(length));
         }
         Ok(FOUR_GIB - length as u64)

@@ -43,7 +43,7 @@ pub(super) fn page_reclaim(c: &mut Call<'_, '_>) -> Leaf {
     c.regs.rcx = page_type as u64;
     c.regs.rdx = owner_of(p, page.entry);
     c.regs.r8 = page.size as u64;
-    if pa % page.size.bytes() != 0 {
+    if !pa.is_multiple_of(page.size.bytes()) {
         return Err(invalid(Operand::RCX));
     }
     if page_type == PageType::Tdr {

@@ -60,13 +60,13 @@ impl Slot {
     /// L1 has entered the VM. An instruction whose RIP L1 has left behind is done; one that it has not is
     /// executed again.
     fn entered_by_l1(&mut self, guest: Regs, injected: Option<Event>, rip: u64) {
-        if rip != self.left_at {
-            if let Some(op) = self.repeat.take() {
-                self.completed(match op {
-                    GuestOp::Tdcall(_) => Outcome::Registers(guest),
-                    _ => Outcome::Done,
-                });
-            }
+        if rip != self.left_at
+            && let Some(op) = self.repeat.take()
+        {
+            self.completed(match op {
+                GuestOp::Tdcall(_) => Outcome::Registers(guest),
+                _ => Outcome::Done,
+            });
         }
         self.entered(guest, injected);
     }

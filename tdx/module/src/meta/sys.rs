@@ -131,7 +131,7 @@ pub(crate) fn dump(cfg: &PlatformConfig, agent: Agent, id: u64, list: &mut [u8])
 /// The identifier names the first element of a field, in the field's size.
 fn is_field(id: u64, place: &Place) -> bool {
     let field = place.field();
-    place.element % field.elements == 0 && (id ^ field.id) >> id::SIZE_SHIFT & 3 == 0
+    place.element.is_multiple_of(field.elements) && (id ^ field.id) >> id::SIZE_SHIFT & 3 == 0
 }
 
 fn element(cfg: &PlatformConfig, place: &Place) -> Element {

@@ -321,9 +321,9 @@ pub fn step(p: &Platform, b: &mut Bytes<'_>) {
     let lp = usize::from(b.byte() % 4);
     match b.byte() % 16 {
         0..=8 => {
-            let version = u64::from(b.byte() % 16 == 0) << 16;
+            let version = u64::from(b.byte().is_multiple_of(16)) << 16;
             let rax = u64::from(b.byte() % 56) | version;
-            if rax == HostLeaf::SysShutdown.number() && b.byte() % 16 != 0 {
+            if rax == HostLeaf::SysShutdown.number() && !b.byte().is_multiple_of(16) {
                 return;
             }
             let mut r = regs(b, rax);
@@ -353,7 +353,11 @@ pub fn step(p: &Platform, b: &mut Bytes<'_>) {
                 gpa: b.value(),
                 gla: b.value(),
                 info: b.value(),
-                idt_vectoring: if b.byte() % 8 == 0 { b.word() } else { 0 },
+                idt_vectoring: if b.byte().is_multiple_of(8) {
+                    b.word()
+                } else {
+                    0
+                },
                 cpl: b.byte() % 4,
                 ..VmExit::default()
             };
@@ -369,7 +373,7 @@ pub fn step(p: &Platform, b: &mut Bytes<'_>) {
         }
         14 => {
             p.set_pending(lp, b.byte());
-            p.set_interrupts_enabled(lp, b.byte() % 2 == 0);
+            p.set_interrupts_enabled(lp, b.byte().is_multiple_of(2));
         }
         _ => p.inject(match b.byte() % 6 {
             0 => Fault::Rdrand { count: 1 },
@@ -380,8 +384,8 @@ pub fn step(p: &Platform, b: &mut Bytes<'_>) {
                 outcome: KeyEngineFault::Busy,
                 count: 1,
             },
-            3 => Fault::TscAdjust(u64::from(b.byte() % 32 == 0)),
-            4 => Fault::LimitCpuidMaxval(b.byte() % 32 == 0),
+            3 => Fault::TscAdjust(u64::from(b.byte().is_multiple_of(32))),
+            4 => Fault::LimitCpuidMaxval(b.byte().is_multiple_of(32)),
             _ => Fault::TscAdd(i64::from(b.byte())),
         }),
     }

@@ -120,10 +120,10 @@ impl Firmware<'_> {
         {
             return Err(Status::POLICY_FAILURE);
         }
-        if let Some((policy, _)) = shared {
-            if policy != wanted || policy & policy::NOKS != 0 {
-                return Err(Status::POLICY_FAILURE);
-            }
+        if let Some((policy, _)) = shared
+            && (policy != wanted || policy & policy::NOKS != 0)
+        {
+            return Err(Status::POLICY_FAILURE);
         }
         if self.guest_count() >= self.sp.max_guests {
             return Err(Status::RESOURCE_LIMIT);

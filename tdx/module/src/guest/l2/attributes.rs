@@ -56,12 +56,12 @@ impl<'p> Guest<'p> {
     /// A leaf that fails returns 0 in RCX and RDX, unless RDX holds the attributes in force.
     fn without_outputs(&mut self, done: Result<Done, Status>) -> Done {
         let done = Done::from(done);
-        if let Done::Status(status) | Done::HostPriority(status) = &done {
-            if status.is_error() {
-                self.ctx.gprs.rcx = 0;
-                if status.code() != Code::PAGE_ATTR_INVALID {
-                    self.ctx.gprs.rdx = 0;
-                }
+        if let Done::Status(status) | Done::HostPriority(status) = &done
+            && status.is_error()
+        {
+            self.ctx.gprs.rcx = 0;
+            if status.code() != Code::PAGE_ATTR_INVALID {
+                self.ctx.gprs.rdx = 0;
             }
         }
         done
