@@ -5,7 +5,7 @@ use std::fmt;
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{EncParams, Irqchip, Kind};
 
-use crate::{Image, LaunchStep};
+use crate::{GuestRam, Image, LaunchStep};
 
 /// The code that the machine runs.
 #[non_exhaustive]
@@ -42,6 +42,7 @@ pub struct MachineConfig {
     pub(crate) kind: Kind,
     pub(crate) vcpus: u32,
     pub(crate) memory: u64,
+    pub(crate) ram: Option<GuestRam>,
     pub(crate) irqchip: Option<Irqchip>,
     pub(crate) log_dirty: bool,
     pub(crate) enc: EncParams,
@@ -66,6 +67,7 @@ impl MachineConfig {
             kind: Kind::Normal,
             vcpus: 1,
             memory: Self::DEFAULT_MEMORY,
+            ram: None,
             irqchip: None,
             log_dirty: false,
             enc: EncParams::Default,
@@ -90,6 +92,13 @@ impl MachineConfig {
     /// Bytes of RAM: a multiple of 4 KiB, up to 1 TiB. What exceeds 3 GiB lies from 4 GiB on.
     pub const fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
+        self
+    }
+
+    /// The embedder's own memory, in place of memory that the machine maps; see
+    /// [`GuestRam::from_regions`] for an example.
+    pub fn guest_ram(mut self, ram: GuestRam) -> Self {
+        self.ram = Some(ram);
         self
     }
 

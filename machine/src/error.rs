@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use kvm_ops::{CreateError, Error, Gpa, VcpuId};
+use kvm_ops::{CreateError, Error, Field, Gpa, VcpuId};
 
 use crate::ImageFormat;
 
@@ -118,10 +118,12 @@ pub enum MachineError {
         limit: usize,
     },
     /// The command line holds what Linux cannot parse.
-    #[error("kernel command line is not acceptable")]
+    #[error("kernel command line has byte {byte:#x} at {at}")]
     Cmdline {
-        /// The reason.
-        source: linux_loader::cmdline::Error,
+        /// The byte.
+        byte: u8,
+        /// Its place, from 0.
+        at: usize,
     },
     /// An option does not apply to images of this format.
     #[error("option {option} has no meaning for a {format} image")]
@@ -161,7 +163,7 @@ pub enum MachineError {
         /// The size.
         bytes: u64,
         /// The reason.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: io::Error,
     },
     /// A guest address is outside of the memory.
     #[error("no memory at {gpa} for {bytes:#x} bytes")]
@@ -170,8 +172,6 @@ pub enum MachineError {
         gpa: Gpa,
         /// Bytes.
         bytes: usize,
-        /// The reason.
-        source: vm_memory::GuestMemoryError,
     },
     /// A step that concerns the whole VM failed.
     #[error("cannot {step}")]
@@ -226,10 +226,13 @@ impl MachineError {
             Self::EntryAboveRealMode { .. } => {
                 "load a flat image below 0x100000, or use an ELF image"
             }
+            Self::Overlap { what, .. } if *what == REGION => {
+                "give each region of memory addresses for itself"
+            }
             Self::Overlap { .. } => "link the image at 0x100000 or above",
             Self::InitrdTooLarge { .. } => "give the machine more memory",
             Self::CmdlineTooLong { .. } => "shorten the command line",
-            Self::Cmdline { .. } => "use printable ASCII without stray quotes",
+            Self::Cmdline { .. } => "use printable ASCII",
             Self::OptionNotUsed { .. } => "leave the option out, or state another format",
             Self::MemorySize { .. } => "use a multiple of 4 KiB between 4 KiB and 1 TiB",
             Self::TooManyPrograms { .. } => "give the machine a vCPU for each program",
@@ -237,17 +240,24 @@ impl MachineError {
             Self::Map { .. } => "use less memory, or raise the limit of the address space",
             Self::Create(CreateError { error, .. }) => return hint(error),
             Self::Step { source, .. } | Self::Vcpu { source, .. } => return hint(source),
-            Self::Access { .. } | Self::Thread { .. } => return None,
+            Self::Access { .. } => "stay within the memory (GuestRam::regions)",
+            Self::Thread { .. } => "give the process more threads, or run fewer vCPUs",
         })
     }
 }
+
+/// The subject of an overlap that is no image.
+pub(crate) const REGION: &str = "a region of memory";
 
 /// A hint for an error of the VM.
 fn hint(error: &Error) -> Option<&'static str> {
     Some(match error {
         Error::HostLacks(_) | Error::NotOffered(_) => "guest programs need a software platform",
         Error::Unsupported(..) => "`kvm-ops doctor` tells what this host offers",
-        Error::Invalid(kvm_ops::Field::VcpuCount, _) => "use 1 to 4096 vCPUs",
+        Error::Invalid(Field::VcpuCount, _) => "use 1 to 4096 vCPUs",
+        Error::Invalid(Field::HostAddress | Field::Size | Field::Gpa, _) => {
+            "give memory in whole pages of 4 KiB, at addresses that the VM has"
+        }
         Error::NoKeyId => "destroy another confidential VM of this host first",
         _ => return None,
     })

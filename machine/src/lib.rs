@@ -61,7 +61,7 @@ pub use handler::{ExitContext, ExitHandler, Flow, Inside};
 pub use image::{Image, ImageFormat};
 pub use launch::{LaunchPage, LaunchStep};
 pub use life::Machine;
-pub use memory::GuestRam;
+pub use memory::{GuestRam, MemoryRegion};
 pub use report::{End, ExitCounts, RunReport, VcpuReport};
 pub use run::RunLimits;
 pub use stop::Stopper;

@@ -78,7 +78,10 @@ impl<H: Host> Machine<H> {
             stopper: Stopper::new(Vec::new()),
             scope: ShutdownScope::Machine,
         };
-        let ram = GuestRam::new(config.memory, rom, confidential)?;
+        let ram = match config.ram {
+            Some(ram) => ram.with_rom(rom, confidential)?,
+            None => GuestRam::new(config.memory, rom, confidential)?,
+        };
         let first = match &config.payload {
             Payload::Image(image) => {
                 load::describe(image, &ram, config.vcpus, irqchip)?;
@@ -115,7 +118,7 @@ impl<H: Host> Machine<H> {
     }
 
     fn lend(&mut self, ram: GuestRam, log_dirty: bool) -> Result<(), MachineError> {
-        let slots = ram.slots(log_dirty)?;
+        let slots = ram.slots(log_dirty);
         // Before the first slot: from then on the memory must stay.
         self.ram = Some(ram);
         for slot in slots {

@@ -40,6 +40,7 @@ mod tech;
 mod token;
 mod vcpu_ops;
 mod vm_ops;
+pub mod volatile;
 
 #[doc(no_inline)]
 pub use alloc::boxed::Box;

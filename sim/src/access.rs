@@ -1,8 +1,7 @@
 //! Guest accesses to memory: cut at pages, each piece through the second-level table.
 
 use kvm_ops::guest::GuestFault;
-use kvm_ops::{Error, Field, Gfn, Gpa, PAGE_SIZE, Privacy, Result};
-use vm_memory::VolatileSlice;
+use kvm_ops::{Error, Field, Gfn, Gpa, PAGE_SIZE, Privacy, Result, volatile};
 
 use crate::vm::VmInner;
 
@@ -53,10 +52,13 @@ impl Copy<'_> {
     /// reference to them exists.
     unsafe fn copy(&mut self, host: u64, len: usize) {
         // SAFETY: the caller's promise.
-        let memory = unsafe { VolatileSlice::new(host as *mut u8, len) };
-        match self {
-            Self::FromGuest(buffer) => drop(memory.copy_to(&mut buffer[..len])),
-            Self::ToGuest(buffer) => memory.copy_from(&buffer[..len]),
+        unsafe {
+            match self {
+                Self::FromGuest(buffer) => {
+                    volatile::copy_from(host as *const u8, &mut buffer[..len]);
+                }
+                Self::ToGuest(buffer) => volatile::copy_to(host as *mut u8, &buffer[..len]),
+            }
         }
     }
 }

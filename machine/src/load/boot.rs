@@ -1,15 +1,12 @@
 //! The memory that a kernel finds when it starts: boot parameters, command line, initrd, descriptor table and
 //! page tables.
 
-use linux_loader::cmdline::Cmdline;
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use vm_memory::{Bytes, GuestAddress};
-
 use super::super::layout::{
     CMDLINE, CMDLINE_MAX, CONVENTIONAL_END, FOUR_GIB, GDT, ONE_MIB, PAGE_TABLES, TRAMPOLINE,
     ZERO_PAGE,
 };
 use super::super::start::{BOOT_CS, STUB_CS, gdt};
+use super::zero_page::{self, MapEntry, ZeroPage};
 use super::{Gpa, GuestRam, Image, MachineError, Start};
 use kvm_ops::{Level, PAGE_SIZE};
 
@@ -26,83 +23,55 @@ pub(crate) struct Limits {
 /// Linux's `COMMAND_LINE_SIZE` on x86, without the zero.
 const VMLINUX_CMDLINE: usize = 2047;
 
-/// `E820_TYPE_RAM`.
-const E820_RAM: u32 = 1;
-/// A boot loader without a number of its own.
-const UNDEFINED_LOADER: u8 = 0xff;
-const BOOT_SECTOR: u16 = 0xaa55;
-const HDRS: u32 = u32::from_le_bytes(*b"HdrS");
-
 /// Writes the boot parameters for an ELF kernel, which brings no setup header.
 pub(crate) fn kernel(image: &Image, ram: &GuestRam, end: Gpa) -> Result<(), MachineError> {
-    let header = setup_header {
-        boot_flag: BOOT_SECTOR,
-        header: HDRS,
-        kernel_alignment: 0x100_0000,
-        ..setup_header::default()
-    };
+    let page = ZeroPage::with_header();
     let limits = Limits {
         kernel_end: end,
         initrd_end: ram.low_end(),
         cmdline: VMLINUX_CMDLINE,
     };
-    parameters(image, ram, header, &limits)
+    parameters(image, ram, page, &limits)
 }
 
 /// Writes the command line, the initrd and the zero page that leads to them.
 pub(crate) fn parameters(
     image: &Image,
     ram: &GuestRam,
-    mut header: setup_header,
+    mut page: ZeroPage,
     limits: &Limits,
 ) -> Result<(), MachineError> {
     let cmdline = image.cmdline.as_deref().unwrap_or_default();
     write_cmdline(ram, cmdline, limits.cmdline)?;
-    header.type_of_loader = UNDEFINED_LOADER;
-    header.cmd_line_ptr = CMDLINE.get() as u32;
-    header.cmdline_size = cmdline.len() as u32;
+    page.put(zero_page::TYPE_OF_LOADER, &[zero_page::UNDEFINED_LOADER]);
+    // Below 4 GiB, all of them, as their places were chosen.
+    page.put_u32(zero_page::CMD_LINE_PTR, CMDLINE.get() as u32);
+    page.put_u32(zero_page::CMDLINE_SIZE, cmdline.len() as u32);
     if let Some(initrd) = &image.initrd {
         let at = write_initrd(ram, initrd, limits)?;
-        // Below 4 GiB, both, as the place was chosen.
-        header.ramdisk_image = at.get() as u32;
-        header.ramdisk_size = initrd.len() as u32;
+        page.put_u32(zero_page::RAMDISK_IMAGE, at.get() as u32);
+        page.put_u32(zero_page::RAMDISK_SIZE, initrd.len() as u32);
     }
-    let mut zero_page = boot_params {
-        hdr: header,
-        ..boot_params::default()
-    };
     let map = memory_map(ram);
-    for (entry, (addr, size)) in zero_page.e820_table.iter_mut().zip(&map) {
-        *entry = boot_e820_entry {
-            addr: *addr,
-            size: *size,
-            r#type: E820_RAM,
-        };
+    if !page.set_memory_map(&map) {
+        return Err(MachineError::MemorySize {
+            bytes: ram.size(),
+            problem: "in more than 128 pieces, which boot parameters cannot list",
+        });
     }
-    zero_page.e820_entries = map.len() as u8;
-    ram.map()
-        .write_obj(zero_page, GuestAddress(ZERO_PAGE.get()))
-        .map_err(|source| MachineError::Access {
-            gpa: ZERO_PAGE,
-            bytes: size_of::<boot_params>(),
-            source,
-        })
+    ram.write(ZERO_PAGE, page.bytes())
 }
 
 /// The RAM, less what lies between conventional memory and 1 MiB, where a PC has its video memory
-/// and ROMs: three ranges at most.
-fn memory_map(ram: &GuestRam) -> Vec<(u64, u64)> {
+/// and ROMs.
+fn memory_map(ram: &GuestRam) -> Vec<MapEntry> {
     let mut map = Vec::new();
     for (start, bytes) in ram.ram_ranges() {
         let (start, end) = (start.get(), start.get() + bytes);
-        if start == 0 {
-            map.push((0, end.min(CONVENTIONAL_END)));
-            if end > ONE_MIB {
-                map.push((ONE_MIB, end - ONE_MIB));
-            }
-        } else {
-            map.push((start, bytes));
-        }
+        let below = (start, end.min(CONVENTIONAL_END));
+        let above = (start.max(ONE_MIB), end);
+        let pieces = [below, above].into_iter().filter(|(from, to)| from < to);
+        map.extend(pieces.map(|(from, to)| (from, to - from)));
     }
     map
 }
@@ -115,12 +84,12 @@ fn write_cmdline(ram: &GuestRam, text: &str, limit: usize) -> Result<(), Machine
             limit,
         });
     }
-    let bad = |source| MachineError::Cmdline { source };
-    // One byte for the zero, and one because linux-loader counts a separator as well.
-    let mut cmdline = Cmdline::new(limit + 2).map_err(bad)?;
-    cmdline.insert_str(text).map_err(bad)?;
-    let bytes = cmdline.as_cstring().map_err(bad)?;
-    ram.write(CMDLINE, bytes.as_bytes_with_nul())
+    if let Some(at) = text.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
+        let byte = text.as_bytes()[at];
+        return Err(MachineError::Cmdline { byte, at });
+    }
+    let with_zero = [text.as_bytes(), &[0]].concat();
+    ram.write(CMDLINE, &with_zero)
 }
 
 /// Puts the initrd as high as the kernel allows, where it is out of the way of its unpacking.
@@ -175,6 +144,8 @@ fn write_page_tables(ram: &GuestRam) -> Result<(), MachineError> {
     let table = |n: u64| PAGE_TABLES.get() + n * PAGE_SIZE;
     let directories = FOUR_GIB / Level::Size1G.bytes();
     let pointers: Vec<u64> = (0..directories).map(|n| table(2 + n) | PTE).collect();
+    // The entries that are left over are zero, also in memory that is not new.
+    ram.clear(PAGE_TABLES, 2 * PAGE_SIZE)?;
     write_words(ram, Gpa::new(table(0)), &[table(1) | PTE])?;
     write_words(ram, Gpa::new(table(1)), &pointers)?;
     let pages: Vec<u64> = (0..FOUR_GIB)

@@ -1,16 +1,16 @@
 //! bzImage: the Linux/x86 boot protocol (Linux Documentation/arch/x86/boot.rst).
 
-use std::io::Cursor;
-
-use linux_loader::loader::KernelLoader;
-
 use super::boot::{self, Limits};
-use super::{Gpa, GuestRam, Image, MachineError, Start, bad, clear_of_boot_area, low_range, parse};
+use super::zero_page::{self, ZeroPage};
+use super::{Gpa, GuestRam, Image, MachineError, Start, bad, clear_of_boot_area, low_range};
 
 /// Offsets of fields of the setup header in the file.
-const SETUP_SECTS: usize = 0x1f1;
+const SETUP_SECTS: usize = zero_page::SETUP_HEADER;
+const MAGIC: usize = 0x202;
 const VERSION: usize = 0x206;
+const LOADFLAGS: usize = 0x211;
 const CODE32_START: usize = 0x214;
+const HEAP_END_PTR: usize = 0x224;
 const INITRD_ADDR_MAX: usize = 0x22c;
 const RELOCATABLE: usize = 0x234;
 const XLOADFLAGS: usize = 0x236;
@@ -23,6 +23,8 @@ const HEADER_END: usize = 0x26c;
 const SECTOR: u64 = 512;
 /// The meaning of `setup_sects` 0.
 const OLD_SETUP_SECTS: u64 = 4;
+/// The first version of the protocol that a bzImage has.
+const V_BZIMAGE: u16 = 0x200;
 /// The first version of the protocol with `initrd_addr_max`, `cmdline_size`, `init_size` and
 /// `xloadflags`.
 const V_INITRD_MAX: u16 = 0x203;
@@ -35,6 +37,8 @@ const OLD_CMDLINE: u32 = 255;
 /// The kernel has a 64-bit entry, 0x200 behind its start.
 const XLF_KERNEL_64: u16 = 1;
 const ENTRY_64: u64 = 0x200;
+/// `loadflags`: the kernel is loaded at 1 MiB and above, which makes it a bzImage.
+const LOADED_HIGH: u8 = 1;
 /// `loadflags`: the heap's end is given in `heap_end_ptr`.
 const CAN_USE_HEAP: u8 = 1 << 7;
 const HEAP_END: u16 = 0xfe00;
@@ -44,7 +48,19 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
     if bytes.len() < HEADER_END {
         return Err(bad(image, "the size of the file", bytes.len() as u64));
     }
+    let magic = field(bytes, MAGIC);
+    if magic != *b"HdrS" {
+        let magic = u32::from_le_bytes(magic);
+        return Err(bad(image, "the magic number (header)", magic));
+    }
     let version = u16::from_le_bytes(field(bytes, VERSION));
+    if version < V_BZIMAGE {
+        return Err(bad(image, "the protocol version", version));
+    }
+    let flags = bytes[LOADFLAGS];
+    if flags & LOADED_HIGH == 0 {
+        return Err(bad(image, "the load flags (loadflags)", flags));
+    }
     let start = Gpa::new(u32::from_le_bytes(field(bytes, CODE32_START)).into());
     let sectors = match bytes[SETUP_SECTS] {
         0 => OLD_SETUP_SECTS,
@@ -81,15 +97,12 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
         },
     };
 
-    let mut reader = Cursor::new(bytes);
-    let loaded = linux_loader::loader::BzImage::load(ram.map(), None, &mut reader, None)
-        .map_err(|error| parse(image, error))?;
-    let mut header = loaded
-        .setup_header
-        .ok_or_else(|| bad(image, "the protocol version", version))?;
-    header.loadflags |= CAN_USE_HEAP;
-    header.heap_end_ptr = HEAP_END;
-    boot::parameters(image, ram, header, &limits)?;
+    ram.write(start, &bytes[setup as usize..])?;
+    let mut page = ZeroPage::new();
+    page.put(SETUP_SECTS, &bytes[SETUP_SECTS..HEADER_END]);
+    page.put(LOADFLAGS, &[flags | CAN_USE_HEAP]);
+    page.put(HEAP_END_PTR, &HEAP_END.to_le_bytes());
+    boot::parameters(image, ram, page, &limits)?;
     if long {
         boot::long(ram, entry)
     } else {

@@ -1,12 +1,9 @@
 //! ELF images: a vmlinux, or any statically linked program without an operating system.
 
-use std::io::Cursor;
-
 use elf::abi::{EM_386, EM_X86_64, ET_DYN, ET_EXEC, PT_LOAD};
 use elf::endian::LittleEndian;
 use elf::file::Class;
 use elf::{ElfBytes, segment::ProgramHeader};
-use linux_loader::loader::KernelLoader;
 
 use super::super::layout::FOUR_GIB;
 use super::{
@@ -44,21 +41,16 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
             entry,
         });
     }
-    match header.class {
-        Class::ELF64 => {
-            let mut reader = Cursor::new(&image.bytes);
-            linux_loader::loader::Elf::load(ram.map(), None, &mut reader, None)
-                .map_err(|error| parse(image, error))?;
-        }
-        // linux-loader knows 64-bit files only.
-        Class::ELF32 => {
-            for segment in &segments {
-                let contents = file
-                    .segment_data(segment)
-                    .map_err(|error| parse(image, error))?;
-                ram.write(Gpa::new(segment.p_paddr), contents)?;
-            }
-        }
+    for segment in &segments {
+        let contents = file
+            .segment_data(segment)
+            .map_err(|error| parse(image, error))?;
+        ram.write(Gpa::new(segment.p_paddr), contents)?;
+        // What the file leaves out is zero, also in memory that is not new.
+        ram.clear(
+            Gpa::new(segment.p_paddr + segment.p_filesz),
+            segment.p_memsz - segment.p_filesz,
+        )?;
     }
     boot::kernel(image, ram, end)?;
     match header.class {

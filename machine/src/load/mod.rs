@@ -11,6 +11,7 @@ mod flat;
 mod mptable;
 #[cfg(test)]
 mod tests;
+mod zero_page;
 
 use kvm_ops::{Gpa, Irqchip};
 
