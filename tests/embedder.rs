@@ -1,28 +1,61 @@
-//! An embedder's package outside of the workspace builds and passes its tests.
+//! Packages outside of the workspace, which no setting of its profiles reaches: they build, and pass
+//! their tests.
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Output};
 
-#[test]
-fn an_out_of_tree_back_end_joins_an_enum_of_ours_and_passes_the_kit() {
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/embedder/Cargo.toml");
-    let target = concat!(env!("CARGO_TARGET_TMPDIR"), "/embedder");
+/// Runs cargo on the package in `tests/<package>`, and returns what it printed if it succeeds.
+fn cargo(verb: &str, package: &str, arguments: &[&str]) -> String {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
     let output = Command::new(env!("CARGO"))
-        .args([
-            "test",
-            "--quiet",
-            "--locked",
-            "--manifest-path",
-            manifest,
-            "--target-dir",
-            target,
-        ])
+        .args([verb, "--quiet", "--locked", "--manifest-path"])
+        .arg(format!("{root}/{package}/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(Path::new(env!("CARGO_TARGET_TMPDIR")).join("embedder"))
+        .args(arguments)
         // The settings of the outer cargo apply to the outer package only.
         .env_remove("CARGO_MANIFEST_DIR")
         .env_remove("RUSTFLAGS")
         .output()
         .expect("cargo starts");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}\n{errors}");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output;
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    let errors = String::from_utf8_lossy(&stderr);
+    assert!(status.success(), "{text}\n{errors}");
+    text
+}
+
+#[test]
+fn an_out_of_tree_back_end_joins_an_enum_of_ours_and_passes_the_kit() {
+    let text = cargo("test", "embedder", &[]);
     assert!(text.contains("4 passed"), "{text}");
+}
+
+/// Without optimisation above all: the compiler cannot build vector instructions for a soft-float
+/// target then, and our profiles, which optimise cryptography, are not the user's.
+#[test]
+fn a_bare_metal_hypervisor_links_in_debug_and_release() {
+    let text = cargo("test", "outside/metal", &[]);
+    assert!(text.contains("4 passed"), "{text}");
+
+    let none = "x86_64-unknown-none";
+    let rustc = Command::new("rustc")
+        .args(["--print", "target-libdir", "--target", none])
+        .output();
+    let libraries = rustc.ok().and_then(|o| String::from_utf8(o.stdout).ok());
+    if !libraries.is_some_and(|directory| Path::new(directory.trim()).exists()) {
+        println!("skipped: the target {none} is not installed");
+        return;
+    }
+    for profile in ["dev", "release"] {
+        cargo(
+            "build",
+            "outside/metal",
+            &["--target", none, "--profile", profile],
+        );
+    }
 }

@@ -1,39 +1,25 @@
 //! AES, carry-less multiplication and SHA.
 
-use aes::hazmat::{cipher_round, equiv_inv_cipher_round, inv_mix_columns, mix_columns};
 use iced_x86::Mnemonic as M;
+use softaes::unprotected::key_schedule::inv_mix_block;
+use softaes::unprotected::{Block, SoftAes};
 
 use super::Packed;
 
-fn block(v: u128, f: impl Fn(&mut aes::Block)) -> u128 {
-    let mut b = aes::Block::from(v.to_le_bytes());
-    f(&mut b);
-    u128::from_le_bytes(b.into())
+fn block(v: u128) -> Block {
+    Block::from_bytes(&v.to_le_bytes())
 }
 
-fn key(v: u128) -> aes::Block {
-    aes::Block::from(v.to_le_bytes())
-}
-
-/// The last round has no MixColumns, so that of the crate's round is undone.
-fn last_round(a: u128, k: u128) -> u128 {
-    block(a, |b| {
-        cipher_round(b, &key(0));
-        inv_mix_columns(b);
-    }) ^ k
-}
-
-fn last_inverse_round(a: u128, k: u128) -> u128 {
-    block(a, |b| {
-        equiv_inv_cipher_round(b, &key(0));
-        mix_columns(b);
-    }) ^ k
+/// One of the crate's rounds, on the state `a` with the round key `k`.
+fn round(of: fn(&Block, &Block) -> Block, a: u128, k: u128) -> u128 {
+    u128::from_le_bytes(of(&block(a), &block(k)).to_bytes())
 }
 
 /// The S-box on four bytes: with four equal columns ShiftRows changes nothing.
 fn substitute(word: u32) -> u32 {
     let column = u128::from(word);
-    last_round(column | column << 32 | column << 64 | column << 96, 0) as u32
+    let columns = column | column << 32 | column << 64 | column << 96;
+    round(SoftAes::block_encrypt_last, columns, 0) as u32
 }
 
 fn key_assist(b: u128, imm: u8) -> u128 {
@@ -155,11 +141,11 @@ pub(super) fn sha256_rounds(a: u128, b: u128, k: u128) -> u128 {
 
 pub(super) fn operation(m: M) -> Option<Packed> {
     Some(match m {
-        M::Aesenc => |a, b, _| block(a, |x| cipher_round(x, &key(b))),
-        M::Aesenclast => |a, b, _| last_round(a, b),
-        M::Aesdec => |a, b, _| block(a, |x| equiv_inv_cipher_round(x, &key(b))),
-        M::Aesdeclast => |a, b, _| last_inverse_round(a, b),
-        M::Aesimc => |_, b, _| block(b, inv_mix_columns),
+        M::Aesenc => |a, b, _| round(SoftAes::block_encrypt, a, b),
+        M::Aesenclast => |a, b, _| round(SoftAes::block_encrypt_last, a, b),
+        M::Aesdec => |a, b, _| round(SoftAes::block_decrypt, a, b),
+        M::Aesdeclast => |a, b, _| round(SoftAes::block_decrypt_last, a, b),
+        M::Aesimc => |_, b, _| u128::from_le_bytes(inv_mix_block(block(b)).to_bytes()),
         M::Aeskeygenassist => |_, b, i| key_assist(b, i),
         M::Pclmulqdq => carryless,
         M::Sha1rnds4 => sha1_rounds,
@@ -180,4 +166,48 @@ pub(super) fn operation(m: M) -> Option<Packed> {
         M::Sha256rnds2 => |a, _, _| a,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{vec, vec::Vec};
+
+    use super::*;
+
+    fn run(m: M, a: u128, b: u128, imm: u8) -> u128 {
+        operation(m).expect("an operation")(a, b, imm)
+    }
+
+    /// The key schedule as AESKEYGENASSIST is used for it.
+    fn schedule(key: u128) -> Vec<u128> {
+        let constants = [1, 2, 4, 8, 16, 32, 64, 128, 0x1b, 0x36];
+        let mut keys = vec![key];
+        for constant in constants {
+            let last = keys[keys.len() - 1];
+            let assist = run(M::Aeskeygenassist, 0, last, constant) >> 96;
+            let sums = last ^ last << 32 ^ last << 64 ^ last << 96;
+            keys.push(sums ^ (assist | assist << 32 | assist << 64 | assist << 96));
+        }
+        keys
+    }
+
+    /// FIPS 197, appendix C.1, in the bytes' order in memory.
+    #[test]
+    fn aes_128_encrypts_and_decrypts_the_standards_example() {
+        let plain = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.swap_bytes();
+        let cipher = 0x69c4_e0d8_6a7b_0430_d8cd_b780_70b4_c55a_u128.swap_bytes();
+        let keys = schedule(0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f_u128.swap_bytes());
+
+        let mut state = plain ^ keys[0];
+        for key in &keys[1..10] {
+            state = run(M::Aesenc, state, *key, 0);
+        }
+        assert_eq!(run(M::Aesenclast, state, keys[10], 0), cipher);
+
+        let mut state = cipher ^ keys[10];
+        for key in keys[1..10].iter().rev() {
+            state = run(M::Aesdec, state, run(M::Aesimc, 0, *key, 0), 0);
+        }
+        assert_eq!(run(M::Aesdeclast, state, keys[0], 0), plain);
+    }
 }
