@@ -8,6 +8,7 @@ macro_rules! links {
          [attestation.md]: crate::manual::attestation\n\
          [benchmarks.md]: crate::manual::benchmarks\n\
          [features.md]: crate::manual::features\n\
+         [guest-testing.md]: crate::manual::guest_testing\n\
          [guest.md]: crate::manual::guest\n\
          [hostile-host.md]: crate::manual::hostile_host\n\
          [measurement.md]: crate::manual::measurement\n\
@@ -45,6 +46,7 @@ pages! {
     benchmarks: "docs/benchmarks.md";
     features: "docs/features.md";
     guest: "docs/guest.md";
+    guest_testing: "docs/guest-testing.md";
     hostile_host: "docs/hostile-host.md";
     measurement: "docs/measurement.md";
     migration: "docs/migration.md";

@@ -5,11 +5,13 @@
 
 mod accept;
 mod convert;
+mod decode;
 mod error;
 mod guest;
 mod info;
 mod mapgpa;
 mod port;
+mod quote;
 mod status;
 mod vmcall;
 
@@ -20,5 +22,6 @@ pub use guest::{TdError, TdGuest};
 pub use info::{TdInfo, VeInfo, VeKind, report_request, rtmr_extend_request};
 pub use mapgpa::MapGpa;
 pub use port::{Gpaw, Regs, TdcallPort, leaf};
+pub use quote::{QuoteHeader, QuoteStatus};
 pub use status::{CompletionStatus, VmcallStatus};
 pub use vmcall::{CallError, Vmcall, Width};

@@ -58,6 +58,53 @@ impl Regs {
             ..Self::default()
         }
     }
+
+    /// The sixteen general-purpose registers in encoding order (RAX is 0, R15 is 15); RSP and RBP are
+    /// 0.
+    pub const fn to_array(self) -> [u64; 16] {
+        [
+            self.rax, self.rcx, self.rdx, self.rbx, 0, 0, self.rsi, self.rdi, self.r8, self.r9,
+            self.r10, self.r11, self.r12, self.r13, self.r14, self.r15,
+        ]
+    }
+
+    /// The reverse of [`Regs::to_array`]; RSP and RBP are left out.
+    pub const fn from_array(registers: [u64; 16]) -> Self {
+        let [
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            _,
+            _,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+        ] = registers;
+        Self {
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+        }
+    }
 }
 
 /// Executes TDCALL.

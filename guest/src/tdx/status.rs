@@ -59,6 +59,8 @@ impl fmt::Debug for CompletionStatus {
     }
 }
 
+impl core::error::Error for CompletionStatus {}
+
 /// The host's answer in R10 to a TDG.VP.VMCALL (GHCI, "TDG.VP.VMCALL completion status").
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VmcallStatus(pub u64);
@@ -97,3 +99,5 @@ impl fmt::Debug for VmcallStatus {
         write!(f, "VmcallStatus({self})")
     }
 }
+
+impl core::error::Error for VmcallStatus {}

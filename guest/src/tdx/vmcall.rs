@@ -116,19 +116,19 @@ pub enum Vmcall {
     },
 }
 
-const CPUID: u64 = 10;
-const HLT: u64 = 12;
-const IO: u64 = 30;
-const RDMSR: u64 = 31;
-const WRMSR: u64 = 32;
-const MMIO: u64 = 48;
-const GET_TD_VMCALL_INFO: u64 = 0x1_0000;
-const GET_QUOTE: u64 = 0x1_0002;
-const REPORT_FATAL_ERROR: u64 = 0x1_0003;
-const SETUP_EVENT_NOTIFY: u64 = 0x1_0004;
+pub(super) const CPUID: u64 = 10;
+pub(super) const HLT: u64 = 12;
+pub(super) const IO: u64 = 30;
+pub(super) const RDMSR: u64 = 31;
+pub(super) const WRMSR: u64 = 32;
+pub(super) const MMIO: u64 = 48;
+pub(super) const GET_TD_VMCALL_INFO: u64 = 0x1_0000;
+pub(super) const GET_QUOTE: u64 = 0x1_0002;
+pub(super) const REPORT_FATAL_ERROR: u64 = 0x1_0003;
+pub(super) const SETUP_EVENT_NOTIFY: u64 = 0x1_0004;
 
 /// RDX, RBX, RSI, RDI, R8, R9 and R10 to R15: what ReportFatalError shows.
-const FATAL_MASK: u64 = 0xFFCC;
+pub(super) const FATAL_MASK: u64 = 0xFFCC;
 
 impl Vmcall {
     /// The registers of the call.

@@ -255,7 +255,7 @@ impl Guest<'_> {
     }
 }
 
-fn violation_info(e: &VmExit) -> VeInfo {
+pub(super) fn violation_info(e: &VmExit) -> VeInfo {
     VeInfo {
         reason: u32::from(e.reason),
         qualification: e.qualification,

@@ -10,6 +10,7 @@ mod report;
 mod run;
 mod servtd;
 mod slots;
+mod stepping;
 mod tdcall;
 mod virtual_cpu;
 

@@ -1,11 +1,9 @@
 //! Running guest programs: from TDH.VP.ENTER to the TD exit.
 
-use super::access::{Access, Fault as AccessFault};
+use super::access::Access;
 use super::exits::{REASON_EXCEPTION_OR_NMI, REASON_INTERRUPT, REASON_NMI_WINDOW};
 use super::slots::Slots;
-use super::{
-    Guest, GuestEvent, GuestFlow, GuestOp, GuestProgram, Next, Outcome, REASON_TDCALL, VmExit,
-};
+use super::{GuestEvent, GuestFlow, GuestOp, GuestProgram, Outcome, REASON_TDCALL, VmExit};
 use crate::faults::pending;
 use crate::platform::{LpError, Platform};
 use crate::regs::Regs;
@@ -65,7 +63,7 @@ impl Platform {
 
     fn run_slots(&self, lp: usize, slots: &mut Slots) -> Result<Regs, LpError> {
         for _ in 0..self.cfg.guest_steps_per_entry {
-            let ran = match self.interruption(lp)? {
+            let ran = match self.guest_interruption(lp)? {
                 Some(exit) => self.run_event(lp, slots, GuestEvent::Exit(exit), None)?,
                 None => {
                     let slot = slots.current();
@@ -86,8 +84,12 @@ impl Platform {
         }
     }
 
-    /// An event that comes before the guest's next instruction.
-    fn interruption(&self, lp: usize) -> Result<Option<VmExit>, LpError> {
+    /// The event that comes before the next instruction of the guest on a processor: an interrupt, NMI or SMI of the
+    /// host, or the NMI window. A caller who plays the guest plays it as [`GuestEvent::Exit`].
+    ///
+    /// # Errors
+    /// The processor cannot execute, or is not inside a TD.
+    pub fn guest_interruption(&self, lp: usize) -> Result<Option<VmExit>, LpError> {
         let Some(this) = self.lps.get(lp) else {
             return Err(LpError::Unknown { lp });
         };
@@ -142,29 +144,16 @@ impl Platform {
             }
             GuestOp::Read { gpa, len } => {
                 let mut buf = vec![0; len.min(MAX_READ)];
-                let fault = self.run_access(lp, slots, gpa, Access::Read(&mut buf))?;
+                let advance = std::mem::take(&mut slots.current().advance);
+                let fault = self.guest_access(lp, gpa, Access::Read(&mut buf), advance)?;
                 self.after_access(lp, slots, op, fault, Outcome::Data(buf))
             }
             GuestOp::Write { gpa, ref data } => {
-                let fault = self.run_access(lp, slots, gpa, Access::Write(data))?;
+                let advance = std::mem::take(&mut slots.current().advance);
+                let fault = self.guest_access(lp, gpa, Access::Write(data), advance)?;
                 self.after_access(lp, slots, op, fault, Outcome::Done)
             }
         }
-    }
-
-    fn run_access(
-        &self,
-        lp: usize,
-        slots: &mut Slots,
-        gpa: u64,
-        access: Access<'_>,
-    ) -> Result<Option<AccessFault>, LpError> {
-        let (this, state) = self.lp(lp)?;
-        let mut guest = self.guest(lp, this, &state)?;
-        guest
-            .ctx
-            .advance_rip(std::mem::take(&mut slots.current().advance));
-        Ok(guest.access(gpa, access).err())
     }
 
     fn after_access(
@@ -172,7 +161,7 @@ impl Platform {
         lp: usize,
         slots: &mut Slots,
         op: GuestOp,
-        fault: Option<AccessFault>,
+        fault: Option<GuestFlow>,
         done: Outcome,
     ) -> Result<Ran, LpError> {
         match fault {
@@ -181,20 +170,7 @@ impl Platform {
                 slots.current().completed(done);
                 Ok(Ran::On)
             }
-            Some(AccessFault::Exit(exit)) => {
-                self.run_event(lp, slots, GuestEvent::Exit(exit), Some(op))
-            }
-            Some(AccessFault::MachineCheck) => {
-                let (this, mut state) = self.lp(lp)?;
-                let mut guest: Guest<'_> = self.guest(lp, this, &state)?;
-                let next = guest.poisoned();
-                let Next::Leave(exit) = next else {
-                    return Ok(Ran::On);
-                };
-                let host = guest.leave(*exit);
-                state.running = None;
-                Ok(Ran::Left(host))
-            }
+            Some(flow) => self.after_event(lp, slots, flow, Some(op)),
         }
     }
 
@@ -213,9 +189,19 @@ impl Platform {
                 self.guest(lp, this, &state)?.ctx.gprs
             }
         };
-        let is_tdcall = matches!(op, Some(GuestOp::Tdcall(_)));
         let advance = std::mem::take(&mut slots.current().advance);
         let flow = self.guest_event(lp, gprs, event, advance)?;
+        self.after_event(lp, slots, flow, op)
+    }
+
+    fn after_event(
+        &self,
+        lp: usize,
+        slots: &mut Slots,
+        flow: GuestFlow,
+        op: Option<GuestOp>,
+    ) -> Result<Ran, LpError> {
+        let is_tdcall = matches!(op, Some(GuestOp::Tdcall(_)));
         let before = slots.vm();
         match flow {
             GuestFlow::Resume {
