@@ -7,6 +7,7 @@ macro_rules! links {
         "[DESIGN.md]: crate::manual::design\n\
          [attestation.md]: crate::manual::attestation\n\
          [benchmarks.md]: crate::manual::benchmarks\n\
+         [devices.md]: crate::manual::devices\n\
          [features.md]: crate::manual::features\n\
          [guest-testing.md]: crate::manual::guest_testing\n\
          [guest.md]: crate::manual::guest\n\
@@ -44,6 +45,7 @@ pages! {
     design: "DESIGN.md";
     attestation: "docs/attestation.md";
     benchmarks: "docs/benchmarks.md";
+    devices: "docs/devices.md";
     features: "docs/features.md";
     guest: "docs/guest.md";
     guest_testing: "docs/guest-testing.md";

@@ -1,40 +1,16 @@
 //! Interrupts into a VM, and events out of it, without an exit.
 
 use kvm_bindings::kvm_msi;
-use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch};
-use kvm_ops::{Call, Error, Field, Gpa, Irqchip, Result, VcpuId};
+use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
+use kvm_ops::{Call, Error, Field, IoEvent, IoEventMatch, Irqchip, Msi, Result, VcpuId};
 
 use crate::error::{host_lacks, sys};
 use crate::{EventFd, KvmVm};
 
-/// The place of a guest's write that signals an event (`KVM_IOEVENTFD`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum IoEvent {
-    /// Writes to an I/O port.
-    Port(u16),
-    /// Writes to memory that no slot backs.
-    Mmio(Gpa),
-}
-
-/// The writes that signal the event; others leave as exits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum IoEventMatch {
-    /// Every write, of any width and value.
-    Any,
-    /// Writes of one byte with this value.
-    U8(u8),
-    /// Writes of two bytes with this value.
-    U16(u16),
-    /// Writes of four bytes with this value.
-    U32(u32),
-    /// Writes of eight bytes with this value.
-    U64(u64),
-}
-
 impl KvmVm {
     /// From now on, writing to `event` raises and lowers the interrupt line `gsi`
     /// (`KVM_IRQFD`). The kernel keeps the event; it may be closed here. With the split irqchip a
-    /// line has no destination until a routing table is set (`fd().set_gsi_routing`).
+    /// line has no destination until it has a route ([`DevicePort::set_gsi_route`](kvm_ops::DevicePort)).
     ///
     /// # Errors
     /// Unsupported without an irqchip in the platform; otherwise the answer of the kernel
@@ -87,7 +63,7 @@ impl KvmVm {
         at: IoEvent,
         matching: IoEventMatch,
     ) -> Result<()> {
-        let (fd, at) = (self.fd(), &at.address());
+        let (fd, at) = (self.fd(), &address(at));
         match matching {
             IoEventMatch::Any => fd.register_ioevent(event, at, NoDatamatch),
             IoEventMatch::U8(value) => fd.register_ioevent(event, at, value),
@@ -108,15 +84,7 @@ impl KvmVm {
         at: IoEvent,
         matching: IoEventMatch,
     ) -> Result<()> {
-        let (fd, at) = (self.fd(), &at.address());
-        match matching {
-            IoEventMatch::Any => fd.unregister_ioevent(event, at, NoDatamatch),
-            IoEventMatch::U8(value) => fd.unregister_ioevent(event, at, value),
-            IoEventMatch::U16(value) => fd.unregister_ioevent(event, at, value),
-            IoEventMatch::U32(value) => fd.unregister_ioevent(event, at, value),
-            IoEventMatch::U64(value) => fd.unregister_ioevent(event, at, value),
-        }
-        .map_err(sys(Call::Ioeventfd))
+        unregister_ioevent(self.fd(), event, at, matching)
     }
 
     /// Raises or lowers an interrupt line of the platform's PIC and IOAPIC.
@@ -149,7 +117,7 @@ impl KvmVm {
         Ok(taken > 0)
     }
 
-    fn irqchip(&self) -> Result<()> {
+    pub(crate) fn irqchip(&self) -> Result<()> {
         match self.params().irqchip {
             Irqchip::None => kvm_ops::not_offered!("interrupts without an irqchip in the platform"),
             Irqchip::Full | Irqchip::Split => Ok(()),
@@ -157,24 +125,36 @@ impl KvmVm {
     }
 }
 
-impl IoEvent {
-    fn address(self) -> IoEventAddress {
-        match self {
-            Self::Port(port) => IoEventAddress::Pio(port.into()),
-            Self::Mmio(gpa) => IoEventAddress::Mmio(gpa.get()),
-        }
+pub(crate) fn unregister_ioevent(
+    fd: &VmFd,
+    event: &EventFd,
+    at: IoEvent,
+    matching: IoEventMatch,
+) -> Result<()> {
+    let at = &address(at);
+    match matching {
+        IoEventMatch::Any => fd.unregister_ioevent(event, at, NoDatamatch),
+        IoEventMatch::U8(value) => fd.unregister_ioevent(event, at, value),
+        IoEventMatch::U16(value) => fd.unregister_ioevent(event, at, value),
+        IoEventMatch::U32(value) => fd.unregister_ioevent(event, at, value),
+        IoEventMatch::U64(value) => fd.unregister_ioevent(event, at, value),
+    }
+    .map_err(sys(Call::Ioeventfd))
+}
+
+fn address(at: IoEvent) -> IoEventAddress {
+    match at {
+        IoEvent::Port(port) => IoEventAddress::Pio(port.into()),
+        IoEvent::Mmio(gpa) => IoEventAddress::Mmio(gpa.get()),
     }
 }
 
-/// A fixed, edge-triggered interrupt to one vCPU (SDM vol. 3, 11.11, "Message Signalled
-/// Interrupts"; bits 8 and up of the APIC id go into the upper half, as `KVM_CAP_X2APIC_API` has
-/// it).
+/// A fixed, edge-triggered interrupt to one vCPU.
 pub(crate) fn deliver(vm: &KvmVm, vcpu: VcpuId, vector: u8) -> Result<()> {
-    let id = u64::from(vcpu.0);
     if !vm.has_vcpu(vcpu) {
         // KVM drops a message that no APIC matches, without an error.
-        return Err(Error::NotFound(Field::Vcpu, id));
+        return Err(Error::NotFound(Field::Vcpu, vcpu.0.into()));
     }
-    let address = (id >> 8) << 40 | 0xfee0_0000 | (id & 0xff) << 12;
-    vm.signal_msi(address, vector.into()).map(drop)
+    let Msi { address, data } = Msi::to(vcpu, vector);
+    vm.signal_msi(address, data).map(drop)
 }

@@ -10,6 +10,7 @@ extern crate kvm_ops_core as kvm_ops;
 
 mod capability;
 mod cpuid;
+mod devices;
 mod error;
 mod events;
 mod exit;
@@ -32,7 +33,7 @@ mod vm;
 
 pub use capability::Capability;
 pub use host::KvmHost;
-pub use irq::{IoEvent, IoEventMatch};
+pub use kvm_ops::{IoEvent, IoEventMatch};
 pub use machine::{Encryption, HostMachine};
 pub use offer::{Offer, TechOffer, WhyNot};
 pub use open::OpenError;

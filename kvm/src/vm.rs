@@ -13,9 +13,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, VmFd};
 use kvm_ops::{
-    Call, Error, Field, Gpa, Irqchip, MemSlot, PAGE_SIZE, Result, VcpuId, VmParams, VmPort,
+    Call, DevicePort, Error, Field, Gpa, Irqchip, MemSlot, PAGE_SIZE, Result, VcpuId, VmParams,
+    VmPort,
 };
 
+use crate::devices::Routes;
 use crate::error::{from_errno, host_lacks, sys};
 use crate::events::EventParts;
 use crate::slots::Slots;
@@ -23,7 +25,7 @@ use crate::sys::XSAVE_BYTES;
 use crate::{KvmHost, KvmVcpu, irq};
 
 /// Pins of the IOAPIC that an embedder of [`Irqchip::Split`] has; KVM reserves that many routes.
-const IOAPIC_PINS: u64 = 24;
+pub(crate) const IOAPIC_PINS: u64 = 24;
 /// The first APIC id that needs the 32-bit format in interrupt messages: 255 is broadcast.
 const WIDE_APIC_ID: u32 = 255;
 
@@ -45,6 +47,7 @@ pub(crate) struct VmInner {
     pub(crate) event_parts: EventParts,
     xsave_bytes: OnceLock<usize>,
     slots: Slots,
+    pub(crate) routes: Routes,
     /// Set when the VM is closed: no vCPU enters the guest afterwards, even if the kernel refused
     /// to delete a slot.
     closed: AtomicBool,
@@ -67,6 +70,7 @@ impl KvmVm {
                 fd,
                 params: params.clone(),
                 slots: Slots::default(),
+                routes: Routes::default(),
                 event_parts,
                 xsave_bytes: OnceLock::new(),
                 closed: AtomicBool::new(false),
@@ -85,6 +89,10 @@ impl KvmVm {
     /// The parameters that the VM was created with.
     pub fn params(&self) -> &VmParams {
         &self.inner.params
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<VmInner> {
+        &self.inner
     }
 
     /// True if the vCPU was created, even if its handle is gone.
@@ -266,6 +274,10 @@ impl VmPort for KvmVm {
     /// guest has not enabled drops it, as hardware does.
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
         irq::deliver(self, vcpu, vector)
+    }
+
+    fn devices(&self) -> Option<&dyn DevicePort> {
+        Some(self)
     }
 
     /// # Errors

@@ -9,7 +9,9 @@ use common::{Memory, real_mode_vm};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
 };
-use kvm_ops_core::{Error, Events, Exception, Exit, Field, Gpa, Irqchip, VcpuId, VcpuOps, VmPort};
+use kvm_ops_core::{
+    Error, Events, Exception, Exit, Field, Gpa, Irqchip, Msi, VcpuId, VcpuOps, VmPort,
+};
 use kvm_ops_kvm::{EventFd, IoEvent, IoEventMatch, KvmHost, KvmVcpu, KvmVm};
 
 fn event() -> EventFd {
@@ -70,6 +72,40 @@ fn ioeventfds_take_exactly_the_writes_that_they_match() {
 }
 
 #[test]
+fn an_event_of_the_port_takes_writes_until_its_last_handle_is_dropped() {
+    let Some(host) = common::host() else { return };
+    let memory = Memory::new(4);
+    // mov al, 7; out 0x20, al; hlt
+    let code = [0xb0, 7, 0xe6, 0x20, 0xf4];
+    let (vm, mut vcpu) = real_mode_vm(&host, &memory, &code, Irqchip::None);
+    let new = || {
+        let port = vm.devices().unwrap();
+        port.io_event(IoEvent::Port(0x20), IoEventMatch::U8(7))
+    };
+    let bell = new().unwrap();
+    let again = new().err();
+    assert!(
+        matches!(again, Some(Error::Sys(_, libc::EEXIST))),
+        "{again:?}"
+    );
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
+    assert_eq!((bell.wait(), bell.take()), (Ok(1), Ok(0)));
+    bell.signal().unwrap();
+    assert_eq!(bell.take(), Ok(1));
+    assert!(bell.raw_fd().is_some());
+    let other = bell.clone();
+    drop(bell);
+    assert!(new().is_err(), "a handle is left");
+    drop(other);
+    common::real_mode(&mut vcpu);
+    common::expect_out(&mut vcpu, 0x20, &[7]);
+    // A handle may outlive its VM.
+    let left = new().unwrap();
+    drop((vcpu, vm));
+    assert_eq!(left.take(), Ok(0));
+}
+
+#[test]
 fn an_mmio_ioeventfd_signals_without_an_exit() {
     let Some(host) = common::host() else { return };
     let memory = Memory::new(4);
@@ -124,6 +160,9 @@ fn lines_and_irqfds_interrupt_a_sleeping_guest_through_the_pic() {
         expect_handler(&mut vcpu, 0x25);
     });
     vm.unregister_irqfd(&line, 5).unwrap();
+    // A route elsewhere leaves the pins as they were.
+    let port = vm.devices().unwrap();
+    port.set_gsi_route(24, Msi::to(VcpuId(0), 0x41)).unwrap();
     vm.set_irq_line(5, true).unwrap();
     vm.set_irq_line(5, false).unwrap();
     expect_handler(&mut vcpu, 0x25);
@@ -197,6 +236,13 @@ fn an_irqfd_of_the_split_irqchip_goes_where_its_route_says() {
     let line = event();
     vm.register_irqfd(&line, 7).unwrap();
     line.write(1).unwrap();
+    expect_handler(&mut vcpu, 0x42);
+
+    let port = vm.devices().unwrap();
+    port.set_gsi_route(9, Msi::to(VcpuId(0), 0x42)).unwrap();
+    let event = port.irq_event(9).unwrap();
+    assert!(event.raw_fd().is_some());
+    event.signal().unwrap();
     expect_handler(&mut vcpu, 0x42);
 }
 
@@ -280,6 +326,9 @@ fn what_needs_an_irqchip_says_so_without_one_and_the_other_way_round() {
     unsupported(vm.set_irq_line(5, true));
     unsupported(vm.signal_msi(0xfee0_0000, 0x41).map(drop));
     unsupported(vm.deliver_interrupt(VcpuId(0), 0x41));
+    let port = vm.devices().unwrap();
+    unsupported(port.irq_event(5).map(drop));
+    unsupported(port.set_gsi_route(5, Msi::to(VcpuId(0), 0x41)));
     let (_vm, mut vcpu) = real_mode_vm(&host, &memory, &[0xf4], Irqchip::Full);
     unsupported(vcpu.inject_irq(0x41));
     unsupported(vcpu.enable_irq_window());

@@ -173,6 +173,12 @@ pub enum MachineError {
         /// Bytes.
         bytes: usize,
     },
+    /// A device uses a page that a confidential guest keeps to itself.
+    #[error("page at {gpa} is private to the guest")]
+    Private {
+        /// The address.
+        gpa: Gpa,
+    },
     /// A step that concerns the whole VM failed.
     #[error("cannot {step}")]
     Step {
@@ -202,6 +208,9 @@ pub enum MachineError {
     /// The VM could not be created.
     #[error("cannot create the VM")]
     Create(#[source] CreateError),
+    /// An operation of the VM failed, for a device.
+    #[error(transparent)]
+    Vm(#[from] Error),
 }
 
 impl MachineError {
@@ -239,8 +248,13 @@ impl MachineError {
             Self::NeedsProcessor { .. } => "run it on /dev/kvm, or give guest programs",
             Self::Map { .. } => "use less memory, or raise the limit of the address space",
             Self::Create(CreateError { error, .. }) => return hint(error),
-            Self::Step { source, .. } | Self::Vcpu { source, .. } => return hint(source),
+            Self::Step { source, .. } | Self::Vcpu { source, .. } | Self::Vm(source) => {
+                return hint(source);
+            }
             Self::Access { .. } => "stay within the memory (GuestRam::regions)",
+            Self::Private { .. } => {
+                "the guest must share a page before a device uses it (MapGPA, a page state change)"
+            }
             Self::Thread { .. } => "give the process more threads, or run fewer vCPUs",
         })
     }
@@ -252,12 +266,16 @@ pub(crate) const REGION: &str = "a region of memory";
 /// A hint for an error of the VM.
 fn hint(error: &Error) -> Option<&'static str> {
     Some(match error {
+        Error::NotOffered(name) if name.0.contains("irqchip") => {
+            "give the machine interrupt controllers (MachineConfig::irqchip)"
+        }
         Error::HostLacks(_) | Error::NotOffered(_) => "guest programs need a software platform",
         Error::Unsupported(..) => "`kvm-ops doctor` tells what this host offers",
         Error::Invalid(Field::VcpuCount, _) => "use 1 to 4096 vCPUs",
         Error::Invalid(Field::HostAddress | Field::Size | Field::Gpa, _) => {
             "give memory in whole pages of 4 KiB, at addresses that the VM has"
         }
+        Error::NotFound(Field::Gsi, _) => "give the line a message (Inside::set_gsi_route)",
         Error::NoKeyId => "destroy another confidential VM of this host first",
         _ => return None,
     })

@@ -1,8 +1,13 @@
 //! The handler of exits, and the context that it works in.
 
-use kvm_ops::{Answer, Error, Exit, Gpa, Privacy, Result, VcpuId};
+use std::sync::Arc;
 
-use crate::{End, GuestRam};
+use kvm_ops::{
+    Answer, Error, Exit, Gfn, Gpa, HostEvent, IoEvent, IoEventMatch, IrqEvent, Msi, Privacy,
+    Result, VcpuId, not_offered,
+};
+
+use crate::{DeviceMemory, End, MachineError};
 
 /// The decision of a handler about an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,23 +115,112 @@ impl<'a> ExitContext<'a> {
     }
 }
 
-/// The parts of a running machine that a device may use, from any vCPU's thread.
+/// The parts of a machine that a device may use: from the vCPU thread that brings an exit, and from
+/// threads of its own.
+///
+/// [`ExitContext::machine`] hands it to a handler. [`Machine::run_while`](crate::Machine::run_while)
+/// hands it to the threads of devices, for as long as the run, and
+/// [`Machine::parts`](crate::Machine::parts) to whoever sets devices up before.
+///
+/// The same calls work on every host. Where the kernel does them without an exit (`KVM_IRQFD`,
+/// `KVM_IOEVENTFD`) it does; elsewhere the run loop takes its place. All but [`memory`](Self::memory)
+/// are refused by default, so that a test of a device implements what the device uses.
 pub trait Inside: Send + Sync {
     /// The memory that the guest shares with its devices.
-    fn memory(&self) -> &GuestRam;
+    fn memory(&self) -> DeviceMemory<'_>;
+
+    /// The frames that the guest or a device wrote since the last call, of a machine built with
+    /// [`log_dirty`](crate::MachineConfig::log_dirty).
+    ///
+    /// # Errors
+    /// [`MachineError::Step`] without a dirty log, or where the platform refuses.
+    fn dirty_frames(&self) -> Result<Vec<Gfn>, MachineError> {
+        not_offered!("dirty_frames").map_err(|source| MachineError::Step {
+            step: "read the dirty log",
+            source,
+        })
+    }
 
     /// Sends an interrupt to a vCPU's local APIC in the platform.
     ///
     /// # Errors
     /// As [`VmOps::deliver_interrupt`](kvm_ops::VmOps::deliver_interrupt).
-    fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()>;
+    fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
+        let _ = (vcpu, vector);
+        not_offered!("deliver_interrupt")
+    }
+
+    /// Sends an interrupt message, as a PCI device does. `true` if an APIC took it, `false` if the
+    /// guest has it disabled.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`] without an irqchip in the platform
+    /// ([`MachineConfig::irqchip`](crate::MachineConfig::irqchip)); outside of the kernel
+    /// [`Error::Invalid`] with [`Field::Msi`](kvm_ops::Field::Msi) for a message that is no fixed
+    /// interrupt to one vCPU, and the errors of [`deliver_interrupt`](Self::deliver_interrupt).
+    fn signal_msi(&self, msi: Msi) -> Result<bool> {
+        let _ = msi;
+        not_offered!("signal_msi")
+    }
+
+    /// Makes an interrupt line send a message, as the vectors of MSI-X do. Without interrupt
+    /// controllers that have pins (a split irqchip, the software platform) a line needs one.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`] without an irqchip in the platform; the answer of the system.
+    fn set_gsi_route(&self, gsi: u32, msi: Msi) -> Result<()> {
+        let _ = (gsi, msi);
+        not_offered!("set_gsi_route")
+    }
+
+    /// Raises or lowers an interrupt line. A line that has a message for a route sends it when it
+    /// rises.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`] without an irqchip in the platform; [`Error::NotFound`] with
+    /// [`Field::Gsi`](kvm_ops::Field::Gsi) for a line that leads nowhere.
+    fn set_irq_line(&self, gsi: u32, active: bool) -> Result<()> {
+        let _ = (gsi, active);
+        not_offered!("set_irq_line")
+    }
+
+    /// An event that raises and lowers an interrupt line (`KVM_IRQFD`), for one that may leave this
+    /// process, or a device that interrupts often.
+    ///
+    /// # Errors
+    /// As [`set_irq_line`](Self::set_irq_line).
+    fn irq_event(&self, gsi: u32) -> Result<Box<dyn IrqEvent + '_>> {
+        let _ = gsi;
+        not_offered!("irq_event")
+    }
+
+    /// An event that writes of the guest signal, in place of an exit that the handler gets
+    /// (`KVM_IOEVENTFD`). Dropping the last handle removes it. All are signalled when a run ends, so
+    /// that threads that wait find out ([`is_ending`](Self::is_ending)).
+    ///
+    /// # Errors
+    /// [`Error::Exists`], or [`Error::Sys`] with `EEXIST`, if there is one for the same writes.
+    fn io_event(&self, at: IoEvent, matching: IoEventMatch) -> Result<Arc<dyn HostEvent>> {
+        let _ = (at, matching);
+        not_offered!("io_event")
+    }
 
     /// Makes a vCPU leave the guest once. Does nothing for a vCPU that does not exist.
-    fn kick(&self, vcpu: VcpuId);
+    fn kick(&self, vcpu: VcpuId) {
+        let _ = vcpu;
+    }
 
     /// Makes a range of memory private or shared.
     ///
     /// # Errors
     /// As [`VmOps::set_memory_attributes`](kvm_ops::VmOps::set_memory_attributes).
-    fn convert(&self, gpa: Gpa, pages: u64, to: Privacy) -> Result<()>;
+    fn convert(&self, gpa: Gpa, pages: u64, to: Privacy) -> Result<()> {
+        let _ = (gpa, pages, to);
+        not_offered!("convert")
+    }
+
+    /// True once the run is over or about to be: a device's thread returns.
+    fn is_ending(&self) -> bool {
+        false
+    }
 }

@@ -9,6 +9,10 @@
 //! It runs on any [`Host`](kvm_ops::Host): images where vCPUs execute machine code, guest programs on
 //! a software platform ([`Host::runs`](kvm_ops::Host::runs)).
 //!
+//! Devices of the embedder reach memory, interrupts and events by [`Inside`], from the handler of exits and from
+//! threads of their own ([`Machine::run_while`]). The memory may be the embedder's
+//! ([`MachineConfig::guest_ram`]).
+//!
 //! It does not have **ACPI tables** (a kernel that no firmware starts finds the other vCPUs
 //! by an MP table, if it is built with `CONFIG_X86_MPPARSE`, and starts one vCPU otherwise), **PCI,
 //! disks and network devices**, and **a serial interrupt** unless the embedder wires one
@@ -43,6 +47,7 @@ mod devices;
 mod error;
 mod handler;
 mod image;
+mod inside;
 mod launch;
 mod layout;
 mod life;
@@ -59,9 +64,12 @@ pub use devices::Devices;
 pub use error::MachineError;
 pub use handler::{ExitContext, ExitHandler, Flow, Inside};
 pub use image::{Image, ImageFormat};
+pub use inside::Parts;
 pub use launch::{LaunchPage, LaunchStep};
 pub use life::Machine;
-pub use memory::{GuestRam, MemoryRegion};
+#[cfg(feature = "vm-memory")]
+pub use memory::Written;
+pub use memory::{DeviceMemory, GuestRam, MemoryRegion, SharedFrames};
 pub use report::{End, ExitCounts, RunReport, VcpuReport};
 pub use run::RunLimits;
 pub use stop::Stopper;

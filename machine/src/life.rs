@@ -9,12 +9,12 @@ use kvm_ops::{
     OpName, Runs, Tech, VcpuId, VcpuOps, Vm, VmConfig, create,
 };
 
-use crate::convert::Parts;
+use crate::inside::Wiring;
 use crate::launch::{LaunchStep, bytes_below_4_gib};
 use crate::run::{Run, ShutdownScope, State};
 use crate::{
-    ConsoleSink, Devices, ExitHandler, GuestRam, MachineConfig, MachineError, Payload, RunLimits,
-    RunReport, Stopper, load, start,
+    ConsoleSink, Devices, ExitHandler, GuestRam, MachineConfig, MachineError, Parts, Payload,
+    RunLimits, RunReport, Stopper, load, start,
 };
 
 /// A VM with its memory and vCPUs, ready to run.
@@ -32,6 +32,8 @@ pub struct Machine<H: Host> {
     ram: Option<GuestRam>,
     stopper: Stopper,
     scope: ShutdownScope,
+    irqchip: Irqchip,
+    wiring: Wiring,
 }
 
 impl<H: Host> Machine<H> {
@@ -77,6 +79,8 @@ impl<H: Host> Machine<H> {
             ram: None,
             stopper: Stopper::new(Vec::new()),
             scope: ShutdownScope::Machine,
+            irqchip,
+            wiring: Wiring::default(),
         };
         let ram = match config.ram {
             Some(ram) => ram.with_rom(rom, confidential)?,
@@ -117,7 +121,10 @@ impl<H: Host> Machine<H> {
         Ok(machine)
     }
 
-    fn lend(&mut self, ram: GuestRam, log_dirty: bool) -> Result<(), MachineError> {
+    fn lend(&mut self, mut ram: GuestRam, log_dirty: bool) -> Result<(), MachineError> {
+        if log_dirty {
+            ram.log_writes();
+        }
         let slots = ram.slots(log_dirty);
         // Before the first slot: from then on the memory must stay.
         self.ram = Some(ram);
@@ -193,8 +200,31 @@ impl<H: Host> Machine<H> {
     }
 
     /// Runs the machine as [`run`](Self::run) does, and calls `work` on this thread meanwhile, with
-    /// the VM. The run goes on until the guest ends, also after `work` returned; use a
-    /// [`stopper`](Self::stopper) to end it.
+    /// the machine as devices see it: the place for their threads. The run goes on until the guest
+    /// ends, also after `work` returned; use a [`stopper`](Self::stopper) to end it.
+    ///
+    /// ```
+    /// use std::sync::Mutex;
+    ///
+    /// use kvm_ops::guest::Script;
+    /// use kvm_ops::{Gpa, IoEvent, IoEventMatch, Vendor, sim::SimHost};
+    /// use kvm_ops_machine::{Inside, Machine, MachineConfig, RunLimits};
+    ///
+    /// // The guest puts a text into memory and rings a bell. A thread reads it.
+    /// let program = Script::new().write(Gpa::new(0x1000), b"ready").output(0x80, &[1]);
+    /// let config = MachineConfig::new().memory(1 << 20).program(program);
+    /// let mut machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+    /// let bell = machine.parts().io_event(IoEvent::Port(0x80), IoEventMatch::U8(1))?;
+    /// let devices = machine.devices(Default::default());
+    /// let (report, text) = machine.run_while(&devices, RunLimits::none(), |parts| {
+    ///     bell.wait()?;
+    ///     let mut text = [0; 5];
+    ///     parts.memory().read(Gpa::new(0x1000), &mut text).map(|()| text)
+    /// })?;
+    /// assert_eq!(&text?, b"ready");
+    /// assert_eq!(report.exits().of(kvm_ops::ExitKind::IoOut), 1);
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -202,24 +232,40 @@ impl<H: Host> Machine<H> {
         &mut self,
         handler: &dyn ExitHandler,
         limits: RunLimits,
-        work: impl FnOnce(&Vm<AnyVm<H>>) -> T,
+        work: impl FnOnce(&Parts<'_, H>) -> T,
     ) -> Result<(RunReport, T), MachineError> {
         let vm = self.vm.as_ref().expect(WHOLE);
         let machine = Parts {
             vm,
             ram: self.ram.as_ref().expect(WHOLE),
+            slots: &self.slots,
             stopper: &self.stopper,
+            wiring: &self.wiring,
+            irqchip: self.irqchip,
         };
         let run = Run {
             handler,
             machine: &machine,
+            events: &self.wiring.events,
             confidential: vm.tech().is_confidential(),
             limits,
             stopper: &self.stopper,
             scope: self.scope,
             state: State::default(),
         };
-        run.go(&mut self.vcpus, &self.runs, || work(vm))
+        run.go(&mut self.vcpus, &self.runs, || work(&machine))
+    }
+
+    /// The machine as its devices see it, while it does not run: to set up events and routes.
+    pub fn parts(&self) -> Parts<'_, H> {
+        Parts {
+            vm: self.vm(),
+            ram: self.memory(),
+            slots: &self.slots,
+            stopper: &self.stopper,
+            wiring: &self.wiring,
+            irqchip: self.irqchip,
+        }
     }
 
     /// Closes the initial contents of a machine that was built to await its guest
@@ -320,25 +366,13 @@ impl<H: Host> Machine<H> {
             .is_some()
     }
 
-    /// The frames that the guest wrote since the last call, of a machine built with
-    /// [`log_dirty`](MachineConfig::log_dirty).
+    /// The frames that the guest or a device wrote since the last call, of a machine built with
+    /// [`log_dirty`](MachineConfig::log_dirty). Writes by [`memory`](Self::memory) count too.
     ///
     /// # Errors
     /// [`MachineError::Step`] without a dirty log, or where the platform refuses.
     pub fn dirty_frames(&self) -> Result<Vec<Gfn>, MachineError> {
-        let mut frames = Vec::new();
-        for slot in self.slots.iter().filter(|slot| !slot.flags.read_only) {
-            let mut bitmap = vec![0; slot.dirty_words()];
-            self.vm()
-                .dirty_log(slot.id, &mut bitmap)
-                .map_err(step("read the dirty log"))?;
-            let first = Gfn::containing(slot.gpa).get();
-            for (base, word) in (first..).step_by(64).zip(bitmap) {
-                let bits = (0..64).filter(|bit| word & (1 << bit) != 0);
-                frames.extend(bits.map(|bit| Gfn::new(base + bit)));
-            }
-        }
-        Ok(frames)
+        self.parts().written_frames()
     }
 
     /// Gives everything back: vCPUs, slots, the VM, and at last the memory.

@@ -6,9 +6,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_ops::{Answer, Exit, VcpuId, VcpuOps};
+use kvm_ops::{Answer, Exit, IoEvent, VcpuId, VcpuOps};
 
 use crate::convert;
+use crate::inside::Events;
 use crate::{
     End, ExitContext, ExitCounts, ExitHandler, Flow, Inside, MachineError, RunReport, Stopper,
     VcpuReport,
@@ -62,6 +63,7 @@ pub(crate) enum ShutdownScope {
 pub(crate) struct Run<'a> {
     pub(crate) handler: &'a dyn ExitHandler,
     pub(crate) machine: &'a dyn Inside,
+    pub(crate) events: &'a Events,
     /// True if memory can be private: conversions are then answered here.
     pub(crate) confidential: bool,
     pub(crate) limits: RunLimits,
@@ -107,6 +109,7 @@ impl Run<'_> {
         work: impl FnOnce() -> T,
     ) -> Result<(RunReport, T), MachineError> {
         let start = Instant::now();
+        self.events.begin();
         let reports = thread::scope(|scope| {
             let mut failed = None;
             let threads: Vec<_> = vcpus
@@ -169,8 +172,14 @@ impl Run<'_> {
         Ok((report, done))
     }
 
-    /// Waits until every thread ended, and ends the machine at the deadline.
+    /// Waits until every thread ended, and ends the machine at the deadline. Then the threads of
+    /// devices may end.
     fn watch(&self, start: Instant) {
+        self.wait_for_end(start);
+        self.events.end();
+    }
+
+    fn wait_for_end(&self, start: Instant) {
         let mut shared = self.lock();
         while shared.running != 0 {
             let left = match (self.limits.deadline, &shared.cause) {
@@ -288,8 +297,21 @@ impl Run<'_> {
                     })
             }
             Exit::Unknown { .. } => Some(Outcome::Machine(End::Unhandled(exit.kind()))),
+            exit if self.is_event(vcpu, exit) => None,
             exit => self.handle(vcpu, exit),
         }
+    }
+
+    /// Signals the event that a write is for, if there is one. A string of writes to a port is one
+    /// only if each of them is.
+    fn is_event<V: VcpuOps>(&self, vcpu: &mut V, exit: Exit) -> bool {
+        let (at, size) = match exit {
+            Exit::MmioWrite { gpa, len } => (IoEvent::Mmio(gpa), len),
+            Exit::IoOut { port, size, .. } => (IoEvent::Port(port), size),
+            _ => return false,
+        };
+        let mut writes = vcpu.exit_data().chunks(size.max(1).into()).peekable();
+        writes.peek().is_some() && writes.all(|data| self.events.written(at, data))
     }
 
     /// Asks the handler.
@@ -309,6 +331,7 @@ impl Run<'_> {
     fn finish(&self, by: Option<VcpuId>, end: End) {
         self.lock().cause.get_or_insert((by, end));
         self.state.ending.store(true, Ordering::SeqCst);
+        self.events.end();
         self.stopper.kick_all_but(by);
         self.state.changed.notify_all();
     }

@@ -11,7 +11,7 @@ use kvm_ops::{
     Runs, Sregs, Tech, VcpuId, VcpuOps, Vendor, VmId, VmParams, VmPort,
 };
 
-use crate::{GuestRam, Inside};
+use crate::{DeviceMemory, GuestRam, Inside};
 
 /// The next action of a vCPU.
 #[derive(Clone, Copy, Debug)]
@@ -303,17 +303,7 @@ impl Alone {
 }
 
 impl Inside for Alone {
-    fn memory(&self) -> &GuestRam {
-        &self.0
-    }
-
-    fn deliver_interrupt(&self, _: VcpuId, _: u8) -> Result<()> {
-        Ok(())
-    }
-
-    fn kick(&self, _: VcpuId) {}
-
-    fn convert(&self, _: Gpa, _: u64, _: Privacy) -> Result<()> {
-        Ok(())
+    fn memory(&self) -> DeviceMemory<'_> {
+        DeviceMemory::new(&self.0)
     }
 }

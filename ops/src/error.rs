@@ -150,6 +150,8 @@ texts! {
         Ioeventfd => "KVM_IOEVENTFD",
         /// `KVM_IRQ_LINE`.
         IrqLine => "KVM_IRQ_LINE",
+        /// `KVM_SET_GSI_ROUTING`.
+        SetGsiRouting => "KVM_SET_GSI_ROUTING",
         /// `KVM_SIGNAL_MSI`.
         SignalMsi => "KVM_SIGNAL_MSI",
         /// `KVM_RUN`.
@@ -224,6 +226,8 @@ texts! {
         Vector => "vector",
         /// An interrupt line (GSI).
         Gsi => "interrupt line",
+        /// The address of an interrupt message to more or less than one vCPU, or of another kind than fixed.
+        Msi => "interrupt message address",
         /// The length of a bitmap or buffer.
         BufferLength => "buffer length",
         /// An encryption command.

@@ -66,8 +66,9 @@ pub use params::{EncParams, Gpaw, Irqchip, MAX_VCPUS, SevParams, TdParams, VmPar
 pub use plain::{PlainTech, PlainVm, VmIds};
 pub use plain_vcpu::PlainVcpu;
 pub use port::{
-    Fault, FaultInjector, FaultPlan, Host, InjectedHost, NestedFaultAnswer, NestedFaults, NoPort,
-    PagePort, Programs, PspPort, Runs, SeamPort, SeamRegs, SevPort, SharedMemory, TdPort, VmPort,
+    DevicePort, Fault, FaultInjector, FaultPlan, Host, HostEvent, InjectedHost, IoEvent,
+    IoEventMatch, IrqEvent, Msi, NestedFaultAnswer, NestedFaults, NoPort, PagePort, Programs,
+    PspPort, Runs, SeamPort, SeamRegs, SevPort, SharedMemory, TdPort, VmPort,
 };
 pub use serial::PortId;
 pub use slot::{HostRange, MemSlot, PrivateBacking, SlotFlags};

@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use alloc::sync::Arc;
 
 use crate::{
-    Backend, Drained, Error, Field, FreeReport, Gpa, Host, KeyReleased, Life, MemSlot, PlainVcpu,
-    Result, Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
+    Backend, DevicePort, Drained, Error, Field, FreeReport, Gpa, Host, KeyReleased, Life, MemSlot,
+    PlainVcpu, Result, Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 
 /// Numbers VMs from 1. Each host has its own, so that numbers stay small.
@@ -161,6 +161,10 @@ impl<H: Host, T: PlainTech> VmOps for PlainVm<H, T> {
     fn set_identity_map_addr(&self, gpa: Gpa) -> Result<()> {
         check_page(gpa)?;
         self.port.set_identity_map_addr(gpa)
+    }
+
+    fn devices(&self) -> Option<&dyn DevicePort> {
+        self.port.devices()
     }
 
     fn has_emulated_msr(&self, index: u32) -> bool {

@@ -1,9 +1,9 @@
 //! The operations of a VM, grouped as Linux `arch/x86/kvm/vmx/main.c` groups them.
 
 use crate::{
-    CpuId, Drained, EncCmd, EncRegion, Error, FreeReport, Gfn, Gpa, InitialPage, KeyReleased,
-    Level, Measurement, MemSlot, Page, Pfn, Privacy, Result, SharedMask, SpteChange, Step, Tech,
-    VcpuId, VmId, dispatchable,
+    CpuId, DevicePort, Drained, EncCmd, EncRegion, Error, FreeReport, Gfn, Gpa, InitialPage,
+    KeyReleased, Level, Measurement, MemSlot, Page, Pfn, Privacy, Result, SharedMask, SpteChange,
+    Step, Tech, VcpuId, VmId, dispatchable,
 };
 
 /// The operations that every back end implements for a VM.
@@ -524,6 +524,33 @@ pub trait VmOps: Send + Sync {
         not_offered!("set_memory_attributes")
     }
 
+    /// The kind of memory that a guest frame is now. The host and its devices reach shared frames
+    /// only. It may change with the next conversion.
+    ///
+    /// ```
+    /// # use kvm_ops::{Backend, Host, Vendor, VcpuId, VmOps, VmParams, sim::SimHost, tdx::TdxVm};
+    /// # let host = SimHost::new(Vendor::Intel);
+    /// # let mut td = TdxVm::create(&host, host.next_vm_id(), &VmParams::new(1))?;
+    /// # td.vm_init()?;
+    /// # use kvm_ops::{Gpa, HostRange, MemSlot, SlotId};
+    /// # #[repr(align(4096))] struct Ram([u8; 8192]);
+    /// # let ram = Box::leak(Box::new(Ram([0; 8192])));
+    /// # // SAFETY: the memory is never freed, and no reference to it is used from here on.
+    /// # let range = unsafe { HostRange::new(ram.0.as_ptr() as u64, 8192)? };
+    /// # let slot = MemSlot::new(SlotId(0), Gpa::new(0x1000), range);
+    /// use kvm_ops::{Gfn, Privacy};
+    ///
+    /// td.set_memory_slot(&slot)?; // frames 1 and 2
+    /// assert_eq!(td.privacy(Gfn::new(1)), Privacy::Private);
+    /// td.set_memory_attributes(Gfn::new(1), 1, Privacy::Shared)?;
+    /// assert_eq!(td.privacy(Gfn::new(1)), Privacy::Shared);
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
+    fn privacy(&self, gfn: Gfn) -> Privacy {
+        let _ = gfn;
+        Privacy::Shared
+    }
+
     /// Maps private memory before the guest touches it (KVM_PRE_FAULT_MEMORY). Returns the number of
     /// pages mapped.
     ///
@@ -678,6 +705,26 @@ pub trait VmOps: Send + Sync {
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
         let _ = (vcpu, vector);
         not_offered!("deliver_interrupt")
+    }
+
+    /// The operations for devices: interrupt lines and messages, and events for guests' writes. `None`
+    /// where the machine below does none of it without an exit.
+    ///
+    /// ```
+    /// # use kvm_ops::{Host, Vendor, VmOps, VmParams, sim::SimHost, vmx::VmxVm};
+    /// # let host = SimHost::new(Vendor::Intel);
+    /// # let mut vm = VmxVm::create(&host, host.next_vm_id(), &VmParams::new(1))?;
+    /// # vm.vm_init()?;
+    /// use kvm_ops::{Msi, VcpuId};
+    ///
+    /// match vm.devices() {
+    ///     Some(machine) => drop(machine.signal_msi(Msi::to(VcpuId(0), 0x30))?), // on /dev/kvm
+    ///     None => {} // the software platform: `kvm-ops-machine` does it
+    /// }
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
+    fn devices(&self) -> Option<&dyn DevicePort> {
+        None
     }
 
     /// Reserves the three pages that VMX needs to run real mode without "unrestricted guest"

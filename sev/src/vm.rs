@@ -255,6 +255,12 @@ impl<H: Host> VmOps for SevVm<H> {
         self.shared.set_attributes(first, pages, to)
     }
 
+    /// A SEV or SEV-ES guest chooses with each access: its frames count as private until the guest
+    /// said otherwise.
+    fn privacy(&self, gfn: Gfn) -> Privacy {
+        self.shared.privacy(gfn)
+    }
+
     fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {
         let _span = self.shared.span("pre_fault_memory");
         self.shared.step().require(Step::Runnable)?;

@@ -165,6 +165,10 @@ impl<H: Host> VmOps for TdxVm<H> {
         self.td.set_attributes(first, pages, to)
     }
 
+    fn privacy(&self, gfn: Gfn) -> Privacy {
+        self.td.privacy(gfn)
+    }
+
     /// Contention, missing memory and frames without a slot stop it early: it returns the number of
     /// pages mapped, and the next call returns the reason. A failure that poisons the TD is returned
     /// at once.

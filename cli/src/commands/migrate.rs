@@ -266,8 +266,8 @@ impl Session<'_> {
         self.interrupt.stops(stopper.clone());
         let quiet = |_: &mut ExitContext<'_>| kvm_ops_machine::Flow::Continue;
         let limits = RunLimits::none().deadline(self.guest.timeout);
-        let ran = machine.run_while(&quiet, limits, |vm| {
-            let done = work(vm);
+        let ran = machine.run_while(&quiet, limits, |parts| {
+            let done = work(parts.vm());
             stopper.stop();
             done
         });

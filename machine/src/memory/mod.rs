@@ -1,5 +1,7 @@
 //! Guest memory: the machine's or the embedder's, RAM with the hole below 4 GiB, and the ROM in that hole.
 
+mod device;
+mod dirty;
 mod region;
 #[cfg(feature = "vm-memory")]
 mod rust_vmm;
@@ -8,7 +10,10 @@ mod tests;
 
 use kvm_ops::{Gpa, MemSlot, PAGE_SIZE, SlotId};
 
+pub use device::{DeviceMemory, SharedFrames};
 pub use region::MemoryRegion;
+#[cfg(feature = "vm-memory")]
+pub use rust_vmm::Written;
 
 use crate::MachineError;
 use crate::error::REGION;
@@ -230,6 +235,18 @@ impl GuestRam {
             }
             self.region(at)?.write(at, &ZEROS[..len])
         })
+    }
+
+    /// Marks what is written from now on.
+    pub(crate) fn log_writes(&mut self) {
+        self.regions.iter_mut().for_each(MemoryRegion::log_writes);
+    }
+
+    /// Takes the marks of the region at that address, and adds them to its bitmap.
+    pub(crate) fn take_written(&self, gpa: Gpa, bitmap: &mut [u64]) {
+        if let Some(region) = self.region(gpa) {
+            region.take_written(bitmap);
+        }
     }
 
     /// A slot for each region, numbered from 0.

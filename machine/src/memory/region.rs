@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kvm_ops::{Error, Field, Gpa, HostRange, volatile};
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::dirty::DirtyLog;
 use crate::MachineError;
 
 /// Host memory that the guest finds at a guest-physical address, with whatever keeps it mapped.
@@ -56,6 +57,8 @@ pub struct MemoryRegion {
     gpa: Gpa,
     host: HostRange,
     kind: Kind,
+    /// The pages that this process wrote, of a machine with a dirty log.
+    written: Option<DirtyLog>,
     /// Held, never read.
     _owner: Arc<dyn Any + Send + Sync>,
 }
@@ -103,6 +106,7 @@ impl MemoryRegion {
             gpa,
             host: range,
             kind: Kind::Ram,
+            written: None,
             _owner: owner,
         })
     }
@@ -200,7 +204,35 @@ impl MemoryRegion {
         let len = data.len().min(left as usize);
         // SAFETY: as in `read`; the region is writable, because it was not made read-only.
         unsafe { volatile::copy_to(host, &data[..len]) };
+        self.mark(gpa, len);
         Some(len)
+    }
+
+    /// Marks what is written from now on, for the dirty log of a machine.
+    pub(crate) fn log_writes(&mut self) {
+        self.written = Some(DirtyLog::new(self.bytes()));
+    }
+
+    /// Marks pages of the region as written.
+    pub(crate) fn mark(&self, gpa: Gpa, bytes: usize) {
+        let offset = gpa.get().checked_sub(self.gpa.get());
+        if let (Some(log), Some(offset)) = (&self.written, offset) {
+            log.mark(offset, bytes);
+        }
+    }
+
+    /// True if the page of that address is marked.
+    #[cfg(feature = "vm-memory")]
+    pub(crate) fn is_marked(&self, gpa: Gpa) -> bool {
+        let offset = gpa.get().checked_sub(self.gpa.get());
+        matches!((&self.written, offset), (Some(log), Some(offset)) if log.is_marked(offset))
+    }
+
+    /// Takes the marks, and adds them to a bitmap of the region.
+    pub(crate) fn take_written(&self, bitmap: &mut [u64]) {
+        if let Some(log) = &self.written {
+            log.take(bitmap);
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use core::fmt;
 use spin::Mutex;
 
 use super::{
-    Host, NestedFaults, PagePort, PspPort, Runs, SeamPort, SeamRegs, SevPort, SharedMemory, TdPort,
-    VmPort,
+    DevicePort, Host, NestedFaults, PagePort, PspPort, Runs, SeamPort, SeamRegs, SevPort,
+    SharedMemory, TdPort, VmPort,
 };
 use crate::guest::GuestProgram;
 use crate::{
@@ -451,6 +451,10 @@ impl<P: VmPort> VmPort for FaultInjector<P> {
 
     fn sev(&self) -> Option<&dyn SevPort> {
         self.port.sev().map(|_| self as &dyn SevPort)
+    }
+
+    fn devices(&self) -> Option<&dyn DevicePort> {
+        self.port.devices()
     }
 
     fn close(self) -> Result<()> {

@@ -4,6 +4,7 @@
 //! It creates a [`VmPort`] for each VM and, if the machine has them, offers the SEAMCALL instruction
 //! and the AMD SP mailbox. A capability that a host lacks is a `None`, never a panic.
 
+mod device;
 mod host;
 mod inject;
 mod memory;
@@ -12,6 +13,7 @@ mod psp;
 mod seam;
 mod vm;
 
+pub use device::{DevicePort, HostEvent, IoEvent, IoEventMatch, IrqEvent, Msi};
 pub use host::{Host, Runs};
 pub use inject::{Fault, FaultInjector, FaultPlan, InjectedHost};
 pub use memory::PagePort;

@@ -4,12 +4,14 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use crate::guest::GuestProgram;
-use crate::{Asid, Gfn, Gpa, Hpa, Level, MemSlot, Page, Result, SharedMask, VcpuId, VcpuOps};
+use crate::{
+    Asid, DevicePort, Gfn, Gpa, Hpa, Level, MemSlot, Page, Result, SharedMask, VcpuId, VcpuOps,
+};
 
 /// A VM of the machine below: memory slots and vCPUs, without the rules of any technology.
 ///
 /// A port that can hold confidential VMs offers their operations as capabilities:
-/// [`td`](Self::td), [`sev`](Self::sev).
+/// [`td`](Self::td), [`sev`](Self::sev). So are [`devices`](Self::devices).
 pub trait VmPort: Send + Sync + 'static {
     /// The vCPU of the machine, which answers every vCPU operation as the processor does.
     type Vcpu: VcpuOps + 'static;
@@ -74,6 +76,11 @@ pub trait VmPort: Send + Sync + 'static {
 
     /// The operations for an SEV guest, if the machine can hold SEV guests.
     fn sev(&self) -> Option<&dyn SevPort> {
+        None
+    }
+
+    /// The operations for devices, if the machine does them without an exit.
+    fn devices(&self) -> Option<&dyn DevicePort> {
         None
     }
 

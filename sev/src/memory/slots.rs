@@ -34,6 +34,11 @@ impl<H: Host> Shared<H> {
         Ok(pages)
     }
 
+    /// The kind of memory that a frame is now.
+    pub(crate) fn privacy(&self, gfn: Gfn) -> Privacy {
+        self.memory().attributes.get(gfn)
+    }
+
     /// Tells the port which frames a guest may reach without the C-bit. Only SNP knows private
     /// frames: a SEV or SEV-ES guest chooses with each access.
     fn govern(&self, first: Gfn, pages: u64, privacy: Privacy) -> Result<()> {

@@ -138,6 +138,11 @@ impl<H: Host> Td<H> {
         Ok(pages)
     }
 
+    /// The kind of memory that a frame is now.
+    pub(crate) fn privacy(&self, gfn: Gfn) -> Privacy {
+        self.read_private().attributes.get(gfn)
+    }
+
     /// Opens frames of the VM below to shared accesses of the guest, or closes them.
     pub(crate) fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
         self.on_td_port(|port| port.set_shared(first, pages, shared))
