@@ -3,21 +3,31 @@
 
 mod common;
 
-use common::snp::{LARGE, Machine, PageStateAnswer, Stuck, range, until_stuck};
+use common::{LARGE, no_flush, range};
 use kvm_ops_guest::sev::msr::{self, CpuidRegister, ResponseError};
 use kvm_ops_guest::sev::{Cause, ConvertError, MsrError, SevError, Versions};
-use kvm_ops_guest::{Flush, GpaRange, PageSize, Privacy, Record, RecordError};
+use kvm_ops_guest::{GpaRange, PageSize, Privacy, Record, RecordError};
+use kvm_ops_guest_test::sev::platform::{
+    AccessFault, PageSize as RmpSize, PageState, RmpError, RmpUpdate,
+};
+use kvm_ops_guest_test::sev::{
+    Exit, Fault, Reply, StopCause, Stopped, TestSev, TestSevBuilder, Vcpu, hosts,
+};
 use proptest::prelude::*;
-use soft_amd_sp::{AccessFault, PageSize as RmpSize, PageState, RmpError, RmpUpdate};
 
 const GPA: u64 = 0x8000;
 const OTHER: u64 = 0x9000;
+/// Responses in the GHCB MSR to a page state change: done, and not.
+const DONE: u64 = 0x015;
+const REFUSED: u64 = 1 << 63 | DONE;
 
 fn one() -> GpaRange {
     range(GPA, 0x1000)
 }
 
-fn no_flush(_: Flush) {}
+fn start(guest: TestSevBuilder) -> TestSev {
+    guest.build().expect("a guest")
+}
 
 fn cause(result: Result<(), SevError>) -> (Cause, GpaRange) {
     match result {
@@ -26,29 +36,48 @@ fn cause(result: Result<(), SevError>) -> (Cause, GpaRange) {
     }
 }
 
-/// An SNP guest with "secret" in a validated page.
-fn snp() -> (Machine, u64) {
-    let mut m = Machine::snp();
-    let spa = m.assign(GPA, RmpSize::Size4K);
-    m.kernel().validate(one()).expect("validated");
-    m.write(GPA, b"secret").expect("ours");
-    (m, spa)
+/// An SNP guest with "secret" in a validated page, and the page's host address.
+fn snp() -> (TestSev, Vcpu, u64) {
+    let guest = start(TestSev::snp().assigned(GPA..GPA + 0x1000));
+    let mut cpu = guest.vcpu();
+    cpu.kernel().validate(one()).expect("validated");
+    cpu.write(GPA, b"secret").expect("ours");
+    let spa = guest.hypervisor().behind(GPA).expect("mapped");
+    (guest, cpu, spa)
 }
 
 /// The guests without an RMP, with "secret" in a private page.
-fn legacy() -> [(Machine, u64); 2] {
-    [false, true].map(|es| {
-        let mut m = Machine::legacy(es);
-        let spa = m.back(GPA);
-        m.write(GPA, b"secret").expect("ours");
-        (m, spa)
+fn legacy() -> [(TestSev, Vcpu, u64); 2] {
+    [TestSev::sev(), TestSev::sev_es()].map(|guest| {
+        let guest = start(guest);
+        let mut cpu = guest.vcpu();
+        cpu.write(GPA, b"secret").expect("ours");
+        let spa = guest.hypervisor().behind(GPA).expect("mapped");
+        (guest, cpu, spa)
     })
 }
 
-fn is_rmp_fault<T: std::fmt::Debug>(result: Result<T, AccessFault>) {
+/// The access ended in a nested page fault of the RMP, which the host did not cure.
+fn is_rmp_fault<T: std::fmt::Debug>(guest: &TestSev, result: Result<T, Fault>) {
+    let Err(Fault::Stopped(stopped)) = result else {
+        panic!("{result:?}");
+    };
+    is_rmp_stop(guest, &stopped);
+}
+
+fn is_rmp_stop(guest: &TestSev, stopped: &Stopped) {
     const RMP: u64 = 1 << 31;
+    match guest.take_exits().last() {
+        Some(Exit::Fault(AccessFault::NestedPage { error_code, .. })) => {
+            assert_ne!(error_code & RMP, 0, "{stopped}");
+        }
+        other => panic!("{other:?}: {stopped}"),
+    }
+}
+
+fn is_not_validated<T: std::fmt::Debug>(result: Result<T, Fault>, at: u64) {
     match result {
-        Err(AccessFault::NestedPage { error_code, .. }) if error_code & RMP != 0 => {}
+        Err(Fault::NotValidated { gpa, .. }) if gpa == at => {}
         other => panic!("{other:?}"),
     }
 }
@@ -57,49 +86,55 @@ fn is_rmp_fault<T: std::fmt::Debug>(result: Result<T, AccessFault>) {
 
 #[test]
 fn success_without_a_private_page_keeps_the_guest_from_running() {
-    let mut m = Machine::snp();
-    m.back(GPA);
-    m.answer = PageStateAnswer::Pretend;
-    let result = until_stuck(|| m.kernel().unshare(one(), no_flush));
-    let Err(Stuck(fault)) = result else {
-        panic!("{result:?}");
-    };
-    is_rmp_fault::<()>(Err(fault));
+    let guest = start(TestSev::snp());
+    let host = guest.hypervisor();
+    host.back(GPA).expect("a page");
+    guest.set_host(hosts::page_state_answers(DONE));
+    let result = guest.run(|cpu| cpu.kernel().unshare(one(), no_flush));
+    let stopped = result.expect_err("PVALIDATE never comes back");
+    is_rmp_stop(&guest, &stopped);
+    assert!(matches!(stopped.cause, StopCause::Nested(_)), "{stopped}");
 }
 
 #[test]
 fn success_without_sharing_leaves_the_page_to_neither_side() {
-    let (mut m, spa) = snp();
-    m.answer = PageStateAnswer::Pretend;
-    m.kernel().share(one(), no_flush).expect("says the host");
+    let (guest, mut cpu, spa) = snp();
+    let host = guest.hypervisor();
+    guest.set_host(hosts::page_state_answers(DONE));
+    cpu.kernel().share(one(), no_flush).expect("says the host");
     // Neither alias works, and the host still cannot write there.
-    is_rmp_fault(m.read_shared(GPA, 6));
-    assert_eq!(m.read(GPA, 6), Err(AccessFault::NotValidated { gpa: GPA }));
-    assert!(m.p.host_write(spa, b"forged").is_err());
+    is_rmp_fault(&guest, cpu.read_shared(GPA, 6));
+    is_not_validated(cpu.read(GPA, 6), GPA);
+    assert!(host.platform().host_write(spa, b"forged").is_err());
 }
 
 #[test]
 fn a_refusal_is_an_error_with_what_is_left() {
-    let (mut m, _) = snp();
-    m.answer = PageStateAnswer::Refuse;
+    let (guest, mut cpu, _) = snp();
+    guest.set_host(hosts::page_state_answers(REFUSED));
     let refused = Cause::PageState(1 << 31);
-    assert_eq!(cause(m.kernel().share(one(), no_flush)), (refused, one()));
-    let mut m = Machine::snp();
-    m.answer = PageStateAnswer::Refuse;
-    assert_eq!(cause(m.kernel().unshare(one(), no_flush)), (refused, one()));
+    assert_eq!(cause(cpu.kernel().share(one(), no_flush)), (refused, one()));
+    let guest = start(TestSev::snp());
+    let mut cpu = guest.vcpu();
+    guest.set_host(hosts::page_state_answers(REFUSED));
+    assert_eq!(
+        cause(cpu.kernel().unshare(one(), no_flush)),
+        (refused, one())
+    );
 }
 
 #[test]
 fn a_response_that_is_none_is_an_error() {
-    let (mut m, _) = snp();
+    let (guest, mut cpu, _) = snp();
+    let host = guest.hypervisor();
     for raw in [0, 0x014, 0x013, 0x1015, 1 << 31 | 0x015, u64::MAX] {
-        m.answer = PageStateAnswer::Raw(raw);
-        m.assign(LARGE, RmpSize::Size4K);
+        guest.set_host(hosts::page_state_answers(raw));
+        host.assign(LARGE, RmpSize::Size4K).expect("a page");
         let page = range(LARGE, 0x1000);
-        m.kernel().validate(page).expect("validated");
+        cpu.kernel().validate(page).expect("validated");
         let expected = (Cause::Response(raw), page);
         assert_eq!(
-            cause(m.kernel().share(page, no_flush)),
+            cause(cpu.kernel().share(page, no_flush)),
             expected,
             "{raw:#x}"
         );
@@ -109,100 +144,106 @@ fn a_response_that_is_none_is_an_error() {
 #[test]
 fn a_wrong_size_is_split_or_met_and_nothing_is_lost() {
     // Asked for one small page, the host assigns 2 MiB: PVALIDATE faults, the host has to split.
-    let mut m = Machine::snp();
-    m.answer = PageStateAnswer::Large;
+    let guest = start(TestSev::snp());
+    let mut cpu = guest.vcpu();
+    guest.set_host(hosts::large_pages());
     let small = range(LARGE, 0x1000);
-    m.kernel().unshare(small, no_flush).expect("private");
-    m.write(LARGE, b"ours").expect("validated");
+    cpu.kernel().unshare(small, no_flush).expect("private");
+    cpu.write(LARGE, b"ours").expect("validated");
     let next = LARGE + 0x1000;
-    assert_eq!(
-        m.read(next, 4),
-        Err(AccessFault::NotValidated { gpa: next })
-    );
+    is_not_validated(cpu.read(next, 4), next);
     // Asked for 2 MiB, it assigns small pages.
-    m.answer = PageStateAnswer::Honest;
+    guest.set_host(hosts::honest());
     let large = range(2 * LARGE, LARGE);
-    m.kernel().unshare(large, no_flush).expect("private");
+    cpu.kernel().unshare(large, no_flush).expect("private");
     let last = 3 * LARGE - 8;
-    m.write(last, b"ours").expect("validated");
+    cpu.write(last, b"ours").expect("validated");
 }
 
 #[test]
 fn a_page_that_is_still_validated_is_found_out_by_the_carry_flag() {
     // The host pretends both ways; the guest cleared the page itself, so this needs a guest whose
     // record is wrong: it takes a page for shared that it never shared.
-    let (mut m, _) = snp();
-    m.answer = PageStateAnswer::Pretend;
+    let (guest, mut cpu, _) = snp();
+    guest.set_host(hosts::page_state_answers(DONE));
     let size = PageSize::Size4K;
     let unchanged = (Cause::Unchanged { size }, one());
-    assert_eq!(cause(m.kernel().unshare(one(), no_flush)), unchanged);
-    assert_eq!(m.read(GPA, 6).expect("ours"), b"secret");
+    assert_eq!(cause(cpu.kernel().unshare(one(), no_flush)), unchanged);
+    assert_eq!(cpu.read(GPA, 6).expect("ours"), b"secret");
 }
 
 // --- private pages ----------------------------------------------------------------------------
 
 #[test]
 fn snp_notices_a_page_taken_away_and_given_anew() {
-    let (mut m, spa) = snp();
-    m.p.rmpupdate(spa, &RmpUpdate::shared())
+    let (guest, mut cpu, spa) = snp();
+    let host = guest.hypervisor();
+    host.platform()
+        .rmpupdate(spa, &RmpUpdate::shared())
         .expect("the host's right");
-    is_rmp_fault(m.read(GPA, 6));
-    m.p.rmpupdate(spa, &RmpUpdate::guest(m.asid, GPA))
+    is_rmp_fault(&guest, cpu.read(GPA, 6));
+    host.platform()
+        .rmpupdate(spa, &RmpUpdate::guest(host.asid(), GPA))
         .expect("free");
-    assert_eq!(m.read(GPA, 6), Err(AccessFault::NotValidated { gpa: GPA }));
+    is_not_validated(cpu.read(GPA, 6), GPA);
 }
 
 #[test]
 fn snp_notices_a_remap_to_another_page() {
-    let (mut m, spa) = snp();
+    let (guest, mut cpu, spa) = snp();
+    let host = guest.hypervisor();
     // A page of the host.
-    let strange = m.page(RmpSize::Size4K);
-    m.map(GPA, strange, RmpSize::Size4K);
-    is_rmp_fault(m.read(GPA, 6));
+    let strange = host.free_page(RmpSize::Size4K).expect("a page");
+    host.map(GPA, strange, RmpSize::Size4K);
+    is_rmp_fault(&guest, cpu.read(GPA, 6));
     // A validated page of the same guest, made for another address.
-    let other = m.assign(OTHER, RmpSize::Size4K);
-    m.kernel()
+    let other = host.assign(OTHER, RmpSize::Size4K).expect("a page");
+    cpu.kernel()
         .validate(range(OTHER, 0x1000))
         .expect("validated");
-    m.map(GPA, other, RmpSize::Size4K);
-    is_rmp_fault(m.read(GPA, 6));
-    m.map(GPA, spa, RmpSize::Size4K);
-    assert_eq!(m.read(GPA, 6).expect("ours"), b"secret");
+    host.map(GPA, other, RmpSize::Size4K);
+    is_rmp_fault(&guest, cpu.read(GPA, 6));
+    host.map(GPA, spa, RmpSize::Size4K);
+    assert_eq!(cpu.read(GPA, 6).expect("ours"), b"secret");
 }
 
 #[test]
 fn a_guest_that_validates_again_can_be_replayed_for_ever() {
     // Why validating in a #VC handler is wrong: no instruction can tell this from the first time.
-    let (mut m, old) = snp();
-    let new = m.assign(GPA, RmpSize::Size4K);
-    assert_eq!(m.read(GPA, 6), Err(AccessFault::NotValidated { gpa: GPA }));
-    m.kernel().validate(one()).expect("PVALIDATE says success");
-    m.write(GPA, b"newer!").expect("ours");
-    m.map(GPA, old, RmpSize::Size4K);
+    let (guest, mut cpu, old) = snp();
+    let host = guest.hypervisor();
+    let new = host.assign(GPA, RmpSize::Size4K).expect("a page");
+    is_not_validated(cpu.read(GPA, 6), GPA);
+    cpu.kernel()
+        .validate(one())
+        .expect("PVALIDATE says success");
+    cpu.write(GPA, b"newer!").expect("ours");
+    host.map(GPA, old, RmpSize::Size4K);
     assert_eq!(
-        m.read(GPA, 6).expect("no fault"),
+        cpu.read(GPA, 6).expect("no fault"),
         b"secret",
         "the old contents are back"
     );
-    m.map(GPA, new, RmpSize::Size4K);
-    assert_eq!(m.read(GPA, 6).expect("no fault"), b"newer!");
+    host.map(GPA, new, RmpSize::Size4K);
+    assert_eq!(cpu.read(GPA, 6).expect("no fault"), b"newer!");
     // Only when the first page is there again at a third validation does the carry flag show it.
-    m.map(GPA, old, RmpSize::Size4K);
+    host.map(GPA, old, RmpSize::Size4K);
     let size = PageSize::Size4K;
     assert_eq!(
-        cause(m.kernel().validate(one())).0,
+        cause(cpu.kernel().validate(one())).0,
         Cause::Unchanged { size }
     );
 }
 
 #[test]
 fn a_guest_with_a_record_does_not_validate_again() {
-    let (mut m, _) = snp();
+    let (guest, mut cpu, _) = snp();
+    let host = guest.hypervisor();
     let mut bits = [0];
     let mut record = Record::new(&mut bits, 0).expect("fits");
     record.claim(one()).expect("as it was validated at first");
-    m.assign(GPA, RmpSize::Size4K);
-    let Err(AccessFault::NotValidated { gpa }) = m.read(GPA, 6) else {
+    host.assign(GPA, RmpSize::Size4K).expect("a page");
+    let Err(Fault::NotValidated { gpa, .. }) = cpu.read(GPA, 6) else {
         panic!("no #VC");
     };
     assert!(record.is_private(gpa), "an attack");
@@ -212,40 +253,46 @@ fn a_guest_with_a_record_does_not_validate_again() {
 
 #[test]
 fn without_snp_a_remap_to_another_page_is_not_noticed() {
-    for (mut m, spa) in legacy() {
-        let other = m.back(OTHER);
-        m.write(OTHER, b"public").expect("ours");
-        m.map(GPA, other, RmpSize::Size4K);
-        m.map(OTHER, spa, RmpSize::Size4K);
-        assert_eq!(m.read(GPA, 6).expect("no fault"), b"public");
-        assert_eq!(m.read(OTHER, 6).expect("no fault"), b"secret");
+    for (guest, mut cpu, spa) in legacy() {
+        let host = guest.hypervisor();
+        let other = host.back(OTHER).expect("a page");
+        cpu.write(OTHER, b"public").expect("ours");
+        host.map(GPA, other, RmpSize::Size4K);
+        host.map(OTHER, spa, RmpSize::Size4K);
+        assert_eq!(cpu.read(GPA, 6).expect("no fault"), b"public");
+        assert_eq!(cpu.read(OTHER, 6).expect("no fault"), b"secret");
     }
 }
 
 #[test]
 fn without_snp_a_page_taken_away_and_given_anew_is_garbage_without_a_fault() {
-    for (mut m, _) in legacy() {
-        m.back(GPA);
-        assert_ne!(m.read(GPA, 6).expect("no fault"), b"secret");
+    for (guest, mut cpu, _) in legacy() {
+        let host = guest.hypervisor();
+        host.back(GPA).expect("a page");
+        assert_ne!(cpu.read(GPA, 6).expect("no fault"), b"secret");
     }
 }
 
 #[test]
 fn one_page_at_two_addresses() {
-    let (mut m, spa) = snp();
-    m.map(OTHER, spa, RmpSize::Size4K);
-    is_rmp_fault(m.read(OTHER, 6));
-    let twice = m.p.rmpupdate(spa, &RmpUpdate::guest(m.asid, OTHER));
+    let (guest, mut cpu, spa) = snp();
+    let host = guest.hypervisor();
+    host.map(OTHER, spa, RmpSize::Size4K);
+    is_rmp_fault(&guest, cpu.read(OTHER, 6));
+    let twice = host
+        .platform()
+        .rmpupdate(spa, &RmpUpdate::guest(host.asid(), OTHER));
     assert_eq!(
         twice,
         Ok(()),
         "the host may, but then the page is no longer at the first address"
     );
-    is_rmp_fault(m.read(GPA, 6));
-    for (mut m, spa) in legacy() {
-        m.map(OTHER, spa, RmpSize::Size4K);
-        m.write(OTHER, b"double").expect("ours");
-        assert_eq!(m.read(GPA, 6).expect("no fault"), b"double");
+    is_rmp_fault(&guest, cpu.read(GPA, 6));
+    for (guest, mut cpu, spa) in legacy() {
+        let host = guest.hypervisor();
+        host.map(OTHER, spa, RmpSize::Size4K);
+        cpu.write(OTHER, b"double").expect("ours");
+        assert_eq!(cpu.read(GPA, 6).expect("no fault"), b"double");
     }
 }
 
@@ -254,79 +301,96 @@ fn one_page_at_two_addresses() {
 #[test]
 fn the_host_reads_ciphertext() {
     let [sev, es] = legacy();
-    for (m, spa) in [snp(), sev, es] {
-        let seen = m.host_read(spa, 4096);
+    for (guest, _, spa) in [snp(), sev, es] {
+        let host = guest.hypervisor();
+        let seen = host.read(spa, 4096).expect("ram");
         assert!(!seen.windows(6).any(|w| w == b"secret"));
     }
 }
 
 #[test]
 fn replayed_ciphertext_is_read_without_snp_and_cannot_be_written_with_it() {
-    for (mut m, spa) in legacy() {
-        let old = m.host_read(spa, 4096);
-        m.write(GPA, b"newer!").expect("ours");
-        m.p.host_write(spa, &old).expect("nothing stops it");
-        assert_eq!(m.read(GPA, 6).expect("no fault"), b"secret");
+    for (guest, mut cpu, spa) in legacy() {
+        let host = guest.hypervisor();
+        let old = host.read(spa, 4096).expect("ram");
+        cpu.write(GPA, b"newer!").expect("ours");
+        host.platform()
+            .host_write(spa, &old)
+            .expect("nothing stops it");
+        assert_eq!(cpu.read(GPA, 6).expect("no fault"), b"secret");
     }
-    let (mut m, spa) = snp();
-    let old = m.host_read(spa, 4096);
-    m.write(GPA, b"newer!").expect("ours");
+    let (guest, mut cpu, spa) = snp();
+    let host = guest.hypervisor();
+    let old = host.read(spa, 4096).expect("ram");
+    cpu.write(GPA, b"newer!").expect("ours");
     let state = PageState::GuestValid;
     assert_eq!(
-        m.p.host_write(spa, &old),
+        host.platform().host_write(spa, &old),
         Err(AccessFault::HostWrite { spa, state })
     );
-    assert_eq!(m.read(GPA, 6).expect("ours"), b"newer!");
+    assert_eq!(cpu.read(GPA, 6).expect("ours"), b"newer!");
 }
 
 #[test]
 fn swapped_ciphertext_is_garbage_without_snp_and_cannot_be_written_with_it() {
-    for (mut m, spa) in legacy() {
-        let other = m.back(OTHER);
-        m.write(OTHER, b"public").expect("ours");
-        let bytes = m.host_read(other, 4096);
-        m.p.host_write(spa, &bytes).expect("nothing stops it");
-        let read = m.read(GPA, 6).expect("no fault");
+    for (guest, mut cpu, spa) in legacy() {
+        let host = guest.hypervisor();
+        let other = host.back(OTHER).expect("a page");
+        cpu.write(OTHER, b"public").expect("ours");
+        let bytes = host.read(other, 4096).expect("ram");
+        host.platform()
+            .host_write(spa, &bytes)
+            .expect("nothing stops it");
+        let read = cpu.read(GPA, 6).expect("no fault");
         assert!(read != b"secret" && read != b"public");
     }
-    let (mut m, spa) = snp();
-    let other = m.assign(OTHER, RmpSize::Size4K);
-    let bytes = m.host_read(other, 4096);
-    assert!(m.p.host_write(spa, &bytes).is_err());
-    assert_eq!(m.read(GPA, 6).expect("ours"), b"secret");
+    let (guest, mut cpu, spa) = snp();
+    let host = guest.hypervisor();
+    let other = host.assign(OTHER, RmpSize::Size4K).expect("a page");
+    let bytes = host.read(other, 4096).expect("ram");
+    assert!(host.platform().host_write(spa, &bytes).is_err());
+    assert_eq!(cpu.read(GPA, 6).expect("ours"), b"secret");
 }
 
 #[test]
 fn to_write_an_snp_page_the_host_must_take_it_which_shows() {
-    let (mut m, spa) = snp();
-    let old = m.host_read(spa, 4096);
-    m.p.rmpupdate(spa, &RmpUpdate::shared())
+    let (guest, mut cpu, spa) = snp();
+    let host = guest.hypervisor();
+    let old = host.read(spa, 4096).expect("ram");
+    host.platform()
+        .rmpupdate(spa, &RmpUpdate::shared())
         .expect("the host's right");
-    m.p.host_write(spa, &old).expect("its own page");
-    m.p.rmpupdate(spa, &RmpUpdate::guest(m.asid, GPA))
+    host.platform().host_write(spa, &old).expect("its own page");
+    host.platform()
+        .rmpupdate(spa, &RmpUpdate::guest(host.asid(), GPA))
         .expect("free");
-    assert_eq!(m.read(GPA, 6), Err(AccessFault::NotValidated { gpa: GPA }));
+    is_not_validated(cpu.read(GPA, 6), GPA);
 }
 
 #[test]
 fn pages_cannot_be_given_as_validated() {
     // A host that fixes a page it assigned (as for the launch) gets no validated page by it.
-    let mut m = Machine::snp();
-    let spa = m.assign(GPA, RmpSize::Size4K);
-    let fixed = RmpUpdate::pre_guest(m.asid, GPA);
-    m.p.rmpupdate(spa, &fixed).expect("allowed");
-    is_rmp_fault(m.read(GPA, 6));
-    assert_eq!(m.p.rmpupdate(spa, &fixed), Err(RmpError::Permission));
+    let guest = start(TestSev::snp());
+    let (host, mut cpu) = (guest.hypervisor(), guest.vcpu());
+    let spa = host.assign(GPA, RmpSize::Size4K).expect("a page");
+    let fixed = RmpUpdate::pre_guest(host.asid(), GPA);
+    host.platform().rmpupdate(spa, &fixed).expect("allowed");
+    is_rmp_fault(&guest, cpu.read(GPA, 6));
+    assert_eq!(
+        host.platform().rmpupdate(spa, &fixed),
+        Err(RmpError::Permission)
+    );
 }
 
 // --- the MSR protocol -------------------------------------------------------------------------
 
 #[test]
 fn a_host_that_speaks_no_common_version_is_refused() {
-    let mut m = Machine::snp();
+    let guest = start(TestSev::snp());
+    let mut cpu = guest.vcpu();
     for (max, min) in [(1, 1), (9, 3), (0, 0), (2, 3)] {
-        m.msr.insert(2, max << 48 | min << 32 | 51 << 24 | 1);
-        let negotiated = m.kernel().negotiate(Versions::SNP);
+        guest.set_host(hosts::msr_answers(2, max << 48 | min << 32 | 51 << 24 | 1));
+        let negotiated = cpu.kernel().negotiate(Versions::SNP);
         let refused = matches!(negotiated, Err(MsrError::NoCommonVersion(_)));
         assert!(refused, "{min}..{max}: {negotiated:?}");
     }
@@ -334,22 +398,24 @@ fn a_host_that_speaks_no_common_version_is_refused() {
 
 #[test]
 fn a_ghcb_registered_elsewhere_is_refused() {
-    let mut m = Machine::snp();
-    m.msr.insert(0x012, 0x6013);
+    let guest = start(TestSev::snp());
+    let mut cpu = guest.vcpu();
+    guest.set_host(hosts::msr_answers(0x012, 0x6013));
     let mismatch = Err(ResponseError::Mismatch(0x6013));
-    assert_eq!(m.kernel().register_ghcb(0x5000), mismatch);
-    m.msr.insert(0x012, 0x5013);
-    assert_eq!(m.kernel().register_ghcb(0x5000), Ok(()));
+    assert_eq!(cpu.kernel().register_ghcb(0x5000), mismatch);
+    guest.set_host(hosts::msr_answers(0x012, 0x5013));
+    assert_eq!(cpu.kernel().register_ghcb(0x5000), Ok(()));
 }
 
 #[test]
 fn a_request_left_in_the_msr_is_no_response() {
     // KVM leaves this value for an unknown code.
-    let mut m = Machine::snp();
-    assert!(m.kernel().sev_info().is_err());
-    assert!(m.kernel().features().is_err());
-    assert!(m.kernel().cpuid(1).is_err());
-    assert!(m.kernel().register_ghcb(0x5000).is_err());
+    let guest = start(TestSev::snp().host(|_, _| Reply::Enter));
+    let mut cpu = guest.vcpu();
+    assert!(cpu.kernel().sev_info().is_err());
+    assert!(cpu.kernel().features().is_err());
+    assert!(cpu.kernel().cpuid(1).is_err());
+    assert!(cpu.kernel().register_ghcb(0x5000).is_err());
 }
 
 #[test]
@@ -362,20 +428,25 @@ fn cpuid_of_another_register_is_refused() {
 
 #[test]
 fn a_host_that_does_not_enter_the_guest_denies_service() {
-    let (mut m, spa) = snp();
-    m.p.rmpupdate(spa, &RmpUpdate::shared())
+    let (guest, mut cpu, spa) = snp();
+    let host = guest.hypervisor();
+    host.platform()
+        .rmpupdate(spa, &RmpUpdate::shared())
         .expect("the host's right");
-    is_rmp_fault(m.read(GPA, 6));
+    is_rmp_fault(&guest, cpu.read(GPA, 6));
 }
 
 #[test]
 fn shared_memory_changes_under_the_guest() {
     let [sev, es] = legacy();
-    for (mut m, _) in [snp(), sev, es] {
-        let spa = m.back(OTHER);
-        m.write_shared(OTHER, b"checked").expect("shared");
-        m.p.host_write(spa, b"changed").expect("the host's too");
-        assert_eq!(m.read_shared(OTHER, 7).expect("shared"), b"changed");
+    for (guest, mut cpu, _) in [snp(), sev, es] {
+        let host = guest.hypervisor();
+        let spa = host.back(OTHER).expect("a page");
+        cpu.write_shared(OTHER, b"checked").expect("shared");
+        host.platform()
+            .host_write(spa, b"changed")
+            .expect("the host's too");
+        assert_eq!(cpu.read_shared(OTHER, 7).expect("shared"), b"changed");
     }
 }
 

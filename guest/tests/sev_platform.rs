@@ -2,38 +2,51 @@
 
 mod common;
 
-use common::snp::{LARGE, Machine, PageStateAnswer, range};
+use common::{LARGE, no_flush, range};
 use kvm_ops_guest::sev::msr::{self, CpuidRegister, Features, ResponseError, SevInfo, Termination};
 use kvm_ops_guest::sev::{
-    Cause, Convert, Kind, MsrError, Permissions, Progress, Pvalidate, Reply, RmpCode, Rmpadjust,
-    SevError, Unchanged, Validate, Validated, Versions, Vmpl,
+    Cause, Convert, Kind, MsrError, MsrRequest, Permissions, Progress, Pvalidate, Reply, RmpCode,
+    Rmpadjust, SevError, Unchanged, Validate, Validated, Versions, Vmpl,
 };
 use kvm_ops_guest::{Flush, PageSize, Privacy, RangeError};
-use soft_amd_sp::{AccessFault, GuestPage, PageSize as RmpSize, PageState, permission};
+use kvm_ops_guest_test::sev::platform::{GuestPage, PageSize as RmpSize, PageState, permission};
+use kvm_ops_guest_test::sev::{
+    Access, Exit, Fault, Reply as Answer, StopCause, TestSev, TestSevBuilder, hosts,
+};
+use proptest::prelude::*;
 
 const GPA: u64 = 0x8000;
 
-fn no_flush(_: Flush) {}
+fn start(guest: TestSevBuilder) -> TestSev {
+    guest.build().expect("a guest")
+}
 
 #[test]
 fn a_page_of_an_snp_guest_goes_to_shared_and_back() {
-    let mut m = Machine::snp();
-    let spa = m.assign(GPA, RmpSize::Size4K);
+    let guest = start(TestSev::snp());
+    let (host, mut cpu) = (guest.hypervisor(), guest.vcpu());
+    let spa = host.assign(GPA, RmpSize::Size4K).expect("a page");
     let page = range(GPA, 0x1000);
-    m.kernel().validate(page).expect("validated");
-    m.write(GPA, b"secret").expect("ours");
-    assert_ne!(m.host_read(spa, 6), b"secret");
+    cpu.kernel().validate(page).expect("validated");
+    cpu.write(GPA, b"secret").expect("ours");
+    assert_ne!(host.read(spa, 6).expect("ram"), b"secret");
 
-    m.kernel().share(page, no_flush).expect("shared");
-    assert_eq!(m.p.rmpread(spa).expect("ram").state, PageState::Hypervisor);
-    m.write_shared(GPA, b"public").expect("shared");
-    assert_eq!(m.host_read(spa, 6), b"public");
+    cpu.kernel().share(page, no_flush).expect("shared");
+    assert_eq!(
+        host.platform().rmpread(spa).expect("ram").state,
+        PageState::Hypervisor
+    );
+    cpu.write_shared(GPA, b"public").expect("shared");
+    assert_eq!(host.read(spa, 6).expect("ram"), b"public");
 
-    m.kernel().unshare(page, no_flush).expect("private");
-    assert_eq!(m.p.rmpread(spa).expect("ram").state, PageState::GuestValid);
-    m.write(GPA, b"secret").expect("ours");
-    assert_eq!(m.read(GPA, 6).expect("ours"), b"secret");
-    assert!(m.p.host_write(spa, b"forged").is_err());
+    cpu.kernel().unshare(page, no_flush).expect("private");
+    assert_eq!(
+        host.platform().rmpread(spa).expect("ram").state,
+        PageState::GuestValid
+    );
+    cpu.write(GPA, b"secret").expect("ours");
+    assert_eq!(cpu.read(GPA, 6).expect("ours"), b"secret");
+    assert!(host.platform().host_write(spa, b"forged").is_err());
 }
 
 #[test]
@@ -89,16 +102,17 @@ fn caches_are_flushed_unless_the_processor_keeps_aliases_coherent() {
 
 #[test]
 fn a_range_is_validated_in_the_sizes_that_the_host_assigned() {
-    let mut m = Machine::snp();
-    m.assign(LARGE, RmpSize::Size2M);
+    let guest = start(TestSev::snp());
+    let (host, mut cpu) = (guest.hypervisor(), guest.vcpu());
+    host.assign(LARGE, RmpSize::Size2M).expect("a page");
     for gpa in (2 * LARGE..3 * LARGE + 0x2000).step_by(0x1000) {
-        m.assign(gpa, RmpSize::Size4K);
+        host.assign(gpa, RmpSize::Size4K).expect("a page");
     }
-    m.kernel()
+    cpu.kernel()
         .validate(range(LARGE, 2 * LARGE + 0x2000))
         .expect("validated");
-    let first: Vec<_> = m
-        .pvalidates
+    let pvalidates = guest.take_pvalidates();
+    let first: Vec<_> = pvalidates
         .iter()
         .take(3)
         .map(|(op, done)| (op.gpa, op.size, done.code))
@@ -109,59 +123,73 @@ fn a_range_is_validated_in_the_sizes_that_the_host_assigned() {
         (2 * LARGE, PageSize::Size4K, RmpCode::SUCCESS),
     ];
     assert_eq!(first, expected);
-    assert_eq!(m.pvalidates.len(), 1 + 1 + 512 + 2);
+    assert_eq!(pvalidates.len(), 1 + 1 + 512 + 2);
 }
 
 #[test]
 fn four_kib_of_a_large_page_are_shared_after_the_host_split_it() {
-    let mut m = Machine::snp();
-    m.assign(LARGE, RmpSize::Size2M);
-    m.kernel().validate(range(LARGE, LARGE)).expect("validated");
-    m.write(LARGE + 0x3000, b"kept").expect("ours");
-    m.kernel()
+    let guest = start(TestSev::snp());
+    let (host, mut cpu) = (guest.hypervisor(), guest.vcpu());
+    host.assign(LARGE, RmpSize::Size2M).expect("a page");
+    cpu.kernel()
+        .validate(range(LARGE, LARGE))
+        .expect("validated");
+    cpu.write(LARGE + 0x3000, b"kept").expect("ours");
+    cpu.kernel()
         .share(range(LARGE + 0x1000, 0x1000), no_flush)
         .expect("shared");
-    assert_eq!(m.read(LARGE + 0x3000, 4).expect("ours"), b"kept");
-    m.write_shared(LARGE + 0x1000, b"public").expect("shared");
+    assert_eq!(cpu.read(LARGE + 0x3000, 4).expect("ours"), b"kept");
+    cpu.write_shared(LARGE + 0x1000, b"public").expect("shared");
 }
 
 #[test]
 fn a_host_that_assigns_large_pages_is_met_with_large_pvalidates() {
-    let mut m = Machine::snp();
-    m.answer = PageStateAnswer::Large;
-    m.kernel()
+    let guest = start(TestSev::snp());
+    let mut cpu = guest.vcpu();
+    guest.set_host(hosts::large_pages());
+    cpu.kernel()
         .unshare(range(LARGE, 2 * LARGE), no_flush)
         .expect("private");
-    let sizes: Vec<_> = m.pvalidates.iter().map(|(op, _)| op.size).collect();
+    let pvalidates = guest.take_pvalidates();
+    let sizes: Vec<_> = pvalidates.iter().map(|(op, _)| op.size).collect();
     assert_eq!(sizes, [PageSize::Size2M; 2]);
 }
 
 #[test]
 fn rmpadjust_gives_lower_levels_what_was_asked_and_no_more() {
-    let mut m = Machine::snp();
-    let large = m.assign(LARGE, RmpSize::Size2M);
-    let small = m.assign(2 * LARGE, RmpSize::Size4K);
+    let guest = start(TestSev::snp());
+    let (host, mut cpu) = (guest.hypervisor(), guest.vcpu());
+    let large = host.assign(LARGE, RmpSize::Size2M).expect("a page");
+    let small = host.assign(2 * LARGE, RmpSize::Size4K).expect("a page");
     let both = range(LARGE, LARGE + 0x1000);
-    m.kernel().validate(both).expect("validated");
+    cpu.kernel().validate(both).expect("validated");
     let rw = Permissions::READ.and(Permissions::WRITE);
-    m.kernel().adjust(both, Vmpl::Two, rw).expect("adjusted");
+    cpu.kernel().adjust(both, Vmpl::Two, rw).expect("adjusted");
     for spa in [large, small] {
-        let entry = m.p.rmpread(spa).expect("ram");
+        let entry = host.platform().rmpread(spa).expect("ram");
         assert_eq!(entry.permissions[2], permission::READ | permission::WRITE);
         assert_eq!((entry.permissions[1], entry.permissions[3]), (0, 0));
     }
-    let asid = m.asid;
+    let asid = host.asid();
     let at_vmpl = |vmpl| GuestPage::new(asid, 2 * LARGE, small).vmpl(vmpl);
-    assert!(m.p.guest_read(&at_vmpl(2), &mut [0; 8]).is_ok());
-    assert!(m.p.guest_read(&at_vmpl(1), &mut [0; 8]).is_err());
+    assert!(host.platform().guest_read(&at_vmpl(2), &mut [0; 8]).is_ok());
+    assert!(
+        host.platform()
+            .guest_read(&at_vmpl(1), &mut [0; 8])
+            .is_err()
+    );
     // Validating again takes it all away.
-    m.kernel()
+    cpu.kernel()
         .share(range(2 * LARGE, 0x1000), no_flush)
         .expect("shared");
-    m.kernel()
+    cpu.kernel()
         .unshare(range(2 * LARGE, 0x1000), no_flush)
         .expect("private");
-    assert!(m.p.guest_read(&at_vmpl(2), &mut [0; 8]).is_err());
+    assert!(
+        host.platform()
+            .guest_read(&at_vmpl(2), &mut [0; 8])
+            .is_err()
+    );
 }
 
 #[test]
@@ -178,19 +206,22 @@ fn the_operand_of_rmpadjust_has_level_permissions_and_vmsa_apart() {
 
 #[test]
 fn sev_and_es_guests_tell_the_host_by_hypercall() {
-    for es in [false, true] {
-        let mut m = Machine::legacy(es);
+    for guest in [TestSev::sev(), TestSev::sev_es()] {
+        let guest = start(guest);
+        let (host, mut cpu) = (guest.hypervisor(), guest.vcpu());
         let pages = range(GPA, 0x3000);
-        m.kernel()
+        cpu.kernel()
             .notify(pages, Privacy::Shared, no_flush)
             .expect("told");
-        m.kernel()
+        cpu.kernel()
             .notify(pages, Privacy::Private, no_flush)
             .expect("told");
-        let expected = [(12, [GPA, 3, 0, 0]), (12, [GPA, 3, 16, 0])];
-        assert_eq!(m.hypercalls, expected);
-        m.rax = (-1000i64) as u64;
-        let refused = m.kernel().notify(pages, Privacy::Shared, no_flush);
+        let call = |args| Exit::Hypercall { nr: 12, args };
+        let expected = [call([GPA, 3, 0, 0]), call([GPA, 3, 16, 0])];
+        assert_eq!(guest.take_exits(), expected);
+        assert!(!host.is_shared(GPA));
+        guest.set_host(|_, _| Answer::Value((-1000i64) as u64));
+        let refused = cpu.kernel().notify(pages, Privacy::Shared, no_flush);
         let Err(SevError::Convert(error)) = refused else {
             panic!("{refused:?}");
         };
@@ -200,14 +231,15 @@ fn sev_and_es_guests_tell_the_host_by_hypercall() {
 
 #[test]
 fn without_snp_the_c_bit_alone_decides_what_is_private() {
-    for es in [false, true] {
-        let mut m = Machine::legacy(es);
-        let spa = m.back(GPA);
-        m.write(GPA, b"secret").expect("ours");
-        assert_ne!(m.host_read(spa, 6), b"secret");
-        m.write_shared(GPA, b"public").expect("shared");
-        assert_eq!(m.host_read(spa, 6), b"public");
-        assert_ne!(m.read(GPA, 6).expect("no fault"), b"public");
+    for guest in [TestSev::sev(), TestSev::sev_es()] {
+        let guest = start(guest);
+        let (host, mut cpu) = (guest.hypervisor(), guest.vcpu());
+        let spa = host.back(GPA).expect("a page");
+        cpu.write(GPA, b"secret").expect("ours");
+        assert_ne!(host.read(spa, 6).expect("ram"), b"secret");
+        cpu.write_shared(GPA, b"public").expect("shared");
+        assert_eq!(host.read(spa, 6).expect("ram"), b"public");
+        assert_ne!(cpu.read(GPA, 6).expect("no fault"), b"public");
     }
 }
 
@@ -232,13 +264,14 @@ fn versions_are_agreed_on_or_not() {
     for (ours, theirs, agreed) in table {
         assert_eq!(ours.common(theirs), agreed, "{ours:?} {theirs:?}");
     }
-    let mut m = Machine::snp();
-    m.msr.insert(2, 2 << 48 | 1 << 32 | 51 << 24 | 1);
-    assert_eq!(m.kernel().negotiate(Versions::SNP), Ok(2));
-    assert_eq!(m.kernel().sev_info(), Ok(host(1, 2)));
-    m.msr.insert(2, 1 << 48 | 1 << 32 | 51 << 24 | 1);
+    let guest = start(TestSev::snp());
+    let mut cpu = guest.vcpu();
+    guest.set_host(hosts::msr_answers(2, 2 << 48 | 1 << 32 | 51 << 24 | 1));
+    assert_eq!(cpu.kernel().negotiate(Versions::SNP), Ok(2));
+    assert_eq!(cpu.kernel().sev_info(), Ok(host(1, 2)));
+    guest.set_host(hosts::msr_answers(2, 1 << 48 | 1 << 32 | 51 << 24 | 1));
     let none = Err(MsrError::NoCommonVersion(host(1, 1)));
-    assert_eq!(m.kernel().negotiate(Versions::SNP), none);
+    assert_eq!(cpu.kernel().negotiate(Versions::SNP), none);
 }
 
 #[test]
@@ -301,9 +334,15 @@ fn responses_are_read_field_by_field() {
 
 #[test]
 fn a_termination_is_sent_once_and_returns() {
-    let mut m = Machine::snp();
-    m.kernel().terminate(Termination::PROTOCOL);
-    assert_eq!(m.requests, [0x1_0100]);
+    let guest = start(TestSev::snp());
+    let mut cpu = guest.vcpu();
+    guest.set_host(|_, _| Answer::Enter);
+    cpu.kernel().terminate(Termination::PROTOCOL);
+    assert_eq!(guest.take_exits(), [Exit::Msr(0x1_0100)]);
+    guest.set_host(hosts::honest());
+    let ended = guest.run(|cpu| cpu.kernel().terminate(Termination::PROTOCOL));
+    let cause = StopCause::Terminated(Termination::PROTOCOL);
+    assert_eq!(ended.expect_err("ended").cause, cause);
 }
 
 #[test]
@@ -329,11 +368,12 @@ fn ranges_above_the_address_space_are_refused() {
 
 #[test]
 fn a_page_validated_by_firmware_passes_only_if_asked() {
-    let mut m = Machine::snp();
-    m.assign(GPA, RmpSize::Size4K);
+    let guest = start(TestSev::snp());
+    let (host, mut cpu) = (guest.hypervisor(), guest.vcpu());
+    host.assign(GPA, RmpSize::Size4K).expect("a page");
     let page = range(GPA, 0x1000);
-    m.kernel().validate(page).expect("validated");
-    let again = m.kernel().validate(page);
+    cpu.kernel().validate(page).expect("validated");
+    let again = cpu.kernel().validate(page);
     let Err(SevError::Convert(error)) = again else {
         panic!("{again:?}");
     };
@@ -342,12 +382,59 @@ fn a_page_validated_by_firmware_passes_only_if_asked() {
     let lenient = Validate::new(page, true)
         .expect("fits")
         .unchanged(Unchanged::Allow);
-    m.kernel().run_validate(lenient).expect("as asked");
+    cpu.kernel().run_validate(lenient).expect("as asked");
 }
 
 #[test]
 fn an_access_before_pvalidate_faults() {
-    let mut m = Machine::snp();
-    m.assign(GPA, RmpSize::Size4K);
-    assert_eq!(m.read(GPA, 4), Err(AccessFault::NotValidated { gpa: GPA }));
+    let guest = start(TestSev::snp());
+    let (host, mut cpu) = (guest.hypervisor(), guest.vcpu());
+    host.assign(GPA, RmpSize::Size4K).expect("a page");
+    let access = Access::Read;
+    assert_eq!(
+        cpu.read(GPA, 4),
+        Err(Fault::NotValidated { gpa: GPA, access })
+    );
+}
+
+/// Any request that a guest of this crate makes.
+fn requests() -> impl Strategy<Value = (u64, MsrRequest)> {
+    use MsrRequest as R;
+    let gpa = || (0u64..1 << 40).prop_map(|page| page << 12);
+    let register = prop::sample::select(vec![
+        CpuidRegister::Eax,
+        CpuidRegister::Ebx,
+        CpuidRegister::Ecx,
+        CpuidRegister::Edx,
+    ]);
+    prop_oneof![
+        Just((msr::SEV_INFO_REQUEST, R::SevInfo)),
+        Just((msr::AP_RESET_HOLD_REQUEST, R::ApResetHold)),
+        Just((msr::PREFERRED_GHCB_REQUEST, R::PreferredGhcb)),
+        Just((msr::FEATURES_REQUEST, R::Features)),
+        (any::<u32>(), register).prop_map(|(function, register)| {
+            let request = R::Cpuid { function, register };
+            (msr::cpuid_request(function, register), request)
+        }),
+        gpa().prop_map(|gpa| (msr::register_ghcb_request(gpa), R::RegisterGhcb { gpa })),
+        (gpa(), any::<bool>()).prop_map(|(gpa, private)| {
+            let to = if private {
+                Privacy::Private
+            } else {
+                Privacy::Shared
+            };
+            (msr::page_state_request(gpa, to), R::PageState { gpa, to })
+        }),
+        (0u8..16, any::<u8>()).prop_map(|(set, reason)| {
+            let why = Termination { set, reason };
+            (why.request(), R::Terminate(why))
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_host_reads_the_request_that_the_guest_made((msr, request) in requests()) {
+        prop_assert_eq!(MsrRequest::from_msr(msr), Some(request));
+    }
 }

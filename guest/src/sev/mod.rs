@@ -11,6 +11,7 @@ mod error;
 mod guest;
 pub mod msr;
 mod port;
+mod request;
 mod validate;
 
 pub use adjust::{Adjust, Permissions, Vmpl};
@@ -21,4 +22,5 @@ pub use port::{
     GhcbMsrPort, HypercallPort, Progress, Pvalidate, PvalidatePort, Reply, RmpCode, Rmpadjust,
     RmpadjustPort, Validated,
 };
+pub use request::MsrRequest;
 pub use validate::{Unchanged, Validate};

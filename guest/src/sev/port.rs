@@ -31,6 +31,30 @@ pub trait HypercallPort {
     fn hypercall(&mut self, nr: u64, args: [u64; 4]) -> u64;
 }
 
+impl<P: GhcbMsrPort + ?Sized> GhcbMsrPort for &mut P {
+    fn exchange(&mut self, request: u64) -> u64 {
+        (**self).exchange(request)
+    }
+}
+
+impl<P: PvalidatePort + ?Sized> PvalidatePort for &mut P {
+    fn pvalidate(&mut self, operation: Pvalidate) -> Validated {
+        (**self).pvalidate(operation)
+    }
+}
+
+impl<P: RmpadjustPort + ?Sized> RmpadjustPort for &mut P {
+    fn rmpadjust(&mut self, operation: Rmpadjust) -> RmpCode {
+        (**self).rmpadjust(operation)
+    }
+}
+
+impl<P: HypercallPort + ?Sized> HypercallPort for &mut P {
+    fn hypercall(&mut self, nr: u64, args: [u64; 4]) -> u64 {
+        (**self).hypercall(nr, args)
+    }
+}
+
 /// PVALIDATE: says that a page the host assigned is, or is no longer, the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pvalidate {

@@ -22,6 +22,7 @@ enum Part {
     Launched(Page),
     Pending(PageSize),
     Shared,
+    Reserved,
 }
 
 /// The pages with which a guest starts, by address.
@@ -89,6 +90,14 @@ impl Layout {
         }
     }
 
+    /// Keeps a page out of the other parts: the machine fills it.
+    pub(crate) fn reserve(&mut self, gpa: u64) {
+        let page = gpa..gpa.saturating_add(PAGE);
+        if self.checked(page, PAGE).is_some() {
+            self.insert(gpa, PAGE, Part::Reserved);
+        }
+    }
+
     /// Fails if a range was no range, two overlap, or one lies outside of memory.
     pub(crate) fn check(&self, ram: u64) -> Result<(), LayoutError> {
         if let Some(error) = &self.error {
@@ -104,21 +113,21 @@ impl Layout {
     pub(crate) fn launched(&self) -> impl Iterator<Item = &Page> {
         self.parts.values().filter_map(|part| match part {
             Part::Launched(page) => Some(page),
-            Part::Pending(_) | Part::Shared => None,
+            Part::Pending(_) | Part::Shared | Part::Reserved => None,
         })
     }
 
     pub(crate) fn pending(&self) -> impl Iterator<Item = (u64, PageSize)> {
         self.parts.iter().filter_map(|(gpa, part)| match part {
             Part::Pending(size) => Some((*gpa, *size)),
-            Part::Launched(_) | Part::Shared => None,
+            Part::Launched(_) | Part::Shared | Part::Reserved => None,
         })
     }
 
     pub(crate) fn shared(&self) -> impl Iterator<Item = u64> {
         self.parts.iter().filter_map(|(gpa, part)| match part {
             Part::Shared => Some(*gpa),
-            Part::Launched(_) | Part::Pending(_) => None,
+            Part::Launched(_) | Part::Pending(_) | Part::Reserved => None,
         })
     }
 
@@ -150,7 +159,7 @@ impl Layout {
 impl Part {
     fn bytes(&self) -> u64 {
         match self {
-            Self::Launched(_) | Self::Shared => PAGE,
+            Self::Launched(_) | Self::Shared | Self::Reserved => PAGE,
             Self::Pending(size) => size.bytes(),
         }
     }

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod layout;
+mod pieces;
 mod running;
+pub mod sev;
 mod sync;
 pub mod tdx;
 

@@ -1,8 +1,6 @@
 //! Short forms for the tests. No interface: each test uses a part.
 #![allow(dead_code, unreachable_pub)]
 
-pub mod snp;
-
 use kvm_ops_guest::tdx::TdGuest;
 use kvm_ops_guest::{Flush, GpaRange};
 use kvm_ops_guest_test::tdx::Vcpu;

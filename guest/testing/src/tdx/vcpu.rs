@@ -6,13 +6,12 @@ use super::instruction::Instruction;
 use super::processor::{Op, Step};
 use super::td::Inner;
 use super::{Exit, Fault, Hypervisor};
+use crate::pieces::pieces;
 use crate::sync::lock;
-use kvm_ops_guest::PageSize;
 use kvm_ops_guest::tdx::{Regs, TdcallPort};
 use soft_tdx_module::{Event, EventType, Regs as ModuleRegs, SeptState};
 use std::sync::Arc;
 
-const PAGE: u64 = PageSize::Size4K.bytes();
 /// Exits, exceptions or busy locks in a row at one instruction, after which nothing is expected any more.
 const PATIENCE: u32 = 10_000;
 
@@ -320,21 +319,4 @@ impl Inner {
         };
         StopCause::of(exit, bit, self.machine.ram, is_shared)
     }
-}
-
-/// The parts of an access in single pages. The last address ends it.
-fn pieces(gpa: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
-    let mut at = gpa;
-    let mut rest = len;
-    std::iter::from_fn(move || {
-        if rest == 0 {
-            return None;
-        }
-        let in_page = (PAGE - at % PAGE) as usize;
-        let piece = (at, rest.min(in_page));
-        rest -= piece.1;
-        // Beyond the last address is no address, which faults as it should.
-        at = at.saturating_add(piece.1 as u64);
-        Some(piece)
-    })
 }
