@@ -126,6 +126,21 @@ impl MachineConfig {
 
     /// The measured start of a confidential VM, in this order. A page below 4 GiB but above the RAM
     /// gets memory there, which reaches up to 4 GiB, as firmware has it.
+    ///
+    /// ```
+    /// use kvm_ops::{Gpa, Kind, Tech, Vendor, sim::SimHost};
+    /// use kvm_ops_machine::{LaunchPage, Machine, MachineConfig};
+    ///
+    /// let measure = |byte| {
+    ///     let page = LaunchPage::measured(Gpa::new(0x1000), Box::new([byte; 4096]));
+    ///     let config = MachineConfig::new().kind(Kind::Of(Tech::SevSnp)).memory(1 << 20);
+    ///     let machine = Machine::build(&SimHost::new(Vendor::Amd), config.launch([page]))?;
+    ///     Ok::<_, kvm_ops_machine::MachineError>(machine.vm().measurement()?)
+    /// };
+    /// assert_eq!(measure(1)?, measure(1)?);
+    /// assert_ne!(measure(1)?, measure(2)?);
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
     pub fn launch<S: Into<LaunchStep>>(mut self, steps: impl IntoIterator<Item = S>) -> Self {
         self.launch = steps.into_iter().map(Into::into).collect();
         self
@@ -149,6 +164,18 @@ impl MachineConfig {
     }
 
     /// Runs one more guest program, on the next vCPU. It replaces an image.
+    ///
+    /// ```
+    /// use kvm_ops::{Vendor, guest::Script, sim::SimHost};
+    /// use kvm_ops_machine::{Machine, MachineConfig};
+    ///
+    /// let config = MachineConfig::new().vcpus(2).program(Script::new()).program(Script::new());
+    /// Machine::build(&SimHost::new(Vendor::Intel), config)?;
+    /// let too_many = MachineConfig::new().program(Script::new()).program(Script::new());
+    /// let error = Machine::build(&SimHost::new(Vendor::Intel), too_many).unwrap_err();
+    /// assert_eq!(error.hint(), Some("give the machine a vCPU for each program"));
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
     pub fn program(mut self, program: impl GuestProgram + 'static) -> Self {
         let program: Box<dyn GuestProgram> = Box::new(program);
         match &mut self.payload {

@@ -39,6 +39,16 @@ impl ConsoleSink {
     }
 
     /// Keeps the first `limit` bytes and passes everything on.
+    ///
+    /// ```
+    /// use kvm_ops_machine::ConsoleSink;
+    /// use std::io::Write;
+    ///
+    /// let mut console = ConsoleSink::tee(std::io::sink(), 4);
+    /// console.write_all(b"a long line")?;
+    /// assert_eq!((console.text().as_str(), console.printed()), ("a lo", 11));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn tee(writer: impl Write + Send + 'static, limit: usize) -> Self {
         Self::with(Some(Box::new(writer)), limit)
     }

@@ -93,6 +93,20 @@ impl<'a> ExitContext<'a> {
 
     /// Answers the exit.
     ///
+    /// ```
+    /// use kvm_ops::{Answer, Exit};
+    /// use kvm_ops_machine::{ExitContext, Flow};
+    ///
+    /// /// Answers each read of an MSR with a #GP.
+    /// fn handle(exit: &mut ExitContext<'_>) -> Flow {
+    ///     if let Exit::ReadMsr { .. } = exit.exit() {
+    ///         exit.answer(Answer::InjectGp).expect("an answer to a read of an MSR");
+    ///     }
+    ///     Flow::Continue
+    /// }
+    /// # let _: &dyn kvm_ops_machine::ExitHandler = &handle;
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Invalid`] for an answer that does not fit the exit; nothing is answered then.
     pub fn answer(&mut self, answer: Answer) -> Result<()> {

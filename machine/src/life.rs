@@ -39,6 +39,20 @@ pub struct Machine<H: Host> {
 impl<H: Host> Machine<H> {
     /// Builds a machine: the VM, its memory with the image in it, and its vCPUs.
     ///
+    /// ```
+    /// use kvm_ops::{Vendor, sim::SimHost};
+    /// use kvm_ops_machine::{Machine, MachineConfig};
+    ///
+    /// let host = SimHost::new(Vendor::Intel);
+    /// let machine = Machine::build(&host, MachineConfig::new().memory(1 << 20))?;
+    /// assert_eq!(machine.memory().size(), 1 << 20);
+    ///
+    /// let odd = Machine::build(&host, MachineConfig::new().memory(0x1001)).unwrap_err();
+    /// assert_eq!(odd.to_string(), "memory of 0x1001 bytes is not a multiple of 4 KiB");
+    /// assert_eq!(odd.hint(), Some("use a multiple of 4 KiB between 4 KiB and 1 TiB"));
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
+    ///
     /// # Errors
     /// A [`MachineError`] that names the step or the value. What was built so far is undone.
     pub fn build(host: &H, config: MachineConfig) -> Result<Self, MachineError> {
@@ -164,6 +178,20 @@ impl<H: Host> Machine<H> {
 
     /// Gives a guest program to a vCPU, which takes part in the next run then.
     ///
+    /// ```
+    /// use kvm_ops::{VcpuId, Vendor, guest::Script, sim::SimHost};
+    /// use kvm_ops_machine::{End, Machine, MachineConfig, RunLimits};
+    ///
+    /// let mut machine = Machine::build(&SimHost::new(Vendor::Amd), MachineConfig::new())?;
+    /// let devices = machine.devices(Default::default());
+    /// for port in [0x80, 0x81] {
+    ///     let program = Script::new().output(port, &[1]);
+    ///     machine.load_program(VcpuId(0), Box::new(program))?;
+    ///     assert_eq!(machine.run(&devices, RunLimits::none())?.end, End::Shutdown);
+    /// }
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`MachineError::Vcpu`] if there is no such vCPU, or the host runs no programs.
     pub fn load_program(
@@ -186,6 +214,28 @@ impl<H: Host> Machine<H> {
 
     /// Runs the machine until it ends, on one thread for each vCPU that has something to run; all
     /// of them have ended when it returns. It may be run again, and goes on from where it was.
+    ///
+    /// ```
+    /// use kvm_ops::{Exit, ExitKind, Vendor, guest::Script, sim::SimHost};
+    /// use kvm_ops_machine::{End, ExitContext, Flow, Machine, MachineConfig, RunLimits};
+    ///
+    /// let program = Script::new().input(0x10, 1).output(0x80, &[7]);
+    /// let config = MachineConfig::new().program(program);
+    /// let mut machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+    ///
+    /// let handler = |exit: &mut ExitContext<'_>| match exit.exit() {
+    ///     Exit::IoIn { port: 0x10, .. } => {
+    ///         exit.data().fill(42);
+    ///         Flow::Continue
+    ///     }
+    ///     Exit::IoOut { port: 0x80, .. } => Flow::Stop,
+    ///     _ => Flow::Continue,
+    /// };
+    /// let report = machine.run(&handler, RunLimits::none())?;
+    /// assert_eq!(report.end, End::Handler);
+    /// assert_eq!(report.exits().of(ExitKind::IoIn), 1);
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
     ///
     /// # Errors
     /// [`MachineError::Thread`] if the system gives no thread. The end of the guest, failures of
@@ -296,11 +346,36 @@ impl<H: Host> Machine<H> {
     }
 
     /// Stops runs from other threads.
+    ///
+    /// ```
+    /// use kvm_ops::{Vendor, guest::{Action, FnProgram, Outcome}, sim::SimHost};
+    /// use kvm_ops_machine::{End, Machine, MachineConfig, RunLimits};
+    ///
+    /// let endless = FnProgram(|_: Outcome<'_>| Action::Out { port: 0x80, data: &[0] });
+    /// let config = MachineConfig::new().program(endless);
+    /// let mut machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+    /// let (stopper, devices) = (machine.stopper(), machine.devices(Default::default()));
+    /// std::thread::spawn(move || stopper.stop());
+    /// assert_eq!(machine.run(&devices, RunLimits::none())?.end, End::Stopped);
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }
 
     /// The devices of a PC that this machine's guests may want, with their console.
+    ///
+    /// ```
+    /// use kvm_ops::{Vendor, guest::Script, sim::SimHost};
+    /// use kvm_ops_machine::{ConsoleSink, Machine, MachineConfig, RunLimits};
+    ///
+    /// let config = MachineConfig::new().program(Script::new().print(0x3f8, "hi"));
+    /// let mut machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+    /// let console = ConsoleSink::capture();
+    /// machine.run(&machine.devices(console.clone()), RunLimits::none())?;
+    /// assert_eq!(console.text(), "hi");
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
     pub fn devices(&self, console: ConsoleSink) -> Devices {
         let vcpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
         Devices::new(self.memory().size(), vcpus, console)
@@ -369,6 +444,20 @@ impl<H: Host> Machine<H> {
     /// The frames that the guest or a device wrote since the last call, of a machine built with
     /// [`log_dirty`](MachineConfig::log_dirty). Writes by [`memory`](Self::memory) count too.
     ///
+    /// ```
+    /// use kvm_ops::{Gfn, Gpa, Vendor, guest::Script, sim::SimHost};
+    /// use kvm_ops_machine::{Machine, MachineConfig, RunLimits};
+    ///
+    /// let program = Script::new().write(Gpa::new(0x5000), b"guest");
+    /// let config = MachineConfig::new().memory(1 << 20).log_dirty(true).program(program);
+    /// let mut machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+    /// machine.run(&machine.devices(Default::default()), RunLimits::none())?;
+    /// machine.memory().write(Gpa::new(0x9000), b"host")?;
+    /// assert_eq!(machine.dirty_frames()?, [Gfn::new(5), Gfn::new(9)]);
+    /// assert_eq!(machine.dirty_frames()?, []);
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`MachineError::Step`] without a dirty log, or where the platform refuses.
     pub fn dirty_frames(&self) -> Result<Vec<Gfn>, MachineError> {
@@ -379,6 +468,18 @@ impl<H: Host> Machine<H> {
     ///
     /// The report lists leaks. If a slot could not be deleted or the VM not be closed, the memory is
     /// leaked too, because a guest may still write it.
+    ///
+    /// ```
+    /// use kvm_ops::{Kind, Tech, Vendor, sim::SimHost};
+    /// use kvm_ops_machine::{Machine, MachineConfig};
+    ///
+    /// let config = MachineConfig::new().kind(Kind::Of(Tech::Tdx)).memory(1 << 20);
+    /// let machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+    /// let report = machine.destroy();
+    /// assert!(report.is_clean() && report.pages_freed > 0);
+    /// assert_eq!(report.keys_freed, 1);
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
     pub fn destroy(mut self) -> FreeReport {
         self.tear_down().expect(WHOLE)
     }

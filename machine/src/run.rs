@@ -41,6 +41,18 @@ impl RunLimits {
     }
 
     /// That many exits for each vCPU.
+    ///
+    /// ```
+    /// use kvm_ops::{Vendor, guest::Script, sim::SimHost};
+    /// use kvm_ops_machine::{End, Machine, MachineConfig, RunLimits};
+    ///
+    /// let config = MachineConfig::new().program(Script::new().print(0x3f8, "four"));
+    /// let mut machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+    /// let devices = machine.devices(Default::default());
+    /// let report = machine.run(&devices, RunLimits::none().max_exits(2))?;
+    /// assert_eq!(report.end, End::ExitLimit);
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
     pub const fn max_exits(mut self, exits: u64) -> Self {
         self.max_exits = Some(exits);
         self
