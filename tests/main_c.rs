@@ -169,7 +169,7 @@ fn ops_page() -> String {
          happens, **C** a constant, **Z** zeros, **W** refused. Where main.c answers N, C or Z for the state of a TD, the\n\
          method here answers `Error::Protected` with its name, so that no interrupt is dropped and no register reads 0\n\
          in silence. State is read and written in groups, so one method is the place of several operations.\n\n\
-         This page is written by `KVM_OPS_BLESS=1 cargo test --test main_c`, and the same test compares it.\n\n\
+         This page is written by `BLESS=1 cargo test --test main_c`, and the same test compares it.\n\n\
          | operation | class | here |\n|---|---|---|\n",
     );
     for op in MAIN_C {
@@ -201,11 +201,11 @@ fn ops_page() -> String {
 #[test]
 fn the_page_of_operations_says_what_the_table_says() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ops.md");
-    if std::env::var_os("KVM_OPS_BLESS").is_some() {
+    if std::env::var_os("BLESS").is_some() {
         std::fs::write(path, ops_page()).unwrap();
     }
     assert!(
         std::fs::read_to_string(path).unwrap() == ops_page(),
-        "docs/ops.md is not what the table says: run `KVM_OPS_BLESS=1 cargo test --test main_c`"
+        "docs/ops.md is not what the table says: run `BLESS=1 cargo test --test main_c`"
     );
 }

@@ -1,7 +1,7 @@
 //! Every command and instruction of a guest's life fails, at every place where it is issued, with
 //! every plausible status: the error names it, every leak is listed, and the machine goes on.
 //!
-//! `KVM_OPS_BLESS=1 cargo test -p kvm-ops-sev --test failures` writes the table, docs/sev-failures.md.
+//! `BLESS=1 cargo test -p kvm-ops-sev --test failures` writes the table, docs/sev-failures.md.
 
 mod common;
 
@@ -361,7 +361,7 @@ fn rows(tech: Tech, ram: &Ram) -> Vec<[String; 4]> {
 const INTRO: &str = "\
 # When the AMD SP fails
 
-Printed by `KVM_OPS_BLESS=1 cargo test -p kvm-ops-sev --test failures`. The test lets every command and every RMP
+Printed by `BLESS=1 cargo test -p kvm-ops-sev --test failures`. The test lets every command and every RMP
 instruction of a guest's life fail once at each place where it is issued (`FaultInjector`), and fails when an outcome
 differs from this table.
 
@@ -392,7 +392,7 @@ fn every_failure_is_named_and_accounted_and_the_table_is_the_documented_one() {
         }
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/sev-failures.md");
-    if std::env::var_os("KVM_OPS_BLESS").is_some() {
+    if std::env::var_os("BLESS").is_some() {
         std::fs::write(path, &text).unwrap();
     }
     let documented = std::fs::read_to_string(path).unwrap_or_default();

@@ -105,7 +105,7 @@ fn guest_programs_report_the_expected_results() {
     }
 }
 
-/// Writes the bytes instead if `REASSEMBLE` is set in the environment.
+/// Writes the bytes instead if `BLESS` is set in the environment.
 #[test]
 fn the_machine_code_is_what_its_source_assembles_to() {
     let run = |program: &str, args: &[&str]| {
@@ -138,12 +138,12 @@ fn the_machine_code_is_what_its_source_assembles_to() {
             println!("skipped: GNU as and ld for x86 are needed: {error}");
             break;
         }
-        if std::env::var_os("REASSEMBLE").is_some() {
+        if std::env::var_os("BLESS").is_some() {
             std::fs::copy(bytes, sources.join(format!("{}.bin", guest.name))).unwrap();
         } else {
             assert!(
                 std::fs::read(bytes).unwrap() == guest.code,
-                "{}.bin is not what {}.s assembles to; write it with REASSEMBLE=1",
+                "{}.bin is not what {}.s assembles to; write it with BLESS=1",
                 guest.name,
                 guest.name
             );
