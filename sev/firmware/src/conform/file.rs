@@ -51,11 +51,12 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>, problems: &mut Vec<Failure>) {
 
 /// The vectors of a file. The first bytes show if it is compressed, not the name.
 pub(super) fn read(path: &Path) -> Result<Vec<Value>, String> {
-    let raw = std::fs::read(path).map_err(|e| e.to_string())?;
+    let raw = read_bounded(path)?;
     let bytes = match raw.as_slice() {
-        [0x1f, 0x8b, ..] => drain(flate2::read::MultiGzDecoder::new(&raw[..]))?,
+        [0x1f, 0x8b, ..] => drain(flate2::read::MultiGzDecoder::new(&raw[..]), "unpacks to")?,
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            drain(ruzstd::decoding::StreamingDecoder::new(&raw[..]).map_err(|e| e.to_string())?)?
+            let unpacked = ruzstd::decoding::StreamingDecoder::new(&raw[..]);
+            drain(unpacked.map_err(|e| e.to_string())?, "unpacks to")?
         }
         _ => raw,
     };
@@ -71,12 +72,22 @@ pub(super) fn read(path: &Path) -> Result<Vec<Value>, String> {
     }
 }
 
-fn drain(reader: impl Read) -> Result<Vec<u8>, String> {
+/// Reads a regular file. Others are refused unread: a pipe may never be written, a device never end.
+fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
+    let metadata = std::fs::metadata(path).map_err(|e| e.to_string())?;
+    if !metadata.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    drain(file, "has")
+}
+
+fn drain(reader: impl Read, what: &str) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
     let mut limited = reader.take(MAX_LEN + 1);
     limited.read_to_end(&mut out).map_err(|e| e.to_string())?;
     if out.len() as u64 > MAX_LEN {
-        return Err(format!("unpacks to more than {MAX_LEN:#x} bytes"));
+        return Err(format!("{what} more than {MAX_LEN:#x} bytes"));
     }
     Ok(out)
 }

@@ -153,7 +153,7 @@ fn is_transcript_name(path: &Path) -> bool {
 
 fn read_transcripts(path: &Path) -> std::io::Result<Vec<Transcript>> {
     const TAR_MAGIC: core::ops::Range<usize> = 257..262;
-    let bytes = decompress(std::fs::read(path)?)?;
+    let bytes = decompress(read_bounded(path)?)?;
     if bytes.get(TAR_MAGIC) != Some(b"ustar".as_slice()) {
         return Ok(vec![Transcript {
             name: path.display().to_string(),
@@ -174,16 +174,36 @@ fn read_transcripts(path: &Path) -> std::io::Result<Vec<Transcript>> {
     Ok(transcripts)
 }
 
-fn decompress(bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
+/// The most bytes of a file, packed and unpacked: more than ten times the largest of the recorded set.
+const MAX_LEN: u64 = 256 << 20;
+
+/// Reads a regular file. Others are refused unread: a pipe may never be written, a device never end.
+fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    drain(std::fs::File::open(path)?, "has")
+}
+
+fn drain(reader: impl Read, what: &str) -> std::io::Result<Vec<u8>> {
     let mut out = Vec::new();
-    if bytes.starts_with(&[0x1F, 0x8B]) {
-        flate2::read::MultiGzDecoder::new(bytes.as_slice()).read_to_end(&mut out)?;
-    } else if bytes.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]) {
-        ruzstd::decoding::StreamingDecoder::new(bytes.as_slice())
-            .map_err(|e| std::io::Error::other(e.to_string()))?
-            .read_to_end(&mut out)?;
-    } else {
-        return Ok(bytes);
+    reader.take(MAX_LEN + 1).read_to_end(&mut out)?;
+    if out.len() as u64 > MAX_LEN {
+        let text = format!("{what} more than {MAX_LEN:#x} bytes");
+        return Err(std::io::Error::other(text));
     }
     Ok(out)
+}
+
+fn decompress(bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
+    let packed = bytes.as_slice();
+    if packed.starts_with(&[0x1F, 0x8B]) {
+        drain(flate2::read::MultiGzDecoder::new(packed), "unpacks to")
+    } else if packed.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]) {
+        let unpacked = ruzstd::decoding::StreamingDecoder::new(packed)
+            .map_err(|e| std::io::Error::other(e.to_string()))?;
+        drain(unpacked, "unpacks to")
+    } else {
+        Ok(bytes)
+    }
 }
