@@ -38,7 +38,7 @@ Examples:
   kvm-ops conform tdx tests/vectors/tdx     recorded transcripts against the software TDX module";
 
 fn after_help() -> String {
-    format!("{EXAMPLES}\n\n{}", exit_code::HELP)
+    format!("{EXAMPLES}\n\n{}", exit_code::help())
 }
 
 /// The commands. Their help is what stands above each one's `Args`, in its file.

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
+use kvm_ops_machine::MachineError;
+
 use crate::exit_code::Code;
 use crate::term::{self, BOLD, ERROR, HINT};
 
@@ -31,13 +33,13 @@ pub(crate) enum Failure {
 pub(crate) type Outcome<T = Code> = Result<T, Failure>;
 
 impl Failure {
-    /// Creates a refusal, with exit code 1.
+    /// Creates a refusal by the host or the system.
     pub(crate) fn new(what: impl Into<String>) -> Self {
         Self::Said {
             what: what.into(),
             cause: None,
             hints: Vec::new(),
-            code: Code::Refused,
+            code: Code::Host,
         }
     }
 
@@ -51,6 +53,14 @@ impl Failure {
             *cause = Some(error.into());
         }
         failure
+    }
+
+    /// Creates a refusal caused by an error of the machine library, with its hint and the code that
+    /// such a mistake has.
+    pub(crate) fn of_machine(what: impl Into<String>, error: MachineError) -> Self {
+        let (hint, code) = (error.hint(), code_of(&error));
+        let failure = Self::because(what, error).code(code);
+        hint.into_iter().fold(failure, Self::hint)
     }
 
     /// Adds a hint.
@@ -104,6 +114,32 @@ impl Failure {
             }
             Self::BrokenPipe => Code::Fine,
         }
+    }
+}
+
+/// The exit code of an error of the machine library.
+pub(crate) fn code_of(error: &MachineError) -> Code {
+    match error {
+        MachineError::Read { .. }
+        | MachineError::NotAFile { .. }
+        | MachineError::FileTooLarge { .. }
+        | MachineError::EmptyImage { .. }
+        | MachineError::BlankImage { .. }
+        | MachineError::NotAnImage { .. }
+        | MachineError::BadHeader { .. }
+        | MachineError::BadImage { .. }
+        | MachineError::Overlap { .. } => Code::Input,
+        // The image does not go with the options.
+        MachineError::ImageTooLarge { .. }
+        | MachineError::EntryOutside { .. }
+        | MachineError::EntryAboveRealMode { .. }
+        | MachineError::InitrdTooLarge { .. }
+        | MachineError::CmdlineTooLong { .. }
+        | MachineError::Cmdline { .. }
+        | MachineError::OptionNotUsed { .. }
+        | MachineError::MemorySize { .. }
+        | MachineError::TooManyPrograms { .. } => Code::Usage,
+        _ => Code::Host,
     }
 }
 

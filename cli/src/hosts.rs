@@ -12,6 +12,7 @@ use kvm_ops_machine::{
 use crate::args::HostChoice;
 use crate::confidential::{Books, Firmware};
 use crate::failure::Failure;
+use crate::memory::Limits;
 
 /// The reason why an image cannot run on the software platform.
 pub(crate) const NO_MACHINE_CODE: &str =
@@ -129,6 +130,18 @@ pub(crate) enum Needs {
     Anything,
 }
 
+/// A VM to find a host for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) choice: HostChoice,
+    pub(crate) needs: Needs,
+    pub(crate) kind: Kind,
+    pub(crate) vcpus: u32,
+    /// Bytes of memory.
+    pub(crate) memory: u64,
+    pub(crate) irqchip: Irqchip,
+}
+
 /// A host and its properties.
 pub(crate) struct Place {
     pub(crate) host: Box<dyn AnyHost>,
@@ -191,14 +204,16 @@ impl Hosts {
 
     /// Returns the first host that `choice` allows and that can hold the VM, or the reasons why
     /// none can.
-    pub(crate) fn place(
-        &self,
-        choice: HostChoice,
-        needs: Needs,
-        kind: Kind,
-        vcpus: u32,
-        irqchip: Irqchip,
-    ) -> Result<&Place, NoPlace> {
+    pub(crate) fn place(&self, wanted: &Wanted) -> Result<&Place, NoPlace> {
+        let Wanted {
+            choice,
+            needs,
+            kind,
+            vcpus,
+            memory,
+            irqchip,
+        } = *wanted;
+        let limits = Limits::of_system();
         if needs == Needs::Processor && choice == HostChoice::Sim {
             return Err(NoPlace::no_processor());
         }
@@ -231,12 +246,28 @@ impl Hosts {
             } else {
                 Irqchip::None
             };
-            match place.host.try_create(kind, vcpus, irqchip) {
+            let room = limits.maps(memory).and_then(|()| {
+                if place.processor {
+                    limits.addresses(memory)
+                } else {
+                    Ok(())
+                }
+            });
+            let tried = room.and_then(|()| {
+                place
+                    .host
+                    .try_create(kind, vcpus, irqchip)
+                    .map_err(|error| {
+                        let text = error.to_string();
+                        text.strip_prefix("not supported: ")
+                            .unwrap_or(&text)
+                            .to_owned()
+                    })
+            });
+            match tried {
                 Ok(()) => return Ok(place),
-                Err(error) => {
+                Err(why) => {
                     let (name, vendor) = (place.host.name(), place.host.vendor());
-                    let text = error.to_string();
-                    let why = text.strip_prefix("not supported: ").unwrap_or(&text);
                     reasons.push(format!("{name} ({vendor}): {why}"));
                 }
             }

@@ -5,15 +5,19 @@
 mod args;
 mod commands;
 mod confidential;
+mod disassembly;
 mod doctor;
 mod exit_code;
 mod failure;
+mod files;
 mod fleet;
 mod guests;
 mod hosts;
 mod interrupt;
+mod memory;
 mod term;
 mod units;
+mod vm_report;
 
 use std::process::ExitCode;
 

@@ -4,6 +4,9 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+
+use crate::failure::Failure;
 
 /// The style of `error:` and of failed guests.
 pub(crate) const ERROR: Style = AnsiColor::Red.on_default().bold();
@@ -17,6 +20,13 @@ pub(crate) fn say(text: impl Display) -> io::Result<()> {
     let mut out = anstream::stdout().lock();
     writeln!(out, "{text}")?;
     out.flush()
+}
+
+/// Writes a report as JSON to standard output.
+pub(crate) fn say_json(report: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(report)
+        .map_err(|error| Failure::because("cannot write the report", error))?;
+    Ok(say(text)?)
 }
 
 /// Writes a line to standard error. An error is ignored: there is no other place to report it.

@@ -47,7 +47,10 @@ pub(crate) fn parse_memory(text: &str) -> Result<u64, String> {
     parse_size(text).and_then(check_memory)
 }
 
-/// Checks that a size is whole pages, and at least one.
+/// The most memory of a VM, which `kvm_ops_machine` can describe to a guest.
+const MOST_MEMORY: u64 = 1 << 40;
+
+/// Checks that a size is whole pages, at least one, and at most 1 TiB.
 pub(crate) fn check_memory(bytes: u64) -> Result<u64, String> {
     if bytes == 0 {
         return Err("a VM needs memory".into());
@@ -56,6 +59,11 @@ pub(crate) fn check_memory(bytes: u64) -> Result<u64, String> {
         return Err(format!(
             "{bytes} bytes are not a multiple of the page size, {}",
             kvm_ops::PAGE_SIZE
+        ));
+    }
+    if bytes > MOST_MEMORY {
+        return Err(format!(
+            "{bytes:#x} bytes are more than 1T, the most that a VM has"
         ));
     }
     Ok(bytes)
@@ -136,6 +144,8 @@ mod tests {
             assert!(parse_memory(text).is_err(), "{text}");
         }
         assert_eq!(parse_memory("8K"), Ok(8192));
+        assert_eq!(parse_memory("1T"), Ok(1 << 40));
+        assert!(parse_memory("1073741828K").is_err());
     }
 
     #[test]

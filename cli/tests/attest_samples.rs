@@ -42,6 +42,6 @@ fn the_program_finds_in_each_sample_what_the_manifest_says() {
     }
     assert!(bad >= 60, "{bad}");
     let again = run(&["attest", "samples", place]);
-    assert_eq!(again.code, Some(1));
+    assert_eq!(again.code, Some(6));
     assert!(again.err.contains("hint: "), "{}", again.err);
 }

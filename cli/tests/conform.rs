@@ -82,15 +82,16 @@ fn a_transcript_that_lies_is_named_with_its_line_and_both_values() {
 fn paths_that_lead_nowhere_fail() {
     for platform in ["tdx", "sev"] {
         let output = conform(&[platform, "/nowhere"]);
-        assert_eq!(output.status.code(), Some(1), "{platform}");
-        assert!(stdout(&output).contains("/nowhere"), "{platform}");
+        assert_eq!(output.status.code(), Some(5), "{platform}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("/nowhere"), "{platform}: {told}");
     }
     let folder = tempfile::tempdir().unwrap();
     for platform in ["tdx", "sev"] {
         let output = conform(&[platform, folder.path().to_str().unwrap()]);
         assert_eq!(
             output.status.code(),
-            Some(1),
+            Some(5),
             "{platform}: an empty folder proves nothing"
         );
     }

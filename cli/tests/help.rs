@@ -128,7 +128,7 @@ fn the_manual_page_knows_every_command_and_there_is_one_for_each() {
         assert!(std::fs::read_to_string(page).unwrap().contains(".SH NAME"));
     }
     let ran = run(&["man", "--into", "/nonexistent/directory"]);
-    assert_eq!(ran.code, Some(1));
+    assert_eq!(ran.code, Some(6));
     assert!(
         ran.err
             .contains("error: cannot write /nonexistent/directory/kvm-ops.1"),

@@ -254,34 +254,34 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
 
     refused(
         &["tdx", "/nowhere.fd"],
-        1,
-        &["/nowhere.fd cannot be read", "caused by"],
+        5,
+        &["cannot read /nowhere.fd", "caused by", "hint"],
     );
     refused(
         &["tdx", plain],
-        1,
+        5,
         &["cannot be launched as a TD", "no table", "hint: of OVMF's"],
     );
     refused(
         &["tdx", damaged],
-        1,
+        5,
         &["section 0 (its entry is at offset 0x", "raw data"],
     );
     refused(
         &["snp", &image, "--vcpus", "2", "--vcpu-type", "EPYC"],
-        1,
+        5,
         &["no reset block, which 2 vCPUs need", "hint"],
     );
     let kernel = ["--kernel", plain];
     refused(
         &[&["sev", &image], &kernel[..]].concat(),
-        1,
+        5,
         &["no place for kernel hashes", "hint"],
     );
     refused(
         &["sev", &image, "--kernel", "/nowhere"],
-        1,
-        &["the kernel /nowhere cannot be read"],
+        5,
+        &["the kernel cannot be used", "cannot read /nowhere"],
     );
     refused(&["sev", &image, "--initrd", plain], 2, &["--kernel <FILE>"]);
     refused(
@@ -305,6 +305,57 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
         2,
         &["not a number of at most 32 bits"],
     );
+}
+
+/// sev-snp-measure refuses the first, and SNP images of broken pages; it digests the others.
+#[test]
+fn files_that_are_no_firmware_have_no_digest() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let variables = b"\x8d\x2b\xf1\xff\x96\x76\x8b\x4c\xa9\x85\x27\x47\x07\x5b\x4f\x50";
+    let mut store = vec![0x11; 0x2_0000];
+    store[0x10..0x20].copy_from_slice(variables);
+    store[0x20..0x28].copy_from_slice(&0x2_0000_u64.to_le_bytes());
+    store[0x28..0x2c].copy_from_slice(b"_FVH");
+    for (path, words) in [
+        (file("empty", &[]), "it is an empty file"),
+        (
+            file("passwd", b"root:x:0:0:root:/root:/bin/bash\n"),
+            "it is a text",
+        ),
+        (file("zeros", &[0; 0x1000]), "it is a blank file"),
+        (
+            file("packed.gz", b"\x1f\x8b\x08\x00"),
+            "it is a compressed file",
+        ),
+        (file("vars.fd", &store), "it is a store of EFI variables"),
+        (
+            file("cut.fd", &store[..0x1_8000]),
+            "it is a part of a firmware ROM",
+        ),
+        (
+            file("noise", &[0x9a; 0x2_0000]),
+            "it is no image of a known kind",
+        ),
+    ] {
+        let vcpus = ["--vcpus", "1", "--vcpu-type", "EPYC-v4"];
+        for (mode, more) in [("sev", &[][..]), ("seves", &vcpus), ("snp", &vcpus)] {
+            refused(
+                &[&[mode, &path], more].concat(),
+                5,
+                &["is no firmware", words, "hint: "],
+            );
+        }
+        refused(
+            &["tdx", &path],
+            5,
+            &["cannot be launched as a TD", words, "hint: "],
+        );
+    }
 }
 
 const COMPOSED_SHA256: &str = "abf51d753be47e27144454766d4e2ec6b707237e4297f3f12e278b14cf0ed6b1";

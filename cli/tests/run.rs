@@ -114,7 +114,7 @@ fn a_full_disk_behind_standard_output_ends_the_guest_and_is_told() {
     ];
     let output = program().args(args).stdout(full).output().unwrap();
     let ran = check(&args, output);
-    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert_eq!(ran.code, Some(6), "{}", ran.err);
     assert!(
         ran.err.contains("cannot write to standard output"),
         "{}",
@@ -125,8 +125,9 @@ fn a_full_disk_behind_standard_output_ends_the_guest_and_is_told() {
 #[test]
 fn an_image_needs_a_processor_and_the_refusal_says_so() {
     let image = flat(&[0xf4]);
-    let ran = run(&["run", image.path().to_str().unwrap(), "--host", "sim"]);
-    assert_eq!(ran.code, Some(1));
+    let path = image.path().to_str().unwrap();
+    let ran = run(&["run", path, "--format", "flat", "--host", "sim"]);
+    assert_eq!(ran.code, Some(6));
     assert!(
         ran.err
             .contains("the software platform runs guest programs, not machine code"),
@@ -137,7 +138,7 @@ fn an_image_needs_a_processor_and_the_refusal_says_so() {
 }
 
 #[test]
-fn what_cannot_run_is_refused_with_a_reason_and_exit_code_1() {
+fn what_cannot_be_read_is_refused_with_a_reason_and_exit_code_5() {
     let directory = tempfile::tempdir().unwrap();
     let empty = flat(&[]);
     for (path, why) in [
@@ -146,7 +147,7 @@ fn what_cannot_run_is_refused_with_a_reason_and_exit_code_1() {
         (empty.path().to_str().unwrap(), "is empty"),
     ] {
         let ran = run(&["run", path]);
-        assert_eq!(ran.code, Some(1), "{path}");
+        assert_eq!(ran.code, Some(5), "{path}");
         assert!(ran.err.starts_with("error: "), "{}", ran.err);
         assert!(ran.err.contains(why), "{why}: {}", ran.err);
     }
@@ -160,7 +161,7 @@ fn an_image_larger_than_the_memory_is_refused_with_both_sizes() {
     let image = flat(&vec![0xf4; 0x3000]);
     let path = image.path().to_str().unwrap();
     let ran = run(&["run", path, "--format", "flat", "--memory", "40K"]);
-    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert_eq!(ran.code, Some(2), "{}", ran.err);
     assert!(ran.err.contains("0x3000"), "{}", ran.err);
     assert!(ran.err.contains("hint: "), "{}", ran.err);
 }
@@ -172,6 +173,7 @@ fn bad_options_are_refused_with_exit_code_2() {
         ("--memory", "0", "a VM needs memory"),
         ("--memory", "5000", "not a multiple of the page size"),
         ("--memory", "lots", "is not a size"),
+        ("--memory", "5T", "more than 1T"),
         ("--timeout", "10", "is not a time"),
         ("--timeout", "0s", "zero"),
         ("--tech", "tdc", "tdx"),
@@ -189,8 +191,14 @@ fn a_technology_that_cannot_be_had_is_refused_with_the_reason() {
     let image = flat(&[0xf4]);
     let path = image.path().to_str().unwrap();
     for tech in ["tdx", "sev", "sev-es", "sev-snp"] {
-        let ran = run(&["run", path, "--tech", tech]);
-        assert_eq!(ran.code, Some(1), "{tech}");
+        let format: &[&str] = if tech == "tdx" {
+            &[]
+        } else {
+            &["--format", "flat"]
+        };
+        let ran = run(&[&["run", path, "--tech", tech], format].concat());
+        let code = if tech == "tdx" { 5 } else { 6 };
+        assert_eq!(ran.code, Some(code), "{tech}: {}", ran.err);
         assert!(
             ran.err.contains("error: ") && ran.err.contains("hint: "),
             "{}",
@@ -309,9 +317,9 @@ fn a_td_that_cannot_be_launched_is_refused_with_the_reason() {
     let plain = flat(&[0xf4; 4096]);
     let plain = plain.path().to_str().unwrap();
     for (args, code, words) in [
-        (&[plain][..], 1, "cannot be launched as a TD"),
-        (&["/nowhere.fd"], 1, "the image /nowhere.fd cannot be read"),
-        (&["--memory", "64K"], 1, "no memory for the guest"),
+        (&[plain][..], 5, "cannot be launched as a TD"),
+        (&["/nowhere.fd"], 5, "cannot read /nowhere.fd"),
+        (&["--memory", "64K"], 2, "no memory for the guest"),
         (
             &["--cmdline", "quiet"],
             2,
@@ -319,12 +327,12 @@ fn a_td_that_cannot_be_launched_is_refused_with_the_reason() {
         ),
         (
             &["--host", "kvm"],
-            1,
+            6,
             "no host can run the built-in guest as a tdx VM",
         ),
         (
             &["--irqchip", "full"],
-            1,
+            6,
             "an irqchip wholly in the platform",
         ),
     ] {
@@ -332,6 +340,182 @@ fn a_td_that_cannot_be_launched_is_refused_with_the_reason() {
         assert_eq!(ran.code, Some(code), "{args:?}: {}", ran.err);
         assert!(ran.err.contains(words), "{args:?}: {}", ran.err);
     }
+}
+
+/// Runs flat code, and returns what was told of it.
+fn told(code: &[u8], more: &[&str]) -> (Option<i32>, String) {
+    let image = flat(code);
+    let path = image.path().to_str().unwrap();
+    let ran = run(&[&["run", path, "--format", "flat", "--memory", "1M"], more].concat());
+    (ran.code, ran.err)
+}
+
+#[test]
+fn a_guest_that_dies_is_a_failure_and_told_with_its_place_and_instruction() {
+    if !has_kvm() {
+        return;
+    }
+    for (code, end, line) in [
+        (
+            &[0x90, 0x0f, 0x0b][..],
+            "exception 6 (#UD, invalid opcode)",
+            "vCPU 0 at 0000:7c01 (real mode, 16-bit): 0f 0b  ud2",
+        ),
+        (
+            &[0xcc, 0xf4],
+            "exception 3 (#BP, breakpoint)",
+            "vCPU 0 at 0000:7c01 (real mode, 16-bit): f4  hlt",
+        ),
+        (
+            &[0xcd, 0x13, 0xf4],
+            "interrupt 0x13 without a handler",
+            "vCPU 0 at 0000:7c02 (real mode, 16-bit): f4  hlt",
+        ),
+    ] {
+        let (exit_code, err) = told(code, &[]);
+        assert_eq!(exit_code, Some(3), "{err}");
+        assert!(err.contains(end) && err.contains(line), "{err}");
+    }
+}
+
+#[test]
+fn a_guest_at_its_deadline_is_told_with_its_place_and_instruction() {
+    if !has_kvm() {
+        return;
+    }
+    let (code, err) = told(&[0xeb, 0xfe], &["--timeout", "200ms"]);
+    assert_eq!(code, Some(0), "{err}");
+    let line = "vCPU 0 at 0000:7c00 (real mode, 16-bit): eb fe  jmp short 7C00h";
+    assert!(err.contains(line), "{err}");
+    // One that halts stands nowhere of interest.
+    let (_, err) = told(&[0xf4], &[]);
+    assert!(!err.contains("vCPU 0 at"), "{err}");
+}
+
+#[test]
+fn the_json_report_has_the_place_the_console_and_what_the_image_was_taken_for() {
+    if !has_kvm() {
+        return;
+    }
+    // mov dx, 0x402; mov al, 'x'; out dx, al; ud2
+    let image = flat(b"\xba\x02\x04\xb0x\xee\x0f\x0b");
+    let path = image.path().to_str().unwrap();
+    let ran = run(&["run", path, "--format", "flat", "--memory", "1M", "--json"]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(3), ""));
+    let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(report["exit_code"], 3);
+    assert_eq!(report["outcome"], "crashed");
+    assert_eq!(report["console"]["text"], "x");
+    assert_eq!(report["taken_for"]["format"], "flat");
+    let place = &report["vcpu_reports"][0]["position"];
+    assert_eq!(place["linear"], 0x7c06);
+    assert_eq!(place["mode"], "real mode, 16-bit");
+    assert_eq!(place["bytes"], "0f 0b");
+    assert_eq!(place["instruction"], "ud2");
+}
+
+#[test]
+fn the_json_report_of_a_td_has_its_steps_and_the_account() {
+    let ran = run(&["run", "--tech", "tdx", "--json"]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(report["outcome"], "halted");
+    // No place: the state of a TD is its secret.
+    assert_eq!(
+        report["vcpu_reports"][0]["position"],
+        serde_json::Value::Null
+    );
+    let steps = report["steps"].as_array().unwrap();
+    let calls: u64 = steps
+        .iter()
+        .map(|step| step["seamcalls"].as_u64().unwrap())
+        .sum();
+    assert!(steps.len() == 4 && calls > 20, "{steps:?}");
+    assert!(report["firmware"].is_object(), "{report}");
+    let console = report["console"]["text"].as_str().unwrap();
+    assert!(
+        console.contains("pages are as they were launched"),
+        "{console}"
+    );
+}
+
+#[test]
+fn files_that_do_not_run_are_refused_with_their_kind_and_what_to_do() {
+    let mut arm = [0; 64];
+    arm[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    arm[16..20].copy_from_slice(&[2, 0, 183, 0]);
+    let mut sector = vec![0; 0x9000];
+    sector[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let mut iso = sector.clone();
+    iso[0x8001..0x8006].copy_from_slice(b"CD001");
+    for (bytes, kind, hint) in [
+        (
+            &arm[..],
+            "an ELF image for another processor: ",
+            "build it for x86-64",
+        ),
+        (&iso, "a CD image: ", "no disks"),
+        (&sector, "a disk image: ", "no disks"),
+        (
+            b"\x55\xaa\x01\xcb".repeat(128).as_slice(),
+            "an option ROM: ",
+            "firmware starts",
+        ),
+        (b"\x1f\x8b\x08\x00", "a compressed file", "unpack it"),
+        (b"#!/bin/sh\necho\n", "a text: ", "name an image"),
+        (
+            &[0xf4, 0x90],
+            "no image of a known kind: 0x2 bytes",
+            "`flat`",
+        ),
+        (&[0; 4096], "is blank", "written completely"),
+    ] {
+        let image = flat(bytes);
+        let ran = run(&["run", image.path().to_str().unwrap()]);
+        assert_eq!(ran.code, Some(5), "{kind}: {}", ran.err);
+        let (said, advice) = ran.err.split_once("hint: ").expect(kind);
+        assert!(
+            said.contains(kind) && advice.contains(hint),
+            "{kind}: {}",
+            ran.err
+        );
+    }
+    // A stated format does not make code of nothing.
+    let zeros = flat(&[0; 512]);
+    let path = zeros.path().to_str().unwrap();
+    assert_eq!(run(&["run", path, "--format", "flat"]).code, Some(5));
+}
+
+#[test]
+fn run_says_what_it_takes_real_firmware_for_and_starts_it_at_the_reset_vector() {
+    if !has_kvm() {
+        return;
+    }
+    if has_seabios() {
+        let ran = run(&["run", SEABIOS, "--timeout", "500ms"]);
+        let words = "taken for a firmware ROM: 0x20000 bytes of whole pages, and a jump at the reset vector";
+        assert!(ran.err.contains(words), "{}", ran.err);
+    }
+    let Some(ovmf) = ovmf() else { return };
+    let ran = run(&["run", &ovmf, "--timeout", "1s", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    let taken = &report["taken_for"];
+    assert_eq!(
+        (&taken["format"], &taken["stated"]),
+        (&"firmware".into(), &false.into())
+    );
+    assert!(
+        taken["why"].as_str().unwrap().contains("GUIDed entries"),
+        "{taken}"
+    );
+    // It is past the reset vector, in the ROM or where it has copied itself, and not in flat code.
+    assert_eq!(
+        report["vcpu_reports"][0]["position"]["cs"]
+            .as_u64()
+            .map(|cs| cs != 0),
+        Some(true)
+    );
+    assert!(ran.code == Some(0) || ran.code == Some(3), "{}", ran.err);
 }
 
 #[test]

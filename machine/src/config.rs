@@ -34,7 +34,7 @@ impl fmt::Debug for Payload {
 ///
 /// ```
 /// use kvm_ops_machine::{Image, MachineConfig};
-/// let hlt = Image::from_bytes("hlt", vec![0xf4]);
+/// let hlt = Image::flat("hlt", vec![0xf4]);
 /// let config = MachineConfig::new().memory(1 << 20).image(hlt);
 /// ```
 #[derive(Debug)]

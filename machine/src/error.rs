@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use kvm_ops::{CreateError, Error, Field, Gpa, VcpuId};
 
-use crate::ImageFormat;
+use crate::layout::RAM_HOLE;
+use crate::{FileKind, ImageFormat, Recognition};
 
 /// The reason why a machine could not be built or run. The cause, where there is one, is its
 /// `source()`; [`hint`](Self::hint) says what can be done.
@@ -26,6 +27,16 @@ pub enum MachineError {
         /// The path.
         path: PathBuf,
     },
+    /// A file has more bytes than anything of its use has.
+    #[error("{} has {bytes:#x} bytes, more than the {limit:#x} that it may have", path.display())]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size, as far as it is known.
+        bytes: u64,
+        /// The most that is read.
+        limit: u64,
+    },
     /// An image whose bytes the host would put into memory that a confidential VM does not share.
     #[error("image {name} cannot start a confidential VM")]
     NotLaunchable {
@@ -37,6 +48,22 @@ pub enum MachineError {
     EmptyImage {
         /// The image.
         name: String,
+    },
+    /// Each byte of the image is zero, or each is 0xff.
+    #[error("image {name} is blank: each of its bytes is {value:#04x}")]
+    BlankImage {
+        /// The image.
+        name: String,
+        /// The value of its bytes.
+        value: u8,
+    },
+    /// The image is of no kind that runs, and no format was stated.
+    #[error("image {name} is {}: {}", recognition.kind(), recognition.why())]
+    NotAnImage {
+        /// The image.
+        name: String,
+        /// Its kind, and the marks that show it.
+        recognition: Recognition,
     },
     /// The image, or what it unpacks to, does not fit where it belongs.
     #[error("image {name} needs {bytes:#x} bytes at {at}, and there are {room:#x}")]
@@ -226,10 +253,16 @@ impl MachineError {
             Self::NotLaunchable { .. } => {
                 "give the VM the pages of its measured start (MachineConfig::launch)"
             }
-            Self::EmptyImage { .. } => "check that the file was written completely",
+            Self::FileTooLarge { .. } => "check the path",
+            Self::EmptyImage { .. } => FileKind::Empty.advice(),
+            Self::BlankImage { .. } => FileKind::Blank.advice(),
+            Self::NotAnImage { recognition, .. } => recognition.kind().advice(),
+            Self::ImageTooLarge { at, .. } if at.get() >= RAM_HOLE => {
+                "no RAM is there: link it between 0x100000 and 0xc0000000, or run the ROM that is made of it"
+            }
             Self::ImageTooLarge { .. } => "give the machine more memory, or load it elsewhere",
             Self::BadHeader { .. } | Self::BadImage { .. } => {
-                "the file may be truncated, or of another format: state the format"
+                "check that the file was written completely, and that its format is the stated one"
             }
             Self::EntryOutside { .. } => "state the entry, or link the image elsewhere",
             Self::EntryAboveRealMode { .. } => {

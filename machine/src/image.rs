@@ -1,15 +1,13 @@
-//! Images: what a file is, and the options with which it is loaded.
+//! Images: a file, its format, and the options with which it is loaded.
 
 use std::fmt;
-use std::fs;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ops::Gpa;
 
-use crate::MachineError;
-use crate::layout::{RAM_HOLE, ROM_MAX};
+use crate::layout::RAM_HOLE;
+use crate::{FileKind, MachineError, Recognition, read_file};
 
 /// The format of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,35 +42,6 @@ impl ImageFormat {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.name() == name)
     }
-
-    /// The format that these bytes look like: the magic numbers of ELF and bzImage, then a ROM (whole 64 KiB
-    /// up to 16 MiB with a jump among the first bytes at the reset vector), else flat code.
-    pub fn detect(bytes: &[u8]) -> Self {
-        if bytes.starts_with(b"\x7fELF") {
-            Self::Elf
-        } else if bytes.get(0x1fe..0x200) == Some(&[0x55, 0xaa])
-            && bytes.get(0x202..0x206) == Some(b"HdrS")
-        {
-            Self::BzImage
-        } else if is_rom(bytes) {
-            Self::Firmware
-        } else {
-            Self::Flat
-        }
-    }
-}
-
-/// A jump is at the reset vector or up to three bytes after it, because some firmware puts NOP
-/// or WBINVD before it.
-fn is_rom(bytes: &[u8]) -> bool {
-    const JUMPS: [u8; 3] = [0xe9, 0xea, 0xeb];
-    let whole = bytes.len().is_multiple_of(0x1_0000) && bytes.len() as u64 <= ROM_MAX;
-    whole
-        && bytes
-            .len()
-            .checked_sub(16)
-            .and_then(|reset| bytes.get(reset..reset + 4))
-            .is_some_and(|vector| vector.iter().any(|byte| JUMPS.contains(byte)))
 }
 
 impl fmt::Display for ImageFormat {
@@ -86,7 +55,8 @@ impl fmt::Display for ImageFormat {
 pub struct Image {
     pub(crate) name: String,
     pub(crate) bytes: Arc<[u8]>,
-    pub(crate) format: ImageFormat,
+    recognition: Recognition,
+    pub(crate) format: Option<ImageFormat>,
     pub(crate) load_at: Option<Gpa>,
     pub(crate) entry: Option<Gpa>,
     pub(crate) cmdline: Option<String>,
@@ -100,27 +70,27 @@ impl Image {
     /// The default address of flat images: that of a boot sector.
     pub const DEFAULT_LOAD: Gpa = Gpa::new(0x7c00);
 
-    /// Reads a file and detects its format.
+    /// Reads a file and recognises its kind.
     ///
     /// # Errors
-    /// [`MachineError::Read`], [`MachineError::NotAFile`], [`MachineError::EmptyImage`] or
-    /// [`MachineError::ImageTooLarge`].
+    /// As for [`read_file`], and [`MachineError::EmptyImage`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, MachineError> {
         let path = path.as_ref();
-        let bytes = read_file(path)?;
-        let name = path.display().to_string();
-        if bytes.is_empty() {
-            return Err(MachineError::EmptyImage { name });
-        }
-        Ok(Self::from_bytes(name, bytes))
+        Ok(Self::from_bytes(
+            path.display().to_string(),
+            read_image(path)?,
+        ))
     }
 
-    /// Takes bytes and detects their format. Empty bytes are refused when the machine is built.
+    /// Takes bytes and recognises their kind. Bytes of no kind that runs are refused when the machine
+    /// is built, unless [`with_format`](Self::with_format) says what they are.
     pub fn from_bytes(name: impl Into<String>, bytes: impl Into<Arc<[u8]>>) -> Self {
         let bytes = bytes.into();
+        let recognition = Recognition::of(&bytes);
         Self {
             name: name.into(),
-            format: ImageFormat::detect(&bytes),
+            format: recognition.kind().format(),
+            recognition,
             bytes,
             load_at: None,
             entry: None,
@@ -129,9 +99,14 @@ impl Image {
         }
     }
 
-    /// Takes it for that format, whatever was detected.
+    /// Takes bytes for flat code.
+    pub fn flat(name: impl Into<String>, code: impl Into<Arc<[u8]>>) -> Self {
+        Self::from_bytes(name, code).with_format(ImageFormat::Flat)
+    }
+
+    /// Takes it for that format, whatever was recognised.
     pub fn with_format(mut self, format: ImageFormat) -> Self {
-        self.format = format;
+        self.format = Some(format);
         self
     }
 
@@ -165,14 +140,7 @@ impl Image {
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_initrd(self, path: impl AsRef<Path>) -> Result<Self, MachineError> {
-        let path = path.as_ref();
-        let bytes = read_file(path)?;
-        if bytes.is_empty() {
-            return Err(MachineError::EmptyImage {
-                name: path.display().to_string(),
-            });
-        }
-        Ok(self.initrd(bytes))
+        Ok(self.initrd(read_image(path.as_ref())?))
     }
 
     /// The name, for messages.
@@ -180,17 +148,42 @@ impl Image {
         &self.name
     }
 
-    /// The format, detected or stated.
-    pub const fn format(&self) -> ImageFormat {
+    /// The format, recognised or stated; `None` for a file of a kind that does not run.
+    pub const fn format(&self) -> Option<ImageFormat> {
         self.format
+    }
+
+    /// What its bytes look like, whatever format was stated.
+    pub const fn recognition(&self) -> &Recognition {
+        &self.recognition
+    }
+
+    /// The format in which it is loaded.
+    ///
+    /// # Errors
+    /// [`MachineError::EmptyImage`], [`MachineError::BlankImage`] or [`MachineError::NotAnImage`], as
+    /// the building of a machine would fail.
+    pub fn runs_as(&self) -> Result<ImageFormat, MachineError> {
+        let name = || self.name.clone();
+        match self.recognition.kind() {
+            FileKind::Empty => Err(MachineError::EmptyImage { name: name() }),
+            FileKind::Blank => Err(MachineError::BlankImage {
+                name: name(),
+                value: self.bytes[0],
+            }),
+            _ => self.format.ok_or_else(|| MachineError::NotAnImage {
+                name: name(),
+                recognition: self.recognition.clone(),
+            }),
+        }
     }
 
     /// True for firmware and kernels, which wait for timers.
     pub(crate) fn wants_timers(&self) -> bool {
         match self.format {
-            ImageFormat::BzImage | ImageFormat::Firmware => true,
-            ImageFormat::Elf => self.cmdline.is_some() || self.initrd.is_some(),
-            ImageFormat::Flat => false,
+            Some(ImageFormat::BzImage | ImageFormat::Firmware) => true,
+            Some(ImageFormat::Elf) => self.cmdline.is_some() || self.initrd.is_some(),
+            Some(ImageFormat::Flat) | None => false,
         }
     }
 
@@ -219,36 +212,13 @@ impl fmt::Debug for Image {
     }
 }
 
-/// Reads a regular file of bounded size. The kind is looked at first, because opening a pipe
-/// without a writer would wait for ever.
-fn read_file(path: &Path) -> Result<Vec<u8>, MachineError> {
-    let failed = |source| MachineError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(MachineError::NotAFile {
-            path: path.to_owned(),
+/// Reads an image or initial RAM disk, which has bytes.
+fn read_image(path: &Path) -> Result<Vec<u8>, MachineError> {
+    let bytes = read_file(path, Image::MAX_BYTES)?;
+    if bytes.is_empty() {
+        return Err(MachineError::EmptyImage {
+            name: path.display().to_string(),
         });
-    }
-    let file = fs::File::open(path).map_err(failed)?;
-    let too_large = |bytes| MachineError::ImageTooLarge {
-        name: path.display().to_string(),
-        bytes,
-        at: Gpa::new(0),
-        room: Image::MAX_BYTES,
-    };
-    let stated = file.metadata().map_err(failed)?.len();
-    if stated > Image::MAX_BYTES {
-        return Err(too_large(stated));
-    }
-    let mut bytes = Vec::new();
-    // One byte more than allowed, so that a file that grew meanwhile is seen to be too large.
-    file.take(Image::MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > Image::MAX_BYTES {
-        return Err(too_large(bytes.len() as u64));
     }
     Ok(bytes)
 }
@@ -259,36 +229,15 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn a_regular_file_of_bounded_size_is_read() {
+    fn an_image_is_read_from_a_file_that_has_bytes() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let empty = Image::open(file.path()).unwrap_err();
         assert!(matches!(empty, MachineError::EmptyImage { .. }));
 
         file.write_all(b"\x7fELF").unwrap();
         let image = Image::open(file.path()).unwrap();
-        assert_eq!((image.len(), image.format()), (4, ImageFormat::Elf));
+        assert_eq!((image.len(), image.format()), (4, Some(ImageFormat::Elf)));
         assert_eq!(image.name(), file.path().display().to_string());
         assert!(image.open_initrd(file.path()).unwrap().initrd.is_some());
-
-        // A file with a hole: nothing is read, so nothing is allocated.
-        file.as_file().set_len(Image::MAX_BYTES + 1).unwrap();
-        let large = Image::open(file.path()).unwrap_err();
-        assert!(
-            large.to_string().contains("needs 0xc0000001 bytes"),
-            "{large}"
-        );
-    }
-
-    #[test]
-    fn what_is_no_regular_file_is_refused_without_waiting() {
-        for path in ["/dev/null", "/dev/zero", "/"] {
-            let error = Image::open(path).unwrap_err();
-            assert!(matches!(error, MachineError::NotAFile { .. }), "{error}");
-        }
-        let error = Image::from_bytes("x", [1])
-            .open_initrd("/nonexistent")
-            .unwrap_err();
-        assert!(std::error::Error::source(&error).is_some());
-        assert_eq!(error.to_string(), "cannot read /nonexistent");
     }
 }

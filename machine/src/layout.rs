@@ -29,6 +29,9 @@ pub(crate) const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// The MultiProcessor table, in the range of ROMs below 1 MiB where kernels look for it.
 pub(crate) const MP_TABLE: Gpa = Gpa::new(0xf_0000);
 
+/// The handlers that real mode's interrupt table leads to, behind the data of a BIOS.
+pub(crate) const IVT_STUBS: Gpa = Gpa::new(0x500);
+
 /// The tables that 32-bit and 64-bit code starts with: page-sized things from here to `BOOT_END`.
 pub(crate) const BOOT_START: u64 = 0x1000;
 /// The descriptor table.
@@ -41,6 +44,9 @@ pub(crate) const STACK_TOP: u64 = 0x4000;
 pub(crate) const ZERO_PAGE: Gpa = Gpa::new(0x4000);
 /// The root of the page tables, then the directory pointers, then four directories.
 pub(crate) const PAGE_TABLES: Gpa = Gpa::new(0x5000);
+/// The interrupt table of 32-bit and 64-bit code, and the handlers that it leads to.
+pub(crate) const IDT: Gpa = Gpa::new(0xb000);
+pub(crate) const STUBS: Gpa = Gpa::new(0xc000);
 /// The command line, up to 64 KiB.
 pub(crate) const CMDLINE: Gpa = Gpa::new(0x1_0000);
 /// The longest command line that finds room.

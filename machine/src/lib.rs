@@ -45,6 +45,7 @@ mod console;
 mod convert;
 mod devices;
 mod error;
+mod file;
 mod handler;
 mod image;
 mod inside;
@@ -53,15 +54,20 @@ mod layout;
 mod life;
 mod load;
 mod memory;
+mod position;
+mod recognize;
 mod report;
 mod run;
 mod start;
 mod stop;
+mod traps;
+mod walk;
 
 pub use config::{MachineConfig, Payload};
 pub use console::ConsoleSink;
 pub use devices::Devices;
 pub use error::MachineError;
+pub use file::read_file;
 pub use handler::{ExitContext, ExitHandler, Flow, Inside};
 pub use image::{Image, ImageFormat};
 pub use inside::Parts;
@@ -70,9 +76,12 @@ pub use life::Machine;
 #[cfg(feature = "vm-memory")]
 pub use memory::Written;
 pub use memory::{DeviceMemory, GuestRam, MemoryRegion, SharedFrames};
+pub use position::{CodeMode, Position};
+pub use recognize::{FileKind, Recognition};
 pub use report::{End, ExitCounts, RunReport, VcpuReport};
 pub use run::RunLimits;
 pub use stop::Stopper;
+pub use traps::Trap;
 
 #[cfg(test)]
 mod samples;

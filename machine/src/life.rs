@@ -11,7 +11,8 @@ use kvm_ops::{
 
 use crate::inside::Wiring;
 use crate::launch::{LaunchStep, bytes_below_4_gib};
-use crate::run::{Run, ShutdownScope, State};
+use crate::run::{Code, Run, ShutdownScope, State};
+use crate::traps::Traps;
 use crate::{
     ConsoleSink, Devices, ExitHandler, GuestRam, MachineConfig, MachineError, Parts, Payload,
     RunLimits, RunReport, Stopper, load, start,
@@ -34,6 +35,10 @@ pub struct Machine<H: Host> {
     scope: ShutdownScope,
     irqchip: Irqchip,
     wiring: Wiring,
+    /// The handlers of a guest that has none.
+    traps: Option<Traps>,
+    /// True if vCPUs run code that lies in memory.
+    runs_code: bool,
 }
 
 impl<H: Host> Machine<H> {
@@ -95,6 +100,8 @@ impl<H: Host> Machine<H> {
             scope: ShutdownScope::Machine,
             irqchip,
             wiring: Wiring::default(),
+            traps: None,
+            runs_code: host.runs() == Runs::Processor,
         };
         let ram = match config.ram {
             Some(ram) => ram.with_rom(rom, confidential)?,
@@ -103,7 +110,9 @@ impl<H: Host> Machine<H> {
         let first = match &config.payload {
             Payload::Image(image) => {
                 load::describe(image, &ram, config.vcpus, irqchip)?;
-                Some(load::load(image, &ram)?)
+                let start = load::load(image, &ram)?;
+                machine.traps = load::catch(image, &ram, &start)?;
+                Some(start)
             }
             Payload::None | Payload::Programs(_) => None,
         };
@@ -301,6 +310,10 @@ impl<H: Host> Machine<H> {
             limits,
             stopper: &self.stopper,
             scope: self.scope,
+            code: self.runs_code.then_some(Code {
+                ram: self.ram.as_ref().expect(WHOLE),
+                traps: self.traps.as_ref(),
+            }),
             state: State::default(),
         };
         run.go(&mut self.vcpus, &self.runs, || work(&machine))

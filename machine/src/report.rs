@@ -5,12 +5,20 @@ use std::time::Duration;
 
 use kvm_ops::{Error, ExitKind, Gpa, Privacy, VcpuId};
 
+use crate::{Position, Trap};
+
 /// The end of the run of a vCPU, or of the whole machine.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The guest shut down: a triple fault, or the end of a guest program.
+    /// A guest program shut down.
     Shutdown,
+    /// A triple fault: the processor could not call the guest's handler of an exception. Some guests
+    /// reset a PC so.
+    TripleFault,
+    /// The guest ran into an interrupt or exception for which it has no handler. Told for images that
+    /// start without firmware.
+    Trap(Trap),
     /// The guest halted, and no interrupt can wake it: there is no irqchip in the platform.
     Halted,
     /// The guest asked for a reset, through the keyboard controller or port 0xcf9.
@@ -60,7 +68,9 @@ impl End {
     /// True if the guest or the platform went wrong.
     pub fn is_failure(&self) -> bool {
         match self {
-            Self::Unhandled(_)
+            Self::TripleFault
+            | Self::Trap(_)
+            | Self::Unhandled(_)
             | Self::MemoryFault { .. }
             | Self::FailEntry(_)
             | Self::InternalError { .. }
@@ -85,6 +95,8 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Shutdown => f.write_str("shut down"),
+            Self::TripleFault => f.write_str("triple fault"),
+            Self::Trap(trap) => trap.fmt(f),
             Self::Halted => f.write_str("halted"),
             Self::Reset => f.write_str("asked for a reset"),
             Self::DebugExit(value) => write!(f, "ended by debug exit {value:#x}"),
@@ -161,6 +173,10 @@ pub struct VcpuReport {
     pub exits: ExitCounts,
     /// Its end.
     pub end: End,
+    /// The instruction at which it stands: for a failure the one that failed, for INT3 and INT n the
+    /// next. `None` for a vCPU that was not started or runs a guest program;
+    /// [`Error::Protected`] where registers are the guest's secret.
+    pub position: Option<kvm_ops::Result<Position>>,
 }
 
 /// The report of a run.

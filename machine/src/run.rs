@@ -6,13 +6,14 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_ops::{Answer, Exit, IoEvent, VcpuId, VcpuOps};
+use kvm_ops::{Answer, Error, Exit, IoEvent, VcpuId, VcpuOps};
 
 use crate::convert;
 use crate::inside::Events;
+use crate::traps::{self, Trap, Traps};
 use crate::{
-    End, ExitContext, ExitCounts, ExitHandler, Flow, Inside, MachineError, RunReport, Stopper,
-    VcpuReport,
+    End, ExitContext, ExitCounts, ExitHandler, Flow, GuestRam, Inside, MachineError, Position,
+    RunReport, Stopper, VcpuReport,
 };
 
 /// The limits of a run. The default has none.
@@ -81,7 +82,17 @@ pub(crate) struct Run<'a> {
     pub(crate) limits: RunLimits,
     pub(crate) stopper: &'a Stopper,
     pub(crate) scope: ShutdownScope,
+    /// `None` if no vCPU runs code that lies in memory.
+    pub(crate) code: Option<Code<'a>>,
     pub(crate) state: State,
+}
+
+/// The code that lies in memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Code<'a> {
+    pub(crate) ram: &'a GuestRam,
+    /// The handlers of a guest that has none.
+    pub(crate) traps: Option<&'a Traps>,
 }
 
 /// The state that the threads of a run share.
@@ -160,12 +171,14 @@ impl Run<'_> {
                             id,
                             exits: ExitCounts::default(),
                             end: End::NotStarted,
+                            position: None,
                         };
                     };
                     thread.join().unwrap_or(VcpuReport {
                         id,
                         exits: ExitCounts::default(),
                         end: End::Panicked,
+                        position: None,
                     })
                 })
                 .collect();
@@ -242,9 +255,32 @@ impl Run<'_> {
                 None => End::Stopped,
             },
         };
+        let position = self.position(vcpu);
         self.lock().running -= 1;
         self.state.changed.notify_all();
-        VcpuReport { id, exits, end }
+        VcpuReport {
+            id,
+            exits,
+            end,
+            position,
+        }
+    }
+
+    /// The instruction at which a vCPU stands, if it runs any, or if that is a secret.
+    fn position<V: VcpuOps>(&self, vcpu: &V) -> Option<kvm_ops::Result<Position>> {
+        let Some(code) = self.code else {
+            let protected = |error: &Error| matches!(error, Error::Protected(_));
+            return vcpu.regs().err().filter(protected).map(Err);
+        };
+        let position = Position::of(vcpu, code.ram, code.traps);
+        Some(position.map(|position| Position {
+            // What the host would read of private memory is not what the guest runs.
+            bytes: match self.confidential {
+                true => Vec::new(),
+                false => position.bytes,
+            },
+            ..position
+        }))
     }
 
     fn vcpu_loop<V: VcpuOps>(&self, vcpu: &mut V, exits: &mut ExitCounts) -> Outcome {
@@ -284,11 +320,18 @@ impl Run<'_> {
 
     /// Answers an exit, or decides how the vCPU ends.
     fn answer<V: VcpuOps>(&self, vcpu: &mut V, exit: Exit) -> Option<Outcome> {
+        if let Exit::IoOut { port, .. } = exit
+            && port == traps::PORT
+            && let Some(trap) = self.trap(vcpu)
+        {
+            return Some(Outcome::Machine(End::Trap(trap)));
+        }
         match exit {
             Exit::Hlt => Some(Outcome::Alone(End::Halted)),
             Exit::Shutdown if self.scope == ShutdownScope::Vcpu => {
                 Some(Outcome::Alone(End::Shutdown))
             }
+            Exit::Shutdown if self.code.is_some() => Some(Outcome::Machine(End::TripleFault)),
             Exit::Shutdown => Some(Outcome::Machine(End::Shutdown)),
             Exit::SystemEvent { kind } => Some(Outcome::Machine(End::SystemEvent(kind))),
             Exit::FailEntry { reason, .. } => Some(Outcome::Machine(End::FailEntry(reason))),
@@ -324,6 +367,14 @@ impl Run<'_> {
         };
         let mut writes = vcpu.exit_data().chunks(size.max(1).into()).peekable();
         writes.peek().is_some() && writes.all(|data| self.events.written(at, data))
+    }
+
+    /// The interrupt or exception that brought a vCPU into a handler of ours.
+    fn trap<V: VcpuOps>(&self, vcpu: &V) -> Option<Trap> {
+        let Code { ram, traps } = self.code?;
+        let (regs, sregs) = (vcpu.regs().ok()?, vcpu.sregs().ok()?);
+        let frame = traps?.frame(&regs, &sregs, ram)?;
+        Some(frame.trap)
     }
 
     /// Asks the handler.

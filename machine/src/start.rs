@@ -5,6 +5,7 @@ use kvm_ops::{
 };
 
 use crate::layout::{GDT, STACK_TOP};
+use crate::traps;
 
 /// The start of the first vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +140,7 @@ fn place(sregs: &mut Sregs, start: &Start) -> Result<Regs> {
                 base: GDT.get(),
                 limit: 4 * 8 - 1,
             };
-            sregs.idt = DescTable::default();
+            sregs.idt = traps::idt(code == STUB_CS);
             sregs.cs = Segment {
                 selector: code,
                 ..flat(CODE)

@@ -36,7 +36,7 @@ fn ends(scripts: &[&[Next]]) -> (End, Vec<End>) {
         .memory(MIB)
         .vcpus(scripts.len() as u32)
         .irqchip(Irqchip::Full)
-        .image(Image::from_bytes("x", [0xf4]));
+        .image(Image::flat("x", [0xf4]));
     let mut machine = Machine::build(&host, config).unwrap();
     let report = machine.run(&nothing, limits()).unwrap();
     assert!(machine.destroy().is_clean());
@@ -49,7 +49,7 @@ fn ends(scripts: &[&[Next]]) -> (End, Vec<End>) {
 fn each_exit_that_ends_a_machine_ends_its_other_vcpus_too() {
     let data = vec![0x77; 2];
     let table = [
-        (Next::Shutdown, End::Shutdown),
+        (Next::Shutdown, End::TripleFault),
         (Next::SystemEvent(2), End::SystemEvent(2)),
         (Next::FailEntry(9), End::FailEntry(9)),
         (
@@ -100,7 +100,7 @@ fn without_an_irqchip_only_the_first_vcpu_of_an_image_runs() {
     let config = MachineConfig::new()
         .memory(MIB)
         .vcpus(2)
-        .image(Image::from_bytes("x", [0xf4]));
+        .image(Image::flat("x", [0xf4]));
     let report = Machine::build(&host, config)
         .unwrap()
         .run(&nothing, limits())
@@ -187,7 +187,7 @@ fn devices_end_a_machine_at_a_memory_fault() {
 fn a_build_that_fails_at_any_operation_leaves_nothing_behind() {
     let config = || {
         let rom = Image::from_bytes("rom", [0xea; 0x1_0000]);
-        assert_eq!(rom.format(), ImageFormat::Firmware);
+        assert_eq!(rom.format(), Some(ImageFormat::Firmware));
         MachineConfig::new().memory(5 << 30).vcpus(3).image(rom)
     };
     let counting = host(&[]);
@@ -212,7 +212,7 @@ fn a_build_that_fails_at_any_operation_leaves_nothing_behind() {
 #[test]
 fn numbers_out_of_range_are_refused_by_name() {
     let build = |config| Machine::build(&host(&[]), config).unwrap_err();
-    let flat = || Image::from_bytes("code", [0xf4]);
+    let flat = || Image::flat("code", [0xf4]);
     let table = [
         (MachineConfig::new().vcpus(0), "create the VM"),
         (MachineConfig::new().vcpus(4097), "create the VM"),
@@ -293,7 +293,7 @@ fn a_platform_that_runs_programs_refuses_images_and_the_other_way_round() {
         programs: true,
         ..host(&[])
     };
-    let image = MachineConfig::new().image(Image::from_bytes("x", [0xf4]));
+    let image = MachineConfig::new().image(Image::flat("x", [0xf4]));
     let error = Machine::build(&platform, image).unwrap_err();
     assert!(
         matches!(error, MachineError::NeedsProcessor { .. }),

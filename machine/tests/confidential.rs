@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvm_ops::guest::{Action, GuestProgram, Outcome};
 use kvm_ops::sim::SimHost;
-use kvm_ops::{ExitKind, FreeReport, Gpa, Host, Kind, Privacy, SharedMask, Tech};
+use kvm_ops::{Error, ExitKind, FreeReport, Gpa, Host, Kind, Privacy, SharedMask, Tech};
 use kvm_ops_machine::{ConsoleSink, End, Machine, MachineConfig, RunLimits, RunReport};
 
 const PAGES: u64 = 4;
@@ -97,6 +97,10 @@ fn one_program_converts_memory_on_every_technology_that_has_private_memory() {
             if tech.is_confidential() { "." } else { "!" },
             "{tech}"
         );
+        // No program has an instruction pointer, and a protected guest keeps that to itself, too.
+        let is_secret = matches!(report.vcpus[0].position, Some(Err(Error::Protected(_))));
+        let registers_are_secret = tech.is_confidential() && tech != Tech::Sev;
+        assert_eq!(is_secret, registers_are_secret, "{tech}: {report:?}");
         if tech.is_confidential() {
             assert!(report.exits().of(ExitKind::MapGpaRange) >= 1, "{tech}");
             assert!(freed.pages_freed >= 1, "{tech}: {freed:?}");

@@ -62,7 +62,7 @@ fn pages_that_a_device_wrote_are_in_the_dirty_log_beside_the_guest_s() {
     if let Some(host) = kvm() {
         // mov byte [0x1000], 1; out 0x80, al; hlt
         let code = [0xc6, 0x06, 0x00, 0x10, 0x01, 0xe6, 0x80, 0xf4];
-        let config = config().image(Image::from_bytes("writer", code));
+        let config = config().image(Image::flat("writer", code));
         dirty(&mut Machine::build(&host, config).unwrap());
     }
 }

@@ -13,8 +13,8 @@ use kvm_ops::guest::Script;
 use kvm_ops::kvm::KvmHost;
 use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Irqchip, Regs, Segment, VcpuId};
 use kvm_ops_machine::{
-    ConsoleSink, End, ExitContext, Flow, Image, ImageFormat, Machine, MachineConfig, MachineError,
-    RunLimits, RunReport,
+    CodeMode, ConsoleSink, End, ExitContext, Flow, Image, ImageFormat, Machine, MachineConfig,
+    MachineError, Position, RunLimits, RunReport, Trap,
 };
 use support::samples::{bzimage, elf};
 use support::{Until, file, kvm, limits};
@@ -25,7 +25,7 @@ fn firmware_prints(path: &str, vcpus: u32, text: &'static str) {
         return;
     };
     let image = Image::open(path).unwrap();
-    assert_eq!(image.format(), ImageFormat::Firmware);
+    assert_eq!(image.format(), Some(ImageFormat::Firmware));
     let console = ConsoleSink::capture();
     let config = MachineConfig::new().vcpus(vcpus).image(image);
     let mut machine = Machine::build(&host, config).unwrap();
@@ -90,9 +90,9 @@ fn flat_code_starts_in_real_mode_and_prints() {
     let code = [0xba, 0xf8, 0x03, 0xb0, b'h', 0xee, 0xb0, b'i', 0xee, 0xf4];
     // In segment 0, above it, and with the entry behind the start.
     for image in [
-        Image::from_bytes("low", code),
-        Image::from_bytes("high", code).load_at(Gpa::new(0x2_3450)),
-        Image::from_bytes("entry", [&[0xf4; 5][..], &code].concat()).entry(Gpa::new(0x7c05)),
+        Image::flat("low", code),
+        Image::flat("high", code).load_at(Gpa::new(0x2_3450)),
+        Image::flat("entry", [&[0xf4; 5][..], &code].concat()).entry(Gpa::new(0x7c05)),
     ] {
         let (report, text) = run(&host, MachineConfig::new().memory(1 << 20).image(image));
         assert_eq!(text, "hi");
@@ -124,7 +124,7 @@ fn an_elf_program_starts_in_its_mode_and_finds_its_command_line() {
         let at = 0x10_0000;
         let file = elf(class64, at, at, &code, code.len() as u64);
         let image = Image::from_bytes("elf", file);
-        assert_eq!(image.format(), ImageFormat::Elf);
+        assert_eq!(image.format(), Some(ImageFormat::Elf));
         let config = MachineConfig::new()
             .irqchip(Irqchip::None)
             .image(image.cmdline("hello"));
@@ -152,7 +152,7 @@ fn a_bzimage_starts_by_either_entry_and_finds_command_line_and_initrd() {
             (&right[..], &wrong[..])
         };
         let image = Image::from_bytes("kernel", bzimage(entry32, entry64, long));
-        assert_eq!(image.format(), ImageFormat::BzImage);
+        assert_eq!(image.format(), Some(ImageFormat::BzImage));
         let image = image.cmdline("console=ttyS0").initrd(*b"initrd!\0");
         let config = MachineConfig::new().irqchip(Irqchip::None).image(image);
         let (report, text) = run(&host, config);
@@ -219,7 +219,7 @@ const SPIN: [u8; 2] = [0xeb, 0xfe];
 const KNOCK: [u8; 4] = [0xe6, 0x80, 0xeb, 0xfc];
 
 fn machine(host: &KvmHost, code: impl Into<Arc<[u8]>>) -> Machine<KvmHost> {
-    let image = Image::from_bytes("loop", code);
+    let image = Image::flat("loop", code);
     Machine::build(host, MachineConfig::new().memory(1 << 20).image(image)).unwrap()
 }
 
@@ -307,7 +307,7 @@ fn the_dirty_log_names_the_frames_that_the_guest_wrote() {
     let Some(host) = kvm() else { return };
     // mov [0x5000], al; mov [0x9001], al; hlt
     let code = [0xa2, 0x00, 0x50, 0xa2, 0x01, 0x90, 0xf4];
-    let image = Image::from_bytes("writer", code);
+    let image = Image::flat("writer", code);
     let config = MachineConfig::new().memory(1 << 20).log_dirty(true);
     let mut machine = Machine::build(&host, config.image(image)).unwrap();
     machine.dirty_frames().unwrap();
@@ -361,6 +361,115 @@ fn firmware_cannot_write_its_rom_and_can_write_the_copy_below_1_mib() {
     assert_eq!(text, "RW", "{report:?}");
     assert_eq!(report.end, End::DebugExit(b'W'.into()));
     assert_eq!(report.exits().of(ExitKind::MmioWrite), 1);
+}
+
+/// Runs code until it fails, and returns its end and where it stands.
+fn fails(host: &KvmHost, image: Image) -> (End, Position) {
+    let config = MachineConfig::new().memory(4 << 20).image(image);
+    let (mut report, _) = run(host, config.irqchip(Irqchip::None));
+    assert!(report.is_failure(), "{report:?}");
+    let vcpu = report.vcpus.remove(0);
+    (vcpu.end, vcpu.position.expect("it ran code").unwrap())
+}
+
+const UD2: [u8; 2] = [0x0f, 0x0b];
+
+fn exception(vector: u8, error: Option<u32>, address: Option<u64>) -> End {
+    End::Trap(Trap::Exception {
+        vector,
+        error,
+        address,
+    })
+}
+
+#[test]
+fn an_exception_that_flat_code_does_not_handle_is_told_with_its_place() {
+    let Some(host) = kvm() else { return };
+    // int3 pushes the address behind itself; the others their own. div: xor ax, ax; div al.
+    for (code, vector, behind) in [
+        (&UD2[..], 6, 0),
+        (&[0xcc], 3, 1),
+        (&[0x31, 0xc0, 0xf6, 0xf0], 0, 2),
+    ] {
+        let nops = [&[0x90; 3][..], code].concat();
+        let (end, position) = fails(&host, Image::flat("code", nops));
+        assert_eq!(end, exception(vector, None, None));
+        assert_eq!((position.cs, position.rip), (0, 0x7c03 + behind));
+        assert_eq!(position.mode, CodeMode::Real);
+        let rest = &code[behind as usize..];
+        assert_eq!(&position.bytes[..rest.len()], rest);
+    }
+    // mov ah, 0x0e; int 0x10: nothing answers as a BIOS.
+    let (end, position) = fails(&host, Image::flat("code", [0xb4, 0x0e, 0xcd, 0x10, 0xf4]));
+    assert_eq!(end, End::Trap(Trap::Interrupt(0x10)));
+    assert_eq!(position.linear, 0x7c04);
+}
+
+#[test]
+fn an_exception_that_an_elf_program_does_not_handle_is_told_with_its_place() {
+    let Some(host) = kvm() else { return };
+    let at = 0x10_0000;
+    let image = |long, code: &[u8]| Image::from_bytes("elf", elf(long, at, at, code, 64));
+    // mov al, [0x1_0000_0000], which is not mapped
+    let touches = [0xa0, 0, 0, 0, 0, 1, 0, 0, 0];
+    for (long, code, end, mode) in [
+        (
+            false,
+            &UD2[..],
+            exception(6, None, None),
+            CodeMode::Protected32,
+        ),
+        (true, &UD2, exception(6, None, None), CodeMode::Long),
+        (
+            true,
+            &touches,
+            exception(14, Some(0), Some(1 << 32)),
+            CodeMode::Long,
+        ),
+    ] {
+        let (found, position) = fails(&host, image(long, code));
+        assert_eq!(found, end, "{position}");
+        assert_eq!((position.linear, position.mode), (at, mode));
+        assert_eq!(&position.bytes[..code.len()], code);
+    }
+}
+
+#[test]
+fn a_triple_fault_is_a_failure() {
+    let Some(host) = kvm() else { return };
+    let at = 0x10_0000;
+    // lidt [0x100020], where zeros are; ud2
+    let code = [&[0x0f, 0x01, 0x1d, 0x20, 0x00, 0x10, 0x00][..], &UD2].concat();
+    let (end, _) = fails(
+        &host,
+        Image::from_bytes("elf", elf(false, at, at, &code, 64)),
+    );
+    assert_eq!(end, End::TripleFault);
+}
+
+#[test]
+fn a_guest_at_its_deadline_stands_where_it_spins() {
+    let Some(host) = kvm() else { return };
+    let mut spinning = machine(&host, SPIN);
+    let devices = spinning.devices(ConsoleSink::discard());
+    let soon = RunLimits::none().deadline(Duration::from_millis(30));
+    let report = spinning.run(&devices, soon).unwrap();
+    assert_eq!(
+        (report.end.clone(), report.is_failure()),
+        (End::Deadline, false)
+    );
+    let position = report.vcpus[0].position.clone().unwrap().unwrap();
+    assert_eq!((position.linear, &position.bytes[..2]), (0x7c00, &SPIN[..]));
+    assert_eq!(position.to_string(), "0000:7c00 (real mode, 16-bit)");
+}
+
+#[test]
+fn a_guest_may_use_the_port_of_the_handlers_itself() {
+    let Some(host) = kvm() else { return };
+    // out 0xf6, al; hlt
+    let image = Image::flat("code", [0xe6, 0xf6, 0xf4]);
+    let (report, _) = run(&host, MachineConfig::new().memory(1 << 20).image(image));
+    assert_eq!(report.end, End::Halted);
 }
 
 #[test]

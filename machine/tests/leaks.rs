@@ -21,7 +21,7 @@ const NOISE: u64 = 4 << 30;
 
 fn build(host: &KvmHost) -> Machine<KvmHost> {
     // mov al, 'x'; out 0xe9, al; hlt
-    let image = Image::from_bytes("x", [0xb0, b'x', 0xe6, 0xe9, 0xf4]);
+    let image = Image::flat("x", [0xb0, b'x', 0xe6, 0xe9, 0xf4]);
     Machine::build(host, MachineConfig::new().memory(RAM).image(image)).unwrap()
 }
 

@@ -168,7 +168,7 @@ fn code(host: &impl Host, theirs: &GuestMemoryMmap<()>, ram: GuestRam) {
     let dirty = vec![0xa5; 0x10_0000];
     theirs.write_slice(&dirty, GuestAddress(0)).unwrap();
     // mov byte [0x6000], 0x2a; hlt
-    let image = Image::from_bytes("code", [0xc6, 0x06, 0x00, 0x60, 0x2a, 0xf4]);
+    let image = Image::flat("code", [0xc6, 0x06, 0x00, 0x60, 0x2a, 0xf4]);
     let config = MachineConfig::new().guest_ram(ram).image(image);
     let mut machine = Machine::build(host, config).unwrap();
     let devices = machine.devices(ConsoleSink::discard());

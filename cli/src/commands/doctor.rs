@@ -2,7 +2,7 @@
 
 use crate::doctor::{Diagnosis, text};
 use crate::exit_code::Code;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::term;
 
 /// Shows what this host offers for each technology, why not, and what to do.
@@ -25,12 +25,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let diagnosis = Diagnosis::make();
-    let shown = if args.json {
-        serde_json::to_string_pretty(&diagnosis)
-            .map_err(|error| Failure::because("cannot write the report", error))?
+    if args.json {
+        term::say_json(&diagnosis)?;
     } else {
-        text::text(&diagnosis)
-    };
-    term::say(shown)?;
+        term::say(text::text(&diagnosis))?;
+    }
     Ok(Code::Fine)
 }

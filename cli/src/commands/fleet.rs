@@ -122,12 +122,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
 
     let code = report.code();
     let shown = if args.json {
-        serde_json::to_string_pretty(&report)
-            .map_err(|error| Failure::because("cannot write the report", error))?
+        term::say_json(&report)
     } else {
-        print::text(&report)
+        term::say(print::text(&report)).map_err(Failure::from)
     };
-    match term::say(shown).map_err(Failure::from) {
+    match shown {
         // The guests ran, so their result decides, even if the report could not be printed.
         Ok(()) | Err(Failure::BrokenPipe) => Ok(code),
         Err(failure) => Err(failure),

@@ -9,7 +9,7 @@ use clap_mangen::Man;
 use roff::{Roff, roman};
 
 use crate::args::Cli;
-use crate::exit_code::Code;
+use crate::exit_code::{self, Code};
 use crate::failure::{Failure, Outcome};
 
 /// Prints the manual page, or writes one page a command into a directory.
@@ -61,13 +61,28 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
         man.render_subcommands_section(&mut page)?;
     }
     if let Some(text) = command.get_after_help() {
+        // The table has a section of its own.
+        let text = text.to_string().replace(&exit_code::help(), "");
         let mut section = Roff::new();
         section.control("SH", ["NOTES"]).control("nf", []);
-        for line in text.to_string().lines() {
+        for line in text.trim_end().lines() {
             section.text([roman(line)]);
         }
         section.control("fi", []);
         section.to_writer(&mut page)?;
     }
+    exit_status().to_writer(&mut page)?;
     Ok(page)
+}
+
+/// The section of exit codes, the same on every page.
+fn exit_status() -> Roff {
+    let mut section = Roff::new();
+    section.control("SH", ["EXIT STATUS"]);
+    for (code, meaning) in exit_code::TABLE {
+        let number = (code as u8).to_string();
+        section.control("TP", ["5"]);
+        section.text([roman(number)]).text([roman(meaning)]);
+    }
+    section
 }

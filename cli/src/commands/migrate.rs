@@ -25,8 +25,9 @@ use rand_core::{OsRng, RngCore};
 
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
+use crate::files;
 use crate::interrupt::Interrupt;
-use crate::{term, units};
+use crate::{memory, term, units};
 
 use guest::Walker;
 use link::{Bound, Link, Socket};
@@ -57,6 +58,7 @@ enum How {
     /// Sends a guest to a host that waits at ADDRESS
     Send {
         /// Where the host waits, as HOST:PORT
+        #[arg(value_parser = link::parse_address)]
         address: String,
         #[command(flatten)]
         guest: Guest,
@@ -64,6 +66,7 @@ enum How {
     /// Waits at ADDRESS for a guest
     Receive {
         /// Where to wait, as HOST:PORT
+        #[arg(value_parser = link::parse_address)]
         address: String,
         #[command(flatten)]
         guest: Guest,
@@ -119,6 +122,12 @@ enum Kinds {
 pub(crate) fn run(args: &Args) -> Outcome {
     let guest = args.how.guest();
     let interrupt = Interrupt::install()?;
+    memory::Limits::of_system()
+        .holds(args.how.memory())
+        .map_err(|why| {
+            Failure::because("the guest's memory is more than this system holds", why)
+                .hint("give the guest less with --memory")
+        })?;
     let session = Session {
         guest,
         bound: Bound::new(guest.timeout, &interrupt),
@@ -137,9 +146,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         done => (done?, guest.json),
     };
     if json {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|error| Failure::because("cannot write the report", error))?;
-        term::say(text)?;
+        term::say_json(&report)?;
     } else {
         term::say(&report)?;
     }
@@ -154,6 +161,15 @@ pub(crate) fn run(args: &Args) -> Outcome {
 const WARM_UP: u64 = 200;
 
 impl How {
+    /// The memory that is in use at once: a guest here touches all of its own.
+    fn memory(&self) -> u64 {
+        let each = self.guest().memory;
+        match self {
+            Self::Hosts(_) => each.saturating_mul(2),
+            Self::Move(_) | Self::Send { .. } | Self::Receive { .. } => each,
+        }
+    }
+
     fn guest(&self) -> &Guest {
         match self {
             Self::Move(guest)
@@ -215,19 +231,11 @@ impl Guest {
         let Some(path) = &self.key else {
             return Ok(None);
         };
-        let failed = |error| Failure::because(format!("cannot read {}", path.display()), error);
-        // One byte more, so that a longer file is noticed. Never more, whatever the file is.
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(failed)?;
-        file.take(33).read_to_end(&mut bytes).map_err(failed)?;
+        let bytes = files::read("the key", path, 32)?;
         let key = <[u8; 32]>::try_from(bytes).map_err(|bytes| {
-            Failure::new(format!("{} is no key", path.display())).hint(format!(
-                "a key has 32 bytes; the file has {}",
-                match bytes.len() {
-                    33 => "more".to_owned(),
-                    n => n.to_string(),
-                }
-            ))
+            Failure::new(format!("{} is no key", path.display()))
+                .hint(format!("a key has 32 bytes; the file has {}", bytes.len()))
+                .code(Code::Input)
         })?;
         Ok(Some(StreamKey::new(key)))
     }

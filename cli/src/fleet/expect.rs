@@ -52,7 +52,7 @@ impl WantedEnd {
         match self {
             Self::Any => !end.is_failure(),
             Self::Halt => *end == End::Halted,
-            Self::Shutdown => *end == End::Shutdown,
+            Self::Shutdown => matches!(end, End::Shutdown | End::TripleFault),
             Self::Reset => *end == End::Reset,
             Self::DebugExit => matches!(end, End::DebugExit(_)),
             Self::Timeout => *end == End::Deadline,
@@ -108,6 +108,7 @@ mod tests {
         let ends = [
             (End::Halted, Some(WantedEnd::Halt)),
             (End::Shutdown, Some(WantedEnd::Shutdown)),
+            (End::TripleFault, Some(WantedEnd::Shutdown)),
             (End::Reset, Some(WantedEnd::Reset)),
             (End::DebugExit(3), Some(WantedEnd::DebugExit)),
             (End::Deadline, Some(WantedEnd::Timeout)),
@@ -121,7 +122,7 @@ mod tests {
                     ..Expect::default()
                 };
                 let fits = match wanted {
-                    WantedEnd::Any => name.is_some(),
+                    WantedEnd::Any => !end.is_failure(),
                     wanted => name == Some(wanted),
                 };
                 assert_eq!(

@@ -9,14 +9,12 @@ use kvm_ops_machine::{ConsoleSink, Devices, ExitContext, ExitHandler, Flow, RunL
 
 use crate::guests::{Mixer, RESULT_PORT};
 use crate::interrupt::Interrupt;
+use crate::vm_report::CONSOLE_LIMIT;
 
 use super::plan::{Ledger, Plan, Ready};
 use super::progress::Progress;
 use super::report::VmReport;
 use super::spec::Work;
-
-/// The part of a console that is kept for the report, in bytes.
-const CONSOLE_LIMIT: usize = 64 << 10;
 
 /// Runs every VM. Returns the reports in the order of the file, and the ledgers to close.
 pub(crate) fn run<'a>(

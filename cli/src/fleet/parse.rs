@@ -48,7 +48,7 @@ pub(crate) fn parse(source: &Source, host: HostChoice) -> Result<Vec<VmSpec>, Fa
         problems.add(Problem::new("this is not TOML").at(&span, error.message()));
     }
     // Parse no further: after a syntax error, more problems would be spurious.
-    problems.check(source, Code::Usage)?;
+    problems.check(source)?;
 
     let root = Table::new("a fleet file", root.span(), root.get_ref(), &problems);
     root.only(FLEET_KEYS);
@@ -78,7 +78,7 @@ pub(crate) fn parse(source: &Source, host: HostChoice) -> Result<Vec<VmSpec>, Fa
         );
     }
     reader.check_total();
-    problems.check(source, Code::Usage)?;
+    problems.check(source)?;
     Ok(vms)
 }
 
@@ -267,6 +267,7 @@ impl Reader<'_> {
         self.problems.add(
             Problem::new(format!("cannot use {key} {}", path.display()))
                 .at(&span, why)
+                .code(Code::Input)
                 .hint("a relative path leads from the directory of the fleet file"),
         );
         None

@@ -3,12 +3,13 @@
 use std::io;
 
 use kvm_ops::{Error, Tech};
-use kvm_ops_machine::{Image, ImageFormat, MachineConfig, MachineError, Payload};
+use kvm_ops_machine::{Image, MachineConfig, MachineError, Payload};
 
 use crate::confidential::{Account, Books, Firmware, Leaks, Measurement, Start};
 use crate::exit_code::Code;
-use crate::failure::Failure;
-use crate::hosts::{AnyMachine, Hosts, Needs, NoPlace, Place};
+use crate::failure::{Failure, code_of};
+use crate::hosts::{AnyMachine, Hosts, Needs, NoPlace, Place, Wanted};
+use crate::memory;
 
 use super::problem::{Problem, Problems};
 use super::source::Source;
@@ -96,6 +97,19 @@ pub(crate) fn build<'a>(
             Err(no_place) => problems.add(homeless(spec, no_place)),
         }
     }
+    let all: u64 = vms.iter().fold(0, |sum, vm| {
+        sum.saturating_add(vm.memory.saturating_mul(vm.count.into()))
+    });
+    if let Err(why) = memory::Limits::of_system().maps(all) {
+        let problem = Problem::new("the fleet has more memory than this system gives");
+        problems.add(
+            problem
+                .note(why)
+                .code(Code::Host)
+                .hint("take fewer VMs, or smaller ones"),
+        );
+    }
+    problems.check(source)?;
     // VMs were created and destroyed to find their places; snapshots are taken after that.
     for (spec, place) in &placed {
         plan.open_ledger(spec, place);
@@ -105,7 +119,7 @@ pub(crate) fn build<'a>(
             problems.add(*problem);
         }
     }
-    problems.check(source, Code::Refused)?;
+    problems.check(source)?;
     Ok(plan)
 }
 
@@ -114,7 +128,15 @@ fn place<'a>(spec: &VmSpec, hosts: &'a Hosts) -> Result<&'a Place, NoPlace> {
         Work::BuiltIn(guest) => (Needs::Anything, guest.irqchip),
         Work::Image { irqchip, .. } => (Needs::Processor, irqchip.unwrap_or_default()),
     };
-    hosts.place(spec.host, needs, spec.kind.value, spec.vcpus, irqchip)
+    let wanted = Wanted {
+        choice: spec.host,
+        needs,
+        kind: spec.kind.value,
+        vcpus: spec.vcpus,
+        memory: spec.memory,
+        irqchip,
+    };
+    hosts.place(&wanted)
 }
 
 fn homeless(spec: &VmSpec, no_place: NoPlace) -> Problem {
@@ -122,7 +144,9 @@ fn homeless(spec: &VmSpec, no_place: NoPlace) -> Problem {
         "no host can hold the {} VM `{}`",
         spec.kind.value, spec.name.value
     );
-    let mut problem = Problem::new(title).at(&spec.kind.span, "asked for here");
+    let mut problem = Problem::new(title)
+        .at(&spec.kind.span, "asked for here")
+        .code(Code::Host);
     for reason in no_place.reasons {
         problem = problem.note(reason);
     }
@@ -208,8 +232,7 @@ impl<'a> Plan<'a> {
 fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
     let (path, format, cmdline, initrd) = match &spec.work {
         Work::BuiltIn(guest) => {
-            let image = Image::from_bytes(guest.name, guest.code);
-            return Ok(image.with_format(ImageFormat::Flat));
+            return Ok(Image::flat(guest.name, guest.code));
         }
         Work::Image {
             path,
@@ -238,10 +261,13 @@ fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
 
 fn refused(title: String, error: MachineError) -> Problem {
     let mut hint = error.hint();
-    let mut problem = Problem::new(title);
+    let mut problem = Problem::new(title).code(code_of(&error));
     let mut next: Option<&dyn std::error::Error> = Some(&error);
     while let Some(error) = next {
         problem = problem.note(error.to_string());
+        if let Some(Error::NoKeyId) = error.downcast_ref() {
+            hint = Some("each confidential VM holds a KeyID or ASID: take fewer at once (`count`)");
+        }
         if let Some(Error::Sys(_, errno)) = error.downcast_ref() {
             problem = problem.note(io::Error::from_raw_os_error(*errno).to_string());
             if *errno == EMFILE {

@@ -28,6 +28,7 @@ pub(crate) struct Problem {
     other: Option<(Range<usize>, String)>,
     notes: Vec<String>,
     hint: Option<String>,
+    code: Code,
 }
 
 impl Problem {
@@ -40,7 +41,14 @@ impl Problem {
             other: None,
             notes: Vec::new(),
             hint: None,
+            code: Code::Usage,
         }
+    }
+
+    /// Sets the exit code of a problem that is not the file's.
+    pub(crate) fn code(mut self, code: Code) -> Self {
+        self.code = code;
+        self
     }
 
     /// Sets the place of the problem, with a label that explains it.
@@ -115,12 +123,13 @@ impl Problems {
         self.0.borrow_mut().push(problem);
     }
 
-    /// Returns `Ok`, or all problems in the order of the file, formatted.
-    pub(crate) fn check(&self, source: &Source, code: Code) -> Result<(), Failure> {
+    /// Returns `Ok`, or all problems in the order of the file, formatted. The exit code is the first
+    /// of the table that one of them has.
+    pub(crate) fn check(&self, source: &Source) -> Result<(), Failure> {
         let mut problems = self.0.borrow_mut();
-        if problems.is_empty() {
+        let Some(code) = problems.iter().map(|problem| problem.code).min() else {
             return Ok(());
-        }
+        };
         problems.sort_by_key(|problem| problem.span.as_ref().map_or(0, |span| span.start));
         let groups: Vec<_> = problems.iter().map(|p| p.show(source)).collect();
         let renderer = if term::colours_err() {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::confidential::{Account, Firmware, Leaks, Measurement};
 use crate::exit_code::Code;
+use crate::vm_report::{self, Console};
 
 use super::expect::Expect;
 use super::plan::{Ready, Skipped};
@@ -27,25 +28,6 @@ pub(crate) enum Status {
     Stopped,
     /// It is optional, and no host can hold it.
     Skipped,
-}
-
-/// A guest's console output.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct Console {
-    /// The number of bytes.
-    bytes: u64,
-    /// The last line that is not empty.
-    pub(crate) last_line: String,
-    /// The first 64 KiB.
-    text: String,
-}
-
-/// The report of one vCPU.
-#[derive(Debug, Serialize)]
-struct Vcpu {
-    id: u32,
-    exits: u64,
-    end: String,
 }
 
 /// The report of one VM.
@@ -78,7 +60,7 @@ pub(crate) struct VmReport {
     pub(crate) exits: u64,
     /// Its exits by kind.
     exits_by_kind: BTreeMap<&'static str, u64>,
-    vcpu_reports: Vec<Vcpu>,
+    vcpu_reports: Vec<vm_report::Vcpu>,
     /// The firmware's launch measurement, if the VM has one.
     measurement: Option<Measurement>,
     /// Host pages freed during its life, if it has private memory.
@@ -164,12 +146,7 @@ impl VmReport {
 
     /// Sets the console output.
     pub(crate) fn console(&mut self, bytes: u64, text: String) {
-        let last_line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
-        self.console = Console {
-            bytes,
-            last_line: last_line.map(printable).unwrap_or_default(),
-            text,
-        };
+        self.console = Console::new(bytes, text);
     }
 
     /// Records the result of the run, and compares it with the expected one.
@@ -190,21 +167,9 @@ impl VmReport {
             }
         };
         self.exits = run.exits().total();
-        self.exits_by_kind = run
-            .exits()
-            .iter()
-            .map(|(kind, n)| (kind.name(), n))
-            .collect();
-        self.vcpu_reports = run
-            .vcpus
-            .iter()
-            .map(|vcpu| Vcpu {
-                id: vcpu.id.0,
-                exits: vcpu.exits.total(),
-                end: vcpu.end.to_string(),
-            })
-            .collect();
-        self.outcome = outcome(&run.end);
+        self.exits_by_kind = vm_report::exits_by_kind(&run);
+        self.vcpu_reports = vm_report::Vcpu::of(&run);
+        self.outcome = vm_report::outcome(&run.end);
         self.end = run.end.to_string();
         if run.end == End::Stopped {
             self.status = Status::Stopped;
@@ -223,6 +188,8 @@ impl VmReport {
         }
         if self.problems.is_empty() {
             self.status = Status::Ok;
+        } else {
+            self.problems.extend(vm_report::positions(&run));
         }
     }
 
@@ -252,26 +219,6 @@ pub(crate) fn torn_down(vms: &[VmReport], firmware: Firmware) -> Leaks {
         }
     }
     sum
-}
-
-fn outcome(end: &End) -> &'static str {
-    match end {
-        End::Halted => "halted",
-        End::Shutdown => "shut down",
-        End::Reset => "reset",
-        End::DebugExit(_) => "debug exit",
-        End::Deadline => "timed out",
-        End::Stopped => "stopped",
-        end if end.is_failure() => "crashed",
-        _ => "ended",
-    }
-}
-
-/// Replaces control characters: guest output must not control the terminal.
-fn printable(line: &str) -> String {
-    line.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

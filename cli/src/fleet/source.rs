@@ -1,12 +1,12 @@
 //! The text of a fleet file.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::exit_code::Code;
 use crate::failure::Failure;
+use crate::files;
 
 /// The built-in fleet.
 pub(crate) const DEFAULT: &str = include_str!("../../fleets/default.toml");
@@ -46,20 +46,20 @@ impl Source {
     /// Reads a file, or standard input for `-`.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         if path == Path::new("-") {
-            let text = read(io::stdin().lock())
-                .map_err(|error| Failure::because("cannot read standard input", error))?;
+            let text = read(io::stdin().lock()).map_err(|error| {
+                Failure::because("cannot read standard input", error).code(Code::Input)
+            })?;
             return Ok(Self::new("standard input", text, ""));
         }
         let name = path.display().to_string();
-        let text = File::open(path).and_then(read).map_err(|error| {
-            let not_found = error.kind() == io::ErrorKind::NotFound;
-            let failure = Failure::because(format!("cannot read the fleet file {name}"), error)
-                .code(Code::Usage);
-            if not_found {
-                failure.hint("`kvm-ops fleet --show-default` prints one to start from")
-            } else {
-                failure
-            }
+        let bytes = files::read("the fleet file", path, MAX_BYTES)
+            .map_err(|failure| failure.hint("`kvm-ops fleet --show-default` prints one"))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            Failure::because(
+                format!("the fleet file {name} is no text"),
+                error.utf8_error(),
+            )
+            .code(Code::Input)
         })?;
         Ok(Self::new(
             name,

@@ -2,9 +2,10 @@
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The output and exit code of a run.
 pub(crate) struct Ran {
@@ -57,6 +58,43 @@ pub(crate) fn check(args: &[&str], output: Output) -> Ran {
         );
     }
     ran
+}
+
+/// Runs the program, which must end within a minute: a file that blocks or never ends must not hold it.
+pub(crate) fn run_bounded(args: &[&str]) -> Ran {
+    let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let mut child = program()
+        .args(args)
+        .stdout(out.try_clone().unwrap())
+        .stderr(err.try_clone().unwrap())
+        .spawn()
+        .expect("it runs");
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("it can be waited for") {
+            break status;
+        }
+        if start.elapsed() > Duration::from_secs(60) {
+            child.kill().expect("it can be killed");
+            panic!("{args:?} does not end");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let read = |mut file: std::fs::File| {
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    let (stdout, stderr) = (read(out), read(err));
+    check(
+        args,
+        Output {
+            status,
+            stdout,
+            stderr,
+        },
+    )
 }
 
 /// Returns true if `/dev/kvm` can be opened; otherwise prints why a test is skipped.

@@ -2,7 +2,9 @@
 
 use super::boot::{self, Limits};
 use super::zero_page::{self, ZeroPage};
-use super::{Gpa, GuestRam, Image, MachineError, Start, bad, clear_of_boot_area, low_range};
+use super::{
+    Gpa, GuestRam, Image, ImageFormat, MachineError, Start, bad, clear_of_boot_area, low_range,
+};
 
 /// Offsets of fields of the setup header in the file.
 const SETUP_SECTS: usize = zero_page::SETUP_HEADER;
@@ -46,20 +48,40 @@ const HEAP_END: u16 = 0xfe00;
 pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError> {
     let bytes = &image.bytes[..];
     if bytes.len() < HEADER_END {
-        return Err(bad(image, "the size of the file", bytes.len() as u64));
+        return Err(bad(
+            ImageFormat::BzImage,
+            image,
+            "the size of the file",
+            bytes.len() as u64,
+        ));
     }
     let magic = field(bytes, MAGIC);
     if magic != *b"HdrS" {
         let magic = u32::from_le_bytes(magic);
-        return Err(bad(image, "the magic number (header)", magic));
+        return Err(bad(
+            ImageFormat::BzImage,
+            image,
+            "the magic number (header)",
+            magic,
+        ));
     }
     let version = u16::from_le_bytes(field(bytes, VERSION));
     if version < V_BZIMAGE {
-        return Err(bad(image, "the protocol version", version));
+        return Err(bad(
+            ImageFormat::BzImage,
+            image,
+            "the protocol version",
+            version,
+        ));
     }
     let flags = bytes[LOADFLAGS];
     if flags & LOADED_HIGH == 0 {
-        return Err(bad(image, "the load flags (loadflags)", flags));
+        return Err(bad(
+            ImageFormat::BzImage,
+            image,
+            "the load flags (loadflags)",
+            flags,
+        ));
     }
     let start = Gpa::new(u32::from_le_bytes(field(bytes, CODE32_START)).into());
     let sectors = match bytes[SETUP_SECTS] {
@@ -70,7 +92,14 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
     let packed = (bytes.len() as u64)
         .checked_sub(setup)
         .filter(|packed| *packed != 0)
-        .ok_or_else(|| bad(image, "the number of setup sectors", sectors))?;
+        .ok_or_else(|| {
+            bad(
+                ImageFormat::BzImage,
+                image,
+                "the number of setup sectors",
+                sectors,
+            )
+        })?;
     let packed_end = low_range(image, ram, start, packed)?;
     clear_of_boot_area("the kernel", start, packed_end)?;
     let long = version >= V_XLOADFLAGS
@@ -80,7 +109,14 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
     } else {
         Some(start)
     };
-    let entry = entry.ok_or_else(|| bad(image, "the size of the kernel", packed))?;
+    let entry = entry.ok_or_else(|| {
+        bad(
+            ImageFormat::BzImage,
+            image,
+            "the size of the kernel",
+            packed,
+        )
+    })?;
     let limits = Limits {
         kernel_end: packed_end.max(unpacked_end(image, ram, version, start)?),
         initrd_end: Gpa::new(

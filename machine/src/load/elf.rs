@@ -7,22 +7,33 @@ use elf::{ElfBytes, segment::ProgramHeader};
 
 use super::super::layout::FOUR_GIB;
 use super::{
-    Gpa, GuestRam, Image, MachineError, Start, bad, boot, clear_of_boot_area, low_range, parse,
+    Gpa, GuestRam, Image, ImageFormat, MachineError, Start, bad, boot, clear_of_boot_area,
+    low_range, parse,
 };
 
 pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(&image.bytes)
-        .map_err(|error| parse(image, error))?;
+        .map_err(|error| parse(ImageFormat::Elf, image, error))?;
     let header = &file.ehdr;
     if ![ET_EXEC, ET_DYN].contains(&header.e_type) {
-        return Err(bad(image, "the type of file (e_type)", header.e_type));
+        return Err(bad(
+            ImageFormat::Elf,
+            image,
+            "the type of file (e_type)",
+            header.e_type,
+        ));
     }
     let machine = match header.class {
         Class::ELF32 => EM_386,
         Class::ELF64 => EM_X86_64,
     };
     if header.e_machine != machine {
-        return Err(bad(image, "the machine (e_machine)", header.e_machine));
+        return Err(bad(
+            ImageFormat::Elf,
+            image,
+            "the machine (e_machine)",
+            header.e_machine,
+        ));
     }
     let segments: Vec<ProgramHeader> = file
         .segments()
@@ -44,7 +55,7 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
     for segment in &segments {
         let contents = file
             .segment_data(segment)
-            .map_err(|error| parse(image, error))?;
+            .map_err(|error| parse(ImageFormat::Elf, image, error))?;
         ram.write(Gpa::new(segment.p_paddr), contents)?;
         // What the file leaves out is zero, also in memory that is not new.
         ram.clear(
@@ -64,6 +75,7 @@ fn check(image: &Image, ram: &GuestRam, segment: &ProgramHeader) -> Result<Gpa, 
     let in_file = segment.p_offset.checked_add(segment.p_filesz);
     if in_file.is_none_or(|end| end > image.len() as u64) {
         return Err(bad(
+            ImageFormat::Elf,
             image,
             "the size of a segment in the file (p_filesz)",
             segment.p_filesz,
@@ -71,6 +83,7 @@ fn check(image: &Image, ram: &GuestRam, segment: &ProgramHeader) -> Result<Gpa, 
     }
     if segment.p_filesz > segment.p_memsz {
         return Err(bad(
+            ImageFormat::Elf,
             image,
             "the size of a segment in memory (p_memsz)",
             segment.p_memsz,

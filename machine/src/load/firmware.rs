@@ -1,7 +1,7 @@
 //! Firmware: a ROM that ends at 4 GiB, with its last 256 KiB copied below 1 MiB.
 
 use super::super::layout::{FOUR_GIB, ONE_MIB, ROM_MAX, SHADOW_MAX};
-use super::{Gpa, GuestRam, Image, MachineError, Start, bad};
+use super::{Gpa, GuestRam, Image, ImageFormat, MachineError, Start, bad};
 use kvm_ops::PAGE_SIZE;
 
 pub(crate) fn rom_bytes(image: &Image) -> Result<u64, MachineError> {
@@ -16,6 +16,7 @@ pub(crate) fn rom_bytes(image: &Image) -> Result<u64, MachineError> {
     }
     if !bytes.is_multiple_of(PAGE_SIZE) {
         return Err(bad(
+            ImageFormat::Firmware,
             image,
             "the size, which is no multiple of 4 KiB,",
             bytes,

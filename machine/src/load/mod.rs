@@ -16,12 +16,13 @@ mod zero_page;
 use kvm_ops::{Gpa, Irqchip};
 
 use super::layout::{BOOT_END, BOOT_START};
-use super::start::Start;
+use super::start::{BOOT_CS, STUB_CS, Start};
+use super::traps::{self, Traps};
 use super::{GuestRam, Image, ImageFormat, MachineError};
 
 /// The bytes of ROM that the machine needs for the image.
 pub(crate) fn rom_bytes(image: &Image) -> Result<u64, MachineError> {
-    match image.format {
+    match image.runs_as()? {
         ImageFormat::Firmware => firmware::rom_bytes(image),
         ImageFormat::Flat | ImageFormat::Elf | ImageFormat::BzImage => Ok(0),
     }
@@ -35,7 +36,7 @@ pub(crate) fn describe(
     vcpus: u32,
     irqchip: Irqchip,
 ) -> Result<(), MachineError> {
-    let kernel = matches!(image.format, ImageFormat::Elf | ImageFormat::BzImage);
+    let kernel = matches!(image.runs_as()?, ImageFormat::Elf | ImageFormat::BzImage);
     if kernel && irqchip == Irqchip::Full {
         mptable::write(ram, vcpus)?;
     }
@@ -44,13 +45,9 @@ pub(crate) fn describe(
 
 /// Loads the image and says how the first vCPU starts it.
 pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError> {
-    if image.is_empty() {
-        return Err(MachineError::EmptyImage {
-            name: image.name.clone(),
-        });
-    }
-    refuse_unused(image)?;
-    match image.format {
+    let format = image.runs_as()?;
+    refuse_unused(image, format)?;
+    match format {
         ImageFormat::Flat => flat::load(image, ram),
         ImageFormat::Elf => elf::load(image, ram),
         ImageFormat::BzImage => bzimage::load(image, ram),
@@ -58,9 +55,27 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
     }
 }
 
+/// Writes an interrupt table that reports, for a guest that starts without firmware.
+pub(crate) fn catch(
+    image: &Image,
+    ram: &GuestRam,
+    start: &Start,
+) -> Result<Option<Traps>, MachineError> {
+    match *start {
+        Start::Reset => Ok(None),
+        Start::Real(_) => {
+            let at = image.load_at.unwrap_or(Image::DEFAULT_LOAD);
+            traps::real(ram, at)
+        }
+        Start::Flat32 { code, .. } => {
+            let long = code == STUB_CS;
+            traps::protected(ram, long, BOOT_CS).map(Some)
+        }
+    }
+}
+
 /// An option that would be ignored is a mistake of whoever gave it.
-fn refuse_unused(image: &Image) -> Result<(), MachineError> {
-    let format = image.format;
+fn refuse_unused(image: &Image, format: ImageFormat) -> Result<(), MachineError> {
     let kernel = matches!(format, ImageFormat::Elf | ImageFormat::BzImage);
     let unused = [
         (
@@ -108,19 +123,28 @@ fn clear_of_boot_area(what: &'static str, start: Gpa, end: Gpa) -> Result<(), Ma
     Ok(())
 }
 
-fn bad(image: &Image, what: &'static str, value: impl Into<u64>) -> MachineError {
+fn bad(
+    format: ImageFormat,
+    image: &Image,
+    what: &'static str,
+    value: impl Into<u64>,
+) -> MachineError {
     MachineError::BadHeader {
         name: image.name.clone(),
-        format: image.format,
+        format,
         what,
         value: value.into(),
     }
 }
 
-fn parse(image: &Image, source: impl std::error::Error + Send + Sync + 'static) -> MachineError {
+fn parse(
+    format: ImageFormat,
+    image: &Image,
+    source: impl std::error::Error + Send + Sync + 'static,
+) -> MachineError {
     MachineError::BadImage {
         name: image.name.clone(),
-        format: image.format,
+        format,
         source: Box::new(source),
     }
 }

@@ -93,7 +93,7 @@ fn a_message_goes_to_the_device_and_back_in_a_normal_vm_on_dev_kvm() {
     let config = MachineConfig::new()
         .memory(real_mode::RAM)
         .irqchip(Irqchip::Full)
-        .image(Image::from_bytes("driver", real_mode::code()));
+        .image(Image::flat("driver", real_mode::code()));
     let mut machine = Machine::build(&host, config).unwrap();
     let ran = run(&mut machine, real_mode::DEVICE).unwrap();
     let done = End::DebugExit(real_mode::DONE.into());
@@ -110,7 +110,7 @@ fn the_kernel_takes_notifications_without_an_exit_and_the_run_loop_does_elsewher
     };
     // Two writes to a port with an event, one without: mov al, 1; out 0x80, al; out 0x80, al; out 0x81, al; hlt
     let code = [0xb0, 0x01, 0xe6, 0x80, 0xe6, 0x80, 0xe6, 0x81, 0xf4];
-    let config = MachineConfig::new().image(Image::from_bytes("rings", code));
+    let config = MachineConfig::new().image(Image::flat("rings", code));
     let exits = rings(&mut Machine::build(&host, config).unwrap());
     assert_eq!(exits, 1, "the kernel signals");
     let script = kvm_ops::guest::Script::new();

@@ -62,6 +62,10 @@ pub(super) struct NewArgs {
     #[arg(long, value_name = "VERSION", default_value_t = 4,
           value_parser = clap::value_parser!(u8).range(4..=5))]
     pub(super) quote_version: u8,
+
+    /// Report as JSON: the files, and the command that verifies them
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// Writes evidence for the tests of verifiers: good, and wrong in one way each
@@ -78,6 +82,10 @@ pub(super) struct SamplesArgs {
     /// The directory; it must not exist
     #[arg(value_name = "DIR")]
     pub(super) directory: PathBuf,
+
+    /// Print the manifest, too
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// Checks evidence against its certificates, a trusted root, and what it is expected to say

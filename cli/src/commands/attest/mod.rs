@@ -10,6 +10,7 @@ mod samples;
 mod snp;
 mod tdx;
 mod verify;
+mod written;
 
 pub(crate) use args::Args;
 use args::{TechChoice, What};

@@ -11,9 +11,8 @@ use soft_amd_sp::{Command, CommandBuffer, GuestPage, Platform, RmpUpdate, TcbVer
 
 use super::args::{NewArgs, ProductChoice};
 use super::files::{self, write_new};
-use crate::exit_code::Code;
+use super::written::Written;
 use crate::failure::{Failure, Outcome};
-use crate::term;
 
 /// Addresses in the platform's memory.
 const GCTX: u64 = 0x1000;
@@ -52,14 +51,15 @@ pub(super) fn new_report(args: &NewArgs) -> Outcome {
     for (name, bytes) in contents {
         write_new(&directory.join(name), bytes)?;
     }
-    term::say(format!(
-        "{}: a report of {} bytes, its chain of certificates and a revocation list.\nA verifier \
-         that knows what to expect asks:\n\n{}",
-        directory.display(),
-        launched.report.len(),
-        question(args, &processors, &launched),
-    ))?;
-    Ok(Code::Fine)
+    Written {
+        about: format!(
+            "a report of {} bytes, its chain of certificates and a revocation list",
+            launched.report.len()
+        ),
+        files: &[files::REPORT, files::CHAIN, files::CRL],
+        question: question(args, &processors, &launched),
+    }
+    .tell(args)
 }
 
 /// The command that verifies the evidence, with everything that was known before the launch.

@@ -9,9 +9,8 @@ use soft_tdx_module::{GuestLeaf, GuestOp, HostLeaf as L, Outcome as Done, Platfo
 
 use super::args::NewArgs;
 use super::files::{self, write_new};
-use crate::exit_code::Code;
+use super::written::Written;
 use crate::failure::{Failure, Outcome};
-use crate::term;
 
 const HKID: u64 = 33;
 /// Addresses in the platform's memory: parameters, the source of a page, the TD's pages.
@@ -40,13 +39,12 @@ pub(super) fn new_quote(args: &NewArgs) -> Outcome {
         &directory.join(files::COLLATERAL),
         made.collateral.as_bytes(),
     )?;
-    term::say(format!(
-        "{}: a quote of {} bytes and its collateral.\nA verifier that knows what to expect asks:\n\n{}",
-        directory.display(),
-        made.quote.len(),
-        question(args, &made),
-    ))?;
-    Ok(Code::Fine)
+    Written {
+        about: format!("a quote of {} bytes and its collateral", made.quote.len()),
+        files: &[files::QUOTE, files::COLLATERAL],
+        question: question(args, &made),
+    }
+    .tell(args)
 }
 
 /// The command that verifies the evidence, with everything that was known before the launch.

@@ -25,9 +25,7 @@ impl Findings<'_> {
     /// Prints everything, and returns the exit code.
     pub(super) fn tell(&self, as_json: bool) -> Outcome {
         if as_json {
-            let text = serde_json::to_string_pretty(&self.json())
-                .map_err(|error| Failure::because("cannot write the verdict", error))?;
-            term::say(text)?;
+            term::say_json(&self.json())?;
         } else {
             term::say(self.text())?;
         }
@@ -41,7 +39,7 @@ impl Findings<'_> {
                 "{name} is not to be believed: the check `{}` failed",
                 check.name
             );
-            return Err(Failure::because(what, why.to_owned()));
+            return Err(Failure::because(what, why.to_owned()).code(Code::Negative));
         }
         let open: Vec<_> = self.verdict.open().map(|check| check.name).collect();
         if open.is_empty() && self.verdict.is_accepted() {
@@ -51,6 +49,7 @@ impl Findings<'_> {
             "{name} is authentic, but not accepted: not asked were {}",
             open.join(", ")
         ))
+        .code(Code::Negative)
         .hint(format!(
             "state what you expect, or give the checks up: --waive {}",
             open.join(",")

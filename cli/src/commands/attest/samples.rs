@@ -33,8 +33,13 @@ pub(super) fn run(args: &SamplesArgs) -> Outcome {
             entries.push(write(directory, technology, sample)?);
         }
     }
-    let manifest = format!("{:#}\n", manifest(&entries));
-    write_new(&directory.join("manifest.json"), manifest.as_bytes())?;
+    let manifest = manifest(&entries);
+    let text = format!("{manifest:#}\n");
+    write_new(&directory.join("manifest.json"), text.as_bytes())?;
+    if args.json {
+        term::say_json(&manifest)?;
+        return Ok(Code::Fine);
+    }
     let bad = |samples: &[Sample]| samples.iter().filter(|s| s.fails.is_some()).count();
     term::say(format!(
         "{}: {} reports of SNP guests, {} of them bad, and {} quotes of TDs, {} of them bad",

@@ -64,8 +64,10 @@ fn roots(choice: Option<&RootChoice>) -> Result<Roots, Failure> {
         Some(RootChoice::Software) => return Ok(Roots::software()),
         Some(RootChoice::File(path)) => path,
     };
-    let refuse =
-        |why: String| Failure::because(format!("{} is no root to trust", path.display()), why);
+    let refuse = |why: String| {
+        let what = format!("{} is no root to trust", path.display());
+        Failure::because(what, why).code(Code::Input)
+    };
     let found = bundle(&read(path)?).map_err(|error| refuse(error.to_string()))?;
     match found.as_slice() {
         [root] => Roots::given(root).map_err(|error| refuse(error.to_string())),

@@ -69,8 +69,10 @@ fn root(choice: Option<&RootChoice>) -> Result<Root, Failure> {
         Some(RootChoice::Software) => return built_in(Root::software()),
         Some(RootChoice::File(path)) => path,
     };
-    let refuse =
-        |why: String| Failure::because(format!("{} is no root to trust", path.display()), why);
+    let refuse = |why: String| {
+        let what = format!("{} is no root to trust", path.display());
+        Failure::because(what, why).code(Code::Input)
+    };
     let found = bundle(&read(path)?).map_err(|error| refuse(error.to_string()))?;
     match <[_; 1]>::try_from(found) {
         Ok([root]) => Ok(Root::given(root)),

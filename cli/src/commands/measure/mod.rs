@@ -3,14 +3,15 @@
 mod sev;
 mod tdx;
 
-use std::fs;
 use std::path::Path;
 
 use clap::{Subcommand, ValueEnum};
-use serde::Serialize;
+use kvm_ops_machine::{FileKind, ImageFormat, Recognition};
+use kvm_ops_tdvf::TdvfError;
 
+use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
-use crate::term;
+use crate::files;
 
 /// Computes what a confidential VM measures at its launch, from its firmware image
 ///
@@ -26,7 +27,7 @@ Examples:
   kvm-ops measure snp OVMF.fd --vcpus 4 --vcpu-type EPYC-v4 --guest-features 0x1 --json
 
 Options of sev, seves and snp that sev-snp-measure has, too, mean the same and have its defaults.
-The exit code is 1 if the image cannot be read, or cannot be launched in that way.")]
+A file that is no firmware is refused: no VM would attest its digest.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
@@ -69,17 +70,49 @@ impl OutputFormat {
     }
 }
 
-fn read(what: &str, path: &Path) -> Result<Vec<u8>, Failure> {
-    fs::read(path).map_err(|error| {
-        Failure::because(
-            format!("the {what} {} cannot be read", path.display()),
-            error,
-        )
-    })
+/// Refuses an image without the TDX metadata that a TD starts with, and says what it is.
+pub(crate) fn not_tdvf(path: &Path, image: &[u8], error: TdvfError) -> Failure {
+    let without = matches!(
+        error,
+        TdvfError::NoTable { .. } | TdvfError::NoMetadata { .. }
+    );
+    let what = format!("{} cannot be launched as a TD", path.display());
+    if !without {
+        return Failure::because(what, error).code(Code::Input);
+    }
+    let found = Recognition::of(image);
+    let kind = found.kind();
+    let why = format!("it is {kind} ({}); {error}", found.why());
+    let failure = Failure::because(what, why).code(Code::Input);
+    match kind {
+        FileKind::Rom | FileKind::Ovmf | FileKind::Unknown => failure.hint(
+            "of OVMF's builds, OvmfPkgX64 and IntelTdxX64 have TDX metadata, in the file that holds \
+             code and variables",
+        ),
+        FileKind::VariableStore | FileKind::CutFirmware | FileKind::Packed => {
+            failure.hint(kind.advice())
+        }
+        _ => failure.hint("name a firmware image with TDX metadata, such as OVMF.fd"),
+    }
 }
 
-fn say_json(report: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(report)
-        .map_err(|error| Failure::because("cannot write the report", error))?;
-    Ok(term::say(text)?)
+/// Reads a firmware image to be measured as an SEV guest's. A digest of anything else is a mistake
+/// that nobody would notice: no guest ever attests it.
+fn read_firmware(path: &Path) -> Result<Vec<u8>, Failure> {
+    let image = files::read("the image", path, files::FIRMWARE)?;
+    let found = Recognition::of(&image);
+    let kind = found.kind();
+    if kind.format() == Some(ImageFormat::Firmware) {
+        return Ok(image);
+    }
+    let what = format!("{} is no firmware", path.display());
+    let hint = match kind {
+        FileKind::VariableStore | FileKind::CutFirmware | FileKind::Empty | FileKind::Blank => {
+            kind.advice()
+        }
+        FileKind::BzImage => "name the firmware, and the kernel with --kernel",
+        _ => "name a ROM with code at its reset vector, such as OVMF.fd",
+    };
+    let why = format!("it is {kind}: {}", found.why());
+    Err(Failure::because(what, why).hint(hint).code(Code::Input))
 }

@@ -6,11 +6,10 @@ use clap::ValueEnum;
 use serde::Serialize;
 use soft_amd_sp::measure::{self, KernelHashes, Launch, MeasureError, Vmm};
 
-use super::OutputFormat;
-use crate::commands::measure::{read, say_json};
+use super::{OutputFormat, read_firmware};
 use crate::exit_code::Code;
-use crate::failure::Failure;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
+use crate::files;
 use crate::term;
 
 /// The launch digest of an SEV guest: SHA-256 of the image and of the kernel's hashes
@@ -256,7 +255,7 @@ pub(in crate::commands::measure) fn run(measured: Measured) -> Outcome {
         guest_features,
     } = measured;
     let signature = vcpus.as_ref().map(signature).transpose()?;
-    let image = read("image", &common.image)?;
+    let image = read_firmware(&common.image)?;
     let mut launch = Launch::new(&image);
     if let (Some(vcpus), Some(signature)) = (&vcpus, signature) {
         launch = launch
@@ -268,9 +267,9 @@ pub(in crate::commands::measure) fn run(measured: Measured) -> Outcome {
         launch = launch.guest_features(features);
     }
     if let Some(kernel) = &common.kernel {
-        let kernel = read("kernel", kernel)?;
+        let kernel = files::read("the kernel", kernel, files::KERNEL)?;
         let initrd = match &common.initrd {
-            Some(initrd) => read("initrd", initrd)?,
+            Some(initrd) => files::read("the initial RAM disk", initrd, files::KERNEL)?,
             None => Vec::new(),
         };
         launch = launch.kernel_hashes(KernelHashes::new(
@@ -287,7 +286,7 @@ pub(in crate::commands::measure) fn run(measured: Measured) -> Outcome {
     let digest = digest.map_err(|error| {
         let what = format!("{} cannot be measured as {name}", common.image.display());
         let hint = hint(&error);
-        let failure = Failure::because(what, error);
+        let failure = Failure::because(what, error).code(Code::Input);
         hint.into_iter().fold(failure, Failure::hint)
     })?;
     if !common.json {
@@ -295,7 +294,7 @@ pub(in crate::commands::measure) fn run(measured: Measured) -> Outcome {
         return Ok(Code::Fine);
     }
     let shown = |path: Option<std::path::PathBuf>| path.map(|path| path.display().to_string());
-    say_json(&Report {
+    term::say_json(&Report {
         technology: name,
         image: common.image.display().to_string(),
         bytes: image.len(),

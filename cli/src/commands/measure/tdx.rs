@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use kvm_ops_tdvf::{Section, Tdvf, TdvfError};
+use kvm_ops_tdvf::{Section, Tdvf};
 use serde::Serialize;
 
-use crate::commands::measure::{read, say_json};
+use crate::commands::measure::not_tdvf;
 use crate::doctor::text::{finish, table};
 use crate::exit_code::Code;
-use crate::failure::Failure;
 use crate::failure::Outcome;
+use crate::files;
 use crate::term;
 
 /// MRTD of a TD, from the TDVF metadata of its firmware
@@ -89,23 +89,8 @@ impl SectionReport {
 }
 
 pub(in crate::commands::measure) fn run(args: &Args) -> Outcome {
-    let image = read("image", &args.image)?;
-    let tdvf = Tdvf::parse(&image).map_err(|error| {
-        let without = matches!(
-            error,
-            TdvfError::NoTable { .. } | TdvfError::NoMetadata { .. }
-        );
-        let what = format!("{} cannot be launched as a TD", args.image.display());
-        let failure = Failure::because(what, error);
-        if without {
-            failure.hint(
-                "of OVMF's builds, OvmfPkgX64 and IntelTdxX64 have TDX metadata, in the file \
-                 that holds code and variables",
-            )
-        } else {
-            failure
-        }
-    })?;
+    let image = files::read("the image", &args.image, files::FIRMWARE)?;
+    let tdvf = Tdvf::parse(&image).map_err(|error| not_tdvf(&args.image, &image, error))?;
     let mrtd = |order| hex::encode(tdvf.mrtd(order));
     let single = || ("single", mrtd(kvm_ops_tdvf::Order::SinglePass));
     let two = || ("two-pass", mrtd(kvm_ops_tdvf::Order::TwoPass));
@@ -115,7 +100,7 @@ pub(in crate::commands::measure) fn run(args: &Args) -> Outcome {
         Order::Both => vec![single(), two()],
     };
     if args.json {
-        say_json(&Report {
+        term::say_json(&Report {
             image: args.image.display().to_string(),
             bytes: image.len(),
             mrtd: mrtds.into_iter().collect(),

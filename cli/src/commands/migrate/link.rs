@@ -130,6 +130,16 @@ impl<S: Socket> Write for Link<S> {
     }
 }
 
+/// Checks that an address has a host and a port, before anything is built.
+pub(super) fn parse_address(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!("`{text}` is not HOST:PORT such as 127.0.0.1:4444")),
+    }
+}
+
 /// Connects to a host that waits.
 pub(super) fn connect(address: &str, bound: &Bound) -> Outcome<Link<TcpStream>> {
     let failed = |error: io::Error| Failure::because(format!("cannot reach {address}"), error);

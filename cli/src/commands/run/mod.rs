@@ -1,34 +1,40 @@
 //! `kvm-ops run`: runs one VM from an image.
+
+mod console;
+mod report;
 mod td;
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
 use kvm_ops::{Irqchip, Kind, MAX_VCPUS, Tech};
-use kvm_ops_machine::{
-    ConsoleSink, End, Image, ImageFormat, MachineConfig, MachineError, RunLimits, RunReport,
-    Stopper,
-};
+use kvm_ops_machine::{Image, ImageFormat, MachineConfig};
 
 use crate::args::HostChoice;
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
-use crate::hosts::{AnyMachine, Hosts, NO_MACHINE_CODE, Needs, NoPlace, Place};
+use crate::files;
+use crate::hosts::{Hosts, NO_MACHINE_CODE, Needs, NoPlace, Wanted};
 use crate::interrupt::Interrupt;
 use crate::term;
 use crate::units;
 
+use report::{Ran, Taken, Told};
+
 /// Runs one VM from an image. Its console goes to standard output; how it ended and its exits are
 /// summed up on standard error.
 ///
-/// The format is detected: ELF and bzImage by their magic numbers, firmware by its size and the jump
-/// at its reset vector, all else is flat code that starts in real mode at 0x7c00. The console is
-/// what the guest writes to the first serial port (0x3f8) and to the debug ports (0x402, 0xe9).
+/// What the image is taken for, and why, is said first. Firmware is known by the code at its reset
+/// vector or by OVMF's table of GUIDed entries, ELF and bzImage by their magic numbers, a boot sector
+/// by its size and its last two bytes. A file of another kind is refused with its kind and what to do;
+/// flat code, which starts in real mode at 0x7c00, has no marks and is asked for (--format flat).
+///
+/// The console is what the guest writes to the first serial port (0x3f8) and to the debug ports (0x402,
+/// 0xe9). Where the guest fails, or the timeout passes, each vCPU's address, mode and instruction are
+/// shown. An image that starts without firmware finds an interrupt table that reports: exceptions that
+/// it does not handle are failures, and so are calls of a BIOS.
 ///
 /// Firmware without a disk never ends, so the timeout is an orderly end. It is stated on standard
 /// error, and the exit code is 0.
@@ -40,15 +46,14 @@ use crate::units;
 /// step is listed with its SEAMCALLs, and what the TD took from the module must have come back.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 if the guest halted, shut down, asked for a reset, or ran until the timeout; 1 if it
-could not be started; 3 if it crashed, or the platform could not go on with it; 4 if the teardown
-left something behind, or the sums of a TD's account do not agree; 130 if a signal stopped it. A guest that ends itself through the debug-exit
-port with a value other than 0 counts as crashed.
+A guest that ends itself through the debug-exit port (0xf4, 0x501) with a value other than 0 counts as
+crashed, and so does a triple fault. `kvm-ops --help` lists the exit codes.
 
 Examples:
   kvm-ops run /usr/share/seabios/bios.bin --timeout 2s
   kvm-ops run bzImage --initrd initrd.img --cmdline 'console=ttyS0' --memory 512M --timeout 1m
-  kvm-ops run boot-sector.bin --format flat --memory 1M
+  kvm-ops run code.bin --format flat --memory 1M
+  kvm-ops run /usr/share/ovmf/OVMF.fd --timeout 5s --json
   kvm-ops run --tech tdx
   kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd")]
 pub(crate) struct Args {
@@ -75,7 +80,7 @@ pub(crate) struct Args {
           value_parser = clap::value_parser!(u32).range(1..=MAX_VCPUS as i64))]
     vcpus: u32,
 
-    /// What the image is, instead of what it looks like
+    /// The format of the image, instead of what it looks like
     #[arg(long, value_parser = formats())]
     format: Option<ImageFormat>,
 
@@ -99,6 +104,10 @@ pub(crate) struct Args {
     /// How long it may run
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_time)]
     timeout: Duration,
+
+    /// Report as JSON on standard output, with the console in it
+    #[arg(long)]
+    json: bool,
 }
 
 /// The order of a TD's launch.
@@ -161,15 +170,14 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if let Some(failure) = hosts.take_no_kvm() {
         return Err(failure.hint(format!("an image needs a processor: {NO_MACHINE_CODE}")));
     }
+    let irqchip = args.irqchip.unwrap_or_default();
     let place = hosts
-        .place(
-            args.host,
-            Needs::Processor,
-            args.tech,
-            args.vcpus,
-            args.irqchip.unwrap_or_default(),
-        )
+        .place(&args.wanted(Needs::Processor, irqchip))
         .map_err(|no_place| homeless(args, no_place))?;
+    let taken = Taken::of(&image, args.format);
+    if !args.json {
+        term::complain(format!("{}: {taken}", args.name()));
+    }
     let mut config = MachineConfig::new()
         .kind(args.tech)
         .vcpus(args.vcpus)
@@ -181,53 +189,52 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let mut machine = place
         .host
         .build(config)
-        .map_err(|error| refused("the machine cannot be built", error))?;
+        .map_err(|error| Failure::of_machine("the machine cannot be built", error))?;
     interrupt.stops(machine.stopper());
-
-    let terminal = Terminal::new(machine.stopper());
-    let console = ConsoleSink::writer(terminal.clone());
-    let devices = machine.devices(console.clone());
-    let ran = machine.run(&devices, RunLimits::none().deadline(args.timeout));
-    terminal.finish();
-    let broken = console.take_error();
-    let code = summary(args, place, machine.as_ref(), ran, terminal.closed());
+    let ran = Ran::of(args, machine.as_mut());
     interrupt.clear();
+    let told = Told {
+        args,
+        place,
+        tech: machine.tech(),
+        taken: Some(taken),
+    };
     let freed = machine.destroy();
-    for leak in &freed.leaks {
-        term::complain(leak);
-    }
-    let code = code?;
-    if !freed.is_clean() {
-        return Ok(Code::Leak);
-    }
-    match broken {
-        Some(error) => Err(error.into()),
-        None => Ok(code),
+    told.finish(ran?, &freed)
+}
+
+impl Args {
+    /// The VM to find a host for.
+    fn wanted(&self, needs: Needs, irqchip: Irqchip) -> Wanted {
+        Wanted {
+            choice: self.host,
+            needs,
+            kind: self.tech,
+            vcpus: self.vcpus,
+            memory: self.memory,
+            irqchip,
+        }
     }
 }
 
 fn image(args: &Args, path: &Path) -> Result<Image, Failure> {
-    let failed = |error| refused("the image cannot be loaded", error);
-    let mut image = Image::open(path).map_err(failed)?;
+    let bytes = files::read("the image", path, Image::MAX_BYTES)?;
+    let mut image = Image::from_bytes(path.display().to_string(), bytes);
     if let Some(format) = args.format {
         image = image.with_format(format);
     }
+    image
+        .runs_as()
+        .map_err(|error| Failure::of_machine("the image cannot be run", error))?;
     if let Some(cmdline) = &args.cmdline {
         image = image.cmdline(cmdline);
     }
     if let Some(initrd) = &args.initrd {
-        image = image.open_initrd(initrd).map_err(failed)?;
+        image = image
+            .open_initrd(initrd)
+            .map_err(|error| Failure::of_machine("the initial RAM disk cannot be used", error))?;
     }
     Ok(image)
-}
-
-fn refused(what: &str, error: MachineError) -> Failure {
-    let hint = error.hint();
-    let failure = Failure::because(what, error);
-    match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
 }
 
 fn homeless(args: &Args, no_place: NoPlace) -> Failure {
@@ -238,110 +245,5 @@ fn homeless(args: &Args, no_place: NoPlace) -> Failure {
     match no_place.hint {
         Some(hint) => failure.hint(hint),
         None => failure.hint("`kvm-ops doctor` shows what this host offers, and why not"),
-    }
-}
-
-/// Prints a summary of the run to standard error.
-fn summary(
-    args: &Args,
-    place: &Place,
-    machine: &dyn AnyMachine,
-    ran: Result<RunReport, MachineError>,
-    unheard: bool,
-) -> Outcome {
-    let run = ran.map_err(|error| refused("the machine cannot be run", error))?;
-    let exits = run.exits();
-    let kinds: Vec<_> = exits
-        .iter()
-        .map(|(kind, n)| format!("{} {n}", kind.name()))
-        .collect();
-    term::complain(format!(
-        "{}: {} after {} on {} ({})\n{} exits: {}",
-        args.name(),
-        run.end,
-        units::time(run.elapsed),
-        place.host.name(),
-        machine.tech(),
-        exits.total(),
-        kinds.join(", "),
-    ));
-    if run.vcpus.len() > 1 {
-        for vcpu in &run.vcpus {
-            term::complain(format!(
-                "vCPU {}: {}, {} exits",
-                vcpu.id,
-                vcpu.end,
-                vcpu.exits.total()
-            ));
-        }
-    }
-    Ok(match run.end {
-        End::Stopped if unheard => Code::Fine,
-        End::Stopped => Code::Interrupted,
-        End::DebugExit(value) if value != 0 => Code::Guest,
-        _ if run.is_failure() => Code::Guest,
-        _ => Code::Fine,
-    })
-}
-
-/// Standard output as a guest's console. If it is closed, the guest is stopped.
-#[derive(Clone)]
-struct Terminal(Arc<State>);
-
-struct State {
-    stopper: Stopper,
-    last: AtomicU8,
-    closed: AtomicBool,
-}
-
-impl Terminal {
-    fn new(stopper: Stopper) -> Self {
-        Self(Arc::new(State {
-            stopper,
-            last: AtomicU8::new(b'\n'),
-            closed: AtomicBool::new(false),
-        }))
-    }
-
-    /// Returns true if standard output accepts no more data.
-    fn closed(&self) -> bool {
-        self.0.closed.load(Ordering::SeqCst)
-    }
-
-    /// Ends a line that the guest has left open.
-    fn finish(&self) {
-        if self.0.last.load(Ordering::SeqCst) != b'\n' && !self.closed() {
-            // An error here is ignored: it only loses the line's end.
-            let _ = io::stdout()
-                .write_all(b"\n")
-                .and_then(|()| io::stdout().flush());
-        }
-    }
-}
-
-impl Write for Terminal {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = io::stdout().write(bytes);
-        if let (Ok(1..), Some(last)) = (&written, bytes.last()) {
-            self.0.last.store(*last, Ordering::SeqCst);
-        }
-        self.or_stop(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.or_stop(io::stdout().flush())
-    }
-}
-
-impl Terminal {
-    fn or_stop<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        match &result {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                self.0.closed.store(true, Ordering::SeqCst);
-                self.0.stopper.stop();
-            }
-            _ => {}
-        }
-        result
     }
 }

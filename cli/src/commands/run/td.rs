@@ -1,18 +1,20 @@
 //! `kvm-ops run --tech tdx`: runs a TD from a firmware image, on a host with a TDX module.
 
-use std::fs;
 use std::ops::Range;
 
 use kvm_ops::{FreeReport, Gpa, Irqchip};
-use kvm_ops_machine::{ConsoleSink, MachineConfig, RunLimits};
-
+use kvm_ops_machine::{Image, MachineConfig};
 use kvm_ops_tdvf::Order;
+use serde::Serialize;
 
-use super::{Args, LaunchOrder, Terminal, homeless, refused, summary};
+use super::report::{Ran, Taken, Told};
+use super::{Args, LaunchOrder, homeless};
+use crate::commands::measure::not_tdvf;
 use crate::confidential::{Account, Books, Firmware, Leaks, MESSAGE, Start, TdImage, Tour};
 use crate::doctor::text::{finish, table};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
+use crate::files;
 use crate::hosts::{AnyMachine, Hosts, Needs, Place};
 use crate::interrupt::Interrupt;
 use crate::term;
@@ -21,14 +23,23 @@ use crate::units::plural;
 /// The results of the steps, with the SEAMCALLs that the module counted.
 struct Steps {
     books: Vec<Books>,
-    rows: Vec<(&'static str, u64, String)>,
+    rows: Vec<Step>,
+}
+
+/// A step, with the SEAMCALLs that it took.
+#[derive(Serialize)]
+struct Step {
+    step: &'static str,
+    seamcalls: u64,
+    detail: String,
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let image = image(args)?;
+    let (image, taken) = image(args)?;
     let (tour, converted) = Tour::new(&image, args.memory).ok_or_else(|| {
         Failure::new(format!("{} leaves no memory for the guest", args.name()))
             .hint("give the TD more with --memory")
+            .code(Code::Usage)
     })?;
     if image.low_end() > args.memory {
         return Err(Failure::new(format!(
@@ -37,14 +48,18 @@ pub(super) fn run(args: &Args) -> Outcome {
             image.low_end(),
             args.memory
         ))
-        .hint("give the TD more with --memory"));
+        .hint("give the TD more with --memory")
+        .code(Code::Usage));
     }
     let interrupt = Interrupt::install()?;
     let hosts = Hosts::open(args.host);
     let irqchip = args.irqchip.unwrap_or(Irqchip::None);
     let place = hosts
-        .place(args.host, Needs::Anything, args.tech, args.vcpus, irqchip)
+        .place(&args.wanted(Needs::Anything, irqchip))
         .map_err(|no_place| homeless(args, no_place))?;
+    if let Some(taken) = taken.as_ref().filter(|_| !args.json) {
+        term::complain(format!("{}: {taken}", args.name()));
+    }
 
     let mut steps = Steps::new(place);
     let config = MachineConfig::new()
@@ -58,46 +73,23 @@ pub(super) fn run(args: &Args) -> Outcome {
     let mut machine = place
         .host
         .build(config)
-        .map_err(|error| refused("the TD cannot be built", error))?;
+        .map_err(|error| Failure::of_machine("the TD cannot be built", error))?;
     interrupt.stops(machine.stopper());
     steps.took(
         place,
         "create, measure, finalise",
         format!("{pages} pages added, {extended} of them measured"),
     );
-    let mrtd = start.measurement(place, machine.as_ref());
-    let mrtd = mrtd
-        .checked()
-        .map_err(|why| Failure::because("MRTD is not that of the image", why));
-    match &mrtd {
-        Ok(mrtd) => steps.took(place, "compare MRTD", format!("{mrtd}, as off line")),
-        Err(failure) => steps.took(place, "compare MRTD", failure.in_a_line()),
-    }
-
-    let code = if mrtd.is_ok() {
-        let terminal = Terminal::new(machine.stopper());
-        let console = ConsoleSink::writer(terminal.clone());
-        let devices = machine.devices(console.clone());
-        let ran = machine.run(&devices, RunLimits::none().deadline(args.timeout));
-        terminal.finish();
-        let code = summary(args, place, machine.as_ref(), ran, terminal.closed());
-        let seen = match (&code, seen_by_host(machine.as_ref(), converted)) {
-            (Ok(Code::Fine), false) => Err(Failure::new(
-                "the host does not see what the guest wrote into shared memory",
-            )
-            .code(Code::Guest)),
-            _ => Ok(()),
-        };
-        let detail = if seen.is_ok() && matches!(code, Ok(Code::Fine)) {
-            "the host saw what the guest shared"
-        } else {
-            "the guest did not come to its end"
-        };
-        steps.took(place, "run", detail.into());
-        seen.and(code)
-    } else {
-        mrtd.map(|_| Code::Fine)
+    let told = Told {
+        args,
+        place,
+        tech: machine.tech(),
+        taken,
     };
+    let ran = compare_and_run(args, place, &start, machine.as_mut(), converted, &mut steps);
+    if let (Ok(ran), false) = (&ran, args.json) {
+        told.lines(ran);
+    }
     interrupt.clear();
     let freed = machine.destroy();
     steps.took(
@@ -109,12 +101,71 @@ pub(super) fn run(args: &Args) -> Outcome {
             plural(freed.keys_freed.into(), "KeyID")
         ),
     );
-    let clean = report(&steps, &freed);
-    let code = code?;
-    Ok(if clean { code } else { Code::Leak })
+    let account = steps.account(&freed);
+    let sums_agree = account
+        .as_ref()
+        .is_none_or(|account| account.disagreements.is_empty());
+    let code = match &ran {
+        _ if !freed.is_clean() || !sums_agree => Code::Leak,
+        Ok(ran) => ran.code(),
+        Err(_) => Code::Guest,
+    };
+    match &ran {
+        Ok(ran) if args.json => term::say_json(&Report {
+            run: told.json(ran, &freed, code),
+            steps: &steps.rows,
+            firmware: account.as_ref(),
+        })?,
+        _ => steps.print(&freed, account.as_ref()),
+    }
+    ran.map(|_| code)
 }
 
-fn image(args: &Args) -> Result<TdImage, Failure> {
+/// Holds MRTD against the image, runs the guest, and looks at what it shared.
+fn compare_and_run(
+    args: &Args,
+    place: &Place,
+    start: &Start,
+    machine: &mut dyn AnyMachine,
+    converted: Range<u64>,
+    steps: &mut Steps,
+) -> Outcome<Ran> {
+    let mrtd = start.measurement(place, machine);
+    let mrtd = mrtd
+        .checked()
+        .map_err(|why| Failure::because("MRTD is not that of the image", why).code(Code::Guest));
+    let detail = match &mrtd {
+        Ok(mrtd) => format!("{mrtd}, as off line"),
+        Err(failure) => failure.in_a_line(),
+    };
+    steps.took(place, "compare MRTD", detail);
+    mrtd?;
+    let ran = Ran::of(args, machine)?;
+    let ended = ran.code() == Code::Fine;
+    let seen = !ended || seen_by_host(machine, converted);
+    let detail = match (ended, seen) {
+        (true, true) => "the host saw what the guest shared",
+        _ => "the guest did not come to its end",
+    };
+    steps.took(place, "run", detail.into());
+    if !seen {
+        let what = "the host does not see what the guest wrote into shared memory";
+        return Err(Failure::new(what).code(Code::Guest));
+    }
+    Ok(ran)
+}
+
+/// The report in JSON: that of any run, the steps, and the module's account.
+#[derive(Serialize)]
+struct Report<'a, R: Serialize> {
+    #[serde(flatten)]
+    run: R,
+    steps: &'a [Step],
+    firmware: Option<&'a Account>,
+}
+
+/// The image, and what it is taken for if it is no built-in one.
+fn image(args: &Args) -> Result<(TdImage, Option<Taken>), Failure> {
     let given = [
         (args.cmdline.is_some(), "--cmdline"),
         (args.initrd.is_some(), "--initrd"),
@@ -130,21 +181,12 @@ fn image(args: &Args) -> Result<TdImage, Failure> {
         LaunchOrder::TwoPass => Order::TwoPass,
     };
     let Some(path) = &args.image else {
-        return Ok(TdImage::built_in(order));
+        return Ok((TdImage::built_in(order), None));
     };
-    let image = fs::read(path).map_err(|error| {
-        Failure::because(
-            format!("the image {} cannot be read", path.display()),
-            error,
-        )
-    })?;
-    TdImage::parse(&image, order).map_err(|error| {
-        Failure::because(
-            format!("{} cannot be launched as a TD", path.display()),
-            error,
-        )
-        .hint("`kvm-ops measure tdx IMAGE --sections` shows what an image has")
-    })
+    let bytes = files::read("the image", path, files::FIRMWARE)?;
+    let image = TdImage::parse(&bytes, order).map_err(|error| not_tdvf(path, &bytes, error))?;
+    let image_to_recognise = Image::from_bytes(args.name(), bytes);
+    Ok((image, Some(Taken::of(&image_to_recognise, None))))
 }
 
 /// Returns true if the host can read the guest's message in the memory that it shared.
@@ -163,35 +205,39 @@ impl Steps {
 
     /// Records a step that is done.
     fn took(&mut self, place: &Place, step: &'static str, detail: String) {
-        let Some(now) = place.books(Firmware::TdxModule) else {
-            self.rows.push((step, 0, detail));
-            return;
+        let now = place.books(Firmware::TdxModule);
+        let seamcalls = match (&now, self.books.last()) {
+            (Some(now), Some(before)) => now.seamcalls_since(before),
+            _ => 0,
         };
-        let calls = self
-            .books
-            .last()
-            .map_or(0, |before| now.seamcalls_since(before));
-        self.rows.push((step, calls, detail));
-        self.books.push(now);
+        self.rows.push(Step {
+            step,
+            seamcalls,
+            detail,
+        });
+        self.books.extend(now);
     }
-}
 
-/// Prints the steps and the account. Returns true if nothing leaked and every sum agrees.
-fn report(steps: &Steps, freed: &FreeReport) -> bool {
-    let mut shown = table(&["STEP", "SEAMCALLS", ""]);
-    for (step, calls, detail) in &steps.rows {
-        shown.add_row([*step, &calls.to_string(), detail]);
+    /// The module's account from the first step to the last, if the host shows it.
+    fn account(&self, freed: &FreeReport) -> Option<Account> {
+        let (before, after) = (self.books.first()?, self.books.last()?);
+        let mut leaks = Leaks::default();
+        leaks.add(freed);
+        Some(Account::draw(Firmware::TdxModule, before, after, leaks))
     }
-    term::complain(format!("\n{}", finish(shown)));
-    for leak in &freed.leaks {
-        term::complain(leak);
+
+    /// Prints the steps, the leaks and the account.
+    fn print(&self, freed: &FreeReport, account: Option<&Account>) {
+        let mut shown = table(&["STEP", "SEAMCALLS", ""]);
+        for row in &self.rows {
+            shown.add_row([row.step, &row.seamcalls.to_string(), &row.detail]);
+        }
+        term::complain(format!("\n{}", finish(shown)));
+        for leak in &freed.leaks {
+            term::complain(leak);
+        }
+        if let Some(account) = account {
+            term::complain(format!("\n{account}"));
+        }
     }
-    let (Some(before), Some(after)) = (steps.books.first(), steps.books.last()) else {
-        return freed.is_clean();
-    };
-    let mut leaks = Leaks::default();
-    leaks.add(freed);
-    let account = Account::draw(Firmware::TdxModule, before, after, leaks);
-    term::complain(format!("\n{account}"));
-    freed.is_clean() && account.disagreements.is_empty()
 }
