@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     match done {
         Ok(status) if status.success() => {
             println!("figures: {}", out.display());
-            println!("for the report: copy them to bench/figures/dispatch.json, then");
+            println!("for the report: copy them to bench/figures/MACHINE/dispatch.json, then");
             println!("  cargo run --release -p kvm-ops-bench -- report");
             ExitCode::SUCCESS
         }

@@ -7,6 +7,8 @@ mod designs;
 #[cfg(feature = "report")]
 mod figures;
 #[cfg(feature = "report")]
+mod fleet;
+#[cfg(feature = "report")]
 mod kvm;
 #[cfg(feature = "lives")]
 mod lives;
@@ -67,6 +69,22 @@ enum Command {
         #[arg(long, default_value_t = 200)]
         rounds: usize,
     },
+    /// Measures fleets of growing size, run by the program `kvm-ops`, and writes the figures as JSON.
+    #[cfg(feature = "report")]
+    Fleet {
+        /// The program.
+        #[arg(long, value_name = "FILE", default_value = "target/release/kvm-ops")]
+        program: PathBuf,
+        /// Where the figures go.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// How often each fleet runs.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// The built-in guest that every VM runs.
+        #[arg(long, default_value = "sieve")]
+        payload: String,
+    },
     /// Writes docs/benchmarks.md and docs/plots/*.svg from bench/figures and bench/counts.toml.
     #[cfg(feature = "report")]
     Report {
@@ -93,6 +111,13 @@ fn main() -> ExitCode {
         Command::Time { out, rounds } => time::write(&out, rounds),
         #[cfg(feature = "lives")]
         Command::Lives { out, gib, rounds } => lives::write(&out, &lives::Plan { gib, rounds }),
+        #[cfg(feature = "report")]
+        Command::Fleet {
+            program,
+            out,
+            rounds,
+            payload,
+        } => fleet::write(&out, &program, rounds, &payload),
         #[cfg(feature = "report")]
         Command::Report { root } => report::write(&root),
     };

@@ -7,6 +7,12 @@ use serde::{Deserialize, Serialize};
 pub struct Measurement {
     /// The processor's name.
     pub cpu: String,
+    /// The processors that the run could use.
+    pub processors: usize,
+    /// What was hidden from the programs, if anything.
+    pub hidden: Option<String>,
+    /// True if this project was built with its feature `openssl`.
+    pub openssl: bool,
     /// The kernel's release.
     pub kernel: String,
     /// The compiler.
@@ -49,10 +55,11 @@ pub struct Digest {
 pub struct Contender {
     /// The program's name.
     pub name: String,
-    /// The lower quartile of the rounds, in nanoseconds of processor time, including the read of
-    /// the file.
+    /// Nanoseconds by the clock, including the read of the file: the lower quartile of the rounds.
     pub ns: f64,
-    /// The time relative to ours: the median of the rounds, each compared with our time in that
+    /// Nanoseconds of processor time on all threads: the lower quartile of the rounds.
+    pub processor_ns: f64,
+    /// The time by the clock relative to ours: the median of the rounds, each compared with our time in that
     /// round.
     pub ratio: f64,
     /// The lower quartile of the ratio.
@@ -66,8 +73,21 @@ pub struct Contender {
 pub struct Hash {
     /// The hash function's name.
     pub hash: String,
-    /// The implementation. For each hash, the first is the one that our digests use.
+    /// The implementation.
     pub by: String,
     /// Megabytes (10^6 bytes) per second, from the lower quartile of the rounds' times.
     pub mb_per_second: f64,
+}
+
+/// The hashes alone, of a machine on which the digests of this version were not measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hashes {
+    /// The processor's name.
+    pub cpu: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The compiler.
+    pub rustc: String,
+    /// The hashes.
+    pub hashes: Vec<Hash>,
 }

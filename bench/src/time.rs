@@ -129,7 +129,8 @@ fn summary(design: &Design, quiet: &[usize]) -> Time {
     }
 }
 
-fn cpu() -> String {
+/// The processor's name.
+pub fn cpu() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     info.lines()
         .find_map(|line| line.strip_prefix("model name"))

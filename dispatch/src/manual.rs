@@ -80,6 +80,7 @@ macro_rules! plots {
 }
 
 plots! {
-    "one-technology" "mixed" "retpoline" "proportion" "measurement" "life-end" "life-small"
+    "one-technology-intel-xeon" "mixed-intel-xeon" "retpoline-intel-xeon" "proportion-intel-xeon"
+    "one-technology-amd-epyc" "mixed-amd-epyc" "retpoline-amd-epyc" "proportion-amd-epyc" "measurement" "life-end" "life-small"
     "mirror-1g" "mirror-16g" "mirror-threads" "mirror-calls"
 }

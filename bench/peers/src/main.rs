@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 #[path = "../../src/measurement.rs"]
-#[allow(unreachable_pub)]
+#[allow(dead_code, unreachable_pub)]
 mod figures;
 mod image;
 mod python;
@@ -47,6 +47,10 @@ struct Cli {
     /// The image, with metadata for SEV and for TDX.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// What was hidden from the programs, for the figures: a processor's instructions, if
+    /// `OPENSSL_ia32cap` is set.
+    #[arg(long, value_name = "TEXT")]
+    hidden: Option<String>,
     /// Where the Python tool is installed, and an image is made up.
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
@@ -81,6 +85,11 @@ impl Technology {
         }
     }
 
+    /// The image that is measured.
+    fn bytes<'a>(self, sev: &'a [u8], tdx: &'a [u8]) -> &'a [u8] {
+        if self == Self::Tdx { tdx } else { sev }
+    }
+
     fn hash(self) -> &'static str {
         match self {
             Self::Sev | Self::SevEs => "SHA-256",
@@ -102,6 +111,17 @@ fn ours(technology: Technology, image: &Image) -> Result<Vec<u8>, Box<dyn Error>
         Technology::SevEs => launch.sev_es()?.into(),
         _ => launch.snp()?.into(),
     })
+}
+
+/// The hash alone, with the implementation that this project's digests use, over so many bytes.
+fn alone(technology: Technology, message: &[u8], length: u64) -> Vec<u8> {
+    let message = message.get(..length as usize).unwrap_or(message);
+    match technology.hash() {
+        "SHA-256" if cfg!(feature = "openssl") => openssl::sha::sha256(message).to_vec(),
+        "SHA-256" => sha2::Sha256::digest(message).to_vec(),
+        _ if cfg!(feature = "openssl") => openssl::sha::sha384(message).to_vec(),
+        _ => sha2::Sha384::digest(message).to_vec(),
+    }
 }
 
 /// Computes the digest with the crate `sev`.
@@ -140,23 +160,43 @@ fn crate_sev(technology: Technology, image: &Image) -> Result<Vec<u8>, Box<dyn E
     })
 }
 
-/// Returns the processor time of this thread in nanoseconds, which other load disturbs less than
-/// the clock.
+/// Nanoseconds by the clock, and of processor time on all threads of the process.
+#[derive(Clone, Copy, Debug)]
+struct Time {
+    clock: f64,
+    processor: f64,
+}
+
 fn processor_time() -> f64 {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
+    let now = clock_gettime(ClockId::ProcessCPUTime);
     now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
 }
 
-fn timed<T>(f: impl FnOnce() -> T) -> (f64, T) {
-    let start = processor_time();
+fn timed<T>(f: impl FnOnce() -> T) -> (Time, T) {
+    let (start, processor) = (Instant::now(), processor_time());
     let out = f();
-    (processor_time() - start, out)
+    let time = Time {
+        clock: start.elapsed().as_nanos() as f64,
+        processor: processor_time() - processor,
+    };
+    (time, out)
+}
+
+/// What is timed.
+#[derive(Clone, Copy, Debug)]
+enum Program {
+    Ours,
+    CrateSev,
+    Python,
+    /// The digest's hash over as many bytes in memory as the digest has to hash.
+    HashAlone,
 }
 
 /// The times of one program for one digest, one per round.
 struct Column {
+    program: Program,
     name: String,
-    ns: Vec<f64>,
+    times: Vec<Time>,
 }
 
 /// The times of one technology; this project is the first column.
@@ -167,7 +207,7 @@ struct Row {
 }
 
 impl Row {
-    fn note(&mut self, column: usize, ns: f64, digest: &[u8]) -> Result<(), Box<dyn Error>> {
+    fn note(&mut self, column: usize, time: Time, digest: &[u8]) -> Result<(), Box<dyn Error>> {
         let column = &mut self.columns[column];
         if digest != self.digest {
             return Err(format!(
@@ -180,9 +220,22 @@ impl Row {
             )
             .into());
         }
-        column.ns.push(ns);
+        column.times.push(time);
         Ok(())
     }
+}
+
+/// The numbers below `count` in a random order. What a program leaves in caches and in the allocator
+/// helps or hinders the next one, so each must follow each.
+fn shuffled(random: &mut u64, count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_cached_key(|_| {
+        *random = random
+            .wrapping_mul(0x5851_f42d_4c95_7f2d)
+            .wrapping_add(0x1405_7b7e_f767_814f);
+        *random >> 32
+    });
+    order
 }
 
 /// The speed of a hash alone, over the whole image.
@@ -220,11 +273,15 @@ fn quantile(values: &[f64], share: f64) -> f64 {
 }
 
 fn contender(column: &Column, ours: &Column) -> Contender {
-    let ratios: Vec<f64> = column.ns.iter().zip(&ours.ns).map(|(a, b)| a / b).collect();
+    let clock = |column: &Column| -> Vec<f64> { column.times.iter().map(|t| t.clock).collect() };
+    let (times, own) = (clock(column), clock(ours));
+    let ratios: Vec<f64> = times.iter().zip(&own).map(|(a, b)| a / b).collect();
+    let processor: Vec<f64> = column.times.iter().map(|t| t.processor).collect();
     let round = |value: f64| (value * 1000.0).round() / 1000.0;
     Contender {
         name: column.name.clone(),
-        ns: quantile(&column.ns, 0.25).round(),
+        ns: quantile(&times, 0.25).round(),
+        processor_ns: quantile(&processor, 0.25).round(),
         ratio: round(quantile(&ratios, 0.5)),
         ratio_low: round(quantile(&ratios, 0.25)),
         ratio_high: round(quantile(&ratios, 0.75)),
@@ -251,48 +308,63 @@ fn run(cli: &Cli) -> Result<Measurement, Box<dyn Error>> {
 
     let mut rows = Vec::new();
     for technology in Technology::ALL {
-        let crate_name = if technology == Technology::Tdx {
-            "kvm-ops-tdvf"
-        } else {
-            "soft-amd-sp"
+        let names = match technology {
+            Technology::Tdx => vec![(Program::Ours, "kvm-ops-tdvf".to_owned())],
+            _ => vec![
+                (Program::Ours, "soft-amd-sp".to_owned()),
+                (Program::CrateSev, "crate sev 8.0.0".to_owned()),
+                (Program::Python, Tool::name()),
+            ],
         };
-        let mut names = vec![crate_name.to_owned()];
-        if technology != Technology::Tdx {
-            names.push("crate sev 8.0.0".to_owned());
-            names.extend(tool.as_ref().map(|_| Tool::name()));
-        }
-        let column = |name| Column {
+        // The pages of SNP are messages of their own, so one hash over all is no measure for them.
+        let alone = format!("{} alone, as many bytes", technology.hash());
+        let alone = (technology != Technology::Snp).then_some((Program::HashAlone, alone));
+        let column = |(program, name)| Column {
+            program,
             name,
-            ns: Vec::new(),
+            times: Vec::new(),
         };
+        let names = names.into_iter().chain(alone);
         rows.push(Row {
             technology,
             digest: ours(technology, &image)?,
-            columns: names.into_iter().map(column).collect(),
+            columns: names
+                .filter(|(program, _)| tool.is_some() || !matches!(program, Program::Python))
+                .map(column)
+                .collect(),
         });
     }
     let mut speeds = speeds();
     let bytes = fs::read(&image.file)?;
     let tdx_bytes = fs::read(&image.tdx_file)?;
+    let message = tdx_bytes.repeat(2);
+    let mut random = 0x5eed;
     for _ in 0..cli.rounds.max(1) {
         for row in &mut rows {
             let technology = row.technology;
-            let (ns, digest) = timed(|| ours(technology, &image));
-            row.note(0, ns, &digest?)?;
-            if technology == Technology::Tdx {
-                continue;
-            }
-            let (ns, digest) = timed(|| crate_sev(technology, &image));
-            row.note(1, ns, &digest?)?;
-            if let Some(tool) = &mut tool {
-                let (ns, digest) = tool.digest(technology, &image)?;
-                row.note(2, ns, &digest)?;
+            for column in shuffled(&mut random, row.columns.len()) {
+                let (time, digest) = match (row.columns[column].program, &mut tool) {
+                    (Program::Ours, _) => timed(|| ours(technology, &image)),
+                    (Program::CrateSev, _) => timed(|| crate_sev(technology, &image)),
+                    (Program::HashAlone, _) => {
+                        let hashed = work::bytes(technology, technology.bytes(&bytes, &tdx_bytes));
+                        let (time, hash) = timed(|| alone(technology, &message, hashed));
+                        std::hint::black_box(hash);
+                        (time, Ok(row.digest.clone()))
+                    }
+                    (Program::Python, Some(tool)) => {
+                        let (time, digest) = tool.digest(technology, &image)?;
+                        (time, Ok(digest))
+                    }
+                    (Program::Python, None) => continue,
+                };
+                row.note(column, time, &digest?)?;
             }
         }
         for speed in &mut speeds {
-            let (ns, hash) = timed(|| (speed.run)(&bytes));
+            let (time, hash) = timed(|| (speed.run)(&bytes));
             std::hint::black_box(hash);
-            speed.ns.push(ns);
+            speed.ns.push(time.clock);
         }
     }
 
@@ -300,10 +372,7 @@ fn run(cli: &Cli) -> Result<Measurement, Box<dyn Error>> {
         technology: row.technology.name().to_owned(),
         digest: hex::encode(&row.digest),
         hash: row.technology.hash().to_owned(),
-        hashed: match row.technology {
-            Technology::Tdx => work::bytes(row.technology, &tdx_bytes),
-            _ => work::bytes(row.technology, &bytes),
-        },
+        hashed: work::bytes(row.technology, row.technology.bytes(&bytes, &tdx_bytes)),
         times: row
             .columns
             .iter()
@@ -317,6 +386,9 @@ fn run(cli: &Cli) -> Result<Measurement, Box<dyn Error>> {
     };
     Ok(Measurement {
         cpu: cpu(),
+        processors: std::thread::available_parallelism().map_or(1, usize::from),
+        hidden: cli.hidden.clone(),
+        openssl: cfg!(feature = "openssl"),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
             .trim()
             .to_owned(),

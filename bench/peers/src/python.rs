@@ -5,8 +5,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use crate::Technology;
 use crate::image::Image;
+use crate::{Technology, Time};
 
 const PACKAGE: &str = "sev-snp-measure";
 const VERSION: &str = "0.0.13";
@@ -48,12 +48,12 @@ impl Tool {
         format!("{PACKAGE} {VERSION}")
     }
 
-    /// Returns nanoseconds and the digest.
+    /// Returns the time that the tool took, and the digest.
     pub(crate) fn digest(
         &mut self,
         technology: Technology,
         image: &Image,
-    ) -> Result<(f64, Vec<u8>), Box<dyn Error>> {
+    ) -> Result<(Time, Vec<u8>), Box<dyn Error>> {
         let input = self.input.as_mut().ok_or("the tool has ended")?;
         writeln!(
             input,
@@ -65,11 +65,15 @@ impl Tool {
         )?;
         let mut line = String::new();
         self.output.read_line(&mut line)?;
-        let (ns, digest) = line
-            .trim()
-            .split_once(' ')
-            .ok_or("the tool gave no answer")?;
-        Ok((ns.parse()?, hex::decode(digest)?))
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [clock, processor, digest] = words[..] else {
+            return Err(format!("the tool answered {line:?}").into());
+        };
+        let time = Time {
+            clock: clock.parse()?,
+            processor: processor.parse()?,
+        };
+        Ok((time, hex::decode(digest)?))
     }
 }
 

@@ -63,7 +63,7 @@ pub fn section(lives: &Lives) -> Result<String> {
          What the framework itself does over a VM's life, from `Machine::build` to its report that \
          nothing is left, on the software TDX module and the software AMD SP. Printed by\n\n\
          ```text\n\
-         cargo run --release -p kvm-ops-bench -- lives --out bench/figures/lives.json\n\
+         cargo run --release -p kvm-ops-bench -- lives --out bench/figures/intel-xeon/lives.json\n\
          ```\n\n\
          {}, Linux {}, {}. **Counts are exact**: the command stops where a phase makes other \
          SEAMCALLs than the TD's size says, and `cargo test -p kvm-ops-bench` checks the same with \

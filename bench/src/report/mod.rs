@@ -1,6 +1,7 @@
 //! Writes docs/benchmarks.md and its plots from the committed figures.
 
 mod digests;
+mod fleet;
 mod lives;
 mod plot;
 mod text;
@@ -16,8 +17,9 @@ use crate::count::Counts;
 use crate::designs::fleet::Fleet;
 use crate::designs::registry::Body;
 use crate::figures::Figures;
+use crate::fleet::Fleets;
 use crate::lives::figures::Lives;
-use crate::measurement::Measurement;
+use crate::measurement::{Hashes, Measurement};
 
 /// The forms in the order of the tables, with their names for readers.
 const FORMS: [(&str, &str); 18] = [
@@ -43,25 +45,53 @@ const FORMS: [(&str, &str); 18] = [
 
 const BODIES: [Body; 3] = [Body::Inlined, Body::Outlined, Body::Called];
 
+/// The machines with figures of the dispatch, in the order of the tables: folders of bench/figures.
+const MACHINES: [&str; 2] = ["intel-xeon", "amd-epyc"];
+
+/// The runs of launch digests.
+const DIGESTS: [&str; 3] = [
+    "amd-epyc/measurement.json",
+    "amd-epyc/measurement-default.json",
+    "amd-epyc/measurement-no-sha.json",
+];
+
+/// The hashes on a processor without SHA instructions.
+const OLD_HASHES: &str = "intel-xeon/hashes.json";
+
+/// The lives of VMs, and a fleet that grows.
+const LIVES: &str = "intel-xeon/lives.json";
+const FLEET: &str = "amd-epyc/fleet.json";
+
 /// Writes the document and its plots.
 pub fn write(root: &Path) -> Result<(), Box<dyn Error>> {
-    let figures = Figures::read(&root.join("bench/figures/dispatch.json"))?;
+    let from = root.join("bench/figures");
+    let machines = MACHINES.map(|machine| Figures::read(&from.join(machine).join("dispatch.json")));
+    let machines: Vec<Figures> = machines.into_iter().collect::<Result<_, _>>()?;
     let counts = Counts::read(&root.join("bench/counts.toml"))?;
-    let measurement: Measurement = read(&root.join("bench/figures/measurement.json"))?;
-    let of_lives: Lives = read(&root.join("bench/figures/lives.json"))?;
+    let digests = DIGESTS.map(|file| read(&from.join(file)));
+    let digests: Vec<Measurement> = digests.into_iter().collect::<Result<_, _>>()?;
+    let old_hashes: Hashes = read(&from.join(OLD_HASHES))?;
+    let of_lives: Lives = read(&from.join(LIVES))?;
+    let of_fleet: Fleets = read(&from.join(FLEET))?;
     let plots = root.join("docs/plots");
     fs::create_dir_all(&plots)?;
     let document = [
         include_str!("contents.md").to_owned(),
-        text::document(&figures, &counts)?,
-        digests::section(&measurement)?,
+        text::document(&machines, &counts)?,
+        digests::section(&digests, &old_hashes)?,
         lives::section(&of_lives)?,
+        fleet::section(&of_fleet)?,
     ];
     let page = format!("{}\n[plots.md]: plots.md\n", document.concat());
     fs::write(root.join("docs/benchmarks.md"), page)?;
-    digests::draw(&measurement, &plots)?;
+    if let Some(run) = digests.first() {
+        digests::draw(run, &plots)?;
+    }
     lives::draw(&of_lives, &plots)?;
-    draw(&figures, &plots)
+    for (machine, figures) in MACHINES.iter().zip(&machines) {
+        draw(machine, figures, &plots)?;
+    }
+    Ok(())
 }
 
 fn read<T: DeserializeOwned>(file: &Path) -> Result<T, Box<dyn Error>> {
@@ -77,8 +107,9 @@ fn bar(figures: &Figures, form: &str, body: Body, fleet: Fleet) -> Option<Bar> {
     })
 }
 
-fn draw(figures: &Figures, plots: &Path) -> Result<(), Box<dyn Error>> {
+fn draw(machine: &str, figures: &Figures, plots: &Path) -> Result<(), Box<dyn Error>> {
     let label = "ns for one operation, loop included (line: range over placements of the loop)";
+    let titled = |title: &str| format!("{title}, {}", text::name(figures));
     let plain: Vec<_> = FORMS
         .iter()
         .filter(|(form, _)| !form.contains("retpoline"))
@@ -93,8 +124,8 @@ fn draw(figures: &Figures, plots: &Path) -> Result<(), Box<dyn Error>> {
             .collect(),
     };
     plot::bars(
-        &plots.join("one-technology.svg"),
-        "Every VM of one technology: all branches predicted",
+        &plots.join(format!("one-technology-{machine}.svg")),
+        &titled("Every VM of one technology: all branches predicted"),
         label,
         Scale::Linear,
         &names,
@@ -118,8 +149,8 @@ fn draw(figures: &Figures, plots: &Path) -> Result<(), Box<dyn Error>> {
             .collect(),
     };
     plot::bars(
-        &plots.join("mixed.svg"),
-        "Mixed fleets, VMs visited at random: mispredictions decide (bodies inlined)",
+        &plots.join(format!("mixed-{machine}.svg")),
+        &titled("Mixed fleets, VMs visited at random: mispredictions decide (bodies inlined)"),
         label,
         Scale::Linear,
         &names,
@@ -144,8 +175,8 @@ fn draw(figures: &Figures, plots: &Path) -> Result<(), Box<dyn Error>> {
             .collect(),
     };
     plot::bars(
-        &plots.join("retpoline.svg"),
-        "With retpolines: an enum has no indirect branch to guard",
+        &plots.join(format!("retpoline-{machine}.svg")),
+        &titled("With retpolines: an enum has no indirect branch to guard"),
         label,
         Scale::Linear,
         &names,
@@ -182,8 +213,8 @@ fn draw(figures: &Figures, plots: &Path) -> Result<(), Box<dyn Error>> {
         .map(exact)
         .collect();
     plot::bars(
-        &plots.join("proportion.svg"),
-        "Dispatch beside what it leads to (logarithmic)",
+        &plots.join(format!("proportion-{machine}.svg")),
+        &titled("Dispatch beside what it leads to (logarithmic)"),
         "ns beyond a direct call; ioctl and exit: whole",
         Scale::Log,
         &names,

@@ -22,7 +22,7 @@ impl TdImage {
         let launch = tdvf.launch();
         let page = |page: kvm_ops_tdvf::PageAdd<'_>| LaunchPage {
             gpa: Gpa::new(page.gpa),
-            contents: Box::new(page.contents.into_owned()),
+            contents: Box::new(*page.contents),
             kind: InitialPageKind::Unmeasured,
         };
         let step = |step: Step<'_>| match step {

@@ -1,6 +1,7 @@
 //! The initial memory of a TD, page by page.
 
 use alloc::borrow::Cow;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use thiserror::Error;
@@ -23,7 +24,7 @@ pub struct PageAdd<'a> {
     /// Its guest-physical address.
     pub gpa: u64,
     /// The contents that TDH.MEM.PAGE.ADD copies into it.
-    pub contents: Cow<'a, [u8; PAGE_SIZE]>,
+    pub contents: &'a [u8; PAGE_SIZE],
     /// Set if 16 TDH.MR.EXTENDs follow.
     pub measured: bool,
     /// The number of its section.
@@ -66,8 +67,37 @@ pub enum FillError {
 #[derive(Clone, Debug)]
 pub struct Launch<'a> {
     sections: &'a [Section],
-    /// The contents of each section, before the zeros.
-    data: Vec<Cow<'a, [u8]>>,
+    data: Vec<Data<'a>>,
+}
+
+/// The contents of a section, before the zeros.
+#[derive(Clone, Debug)]
+struct Data<'a> {
+    bytes: Cow<'a, [u8]>,
+    /// The last page, with zeros behind the bytes, if they are no whole number of pages.
+    last: Option<Box<[u8; PAGE_SIZE]>>,
+}
+
+impl<'a> Data<'a> {
+    fn new(bytes: Cow<'a, [u8]>) -> Self {
+        let rest = bytes.as_chunks::<PAGE_SIZE>().1;
+        let last = (!rest.is_empty()).then(|| {
+            let mut page = Box::new([0; PAGE_SIZE]);
+            page[..rest.len()].copy_from_slice(rest);
+            page
+        });
+        Self { bytes, last }
+    }
+
+    fn page(&self, number: u64) -> &[u8; PAGE_SIZE] {
+        let whole = self.bytes.as_chunks().0;
+        let page = usize::try_from(number).ok().and_then(|n| whole.get(n));
+        match (page, &self.last) {
+            (Some(page), _) => page,
+            (None, Some(last)) if number == whole.len() as u64 => last,
+            (None, _) => &ZEROS,
+        }
+    }
 }
 
 static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
@@ -78,7 +108,10 @@ impl<'a> Launch<'a> {
         let data = |section: &Section| section.data(tdvf.image()).unwrap_or_default();
         Self {
             sections,
-            data: sections.iter().map(|s| Cow::Borrowed(data(s))).collect(),
+            data: sections
+                .iter()
+                .map(|s| Data::new(Cow::Borrowed(data(s))))
+                .collect(),
         }
     }
 
@@ -107,7 +140,7 @@ impl<'a> Launch<'a> {
                 memory: known.memory_size,
             });
         }
-        *place = data;
+        *place = Data::new(data);
         Ok(())
     }
 
@@ -128,32 +161,15 @@ impl<'a> Launch<'a> {
     /// The pages of one section; none of one with PAGE.AUG, or that is not there.
     fn section_pages(&self, index: usize) -> impl Iterator<Item = PageAdd<'_>> {
         let section = self.sections.get(index).filter(|s| !s.attributes.aug);
-        section.into_iter().flat_map(move |section| {
+        let section = section.zip(self.data.get(index));
+        section.into_iter().flat_map(move |(section, data)| {
             (0..section.pages()).map(move |page| PageAdd {
                 gpa: section.memory_address + page * PAGE_SIZE as u64,
-                contents: self.contents(index, page),
+                contents: data.page(page),
                 measured: section.attributes.extend,
                 section: index,
             })
         })
-    }
-
-    fn contents(&self, index: usize, page: u64) -> Cow<'_, [u8; PAGE_SIZE]> {
-        let data = self.data.get(index).map_or(&[][..], |data| data);
-        let rest = usize::try_from(page)
-            .ok()
-            .and_then(|page| page.checked_mul(PAGE_SIZE))
-            .and_then(|start| data.get(start..))
-            .unwrap_or_default();
-        if let Some(whole) = rest.first_chunk() {
-            return Cow::Borrowed(whole);
-        }
-        if rest.is_empty() {
-            return Cow::Borrowed(&ZEROS);
-        }
-        let mut contents = [0; PAGE_SIZE];
-        contents[..rest.len()].copy_from_slice(rest);
-        Cow::Owned(contents)
     }
 
     /// The steps of the launch, in that order.
@@ -176,7 +192,7 @@ impl<'a> Launch<'a> {
         for step in self.steps(order) {
             match step {
                 Step::Add(page) => mrtd.page_add(page.gpa),
-                Step::Measure(page) => mrtd.extend_page(page.gpa, &page.contents),
+                Step::Measure(page) => mrtd.extend_page(page.gpa, page.contents),
             }
         }
         mrtd.value()

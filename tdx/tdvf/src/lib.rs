@@ -9,6 +9,7 @@ mod error;
 mod launch;
 mod mrtd;
 mod section;
+mod stream;
 mod table;
 mod tdvf;
 mod wire;

@@ -1,6 +1,7 @@
 //! The running digests themselves.
 
-use sha2::{Digest, Sha256, Sha384};
+use super::stream::Stream;
+use sha2::{Digest, Sha384};
 
 /// Size of a measured page.
 pub const PAGE_SIZE: usize = 4096;
@@ -13,7 +14,7 @@ pub fn sha384(bytes: &[u8]) -> [u8; 48] {
 /// Launch digest of SEV and SEV-ES: one SHA-256 over everything in call order. No address,
 /// length or page type enters it.
 #[derive(Clone, Default)]
-pub struct SevDigest(Sha256);
+pub struct SevDigest(Stream);
 
 impl std::fmt::Debug for SevDigest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -34,7 +35,7 @@ impl SevDigest {
 
     /// The digest of what was added so far.
     pub fn value(&self) -> [u8; 32] {
-        self.0.clone().finalize().into()
+        self.0.value()
     }
 }
 
@@ -142,7 +143,17 @@ impl SnpDigest {
         if info.page_type.measures_content() {
             self.add(info, &sha384(content));
         } else {
-            self.add(info, &[0; 48]);
+            self.add_contentless(info);
+        }
+    }
+
+    /// Adds a page of which the content's SHA-384 is known. It counts only for the types that measure
+    /// their content.
+    pub fn add_hashed(&mut self, info: &PageInfo, content_hash: &[u8; 48]) {
+        if info.page_type.measures_content() {
+            self.add(info, content_hash);
+        } else {
+            self.add_contentless(info);
         }
     }
 

@@ -1,9 +1,10 @@
 //! From a firmware image to the digest its launch must have.
 
 use super::ovmf::{Ovmf, OvmfError, Section, SectionKind};
+use super::pages;
 use super::{
     BSP_EIP, InitialVmsa, KernelHashes, PAGE_SIZE, PageInfo, PageType, SevDigest, SnpDigest,
-    VMSA_GPA, Vmm,
+    VMSA_GPA, Vmm, sha384,
 };
 use thiserror::Error;
 
@@ -102,8 +103,9 @@ impl<'a> Launch<'a> {
     /// The SEV-ES launch digest: as [`sev`](Self::sev), then a VMSA per vCPU.
     pub fn sev_es(&self) -> Result<[u8; 32], MeasureError> {
         let mut digest = self.sev_data()?;
-        for page in self.vmsas(0)? {
-            digest.update(&page[..]);
+        let [first, others] = self.vmsas(0)?;
+        for vcpu in 0..self.vcpus {
+            digest.update(&if vcpu == 0 { &first } else { &others }[..]);
         }
         Ok(digest.value())
     }
@@ -120,11 +122,8 @@ impl<'a> Launch<'a> {
         Ok(digest)
     }
 
-    /// The VMSA pages in vCPU order. The image is only parsed if it has to be.
-    fn vmsas(
-        &self,
-        sev_features: u64,
-    ) -> Result<impl Iterator<Item = Box<[u8; PAGE_SIZE]>>, MeasureError> {
+    /// The VMSA pages of the first vCPU and of all others. The image is only parsed if it has to be.
+    fn vmsas(&self, sev_features: u64) -> Result<[Box<[u8; PAGE_SIZE]>; 2], MeasureError> {
         let ap_eip = match self.vcpus {
             0 | 1 => BSP_EIP,
             n => Ovmf::parse(self.image)?
@@ -132,7 +131,7 @@ impl<'a> Launch<'a> {
                 .ok_or(MeasureError::NoResetBlock(n))?,
         };
         let (vcpu_sig, vmm) = (self.vcpu_sig, self.vmm);
-        let page = move |eip| {
+        Ok([BSP_EIP, ap_eip].map(|eip| {
             InitialVmsa {
                 eip,
                 vcpu_sig,
@@ -140,10 +139,7 @@ impl<'a> Launch<'a> {
                 vmm,
             }
             .page()
-        };
-        // All application processors have the same page.
-        let ap = page(ap_eip);
-        Ok((0..self.vcpus).map(move |i| if i == 0 { page(BSP_EIP) } else { ap.clone() }))
+        }))
     }
 
     /// Guest address at which the image begins, so that it ends at 4 GiB.
@@ -159,10 +155,9 @@ impl<'a> Launch<'a> {
     pub fn snp_image(&self) -> Result<SnpDigest, MeasureError> {
         let mut gpa = self.image_gpa()?;
         let mut digest = SnpDigest::new();
-        let mut page = [0; PAGE_SIZE];
-        for chunk in self.image.chunks_exact(PAGE_SIZE) {
-            page.copy_from_slice(chunk);
-            digest.add_page(&PageInfo::new(PageType::Normal, gpa), &page);
+        let (pages, _) = self.image.as_chunks();
+        for hash in pages::digests(pages) {
+            digest.add_hashed(&PageInfo::new(PageType::Normal, gpa), &hash);
             gpa += PAGE_SIZE as u64;
         }
         Ok(digest)
@@ -179,8 +174,11 @@ impl<'a> Launch<'a> {
         };
         self.add_sections(&ovmf, &mut digest)?;
         let info = PageInfo::new(PageType::Vmsa, VMSA_GPA);
-        for page in self.vmsas(self.guest_features)? {
-            digest.add_page(&info, &page);
+        let [first, others] = self
+            .vmsas(self.guest_features)?
+            .map(|page| sha384(&page[..]));
+        for vcpu in 0..self.vcpus {
+            digest.add_hashed(&info, if vcpu == 0 { &first } else { &others });
         }
         Ok(digest.value())
     }

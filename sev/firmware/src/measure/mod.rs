@@ -11,6 +11,10 @@
 //! | SEV-ES | SHA-256 | the same, then one VMSA page per vCPU |
 //! | SEV-SNP | chain of SHA-384 | every page with its type, permissions and guest address |
 //!
+//! A digest of SNP is computed on all processors: the contents of the pages side by side, equal ones
+//! once, then the chain. Those of SEV and SEV-ES are one message each, which cannot be split; the
+//! feature `openssl` hashes them with OpenSSL.
+//!
 //! ```
 //! use soft_amd_sp::measure::{cpu_signature, Launch};
 //!
@@ -26,6 +30,8 @@ mod hashes;
 mod id_block;
 mod launch;
 mod ovmf;
+mod pages;
+mod stream;
 mod vmsa;
 
 pub use cpu::{cpu_signature, cpu_types, signature_of};
