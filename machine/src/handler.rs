@@ -147,7 +147,8 @@ pub trait Inside: Send + Sync {
     /// [`log_dirty`](crate::MachineConfig::log_dirty).
     ///
     /// # Errors
-    /// [`MachineError::Step`] without a dirty log, or where the platform refuses.
+    /// [`MachineError::Step`] without a dirty log, as in a confidential VM, or where the platform
+    /// refuses.
     fn dirty_frames(&self) -> Result<Vec<Gfn>, MachineError> {
         not_offered!("dirty_frames").map_err(|source| MachineError::Step {
             step: "read the dirty log",

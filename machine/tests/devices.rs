@@ -75,6 +75,8 @@ fn a_device_reaches_shared_pages_of_a_confidential_vm_and_no_others() {
         let parts = machine.parts();
         let (page, across) = (Gpa::new(0x8000), Gpa::new(0x8ffe));
         if machine.tech().is_confidential() {
+            let error = parts.dirty_frames().unwrap_err();
+            assert!(matches!(error, MachineError::Step { .. }), "{error}");
             let error = parts.memory().read(page, &mut [0; 4]).unwrap_err();
             assert_eq!(error.to_string(), "page at 0x8000 is private to the guest");
             assert!(error.hint().is_some_and(|hint| hint.contains("share")));
