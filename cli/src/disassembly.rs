@@ -49,18 +49,18 @@ fn hex(bytes: &[u8]) -> String {
     words.join(" ")
 }
 
-/// The place of a vCPU in one line: address, mode, bytes and instruction, or the reason why there is
-/// none to show.
+/// The place of a vCPU, to follow its name in a line: address, mode, bytes and instruction, or the
+/// reason why there is none to show.
 pub(crate) fn line(position: &Result<Position>) -> String {
     match position {
         Ok(position) => match Instruction::at(position) {
-            Some(Instruction { bytes, text }) => format!("at {position}: {bytes}  {text}"),
-            None => format!("at {position}: no code can be read there"),
+            Some(Instruction { bytes, text }) => format!(" at {position}: {bytes}  {text}"),
+            None => format!(" at {position}: no code can be read there"),
         },
         Err(Error::Protected(_)) => {
-            "its registers are protected from the host, so no instruction can be shown".into()
+            ": its registers are protected from the host, so no instruction can be shown".into()
         }
-        Err(error) => format!("its registers cannot be read: {error}"),
+        Err(error) => format!(": its registers cannot be read: {error}"),
     }
 }
 

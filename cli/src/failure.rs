@@ -129,6 +129,8 @@ pub(crate) fn code_of(error: &MachineError) -> Code {
         | MachineError::BadHeader { .. }
         | MachineError::BadImage { .. }
         | MachineError::Overlap { .. } => Code::Input,
+        // Linked where no machine has RAM, whatever the options.
+        MachineError::ImageTooLarge { at, .. } if at.get() >= 3 << 30 => Code::Input,
         // The image does not go with the options.
         MachineError::ImageTooLarge { .. }
         | MachineError::EntryOutside { .. }

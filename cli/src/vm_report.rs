@@ -80,7 +80,7 @@ pub(crate) fn positions(run: &RunReport) -> Vec<String> {
         .iter()
         .filter(|vcpu| unfinished(&vcpu.end))
         .filter_map(|vcpu| Some((vcpu.id, vcpu.position.as_ref()?)))
-        .map(|(id, position)| format!("vCPU {id} {}", disassembly::line(position)))
+        .map(|(id, position)| format!("vCPU {id}{}", disassembly::line(position)))
         .take(8)
         .collect()
 }

@@ -411,3 +411,22 @@ fn a_fleet_without_confidential_vms_asks_no_firmware() {
     let ran = run_with_input(&["fleet", "-", "--host", "sim", "--json"], fleet);
     assert_eq!(report(&ran)["firmware"], Value::Array(Vec::new()));
 }
+
+#[test]
+fn a_vm_that_does_not_do_as_expected_is_told_with_its_place_unless_that_is_secret() {
+    let vm = |kind: &str, host: &str| {
+        format!(
+            "[[vm]]\nname = \"vm\"\nkind = \"{kind}\"\nhost = \"{host}\"\npayload = \"spin\"\n\
+             timeout = \"200ms\"\nexpect = {{ end = \"halt\" }}\n"
+        )
+    };
+    let ran = run_with_input(&["fleet", "-"], &vm("tdx", "sim"));
+    assert_eq!(ran.code, Some(3), "{}", ran.err);
+    let words = "its registers are protected from the host";
+    assert!(ran.out.contains(words), "{}", ran.out);
+    if has_kvm() {
+        let ran = run_with_input(&["fleet", "-"], &vm("normal", "kvm"));
+        assert_eq!(ran.code, Some(3), "{}", ran.err);
+        assert!(ran.out.contains("vCPU 0 at 0000:7c"), "{}", ran.out);
+    }
+}

@@ -117,7 +117,12 @@ impl fmt::Display for End {
             }
             Self::FailEntry(reason) => write!(f, "entry refused with reason {reason:#x}"),
             Self::InternalError { suberror, data } => {
-                write!(f, "internal error {suberror:#x} of the platform")?;
+                // KVM_INTERNAL_ERROR_EMULATION
+                let meaning = match suberror {
+                    1 => " (it can neither run nor emulate an instruction)",
+                    _ => "",
+                };
+                write!(f, "internal error {suberror:#x} of the platform{meaning}")?;
                 data.iter().try_for_each(|word| write!(f, " {word:#x}"))
             }
             Self::Failed(error) => error.fmt(f),

@@ -263,8 +263,14 @@ fn refused(title: String, error: MachineError) -> Problem {
     let mut hint = error.hint();
     let mut problem = Problem::new(title).code(code_of(&error));
     let mut next: Option<&dyn std::error::Error> = Some(&error);
+    let mut last = String::new();
     while let Some(error) = next {
-        problem = problem.note(error.to_string());
+        // An error that only wraps another has its text.
+        let text = error.to_string();
+        if text != last {
+            problem = problem.note(text.as_str());
+        }
+        last = text;
         if let Some(Error::NoKeyId) = error.downcast_ref() {
             hint = Some("each confidential VM holds a KeyID or ASID: take fewer at once (`count`)");
         }
