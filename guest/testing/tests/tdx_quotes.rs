@@ -2,6 +2,7 @@
 
 use kvm_ops_guest::GpaRange;
 use kvm_ops_guest::tdx::{CallError, QuoteHeader, TdGuest, Vmcall, VmcallStatus};
+use kvm_ops_guest_test::tdx::module::Platform;
 use kvm_ops_guest_test::tdx::{QuoteStatus, TestTd, TestTdBuilder, Vcpu};
 
 const SHARED: u64 = 1 << 47;
@@ -15,7 +16,7 @@ fn td() -> TestTdBuilder {
 }
 
 /// A service whose quote is the report's data, backwards.
-fn backwards(report: &[u8; 1024]) -> Result<Vec<u8>, QuoteStatus> {
+fn backwards(report: &[u8; 1024], _: &Platform) -> Result<Vec<u8>, QuoteStatus> {
     Ok(report[128..192].iter().rev().copied().collect())
 }
 
@@ -76,9 +77,9 @@ fn a_host_without_a_service_says_so_in_the_buffer() {
     };
     let whole = QuoteHeader::request(1024);
     assert_eq!(status(td(), whole), (QuoteStatus::UNAVAILABLE, 0));
-    let fails = td().quoting(|_| Err(QuoteStatus::ERROR));
+    let fails = td().quoting(|_, _| Err(QuoteStatus::ERROR));
     assert_eq!(status(fails, whole), (QuoteStatus::ERROR, 0));
-    let large = td().quoting(|_| Ok(vec![0; ROOM as usize]));
+    let large = td().quoting(|_, _| Ok(vec![0; ROOM as usize]));
     assert_eq!(status(large, whole), (QuoteStatus::ERROR, 0), "no room");
     let short = td().quoting(backwards);
     let request = QuoteHeader::request(1023);

@@ -6,7 +6,8 @@ use super::td::TestTd;
 use super::{Host, QuoteStatus};
 use crate::layout::{Layout, LayoutError};
 use kvm_ops_guest::PageSize;
-use kvm_ops_guest::tdx::{Gpaw, TdInfo};
+use kvm_ops_guest::tdx::{Gpaw, REPORT_LEN, TdInfo};
+use soft_tdx_module::Platform;
 use std::fmt;
 use std::ops::Range;
 
@@ -15,7 +16,8 @@ const MAX_RAM: u64 = 64 << 30;
 const MAX_VCPUS: usize = 64;
 
 /// The service that answers GetQuote: it makes a quote of a TDREPORT.
-pub(super) type Quoting = Box<dyn FnMut(&[u8; 1024]) -> Result<Vec<u8>, QuoteStatus> + Send>;
+pub(super) type Quoting =
+    Box<dyn FnMut(&[u8; REPORT_LEN], &Platform) -> Result<Vec<u8>, QuoteStatus> + Send>;
 
 /// Makes a [`TestTd`]. The default has one vCPU, 1 GiB of memory, 48-bit addresses and
 /// ATTRIBUTES.SEPT_VE_DISABLE, which Linux insists on; no page is there at first, and an honest host
@@ -145,12 +147,15 @@ impl TestTdBuilder {
         self
     }
 
-    /// The quoting service, with which an honest host answers GetQuote. Without one it answers
+    /// The quoting service, with which an honest host answers GetQuote: it gets the TDREPORT and the
+    /// platform, which knows its reports (`Platform::verify_report`). Without one the answer is
     /// [`QuoteStatus::UNAVAILABLE`].
     #[must_use]
     pub fn quoting(
         mut self,
-        service: impl FnMut(&[u8; 1024]) -> Result<Vec<u8>, QuoteStatus> + Send + 'static,
+        service: impl FnMut(&[u8; REPORT_LEN], &Platform) -> Result<Vec<u8>, QuoteStatus>
+        + Send
+        + 'static,
     ) -> Self {
         self.quoting = Some(Box::new(service));
         self

@@ -4,10 +4,8 @@ use super::builder::Quoting;
 use super::td::Inner;
 use crate::sync::lock;
 use kvm_ops_guest::GpaRange;
-use kvm_ops_guest::tdx::{QuoteHeader, QuoteStatus};
-
-/// The length of a TDREPORT.
-const REPORT_LEN: usize = 1024;
+use kvm_ops_guest::tdx::{QuoteHeader, QuoteStatus, REPORT_LEN};
+use soft_tdx_module::Platform;
 
 /// The quoting service, and what it has not answered.
 pub(super) struct Quotes {
@@ -44,9 +42,14 @@ impl Quotes {
         due
     }
 
-    fn quote(&mut self, report: &[u8; REPORT_LEN], room: usize) -> Result<Vec<u8>, QuoteStatus> {
+    fn quote(
+        &mut self,
+        report: &[u8; REPORT_LEN],
+        platform: &Platform,
+        room: usize,
+    ) -> Result<Vec<u8>, QuoteStatus> {
         let service = self.service.as_mut().ok_or(QuoteStatus::UNAVAILABLE)?;
-        let quote = service(report)?;
+        let quote = service(report, platform)?;
         if quote.len() > room {
             return Err(QuoteStatus::ERROR);
         }
@@ -74,7 +77,7 @@ impl Inner {
         for owed in quotes.due() {
             let answer = self
                 .report_of(&owed)
-                .and_then(|(report, room)| quotes.quote(&report, room));
+                .and_then(|(report, room)| quotes.quote(&report, &self.machine.p, room));
             match answer {
                 Ok(quote) => self.answer_quote(owed.buffer, QuoteStatus::SUCCESS, &quote),
                 Err(status) => self.answer_quote(owed.buffer, status, &[]),
