@@ -11,7 +11,7 @@ use kvm_ops_sev::migrate::{
 };
 use migrate_support::*;
 use proptest::prelude::*;
-use soft_amd_sp::{Command, Status, policy};
+use soft_amd_sp::{Command, SevPolicy, Status};
 
 type Tx<'m> = Sender<RawSource<'m>>;
 type Rx<'m> = Receiver<RawTarget<'m>>;
@@ -83,7 +83,7 @@ fn nothing_left(tx: Tx<'_>, rx: Rx<'_>) {
 fn a_running_guest_arrives_with_its_last_writes() {
     for tech in [Tech::Sev, Tech::SevEs] {
         let (a, b) = (Machine::new(1), Machine::new(2));
-        let mut source = RawSource::new(&a, tech, policy::SEV, 64);
+        let mut source = RawSource::new(&a, tech, SevPolicy::SEV.bits(), 64);
         source.script = (0..150).map(|i| (i * 7 % 64, Some(i as u8))).collect();
         let (mut tx, mut rx) = (sender(source), Receiver::new(RawTarget::new(&b, tech)));
         good(&mut tx, &mut rx);
@@ -311,8 +311,8 @@ fn every_flipped_bit_is_noticed_and_nothing_is_lost() {
 #[test]
 fn policies_that_forbid_the_journey_leave_everything_as_it_was() {
     let (a, b) = (Machine::new(17), Machine::new(18));
-    for forbidding in [policy::NOSEND, policy::DOMAIN] {
-        let source = RawSource::new(&a, Tech::Sev, forbidding, 8);
+    for forbidding in [SevPolicy::NOSEND, SevPolicy::DOMAIN] {
+        let source = RawSource::new(&a, Tech::Sev, forbidding.bits(), 8);
         let (mut tx, mut rx) = (sender(source), Receiver::new(RawTarget::new(&b, Tech::Sev)));
         let (sent, received) = link(&mut tx, &mut rx, Fault::None, Fault::None);
         let error = failed(Command::SEND_START, Status::POLICY_FAILURE);

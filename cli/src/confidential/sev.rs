@@ -3,12 +3,13 @@
 use kvm_ops::{Gpa, Measurement, Pfn, SevParams, Tech};
 use kvm_ops_machine::LaunchPage;
 use rand_core::OsRng;
+use soft_amd_sp::Platform;
+use soft_amd_sp::command::{PlatformStatus, SevPolicy};
 use soft_amd_sp::crypto::GuestOwner;
 use soft_amd_sp::measure::{
     ApiVersion, BSP_EIP, InitialVmsa, LaunchMeasure, PageInfo, PageType, SevDigest, SnpDigest,
     VMSA_GPA, Vmm,
 };
-use soft_amd_sp::{Command, CommandBuffer, Platform, policy};
 
 /// The address of the launch pages. They end at 4 GiB, and contain the reset vector.
 const FIRST: u64 = 0xffff_c000;
@@ -56,13 +57,12 @@ impl SevOwner {
         vcpus: u32,
         platform: &Platform,
     ) -> Option<Self> {
-        let mut status = CommandBuffer::new(Command::PLATFORM_STATUS);
+        let mut status = PlatformStatus::default();
         platform.run(&mut status).ok().ok()?;
-        let field = |name| status.get(name).and_then(|value| u8::try_from(value).ok());
         let version = ApiVersion {
-            major: field("api_major")?,
-            minor: field("api_minor")?,
-            build: field("build")?,
+            major: status.api_major,
+            minor: status.api_minor,
+            build: status.build,
         };
         let digest = if tech == Tech::SevSnp {
             let mut digest = SnpDigest::new();
@@ -83,7 +83,7 @@ impl SevOwner {
             (0..vcpus)
                 .filter(|_| is_es)
                 .for_each(|_| digest.update(&vmsa(0)[..]));
-            let policy = if is_es { policy::ES } else { 0 };
+            let policy = if is_es { SevPolicy::ES.bits() } else { 0 };
             let owner = GuestOwner::new(&platform.pdh_cert(), policy, &mut OsRng)?;
             Digest::Legacy(digest.value(), Box::new(owner))
         };

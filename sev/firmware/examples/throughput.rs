@@ -4,8 +4,8 @@
 mod common;
 
 use common::*;
-use soft_amd_sp::measure::{Launch, cpu_signature};
-use soft_amd_sp::{Command, GuestPage, Platform};
+use soft_amd_sp::measure::{Launch, PageType, cpu_signature};
+use soft_amd_sp::{GuestPage, Platform};
 use std::time::{Duration, Instant};
 
 const LEN: u64 = 16 << 20;
@@ -42,45 +42,40 @@ fn main() {
 
     let p = sev_from(machine(1));
     p.host_write(AT, &image).unwrap();
-    let handle = launch_start(&p, 0, 6);
-    let fields = [("handle", handle.into()), ("address", AT), ("len", LEN)];
+    let handle = launch_start(&p, OPEN, 6);
     rate("LAUNCH_UPDATE_DATA", LEN, || {
-        run(&p, Command::LAUNCH_UPDATE_DATA, &fields).ok().unwrap();
+        update_data(&p, handle, AT, LEN as u32).ok().unwrap();
     });
 
     let q = snp_from(machine(2));
-    snp_launch(&q, 0x1000, 0x3_0000, 1);
+    snp_launch(&q, 0x1000, SnpPolicy::SMT, 1);
     rate(
         "SNP_LAUNCH_UPDATE, 4 KiB pages, with RMPUPDATE",
         PAGE as u64,
         || {
-            snp_add(&q, 0x1000, 1, AT, 0x8000, 1).ok().unwrap();
+            snp_add(&q, 0x1000, 1, AT, 0x8000, PageType::Normal)
+                .ok()
+                .unwrap();
             q.rmpupdate(AT, &soft_amd_sp::RmpUpdate::shared()).unwrap();
         },
     );
 
     let (a, b) = (sev_from(machine(3)), sev_from(machine(4)));
-    let source = running(&a, 0, 6, &[1; PAGE]);
-    run(&a, Command::SEND_START, &send_fields(&a, &b, source))
-        .ok()
-        .unwrap();
-    let (_, target) = receive_start(&a, &b, 0);
+    let source = running(&a, OPEN, 6, &[1; PAGE]);
+    run(&a, send_start(&a, &b, source)).ok().unwrap();
+    let (_, target) = receive_start(&a, &b, OPEN);
     activate(&b, target, 6).ok().unwrap();
-    let (send, receive) = (
-        packet_fields(source, GUEST, PAGE as u64),
-        packet_fields(target, GUEST, PAGE as u64),
-    );
+    let send: SendUpdateData = packet(source, GUEST, PAGE as u32);
+    let receive: ReceiveUpdateData = packet(target, GUEST, PAGE as u32);
     let mut bytes = vec![0; 2 * PAGE];
     rate(
         "SEND_UPDATE_DATA and RECEIVE_UPDATE_DATA",
         PAGE as u64,
         || {
-            run(&a, Command::SEND_UPDATE_DATA, &send).ok().unwrap();
+            run(&a, send).ok().unwrap();
             a.host_read(SCRATCH, &mut bytes).unwrap();
             b.host_write(SCRATCH, &bytes).unwrap();
-            run(&b, Command::RECEIVE_UPDATE_DATA, &receive)
-                .ok()
-                .unwrap();
+            run(&b, receive).ok().unwrap();
         },
     );
 

@@ -75,7 +75,7 @@ impl Snapshot {
                 .iter()
                 .map(|(handle, g)| GuestInfo {
                     handle: *handle,
-                    policy: g.policy,
+                    policy: g.policy.bits(),
                     asid: g.asid,
                     state: g.state,
                 })
@@ -85,7 +85,7 @@ impl Snapshot {
                 .iter()
                 .map(|(context, g)| SnpGuestInfo {
                     context: *context,
-                    policy: g.policy,
+                    policy: g.policy.bits(),
                     asid: g.asid,
                     state: g.state,
                     launch_digest: g.digest.value(),

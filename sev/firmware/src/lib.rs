@@ -2,10 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod attestation;
-mod buffer;
 mod builder;
 mod cipher;
-mod command;
+pub mod command;
 #[cfg(feature = "conform")]
 pub mod conform;
 pub mod crypto;
@@ -22,13 +21,11 @@ mod status;
 mod sync;
 mod wire;
 
-pub use buffer::CommandBuffer;
 pub use builder::{BuildError, Builder, CpuidLimit, Features, TcbVersion};
-pub use command::{Command, Field};
+pub use command::{Command, CommandStruct, SevPolicy, SnpPolicy};
 pub use dump::{GuestInfo, RmpRange, Snapshot, SnpGuestInfo};
 pub use firmware::asid::{AsidState, GuestId};
 pub use firmware::rules::{GuestState, PlatformState, SnpState};
-pub use firmware::{policy, snp_policy};
 pub use identity::RootOfTrust;
 pub use inject::{Failure, RandomFailures};
 pub use machine::Instruction;

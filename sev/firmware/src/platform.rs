@@ -1,9 +1,8 @@
 //! A machine with an AMD SP, as software sees it.
 
 use crate::attestation::CertChain;
-use crate::buffer::CommandBuffer;
 use crate::builder::{Builder, Config};
-use crate::command::Command;
+use crate::command::{Command, CommandStruct};
 use crate::crypto::Certificate;
 use crate::dump::Snapshot;
 use crate::firmware::{Firmware, Sp};
@@ -126,9 +125,23 @@ impl Platform {
         sp.snp.is_none() || pieces(address, len).all(|(at, _, _)| firmware(at))
     }
 
-    /// Carries out a command described field by field.
-    pub fn run(&self, buffer: &mut CommandBuffer) -> Status {
-        buffer.run(self)
+    /// Carries out the command of a structure and writes its outputs into it.
+    ///
+    /// ```
+    /// use soft_amd_sp::{Platform, command::*};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let p = Platform::builder().seed(1).build()?;
+    /// p.run(&mut Init::default()).ok()?;
+    /// let mut start = LaunchStart { policy: SevPolicy::NODBG, ..Default::default() };
+    /// p.run(&mut start).ok()?;
+    /// p.wbinvd_all();
+    /// p.run(&mut DfFlush).ok()?;
+    /// p.run(&mut Activate { handle: start.handle, asid: 100.into() }).ok()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn run<C: CommandStruct>(&self, buffer: &mut C) -> Status {
+        self.command(C::COMMAND, buffer.as_mut_bytes())
     }
 
     // --- The host's processors ---

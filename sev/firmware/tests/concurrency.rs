@@ -3,12 +3,13 @@
 mod common;
 
 use common::*;
+use soft_amd_sp::measure::PageType;
 use soft_amd_sp::{
-    Command, GuestPage, PageSize, PageState, Platform, RandomFailures, RmpError, RmpUpdate, Status,
+    GuestPage, PageSize, PageState, Platform, RandomFailures, RmpError, RmpUpdate, Status,
 };
 use std::thread;
 
-const POLICY: u64 = 0x3_0000;
+const POLICY: SnpPolicy = SnpPolicy::SMT;
 
 #[test]
 fn a_platform_can_be_shared_and_sent() {
@@ -20,20 +21,16 @@ fn a_platform_can_be_shared_and_sent() {
 fn life(p: &Platform, n: u64, asid: u32) -> Result<(), Status> {
     let gctx = 0x10_0000 * n;
     let (page, answer) = (gctx + 0x1000, gctx + 0x2000);
-    let on = |command, fields: &[(&str, u64)]| {
-        let mut all = vec![("gctx_paddr", gctx)];
-        all.extend_from_slice(fields);
-        run(p, command, &all).ok()
-    };
     p.rmpupdate(gctx, &RmpUpdate::firmware()).unwrap();
-    on(Command::SNP_GCTX_CREATE, &[])?;
-    on(Command::SNP_LAUNCH_START, &[("policy", POLICY)])?;
+    let gctx_paddr = common::page(gctx);
+    run(p, SnpGctxCreate { gctx_paddr }).ok()?;
+    snp_launch_start(p, gctx, POLICY).ok()?;
     loop {
-        match on(Command::SNP_ACTIVATE, &[("asid", asid.into())]) {
+        match snp_activate(p, gctx, asid).ok() {
             Err(Status::DFFLUSH_REQUIRED) => {
                 p.wbinvd_all();
                 // Another guest's end may have voided this WBINVD.
-                let _ = p.command(Command::SNP_DF_FLUSH, &mut []);
+                let _ = p.run(&mut SnpDfFlush);
             }
             other => break other?,
         }
@@ -42,11 +39,8 @@ fn life(p: &Platform, n: u64, asid: u32) -> Result<(), Status> {
     p.host_write(page, &words).unwrap();
     p.rmpupdate(page, &RmpUpdate::pre_guest(asid, 0x8000))
         .unwrap();
-    on(
-        Command::SNP_LAUNCH_UPDATE,
-        &[("flags", 1 << 1), ("address", page)],
-    )?;
-    on(Command::SNP_LAUNCH_FINISH, &[])?;
+    run(p, snp_update(gctx, page, PageType::Normal)).ok()?;
+    snp_finish(p, gctx).ok()?;
     let mut seen = [0; 64];
     for _ in 0..20 {
         let at = GuestPage::new(asid, 0x8000, page);
@@ -67,8 +61,8 @@ fn life(p: &Platform, n: u64, asid: u32) -> Result<(), Status> {
     );
     p.rmpupdate(answer, &RmpUpdate::shared()).unwrap();
     p.rmpupdate(page, &RmpUpdate::shared()).unwrap();
-    on(Command::SNP_DECOMMISSION, &[])?;
-    run(p, Command::SNP_PAGE_RECLAIM, &[("paddr", gctx)]).ok()?;
+    snp_decommission(p, gctx).ok()?;
+    reclaim(p, gctx).ok()?;
     p.rmpupdate(gctx, &RmpUpdate::shared()).unwrap();
     Ok(())
 }
@@ -182,20 +176,14 @@ fn random_failures_under_threads_lose_nothing_that_the_firmware_holds() {
         .unwrap_or(0);
     assert_eq!(contexts, s.snp_guests.len(), "{s}");
     for guest in &s.snp_guests {
-        let status = run(
-            &p,
-            Command::SNP_DECOMMISSION,
-            &[("gctx_paddr", guest.context)],
-        );
+        let status = snp_decommission(&p, guest.context);
         status.ok().unwrap();
     }
     for range in p.snapshot().rmp {
         for i in 0..range.pages as u64 {
             let at = range.spa + i * 0x1000;
             if range.entry.state.is_immutable() {
-                run(&p, Command::SNP_PAGE_RECLAIM, &[("paddr", at)])
-                    .ok()
-                    .unwrap();
+                reclaim(&p, at).ok().unwrap();
             }
             p.rmpupdate(at, &RmpUpdate::shared()).unwrap();
         }

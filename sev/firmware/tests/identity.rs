@@ -4,18 +4,22 @@ mod common;
 
 use common::*;
 use soft_amd_sp::crypto::{CERT_LEN, CertUsage, Certificate, PrivateKey};
-use soft_amd_sp::{Command, Platform, Status};
+use soft_amd_sp::{Platform, Status};
 
 const NV: u64 = 0x60_0000;
 const NV_LEN: usize = 32 << 10;
 
 fn init_ex(p: &Platform) -> Status {
-    let fields = [
-        ("length", 0x24),
-        ("nv_address", NV),
-        ("nv_len", NV_LEN as u64),
-    ];
-    run(p, Command::INIT_EX, &fields)
+    init_ex_with(p, NV_LEN as u32)
+}
+
+fn init_ex_with(p: &Platform, nv_length: u32) -> Status {
+    let init = InitEx {
+        nv_paddr: NV.into(),
+        nv_length: nv_length.into(),
+        ..Default::default()
+    };
+    run(p, init)
 }
 
 fn nv(p: &Platform) -> Vec<u8> {
@@ -25,7 +29,7 @@ fn nv(p: &Platform) -> Vec<u8> {
 }
 
 fn shutdown(p: &Platform) {
-    p.command(Command::SHUTDOWN, &mut []).ok().unwrap();
+    p.run(&mut Shutdown).ok().unwrap();
 }
 
 #[test]
@@ -37,7 +41,7 @@ fn keys_survive_in_the_buffer_of_init_ex() {
     assert_ne!(saved, vec![0xff; NV_LEN]);
 
     // New keys, then the saved ones again.
-    p.command(Command::PEK_GEN, &mut []).ok().unwrap();
+    p.run(&mut PekGen).ok().unwrap();
     let other = p.pdh_cert();
     assert_ne!(other, pdh);
     assert_ne!(nv(&p), saved);
@@ -67,25 +71,17 @@ fn damaged_persistent_data_is_reported_once_and_replaced() {
         init_ex(&p).ok().unwrap();
     }
     shutdown(&p);
-    let short = [("length", 0x24), ("nv_address", NV), ("nv_len", 0x1000)];
-    assert_eq!(run(&p, Command::INIT_EX, &short), Status::INVALID_LEN);
+    assert_eq!(init_ex_with(&p, 0x1000), Status::INVALID_LEN);
 }
 
 #[test]
 fn the_exported_chain_leads_from_pdh_to_the_vendor() {
     let p = sev(4);
-    let query = run_out(&p, Command::PDH_CERT_EXPORT, &[]);
+    let query = run_out(&p, PdhCertExport::default());
     assert_eq!(query.0, Status::INVALID_LEN);
-    let chain_len = query.1.get("cert_chain_len").unwrap();
-    assert_eq!(query.1.get("pdh_cert_len"), Some(CERT_LEN as u64));
-    assert_eq!(chain_len, 3 * CERT_LEN as u64);
-    let fields = [
-        ("pdh_cert_address", SCRATCH),
-        ("pdh_cert_len", CERT_LEN as u64),
-        ("cert_chain_address", SCRATCH + 0x1000),
-        ("cert_chain_len", chain_len),
-    ];
-    run(&p, Command::PDH_CERT_EXPORT, &fields).ok().unwrap();
+    assert_eq!(query.1.pdh_cert_length, CERT_LEN as u32);
+    assert_eq!(query.1.certs_length, 3 * CERT_LEN as u32);
+    run(&p, pdh_cert_export()).ok().unwrap();
     let cert = |at| {
         let mut bytes = [0; CERT_LEN];
         p.host_read(at, &mut bytes).unwrap();
@@ -107,13 +103,18 @@ fn an_owner_certifies_the_platform_once() {
     let owner = PrivateKey::from_scalar(&[5; 48]).unwrap();
     let oca =
         Certificate::new(CertUsage::Oca, &owner.public(), 0, 0).signed_by(CertUsage::Oca, &owner);
-    let query = run_out(&p, Command::PEK_CSR, &[]);
+    let query = run_out(&p, PekCsr::default());
     assert_eq!(
-        (query.0, query.1.get("len")),
-        (Status::INVALID_LEN, Some(CERT_LEN as u64))
+        (query.0, query.1.csr_length.get()),
+        (Status::INVALID_LEN, CERT_LEN as u32)
     );
-    let fields = [("address", SCRATCH), ("len", CERT_LEN as u64)];
-    run(&p, Command::PEK_CSR, &fields).ok().unwrap();
+    let csr_paddr = SCRATCH.into();
+    let csr_length = (CERT_LEN as u32).into();
+    let csr = PekCsr {
+        csr_paddr,
+        csr_length,
+    };
+    run(&p, csr).ok().unwrap();
     let mut request = [0; CERT_LEN];
     p.host_read(SCRATCH, &mut request).unwrap();
     let request = Certificate::from_bytes(&request).unwrap();
@@ -121,13 +122,14 @@ fn an_owner_certifies_the_platform_once() {
     let import = |pek: &Certificate, oca: &Certificate| {
         p.host_write(SCRATCH, pek.as_bytes()).unwrap();
         p.host_write(SCRATCH + 0x1000, oca.as_bytes()).unwrap();
-        let fields = [
-            ("pek_cert_address", SCRATCH),
-            ("pek_cert_len", CERT_LEN as u64),
-            ("oca_cert_address", SCRATCH + 0x1000),
-            ("oca_cert_len", CERT_LEN as u64),
-        ];
-        run(&p, Command::PEK_CERT_IMPORT, &fields)
+        let import = PekCertImport {
+            pek_cert_paddr: SCRATCH.into(),
+            pek_cert_length: (CERT_LEN as u32).into(),
+            oca_cert_paddr: (SCRATCH + 0x1000).into(),
+            oca_cert_length: (CERT_LEN as u32).into(),
+            ..Default::default()
+        };
+        run(&p, import)
     };
     let pek = request.clone().signed_by(CertUsage::Oca, &owner);
     let stranger =
@@ -135,12 +137,7 @@ fn an_owner_certifies_the_platform_once() {
     assert_eq!(import(&request, &oca), Status::BAD_SIGNATURE);
     assert_eq!(import(&stranger, &oca), Status::INVALID_CERTIFICATE);
     assert_eq!(import(&oca, &oca), Status::INVALID_CERTIFICATE);
-    let flags = || {
-        run_out(&p, Command::PLATFORM_STATUS, &[])
-            .1
-            .get("flags")
-            .unwrap()
-    };
+    let flags = || run_out(&p, PlatformStatus::default()).1.flags.bits();
     assert_eq!(flags(), 1 << 8);
     import(&pek, &oca).ok().unwrap();
     assert_eq!(flags(), 1 << 8 | 1);
@@ -148,15 +145,19 @@ fn an_owner_certifies_the_platform_once() {
     assert!(p.pek_cert().is_signed_by(&oca));
     assert!(p.pdh_cert().is_signed_by(&p.pek_cert()));
     // A new PEK ends the ownership.
-    p.command(Command::PEK_GEN, &mut []).ok().unwrap();
+    p.run(&mut PekGen).ok().unwrap();
     assert_eq!(flags(), 1 << 8);
 }
 
 #[test]
 fn get_id_reports_one_identity_per_chip() {
     let id = |p: &Platform| {
-        let fields = [("address", SCRATCH), ("len", 64)];
-        run(p, Command::GET_ID, &fields).ok().unwrap();
+        let (id_paddr, id_length) = (SCRATCH.into(), 64.into());
+        let get = GetId {
+            id_paddr,
+            id_length,
+        };
+        run(p, get).ok().unwrap();
         let mut out = [0; 64];
         p.host_read(SCRATCH, &mut out).unwrap();
         out

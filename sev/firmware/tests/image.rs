@@ -3,10 +3,10 @@
 mod common;
 
 use common::*;
+use soft_amd_sp::Platform;
 use soft_amd_sp::measure::{
     BSP_EIP, InitialVmsa, Launch, LaunchMeasure, Ovmf, PageType, SectionKind, VMSA_GPA, Vmm,
 };
-use soft_amd_sp::{Command, Platform, Status, policy};
 
 const VCPUS: u32 = 3;
 const SIGNATURE: u32 = 0x80_0f12;
@@ -100,11 +100,9 @@ fn off_line(image: &[u8]) -> Launch<'_> {
 fn snp_launch_of_an_image_has_its_off_line_digest() {
     for image in images() {
         let p = snp_from(machine());
-        snp_launch(&p, GCTX, 0x3_0000, ASID);
+        snp_launch(&p, GCTX, SnpPolicy::SMT, ASID);
         let add = |spa: u64, gpa: u64, page_type: PageType| {
-            snp_add(&p, GCTX, ASID, spa, gpa, page_type as u64)
-                .ok()
-                .unwrap();
+            snp_add(&p, GCTX, ASID, spa, gpa, page_type).ok().unwrap();
         };
         p.host_write(IMAGE, &image).unwrap();
         let base = (1 << 32) - image.len() as u64;
@@ -129,48 +127,35 @@ fn snp_launch_of_an_image_has_its_off_line_digest() {
             add(spa, VMSA_GPA, PageType::Vmsa);
             spa += 0x1000;
         }
-        run(&p, Command::SNP_LAUNCH_FINISH, &[("gctx_paddr", GCTX)])
-            .ok()
-            .unwrap();
+        snp_finish(&p, GCTX).ok().unwrap();
         let launched = p.snapshot().snp_guests[0].launch_digest;
         assert_eq!(launched, off_line(&image).snp().unwrap());
     }
 }
 
 /// Launches an SEV or SEV-ES guest and checks MEASURE against the digest.
-fn check_measure(p: &Platform, image: &[u8], policy: u32, asid: u32, digest: &[u8; 32]) {
+fn check_measure(p: &Platform, image: &[u8], policy: SevPolicy, asid: u32, digest: &[u8; 32]) {
     let guest_owner = owner(p, policy);
-    let (status, out) = run_out(
-        p,
-        Command::LAUNCH_START,
-        &owner_fields(p, &guest_owner, policy),
-    );
+    let (status, out) = run_out(p, owner_start(p, &guest_owner, policy));
     status.ok().unwrap();
-    let h = ("handle", out.get("handle").unwrap());
-    activate(p, h.1 as u32, asid).ok().unwrap();
+    let handle = out.handle.get();
+    activate(p, handle, asid).ok().unwrap();
     p.host_write(IMAGE, image).unwrap();
-    let update = |command, at: u64, len: u64| -> Status {
-        run(p, command, &[h, ("address", at), ("len", len)])
-    };
     // The pieces in which the image is passed do not matter.
-    let half = image.len() as u64 / 2 / 16 * 16;
-    update(Command::LAUNCH_UPDATE_DATA, IMAGE, half)
+    let half = image.len() as u32 / 2 / 16 * 16;
+    update_data(p, handle, IMAGE, half).ok().unwrap();
+    let rest = image.len() as u32 - half;
+    update_data(p, handle, IMAGE + u64::from(half), rest)
         .ok()
         .unwrap();
-    let rest = image.len() as u64 - half;
-    update(Command::LAUNCH_UPDATE_DATA, IMAGE + half, rest)
-        .ok()
-        .unwrap();
-    if policy & policy::ES != 0 {
+    if policy.contains(SevPolicy::ES) {
         let ovmf = Ovmf::parse(image).unwrap();
         for index in 0..VCPUS {
             p.host_write(PAGES, &vmsa(index, &ovmf, 0)[..]).unwrap();
-            update(Command::LAUNCH_UPDATE_VMSA, PAGES, 0x1000)
-                .ok()
-                .unwrap();
+            update_vmsa(p, handle, PAGES, 0x1000).ok().unwrap();
         }
     }
-    update(Command::LAUNCH_MEASURE, SCRATCH, 48).ok().unwrap();
+    launch_measure(p, handle, SCRATCH).ok().unwrap();
     let mut bytes = [0; 48];
     p.host_read(SCRATCH, &mut bytes).unwrap();
     let got = LaunchMeasure::from_bytes(&bytes);
@@ -187,7 +172,7 @@ fn sev_and_es_launches_of_an_image_have_their_off_line_digests() {
     for image in images() {
         let p = sev_from(machine());
         let launch = off_line(&image);
-        check_measure(&p, &image, 0, 6, &launch.sev().unwrap());
-        check_measure(&p, &image, policy::ES, 1, &launch.sev_es().unwrap());
+        check_measure(&p, &image, OPEN, 6, &launch.sev().unwrap());
+        check_measure(&p, &image, SevPolicy::ES, 1, &launch.sev_es().unwrap());
     }
 }

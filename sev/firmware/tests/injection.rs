@@ -3,9 +3,7 @@
 mod common;
 
 use common::*;
-use soft_amd_sp::{
-    Command, Failure, Instruction, Operation, RandomFailures, RmpError, RmpUpdate, Status,
-};
+use soft_amd_sp::{Failure, Instruction, Operation, RandomFailures, RmpError, RmpUpdate, Status};
 
 const ASID: u32 = 6;
 
@@ -27,7 +25,7 @@ fn every_command_can_be_made_to_fail_with_any_status_without_effect() {
 #[test]
 fn the_nth_call_from_now_fails_and_no_other() {
     let p = sev(2);
-    let status = || p.command(Command::NOP, &mut []);
+    let status = || p.run(&mut Nop);
     status().ok().unwrap();
     let operation = Operation::Command(Command::NOP);
     p.fail(Failure {
@@ -82,32 +80,26 @@ fn instructions_can_be_made_to_fail() {
     p.require_df_flush();
     fail(Instruction::Wbinvd, 1);
     p.wbinvd_all();
-    assert_eq!(
-        p.command(Command::SNP_DF_FLUSH, &mut []),
-        Status::WBINVD_REQUIRED
-    );
+    assert_eq!(p.run(&mut SnpDfFlush), Status::WBINVD_REQUIRED);
     p.wbinvd_all();
-    p.command(Command::SNP_DF_FLUSH, &mut []).ok().unwrap();
+    p.run(&mut SnpDfFlush).ok().unwrap();
 }
 
 #[test]
 fn a_flush_can_be_demanded_and_guests_limited() {
     let p = sev(4);
-    let handle = launch_start(&p, 0, ASID);
-    on(&p, Command::DEACTIVATE, handle).ok().unwrap();
+    let handle = launch_start(&p, OPEN, ASID);
+    deactivate(&p, handle).ok().unwrap();
     flush(&p);
     p.require_df_flush();
     assert_eq!(activate(&p, handle, ASID + 1), Status::DFFLUSH_REQUIRED);
-    assert_eq!(
-        p.command(Command::DF_FLUSH, &mut []),
-        Status::WBINVD_REQUIRED
-    );
+    assert_eq!(p.run(&mut DfFlush), Status::WBINVD_REQUIRED);
     flush(&p);
     activate(&p, handle, ASID + 1).ok().unwrap();
     p.limit_guests(1);
-    assert_eq!(run(&p, Command::LAUNCH_START, &[]), Status::RESOURCE_LIMIT);
+    assert_eq!(run(&p, LaunchStart::default()), Status::RESOURCE_LIMIT);
     p.limit_guests(2);
-    run(&p, Command::LAUNCH_START, &[]).ok().unwrap();
+    run(&p, LaunchStart::default()).ok().unwrap();
 }
 
 /// A host that tries again until it succeeds.
@@ -119,32 +111,21 @@ fn launch_against(seed: u64) -> (Vec<String>, usize) {
         statuses: vec![Status::HWERROR_PLATFORM, Status::RESOURCE_LIMIT],
         codes: vec![],
     });
-    let mut handle = 0;
     let mut tries = 0;
-    let mut until_ok = |command: Command, fields: &[(&str, u64)]| loop {
+    let mut until_ok = |attempt: &mut dyn FnMut() -> Status| loop {
         tries += 1;
         assert!(tries < 1000);
-        let mut fields = fields.to_vec();
-        if handle != 0 {
-            fields.push(("handle", handle));
-        }
-        let (status, out) = run_out(&p, command, &fields);
-        if status.is_success() {
-            handle = out.get("handle").unwrap();
+        if attempt().is_success() {
             break;
         }
     };
-    until_ok(Command::LAUNCH_START, &[]);
-    until_ok(Command::ACTIVATE, &[("asid", ASID.into())]);
-    until_ok(
-        Command::LAUNCH_UPDATE_DATA,
-        &[("address", GUEST), ("len", 16)],
-    );
-    until_ok(
-        Command::LAUNCH_MEASURE,
-        &[("address", SCRATCH), ("len", 48)],
-    );
-    until_ok(Command::LAUNCH_FINISH, &[]);
+    let mut start = LaunchStart::default();
+    until_ok(&mut || p.run(&mut start));
+    let handle = start.handle.get();
+    until_ok(&mut || activate(&p, handle, ASID));
+    until_ok(&mut || update_data(&p, handle, GUEST, 16));
+    until_ok(&mut || launch_measure(&p, handle, SCRATCH));
+    until_ok(&mut || launch_finish(&p, handle));
     (p.trace().iter().map(ToString::to_string).collect(), tries)
 }
 
@@ -158,11 +139,11 @@ fn random_failures_replay_from_their_seed() {
 #[test]
 fn trace_and_counters_tell_what_happened() {
     let p = sev_from(builder(6).trace_capacity(4));
-    let handle = launch_start(&p, 0, ASID);
+    let handle = launch_start(&p, OPEN, ASID);
     assert_eq!(activate(&p, handle, ASID), Status::ACTIVE);
     p.command(0x7ff_u32, &mut []);
     p.fail_next(Command::NOP, Status::UNSUPPORTED);
-    p.command(Command::NOP, &mut []);
+    p.run(&mut Nop);
     let trace: Vec<_> = p.trace().iter().map(ToString::to_string).collect();
     assert_eq!(trace.len(), 4);
     assert!(
@@ -187,7 +168,7 @@ fn trace_and_counters_tell_what_happened() {
 #[test]
 fn the_dump_names_guests_asids_and_pages() {
     let p = snp(7);
-    snp_launch(&p, 0x1000, 0x3_0000, 1);
+    snp_launch(&p, 0x1000, SnpPolicy::SMT, 1);
     for i in 0..3 {
         let at = 0x50_0000 + i * 0x1000;
         p.rmpupdate(at, &RmpUpdate::guest(1, at)).unwrap();

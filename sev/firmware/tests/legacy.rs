@@ -5,51 +5,52 @@ mod common;
 use common::*;
 use sha2::{Digest, Sha256};
 use soft_amd_sp::attestation::LegacyReport;
-use soft_amd_sp::measure::{ApiVersion, InitialVmsa, Launch, LaunchMeasure, Vmm};
-use soft_amd_sp::{AccessFault, Command, GuestPage, Platform, Status, policy};
+use soft_amd_sp::measure::{self, ApiVersion, InitialVmsa, Launch, Vmm};
+use soft_amd_sp::{AccessFault, GuestPage, Platform, Status};
 
 const SEV_ASID: u32 = 6;
 const ES_ASID: u32 = 1;
 
-fn measure(p: &Platform, handle: u32) -> LaunchMeasure {
-    let fields = [("handle", handle.into()), ("address", SCRATCH), ("len", 48)];
-    run(p, Command::LAUNCH_MEASURE, &fields).ok().unwrap();
+fn measure(p: &Platform, handle: u32) -> measure::LaunchMeasure {
+    launch_measure(p, handle, SCRATCH).ok().unwrap();
     let mut bytes = [0; 48];
     p.host_read(SCRATCH, &mut bytes).unwrap();
-    LaunchMeasure::from_bytes(&bytes)
+    measure::LaunchMeasure::from_bytes(&bytes)
 }
 
-fn update(p: &Platform, command: Command, handle: u32, address: u64, len: u64) -> Status {
-    run(
-        p,
-        command,
-        &[
-            ("handle", handle.into()),
-            ("address", address),
-            ("len", len),
-        ],
-    )
+fn dbg_decrypt(handle: u32, src: u64, dst: u64, len: u32) -> DbgDecrypt {
+    DbgDecrypt {
+        handle: handle.into(),
+        src_paddr: src.into(),
+        dst_paddr: dst.into(),
+        length: len.into(),
+        ..Default::default()
+    }
+}
+
+fn dbg_encrypt(handle: u32, src: u64, dst: u64, len: u32) -> DbgEncrypt {
+    DbgEncrypt {
+        handle: handle.into(),
+        src_paddr: src.into(),
+        dst_paddr: dst.into(),
+        length: len.into(),
+        ..Default::default()
+    }
 }
 
 #[test]
 fn owner_can_check_the_measurement_of_an_es_launch_and_send_a_secret() {
     let p = sev(1);
-    let policy = policy::ES | policy::NODBG;
+    let policy = SevPolicy::ES | SevPolicy::NODBG;
     let guest_owner = owner(&p, policy);
-    let (status, out) = run_out(
-        &p,
-        Command::LAUNCH_START,
-        &owner_fields(&p, &guest_owner, policy),
-    );
+    let (status, out) = run_out(&p, owner_start(&p, &guest_owner, policy));
     status.ok().unwrap();
-    let handle = out.get("handle").unwrap() as u32;
+    let handle = out.handle.get();
     activate(&p, handle, ES_ASID).ok().unwrap();
 
     let image: Vec<u8> = (0..0x3000_u32).map(|i| (i * 7) as u8).collect();
     p.host_write(GUEST, &image).unwrap();
-    update(&p, Command::LAUNCH_UPDATE_DATA, handle, GUEST, 0x3000)
-        .ok()
-        .unwrap();
+    update_data(&p, handle, GUEST, 0x3000).ok().unwrap();
     let vmsa = InitialVmsa {
         eip: 0xffff_fff0,
         vcpu_sig: 0,
@@ -57,15 +58,9 @@ fn owner_can_check_the_measurement_of_an_es_launch_and_send_a_secret() {
         vmm: Vmm::Qemu,
     };
     p.host_write(GUEST + 0x4000, &vmsa.page()[..]).unwrap();
-    update(
-        &p,
-        Command::LAUNCH_UPDATE_VMSA,
-        handle,
-        GUEST + 0x4000,
-        0x1000,
-    )
-    .ok()
-    .unwrap();
+    update_vmsa(&p, handle, GUEST + 0x4000, 0x1000)
+        .ok()
+        .unwrap();
 
     // The firmware's measurement equals the one that the owner computes from the image.
     let got = measure(&p, handle);
@@ -83,11 +78,10 @@ fn owner_can_check_the_measurement_of_an_es_launch_and_send_a_secret() {
     let header = guest_owner.seal_secret(&mut secret, [9; 16], &got);
     p.host_write(SCRATCH, &header.to_bytes()).unwrap();
     p.host_write(SCRATCH + 0x1000, &secret).unwrap();
-    let fields = packet_fields(handle, GUEST + 0x100, 32);
-    run(&p, Command::LAUNCH_UPDATE_SECRET, &fields)
+    run(&p, packet::<LaunchSecret>(handle, GUEST + 0x100, 32))
         .ok()
         .unwrap();
-    on(&p, Command::LAUNCH_FINISH, handle).ok().unwrap();
+    launch_finish(&p, handle).ok().unwrap();
     let mut seen = [0; 32];
     let page = GuestPage::new(ES_ASID, 0x100, GUEST + 0x100);
     p.guest_read(&page, &mut seen).unwrap();
@@ -99,106 +93,94 @@ fn owner_can_check_the_measurement_of_an_es_launch_and_send_a_secret() {
 #[test]
 fn any_flipped_bit_in_a_secret_packet_is_refused_and_memory_is_unchanged() {
     let p = sev(2);
-    let guest_owner = owner(&p, 0);
-    let (_, out) = run_out(
-        &p,
-        Command::LAUNCH_START,
-        &owner_fields(&p, &guest_owner, 0),
-    );
-    let handle = out.get("handle").unwrap() as u32;
+    let guest_owner = owner(&p, OPEN);
+    let (_, out) = run_out(&p, owner_start(&p, &guest_owner, OPEN));
+    let handle = out.handle.get();
     activate(&p, handle, SEV_ASID).ok().unwrap();
     p.host_write(GUEST, &[3; 64]).unwrap();
-    update(&p, Command::LAUNCH_UPDATE_DATA, handle, GUEST, 64)
-        .ok()
-        .unwrap();
+    update_data(&p, handle, GUEST, 64).ok().unwrap();
     let got = measure(&p, handle);
     let mut data = [5; 16];
     let header = guest_owner.seal_secret(&mut data, [9; 16], &got);
     let mut before = [0; 64];
     p.host_read(GUEST, &mut before).unwrap();
-    let packet: Vec<u8> = header.to_bytes().into_iter().chain(data).collect();
-    for bit in 0..packet.len() * 8 {
+    let sealed: Vec<u8> = header.to_bytes().into_iter().chain(data).collect();
+    for bit in 0..sealed.len() * 8 {
         // Bit 0 of the flags asks for something else that the firmware cannot do.
         let expected = if bit == 0 {
             Status::UNSUPPORTED
         } else {
             Status::BAD_MEASUREMENT
         };
-        let mut packet = packet.clone();
-        packet[bit / 8] ^= 1 << (bit % 8);
-        p.host_write(SCRATCH, &packet[..52]).unwrap();
-        p.host_write(SCRATCH + 0x1000, &packet[52..]).unwrap();
-        let fields = packet_fields(handle, GUEST, 16);
-        assert_eq!(
-            run(&p, Command::LAUNCH_UPDATE_SECRET, &fields),
-            expected,
-            "bit {bit}"
-        );
+        let mut sealed = sealed.clone();
+        sealed[bit / 8] ^= 1 << (bit % 8);
+        p.host_write(SCRATCH, &sealed[..52]).unwrap();
+        p.host_write(SCRATCH + 0x1000, &sealed[52..]).unwrap();
+        let secret: LaunchSecret = packet(handle, GUEST, 16);
+        assert_eq!(run(&p, secret), expected, "bit {bit}");
         let mut after = [0; 64];
         p.host_read(GUEST, &mut after).unwrap();
         assert_eq!(before, after);
     }
-    p.host_write(SCRATCH, &packet[..52]).unwrap();
-    p.host_write(SCRATCH + 0x1000, &packet[52..]).unwrap();
-    run(
-        &p,
-        Command::LAUNCH_UPDATE_SECRET,
-        &packet_fields(handle, GUEST, 16),
-    )
-    .ok()
-    .unwrap();
+    p.host_write(SCRATCH, &sealed[..52]).unwrap();
+    p.host_write(SCRATCH + 0x1000, &sealed[52..]).unwrap();
+    run(&p, packet::<LaunchSecret>(handle, GUEST, 16))
+        .ok()
+        .unwrap();
 }
 
 #[test]
 fn a_session_with_any_flipped_bit_or_another_policy_is_refused() {
     let p = sev(3);
-    let guest_owner = owner(&p, 0);
-    let fields = owner_fields(&p, &guest_owner, 0);
+    let guest_owner = owner(&p, OPEN);
+    let good = owner_start(&p, &guest_owner, OPEN);
     for bit in (0..128 * 8).step_by(13) {
         let mut session = guest_owner.session().to_bytes();
         session[bit / 8] ^= 1 << (bit % 8);
         p.host_write(SCRATCH + 0x1000, &session).unwrap();
-        assert_eq!(
-            run(&p, Command::LAUNCH_START, &fields),
-            Status::BAD_MEASUREMENT,
-            "bit {bit}"
-        );
+        assert_eq!(run(&p, good), Status::BAD_MEASUREMENT, "bit {bit}");
     }
     p.host_write(SCRATCH + 0x1000, &guest_owner.session().to_bytes())
         .unwrap();
-    let mut other = fields;
-    other[0].1 = 1;
-    assert_eq!(
-        run(&p, Command::LAUNCH_START, &other),
-        Status::BAD_MEASUREMENT
-    );
-    run(&p, Command::LAUNCH_START, &fields).ok().unwrap();
+    let other = LaunchStart {
+        policy: SevPolicy::NODBG,
+        ..good
+    };
+    assert_eq!(run(&p, other), Status::BAD_MEASUREMENT);
+    run(&p, good).ok().unwrap();
     assert_eq!(p.snapshot().guests.len(), 1);
 }
 
 #[test]
 fn session_parameters_are_checked_in_order() {
     let p = sev(4);
-    let guest_owner = owner(&p, 0);
-    let good = owner_fields(&p, &guest_owner, 0);
-    for (field, value, expected) in [
-        ("dh_cert", 0, Status::INVALID_ADDRESS),
-        ("session", 0, Status::INVALID_ADDRESS),
-        ("dh_cert_len", 0x823, Status::INVALID_LEN),
-        ("session_len", 129, Status::INVALID_LEN),
-        ("dh_cert", 1 << 40, Status::INVALID_ADDRESS),
-        ("dh_cert", GUEST, Status::INVALID_CERTIFICATE),
-        ("policy", policy::RESERVED as u64, Status::POLICY_FAILURE),
-        ("policy", 2 << 16, Status::POLICY_FAILURE),
-        ("policy", 1 << 16 | 56 << 24, Status::POLICY_FAILURE),
-    ] {
-        let mut fields = good;
-        fields.iter_mut().find(|(n, _)| *n == field).unwrap().1 = value;
-        assert_eq!(
-            run(&p, Command::LAUNCH_START, &fields),
-            expected,
-            "{field} {value:#x}"
-        );
+    let guest_owner = owner(&p, OPEN);
+    let good = owner_start(&p, &guest_owner, OPEN);
+    type Edit = fn(&mut LaunchStart);
+    let edits: [(Edit, Status); 9] = [
+        (|s| s.dh_cert_paddr = 0.into(), Status::INVALID_ADDRESS),
+        (|s| s.session_paddr = 0.into(), Status::INVALID_ADDRESS),
+        (|s| s.dh_cert_len = 0x823.into(), Status::INVALID_LEN),
+        (|s| s.session_len = 129.into(), Status::INVALID_LEN),
+        (
+            |s| s.dh_cert_paddr = (1 << 40).into(),
+            Status::INVALID_ADDRESS,
+        ),
+        (
+            |s| s.dh_cert_paddr = GUEST.into(),
+            Status::INVALID_CERTIFICATE,
+        ),
+        (
+            |s| s.policy = SevPolicy::from_raw(0xffc0),
+            Status::POLICY_FAILURE,
+        ),
+        (|s| s.policy = OPEN.with_api(2, 0), Status::POLICY_FAILURE),
+        (|s| s.policy = OPEN.with_api(1, 56), Status::POLICY_FAILURE),
+    ];
+    for (edit, expected) in edits {
+        let mut start = good;
+        edit(&mut start);
+        assert_eq!(run(&p, start), expected, "{start:?}");
     }
     assert_eq!(p.snapshot().guests.len(), 0);
 }
@@ -206,15 +188,17 @@ fn session_parameters_are_checked_in_order() {
 #[test]
 fn es_policy_needs_an_es_platform_and_an_es_asid() {
     let p = builder(5).build().unwrap();
-    run(&p, Command::INIT, &[]).ok().unwrap();
+    run(&p, Init::default()).ok().unwrap();
     flush(&p);
-    let es = [("policy", policy::ES.into())];
-    assert_eq!(run(&p, Command::LAUNCH_START, &es), Status::POLICY_FAILURE);
+    let es = LaunchStart {
+        policy: SevPolicy::ES,
+        ..Default::default()
+    };
+    assert_eq!(run(&p, es), Status::POLICY_FAILURE);
 
     let p = sev(5);
-    for (policy, good, bad) in [(policy::ES, 5, 6), (0, 6, 5)] {
-        let (_, out) = run_out(&p, Command::LAUNCH_START, &[("policy", policy.into())]);
-        let handle = out.get("handle").unwrap() as u32;
+    for (policy, good, bad) in [(SevPolicy::ES, 5, 6), (OPEN, 6, 5)] {
+        let handle = new_guest(&p, policy);
         for asid in [0, bad, 13, u32::MAX] {
             assert_eq!(activate(&p, handle, asid), Status::INVALID_ASID);
         }
@@ -225,9 +209,9 @@ fn es_policy_needs_an_es_platform_and_an_es_asid() {
 #[test]
 fn vmsa_updates_are_for_es_guests_and_whole_pages() {
     let p = sev(6);
-    let plain = launch_start(&p, 0, SEV_ASID);
-    let es = launch_start(&p, policy::ES, ES_ASID);
-    let vmsa = |handle, at, len| update(&p, Command::LAUNCH_UPDATE_VMSA, handle, at, len);
+    let plain = launch_start(&p, OPEN, SEV_ASID);
+    let es = launch_start(&p, SevPolicy::ES, ES_ASID);
+    let vmsa = |handle, at, len| update_vmsa(&p, handle, at, len);
     assert_eq!(vmsa(plain, GUEST, 0x1000), Status::POLICY_FAILURE);
     assert_eq!(vmsa(es, GUEST, 0x800), Status::INVALID_LEN);
     assert_eq!(vmsa(es, GUEST + 16, 0x1000), Status::INVALID_ADDRESS);
@@ -237,55 +221,65 @@ fn vmsa_updates_are_for_es_guests_and_whole_pages() {
 #[test]
 fn length_queries_return_the_length_and_change_nothing() {
     let (p, q) = (sev(7), sev(8));
-    let handle = launch_start(&p, 0, SEV_ASID);
-    let query = |command, fields: &[(&str, u64)], names: &[(&str, u64)]| {
-        let before = guest_state(&p, handle);
-        let (status, out) = run_out(&p, command, fields);
-        assert_eq!(status, Status::INVALID_LEN, "{command}");
-        for (name, value) in names {
-            assert_eq!(out.get(name), Some(*value), "{command}");
-        }
-        assert_eq!(guest_state(&p, handle), before, "{command}");
+    let handle = launch_start(&p, OPEN, SEV_ASID);
+    let h = handle.into();
+    let query = LaunchMeasure {
+        handle: h,
+        ..Default::default()
     };
-    let h = ("handle", handle.into());
-    query(Command::LAUNCH_MEASURE, &[h], &[("len", 48)]);
-    let fields = [h, ("address", SCRATCH), ("len", 47)];
-    query(Command::LAUNCH_MEASURE, &fields, &[("len", 48)]);
+    let out = refused_for_length(&p, handle, query);
+    assert_eq!(out.measure_len, 48);
+    let measure_len = 47.into();
+    let short = LaunchMeasure {
+        measure_paddr: SCRATCH.into(),
+        measure_len,
+        ..query
+    };
+    assert_eq!(refused_for_length(&p, handle, short).measure_len, 48);
     measure(&p, handle);
-    query(Command::ATTESTATION, &[h], &[("len", 0xd0)]);
-    on(&p, Command::LAUNCH_FINISH, handle).ok().unwrap();
-    query(
-        Command::SEND_START,
-        &[h],
-        &[("session_len", 128), ("policy", 0)],
-    );
-    run(&p, Command::SEND_START, &send_fields(&p, &q, handle))
-        .ok()
-        .unwrap();
-    let fields = [h, ("guest_address", GUEST), ("guest_len", 64)];
-    query(
-        Command::SEND_UPDATE_DATA,
-        &fields,
-        &[("hdr_len", 52), ("trans_len", 64)],
-    );
+    let query = Attestation {
+        handle: h,
+        ..Default::default()
+    };
+    assert_eq!(refused_for_length(&p, handle, query).length, 0xd0);
+    launch_finish(&p, handle).ok().unwrap();
+    let query = SendStart {
+        handle: h,
+        ..Default::default()
+    };
+    let out = refused_for_length(&p, handle, query);
+    assert_eq!((out.session_len.get(), out.policy), (128, OPEN));
+    run(&p, send_start(&p, &q, handle)).ok().unwrap();
+    let query = SendUpdateData {
+        handle: h,
+        guest_paddr: GUEST.into(),
+        guest_len: 64.into(),
+        ..Default::default()
+    };
+    let out = refused_for_length(&p, handle, query);
+    assert_eq!((out.hdr_len.get(), out.trans_len.get()), (52, 64));
+}
+
+/// The outputs of a command whose length is refused without a change of state.
+fn refused_for_length<C: CommandStruct>(p: &Platform, handle: u32, command: C) -> C {
+    let before = guest_state(p, handle);
+    let (status, out) = run_out(p, command);
+    assert_eq!(status, Status::INVALID_LEN, "{}", C::COMMAND);
+    assert_eq!(guest_state(p, handle), before, "{}", C::COMMAND);
+    out
 }
 
 #[test]
 fn attestation_reports_the_launch_and_is_signed_by_the_platform() {
     let p = sev(9);
     let content = [0x11; 0x1000];
-    let handle = running(&p, 0, SEV_ASID, &content);
-    let fields = [
-        ("handle", handle.into()),
-        ("address", SCRATCH),
-        ("len", 0xd0),
-    ];
-    let mut buffer = soft_amd_sp::CommandBuffer::new(Command::ATTESTATION);
-    for (name, value) in fields {
-        buffer = buffer.with(name, value);
-    }
-    buffer = buffer.with_bytes("mnonce", &[6; 16]);
-    p.run(&mut buffer).ok().unwrap();
+    let handle = running(&p, OPEN, SEV_ASID, &content);
+    let mnonce = [6; 16];
+    let ask = Attestation {
+        mnonce,
+        ..attestation(handle)
+    };
+    run(&p, ask).ok().unwrap();
     let mut bytes = [0; LegacyReport::LEN];
     p.host_read(SCRATCH, &mut bytes).unwrap();
     let report = LegacyReport::from_bytes(&bytes);
@@ -303,27 +297,14 @@ fn attestation_reports_the_launch_and_is_signed_by_the_platform() {
 #[test]
 fn debug_commands_honour_nodbg_and_move_plain_text() {
     let p = sev(11);
-    let handle = running(&p, 0, SEV_ASID, &[0x22; 0x2000]);
-    let debug = |command, src: u64, dst: u64, len: u64| {
-        run(
-            &p,
-            command,
-            &[
-                ("handle", handle.into()),
-                ("src", src),
-                ("dst", dst),
-                ("len", len),
-            ],
-        )
-    };
-    debug(Command::DBG_DECRYPT, GUEST + 0x10, SCRATCH, 0x1800)
-        .ok()
-        .unwrap();
+    let handle = running(&p, OPEN, SEV_ASID, &[0x22; 0x2000]);
+    let decrypt = |src, dst, len| run(&p, dbg_decrypt(handle, src, dst, len));
+    decrypt(GUEST + 0x10, SCRATCH, 0x1800).ok().unwrap();
     let mut plain = [0; 0x1800];
     p.host_read(SCRATCH, &mut plain).unwrap();
     assert_eq!(plain, [0x22; 0x1800]);
     p.host_write(SCRATCH, &[0x33; 32]).unwrap();
-    debug(Command::DBG_ENCRYPT, SCRATCH, GUEST + 0xff0, 32)
+    run(&p, dbg_encrypt(handle, SCRATCH, GUEST + 0xff0, 32))
         .ok()
         .unwrap();
     let mut seen = [0; 16];
@@ -332,44 +313,30 @@ fn debug_commands_honour_nodbg_and_move_plain_text() {
             .unwrap();
         assert_eq!(seen, [expected; 16]);
     }
-    assert_eq!(
-        debug(Command::DBG_DECRYPT, GUEST + 8, SCRATCH, 16),
-        Status::INVALID_ADDRESS
-    );
-    assert_eq!(
-        debug(Command::DBG_DECRYPT, GUEST, SCRATCH, 15),
-        Status::INVALID_LEN
-    );
-    assert_eq!(
-        debug(Command::DBG_DECRYPT, GUEST, SCRATCH, 0),
-        Status::INVALID_LEN
-    );
+    assert_eq!(decrypt(GUEST + 8, SCRATCH, 16), Status::INVALID_ADDRESS);
+    assert_eq!(decrypt(GUEST, SCRATCH, 15), Status::INVALID_LEN);
+    assert_eq!(decrypt(GUEST, SCRATCH, 0), Status::INVALID_LEN);
 
-    let closed = running(&p, NODBG, SEV_ASID + 1, &[0x22; 16]);
-    for command in [Command::DBG_DECRYPT, Command::DBG_ENCRYPT] {
-        let fields = [
-            ("handle", closed.into()),
-            ("src", GUEST),
-            ("dst", SCRATCH),
-            ("len", 16),
-        ];
-        assert_eq!(run(&p, command, &fields), Status::POLICY_FAILURE);
-    }
+    let closed = running(&p, SevPolicy::NODBG, SEV_ASID + 1, &[0x22; 16]);
+    let decrypt = dbg_decrypt(closed, GUEST, SCRATCH, 16);
+    assert_eq!(run(&p, decrypt), Status::POLICY_FAILURE);
+    let encrypt = dbg_encrypt(closed, GUEST, SCRATCH, 16);
+    assert_eq!(run(&p, encrypt), Status::POLICY_FAILURE);
 }
 
 #[test]
 fn copy_moves_guest_memory_so_that_the_guest_reads_it_at_the_new_place() {
     let p = sev(12);
     let content: Vec<u8> = (0..0x2000_u32).map(|i| (i / 16) as u8).collect();
-    let handle = running(&p, 0, SEV_ASID, &content);
-    let copy = |src: u64, dst: u64, len: u64| {
-        let fields = [
-            ("handle", handle.into()),
-            ("length", len),
-            ("src", src),
-            ("dst", dst),
-        ];
-        run(&p, Command::COPY, &fields)
+    let handle = running(&p, OPEN, SEV_ASID, &content);
+    let copy = |src: u64, dst: u64, len: u32| {
+        let copy = CopyMemory {
+            handle: handle.into(),
+            length: len.into(),
+            src_paddr: src.into(),
+            dst_paddr: dst.into(),
+        };
+        run(&p, copy)
     };
     copy(GUEST, GUEST + 0x8010, 0x1ff0).ok().unwrap();
     let mut seen = [0; 16];
@@ -389,27 +356,32 @@ fn copy_moves_guest_memory_so_that_the_guest_reads_it_at_the_new_place() {
 #[test]
 fn keys_are_shared_only_by_equal_policies_that_allow_it() {
     let p = sev(13);
-    let first = launch_start(&p, 0, SEV_ASID);
-    let start = |share: u32, policy: u32| {
-        let fields = [("handle", share.into()), ("policy", policy.into())];
-        let (status, out) = run_out(&p, Command::LAUNCH_START, &fields);
-        status.ok().map(|()| out.get("handle").unwrap() as u32)
+    let first = launch_start(&p, OPEN, SEV_ASID);
+    let start = |share: u32, policy| {
+        let handle = share.into();
+        let start = LaunchStart {
+            handle,
+            policy,
+            ..Default::default()
+        };
+        let (status, out) = run_out(&p, start);
+        status.ok().map(|()| out.handle.get())
     };
-    assert_eq!(start(99, 0), Err(Status::INVALID_GUEST));
-    assert_eq!(start(first, policy::NODBG), Err(Status::POLICY_FAILURE));
-    let closed = launch_start(&p, policy::NOKS, SEV_ASID + 1);
-    assert_eq!(start(closed, policy::NOKS), Err(Status::POLICY_FAILURE));
-    let second = start(first, 0).unwrap();
-    let stranger = start(0, 0).unwrap();
+    assert_eq!(start(99, OPEN), Err(Status::INVALID_GUEST));
+    assert_eq!(start(first, SevPolicy::NODBG), Err(Status::POLICY_FAILURE));
+    let closed = launch_start(&p, SevPolicy::NOKS, SEV_ASID + 1);
+    assert_eq!(start(closed, SevPolicy::NOKS), Err(Status::POLICY_FAILURE));
+    let second = start(first, OPEN).unwrap();
+    let stranger = start(0, OPEN).unwrap();
     assert_eq!(activate(&p, stranger, SEV_ASID), Status::ASID_OWNED);
     activate(&p, second, SEV_ASID).ok().unwrap();
 
     // The ASID stays bound until the last of them leaves it.
-    on(&p, Command::DEACTIVATE, first).ok().unwrap();
+    deactivate(&p, first).ok().unwrap();
     assert_eq!(activate(&p, stranger, SEV_ASID), Status::ASID_OWNED);
     let page = GuestPage::new(SEV_ASID, 0, GUEST);
     p.guest_write(&page, &[1; 16]).unwrap();
-    on(&p, Command::DEACTIVATE, second).ok().unwrap();
+    deactivate(&p, second).ok().unwrap();
     assert_eq!(
         p.guest_write(&page, &[1; 16]),
         Err(AccessFault::NotActive(SEV_ASID))
@@ -420,11 +392,11 @@ fn keys_are_shared_only_by_equal_policies_that_allow_it() {
 #[test]
 fn shutdown_forgets_every_guest_and_factory_reset_changes_the_identity() {
     let p = sev(14);
-    running(&p, 0, SEV_ASID, &[0; 16]);
+    running(&p, OPEN, SEV_ASID, &[0; 16]);
     let before = (p.pek_cert(), p.cert_chain());
-    let reset = |p: &Platform| p.command(Command::FACTORY_RESET, &mut []);
+    let reset = |p: &Platform| p.run(&mut FactoryReset);
     assert_eq!(reset(&p), Status::INVALID_PLATFORM_STATE);
-    p.command(Command::SHUTDOWN, &mut []).ok().unwrap();
+    p.run(&mut Shutdown).ok().unwrap();
     assert!(p.snapshot().guests.is_empty());
     let page = GuestPage::new(SEV_ASID, 0, GUEST);
     assert_eq!(
@@ -441,35 +413,37 @@ fn shutdown_forgets_every_guest_and_factory_reset_changes_the_identity() {
 #[test]
 fn init_checks_its_flags_and_the_trusted_memory_region() {
     let p = builder(15).build().unwrap();
-    let init = |flags: u64, tmr: u64, len: u64| {
-        let fields = [("flags", flags), ("tmr_address", tmr), ("tmr_len", len)];
-        run(&p, Command::INIT, &fields)
+    let good = init_es(1 << 20);
+    let reserved = Init {
+        options: InitFlags::from_raw(2),
+        ..good
     };
-    assert_eq!(init(2, TMR, 1 << 20), Status::INVALID_PARAM);
-    assert_eq!(init(1, TMR, 0xf_ffff), Status::INVALID_LEN);
-    assert_eq!(init(1, TMR + 0x1000, 1 << 20), Status::INVALID_ADDRESS);
-    assert_eq!(init(1, p.memory_len(), 1 << 20), Status::INVALID_ADDRESS);
-    init(1, TMR, 1 << 20).ok().unwrap();
-    let out = run_out(&p, Command::PLATFORM_STATUS, &[]).1;
-    for (name, value) in [
-        ("api_major", 1),
-        ("api_minor", 55),
-        ("build", 40),
-        ("state", 1),
-        ("flags", 1 << 8),
-        ("guest_count", 0),
-    ] {
-        assert_eq!(out.get(name), Some(value), "{name}");
+    assert_eq!(run(&p, reserved), Status::INVALID_PARAM);
+    assert_eq!(run(&p, init_es(0xf_ffff)), Status::INVALID_LEN);
+    for tmr in [TMR + 0x1000, p.memory_len()] {
+        let tmr_paddr = tmr.into();
+        let elsewhere = Init { tmr_paddr, ..good };
+        assert_eq!(run(&p, elsewhere), Status::INVALID_ADDRESS, "{tmr:#x}");
     }
+    run(&p, good).ok().unwrap();
+    let expected = PlatformStatus {
+        api_major: 1,
+        api_minor: 55,
+        build: 40,
+        state: 1,
+        flags: PlatformFlags::CONFIG_ES,
+        guest_count: 0.into(),
+    };
+    assert_eq!(run_out(&p, PlatformStatus::default()).1, expected);
 }
 
 #[test]
 fn a_launch_update_that_cannot_finish_changes_nothing() {
     let p = sev(16);
-    let handle = launch_start(&p, 0, SEV_ASID);
+    let handle = launch_start(&p, OPEN, SEV_ASID);
     let end = p.memory_len();
     p.host_write(end - 0x1000, &[1; 0x1000]).unwrap();
-    let go = |at, len| update(&p, Command::LAUNCH_UPDATE_DATA, handle, at, len);
+    let go = |at, len| update_data(&p, handle, at, len);
     assert_eq!(go(end - 0x1000, 0x2000), Status::INVALID_ADDRESS);
     assert_eq!(go(end - 0x1000, 0), Status::INVALID_LEN);
     assert_eq!(go(end - 0x1000, 24), Status::INVALID_LEN);
@@ -477,26 +451,16 @@ fn a_launch_update_that_cannot_finish_changes_nothing() {
     let mut seen = [0; 0x1000];
     p.host_read(end - 0x1000, &mut seen).unwrap();
     assert_eq!(seen, [1; 0x1000]);
-    let fields = [
-        ("handle", handle.into()),
-        ("address", end - 16),
-        ("len", 48),
-    ];
     assert_eq!(
-        run(&p, Command::LAUNCH_MEASURE, &fields),
+        launch_measure(&p, handle, end - 16),
         Status::INVALID_ADDRESS
     );
     assert_eq!(guest_state(&p, handle), 1);
     // The digest is still that of nothing.
     let got = measure(&p, handle);
-    on(&p, Command::LAUNCH_FINISH, handle).ok().unwrap();
+    launch_finish(&p, handle).ok().unwrap();
     assert_ne!(got.measure, [0; 32]);
-    let fields = [
-        ("handle", handle.into()),
-        ("address", SCRATCH),
-        ("len", 0xd0),
-    ];
-    run(&p, Command::ATTESTATION, &fields).ok().unwrap();
+    run(&p, attestation(handle)).ok().unwrap();
     let mut report = [0; LegacyReport::LEN];
     p.host_read(SCRATCH, &mut report).unwrap();
     let empty: [u8; 32] = Sha256::digest([]).into();
@@ -506,12 +470,10 @@ fn a_launch_update_that_cannot_finish_changes_nothing() {
 #[test]
 fn addresses_may_carry_the_c_bit() {
     let p = sev(17);
-    let handle = launch_start(&p, 0, SEV_ASID);
+    let handle = launch_start(&p, OPEN, SEV_ASID);
     p.host_write(GUEST, &[5; 16]).unwrap();
     let c_bit = 1 << p.c_bit();
-    update(&p, Command::LAUNCH_UPDATE_DATA, handle, GUEST | c_bit, 16)
-        .ok()
-        .unwrap();
+    update_data(&p, handle, GUEST | c_bit, 16).ok().unwrap();
     let mut seen = [0; 16];
     p.guest_read(&GuestPage::new(SEV_ASID, 0, GUEST), &mut seen)
         .unwrap();
@@ -534,11 +496,10 @@ fn checks_come_in_order_platform_guest_state_reserved_activation_parameters() {
     init(&p).ok().unwrap();
     flush(&p);
     assert_eq!(attempt(99, 1, 1), Status::INVALID_PLATFORM_STATE);
-    let finished = running(&p, 0, SEV_ASID, &[0; 16]);
+    let finished = running(&p, OPEN, SEV_ASID, &[0; 16]);
     assert_eq!(attempt(99, 1, 1), Status::INVALID_GUEST);
     assert_eq!(attempt(finished, 1, 1), Status::INVALID_GUEST_STATE);
-    let (_, out) = run_out(&p, Command::LAUNCH_START, &[]);
-    let fresh = out.get("handle").unwrap() as u32;
+    let fresh = new_guest(&p, OPEN);
     assert_eq!(attempt(fresh, 1, 1), Status::INVALID_PARAM);
     assert_eq!(attempt(fresh, 0, 1), Status::INACTIVE);
     activate(&p, fresh, SEV_ASID + 1).ok().unwrap();

@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use soft_amd_sp::{
-    AccessFault, Command, GuestPage, GuestRmpError, PageSize, PageState, Platform, RmpAdjust,
-    RmpError, RmpUpdate, Status, permission,
+    AccessFault, GuestPage, GuestRmpError, PageSize, PageState, Platform, RmpAdjust, RmpError,
+    RmpUpdate, Status, permission,
 };
 
 const GCTX: u64 = 0x1000;
@@ -14,14 +14,8 @@ const LARGE: u64 = 0x80_0000;
 
 /// An SNP guest that runs.
 fn guest(p: &Platform) {
-    snp_launch(p, GCTX, 0x3_0000, ASID);
-    run(p, Command::SNP_LAUNCH_FINISH, &[("gctx_paddr", GCTX)])
-        .ok()
-        .unwrap();
-}
-
-fn reclaim(p: &Platform, spa: u64) -> Status {
-    run(p, Command::SNP_PAGE_RECLAIM, &[("paddr", spa)])
+    snp_launch(p, GCTX, SnpPolicy::SMT, ASID);
+    snp_finish(p, GCTX).ok().unwrap();
 }
 
 fn state(p: &Platform, spa: u64) -> PageState {
@@ -40,9 +34,8 @@ fn reach(p: &Platform, spa: u64, wanted: PageState) {
         }
         PageState::Context => {
             reach(p, spa, PageState::Firmware);
-            run(p, Command::SNP_GCTX_CREATE, &[("gctx_paddr", spa)])
-                .ok()
-                .unwrap();
+            let gctx_paddr = common::page(spa);
+            run(p, SnpGctxCreate { gctx_paddr }).ok().unwrap();
         }
         PageState::PreGuest => p.rmpupdate(spa, &RmpUpdate::pre_guest(ASID, spa)).unwrap(),
         PageState::GuestInvalid => p.rmpupdate(spa, &RmpUpdate::guest(ASID, spa)).unwrap(),
@@ -60,8 +53,11 @@ fn reach(p: &Platform, spa: u64, wanted: PageState) {
             list[8..16].copy_from_slice(&spa.to_le_bytes());
             list[16] = 1;
             p.host_write(SCRATCH, &list).unwrap();
-            let fields = [("length", 16), ("list_paddr", SCRATCH)];
-            run(p, Command::SNP_PAGE_SET_STATE, &fields).ok().unwrap();
+            let fix = SnpPageSetState {
+                list_paddr: SCRATCH.into(),
+                ..Default::default()
+            };
+            run(p, fix).ok().unwrap();
         }
         PageState::Metadata => unreachable!("swap records are not modelled"),
     }
@@ -144,9 +140,11 @@ fn reclaim_of_every_state() {
         assert_eq!(reclaim(&p, spa), expected, "{from}");
         assert_eq!(state(&p, spa), to.unwrap_or(from));
     }
-    assert_eq!(reclaim(&p, 0x50_0800), Status::INVALID_ADDRESS);
-    assert_eq!(reclaim(&p, 0x50_0001), Status::INVALID_ADDRESS);
-    assert_eq!(reclaim(&p, p.memory_len()), Status::INVALID_ADDRESS);
+    for word in [0x50_0800, 0x50_0001, p.memory_len()] {
+        let page_paddr = SizedPage::from_raw(word);
+        let status = run(&p, SnpPageReclaim { page_paddr });
+        assert_eq!(status, Status::INVALID_ADDRESS, "{word:#x}");
+    }
 }
 
 #[test]
@@ -274,7 +272,10 @@ fn large_and_small_entries_do_not_overlap() {
 fn unsmash_joins_only_512_like_pages() {
     let p = snp(6);
     guest(&p);
-    let unsmash = |spa| run(&p, Command::SNP_PAGE_UNSMASH, &[("paddr", spa)]);
+    let unsmash = |spa| {
+        let page_paddr = small(spa);
+        run(&p, SnpPageUnsmash { page_paddr })
+    };
     for i in 0..512 {
         let spa = LARGE + i * 0x1000;
         p.rmpupdate(spa, &RmpUpdate::pre_guest(ASID, spa)).unwrap();
@@ -293,7 +294,8 @@ fn unsmash_joins_only_512_like_pages() {
     assert_eq!(unsmash(LARGE), Status::INVALID_PAGE_SIZE);
     // The page size is part of a reclaim.
     assert_eq!(reclaim(&p, LARGE), Status::INVALID_PAGE_SIZE);
-    reclaim(&p, LARGE | 1).ok().unwrap();
+    let page_paddr = SizedPage::new(LARGE, PageSize::Size2M).unwrap();
+    run(&p, SnpPageReclaim { page_paddr }).ok().unwrap();
     p.psmash(LARGE).unwrap();
 }
 
@@ -439,7 +441,7 @@ fn rmpadjust_lets_a_vmpl_give_only_downwards_and_only_what_it_has() {
 #[test]
 fn guests_without_snp_have_no_rmp_instructions_and_no_protected_mapping() {
     let p = sev(10);
-    let handle = running(&p, 0, 6, &[0x44; 0x1000]);
+    let handle = running(&p, OPEN, 6, &[0x44; 0x1000]);
     let page = GuestPage::new(6, 0, GUEST);
     let error = p.pvalidate(&page, PageSize::Size4K, true).unwrap_err();
     assert_eq!(error, GuestRmpError::Fault(AccessFault::NotActive(6)));
@@ -457,7 +459,7 @@ fn guests_without_snp_have_no_rmp_instructions_and_no_protected_mapping() {
     p.host_write(GUEST, &[0; 16]).unwrap();
     p.guest_read(&page, &mut seen).unwrap();
     assert_ne!(seen, [0x44; 16]);
-    on(&p, Command::DEACTIVATE, handle).ok().unwrap();
+    deactivate(&p, handle).ok().unwrap();
     assert_eq!(
         p.guest_read(&page, &mut seen),
         Err(AccessFault::NotActive(6))
@@ -467,7 +469,7 @@ fn guests_without_snp_have_no_rmp_instructions_and_no_protected_mapping() {
 #[test]
 fn accesses_stay_in_one_page_and_in_memory() {
     let p = sev(11);
-    running(&p, 0, 6, &[0; 16]);
+    running(&p, OPEN, 6, &[0; 16]);
     let page = GuestPage::new(6, 0xff8, GUEST + 0xff8);
     p.guest_read(&page, &mut [0; 8]).unwrap();
     assert_eq!(

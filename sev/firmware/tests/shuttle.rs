@@ -7,12 +7,12 @@ mod common;
 use common::*;
 use shuttle::{check_pct, check_random, thread};
 use soft_amd_sp::measure::{PageInfo, PageType, SnpDigest};
-use soft_amd_sp::{Command, GuestPage, PageSize, RmpUpdate, Status};
+use soft_amd_sp::{GuestPage, PageSize, RmpUpdate, Status};
 use std::sync::Arc;
 
 const ITERATIONS: usize = 2000;
 const PAGE: u64 = 0x50_0000;
-const POLICY: u64 = 0x3_0000;
+const POLICY: SnpPolicy = SnpPolicy::SMT;
 
 /// A guest's access that is under way when its ASID is taken away ends before the next guest has
 /// the ASID: what the next guest writes stays.
@@ -21,9 +21,8 @@ fn no_access_with_an_old_key_reaches_memory_after_the_asid_has_a_new_one() {
     check_pct(
         || {
             let p = Arc::new(sev(1));
-            let first = launch_start(&p, 0, 6);
-            let (_, out) = run_out(&p, Command::LAUNCH_START, &[]);
-            let second = out.get("handle").unwrap() as u32;
+            let first = launch_start(&p, OPEN, 6);
+            let second = new_guest(&p, OPEN);
             let at = GuestPage::new(6, 0, GUEST);
             let old = {
                 let p = Arc::clone(&p);
@@ -31,7 +30,7 @@ fn no_access_with_an_old_key_reaches_memory_after_the_asid_has_a_new_one() {
                     let _ = p.guest_write(&at, &[1; 16]);
                 })
             };
-            on(&p, Command::DEACTIVATE, first).ok().unwrap();
+            deactivate(&p, first).ok().unwrap();
             flush(&p);
             activate(&p, second, 6).ok().unwrap();
             p.guest_write(&at, &[2; 16]).unwrap();
@@ -63,7 +62,9 @@ fn a_page_is_measured_and_encrypted_as_one_value() {
                     let _ = p.host_write(PAGE, &[2; 4096]);
                 })
             };
-            snp_add(&p, 0x1000, 1, PAGE, 0x8000, 1).ok().unwrap();
+            snp_add(&p, 0x1000, 1, PAGE, 0x8000, PageType::Normal)
+                .ok()
+                .unwrap();
             let mut seen = [0; 4096];
             p.guest_read(&GuestPage::new(1, 0x8000, PAGE), &mut seen)
                 .unwrap();
@@ -91,8 +92,7 @@ fn operations_of_every_kind_do_not_block_each_other_for_ever() {
             let threads = [
                 spawn(|p| {
                     let _ = p.rmpupdate(PAGE, &RmpUpdate::pre_guest(1, 0x8000));
-                    let fields = [("gctx_paddr", 0x1000), ("flags", 6), ("address", PAGE)];
-                    run(p, Command::SNP_LAUNCH_UPDATE, &fields);
+                    run(p, snp_update(0x1000, PAGE, PageType::Zero));
                 }),
                 spawn(|p| {
                     let at = GuestPage::new(1, 0x8000, PAGE);
@@ -100,9 +100,9 @@ fn operations_of_every_kind_do_not_block_each_other_for_ever() {
                     let _ = p.guest_write(&at, &[1; 8]);
                 }),
                 spawn(|p| {
-                    run(p, Command::SNP_DECOMMISSION, &[("gctx_paddr", 0x1000)]);
+                    snp_decommission(p, 0x1000);
                     p.wbinvd_all();
-                    let status = p.command(Command::SNP_DF_FLUSH, &mut []);
+                    let status = p.run(&mut SnpDfFlush);
                     assert!(status == Status::SUCCESS, "{status}");
                 }),
                 spawn(|p| drop(p.snapshot())),

@@ -6,7 +6,7 @@ use common::guest::*;
 use common::*;
 use soft_amd_sp::measure::{PageInfo, PageType, SnpDigest, VMSA_GPA, VmplPermissions};
 use soft_amd_sp::{
-    Command, CpuidLimit, GuestPage, PageSize, PageState, Platform, RmpUpdate, Status, snp_policy,
+    CpuidLimit, GuestPage, PageSize, PageState, Platform, RmpUpdate, Status, permission,
 };
 
 #[test]
@@ -29,9 +29,7 @@ fn launch_digest_of_every_page_type_equals_the_off_line_one() {
         }
         p.host_write(spa, &content).unwrap();
         expected.add_page(&PageInfo::new(page_type, gpa), &content);
-        snp_add(&p, GCTX, ASID, spa, gpa, page_type as u64)
-            .ok()
-            .unwrap();
+        snp_add(&p, GCTX, ASID, spa, gpa, page_type).ok().unwrap();
         assert_eq!(digest(&p), expected.value(), "{page_type:?}");
 
         let entry = p.rmpread(spa).unwrap();
@@ -58,21 +56,15 @@ fn a_large_page_is_measured_as_its_small_pages_with_permissions() {
     p.host_write(LARGE, &data).unwrap();
     let update = RmpUpdate::pre_guest(ASID, LARGE).size(PageSize::Size2M);
     p.rmpupdate(LARGE, &update).unwrap();
-    let small = [("flags", 1 << 1), ("address", LARGE)];
-    let large = [
-        ("flags", 1 << 1 | 1),
-        ("address", LARGE),
-        ("vmpl1_perms", 3),
-        ("vmpl2_perms", 1),
-        ("vmpl3_perms", 0),
-    ];
-    assert_eq!(
-        on_gctx(&p, Command::SNP_LAUNCH_UPDATE, &small),
-        Status::INVALID_PAGE_SIZE
-    );
-    on_gctx(&p, Command::SNP_LAUNCH_UPDATE, &large)
-        .ok()
-        .unwrap();
+    let small = snp_update(GCTX, LARGE, PageType::Normal);
+    let large = SnpLaunchUpdate {
+        flags: small.flags | SnpLaunchUpdateFlags::PAGE_SIZE_2M,
+        vmpl1_perms: VmplPerms::new(permission::READ | permission::WRITE).unwrap(),
+        vmpl2_perms: VmplPerms::new(permission::READ).unwrap(),
+        ..small
+    };
+    assert_eq!(run(&p, small), Status::INVALID_PAGE_SIZE);
+    run(&p, large).ok().unwrap();
     let mut expected = SnpDigest::new();
     for (i, page) in data.chunks_exact(4096).enumerate() {
         let info = PageInfo {
@@ -93,107 +85,95 @@ fn a_large_page_is_measured_as_its_small_pages_with_permissions() {
 fn launch_update_checks_page_and_owner_and_leaves_failures_to_reclaim() {
     let p = snp(3);
     snp_launch(&p, GCTX, POLICY, ASID);
-    let update = |fields: &[(&str, u64)]| on_gctx(&p, Command::SNP_LAUNCH_UPDATE, fields);
-    let normal = ("flags", 1 << 1);
+    let good = snp_update(GCTX, SECRETS, PageType::Normal);
+    let flags = |bits, address| SnpLaunchUpdate {
+        flags: SnpLaunchUpdateFlags::from_raw(bits),
+        page_paddr: page(address),
+        ..good
+    };
+    let address = |address| SnpLaunchUpdate {
+        page_paddr: PageAddress::from_raw(address),
+        ..good
+    };
+    let permissions = SnpLaunchUpdate {
+        vmpl1_perms: VmplPerms::from_raw(16),
+        ..good
+    };
     let before = digest(&p);
-    for (fields, expected) in [
-        (
-            vec![("flags", 0), ("address", SECRETS)],
-            Status::INVALID_PARAM,
-        ),
-        (
-            vec![("flags", 7 << 1), ("address", SECRETS)],
-            Status::INVALID_PARAM,
-        ),
-        (
-            vec![("flags", 1 << 1 | 1 << 4), ("address", SECRETS)],
-            Status::INVALID_PARAM,
-        ),
-        (
-            vec![("flags", 1 << 5 | 1 << 1), ("address", SECRETS)],
-            Status::INVALID_PARAM,
-        ),
-        (
-            vec![normal, ("address", SECRETS), ("vmpl1_perms", 16)],
-            Status::INVALID_PARAM,
-        ),
-        (
-            vec![normal, ("address", SECRETS + 8)],
-            Status::INVALID_ADDRESS,
-        ),
-        (
-            vec![("flags", 1 << 1 | 1), ("address", SECRETS)],
-            Status::INVALID_ADDRESS,
-        ),
-        (
-            vec![normal, ("address", p.memory_len())],
-            Status::INVALID_ADDRESS,
-        ),
-        (
-            vec![("flags", 2 << 1 | 1), ("address", LARGE)],
-            Status::INVALID_PAGE_SIZE,
-        ),
-        (
-            vec![normal, ("address", SECRETS)],
-            Status::INVALID_PAGE_STATE,
-        ),
+    for (update, expected) in [
+        (flags(0, SECRETS), Status::INVALID_PARAM),
+        (flags(7 << 1, SECRETS), Status::INVALID_PARAM),
+        (flags(1 << 1 | 1 << 4, SECRETS), Status::INVALID_PARAM),
+        (flags(1 << 5 | 1 << 1, SECRETS), Status::INVALID_PARAM),
+        (permissions, Status::INVALID_PARAM),
+        (address(SECRETS + 8), Status::INVALID_ADDRESS),
+        (flags(1 << 1 | 1, SECRETS), Status::INVALID_ADDRESS),
+        (address(p.memory_len()), Status::INVALID_ADDRESS),
+        (flags(2 << 1 | 1, LARGE), Status::INVALID_PAGE_SIZE),
+        (good, Status::INVALID_PAGE_STATE),
     ] {
-        assert_eq!(update(&fields), expected, "{fields:x?}");
+        assert_eq!(run(&p, update), expected, "{update:?}");
     }
     p.rmpupdate(SECRETS, &RmpUpdate::pre_guest(ASID + 1, 0))
         .unwrap();
-    let fields = [normal, ("address", SECRETS)];
-    assert_eq!(update(&fields), Status::INVALID_PAGE_OWNER);
+    assert_eq!(run(&p, good), Status::INVALID_PAGE_OWNER);
     assert_eq!(p.rmpread(SECRETS).unwrap().state, PageState::PreGuest);
     assert_eq!(digest(&p), before);
-    run(&p, Command::SNP_PAGE_RECLAIM, &[("paddr", SECRETS)])
-        .ok()
-        .unwrap();
+    reclaim(&p, SECRETS).ok().unwrap();
     p.rmpupdate(SECRETS, &RmpUpdate::shared()).unwrap();
 }
 
 #[test]
 fn policies_are_admitted_only_if_the_platform_can_keep_them() {
-    use snp_policy::*;
-    let start = |p: &Platform, policy: u64| {
-        let fields = [("gctx_paddr", GCTX), ("policy", policy)];
-        run(p, Command::SNP_LAUNCH_START, &fields)
-    };
+    let start = |p: &Platform, policy| snp_launch_start(p, GCTX, policy);
     let p = snp(4);
-    p.rmpupdate(GCTX, &RmpUpdate::firmware()).unwrap();
-    run(&p, Command::SNP_GCTX_CREATE, &[("gctx_paddr", GCTX)])
-        .ok()
-        .unwrap();
+    gctx_create(&p, GCTX);
     for (policy, expected) in [
-        (SMT, Status::INVALID_PARAM),
-        (POLICY | 1 << 26, Status::INVALID_PARAM),
-        (POLICY | 1 << 63, Status::INVALID_PARAM),
-        (RESERVED_ONE, Status::POLICY_FAILURE),
-        (POLICY | 2 << 8, Status::POLICY_FAILURE),
-        (POLICY | 1 << 8 | 56, Status::POLICY_FAILURE),
-        (POLICY | MEM_AES_256_XTS, Status::POLICY_FAILURE),
-        (POLICY | RAPL_DIS, Status::POLICY_FAILURE),
-        (POLICY | CIPHERTEXT_HIDING_DRAM, Status::POLICY_FAILURE),
-        (POLICY | PAGE_SWAP_DISABLE, Status::POLICY_FAILURE),
+        (SnpPolicy::from_raw(1 << 16), Status::INVALID_PARAM),
         (
-            POLICY | 1 << 8 | 55 | DEBUG | SINGLE_SOCKET,
+            SnpPolicy::from_raw(0x3_0000 | 1 << 26),
+            Status::INVALID_PARAM,
+        ),
+        (
+            SnpPolicy::from_raw(0x3_0000 | 1 << 63),
+            Status::INVALID_PARAM,
+        ),
+        (SnpPolicy::default(), Status::POLICY_FAILURE),
+        (POLICY.with_abi(2, 0), Status::POLICY_FAILURE),
+        (POLICY.with_abi(1, 56), Status::POLICY_FAILURE),
+        (POLICY | SnpPolicy::MEM_AES_256_XTS, Status::POLICY_FAILURE),
+        (POLICY | SnpPolicy::RAPL_DIS, Status::POLICY_FAILURE),
+        (
+            POLICY | SnpPolicy::CIPHERTEXT_HIDING_DRAM,
+            Status::POLICY_FAILURE,
+        ),
+        (
+            POLICY | SnpPolicy::PAGE_SWAP_DISABLE,
+            Status::POLICY_FAILURE,
+        ),
+        (
+            POLICY.with_abi(1, 55) | SnpPolicy::DEBUG | SnpPolicy::SINGLE_SOCKET,
             Status::SUCCESS,
         ),
     ] {
-        assert_eq!(start(&p, policy), expected, "{policy:#x}");
+        assert_eq!(start(&p, policy), expected, "{policy:?}");
     }
     // With RAPL off and ciphertext hiding on, guests may ask for both.
     let p = builder(4).build().unwrap();
     p.enable_snp_all();
-    let fields = [("flags", 1 | 4 | 8), ("max_snp_asid", 3)];
-    run(&p, Command::SNP_INIT_EX, &fields).ok().unwrap();
-    p.rmpupdate(GCTX, &RmpUpdate::firmware()).unwrap();
-    run(&p, Command::SNP_GCTX_CREATE, &[("gctx_paddr", GCTX)])
-        .ok()
-        .unwrap();
-    start(&p, POLICY | RAPL_DIS | CIPHERTEXT_HIDING_DRAM)
-        .ok()
-        .unwrap();
+    let init = SnpInitEx {
+        flags: SnpInitFlags::INIT_RMP | SnpInitFlags::RAPL_DIS | SnpInitFlags::CIPHERTEXT_HIDING_EN,
+        max_snp_asid: 3.into(),
+        ..Default::default()
+    };
+    run(&p, init).ok().unwrap();
+    gctx_create(&p, GCTX);
+    start(
+        &p,
+        POLICY | SnpPolicy::RAPL_DIS | SnpPolicy::CIPHERTEXT_HIDING_DRAM,
+    )
+    .ok()
+    .unwrap();
 }
 
 #[test]
@@ -214,7 +194,7 @@ fn cpuid_pages_beyond_the_platform_are_corrected_and_refused() {
     p.host_write(SECRETS, &page).unwrap();
     let before = digest(&p);
     assert_eq!(
-        snp_add(&p, GCTX, ASID, SECRETS, 0x9000, 6),
+        snp_add(&p, GCTX, ASID, SECRETS, 0x9000, PageType::Cpuid),
         Status::INVALID_PARAM
     );
     assert_eq!(digest(&p), before);
@@ -223,14 +203,13 @@ fn cpuid_pages_beyond_the_platform_are_corrected_and_refused() {
     page[0x10 + 0x20 + 1] = 0;
     assert_eq!(corrected, page);
     // The firmware accepts the page it proposed.
-    let fields = [("flags", 6 << 1), ("address", SECRETS)];
-    on_gctx(&p, Command::SNP_LAUNCH_UPDATE, &fields)
+    run(&p, snp_update(GCTX, SECRETS, PageType::Cpuid))
         .ok()
         .unwrap();
     page[0] = 65;
     p.host_write(LARGE, &page).unwrap();
     assert_eq!(
-        snp_add(&p, GCTX, ASID, LARGE, 0xa000, 6),
+        snp_add(&p, GCTX, ASID, LARGE, 0xa000, PageType::Cpuid),
         Status::INVALID_PARAM
     );
 }
@@ -238,31 +217,41 @@ fn cpuid_pages_beyond_the_platform_are_corrected_and_refused() {
 #[test]
 fn debug_needs_the_policy_and_moves_whole_pages() {
     let p = snp(15);
-    snp_launch(&p, GCTX, POLICY | snp_policy::DEBUG, ASID);
+    snp_launch(&p, GCTX, POLICY | SnpPolicy::DEBUG, ASID);
     p.host_write(SECRETS, &[0x77; 4096]).unwrap();
-    snp_add(&p, GCTX, ASID, SECRETS, 0x9000, 1).ok().unwrap();
+    snp_add(&p, GCTX, ASID, SECRETS, 0x9000, PageType::Normal)
+        .ok()
+        .unwrap();
     finish(&p).ok().unwrap();
-    let debug = |command, src: u64, dst: u64| on_gctx(&p, command, &[("src", src), ("dst", dst)]);
-    let decrypt = Command::SNP_DBG_DECRYPT;
-    assert_eq!(debug(decrypt, SECRETS, LARGE), Status::INVALID_PAGE_STATE);
+    let decrypt = |p: &Platform, src| {
+        let decrypt = SnpDbgDecrypt {
+            gctx_paddr: common::page(GCTX),
+            src_paddr: common::page(src),
+            dst_paddr: common::page(LARGE),
+        };
+        run(p, decrypt)
+    };
+    assert_eq!(decrypt(&p, SECRETS), Status::INVALID_PAGE_STATE);
     p.rmpupdate(LARGE, &RmpUpdate::firmware()).unwrap();
-    debug(decrypt, SECRETS, LARGE).ok().unwrap();
+    decrypt(&p, SECRETS).ok().unwrap();
     let mut page = [0; 4096];
     p.host_read(LARGE, &mut page).unwrap();
     assert_eq!(page, [0x77; 4096]);
-    assert_eq!(debug(decrypt, LARGE, LARGE), Status::INVALID_PAGE_STATE);
+    assert_eq!(decrypt(&p, LARGE), Status::INVALID_PAGE_STATE);
     p.host_write(REQUEST, &[0x88; 4096]).unwrap();
-    debug(Command::SNP_DBG_ENCRYPT, REQUEST, SECRETS)
-        .ok()
-        .unwrap();
+    let encrypt = SnpDbgEncrypt {
+        gctx_paddr: common::page(GCTX),
+        src_paddr: common::page(REQUEST),
+        dst_paddr: common::page(SECRETS),
+    };
+    run(&p, encrypt).ok().unwrap();
     p.guest_read(&GuestPage::new(ASID, 0x9000, SECRETS), &mut page)
         .unwrap();
     assert_eq!(page, [0x88; 4096]);
 
     let p = snp(16);
     snp_launch(&p, GCTX, POLICY, ASID);
-    let fields = [("src", SECRETS), ("dst", LARGE)];
-    assert_eq!(on_gctx(&p, decrypt, &fields), Status::POLICY_FAILURE);
+    assert_eq!(decrypt(&p, SECRETS), Status::POLICY_FAILURE);
 }
 
 #[test]
@@ -270,14 +259,18 @@ fn a_page_moves_to_another_place_without_the_guest_noticing() {
     let p = snp(17);
     snp_launch(&p, GCTX, POLICY, ASID);
     p.host_write(SECRETS, &[0x77; 4096]).unwrap();
-    snp_add(&p, GCTX, ASID, SECRETS, 0x9000, 1).ok().unwrap();
+    snp_add(&p, GCTX, ASID, SECRETS, 0x9000, PageType::Normal)
+        .ok()
+        .unwrap();
     finish(&p).ok().unwrap();
     let go = || {
-        on_gctx(
-            &p,
-            Command::SNP_PAGE_MOVE,
-            &[("src", SECRETS), ("dst", LARGE)],
-        )
+        let go = SnpPageMove {
+            gctx_paddr: common::page(GCTX),
+            src_paddr: common::page(SECRETS),
+            dst_paddr: common::page(LARGE),
+            ..Default::default()
+        };
+        run(&p, go)
     };
     assert_eq!(go(), Status::INVALID_PAGE_STATE);
     p.rmpupdate(SECRETS, &RmpUpdate::pre_guest(ASID, 0x9000))
@@ -285,9 +278,7 @@ fn a_page_moves_to_another_place_without_the_guest_noticing() {
     p.rmpupdate(LARGE, &RmpUpdate::pre_guest(ASID, 0xa000))
         .unwrap();
     assert_eq!(go(), Status::INVALID_PAGE_OWNER);
-    run(&p, Command::SNP_PAGE_RECLAIM, &[("paddr", LARGE)])
-        .ok()
-        .unwrap();
+    reclaim(&p, LARGE).ok().unwrap();
     p.rmpupdate(LARGE, &RmpUpdate::pre_guest(ASID, 0x9000))
         .unwrap();
     // While it is fixed for the move the guest can read but not write.
@@ -300,8 +291,6 @@ fn a_page_moves_to_another_place_without_the_guest_noticing() {
     p.guest_read(&new, &mut page).unwrap();
     assert_eq!(page, [0x77; 4096]);
     assert!(p.guest_read(&old, &mut page).is_err());
-    run(&p, Command::SNP_PAGE_RECLAIM, &[("paddr", SECRETS)])
-        .ok()
-        .unwrap();
+    reclaim(&p, SECRETS).ok().unwrap();
     p.rmpupdate(SECRETS, &RmpUpdate::shared()).unwrap();
 }

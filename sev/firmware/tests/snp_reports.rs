@@ -6,34 +6,39 @@ use common::guest::*;
 use common::*;
 use soft_amd_sp::attestation::{CertChain, Report, SigningKey, VerifyError, verify_report};
 use soft_amd_sp::crypto::PrivateKey;
-use soft_amd_sp::measure::{IdAuth, IdBlock, VMSA_GPA};
-use soft_amd_sp::message::{MessageError, MessageType};
-use soft_amd_sp::{Command, CommandBuffer, Platform, RmpUpdate, RootOfTrust, Status, TcbVersion};
+use soft_amd_sp::measure::{IdAuth, IdBlock, PageType, VMSA_GPA};
+use soft_amd_sp::message::{
+    GuestFieldSelect, KeyRequest, MessageError, MessageType, TscInfoRequest,
+};
+use soft_amd_sp::{Platform, RmpUpdate, RootOfTrust, Status, TcbVersion};
 
 fn finish_with(p: &Platform, block: &IdBlock, auth: &IdAuth, flags: u64) -> Status {
     p.host_write(REQUEST, &block.to_bytes()).unwrap();
     p.host_write(REQUEST + 0x1000, auth.as_bytes()).unwrap();
-    let mut buffer = CommandBuffer::new(Command::SNP_LAUNCH_FINISH)
-        .with("gctx_paddr", GCTX)
-        .with("id_block_paddr", REQUEST)
-        .with("id_auth_paddr", REQUEST + 0x1000)
-        .with("flags", flags)
-        .with_bytes("host_data", &[0xd; 32]);
-    p.run(&mut buffer)
+    let finish = SnpLaunchFinish {
+        gctx_paddr: page(GCTX),
+        id_block_paddr: REQUEST.into(),
+        id_auth_paddr: (REQUEST + 0x1000).into(),
+        flags: SnpLaunchFinishFlags::from_raw(flags),
+        host_data: [0xd; 32],
+    };
+    run(p, finish)
 }
 
 #[test]
 fn id_block_must_match_launch_policy_and_signatures() {
     let p = snp(5);
     snp_launch(&p, GCTX, POLICY, ASID);
-    snp_add(&p, GCTX, ASID, SECRETS, 0x8000, 5).ok().unwrap();
+    snp_add(&p, GCTX, ASID, SECRETS, 0x8000, PageType::Secrets)
+        .ok()
+        .unwrap();
     let id_key = PrivateKey::from_scalar(&[1, 2, 3]).unwrap();
     let author = PrivateKey::from_scalar(&[4, 5, 6]).unwrap();
     let good = IdBlock {
         guest_svn: 7,
         family_id: [8; 16],
         image_id: [9; 16],
-        ..IdBlock::new(digest(&p), POLICY)
+        ..IdBlock::new(digest(&p), POLICY.bits())
     };
     let sign = |block: &IdBlock| IdAuth::sign(block, &id_key, Some(&author));
     let flip = |auth: &IdAuth, at: usize| {
@@ -47,7 +52,7 @@ fn id_block_must_match_launch_policy_and_signatures() {
         ..good
     };
     let wrong_policy = IdBlock {
-        policy: POLICY | 1,
+        policy: POLICY.bits() | 1,
         ..good
     };
     let wrong_version = IdBlock { version: 2, ..good };
@@ -95,7 +100,7 @@ fn id_block_must_match_launch_policy_and_signatures() {
     assert!(report.author_key_enabled);
     assert_eq!(report.measurement, good.launch_digest);
     assert_eq!(report.host_data, [0xd; 32]);
-    assert_eq!(report.policy, POLICY);
+    assert_eq!(report.policy, POLICY.bits());
 }
 
 #[test]
@@ -155,12 +160,13 @@ fn a_report_verifies_only_unchanged_and_up_to_the_trusted_root() {
 fn config_changes_what_reports_say_and_which_key_signs() {
     let p = snp_from(builder(8).tcb(TcbVersion::new(1, 2, 3, 4)));
     let mut guest = with_channel(&p, 0);
-    let config = |tcb: TcbVersion, flags: u64| {
-        run(
-            &p,
-            Command::SNP_CONFIG,
-            &[("reported_tcb", tcb.0), ("flags", flags)],
-        )
+    let config = |tcb: TcbVersion, flags| {
+        let config = SnpConfig {
+            reported_tcb: tcb.0.into(),
+            flags: SnpConfigFlags::from_raw(flags),
+            ..Default::default()
+        };
+        run(&p, config)
     };
     let older = TcbVersion::new(1, 2, 3, 3);
     assert_eq!(
@@ -242,8 +248,7 @@ fn messages_are_answered_once_in_sequence_and_only_to_their_vmpl() {
     // The response page must be the firmware's.
     p.host_write(REQUEST, &guest.report_request(&[3; 64], 1).unwrap())
         .unwrap();
-    let fields = [("req_paddr", REQUEST), ("res_paddr", REQUEST + 0x1000)];
-    let status = on_gctx(&p, Command::SNP_GUEST_REQUEST, &fields);
+    let status = guest_request(&p, REQUEST + 0x1000);
     assert_eq!(status, Status::INVALID_PAGE_STATE);
 }
 
@@ -252,13 +257,15 @@ fn derived_keys_depend_on_the_chosen_fields_and_the_chip() {
     let derive = |seed: u64, fields: u64, vmpl: u32, svn: u32| {
         let p = snp(seed);
         let mut guest = with_channel(&p, 0);
-        let mut payload = [0; 0x20];
-        payload[8..16].copy_from_slice(&fields.to_le_bytes());
-        payload[16..20].copy_from_slice(&vmpl.to_le_bytes());
-        payload[20..24].copy_from_slice(&svn.to_le_bytes());
-        let request = guest.request(MessageType::KeyRequest, &payload).unwrap();
-        let answer = guest.open(&exchange(&p, &request).unwrap()).unwrap();
-        (answer[0], answer[0x20..0x40].to_vec())
+        let request = KeyRequest {
+            guest_field_select: GuestFieldSelect::from_raw(fields),
+            vmpl: vmpl.into(),
+            guest_svn: svn.into(),
+            ..Default::default()
+        };
+        let response = exchange(&p, &guest.ask(&request).unwrap()).unwrap();
+        let answer = guest.answer::<KeyRequest>(&response).unwrap();
+        (answer.status.get(), answer.derived_key)
     };
     let base = derive(10, 0, 0, 0);
     assert_eq!(base.0, 0);
@@ -272,50 +279,49 @@ fn derived_keys_depend_on_the_chosen_fields_and_the_chip() {
         assert_eq!(other.0, 0);
         assert_ne!(other.1, base.1);
     }
-    let invalid = Status::INVALID_PARAM.0 as u8;
+    let invalid = Status::INVALID_PARAM.0.into();
     for refused in [
         derive(10, 1 << 6, 0, 0),
         derive(10, 0, 4, 0),
         derive(10, 1 << 4, 0, 1),
     ] {
-        assert_eq!(refused, (invalid, vec![0; 32]));
+        assert_eq!(refused, (invalid, [0; 32]));
     }
 }
 
 #[test]
 fn tsc_info_is_for_guests_launched_with_a_secure_tsc() {
     let p = snp_from(builder(12).tsc_khz(2_000_000));
-    p.rmpupdate(GCTX, &RmpUpdate::firmware()).unwrap();
-    run(&p, Command::SNP_GCTX_CREATE, &[("gctx_paddr", GCTX)])
-        .ok()
-        .unwrap();
-    let fields = [("policy", POLICY), ("desired_tsc_khz", 3_000_000)];
-    on_gctx(&p, Command::SNP_LAUNCH_START, &fields)
-        .ok()
-        .unwrap();
-    on_gctx(&p, Command::SNP_ACTIVATE, &[("asid", ASID.into())])
-        .ok()
-        .unwrap();
+    gctx_create(&p, GCTX);
+    let start = SnpLaunchStart {
+        gctx_paddr: page(GCTX),
+        policy: POLICY,
+        desired_tsc_khz: 3_000_000.into(),
+        ..Default::default()
+    };
+    run(&p, start).ok().unwrap();
+    snp_activate(&p, GCTX, ASID).ok().unwrap();
     p.host_write(LARGE + 0x3b0, &[1, 2]).unwrap();
-    snp_add(&p, GCTX, ASID, LARGE, VMSA_GPA, 2).ok().unwrap();
-    snp_add(&p, GCTX, ASID, SECRETS, 0x8000, 5).ok().unwrap();
+    snp_add(&p, GCTX, ASID, LARGE, VMSA_GPA, PageType::Vmsa)
+        .ok()
+        .unwrap();
+    snp_add(&p, GCTX, ASID, SECRETS, 0x8000, PageType::Secrets)
+        .ok()
+        .unwrap();
     finish(&p).ok().unwrap();
     p.rmpupdate(RESPONSE, &RmpUpdate::firmware()).unwrap();
     let mut guest = channel(&p, 0);
-    let request = guest
-        .request(MessageType::TscInfoRequest, &[0; 128])
-        .unwrap();
-    let answer = guest.open(&exchange(&p, &request).unwrap()).unwrap();
-    let scale = u64::from_le_bytes(answer[8..16].try_into().unwrap());
-    assert_eq!((answer[0], scale), (0, 3 << 31));
+    let request = guest.ask(&TscInfoRequest::default()).unwrap();
+    let response = exchange(&p, &request).unwrap();
+    let answer = guest.answer::<TscInfoRequest>(&response).unwrap();
+    assert_eq!((answer.status.get(), answer.tsc_scale.get()), (0, 3 << 31));
 
     let p = snp(13);
     let mut guest = with_channel(&p, 0);
-    let request = guest
-        .request(MessageType::TscInfoRequest, &[0; 128])
-        .unwrap();
-    let answer = guest.open(&exchange(&p, &request).unwrap()).unwrap();
-    assert_eq!(answer[0], Status::INVALID_PARAM.0 as u8);
+    let request = guest.ask(&TscInfoRequest::default()).unwrap();
+    let response = exchange(&p, &request).unwrap();
+    let answer = guest.answer::<TscInfoRequest>(&response).unwrap();
+    assert_eq!(answer.status, u32::from(Status::INVALID_PARAM.0));
 }
 
 #[test]
@@ -323,23 +329,26 @@ fn a_migration_agent_is_named_in_the_report_of_its_guest() {
     let p = snp(28);
     let agent = 0x9000;
     snp_launch(&p, agent, POLICY, 2);
-    p.rmpupdate(GCTX, &RmpUpdate::firmware()).unwrap();
-    run(&p, Command::SNP_GCTX_CREATE, &[("gctx_paddr", GCTX)])
-        .ok()
-        .unwrap();
-    let start = |policy: u64, agent: u64| {
-        let fields = [("policy", policy), ("ma_gctx_paddr", agent), ("flags", 1)];
-        on_gctx(&p, Command::SNP_LAUNCH_START, &fields)
+    gctx_create(&p, GCTX);
+    let start = |policy, agent| {
+        let start = SnpLaunchStart {
+            gctx_paddr: page(GCTX),
+            policy,
+            ma_gctx_paddr: page(agent),
+            flags: SnpLaunchStartFlags::MA_EN,
+            ..Default::default()
+        };
+        run(&p, start)
     };
-    let with_agent = POLICY | soft_amd_sp::snp_policy::MIGRATE_MA;
+    let with_agent = POLICY | SnpPolicy::MIGRATE_MA;
     assert_eq!(start(POLICY, agent), Status::POLICY_FAILURE);
     assert_eq!(start(with_agent, 0x7000), Status::INVALID_GUEST);
     assert_eq!(start(with_agent, GCTX), Status::INVALID_GUEST);
     start(with_agent, agent).ok().unwrap();
-    on_gctx(&p, Command::SNP_ACTIVATE, &[("asid", ASID.into())])
+    snp_activate(&p, GCTX, ASID).ok().unwrap();
+    snp_add(&p, GCTX, ASID, SECRETS, 0x8000, PageType::Secrets)
         .ok()
         .unwrap();
-    snp_add(&p, GCTX, ASID, SECRETS, 0x8000, 5).ok().unwrap();
     finish(&p).ok().unwrap();
     p.rmpupdate(RESPONSE, &RmpUpdate::firmware()).unwrap();
     let mut guest = channel(&p, 0);
@@ -354,10 +363,15 @@ fn a_migration_agent_is_named_in_the_report_of_its_guest() {
 fn a_guest_whose_vcek_is_disabled_gets_no_report() {
     let p = snp(29);
     snp_launch(&p, GCTX, POLICY, ASID);
-    snp_add(&p, GCTX, ASID, SECRETS, 0x8000, 5).ok().unwrap();
-    on_gctx(&p, Command::SNP_LAUNCH_FINISH, &[("flags", 4)])
+    snp_add(&p, GCTX, ASID, SECRETS, 0x8000, PageType::Secrets)
         .ok()
         .unwrap();
+    let finish = SnpLaunchFinish {
+        gctx_paddr: page(GCTX),
+        flags: SnpLaunchFinishFlags::VCEK_DIS,
+        ..Default::default()
+    };
+    run(&p, finish).ok().unwrap();
     p.rmpupdate(RESPONSE, &RmpUpdate::firmware()).unwrap();
     let mut guest = channel(&p, 0);
     let response = exchange(&p, &guest.report_request(&[0; 64], 0).unwrap()).unwrap();

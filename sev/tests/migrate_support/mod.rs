@@ -15,7 +15,8 @@ use kvm_ops_sev::migrate::{
     PlatformCerts, SessionStart, Shape, VcpuContent,
 };
 use kvm_ops_sim::{SevSetup, SimHost};
-use soft_amd_sp::{Command, CommandBuffer, GuestPage, Platform, policy};
+use soft_amd_sp::command::*;
+use soft_amd_sp::{GuestPage, Platform};
 
 pub const PAGE: usize = 4096;
 pub type Page = [u8; PAGE];
@@ -56,27 +57,25 @@ impl Machine {
 
     pub fn flush(&self) {
         self.platform.wbinvd_all();
-        let status = self.platform.command(Command::DF_FLUSH, &mut []);
-        status.ok().unwrap();
+        self.ok(DfFlush);
     }
 
-    pub fn run(&self, command: Command, fields: &[(&str, u64)]) -> (u32, CommandBuffer) {
-        let mut buffer = CommandBuffer::new(command);
-        for (name, value) in fields {
-            buffer = buffer.with(name, *value);
-        }
+    pub fn run<C: CommandStruct>(&self, mut buffer: C) -> (u32, C) {
         (self.platform.run(&mut buffer).0.into(), buffer)
     }
 
-    pub fn ok(&self, command: Command, fields: &[(&str, u64)]) -> CommandBuffer {
-        let (status, buffer) = self.run(command, fields);
-        assert_eq!(status, 0, "{command}");
+    pub fn ok<C: CommandStruct>(&self, buffer: C) -> C {
+        let (status, buffer) = self.run(buffer);
+        assert_eq!(status, 0, "{}", C::COMMAND);
         buffer
     }
 
-    pub fn guest_state(&self, handle: u32) -> u64 {
-        let buffer = self.ok(Command::GUEST_STATUS, &[("handle", handle.into())]);
-        buffer.get("state").unwrap()
+    pub fn guest_state(&self, handle: u32) -> u8 {
+        let status = GuestStatus {
+            handle: handle.into(),
+            ..Default::default()
+        };
+        self.ok(status).state
     }
 
     pub fn guests(&self) -> usize {
@@ -126,16 +125,19 @@ impl<'m> RawSource<'m> {
     /// frame of the first range is shared, every fifth holds nothing.
     pub fn new(machine: &'m Machine, tech: Tech, extra_policy: u32, pages: u64) -> Self {
         let (policy, asid) = match tech {
-            Tech::SevEs => (policy::ES | extra_policy, ES_ASID),
+            Tech::SevEs => (SevPolicy::ES.bits() | extra_policy, ES_ASID),
             _ => (extra_policy, ASID),
         };
         let layout = Layout::new([(Gfn::new(0), pages), (Gfn::new(0x1000), 4)]).unwrap();
-        let handle = machine
-            .ok(Command::LAUNCH_START, &[("policy", policy.into())])
-            .get("handle")
-            .unwrap() as u32;
-        let h = ("handle", u64::from(handle));
-        machine.ok(Command::ACTIVATE, &[h, ("asid", asid.into())]);
+        let start = LaunchStart {
+            policy: SevPolicy::new(policy).unwrap(),
+            ..Default::default()
+        };
+        let handle = machine.ok(start).handle;
+        machine.ok(Activate {
+            handle,
+            asid: asid.into(),
+        });
         let mut memory = Memory {
             private: BTreeMap::new(),
             shared: BTreeMap::new(),
@@ -150,8 +152,12 @@ impl<'m> RawSource<'m> {
             }
             let page = machine.alloc().unwrap();
             machine.platform.host_write(spa(&page), &content).unwrap();
-            let at = [h, ("address", spa(&page)), ("len", PAGE as u64)];
-            machine.ok(Command::LAUNCH_UPDATE_DATA, &at);
+            machine.ok(LaunchUpdateData {
+                handle,
+                data_paddr: spa(&page).into(),
+                data_len: (PAGE as u32).into(),
+                ..Default::default()
+            });
             memory.private.insert(gfn, page);
         }
         let (mut vmsas, mut registers) = (Vec::new(), Vec::new());
@@ -160,18 +166,27 @@ impl<'m> RawSource<'m> {
                 let page = machine.alloc().unwrap();
                 let content = [vcpu | 0x80; PAGE];
                 machine.platform.host_write(spa(&page), &content).unwrap();
-                let at = [h, ("address", spa(&page)), ("len", PAGE as u64)];
-                machine.ok(Command::LAUNCH_UPDATE_VMSA, &at);
+                machine.ok(LaunchUpdateVmsa {
+                    handle,
+                    vmsa_paddr: spa(&page).into(),
+                    vmsa_len: (PAGE as u32).into(),
+                    ..Default::default()
+                });
                 vmsas.push(page);
             } else {
                 registers.push(vec![vcpu | 0x40; 200 + usize::from(vcpu)]);
             }
         }
         let scratch = machine.alloc().unwrap();
-        let at = [h, ("address", spa(&scratch)), ("len", 48)];
-        machine.ok(Command::LAUNCH_MEASURE, &at);
+        machine.ok(LaunchMeasure {
+            handle,
+            measure_paddr: spa(&scratch).into(),
+            measure_len: 48.into(),
+            ..Default::default()
+        });
         machine.free(scratch);
-        machine.ok(Command::LAUNCH_FINISH, &[h]);
+        machine.ok(LaunchFinish { handle });
+        let handle = handle.get();
         Self {
             machine,
             mailbox: Mailbox::new(&machine.host).unwrap(),
@@ -224,9 +239,9 @@ impl<'m> RawSource<'m> {
     }
 
     pub fn tear_down(mut self) {
-        let h = [("handle", u64::from(self.handle))];
-        self.machine.ok(Command::DEACTIVATE, &h);
-        self.machine.ok(Command::DECOMMISSION, &h);
+        let handle = self.handle.into();
+        self.machine.ok(Deactivate { handle });
+        self.machine.ok(Decommission { handle });
         self.machine.flush();
         free_all(self.machine, &mut self.memory, &mut self.vmsas);
     }
@@ -408,11 +423,15 @@ impl MigrateTarget for RawTarget<'_> {
     fn receive_start(&mut self, start: &SessionStart) -> Result<()> {
         assert_eq!(self.handle, None);
         let handle = self.mailbox.receive_start(start)?;
-        let h = ("handle", u64::from(handle));
-        let activate = [h, ("asid", self.asid.into())];
-        let (status, _) = self.machine.run(Command::ACTIVATE, &activate);
+        let activate = Activate {
+            handle: handle.into(),
+            asid: self.asid.into(),
+        };
+        let (status, _) = self.machine.run(activate);
         if status != 0 {
-            self.machine.ok(Command::DECOMMISSION, &[h]);
+            self.machine.ok(Decommission {
+                handle: handle.into(),
+            });
             return Err(Error::Firmware(status.into()));
         }
         self.handle = Some(handle);
@@ -484,9 +503,9 @@ impl MigrateTarget for RawTarget<'_> {
     }
 
     fn abandon(&mut self) -> Result<()> {
-        let h = [("handle", u64::from(self.handle()?))];
-        self.machine.ok(Command::DEACTIVATE, &h);
-        self.machine.ok(Command::DECOMMISSION, &h);
+        let handle = self.handle()?.into();
+        self.machine.ok(Deactivate { handle });
+        self.machine.ok(Decommission { handle });
         self.machine.flush();
         free_all(self.machine, &mut self.memory, &mut self.vmsas);
         (self.handle, self.finished) = (None, false);

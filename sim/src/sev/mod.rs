@@ -26,7 +26,10 @@ pub(crate) use steps::Converting;
 use std::sync::Arc;
 
 use kvm_ops::{AsidPools, Error, Hpa, PspPort, Result, SnpAsids, Tech};
-use soft_amd_sp::{AccessFault, Builder, Command, CommandBuffer, PageSize, Platform, RmpUpdate};
+use soft_amd_sp::command::{
+    CommandStruct, DfFlush, Init, InitFlags, SnpDfFlush, SnpInitEx, SnpInitFlags,
+};
+use soft_amd_sp::{AccessFault, Builder, PageSize, Platform, RmpUpdate};
 
 use crate::frames::Frames;
 use crate::pages::{HostMemory, SoftPages, no_memory_at};
@@ -34,7 +37,7 @@ use crate::{BuildError, SimHost, SimHostBuilder};
 
 /// Place and length of the firmware's trusted memory region, which SEV-ES needs.
 const TMR: u64 = 2 << 20;
-const TMR_LEN: u64 = 2 << 20;
+const TMR_LEN: u32 = 2 << 20;
 
 /// The setup of the AMD SP of a software machine.
 #[derive(Clone, Debug, Default)]
@@ -122,41 +125,41 @@ impl Sev {
     /// each of SNP_INIT_EX and INIT.
     pub(crate) fn up(setup: SevSetup) -> Result<Self, BuildError> {
         let platform = Arc::new(setup.platform.build().map_err(BuildError::machine)?);
-        let run = |buffer: CommandBuffer| {
-            let status = platform.run(&mut buffer.clone());
-            status.ok().map_err(BuildError::firmware)
-        };
         let mut snp = SnpAsids::Off;
         if !setup.without_snp {
             platform.enable_snp_all();
-            let mut init = CommandBuffer::new(Command::SNP_INIT_EX).with("flags", 1);
+            let mut init = SnpInitEx {
+                flags: SnpInitFlags::INIT_RMP,
+                ..Default::default()
+            };
             snp = SnpAsids::Shared;
             if let Some(top) = setup.max_snp_asid {
-                init = init
-                    .with("flags", 1 | 1 << 3)
-                    .with("max_snp_asid", top.into());
+                init.flags = init.flags | SnpInitFlags::CIPHERTEXT_HIDING_EN;
+                init.max_snp_asid = top.into();
                 snp = SnpAsids::UpTo(top.into());
             }
-            run(init)?;
+            run(&platform, init)?;
             platform.wbinvd_all();
-            run(CommandBuffer::new(Command::SNP_DF_FLUSH))?;
+            run(&platform, SnpDfFlush)?;
             let tmr = RmpUpdate::firmware().size(PageSize::Size2M);
             // A machine too small for it is refused by INIT.
             let _ = platform.rmpupdate(TMR, &tmr);
         }
-        let init = CommandBuffer::new(Command::INIT)
-            .with("flags", 1)
-            .with("tmr_address", TMR)
-            .with("tmr_len", TMR_LEN);
-        run(init)?;
+        let init = Init {
+            options: InitFlags::SEV_ES,
+            tmr_paddr: TMR.into(),
+            tmr_length: TMR_LEN.into(),
+            ..Default::default()
+        };
+        run(&platform, init)?;
         platform.wbinvd_all();
-        run(CommandBuffer::new(Command::DF_FLUSH))?;
+        run(&platform, DfFlush)?;
         let asids = platform.sev_asids();
         let pools = AsidPools::new(*asids.end(), *asids.start(), snp);
         // Without page 0, whose address would look like none.
         let frames = Frames::new([
             1..TMR >> 12,
-            (TMR + TMR_LEN) >> 12..platform.memory_len() >> 12,
+            (TMR + u64::from(TMR_LEN)) >> 12..platform.memory_len() >> 12,
         ]);
         Ok(Self {
             psp: SoftPsp::new(Arc::clone(&platform), pools),
@@ -164,6 +167,11 @@ impl Sev {
             platform,
         })
     }
+}
+
+fn run(platform: &Platform, mut buffer: impl CommandStruct) -> Result<(), BuildError> {
+    let status = platform.run(&mut buffer);
+    status.ok().map_err(BuildError::firmware)
 }
 
 struct Memory(Arc<Platform>);

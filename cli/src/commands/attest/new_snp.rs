@@ -5,9 +5,13 @@ use std::fs;
 use kvm_ops_attest::snp::{Product, Tcb};
 use kvm_ops_attest::software::{IssueError, Kds, Revocation, Subject, VekRequest};
 use kvm_ops_attest::x509::Certificate;
+use soft_amd_sp::command::{
+    CommandStruct, PageAddress, SnpActivate, SnpDfFlush, SnpGctxCreate, SnpGuestRequest, SnpInit,
+    SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpLaunchUpdateFlags, SnpPolicy,
+};
 use soft_amd_sp::measure::{InitialVmsa, PageInfo, PageType, SnpDigest, VMSA_GPA, Vmm};
 use soft_amd_sp::message::GuestChannel;
-use soft_amd_sp::{Command, CommandBuffer, GuestPage, Platform, RmpUpdate, TcbVersion};
+use soft_amd_sp::{GuestPage, Platform, RmpUpdate, TcbVersion};
 
 use super::args::{NewArgs, ProductChoice};
 use super::files::{self, write_new};
@@ -22,7 +26,7 @@ const PAGES: u64 = 0x10_0000;
 
 const ASID: u32 = 1;
 /// The guest's policy: SMT and the reserved bit that must be 1. Debugging is not allowed.
-const POLICY: u64 = soft_amd_sp::snp_policy::SMT | soft_amd_sp::snp_policy::RESERVED_ONE;
+const POLICY: SnpPolicy = SnpPolicy::SMT;
 const SECRETS_GPA: u64 = 0x8000;
 /// The CPUID signature of EPYC-v4.
 const VCPU_SIG: u32 = 0x80_0f12;
@@ -70,9 +74,10 @@ fn question(args: &NewArgs, processors: &Processors, launched: &Launched) -> Str
     };
     format!(
         "kvm-ops attest verify {} --root software \\\n    --measurement {} \\\n    --report-data {data} \
-         --host-data 00 --vmpl 0 --policy {POLICY:#x} \\\n    --min-tcb {} \\\n    --chip-id {}",
+         --host-data 00 --vmpl 0 --policy {:#x} \\\n    --min-tcb {} \\\n    --chip-id {}",
         args.directory.display(),
         hex::encode(launched.measurement),
+        POLICY.bits(),
         processors.tcb,
         hex::encode(&launched.chip_id[..processors.product.chip_id_len()]),
     )
@@ -155,16 +160,15 @@ fn failed(what: &str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>
 }
 
 /// Runs a command of the firmware.
-fn command(platform: &Platform, mut buffer: CommandBuffer) -> Result<(), Failure> {
-    let command = buffer.command();
+fn command<C: CommandStruct>(platform: &Platform, mut buffer: C) -> Result<(), Failure> {
     platform
         .run(&mut buffer)
         .ok()
-        .map_err(|status| failed(&command.to_string(), status))
+        .map_err(|status| failed(C::COMMAND.name(), status))
 }
 
-fn on_guest(command: Command) -> CommandBuffer {
-    CommandBuffer::new(command).with("gctx_paddr", GCTX)
+fn page_address(spa: u64) -> Result<PageAddress, Failure> {
+    PageAddress::new(spa).map_err(|error| failed("a page", error))
 }
 
 /// Creates a platform and enables SNP, in the order that the firmware requires.
@@ -179,9 +183,9 @@ fn platform(processors: &Processors) -> Result<Platform, Failure> {
         .build()
         .map_err(|error| Failure::because("the software AMD SP cannot be built", error))?;
     platform.enable_snp_all();
-    command(&platform, CommandBuffer::new(Command::SNP_INIT))?;
+    command(&platform, SnpInit)?;
     platform.wbinvd_all();
-    command(&platform, CommandBuffer::new(Command::SNP_DF_FLUSH))?;
+    command(&platform, SnpDfFlush)?;
     Ok(platform)
 }
 
@@ -204,15 +208,16 @@ fn launch(processors: &Processors, report_data: &[u8; 64]) -> Result<Launched, F
             .map_err(|error| failed("RMPUPDATE", error))
     };
     rmpupdate(GCTX, &RmpUpdate::firmware())?;
-    command(&platform, on_guest(Command::SNP_GCTX_CREATE))?;
-    command(
-        &platform,
-        on_guest(Command::SNP_LAUNCH_START).with("policy", POLICY),
-    )?;
-    command(
-        &platform,
-        on_guest(Command::SNP_ACTIVATE).with("asid", ASID.into()),
-    )?;
+    let gctx_paddr = page_address(GCTX)?;
+    command(&platform, SnpGctxCreate { gctx_paddr })?;
+    let start = SnpLaunchStart {
+        gctx_paddr,
+        policy: POLICY,
+        ..Default::default()
+    };
+    command(&platform, start)?;
+    let asid = ASID.into();
+    command(&platform, SnpActivate { gctx_paddr, asid })?;
 
     let mut measurement = SnpDigest::new();
     let mut secrets = None;
@@ -221,16 +226,23 @@ fn launch(processors: &Processors, report_data: &[u8; 64]) -> Result<Launched, F
             .host_write(spa, &page.contents[..])
             .map_err(|error| failed("a write", error))?;
         rmpupdate(spa, &RmpUpdate::pre_guest(ASID, page.gpa))?;
-        let update = on_guest(Command::SNP_LAUNCH_UPDATE)
-            .with("flags", (page.page_type as u64) << 1)
-            .with("address", spa);
+        let update = SnpLaunchUpdate {
+            gctx_paddr,
+            flags: SnpLaunchUpdateFlags::of(page.page_type),
+            page_paddr: page_address(spa)?,
+            ..Default::default()
+        };
         command(&platform, update)?;
         measurement.add_page(&PageInfo::new(page.page_type, page.gpa), &page.contents);
         if page.page_type == PageType::Secrets {
             secrets = Some(spa);
         }
     }
-    command(&platform, on_guest(Command::SNP_LAUNCH_FINISH))?;
+    let finish = SnpLaunchFinish {
+        gctx_paddr,
+        ..Default::default()
+    };
+    command(&platform, finish)?;
 
     let mut page = [0; 4096];
     let secrets = GuestPage::new(ASID, SECRETS_GPA, secrets.unwrap_or_default());
@@ -250,9 +262,11 @@ fn launch(processors: &Processors, report_data: &[u8; 64]) -> Result<Launched, F
         .host_write(REQUEST, &request)
         .map_err(|error| failed("a write", error))?;
     rmpupdate(RESPONSE, &RmpUpdate::firmware())?;
-    let carry = on_guest(Command::SNP_GUEST_REQUEST)
-        .with("req_paddr", REQUEST)
-        .with("res_paddr", RESPONSE);
+    let carry = SnpGuestRequest {
+        gctx_paddr,
+        request_paddr: page_address(REQUEST)?,
+        response_paddr: page_address(RESPONSE)?,
+    };
     command(&platform, carry)?;
     platform
         .host_read(RESPONSE, &mut page)

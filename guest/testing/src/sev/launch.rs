@@ -3,7 +3,14 @@
 use super::builder::Config;
 use super::hypervisor::{HostError, World};
 use kvm_ops_guest::PageSize as GuestSize;
-use soft_amd_sp::{Command, CommandBuffer, PageSize, Platform, RmpUpdate, Status};
+use soft_amd_sp::command::{
+    Activate, CommandStruct, DfFlush, Init, InitFlags, LaunchFinish, LaunchMeasure, LaunchStart,
+    LaunchUpdateData, PageAddress, SevPolicy, SnpActivate, SnpDfFlush, SnpGctxCreate,
+    SnpGuestRequest, SnpInit, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate,
+    SnpLaunchUpdateFlags, SnpPolicy,
+};
+use soft_amd_sp::measure::PageType;
+use soft_amd_sp::{PageSize, Platform, RmpUpdate};
 
 /// The ASIDs: SEV-ES and SNP below, SEV from here on.
 const FIRST_SEV_ASID: u32 = 6;
@@ -15,14 +22,8 @@ const REQUEST: u64 = 0x2000;
 const RESPONSE: u64 = 0x3000;
 const STAGING: u64 = 0x4000;
 const TMR: u64 = 0x20_0000;
-const TMR_LEN: u64 = 1 << 20;
+const TMR_LEN: u32 = 1 << 20;
 const POOL: u64 = 0x80_0000;
-const POLICY_ES: u64 = 1 << 2;
-const POLICY_SNP: u64 = 0x3_0000;
-/// Types of pages of SNP_LAUNCH_UPDATE.
-const NORMAL: u64 = 1;
-const ZERO: u64 = 3;
-const SECRETS: u64 = 5;
 
 /// The technology of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,19 +44,11 @@ pub(super) struct Machine {
     pub(super) ram: u64,
 }
 
-fn run(p: &Platform, command: Command, fields: &[(&str, u64)]) -> Result<CommandBuffer, HostError> {
-    let mut buffer = CommandBuffer::new(command);
-    for (name, value) in fields {
-        buffer = buffer.with(name, *value);
-    }
-    let status = p.run(&mut buffer);
-    refused(command, status)?;
-    Ok(buffer)
-}
-
-fn refused(command: Command, status: Status) -> Result<(), HostError> {
+fn run<C: CommandStruct>(p: &Platform, mut buffer: C) -> Result<C, HostError> {
+    let (command, status) = (C::COMMAND, p.run(&mut buffer));
     let refusal = |_| HostError::Command { command, status };
-    status.ok().map_err(refusal)
+    status.ok().map_err(refusal)?;
+    Ok(buffer)
 }
 
 impl Machine {
@@ -99,34 +92,38 @@ impl Machine {
     fn launch_snp(&self, config: &Config, world: &mut World) -> Result<(), HostError> {
         let p = &self.p;
         p.enable_snp_all();
-        refused(Command::SNP_INIT, p.command(Command::SNP_INIT, &mut []))?;
+        run(p, SnpInit)?;
         p.wbinvd_all();
-        let flushed = p.command(Command::SNP_DF_FLUSH, &mut []);
-        refused(Command::SNP_DF_FLUSH, flushed)?;
+        run(p, SnpDfFlush)?;
         p.rmpupdate(GCTX, &RmpUpdate::firmware())?;
         p.rmpupdate(RESPONSE, &RmpUpdate::firmware())?;
-        let gctx = ("gctx_paddr", GCTX);
-        run(p, Command::SNP_GCTX_CREATE, &[gctx])?;
-        run(
-            p,
-            Command::SNP_LAUNCH_START,
-            &[gctx, ("policy", POLICY_SNP)],
-        )?;
-        run(
-            p,
-            Command::SNP_ACTIVATE,
-            &[gctx, ("asid", self.asid.into())],
-        )?;
+        let gctx_paddr = PageAddress::from_raw(GCTX);
+        run(p, SnpGctxCreate { gctx_paddr })?;
+        let start = SnpLaunchStart {
+            gctx_paddr,
+            policy: SnpPolicy::SMT,
+            ..Default::default()
+        };
+        run(p, start)?;
+        let asid = self.asid.into();
+        run(p, SnpActivate { gctx_paddr, asid })?;
         for page in config.layout.launched() {
-            let kind = if page.is_measured { NORMAL } else { ZERO };
+            let kind = match page.is_measured {
+                true => PageType::Normal,
+                false => PageType::Zero,
+            };
             let spa = self.launch_page(world, page.gpa, kind, &page.bytes[..])?;
             world.map(page.gpa, spa, PageSize::Size4K);
         }
         if let Some(gpa) = config.secrets {
-            let spa = self.launch_page(world, gpa, SECRETS, &[])?;
+            let spa = self.launch_page(world, gpa, PageType::Secrets, &[])?;
             world.map(gpa, spa, PageSize::Size4K);
         }
-        run(p, Command::SNP_LAUNCH_FINISH, &[gctx])?;
+        let finish = SnpLaunchFinish {
+            gctx_paddr,
+            ..Default::default()
+        };
+        run(p, finish)?;
         Ok(())
     }
 
@@ -134,37 +131,55 @@ impl Machine {
         &self,
         world: &mut World,
         gpa: u64,
-        kind: u64,
+        kind: PageType,
         contents: &[u8],
     ) -> Result<u64, HostError> {
         let spa = world.free_page(PageSize::Size4K)?;
         self.p.host_write(spa, contents)?;
         let update = RmpUpdate::pre_guest(self.asid, gpa);
         self.p.rmpupdate(spa, &update)?;
-        let fields = [("gctx_paddr", GCTX), ("flags", kind << 1), ("address", spa)];
-        run(&self.p, Command::SNP_LAUNCH_UPDATE, &fields)?;
+        let update = SnpLaunchUpdate {
+            gctx_paddr: PageAddress::from_raw(GCTX),
+            flags: SnpLaunchUpdateFlags::of(kind),
+            page_paddr: PageAddress::from_raw(spa),
+            ..Default::default()
+        };
+        run(&self.p, update)?;
         Ok(spa)
     }
 
     fn launch_sev(&mut self, config: &Config, world: &mut World) -> Result<(), HostError> {
         let (policy, asid) = match config.technology {
-            Technology::SevEs => (POLICY_ES, ASID),
-            _ => (0, FIRST_SEV_ASID),
+            Technology::SevEs => (SevPolicy::ES, ASID),
+            _ => (SevPolicy::default(), FIRST_SEV_ASID),
         };
         self.asid = asid;
         let p = &self.p;
-        let tmr = [("flags", 1), ("tmr_address", TMR), ("tmr_len", TMR_LEN)];
-        run(p, Command::INIT, &tmr)?;
+        let init = Init {
+            options: InitFlags::SEV_ES,
+            tmr_paddr: TMR.into(),
+            tmr_length: TMR_LEN.into(),
+            ..Default::default()
+        };
+        run(p, init)?;
         p.wbinvd_all();
-        let flushed = p.command(Command::DF_FLUSH, &mut []);
-        refused(Command::DF_FLUSH, flushed)?;
-        let start = run(p, Command::LAUNCH_START, &[("policy", policy)])?;
-        let handle = ("handle", start.get("handle").unwrap_or(0));
-        run(p, Command::ACTIVATE, &[handle, ("asid", asid.into())])?;
-        let launch = |spa, contents: &[u8]| {
+        run(p, DfFlush)?;
+        let start = LaunchStart {
+            policy,
+            ..Default::default()
+        };
+        let handle = run(p, start)?.handle;
+        let asid = asid.into();
+        run(p, Activate { handle, asid })?;
+        let launch = |spa: u64, contents: &[u8]| {
             p.host_write(spa, contents)?;
-            let fields = [handle, ("address", spa), ("len", contents.len() as u64)];
-            run(p, Command::LAUNCH_UPDATE_DATA, &fields).map(|_| ())
+            let update = LaunchUpdateData {
+                handle,
+                data_paddr: spa.into(),
+                data_len: (contents.len() as u32).into(),
+                ..Default::default()
+            };
+            run(p, update).map(|_| ())
         };
         // A launch measures something.
         launch(STAGING, &[0; 0x1000])?;
@@ -173,9 +188,14 @@ impl Machine {
             launch(spa, &page.bytes[..])?;
             world.map(page.gpa, spa, PageSize::Size4K);
         }
-        let out = [handle, ("address", STAGING), ("len", 48)];
-        run(p, Command::LAUNCH_MEASURE, &out)?;
-        run(p, Command::LAUNCH_FINISH, &[handle])?;
+        let measure = LaunchMeasure {
+            handle,
+            measure_paddr: STAGING.into(),
+            measure_len: 48.into(),
+            ..Default::default()
+        };
+        run(p, measure)?;
+        run(p, LaunchFinish { handle })?;
         Ok(())
     }
 
@@ -187,12 +207,12 @@ impl Machine {
         };
         start.copy_from_slice(message);
         self.p.host_write(REQUEST, &page)?;
-        let fields = [
-            ("gctx_paddr", GCTX),
-            ("req_paddr", REQUEST),
-            ("res_paddr", RESPONSE),
-        ];
-        run(&self.p, Command::SNP_GUEST_REQUEST, &fields)?;
+        let request = SnpGuestRequest {
+            gctx_paddr: PageAddress::from_raw(GCTX),
+            request_paddr: PageAddress::from_raw(REQUEST),
+            response_paddr: PageAddress::from_raw(RESPONSE),
+        };
+        run(&self.p, request)?;
         self.p.host_read(RESPONSE, &mut page)?;
         Ok(page.to_vec())
     }

@@ -6,9 +6,10 @@ use std::fmt::Write;
 pub fn page() -> String {
     let mut out = String::from(
         "# Command buffers\n\n\
-         Printed by `cargo run --example layouts` from the table that the model itself uses. A field\n\
-         is `offset name:length`, in hex; ← marks what the firmware writes. Bytes outside of every\n\
-         field are reserved and must be 0. Integers are little-endian, addresses system physical.\n\n\
+         Printed by `cargo run --example layouts` from the structures of `soft_amd_sp::command`. A\n\
+         field is `offset name:length`, in hex; ← marks what the firmware writes. Bytes outside of\n\
+         every field are reserved and must be 0. Integers are little-endian, addresses system\n\
+         physical.\n\n\
          | id | command | length | fields | what it does |\n|---|---|---|---|---|\n",
     );
     for command in Command::ALL {

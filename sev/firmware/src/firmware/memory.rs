@@ -5,6 +5,7 @@
 
 use super::{Firmware, Outcome};
 use crate::cipher::{BLOCK, MemoryKey};
+use crate::command::U32;
 use crate::machine::entry::PageState;
 use crate::machine::region::{PAGE, pieces};
 use crate::status::Status;
@@ -90,9 +91,9 @@ impl Firmware<'_> {
 
     /// Writes an output whose length the caller gave. A length that is too small, like the 0 of a
     /// query, gives INVALID_LEN; the length that is needed is in `len` either way.
-    pub(super) fn write_sized(&self, address: u64, len: &mut u32, data: &[u8]) -> Outcome {
-        let given = std::mem::replace(len, data.len() as u32);
-        if given < *len {
+    pub(super) fn write_sized(&self, address: u64, len: &mut U32, data: &[u8]) -> Outcome {
+        let given = std::mem::replace(len, (data.len() as u32).into());
+        if given.get() < len.get() {
             return Err(Status::INVALID_LEN);
         }
         self.write(address, data)

@@ -14,7 +14,7 @@ mod memory;
 pub(crate) mod rules;
 pub(crate) mod snp;
 
-use crate::command::Command;
+use crate::command::{Command, CommandStruct, Length};
 use crate::identity::Identity;
 use crate::machine::Machine;
 use crate::status::Status;
@@ -26,9 +26,7 @@ use rules::{Change, PlatformState};
 use std::collections::BTreeMap;
 
 pub(crate) use legacy::Guest;
-pub use legacy::policy;
 pub(crate) use snp::SnpGuest;
-pub use snp::snp_policy;
 
 pub(crate) type Outcome<T = ()> = Result<T, Status>;
 
@@ -141,11 +139,11 @@ impl Firmware<'_> {
     }
 
     fn execute_legacy(&mut self, command: Command, buffer: &mut [u8]) -> Outcome {
-        let Some(at) = rules::handle_offset(command) else {
+        let Some(field) = rules::handle(command) else {
             check_reserved(command, buffer)?;
             return self.platform_command(command, buffer);
         };
-        let handle = u32_at(buffer, at);
+        let handle = u32_at(buffer, field.offset);
         let guest = self.sp.guests.get(&handle).ok_or(Status::INVALID_GUEST)?;
         let change =
             rules::guest_change(command, guest.state).ok_or(Status::INVALID_GUEST_STATE)?;
@@ -161,11 +159,11 @@ impl Firmware<'_> {
     }
 
     fn execute_snp(&mut self, command: Command, buffer: &mut [u8]) -> Outcome {
-        let Some(at) = rules::context_offset(command) else {
+        let Some(field) = rules::context(command) else {
             check_reserved(command, buffer)?;
             return self.snp_platform_command(command, buffer);
         };
-        let context = self.address(u64_at(buffer, at));
+        let context = self.address(u64_at(buffer, field.offset));
         if !context.is_multiple_of(0x1000) || !self.machine.memory.contains(context, 0x1000) {
             return Err(Status::INVALID_ADDRESS);
         }
@@ -206,6 +204,20 @@ impl Firmware<'_> {
 
     fn guest_count(&self) -> usize {
         self.sp.guests.len() + self.sp.contexts.len()
+    }
+}
+
+/// The structure of a command's buffer.
+fn view<C: CommandStruct>(buffer: &mut [u8]) -> Outcome<&mut C> {
+    C::mut_from_bytes(buffer).map_err(|_| Status::INVALID_LEN)
+}
+
+/// A length that a structure names must be its own.
+fn check_length<const N: u32>(length: Length<N>) -> Outcome {
+    if length.is_right() {
+        Ok(())
+    } else {
+        Err(Status::INVALID_LEN)
     }
 }
 

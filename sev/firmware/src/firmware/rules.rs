@@ -1,6 +1,6 @@
 //! The commands allowed in each state, and the changes they make. Nothing else decides this.
 
-use crate::command::Command;
+use crate::command::{Command, Field};
 use std::fmt;
 
 /// State of the platform for SEV and SEV-ES; the number is what PLATFORM_STATUS reports.
@@ -141,27 +141,21 @@ pub(crate) fn snp_platform_allows(command: Command, initialised: bool) -> bool {
     }
 }
 
-/// Offset of the handle in the buffer of a command of an SEV or SEV-ES guest. The two commands that
-/// create a guest have none to look up.
-pub(crate) fn handle_offset(command: Command) -> Option<usize> {
-    use Command::*;
+/// The handle in the buffer of a command of an SEV or SEV-ES guest. The two commands that create a
+/// guest have none to look up.
+pub(crate) fn handle(command: Command) -> Option<&'static Field> {
     match command {
-        LAUNCH_START | RECEIVE_START => None,
-        ACTIVATE_EX => Some(4),
-        c if (DECOMMISSION as u32..SNP_INIT as u32).contains(&(c as u32)) => Some(0),
-        _ => None,
+        Command::LAUNCH_START | Command::RECEIVE_START => None,
+        _ => command.field("handle"),
     }
 }
 
-/// Offset of the context page's address in the buffer of a command of an SNP guest.
-pub(crate) fn context_offset(command: Command) -> Option<usize> {
-    use Command::*;
+/// The context page's address in the buffer of a command of an SNP guest. The command that creates
+/// a guest has none to look up.
+pub(crate) fn context(command: Command) -> Option<&'static Field> {
     match command {
-        SNP_ACTIVATE_EX => Some(8),
-        SNP_DECOMMISSION | SNP_ACTIVATE | SNP_GUEST_STATUS | SNP_GUEST_REQUEST
-        | SNP_LAUNCH_START | SNP_LAUNCH_UPDATE | SNP_LAUNCH_FINISH | SNP_DBG_DECRYPT
-        | SNP_DBG_ENCRYPT | SNP_PAGE_MOVE => Some(0),
-        _ => None,
+        Command::SNP_GCTX_CREATE => None,
+        _ => command.field("gctx_paddr"),
     }
 }
 

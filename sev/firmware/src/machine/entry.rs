@@ -21,6 +21,14 @@ impl PageSize {
         }
     }
 
+    /// The size that a PAGE_SIZE bit of a command names.
+    pub(crate) const fn of_bit(large: bool) -> Self {
+        match large {
+            true => PageSize::Size2M,
+            false => PageSize::Size4K,
+        }
+    }
+
     /// Returns true if an address is a multiple of the size.
     pub const fn aligns(self, address: u64) -> bool {
         address & (self.bytes() - 1) == 0

@@ -2,19 +2,27 @@
 
 use super::{Field, bits};
 use kvm_ops_attest::snp::{Product, Report, SigningKey, Tcb};
-use soft_amd_sp::snp_policy as policy;
+use soft_amd_sp::SnpPolicy;
+
+/// The bit of a policy that has one, without the one that all have.
+const fn bit(policy: SnpPolicy) -> u64 {
+    policy.bits() & !SnpPolicy::ONES
+}
 
 /// Bits of the policy (SNP firmware ABI, guest policy).
 const POLICY: [(u64, &str); 9] = [
-    (policy::SMT, "SMT"),
-    (policy::MIGRATE_MA, "migration agent"),
-    (policy::DEBUG, "debugging"),
-    (policy::SINGLE_SOCKET, "one socket only"),
-    (policy::CXL_ALLOW, "CXL memory"),
-    (policy::MEM_AES_256_XTS, "needs AES-256-XTS"),
-    (policy::RAPL_DIS, "needs RAPL off"),
-    (policy::CIPHERTEXT_HIDING_DRAM, "needs ciphertext hiding"),
-    (policy::PAGE_SWAP_DISABLE, "no page swapping"),
+    (bit(SnpPolicy::SMT), "SMT"),
+    (bit(SnpPolicy::MIGRATE_MA), "migration agent"),
+    (bit(SnpPolicy::DEBUG), "debugging"),
+    (bit(SnpPolicy::SINGLE_SOCKET), "one socket only"),
+    (bit(SnpPolicy::CXL_ALLOW), "CXL memory"),
+    (bit(SnpPolicy::MEM_AES_256_XTS), "needs AES-256-XTS"),
+    (bit(SnpPolicy::RAPL_DIS), "needs RAPL off"),
+    (
+        bit(SnpPolicy::CIPHERTEXT_HIDING_DRAM),
+        "needs ciphertext hiding",
+    ),
+    (bit(SnpPolicy::PAGE_SWAP_DISABLE), "no page swapping"),
 ];
 
 /// Bits of the platform information.

@@ -3,7 +3,7 @@
 use super::super::common::*;
 use super::{cell, lists};
 use soft_amd_sp::crypto::{PacketContext, PacketHeader, TransportKeys};
-use soft_amd_sp::{Command, GuestState, Platform, Status, policy};
+use soft_amd_sp::{GuestState, Platform, Status};
 
 const ES_ASID: u32 = 1;
 
@@ -40,11 +40,11 @@ impl World {
     }
 
     fn launch(&mut self, state: GuestState) {
-        let guest_owner = owner(&self.p, policy::ES);
+        let guest_owner = owner(&self.p, SevPolicy::ES);
         self.keys = *guest_owner.keys();
-        let fields = owner_fields(&self.p, &guest_owner, policy::ES);
-        let (_, out) = run_out(&self.p, Command::LAUNCH_START, &fields);
-        self.handle = out.get("handle").unwrap() as u32;
+        let start = owner_start(&self.p, &guest_owner, SevPolicy::ES);
+        let (_, out) = run_out(&self.p, start);
+        self.handle = out.handle.get();
         activate(&self.p, self.handle, ES_ASID).ok().unwrap();
         if state == GuestState::LaunchUpdate {
             return;
@@ -67,10 +67,10 @@ impl World {
     }
 
     fn receive(&mut self) {
-        self.source = running(&self.peer, policy::ES, ES_ASID, &[0; 4096]);
-        let fields = send_fields(&self.peer, &self.p, self.source);
-        run(&self.peer, Command::SEND_START, &fields).ok().unwrap();
-        let (status, handle) = receive_start(&self.peer, &self.p, policy::ES);
+        self.source = running(&self.peer, SevPolicy::ES, ES_ASID, &[0; 4096]);
+        let start = send_start(&self.peer, &self.p, self.source);
+        run(&self.peer, start).ok().unwrap();
+        let (status, handle) = receive_start(&self.peer, &self.p, SevPolicy::ES);
         status.ok().unwrap();
         self.handle = handle;
         activate(&self.p, handle, ES_ASID).ok().unwrap();
@@ -85,7 +85,7 @@ impl World {
     }
 
     fn deactivate(&self) {
-        on(&self.p, Command::DEACTIVATE, self.handle);
+        deactivate(&self.p, self.handle);
         flush(&self.p);
     }
 
@@ -111,14 +111,13 @@ impl World {
     /// Runs the command with parameters that are valid.
     fn bare(&self, command: Command) -> Status {
         use Command::*;
-        let p = &self.p;
-        let h = ("handle", u64::from(self.handle));
-        let packet = packet_fields(self.handle, GUEST, 0x1000);
+        let (p, handle) = (&self.p, self.handle);
+        let h = handle.into();
+        let (guest, len) = (GUEST, 0x1000);
         match command {
-            LAUNCH_UPDATE_DATA | LAUNCH_UPDATE_VMSA => {
-                run(p, command, &[h, ("address", GUEST), ("len", 0x1000)])
-            }
-            LAUNCH_MEASURE => run(p, command, &[h, ("address", SCRATCH), ("len", 48)]),
+            LAUNCH_UPDATE_DATA => update_data(p, handle, guest, len),
+            LAUNCH_UPDATE_VMSA => update_vmsa(p, handle, guest, len),
+            LAUNCH_MEASURE => launch_measure(p, handle, SCRATCH),
             LAUNCH_UPDATE_SECRET => {
                 let mut data = [1; 0x1000];
                 let context = PacketContext::LaunchSecret;
@@ -126,36 +125,83 @@ impl World {
                     PacketHeader::seal(context, &self.keys, 0, [3; 16], &mut data, &self.measure);
                 p.host_write(SCRATCH, &header.to_bytes()).unwrap();
                 p.host_write(SCRATCH + 0x1000, &data).unwrap();
-                run(p, command, &packet)
+                run(p, packet::<LaunchSecret>(handle, guest, len))
             }
-            ATTESTATION => run(p, command, &[h, ("address", SCRATCH), ("len", 0xd0)]),
-            SEND_START => run(p, command, &send_fields(p, &self.peer, self.handle)),
-            SEND_UPDATE_DATA | SEND_UPDATE_VMSA => run(p, command, &packet),
-            RECEIVE_UPDATE_DATA | RECEIVE_UPDATE_VMSA => {
-                if self.source != 0 {
-                    let send = match command {
-                        RECEIVE_UPDATE_DATA => SEND_UPDATE_DATA,
-                        _ => SEND_UPDATE_VMSA,
-                    };
-                    let fields = packet_fields(self.source, GUEST, 0x1000);
-                    run(&self.peer, send, &fields).ok().unwrap();
-                    let mut bytes = vec![0; 0x2000];
-                    self.peer.host_read(SCRATCH, &mut bytes).unwrap();
-                    p.host_write(SCRATCH, &bytes).unwrap();
-                }
-                run(p, command, &packet)
+            LAUNCH_FINISH => launch_finish(p, handle),
+            ATTESTATION => run(p, attestation(handle)),
+            SEND_START => run(p, send_start(p, &self.peer, handle)),
+            SEND_UPDATE_DATA => run(p, packet::<SendUpdateData>(handle, guest, len)),
+            SEND_UPDATE_VMSA => run(p, packet::<SendUpdateVmsa>(handle, guest, len)),
+            SEND_FINISH => run(p, SendFinish { handle: h }),
+            SEND_CANCEL => run(p, SendCancel { handle: h }),
+            RECEIVE_UPDATE_DATA => {
+                self.carry::<SendUpdateData>();
+                run(p, packet::<ReceiveUpdateData>(handle, guest, len))
             }
-            ACTIVATE => run(p, command, &[h, ("asid", ES_ASID.into())]),
-            ACTIVATE_EX => run(p, command, &[h, ("asid", ES_ASID.into()), ("ex_len", 0x18)]),
-            DBG_DECRYPT | DBG_ENCRYPT => {
-                let fields = [h, ("src", GUEST), ("dst", GUEST + 0x2000), ("len", 16)];
-                run(p, command, &fields)
+            RECEIVE_UPDATE_VMSA => {
+                self.carry::<SendUpdateVmsa>();
+                run(p, packet::<ReceiveUpdateVmsa>(handle, guest, len))
+            }
+            RECEIVE_FINISH => run(p, ReceiveFinish { handle: h }),
+            ACTIVATE => activate(p, handle, ES_ASID),
+            ACTIVATE_EX => {
+                let activate = ActivateEx {
+                    handle: h,
+                    asid: ES_ASID.into(),
+                    ..Default::default()
+                };
+                run(p, activate)
+            }
+            DEACTIVATE => deactivate(p, handle),
+            DECOMMISSION => decommission(p, handle),
+            GUEST_STATUS => {
+                let status = GuestStatus {
+                    handle: h,
+                    ..Default::default()
+                };
+                run(p, status)
+            }
+            DBG_DECRYPT => {
+                let decrypt = DbgDecrypt {
+                    handle: h,
+                    src_paddr: guest.into(),
+                    dst_paddr: (guest + 0x2000).into(),
+                    length: 16.into(),
+                    ..Default::default()
+                };
+                run(p, decrypt)
+            }
+            DBG_ENCRYPT => {
+                let encrypt = DbgEncrypt {
+                    handle: h,
+                    src_paddr: guest.into(),
+                    dst_paddr: (guest + 0x2000).into(),
+                    length: 16.into(),
+                    ..Default::default()
+                };
+                run(p, encrypt)
             }
             COPY => {
-                let fields = [h, ("length", 16), ("src", GUEST), ("dst", GUEST + 0x2000)];
-                run(p, command, &fields)
+                let copy = CopyMemory {
+                    handle: h,
+                    length: 16.into(),
+                    src_paddr: guest.into(),
+                    dst_paddr: (guest + 0x2000).into(),
+                };
+                run(p, copy)
             }
-            _ => run(p, command, &[h]),
+            other => unreachable!("{other} is not a command of a guest"),
+        }
+    }
+
+    /// Carries a packet over from the guest that is received, if there is one.
+    fn carry<C: Packet>(&self) {
+        if self.source != 0 {
+            let send: C = packet(self.source, GUEST, 0x1000);
+            run(&self.peer, send).ok().unwrap();
+            let mut bytes = vec![0; 0x2000];
+            self.peer.host_read(SCRATCH, &mut bytes).unwrap();
+            self.p.host_write(SCRATCH, &bytes).unwrap();
         }
     }
 }

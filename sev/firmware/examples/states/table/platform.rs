@@ -2,7 +2,8 @@
 
 use super::super::common::*;
 use super::{by_row, cell};
-use soft_amd_sp::{Command, Platform, PlatformState, Status};
+use soft_amd_sp::crypto::CERT_LEN;
+use soft_amd_sp::{Platform, PlatformState, Status};
 
 /// Every state of the platform.
 pub(super) const STATES: [PlatformState; 3] = [
@@ -19,8 +20,7 @@ fn platform_in(state: PlatformState) -> (Platform, u32) {
         flush(&p);
     }
     if state == PlatformState::Working {
-        let (_, out) = run_out(&p, Command::LAUNCH_START, &[]);
-        handle = out.get("handle").unwrap() as u32;
+        handle = new_guest(&p, OPEN);
     }
     (p, handle)
 }
@@ -37,51 +37,63 @@ fn model(command: Command, state: PlatformState, peer: &Platform) -> String {
 }
 
 fn attempt(p: &Platform, peer: &Platform, command: Command, handle: u32) -> Status {
-    let len = soft_amd_sp::crypto::CERT_LEN as u64;
+    let len = CERT_LEN as u32;
     match command {
         Command::INIT => init(p),
-        Command::INIT_EX => run(p, command, &[("length", 0x24)]),
-        Command::PEK_CSR => run(p, command, &[("address", SCRATCH), ("len", len)]),
-        Command::GET_ID => run(p, command, &[("address", SCRATCH), ("len", 64)]),
-        Command::PDH_CERT_EXPORT => {
-            let fields = [
-                ("pdh_cert_address", SCRATCH),
-                ("pdh_cert_len", len),
-                ("cert_chain_address", SCRATCH + 0x1000),
-                ("cert_chain_len", 3 * len),
-            ];
-            run(p, command, &fields)
+        Command::INIT_EX => run(p, InitEx::default()),
+        Command::PEK_CSR => {
+            let csr = PekCsr {
+                csr_paddr: SCRATCH.into(),
+                csr_length: len.into(),
+            };
+            run(p, csr)
         }
+        Command::GET_ID => {
+            let get = GetId {
+                id_paddr: SCRATCH.into(),
+                id_length: 64.into(),
+            };
+            run(p, get)
+        }
+        Command::PDH_CERT_EXPORT => run(p, pdh_cert_export()),
         Command::PEK_CERT_IMPORT => {
             // The certificates that the platform made for itself are good enough to import.
             attempt(p, peer, Command::PDH_CERT_EXPORT, handle);
-            let fields = [
-                ("pek_cert_address", SCRATCH + 0x1000),
-                ("pek_cert_len", len),
-                ("oca_cert_address", SCRATCH + 0x1000 + len),
-                ("oca_cert_len", len),
-            ];
-            run(p, command, &fields)
+            let import = PekCertImport {
+                pek_cert_paddr: (SCRATCH + 0x1000).into(),
+                pek_cert_length: len.into(),
+                oca_cert_paddr: (SCRATCH + 0x1000 + u64::from(len)).into(),
+                oca_cert_length: len.into(),
+                ..Default::default()
+            };
+            run(p, import)
         }
         Command::RECEIVE_START => {
-            let source = running(peer, 0, 6, &[0; 16]);
+            let source = running(peer, OPEN, 6, &[0; 16]);
             let p_initialised = p.snapshot().platform != PlatformState::Uninit;
             if p_initialised {
-                let fields = send_fields(peer, p, source);
-                run(peer, Command::SEND_START, &fields).ok().unwrap();
+                run(peer, send_start(peer, p, source)).ok().unwrap();
             }
-            let status = receive_start(peer, p, 0).0;
-            on(peer, Command::DEACTIVATE, source).ok().unwrap();
-            on(peer, Command::DECOMMISSION, source).ok().unwrap();
+            let status = receive_start(peer, p, OPEN).0;
+            deactivate(peer, source).ok().unwrap();
+            decommission(peer, source).ok().unwrap();
             flush(peer);
             status
         }
-        Command::GUEST_STATUS | Command::DECOMMISSION => on(p, command, handle),
+        Command::GUEST_STATUS => {
+            let status = GuestStatus {
+                handle: handle.into(),
+                ..Default::default()
+            };
+            run(p, status)
+        }
+        Command::DECOMMISSION => decommission(p, handle),
         Command::DF_FLUSH => {
             p.wbinvd_all();
-            run(p, command, &[])
+            run(p, DfFlush)
         }
-        _ => run(p, command, &[]),
+        // Zeros are valid, or the command takes none.
+        _ => run_zeros(p, command),
     }
 }
 

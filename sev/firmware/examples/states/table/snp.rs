@@ -1,8 +1,9 @@
 //! Commands of SEV-SNP.
 
-use super::super::common::*;
+use super::super::common::{self, *};
 use super::cell;
-use soft_amd_sp::{Command, CommandBuffer, Platform, RmpUpdate, SnpState, Status, snp_policy};
+use soft_amd_sp::measure::PageType;
+use soft_amd_sp::{Platform, RmpUpdate, SnpState, Status};
 
 const GCTX: u64 = 0x1000;
 const PAGE: u64 = 0x50_0000;
@@ -20,54 +21,74 @@ fn platform_cell(command: Command, initialised: bool) -> String {
     let large = 0x80_0000;
     p.host_write(SCRATCH, &[0; 8]).unwrap();
     p.rmpupdate(PAGE, &RmpUpdate::firmware()).unwrap();
-    let fields: &[_] = match command {
-        Command::SNP_INIT_EX => &[("flags", 1)],
-        Command::SNP_SHUTDOWN_EX => &[("len", 8)],
-        Command::SNP_PLATFORM_STATUS => &[("status_paddr", PAGE)],
-        Command::SNP_FEATURE_INFO => &[("length", 16), ("feature_info_paddr", PAGE)],
-        Command::SNP_PAGE_RECLAIM => &[("paddr", PAGE)],
+    let status = match command {
+        Command::SNP_DF_FLUSH => {
+            p.wbinvd_all();
+            run(&p, SnpDfFlush)
+        }
+        Command::SNP_INIT_EX => {
+            let init = SnpInitEx {
+                flags: SnpInitFlags::INIT_RMP,
+                ..Default::default()
+            };
+            run(&p, init)
+        }
+        Command::SNP_SHUTDOWN_EX => run(&p, SnpShutdownEx::default()),
+        Command::SNP_PLATFORM_STATUS => {
+            let status_paddr = PAGE.into();
+            run(&p, SnpPlatformStatus { status_paddr })
+        }
+        Command::SNP_FEATURE_INFO => {
+            let info = SnpFeatureInfo {
+                feature_info_paddr: PAGE.into(),
+                ..Default::default()
+            };
+            run(&p, info)
+        }
+        Command::SNP_PAGE_RECLAIM => reclaim(&p, PAGE),
         Command::SNP_PAGE_UNSMASH => {
             for i in 0..512 {
                 let at = large + i * 0x1000;
                 p.rmpupdate(at, &RmpUpdate::pre_guest(1, at)).unwrap();
             }
-            &[("paddr", large)]
+            let page_paddr = small(large);
+            run(&p, SnpPageUnsmash { page_paddr })
         }
-        Command::SNP_PAGE_SET_STATE => &[("length", 16), ("list_paddr", SCRATCH)],
-        Command::SNP_COMMIT => &[("length", 4)],
-        Command::SNP_GCTX_CREATE => &[("gctx_paddr", PAGE)],
-        _ => &[],
+        Command::SNP_PAGE_SET_STATE => {
+            let fix = SnpPageSetState {
+                list_paddr: SCRATCH.into(),
+                ..Default::default()
+            };
+            run(&p, fix)
+        }
+        Command::SNP_COMMIT => run(&p, SnpCommit::default()),
+        Command::SNP_GCTX_CREATE => {
+            let gctx_paddr = page(PAGE);
+            run(&p, SnpGctxCreate { gctx_paddr })
+        }
+        // Zeros are valid, or the command takes none.
+        _ => run_zeros(&p, command),
     };
-    if command == Command::SNP_DF_FLUSH {
-        p.wbinvd_all();
-    }
-    let status = run(&p, command, fields);
     cell(status, before, name(&p))
 }
 
 /// An SNP guest in a state, active where that is possible.
 fn guest_in(state: SnpState, active: bool) -> Platform {
     let p = snp(1);
-    p.rmpupdate(GCTX, &RmpUpdate::firmware()).unwrap();
-    let on = |command, fields: &[(&'static str, u64)]| {
-        let mut all = vec![("gctx_paddr", GCTX)];
-        all.extend_from_slice(fields);
-        run(&p, command, &all).ok().unwrap();
-    };
-    on(Command::SNP_GCTX_CREATE, &[]);
+    gctx_create(&p, GCTX);
     if state == SnpState::Init {
         return p;
     }
-    on(
-        Command::SNP_LAUNCH_START,
-        &[("policy", 0x3_0000 | snp_policy::DEBUG)],
-    );
+    let policy = SnpPolicy::SMT | SnpPolicy::DEBUG;
+    snp_launch_start(&p, GCTX, policy).ok().unwrap();
     if active {
-        on(Command::SNP_ACTIVATE, &[("asid", 1)]);
-        snp_add(&p, GCTX, 1, PAGE, 0x8000, 5).ok().unwrap();
+        snp_activate(&p, GCTX, 1).ok().unwrap();
+        snp_add(&p, GCTX, 1, PAGE, 0x8000, PageType::Secrets)
+            .ok()
+            .unwrap();
     }
     if state == SnpState::Running {
-        on(Command::SNP_LAUNCH_FINISH, &[]);
+        snp_finish(&p, GCTX).ok().unwrap();
     }
     p
 }
@@ -77,19 +98,23 @@ fn attempt(p: &Platform, command: Command, gctx: u64) -> Status {
     use Command::*;
     let (next, out, gpa) = (PAGE + 0x1000, PAGE + 0x2000, 0x8000);
     p.rmpupdate(out, &RmpUpdate::firmware()).unwrap();
-    let buffer = CommandBuffer::new(command);
-    if matches!(command, SNP_PAGE_SWAP_OUT | SNP_PAGE_SWAP_IN) {
-        return p.run(&mut buffer.clone());
-    }
-    let buffer = buffer.with("gctx_paddr", gctx);
-    let mut buffer = match command {
-        SNP_LAUNCH_START => buffer.with("policy", 0x3_0000),
-        SNP_ACTIVATE => buffer.with("asid", 2),
-        SNP_ACTIVATE_EX => buffer.with("asid", 2).with("ex_len", 0x20),
+    let gctx_paddr = page(gctx);
+    match command {
+        SNP_LAUNCH_START => snp_launch_start(p, gctx, SnpPolicy::SMT),
+        SNP_ACTIVATE => snp_activate(p, gctx, 2),
+        SNP_ACTIVATE_EX => {
+            let activate = SnpActivateEx {
+                gctx_paddr,
+                asid: 2.into(),
+                ..Default::default()
+            };
+            run(p, activate)
+        }
         SNP_LAUNCH_UPDATE => {
             p.rmpupdate(next, &RmpUpdate::pre_guest(1, 0x9000)).unwrap();
-            buffer.with("flags", 3 << 1).with("address", next)
+            run(p, snp_update(gctx, next, PageType::Zero))
         }
+        SNP_LAUNCH_FINISH => snp_finish(p, gctx),
         SNP_GUEST_REQUEST => {
             let mut page = [0; 4096];
             let at = soft_amd_sp::GuestPage::new(1, gpa, PAGE);
@@ -98,20 +123,52 @@ fn attempt(p: &Platform, command: Command, gctx: u64) -> Status {
                 let request = channel.unwrap().report_request(&[0; 64], 0).unwrap();
                 p.host_write(SCRATCH, &request).unwrap();
             }
-            buffer.with("req_paddr", SCRATCH).with("res_paddr", out)
+            let request = SnpGuestRequest {
+                gctx_paddr,
+                request_paddr: common::page(SCRATCH),
+                response_paddr: common::page(out),
+            };
+            run(p, request)
         }
         SNP_PAGE_MOVE => {
             p.rmpupdate(next, &RmpUpdate::pre_guest(1, gpa)).unwrap();
             // Refused where there is no page to fix.
             let _ = p.rmpupdate(PAGE, &RmpUpdate::pre_guest(1, gpa));
-            buffer.with("src", PAGE).with("dst", next)
+            let go = SnpPageMove {
+                gctx_paddr,
+                src_paddr: page(PAGE),
+                dst_paddr: page(next),
+                ..Default::default()
+            };
+            run(p, go)
         }
-        SNP_DBG_DECRYPT => buffer.with("src", PAGE).with("dst", out),
-        SNP_DBG_ENCRYPT => buffer.with("src", SCRATCH).with("dst", PAGE),
-        SNP_GUEST_STATUS => buffer.with("address", out),
-        _ => buffer,
-    };
-    p.run(&mut buffer)
+        SNP_DBG_DECRYPT => {
+            let decrypt = SnpDbgDecrypt {
+                gctx_paddr,
+                src_paddr: page(PAGE),
+                dst_paddr: page(out),
+            };
+            run(p, decrypt)
+        }
+        SNP_DBG_ENCRYPT => {
+            let encrypt = SnpDbgEncrypt {
+                gctx_paddr,
+                src_paddr: page(SCRATCH),
+                dst_paddr: page(PAGE),
+            };
+            run(p, encrypt)
+        }
+        SNP_GUEST_STATUS => {
+            let status = SnpGuestStatus {
+                gctx_paddr,
+                status_paddr: out.into(),
+            };
+            run(p, status)
+        }
+        SNP_DECOMMISSION => run(p, SnpDecommission { gctx_paddr }),
+        SNP_PAGE_SWAP_OUT | SNP_PAGE_SWAP_IN => run_zeros(p, command),
+        other => unreachable!("{other} is not a command of an SNP guest"),
+    }
 }
 
 fn guest_cell(p: &Platform, command: Command, gctx: u64) -> String {

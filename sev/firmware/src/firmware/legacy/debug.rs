@@ -1,9 +1,8 @@
 //! Debug commands and COPY.
 
 use super::super::{Firmware, Outcome};
-use super::policy;
+use crate::command::{CopyMemory, DbgDecrypt, DbgEncrypt, SevPolicy, U32, U64};
 use crate::status::Status;
-use crate::wire::{u32_at, u64_at};
 
 /// Bytes moved at a time.
 const STEP: u32 = 0x1000;
@@ -17,24 +16,25 @@ fn steps(len: u32) -> impl Iterator<Item = (u64, usize)> {
 
 impl Firmware<'_> {
     fn debug_allowed(&self, handle: u32) -> Outcome {
-        match self.guest(handle)?.policy & policy::NODBG {
-            0 => Ok(()),
-            _ => Err(Status::POLICY_FAILURE),
+        match self.guest(handle)?.policy.contains(SevPolicy::NODBG) {
+            false => Ok(()),
+            true => Err(Status::POLICY_FAILURE),
         }
     }
 
     /// Source and destination, both aligned to cipher blocks, and the length.
-    fn debug_ranges(&self, buffer: &[u8]) -> Outcome<(u64, u64, u32)> {
-        let len = u32_at(buffer, 0x18);
-        let src = self.guest_range(u64_at(buffer, 8), len)?;
-        let dst = self.guest_range(u64_at(buffer, 0x10), len)?;
+    fn block_ranges(&self, src: U64, dst: U64, length: U32) -> Outcome<(u64, u64, u32)> {
+        let len = length.get();
+        let src = self.guest_range(src.get(), len)?;
+        let dst = self.guest_range(dst.get(), len)?;
         self.writable(dst, len.into())?;
         Ok((src, dst, len))
     }
 
-    pub(super) fn dbg_decrypt(&mut self, handle: u32, buffer: &[u8]) -> Outcome {
+    pub(super) fn dbg_decrypt(&mut self, handle: u32, buffer: &DbgDecrypt) -> Outcome {
         self.debug_allowed(handle)?;
-        let (src, dst, len) = self.debug_ranges(buffer)?;
+        let (src, dst, len) =
+            self.block_ranges(buffer.src_paddr, buffer.dst_paddr, buffer.length)?;
         let key = self.memory_key(handle)?;
         let mut page = [0; STEP as usize];
         for (at, n) in steps(len) {
@@ -44,9 +44,10 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    pub(super) fn dbg_encrypt(&mut self, handle: u32, buffer: &[u8]) -> Outcome {
+    pub(super) fn dbg_encrypt(&mut self, handle: u32, buffer: &DbgEncrypt) -> Outcome {
         self.debug_allowed(handle)?;
-        let (src, dst, len) = self.debug_ranges(buffer)?;
+        let (src, dst, len) =
+            self.block_ranges(buffer.src_paddr, buffer.dst_paddr, buffer.length)?;
         let key = self.memory_key(handle)?;
         let mut page = [0; STEP as usize];
         for (at, n) in steps(len) {
@@ -56,11 +57,9 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    pub(super) fn copy(&mut self, handle: u32, buffer: &[u8]) -> Outcome {
-        let len = u32_at(buffer, 4);
-        let src = self.guest_range(u64_at(buffer, 8), len)?;
-        let dst = self.guest_range(u64_at(buffer, 0x10), len)?;
-        self.writable(dst, len.into())?;
+    pub(super) fn copy(&mut self, handle: u32, buffer: &CopyMemory) -> Outcome {
+        let (src, dst, len) =
+            self.block_ranges(buffer.src_paddr, buffer.dst_paddr, buffer.length)?;
         // Step by step, an overlap would read what was just written.
         if src.abs_diff(dst) < len.into() {
             return Err(Status::INVALID_ADDRESS);

@@ -1,12 +1,13 @@
 //! Identity and persistent keys.
 
 use super::super::{Firmware, Outcome};
+use crate::command::{GetId, PdhCertExport, PekCertImport, PekCsr, U32, U64};
 use crate::crypto::{
     CERT_LEN, CertUsage, Certificate, PrivateKey, aes128_ctr, hmac_sha256, same_mac,
 };
 use crate::identity::{ExternalOwner, OwnedKeys};
 use crate::status::Status;
-use crate::wire::{copy_at, put, u32_at, u64_at};
+use crate::wire::{copy_at, put};
 
 /// Length of the buffer with persistent data.
 const NV_LEN: usize = 32 << 10;
@@ -132,17 +133,27 @@ impl Firmware<'_> {
         self.persist()
     }
 
-    pub(super) fn pek_csr(&mut self, buffer: &mut [u8]) -> Outcome {
+    pub(super) fn pek_csr(&mut self, buffer: &mut PekCsr) -> Outcome {
         let request = self.sp.identity.pek_request();
-        self.export(buffer, 0, request.as_bytes())
+        let address = buffer.csr_paddr.get();
+        self.write_sized(address, &mut buffer.csr_length, request.as_bytes())
     }
 
-    pub(super) fn pek_cert_import(&mut self, buffer: &[u8]) -> Outcome {
+    pub(super) fn pek_cert_import(&mut self, buffer: &PekCertImport) -> Outcome {
         if self.sp.identity.keys().owner.is_some() {
             return Err(Status::ALREADY_OWNED);
         }
-        let pek = self.read_cert(u64_at(buffer, 0), u32_at(buffer, 8), CertUsage::Pek)?;
-        let oca = self.read_cert(u64_at(buffer, 0x10), u32_at(buffer, 0x18), CertUsage::Oca)?;
+        let cert = |address: U64, len: U32, usage| self.read_cert(address.get(), len.get(), usage);
+        let pek = cert(
+            buffer.pek_cert_paddr,
+            buffer.pek_cert_length,
+            CertUsage::Pek,
+        )?;
+        let oca = cert(
+            buffer.oca_cert_paddr,
+            buffer.oca_cert_length,
+            CertUsage::Oca,
+        )?;
         let mut keys = self.sp.identity.keys().clone();
         if pek.key() != Some(keys.pek.public()) {
             return Err(Status::INVALID_CERTIFICATE);
@@ -170,7 +181,7 @@ impl Firmware<'_> {
             .ok_or(Status::INVALID_CERTIFICATE)
     }
 
-    pub(super) fn pdh_cert_export(&mut self, buffer: &mut [u8]) -> Outcome {
+    pub(super) fn pdh_cert_export(&mut self, buffer: &mut PdhCertExport) -> Outcome {
         let identity = &mut self.sp.identity;
         let pdh = identity.pdh_cert();
         let chain = [
@@ -180,28 +191,20 @@ impl Firmware<'_> {
         ];
         let chain: Vec<u8> = chain.iter().flat_map(|c| *c.as_bytes()).collect();
         // Both lengths are written before either is refused.
-        let short = (u32_at(buffer, 8) as usize) < CERT_LEN
-            || (u32_at(buffer, 0x18) as usize) < chain.len();
-        if short {
-            put(buffer, 8, &(CERT_LEN as u32).to_le_bytes());
-            put(buffer, 0x18, &(chain.len() as u32).to_le_bytes());
+        let (pdh_len, chain_len) = (CERT_LEN as u32, chain.len() as u32);
+        if buffer.pdh_cert_length.get() < pdh_len || buffer.certs_length.get() < chain_len {
+            buffer.pdh_cert_length = pdh_len.into();
+            buffer.certs_length = chain_len.into();
             return Err(Status::INVALID_LEN);
         }
-        self.writable(u64_at(buffer, 0x10), chain.len() as u64)?;
-        self.export(buffer, 0, pdh.as_bytes())?;
-        self.export(buffer, 0x10, &chain)
+        let (pdh_at, chain_at) = (buffer.pdh_cert_paddr.get(), buffer.certs_paddr.get());
+        self.writable(chain_at, chain_len.into())?;
+        self.write_sized(pdh_at, &mut buffer.pdh_cert_length, pdh.as_bytes())?;
+        self.write_sized(chain_at, &mut buffer.certs_length, &chain)
     }
 
-    pub(super) fn get_id(&mut self, buffer: &mut [u8]) -> Outcome {
+    pub(super) fn get_id(&mut self, buffer: &mut GetId) -> Outcome {
         let id = self.sp.identity.chip_id;
-        self.export(buffer, 0, &id)
-    }
-
-    /// Writes to an address and length that lie side by side in the command buffer.
-    pub(super) fn export(&self, buffer: &mut [u8], at: usize, data: &[u8]) -> Outcome {
-        let mut len = u32_at(buffer, at + 8);
-        let result = self.write_sized(u64_at(buffer, at), &mut len, data);
-        put(buffer, at + 8, &len.to_le_bytes());
-        result
+        self.write_sized(buffer.id_paddr.get(), &mut buffer.id_length, &id)
     }
 }

@@ -4,10 +4,13 @@ use super::super::rules::GuestState;
 use super::super::{Firmware, Outcome};
 use super::migrate::MAX_PACKET;
 use crate::attestation::LegacyReport;
+use crate::command::{
+    Attestation, LaunchMeasure, LaunchSecret, LaunchStart, LaunchUpdateData, LaunchUpdateVmsa,
+};
 use crate::crypto::{PACKET_HEADER_LEN, PacketContext, PacketHeader};
-use crate::measure::{ApiVersion, LaunchMeasure, SevDigest};
+use crate::measure::{self, ApiVersion, SevDigest};
 use crate::status::Status;
-use crate::wire::{copy_at, put, u32_at, u64_at};
+use crate::wire::copy_at;
 use std::sync::Arc;
 
 const VMSA_LEN: u32 = 0x1000;
@@ -15,27 +18,27 @@ const VMSA_LEN: u32 = 0x1000;
 const COMPRESSED: u32 = 1;
 
 impl Firmware<'_> {
-    pub(super) fn launch_start(&mut self, buffer: &mut [u8]) -> Outcome {
-        let (share, policy) = (u32_at(buffer, 0), u32_at(buffer, 4));
-        let key = self.admit(share, policy)?;
-        let without_owner = u64_at(buffer, 8) == 0 && u64_at(buffer, 0x18) == 0;
-        let transport = if without_owner {
+    pub(super) fn launch_start(&mut self, buffer: &mut LaunchStart) -> Outcome {
+        let policy = buffer.policy;
+        let key = self.admit(buffer.handle.get(), policy)?;
+        let transport = if buffer.dh_cert_paddr == 0 && buffer.session_paddr == 0 {
             self.random_transport()
         } else {
-            self.open_session(buffer, policy)?
+            let cert = (buffer.dh_cert_paddr.get(), buffer.dh_cert_len.get());
+            let session = (buffer.session_paddr.get(), buffer.session_len.get());
+            self.open_session(cert, session, policy)?
         };
         let handle = self.add_guest(GuestState::LaunchUpdate, policy, key, transport);
-        put(buffer, 0, &handle.to_le_bytes());
+        buffer.handle = handle.into();
         Ok(())
     }
 
-    pub(super) fn launch_update_data(&mut self, handle: u32, buffer: &[u8]) -> Outcome {
-        let (address, len) = (u64_at(buffer, 8), u32_at(buffer, 0x10));
-        self.launch_update(handle, address, len)
+    pub(super) fn launch_update_data(&mut self, handle: u32, buffer: &LaunchUpdateData) -> Outcome {
+        self.launch_update(handle, buffer.data_paddr.get(), buffer.data_len.get())
     }
 
-    pub(super) fn launch_update_vmsa(&mut self, handle: u32, buffer: &[u8]) -> Outcome {
-        let (address, len) = (u64_at(buffer, 8), u32_at(buffer, 0x10));
+    pub(super) fn launch_update_vmsa(&mut self, handle: u32, buffer: &LaunchUpdateVmsa) -> Outcome {
+        let (address, len) = (buffer.vmsa_paddr.get(), buffer.vmsa_len.get());
         if !self.guest(handle)?.is_es() {
             return Err(Status::POLICY_FAILURE);
         }
@@ -59,7 +62,7 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    pub(super) fn launch_measure(&mut self, handle: u32, buffer: &mut [u8]) -> Outcome {
+    pub(super) fn launch_measure(&mut self, handle: u32, buffer: &mut LaunchMeasure) -> Outcome {
         let guest = self.guest(handle)?;
         let (digest, policy, tik) = (guest.digest.value(), guest.policy, guest.transport.tik);
         let (major, minor, build) = self.machine.config.api;
@@ -69,14 +72,16 @@ impl Firmware<'_> {
             build,
         };
         let mnonce = self.sp.random();
-        let measure = LaunchMeasure::compute(&tik, version, policy, &digest, mnonce);
-        self.export(buffer, 8, &measure.to_bytes())?;
+        let measure =
+            measure::LaunchMeasure::compute(&tik, version, policy.bits(), &digest, mnonce);
+        let address = buffer.measure_paddr.get();
+        self.write_sized(address, &mut buffer.measure_len, &measure.to_bytes())?;
         let guest = self.guest_mut(handle)?;
         (guest.launch_digest, guest.measure) = (digest, measure.measure);
         Ok(())
     }
 
-    pub(super) fn launch_secret(&mut self, handle: u32, buffer: &[u8]) -> Outcome {
+    pub(super) fn launch_secret(&mut self, handle: u32, buffer: &LaunchSecret) -> Outcome {
         let guest = self.guest(handle)?;
         let measure = guest.measure;
         self.open_packet(handle, buffer, PacketContext::LaunchSecret, &measure)
@@ -87,27 +92,25 @@ impl Firmware<'_> {
     pub(super) fn open_packet(
         &mut self,
         handle: u32,
-        buffer: &[u8],
+        buffer: &LaunchSecret,
         context: PacketContext,
         measure: &[u8],
     ) -> Outcome {
-        let (header, header_len) = (u64_at(buffer, 8), u32_at(buffer, 0x10));
-        let (guest_address, guest_len) = (u64_at(buffer, 0x18), u32_at(buffer, 0x20));
-        let (data, data_len) = (u64_at(buffer, 0x28), u32_at(buffer, 0x30));
-        if header_len as usize != PACKET_HEADER_LEN
+        let (guest_len, data_len) = (buffer.guest_len.get(), buffer.trans_len.get());
+        if buffer.hdr_len.get() as usize != PACKET_HEADER_LEN
             || data_len != guest_len
             || data_len > MAX_PACKET
         {
             return Err(Status::INVALID_LEN);
         }
-        let guest_address = self.guest_range(guest_address, guest_len)?;
+        let guest_address = self.guest_range(buffer.guest_paddr.get(), guest_len)?;
         self.writable(guest_address, guest_len.into())?;
-        let header = PacketHeader::from_bytes(&*self.read_array(header)?);
+        let header = PacketHeader::from_bytes(&*self.read_array(buffer.hdr_paddr.get())?);
         if header.flags & COMPRESSED != 0 {
             return Err(Status::UNSUPPORTED);
         }
         let mut bytes = vec![0; data_len as usize];
-        self.read(data, &mut bytes)?;
+        self.read(buffer.trans_paddr.get(), &mut bytes)?;
         let guest = self.guest(handle)?;
         header
             .open(context, &guest.transport, &mut bytes, measure)
@@ -115,24 +118,20 @@ impl Firmware<'_> {
         self.guest_write(&guest.key, guest_address, &bytes)
     }
 
-    pub(super) fn attestation(&mut self, handle: u32, buffer: &mut [u8]) -> Outcome {
+    pub(super) fn attestation(&mut self, handle: u32, buffer: &mut Attestation) -> Outcome {
         let guest = self.guest(handle)?;
         let mut report = LegacyReport {
-            mnonce: copy_at(buffer, 0x10),
+            mnonce: buffer.mnonce,
             launch_digest: guest.launch_digest,
-            policy: guest.policy,
+            policy: guest.policy.bits(),
             signature: [0; 144],
         };
-        let address = u64_at(buffer, 8);
-        let mut len = u32_at(buffer, 0x20);
         // A query does not cost a signature.
-        if len as usize >= LegacyReport::LEN {
+        if buffer.length.get() as usize >= LegacyReport::LEN {
             let signature = self.sp.identity.keys().pek.sign(&report.signed_bytes());
             report.signature = copy_at(&signature, 0);
         }
-        let result = self.write_sized(address, &mut len, &report.to_bytes());
-        put(buffer, 0x20, &len.to_le_bytes());
-        result
+        self.write_sized(buffer.paddr.get(), &mut buffer.length, &report.to_bytes())
     }
 
     /// The key of a guest, so that it can be used while the guest is borrowed.

@@ -2,59 +2,62 @@
 
 use super::super::rules::GuestState;
 use super::super::{Firmware, Outcome};
-use super::policy;
-use crate::command::Command;
+use crate::command::{Command, ReceiveStart, SendStart, SendUpdateData, SevPolicy};
 use crate::crypto::{
     CERT_LEN, CertUsage, Certificate, PACKET_HEADER_LEN, PacketContext, PacketHeader, SESSION_LEN,
     Session,
 };
 use crate::status::Status;
-use crate::wire::{put, u32_at, u64_at};
 
 /// Longest data of one packet, as KVM limits it.
 pub(super) const MAX_PACKET: u32 = 16 << 10;
 
 impl Firmware<'_> {
-    pub(super) fn send_start(&mut self, handle: u32, buffer: &mut [u8]) -> Outcome {
+    pub(super) fn send_start(&mut self, handle: u32, buffer: &mut SendStart) -> Outcome {
         let guest_policy = self.guest(handle)?.policy;
-        put(buffer, 4, &guest_policy.to_le_bytes());
-        let session_len = u32_at(buffer, 0x40) as usize;
-        put(buffer, 0x40, &(SESSION_LEN as u32).to_le_bytes());
+        buffer.policy = guest_policy;
+        let session_len = buffer.session_len.get() as usize;
+        buffer.session_len = (SESSION_LEN as u32).into();
         if session_len < SESSION_LEN {
             return Err(Status::INVALID_LEN);
         }
-        if guest_policy & policy::NOSEND != 0 {
+        if guest_policy.contains(SevPolicy::NOSEND) {
             return Err(Status::POLICY_FAILURE);
         }
-        let session_address = u64_at(buffer, 0x38);
+        let session_address = buffer.session_paddr.get();
         self.writable(session_address, SESSION_LEN as u64)?;
 
-        let pdh = self.read_cert(u64_at(buffer, 8), u32_at(buffer, 0x10), CertUsage::Pdh)?;
+        let (pdh, pdh_len) = (buffer.pdh_cert_paddr.get(), buffer.pdh_cert_len.get());
+        let pdh = self.read_cert(pdh, pdh_len, CertUsage::Pdh)?;
         self.check_target(buffer, guest_policy, &pdh)?;
         let peer = pdh.key().ok_or(Status::INVALID_CERTIFICATE)?;
 
         let keys = self.random_transport();
         let z = self.sp.identity.keys().pdh.ecdh(&peer);
         let (nonce, iv) = (self.sp.random(), self.sp.random());
-        let session = Session::seal(&z, nonce, iv, &keys, guest_policy);
+        let session = Session::seal(&z, nonce, iv, &keys, guest_policy.bits());
         self.write(session_address, &session.to_bytes())?;
         self.guest_mut(handle)?.transport = keys;
         Ok(())
     }
 
     /// Checks that the guest's policy lets it go to the platform with these certificates.
-    fn check_target(&mut self, buffer: &[u8], guest_policy: u32, pdh: &Certificate) -> Outcome {
-        let (address, len) = (u64_at(buffer, 0x18), u32_at(buffer, 0x20));
+    fn check_target(
+        &mut self,
+        buffer: &SendStart,
+        guest_policy: SevPolicy,
+        pdh: &Certificate,
+    ) -> Outcome {
         let [pek, oca, cek] = self.read_chain(
-            address,
-            len,
+            buffer.plat_cert_paddr.get(),
+            buffer.plat_cert_len.get(),
             [CertUsage::Pek, CertUsage::Oca, CertUsage::Cek],
         )?;
         if !pdh.is_signed_by(&pek) || !pek.is_signed_by(&oca) || !oca.is_signed_by(&oca) {
             return Err(Status::BAD_SIGNATURE);
         }
-        if guest_policy & policy::SEV != 0 {
-            let (address, len) = (u64_at(buffer, 0x28), u32_at(buffer, 0x30));
+        if guest_policy.contains(SevPolicy::SEV) {
+            let (address, len) = (buffer.amd_cert_paddr.get(), buffer.amd_cert_len.get());
             let [ask, ark] = self.read_chain(address, len, [CertUsage::Ask, CertUsage::Ark])?;
             // The vendor's root is fused into the chip: any other is not genuine.
             let [_, own_root] = self.sp.identity.root_certs();
@@ -68,8 +71,8 @@ impl Firmware<'_> {
             }
         }
         let own_domain = oca.key() == self.sp.identity.oca_cert().key();
-        if (guest_policy & policy::DOMAIN != 0 && !own_domain)
-            || policy::api(guest_policy) > pdh.api_version()
+        if (guest_policy.contains(SevPolicy::DOMAIN) && !own_domain)
+            || guest_policy.api() > pdh.api_version()
         {
             return Err(Status::POLICY_FAILURE);
         }
@@ -97,21 +100,21 @@ impl Firmware<'_> {
         &mut self,
         command: Command,
         handle: u32,
-        buffer: &mut [u8],
+        buffer: &mut SendUpdateData,
     ) -> Outcome {
         let context = self.packet_context(command, handle)?;
-        let (header_address, header_len) = (u64_at(buffer, 8), u32_at(buffer, 0x10));
-        let (guest_address, guest_len) = (u64_at(buffer, 0x18), u32_at(buffer, 0x20));
-        let (data_address, data_len) = (u64_at(buffer, 0x28), u32_at(buffer, 0x30));
-        put(buffer, 0x10, &(PACKET_HEADER_LEN as u32).to_le_bytes());
-        put(buffer, 0x30, &guest_len.to_le_bytes());
+        let (header_len, data_len) = (buffer.hdr_len.get(), buffer.trans_len.get());
+        let guest_len = buffer.guest_len.get();
+        buffer.hdr_len = (PACKET_HEADER_LEN as u32).into();
+        buffer.trans_len = guest_len.into();
         if (header_len as usize) < PACKET_HEADER_LEN
             || data_len < guest_len
             || guest_len > MAX_PACKET
         {
             return Err(Status::INVALID_LEN);
         }
-        let guest_address = self.guest_range(guest_address, guest_len)?;
+        let guest_address = self.guest_range(buffer.guest_paddr.get(), guest_len)?;
+        let (header_address, data_address) = (buffer.hdr_paddr.get(), buffer.trans_paddr.get());
         self.writable(header_address, PACKET_HEADER_LEN as u64)?;
         self.writable(data_address, guest_len.into())?;
 
@@ -126,7 +129,7 @@ impl Firmware<'_> {
     }
 
     /// VMSA packets are for SEV-ES guests only, one page each.
-    fn packet_context(&self, command: Command, handle: u32) -> Outcome<PacketContext> {
+    pub(super) fn packet_context(&self, command: Command, handle: u32) -> Outcome<PacketContext> {
         match command {
             Command::SEND_UPDATE_VMSA | Command::RECEIVE_UPDATE_VMSA => {
                 if self.guest(handle)?.is_es() {
@@ -139,22 +142,14 @@ impl Firmware<'_> {
         }
     }
 
-    pub(super) fn receive_start(&mut self, buffer: &mut [u8]) -> Outcome {
-        let (share, policy) = (u32_at(buffer, 0), u32_at(buffer, 4));
-        let key = self.admit(share, policy)?;
-        let transport = self.open_session(buffer, policy)?;
+    pub(super) fn receive_start(&mut self, buffer: &mut ReceiveStart) -> Outcome {
+        let policy = buffer.policy;
+        let key = self.admit(buffer.handle.get(), policy)?;
+        let cert = (buffer.pdh_cert_paddr.get(), buffer.pdh_cert_len.get());
+        let session = (buffer.session_paddr.get(), buffer.session_len.get());
+        let transport = self.open_session(cert, session, policy)?;
         let handle = self.add_guest(GuestState::ReceiveUpdate, policy, key, transport);
-        put(buffer, 0, &handle.to_le_bytes());
+        buffer.handle = handle.into();
         Ok(())
-    }
-
-    pub(super) fn receive_update(
-        &mut self,
-        command: Command,
-        handle: u32,
-        buffer: &[u8],
-    ) -> Outcome {
-        let context = self.packet_context(command, handle)?;
-        self.open_packet(handle, buffer, context, &[])
     }
 }

@@ -8,42 +8,18 @@ mod platform;
 
 use super::asid::{AsidKind, GuestId};
 use super::rules::GuestState;
-use super::{Firmware, Outcome};
+use super::{Firmware, Outcome, check_length, view};
 use crate::cipher::MemoryKey;
-use crate::command::Command;
+use crate::command::{Activate, ActivateEx, Command, GuestStatus, LaunchSecret, SevPolicy};
 use crate::crypto::{CERT_LEN, Certificate, Session, TransportKeys};
 use crate::measure::SevDigest;
 use crate::status::Status;
-use crate::wire::{put, u32_at, u64_at};
 use std::sync::Arc;
-
-/// Bits of the policy of an SEV or SEV-ES guest.
-pub mod policy {
-    /// Debugging is not allowed.
-    pub const NODBG: u32 = 1 << 0;
-    /// Sharing the key with other guests is not allowed.
-    pub const NOKS: u32 = 1 << 1;
-    /// SEV-ES is required.
-    pub const ES: u32 = 1 << 2;
-    /// Sending to another platform is not allowed.
-    pub const NOSEND: u32 = 1 << 3;
-    /// Sending is allowed inside the owner's domain only.
-    pub const DOMAIN: u32 = 1 << 4;
-    /// Sending is allowed to genuine SEV platforms only.
-    pub const SEV: u32 = 1 << 5;
-    /// Must be 0.
-    pub const RESERVED: u32 = 0xffc0;
-
-    /// Lowest firmware version, as major and minor.
-    pub(crate) fn api(policy: u32) -> (u8, u8) {
-        ((policy >> 16) as u8, (policy >> 24) as u8)
-    }
-}
 
 /// Context of an SEV or SEV-ES guest.
 pub(crate) struct Guest {
     pub(crate) state: GuestState,
-    pub(crate) policy: u32,
+    pub(crate) policy: SevPolicy,
     pub(crate) asid: Option<u32>,
     pub(crate) key: Arc<MemoryKey>,
     /// Running digest of the launch.
@@ -57,7 +33,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn is_es(&self) -> bool {
-        self.policy & policy::ES != 0
+        self.policy.contains(SevPolicy::ES)
     }
 }
 
@@ -72,23 +48,25 @@ impl Firmware<'_> {
         use Command::*;
         match command {
             DECOMMISSION => self.decommission(handle),
-            ACTIVATE => self.activate(handle, u32_at(buffer, 4)),
-            ACTIVATE_EX => self.activate_ex(handle, buffer),
+            ACTIVATE => self.activate(handle, view::<Activate>(buffer)?.asid.get()),
+            ACTIVATE_EX => self.activate_ex(handle, view(buffer)?),
             DEACTIVATE => self.deactivate(handle),
-            GUEST_STATUS => self.guest_status(handle, buffer),
-            COPY => self.copy(handle, buffer),
-            LAUNCH_UPDATE_DATA => self.launch_update_data(handle, buffer),
-            LAUNCH_UPDATE_VMSA => self.launch_update_vmsa(handle, buffer),
-            LAUNCH_MEASURE => self.launch_measure(handle, buffer),
-            LAUNCH_UPDATE_SECRET => self.launch_secret(handle, buffer),
-            ATTESTATION => self.attestation(handle, buffer),
-            SEND_START => self.send_start(handle, buffer),
-            SEND_UPDATE_DATA | SEND_UPDATE_VMSA => self.send_update(command, handle, buffer),
+            GUEST_STATUS => self.guest_status(handle, view(buffer)?),
+            COPY => self.copy(handle, view(buffer)?),
+            LAUNCH_UPDATE_DATA => self.launch_update_data(handle, view(buffer)?),
+            LAUNCH_UPDATE_VMSA => self.launch_update_vmsa(handle, view(buffer)?),
+            LAUNCH_MEASURE => self.launch_measure(handle, view(buffer)?),
+            LAUNCH_UPDATE_SECRET => self.launch_secret(handle, view(buffer)?),
+            ATTESTATION => self.attestation(handle, view(buffer)?),
+            SEND_START => self.send_start(handle, view(buffer)?),
+            // The commands of packets have one layout.
+            SEND_UPDATE_DATA | SEND_UPDATE_VMSA => self.send_update(command, handle, view(buffer)?),
             RECEIVE_UPDATE_DATA | RECEIVE_UPDATE_VMSA => {
-                self.receive_update(command, handle, buffer)
+                let context = self.packet_context(command, handle)?;
+                self.open_packet(handle, view::<LaunchSecret>(buffer)?, context, &[])
             }
-            DBG_DECRYPT => self.dbg_decrypt(handle, buffer),
-            DBG_ENCRYPT => self.dbg_encrypt(handle, buffer),
+            DBG_DECRYPT => self.dbg_decrypt(handle, view(buffer)?),
+            DBG_ENCRYPT => self.dbg_encrypt(handle, view(buffer)?),
             // Only the state changes.
             LAUNCH_FINISH | SEND_FINISH | SEND_CANCEL | RECEIVE_FINISH => Ok(()),
             _ => Err(Status::INVALID_COMMAND),
@@ -105,7 +83,7 @@ impl Firmware<'_> {
 
     /// The policy rules that LAUNCH_START and RECEIVE_START share, and the memory key: a fresh one
     /// for handle 0, otherwise that of the named guest.
-    fn admit(&mut self, share: u32, wanted: u32) -> Outcome<Arc<MemoryKey>> {
+    fn admit(&mut self, share: u32, wanted: SevPolicy) -> Outcome<Arc<MemoryKey>> {
         let shared = match share {
             0 => None,
             handle => {
@@ -114,14 +92,14 @@ impl Firmware<'_> {
             }
         };
         let (major, minor, _) = self.machine.config.api;
-        if wanted & policy::RESERVED != 0
-            || policy::api(wanted) > (major, minor)
-            || (wanted & policy::ES != 0 && !self.sp.es)
+        if wanted.reserved() != 0
+            || wanted.api() > (major, minor)
+            || (wanted.contains(SevPolicy::ES) && !self.sp.es)
         {
             return Err(Status::POLICY_FAILURE);
         }
         if let Some((policy, _)) = shared
-            && (policy != wanted || policy & policy::NOKS != 0)
+            && (policy != wanted || policy.contains(SevPolicy::NOKS))
         {
             return Err(Status::POLICY_FAILURE);
         }
@@ -137,7 +115,7 @@ impl Firmware<'_> {
     fn add_guest(
         &mut self,
         state: GuestState,
-        policy: u32,
+        policy: SevPolicy,
         key: Arc<MemoryKey>,
         transport: TransportKeys,
     ) -> u32 {
@@ -170,9 +148,12 @@ impl Firmware<'_> {
     }
 
     /// Unwraps the transport keys that came with a Diffie-Hellman certificate and a session.
-    fn open_session(&mut self, buffer: &[u8], policy: u32) -> Outcome<TransportKeys> {
-        let (cert, cert_len) = (u64_at(buffer, 8), u32_at(buffer, 0x10));
-        let (session, session_len) = (u64_at(buffer, 0x18), u32_at(buffer, 0x20));
+    fn open_session(
+        &mut self,
+        (cert, cert_len): (u64, u32),
+        (session, session_len): (u64, u32),
+        policy: SevPolicy,
+    ) -> Outcome<TransportKeys> {
         if cert == 0 || session == 0 {
             return Err(Status::INVALID_ADDRESS);
         }
@@ -186,7 +167,7 @@ impl Firmware<'_> {
         let session = Session::from_bytes(&*self.read_array(session)?);
         let z = self.sp.identity.keys().pdh.ecdh(&peer);
         session
-            .open(&z, policy)
+            .open(&z, policy.bits())
             .map_err(|_| Status::BAD_MEASUREMENT)
     }
 
@@ -203,12 +184,10 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    fn activate_ex(&mut self, handle: u32, buffer: &[u8]) -> Outcome {
-        if u32_at(buffer, 0) as usize != Command::ACTIVATE_EX.buffer_len() {
-            return Err(Status::INVALID_LEN);
-        }
-        self.check_core_list(u32_at(buffer, 0xc), u64_at(buffer, 0x10))?;
-        self.activate(handle, u32_at(buffer, 8))
+    fn activate_ex(&mut self, handle: u32, buffer: &ActivateEx) -> Outcome {
+        check_length(buffer.ex_len)?;
+        self.check_core_list(buffer.numids.get(), buffer.ids_paddr.get())?;
+        self.activate(handle, buffer.asid.get())
     }
 
     fn deactivate(&mut self, handle: u32) -> Outcome {
@@ -229,11 +208,11 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    fn guest_status(&self, handle: u32, buffer: &mut [u8]) -> Outcome {
+    fn guest_status(&self, handle: u32, buffer: &mut GuestStatus) -> Outcome {
         let guest = self.guest(handle)?;
-        put(buffer, 4, &guest.policy.to_le_bytes());
-        put(buffer, 8, &guest.asid.unwrap_or(0).to_le_bytes());
-        put(buffer, 0xc, &[guest.state as u8]);
+        buffer.policy = guest.policy;
+        buffer.asid = guest.asid.unwrap_or(0).into();
+        buffer.state = guest.state as u8;
         Ok(())
     }
 }

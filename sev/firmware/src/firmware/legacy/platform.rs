@@ -1,13 +1,10 @@
 //! Commands of the platform, without a guest.
 
 use super::super::asid::GuestId;
-use super::super::{Firmware, Outcome};
-use crate::command::Command;
+use super::super::{Firmware, Outcome, check_length, view};
+use crate::command::{Command, Init, InitEx, InitFlags, PlatformFlags, PlatformStatus};
 use crate::status::Status;
-use crate::wire::{put, u32_at, u64_at};
 
-/// INIT flag: make SEV-ES guests possible.
-const FLAG_ES: u32 = 1;
 /// Length of the trusted memory region that SEV-ES needs, without and with SNP.
 const TMR_LEN: u64 = 1 << 20;
 const TMR_LEN_SNP: u64 = 2 << 20;
@@ -20,61 +17,63 @@ impl Firmware<'_> {
     ) -> Outcome {
         use Command::*;
         match command {
-            INIT => self.init(
-                u32_at(buffer, 0),
-                u64_at(buffer, 8),
-                u32_at(buffer, 0x10),
-                None,
-            ),
-            INIT_EX => {
-                if u32_at(buffer, 0) as usize != INIT_EX.buffer_len() {
-                    return Err(Status::INVALID_LEN);
-                }
-                let nv = (u64_at(buffer, 0x18), u32_at(buffer, 0x20));
-                let tmr = (u64_at(buffer, 8), u32_at(buffer, 0x10));
-                self.init(u32_at(buffer, 4), tmr.0, tmr.1, Some(nv))
-            }
+            INIT => self.init(view(buffer)?, None),
+            INIT_EX => self.init_ex(view(buffer)?),
             SHUTDOWN => self.shutdown(),
             FACTORY_RESET => self.factory_reset(),
-            PLATFORM_STATUS => self.platform_status(buffer),
+            PLATFORM_STATUS => self.platform_status(view(buffer)?),
             DF_FLUSH => self.df_flush(),
             NOP => Ok(()),
             PEK_GEN => self.pek_gen(),
             PDH_GEN => self.pdh_gen(),
-            PEK_CSR => self.pek_csr(buffer),
-            PEK_CERT_IMPORT => self.pek_cert_import(buffer),
-            PDH_CERT_EXPORT => self.pdh_cert_export(buffer),
-            GET_ID => self.get_id(buffer),
-            LAUNCH_START => self.launch_start(buffer),
-            RECEIVE_START => self.receive_start(buffer),
+            PEK_CSR => self.pek_csr(view(buffer)?),
+            PEK_CERT_IMPORT => self.pek_cert_import(view(buffer)?),
+            PDH_CERT_EXPORT => self.pdh_cert_export(view(buffer)?),
+            GET_ID => self.get_id(view(buffer)?),
+            LAUNCH_START => self.launch_start(view(buffer)?),
+            RECEIVE_START => self.receive_start(view(buffer)?),
             _ => Err(Status::INVALID_COMMAND),
         }
     }
 
-    fn init(&mut self, flags: u32, tmr: u64, tmr_len: u32, nv: Option<(u64, u32)>) -> Outcome {
-        if flags & !FLAG_ES != 0 {
+    fn init_ex(&mut self, buffer: &InitEx) -> Outcome {
+        check_length(buffer.length)?;
+        let init = Init {
+            options: buffer.options,
+            tmr_paddr: buffer.tmr_paddr,
+            tmr_length: buffer.tmr_length,
+            ..Init::default()
+        };
+        let nv = (buffer.nv_paddr.get(), buffer.nv_length.get());
+        self.init(&init, Some(nv).filter(|nv| *nv != (0, 0)))
+    }
+
+    fn init(&mut self, buffer: &Init, nv: Option<(u64, u32)>) -> Outcome {
+        if buffer.options.reserved() != 0 {
             return Err(Status::INVALID_PARAM);
         }
-        if flags & FLAG_ES != 0 {
+        let es = buffer.options.contains(InitFlags::SEV_ES);
+        if es {
             let len = if self.sp.snp.is_some() {
                 TMR_LEN_SNP
             } else {
                 TMR_LEN
             };
-            if u64::from(tmr_len) < len {
+            let tmr_len = u64::from(buffer.tmr_length);
+            if tmr_len < len {
                 return Err(Status::INVALID_LEN);
             }
-            if self.writable(tmr, tmr_len.into())? % len != 0 {
+            if self.writable(buffer.tmr_paddr.get(), tmr_len)? % len != 0 {
                 return Err(Status::INVALID_ADDRESS);
             }
         }
-        if let Some((address, len)) = nv.filter(|nv| *nv != (0, 0)) {
+        if let Some((address, len)) = nv {
             self.load_nv(address, len)?;
         } else {
             self.sp.nv_address = None;
         }
         self.sp.initialised = true;
-        self.sp.es = flags & FLAG_ES != 0;
+        self.sp.es = es;
         self.sp.asids.soil();
         self.machine.forget_wbinvd();
         Ok(())
@@ -90,14 +89,23 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    fn platform_status(&mut self, buffer: &mut [u8]) -> Outcome {
-        let (major, minor, build) = self.machine.config.api;
-        let owned = self.sp.identity.keys().owner.is_some();
-        let flags = u32::from(owned) | u32::from(self.sp.es) << 8;
-        put(buffer, 0, &[major, minor, self.sp.platform_state() as u8]);
-        put(buffer, 3, &flags.to_le_bytes());
-        put(buffer, 7, &[build]);
-        put(buffer, 8, &(self.sp.guests.len() as u32).to_le_bytes());
+    fn platform_status(&mut self, buffer: &mut PlatformStatus) -> Outcome {
+        let (api_major, api_minor, build) = self.machine.config.api;
+        let mut flags = PlatformFlags::default();
+        if self.sp.identity.keys().owner.is_some() {
+            flags = flags | PlatformFlags::OWNER;
+        }
+        if self.sp.es {
+            flags = flags | PlatformFlags::CONFIG_ES;
+        }
+        *buffer = PlatformStatus {
+            api_major,
+            api_minor,
+            state: self.sp.platform_state() as u8,
+            flags,
+            build,
+            guest_count: (self.sp.guests.len() as u32).into(),
+        };
         Ok(())
     }
 }

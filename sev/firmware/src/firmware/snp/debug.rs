@@ -1,27 +1,25 @@
 //! SNP debug commands.
 
 use super::super::{Firmware, Outcome};
-use super::snp_policy;
 use crate::cipher::MemoryKey;
-use crate::machine::entry::PageSize;
+use crate::command::{PageAddress, SnpDbgDecrypt, SnpDbgEncrypt, SnpPolicy};
 use crate::machine::region::PAGE;
 use crate::status::Status;
-use crate::wire::u64_at;
 use std::sync::Arc;
 
 impl Firmware<'_> {
     /// The guest's key and ASID, if its policy allows debugging.
     fn snp_debug(&self, context: u64) -> Outcome<(Arc<MemoryKey>, u32)> {
         let guest = self.snp_guest(context)?;
-        if guest.policy & snp_policy::DEBUG == 0 {
+        if !guest.policy.contains(SnpPolicy::DEBUG) {
             return Err(Status::POLICY_FAILURE);
         }
         Ok((Arc::clone(&guest.key), guest.asid.ok_or(Status::INACTIVE)?))
     }
 
     /// A page that belongs to the guest, in any state.
-    fn guest_page(&self, address: u64, asid: u32) -> Outcome<u64> {
-        let address = self.aligned_page(address, PageSize::Size4K)?;
+    fn guest_page(&self, address: PageAddress, asid: u32) -> Outcome<u64> {
+        let address = self.small_page(address)?;
         let place = self
             .machine
             .memory
@@ -37,19 +35,19 @@ impl Firmware<'_> {
         }
     }
 
-    pub(super) fn snp_dbg_decrypt(&mut self, context: u64, buffer: &[u8]) -> Outcome {
+    pub(super) fn snp_dbg_decrypt(&mut self, context: u64, buffer: &SnpDbgDecrypt) -> Outcome {
         let (key, asid) = self.snp_debug(context)?;
-        let src = self.guest_page(u64_at(buffer, 8), asid)?;
-        let dst = self.aligned_page(u64_at(buffer, 0x10), PageSize::Size4K)?;
+        let src = self.guest_page(buffer.src_paddr, asid)?;
+        let dst = self.small_page(buffer.dst_paddr)?;
         let mut page = [0; PAGE];
         self.guest_read(&key, src, &mut page)?;
         self.write(dst, &page)
     }
 
-    pub(super) fn snp_dbg_encrypt(&mut self, context: u64, buffer: &[u8]) -> Outcome {
+    pub(super) fn snp_dbg_encrypt(&mut self, context: u64, buffer: &SnpDbgEncrypt) -> Outcome {
         let (key, asid) = self.snp_debug(context)?;
-        let src = self.aligned_page(u64_at(buffer, 8), PageSize::Size4K)?;
-        let dst = self.guest_page(u64_at(buffer, 0x10), asid)?;
+        let src = self.small_page(buffer.src_paddr)?;
+        let dst = self.guest_page(buffer.dst_paddr, asid)?;
         let mut page = [0; PAGE];
         self.read(src, &mut page)?;
         self.guest_write(&key, dst, &page)

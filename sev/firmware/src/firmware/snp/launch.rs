@@ -1,14 +1,17 @@
 //! Launching an SNP guest.
 
 use super::super::{Firmware, Outcome};
-use super::{GuestIdentity, Launch, snp_policy};
-use crate::command::Command;
+use super::{GuestIdentity, Launch};
+use crate::command::{
+    SnpLaunchFinish, SnpLaunchFinishFlags, SnpLaunchStart, SnpLaunchStartFlags, SnpLaunchUpdate,
+    SnpLaunchUpdateFlags, SnpPolicy,
+};
 use crate::crypto::PublicKey;
 use crate::machine::entry::{PageSize, PageState, permission};
 use crate::machine::region::{PAGE, Page};
 use crate::measure::{IdAuth, IdBlock, PageInfo, PageType, VmplPermissions};
 use crate::status::Status;
-use crate::wire::{copy_at, put, u32_at, u64_at};
+use crate::wire::{put, u64_at};
 use std::sync::Arc;
 
 /// Version of the secrets page.
@@ -18,19 +21,17 @@ const VMSA_SEV_FEATURES: usize = 0x3b0;
 const SECURE_TSC: u64 = 1 << 9;
 
 impl Firmware<'_> {
-    pub(super) fn snp_launch_start(&mut self, context: u64, buffer: &[u8]) -> Outcome {
-        const MA_EN: u32 = 1 << 0;
-        const IMI_EN: u32 = 1 << 1;
-        let (policy, flags) = (u64_at(buffer, 8), u32_at(buffer, 0x18));
-        if flags & !(MA_EN | IMI_EN) != 0 {
+    pub(super) fn snp_launch_start(&mut self, context: u64, buffer: &SnpLaunchStart) -> Outcome {
+        let (policy, flags) = (buffer.policy, buffer.flags);
+        if flags.reserved() != 0 {
             return Err(Status::INVALID_PARAM);
         }
         self.check_snp_policy(policy)?;
-        let migration_agent = if flags & MA_EN != 0 {
-            if policy & snp_policy::MIGRATE_MA == 0 {
+        let migration_agent = if flags.contains(SnpLaunchStartFlags::MA_EN) {
+            if !policy.contains(SnpPolicy::MIGRATE_MA) {
                 return Err(Status::POLICY_FAILURE);
             }
-            let agent = self.address(u64_at(buffer, 0x10));
+            let agent = self.address(buffer.ma_gctx_paddr.get());
             if agent == context {
                 return Err(Status::INVALID_GUEST);
             }
@@ -42,32 +43,36 @@ impl Firmware<'_> {
         let guest = self.snp_guest_mut(context)?;
         guest.policy = policy;
         guest.launch = Launch {
-            imi: flags & IMI_EN != 0,
+            imi: flags.contains(SnpLaunchStartFlags::IMI_EN),
             migration_agent,
-            desired_tsc_khz: u32_at(buffer, 0x1c),
-            gosvw: copy_at(buffer, 0x20),
+            desired_tsc_khz: buffer.desired_tsc_khz.get(),
+            gosvw: buffer.gosvw,
             secure_tsc: false,
             tcb,
         };
         Ok(())
     }
 
-    fn check_snp_policy(&self, policy: u64) -> Outcome {
-        use snp_policy::*;
-        if policy & RESERVED_ONE == 0 || policy & !DEFINED != 0 {
+    fn check_snp_policy(&self, policy: SnpPolicy) -> Outcome {
+        if policy.missing() != 0 || policy.reserved() != 0 {
             return Err(Status::INVALID_PARAM);
         }
         let config = &self.machine.config;
-        let abi = ((policy >> 8) as u8, policy as u8);
         let options = self.sp.snp.unwrap_or_default();
-        let lacks = |bit: u64, present: bool| policy & bit != 0 && !present;
-        let refused = abi > (config.api.0, config.api.1)
-            || (config.smt && policy & SMT == 0)
-            || (config.features.cxl && policy & CXL_ALLOW == 0)
-            || lacks(MEM_AES_256_XTS, config.features.aes_256_xts)
-            || lacks(RAPL_DIS, options.rapl_disabled)
-            || lacks(CIPHERTEXT_HIDING_DRAM, options.max_snp_asid.is_some())
-            || lacks(PAGE_SWAP_DISABLE, config.features.page_swap_disable);
+        let lacks = |bit, present: bool| policy.contains(bit) && !present;
+        let refused = policy.abi() > (config.api.0, config.api.1)
+            || (config.smt && !policy.contains(SnpPolicy::SMT))
+            || (config.features.cxl && !policy.contains(SnpPolicy::CXL_ALLOW))
+            || lacks(SnpPolicy::MEM_AES_256_XTS, config.features.aes_256_xts)
+            || lacks(SnpPolicy::RAPL_DIS, options.rapl_disabled)
+            || lacks(
+                SnpPolicy::CIPHERTEXT_HIDING_DRAM,
+                options.max_snp_asid.is_some(),
+            )
+            || lacks(
+                SnpPolicy::PAGE_SWAP_DISABLE,
+                config.features.page_swap_disable,
+            );
         if refused {
             Err(Status::POLICY_FAILURE)
         } else {
@@ -75,25 +80,18 @@ impl Firmware<'_> {
         }
     }
 
-    pub(super) fn snp_launch_update(&mut self, context: u64, buffer: &[u8]) -> Outcome {
-        const LARGE: u32 = 1 << 0;
-        const IMI: u32 = 1 << 4;
-        let flags = u32_at(buffer, 8);
-        let size = if flags & LARGE != 0 {
-            PageSize::Size2M
-        } else {
-            PageSize::Size4K
-        };
-        let page_type = PageType::from_number((flags >> 1 & 7) as u8);
-        let page_type = page_type.ok_or(Status::INVALID_PARAM)?;
+    pub(super) fn snp_launch_update(&mut self, context: u64, buffer: &SnpLaunchUpdate) -> Outcome {
+        let flags = buffer.flags;
+        let size = flags.page_size();
+        let page_type = flags.page_type().ok_or(Status::INVALID_PARAM)?;
         let permissions = VmplPermissions {
-            vmpl1: buffer[0x19],
-            vmpl2: buffer[0x1a],
-            vmpl3: buffer[0x1b],
+            vmpl1: buffer.vmpl1_perms.bits(),
+            vmpl2: buffer.vmpl2_perms.bits(),
+            vmpl3: buffer.vmpl3_perms.bits(),
         };
         let lower = [permissions.vmpl1, permissions.vmpl2, permissions.vmpl3];
-        let imi = flags & IMI != 0;
-        if flags & !0x1f != 0
+        let imi = flags.contains(SnpLaunchUpdateFlags::IMI_PAGE);
+        if flags.reserved() != 0
             || lower.iter().any(|p| *p > permission::ALL)
             || (imi && !self.snp_guest(context)?.launch.imi)
         {
@@ -106,7 +104,7 @@ impl Firmware<'_> {
         if one_page && size == PageSize::Size2M {
             return Err(Status::INVALID_PAGE_SIZE);
         }
-        let address = self.aligned_page(u64_at(buffer, 0x10), size)?;
+        let address = self.aligned_page(buffer.page_paddr.get(), size)?;
         self.add_pages(context, address, size, page_type, permissions, imi)
     }
 
@@ -203,32 +201,27 @@ impl Firmware<'_> {
         Ok(page)
     }
 
-    pub(super) fn snp_launch_finish(&mut self, context: u64, buffer: &[u8]) -> Outcome {
-        const ID_BLOCK_EN: u64 = 1 << 0;
-        const AUTH_KEY_EN: u64 = 1 << 1;
-        const VCEK_DISABLED: u64 = 1 << 2;
-        debug_assert_eq!(Command::SNP_LAUNCH_FINISH.buffer_len(), 0x40);
-        let flags = u64_at(buffer, 0x18);
-        let author_wanted = flags & AUTH_KEY_EN != 0;
-        if flags & !(ID_BLOCK_EN | AUTH_KEY_EN | VCEK_DISABLED) != 0
-            || (author_wanted && flags & ID_BLOCK_EN == 0)
-        {
+    pub(super) fn snp_launch_finish(&mut self, context: u64, buffer: &SnpLaunchFinish) -> Outcome {
+        let flags = buffer.flags;
+        let block_wanted = flags.contains(SnpLaunchFinishFlags::ID_BLOCK_EN);
+        let author_wanted = flags.contains(SnpLaunchFinishFlags::AUTH_KEY_EN);
+        if flags.reserved() != 0 || (author_wanted && !block_wanted) {
             return Err(Status::INVALID_PARAM);
         }
         let mut identity = GuestIdentity {
-            host_data: copy_at(buffer, 0x20),
-            vcek_disabled: flags & VCEK_DISABLED != 0,
+            host_data: buffer.host_data,
+            vcek_disabled: flags.contains(SnpLaunchFinishFlags::VCEK_DIS),
             ..GuestIdentity::default()
         };
-        if flags & ID_BLOCK_EN != 0 {
-            let block = IdBlock::from_bytes(&*self.read_array(u64_at(buffer, 8))?);
-            let auth = IdAuth::from_bytes(self.read_array(u64_at(buffer, 0x10))?);
+        if block_wanted {
+            let block = IdBlock::from_bytes(&*self.read_array(buffer.id_block_paddr.get())?);
+            let auth = IdAuth::from_bytes(self.read_array(buffer.id_auth_paddr.get())?);
             check_id(&block, &auth, author_wanted)?;
             let guest = self.snp_guest(context)?;
             if block.launch_digest != guest.digest.value() {
                 return Err(Status::BAD_MEASUREMENT);
             }
-            if block.policy != guest.policy {
+            if block.policy != guest.policy.bits() {
                 return Err(Status::POLICY_FAILURE);
             }
             identity.block = Some(block);

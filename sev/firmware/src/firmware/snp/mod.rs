@@ -9,46 +9,23 @@ mod request;
 
 use super::asid::{AsidKind, GuestId};
 use super::rules::SnpState;
-use super::{Firmware, Outcome};
+use super::{Firmware, Outcome, check_length, view};
 use crate::builder::TcbVersion;
 use crate::cipher::MemoryKey;
-use crate::command::Command;
+use crate::command::{
+    Command, PageAddress, SnpActivate, SnpActivateEx, SnpGuestStatus, SnpGuestStatusPage,
+    SnpPolicy, U64,
+};
 use crate::machine::entry::{PageSize, PageState, RmpEntry};
 use crate::measure::SnpDigest;
 use crate::status::Status;
-use crate::wire::{u32_at, u64_at};
 use std::sync::Arc;
-
-/// Bits of the policy of an SNP guest.
-pub mod snp_policy {
-    /// SMT may be on.
-    pub const SMT: u64 = 1 << 16;
-    /// Must be 1.
-    pub const RESERVED_ONE: u64 = 1 << 17;
-    /// A migration agent may be associated.
-    pub const MIGRATE_MA: u64 = 1 << 18;
-    /// Debugging is allowed.
-    pub const DEBUG: u64 = 1 << 19;
-    /// The guest may run on one socket only.
-    pub const SINGLE_SOCKET: u64 = 1 << 20;
-    /// CXL memory may be used.
-    pub const CXL_ALLOW: u64 = 1 << 21;
-    /// Memory must be encrypted with AES-256-XTS.
-    pub const MEM_AES_256_XTS: u64 = 1 << 22;
-    /// RAPL must be disabled.
-    pub const RAPL_DIS: u64 = 1 << 23;
-    /// Ciphertext hiding must be on.
-    pub const CIPHERTEXT_HIDING_DRAM: u64 = 1 << 24;
-    /// Pages may not be swapped or moved.
-    pub const PAGE_SWAP_DISABLE: u64 = 1 << 25;
-    /// Every bit with a meaning.
-    pub const DEFINED: u64 = (1 << 26) - 1;
-}
+use zerocopy::IntoBytes;
 
 /// Context of an SNP guest.
 pub(crate) struct SnpGuest {
     pub(crate) state: SnpState,
-    pub(crate) policy: u64,
+    pub(crate) policy: SnpPolicy,
     pub(crate) asid: Option<u32>,
     pub(crate) digest: SnpDigest,
     pub(crate) report_id: [u8; 32],
@@ -93,24 +70,24 @@ impl Firmware<'_> {
         use Command::*;
         match command {
             SNP_DECOMMISSION => self.snp_decommission(context),
-            SNP_ACTIVATE => self.snp_activate(context, u32_at(buffer, 8)),
+            SNP_ACTIVATE => self.snp_activate(context, view::<SnpActivate>(buffer)?.asid.get()),
             SNP_ACTIVATE_EX => {
-                if u32_at(buffer, 0) as usize != SNP_ACTIVATE_EX.buffer_len() {
-                    return Err(Status::INVALID_LEN);
-                }
-                self.check_core_list(u32_at(buffer, 0x14), u64_at(buffer, 0x18))?;
-                self.snp_activate(context, u32_at(buffer, 0x10))
+                let buffer: &mut SnpActivateEx = view(buffer)?;
+                check_length(buffer.ex_len)?;
+                self.check_core_list(buffer.numids.get(), buffer.id_paddr.get())?;
+                self.snp_activate(context, buffer.asid.get())
             }
-            SNP_GUEST_STATUS => self.snp_guest_status(context, u64_at(buffer, 8)),
-            SNP_GUEST_REQUEST => {
-                self.guest_request(context, u64_at(buffer, 8), u64_at(buffer, 0x10))
+            SNP_GUEST_STATUS => {
+                let buffer: &mut SnpGuestStatus = view(buffer)?;
+                self.snp_guest_status(context, buffer.status_paddr)
             }
-            SNP_LAUNCH_START => self.snp_launch_start(context, buffer),
-            SNP_LAUNCH_UPDATE => self.snp_launch_update(context, buffer),
-            SNP_LAUNCH_FINISH => self.snp_launch_finish(context, buffer),
-            SNP_DBG_DECRYPT => self.snp_dbg_decrypt(context, buffer),
-            SNP_DBG_ENCRYPT => self.snp_dbg_encrypt(context, buffer),
-            SNP_PAGE_MOVE => self.page_move(context, buffer),
+            SNP_GUEST_REQUEST => self.guest_request(context, view(buffer)?),
+            SNP_LAUNCH_START => self.snp_launch_start(context, view(buffer)?),
+            SNP_LAUNCH_UPDATE => self.snp_launch_update(context, view(buffer)?),
+            SNP_LAUNCH_FINISH => self.snp_launch_finish(context, view(buffer)?),
+            SNP_DBG_DECRYPT => self.snp_dbg_decrypt(context, view(buffer)?),
+            SNP_DBG_ENCRYPT => self.snp_dbg_encrypt(context, view(buffer)?),
+            SNP_PAGE_MOVE => self.page_move(context, view(buffer)?),
             _ => Err(Status::INVALID_COMMAND),
         }
     }
@@ -126,14 +103,14 @@ impl Firmware<'_> {
             .ok_or(Status::INVALID_GUEST)
     }
 
-    fn gctx_create(&mut self, address: u64) -> Outcome {
-        let address = self.aligned_page(address, PageSize::Size4K)?;
+    fn gctx_create(&mut self, address: PageAddress) -> Outcome {
+        let address = self.small_page(address)?;
         if self.guest_count() >= self.sp.max_guests {
             return Err(Status::RESOURCE_LIMIT);
         }
         let guest = SnpGuest {
             state: SnpState::Init,
-            policy: 0,
+            policy: SnpPolicy::default(),
             asid: None,
             digest: SnpDigest::new(),
             report_id: self.sp.random(),
@@ -176,13 +153,20 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    fn snp_guest_status(&self, context: u64, address: u64) -> Outcome {
+    fn snp_guest_status(&self, context: u64, address: U64) -> Outcome {
         let guest = self.snp_guest(context)?;
-        let mut out = [0; 0x10];
-        out[..8].copy_from_slice(&guest.policy.to_le_bytes());
-        out[8..0xc].copy_from_slice(&guest.asid.unwrap_or(0).to_le_bytes());
-        out[0xc] = guest.state as u8;
-        self.write(address, &out)
+        let out = SnpGuestStatusPage {
+            policy: guest.policy,
+            asid: guest.asid.unwrap_or(0).into(),
+            state: guest.state as u8,
+            ..Default::default()
+        };
+        self.write(address.get(), out.as_bytes())
+    }
+
+    /// The address of a 4 KiB page in memory.
+    fn small_page(&self, address: PageAddress) -> Outcome<u64> {
+        self.aligned_page(address.get(), PageSize::Size4K)
     }
 
     /// The address of a page, aligned to its size.

@@ -1,22 +1,16 @@
 //! Commands that change the state of pages.
 
 use super::super::{Firmware, Outcome};
-use super::snp_policy;
+use crate::command::{SizedPage, SnpPageMove, SnpPolicy};
 use crate::machine::entry::{PageSize, PageState, RmpEntry};
 use crate::machine::region::{PAGE, PAGES, Region};
 use crate::status::Status;
-use crate::wire::{u32_at, u64_at};
 use std::sync::Arc;
 
 impl Firmware<'_> {
-    /// The address of PAGE_RECLAIM and PAGE_UNSMASH carries the page size in bit 0.
-    pub(super) fn page_reclaim(&mut self, operand: u64) -> Outcome {
-        let size = if operand & 1 != 0 {
-            PageSize::Size2M
-        } else {
-            PageSize::Size4K
-        };
-        let address = self.aligned_page(operand & !1, size)?;
+    pub(super) fn page_reclaim(&mut self, page: SizedPage) -> Outcome {
+        let size = page.size();
+        let address = self.aligned_page(page.address(), size)?;
         self.with_entry(address, |entry| {
             let state = match entry.state {
                 PageState::Firmware | PageState::Metadata | PageState::Reclaim => {
@@ -33,8 +27,9 @@ impl Firmware<'_> {
         })
     }
 
-    pub(super) fn page_unsmash(&mut self, operand: u64) -> Outcome {
-        let address = self.aligned_page(operand & !1, PageSize::Size2M)?;
+    /// The page is large whatever PAGE_SIZE says.
+    pub(super) fn page_unsmash(&mut self, page: SizedPage) -> Outcome {
+        let address = self.aligned_page(page.address(), PageSize::Size2M)?;
         let place = self
             .machine
             .memory
@@ -54,20 +49,15 @@ impl Firmware<'_> {
 
     /// Moves a page that the host has fixed to one that the host has prepared at the same guest
     /// address. The old page goes back to the host, the new one to the guest.
-    pub(super) fn page_move(&mut self, context: u64, buffer: &[u8]) -> Outcome {
-        let flags = u32_at(buffer, 8);
-        if flags & !1 != 0 {
+    pub(super) fn page_move(&mut self, context: u64, buffer: &SnpPageMove) -> Outcome {
+        if buffer.flags.reserved() != 0 {
             return Err(Status::INVALID_PARAM);
         }
-        let size = if flags & 1 != 0 {
-            PageSize::Size2M
-        } else {
-            PageSize::Size4K
-        };
-        let src = self.aligned_page(u64_at(buffer, 0x10), size)?;
-        let dst = self.aligned_page(u64_at(buffer, 0x18), size)?;
+        let size = buffer.flags.page_size();
+        let src = self.aligned_page(buffer.src_paddr.get(), size)?;
+        let dst = self.aligned_page(buffer.dst_paddr.get(), size)?;
         let guest = self.snp_guest(context)?;
-        if guest.policy & snp_policy::PAGE_SWAP_DISABLE != 0 {
+        if guest.policy.contains(SnpPolicy::PAGE_SWAP_DISABLE) {
             return Err(Status::POLICY_FAILURE);
         }
         let (asid, key) = (guest.asid.ok_or(Status::INACTIVE)?, Arc::clone(&guest.key));

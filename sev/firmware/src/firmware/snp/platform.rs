@@ -2,28 +2,20 @@
 
 use super::super::asid::{AsidKind, GuestId};
 use super::super::rules::PlatformState;
-use super::super::{Firmware, Outcome, SnpOptions};
+use super::super::{Firmware, Outcome, SnpOptions, check_length, view};
 use crate::builder::TcbVersion;
-use crate::command::Command;
+use crate::command::{
+    Command, SnpCommit, SnpConfig, SnpConfigFlags, SnpFeatureInfo, SnpFeatureInfoPage, SnpFeatures,
+    SnpGctxCreate, SnpInitEx, SnpInitFlags, SnpPageReclaim, SnpPageSetState, SnpPageUnsmash,
+    SnpPlatformStatus, SnpPlatformStatusPage, SnpShutdownEx, SnpShutdownFlags, SnpStatusFlags,
+};
 use crate::machine::entry::{PageSize, PageState, RmpEntry};
 use crate::status::Status;
-use crate::wire::{copy_at, put, u16_at, u32_at, u64_at};
-
-/// Flags of SNP_INIT_EX.
-mod flag {
-    pub(super) const INIT_RMP: u32 = 1 << 0;
-    pub(super) const LIST_PADDR_EN: u32 = 1 << 1;
-    pub(super) const RAPL_DIS: u32 = 1 << 2;
-    pub(super) const CIPHERTEXT_HIDING_EN: u32 = 1 << 3;
-    pub(super) const TIO_EN: u32 = 1 << 4;
-    pub(super) const ALL: u32 = (1 << 5) - 1;
-}
+use crate::wire::{u32_at, u64_at};
+use zerocopy::IntoBytes;
 
 /// Entries that fit a page of range list.
 const MAX_RANGES: u32 = (0x1000 - 8) / 16;
-/// CPUID 0x8000_0024 ECX bits that FEATURE_INFO reports (Linux `drivers/crypto/ccp`).
-const FEATURE_RAPL_DIS: u32 = 1 << 2;
-const FEATURE_CIPHERTEXT_HIDING: u32 = 1 << 3;
 
 impl Firmware<'_> {
     pub(in crate::firmware) fn snp_platform_command(
@@ -33,67 +25,63 @@ impl Firmware<'_> {
     ) -> Outcome {
         use Command::*;
         match command {
-            SNP_INIT => self.snp_init(flag::INIT_RMP, 0, 0),
-            SNP_INIT_EX => {
-                self.snp_init(u32_at(buffer, 0), u64_at(buffer, 8), u16_at(buffer, 0x10))
+            SNP_INIT => self.snp_init(&SnpInitEx {
+                flags: SnpInitFlags::INIT_RMP,
+                ..Default::default()
+            }),
+            SNP_INIT_EX => self.snp_init(view(buffer)?),
+            SNP_SHUTDOWN => self.snp_shutdown(&SnpShutdownEx::default()),
+            SNP_SHUTDOWN_EX => self.snp_shutdown(view(buffer)?),
+            SNP_PLATFORM_STATUS => {
+                let buffer: &mut SnpPlatformStatus = view(buffer)?;
+                self.snp_platform_status(buffer.status_paddr.get())
             }
-            SNP_SHUTDOWN => self.snp_shutdown(0),
-            SNP_SHUTDOWN_EX => {
-                check_length(command, u32_at(buffer, 0))?;
-                self.snp_shutdown(u32_at(buffer, 4))
-            }
-            SNP_PLATFORM_STATUS => self.snp_platform_status(u64_at(buffer, 0)),
             SNP_DF_FLUSH => self.df_flush(),
-            SNP_GCTX_CREATE => self.gctx_create(u64_at(buffer, 0)),
-            SNP_PAGE_RECLAIM => self.page_reclaim(u64_at(buffer, 0)),
-            SNP_PAGE_UNSMASH => self.page_unsmash(u64_at(buffer, 0)),
-            SNP_PAGE_SET_STATE => {
-                check_length(command, u32_at(buffer, 0))?;
-                self.fix_ranges(u64_at(buffer, 8))
-            }
-            SNP_CONFIG => self.snp_config(u64_at(buffer, 0), u32_at(buffer, 8)),
+            SNP_GCTX_CREATE => self.gctx_create(view::<SnpGctxCreate>(buffer)?.gctx_paddr),
+            SNP_PAGE_RECLAIM => self.page_reclaim(view::<SnpPageReclaim>(buffer)?.page_paddr),
+            SNP_PAGE_UNSMASH => self.page_unsmash(view::<SnpPageUnsmash>(buffer)?.page_paddr),
+            SNP_PAGE_SET_STATE => self.fix_ranges(view(buffer)?),
+            SNP_CONFIG => self.snp_config(view(buffer)?),
             SNP_COMMIT => {
-                check_length(command, u32_at(buffer, 0))?;
+                check_length(view::<SnpCommit>(buffer)?.length)?;
                 self.sp.tcb.committed = self.machine.config.tcb;
                 Ok(())
             }
-            SNP_FEATURE_INFO => {
-                check_length(command, u32_at(buffer, 0))?;
-                self.feature_info(u32_at(buffer, 4), u64_at(buffer, 8))
-            }
+            SNP_FEATURE_INFO => self.feature_info(view(buffer)?),
             _ => Err(Status::INVALID_COMMAND),
         }
     }
 
-    fn snp_init(&mut self, flags: u32, list: u64, max_snp_asid: u16) -> Outcome {
+    fn snp_init(&mut self, buffer: &SnpInitEx) -> Outcome {
+        let flags = buffer.flags;
         if self.sp.platform_state() != PlatformState::Uninit {
             return Err(Status::INVALID_PLATFORM_STATE);
         }
-        if flags & !flag::ALL != 0 {
+        if flags.reserved() != 0 {
             return Err(Status::INVALID_PARAM);
         }
         if !self.machine.snp_enabled() {
             return Err(Status::INVALID_CONFIG);
         }
         let features = self.machine.config.features;
-        let unsupported = (flags & flag::RAPL_DIS != 0 && !features.rapl_disable)
-            || (flags & flag::CIPHERTEXT_HIDING_EN != 0 && !features.ciphertext_hiding)
-            || flags & flag::TIO_EN != 0;
+        let unsupported = (flags.contains(SnpInitFlags::RAPL_DIS) && !features.rapl_disable)
+            || (flags.contains(SnpInitFlags::CIPHERTEXT_HIDING_EN) && !features.ciphertext_hiding)
+            || flags.contains(SnpInitFlags::TIO_EN);
         if unsupported {
             return Err(Status::UNSUPPORTED);
         }
-        let hiding = flags & flag::CIPHERTEXT_HIDING_EN != 0;
-        let max_snp_asid = u32::from(max_snp_asid);
+        let hiding = flags.contains(SnpInitFlags::CIPHERTEXT_HIDING_EN);
+        let max_snp_asid = u32::from(buffer.max_snp_asid.get());
         if hiding && !(1..self.machine.config.min_sev_asid).contains(&max_snp_asid) {
             return Err(Status::INVALID_PARAM);
         }
-        let init_rmp = flags & flag::INIT_RMP != 0;
+        let init_rmp = flags.contains(SnpInitFlags::INIT_RMP);
         if !init_rmp && !self.sp.rmp_initialised {
             return Err(Status::RMP_INIT_REQUIRED);
         }
-        let ranges = match flags & flag::LIST_PADDR_EN {
-            0 => Vec::new(),
-            _ => self.read_ranges(list)?,
+        let ranges = match flags.contains(SnpInitFlags::LIST_PADDR_EN) {
+            false => Vec::new(),
+            true => self.read_ranges(buffer.list_paddr.get())?,
         };
         if init_rmp {
             for (_, region) in self.machine.memory.regions() {
@@ -104,7 +92,7 @@ impl Firmware<'_> {
         self.sp.rmp_initialised = true;
         self.sp.snp = Some(SnpOptions {
             max_snp_asid: hiding.then_some(max_snp_asid),
-            rapl_disabled: flags & flag::RAPL_DIS != 0,
+            rapl_disabled: flags.contains(SnpInitFlags::RAPL_DIS),
         });
         self.sp.asids.soil();
         self.machine.forget_wbinvd();
@@ -137,8 +125,9 @@ impl Firmware<'_> {
             .collect()
     }
 
-    fn fix_ranges(&mut self, list: u64) -> Outcome {
-        let ranges = self.read_ranges(list)?;
+    fn fix_ranges(&mut self, buffer: &SnpPageSetState) -> Outcome {
+        check_length(buffer.length)?;
+        let ranges = self.read_ranges(buffer.list_paddr.get())?;
         self.fix(&ranges)
     }
 
@@ -171,10 +160,9 @@ impl Firmware<'_> {
 
     /// Ends SNP. Released ASIDs must have been flushed; guests that are left are forgotten, and
     /// their context pages wait for a reclaim after the next initialisation.
-    fn snp_shutdown(&mut self, flags: u32) -> Outcome {
-        const IOMMU: u32 = 1 << 0;
-        const X86: u32 = 1 << 1;
-        if flags & !(IOMMU | X86) != 0 {
+    fn snp_shutdown(&mut self, buffer: &SnpShutdownEx) -> Outcome {
+        check_length(buffer.length)?;
+        if buffer.flags.reserved() != 0 {
             return Err(Status::INVALID_PARAM);
         }
         if self.sp.snp.is_none() {
@@ -188,7 +176,7 @@ impl Firmware<'_> {
             self.with_entry(context, |_| Ok(RmpEntry::of(PageState::Firmware)))?;
         }
         self.sp.snp = None;
-        if flags & X86 != 0 {
+        if buffer.flags.contains(SnpShutdownFlags::X86_SNP_SHUTDOWN) {
             self.machine.disable_snp();
         }
         Ok(())
@@ -197,34 +185,35 @@ impl Firmware<'_> {
     fn snp_platform_status(&mut self, address: u64) -> Outcome {
         let config = &self.machine.config;
         let (options, tcb) = (self.sp.snp.unwrap_or_default(), &self.sp.tcb);
-        let flags = u32::from(tcb.mask_chip_id)
-            | u32::from(tcb.mask_chip_key) << 1
-            | 1 << 3
-            | u32::from(options.rapl_disabled) << 4
-            | u32::from(config.features.ciphertext_hiding) << 5
-            | u32::from(options.max_snp_asid.is_some()) << 6;
-        let mut out = [0; 0x20];
-        let state = self.sp.snp.is_some().into();
-        put(
-            &mut out,
-            0,
-            &[
-                config.api.0,
-                config.api.1,
-                state,
-                self.sp.rmp_initialised.into(),
-            ],
-        );
-        put(&mut out, 4, &u32::from(config.api.2).to_le_bytes());
-        put(&mut out, 8, &flags.to_le_bytes());
-        put(
-            &mut out,
-            0xc,
-            &(self.sp.contexts.len() as u32).to_le_bytes(),
-        );
-        put(&mut out, 0x10, &config.tcb.0.to_le_bytes());
-        put(&mut out, 0x18, &tcb.reported.0.to_le_bytes());
-        self.write(address, &out)?;
+        let flags = [
+            (SnpStatusFlags::MASK_CHIP_ID, tcb.mask_chip_id),
+            (SnpStatusFlags::MASK_CHIP_KEY, tcb.mask_chip_key),
+            (SnpStatusFlags::RAPL_DIS, options.rapl_disabled),
+            (
+                SnpStatusFlags::CIPHERTEXT_HIDING_CAP,
+                config.features.ciphertext_hiding,
+            ),
+            (
+                SnpStatusFlags::CIPHERTEXT_HIDING_EN,
+                options.max_snp_asid.is_some(),
+            ),
+        ]
+        .into_iter()
+        .filter(|(_, on)| *on)
+        .fold(SnpStatusFlags::FEATURE_INFO, |all, (flag, _)| all | flag);
+        let (api_major, api_minor, build) = config.api;
+        let out = SnpPlatformStatusPage {
+            api_major,
+            api_minor,
+            state: self.sp.snp.is_some().into(),
+            is_rmp_init: self.sp.rmp_initialised.into(),
+            build: u32::from(build).into(),
+            flags,
+            guest_count: (self.sp.contexts.len() as u32).into(),
+            current_tcb: config.tcb.0.into(),
+            reported_tcb: tcb.reported.0.into(),
+        };
+        self.write(address, out.as_bytes())?;
         match self.sp.snp {
             // The page goes back; an output across two of them gives back the first.
             Some(_) => self.with_entry(self.address(address), |entry| {
@@ -234,49 +223,35 @@ impl Firmware<'_> {
         }
     }
 
-    fn snp_config(&mut self, reported: u64, flags: u32) -> Outcome {
-        const MASK_CHIP_ID: u32 = 1 << 0;
-        const MASK_CHIP_KEY: u32 = 1 << 1;
+    fn snp_config(&mut self, buffer: &SnpConfig) -> Outcome {
+        let flags = buffer.flags;
         // Zero means the version that runs.
-        let reported = match reported {
+        let reported = match buffer.reported_tcb.get() {
             0 => self.machine.config.tcb,
             n => TcbVersion(n),
         };
-        if flags & !(MASK_CHIP_ID | MASK_CHIP_KEY) != 0
-            || !reported.is_at_most(self.sp.tcb.committed)
-        {
+        if flags.reserved() != 0 || !reported.is_at_most(self.sp.tcb.committed) {
             return Err(Status::INVALID_PARAM);
         }
         self.sp.tcb.reported = reported;
-        self.sp.tcb.mask_chip_id = flags & MASK_CHIP_ID != 0;
-        self.sp.tcb.mask_chip_key = flags & MASK_CHIP_KEY != 0;
+        self.sp.tcb.mask_chip_id = flags.contains(SnpConfigFlags::MASK_CHIP_ID);
+        self.sp.tcb.mask_chip_key = flags.contains(SnpConfigFlags::MASK_CHIP_KEY);
         Ok(())
     }
 
-    fn feature_info(&mut self, ecx_in: u32, address: u64) -> Outcome {
-        if ecx_in != 0 {
+    fn feature_info(&mut self, buffer: &SnpFeatureInfo) -> Outcome {
+        check_length(buffer.length)?;
+        if buffer.ecx_in != 0 {
             return Err(Status::INVALID_PARAM);
         }
         let features = self.machine.config.features;
-        let ecx = if features.rapl_disable {
-            FEATURE_RAPL_DIS
-        } else {
-            0
-        } | if features.ciphertext_hiding {
-            FEATURE_CIPHERTEXT_HIDING
-        } else {
-            0
-        };
-        let mut out: [u8; 16] = copy_at(&[], 0);
-        put(&mut out, 8, &ecx.to_le_bytes());
-        self.write(address, &out)
-    }
-}
-
-fn check_length(command: Command, length: u32) -> Outcome {
-    if length as usize == command.buffer_len() {
-        Ok(())
-    } else {
-        Err(Status::INVALID_LEN)
+        let mut out = SnpFeatureInfoPage::default();
+        if features.rapl_disable {
+            out.ecx = out.ecx | SnpFeatures::RAPL_DIS;
+        }
+        if features.ciphertext_hiding {
+            out.ecx = out.ecx | SnpFeatures::CIPHERTEXT_HIDING;
+        }
+        self.write(buffer.feature_info_paddr.get(), out.as_bytes())
     }
 }

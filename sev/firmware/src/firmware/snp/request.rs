@@ -4,37 +4,23 @@ use super::super::{Firmware, Outcome};
 use super::SnpGuest;
 use crate::attestation::{Report, SigningKey};
 use crate::builder::TcbVersion;
+use crate::command::SnpGuestRequest;
 use crate::crypto::hmac_sha256;
-use crate::machine::entry::PageSize;
 use crate::machine::region::PAGE;
-use crate::message::{self, Header, MessageError, MessageType};
+use crate::message::{
+    self, GuestFieldSelect, Header, KeyRequest, KeyResponse, MessageError, MessageType,
+    ReportRequest, ReportResponse, RootKeySelect, TscInfoRequest, TscInfoResponse,
+};
 use crate::status::Status;
-use crate::wire::{copy_at, put, u32_at, u64_at};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Highest sequence number of a message key.
 const MAX_SEQUENCE: u64 = u32::MAX as u64;
-/// Lengths of requests.
-const KEY_REQUEST: usize = 0x20;
-const REPORT_REQUEST: usize = 0x60;
-const TSC_REQUEST: usize = 0x80;
-/// Header of a report response.
-const REPORT_RESPONSE: usize = 0x20;
-
-/// Fields a derived key can be mixed with, by bit.
-mod mix {
-    pub(super) const POLICY: u64 = 1 << 0;
-    pub(super) const IMAGE_ID: u64 = 1 << 1;
-    pub(super) const FAMILY_ID: u64 = 1 << 2;
-    pub(super) const MEASUREMENT: u64 = 1 << 3;
-    pub(super) const GUEST_SVN: u64 = 1 << 4;
-    pub(super) const TCB_VERSION: u64 = 1 << 5;
-    pub(super) const ALL: u64 = (1 << 6) - 1;
-}
 
 impl Firmware<'_> {
-    pub(super) fn guest_request(&mut self, context: u64, request: u64, response: u64) -> Outcome {
-        let request = self.aligned_page(request, PageSize::Size4K)?;
-        let response = self.aligned_page(response, PageSize::Size4K)?;
+    pub(super) fn guest_request(&mut self, context: u64, buffer: &SnpGuestRequest) -> Outcome {
+        let request = self.small_page(buffer.request_paddr)?;
+        let response = self.small_page(buffer.response_paddr)?;
         self.writable(response, PAGE as u64)?;
         let message = self.read_array::<PAGE>(request)?;
         let header = Header::parse(&message[..]).map_err(|_| Status::INVALID_PARAM)?;
@@ -57,9 +43,15 @@ impl Firmware<'_> {
             .ok_or(Status::INVALID_PARAM)?;
         let vmpl = u32::from(header.vmpck);
         let answer = match kind {
-            MessageType::ReportRequest => self.report(context, vmpl, &payload)?,
-            MessageType::KeyRequest => self.derived_key(context, vmpl, &payload)?,
-            _ => self.tsc_info(context, &payload)?,
+            MessageType::ReportRequest => self.report(context, vmpl, &parse(&payload)?)?,
+            MessageType::KeyRequest => {
+                let answer = self.derived_key(context, vmpl, &parse(&payload)?)?;
+                answer.as_bytes().to_vec()
+            }
+            _ => {
+                let answer = self.tsc_info(context, &parse(&payload)?)?;
+                answer.as_bytes().to_vec()
+            }
         };
         let kind = kind.response().ok_or(Status::INVALID_PARAM)?;
         let sealed = message::seal(&key, header.vmpck, kind, header.sequence + 1, &answer)
@@ -73,11 +65,8 @@ impl Firmware<'_> {
 
     /// A report request is 64 bytes of the guest's choice, a VMPL not above the key's, and which
     /// key shall sign.
-    fn report(&mut self, context: u64, vmpck: u32, request: &[u8]) -> Outcome<Vec<u8>> {
-        if request.len() != REPORT_REQUEST {
-            return Err(Status::INVALID_LEN);
-        }
-        let (vmpl, key_sel) = (u32_at(request, 64), u32_at(request, 68));
+    fn report(&mut self, context: u64, vmpck: u32, request: &ReportRequest) -> Outcome<Vec<u8>> {
+        let (vmpl, key_sel) = (request.vmpl.get(), request.key_sel.number());
         let guest = self.snp_guest(context)?;
         // Key selection: 0 any, 1 VCEK, 2 VLEK, which this firmware does not have.
         let refused = if vmpl < vmpck || vmpl > 3 || key_sel > 2 {
@@ -87,15 +76,19 @@ impl Firmware<'_> {
         } else {
             None
         };
-        let mut out = vec![0; REPORT_RESPONSE];
         if let Some(status) = refused {
-            put(&mut out, 0, &u32::from(status.0).to_le_bytes());
-            return Ok(out);
+            let head = ReportResponse {
+                status: u32::from(status.0).into(),
+                ..Default::default()
+            };
+            return Ok(head.as_bytes().to_vec());
         }
-        let report = self.signed_report(context, vmpl, copy_at(request, 0))?;
-        put(&mut out, 4, &(Report::LEN as u32).to_le_bytes());
-        out.extend_from_slice(&report);
-        Ok(out)
+        let report = self.signed_report(context, vmpl, request.user_data)?;
+        let head = ReportResponse {
+            report_size: (Report::LEN as u32).into(),
+            ..Default::default()
+        };
+        Ok([head.as_bytes(), &report].concat())
     }
 
     fn signed_report(
@@ -112,7 +105,7 @@ impl Firmware<'_> {
         let report = Report {
             version: config.report_version,
             guest_svn: block.map_or(0, |b| b.guest_svn),
-            policy: guest.policy,
+            policy: guest.policy.bits(),
             family_id: block.map_or([0; 16], |b| b.family_id),
             image_id: block.map_or([0; 16], |b| b.image_id),
             vmpl,
@@ -156,56 +149,50 @@ impl Firmware<'_> {
     }
 
     /// A key derived from the chip and from the fields of its identity that the guest selects.
-    fn derived_key(&mut self, context: u64, vmpck: u32, request: &[u8]) -> Outcome<Vec<u8>> {
-        if request.len() != KEY_REQUEST {
-            return Err(Status::INVALID_LEN);
-        }
+    fn derived_key(
+        &mut self,
+        context: u64,
+        vmpck: u32,
+        request: &KeyRequest,
+    ) -> Outcome<KeyResponse> {
         let guest = self.snp_guest(context)?;
-        let fields = u64_at(request, 8);
-        let (vmpl, svn) = (u32_at(request, 0x10), u32_at(request, 0x14));
-        let tcb = TcbVersion(u64_at(request, 0x18));
+        let fields = request.guest_field_select;
+        let vmpl = request.vmpl.get();
+        let tcb = TcbVersion(request.tcb_version.get());
         let own_svn = guest.identity.block.map_or(0, |b| b.guest_svn);
-        let migratable_root = u32_at(request, 0) & 1 != 0;
-        let mut out = vec![0; 0x40];
-        let refused = u32_at(request, 0) & !1 != 0
-            || u32_at(request, 4) != 0
-            || fields & !mix::ALL != 0
+        let refused = request.root_key_select.reserved() != 0
+            || request.reserved != Default::default()
+            || fields.reserved() != 0
             || vmpl < vmpck
             || vmpl > 3
-            || (fields & mix::GUEST_SVN != 0 && svn > own_svn)
-            || (fields & mix::TCB_VERSION != 0 && !tcb.is_at_most(self.sp.tcb.committed));
+            || (fields.contains(GuestFieldSelect::GUEST_SVN) && request.guest_svn.get() > own_svn)
+            || (fields.contains(GuestFieldSelect::TCB_VERSION)
+                && !tcb.is_at_most(self.sp.tcb.committed));
         if refused {
-            put(
-                &mut out,
-                0,
-                &u32::from(Status::INVALID_PARAM.0).to_le_bytes(),
-            );
-            return Ok(out);
+            return Ok(KeyResponse {
+                status: u32::from(Status::INVALID_PARAM.0).into(),
+                ..Default::default()
+            });
         }
         // Without a migration agent the migratable root is one of this guest alone.
-        let root = match migratable_root {
+        let root = match request.root_key_select.contains(RootKeySelect::VMRK) {
             true => self.sp.identity.chip_key(b"vmrk", &guest.report_id),
             false => self.sp.identity.chip_key(b"derived keys", &[]),
         };
-        let key = hmac_sha256(&root, &[&mixed(guest, fields, vmpl, svn, tcb)]);
-        put(&mut out, 0x20, &key);
-        Ok(out)
+        Ok(KeyResponse {
+            derived_key: hmac_sha256(&root, &[&mixed(guest, request)]),
+            ..Default::default()
+        })
     }
 
     /// Scale and offset of the guest's TSC; only for guests launched with a secure TSC.
-    fn tsc_info(&mut self, context: u64, request: &[u8]) -> Outcome<Vec<u8>> {
-        if request.len() != TSC_REQUEST {
-            return Err(Status::INVALID_LEN);
-        }
+    fn tsc_info(&self, context: u64, _: &TscInfoRequest) -> Outcome<TscInfoResponse> {
         let launch = &self.snp_guest(context)?.launch;
-        let mut out = vec![0; TSC_REQUEST];
         if !launch.secure_tsc {
-            put(
-                &mut out,
-                0,
-                &u32::from(Status::INVALID_PARAM.0).to_le_bytes(),
-            );
-            return Ok(out);
+            return Ok(TscInfoResponse {
+                status: u32::from(Status::INVALID_PARAM.0).into(),
+                ..Default::default()
+            });
         }
         let own = u64::from(self.machine.config.tsc_khz.max(1));
         let desired = match launch.desired_tsc_khz {
@@ -213,27 +200,43 @@ impl Firmware<'_> {
             khz => khz.into(),
         };
         // An 8.32 fixed-point ratio, as the TSC ratio of SVM has it.
-        let scale = (desired << 32) / own;
-        put(&mut out, 8, &scale.to_le_bytes());
-        Ok(out)
+        Ok(TscInfoResponse {
+            tsc_scale: ((desired << 32) / own).into(),
+            ..Default::default()
+        })
     }
 }
 
+/// The structure of a request, which is as long as the payload.
+fn parse<R: FromBytes>(payload: &[u8]) -> Outcome<R> {
+    R::read_from_bytes(payload).map_err(|_| Status::INVALID_LEN)
+}
+
 /// Data mixed into a derived key; fields that were not selected are absent, not zero.
-fn mixed(guest: &SnpGuest, fields: u64, vmpl: u32, svn: u32, tcb: TcbVersion) -> Vec<u8> {
+fn mixed(guest: &SnpGuest, request: &KeyRequest) -> Vec<u8> {
     let block = guest.identity.block.as_ref();
-    let mut out = fields.to_le_bytes().to_vec();
-    out.extend(vmpl.to_le_bytes());
-    let mut field = |bit: u64, bytes: &[u8]| {
-        if fields & bit != 0 {
+    let fields = request.guest_field_select;
+    let mut out = fields.as_bytes().to_vec();
+    out.extend_from_slice(request.vmpl.as_bytes());
+    let mut field = |bit, bytes: &[u8]| {
+        if fields.contains(bit) {
             out.extend_from_slice(bytes);
         }
     };
-    field(mix::POLICY, &guest.policy.to_le_bytes());
-    field(mix::IMAGE_ID, &block.map_or([0; 16], |b| b.image_id));
-    field(mix::FAMILY_ID, &block.map_or([0; 16], |b| b.family_id));
-    field(mix::MEASUREMENT, &guest.digest.value());
-    field(mix::GUEST_SVN, &svn.to_le_bytes());
-    field(mix::TCB_VERSION, &tcb.0.to_le_bytes());
+    field(GuestFieldSelect::GUEST_POLICY, guest.policy.as_bytes());
+    field(
+        GuestFieldSelect::IMAGE_ID,
+        &block.map_or([0; 16], |b| b.image_id),
+    );
+    field(
+        GuestFieldSelect::FAMILY_ID,
+        &block.map_or([0; 16], |b| b.family_id),
+    );
+    field(GuestFieldSelect::MEASUREMENT, &guest.digest.value());
+    field(GuestFieldSelect::GUEST_SVN, request.guest_svn.as_bytes());
+    field(
+        GuestFieldSelect::TCB_VERSION,
+        request.tcb_version.as_bytes(),
+    );
     out
 }

@@ -4,10 +4,18 @@
 //! guest's four message keys (VMPCK); the sequence number is the nonce, and the header from its
 //! algorithm field on is authenticated. Layout: Linux `arch/x86/include/asm/sev.h`.
 
+mod payload;
+
+pub use payload::{
+    GuestFieldSelect, KeyRequest, KeyResponse, KeySel, ReportRequest, ReportResponse, Request,
+    RootKeySelect, TscInfoRequest, TscInfoResponse,
+};
+
 use crate::wire::{copy_at, u16_at, u64_at};
 use aes_gcm::aead::AeadInPlace;
 use aes_gcm::{Aes256Gcm, KeyInit};
 use thiserror::Error;
+use zerocopy::FromBytes;
 
 /// Length of a message header.
 pub const HEADER_LEN: usize = 0x60;
@@ -64,8 +72,8 @@ pub enum MessageError {
     /// The header has a length, version or algorithm that does not exist.
     #[error("the message header is not understood")]
     Header,
-    /// The payload is longer than a message can hold.
-    #[error("a payload of {0:#x} bytes does not fit a message")]
+    /// The payload is longer than a message can hold, or not that of its type.
+    #[error("a payload of {0:#x} bytes does not fit the message")]
     Length(usize),
     /// The message is not authentic.
     #[error("the message is not authentic")]
@@ -221,16 +229,30 @@ impl GuestChannel {
         )
     }
 
-    /// A request for an attestation report.
+    /// The next request, with its payload as a structure.
+    pub fn ask<R: Request>(&self, request: &R) -> Result<Vec<u8>, MessageError> {
+        self.request(R::TYPE, request.as_bytes())
+    }
+
+    /// Opens the response to the last request, which was one of this type.
+    pub fn answer<R: Request>(&mut self, response: &[u8]) -> Result<R::Response, MessageError> {
+        let payload = self.open(response)?;
+        let (answer, _) = R::Response::read_from_prefix(&payload)
+            .map_err(|_| MessageError::Length(payload.len()))?;
+        Ok(answer)
+    }
+
+    /// A request for an attestation report, signed by whatever key there is.
     pub fn report_request(
         &self,
         report_data: &[u8; 64],
         vmpl: u32,
     ) -> Result<Vec<u8>, MessageError> {
-        let mut payload = [0; 0x60];
-        payload[..64].copy_from_slice(report_data);
-        payload[64..68].copy_from_slice(&vmpl.to_le_bytes());
-        self.request(MessageType::ReportRequest, &payload)
+        self.ask(&ReportRequest {
+            user_data: *report_data,
+            vmpl: vmpl.into(),
+            ..Default::default()
+        })
     }
 
     /// Opens the response to the last request and returns its payload.
@@ -247,9 +269,10 @@ impl GuestChannel {
     /// and the report.
     pub fn open_report(&mut self, response: &[u8]) -> Result<(u32, Vec<u8>), MessageError> {
         let payload = self.open(response)?;
-        let len = crate::wire::u32_at(&payload, 4) as usize;
-        let report = payload.get(0x20..0x20usize.saturating_add(len));
-        let status = crate::wire::u32_at(&payload, 0);
-        Ok((status, report.ok_or(MessageError::Header)?.to_vec()))
+        let (head, rest) = ReportResponse::read_from_prefix(&payload)
+            .map_err(|_| MessageError::Length(payload.len()))?;
+        let report = rest.get(..head.report_size.get() as usize);
+        let report = report.ok_or(MessageError::Length(payload.len()))?;
+        Ok((head.status.get(), report.to_vec()))
     }
 }

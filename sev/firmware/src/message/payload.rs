@@ -1,0 +1,179 @@
+//! Payloads of messages, with the names of Linux `include/uapi/linux/sev-guest.h` and
+//! `arch/x86/include/asm/sev.h`.
+
+use super::MessageType;
+use crate::command::{FieldError, Reserved, U32, U64, bits, layout, layout::Wire};
+use std::fmt;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The payload of a request, and the type of its message.
+pub trait Request: IntoBytes + Immutable {
+    /// The type.
+    const TYPE: MessageType;
+    /// The payload of the response. That of a report response is followed by the report.
+    type Response: FromBytes;
+}
+
+/// KEY_SEL of a report request: the key that shall sign, in bits 1:0.
+#[derive(
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(transparent)]
+pub struct KeySel(U32);
+
+impl KeySel {
+    /// The VLEK if one is loaded, else the VCEK.
+    pub const ANY: Self = Self::from_raw(0);
+    /// The VCEK.
+    pub const VCEK: Self = Self::from_raw(1);
+    /// The VLEK.
+    pub const VLEK: Self = Self::from_raw(2);
+
+    /// The key of this number; 0 to 2 exist.
+    pub const fn new(number: u32) -> Result<Self, FieldError> {
+        match number {
+            0..=2 => Ok(Self::from_raw(number)),
+            _ => Err(FieldError::Unknown {
+                field: "KeySel",
+                value: number as u64,
+            }),
+        }
+    }
+
+    /// Any number: for requests that the firmware is to refuse.
+    pub const fn from_raw(number: u32) -> Self {
+        Self(U32::new(number))
+    }
+
+    /// The number.
+    pub const fn number(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl Wire for KeySel {
+    const DEFAULT: Self = Self::ANY;
+}
+
+impl fmt::Debug for KeySel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.number())
+    }
+}
+
+layout! {
+    /// MSG_REPORT_REQ.
+    ReportRequest 0x60 {
+        /// Data of the guest's choice, which the report repeats.
+        0x00 in user_data: [u8; 64],
+        /// Not above that of the message key.
+        0x40 in vmpl: U32,
+        0x44 in key_sel: KeySel,
+        0x48 _ reserved: Reserved<24>,
+    }
+}
+
+layout! {
+    /// MSG_REPORT_RSP, before the report.
+    ReportResponse 0x20 {
+        /// Number of a [`Status`](crate::Status).
+        0x00 out status: U32,
+        0x04 out report_size: U32,
+        0x08 _ reserved: Reserved<24>,
+    }
+}
+
+bits! {
+    /// ROOT_KEY_SELECT of a key request.
+    RootKeySelect: u32, ones 0, subfields 0 {
+        /// The key that migrates with the guest, instead of the chip's.
+        VMRK = 0,
+    }
+}
+
+bits! {
+    /// GUEST_FIELD_SELECT of a key request: what is mixed into the key.
+    GuestFieldSelect: u64, ones 0, subfields 0 {
+        /// The guest's policy.
+        GUEST_POLICY = 0,
+        /// IMAGE_ID of the ID block.
+        IMAGE_ID = 1,
+        /// FAMILY_ID of the ID block.
+        FAMILY_ID = 2,
+        /// The launch digest.
+        MEASUREMENT = 3,
+        /// The GUEST_SVN of the request.
+        GUEST_SVN = 4,
+        /// The TCB version of the request.
+        TCB_VERSION = 5,
+    }
+}
+
+layout! {
+    /// MSG_KEY_REQ.
+    KeyRequest 0x20 {
+        0x00 in root_key_select: RootKeySelect,
+        0x04 _ reserved: Reserved<4>,
+        0x08 in guest_field_select: GuestFieldSelect,
+        /// Not above that of the message key.
+        0x10 in vmpl: U32,
+        /// At most the GUEST_SVN of the ID block.
+        0x14 in guest_svn: U32,
+        /// At most the committed version.
+        0x18 in tcb_version: U64,
+    }
+}
+
+layout! {
+    /// MSG_KEY_RSP.
+    KeyResponse 0x40 {
+        /// Number of a [`Status`](crate::Status).
+        0x00 out status: U32,
+        0x04 _ reserved: Reserved<28>,
+        0x20 out derived_key: [u8; 32],
+    }
+}
+
+layout! {
+    /// MSG_TSC_INFO_REQ.
+    TscInfoRequest 0x80 { 0 _ reserved: Reserved<128>, }
+}
+
+layout! {
+    /// MSG_TSC_INFO_RSP.
+    TscInfoResponse 0x80 {
+        /// Number of a [`Status`](crate::Status).
+        0x00 out status: U32,
+        0x04 _ reserved0: Reserved<4>,
+        /// Ratio of the guest's frequency to the processor's, with 32 bits of fraction.
+        0x08 out tsc_scale: U64,
+        0x10 out tsc_offset: U64,
+        0x18 out tsc_factor: U32,
+        0x1c _ reserved1: Reserved<100>,
+    }
+}
+
+impl Request for ReportRequest {
+    const TYPE: MessageType = MessageType::ReportRequest;
+    type Response = ReportResponse;
+}
+
+impl Request for KeyRequest {
+    const TYPE: MessageType = MessageType::KeyRequest;
+    type Response = KeyResponse;
+}
+
+impl Request for TscInfoRequest {
+    const TYPE: MessageType = MessageType::TscInfoRequest;
+    type Response = TscInfoResponse;
+}
