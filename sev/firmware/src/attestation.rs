@@ -232,7 +232,7 @@ impl Report {
 /// The certificates that lead from a report to the vendor's root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertChain {
-    /// Key that signs reports.
+    /// Key that signs reports: a VCEK, or a VLEK.
     pub vcek: Certificate,
     /// Vendor's signing key.
     pub ask: Certificate,
@@ -261,7 +261,7 @@ impl CertChain {
                 .ok_or(VerifyError::Certificate(usage))
         };
         Ok(Self {
-            vcek: cert(0, CertUsage::Vcek)?,
+            vcek: cert(0, CertUsage::Vcek).or_else(|_| cert(0, CertUsage::Vlek))?,
             ask: cert(1, CertUsage::Ask)?,
             ark: cert(2, CertUsage::Ark)?,
         })
@@ -302,7 +302,7 @@ pub enum VerifyError {
     /// The report names an algorithm or key that is not supported.
     #[error("the report is signed in an unsupported way")]
     Algorithm,
-    /// The signature is not the VCEK's.
+    /// The signature is not that of the chain's key.
     #[error("the report's signature does not verify")]
     Signature,
 }
@@ -337,21 +337,24 @@ pub fn verify_report(
             ));
         }
     }
-    if parsed.signing_key == SigningKey::None {
-        return Err(VerifyError::Unsigned);
-    }
-    if u32_at(bytes, 0x34) != Report::ALGORITHM || parsed.signing_key != SigningKey::Vcek {
+    let usage = match parsed.signing_key {
+        SigningKey::Vcek => CertUsage::Vcek,
+        SigningKey::Vlek => CertUsage::Vlek,
+        SigningKey::None => return Err(VerifyError::Unsigned),
+        SigningKey::Other(_) => return Err(VerifyError::Algorithm),
+    };
+    if u32_at(bytes, 0x34) != Report::ALGORITHM {
         return Err(VerifyError::Algorithm);
+    }
+    if chain.vcek.usage() != Some(usage) {
+        return Err(VerifyError::Certificate(usage));
     }
     let signature = array_at::<SIGNATURE_LEN>(bytes, Report::SIGNED);
     // R and S fill 144 bytes; what is behind them must be zero, or one report had many forms.
     if signature[144..].iter().any(|byte| *byte != 0) {
         return Err(VerifyError::Signature);
     }
-    let vcek = chain
-        .vcek
-        .key()
-        .ok_or(VerifyError::Certificate(CertUsage::Vcek))?;
+    let vcek = chain.vcek.key().ok_or(VerifyError::Certificate(usage))?;
     if !vcek.verify(&bytes[..Report::SIGNED], signature) {
         return Err(VerifyError::Signature);
     }

@@ -4,12 +4,14 @@
 //! ARK -> ASK -> CEK  -+-> PEK -> PDH       (SEV, SEV-ES; PEK is signed by CEK and OCA)
 //!          |     OCA -+
 //!          +-> VCEK                        (SNP; one per chip and security version)
+//!          +-> VLEK                        (SNP; one per provider and security version)
 //! ```
 //!
 //! Private keys are drawn when the platform is built; certificates are made when first asked for.
 
 use crate::builder::TcbVersion;
 use crate::crypto::{CertUsage, Certificate, PrivateKey, hmac_sha256};
+use crate::vlek::VlekSeed;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
@@ -207,6 +209,17 @@ impl Identity {
     pub(crate) fn vcek(&self, tcb: TcbVersion) -> PrivateKey {
         let seed = self.chip_key(b"vcek", &tcb.0.to_le_bytes());
         PrivateKey::random(&mut ChaCha20Rng::from_seed(seed))
+    }
+
+    /// The key that VLEKs are wrapped with for this chip.
+    pub(crate) fn vlek_wrapping_key(&self) -> [u8; 32] {
+        self.chip_key(b"vlek wrapping", &[])
+    }
+
+    pub(crate) fn vlek_cert(&self, seed: &VlekSeed, tcb: TcbVersion) -> Certificate {
+        // The provider's key, not this platform's: it says nothing about its firmware.
+        Certificate::new(CertUsage::Vlek, &seed.key(tcb).public(), 0, 0)
+            .signed_by(CertUsage::Ask, &self.root.ask)
     }
 
     pub(crate) fn vcek_cert(&mut self, tcb: TcbVersion) -> Certificate {

@@ -19,6 +19,7 @@ mod observe;
 mod platform;
 mod status;
 mod sync;
+mod vlek;
 mod wire;
 
 pub use builder::{BuildError, Builder, CpuidLimit, Features, TcbVersion};
@@ -35,3 +36,4 @@ pub use machine::rmp_types::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
 pub use observe::{Counters, Operation, TraceEntry};
 pub use platform::Platform;
 pub use status::Status;
+pub use vlek::{VlekSeed, WrappedVlek};

@@ -15,6 +15,7 @@ use crate::machine::rmp_types::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
 use crate::observe::{Counters, Operation, TraceEntry};
 use crate::status::Status;
 use crate::sync::Lock;
+use crate::vlek::{VlekSeed, WrappedVlek};
 use crate::wire::u64_at;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -277,6 +278,27 @@ impl Platform {
             ask,
             ark,
         }
+    }
+
+    /// Certificates of the VLEK, as [`cert_chain`](Self::cert_chain) has those of the VCEK; `None`
+    /// while no VLEK is loaded.
+    pub fn vlek_chain(&self) -> Option<CertChain> {
+        let mut sp = self.sp.lock();
+        let seed = sp.vlek.clone()?;
+        let reported = sp.tcb.reported;
+        let [ask, ark] = sp.identity.root_certs();
+        Some(CertChain {
+            vcek: sp.identity.vlek_cert(&seed, reported),
+            ask,
+            ark,
+        })
+    }
+
+    /// A provider's seed as the vendor's key service wraps it for this chip, for SNP_VLEK_LOAD. An
+    /// `iv` must not be used twice for one chip.
+    pub fn wrap_vlek(&self, seed: &VlekSeed, iv: [u8; 12]) -> WrappedVlek {
+        let key = self.sp.lock().identity.vlek_wrapping_key();
+        seed.wrap(&key, iv)
     }
 
     /// Identity of the chip, as GET_ID and unmasked reports have it.

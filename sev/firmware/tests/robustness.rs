@@ -294,7 +294,6 @@ fn unknown_commands_and_long_buffers() {
         Command::SNP_PAGE_SWAP_IN,
         Command::SNP_PAGE_MD_INIT,
         Command::SNP_DOWNLOAD_FIRMWARE_EX,
-        Command::SNP_VLEK_LOAD,
     ] {
         assert_eq!(run_zeros(&p, command), Status::UNSUPPORTED);
     }

@@ -32,6 +32,9 @@ pub enum CertUsage {
     Cek = 0x1004,
     /// Versioned chip endorsement key. Real ones are X.509 certificates.
     Vcek = 0x2000,
+    /// Versioned loaded endorsement key. Real ones are X.509 certificates, signed by another key
+    /// of the vendor than the ASK.
+    Vlek = 0x2001,
     /// No certificate, or no signature.
     Invalid = 0x1000,
 }
@@ -39,7 +42,7 @@ pub enum CertUsage {
 impl CertUsage {
     fn from_number(n: u32) -> Option<Self> {
         use CertUsage::*;
-        [Ark, Ask, Oca, Pek, Pdh, Cek, Vcek]
+        [Ark, Ask, Oca, Pek, Pdh, Cek, Vcek, Vlek]
             .into_iter()
             .find(|u| *u as u32 == n)
     }

@@ -18,6 +18,7 @@ use crate::command::{Command, CommandStruct, Length};
 use crate::identity::Identity;
 use crate::machine::Machine;
 use crate::status::Status;
+use crate::vlek::VlekSeed;
 use crate::wire::{u32_at, u64_at};
 use asid::{Asids, GuestId};
 use rand_chacha::ChaCha20Rng;
@@ -57,6 +58,8 @@ pub(crate) struct Sp {
     pub(crate) asids: Asids,
     pub(crate) identity: Identity,
     pub(crate) tcb: Tcb,
+    /// Loaded until SNP ends.
+    pub(crate) vlek: Option<VlekSeed>,
     pub(crate) max_guests: usize,
     next_handle: u32,
     nv_address: Option<u64>,
@@ -82,6 +85,7 @@ impl Sp {
                 mask_chip_id: false,
                 mask_chip_key: false,
             },
+            vlek: None,
             max_guests: config.max_guests,
             next_handle: 0,
             nv_address: None,

@@ -114,7 +114,6 @@ pub(crate) fn is_unsupported(command: Command) -> bool {
             | SNP_PAGE_SWAP_IN
             | SNP_PAGE_MD_INIT
             | SNP_DOWNLOAD_FIRMWARE_EX
-            | SNP_VLEK_LOAD
     )
 }
 

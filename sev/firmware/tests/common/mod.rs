@@ -7,7 +7,8 @@ use rand_chacha::rand_core::SeedableRng;
 pub use soft_amd_sp::command::*;
 use soft_amd_sp::crypto::{CERT_LEN, GuestOwner, SESSION_LEN};
 use soft_amd_sp::measure::PageType;
-use soft_amd_sp::{Builder, PageSize, Platform, RmpUpdate, Status};
+use soft_amd_sp::{Builder, PageSize, Platform, RmpUpdate, Status, VlekSeed};
+use zerocopy::IntoBytes;
 
 pub const GUEST: u64 = 0x10_0000;
 pub const SCRATCH: u64 = 0x40_0000;
@@ -346,6 +347,16 @@ pub fn snp_finish(p: &Platform, gctx: u64) -> Status {
 pub fn snp_decommission(p: &Platform, gctx: u64) -> Status {
     let gctx_paddr = page(gctx);
     run(p, SnpDecommission { gctx_paddr })
+}
+
+/// SNP_VLEK_LOAD of a seed that the vendor wrapped for this platform.
+pub fn vlek_load(p: &Platform, seed: &VlekSeed) -> SnpVlekLoad {
+    let wrapped = p.wrap_vlek(seed, [7; 12]);
+    p.host_write(SCRATCH, wrapped.as_bytes()).unwrap();
+    SnpVlekLoad {
+        vlek_wrapped_paddr: SCRATCH.into(),
+        ..Default::default()
+    }
 }
 
 /// An SNP guest in LAUNCH that is active, with its context page at `gctx`.

@@ -172,17 +172,17 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
     Explanation {
         table: "Platform, SEV-SNP",
         cells: "SNP_PAGE_MD_INIT         0x15 0x15
-                SNP_DOWNLOAD_FIRMWARE_EX 0x15 0x15
-                SNP_VLEK_LOAD            0x15 0x15",
-        because: "swapping, another firmware to load and VLEKs are **not modelled**; the commands \
-                  are refused before the state is looked at.",
+                SNP_DOWNLOAD_FIRMWARE_EX 0x15 0x15",
+        because: "swapping and another firmware to load are **not modelled**; the commands are \
+                  refused before the state is looked at.",
     },
     Explanation {
         table: "Platform, SEV-SNP",
-        cells: "SNP_CONFIG 0x01 =
-                SNP_COMMIT 0x01 =",
+        cells: "SNP_CONFIG    0x01 =
+                SNP_COMMIT    0x01 =
+                SNP_VLEK_LOAD 0x01 =",
         because: "the sources give the buffers but no states. Linux initialises SNP before it sends \
-                  either, so the model allows them where Linux sends them.",
+                  any of them, so the model allows them where Linux sends them.",
     },
     Explanation {
         table: "SEV-SNP guest",

@@ -3,7 +3,7 @@
 use super::super::common::{self, *};
 use super::cell;
 use soft_amd_sp::measure::PageType;
-use soft_amd_sp::{Platform, RmpUpdate, SnpState, Status};
+use soft_amd_sp::{Platform, RmpUpdate, SnpState, Status, VlekSeed};
 
 const GCTX: u64 = 0x1000;
 const PAGE: u64 = 0x50_0000;
@@ -62,6 +62,7 @@ fn platform_cell(command: Command, initialised: bool) -> String {
             run(&p, fix)
         }
         Command::SNP_COMMIT => run(&p, SnpCommit::default()),
+        Command::SNP_VLEK_LOAD => run(&p, vlek_load(&p, &VlekSeed::from_seed(1))),
         Command::SNP_GCTX_CREATE => {
             let gctx_paddr = page(PAGE);
             run(&p, SnpGctxCreate { gctx_paddr })

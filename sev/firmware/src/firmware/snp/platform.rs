@@ -8,9 +8,11 @@ use crate::command::{
     Command, SnpCommit, SnpConfig, SnpConfigFlags, SnpFeatureInfo, SnpFeatureInfoPage, SnpFeatures,
     SnpGctxCreate, SnpInitEx, SnpInitFlags, SnpPageReclaim, SnpPageSetState, SnpPageUnsmash,
     SnpPlatformStatus, SnpPlatformStatusPage, SnpShutdownEx, SnpShutdownFlags, SnpStatusFlags,
+    SnpVlekLoad,
 };
 use crate::machine::entry::{PageSize, PageState, RmpEntry};
 use crate::status::Status;
+use crate::vlek::{VlekSeed, WrappedVlek};
 use crate::wire::{u32_at, u64_at};
 use zerocopy::IntoBytes;
 
@@ -47,6 +49,7 @@ impl Firmware<'_> {
                 self.sp.tcb.committed = self.machine.config.tcb;
                 Ok(())
             }
+            SNP_VLEK_LOAD => self.vlek_load(view(buffer)?),
             SNP_FEATURE_INFO => self.feature_info(view(buffer)?),
             _ => Err(Status::INVALID_COMMAND),
         }
@@ -176,6 +179,7 @@ impl Firmware<'_> {
             self.with_entry(context, |_| Ok(RmpEntry::of(PageState::Firmware)))?;
         }
         self.sp.snp = None;
+        self.sp.vlek = None;
         if buffer.flags.contains(SnpShutdownFlags::X86_SNP_SHUTDOWN) {
             self.machine.disable_snp();
         }
@@ -188,6 +192,7 @@ impl Firmware<'_> {
         let flags = [
             (SnpStatusFlags::MASK_CHIP_ID, tcb.mask_chip_id),
             (SnpStatusFlags::MASK_CHIP_KEY, tcb.mask_chip_key),
+            (SnpStatusFlags::VLEK_EN, self.sp.vlek.is_some()),
             (SnpStatusFlags::RAPL_DIS, options.rapl_disabled),
             (
                 SnpStatusFlags::CIPHERTEXT_HIDING_CAP,
@@ -236,6 +241,20 @@ impl Firmware<'_> {
         self.sp.tcb.reported = reported;
         self.sp.tcb.mask_chip_id = flags.contains(SnpConfigFlags::MASK_CHIP_ID);
         self.sp.tcb.mask_chip_key = flags.contains(SnpConfigFlags::MASK_CHIP_KEY);
+        Ok(())
+    }
+
+    /// Loads a provider's seed, in place of one that was loaded before.
+    fn vlek_load(&mut self, buffer: &SnpVlekLoad) -> Outcome {
+        check_length(buffer.length)?;
+        if buffer.vlek_wrapped_version != 0 {
+            return Err(Status::INVALID_PARAM);
+        }
+        let mut wrapped = WrappedVlek::default();
+        self.read(buffer.vlek_wrapped_paddr.get(), wrapped.as_mut_bytes())?;
+        let key = self.sp.identity.vlek_wrapping_key();
+        let seed = VlekSeed::unwrap(&key, &wrapped).ok_or(Status::BAD_MEASUREMENT)?;
+        self.sp.vlek = Some(seed);
         Ok(())
     }
 

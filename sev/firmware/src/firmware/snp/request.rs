@@ -8,7 +8,7 @@ use crate::command::SnpGuestRequest;
 use crate::crypto::hmac_sha256;
 use crate::machine::region::PAGE;
 use crate::message::{
-    self, GuestFieldSelect, Header, KeyRequest, KeyResponse, MessageError, MessageType,
+    self, GuestFieldSelect, Header, KeyRequest, KeyResponse, KeySel, MessageError, MessageType,
     ReportRequest, ReportResponse, RootKeySelect, TscInfoRequest, TscInfoResponse,
 };
 use crate::status::Status;
@@ -63,27 +63,26 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    /// A report request is 64 bytes of the guest's choice, a VMPL not above the key's, and which
-    /// key shall sign.
+    /// A report request is 64 bytes of the guest's choice, a VMPL not above the key's, and the
+    /// wanted signing key.
     fn report(&mut self, context: u64, vmpck: u32, request: &ReportRequest) -> Outcome<Vec<u8>> {
-        let (vmpl, key_sel) = (request.vmpl.get(), request.key_sel.number());
-        let guest = self.snp_guest(context)?;
-        // Key selection: 0 any, 1 VCEK, 2 VLEK, which this firmware does not have.
-        let refused = if vmpl < vmpck || vmpl > 3 || key_sel > 2 {
-            Some(Status::INVALID_PARAM)
-        } else if key_sel == 2 || guest.identity.vcek_disabled {
-            Some(Status::INVALID_KEY)
+        let vmpl = request.vmpl.get();
+        let signing_key = if vmpl < vmpck || vmpl > 3 {
+            Err(Status::INVALID_PARAM)
         } else {
-            None
+            self.signing_key(self.snp_guest(context)?, request.key_sel)
         };
-        if let Some(status) = refused {
-            let head = ReportResponse {
-                status: u32::from(status.0).into(),
-                ..Default::default()
-            };
-            return Ok(head.as_bytes().to_vec());
-        }
-        let report = self.signed_report(context, vmpl, request.user_data)?;
+        let signing_key = match signing_key {
+            Ok(key) => key,
+            Err(status) => {
+                let head = ReportResponse {
+                    status: u32::from(status.0).into(),
+                    ..Default::default()
+                };
+                return Ok(head.as_bytes().to_vec());
+            }
+        };
+        let report = self.signed_report(context, vmpl, request.user_data, signing_key)?;
         let head = ReportResponse {
             report_size: (Report::LEN as u32).into(),
             ..Default::default()
@@ -91,11 +90,25 @@ impl Firmware<'_> {
         Ok([head.as_bytes(), &report].concat())
     }
 
+    /// The key that signs a guest's report: what it asks for, if it is there and allowed.
+    fn signing_key(&self, guest: &SnpGuest, wanted: KeySel) -> Outcome<SigningKey> {
+        let vlek = self.sp.vlek.is_some();
+        let vcek = !guest.identity.vcek_disabled;
+        match wanted {
+            KeySel::ANY | KeySel::VLEK if vlek => Ok(SigningKey::Vlek),
+            KeySel::ANY | KeySel::VCEK if vcek && self.sp.tcb.mask_chip_key => Ok(SigningKey::None),
+            KeySel::ANY | KeySel::VCEK if vcek => Ok(SigningKey::Vcek),
+            KeySel::ANY | KeySel::VCEK | KeySel::VLEK => Err(Status::INVALID_KEY),
+            _ => Err(Status::INVALID_PARAM),
+        }
+    }
+
     fn signed_report(
         &mut self,
         context: u64,
         vmpl: u32,
         report_data: [u8; 64],
+        signing_key: SigningKey,
     ) -> Outcome<[u8; Report::LEN]> {
         const ONES: [u8; 32] = [0xff; 32];
         let guest = self.snp_guest(context)?;
@@ -115,11 +128,7 @@ impl Firmware<'_> {
                 | u64::from(options.max_snp_asid.is_some()) << 4,
             author_key_enabled: guest.identity.author_key_digest.is_some(),
             mask_chip_key: tcb.mask_chip_key,
-            signing_key: if tcb.mask_chip_key {
-                SigningKey::None
-            } else {
-                SigningKey::Vcek
-            },
+            signing_key,
             report_data,
             measurement: guest.digest.value(),
             host_data: guest.identity.host_data,
@@ -140,8 +149,12 @@ impl Firmware<'_> {
             launch_tcb: guest.launch.tcb,
         };
         let mut bytes = report.to_bytes();
-        if !tcb.mask_chip_key {
-            let key = self.sp.identity.vcek(tcb.reported);
+        let key = match (signing_key, &self.sp.vlek) {
+            (SigningKey::Vcek, _) => Some(self.sp.identity.vcek(tcb.reported)),
+            (SigningKey::Vlek, Some(seed)) => Some(seed.key(tcb.reported)),
+            _ => None,
+        };
+        if let Some(key) = key {
             let signature = key.sign(&bytes[..Report::SIGNED]);
             bytes[Report::SIGNED..].copy_from_slice(&signature);
         }
