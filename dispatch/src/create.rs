@@ -4,7 +4,8 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use crate::{
-    AnyVm, Backend, Error, FreeReport, Host, Missing, Result, Tech, Vm, VmConfig, VmId, VmParams,
+    AnyVm, Backend, Diagnosis, Error, FreeReport, Host, Missing, Result, Tech, Vm, VmConfig, VmId,
+    VmParams,
 };
 
 /// Creates a VM of the kind that `config` asks for, and initialises it (`vm_init`).
@@ -113,17 +114,20 @@ fn choose<H: Host>(host: &H, tech: Tech, id: VmId, params: &VmParams) -> Result<
 pub struct CreateError {
     /// The reason.
     pub error: Error,
+    /// The reason in full, if a VM existed: firmware call and status by name, and what to do.
+    pub diagnosis: Option<Box<Diagnosis>>,
     /// The report of the teardown, if a VM existed. Its leaks are the caller's to know.
     pub report: Option<Box<FreeReport>>,
 }
 
 impl CreateError {
-    pub(crate) fn torn_down(error: Error, report: FreeReport) -> Self {
+    pub(crate) fn torn_down(error: Error, diagnosis: Diagnosis, report: FreeReport) -> Self {
         for leak in &report.leaks {
             tracing::error!(vm = report.vm.0, %leak, "leaked by a failed vm_init");
         }
         Self {
             error,
+            diagnosis: Some(Box::new(diagnosis)),
             report: Some(Box::new(report)),
         }
     }
@@ -133,6 +137,7 @@ impl From<Error> for CreateError {
     fn from(error: Error) -> Self {
         Self {
             error,
+            diagnosis: None,
             report: None,
         }
     }
@@ -147,7 +152,10 @@ impl From<CreateError> for Error {
 
 impl fmt::Display for CreateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)?;
+        match &self.diagnosis {
+            Some(diagnosis) => diagnosis.fmt(f)?,
+            None => self.error.fmt(f)?,
+        }
         match self.report.as_ref().map_or(0, |report| report.leaks.len()) {
             0 => Ok(()),
             leaks => write!(f, " ({leaks} things leaked by the teardown)"),

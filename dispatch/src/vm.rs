@@ -5,9 +5,9 @@ use core::fmt;
 use core::mem::{self, ManuallyDrop};
 
 use crate::{
-    Backend, CreateError, EncCmd, EncRegion, Error, Field, FreeReport, Gfn, Gpa, InitialPage,
-    KeyReleased, Measurement, MemSlot, Privacy, Result, SharedMask, SlotFlags, SlotId, Step, Tech,
-    VcpuId, VmId,
+    Backend, CreateError, Diagnosis, EncCmd, EncRegion, Error, Field, FreeReport, Gfn, Gpa,
+    InitialPage, KeyReleased, Measurement, MemSlot, Privacy, Result, SharedMask, SlotFlags, SlotId,
+    Step, Tech, VcpuId, VmId,
 };
 
 /// A slot as [`Vm::slots`] lists it.
@@ -73,7 +73,10 @@ impl<B: Backend> Vm<B> {
                 tracing::debug!(vm = vm.id().0, tech = %vm.tech(), "vm_init");
                 Ok(vm)
             }
-            Err(error) => Err(CreateError::torn_down(error, vm.destroy())),
+            Err(error) => {
+                let diagnosis = vm.explain(error);
+                Err(CreateError::torn_down(error, diagnosis, vm.destroy()))
+            }
         }
     }
 
@@ -110,6 +113,42 @@ impl<B: Backend> Vm<B> {
     #[inline]
     pub fn id(&self) -> VmId {
         self.back_end().id()
+    }
+
+    /// All that the VM knows of an error that one of its operations returned, or that a run of its
+    /// vCPUs ended with ([`VmOps::explain`](crate::VmOps::explain)). It prints as one line: technology,
+    /// VM, vCPU, address and access, firmware call and status by name, and what to do.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "sim", feature = "tdx"))] {
+    /// use kvm_ops::guest::Script;
+    /// use kvm_ops::sim::SimHost;
+    /// use kvm_ops::{Error, Gpa, HostRange, Kind, MemSlot, SlotId, Tech, VcpuId, VcpuOps, Vendor};
+    /// use kvm_ops::{VmConfig, create};
+    /// # #[repr(align(4096))] struct Ram([u8; 8192]);
+    ///
+    /// let mut vm = create(&SimHost::new(Vendor::Intel), &VmConfig::new(Kind::Of(Tech::Tdx)))?;
+    /// # let ram = Box::leak(Box::new(Ram([0; 8192])));
+    /// # // SAFETY: the memory is never freed, and no reference to it is used from here on.
+    /// # let range = unsafe { HostRange::new(ram.0.as_ptr() as u64, 8192)? };
+    /// vm.set_memory_slot(MemSlot::new(SlotId(0), Gpa::new(0), range))?;
+    /// let mut vcpu = vm.create_vcpu(VcpuId(0))?;
+    /// vm.finalize()?;
+    /// // A page of a TD is the guest's to accept before its first use.
+    /// if let Some(programs) = vcpu.programs() {
+    ///     programs.load_program(Box::new(Script::new().read(Gpa::new(0x1000), 1)))?;
+    /// }
+    /// assert_eq!(vcpu.vcpu_run(), Err(Error::Poisoned));
+    /// let why = vm.explain(Error::Poisoned);
+    /// assert_eq!(why.vcpu, Some(VcpuId(0)));
+    /// assert!(why.to_string().contains("private access at 0x1000"), "{why}");
+    /// assert!(why.advice.contains("TDG.MEM.PAGE.ACCEPT"));
+    /// # vcpu.vcpu_free()?;
+    /// # }
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
+    pub fn explain(&self, error: Error) -> Diagnosis {
+        self.back_end().explain(error)
     }
 
     /// The step of its life that the VM is in.

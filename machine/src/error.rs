@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use kvm_ops::{CreateError, Error, Field, Gpa, VcpuId};
+use kvm_ops::{CreateError, Diagnosis, Error, Field, Gpa, VcpuId};
 
 use crate::layout::RAM_HOLE;
 use crate::{FileKind, ImageFormat, Recognition};
@@ -200,6 +200,12 @@ pub enum MachineError {
         /// Bytes.
         bytes: usize,
     },
+    /// A region of memory cannot be a guest's.
+    #[error("cannot describe a region of memory")]
+    Region {
+        /// The reason.
+        source: Error,
+    },
     /// A device uses a page that a confidential guest keeps to itself.
     #[error("page at {gpa} is private to the guest")]
     Private {
@@ -211,8 +217,8 @@ pub enum MachineError {
     Step {
         /// The step.
         step: &'static str,
-        /// The reason.
-        source: Error,
+        /// The reason, as the VM explains it.
+        source: Box<Diagnosis>,
     },
     /// A step that concerns one vCPU failed.
     #[error("cannot {step} of vCPU {vcpu}")]
@@ -221,8 +227,8 @@ pub enum MachineError {
         step: &'static str,
         /// The vCPU.
         vcpu: VcpuId,
-        /// The reason.
-        source: Error,
+        /// The reason, as the VM explains it.
+        source: Box<Diagnosis>,
     },
     /// The system gave no thread.
     #[error("cannot start a thread for vCPU {vcpu}")]
@@ -280,10 +286,13 @@ impl MachineError {
             Self::TooManyPrograms { .. } => "give the machine a vCPU for each program",
             Self::NeedsProcessor { .. } => "run it on /dev/kvm, or give guest programs",
             Self::Map { .. } => "use less memory, or raise the limit of the address space",
+            Self::Create(CreateError {
+                diagnosis: Some(diagnosis),
+                ..
+            }) => return explained(diagnosis),
             Self::Create(CreateError { error, .. }) => return hint(error),
-            Self::Step { source, .. } | Self::Vcpu { source, .. } | Self::Vm(source) => {
-                return hint(source);
-            }
+            Self::Step { source, .. } | Self::Vcpu { source, .. } => return explained(source),
+            Self::Region { source } | Self::Vm(source) => return hint(source),
             Self::Access { .. } => "stay within the memory (GuestRam::regions)",
             Self::Private { .. } => {
                 "the guest must share a page before a device uses it (MapGPA, a page state change)"
@@ -295,6 +304,12 @@ impl MachineError {
 
 /// The subject of an overlap that is no image.
 pub(crate) const REGION: &str = "a region of memory";
+
+/// A hint for a failure of a VM: that for whoever builds machines, else the advice of the VM.
+fn explained(diagnosis: &Diagnosis) -> Option<&'static str> {
+    let advice = Some(diagnosis.advice).filter(|advice| !advice.is_empty());
+    diagnosis.error.as_ref().and_then(hint).or(advice)
+}
 
 /// A hint for an error of the VM.
 fn hint(error: &Error) -> Option<&'static str> {
@@ -309,7 +324,6 @@ fn hint(error: &Error) -> Option<&'static str> {
             "give memory in whole pages of 4 KiB, at addresses that the VM has"
         }
         Error::NotFound(Field::Gsi, _) => "give the line a message (Inside::set_gsi_route)",
-        Error::NoKeyId => "destroy another confidential VM of this host first",
         _ => return None,
     })
 }

@@ -148,12 +148,9 @@ pub trait Inside: Send + Sync {
     ///
     /// # Errors
     /// [`MachineError::Step`] without a dirty log, as in a confidential VM, or where the platform
-    /// refuses.
+    /// refuses; [`MachineError::Vm`] from an [`Inside`] that does not implement it.
     fn dirty_frames(&self) -> Result<Vec<Gfn>, MachineError> {
-        not_offered!("dirty_frames").map_err(|source| MachineError::Step {
-            step: "read the dirty log",
-            source,
-        })
+        Ok(not_offered!("dirty_frames")?)
     }
 
     /// Sends an interrupt to a vCPU's local APIC in the platform.

@@ -89,6 +89,8 @@ impl<H: Host> Machine<H> {
             .irqchip(irqchip)
             .enc(config.enc);
         let vm = create(host, &vm_config).map_err(MachineError::Create)?;
+        let span = span_of(&vm);
+        let _entered = span.enter();
         // From here on the value undoes what it holds when a step fails.
         let mut machine = Self {
             vm: Some(vm),
@@ -122,21 +124,25 @@ impl<H: Host> Machine<H> {
             Payload::None => {}
             Payload::Image(_) => {
                 if let (Some(first), Some(vcpu)) = (first, machine.vcpus.first_mut()) {
-                    start::set(vcpu, &first).map_err(of_vcpu("set the registers", VcpuId(0)))?;
+                    let set = start::set(vcpu, &first);
+                    machine.on_vcpu("set the registers", VcpuId(0), set)?;
                 }
             }
             Payload::Programs(programs) => machine.load_programs(programs)?,
         }
         for launched in &config.launch {
             let vm = machine.own_vm();
-            match launched {
-                LaunchStep::Add(page) => vm
-                    .add_initial_page(&page.as_initial())
-                    .map_err(step("add a page to the measured start"))?,
-                LaunchStep::Measure(gpa) => vm
-                    .measure_initial_page(*gpa)
-                    .map_err(step("measure a page of the start"))?,
-            }
+            let (step, done) = match launched {
+                LaunchStep::Add(page) => {
+                    let done = vm.add_initial_page(&page.as_initial());
+                    ("add a page to the measured start", done)
+                }
+                LaunchStep::Measure(gpa) => {
+                    let done = vm.measure_initial_page(*gpa);
+                    ("measure a page of the start", done)
+                }
+            };
+            machine.step(step, done)?;
         }
         if !config.awaits_guest {
             machine.finalize()?;
@@ -152,9 +158,8 @@ impl<H: Host> Machine<H> {
         // Before the first slot: from then on the memory must stay.
         self.ram = Some(ram);
         for slot in slots {
-            self.own_vm()
-                .set_memory_slot(slot)
-                .map_err(step("set a memory slot"))?;
+            let set = self.own_vm().set_memory_slot(slot);
+            self.step("set a memory slot", set)?;
             self.slots.push(slot);
         }
         Ok(())
@@ -162,10 +167,7 @@ impl<H: Host> Machine<H> {
 
     fn create_vcpus(&mut self, vcpus: u32, irqchip: Irqchip) -> Result<(), MachineError> {
         for id in (0..vcpus).map(VcpuId) {
-            let vcpu = self
-                .vm()
-                .create_vcpu(id)
-                .map_err(of_vcpu("create the state", id))?;
+            let vcpu = self.on_vcpu("create the state", id, self.vm().create_vcpu(id))?;
             self.vcpus.push(vcpu);
         }
         // The first vCPU runs. The others wait for INIT and SIPI where the platform has local
@@ -209,12 +211,13 @@ impl<H: Host> Machine<H> {
         program: Box<dyn GuestProgram>,
     ) -> Result<(), MachineError> {
         let index = id.0 as usize;
-        self.vcpus
+        let loaded = self
+            .vcpus
             .get_mut(index)
             .ok_or(Error::NotFound(Field::Vcpu, id.0.into()))
             .and_then(|vcpu| vcpu.programs().ok_or(Error::HostLacks(&PROGRAMS)))
-            .and_then(|programs| programs.load_program(program))
-            .map_err(of_vcpu("load the program", id))?;
+            .and_then(|programs| programs.load_program(program));
+        self.on_vcpu("load the program", id, loaded)?;
         self.runs[index] = true;
         // A guest program that ends does so for its vCPU alone.
         self.scope = ShutdownScope::Vcpu;
@@ -302,11 +305,13 @@ impl<H: Host> Machine<H> {
             wiring: &self.wiring,
             irqchip: self.irqchip,
         };
+        let span = span_of(vm);
+        let _entered = span.enter();
         let run = Run {
             handler,
             machine: &machine,
             events: &self.wiring.events,
-            confidential: vm.tech().is_confidential(),
+            vm: &machine,
             limits,
             stopper: &self.stopper,
             scope: self.scope,
@@ -337,7 +342,8 @@ impl<H: Host> Machine<H> {
     /// # Errors
     /// [`MachineError::Step`] if the VM refuses.
     pub fn finalize(&mut self) -> Result<(), MachineError> {
-        self.own_vm().finalize().map_err(step("finalise the VM"))
+        let finalised = self.own_vm().finalize();
+        self.step("finalise the VM", finalised)
     }
 
     /// Runs a command of the technology on the VM.
@@ -416,6 +422,29 @@ impl<H: Host> Machine<H> {
 
     fn own_vm(&mut self) -> &mut Vm<AnyVm<H>> {
         self.vm.as_mut().expect(WHOLE)
+    }
+
+    /// The error of a step that concerns the whole VM, as the VM explains it.
+    fn step<T>(&self, step: &'static str, done: kvm_ops::Result<T>) -> Result<T, MachineError> {
+        done.map_err(|error| {
+            let source = Box::new(self.vm().explain(error));
+            MachineError::Step { step, source }
+        })
+    }
+
+    /// The error of a step that concerns one vCPU, as the VM explains it.
+    fn on_vcpu<T>(
+        &self,
+        step: &'static str,
+        vcpu: VcpuId,
+        done: kvm_ops::Result<T>,
+    ) -> Result<T, MachineError> {
+        done.map_err(|error| {
+            let why = self.vm().explain(error);
+            // Another vCPU's failure may be the cause.
+            let source = Box::new(why.on_vcpu(why.vcpu.unwrap_or(vcpu)));
+            MachineError::Vcpu { step, vcpu, source }
+        })
     }
 
     /// The technology that holds it.
@@ -500,6 +529,8 @@ impl<H: Host> Machine<H> {
     /// The steps of [`build`](Self::build), reversed. `None` the second time.
     fn tear_down(&mut self) -> Option<FreeReport> {
         let mut vm = self.vm.take()?;
+        let span = span_of(&vm);
+        let _entered = span.enter();
         let mut leaks = Vec::new();
         for vcpu in self.vcpus.drain(..) {
             let what = Leaked::Handle(vcpu.id().0.into());
@@ -549,12 +580,9 @@ static PROGRAMS: OpName = OpName("guest programs: it runs machine code");
 /// `destroy` takes the machine with them.
 const WHOLE: &str = "a machine has its VM and memory until it is destroyed";
 
-fn step(step: &'static str) -> impl Fn(Error) -> MachineError {
-    move |source| MachineError::Step { step, source }
-}
-
-fn of_vcpu(step: &'static str, vcpu: VcpuId) -> impl Fn(Error) -> MachineError {
-    move |source| MachineError::Vcpu { step, vcpu, source }
+/// The span of everything that happens to a VM.
+fn span_of<H: Host>(vm: &Vm<AnyVm<H>>) -> tracing::Span {
+    tracing::debug_span!("vm", technology = %vm.tech(), vm = vm.id().0)
 }
 
 impl<H: Host> Drop for Machine<H> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use kvm_ops::{Error, ExitKind, Gpa, Privacy, VcpuId};
+use kvm_ops::{Diagnosis, Error, ExitKind, Gpa, Privacy, Tech, VcpuId, VmId};
 
 use crate::{Position, Trap};
 
@@ -109,10 +109,6 @@ impl fmt::Display for End {
             Self::NotStarted => f.write_str("not started"),
             Self::Unhandled(kind) => write!(f, "{} exit without an answer", kind.name()),
             Self::MemoryFault { gpa, access } => {
-                let access = match access {
-                    Privacy::Private => "private",
-                    Privacy::Shared => "shared",
-                };
                 write!(f, "memory fault: {gpa} touched as {access} memory")
             }
             Self::FailEntry(reason) => write!(f, "entry refused with reason {reason:#x}"),
@@ -182,11 +178,18 @@ pub struct VcpuReport {
     /// next. `None` for a vCPU that was not started or runs a guest program;
     /// [`Error::Protected`] where registers are the guest's secret.
     pub position: Option<kvm_ops::Result<Position>>,
+    /// The reason of an end that is a failure, in full: technology, VM, vCPU, address and access,
+    /// firmware call and status by name, and what to do.
+    pub diagnosis: Option<Diagnosis>,
 }
 
-/// The report of a run.
+/// The report of a run. It prints as its end: in full if that is a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunReport {
+    /// The technology of the VM.
+    pub tech: Tech,
+    /// The VM.
+    pub vm: VmId,
     /// Each vCPU, by number.
     pub vcpus: Vec<VcpuReport>,
     /// The end of the machine as a whole: that of the vCPU, the limit or the stopper did that ended it;
@@ -204,8 +207,27 @@ impl RunReport {
             .fold(ExitCounts::default(), |sum, vcpu| sum.plus(&vcpu.exits))
     }
 
+    /// The reason of the failure that ended the machine; without such a failure, that of the first vCPU
+    /// that failed for itself. `None` if none failed.
+    pub fn diagnosis(&self) -> Option<&Diagnosis> {
+        let failed = || self.vcpus.iter().filter(|vcpu| vcpu.diagnosis.is_some());
+        let cause = failed().find(|vcpu| vcpu.end == self.end);
+        cause.or_else(|| failed().next())?.diagnosis.as_ref()
+    }
+
     /// True if any vCPU ended in a failure.
     pub fn is_failure(&self) -> bool {
         self.end.is_failure() || self.vcpus.iter().any(|vcpu| vcpu.end.is_failure())
+    }
+}
+
+impl fmt::Display for RunReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.diagnosis() {
+            // Such an end is the error alone, which the diagnosis has.
+            Some(diagnosis) if matches!(self.end, End::Failed(_)) => diagnosis.fmt(f),
+            Some(diagnosis) => write!(f, "{}: {diagnosis}", self.end),
+            None => write!(f, "{} VM {}: {}", self.tech, self.vm, self.end),
+        }
     }
 }

@@ -6,7 +6,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_ops::{Answer, Error, Exit, IoEvent, VcpuId, VcpuOps};
+use kvm_ops::{
+    Answer, Diagnosis, Error, Exit, Field, IoEvent, Tech, VcpuId, VcpuOps, VmId,
+};
 
 use crate::convert;
 use crate::inside::Events;
@@ -77,8 +79,8 @@ pub(crate) struct Run<'a> {
     pub(crate) handler: &'a dyn ExitHandler,
     pub(crate) machine: &'a dyn Inside,
     pub(crate) events: &'a Events,
-    /// True if memory can be private: conversions are then answered here.
-    pub(crate) confidential: bool,
+    /// The identity of the VM, and its explanations of errors.
+    pub(crate) vm: &'a dyn Explains,
     pub(crate) limits: RunLimits,
     pub(crate) stopper: &'a Stopper,
     pub(crate) scope: ShutdownScope,
@@ -93,6 +95,13 @@ pub(crate) struct Code<'a> {
     pub(crate) ram: &'a GuestRam,
     /// The handlers of a guest that has none.
     pub(crate) traps: Option<&'a Traps>,
+}
+
+/// The VM of a run, as the run's reports name it.
+pub(crate) trait Explains: Sync {
+    fn tech(&self) -> Tech;
+    fn vm_id(&self) -> VmId;
+    fn explain(&self, error: Error) -> Diagnosis;
 }
 
 /// The state that the threads of a run share.
@@ -118,6 +127,8 @@ enum Outcome {
     Alone(End),
     /// And the machine with it.
     Machine(End),
+    /// And the machine with it, for this reason.
+    Fault(End, Diagnosis),
     /// Because the machine does.
     WithMachine,
 }
@@ -172,6 +183,7 @@ impl Run<'_> {
                             exits: ExitCounts::default(),
                             end: End::NotStarted,
                             position: None,
+                            diagnosis: None,
                         };
                     };
                     thread.join().unwrap_or(VcpuReport {
@@ -179,6 +191,7 @@ impl Run<'_> {
                         exits: ExitCounts::default(),
                         end: End::Panicked,
                         position: None,
+                        diagnosis: Some(self.diagnose(id, &End::Panicked)),
                     })
                 })
                 .collect();
@@ -188,6 +201,8 @@ impl Run<'_> {
         let (vcpus, done) = reports?;
         let cause = self.lock().cause.take().map(|(_, end)| end);
         let report = RunReport {
+            tech: self.vm.tech(),
+            vm: self.vm.vm_id(),
             end: cause
                 .or_else(|| vcpus.first().map(|vcpu| vcpu.end.clone()))
                 .unwrap_or(End::NotStarted),
@@ -239,13 +254,21 @@ impl Run<'_> {
     /// The life of a vCPU's thread.
     fn thread<V: VcpuOps>(&self, vcpu: &mut V) -> VcpuReport {
         let id = vcpu.id();
+        let (technology, vm) = (self.vm.tech(), self.vm.vm_id().0);
+        let _span = tracing::debug_span!("vcpu", %technology, vm, vcpu = id.0).entered();
         let mut exits = ExitCounts::default();
+        let mut diagnosis = None;
         // A panic is the handler's; it ends this machine, and no other of the process.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.vcpu_loop(vcpu, &mut exits)))
             .unwrap_or(Outcome::Machine(End::Panicked));
         let end = match outcome {
             Outcome::Alone(end) => end,
             Outcome::Machine(end) => {
+                self.finish(Some(id), end.clone());
+                end
+            }
+            Outcome::Fault(end, why) => {
+                diagnosis = Some(why);
                 self.finish(Some(id), end.clone());
                 end
             }
@@ -256,6 +279,13 @@ impl Run<'_> {
             },
         };
         let position = self.position(vcpu);
+        if end.is_failure() {
+            let why = diagnosis.get_or_insert_with(|| self.diagnose(id, &end));
+            let exits = exits.total();
+            tracing::error!(%technology, vm, vcpu = id.0, exits, %end, "{why}");
+        } else {
+            tracing::debug!(%technology, vm, vcpu = id.0, exits = exits.total(), "{end}");
+        }
         self.lock().running -= 1;
         self.state.changed.notify_all();
         VcpuReport {
@@ -263,6 +293,7 @@ impl Run<'_> {
             exits,
             end,
             position,
+            diagnosis,
         }
     }
 
@@ -275,12 +306,51 @@ impl Run<'_> {
         let position = Position::of(vcpu, code.ram, code.traps);
         Some(position.map(|position| Position {
             // What the host would read of private memory is not what the guest runs.
-            bytes: match self.confidential {
+            bytes: match self.confidential() {
                 true => Vec::new(),
                 false => position.bytes,
             },
             ..position
         }))
+    }
+
+    /// The reason of a failure, in full.
+    fn diagnose(&self, vcpu: VcpuId, end: &End) -> Diagnosis {
+        let bare = Diagnosis::new(self.vm.tech(), self.vm.vm_id()).on_vcpu(vcpu);
+        match end {
+            End::Failed(error) => {
+                let why = self.vm.explain(*error);
+                // A vCPU that another one's failure ended keeps that one's number.
+                why.on_vcpu(why.vcpu.unwrap_or(vcpu))
+            }
+            // A TD's vCPU hands out the status word of an exit that it has no answer to.
+            End::InternalError { suberror: 4, data } if self.vm.tech() == Tech::Tdx => {
+                let status = data.first().copied().unwrap_or_default();
+                self.vm.explain(Error::Firmware(status)).on_vcpu(vcpu)
+            }
+            End::MemoryFault { gpa, access } => bare
+                .at(*gpa, *access)
+                .because("no memory of the VM is there")
+                .advise("give the VM memory there, or keep the guest inside of its memory"),
+            End::InternalError { suberror: 1, .. } => bare
+                .because("the platform can neither run nor emulate the instruction")
+                .advise("look at the instruction bytes and at the guest's page tables"),
+            End::InternalError { .. } => bare.because("the platform cannot go on with this guest"),
+            End::FailEntry(_) => bare
+                .because("the processor refused to enter the guest")
+                .advise("check the control and segment registers of the vCPU"),
+            End::TripleFault => bare
+                .because("the processor could not call the guest's handler of an exception")
+                .advise("look at the guest's interrupt table, stack and page tables"),
+            End::Trap(_) => bare
+                .because("the guest has no handler for what it ran into")
+                .advise("look at the instruction where the vCPU stands"),
+            End::Unhandled(_) => bare
+                .because("the guest made an exit that no handler answers")
+                .advise("answer it in the machine's exit handler"),
+            End::Panicked => bare.because("the exit handler panicked"),
+            _ => bare,
+        }
     }
 
     fn vcpu_loop<V: VcpuOps>(&self, vcpu: &mut V, exits: &mut ExitCounts) -> Outcome {
@@ -302,12 +372,10 @@ impl Run<'_> {
                     thread::sleep(WAIT);
                     continue;
                 }
-                Err(error) => {
-                    tracing::error!(vcpu = vcpu.id().0, %error, "vcpu_run failed");
-                    return Outcome::Machine(End::Failed(error));
-                }
+                Err(error) => return Outcome::Machine(End::Failed(error)),
             };
             exits.add(exit.kind());
+            tracing::trace!(?exit, "exit");
             if exit == Exit::Interrupted {
                 continue;
             }
@@ -339,17 +407,23 @@ impl Run<'_> {
                 let data = words(vcpu.exit_data());
                 Some(Outcome::Machine(End::InternalError { suberror, data }))
             }
-            Exit::MapGpaRange { gpa, pages, to } if self.confidential => {
+            Exit::MapGpaRange { gpa, pages, to } if self.confidential() => {
                 let errno = convert::answer(self.machine, gpa, pages, to);
                 answered(vcpu, Answer::Value(errno))
             }
-            Exit::MemoryFault { gpa, bytes, access } if self.confidential => {
-                convert::follow(self.machine, gpa, bytes, access)
-                    .err()
-                    .map(|error| {
-                        tracing::error!(vcpu = vcpu.id().0, %gpa, ?access, %error, "memory fault");
-                        Outcome::Machine(End::MemoryFault { gpa, access })
-                    })
+            Exit::MemoryFault { gpa, bytes, access } if self.confidential() => {
+                let error = convert::follow(self.machine, gpa, bytes, access).err()?;
+                let end = End::MemoryFault { gpa, access };
+                let why = match error {
+                    Error::Invalid(Field::Gpa, _) => self.diagnose(vcpu.id(), &end),
+                    _ => self
+                        .vm
+                        .explain(error)
+                        .on_vcpu(vcpu.id())
+                        .at(gpa, access)
+                        .because("the page could not be converted to the kind that the guest used"),
+                };
+                Some(Outcome::Fault(end, why))
             }
             Exit::Unknown { .. } => Some(Outcome::Machine(End::Unhandled(exit.kind()))),
             exit if self.is_event(vcpu, exit) => None,
@@ -375,6 +449,11 @@ impl Run<'_> {
         let (regs, sregs) = (vcpu.regs().ok()?, vcpu.sregs().ok()?);
         let frame = traps?.frame(&regs, &sregs, ram)?;
         Some(frame.trap)
+    }
+
+    /// True if memory can be private: conversions are then answered here.
+    fn confidential(&self) -> bool {
+        self.vm.tech().is_confidential()
     }
 
     /// Asks the handler.

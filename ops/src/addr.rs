@@ -186,6 +186,15 @@ pub enum Privacy {
     Shared,
 }
 
+impl fmt::Display for Privacy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Private => "private",
+            Self::Shared => "shared",
+        })
+    }
+}
+
 /// The bit of a guest-physical address that tells private from shared, with its polarity.
 ///
 /// TDX sets bit 47 or 51 for *shared* (GPAW 48 or 52; TDX module ABI, "GPA width"); SEV sets the

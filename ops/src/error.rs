@@ -67,6 +67,36 @@ impl Error {
         }
     }
 
+    /// The advice that goes with the error on every back end; empty where only the call that failed
+    /// says what to do.
+    ///
+    /// ```
+    /// use kvm_ops_core::{Error, Tech};
+    /// assert!(Error::NoKeyId.advice(Tech::Tdx).contains("private KeyIDs"));
+    /// assert_eq!(Error::NoMemory.advice(Tech::Vmx), "give the host more memory, or the VM less");
+    /// ```
+    pub const fn advice(&self, tech: Tech) -> &'static str {
+        match (self, tech) {
+            (Self::Busy, _) => "nothing changed: call again when the other user is done",
+            (Self::Again, _) => "nothing changed: call again later",
+            (Self::NoMemory, _) => "give the host more memory, or the VM less",
+            (Self::Poisoned, _) => "destroy the VM",
+            (Self::NoKeyId, Tech::Tdx) => {
+                "destroy another TD of this host, or give the machine more private KeyIDs (TDX keys in \
+                 the setup of its firmware; PlatformBuilder::keyids of a software machine)"
+            }
+            (Self::NoKeyId, Tech::Sev) => {
+                "destroy another SEV guest of this host, or leave SEV more of the ASIDs (minimum SEV \
+                 ASID in the setup of its firmware; Builder::asids of a software machine)"
+            }
+            (Self::NoKeyId, _) => {
+                "destroy another SEV-ES or SNP guest of this host, or give these more of the ASIDs \
+                 (minimum SEV ASID in the setup of its firmware; Builder::asids of a software machine)"
+            }
+            _ => "",
+        }
+    }
+
     /// True if nothing changed and the same call may succeed later.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Busy | Self::Again | Self::Sys(_, 11 | 4 | 16))

@@ -2,7 +2,10 @@
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use crate::{Drained, Error, Field, KeyReleased, Result, Step, Tech, VmId, serial};
+use crate::diagnosis::Failures;
+use crate::{
+    Diagnosis, Drained, Error, Field, KeyReleased, Result, Step, Tech, VcpuId, VmId, serial,
+};
 
 /// The identity of a VM and the step of its life that it is in. vCPU threads read it while the owner
 /// of the VM moves it on.
@@ -15,6 +18,7 @@ pub struct Life {
     tech: Tech,
     serial: u64,
     step: AtomicU8,
+    failures: Failures,
 }
 
 impl Life {
@@ -25,6 +29,7 @@ impl Life {
             tech,
             serial: serial::next(),
             step: AtomicU8::new(Step::Created as u8),
+            failures: Failures::default(),
         }
     }
 
@@ -98,6 +103,33 @@ impl Life {
                 (raw < Step::KeyReleased as u8 || raw == Step::Poisoned as u8)
                     .then_some(Step::Poisoned as u8)
             });
+    }
+
+    /// Poisons the VM as [`poison`](Self::poison) does, and remembers why. The first reason stays.
+    #[cold]
+    pub fn poison_by(&self, diagnosis: Diagnosis) {
+        self.failures.note_fatal(diagnosis);
+        self.poison();
+    }
+
+    /// Remembers a failure that changed nothing, until the next one.
+    #[cold]
+    pub fn note(&self, diagnosis: Diagnosis) {
+        self.failures.note(diagnosis);
+    }
+
+    /// Adds to a failure that is remembered with this error the vCPU that met it.
+    #[cold]
+    pub fn note_vcpu(&self, error: Error, vcpu: VcpuId) {
+        self.failures.on_vcpu(error, vcpu);
+    }
+
+    /// All that is known of an error that an operation of this VM returned: the failure that is
+    /// remembered with it, for [`Error::Poisoned`] the one that poisoned the VM; else the error alone.
+    #[cold]
+    pub fn explain(&self, error: Error) -> Diagnosis {
+        let known = self.failures.find(error);
+        known.unwrap_or_else(|| Diagnosis::of(self.tech, self.id, error))
     }
 
     /// Records that the VM's key is gone, and makes the token. A token that was lost is made again.
@@ -265,6 +297,25 @@ mod tests {
             Err(Error::Invalid(Field::Token, 1))
         );
         assert_eq!(a.check_drained(&drained), Ok(()));
+    }
+
+    #[test]
+    fn an_error_is_explained_by_the_failure_it_came_from_or_by_itself() {
+        let life = at(Step::Runnable);
+        let cause = |error| life.explain(error).cause;
+        let why = |cause| Diagnosis::of(Tech::Vmx, VmId(1), Error::Firmware(7)).because(cause);
+        assert_eq!(cause(Error::Poisoned), "");
+        life.note(why("refused"));
+        assert_eq!(cause(Error::Firmware(7)), "refused");
+        assert_eq!(life.step(), Step::Runnable);
+        life.poison_by(why("broken"));
+        life.poison_by(why("broken again"));
+        life.note_vcpu(Error::Poisoned, VcpuId(2));
+        assert_eq!(life.step(), Step::Poisoned);
+        let poisoned = life.explain(Error::Poisoned);
+        assert_eq!((poisoned.cause, poisoned.vcpu), ("broken", Some(VcpuId(2))));
+        let other = life.explain(Error::Busy);
+        assert_eq!(other, Diagnosis::of(Tech::Vmx, VmId(1), Error::Busy));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The operations of a VM, grouped as Linux `arch/x86/kvm/vmx/main.c` groups them.
 
 use crate::{
-    CpuId, DevicePort, Drained, EncCmd, EncRegion, Error, FreeReport, Gfn, Gpa, InitialPage,
+    CpuId, DevicePort, Diagnosis, Drained, EncCmd, EncRegion, Error, FreeReport, Gfn, Gpa, InitialPage,
     KeyReleased, Level, Measurement, MemSlot, Page, Pfn, Privacy, Result, SharedMask, SpteChange,
     Step, Tech, VcpuId, VmId, dispatchable,
 };
@@ -70,6 +70,25 @@ pub trait VmOps: Send + Sync {
     /// # Ok::<(), kvm_ops::Error>(())
     /// ```
     fn step(&self) -> Step;
+
+    /// All that the VM knows of an error that one of its operations returned, or that a run of its
+    /// vCPUs ended with: vCPU, address and access, firmware call and status by name, and what to do.
+    /// [`Error::Poisoned`] is explained by the failure that poisoned the VM.
+    ///
+    /// ```
+    /// use kvm_ops::{Error, Vendor, VmConfig, VmOps, create, sim::SimHost};
+    ///
+    /// let vm = create(&SimHost::new(Vendor::Intel), &VmConfig::normal())?;
+    /// let explained = vm.back_end().explain(Error::NoMemory);
+    /// assert_eq!(
+    ///     explained.to_string(),
+    ///     format!("vmx VM {}: out of memory; give the host more memory, or the VM less", vm.id())
+    /// );
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
+    fn explain(&self, error: Error) -> Diagnosis {
+        Diagnosis::of(self.tech(), self.id(), error)
+    }
 
     /// The bit of a guest-physical address that tells private from shared. It is constant for a
     /// VM's life, so read it once and keep it.

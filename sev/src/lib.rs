@@ -22,6 +22,7 @@ mod shared;
 mod sp;
 mod status;
 mod teardown;
+mod trace;
 mod vcpu;
 mod vm;
 mod vmsa;

@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use kvm_ops::{
-    Asid, Error, Field, Gfn, Host, Life, NestedFaultAnswer, NestedFaults, OpName, PageAccount, Pfn,
-    Privacy, PspPort, Result, SevParams, SevPort, SharedMask, Step, Tech, VcpuId, VmId, VmParams,
-    VmPort,
+    Asid, Diagnosis, Error, Field, Gfn, Gpa, Host, Life, NestedFaultAnswer, NestedFaults, OpName,
+    PAGE_SIZE, PageAccount, Pfn, Privacy, PspPort, Result, SevParams, SevPort, SharedMask, Step,
+    Tech, VcpuId, VmId, VmParams, VmPort,
 };
 use spin::{Mutex, MutexGuard};
 
@@ -19,6 +19,7 @@ use crate::memory::Memory;
 use crate::migrate::{Claim, Claimed, KeyAccount, Membership};
 use crate::regions::Regions;
 use crate::sp::Sp;
+use crate::status::Failure;
 
 /// The state of a VM, which lives as long as its last handle. Locks are taken in this order:
 /// context, memory, regions, cells, payer, membership, group.
@@ -124,10 +125,76 @@ impl<H: Host> Shared<H> {
         tracing::debug_span!("sev", operation, vm, technology).entered()
     }
 
+    /// Runs an operation in its span. A failure is an event that names the VM, the operation, the
+    /// call of firmware and its status; the VM remembers it.
+    pub(crate) fn within<T>(
+        &self,
+        operation: &'static str,
+        body: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let _span = self.span(operation);
+        body().inspect_err(|error| self.failed(operation, *error))
+    }
+
+    #[cold]
+    fn failed(&self, operation: &'static str, error: Error) {
+        if error == Error::Poisoned || error.is_transient() {
+            return;
+        }
+        let diagnosis = self.diagnose(error);
+        let (vm, technology) = (self.id().0, self.tech());
+        match error {
+            Error::Firmware(_) | Error::NoKeyId | Error::NoMemory => {
+                tracing::warn!(vm, %technology, operation, "{diagnosis}");
+            }
+            _ => tracing::debug!(vm, %technology, operation, "{diagnosis}"),
+        }
+        self.life.note(diagnosis);
+    }
+
+    /// Reports a step of the guest's life, with the ASID that it is about.
+    #[cold]
+    pub(crate) fn took_step(&self, what: &'static str, asid: Option<Asid>) {
+        let (vm, technology, asid) = (self.id().0, self.tech(), asid.map(|asid| asid.0));
+        let pages = self.account.totals().held();
+        tracing::debug!(vm, %technology, asid, pages, "{what}");
+    }
+
+    /// A failure with that error: the error names command and status.
+    fn diagnose(&self, error: Error) -> Diagnosis {
+        let diagnosis = Diagnosis::of(self.tech(), self.id(), error);
+        match Failure::of(&error) {
+            Some(failure) => diagnosis.called(failure.call()).advise(failure.advice()),
+            None => diagnosis,
+        }
+    }
+
+    /// All that is known of an error of the VM.
+    pub(crate) fn explain(&self, error: Error) -> Diagnosis {
+        let known = self.life.explain(error);
+        match known.call {
+            None if Failure::of(&error).is_some() => self.diagnose(error),
+            _ => known,
+        }
+    }
+
     /// Leaves only the teardown allowed.
+    #[cold]
     pub(crate) fn poison(&self, error: &Error) {
-        tracing::error!(vm = self.id().0, technology = %self.tech(), %error, "the VM is poisoned");
-        self.life.poison();
+        let diagnosis = self
+            .diagnose(*error)
+            .advise("the VM is poisoned: destroy it");
+        tracing::error!(vm = self.id().0, technology = %self.tech(), "{diagnosis}");
+        self.life.poison_by(diagnosis);
+    }
+
+    /// Reports the error with which a run of a vCPU ended, and remembers the vCPU with it.
+    #[cold]
+    pub(crate) fn run_failed(&self, vcpu: VcpuId, error: Error) {
+        let diagnosis = self.explain(error).on_vcpu(vcpu);
+        let (vm, technology) = (self.id().0, self.tech());
+        tracing::error!(vm, %technology, vcpu = vcpu.0, "vcpu_run failed: {diagnosis}");
+        self.life.note(diagnosis);
     }
 
     /// The operations of the port for SEV guests.
@@ -258,8 +325,10 @@ impl<H: Host> Faults<H> {
         }
         let answer = body(&shared);
         if let NestedFaultAnswer::Fail(error) = &answer {
-            let (vm, technology) = (shared.id().0, shared.tech());
-            tracing::error!(vm, %technology, gfn = gfn.get(), %error, "a nested fault failed");
+            let gpa = Gpa::new(gfn.get().saturating_mul(PAGE_SIZE));
+            let cause = "the page that the guest touched could not be given to it";
+            let diagnosis = shared.diagnose(*error).at(gpa, Privacy::Private);
+            shared.life.note(diagnosis.because(cause));
         }
         answer
     }

@@ -12,6 +12,7 @@ use zerocopy::little_endian::U64;
 
 use crate::command::{self, Buffer, Command};
 use crate::status::{Failure, Instruction, Operation, Status};
+use crate::trace;
 
 /// The most tries of an RMP instruction whose entry is in use, or has another size for the moment.
 /// Linux tries RMPUPDATE without bound.
@@ -104,15 +105,11 @@ impl<'a, H: Host> Sp<'a, H> {
         // tables own, and it is given to firmware by the RMP before and taken back after.
         let status = unsafe { self.psp.command(command as u32, buffer) }?;
         let status = Status(status);
+        trace::command(command, buffer, status);
         if status == Status::SUCCESS {
             return Ok(());
         }
-        tracing::debug!(command = command.name(), %status, "the AMD SP refused a command");
-        Err(Failure {
-            operation: Operation::Command(command),
-            code: status.0,
-        }
-        .into())
+        Err(refused(Operation::Command(command), status.0))
     }
 
     /// WBINVD everywhere, then DF_FLUSH, so that released ASIDs may be bound again.
@@ -130,9 +127,11 @@ impl<'a, H: Host> Sp<'a, H> {
     fn retry(
         &self,
         instruction: Instruction,
+        at: Hpa,
         transient: &[u32],
-        mut once: impl FnMut() -> Result<u32>,
+        once: impl Fn() -> Result<u32>,
     ) -> Result<()> {
+        let once = || once().inspect(|code| trace::instruction(instruction, at.get(), *code));
         let mut code = once()?;
         for _ in 1..RMP_TRIES {
             if !transient.contains(&code) {
@@ -144,13 +143,7 @@ impl<'a, H: Host> Sp<'a, H> {
         if code == 0 {
             return Ok(());
         }
-        let operation = Operation::Instruction(instruction);
-        tracing::debug!(
-            instruction = operation.name(),
-            code,
-            "an RMP instruction failed"
-        );
-        Err(Failure { operation, code }.into())
+        Err(refused(Operation::Instruction(instruction), code))
     }
 
     /// RMPUPDATE. Nothing to do without SNP.
@@ -162,7 +155,7 @@ impl<'a, H: Host> Sp<'a, H> {
         let (at, entry) = (base(page)?, entry.bytes(level));
         let transient = [FAIL_INUSE, FAIL_OVERLAP];
         // SAFETY: the page is the caller's: a `Page` that it holds, or one of the VM's tables.
-        self.retry(Instruction::RmpUpdate, &transient, || unsafe {
+        self.retry(Instruction::RmpUpdate, at, &transient, || unsafe {
             self.psp.rmpupdate(at, &entry)
         })
     }
@@ -175,7 +168,7 @@ impl<'a, H: Host> Sp<'a, H> {
         }
         let at = base(page)?;
         // SAFETY: the page is one of the VM's tables.
-        self.retry(Instruction::Psmash, &[FAIL_INUSE], || unsafe {
+        self.retry(Instruction::Psmash, at, &[FAIL_INUSE], || unsafe {
             self.psp.psmash(at)
         })
     }
@@ -351,6 +344,14 @@ impl<'a, H: Host> Sp<'a, H> {
             Err(error) => (Held::Immutable, Err(error)),
         }
     }
+}
+
+/// The caller's error for a command or an instruction that failed, as an event too.
+#[cold]
+fn refused(operation: Operation, code: u32) -> Error {
+    let failure = Failure { operation, code };
+    tracing::debug!("{failure}");
+    failure.into()
 }
 
 /// The operation that an error names.

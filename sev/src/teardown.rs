@@ -57,6 +57,7 @@ impl<H: Host> Shared<H> {
             sp.decommission(context);
             sp.psp.wbinvd_all();
         }
+        self.took_step("vCPUs out for good, key given up", self.asid().ok());
         // SAFETY: no vCPU runs any more, and the gate lets none in, so no processor can fetch a
         // line with the ASID's key. For SEV and SEV-ES the lines that there are were written back
         // above, after the last exit: that is all that their pages need, even where DEACTIVATE
@@ -86,6 +87,7 @@ impl<H: Host> Shared<H> {
                 let _ = sp.release(vmsa.page, vmsa.held);
             }
         }
+        self.took_step("private pages given back", None);
         // SAFETY: every frame and every VMSA was just given back or entered as leaked, and both
         // lists are empty. Firmware has no page tables of the guest.
         unsafe { self.life.drained(released) }

@@ -96,6 +96,7 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
     }
 
     fn vcpu_run(&mut self) -> Result<Exit> {
+        let _span = crate::trace::run(&self.shared.life, self.cell.id);
         let step = self.shared.step();
         step.require(Step::Runnable)?;
         // Registers that were neither measured nor received are the host's choice.
@@ -109,10 +110,7 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
         };
         let exit = self.port.vcpu_run();
         drop(inside);
-        exit.inspect_err(|error| {
-            let (vm, technology) = (self.shared.id().0, self.shared.tech());
-            tracing::debug!(vm, %technology, vcpu = self.cell.id.0, %error, "vcpu_run failed");
-        })
+        exit.inspect_err(|error| self.shared.run_failed(self.cell.id, *error))
     }
 
     fn exit_data(&mut self) -> &mut [u8] {

@@ -5,10 +5,10 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use kvm_ops::{
-    Asid, AsidLease, Backend, Drained, EncCmd, EncParams, EncRegion, Error, Field, FreeReport, Gfn,
-    Host, InitialPage, KeyReleased, Leak, Level, Life, Measurement, MemSlot, Missing, PageTotals,
-    Pfn, Privacy, PspPort, Result, SevParams, SharedMask, SpteChange, Step, Tech, VcpuId, VmId,
-    VmOps, VmParams, VmPort,
+    Asid, AsidLease, Backend, Diagnosis, Drained, EncCmd, EncParams, EncRegion, Error, Field,
+    FreeReport, Gfn, Host, InitialPage, KeyReleased, Leak, Level, Life, Measurement, MemSlot,
+    Missing, PageTotals, Pfn, Privacy, PspPort, Result, SevParams, SharedMask, SpteChange, Step,
+    Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 
 use crate::cell::Cell;
@@ -167,25 +167,30 @@ impl<H: Host> VmOps for SevVm<H> {
         self.shared.step()
     }
 
+    fn explain(&self, error: Error) -> Diagnosis {
+        self.shared.explain(error)
+    }
+
     fn shared_mask(&self) -> SharedMask {
         self.shared.mask
     }
 
     /// Leases an ASID (`KVM_SEV_INIT2`). The launch starts with the first operation that needs it.
     fn vm_init(&mut self) -> Result<()> {
-        let _span = self.shared.span("vm_init");
-        self.shared.init(self.shared.launch.vmsa_features)
+        self.shared.within("vm_init", || {
+            self.shared.init(self.shared.launch.vmsa_features)
+        })
     }
 
     /// Ends the launch: VMSAs, LAUNCH_MEASURE and LAUNCH_FINISH, as far as they were not done.
     fn vm_finalize(&mut self) -> Result<()> {
-        let _span = self.shared.span("vm_finalize");
-        self.shared.finalize(&self.finish())
+        self.shared
+            .within("vm_finalize", || self.shared.finalize(&self.finish()))
     }
 
     fn add_initial_page(&mut self, page: &InitialPage<'_>) -> Result<()> {
-        let _span = self.shared.span("add_initial_page");
-        self.shared.add_page(page)
+        self.shared
+            .within("add_initial_page", || self.shared.add_page(page))
     }
 
     /// MEASURE and MNONCE of LAUNCH_MEASURE for SEV and SEV-ES, which the guest owner checks; the
@@ -224,6 +229,7 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn vm_abandon(mut self, error: Error) -> FreeReport {
+        let _span = self.shared.span("vm_abandon");
         let orphan = self.orphan.take();
         self.over = true;
         let mut report = teardown::abandon(&self.shared, error);
@@ -237,9 +243,10 @@ impl<H: Host> VmOps for SevVm<H> {
     /// table, which is PSMASH. The pages are the caller's to take and to free, but for one that
     /// firmware keeps: that is leaked, listed, and the VM poisoned.
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
-        let _span = self.shared.span("set_private_spte");
-        self.shared.step().require_live()?;
-        self.shared.change(&mut self.shared.memory(), change)
+        self.shared.within("set_private_spte", || {
+            self.shared.step().require_live()?;
+            self.shared.change(&mut self.shared.memory(), change)
+        })
     }
 
     /// Nothing is left to do: a change of the nested page tables returns when no vCPU uses the old
@@ -249,10 +256,11 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn set_memory_attributes(&self, first: Gfn, pages: u64, to: Privacy) -> Result<u64> {
-        let _span = self.shared.span("set_memory_attributes");
-        self.shared.step().require_live()?;
-        self.shared.check_range(first, pages)?;
-        self.shared.set_attributes(first, pages, to)
+        self.shared.within("set_memory_attributes", || {
+            self.shared.step().require_live()?;
+            self.shared.check_range(first, pages)?;
+            self.shared.set_attributes(first, pages, to)
+        })
     }
 
     /// A SEV or SEV-ES guest chooses with each access: its frames count as private until the guest
@@ -262,10 +270,11 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {
-        let _span = self.shared.span("pre_fault_memory");
-        self.shared.step().require(Step::Runnable)?;
-        self.shared.check_range(first, pages)?;
-        self.shared.pre_fault(first, pages)
+        self.shared.within("pre_fault_memory", || {
+            self.shared.step().require(Step::Runnable)?;
+            self.shared.check_range(first, pages)?;
+            self.shared.pre_fault(first, pages)
+        })
     }
 
     /// For SNP as large as the RMP's entry, which no mapping may exceed; else without limit.
@@ -280,8 +289,8 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn mem_enc_op(&mut self, cmd: &mut EncCmd<'_>) -> Result<()> {
-        let _span = self.shared.span("mem_enc_op");
-        crate::kvm::run(self, cmd)
+        let shared = Arc::clone(&self.shared);
+        shared.within("mem_enc_op", || crate::kvm::run(self, cmd))
     }
 
     fn mem_enc_register_region(&mut self, region: EncRegion) -> Result<()> {
@@ -295,17 +304,20 @@ impl<H: Host> VmOps for SevVm<H> {
     }
 
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
-        self.shared.step().require_live()?;
-        let last = slot.last()?;
-        self.shared.check_frame(Gfn::containing(last))?;
-        self.shared.set_slot(slot)
+        self.shared.within("set_memory_slot", || {
+            self.shared.step().require_live()?;
+            let last = slot.last()?;
+            self.shared.check_frame(Gfn::containing(last))?;
+            self.shared.set_slot(slot)
+        })
     }
 
     /// Deletes a slot, and the private pages in its place with it.
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
-        let _span = self.shared.span("delete_memory_slot");
-        self.shared.step().require_live()?;
-        self.shared.delete_slot(slot)
+        self.shared.within("delete_memory_slot", || {
+            self.shared.step().require_live()?;
+            self.shared.delete_slot(slot)
+        })
     }
 
     fn has_emulated_msr(&self, index: u32) -> bool {
@@ -337,6 +349,8 @@ impl<H: Host> Backend for SevVm<H> {
         let port = shared.port.create_vcpu(id)?;
         let cell = Arc::new(Cell::new(&port));
         shared.cells().insert(id, Arc::clone(&cell));
+        let (vm, technology) = (shared.id().0, shared.tech());
+        tracing::debug!(vm, %technology, vcpu = id.0, "vCPU created");
         Ok(SevVcpu::new(Arc::clone(shared), cell, port))
     }
 

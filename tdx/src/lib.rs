@@ -13,6 +13,7 @@
 //! | `td` | the state that a VM shares with its vCPUs, and each part of its life in a file |
 //! | `vcpu` | [`TdxVcpu`], and what the TD keeps of a vCPU beyond its handle |
 //! | `run` | TDH.VP.ENTER and what comes back |
+//! | `trace` | events of the hot path, which cost a load and a compare |
 //! | `proof` | makes the tokens of the teardown; beside the hooks of the mirror the only `unsafe` |
 //!
 //! docs/tdx.md describes the behaviour, the retry table and the rules of leaks;
@@ -34,6 +35,7 @@ mod seamcall;
 pub mod status;
 mod td;
 mod topology;
+mod trace;
 mod vcpu;
 mod vm;
 

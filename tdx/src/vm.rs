@@ -4,9 +4,9 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use kvm_ops::{
-    Backend, CpuId, Drained, EncParams, Error, FreeReport, Gfn, Gpa, Host, InitialPage, Irqchip,
-    KeyReleased, Level, Measurement, MemSlot, Missing, Page, Pfn, Privacy, PrivateSpte, Result,
-    SharedMask, SpteChange, Step, TdParams, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
+    Backend, CpuId, Diagnosis, Drained, EncParams, Error, FreeReport, Gfn, Gpa, Host, InitialPage,
+    Irqchip, KeyReleased, Level, Measurement, MemSlot, Missing, Page, Pfn, Privacy, PrivateSpte,
+    Result, SharedMask, SpteChange, Step, TdParams, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 use kvm_ops_mmu::{MirrorHooks, Stats};
 use tracing::span::EnteredSpan;
@@ -88,6 +88,10 @@ impl<H: Host> VmOps for TdxVm<H> {
 
     fn step(&self) -> Step {
         self.td.life.step()
+    }
+
+    fn explain(&self, error: Error) -> Diagnosis {
+        self.td.explain(error)
     }
 
     fn shared_mask(&self) -> SharedMask {

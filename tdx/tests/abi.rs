@@ -1,5 +1,7 @@
 //! Numbers and names against the software TDX module, which has them from elsewhere.
 
+use std::collections::BTreeMap;
+
 use kvm_ops_tdx::Leaf;
 use kvm_ops_tdx::status::{CLASS_MASK, Class, CompletionStatus, operand};
 use soft_tdx_module::{Code, HostLeaf, Operand};
@@ -36,6 +38,54 @@ fn status_classes_are_those_of_the_abi_and_details_do_not_matter() {
     );
     let busy = Code::OPERAND_BUSY.on(Operand::TDR);
     assert_eq!(Class::OPERAND_BUSY.with(operand::TDR).get(), busy.0);
+}
+
+/// The back end and the software module have their tables from the manuals, each for itself.
+#[test]
+fn both_tables_of_statuses_have_the_same_numbers_and_names() {
+    let ours: BTreeMap<u64, &str> = Class::NAMED
+        .iter()
+        .map(|(class, name)| (class.with(0).get(), *name))
+        .collect();
+    assert_eq!(ours.len(), Class::NAMED.len(), "no number stands twice");
+    let theirs: BTreeMap<u64, String> = Code::ALL
+        .iter()
+        .map(|code| (code.status().0, code.status().to_string()))
+        .collect();
+    // The software module blames RAX where no operand is given.
+    let bare = |text: &String| text.split('|').next().expect("a name").to_owned();
+    assert_eq!(
+        ours.iter()
+            .map(|(n, name)| (*n, (*name).to_owned()))
+            .collect::<Vec<_>>(),
+        theirs
+            .iter()
+            .map(|(n, text)| (*n, bare(text)))
+            .collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn every_word_has_the_name_and_the_operand_that_the_software_module_gives_it() {
+    let fatal = 1 << 61;
+    for (class, name) in Class::NAMED {
+        for detail in (1..=200).chain([u32::MAX]) {
+            for word in [class.with(detail).get(), class.with(detail).get() | fatal] {
+                let (ours, theirs) = (CompletionStatus::new(word), soft_tdx_module::Status(word));
+                assert_eq!(
+                    ours.operand(),
+                    theirs.operand().and_then(Operand::name),
+                    "{theirs:?}"
+                );
+                assert!(ours.to_string().starts_with(name), "{ours}");
+            }
+        }
+    }
+    let unknown = CompletionStatus::new(0xdead_beef_0000_0001);
+    assert_eq!(unknown.to_string(), "0xdeadbeef00000001");
+    let leaf = Class::OPERAND_INVALID.with(0);
+    assert_eq!(leaf.operand(), Some("RAX"));
+    assert_eq!(Class::EPT_WALK_FAILED.with(0).operand(), None);
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn a_td_that_ends_by_its_own_access_names_vcpu_address_and_access() {
         &[
             "vcpu=0",
             "gpa=0x3",
-            "access=Private",
+            "access=private",
             "accepted",
             "destroy it",
         ],

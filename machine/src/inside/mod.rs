@@ -6,11 +6,12 @@ mod lines;
 use std::sync::Arc;
 
 use kvm_ops::{
-    AnyVm, DevicePort, Error, Field, Gfn, Gpa, Host, HostEvent, IoEvent, IoEventMatch, IrqEvent,
-    Irqchip, MemSlot, Msi, PAGE_SIZE, Privacy, Result, SlotInfo, VcpuId, Vm, VmOps,
+    AnyVm, DevicePort, Diagnosis, Error, Field, Gfn, Gpa, Host, HostEvent, IoEvent, IoEventMatch, IrqEvent,
+    Irqchip, MemSlot, Msi, PAGE_SIZE, Privacy, Result, SlotInfo, Tech, VcpuId, Vm, VmId, VmOps,
 };
 
 use crate::memory::SharedFrames;
+use crate::run::Explains;
 use crate::{DeviceMemory, GuestRam, Inside, MachineError, Stopper};
 
 pub(crate) use events::Events;
@@ -83,7 +84,7 @@ impl<'a, H: Host> Parts<'a, H> {
                 .dirty_log(slot.id, &mut bitmap)
                 .map_err(|source| MachineError::Step {
                     step: "read the dirty log",
-                    source,
+                    source: Box::new(self.vm.explain(source)),
                 })?;
             self.ram.take_written(slot.gpa, &mut bitmap);
             let first = Gfn::containing(slot.gpa).get();
@@ -93,6 +94,20 @@ impl<'a, H: Host> Parts<'a, H> {
             }
         }
         Ok(frames)
+    }
+}
+
+impl<H: Host> Explains for Parts<'_, H> {
+    fn tech(&self) -> Tech {
+        self.vm.tech()
+    }
+
+    fn vm_id(&self) -> VmId {
+        self.vm.id()
+    }
+
+    fn explain(&self, error: Error) -> Diagnosis {
+        self.vm.explain(error)
     }
 }
 

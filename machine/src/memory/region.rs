@@ -78,7 +78,7 @@ impl MemoryRegion {
     /// Describes `bytes` bytes at `host`, which the guest finds at `gpa`.
     ///
     /// # Errors
-    /// [`MachineError::Step`] for an address or a size that is not a multiple of 4 KiB, for a size of
+    /// [`MachineError::Region`] for an address or a size that is not a multiple of 4 KiB, for a size of
     /// 0, and for a range that wraps.
     ///
     /// # Safety
@@ -92,10 +92,7 @@ impl MemoryRegion {
         bytes: u64,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Result<Self, MachineError> {
-        let refused = |source| MachineError::Step {
-            step: "describe a region of memory",
-            source,
-        };
+        let refused = |source| MachineError::Region { source };
         // SAFETY: the region keeps the owner, so the caller's promise holds for as long as the region
         // exists; a machine keeps its regions until their slots are deleted, or leaks them.
         let range = unsafe { HostRange::new(host as u64, bytes) }.map_err(refused)?;

@@ -44,7 +44,7 @@ fn a_region_is_whole_pages_at_a_whole_page() {
         (!0xfff, 0x1000, 0x1000),
     ] {
         let error = describe(gpa, host, bytes);
-        assert!(matches!(error, MachineError::Step { .. }), "{error}");
+        assert!(matches!(error, MachineError::Region { .. }), "{error}");
         assert!(error.hint().is_some());
     }
 }

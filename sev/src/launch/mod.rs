@@ -62,6 +62,7 @@ impl<H: Host> Shared<H> {
             None => None,
         };
         let lease = self.lease()?;
+        self.took_step("ASID leased", Some(lease.asid()));
         let ghcb_version = self.launch.ghcb_version;
         let mut context = Context::new(lease, self.policy(), vmsa_features, ghcb_version);
         context.charge = charge;
@@ -103,6 +104,7 @@ impl<H: Host> Shared<H> {
         }
         context.policy = start.policy;
         context.state = GuestState::LaunchUpdate;
+        self.took_step("launch started", Some(asid));
         Ok(())
     }
 
@@ -176,6 +178,7 @@ impl<H: Host> Shared<H> {
                 self.finish_legacy(context)
             }
         })?;
+        self.took_step("launch finished", self.asid().ok());
         self.life.advance(Step::Runnable)
     }
 }

@@ -4,7 +4,7 @@ use kvm_ops::{CpuId, Error, Exit, Gpa, Host, PAGE_SIZE, Privacy, Result};
 
 use super::{INTERNAL_ERROR_UNEXPECTED_EXIT, Pending};
 use crate::status::{Class, CompletionStatus};
-use crate::td::Fault;
+use crate::td::{Fault, POISONED};
 use crate::{Leaf, TdxVcpu};
 
 /// Basic exit reasons (SDM vol. 3, appendix C) that a TD's host sees.
@@ -29,6 +29,10 @@ const QUALIFICATION_FETCH: u64 = 1 << 2;
 const EXTENDED_TYPE: u64 = 0xf;
 const EXTENDED_PENDING: u64 = 6;
 
+/// The advice to the author of a guest that touched a pending page.
+const ACCEPT: &str = "the guest must accept the page first with TDG.MEM.PAGE.ACCEPT, or share it with \
+                      MapGPA; the TD is poisoned: destroy it";
+
 impl<H: Host> TdxVcpu<H> {
     /// Handles what TDH.VP.ENTER returned.
     pub(super) fn handle(&mut self, status: CompletionStatus, cpu: CpuId) -> Result<Option<Exit>> {
@@ -50,10 +54,8 @@ impl<H: Host> TdxVcpu<H> {
             }
             class => {
                 // Every other status ends the TD, not only this vCPU.
-                if class != Class::NON_RECOVERABLE_VCPU {
-                    self.td.poison();
-                }
-                Ok(self.unexpected(status, cpu))
+                let ends_all = class != Class::NON_RECOVERABLE_VCPU;
+                Ok(self.unexpected(status, cpu, ends_all))
             }
         }
     }
@@ -74,15 +76,24 @@ impl<H: Host> TdxVcpu<H> {
             reason::EPT_MISCONFIG => {
                 let gpa = Gpa::new(self.run.regs.r8);
                 let error = Error::Firmware(status.get());
-                Err(self.bug(error, gpa, Privacy::Shared, "an EPT entry is misconfigured"))
+                Err(self.bug(error, gpa, "an EPT entry is misconfigured", POISONED))
             }
             reason::TDCALL => Ok(self.vmcall()),
-            _ => Ok(self.unexpected(status, cpu)),
+            _ => Ok(self.unexpected(status, cpu, false)),
         }
     }
 
-    /// An exit that KVM does not know what to do about.
-    fn unexpected(&mut self, status: CompletionStatus, cpu: CpuId) -> Option<Exit> {
+    /// An exit that KVM does not know what to do about. [`TdxVm`](crate::TdxVm) explains it as
+    /// [`Error::Firmware`] with the first word of its data.
+    fn unexpected(&mut self, status: CompletionStatus, cpu: CpuId, ends_all: bool) -> Option<Exit> {
+        let failure = self.explain(Error::Firmware(status.get()));
+        if ends_all {
+            let why = failure.because("the TD ended").advise(POISONED);
+            self.td.poison_by(why);
+        } else {
+            let why = failure.because("the vCPU ended by an exit that has no handling");
+            self.td.life.note(why.advise("stop the vCPU"));
+        }
         let (vm, vcpu, cpu) = (self.td.life.id().0, self.record.id.0, u64::from(cpu.0));
         tracing::error!(
             technology = "tdx", vm, vcpu, cpu, seamcall = Leaf::VpEnter.name(), %status,
@@ -93,6 +104,17 @@ impl<H: Host> TdxVcpu<H> {
         let exit = Exit::InternalError { suberror };
         self.run
             .leave_with(Pending::Nothing, words.as_flattened(), exit)
+    }
+
+    /// Remembers why the guest got no page, where no failed SEAMCALL says it.
+    #[cold]
+    fn not_given(&self, gfn: kvm_ops::Gfn, error: Error) {
+        if matches!(error, Error::NoMemory | Error::HostLacks(_)) {
+            let why = "the page that the guest touched could not be given to it";
+            let gpa = Gpa::new(gfn.get() * PAGE_SIZE);
+            let diagnosis = self.explain(error).at(gpa, Privacy::Private);
+            self.td.life.note(diagnosis.because(why));
+        }
     }
 
     fn ept_violation(&mut self) -> Result<Option<Exit>> {
@@ -109,13 +131,14 @@ impl<H: Host> TdxVcpu<H> {
             // so it would fault for ever.
             Privacy::Private if extended & EXTENDED_TYPE == EXTENDED_PENDING => {
                 let cause = "the guest uses a page that it has not accepted, with #VE disabled";
-                Err(self.bug(Error::Poisoned, gpa, access, cause))
+                Err(self.bug(Error::Poisoned, gpa, cause, ACCEPT))
             }
             Privacy::Private => self.private_fault(gfn, fault),
             // The module lets no TD run code from shared memory.
             Privacy::Shared if qualification & QUALIFICATION_FETCH != 0 => {
                 let cause = "the guest runs code from shared memory";
-                Err(self.bug(Error::Poisoned, gpa, access, cause))
+                let advice = "the guest must run private code; the TD is poisoned: destroy it";
+                Err(self.bug(Error::Poisoned, gpa, cause, advice))
             }
             Privacy::Shared => {
                 let slot = self.record.id.0 as usize;
@@ -131,7 +154,8 @@ impl<H: Host> TdxVcpu<H> {
     /// entry.
     fn private_fault(&mut self, gfn: kvm_ops::Gfn, fault: Exit) -> Result<Option<Exit>> {
         loop {
-            match self.td.fault(self.record.id, gfn)? {
+            let found = self.td.fault(self.record.id, gfn);
+            match found.inspect_err(|error| self.not_given(gfn, *error))? {
                 Fault::Mapped => return Ok(None),
                 Fault::NotPrivate => {
                     let (vm, vcpu) = (self.td.life.id().0, self.record.id.0);

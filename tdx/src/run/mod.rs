@@ -19,12 +19,12 @@ mod vmcall;
 use alloc::vec::Vec;
 
 use kvm_ops::{
-    Answer, CpuId, Error, Exit, ExitKind, Gpa, Host, Irqchip, Privacy, Result, SeamPort, SeamRegs,
-    Step,
+    Answer, CpuId, Diagnosis, Error, Exit, ExitKind, Gpa, Host, Irqchip, PAGE_SIZE, Result,
+    SeamPort, SeamRegs, Step,
 };
 
 use crate::status::CompletionStatus;
-use crate::{Leaf, TdxVcpu};
+use crate::{Leaf, TdxVcpu, trace};
 use mapgpa::Conversion;
 
 /// The state of a vCPU between two exits.
@@ -78,10 +78,17 @@ impl<H: Host> TdxVcpu<H> {
     /// Runs the guest until something needs the embedder.
     pub(crate) fn run(&mut self) -> Result<Exit> {
         loop {
-            if let Some(exit) = self.turn()? {
-                self.run.exit = Some(exit.kind());
-                self.run.answer = None;
-                return Ok(exit);
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(exit)) => {
+                    self.run.exit = Some(exit.kind());
+                    self.run.answer = None;
+                    return Ok(exit);
+                }
+                Err(error) => {
+                    self.td.life.note_vcpu(error, self.record.id);
+                    return Err(error);
+                }
             }
         }
     }
@@ -111,7 +118,9 @@ impl<H: Host> TdxVcpu<H> {
         // that `inside` holds keeps the teardown from taking it.
         let rax = unsafe { seam.seamcall(cpu, Leaf::VpEnter.rax(), &mut self.run.regs) };
         drop(inside);
-        rax.map(|rax| Some(CompletionStatus::new(rax)))
+        let status = CompletionStatus::new(rax?);
+        trace::entry(cpu, &self.run.regs, self.record.tdvpr.get(), status);
+        Ok(Some(status))
     }
 
     /// Finishes the work that the last exit left. Its data is gone then.
@@ -147,16 +156,32 @@ impl<H: Host> TdxVcpu<H> {
         Ok(None)
     }
 
-    /// Breaks the TD for good, as `KVM_BUG_ON` does, and reports the event.
+    /// Breaks the TD for good, as `KVM_BUG_ON` does, and reports the event. `advice` is for the author
+    /// of the guest: the host can only destroy the TD.
     #[cold]
-    fn bug(&self, error: Error, gpa: Gpa, access: Privacy, cause: &'static str) -> Error {
+    fn bug(&self, error: Error, gpa: Gpa, cause: &'static str, advice: &'static str) -> Error {
+        let (gfn, access) = self.td.mask.split(gpa);
+        let gpa = Gpa::new(gfn.get() * PAGE_SIZE);
         let (vm, vcpu) = (self.td.life.id().0, self.record.id.0);
         tracing::error!(
-            technology = "tdx", vm, vcpu, %gpa, ?access, %error,
-            "{cause}; the TD is poisoned: destroy it"
+            technology = "tdx", vm, vcpu, %gpa, %access, %error,
+            "{cause}; {advice}"
         );
-        self.td.poison();
+        let diagnosis = self.explain(error).at(gpa, access);
+        self.td.poison_by(diagnosis.because(cause).advise(advice));
         error
+    }
+
+    /// A failure of this vCPU with that error.
+    fn explain(&self, error: Error) -> Diagnosis {
+        let life = &self.td.life;
+        let diagnosis = Diagnosis::of(life.tech(), life.id(), error).on_vcpu(self.record.id);
+        match error {
+            Error::Firmware(word) => {
+                diagnosis.called(CompletionStatus::new(word).answer_of(Leaf::VpEnter))
+            }
+            _ => diagnosis,
+        }
     }
 }
 

@@ -19,6 +19,11 @@ macro_rules! leaves {
                 match self { $(Leaf::$variant => $name,)* }
             }
 
+            /// The words for a call that was not made.
+            pub(crate) const fn not_called(self) -> &'static str {
+                match self { $(Leaf::$variant => concat!($name, " was not called"),)* }
+            }
+
             /// The version of the leaf that is called.
             pub const fn version(self) -> u8 {
                 match self { $(Leaf::$variant => $version,)* }
@@ -61,6 +66,27 @@ leaves! {
 }
 
 impl Leaf {
+    /// True if RCX is a guest-physical address, with the level of its entry in bits 2:0.
+    pub(crate) const fn takes_gpa(self) -> bool {
+        use Leaf::{
+            MemPageAdd, MemPageAug, MemPageDemote, MemPagePromote, MemPageRemove, MemRangeBlock,
+            MemRangeUnblock, MemSeptAdd, MemSeptRemove, MrExtend,
+        };
+        matches!(
+            self,
+            MemPageAdd
+                | MemPageAug
+                | MemPageDemote
+                | MemPagePromote
+                | MemPageRemove
+                | MemRangeBlock
+                | MemRangeUnblock
+                | MemSeptAdd
+                | MemSeptRemove
+                | MrExtend
+        )
+    }
+
     /// RAX of a call: the leaf in bits 15:0, its version in bits 23:16.
     pub const fn rax(self) -> u64 {
         self as u64 | (self.version() as u64) << 16

@@ -13,10 +13,11 @@ mod vp;
 pub use leaf::Leaf;
 pub(crate) use mem::EntryAt;
 
-use kvm_ops::{CpuId, Error, SeamPort, SeamRegs, VmId};
+use kvm_ops::{CpuId, Diagnosis, Error, Gpa, Life, PAGE_SIZE, Privacy, SeamPort, SeamRegs};
 
 use crate::retry::{Action, LONGEST_WAIT, Verdict, rule};
 use crate::status::CompletionStatus;
+use crate::trace;
 
 /// Makes calls through a port.
 #[derive(Debug)]
@@ -32,6 +33,9 @@ pub(crate) struct Failed {
     /// RCX of the call, for reports: the GPA of a TDH.MEM leaf, the page of most others.
     rcx: u64,
 }
+
+/// The bits of an address.
+const GPA_BITS: u64 = (1 << 52) - 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
@@ -53,11 +57,12 @@ impl Failed {
 
     /// Reports the failure as an event that names the call, its operand and status, and says what to
     /// do: an error with that consequence, or a note of a failure that changed nothing. Each failure
-    /// that a caller or the report of a leak gets comes here once.
+    /// that a caller or the report of a leak gets comes here once. The VM remembers it, and it is
+    /// returned in full for whoever poisons the VM by it.
     #[cold]
-    pub(crate) fn report(&self, vm: VmId, consequence: Option<&'static str>) {
+    pub(crate) fn report(&self, life: &Life, consequence: Option<&'static str>) -> Diagnosis {
         let Self { leaf, rcx, .. } = *self;
-        let (seamcall, technology, vm) = (leaf.name(), "tdx", vm.0);
+        let (seamcall, technology, vm) = (leaf.name(), "tdx", life.id().0);
         match (self.cause, consequence) {
             (Cause::Status(status), Some(advice)) => {
                 tracing::error!(technology, vm, seamcall, %status, rcx, "{advice}");
@@ -71,6 +76,32 @@ impl Failed {
                 tracing::error!(technology, vm, seamcall, %error, rcx, "not called: {advice}");
             }
         }
+        let diagnosis = self.diagnosis(life, consequence);
+        // Contention is common, and its error says it all.
+        if !self.error().is_transient() {
+            life.note(diagnosis);
+        }
+        diagnosis
+    }
+
+    /// Everything that is known of the failure.
+    fn diagnosis(&self, life: &Life, consequence: Option<&'static str>) -> Diagnosis {
+        let mut diagnosis = Diagnosis::of(life.tech(), life.id(), self.error());
+        match self.cause {
+            Cause::Status(status) => {
+                let advice = consequence.unwrap_or(rule(self.leaf, status).1.advice());
+                diagnosis = diagnosis.called(status.answer_of(self.leaf)).advise(advice);
+            }
+            Cause::Port(_) => {
+                let advice = consequence.unwrap_or(diagnosis.advice);
+                diagnosis = diagnosis.because(self.leaf.not_called()).advise(advice);
+            }
+        }
+        if self.leaf.takes_gpa() {
+            let gpa = Gpa::new(self.rcx & GPA_BITS & !(PAGE_SIZE - 1));
+            diagnosis = diagnosis.at(gpa, Privacy::Private);
+        }
+        diagnosis
     }
 
     /// The caller's error.
@@ -138,6 +169,7 @@ impl<'a, S: SeamPort> Calls<'a, S> {
                 ..Failed::port(leaf, error)
             })?;
             let status = CompletionStatus::new(rax);
+            trace::call(leaf, cpu, &next, status);
             let action = rule(leaf, status).0;
             match action {
                 Action::Done => return Ok(regs),

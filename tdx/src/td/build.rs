@@ -25,7 +25,11 @@ impl<H: Host> Td<H> {
             .map_err(|failed| self.error_of(&failed))?;
         let image = params::encode(&self.td_params, self.params.vcpus, &limits)?;
         match self.build(&calls, &limits, &image) {
-            Ok(()) => self.life.advance(Step::Initialized),
+            Ok(()) => {
+                let key = self.lock(&self.control).hkid().map(|hkid| hkid.0);
+                self.took_step("TD created and initialised", key);
+                self.life.advance(Step::Initialized)
+            }
             Err(error) => Err(self.undo(error)),
         }
     }
@@ -60,7 +64,12 @@ impl<H: Host> Td<H> {
     }
 
     fn lease_key(&self) -> Result<Hkid> {
-        let lease = self.seam()?.key_ids().lease()?;
+        let leased = self.seam()?.key_ids().lease();
+        let lease = leased.inspect_err(|error| {
+            let (technology, vm) = ("tdx", self.life.id().0);
+            let advice = error.advice(self.life.tech());
+            tracing::warn!(technology, vm, %error, "{advice}");
+        })?;
         let (number, hkid) = (lease.number(), lease.hkid());
         {
             let mut control = self.lock(&self.control);
@@ -121,10 +130,7 @@ impl<H: Host> Td<H> {
         if self.life.step() != Step::Created {
             return self.failed(failed);
         }
-        failed.report(
-            self.life.id(),
-            Some("the creation is undone: initialise again"),
-        );
+        failed.report(&self.life, Some("the creation is undone: initialise again"));
         failed.error()
     }
 
@@ -132,14 +138,14 @@ impl<H: Host> Td<H> {
     /// itself, or that of the undoing, after which the TD is poisoned.
     fn undo(&self, error: Error) -> Error {
         if let Err(failed) = self.release_key() {
-            failed.report(self.life.id(), Some(POISONED));
-            self.life.poison();
+            let diagnosis = failed.report(&self.life, Some(POISONED));
+            self.life.poison_by(diagnosis);
             return failed.leak_error();
         }
         self.free_control_pages();
         match self.account.report(&self.life).leaks.first() {
             Some(leak) => {
-                self.life.poison();
+                self.life.poison_by(self.life.explain(leak.error));
                 leak.error
             }
             None => error,

@@ -23,6 +23,7 @@ impl<H: Host> Td<H> {
         tables
             .into_iter()
             .for_each(|table| self.reclaim_and_free(table));
+        self.took_step("private pages given back", None);
     }
 
     /// Reclaims a page that is not the mirror's, for an embedder that keeps separate tables. After an
@@ -65,7 +66,7 @@ impl<H: Host> Td<H> {
 
     /// Counts a page as leaked because of a failed call.
     fn leak_kept(&self, page: Page, failed: Failed) {
-        failed.report(self.life.id(), Some(LEAKED));
+        failed.report(&self.life, Some(LEAKED));
         if failed.leaf != Leaf::PhymemPageWbinvd {
             self.lock(&self.control).kept.get_or_insert(failed);
         }

@@ -60,9 +60,9 @@ impl<H: Host> Td<H> {
         let frames = (0..level.frames()).filter_map(|n| page.checked_add(n));
         for frame in frames {
             if let Err(failed) = self.clean(frame) {
-                failed.report(self.life.id(), Some(LEAKED));
+                let diagnosis = failed.report(&self.life, Some(LEAKED));
                 if failed.poisons() {
-                    self.poison();
+                    self.poison_by(diagnosis);
                 }
                 return Removal::Dirty(failed.leak_error());
             }

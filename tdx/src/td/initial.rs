@@ -71,8 +71,7 @@ impl<H: Host> Td<H> {
         let (calls, tdr) = (self.calls()?, self.tdr()?);
         for offset in (0..PAGE_SIZE).step_by(CHUNK as usize) {
             calls.mr_extend(gpa.get() + offset, tdr).map_err(|failed| {
-                failed.report(self.life.id(), Some(POISONED));
-                self.poison();
+                self.poison_by(failed.report(&self.life, Some(POISONED)));
                 failed.leak_error()
             })?;
         }
@@ -89,6 +88,7 @@ impl<H: Host> Td<H> {
             .mr_finalize(self.tdr()?)
             .map_err(|failed| self.failed(&failed))?;
         self.drop_scratch();
+        self.took_step("measurement closed", None);
         self.life.advance(Step::Runnable)
     }
 

@@ -32,9 +32,9 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_ops::{
-    Error, Gpaw, Hkid, Host, Hpa, KeyLease, Level, Life, OpName, PAGE_SIZE, Page, PageAccount,
-    PagePort, Pfn, Result, SeamPort, SharedMask, Step, TdParams, TdPort, Tech, VcpuId, VmId,
-    VmParams, VmPort,
+    Diagnosis, Error, Gpaw, Hkid, Host, Hpa, KeyLease, Level, Life, OpName, PAGE_SIZE, Page,
+    PageAccount, PagePort, Pfn, Result, SeamPort, SharedMask, Step, TdParams, TdPort, Tech, VcpuId,
+    VmId, VmParams, VmPort,
 };
 use kvm_ops_mmu::{
     Attributes, Mirror, Mutex, MutexGuard, ReadGuard, ReaderLock, Slots, WriteGuard,
@@ -42,6 +42,7 @@ use kvm_ops_mmu::{
 use spin::RwLock;
 
 use crate::seamcall::{Calls, Failed};
+use crate::status::CompletionStatus;
 use crate::vcpu::{Unfinished, VcpuRecord};
 use gate::Gate;
 pub(crate) use private::Fault;
@@ -266,20 +267,40 @@ impl<H: Host> Td<H> {
         }
     }
 
+    /// Reports a step of the TD's life, with the KeyID that it is about.
+    #[cold]
+    pub(crate) fn took_step(&self, what: &'static str, key: Option<u16>) {
+        let (vm, pages) = (self.life.id().0, self.account.totals().held());
+        tracing::debug!(technology = "tdx", vm, key, pages, "{what}");
+    }
+
     /// The caller's error for a failed call. Poisons the VM if the failure demands it.
     pub(crate) fn failed(&self, failed: &Failed) -> Error {
         let poisons = failed.poisons();
-        failed.report(self.life.id(), poisons.then_some(POISONED));
+        let diagnosis = failed.report(&self.life, poisons.then_some(POISONED));
         if poisons {
-            self.poison();
+            self.poison_by(diagnosis);
         }
         failed.error()
     }
 
     /// Lets no vCPU run any more, and no operation but the teardown.
-    pub(crate) fn poison(&self) {
-        self.life.poison();
+    pub(crate) fn poison_by(&self, diagnosis: Diagnosis) {
+        self.life.poison_by(diagnosis);
         self.kick_all();
+    }
+
+    /// All that is known of an error of the TD: a status word has its name even if the failure is no
+    /// longer remembered.
+    pub(crate) fn explain(&self, error: Error) -> Diagnosis {
+        let found = self.life.explain(error);
+        match error {
+            Error::Firmware(word) if found.call.is_none() => {
+                let status = CompletionStatus::new(word);
+                found.called(status.answer_of_call("the TDX module"))
+            }
+            _ => found,
+        }
     }
 
     /// The step, if it is one in which private memory may change.

@@ -14,10 +14,14 @@ impl<H: Host> Td<H> {
         self.close_gate();
         // Faults under way end; later ones find the gate closed.
         drop(self.write_private());
-        self.release_key().map_err(|failed| {
+        let key = self.lock(&self.control).hkid().map(|hkid| hkid.0);
+        let released = self.release_key();
+        if released.is_ok() {
+            self.took_step("key released", key);
+        }
+        released.map_err(|failed| {
             let advice = "the KeyID stays with the TD: release it again, or abandon the VM";
-            failed.report(self.life.id(), Some(advice));
-            self.life.poison();
+            self.life.poison_by(failed.report(&self.life, Some(advice)));
             self.lock(&self.control).failed = Some(failed);
             failed.error()
         })

@@ -41,6 +41,10 @@ impl<H: Host> Td<H> {
             Err(_) => Vcpu::Unfinished(unfinished),
         };
         self.lock(&self.vcpus).insert(id, vcpu);
+        if finished.is_ok() {
+            let (vm, vcpu) = (self.life.id().0, id.0);
+            tracing::debug!(technology = "tdx", vm, vcpu, "vCPU created");
+        }
         finished
     }
 

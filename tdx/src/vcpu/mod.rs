@@ -79,6 +79,7 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
     }
 
     fn vcpu_run(&mut self) -> Result<Exit> {
+        let _span = crate::trace::run(&self.td.life, self.record.id);
         self.run()
     }
 

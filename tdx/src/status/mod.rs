@@ -1,6 +1,13 @@
 //! Status words of the TDX module.
 
+mod names;
+
 use core::fmt;
+
+use kvm_ops::FirmwareCall;
+
+use crate::Leaf;
+use names::{OPERANDS, STATUSES};
 
 /// The completion status that a leaf returns in RAX.
 ///
@@ -17,6 +24,10 @@ pub struct Class(u32);
 /// The part of a status word that names the condition.
 pub const CLASS_MASK: u64 = 0xffff_ffff_0000_0000;
 
+/// Bit 61 of a status word: the failure is fatal to the object that the function worked on. The name
+/// is that of the word without the bit.
+const FATAL: u32 = 1 << 29;
+
 macro_rules! classes {
     ($($name:ident = $value:literal;)*) => {
         impl Class {
@@ -24,11 +35,6 @@ macro_rules! classes {
 
             /// Every class that this back end tells apart.
             pub const ALL: &'static [Class] = &[$(Class::$name,)*];
-
-            /// The manuals' name without `TDX_`, where this back end knows it.
-            pub const fn name(self) -> Option<&'static str> {
-                match self.0 { $($value => Some(stringify!($name)),)* _ => None }
-            }
         }
     };
 }
@@ -66,6 +72,31 @@ classes! {
     TLB_TRACKING_NOT_DONE = 0xc000_0b08;
     EPT_ENTRY_STATE_INCORRECT = 0xc000_0b0d;
 }
+
+/// Classes that this back end does not tell apart: their details are operands.
+impl Class {
+    const OPERAND_ADDR_RANGE_ERROR: Class = Class(0xc000_0101);
+    const EPT_ENTRY_NOT_PRESENT: Class = Class(0xc000_0b03);
+    const GPA_RANGE_NOT_BLOCKED: Class = Class(0xc000_0b06);
+    const EPT_INVALID_PROMOTE_CONDITIONS: Class = Class(0xc000_0b09);
+    const EPT_PAGE_NOT_FREE: Class = Class(0xc000_0b0e);
+}
+
+/// The classes whose detail is an operand.
+const BLAMING: [Class; 12] = [
+    Class::OPERAND_INVALID,
+    Class::OPERAND_ADDR_RANGE_ERROR,
+    Class::OPERAND_BUSY,
+    Class::PAGE_METADATA_INCORRECT,
+    Class::EPT_WALK_FAILED,
+    Class::EPT_ENTRY_NOT_PRESENT,
+    Class::EPT_ENTRY_STATE_INCORRECT,
+    Class::EPT_PAGE_NOT_FREE,
+    Class::EPT_INVALID_PROMOTE_CONDITIONS,
+    Class::GPA_RANGE_NOT_BLOCKED,
+    Class::GPA_RANGE_ALREADY_BLOCKED,
+    Class::TLB_TRACKING_NOT_DONE,
+];
 
 /// The operand that bits 31:0 of an OPERAND_INVALID or OPERAND_BUSY blame: a register, or an
 /// implicit operand.
@@ -113,13 +144,68 @@ impl CompletionStatus {
     }
 }
 
+impl CompletionStatus {
+    /// The name of the operand that bits 31:0 blame, where the class says that they blame one.
+    pub fn operand(self) -> Option<&'static str> {
+        let class = self.class();
+        // Operand 0 is RAX, which holds the leaf: only the check of the leaf blames it.
+        let blames =
+            class.blames_an_operand() && (self.detail() != 0 || class == Class::OPERAND_INVALID);
+        if !blames {
+            return None;
+        }
+        let found = OPERANDS.binary_search_by_key(&self.detail(), |(number, _)| *number);
+        found.ok().map(|at| OPERANDS[at].1)
+    }
+
+    /// The call of `leaf` that was answered so, by name.
+    pub fn answer_of(self, leaf: Leaf) -> FirmwareCall {
+        self.answer_of_call(leaf.name())
+    }
+
+    pub(crate) fn answer_of_call(self, name: &'static str) -> FirmwareCall {
+        FirmwareCall {
+            name,
+            status: self.0,
+            status_name: self.class().full_name(),
+            operand: self.operand(),
+        }
+    }
+}
+
+/// `TDX_OPERAND_BUSY (0x8000020000000092) because of SEPT_TREE`.
 impl fmt::Display for CompletionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({:#018x})", self.class(), self.0)
+        match self.class().full_name() {
+            Some(name) => write!(f, "{name} ({:#018x})", self.0)?,
+            None => write!(f, "{:#018x}", self.0)?,
+        }
+        self.operand()
+            .map_or(Ok(()), |operand| write!(f, " because of {operand}"))
     }
 }
 
 impl Class {
+    /// Every status that the manuals name, by number, with its name.
+    pub const NAMED: &'static [(Class, &'static str)] = STATUSES;
+
+    /// The manuals' name without `TDX_`. `None` for a number that they do not name.
+    pub fn name(self) -> Option<&'static str> {
+        self.full_name()?.strip_prefix("TDX_")
+    }
+
+    /// The manuals' name. Bit 61 does not matter.
+    pub fn full_name(self) -> Option<&'static str> {
+        let at = |class: Class| STATUSES.binary_search_by_key(&class, |(class, _)| *class);
+        let found = at(self).or_else(|_| at(Class(self.0 & !FATAL)));
+        found.ok().map(|at| STATUSES[at].1)
+    }
+
+    /// True if the detail of the class is an operand.
+    fn blames_an_operand(self) -> bool {
+        BLAMING.contains(&Class(self.0 & !FATAL))
+    }
+
     /// A status word of this class with that detail.
     pub const fn with(self, detail: u32) -> CompletionStatus {
         CompletionStatus((self.0 as u64) << 32 | detail as u64)
