@@ -1,10 +1,9 @@
 //! Events of the hot path: a load and a compare where nobody listens, nothing where the level is
 //! compiled out.
 
-use kvm_ops::{Life, VcpuId};
+use kvm_ops::{Tech, VcpuId, VmId};
 use tracing::Level;
 use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
-use tracing::span::EnteredSpan;
 
 use crate::command::Command;
 use crate::status::{Instruction, Operation, Status};
@@ -14,17 +13,27 @@ fn is_on() -> bool {
     Level::TRACE <= STATIC_MAX_LEVEL && Level::TRACE <= LevelFilter::current()
 }
 
-/// The span of a run of a vCPU.
+/// Runs a vCPU in a span with its name. The span has a branch for itself, so that the other one holds
+/// nothing to drop.
 #[inline(always)]
-pub(crate) fn run(life: &Life, vcpu: VcpuId) -> Option<EnteredSpan> {
-    is_on().then(|| enter(life, vcpu))
+pub(crate) fn run<V, T>(
+    vcpu: &mut V,
+    name: impl FnOnce(&V) -> (Tech, VmId, VcpuId),
+    body: impl FnOnce(&mut V) -> T,
+) -> T {
+    if is_on() {
+        let name = name(vcpu);
+        run_in_span(name, || body(vcpu))
+    } else {
+        body(vcpu)
+    }
 }
 
 #[cold]
 #[inline(never)]
-fn enter(life: &Life, vcpu: VcpuId) -> EnteredSpan {
-    let (technology, vm, vcpu) = (life.tech(), life.id().0, vcpu.0);
-    tracing::trace_span!("vcpu_run", %technology, vm, vcpu).entered()
+fn run_in_span<T>((technology, vm, vcpu): (Tech, VmId, VcpuId), body: impl FnOnce() -> T) -> T {
+    let _span = tracing::trace_span!("vcpu_run", %technology, vm = vm.0, vcpu = vcpu.0).entered();
+    body()
 }
 
 /// A command of the AMD SP, and the answer.

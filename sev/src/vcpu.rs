@@ -57,6 +57,23 @@ impl<H: Host> SevVcpu<H> {
         }
     }
 
+    fn run(&mut self) -> Result<Exit> {
+        let step = self.shared.step();
+        step.require(Step::Runnable)?;
+        // Registers that were neither measured nor received are the host's choice.
+        if self.shared.is_es() && !self.is_protected() {
+            return Err(Error::WrongState(step));
+        }
+        let Some(inside) = self.shared.gate.enter() else {
+            // While its VM's context is stopped for a move, the vCPU waits.
+            let refused = self.shared.step().require(Step::Runnable).err();
+            return Err(refused.unwrap_or(Error::Busy));
+        };
+        let exit = self.port.vcpu_run();
+        drop(inside);
+        exit.inspect_err(|error| self.shared.run_failed(self.cell.id, *error))
+    }
+
     /// Keeps the start state that is measured equal to the registers of the port.
     fn sync(&self) {
         if self.shared.is_es() && !self.is_protected() {
@@ -96,21 +113,8 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
     }
 
     fn vcpu_run(&mut self) -> Result<Exit> {
-        let _span = crate::trace::run(&self.shared.life, self.cell.id);
-        let step = self.shared.step();
-        step.require(Step::Runnable)?;
-        // Registers that were neither measured nor received are the host's choice.
-        if self.shared.is_es() && !self.is_protected() {
-            return Err(Error::WrongState(step));
-        }
-        let Some(inside) = self.shared.gate.enter() else {
-            // While its VM's context is stopped for a move, the vCPU waits.
-            let refused = self.shared.step().require(Step::Runnable).err();
-            return Err(refused.unwrap_or(Error::Busy));
-        };
-        let exit = self.port.vcpu_run();
-        drop(inside);
-        exit.inspect_err(|error| self.shared.run_failed(self.cell.id, *error))
+        let name = |vcpu: &Self| (vcpu.shared.tech(), vcpu.shared.id(), vcpu.cell.id);
+        crate::trace::run(self, name, Self::run)
     }
 
     fn exit_data(&mut self) -> &mut [u8] {

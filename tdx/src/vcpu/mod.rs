@@ -79,8 +79,8 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
     }
 
     fn vcpu_run(&mut self) -> Result<Exit> {
-        let _span = crate::trace::run(&self.td.life, self.record.id);
-        self.run()
+        let name = |vcpu: &Self| (vcpu.td.life.id(), vcpu.record.id);
+        crate::trace::run(self, name, Self::run)
     }
 
     fn exit_data(&mut self) -> &mut [u8] {
