@@ -5,52 +5,18 @@
 //! benchmark's designs. If a tool is missing, the test prints that and passes.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod tools;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
-fn cargo() -> Command {
-    let mut cargo = Command::new(env!("CARGO"));
-    // Compiler flags of the tests (coverage, other processors) would change the code under
-    // inspection.
-    cargo
-        .current_dir(ROOT)
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env_remove("CARGO_PROFILE_RELEASE_LTO");
-    cargo
-}
+use tools::{cargo, have, stdout};
 
 fn target_dir() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("zero_cost")
-}
-
-fn stdout(mut command: Command) -> String {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        status.success(),
-        "{command:?}: {status}\n{}",
-        String::from_utf8_lossy(&stderr)
-    );
-    String::from_utf8(stdout).expect("tools print UTF-8")
-}
-
-fn have(tool: &str) -> bool {
-    let found = Command::new(tool).arg("--version").output().is_ok();
-    if !found {
-        println!("skipped: {tool} is not installed");
-    }
-    found
+    tools::target_dir("zero_cost")
 }
 
 /// Builds the probe with these features and returns its path. The builds share their dependencies,

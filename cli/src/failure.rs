@@ -63,10 +63,13 @@ impl Failure {
         hint.into_iter().fold(failure, Self::hint)
     }
 
-    /// Adds a hint.
+    /// Adds a hint, unless the causes say the same.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        if let Self::Said { hints, .. } = &mut self {
-            hints.push(hint.into());
+        let (hint, said) = (hint.into(), self.in_a_line());
+        if let Self::Said { hints, .. } = &mut self
+            && !said.contains(&hint)
+        {
+            hints.push(hint);
         }
         self
     }
@@ -85,10 +88,8 @@ impl Failure {
             return String::new();
         };
         let mut line = what.clone();
-        let mut next = cause.as_deref().map(|c| c as &(dyn Error + 'static));
-        while let Some(error) = next {
-            line.push_str(&format!(": {error}"));
-            next = error.source();
+        for cause in causes(cause.as_deref()) {
+            line.push_str(&format!(": {cause}"));
         }
         line
     }
@@ -145,6 +146,20 @@ pub(crate) fn code_of(error: &MachineError) -> Code {
     }
 }
 
+/// The texts of an error and its causes, without those that the one before says already.
+fn causes(error: Option<&(dyn Error + Send + Sync + 'static)>) -> Vec<String> {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = error.map(|error| error as &(dyn Error + 'static));
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !texts.last().is_some_and(|last| last.contains(&text)) {
+            texts.push(text);
+        }
+        next = error.source();
+    }
+    texts
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Said {
@@ -154,10 +169,8 @@ impl fmt::Display for Failure {
             return Ok(());
         };
         write!(f, "{ERROR}error{ERROR:#}{BOLD}: {what}{BOLD:#}")?;
-        let mut next = cause.as_deref().map(|c| c as &(dyn Error + 'static));
-        while let Some(error) = next {
-            write!(f, "\n  caused by: {error}")?;
-            next = error.source();
+        for cause in causes(cause.as_deref()) {
+            write!(f, "\n  caused by: {cause}")?;
         }
         for hint in hints {
             write!(f, "\n{HINT}hint{HINT:#}: {hint}")?;

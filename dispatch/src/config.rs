@@ -5,6 +5,12 @@ use core::fmt;
 use crate::{EncParams, Irqchip, Tech, Vendor, VmParams};
 
 /// The kind of a VM: a normal one of the host's vendor, or one of a named technology.
+///
+/// ```
+/// use kvm_ops::{Kind, Tech, Vendor};
+/// assert_eq!(Kind::Normal.tech(Vendor::Amd), Tech::Svm);
+/// assert_eq!(Kind::from_name("sev-snp"), Some(Kind::Of(Tech::SevSnp)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A normal VM: [`Tech::Vmx`] or [`Tech::Svm`], as the host's processors are.
@@ -81,6 +87,13 @@ impl VmConfig {
     }
 
     /// Sets the parameters that only a confidential VM has.
+    ///
+    /// ```
+    /// use kvm_ops::{EncParams, Kind, SevParams, Tech, VmConfig};
+    /// let snp = SevParams { policy: Some(0x3_0000), ..SevParams::default() };
+    /// let config = VmConfig::new(Kind::Of(Tech::SevSnp)).enc(EncParams::Sev(Box::new(snp)));
+    /// assert_eq!(config.kind(), Kind::Of(Tech::SevSnp));
+    /// ```
     pub fn enc(mut self, enc: EncParams) -> Self {
         self.params.enc = enc;
         self

@@ -24,7 +24,8 @@ macro_rules! links {
          [tdx-failures.md]: crate::manual::tdx_failures\n\
          [tdx-run.md]: crate::manual::tdx_run\n\
          [tdx.md]: crate::manual::tdx\n\
-         [testing.md]: crate::manual::testing\n\n"
+         [testing.md]: crate::manual::testing\n\
+         [when-a-vm-ends.md]: crate::manual::when_a_vm_ends\n\n"
     };
 }
 #[cfg(all(feature = "sim", feature = "vmx"))] // For the front page.
@@ -62,6 +63,7 @@ pages! {
     tdx_failures: "docs/tdx-failures.md";
     tdx_run: "docs/tdx-run.md";
     testing: "docs/testing.md";
+    when_a_vm_ends: "docs/when-a-vm-ends.md";
 }
 
 /// The page of plots, with the pictures in the text.

@@ -96,6 +96,18 @@ impl<B: Backend> Vm<B> {
     }
 
     /// Gives up the care for the VM: the caller takes the steps of the teardown. The slots stay set.
+    ///
+    /// ```
+    /// use kvm_ops::sim::SimHost;
+    /// use kvm_ops::{Vendor, VmConfig, VmOps, create};
+    ///
+    /// let vm = create(&SimHost::new(Vendor::Intel), &VmConfig::normal())?;
+    /// let mut vm = vm.into_back_end();
+    /// let released = vm.mmu_release_hkid()?;
+    /// let drained = vm.drain_private(released).map_err(|(error, _)| error)?;
+    /// assert!(vm.vm_free(drained).is_clean());
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
     pub fn into_back_end(self) -> B {
         let mut this = ManuallyDrop::new(self);
         drop(mem::take(&mut this.slots));
@@ -165,6 +177,21 @@ impl<B: Backend> Vm<B> {
     }
 
     /// The slots, by number.
+    ///
+    /// ```
+    /// use kvm_ops::sim::SimHost;
+    /// use kvm_ops::{Gpa, HostRange, MemSlot, SlotId, Vendor, VmConfig, create};
+    /// # #[repr(align(4096))] struct Ram([u8; 8192]);
+    /// # let ram = Box::leak(Box::new(Ram([0; 8192])));
+    /// # // SAFETY: the memory is never freed, and no reference to it is used from here on.
+    /// # let range = unsafe { HostRange::new(ram.0.as_ptr() as u64, 8192)? };
+    /// let mut vm = create(&SimHost::new(Vendor::Intel), &VmConfig::normal())?;
+    /// vm.set_memory_slot(MemSlot::new(SlotId(0), Gpa::new(0x4000), range))?;
+    /// assert!(vm.slots().map(|slot| (slot.gpa, slot.bytes)).eq([(Gpa::new(0x4000), 8192)]));
+    /// vm.delete_memory_slot(SlotId(0))?;
+    /// assert_eq!(vm.slots().count(), 0);
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
     pub fn slots(&self) -> impl Iterator<Item = SlotInfo> + '_ {
         self.slots.values().map(SlotInfo::of)
     }
@@ -244,6 +271,18 @@ impl<B: Backend> Vm<B> {
     ///
     /// # Errors
     /// [`Error::Exists`] or [`Error::Invalid`] for the number; the answer of the host.
+    ///
+    /// ```
+    /// use kvm_ops::sim::SimHost;
+    /// use kvm_ops::{Error, Field, VcpuId, VcpuOps, Vendor, VmConfig, create};
+    ///
+    /// let vm = create(&SimHost::new(Vendor::Intel), &VmConfig::normal().vcpus(2))?;
+    /// let vcpu = vm.create_vcpu(VcpuId(1))?;
+    /// assert_eq!(vcpu.id(), VcpuId(1));
+    /// let again = vm.create_vcpu(VcpuId(1)).map(drop);
+    /// assert_eq!(again, Err(Error::Exists(Field::Vcpu, 1)));
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
     pub fn create_vcpu(&self, id: VcpuId) -> Result<B::Vcpu> {
         self.back_end().create_vcpu(id)
     }
@@ -269,6 +308,18 @@ impl<B: Backend> Vm<B> {
     ///
     /// # Errors
     /// [`Error::WrongState`] the second time; the answer of firmware.
+    ///
+    /// ```
+    /// use kvm_ops::sim::SimHost;
+    /// use kvm_ops::{Error, Exit, Step, VcpuId, VcpuOps, Vendor, VmConfig, create};
+    ///
+    /// let mut vm = create(&SimHost::new(Vendor::Amd), &VmConfig::normal())?;
+    /// let mut vcpu = vm.create_vcpu(VcpuId(0))?;
+    /// assert_eq!(vcpu.vcpu_run(), Err(Error::WrongState(Step::Initialized)));
+    /// vm.finalize()?;
+    /// assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown)); // it has no program
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
     pub fn finalize(&mut self) -> Result<()> {
         self.back_end.vm_finalize()?;
         tracing::debug!(vm = self.id().0, tech = %self.tech(), "vm_finalize");
@@ -407,6 +458,18 @@ impl<B: Backend> Vm<B> {
     ///
     /// The report lists all that could not be freed. If the key could not be released that is
     /// everything, because firmware owns it.
+    ///
+    /// ```
+    /// use kvm_ops::sim::SimHost;
+    /// use kvm_ops::{Kind, Tech, Vendor, VmConfig, create};
+    ///
+    /// let host = SimHost::new(Vendor::Intel);
+    /// let td = create(&host, &VmConfig::new(Kind::Of(Tech::Tdx)))?;
+    /// let report = td.destroy();
+    /// assert!(report.is_clean(), "{:?}", report.leaks);
+    /// assert_eq!((report.keys_freed, host.live_vms()), (1, 0));
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
     pub fn destroy(self) -> FreeReport {
         tear_down(self.into_back_end())
     }

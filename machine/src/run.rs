@@ -6,9 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_ops::{
-    Answer, Diagnosis, Error, Exit, Field, IoEvent, Tech, VcpuId, VcpuOps, VmId,
-};
+use kvm_ops::{Answer, Diagnosis, Error, Exit, Field, IoEvent, Tech, VcpuId, VcpuOps, VmId};
 
 use crate::convert;
 use crate::inside::Events;

@@ -61,15 +61,18 @@ fn run(
     report
 }
 
-/// The error with all its causes, as programs print it.
+/// The error with its causes, without those that the text before says already, as `kvm-ops` prints it.
 fn chain(error: &MachineError) -> String {
-    let mut text = error.to_string();
+    let mut texts = vec![error.to_string()];
     let mut next = error.source();
     while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
+        let text = cause.to_string();
+        if !texts.last().is_some_and(|last| last.contains(&text)) {
+            texts.push(text);
+        }
         next = cause.source();
     }
-    text
+    texts.join(": ")
 }
 
 #[track_caller]
@@ -407,4 +410,53 @@ fn a_vm_explains_an_error_that_it_does_not_remember_by_the_error_alone() {
         &["TDX_OPERAND_BUSY (0x8000020000000092) because of SEPT_TREE"],
     );
     assert!(machine.destroy().is_clean());
+}
+
+/// Ends for the manual: each line as a program prints it.
+fn lines() -> Vec<String> {
+    let poisons = |_: &mut Machine<TestHost>, plan: &FaultPlan| {
+        plan.arm(Fault::nth(1).of(6).status(0xc000_0b0d_0000_0001));
+    };
+    let overlaps = |_: &mut Machine<TestHost>, plan: &FaultPlan| {
+        let overlap = Fault::nth(1).of(FaultPlan::RMPUPDATE).status(4);
+        plan.arm(overlap.times(u64::from(u16::MAX)));
+    };
+    let read = |tech, gpa| Script::new().read(private(tech, gpa), 1);
+    let outside = Gpa::new(0x4000_0000);
+    let refused = |tech, call, status| {
+        let (host, plan) = host(tech);
+        plan.arm(Fault::nth(1).of(call).status(status));
+        let built = Machine::build(&host, config(tech, Script::new().halt()));
+        chain(&built.map(drop).unwrap_err())
+    };
+    let (empty, _) = host(Tech::Tdx);
+    let pool = empty.seam().expect("a TDX module").key_ids();
+    let _leases: Vec<_> = std::iter::from_fn(|| pool.lease().ok()).collect();
+    let exhausted = Machine::build(&empty, config(Tech::Tdx, Script::new())).map(drop);
+    vec![
+        run(Tech::Tdx, read(Tech::Tdx, PAGE), |_, _| ()).to_string(),
+        run(Tech::Tdx, read(Tech::Tdx, PAGE), poisons).to_string(),
+        run(Tech::SevSnp, read(Tech::SevSnp, PAGE), overlaps).to_string(),
+        run(Tech::Sev, read(Tech::Sev, outside), |_, _| ()).to_string(),
+        refused(Tech::Tdx, 17, 0xc000_0608_0000_0000),
+        refused(Tech::SevSnp, 0xa2, 0x7),
+        chain(&exhausted.unwrap_err()),
+    ]
+}
+
+/// `BLESS=1` writes them.
+#[test]
+fn the_manual_shows_these_texts() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/when-a-vm-ends.md");
+    let text = std::fs::read_to_string(page).expect("the page");
+    let fence = "```text\n";
+    let start = text.find(fence).expect("a block") + fence.len();
+    let end = start + text[start..].find("```").expect("the end of the block");
+    let block = lines().join("\n\n") + "\n";
+    if std::env::var_os("BLESS").is_some() {
+        let new = [&text[..start], &block, &text[end..]].concat();
+        std::fs::write(page, new).expect("the page can be written");
+    } else {
+        assert_eq!(&text[start..end], block, "BLESS=1 writes the page");
+    }
 }

@@ -117,7 +117,7 @@ fn a_td_logs_its_steps_and_each_seamcall_with_operands_and_status() {
         assert!(!report.is_failure(), "{report}");
     });
     is_quiet(&log);
-    let vm = "vm{technology=tdx vm=1}";
+    let vm = "vm=1}";
     for step in [
         "vm_init",
         "TD created and initialised technology=\"tdx\" vm=1 key=",
@@ -145,6 +145,13 @@ fn a_td_logs_its_steps_and_each_seamcall_with_operands_and_status() {
             &["TRACE", vm, &call, operand, "status=TDX_SUCCESS (0x"],
         );
     }
+    has(
+        &log,
+        &[
+            "TRACE",
+            "vm{technology=tdx vm=1}:tdx{operation=\"vm_finalize\" vm=1}",
+        ],
+    );
     let vcpu = "vcpu{technology=tdx vm=1 vcpu=0}:vcpu_run{technology=\"tdx\" vm=1 vcpu=0}";
     has(
         &log,
@@ -186,7 +193,8 @@ fn sev_guests_log_their_steps_and_each_command_and_rmp_instruction_with_its_stat
             life(tech, &Arc::default());
         });
         is_quiet(&log);
-        let vm = format!("vm{{technology={tech} vm=1}}");
+        // The VM's first span is that of its initialisation.
+        let vm = "vm=1";
         for step in [
             "ASID leased",
             "launch started",
@@ -196,11 +204,11 @@ fn sev_guests_log_their_steps_and_each_command_and_rmp_instruction_with_its_stat
             "private pages given back",
             "torn down",
         ] {
-            has(&log, &["DEBUG", &vm, step]);
+            has(&log, &["DEBUG", vm, step]);
         }
         for command in commands {
             let command = format!("command=\"{command}\"");
-            has(&log, &["TRACE", &vm, &command, "status=SUCCESS (0x0)"]);
+            has(&log, &["TRACE", vm, &command, "status=SUCCESS (0x0)"]);
         }
         let vcpu = format!("vcpu_run{{technology={tech} vm=1 vcpu=0}}");
         has(

@@ -1,9 +1,9 @@
 //! The operations of a VM, grouped as Linux `arch/x86/kvm/vmx/main.c` groups them.
 
 use crate::{
-    CpuId, DevicePort, Diagnosis, Drained, EncCmd, EncRegion, Error, FreeReport, Gfn, Gpa, InitialPage,
-    KeyReleased, Level, Measurement, MemSlot, Page, Pfn, Privacy, Result, SharedMask, SpteChange,
-    Step, Tech, VcpuId, VmId, dispatchable,
+    CpuId, DevicePort, Diagnosis, Drained, EncCmd, EncRegion, Error, FreeReport, Gfn, Gpa,
+    InitialPage, KeyReleased, Level, Measurement, MemSlot, Page, Pfn, Privacy, Result, SharedMask,
+    SpteChange, Step, Tech, VcpuId, VmId, dispatchable,
 };
 
 /// The operations that every back end implements for a VM.

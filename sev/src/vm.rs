@@ -33,6 +33,22 @@ impl<H: Host> SevVm<H> {
     /// # Errors
     /// Parameters out of range, or of another technology; [`Error::Unsupported`] where the host has
     /// no AMD SP, or no ASIDs for this technology; what the host answers.
+    ///
+    /// ```
+    /// use kvm_ops_core::{Host, Tech, Vendor, VmOps, VmParams};
+    /// use kvm_ops_sev::SevVm;
+    /// use kvm_ops_sim::SimHost;
+    ///
+    /// let host = SimHost::new(Vendor::Amd);
+    /// let mut guest = SevVm::create(&host, host.next_vm_id(), Tech::SevSnp, &VmParams::new(1))?;
+    /// assert_eq!(guest.asid(), None);
+    /// guest.vm_init()?;
+    /// assert!(guest.asid().is_some());
+    /// # let released = guest.mmu_release_hkid()?;
+    /// # let drained = guest.drain_private(released).map_err(|(error, _)| error)?;
+    /// # assert!(guest.vm_free(drained).is_clean());
+    /// # Ok::<(), kvm_ops_core::Error>(())
+    /// ```
     pub fn create(host: &H, id: VmId, tech: Tech, params: &VmParams) -> Result<Self> {
         params.validate()?;
         let missing = Error::unsupported(Missing::HostTech, tech);

@@ -32,11 +32,36 @@ pub(crate) struct Machine {
 
 impl SimHost {
     /// A machine with processors of that vendor.
+    ///
+    /// ```
+    /// use kvm_ops_core::{Host, Runs, Tech, Vendor, VmParams, VmPort};
+    /// use kvm_ops_sim::SimHost;
+    ///
+    /// let host = SimHost::new(Vendor::Intel);
+    /// let vm = host.create_vm(Tech::Vmx, &VmParams::new(1))?;
+    /// assert_eq!((host.runs(), host.live_vms()), (Runs::Programs, 1));
+    /// vm.close()?;
+    /// assert_eq!(host.live_vms(), 0);
+    /// # Ok::<(), kvm_ops_core::Error>(())
+    /// ```
     pub fn new(vendor: Vendor) -> Self {
         Self::from_machine(Machine::new(vendor))
     }
 
-    /// A machine whose software platform is given.
+    /// A machine whose software platform is given: processors, memory, keys.
+    ///
+    /// ```
+    /// use kvm_ops_core::Vendor;
+    /// use kvm_ops_sim::SimHost;
+    ///
+    /// let builder = SimHost::builder(Vendor::Intel);
+    /// # #[cfg(feature = "tdx")]
+    /// let builder = builder.tdx(soft_tdx_module::Platform::builder().processors([0, 0, 1, 1]));
+    /// let host = builder.build()?;
+    /// # #[cfg(feature = "tdx")]
+    /// assert_eq!(host.tdx_platform().unwrap().config().packages, 2);
+    /// # Ok::<(), kvm_ops_sim::BuildError>(())
+    /// ```
     pub fn builder(vendor: Vendor) -> SimHostBuilder {
         SimHostBuilder::new(vendor)
     }

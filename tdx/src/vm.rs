@@ -37,6 +37,22 @@ impl<H: Host> TdxVm<H> {
     /// # Errors
     /// Parameters out of range, of another technology, or an irqchip wholly in the platform;
     /// [`Error::Unsupported`] where the host has no TDX module; what the host answers otherwise.
+    ///
+    /// ```
+    /// use kvm_ops_core::{Host, Step, Vendor, VmOps, VmParams};
+    /// use kvm_ops_sim::SimHost;
+    /// use kvm_ops_tdx::TdxVm;
+    ///
+    /// let host = SimHost::new(Vendor::Intel);
+    /// let mut td = TdxVm::create(&host, host.next_vm_id(), &VmParams::new(1))?;
+    /// assert_eq!((td.step(), td.tdr()), (Step::Created, None));
+    /// td.vm_init()?;
+    /// assert!(td.tdr().is_some());
+    /// # let released = td.mmu_release_hkid()?;
+    /// # let drained = td.drain_private(released).map_err(|(error, _)| error)?;
+    /// # assert!(td.vm_free(drained).is_clean());
+    /// # Ok::<(), kvm_ops_core::Error>(())
+    /// ```
     pub fn create(host: &H, id: VmId, params: &VmParams) -> Result<Self> {
         params.validate()?;
         let td_params = match &params.enc {
@@ -63,7 +79,7 @@ impl<H: Host> TdxVm<H> {
     /// The span of an operation, in which failures of its SEAMCALLs are reported.
     fn span(&self, operation: &'static str) -> EnteredSpan {
         let vm = self.td.life.id().0;
-        tracing::debug_span!("vm", technology = "tdx", vm, operation).entered()
+        tracing::debug_span!("tdx", operation, vm).entered()
     }
 
     /// The amount of private memory.

@@ -190,6 +190,8 @@ impl VmReport {
             self.status = Status::Ok;
         } else {
             self.problems.extend(vm_report::positions(&run));
+            let why = run.diagnosis().map(|why| why.to_string());
+            self.problems.extend(why);
         }
     }
 

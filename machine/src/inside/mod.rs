@@ -6,8 +6,9 @@ mod lines;
 use std::sync::Arc;
 
 use kvm_ops::{
-    AnyVm, DevicePort, Diagnosis, Error, Field, Gfn, Gpa, Host, HostEvent, IoEvent, IoEventMatch, IrqEvent,
-    Irqchip, MemSlot, Msi, PAGE_SIZE, Privacy, Result, SlotInfo, Tech, VcpuId, Vm, VmId, VmOps,
+    AnyVm, DevicePort, Diagnosis, Error, Field, Gfn, Gpa, Host, HostEvent, IoEvent, IoEventMatch,
+    IrqEvent, Irqchip, MemSlot, Msi, PAGE_SIZE, Privacy, Result, SlotInfo, Tech, VcpuId, Vm, VmId,
+    VmOps,
 };
 
 use crate::memory::SharedFrames;

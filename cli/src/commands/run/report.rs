@@ -206,6 +206,9 @@ impl Told<'_> {
                 term::complain(format!("vCPU {}: {}, {total} exits", vcpu.id, vcpu.end));
             }
         }
+        if let Some(why) = run.diagnosis() {
+            term::complain(format!("why: {why}"));
+        }
         for line in vm_report::positions(run) {
             term::complain(line);
         }
