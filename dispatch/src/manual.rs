@@ -7,6 +7,7 @@ macro_rules! links {
         "[DESIGN.md]: crate::manual::design\n\
          [attestation.md]: crate::manual::attestation\n\
          [benchmarks.md]: crate::manual::benchmarks\n\
+         [dependencies.md]: crate::manual::dependencies\n\
          [devices.md]: crate::manual::devices\n\
          [features.md]: crate::manual::features\n\
          [guest-testing.md]: crate::manual::guest_testing\n\
@@ -46,6 +47,7 @@ pages! {
     design: "DESIGN.md";
     attestation: "docs/attestation.md";
     benchmarks: "docs/benchmarks.md";
+    dependencies: "docs/dependencies.md";
     devices: "docs/devices.md";
     features: "docs/features.md";
     guest: "docs/guest.md";
