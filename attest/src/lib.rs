@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod event_log;
 #[cfg_attr(
     not(any(feature = "snp", feature = "tdx")),
     allow(dead_code) // Without a technology, there is nothing to make rows of.

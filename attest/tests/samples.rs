@@ -63,6 +63,7 @@ fn each_quote_fails_where_it_says() {
         let evidence = tdx::Evidence {
             quote: sample.file("quote.bin"),
             collateral: sample.file("collateral.json"),
+            event_log: Some(sample.file("event_log.bin")),
         };
         let verified = tdx::verify(&evidence, &root, &expected, &Waivers::none(), TIME);
         assert_eq!(failure(&verified.verdict), sample.fails, "{}", sample.name);

@@ -67,6 +67,7 @@ fn ours(quote: &[u8], collateral: &str, root: &Root) -> Verified {
     let evidence = Evidence {
         quote,
         collateral: collateral.as_bytes(),
+        event_log: None,
     };
     verify(&evidence, root, &Expected::default(), &Waivers::none(), NOW)
 }
@@ -226,6 +227,7 @@ fn an_old_tcb_and_its_advisories_are_accepted_only_by_name() {
     let evidence = Evidence {
         quote: &quote,
         collateral: json.as_bytes(),
+        event_log: None,
     };
     let root = Root::software().unwrap();
     let with = |statuses: &[&str], advisories: &[&str]| {

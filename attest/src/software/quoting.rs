@@ -6,15 +6,16 @@ use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
-use sha2::{Digest, Sha256, Sha384};
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::parts::IssueError;
 use super::pcs::{Pcs, Platform, qe_signer, qe_svn};
+use crate::tdx::{SEALED_LEN, SealedError, SealedReport};
 use crate::x509::Certificate;
 
 /// Length of a TD's report, TDREPORT_STRUCT.
-pub const TD_REPORT_LEN: usize = 1024;
+pub const TD_REPORT_LEN: usize = SEALED_LEN;
 /// Intel's vendor id of quoting enclaves.
 const QE_VENDOR: [u8; 16] = [
     0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9, 0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07,
@@ -34,8 +35,8 @@ pub enum QuoteFormat {
 #[non_exhaustive]
 pub enum QuotingError {
     /// The report is no TDREPORT_STRUCT of a TD.
-    #[error("not a report of a TD: {0}")]
-    Form(&'static str),
+    #[error("not a report of a TD")]
+    Form(#[from] SealedError),
     /// The report's hashes or its MAC do not match.
     #[error("the report was not made on this platform, or was changed")]
     Mac,
@@ -109,16 +110,11 @@ impl QuotingService {
         platform: &impl TdReportMac,
         format: QuoteFormat,
     ) -> Result<Vec<u8>, QuotingError> {
+        let sealed = SealedReport::from_bytes(report)?;
         let report: &[u8; TD_REPORT_LEN] = report
             .try_into()
-            .map_err(|_| QuotingError::Form("it does not have 0x400 bytes"))?;
-        if report[0] != 0x81 {
-            return Err(QuotingError::Form("its type is not 0x81"));
-        }
-        let is_hash = |part: &[u8], hash: &[u8]| Sha384::digest(part)[..] == *hash;
-        let hashes_match = is_hash(&report[256..495], &report[32..80])
-            && is_hash(&report[512..1024], &report[80..128]);
-        if !hashes_match || !platform.is_valid(report) {
+            .map_err(|_| SealedError::Length(report.len()))?;
+        if !sealed.hashes_match || !platform.is_valid(report) {
             return Err(QuotingError::Mac);
         }
         Ok(self.sign(&body(report, format), format))

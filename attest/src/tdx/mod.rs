@@ -8,9 +8,11 @@ mod backend;
 mod expected;
 mod quote;
 mod roots;
+mod sealed;
 mod verify;
 
 pub use expected::Expected;
 pub use quote::{MAX_QUOTE, Quote, QuoteError, TdReport};
 pub use roots::Root;
+pub use sealed::{SEALED_LEN, SealedError, SealedReport};
 pub use verify::{CHECKS, Evidence, MAX_COLLATERAL, Verified, verify};

@@ -6,6 +6,7 @@ use dcap_qvl::{QuoteClaims, QuoteCollateralV3, QuotePolicy};
 use super::backend::Backend;
 use super::roots::is_software;
 use super::{Expected, Quote, Root};
+use crate::event_log::{EventLog, RTMRS};
 use crate::row::{Check, Rows, Verdict, Waivers};
 use crate::x509::Certificate;
 
@@ -53,6 +54,11 @@ pub(super) mod check {
     pub(crate) const RTMR1: Check = Check::new("rtmr1", Needed, "RTMR1 is the expected one");
     pub(crate) const RTMR2: Check = Check::new("rtmr2", Needed, "RTMR2 is the expected one");
     pub(crate) const RTMR3: Check = Check::new("rtmr3", Needed, "RTMR3 is the expected one");
+    pub(crate) const EVENT_LOG: Check = Check::new(
+        "event-log",
+        Optional,
+        "the event log replays to RTMR0 to RTMR3",
+    );
     pub(crate) const MRCONFIGID: Check =
         Check::new("mrconfigid", Needed, "MRCONFIGID is the expected one");
     pub(crate) const MROWNER: Check = Check::new("mrowner", Needed, "MROWNER is the expected one");
@@ -67,7 +73,7 @@ pub(super) mod check {
 }
 
 /// Every check, in the order of the rows.
-pub const CHECKS: [Check; 21] = [
+pub const CHECKS: [Check; 22] = [
     check::FORM,
     check::COLLATERAL,
     check::ROOT,
@@ -83,6 +89,7 @@ pub const CHECKS: [Check; 21] = [
     check::RTMR1,
     check::RTMR2,
     check::RTMR3,
+    check::EVENT_LOG,
     check::MRCONFIGID,
     check::MROWNER,
     check::MROWNERCONFIG,
@@ -99,6 +106,8 @@ pub struct Evidence<'a> {
     /// The collateral as JSON, in the form of `dcap-qvl` (`QuoteCollateralV3`): revocation lists
     /// and signatures in hex, the chains as PEM, TCB info and QE identity as they were signed.
     pub collateral: &'a [u8],
+    /// The TD's event log, if there is one: its digests are believed if they replay to the RTMRs.
+    pub event_log: Option<&'a [u8]>,
 }
 
 /// The rows, and what the quote says.
@@ -128,6 +137,9 @@ pub fn verify(
         rows.made(check::ROOT, ends_at(quote, root));
         rows.note(root.name().to_owned());
         expected.compare(&mut rows, &quote.report);
+        rows.asked(check::EVENT_LOG, evidence.event_log, |log| {
+            replays(log, &quote.report.rtmr)
+        });
     }
     if let (Some(_), Some(collateral)) = (&quote, collateral) {
         let claims = rows.value(
@@ -172,6 +184,20 @@ fn ends_at(quote: &Quote, root: &Root) -> Result<(), String> {
         "it ends at {}{whose} which is not trusted",
         last.subject()
     ))
+}
+
+/// Compares the RTMRs that a log replays to with those of the quote.
+fn replays(log: &[u8], rtmrs: &[[u8; 48]; RTMRS]) -> Result<(), String> {
+    let log = EventLog::from_bytes(log).map_err(|error| error.to_string())?;
+    for (n, (replayed, has)) in log.rtmrs().iter().zip(rtmrs).enumerate() {
+        if replayed != has {
+            let (replayed, has) = (hex::encode(replayed), hex::encode(has));
+            return Err(format!(
+                "it replays to {replayed} in RTMR{n}, which is {has}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The work of `dcap-qvl`. Debugging and service TDs have rows of their own.

@@ -1,13 +1,18 @@
 //! One certificate.
 
-use x509_cert::der::Decode;
-use x509_cert::der::asn1::ObjectIdentifier;
+use sha2::{Digest, Sha256};
+use x509_cert::der::asn1::{ObjectIdentifier, UintRef};
+use x509_cert::der::{Decode, Reader, SliceReader};
 use x509_cert::name::Name;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use super::X509Error;
 use super::signed::Signed;
 
+const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
 /// A certificate, and its bytes as they came.
@@ -54,6 +59,33 @@ impl Certificate {
         common_name(&self.parsed.tbs_certificate.issuer)
     }
 
+    /// Serial number, big-endian.
+    pub fn serial(&self) -> &[u8] {
+        self.parsed.tbs_certificate.serial_number.as_bytes()
+    }
+
+    /// SHA-256 of the whole certificate, which verifiers' pages name certificates by.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        Sha256::digest(&self.der).into()
+    }
+
+    /// The kind of the key that is certified, in a few words.
+    pub fn key_kind(&self) -> String {
+        let key = self.key();
+        match key.algorithm.oid {
+            RSA => match rsa_bits(key.subject_public_key.raw_bytes()) {
+                Some(bits) => format!("RSA of {bits} bits"),
+                None => "RSA".to_owned(),
+            },
+            EC => match curve(key) {
+                Some(P256) => "ECDSA on P-256".to_owned(),
+                Some(P384) => "ECDSA on P-384".to_owned(),
+                _ => "on an elliptic curve".to_owned(),
+            },
+            other => other.to_string(),
+        }
+    }
+
     /// The key that is certified.
     pub fn key(&self) -> &SubjectPublicKeyInfoOwned {
         &self.parsed.tbs_certificate.subject_public_key_info
@@ -87,7 +119,24 @@ impl Certificate {
     }
 }
 
-fn common_name(name: &Name) -> String {
+/// The curve of a key on a named one (RFC 5480, 2.1.1).
+fn curve(key: &SubjectPublicKeyInfoOwned) -> Option<ObjectIdentifier> {
+    let parameters = key.algorithm.parameters.as_ref()?;
+    parameters.decode_as().ok()
+}
+
+/// Bits of the modulus of an RSAPublicKey (RFC 8017, A.1.1).
+fn rsa_bits(key: &[u8]) -> Option<usize> {
+    let mut reader = SliceReader::new(key).ok()?;
+    let modulus = reader.sequence(|reader| {
+        let modulus = UintRef::decode(reader)?;
+        UintRef::decode(reader)?;
+        Ok(modulus.as_bytes().len())
+    });
+    modulus.ok().map(|bytes| bytes * 8)
+}
+
+pub(super) fn common_name(name: &Name) -> String {
     let found = name
         .0
         .iter()

@@ -4,6 +4,7 @@ use x509_cert::crl::CertificateList;
 use x509_cert::der::{Decode, Encode};
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
+use super::cert::common_name;
 use super::signed::Signed;
 use super::{Certificate, X509Error};
 
@@ -53,6 +54,18 @@ impl Crl {
         list.unwrap_or_default()
             .iter()
             .any(|entry| entry.serial_number == *serial)
+    }
+
+    /// Common name of the issuer, or an empty text.
+    pub fn issuer(&self) -> String {
+        common_name(&self.parsed.tbs_cert_list.issuer)
+    }
+
+    /// Serial numbers of the revoked certificates, big-endian.
+    pub fn revoked(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        let list = self.parsed.tbs_cert_list.revoked_certificates.as_deref();
+        let list = list.unwrap_or_default().iter();
+        list.map(|entry| entry.serial_number.as_bytes())
     }
 
     /// When the list was issued, and when the next one is due, in seconds of Unix time.

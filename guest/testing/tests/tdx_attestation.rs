@@ -98,6 +98,7 @@ fn a_verifier_accepts_the_quote_that_the_guest_got() {
         let evidence = Evidence {
             quote: &quote,
             collateral: collateral.as_bytes(),
+            event_log: None,
         };
         let expected = Expected {
             mrtd: Some(td.mrtd()),

@@ -176,7 +176,7 @@ fn a_seed_is_loaded_unharmed_for_its_chip_and_until_snp_ends() {
     };
     assert_eq!(run(&p, newer), Status::INVALID_PARAM);
     let outside = SnpVlekLoad {
-        vlek_wrapped_paddr: (p.memory_len() - 0x100).into(),
+        vlek_wrapped_address: (p.memory_len() - 0x100).into(),
         ..good
     };
     assert_eq!(run(&p, outside), Status::INVALID_ADDRESS);

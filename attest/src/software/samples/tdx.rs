@@ -3,6 +3,7 @@
 use super::super::parts::Result;
 use super::super::{Collateral, Pcs, Platform, QuoteFormat, QuotingService};
 use super::{Sample, TIME};
+use crate::event_log::{EventKind, EventLog, Writer};
 use crate::tdx::Expected;
 
 const DAY: u64 = 86_400;
@@ -11,6 +12,10 @@ const ATTRIBUTES: u64 = 1 << 28;
 const SEED: [u8; 32] = *b"kvm-ops: service of the samples\0";
 /// Offset of the signature data of a version 5 quote: after header, frame, body and length.
 const AUTH: usize = 48 + 6 + 648 + 4;
+/// Offset of the first digest in the event log: behind the header and the event's first fields.
+const LOG_DIGEST: usize = 65 + 14;
+/// Length of the last event: its fields and its data.
+const LAST_EVENT: usize = 66 + 21;
 
 /// The values that a verifier of the samples expects.
 pub fn expected() -> Expected {
@@ -20,13 +25,41 @@ pub fn expected() -> Expected {
         mr_config_id: Some(digest(1)),
         mr_owner: Some(digest(2)),
         mr_owner_config: Some(digest(3)),
-        rtmr: [4, 5, 6, 7].map(digest).map(Some),
+        rtmr: replayed().map(Some),
         mr_seam: Some([0x5e; 48]),
         attributes: Some(ATTRIBUTES),
         xfam: Some(3),
         report_data: Some([0xda; 64]),
         ..Expected::default()
     }
+}
+
+/// What the TD of the samples measured: RTMR, type, data.
+const EVENTS: [(usize, EventKind, &[u8]); 5] = [
+    (
+        0,
+        EventKind::EFI_ACTION,
+        b"Calling EFI Application from Boot Option",
+    ),
+    (0, EventKind::SEPARATOR, &[0; 4]),
+    (1, EventKind::SEPARATOR, &[0; 4]),
+    (2, EventKind::EVENT_TAG, b"console=hvc0"),
+    (3, EventKind::IPL, b"of the owner's choice"),
+];
+
+/// The log of that.
+fn log() -> Vec<u8> {
+    let mut log = Writer::new();
+    for (rtmr, kind, data) in EVENTS {
+        // Refused are other RTMRs and long logs only.
+        let _ = log.measure(rtmr, kind, data);
+    }
+    log.as_bytes().to_vec()
+}
+
+/// The RTMRs after that.
+fn replayed() -> [[u8; 48]; 4] {
+    EventLog::from_bytes(&log()).map_or([[0; 48]; 4], |log| log.rtmrs())
 }
 
 /// A quote in the making, with the parts that a sample changes.
@@ -38,6 +71,7 @@ struct Making {
     platform: Platform,
     says: Collateral,
     json: String,
+    log: Vec<u8>,
 }
 
 impl Making {
@@ -47,9 +81,10 @@ impl Making {
         body[16..64].fill(0x5e);
         body[120..128].copy_from_slice(&ATTRIBUTES.to_le_bytes());
         body[128..136].copy_from_slice(&3_u64.to_le_bytes());
-        for (n, digest) in body[136..520].chunks_exact_mut(48).enumerate() {
+        for (n, digest) in body[136..328].chunks_exact_mut(48).enumerate() {
             digest.fill(0x10 + n as u8);
         }
+        body[328..520].copy_from_slice(replayed().as_flattened());
         body[520..584].fill(0xda);
         if format == QuoteFormat::V5 {
             body.extend_from_slice(&TEE_TCB_SVN);
@@ -64,6 +99,7 @@ impl Making {
             says: Collateral::new(&platform, TEE_TCB_SVN),
             platform,
             json: String::new(),
+            log: log(),
         }
     }
 
@@ -78,6 +114,7 @@ impl Making {
         vec![
             ("quote.bin", self.quote.clone()),
             ("collateral.json", self.json.clone().into_bytes()),
+            ("event_log.bin", self.log.clone()),
         ]
     }
 }
@@ -87,7 +124,7 @@ type Change = fn(&mut Making);
 fn nothing(_: &mut Making) {}
 
 /// Name, the check that fails, what is wrong, the change before signing, the change after.
-const BAD: [(&str, &str, &str, Change, Change); 29] = [
+const BAD: [(&str, &str, &str, Change, Change); 32] = [
     ("mrtd", "mrtd", "another MRTD", |m| m.body[136] = 1, nothing),
     (
         "mrconfigid",
@@ -284,6 +321,27 @@ const BAD: [(&str, &str, &str, Change, Change); 29] = [
         "bytes behind the quote that are not zero",
         nothing,
         |m| m.quote.push(1),
+    ),
+    (
+        "event-log-changed",
+        "event-log",
+        "a digest in the event log changed",
+        nothing,
+        |m| m.log[LOG_DIGEST] ^= 1,
+    ),
+    (
+        "event-log-short",
+        "event-log",
+        "the last event of the log left out",
+        nothing,
+        |m| m.log.truncate(m.log.len() - LAST_EVENT),
+    ),
+    (
+        "event-log-cut",
+        "event-log",
+        "an event log that is cut",
+        nothing,
+        |m| m.log.truncate(m.log.len() - 1),
     ),
 ];
 

@@ -24,15 +24,37 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum What {
+    Inspect(InspectArgs),
     New(NewArgs),
     Samples(SamplesArgs),
     Verify(Box<VerifyArgs>),
 }
 
+/// Shows what a file of evidence says, without verifying it
+///
+/// The kind is told by the bytes: the report of an SNP guest, the report or quote of a TD,
+/// certificates in DER or PEM, the certificate table of an extended guest request, a revocation
+/// list, or the event log of a TD (/sys/firmware/acpi/tables/data/CCEL).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvm-ops attest inspect report.bin
+  kvm-ops attest inspect quote.bin --json | jq -r .says.mrtd
+  kvm-ops attest inspect /sys/firmware/acpi/tables/data/CCEL")]
+pub(super) struct InspectArgs {
+    /// The file
+    #[arg(value_name = "FILE")]
+    pub(super) evidence: PathBuf,
+
+    /// Report as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
 /// Launches a small guest on a software platform, and writes its evidence into a directory
 ///
 /// For an SNP guest these are report.bin, cert_chain.pem (VCEK, ASK and ARK) and crl.der; for a TD
-/// quote.bin and collateral.json. What a verifier must expect is printed and not written there: it
+/// quote.bin, collateral.json and event_log.bin. What a verifier must expect is printed and not written there: it
 /// must come from somebody else than the evidence. Files that exist are not overwritten.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -95,7 +117,7 @@ pub(super) struct SamplesArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The exit code is 0 only if every check was made and passed, or was given up by name (--waive); those
-of ID key, author key, guest SVN and FMSPC may be left out. It is 1 if a check failed, if one was not
+of ID key, author key, guest SVN, FMSPC and event log may be left out. It is 1 if a check failed, if one was not
 asked, or if a file cannot be read.
 
 Expected values never come from the evidence's own directory: state them.
@@ -217,6 +239,10 @@ pub(super) struct TdxArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) collateral: Option<PathBuf>,
 
+    /// The TD's event log, which must replay to its RTMRs
+    #[arg(long, value_name = "FILE")]
+    pub(super) event_log: Option<PathBuf>,
+
     /// MRTD
     #[arg(long, value_name = "HEX", value_parser = parse_exact::<48>)]
     pub(super) mrtd: Option<Bytes<48>>,
@@ -279,6 +305,7 @@ impl TdxArgs {
     pub(super) fn given(&self) -> Option<&'static str> {
         first(&[
             ("--collateral", self.collateral.is_some()),
+            ("--event-log", self.event_log.is_some()),
             ("--mrtd", self.mrtd.is_some()),
             ("--rtmr0", self.rtmr0.is_some()),
             ("--rtmr1", self.rtmr1.is_some()),

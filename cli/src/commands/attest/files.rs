@@ -13,6 +13,7 @@ pub(super) const CHAIN: &str = "cert_chain.pem";
 pub(super) const CRL: &str = "crl.der";
 pub(super) const QUOTE: &str = "quote.bin";
 pub(super) const COLLATERAL: &str = "collateral.json";
+pub(super) const EVENT_LOG: &str = "event_log.bin";
 
 /// The size limit of a file. The largest evidence is a revocation list, of at most 1 MiB.
 const LIMIT: u64 = 2 << 20;

@@ -1,8 +1,9 @@
-//! `kvm-ops attest`: evidence of confidential VMs, made and verified.
+//! `kvm-ops attest`: evidence of confidential VMs, made, shown and verified.
 
 mod args;
 mod fields;
 mod files;
+mod inspect;
 mod new_snp;
 mod new_td;
 mod rows;
@@ -19,6 +20,7 @@ use crate::failure::Outcome;
 
 pub(crate) fn run(args: &Args) -> Outcome {
     match &args.what {
+        What::Inspect(args) => inspect::run(args),
         What::New(args) => match args.tech {
             TechChoice::Snp => new_snp::new_report(args),
             TechChoice::Tdx => new_td::new_quote(args),

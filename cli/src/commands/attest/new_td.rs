@@ -3,6 +3,7 @@
 use std::fs;
 use std::sync::{Arc, Mutex};
 
+use kvm_ops_attest::event_log::{EventKind, EventLog, Writer};
 use kvm_ops_attest::software::{Collateral, Pcs, QuoteFormat, QuotingService, TD_REPORT_LEN};
 use soft_tdx_module::report::{TEE_TCB_SVN, mr_seam};
 use soft_tdx_module::{GuestLeaf, GuestOp, HostLeaf as L, Outcome as Done, Platform, Regs};
@@ -17,9 +18,11 @@ const HKID: u64 = 33;
 const PARAMS: u64 = 0x10_0000;
 const SOURCE: u64 = 0x20_0000;
 const PAGES: u64 = 0x4000_0000;
-/// In the TD's only page: what it puts into its report, and the report.
+/// In the TD's only page: the data that it puts into its report, and the report.
 const DATA_GPA: u64 = 0x800;
 const REPORT_GPA: u64 = 0x400;
+/// In that page: the digest that an RTMR is extended with.
+const DIGEST_GPA: u64 = 0x880;
 /// SEPT_VE_DISABLE, which verifiers insist on.
 const ATTRIBUTES: u64 = 1 << 28;
 /// x87 and SSE.
@@ -39,9 +42,13 @@ pub(super) fn new_quote(args: &NewArgs) -> Outcome {
         &directory.join(files::COLLATERAL),
         made.collateral.as_bytes(),
     )?;
+    write_new(&directory.join(files::EVENT_LOG), &made.event_log)?;
     Written {
-        about: format!("a quote of {} bytes and its collateral", made.quote.len()),
-        files: &[files::QUOTE, files::COLLATERAL],
+        about: format!(
+            "a quote of {} bytes, its collateral, and an event log",
+            made.quote.len()
+        ),
+        files: &[files::QUOTE, files::COLLATERAL, files::EVENT_LOG],
         question: question(args, &made),
     }
     .tell(args)
@@ -53,26 +60,27 @@ fn question(args: &NewArgs, made: &Made) -> String {
         data if *data == [0; 64] => "00".to_owned(),
         data => hex::encode(data),
     };
-    let zero = "0".repeat(96);
-    let zeros = [
-        "rtmr0",
-        "rtmr1",
-        "rtmr2",
-        "rtmr3",
-        "mrconfigid",
-        "mrowner",
-        "mrownerconfig",
+    let zero = [0; 48];
+    let [rtmr0, rtmr1, rtmr2, rtmr3] = made.rtmrs;
+    let digests = [
+        ("rtmr0", rtmr0),
+        ("rtmr1", rtmr1),
+        ("rtmr2", rtmr2),
+        ("rtmr3", rtmr3),
+        ("mrconfigid", zero),
+        ("mrowner", zero),
+        ("mrownerconfig", zero),
     ];
-    let zeros: Vec<_> = zeros
+    let digests: Vec<_> = digests
         .iter()
-        .map(|name| format!("--{name} {zero} \\\n    "))
+        .map(|(name, value)| format!("--{name} {} \\\n    ", hex::encode(value)))
         .collect();
     format!(
         "kvm-ops attest verify {} --root software \\\n    --mrtd {} \\\n    --report-data {data} \
          --attributes {ATTRIBUTES:#x} --xfam {XFAM:#x} \\\n    {}--mrseam {}",
         args.directory.display(),
         hex::encode(made.mrtd),
-        zeros.concat(),
+        digests.concat(),
         hex::encode(mr_seam()),
     )
 }
@@ -83,12 +91,41 @@ struct Made {
     collateral: String,
     /// Computed beside the launch, not by the platform.
     mrtd: [u8; 48],
+    event_log: Vec<u8>,
+    /// The values that the log replays to.
+    rtmrs: [[u8; 48]; 4],
+}
+
+/// What the TD measures while it starts, as firmware and a boot loader would: RTMR, type, data.
+const EVENTS: [(usize, EventKind, &[u8]); 4] = [
+    (
+        0,
+        EventKind::EFI_ACTION,
+        b"Calling EFI Application from Boot Option",
+    ),
+    (0, EventKind::SEPARATOR, &[0; 4]),
+    (1, EventKind::SEPARATOR, &[0; 4]),
+    (2, EventKind::IPL, b"a demo of kvm-ops"),
+];
+
+/// An RTMR and the digest that it is extended with.
+type Extension = (u64, [u8; 48]);
+
+/// The log of these events, and the extensions that the TD makes of them.
+fn measured() -> Fallible<(Vec<u8>, Vec<Extension>)> {
+    let mut log = Writer::new();
+    let mut extensions = Vec::new();
+    for (rtmr, kind, data) in EVENTS {
+        extensions.push((rtmr as u64, log.measure(rtmr, kind, data)?));
+    }
+    Ok((log.as_bytes().to_vec(), extensions))
 }
 
 fn make(args: &NewArgs) -> Fallible<Made> {
     let platform = Platform::builder().build()?;
     platform.bring_up()?;
-    let (report, mrtd) = launch(&platform, &args.report_data.0)?;
+    let (event_log, extensions) = measured()?;
+    let (report, mrtd) = launch(&platform, &extensions, &args.report_data.0)?;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed)?;
     let service = QuotingService::new(seed)?;
@@ -102,11 +139,17 @@ fn make(args: &NewArgs) -> Fallible<Made> {
         quote: service.quote(&report, &mac, format)?,
         collateral: format!("{:#}", Pcs.collateral(service.platform(), &says)?),
         mrtd,
+        rtmrs: EventLog::from_bytes(&event_log)?.rtmrs(),
+        event_log,
     })
 }
 
-/// A TD of one page and one vCPU asks for its report. The report, and its MRTD.
-fn launch(p: &Platform, data: &[u8; 64]) -> Fallible<(Vec<u8>, [u8; 48])> {
+/// A TD of one page and one vCPU measures and asks for its report. The report, and its MRTD.
+fn launch(
+    p: &Platform,
+    extensions: &[Extension],
+    data: &[u8; 64],
+) -> Fallible<(Vec<u8>, [u8; 48])> {
     let mut pages = (PAGES..).step_by(4096);
     let mut take = || pages.next().unwrap_or(PAGES);
     let regs = |rcx, rdx| Regs {
@@ -155,7 +198,7 @@ fn launch(p: &Platform, data: &[u8; 64]) -> Fallible<(Vec<u8>, [u8; 48])> {
         p.call(0, L::MrExtend, regs(chunk, tdr))?;
     }
     p.call(0, L::MrFinalize, regs(tdr, 0))?;
-    let read = ask(p, tdvpr, data);
+    let read = ask(p, tdvpr, extensions, data);
     p.call(0, L::VpEnter, regs(tdvpr, 0))?;
     let report = read.lock().map(|read| read.clone());
     Ok((report.unwrap_or_default(), mrtd()))
@@ -181,8 +224,8 @@ fn mrtd() -> [u8; 48] {
     mrtd.value()
 }
 
-/// Sets the TD's program: it asks for its report, reads it, and calls the host.
-fn ask(p: &Platform, tdvpr: u64, data: &[u8; 64]) -> Arc<Mutex<Vec<u8>>> {
+/// Sets the TD's program: it extends RTMRs, asks for its report, reads it, and calls the host.
+fn ask(p: &Platform, tdvpr: u64, extensions: &[Extension], data: &[u8; 64]) -> Arc<Mutex<Vec<u8>>> {
     let call = Regs {
         rcx: REPORT_GPA,
         rdx: DATA_GPA,
@@ -196,7 +239,9 @@ fn ask(p: &Platform, tdvpr: u64, data: &[u8; 64]) -> Arc<Mutex<Vec<u8>>> {
         gpa: REPORT_GPA,
         len: TD_REPORT_LEN,
     };
-    let mut steps = [write, GuestOp::Tdcall(call), read].into_iter();
+    let mut steps: Vec<_> = extensions.iter().flat_map(extend).collect();
+    steps.extend([write, GuestOp::Tdcall(call), read]);
+    let mut steps = steps.into_iter();
     let report = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&report);
     p.set_guest(tdvpr, move |last: &Done| {
@@ -207,4 +252,18 @@ fn ask(p: &Platform, tdvpr: u64, data: &[u8; 64]) -> Arc<Mutex<Vec<u8>>> {
         steps.next().unwrap_or_else(|| GuestOp::vmcall(12, [0; 4]))
     });
     report
+}
+
+/// The steps of an extension: the digest into memory, TDG.MR.RTMR.EXTEND.
+fn extend((rtmr, digest): &Extension) -> [GuestOp; 2] {
+    let write = GuestOp::Write {
+        gpa: DIGEST_GPA,
+        data: digest.to_vec(),
+    };
+    let call = Regs {
+        rcx: DIGEST_GPA,
+        rdx: *rtmr,
+        ..Regs::leaf(GuestLeaf::MrRtmrExtend.number())
+    };
+    [write, GuestOp::Tdcall(call)]
 }

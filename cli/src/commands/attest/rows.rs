@@ -6,7 +6,7 @@ use kvm_ops_attest::{Outcome as Row, Verdict};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::fields::Field;
+use super::fields::{Field, add_rows, json};
 use crate::doctor::text::{finish, table};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
@@ -73,12 +73,7 @@ impl Findings<'_> {
             return rows;
         }
         let mut fields = table(&["FIELD", "VALUE"]);
-        for field in &self.fields {
-            fields.add_row([field.name, &field.value]);
-            if !field.meaning.is_empty() {
-                fields.add_row(["", &field.meaning]);
-            }
-        }
+        add_rows(&mut fields, &self.fields);
         format!("{rows}\n\n{}", finish(fields))
     }
 
@@ -93,10 +88,6 @@ impl Findings<'_> {
             },
             note: Some(row.note.as_str()).filter(|note| !note.is_empty()),
         });
-        let says = self.fields.iter().map(|field| {
-            let name = field.name.replace(' ', "_");
-            (name, Value::from(field.value.as_str()))
-        });
         Json {
             technology: self.technology,
             accepted: self.verdict.is_accepted(),
@@ -104,7 +95,7 @@ impl Findings<'_> {
             failed: self.verdict.first_failure().map(|(check, _)| check.name),
             not_asked: self.verdict.open().map(|check| check.name).collect(),
             rows: rows.collect(),
-            says: self.verdict.is_authentic().then(|| says.collect()),
+            says: self.verdict.is_authentic().then(|| json(&self.fields)),
         }
     }
 }

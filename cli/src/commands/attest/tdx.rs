@@ -23,9 +23,11 @@ pub(super) fn verify_quote(args: &VerifyArgs) -> Outcome {
             .hint("name it with --collateral, or a directory that has both")
             .code(Code::Usage)
     })?;
+    let log = event_log(args)?;
     let evidence = Evidence {
         quote: &quote,
         collateral: &read(&collateral)?,
+        event_log: log.as_deref(),
     };
     let verified = verify(&evidence, &root, &expected(args), &waivers, time(args)?);
     Findings {
@@ -39,6 +41,17 @@ pub(super) fn verify_quote(args: &VerifyArgs) -> Outcome {
             .unwrap_or_default(),
     }
     .tell(args.json)
+}
+
+/// The event log: optional in a directory, but required if an option names it.
+fn event_log(args: &VerifyArgs) -> Result<Option<Vec<u8>>, Failure> {
+    let beside = args
+        .evidence
+        .is_dir()
+        .then(|| args.evidence.join(files::EVENT_LOG));
+    let path = args.tdx.event_log.clone();
+    let path = path.or(beside.filter(|path| path.exists()));
+    path.as_deref().map(read).transpose()
 }
 
 fn expected(args: &VerifyArgs) -> Expected {

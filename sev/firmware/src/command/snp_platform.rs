@@ -150,7 +150,7 @@ layout! {
         0x00 in length: Length<0x10>,
         0x04 in vlek_wrapped_version: u8,
         0x05 _ reserved: Reserved<3>,
-        0x08 in vlek_wrapped_paddr: U64,
+        0x08 in vlek_wrapped_address: U64,
     }
 }
 

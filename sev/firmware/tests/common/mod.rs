@@ -354,7 +354,7 @@ pub fn vlek_load(p: &Platform, seed: &VlekSeed) -> SnpVlekLoad {
     let wrapped = p.wrap_vlek(seed, [7; 12]);
     p.host_write(SCRATCH, wrapped.as_bytes()).unwrap();
     SnpVlekLoad {
-        vlek_wrapped_paddr: SCRATCH.into(),
+        vlek_wrapped_address: SCRATCH.into(),
         ..Default::default()
     }
 }

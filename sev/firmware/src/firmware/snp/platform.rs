@@ -251,7 +251,7 @@ impl Firmware<'_> {
             return Err(Status::INVALID_PARAM);
         }
         let mut wrapped = WrappedVlek::default();
-        self.read(buffer.vlek_wrapped_paddr.get(), wrapped.as_mut_bytes())?;
+        self.read(buffer.vlek_wrapped_address.get(), wrapped.as_mut_bytes())?;
         let key = self.sp.identity.vlek_wrapping_key();
         let seed = VlekSeed::unwrap(&key, &wrapped).ok_or(Status::BAD_MEASUREMENT)?;
         self.sp.vlek = Some(seed);
