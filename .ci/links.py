@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 
-# In texts of tracing (about a trait that every type has) and of the standard library (about Arc and
-# Box), which rustdoc repeats on our pages.
-FOREIGN = ("dispatcher#setting-the-default-subscriber", "../../std/")
+# In texts of others that rustdoc repeats on our pages: of tracing (about a trait that every type has),
+# of the standard library (about Arc and Box) and of vm-memory (about its trait of guest memory).
+FOREIGN = ("dispatcher#setting-the-default-subscriber", "../../std/", "struct.VolatileSlice.html")
 
 
 class Page(HTMLParser):
