@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(any(feature = "snp", feature = "tdx"))]
+mod bytes;
 pub mod event_log;
 #[cfg_attr(
     not(any(feature = "snp", feature = "tdx")),

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use crate::bytes::at;
+
 /// Length in bytes.
 pub const REPORT_LEN: usize = 0x4a0;
 /// Length of what is signed; the signature follows.
@@ -171,11 +173,4 @@ impl Report {
             s + SCALAR..REPORT_LEN,
         ]
     }
-}
-
-/// `N` bytes at `offset`. Offsets are constants of this file, within the report.
-fn at<const N: usize>(bytes: &[u8; REPORT_LEN], offset: usize) -> [u8; N] {
-    let mut out = [0; N];
-    out.copy_from_slice(&bytes[offset..offset + N]);
-    out
 }

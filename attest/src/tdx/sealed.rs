@@ -4,6 +4,7 @@ use sha2::{Digest, Sha384};
 use thiserror::Error;
 
 use super::TdReport;
+use crate::bytes::at;
 
 /// Length of a report, TDREPORT_STRUCT.
 pub const SEALED_LEN: usize = 1024;
@@ -80,11 +81,4 @@ impl SealedReport {
             },
         })
     }
-}
-
-/// `N` bytes at `offset`. Offsets are constants of this file, within the report.
-fn at<const N: usize>(bytes: &[u8; SEALED_LEN], offset: usize) -> [u8; N] {
-    let mut out = [0; N];
-    out.copy_from_slice(&bytes[offset..offset + N]);
-    out
 }

@@ -2,29 +2,17 @@
 
 use super::FieldError;
 use super::layout::Wire;
+use super::word;
 use crate::machine::entry::{PageSize, permission};
 use std::fmt;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// System physical address of a 4 KiB page, with or without the C-bit. A multiple of 0x1000.
-#[derive(
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(transparent)]
-pub struct PageAddress(U64);
+word! {
+    /// System physical address of a 4 KiB page, with or without the C-bit. A multiple of 0x1000.
+    #[derive(PartialOrd, Ord)]
+    PageAddress(U64), u64, get
+}
 
 impl PageAddress {
     /// This address, if it is that of a page.
@@ -34,20 +22,6 @@ impl PageAddress {
             Err(error) => Err(error),
         }
     }
-
-    /// Any address, aligned or not: for buffers that the firmware is to refuse.
-    pub const fn from_raw(address: u64) -> Self {
-        Self(U64::new(address))
-    }
-
-    /// The address.
-    pub const fn get(self) -> u64 {
-        self.0.get()
-    }
-}
-
-impl Wire for PageAddress {
-    const DEFAULT: Self = Self::from_raw(0);
 }
 
 const fn aligned(address: u64, size: PageSize) -> Result<u64, FieldError> {
@@ -60,29 +34,11 @@ const fn aligned(address: u64, size: PageSize) -> Result<u64, FieldError> {
     }
 }
 
-impl fmt::Debug for PageAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.get())
-    }
+word! {
+    /// PAGE_PADDR in bits 63:12 and PAGE_SIZE in bit 0 of one word, as PAGE_RECLAIM and PAGE_UNSMASH
+    /// have them.
+    SizedPage(U64), u64, raw
 }
-
-/// PAGE_PADDR in bits 63:12 and PAGE_SIZE in bit 0 of one word, as PAGE_RECLAIM and PAGE_UNSMASH
-/// have them.
-#[derive(
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(transparent)]
-pub struct SizedPage(U64);
 
 impl SizedPage {
     /// The page of this size at an address that is a multiple of it.
@@ -93,16 +49,6 @@ impl SizedPage {
         ))
     }
 
-    /// Any word: for buffers that the firmware is to refuse.
-    pub const fn from_raw(word: u64) -> Self {
-        Self(U64::new(word))
-    }
-
-    /// The word.
-    pub const fn raw(self) -> u64 {
-        self.0.get()
-    }
-
     /// The address, as it stands in the word.
     pub const fn address(self) -> u64 {
         self.raw() & !1
@@ -111,16 +57,6 @@ impl SizedPage {
     /// The size.
     pub const fn size(self) -> PageSize {
         PageSize::of_bit(self.raw() & 1 != 0)
-    }
-}
-
-impl Wire for SizedPage {
-    const DEFAULT: Self = Self::from_raw(0);
-}
-
-impl fmt::Debug for SizedPage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.raw())
     }
 }
 

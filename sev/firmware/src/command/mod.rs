@@ -58,6 +58,7 @@ mod platform;
 mod policy;
 mod snp_guest;
 mod snp_platform;
+mod word;
 
 pub use address::{PageAddress, SizedPage, VmplPerms};
 pub use bits::FieldError;
@@ -72,6 +73,7 @@ pub use zerocopy::little_endian::{U16, U32, U64};
 
 pub(crate) use bits::bits;
 pub(crate) use layout::{Layout, layout};
+pub(crate) use word::word;
 
 use std::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

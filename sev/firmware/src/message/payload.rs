@@ -2,9 +2,8 @@
 //! `arch/x86/include/asm/sev.h`.
 
 use super::MessageType;
-use crate::command::{FieldError, Reserved, U32, U64, bits, layout, layout::Wire};
-use std::fmt;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use crate::command::{FieldError, Reserved, U32, U64, bits, layout, word};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The payload of a request, and the type of its message.
 pub trait Request: IntoBytes + Immutable {
@@ -14,22 +13,10 @@ pub trait Request: IntoBytes + Immutable {
     type Response: FromBytes;
 }
 
-/// KEY_SEL of a report request: the key that shall sign, in bits 1:0.
-#[derive(
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(transparent)]
-pub struct KeySel(U32);
+word! {
+    /// KEY_SEL of a report request: the key that shall sign, in bits 1:0.
+    KeySel(U32), u32, number
+}
 
 impl KeySel {
     /// The VLEK if one is loaded, else the VCEK.
@@ -48,26 +35,6 @@ impl KeySel {
                 value: number as u64,
             }),
         }
-    }
-
-    /// Any number: for requests that the firmware is to refuse.
-    pub const fn from_raw(number: u32) -> Self {
-        Self(U32::new(number))
-    }
-
-    /// The number.
-    pub const fn number(self) -> u32 {
-        self.0.get()
-    }
-}
-
-impl Wire for KeySel {
-    const DEFAULT: Self = Self::ANY;
-}
-
-impl fmt::Debug for KeySel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.number())
     }
 }
 
