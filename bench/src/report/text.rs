@@ -240,7 +240,7 @@ fn reading(out: &mut String, figures: &[Figures]) -> Result<()> {
          price. Four targets can be told apart by compares in two shapes only: halves, which miss 1/2 + 1/2 \
          = 1.0 times an operation, or one after another, which misses 1/4 + 1/4 + 1/4 = 0.75 times, as often \
          as an indirect branch does and the least that is possible. That chain comes to {} inlined, {} \
-         outlined, {} called. Its price are up to three compares for the technology that it asks last: a \
+         outlined, {} called. Its price is up to three compares for the technology that it asks last: a \
          fleet of SEV guests takes {} inlined and {} called, where 2x2 takes {} and {}. It loses {}. A target \
          picked by a conditional move is an indirect branch again. What removes the misses altogether is to \
          visit the fleet technology by technology: {} ns instead of {} ns.",
