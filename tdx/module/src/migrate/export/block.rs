@@ -2,23 +2,15 @@
 
 use crate::call::{Call, Leaf, busy, mem_operands, state_or, tdr};
 use crate::lock::{LockMode, Side};
-use crate::migrate::entries::GpaList;
+use crate::migrate::entries::{GpaList, LockedLeaf};
 use crate::migrate::lists::Outcome;
 use crate::sept::SeptState as S;
 use crate::status::Operand;
+use crate::td::Td;
 
 /// TDH.EXPORT.BLOCKW
 pub(crate) fn blockw(c: &mut Call<'_, '_>) -> Leaf {
-    let p = c.p;
-    let tdr = tdr(p, c.regs.rdx, LockMode::Shared, Operand::RDX)?;
-    let td = tdr.td;
-    let _op_state = c.td_state(td, true)?;
-    let _tree = td
-        .tree
-        .guard(LockMode::Shared, Side::Host)
-        .ok_or(busy(Operand::SEPT_TREE))?;
-    let list = GpaList::parse(p, c.regs.rcx)?;
-    c.for_each_page(td, list, |leaf| {
+    change_listed(c, |td, leaf| {
         let to = match leaf.content.state() {
             S::Mapped => S::BlockedW,
             S::ExportedDirty => S::ExportedDirtyBlockedW,
@@ -34,16 +26,7 @@ pub(crate) fn blockw(c: &mut Call<'_, '_>) -> Leaf {
 
 /// TDH.EXPORT.RESTORE
 pub(crate) fn restore(c: &mut Call<'_, '_>) -> Leaf {
-    let p = c.p;
-    let tdr = tdr(p, c.regs.rdx, LockMode::Shared, Operand::RDX)?;
-    let td = tdr.td;
-    let _op_state = c.td_state(td, true)?;
-    let _tree = td
-        .tree
-        .guard(LockMode::Shared, Side::Host)
-        .ok_or(busy(Operand::SEPT_TREE))?;
-    let list = GpaList::parse(p, c.regs.rcx)?;
-    c.for_each_page(td, list, |leaf| {
+    change_listed(c, |td, leaf| {
         let state = leaf.content.state();
         if !state.is_exported() {
             return Err(Outcome::StateIncorrect);
@@ -53,6 +36,23 @@ pub(crate) fn restore(c: &mut Call<'_, '_>) -> Leaf {
         m.mig_count = m.mig_count.wrapping_sub(1);
         Ok(())
     })
+}
+
+/// Changes the entry of each page of the GPA list in RCX, of the TD in RDX.
+fn change_listed(
+    c: &mut Call<'_, '_>,
+    mut change: impl FnMut(&Td, &LockedLeaf<'_>) -> Result<(), Outcome>,
+) -> Leaf {
+    let p = c.p;
+    let tdr = tdr(p, c.regs.rdx, LockMode::Shared, Operand::RDX)?;
+    let td = tdr.td;
+    let _op_state = c.td_state(td, true)?;
+    let _tree = td
+        .tree
+        .guard(LockMode::Shared, Side::Host)
+        .ok_or(busy(Operand::SEPT_TREE))?;
+    let list = GpaList::parse(p, c.regs.rcx)?;
+    c.for_each_page(td, list, |leaf| change(td, leaf))
 }
 
 /// TDH.EXPORT.UNBLOCKW
