@@ -13,7 +13,6 @@
 
 mod blob;
 mod debug;
-pub mod layout;
 mod legacy;
 mod snp;
 
@@ -23,6 +22,9 @@ use crate::rules::{self, EBUSY, Holding, View, errno};
 use crate::status::status_of;
 use crate::{SevVm, launch};
 use blob::read;
+
+/// The kernel's structures.
+pub use kvm_ops_uapi::sev as layout;
 
 impl<H: Host> SevVm<H> {
     /// The input of [`rules::allowed`].

@@ -1,0 +1,113 @@
+//! Files, VMs, vCPUs, interrupt chips, capabilities.
+
+use super::table;
+
+table! {
+    /// The start of every ioctl on a VM, vCPU or device file.
+    any "KVM ioctl" {
+        1 CREATOR EIO "the caller's address space is the creator's";
+        1 ALIVE EIO "the VM is not dead";
+        2 VCPU_TYPE EINVAL "on a vCPU file, the number's type byte is 0xae";
+        3 KNOWN_ON_VM ENOTTY "a VM or device file knows the number";
+        3 KNOWN_ON_SYSTEM EINVAL "the system file knows the number";
+        3 KNOWN_ON_VCPU EINVAL "a vCPU file knows the number";
+        3 KNOWN_ON_GMEM ENOTTY "a guest_memfd knows no number";
+    }
+}
+
+table! {
+    /// `KVM_CREATE_VM`, the argument is the type.
+    create_vm "KVM_CREATE_VM" {
+        1 DESCRIPTOR EMFILE "a descriptor is free";
+        2 TYPE EINVAL "the type is below 32 and in KVM_CAP_VM_TYPES";
+        3 MEMORY ENOMEM "there is memory";
+    }
+}
+
+table! {
+    /// `KVM_CREATE_VCPU`, the argument is the vCPU's number.
+    create_vcpu "KVM_CREATE_VCPU" {
+        1 ID EINVAL "the number is below 4 times the build's limit";
+        2 COUNT EINVAL "fewer vCPUs exist than the VM's limit";
+        3 UNUSED EEXIST "the number is unused";
+        4 MAX_ID EINVAL "the number is below KVM_CAP_MAX_VCPU_ID as enabled";
+        5 TD_INITIALIZED EIO "a TD is initialised";
+        5 TD_SPLIT_IRQCHIP EINVAL "a TD has a split irqchip";
+        6 DESCRIPTOR EMFILE "a descriptor is free";
+        6 MEMORY ENOMEM "there is memory";
+    }
+}
+
+table! {
+    /// `KVM_ENABLE_CAP` of `KVM_CAP_SPLIT_IRQCHIP`; the argument is the number of reserved GSIs.
+    split_irqchip "KVM_CAP_SPLIT_IRQCHIP" {
+        1 GSIS EINVAL "at most 4096 GSIs are reserved";
+        2 NONE_YET EEXIST "no irqchip exists";
+        3 NO_VCPU EEXIST "no vCPU exists";
+    }
+}
+
+table! {
+    /// `KVM_CREATE_IRQCHIP`.
+    create_irqchip "KVM_CREATE_IRQCHIP" {
+        1 NONE_YET EEXIST "no irqchip exists";
+        2 NOT_TD ENOTTY "the VM is no TD";
+        3 NO_VCPU EINVAL "no vCPU exists";
+    }
+}
+
+table! {
+    /// `KVM_ENABLE_CAP` on a VM.
+    enable_cap "KVM_ENABLE_CAP" {
+        1 COPY EFAULT "the structure can be read";
+        2 FLAGS EINVAL "flags are 0";
+        3 KNOWN EINVAL "the capability can be enabled on a VM";
+    }
+}
+
+table! {
+    /// `KVM_ENABLE_CAP` of `KVM_CAP_EXIT_HYPERCALL`.
+    exit_hypercall "KVM_CAP_EXIT_HYPERCALL" {
+        1 MASK EINVAL "the mask is within 1 << 12";
+    }
+}
+
+table! {
+    /// `KVM_ENABLE_CAP` of `KVM_CAP_MAX_VCPU_ID`.
+    max_vcpu_id "KVM_CAP_MAX_VCPU_ID" {
+        1 LIMIT EINVAL "the limit is not above the build's";
+        2 BOOT EINVAL "the boot vCPU's number is below the limit";
+        3 ONCE EINVAL "no other limit was enabled";
+    }
+}
+
+table! {
+    /// `KVM_HAS_DEVICE_ATTR` and `KVM_GET_DEVICE_ATTR` on the system file.
+    device_attr "KVM_GET_DEVICE_ATTR" {
+        1 COPY EFAULT "the structure can be read";
+        2 KNOWN ENXIO "flags are 0, and group and attribute are known";
+        3 ADDRESS EFAULT "the value can be written";
+    }
+}
+
+table! {
+    /// `KVM_SET_CPUID2`.
+    set_cpuid2 "KVM_SET_CPUID2" {
+        1 COPY EFAULT "the structure can be read";
+        2 COUNT E2BIG "there are at most 256 entries";
+        3 ENTRIES EFAULT "the entries can be read";
+        4 AFTER_RUN EINVAL "the vCPU has not run, or the list is the same";
+    }
+}
+
+table! {
+    /// `KVM_RUN`.
+    run "KVM_RUN" {
+        1 ARGUMENT EINVAL "the argument is 0";
+        2 UNINITIALIZED_EXIT EINTR "a vCPU that waits for its start was not asked to return";
+        3 SYNC_REGS EINVAL "the masks of synchronised registers are known";
+        4 COMPLETION EINVAL "the answer to the last exit is one";
+        5 IMMEDIATE_EXIT EINTR "no immediate exit is asked";
+        6 INITIALIZED EINVAL "the VM and the vCPU are initialised";
+    }
+}

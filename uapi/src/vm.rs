@@ -1,0 +1,58 @@
+//! The VM file: capabilities that are enabled, interrupts, clock.
+
+use crate::layout::layout;
+use crate::{U32, U64};
+
+layout! {
+    /// `struct kvm_enable_cap`.
+    EnableCap 104 { 0 cap: U32, 4 flags: U32, 8 args: [U64; 4], 40 pad: [u8; 64], }
+}
+
+layout! {
+    /// `struct kvm_pit_config`.
+    PitConfig 64 { 0 flags: U32, 4 pad: [U32; 15], }
+}
+
+layout! {
+    /// `struct kvm_clock_data`.
+    ClockData 48 {
+        0 clock: U64, 8 flags: U32, 12 pad0: U32, 16 realtime: U64, 24 host_tsc: U64,
+        32 pad: [U32; 4],
+    }
+}
+
+layout! {
+    /// The fixed part of `struct kvm_irq_routing`.
+    IrqRouting 8 { 0 nr: U32, 4 flags: U32, }
+}
+
+layout! {
+    /// `struct kvm_irq_routing_entry`.
+    IrqRoutingEntry 48 {
+        0 gsi: U32, 4 kind: U32, 8 flags: U32, 12 pad: U32, 16 route: [u8; 32],
+    }
+}
+
+layout! {
+    /// `struct kvm_msi`.
+    Msi 32 {
+        0 address_lo: U32, 4 address_hi: U32, 8 data: U32, 12 flags: U32, 16 devid: U32,
+        20 pad: [u8; 12],
+    }
+}
+
+layout! {
+    /// `struct kvm_irq_level`.
+    IrqLevel 8 { 0 irq: U32, 4 level: U32, }
+}
+
+/// `KVM_HC_MAP_GPA_RANGE`: the hypercall that leaves to user space when EXIT_HYPERCALL is enabled.
+pub const HC_MAP_GPA_RANGE: u64 = 12;
+/// Its attribute bit: to private.
+pub const MAP_GPA_RANGE_ENCRYPTED: u64 = 1 << 4;
+/// The most GSIs that a split irqchip reserves, and that routes may name.
+pub const MAX_IRQ_ROUTES: u64 = 4096;
+/// vCPUs of a VM by the kernel's default configuration.
+pub const MAX_VCPUS: u32 = 1024;
+/// Numbers for each vCPU that a VM may have.
+pub const VCPU_ID_RATIO: u32 = 4;
