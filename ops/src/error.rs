@@ -300,6 +300,10 @@ texts! {
         CpuidLeaf => "CPUID leaf to choose",
         /// A CPUID leaf and sub-leaf with bits set that cannot be chosen.
         CpuidBits => "bits in the value of CPUID leaf",
+        /// A number of migration streams, or of one of them.
+        Stream => "migration stream",
+        /// A migration bundle of this type, which is not due or malformed.
+        Bundle => "migration bundle of type",
         /// The package that has no processor online.
         OnlineCpu => "online processor in package",
     }

@@ -91,6 +91,14 @@ pub enum Action<'a> {
         /// RCX, RDX, R8 and R9.
         args: [u64; 4],
     },
+    /// The same for leaves that take more registers, as TDG.SERVTD.RD does. Answered as
+    /// [`Tdcall`](Self::Tdcall).
+    TdcallWith {
+        /// The leaf, in RAX.
+        leaf: u64,
+        /// RCX, RDX and R8 to R13.
+        args: [u64; 8],
+    },
     /// VMGEXIT with a request in the GHCB MSR (SEV-ES and SNP). Answered by [`Outcome::Value`]: what
     /// the MSR holds then.
     GhcbMsr {

@@ -13,8 +13,9 @@
 //! | `td` | the state that a VM shares with its vCPUs, and each part of its life in a file |
 //! | `vcpu` | [`TdxVcpu`], and what the TD keeps of a vCPU beyond its handle |
 //! | `run` | TDH.VP.ENTER and what comes back |
+//! | `migrate` | the host's side of live migration between hosts |
 //! | `trace` | events of the hot path, which cost a load and a compare |
-//! | `proof` | makes the tokens of the teardown; beside the hooks of the mirror the only `unsafe` |
+//! | `proof` | makes the tokens of the teardown; beside the hooks of the mirror (`td`, `migrate`) the only `unsafe` |
 //!
 //! docs/tdx.md describes the behaviour, the retry table and the rules of leaks;
 //! docs/tdx-failures.md lists the outcome of each failure of each call.
@@ -27,6 +28,7 @@ extern crate kvm_ops_core as kvm_ops;
 extern crate std;
 
 mod limits;
+pub mod migrate;
 mod params;
 mod proof;
 pub mod retry;

@@ -84,7 +84,8 @@ pub const RULES: &[Rule] = rules! {
         "a fault: the entry goes back to what it was, and the guest faults again if it must";
     OPERAND_BUSY [
         MemRangeBlock, MemRangeUnblock, MemTrack, MemPageRemove,
-        MemSeptRemove, MemPageDemote, MemPagePromote
+        MemSeptRemove, MemPageDemote, MemPagePromote,
+        ExportStateImmutable, ExportPause, ExportTrack, ExportAbort, ExportUnblockw
     ] KickAndRetry, Busy:
         "a vCPU of the TD has the lock, or another flush: other changes are excluded";
     PREVIOUS_TLB_EPOCH_BUSY [MemTrack] KickAndRetry, Busy:
@@ -95,6 +96,11 @@ pub const RULES: &[Rule] = rules! {
         "the module's global lock";
     INTERRUPTED_RESUMABLE [PhymemCacheWb] Resume(10_000), Again:
         "an interrupt came; every call makes progress";
+    INTERRUPTED_RESUMABLE [
+        ExportBlockw, ExportRestore, ExportMem, ExportStateImmutable, ExportStateTd, ExportStateVp,
+        ImportMem, ImportStateImmutable, ImportStateTd, ImportStateVp
+    ] Resume(10_000), Again:
+        "an interrupt came; the lists say where the call goes on";
     WBCACHE_RESUME_ERROR [PhymemCacheWb] Restart(100), Again:
         "another TD's write-back on the package ended the interrupted one";
     INTERRUPTED_RESTARTABLE [MemPageDemote, MemPagePromote] Restart(10_000), Again:
@@ -107,6 +113,8 @@ pub const RULES: &[Rule] = rules! {
         "the vCPU is on no processor, as wanted";
     GPA_RANGE_ALREADY_BLOCKED [MemRangeBlock] Done, Poison:
         "blocked, as wanted";
+    EPT_ENTRY_STATE_INCORRECT [ExportUnblockw] Done, Poison:
+        "not blocked for writing, as wanted";
     FLUSHVP_NOT_DONE [MngVpflushdone] GiveUp, Refused:
         "a vCPU is still associated; the flushes may be repeated";
     WBCACHE_NOT_COMPLETE [MngKeyFreeid] GiveUp, Refused:
@@ -116,13 +124,15 @@ pub const RULES: &[Rule] = rules! {
 };
 
 /// The action and the verdict for a status. A status without a row succeeded if its error bit is
-/// clear; with the error bit no remedy is known.
+/// clear; with the error bit no remedy is known, which a migration hands back and everything else
+/// poisons the VM for.
 pub fn rule(leaf: Leaf, status: CompletionStatus) -> (Action, Verdict) {
     let found = RULES.iter().find(|rule| {
         rule.class == status.class() && (rule.leaves.is_empty() || rule.leaves.contains(&leaf))
     });
     match found {
         Some(rule) => (rule.action, rule.verdict),
+        None if status.is_error() && leaf.only_migrates() => (Action::GiveUp, Verdict::Refused),
         None if status.is_error() => (Action::GiveUp, Verdict::Poison),
         None => (Action::Done, Verdict::Poison),
     }

@@ -70,6 +70,20 @@ impl<H: Host> TdxVm<H> {
         Ok(Self { td: Arc::new(td) })
     }
 
+    pub(crate) fn td(&self) -> &Td<H> {
+        &self.td
+    }
+
+    /// Like [`vm_init`](VmOps::vm_init), for a TD that waits for a guest from another host: it takes no
+    /// launch, and its vCPUs come with the guest. [`incoming`](Self::incoming) fills it.
+    ///
+    /// # Errors
+    /// As for `vm_init`, after which the VM may be initialised either way.
+    pub fn vm_init_awaiting(&mut self) -> Result<()> {
+        let _span = self.span("vm_init_awaiting");
+        self.td.init_awaiting()
+    }
+
     /// Shows every entry of the private tables as the back end knows them: frame, level, entry.
     /// Faults may go on meanwhile.
     pub fn for_each_private(&self, f: impl FnMut(Gfn, Level, PrivateSpte)) {

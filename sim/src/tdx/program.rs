@@ -188,6 +188,10 @@ impl TdProgram {
             Action::Tdcall {
                 leaf: leaf::VP_VMCALL,
                 ..
+            }
+            | Action::TdcallWith {
+                leaf: leaf::VP_VMCALL,
+                ..
             } => bad,
             Action::Tdcall {
                 leaf,
@@ -198,6 +202,21 @@ impl TdProgram {
                 rdx,
                 r8,
                 r9,
+                ..Regs::default()
+            }),
+            Action::TdcallWith {
+                leaf,
+                args: [rcx, rdx, r8, r9, r10, r11, r12, r13],
+            } => Doing::Tdcall(Regs {
+                rax: leaf,
+                rcx,
+                rdx,
+                r8,
+                r9,
+                r10,
+                r11,
+                r12,
+                r13,
                 ..Regs::default()
             }),
             Action::Halt => match self.wake.take_vector() {

@@ -63,14 +63,34 @@ leaves! {
     PhymemCacheWb = 40, 0, "TDH.PHYMEM.CACHE.WB";
     PhymemPageWbinvd = 41, 0, "TDH.PHYMEM.PAGE.WBINVD";
     VpWr = 43, 0, "TDH.VP.WR";
+    ServtdBind = 48, 0, "TDH.SERVTD.BIND";
+    ServtdPrebind = 49, 0, "TDH.SERVTD.PREBIND";
+    ExportAbort = 64, 0, "TDH.EXPORT.ABORT";
+    ExportBlockw = 65, 0, "TDH.EXPORT.BLOCKW";
+    ExportRestore = 66, 0, "TDH.EXPORT.RESTORE";
+    ExportMem = 68, 0, "TDH.EXPORT.MEM";
+    ExportPause = 70, 0, "TDH.EXPORT.PAUSE";
+    ExportTrack = 71, 0, "TDH.EXPORT.TRACK";
+    ExportStateImmutable = 72, 0, "TDH.EXPORT.STATE.IMMUTABLE";
+    ExportStateTd = 73, 0, "TDH.EXPORT.STATE.TD";
+    ExportStateVp = 74, 0, "TDH.EXPORT.STATE.VP";
+    ExportUnblockw = 75, 0, "TDH.EXPORT.UNBLOCKW";
+    ImportAbort = 80, 0, "TDH.IMPORT.ABORT";
+    ImportEnd = 81, 0, "TDH.IMPORT.END";
+    ImportMem = 83, 0, "TDH.IMPORT.MEM";
+    ImportTrack = 84, 0, "TDH.IMPORT.TRACK";
+    ImportStateImmutable = 85, 0, "TDH.IMPORT.STATE.IMMUTABLE";
+    ImportStateTd = 86, 0, "TDH.IMPORT.STATE.TD";
+    ImportStateVp = 87, 0, "TDH.IMPORT.STATE.VP";
+    MigStreamCreate = 96, 0, "TDH.MIG.STREAM.CREATE";
 }
 
 impl Leaf {
     /// True if RCX is a guest-physical address, with the level of its entry in bits 2:0.
     pub(crate) const fn takes_gpa(self) -> bool {
         use Leaf::{
-            MemPageAdd, MemPageAug, MemPageDemote, MemPagePromote, MemPageRemove, MemRangeBlock,
-            MemRangeUnblock, MemSeptAdd, MemSeptRemove, MrExtend,
+            ExportUnblockw, MemPageAdd, MemPageAug, MemPageDemote, MemPagePromote, MemPageRemove,
+            MemRangeBlock, MemRangeUnblock, MemSeptAdd, MemSeptRemove, MrExtend,
         };
         matches!(
             self,
@@ -84,7 +104,21 @@ impl Leaf {
                 | MemSeptAdd
                 | MemSeptRemove
                 | MrExtend
+                | ExportUnblockw
         )
+    }
+
+    /// True for a leaf of a migration. A failure of one ends the migration at most: the TD that it
+    /// leaves runs on.
+    pub(crate) const fn only_migrates(self) -> bool {
+        let exports_or_imports =
+            self as u16 >= Leaf::ExportAbort as u16 && self as u16 <= Leaf::ImportStateVp as u16;
+        let prepares = matches!(
+            self,
+            Leaf::ServtdBind | Leaf::ServtdPrebind | Leaf::MigStreamCreate
+        );
+        // A page whose writes stay blocked stops the guest.
+        prepares || exports_or_imports && !matches!(self, Leaf::ExportUnblockw)
     }
 
     /// RAX of a call: the leaf in bits 15:0, its version in bits 23:16.

@@ -17,7 +17,7 @@ impl EntryAt {
 }
 
 impl<S: SeamPort> Calls<'_, S> {
-    fn entry(&self, leaf: Leaf, at: EntryAt, tdr: Hpa) -> Outcome {
+    pub(super) fn entry(&self, leaf: Leaf, at: EntryAt, tdr: Hpa) -> Outcome {
         self.here(leaf, regs(at.0, tdr.get())).map(drop)
     }
 

@@ -3,6 +3,7 @@
 
 mod leaf;
 mod mem;
+mod migrate;
 mod mng;
 mod phymem;
 mod sys;
@@ -12,6 +13,7 @@ mod vp;
 
 pub use leaf::Leaf;
 pub(crate) use mem::EntryAt;
+pub(crate) use migrate::{BundleAt, ListAt};
 
 use kvm_ops::{CpuId, Diagnosis, Error, Gpa, Life, PAGE_SIZE, Privacy, SeamPort, SeamRegs};
 
@@ -128,6 +130,14 @@ impl Failed {
         }
     }
 
+    /// The module's answer, if it was called.
+    pub(crate) const fn status(&self) -> Option<CompletionStatus> {
+        match self.cause {
+            Cause::Status(status) => Some(status),
+            Cause::Port(_) => None,
+        }
+    }
+
     /// Returns whether to call once more with all vCPUs out of the TD.
     pub(crate) fn wants_kick(&self) -> bool {
         match self.cause {
@@ -155,15 +165,21 @@ impl<'a, S: SeamPort> Calls<'a, S> {
 
     /// Calls on `cpu`, again as often as the retry table says. Returns the registers of the call
     /// that succeeded.
-    #[allow(unsafe_code)]
     fn on(&self, cpu: CpuId, leaf: Leaf, input: SeamRegs) -> Outcome<SeamRegs> {
+        let mut last = input;
+        self.on_into(cpu, leaf, input, &mut last).map(|()| last)
+    }
+
+    /// The same; `last` gets the registers of the last call also if it failed.
+    #[allow(unsafe_code)]
+    fn on_into(&self, cpu: CpuId, leaf: Leaf, input: SeamRegs, last: &mut SeamRegs) -> Outcome {
         let mut tries = Tries::default();
         let mut next = input;
         loop {
-            let mut regs = next;
+            *last = next;
             // SAFETY: each page among the operands is the TD's: a `Page` that the caller took for this
             // call, one that the TD's records or the mirror own, or a TDR, TDVPR or TDCX page of it.
-            let called = unsafe { self.seam.seamcall(cpu, leaf.rax(), &mut regs) };
+            let called = unsafe { self.seam.seamcall(cpu, leaf.rax(), last) };
             let rax = called.map_err(|error| Failed {
                 rcx: input.rcx,
                 ..Failed::port(leaf, error)
@@ -172,7 +188,7 @@ impl<'a, S: SeamPort> Calls<'a, S> {
             trace::call(leaf, cpu, &next, status);
             let action = rule(leaf, status).0;
             match action {
-                Action::Done => return Ok(regs),
+                Action::Done => return Ok(()),
                 Action::Retry(most) if tries.retried < most => tries.retried += 1,
                 Action::BackOff(most) if tries.backed_off < most => {
                     let mut wait = 1u32 << tries.backed_off.min(LONGEST_WAIT.ilog2());
@@ -184,7 +200,7 @@ impl<'a, S: SeamPort> Calls<'a, S> {
                 }
                 Action::Resume(most) if tries.resumed < most => {
                     tries.resumed += 1;
-                    next = SeamRegs { rcx: 1, ..input };
+                    next = migrate::resumed(leaf, input, last);
                 }
                 Action::Restart(most) if tries.restarted < most => {
                     tries.restarted += 1;

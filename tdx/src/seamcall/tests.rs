@@ -203,7 +203,38 @@ fn without_a_row_the_error_bit_decides() {
             Action::Done
         );
         let unknown = CompletionStatus::new(0xc000_1234_0000_0001);
-        assert_eq!(rule(*leaf, unknown), (Action::GiveUp, Verdict::Poison));
+        let verdict = match leaf.name() {
+            // A guest whose writes stay blocked cannot go on.
+            "TDH.EXPORT.UNBLOCKW" => Verdict::Poison,
+            name if ["TDH.EXPORT.", "TDH.IMPORT.", "TDH.MIG.", "TDH.SERVTD."]
+                .iter()
+                .any(|group| name.starts_with(group)) =>
+            {
+                Verdict::Refused
+            }
+            _ => Verdict::Poison,
+        };
+        assert_eq!(rule(*leaf, unknown), (Action::GiveUp, verdict), "{leaf:?}");
+    }
+}
+
+#[test]
+fn an_interrupted_leaf_of_a_migration_goes_on_where_its_list_is() {
+    // The port returns RCX as 0, where the module would name the entry to go on at.
+    for (leaf, rcx, command) in [
+        (Leaf::ExportMem, 0, 1),
+        (Leaf::ImportMem, 0, 1),
+        (Leaf::ExportBlockw, 0, 0),
+        (Leaf::ExportRestore, 0, 0),
+        (Leaf::ExportStateTd, 0x1000, 1),
+        (Leaf::ImportStateVp, 0x1000, 1),
+    ] {
+        let script = Script::of(Class::INTERRUPTED_RESUMABLE.with(0), 1);
+        assert!(call(&script, leaf).is_ok());
+        let calls = script.calls();
+        assert_eq!(calls.len(), 2, "{leaf:?}");
+        let again = calls[1].2;
+        assert_eq!((again.rcx, again.r10 >> 63), (rcx, command), "{leaf:?}");
     }
 }
 

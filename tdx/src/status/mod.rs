@@ -142,6 +142,11 @@ impl CompletionStatus {
     pub const fn is_error(self) -> bool {
         self.0 >> 63 != 0
     }
+
+    /// Returns whether the failure ended the object that the function worked on: the TD of an import.
+    pub const fn is_fatal(self) -> bool {
+        (self.0 >> 32) as u32 & FATAL != 0
+    }
 }
 
 impl CompletionStatus {

@@ -24,10 +24,31 @@ impl<H: Host> Td<H> {
         let limits = Limits::read(&calls, !self.td_params.cpuid.is_empty())
             .map_err(|failed| self.error_of(&failed))?;
         let image = params::encode(&self.td_params, self.params.vcpus, &limits)?;
-        match self.build(&calls, &limits, &image) {
+        self.build_or_undo(&calls, &limits, Some(&image), "TD created and initialised")
+    }
+
+    /// The same for a TD that waits for a guest from another host: without TDH.MNG.INIT, because its
+    /// parameters come with the guest.
+    pub(crate) fn init_awaiting(&self) -> Result<()> {
+        self.life.require(Step::Created)?;
+        self.set_shared(Gfn::new(0), self.frames(), false)?;
+        let calls = self.calls()?;
+        let limits = Limits::read(&calls, false).map_err(|failed| self.error_of(&failed))?;
+        self.journey.set_awaits();
+        self.build_or_undo(&calls, &limits, None, "TD created, waiting for a guest")
+    }
+
+    fn build_or_undo(
+        &self,
+        calls: &Calls<'_, H::Seam>,
+        limits: &Limits,
+        image: Option<&[u8; params::SIZE]>,
+        step: &'static str,
+    ) -> Result<()> {
+        match self.build(calls, limits, image) {
             Ok(()) => {
                 let key = self.lock(&self.control).hkid().map(|hkid| hkid.0);
-                self.took_step("TD created and initialised", key);
+                self.took_step(step, key);
                 self.life.advance(Step::Initialized)
             }
             Err(error) => Err(self.undo(error)),
@@ -38,12 +59,18 @@ impl<H: Host> Td<H> {
         &self,
         calls: &Calls<'_, H::Seam>,
         limits: &Limits,
-        image: &[u8; params::SIZE],
+        image: Option<&[u8; params::SIZE]>,
     ) -> Result<()> {
         let cpus = one_cpu_per_package(self.seam()?)?;
         let hkid = self.lease_key()?;
-        let scratch = self.scratch()?;
-        self.pages()?.write(scratch, image)?;
+        let params = match image {
+            Some(image) => {
+                let scratch = self.scratch()?;
+                self.pages()?.write(scratch, image)?;
+                Some(scratch)
+            }
+            None => None,
+        };
 
         self.give(|page| calls.mng_create(page, hkid))?;
         self.lock(&self.control).key = KeyState::Assigned;
@@ -56,9 +83,11 @@ impl<H: Host> Td<H> {
         for _ in 0..limits.tdcs_pages {
             self.give(|page| calls.mng_addcx(page, tdr))?;
         }
-        calls
-            .mng_init(tdr, scratch)
-            .map_err(|failed| self.error_of(&failed))?;
+        if let Some(params) = params {
+            calls
+                .mng_init(tdr, params)
+                .map_err(|failed| self.error_of(&failed))?;
+        }
         self.lock(&self.control).tdvps_pages = limits.tdvps_pages;
         Ok(())
     }

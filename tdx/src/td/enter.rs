@@ -36,6 +36,8 @@ impl<H: Host> Td<H> {
             self.life.require(Step::Runnable)?;
             match self.gate.look() {
                 GateState::Open => {}
+                // For the rest of an export, which may be long.
+                GateState::Held if self.journey.is_stopped() => return Err(Error::Busy),
                 GateState::Held => {
                     self.relax();
                     continue;
@@ -103,7 +105,7 @@ impl<H: Host> Td<H> {
     pub(crate) fn ready_vcpus(&self) -> Vec<Arc<VcpuRecord>> {
         let vcpus = self.lock(&self.vcpus);
         let ready = vcpus.values().filter_map(|vcpu| match vcpu {
-            Vcpu::Ready(record) => Some(Arc::clone(record)),
+            Vcpu::Ready(record) | Vcpu::Arrived(record) => Some(Arc::clone(record)),
             Vcpu::Unfinished(_) => None,
         });
         ready.collect()

@@ -177,6 +177,7 @@ impl<H: Host> Td<H> {
     /// A change from outside of the mirror, for embedders that keep separate tables.
     pub(crate) fn change_entry(&self, change: &SpteChange) -> Result<()> {
         use PrivateSpte as P;
+        self.require_settled()?;
         let removes = matches!(
             (change.old(), change.new_value()),
             (P::Blocked(_), P::Absent) | (P::BlockedTable(_), P::Absent | P::Mapped(_))

@@ -18,6 +18,7 @@ impl<H: Host> Td<H> {
     /// Adds a page to the TD's start. Its address is measured in any case.
     pub(crate) fn add_initial_page(&self, page: &InitialPage<'_>) -> Result<()> {
         self.life.require(Step::Initialized)?;
+        self.require_launch()?;
         let gfn = self.private_page_at(page.gpa)?;
         let measured = match page.kind {
             InitialPageKind::Measured => true,
@@ -47,6 +48,7 @@ impl<H: Host> Td<H> {
     /// Adds the contents of a page that is there to the measurement.
     pub(crate) fn measure_initial_page(&self, gpa: Gpa) -> Result<()> {
         self.life.require(Step::Initialized)?;
+        self.require_launch()?;
         let gfn = self.private_page_at(gpa)?;
         let found = self.read_private().mirror.lookup(gfn);
         match found.entry {
@@ -81,6 +83,7 @@ impl<H: Host> Td<H> {
     /// `Initialized -> Runnable`. The module finalises no TD without a vCPU.
     pub(crate) fn finalize(&self) -> Result<()> {
         self.life.require(Step::Initialized)?;
+        self.require_launch()?;
         if self.ready_vcpus().is_empty() {
             return Err(Error::Invalid(Field::VcpuCount, 0));
         }

@@ -12,9 +12,9 @@
 //! | `offline` | a processor goes |
 //! | `release`, `free` | the teardown: the key, then the pages |
 //!
-//! Locks are taken in this order: `creating`, `private`, a vCPU's `associated`, and then at most one of
-//! `vcpus`, `control` and `port`, which are never held across a SEAMCALL: a failed call may poison the
-//! TD, which looks through `vcpus`.
+//! Locks are taken in this order: `creating`, `private`, the book of a migration, a vCPU's
+//! `associated`, and then at most one of `vcpus`, `control` and `port`, which are never held across a
+//! SEAMCALL: a failed call may poison the TD, which looks through `vcpus`.
 
 mod build;
 mod enter;
@@ -41,10 +41,12 @@ use kvm_ops_mmu::{
 };
 use spin::RwLock;
 
+use crate::migrate::Journey;
 use crate::seamcall::{Calls, Failed};
 use crate::status::CompletionStatus;
 use crate::vcpu::{Unfinished, VcpuRecord};
 use gate::Gate;
+pub(crate) use gate::Held;
 pub(crate) use private::Fault;
 
 /// The consequence of a failure that breaks a TD.
@@ -70,6 +72,7 @@ pub(crate) struct Td<H: Host> {
     pub(crate) private: ReaderLock<Private>,
     pub(crate) control: Mutex<Control>,
     pub(crate) account: PageAccount,
+    pub(crate) journey: Journey,
     /// The VM below, which holds the shared memory. `None` once it is closed.
     pub(crate) port: RwLock<Option<H::Vm>>,
 }
@@ -79,6 +82,8 @@ pub(crate) struct Td<H: Host> {
 pub(crate) enum Vcpu {
     /// Its creation was interrupted; the next attempt goes on from here.
     Unfinished(Unfinished),
+    /// It came from another host, and has no handle yet.
+    Arrived(Arc<VcpuRecord>),
     Ready(Arc<VcpuRecord>),
 }
 
@@ -188,6 +193,7 @@ impl<H: Host> Td<H> {
             creating: Mutex::new(()),
             control: Mutex::default(),
             account: PageAccount::new(),
+            journey: Journey::default(),
             port: RwLock::new(Some(port)),
         })
     }
@@ -200,7 +206,7 @@ impl<H: Host> Td<H> {
         self.seam().map(Calls::new)
     }
 
-    fn pages(&self) -> Result<&H::Pages> {
+    pub(crate) fn pages(&self) -> Result<&H::Pages> {
         self.host.pages().ok_or(Error::HostLacks(&PAGES))
     }
 

@@ -69,11 +69,17 @@ impl<H: Host> Td<H> {
         }
         let page = || self.take_page(Level::Size4K);
         Ok(match private.mirror.map(self, gfn, Level::Size4K, page) {
-            Ok(Mapped::New) => Found::Fault(Fault::Mapped),
+            Ok(Mapped::New) => {
+                self.page_came(gfn);
+                Found::Fault(Fault::Mapped)
+            }
             Ok(Mapped::Retry) | Err(Error::Busy | Error::Again) => Found::Fault(Fault::Retry),
             Ok(Mapped::Occupied(lookup)) => match lookup.entry {
                 PrivateSpte::Blocked(_) | PrivateSpte::BlockedTable(_) => Found::Blocked,
-                _ => Found::Fault(Fault::Mapped),
+                _ => match self.allow_writes(gfn) {
+                    Err(Error::Busy | Error::Again) => Found::Fault(Fault::Retry),
+                    done => done.map(|()| Found::Fault(Fault::Mapped))?,
+                },
             },
             Err(error) => return Err(error),
         })
@@ -124,6 +130,7 @@ impl<H: Host> Td<H> {
         self.require_live()?;
         self.check_range(first, pages)?;
         let mut private = self.write_private();
+        self.require_settled()?;
         let pages = private.slots.covered(first, pages.min(MOST_PAGES));
         if pages == 0 {
             return Err(Error::NotFound(Field::Gfn, first.get()));
@@ -169,6 +176,7 @@ impl<H: Host> Td<H> {
             return kvm_ops::not_offered!("a dirty log");
         }
         let mut private = self.write_private();
+        self.require_settled()?;
         let new = private.slots.check(slot)?;
         if slot.flags.read_only && !new {
             self.zap_slot(&mut private, slot)?;
@@ -182,6 +190,7 @@ impl<H: Host> Td<H> {
     pub(crate) fn delete_slot(&self, slot: &MemSlot) -> Result<()> {
         self.require_live()?;
         let mut private = self.write_private();
+        self.require_settled()?;
         let known = private.slots.known(slot)?;
         self.zap_slot(&mut private, &known)?;
         self.on_port(|port| port.delete_memory_slot(&known))?;

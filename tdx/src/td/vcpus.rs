@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use kvm_ops::{Error, Field, Host, Result, SeamPort, Step, VcpuId};
+use kvm_ops::{CpuId, Error, Field, Host, Result, SeamPort, Step, VcpuId};
 
 use super::{Td, Vcpu};
 use crate::seamcall::Calls;
@@ -16,6 +16,9 @@ impl<H: Host> Td<H> {
     /// Creates a vCPU, or goes on with one whose creation was interrupted. The module gives no page
     /// of a vCPU back while the TD lives, so what is begun is kept.
     pub(crate) fn create_vcpu(&self, id: VcpuId) -> Result<Arc<VcpuRecord>> {
+        if self.journey.awaits() {
+            return self.arrived_vcpu(id);
+        }
         self.life.require(Step::Initialized)?;
         self.params.check_vcpu(id)?;
         let calls = self.calls()?;
@@ -23,17 +26,15 @@ impl<H: Host> Td<H> {
         // is not locked meanwhile, because a failure kicks the vCPUs that are in it.
         let _alone = self.lock(&self.creating);
         let begun = match self.lock(&self.vcpus).get(&id) {
-            Some(Vcpu::Ready(_)) => return Err(Error::Exists(Field::Vcpu, id.0.into())),
+            Some(Vcpu::Ready(_) | Vcpu::Arrived(_)) => {
+                return Err(Error::Exists(Field::Vcpu, id.0.into()));
+            }
             Some(Vcpu::Unfinished(unfinished)) => Some(*unfinished),
             None => None,
         };
         let mut unfinished = match begun {
             Some(unfinished) => unfinished,
-            None => {
-                let tdr = self.tdr()?;
-                let tdvpr = self.give(|page| calls.vp_create(page, tdr))?;
-                Unfinished { tdvpr, pages: 1 }
-            }
+            None => self.begin_vcpu(&calls)?,
         };
         let finished = self.finish(&calls, id, &mut unfinished).map(Arc::new);
         let vcpu = match &finished {
@@ -48,6 +49,51 @@ impl<H: Host> Td<H> {
         finished
     }
 
+    fn begin_vcpu(&self, calls: &Calls<'_, H::Seam>) -> Result<Unfinished> {
+        let tdr = self.tdr()?;
+        let tdvpr = self.give(|page| calls.vp_create(page, tdr))?;
+        Ok(Unfinished { tdvpr, pages: 1 })
+    }
+
+    /// The handle of a vCPU that came from another host.
+    fn arrived_vcpu(&self, id: VcpuId) -> Result<Arc<VcpuRecord>> {
+        self.life.require(Step::Runnable)?;
+        let mut vcpus = self.lock(&self.vcpus);
+        let record = match vcpus.get(&id) {
+            Some(Vcpu::Arrived(record)) => Arc::clone(record),
+            Some(_) => return Err(Error::Exists(Field::Vcpu, id.0.into())),
+            None => return Err(Error::NotFound(Field::Vcpu, id.0.into())),
+        };
+        vcpus.insert(id, Vcpu::Ready(Arc::clone(&record)));
+        Ok(record)
+    }
+
+    /// Gives the module the pages of a vCPU that comes from another host. Its state, and with it its
+    /// association with `cpu`, comes next: the record says so already, because a failed import may
+    /// leave it associated.
+    pub(crate) fn make_room_for_vcpu(&self, id: VcpuId, cpu: CpuId) -> Result<Arc<VcpuRecord>> {
+        self.params.check_vcpu(id)?;
+        if self.lock(&self.vcpus).contains_key(&id) {
+            return Err(Error::Exists(Field::Vcpu, id.0.into()));
+        }
+        let calls = self.calls()?;
+        let mut unfinished = self.begin_vcpu(&calls)?;
+        self.add_pages(&calls, &mut unfinished)?;
+        let record = Arc::new(VcpuRecord::new(id, unfinished.tdvpr, cpu));
+        let vcpu = Vcpu::Arrived(Arc::clone(&record));
+        self.lock(&self.vcpus).insert(id, vcpu);
+        Ok(record)
+    }
+
+    fn add_pages(&self, calls: &Calls<'_, H::Seam>, unfinished: &mut Unfinished) -> Result<()> {
+        let wanted = self.lock(&self.control).tdvps_pages;
+        while unfinished.pages < wanted {
+            self.give(|page| calls.vp_addcx(page, unfinished.tdvpr))?;
+            unfinished.pages += 1;
+        }
+        Ok(())
+    }
+
     fn finish(
         &self,
         calls: &Calls<'_, H::Seam>,
@@ -55,11 +101,7 @@ impl<H: Host> Td<H> {
         unfinished: &mut Unfinished,
     ) -> Result<VcpuRecord> {
         let tdvpr = unfinished.tdvpr;
-        let wanted = self.lock(&self.control).tdvps_pages;
-        while unfinished.pages < wanted {
-            self.give(|page| calls.vp_addcx(page, tdvpr))?;
-            unfinished.pages += 1;
-        }
+        self.add_pages(calls, unfinished)?;
         let cpu = self.seam()?.this_cpu();
         calls
             .vp_init(cpu, tdvpr, INITIAL_RCX, id.0)

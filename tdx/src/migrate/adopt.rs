@@ -1,0 +1,182 @@
+//! Pages that came: from the module's tables into the mirror.
+#![allow(unsafe_code)]
+
+use alloc::vec::Vec;
+
+use kvm_ops::{Error, Field, Host, Level, Page, PrivateSpte, Result, SpteChange};
+use kvm_ops_mmu::{MirrorHooks, Removal};
+
+use super::bundle::Bundle;
+use super::entry::{Entry, NO_PAGE, Operation};
+use super::lane::Lane;
+use crate::Leaf;
+use crate::seamcall::Failed;
+use crate::td::{Private, Td};
+
+/// Changes of the Secure-EPT that TDH.IMPORT.MEM has made already: pages come in, nothing else does.
+struct Adopted<'a, H: Host>(&'a Td<H>);
+
+// SAFETY: it is given to `Mirror::map` only for entries that TDH.IMPORT.MEM has just filled with the page
+// in question, while the mirror is locked for writing, so the change is made. Everything else is the
+// TD's hooks.
+unsafe impl<H: Host> MirrorHooks for Adopted<'_, H> {
+    fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
+        match (change.old(), change.new_value()) {
+            (PrivateSpte::Absent, PrivateSpte::Mapped(_)) => Ok(()),
+            _ => self.0.set_private_spte(change),
+        }
+    }
+
+    fn remove_private_spte(&self, change: &SpteChange) -> Removal {
+        self.0.remove_private_spte(change)
+    }
+
+    fn flush_private_tlb(&self) -> Result<()> {
+        self.0.flush_private_tlb()
+    }
+
+    fn alloc_table(&self) -> Result<Page> {
+        self.0.alloc_table()
+    }
+
+    fn free_page(&self, page: Page) {
+        // The module has it: it must not be used again.
+        self.leak(page, Error::Poisoned);
+    }
+
+    fn leak(&self, page: Page, error: Error) {
+        self.0.account.leak(page, Leaf::ImportMem.name(), error);
+    }
+}
+
+/// Says that no page is given, where only the tables above it are wanted.
+const TABLES_ONLY: Error = Error::NotFound(Field::Bundle, 0);
+
+impl<H: Host> Td<H> {
+    /// Takes the pages of a memory bundle: tables for them, TDH.IMPORT.MEM, then the mirror. After an
+    /// error the pages that the module took are in the mirror, the others are the host's.
+    pub(super) fn import_pages(
+        &self,
+        lane: &Lane<'_, H>,
+        bundle: &Bundle,
+    ) -> Result<u64, ImportError> {
+        let private = self.write_private();
+        for entry in &bundle.entries {
+            self.make_room(&private, *entry)?;
+        }
+        let mut pages = Vec::with_capacity(bundle.entries.len());
+        for entry in &bundle.entries {
+            let wanted = entry.succeeded() && entry.operation() == Operation::Migrate;
+            let page = match wanted {
+                true => self.take_page(Level::Size4K).map(Some),
+                false => Ok(None),
+            };
+            match page {
+                Ok(page) => pages.push(page),
+                Err(error) => {
+                    self.give_back_all(pages);
+                    return Err(error.into());
+                }
+            }
+        }
+        let addresses = pages
+            .iter()
+            .map(|page| page.as_ref().map_or(NO_PAGE, |p| p.hpa().get()));
+        let addresses: Vec<u64> = addresses.collect();
+        let prepared = lane
+            .put_memory(bundle, &addresses)
+            .and_then(|at| Ok((at, self.tdr()?, self.calls()?)));
+        let (at, tdr, calls) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.give_back_all(pages);
+                return Err(error.into());
+            }
+        };
+        let (reached, done) = calls.import_mem(tdr, at, lane.new_pages());
+        let taken = self.adopt(&private, bundle, pages, reached);
+        match done {
+            Ok(()) => Ok(taken),
+            Err(failed) => Err(ImportError::Call(failed)),
+        }
+    }
+
+    /// The tables above a page that comes, and the page itself if it must be there already.
+    fn make_room(&self, private: &Private, entry: Entry) -> Result<()> {
+        let gfn = entry.gfn();
+        let foreign = Err(Error::Invalid(Field::Gfn, gfn.get()));
+        if !entry.succeeded() {
+            return Ok(());
+        }
+        if gfn.get() >= self.frames() || !private.may_be_private(gfn) {
+            return foreign;
+        }
+        let found = private.mirror.lookup(gfn);
+        match (entry.operation(), found.entry) {
+            (Operation::Migrate, PrivateSpte::Absent) => {
+                let no_page = || Err(TABLES_ONLY);
+                match private.mirror.map(self, gfn, Level::Size4K, no_page) {
+                    Err(TABLES_ONLY) => Ok(()),
+                    Err(error) => Err(error),
+                    Ok(_) => foreign,
+                }
+            }
+            (Operation::Remigrate, PrivateSpte::Mapped(_)) if found.level == Level::Size4K => {
+                Ok(())
+            }
+            // Sources here take no page back; a page that comes twice is the module's to refuse.
+            (Operation::Nop, _) => Ok(()),
+            _ => foreign,
+        }
+    }
+
+    /// Puts the pages of the first `reached` entries into the mirror, and gives the others back. Returns
+    /// the number of entries that were imported.
+    fn adopt(
+        &self,
+        private: &Private,
+        bundle: &Bundle,
+        pages: Vec<Option<Page>>,
+        reached: u16,
+    ) -> u64 {
+        let mut taken = 0;
+        for (n, (entry, page)) in bundle.entries.iter().zip(pages).enumerate() {
+            let imported = n < usize::from(reached) && entry.succeeded();
+            taken += u64::from(imported && entry.operation() != Operation::Nop);
+            let Some(page) = page else { continue };
+            if !imported {
+                self.give_page_back(page);
+                continue;
+            }
+            let (gfn, mut page) = (entry.gfn(), Some(page));
+            let give = || page.take().ok_or(TABLES_ONLY);
+            // The tables are there and no other thread is at the mirror. If it fails all the same, the page
+            // is leaked: the module has it.
+            let _ = private.mirror.map(&Adopted(self), gfn, Level::Size4K, give);
+            if let Some(page) = page {
+                self.account
+                    .leak(page, Leaf::ImportMem.name(), Error::Poisoned);
+            }
+        }
+        taken
+    }
+
+    fn give_back_all(&self, pages: Vec<Option<Page>>) {
+        pages
+            .into_iter()
+            .flatten()
+            .for_each(|page| self.give_page_back(page));
+    }
+}
+
+/// The reason why a bundle did not come in.
+pub(super) enum ImportError {
+    Call(Failed),
+    Host(Error),
+}
+
+impl From<Error> for ImportError {
+    fn from(error: Error) -> Self {
+        Self::Host(error)
+    }
+}

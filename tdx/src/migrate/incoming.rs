@@ -1,0 +1,237 @@
+//! A TD that comes.
+
+use alloc::vec::Vec;
+
+use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, Privacy, Result, SeamPort, Step};
+
+use super::adopt::ImportError;
+use super::bundle::{Bundle, BundleKind};
+use super::journey::Session;
+use super::lane::Lane;
+use crate::TdxVm;
+use crate::seamcall::{Calls, Failed, Outcome};
+use crate::td::Td;
+
+/// A TD that waits for a guest, and takes it bundle by bundle.
+///
+/// It is made ready by [`vm_init_awaiting`](TdxVm::vm_init_awaiting), has the guest's slots, and its
+/// migration TD is bound and has exchanged the session's keys with that of the source.
+///
+/// What comes from the peer is judged by the module. A failure that ended the import there poisons the
+/// VM, whose teardown gives everything back; the source runs on, or gets its guest back by the
+/// [abort token](Self::abort). Dropped before the guest is its own, the VM is poisoned as well.
+pub struct Incoming<'a, H: Host> {
+    td: &'a Td<H>,
+    lanes: Vec<Lane<'a, H>>,
+    phase: Phase,
+    pages: u64,
+    /// Keeps other sessions away.
+    _session: Session<'a>,
+}
+
+/// States of an import, as far as the host knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// UNINITIALIZED.
+    New,
+    /// MEMORY_IMPORT and STATE_IMPORT.
+    Receiving,
+    /// POST_IMPORT: the start token came.
+    Started,
+    /// The guest is this TD's.
+    Own,
+    /// FAILED_IMPORT.
+    Ended,
+}
+
+impl<H: Host> TdxVm<H> {
+    /// Makes the TD one that can take a guest over `streams` streams, at least as many as the source
+    /// has.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] for a TD that does not wait for a guest; [`Error::Busy`] while a session
+    /// is under way; [`Error::Invalid`] for a number of streams that cannot be; [`Error::NoMemory`];
+    /// what the module answers to TDH.MIG.STREAM.CREATE.
+    pub fn incoming(&self, streams: u16) -> Result<Incoming<'_, H>> {
+        let td = self.td();
+        td.life.require(Step::Initialized)?;
+        if !td.journey.awaits() {
+            return Err(Error::WrongState(td.life.step()));
+        }
+        let session = td.journey.claim()?;
+        td.create_streams(streams)?;
+        let lanes = (0..streams).map(|stream| Lane::new(td, stream));
+        Ok(Incoming {
+            td,
+            lanes: lanes.collect::<Result<_>>()?,
+            phase: Phase::New,
+            pages: 0,
+            _session: session,
+        })
+    }
+}
+
+impl<'a, H: Host> Incoming<'a, H> {
+    /// The number of pages that came, with repetitions.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// True once the start token came: the guest is complete, and only this TD can run it.
+    pub fn is_started(&self) -> bool {
+        self.phase == Phase::Started
+    }
+
+    fn lane(&self, stream: u16) -> Result<&Lane<'a, H>> {
+        let lane = self.lanes.get(usize::from(stream));
+        lane.ok_or(Error::Invalid(Field::Stream, stream.into()))
+    }
+
+    /// The caller's error for a failed call. One that ended the import poisons the TD.
+    fn failed(&mut self, failed: &Failed) -> Error {
+        if failed.status().is_some_and(|status| status.is_fatal()) {
+            self.phase = Phase::Ended;
+            let advice = "the guest stays with its source; destroy this VM";
+            let diagnosis = failed.report(&self.td.life, Some(advice));
+            self.td.poison_by(diagnosis);
+            return failed.leak_error();
+        }
+        self.td.failed(failed)
+    }
+
+    fn call(&mut self, call: impl FnOnce(&Calls<'_, H::Seam>) -> Outcome) -> Result<()> {
+        let calls = self.td.calls()?;
+        call(&calls).map_err(|failed| self.failed(&failed))
+    }
+
+    /// Takes a bundle. Those of one stream come in the order in which the source made them.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a bundle that is not due, or names frames that no slot covers: nothing
+    /// changed. The module's refusal as [`Error::Firmware`]; where that has bit 61 the import is
+    /// over.
+    pub fn take(&mut self, bundle: &Bundle) -> Result<()> {
+        self.check_due(bundle)?;
+        let tdr = self.td.tdr()?;
+        if bundle.kind() == BundleKind::Memory {
+            return self.take_pages(bundle);
+        }
+        let at = self.lane(bundle.stream())?.put_state(bundle)?;
+        match bundle.kind() {
+            BundleKind::Immutable => {
+                self.call(|calls| calls.import_immutable(tdr, at))?;
+                self.phase = Phase::Receiving;
+                Ok(())
+            }
+            BundleKind::TdState => self.call(|calls| calls.import_td(tdr, at)),
+            BundleKind::VcpuState => {
+                let cpu = self.td.seam()?.this_cpu();
+                let vcpu = self.td.make_room_for_vcpu(bundle.vcpu, cpu)?;
+                self.call(|calls| calls.import_vcpu(cpu, vcpu.tdvpr, at))
+            }
+            BundleKind::Token => {
+                self.call(|calls| calls.import_track(tdr, at))?;
+                if bundle.is_start_token() {
+                    self.phase = Phase::Started;
+                }
+                Ok(())
+            }
+            BundleKind::Memory | BundleKind::AbortToken => Err(not_due(bundle)),
+        }
+    }
+
+    fn check_due(&self, bundle: &Bundle) -> Result<()> {
+        let due = match (self.phase, bundle.kind()) {
+            (Phase::New, kind) => kind == BundleKind::Immutable,
+            (Phase::Receiving, kind) => {
+                !matches!(kind, BundleKind::Immutable | BundleKind::AbortToken)
+            }
+            (Phase::Started | Phase::Own | Phase::Ended, _) => false,
+        };
+        // State that is not a vCPU's, and tokens, have stream 0.
+        let anywhere = matches!(bundle.kind(), BundleKind::Memory | BundleKind::VcpuState);
+        match due && (anywhere || bundle.stream() == 0) {
+            true => Ok(()),
+            false => Err(not_due(bundle)),
+        }
+    }
+
+    fn take_pages(&mut self, bundle: &Bundle) -> Result<()> {
+        let imported = self.td.import_pages(self.lane(bundle.stream())?, bundle);
+        match imported {
+            Ok(pages) => {
+                self.pages += pages;
+                Ok(())
+            }
+            Err(ImportError::Host(error)) => Err(error),
+            Err(ImportError::Call(failed)) => Err(self.failed(&failed)),
+        }
+    }
+
+    /// Takes a frame that the guest shares with the host; `None` is a page of zeros.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a frame that no slot covers; [`Error::Exists`] for one that came as a
+    /// private page.
+    pub fn take_shared(&mut self, gfn: Gfn, page: Option<&[u8; PAGE_SIZE as usize]>) -> Result<()> {
+        let gpa = gfn.base().ok_or(Error::Invalid(Field::Gfn, gfn.get()))?;
+        let mut private = self.td.write_private();
+        if private.slots.covered(gfn, 1) == 0 {
+            return Err(Error::NotFound(Field::Gfn, gfn.get()));
+        }
+        if private.mirror.lookup(gfn).entry != kvm_ops::PrivateSpte::Absent {
+            return Err(Error::Exists(Field::Gfn, gfn.get()));
+        }
+        self.td.set_shared(gfn, 1, true)?;
+        private.attributes.set(gfn, 1, Privacy::Shared)?;
+        let zeros = [0; PAGE_SIZE as usize];
+        self.td
+            .on_td_port(|port| port.write_slot(gpa, page.unwrap_or(&zeros)))
+    }
+
+    /// Makes the guest this TD's, which runs it (TDH.IMPORT.END). After an error it may be tried
+    /// again.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] before the start token; the module's.
+    pub fn own(&mut self) -> Result<()> {
+        if self.phase != Phase::Started {
+            return Err(Error::WrongState(self.td.life.step()));
+        }
+        let tdr = self.td.tdr()?;
+        self.call(|calls| calls.import_end(tdr))?;
+        self.phase = Phase::Own;
+        self.td.took_step("a guest came from another host", None);
+        self.td.life.advance(Step::Runnable)
+    }
+
+    /// Gives the guest up for good (TDH.IMPORT.ABORT), and returns the token with which the source runs
+    /// it again, also after the start token. The VM is poisoned.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] before the first bundle, where the source needs no token, and once the
+    /// guest is this TD's; the module's.
+    pub fn abort(&mut self) -> Result<Bundle> {
+        if matches!(self.phase, Phase::New | Phase::Own) {
+            return Err(Error::WrongState(self.td.life.step()));
+        }
+        let (at, tdr) = (self.lane(0)?.at(1), self.td.tdr()?);
+        self.call(|calls| calls.import_abort(tdr, at))?;
+        self.phase = Phase::Ended;
+        self.td.give_up("the guest that came was given up");
+        self.lane(0)?.take_token()
+    }
+}
+
+impl<H: Host> Drop for Incoming<'_, H> {
+    fn drop(&mut self) {
+        if !matches!(self.phase, Phase::New | Phase::Own | Phase::Ended) {
+            self.td
+                .give_up("the migration ended before the guest was complete");
+        }
+    }
+}
+
+fn not_due(bundle: &Bundle) -> Error {
+    Error::Invalid(Field::Bundle, bundle.type_number().into())
+}

@@ -1,0 +1,502 @@
+//! A TD that leaves.
+
+use alloc::vec::Vec;
+
+use kvm_ops::{
+    Diagnosis, Error, Field, Gfn, Host, Level, PAGE_SIZE, PrivateSpte, Result, SeamPort, Step,
+    VcpuId,
+};
+
+use super::bundle::Bundle;
+use super::frames::Frames;
+use super::journey::Session;
+use super::lane::{BATCH, Lane, Scratch};
+use crate::TdxVm;
+use crate::seamcall::{BundleAt, Calls, Failed, Outcome};
+use crate::td::{Held, Td};
+
+/// Frames that are blocked for writing together, after which all vCPUs are kicked out once.
+const WINDOW: usize = 512;
+
+/// A TD that is being sent, bundle by bundle. Its vCPUs run on, on their own threads, until
+/// [`stop`](Self::stop).
+///
+/// The order of calls is that of the states of the module: [`begin`](Self::begin), then
+/// [`pages`](Self::pages) and [`end_round`](Self::end_round) as often as wanted, `stop`, the pages
+/// that are left, [`td_state`](Self::td_state), [`vcpu_state`](Self::vcpu_state) of each vCPU,
+/// [`start_token`](Self::start_token), [`leave`](Self::leave). [`abort`](Self::abort) is possible
+/// everywhere before `leave`. The bundles of one stream must reach the target in the order in which they
+/// were made, and a token after all bundles before it.
+///
+/// Dropped before the start token, it aborts: the TD runs on. Dropped after it, the TD can never run
+/// here, because only the target's word would let it.
+pub struct Outgoing<'a, H: Host> {
+    td: &'a Td<H>,
+    lanes: Vec<Lane<'a, H>>,
+    /// For lists of pages that are blocked for writing.
+    scratch: Scratch<'a, H>,
+    phase: Phase,
+    /// A bundle was lost: only the way back is left.
+    broken: bool,
+    /// Pages were sent since the last token.
+    sent: bool,
+    /// Frames that are blocked for writing and tracked, and travel next.
+    window: Frames,
+    carried: Carried,
+    held: Option<Held<'a>>,
+    /// Keeps other sessions and conversions away.
+    _session: Session<'a>,
+}
+
+/// Counts of a migration at its source.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Epochs, each of which ended with a token.
+    pub rounds: u32,
+    /// Bundles, tokens among them.
+    pub bundles: u64,
+    /// Pages of guest memory, with repetitions.
+    pub pages: u64,
+    /// Pages that were sent while the TD was stopped.
+    pub pages_stopped: u64,
+    /// Bytes of the bundles.
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No session yet.
+    New,
+    /// LIVE_EXPORT: the TD runs.
+    Live,
+    /// PAUSED_EXPORT.
+    Paused,
+    /// POST_EXPORT: the start token exists.
+    Posted,
+    /// The TD is the target's, or runs on here.
+    Over,
+}
+
+impl<H: Host> TdxVm<H> {
+    /// Makes the TD one that can be sent over `streams` streams, 1 to
+    /// [`MAX_STREAMS`](super::MAX_STREAMS). Its migration TD is bound and has exchanged the session's
+    /// keys with that of the target before [`Outgoing::begin`].
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] for a TD that does not run yet; [`Error::Busy`] while another migration is
+    /// under way; [`Error::Invalid`] for a number of streams that cannot be; [`Error::NoMemory`];
+    /// what the module answers to TDH.MIG.STREAM.CREATE, and to the end of an earlier migration that could
+    /// not be cleaned up then.
+    pub fn outgoing(&self, streams: u16) -> Result<Outgoing<'_, H>> {
+        let td = self.td();
+        td.life.require(Step::Runnable)?;
+        let session = td.journey.claim()?;
+        td.settle()?;
+        td.create_streams(streams)?;
+        let lanes = (0..streams).map(|stream| Lane::new(td, stream));
+        Ok(Outgoing {
+            td,
+            lanes: lanes.collect::<Result<_>>()?,
+            scratch: Scratch::new(td)?,
+            phase: Phase::New,
+            broken: false,
+            sent: false,
+            window: Frames::default(),
+            carried: Carried::default(),
+            held: None,
+            _session: session,
+        })
+    }
+}
+
+impl<'a, H: Host> Outgoing<'a, H> {
+    fn require(&self, wanted: &[Phase]) -> Result<()> {
+        match wanted.contains(&self.phase) && !self.broken {
+            true => Ok(()),
+            false => Err(Error::WrongState(self.td.life.step())),
+        }
+    }
+
+    fn lane(&self, stream: u16) -> Result<&Lane<'a, H>> {
+        let lane = self.lanes.get(usize::from(stream));
+        lane.ok_or(Error::Invalid(Field::Stream, stream.into()))
+    }
+
+    /// Makes a call with the vCPUs out if they are in the way.
+    fn call<T>(&self, call: impl Fn(&Calls<'_, H::Seam>) -> Outcome<T>) -> Result<T> {
+        let calls = self.td.calls()?;
+        self.td
+            .without_vcpus(|| call(&calls))
+            .map_err(|failed| self.td.failed(&failed))
+    }
+
+    /// The same with faults out as well, for leaves that take a lock of the TD alone.
+    fn call_alone<T>(&self, call: impl Fn(&Calls<'_, H::Seam>) -> Outcome<T>) -> Result<T> {
+        let _alone = self.td.write_private();
+        self.call(call)
+    }
+
+    /// Counts a bundle that the module made. One that cannot be read is lost, and the session with it.
+    fn made(&mut self, bundle: Result<Bundle>) -> Result<Bundle> {
+        let bundle = bundle.inspect_err(|_| self.broken = true)?;
+        let pages = bundle.guest_pages() as u64;
+        self.carried.bundles += 1;
+        self.carried.pages += pages;
+        self.carried.bytes += bundle.len() as u64;
+        if self.phase == Phase::Paused {
+            self.carried.pages_stopped += pages;
+        }
+        Ok(bundle)
+    }
+
+    /// The counts so far.
+    pub fn carried(&self) -> Carried {
+        self.carried
+    }
+
+    /// The number of streams.
+    pub fn streams(&self) -> u16 {
+        self.lanes.len() as u16
+    }
+
+    /// The number of pages that are to be sent, as far as it is known.
+    pub fn pages_left(&self) -> u64 {
+        self.window.len() + self.td.lock(&self.td.journey.book).left()
+    }
+
+    /// Begins the session: the immutable state (TDH.EXPORT.STATE.IMMUTABLE). From here on the guest's
+    /// writes are followed.
+    ///
+    /// # Errors
+    /// The module's, such as MIGRATION_DECRYPTION_KEY_NOT_SET where the migration TD has not done its
+    /// part, or TD_NOT_MIGRATABLE; [`Error::NotOffered`] for a TD with pages of 2 MiB.
+    pub fn begin(&mut self) -> Result<Bundle> {
+        self.require(&[Phase::New])?;
+        let lane = self.lane(0)?;
+        let (at, tdr) = (lane.offer_buffers()?, self.td.tdr()?);
+        self.td.follow()?;
+        let begun = self.call_alone(|calls| calls.export_immutable(tdr, at));
+        let pages = begun.inspect_err(|_| self.td.stop_following())?;
+        self.phase = Phase::Live;
+        let bundle = self.lane(0)?.take_state(VcpuId(0), pages);
+        self.made(bundle)
+    }
+
+    /// The next bundle of pages of this round, at most [`BATCH`] of them. `None` if the round has no page
+    /// left; then end it, and see whether [more are left](Self::pages_left).
+    ///
+    /// # Errors
+    /// The module's. Pages whose entries were locked are left for the next round.
+    pub fn pages(&mut self, stream: u16) -> Result<Option<Bundle>> {
+        self.require(&[Phase::Live, Phase::Paused])?;
+        self.lane(stream)?;
+        if self.window.is_empty() {
+            self.next_window()?;
+        }
+        let next = core::iter::from_fn(|| self.window.pop_first());
+        let frames: Vec<Gfn> = next.take(BATCH).collect();
+        if frames.is_empty() {
+            return Ok(None);
+        }
+        let (reached, exported) = self.export(stream, &frames);
+        // Pages that left in a bundle that was not finished are not where they were.
+        self.broken |= exported.is_err() && reached > 0;
+        let mut book = self.td.lock(&self.td.journey.book);
+        let Ok(bundle) = exported else {
+            // In this round still: nothing of them has travelled.
+            for gfn in frames {
+                book.round.insert(gfn);
+                book.exported.insert(gfn);
+            }
+            drop(book);
+            return exported.map(Some);
+        };
+        for entry in &bundle.entries {
+            if !entry.succeeded() {
+                // Written meanwhile, or another thread is at its entry.
+                book.pending.insert(entry.gfn());
+                continue;
+            }
+            book.exported.insert(entry.gfn());
+            if self.phase == Phase::Paused {
+                // It was written after it was blocked, and travels as it is now.
+                book.pending.remove(entry.gfn());
+            }
+        }
+        drop(book);
+        self.sent = true;
+        self.made(Ok(bundle)).map(Some)
+    }
+
+    fn export(&self, stream: u16, frames: &[Gfn]) -> (u16, Result<Bundle>) {
+        let prepared = self.lane(stream).and_then(|lane| {
+            let at = lane.ask_for(frames)?;
+            Ok((lane, at, self.td.tdr()?, self.td.calls()?))
+        });
+        let (lane, at, tdr, calls) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return (0, Err(error)),
+        };
+        let (reached, done) = calls.export_mem(tdr, at);
+        let bundle = done
+            .map_err(|failed| self.td.failed(&failed))
+            .and_then(|()| lane.take_memory(frames.len()));
+        (reached, bundle)
+    }
+
+    /// Takes the next frames to be sent; while the TD runs they are blocked for writing first.
+    fn next_window(&mut self) -> Result<()> {
+        let frames: Vec<Gfn> = {
+            let mut book = self.td.lock(&self.td.journey.book);
+            if !self.sent {
+                // Nothing of this epoch has travelled, so everything may.
+                book.begin_round();
+            }
+            let next = core::iter::from_fn(|| book.round.pop_first());
+            next.take(WINDOW).collect()
+        };
+        if self.phase == Phase::Live
+            && !frames.is_empty()
+            && let Err(error) = self.block(&frames)
+        {
+            let mut book = self.td.lock(&self.td.journey.book);
+            frames.iter().for_each(|gfn| book.round.insert(*gfn));
+            return Err(error);
+        }
+        frames.iter().for_each(|gfn| self.window.insert(*gfn));
+        Ok(())
+    }
+
+    /// Blocks frames for writing, and waits until no processor has an old translation.
+    fn block(&self, frames: &[Gfn]) -> Result<()> {
+        let tdr = self.td.tdr()?;
+        {
+            let mut book = self.td.lock(&self.td.journey.book);
+            let list = self.scratch.list(frames)?;
+            let done = self.call(|calls| calls.export_blockw(tdr, list));
+            // Also after an error some are.
+            frames.iter().for_each(|gfn| book.blocked.insert(*gfn));
+            done?;
+        }
+        let calls = self.td.calls()?;
+        self.td
+            .without_vcpus(|| calls.mem_track(tdr))
+            .map_err(|failed| self.td.failed(&failed))?;
+        self.td.empty_epoch();
+        Ok(())
+    }
+
+    /// Ends a round with an epoch token. What was sent before may be sent again after it.
+    ///
+    /// # Errors
+    /// The module's.
+    pub fn end_round(&mut self) -> Result<Bundle> {
+        self.require(&[Phase::Live, Phase::Paused])?;
+        self.token(false)
+    }
+
+    fn token(&mut self, start: bool) -> Result<Bundle> {
+        let (at, tdr) = (self.lane(0)?.at(1), self.td.tdr()?);
+        self.call_alone(|calls| calls.export_track(tdr, at, start))?;
+        if start {
+            self.phase = Phase::Posted;
+        }
+        self.carried.rounds += 1;
+        self.sent = false;
+        let bundle = self.lane(0)?.take_token();
+        self.made(bundle)
+    }
+
+    /// Stops the TD: every vCPU comes out, and [`vcpu_run`](kvm_ops::VcpuOps::vcpu_run) answers
+    /// [`Error::Busy`] from then on. On an error the TD runs on.
+    ///
+    /// # Errors
+    /// The module's to TDH.EXPORT.PAUSE.
+    pub fn stop(&mut self) -> Result<()> {
+        self.require(&[Phase::Live])?;
+        self.td.journey.set_stopped(true);
+        let held = self.td.hold_out();
+        let tdr = self.td.tdr()?;
+        let paused = self.call_alone(|calls| calls.export_pause(tdr));
+        if paused.is_err() {
+            self.td.journey.set_stopped(false);
+            return paused;
+        }
+        self.held = Some(held);
+        self.phase = Phase::Paused;
+        Ok(())
+    }
+
+    /// The TD's state.
+    ///
+    /// # Errors
+    /// The module's.
+    pub fn td_state(&mut self) -> Result<Bundle> {
+        self.require(&[Phase::Paused])?;
+        let (at, tdr) = (self.lane(0)?.offer_buffers()?, self.td.tdr()?);
+        let pages = self.call_alone(|calls| calls.export_td(tdr, at))?;
+        let bundle = self.lane(0)?.take_state(VcpuId(0), pages);
+        self.made(bundle)
+    }
+
+    /// The numbers of the TD's vCPUs.
+    pub fn vcpus(&self) -> Vec<VcpuId> {
+        let ready = self.td.ready_vcpus();
+        ready.iter().map(|vcpu| vcpu.id).collect()
+    }
+
+    /// The state of a vCPU.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a vCPU that is not there; the module's.
+    pub fn vcpu_state(&mut self, id: VcpuId, stream: u16) -> Result<Bundle> {
+        self.require(&[Phase::Paused])?;
+        let at = self.lane(stream)?.offer_buffers()?;
+        let pages = self.export_vcpu(id, at)?;
+        let bundle = self.lane(stream)?.take_state(id, pages);
+        self.made(bundle)
+    }
+
+    fn export_vcpu(&self, id: VcpuId, at: BundleAt) -> Result<u64> {
+        let vcpus = self.td.ready_vcpus();
+        let vcpu = vcpus.iter().find(|vcpu| vcpu.id == id);
+        let vcpu = vcpu.ok_or(Error::Invalid(Field::Vcpu, id.0.into()))?;
+        let (calls, cpu) = (self.td.calls()?, self.td.seam()?.this_cpu());
+        self.td
+            .on_cpu_of(vcpu, cpu, || calls.export_vcpu(cpu, vcpu.tdvpr, at))
+            .map_err(|failed: Failed| self.td.failed(&failed))
+    }
+
+    /// The start token, the last bundle of all. From here on the TD can run here only with the
+    /// [abort token](super::Incoming::abort) of the target.
+    ///
+    /// # Errors
+    /// The module's, such as EXPORTED_DIRTY_PAGES_REMAIN where pages are left to be sent; the TD is
+    /// still here then.
+    pub fn start_token(&mut self) -> Result<Bundle> {
+        self.require(&[Phase::Paused])?;
+        // Not all pages that are left make the module refuse: it knows no page that never travelled.
+        match self.pages_left() {
+            0 => self.token(true),
+            left => Err(Error::Invalid(Field::Size, left * PAGE_SIZE)),
+        }
+    }
+
+    /// Frames that the guest shares with the host, as ranges. They are not among the bundles.
+    pub fn shared(&self) -> Vec<(Gfn, u64)> {
+        let private = self.td.read_private();
+        private.attributes.exceptions().collect()
+    }
+
+    /// Reads a shared frame. The contents are final once the TD is stopped.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a frame that no slot covers.
+    pub fn read_shared(&self, gfn: Gfn, page: &mut [u8; PAGE_SIZE as usize]) -> Result<()> {
+        let gpa = gfn.base().ok_or(Error::Invalid(Field::Gfn, gfn.get()))?;
+        self.td.on_td_port(|port| port.read_slot(gpa, page))
+    }
+
+    /// Gives the TD up: the target runs it. Everything but its teardown answers `Poisoned`.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] before the start token.
+    pub fn leave(&mut self) -> Result<()> {
+        self.require(&[Phase::Posted])?;
+        self.phase = Phase::Over;
+        self.td.give_up("the TD left for another host");
+        Ok(())
+    }
+
+    /// Ends the migration; the TD runs on here. After the start token that needs the target's abort
+    /// token.
+    ///
+    /// # Errors
+    /// The module's, such as INVALID_MBMD or INCORRECT_MBMD_MAC for another token: nothing changed then,
+    /// and the call may come again. [`Error::WrongState`] after the start token without a token, and
+    /// after [`leave`](Self::leave).
+    pub fn abort(&mut self, token: Option<&Bundle>) -> Result<()> {
+        let tdr = self.td.tdr()?;
+        let at = match (self.phase, token) {
+            (Phase::New, _) => {
+                self.phase = Phase::Over;
+                return Ok(());
+            }
+            (Phase::Live | Phase::Paused, _) => None,
+            (Phase::Posted, Some(token)) => Some(self.lane(0)?.put_state(token)?),
+            (Phase::Posted, None) | (Phase::Over, _) => {
+                return Err(Error::WrongState(self.td.life.step()));
+            }
+        };
+        self.call_alone(|calls| calls.export_abort(tdr, at))?;
+        self.phase = Phase::Over;
+        self.td.journey.set_stopped(false);
+        self.held = None;
+        // The guest runs already. What cannot be cleaned up now is when it is touched, or before the next
+        // migration.
+        let _ = self.td.settle();
+        Ok(())
+    }
+}
+
+impl<H: Host> Drop for Outgoing<'_, H> {
+    fn drop(&mut self) {
+        let lost = match self.phase {
+            Phase::New | Phase::Over => false,
+            Phase::Live | Phase::Paused => self.abort(None).is_err(),
+            Phase::Posted => true,
+        };
+        if lost {
+            self.td
+                .give_up("the migration ended without the target's word");
+        }
+    }
+}
+
+impl<H: Host> Td<H> {
+    /// From now on written pages are noted. All pages are to be sent.
+    fn follow(&self) -> Result<()> {
+        // Pages that are mapped from here on are noted by their faults, all others found below.
+        self.journey.set_follows(true);
+        let noted = self.note_all();
+        noted.inspect_err(|_| self.stop_following())
+    }
+
+    fn note_all(&self) -> Result<()> {
+        let (mut half_removed, mut large) = (Vec::new(), None);
+        let private = self.read_private();
+        let mut book = self.lock(&self.journey.book);
+        private.mirror.for_each(|gfn, level, entry| match entry {
+            PrivateSpte::Mapped(_) | PrivateSpte::Blocked(_) if level != Level::Size4K => {
+                large = Some(gfn);
+            }
+            PrivateSpte::Mapped(_) => book.pending.insert(gfn),
+            PrivateSpte::Blocked(_) => half_removed.push(gfn),
+            _ => {}
+        });
+        drop(book);
+        drop(private);
+        if large.is_some() {
+            return kvm_ops::not_offered!("sending a TD with pages of 2 MiB");
+        }
+        for gfn in half_removed {
+            // A removal that failed left it behind: the page is still the guest's.
+            self.write_private().mirror.unblock(self, gfn, 1)?;
+            self.page_came(gfn);
+        }
+        Ok(())
+    }
+
+    fn stop_following(&self) {
+        *self.lock(&self.journey.book) = super::journey::Book::default();
+        self.journey.set_follows(false);
+    }
+
+    /// Lets the TD run here no more.
+    pub(super) fn give_up(&self, why: &'static str) {
+        let diagnosis = Diagnosis::of(self.life.tech(), self.life.id(), Error::Poisoned);
+        self.poison_by(diagnosis.because(why).advise(crate::td::POISONED));
+        self.journey.set_follows(false);
+    }
+}
