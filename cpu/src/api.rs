@@ -9,7 +9,7 @@ use crate::fault::Event;
 use crate::flags::zero;
 use crate::paging::{READ, WRITE};
 use crate::segment::{CS, Segment, TableRegister};
-use crate::state::{Pending, R};
+use crate::state::{CR0_CD, CR0_NW, Pending, R};
 
 /// The registers that instructions see, as a host saves and loads them (the VMCS' guest state, a
 /// VMSA).
@@ -209,6 +209,7 @@ impl Cpu {
         let crate::exit::Cause::Io(io) = exit.cause else {
             return Err(IoError::NotIo);
         };
+        self.enter();
         if !io.string {
             if io.input {
                 self.core.set_gpr(0, io.size.into(), value.into());
@@ -249,6 +250,7 @@ impl Cpu {
     /// Delivers an event before the next instruction: what VM entry does with an injected event.
     /// `Some` is an exit on the way, with the event as its `vectoring`.
     pub fn inject(&mut self, event: Event) -> Option<Exit> {
+        self.enter();
         self.core.halted = false;
         self.core.attention = true;
         if self.core.deliver(event).is_ok() {
@@ -279,12 +281,21 @@ impl Cpu {
         self.core.attention = true;
     }
 
-    /// INIT: registers as after reset, but for the APIC's id; waits for [`Cpu::start`].
+    /// INIT: registers as after reset, but for extended state, MSRs, the caching bits of CR0 and the
+    /// APIC's id and base. The boot processor starts over, any other one waits for [`Cpu::start`].
     pub fn init(&mut self) {
-        let fpu = core::mem::replace(&mut *self.core.fpu, crate::fpu::Fpu::new());
-        self.core.reset();
-        *self.core.fpu = fpu;
-        self.core.waiting = true;
+        let c = &mut self.core;
+        let fpu = core::mem::replace(&mut *c.fpu, crate::fpu::Fpu::new());
+        let caching = CR0_CD | CR0_NW;
+        let kept = c.cr0 & caching;
+        let base = c.apic.base();
+        c.reset();
+        c.cr0 = c.cr0 & !caching | kept;
+        *c.fpu = fpu;
+        c.apic.reset();
+        // It held this value before.
+        let _ = c.apic.load_base(base, c.phys_bits);
+        c.waiting = base & crate::apic::BSP == 0;
     }
 
     /// A start-up interrupt: real mode at `vector` pages. Ignored unless the processor waits.
@@ -300,8 +311,7 @@ impl Cpu {
 
     /// RESET.
     pub fn reset(&mut self) {
-        let id = self.core.apic.id();
-        self.core.apic = crate::apic::Apic::new(id);
+        self.core.apic.reset();
         self.core.msrs = crate::msr::Msrs::new();
         self.core.reset();
     }
@@ -321,6 +331,12 @@ impl Cpu {
         self.core.clock()
     }
 
+    /// Clock at which the APIC timer interrupts a halted processor, if nothing else does before.
+    pub fn wakes_at(&self) -> Option<u64> {
+        let enabled = self.core.system_flags & crate::flags::IF != 0;
+        self.core.apic.interrupts_at().filter(|_| enabled)
+    }
+
     /// Clock at which the APIC timer fires.
     pub fn deadline(&self) -> Option<u64> {
         self.core.apic.expires()
@@ -333,7 +349,7 @@ impl Cpu {
     }
 
     /// Carries out RDMSR. `None`: the MSR does not exist, hardware would raise #GP.
-    pub fn read_msr(&mut self, index: u32) -> Option<u64> {
+    pub fn read_msr(&self, index: u32) -> Option<u64> {
         self.core.read_msr(index)
     }
 
@@ -351,6 +367,7 @@ impl Cpu {
     /// Reads linear memory with the rights of the current privilege. False if a page faults;
     /// accessed bits may have been set.
     pub fn read_linear(&mut self, linear: u64, data: &mut [u8]) -> bool {
+        self.enter();
         let done = self.core.read_linear(3, linear, data, READ).is_ok();
         self.core.pending = Pending::None;
         done

@@ -7,8 +7,11 @@ pub(crate) const TICKS: u64 = 40;
 
 const X2APIC: u64 = 1 << 10;
 const ENABLED: u64 = 1 << 11;
-const BSP: u64 = 1 << 8;
+pub(crate) const BSP: u64 = 1 << 8;
 const MASKED: u32 = 1 << 16;
+/// The delivery mode of an LVT entry, and the mode in which the vector comes from outside.
+const MODE: u32 = 7 << 8;
+const EXT_INT: u32 = 7 << 8;
 
 const LVT_TIMER: usize = 0x32;
 const LVT_LINT0: usize = 0x35;
@@ -45,6 +48,8 @@ pub(crate) enum Effect {
 
 pub(crate) struct Apic {
     id: u32,
+    /// The processor has none: neither page nor MSRs answer, and nothing is delivered.
+    pub(crate) absent: bool,
     base: u64,
     tpr: u8,
     ldr: u32,
@@ -68,6 +73,7 @@ impl Apic {
     pub(crate) fn new(id: u32) -> Self {
         let mut apic = Self {
             id,
+            absent: false,
             base: 0xfee0_0000 | ENABLED | if id == 0 { BSP } else { 0 },
             tpr: 0,
             ldr: 0,
@@ -98,11 +104,53 @@ impl Apic {
 
     /// Guest-physical page of the registers, in xAPIC mode.
     pub(crate) fn page(&self) -> Option<u64> {
-        (self.base & (ENABLED | X2APIC) == ENABLED).then_some(self.base & !0xfff)
+        (!self.absent && self.base & (ENABLED | X2APIC) == ENABLED).then_some(self.base & !0xfff)
     }
 
     fn x2(&self) -> bool {
-        self.base & (ENABLED | X2APIC) == ENABLED | X2APIC
+        !self.absent && self.base & (ENABLED | X2APIC) == ENABLED | X2APIC
+    }
+
+    /// The APIC after RESET, if the processor has one.
+    pub(crate) fn reset(&mut self) {
+        let absent = self.absent;
+        *self = Self::new(self.id);
+        self.absent = absent;
+    }
+
+    /// Writes the base as a host does that loads a state: any mode follows any other.
+    pub(crate) fn load_base(&mut self, value: u64, phys_bits: u8) -> Option<()> {
+        let reserved = 0x2ff | !((1 << phys_bits) - 1);
+        if value & reserved != 0 || value & (ENABLED | X2APIC) == X2APIC {
+            return None;
+        }
+        self.base = value;
+        Some(())
+    }
+
+    pub(crate) fn address(&self) -> ApicAddress {
+        ApicAddress {
+            id: self.id,
+            x2: self.x2(),
+            ldr: self.ldr,
+            flat: self.dfr >> 28 == 15,
+        }
+    }
+
+    /// Connects the interrupt controller of a PC to LINT0, as its firmware does ("virtual wire").
+    pub(crate) fn connect_pic(&mut self) {
+        self.lvt[LVT_LINT0 - 0x2f] = EXT_INT;
+    }
+
+    /// True if interrupts of that controller are let through to the processor.
+    pub(crate) fn passes_pic(&self) -> bool {
+        self.base & ENABLED == 0 || self.lvt[LVT_LINT0 - 0x2f] & (MASKED | MODE) == EXT_INT
+    }
+
+    /// Clock of the next timer interrupt that can be delivered.
+    pub(crate) fn interrupts_at(&self) -> Option<u64> {
+        let masked = self.lvt[LVT_TIMER - 0x2f] & MASKED != 0;
+        self.expires.filter(|_| self.enabled() && !masked)
     }
 
     pub(crate) fn set_base(&mut self, value: u64, phys_bits: u8) -> Option<()> {
@@ -119,7 +167,7 @@ impl Apic {
             return None;
         }
         if to == 0 && from != 0 {
-            *self = Self::new(self.id);
+            self.reset();
         }
         self.base = value;
         Some(())
@@ -143,7 +191,7 @@ impl Apic {
     }
 
     fn enabled(&self) -> bool {
-        self.base & ENABLED != 0 && self.svr & 1 << 8 != 0
+        !self.absent && self.base & ENABLED != 0 && self.svr & 1 << 8 != 0
     }
 
     /// Accepts an interrupt; vectors below 16 are an error.
@@ -358,6 +406,46 @@ impl Apic {
     }
 }
 
+/// The names under which a local APIC is called in interrupt commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApicAddress {
+    id: u32,
+    x2: bool,
+    ldr: u32,
+    flat: bool,
+}
+
+impl ApicAddress {
+    /// The names of APIC number `id` after RESET.
+    pub const fn after_reset(id: u32) -> Self {
+        Self {
+            id,
+            x2: false,
+            ldr: 0,
+            flat: true,
+        }
+    }
+
+    /// True if the APIC is meant by a destination (Intel SDM volume 3, 11.6.2 and 11.12.9), physical
+    /// or logical. Eight bits of ones are a broadcast in xAPIC mode, 32 in both.
+    pub const fn accepts(&self, destination: u32, logical: bool) -> bool {
+        if destination == u32::MAX || !self.x2 && destination == 0xff {
+            return true;
+        }
+        if !logical {
+            return destination == self.id;
+        }
+        if self.x2 {
+            return destination >> 16 == self.id >> 4 && destination >> (self.id & 15) & 1 != 0;
+        }
+        let name = self.ldr >> 24;
+        if self.flat {
+            return destination & name != 0;
+        }
+        destination >> 4 == name >> 4 && destination & name & 15 != 0
+    }
+}
+
 impl Core {
     /// Carries out what an APIC write asks for.
     pub(crate) fn apply(&mut self, effect: Effect) {
@@ -375,14 +463,15 @@ impl Core {
         let destination = (icr >> 32) as u32;
         let physical = icr & 1 << 11 == 0;
         let to_self = match shorthand {
-            0 => physical && destination == self.apic.id(),
+            0 => self.apic.address().accepts(destination, !physical),
             1 | 2 => true,
             _ => false,
         };
+        let only_self = physical && destination == self.apic.id();
         if to_self && fixed {
             self.apic.request(vector);
         }
-        if shorthand != 1 && !(shorthand == 0 && to_self && fixed) {
+        if shorthand != 1 && !(shorthand == 0 && only_self && fixed) {
             self.bus.ipi(self.apic.id(), icr);
         }
     }
@@ -453,6 +542,25 @@ mod tests {
         apic.write_x2(0x832, (2 << 17) | 0x42, 0).expect("LVT");
         apic.set_tsc_deadline(u64::MAX, 0, 50);
         assert_eq!(apic.expires(), Some(u64::MAX));
+    }
+
+    #[test]
+    fn destinations_name_apics_physically_and_logically() {
+        let mut apic = Apic::new(0x12);
+        apic.ldr = 0x0400_0000;
+        let flat = apic.address();
+        assert!(flat.accepts(0x12, false) && flat.accepts(0xff, false));
+        assert!(flat.accepts(0x0c, true) && !flat.accepts(0x08, true));
+        apic.dfr = 0x0fff_ffff;
+        apic.ldr = 0x2400_0000;
+        let cluster = apic.address();
+        assert!(cluster.accepts(0x2c, true));
+        assert!(!cluster.accepts(0x1c, true) && !cluster.accepts(0x28, true));
+        apic.load_base(0xfee0_0000 | ENABLED | X2APIC, 46)
+            .expect("x2APIC");
+        let x2 = apic.address();
+        assert!(x2.accepts(1 << 16 | 4, true) && !x2.accepts(2 << 16 | 4, true));
+        assert!(x2.accepts(u32::MAX, false) && !x2.accepts(0xff, false));
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub(crate) struct Block {
     pub(crate) gpa: u64,
     /// Version of the page's code when the block was built.
     pub(crate) version: u32,
+    /// The bytes that were decoded, and the last time that they were compared with memory.
+    pub(crate) code: Box<[u8]>,
+    pub(crate) trust: u64,
     /// RIP, to know when a link stays inside of the page.
     pub(crate) rip: u64,
     /// Links for [`Out::Taken`](crate::op::Out) and [`Out::Fall`](crate::op::Out).
@@ -121,6 +124,14 @@ impl Core {
         Ok(b)
     }
 
+    /// True if memory holds these bytes of code, which lie in one page.
+    pub(crate) fn code_is(&mut self, gpa: u64, linear: u64, code: &[u8]) -> R<bool> {
+        let place = self.fetch_place(gpa, linear)?;
+        let mut now = [0; WINDOW];
+        let now = &mut now[..code.len()];
+        Ok(matches!(place, Place::Host { .. }) && self.copy_out(place, gpa, now) && now == code)
+    }
+
     /// Adds the beginning of the next page, for an instruction that spans two.
     fn fetch_across(&mut self, linear: u64, b: &mut Bytes) -> R<()> {
         let next = self.wrap((linear | 0xfff).wrapping_add(1));
@@ -157,6 +168,12 @@ impl Core {
             count: list.len().max(1) as u8,
             gpa,
             version,
+            code: if keep {
+                bytes.data[..size.min(bytes.len)].into()
+            } else {
+                Box::default()
+            },
+            trust: 0,
             rip,
             links: [Cell::default(), Cell::default()],
             keep,

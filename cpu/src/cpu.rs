@@ -59,6 +59,8 @@ struct Blocks {
     jumps: Box<[Jump]>,
     /// Grows when blocks are dropped: links of older epochs are not followed.
     epoch: u64,
+    /// Grows when blocks have to be compared with memory.
+    trust: u64,
     seen_written: u64,
     seen_protected: u64,
 }
@@ -75,6 +77,7 @@ impl Blocks {
             map: HashMap::new(),
             jumps: vec![none; JUMPS].into_boxed_slice(),
             epoch: 1,
+            trust: 0,
             seen_written: 0,
             seen_protected: 0,
         }
@@ -150,8 +153,23 @@ impl Cpu {
         }
     }
 
+    /// Completes the instruction at RIP, and takes no event before it: the second half of an exit
+    /// whose answer the bus has now. Counts as one instruction.
+    pub fn finish_instruction(&mut self) -> Stopped {
+        self.core.shadow = true;
+        self.run(1)
+    }
+
+    /// Says that a host may have written memory without [`CodePages::written`]: decoded code is
+    /// compared with memory before it is run again.
+    pub fn recheck_code(&mut self) {
+        self.blocks.trust += 1;
+        self.blocks.epoch += 1;
+        self.core.epoch += 1;
+    }
+
     /// Flushes the core if the bus or the protected pages changed since the last run.
-    fn enter(&mut self) {
+    pub(crate) fn enter(&mut self) {
         let core = &mut self.core;
         let generation = core.bus.generation();
         let protected = core.pages.protected_count();
@@ -266,10 +284,15 @@ impl Cpu {
         if left.is_some_and(|left| left < core.budget.max(0) as u64) {
             return Some(None);
         }
+        let enabled = core.system_flags & flags::IF != 0;
         let event = if core.nmi_pending && !core.nmi_blocked {
             core.nmi_pending = false;
             Event::nmi()
-        } else if core.system_flags & flags::IF != 0 {
+        } else if enabled && core.controls.interrupt_window {
+            core.attention = true;
+            let _ = core.exit(crate::exit::Cause::InterruptWindow, 0);
+            return Some(Some(self.take_exit()));
+        } else if enabled {
             let vector = core.apic.pending()?;
             core.apic.accept(vector);
             Event::interrupt(vector)
@@ -374,13 +397,15 @@ impl Cpu {
             limit,
         };
         let known = self.blocks.map.get(&key).copied();
-        let current =
-            known.filter(|n| self.blocks.list[*n as usize].version == core.pages.version(gpa));
+        let current = match known {
+            Some(n) if self.is_current(n, gpa, linear)? => Some(n),
+            _ => None,
+        };
         let index = match current {
             Some(n) => n,
             None if !keep => return Ok(None),
             None => {
-                if core.insns.len() > MOST_DECODED || self.blocks.list.len() > MOST_DECODED {
+                if self.core.insns.len() > MOST_DECODED || self.blocks.list.len() > MOST_DECODED {
                     self.drop_blocks();
                 }
                 let limits = Limits {
@@ -388,10 +413,11 @@ impl Cpu {
                     keep: true,
                     dispatch: self.dispatch,
                 };
-                let block = self.core.build(gpa, limits)?;
+                let mut block = self.core.build(gpa, limits)?;
                 if !block.keep {
                     return Ok(None);
                 }
+                block.trust = self.blocks.trust;
                 self.keep(key, known, block)
             }
         };
@@ -403,6 +429,24 @@ impl Cpu {
             block: index,
         };
         Ok(Some(index))
+    }
+
+    /// True if a block is what the page holds: none of its bytes was written since.
+    fn is_current(&mut self, index: u32, gpa: u64, linear: u64) -> R<bool> {
+        let trust = self.blocks.trust;
+        let Some(block) = self.blocks.list.get_mut(index as usize) else {
+            return Ok(false);
+        };
+        if block.version != self.core.pages.version(gpa) {
+            return Ok(false);
+        }
+        if block.trust != trust {
+            if !self.core.code_is(gpa, linear, &block.code)? {
+                return Ok(false);
+            }
+            block.trust = trust;
+        }
+        Ok(true)
     }
 
     fn keep(&mut self, key: Key, known: Option<u32>, block: Block) -> u32 {

@@ -79,6 +79,13 @@ impl CpuidTable {
         Self::with_vendor(*b"AuthenticAMD")
     }
 
+    /// A table without a leaf.
+    pub const fn empty() -> Self {
+        Self {
+            leaves: BTreeMap::new(),
+        }
+    }
+
     fn with_vendor(vendor: [u8; 12]) -> Self {
         let word =
             |i: usize| u32::from_le_bytes([vendor[i], vendor[i + 1], vendor[i + 2], vendor[i + 3]]);
@@ -152,7 +159,7 @@ impl Core {
         let mut r = self.cpuid.get(function, if with_index { index } else { 0 });
         match function {
             1 => {
-                r.ebx |= self.apic.id() << 24;
+                r.ebx = r.ebx & 0x00ff_ffff | self.apic.id() << 24;
                 if self.cr4 & CR4_OSXSAVE != 0 {
                     r.ecx |= 1 << 27;
                 }

@@ -27,6 +27,10 @@ pub struct Controls {
     /// TDCALL, VMCALL, VMMCALL, VMGEXIT, PVALIDATE and the other instructions that exist only in
     /// guests exit; otherwise they are #UD.
     pub guest_instructions: bool,
+    /// VMCALL and VMMCALL exit even if the other guest instructions do not.
+    pub hypercalls: bool,
+    /// The processor leaves as soon as it could take an interrupt.
+    pub interrupt_window: bool,
 }
 
 impl Controls {
@@ -43,6 +47,8 @@ impl Controls {
             control_registers: false,
             exceptions: 0,
             guest_instructions: false,
+            hypercalls: false,
+            interrupt_window: false,
         }
     }
 
@@ -92,6 +98,8 @@ pub enum Cause {
     Exception(Event),
     /// An exception while a double fault was delivered. The processor is in shutdown.
     TripleFault,
+    /// An interrupt could be delivered now, as [`Controls::interrupt_window`] asked.
+    InterruptWindow,
     /// CPUID.
     Cpuid,
     /// HLT.
@@ -234,6 +242,7 @@ impl Exit {
         let (reason, qualification) = match self.cause {
             Cause::Exception(e) => (0, e.address.unwrap_or(0)),
             Cause::TripleFault => (2, 0),
+            Cause::InterruptWindow => (7, 0),
             Cause::TaskSwitch { selector, source } => {
                 (9, u64::from(selector) | u64::from(source) << 30)
             }
@@ -297,6 +306,7 @@ impl Exit {
                 (0x40 + u64::from(e.vector), code, e.address.unwrap_or(0))
             }
             Cause::TripleFault => (0x7f, 0, 0),
+            Cause::InterruptWindow => (0x64, 0, 0),
             Cause::WriteControl { register, source } => {
                 (0x10 + u64::from(register), 1 << 63 | u64::from(source), 0)
             }

@@ -3,6 +3,7 @@
 
 extern crate alloc;
 
+mod activity;
 mod alu;
 mod api;
 mod apic;
@@ -14,6 +15,7 @@ mod deliver;
 mod descriptor;
 mod exec;
 mod exit;
+mod extended;
 mod far;
 mod fast;
 mod fault;
@@ -32,11 +34,14 @@ mod select;
 mod state;
 mod tlb;
 
+pub use activity::Activity;
 pub use api::{IoError, Registers};
+pub use apic::ApicAddress;
 pub use bus::{Access, Bus, FRAME, Frame, Mapping};
 pub use cpu::{Cpu, Stopped};
 pub use cpuid::{CpuidLeaf, CpuidTable};
 pub use exit::{Cause, Controls, Exit, PortAccess, SvmExit, VmxExit};
+pub use extended::{XSAVE_BYTES, XsaveError};
 pub use fault::{Event, EventKind, Exception};
 pub use op::Dispatch;
 pub use pages::CodePages;

@@ -56,6 +56,38 @@ impl Msrs {
     }
 }
 
+/// The MSRs that [`Core::read_msr`] knows.
+pub(crate) fn exists(index: u32) -> bool {
+    const SINGLE: [u32; 24] = [
+        0x10,
+        0x1b,
+        0x3b,
+        0x8b,
+        0xfe,
+        0x174,
+        0x175,
+        0x176,
+        0x179,
+        0x17a,
+        0x1a0,
+        0x277,
+        0x2ff,
+        0x6e0,
+        0xda0,
+        0xc000_0080,
+        0xc000_0081,
+        0xc000_0082,
+        0xc000_0083,
+        0xc000_0084,
+        0xc000_0100,
+        0xc000_0101,
+        0xc000_0102,
+        0xc000_0103,
+    ];
+    let x2apic = matches!(index, 0x802 | 0x803 | 0x808 | 0x80a | 0x80b | 0x80d | 0x80f..=0x828 | 0x830 | 0x832..=0x839 | 0x83e | 0x83f);
+    SINGLE.contains(&index) || FIXED.contains(&index) || matches!(index, 0x200..=0x20f) || x2apic
+}
+
 /// Memory types that PAT and MTRRs may name.
 fn memory_types(value: u64, pat: bool) -> bool {
     value
@@ -75,7 +107,7 @@ impl Core {
     }
 
     /// Value of an MSR; `None` is #GP.
-    pub(crate) fn read_msr(&mut self, index: u32) -> Option<u64> {
+    pub(crate) fn read_msr(&self, index: u32) -> Option<u64> {
         let m = &self.msrs;
         Some(match index {
             0x10 => self.tsc(),
@@ -190,5 +222,44 @@ impl Core {
             }
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exists;
+    use crate::{Access, Bus, CodePages, Cpu, CpuidTable, Mapping};
+    use alloc::boxed::Box;
+
+    struct Nothing;
+
+    impl Bus for Nothing {
+        fn map(&mut self, _: u64, _: Access) -> Mapping {
+            Mapping::Device
+        }
+        fn read(&mut self, _: u64, _: &mut [u8]) -> bool {
+            false
+        }
+        fn write(&mut self, _: u64, _: &[u8]) -> bool {
+            false
+        }
+        fn port_in(&mut self, _: u16, _: u8) -> Option<u32> {
+            None
+        }
+        fn port_out(&mut self, _: u16, _: u8, _: u32) -> Option<()> {
+            None
+        }
+    }
+
+    #[test]
+    fn the_msrs_that_are_said_to_exist_are_those_that_can_be_read_or_written() {
+        let mut cpu = Cpu::new(Box::new(Nothing), CodePages::new(1), CpuidTable::intel());
+        assert!(cpu.set_apic_base(0xfee0_0d00), "x2APIC mode");
+        for index in (0..0x2000).chain(0xc000_0000..0xc000_2000) {
+            // EOI and self-IPI can be written and not read.
+            let write_only = matches!(index, 0x80b | 0x83f);
+            let known = cpu.read_msr(index).is_some() || write_only;
+            assert_eq!(exists(index), known, "MSR {index:#x}");
+        }
     }
 }

@@ -19,7 +19,7 @@ const CR0_KNOWN: u64 = CR0_PE
 
 /// CR4 bits of this processor: TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, UMIP, LA57,
 /// FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE.
-const CR4_KNOWN: u64 = 0x0077_1ffc & !(1 << 18 | 1 << 19) | CR4_OSXSAVE;
+pub(crate) const CR4_KNOWN: u64 = 0x0077_1ffc & !(1 << 18 | 1 << 19) | CR4_OSXSAVE;
 
 impl Core {
     pub(crate) fn write_cr0(&mut self, value: u64) -> R<()> {

@@ -284,7 +284,9 @@ impl MachineError {
             Self::OptionNotUsed { .. } => "leave the option out, or state another format",
             Self::MemorySize { .. } => "use a multiple of 4 KiB between 4 KiB and 1 TiB",
             Self::TooManyPrograms { .. } => "give the machine a vCPU for each program",
-            Self::NeedsProcessor { .. } => "run it on /dev/kvm, or give guest programs",
+            Self::NeedsProcessor { .. } => {
+                "run it on /dev/kvm or the software platform, or give guest programs"
+            }
             Self::Map { .. } => "use less memory, or raise the limit of the address space",
             Self::Create(CreateError {
                 diagnosis: Some(diagnosis),

@@ -6,8 +6,9 @@
 //! until the guest is done, a [`RunLimits`] is reached or a [`Stopper`] is used.
 //! [`Machine::destroy`] gives everything back and reports it.
 //!
-//! It runs on any [`Host`](kvm_ops::Host): images where vCPUs execute machine code, guest programs on
-//! a software platform ([`Host::runs`](kvm_ops::Host::runs)).
+//! It runs on any [`Host`](kvm_ops::Host): images where vCPUs execute machine code, on `/dev/kvm` and
+//! as normal VMs on a software platform, and guest programs on a software platform
+//! ([`Host::runs`](kvm_ops::Host::runs)).
 //!
 //! Devices of the embedder reach memory, interrupts and events by [`Inside`], from the handler of exits and from
 //! threads of their own ([`Machine::run_while`]). The memory may be the embedder's

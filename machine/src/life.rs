@@ -6,7 +6,7 @@ use std::mem;
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
     AnyVcpu, AnyVm, EncCmd, Error, Field, FreeReport, Gfn, Host, Irqchip, Leak, Leaked, MemSlot,
-    OpName, Runs, Tech, VcpuId, VcpuOps, Vm, VmConfig, create,
+    OpName, Tech, VcpuId, VcpuOps, Vm, VmConfig, create,
 };
 
 use crate::inside::Wiring;
@@ -77,7 +77,7 @@ impl<H: Host> Machine<H> {
                 let name = image.name.clone();
                 return Err(MachineError::NotLaunchable { name });
             }
-            Payload::Image(image) if host.runs() == Runs::Programs => {
+            Payload::Image(image) if !host.runs().machine_code() => {
                 let (name, host) = (image.name.clone(), host.name());
                 return Err(MachineError::NeedsProcessor { name, host });
             }

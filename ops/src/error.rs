@@ -282,6 +282,12 @@ texts! {
         Cr0 => "CR0 value",
         /// The value written to CR4.
         Cr4 => "CR4 value",
+        /// The value written to XCR0.
+        Xcr0 => "XCR0 value",
+        /// Bits of an XSAVE area's header or MXCSR that the processor lacks.
+        Xstate => "extended state bits",
+        /// The value written to DR7.
+        Dr7 => "DR7 value",
         /// A TSC scaling ratio.
         TscRatio => "TSC ratio",
         /// An I/O port.

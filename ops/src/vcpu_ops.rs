@@ -222,8 +222,8 @@ pub trait VcpuOps: Send {
     /// ```
     fn kick_handle(&self) -> Arc<dyn Kick>;
 
-    /// The way to load a guest program, on a host that runs programs and not machine code
-    /// ([`Runs::Programs`](crate::Runs::Programs)). `None` on a processor.
+    /// The way to load a guest program, on a host that runs programs
+    /// ([`Runs::programs`](crate::Runs::programs)). `None` on a processor.
     ///
     /// ```
     /// # use kvm_ops::{VcpuId, VcpuOps, Vendor, VmConfig, create, sim::SimHost};
@@ -792,7 +792,7 @@ pub trait VcpuOps: Send {
     /// # let td = create(&host, &VmConfig::new(kvm_ops::Kind::Of(kvm_ops::Tech::Tdx)))?;
     /// # let mut td_vcpu = td.create_vcpu(VcpuId(0))?;
     ///
-    /// // The software platform has no running TSC; a TD's offset is the TDX module's matter.
+    /// // The software platform takes no offset; a TD's is the TDX module's matter.
     /// assert!(matches!(vcpu.write_tsc_offset(1 << 20), Err(Error::NotOffered(_))));
     /// assert!(matches!(td_vcpu.write_tsc_offset(1 << 20), Err(Error::Protected(_))));
     /// # Ok::<(), kvm_ops::Error>(())
@@ -816,7 +816,7 @@ pub trait VcpuOps: Send {
     /// # let td = create(&host, &VmConfig::new(kvm_ops::Kind::Of(kvm_ops::Tech::Tdx)))?;
     /// # let mut td_vcpu = td.create_vcpu(VcpuId(0))?;
     ///
-    /// // The software platform has no running TSC; a TD's frequency is in `TdParams::tsc_khz`.
+    /// // The software platform's TSC counts instructions; a TD's frequency is in `TdParams::tsc_khz`.
     /// assert!(matches!(vcpu.write_tsc_multiplier(2_000_000), Err(Error::NotOffered(_))));
     /// assert!(matches!(td_vcpu.write_tsc_multiplier(2_000_000), Err(Error::Protected(_))));
     /// # Ok::<(), kvm_ops::Error>(())

@@ -1,7 +1,7 @@
 //! The machine: a vendor, a count of the VMs that live on it, and the software platform for
 //! confidential VMs.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use kvm_ops::{Error, Host, Missing, Result, Runs, Tech, Vendor, VmId, VmIds, VmParams};
@@ -24,6 +24,8 @@ pub(crate) struct Machine {
     pub(crate) vendor: Vendor,
     ids: VmIds,
     live_vms: AtomicUsize,
+    /// Instructions that processors executed.
+    instructions: AtomicU64,
     /// The TDX machine; `None` inside if its module does not come up.
     pub(crate) tdx: OnceLock<Option<Tdx>>,
     /// The AMD SP; `None` inside if its firmware does not come up.
@@ -66,6 +68,13 @@ impl SimHost {
         SimHostBuilder::new(vendor)
     }
 
+    /// The number of instructions that the vCPUs of all VMs of this machine executed as machine code.
+    /// A VM with one vCPU executes the same number in each run, if the answers to its exits are the
+    /// same.
+    pub fn instructions(&self) -> u64 {
+        self.machine.instructions.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn from_machine(machine: Machine) -> Self {
         Self {
             machine: Arc::new(machine),
@@ -79,11 +88,16 @@ impl SimHost {
 }
 
 impl Machine {
+    pub(crate) fn executed(&self, instructions: u64) {
+        self.instructions.fetch_add(instructions, Ordering::Relaxed);
+    }
+
     pub(crate) fn new(vendor: Vendor) -> Self {
         Self {
             vendor,
             ids: VmIds::new(),
             live_vms: AtomicUsize::new(0),
+            instructions: AtomicU64::new(0),
             tdx: OnceLock::new(),
             sev: OnceLock::new(),
         }
@@ -150,7 +164,7 @@ impl Host for SimHost {
     }
 
     fn runs(&self) -> Runs {
-        Runs::Programs
+        Runs::Both
     }
 
     fn seam(&self) -> Option<&SoftSeam> {

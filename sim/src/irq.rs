@@ -1,4 +1,4 @@
-//! Kicks and interrupts, which wake a vCPU from outside.
+//! Kicks, interrupts and other messages, which wake a vCPU from outside.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +19,20 @@ pub(crate) struct State {
     kicked: bool,
     waiting: Waiting,
     nmi_masked: bool,
+    /// INIT came, and a start-up interrupt with its vector after it. For processors only.
+    init: bool,
+    start: Option<u8>,
+    /// Time has come to a deadline for which a halted processor sleeps, or a line changed.
+    due: bool,
+}
+
+/// The messages for a processor: all that came since it took them last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mail {
+    pub(crate) vectors: [u64; 4],
+    pub(crate) nmi: bool,
+    pub(crate) init: bool,
+    pub(crate) start: Option<u8>,
 }
 
 /// Events that wait until the guest halts.
@@ -44,12 +58,22 @@ impl State {
         (nmi || self.waiting.interrupt().is_some()).then_some(())
     }
 
+    /// `Some` if there is a message for a processor, or its deadline has come.
+    pub(crate) fn any_mail(&mut self) -> Option<()> {
+        let mail = self.waiting != Waiting::default() || self.init || self.start.is_some();
+        (std::mem::take(&mut self.due) || mail).then_some(())
+    }
+
     /// Takes the event that ends a halt now: an NMI unless it is masked, then the highest vector.
     pub(crate) fn take(&mut self) -> Option<u8> {
         if self.waiting.nmi && !self.nmi_masked {
             self.waiting.nmi = false;
             return Some(NMI);
         }
+        self.take_interrupt()
+    }
+
+    fn take_interrupt(&mut self) -> Option<u8> {
         let vector = self.waiting.interrupt()?;
         self.waiting.vectors[usize::from(vector / 64)] &= !(1 << (vector % 64));
         Some(vector)
@@ -70,9 +94,53 @@ impl Wake {
         self.lock().take()
     }
 
+    /// Takes the messages for a processor. `vectors` are taken only if its local APIC holds them.
+    pub(crate) fn take_mail(&self, apic: bool) -> Mail {
+        let mut state = self.lock();
+        let vectors = match apic {
+            true => std::mem::take(&mut state.waiting.vectors),
+            false => [0; 4],
+        };
+        Mail {
+            vectors,
+            nmi: std::mem::take(&mut state.waiting.nmi),
+            init: std::mem::take(&mut state.init),
+            start: state.start.take(),
+        }
+    }
+
+    /// INIT, which takes back a start that came before.
+    pub(crate) fn init(&self) {
+        let mut state = self.lock();
+        (state.init, state.start) = (true, None);
+        self.changed.notify_all();
+    }
+
+    /// A start-up interrupt.
+    pub(crate) fn start(&self, vector: u8) {
+        self.lock().start.get_or_insert(vector);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn nmi(&self) {
+        self.lock().waiting.nmi = true;
+        self.changed.notify_all();
+    }
+
+    /// Ends the sleep of a halted processor, which looks at the time and its lines then.
+    pub(crate) fn nudge(&self) {
+        self.lock().due = true;
+        self.changed.notify_all();
+    }
+
     pub(crate) fn post(&self, vector: u8) {
         self.lock().waiting.vectors[usize::from(vector / 64)] |= 1 << (vector % 64);
         self.changed.notify_all();
+    }
+
+    /// Takes the highest vector.
+    pub(crate) fn take_interrupt(&self) -> Option<u8> {
+        self.lock().take_interrupt()
     }
 
     pub(crate) fn waiting(&self) -> Waiting {
@@ -107,6 +175,14 @@ impl Wake {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+#[cfg(test)]
+impl Wake {
+    /// Takes the note that a deadline has come.
+    pub(crate) fn take_due(&self) -> bool {
+        std::mem::take(&mut self.lock().due)
     }
 }
 

@@ -4,10 +4,12 @@ extern crate kvm_ops_core as kvm_ops;
 
 mod access;
 mod builder;
+mod chips;
 mod frame_set;
 mod host;
 mod irq;
 mod memory;
+mod processor;
 mod registers;
 mod reported;
 mod table;

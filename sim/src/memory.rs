@@ -72,6 +72,12 @@ impl Memory {
         Ok(())
     }
 
+    /// The number of frames in all slots.
+    pub(crate) fn frames(&self) -> u64 {
+        let frames = self.slots.values().map(|slot| frames_of(slot).1);
+        frames.fold(0, u64::saturating_add)
+    }
+
     pub(crate) fn stats(&self) -> TableStats {
         self.table.stats
     }

@@ -1,14 +1,16 @@
-//! A vCPU: a guest program between two exits.
+//! A vCPU: a processor or a guest program, between two exits.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use kvm_ops::guest::{Action, GuestFault, GuestProgram, MAX_ACCESS};
-use kvm_ops::{Error, Exit, Gpa, Irqchip, MpState, Privacy, SharedMask, VcpuId};
+use kvm_ops::{Error, Exit, Gpa, Irqchip, MpState, Privacy, Result, SharedMask, VcpuId};
 
 use crate::access::{Copy, Piece, Touch, first_piece};
 use crate::irq::{self, Wake};
+use crate::processor::Processor;
 use crate::registers::Registers;
 use crate::reported::Reported;
 use crate::sev;
@@ -20,6 +22,7 @@ pub struct SimVcpu {
     pub(crate) id: VcpuId,
     pub(crate) vm: Arc<VmInner>,
     pub(crate) wake: Arc<Wake>,
+    pub(crate) guest: GuestCpu,
     pub(crate) program: Option<Box<dyn GuestProgram>>,
     pub(crate) state: State,
     /// The bytes that the program reads or writes, across exits.
@@ -30,6 +33,45 @@ pub struct SimVcpu {
     pub(crate) ret: u64,
     pub(crate) registers: Registers,
     pub(crate) irq_window: bool,
+}
+
+/// What executes a vCPU's guest.
+pub(crate) enum GuestCpu {
+    /// A processor, made on first use.
+    Processor(OnceCell<Box<Processor>>),
+    /// A guest program, once it is loaded.
+    Program,
+}
+
+impl GuestCpu {
+    /// The processor, unless the vCPU runs programs.
+    pub(crate) fn processor(
+        &self,
+        id: VcpuId,
+        vm: &Arc<VmInner>,
+        wake: &Arc<Wake>,
+    ) -> Option<&Processor> {
+        match self {
+            Self::Processor(cell) => {
+                Some(cell.get_or_init(|| Box::new(Processor::new(id, vm, wake))))
+            }
+            Self::Program => None,
+        }
+    }
+
+    /// The processor, to change or run.
+    pub(crate) fn processor_mut(
+        &mut self,
+        id: VcpuId,
+        vm: &Arc<VmInner>,
+        wake: &Arc<Wake>,
+    ) -> Option<&mut Processor> {
+        self.processor(id, vm, wake)?;
+        match self {
+            Self::Processor(cell) => cell.get_mut().map(|processor| &mut **processor),
+            Self::Program => None,
+        }
+    }
 }
 
 /// Between two calls of the program: the next outcome for it, or the action that is under way.
@@ -86,10 +128,15 @@ impl Flow {
 
 impl SimVcpu {
     pub(crate) fn new(id: VcpuId, vm: Arc<VmInner>, wake: Arc<Wake>) -> Self {
+        let guest = match vm.runs_machine_code() {
+            true => GuestCpu::Processor(OnceCell::new()),
+            false => GuestCpu::Program,
+        };
         Self {
             id,
             vm,
             wake,
+            guest,
             program: None,
             state: State::Off,
             buffer: Box::new([0; MAX_ACCESS]),
@@ -99,6 +146,35 @@ impl SimVcpu {
             registers: Registers::power_on(id.0 == 0),
             irq_window: false,
         }
+    }
+
+    /// The number of instructions that it executed as machine code. `None` for a vCPU that runs guest
+    /// programs.
+    pub fn instructions(&self) -> Option<u64> {
+        self.processor().map(Processor::instructions)
+    }
+
+    pub(crate) fn processor(&self) -> Option<&Processor> {
+        self.guest.processor(self.id, &self.vm, &self.wake)
+    }
+
+    /// The processor, ready for other registers: its last exit is completed.
+    pub(crate) fn settled(&mut self) -> Option<&mut Processor> {
+        let guest = &mut self.guest;
+        let processor = guest.processor_mut(self.id, &self.vm, &self.wake)?;
+        processor.settle(&self.buffer, self.ret);
+        Some(processor)
+    }
+
+    /// Runs the processor. `None` for a vCPU that runs guest programs.
+    pub(crate) fn run_processor(&mut self) -> Option<Result<Exit>> {
+        let guest = &mut self.guest;
+        let processor = guest.processor_mut(self.id, &self.vm, &self.wake)?;
+        let left = processor.run(&mut self.buffer, self.ret);
+        Some(left.map(|(exit, len)| {
+            (self.exit, self.data, self.ret) = (exit, 0..len, 0);
+            exit
+        }))
     }
 
     pub(crate) fn step(&mut self) -> Flow {

@@ -12,7 +12,7 @@ use crate::SimVcpu;
 use crate::irq::Waiting;
 use crate::registers::Registers;
 use crate::reported::Reported;
-use crate::vcpu::{Flow, State};
+use crate::vcpu::{Flow, GuestCpu, State};
 
 impl SimVcpu {
     /// Checks that the vCPU has no irqchip in the platform, whose work the embedder does then.
@@ -24,6 +24,7 @@ impl SimVcpu {
 impl Programs for SimVcpu {
     fn load_program(&mut self, program: Box<dyn GuestProgram>) -> Result<()> {
         self.vm.require_open()?;
+        self.guest = GuestCpu::Program;
         self.program = Some(program);
         self.state = State::Report(Reported::Start);
         Ok(())
@@ -40,6 +41,9 @@ impl VcpuOps for SimVcpu {
     /// an access to private memory.
     fn vcpu_run(&mut self) -> Result<Exit> {
         (self.exit, self.data) = (Exit::Interrupted, 0..0);
+        if let Some(left) = self.run_processor() {
+            return left;
+        }
         loop {
             self.vm.require_open()?;
             if self.wake.take_kick() {
@@ -87,11 +91,13 @@ impl VcpuOps for SimVcpu {
         Some(self)
     }
 
-    /// Power-on drops the program's progress with the registers; INIT keeps MSRs. In both cases
-    /// the program has no way to start over, so it is gone: load it again.
+    /// Power-on drops a program's progress with the registers; INIT keeps MSRs. In both cases the
+    /// program has no way to start over, so it is gone: load it again.
     fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
         self.vm.require_open()?;
-        if init_event {
+        if let Some(processor) = self.settled() {
+            processor.reset(init_event);
+        } else if init_event {
             self.registers.init();
         } else {
             self.registers = Registers::power_on(self.id.0 == 0);
@@ -110,15 +116,25 @@ impl VcpuOps for SimVcpu {
     }
 
     fn regs(&self) -> Result<Regs> {
+        if let Some(processor) = self.processor() {
+            return Ok(processor.regs());
+        }
         Ok(self.registers.regs)
     }
 
     fn set_regs(&mut self, regs: &Regs) -> Result<()> {
+        if let Some(processor) = self.settled() {
+            processor.set_regs(regs);
+            return Ok(());
+        }
         self.registers.regs = *regs;
         Ok(())
     }
 
     fn sregs(&self) -> Result<Sregs> {
+        if let Some(processor) = self.processor() {
+            return Ok(processor.sregs());
+        }
         let mut sregs = self.registers.sregs();
         if !self.has_irqchip() {
             sregs.interrupt_bitmap = self.wake.waiting().vectors;
@@ -128,6 +144,9 @@ impl VcpuOps for SimVcpu {
 
     /// Control registers are checked; a guest program has no paging that they could change.
     fn set_sregs(&mut self, sregs: &Sregs) -> Result<()> {
+        if let Some(processor) = self.settled() {
+            return processor.set_sregs(sregs);
+        }
         self.registers.set_sregs(sregs)?;
         if !self.has_irqchip() {
             let vectors = sregs.interrupt_bitmap;
@@ -137,15 +156,24 @@ impl VcpuOps for SimVcpu {
     }
 
     fn xsave(&self) -> Result<Xsave> {
+        if let Some(processor) = self.processor() {
+            return Ok(processor.xsave());
+        }
         Ok(self.registers.xsave.clone())
     }
 
     fn set_xsave(&mut self, xsave: &Xsave) -> Result<()> {
+        if let Some(processor) = self.settled() {
+            return processor.set_xsave(xsave);
+        }
         self.registers.xsave = xsave.clone();
         Ok(())
     }
 
     fn events(&self) -> Result<Events> {
+        if let Some(processor) = self.processor() {
+            return Ok(processor.events());
+        }
         let waiting = self.wake.waiting();
         // With an irqchip, interrupts wait in the local APIC.
         let vector = waiting.interrupt().filter(|_| !self.has_irqchip());
@@ -163,9 +191,12 @@ impl VcpuOps for SimVcpu {
         })
     }
 
-    /// A guest program has no handlers: an exception shuts the vCPU down in the next run. An NMI and
-    /// an interrupt end its halt.
+    /// A guest program has no handlers: there, an exception shuts the vCPU down in the next run, and
+    /// an NMI or an interrupt ends a halt.
     fn set_events(&mut self, events: &Events) -> Result<()> {
+        if let Some(processor) = self.settled() {
+            return processor.set_events(events);
+        }
         if let Some(exception) = &events.exception
             && exception.vector > 31
         {
@@ -192,32 +223,53 @@ impl VcpuOps for SimVcpu {
     }
 
     fn debug_regs(&self) -> Result<DebugRegs> {
+        if let Some(processor) = self.processor() {
+            return Ok(processor.debug_regs());
+        }
         Ok(self.registers.debug)
     }
 
     fn set_debug_regs(&mut self, regs: &DebugRegs) -> Result<()> {
+        if let Some(processor) = self.settled() {
+            return processor.set_debug_regs(regs);
+        }
         self.registers.debug = *regs;
         Ok(())
     }
 
     fn msrs(&self, msrs: &mut [Msr]) -> Result<()> {
+        if let Some(processor) = self.processor() {
+            return processor.msrs(msrs);
+        }
         self.registers.msrs(msrs)
     }
 
     fn set_msrs(&mut self, msrs: &[Msr]) -> Result<()> {
+        if let Some(processor) = self.settled() {
+            return processor.set_msrs(msrs);
+        }
         self.registers.set_msrs(msrs)
     }
 
     fn xcrs(&self) -> Result<Xcrs> {
+        if let Some(processor) = self.processor() {
+            return Ok(processor.xcrs());
+        }
         Ok(self.registers.xcrs)
     }
 
     fn set_xcrs(&mut self, xcrs: &Xcrs) -> Result<()> {
+        if let Some(processor) = self.settled() {
+            return processor.set_xcrs(xcrs);
+        }
         self.registers.xcrs = *xcrs;
         Ok(())
     }
 
     fn mp_state(&self) -> Result<MpState> {
+        if let Some(processor) = self.processor() {
+            return Ok(processor.mp_state());
+        }
         Ok(match (self.state, self.registers.mp_state) {
             (State::Halted, MpState::Runnable) if self.has_irqchip() => MpState::Halted,
             (_, state) => state,
@@ -228,6 +280,9 @@ impl VcpuOps for SimVcpu {
     /// [`Error::NotOffered`] without an irqchip in the platform, where the embedder keeps this
     /// state, unless it is [`MpState::Runnable`].
     fn set_mp_state(&mut self, state: MpState) -> Result<()> {
+        if let Some(processor) = self.settled() {
+            return processor.set_mp_state(state);
+        }
         if state != MpState::Runnable && !self.has_irqchip() {
             return kvm_ops::not_offered!("set_mp_state without an irqchip in the platform");
         }
@@ -239,8 +294,11 @@ impl VcpuOps for SimVcpu {
         Ok(())
     }
 
-    /// Accepted: a guest program does not execute CPUID.
-    fn set_cpuid(&mut self, _: &[CpuidEntry]) -> Result<()> {
+    /// A guest program does not execute CPUID, and takes anything.
+    fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<()> {
+        if let Some(processor) = self.settled() {
+            processor.set_cpuid(entries);
+        }
         Ok(())
     }
 
@@ -255,13 +313,18 @@ impl VcpuOps for SimVcpu {
         Ok(())
     }
 
-    /// An NMI ends a halt as vector 2 does.
+    /// An NMI ends a program's halt as vector 2 does.
     fn inject_nmi(&mut self) -> Result<()> {
+        let guest = &mut self.guest;
+        if let Some(processor) = guest.processor_mut(self.id, &self.vm, &self.wake) {
+            processor.inject_nmi();
+            return Ok(());
+        }
         self.wake.change(|waiting, _| waiting.nmi = true);
         Ok(())
     }
 
-    /// The window opens when the program halts.
+    /// The window of a guest program opens when it halts.
     ///
     /// # Errors
     /// [`Error::NotOffered`] with an irqchip in the platform.
@@ -269,7 +332,11 @@ impl VcpuOps for SimVcpu {
         if self.has_irqchip() {
             return kvm_ops::not_offered!("enable_irq_window with an irqchip in the platform");
         }
-        self.irq_window = true;
+        let guest = &mut self.guest;
+        match guest.processor_mut(self.id, &self.vm, &self.wake) {
+            Some(processor) => processor.ask_window(),
+            None => self.irq_window = true,
+        }
         Ok(())
     }
 }

@@ -3,8 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
+
+use kvm_ops_cpu::{ApicAddress, CodePages, Cpu};
 
 use kvm_ops::{
     Error, Field, Gfn, Gpa, Irqchip, Kick, MemSlot, Result, SevPort, SharedMemory, Step, TdPort,
@@ -12,9 +16,11 @@ use kvm_ops::{
 };
 
 use crate::access::{Copy, host_access};
+use crate::chips::{Chips, LINES};
 use crate::host::Machine;
 use crate::irq::Wake;
 use crate::memory::Memory;
+use crate::processor::{Processors, Turns};
 use crate::{SimVcpu, TableStats};
 
 /// A VM of the software platform: a normal one, or the shared part of a confidential one.
@@ -38,11 +44,24 @@ pub(crate) struct VmInner {
     vcpus: Mutex<BTreeMap<VcpuId, Arc<Wake>>>,
     /// Set when the VM is closed: no vCPU runs afterwards.
     closed: AtomicBool,
+    /// The turns of processors. Who changes slots has one too.
+    pub(crate) turns: Turns,
+    /// Grows whenever a processor must forget its translations: slots or dirty logs changed.
+    generation: AtomicU64,
+    processors: Mutex<Processors>,
+    /// Interrupt controllers and timer, with a full irqchip.
+    chips: Option<Mutex<Chips>>,
+    /// Frames with code that processors decoded.
+    code: OnceLock<Arc<CodePages>>,
 }
+
+/// The most frames that code pages tell apart; others share entries.
+const CODE_FRAMES: u64 = 1 << 20;
 
 impl SimVm {
     pub(crate) fn new(machine: Arc<Machine>, tech: Tech, params: VmParams) -> Self {
         machine.vm_created();
+        let chips = (params.irqchip == Irqchip::Full).then(Mutex::default);
         Self {
             inner: Arc::new(VmInner {
                 machine,
@@ -52,6 +71,11 @@ impl SimVm {
                 memory: RwLock::default(),
                 vcpus: Mutex::default(),
                 closed: AtomicBool::new(false),
+                turns: Turns::default(),
+                generation: AtomicU64::new(0),
+                processors: Mutex::default(),
+                chips,
+                code: OnceLock::new(),
             }),
         }
     }
@@ -59,6 +83,25 @@ impl SimVm {
     /// The state of the second-level table.
     pub fn table_stats(&self) -> TableStats {
         self.inner.read().stats()
+    }
+}
+
+impl SimVm {
+    /// Sets the level of an interrupt line of the irqchip in the platform, 0 to 23 (GSI).
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`] without interrupt controllers in the platform; [`Error::Invalid`] for
+    /// another line.
+    pub fn set_irq_line(&self, line: u32, high: bool) -> Result<()> {
+        let Some(mut chips) = self.inner.chips() else {
+            return kvm_ops::not_offered!("set_irq_line without a full irqchip in the platform");
+        };
+        match u8::try_from(line) {
+            Ok(line) if line < LINES => chips.set_line(line, high),
+            _ => return Err(Error::Invalid(Field::Gsi, line.into())),
+        }
+        self.inner.send_from(chips);
+        Ok(())
     }
 }
 
@@ -85,9 +128,60 @@ impl VmInner {
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
         tracing::debug!(tech = %self.tech, "VM closed");
-        *self.write() = Memory::default();
+        self.change_memory(|memory| *memory = Memory::default());
         self.sev.close();
         self.vcpus().values().for_each(|wake| wake.kick());
+    }
+
+    /// Changes slots or logs while no processor executes. All of them ask for their pages again
+    /// afterwards.
+    fn change_memory<T>(&self, change: impl FnOnce(&mut Memory) -> T) -> T {
+        let _turn = self.turns.take();
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        change(&mut self.write())
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn processors(&self) -> MutexGuard<'_, Processors> {
+        self.processors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn chips(&self) -> Option<MutexGuard<'_, Chips>> {
+        let chips = self.chips.as_ref()?;
+        Some(chips.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sends the messages of the chips, and tells vCPU 0 if the 8259A pair interrupts.
+    pub(crate) fn send_from(&self, mut chips: MutexGuard<'_, Chips>) {
+        let (messages, interrupts) = (chips.take_messages(), chips.takes_attention());
+        drop(chips);
+        let processors = self.processors();
+        for message in &messages {
+            processors.deliver(message, None);
+        }
+        if interrupts {
+            processors.nudge(0);
+        }
+    }
+
+    /// The frames with decoded code, made for the memory that the VM has when its first processor
+    /// is used.
+    pub(crate) fn code_pages(&self) -> Arc<CodePages> {
+        let pages = self.code.get_or_init(|| {
+            let frames = self.read().frames().clamp(1, CODE_FRAMES);
+            CodePages::new(frames as usize)
+        });
+        Arc::clone(pages)
+    }
+
+    /// True if its vCPUs are processors unless they get programs.
+    pub(crate) fn runs_machine_code(&self) -> bool {
+        !self.tech.is_confidential()
     }
 
     fn vcpus(&self) -> MutexGuard<'_, BTreeMap<VcpuId, Arc<Wake>>> {
@@ -130,35 +224,44 @@ impl VmPort for SimVm {
         }
         let wake = Arc::new(Wake::default());
         vcpus.insert(id, Arc::clone(&wake));
+        if self.inner.runs_machine_code() && self.inner.irqchip() != Irqchip::None {
+            // Messages to a vCPU that has not run yet wait for it.
+            let address = ApicAddress::after_reset(id.0);
+            self.inner.processors().set(id.0, address, &wake);
+        }
         Ok(SimVcpu::new(id, Arc::clone(&self.inner), wake))
     }
 
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
         tracing::debug!(slot = slot.id.0, gpa = %slot.gpa, bytes = slot.bytes(), "slot set");
-        self.inner.write().set_slot(slot)
+        self.inner.change_memory(|memory| memory.set_slot(slot))
     }
 
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
         tracing::debug!(slot = slot.id.0, gpa = %slot.gpa, "slot deleted");
-        self.inner.write().delete_slot(slot)
+        self.inner.change_memory(|memory| memory.delete_slot(slot))
     }
 
     fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
-        self.inner.write().dirty_log(slot, bitmap)
+        self.inner
+            .change_memory(|memory| memory.dirty_log(slot, bitmap))
     }
 
-    /// Does nothing: guest programs have no real mode that would need pages.
+    /// Does nothing: real mode needs no pages here.
     fn set_tss_addr(&self, _: Gpa) -> Result<()> {
         Ok(())
     }
 
-    /// Does nothing: guest programs have no real mode that would need pages.
+    /// Does nothing: real mode needs no pages here.
     fn set_identity_map_addr(&self, _: Gpa) -> Result<()> {
         Ok(())
     }
 
     fn has_emulated_msr(&self, index: u32) -> bool {
-        crate::registers::has_msr(index)
+        match self.inner.runs_machine_code() {
+            true => Cpu::has_msr(index),
+            false => crate::registers::has_msr(index),
+        }
     }
 
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {

@@ -170,7 +170,8 @@ impl Core {
     }
 
     fn guest_call(&mut self, i: &Instruction, cause: Cause) -> R<()> {
-        if !self.controls.guest_instructions {
+        let call = matches!(cause, Cause::Vmcall | Cause::Vmmcall);
+        if !self.controls.guest_instructions && !(call && self.controls.hypercalls) {
             return Err(self.ud());
         }
         let len = i.len() as u8;

@@ -8,7 +8,7 @@ mod flow;
 mod string;
 mod tables;
 mod vector;
-mod xstate;
+pub(crate) mod xstate;
 
 use iced_x86::{Instruction, Mnemonic as M, Register};
 

@@ -9,10 +9,10 @@ use crate::paging::{READ, WRITE};
 use crate::state::{CR0_EM, CR0_MP, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, Core, R};
 
 /// MXCSR bits that can be set.
-const MXCSR_MASK: u32 = 0xffff;
+pub(crate) const MXCSR_MASK: u32 = 0xffff;
 /// State components: x87 and SSE.
-const X87: u64 = 1;
-const SSE: u64 = 2;
+pub(crate) const X87: u64 = 1;
+pub(crate) const SSE: u64 = 2;
 
 pub(super) fn select(m: M) -> Option<Exec> {
     Some(match m {
@@ -111,7 +111,7 @@ impl Core {
 }
 
 /// Writes the x87 part and MXCSR of the legacy area.
-fn legacy_x87(f: &Fpu, area: &mut [u8; 512], wide: bool) {
+pub(crate) fn legacy_x87(f: &Fpu, area: &mut [u8; 512], wide: bool) {
     area[0..2].copy_from_slice(&f.control.to_le_bytes());
     area[2..4].copy_from_slice(&f.status.to_le_bytes());
     area[4] = f.tags;
@@ -130,24 +130,24 @@ fn legacy_x87(f: &Fpu, area: &mut [u8; 512], wide: bool) {
     }
 }
 
-fn legacy_mxcsr(f: &Fpu, area: &mut [u8; 512]) {
+pub(crate) fn legacy_mxcsr(f: &Fpu, area: &mut [u8; 512]) {
     area[24..28].copy_from_slice(&f.mxcsr.to_le_bytes());
     area[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
 }
 
-fn legacy_xmm(f: &Fpu, area: &mut [u8; 512], count: usize) {
+pub(crate) fn legacy_xmm(f: &Fpu, area: &mut [u8; 512], count: usize) {
     for n in 0..count {
         area[160 + n * 16..176 + n * 16].copy_from_slice(&f.xmm[n].to_le_bytes());
     }
 }
 
-fn word(area: &[u8], at: usize, len: usize) -> u128 {
+pub(crate) fn word(area: &[u8], at: usize, len: usize) -> u128 {
     let mut bytes = [0; 16];
     bytes[..len].copy_from_slice(&area[at..at + len]);
     u128::from_le_bytes(bytes)
 }
 
-fn restore_x87(f: &mut Fpu, area: &[u8], wide: bool) {
+pub(crate) fn restore_x87(f: &mut Fpu, area: &[u8], wide: bool) {
     f.control = word(area, 0, 2) as u16 & 0x1f3f | 0x40;
     f.status = word(area, 2, 2) as u16;
     f.tags = area[4];
@@ -162,7 +162,7 @@ fn restore_x87(f: &mut Fpu, area: &[u8], wide: bool) {
     f.summarize();
 }
 
-fn restore_xmm(f: &mut Fpu, area: &[u8], count: usize) {
+pub(crate) fn restore_xmm(f: &mut Fpu, area: &[u8], count: usize) {
     for n in 0..count {
         f.xmm[n] = word(area, 160 + n * 16, 16);
     }

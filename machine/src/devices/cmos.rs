@@ -27,6 +27,8 @@ const UNIT: u64 = 64 << 10;
 pub(crate) struct Cmos {
     index: u8,
     ram: [u8; 128],
+    /// The time at which the clock stands, in seconds since 1970; `None` if it goes.
+    stands_at: Option<u64>,
 }
 
 impl Cmos {
@@ -35,6 +37,7 @@ impl Cmos {
         let mut cmos = Self {
             index: 0,
             ram: [0; 128],
+            stands_at: None,
         };
         let capped = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
         cmos.put16(BASE_KIB, 640);
@@ -58,6 +61,11 @@ impl Cmos {
         self.ram[at..at + 2].copy_from_slice(&value.to_le_bytes());
     }
 
+    /// Stops the clock at a time, in seconds since 1970.
+    pub(crate) fn stop_clock(&mut self, at: u64) {
+        self.stands_at = Some(at);
+    }
+
     /// Selects a register. Bit 7 masks NMIs on a PC, and is no part of the number.
     pub(crate) fn select(&mut self, index: u8) {
         self.index = index & 0x7f;
@@ -65,10 +73,11 @@ impl Cmos {
 
     /// Reads the selected register.
     pub(crate) fn read(&self) -> u8 {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        self.read_at(now)
+        let host = || {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH);
+            since.map_or(0, |since| since.as_secs())
+        };
+        self.read_at(self.stands_at.unwrap_or_else(host))
     }
 
     fn read_at(&self, now: u64) -> u8 {
@@ -148,6 +157,16 @@ mod tests {
         }
         assert_eq!(read(&mut Cmos::new(1 << 20, 4), 0x5f), 3);
         assert_eq!(read(&mut Cmos::new(1 << 20, 4096), 0x5f), 255);
+    }
+
+    #[test]
+    fn a_clock_that_was_stopped_stands() {
+        let mut cmos = Cmos::new(1 << 20, 1);
+        cmos.stop_clock(951_868_798);
+        for (index, value) in [(0, 0x58), (9, 0x00), (0x32, 0x20)] {
+            cmos.select(index);
+            assert_eq!(cmos.read(), value);
+        }
     }
 
     #[test]

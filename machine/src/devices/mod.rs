@@ -121,6 +121,14 @@ impl Devices {
         self
     }
 
+    /// Stops the clock of the CMOS at a time, in seconds since 1970-01-01 UTC, so that a guest sees the
+    /// same in each run. Without it the clock is the host's.
+    #[must_use]
+    pub fn stop_clock(self, at: u64) -> Self {
+        self.with_state(|state| state.cmos.stop_clock(at));
+        self
+    }
+
     /// Types on the serial line. Answers how many bytes found room.
     pub fn type_serial(&self, input: &[u8]) -> usize {
         self.with_state(|state| {

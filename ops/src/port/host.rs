@@ -60,4 +60,19 @@ pub enum Runs {
     Processor,
     /// Guest programs, which [`VcpuOps::programs`](crate::VcpuOps::programs) loads.
     Programs,
+    /// Machine code in normal VMs, and guest programs in VMs of every technology: a vCPU of a normal
+    /// VM is a processor until a program is loaded into it.
+    Both,
+}
+
+impl Runs {
+    /// True if vCPUs of normal VMs execute machine code.
+    pub const fn machine_code(self) -> bool {
+        matches!(self, Self::Processor | Self::Both)
+    }
+
+    /// True if vCPUs take guest programs.
+    pub const fn programs(self) -> bool {
+        matches!(self, Self::Programs | Self::Both)
+    }
 }

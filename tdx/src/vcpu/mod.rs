@@ -8,7 +8,7 @@ use core::fmt;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    Answer, CpuId, Error, Exit, Field, Host, Kick, OpName, Programs, Result, Runs, SeamPort,
+    Answer, CpuId, Error, Exit, Field, Host, Kick, OpName, Programs, Result, SeamPort,
     TableRoot, VcpuId, VcpuOps,
 };
 
@@ -99,10 +99,7 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
     }
 
     fn programs(&mut self) -> Option<&mut dyn Programs> {
-        match self.td.host.runs() {
-            Runs::Programs => Some(self),
-            _ => None,
-        }
+        self.td.host.runs().programs().then_some(self)
     }
 
     /// The state of a TD's vCPU is the guest's secret.

@@ -1,4 +1,5 @@
-//! Machines on the real /dev/kvm. Where there is none, each test says so and passes.
+//! Machines that run machine code: on the real /dev/kvm, and on software platforms of both vendors.
+//! Where there is no /dev/kvm, its tests say so and pass.
 #![cfg(target_arch = "x86_64")]
 
 mod support;
@@ -10,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_ops::guest::Script;
-use kvm_ops::kvm::KvmHost;
-use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Irqchip, Regs, Segment, VcpuId};
+use kvm_ops::sim::SimHost;
+use kvm_ops::{Exit, ExitKind, Gfn, Gpa, Host, Irqchip, Regs, Segment, VcpuId, Vendor};
 use kvm_ops_machine::{
     CodeMode, ConsoleSink, End, ExitContext, Flow, Image, ImageFormat, Machine, MachineConfig,
     MachineError, Position, RunLimits, RunReport, Trap,
@@ -19,16 +20,63 @@ use kvm_ops_machine::{
 use support::samples::{bzimage, elf};
 use support::{Until, file, kvm, limits};
 
+/// Makes a test of each function on each host.
+macro_rules! on_each_host {
+    ($($test:ident,)*) => {
+        mod dev_kvm {
+            $(#[test]
+            fn $test() {
+                if let Some(host) = super::kvm() {
+                    super::$test(&host);
+                }
+            })*
+        }
+        mod software_intel {
+            $(#[test]
+            fn $test() {
+                super::$test(&super::SimHost::new(super::Vendor::Intel));
+            })*
+        }
+        mod software_amd {
+            $(#[test]
+            fn $test() {
+                super::$test(&super::SimHost::new(super::Vendor::Amd));
+            })*
+        }
+    };
+}
+
+on_each_host! {
+    flat_code_starts_in_real_mode_and_prints,
+    an_elf_program_starts_in_its_mode_and_finds_its_command_line,
+    a_bzimage_starts_by_either_entry_and_finds_command_line_and_initrd,
+    other_vcpus_wait_until_the_first_starts_them,
+    a_spinning_guest_is_stopped_from_another_thread_and_goes_on_later,
+    deadline_and_exit_limit_end_a_guest_that_never_ends,
+    vcpus_without_an_image_run_what_the_embedder_sets,
+    the_dirty_log_names_the_frames_that_the_guest_wrote,
+    memory_beyond_3_gib_lies_above_4_gib,
+    firmware_cannot_write_its_rom_and_can_write_the_copy_below_1_mib,
+    seabios_of_128_kib_prints_its_banner,
+    seabios_of_256_kib_prints_its_banner,
+    seabios_finds_the_memory_and_starts_every_vcpu,
+    an_exception_that_flat_code_does_not_handle_is_told_with_its_place,
+    an_exception_that_an_elf_program_does_not_handle_is_told_with_its_place,
+    a_triple_fault_is_a_failure,
+    a_guest_at_its_deadline_stands_where_it_spins,
+    a_guest_may_use_the_port_of_the_handlers_itself,
+}
+
 /// Starts firmware, and stops it when it prints the text.
-fn firmware_prints(path: &str, vcpus: u32, text: &'static str) {
-    let (Some(host), Some(path)) = (kvm(), file(path)) else {
+fn firmware_prints<H: Host>(host: &H, path: &str, vcpus: u32, text: &'static str) {
+    let Some(path) = file(path) else {
         return;
     };
     let image = Image::open(path).unwrap();
     assert_eq!(image.format(), Some(ImageFormat::Firmware));
     let console = ConsoleSink::capture();
     let config = MachineConfig::new().vcpus(vcpus).image(image);
-    let mut machine = Machine::build(&host, config).unwrap();
+    let mut machine = Machine::build(host, config).unwrap();
     let until = Until::new(machine.devices(console.clone()), console.clone(), text);
     let report = machine.run(&until, limits()).unwrap();
     let seen = until.seen.load(Ordering::Relaxed);
@@ -37,21 +85,23 @@ fn firmware_prints(path: &str, vcpus: u32, text: &'static str) {
     assert!(machine.destroy().is_clean());
 }
 
-#[test]
-fn seabios_of_128_kib_prints_its_banner() {
-    firmware_prints("/usr/share/seabios/bios.bin", 1, "SeaBIOS (version");
+fn seabios_of_128_kib_prints_its_banner<H: Host>(host: &H) {
+    firmware_prints(host, "/usr/share/seabios/bios.bin", 1, "SeaBIOS (version");
 }
 
-#[test]
-fn seabios_of_256_kib_prints_its_banner() {
-    firmware_prints("/usr/share/seabios/bios-256k.bin", 1, "SeaBIOS (version");
+fn seabios_of_256_kib_prints_its_banner<H: Host>(host: &H) {
+    firmware_prints(
+        host,
+        "/usr/share/seabios/bios-256k.bin",
+        1,
+        "SeaBIOS (version",
+    );
 }
 
-#[test]
-fn seabios_finds_the_memory_and_starts_every_vcpu() {
+fn seabios_finds_the_memory_and_starts_every_vcpu<H: Host>(host: &H) {
     const BIOS: &str = "/usr/share/seabios/bios-256k.bin";
-    firmware_prints(BIOS, 1, "RamSize: 0x08000000 [cmos]");
-    firmware_prints(BIOS, 4, "Found 4 cpu(s)");
+    firmware_prints(host, BIOS, 1, "RamSize: 0x08000000 [cmos]");
+    firmware_prints(host, BIOS, 4, "Found 4 cpu(s)");
 }
 
 /// Prints the string at the address in the dword at RSI + `field` of the zero page, and halts.
@@ -74,7 +124,7 @@ fn print_zero_page_string(long: bool, field: u32) -> Vec<u8> {
 const CMDLINE_FIELD: u32 = 0x228;
 const INITRD_FIELD: u32 = 0x218;
 
-fn run(host: &KvmHost, config: MachineConfig) -> (RunReport, String) {
+fn run<H: Host>(host: &H, config: MachineConfig) -> (RunReport, String) {
     let console = ConsoleSink::capture();
     let mut machine = Machine::build(host, config).unwrap();
     let devices = machine.devices(console.clone());
@@ -83,9 +133,7 @@ fn run(host: &KvmHost, config: MachineConfig) -> (RunReport, String) {
     (report, console.text())
 }
 
-#[test]
-fn flat_code_starts_in_real_mode_and_prints() {
-    let Some(host) = kvm() else { return };
+fn flat_code_starts_in_real_mode_and_prints<H: Host>(host: &H) {
     // mov dx, 0x3f8; mov al, 'h'; out dx, al; mov al, 'i'; out dx, al; hlt
     let code = [0xba, 0xf8, 0x03, 0xb0, b'h', 0xee, 0xb0, b'i', 0xee, 0xf4];
     // In segment 0, above it, and with the entry behind the start.
@@ -94,7 +142,7 @@ fn flat_code_starts_in_real_mode_and_prints() {
         Image::flat("high", code).load_at(Gpa::new(0x2_3450)),
         Image::flat("entry", [&[0xf4; 5][..], &code].concat()).entry(Gpa::new(0x7c05)),
     ] {
-        let (report, text) = run(&host, MachineConfig::new().memory(1 << 20).image(image));
+        let (report, text) = run(host, MachineConfig::new().memory(1 << 20).image(image));
         assert_eq!(text, "hi");
         assert_eq!(report.end, End::Halted);
         let exits = report.exits();
@@ -102,9 +150,7 @@ fn flat_code_starts_in_real_mode_and_prints() {
     }
 }
 
-#[test]
-fn an_elf_program_starts_in_its_mode_and_finds_its_command_line() {
-    let Some(host) = kvm() else { return };
+fn an_elf_program_starts_in_its_mode_and_finds_its_command_line<H: Host>(host: &H) {
     // mov dx, 0x3f8; mov rax, '6' << 32; shr rax, 32; out dx, al: 64-bit code only.
     let long = [
         &[
@@ -128,15 +174,13 @@ fn an_elf_program_starts_in_its_mode_and_finds_its_command_line() {
         let config = MachineConfig::new()
             .irqchip(Irqchip::None)
             .image(image.cmdline("hello"));
-        let (report, text) = run(&host, config);
+        let (report, text) = run(host, config);
         assert_eq!(text, expected.replace(' ', ""), "{report:?}");
         assert_eq!(report.end, End::Halted);
     }
 }
 
-#[test]
-fn a_bzimage_starts_by_either_entry_and_finds_command_line_and_initrd() {
-    let Some(host) = kvm() else { return };
+fn a_bzimage_starts_by_either_entry_and_finds_command_line_and_initrd<H: Host>(host: &H) {
     for (long, field, expected) in [
         (true, CMDLINE_FIELD, "console=ttyS0"),
         (false, CMDLINE_FIELD, "console=ttyS0"),
@@ -155,16 +199,14 @@ fn a_bzimage_starts_by_either_entry_and_finds_command_line_and_initrd() {
         assert_eq!(image.format(), Some(ImageFormat::BzImage));
         let image = image.cmdline("console=ttyS0").initrd(*b"initrd!\0");
         let config = MachineConfig::new().irqchip(Irqchip::None).image(image);
-        let (report, text) = run(&host, config);
+        let (report, text) = run(host, config);
         assert_eq!(text, expected, "long {long}: {report:?}");
         assert_eq!(report.end, End::Halted);
     }
 }
 
-#[test]
-fn other_vcpus_wait_until_the_first_starts_them() {
+fn other_vcpus_wait_until_the_first_starts_them<H: Host>(host: &H) {
     const VCPUS: u32 = 4;
-    let Some(host) = kvm() else { return };
     let store = |at: u32, value: u32| {
         let mut code = vec![0xc7, 0x05]; // mov dword [at], value
         code.extend(at.to_le_bytes());
@@ -187,7 +229,7 @@ fn other_vcpus_wait_until_the_first_starts_them() {
         .vcpus(VCPUS)
         .irqchip(Irqchip::Full)
         .image(image);
-    let mut machine = Machine::build(&host, config).unwrap();
+    let mut machine = Machine::build(host, config).unwrap();
     let seen = Mutex::new(BTreeSet::new());
     let handler = |exit: &mut ExitContext<'_>| {
         let Exit::IoOut { port: 0xe9, .. } = exit.exit() else {
@@ -218,15 +260,13 @@ const SPIN: [u8; 2] = [0xeb, 0xfe];
 /// l: out 0x80, al; jmp l
 const KNOCK: [u8; 4] = [0xe6, 0x80, 0xeb, 0xfc];
 
-fn machine(host: &KvmHost, code: impl Into<Arc<[u8]>>) -> Machine<KvmHost> {
+fn machine<H: Host>(host: &H, code: impl Into<Arc<[u8]>>) -> Machine<H> {
     let image = Image::flat("loop", code);
     Machine::build(host, MachineConfig::new().memory(1 << 20).image(image)).unwrap()
 }
 
-#[test]
-fn a_spinning_guest_is_stopped_from_another_thread_and_goes_on_later() {
-    let Some(host) = kvm() else { return };
-    let mut machine = machine(&host, SPIN);
+fn a_spinning_guest_is_stopped_from_another_thread_and_goes_on_later<H: Host>(host: &H) {
+    let mut machine = machine(host, SPIN);
     let devices = machine.devices(ConsoleSink::discard());
     for _ in 0..3 {
         let stopper = machine.stopper();
@@ -245,15 +285,13 @@ fn a_spinning_guest_is_stopped_from_another_thread_and_goes_on_later() {
     assert!(machine.destroy().is_clean());
 }
 
-#[test]
-fn deadline_and_exit_limit_end_a_guest_that_never_ends() {
-    let Some(host) = kvm() else { return };
+fn deadline_and_exit_limit_end_a_guest_that_never_ends<H: Host>(host: &H) {
     let soon = RunLimits::none().deadline(Duration::from_millis(30));
-    let mut spinning = machine(&host, SPIN);
+    let mut spinning = machine(host, SPIN);
     let devices = spinning.devices(ConsoleSink::discard());
     assert_eq!(spinning.run(&devices, soon).unwrap().end, End::Deadline);
 
-    let mut knocking = machine(&host, KNOCK);
+    let mut knocking = machine(host, KNOCK);
     for _ in 0..2 {
         let report = knocking.run(&devices, limits().max_exits(1000)).unwrap();
         assert_eq!(report.end, End::ExitLimit);
@@ -261,11 +299,9 @@ fn deadline_and_exit_limit_end_a_guest_that_never_ends() {
     }
 }
 
-#[test]
-fn vcpus_without_an_image_run_what_the_embedder_sets() {
-    let Some(host) = kvm() else { return };
+fn vcpus_without_an_image_run_what_the_embedder_sets<H: Host>(host: &H) {
     let config = MachineConfig::new().memory(1 << 20).vcpus(2);
-    let mut machine = Machine::build(&host, config).unwrap();
+    let mut machine = Machine::build(host, config).unwrap();
     for id in [0, 1] {
         // mov [0x8000 + id], al; hlt
         let code = [0xa2, id, 0x80, 0xf4];
@@ -302,14 +338,12 @@ fn vcpus_without_an_image_run_what_the_embedder_sets() {
     assert_eq!(written, [0x40, 0x41]);
 }
 
-#[test]
-fn the_dirty_log_names_the_frames_that_the_guest_wrote() {
-    let Some(host) = kvm() else { return };
+fn the_dirty_log_names_the_frames_that_the_guest_wrote<H: Host>(host: &H) {
     // mov [0x5000], al; mov [0x9001], al; hlt
     let code = [0xa2, 0x00, 0x50, 0xa2, 0x01, 0x90, 0xf4];
     let image = Image::flat("writer", code);
     let config = MachineConfig::new().memory(1 << 20).log_dirty(true);
-    let mut machine = Machine::build(&host, config.image(image)).unwrap();
+    let mut machine = Machine::build(host, config.image(image)).unwrap();
     machine.dirty_frames().unwrap();
     let devices = machine.devices(ConsoleSink::discard());
     assert_eq!(machine.run(&devices, limits()).unwrap().end, End::Halted);
@@ -317,10 +351,8 @@ fn the_dirty_log_names_the_frames_that_the_guest_wrote() {
     assert_eq!(machine.dirty_frames().unwrap(), []);
 }
 
-#[test]
-fn memory_beyond_3_gib_lies_above_4_gib() {
+fn memory_beyond_3_gib_lies_above_4_gib<H: Host>(host: &H) {
     const ABOVE: Gpa = Gpa::new(4 << 30);
-    let Some(host) = kvm() else { return };
     // 64-bit code that maps its second 2 MiB to the first above 4 GiB and writes there:
     // mov dword [0x7008], 0x83; mov dword [0x700c], 1; mov byte [0x200000], 0x5a; hlt
     let code = [
@@ -330,7 +362,7 @@ fn memory_beyond_3_gib_lies_above_4_gib() {
     let at = 0x10_0000;
     let image = Image::from_bytes("elf", elf(true, at, at, &code, code.len() as u64));
     let config = MachineConfig::new().memory(5 << 30).image(image);
-    let mut machine = Machine::build(&host, config).unwrap();
+    let mut machine = Machine::build(host, config).unwrap();
     let devices = machine.devices(ConsoleSink::discard());
     assert_eq!(machine.run(&devices, limits()).unwrap().end, End::Halted);
     let mut written = [0];
@@ -341,9 +373,7 @@ fn memory_beyond_3_gib_lies_above_4_gib() {
     assert!(matches!(hole, Err(MachineError::Access { .. })));
 }
 
-#[test]
-fn firmware_cannot_write_its_rom_and_can_write_the_copy_below_1_mib() {
-    let Some(host) = kvm() else { return };
+fn firmware_cannot_write_its_rom_and_can_write_the_copy_below_1_mib<H: Host>(host: &H) {
     let mut rom = vec![0_u8; 0x1_0000];
     rom[0x1000] = b'R';
     // At the reset vector: mov cs:[0x1000], al; mov al, cs:[0x1000]; out 0xe9, al
@@ -357,14 +387,14 @@ fn firmware_cannot_write_its_rom_and_can_write_the_copy_below_1_mib() {
     ];
     rom[0xff00..0xff00 + low.len()].copy_from_slice(&low);
     let image = Image::from_bytes("rom", rom).with_format(ImageFormat::Firmware);
-    let (report, text) = run(&host, MachineConfig::new().memory(1 << 20).image(image));
+    let (report, text) = run(host, MachineConfig::new().memory(1 << 20).image(image));
     assert_eq!(text, "RW", "{report:?}");
     assert_eq!(report.end, End::DebugExit(b'W'.into()));
     assert_eq!(report.exits().of(ExitKind::MmioWrite), 1);
 }
 
 /// Runs code until it fails, and returns its end and where it stands.
-fn fails(host: &KvmHost, image: Image) -> (End, Position) {
+fn fails<H: Host>(host: &H, image: Image) -> (End, Position) {
     let config = MachineConfig::new().memory(4 << 20).image(image);
     let (mut report, _) = run(host, config.irqchip(Irqchip::None));
     assert!(report.is_failure(), "{report:?}");
@@ -382,9 +412,7 @@ fn exception(vector: u8, error: Option<u32>, address: Option<u64>) -> End {
     })
 }
 
-#[test]
-fn an_exception_that_flat_code_does_not_handle_is_told_with_its_place() {
-    let Some(host) = kvm() else { return };
+fn an_exception_that_flat_code_does_not_handle_is_told_with_its_place<H: Host>(host: &H) {
     // int3 pushes the address behind itself; the others their own. div: xor ax, ax; div al.
     for (code, vector, behind) in [
         (&UD2[..], 6, 0),
@@ -392,7 +420,7 @@ fn an_exception_that_flat_code_does_not_handle_is_told_with_its_place() {
         (&[0x31, 0xc0, 0xf6, 0xf0], 0, 2),
     ] {
         let nops = [&[0x90; 3][..], code].concat();
-        let (end, position) = fails(&host, Image::flat("code", nops));
+        let (end, position) = fails(host, Image::flat("code", nops));
         assert_eq!(end, exception(vector, None, None));
         assert_eq!((position.cs, position.rip), (0, 0x7c03 + behind));
         assert_eq!(position.mode, CodeMode::Real);
@@ -400,14 +428,12 @@ fn an_exception_that_flat_code_does_not_handle_is_told_with_its_place() {
         assert_eq!(&position.bytes[..rest.len()], rest);
     }
     // mov ah, 0x0e; int 0x10: nothing answers as a BIOS.
-    let (end, position) = fails(&host, Image::flat("code", [0xb4, 0x0e, 0xcd, 0x10, 0xf4]));
+    let (end, position) = fails(host, Image::flat("code", [0xb4, 0x0e, 0xcd, 0x10, 0xf4]));
     assert_eq!(end, End::Trap(Trap::Interrupt(0x10)));
     assert_eq!(position.linear, 0x7c04);
 }
 
-#[test]
-fn an_exception_that_an_elf_program_does_not_handle_is_told_with_its_place() {
-    let Some(host) = kvm() else { return };
+fn an_exception_that_an_elf_program_does_not_handle_is_told_with_its_place<H: Host>(host: &H) {
     let at = 0x10_0000;
     let image = |long, code: &[u8]| Image::from_bytes("elf", elf(long, at, at, code, 64));
     // mov al, [0x1_0000_0000], which is not mapped
@@ -427,30 +453,26 @@ fn an_exception_that_an_elf_program_does_not_handle_is_told_with_its_place() {
             CodeMode::Long,
         ),
     ] {
-        let (found, position) = fails(&host, image(long, code));
+        let (found, position) = fails(host, image(long, code));
         assert_eq!(found, end, "{position}");
         assert_eq!((position.linear, position.mode), (at, mode));
         assert_eq!(&position.bytes[..code.len()], code);
     }
 }
 
-#[test]
-fn a_triple_fault_is_a_failure() {
-    let Some(host) = kvm() else { return };
+fn a_triple_fault_is_a_failure<H: Host>(host: &H) {
     let at = 0x10_0000;
     // lidt [0x100020], where zeros are; ud2
     let code = [&[0x0f, 0x01, 0x1d, 0x20, 0x00, 0x10, 0x00][..], &UD2].concat();
     let (end, _) = fails(
-        &host,
+        host,
         Image::from_bytes("elf", elf(false, at, at, &code, 64)),
     );
     assert_eq!(end, End::TripleFault);
 }
 
-#[test]
-fn a_guest_at_its_deadline_stands_where_it_spins() {
-    let Some(host) = kvm() else { return };
-    let mut spinning = machine(&host, SPIN);
+fn a_guest_at_its_deadline_stands_where_it_spins<H: Host>(host: &H) {
+    let mut spinning = machine(host, SPIN);
     let devices = spinning.devices(ConsoleSink::discard());
     let soon = RunLimits::none().deadline(Duration::from_millis(30));
     let report = spinning.run(&devices, soon).unwrap();
@@ -463,12 +485,10 @@ fn a_guest_at_its_deadline_stands_where_it_spins() {
     assert_eq!(position.to_string(), "0000:7c00 (real mode, 16-bit)");
 }
 
-#[test]
-fn a_guest_may_use_the_port_of_the_handlers_itself() {
-    let Some(host) = kvm() else { return };
+fn a_guest_may_use_the_port_of_the_handlers_itself<H: Host>(host: &H) {
     // out 0xf6, al; hlt
     let image = Image::flat("code", [0xe6, 0xf6, 0xf4]);
-    let (report, _) = run(&host, MachineConfig::new().memory(1 << 20).image(image));
+    let (report, _) = run(host, MachineConfig::new().memory(1 << 20).image(image));
     assert_eq!(report.end, End::Halted);
 }
 

@@ -1,0 +1,121 @@
+//! The interrupt controllers and the timer of a PC, which a VM with a full irqchip has in the
+//! platform: as in KVM, line n is input n of the 8259A pair and of the I/O APIC, and the timer is line
+//! 0.
+
+mod ioapic;
+mod pic;
+mod pit;
+
+use crate::processor::{Access, Command};
+
+use ioapic::IoApic;
+use pic::Pic;
+use pit::Pit;
+
+/// The line of the timer.
+const TIMER: u8 = 0;
+/// Lines that the 8259A pair has.
+const PIC_LINES: u8 = 16;
+/// Lines in all.
+pub(crate) const LINES: u8 = 24;
+const PAGE: u64 = 0x1000;
+
+#[derive(Debug, Default)]
+pub(crate) struct Chips {
+    pic: Pic,
+    pit: Pit,
+    ioapic: IoApic,
+    /// The request of the 8259A pair was told.
+    told: bool,
+}
+
+impl Chips {
+    /// Reads a port. `None` for a port of other devices.
+    pub(crate) fn port_in(&mut self, port: u16, size: u8, now: u64) -> Option<u32> {
+        let mut value = 0;
+        for n in (0..size).rev() {
+            let port = port.checked_add(n.into())?;
+            let byte = match self.pic.read(port) {
+                Some(byte) => byte,
+                None => self.pit.read(port, now)?,
+            };
+            value = value << 8 | u32::from(byte);
+        }
+        Some(value)
+    }
+
+    /// Writes a port. False for a port of other devices.
+    pub(crate) fn port_out(&mut self, port: u16, size: u8, value: u32, now: u64) -> bool {
+        (port..=u16::MAX)
+            .zip(value.to_le_bytes())
+            .take(size.into())
+            .all(|(port, byte)| self.pic.write(port, byte) || self.pit.write(port, byte, now))
+    }
+
+    /// Does an access to the I/O APIC. False for other devices.
+    pub(crate) fn device(&mut self, access: &mut Access) -> bool {
+        if access.gpa & !(PAGE - 1) != ioapic::BASE {
+            return false;
+        }
+        let offset = access.gpa & (PAGE - 1);
+        let mut word = [0; 4];
+        if access.write {
+            word.copy_from_slice(&access.data[..4]);
+            self.ioapic.write(offset, u32::from_le_bytes(word));
+        } else {
+            access.data[..4].copy_from_slice(&self.ioapic.read(offset).to_le_bytes());
+        }
+        true
+    }
+
+    /// Sets one of the [`LINES`].
+    pub(crate) fn set_line(&mut self, line: u8, high: bool) {
+        if line < PIC_LINES {
+            self.pic.set_line(line, high);
+        }
+        self.ioapic.set_line(line, high);
+    }
+
+    /// The time is `now`: the timer may interrupt.
+    pub(crate) fn advance(&mut self, now: u64) {
+        if self.pit.rose(now) {
+            // A pulse, which is enough for the edge-triggered inputs.
+            for high in [true, false] {
+                self.set_line(TIMER, high);
+            }
+        }
+    }
+
+    /// A processor ended the interrupt of that vector.
+    pub(crate) fn end(&mut self, vector: u8) {
+        self.ioapic.end(vector);
+    }
+
+    /// The messages to processors since the last call.
+    pub(crate) fn take_messages(&mut self) -> Vec<Command> {
+        self.ioapic.take_messages()
+    }
+
+    /// True if the 8259A pair asks for attention.
+    pub(crate) fn interrupts(&self) -> bool {
+        self.pic.interrupts()
+    }
+
+    /// True once for each time that the 8259A pair begins to ask.
+    pub(crate) fn takes_attention(&mut self) -> bool {
+        let asks = self.interrupts();
+        asks && !std::mem::replace(&mut self.told, asks)
+    }
+
+    /// The vector of the interrupt that a processor takes from the 8259A pair.
+    pub(crate) fn acknowledge(&mut self) -> u8 {
+        self.told = false;
+        self.pic.acknowledge()
+    }
+
+    /// The next time at which the timer interrupts.
+    pub(crate) fn next(&self) -> Option<u64> {
+        let heard = !self.pic.masks(TIMER) || !self.ioapic.masks(TIMER);
+        self.pit.next().filter(|_| heard)
+    }
+}

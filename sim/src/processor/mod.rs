@@ -1,0 +1,296 @@
+//! A vCPU that executes machine code: a processor of `kvm-ops-cpu`, between two exits.
+
+mod bus;
+mod events;
+mod exits;
+mod groups;
+mod mmio;
+mod routing;
+mod state;
+mod turns;
+
+pub(crate) use mmio::Access;
+pub(crate) use routing::{Command, Kind, Processors, To};
+pub(crate) use turns::Turns;
+
+use std::fmt;
+use std::sync::Arc;
+
+use kvm_ops::guest::MAX_ACCESS;
+use kvm_ops::{Exception, Exit, Irqchip, Result, VcpuId, Vendor};
+use kvm_ops_cpu::{Activity, ApicAddress, Controls, Cpu, CpuidTable, Exit as CpuExit, Stopped};
+
+use crate::irq::{self, Wake};
+use crate::vm::VmInner;
+
+/// Instructions of a turn. A kick or a change of memory slots waits for one at most, which takes
+/// some 0.1 ms, or 0.1 s if all of them are repeated string instructions.
+const QUANTUM: u64 = 20_000;
+
+/// Turns after which decoded code is compared with memory, in case another thread of the host wrote
+/// it. It is compared after every exit anyway.
+const TRUSTED_TURNS: u32 = 50;
+
+/// A processor of a VM.
+pub(crate) struct Processor {
+    id: VcpuId,
+    vm: Arc<VmInner>,
+    wake: Arc<Wake>,
+    cpu: Cpu,
+    shared: Arc<bus::Shared>,
+    resume: Resume,
+    /// An access of the instruction at RIP was answered: the instruction goes on before any event.
+    midway: bool,
+    /// Delivered at the next entry.
+    exception: Option<Exception>,
+    triple_fault: bool,
+    /// The embedder wants to know when an interrupt can be taken.
+    window: bool,
+    /// No INIT came yet: tells the two states in which a processor waits.
+    uninitialized: bool,
+    joined: bool,
+    /// Turns since decoded code was compared with memory.
+    turns: u32,
+    address: Option<ApicAddress>,
+}
+
+/// The rest of the work of the last exit, done when the processor runs again.
+#[derive(Clone, Copy, Debug)]
+enum Resume {
+    Nothing,
+    Port(CpuExit),
+    Device(mmio::Access),
+    Call(CpuExit),
+}
+
+/// The result of a turn.
+pub(crate) enum Next {
+    Again,
+    Sleep(Option<u64>),
+    Leave(Exit, Vec<u8>),
+}
+
+impl Processor {
+    pub(crate) fn new(id: VcpuId, vm: &Arc<VmInner>, wake: &Arc<Wake>) -> Self {
+        let shared = Arc::<bus::Shared>::default();
+        let bus = bus::VmBus {
+            vm: Arc::clone(vm),
+            shared: Arc::clone(&shared),
+        };
+        let has_apic = vm.irqchip() != Irqchip::None;
+        let cpuid = cpuid(vm.machine.vendor, has_apic);
+        let mut cpu = Cpu::new(Box::new(bus), vm.code_pages(), cpuid);
+        cpu.set_apic_id(id.0);
+        *cpu.controls_mut() = Controls {
+            io: true,
+            hlt: !has_apic,
+            hypercalls: true,
+            ..Controls::none()
+        };
+        if !has_apic {
+            cpu.remove_apic();
+        }
+        let mut processor = Self {
+            id,
+            vm: Arc::clone(vm),
+            wake: Arc::clone(wake),
+            cpu,
+            shared,
+            resume: Resume::Nothing,
+            midway: false,
+            exception: None,
+            triple_fault: false,
+            window: false,
+            uninitialized: true,
+            joined: false,
+            turns: 0,
+            address: None,
+        };
+        processor.power_on();
+        processor
+    }
+
+    fn has_apic(&self) -> bool {
+        self.vm.irqchip() != Irqchip::None
+    }
+
+    /// True for the processor that boots, to which the 8259A pair is connected.
+    fn boots(&self) -> bool {
+        self.id.0 == 0
+    }
+
+    /// The processor that boots starts at once. Others wait for it, if they have a local APIC
+    /// through which it can start them.
+    fn power_on(&mut self) {
+        let boots = self.boots();
+        if boots && self.vm.irqchip() == Irqchip::Full {
+            self.cpu.connect_pic();
+        }
+        self.uninitialized = true;
+        self.change_activity(|activity| activity.waiting = !boots);
+    }
+
+    /// Changes the activity. Nothing ever starts a processor that waits without a local APIC.
+    fn change_activity(&mut self, change: impl FnOnce(&mut Activity)) {
+        let mut activity = self.cpu.activity();
+        change(&mut activity);
+        activity.waiting &= self.has_apic();
+        self.cpu.set_activity(activity);
+    }
+
+    /// After power-on, or after INIT.
+    pub(crate) fn reset(&mut self, init: bool) {
+        self.resume = Resume::Nothing;
+        (self.midway, self.window, self.triple_fault) = (false, false, false);
+        self.exception = None;
+        self.shared.mmio().end();
+        if init {
+            self.cpu.init();
+            self.uninitialized = false;
+            self.change_activity(|_| ());
+        } else {
+            self.cpu.reset();
+            self.power_on();
+        }
+    }
+
+    /// Instructions executed so far.
+    pub(crate) fn instructions(&self) -> u64 {
+        self.cpu.retired()
+    }
+
+    /// Runs until the embedder is needed. `buffer` has the answer to the last exit, and its data
+    /// afterwards: as many bytes as are returned.
+    pub(crate) fn run(&mut self, buffer: &mut [u8; MAX_ACCESS], ret: u64) -> Result<(Exit, usize)> {
+        if !self.joined {
+            self.joined = true;
+            self.vm.turns.join();
+        }
+        self.finish_exit(buffer, ret);
+        // The embedder may have written memory meanwhile.
+        self.cpu.recheck_code();
+        self.turns = 0;
+        loop {
+            self.vm.require_open()?;
+            if self.wake.take_kick() {
+                return Ok((Exit::Interrupted, 0));
+            }
+            match self.turn() {
+                Next::Again => {}
+                Next::Sleep(until) => {
+                    self.vm.turns.sleep(self.id.0, until, &self.wake);
+                    let woken = self.wake.wait(irq::State::any_mail);
+                    self.vm.turns.rise(self.id.0);
+                    if woken.is_none() {
+                        return Ok((Exit::Interrupted, 0));
+                    }
+                }
+                Next::Leave(exit, data) => {
+                    buffer[..data.len()].copy_from_slice(&data);
+                    return Ok((exit, data.len()));
+                }
+            }
+        }
+    }
+
+    /// One turn: time, messages, events, instructions.
+    fn turn(&mut self) -> Next {
+        let vm = Arc::clone(&self.vm);
+        let turn = vm.turns.take();
+        self.cpu.advance_to(turn.clock());
+        self.turns += 1;
+        if self.turns > TRUSTED_TURNS {
+            self.turns = 0;
+            self.cpu.recheck_code();
+        }
+        let timer = self.look_at_chips();
+        turn.set_timer(timer);
+        self.take_mail();
+        let before = self.cpu.retired();
+        let next = match self.inject() {
+            Some(next) => next,
+            None => {
+                // A timer of the platform interrupts at its very tick, however turns are cut.
+                let until_timer = timer.map_or(u64::MAX, |at| at.saturating_sub(self.cpu.clock()));
+                let stopped = self.execute(until_timer.clamp(1, QUANTUM));
+                self.stopped(stopped)
+            }
+        };
+        vm.machine.executed(self.cpu.retired().wrapping_sub(before));
+        turn.pass_time(self.cpu.clock());
+        self.publish();
+        next
+    }
+
+    /// Tells the chips the time and the ends of interrupts. Returns the time of their next interrupt.
+    fn look_at_chips(&mut self) -> Option<u64> {
+        let mut chips = self.vm.chips()?;
+        self.shared
+            .take_ended()
+            .for_each(|vector| chips.end(vector));
+        chips.advance(self.cpu.clock());
+        let next = chips.next();
+        self.vm.send_from(chips);
+        next
+    }
+
+    fn execute(&mut self, budget: u64) -> Stopped {
+        self.shared.mmio().begin();
+        if self.midway {
+            self.midway = false;
+            return self.cpu.finish_instruction();
+        }
+        self.cpu.run(budget)
+    }
+
+    /// Tells other processors the names of the local APIC.
+    fn publish(&mut self) {
+        let address = self.cpu.apic_address();
+        if self.has_apic() && self.address != Some(address) {
+            self.address = Some(address);
+            let mut processors = self.vm.processors();
+            processors.set(self.id.0, address, &self.wake);
+        }
+    }
+}
+
+impl Drop for Processor {
+    fn drop(&mut self) {
+        for (instruction, count) in self.cpu.missing() {
+            let vcpu = self.id.0;
+            tracing::warn!(vcpu, %instruction, count, "not implemented: #UD");
+        }
+        if self.joined {
+            self.vm.turns.part(self.id.0);
+        }
+    }
+}
+
+impl fmt::Debug for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Processor")
+            .field("id", &self.id)
+            .field("rip", &format_args!("{:#x}", self.cpu.rip()))
+            .field("instructions", &self.cpu.retired())
+            .finish_non_exhaustive()
+    }
+}
+
+/// CPUID leaf 1: x2APIC and the TSC deadline in ECX, the local APIC in EDX.
+const LEAF1_ECX_APIC: u32 = 1 << 21 | 1 << 24;
+const LEAF1_EDX_APIC: u32 = 1 << 9;
+
+/// What a vCPU answers to CPUID unless told otherwise.
+fn cpuid(vendor: Vendor, has_apic: bool) -> CpuidTable {
+    let mut table = match vendor {
+        Vendor::Amd => CpuidTable::amd(),
+        _ => CpuidTable::intel(),
+    };
+    if !has_apic {
+        let mut leaf = table.get(1, 0);
+        leaf.ecx &= !LEAF1_ECX_APIC;
+        leaf.edx &= !LEAF1_EDX_APIC;
+        table.set(1, 0, leaf);
+    }
+    table
+}

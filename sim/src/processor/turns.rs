@@ -1,0 +1,220 @@
+//! Turns and time: the processors of a VM execute one after the other, and share one clock.
+//!
+//! `kvm-ops-cpu` does atomic instructions without atomics, so at most one processor of a VM executes
+//! at a time. A turn is also the time at which memory slots may change: a processor keeps pointers
+//! to memory, and looks at the generation of the slots when its turn begins.
+//!
+//! The clock counts instructions. While every processor sleeps, it jumps to the next deadline.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::irq::Wake;
+
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Tickets: the next one to hand out, and the one whose turn it is.
+    next: u64,
+    serving: u64,
+    /// Ticks since the VM was created.
+    clock: u64,
+    /// Processors that have run and do not sleep. Time jumps when there is none.
+    awake: u32,
+    asleep: BTreeMap<u32, Sleeper>,
+    /// The next change of a timer of the platform that interrupts.
+    timer: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Sleeper {
+    until: Option<u64>,
+    wake: Arc<Wake>,
+}
+
+/// The right to execute, or to change memory slots.
+#[derive(Debug)]
+pub(crate) struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is plain values; a panic elsewhere leaves nothing half done in it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a turn: first come, first served.
+    pub(crate) fn take(&self) -> Turn<'_> {
+        let mut state = self.lock();
+        let ticket = state.next;
+        state.next += 1;
+        while state.serving != ticket {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Turn(self)
+    }
+
+    /// A processor runs for the first time.
+    pub(crate) fn join(&self) {
+        self.lock().awake += 1;
+    }
+
+    /// A processor that joined is gone.
+    pub(crate) fn part(&self, id: u32) {
+        let mut state = self.lock();
+        if state.asleep.remove(&id).is_none() {
+            state.awake -= 1;
+        }
+        state.jump_if_all_sleep();
+    }
+
+    /// A processor sleeps until its wake says otherwise; `until` is the clock at which it would
+    /// wake by itself.
+    pub(crate) fn sleep(&self, id: u32, until: Option<u64>, wake: &Arc<Wake>) {
+        let mut state = self.lock();
+        let wake = Arc::clone(wake);
+        if state.asleep.insert(id, Sleeper { until, wake }).is_none() {
+            state.awake -= 1;
+        }
+        state.wake_due();
+        state.jump_if_all_sleep();
+    }
+
+    /// The processor is awake again, whatever woke it.
+    pub(crate) fn rise(&self, id: u32) {
+        let mut state = self.lock();
+        if state.asleep.remove(&id).is_some() {
+            state.awake += 1;
+        }
+    }
+}
+
+impl Turn<'_> {
+    pub(crate) fn clock(&self) -> u64 {
+        self.0.lock().clock
+    }
+
+    /// The clock is at least `clock` now.
+    pub(crate) fn pass_time(&self, clock: u64) {
+        let mut state = self.0.lock();
+        state.clock = state.clock.max(clock);
+        state.wake_due();
+    }
+
+    /// The next change of a timer of the platform.
+    pub(crate) fn set_timer(&self, at: Option<u64>) {
+        self.0.lock().timer = at;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.lock().serving += 1;
+        self.0.changed.notify_all();
+    }
+}
+
+impl State {
+    /// Wakes the sleepers whose time has come.
+    fn wake_due(&mut self) {
+        let clock = self.clock;
+        let due = |sleeper: &Sleeper| sleeper.until.is_some_and(|at| at <= clock);
+        let before = self.asleep.len();
+        self.asleep.retain(|_, sleeper| {
+            if due(sleeper) {
+                sleeper.wake.nudge();
+            }
+            !due(sleeper)
+        });
+        self.awake += (before - self.asleep.len()) as u32;
+    }
+
+    /// With all processors asleep the clock jumps to the next deadline. A timer of the platform is
+    /// looked at by the first of them.
+    fn jump_if_all_sleep(&mut self) {
+        if self.awake != 0 {
+            return;
+        }
+        let sleepers = self.asleep.values().filter_map(|sleeper| sleeper.until);
+        let Some(next) = sleepers.chain(self.timer).min() else {
+            return;
+        };
+        self.clock = self.clock.max(next);
+        if self.timer.is_some_and(|at| at <= self.clock)
+            && let Some((_, first)) = self.asleep.pop_first()
+        {
+            first.wake.nudge();
+            self.awake += 1;
+        }
+        self.wake_due();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn one_holder_at_a_time() {
+        let turns = Turns::default();
+        let inside = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        let _turn = turns.take();
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert_eq!(turns.lock().serving, 2000);
+    }
+
+    #[test]
+    fn time_jumps_only_while_all_sleep_and_wakes_the_first_deadline() {
+        let turns = Turns::default();
+        let wakes = [Arc::<Wake>::default(), Arc::default()];
+        (0..2).for_each(|_| turns.join());
+        turns.sleep(0, Some(500), &wakes[0]);
+        assert_eq!(turns.take().clock(), 0, "the other one executes");
+        turns.sleep(1, Some(300), &wakes[1]);
+        assert_eq!(turns.take().clock(), 300);
+        assert_eq!((wakes[0].take_due(), wakes[1].take_due()), (false, true));
+        turns.take().pass_time(500);
+        assert!(wakes[0].take_due());
+        // A timer of the platform wakes the first sleeper.
+        turns.take().set_timer(Some(900));
+        turns.sleep(0, None, &wakes[0]);
+        turns.sleep(1, Some(1000), &wakes[1]);
+        assert_eq!(turns.take().clock(), 900);
+        assert_eq!((wakes[0].take_due(), wakes[1].take_due()), (true, false));
+        turns.take().set_timer(None);
+        turns.part(0);
+        assert_eq!(turns.take().clock(), 1000);
+    }
+
+    #[test]
+    fn a_sleeper_that_a_message_woke_is_counted_once() {
+        let turns = Turns::default();
+        let wake = Arc::<Wake>::default();
+        turns.join();
+        for _ in 0..3 {
+            turns.sleep(0, None, &wake);
+            turns.rise(0);
+            turns.rise(0);
+        }
+        assert_eq!(turns.lock().awake, 1);
+        turns.part(0);
+        assert_eq!(turns.lock().awake, 0);
+    }
+}
