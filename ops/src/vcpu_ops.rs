@@ -468,7 +468,8 @@ pub trait VcpuOps: Send {
     /// Writes the debug registers (KVM_SET_DEBUGREGS; `set_dr7`).
     ///
     /// # Errors
-    /// See [`VcpuOps`].
+    /// [`Error::HostLacks`] for a breakpoint that DR7 enables, on a processor without them; see
+    /// [`VcpuOps`].
     ///
     /// ```
     /// # use kvm_ops::{VcpuId, VcpuOps, Vendor, VmConfig, create, sim::SimHost};
@@ -477,7 +478,6 @@ pub trait VcpuOps: Send {
     /// # let mut vcpu = vm.create_vcpu(VcpuId(0))?;
     /// let mut regs = vcpu.debug_regs()?;
     /// regs.db[0] = 0x1000;
-    /// regs.dr7 |= 1; // L0: a breakpoint at 0x1000
     /// vcpu.set_debug_regs(&regs)?;
     /// assert_eq!(vcpu.debug_regs()?, regs);
     /// # Ok::<(), kvm_ops::Error>(())
@@ -568,9 +568,9 @@ pub trait VcpuOps: Send {
     /// # let vm = create(&host, &VmConfig::normal())?;
     /// # let mut vcpu = vm.create_vcpu(VcpuId(0))?;
     /// let mut xcrs = vcpu.xcrs()?;
-    /// xcrs.xcr0 |= 0b110; // SSE and AVX
+    /// xcrs.xcr0 |= 0b10; // SSE
     /// vcpu.set_xcrs(&xcrs)?;
-    /// assert_eq!(vcpu.xcrs()?.xcr0, 0b111);
+    /// assert_eq!(vcpu.xcrs()?.xcr0, 0b11);
     /// # Ok::<(), kvm_ops::Error>(())
     /// ```
     fn set_xcrs(&mut self, xcrs: &Xcrs) -> Result<()> {

@@ -358,6 +358,14 @@ fn lines_interrupt_a_sleeping_guest_through_the_pic() {
             ));
         });
     }
+    // A line that rose while interrupts were off ends the first halt.
+    let code = [&pic(0xdf), &[0xe6, 0x98, 0xe6, 0x98][..], &SLEEPER].concat();
+    let mut early = Guest::new(&code, Irqchip::Full);
+    early.handler(0x25);
+    early.expect_out(0x98, &[0xdf]);
+    early.vm.set_irq_line(5, true).unwrap();
+    early.expect_out(0x98, &[0xdf]);
+    early.expect_out(0x99, &[0x25]);
     let unknown = guest.vm.set_irq_line(24, true);
     assert_eq!(unknown, Err(Error::Invalid(Field::Gsi, 24)));
     let (_host, without) = vm_with(Irqchip::Split, 1);

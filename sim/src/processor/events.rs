@@ -83,7 +83,7 @@ impl Processor {
     }
 
     /// True if an interrupt waits that no local APIC holds.
-    fn interrupt_line(&self) -> bool {
+    pub(crate) fn interrupt_line(&self) -> bool {
         match self.vm.irqchip() {
             Irqchip::None => self.wake.waiting().interrupt().is_some(),
             Irqchip::Full if self.boots() && self.cpu.takes_pic() => {

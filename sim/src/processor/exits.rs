@@ -46,7 +46,11 @@ impl Processor {
             }
             Stopped::Halted => {
                 self.shared.mmio().end();
-                return Next::Sleep(self.cpu.wakes_at());
+                // An interrupt that came before the shadow of STI ended is injected now.
+                return match self.interrupt_line() && self.cpu.interruptible() {
+                    true => Next::Again,
+                    false => Next::Sleep(self.cpu.wakes_at()),
+                };
             }
             Stopped::WaitsForStart => return Next::Sleep(None),
         };
