@@ -192,8 +192,10 @@ impl Cpu {
         self.core.shadow = false;
     }
 
+    /// The host carried the instruction out: it counts as executed.
     fn advance_rip(&mut self, len: u8) {
         let c = &mut self.core;
+        c.granted = c.granted.wrapping_add(1);
         let mask = if c.bits == 64 { u64::MAX } else { 0xffff_ffff };
         c.rip = c.rip.wrapping_add(len.into()) & mask;
         c.attention = true;
