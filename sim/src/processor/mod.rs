@@ -52,6 +52,8 @@ pub(crate) struct Processor {
     /// Turns since decoded code was compared with memory.
     turns: u32,
     address: Option<ApicAddress>,
+    /// Instructions that the machine's count has.
+    counted: u64,
 }
 
 /// The rest of the work of the last exit, done when the processor runs again.
@@ -105,6 +107,7 @@ impl Processor {
             joined: false,
             turns: 0,
             address: None,
+            counted: 0,
         };
         processor.power_on();
         processor
@@ -206,7 +209,6 @@ impl Processor {
         let timer = self.look_at_chips();
         turn.set_timer(timer);
         self.take_mail();
-        let before = self.cpu.retired();
         let next = match self.inject() {
             Some(next) => next,
             None => {
@@ -216,7 +218,9 @@ impl Processor {
                 self.stopped(stopped)
             }
         };
-        vm.machine.executed(self.cpu.retired().wrapping_sub(before));
+        let executed = self.cpu.retired();
+        vm.machine.executed(executed.wrapping_sub(self.counted));
+        self.counted = executed;
         turn.pass_time(self.cpu.clock());
         self.publish();
         next
