@@ -103,7 +103,7 @@ impl<H: Host> Machine<H> {
             irqchip,
             wiring: Wiring::default(),
             traps: None,
-            runs_code: host.runs() == Runs::Processor,
+            runs_code: host.runs().machine_code() && !confidential,
         };
         let ram = match config.ram {
             Some(ram) => ram.with_rom(rom, confidential)?,
@@ -219,6 +219,7 @@ impl<H: Host> Machine<H> {
             .and_then(|programs| programs.load_program(program));
         self.on_vcpu("load the program", id, loaded)?;
         self.runs[index] = true;
+        self.runs_code = false;
         // A guest program that ends does so for its vCPU alone.
         self.scope = ShutdownScope::Vcpu;
         Ok(())
