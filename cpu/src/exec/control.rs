@@ -171,7 +171,8 @@ impl Core {
 
     fn guest_call(&mut self, i: &Instruction, cause: Cause) -> R<()> {
         let call = matches!(cause, Cause::Vmcall | Cause::Vmmcall);
-        if !self.controls.guest_instructions && !(call && self.controls.hypercalls) {
+        let left = self.controls.guest_instructions || call && self.controls.hypercalls;
+        if !left {
             return Err(self.ud());
         }
         let len = i.len() as u8;

@@ -8,8 +8,8 @@ use core::fmt;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    Answer, CpuId, Error, Exit, Field, Host, Kick, OpName, Programs, Result, SeamPort,
-    TableRoot, VcpuId, VcpuOps,
+    Answer, CpuId, Error, Exit, Field, Host, Kick, OpName, Programs, Result, SeamPort, TableRoot,
+    VcpuId, VcpuOps,
 };
 
 pub(crate) use record::{Unfinished, VcpuRecord};
