@@ -209,7 +209,7 @@ impl Pit {
                 let channel = &self.channels[2];
                 u8::from(channel.gate)
                     | u8::from(self.speaker) << 1
-                    | ((now / REFRESH & 1) as u8) << 4
+                    | (((now / REFRESH) & 1) as u8) << 4
                     | u8::from(channel.output(now)) << 5
             }
             _ => return None,
