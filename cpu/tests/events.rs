@@ -149,13 +149,23 @@ fn a_fault_in_the_handler_of_a_double_fault_is_a_shutdown() {
 }
 
 #[test]
-fn init_waits_for_a_start_up_interrupt() {
-    let (mut cpu, ram) = machine(&[0xf4], &[0xf4]);
+fn after_init_the_boot_processor_starts_over_and_others_wait_for_a_start_up_interrupt() {
     // mov ax, cs; hlt in real mode
-    ram.write(0x5000, &[0x8c, 0xc8, 0xf4]);
-    cpu.init();
-    assert_eq!(cpu.run(10), Stopped::WaitsForStart);
-    cpu.start(5);
-    assert_eq!(cpu.run(10), Stopped::Halted);
-    assert_eq!(cpu.gpr(0), 0x500);
+    let code = [0x8c, 0xc8, 0xf4];
+    for id in [0, 1] {
+        let (mut cpu, ram) = machine(&[0xf4], &[0xf4]);
+        ram.write(0x5000, &code);
+        cpu.set_apic_id(id);
+        cpu.init();
+        let registers = cpu.registers();
+        let start = registers.segments[1].base + registers.rip;
+        assert_eq!(start, 0xffff_fff0);
+        assert_eq!(cpu.activity().waiting, id != 0);
+        cpu.start(5);
+        if id != 0 {
+            assert_eq!(cpu.run(10), Stopped::Halted);
+            assert_eq!(cpu.gpr(0), 0x500);
+        }
+        assert_eq!(cpu.registers().segments[1].base == 0x5000, id != 0);
+    }
 }

@@ -317,7 +317,8 @@ impl<B: Backend> Vm<B> {
     /// let mut vcpu = vm.create_vcpu(VcpuId(0))?;
     /// assert_eq!(vcpu.vcpu_run(), Err(Error::WrongState(Step::Initialized)));
     /// vm.finalize()?;
-    /// assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown)); // it has no program
+    /// // It goes on until it wants an instruction, and the VM has no memory.
+    /// assert_eq!(vcpu.vcpu_run(), Ok(Exit::InternalError { suberror: 1 }));
     /// # Ok::<(), kvm_ops::Error>(())
     /// ```
     pub fn finalize(&mut self) -> Result<()> {

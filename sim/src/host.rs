@@ -41,7 +41,7 @@ impl SimHost {
     ///
     /// let host = SimHost::new(Vendor::Intel);
     /// let vm = host.create_vm(Tech::Vmx, &VmParams::new(1))?;
-    /// assert_eq!((host.runs(), host.live_vms()), (Runs::Programs, 1));
+    /// assert_eq!((host.runs(), host.live_vms()), (Runs::Both, 1));
     /// vm.close()?;
     /// assert_eq!(host.live_vms(), 0);
     /// # Ok::<(), kvm_ops_core::Error>(())
