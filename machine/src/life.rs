@@ -70,12 +70,12 @@ impl<H: Host> Machine<H> {
                 vcpus: config.vcpus,
             });
         }
-        let confidential = config.kind.tech(host.vendor()).is_confidential();
+        let tech = config.kind.tech(host.vendor());
+        let confidential = tech.is_confidential();
         let rom = match &config.payload {
-            // Such a guest does not start with what the host writes into memory.
             Payload::Image(image) if confidential => {
-                let name = image.name.clone();
-                return Err(MachineError::NotLaunchable { name });
+                load::td::check(image, tech)?;
+                load::td::START_BYTES.max(bytes_below_4_gib(&config.launch))
             }
             Payload::Image(image) if !host.runs().machine_code() => {
                 let (name, host) = (image.name.clone(), host.name());
@@ -103,13 +103,21 @@ impl<H: Host> Machine<H> {
             irqchip,
             wiring: Wiring::default(),
             traps: None,
-            runs_code: host.runs().machine_code() && !confidential,
+            runs_code: host.runs().machine_code()
+                && (!confidential || matches!(config.payload, Payload::Image(_))),
         };
         let ram = match config.ram {
             Some(ram) => ram.with_rom(rom, confidential)?,
             None => GuestRam::new(config.memory, rom, confidential)?,
         };
+        let mut launch = config.launch;
         let first = match &config.payload {
+            // Such a guest does not start with what the host writes into memory.
+            Payload::Image(image) if confidential => {
+                let start = load::td::start(image, &ram, machine.vm().shared_mask())?;
+                launch.splice(0..0, start);
+                None
+            }
             Payload::Image(image) => {
                 load::describe(image, &ram, config.vcpus, irqchip)?;
                 let start = load::load(image, &ram)?;
@@ -130,7 +138,7 @@ impl<H: Host> Machine<H> {
             }
             Payload::Programs(programs) => machine.load_programs(programs)?,
         }
-        for launched in &config.launch {
+        for launched in &launch {
             let vm = machine.own_vm();
             let (step, done) = match launched {
                 LaunchStep::Add(page) => {

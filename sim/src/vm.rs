@@ -130,6 +130,7 @@ impl VmInner {
         tracing::debug!(tech = %self.tech, "VM closed");
         self.change_memory(|memory| *memory = Memory::default());
         self.sev.close();
+        crate::tdx::vm_closed(self);
         self.vcpus().values().for_each(|wake| wake.kick());
     }
 
@@ -293,7 +294,9 @@ impl VmPort for SimVm {
 
 impl SharedMemory for SimVm {
     fn set_shared(&self, first: Gfn, pages: u64, shared: bool) -> Result<()> {
-        self.inner.write().set_shared(first, pages, shared);
+        // Processors may have pointers to the frames.
+        self.inner
+            .change_memory(|memory| memory.set_shared(first, pages, shared));
         Ok(())
     }
 

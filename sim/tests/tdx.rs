@@ -30,10 +30,15 @@ struct Td {
 }
 
 fn call(host: &SimHost, leaf: L, rcx: u64, rdx: u64, r8: u64) {
+    call_with(host, leaf, [rcx, rdx, r8, 0]);
+}
+
+fn call_with(host: &SimHost, leaf: L, [rcx, rdx, r8, r9]: [u64; 4]) {
     let mut regs = SeamRegs {
         rcx,
         rdx,
         r8,
+        r9,
         ..SeamRegs::default()
     };
     let seam = host.seam().unwrap();
@@ -47,8 +52,25 @@ fn page(host: &SimHost) -> u64 {
     page.hpa().get()
 }
 
+/// A page of a TD's measured start.
+struct Start {
+    gpa: u64,
+    contents: Vec<u8>,
+}
+
 impl Td {
+    /// A TD that runs a guest program.
     fn new(attributes: u64, program: impl GuestProgram + 'static) -> Self {
+        let td = Self::with(attributes, &[]);
+        let mask = SharedMask::shared_bit(47).unwrap();
+        td.vm
+            .load_td_program(VcpuId(0), td.tdvpr, mask, Box::new(program))
+            .unwrap();
+        td
+    }
+
+    /// A TD that executes what lies in its memory.
+    fn with(attributes: u64, start: &[Start]) -> Self {
         let host = SimHost::new(Vendor::Intel);
         let (seam, pages) = (host.seam().unwrap(), host.pages().unwrap());
         let (tdr, tdvpr, params) = (page(&host), page(&host), page(&host));
@@ -78,11 +100,21 @@ impl Td {
         for level in [3, 2, 1] {
             call(&host, L::MemSeptAdd, level, tdr, page(&host));
         }
+        if !start.is_empty() {
+            // Tables of the last GiB and 2 MiB below 4 GiB.
+            call(&host, L::MemSeptAdd, 0xc000_0000 | 2, tdr, page(&host));
+            call(&host, L::MemSeptAdd, 0xffe0_0000 | 1, tdr, page(&host));
+        }
+        for Start { gpa, contents } in start {
+            let source = page(&host);
+            pages.write(Hpa::new(source), contents).unwrap();
+            let target = page(&host);
+            call_with(&host, L::MemPageAdd, [*gpa, tdr, target, source]);
+        }
         call(&host, L::MrFinalize, tdr, 0, 0);
         let vm = host.create_vm(Tech::Tdx, &VmParams::new(1)).unwrap();
-        let mask = SharedMask::shared_bit(47).unwrap();
-        vm.load_td_program(VcpuId(0), Hpa::new(tdvpr), mask, Box::new(program))
-            .unwrap();
+        let port = vm.td().unwrap();
+        port.td_vcpu_created(VcpuId(0), Hpa::new(tdvpr)).unwrap();
         Self {
             host,
             vm,
@@ -461,4 +493,57 @@ fn a_machine_that_cannot_be_says_why() {
     assert_eq!(error.stage(), BuildStage::Machine);
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("processors"), "{source}");
+}
+
+const EXTERNAL_INTERRUPT: u64 = 1;
+/// The last two pages below 4 GiB: data, and the code of the reset vector.
+const TOP_DATA: u64 = 0xffff_e000;
+const TOP_CODE: u64 = 0xffff_f000;
+
+/// A TD that increments a counter for ever, in 32-bit code without paging, as it starts.
+fn counting() -> Td {
+    let mut code = vec![0; 4096];
+    // inc dword [TOP_DATA]; jmp to it; and at the reset vector a jmp to it
+    code[..8].copy_from_slice(&[0xff, 0x05, 0x00, 0xe0, 0xff, 0xff, 0xeb, 0xf8]);
+    code[0xff0..0xff5].copy_from_slice(&[0xe9, 0x0b, 0xf0, 0xff, 0xff]);
+    Td::with(
+        0,
+        &[
+            Start {
+                gpa: TOP_CODE,
+                contents: code,
+            },
+            Start {
+                gpa: TOP_DATA,
+                contents: vec![0; 4096],
+            },
+        ],
+    )
+}
+
+#[test]
+fn a_vcpu_without_a_program_executes_its_memory_from_the_reset_vector() {
+    let mut td = counting();
+    // The host's timer, after a million instructions each time.
+    for n in 1..=3 {
+        assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
+        assert_eq!(td.host.instructions(), n * 1_000_000);
+    }
+    td.vm.close().unwrap();
+    assert_eq!(td.host.live_vms(), 0);
+}
+
+#[test]
+fn a_page_that_is_blocked_is_used_until_translations_are_tracked_and_not_after() {
+    let mut td = counting();
+    assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
+    call(&td.host, L::MemRangeBlock, TOP_DATA, td.tdr.get(), 0);
+    // The processor still has the translation.
+    assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
+    call(&td.host, L::MemTrack, td.tdr.get(), 0, 0);
+    assert_eq!((td.enter(), td.regs.r8), (EPT_VIOLATION, TOP_DATA));
+    // A read and a write; the linear address is hidden from the host.
+    assert_eq!(td.regs.rcx & 0x1f82, 2);
+    call(&td.host, L::MemRangeUnblock, TOP_DATA, td.tdr.get(), 0);
+    assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
 }

@@ -11,7 +11,43 @@ use super::{
     low_range, parse,
 };
 
-pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError> {
+/// An ELF image whose numbers have been checked.
+pub(crate) struct Program<'a> {
+    image: &'a Image,
+    file: ElfBytes<'a, LittleEndian>,
+    segments: Vec<ProgramHeader>,
+    entry: Gpa,
+    end: Gpa,
+}
+
+impl Program<'_> {
+    pub(crate) fn is_64_bit(&self) -> bool {
+        self.file.ehdr.class == Class::ELF64
+    }
+
+    /// The segments that are loaded.
+    pub(crate) fn segments(&self) -> &[ProgramHeader] {
+        &self.segments
+    }
+
+    pub(crate) const fn entry(&self) -> Gpa {
+        self.entry
+    }
+
+    /// The bytes of a segment that are in the file.
+    pub(crate) fn contents(&self, segment: &ProgramHeader) -> Result<&[u8], MachineError> {
+        self.file
+            .segment_data(segment)
+            .map_err(|error| parse(ImageFormat::Elf, self.image, error))
+    }
+}
+
+/// Checks the image against the memory. `place` refuses a segment for its place, from its start to its end.
+pub(crate) fn open<'a>(
+    image: &'a Image,
+    ram: &GuestRam,
+    place: impl Fn(Gpa, Gpa) -> Result<(), MachineError>,
+) -> Result<Program<'a>, MachineError> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(&image.bytes)
         .map_err(|error| parse(ImageFormat::Elf, image, error))?;
     let header = &file.ehdr;
@@ -43,7 +79,9 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
         .collect();
     let mut end = Gpa::new(0);
     for segment in &segments {
-        end = end.max(check(image, ram, segment)?);
+        let segment_end = check(image, ram, segment)?;
+        place(Gpa::new(segment.p_paddr), segment_end)?;
+        end = end.max(segment_end);
     }
     let entry = image.entry.unwrap_or(Gpa::new(header.e_entry));
     if !segments.iter().any(|segment| contains(segment, entry)) {
@@ -52,21 +90,30 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
             entry,
         });
     }
-    for segment in &segments {
-        let contents = file
-            .segment_data(segment)
-            .map_err(|error| parse(ImageFormat::Elf, image, error))?;
-        ram.write(Gpa::new(segment.p_paddr), contents)?;
+    Ok(Program {
+        image,
+        file,
+        segments,
+        entry,
+        end,
+    })
+}
+
+pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError> {
+    let place = |start, end| clear_of_boot_area("a segment", start, end);
+    let program = open(image, ram, place)?;
+    for segment in program.segments() {
+        ram.write(Gpa::new(segment.p_paddr), program.contents(segment)?)?;
         // What the file leaves out is zero, also in memory that is not new.
         ram.clear(
             Gpa::new(segment.p_paddr + segment.p_filesz),
             segment.p_memsz - segment.p_filesz,
         )?;
     }
-    boot::kernel(image, ram, end)?;
-    match header.class {
-        Class::ELF64 => boot::long(ram, entry),
-        Class::ELF32 => boot::protected(ram, entry),
+    boot::kernel(image, ram, program.end)?;
+    match program.is_64_bit() {
+        true => boot::long(ram, program.entry),
+        false => boot::protected(ram, program.entry),
     }
 }
 
@@ -90,9 +137,7 @@ fn check(image: &Image, ram: &GuestRam, segment: &ProgramHeader) -> Result<Gpa, 
         ));
     }
     let start = Gpa::new(segment.p_paddr);
-    let end = low_range(image, ram, start, segment.p_memsz)?;
-    clear_of_boot_area("a segment", start, end)?;
-    Ok(end)
+    low_range(image, ram, start, segment.p_memsz)
 }
 
 /// True if the entry lies in the segment, and below 4 GiB, which the start maps.

@@ -9,6 +9,7 @@ mod elf;
 mod firmware;
 mod flat;
 mod mptable;
+pub(crate) mod td;
 #[cfg(test)]
 mod tests;
 mod zero_page;

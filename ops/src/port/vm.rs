@@ -119,6 +119,17 @@ pub trait SharedMemory: Send + Sync {
 
 /// The operations of the machine for a TD.
 pub trait TdPort: SharedMemory {
+    /// Tells the machine below of a vCPU of the TD, whose TDVPR page is `tdvpr`, before TDH.VP.INIT. A real
+    /// processor finds all that it needs in TDVPR; a software one looks here for the memory of the VM. It may be told
+    /// of the same vCPU again.
+    ///
+    /// # Errors
+    /// The answer of the system.
+    fn td_vcpu_created(&self, vcpu: VcpuId, tdvpr: Hpa) -> Result<()> {
+        let _ = (vcpu, tdvpr);
+        Ok(())
+    }
+
     /// Gives a guest program to the TD vCPU whose TDVPR page is `tdvpr`. From then on only
     /// TDH.VP.ENTER runs it. `mask` is the TD's; accesses with the shared bit go to this VM's slots.
     ///

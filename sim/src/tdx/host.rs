@@ -7,6 +7,7 @@ use kvm_ops::{Error, Field, Hpa, Result, SharedMask, TdPort, Tech, VcpuId};
 use soft_tdx_module::{Platform, PlatformBuilder};
 
 use super::program::TdProgram;
+use crate::vm::VmInner;
 use crate::{SimHost, SimHostBuilder, SimVm};
 
 impl SimHost {
@@ -33,7 +34,25 @@ pub(crate) fn port(vm: &SimVm) -> Option<&dyn TdPort> {
     }
 }
 
+/// Forgets the vCPUs of a VM that is closed.
+pub(crate) fn vm_closed(vm: &VmInner) {
+    if vm.tech == Tech::Tdx
+        && let Some(tdx) = vm.machine.tdx()
+    {
+        tdx.vcpus.remove_all(vm);
+    }
+}
+
 impl TdPort for SimVm {
+    fn td_vcpu_created(&self, vcpu: VcpuId, tdvpr: Hpa) -> Result<()> {
+        let Some(tdx) = self.inner.machine.tdx() else {
+            return kvm_ops::not_offered!("td_vcpu_created");
+        };
+        let wake = self.inner.td_wake(vcpu)?;
+        tdx.vcpus.add(vcpu, tdvpr, &self.inner, wake);
+        Ok(())
+    }
+
     fn load_td_program(
         &self,
         vcpu: VcpuId,
@@ -47,6 +66,7 @@ impl TdPort for SimVm {
         let wake = self.inner.td_wake(vcpu)?;
         let program = TdProgram::new(program, vcpu, mask, &self.inner, wake)
             .ok_or(Error::Invalid(Field::Gpa, mask.bits()))?;
+        tdx.vcpus.remove(tdvpr);
         tdx.platform.set_guest(tdvpr.get(), program);
         Ok(())
     }

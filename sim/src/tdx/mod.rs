@@ -2,11 +2,13 @@
 
 mod cpus;
 mod host;
+mod processor;
 mod program;
 mod regs;
 mod seam;
+mod vcpus;
 
-pub(crate) use host::port;
+pub(crate) use host::{port, vm_closed};
 pub use seam::SoftSeam;
 pub(crate) use soft_tdx_module::PlatformBuilder as Setup;
 
@@ -29,6 +31,8 @@ pub(crate) struct Tdx {
     platform: Arc<Platform>,
     seam: SoftSeam,
     pages: SoftPages,
+    /// Those that execute machine code.
+    vcpus: Arc<vcpus::Vcpus>,
 }
 
 impl Tdx {
@@ -38,10 +42,12 @@ impl Tdx {
         platform.bring_up().map_err(BuildError::firmware)?;
         let tdmrs = &platform.config().tdmrs;
         let frames = Frames::new(tdmrs.iter().flat_map(usable));
+        let vcpus = Arc::<vcpus::Vcpus>::default();
         Ok(Self {
-            seam: SoftSeam::new(Arc::clone(&platform)),
+            seam: SoftSeam::new(Arc::clone(&platform), Arc::clone(&vcpus)),
             pages: SoftPages::new(frames, Memory(Arc::clone(&platform))),
             platform,
+            vcpus,
         })
     }
 

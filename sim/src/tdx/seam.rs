@@ -5,10 +5,11 @@ use std::sync::Arc;
 use kvm_ops::{
     CpuId, Error, Field, FieldCache, Hkid, Hpa, KeyPool, PackageId, Result, SeamPort, SeamRegs,
 };
-use soft_tdx_module::{LpError, Platform};
+use soft_tdx_module::{Flow, HostLeaf, LpError, Platform, Regs, Status};
 
 use super::cpus::Cpus;
 use super::regs::{from_host, to_host};
+use super::vcpus::{Vcpu, Vcpus};
 
 /// SEAMCALLs of a software TDX module.
 ///
@@ -25,13 +26,15 @@ use super::regs::{from_host, to_host};
 #[derive(Clone, Debug)]
 pub struct SoftSeam {
     platform: Arc<Platform>,
+    /// Those whose entries run a processor.
+    vcpus: Arc<Vcpus>,
     cpus: Arc<Cpus>,
     keys: Arc<KeyPool>,
     fields: Arc<FieldCache>,
 }
 
 impl SoftSeam {
-    pub(crate) fn new(platform: Arc<Platform>) -> Self {
+    pub(super) fn new(platform: Arc<Platform>, vcpus: Arc<Vcpus>) -> Self {
         let config = platform.config();
         let keys = guest_keys(config.private_hkids, config.global_hkid);
         Self {
@@ -39,9 +42,36 @@ impl SoftSeam {
             keys: Arc::new(KeyPool::new(keys)),
             fields: Arc::default(),
             platform,
+            vcpus,
         }
     }
+
+    fn call(&self, lp: usize, regs: &mut Regs) -> Result<Status, LpError> {
+        let enters = regs.rax & LEAF == HostLeaf::VpEnter.number();
+        match enters.then(|| self.vcpus.entered_by(regs.rcx)).flatten() {
+            Some(vcpu) => self.enter(&vcpu, lp, regs),
+            None => self.platform.seamcall(lp, regs),
+        }
+    }
+
+    /// TDH.VP.ENTER of a vCPU that executes machine code.
+    fn enter(&self, vcpu: &Vcpu, lp: usize, regs: &mut Regs) -> Result<Status, LpError> {
+        let host = match self.platform.seamcall_step(lp, regs)? {
+            Flow::Returned(status) => return Ok(status),
+            Flow::Entered {
+                guest, injected, ..
+            } => vcpu.run(&self.platform, lp, guest, injected)?,
+        };
+        *regs = Regs {
+            rsp: regs.rsp,
+            ..host
+        };
+        Ok(Status(host.rax))
+    }
 }
+
+/// The number of the leaf in RAX.
+const LEAF: u64 = 0xffff;
 
 /// The private KeyIDs beside the module's own: Linux gives that one the first, and where it lies
 /// in the middle the longer side is taken.
@@ -67,7 +97,7 @@ impl SeamPort for SoftSeam {
             let interrupt = || self.platform.kick(lp);
             let _turn = self.cpus.take(lp, interrupt).ok_or(cannot)?;
             loop {
-                match self.platform.seamcall(lp, &mut soft) {
+                match self.call(lp, &mut soft) {
                     Ok(status) => break status,
                     // The platform is used beside this port.
                     Err(LpError::Busy { .. }) => std::thread::yield_now(),

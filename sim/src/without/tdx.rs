@@ -4,6 +4,7 @@ use kvm_ops::TdPort;
 
 pub(crate) use kvm_ops::NoPort as SoftSeam;
 
+use crate::vm::VmInner;
 use crate::{BuildError, SimVm, SoftPages};
 
 #[derive(Debug)]
@@ -33,3 +34,5 @@ impl Tdx {
 pub(crate) fn port(_: &SimVm) -> Option<&dyn TdPort> {
     None
 }
+
+pub(crate) fn vm_closed(_: &VmInner) {}

@@ -39,13 +39,16 @@ pub use config::{
 };
 pub use dump::{HkidView, LockTarget, MigrationView, PageView, SeptView, TdView, VcpuView};
 pub use faults::{Fault, KeyEngineFault, pending};
-pub use guest::{GuestEvent, GuestFlow, GuestOp, GuestProgram, Outcome, Script, VmExit};
+pub use guest::{
+    GuestEvent, GuestFlow, GuestOp, GuestPage, GuestProgram, Outcome, ProcessorState, Script,
+    SegmentState, VmExit,
+};
 pub use kot::HkidState;
 pub use l2::{L2SeptState, L2SeptView};
 pub use leaf::{GuestLeaf, HostLeaf};
 pub use lock::LockMode;
 pub use measure::Digest384;
-pub use memory::MemoryError;
+pub use memory::{GuestFrame, GuestTurn, MemoryError};
 pub use observe::{Counts, TraceEntry, TraceEvent};
 pub use op_state::OpState;
 pub use pamt::{PageSize, PageType};

@@ -215,6 +215,8 @@ pub(crate) struct VcpuContext {
     pub(crate) exit: VmExit,
     /// The guest has run since TDH.VP.INIT.
     pub(crate) has_run: bool,
+    /// A processor model saves the registers of L1 before each event.
+    pub(crate) has_processor: bool,
     /// The mode the guest was in at its last VM exit.
     is_64_bit: bool,
     /// LAST_TD_EXIT: what the next entry has to do.

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use kvm_ops::{CpuId, Error, Field, Host, Result, SeamPort, Step, VcpuId};
+use kvm_ops::{CpuId, Error, Field, Host, Result, SeamPort, Step, VcpuId, VmPort};
 
 use super::{Td, Vcpu};
 use crate::seamcall::Calls;
@@ -78,20 +78,28 @@ impl<H: Host> Td<H> {
         }
         let calls = self.calls()?;
         let mut unfinished = self.begin_vcpu(&calls)?;
-        self.add_pages(&calls, &mut unfinished)?;
+        self.add_pages(&calls, id, &mut unfinished)?;
         let record = Arc::new(VcpuRecord::new(id, unfinished.tdvpr, cpu));
         let vcpu = Vcpu::Arrived(Arc::clone(&record));
         self.lock(&self.vcpus).insert(id, vcpu);
         Ok(record)
     }
 
-    fn add_pages(&self, calls: &Calls<'_, H::Seam>, unfinished: &mut Unfinished) -> Result<()> {
+    /// Gives the module the rest of a vCPU's pages, and tells the VM below of it.
+    fn add_pages(
+        &self,
+        calls: &Calls<'_, H::Seam>,
+        id: VcpuId,
+        unfinished: &mut Unfinished,
+    ) -> Result<()> {
         let wanted = self.lock(&self.control).tdvps_pages;
         while unfinished.pages < wanted {
             self.give(|page| calls.vp_addcx(page, unfinished.tdvpr))?;
             unfinished.pages += 1;
         }
-        Ok(())
+        let tdvpr = unfinished.tdvpr;
+        // Without operations for TDs the machine below need not know.
+        self.on_port(|port| port.td().map_or(Ok(()), |td| td.td_vcpu_created(id, tdvpr)))
     }
 
     fn finish(
@@ -101,7 +109,7 @@ impl<H: Host> Td<H> {
         unfinished: &mut Unfinished,
     ) -> Result<VcpuRecord> {
         let tdvpr = unfinished.tdvpr;
-        self.add_pages(calls, unfinished)?;
+        self.add_pages(calls, id, unfinished)?;
         let cpu = self.seam()?.this_cpu();
         calls
             .vp_init(cpu, tdvpr, INITIAL_RCX, id.0)

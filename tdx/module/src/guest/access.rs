@@ -66,11 +66,7 @@ impl Guest<'_> {
         if gpa >> self.td.gpa_width() != 0 {
             return Err(self.violation(gpa, &access));
         }
-        let has_shared_ept = match self.ctx.vm() {
-            0 => true,
-            vm => self.ctx.per_vm(PerVm::Controls, vm) & CTL_SHARED_EPT != 0,
-        };
-        if gpa & shared != 0 && has_shared_ept {
+        if gpa & shared != 0 && self.has_shared_ept() {
             // The shared EPT is the host's; here it maps every page to the same host address.
             let pa = gpa & !shared;
             if !self.p.mem.contains(pa, access.len() as u64) {
@@ -93,8 +89,16 @@ impl Guest<'_> {
         result.map_err(|_| Fault::MachineCheck)
     }
 
+    /// Addresses with the shared bit are translated for the VM which runs.
+    pub(super) fn has_shared_ept(&self) -> bool {
+        match self.ctx.vm() {
+            0 => true,
+            vm => self.ctx.per_vm(PerVm::Controls, vm) & CTL_SHARED_EPT != 0,
+        }
+    }
+
     /// The host address of private memory that the VM which runs may access so.
-    fn private_address(&self, gpa: u64, access: &Access<'_>) -> Option<u64> {
+    pub(super) fn private_address(&self, gpa: u64, access: &Access<'_>) -> Option<u64> {
         let (hpa, level) = match self.ctx.vm() {
             0 => {
                 let w = self.td.walk(&self.p.tables, gpa, 0)?;

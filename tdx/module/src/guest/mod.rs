@@ -5,7 +5,9 @@ mod access;
 mod exits;
 mod l2;
 mod metadata;
+mod pages;
 mod program;
+mod registers;
 mod report;
 mod run;
 mod servtd;
@@ -16,7 +18,9 @@ mod virtual_cpu;
 
 pub use exits::VmExit;
 pub(crate) use l2::pending_entry_event;
+pub use pages::GuestPage;
 pub use program::{GuestOp, GuestProgram, Outcome, Script};
+pub use registers::{ProcessorState, SegmentState};
 pub(crate) use slots::Programs;
 
 use crate::l2::guest_state as l2_state;
@@ -176,9 +180,11 @@ impl Guest<'_> {
                 ..VmExit::default()
             },
         };
-        // Guests are taken to run in 64-bit mode unless an event says otherwise.
+        // Guests without registers are taken to run in 64-bit mode unless an event says otherwise.
         let is_64_bit = *event != GuestEvent::Tdcall { mode_64bit: false };
-        self.ctx.set_64_bit_mode(is_64_bit);
+        if !self.ctx.has_processor {
+            self.ctx.set_64_bit_mode(is_64_bit);
+        }
         if !self.td.is_fatal() {
             self.ctx.note_progress();
         }

@@ -1,5 +1,6 @@
 //! Keys of private memory: AES-XTS over a line with its address as tweak, and a 28-bit MAC.
 
+use super::turn::Turns;
 use crate::arena::lock;
 use aes::Aes128;
 use aes::cipher::KeyInit;
@@ -14,6 +15,8 @@ use zeroize::{Zeroize, Zeroizing};
 /// The key programmed for a private key id. The round keys are wiped when the last user lets go.
 pub(crate) struct LineKey {
     generation: u32,
+    /// The turns at its open pages.
+    turns: Arc<Turns>,
     xts: Xts128<Aes128>,
     mac: [u64; 2],
 }
@@ -34,6 +37,7 @@ impl LineKey {
         let m = u128::from_le_bytes(part(2));
         LineKey {
             generation,
+            turns: Arc::default(),
             xts: Xts128::new(Aes128::new(&part(0).into()), Aes128::new(&part(1).into())),
             mac: [m as u64, (m >> 64) as u64],
         }
@@ -67,6 +71,8 @@ fn tweak(line_pa: u64) -> [u8; 16] {
 /// Makes keys and finds them by generation while they live.
 pub(crate) struct KeyRing {
     enabled: bool,
+    /// The turns at the open pages of all TDs, if encryption is off.
+    turns_without_key: Arc<Turns>,
     escrow: bool,
     seed: Zeroizing<[u8; 32]>,
     made: Mutex<u32>,
@@ -78,11 +84,17 @@ impl KeyRing {
     pub(crate) fn new(enabled: bool, escrow: bool, seed: [u8; 32]) -> Self {
         KeyRing {
             enabled,
+            turns_without_key: Arc::default(),
             escrow,
             seed: Zeroizing::new(seed),
             made: Mutex::new(0),
             live: RwLock::default(),
         }
+    }
+
+    /// The turns at the open pages of a key; `None` if encryption is off.
+    pub(crate) fn turns<'a>(&'a self, key: Option<&'a Arc<LineKey>>) -> &'a Arc<Turns> {
+        key.map_or(&self.turns_without_key, |key| &key.turns)
     }
 
     /// A fresh key, as PCONFIG makes one; `None` if encryption is off.

@@ -4,13 +4,22 @@
 //! it belongs to a TD (here: the generation of its key) and a 28-bit MAC over ciphertext and address. Host
 //! accesses go without key: they see ciphertext and turn a written line into an ordinary one, which the TD's
 //! next read detects. A read with another private key fails the MAC.
+//!
+//! Pages that a processor uses directly are open: they are kept in plaintext, and each view of them is made when it
+//! is asked for.
 
 mod crypt;
+mod open;
+mod turn;
 
 pub(crate) use crypt::{KeyRing, LineKey};
+pub use open::GuestFrame;
+pub(crate) use open::OpenPage;
+pub use turn::GuestTurn;
+pub(crate) use turn::Turns;
 
 use crate::arena::lock;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 const PAGE: usize = 4096;
 const LINE: usize = 64;
@@ -30,11 +39,17 @@ struct Page {
     lines: Option<Box<[Line; LINES]>>,
 }
 
+/// A page with bytes.
+enum Held {
+    Stored(Box<Page>),
+    Open(Arc<OpenPage>),
+}
+
 /// 2 MiB of memory. Pages never written, and pages zeroed whole, have no bytes: `zeroed_under` is the key
 /// generation their zeros are encrypted with.
 #[derive(Default)]
 struct Chunk {
-    pages: Option<Box<[Option<Box<Page>>]>>,
+    pages: Option<Box<[Option<Held>]>>,
     zeroed_under: Option<Box<[u32; CHUNK_PAGES]>>,
 }
 
@@ -177,8 +192,10 @@ impl PhysicalMemory {
         for page in 0..pages {
             self.with_chunk(pa + page * PAGE as u64, true, |chunk, index| {
                 let Some(chunk) = chunk else { return };
-                if let Some(pages) = &mut chunk.pages {
-                    pages[index] = None;
+                if let Some(pages) = &mut chunk.pages
+                    && let Some(Held::Open(open)) = pages[index].take()
+                {
+                    open.turns().note_closed();
                 }
                 if generation != 0 || chunk.zeroed_under.is_some() {
                     chunk
@@ -189,8 +206,51 @@ impl PhysicalMemory {
         }
     }
 
-    /// Runs `f` on the chunk and page index of `pa`. Without `create`, a region never touched is `None`; so
-    /// is memory that does not exist.
+    /// Opens a page for the processors of the TD with that key (`None`: encryption is off). They ask in a turn
+    /// or not, since no byte of an open page is touched.
+    ///
+    /// # Errors
+    /// A line of the page was not written with the key.
+    pub(crate) fn open(
+        &self,
+        pa: u64,
+        key: Option<&Arc<LineKey>>,
+    ) -> Result<Arc<OpenPage>, IntegrityFailure> {
+        let pa = pa & !(PAGE as u64 - 1);
+        let index = (pa >> 12) as usize % CHUNK_PAGES;
+        let chunks = self.chunks(pa, true).ok_or(IntegrityFailure)?;
+        let chunk = &mut *lock(&chunks[(pa >> 21) as usize % CHUNK_PAGES]);
+        let zeros_under = chunk.zeroed_under.as_ref().map_or(0, |z| z[index]);
+        let pages = chunk.pages.get_or_insert_with(no_pages);
+        let turns = self.keys.turns(key);
+        let open = match &pages[index] {
+            Some(Held::Open(open)) if Arc::ptr_eq(open.turns(), turns) => return Ok(open.clone()),
+            // Another TD's.
+            Some(Held::Open(_)) => return Err(IntegrityFailure),
+            Some(Held::Stored(page)) => OpenPage::of(page, pa, key, turns)?,
+            None if zeros_under != key.map_or(0, |key| key.generation()) => {
+                return Err(IntegrityFailure);
+            }
+            None => OpenPage::zeros(key, turns),
+        };
+        let open = Arc::new(open);
+        pages[index] = Some(Held::Open(open.clone()));
+        Ok(open)
+    }
+
+    /// The chunks of the GiB that `pa` is in. Without `create`, `None` for one never touched.
+    fn chunks(&self, pa: u64, create: bool) -> Option<&[Mutex<Chunk>]> {
+        let gig = usize::try_from(pa >> 30).ok()?;
+        let gig = self.gigs.get(gig).filter(|_| pa < self.bytes)?;
+        let fresh = || (0..CHUNK_PAGES).map(|_| Mutex::default()).collect();
+        match create {
+            true => Some(gig.get_or_init(fresh)),
+            false => gig.get().map(|chunks| &**chunks),
+        }
+    }
+
+    /// Runs `f` on the chunk and page index of `pa`, in a turn of the page's TD if it is open. Without `create`,
+    /// a region never touched is `None`; so is memory that does not exist.
     fn with_chunk<R>(
         &self,
         pa: u64,
@@ -198,24 +258,27 @@ impl PhysicalMemory {
         f: impl FnOnce(Option<&mut Chunk>, usize) -> R,
     ) -> R {
         let index = (pa >> 12) as usize % CHUNK_PAGES;
-        let gig = usize::try_from(pa >> 30)
-            .ok()
-            .and_then(|g| self.gigs.get(g));
-        let Some(gig) = gig.filter(|_| pa < self.bytes) else {
+        let Some(chunks) = self.chunks(pa, create) else {
             return f(None, index);
         };
-        let chunks = if create {
-            Some(gig.get_or_init(|| (0..CHUNK_PAGES).map(|_| Mutex::default()).collect()))
-        } else {
-            gig.get()
-        };
-        match chunks {
-            Some(chunks) => f(
-                Some(&mut lock(&chunks[(pa >> 21) as usize % CHUNK_PAGES])),
-                index,
-            ),
-            None => f(None, index),
+        let chunk = &chunks[(pa >> 21) as usize % CHUNK_PAGES];
+        let mut locked = lock(chunk);
+        // Turns come before chunks: with the chunk locked no turn is waited for.
+        let mut turn: Option<GuestTurn> = None;
+        while let Some(turns) = locked.turns(index) {
+            if turn.as_ref().is_some_and(|turn| turn.is_at(&turns)) {
+                break;
+            }
+            turn = turns.try_take();
+            if turn.is_none() {
+                drop(locked);
+                turn = Some(turns.take());
+                locked = lock(chunk);
+            }
         }
+        let result = f(Some(&mut locked), index);
+        drop(locked);
+        result
     }
 
     fn read(&self, pa: u64, buf: &mut [u8], view: View<'_>) -> Result<(), IntegrityFailure> {
@@ -267,6 +330,20 @@ fn parts_mut(pa: u64, mut buf: &mut [u8], unit: usize) -> impl Iterator<Item = (
     })
 }
 
+fn no_pages() -> Box<[Option<Held>]> {
+    (0..CHUNK_PAGES).map(|_| None).collect()
+}
+
+impl Chunk {
+    /// The turns at a page, if it is open.
+    fn turns(&self, index: usize) -> Option<Arc<Turns>> {
+        match self.pages.as_ref()?[index].as_ref()? {
+            Held::Open(open) => Some(open.turns().clone()),
+            Held::Stored(_) => None,
+        }
+    }
+}
+
 fn read_page(
     chunk: &Chunk,
     index: usize,
@@ -275,7 +352,13 @@ fn read_page(
     view: View<'_>,
     keys: &KeyRing,
 ) -> Result<(), IntegrityFailure> {
-    let Some(page) = chunk.pages.as_ref().and_then(|p| p[index].as_ref()) else {
+    let held = chunk.pages.as_ref().and_then(|p| p[index].as_ref());
+    if let Some(Held::Open(open)) = held {
+        return open.view(pa, buf, view, |generation| {
+            keys.of_generation(generation).is_some()
+        });
+    }
+    let Some(Held::Stored(page)) = held else {
         let generation = chunk.zeroed_under.as_ref().map_or(0, |z| z[index]);
         return match view {
             View::Private(key) if key.generation() != generation => Err(IntegrityFailure),
@@ -343,19 +426,29 @@ fn write_page(
     keys: &KeyRing,
 ) -> Result<(), IntegrityFailure> {
     let zeros_under = chunk.zeroed_under.as_ref().map_or(0, |z| z[index]);
-    let pages = chunk
-        .pages
-        .get_or_insert_with(|| (0..CHUNK_PAGES).map(|_| None).collect());
-    let page = pages[index].get_or_insert_with(|| {
+    let page_pa = pa & !(PAGE as u64 - 1);
+    let held = &mut chunk.pages.get_or_insert_with(no_pages)[index];
+    if let Some(Held::Open(open)) = held {
+        if open.is_of(key) {
+            open.write(pa as usize % PAGE, data);
+            return Ok(());
+        }
+        *held = Some(Held::Stored(open.close(page_pa)));
+    }
+    let fresh = || {
         let mut page = Box::new(Page {
             bytes: [0; PAGE],
             lines: None,
         });
         if zeros_under != 0 {
-            page.materialise_zeros(pa & !(PAGE as u64 - 1), zeros_under, keys);
+            page.materialise_zeros(page_pa, zeros_under, keys);
         }
-        page
-    });
+        Held::Stored(page)
+    };
+    let Held::Stored(page) = held.get_or_insert_with(fresh) else {
+        // It was closed above.
+        return Err(IntegrityFailure);
+    };
     let Some(key) = key else {
         let from = pa as usize % PAGE;
         page.bytes[from..from + data.len()].copy_from_slice(data);

@@ -24,6 +24,13 @@ enum Op {
         owner: usize,
         page: usize,
     },
+    /// A processor with private key 1 or 2 opens a page and writes a byte of it.
+    Open {
+        owner: usize,
+        page: usize,
+        at: usize,
+        byte: u8,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -53,6 +60,14 @@ fn op() -> impl Strategy<Value = Op> {
             len: len.min(SIZE - at)
         }),
         (0usize..3, 0..PAGES).prop_map(|(owner, page)| Op::Zero { owner, page }),
+        (1usize..3, 0..PAGES, 0usize..4096, any::<u8>()).prop_map(|(owner, page, at, byte)| {
+            Op::Open {
+                owner,
+                page,
+                at,
+                byte,
+            }
+        }),
     ]
 }
 
@@ -112,6 +127,22 @@ proptest! {
                     let lines = page * 4096 / LINE..(page + 1) * 4096 / LINE;
                     model.0[lines].fill((owner, Some([0; LINE])));
                 }
+                Op::Open { owner, page, at, byte } => {
+                    let first = page * 4096;
+                    let mine = |line: &(usize, _)| line.0 == owner;
+                    let lines = &model.0[first / LINE..(first + 4096) / LINE];
+                    let (good, mut expected) = (lines.iter().all(mine), Vec::new());
+                    lines.iter().for_each(|(_, bytes)| expected.extend(bytes.unwrap_or([0; LINE])));
+                    let open = mem.open(BASE + first as u64, keys[owner].as_ref());
+                    prop_assert_eq!(open.is_ok(), good);
+                    if let Ok(open) = open {
+                        let mut bytes = [0; 4096];
+                        open.read(0, &mut bytes);
+                        prop_assert_eq!(&bytes[..], &expected[..]);
+                        open.write(at, &[byte]);
+                        prop_assert!(model.write(owner, first + at, &[byte]));
+                    }
+                }
                 Op::Read { owner, at, len } => {
                     let mut buf = vec![0; len];
                     let key = keys[owner].as_deref();
@@ -131,6 +162,33 @@ proptest! {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_view_of_a_page_is_the_same_open_or_closed(data in proptest::collection::vec(any::<u8>(), 4096)) {
+        let mem = PhysicalMemory::new(1 << 30, KeyRing::new(true, false, [5; 32]));
+        let key = mem.keys.generate();
+        prop_assert_eq!(mem.private_write(0, &data, key.as_deref()), Ok(()));
+        let view = |mem: &PhysicalMemory| {
+            let mut views = [[0; 4096]; 3];
+            mem.host_read(0, &mut views[0]);
+            mem.peek(0, &mut views[1]);
+            mem.private_read(0, &mut views[2], key.as_deref()).map(|()| views)
+        };
+        let closed = view(&mem);
+        let open = mem.open(0, key.as_ref());
+        prop_assert!(open.is_ok());
+        prop_assert_eq!(&view(&mem), &closed);
+        // A write of the host takes the frame back, and hurts its line alone.
+        let turns = mem.keys.turns(key.as_ref());
+        prop_assert_eq!(turns.closed(), 0);
+        mem.host_write(64, &[0]);
+        prop_assert_eq!(turns.closed(), 1);
+        let mut line = [0; 64];
+        prop_assert_eq!(mem.private_read(64, &mut line, key.as_deref()), Err(IntegrityFailure));
+        prop_assert_eq!(mem.private_read(128, &mut line, key.as_deref()), Ok(()));
+        prop_assert_eq!(&line[..], &data[128..192]);
+        prop_assert_eq!(mem.open(0, key.as_ref()).err(), Some(IntegrityFailure));
     }
 
     #[test]

@@ -1,0 +1,213 @@
+//! ELF programs as trust domains: the pages of their measured start, and what leads to their entry.
+//!
+//! A TD's vCPU starts in 32-bit protected mode 16 bytes below 4 GiB (TDX module ABI, "TD VCPU initial state"). Pages of
+//! ours lie there: code that switches to long mode, a descriptor table, page tables and a stack.
+
+use std::collections::BTreeMap;
+
+use kvm_ops::{Level, PAGE_SIZE, SharedMask, Tech};
+
+use super::super::launch::{LaunchPage, LaunchStep};
+use super::super::layout::{FOUR_GIB, TD_STACK_TOP, TD_TABLES};
+use super::super::start::{BOOT_CS, BOOT_DS, gdt};
+use super::{Gpa, GuestRam, Image, ImageFormat, MachineError, elf};
+
+/// The bytes below 4 GiB that the start takes: stack, page tables, code.
+pub(crate) const START_BYTES: u64 = 0x8000;
+
+const RESET_PAGE: u64 = FOUR_GIB - PAGE_SIZE;
+/// Offsets in the last page.
+const GDT: usize = 0x800;
+const GDT_POINTER: usize = 0x7f0;
+const RESET: usize = 0xff0;
+
+/// Present and writable; and, in a table of directories, a page of 1 GiB.
+const PTE: u64 = 0b11;
+const PTE_LARGE: u64 = 1 << 7;
+const ENTRIES: u64 = 512;
+
+type Contents = Box<[u8; PAGE_SIZE as usize]>;
+
+/// # Errors
+/// [`MachineError::NotLaunchable`] unless it is an ELF image for a TD.
+pub(crate) fn check(image: &Image, tech: Tech) -> Result<(), MachineError> {
+    match (tech, image.runs_as()?) {
+        (Tech::Tdx, ImageFormat::Elf) => Ok(()),
+        _ => Err(MachineError::NotLaunchable {
+            name: image.name.clone(),
+        }),
+    }
+}
+
+/// The measured start, page by page from the lowest address.
+pub(crate) fn start(
+    image: &Image,
+    ram: &GuestRam,
+    mask: SharedMask,
+) -> Result<Vec<LaunchStep>, MachineError> {
+    let unused = [
+        ("command line", image.cmdline.is_some()),
+        ("initrd", image.initrd.is_some()),
+        ("load address", image.load_at.is_some()),
+    ];
+    if let Some((option, _)) = unused.into_iter().find(|(_, given)| *given) {
+        let format = ImageFormat::Elf;
+        return Err(MachineError::OptionNotUsed { option, format });
+    }
+    let program = elf::open(image, ram, |_, _| Ok(()))?;
+    if !program.is_64_bit() {
+        return Err(MachineError::NotLaunchable {
+            name: image.name.clone(),
+        });
+    }
+    let mut pages = BTreeMap::new();
+    for segment in program.segments() {
+        place(
+            &mut pages,
+            segment.p_paddr,
+            segment.p_memsz,
+            program.contents(segment)?,
+        );
+    }
+    place(&mut pages, TD_STACK_TOP.get() - STACK, STACK, &[]);
+    for (n, table) in tables(mask).iter().enumerate() {
+        let at = TD_TABLES.get() + n as u64 * PAGE_SIZE;
+        let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+        place(&mut pages, at, PAGE_SIZE, &bytes);
+    }
+    place(
+        &mut pages,
+        RESET_PAGE,
+        PAGE_SIZE,
+        &*reset_page(program.entry(), ram),
+    );
+    let measured = |(gpa, contents)| LaunchPage::measured(Gpa::new(gpa), contents).into();
+    Ok(pages.into_iter().map(measured).collect())
+}
+
+const STACK: u64 = 4 * PAGE_SIZE;
+
+/// Puts bytes at an address, and zeros behind them up to `memory` bytes.
+fn place(pages: &mut BTreeMap<u64, Contents>, at: u64, memory: u64, bytes: &[u8]) {
+    let mut done = 0;
+    while done < memory {
+        let (page, offset) = ((at + done) & !(PAGE_SIZE - 1), (at + done) % PAGE_SIZE);
+        let len = (PAGE_SIZE - offset).min(memory - done);
+        let contents = pages
+            .entry(page)
+            .or_insert_with(|| Box::new([0; PAGE_SIZE as usize]));
+        let rest = bytes.get(done as usize..).unwrap_or_default();
+        let copied = rest.len().min(len as usize);
+        contents[offset as usize..][..copied].copy_from_slice(&rest[..copied]);
+        done += len;
+    }
+}
+
+/// The root, a table that maps the first 512 GiB to themselves, and one that maps the same as shared memory.
+fn tables(mask: SharedMask) -> [Vec<u64>; 3] {
+    let at = |n: u64| TD_TABLES.get() + n * PAGE_SIZE;
+    let mut root = vec![0; ENTRIES as usize];
+    (root[0], root[256]) = (at(1) | PTE, at(2) | PTE);
+    let gib = |bits: u64| {
+        let page = move |n| (n * Level::Size1G.bytes()) | bits | PTE | PTE_LARGE;
+        (0..ENTRIES).map(page).collect()
+    };
+    [root, gib(0), gib(mask.bits())]
+}
+
+/// The last page: code at its start, the descriptor table, and the jump of the reset vector.
+fn reset_page(entry: Gpa, ram: &GuestRam) -> Contents {
+    let mut page = Box::new([0; PAGE_SIZE as usize]);
+    let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &code(entry.get() as u32, ram.low_end().get()));
+    let table: Vec<u8> = gdt(true)
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
+    put(GDT, &table);
+    put(GDT_POINTER, &(table.len() as u16 - 1).to_le_bytes());
+    put(
+        GDT_POINTER + 2,
+        &(RESET_PAGE as u32 + GDT as u32).to_le_bytes(),
+    );
+    put(RESET, &[0xe9]); // jmp to the start of the page
+    put(RESET + 1, &(-(RESET as i32 + 5)).to_le_bytes());
+    page
+}
+
+/// Machine code that switches to long mode and calls the entry on the first vCPU. IA32_EFER has LME set from the start,
+/// and is not the guest's to write. It leaves RCX alone, which TDH.VP.INIT sets.
+#[rustfmt::skip]
+fn code(entry: u32, memory: u64) -> Vec<u8> {
+    let at = |offset: usize| (RESET_PAGE as u32 + offset as u32).to_le_bytes();
+    let mut code = Vec::new();
+    code.extend([0x0f, 0x01, 0x15]); // lgdt [GDT_POINTER]
+    code.extend(at(GDT_POINTER));
+    code.push(0xb8); // mov eax, TD_TABLES
+    code.extend((TD_TABLES.get() as u32).to_le_bytes());
+    code.extend([0x0f, 0x22, 0xd8]); // mov cr3, eax
+    code.extend([0x0f, 0x20, 0xe0]); // mov eax, cr4
+    code.extend([0x0d, 0x20, 0x06, 0, 0]); // or eax, PAE | OSFXSR | OSXMMEXCPT
+    code.extend([0x0f, 0x22, 0xe0]); // mov cr4, eax
+    code.extend([0x0f, 0x20, 0xc0]); // mov eax, cr0
+    code.extend([0x0d, 0x02, 0, 0, 0x80]); // or eax, PG | MP
+    code.extend([0x0f, 0x22, 0xc0]); // mov cr0, eax
+    code.push(0xea); // jmp BOOT_CS:next
+    code.extend(at(code.len() + 6));
+    code.extend(BOOT_CS.to_le_bytes());
+    // next: 64-bit code
+    code.push(0xb8); // mov eax, BOOT_DS
+    code.extend(u32::from(BOOT_DS).to_le_bytes());
+    code.extend([0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0]); // mov ds, eax; mov es, eax; mov ss, eax
+    let mut first = Vec::new();
+    first.push(0xbc); // mov esp, TD_STACK_TOP
+    first.extend((TD_STACK_TOP.get() as u32).to_le_bytes());
+    first.extend([0x48, 0xbf]); // mov rdi, memory
+    first.extend(memory.to_le_bytes());
+    first.extend([0x89, 0xda, 0x83, 0xe2, 0x7f]); // mov edx, ebx; and edx, 127: the width of addresses
+    first.push(0xb8); // mov eax, entry
+    first.extend(entry.to_le_bytes());
+    first.extend([0xff, 0xd0]); // call rax
+    code.extend([0x85, 0xf6, 0x75, first.len() as u8]); // test esi, esi; jnz park
+    code.extend(first);
+    // park: TDG.VP.VMCALL<HLT>, for ever
+    let park = [
+        0x31, 0xc0, // xor eax, eax
+        0xb9, 0x00, 0xfc, 0x00, 0x00, // mov ecx, R10 to R15
+        0x45, 0x31, 0xd2, // xor r10d, r10d
+        0x41, 0xbb, 0x0c, 0x00, 0x00, 0x00, // mov r11d, 12
+        0x45, 0x31, 0xe4, // xor r12d, r12d
+        0x66, 0x0f, 0x01, 0xcc, // tdcall
+    ];
+    code.extend(park);
+    code.extend([0xeb, (-(park.len() as i8 + 2)) as u8]); // jmp park
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pieces_of_the_last_page_do_not_overlap() {
+        let code = code(0x20_0000, 1 << 30);
+        assert!(code.len() <= GDT_POINTER, "{:#x}", code.len());
+        let pieces = [GDT_POINTER + 6, GDT + 32, RESET + 5];
+        assert!(pieces[0] <= GDT && pieces[1] <= RESET && pieces[2] <= 4096);
+    }
+
+    #[test]
+    fn bytes_go_to_their_pages_and_memory_beyond_them_is_zero() {
+        let mut pages = BTreeMap::new();
+        place(&mut pages, 0x1ffe, 0x2004, &[1, 2, 3, 4]);
+        assert_eq!(
+            pages.keys().copied().collect::<Vec<_>>(),
+            [0x1000, 0x2000, 0x3000, 0x4000]
+        );
+        assert_eq!(pages[&0x1000][0xffc..], [0, 0, 1, 2]);
+        assert_eq!(pages[&0x2000][..4], [3, 4, 0, 0]);
+        // Another segment in the same page leaves the first one alone.
+        place(&mut pages, 0x2002, 2, &[5, 6]);
+        assert_eq!(pages[&0x2000][..4], [3, 4, 5, 6]);
+    }
+}

@@ -1,0 +1,342 @@
+//! A TD's vCPU that executes machine code: a processor of `kvm-ops-cpu` inside of TDH.VP.ENTER.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `bus` | pages: the Secure-EPT, and the slots for shared addresses |
+//! | `exits` | each exit of the processor, as the event that the module handles |
+//! | `msr` | RDMSR and WRMSR that do not leave the TD |
+//! | `registers` | VMCS and TDVPS, loaded at an entry and saved before an event |
+
+mod bus;
+mod exits;
+mod msr;
+mod registers;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kvm_ops::VcpuId;
+use kvm_ops_cpu::{Activity, Controls, Cpu, CpuidTable, Exit as CpuExit, Stopped};
+use soft_tdx_module::{
+    Event, GuestEvent, GuestFlow, LpError, Platform, ProcessorState, Regs, VmExit,
+};
+
+use crate::irq::Wake;
+use crate::vm::VmInner;
+use bus::{Shared, TdBus, insist};
+
+/// Instructions of a turn. A kick, a conversion, or a host that reads private memory waits for one at most.
+const QUANTUM: u64 = 20_000;
+
+/// Turns between two interrupts of the host's timer.
+const TURNS_PER_ENTRY: u32 = 50;
+
+/// IA32_APIC_BASE of a TD: x2APIC mode; and the bit of the processor that boots.
+const X2APIC: u64 = 0xfee0_0c00;
+const BOOTS: u64 = 1 << 8;
+
+/// The x2APIC's spurious-interrupt vector register, and its bit that enables the APIC.
+const SPURIOUS_VECTOR: u32 = 0x80f;
+const ENABLED: u64 = 1 << 8;
+
+const REASON_TRIPLE_FAULT: u16 = 2;
+const REASON_NMI_WINDOW: u16 = 8;
+
+pub(super) struct Processor {
+    id: VcpuId,
+    tdvpr: u64,
+    vm: Arc<VmInner>,
+    wake: Arc<Wake>,
+    platform: Arc<Platform>,
+    cpu: Cpu,
+    shared: Arc<Shared>,
+    /// The numbers that the generation of the bus stands for.
+    seen: Seen,
+    /// What the module was given, or gave, last.
+    known: Option<ProcessorState>,
+    /// The bits of CR0 and CR4 that are the module's.
+    masks: (u64, u64),
+    /// The TDCALL that the next entry completes.
+    calling: Option<CpuExit>,
+    /// An exit that came up while an event was delivered.
+    next: Option<CpuExit>,
+    /// MSRs of a TD that the processor does not have: they keep what is written.
+    msrs: BTreeMap<u32, u64>,
+    /// Instructions that the machine's count has.
+    counted: u64,
+}
+
+/// Numbers that change with translations: frames taken back, the TLB epoch of the last entry, slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    closed: u64,
+    epoch: u64,
+    slots: u64,
+}
+
+/// The result of a step: `Some` has the registers of a TD exit.
+type Left = Result<Option<Regs>, LpError>;
+
+impl Processor {
+    pub(super) fn new(
+        id: VcpuId,
+        tdvpr: u64,
+        vm: &Arc<VmInner>,
+        wake: &Arc<Wake>,
+        platform: &Arc<Platform>,
+    ) -> Self {
+        let shared = Arc::<Shared>::default();
+        let bus = TdBus::new(vm, platform, &shared);
+        let mut cpu = Cpu::new(Box::new(bus), vm.code_pages(), cpuid());
+        cpu.set_apic_id(id.0);
+        cpu.set_apic_base(X2APIC | if id.0 == 0 { BOOTS } else { 0 });
+        // Interrupts are delivered whatever the guest tells its APIC, which is the host's to emulate but for the
+        // registers that delivery uses.
+        let _ = cpu.write_msr(SPURIOUS_VECTOR, ENABLED | 0xff);
+        // All vCPUs of a TD start by themselves.
+        cpu.set_activity(Activity::default());
+        *cpu.controls_mut() = Controls {
+            control_registers: true,
+            ..Controls::confidential()
+        };
+        Self {
+            id,
+            tdvpr,
+            vm: Arc::clone(vm),
+            wake: Arc::clone(wake),
+            platform: Arc::clone(platform),
+            cpu,
+            shared,
+            seen: Seen::default(),
+            known: None,
+            masks: (0, 0),
+            calling: None,
+            next: None,
+            msrs: BTreeMap::new(),
+            counted: 0,
+        }
+    }
+
+    fn lp(&self) -> usize {
+        self.shared.lp.load(Ordering::Relaxed)
+    }
+
+    /// Executes from an entry to the TD exit.
+    pub(super) fn run(
+        &mut self,
+        lp: usize,
+        gprs: Regs,
+        injected: Option<Event>,
+    ) -> Result<Regs, LpError> {
+        self.shared.lp.store(lp, Ordering::Relaxed);
+        self.enter(&gprs)?;
+        if let Some(event) = injected {
+            self.deliver(event)?;
+        }
+        for _ in 0..TURNS_PER_ENTRY {
+            if let Some(host) = self.step()? {
+                return Ok(host);
+            }
+        }
+        loop {
+            if let Some(host) = self.play(timer(), None)? {
+                return Ok(host);
+            }
+        }
+    }
+
+    /// Loads what the module has, and completes the TDCALL that left.
+    fn enter(&mut self, gprs: &Regs) -> Result<(), LpError> {
+        let state = insist(|| self.platform.guest_registers(self.lp()))?;
+        self.masks = insist(|| self.platform.guest_control_masks(self.lp()))?;
+        let call = self.calling.take();
+        let stepped = |known: &ProcessorState, call: &CpuExit| {
+            known.rip.wrapping_add(call.len.into()) == state.rip
+        };
+        match (&self.known, call) {
+            (Some(known), Some(call)) if stepped(known, &call) => {
+                self.cpu.skip(&call);
+                self.sync(&state);
+            }
+            _ => self.sync(&state),
+        }
+        registers::set_gprs(&mut self.cpu, gprs);
+        // The host may have written shared memory, and other vCPUs any.
+        self.cpu.recheck_code();
+        Ok(())
+    }
+
+    /// Takes over what differs from what the module was given last.
+    fn sync(&mut self, state: &ProcessorState) {
+        let same = self.known.as_ref().is_some_and(|known| {
+            let rip = state.rip;
+            ProcessorState {
+                rip,
+                ..known.clone()
+            } == *state
+        });
+        match same {
+            true => self.cpu.set_rip(state.rip),
+            false => registers::load(&mut self.cpu, state),
+        }
+        self.known = Some(state.clone());
+    }
+
+    /// What comes before the next instruction, then a turn.
+    fn step(&mut self) -> Left {
+        if let Some(exit) = self.next.take() {
+            return self.exit(exit);
+        }
+        if let Some(event) = self.interruption()? {
+            return self.play(event, None);
+        }
+        let mail = self.wake.take_mail(true);
+        for (i, word) in (0..).zip(mail.vectors) {
+            for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
+                self.cpu.interrupt(i * 64 + bit);
+            }
+        }
+        match self.in_turn(|cpu| cpu.run(QUANTUM))? {
+            Stopped::Exit(exit) => self.exit(exit),
+            _ => Ok(None),
+        }
+    }
+
+    /// An interrupt of the host, or the window of an NMI that waits.
+    fn interruption(&self) -> Result<Option<VmExit>, LpError> {
+        let event = insist(|| self.platform.guest_interruption(self.lp()))?;
+        let activity = self.cpu.activity();
+        let closed = activity.nmi_blocked || activity.shadow;
+        Ok(event.filter(|event| event.reason != REASON_NMI_WINDOW || !closed))
+    }
+
+    /// Lets the processor work in a turn of the VM and of the TD's memory.
+    fn in_turn<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> Result<T, LpError> {
+        let (vm, platform, lp) = (Arc::clone(&self.vm), Arc::clone(&self.platform), self.lp());
+        let turn = vm.turns.take();
+        let memory = insist(|| platform.guest_turn(lp))?;
+        // Nothing is closed while the turns last.
+        let seen = Seen {
+            closed: insist(|| platform.guest_closed(lp))?,
+            epoch: insist(|| platform.guest_epoch(lp))?,
+            slots: vm.generation(),
+        };
+        if seen != self.seen {
+            self.seen = seen;
+            self.shared.generation.fetch_add(1, Ordering::Relaxed);
+        }
+        self.cpu.advance_to(turn.clock());
+        let result = work(&mut self.cpu);
+        drop(memory);
+        turn.pass_time(self.cpu.clock());
+        let executed = self.cpu.retired();
+        vm.machine.executed(executed.wrapping_sub(self.counted));
+        self.counted = executed;
+        Ok(result)
+    }
+
+    /// Saves the registers and plays a VM exit. `exit` is that of the instruction that caused it.
+    fn play(&mut self, event: VmExit, exit: Option<CpuExit>) -> Left {
+        self.play_event(GuestEvent::Exit(event), exit)
+    }
+
+    fn play_event(&mut self, event: GuestEvent, exit: Option<CpuExit>) -> Left {
+        let gprs = self.save()?;
+        let flow = insist(|| self.platform.guest_event(self.lp(), gprs, event, 0))?;
+        self.follow(flow, exit)
+    }
+
+    /// Gives the registers to the module. Returns the general ones.
+    fn save(&mut self) -> Result<Regs, LpError> {
+        let (gprs, state) = (registers::gprs(&self.cpu), registers::save(&self.cpu));
+        insist(|| self.platform.set_guest_registers(self.lp(), &gprs, &state))?;
+        self.known = Some(state);
+        Ok(gprs)
+    }
+
+    /// Does what the module says after an event.
+    fn follow(&mut self, mut flow: GuestFlow, exit: Option<CpuExit>) -> Left {
+        loop {
+            match flow {
+                GuestFlow::Exit { host } => {
+                    self.calling = exit;
+                    return Ok(Some(host));
+                }
+                // An L2 VM has no processor: it shuts down at once, and L1 goes on.
+                GuestFlow::Resume { guest, vm, .. } if vm != 0 => {
+                    let event = GuestEvent::Exit(VmExit {
+                        reason: REASON_TRIPLE_FAULT,
+                        ..VmExit::default()
+                    });
+                    flow = insist(|| self.platform.guest_event(self.lp(), guest, event, 0))?;
+                }
+                GuestFlow::Resume {
+                    guest,
+                    injected,
+                    completed,
+                    ..
+                } => {
+                    registers::set_gprs(&mut self.cpu, &guest);
+                    if let Some(exit) = exit.filter(|_| completed) {
+                        self.cpu.skip(&exit);
+                    }
+                    if let Some(event) = injected {
+                        self.deliver(event)?;
+                    }
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Delivers an event through the guest's interrupt table, as a VM entry does.
+    fn deliver(&mut self, event: Event) -> Result<(), LpError> {
+        let event = exits::cpu_event(&event);
+        self.next = self.in_turn(|cpu| cpu.inject(event))?;
+        Ok(())
+    }
+}
+
+/// The processor's own features: the guest sees those that the module virtualises. Addresses have 52 bits, of which the
+/// TD's width is the module's to check.
+fn cpuid() -> CpuidTable {
+    const ADDRESSES: u32 = 0x8000_0008;
+    const WIDTH: u32 = 0xff;
+    let mut table = CpuidTable::intel();
+    let mut leaf = table.get(ADDRESSES, 0);
+    leaf.eax = leaf.eax & !WIDTH | 52;
+    table.set(ADDRESSES, 0, leaf);
+    table
+}
+
+/// The host's timer interrupts.
+fn timer() -> VmExit {
+    const EXTERNAL_INTERRUPT: u16 = 1;
+    const VALID_VECTOR_32: u64 = 0x8000_0020;
+    VmExit {
+        reason: EXTERNAL_INTERRUPT,
+        info: VALID_VECTOR_32,
+        ..VmExit::default()
+    }
+}
+
+impl Drop for Processor {
+    fn drop(&mut self) {
+        for (instruction, count) in self.cpu.missing() {
+            let vcpu = self.id.0;
+            tracing::warn!(technology = "tdx", vcpu, %instruction, count, "not implemented: #UD");
+        }
+    }
+}
+
+impl fmt::Debug for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Processor")
+            .field("id", &self.id)
+            .field("rip", &format_args!("{:#x}", self.cpu.rip()))
+            .field("instructions", &self.cpu.retired())
+            .finish_non_exhaustive()
+    }
+}

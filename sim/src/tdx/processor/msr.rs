@@ -1,0 +1,64 @@
+//! RDMSR and WRMSR of a TD: those that its MSR bitmaps let through are the processor's.
+
+use kvm_ops_cpu::{Cpu, Exception, Exit as CpuExit};
+use soft_tdx_module::MsrAccess;
+
+use super::exits::{RAX, RCX, RDX, vm_exit};
+use super::{Left, Processor};
+
+/// The registers of the virtual APIC page: those that are none fault.
+const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
+
+const GP: u8 = 13;
+const LOW: u64 = 0xffff_ffff;
+
+impl Processor {
+    pub(super) fn msr(&mut self, exit: CpuExit, access: MsrAccess) -> Left {
+        let index = self.cpu.gpr(RCX) as u32;
+        let exits = self.platform.guest_msr_exits(self.tdvpr, index, access);
+        if exits != Some(false) {
+            let left = self.play(vm_exit(&self.cpu, &exit), Some(exit))?;
+            // IA32_EFER is the module's to change.
+            if left.is_none() && access == MsrAccess::Write {
+                self.reload()?;
+            }
+            return Ok(left);
+        }
+        let done = match access {
+            MsrAccess::Read => self.read(index),
+            MsrAccess::Write => self.write(index),
+        };
+        match done {
+            Some(()) => self.cpu.skip(&exit),
+            None => self.raise(Exception::with_code(GP, 0))?,
+        }
+        Ok(None)
+    }
+
+    fn read(&mut self, index: u32) -> Option<()> {
+        let value = match is_the_processors(index) {
+            true => self.cpu.read_msr(index)?,
+            false => self.msrs.get(&index).copied().unwrap_or(0),
+        };
+        self.cpu.set_gpr(RAX, value & LOW);
+        self.cpu.set_gpr(RDX, value >> 32);
+        Some(())
+    }
+
+    fn write(&mut self, index: u32) -> Option<()> {
+        let value = self.cpu.gpr(RDX) << 32 | self.cpu.gpr(RAX) & LOW;
+        if is_the_processors(index) {
+            return self.cpu.write_msr(index, value);
+        }
+        // Of a command the value is not kept; nothing is there to be flushed.
+        const COMMANDS: [u32; 2] = [0x49, 0x10b];
+        if !COMMANDS.contains(&index) {
+            self.msrs.insert(index, value);
+        }
+        Some(())
+    }
+}
+
+fn is_the_processors(index: u32) -> bool {
+    Cpu::has_msr(index) || X2APIC.contains(&index)
+}

@@ -1,0 +1,86 @@
+//! The registers of a TD's processor: between `kvm-ops-cpu` and the module, which keeps them in VMCS and TDVPS.
+
+use kvm_ops_cpu::{Cpu, Registers, Segment, TableRegister};
+use soft_tdx_module::{ProcessorState, Regs, SegmentState};
+
+/// General registers in encoding order, as both sides have them.
+pub(super) fn gprs(cpu: &Cpu) -> Regs {
+    Regs::from_array(std::array::from_fn(|n| cpu.gpr(n)))
+}
+
+pub(super) fn set_gprs(cpu: &mut Cpu, from: &Regs) {
+    for (n, value) in from.to_array().into_iter().enumerate() {
+        cpu.set_gpr(n, value);
+    }
+}
+
+fn segment(from: &Segment) -> SegmentState {
+    SegmentState {
+        selector: from.selector,
+        base: from.base,
+        limit: from.limit,
+        rights: from.rights,
+    }
+}
+
+fn cpu_segment(from: &SegmentState) -> Segment {
+    Segment {
+        selector: from.selector,
+        base: from.base,
+        limit: from.limit,
+        rights: from.rights,
+    }
+}
+
+/// What a VM exit saves.
+pub(super) fn save(cpu: &Cpu) -> ProcessorState {
+    let r = cpu.registers();
+    let [es, cs, ss, ds, fs, gs] = &r.segments;
+    ProcessorState {
+        rip: r.rip,
+        rflags: r.rflags,
+        segments: [es, cs, ss, ds, fs, gs, &r.ldtr, &r.tr].map(segment),
+        gdtr: (r.gdtr.base, r.gdtr.limit),
+        idtr: (r.idtr.base, r.idtr.limit),
+        cr0: r.cr0,
+        cr2: r.cr2,
+        cr3: r.cr3,
+        cr4: r.cr4,
+        efer: r.efer,
+        xcr0: r.xcr0,
+        breakpoints: r.breakpoints,
+        dr6: r.dr6,
+        dr7: r.dr7,
+        msrs: ProcessorState::MSRS.map(|index| cpu.read_msr(index).unwrap_or(0)),
+    }
+}
+
+/// What VM entry loads beside the general registers. An MSR value that the processor refuses is not loaded: the module lets
+/// a debugger write values that no WRMSR could.
+pub(super) fn load(cpu: &mut Cpu, from: &ProcessorState) {
+    let table = |(base, limit): (u64, u16)| TableRegister { base, limit };
+    let [es, cs, ss, ds, fs, gs, ldtr, tr] = from.segments.each_ref().map(cpu_segment);
+    let now = cpu.registers();
+    cpu.set_registers(&Registers {
+        rip: from.rip,
+        rflags: from.rflags,
+        segments: [es, cs, ss, ds, fs, gs],
+        ldtr,
+        tr,
+        gdtr: table(from.gdtr),
+        idtr: table(from.idtr),
+        cr0: from.cr0,
+        cr2: from.cr2,
+        cr3: from.cr3,
+        cr4: from.cr4,
+        efer: from.efer,
+        xcr0: from.xcr0,
+        breakpoints: from.breakpoints,
+        dr6: from.dr6,
+        dr7: from.dr7,
+        ..now
+    });
+    for (index, value) in ProcessorState::MSRS.into_iter().zip(from.msrs) {
+        let _ = cpu.write_msr(index, value);
+    }
+}
