@@ -22,6 +22,7 @@ macro_rules! links {
          [plots.md]: crate::manual::plots\n\
          [sev-failures.md]: crate::manual::sev_failures\n\
          [sev.md]: crate::manual::sev\n\
+         [softkvm.md]: crate::manual::softkvm\n\
          [tdx-failures.md]: crate::manual::tdx_failures\n\
          [tdx-run.md]: crate::manual::tdx_run\n\
          [tdx.md]: crate::manual::tdx\n\
@@ -61,6 +62,7 @@ pages! {
     own_host: "docs/own-host.md";
     sev: "docs/sev.md";
     sev_failures: "docs/sev-failures.md";
+    softkvm: "docs/softkvm.md";
     tdx: "docs/tdx.md";
     tdx_failures: "docs/tdx-failures.md";
     tdx_run: "docs/tdx-run.md";

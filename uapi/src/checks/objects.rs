@@ -76,7 +76,7 @@ table! {
     /// `KVM_ENABLE_CAP` of `KVM_CAP_MAX_VCPU_ID`.
     max_vcpu_id "KVM_CAP_MAX_VCPU_ID" {
         1 LIMIT EINVAL "the limit is not above the build's";
-        2 BOOT EINVAL "the boot vCPU's number is below the limit";
+        2 BOOT EINVAL "the limit is not below the boot vCPU's number";
         3 ONCE EINVAL "no other limit was enabled";
     }
 }

@@ -1,0 +1,373 @@
+//! The functions of libc that are ours. Each looks at a descriptor or a path, and makes the system
+//! call itself unless it is one of KVM's.
+
+use std::ffi::CStr;
+use std::sync::{Mutex, PoisonError};
+
+use kvm_ops_softkvm::{File, FileKind};
+use kvm_ops_uapi::Errno;
+use kvm_ops_uapi::memory::gmem_flags;
+use libc::{c_char, c_int, c_uint, c_ulong, c_void, mode_t, off_t, size_t, ssize_t};
+
+use crate::caller::Caller;
+use crate::raw::{self, fail};
+use crate::{files, log};
+
+/// The descriptor of a device that a path names. `None` for other paths.
+///
+/// # Safety
+/// The path is a string, or null.
+unsafe fn open_device(path: *const c_char, flags: c_int) -> Option<c_int> {
+    if path.is_null() || files::in_child() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    let file = files::device(unsafe { CStr::from_ptr(path) })?;
+    let fd = match raw::memfd() {
+        Ok(fd) => fd,
+        Err(errno) => return Some(fail(errno)),
+    };
+    if flags & libc::O_CLOEXEC == 0 {
+        raw::keep_on_exec(fd);
+    }
+    Some(name(fd, file))
+}
+
+/// Gives a new descriptor its meaning, or closes it.
+fn name(fd: c_int, file: File) -> c_int {
+    if files::insert(fd, file) {
+        return fd;
+    }
+    raw::close(fd);
+    fail(libc::EMFILE)
+}
+
+macro_rules! open {
+    ($($name:ident)*) => {
+        $(
+            /// # Safety
+            /// As libc's function.
+            #[unsafe(no_mangle)]
+            pub(crate) unsafe extern "C" fn $name(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+                // SAFETY: the caller's promise.
+                unsafe { openat(libc::AT_FDCWD, path, flags, mode) }
+            }
+        )*
+    };
+}
+
+open! { open open64 }
+
+/// # Safety
+/// As libc's function.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn openat(
+    dir: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: mode_t,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    if let Some(fd) = unsafe { open_device(path, flags) } {
+        return fd;
+    }
+    let args = [dir as u64, path as u64, flags as u64, mode.into(), 0, 0];
+    // SAFETY: the caller's promise.
+    unsafe { raw::syscall(libc::SYS_openat, args) as c_int }
+}
+
+/// # Safety
+/// As libc's function.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn openat64(
+    dir: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: mode_t,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { openat(dir, path, flags, mode) }
+}
+
+/// `open` as glibc's checked headers call it.
+///
+/// # Safety
+/// As libc's function.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn __open_2(path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { openat(libc::AT_FDCWD, path, flags, 0) }
+}
+
+/// As [`__open_2`].
+///
+/// # Safety
+/// As libc's function.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { openat(libc::AT_FDCWD, path, flags, 0) }
+}
+
+/// # Safety
+/// As libc's function.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    if !files::is_ours(fd) {
+        let args = [fd as u64, request, argument as u64, 0, 0, 0];
+        // SAFETY: the caller's promise.
+        return unsafe { raw::syscall(libc::SYS_ioctl, args) as c_int };
+    }
+    // In a child the address space is another one.
+    let Some(file) = files::get(fd) else {
+        return fail(if files::in_child() {
+            libc::EIO
+        } else {
+            libc::EBADF
+        });
+    };
+    // As in the kernel, the number has 32 bits.
+    let (number, argument) = (request as u32, argument as u64);
+    let answer = file.ioctl(&Caller::default(), number, argument);
+    log::ioctl(fd, number, argument, &answer);
+    match answer {
+        Ok(value) => value as c_int,
+        Err(refusal) => fail(refusal.errno().0),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn close(fd: c_int) -> c_int {
+    // Forgotten first: once it is closed, the number may be another thread's.
+    files::forget(fd);
+    raw::close(fd)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    if flags as c_uint & libc::CLOSE_RANGE_CLOEXEC == 0 {
+        files::forget_range(first, last);
+    }
+    let args = [first.into(), last.into(), flags as u64, 0, 0, 0];
+    // SAFETY: no memory is passed.
+    unsafe { raw::syscall(libc::SYS_close_range, args) as c_int }
+}
+
+/// The new number means what the old one does.
+fn duplicated(old: c_int, new: c_int) -> c_int {
+    match files::get(old) {
+        Some(file) if new >= 0 => name(new, file),
+        _ => new,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn dup(fd: c_int) -> c_int {
+    // SAFETY: no memory is passed.
+    let new = unsafe { raw::syscall(libc::SYS_dup, [fd as u64, 0, 0, 0, 0, 0]) as c_int };
+    duplicated(fd, new)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn dup2(fd: c_int, to: c_int) -> c_int {
+    if fd != to {
+        files::forget(to);
+    }
+    // SAFETY: no memory is passed.
+    let new = unsafe { raw::syscall(libc::SYS_dup2, [fd as u64, to as u64, 0, 0, 0, 0]) as c_int };
+    duplicated(fd, new)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
+    if fd != to {
+        files::forget(to);
+    }
+    let args = [fd as u64, to as u64, flags as u64, 0, 0, 0];
+    // SAFETY: no memory is passed.
+    duplicated(fd, unsafe { raw::syscall(libc::SYS_dup3, args) as c_int })
+}
+
+macro_rules! fcntl {
+    ($($name:ident)*) => {
+        $(
+            /// # Safety
+            /// As libc's function.
+            #[unsafe(no_mangle)]
+            pub(crate) unsafe extern "C" fn $name(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
+                let args = [fd as u64, command as u64, argument, 0, 0, 0];
+                // SAFETY: the caller's promise.
+                let done = unsafe { raw::syscall(libc::SYS_fcntl, args) as c_int };
+                match command {
+                    libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, done),
+                    _ => done,
+                }
+            }
+        )*
+    };
+}
+
+fcntl! { fcntl fcntl64 }
+
+macro_rules! fallocate {
+    ($($name:ident)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            pub(crate) extern "C" fn $name(fd: c_int, mode: c_int, offset: off_t, len: off_t) -> c_int {
+                // The system refuses these in front of every file.
+                if let Some(file) = files::get(fd).filter(|_| offset >= 0 && len > 0)
+                    && let Err(refusal) = file.check_fallocate(mode, offset, len)
+                {
+                    return fail(refusal.errno().0);
+                }
+                let args = [fd as u64, mode as u64, offset as u64, len as u64, 0, 0];
+                // SAFETY: no memory is passed.
+                unsafe { raw::syscall(libc::SYS_fallocate, args) as c_int }
+            }
+        )*
+    };
+}
+
+fallocate! { fallocate fallocate64 }
+
+/// Mappings of guest_memfds, by their first address: their length.
+static MAPPINGS: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+
+fn mappings() -> std::sync::MutexGuard<'static, Vec<(usize, usize)>> {
+    MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Maps a guest_memfd: the file itself, or, where its pages are private, a file without pages, of
+/// which every touch is SIGBUS.
+///
+/// # Safety
+/// As `mmap`.
+unsafe fn map_guest_memfd(
+    file: &File,
+    (address, len): (*mut c_void, size_t),
+    (prot, flags): (c_int, c_int),
+    (fd, offset): (c_int, off_t),
+) -> *mut c_void {
+    let is_shared = matches!(
+        flags & libc::MAP_TYPE,
+        libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE
+    );
+    if let Err(refusal) = file.check_mmap(is_shared) {
+        raw::set_errno(refusal.errno().0);
+        return libc::MAP_FAILED;
+    }
+    let starts_shared = file
+        .guest_memfd()
+        .is_some_and(|(_, f)| f & gmem_flags::INIT_SHARED != 0);
+    let empty = if starts_shared {
+        None
+    } else {
+        raw::memfd().ok()
+    };
+    let behind = empty.unwrap_or(fd);
+    // SAFETY: the caller's promise.
+    let at = unsafe { raw::mmap(address, len, prot, flags, behind, offset) };
+    if let Some(empty) = empty {
+        raw::close(empty);
+    }
+    if at != libc::MAP_FAILED {
+        mappings().push((at as usize, len));
+    }
+    at
+}
+
+macro_rules! mmap {
+    ($($name:ident)*) => {
+        $(
+            /// # Safety
+            /// As libc's function.
+            #[unsafe(no_mangle)]
+            pub(crate) unsafe extern "C" fn $name(
+                address: *mut c_void,
+                len: size_t,
+                prot: c_int,
+                flags: c_int,
+                fd: c_int,
+                offset: off_t,
+            ) -> *mut c_void {
+                let ours = (flags & libc::MAP_ANONYMOUS == 0).then(|| files::get(fd)).flatten();
+                match ours {
+                    Some(file) if file.kind() == FileKind::GuestMemfd => {
+                        let (place, how) = ((address, len), (prot, flags));
+                        // SAFETY: the caller's promise.
+                        unsafe { map_guest_memfd(&file, place, how, (fd, offset)) }
+                    }
+                    Some(file) if file.kind() != FileKind::Vcpu => {
+                        raw::set_errno(libc::ENODEV);
+                        libc::MAP_FAILED
+                    }
+                    // SAFETY: the caller's promise.
+                    _ => unsafe { raw::mmap(address, len, prot, flags, fd, offset) },
+                }
+            }
+        )*
+    };
+}
+
+mmap! { mmap mmap64 }
+
+/// # Safety
+/// As libc's function.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn munmap(address: *mut c_void, len: size_t) -> c_int {
+    if !files::in_child() {
+        mappings().retain(|(at, _)| *at != address as usize);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { raw::syscall(libc::SYS_munmap, [address as u64, len as u64, 0, 0, 0, 0]) as c_int }
+}
+
+/// # Safety
+/// As libc's function.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn madvise(address: *mut c_void, len: size_t, advice: c_int) -> c_int {
+    let at = address as usize;
+    let is_gmem = |(start, len): &(usize, usize)| (*start..*start + *len).contains(&at);
+    if advice == libc::MADV_COLLAPSE && !files::in_child() && mappings().iter().any(is_gmem) {
+        return fail(libc::EINVAL);
+    }
+    let args = [address as u64, len as u64, advice as u64, 0, 0, 0];
+    // SAFETY: the caller's promise.
+    unsafe { raw::syscall(libc::SYS_madvise, args) as c_int }
+}
+
+/// The files have no contents to read, write or seek in.
+macro_rules! refused {
+    ($($name:ident ($($arg:ident: $ty:ty),*) -> $ret:ty = $call:ident, $errno:ident;)*) => {
+        $(
+            /// # Safety
+            /// As libc's function.
+            #[unsafe(no_mangle)]
+            pub(crate) unsafe extern "C" fn $name(fd: c_int, $($arg: $ty),*) -> $ret {
+                if files::is_ours(fd) {
+                    return fail(Errno::$errno.0) as $ret;
+                }
+                let mut args = [fd as u64, 0, 0, 0, 0, 0];
+                for (to, from) in args[1..].iter_mut().zip([$($arg as u64),*]) {
+                    *to = from;
+                }
+                // SAFETY: the caller's promise.
+                unsafe { raw::syscall(libc::$call, args) as $ret }
+            }
+        )*
+    };
+}
+
+refused! {
+    read(buffer: *mut c_void, len: size_t) -> ssize_t = SYS_read, EINVAL;
+    write(buffer: *const c_void, len: size_t) -> ssize_t = SYS_write, EINVAL;
+    pread(buffer: *mut c_void, len: size_t, offset: off_t) -> ssize_t = SYS_pread64, ESPIPE;
+    pread64(buffer: *mut c_void, len: size_t, offset: off_t) -> ssize_t = SYS_pread64, ESPIPE;
+    pwrite(buffer: *const c_void, len: size_t, offset: off_t) -> ssize_t = SYS_pwrite64, ESPIPE;
+    pwrite64(buffer: *const c_void, len: size_t, offset: off_t) -> ssize_t = SYS_pwrite64, ESPIPE;
+    lseek(offset: off_t, whence: c_int) -> off_t = SYS_lseek, ESPIPE;
+    lseek64(offset: off_t, whence: c_int) -> off_t = SYS_lseek, ESPIPE;
+    ftruncate(len: off_t) -> c_int = SYS_ftruncate, EINVAL;
+    ftruncate64(len: off_t) -> c_int = SYS_ftruncate, EINVAL;
+    fchmod(mode: c_uint) -> c_int = SYS_fchmod, EINVAL;
+}

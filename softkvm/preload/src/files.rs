@@ -1,0 +1,116 @@
+//! Which descriptors are ours, and what they stand for.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use kvm_ops::Vendor;
+use kvm_ops::sim::SimHost;
+use kvm_ops_softkvm::{File, Kernel};
+use libc::c_int;
+use soft_amd_sp::Platform;
+
+/// Numbers from here on are not given out.
+const LIMIT: usize = 1 << 16;
+
+/// A bit for each descriptor that is ours. Read without a lock by every call of the program, and by a
+/// forked child, in which a lock may be held for ever.
+static OURS: [AtomicU64; LIMIT / 64] = [const { AtomicU64::new(0) }; LIMIT / 64];
+
+/// Set in a forked child.
+static CHILD: AtomicBool = AtomicBool::new(false);
+
+static FILES: Mutex<BTreeMap<c_int, File>> = Mutex::new(BTreeMap::new());
+
+fn place(fd: c_int) -> Option<(&'static AtomicU64, u64)> {
+    let fd = usize::try_from(fd).ok().filter(|fd| *fd < LIMIT)?;
+    Some((&OURS[fd / 64], 1 << (fd % 64)))
+}
+
+pub(crate) fn is_ours(fd: c_int) -> bool {
+    place(fd).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+}
+
+pub(crate) fn in_child() -> bool {
+    CHILD.load(Ordering::Acquire)
+}
+
+fn lock() -> MutexGuard<'static, BTreeMap<c_int, File>> {
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn get(fd: c_int) -> Option<File> {
+    if !is_ours(fd) || in_child() {
+        return None;
+    }
+    lock().get(&fd).cloned()
+}
+
+/// Gives a descriptor its meaning. False for a number that is too large.
+pub(crate) fn insert(fd: c_int, file: File) -> bool {
+    let Some((word, bit)) = place(fd) else {
+        return false;
+    };
+    // What the number stood for was closed past us, and may be the last of its VM: not under the lock.
+    let old = lock().insert(fd, file);
+    word.fetch_or(bit, Ordering::AcqRel);
+    drop(old);
+    true
+}
+
+/// The number is closed, or about to be.
+pub(crate) fn forget(fd: c_int) {
+    let Some((word, bit)) = place(fd) else {
+        return;
+    };
+    if word.fetch_and(!bit, Ordering::AcqRel) & bit != 0 && !in_child() {
+        let old = lock().remove(&fd);
+        drop(old);
+    }
+}
+
+/// [`forget`] for every number of a range.
+pub(crate) fn forget_range(first: u32, last: u32) {
+    for fd in first..=last.min(LIMIT as u32 - 1) {
+        forget(fd as c_int);
+    }
+}
+
+/// The kernel that the environment asks for. `None`: the program's `/dev/kvm` is left alone.
+fn kernel() -> Option<&'static Kernel> {
+    static KERNEL: OnceLock<Option<Kernel>> = OnceLock::new();
+    let kernel = KERNEL.get_or_init(|| {
+        let host = match std::env::var("KVM_OPS_WITH").ok()?.as_str() {
+            "amd" => amd()?,
+            "intel" => SimHost::new(Vendor::Intel),
+            _ => return None,
+        };
+        // SAFETY: the handler sets a flag, and nothing else.
+        unsafe { libc::pthread_atfork(None, None, Some(forked)) };
+        Some(Kernel::new(host))
+    });
+    kernel.as_ref()
+}
+
+/// An AMD machine. Programs choose a guest's policy by whether the real machine has SMT, so the
+/// platform has it too or not.
+fn amd() -> Option<SimHost> {
+    let control = std::fs::read_to_string("/sys/devices/system/cpu/smt/control");
+    let smt = control.is_ok_and(|control| control.trim() == "on");
+    let platform = Platform::builder().smt(smt);
+    SimHost::builder(Vendor::Amd).sev(platform).build().ok()
+}
+
+extern "C" fn forked() {
+    CHILD.store(true, Ordering::Release);
+}
+
+/// The device that a path names.
+pub(crate) fn device(path: &CStr) -> Option<File> {
+    match path.to_bytes() {
+        b"/dev/kvm" => kernel().map(Kernel::open_kvm),
+        b"/dev/sev" => kernel().and_then(Kernel::open_sev),
+        _ => None,
+    }
+}

@@ -1,0 +1,9 @@
+#![doc = include_str!("../README.md")]
+
+mod area;
+mod caller;
+mod calls;
+mod files;
+mod log;
+mod memory;
+mod raw;

@@ -1,0 +1,174 @@
+//! The kernel's KVM self-tests under the preloaded library. `KVM_OPS_SELFTESTS` names the directory in
+//! which they were built; without it the test says that it is skipped.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How a program ends: it passes, or it fails with this text where it runs guest code.
+#[derive(Clone, Copy)]
+enum Ends {
+    Pass,
+    NoProcessor(&'static str),
+}
+use Ends::{NoProcessor, Pass};
+
+/// Program, vendor, end.
+const PROGRAMS: &[(&str, &str, Ends)] = &[
+    ("vm_types_test", "amd", Pass),
+    ("vm_types_test", "intel", Pass),
+    ("kvm_create_max_vcpus", "amd", Pass),
+    ("kvm_create_max_vcpus", "intel", Pass),
+    ("x86/max_vcpuid_cap_test", "amd", Pass),
+    ("x86/max_vcpuid_cap_test", "intel", Pass),
+    ("x86/sev_init2_tests", "amd", Pass),
+    ("x86/sev_migrate_tests", "amd", Pass),
+    ("x86/sev_dbg_test", "amd", Pass),
+    (
+        "guest_memfd_test",
+        "amd",
+        NoProcessor("get_ucall(vcpu, NULL) != UCALL_DONE"),
+    ),
+    (
+        "pre_fault_memory_test",
+        "amd",
+        NoProcessor("Unknown ucall 0x0."),
+    ),
+    (
+        "set_memory_region_test",
+        "amd",
+        NoProcessor("Unexpected suberror = 1"),
+    ),
+    (
+        "x86/sev_smoke_test",
+        "amd",
+        NoProcessor("Unexpected exit: INTERNAL_ERROR"),
+    ),
+    (
+        "x86/private_mem_kvm_exits_test",
+        "amd",
+        NoProcessor("exit_reason != KVM_EXIT_MEMORY_FAULT"),
+    ),
+    (
+        "x86/private_mem_conversions_test",
+        "amd",
+        NoProcessor("Wanted KVM_EXIT_IO, got exit reason: 17 (INTERNAL_ERROR)"),
+    ),
+];
+
+impl Ends {
+    /// The words of the table.
+    fn words(self) -> String {
+        match self {
+            Pass => "passes".to_owned(),
+            NoProcessor(text) => format!("fails where guest code runs: `{text}`"),
+        }
+    }
+}
+
+/// A program that runs longer hangs.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The library, which cargo builds in front of this test, beside it.
+fn library() -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    test.with_file_name("libkvm_ops_preload.so")
+}
+
+/// Runs a program with enough descriptors for 1024 vCPUs.
+fn run(program: &Path, vendor: &str) -> Option<Output> {
+    let mut child = Command::new("sh")
+        .args(["-c", "ulimit -n $(ulimit -H -n); exec \"$0\""])
+        .arg(program)
+        .env("LD_PRELOAD", library())
+        .env("KVM_OPS_WITH", vendor)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("sh");
+    let started = Instant::now();
+    while child.try_wait().expect("a child").is_none() {
+        if started.elapsed() > LIMIT {
+            child.kill().expect("our child");
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Some(child.wait_with_output().expect("output"))
+}
+
+/// Tells how a program ended, in the words of the table.
+fn judge(output: Option<&Output>, expected: Ends) -> Result<String, String> {
+    let Some(output) = output else {
+        return Err("does not end".to_owned());
+    };
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = String::from_utf8_lossy(&text);
+    let as_expected = match expected {
+        Pass => output.status.success(),
+        NoProcessor(last) => !output.status.success() && text.contains(last),
+    };
+    if as_expected {
+        Ok(expected.words())
+    } else {
+        Err(format!("{}: {text}", output.status))
+    }
+}
+
+#[test]
+fn the_kernels_self_tests_end_as_the_manual_says() {
+    let Some(folder) = std::env::var_os("KVM_OPS_SELFTESTS").map(PathBuf::from) else {
+        println!("skipped: KVM_OPS_SELFTESTS names no directory with the kernel's self-tests");
+        return;
+    };
+    assert!(library().exists(), "{}", library().display());
+    let mut table = String::new();
+    let mut wrong = Vec::new();
+    for (name, vendor, expected) in PROGRAMS {
+        let program = folder.join(name);
+        if !program.exists() {
+            println!("skipped: {name} was not built");
+            continue;
+        }
+        match judge(run(&program, vendor).as_ref(), *expected) {
+            Ok(end) => writeln!(table, "| `{name}` | {vendor} | {end} |").expect("memory"),
+            Err(end) => wrong.push(format!("{name} ({vendor}): {end}")),
+        }
+    }
+    println!("{table}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The manual's table is the runner's, also where the programs are missing.
+#[test]
+fn the_manual_has_each_program_and_its_end() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/softkvm.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    for (name, vendor, expected) in PROGRAMS {
+        let row = format!("| `{name}` | {vendor} | {} |", expected.words());
+        assert!(page.contains(&row), "{row}");
+    }
+    let rows = page
+        .lines()
+        .filter(|line| line.contains(" | amd | ") || line.contains(" | intel | "));
+    assert_eq!(rows.count(), PROGRAMS.len());
+}
+
+#[test]
+fn a_program_that_never_opens_kvm_is_left_alone() {
+    let output = Command::new("cat")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .env("LD_PRELOAD", library())
+        .env("KVM_OPS_WITH", "amd")
+        .output()
+        .expect("cat");
+    assert!(output.status.success());
+    assert_eq!(output.stdout, include_bytes!("../Cargo.toml"));
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

@@ -1,0 +1,184 @@
+//! Open files, and the ioctls that every file begins with.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kvm_ops_uapi::checks::any;
+use kvm_ops_uapi::ioctl::{Ioctl, KVMIO};
+
+use crate::refusal::{Result, ensure};
+use crate::vcpu::Vcpu;
+use crate::vm::{Gmem, Vm};
+use crate::{Kernel, Process, Refusal, RunArea, sev, system, vcpu, vm};
+
+/// An open file of KVM's or of `/dev/sev`. A clone is another reference to the same open file, as
+/// `dup` makes one.
+///
+/// The VM file, vCPU files and guest_memfds keep their VM; it ends with the last of them, in
+/// whatever order they are closed.
+#[derive(Clone)]
+pub struct File(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    System(Arc<Kernel>),
+    Vm(Arc<VmFile>),
+    Vcpu(Arc<VcpuFile>),
+    Gmem(Arc<Gmem>),
+    Sev(Arc<Kernel>),
+}
+
+/// A VM file.
+struct VmFile {
+    vm: Arc<Vm>,
+}
+
+/// A vCPU file.
+pub(crate) struct VcpuFile {
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) vcpu: Arc<Vcpu>,
+}
+
+/// The kind of an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    /// `/dev/kvm`.
+    System,
+    /// From `KVM_CREATE_VM`.
+    Vm,
+    /// From `KVM_CREATE_VCPU`.
+    Vcpu,
+    /// From `KVM_CREATE_GUEST_MEMFD`.
+    GuestMemfd,
+    /// `/dev/sev`.
+    Sev,
+}
+
+impl File {
+    pub(crate) fn system(kernel: Kernel) -> Self {
+        Self(Kind::System(Arc::new(kernel)))
+    }
+
+    pub(crate) fn sev(kernel: Kernel) -> Self {
+        Self(Kind::Sev(Arc::new(kernel)))
+    }
+
+    pub(crate) fn vm(vm: Arc<Vm>) -> Self {
+        Self(Kind::Vm(Arc::new(VmFile { vm })))
+    }
+
+    pub(crate) fn vcpu(vm: Arc<Vm>, vcpu: Arc<Vcpu>) -> Self {
+        Self(Kind::Vcpu(Arc::new(VcpuFile { vm, vcpu })))
+    }
+
+    pub(crate) fn gmem(gmem: Arc<Gmem>) -> Self {
+        Self(Kind::Gmem(gmem))
+    }
+
+    pub(crate) fn as_vm(&self) -> Option<&Arc<Vm>> {
+        match &self.0 {
+            Kind::Vm(file) => Some(&file.vm),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_gmem(&self) -> Option<&Arc<Gmem>> {
+        match &self.0 {
+            Kind::Gmem(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// The kind of the file.
+    pub fn kind(&self) -> FileKind {
+        match &self.0 {
+            Kind::System(_) => FileKind::System,
+            Kind::Vm(_) => FileKind::Vm,
+            Kind::Vcpu(_) => FileKind::Vcpu,
+            Kind::Gmem(_) => FileKind::GuestMemfd,
+            Kind::Sev(_) => FileKind::Sev,
+        }
+    }
+
+    /// True for two references to one open file.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Kind::System(a), Kind::System(b)) | (Kind::Sev(a), Kind::Sev(b)) => Arc::ptr_eq(a, b),
+            (Kind::Vm(a), Kind::Vm(b)) => Arc::ptr_eq(a, b),
+            (Kind::Vcpu(a), Kind::Vcpu(b)) => Arc::ptr_eq(a, b),
+            (Kind::Gmem(a), Kind::Gmem(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    /// Answers an ioctl. Bits of the number above the lower 32 are dropped by the caller.
+    ///
+    /// # Errors
+    /// The kernel's errno, with the check that failed.
+    pub fn ioctl(&self, process: &dyn Process, number: u32, argument: u64) -> Result<i64, Refusal> {
+        let ioctl = Ioctl::from_number(number);
+        match &self.0 {
+            Kind::System(kernel) => system::ioctl(kernel, process, ioctl, argument),
+            Kind::Vm(file) => {
+                check_caller(&file.vm, process)?;
+                vm::ioctl(&file.vm, process, ioctl, argument)
+            }
+            Kind::Vcpu(file) => {
+                check_caller(&file.vm, process)?;
+                ensure((number >> 8) as u8 == KVMIO, any::VCPU_TYPE)?;
+                vcpu::ioctl(file, process, ioctl, argument)
+            }
+            Kind::Gmem(_) => Err(any::KNOWN_ON_GMEM.into()),
+            Kind::Sev(kernel) => sev::device_ioctl(kernel, process, ioctl, argument),
+        }
+    }
+
+    /// Checks `mmap` of a guest_memfd.
+    ///
+    /// # Errors
+    /// ENODEV for a file that cannot be mapped, and for files of other kinds but vCPUs; EINVAL for a
+    /// mapping that is not shared.
+    pub fn check_mmap(&self, shared: bool) -> Result<(), Refusal> {
+        match &self.0 {
+            Kind::Gmem(gmem) => gmem.check_mmap(shared),
+            Kind::Vcpu(_) => Ok(()),
+            _ => Err(kvm_ops_uapi::Errno::ENODEV.into()),
+        }
+    }
+
+    /// Checks `fallocate` of a guest_memfd, whose pages are the caller's to free.
+    ///
+    /// # Errors
+    /// The kernel's errno; ENODEV for files of other kinds.
+    pub fn check_fallocate(&self, mode: i32, offset: i64, len: i64) -> Result<(), Refusal> {
+        match &self.0 {
+            Kind::Gmem(gmem) => gmem.check_fallocate(mode, offset, len),
+            _ => Err(kvm_ops_uapi::Errno::ENODEV.into()),
+        }
+    }
+
+    /// The size of a guest_memfd, and its flags.
+    pub fn guest_memfd(&self) -> Option<(u64, u64)> {
+        self.as_gmem().map(|gmem| (gmem.size(), gmem.flags()))
+    }
+
+    /// The memory that a vCPU's file offers to `mmap`.
+    pub fn run_area(&self) -> Option<&Arc<dyn RunArea>> {
+        match &self.0 {
+            Kind::Vcpu(file) => Some(file.vcpu.run_area()),
+            _ => None,
+        }
+    }
+}
+
+/// The start of every ioctl on a file of a VM.
+fn check_caller(vm: &Vm, process: &dyn Process) -> Result<()> {
+    ensure(vm.creator() == process.address_space(), any::CREATOR)?;
+    ensure(!vm.is_dead(), any::ALIVE)
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "File({:?})", self.kind())
+    }
+}

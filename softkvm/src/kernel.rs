@@ -1,0 +1,110 @@
+//! The kernel: a software machine, and what it offers.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kvm_ops::sim::SimHost;
+use kvm_ops::{Host, PspPort, Tech, Vendor};
+use kvm_ops_uapi::system::{CpuidEntry2, vm_type};
+
+use crate::File;
+use crate::system::cpuid;
+
+/// A kernel with KVM, over one software machine. Clones are the same kernel.
+#[derive(Clone)]
+pub struct Kernel(Arc<Inner>);
+
+struct Inner {
+    host: SimHost,
+    vm_types: u32,
+    cpuid: Vec<CpuidEntry2>,
+}
+
+impl Kernel {
+    /// A kernel on a machine. Types of VMs are those that the machine can hold, except that TDs are
+    /// not served yet.
+    ///
+    /// ```
+    /// use kvm_ops::Vendor;
+    /// use kvm_ops::sim::SimHost;
+    /// use kvm_ops_softkvm::{Kernel, Task};
+    /// use kvm_ops_uapi::{cap, ioctl};
+    ///
+    /// let kernel = Kernel::new(SimHost::new(Vendor::Amd));
+    /// let task = Task::new();
+    /// let kvm = task.open(kernel.open_kvm())?;
+    /// let types = task.ioctl(kvm, ioctl::KVM_CHECK_EXTENSION, cap::VM_TYPES.into())?;
+    /// assert_eq!(types, 0b1_1111, "normal, software-protected, SEV, SEV-ES, SNP");
+    /// let vm = task.ioctl(kvm, ioctl::KVM_CREATE_VM, 4)?;
+    /// task.close(vm as i32)?;
+    /// # Ok::<(), kvm_ops_softkvm::Refusal>(())
+    /// ```
+    pub fn new(host: SimHost) -> Self {
+        let vm_types = vm_types(&host);
+        let cpuid = cpuid::supported(&host, vm_types);
+        Self(Arc::new(Inner {
+            host,
+            vm_types,
+            cpuid,
+        }))
+    }
+
+    /// The software machine.
+    pub fn host(&self) -> &SimHost {
+        &self.0.host
+    }
+
+    /// A new open file of `/dev/kvm`.
+    pub fn open_kvm(&self) -> File {
+        File::system(self.clone())
+    }
+
+    /// A new open file of `/dev/sev`, which an AMD machine has.
+    pub fn open_sev(&self) -> Option<File> {
+        self.has_sev().then(|| File::sev(self.clone()))
+    }
+
+    /// The types of VMs, a bit for each.
+    pub fn vm_types(&self) -> u32 {
+        self.0.vm_types
+    }
+
+    pub(crate) fn has_type(&self, number: u64) -> bool {
+        number < 32 && self.0.vm_types >> number & 1 != 0
+    }
+
+    pub(crate) fn has_sev(&self) -> bool {
+        self.has_type(vm_type::SEV) || self.has_type(vm_type::SEV_ES) || self.has_type(vm_type::SNP)
+    }
+
+    pub(crate) fn is_amd(&self) -> bool {
+        self.0.host.vendor() == Vendor::Amd
+    }
+
+    pub(crate) fn cpuid(&self) -> &[CpuidEntry2] {
+        &self.0.cpuid
+    }
+}
+
+fn vm_types(host: &SimHost) -> u32 {
+    let mut types = 1 << vm_type::DEFAULT | 1 << vm_type::SW_PROTECTED;
+    if let Some(psp) = host.psp() {
+        for (tech, number) in [
+            (Tech::Sev, vm_type::SEV),
+            (Tech::SevEs, vm_type::SEV_ES),
+            (Tech::SevSnp, vm_type::SNP),
+        ] {
+            types |= u32::from(!psp.asid_pools().range(tech).is_empty()) << number;
+        }
+    }
+    types
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel")
+            .field("host", &self.0.host)
+            .field("vm_types", &format_args!("{:#x}", self.0.vm_types))
+            .finish()
+    }
+}

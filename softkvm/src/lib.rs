@@ -1,0 +1,19 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod arg;
+mod file;
+mod kernel;
+mod process;
+mod refusal;
+mod sev;
+mod system;
+mod task;
+mod vcpu;
+mod vm;
+
+pub use file::{File, FileKind};
+pub use kernel::Kernel;
+pub use process::{AddressSpace, Descriptor, Fault, Process, RunArea};
+pub use refusal::Refusal;
+pub use task::Task;

@@ -1,0 +1,92 @@
+//! The caller: its memory and its descriptors.
+
+use std::sync::Arc;
+
+use kvm_ops::HostRange;
+use kvm_ops_uapi::Errno;
+
+use crate::File;
+
+/// The identity of an address space: a process, not a thread. A forked child has another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AddressSpace(pub u64);
+
+/// An address that is not mapped, or not for this access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault;
+
+/// What a descriptor number stands for.
+#[derive(Clone, Debug)]
+pub enum Descriptor {
+    /// Nothing.
+    Closed,
+    /// An open file of somebody else's.
+    Foreign,
+    /// One of ours.
+    File(File),
+}
+
+/// The process that makes a call. The kernel knows its caller; a library has to be told.
+///
+/// Numbers of descriptors go through three steps, as in the kernel, so that a call that has made its
+/// object cannot fail for want of a number: `reserve`, then `install` or `release`.
+pub trait Process {
+    /// The caller's address space.
+    fn address_space(&self) -> AddressSpace;
+
+    /// Copies memory in.
+    ///
+    /// # Errors
+    /// [`Fault`] if any of it cannot be read.
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault>;
+
+    /// Copies memory out.
+    ///
+    /// # Errors
+    /// [`Fault`] if any of it cannot be written. What precedes it may have been.
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault>;
+
+    /// The file behind a number.
+    fn descriptor(&self, number: i32) -> Descriptor;
+
+    /// Takes a free number.
+    ///
+    /// # Errors
+    /// EMFILE if there is none.
+    fn reserve(&self) -> Result<i32, Errno>;
+
+    /// Gives a reserved number its file.
+    fn install(&self, number: i32, file: File);
+
+    /// Gives a reserved number back.
+    fn release(&self, number: i32);
+
+    /// Memory that a new vCPU shares with the process, of
+    /// [`MMAP_SIZE`](kvm_ops_uapi::run::MMAP_SIZE) zero bytes.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno>;
+
+    /// True if the calling thread has a signal to handle.
+    fn signal_pending(&self) -> bool {
+        false
+    }
+
+    /// Lends memory to the software machine for as long as a slot refers to it. The promise that it
+    /// stays mapped is in making a [`HostRange`]. `None`: SEV commands on guest memory then answer as
+    /// if it could not be pinned.
+    fn lend(&self, address: u64, bytes: u64) -> Option<HostRange> {
+        let _ = (address, bytes);
+        None
+    }
+}
+
+/// The memory behind the `mmap` of a vCPU's file.
+pub trait RunArea: Send + Sync {
+    /// Copies `into.len()` bytes from `offset` on. What lies outside reads as zero.
+    fn read(&self, offset: u64, into: &mut [u8]);
+
+    /// Copies bytes to `offset`. What lies outside is dropped.
+    fn write(&self, offset: u64, bytes: &[u8]);
+}

@@ -1,0 +1,143 @@
+//! SEV, SEV-ES and SNP guests: the part of a VM that `KVM_MEMORY_ENCRYPT_OP` drives.
+//!
+//! A VM gets its back end, an `AnyVm`, when its technology is known: by INIT, ES_INIT or INIT2, or by
+//! a MOVE or COPY onto it. So a VM of the default type becomes a guest late, with vCPUs already there.
+
+mod blobs;
+mod command;
+mod context;
+mod debug;
+mod device;
+mod engine;
+mod init;
+mod launch;
+mod regions;
+mod snp;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use kvm_ops::Tech;
+use kvm_ops_uapi::checks::Check;
+
+pub(crate) use command::command;
+pub(crate) use context::{copy_from, move_from};
+pub(crate) use device::device_ioctl;
+pub(crate) use regions::{register, unregister};
+
+use crate::refusal::{Result, ensure};
+use crate::vm::{Slot, Slots, Vm};
+use crate::{Descriptor, FileKind, Process};
+use engine::Engine;
+
+/// VMSA features that INIT2 takes: DEBUG_SWAP, as kvm-ops-sev does.
+pub(crate) const VMSA_FEATURES: u64 = kvm_ops::sev::rules::supported_features(Tech::SevEs);
+
+/// Policy bits that SNP_LAUNCH_START takes: ABI version, SMT, the bit that is always set, debugging,
+/// one socket. No migration agent.
+pub(crate) const POLICY_BITS: u64 = 0x1b_ffff;
+
+/// A VM's state of encryption. Without an engine it is no SEV guest.
+#[derive(Default)]
+pub(crate) struct Sev {
+    engine: Option<Engine>,
+    /// As LAUNCH_START and SNP_LAUNCH_START were given it; 0 in front of them and after a MOVE.
+    sev_fd: i32,
+    /// The owner, which lives as long as its mirrors.
+    owner: Option<Arc<Vm>>,
+    initialised_here: bool,
+    snp_started: bool,
+    launched: bool,
+    /// vCPUs whose registers are measured.
+    protected: BTreeSet<u32>,
+}
+
+impl Sev {
+    pub(crate) fn is_active(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    pub(crate) fn is_snp(&self) -> bool {
+        self.tech() == Some(Tech::SevSnp)
+    }
+
+    fn is_es(&self) -> bool {
+        matches!(self.tech(), Some(Tech::SevEs | Tech::SevSnp))
+    }
+
+    fn tech(&self) -> Option<Tech> {
+        self.engine.as_ref().map(Engine::tech)
+    }
+
+    fn is_mirror(&self) -> bool {
+        self.owner.is_some()
+    }
+
+    /// The VM was not only moved onto: the kernel lets no other guest of types 2 to 4 run.
+    pub(crate) fn was_initialised_here(&self) -> bool {
+        self.initialised_here
+    }
+
+    /// SNP_LAUNCH_FINISH was done.
+    pub(crate) fn is_launched(&self) -> bool {
+        self.launched
+    }
+
+    pub(crate) fn is_protected(&self, vcpu: u32) -> bool {
+        self.protected.contains(&vcpu)
+    }
+
+    fn engine(&mut self, check: Check) -> Result<&mut Engine> {
+        self.engine.as_mut().ok_or(check.into())
+    }
+
+    /// The back end's part of `KVM_CREATE_VCPU`.
+    pub(crate) fn create_vcpu(&mut self, id: u32) -> Result<()> {
+        self.engine
+            .as_mut()
+            .map_or(Ok(()), |engine| engine.create_vcpu(id))
+    }
+
+    /// The back end's part of a slot that is new, moved or changed.
+    pub(crate) fn set_slot(
+        &mut self,
+        process: &dyn Process,
+        number: u32,
+        slot: &Slot,
+    ) -> Result<()> {
+        match &mut self.engine {
+            Some(engine) => engine.set_slot(process, number, slot),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn delete_slot(&mut self, number: u32) -> Result<()> {
+        match &mut self.engine {
+            Some(engine) => engine.delete_slot(number),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a new back end, which learns the slots that there are.
+    fn adopt(&mut self, mut engine: Engine, process: &dyn Process, slots: &Slots) -> Result<()> {
+        for (number, slot) in slots.iter() {
+            engine.set_slot(process, number, slot)?;
+        }
+        self.engine = Some(engine);
+        Ok(())
+    }
+
+    /// Checks that the sev_fd of the launch still is one.
+    fn require_fd(&self, process: &dyn Process, check: Check) -> Result<()> {
+        require_fd(process, self.sev_fd, check)
+    }
+}
+
+/// Checks that a descriptor is `/dev/sev`.
+fn require_fd(process: &dyn Process, number: i32, check: Check) -> Result<()> {
+    let is_sev = match process.descriptor(number) {
+        Descriptor::File(file) => file.kind() == FileKind::Sev,
+        _ => false,
+    };
+    ensure(is_sev, check)
+}

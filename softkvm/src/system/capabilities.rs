@@ -1,0 +1,76 @@
+//! `KVM_CHECK_EXTENSION`. A capability that is not named is 0, and its calls are refused.
+
+use kvm_ops_uapi::cap;
+use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, USER_SLOTS, gmem_flags};
+use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAX_VCPUS, VCPU_ID_RATIO};
+
+use crate::Kernel;
+use crate::vm::Vm;
+
+/// The most vCPUs that are recommended.
+const NR_VCPUS: i64 = 8;
+
+pub(crate) fn of_system(kernel: &Kernel, number: u64) -> i64 {
+    match u32::try_from(number) {
+        Ok(cap::MEMORY_ATTRIBUTES) => ATTRIBUTE_PRIVATE as i64,
+        Ok(cap::GUEST_MEMFD_FLAGS) => (gmem_flags::MMAP | gmem_flags::INIT_SHARED) as i64,
+        Ok(cap::READONLY_MEM) => 1,
+        Ok(cap::MULTI_ADDRESS_SPACE) => 2,
+        Ok(number) => common(kernel, number),
+        Err(_) => 0,
+    }
+}
+
+pub(crate) fn of_vm(vm: &Vm, number: u64) -> i64 {
+    match u32::try_from(number) {
+        Ok(cap::MEMORY_ATTRIBUTES) => vm.supported_attributes() as i64,
+        Ok(cap::GUEST_MEMFD_FLAGS) => vm.gmem_flags() as i64,
+        Ok(cap::READONLY_MEM) => i64::from(!vm.has_protected_state()),
+        Ok(cap::MULTI_ADDRESS_SPACE) => vm.address_spaces().into(),
+        Ok(number) => common(vm.kernel(), number),
+        Err(_) => 0,
+    }
+}
+
+/// The capabilities for which VMs do not differ.
+fn common(kernel: &Kernel, number: u32) -> i64 {
+    match number {
+        cap::IRQCHIP
+        | cap::HLT
+        | cap::USER_MEMORY
+        | cap::SET_TSS_ADDR
+        | cap::EXT_CPUID
+        | cap::PIT
+        | cap::MP_STATE
+        | cap::SYNC_MMU
+        | cap::DESTROY_MEMORY_REGION_WORKS
+        | cap::JOIN_MEMORY_REGIONS_WORKS
+        | cap::PIT2
+        | cap::SET_BOOT_CPU_ID
+        | cap::SET_IDENTITY_MAP_ADDR
+        | cap::ADJUST_CLOCK
+        | cap::ENABLE_CAP
+        | cap::ENABLE_CAP_VM
+        | cap::CHECK_EXTENSION_VM
+        | cap::TSC_CONTROL
+        | cap::GET_TSC_KHZ
+        | cap::VM_TSC_CONTROL
+        | cap::SPLIT_IRQCHIP
+        | cap::IMMEDIATE_EXIT
+        | cap::GET_MSR_FEATURES
+        | cap::VM_COPY_ENC_CONTEXT_FROM
+        | cap::VM_MOVE_ENC_CONTEXT_FROM
+        | cap::SYS_ATTRIBUTES
+        | cap::USER_MEMORY2
+        | cap::MEMORY_FAULT_INFO
+        | cap::GUEST_MEMFD
+        | cap::PRE_FAULT_MEMORY => 1,
+        cap::NR_VCPUS => NR_VCPUS,
+        cap::NR_MEMSLOTS => USER_SLOTS.into(),
+        cap::MAX_VCPUS => MAX_VCPUS.into(),
+        cap::MAX_VCPU_ID => (MAX_VCPUS * VCPU_ID_RATIO).into(),
+        cap::EXIT_HYPERCALL => 1 << HC_MAP_GPA_RANGE,
+        cap::VM_TYPES => kernel.vm_types().into(),
+        _ => 0,
+    }
+}

@@ -1,0 +1,265 @@
+//! A process in software: memory and descriptors without an operating system's.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ops_uapi::Errno;
+use kvm_ops_uapi::ioctl::Ioctl;
+use kvm_ops_uapi::run::MMAP_SIZE;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use crate::{AddressSpace, Descriptor, Fault, File, Process, Refusal, RunArea};
+
+/// A process for tests and for programs that serve others: its memory is a map from addresses to
+/// bytes, its descriptors a table. Threads of the process share the value.
+#[derive(Debug)]
+pub struct Task {
+    id: AddressSpace,
+    state: Mutex<State>,
+    signal: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Start and bytes of each mapping. They do not touch.
+    memory: BTreeMap<u64, Vec<u8>>,
+    files: BTreeMap<i32, Option<File>>,
+    limit: i32,
+    next: u64,
+}
+
+/// The first address that [`Task::map`] gives out.
+const FIRST: u64 = 0x1_0000_0000;
+/// The number of the first descriptor.
+const FIRST_FD: i32 = 3;
+
+impl Task {
+    /// A process with 1024 descriptors, of which 0 to 2 are taken.
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: AddressSpace(NEXT.fetch_add(1, Ordering::Relaxed)),
+            state: Mutex::new(State {
+                memory: BTreeMap::new(),
+                files: BTreeMap::new(),
+                limit: 1024,
+                next: FIRST,
+            }),
+            signal: AtomicBool::new(false),
+        }
+    }
+
+    /// A child: the same descriptors and a copy of the memory, in another address space.
+    pub fn fork(&self) -> Self {
+        let child = Self::new();
+        {
+            let (mut to, from) = (child.lock(), self.lock());
+            to.memory = from.memory.clone();
+            to.files = from.files.clone();
+            (to.limit, to.next) = (from.limit, from.next);
+        }
+        child
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Maps zeros at an address of its choice: a page's, with nothing mapped around it.
+    pub fn map(&self, bytes: usize) -> u64 {
+        let mut state = self.lock();
+        let at = state.next;
+        state.next = at + (bytes as u64).next_multiple_of(4096) + 4096;
+        state.memory.insert(at, vec![0; bytes]);
+        at
+    }
+
+    /// Maps a structure.
+    pub fn put<T: IntoBytes + Immutable + ?Sized>(&self, value: &T) -> u64 {
+        let bytes = value.as_bytes();
+        let at = self.map(bytes.len());
+        let _ = self.write(at, bytes);
+        at
+    }
+
+    /// Reads a structure back.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn get<T: FromBytes + FromZeros + IntoBytes>(&self, address: u64) -> Result<T, Refusal> {
+        let mut value = T::new_zeroed();
+        let read = self.read(address, value.as_mut_bytes());
+        read.map_err(|Fault| Errno::EFAULT)?;
+        Ok(value)
+    }
+
+    /// Sets the number of descriptors that may be open, from number 0.
+    pub fn limit_descriptors(&self, limit: i32) {
+        self.lock().limit = limit;
+    }
+
+    /// Makes a signal pending, or takes it away.
+    pub fn set_signal(&self, pending: bool) {
+        self.signal.store(pending, Ordering::Release);
+    }
+
+    /// Gives a file a number.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn open(&self, file: File) -> Result<i32, Refusal> {
+        let number = self.reserve()?;
+        self.install(number, file);
+        Ok(number)
+    }
+
+    /// A second number for an open file.
+    ///
+    /// # Errors
+    /// EBADF, EMFILE.
+    pub fn dup(&self, number: i32) -> Result<i32, Refusal> {
+        let file = self.file(number)?;
+        self.open(file)
+    }
+
+    /// Closes a number.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn close(&self, number: i32) -> Result<(), Refusal> {
+        // The file may end here, and with it a VM: not under the lock.
+        let closed = self.lock().files.remove(&number);
+        match closed {
+            Some(_) => Ok(()),
+            None => Err(Errno::EBADF.into()),
+        }
+    }
+
+    /// The file behind a number.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn file(&self, number: i32) -> Result<File, Refusal> {
+        let file = self.lock().files.get(&number).cloned().flatten();
+        file.ok_or(Errno::EBADF.into())
+    }
+
+    /// Makes a call with a value or an address.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn ioctl(&self, number: i32, ioctl: Ioctl, argument: u64) -> Result<i64, Refusal> {
+        self.file(number)?.ioctl(self, ioctl.number(), argument)
+    }
+
+    /// Makes a call with a structure, and returns the structure as the call left it.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn call<T>(&self, number: i32, ioctl: Ioctl, value: &T) -> Result<T, Refusal>
+    where
+        T: FromBytes + FromZeros + IntoBytes + Immutable,
+    {
+        let at = self.put(value);
+        let done = self.ioctl(number, ioctl, at);
+        let after = self.get(at);
+        self.lock().memory.remove(&at);
+        done?;
+        after
+    }
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The mapping that holds all of a range, and where in it the range starts.
+fn place(memory: &BTreeMap<u64, Vec<u8>>, address: u64, len: usize) -> Result<(u64, usize), Fault> {
+    let (start, bytes) = memory.range(..=address).next_back().ok_or(Fault)?;
+    let from = usize::try_from(address - start).map_err(|_| Fault)?;
+    let end = from.checked_add(len).ok_or(Fault)?;
+    if end <= bytes.len() {
+        Ok((*start, from))
+    } else {
+        Err(Fault)
+    }
+}
+
+impl Process for Task {
+    fn address_space(&self) -> AddressSpace {
+        self.id
+    }
+
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault> {
+        let state = self.lock();
+        let (start, from) = place(&state.memory, address, into.len())?;
+        into.copy_from_slice(&state.memory[&start][from..from + into.len()]);
+        Ok(())
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let mut state = self.lock();
+        let (start, from) = place(&state.memory, address, bytes.len())?;
+        let mapping = state.memory.get_mut(&start).ok_or(Fault)?;
+        mapping[from..from + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn descriptor(&self, number: i32) -> Descriptor {
+        match self.lock().files.get(&number) {
+            Some(Some(file)) => Descriptor::File(file.clone()),
+            _ if (0..FIRST_FD).contains(&number) => Descriptor::Foreign,
+            _ => Descriptor::Closed,
+        }
+    }
+
+    fn reserve(&self) -> Result<i32, Errno> {
+        let mut state = self.lock();
+        let mut numbers = FIRST_FD..state.limit;
+        let free = numbers.find(|number| !state.files.contains_key(number));
+        let number = free.ok_or(Errno::EMFILE)?;
+        state.files.insert(number, None);
+        Ok(number)
+    }
+
+    fn install(&self, number: i32, file: File) {
+        self.lock().files.insert(number, Some(file));
+    }
+
+    fn release(&self, number: i32) {
+        self.lock().files.remove(&number);
+    }
+
+    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
+        Ok(Arc::new(Area(Mutex::new(vec![0; MMAP_SIZE as usize]))))
+    }
+
+    fn signal_pending(&self) -> bool {
+        self.signal.load(Ordering::Acquire)
+    }
+}
+
+/// A run area on the heap.
+struct Area(Mutex<Vec<u8>>);
+
+impl RunArea for Area {
+    fn read(&self, offset: u64, into: &mut [u8]) {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        into.fill(0);
+        let from = usize::try_from(offset).map_or(bytes.len(), |from| from.min(bytes.len()));
+        for (to, byte) in into.iter_mut().zip(&bytes[from..]) {
+            *to = *byte;
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = usize::try_from(offset).map_or(bytes.len(), |from| from.min(bytes.len()));
+        for (byte, from) in bytes[from..].iter_mut().zip(data) {
+            *byte = *from;
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! `KVM_ENABLE_CAP` on a VM.
+
+use std::sync::Arc;
+
+use kvm_ops_uapi::cap;
+use kvm_ops_uapi::checks::enable_cap::{COPY, FLAGS, KNOWN};
+use kvm_ops_uapi::checks::{exit_hypercall, max_vcpu_id};
+use kvm_ops_uapi::vm::{EnableCap, HC_MAP_GPA_RANGE};
+
+use super::{MAX_VCPU_ID, State, Vm, irqchip};
+use crate::refusal::{Result, ensure};
+use crate::{Process, arg, sev};
+
+pub(super) fn enable(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Result<i64> {
+    let args: EnableCap = arg::read(process, argument, COPY)?;
+    ensure(args.flags.get() == 0, FLAGS)?;
+    let value = args.args[0].get();
+    match args.cap.get() {
+        cap::SPLIT_IRQCHIP => irqchip::split(&mut vm.lock(), value),
+        cap::EXIT_HYPERCALL => exit_hypercall(&mut vm.lock(), value),
+        cap::MAX_VCPU_ID => max_vcpu_id(&mut vm.lock(), value),
+        cap::VM_MOVE_ENC_CONTEXT_FROM => sev::move_from(vm, process, value),
+        cap::VM_COPY_ENC_CONTEXT_FROM => sev::copy_from(vm, process, value),
+        _ => Err(KNOWN.into()),
+    }
+}
+
+fn exit_hypercall(state: &mut State, mask: u64) -> Result<i64> {
+    ensure(mask & !(1 << HC_MAP_GPA_RANGE) == 0, exit_hypercall::MASK)?;
+    state.hypercall_exits = mask;
+    Ok(0)
+}
+
+fn max_vcpu_id(state: &mut State, limit: u64) -> Result<i64> {
+    use max_vcpu_id::{BOOT, LIMIT, ONCE};
+    ensure(limit <= MAX_VCPU_ID.into(), LIMIT)?;
+    let limit = limit as u32;
+    ensure(limit >= state.boot_id, BOOT)?;
+    ensure(state.max_vcpu_id.is_none_or(|old| old == limit), ONCE)?;
+    state.max_vcpu_id = Some(limit);
+    Ok(0)
+}

@@ -1,0 +1,52 @@
+//! `KVM_CREATE_VCPU` and the boot vCPU.
+
+use std::sync::Arc;
+
+use kvm_ops_uapi::Errno;
+use kvm_ops_uapi::checks::create_vcpu::{COUNT, DESCRIPTOR, ID, MAX_ID, MEMORY, UNUSED};
+use kvm_ops_uapi::state::mp_state;
+use kvm_ops_uapi::vm::MAX_VCPUS;
+
+use super::{MAX_VCPU_ID, Vm};
+use crate::refusal::{Result, ensure};
+use crate::vcpu::Vcpu;
+use crate::{File, Process};
+
+pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64> {
+    ensure(id < MAX_VCPU_ID.into(), ID)?;
+    let id = id as u32;
+    let mut state = vm.lock();
+    ensure(state.vcpus.len() < MAX_VCPUS as usize, COUNT)?;
+    ensure(!state.vcpus.contains_key(&id), UNUSED)?;
+    ensure(id < state.max_vcpu_id.unwrap_or(MAX_VCPU_ID), MAX_ID)?;
+
+    let starts = !state.irqchip.has_apics() || id == state.boot_id;
+    let starts_as = if starts {
+        mp_state::RUNNABLE
+    } else {
+        mp_state::UNINITIALIZED
+    };
+    let area = process.run_area().map_err(|_| MEMORY)?;
+    let number = process.reserve().map_err(|_| DESCRIPTOR)?;
+    if let Err(refusal) = state.sev.create_vcpu(id) {
+        process.release(number);
+        return Err(refusal);
+    }
+    let vcpu = Arc::new(Vcpu::new(id, starts_as, area));
+    state.vcpus.insert(id, Arc::clone(&vcpu));
+    process.install(number, File::vcpu(Arc::clone(vm), vcpu));
+    Ok(number.into())
+}
+
+/// `KVM_SET_BOOT_CPU_ID`: before the first vCPU.
+pub(super) fn set_boot_id(vm: &Vm, id: u64) -> Result<i64> {
+    let mut state = vm.lock();
+    if !state.vcpus.is_empty() {
+        return Err(Errno::EBUSY.into());
+    }
+    if id >= state.max_vcpu_id.unwrap_or(MAX_VCPU_ID).into() {
+        return Err(Errno::EINVAL.into());
+    }
+    state.boot_id = id as u32;
+    Ok(0)
+}

@@ -1,0 +1,68 @@
+//! guest_memfd: the object. Its pages belong to the file that the caller sees.
+
+use std::sync::Arc;
+
+use kvm_ops_uapi::checks::gmem::{COPY, DESCRIPTOR, FLAGS, SIZE};
+use kvm_ops_uapi::checks::{gmem_fallocate, gmem_mmap};
+use kvm_ops_uapi::memory::{CreateGuestMemfd, gmem_flags};
+
+use super::Vm;
+use crate::refusal::{Result, ensure};
+use crate::{File, Process, arg};
+
+const PAGE: u64 = 4096;
+/// FALLOC_FL_KEEP_SIZE.
+const KEEP_SIZE: i32 = 1;
+/// FALLOC_FL_PUNCH_HOLE.
+const PUNCH_HOLE: i32 = 2;
+
+/// An open guest_memfd. It keeps its VM, and slots do not keep it.
+pub(crate) struct Gmem {
+    vm: Arc<Vm>,
+    size: u64,
+    flags: u64,
+}
+
+impl Gmem {
+    pub(crate) fn vm(&self) -> &Arc<Vm> {
+        &self.vm
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(crate) fn flags(&self) -> u64 {
+        self.flags
+    }
+
+    pub(crate) fn check_mmap(&self, shared: bool) -> Result<()> {
+        ensure(self.flags & gmem_flags::MMAP != 0, gmem_mmap::ALLOWED)?;
+        ensure(shared, gmem_mmap::SHARED)
+    }
+
+    pub(crate) fn check_fallocate(&self, mode: i32, offset: i64, len: i64) -> Result<()> {
+        let known = mode & !(KEEP_SIZE | PUNCH_HOLE) == 0;
+        ensure(known && mode & KEEP_SIZE != 0, gmem_fallocate::MODE)?;
+        let page = PAGE as i64;
+        // Negative numbers and lengths of 0 do not reach a file.
+        let whole = offset >= 0 && len > 0 && offset % page == 0 && len % page == 0;
+        ensure(whole, gmem_fallocate::PAGES)?;
+        let inside = (offset as u64)
+            .checked_add(len as u64)
+            .is_some_and(|end| end <= self.size);
+        ensure(mode & PUNCH_HOLE != 0 || inside, gmem_fallocate::SIZE)
+    }
+}
+
+/// `KVM_CREATE_GUEST_MEMFD`.
+pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Result<i64> {
+    let args: CreateGuestMemfd = arg::read(process, argument, COPY)?;
+    let (size, flags) = (args.size.get(), args.flags.get());
+    ensure(flags & !vm.gmem_flags() == 0, FLAGS)?;
+    ensure(size as i64 > 0 && size.is_multiple_of(PAGE), SIZE)?;
+    let number = process.reserve().map_err(|_| DESCRIPTOR)?;
+    let vm = Arc::clone(vm);
+    process.install(number, File::gmem(Arc::new(Gmem { vm, size, flags })));
+    Ok(number.into())
+}

@@ -1,0 +1,64 @@
+//! Interrupt controllers: which exist. Nothing is delivered, for no guest code runs.
+
+use kvm_ops_uapi::checks::{create_irqchip, split_irqchip};
+use kvm_ops_uapi::vm::{MAX_IRQ_ROUTES, PitConfig};
+use kvm_ops_uapi::{Errno, checks::enable_cap};
+
+use super::{State, Vm};
+use crate::refusal::{Result, ensure};
+use crate::{Process, arg};
+
+#[derive(Default)]
+pub(super) struct Irqchip {
+    kind: Kind,
+    has_pit: bool,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    None,
+    /// Local APICs, I/O APIC and PICs.
+    Full,
+    /// Local APICs.
+    Split,
+}
+
+impl Irqchip {
+    pub(super) fn has_apics(&self) -> bool {
+        self.kind != Kind::None
+    }
+}
+
+/// `KVM_CREATE_IRQCHIP`.
+pub(super) fn create(vm: &Vm) -> Result<i64> {
+    let mut state = vm.lock();
+    ensure(!state.irqchip.has_apics(), create_irqchip::NONE_YET)?;
+    ensure(state.vcpus.is_empty(), create_irqchip::NO_VCPU)?;
+    state.irqchip.kind = Kind::Full;
+    Ok(0)
+}
+
+/// `KVM_CAP_SPLIT_IRQCHIP`.
+pub(super) fn split(state: &mut State, reserved: u64) -> Result<i64> {
+    ensure(reserved <= MAX_IRQ_ROUTES, split_irqchip::GSIS)?;
+    ensure(!state.irqchip.has_apics(), split_irqchip::NONE_YET)?;
+    ensure(state.vcpus.is_empty(), split_irqchip::NO_VCPU)?;
+    state.irqchip.kind = Kind::Split;
+    Ok(0)
+}
+
+/// `KVM_CREATE_PIT2`: once, beside the I/O APIC and PICs.
+pub(super) fn create_pit(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> {
+    let _: PitConfig = arg::read(process, argument, enable_cap::COPY)
+        .map_err(|_| crate::Refusal::from(Errno::EFAULT))?;
+    let mut state = vm.lock();
+    if state.irqchip.has_pit {
+        return Err(Errno::EEXIST.into());
+    }
+    if state.irqchip.kind != Kind::Full {
+        return Err(Errno::ENOENT.into());
+    }
+    state.irqchip.has_pit = true;
+    Ok(0)
+}

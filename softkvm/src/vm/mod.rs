@@ -1,0 +1,216 @@
+//! A VM, and the ioctls of its file.
+
+mod attributes;
+mod caps;
+mod clock;
+mod create_vcpu;
+mod dirty_log;
+mod gmem;
+mod irqchip;
+mod no_ops;
+mod region;
+mod slots;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ops::Privacy;
+use kvm_ops_mmu::Attributes;
+use kvm_ops_uapi::checks::any;
+use kvm_ops_uapi::ioctl::{self, Ioctl};
+use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, gmem_flags};
+use kvm_ops_uapi::system::vm_type;
+use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
+
+pub(crate) use gmem::Gmem;
+pub(crate) use slots::{Slot, Slots};
+
+use crate::refusal::Result;
+use crate::sev::Sev;
+use crate::system::capabilities;
+use crate::vcpu::Vcpu;
+use crate::{AddressSpace, Kernel, Process, sev};
+use irqchip::Irqchip;
+
+/// Numbers of vCPUs end here.
+pub(crate) const MAX_VCPU_ID: u32 = MAX_VCPUS * VCPU_ID_RATIO;
+
+/// A VM. It lives as long as one of its files.
+pub(crate) struct Vm {
+    kernel: Kernel,
+    kind: u64,
+    creator: AddressSpace,
+    /// The context moved away: every call answers EIO.
+    dead: AtomicBool,
+    /// A MOVE or COPY holds the VM.
+    claimed: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// What the VM's lock guards.
+pub(crate) struct State {
+    pub(crate) sev: Sev,
+    pub(crate) vcpus: BTreeMap<u32, Arc<Vcpu>>,
+    pub(crate) slots: Slots,
+    attributes: Attributes,
+    irqchip: Irqchip,
+    boot_id: u32,
+    max_vcpu_id: Option<u32>,
+    hypercall_exits: u64,
+    clock: clock::Clock,
+}
+
+impl Vm {
+    pub(crate) fn new(kernel: Kernel, kind: u64, creator: AddressSpace) -> Arc<Self> {
+        tracing::debug!(kind, "VM created");
+        Arc::new(Self {
+            kernel,
+            kind,
+            creator,
+            dead: AtomicBool::new(false),
+            claimed: AtomicBool::new(false),
+            state: Mutex::new(State {
+                sev: Sev::default(),
+                vcpus: BTreeMap::new(),
+                slots: Slots::default(),
+                attributes: Attributes::new(Privacy::Shared),
+                irqchip: Irqchip::default(),
+                boot_id: 0,
+                max_vcpu_id: None,
+                hypercall_exits: 0,
+                clock: clock::Clock::default(),
+            }),
+        })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    pub(crate) fn kind(&self) -> u64 {
+        self.kind
+    }
+
+    pub(crate) fn creator(&self) -> AddressSpace {
+        self.creator
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn die(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+
+    /// Claims the VM for a MOVE or COPY. `None` if another has it.
+    pub(crate) fn claim(&self) -> Option<Claim<'_>> {
+        let was = self.claimed.swap(true, Ordering::AcqRel);
+        // Not `then_some`: a claim that is made in vain ends the other's.
+        (!was).then(|| Claim(self))
+    }
+
+    pub(crate) fn has_private_memory(&self) -> bool {
+        matches!(
+            self.kind,
+            vm_type::SW_PROTECTED | vm_type::SNP | vm_type::TDX
+        )
+    }
+
+    /// Registers of the guest are its secret, by the VM's type.
+    pub(crate) fn has_protected_state(&self) -> bool {
+        matches!(self.kind, vm_type::SEV_ES | vm_type::SNP | vm_type::TDX)
+    }
+
+    pub(crate) fn supported_attributes(&self) -> u64 {
+        if self.has_private_memory() {
+            ATTRIBUTE_PRIVATE
+        } else {
+            0
+        }
+    }
+
+    pub(crate) fn gmem_flags(&self) -> u64 {
+        match self.has_private_memory() {
+            true => gmem_flags::MMAP,
+            false => gmem_flags::MMAP | gmem_flags::INIT_SHARED,
+        }
+    }
+
+    /// Address spaces for slots: the second is that of SMM.
+    pub(crate) fn address_spaces(&self) -> u32 {
+        if self.has_private_memory() { 1 } else { 2 }
+    }
+}
+
+impl State {
+    /// Where the attribute of a frame says that it is private.
+    pub(crate) fn is_private(&self, gfn: u64) -> bool {
+        self.attributes.get(kvm_ops::Gfn::new(gfn)) == Privacy::Private
+    }
+}
+
+/// The VM is in a MOVE or COPY as long as this lives.
+pub(crate) struct Claim<'a>(&'a Vm);
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.0.claimed.store(false, Ordering::Release);
+    }
+}
+
+pub(crate) fn ioctl(
+    vm: &Arc<Vm>,
+    process: &dyn Process,
+    ioctl: Option<Ioctl>,
+    argument: u64,
+) -> Result<i64> {
+    match ioctl.ok_or(any::KNOWN_ON_VM)? {
+        ioctl::KVM_CHECK_EXTENSION => Ok(capabilities::of_vm(vm, argument)),
+        ioctl::KVM_CREATE_VCPU => create_vcpu::create(vm, process, argument),
+        ioctl::KVM_SET_USER_MEMORY_REGION => region::set_old(vm, process, argument),
+        ioctl::KVM_SET_USER_MEMORY_REGION2 => region::set(vm, process, argument),
+        ioctl::KVM_GET_DIRTY_LOG => dirty_log::get(vm, process, argument),
+        ioctl::KVM_CREATE_GUEST_MEMFD => gmem::create(vm, process, argument),
+        ioctl::KVM_SET_MEMORY_ATTRIBUTES => attributes::set(vm, process, argument),
+        ioctl::KVM_ENABLE_CAP => caps::enable(vm, process, argument),
+        ioctl::KVM_CREATE_IRQCHIP => irqchip::create(vm),
+        ioctl::KVM_CREATE_PIT2 => irqchip::create_pit(vm, process, argument),
+        ioctl::KVM_SET_BOOT_CPU_ID => create_vcpu::set_boot_id(vm, argument),
+        ioctl::KVM_SET_TSS_ADDR => no_ops::set_tss_addr(argument),
+        ioctl::KVM_SET_IDENTITY_MAP_ADDR => no_ops::set_identity_map(vm, process, argument),
+        ioctl::KVM_SET_NR_MMU_PAGES => no_ops::set_nr_mmu_pages(argument),
+        ioctl::KVM_GET_CLOCK => clock::get(vm, process, argument),
+        ioctl::KVM_SET_CLOCK => clock::set(vm, process, argument),
+        ioctl::KVM_GET_TSC_KHZ => Ok(vm.lock().clock.tsc_khz().into()),
+        ioctl::KVM_SET_TSC_KHZ => clock::set_tsc_khz(vm, argument),
+        ioctl::KVM_MEMORY_ENCRYPT_OP => sev::command(vm, process, argument),
+        ioctl::KVM_MEMORY_ENCRYPT_REG_REGION => sev::register(vm, process, argument),
+        ioctl::KVM_MEMORY_ENCRYPT_UNREG_REGION => sev::unregister(vm, process, argument),
+        _ => Err(any::KNOWN_ON_VM.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvm_ops::Vendor;
+    use kvm_ops::sim::SimHost;
+
+    #[test]
+    fn a_claim_that_is_refused_leaves_the_other_standing() {
+        let kernel = Kernel::new(SimHost::new(Vendor::Intel));
+        let vm = Vm::new(kernel, vm_type::DEFAULT, AddressSpace(1));
+        let claim = vm.claim();
+        assert!(claim.is_some());
+        assert!(vm.claim().is_none());
+        assert!(vm.claim().is_none(), "the first one stands");
+        drop(claim);
+        assert!(vm.claim().is_some());
+    }
+}

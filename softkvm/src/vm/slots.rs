@@ -1,0 +1,192 @@
+//! The slots of a VM, in each of its address spaces.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use kvm_ops_uapi::memory::slot_flags;
+
+use super::Gmem;
+
+const PAGE: u64 = 4096;
+
+/// A slot. Its range is whole pages, not empty, and does not wrap.
+#[derive(Clone)]
+pub(crate) struct Slot {
+    pub(crate) flags: u32,
+    pub(crate) gpa: u64,
+    pub(crate) size: u64,
+    pub(crate) hva: u64,
+    pub(crate) file: Option<Binding>,
+}
+
+/// A range of a guest_memfd behind a slot. The slot does not keep the file.
+#[derive(Clone)]
+pub(crate) struct Binding {
+    file: Weak<Gmem>,
+    offset: u64,
+    size: u64,
+}
+
+impl Slot {
+    /// Bytes after the last one.
+    fn end(&self) -> u64 {
+        self.gpa + (self.size - 1)
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.size / PAGE
+    }
+
+    pub(crate) fn logs_dirty(&self) -> bool {
+        self.flags & slot_flags::LOG_DIRTY_PAGES != 0
+    }
+
+    /// The user address behind a guest address of the slot.
+    pub(crate) fn user_address(&self, gpa: u64) -> u64 {
+        self.hva.wrapping_add(gpa - self.gpa)
+    }
+}
+
+impl Binding {
+    pub(crate) fn new(file: &Arc<Gmem>, offset: u64, size: u64) -> Self {
+        Self {
+            file: Arc::downgrade(file),
+            offset,
+            size,
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.file.strong_count() != 0
+    }
+
+    /// True if both name a byte of one open file.
+    fn meets(&self, other: &Self) -> bool {
+        self.is_open()
+            && Weak::ptr_eq(&self.file, &other.file)
+            && self.offset < other.offset + other.size
+            && other.offset < self.offset + self.size
+    }
+}
+
+/// Slots by number, and by place.
+#[derive(Default)]
+pub(crate) struct Slots {
+    by_number: BTreeMap<u32, Slot>,
+    /// Address space and first address, to the slot's number.
+    by_place: BTreeMap<(u32, u64), u32>,
+}
+
+/// The address space in a slot's number.
+pub(crate) const fn space(number: u32) -> u32 {
+    number >> 16
+}
+
+impl Slots {
+    pub(crate) fn get(&self, number: u32) -> Option<&Slot> {
+        self.by_number.get(&number)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        self.by_number.iter().map(|(number, slot)| (*number, slot))
+    }
+
+    pub(crate) fn insert(&mut self, number: u32, slot: Slot) {
+        self.remove(number);
+        self.by_place.insert((space(number), slot.gpa), number);
+        self.by_number.insert(number, slot);
+    }
+
+    pub(crate) fn remove(&mut self, number: u32) -> Option<Slot> {
+        let slot = self.by_number.remove(&number)?;
+        self.by_place.remove(&(space(number), slot.gpa));
+        Some(slot)
+    }
+
+    /// The slot that holds an address.
+    pub(crate) fn at(&self, space: u32, gpa: u64) -> Option<&Slot> {
+        let below = self.by_place.range((space, 0)..=(space, gpa));
+        let (_, number) = below.last()?;
+        self.get(*number).filter(|slot| gpa <= slot.end())
+    }
+
+    /// True if another slot of the address space has an address in the range.
+    pub(crate) fn overlaps(&self, number: u32, gpa: u64, size: u64) -> bool {
+        let space = space(number);
+        let last = gpa + (size - 1);
+        let below = self.by_place.range((space, 0)..=(space, last)).rev();
+        // Slots do not overlap, so of those that begin in front of the range only the nearest, which
+        // may be the slot itself, can reach into it.
+        below
+            .filter(|(_, other)| **other != number)
+            .take(1)
+            .any(|(_, other)| self.by_number[other].end() >= gpa)
+    }
+
+    /// True if a slot uses part of the same range of a file.
+    pub(crate) fn uses(&self, binding: &Binding) -> bool {
+        let mut bindings = self
+            .by_number
+            .values()
+            .filter_map(|slot| slot.file.as_ref());
+        bindings.any(|other| other.meets(binding))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(gpa: u64, pages: u64) -> Slot {
+        Slot {
+            flags: 0,
+            gpa,
+            size: pages * PAGE,
+            hva: 0x10_0000,
+            file: None,
+        }
+    }
+
+    /// Every placement of a range among two slots, against the definition.
+    #[test]
+    fn overlap_is_that_of_ranges() {
+        let mut slots = Slots::default();
+        slots.insert(1, slot(2 * PAGE, 2));
+        slots.insert(2, slot(6 * PAGE, 1));
+        slots.insert(1 << 16 | 1, slot(0, 16));
+        let taken = [2, 3, 6];
+        for number in [1, 2, 3] {
+            for first in 0..10 {
+                for pages in 1..6 {
+                    let own = |page: &u64| match number {
+                        1 => [2, 3].contains(page),
+                        2 => *page == 6,
+                        _ => false,
+                    };
+                    let mut range = first..first + pages;
+                    let expected = range.any(|page| taken.contains(&page) && !own(&page));
+                    let found = slots.overlaps(number, first * PAGE, pages * PAGE);
+                    assert_eq!(found, expected, "slot {number}: {first} + {pages}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_is_found_by_each_of_its_addresses() {
+        let mut slots = Slots::default();
+        slots.insert(7, slot(!0 - (4 * PAGE - 1), 4));
+        assert!(
+            slots.at(0, !0).is_some(),
+            "the last byte of the address space"
+        );
+        assert!(slots.at(0, !0 - 4 * PAGE).is_none());
+        assert!(slots.at(1, !0).is_none());
+        assert_eq!(
+            slots.at(0, !0).unwrap().user_address(!0),
+            0x10_0000 + 4 * PAGE - 1
+        );
+        slots.remove(7);
+        assert!(slots.at(0, !0).is_none());
+    }
+}
