@@ -4,12 +4,18 @@ mod common;
 mod migrate_support;
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
+use common::TestHost;
 use common::audit::mirror_equals_secure_ept;
-use kvm_ops_core::{Error, Field, Gfn, Privacy, Step, VcpuOps, VmOps};
-use kvm_ops_tdx::migrate::MAX_STREAMS;
+use kvm_ops_core::guest::Script;
+use kvm_ops_core::{
+    Answer, Backend, Error, Exit, Field, Gfn, Privacy, Step, VcpuId, VcpuOps, VmOps,
+};
+use kvm_ops_tdx::migrate::{ExitState, MAX_STREAMS};
 use migrate_support::{PAGES, Pair, carry, finish, machine, private_pages, round};
 use proptest::prelude::*;
+use soft_tdx_module::{GuestOp, Outcome as ModuleOutcome, PageSize, PageType};
 
 /// Everything of a TD that must be the same before and after, as the module's tables have it.
 fn identity(pair: &Pair, side: usize) -> impl PartialEq + std::fmt::Debug + use<> {
@@ -299,6 +305,76 @@ fn a_guest_on_its_own_thread_writes_until_it_is_stopped_and_loses_nothing() {
         "{before} then {first}"
     );
     pair.destroy();
+}
+
+/// TDG.VP.VMCALL for an instruction: its exit reason.
+const IO: u64 = 30;
+
+/// The TDVPR page of a TD with one vCPU.
+fn tdvpr(host: &TestHost, tdr: u64) -> u64 {
+    let is_tdvpr = |page: &u64| {
+        let view = host.platform().page(*page, PageSize::Size4K).unwrap();
+        view.page_type == PageType::Tdvpr && view.owner == tdr
+    };
+    let mut pages = host.ever_taken().into_iter().map(|page| page.get() << 12);
+    pages.find(is_tdvpr).unwrap()
+}
+
+#[test]
+fn the_answer_to_an_exit_follows_the_guest_to_its_target() {
+    for carried in [true, false] {
+        let mut pair = Pair::on_two(false);
+        let vcpu = &mut pair.vcpus[0];
+        let program = Script::new().hypercall(42, [0; 4]).halt();
+        vcpu.programs()
+            .unwrap()
+            .load_program(Box::new(program))
+            .unwrap();
+        assert!(matches!(
+            vcpu.vcpu_run().unwrap(),
+            Exit::Hypercall { nr: 42, .. }
+        ));
+        vcpu.answer(Answer::Value(5)).unwrap();
+        assert!(matches!(vcpu.exit_state(), Err(Error::WrongState(_))));
+        let mut from = pair.source.outgoing(1).unwrap();
+        let mut to = pair.target.incoming(1).unwrap();
+        carry(&mut to, from.begin().unwrap()).unwrap();
+        finish(&mut from, &mut to).unwrap();
+        let state = vcpu.exit_state().unwrap();
+        assert_eq!(
+            vcpu.exit_state().unwrap(),
+            state,
+            "it is asked for as often as wanted"
+        );
+        assert_eq!(ExitState::decode(&state.encode()), Ok(state));
+        to.own().unwrap();
+        from.leave().unwrap();
+        drop((from, to));
+        let mut arrived = pair.target.create_vcpu(VcpuId(0)).unwrap();
+        if carried {
+            arrived.set_exit_state(&state).unwrap();
+        }
+        // The registers with which the guest comes out of its TDCALL.
+        let tdr = pair.target.tdr().unwrap().get();
+        let at_start = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&at_start);
+        let platform = pair.hosts[1].platform();
+        platform.set_guest(tdvpr(&pair.hosts[1], tdr), move |last: &ModuleOutcome| {
+            if let ModuleOutcome::Start(regs) = last {
+                *seen.lock().unwrap() = Some(regs.r10);
+            }
+            GuestOp::vmcall(IO, [1, 1, 0x80, 0])
+        });
+        assert!(matches!(arrived.vcpu_run().unwrap(), Exit::IoOut { .. }));
+        let answer = if carried { 5 } else { 0 };
+        assert_eq!(*at_start.lock().unwrap(), Some(answer));
+        assert!(matches!(
+            arrived.set_exit_state(&state),
+            Err(Error::WrongState(_))
+        ));
+        drop(arrived);
+        pair.destroy();
+    }
 }
 
 /// A step of a history: the guest writes, a bundle travels, a round ends.

@@ -5,8 +5,8 @@
 
 use kvm_ops::{Gfn, Result, Tech, VcpuId};
 
-use crate::layout::{FrameSet, Layout};
 use crate::packet::{PAGE, Packet, PlatformCerts, SessionStart};
+use kvm_ops_wire::{FrameSet, Layout};
 
 /// The facts on which a target accepts or refuses a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

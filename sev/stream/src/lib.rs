@@ -6,25 +6,26 @@
 extern crate alloc;
 extern crate kvm_ops_core as kvm_ops;
 
-mod deadline;
 mod ends;
-mod error;
 mod frame;
-mod layout;
 mod packet;
-mod progress;
 mod receiver;
 mod record;
-mod seal;
 mod sender;
 
-pub use deadline::Deadline;
 pub use ends::{FrameContent, MigrateSource, MigrateTarget, Shape, VcpuContent};
-pub use error::{FrameError, MigrateError, ProtocolError, Reason, Refusal};
 pub use frame::MAX_BLOB;
-pub use layout::{FrameSet, Layout};
+pub use kvm_ops_wire::{
+    Deadline, Flow, FrameError, FrameSet, Layout, MigrateError, Owner, Phase, Progress,
+    ProtocolError, Reason, Refusal, StreamKey,
+};
 pub use packet::{PACKET_HEADER, PAGE, Packet, PlatformCerts, SessionStart};
-pub use progress::{Flow, Owner, Phase, Progress};
 pub use receiver::{ReceiveLimits, Receiver};
-pub use seal::StreamKey;
 pub use sender::{SendLimits, Sender};
+
+pub(crate) type Result<T> = core::result::Result<T, MigrateError>;
+
+/// Names the operation that failed.
+pub(crate) fn at<T>(operation: &'static str, result: kvm_ops::Result<T>) -> Result<T> {
+    MigrateError::at(operation, result)
+}

@@ -8,13 +8,14 @@ use embedded_io::{Read, Write};
 use kvm_ops::{Gfn, VcpuId};
 
 use crate::ends::{MigrateTarget, Shape, VcpuContent};
-use crate::error::{MigrateError, ProtocolError, Reason, Refusal, Result, at};
 use crate::frame::{Kind, Wire};
-use crate::layout::FrameSet;
 use crate::packet::Packet;
-use crate::progress::{Flow, Phase, Progress};
 use crate::record::{self, SessionId, TargetState};
-use crate::seal::{Challenge, Direction, Seal, StreamKey};
+use crate::{Result, at};
+use kvm_ops_wire::{
+    Challenge, Direction, Flow, FrameSet, MigrateError, Phase, Progress, ProtocolError, Reason,
+    Refusal, Seal, StreamKey,
+};
 
 /// Pages between two calls of the watcher.
 const PAGES_BETWEEN_REPORTS: u64 = 256;
@@ -142,13 +143,11 @@ impl<T: MigrateTarget> Receiver<T> {
 
     /// The progress so far.
     pub fn progress(&self) -> Progress {
-        Progress {
-            phase: self.phase,
-            round: self.round,
-            pages: self.pages,
-            left: 0,
-            bytes: self.bytes,
-        }
+        let mut progress = Progress::new(self.phase);
+        progress.round = self.round;
+        progress.pages = self.pages;
+        progress.bytes = self.bytes;
+        progress
     }
 
     /// The target.
@@ -186,7 +185,7 @@ impl<T: MigrateTarget> Receiver<T> {
                 );
                 if !silent {
                     let refusal = record::refusal_of(&error);
-                    let _ = wire.send(Kind::Refuse, self.due(), &[&record::refuse(refusal)]);
+                    let _ = wire.send(Kind::Refuse, self.due(), &[&refusal.encode()]);
                     let _ = wire.flush();
                 }
                 Err(error)
@@ -306,7 +305,7 @@ impl<T: MigrateTarget> Receiver<T> {
                     reason: Reason::Host,
                     status: 0,
                 };
-                let _ = wire.send(Kind::Refuse, self.due(), &[&record::refuse(refusal)]);
+                let _ = wire.send(Kind::Refuse, self.due(), &[&refusal.encode()]);
                 let _ = wire.flush();
                 return Err(MigrateError::Cancelled);
             }
@@ -347,7 +346,7 @@ impl<T: MigrateTarget> Receiver<T> {
                         reason: Reason::Shape,
                         status: error.errno() as u64,
                     };
-                    wire.send(Kind::Refuse, 0, &[&record::refuse(refusal)])?;
+                    wire.send(Kind::Refuse, 0, &[&refusal.encode()])?;
                     wire.flush()?;
                     // The peer has the reason.
                     return Err(MigrateError::Refused(refusal));
@@ -391,7 +390,7 @@ impl<T: MigrateTarget> Receiver<T> {
         payload: &[u8],
     ) -> Result<()> {
         wire.send(kind, self.due(), &[payload])?;
-        wire.flush()
+        Ok(wire.flush()?)
     }
 
     fn check(&self, gfn: Gfn) -> Result<()> {

@@ -2,67 +2,16 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Gfn, Tech};
+use kvm_ops::{Gfn, Tech};
 
+use crate::Result;
 use crate::ends::{Shape, VcpuContent};
-use crate::error::{MigrateError, ProtocolError, Reason, Refusal, Result};
 use crate::frame::MAX_BLOB;
-use crate::layout::Layout;
 use crate::packet::{PACKET_HEADER, PAGE, Packet, PlatformCerts, SessionStart};
-use crate::seal::Challenge;
+use kvm_ops_wire::{Challenge, Fields, MigrateError, ProtocolError, Reason, Refusal};
 
 /// A session's name: 128 random bits.
 pub(crate) type SessionId = [u8; 16];
-
-/// Takes a payload apart, front to back.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn bytes(&mut self, len: usize) -> Result<&'a [u8]> {
-        if len > self.0.len() {
-            return Err(ProtocolError::Field("payload length").into());
-        }
-        let (head, tail) = self.0.split_at(len);
-        self.0 = tail;
-        Ok(head)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let mut out = [0; N];
-        out.copy_from_slice(self.bytes(N)?);
-        Ok(out)
-    }
-
-    fn u8(&mut self) -> Result<u8> {
-        self.array::<1>().map(|[byte]| byte)
-    }
-
-    fn u16(&mut self) -> Result<u16> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn blob(&mut self, len: u32) -> Result<Vec<u8>> {
-        if len as usize > MAX_BLOB {
-            return Err(ProtocolError::Field("blob length").into());
-        }
-        self.bytes(len as usize).map(Vec::from)
-    }
-
-    fn end(self) -> Result<()> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        Err(ProtocolError::Field("payload length").into())
-    }
-}
 
 const SEV: u8 = 1;
 const SEV_ES: u8 = 2;
@@ -73,24 +22,19 @@ pub(crate) fn hello(session: &SessionId, link: u64, shape: &Shape) -> Result<Vec
         Tech::SevEs => SEV_ES,
         _ => return Err(ProtocolError::Field("technology").into()),
     };
-    let ranges = shape.layout.ranges();
-    let mut out = Vec::with_capacity(35 + 16 * ranges.len());
+    let mut out = Vec::new();
     out.extend_from_slice(session);
     out.extend_from_slice(&link.to_le_bytes());
     out.push(tech);
     out.extend_from_slice(&shape.policy.to_le_bytes());
     out.extend_from_slice(&shape.vcpus.to_le_bytes());
-    out.extend_from_slice(&(ranges.len() as u16).to_le_bytes());
-    for (first, pages) in ranges {
-        out.extend_from_slice(&first.get().to_le_bytes());
-        out.extend_from_slice(&pages.to_le_bytes());
-    }
+    shape.layout.encode(&mut out);
     Ok(out)
 }
 
 /// The shape of a Hello, behind what [`parse_session`] takes.
 pub(crate) fn parse_hello(payload: &[u8]) -> Result<Shape> {
-    let mut fields = Fields(payload);
+    let mut fields = Fields::of(payload);
     fields.bytes(16 + 8)?;
     let tech = match fields.u8()? {
         SEV => Tech::Sev,
@@ -101,13 +45,8 @@ pub(crate) fn parse_hello(payload: &[u8]) -> Result<Shape> {
     if vcpus > kvm_ops::MAX_VCPUS {
         return Err(ProtocolError::Field("number of vCPUs").into());
     }
-    let count = fields.u16()?;
-    let mut ranges = Vec::new();
-    for _ in 0..count {
-        ranges.push((Gfn::new(fields.u64()?), fields.u64()?));
-    }
+    let layout = fields.layout()?;
     fields.end()?;
-    let layout = Layout::new(ranges).map_err(|_| ProtocolError::Field("memory layout"))?;
     Ok(Shape {
         tech,
         policy,
@@ -118,8 +57,15 @@ pub(crate) fn parse_hello(payload: &[u8]) -> Result<Shape> {
 
 /// The session and the number of the link, with which Hello and Resume begin.
 pub(crate) fn parse_session(payload: &[u8]) -> Result<(SessionId, u64)> {
-    let mut fields = Fields(payload);
+    let mut fields = Fields::of(payload);
     Ok((fields.array()?, fields.u64()?))
+}
+
+fn blob(fields: &mut Fields<'_>, len: u32) -> Result<Vec<u8>> {
+    if len as usize > MAX_BLOB {
+        return Err(ProtocolError::Field("blob length").into());
+    }
+    Ok(fields.bytes(len as usize)?.to_vec())
 }
 
 /// Lengths first, then the blobs.
@@ -139,13 +85,13 @@ pub(crate) fn offer(challenge: &Challenge, certs: &PlatformCerts) -> Vec<u8> {
 }
 
 pub(crate) fn parse_offer(payload: &[u8]) -> Result<(Challenge, PlatformCerts)> {
-    let mut fields = Fields(payload);
+    let mut fields = Fields::of(payload);
     let challenge = fields.array()?;
     let (pdh, chain, vendor) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let certs = PlatformCerts {
-        pdh: fields.blob(pdh)?,
-        chain: fields.blob(chain)?,
-        vendor: fields.blob(vendor)?,
+        pdh: blob(&mut fields, pdh)?,
+        chain: blob(&mut fields, chain)?,
+        vendor: blob(&mut fields, vendor)?,
     };
     fields.end()?;
     Ok((challenge, certs))
@@ -156,12 +102,12 @@ pub(crate) fn start(start: &SessionStart) -> Vec<u8> {
 }
 
 pub(crate) fn parse_start(payload: &[u8]) -> Result<SessionStart> {
-    let mut fields = Fields(payload);
+    let mut fields = Fields::of(payload);
     let (policy, pdh, session) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let start = SessionStart {
         policy,
-        pdh: fields.blob(pdh)?,
-        session: fields.blob(session)?,
+        pdh: blob(&mut fields, pdh)?,
+        session: blob(&mut fields, session)?,
     };
     fields.end()?;
     Ok(start)
@@ -180,7 +126,7 @@ pub(crate) enum TargetState {
 }
 
 pub(crate) fn parse_ready(payload: &[u8]) -> Result<(TargetState, Challenge)> {
-    let mut fields = Fields(payload);
+    let mut fields = Fields::of(payload);
     let state = match fields.u8()? {
         1 => TargetState::Receiving,
         2 => TargetState::Prepared,
@@ -197,7 +143,7 @@ fn packet_into(fields: &mut Fields<'_>, packet: &mut Packet) -> Result<()> {
 }
 
 pub(crate) fn parse_private(payload: &[u8], packet: &mut Packet) -> Result<Gfn> {
-    let mut fields = Fields(payload);
+    let mut fields = Fields::of(payload);
     let gfn = fields.u64()?;
     packet_into(&mut fields, packet)?;
     fields.end()?;
@@ -206,9 +152,9 @@ pub(crate) fn parse_private(payload: &[u8], packet: &mut Packet) -> Result<Gfn> 
 
 /// Returns the frame, and whether it has data, which is then in the packet.
 pub(crate) fn parse_shared(payload: &[u8], packet: &mut Packet) -> Result<(Gfn, bool)> {
-    let mut fields = Fields(payload);
+    let mut fields = Fields::of(payload);
     let gfn = Gfn::new(fields.u64()?);
-    if fields.0.is_empty() {
+    if fields.rest().is_empty() {
         return Ok((gfn, false));
     }
     packet.data.copy_from_slice(fields.bytes(PAGE)?);
@@ -217,7 +163,7 @@ pub(crate) fn parse_shared(payload: &[u8], packet: &mut Packet) -> Result<(Gfn, 
 }
 
 pub(crate) fn parse_absent(payload: &[u8]) -> Result<Gfn> {
-    let mut fields = Fields(payload);
+    let mut fields = Fields::of(payload);
     let gfn = fields.u64()?;
     fields.end()?;
     Ok(Gfn::new(gfn))
@@ -238,15 +184,16 @@ pub(crate) fn vcpu_head(vcpu: u32, content: VcpuContent) -> [u8; 5] {
 }
 
 pub(crate) fn parse_vcpu(payload: &[u8], packet: &mut Packet) -> Result<(u32, VcpuContent)> {
-    let mut fields = Fields(payload);
+    let mut fields = Fields::of(payload);
     let vcpu = fields.u32()?;
     match fields.u8()? {
         CLEAR => {
-            let len = fields.0.len();
+            let rest = fields.rest();
+            let len = rest.len();
             if len > PAGE {
                 return Err(ProtocolError::Field("payload length").into());
             }
-            packet.data[..len].copy_from_slice(fields.0);
+            packet.data[..len].copy_from_slice(rest);
             Ok((vcpu, VcpuContent::Clear(len)))
         }
         VMSA => {
@@ -258,36 +205,12 @@ pub(crate) fn parse_vcpu(payload: &[u8], packet: &mut Packet) -> Result<(u32, Vc
     }
 }
 
-pub(crate) fn refuse(refusal: Refusal) -> [u8; 10] {
-    let mut out = [0; 10];
-    out[..2].copy_from_slice(&(refusal.reason as u16).to_le_bytes());
-    out[2..].copy_from_slice(&refusal.status.to_le_bytes());
-    out
-}
-
-pub(crate) fn parse_refuse(payload: &[u8]) -> Result<Refusal> {
-    let mut fields = Fields(payload);
-    let reason =
-        Reason::from_wire(fields.u16()?).ok_or(ProtocolError::Field("reason of a refusal"))?;
-    let status = fields.u64()?;
-    fields.end()?;
-    Ok(Refusal { reason, status })
-}
-
 /// The refusal that tells the peer of an error here.
 pub(crate) fn refusal_of(error: &MigrateError) -> Refusal {
-    let (reason, status) = match error {
+    let mut refusal = Refusal::of(error);
+    if refusal.reason == Reason::Firmware {
         // The status of the command is the low half of the word.
-        MigrateError::Failed { error, .. } => match error {
-            Error::Firmware(word) => (Reason::Firmware, word & 0xffff_ffff),
-            error => (Reason::Host, error.errno() as u64),
-        },
-        MigrateError::Protocol(ProtocolError::Session) => (Reason::Session, 0),
-        MigrateError::Protocol(
-            ProtocolError::Incomplete { .. } | ProtocolError::TooManyRecords,
-        ) => (Reason::Limits, 0),
-        MigrateError::WrongPhase => (Reason::Busy, 0),
-        _ => (Reason::Damaged, 0),
-    };
-    Refusal { reason, status }
+        refusal.status &= 0xffff_ffff;
+    }
+    refusal
 }

@@ -7,13 +7,14 @@ use embedded_io::{Read, Write};
 use kvm_ops::{Gfn, VcpuId};
 
 use crate::ends::{FrameContent, MigrateSource, VcpuContent};
-use crate::error::{MigrateError, ProtocolError, Result, at};
 use crate::frame::{Kind, Wire};
-use crate::layout::FrameSet;
 use crate::packet::Packet;
-use crate::progress::{Flow, Phase, Progress};
 use crate::record::{self, SessionId, TargetState};
-use crate::seal::{Challenge, Direction, Seal, StreamKey};
+use crate::{Result, at};
+use kvm_ops_wire::{
+    Challenge, Direction, Flow, FrameSet, MigrateError, Phase, Progress, ProtocolError, Refusal,
+    Seal, StreamKey,
+};
 
 /// When the sender stops the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +128,7 @@ impl<S: MigrateSource> Sender<S> {
         let link = self.links.to_le_bytes();
         wire.send(Kind::Resume, self.next, &[&self.session, &link])?;
         self.bind(wire, &[0; 24]);
-        wire.flush()
+        Ok(wire.flush()?)
     }
 
     fn bind<L: Read + Write>(&self, wire: &mut Wire<'_, L>, challenge: &Challenge) {
@@ -136,13 +137,12 @@ impl<S: MigrateSource> Sender<S> {
 
     /// The progress so far.
     pub fn progress(&self) -> Progress {
-        Progress {
-            phase: self.phase,
-            round: self.round,
-            pages: self.pages,
-            left: self.pending.len(),
-            bytes: self.bytes,
-        }
+        let mut progress = Progress::new(self.phase);
+        progress.round = self.round;
+        progress.pages = self.pages;
+        progress.left = self.pending.len();
+        progress.bytes = self.bytes;
+        progress
     }
 
     /// The source.
@@ -384,13 +384,14 @@ impl<S: MigrateSource> Run<'_, S> {
         sender.pages += 1;
         let Packet { header, data } = &*sender.packet;
         match content {
-            FrameContent::Private => wire.send(Kind::Private, index, &[&number, header, data]),
+            FrameContent::Private => wire.send(Kind::Private, index, &[&number, header, data])?,
             FrameContent::Shared if data.iter().all(|byte| *byte == 0) => {
-                wire.send(Kind::Shared, index, &[&number])
+                wire.send(Kind::Shared, index, &[&number])?;
             }
-            FrameContent::Shared => wire.send(Kind::Shared, index, &[&number, data]),
-            FrameContent::Absent => wire.send(Kind::Absent, index, &[&number]),
+            FrameContent::Shared => wire.send(Kind::Shared, index, &[&number, data])?,
+            FrameContent::Absent => wire.send(Kind::Absent, index, &[&number])?,
         }
+        Ok(())
     }
 
     fn prepare<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>) -> Result<()> {
@@ -467,7 +468,7 @@ fn expect<'w, L: Read + Write>(
 /// A target may refuse in place of any answer.
 fn expected(kind: Kind, payload: &[u8], due: Kind) -> Result<&[u8]> {
     match kind {
-        Kind::Refuse => Err(MigrateError::Refused(record::parse_refuse(payload)?)),
+        Kind::Refuse => Err(MigrateError::Refused(Refusal::decode(payload)?)),
         kind if kind == due => Ok(payload),
         kind => Err(ProtocolError::Unexpected(kind as u8).into()),
     }

@@ -3,15 +3,15 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Field, Host, Level, Page, PrivateSpte, Result, SpteChange};
-use kvm_ops_mmu::{MirrorHooks, Removal};
+use kvm_ops::{Error, Field, Gfn, Host, Level, Page, PrivateSpte, Result, SpteChange};
+use kvm_ops_mmu::{Mapped, MirrorHooks, Removal};
 
 use super::bundle::Bundle;
 use super::entry::{Entry, NO_PAGE, Operation};
 use super::lane::Lane;
 use crate::Leaf;
 use crate::seamcall::Failed;
-use crate::td::{Private, Td};
+use crate::td::{PATIENCE, Private, Td};
 
 /// Changes of the Secure-EPT that TDH.IMPORT.MEM has made already: pages come in, nothing else does.
 struct Adopted<'a, H: Host>(&'a Td<H>);
@@ -113,14 +113,7 @@ impl<H: Host> Td<H> {
         }
         let found = private.mirror.lookup(gfn);
         match (entry.operation(), found.entry) {
-            (Operation::Migrate, PrivateSpte::Absent) => {
-                let no_page = || Err(TABLES_ONLY);
-                match private.mirror.map(self, gfn, Level::Size4K, no_page) {
-                    Err(TABLES_ONLY) => Ok(()),
-                    Err(error) => Err(error),
-                    Ok(_) => foreign,
-                }
-            }
+            (Operation::Migrate, PrivateSpte::Absent) => self.add_tables(private, gfn),
             (Operation::Remigrate, PrivateSpte::Mapped(_)) if found.level == Level::Size4K => {
                 Ok(())
             }
@@ -128,6 +121,22 @@ impl<H: Host> Td<H> {
             (Operation::Nop, _) => Ok(()),
             _ => foreign,
         }
+    }
+
+    /// Adds the tables above a frame that is not mapped. Unlike a fault it has no guest that would try
+    /// again, so it waits for locks.
+    fn add_tables(&self, private: &Private, gfn: Gfn) -> Result<()> {
+        for tries in 0..PATIENCE {
+            let no_page = || Err(TABLES_ONLY);
+            match private.mirror.map(self, gfn, Level::Size4K, no_page) {
+                Err(TABLES_ONLY) => return Ok(()),
+                Err(Error::Busy | Error::Again) | Ok(Mapped::Retry) => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Err(Error::Invalid(Field::Gfn, gfn.get())),
+            }
+            (0..1u32 << tries).for_each(|_| self.relax());
+        }
+        Err(Error::Busy)
     }
 
     /// Puts the pages of the first `reached` entries into the mirror, and gives the others back. Returns

@@ -2,12 +2,13 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, Privacy, Result, SeamPort, Step};
+use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, Privacy, Result, SeamPort, Step, VcpuId};
 
 use super::adopt::ImportError;
 use super::bundle::{Bundle, BundleKind};
 use super::journey::Session;
 use super::lane::Lane;
+use super::record::Shape;
 use crate::TdxVm;
 use crate::seamcall::{Calls, Failed, Outcome};
 use crate::td::Td;
@@ -77,6 +78,11 @@ impl<'a, H: Host> Incoming<'a, H> {
         self.pages
     }
 
+    /// Returns whether a vCPU of this number came.
+    pub fn has_vcpu(&self, id: VcpuId) -> bool {
+        self.td.lock(&self.td.vcpus).contains_key(&id)
+    }
+
     /// True once the start token came: the guest is complete, and only this TD can run it.
     pub fn is_started(&self) -> bool {
         self.phase == Phase::Started
@@ -102,6 +108,30 @@ impl<'a, H: Host> Incoming<'a, H> {
     fn call(&mut self, call: impl FnOnce(&Calls<'_, H::Seam>) -> Outcome) -> Result<()> {
         let calls = self.td.calls()?;
         call(&calls).map_err(|failed| self.failed(&failed))
+    }
+
+    /// Succeeds if a guest of this shape fits.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names what does not: more streams or vCPUs than this VM has, another width of
+    /// addresses, memory that no slot covers.
+    pub fn accept(&self, shape: &Shape) -> Result<()> {
+        if usize::from(shape.streams) > self.lanes.len() {
+            return Err(Error::Invalid(Field::Stream, shape.streams.into()));
+        }
+        if shape.vcpus > self.td.params.vcpus {
+            return Err(Error::Invalid(Field::VcpuCount, shape.vcpus.into()));
+        }
+        if shape.gpaw != self.td.gpaw_bits() {
+            return Err(Error::Invalid(Field::Gpaw, shape.gpaw.into()));
+        }
+        let private = self.td.read_private();
+        for (first, pages) in shape.layout.ranges() {
+            if private.slots.covered(first, pages) < pages {
+                return Err(Error::Invalid(Field::Gfn, first.get()));
+            }
+        }
+        Ok(())
     }
 
     /// Takes a bundle. Those of one stream come in the order in which the source made them.

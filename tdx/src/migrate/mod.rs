@@ -11,6 +11,8 @@
 //! | `service` | the migration TD, and streams |
 //! | `outgoing`, `restore` | the TD that leaves; the way back |
 //! | `incoming`, `adopt` | the TD that comes; its pages |
+//! | `record` | the records of the protocol that carries a TD over a byte stream |
+//! | `sender`, `receiver` | its two ends |
 //!
 //! The module encrypts and authenticates every bundle, keeps their order, and lets a TD run on one
 //! host only. docs/migration.md has the order of calls and the rules.
@@ -24,13 +26,24 @@ mod incoming;
 mod journey;
 mod lane;
 mod outgoing;
+mod receiver;
+mod record;
 mod restore;
+mod sender;
 mod service;
 
+pub use crate::run::ExitState;
 pub use bundle::{Bundle, BundleError, BundleKind, MBMD_BYTES};
 pub use incoming::Incoming;
+pub use kvm_ops_wire::{
+    Deadline, Flow, FrameError, Layout, MigrateError, Owner, Phase, Progress, ProtocolError,
+    Reason, Refusal, StreamKey,
+};
 pub use lane::BATCH;
 pub use outgoing::{Carried, Outgoing};
+pub use receiver::{ReceiveLimits, Receiver};
+pub use record::Shape;
+pub use sender::{ExitStates, SendLimits, Sender};
 pub use service::Binding;
 
 pub(crate) use journey::Journey;

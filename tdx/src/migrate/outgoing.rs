@@ -3,14 +3,17 @@
 use alloc::vec::Vec;
 
 use kvm_ops::{
-    Diagnosis, Error, Field, Gfn, Host, Level, PAGE_SIZE, PrivateSpte, Result, SeamPort, Step,
-    VcpuId,
+    Diagnosis, Error, Field, Gfn, Gpaw, Host, Level, PAGE_SIZE, PrivateSpte, Result, SeamPort,
+    Step, VcpuId,
 };
+
+use kvm_ops_wire::Layout;
 
 use super::bundle::Bundle;
 use super::frames::Frames;
 use super::journey::Session;
 use super::lane::{BATCH, Lane, Scratch};
+use super::record::Shape;
 use crate::TdxVm;
 use crate::seamcall::{BundleAt, Calls, Failed, Outcome};
 use crate::td::{Held, Td};
@@ -163,6 +166,19 @@ impl<'a, H: Host> Outgoing<'a, H> {
     /// The number of pages that are to be sent, as far as it is known.
     pub fn pages_left(&self) -> u64 {
         self.window.len() + self.td.lock(&self.td.journey.book).left()
+    }
+
+    /// The facts on which a target accepts or refuses the TD.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for more slots than a layout has ranges.
+    pub fn shape(&self) -> Result<Shape> {
+        Ok(Shape {
+            streams: self.streams(),
+            vcpus: self.vcpus().len() as u32,
+            gpaw: self.td.gpaw_bits(),
+            layout: self.td.layout()?,
+        })
     }
 
     /// Begins the session: the immutable state (TDH.EXPORT.STATE.IMMUTABLE). From here on the guest's
@@ -455,6 +471,20 @@ impl<H: Host> Drop for Outgoing<'_, H> {
 }
 
 impl<H: Host> Td<H> {
+    pub(super) fn gpaw_bits(&self) -> u8 {
+        match self.td_params.gpaw {
+            Gpaw::Bits48 => 48,
+            Gpaw::Bits52 => 52,
+        }
+    }
+
+    /// The TD's memory: its slots.
+    pub(super) fn layout(&self) -> Result<Layout> {
+        let private = self.read_private();
+        let slots = private.slots.iter();
+        Layout::new(slots.map(|slot| (Gfn::containing(slot.gpa), slot.bytes() / PAGE_SIZE)))
+    }
+
     /// From now on written pages are noted. All pages are to be sent.
     fn follow(&self) -> Result<()> {
         // Pages that are mapped from here on are noted by their faults, all others found below.

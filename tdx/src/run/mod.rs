@@ -6,12 +6,14 @@
 //! | `vmcall` | TDG.VP.VMCALL by sub-function, and its registers |
 //! | `mapgpa` | MapGPA: checks, chunks, answers |
 //! | `answer` | the embedder's answer to the last exit |
+//! | `exit_state` | what is owed to the guest, for a TD that goes on at another host |
 //!
 //! In each turn of the loop the vCPU passes the gate (`Td::enter`), which marks it as inside, and only
 //! then looks for a kick, so that none is lost. It is out again as soon as TDH.VP.ENTER returns,
 //! before the exit is handled. docs/tdx-run.md has the rules.
 
 mod answer;
+mod exit_state;
 mod exits;
 mod mapgpa;
 mod vmcall;
@@ -25,6 +27,7 @@ use kvm_ops::{
 
 use crate::status::CompletionStatus;
 use crate::{Leaf, TdxVcpu, trace};
+pub use exit_state::ExitState;
 use mapgpa::Conversion;
 
 /// The state of a vCPU between two exits.

@@ -47,7 +47,7 @@ use crate::status::CompletionStatus;
 use crate::vcpu::{Unfinished, VcpuRecord};
 use gate::Gate;
 pub(crate) use gate::Held;
-pub(crate) use private::Fault;
+pub(crate) use private::{Fault, PATIENCE};
 
 /// The consequence of a failure that breaks a TD.
 pub(crate) const POISONED: &str = "the TD is poisoned: destroy it";

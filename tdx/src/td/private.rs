@@ -11,8 +11,8 @@ use super::{Private, Td};
 /// The most pages of one conversion, 1 GiB: faults wait for it.
 const MOST_PAGES: u64 = 1 << 18;
 
-/// Tries of a page before [`Td::pre_fault`] gives up as busy; the waits double.
-const PATIENCE: u32 = 16;
+/// Tries of a page before [`Td::pre_fault`] or an import gives up as busy; the waits double.
+pub(crate) const PATIENCE: u32 = 16;
 
 /// The result of a private fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod keys;
+pub mod link;
 pub mod writer;
 
 use std::sync::Arc;

@@ -7,12 +7,11 @@ use embedded_io::{Error, ErrorKind, ErrorType, Read, Write};
 /// Before each read and write it asks `expired`; once that says yes, every call fails with
 /// [`ErrorKind::TimedOut`], and the session stops as at any broken link. The link below must return
 /// from a read in bounded time, as a socket with a read timeout does: then a peer that is silent, or
-/// sends one byte at a time, holds a [`Receiver`](crate::Receiver) or [`Sender`](crate::Sender) no
-/// longer than the deadline and one such timeout.
+/// sends one byte at a time, holds an end of a migration no longer than the deadline and one such timeout.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
-/// use kvm_ops_sev_stream::Deadline;
+/// use kvm_ops_wire::Deadline;
 /// # struct Link;
 /// let end = Instant::now() + Duration::from_secs(60);
 /// let link = Deadline::new(Link, move || Instant::now() >= end);

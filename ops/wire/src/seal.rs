@@ -5,10 +5,10 @@ use core::fmt;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-/// Length of a tag.
-pub(crate) const TAG: usize = 16;
+/// Bytes of a tag.
+pub const TAG: usize = 16;
 /// A target's contribution to a link's key, fresh for each link.
-pub(crate) type Challenge = [u8; 24];
+pub type Challenge = [u8; 24];
 
 /// A secret of 256 bits that sender and receiver share, from the embedder.
 ///
@@ -33,13 +33,16 @@ impl fmt::Debug for StreamKey {
 
 /// The direction of a frame. A frame that is sent back to its origin does not verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
+pub enum Direction {
+    /// From the source of a guest.
     ToTarget = 0,
+    /// From its target.
     ToSource = 1,
 }
 
 impl Direction {
-    pub(crate) const fn reversed(self) -> Self {
+    /// The other direction.
+    pub const fn reversed(self) -> Self {
         match self {
             Self::ToTarget => Self::ToSource,
             Self::ToSource => Self::ToTarget,
@@ -48,10 +51,17 @@ impl Direction {
 }
 
 /// Makes and checks the tags of one link.
-pub(crate) struct Seal {
+#[derive(Clone)]
+pub struct Seal {
     key: Option<StreamKey>,
     /// Keyed for this link. The first frame of a link goes under the stream key itself.
     link: Option<Hmac<Sha256>>,
+}
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seal(..)")
+    }
 }
 
 fn hmac(key: &[u8; 32]) -> Hmac<Sha256> {
@@ -59,7 +69,8 @@ fn hmac(key: &[u8; 32]) -> Hmac<Sha256> {
 }
 
 impl Seal {
-    pub(crate) fn new(key: Option<&StreamKey>) -> Self {
+    /// Tags under this key, or checksums without one.
+    pub fn new(key: Option<&StreamKey>) -> Self {
         Self {
             key: key.cloned(),
             link: key.map(|key| hmac(&key.0)),
@@ -68,7 +79,7 @@ impl Seal {
 
     /// Derives the key of the link: from the session, the number of the link at the source, and the
     /// target's challenge. A frame of another session or link does not verify.
-    pub(crate) fn bind(&mut self, session: &[u8; 16], link: u64, challenge: &Challenge) {
+    pub fn bind(&mut self, session: &[u8; 16], link: u64, challenge: &Challenge) {
         let Some(key) = &self.key else { return };
         let mut derive = hmac(&key.0);
         // No frame's code begins so: a frame begins with its direction.

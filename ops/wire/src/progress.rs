@@ -12,7 +12,6 @@ pub enum Owner {
 }
 
 /// The steps of a migration, as both ends go through them.
-#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Nothing is agreed yet.
@@ -23,7 +22,7 @@ pub enum Phase {
     Stopped,
     /// The target has everything; the guest is still the source's.
     Prepared,
-    /// The source has given the guest up (SEND_FINISH): it is the target's.
+    /// The source has given the guest up: it is the target's.
     Committed,
     /// Both ends know it.
     Done,
@@ -80,6 +79,19 @@ pub struct Progress {
     pub left: u64,
     /// Bytes on the link so far, over all links of the session.
     pub bytes: u64,
+}
+
+impl Progress {
+    /// Nothing has travelled in this phase yet.
+    pub const fn new(phase: Phase) -> Self {
+        Self {
+            phase,
+            round: 0,
+            pages: 0,
+            left: 0,
+            bytes: 0,
+        }
+    }
 }
 
 /// The decision of a migration's watcher.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use kvm_ops::{Error, Field, Gfn, Result};
 
 /// The most ranges that a guest's memory may have, as many as KVM has slots for users on x86.
-pub(crate) const MAX_RANGES: usize = 512;
+pub const MAX_RANGES: usize = 512;
 /// Frames below this only: 52-bit addresses.
 const FRAME_LIMIT: u64 = 1 << 40;
 

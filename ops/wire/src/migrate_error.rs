@@ -5,6 +5,8 @@ use core::fmt;
 use embedded_io::ErrorKind;
 use kvm_ops::Error;
 
+use crate::error::{FrameError, WireError};
+
 /// The reason why a migration stopped. None of them loses the guest: see
 /// [`MigrateError::can_go_on`].
 #[non_exhaustive]
@@ -59,35 +61,6 @@ impl MigrateError {
     }
 }
 
-/// The reason why bytes are no frame.
-#[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// Another number than the magic one at the start.
-    #[error("magic number {0:#010x}")]
-    Magic(u32),
-    /// An unknown version of the format.
-    #[error("format version {0}")]
-    Version(u8),
-    /// An unknown kind.
-    #[error("record kind {0:#x}")]
-    Kind(u8),
-    /// Reserved bits are set.
-    #[error("reserved bits {0:#x}")]
-    Reserved(u16),
-    /// A length that its kind cannot have.
-    #[error("length {claimed:#x} for record kind {kind:#x}")]
-    Length {
-        /// The kind.
-        kind: u8,
-        /// The length that it claims.
-        claimed: u32,
-    },
-    /// The tag is wrong: the frame was damaged or forged, or the ends have different keys.
-    #[error("wrong tag")]
-    Tag,
-}
-
 /// The reason why a record does not fit.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,7 +93,7 @@ pub enum ProtocolError {
         /// vCPUs whose state never came.
         vcpus: u32,
     },
-    /// The session has more records than [`ReceiveLimits`](crate::ReceiveLimits) allows.
+    /// The session has more records than the receiver allows.
     #[error("more records than the session may have")]
     TooManyRecords,
 }
@@ -188,7 +161,8 @@ impl Reason {
         ),
     ];
 
-    pub(crate) fn from_wire(raw: u16) -> Option<Self> {
+    /// The reason of that number.
+    pub fn from_wire(raw: u16) -> Option<Self> {
         let known = Self::ALL.iter().find(|(reason, _)| *reason as u16 == raw);
         known.map(|(reason, _)| *reason)
     }
@@ -201,9 +175,22 @@ impl fmt::Display for Reason {
     }
 }
 
-pub(crate) type Result<T> = core::result::Result<T, MigrateError>;
+impl From<WireError> for MigrateError {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Link(kind) => Self::Link(kind),
+            WireError::Truncated => Self::Truncated,
+            WireError::Frame(error) => Self::Frame(error),
+        }
+    }
+}
 
-/// Names the operation that failed.
-pub(crate) fn at<T>(operation: &'static str, result: kvm_ops::Result<T>) -> Result<T> {
-    result.map_err(|error| MigrateError::Failed { operation, error })
+impl MigrateError {
+    /// Names the operation that failed.
+    ///
+    /// # Errors
+    /// [`Self::Failed`] for an error.
+    pub fn at<T>(operation: &'static str, result: kvm_ops::Result<T>) -> Result<T, Self> {
+        result.map_err(|error| Self::Failed { operation, error })
+    }
 }
