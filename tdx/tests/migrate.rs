@@ -354,6 +354,13 @@ fn the_answer_to_an_exit_follows_the_guest_to_its_target() {
         if carried {
             arrived.set_exit_state(&state).unwrap();
         }
+        // A vCPU without a program would run machine code.
+        let placeholder = Box::new(Script::new());
+        arrived
+            .programs()
+            .unwrap()
+            .load_program(placeholder)
+            .unwrap();
         // The registers with which the guest comes out of its TDCALL.
         let tdr = pair.target.tdr().unwrap().get();
         let at_start = Arc::new(Mutex::new(None));
