@@ -245,6 +245,14 @@ impl Processor {
     fn play_event(&mut self, event: GuestEvent, exit: Option<CpuExit>) -> Left {
         let gprs = self.save()?;
         let flow = insist(|| self.platform.guest_event(self.lp(), gprs, event, 0))?;
+        tracing::trace!(
+            technology = "tdx",
+            vcpu = self.id.0,
+            rip = format_args!("{:#x}", self.cpu.rip()),
+            ?event,
+            ?flow,
+            "event of the guest"
+        );
         self.follow(flow, exit)
     }
 
