@@ -11,8 +11,10 @@ mod pages;
 mod range;
 mod record;
 pub mod sev;
+mod shared;
 pub mod tdx;
 
 pub use flush::Flush;
 pub use range::{GpaRange, PageSize, Privacy, RangeError};
 pub use record::{Record, RecordError};
+pub use shared::SharedBuffer;

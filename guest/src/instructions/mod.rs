@@ -5,8 +5,10 @@
 //! its owner wants. None of this can be executed by a test; what carries registers to TDCALL and back
 //! is tested around another instruction.
 
+mod ghcb;
 mod snp;
 mod tdcall;
 
+pub use ghcb::Ghcb;
 pub use snp::{GhcbMsr, Snp, Translate, pvalidate, rmpadjust};
 pub use tdcall::Tdcall;

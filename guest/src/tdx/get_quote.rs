@@ -1,19 +1,11 @@
 //! GetQuote from its request to the quote, over a buffer that the host shares.
 
 use super::{CallError, QuoteHeader, QuoteStatus, TdGuest, TdcallPort, Vmcall};
-use crate::GpaRange;
+use crate::{GpaRange, SharedBuffer};
 use core::fmt;
 
 /// The length of a TDREPORT in bytes.
 pub const REPORT_LEN: usize = 1024;
-
-/// The shared memory of a GetQuote buffer, as the kernel maps it. The host writes it at any time.
-pub trait SharedBuffer {
-    /// Copies from `offset` on. The offsets and lengths that are asked for lie in the buffer.
-    fn read(&mut self, offset: usize, bytes: &mut [u8]);
-    /// Copies to `offset`.
-    fn write(&mut self, offset: usize, bytes: &[u8]);
-}
 
 impl<P: TdcallPort> TdGuest<P> {
     /// Asks the host for a quote of a TDREPORT (TDG.MR.REPORT), waits for it, and copies it to `quote`;

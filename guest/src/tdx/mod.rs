@@ -20,7 +20,7 @@ mod vmcall;
 pub use accept::{Accept, AlreadyAccepted, accept_operand};
 pub use convert::{Convert, Limits, Progress};
 pub use error::{Cause, ConvertError};
-pub use get_quote::{QuoteError, REPORT_LEN, SharedBuffer};
+pub use get_quote::{QuoteError, REPORT_LEN};
 pub use guest::{TdError, TdGuest};
 pub use info::{TdInfo, VeInfo, VeKind, report_request, rtmr_extend_request};
 pub use mapgpa::MapGpa;

@@ -3,10 +3,8 @@
 use kvm_ops_attest::Waivers;
 use kvm_ops_attest::software::{Collateral, Pcs, QuoteFormat, QuotingService};
 use kvm_ops_attest::tdx::{Evidence, Expected, Root, verify};
-use kvm_ops_guest::GpaRange;
-use kvm_ops_guest::tdx::{
-    QuoteError, QuoteHeader, REPORT_LEN, SharedBuffer, TdGuest, TdInfo, TdReport,
-};
+use kvm_ops_guest::tdx::{QuoteError, QuoteHeader, REPORT_LEN, TdGuest, TdInfo, TdReport};
+use kvm_ops_guest::{GpaRange, SharedBuffer};
 use kvm_ops_guest_test::tdx::module::report::{TEE_TCB_SVN, mr_seam};
 use kvm_ops_guest_test::tdx::{Exit, QuoteStatus, Reply, TestTd, TestTdBuilder, Vcpu};
 use proptest::prelude::*;

@@ -36,6 +36,13 @@ layout! {
     }
 }
 
+impl WrappedVlek {
+    /// The structure as it lies in memory.
+    pub fn to_bytes(&self) -> [u8; 0x1b0] {
+        zerocopy::transmute!(*self)
+    }
+}
+
 impl VlekSeed {
     /// A seed that follows from a number.
     pub fn from_seed(seed: u64) -> Self {

@@ -20,6 +20,8 @@ pub(super) struct Config {
     pub(super) coherent: bool,
     pub(super) layout: Layout,
     pub(super) secrets: Option<u64>,
+    pub(super) vlek: Option<u64>,
+    pub(super) certificates: Vec<u8>,
 }
 
 /// Makes a [`TestSev`]. The default has 256 MiB of memory and an honest host, which gives pages when the
@@ -49,6 +51,8 @@ impl TestSevBuilder {
                 coherent: true,
                 layout: Layout::default(),
                 secrets: None,
+                vlek: None,
+                certificates: Vec::new(),
             },
             host: Box::new(hosts::honest()),
         }
@@ -119,6 +123,21 @@ impl TestSevBuilder {
         self
     }
 
+    /// The seed of the provider's VLEK, which the host loads before the guest starts (SNP_VLEK_LOAD). For
+    /// SNP.
+    #[must_use]
+    pub fn vlek(mut self, seed: u64) -> Self {
+        self.config.vlek = Some(seed);
+        self
+    }
+
+    /// The certificates that an honest host adds to extended guest requests: none unless told.
+    #[must_use]
+    pub fn certificates(mut self, table: &[u8]) -> Self {
+        self.config.certificates = table.to_vec();
+        self
+    }
+
     /// The host: an honest one unless told. [`hosts`] has some that are not.
     #[must_use]
     pub fn host(mut self, host: impl Host + 'static) -> Self {
@@ -136,8 +155,9 @@ impl TestSevBuilder {
             return Err(BuildError::Memory(ram));
         }
         let is_snp = self.config.technology == Technology::Snp;
-        let needs_snp =
-            self.config.secrets.is_some() || self.config.layout.pending().next().is_some();
+        let needs_snp = self.config.secrets.is_some()
+            || self.config.vlek.is_some()
+            || self.config.layout.pending().next().is_some();
         if needs_snp && !is_snp {
             return Err(BuildError::NeedsSnp);
         }
@@ -159,7 +179,7 @@ pub enum BuildError {
     Memory(u64),
     /// The pages with which the guest starts cannot be.
     Layout(LayoutError),
-    /// Pages to validate and a secrets page are SNP's.
+    /// Pages to validate, a secrets page and a VLEK are SNP's.
     NeedsSnp,
     /// The firmware refused.
     Machine(HostError),
@@ -170,7 +190,7 @@ impl fmt::Display for BuildError {
         match self {
             Self::Memory(n) => write!(f, "{n:#x} bytes of memory: not pages, or more than 16 GiB"),
             Self::Layout(error) => error.fmt(f),
-            Self::NeedsSnp => f.write_str("pages to validate and a secrets page need snp"),
+            Self::NeedsSnp => f.write_str("pages to validate, a secrets page and a vlek need snp"),
             Self::Machine(_) => f.write_str("the guest cannot be launched"),
         }
     }

@@ -17,6 +17,12 @@ pub enum Exit {
         /// RBX, RCX, RDX, RSI.
         args: [u64; 4],
     },
+    /// VMGEXIT with the address of the GHCB in the GHCB MSR
+    /// ([`Hypervisor::ghcb`](super::Hypervisor::ghcb)).
+    Ghcb {
+        /// The page.
+        gpa: u64,
+    },
     /// A nested page fault: the nested page table has no such page, or the RMP does not agree with it.
     Fault(AccessFault),
 }
@@ -28,6 +34,7 @@ impl fmt::Display for Exit {
                 Some(request) => write!(f, "{request:x?}"),
                 None => write!(f, "VMGEXIT with {msr:#018x} in the GHCB MSR"),
             },
+            Self::Ghcb { gpa } => write!(f, "VMGEXIT with the GHCB at {gpa:#x}"),
             Self::Hypercall { nr, .. } => write!(f, "hypercall {nr:#x}"),
             Self::Fault(fault) => fault.fmt(f),
         }

@@ -56,6 +56,19 @@ pub enum Fault {
     Stopped(Stopped),
 }
 
+impl Fault {
+    /// The reason for a port that has no other way to fail.
+    pub(super) fn into_stopped(self) -> Stopped {
+        match self {
+            Self::Stopped(stopped) => stopped,
+            Self::NotValidated { gpa, access } => Stopped {
+                access: Some((access, gpa)),
+                cause: StopCause::Refused(AccessFault::NotValidated { gpa }),
+            },
+        }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -84,6 +97,16 @@ pub struct Stopped {
     pub access: Option<(Access, u64)>,
     /// Why.
     pub cause: StopCause,
+}
+
+impl Stopped {
+    /// The host does not enter it again after this exit.
+    pub(super) const fn denied(exit: Exit) -> Self {
+        Self {
+            access: None,
+            cause: StopCause::Denied(exit),
+        }
+    }
 }
 
 /// Why a host did not enter a vCPU again.

@@ -231,6 +231,7 @@ impl Hypervisor<'_> {
     pub fn honestly(&self, exit: &Exit) -> Reply {
         match *exit {
             Exit::Msr(msr) => self.msr(msr),
+            Exit::Ghcb { gpa } => self.ghcb_exit(gpa),
             Exit::Hypercall {
                 nr: MAP_GPA_RANGE,
                 args,

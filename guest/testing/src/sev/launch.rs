@@ -7,10 +7,10 @@ use soft_amd_sp::command::{
     Activate, CommandStruct, DfFlush, Init, InitFlags, LaunchFinish, LaunchMeasure, LaunchStart,
     LaunchUpdateData, PageAddress, SevPolicy, SnpActivate, SnpDfFlush, SnpGctxCreate,
     SnpGuestRequest, SnpInit, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate,
-    SnpLaunchUpdateFlags, SnpPolicy,
+    SnpLaunchUpdateFlags, SnpPolicy, SnpVlekLoad,
 };
 use soft_amd_sp::measure::PageType;
-use soft_amd_sp::{PageSize, Platform, RmpUpdate};
+use soft_amd_sp::{PageSize, Platform, RmpUpdate, VlekSeed};
 
 /// The ASIDs: SEV-ES and SNP below, SEV from here on.
 const FIRST_SEV_ASID: u32 = 6;
@@ -42,6 +42,8 @@ pub(super) struct Machine {
     pub(super) technology: Technology,
     pub(super) asid: u32,
     pub(super) ram: u64,
+    /// What an extended guest request gets.
+    pub(super) certificates: Vec<u8>,
 }
 
 fn run<C: CommandStruct>(p: &Platform, mut buffer: C) -> Result<C, HostError> {
@@ -69,6 +71,7 @@ impl Machine {
             technology: config.technology,
             asid: ASID,
             ram: config.ram,
+            certificates: config.certificates.clone(),
         };
         let mut world = World::new(POOL, end);
         match config.technology {
@@ -95,6 +98,9 @@ impl Machine {
         run(p, SnpInit)?;
         p.wbinvd_all();
         run(p, SnpDfFlush)?;
+        if let Some(seed) = config.vlek {
+            self.load_vlek(seed)?;
+        }
         p.rmpupdate(GCTX, &RmpUpdate::firmware())?;
         p.rmpupdate(RESPONSE, &RmpUpdate::firmware())?;
         let gctx_paddr = PageAddress::from_raw(GCTX);
@@ -125,6 +131,18 @@ impl Machine {
         };
         run(p, finish)?;
         Ok(())
+    }
+
+    /// Loads the VLEK of a seed, as the vendor's service wraps it for this platform.
+    fn load_vlek(&self, seed: u64) -> Result<(), HostError> {
+        const IV: [u8; 12] = *b"one hashstic";
+        let wrapped = self.p.wrap_vlek(&VlekSeed::from_seed(seed), IV);
+        self.p.host_write(STAGING, &wrapped.to_bytes())?;
+        let load = SnpVlekLoad {
+            vlek_wrapped_address: STAGING.into(),
+            ..Default::default()
+        };
+        run(&self.p, load).map(|_| ())
     }
 
     fn launch_page(

@@ -3,10 +3,12 @@
 mod builder;
 mod exit;
 mod fault;
+mod ghcb;
 mod guest;
 pub mod hosts;
 mod hypervisor;
 mod launch;
+mod messages;
 mod vcpu;
 
 pub use builder::{BuildError, TestSevBuilder};
@@ -16,5 +18,6 @@ pub use guest::TestSev;
 pub use hosts::Host;
 pub use hypervisor::{HostError, Hypervisor};
 pub use launch::Technology;
+pub use messages::{Ghcb, Mapping};
 pub use soft_amd_sp as platform;
 pub use vcpu::Vcpu;

@@ -168,7 +168,7 @@ impl Vcpu {
         Hypervisor { inner: &self.inner }
     }
 
-    fn ask_host(&self, exit: Exit) -> Reply {
+    pub(super) fn ask_host(&self, exit: Exit) -> Reply {
         self.inner.note(exit);
         (lock(&self.inner.host))(&self.hypervisor(), &exit)
     }
@@ -200,10 +200,7 @@ impl Vcpu {
         match self.ask_host(exit) {
             Reply::Enter => Ok(0),
             Reply::Value(rax) => Ok(rax),
-            Reply::Stop => Err(Stopped {
-                access: None,
-                cause: StopCause::Denied(exit),
-            }),
+            Reply::Stop => Err(Stopped::denied(exit)),
         }
     }
 
@@ -272,16 +269,6 @@ fn completed<T>(result: Result<T, GuestRmpError>) -> Result<(RmpCode, Option<T>)
     }
 }
 
-fn stopped(fault: Fault) -> Stopped {
-    match fault {
-        Fault::Stopped(stopped) => stopped,
-        Fault::NotValidated { gpa, access } => Stopped {
-            access: Some((access, gpa)),
-            cause: StopCause::Refused(AccessFault::NotValidated { gpa }),
-        },
-    }
-}
-
 impl GhcbMsrPort for Vcpu {
     /// VMGEXIT. A vCPU that the host does not enter again unwinds the code under test, up to
     /// [`TestSev::run`](super::TestSev::run), which returns the reason; outside of it, this panics with the
@@ -302,14 +289,14 @@ impl HypercallPort for Vcpu {
 impl PvalidatePort for Vcpu {
     fn pvalidate(&mut self, operation: Pvalidate) -> Validated {
         self.try_pvalidate(operation)
-            .unwrap_or_else(|fault| running::leave(stopped(fault)))
+            .unwrap_or_else(|fault| running::leave(fault.into_stopped()))
     }
 }
 
 impl RmpadjustPort for Vcpu {
     fn rmpadjust(&mut self, operation: Rmpadjust) -> RmpCode {
         self.try_rmpadjust(operation)
-            .unwrap_or_else(|fault| running::leave(stopped(fault)))
+            .unwrap_or_else(|fault| running::leave(fault.into_stopped()))
     }
 }
 
