@@ -56,6 +56,8 @@ mod life;
 mod load;
 mod memory;
 mod position;
+#[cfg(feature = "tdx")]
+mod quoting;
 mod recognize;
 mod report;
 mod run;
@@ -78,6 +80,8 @@ pub use life::Machine;
 pub use memory::Written;
 pub use memory::{DeviceMemory, GuestRam, MemoryRegion, SharedFrames};
 pub use position::{CodeMode, Position};
+#[cfg(feature = "tdx")]
+pub use quoting::{NoQuote, QuoteService, Quoting, TD_REPORT_LEN};
 pub use recognize::{FileKind, Recognition};
 pub use report::{End, ExitCounts, RunReport, VcpuReport};
 pub use run::RunLimits;
