@@ -3,6 +3,8 @@
 #[cfg(any(feature = "snp", feature = "tdx"))]
 mod bytes;
 pub mod event_log;
+#[cfg(any(feature = "snp", feature = "tdx"))]
+pub mod flip;
 #[cfg_attr(
     not(any(feature = "snp", feature = "tdx")),
     allow(dead_code) // Without a technology, there is nothing to make rows of.

@@ -101,6 +101,13 @@ impl Verdict {
         })
     }
 
+    /// The first check that is always made, and did not pass.
+    pub(crate) fn first_unmet(&self) -> Option<Check> {
+        let unmet =
+            |row: &&Row| row.check.weight == Weight::Always && row.outcome != Outcome::Passed;
+        self.rows.iter().find(unmet).map(|row| row.check)
+    }
+
     /// Checks that are needed, and were neither made nor waived.
     pub fn open(&self) -> impl Iterator<Item = Check> {
         self.rows
@@ -121,11 +128,7 @@ impl Verdict {
     /// Returns true if its key signed the evidence, under a root that the caller trusts: no check
     /// that is always made failed. Says nothing about what the evidence tells.
     pub fn is_authentic(&self) -> bool {
-        let always = |row: &&Row| row.check.weight == Weight::Always;
-        self.rows
-            .iter()
-            .filter(always)
-            .all(|row| row.outcome == Outcome::Passed)
+        self.first_unmet().is_none()
     }
 }
 

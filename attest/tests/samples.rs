@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use kvm_ops_attest::software::samples::Sample;
 use kvm_ops_attest::software::samples::{
-    TIME, expected_of_quotes, expected_of_reports, quotes, reports,
+    TIME, expected_of_quotes, expected_of_report, quotes, reports,
 };
 use kvm_ops_attest::{Check, Verdict, Waivers, Weight, snp, tdx};
 
@@ -34,8 +34,6 @@ fn assert_covered(checks: &[Check], samples: &[Sample]) {
 #[test]
 fn each_report_fails_where_it_says() {
     let roots = snp::Roots::software();
-    // Milan's report is of the same chip, so that one expectation serves all.
-    let expected = expected_of_reports();
     let samples = reports().unwrap();
     for sample in &samples {
         let evidence = snp::Evidence {
@@ -43,6 +41,7 @@ fn each_report_fails_where_it_says() {
             certificates: &[sample.file("cert_chain.pem")],
             crl: Some(sample.file("crl.der")),
         };
+        let expected = expected_of_report(sample);
         let verified = snp::verify(&evidence, &roots, &expected, &Waivers::none(), TIME);
         assert_eq!(failure(&verified.verdict), sample.fails, "{}", sample.name);
     }

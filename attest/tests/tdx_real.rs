@@ -223,6 +223,47 @@ fn a_quote_with_any_byte_changed_is_refused() {
     assert_eq!(verified.verdict.first_failure().unwrap().0.name, "form");
 }
 
+/// Zeros behind the quote are no part of the signature data, whatever its length says.
+#[test]
+fn signature_data_that_is_longer_than_its_parts_is_refused() {
+    const LENGTH: usize = 48 + 584;
+    let [sample, ..] = samples();
+    let mut quote = sample.quote.to_vec();
+    quote[LENGTH] += 1;
+    let verified = with(&quote, sample.collateral, sample.now);
+    let (check, why) = verified.verdict.first_failure().unwrap();
+    assert_eq!(check.name, "form");
+    assert!(why.contains("signature data of 0x10cd bytes"), "{why}");
+}
+
+/// Collateral may have a chain, too. The quote's own is verified, as it is the one that is shown.
+#[test]
+fn a_chain_in_the_collateral_does_not_stand_in_for_the_quotes_own() {
+    let [_, sample] = samples();
+    assert!(
+        sample
+            .collateral
+            .windows(21)
+            .any(|w| w == b"pck_certificate_chain")
+    );
+    let authority = {
+        let mut pem = sample.quote.windows(16).enumerate();
+        let mut begins = pem
+            .by_ref()
+            .filter(|(_, w)| w.starts_with(b"-----BEGIN CERT"));
+        begins.nth(1).unwrap().0
+    };
+    let mut quote = sample.quote.to_vec();
+    // In the signature of the PCK's authority: another character of base64.
+    let at = authority + 800;
+    quote[at] = if quote[at] == b'A' { b'B' } else { b'A' };
+    let verified = with(&quote, sample.collateral, sample.now);
+    assert_eq!(
+        verified.verdict.first_failure().unwrap().0.name,
+        "authentic"
+    );
+}
+
 #[test]
 fn a_platform_below_every_tcb_level_is_refused() {
     // 2026-02-19

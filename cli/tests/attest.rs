@@ -21,6 +21,10 @@ impl Demo {
     }
 
     fn of(product: &str) -> Self {
+        Self::signed_by("vcek", product)
+    }
+
+    fn signed_by(key: &str, product: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let place = text(directory.path());
         let made = run(&[
@@ -31,6 +35,8 @@ impl Demo {
             "c0ffee",
             "--product",
             product,
+            "--key",
+            key,
         ]);
         assert_eq!((made.code, made.err.as_str()), (Some(0), ""));
         let (_, question) = made.out.split_once(place).unwrap();
@@ -103,10 +109,17 @@ fn outcome<'a>(verdict: &'a Value, check: &str) -> &'a str {
 
 #[test]
 fn the_question_that_new_prints_accepts_the_evidence_of_each_product() {
-    for (product, version) in [("milan", "2"), ("genoa", "3"), ("turin", "5")] {
-        let demo = Demo::of(product);
+    for (product, version, key) in [
+        ("milan", "2", "vcek"),
+        ("genoa", "3", "vcek"),
+        ("turin", "5", "vcek"),
+        ("turin", "5", "vlek"),
+    ] {
+        let demo = Demo::signed_by(key, product);
         let (code, verdict, error) = demo.ask(None);
         assert_eq!((code, error.as_str()), (Some(0), ""), "{product}");
+        let signer = verdict["says"]["signing_key"].as_str().unwrap();
+        assert!(signer.to_lowercase().starts_with(key), "{signer}");
         assert_eq!(verdict["accepted"], true);
         let optional = ["id-key", "author-key", "guest-svn"];
         for row in verdict["rows"].as_array().unwrap() {

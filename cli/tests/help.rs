@@ -24,6 +24,7 @@ const NESTED: &[[&str; 2]] = &[
     ["measure", "sev"],
     ["measure", "seves"],
     ["measure", "snp"],
+    ["attest", "flip"],
     ["attest", "inspect"],
     ["attest", "new"],
     ["attest", "samples"],

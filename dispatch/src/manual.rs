@@ -9,7 +9,9 @@ macro_rules! links {
          [benchmarks.md]: crate::manual::benchmarks\n\
          [dependencies.md]: crate::manual::dependencies\n\
          [devices.md]: crate::manual::devices\n\
+         [evidence-samples.md]: crate::manual::evidence_samples\n\
          [features.md]: crate::manual::features\n\
+         [flipped-bits.md]: crate::manual::flipped_bits\n\
          [guest-testing.md]: crate::manual::guest_testing\n\
          [guest.md]: crate::manual::guest\n\
          [hostile-host.md]: crate::manual::hostile_host\n\
@@ -50,7 +52,9 @@ pages! {
     benchmarks: "docs/benchmarks.md";
     dependencies: "docs/dependencies.md";
     devices: "docs/devices.md";
+    evidence_samples: "docs/evidence-samples.md";
     features: "docs/features.md";
+    flipped_bits: "docs/flipped-bits.md";
     guest: "docs/guest.md";
     guest_testing: "docs/guest-testing.md";
     hostile_host: "docs/hostile-host.md";

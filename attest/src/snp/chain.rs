@@ -1,7 +1,7 @@
 //! Finding the chain among the certificates that came with a report, in whatever order.
 
 use super::table::{self, EntryKind};
-use super::{KeyKind, Root, Roots, SigningKey, is_software};
+use super::{KeyKind, Report, Root, Roots, SigningKey, is_software};
 use crate::x509::{Certificate, MAX_BUNDLE, bundle};
 
 /// Most files of certificates that are read.
@@ -38,6 +38,14 @@ pub(super) fn read(files: &[&[u8]]) -> Result<(Vec<Certificate>, Option<Vec<u8>>
         }
     }
     Ok((all, crl))
+}
+
+/// The certificates of the chain of a report's key, from the key up.
+pub(crate) fn chain_of(files: &[&[u8]], report: &[u8]) -> Result<Vec<Certificate>, String> {
+    let report = Report::from_bytes(report).map_err(|error| error.to_string())?;
+    let (all, _) = read(files)?;
+    let Chain { leaf, ask, ark } = Chain::find(&all, report.signing_key)?;
+    Ok([leaf, ask].into_iter().chain(ark).collect())
 }
 
 impl Chain {

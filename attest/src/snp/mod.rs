@@ -23,4 +23,5 @@ pub use roots::{Root, Roots};
 pub use tcb::{Product, Tcb};
 pub use verify::{CHECKS, Evidence, Verified, verify};
 
+pub(crate) use chain::chain_of;
 pub(crate) use roots::is_software;

@@ -1,5 +1,8 @@
 //! The back end of `dcap-qvl`: its own parsers, and the hashes and curve of this workspace.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use dcap_qvl::config::{Config, CryptoProvider};
 use dcap_qvl::signature::DerSigEncoder;
 use dcap_qvl::x509::X509CertBackend;
@@ -30,6 +33,64 @@ impl CryptoProvider for Backend {
 
     fn sha384(data: &[u8]) -> [u8; 48] {
         Sha384::digest(data).into()
+    }
+}
+
+/// The same for many verifications of evidence that differs in one place: a signature that has verified
+/// on this thread is not computed again.
+pub(crate) struct Remembering;
+
+impl Config for Remembering {
+    type X509 = X509CertBackend;
+    type SigEncoder = DerSigEncoder;
+    type Crypto = Self;
+}
+
+impl CryptoProvider for Remembering {
+    fn sig_algo() -> &'static dyn SignatureVerificationAlgorithm {
+        &Remembered
+    }
+
+    fn sha256(data: &[u8]) -> [u8; 32] {
+        Backend::sha256(data)
+    }
+
+    fn sha384(data: &[u8]) -> [u8; 48] {
+        Backend::sha384(data)
+    }
+}
+
+thread_local! {
+    /// Hashes of key, message and signature that belong together.
+    static VERIFIED: RefCell<HashSet<[u8; 32]>> = RefCell::default();
+}
+
+#[derive(Debug)]
+struct Remembered;
+
+impl SignatureVerificationAlgorithm for Remembered {
+    fn verify_signature(
+        &self,
+        public_key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        let parts = [public_key, message, signature].map(Sha256::digest);
+        let all: [u8; 32] = Sha256::digest(parts.concat()).into();
+        if VERIFIED.with_borrow(|verified| verified.contains(&all)) {
+            return Ok(());
+        }
+        EcdsaP256.verify_signature(public_key, message, signature)?;
+        VERIFIED.with_borrow_mut(|verified| verified.insert(all));
+        Ok(())
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        EcdsaP256.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        EcdsaP256.signature_alg_id()
     }
 }
 

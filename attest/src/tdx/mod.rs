@@ -11,8 +11,10 @@ mod roots;
 mod sealed;
 mod verify;
 
+pub(crate) use backend::Remembering;
 pub use expected::Expected;
 pub use quote::{MAX_QUOTE, Quote, QuoteError, TdReport};
 pub use roots::Root;
 pub use sealed::{SEALED_LEN, SealedError, SealedReport};
+pub(crate) use verify::verify_by;
 pub use verify::{CHECKS, Evidence, MAX_COLLATERAL, Verified, verify};

@@ -86,8 +86,8 @@ impl Quote {
         }
         let report = td_report(&parsed.report)
             .ok_or_else(|| QuoteError::Form("the body is no TD report".into()))?;
-        check_parts(&parsed.auth_data)?;
-        check_tail(bytes, parsed.signed_length())?;
+        let length = check_parts(&parsed.auth_data)?;
+        check_tail(bytes, parsed.signed_length(), length)?;
         Ok(Self {
             version: header.version,
             report,
@@ -97,8 +97,9 @@ impl Quote {
     }
 }
 
-/// Types and lengths of the parts of the signature data are not signed, so they must fit exactly.
-fn check_parts(auth: &AuthData) -> Result<(), QuoteError> {
+/// Types and lengths of the parts of the signature data are not signed, so they must fit exactly. The
+/// length of all parts.
+fn check_parts(auth: &AuthData) -> Result<usize, QuoteError> {
     let AuthData::V4(auth) = auth else {
         return Err(QuoteError::Form("signature data of another version".into()));
     };
@@ -118,7 +119,7 @@ fn check_parts(auth: &AuthData) -> Result<(), QuoteError> {
         + (2 + inner.qe_auth_data.data.len())
         + (6 + inner.certification_data.body.data.len());
     match used == auth.certification_data.body.data.len() {
-        true => Ok(()),
+        true => Ok(auth.ecdsa_signature.len() + auth.ecdsa_attestation_key.len() + 6 + used),
         false => Err(QuoteError::Form(
             "bytes within the signature data that are no part".into(),
         )),
@@ -126,11 +127,15 @@ fn check_parts(auth: &AuthData) -> Result<(), QuoteError> {
 }
 
 /// Quoting services pad quotes with zeros; anything else behind one is refused.
-fn check_tail(bytes: &[u8], signed: usize) -> Result<(), QuoteError> {
+fn check_tail(bytes: &[u8], signed: usize, parts: usize) -> Result<(), QuoteError> {
     let short = || QuoteError::Form("the signature's length lies outside".into());
     let rest = bytes.get(signed.max(HEADER)..).ok_or_else(short)?;
     let (length, rest) = rest.split_first_chunk().ok_or_else(short)?;
     let length = u32::from_le_bytes(*length) as usize;
+    if length != parts {
+        let what = format!("signature data of {length:#x} bytes with parts of {parts:#x}");
+        return Err(QuoteError::Form(what));
+    }
     let tail = rest.get(length..).ok_or_else(short)?;
     match tail.iter().all(|byte| *byte == 0) {
         true => Ok(()),

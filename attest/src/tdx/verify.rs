@@ -1,5 +1,6 @@
 //! Verification of a quote, as rows.
 
+use dcap_qvl::config::Config;
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::{QuoteClaims, QuoteCollateralV3, QuotePolicy};
 
@@ -129,6 +130,17 @@ pub fn verify(
     waivers: &Waivers,
     now: u64,
 ) -> Verified {
+    verify_by::<Backend>(evidence, root, expected, waivers, now)
+}
+
+/// Verifies a quote with this arithmetic.
+pub(crate) fn verify_by<B: Config>(
+    evidence: &Evidence<'_>,
+    root: &Root,
+    expected: &Expected,
+    waivers: &Waivers,
+    now: u64,
+) -> Verified {
     let mut rows = Rows::new(waivers);
     let quote = Quote::from_bytes(evidence.quote).map_err(|error| error.to_string());
     let quote = rows.value(check::FORM, quote);
@@ -144,7 +156,7 @@ pub fn verify(
     if let (Some(_), Some(collateral)) = (&quote, collateral) {
         let claims = rows.value(
             check::AUTHENTIC,
-            authentic(evidence.quote, collateral, root, now),
+            authentic::<B>(evidence.quote, collateral, root, now),
         );
         if let Some(claims) = claims {
             let status = claims.tcb.status.to_string();
@@ -165,16 +177,24 @@ fn collateral(json: &[u8]) -> Result<QuoteCollateralV3, String> {
             "{length:#x} bytes are more than the {MAX_COLLATERAL:#x} that are read"
         ));
     }
-    serde_json::from_slice(json).map_err(|error| error.to_string())
+    let read = serde_json::from_slice(json).map_err(|error| error.to_string());
+    read.map(|collateral| QuoteCollateralV3 {
+        // The chain is the quote's own. dcap-qvl would take this one in its place, and the quote's
+        // would be shown without having been verified.
+        pck_certificate_chain: None,
+        ..collateral
+    })
 }
 
-/// The root's own certificate is in the quote, too; what counts is its key.
+/// The root's own certificate is in the quote, too. What counts is its key; with another signature
+/// than that key's it is no root.
 fn ends_at(quote: &Quote, root: &Root) -> Result<(), String> {
     let last = quote.pck_chain.last();
     let last = last.ok_or("the quote has no chain of certificates")?;
     let last = Certificate::from_der(last).map_err(|error| error.to_string())?;
     if last.key() == root.certificate().key() {
-        return Ok(());
+        let own = last.verify_own_p256();
+        return own.map_err(|error| format!("the root is not signed by itself: {error}"));
     }
     let whose = match is_software(&last) {
         true => " of the software platform, whose private key is public,",
@@ -201,14 +221,14 @@ fn replays(log: &[u8], rtmrs: &[[u8; 48]; RTMRS]) -> Result<(), String> {
 }
 
 /// The work of `dcap-qvl`. Debugging and service TDs have rows of their own.
-fn authentic(
+fn authentic<B: Config>(
     quote: &[u8],
     collateral: QuoteCollateralV3,
     root: &Root,
     now: u64,
 ) -> Result<QuoteClaims, String> {
     let root = root.certificate().as_der().to_vec();
-    QuoteVerifier::<Backend>::new_with_config(root)
+    QuoteVerifier::<B>::new_with_config(root)
         .allow_debug(true)
         .allow_service_td(true)
         .verify_with_policy(quote, collateral, now, &QuotePolicy::claims_only(now))

@@ -39,9 +39,14 @@ impl Certificate {
 
     /// The certificate as PEM.
     pub fn to_pem(&self) -> String {
+        Self::pem_of(&self.der)
+    }
+
+    /// PEM of bytes that may be no certificate.
+    pub(crate) fn pem_of(der: &[u8]) -> String {
         use x509_cert::der::pem::{LineEnding, encode_string};
         // Fails only for labels and lengths that do not occur.
-        encode_string("CERTIFICATE", LineEnding::LF, &self.der).unwrap_or_default()
+        encode_string("CERTIFICATE", LineEnding::LF, der).unwrap_or_default()
     }
 
     /// The parsed fields.
@@ -102,6 +107,14 @@ impl Certificate {
         use x509_cert::der::Encode;
         let inner = self.parsed.tbs_certificate.signature.to_der()?;
         Signed::split(&self.der)?.verify(&inner, key)
+    }
+
+    /// Checks that the certificate's own key signed it, with ECDSA on P-256 and SHA-256.
+    #[cfg(feature = "tdx")]
+    pub(crate) fn verify_own_p256(&self) -> Result<(), X509Error> {
+        use x509_cert::der::Encode;
+        let inner = self.parsed.tbs_certificate.signature.to_der()?;
+        Signed::split(&self.der)?.verify_p256(&inner, self.key())
     }
 
     /// First and last second of validity, in seconds of Unix time.

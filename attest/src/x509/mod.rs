@@ -1,12 +1,14 @@
 //! X.509: certificates, bundles of them, and AMD's revocation lists, read within bounds.
 //!
-//! Signatures are checked for AMD's chains only (RSASSA-PSS with SHA-384); those of Intel's are
-//! left to the crate dcap-qvl.
+//! Signatures are checked for AMD's chains (RSASSA-PSS with SHA-384). Of Intel's only a root's own
+//! is checked here; the chains are left to the crate dcap-qvl.
 
 mod bundle;
 mod cert;
 #[cfg(feature = "snp")]
 mod crl;
+#[cfg(feature = "tdx")]
+mod ecdsa;
 #[cfg(feature = "snp")]
 mod pss;
 mod signed;
@@ -43,6 +45,9 @@ pub enum X509Error {
     /// A signature that is not RSASSA-PSS with SHA-384 and a salt of 48 bytes.
     #[error("the signature is not RSASSA-PSS with SHA-384")]
     Algorithm,
+    /// A signature that is not ECDSA on P-256 with SHA-256.
+    #[error("the signature is not ECDSA on P-256 with SHA-256")]
+    NotP256,
     /// The signer's key is not an RSA key of 4096 bits.
     #[error("the signer's key is not an RSA key of 4096 bits")]
     Key,

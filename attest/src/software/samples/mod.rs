@@ -6,7 +6,7 @@ mod snp;
 mod tdx;
 
 #[cfg(feature = "snp")]
-pub use snp::{chip, expected as expected_of_reports, reports};
+pub use snp::{chip, expected as expected_of_reports, expected_of as expected_of_report, reports};
 #[cfg(feature = "tdx")]
 pub use tdx::{expected as expected_of_quotes, quotes};
 
@@ -24,6 +24,9 @@ pub struct Sample {
     pub fails: Option<&'static str>,
     /// Its files, by name.
     pub files: Vec<(&'static str, Vec<u8>)>,
+    /// A report of Turin.
+    #[cfg_attr(not(feature = "snp"), allow(dead_code))]
+    is_turin: bool,
 }
 
 impl Sample {

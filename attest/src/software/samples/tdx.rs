@@ -360,6 +360,7 @@ pub fn quotes() -> Result<Vec<Sample>> {
             about,
             fails: None,
             files: making.files(),
+            is_turin: false,
         });
     }
     for (name, fails, about, before, after) in BAD {
@@ -372,6 +373,7 @@ pub fn quotes() -> Result<Vec<Sample>> {
             about,
             fails: Some(fails),
             files: making.files(),
+            is_turin: false,
         });
     }
     Ok(samples)

@@ -5,6 +5,8 @@ use std::time::SystemTime;
 
 use clap::{Subcommand, ValueEnum};
 
+use super::flip::FlipArgs;
+
 /// Verifies evidence of confidential VMs from anywhere, and makes some to verify
 ///
 /// Evidence is a guest's proof of what it was launched with: the report of an SNP guest, signed by the
@@ -24,6 +26,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum What {
+    Flip(FlipArgs),
     Inspect(InspectArgs),
     New(NewArgs),
     Samples(SamplesArgs),
@@ -53,7 +56,7 @@ pub(super) struct InspectArgs {
 
 /// Launches a small guest on a software platform, and writes its evidence into a directory
 ///
-/// For an SNP guest these are report.bin, cert_chain.pem (VCEK, ASK and ARK) and crl.der; for a TD
+/// For an SNP guest these are report.bin, cert_chain.pem (VCEK, ASK and ARK, or VLEK, ASVK and ARK) and crl.der; for a TD
 /// quote.bin, collateral.json and event_log.bin. What a verifier must expect is printed and not written there: it
 /// must come from somebody else than the evidence. Files that exist are not overwritten.
 #[derive(Debug, clap::Args)]
@@ -61,6 +64,7 @@ pub(super) struct InspectArgs {
 Examples:
   kvm-ops attest new demo
   kvm-ops attest new demo --product turin --report-data 00112233
+  kvm-ops attest new demo --key vlek
   kvm-ops attest new td --tech tdx --quote-version 5")]
 pub(super) struct NewArgs {
     /// The directory; it is created if it does not exist
@@ -79,6 +83,10 @@ pub(super) struct NewArgs {
     /// The processors that the AMD SP belongs to
     #[arg(long, value_enum, default_value_t)]
     pub(super) product: ProductChoice,
+
+    /// The key that signs an SNP guest's report: the chip's, or the provider's, which the host loads
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) key: KeyChoice,
 
     /// The version of a TD's quote
     #[arg(long, value_name = "VERSION", default_value_t = 4,
@@ -351,6 +359,16 @@ pub(super) enum ProductChoice {
     Turin,
 }
 
+/// Keys that sign reports of SNP guests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum KeyChoice {
+    /// The versioned chip endorsement key
+    #[default]
+    Vcek,
+    /// The versioned loaded endorsement key, of a provider
+    Vlek,
+}
+
 /// The trusted root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RootChoice {
@@ -402,7 +420,7 @@ fn parse_number(text: &str) -> Result<u64, String> {
     parsed.map_err(|error| error.to_string())
 }
 
-fn parse_time(text: &str) -> Result<u64, String> {
+pub(super) fn parse_time(text: &str) -> Result<u64, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(seconds);
     }

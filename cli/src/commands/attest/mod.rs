@@ -3,6 +3,7 @@
 mod args;
 mod fields;
 mod files;
+mod flip;
 mod inspect;
 mod new_snp;
 mod new_td;
@@ -20,6 +21,7 @@ use crate::failure::Outcome;
 
 pub(crate) fn run(args: &Args) -> Outcome {
     match &args.what {
+        What::Flip(args) => flip::run(args),
         What::Inspect(args) => inspect::run(args),
         What::New(args) => match args.tech {
             TechChoice::Snp => new_snp::new_report(args),

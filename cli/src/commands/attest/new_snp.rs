@@ -7,13 +7,13 @@ use kvm_ops_attest::software::{IssueError, Kds, Revocation, Subject, VekRequest}
 use kvm_ops_attest::x509::Certificate;
 use soft_amd_sp::command::{
     CommandStruct, PageAddress, SnpActivate, SnpDfFlush, SnpGctxCreate, SnpGuestRequest, SnpInit,
-    SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpLaunchUpdateFlags, SnpPolicy,
+    SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpLaunchUpdateFlags, SnpPolicy, SnpVlekLoad,
 };
 use soft_amd_sp::measure::{InitialVmsa, PageInfo, PageType, SnpDigest, VMSA_GPA, Vmm};
 use soft_amd_sp::message::GuestChannel;
-use soft_amd_sp::{GuestPage, Platform, RmpUpdate, TcbVersion};
+use soft_amd_sp::{GuestPage, Platform, RmpUpdate, TcbVersion, VlekSeed};
 
-use super::args::{NewArgs, ProductChoice};
+use super::args::{KeyChoice, NewArgs, ProductChoice};
 use super::files::{self, write_new};
 use super::written::Written;
 use crate::failure::{Failure, Outcome};
@@ -25,6 +25,8 @@ const RESPONSE: u64 = 0x3000;
 const PAGES: u64 = 0x10_0000;
 
 const ASID: u32 = 1;
+/// The owner of the VLEK.
+const PROVIDER: &str = "kvm-ops demo";
 /// The guest's policy: SMT and the reserved bit that must be 1. Debugging is not allowed.
 const POLICY: SnpPolicy = SnpPolicy::SMT;
 const SECRETS_GPA: u64 = 0x8000;
@@ -41,9 +43,9 @@ struct Page {
 pub(super) fn new_report(args: &NewArgs) -> Outcome {
     let directory = &args.directory;
     let processors = Processors::of(args.product);
-    let launched = launch(&processors, &args.report_data.0)?;
+    let launched = launch(&processors, args.key, &args.report_data.0)?;
     let refuse = |error: IssueError| Failure::because("cannot certify the chip's key", error);
-    let evidence = certified(&processors, &launched).map_err(refuse)?;
+    let evidence = certified(&processors, args.key, &launched).map_err(refuse)?;
     fs::create_dir_all(directory).map_err(|error| {
         Failure::because(format!("cannot create {}", directory.display()), error)
     })?;
@@ -120,11 +122,18 @@ struct Certified {
     crl: Vec<u8>,
 }
 
-fn certified(processors: &Processors, launched: &Launched) -> Result<Certified, IssueError> {
+fn certified(
+    processors: &Processors,
+    key: KeyChoice,
+    launched: &Launched,
+) -> Result<Certified, IssueError> {
     let kds = Kds::new(processors.product);
-    let subject = Subject::Chip(launched.chip_id);
-    let request = VekRequest::new(&launched.vcek, processors.tcb, subject);
-    let chain = [kds.certify(&request)?, kds.ask()?, kds.ark()?];
+    let (subject, authority) = match key {
+        KeyChoice::Vcek => (Subject::Chip(launched.chip_id), kds.ask()?),
+        KeyChoice::Vlek => (Subject::Provider(PROVIDER.into()), kds.asvk()?),
+    };
+    let request = VekRequest::new(&launched.signer, processors.tcb, subject);
+    let chain = [kds.certify(&request)?, authority, kds.ark()?];
     Ok(Certified {
         chain: chain.iter().map(Certificate::to_pem).collect(),
         crl: kds.crl(&Revocation::default())?.as_der().to_vec(),
@@ -189,19 +198,41 @@ fn platform(processors: &Processors) -> Result<Platform, Failure> {
     Ok(platform)
 }
 
+/// Loads a provider's VLEK, wrapped for this chip by the vendor's key service.
+fn load_vlek(platform: &Platform) -> Result<(), Failure> {
+    const SEED: u64 = 1;
+    // It is the first wrapping for a chip that exists as long as this command.
+    let wrapped = platform.wrap_vlek(&VlekSeed::from_seed(SEED), [0; 12]);
+    platform
+        .host_write(REQUEST, &wrapped.to_bytes())
+        .map_err(|error| failed("a write", error))?;
+    let load = SnpVlekLoad {
+        vlek_wrapped_address: REQUEST.into(),
+        ..Default::default()
+    };
+    command(platform, load)
+}
+
 /// The result of a launch, and the vendor's record of the chip.
 struct Launched {
     report: Vec<u8>,
     chip_id: [u8; 64],
-    /// The public key of the VCEK, as an uncompressed point.
-    vcek: Vec<u8>,
+    /// The public key that verifies the report, as an uncompressed point.
+    signer: Vec<u8>,
     /// Computed beside the launch, without the platform.
     measurement: [u8; 48],
 }
 
 /// Launches the guest, and has it ask for its report.
-fn launch(processors: &Processors, report_data: &[u8; 64]) -> Result<Launched, Failure> {
+fn launch(
+    processors: &Processors,
+    key: KeyChoice,
+    report_data: &[u8; 64],
+) -> Result<Launched, Failure> {
     let platform = platform(processors)?;
+    if key == KeyChoice::Vlek {
+        load_vlek(&platform)?;
+    }
     let rmpupdate = |spa, new: &RmpUpdate| {
         platform
             .rmpupdate(spa, new)
@@ -272,12 +303,14 @@ fn launch(processors: &Processors, report_data: &[u8; 64]) -> Result<Launched, F
         .host_read(RESPONSE, &mut page)
         .map_err(|error| failed("a read", error))?;
     let (_, report) = channel.open_report(&page).map_err(talk)?;
-    let vcek = platform.cert_chain().vcek.key();
-    let vcek = vcek.ok_or_else(|| Failure::new("the software AMD SP has no VCEK"))?;
+    // With a VLEK loaded, that is what signs for a guest that leaves the choice open.
+    let chain = platform.vlek_chain().unwrap_or(platform.cert_chain());
+    let signer = chain.vcek.key();
+    let signer = signer.ok_or_else(|| Failure::new("the software AMD SP has no key that signs"))?;
     Ok(Launched {
         report,
         chip_id: platform.chip_id(),
-        vcek: vcek.to_sec1().to_vec(),
+        signer: signer.to_sec1().to_vec(),
         measurement: measurement.value(),
     })
 }

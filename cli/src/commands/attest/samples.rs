@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use kvm_ops_attest::snp::Product;
+use kvm_ops_attest::snp::{Expected, Product};
 use kvm_ops_attest::software::samples::{
-    Sample, TIME, expected_of_quotes, expected_of_reports, quotes, reports,
+    Sample, TIME, expected_of_quotes, expected_of_report, expected_of_reports, quotes, reports,
 };
 use kvm_ops_attest::software::{IssueError, Kds, Pcs};
 use serde_json::{Value, json};
@@ -52,10 +52,11 @@ pub(super) fn run(args: &SamplesArgs) -> Outcome {
     Ok(Code::Fine)
 }
 
-fn roots() -> Result<[(&'static str, String); 3], IssueError> {
+fn roots() -> Result<[(&'static str, String); 4], IssueError> {
     Ok([
         ("ark-milan.pem", Kds::new(Product::Milan).ark()?.to_pem()),
         ("ark-genoa.pem", Kds::new(Product::Genoa).ark()?.to_pem()),
+        ("ark-turin.pem", Kds::new(Product::Turin).ark()?.to_pem()),
         ("sgx-root-ca.pem", Pcs.root()?.to_pem()),
     ])
 }
@@ -68,31 +69,56 @@ fn write(directory: &Path, technology: &str, sample: &Sample) -> Result<Value, F
     for (name, bytes) in &sample.files {
         write_new(&place.join(name), bytes)?;
     }
-    Ok(json!({
+    let mut entry = json!({
         "name": format!("{technology}/{}", sample.name),
         "technology": technology,
         "good": sample.fails.is_none(),
         "fails": sample.fails,
         "about": sample.about,
-    }))
+    });
+    if let Some(others) = other_expectations(technology, sample) {
+        entry["expected"] = others;
+    }
+    Ok(entry)
+}
+
+/// The values that a verifier must expect of this sample in place of those for all.
+fn other_expectations(technology: &str, sample: &Sample) -> Option<Value> {
+    if technology != "snp" {
+        return None;
+    }
+    let all = of_report(&expected_of_reports());
+    let mut others = of_report(&expected_of_report(sample));
+    others
+        .as_object_mut()?
+        .retain(|name, value| all[name] != *value);
+    (!others.as_object()?.is_empty()).then_some(others)
+}
+
+fn digest(bytes: Option<[u8; 48]>) -> Option<String> {
+    bytes.map(hex::encode)
+}
+
+/// Expected values of a report, named as the options of `attest verify` are.
+fn of_report(report: &Expected) -> Value {
+    json!({
+        "measurement": digest(report.measurement),
+        "report-data": report.report_data.map(hex::encode),
+        "host-data": report.host_data.map(hex::encode),
+        "vmpl": report.vmpl,
+        "policy": report.policy.map(|policy| format!("{policy:#x}")),
+        "min-tcb": report.tcb.map(|tcb| tcb.to_string()),
+        "chip-id": report.chip_id.map(hex::encode),
+    })
 }
 
 fn manifest(entries: &[Value]) -> Value {
-    let (report, quote) = (expected_of_reports(), expected_of_quotes());
-    let digest = |bytes: Option<[u8; 48]>| bytes.map(hex::encode);
+    let quote = expected_of_quotes();
     json!({
         "format": "kvm-ops-evidence/1",
         "time": TIME,
         "expected": {
-            "snp": {
-                "measurement": digest(report.measurement),
-                "report-data": report.report_data.map(hex::encode),
-                "host-data": report.host_data.map(hex::encode),
-                "vmpl": report.vmpl,
-                "policy": report.policy.map(|policy| format!("{policy:#x}")),
-                "min-tcb": report.tcb.map(|tcb| tcb.to_string()),
-                "chip-id": report.chip_id.map(hex::encode),
-            },
+            "snp": of_report(&expected_of_reports()),
             "tdx": {
                 "mrtd": digest(quote.mrtd),
                 "rtmr0": digest(quote.rtmr[0]),

@@ -1,6 +1,6 @@
 //! `attest verify` of reports of SNP guests.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kvm_ops_attest::snp::{CHECKS, Evidence, Expected, Roots, Tcb, verify};
 use kvm_ops_attest::x509::bundle;
@@ -17,14 +17,18 @@ pub(super) fn verify_report(args: &VerifyArgs) -> Outcome {
     let waivers = waivers(args, &CHECKS)?;
     let expected = expected(args)?;
     let roots = roots(args.root.as_ref())?;
-    let input = Input::read(args)?;
+    let input = Input::read(
+        &args.evidence,
+        &args.snp.cert_chain,
+        args.snp.crl.as_deref(),
+    )?;
     let certificates: Vec<&[u8]> = input.certificates.iter().map(Vec::as_slice).collect();
     let evidence = Evidence {
         report: &input.report,
         certificates: &certificates,
         crl: input.crl.as_deref(),
     };
-    let verified = verify(&evidence, &roots, &expected, &waivers, time(args)?);
+    let verified = verify(&evidence, &roots, &expected, &waivers, time(args.time)?);
     let fields = verified
         .report
         .map(|report| fields::of_report(&report, verified.product))
@@ -58,7 +62,7 @@ fn expected(args: &VerifyArgs) -> Result<Expected, Failure> {
     })
 }
 
-fn roots(choice: Option<&RootChoice>) -> Result<Roots, Failure> {
+pub(super) fn roots(choice: Option<&RootChoice>) -> Result<Roots, Failure> {
     let path = match choice {
         None => return Ok(Roots::amd()),
         Some(RootChoice::Software) => return Ok(Roots::software()),
@@ -77,17 +81,22 @@ fn roots(choice: Option<&RootChoice>) -> Result<Roots, Failure> {
 }
 
 /// The evidence to verify, read from files.
-struct Input {
-    report: Vec<u8>,
-    certificates: Vec<Vec<u8>>,
+pub(super) struct Input {
+    pub(super) report: Vec<u8>,
+    pub(super) certificates: Vec<Vec<u8>>,
     crl: Option<Vec<u8>>,
 }
 
 impl Input {
-    fn read(args: &VerifyArgs) -> Result<Self, Failure> {
-        let directory = args.evidence.is_dir().then_some(args.evidence.as_path());
+    /// Reads the files that are named, or those of the directory.
+    pub(super) fn read(
+        evidence: &Path,
+        cert_chain: &[PathBuf],
+        crl: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        let directory = evidence.is_dir().then_some(evidence);
         let there = |name: &str| directory.map(|directory| directory.join(name));
-        let mut chain = args.snp.cert_chain.clone();
+        let mut chain = cert_chain.to_vec();
         if chain.is_empty() {
             chain.extend(there(files::CHAIN));
         }
@@ -96,17 +105,17 @@ impl Input {
                 .hint("name it with --cert-chain, or a directory that has both")
                 .code(Code::Usage));
         }
-        let crl = args.snp.crl.clone().or(there(files::CRL));
+        let list = crl.map(Path::to_path_buf).or(there(files::CRL));
         // The list is optional in a directory, but required if an option names it.
-        let crl = crl.filter(|path| args.snp.crl.is_some() || path.exists());
-        let report = there(files::REPORT).unwrap_or_else(|| args.evidence.clone());
-        let all = |paths: &[std::path::PathBuf]| -> Result<Vec<_>, Failure> {
+        let list = list.filter(|path| crl.is_some() || path.exists());
+        let report = there(files::REPORT).unwrap_or_else(|| evidence.to_path_buf());
+        let all = |paths: &[PathBuf]| -> Result<Vec<_>, Failure> {
             paths.iter().map(|path| read(path)).collect()
         };
         Ok(Self {
             report: read(&report)?,
             certificates: all(&chain)?,
-            crl: crl.as_deref().map(|path: &Path| read(path)).transpose()?,
+            crl: list.as_deref().map(read).transpose()?,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! `attest verify` of quotes of TDs.
 
+use std::path::Path;
+
 use kvm_ops_attest::tdx::{CHECKS, Evidence, Expected, Root, verify};
 use kvm_ops_attest::x509::bundle;
 
@@ -14,22 +16,20 @@ use crate::failure::{Failure, Outcome};
 pub(super) fn verify_quote(args: &VerifyArgs) -> Outcome {
     let waivers = waivers(args, &CHECKS)?;
     let root = root(args.root.as_ref())?;
-    let directory = args.evidence.is_dir().then_some(&args.evidence);
-    let there = |name: &str| directory.map(|directory| directory.join(name));
-    let quote = read(&there(files::QUOTE).unwrap_or_else(|| args.evidence.clone()))?;
-    let collateral = args.tdx.collateral.clone().or(there(files::COLLATERAL));
-    let collateral = collateral.ok_or_else(|| {
-        Failure::new("a quote needs its collateral")
-            .hint("name it with --collateral, or a directory that has both")
-            .code(Code::Usage)
-    })?;
+    let input = Input::read(&args.evidence, args.tdx.collateral.as_deref())?;
     let log = event_log(args)?;
     let evidence = Evidence {
-        quote: &quote,
-        collateral: &read(&collateral)?,
+        quote: &input.quote,
+        collateral: &input.collateral,
         event_log: log.as_deref(),
     };
-    let verified = verify(&evidence, &root, &expected(args), &waivers, time(args)?);
+    let verified = verify(
+        &evidence,
+        &root,
+        &expected(args),
+        &waivers,
+        time(args.time)?,
+    );
     Findings {
         evidence: &args.evidence,
         technology: "tdx",
@@ -41,6 +41,31 @@ pub(super) fn verify_quote(args: &VerifyArgs) -> Outcome {
             .unwrap_or_default(),
     }
     .tell(args.json)
+}
+
+/// The quote and its collateral, read from files.
+pub(super) struct Input {
+    pub(super) quote: Vec<u8>,
+    pub(super) collateral: Vec<u8>,
+}
+
+impl Input {
+    /// Reads the files that are named, or those of the directory.
+    pub(super) fn read(evidence: &Path, collateral: Option<&Path>) -> Result<Self, Failure> {
+        let directory = evidence.is_dir().then_some(evidence);
+        let there = |name: &str| directory.map(|directory| directory.join(name));
+        let quote = there(files::QUOTE).unwrap_or_else(|| evidence.to_path_buf());
+        let collateral = collateral.map(Path::to_path_buf);
+        let collateral = collateral.or(there(files::COLLATERAL)).ok_or_else(|| {
+            Failure::new("a quote needs its collateral")
+                .hint("name it with --collateral, or a directory that has both")
+                .code(Code::Usage)
+        })?;
+        Ok(Self {
+            quote: read(&quote)?,
+            collateral: read(&collateral)?,
+        })
+    }
 }
 
 /// The event log: optional in a directory, but required if an option names it.
@@ -73,7 +98,7 @@ fn expected(args: &VerifyArgs) -> Expected {
     }
 }
 
-fn root(choice: Option<&RootChoice>) -> Result<Root, Failure> {
+pub(super) fn root(choice: Option<&RootChoice>) -> Result<Root, Failure> {
     let built_in = |root: Result<Root, kvm_ops_attest::x509::X509Error>| {
         root.map_err(|error| Failure::because("cannot read a root that is built in", error))
     };

@@ -1,5 +1,6 @@
 //! `kvm-ops attest verify`: checks evidence, row by row.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use kvm_ops_attest::{Check, Waivers};
@@ -26,13 +27,16 @@ pub(super) fn run(args: &VerifyArgs) -> Outcome {
     }
 }
 
-/// A quote comes with collateral, a report without.
 fn technology(args: &VerifyArgs) -> TechChoice {
-    let is_quote = args.tdx.collateral.is_some() || args.evidence.join(files::QUOTE).exists();
-    match is_quote {
+    match is_quote(&args.evidence, args.tdx.collateral.as_deref()) {
         true => TechChoice::Tdx,
         false => TechChoice::Snp,
     }
+}
+
+/// A quote comes with collateral, a report without.
+pub(super) fn is_quote(evidence: &Path, collateral: Option<&Path>) -> bool {
+    collateral.is_some() || evidence.join(files::QUOTE).exists()
 }
 
 pub(super) fn waivers(args: &VerifyArgs, known: &[Check]) -> Result<Waivers, Failure> {
@@ -40,8 +44,9 @@ pub(super) fn waivers(args: &VerifyArgs, known: &[Check]) -> Result<Waivers, Fai
         .map_err(|error| Failure::new(error.to_string()).code(Code::Usage))
 }
 
-pub(super) fn time(args: &VerifyArgs) -> Result<u64, Failure> {
-    if let Some(time) = args.time {
+/// The time that was stated, or now.
+pub(super) fn time(stated: Option<u64>) -> Result<u64, Failure> {
+    if let Some(time) = stated {
         return Ok(time);
     }
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
