@@ -1,0 +1,199 @@
+//! Every check of every call that is served, by a call that fails it; and the order of checks.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod context;
+mod launch;
+mod memory;
+mod objects;
+mod snp;
+mod support;
+
+use std::collections::BTreeSet;
+
+use common::{Answer, World, file_slot};
+use kvm_ops_softkvm::Refusal;
+use kvm_ops_uapi::checks::{self, *};
+use kvm_ops_uapi::ioctl;
+use kvm_ops_uapi::memory::{MemoryAttributes, UserspaceMemoryRegion2};
+use kvm_ops_uapi::system::{Cpuid2, MsrList};
+use kvm_ops_uapi::{U32, U64};
+use support::{Case, attributes_args, set_attributes};
+
+/// All cases.
+const CASES: [&[Case]; 5] = [
+    objects::CASES,
+    memory::CASES,
+    launch::CASES,
+    snp::CASES,
+    context::CASES,
+];
+
+/// Checks that no single-threaded call on this machine can fail.
+const UNREACHED: &[(Check, &str)] = &[
+    (create_vm::MEMORY, "memory does not run out"),
+    (create_vcpu::MEMORY, "a task always has a run area"),
+    (create_vcpu::TD_INITIALIZED, "TDs are not served"),
+    (create_vcpu::TD_SPLIT_IRQCHIP, "TDs are not served"),
+    (create_irqchip::NOT_TD, "TDs are not served"),
+    (run::COMPLETION, "no exit waits for an answer"),
+    (region::MEMORY, "memory does not run out"),
+    (gmem::MEMORY, "memory does not run out"),
+    (attributes::MEMORY, "memory does not run out"),
+    (pre_fault::SHARED_BIT, "TDs are not served"),
+    (encrypt_sev::COPY_BACK, "what a task can read it can write"),
+    (es_init::ENABLED, "the machine has SEV-ES"),
+    (init_any::RANGE, "the machine has ASIDs of each kind"),
+    (init_any::ASID, "tests/moves.rs takes them all"),
+    (launch_start::COPY_BACK, "what a task can read it can write"),
+    (
+        launch_update_vmsa::DEBUGGED,
+        "KVM_SET_GUEST_DEBUG is not served",
+    ),
+    (
+        launch_measure::COPY_BACK,
+        "what a task can read it can write",
+    ),
+    (
+        snp_launch_update::COPY_BACK,
+        "what a task can read it can write",
+    ),
+    (move_::IDLE, "tests/moves.rs, with several threads"),
+    (move_::MEMORY, "memory does not run out"),
+    (checks::copy::IDLE, "tests/moves.rs, with several threads"),
+    (checks::copy::MEMORY, "memory does not run out"),
+];
+
+/// Tables of calls that are refused as a whole.
+const UNSERVED: &[&[Check]] = &[
+    encrypt_tdx::ALL,
+    encrypt_tdx_vcpu::ALL,
+    tdx_capabilities::ALL,
+    tdx_init_vm::ALL,
+    tdx_init_vcpu::ALL,
+    tdx_init_mem_region::ALL,
+    tdx_finalize_vm::ALL,
+    tdx_get_cpuid::ALL,
+    send_start::ALL,
+    send_update_data::ALL,
+    send_end::ALL,
+    receive_start::ALL,
+    receive_update_data::ALL,
+    receive_finish::ALL,
+    snp_enable_req_certs::ALL,
+];
+
+#[test]
+fn each_check_is_failed_by_a_call_and_answers_its_errno() {
+    for (number, (check, call)) in CASES.concat().iter().enumerate() {
+        let answer = call(&World::amd());
+        let failed = answer.as_ref().err().and_then(Refusal::check);
+        assert_eq!(failed, Some(*check), "case {number} of {check}: {answer:?}");
+        assert_eq!(answer.unwrap_err().errno(), check.errno);
+    }
+}
+
+#[test]
+fn every_check_of_a_served_call_has_a_case_or_a_reason() {
+    let cases: BTreeSet<Check> = CASES.concat().iter().map(|(check, _)| *check).collect();
+    let unreached: BTreeSet<Check> = UNREACHED.iter().map(|(check, _)| *check).collect();
+    assert_eq!(cases.intersection(&unreached).next(), None);
+    for table in checks::TABLES {
+        let served = !UNSERVED.contains(table);
+        for check in *table {
+            let known = cases.contains(check) || unreached.contains(check);
+            assert_eq!(known, served, "{check}");
+        }
+    }
+}
+
+type Mistake<T> = (Check, fn(&mut T));
+
+/// Makes every pair of mistakes, and expects the one that the kernel finds first.
+fn first_of_two<T: Copy>(right: T, mistakes: &[Mistake<T>], call: impl Fn(&T) -> Answer) {
+    for (first, (check, make)) in mistakes.iter().enumerate() {
+        for (later, make_later) in &mistakes[first..] {
+            let mut wrong = right;
+            make_later(&mut wrong);
+            make(&mut wrong);
+            let failed = call(&wrong).err().and_then(|refusal| refusal.check());
+            assert_eq!(failed, Some(*check), "with {later}");
+        }
+    }
+}
+
+#[test]
+fn of_two_mistakes_in_a_slot_the_first_in_order_is_told() {
+    let w = World::amd();
+    let vm = w.vm(1);
+    let gmem = w.gmem(vm, 0x20_0000);
+    let mistakes: &[Mistake<UserspaceMemoryRegion2>] = &[
+        (region::SLOT, |r| r.slot = U32::new(r.slot.get() | 0xffff)),
+        (region::FLAGS, |r| r.flags = U32::new(r.flags.get() | 8)),
+        (region::SIZE, |r| {
+            r.memory_size = U64::new(r.memory_size.get() | 1)
+        }),
+        (region::GPA, |r| {
+            r.guest_phys_addr = U64::new(r.guest_phys_addr.get() | 1)
+        }),
+        (region::HVA, |r| r.userspace_addr = U64::new(1 << 63)),
+        (region::OFFSET, |r| r.guest_memfd_offset = U64::new(1)),
+        (region::ADDRESS_SPACE, |r| {
+            r.slot = U32::new(r.slot.get() | 1 << 16)
+        }),
+        (region::WRAP, |r| {
+            r.guest_phys_addr = U64::new(!0xfff | r.guest_phys_addr.get())
+        }),
+        (region::DESCRIPTOR, |r| r.guest_memfd = U32::new(99)),
+    ];
+    first_of_two(file_slot(gmem), mistakes, |region| w.region(vm, region));
+    w.region(vm, &file_slot(gmem)).expect("no mistake");
+}
+
+#[test]
+fn of_two_mistakes_in_attributes_the_first_in_order_is_told() {
+    let w = World::amd();
+    let mistakes: &[Mistake<MemoryAttributes>] = &[
+        (attributes::FLAGS, |a| a.flags = U64::new(1)),
+        (attributes::KNOWN, |a| a.attributes = U64::new(16)),
+        (attributes::SIZE, |a| a.size = U64::ZERO),
+        (attributes::PAGES, |a| a.address = U64::new(1)),
+    ];
+    first_of_two(attributes_args(0x1000, 0x1000, 8, 0), mistakes, |args| {
+        set_attributes(&w, 1, *args)
+    });
+}
+
+#[test]
+fn lists_that_are_too_short_are_e2big_and_tell_their_length() {
+    let w = World::amd();
+    for list in [
+        ioctl::KVM_GET_MSR_INDEX_LIST,
+        ioctl::KVM_GET_MSR_FEATURE_INDEX_LIST,
+    ] {
+        let at = w.task.map(4 + 64 * 4);
+        assert_eq!(w.ioctl(w.kvm, list, at).unwrap_err().errno().0, 7);
+        let needed: MsrList = w.task.get(at).unwrap();
+        assert_ne!(needed.nmsrs.get(), 0);
+        assert_eq!(w.ioctl(w.kvm, list, at), Ok(0), "the room was not touched");
+    }
+    let mut nent = 1;
+    let head = loop {
+        let at = w.task.map(8 + nent as usize * 40);
+        let args = Cpuid2 {
+            nent: U32::new(nent),
+            ..Cpuid2::default()
+        };
+        kvm_ops_softkvm::Process::write(&w.task, at, zerocopy::IntoBytes::as_bytes(&args)).unwrap();
+        match w.ioctl(w.kvm, ioctl::KVM_GET_SUPPORTED_CPUID, at) {
+            Ok(_) => break w.task.get::<Cpuid2>(at).unwrap(),
+            Err(refusal) => assert_eq!(refusal.errno().0, 7),
+        }
+        nent += 1;
+    };
+    assert_eq!(
+        head.nent.get(),
+        nent,
+        "the least room that is enough is the number of entries"
+    );
+}
