@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::commands::migrate;
-use crate::commands::{attest, completions, conform, doctor, fleet, man, measure, run};
+use crate::commands::{attest, completions, conform, doctor, fleet, man, measure, run, with};
 use crate::exit_code;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
@@ -35,7 +35,8 @@ Examples:
   kvm-ops measure tdx OVMF.fd               what a TD of that firmware must attest
   kvm-ops attest new demo                   an SNP guest's report, to be verified
   kvm-ops migrate hosts                     a SEV guest travels between two hosts as it runs
-  kvm-ops conform tdx tests/vectors/tdx     recorded transcripts against the software TDX module";
+  kvm-ops conform tdx tests/vectors/tdx     recorded transcripts against the software TDX module
+  kvm-ops with --amd -- ./my-vmm            a program of yours on a software /dev/kvm";
 
 fn after_help() -> String {
     format!("{EXAMPLES}\n\n{}", exit_code::help())
@@ -51,6 +52,7 @@ pub(crate) enum Command {
     Attest(attest::Args),
     Migrate(migrate::Args),
     Conform(conform::Args),
+    With(with::Args),
     Completions(completions::Args),
     Man(man::Args),
 }

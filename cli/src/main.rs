@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::Attest(args) => commands::attest::run(args),
         Command::Migrate(args) => commands::migrate::run(args),
         Command::Conform(args) => commands::conform::run(args),
+        Command::With(args) => commands::with::run(args),
         Command::Completions(args) => commands::completions::run(args),
         Command::Man(args) => commands::man::run(args),
     };

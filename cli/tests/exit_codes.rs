@@ -85,6 +85,7 @@ fn a_wrong_command_line_is_2_everywhere() {
             "migrate hosts --memory 5000",
             "conform tdx",
             "completions tcsh",
+            "with --amd",
             "man --onto x",
             "doctor --yaml",
         ],

@@ -14,6 +14,7 @@ const COMMANDS: &[&str] = &[
     "attest",
     "migrate",
     "conform",
+    "with",
     "completions",
     "man",
 ];

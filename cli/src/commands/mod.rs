@@ -10,3 +10,4 @@ pub(crate) mod man;
 pub(crate) mod measure;
 pub(crate) mod migrate;
 pub(crate) mod run;
+pub(crate) mod with;

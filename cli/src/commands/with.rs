@@ -1,0 +1,162 @@
+//! `kvm-ops with`: an unmodified program on a software /dev/kvm.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::exit_code::Code;
+use crate::failure::{Failure, Outcome};
+use crate::term;
+
+/// Runs a program that finds a software /dev/kvm and /dev/sev.
+///
+/// The program is dynamically linked and otherwise as it is: a library in front of libc answers its
+/// ioctls as Linux does. It takes the place of this program, and its exit code is the answer.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvm-ops with --amd -- ./sev_migrate_tests
+  kvm-ops with --amd --log calls.log -- ./my-vmm   each ioctl, and the check that failed")]
+pub(crate) struct Args {
+    /// An Intel machine: normal and software-protected VMs
+    #[arg(long, conflicts_with = "amd")]
+    intel: bool,
+
+    /// An AMD machine, the default: also SEV, SEV-ES and SNP guests
+    #[arg(long)]
+    amd: bool,
+
+    /// Append a line for each ioctl
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+
+    /// The library libkvm_ops_preload.so, if it is not beside this program
+    #[arg(long, value_name = "FILE")]
+    library: Option<PathBuf>,
+
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    command: Vec<OsString>,
+}
+
+const LIBRARY: &str = "libkvm_ops_preload.so";
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let library = library(args.library.as_deref())?;
+    let Some((program, arguments)) = args.command.split_first() else {
+        return Err(Failure::new("no program").code(Code::Usage));
+    };
+    if find(program).is_some_and(|path| is_static(&path)) {
+        term::complain(format!(
+            "warning: {} looks static: a library cannot reach its system calls; run a dynamic build \
+             (a loader that is started by hand is fine)",
+            program.display()
+        ));
+    }
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("LD_PRELOAD", preloads(&library));
+    command.env("KVM_OPS_WITH", if args.intel { "intel" } else { "amd" });
+    if let Some(log) = &args.log {
+        // The program may change its directory.
+        let log = std::path::absolute(log)
+            .map_err(|error| Failure::because(format!("cannot write {}", log.display()), error))?;
+        command.env("KVM_OPS_LOG", log);
+    }
+    // Returns only if it fails.
+    let error = command.exec();
+    let failure = Failure::because(format!("cannot run {}", program.display()), error);
+    Err(failure.code(Code::Input))
+}
+
+/// The library's path, absolute.
+fn library(given: Option<&Path>) -> Outcome<PathBuf> {
+    let path = match given {
+        Some(path) => path.to_owned(),
+        None => {
+            let own = env::current_exe()
+                .map_err(|error| Failure::because("cannot find this program's folder", error))?;
+            own.with_file_name(LIBRARY)
+        }
+    };
+    path.canonicalize().map_err(|error| {
+        Failure::because(format!("cannot read {}", path.display()), error)
+            .hint("build it with `cargo build --release -p kvm-ops-preload`, or name it with --library")
+            .code(Code::Input)
+    })
+}
+
+/// The library in front of those that are preloaded already.
+fn preloads(library: &Path) -> OsString {
+    let mut list = library.as_os_str().to_owned();
+    if let Some(others) = env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
+        list.push(":");
+        list.push(others);
+    }
+    list
+}
+
+/// The file that a program's name stands for.
+fn find(program: &OsStr) -> Option<PathBuf> {
+    let path = Path::new(program);
+    if path.components().count() > 1 {
+        return Some(path.to_owned());
+    }
+    let folders = env::var_os("PATH")?;
+    env::split_paths(&folders)
+        .map(|folder| folder.join(path))
+        .find(|path| path.is_file())
+}
+
+/// True for a 64-bit ELF file that asks for no loader.
+fn is_static(path: &Path) -> bool {
+    // Program headers follow the file's header in every linker's output.
+    let mut head = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut head));
+    read.is_ok() && asks_for_no_loader(&head)
+}
+
+/// PT_INTERP.
+const INTERPRETER: [u8; 4] = [3, 0, 0, 0];
+
+fn asks_for_no_loader(head: &[u8]) -> bool {
+    let number = |at: usize| {
+        head.get(at..at + 2)
+            .map(|b| usize::from(b[0]) | usize::from(b[1]) << 8)
+    };
+    let is_elf64 = head.starts_with(b"\x7fELF\x02");
+    let (Some(start), Some(size), Some(count)) = (number(32), number(54), number(56)) else {
+        return false;
+    };
+    let mut headers = (0..count).map(|index| start + index * size);
+    is_elf64 && !headers.any(|at| head.get(at..at + 4) == Some(&INTERPRETER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_without_a_loader_is_static() {
+        let own = env::current_exe().expect("a path");
+        assert!(!is_static(&own), "tests are dynamic");
+        let mut head = std::fs::read(own).expect("the test");
+        head.truncate(4096);
+        assert!(!asks_for_no_loader(&head));
+        // Without its program headers.
+        head[56..58].fill(0);
+        assert!(asks_for_no_loader(&head));
+        assert!(
+            !asks_for_no_loader(b"#!/bin/sh\n"),
+            "its interpreter is a program"
+        );
+        for len in 0..64 {
+            assert!(!asks_for_no_loader(&head[..len.min(57)]));
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `kvm-ops with`: what it hands to the program that it starts.
+
+mod common;
+
+use std::path::Path;
+
+use common::run;
+
+/// A file that the loader ignores, and its path.
+fn library(folder: &Path) -> String {
+    let path = folder.join("library.so");
+    std::fs::write(&path, "").unwrap();
+    path.canonicalize().unwrap().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_program_gets_the_library_the_vendor_and_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    for (vendor, expected) in [
+        (None, "amd"),
+        (Some("--amd"), "amd"),
+        (Some("--intel"), "intel"),
+    ] {
+        let mut args = vec!["with", "--library", &library, "--log", "/tmp/calls.log"];
+        args.extend(vendor);
+        args.extend(["--", "env"]);
+        let ran = run(&args);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        for line in [
+            format!("KVM_OPS_WITH={expected}"),
+            format!("LD_PRELOAD={library}"),
+            "KVM_OPS_LOG=/tmp/calls.log".to_owned(),
+        ] {
+            assert!(ran.out.lines().any(|l| l == line), "{line}: {}", ran.out);
+        }
+    }
+}
+
+#[test]
+fn the_exit_code_and_the_arguments_are_the_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let ran = run(&[
+        "with",
+        "--library",
+        &library,
+        "--",
+        "sh",
+        "-c",
+        "echo \"$1\"; exit 42",
+        "sh",
+        "--log",
+    ]);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(42), "--log\n"));
+}
+
+#[test]
+fn what_is_missing_is_named_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let ran = run(&["with", "--library", "/gone.so", "--", "env"]);
+    assert_eq!(ran.code, Some(5));
+    assert!(ran.err.contains("cannot read /gone.so"), "{}", ran.err);
+    assert!(ran.err.contains("kvm-ops-preload"), "{}", ran.err);
+    let ran = run(&["with", "--library", &library, "--", "/gone"]);
+    assert_eq!(ran.code, Some(5));
+    assert!(ran.err.contains("cannot run /gone"), "{}", ran.err);
+    assert_eq!(run(&["with", "--amd"]).code, Some(2));
+    assert_eq!(
+        run(&["with", "--amd", "--intel", "--", "env"]).code,
+        Some(2)
+    );
+}
