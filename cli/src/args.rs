@@ -65,7 +65,7 @@ pub(crate) enum HostChoice {
     Auto,
     /// The real /dev/kvm
     Kvm,
-    /// The software platform, which runs guest programs
+    /// The software platform: machine code in normal VMs, guest programs in confidential ones
     Sim,
 }
 

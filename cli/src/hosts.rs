@@ -1,8 +1,8 @@
 //! The hosts of this build behind one trait, so that a fleet can use several.
 
 use kvm_ops::{
-    AmdVm, AnyVm, FreeReport, Gpa, Host, Irqchip, Kind, Measurement, Pfn, Result, Runs, Tech,
-    Vendor, VmConfig, create,
+    AmdVm, AnyVm, FreeReport, Gpa, Host, Irqchip, Kind, Measurement, Pfn, Result, Tech, Vendor,
+    VmConfig, create,
 };
 use kvm_ops_machine::{
     ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, RunLimits, RunReport,
@@ -14,9 +14,9 @@ use crate::confidential::{Books, Firmware};
 use crate::failure::Failure;
 use crate::memory::Limits;
 
-/// The reason why an image cannot run on the software platform.
-pub(crate) const NO_MACHINE_CODE: &str =
-    "the software platform runs guest programs, not machine code";
+/// The reason why an image cannot run as a confidential VM of the software platform.
+const NORMAL_ONLY: &str =
+    "the program runs images as normal VMs there, and built-in guests as confidential ones";
 
 /// A machine on any host.
 pub(crate) trait AnyMachine: Send {
@@ -145,13 +145,37 @@ pub(crate) struct Wanted {
 /// A host and its properties.
 pub(crate) struct Place {
     pub(crate) host: Box<dyn AnyHost>,
-    /// True if it runs machine code, false if it runs guest programs.
-    pub(crate) processor: bool,
-    /// The software platform, if the host is one.
+    /// The software platform, if the host is one: built-in guests are programs there.
     pub(crate) platform: Option<kvm_ops::sim::SimHost>,
 }
 
 impl Place {
+    pub(crate) const fn is_platform(&self) -> bool {
+        self.platform.is_some()
+    }
+
+    /// Checks that the host can hold the VM.
+    fn holds(&self, wanted: &Wanted, limits: &Limits) -> Result<(), String> {
+        let tech = wanted.kind.tech(self.host.vendor());
+        let code = wanted.needs == Needs::Processor || !self.is_platform();
+        limits.maps(wanted.memory)?;
+        if !self.is_platform() {
+            limits.addresses(wanted.memory)?;
+        } else if code && tech.is_confidential() {
+            return Err(NORMAL_ONLY.into());
+        }
+        // A machine with guest programs has no irqchip.
+        let irqchip = if code { wanted.irqchip } else { Irqchip::None };
+        self.host
+            .try_create(wanted.kind, wanted.vcpus, irqchip)
+            .map_err(|error| {
+                let text = error.to_string();
+                text.strip_prefix("not supported: ")
+                    .unwrap_or(&text)
+                    .to_owned()
+            })
+    }
+
     /// The counts of a firmware, if the host shows them.
     pub(crate) fn books(&self, firmware: Firmware) -> Option<Books> {
         Books::of(self.platform.as_ref()?, firmware)
@@ -176,7 +200,6 @@ impl Hosts {
             match open_kvm() {
                 Ok(host) => hosts.places.push(Place {
                     host,
-                    processor: true,
                     platform: None,
                 }),
                 Err(failure) => hosts.no_kvm = Some(failure),
@@ -199,81 +222,43 @@ impl Hosts {
     fn platform_of(&self, vendor: Vendor) -> Option<&Place> {
         self.places
             .iter()
-            .find(|place| !place.processor && place.host.vendor() == vendor)
+            .find(|place| place.is_platform() && place.host.vendor() == vendor)
     }
 
     /// Returns the first host that `choice` allows and that can hold the VM, or the reasons why
     /// none can.
     pub(crate) fn place(&self, wanted: &Wanted) -> Result<&Place, NoPlace> {
-        let Wanted {
-            choice,
-            needs,
-            kind,
-            vcpus,
-            memory,
-            irqchip,
-        } = *wanted;
         let limits = Limits::of_system();
-        if needs == Needs::Processor && choice == HostChoice::Sim {
-            return Err(NoPlace::no_processor());
-        }
         let mut reasons = Vec::new();
         let mut hint = None;
-        if choice != HostChoice::Sim
+        if wanted.choice != HostChoice::Sim
             && let Some(failure) = &self.no_kvm
         {
             reasons.push(failure.in_a_line());
             hint = failure.first_hint();
         }
-        let allowed = |place: &&Place| match choice {
-            HostChoice::Kvm => place.processor,
-            HostChoice::Sim => !place.processor,
-            HostChoice::Auto => place.processor || needs == Needs::Anything,
+        let allowed = |place: &&Place| match wanted.choice {
+            HostChoice::Kvm => !place.is_platform(),
+            HostChoice::Sim => place.is_platform(),
+            HostChoice::Auto => true,
         };
         // Skip the other vendor's platform if the VM's own vendor has one: its refusal adds no
         // information.
-        let foreign = |place: &&Place| match kind {
-            Kind::Of(tech) if !place.processor => {
+        let foreign = |place: &&Place| match wanted.kind {
+            Kind::Of(tech) if place.is_platform() => {
                 let own = tech.vendor().and_then(|vendor| self.platform_of(vendor));
                 tech.vendor() != Some(place.host.vendor()) && own.is_some()
             }
             _ => false,
         };
         for place in self.places.iter().filter(allowed).filter(|p| !foreign(p)) {
-            // A machine with guest programs has no irqchip.
-            let irqchip = if place.processor {
-                irqchip
-            } else {
-                Irqchip::None
-            };
-            let room = limits.maps(memory).and_then(|()| {
-                if place.processor {
-                    limits.addresses(memory)
-                } else {
-                    Ok(())
-                }
-            });
-            let tried = room.and_then(|()| {
-                place
-                    .host
-                    .try_create(kind, vcpus, irqchip)
-                    .map_err(|error| {
-                        let text = error.to_string();
-                        text.strip_prefix("not supported: ")
-                            .unwrap_or(&text)
-                            .to_owned()
-                    })
-            });
-            match tried {
+            match place.holds(wanted, &limits) {
                 Ok(()) => return Ok(place),
                 Err(why) => {
                     let (name, vendor) = (place.host.name(), place.host.vendor());
                     reasons.push(format!("{name} ({vendor}): {why}"));
                 }
             }
-        }
-        if needs == Needs::Processor && choice == HostChoice::Auto {
-            reasons.push(NO_MACHINE_CODE.into());
         }
         Err(NoPlace { reasons, hint })
     }
@@ -286,16 +271,6 @@ pub(crate) struct NoPlace {
     pub(crate) reasons: Vec<String>,
     /// Advice for the user.
     pub(crate) hint: Option<String>,
-}
-
-impl NoPlace {
-    /// The refusal of an image by the software platform.
-    pub(crate) fn no_processor() -> Self {
-        Self {
-            reasons: vec![NO_MACHINE_CODE.into()],
-            hint: Some("run images on /dev/kvm (`--host kvm`), built-in payloads anywhere".into()),
-        }
-    }
 }
 
 /// Opens `/dev/kvm`.
@@ -314,7 +289,7 @@ fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
     Err(Failure::new("/dev/kvm exists on x86-64 Linux only")
-        .hint("`--host sim` runs built-in payloads on the software platform"))
+        .hint("`--host sim` runs VMs on the software platform"))
 }
 
 /// One software platform for each vendor.
@@ -323,7 +298,6 @@ pub(crate) fn platforms() -> Vec<Place> {
         let platform = kvm_ops::sim::SimHost::new(vendor);
         Place {
             host: Box::new(platform.clone()),
-            processor: platform.runs() == Runs::Processor,
             platform: Some(platform),
         }
     };

@@ -69,6 +69,12 @@ pub(crate) fn check_memory(bytes: u64) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Formats how many millions were done in a second.
+pub(crate) fn millions_in_a_second(count: u64, elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs_f64().max(1e-9);
+    format!("{:.1} M/s", count as f64 / 1e6 / seconds)
+}
+
 /// Formats a size in the largest unit that divides it.
 pub(crate) fn size(bytes: u64) -> String {
     let unit = [(40, "T"), (30, "G"), (20, "M"), (10, "K")]

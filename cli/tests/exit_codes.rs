@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{has_kvm, run, run_bounded};
+use common::{hosts, run, run_bounded};
 
 /// A directory with a file of each kind of trouble.
 struct Files(tempfile::TempDir);
@@ -188,7 +188,7 @@ fn what_host_system_or_peer_refuse_is_6_everywhere() {
     let files = Files::new();
     files.ends(
         &[
-            "run @hlt --format flat --host sim",
+            "run @hlt --format flat --host sim --tech sev-snp",
             "run @hlt --format flat --tech sev-snp",
             "run --tech tdx --irqchip full",
             "fleet @host.toml",
@@ -262,11 +262,13 @@ fn memory_that_cannot_be_mapped_is_found_before_a_machine_is_built() {
 
 #[test]
 fn a_guest_that_crashes_is_3_everywhere() {
-    if !has_kvm() {
-        return;
-    }
     Files::new().ends(
-        &["run @ud2 --format flat --memory 1M", "fleet @crash.toml"],
+        &[
+            "run @ud2 --format flat --memory 1M",
+            "run @ud2 --format flat --memory 1M --host sim",
+            "fleet @crash.toml",
+            "fleet @crash.toml --host sim",
+        ],
         3,
     );
 }
@@ -355,8 +357,10 @@ fn every_table_and_report_has_json() {
             ran.out
         );
     }
-    if has_kvm() {
-        let ran = files.run("run @hlt --format flat --memory 1M --json");
+    for host in hosts() {
+        let ran = files.run(&format!(
+            "run @hlt --format flat --memory 1M --json --host {host}"
+        ));
         let report: serde_json::Value = serde_json::from_str(&ran.out).expect(&ran.out);
         assert_eq!(report["outcome"], "halted");
         assert_eq!(report["exit_code"], 0);

@@ -281,18 +281,18 @@ fn a_kind_that_no_host_has_is_refused_at_its_line_and_starts_nothing() {
 }
 
 #[test]
-fn an_image_is_refused_on_the_software_platform_at_its_line() {
+fn the_image_of_a_confidential_vm_is_refused_on_the_software_platform_at_its_line() {
     let image = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(image.path(), [0xf4]).unwrap();
     let fleet = format!(
-        "[[vm]]\nname = \"a\"\nimage = \"{}\"\n",
+        "[[vm]]\nname = \"a\"\nkind = \"sev-snp\"\nimage = \"{}\"\n",
         image.path().display()
     );
     let ran = run_with_input(&["fleet", "-", "--host", "sim"], &fleet);
     assert_eq!(ran.code, Some(6), "{}", ran.err);
     for words in [
-        "standard input:1:1",
-        "guest programs, not machine code",
+        "standard input:3:8",
+        "the program runs images as normal VMs there",
         "hint: ",
     ] {
         assert!(ran.err.contains(words), "{words}: {}", ran.err);

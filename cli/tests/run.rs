@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{check, has_kvm, program, run};
+use common::{check, has_kvm, hosts, program, run};
 
 const SEABIOS: &str = "/usr/share/seabios/bios.bin";
 
@@ -26,71 +26,75 @@ fn flat(code: &[u8]) -> tempfile::NamedTempFile {
 
 #[test]
 fn seabios_prints_its_banner_and_the_timeout_is_no_failure() {
-    if !has_kvm() || !has_seabios() {
+    if !has_seabios() {
         return;
     }
-    let start = Instant::now();
-    let ran = run(&["run", SEABIOS, "--timeout", "2s"]);
-    assert_eq!(ran.code, Some(0), "{}", ran.err);
-    assert!(ran.out.contains("SeaBIOS (version"), "{}", ran.out);
-    assert!(ran.err.contains("stopped at the deadline"), "{}", ran.err);
-    assert!(ran.err.contains("io-out"), "{}", ran.err);
-    assert!(start.elapsed() < Duration::from_secs(30));
+    for host in hosts() {
+        let start = Instant::now();
+        let ran = run(&["run", SEABIOS, "--timeout", "2s", "--host", host]);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        assert!(ran.out.contains("SeaBIOS (version"), "{}", ran.out);
+        assert!(ran.err.contains("stopped at the deadline"), "{}", ran.err);
+        assert!(ran.err.contains("io-out"), "{}", ran.err);
+        let counted = ran.err.contains(" instructions, ");
+        assert_eq!(counted, host == "sim", "{}", ran.err);
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
 }
 
 #[test]
 fn each_end_has_its_exit_code() {
-    if !has_kvm() {
-        return;
-    }
-    // mov dx, 0x402; mov al, 'x'; out dx, al; hlt
-    let prints = b"\xba\x02\x04\xb0x\xee\xf4".to_vec();
-    // mov al, N; out 0xf4, al; hlt
-    let exits = |value| vec![0xb0, value, 0xe6, 0xf4, 0xf4];
-    // mov al, 0xfe; out 0x64, al; hlt: the keyboard controller pulls the reset line
-    let resets = b"\xb0\xfe\xe6\x64\xf4".to_vec();
-    // jmp $
-    let spins = vec![0xeb, 0xfe];
-    for (code, exit_code, end) in [
-        (prints, 0, "halted"),
-        (exits(0), 0, "debug exit 0x0"),
-        (exits(7), 3, "debug exit 0x7"),
-        (resets, 0, "asked for a reset"),
-        (spins, 0, "deadline"),
-    ] {
-        let image = flat(&code);
-        let path = image.path().to_str().unwrap();
-        let ran = run(&[
-            "run",
-            path,
-            "--format",
-            "flat",
-            "--memory",
-            "1M",
-            "--timeout",
-            "500ms",
-        ]);
-        assert!(ran.err.contains(end), "{end}: {}", ran.err);
-        assert_eq!(ran.code, Some(exit_code), "{end}: {}", ran.err);
-        if end == "halted" {
-            assert_eq!(ran.out, "x\n");
+    for host in hosts() {
+        // mov dx, 0x402; mov al, 'x'; out dx, al; hlt
+        let prints = b"\xba\x02\x04\xb0x\xee\xf4".to_vec();
+        // mov al, N; out 0xf4, al; hlt
+        let exits = |value| vec![0xb0, value, 0xe6, 0xf4, 0xf4];
+        // mov al, 0xfe; out 0x64, al; hlt: the keyboard controller pulls the reset line
+        let resets = b"\xb0\xfe\xe6\x64\xf4".to_vec();
+        // jmp $
+        let spins = vec![0xeb, 0xfe];
+        for (code, exit_code, end) in [
+            (prints, 0, "halted"),
+            (exits(0), 0, "debug exit 0x0"),
+            (exits(7), 3, "debug exit 0x7"),
+            (resets, 0, "asked for a reset"),
+            (spins, 0, "deadline"),
+        ] {
+            let image = flat(&code);
+            let path = image.path().to_str().unwrap();
+            let ran = run(&[
+                "run",
+                path,
+                "--format",
+                "flat",
+                "--memory",
+                "1M",
+                "--timeout",
+                "500ms",
+                "--host",
+                host,
+            ]);
+            assert!(ran.err.contains(end), "{end}: {}", ran.err);
+            assert_eq!(ran.code, Some(exit_code), "{end}: {}", ran.err);
+            if end == "halted" {
+                assert_eq!(ran.out, "x\n");
+            }
         }
     }
 }
 
 #[test]
 fn a_guest_starts_its_second_vcpu_where_it_has_an_irqchip() {
-    if !has_kvm() {
-        return;
+    for host in hosts() {
+        let image = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/pair.bin");
+        let args = [
+            "run", image, "--format", "flat", "--vcpus", "2", "--memory", "1M",
+        ];
+        let ran = run(&[&args[..], &["--irqchip", "full", "--host", host]].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        assert_eq!(ran.out, "two vCPUs took 16 turns each\n");
+        assert!(ran.err.contains("vCPU 1: ended with vCPU 0"), "{}", ran.err);
     }
-    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/pair.bin");
-    let args = [
-        "run", image, "--format", "flat", "--vcpus", "2", "--memory", "1M",
-    ];
-    let ran = run(&[&args[..], &["--irqchip", "full"]].concat());
-    assert_eq!(ran.code, Some(0), "{}", ran.err);
-    assert_eq!(ran.out, "two vCPUs took 16 turns each\n");
-    assert!(ran.err.contains("vCPU 1: ended with vCPU 0"), "{}", ran.err);
 }
 
 #[test]
@@ -99,9 +103,6 @@ fn a_full_disk_behind_standard_output_ends_the_guest_and_is_told() {
         println!("skipped: there is no /dev/full");
         return;
     };
-    if !has_kvm() {
-        return;
-    }
     // mov dx, 0x402; mov al, 'x'; out dx, al; jmp $
     let image = flat(b"\xba\x02\x04\xb0x\xee\xeb\xfe");
     let args = [
@@ -123,18 +124,35 @@ fn a_full_disk_behind_standard_output_ends_the_guest_and_is_told() {
 }
 
 #[test]
-fn an_image_needs_a_processor_and_the_refusal_says_so() {
+fn the_software_platform_runs_an_image_the_same_each_time_and_counts_its_instructions() {
+    // mov dx, 0x402; mov al, 'x'; out dx, al; hlt
+    let image = flat(b"\xba\x02\x04\xb0x\xee\xf4");
+    let path = image.path().to_str().unwrap();
+    for _ in 0..2 {
+        let ran = run(&["run", path, "--format", "flat", "--host", "sim"]);
+        assert_eq!(
+            (ran.code, ran.out.as_str()),
+            (Some(0), "x\n"),
+            "{}",
+            ran.err
+        );
+        assert!(ran.err.contains(" on sim ("), "{}", ran.err);
+        assert!(ran.err.contains("\n4 instructions, "), "{}", ran.err);
+    }
+}
+
+#[test]
+fn a_confidential_vm_runs_no_image_on_the_software_platform_and_the_refusal_says_why() {
     let image = flat(&[0xf4]);
     let path = image.path().to_str().unwrap();
-    let ran = run(&["run", path, "--format", "flat", "--host", "sim"]);
-    assert_eq!(ran.code, Some(6));
-    assert!(
-        ran.err
-            .contains("the software platform runs guest programs, not machine code"),
-        "{}",
-        ran.err
-    );
-    assert!(ran.err.contains("hint: "), "{}", ran.err);
+    for tech in ["sev", "sev-es", "sev-snp"] {
+        let args = ["run", path, "--format", "flat", "--tech", tech];
+        let ran = run(&[&args[..], &["--host", "sim"]].concat());
+        assert_eq!(ran.code, Some(6), "{tech}: {}", ran.err);
+        let why = "the program runs images as normal VMs there";
+        assert!(ran.err.contains(why), "{}", ran.err);
+        assert!(ran.err.contains("hint: "), "{}", ran.err);
+    }
 }
 
 #[test]
@@ -155,15 +173,16 @@ fn what_cannot_be_read_is_refused_with_a_reason_and_exit_code_5() {
 
 #[test]
 fn an_image_larger_than_the_memory_is_refused_with_both_sizes() {
-    if !has_kvm() {
-        return;
+    for host in hosts() {
+        let image = flat(&vec![0xf4; 0x3000]);
+        let path = image.path().to_str().unwrap();
+        let ran = run(&[
+            "run", path, "--format", "flat", "--memory", "40K", "--host", host,
+        ]);
+        assert_eq!(ran.code, Some(2), "{}", ran.err);
+        assert!(ran.err.contains("0x3000"), "{}", ran.err);
+        assert!(ran.err.contains("hint: "), "{}", ran.err);
     }
-    let image = flat(&vec![0xf4; 0x3000]);
-    let path = image.path().to_str().unwrap();
-    let ran = run(&["run", path, "--format", "flat", "--memory", "40K"]);
-    assert_eq!(ran.code, Some(2), "{}", ran.err);
-    assert!(ran.err.contains("0x3000"), "{}", ran.err);
-    assert!(ran.err.contains("hint: "), "{}", ran.err);
 }
 
 #[test]
@@ -352,73 +371,73 @@ fn told(code: &[u8], more: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn a_guest_that_dies_is_a_failure_and_told_with_its_place_and_instruction() {
-    if !has_kvm() {
-        return;
-    }
-    for (code, end, line) in [
-        (
-            &[0x90, 0x0f, 0x0b][..],
-            "exception 6 (#UD, invalid opcode)",
-            "vCPU 0 at 0000:7c01 (real mode, 16-bit): 0f 0b  ud2",
-        ),
-        (
-            &[0xcc, 0xf4],
-            "exception 3 (#BP, breakpoint)",
-            "vCPU 0 at 0000:7c01 (real mode, 16-bit): f4  hlt",
-        ),
-        (
-            &[0xcd, 0x13, 0xf4],
-            "interrupt 0x13 without a handler",
-            "vCPU 0 at 0000:7c02 (real mode, 16-bit): f4  hlt",
-        ),
-    ] {
-        let (exit_code, err) = told(code, &[]);
-        assert_eq!(exit_code, Some(3), "{err}");
-        assert!(err.contains(end) && err.contains(line), "{err}");
+    for host in hosts() {
+        for (code, end, line) in [
+            (
+                &[0x90, 0x0f, 0x0b][..],
+                "exception 6 (#UD, invalid opcode)",
+                "vCPU 0 at 0000:7c01 (real mode, 16-bit): 0f 0b  ud2",
+            ),
+            (
+                &[0xcc, 0xf4],
+                "exception 3 (#BP, breakpoint)",
+                "vCPU 0 at 0000:7c01 (real mode, 16-bit): f4  hlt",
+            ),
+            (
+                &[0xcd, 0x13, 0xf4],
+                "interrupt 0x13 without a handler",
+                "vCPU 0 at 0000:7c02 (real mode, 16-bit): f4  hlt",
+            ),
+        ] {
+            let (exit_code, err) = told(code, &["--host", host]);
+            assert_eq!(exit_code, Some(3), "{err}");
+            assert!(err.contains(end) && err.contains(line), "{err}");
+        }
     }
 }
 
 #[test]
 fn a_guest_at_its_deadline_is_told_with_its_place_and_instruction() {
-    if !has_kvm() {
-        return;
+    for host in hosts() {
+        let (code, err) = told(&[0xeb, 0xfe], &["--timeout", "200ms", "--host", host]);
+        assert_eq!(code, Some(0), "{err}");
+        let line = "vCPU 0 at 0000:7c00 (real mode, 16-bit): eb fe  jmp short 7C00h";
+        assert!(err.contains(line), "{err}");
+        // One that halts stands nowhere of interest.
+        let (_, err) = told(&[0xf4], &["--host", host]);
+        assert!(!err.contains("vCPU 0 at"), "{err}");
     }
-    let (code, err) = told(&[0xeb, 0xfe], &["--timeout", "200ms"]);
-    assert_eq!(code, Some(0), "{err}");
-    let line = "vCPU 0 at 0000:7c00 (real mode, 16-bit): eb fe  jmp short 7C00h";
-    assert!(err.contains(line), "{err}");
-    // One that halts stands nowhere of interest.
-    let (_, err) = told(&[0xf4], &[]);
-    assert!(!err.contains("vCPU 0 at"), "{err}");
 }
 
 #[test]
 fn the_json_report_has_the_place_the_console_and_what_the_image_was_taken_for() {
-    if !has_kvm() {
-        return;
+    for host in hosts() {
+        // mov dx, 0x402; mov al, 'x'; out dx, al; ud2
+        let image = flat(b"\xba\x02\x04\xb0x\xee\x0f\x0b");
+        let path = image.path().to_str().unwrap();
+        let args = ["run", path, "--format", "flat", "--memory", "1M", "--json"];
+        let ran = run(&[&args[..], &["--host", host]].concat());
+        assert_eq!(ran.code, Some(3), "{}", ran.err);
+        // The log names the machine; the report is on standard output alone.
+        assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+        assert!(
+            ran.err.contains("exception 6 (#UD, invalid opcode)"),
+            "{}",
+            ran.err
+        );
+        let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!(report["exit_code"], 3);
+        assert_eq!(report["outcome"], "crashed");
+        assert_eq!(report["console"]["text"], "x");
+        assert_eq!(report["taken_for"]["format"], "flat");
+        let counted = (host == "sim").then_some(4);
+        assert_eq!(report["instructions"].as_u64(), counted, "{report}");
+        let place = &report["vcpu_reports"][0]["position"];
+        assert_eq!(place["linear"], 0x7c06);
+        assert_eq!(place["mode"], "real mode, 16-bit");
+        assert_eq!(place["bytes"], "0f 0b");
+        assert_eq!(place["instruction"], "ud2");
     }
-    // mov dx, 0x402; mov al, 'x'; out dx, al; ud2
-    let image = flat(b"\xba\x02\x04\xb0x\xee\x0f\x0b");
-    let path = image.path().to_str().unwrap();
-    let ran = run(&["run", path, "--format", "flat", "--memory", "1M", "--json"]);
-    assert_eq!(ran.code, Some(3), "{}", ran.err);
-    // The log names the machine; the report is on standard output alone.
-    assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
-    assert!(
-        ran.err.contains("exception 6 (#UD, invalid opcode)"),
-        "{}",
-        ran.err
-    );
-    let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!(report["exit_code"], 3);
-    assert_eq!(report["outcome"], "crashed");
-    assert_eq!(report["console"]["text"], "x");
-    assert_eq!(report["taken_for"]["format"], "flat");
-    let place = &report["vcpu_reports"][0]["position"];
-    assert_eq!(place["linear"], 0x7c06);
-    assert_eq!(place["mode"], "real mode, 16-bit");
-    assert_eq!(place["bytes"], "0f 0b");
-    assert_eq!(place["instruction"], "ud2");
 }
 
 #[test]
@@ -495,34 +514,33 @@ fn files_that_do_not_run_are_refused_with_their_kind_and_what_to_do() {
 
 #[test]
 fn run_says_what_it_takes_real_firmware_for_and_starts_it_at_the_reset_vector() {
-    if !has_kvm() {
-        return;
+    for host in hosts() {
+        if has_seabios() {
+            let ran = run(&["run", SEABIOS, "--timeout", "500ms", "--host", host]);
+            let words = "taken for a firmware ROM: 0x20000 bytes of whole pages, and a jump at the reset vector";
+            assert!(ran.err.contains(words), "{}", ran.err);
+        }
+        let Some(ovmf) = ovmf() else { continue };
+        let ran = run(&["run", &ovmf, "--timeout", "1s", "--json", "--host", host]);
+        let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        let taken = &report["taken_for"];
+        assert_eq!(
+            (&taken["format"], &taken["stated"]),
+            (&"firmware".into(), &false.into())
+        );
+        assert!(
+            taken["why"].as_str().unwrap().contains("GUIDed entries"),
+            "{taken}"
+        );
+        // It is past the reset vector, in the ROM or where it has copied itself, and not in flat code.
+        assert_eq!(
+            report["vcpu_reports"][0]["position"]["cs"]
+                .as_u64()
+                .map(|cs| cs != 0),
+            Some(true)
+        );
+        assert!(ran.code == Some(0) || ran.code == Some(3), "{}", ran.err);
     }
-    if has_seabios() {
-        let ran = run(&["run", SEABIOS, "--timeout", "500ms"]);
-        let words = "taken for a firmware ROM: 0x20000 bytes of whole pages, and a jump at the reset vector";
-        assert!(ran.err.contains(words), "{}", ran.err);
-    }
-    let Some(ovmf) = ovmf() else { return };
-    let ran = run(&["run", &ovmf, "--timeout", "1s", "--json"]);
-    let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
-    let taken = &report["taken_for"];
-    assert_eq!(
-        (&taken["format"], &taken["stated"]),
-        (&"firmware".into(), &false.into())
-    );
-    assert!(
-        taken["why"].as_str().unwrap().contains("GUIDed entries"),
-        "{taken}"
-    );
-    // It is past the reset vector, in the ROM or where it has copied itself, and not in flat code.
-    assert_eq!(
-        report["vcpu_reports"][0]["position"]["cs"]
-            .as_u64()
-            .map(|cs| cs != 0),
-        Some(true)
-    );
-    assert!(ran.code == Some(0) || ran.code == Some(3), "{}", ran.err);
 }
 
 #[test]

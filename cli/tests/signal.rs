@@ -23,9 +23,6 @@ fn interrupt(child: &Child) {
 
 #[test]
 fn one_sigint_stops_a_guest_and_tells_what_it_did() {
-    if !has_kvm() {
-        return;
-    }
     let image = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(image.path(), SPINS).unwrap();
     let mut child = program()

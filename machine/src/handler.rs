@@ -176,7 +176,7 @@ pub trait Inside: Send + Sync {
     }
 
     /// Makes an interrupt line send a message, as the vectors of MSI-X do. Without interrupt
-    /// controllers that have pins (a split irqchip, the software platform) a line needs one.
+    /// controllers that have pins (a split irqchip, a confidential VM) a line needs one.
     ///
     /// # Errors
     /// [`Error::NotOffered`] without an irqchip in the platform; the answer of the system.

@@ -15,9 +15,8 @@
 //! ([`MachineConfig::guest_ram`]).
 //!
 //! It does not have **ACPI tables** (a kernel that no firmware starts finds the other vCPUs
-//! by an MP table, if it is built with `CONFIG_X86_MPPARSE`, and starts one vCPU otherwise), **PCI,
-//! disks and network devices**, and **a serial interrupt** unless the embedder wires one
-//! ([`Devices::with_serial_interrupt`]).
+//! by an MP table, if it is built with `CONFIG_X86_MPPARSE`, and starts one vCPU otherwise), and **PCI,
+//! disks and network devices**.
 //!
 //! ```
 //! use std::time::Duration;

@@ -5,8 +5,8 @@ use std::mem;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    AnyVcpu, AnyVm, EncCmd, Error, Field, FreeReport, Gfn, Host, Irqchip, Leak, Leaked, MemSlot,
-    OpName, Tech, VcpuId, VcpuOps, Vm, VmConfig, create,
+    AnyVcpu, AnyVm, EncCmd, Error, Field, FreeReport, Gfn, Host, IrqEvent, Irqchip, Leak, Leaked,
+    MemSlot, OpName, Tech, VcpuId, VcpuOps, Vm, VmConfig, VmOps, create,
 };
 
 use crate::inside::Wiring;
@@ -391,7 +391,8 @@ impl<H: Host> Machine<H> {
         self.stopper.clone()
     }
 
-    /// The devices of a PC that this machine's guests may want, with their console.
+    /// The devices of a PC that this machine's guests may want, with their console. With all interrupt
+    /// controllers in the platform ([`Irqchip::Full`]) the serial line interrupts.
     ///
     /// ```
     /// use kvm_ops::{Vendor, guest::Script, sim::SimHost};
@@ -406,7 +407,28 @@ impl<H: Host> Machine<H> {
     /// ```
     pub fn devices(&self, console: ConsoleSink) -> Devices {
         let vcpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
-        Devices::new(self.memory().size(), vcpus, console)
+        let ram = self.memory().size();
+        let Some(line) = self.serial_line() else {
+            return Devices::new(ram, vcpus, console);
+        };
+        Devices::with_serial_interrupt(ram, vcpus, console, move || {
+            if let Err(error) = line.signal() {
+                tracing::warn!(%error, "the serial line did not interrupt");
+            }
+        })
+    }
+
+    /// The interrupt of the serial line, where interrupt controllers with pins are in the platform.
+    fn serial_line(&self) -> Option<Box<dyn IrqEvent>> {
+        let port = self.vm().back_end().devices();
+        let port = port.filter(|_| self.irqchip == Irqchip::Full)?;
+        match port.irq_event(Devices::SERIAL_LINE) {
+            Ok(line) => Some(line),
+            Err(error) => {
+                tracing::warn!(%error, "the serial line has no interrupt");
+                None
+            }
+        }
     }
 
     /// The memory.

@@ -172,6 +172,8 @@ pub struct VcpuReport {
     pub id: VcpuId,
     /// Its exits.
     pub exits: ExitCounts,
+    /// Instructions of machine code that it executed in this run; `None` where the platform counts none.
+    pub instructions: Option<u64>,
     /// Its end.
     pub end: End,
     /// The instruction at which it stands: for a failure the one that failed, for INT3 and INT n the
@@ -205,6 +207,14 @@ impl RunReport {
         self.vcpus
             .iter()
             .fold(ExitCounts::default(), |sum, vcpu| sum.plus(&vcpu.exits))
+    }
+
+    /// The instructions of all vCPUs; `None` where the platform counts none.
+    pub fn instructions(&self) -> Option<u64> {
+        self.vcpus
+            .iter()
+            .filter_map(|vcpu| vcpu.instructions)
+            .reduce(u64::wrapping_add)
     }
 
     /// The reason of the failure that ended the machine; without such a failure, that of the first vCPU

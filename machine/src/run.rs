@@ -179,6 +179,7 @@ impl Run<'_> {
                         return VcpuReport {
                             id,
                             exits: ExitCounts::default(),
+                            instructions: None,
                             end: End::NotStarted,
                             position: None,
                             diagnosis: None,
@@ -187,6 +188,7 @@ impl Run<'_> {
                     thread.join().unwrap_or(VcpuReport {
                         id,
                         exits: ExitCounts::default(),
+                        instructions: None,
                         end: End::Panicked,
                         position: None,
                         diagnosis: Some(self.diagnose(id, &End::Panicked)),
@@ -256,6 +258,7 @@ impl Run<'_> {
         let _span = tracing::debug_span!("vcpu", %technology, vm, vcpu = id.0).entered();
         let mut exits = ExitCounts::default();
         let mut diagnosis = None;
+        let before = vcpu.instructions();
         // A panic is the handler's; it ends this machine, and no other of the process.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.vcpu_loop(vcpu, &mut exits)))
             .unwrap_or(Outcome::Machine(End::Panicked));
@@ -277,6 +280,10 @@ impl Run<'_> {
             },
         };
         let position = self.position(vcpu);
+        let instructions = vcpu
+            .instructions()
+            .zip(before)
+            .map(|(after, before)| after.wrapping_sub(before));
         if end.is_failure() {
             let why = diagnosis.get_or_insert_with(|| self.diagnose(id, &end));
             let exits = exits.total();
@@ -289,6 +296,7 @@ impl Run<'_> {
         VcpuReport {
             id,
             exits,
+            instructions,
             end,
             position,
             diagnosis,

@@ -95,6 +95,10 @@ impl<P: VcpuOps, T> VcpuOps for PlainVcpu<P, T> {
         self.port.programs()
     }
 
+    fn instructions(&self) -> Option<u64> {
+        self.port.instructions()
+    }
+
     #[inline]
     fn refusal(&self, operation: &'static OpName) -> Error {
         self.port.refusal(operation)

@@ -242,6 +242,24 @@ pub trait VcpuOps: Send {
         None
     }
 
+    /// The number of instructions that the vCPU executed since it was created. `None` on a processor
+    /// that does not count them, and for guest programs.
+    ///
+    /// ```
+    /// # use kvm_ops::{VcpuId, VcpuOps, Vendor, VmConfig, create, sim::SimHost};
+    /// # let host = SimHost::new(Vendor::Intel);
+    /// # let vm = create(&host, &VmConfig::normal())?;
+    /// # let mut vcpu = vm.create_vcpu(VcpuId(0))?;
+    /// assert_eq!(vcpu.instructions(), Some(0));
+    /// # let program = kvm_ops::guest::Script::new();
+    /// vcpu.programs().expect("a software host").load_program(Box::new(program))?;
+    /// assert_eq!(vcpu.instructions(), None);
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
+    fn instructions(&self) -> Option<u64> {
+        None
+    }
+
     // ---------------------------------------------------------------- register state, by group
 
     /// The error of an operation that the back end does not implement. A protected vCPU overrides it

@@ -5,6 +5,7 @@ extern crate kvm_ops_core as kvm_ops;
 mod access;
 mod builder;
 mod chips;
+mod devices;
 mod frame_set;
 mod host;
 mod irq;

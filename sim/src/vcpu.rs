@@ -148,12 +148,6 @@ impl SimVcpu {
         }
     }
 
-    /// The number of instructions that it executed as machine code. `None` for a vCPU that runs guest
-    /// programs.
-    pub fn instructions(&self) -> Option<u64> {
-        self.processor().map(Processor::instructions)
-    }
-
     pub(crate) fn processor(&self) -> Option<&Processor> {
         self.guest.processor(self.id, &self.vm, &self.wake)
     }

@@ -10,6 +10,7 @@ use kvm_ops::{
 
 use crate::SimVcpu;
 use crate::irq::Waiting;
+use crate::processor::Processor;
 use crate::registers::Registers;
 use crate::reported::Reported;
 use crate::vcpu::{Flow, GuestCpu, State};
@@ -89,6 +90,10 @@ impl VcpuOps for SimVcpu {
 
     fn programs(&mut self) -> Option<&mut dyn Programs> {
         Some(self)
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        self.processor().map(Processor::instructions)
     }
 
     /// Power-on drops a program's progress with the registers; INIT keeps MSRs. In both cases the

@@ -11,12 +11,12 @@ use std::sync::{
 use kvm_ops_cpu::{ApicAddress, CodePages, Cpu};
 
 use kvm_ops::{
-    Error, Field, Gfn, Gpa, Irqchip, Kick, MemSlot, Result, SevPort, SharedMemory, Step, TdPort,
-    Tech, VcpuId, VmParams, VmPort,
+    DevicePort, Error, Field, Gfn, Gpa, Irqchip, Kick, MemSlot, Result, SevPort, SharedMemory,
+    Step, TdPort, Tech, VcpuId, VmParams, VmPort,
 };
 
 use crate::access::{Copy, host_access};
-use crate::chips::{Chips, LINES};
+use crate::chips::Chips;
 use crate::host::Machine;
 use crate::irq::Wake;
 use crate::memory::Memory;
@@ -83,25 +83,6 @@ impl SimVm {
     /// The state of the second-level table.
     pub fn table_stats(&self) -> TableStats {
         self.inner.read().stats()
-    }
-}
-
-impl SimVm {
-    /// Sets the level of an interrupt line of the irqchip in the platform, 0 to 23 (GSI).
-    ///
-    /// # Errors
-    /// [`Error::NotOffered`] without interrupt controllers in the platform; [`Error::Invalid`] for
-    /// another line.
-    pub fn set_irq_line(&self, line: u32, high: bool) -> Result<()> {
-        let Some(mut chips) = self.inner.chips() else {
-            return kvm_ops::not_offered!("set_irq_line without a full irqchip in the platform");
-        };
-        match u8::try_from(line) {
-            Ok(line) if line < LINES => chips.set_line(line, high),
-            _ => return Err(Error::Invalid(Field::Gsi, line.into())),
-        }
-        self.inner.send_from(chips);
-        Ok(())
     }
 }
 
@@ -276,6 +257,12 @@ impl VmPort for SimVm {
         };
         wake.post(vector);
         Ok(())
+    }
+
+    /// A VM with interrupt controllers in the platform has them, unless it is confidential.
+    fn devices(&self) -> Option<&dyn DevicePort> {
+        let chips = self.inner.runs_machine_code() && self.inner.irqchip() == Irqchip::Full;
+        chips.then_some(self as &dyn DevicePort)
     }
 
     fn td(&self) -> Option<&dyn TdPort> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Ram, vm_with};
 use kvm_ops_core::{
     Answer, CpuidEntry, DebugRegs, DescTable, Error, Events, Exception, Exit, Field, Gpa, Host,
-    Irqchip, MpState, Msr, Regs, Segment, SlotFlags, Sregs, Tech, VcpuId, VcpuOps, Vendor,
+    Irqchip, MpState, Msi, Msr, Regs, Segment, SlotFlags, Sregs, Tech, VcpuId, VcpuOps, Vendor,
     VmParams, VmPort, Xcrs, Xsave,
 };
 use kvm_ops_sim::{SimHost, SimVcpu, SimVm};
@@ -367,7 +367,7 @@ fn lines_interrupt_a_sleeping_guest_through_the_pic() {
     early.expect_out(0x98, &[0xdf]);
     early.expect_out(0x99, &[0x25]);
     let unknown = guest.vm.set_irq_line(24, true);
-    assert_eq!(unknown, Err(Error::Invalid(Field::Gsi, 24)));
+    assert_eq!(unknown, Err(Error::NotFound(Field::Gsi, 24)));
     let (_host, without) = vm_with(Irqchip::Split, 1);
     assert!(matches!(
         without.set_irq_line(5, true),
@@ -422,6 +422,58 @@ fn interrupts_reach_an_apic_that_the_guest_enabled() {
         guest.expect_out(0x99, &[0x41]);
         let absent = guest.vm.deliver_interrupt(VcpuId(1), 0x41);
         assert_eq!(absent, Err(Error::NotFound(Field::Vcpu, 1)));
+    }
+}
+
+#[test]
+fn messages_routed_lines_and_events_of_devices_reach_the_local_apic() {
+    let code = [&[0xe6, 0x98][..], &SLEEPER].concat();
+    let mut guest = Guest::new(&code, Irqchip::Full);
+    guest.handler(0x41);
+    guest.expect_out(0x98, &[0]);
+    // x2APIC mode; SVR enabled.
+    let enable = [Msr::write(0x1b, 0xfee0_0d00), Msr::write(0x80f, 0x1ff)];
+    guest.cpu.set_msrs(&enable).unwrap();
+    let port = guest.vm.devices().unwrap();
+    let msi = Msi::to(VcpuId(0), 0x41);
+    assert_eq!(port.signal_msi(msi), Ok(true));
+    assert_eq!(port.signal_msi(Msi::to(VcpuId(3), 0x41)), Ok(false));
+    let bad = Msi { address: 0, ..msi };
+    assert_eq!(port.signal_msi(bad), Err(Error::Invalid(Field::Msi, 0)));
+    let unknown = Error::NotFound(Field::Gsi, 40);
+    assert_eq!(port.irq_event(40).err(), Some(unknown));
+    port.set_gsi_route(40, msi).unwrap();
+    let event = port.irq_event(40).unwrap();
+    guest.expect_out(0x99, &[0x41]);
+    // The handler ends no interrupt, so each one after it waits until the test does.
+    let end = [Msr::write(0x80b, 0)];
+    guest.cpu.set_msrs(&end).unwrap();
+    for raise in [true, false] {
+        let port = guest.vm.devices().unwrap();
+        match raise {
+            true => port.set_irq_line(40, true).unwrap(),
+            false => {
+                port.set_irq_line(40, true).unwrap();
+                port.set_irq_line(40, false).unwrap();
+                event.signal().unwrap();
+            }
+        }
+        guest.expect_out(0x99, &[0x41]);
+        guest.cpu.set_msrs(&end).unwrap();
+    }
+    let kick = guest.cpu.kick_handle();
+    kick.kick();
+    guest.expect(Exit::Interrupted);
+    let Guest { cpu, vm, .. } = guest;
+    drop((cpu, vm));
+    assert_eq!(event.signal(), Ok(()), "the VM is gone");
+    for (irqchip, tech) in [(Irqchip::Split, Tech::Vmx), (Irqchip::Full, Tech::Sev)] {
+        let vendor = tech.vendor().unwrap();
+        let mut params = VmParams::new(1);
+        params.irqchip = irqchip;
+        if let Ok(vm) = SimHost::new(vendor).create_vm(tech, &params) {
+            assert!(vm.devices().is_none());
+        }
     }
 }
 

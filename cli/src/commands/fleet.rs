@@ -103,7 +103,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let plan = plan::build(&source, &vms, &hosts)?;
         if let Some(failure) = hosts.no_kvm() {
             term::complain(format!(
-                "note: {}; built-in payloads run on the software platform",
+                "note: {}; VMs run on the software platform",
                 failure.in_a_line()
             ));
         }

@@ -77,11 +77,10 @@ impl Start {
         })
     }
 
-    /// The built-in start of a technology; `None` for a technology without one, and on a place that
-    /// runs machine code.
+    /// The built-in start of a technology; `None` for a technology without one, and on a real host.
     pub(crate) fn built_in(tech: Tech, vcpus: u32, place: &Place) -> Option<Self> {
         match tech {
-            _ if place.processor => None,
+            _ if !place.is_platform() => None,
             Tech::Tdx => Some(Self::of_td(&TdImage::built_in(
                 kvm_ops_tdvf::Order::SinglePass,
             ))),

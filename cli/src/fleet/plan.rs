@@ -186,7 +186,7 @@ impl<'a> Plan<'a> {
                 .vcpus(spec.vcpus)
                 .memory(spec.memory);
             let config = match &spec.work {
-                Work::BuiltIn(guest) if place.processor => {
+                Work::BuiltIn(guest) if !place.is_platform() => {
                     config.image(image.clone()).irqchip(guest.irqchip)
                 }
                 Work::BuiltIn(guest) => {
@@ -228,7 +228,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Returns the image of a VM that runs on a processor.
+/// Returns the image of a VM; that of a built-in guest is its machine code.
 fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
     let (path, format, cmdline, initrd) = match &spec.work {
         Work::BuiltIn(guest) => {

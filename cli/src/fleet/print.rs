@@ -150,8 +150,12 @@ fn sums(report: &FleetReport) -> String {
         }
         format!("{ERROR}leaked{ERROR:#}: {}", leaks.join(", "))
     };
+    let instructions = match totals.instructions {
+        0 => String::new(),
+        count => format!(" {count} instructions,"),
+    };
     format!(
-        "{BOLD}{}{BOLD:#}: {}; {}, {}, {}; {leaks}; {}",
+        "{BOLD}{}{BOLD:#}: {}; {}, {},{instructions} {}; {leaks}; {}",
         plural(totals.vms as u64, "VM"),
         parts.join(", "),
         plural(totals.vcpus.into(), "vCPU"),

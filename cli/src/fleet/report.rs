@@ -56,6 +56,8 @@ pub(crate) struct VmReport {
     /// The value that the guest reported through the result port.
     result: Option<u32>,
     pub(crate) console: Console,
+    /// Instructions of machine code; `None` where the host counts none.
+    instructions: Option<u64>,
     /// The number of its exits.
     pub(crate) exits: u64,
     /// Its exits by kind.
@@ -108,6 +110,7 @@ impl VmReport {
             problems: Vec::new(),
             result: None,
             console: Console::default(),
+            instructions: None,
             exits: 0,
             exits_by_kind: BTreeMap::new(),
             vcpu_reports: Vec::new(),
@@ -166,6 +169,7 @@ impl VmReport {
                 return;
             }
         };
+        self.instructions = run.instructions();
         self.exits = run.exits().total();
         self.exits_by_kind = vm_report::exits_by_kind(&run);
         self.vcpu_reports = vm_report::Vcpu::of(&run);
@@ -250,6 +254,8 @@ pub(crate) struct Totals {
     pub(crate) vcpus: u32,
     /// Exits of these vCPUs.
     pub(crate) exits: u64,
+    /// Instructions of machine code, as far as they were counted.
+    pub(crate) instructions: u64,
     /// Pages of 4 KiB lent to the VMs.
     pub(crate) pages: u64,
     /// Resources that teardowns leaked, as they report it.
@@ -300,6 +306,7 @@ impl FleetReport {
             }
             totals.vcpus += vm.vcpus;
             totals.exits += vm.exits;
+            totals.instructions += vm.instructions.unwrap_or(0);
             totals.pages += vm.pages;
             totals.leaks += vm.leaks.len();
         }

@@ -18,7 +18,7 @@ use super::problem::At;
 pub(crate) enum Work {
     /// A built-in guest, available as machine code and as a guest program.
     BuiltIn(&'static Guest),
-    /// An image, which needs a processor.
+    /// An image, which needs a processor: of a real host, or of a normal VM on the software platform.
     Image {
         path: At<PathBuf>,
         /// The format; detected if not given.

@@ -109,6 +109,13 @@ pub(crate) fn has_kvm() -> bool {
     open.is_ok()
 }
 
+/// The hosts that run machine code here: the software platform, and `/dev/kvm` where it can be opened.
+pub(crate) fn hosts() -> impl Iterator<Item = &'static str> {
+    ["sim", "kvm"]
+        .into_iter()
+        .filter(|host| *host == "sim" || has_kvm())
+}
+
 /// The fleet files in the repository.
 pub(crate) fn examples() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/fleets");

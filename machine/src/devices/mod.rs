@@ -86,13 +86,16 @@ impl Trigger for SerialIrq {
 }
 
 impl Devices {
+    /// The interrupt line of the first serial port of a PC.
+    pub const SERIAL_LINE: u32 = 4;
+
     /// The devices of a machine with that much RAM and that many vCPUs.
     pub fn new(ram_bytes: u64, vcpus: u32, console: ConsoleSink) -> Self {
         Self::with(ram_bytes, vcpus, console, SerialIrq::default())
     }
 
-    /// As [`new`](Self::new), and `raise` is called whenever the serial line interrupts (line 4 on
-    /// a PC). Without it the line is silent, and guests must poll. It is called in the middle of an
+    /// As [`new`](Self::new), and `raise` is called whenever the serial line interrupts
+    /// ([`SERIAL_LINE`](Self::SERIAL_LINE)). Without it the line is silent, and guests must poll. It is called in the middle of an
     /// access, so it must not come back to these devices.
     pub fn with_serial_interrupt(
         ram_bytes: u64,

@@ -6,6 +6,8 @@ mod ioapic;
 mod pic;
 mod pit;
 
+use std::collections::BTreeMap;
+
 use crate::processor::{Access, Command};
 
 use ioapic::IoApic;
@@ -17,7 +19,7 @@ const TIMER: u8 = 0;
 /// Lines that the 8259A pair has.
 const PIC_LINES: u8 = 16;
 /// Lines in all.
-pub(crate) const LINES: u8 = 24;
+const LINES: u32 = 24;
 const PAGE: u64 = 0x1000;
 
 #[derive(Debug, Default)]
@@ -25,8 +27,17 @@ pub(crate) struct Chips {
     pic: Pic,
     pit: Pit,
     ioapic: IoApic,
+    /// Lines that send a message in place of the controllers' inputs.
+    routes: BTreeMap<u32, Route>,
+    messages: Vec<Command>,
     /// The request of the 8259A pair was told.
     told: bool,
+}
+
+#[derive(Debug)]
+struct Route {
+    command: Command,
+    high: bool,
 }
 
 impl Chips {
@@ -68,12 +79,31 @@ impl Chips {
         true
     }
 
-    /// Sets one of the [`LINES`].
-    pub(crate) fn set_line(&mut self, line: u8, high: bool) {
+    /// Sets a line that [leads](Self::leads) somewhere. One with a message sends it when it rises.
+    pub(crate) fn set_line(&mut self, line: u32, high: bool) {
+        if let Some(route) = self.routes.get_mut(&line) {
+            if high && !route.high {
+                self.messages.push(route.command);
+            }
+            route.high = high;
+            return;
+        }
+        let line = line as u8;
         if line < PIC_LINES {
             self.pic.set_line(line, high);
         }
         self.ioapic.set_line(line, high);
+    }
+
+    /// True if the controllers have an input for the line, or it has a message.
+    pub(crate) fn leads(&self, line: u32) -> bool {
+        line < LINES || self.routes.contains_key(&line)
+    }
+
+    /// Makes a line send this message. The line's level stays.
+    pub(crate) fn set_route(&mut self, line: u32, command: Command) {
+        let high = self.routes.get(&line).is_some_and(|route| route.high);
+        self.routes.insert(line, Route { command, high });
     }
 
     /// The time is `now`: the timer may interrupt.
@@ -81,7 +111,7 @@ impl Chips {
         if self.pit.rose(now) {
             // A pulse, which is enough for the edge-triggered inputs.
             for high in [true, false] {
-                self.set_line(TIMER, high);
+                self.set_line(TIMER.into(), high);
             }
         }
     }
@@ -93,7 +123,9 @@ impl Chips {
 
     /// The messages to processors since the last call.
     pub(crate) fn take_messages(&mut self) -> Vec<Command> {
-        self.ioapic.take_messages()
+        let mut messages = std::mem::take(&mut self.messages);
+        messages.extend(self.ioapic.take_messages());
+        messages
     }
 
     /// True if the 8259A pair asks for attention.
@@ -115,7 +147,8 @@ impl Chips {
 
     /// The next time at which the timer interrupts.
     pub(crate) fn next(&self) -> Option<u64> {
-        let heard = !self.pic.masks(TIMER) || !self.ioapic.masks(TIMER);
+        let routed = self.routes.contains_key(&TIMER.into());
+        let heard = routed || !self.pic.masks(TIMER) || !self.ioapic.masks(TIMER);
         self.pit.next().filter(|_| heard)
     }
 }

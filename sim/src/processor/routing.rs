@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use kvm_ops::Msi;
 use kvm_ops_cpu::ApicAddress;
 
 use crate::irq::Wake;
@@ -72,6 +73,25 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Reads an interrupt message of a device. `None` for an address that is none of a message.
+    pub(crate) fn from_msi(msi: Msi) -> Option<Self> {
+        // Bits 39:32 are reserved, and 63:40 are bits 31:8 of the destination.
+        if msi.address >> 20 & 0xf_ffff != 0xfee {
+            return None;
+        }
+        let destination = msi.address >> 12 & 0xff | msi.address >> 32 & 0xffff_ff00;
+        Some(Self {
+            kind: Kind::from_mode(u64::from(msi.data) >> 8),
+            vector: msi.data as u8,
+            to: To::Named {
+                destination: destination as u32,
+                logical: msi.address >> 2 & 1 != 0,
+            },
+        })
+    }
+}
+
 /// A processor as others reach it.
 #[derive(Debug)]
 struct Peer {
@@ -101,10 +121,11 @@ impl Processors {
         }
     }
 
-    /// Sends a message. The processor `from` sent it, and has seen to itself already.
-    pub(crate) fn deliver(&self, command: &Command, from: Option<u32>) {
+    /// Sends a message. The processor `from` sent it, and has seen to itself already. Returns true if
+    /// there is a processor that the message is for.
+    pub(crate) fn deliver(&self, command: &Command, from: Option<u32>) -> bool {
         let Some(kind) = command.kind else {
-            return;
+            return false;
         };
         let meant = self.0.iter().filter(|(id, peer)| match command.to {
             To::Named {
@@ -120,15 +141,19 @@ impl Processors {
             Kind::Lowest => 1,
             _ => usize::MAX,
         };
+        let mut sent = false;
         for (_, peer) in not_again.take(most) {
             send(&peer.wake, kind, command.vector);
+            sent = true;
         }
+        sent
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvm_ops::VcpuId;
 
     fn icr(mode: u64, shorthand: u64, destination: u64) -> u64 {
         0x41 | mode << 8 | 1 << 14 | shorthand << 18 | destination << 32
@@ -155,5 +180,41 @@ mod tests {
             assert_eq!((command.kind, command.to), (kind, to), "{value:#x}");
         }
         assert_eq!(Command::from_icr(icr(0, 0, 0)).vector, 0x41);
+    }
+
+    #[test]
+    fn a_device_s_message_names_its_processor_in_all_32_bits() {
+        for id in [0, 1, 0xff, 0x100, 0x1234_5678] {
+            let command = Command::from_msi(Msi::to(VcpuId(id), 0x41)).unwrap();
+            let to = To::Named {
+                destination: id,
+                logical: false,
+            };
+            assert_eq!((command.to, command.vector), (to, 0x41));
+            assert_eq!(command.kind, Some(Kind::Fixed));
+        }
+        for (bits, data, kind, logical) in [
+            (4, 0x400, Some(Kind::Nmi), true),
+            (0, 0x100, Some(Kind::Lowest), false),
+            (0, 0x200, None, false),
+        ] {
+            let address = 0xfee0_1000 | bits;
+            let command = Command::from_msi(Msi { address, data }).unwrap();
+            let destination = 1;
+            let to = To::Named {
+                destination,
+                logical,
+            };
+            assert_eq!((command.kind, command.to), (kind, to));
+        }
+        for address in [0, 0xfed0_1000, 0x1_fee0_1000] {
+            assert_eq!(
+                Command::from_msi(Msi {
+                    address,
+                    data: 0x41
+                }),
+                None
+            );
+        }
     }
 }

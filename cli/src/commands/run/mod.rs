@@ -16,7 +16,7 @@ use crate::args::HostChoice;
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::files;
-use crate::hosts::{Hosts, NO_MACHINE_CODE, Needs, NoPlace, Wanted};
+use crate::hosts::{Hosts, Needs, NoPlace, Wanted};
 use crate::interrupt::Interrupt;
 use crate::term;
 use crate::units;
@@ -36,13 +36,17 @@ use report::{Ran, Taken, Told};
 /// shown. An image that starts without firmware finds an interrupt table that reports: exceptions that
 /// it does not handle are failures, and so are calls of a BIOS.
 ///
+/// On the software platform time is counted in instructions, 1 ns each, and a guest that sleeps does
+/// not wait. A VM with one vCPU executes the same instructions in each run, if --clock stops its clock.
+/// Their number is told.
+///
 /// Firmware without a disk never ends, so the timeout is an orderly end. It is stated on standard
 /// error, and the exit code is 0.
 ///
 /// A TD (`--tech tdx`) starts with what the TDVF metadata of its firmware lists, or with a small
 /// built-in start. Its MRTD, as the TDX module has it, must be the one that `kvm-ops measure tdx`
-/// prints. On the software platform no machine code runs: a built-in guest reads the pages of the
-/// launch, uses private memory, shares some of it and takes it back, and asks for a report. Each
+/// prints. On the software platform no machine code runs in a TD: a built-in guest reads the pages of
+/// the launch, uses private memory, shares some of it and takes it back, and asks for a report. Each
 /// step is listed with its SEAMCALLs, and what the TD took from the module must have come back.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -52,7 +56,7 @@ crashed, and so does a triple fault. `kvm-ops --help` lists the exit codes.
 Examples:
   kvm-ops run /usr/share/seabios/bios.bin --timeout 2s
   kvm-ops run bzImage --initrd initrd.img --cmdline 'console=ttyS0' --memory 512M --timeout 1m
-  kvm-ops run code.bin --format flat --memory 1M
+  kvm-ops run code.bin --format flat --memory 1M --host sim
   kvm-ops run /usr/share/ovmf/OVMF.fd --timeout 5s --json
   kvm-ops run --tech tdx
   kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd")]
@@ -62,8 +66,8 @@ pub(crate) struct Args {
     #[arg(value_name = "IMAGE")]
     image: Option<PathBuf>,
 
-    /// Where it runs. An image needs a processor, so the software platform refuses it, except as
-    /// the measured start of a TD
+    /// Where it runs. The software platform runs images as normal VMs, and as the measured start of
+    /// a TD
     #[arg(long, value_enum, default_value_t)]
     host: HostChoice,
 
@@ -100,6 +104,11 @@ pub(crate) struct Args {
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
+
+    /// Stop the guest's clock (CMOS) at this time, in seconds since 1970-01-01 UTC, so that each run
+    /// is the same on the software platform
+    #[arg(long, value_name = "SECONDS")]
+    clock: Option<u64>,
 
     /// How long it may run
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_time)]
@@ -162,18 +171,21 @@ pub(crate) fn run(args: &Args) -> Outcome {
             .code(Code::Usage)
     })?;
     let image = image(args, path)?;
-    if args.host == HostChoice::Sim {
-        return Err(homeless(args, NoPlace::no_processor()));
-    }
     let interrupt = Interrupt::install()?;
     let mut hosts = Hosts::open(args.host);
-    if let Some(failure) = hosts.take_no_kvm() {
-        return Err(failure.hint(format!("an image needs a processor: {NO_MACHINE_CODE}")));
+    if args.host == HostChoice::Kvm
+        && let Some(failure) = hosts.take_no_kvm()
+    {
+        return Err(failure.hint("`--host auto` falls back to the software platform"));
     }
     let irqchip = args.irqchip.unwrap_or_default();
     let place = hosts
         .place(&args.wanted(Needs::Processor, irqchip))
         .map_err(|no_place| homeless(args, no_place))?;
+    if let Some(failure) = hosts.no_kvm().filter(|_| !args.json) {
+        let why = failure.in_a_line();
+        term::complain(format!("note: {why}; it runs on the software platform"));
+    }
     let taken = Taken::of(&image, args.format);
     if !args.json {
         term::complain(format!("{}: {taken}", args.name()));

@@ -79,6 +79,10 @@ impl Ran {
             ConsoleSink::writer(terminal.clone())
         };
         let devices = machine.devices(console.clone());
+        let devices = match args.clock {
+            Some(at) => devices.stop_clock(at),
+            None => devices,
+        };
         let ran = machine.run(&devices, RunLimits::none().deadline(args.timeout));
         terminal.finish();
         Ok(Self {
@@ -125,6 +129,8 @@ struct Report<'a> {
     outcome: &'static str,
     /// The same with numbers.
     end: String,
+    /// Instructions of machine code; `None` where the host counts none.
+    instructions: Option<u64>,
     exits: u64,
     exits_by_kind: BTreeMap<&'static str, u64>,
     vcpu_reports: Vec<vm_report::Vcpu>,
@@ -172,6 +178,7 @@ impl Told<'_> {
             memory: self.args.memory,
             outcome: vm_report::outcome(&ran.run.end),
             end: ran.run.end.to_string(),
+            instructions: ran.run.instructions(),
             exits: ran.run.exits().total(),
             exits_by_kind: vm_report::exits_by_kind(&ran.run),
             vcpu_reports: vm_report::Vcpu::of(&ran.run),
@@ -200,6 +207,10 @@ impl Told<'_> {
             exits.total(),
             kinds.join(", "),
         ));
+        if let Some(count) = run.instructions() {
+            let rate = units::millions_in_a_second(count, run.elapsed);
+            term::complain(format!("{count} instructions, {rate}"));
+        }
         if run.vcpus.len() > 1 {
             for vcpu in &run.vcpus {
                 let total = vcpu.exits.total();
