@@ -1,14 +1,16 @@
-//! Moves and mirrors contexts through the owner that embedders hold, and through the enum of all
-//! technologies.
+//! Moves and mirrors guests of every technology through the owner that embedders hold, and through the
+//! enum of all technologies.
 #![cfg(all(feature = "sim", feature = "intel", feature = "amd"))]
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
+use kvm_ops::guest::Script;
+use kvm_ops::moves::{MoveToken, StagingTable};
 use kvm_ops::sim::SimHost;
 use kvm_ops::{
-    AnyVm, Error, Gpa, InitialPage, InitialPageKind, Kind, MemSlot, SlotId, Step, Tech, Vendor, Vm,
-    VmConfig, create,
+    AnyVm, Error, Exit, Gpa, InitialPage, InitialPageKind, Kind, MemSlot, Result, SlotId, Step,
+    Tech, VcpuId, VcpuOps, Vendor, Vm, VmConfig, create,
 };
 use vm_memory::MmapRegion;
 
@@ -72,6 +74,99 @@ fn a_context_takes_its_slots_along_where_none_are() {
     assert_eq!(errno(target.move_to(&mut source)), 5);
     assert_eq!(target.step(), Step::Runnable);
     assert!(source.destroy().is_clean() && target.destroy().is_clean());
+}
+
+/// The technologies whose guests move with all their registers.
+const PROTECTED: [Tech; 3] = [Tech::Tdx, Tech::SevEs, Tech::SevSnp];
+
+fn send(vm: &mut Any, table: &Arc<StagingTable>) -> Result<MoveToken> {
+    let mut token = None;
+    let mut random = |out: &mut [u8]| {
+        out.fill(table.len() as u8 + 1);
+        Ok(())
+    };
+    vm.local_send(table, &mut random, &mut |made| {
+        token = Some(*made);
+        Ok(())
+    })?;
+    Ok(token.unwrap())
+}
+
+#[test]
+fn an_encrypted_guest_runs_on_where_it_went_with_its_slots() {
+    for (tech, staged) in PROTECTED.into_iter().flat_map(|t| [(t, false), (t, true)]) {
+        let vendor = if tech == Tech::Tdx {
+            Vendor::Intel
+        } else {
+            Vendor::Amd
+        };
+        let (host, memory) = (SimHost::new(vendor), MmapRegion::new(1 << 20).unwrap());
+        let mut source = vm(&host, tech);
+        source.set_memory_slot(slot(&memory)).unwrap();
+        let mut old = source.create_vcpu(VcpuId(0)).unwrap();
+        source.finalize().unwrap();
+        let script = Script::new().output(0x80, &[1]).output(0x81, &[2]);
+        old.programs()
+            .unwrap()
+            .load_program(Box::new(script))
+            .unwrap();
+        assert!(matches!(old.vcpu_run(), Ok(Exit::IoOut { port: 0x80, .. })));
+
+        let mut target = vm(&host, tech);
+        // The vCPUs of a TD come with it; those of SEV-ES and SNP guests are there.
+        let there = (tech != Tech::Tdx).then(|| target.create_vcpu(VcpuId(0)).unwrap());
+        if staged {
+            let table = Arc::new(StagingTable::new());
+            let token = send(&mut source, &table).unwrap();
+            target.set_memory_slot(slot(&memory)).unwrap();
+            target
+                .local_receive(&table, &token, &mut |_| Ok(()))
+                .unwrap();
+            assert!(table.is_empty());
+        } else {
+            source.move_to(&mut target).unwrap();
+        }
+        assert_eq!(target.slots().count(), 1);
+        let vcpu = there.map_or_else(|| target.create_vcpu(VcpuId(0)), Ok);
+        let mut vcpu = vcpu.unwrap();
+        assert_eq!(old.vcpu_run(), Err(Error::Poisoned));
+        assert!(matches!(
+            vcpu.vcpu_run(),
+            Ok(Exit::IoOut { port: 0x81, .. })
+        ));
+        drop((old, vcpu));
+        assert!(source.destroy().is_clean() && target.destroy().is_clean());
+        assert_eq!(host.live_vms(), 0);
+    }
+}
+
+#[test]
+fn a_token_names_a_guest_of_one_technology() {
+    let (host, memory) = (SimHost::new(Vendor::Amd), MmapRegion::new(1 << 20).unwrap());
+    let table = Arc::new(StagingTable::new());
+    let mut source = launched(&host, Tech::Sev, &memory);
+    let token = send(&mut source, &table).unwrap();
+    let mut normal = vm(&host, Tech::Svm);
+    let refused = normal.local_receive(&table, &token, &mut |_| Ok(()));
+    assert!(matches!(refused, Err(Error::NotOffered(_))), "{refused:?}");
+    assert!(matches!(
+        send(&mut normal, &table),
+        Err(Error::NotOffered(_))
+    ));
+    let mut snp = vm(&host, Tech::SevSnp);
+    let refused = snp.local_receive(&table, &token, &mut |_| Ok(()));
+    assert_eq!(refused.unwrap_err().errno(), EINVAL);
+    // A TD of another machine, which shares the table: another type finds no VM of its own.
+    let intel = SimHost::new(Vendor::Intel);
+    let mut td = vm(&intel, Tech::Tdx);
+    let refused = td.local_receive(&table, &token, &mut |_| Ok(()));
+    assert_eq!(refused.unwrap_err().errno(), EINVAL);
+    assert_eq!(table.len(), 1);
+    source.local_cancel().unwrap();
+    assert!(table.is_empty());
+    for vm in [source, normal, snp, td] {
+        assert!(vm.destroy().is_clean());
+    }
 }
 
 #[test]

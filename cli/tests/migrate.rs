@@ -28,11 +28,26 @@ fn went_on(report: &serde_json::Value) {
 
 #[test]
 fn a_move_copies_nothing_and_the_guest_goes_on() {
-    for tech in ["sev", "sev-es"] {
+    for tech in ["sev", "sev-es", "sev-snp", "tdx"] {
         let report = report(&["move", "--tech", tech]);
         assert_eq!(report["commands"], 0);
         assert_eq!(report["pages"], 0);
         went_on(&report);
+    }
+}
+
+#[test]
+fn guests_that_only_move_within_a_host_are_told_so() {
+    for (tech, how) in [("sev-snp", "hosts"), ("tdx", "hosts"), ("tdx", "send")] {
+        let mut args = vec!["migrate", how, "--tech", tech];
+        args.extend((how == "send").then_some("127.0.0.1:9"));
+        let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
+            .args(&args)
+            .output()
+            .unwrap();
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(said.contains("kvm-ops migrate move"), "{said}");
     }
 }
 

@@ -1,9 +1,11 @@
 //! A VM with the account of its slots: the owner that embedders hold.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use core::fmt;
 use core::mem::{self, ManuallyDrop};
 
+use crate::moves::{GuestName, MoveToken, StagingTable};
 use crate::{
     Backend, CreateError, Diagnosis, EncCmd, EncRegion, Error, Field, FreeReport, Gfn, Gpa,
     InitialPage, KeyReleased, Measurement, MemSlot, Privacy, Result, SharedMask, SlotFlags, SlotId,
@@ -386,14 +388,35 @@ impl<B: Backend> Vm<B> {
     /// no slots, it gets the source's; otherwise it keeps its own, which must map the same memory. The
     /// guest goes on at the destination. The source can only be torn down. Memory in the source's slots
     /// is in use until both VMs are gone. Registers that the host can see (plain SEV) are the
-    /// embedder's to carry over.
+    /// embedder's to carry over. The vCPUs of a TD come with it: the destination has none before, and
+    /// [`create_vcpu`](Self::create_vcpu) gives the handle of each afterwards. An SEV-ES or SNP guest
+    /// goes on in vCPUs that the destination has.
     ///
     /// # Errors
     /// [`Error::Invalid`] with [`Field::Vm`] names the VM that is not fit: of another technology or
-    /// machine, not confidential, or a destination that is launched or has regions;
-    /// [`Field::VcpuCount`] if the destination of a SEV-ES guest has another number of vCPUs;
-    /// [`Error::Busy`] while another move involves one of the two; [`Error::Poisoned`] for a source
-    /// that is dead. After an error both are as they were.
+    /// machine, not confidential, a TD or SNP guest that is not finalised, or a destination that is
+    /// launched or has regions; [`Field::VcpuCount`] if the destination of an SEV-ES or SNP guest has
+    /// another number of vCPUs, or that of a TD is for another number; [`Error::Busy`] while another
+    /// move involves one of the two, or an exit of an encrypted vCPU waits for its answer;
+    /// [`Error::Poisoned`] for a source that is dead. After an error both are as they were.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "sim", feature = "tdx"))] {
+    /// use kvm_ops::sim::SimHost;
+    /// use kvm_ops::{Kind, Step, Tech, VcpuId, Vendor, VmConfig, create};
+    ///
+    /// let host = SimHost::new(Vendor::Intel);
+    /// let new = || create(&host, &VmConfig::new(Kind::Of(Tech::Tdx)));
+    /// let (mut from, mut to) = (new()?, new()?);
+    /// let old = from.create_vcpu(VcpuId(0))?;
+    /// from.finalize()?;
+    /// from.move_to(&mut to)?;
+    /// let vcpu = to.create_vcpu(VcpuId(0))?;
+    /// assert_eq!((from.step(), to.step()), (Step::Poisoned, Step::Runnable));
+    /// # drop((old, vcpu));
+    /// # }
+    /// # Ok::<(), kvm_ops::CreateError>(())
+    /// ```
     pub fn move_to(&mut self, destination: &mut Self) -> Result<()> {
         self.check_pair(destination)?;
         let carry = destination.slots.is_empty();
@@ -407,6 +430,43 @@ impl<B: Backend> Vm<B> {
         moved?;
         tracing::debug!(from = self.id().0, to = destination.id().0, "context moved");
         Ok(())
+    }
+
+    /// Stages the guest: whoever brings the token to another VM of this machine gets it
+    /// ([`local_receive`](Self::local_receive)), once. `random` fills the token from the host's random
+    /// numbers; `deliver` hands it on. Until then the guest is this VM's, and does not run.
+    ///
+    /// # Errors
+    /// Those of [`Backend::local_send`]; nothing was staged.
+    pub fn local_send(
+        &mut self,
+        table: &Arc<StagingTable>,
+        random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+        deliver: &mut dyn FnMut(&MoveToken) -> Result<()>,
+    ) -> Result<()> {
+        self.back_end.local_send(table, random, deliver)
+    }
+
+    /// Takes the token of a staged guest back; the guest runs on here.
+    ///
+    /// # Errors
+    /// Those of [`Backend::local_cancel`].
+    pub fn local_cancel(&mut self) -> Result<()> {
+        self.back_end.local_cancel()
+    }
+
+    /// Trades a token for its guest, which goes on here as after [`move_to`](Self::move_to). The slots
+    /// stay those of this VM. `deliver` gets the guest's name in firmware.
+    ///
+    /// # Errors
+    /// Those of [`Backend::local_receive`]; nothing has happened.
+    pub fn local_receive(
+        &mut self,
+        table: &StagingTable,
+        token: &MoveToken,
+        deliver: &mut dyn FnMut(GuestName) -> Result<()>,
+    ) -> Result<GuestName> {
+        self.back_end.local_receive(table, token, deliver)
     }
 
     /// Makes `mirror` a mirror of this VM: both use the encryption context of this VM

@@ -146,7 +146,8 @@ impl MachineConfig {
         self
     }
 
-    /// Leaves the VM's start open: it waits for a guest that migrates to it, and is not finalised.
+    /// Leaves the VM's start open: it waits for a guest that migrates to it, and is not finalised. The
+    /// vCPUs of a TD come with it, so such a machine has none before.
     pub const fn awaits_guest(mut self, awaits: bool) -> Self {
         self.awaits_guest = awaits;
         self

@@ -127,7 +127,11 @@ impl<H: Host> Machine<H> {
             Payload::None | Payload::Programs(_) => None,
         };
         machine.lend(ram, config.log_dirty)?;
-        machine.create_vcpus(config.vcpus, irqchip)?;
+        // The vCPUs of a TD come with it.
+        let comes = config.awaits_guest && machine.vm().tech() == Tech::Tdx;
+        if !comes {
+            machine.create_vcpus(config.vcpus, irqchip)?;
+        }
         match config.payload {
             Payload::None => {}
             Payload::Image(_) => {
@@ -363,14 +367,55 @@ impl<H: Host> Machine<H> {
         self.own_vm().mem_enc_op(cmd)
     }
 
-    /// Moves the guest of this machine to `destination`, whose memory must be this machine's, or whose
-    /// VM has no slots ([`Vm::move_to`]). Neither machine runs meanwhile.
+    /// Moves the guest of this machine to `destination`, which was built to await it
+    /// ([`MachineConfig::awaits_guest`]) and whose memory must be this machine's, or whose VM has no slots
+    /// ([`Vm::move_to`]). Neither machine runs meanwhile. The guest program of a TD, SEV-ES or SNP guest
+    /// goes on there.
+    ///
+    /// ```
+    /// use kvm_ops::{Kind, Tech, Vendor, guest::Script, sim::SimHost};
+    /// use kvm_ops_machine::{ConsoleSink, Machine, MachineConfig, RunLimits};
+    ///
+    /// let host = SimHost::new(Vendor::Intel);
+    /// let config = || MachineConfig::new().kind(Kind::Of(Tech::Tdx)).memory(1 << 20);
+    /// let guest = Script::new().print(0x3f8, "here").print(0x3f8, " and there");
+    /// let mut from = Machine::build(&host, config().program(guest))?;
+    /// let mut to = Machine::build(&host, config().awaits_guest(true))?;
+    ///
+    /// let console = ConsoleSink::capture();
+    /// from.run(&from.devices(console.clone()), RunLimits::none().max_exits(4))?;
+    /// assert_eq!(console.text(), "here");
+    /// from.move_to(&mut to)?;
+    /// to.run(&to.devices(console.clone()), RunLimits::none())?;
+    /// assert_eq!(console.text(), "here and there");
+    /// assert!(from.destroy().is_clean() && to.destroy().is_clean());
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Vm::move_to`]. After an error both are as they were.
     pub fn move_to(&mut self, destination: &mut Self) -> kvm_ops::Result<()> {
         let to = destination.vm.as_mut().expect(WHOLE);
-        self.vm.as_mut().expect(WHOLE).move_to(to)
+        self.vm.as_mut().expect(WHOLE).move_to(to)?;
+        if destination.vcpus.is_empty() {
+            destination.take_vcpus(self.vcpus.len() as u32)?;
+        }
+        if destination.vm().tech() != Tech::Sev {
+            destination.runs.clone_from(&self.runs);
+            destination.scope = self.scope;
+            destination.runs_code = self.runs_code;
+        }
+        Ok(())
+    }
+
+    /// Takes the handles of the vCPUs that came with a TD.
+    fn take_vcpus(&mut self, vcpus: u32) -> kvm_ops::Result<()> {
+        for id in (0..vcpus).map(VcpuId) {
+            let vcpu = self.vm().create_vcpu(id)?;
+            self.vcpus.push(vcpu);
+        }
+        self.stopper = Stopper::new(self.vcpus.iter().map(VcpuOps::kick_handle).collect());
+        Ok(())
     }
 
     /// Stops runs from other threads.

@@ -182,6 +182,44 @@ fn a_kernel_prints_by_tdvmcall_and_its_return_halts_the_machine() {
 }
 
 #[test]
+fn a_kernel_goes_on_with_registers_and_memory_where_its_td_moved() {
+    let image = kernel(
+        |a| {
+            a.mov(rbx, 0x1234_5678_9abc_def0u64)?;
+            a.mov(qword_ptr(DATA), rbx)?;
+            print(a, "here, ")?;
+            a.mov(rdx, 0x1234_5678_9abc_def0u64)?;
+            a.cmp(rbx, rdx)?;
+            print_if_equal(a, 'r')?;
+            a.cmp(qword_ptr(DATA), rbx)?;
+            print_if_equal(a, 'm')?;
+            print(a, " there")?;
+            a.ret()
+        },
+        &[],
+    );
+    let (host, console) = (SimHost::new(Vendor::Intel), ConsoleSink::capture());
+    let mut machine = Machine::build(&host, config(image)).unwrap();
+    for exits in [6, 2] {
+        let room = MachineConfig::new()
+            .kind(Kind::Of(Tech::Tdx))
+            .memory(16 << 20);
+        let mut to = Machine::build(&host, room.awaits_guest(true)).unwrap();
+        let report = machine.run(&machine.devices(console.clone()), limits().max_exits(exits));
+        assert_eq!(report.unwrap().end, End::ExitLimit);
+        machine.move_to(&mut to).unwrap();
+        // The source is gone before its guest runs on.
+        assert!(std::mem::replace(&mut machine, to).destroy().is_clean());
+    }
+    let report = machine
+        .run(&machine.devices(console.clone()), limits())
+        .unwrap();
+    assert_eq!(report.end, End::Halted, "{report:?}");
+    assert_eq!(console.text(), "here, rm there");
+    assert!(machine.destroy().is_clean());
+}
+
+#[test]
 fn the_entry_gets_memory_size_vcpu_width_and_a_stack() {
     for (gpaw, width) in [(Gpaw::Bits48, 48), (Gpaw::Bits52, 52)] {
         assert!(matches!(width, 48 | 52));

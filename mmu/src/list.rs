@@ -64,6 +64,11 @@ impl Mirror {
         });
     }
 
+    /// True if the mirror maps nothing, not even tables. The cost does not depend on its contents.
+    pub fn is_empty(&self) -> bool {
+        self.root.is_empty()
+    }
+
     /// Counts what is there.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats {

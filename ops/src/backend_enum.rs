@@ -90,6 +90,47 @@ macro_rules! backend_enum {
                     }
                 }
 
+                fn local_send(
+                    &mut self,
+                    table: &$crate::Arc<$crate::moves::StagingTable>,
+                    random: &mut dyn FnMut(&mut [u8]) -> $crate::Result<()>,
+                    deliver: &mut dyn FnMut(&$crate::moves::MoveToken) -> $crate::Result<()>,
+                ) -> $crate::Result<()> {
+                    match self {
+                        $(
+                            $(#[$vm_attr])*
+                            Self::$VmV(vm) => {
+                                $crate::Backend::local_send(vm, table, random, deliver)
+                            }
+                        )+
+                    }
+                }
+
+                fn local_cancel(&mut self) -> $crate::Result<()> {
+                    match self {
+                        $(
+                            $(#[$vm_attr])*
+                            Self::$VmV(vm) => $crate::Backend::local_cancel(vm),
+                        )+
+                    }
+                }
+
+                fn local_receive(
+                    &mut self,
+                    table: &$crate::moves::StagingTable,
+                    token: &$crate::moves::MoveToken,
+                    deliver: &mut dyn FnMut($crate::moves::GuestName) -> $crate::Result<()>,
+                ) -> $crate::Result<$crate::moves::GuestName> {
+                    match self {
+                        $(
+                            $(#[$vm_attr])*
+                            Self::$VmV(vm) => {
+                                $crate::Backend::local_receive(vm, table, token, deliver)
+                            }
+                        )+
+                    }
+                }
+
                 #[inline]
                 fn copy_context(owner: &mut Self, mirror: &mut Self) -> $crate::Result<()> {
                     match (owner, mirror) {

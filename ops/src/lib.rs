@@ -26,6 +26,7 @@ pub mod kit;
 mod leak;
 mod life;
 mod main_c;
+pub mod moves;
 mod page;
 mod page_account;
 mod params;

@@ -17,9 +17,13 @@ pub struct Life {
     id: VmId,
     tech: Tech,
     serial: u64,
+    /// A [`Step`], with [`AWAY`] while the guest is away.
     step: AtomicU8,
     failures: Failures,
 }
+
+/// The bit beside the step while the guest is away. No step has it, so whoever asks for one fails.
+const AWAY: u8 = 1 << 7;
 
 impl Life {
     /// A VM that is just created.
@@ -45,11 +49,19 @@ impl Life {
         self.tech
     }
 
-    /// The step that the VM is in.
+    /// The step that the VM is in. A VM whose guest is away counts as poisoned.
     #[inline]
     pub fn step(&self) -> Step {
-        let raw = self.step.load(Ordering::Acquire);
-        // Only this file writes it, and only steps.
+        Self::named(self.step.load(Ordering::Acquire))
+    }
+
+    /// The step that the VM is in, or comes back to.
+    pub fn step_at_home(&self) -> Step {
+        Self::named(self.step.load(Ordering::Acquire) & !AWAY)
+    }
+
+    fn named(raw: u8) -> Step {
+        // Only this file writes it: steps, and the bit that makes it none.
         Step::ALL
             .into_iter()
             .find(|step| *step as u8 == raw)
@@ -94,13 +106,33 @@ impl Life {
             .or_else(|_| self.step().require(from))
     }
 
+    /// The guest is on its way to another VM: until it comes back, only the teardown is allowed. A
+    /// VM that is poisoned, or whose key is released, stays as it is.
+    pub fn go_away(&self) {
+        let _ = self
+            .step
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |raw| {
+                (raw < Step::KeyReleased as u8).then_some(raw | AWAY)
+            });
+    }
+
+    /// Undoes [`go_away`](Self::go_away): the VM is in its step again.
+    pub fn come_back(&self) {
+        let _ = self
+            .step
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |raw| {
+                (raw & AWAY != 0).then_some(raw & !AWAY)
+            });
+    }
+
     /// Leaves only the teardown allowed, after a failure that cannot be undone. A VM whose key is
     /// released has nothing left that could break, and stays as it is.
     pub fn poison(&self) {
         let _ = self
             .step
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |raw| {
-                (raw < Step::KeyReleased as u8 || raw == Step::Poisoned as u8)
+                let step = raw & !AWAY;
+                (step < Step::KeyReleased as u8 || step == Step::Poisoned as u8)
                     .then_some(Step::Poisoned as u8)
             });
     }
@@ -280,6 +312,34 @@ mod tests {
             life.poison();
             let torn_down = matches!(step, Step::KeyReleased | Step::Drained);
             assert_eq!(life.step() == Step::Poisoned, !torn_down, "{step:?}");
+        }
+    }
+
+    #[test]
+    fn a_vm_whose_guest_is_away_passes_for_poisoned_until_it_is_back_or_torn_down() {
+        for step in Step::ALL {
+            let life = at(step);
+            life.go_away();
+            let goes = matches!(step, Step::Created | Step::Initialized | Step::Runnable);
+            let seen = if goes { Step::Poisoned } else { step };
+            assert_eq!((life.step(), life.step_at_home()), (seen, step), "{step:?}");
+            assert_eq!(life.require(step).is_err(), goes);
+            assert!(life.advance(Step::Initialized).is_err());
+            life.come_back();
+            assert_eq!(life.step(), step);
+
+            life.go_away();
+            life.poison();
+            life.come_back();
+            assert_eq!(
+                life.step() == Step::Poisoned,
+                goes || step == Step::Poisoned
+            );
+            let life = at(step);
+            life.go_away();
+            let _token = life.release_without_key();
+            life.come_back();
+            assert!(matches!(life.step(), Step::KeyReleased | Step::Drained));
         }
     }
 

@@ -128,6 +128,16 @@ impl PageAccount {
         self.taken.fetch_add(held, Ordering::Relaxed);
     }
 
+    /// Exchanges the pages that two accounts hold. Nothing is taken, freed or leaked on them
+    /// meanwhile.
+    pub fn exchange(&self, other: &Self) {
+        let (mine, others) = (self.totals().held(), other.totals().held());
+        for (account, gone, come) in [(self, mine, others), (other, others, mine)] {
+            account.taken.fetch_add(come, Ordering::Relaxed);
+            account.taken.fetch_sub(gone, Ordering::Relaxed);
+        }
+    }
+
     /// True if nothing is leaked so far.
     pub fn is_clean(&self) -> bool {
         self.leaks.lock().is_empty()
@@ -199,6 +209,20 @@ mod tests {
         assert_eq!(totals.held(), 0);
         let report = account.report(&Life::new(VmId(1), Tech::Tdx));
         assert_eq!((report.pages_freed, report.leaks.len()), (1, 512));
+    }
+
+    #[test]
+    fn accounts_that_exchange_what_they_hold_keep_what_they_freed_and_lost() {
+        let (port, a, b) = (pages(), PageAccount::new(), PageAccount::new());
+        let (page, large) = (a.take(&port, Level::Size4K), a.take(&port, Level::Size2M));
+        let other = b.take(&port, Level::Size4K).unwrap();
+        a.give_back(&port, page.unwrap());
+        a.exchange(&b);
+        assert_eq!((a.totals().held(), b.totals().held()), (1, 512));
+        assert_eq!((a.totals().freed, b.totals().freed), (1, 0));
+        b.give_back(&port, large.unwrap());
+        a.give_back(&port, other);
+        assert_eq!((a.totals().held(), b.totals().held()), (0, 0));
     }
 
     #[test]

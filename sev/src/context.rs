@@ -3,6 +3,7 @@
 //! Moving a guest ([`crate::migrate`]) moves this value, the frames of [`crate::memory`] and the
 //! VMSAs of [`crate::cell`].
 
+use kvm_ops::moves::GuestName;
 use kvm_ops::{AsidLease, Page, Pfn};
 
 use crate::digest::SnpDigest;
@@ -139,6 +140,14 @@ impl Context {
             Some(Guest::Handle(handle)) => Some(handle),
             _ => None,
         }
+    }
+
+    /// The guest's name, as the receiver of a token gets it.
+    pub(crate) fn name(&self) -> Option<GuestName> {
+        Some(match self.guest.as_ref()? {
+            Guest::Handle(handle) => GuestName::Handle(*handle),
+            Guest::Gctx(page) => GuestName::Page(page.hpa()),
+        })
     }
 
     pub(crate) fn gctx(&self) -> Option<Pfn> {

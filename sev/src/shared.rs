@@ -3,8 +3,9 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
+use kvm_ops::moves::MoveState;
 use kvm_ops::{
     Asid, Diagnosis, Error, Field, Gfn, Gpa, Host, Life, NestedFaultAnswer, NestedFaults, OpName,
     PAGE_SIZE, PageAccount, Pfn, Privacy, PspPort, Result, SevParams, SevPort, SharedMask, Step,
@@ -16,7 +17,7 @@ use crate::cell::Cell;
 use crate::context::Context;
 use crate::gate::Gate;
 use crate::memory::Memory;
-use crate::migrate::{Claim, Claimed, KeyAccount, Membership};
+use crate::migrate::{KeyAccount, Membership};
 use crate::regions::Regions;
 use crate::sp::Sp;
 use crate::status::Failure;
@@ -32,8 +33,6 @@ pub(crate) struct Shared<H: Host> {
     pub(crate) launch: SevParams,
     pub(crate) account: PageAccount,
     pub(crate) gate: Gate,
-    /// The context is staged, or with another VM: the VM takes debug commands and its teardown.
-    away: AtomicBool,
     /// The ASID that the guest is bound to, 0 for none. Beside the context, because faults ask for
     /// it while a launch holds that.
     bound: AtomicU32,
@@ -43,8 +42,8 @@ pub(crate) struct Shared<H: Host> {
     regions: Mutex<Regions>,
     membership: Mutex<Membership<H>>,
     payer: Mutex<Option<Arc<KeyAccount>>>,
-    /// Held while the context moves.
-    pub(crate) claim: Claim,
+    /// Claimed while the context moves.
+    pub(crate) moving: MoveState,
     cells: Mutex<BTreeMap<VcpuId, Arc<Cell>>>,
 }
 
@@ -66,14 +65,13 @@ impl<H: Host> Shared<H> {
             launch,
             account: PageAccount::new(),
             gate: Gate::default(),
-            away: AtomicBool::new(false),
             bound: AtomicU32::new(0),
             context: Mutex::new(None),
             memory: Mutex::new(Memory::default()),
             regions: Mutex::new(Regions::default()),
             membership: Mutex::new(Membership::new()),
             payer: Mutex::new(None),
-            claim: Claim::new(),
+            moving: MoveState::new(),
             cells: Mutex::new(BTreeMap::new()),
         }
     }
@@ -97,16 +95,7 @@ impl<H: Host> Shared<H> {
 
     /// The step, as the VM's owner sees it: poisoned while the context is away.
     pub(crate) fn step(&self) -> Step {
-        match self.life.step() {
-            step @ (Step::KeyReleased | Step::Drained) => step,
-            _ if self.away.load(Ordering::Acquire) => Step::Poisoned,
-            step => step,
-        }
-    }
-
-    /// Notes that the context is staged or with another VM, or that it is back.
-    pub(crate) fn set_away(&self, away: bool) {
-        self.away.store(away, Ordering::Release);
+        self.life.step()
     }
 
     /// Moves a VM on that took over a guest, as far as the guest is.
@@ -244,16 +233,6 @@ impl<H: Host> Shared<H> {
 
     pub(crate) fn set_payer(&self, account: Arc<KeyAccount>) {
         *self.lock(&self.payer) = Some(account);
-    }
-
-    /// Claims the VM; waits while its context moves.
-    pub(crate) fn claim_waiting(&self) -> Claimed<'_> {
-        loop {
-            match self.claim.claim() {
-                Ok(claimed) => return claimed,
-                Err(_) => self.wait(),
-            }
-        }
     }
 
     pub(crate) fn cells(&self) -> MutexGuard<'_, BTreeMap<VcpuId, Arc<Cell>>> {

@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use kvm_ops::moves::{self, GuestName, MoveToken, StagingTable};
 use kvm_ops::{
     Asid, AsidLease, Backend, Diagnosis, Drained, EncCmd, EncParams, EncRegion, Error, Field,
     FreeReport, Gfn, Host, InitialPage, KeyReleased, Leak, Level, Life, Measurement, MemSlot,
@@ -370,9 +371,9 @@ impl<H: Host> Backend for SevVm<H> {
         Ok(SevVcpu::new(Arc::clone(shared), cell, port))
     }
 
-    /// Moves the guest between two VMs of one host, for SEV and SEV-ES. No page is copied and no
-    /// command issued. The destination is created or initialised, its launch not begun; the source
-    /// can only be torn down afterwards.
+    /// Moves the guest between two VMs of one host. No page is copied and no command issued. The
+    /// destination is created or initialised, its launch not begun; the source can only be torn down
+    /// afterwards. KVM moves no SNP guests; here they move as SEV-ES guests do.
     ///
     /// # Errors
     /// Both VMs are as before. [`Error::Invalid`] with [`Field::Vm`] names a VM that does not fit;
@@ -380,6 +381,36 @@ impl<H: Host> Backend for SevVm<H> {
     /// cannot pay for the key; [`Error::Poisoned`] for a source whose context is gone.
     fn move_context(from: &mut Self, to: &mut Self) -> Result<()> {
         migrate::move_context(&from.shared, &to.shared)
+    }
+
+    /// The source takes debug commands (17, 18) while it is staged, and afterwards as long as its new VM
+    /// lives; an SNP guest has none.
+    ///
+    /// # Errors
+    /// ENOTTY for a VM without a context; [`Error::WrongState`] before LAUNCH_START, and for an SNP
+    /// guest that is not finalised; [`Error::Exists`] for a VM that is staged already; EINVAL for a
+    /// mirror; [`Error::Again`] if `random` gives no random numbers; the errors of `random` and
+    /// `deliver`.
+    fn local_send(
+        &mut self,
+        table: &Arc<StagingTable>,
+        random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+        deliver: &mut dyn FnMut(&MoveToken) -> Result<()>,
+    ) -> Result<()> {
+        migrate::local_send(&self.shared, table, random, deliver)
+    }
+
+    fn local_cancel(&mut self) -> Result<()> {
+        moves::cancel(&*self.shared)
+    }
+
+    fn local_receive(
+        &mut self,
+        table: &StagingTable,
+        token: &MoveToken,
+        deliver: &mut dyn FnMut(GuestName) -> Result<()>,
+    ) -> Result<GuestName> {
+        migrate::local_receive(&self.shared, table, token, deliver)
     }
 
     /// Makes `mirror` a mirror of `owner`: it uses the owner's key and sees the owner's pages. The

@@ -8,20 +8,22 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use common::*;
+use kvm_ops_core::moves::{GuestName, MoveToken, StagingTable};
 use kvm_ops_core::{
-    Backend, EncCmd, EncRegion, Error, Field, Gfn, Host, PspPort, Result, Step, Tech, VcpuId, VmOps,
+    Backend, EncCmd, EncRegion, Error, Field, Gfn, Host, Hpa, PspPort, Result, Step, Tech, VcpuId,
+    VmOps,
 };
-use kvm_ops_sev::migrate::{MoveToken, Staged, StagingTable};
-use kvm_ops_sev::{GuestState, SevVm};
-use kvm_ops_sim::SimHost;
+use kvm_ops_sev::{GuestState, Identity, SevVm};
+use kvm_ops_sim::{SevSetup, SimHost};
 use proptest::prelude::*;
 
 type Sev = SevVm<SimHost>;
-type Table = Arc<StagingTable<Staged<SimHost>>>;
+type Table = Arc<StagingTable>;
 
 const EPERM: i32 = 1;
 const EINVAL: i32 = 22;
-const MOVABLE: [Tech; 2] = [Tech::Sev, Tech::SevEs];
+/// The kinds whose guests are named by a handle.
+const LEGACY: [Tech; 2] = [Tech::Sev, Tech::SevEs];
 
 fn launched(host: &SimHost, tech: Tech, vcpus: u32, ram: &Ram) -> Sev {
     let mut vm = with_ram(host, tech, vcpus.max(1), ram);
@@ -59,15 +61,23 @@ fn random() -> impl FnMut(&mut [u8]) -> Result<()> {
 
 fn send(vm: &mut Sev, table: &Table) -> Result<MoveToken> {
     let mut token = None;
-    vm.local_send(table, &mut random(), |made| {
+    vm.local_send(table, &mut random(), &mut |made| {
         token = Some(*made);
         Ok(())
     })?;
     Ok(token.unwrap())
 }
 
-fn receive(vm: &mut Sev, table: &Table, token: &MoveToken) -> Result<u32> {
-    vm.local_receive(table, token, |_| Ok(()))
+fn receive(vm: &mut Sev, table: &Table, token: &MoveToken) -> Result<GuestName> {
+    vm.local_receive(table, token, &mut |_| Ok(()))
+}
+
+/// The name by which firmware knows the VM's guest.
+fn name(vm: &Sev) -> Option<GuestName> {
+    Some(match vm.identity()? {
+        Identity::Handle(handle) => GuestName::Handle(handle),
+        Identity::Gctx(page) => GuestName::Page(page.base()?),
+    })
 }
 
 fn command(vm: &mut Sev, id: u32, data: &mut [u8]) -> i32 {
@@ -105,7 +115,7 @@ fn drop_all(vms: impl IntoIterator<Item = Sev>) {
 
 #[test]
 fn a_staged_context_is_received_once_with_pages_regions_and_registers() {
-    for tech in MOVABLE {
+    for tech in TECHS {
         let (host, ram, table) = (host(1), Ram::new(1 << 20), Table::default());
         let mut source = launched(&host, tech, 2, &ram);
         let region = EncRegion {
@@ -113,6 +123,7 @@ fn a_staged_context_is_received_once_with_pages_regions_and_registers() {
             bytes: PAGE,
         };
         source.mem_enc_register_region(region).unwrap();
+        let named = name(&source);
         let (asid, held) = (source.asid(), source.account().held());
         let token = send(&mut source, &table).unwrap();
         assert_eq!(
@@ -122,8 +133,9 @@ fn a_staged_context_is_received_once_with_pages_regions_and_registers() {
         );
 
         let mut target = waiting(&host, tech, 2);
-        let handle = receive(&mut target, &table, &token).unwrap();
-        assert_eq!(handle, sp(&host).snapshot().guests[0].handle);
+        let received = receive(&mut target, &table, &token).unwrap();
+        assert_eq!((Some(received), name(&target)), (named, named));
+        assert_eq!(name(&source), None);
         assert_eq!((target.asid(), target.step()), (asid, Step::Runnable));
         assert_eq!(target.guest_state(), GuestState::Running);
         assert_eq!(
@@ -141,7 +153,7 @@ fn a_staged_context_is_received_once_with_pages_regions_and_registers() {
 
 #[test]
 fn a_staged_source_takes_debug_commands_only_before_and_after_it_is_received() {
-    for tech in MOVABLE {
+    for tech in LEGACY {
         let (host, ram, table) = (host(2), Ram::new(1 << 20), Table::default());
         let mut source = launched(&host, tech, 1, &ram);
         let mut target = with_ram(&host, tech, 1, &ram);
@@ -198,7 +210,7 @@ fn what_cannot_be_delivered_has_not_happened() {
     let mut source = launched(&host, Tech::Sev, 0, &ram);
     let before = source.context_facts();
     // The token does not reach its caller.
-    let undelivered = source.local_send(&table, &mut random(), |_| Err(Error::Busy));
+    let undelivered = source.local_send(&table, &mut random(), &mut |_| Err(Error::Busy));
     assert_eq!(undelivered, Err(Error::Busy));
     assert_eq!((source.step(), table.len()), (Step::Runnable, 0));
     assert_eq!(command(&mut source, 16, &mut [0; 12]), 0);
@@ -206,7 +218,7 @@ fn what_cannot_be_delivered_has_not_happened() {
     let token = send(&mut source, &table).unwrap();
     let mut target = waiting(&host, Tech::Sev, 0);
     let own = target.asid();
-    let lost = target.local_receive(&table, &token, |_| Err(Error::Busy));
+    let lost = target.local_receive(&table, &token, &mut |_| Err(Error::Busy));
     assert_eq!(lost, Err(Error::Busy));
     assert_eq!(
         (target.asid(), target.step(), table.len()),
@@ -243,8 +255,9 @@ fn who_may_not_send_is_told_why() {
     assert_eq!(errno(&mut uninitialised), 25);
     let mut unlaunched = waiting(&host, Tech::Sev, 0);
     assert_eq!(errno(&mut unlaunched), EINVAL);
-    let mut snp = launched(&host, Tech::SevSnp, 1, &ram);
-    assert_eq!(errno(&mut snp), 95);
+    let mut snp = with_ram(&host, Tech::SevSnp, 1, &ram);
+    snp.add_initial_page(&measured(RAM, &page(1))).unwrap();
+    assert_eq!(errno(&mut snp), EINVAL, "launched, but not finished");
     let mut source = launched(&host, Tech::Sev, 0, &ram);
     let mut mirror = waiting(&host, Tech::Sev, 0);
     Sev::copy_context(&mut source, &mut mirror).unwrap();
@@ -340,7 +353,7 @@ fn a_source_that_goes_while_it_is_received_loses_nothing_twice() {
         let (report, received) = thread::scope(|scope| {
             let going = scope.spawn(|| free(source));
             let refuse = round % 3 == 0;
-            let received = target.local_receive(&table, &token, |_| match refuse {
+            let received = target.local_receive(&table, &token, &mut |_| match refuse {
                 true => Err(Error::Busy),
                 false => Ok(()),
             });
@@ -402,10 +415,16 @@ proptest! {
     /// knows has one VM that owns it, mirrors aside, and in the end nothing is left but leaks that
     /// are listed.
     #[test]
-    fn one_owner_at_every_moment(history in proptest::collection::vec((0..4usize, any_act()), 1..40)) {
-        let (host, ram, table) = (host(12), Ram::new(1 << 20), Table::default());
-        let mut vms: Vec<Sev> = vec![launched(&host, Tech::Sev, 0, &ram)];
-        vms.extend((0..3).map(|_| waiting(&host, Tech::Sev, 0)));
+    fn one_owner_at_every_moment(
+        snp in any::<bool>(),
+        history in proptest::collection::vec((0..4usize, any_act()), 1..40),
+    ) {
+        let tech = if snp { Tech::SevSnp } else { Tech::Sev };
+        // Four VMs, and one that replaces another.
+        let setup = SevSetup::new(platform(12).asids(6, 12));
+        let (host, ram, table) = (host_from(setup), Ram::new(1 << 20), Table::default());
+        let mut vms: Vec<Sev> = vec![launched(&host, tech, 0, &ram)];
+        vms.extend((0..3).map(|_| waiting(&host, tech, 0)));
         let mut tokens: Vec<MoveToken> = Vec::new();
         let mut leaks = 0;
         for (at, act) in history {
@@ -415,7 +434,7 @@ proptest! {
                 Act::Receive(n) | Act::ReceiveUndelivered(n) if !tokens.is_empty() => {
                     let token = tokens[n % tokens.len()];
                     let fails = matches!(act, Act::ReceiveUndelivered(_));
-                    let _ = vms[at].local_receive(&table, &token, |_| match fails {
+                    let _ = vms[at].local_receive(&table, &token, &mut |_| match fails {
                         true => Err(Error::Busy),
                         false => Ok(()),
                     });
@@ -432,7 +451,7 @@ proptest! {
                     let _ = Sev::copy_context(owner, mirror);
                 }
                 Act::Replace => {
-                    let mut new = create(&host, Tech::Sev, 1);
+                    let mut new = create(&host, tech, 1);
                     if new.vm_init().is_ok() {
                         let _ = new.set_memory_slot(&ram.slot(0, RAM));
                         if new.add_initial_page(&measured(RAM, &page(1))).is_ok() {
@@ -455,12 +474,23 @@ proptest! {
             leaks += free(vm).leaks.len();
         }
         prop_assert!(table.is_empty());
-        let snapshot = sp(&host).snapshot();
-        prop_assert!(snapshot.guests.len() <= leaks);
+        prop_assert!(guests(&host).len() <= leaks);
         if leaks == 0 {
             everything_gone(&host, &table);
         }
     }
+}
+
+/// The guests that firmware knows.
+fn guests(host: &SimHost) -> Vec<GuestName> {
+    let snapshot = sp(host).snapshot();
+    let legacy = snapshot
+        .guests
+        .iter()
+        .map(|guest| GuestName::Handle(guest.handle));
+    let snp = snapshot.snp_guests.iter();
+    let snp = snp.map(|guest| GuestName::Page(Hpa::new(guest.context)));
+    legacy.chain(snp).collect()
 }
 
 fn check_owners(
@@ -468,13 +498,12 @@ fn check_owners(
     vms: &[Sev],
     leaks: usize,
 ) -> std::result::Result<(), TestCaseError> {
-    let guests = sp(host).snapshot().guests;
+    let guests = guests(host);
     let mut owned = 0;
     for guest in &guests {
-        let handle = Some(kvm_ops_sev::Identity::Handle(guest.handle));
-        let holders: Vec<_> = vms.iter().filter(|vm| vm.identity() == handle).collect();
+        let holders: Vec<_> = vms.iter().filter(|vm| name(vm) == Some(*guest)).collect();
         let owners = holders.iter().filter(|vm| !vm.is_mirror()).count();
-        prop_assert!(owners <= 1, "guest {} has {owners} owners", guest.handle);
+        prop_assert!(owners <= 1, "guest {guest:?} has {owners} owners");
         // Without an owner there are mirrors that keep its estate, or firmware kept it for good.
         owned += usize::from(!holders.is_empty());
     }

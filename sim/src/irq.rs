@@ -159,6 +159,15 @@ impl Wake {
         self.changed.notify_all();
     }
 
+    /// Takes over the events that wait at another vCPU. Kicks stay where they are.
+    pub(crate) fn take_events(&self, from: &Self) {
+        let (waiting, nmi_masked) = {
+            let mut from = from.lock();
+            (std::mem::take(&mut from.waiting), from.nmi_masked)
+        };
+        self.change(|own_waiting, own_masked| (*own_waiting, *own_masked) = (waiting, nmi_masked));
+    }
+
     /// Blocks until `event` returns a value or a kick comes, which is `None`. A kick wins, and leaves
     /// the event waiting.
     pub(crate) fn wait<T>(&self, event: impl Fn(&mut State) -> Option<T>) -> Option<T> {

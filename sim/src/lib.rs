@@ -7,8 +7,10 @@ mod builder;
 mod chips;
 mod devices;
 mod frame_set;
+mod handle;
 mod host;
 mod irq;
+mod mailbox;
 mod memory;
 mod processor;
 mod registers;
@@ -35,9 +37,9 @@ mod tdx;
 mod tdx;
 
 pub use builder::{BuildError, BuildStage, SimHostBuilder};
+pub use handle::SimVcpu;
 pub use host::SimHost;
 pub use table::TableStats;
-pub use vcpu::SimVcpu;
 pub use vm::SimVm;
 
 #[cfg(not(any(feature = "tdx", feature = "sev")))]

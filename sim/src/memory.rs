@@ -128,6 +128,13 @@ impl Memory {
         }
     }
 
+    /// Takes over the frames that another VM does not share, with its guest. Slots stay, and nothing is
+    /// mapped any more.
+    pub(crate) fn take_private(&mut self, from: &mut Self) {
+        self.private = std::mem::take(&mut from.private);
+        self.table.zap(Gfn::new(0), FRAMES);
+    }
+
     fn slot_at(&self, gpa: Gpa) -> Option<&MemSlot> {
         self.slots.values().find(|slot| contains(slot, gpa))
     }

@@ -1,6 +1,5 @@
-//! A vCPU: a processor or a guest program, between two exits.
+//! A guest program between two exits: the inside of a vCPU that runs programs.
 
-use std::cell::OnceCell;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,68 +9,26 @@ use kvm_ops::{Error, Exit, Gpa, Irqchip, MpState, Privacy, Result, SharedMask, V
 
 use crate::access::{Copy, Piece, Touch, first_piece};
 use crate::irq::{self, Wake};
-use crate::processor::Processor;
 use crate::registers::Registers;
 use crate::reported::Reported;
 use crate::sev;
 use crate::table::GPA_BITS;
 use crate::vm::VmInner;
 
-/// A vCPU of the software platform.
-pub struct SimVcpu {
+/// A guest program and its registers, which the handle of a vCPU and its VM share.
+pub(crate) struct Core {
     pub(crate) id: VcpuId,
     pub(crate) vm: Arc<VmInner>,
     pub(crate) wake: Arc<Wake>,
-    pub(crate) guest: GuestCpu,
     pub(crate) program: Option<Box<dyn GuestProgram>>,
     pub(crate) state: State,
     /// The bytes that the program reads or writes, across exits.
     pub(crate) buffer: Box<[u8; MAX_ACCESS]>,
-    /// The last exit, its data in `buffer`, and the answer to it.
-    pub(crate) exit: Exit,
+    /// The data of the last exit, in `buffer`, and the answer to it.
     pub(crate) data: Range<usize>,
     pub(crate) ret: u64,
     pub(crate) registers: Registers,
     pub(crate) irq_window: bool,
-}
-
-/// What executes a vCPU's guest.
-pub(crate) enum GuestCpu {
-    /// A processor, made on first use.
-    Processor(OnceCell<Box<Processor>>),
-    /// A guest program, once it is loaded.
-    Program,
-}
-
-impl GuestCpu {
-    /// The processor, unless the vCPU runs programs.
-    pub(crate) fn processor(
-        &self,
-        id: VcpuId,
-        vm: &Arc<VmInner>,
-        wake: &Arc<Wake>,
-    ) -> Option<&Processor> {
-        match self {
-            Self::Processor(cell) => {
-                Some(cell.get_or_init(|| Box::new(Processor::new(id, vm, wake))))
-            }
-            Self::Program => None,
-        }
-    }
-
-    /// The processor, to change or run.
-    pub(crate) fn processor_mut(
-        &mut self,
-        id: VcpuId,
-        vm: &Arc<VmInner>,
-        wake: &Arc<Wake>,
-    ) -> Option<&mut Processor> {
-        self.processor(id, vm, wake)?;
-        match self {
-            Self::Processor(cell) => cell.get_mut().map(|processor| &mut **processor),
-            Self::Program => None,
-        }
-    }
 }
 
 /// Between two calls of the program: the next outcome for it, or the action that is under way.
@@ -126,21 +83,15 @@ impl Flow {
     }
 }
 
-impl SimVcpu {
+impl Core {
     pub(crate) fn new(id: VcpuId, vm: Arc<VmInner>, wake: Arc<Wake>) -> Self {
-        let guest = match vm.runs_machine_code() {
-            true => GuestCpu::Processor(OnceCell::new()),
-            false => GuestCpu::Program,
-        };
         Self {
             id,
             vm,
             wake,
-            guest,
             program: None,
             state: State::Off,
             buffer: Box::new([0; MAX_ACCESS]),
-            exit: Exit::Interrupted,
             data: 0..0,
             ret: 0,
             registers: Registers::power_on(id.0 == 0),
@@ -148,30 +99,40 @@ impl SimVcpu {
         }
     }
 
-    pub(crate) fn processor(&self) -> Option<&Processor> {
-        self.guest.processor(self.id, &self.vm, &self.wake)
+    /// Takes the embedder's answer to the last exit, and runs until the next.
+    pub(crate) fn run(&mut self, data: &[u8], ret: u64) -> Result<Exit> {
+        let answered = self.data.clone();
+        let bytes = self.buffer[answered].iter_mut().zip(data);
+        bytes.for_each(|(own, answer)| *own = *answer);
+        self.ret = ret;
+        self.finish();
+        self.data = 0..0;
+        loop {
+            self.vm.require_open()?;
+            if self.wake.take_kick() {
+                return Ok(Exit::Interrupted);
+            }
+            match self.step() {
+                Flow::Go(state) => self.state = state,
+                Flow::Leave(state, exit) => {
+                    self.state = state;
+                    return Ok(exit);
+                }
+                Flow::Fail(state, error) => {
+                    self.state = state;
+                    tracing::debug!(vcpu = self.id.0, ?state, %error, "run failed");
+                    return Err(error);
+                }
+            }
+        }
     }
 
-    /// The processor, ready for other registers: its last exit is completed.
-    pub(crate) fn settled(&mut self) -> Option<&mut Processor> {
-        let guest = &mut self.guest;
-        let processor = guest.processor_mut(self.id, &self.vm, &self.wake)?;
-        processor.settle(&self.buffer, self.ret);
-        Some(processor)
+    /// The data of the last exit.
+    pub(crate) fn exit_data(&self) -> &[u8] {
+        &self.buffer[self.data.clone()]
     }
 
-    /// Runs the processor. `None` for a vCPU that runs guest programs.
-    pub(crate) fn run_processor(&mut self) -> Option<Result<Exit>> {
-        let guest = &mut self.guest;
-        let processor = guest.processor_mut(self.id, &self.vm, &self.wake)?;
-        let left = processor.run(&mut self.buffer, self.ret);
-        Some(left.map(|(exit, len)| {
-            (self.exit, self.data, self.ret) = (exit, 0..len, 0);
-            exit
-        }))
-    }
-
-    pub(crate) fn step(&mut self) -> Flow {
+    fn step(&mut self) -> Flow {
         match self.state {
             State::Off => Flow::Leave(State::Off, Exit::Shutdown),
             // A guest program has no handlers, so an exception becomes a triple fault.
@@ -184,15 +145,51 @@ impl SimVcpu {
             }
             _ if self.registers.mp_state != MpState::Runnable => self.wait_for_start(),
             State::Report(reported) => self.ask_program(reported),
-            State::Access(access) => self.go_on_with_access(Access {
-                done: access.done + access.mmio,
-                ..access
-            }),
-            State::PortRead { len } => Flow::report(Reported::Data(len)),
-            State::Hypercall => Flow::report(Reported::Value(self.ret)),
+            State::Access(access) => self.go_on_with_access(access),
+            State::PortRead { .. } | State::Hypercall => {
+                self.finish();
+                Flow::Go(self.state)
+            }
             State::Converting(now) => self.go_on_converting(now),
             State::Halted => self.halted(),
         }
+    }
+
+    /// True while the last exit waits for the embedder's answer.
+    pub(crate) fn owes(&self) -> bool {
+        match self.state {
+            State::PortRead { .. } | State::Hypercall => true,
+            State::Access(access) => access.mmio != 0,
+            State::Converting(now) => now.asks(),
+            State::Report(_) | State::Halted | State::Off => false,
+        }
+    }
+
+    /// Takes the embedder's answer to the last exit, before anything else happens.
+    fn finish(&mut self) {
+        self.state = match self.state {
+            State::PortRead { len } => State::Report(Reported::Data(len)),
+            State::Hypercall => State::Report(Reported::Value(self.ret)),
+            State::Access(access) => State::Access(Access {
+                done: access.done + access.mmio,
+                mmio: 0,
+                ..access
+            }),
+            State::Converting(now) if now.asks() => match self.go_on_converting(now) {
+                Flow::Go(state) | Flow::Leave(state, _) | Flow::Fail(state, _) => state,
+            },
+            state => state,
+        };
+    }
+
+    /// Exchanges the guest of two vCPUs: its program, how far that is, and its registers.
+    pub(crate) fn exchange(&mut self, other: &mut Self) {
+        use std::mem::swap;
+        swap(&mut self.program, &mut other.program);
+        swap(&mut self.state, &mut other.state);
+        swap(&mut self.buffer, &mut other.buffer);
+        swap(&mut self.registers, &mut other.registers);
+        swap(&mut self.irq_window, &mut other.irq_window);
     }
 
     /// The mask of the guest's addresses, `NONE` but for a SEV guest.
@@ -265,7 +262,6 @@ impl SimVcpu {
     }
 
     fn go_on_with_access(&mut self, mut access: Access) -> Flow {
-        access.mmio = 0;
         while access.done < access.len {
             let at = Gpa::new(access.gpa.get() + access.done as u64);
             let rest = access.done..access.len;
@@ -368,7 +364,7 @@ fn access_fits(mask: SharedMask, gpa: Gpa, len: usize) -> bool {
             .is_some_and(|last| last.get() >> GPA_BITS == 0)
 }
 
-impl fmt::Debug for SimVcpu {
+impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SimVcpu")
             .field("id", &self.id)

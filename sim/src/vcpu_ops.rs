@@ -4,30 +4,25 @@ use std::sync::Arc;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    Answer, CpuidEntry, DebugRegs, Error, Events, Exit, ExitKind, Field, Interrupt, Irqchip, Kick,
-    MpState, Msr, Nmi, Programs, Regs, Result, Sregs, VcpuId, VcpuOps, Xcrs, Xsave,
+    Answer, CpuidEntry, DebugRegs, Error, Events, Exit, Field, Interrupt, Kick, MpState, Msr, Nmi,
+    Programs, Regs, Result, Sregs, VcpuId, VcpuOps, Xcrs, Xsave,
 };
 
 use crate::SimVcpu;
+use crate::handle::{GuestCpu, lock};
 use crate::irq::Waiting;
 use crate::processor::Processor;
 use crate::registers::Registers;
 use crate::reported::Reported;
-use crate::vcpu::{Flow, GuestCpu, State};
-
-impl SimVcpu {
-    /// Checks that the vCPU has no irqchip in the platform, whose work the embedder does then.
-    fn has_irqchip(&self) -> bool {
-        self.vm.irqchip() != Irqchip::None
-    }
-}
+use crate::vcpu::State;
 
 impl Programs for SimVcpu {
     fn load_program(&mut self, program: Box<dyn GuestProgram>) -> Result<()> {
         self.vm.require_open()?;
         self.guest = GuestCpu::Program;
-        self.program = Some(program);
-        self.state = State::Report(Reported::Start);
+        let mut core = self.core();
+        core.program = Some(program);
+        core.state = State::Report(Reported::Start);
         Ok(())
     }
 }
@@ -41,31 +36,11 @@ impl VcpuOps for SimVcpu {
     /// [`Error::WrongState`] once the VM is closed; the error of a back end that could not resolve
     /// an access to private memory.
     fn vcpu_run(&mut self) -> Result<Exit> {
-        (self.exit, self.data) = (Exit::Interrupted, 0..0);
-        if let Some(left) = self.run_processor() {
-            return left;
-        }
-        loop {
-            self.vm.require_open()?;
-            if self.wake.take_kick() {
-                return Ok(Exit::Interrupted);
-            }
-            match self.step() {
-                Flow::Go(state) => self.state = state,
-                Flow::Leave(state, exit) => {
-                    self.state = state;
-                    self.exit = exit;
-                    if matches!(exit.kind(), ExitKind::Hypercall | ExitKind::MapGpaRange) {
-                        self.ret = 0;
-                    }
-                    return Ok(exit);
-                }
-                Flow::Fail(state, error) => {
-                    self.state = state;
-                    tracing::debug!(vcpu = self.id.0, ?state, %error, "run failed");
-                    return Err(error);
-                }
-            }
+        let answered = std::mem::replace(&mut self.data, 0..0);
+        self.exit = Exit::Interrupted;
+        match self.run_processor() {
+            Some(left) => left,
+            None => self.run_program(answered),
         }
     }
 
@@ -100,15 +75,17 @@ impl VcpuOps for SimVcpu {
     /// program has no way to start over, so it is gone: load it again.
     fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
         self.vm.require_open()?;
-        if let Some(processor) = self.settled() {
-            processor.reset(init_event);
-        } else if init_event {
-            self.registers.init();
-        } else {
-            self.registers = Registers::power_on(self.id.0 == 0);
+        let processor = self.settled().map(|processor| processor.reset(init_event));
+        let mut core = lock(&self.core);
+        match processor {
+            Some(()) => {}
+            None if init_event => core.registers.init(),
+            None => core.registers = Registers::power_on(self.id.0 == 0),
         }
-        self.program = None;
-        self.state = State::Off;
+        core.program = None;
+        core.state = State::Off;
+        core.data = 0..0;
+        drop(core);
         (self.exit, self.data) = (Exit::Interrupted, 0..0);
         self.wake.change(|waiting, nmi_masked| {
             (*waiting, *nmi_masked) = (Waiting::default(), false);
@@ -124,7 +101,7 @@ impl VcpuOps for SimVcpu {
         if let Some(processor) = self.processor() {
             return Ok(processor.regs());
         }
-        Ok(self.registers.regs)
+        Ok(self.core().registers.regs)
     }
 
     fn set_regs(&mut self, regs: &Regs) -> Result<()> {
@@ -132,7 +109,7 @@ impl VcpuOps for SimVcpu {
             processor.set_regs(regs);
             return Ok(());
         }
-        self.registers.regs = *regs;
+        self.core().registers.regs = *regs;
         Ok(())
     }
 
@@ -140,7 +117,7 @@ impl VcpuOps for SimVcpu {
         if let Some(processor) = self.processor() {
             return Ok(processor.sregs());
         }
-        let mut sregs = self.registers.sregs();
+        let mut sregs = self.core().registers.sregs();
         if !self.has_irqchip() {
             sregs.interrupt_bitmap = self.wake.waiting().vectors;
         }
@@ -152,7 +129,7 @@ impl VcpuOps for SimVcpu {
         if let Some(processor) = self.settled() {
             return processor.set_sregs(sregs);
         }
-        self.registers.set_sregs(sregs)?;
+        self.core().registers.set_sregs(sregs)?;
         if !self.has_irqchip() {
             let vectors = sregs.interrupt_bitmap;
             self.wake.change(|waiting, _| waiting.vectors = vectors);
@@ -164,14 +141,14 @@ impl VcpuOps for SimVcpu {
         if let Some(processor) = self.processor() {
             return Ok(processor.xsave());
         }
-        Ok(self.registers.xsave.clone())
+        Ok(self.core().registers.xsave.clone())
     }
 
     fn set_xsave(&mut self, xsave: &Xsave) -> Result<()> {
         if let Some(processor) = self.settled() {
             return processor.set_xsave(xsave);
         }
-        self.registers.xsave = xsave.clone();
+        self.core().registers.xsave = xsave.clone();
         Ok(())
     }
 
@@ -182,7 +159,8 @@ impl VcpuOps for SimVcpu {
         let waiting = self.wake.waiting();
         // With an irqchip, interrupts wait in the local APIC.
         let vector = waiting.interrupt().filter(|_| !self.has_irqchip());
-        let held = &self.registers.events;
+        let core = self.core();
+        let held = &core.registers.events;
         Ok(Events {
             interrupt: vector.map(|vector| Interrupt {
                 vector,
@@ -219,11 +197,12 @@ impl VcpuOps for SimVcpu {
                 waiting.vectors[usize::from(vector / 64)] |= 1 << (vector % 64);
             }
         });
-        self.registers.events = Events {
+        let registers = &mut self.core().registers;
+        registers.events = Events {
             interrupt: None,
             ..*events
         };
-        self.registers.events.nmi.injected = false;
+        registers.events.nmi.injected = false;
         Ok(())
     }
 
@@ -231,14 +210,14 @@ impl VcpuOps for SimVcpu {
         if let Some(processor) = self.processor() {
             return Ok(processor.debug_regs());
         }
-        Ok(self.registers.debug)
+        Ok(self.core().registers.debug)
     }
 
     fn set_debug_regs(&mut self, regs: &DebugRegs) -> Result<()> {
         if let Some(processor) = self.settled() {
             return processor.set_debug_regs(regs);
         }
-        self.registers.debug = *regs;
+        self.core().registers.debug = *regs;
         Ok(())
     }
 
@@ -246,28 +225,28 @@ impl VcpuOps for SimVcpu {
         if let Some(processor) = self.processor() {
             return processor.msrs(msrs);
         }
-        self.registers.msrs(msrs)
+        self.core().registers.msrs(msrs)
     }
 
     fn set_msrs(&mut self, msrs: &[Msr]) -> Result<()> {
         if let Some(processor) = self.settled() {
             return processor.set_msrs(msrs);
         }
-        self.registers.set_msrs(msrs)
+        self.core().registers.set_msrs(msrs)
     }
 
     fn xcrs(&self) -> Result<Xcrs> {
         if let Some(processor) = self.processor() {
             return Ok(processor.xcrs());
         }
-        Ok(self.registers.xcrs)
+        Ok(self.core().registers.xcrs)
     }
 
     fn set_xcrs(&mut self, xcrs: &Xcrs) -> Result<()> {
         if let Some(processor) = self.settled() {
             return processor.set_xcrs(xcrs);
         }
-        self.registers.xcrs = *xcrs;
+        self.core().registers.xcrs = *xcrs;
         Ok(())
     }
 
@@ -275,7 +254,8 @@ impl VcpuOps for SimVcpu {
         if let Some(processor) = self.processor() {
             return Ok(processor.mp_state());
         }
-        Ok(match (self.state, self.registers.mp_state) {
+        let core = self.core();
+        Ok(match (core.state, core.registers.mp_state) {
             (State::Halted, MpState::Runnable) if self.has_irqchip() => MpState::Halted,
             (_, state) => state,
         })
@@ -291,7 +271,8 @@ impl VcpuOps for SimVcpu {
         if state != MpState::Runnable && !self.has_irqchip() {
             return kvm_ops::not_offered!("set_mp_state without an irqchip in the platform");
         }
-        self.registers.mp_state = match (self.state, state) {
+        let mut core = self.core();
+        core.registers.mp_state = match (core.state, state) {
             // The program's halt waits for the same events.
             (State::Halted, MpState::Halted) => MpState::Runnable,
             _ => state,
@@ -340,7 +321,7 @@ impl VcpuOps for SimVcpu {
         let guest = &mut self.guest;
         match guest.processor_mut(self.id, &self.vm, &self.wake) {
             Some(processor) => processor.ask_window(),
-            None => self.irq_window = true,
+            None => self.core().irq_window = true,
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
 
 use kvm_ops_cpu::{ApicAddress, CodePages, Cpu};
@@ -19,6 +19,7 @@ use crate::access::{Copy, host_access};
 use crate::chips::Chips;
 use crate::host::Machine;
 use crate::irq::Wake;
+use crate::mailbox::{self, Mailbox};
 use crate::memory::Memory;
 use crate::processor::{Processors, Turns};
 use crate::{SimVcpu, TableStats};
@@ -41,7 +42,9 @@ pub(crate) struct VmInner {
     /// One lock for slots and table: an access holds it shared while it copies, so a deleted slot
     /// is out of use when the deletion returns.
     memory: RwLock<Memory>,
-    vcpus: Mutex<BTreeMap<VcpuId, Arc<Wake>>>,
+    vcpus: Mutex<BTreeMap<VcpuId, Mailbox>>,
+    /// The way of a TD's programs to this VM.
+    home: Mutex<Option<Arc<Home>>>,
     /// Set when the VM is closed: no vCPU runs afterwards.
     closed: AtomicBool,
     /// The turns of processors. Who changes slots has one too.
@@ -58,6 +61,17 @@ pub(crate) struct VmInner {
 /// The most frames that code pages tell apart; others share entries.
 const CODE_FRAMES: u64 = 1 << 20;
 
+/// The VM whose shared memory a TD's programs see.
+pub(crate) struct Home(RwLock<Weak<VmInner>>);
+
+impl Home {
+    #[allow(dead_code)] // Only a TD's programs come this way.
+    pub(crate) fn vm(&self) -> Option<Arc<VmInner>> {
+        let vm = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        vm.upgrade()
+    }
+}
+
 impl SimVm {
     pub(crate) fn new(machine: Arc<Machine>, tech: Tech, params: VmParams) -> Self {
         machine.vm_created();
@@ -70,6 +84,7 @@ impl SimVm {
                 params,
                 memory: RwLock::default(),
                 vcpus: Mutex::default(),
+                home: Mutex::default(),
                 closed: AtomicBool::new(false),
                 turns: Turns::default(),
                 generation: AtomicU64::new(0),
@@ -112,7 +127,7 @@ impl VmInner {
         self.change_memory(|memory| *memory = Memory::default());
         self.sev.close();
         crate::tdx::vm_closed(self);
-        self.vcpus().values().for_each(|wake| wake.kick());
+        self.vcpus().values().for_each(|vcpu| vcpu.wake.kick());
     }
 
     /// Changes slots or logs while no processor executes. All of them ask for their pages again
@@ -166,7 +181,7 @@ impl VmInner {
         !self.tech.is_confidential()
     }
 
-    fn vcpus(&self) -> MutexGuard<'_, BTreeMap<VcpuId, Arc<Wake>>> {
+    pub(crate) fn vcpus(&self) -> MutexGuard<'_, BTreeMap<VcpuId, Mailbox>> {
         self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -175,7 +190,38 @@ impl VmInner {
         if vcpu.0 >= self.params.vcpus {
             return Err(Error::NotFound(Field::Vcpu, vcpu.0.into()));
         }
-        Ok(Arc::clone(self.vcpus().entry(vcpu).or_default()))
+        Ok(mailbox::of_td(self, vcpu))
+    }
+
+    /// The way to this VM, which programs keep: the VM may change.
+    #[allow(dead_code)] // Only a TD's programs keep it.
+    pub(crate) fn home(self: &Arc<Self>) -> Arc<Home> {
+        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = || Arc::new(Home(RwLock::new(Arc::downgrade(self))));
+        Arc::clone(home.get_or_insert_with(own))
+    }
+
+    /// Frames with decoded code, and a generation that no processor has seen, for the processors of a TD
+    /// that go on in `to`.
+    pub(crate) fn move_code(&self, to: &Self) {
+        if let Some(code) = self.code.get() {
+            // A VM whose processors never ran has none.
+            let _ = to.code.set(Arc::clone(code));
+        }
+        to.generation.fetch_max(self.generation(), Ordering::AcqRel);
+        to.change_memory(|_| ());
+    }
+
+    /// Whoever has the way to this VM comes to `to` from now on.
+    pub(crate) fn move_home(&self, to: &Arc<Self>) {
+        let own = self
+            .home
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(moved) = own else { return };
+        *moved.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(to);
+        *to.home.lock().unwrap_or_else(PoisonError::into_inner) = Some(moved);
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Memory> {
@@ -205,13 +251,14 @@ impl VmPort for SimVm {
             return Err(Error::Exists(Field::Vcpu, id.0.into()));
         }
         let wake = Arc::new(Wake::default());
-        vcpus.insert(id, Arc::clone(&wake));
         if self.inner.runs_machine_code() && self.inner.irqchip() != Irqchip::None {
             // Messages to a vCPU that has not run yet wait for it.
             let address = ApicAddress::after_reset(id.0);
             self.inner.processors().set(id.0, address, &wake);
         }
-        Ok(SimVcpu::new(id, Arc::clone(&self.inner), wake))
+        let vcpu = SimVcpu::new(id, Arc::clone(&self.inner), Arc::clone(&wake));
+        vcpus.insert(id, Mailbox::new(wake, &vcpu.core));
+        Ok(vcpu)
     }
 
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
@@ -251,8 +298,12 @@ impl VmPort for SimVm {
             Tech::Tdx => self.inner.td_wake(vcpu)?,
             _ => {
                 let vcpus = self.inner.vcpus();
-                let wake = vcpus.get(&vcpu);
-                Arc::clone(wake.ok_or(Error::NotFound(Field::Vcpu, vcpu.0.into()))?)
+                let found = vcpus.get(&vcpu);
+                Arc::clone(
+                    &found
+                        .ok_or(Error::NotFound(Field::Vcpu, vcpu.0.into()))?
+                        .wake,
+                )
             }
         };
         wake.post(vector);
@@ -263,6 +314,10 @@ impl VmPort for SimVm {
     fn devices(&self) -> Option<&dyn DevicePort> {
         let chips = self.inner.runs_machine_code() && self.inner.irqchip() == Irqchip::Full;
         chips.then_some(self as &dyn DevicePort)
+    }
+
+    fn take_guest(&self, from: &Self) -> Result<()> {
+        mailbox::hand_over(&self.inner, &from.inner)
     }
 
     fn td(&self) -> Option<&dyn TdPort> {

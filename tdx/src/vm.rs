@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use kvm_ops::moves::{self, GuestName, MoveToken, StagingTable};
 use kvm_ops::{
     Backend, CpuId, Diagnosis, Drained, EncParams, Error, FreeReport, Gfn, Gpa, Host, InitialPage,
     Irqchip, KeyReleased, Level, Measurement, MemSlot, Missing, Page, Pfn, Privacy, PrivateSpte,
@@ -11,7 +12,7 @@ use kvm_ops::{
 use kvm_ops_mmu::{MirrorHooks, Stats};
 use tracing::span::EnteredSpan;
 
-use crate::td::Td;
+use crate::td::{self, Td};
 use crate::{TdxVcpu, proof};
 
 /// A trust domain.
@@ -258,5 +259,69 @@ impl<H: Host> Backend for TdxVm<H> {
             cpu: None,
             run: crate::run::Run::default(),
         })
+    }
+
+    /// Moves the TD between two VMs of one host: no SEAMCALL is made. The source is finalised; the
+    /// destination is created or initialised, for as many vCPUs and with the same place of the shared
+    /// bit, and has neither vCPUs nor pages. The vCPUs come with the TD:
+    /// [`create_vcpu`](Self::create_vcpu) of the destination gives one handle for each.
+    ///
+    /// The source can only be torn down afterwards. A destination that was initialised had a key and a
+    /// TD, which the source's teardown gives back.
+    ///
+    /// # Errors
+    /// Both VMs are as before. [`Error::Invalid`] with [`Field::Vm`](kvm_ops::Field::Vm) names a VM
+    /// that does not fit, with [`Field::VcpuCount`](kvm_ops::Field::VcpuCount) the destination's
+    /// number; [`Error::Busy`] while another move involves one of the two, or an exit of a vCPU waits
+    /// for its answer; [`Error::Poisoned`] for a source whose TD is gone; the port's error.
+    ///
+    /// ```
+    /// use kvm_ops_core::{Backend, Host, Step, VcpuId, Vendor, VmOps, VmParams};
+    /// use kvm_ops_sim::SimHost;
+    /// use kvm_ops_tdx::TdxVm;
+    ///
+    /// let host = SimHost::new(Vendor::Intel);
+    /// let new = || TdxVm::create(&host, host.next_vm_id(), &VmParams::new(1));
+    /// let (mut from, mut to) = (new()?, new()?);
+    /// from.vm_init()?;
+    /// let old = from.create_vcpu(VcpuId(0))?;
+    /// from.vm_finalize()?;
+    /// let tdr = from.tdr();
+    /// TdxVm::move_context(&mut from, &mut to)?;
+    /// assert_eq!((from.step(), to.step()), (Step::Poisoned, Step::Runnable));
+    /// assert_eq!((from.tdr(), to.tdr()), (None, tdr));
+    /// let vcpu = to.create_vcpu(VcpuId(0))?;
+    /// # drop((old, vcpu));
+    /// # for mut vm in [from, to] {
+    /// #     let released = vm.mmu_release_hkid()?;
+    /// #     let drained = vm.drain_private(released).map_err(|(error, _)| error)?;
+    /// #     assert!(vm.vm_free(drained).is_clean());
+    /// # }
+    /// # Ok::<(), kvm_ops_core::Error>(())
+    /// ```
+    fn move_context(from: &mut Self, to: &mut Self) -> Result<()> {
+        td::move_context(&from.td, &to.td)
+    }
+
+    fn local_send(
+        &mut self,
+        table: &Arc<StagingTable>,
+        random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+        deliver: &mut dyn FnMut(&MoveToken) -> Result<()>,
+    ) -> Result<()> {
+        td::local_send(&self.td, table, random, deliver)
+    }
+
+    fn local_cancel(&mut self) -> Result<()> {
+        moves::cancel(&*self.td)
+    }
+
+    fn local_receive(
+        &mut self,
+        table: &StagingTable,
+        token: &MoveToken,
+        deliver: &mut dyn FnMut(GuestName) -> Result<()>,
+    ) -> Result<GuestName> {
+        td::local_receive(&self.td, table, token, deliver)
     }
 }

@@ -1,6 +1,7 @@
-//! `kvm-ops migrate`: moves running SEV guests to another VM or host.
+//! `kvm-ops migrate`: moves running confidential guests to another VM or host.
 
 mod guest;
+mod inside;
 mod link;
 mod report;
 
@@ -33,14 +34,16 @@ use guest::Walker;
 use link::{Bound, Link, Socket};
 use report::Report;
 
-/// Migrates SEV guests between VMs and between hosts while they run
+/// Migrates confidential guests between VMs, and SEV guests between hosts while they run
 ///
 /// The hosts are software platforms. The guest counts in its private memory and writes its pages in
-/// turn; the VM that it comes to goes on from that memory alone.
+/// turn. Within a host a guest with encrypted registers goes on where it was; elsewhere the VM that it
+/// comes to goes on from that memory alone.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   kvm-ops migrate move                        from VM to VM of one host: no page is copied
+  kvm-ops migrate move --tech tdx             a TD: no SEAMCALL is made
   kvm-ops migrate hosts --tech sev-es         between two hosts in this process
   kvm-ops migrate receive 127.0.0.1:4444      a host that waits for a guest, and
   kvm-ops migrate send 127.0.0.1:4444         one that sends it")]
@@ -117,10 +120,22 @@ enum Kinds {
     Sev,
     /// Memory and registers are encrypted
     SevEs,
+    /// Memory and registers are encrypted and protected by the RMP; moves within a host only
+    SevSnp,
+    /// A trust domain; moves within a host only
+    Tdx,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let guest = args.how.guest();
+    let within = matches!(args.how, How::Move(_));
+    if matches!(guest.tech, Kinds::SevSnp | Kinds::Tdx) && !within {
+        return Err(
+            Failure::new("such a guest does not migrate between hosts here")
+                .hint("move it within a host: kvm-ops migrate move")
+                .code(Code::Usage),
+        );
+    }
     let interrupt = Interrupt::install()?;
     memory::Limits::of_system()
         .holds(args.how.memory())
@@ -189,6 +204,8 @@ impl Guest {
         Kind::Of(match self.tech {
             Kinds::Sev => Tech::Sev,
             Kinds::SevEs => Tech::SevEs,
+            Kinds::SevSnp => Tech::SevSnp,
+            Kinds::Tdx => Tech::Tdx,
         })
     }
 
@@ -310,39 +327,12 @@ impl Session<'_> {
     /// Loads the guest's program, and returns its counter.
     fn load_walker(&self, machine: &mut Machine<SimHost>) -> Outcome<Arc<AtomicU64>> {
         let counted = Arc::new(AtomicU64::new(0));
-        let walker = Box::new(Walker::new(self.guest.pages(), Arc::clone(&counted)));
+        let accepts = matches!(self.guest.tech, Kinds::SevSnp | Kinds::Tdx);
+        let walker = Walker::new(self.guest.pages(), accepts, Arc::clone(&counted));
         machine
-            .load_program(VcpuId(0), walker)
+            .load_program(VcpuId(0), Box::new(walker))
             .map_err(|error| Failure::because("cannot load the guest's program", error))?;
         Ok(counted)
-    }
-
-    fn inside(&self) -> Outcome<Report> {
-        let host = self.guest.host()?;
-        let (mut from, mut to) = (self.guest.source(&host)?, self.guest.target(&host)?);
-        let counted = self.load_walker(&mut from)?;
-        self.run_during(&mut from, |_| self.wait_for(&counted, WARM_UP))?;
-        let operations = |host: &SimHost| {
-            let counters = host.sev_platform().map(|platform| platform.counters());
-            counters.map_or(0, |counters| {
-                counters.iter().map(|(_, _, n)| n).sum::<u64>()
-            })
-        };
-        let (before, start) = (operations(&host), Instant::now());
-        from.move_to(&mut to)
-            .map_err(|error| Failure::because("the guest does not move", error))?;
-        let took = start.elapsed();
-        let commands = operations(&host) - before;
-        let last = counted.load(Ordering::Acquire);
-        let (first, end) = self.run_on(&mut to)?;
-        let mut report = Report::new("move", self.guest.memory, self.guest.kind());
-        report.step(Phase::New);
-        report.step(Phase::Committed);
-        report.finish(took, took, 0, 0, 0);
-        report.commands = Some(commands);
-        report.counts(last, first, end);
-        report.leaks = leaks(from) + leaks(to);
-        Ok(report)
     }
 
     fn between(&self) -> Outcome<Report> {

@@ -2,9 +2,11 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{Outcome, Subject};
+use crate::moves::StagingTable;
 use crate::{
     Answer, Backend, CpuId, DebugRegs, EncCmd, EncRegion, Error, Events, Exception, Field,
     FreeReport, Gfn, Gpa, GuestDebug, HostRange, InitialPage, InitialPageKind, KeyReleased,
@@ -59,6 +61,14 @@ pub(super) fn all<S: Subject>() -> Vec<(&'static str, Check<S>)> {
         (
             "a move of a VM that is not ready fails and changes nothing",
             moves
+        ),
+        (
+            "a guest that moves has one VM, and leaves the other to its teardown",
+            guest_moves
+        ),
+        (
+            "a staged guest is received once, and runs on if it is taken back",
+            guest_is_staged
         ),
         ("many lives one after the other", many_lives),
     ]
@@ -581,6 +591,103 @@ fn moves<S: Subject>(subject: &mut S) -> Outcome {
             (Step::Created, Step::Created),
         )
     })
+}
+
+/// Runs `go` on a VM with a guest and one that may take it, and frees both whatever comes.
+fn guest_and_room<S: Subject>(
+    subject: &mut S,
+    go: impl FnOnce(&mut S::Vm, &mut S::Vm) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut from = said("create", subject.create())?;
+    let mut to = said("create", subject.create())?;
+    let found = bring_to(&mut from, Step::Runnable)
+        .and_then(|()| bring_to(&mut to, Step::Initialized))
+        .and_then(|()| go(&mut from, &mut to));
+    let freed = (free(from), free(to));
+    found?;
+    freed.0.map(drop)?;
+    freed.1.map(drop)
+}
+
+/// Tries to hand a guest over. An encrypted vCPU may need one there to go on in; then it is created.
+fn with_vcpu<V: Backend, T>(
+    to: &mut V,
+    mut hand_over: impl FnMut(&mut V) -> Result<T>,
+) -> Result<Result<T>, String> {
+    match hand_over(to) {
+        Err(Error::Invalid(Field::VcpuCount, _)) => {
+            add_vcpu(to)?;
+            Ok(hand_over(to))
+        }
+        done => Ok(done),
+    }
+}
+
+fn has_moved<V: Backend>(from: &mut V, to: &mut V) -> Result<(), String> {
+    let steps = (from.step(), to.step());
+    expect(
+        "steps after a move",
+        steps,
+        (Step::Poisoned, Step::Runnable),
+    )?;
+    let again = V::move_context(from, to).is_err() && V::move_context(to, from).is_err();
+    expect("a second move, and one back, fail", again, true)?;
+    let vcpu = from.create_vcpu(VcpuId(1)).is_err();
+    expect("the source creates no vCPU", vcpu, true)?;
+    expect("steps after that", (from.step(), to.step()), steps)
+}
+
+fn guest_moves<S: Subject>(subject: &mut S) -> Outcome {
+    judge(|| {
+        guest_and_room(subject, |from, to| {
+            match with_vcpu(to, |to| S::Vm::move_context(from, to))? {
+                Ok(()) => has_moved(from, to),
+                Err(Error::NotOffered(_)) => {
+                    let steps = (from.step(), to.step());
+                    expect("steps", steps, (Step::Runnable, Step::Initialized))
+                }
+                Err(error) => Err(format!("move_context: {error}")),
+            }
+        })
+    })
+}
+
+fn guest_is_staged<S: Subject>(subject: &mut S) -> Outcome {
+    judge(|| guest_and_room(subject, stage_twice))
+}
+
+fn stage_twice<V: Backend>(from: &mut V, to: &mut V) -> Result<(), String> {
+    let table = Arc::new(StagingTable::new());
+    let mut drawn = 0;
+    let mut send = |from: &mut V| {
+        let (mut token, mut random) = (None, |out: &mut [u8]| {
+            drawn += 1;
+            out.fill(drawn);
+            Ok(())
+        });
+        let staged = from.local_send(&table, &mut random, &mut |made| {
+            token = Some(*made);
+            Ok(())
+        });
+        staged.map(|()| token)
+    };
+    let first = match send(from) {
+        Err(Error::NotOffered(_)) => return expect("step", from.step(), Step::Runnable),
+        sent => said("local_send", sent)?.ok_or("no token was delivered")?,
+    };
+    expect("step of a staged VM", from.step(), Step::Poisoned)?;
+    said("local_cancel", from.local_cancel())?;
+    expect("step after local_cancel", from.step(), Step::Runnable)?;
+    let worthless = to.local_receive(&table, &first, &mut |_| Ok(()));
+    let not_good = Some(Error::NotFound(Field::Token, 0));
+    expect("a token that was taken back", worthless.err(), not_good)?;
+
+    let second = said("local_send", send(from))?.ok_or("no token was delivered")?;
+    let receive = |to: &mut V| to.local_receive(&table, &second, &mut |_| Ok(()));
+    said("local_receive", with_vcpu(to, receive)?)?;
+    expect("a token that was traded", receive(to).err(), not_good)?;
+    expect("tokens left", table.len(), 0)?;
+    has_moved(from, to)
 }
 
 fn many_lives<S: Subject>(subject: &mut S) -> Outcome {

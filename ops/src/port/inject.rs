@@ -216,6 +216,8 @@ impl FaultPlan {
     pub const BIND_ASID: u64 = 10 << 32;
     /// The call number of [`SevPort::map_encrypted`].
     pub const MAP_ENCRYPTED: u64 = 11 << 32;
+    /// The call number of [`VmPort::take_guest`].
+    pub const TAKE_GUEST: u64 = 12 << 32;
 
     /// A plan without faults.
     pub fn new() -> Self {
@@ -443,6 +445,11 @@ impl<P: VmPort> VmPort for FaultInjector<P> {
 
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()> {
         self.port.deliver_interrupt(vcpu, vector)
+    }
+
+    fn take_guest(&self, from: &Self) -> Result<()> {
+        self.plan.check(FaultPlan::TAKE_GUEST, Error::NoMemory)?;
+        self.port.take_guest(&from.port)
     }
 
     fn td(&self) -> Option<&dyn TdPort> {

@@ -69,6 +69,25 @@ pub trait VmPort: Send + Sync + 'static {
     /// The answer of the system.
     fn deliver_interrupt(&self, vcpu: VcpuId, vector: u8) -> Result<()>;
 
+    /// Takes over what the machine keeps of the guest of `from` beside its firmware, because the guest
+    /// goes on in this VM: the frames that it shares ([`SharedMemory::set_shared`]), interrupts that
+    /// wait, and, of a guest with encrypted registers, what the machine keeps of its vCPUs (the VMSAs
+    /// in their VMCBs; guest programs). The vCPUs of the two VMs have the same numbers, and none of
+    /// them runs. Slots stay where they are. All or nothing, and the cost does not depend on the
+    /// guest's memory.
+    ///
+    /// # Errors
+    /// [`Error::Busy`](crate::Error::Busy) while an exit of an encrypted vCPU waits for its answer;
+    /// the answer of the system. Nothing changed.
+    fn take_guest(&self, from: &Self) -> Result<()>
+    where
+        Self: Sized,
+    {
+        // A machine that keeps nothing of a guest has nothing to hand over.
+        let _ = from;
+        Ok(())
+    }
+
     /// The operations for a TD, if the machine can hold TDs.
     fn td(&self) -> Option<&dyn TdPort> {
         None

@@ -11,8 +11,6 @@ use kvm_ops::{Error, Gfn, Host, Level, NestedFaultAnswer};
 use spin::{Mutex, MutexGuard};
 
 use super::orphan::Orphan;
-use super::staging::MoveToken;
-use super::{Staged, StagingTable};
 use crate::SevVm;
 use crate::rules::Holding;
 use crate::shared::Shared;
@@ -22,10 +20,7 @@ pub(crate) enum Role<H: Host> {
     /// It owns its context, or has none yet.
     Owner,
     /// It owns its context until somebody brings the token to another VM.
-    Staged {
-        table: Arc<StagingTable<Staged<H>>>,
-        token: MoveToken,
-    },
+    Staged,
     /// Its context moved to another VM.
     Moved,
     /// Another VM took its context by token. Debug commands go there.
@@ -55,7 +50,7 @@ impl<H: Host> Membership<H> {
     pub(crate) fn holding(&self) -> Holding {
         match self.role {
             Role::Owner | Role::Moved => Holding::Owner,
-            Role::Staged { .. } | Role::Given(_) => Holding::Staged,
+            Role::Staged | Role::Given(_) => Holding::Staged,
             Role::Mirror => Holding::Mirror,
         }
     }
@@ -195,7 +190,7 @@ impl<H: Host> Shared<H> {
         };
         // The lock is held while the page is mapped, so that it is not taken out between.
         let mapped = owner.memory().map_into(sev, gfn);
-        let moving = || owner.claim.claim().is_err() || !group.is_at(&owner);
+        let moving = || owner.moving.claim().claim().is_err() || !group.is_at(&owner);
         match mapped {
             Some(answer) => answer,
             // The pages are on their way to another VM or to the group.

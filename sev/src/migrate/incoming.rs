@@ -7,7 +7,6 @@ use alloc::vec::Vec;
 use kvm_ops::{Error, Field, Gfn, Host, Level, PspPort, Result, Step, Tech, VcpuId};
 use kvm_ops_sev_stream::{MigrateTarget, Packet, PlatformCerts, SessionStart, Shape, VcpuContent};
 
-use super::claim::Claimed;
 use super::group::Role;
 use super::mailbox::{Mailbox, PacketOf};
 use super::transfer::unfit;
@@ -16,6 +15,7 @@ use crate::cell::VmsaPage;
 use crate::context::{Guest, GuestState};
 use crate::memory::Memory;
 use crate::shared::Shared;
+use kvm_ops::moves::Claimed;
 
 /// Writes a vCPU's registers as the other end's [`RegisterReader`](super::RegisterReader) read
 /// them. They come from the peer: nothing about them is checked yet.
@@ -57,7 +57,7 @@ impl<H: Host> SevVm<H> {
         if shared.tech() == Tech::SevSnp {
             return kvm_ops::not_offered!("receiving an SNP guest");
         }
-        let session = shared.claim.claim()?;
+        let session = shared.moving.claim().claim()?;
         shared.step().require(Step::Initialized)?;
         if !matches!(shared.membership().role, Role::Owner) {
             return Err(unfit(shared));

@@ -2,11 +2,11 @@
 
 use alloc::sync::Arc;
 
+use kvm_ops::moves::unstage;
 use kvm_ops::{Error, FreeReport, Host, PspPort, Result, Step};
 
 use super::group::Role;
 use super::orphan::Orphan;
-use super::staged::unstage;
 use crate::shared::Shared;
 
 /// Stops the VM's vCPUs and takes it out of its group. Waits for a move that is under way.
@@ -18,8 +18,8 @@ use crate::shared::Shared;
 /// The port keeps the ASID bound. Nothing changed but that the vCPUs are stopped; it may be tried
 /// again.
 pub(crate) fn leave<H: Host>(vm: &Arc<Shared<H>>) -> Result<Option<Orphan<H>>> {
-    let _claimed = vm.claim_waiting();
-    unstage(vm);
+    let _claimed = vm.moving.claim().wait(|| vm.wait());
+    unstage(&**vm);
     vm.stop();
     vm.unbind()?;
     let (group, is_mirror) = {

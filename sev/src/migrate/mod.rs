@@ -3,14 +3,13 @@
 //! Between VMs of one machine a context passes without a copy and without a command:
 //! [`move_context`](kvm_ops::Backend::move_context) and
 //! [`copy_context`](kvm_ops::Backend::copy_context) between two VMs of a program, or a one-time token
-//! between programs ([`SevVm::local_send`](crate::SevVm::local_send), [`StagingTable`]).
+//! between programs ([`local_send`](kvm_ops::Backend::local_send)).
 //!
 //! Between hosts, a guest's pages travel under a transport key that only the two firmwares know
 //! (SEND_*, RECEIVE_*). [`Outgoing`] and [`Incoming`] make a VM an end of the stream of
 //! [`kvm_ops_sev_stream`], whose types are here too.
 
 mod account;
-mod claim;
 mod group;
 mod incoming;
 mod leave;
@@ -18,8 +17,6 @@ mod mailbox;
 mod orphan;
 mod outgoing;
 mod staged;
-mod staging;
-mod sync;
 mod transfer;
 
 pub use account::KeyAccount;
@@ -27,13 +24,11 @@ pub use incoming::{Incoming, RegisterWriter};
 pub use kvm_ops_sev_stream::*;
 pub use mailbox::{Mailbox, PacketOf};
 pub use outgoing::{Outgoing, RegisterReader};
-pub use staged::Staged;
-pub use staging::{MoveToken, StagingTable};
 pub use transfer::ContextFacts;
 
 pub(crate) use account::Charge;
-pub(crate) use claim::{Claim, Claimed};
 pub(crate) use group::Membership;
 pub(crate) use leave::{drop_out, leave, lose};
 pub(crate) use orphan::Orphan;
+pub(crate) use staged::{local_receive, local_send};
 pub(crate) use transfer::{copy_context, move_context};

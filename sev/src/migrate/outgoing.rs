@@ -13,13 +13,13 @@ use kvm_ops_sev_stream::{
     Shape, VcpuContent,
 };
 
-use super::claim::Claimed;
 use super::group::Role;
 use super::mailbox::{Mailbox, PacketOf};
 use super::transfer::unfit;
 use crate::SevVm;
 use crate::context::GuestState;
 use crate::shared::Shared;
+use kvm_ops::moves::Claimed;
 
 /// Reads a vCPU's registers that the host may see, in a form that the other end's
 /// [`RegisterWriter`](super::RegisterWriter) understands, of at most 4096 bytes. The guest is
@@ -61,7 +61,7 @@ impl<H: Host> SevVm<H> {
         if shared.tech() == Tech::SevSnp {
             return kvm_ops::not_offered!("sending an SNP guest");
         }
-        let session = shared.claim.claim()?;
+        let session = shared.moving.claim().claim()?;
         shared.step().require(Step::Runnable)?;
         {
             let membership = shared.membership();

@@ -10,10 +10,10 @@
 
 use alloc::sync::Arc;
 
-use kvm_ops::{Error, Field, Host, PspPort, Result, Step};
+use kvm_ops::moves::{Movable, claim_both, mark_moved};
+use kvm_ops::{Error, Field, Host, PspPort, Result, Step, VmPort};
 
 use super::account::Charge;
-use super::claim::Claimed;
 use super::group::{Group, Membership, Role};
 use crate::context::Context;
 use crate::shared::Shared;
@@ -21,17 +21,6 @@ use crate::shared::Shared;
 /// The error for a VM that does not fit.
 pub(super) fn unfit<H: Host>(vm: &Shared<H>) -> Error {
     Error::Invalid(Field::Vm, vm.id().0)
-}
-
-/// Claims the receiver, then the source.
-pub(super) fn claim_both<'a, H: Host>(
-    to: &'a Arc<Shared<H>>,
-    from: &'a Arc<Shared<H>>,
-) -> Result<(Claimed<'a>, Claimed<'a>)> {
-    if Arc::ptr_eq(to, from) {
-        return Err(unfit(to));
-    }
-    Ok((to.claim.claim()?, from.claim.claim()?))
 }
 
 /// Checks a pair for a move or a mirror: two VMs of one machine and one technology, and a receiver
@@ -42,7 +31,7 @@ fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
             .psp()
             .map(|psp| core::ptr::from_ref(psp.asid_pools()))
     };
-    if machine(to) != machine(from) || to.tech() != from.tech() || from.is_snp() {
+    if machine(to) != machine(from) || to.tech() != from.tech() {
         return Err(unfit(from));
     }
     match to.step() {
@@ -64,38 +53,27 @@ fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
 
 /// Checks that a VM has a context that another may take or share.
 fn check_source<H: Host>(from: &Shared<H>) -> Result<()> {
-    if from.is_snp() {
-        return Err(unfit(from));
-    }
     match &from.membership().role {
         Role::Owner | Role::Mirror => {}
         // The token must be traded or withdrawn first.
-        Role::Staged { .. } => return Err(Error::Busy),
+        Role::Staged => return Err(Error::Busy),
         Role::Given(_) | Role::Moved => return Err(Error::Poisoned),
     }
     match from.step() {
         Step::Poisoned => Err(Error::Poisoned),
-        Step::Initialized | Step::Runnable => Ok(()),
+        // The launch of an SNP guest ends where it began: its parameters are the VM's.
+        Step::Initialized if !from.is_snp() => Ok(()),
+        Step::Runnable => Ok(()),
         _ => Err(unfit(from)),
     }
-}
-
-/// Stops the VM's vCPUs. They answer [`Error::Busy`] until [`reopen`].
-pub(super) fn halt<H: Host>(vm: &Shared<H>) {
-    vm.stop();
-}
-
-/// Undoes [`halt`].
-pub(super) fn reopen<H: Host>(vm: &Shared<H>) {
-    vm.gate.open();
 }
 
 /// Moves the context of `from` to `to`.
 pub(crate) fn move_context<H: Host>(from: &Arc<Shared<H>>, to: &Arc<Shared<H>>) -> Result<()> {
     let _claims = claim_both(to, from)?;
     check_source(from)?;
-    halt(from);
-    take_over(to, from, |_| Ok(())).inspect_err(|_| reopen(from))?;
+    from.halt()?;
+    take_over(to, from, |_| Ok(())).inspect_err(|_| from.reopen())?;
     from.membership().role = Role::Moved;
     Ok(())
 }
@@ -105,7 +83,8 @@ pub(crate) fn copy_context<H: Host>(owner: &Arc<Shared<H>>, mirror: &Arc<Shared<
     let _claims = claim_both(mirror, owner)?;
     check_source(owner)?;
     check_pair(mirror, owner)?;
-    if owner.membership().is_mirror() {
+    // KVM has no mirrors of SNP guests: each VM's nested page table would need its own RMP entries.
+    if owner.membership().is_mirror() || owner.is_snp() {
         return Err(unfit(owner));
     }
     if !mirror.all_cells().is_empty() {
@@ -196,7 +175,7 @@ pub(super) fn take_over<H: Host>(
         return Err(unfit(from));
     };
     let paid = charge(to, from, own.as_mut(), context)?;
-    if let Err(error) = confirm(context).and_then(|()| rebind(to, from)) {
+    if let Err(error) = confirm(context).and_then(|()| hand_over(to, from)) {
         // The receiver's account goes on paying for the receiver's own key.
         if let (Some(own), Some(paid)) = (own.as_mut(), paid) {
             own.charge.get_or_insert(paid);
@@ -232,9 +211,18 @@ pub(super) fn take_over<H: Host>(
         }
         to.membership().group = Some(group);
     }
-    to.advance_to(from.life.step());
-    from.set_away(true);
+    to.advance_to(from.life.step_at_home());
+    mark_moved(&from.life);
     Ok(())
+}
+
+/// The ports' part: the ASID, then what else the machine keeps of the guest. Undone if it fails.
+fn hand_over<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
+    rebind(to, from)?;
+    to.port.take_guest(&from.port).inspect_err(|_| {
+        // What cannot be bound again does not run, and can be torn down.
+        let _ = rebind(from, to);
+    })
 }
 
 /// The ASID goes from the one's VMCBs to the other's.

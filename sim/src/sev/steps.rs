@@ -8,7 +8,7 @@ use soft_amd_sp::PageSize;
 use super::access::{Validated, validate};
 use crate::reported::Reported;
 use crate::table::GPA_BITS;
-use crate::vcpu::{Flow, SimVcpu, State};
+use crate::vcpu::{Core, Flow, State};
 
 /// A range that changes hands, page by page.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,13 @@ enum Phase {
     AcceptOne(PageSize),
     /// As `Asked`, by the MSR protocol, which is answered by its register.
     AskedByMsr,
+}
+
+impl Converting {
+    /// True while the host's answer is due.
+    pub(crate) fn asks(&self) -> bool {
+        matches!(self.phase, Phase::Asked | Phase::AskedByMsr)
+    }
 }
 
 /// Codes in the low 12 bits of the GHCB MSR.
@@ -64,7 +71,7 @@ const PSC_ERROR: u64 = 1 << 63;
 /// `KVM_SYSTEM_EVENT_SEV_TERM`.
 const SEV_TERM: u32 = 6;
 
-impl SimVcpu {
+impl Core {
     fn is_snp(&self) -> bool {
         self.vm.tech == Tech::SevSnp
     }

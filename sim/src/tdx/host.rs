@@ -43,6 +43,13 @@ pub(crate) fn vm_closed(vm: &VmInner) {
     }
 }
 
+/// The vCPUs of a TD that execute machine code go on in another VM.
+pub(crate) fn hand_over(to: &Arc<VmInner>, from: &VmInner) {
+    if let Some(tdx) = from.machine.tdx() {
+        tdx.vcpus.hand_over(to, from);
+    }
+}
+
 impl TdPort for SimVm {
     fn td_vcpu_created(&self, vcpu: VcpuId, tdvpr: Hpa) -> Result<()> {
         let Some(tdx) = self.inner.machine.tdx() else {

@@ -8,7 +8,7 @@ mod regs;
 mod seam;
 mod vcpus;
 
-pub(crate) use host::{port, vm_closed};
+pub(crate) use host::{hand_over, port, vm_closed};
 pub use seam::SoftSeam;
 pub(crate) use soft_tdx_module::PlatformBuilder as Setup;
 

@@ -5,7 +5,7 @@
 //! VM below. Accesses that no slot backs, and actions that the host must see, are TDG.VP.VMCALLs, as
 //! a Linux guest makes them in its #VE handler.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use kvm_ops::guest::{Action, GuestFault, GuestProgram, MAX_ACCESS};
 use kvm_ops::{Gpa, Level, PAGE_SIZE, Privacy, SharedMask, VcpuId};
@@ -17,7 +17,7 @@ use super::regs::{from_guest, to_guest};
 use crate::access::{Copy, Piece, first_piece};
 use crate::irq::{NMI, Wake};
 use crate::reported::Reported;
-use crate::vm::VmInner;
+use crate::vm::{Home, VmInner};
 
 const EXIT_TRIPLE_FAULT: u16 = 2;
 const EXIT_EPT_VIOLATION: u16 = 48;
@@ -35,8 +35,9 @@ pub(crate) struct TdProgram {
     vcpu: VcpuId,
     mask: SharedMask,
     gpaw: Gpaw,
-    /// Weak: the module keeps a program until its vCPU is reclaimed, and the VM keeps the machine.
-    vm: Weak<VmInner>,
+    /// The way to the VM, weak at its end: the module keeps a program until its vCPU is reclaimed, and
+    /// the VM keeps the machine.
+    home: Arc<Home>,
     wake: Arc<Wake>,
     doing: Doing,
     buffer: Box<[u8; MAX_ACCESS]>,
@@ -104,7 +105,7 @@ impl TdProgram {
             vcpu,
             mask,
             gpaw,
-            vm: Arc::downgrade(vm),
+            home: vm.home(),
             wake,
             doing: Doing::Report(Reported::Start),
             buffer: Box::new([0; MAX_ACCESS]),
@@ -253,7 +254,7 @@ impl TdProgram {
                 true => Copy::ToGuest(&self.buffer[piece]),
                 false => Copy::FromGuest(&mut self.buffer[piece]),
             };
-            let done = match self.vm.upgrade() {
+            let done = match self.home.vm() {
                 Some(vm) => first_piece(&vm, gpa, copy),
                 None => Piece::Mmio(len),
             };

@@ -19,8 +19,9 @@ pub(super) struct Vcpus(Mutex<HashMap<u64, Arc<Vcpu>>>);
 pub(super) struct Vcpu {
     id: VcpuId,
     tdvpr: u64,
-    /// The VM forgets the vCPU when it is closed, or the two would keep each other.
-    vm: Arc<VmInner>,
+    /// The VM forgets the vCPU when it is closed, or the two would keep each other. It changes when the TD
+    /// moves.
+    vm: Mutex<Arc<VmInner>>,
     wake: Arc<Wake>,
     processor: Mutex<Option<Box<Processor>>>,
 }
@@ -38,7 +39,7 @@ impl Vcpus {
         let vcpu = Vcpu {
             id,
             tdvpr: tdvpr.get(),
-            vm: Arc::clone(vm),
+            vm: Mutex::new(Arc::clone(vm)),
             wake,
             processor: Mutex::default(),
         };
@@ -52,7 +53,17 @@ impl Vcpus {
 
     /// Forgets the vCPUs of a VM.
     pub(super) fn remove_all(&self, vm: &VmInner) {
-        self.lock().retain(|_, vcpu| !std::ptr::eq(&*vcpu.vm, vm));
+        self.lock().retain(|_, vcpu| !vcpu.is_of(vm));
+    }
+
+    /// The vCPUs of one VM go on in another.
+    pub(super) fn hand_over(&self, to: &Arc<VmInner>, from: &VmInner) {
+        for vcpu in self.lock().values().filter(|vcpu| vcpu.is_of(from)) {
+            *vcpu.vm() = Arc::clone(to);
+            if let Some(processor) = &mut *vcpu.processor() {
+                processor.move_to(to);
+            }
+        }
     }
 
     /// The vCPU that an entry with this RCX runs.
@@ -71,6 +82,20 @@ impl fmt::Debug for Vcpu {
 }
 
 impl Vcpu {
+    fn vm(&self) -> MutexGuard<'_, Arc<VmInner>> {
+        self.vm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_of(&self, vm: &VmInner) -> bool {
+        std::ptr::eq(&**self.vm(), vm)
+    }
+
+    fn processor(&self) -> MutexGuard<'_, Option<Box<Processor>>> {
+        self.processor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Executes from an entry to the TD exit on logical processor `lp`. Returns the registers that the host gets.
     pub(super) fn run(
         &self,
@@ -79,13 +104,11 @@ impl Vcpu {
         gprs: Regs,
         injected: Option<Event>,
     ) -> Result<Regs, LpError> {
-        let mut processor = self
-            .processor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut processor = self.processor();
         let processor = processor.get_or_insert_with(|| {
+            let vm = self.vm();
             Box::new(Processor::new(
-                self.id, self.tdvpr, &self.vm, &self.wake, platform,
+                self.id, self.tdvpr, &vm, &self.wake, platform,
             ))
         });
         processor.run(lp, gprs, injected)

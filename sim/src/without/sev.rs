@@ -7,9 +7,9 @@ use kvm_ops::{Gpa, Level, Privacy, SevPort, SharedMask, Tech};
 pub(crate) use kvm_ops::NoPort as SoftPsp;
 
 use crate::access::{Copy, Touch};
-use crate::vcpu::Flow;
+use crate::vcpu::{Core, Flow};
 use crate::vm::VmInner;
-use crate::{BuildError, SimVcpu, SimVm, SoftPages};
+use crate::{BuildError, SimVm, SoftPages};
 
 #[derive(Debug)]
 pub(crate) enum Setup {}
@@ -57,11 +57,17 @@ impl Guest {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Converting {}
 
+impl Converting {
+    pub(crate) fn asks(&self) -> bool {
+        match *self {}
+    }
+}
+
 pub(crate) fn first_touch(_: &VmInner, gpa: Gpa, _: Copy<'_>) -> Touch {
     Touch::Fault(GuestFault::Integrity(gpa))
 }
 
-impl SimVcpu {
+impl Core {
     pub(crate) fn convert(&mut self, _: Gpa, _: u64, _: Privacy) -> Flow {
         Flow::fault(GuestFault::NotOffered)
     }

@@ -1,5 +1,7 @@
 //! The place of the software TDX module in a build without the feature `tdx`: no machine has one.
 
+use std::sync::Arc;
+
 use kvm_ops::TdPort;
 
 pub(crate) use kvm_ops::NoPort as SoftSeam;
@@ -36,3 +38,5 @@ pub(crate) fn port(_: &SimVm) -> Option<&dyn TdPort> {
 }
 
 pub(crate) fn vm_closed(_: &VmInner) {}
+
+pub(crate) fn hand_over(_: &Arc<VmInner>, _: &VmInner) {}

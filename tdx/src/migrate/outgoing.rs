@@ -472,7 +472,7 @@ impl<H: Host> Drop for Outgoing<'_, H> {
 
 impl<H: Host> Td<H> {
     pub(super) fn gpaw_bits(&self) -> u8 {
-        match self.td_params.gpaw {
+        match self.lock(&self.td_params).gpaw {
             Gpaw::Bits48 => 48,
             Gpaw::Bits52 => 52,
         }

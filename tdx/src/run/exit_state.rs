@@ -124,11 +124,13 @@ impl<H: Host> TdxVcpu<H> {
         if !self.td.journey.awaits() || self.run.exit.is_some() {
             return Err(Error::WrongState(self.td.life.step()));
         }
+        self.sit()?;
         self.run = Run {
             regs: state.regs,
             pending: state.rest.pending(),
             ..Run::default()
         };
+        self.stand();
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ const TRY_AGAIN: [u64; 2] = [11, 16];
 
 /// A conversion under way: the piece handed out, with the shared bit as the guest gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Conversion {
+pub(crate) struct Conversion {
     next: u64,
     end: u64,
 }

@@ -26,6 +26,8 @@ use kvm_ops::{
 };
 
 use crate::status::CompletionStatus;
+use crate::td::Td;
+use crate::vcpu::{Resume, Tried};
 use crate::{Leaf, TdxVcpu, trace};
 pub use exit_state::ExitState;
 use mapgpa::Conversion;
@@ -46,7 +48,7 @@ pub(crate) struct Run {
 
 /// The work that the last exit left for the next entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Pending {
+pub(crate) enum Pending {
     /// Nothing.
     #[default]
     Nothing,
@@ -72,6 +74,22 @@ enum Pending {
     ShutDown,
 }
 
+impl Pending {
+    /// True for an exit that the embedder answers.
+    pub(crate) const fn waits_for_answer(self) -> bool {
+        match self {
+            Self::Nothing | Self::Success | Self::Halt | Self::ShutDown => false,
+            Self::Read
+            | Self::Hypercall
+            | Self::MapGpaHypercall
+            | Self::Request { .. }
+            | Self::MsrRead
+            | Self::MsrWrite
+            | Self::MapGpa(_) => true,
+        }
+    }
+}
+
 /// `KVM_SYSTEM_EVENT_TDX_FATAL`.
 const SYSTEM_EVENT_TDX_FATAL: u32 = 7;
 /// `KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON`.
@@ -80,6 +98,48 @@ const INTERNAL_ERROR_UNEXPECTED_EXIT: u32 = 4;
 impl<H: Host> TdxVcpu<H> {
     /// Runs the guest until something needs the embedder.
     pub(crate) fn run(&mut self) -> Result<Exit> {
+        self.sit()?;
+        let ended = self.run_to_exit();
+        self.stand();
+        ended
+    }
+
+    /// Takes the vCPU, with the registers of its next entry, from its place.
+    fn sit(&mut self) -> Result<()> {
+        loop {
+            match self.record.seat.sit(|| self.td.relax()) {
+                Tried::Done(resume) => {
+                    self.run.regs = resume.regs;
+                    self.run.pending = resume.pending;
+                    return Ok(());
+                }
+                Tried::Wait => {
+                    // The vCPU may be on its way to another VM.
+                    self.td.life.require(Step::Runnable)?;
+                    self.td.relax();
+                }
+                Tried::No => return Err(Error::Poisoned),
+            }
+        }
+    }
+
+    /// Puts them back.
+    fn stand(&self) {
+        let resume = Resume {
+            regs: self.run.regs,
+            pending: self.run.pending,
+        };
+        self.record.seat.stand(|| self.td.relax(), resume);
+    }
+
+    /// Lets a turn pass, with the vCPU out of its handle's hands: it may move meanwhile.
+    fn stand_aside(&mut self, wait: impl FnOnce(&Td<H>)) -> Result<()> {
+        self.stand();
+        wait(&self.td);
+        self.sit()
+    }
+
+    fn run_to_exit(&mut self) -> Result<Exit> {
         loop {
             match self.turn() {
                 Ok(None) => {}
@@ -111,7 +171,12 @@ impl<H: Host> TdxVcpu<H> {
     /// TDH.VP.ENTER. `None` if a kick came before.
     #[allow(unsafe_code)]
     fn enter(&mut self, cpu: CpuId) -> Result<Option<CompletionStatus>> {
-        let inside = self.td.enter(&self.record, cpu)?;
+        let inside = loop {
+            if let Some(inside) = self.td.enter(&self.record, cpu)? {
+                break inside;
+            }
+            self.stand_aside(Td::relax)?;
+        };
         if self.record.take_kick() {
             return Ok(None);
         }
@@ -152,7 +217,10 @@ impl<H: Host> TdxVcpu<H> {
                 return Ok(Some(Exit::Interrupted));
             }
             self.td.life.require(Step::Runnable)?;
-            self.td.seam()?.idle();
+            self.stand_aside(|td| match td.seam() {
+                Ok(seam) => seam.idle(),
+                Err(_) => td.relax(),
+            })?;
         }
         self.run.pending = Pending::Nothing;
         self.run.finish(Pending::Success);

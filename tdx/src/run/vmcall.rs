@@ -100,10 +100,13 @@ impl<H: Host> TdxVcpu<H> {
     /// Answered from what the TD was created with; a leaf that is not in there is all zeros.
     fn cpuid(&mut self) -> Option<Exit> {
         let (leaf, subleaf) = (self.run.regs.r12 as u32, self.run.regs.r13 as u32);
-        let found = self.td.td_params.cpuid.iter().find(|entry| {
-            entry.leaf == leaf && (!entry.subleaf_significant || entry.subleaf == subleaf)
-        });
-        let [eax, ebx, ecx, edx] = found.map_or([0; 4], |entry| entry.regs);
+        let [eax, ebx, ecx, edx] = {
+            let params = self.td.lock(&self.td.td_params);
+            let found = params.cpuid.iter().find(|entry| {
+                entry.leaf == leaf && (!entry.subleaf_significant || entry.subleaf == subleaf)
+            });
+            found.map_or([0; 4], |entry| entry.regs)
+        };
         let r = &mut self.run.regs;
         [r.r12, r.r13, r.r14, r.r15] = [eax.into(), ebx.into(), ecx.into(), edx.into()];
         self.run.finish_call(SUCCESS)

@@ -21,9 +21,10 @@ impl<H: Host> Td<H> {
         // All memory is private at first, as the attributes are.
         self.set_shared(Gfn::new(0), self.frames(), false)?;
         let calls = self.calls()?;
-        let limits = Limits::read(&calls, !self.td_params.cpuid.is_empty())
+        let td_params = self.lock(&self.td_params).clone();
+        let limits = Limits::read(&calls, !td_params.cpuid.is_empty())
             .map_err(|failed| self.error_of(&failed))?;
-        let image = params::encode(&self.td_params, self.params.vcpus, &limits)?;
+        let image = params::encode(&td_params, self.params.vcpus, &limits)?;
         self.build_or_undo(&calls, &limits, Some(&image), "TD created and initialised")
     }
 

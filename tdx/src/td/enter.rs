@@ -28,33 +28,29 @@ impl Drop for Inside<'_> {
 }
 
 impl<H: Host> Td<H> {
-    /// Takes a vCPU through the gate, to enter the TD on `cpu`. It waits while others work with all
-    /// vCPUs out, and flushes the vCPU off the processor that it is associated with if that is
-    /// another one.
-    pub(crate) fn enter<'a>(&'a self, vcpu: &'a VcpuRecord, cpu: CpuId) -> Result<Inside<'a>> {
-        loop {
-            self.life.require(Step::Runnable)?;
-            match self.gate.look() {
-                GateState::Open => {}
-                // For the rest of an export, which may be long.
-                GateState::Held if self.journey.is_stopped() => return Err(Error::Busy),
-                GateState::Held => {
-                    self.relax();
-                    continue;
-                }
-                GateState::Closed => return Err(Error::WrongState(Step::KeyReleased)),
-            }
-            let mut associated = self.lock(&vcpu.associated);
-            self.move_to(vcpu, &mut associated, cpu)
-                .map_err(|failed| self.failed(&failed))?;
-            vcpu.going_in(cpu);
-            // From here on whoever moves the gate waits for this vCPU.
-            let inside = Inside { vcpu };
-            if self.gate.look() == GateState::Open {
-                *associated = Some(cpu);
-                return Ok(inside);
-            }
+    /// Takes a vCPU through the gate, to enter the TD on `cpu`, and flushes it off the processor that
+    /// it is associated with if that is another one. `None` while others work with all vCPUs out: try
+    /// again.
+    pub(crate) fn enter<'a>(&self, vcpu: &'a VcpuRecord, cpu: CpuId) -> Result<Option<Inside<'a>>> {
+        self.life.require(Step::Runnable)?;
+        match self.gate.look() {
+            GateState::Open => {}
+            // For the rest of an export, which may be long.
+            GateState::Held if self.journey.is_stopped() => return Err(Error::Busy),
+            GateState::Held => return Ok(None),
+            GateState::Closed => return Err(Error::WrongState(Step::KeyReleased)),
         }
+        let mut associated = self.lock(&vcpu.associated);
+        self.move_to(vcpu, &mut associated, cpu)
+            .map_err(|failed| self.failed(&failed))?;
+        vcpu.going_in(cpu);
+        // From here on whoever moves the gate waits for this vCPU.
+        let inside = Inside { vcpu };
+        if self.gate.look() != GateState::Open {
+            return Ok(None);
+        }
+        *associated = Some(cpu);
+        Ok(Some(inside))
     }
 
     /// `Ok` until the teardown begins.

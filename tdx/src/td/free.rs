@@ -122,6 +122,7 @@ impl<H: Host> Td<H> {
     /// The end of a TD that the module keeps: nothing of it is freed, and all of it is listed with
     /// the call that failed.
     pub(crate) fn abandon(&self, error: Error) -> FreeReport {
+        self.leave_moves();
         self.close_gate();
         self.drop_scratch();
         if self.lock(&self.control).key == KeyState::Leased {

@@ -36,6 +36,11 @@ impl Gate {
         Held(self)
     }
 
+    /// Undoes one [`hold`](Self::hold) whose value was forgotten.
+    pub(crate) fn let_go(&self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+
     pub(crate) fn close(&self) {
         self.0.fetch_or(CLOSED, Ordering::SeqCst);
     }
@@ -46,7 +51,7 @@ pub(crate) struct Held<'a>(&'a Gate);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.let_go();
     }
 }
 

@@ -10,11 +10,13 @@
 //! | `hooks` | changes of Secure-EPT entries, TLB flushes |
 //! | `private` | faults, conversions, slots |
 //! | `offline` | a processor goes |
+//! | `moves` | the TD moves to another VM |
 //! | `release`, `free` | the teardown: the key, then the pages |
 //!
 //! Locks are taken in this order: `creating`, `private`, the book of a migration, a vCPU's
 //! `associated`, and then at most one of `vcpus`, `control` and `port`, which are never held across a
-//! SEAMCALL: a failed call may poison the TD, which looks through `vcpus`.
+//! SEAMCALL: a failed call may poison the TD, which looks through `vcpus`. Only a move takes locks of two
+//! TDs: it holds the claims of both.
 
 mod build;
 mod enter;
@@ -22,6 +24,7 @@ mod free;
 mod gate;
 mod hooks;
 mod initial;
+mod moves;
 mod offline;
 mod private;
 mod release;
@@ -31,6 +34,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use kvm_ops::moves::MoveState;
 use kvm_ops::{
     Diagnosis, Error, Gpaw, Hkid, Host, Hpa, KeyLease, Level, Life, OpName, PAGE_SIZE, Page,
     PageAccount, PagePort, Pfn, Result, SeamPort, SharedMask, Step, TdParams, TdPort, Tech, VcpuId,
@@ -47,6 +51,7 @@ use crate::status::CompletionStatus;
 use crate::vcpu::{Unfinished, VcpuRecord};
 use gate::Gate;
 pub(crate) use gate::Held;
+pub(crate) use moves::{local_receive, local_send, move_context};
 pub(crate) use private::{Fault, PATIENCE};
 
 /// The consequence of a failure that breaks a TD.
@@ -60,7 +65,8 @@ pub(crate) struct Td<H: Host> {
     pub(crate) host: H,
     pub(crate) life: Life,
     pub(crate) params: VmParams,
-    pub(crate) td_params: TdParams,
+    /// Of the TD, with which they move.
+    pub(crate) td_params: Mutex<TdParams>,
     pub(crate) mask: SharedMask,
     pub(crate) gate: Gate,
     /// The TDR's address, 0 while there is none.
@@ -73,6 +79,8 @@ pub(crate) struct Td<H: Host> {
     pub(crate) control: Mutex<Control>,
     pub(crate) account: PageAccount,
     pub(crate) journey: Journey,
+    /// Claimed while the TD moves.
+    pub(crate) moving: MoveState,
     /// The VM below, which holds the shared memory. `None` once it is closed.
     pub(crate) port: RwLock<Option<H::Vm>>,
 }
@@ -185,7 +193,7 @@ impl<H: Host> Td<H> {
             // One slot for each vCPU and one for everybody else.
             private: ReaderLock::new(params.vcpus as usize + 1, private),
             params: params.clone(),
-            td_params,
+            td_params: Mutex::new(td_params),
             mask: SharedMask::shared_bit(bit).unwrap_or(SharedMask::NONE),
             gate: Gate::default(),
             tdr: AtomicU64::new(0),
@@ -194,6 +202,7 @@ impl<H: Host> Td<H> {
             control: Mutex::default(),
             account: PageAccount::new(),
             journey: Journey::default(),
+            moving: MoveState::new(),
             port: RwLock::new(Some(port)),
         })
     }

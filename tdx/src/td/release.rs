@@ -11,6 +11,7 @@ impl<H: Host> Td<H> {
     /// Gets all vCPUs out for good and gives the key back. After a failure the TD is poisoned, and
     /// the call may be repeated: it goes on where it failed. It does nothing once the key is gone.
     pub(crate) fn end_key(&self) -> Result<()> {
+        self.leave_moves();
         self.close_gate();
         // Faults under way end; later ones find the gate closed.
         drop(self.write_private());

@@ -16,7 +16,7 @@ impl<H: Host> Td<H> {
     /// Creates a vCPU, or goes on with one whose creation was interrupted. The module gives no page
     /// of a vCPU back while the TD lives, so what is begun is kept.
     pub(crate) fn create_vcpu(&self, id: VcpuId) -> Result<Arc<VcpuRecord>> {
-        if self.journey.awaits() {
+        if self.journey.awaits() || self.has_arrived(id) {
             return self.arrived_vcpu(id);
         }
         self.life.require(Step::Initialized)?;
@@ -55,7 +55,12 @@ impl<H: Host> Td<H> {
         Ok(Unfinished { tdvpr, pages: 1 })
     }
 
-    /// The handle of a vCPU that came from another host.
+    /// Returns whether the vCPU came with its TD, from another VM or host, and has no handle yet.
+    fn has_arrived(&self, id: VcpuId) -> bool {
+        matches!(self.lock(&self.vcpus).get(&id), Some(Vcpu::Arrived(_)))
+    }
+
+    /// The handle of a vCPU that came from another VM or host.
     fn arrived_vcpu(&self, id: VcpuId) -> Result<Arc<VcpuRecord>> {
         self.life.require(Step::Runnable)?;
         let mut vcpus = self.lock(&self.vcpus);

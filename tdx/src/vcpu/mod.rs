@@ -1,6 +1,7 @@
 //! The vCPU of a trust domain.
 
 mod record;
+mod seat;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -13,6 +14,7 @@ use kvm_ops::{
 };
 
 pub(crate) use record::{Unfinished, VcpuRecord};
+pub(crate) use seat::{Resume, Tried};
 
 use crate::run::Run;
 use crate::td::Td;
@@ -20,7 +22,8 @@ use crate::td::Td;
 /// A vCPU of [`TdxVm`](crate::TdxVm).
 ///
 /// It may outlive the TD: its pages belong to the TD and go with it, and the handle answers
-/// [`Error::WrongState`] from then on.
+/// [`Error::WrongState`] from then on. If the TD moves to another VM, the handle answers
+/// [`Error::Poisoned`]: `create_vcpu` of that VM gives the vCPU's new one.
 pub struct TdxVcpu<H: Host> {
     pub(crate) td: Arc<Td<H>>,
     pub(crate) record: Arc<VcpuRecord>,
@@ -139,14 +142,12 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
         if root.get() & !EPTP_MASK != 0 {
             return Err(Error::Invalid(Field::HostAddress, root.get()));
         }
-        self.write_field(FIELD_SHARED_EPTP, root.get(), EPTP_MASK)
+        self.write_field(FIELD_SHARED_EPTP, root.get(), EPTP_MASK, || ())
     }
 
     /// Leaves an NMI with the module, which injects it when the guest can take it: one TDH.VP.WR.
     fn inject_nmi(&mut self) -> Result<()> {
-        self.write_field(FIELD_PEND_NMI, 1, 1)?;
-        self.record.wake();
-        Ok(())
+        self.write_field(FIELD_PEND_NMI, 1, 1, || self.record.wake())
     }
 }
 
@@ -160,13 +161,16 @@ impl<H: Host> Programs for TdxVcpu<H> {
 }
 
 impl<H: Host> TdxVcpu<H> {
-    fn write_field(&self, field: u64, value: u64, mask: u64) -> Result<()> {
+    /// TDH.VP.WR, and `then` before the vCPU can move to another VM.
+    fn write_field(&self, field: u64, value: u64, mask: u64, then: impl Fn()) -> Result<()> {
         self.td.require_live()?;
         let cpu = self.target_cpu()?;
         let calls = self.td.calls()?;
         self.td
             .on_cpu_of(&self.record, cpu, || {
-                calls.vp_wr(cpu, self.record.tdvpr, field, value, mask)
+                calls.vp_wr(cpu, self.record.tdvpr, field, value, mask)?;
+                then();
+                Ok(())
             })
             .map_err(|failed| self.td.failed(&failed))
     }

@@ -6,6 +6,8 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kvm_ops::{CpuId, Hpa, VcpuId};
 use kvm_ops_mmu::Mutex;
 
+use super::seat::{Resume, Seat};
+
 /// A vCPU of a TD.
 #[derive(Debug)]
 pub(crate) struct VcpuRecord {
@@ -23,6 +25,8 @@ pub(crate) struct VcpuRecord {
     kicked: AtomicBool,
     /// An interrupt or NMI came that may end a halt.
     woken: AtomicBool,
+    /// The state of the vCPU while no `vcpu_run` has it.
+    pub(crate) seat: Seat,
 }
 
 /// A vCPU while it is built.
@@ -43,6 +47,25 @@ impl VcpuRecord {
             cpu: AtomicU32::new(associated.0),
             kicked: AtomicBool::new(false),
             woken: AtomicBool::new(false),
+            seat: Seat::new(Resume::default()),
+        }
+    }
+
+    /// The record for another VM of this vCPU, which is claimed. Old handles keep the old record,
+    /// whose kicks reach nothing. `relax` passes a turn of waiting.
+    pub(crate) fn give(&self, relax: impl Fn()) -> Self {
+        // Whoever writes a field of the vCPU holds this, and looks at the gate under it.
+        let associated = self.associated.lock(&relax).take();
+        let resume = self.seat.give(relax);
+        Self {
+            id: self.id,
+            tdvpr: self.tdvpr,
+            associated: Mutex::new(associated),
+            entries: AtomicU64::new(0),
+            cpu: AtomicU32::new(self.cpu.load(Ordering::SeqCst)),
+            kicked: AtomicBool::new(false),
+            woken: AtomicBool::new(self.take_wake()),
+            seat: Seat::new(resume),
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ops::{Gfn, Gpa};
 use kvm_ops_cpu::{Access, Bus, Frame, Mapping};
@@ -36,16 +36,34 @@ impl Refusal {
 }
 
 /// The part of a bus that the processor's driver holds too. It changes between two turns only.
-#[derive(Debug, Default)]
 pub(super) struct Shared {
+    /// The VM with the slots, another one when the TD moves.
+    vm: Mutex<Arc<VmInner>>,
     /// The logical processor that is inside the TD.
     pub(super) lp: AtomicUsize,
     /// Another number when translations are no longer good.
     pub(super) generation: AtomicU64,
 }
 
+impl Shared {
+    pub(super) fn new(vm: &Arc<VmInner>) -> Self {
+        Self {
+            vm: Mutex::new(Arc::clone(vm)),
+            lp: AtomicUsize::default(),
+            generation: AtomicU64::default(),
+        }
+    }
+
+    pub(super) fn vm(&self) -> Arc<VmInner> {
+        Arc::clone(&self.vm.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_vm(&self, vm: &Arc<VmInner>) {
+        *self.vm.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(vm);
+    }
+}
+
 pub(super) struct TdBus {
-    vm: Arc<VmInner>,
     platform: Arc<Platform>,
     shared: Arc<Shared>,
     /// The private frames that the processor may have pointers to, by their place, and the generation in which
@@ -71,9 +89,8 @@ const fn refused(refusal: Refusal) -> Mapping {
 }
 
 impl TdBus {
-    pub(super) fn new(vm: &Arc<VmInner>, platform: &Arc<Platform>, shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(platform: &Arc<Platform>, shared: &Arc<Shared>) -> Self {
         Self {
-            vm: Arc::clone(vm),
             platform: Arc::clone(platform),
             shared: Arc::clone(shared),
             frames: HashMap::new(),
@@ -107,11 +124,12 @@ impl TdBus {
             return refused(Refusal::Shared);
         }
         let gfn = Gfn::containing(Gpa::new(gpa));
-        let known = self.vm.read().lookup(gfn);
+        let vm = self.shared.vm();
+        let known = vm.read().lookup(gfn);
         let mapping = match known.filter(|m| m.writable || !question.write) {
             Some(mapping) => Some(mapping),
             None => {
-                let mut memory = self.vm.write();
+                let mut memory = vm.write();
                 if memory.is_private(gfn) {
                     return refused(Refusal::Violation);
                 }

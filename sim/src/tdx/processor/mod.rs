@@ -47,7 +47,6 @@ const REASON_NMI_WINDOW: u16 = 8;
 pub(super) struct Processor {
     id: VcpuId,
     tdvpr: u64,
-    vm: Arc<VmInner>,
     wake: Arc<Wake>,
     platform: Arc<Platform>,
     cpu: Cpu,
@@ -87,8 +86,8 @@ impl Processor {
         wake: &Arc<Wake>,
         platform: &Arc<Platform>,
     ) -> Self {
-        let shared = Arc::<Shared>::default();
-        let bus = TdBus::new(vm, platform, &shared);
+        let shared = Arc::new(Shared::new(vm));
+        let bus = TdBus::new(platform, &shared);
         let mut cpu = Cpu::new(Box::new(bus), vm.code_pages(), cpuid());
         cpu.set_apic_id(id.0);
         cpu.set_apic_base(X2APIC | if id.0 == 0 { BOOTS } else { 0 });
@@ -104,7 +103,6 @@ impl Processor {
         Self {
             id,
             tdvpr,
-            vm: Arc::clone(vm),
             wake: Arc::clone(wake),
             platform: Arc::clone(platform),
             cpu,
@@ -117,6 +115,12 @@ impl Processor {
             msrs: BTreeMap::new(),
             counted: 0,
         }
+    }
+
+    /// The TD is another VM's. No pointer to the slots of the old one is used any more.
+    pub(super) fn move_to(&mut self, vm: &Arc<VmInner>) {
+        self.shared.set_vm(vm);
+        self.shared.generation.fetch_add(1, Ordering::Relaxed);
     }
 
     fn lp(&self) -> usize {
@@ -214,7 +218,7 @@ impl Processor {
 
     /// Lets the processor work in a turn of the VM and of the TD's memory.
     fn in_turn<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> Result<T, LpError> {
-        let (vm, platform, lp) = (Arc::clone(&self.vm), Arc::clone(&self.platform), self.lp());
+        let (vm, platform, lp) = (self.shared.vm(), Arc::clone(&self.platform), self.lp());
         let turn = vm.turns.take();
         let memory = insist(|| platform.guest_turn(lp))?;
         // Nothing is closed while the turns last.

@@ -1,4 +1,4 @@
-//! The table of staged contexts: each token with its source.
+//! The table of staged guests: each token with its source.
 //!
 //! ```text
 //!            stage                 take                      (received)
@@ -8,20 +8,22 @@
 //!                       v                   |
 //!                     absent <--------------+
 //! ```
-//! An entry only names its source; the context stays with the source until the receiver takes it
+//! An entry only names its source; the guest stays with the source until the receiver takes it
 //! there. So an entry that is lost, or never received, loses nothing.
 
+use alloc::sync::Weak;
 use alloc::vec::Vec;
 use core::fmt;
 
-use kvm_ops::{Error, Field, Result};
 use subtle::ConstantTimeEq;
 
+use super::Movable;
 use super::sync::Lock;
+use crate::{Error, Field, Result};
 
-/// A one-time token for a staged context: 128 bits of the host's random numbers.
+/// A one-time token for a staged guest: 128 bits of the host's random numbers.
 ///
-/// Its holder may take the context over, so it is not printed.
+/// Its holder may take the guest over, so it is not printed.
 #[derive(Clone, Copy)]
 pub struct MoveToken([u8; 16]);
 
@@ -37,7 +39,7 @@ impl MoveToken {
     }
 
     /// Draws a token. All zeros means a broken source of random numbers.
-    pub(crate) fn draw(random: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<Self> {
+    pub(super) fn draw(random: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<Self> {
         let mut bytes = [0; 16];
         random(&mut bytes)?;
         if bytes == [0; 16] {
@@ -47,7 +49,7 @@ impl MoveToken {
     }
 
     /// Compares in constant time.
-    pub(crate) fn is(&self, other: &Self) -> bool {
+    pub(super) fn is(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
 }
@@ -58,28 +60,22 @@ impl fmt::Debug for MoveToken {
     }
 }
 
-/// Staged contexts of one machine, each under a [`MoveToken`].
+/// Staged guests of one machine, each under a [`MoveToken`].
 ///
-/// One value for all VMs of a machine; VMs of two machines never meet in it. It holds no key, no
-/// page and no VM: `S` is what finds the source.
-pub struct StagingTable<S> {
-    staged: Lock<Vec<(MoveToken, S)>>,
-}
+/// One value for all VMs of a machine, whatever their technology. It holds no key, no page and no VM,
+/// only a weak reference by which the source is found.
+#[derive(Default)]
+pub struct StagingTable(Table<Weak<dyn Movable>>);
 
-/// The most contexts that one machine can have staged: it has no more ASIDs.
-const MOST: usize = 1 << 16;
-
-impl<S> StagingTable<S> {
+impl StagingTable {
     /// Nothing is staged.
     pub fn new() -> Self {
-        Self {
-            staged: Lock::new(Vec::new()),
-        }
+        Self::default()
     }
 
-    /// The number of staged contexts.
+    /// The number of staged guests.
     pub fn len(&self) -> usize {
-        self.staged.lock().len()
+        self.0.staged.lock().len()
     }
 
     /// True if none is staged.
@@ -87,8 +83,58 @@ impl<S> StagingTable<S> {
         self.len() == 0
     }
 
+    pub(super) fn stage(&self, token: MoveToken, source: Weak<dyn Movable>) -> Result<()> {
+        self.0.stage(token, source)
+    }
+
+    pub(super) fn take(&self, token: &MoveToken) -> Result<Weak<dyn Movable>> {
+        self.0.take(token)
+    }
+
+    pub(super) fn put_back(
+        &self,
+        token: MoveToken,
+        source: Weak<dyn Movable>,
+        still: impl FnOnce(&Weak<dyn Movable>) -> bool,
+    ) {
+        self.0.put_back(token, source, still);
+    }
+
+    pub(super) fn withdraw(&self, token: &MoveToken) {
+        self.0.withdraw(token);
+    }
+}
+
+impl fmt::Debug for StagingTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StagingTable")
+            .field("len", &self.len())
+            .finish()
+    }
+}
+
+/// The error for a token that is not good. It does not say which token it was.
+pub(super) const fn gone() -> Error {
+    Error::NotFound(Field::Token, 0)
+}
+
+/// Tokens, and what finds the source of each.
+struct Table<S> {
+    staged: Lock<Vec<(MoveToken, S)>>,
+}
+
+/// The most guests that one machine can have staged: it has no more keys.
+const MOST: usize = 1 << 16;
+
+impl<S> Table<S> {
+    fn new() -> Self {
+        Self {
+            staged: Lock::new(Vec::new()),
+        }
+    }
+
     /// Makes a token good for a source.
-    pub(crate) fn stage(&self, token: MoveToken, source: S) -> Result<()> {
+    fn stage(&self, token: MoveToken, source: S) -> Result<()> {
         let mut staged = self.staged.lock();
         if staged.len() >= MOST {
             return Err(Error::NoMemory);
@@ -102,18 +148,17 @@ impl<S> StagingTable<S> {
     }
 
     /// Trades a token, once.
-    pub(crate) fn take(&self, token: &MoveToken) -> Result<S> {
+    fn take(&self, token: &MoveToken) -> Result<S> {
         let mut staged = self.staged.lock();
         match find(&staged, token) {
             Some(at) => Ok(staged.swap_remove(at).1),
-            // The error does not say which token it was.
-            None => Err(Error::NotFound(Field::Token, 0)),
+            None => Err(gone()),
         }
     }
 
     /// Undoes a trade that failed: the token is good again if `still` returns true, under the
     /// table's lock, because the source has not withdrawn.
-    pub(crate) fn put_back(&self, token: MoveToken, source: S, still: impl FnOnce(&S) -> bool) {
+    fn put_back(&self, token: MoveToken, source: S, still: impl FnOnce(&S) -> bool) {
         let mut staged = self.staged.lock();
         if still(&source) {
             staged.push((token, source));
@@ -121,9 +166,15 @@ impl<S> StagingTable<S> {
     }
 
     /// Makes a token worthless. The caller first changes the state that `still` reads.
-    pub(crate) fn withdraw(&self, token: &MoveToken) -> Option<S> {
+    fn withdraw(&self, token: &MoveToken) -> Option<S> {
         let mut staged = self.staged.lock();
         find(&staged, token).map(|at| staged.swap_remove(at).1)
+    }
+}
+
+impl<S> Default for Table<S> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -138,20 +189,6 @@ fn find<S>(staged: &[(MoveToken, S)], token: &MoveToken) -> Option<usize> {
     found
 }
 
-impl<S> Default for StagingTable<S> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl<S> fmt::Debug for StagingTable<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StagingTable")
-            .field("len", &self.len())
-            .finish()
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -162,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_token_is_good_once() {
-        let table = StagingTable::new();
+        let table = Table::new();
         table.stage(token(1), "a").unwrap();
         table.stage(token(2), "b").unwrap();
         assert_eq!(table.take(&token(3)), Err(Error::NotFound(Field::Token, 0)));
@@ -170,12 +207,12 @@ mod tests {
         assert_eq!(table.take(&token(1)), Err(Error::NotFound(Field::Token, 0)));
         assert_eq!(table.withdraw(&token(2)), Some("b"));
         assert_eq!(table.take(&token(2)), Err(Error::NotFound(Field::Token, 0)));
-        assert!(table.is_empty());
+        assert!(table.staged.lock().is_empty());
     }
 
     #[test]
     fn a_trade_that_fails_leaves_the_token_good_unless_the_source_withdrew() {
-        let table = StagingTable::new();
+        let table = Table::new();
         table.stage(token(1), "a").unwrap();
         let source = table.take(&token(1)).unwrap();
         table.put_back(token(1), source, |_| true);
@@ -186,7 +223,7 @@ mod tests {
 
     #[test]
     fn random_numbers_that_are_none_are_refused() {
-        let table = StagingTable::new();
+        let table = Table::new();
         assert_eq!(MoveToken::draw(&mut |_| Ok(())).unwrap_err(), Error::Again);
         let broken = MoveToken::draw(&mut |_| Err(Error::Busy));
         assert_eq!(broken.unwrap_err(), Error::Busy);
@@ -202,11 +239,11 @@ mod tests {
 }
 
 /// The table and the flag of a move under the model checker:
-/// `RUSTFLAGS="--cfg loom" cargo test -p kvm-ops-sev --lib --release models`.
+/// `RUSTFLAGS="--cfg loom" cargo test -p kvm-ops-core --lib --release models`.
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
-    use crate::migrate::claim::Claim;
+    use crate::moves::Claim;
     use loom::sync::Arc;
     use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use loom::thread;
@@ -218,7 +255,7 @@ mod models {
     #[test]
     fn one_of_two_receivers_gets_the_context() {
         loom::model(|| {
-            let table = Arc::new(StagingTable::new());
+            let table = Arc::new(Table::new());
             table.stage(token(), ()).unwrap();
             let other = Arc::clone(&table);
             let there = thread::spawn(move || other.take(&token()).is_ok());
@@ -230,7 +267,7 @@ mod models {
     #[test]
     fn a_source_that_withdraws_leaves_no_token_behind_a_trade_that_fails() {
         loom::model(|| {
-            let table = Arc::new(StagingTable::new());
+            let table = Arc::new(Table::new());
             let staged = Arc::new(AtomicBool::new(true));
             table.stage(token(), Arc::clone(&staged)).unwrap();
             let receiver = {
@@ -245,7 +282,7 @@ mod models {
             staged.store(false, Ordering::Release);
             table.withdraw(&token());
             receiver.join().unwrap();
-            assert!(table.is_empty());
+            assert!(table.staged.lock().is_empty());
         });
     }
 

@@ -1,0 +1,90 @@
+//! Moves between two VMs of one host, for guests of every technology.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use kvm_ops::Vendor;
+use kvm_ops::sev::migrate::Phase;
+use kvm_ops::sim::SimHost;
+use kvm_ops_machine::Machine;
+use soft_tdx_module::{Range, Tdmr};
+
+use super::report::Report;
+use super::{Guest, Kinds, Session, WARM_UP, leaks};
+use crate::failure::{Failure, Outcome};
+
+const GIB: u64 = 1 << 30;
+
+impl Guest {
+    /// A host with room for two VMs of the guest.
+    fn home(&self) -> Outcome<SimHost> {
+        let Kinds::Tdx = self.tech else {
+            return self.host();
+        };
+        // The guest's pages, 1 GiB for tables and control pages, and PAMT.
+        let tdmr = self.memory.next_multiple_of(GIB) + GIB;
+        let pamt = GIB + tdmr;
+        let platform = soft_tdx_module::Platform::builder()
+            .memory(pamt + 2 * GIB)
+            .cmrs([Range::new(GIB, tdmr + 2 * GIB)])
+            .tdmrs([Tdmr::with_pamt_at(Range::new(GIB, tdmr), pamt)]);
+        SimHost::builder(Vendor::Intel)
+            .tdx(platform)
+            .build()
+            .map_err(|error| Failure::because("cannot build a software host", error))
+    }
+}
+
+/// The calls of firmware, and RMP instructions, that the machine saw so far.
+fn operations(host: &SimHost) -> u64 {
+    let sev = host.sev_platform().map(|platform| platform.counters());
+    let sev = sev.map_or(0, |counters| counters.iter().map(|(_, _, n)| n).sum());
+    let tdx = host
+        .tdx_platform()
+        .map(|platform| platform.counts().total());
+    sev + tdx.unwrap_or(0)
+}
+
+impl Session<'_> {
+    pub(super) fn inside(&self) -> Outcome<Report> {
+        let host = self.guest.home()?;
+        let (mut from, mut to) = (self.guest.source(&host)?, self.guest.target(&host)?);
+        let counted = self.load_walker(&mut from)?;
+        self.run_during(&mut from, |_| self.wait_for(&counted, WARM_UP))?;
+        let (before, start) = (operations(&host), Instant::now());
+        from.move_to(&mut to)
+            .map_err(|error| Failure::because("the guest does not move", error))?;
+        let took = start.elapsed();
+        let calls = operations(&host) - before;
+        let last = counted.load(Ordering::Acquire);
+        let (first, end) = match self.guest.tech {
+            // The host sees the registers: the guest begins anew, from its memory.
+            Kinds::Sev => self.run_on(&mut to)?,
+            Kinds::SevEs | Kinds::SevSnp | Kinds::Tdx => self.go_on(&mut to, &counted, last)?,
+        };
+        let mut report = Report::new("move", self.guest.memory, self.guest.kind());
+        report.step(Phase::New);
+        report.step(Phase::Committed);
+        report.finish(took, took, 0, 0, 0);
+        report.commands = Some(calls);
+        report.counts(last, first, end);
+        report.leaks = leaks(from) + leaks(to);
+        Ok(report)
+    }
+
+    /// Runs a guest whose registers came with it, and returns its first and last count there.
+    fn go_on(
+        &self,
+        machine: &mut Machine<SimHost>,
+        counted: &AtomicU64,
+        last: u64,
+    ) -> Outcome<(u64, u64)> {
+        let first = self.run_during(machine, |_| {
+            self.wait_for(counted, last + 1);
+            let first = counted.load(Ordering::Acquire);
+            self.wait_for(counted, first + WARM_UP);
+            first
+        })?;
+        Ok((first, counted.load(Ordering::Acquire)))
+    }
+}

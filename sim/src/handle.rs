@@ -1,0 +1,145 @@
+//! A vCPU as its embedder holds it: a processor, or a guest program that its VM knows too.
+
+use std::cell::OnceCell;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ops::guest::MAX_ACCESS;
+use kvm_ops::{Exit, Irqchip, Result, VcpuId};
+
+use crate::irq::Wake;
+use crate::processor::Processor;
+use crate::vcpu::Core;
+use crate::vm::VmInner;
+
+/// A vCPU of the software platform.
+pub struct SimVcpu {
+    pub(crate) id: VcpuId,
+    pub(crate) vm: Arc<VmInner>,
+    pub(crate) wake: Arc<Wake>,
+    pub(crate) guest: GuestCpu,
+    /// The guest program. Shared with the VM, which hands an encrypted guest over when it moves.
+    pub(crate) core: Arc<Mutex<Core>>,
+    /// The last exit, its data in `buffer`, and the answer to it.
+    pub(crate) exit: Exit,
+    pub(crate) buffer: Box<[u8; MAX_ACCESS]>,
+    pub(crate) data: Range<usize>,
+    pub(crate) ret: u64,
+}
+
+/// What executes a vCPU's guest.
+pub(crate) enum GuestCpu {
+    /// A processor, made on first use.
+    Processor(OnceCell<Box<Processor>>),
+    /// A guest program, once it is loaded.
+    Program,
+}
+
+impl GuestCpu {
+    /// The processor, unless the vCPU runs programs.
+    pub(crate) fn processor(
+        &self,
+        id: VcpuId,
+        vm: &Arc<VmInner>,
+        wake: &Arc<Wake>,
+    ) -> Option<&Processor> {
+        match self {
+            Self::Processor(cell) => {
+                Some(cell.get_or_init(|| Box::new(Processor::new(id, vm, wake))))
+            }
+            Self::Program => None,
+        }
+    }
+
+    /// The processor, to change or run.
+    pub(crate) fn processor_mut(
+        &mut self,
+        id: VcpuId,
+        vm: &Arc<VmInner>,
+        wake: &Arc<Wake>,
+    ) -> Option<&mut Processor> {
+        self.processor(id, vm, wake)?;
+        match self {
+            Self::Processor(cell) => cell.get_mut().map(|processor| &mut **processor),
+            Self::Program => None,
+        }
+    }
+}
+
+/// Locks a guest program. A panic of one leaves it between two steps.
+pub(crate) fn lock(core: &Mutex<Core>) -> MutexGuard<'_, Core> {
+    core.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SimVcpu {
+    pub(crate) fn new(id: VcpuId, vm: Arc<VmInner>, wake: Arc<Wake>) -> Self {
+        let guest = match vm.runs_machine_code() {
+            true => GuestCpu::Processor(OnceCell::new()),
+            false => GuestCpu::Program,
+        };
+        let core = Core::new(id, Arc::clone(&vm), Arc::clone(&wake));
+        Self {
+            id,
+            vm,
+            wake,
+            guest,
+            core: Arc::new(Mutex::new(core)),
+            exit: Exit::Interrupted,
+            buffer: Box::new([0; MAX_ACCESS]),
+            data: 0..0,
+            ret: 0,
+        }
+    }
+
+    pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
+        lock(&self.core)
+    }
+
+    /// Checks that the vCPU has no irqchip in the platform, whose work the embedder does then.
+    pub(crate) fn has_irqchip(&self) -> bool {
+        self.vm.irqchip() != Irqchip::None
+    }
+
+    pub(crate) fn processor(&self) -> Option<&Processor> {
+        self.guest.processor(self.id, &self.vm, &self.wake)
+    }
+
+    /// The processor, ready for other registers: its last exit is completed.
+    pub(crate) fn settled(&mut self) -> Option<&mut Processor> {
+        let guest = &mut self.guest;
+        let processor = guest.processor_mut(self.id, &self.vm, &self.wake)?;
+        processor.settle(&self.buffer, self.ret);
+        Some(processor)
+    }
+
+    /// Runs the processor. `None` for a vCPU that runs guest programs.
+    pub(crate) fn run_processor(&mut self) -> Option<Result<Exit>> {
+        let guest = &mut self.guest;
+        let processor = guest.processor_mut(self.id, &self.vm, &self.wake)?;
+        let left = processor.run(&mut self.buffer, self.ret);
+        Some(left.map(|(exit, len)| {
+            (self.exit, self.data, self.ret) = (exit, 0..len, 0);
+            exit
+        }))
+    }
+
+    /// Runs the guest program, with the data with which the embedder answered the last exit.
+    pub(crate) fn run_program(&mut self, answered: Range<usize>) -> Result<Exit> {
+        let mut core = lock(&self.core);
+        let left = core.run(&self.buffer[answered], self.ret);
+        let data = core.exit_data();
+        self.buffer[..data.len()].copy_from_slice(data);
+        (self.data, self.ret) = (0..data.len(), 0);
+        if let Ok(exit) = left {
+            self.exit = exit;
+        }
+        left
+    }
+}
+
+impl fmt::Debug for SimVcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.core().fmt(f)
+    }
+}
