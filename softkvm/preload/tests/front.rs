@@ -150,10 +150,8 @@ fn a_vcpus_run_page_is_shared_between_the_program_and_its_runs() {
         "the vCPU keeps its VM"
     );
     // SAFETY: as above.
-    assert_eq!(
-        unsafe { reason.read_volatile() },
-        exit_reason::INTERNAL_ERROR
-    );
+    let reason = unsafe { reason.read_volatile() };
+    assert_eq!(reason, exit_reason::INTERNAL_ERROR);
 }
 
 #[test]
