@@ -7,6 +7,7 @@ extern crate std;
 
 pub mod cap;
 pub mod checks;
+mod commands;
 mod errno;
 pub mod ioctl;
 mod layout;

@@ -3,24 +3,11 @@
 //! Addresses have the kernel's names without the suffix `_address`. Bit fields are the number that
 //! holds them.
 
+use crate::commands::commands;
 use crate::layout::layout;
 use crate::{U32, U64};
 
-macro_rules! commands {
-    ($($(#[$doc:meta])* $name:ident = $id:literal,)*) => {
-        $($(#[$doc])* pub const $name: u32 = $id;)*
-
-        /// The name of a command after `SEV_`.
-        pub const fn command_name(id: u32) -> Option<&'static str> {
-            match id {
-                $($id => Some(stringify!($name)),)*
-                _ => None,
-            }
-        }
-    };
-}
-
-commands! {
+commands! { "SEV_";
     /// No structure.
     FACTORY_RESET = 0,
     /// [`Status`].

@@ -2,24 +2,11 @@
 //!
 //! Addresses have the kernel's names without the suffix `_uaddr`.
 
+use crate::commands::commands;
 use crate::layout::layout;
 use crate::{U16, U32, U64};
 
-macro_rules! commands {
-    ($($(#[$doc:meta])* $name:ident = $id:literal,)*) => {
-        $($(#[$doc])* pub const $name: u32 = $id;)*
-
-        /// The name of a command after `KVM_SEV_`.
-        pub const fn command_name(id: u32) -> Option<&'static str> {
-            match id {
-                $($id => Some(stringify!($name)),)*
-                _ => None,
-            }
-        }
-    };
-}
-
-commands! {
+commands! { "KVM_SEV_";
     /// Makes a VM of the default type a SEV guest.
     INIT = 0,
     /// Makes a VM of the default type a SEV-ES guest.
