@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::marker::PhantomData;
 
 use dcap_qvl::config::{Config, CryptoProvider};
 use dcap_qvl::signature::DerSigEncoder;
@@ -13,18 +14,30 @@ use rustls_pki_types::{
 };
 use sha2::{Digest, Sha256, Sha384};
 
-/// The back end.
-pub(super) struct Backend;
+/// The back end with a way to verify signatures.
+pub(crate) struct Using<A>(PhantomData<A>);
 
-impl Config for Backend {
+/// Verifies each signature.
+pub(super) type Backend = Using<EcdsaP256>;
+
+/// The same for many verifications of evidence that differs in one place: a signature that has verified
+/// on this thread is not computed again.
+pub(crate) type Remembering = Using<Remembered>;
+
+/// A way to verify signatures, without state.
+pub(crate) trait Algorithm: SignatureVerificationAlgorithm + Sized + 'static {
+    const ALGORITHM: &'static Self;
+}
+
+impl<A: Algorithm> Config for Using<A> {
     type X509 = X509CertBackend;
     type SigEncoder = DerSigEncoder;
     type Crypto = Self;
 }
 
-impl CryptoProvider for Backend {
+impl<A: Algorithm> CryptoProvider for Using<A> {
     fn sig_algo() -> &'static dyn SignatureVerificationAlgorithm {
-        &EcdsaP256
+        A::ALGORITHM
     }
 
     fn sha256(data: &[u8]) -> [u8; 32] {
@@ -36,37 +49,17 @@ impl CryptoProvider for Backend {
     }
 }
 
-/// The same for many verifications of evidence that differs in one place: a signature that has verified
-/// on this thread is not computed again.
-pub(crate) struct Remembering;
-
-impl Config for Remembering {
-    type X509 = X509CertBackend;
-    type SigEncoder = DerSigEncoder;
-    type Crypto = Self;
-}
-
-impl CryptoProvider for Remembering {
-    fn sig_algo() -> &'static dyn SignatureVerificationAlgorithm {
-        &Remembered
-    }
-
-    fn sha256(data: &[u8]) -> [u8; 32] {
-        Backend::sha256(data)
-    }
-
-    fn sha384(data: &[u8]) -> [u8; 48] {
-        Backend::sha384(data)
-    }
-}
-
 thread_local! {
     /// Hashes of key, message and signature that belong together.
     static VERIFIED: RefCell<HashSet<[u8; 32]>> = RefCell::default();
 }
 
 #[derive(Debug)]
-struct Remembered;
+pub(crate) struct Remembered;
+
+impl Algorithm for Remembered {
+    const ALGORITHM: &'static Self = &Self;
+}
 
 impl SignatureVerificationAlgorithm for Remembered {
     fn verify_signature(
@@ -95,7 +88,11 @@ impl SignatureVerificationAlgorithm for Remembered {
 }
 
 #[derive(Debug)]
-struct EcdsaP256;
+pub(crate) struct EcdsaP256;
+
+impl Algorithm for EcdsaP256 {
+    const ALGORITHM: &'static Self = &Self;
+}
 
 impl SignatureVerificationAlgorithm for EcdsaP256 {
     fn verify_signature(
