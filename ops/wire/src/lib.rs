@@ -13,6 +13,7 @@ mod layout;
 mod migrate_error;
 mod payload;
 mod progress;
+mod ready;
 mod seal;
 
 pub use deadline::Deadline;
@@ -22,4 +23,5 @@ pub use layout::{FrameSet, Layout, MAX_RANGES};
 pub use migrate_error::{MigrateError, ProtocolError, Reason, Refusal};
 pub use payload::Fields;
 pub use progress::{Flow, Owner, Phase, Progress};
-pub use seal::{Challenge, Direction, Seal, StreamKey, TAG};
+pub use ready::TargetState;
+pub use seal::{Challenge, Direction, Seal, StreamKey, TAG, next_challenge};

@@ -7,8 +7,18 @@ use sha2::Sha256;
 
 /// Bytes of a tag.
 pub const TAG: usize = 16;
-/// A target's contribution to a link's key, fresh for each link.
+/// A target's contribution to a link's key, fresh for each link: 16 random bytes and a counter of links.
 pub type Challenge = [u8; 24];
+
+/// Makes the challenge of the next link, which no link had before: the counter goes up.
+pub fn next_challenge(challenge: &mut Challenge) {
+    for byte in &mut challenge[16..] {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            break;
+        }
+    }
+}
 
 /// A secret of 256 bits that sender and receiver share, from the embedder.
 ///

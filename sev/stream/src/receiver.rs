@@ -10,11 +10,11 @@ use kvm_ops::{Gfn, VcpuId};
 use crate::ends::{MigrateTarget, Shape, VcpuContent};
 use crate::frame::{Kind, Wire};
 use crate::packet::Packet;
-use crate::record::{self, SessionId, TargetState};
+use crate::record::{self, SessionId};
 use crate::{Result, at};
 use kvm_ops_wire::{
     Challenge, Direction, Flow, FrameSet, MigrateError, Phase, Progress, ProtocolError, Reason,
-    Refusal, Seal, StreamKey,
+    Refusal, Seal, StreamKey, TargetState, next_challenge,
 };
 
 /// Pages between two calls of the watcher.
@@ -130,17 +130,6 @@ impl<T: MigrateTarget> Receiver<T> {
         self
     }
 
-    /// A challenge for the next link: the nonce and a counter.
-    fn next_challenge(&mut self) {
-        let count = self.challenge[16..].iter_mut();
-        for byte in count {
-            *byte = byte.wrapping_add(1);
-            if *byte != 0 {
-                break;
-            }
-        }
-    }
-
     /// The progress so far.
     pub fn progress(&self) -> Progress {
         let mut progress = Progress::new(self.phase);
@@ -170,7 +159,7 @@ impl<T: MigrateTarget> Receiver<T> {
         link: &mut L,
         watch: &mut dyn FnMut(&Progress) -> Flow,
     ) -> Result<Progress> {
-        self.next_challenge();
+        next_challenge(&mut self.challenge);
         let seal = Seal::new(self.key.as_ref());
         let mut wire = Wire::new(link, Direction::ToSource, seal);
         let before = self.bytes;
@@ -377,10 +366,7 @@ impl<T: MigrateTarget> Receiver<T> {
     }
 
     fn ready<L: Read + Write>(&self, wire: &mut Wire<'_, L>) -> Result<()> {
-        let mut ready = [0; 25];
-        ready[0] = self.state() as u8;
-        ready[1..].copy_from_slice(&self.challenge);
-        self.answer(wire, Kind::Ready, &ready)
+        self.answer(wire, Kind::Ready, &self.state().ready(&self.challenge))
     }
 
     fn answer<L: Read + Write>(

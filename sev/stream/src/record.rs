@@ -113,29 +113,6 @@ pub(crate) fn parse_start(payload: &[u8]) -> Result<SessionStart> {
     Ok(start)
 }
 
-/// The state of a target, as its Ready says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum TargetState {
-    /// It takes records.
-    Receiving = 1,
-    /// It has everything.
-    Prepared = 2,
-    /// The guest is its own.
-    Owner = 3,
-}
-
-pub(crate) fn parse_ready(payload: &[u8]) -> Result<(TargetState, Challenge)> {
-    let mut fields = Fields::of(payload);
-    let state = match fields.u8()? {
-        1 => TargetState::Receiving,
-        2 => TargetState::Prepared,
-        3 => TargetState::Owner,
-        _ => return Err(ProtocolError::Field("state of the target").into()),
-    };
-    Ok((state, fields.array()?))
-}
-
 fn packet_into(fields: &mut Fields<'_>, packet: &mut Packet) -> Result<()> {
     packet.header.copy_from_slice(fields.bytes(PACKET_HEADER)?);
     packet.data.copy_from_slice(fields.bytes(PAGE)?);

@@ -9,11 +9,11 @@ use kvm_ops::{Gfn, VcpuId};
 use crate::ends::{FrameContent, MigrateSource, VcpuContent};
 use crate::frame::{Kind, Wire};
 use crate::packet::Packet;
-use crate::record::{self, SessionId, TargetState};
+use crate::record::{self, SessionId};
 use crate::{Result, at};
 use kvm_ops_wire::{
     Challenge, Direction, Flow, FrameSet, MigrateError, Phase, Progress, ProtocolError, Refusal,
-    Seal, StreamKey,
+    Seal, StreamKey, TargetState,
 };
 
 /// When the sender stops the guest.
@@ -215,7 +215,7 @@ impl<S: MigrateSource> Sender<S> {
     fn greet_again<L: Read + Write>(&self, wire: &mut Wire<'_, L>) -> Result<(TargetState, u64)> {
         self.resume_on(wire)?;
         let (kind, index, payload) = wire.receive()?;
-        let (state, challenge) = record::parse_ready(expected(kind, payload, Kind::Ready)?)?;
+        let (state, challenge) = TargetState::parse_ready(expected(kind, payload, Kind::Ready)?)?;
         self.bind(wire, &challenge);
         Ok((state, index))
     }
@@ -299,7 +299,7 @@ impl<S: MigrateSource> Run<'_, S> {
         sender.pending.insert_all();
         wire.send(Kind::Start, 0, &[&record::start(&start)])?;
         wire.flush()?;
-        Ok(record::parse_ready(expect(wire, Kind::Ready, 0)?)?.0)
+        Ok(TargetState::parse_ready(expect(wire, Kind::Ready, 0)?)?.0)
     }
 
     /// Asks for the target's state and takes up the records that it does not have.

@@ -7,13 +7,13 @@ use embedded_io::{Read, Write};
 use kvm_ops::{Host, VcpuId};
 use kvm_ops_wire::{
     Challenge, Direction, Flow, MigrateError, Phase, Progress, ProtocolError, Refusal, Seal,
-    StreamKey,
+    StreamKey, TargetState, next_challenge,
 };
 
 use super::ExitState;
 use super::bundle::{Bundle, BundleKind};
 use super::incoming::Incoming;
-use super::record::{self, Kind, SessionId, TargetState, Wire};
+use super::record::{self, Kind, SessionId, Wire};
 
 type Result<T> = core::result::Result<T, MigrateError>;
 
@@ -126,10 +126,7 @@ impl<'a, H: Host> Receiver<'a, H> {
         if !self.can_go_on() {
             return Err(MigrateError::WrongPhase);
         }
-        // A challenge that no link had before: the nonce and a counter.
-        let count = self.challenge[16..].first_chunk::<8>().copied();
-        let count = u64::from_le_bytes(count.unwrap_or_default()).wrapping_add(1);
-        self.challenge[16..].copy_from_slice(&count.to_le_bytes());
+        next_challenge(&mut self.challenge);
         let mut wire = Wire::new(link, Direction::ToSource, Seal::new(self.key.as_ref()));
         let before = self.bytes;
         let ended = self.serve(&mut wire, before, watch);
@@ -242,7 +239,7 @@ impl<'a, H: Host> Receiver<'a, H> {
             }
             (kind, _) => return Err(ProtocolError::Unexpected(kind as u8).into()),
         }
-        let ready = record::ready(self.state(), &self.challenge);
+        let ready = self.state().ready(&self.challenge);
         wire.send(Kind::Ready, self.next, &[&ready])?;
         wire.flush()?;
         wire.seal.bind(&id, link, &self.challenge);

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use kvm_ops::{Gfn, PAGE_SIZE, VcpuId};
-use kvm_ops_wire::{Challenge, Fields, Layout, MigrateError, ProtocolError, Refusal};
+use kvm_ops_wire::{Fields, Layout, MigrateError, ProtocolError, Refusal};
 
 use super::bundle::Bundle;
 use super::{ExitState, MAX_STREAMS};
@@ -102,35 +102,6 @@ pub(super) fn parse_hello(payload: &[u8]) -> Result<Shape> {
         gpaw,
         layout,
     })
-}
-
-/// The state of a target, as its Ready says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum TargetState {
-    /// It takes records.
-    Receiving = 1,
-    /// It has everything but the start token.
-    Prepared = 2,
-    /// The guest is its own.
-    Owner = 3,
-}
-
-pub(super) fn ready(state: TargetState, challenge: &Challenge) -> [u8; 25] {
-    let mut out = [state as u8; 25];
-    out[1..].copy_from_slice(challenge);
-    out
-}
-
-pub(super) fn parse_ready(payload: &[u8]) -> Result<(TargetState, Challenge)> {
-    let mut fields = Fields::of(payload);
-    let state = match fields.u8()? {
-        1 => TargetState::Receiving,
-        2 => TargetState::Prepared,
-        3 => TargetState::Owner,
-        _ => return Err(ProtocolError::Field("state of the target").into()),
-    };
-    Ok((state, fields.array()?))
 }
 
 pub(super) fn parse_bundle(payload: &[u8]) -> Result<Bundle> {

@@ -7,13 +7,13 @@ use embedded_io::{Read, Write};
 use kvm_ops::{Error, Host, PAGE_SIZE, VcpuId};
 use kvm_ops_wire::{
     Challenge, Direction, Flow, MigrateError, Phase, Progress, ProtocolError, Refusal, Seal,
-    StreamKey,
+    StreamKey, TargetState,
 };
 
 use super::ExitState;
 use super::bundle::Bundle;
 use super::outgoing::{Carried, Outgoing};
-use super::record::{self, Kind, SessionId, TargetState, Wire};
+use super::record::{self, Kind, SessionId, Wire};
 
 type Result<T> = core::result::Result<T, MigrateError>;
 
@@ -227,7 +227,7 @@ impl<H: Host, L: Read + Write> Run<'_, '_, '_, '_, H, L> {
         self.bind(&[0; 24]);
         self.wire.flush()?;
         let (kind, _, payload) = self.wire.receive()?;
-        let (state, challenge) = record::parse_ready(expected(kind, payload, Kind::Ready)?)?;
+        let (state, challenge) = TargetState::parse_ready(expected(kind, payload, Kind::Ready)?)?;
         self.bind(&challenge);
         Ok(state)
     }
@@ -344,7 +344,7 @@ impl<H: Host, L: Read + Write> Run<'_, '_, '_, '_, H, L> {
             let token = record::parse_bundle(payload)?;
             return self.returned(&token);
         }
-        let (state, challenge) = record::parse_ready(expected(kind, payload, Kind::Ready)?)?;
+        let (state, challenge) = TargetState::parse_ready(expected(kind, payload, Kind::Ready)?)?;
         self.bind(&challenge);
         match state {
             TargetState::Owner => self.done(),
