@@ -8,7 +8,7 @@ use crate::op_state::{self, OpState};
 use crate::pamt::{Entry, PageRef, PageSize, PageType, Pamt, WalkError};
 use crate::platform::Platform;
 use crate::sept::{Content, SeptState, Walked};
-use crate::status::{Code, Operand, Status};
+use crate::status::{Code, Operand};
 use crate::td::{Lifecycle, Td};
 use crate::vcpu::Vcpu;
 use std::sync::atomic::Ordering;
@@ -334,11 +334,9 @@ impl<'p> Call<'p, '_> {
             .ok_or(busy(Operand::SEPT_TREE))?;
         loop {
             let Some(walked) = td.walk(&p.tables, gpa, level) else {
-                // An import failed before the TD had a root. The page for it holds zeros, and so does page 0,
-                // to which they point: a mapped table on every level.
-                self.show((0, u64::from(level) | (SeptState::NlMapped as u64) << 8));
-                accepts(SeptState::NlMapped).map_err(|code| code.on(Operand::RCX))?;
-                return Err(Status::SUCCESS);
+                return Err(self.without_root(gpa, level, |state| {
+                    accepts(state).map_err(|code| code.on(Operand::RCX))
+                }));
             };
             if walked.level != level {
                 self.show(walked.details());

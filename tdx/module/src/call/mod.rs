@@ -11,6 +11,7 @@ mod phymem;
 mod sys;
 mod sys_config;
 mod sys_info;
+mod unset_root;
 mod vp;
 mod vp_enter;
 
