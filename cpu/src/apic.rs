@@ -2,7 +2,7 @@
 
 use crate::state::Core;
 
-/// Clock ticks for one tick of the APIC timer's input clock, as CPUID leaf 15H says.
+/// Clock ticks for one tick of the APIC timer's input clock, as the processor's CPUID leaf 15H says.
 pub(crate) const TICKS: u64 = 40;
 
 const X2APIC: u64 = 1 << 10;
@@ -18,7 +18,7 @@ const LVT_LINT0: usize = 0x35;
 const LVT_LINT1: usize = 0x36;
 
 /// 256 bits, one for each vector.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Vectors([u32; 8]);
 
 impl Vectors {
@@ -36,17 +36,23 @@ impl Vectors {
     }
 }
 
-/// Something that a register write makes the processor do.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effect {
+/// Something that the write of a register makes the machine around a local APIC do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApicEffect {
+    /// Nothing.
     None,
-    /// Interrupt command, in x2APIC format.
+    /// An interrupt command, in the format of x2APIC.
     Command(u64),
-    /// End of a level-triggered or edge-triggered interrupt.
+    /// The end of the interrupt of that vector, level-triggered or edge-triggered.
     End(u8),
 }
 
-pub(crate) struct Apic {
+/// The registers and the timer of a local APIC. Each [`Cpu`](crate::Cpu) has one; a host that emulates the
+/// APIC of a guest has another, where the guest's requests change it and time passes as the host says.
+///
+/// Times are ticks of a clock of the caller's choice, which the TSC runs with.
+#[derive(Clone, Debug)]
+pub struct Apic {
     id: u32,
     /// The processor has none: neither page nor MSRs answer, and nothing is delivered.
     pub(crate) absent: bool,
@@ -67,10 +73,13 @@ pub(crate) struct Apic {
     expires: Option<u64>,
     /// Value of IA32_TSC_DEADLINE, zero if not armed.
     deadline: u64,
+    /// Clock ticks for one tick of the timer's input clock.
+    ticks: u64,
 }
 
 impl Apic {
-    pub(crate) fn new(id: u32) -> Self {
+    /// An APIC after RESET: enabled in xAPIC mode, with all interrupts masked. Number 0 is the boot processor's.
+    pub fn new(id: u32) -> Self {
         let mut apic = Self {
             id,
             absent: false,
@@ -88,6 +97,7 @@ impl Apic {
             divide: 0,
             expires: None,
             deadline: 0,
+            ticks: TICKS,
         };
         apic.lvt[LVT_LINT0 - 0x2f] = MASKED;
         apic.lvt[LVT_LINT1 - 0x2f] = MASKED;
@@ -98,7 +108,15 @@ impl Apic {
         self.id
     }
 
-    pub(crate) fn base(&self) -> u64 {
+    /// Sets how many clock ticks make one tick of the timer's input clock: the ratio of CPUID leaf 15H. 0 counts as 1.
+    #[must_use]
+    pub fn ticks(mut self, ticks: u64) -> Self {
+        self.ticks = ticks.max(1);
+        self
+    }
+
+    /// IA32_APIC_BASE.
+    pub fn base(&self) -> u64 {
         self.base
     }
 
@@ -114,12 +132,13 @@ impl Apic {
     /// The APIC after RESET, if the processor has one.
     pub(crate) fn reset(&mut self) {
         let absent = self.absent;
-        *self = Self::new(self.id);
+        *self = Self::new(self.id).ticks(self.ticks);
         self.absent = absent;
     }
 
-    /// Writes the base as a host does that loads a state: any mode follows any other.
-    pub(crate) fn load_base(&mut self, value: u64, phys_bits: u8) -> Option<()> {
+    /// Writes IA32_APIC_BASE as a host does that loads a state: any mode follows any other. `None` for a value that the
+    /// register can not hold.
+    pub fn load_base(&mut self, value: u64, phys_bits: u8) -> Option<()> {
         let reserved = 0x2ff | !((1 << phys_bits) - 1);
         if value & reserved != 0 || value & (ENABLED | X2APIC) == X2APIC {
             return None;
@@ -128,7 +147,8 @@ impl Apic {
         Some(())
     }
 
-    pub(crate) fn address(&self) -> ApicAddress {
+    /// The names under which interrupt commands reach it.
+    pub fn address(&self) -> ApicAddress {
         ApicAddress {
             id: self.id,
             x2: self.x2(),
@@ -190,7 +210,8 @@ impl Apic {
         }
     }
 
-    fn enabled(&self) -> bool {
+    /// True if it accepts interrupts: enabled by its base and by the spurious-interrupt vector register.
+    pub fn enabled(&self) -> bool {
         !self.absent && self.base & ENABLED != 0 && self.svr & 1 << 8 != 0
     }
 
@@ -222,7 +243,7 @@ impl Apic {
 
     fn divisor(&self) -> u64 {
         let code = self.divide & 3 | self.divide >> 1 & 4;
-        TICKS * if code == 7 { 1 } else { 2 << code }
+        self.ticks * if code == 7 { 1 } else { 2 << code }
     }
 
     fn start(&mut self, now: u64) {
@@ -239,11 +260,13 @@ impl Apic {
         }
     }
 
-    pub(crate) fn tsc_deadline(&self) -> u64 {
+    /// IA32_TSC_DEADLINE: 0 unless it is armed.
+    pub fn tsc_deadline(&self) -> u64 {
         self.deadline
     }
 
-    pub(crate) fn set_tsc_deadline(&mut self, value: u64, tsc: u64, now: u64) {
+    /// Writes IA32_TSC_DEADLINE, at clock `now` with that value of the TSC. Does nothing in the other timer modes.
+    pub fn set_tsc_deadline(&mut self, value: u64, tsc: u64, now: u64) {
         if self.timer_mode() != 2 {
             return;
         }
@@ -251,9 +274,17 @@ impl Apic {
         self.expires = (value != 0).then(|| now.saturating_add(value.saturating_sub(tsc)));
     }
 
-    /// Clock of the next timer interrupt.
-    pub(crate) fn expires(&self) -> Option<u64> {
+    /// Clock at which the timer fires next, masked or not.
+    pub fn expires(&self) -> Option<u64> {
         self.expires
+    }
+
+    /// Fires the timer if its time has come, and takes the interrupt that it requests.
+    pub fn fire(&mut self, now: u64) -> Option<u8> {
+        self.tick(now);
+        let vector = self.irr.highest()?;
+        self.irr.clear(vector);
+        Some(vector)
     }
 
     /// Fires the timer if its time has come.
@@ -304,14 +335,14 @@ impl Apic {
         })
     }
 
-    fn write(&mut self, n: usize, value: u32, now: u64) -> Option<Effect> {
+    fn write(&mut self, n: usize, value: u32, now: u64) -> Option<ApicEffect> {
         match n {
             0x02 if !self.x2() => {}
             0x08 => self.tpr = value as u8,
             0x0b => {
                 if let Some(v) = self.isr.highest() {
                     self.isr.clear(v);
-                    return Some(Effect::End(v));
+                    return Some(ApicEffect::End(v));
                 }
             }
             0x0d if !self.x2() => self.ldr = value & 0xff00_0000,
@@ -325,7 +356,7 @@ impl Apic {
             0x28 => self.esr = 0,
             0x30 => {
                 self.icr = self.icr & !0xffff_ffff | u64::from(value & !(1 << 12));
-                return Some(Effect::Command(
+                return Some(ApicEffect::Command(
                     self.icr >> 56 << 32 | self.icr & 0xffff_ffff,
                 ));
             }
@@ -351,10 +382,11 @@ impl Apic {
             }
             _ => return None,
         }
-        Some(Effect::None)
+        Some(ApicEffect::None)
     }
 
-    pub(crate) fn read_x2(&self, msr: u32, now: u64) -> Option<u64> {
+    /// RDMSR of a register in x2APIC mode, 0x800 to 0x8ff. `None` is #GP.
+    pub fn read_x2(&self, msr: u32, now: u64) -> Option<u64> {
         if !self.x2() {
             return None;
         }
@@ -365,18 +397,19 @@ impl Apic {
         }
     }
 
-    pub(crate) fn write_x2(&mut self, msr: u32, value: u64, now: u64) -> Option<Effect> {
+    /// WRMSR of a register in x2APIC mode, 0x800 to 0x8ff. `None` is #GP.
+    pub fn write_x2(&mut self, msr: u32, value: u64, now: u64) -> Option<ApicEffect> {
         if !self.x2() {
             return None;
         }
         match msr {
             0x830 => {
                 self.icr = value & !(1 << 12);
-                Some(Effect::Command(self.icr))
+                Some(ApicEffect::Command(self.icr))
             }
             0x83f if value < 256 => {
                 self.request(value as u8);
-                Some(Effect::None)
+                Some(ApicEffect::None)
             }
             0x831 | 0x83f => None,
             0x80b | 0x828 if value != 0 => None,
@@ -396,12 +429,12 @@ impl Apic {
         }
     }
 
-    pub(crate) fn write_page(&mut self, offset: usize, data: &[u8], now: u64) -> Effect {
+    pub(crate) fn write_page(&mut self, offset: usize, data: &[u8], now: u64) -> ApicEffect {
         match <[u8; 4]>::try_from(data) {
             Ok(bytes) if offset & 15 == 0 => self
                 .write(offset >> 4, u32::from_le_bytes(bytes), now)
-                .unwrap_or(Effect::None),
-            _ => Effect::None,
+                .unwrap_or(ApicEffect::None),
+            _ => ApicEffect::None,
         }
     }
 }
@@ -448,11 +481,11 @@ impl ApicAddress {
 
 impl Core {
     /// Carries out what an APIC write asks for.
-    pub(crate) fn apply(&mut self, effect: Effect) {
+    pub(crate) fn apply(&mut self, effect: ApicEffect) {
         match effect {
-            Effect::None => {}
-            Effect::End(vector) => self.bus.end_of_interrupt(vector),
-            Effect::Command(icr) => self.interrupt_command(icr),
+            ApicEffect::None => {}
+            ApicEffect::End(vector) => self.bus.end_of_interrupt(vector),
+            ApicEffect::Command(icr) => self.interrupt_command(icr),
         }
     }
 
@@ -505,7 +538,7 @@ mod tests {
         apic.set_tpr(0x60);
         assert_eq!(apic.pending(), None);
         apic.set_tpr(0);
-        assert!(apic.write_x2(0x80b, 0, 0) == Some(Effect::End(0x51)));
+        assert!(apic.write_x2(0x80b, 0, 0) == Some(ApicEffect::End(0x51)));
     }
 
     #[test]
@@ -522,6 +555,27 @@ mod tests {
         apic.write_x2(0x838, 10, 0).expect("initial count");
         apic.tick(25 * TICKS);
         assert_eq!(apic.expires(), Some(30 * TICKS));
+    }
+
+    #[test]
+    fn the_input_clock_is_the_ratio_that_was_set() {
+        let mut apic = Apic::new(3).ticks(100);
+        apic.load_base(0xfee0_0000 | ENABLED | X2APIC, 52)
+            .expect("x2APIC");
+        for (register, value) in [(0x80f, 0x1ff), (0x832, 0x40), (0x83e, 0xb), (0x838, 10)] {
+            apic.write_x2(register, value, 7).expect("a register");
+        }
+        assert_eq!(apic.expires(), Some(1007));
+        assert_eq!(
+            (apic.fire(1006), apic.read_x2(0x839, 1006)),
+            (None, Some(1))
+        );
+        assert_eq!((apic.fire(1007), apic.fire(9999)), (Some(0x40), None));
+        assert_eq!(
+            apic.read_x2(0x820 + 2, 9999),
+            Some(0),
+            "the request was taken"
+        );
     }
 
     #[test]

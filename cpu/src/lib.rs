@@ -36,7 +36,7 @@ mod tlb;
 
 pub use activity::Activity;
 pub use api::{IoError, Registers};
-pub use apic::ApicAddress;
+pub use apic::{Apic, ApicAddress, ApicEffect};
 pub use bus::{Access, Bus, FRAME, Frame, Mapping};
 pub use cpu::{Cpu, Stopped};
 pub use cpuid::{CpuidLeaf, CpuidTable};

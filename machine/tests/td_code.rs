@@ -2,10 +2,11 @@
 #![cfg(target_arch = "x86_64")]
 
 mod support;
+#[path = "support/td_kernel.rs"]
+mod td_kernel;
 
 use std::sync::Mutex;
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use kvm_ops::sim::SimHost;
 use kvm_ops::{EncParams, ExitKind, Gpa, Gpaw, Irqchip, Kind, TdParams, Tech, VcpuId, Vendor};
@@ -16,133 +17,7 @@ use kvm_ops_machine::{
 use soft_tdx_module::Platform;
 use support::limits;
 use support::samples::elf;
-
-/// The kernel's code; handlers, 512 bytes each; a routine that prints AL; the interrupt table; data.
-const MAIN: u64 = 0x20_0000;
-const HANDLERS: u64 = 0x20_1000;
-const PUTC: u64 = 0x20_1e00;
-const IDT: u64 = 0x20_2000;
-const IDT_POINTER: u64 = 0x20_2f00;
-const DATA: u64 = 0x20_3000;
-const IMAGE: usize = 0x4000;
-
-const UD: u8 = 6;
-const VE: u8 = 20;
-const SHARED: u64 = 1 << 47;
-
-/// TDCALL leaves.
-const VMCALL: u32 = 0;
-const RTMR_EXTEND: u32 = 2;
-const VEINFO_GET: u32 = 3;
-const REPORT: u32 = 4;
-const ACCEPT: u32 = 6;
-/// TDG.VP.VMCALL sub-functions, and the registers that they pass: R10 to R15.
-const IO: u32 = 30;
-const MAP_GPA: u32 = 0x1_0001;
-const R10_TO_R15: u32 = 0xfc00;
-
-type Assembled = Result<(), IcedError>;
-type Part = fn(&mut CodeAssembler) -> Assembled;
-
-fn assemble(at: u64, part: Part) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).unwrap();
-    part(&mut a).unwrap();
-    a.assemble(at).unwrap()
-}
-
-/// TDG.VP.VMCALL of a sub-function whose arguments are in R12 to R15.
-fn vmcall(a: &mut CodeAssembler, function: u32) -> Assembled {
-    a.mov(eax, VMCALL)?;
-    a.mov(ecx, R10_TO_R15)?;
-    a.xor(r10d, r10d)?;
-    a.mov(r11d, function)?;
-    a.tdcall()
-}
-
-fn putc(a: &mut CodeAssembler) -> Assembled {
-    a.movzx(r15d, al)?;
-    a.push(rax)?;
-    a.push(rcx)?;
-    a.mov(r12d, 1)?;
-    a.mov(r13d, 1)?;
-    a.mov(r14d, 0x3f8)?;
-    vmcall(a, IO)?;
-    a.pop(rcx)?;
-    a.pop(rax)?;
-    a.ret()
-}
-
-/// Prints a character without an instruction that the host emulates.
-fn print(a: &mut CodeAssembler, text: &str) -> Assembled {
-    for byte in text.bytes() {
-        a.mov(al, u32::from(byte))?;
-        a.call(PUTC)?;
-    }
-    Ok(())
-}
-
-/// Prints `yes` if the flags say equal, else a question mark.
-fn print_if_equal(a: &mut CodeAssembler, yes: char) -> Assembled {
-    let mut equal = a.create_label();
-    a.mov(al, yes as u32)?;
-    a.je(equal)?;
-    a.mov(al, u32::from(b'?'))?;
-    a.set_label(&mut equal)?;
-    a.call(PUTC)
-}
-
-/// #VE of OUT: asks the host, and goes on behind the instruction.
-fn port_handler(a: &mut CodeAssembler) -> Assembled {
-    a.push(rax)?;
-    a.push(rcx)?;
-    a.push(rdx)?;
-    a.mov(eax, VEINFO_GET)?;
-    a.tdcall()?;
-    a.mov(ebp, r10d)?;
-    a.cmp(ecx, IO as i32)?;
-    let mut other = a.create_label();
-    a.jne(other)?;
-    a.mov(r14, rdx)?;
-    a.shr(r14, 16)?;
-    a.mov(r12d, edx)?;
-    a.and(r12d, 7)?;
-    a.inc(r12d)?;
-    a.mov(r13d, 1)?;
-    a.mov(r15, qword_ptr(rsp + 16))?;
-    vmcall(a, IO)?;
-    a.add(qword_ptr(rsp + 24), rbp)?;
-    a.pop(rdx)?;
-    a.pop(rcx)?;
-    a.pop(rax)?;
-    a.iretq()?;
-    a.set_label(&mut other)?;
-    a.ud2()
-}
-
-/// A kernel with handlers of some vectors.
-fn kernel(main: Part, handlers: &[(u8, Part)]) -> Image {
-    let mut bytes = vec![0; IMAGE];
-    let mut put = |at: u64, code: &[u8], room: usize| {
-        assert!(code.len() <= room, "{} bytes", code.len());
-        bytes[(at - MAIN) as usize..][..code.len()].copy_from_slice(code);
-    };
-    let load_table: Part = |a| a.lidt(ptr(IDT_POINTER));
-    let start = assemble(MAIN, load_table);
-    put(MAIN, &start, 0x20);
-    let after = MAIN + start.len() as u64;
-    put(after, &assemble(after, main), 0xfe0);
-    put(PUTC, &assemble(PUTC, putc), 0x200);
-    for (n, (vector, handler)) in (0..).zip(handlers) {
-        let at = HANDLERS + n * 0x200;
-        put(at, &assemble(at, *handler), 0x200);
-        // An interrupt gate to the code segment of the start (selector 0x10).
-        let gate = at & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (at >> 16 & 0xffff) << 48;
-        put(IDT + u64::from(*vector) * 16, &gate.to_le_bytes(), 8);
-    }
-    put(IDT_POINTER, &0xfffu16.to_le_bytes(), 2);
-    put(IDT_POINTER + 2, &IDT.to_le_bytes(), 8);
-    Image::from_bytes("kernel", elf(true, MAIN, MAIN, &bytes, IMAGE as u64))
-}
+use td_kernel::*;
 
 fn config(image: Image) -> MachineConfig {
     let config = MachineConfig::new().kind(Kind::Of(Tech::Tdx));

@@ -24,6 +24,8 @@ pub(crate) struct State {
     start: Option<u8>,
     /// Time has come to a deadline for which a halted processor sleeps, or a line changed.
     due: bool,
+    /// The local APIC is disabled: interrupts are dropped.
+    deaf: bool,
 }
 
 /// The messages for a processor: all that came since it took them last.
@@ -61,7 +63,12 @@ impl State {
     /// `Some` if there is a message for a processor, or its deadline has come.
     pub(crate) fn any_mail(&mut self) -> Option<()> {
         let mail = self.waiting != Waiting::default() || self.init || self.start.is_some();
-        (std::mem::take(&mut self.due) || mail).then_some(())
+        (self.take_due() || mail).then_some(())
+    }
+
+    /// Takes the note that time has come to a deadline.
+    pub(crate) fn take_due(&mut self) -> bool {
+        std::mem::take(&mut self.due)
     }
 
     /// Takes the event that ends a halt now: an NMI unless it is masked, then the highest vector.
@@ -134,8 +141,11 @@ impl Wake {
     }
 
     pub(crate) fn post(&self, vector: u8) {
-        self.lock().waiting.vectors[usize::from(vector / 64)] |= 1 << (vector % 64);
-        self.changed.notify_all();
+        let mut state = self.lock();
+        if !state.deaf {
+            state.waiting.vectors[usize::from(vector / 64)] |= 1 << (vector % 64);
+            self.changed.notify_all();
+        }
     }
 
     /// Takes the highest vector.
@@ -184,6 +194,58 @@ impl Wake {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+/// The host's side of a TD's vCPU, which takes its interrupts from here.
+#[cfg(feature = "tdx")]
+impl State {
+    /// True if an NMI waits, or an interrupt for a processor that takes them.
+    pub(crate) fn ends_halt(&self, interrupts: bool) -> bool {
+        self.waiting.nmi || interrupts && self.waiting.interrupt().is_some()
+    }
+}
+
+#[cfg(feature = "tdx")]
+impl Wake {
+    /// Interrupts are taken from now on, or dropped.
+    pub(crate) fn accept(&self, accepts: bool) {
+        self.lock().deaf = !accepts;
+    }
+
+    /// Takes all interrupts, a bit each.
+    pub(crate) fn take_vectors(&self) -> [u64; 4] {
+        std::mem::take(&mut self.lock().waiting.vectors)
+    }
+
+    pub(crate) fn has_nmi(&self) -> bool {
+        self.lock().waiting.nmi
+    }
+
+    pub(crate) fn take_nmi(&self) -> bool {
+        std::mem::take(&mut self.lock().waiting.nmi)
+    }
+
+    /// Looks at what waits.
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.lock())
+    }
+
+    /// Blocks until `event` returns a value, or for that long, which is `None`. A kick does not end it.
+    pub(crate) fn wait_for<T>(
+        &self,
+        time: std::time::Duration,
+        mut event: impl FnMut(&mut State) -> Option<T>,
+    ) -> Option<T> {
+        let mut found = None;
+        let _state = self
+            .changed
+            .wait_timeout_while(self.lock(), time, |state| {
+                found = event(state);
+                found.is_none()
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        found
     }
 }
 

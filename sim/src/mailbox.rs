@@ -15,12 +15,18 @@ pub(crate) struct Mailbox {
     pub(crate) wake: Arc<Wake>,
     /// The inside of a vCPU of the machine. Nothing for a TD, whose vCPUs the TDX module has.
     core: Weak<Mutex<Core>>,
+    /// The host's part of the local APIC of a TD's vCPU that executes machine code.
+    pub(crate) apic: Option<Arc<crate::tdx::HostApic>>,
 }
 
 impl Mailbox {
     pub(crate) fn new(wake: Arc<Wake>, core: &Arc<Mutex<Core>>) -> Self {
         let core = Arc::downgrade(core);
-        Self { wake, core }
+        Self {
+            wake,
+            core,
+            apic: None,
+        }
     }
 }
 

@@ -508,6 +508,28 @@ impl<P: VmPort> SharedMemory for FaultInjector<P> {
 }
 
 impl<P: VmPort> TdPort for FaultInjector<P> {
+    fn td_vcpu_created(&self, vcpu: VcpuId, tdvpr: Hpa) -> Result<()> {
+        self.td_below()?.td_vcpu_created(vcpu, tdvpr)
+    }
+
+    fn td_read_msr(&self, vcpu: VcpuId, index: u32) -> Result<Option<u64>> {
+        self.td_below()?.td_read_msr(vcpu, index)
+    }
+
+    fn td_write_msr(&self, vcpu: VcpuId, index: u32, value: u64) -> Result<bool> {
+        self.td_below()?.td_write_msr(vcpu, index, value)
+    }
+
+    fn td_wait(&self, vcpu: VcpuId, interrupts: bool) -> bool {
+        self.port
+            .td()
+            .is_some_and(|td| td.td_wait(vcpu, interrupts))
+    }
+
+    fn td_take_nmi(&self, vcpu: VcpuId) -> bool {
+        self.port.td().is_some_and(|td| td.td_take_nmi(vcpu))
+    }
+
     fn load_td_program(
         &self,
         vcpu: VcpuId,

@@ -149,6 +149,41 @@ pub trait TdPort: SharedMemory {
         Ok(())
     }
 
+    /// Reads an MSR for a vCPU that asks its host (TDG.VP.VMCALL<Instruction.RDMSR>), if it is one of the local APIC
+    /// that the machine emulates: IA32_APIC_BASE, IA32_TSC_DEADLINE, and the x2APIC registers. The guest has task
+    /// priority, requests and interrupts in service in its virtual APIC page; reading these is refused. `None` leaves
+    /// the MSR to the embedder.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) for a register that cannot be read: the guest gets #GP.
+    fn td_read_msr(&self, vcpu: VcpuId, index: u32) -> Result<Option<u64>> {
+        let _ = (vcpu, index);
+        Ok(None)
+    }
+
+    /// Writes such an MSR. False leaves it to the embedder.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) for a register that cannot be written, or not with that value: the
+    /// guest gets #GP.
+    fn td_write_msr(&self, vcpu: VcpuId, index: u32, value: u64) -> Result<bool> {
+        let _ = (vcpu, index, value);
+        Ok(false)
+    }
+
+    /// Lets a vCPU that halted wait for its local APIC, for a short while. `interrupts` says that it takes them. True
+    /// if an event waits that ends the halt.
+    fn td_wait(&self, vcpu: VcpuId, interrupts: bool) -> bool {
+        let _ = (vcpu, interrupts);
+        false
+    }
+
+    /// Takes the NMI that another vCPU, or a device, sent to this one. The caller leaves it with the module (PEND_NMI).
+    fn td_take_nmi(&self, vcpu: VcpuId) -> bool {
+        let _ = vcpu;
+        false
+    }
+
     /// Gives a guest program to the TD vCPU whose TDVPR page is `tdvpr`. From then on only
     /// TDH.VP.ENTER runs it. `mask` is the TD's; accesses with the shared bit go to this VM's slots.
     ///

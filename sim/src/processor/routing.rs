@@ -114,6 +114,12 @@ impl Processors {
         }
     }
 
+    /// Forgets a processor.
+    #[cfg(feature = "tdx")]
+    pub(crate) fn remove(&mut self, id: u32) {
+        self.0.remove(&id);
+    }
+
     /// Makes a processor look at its lines, if it sleeps.
     pub(crate) fn nudge(&self, id: u32) {
         if let Some(peer) = self.0.get(&id) {

@@ -61,6 +61,12 @@ impl Turns {
         Turn(self)
     }
 
+    /// Ticks since the VM was created.
+    #[cfg(feature = "tdx")]
+    pub(crate) fn clock(&self) -> u64 {
+        self.lock().clock
+    }
+
     /// A processor runs for the first time.
     pub(crate) fn join(&self) {
         self.lock().awake += 1;

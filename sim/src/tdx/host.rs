@@ -6,6 +6,7 @@ use kvm_ops::guest::GuestProgram;
 use kvm_ops::{Error, Field, Hpa, Result, SharedMask, TdPort, Tech, VcpuId};
 use soft_tdx_module::{Platform, PlatformBuilder};
 
+use super::HostApic;
 use super::program::TdProgram;
 use crate::vm::VmInner;
 use crate::{SimHost, SimHostBuilder, SimVm};
@@ -43,8 +44,10 @@ pub(crate) fn vm_closed(vm: &VmInner) {
     }
 }
 
-/// The vCPUs of a TD that execute machine code go on in another VM.
+/// The vCPUs of a TD that execute machine code go on in another VM, at the same time of the guest.
 pub(crate) fn hand_over(to: &Arc<VmInner>, from: &VmInner) {
+    to.turns.take().pass_time(from.turns.clock());
+    *to.processors() = std::mem::take(&mut *from.processors());
     if let Some(tdx) = from.machine.tdx() {
         tdx.vcpus.hand_over(to, from);
     }
@@ -56,8 +59,39 @@ impl TdPort for SimVm {
             return kvm_ops::not_offered!("td_vcpu_created");
         };
         let wake = self.inner.td_wake(vcpu)?;
-        tdx.vcpus.add(vcpu, tdvpr, &self.inner, wake);
+        let apic = self
+            .inner
+            .set_td_apic(vcpu, || HostApic::new(vcpu.0, &wake));
+        if let Some(apic) = &apic {
+            let address = apic.address();
+            self.inner.processors().set(vcpu.0, address, &wake);
+        }
+        tdx.vcpus.add(vcpu, tdvpr, &self.inner, wake, apic);
         Ok(())
+    }
+
+    fn td_read_msr(&self, vcpu: VcpuId, index: u32) -> Result<Option<u64>> {
+        match self.inner.td_apic(vcpu) {
+            Some(apic) => apic.read(index, self.inner.turns.clock()),
+            None => Ok(None),
+        }
+    }
+
+    fn td_write_msr(&self, vcpu: VcpuId, index: u32, value: u64) -> Result<bool> {
+        match self.inner.td_apic(vcpu) {
+            Some(apic) => apic.write(&self.inner, index, value, self.inner.turns.clock()),
+            None => Ok(false),
+        }
+    }
+
+    fn td_wait(&self, vcpu: VcpuId, interrupts: bool) -> bool {
+        let apic = self.inner.td_apic(vcpu);
+        apic.is_some_and(|apic| apic.wait(&self.inner.turns, interrupts))
+    }
+
+    fn td_take_nmi(&self, vcpu: VcpuId) -> bool {
+        let wake = self.inner.td_wake(vcpu);
+        self.inner.td_apic(vcpu).is_some() && wake.is_ok_and(|wake| wake.take_nmi())
     }
 
     fn load_td_program(
@@ -74,6 +108,7 @@ impl TdPort for SimVm {
         let program = TdProgram::new(program, vcpu, mask, &self.inner, wake)
             .ok_or(Error::Invalid(Field::Gpa, mask.bits()))?;
         tdx.vcpus.remove(tdvpr);
+        self.inner.drop_td_apic(vcpu);
         tdx.platform.set_guest(tdvpr.get(), program);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Trust domains: the software TDX module below the ports.
 
+mod apic;
 mod cpus;
 mod host;
 mod processor;
@@ -8,6 +9,7 @@ mod regs;
 mod seam;
 mod vcpus;
 
+pub(crate) use apic::HostApic;
 pub(crate) use host::{hand_over, port, vm_closed};
 pub use seam::SoftSeam;
 pub(crate) use soft_tdx_module::PlatformBuilder as Setup;

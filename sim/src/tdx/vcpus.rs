@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_ops::{Hpa, VcpuId};
 use soft_tdx_module::{Event, LpError, Platform, Regs};
 
+use super::HostApic;
 use super::processor::Processor;
 use crate::irq::Wake;
 use crate::vm::VmInner;
@@ -23,6 +24,7 @@ pub(super) struct Vcpu {
     /// moves.
     vm: Mutex<Arc<VmInner>>,
     wake: Arc<Wake>,
+    apic: Option<Arc<HostApic>>,
     processor: Mutex<Option<Box<Processor>>>,
 }
 
@@ -35,12 +37,20 @@ impl Vcpus {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn add(&self, id: VcpuId, tdvpr: Hpa, vm: &Arc<VmInner>, wake: Arc<Wake>) {
+    pub(super) fn add(
+        &self,
+        id: VcpuId,
+        tdvpr: Hpa,
+        vm: &Arc<VmInner>,
+        wake: Arc<Wake>,
+        apic: Option<Arc<HostApic>>,
+    ) {
         let vcpu = Vcpu {
             id,
             tdvpr: tdvpr.get(),
             vm: Mutex::new(Arc::clone(vm)),
             wake,
+            apic,
             processor: Mutex::default(),
         };
         self.lock().insert(tdvpr.get(), Arc::new(vcpu));
@@ -106,10 +116,9 @@ impl Vcpu {
     ) -> Result<Regs, LpError> {
         let mut processor = self.processor();
         let processor = processor.get_or_insert_with(|| {
-            let vm = self.vm();
-            Box::new(Processor::new(
-                self.id, self.tdvpr, &vm, &self.wake, platform,
-            ))
+            let (vm, apic) = (self.vm(), self.apic.clone());
+            let (id, tdvpr) = (self.id, self.tdvpr);
+            Box::new(Processor::new(id, tdvpr, &vm, &self.wake, apic, platform))
         });
         processor.run(lp, gprs, injected)
     }

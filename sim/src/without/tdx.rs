@@ -15,6 +15,10 @@ pub(crate) enum Setup {}
 #[derive(Debug)]
 pub(crate) enum Tdx {}
 
+/// No vCPU has one.
+#[derive(Debug)]
+pub(crate) enum HostApic {}
+
 impl Tdx {
     pub(crate) fn up(setup: Setup) -> Result<Self, BuildError> {
         match setup {}

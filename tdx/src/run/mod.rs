@@ -22,7 +22,7 @@ use alloc::vec::Vec;
 
 use kvm_ops::{
     Answer, CpuId, Diagnosis, Error, Exit, ExitKind, Gpa, Host, Irqchip, PAGE_SIZE, Result,
-    SeamPort, SeamRegs, Step,
+    SeamPort, SeamRegs, Step, VcpuOps,
 };
 
 use crate::status::CompletionStatus;
@@ -161,6 +161,7 @@ impl<H: Host> TdxVcpu<H> {
         if let Some(exit) = self.finish()? {
             return Ok(Some(exit));
         }
+        self.take_nmi()?;
         let cpu = self.target_cpu()?;
         match self.enter(cpu)? {
             Some(status) => self.handle(status, cpu),
@@ -209,22 +210,34 @@ impl<H: Host> TdxVcpu<H> {
     }
 
     /// With local APICs in the platform a halted vCPU waits here, as in KVM_RUN. Without, the halt
-    /// was an exit, and running the vCPU again ends it.
+    /// was an exit, and running the vCPU again ends it. R12 says that the guest takes no interrupts
+    /// (GHCI, "TDG.VP.VMCALL<Instruction.HLT>").
     fn halted(&mut self) -> Result<Option<Exit>> {
+        let (id, interrupts) = (self.record.id, self.run.regs.r12 == 0);
         while self.td.params.irqchip != Irqchip::None && !self.record.take_wake() {
             self.run.pending = Pending::Halt;
             if self.record.take_kick() {
                 return Ok(Some(Exit::Interrupted));
             }
             self.td.life.require(Step::Runnable)?;
-            self.stand_aside(|td| match td.seam() {
-                Ok(seam) => seam.idle(),
-                Err(_) => td.relax(),
-            })?;
+            let mut woken = false;
+            self.stand_aside(|td| woken = td.wait_for_event(id, interrupts))?;
+            if woken {
+                break;
+            }
         }
         self.run.pending = Pending::Nothing;
         self.run.finish(Pending::Success);
         Ok(None)
+    }
+
+    /// Leaves an NMI that came by the local APIC with the module.
+    fn take_nmi(&mut self) -> Result<()> {
+        let id = self.record.id;
+        match self.td.params.irqchip != Irqchip::None && self.td.takes_nmi(id) {
+            true => self.inject_nmi(),
+            false => Ok(()),
+        }
     }
 
     /// Breaks the TD for good, as `KVM_BUG_ON` does, and reports the event. `advice` is for the author

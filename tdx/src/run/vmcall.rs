@@ -1,6 +1,6 @@
 //! TDG.VP.VMCALL: what the guest asks of the host (GHCI; Linux `handle_tdvmcall`).
 
-use kvm_ops::{Exit, Gpa, Host, Irqchip, PAGE_SIZE, Privacy, TdxRequest};
+use kvm_ops::{Error, Exit, Gpa, Host, Irqchip, PAGE_SIZE, Privacy, TdxRequest};
 
 use super::{Pending, Run, SYSTEM_EVENT_TDX_FATAL};
 use crate::TdxVcpu;
@@ -167,19 +167,49 @@ impl<H: Host> TdxVcpu<H> {
         gpa < self.td.mask.bits() << 1
     }
 
-    /// R12 the MSR, R13 the value to write.
+    /// R12 the MSR, R13 the value to write. Those of the local APIC are the platform's, if that has one.
     fn msr(&mut self) -> Option<Exit> {
         let r = self.run.regs;
         let Ok(index) = u32::try_from(r.r12) else {
             return self.run.finish_call(INVALID_OPERAND);
         };
         let value = r.r13;
+        let platform = self.td.params.irqchip != Irqchip::None;
         match r.r11 {
+            function::RDMSR if platform => self.read_apic(index),
             function::RDMSR => self.run.leave(Pending::MsrRead, Exit::ReadMsr { index }),
-            _ => self
-                .run
-                .leave(Pending::MsrWrite, Exit::WriteMsr { index, value }),
+            _ if platform => self.write_apic(index, value),
+            _ => self.leave_to_write(index, value),
         }
+    }
+
+    fn read_apic(&mut self, index: u32) -> Option<Exit> {
+        let id = self.record.id;
+        match self.td.on_td_port(|port| port.td_read_msr(id, index)) {
+            Ok(Some(value)) => {
+                self.run.regs.r11 = value;
+                self.run.finish_call(SUCCESS)
+            }
+            Err(Error::Invalid(..)) => self.run.finish_call(INVALID_OPERAND),
+            _ => self.run.leave(Pending::MsrRead, Exit::ReadMsr { index }),
+        }
+    }
+
+    fn write_apic(&mut self, index: u32, value: u64) -> Option<Exit> {
+        let id = self.record.id;
+        match self
+            .td
+            .on_td_port(|port| port.td_write_msr(id, index, value))
+        {
+            Ok(true) => self.run.finish_call(SUCCESS),
+            Err(Error::Invalid(..)) => self.run.finish_call(INVALID_OPERAND),
+            _ => self.leave_to_write(index, value),
+        }
+    }
+
+    fn leave_to_write(&mut self, index: u32, value: u64) -> Option<Exit> {
+        self.run
+            .leave(Pending::MsrWrite, Exit::WriteMsr { index, value })
     }
 
     /// R12 of 0: all basic sub-functions are there, which zeros say. R12 of 1: the embedder knows the

@@ -114,6 +114,23 @@ impl<H: Host> Td<H> {
         }
     }
 
+    /// Lets a halted vCPU wait for a while. True if an event ends the halt.
+    pub(crate) fn wait_for_event(&self, id: VcpuId, interrupts: bool) -> bool {
+        let woken = self.on_td_port(|port| Ok(port.td_wait(id, interrupts))) == Ok(true);
+        if !woken {
+            match self.host.seam() {
+                Some(seam) => seam.idle(),
+                None => self.relax(),
+            }
+        }
+        woken
+    }
+
+    /// Takes an NMI that the machine below has for a vCPU.
+    pub(crate) fn takes_nmi(&self, id: VcpuId) -> bool {
+        self.on_td_port(|port| Ok(port.td_take_nmi(id))) == Ok(true)
+    }
+
     /// Makes every vCPU that is inside come out. Does not wait.
     pub(crate) fn kick_all(&self) {
         let Some(seam) = self.host.seam() else { return };

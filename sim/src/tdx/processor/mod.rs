@@ -5,11 +5,13 @@
 //! | `bus` | pages: the Secure-EPT, and the slots for shared addresses |
 //! | `exits` | each exit of the processor, as the event that the module handles |
 //! | `msr` | RDMSR and WRMSR that do not leave the TD |
+//! | `posted` | interrupts of the host: taken over into the virtual APIC page |
 //! | `registers` | VMCS and TDVPS, loaded at an entry and saved before an event |
 
 mod bus;
 mod exits;
 mod msr;
+mod posted;
 mod registers;
 
 use std::collections::BTreeMap;
@@ -20,10 +22,11 @@ use std::sync::atomic::Ordering;
 use kvm_ops::VcpuId;
 use kvm_ops_cpu::{Activity, Controls, Cpu, CpuidTable, Exit as CpuExit, Stopped};
 use soft_tdx_module::{
-    Event, GuestEvent, GuestFlow, LpError, Platform, ProcessorState, Regs, VmExit,
+    CpuidAnswer, Event, GuestEvent, GuestFlow, LpError, Platform, ProcessorState, Regs, VmExit,
 };
 
 use crate::irq::Wake;
+use crate::tdx::HostApic;
 use crate::vm::VmInner;
 use bus::{Shared, TdBus, insist};
 
@@ -48,6 +51,8 @@ pub(super) struct Processor {
     id: VcpuId,
     tdvpr: u64,
     wake: Arc<Wake>,
+    /// The rest of the local APIC, whose interrupts are posted. `None` without APICs in the platform.
+    apic: Option<Arc<HostApic>>,
     platform: Arc<Platform>,
     cpu: Cpu,
     shared: Arc<Shared>,
@@ -84,8 +89,13 @@ impl Processor {
         tdvpr: u64,
         vm: &Arc<VmInner>,
         wake: &Arc<Wake>,
+        apic: Option<Arc<HostApic>>,
         platform: &Arc<Platform>,
     ) -> Self {
+        vm.turns.join();
+        if let Some(apic) = &apic {
+            apic.set_ticks(input_clock(platform, tdvpr));
+        }
         let shared = Arc::new(Shared::new(vm));
         let bus = TdBus::new(platform, &shared);
         let mut cpu = Cpu::new(Box::new(bus), vm.code_pages(), cpuid());
@@ -104,6 +114,7 @@ impl Processor {
             id,
             tdvpr,
             wake: Arc::clone(wake),
+            apic,
             platform: Arc::clone(platform),
             cpu,
             shared,
@@ -119,6 +130,8 @@ impl Processor {
 
     /// The TD is another VM's. No pointer to the slots of the old one is used any more.
     pub(super) fn move_to(&mut self, vm: &Arc<VmInner>) {
+        self.shared.vm().turns.part(self.id.0);
+        vm.turns.join();
         self.shared.set_vm(vm);
         self.shared.generation.fetch_add(1, Ordering::Relaxed);
     }
@@ -135,6 +148,7 @@ impl Processor {
         injected: Option<Event>,
     ) -> Result<Regs, LpError> {
         self.shared.lp.store(lp, Ordering::Relaxed);
+        self.shared.vm().turns.rise(self.id.0);
         self.enter(&gprs)?;
         if let Some(event) = injected {
             self.deliver(event)?;
@@ -196,13 +210,17 @@ impl Processor {
         if let Some(event) = self.interruption()? {
             return self.play(event, None);
         }
-        let mail = self.wake.take_mail(true);
-        for (i, word) in (0..).zip(mail.vectors) {
-            for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
-                self.cpu.interrupt(i * 64 + bit);
-            }
+        // The host leaves an NMI with the module, which it can do while the vCPU is outside.
+        if self.apic.is_some() && self.wake.has_nmi() {
+            return self.play(timer(), None);
         }
-        match self.in_turn(|cpu| cpu.run(QUANTUM))? {
+        let (apic, wake) = (self.apic.clone(), Arc::clone(&self.wake));
+        let stopped = self.in_turn(|cpu| {
+            let budget = posted::until_timer(apic.as_deref(), cpu.clock());
+            posted::take(&wake, cpu);
+            cpu.run(budget.min(QUANTUM))
+        });
+        match stopped? {
             Stopped::Exit(exit) => self.exit(exit),
             _ => Ok(None),
         }
@@ -274,6 +292,9 @@ impl Processor {
             match flow {
                 GuestFlow::Exit { host } => {
                     self.calling = exit;
+                    if let Some(apic) = &self.apic {
+                        apic.note_deliverable(posted::is_deliverable(&self.cpu));
+                    }
                     return Ok(Some(host));
                 }
                 // An L2 VM has no processor: it shuts down at once, and L1 goes on.
@@ -323,6 +344,14 @@ fn cpuid() -> CpuidTable {
     table
 }
 
+/// Clock ticks of the APIC timer's input clock: the ratio of the TSC to the crystal in CPUID leaf 15H.
+fn input_clock(platform: &Platform, tdvpr: u64) -> u64 {
+    match platform.guest_cpuid(tdvpr, 0x15, 0, 0) {
+        Some(CpuidAnswer::Values([per, ticks, ..])) => u64::from(ticks / per.max(1)),
+        _ => 1,
+    }
+}
+
 /// The host's timer interrupts.
 fn timer() -> VmExit {
     const EXTERNAL_INTERRUPT: u16 = 1;
@@ -336,6 +365,7 @@ fn timer() -> VmExit {
 
 impl Drop for Processor {
     fn drop(&mut self) {
+        self.shared.vm().turns.part(self.id.0);
         for (instruction, count) in self.cpu.missing() {
             let vcpu = self.id.0;
             tracing::warn!(technology = "tdx", vcpu, %instruction, count, "not implemented: #UD");
