@@ -408,6 +408,23 @@ impl<H: Host> Machine<H> {
         Ok(())
     }
 
+    /// Takes the vCPUs that came with a TD from another host, to a machine that was built for it
+    /// ([`TdParams::arrives`](kvm_ops::TdParams::arrives)). None has something to run before
+    /// [`load_program`](Self::load_program) or [`enable_vcpu`](Self::enable_vcpu).
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if the machine has its vCPUs; what the VM answers to
+    /// [`create_vcpu`](Vm::create_vcpu), such as for a TD that has not come. What was taken so far
+    /// stays, and is given back with the machine.
+    pub fn take_arrived_vcpus(&mut self, vcpus: u32) -> kvm_ops::Result<()> {
+        if !self.vcpus.is_empty() {
+            return Err(Error::Exists(Field::VcpuCount, self.vcpus.len() as u64));
+        }
+        self.take_vcpus(vcpus)?;
+        self.runs = vec![false; self.vcpus.len()];
+        Ok(())
+    }
+
     /// Takes the handles of the vCPUs that came with a TD.
     fn take_vcpus(&mut self, vcpus: u32) -> kvm_ops::Result<()> {
         for id in (0..vcpus).map(VcpuId) {

@@ -65,7 +65,7 @@ pub use life::Life;
 pub use main_c::{Class, Fate, LINUX_7_3, MAIN_C, MainCChange, MainCOp};
 pub use page::Page;
 pub use page_account::{PageAccount, PageTotals};
-pub use params::{EncParams, Gpaw, Irqchip, MAX_VCPUS, SevParams, TdParams, VmParams};
+pub use params::{EncParams, Gpaw, Irqchip, MAX_VCPUS, PreboundTd, SevParams, TdParams, VmParams};
 pub use plain::{PlainTech, PlainVm, VmIds};
 pub use plain_vcpu::PlainVcpu;
 pub use port::{

@@ -54,7 +54,8 @@ pub enum Gpaw {
     Bits52,
 }
 
-/// The input of TDH.MNG.INIT (`struct kvm_tdx_init_vm`; TDX module ABI, TD_PARAMS).
+/// The parameters of a TD: the input of TDH.MNG.INIT (`struct kvm_tdx_init_vm`; TDX module ABI,
+/// TD_PARAMS), and what it is created for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TdParams {
     /// ATTRIBUTES: bit 0 DEBUG, bit 28 SEPT_VE_DISABLE, ...
@@ -73,10 +74,25 @@ pub struct TdParams {
     pub mrownerconfig: [u8; 48],
     /// The CPUID values that the module lets the host choose.
     pub cpuid: Vec<CpuidEntry>,
+    /// The migration TD that may be bound once the TD runs (TDH.SERVTD.PREBIND). It is part of the TD's
+    /// identity, so it is fixed before the TD is finalised.
+    pub migration_td: Option<PreboundTd>,
+    /// The TD comes from another host, with parameters and vCPUs: there is no TDH.MNG.INIT, and no
+    /// launch. Attributes, XFAM, owner, configuration and CPUID values given here are not used then.
+    pub arrives: bool,
+}
+
+/// A service TD that is not there yet (TDX module ABI, TDH.SERVTD.PREBIND).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreboundTd {
+    /// SHA-384 of its TDINFO, in which `attributes` blank some fields.
+    pub info_hash: [u8; 48],
+    /// SERVTD_ATTR: bits 42:32 leave parts of TDINFO out of the hash, 0 none.
+    pub attributes: u64,
 }
 
 impl Default for TdParams {
-    /// No attributes but SEPT_VE_DISABLE, x87 and SSE, 48 bits, 1 GHz.
+    /// No attributes but SEPT_VE_DISABLE, x87 and SSE, 48 bits, 1 GHz, no migration TD.
     fn default() -> Self {
         Self {
             attributes: 1 << 28,
@@ -87,6 +103,8 @@ impl Default for TdParams {
             mrowner: [0; 48],
             mrownerconfig: [0; 48],
             cpuid: Vec::new(),
+            migration_td: None,
+            arrives: false,
         }
     }
 }

@@ -75,16 +75,6 @@ impl<H: Host> TdxVm<H> {
         &self.td
     }
 
-    /// Like [`vm_init`](VmOps::vm_init), for a TD that waits for a guest from another host: it takes no
-    /// launch, and its vCPUs come with the guest. [`incoming`](Self::incoming) fills it.
-    ///
-    /// # Errors
-    /// As for `vm_init`, after which the VM may be initialised either way.
-    pub fn vm_init_awaiting(&mut self) -> Result<()> {
-        let _span = self.span("vm_init_awaiting");
-        self.td.init_awaiting()
-    }
-
     /// Shows every entry of the private tables as the back end knows them: frame, level, entry.
     /// Faults may go on meanwhile.
     pub fn for_each_private(&self, f: impl FnMut(Gfn, Level, PrivateSpte)) {
@@ -129,8 +119,10 @@ impl<H: Host> VmOps for TdxVm<H> {
         self.td.mask
     }
 
-    /// Leases a KeyID, creates the TD and initialises it. After an error the VM is as it was, and
-    /// the call may come again; or poisoned, where the module kept something.
+    /// Leases a KeyID, creates the TD and initialises it; one that comes from another host
+    /// ([`TdParams::arrives`]) waits for its parameters and vCPUs, which [`incoming`](Self::incoming)
+    /// takes. After an error the VM is as it was, and the call may come again; or poisoned, where the
+    /// module kept something.
     fn vm_init(&mut self) -> Result<()> {
         let _span = self.span("vm_init");
         self.td.init()

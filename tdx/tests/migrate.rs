@@ -6,12 +6,14 @@ mod migrate_support;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use common::TestHost;
 use common::audit::mirror_equals_secure_ept;
+use common::{Injected, TestHost};
 use kvm_ops_core::guest::Script;
 use kvm_ops_core::{
-    Answer, Backend, Error, Exit, Field, Gfn, Privacy, Step, VcpuId, VcpuOps, VmOps,
+    Answer, Backend, Error, Exit, Field, Gfn, PreboundTd, Privacy, Step, VcpuId, VcpuOps, VmId,
+    VmOps,
 };
+use kvm_ops_tdx::Leaf;
 use kvm_ops_tdx::migrate::{ExitState, MAX_STREAMS};
 use migrate_support::{PAGES, Pair, carry, finish, machine, private_pages, round};
 use proptest::prelude::*;
@@ -202,6 +204,30 @@ fn while_pages_travel_memory_keeps_its_kind_and_its_slots() {
     drop(from);
     assert_eq!(change(Privacy::Shared), Ok(1));
     pair.destroy();
+}
+
+#[test]
+fn a_migration_td_that_cannot_be_prebound_undoes_the_creation() {
+    for arrives in [false, true] {
+        let host = machine(false, 1);
+        let params = migrate_support::with(1, |td| {
+            td.arrives = arrives;
+            td.migration_td = Some(PreboundTd {
+                info_hash: [7; 48],
+                attributes: 0,
+            });
+        });
+        let mut vm = migrate_support::Vm::create(&host, VmId(1), &params).unwrap();
+        let refusal = 0xc000_0100_0000_0000;
+        host.fail(Leaf::ServtdPrebind, 1, 1, Injected::Status(refusal));
+        assert_eq!(vm.vm_init(), Err(Error::Firmware(refusal)));
+        assert_eq!(vm.step(), Step::Created);
+        assert!(host.heal());
+        assert!(host.taken().is_empty(), "all pages are back");
+        vm.vm_init().unwrap();
+        assert!(common::life::destroy(vm).is_clean());
+        assert_eq!(host.live(), 0);
+    }
 }
 
 #[test]

@@ -39,6 +39,10 @@ pub mod leaf {
     pub const MR_REPORT: u64 = 4;
     /// TDG.MEM.PAGE.ACCEPT.
     pub const MEM_PAGE_ACCEPT: u64 = 6;
+    /// TDG.SERVTD.RD.
+    pub const SERVTD_RD: u64 = 18;
+    /// TDG.SERVTD.WR.
+    pub const SERVTD_WR: u64 = 20;
 }
 
 impl Regs {

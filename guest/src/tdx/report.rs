@@ -17,6 +17,16 @@ impl<'a> TdReport<'a> {
         self.field(128)
     }
 
+    /// TEE_TCB_SVN: security versions of the TDX module's parts.
+    pub fn tee_tcb_svn(&self) -> [u8; 16] {
+        self.field(264)
+    }
+
+    /// MRSEAM: the measurement of the TDX module.
+    pub fn mrseam(&self) -> [u8; 48] {
+        self.field(280)
+    }
+
     /// ATTRIBUTES of the TD.
     pub fn attributes(&self) -> u64 {
         u64::from_le_bytes(self.field(512))

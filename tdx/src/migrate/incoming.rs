@@ -15,7 +15,7 @@ use crate::td::Td;
 
 /// A TD that waits for a guest, and takes it bundle by bundle.
 ///
-/// It is made ready by [`vm_init_awaiting`](TdxVm::vm_init_awaiting), has the guest's slots, and its
+/// It was created for a TD that [arrives](kvm_ops::TdParams::arrives), has the guest's slots, and its
 /// migration TD is bound and has exchanged the session's keys with that of the source.
 ///
 /// What comes from the peer is judged by the module. A failure that ended the import there poisons the
@@ -231,6 +231,7 @@ impl<'a, H: Host> Incoming<'a, H> {
         let tdr = self.td.tdr()?;
         self.call(|calls| calls.import_end(tdr))?;
         self.phase = Phase::Own;
+        self.td.drop_scratch();
         self.td.took_step("a guest came from another host", None);
         self.td.life.advance(Step::Runnable)
     }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use kvm_ops::{Error, Field, Host, PagePort, Result};
+use kvm_ops::{Error, Field, Host, Result};
 
 use super::MAX_STREAMS;
 use crate::TdxVm;
@@ -20,7 +20,7 @@ pub struct Binding {
 impl<H: Host> TdxVm<H> {
     /// Binds `service` as the migration TD of this TD (TDH.SERVTD.BIND). Done before the TD is
     /// finalised, its measurement has the migration TD's; later only a TD that fits what was
-    /// [prebound](Self::prebind_migration_td), or that was bound before, is taken.
+    /// [prebound](kvm_ops::TdParams::migration_td), or that was bound before, is taken.
     ///
     /// `attributes` are SERVTD_ATTR: bits 42:32 leave parts of the migration TD's TDINFO out of
     /// its hash, 0 none.
@@ -34,24 +34,6 @@ impl<H: Host> TdxVm<H> {
         td.calls()?
             .servtd_bind(td.tdr()?, service.tdr()?, attributes)
             .map_err(|failed| td.failed(&failed))
-    }
-
-    /// Says which migration TD may be bound later: one whose TDINFO has this SHA-384
-    /// (TDH.SERVTD.PREBIND). Only before the TD is finalised.
-    ///
-    /// # Errors
-    /// As [`bind_migration_td`](Self::bind_migration_td); [`Error::NoMemory`].
-    pub fn prebind_migration_td(&self, info_hash: &[u8; 48], attributes: u64) -> Result<()> {
-        let td = self.td();
-        td.require_live()?;
-        let page = td.take_page(kvm_ops::Level::Size4K)?;
-        let bound = td.pages()?.write(page.hpa(), info_hash).and_then(|()| {
-            td.calls()?
-                .servtd_prebind(td.tdr()?, page.hpa(), attributes)
-                .map_err(|failed| td.failed(&failed))
-        });
-        td.give_page_back(page);
-        bound
     }
 }
 

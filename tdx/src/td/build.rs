@@ -22,21 +22,14 @@ impl<H: Host> Td<H> {
         self.set_shared(Gfn::new(0), self.frames(), false)?;
         let calls = self.calls()?;
         let td_params = self.lock(&self.td_params).clone();
-        let limits = Limits::read(&calls, !td_params.cpuid.is_empty())
-            .map_err(|failed| self.error_of(&failed))?;
+        let with_cpuid = !td_params.arrives && !td_params.cpuid.is_empty();
+        let limits = Limits::read(&calls, with_cpuid).map_err(|failed| self.error_of(&failed))?;
+        if td_params.arrives {
+            self.journey.set_awaits();
+            return self.build_or_undo(&calls, &limits, None, "TD created, waiting for a guest");
+        }
         let image = params::encode(&td_params, self.params.vcpus, &limits)?;
         self.build_or_undo(&calls, &limits, Some(&image), "TD created and initialised")
-    }
-
-    /// The same for a TD that waits for a guest from another host: without TDH.MNG.INIT, because its
-    /// parameters come with the guest.
-    pub(crate) fn init_awaiting(&self) -> Result<()> {
-        self.life.require(Step::Created)?;
-        self.set_shared(Gfn::new(0), self.frames(), false)?;
-        let calls = self.calls()?;
-        let limits = Limits::read(&calls, false).map_err(|failed| self.error_of(&failed))?;
-        self.journey.set_awaits();
-        self.build_or_undo(&calls, &limits, None, "TD created, waiting for a guest")
     }
 
     fn build_or_undo(
@@ -90,7 +83,19 @@ impl<H: Host> Td<H> {
                 .map_err(|failed| self.error_of(&failed))?;
         }
         self.lock(&self.control).tdvps_pages = limits.tdvps_pages;
-        Ok(())
+        self.prebind(calls, tdr)
+    }
+
+    /// Says which migration TD may be bound once the TD runs.
+    fn prebind(&self, calls: &Calls<'_, H::Seam>, tdr: Hpa) -> Result<()> {
+        let Some(service) = self.lock(&self.td_params).migration_td else {
+            return Ok(());
+        };
+        let scratch = self.scratch()?;
+        self.pages()?.write(scratch, &service.info_hash)?;
+        calls
+            .servtd_prebind(tdr, scratch, service.attributes)
+            .map_err(|failed| self.error_of(&failed))
     }
 
     fn lease_key(&self) -> Result<Hkid> {

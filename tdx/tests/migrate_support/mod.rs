@@ -31,10 +31,16 @@ pub type Vcpu = TdxVcpu<TestHost>;
 const MIGRATABLE: u64 = 1 << 29;
 
 pub fn params(vcpus: u32) -> VmParams {
-    let td = TdParams {
+    with(vcpus, |_| ())
+}
+
+/// The same, changed.
+pub fn with(vcpus: u32, change: impl FnOnce(&mut TdParams)) -> VmParams {
+    let mut td = TdParams {
         attributes: MIGRATABLE,
         ..TdParams::default()
     };
+    change(&mut td);
     VmParams {
         enc: EncParams::Td(Box::new(td)),
         ..VmParams::new(vcpus)
@@ -174,8 +180,9 @@ impl Pair {
 }
 
 fn empty_target(host: &TestHost, vcpus: u32) -> Vm {
-    let mut target = Vm::create(host, kvm_ops_core::VmId(2), &params(vcpus)).unwrap();
-    target.vm_init_awaiting().unwrap();
+    let params = with(vcpus, |td| td.arrives = true);
+    let mut target = Vm::create(host, kvm_ops_core::VmId(2), &params).unwrap();
+    target.vm_init().unwrap();
     target.set_memory_slot(&memory(host)).unwrap();
     target
 }
