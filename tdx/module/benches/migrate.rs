@@ -92,7 +92,10 @@ fn pages(encrypt: bool) {
     let cipher = median(hot);
     let memory = if encrypt { "encrypted" } else { "flat" };
     println!("\n-- a page of 4 KiB, memory {memory}");
-    println!("{:<34} {cipher:>8.0} ns", "AES-256-GCM, the same page again");
+    println!(
+        "{:<34} {cipher:>8.0} ns",
+        "AES-256-GCM, the same page again"
+    );
     for (name, times) in [
         ("AES-256-GCM, page after page", cold),
         ("EXPORT.MEM", exports),
