@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use kvm_ops::sim::SimHost;
-use kvm_ops::{Host, PspPort, Tech, Vendor};
+use kvm_ops::{Host, PspPort, SeamPort, Tech, Vendor};
 use kvm_ops_uapi::system::{CpuidEntry2, vm_type};
+use kvm_ops_uapi::vm::MAX_VCPUS;
 
-use crate::File;
 use crate::system::cpuid;
+use crate::{File, tdx};
 
 /// A kernel with KVM, over one software machine. Clones are the same kernel.
 #[derive(Clone)]
@@ -18,11 +19,11 @@ struct Inner {
     host: SimHost,
     vm_types: u32,
     cpuid: Vec<CpuidEntry2>,
+    td_limits: Option<tdx::Limits>,
 }
 
 impl Kernel {
-    /// A kernel on a machine. Types of VMs are those that the machine can hold, except that TDs are
-    /// not served yet.
+    /// A kernel on a machine. Types of VMs are those that the machine can hold.
     ///
     /// ```
     /// use kvm_ops::Vendor;
@@ -40,12 +41,15 @@ impl Kernel {
     /// # Ok::<(), kvm_ops_softkvm::Refusal>(())
     /// ```
     pub fn new(host: SimHost) -> Self {
-        let vm_types = vm_types(&host);
+        let mut vm_types = vm_types(&host);
         let cpuid = cpuid::supported(&host, vm_types);
+        let td_limits = tdx::Limits::of(&host, &cpuid);
+        vm_types |= u32::from(td_limits.is_some()) << vm_type::TDX;
         Self(Arc::new(Inner {
             host,
             vm_types,
             cpuid,
+            td_limits,
         }))
     }
 
@@ -79,6 +83,18 @@ impl Kernel {
 
     pub(crate) fn is_amd(&self) -> bool {
         self.0.host.vendor() == Vendor::Amd
+    }
+
+    pub(crate) fn td_limits(&self) -> Option<&tdx::Limits> {
+        self.0.td_limits.as_ref()
+    }
+
+    /// The most vCPUs of a VM: a TD has no more than the machine has processors.
+    pub(crate) fn max_vcpus(&self, kind: u64) -> u32 {
+        match self.0.host.seam() {
+            Some(seam) if kind == vm_type::TDX => seam.cpus().min(MAX_VCPUS),
+            _ => MAX_VCPUS,
+        }
     }
 
     pub(crate) fn cpuid(&self) -> &[CpuidEntry2] {

@@ -9,6 +9,7 @@ mod refusal;
 mod sev;
 mod system;
 mod task;
+mod tdx;
 mod vcpu;
 mod vm;
 

@@ -41,6 +41,8 @@ mod trace;
 mod vcpu;
 mod vm;
 
+pub use limits::{CpuidRow, Limits};
 pub use seamcall::Leaf;
+pub use td::VcpuStart;
 pub use vcpu::TdxVcpu;
 pub use vm::TdxVm;

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{PAGE_SIZE, SeamPort};
+use kvm_ops::{Error, Host, Missing, PAGE_SIZE, Result, SeamPort, Tech};
 
 use crate::seamcall::{Calls, Outcome};
 
@@ -25,35 +25,58 @@ mod field {
 const MAX_CPUID_ROWS: u64 = 32;
 
 /// The limits that the module sets to a TD.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// Pages of a TDCS.
     pub(crate) tdcs_pages: u32,
     /// Pages of a vCPU: the TDVPR and its TDCX pages.
     pub(crate) tdvps_pages: u32,
     /// Bits of ATTRIBUTES that may be 1, and those that must be.
-    pub(crate) attributes: (u64, u64),
+    pub attributes: (u64, u64),
     /// Bits of XFAM that may be 1, and those that must be.
-    pub(crate) xfam: (u64, u64),
+    pub xfam: (u64, u64),
     /// Bits of CONFIG_FLAGS that may be 1.
-    pub(crate) config_flags: u64,
+    pub config_flags: u64,
     /// The most vCPUs of a TD.
-    pub(crate) max_vcpus: u32,
+    pub max_vcpus: u32,
     /// The CPUID values that the host may choose, in the order of TD_PARAMS.
-    pub(crate) cpuid: Vec<CpuidRow>,
+    pub cpuid: Vec<CpuidRow>,
 }
 
 /// A CPUID leaf that the host may choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CpuidRow {
-    pub(crate) leaf: u32,
+pub struct CpuidRow {
+    /// The leaf.
+    pub leaf: u32,
     /// `None` for a leaf without sub-leaves.
-    pub(crate) subleaf: Option<u32>,
+    pub subleaf: Option<u32>,
     /// The bits of EAX, EBX, ECX and EDX that the host may choose.
-    pub(crate) mask: [u32; 4],
+    pub mask: [u32; 4],
 }
 
 impl Limits {
+    /// The limits of a host's module, the source of `KVM_TDX_CAPABILITIES`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the host has no TDX module; the error of TDH.SYS.RD.
+    ///
+    /// ```
+    /// use kvm_ops_core::Vendor;
+    /// use kvm_ops_sim::SimHost;
+    /// use kvm_ops_tdx::Limits;
+    ///
+    /// let limits = Limits::of(&SimHost::new(Vendor::Intel))?;
+    /// assert!(limits.cpuid.iter().any(|row| row.leaf == 1));
+    /// # Ok::<(), kvm_ops_core::Error>(())
+    /// ```
+    pub fn of<H: Host>(host: &H) -> Result<Self> {
+        let seam = host
+            .seam()
+            .ok_or(Error::unsupported(Missing::HostTech, Tech::Tdx))?;
+        Self::read(&Calls::new(seam), true).map_err(|failed| failed.error())
+    }
+
     /// Reads them; the CPUID rows, three calls each, only `with_cpuid`.
     pub(crate) fn read<S: SeamPort>(calls: &Calls<'_, S>, with_cpuid: bool) -> Outcome<Self> {
         let pages = |bytes: u64| u32::try_from(bytes / PAGE_SIZE).unwrap_or(u32::MAX);

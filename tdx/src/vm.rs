@@ -13,7 +13,7 @@ use kvm_ops_mmu::{MirrorHooks, Stats};
 use tracing::span::EnteredSpan;
 
 use crate::td::{self, Td};
-use crate::{TdxVcpu, proof};
+use crate::{TdxVcpu, VcpuStart, proof};
 
 /// A trust domain.
 ///
@@ -79,6 +79,30 @@ impl<H: Host> TdxVm<H> {
     /// Faults may go on meanwhile.
     pub fn for_each_private(&self, f: impl FnMut(Gfn, Level, PrivateSpte)) {
         self.td.read_private().mirror.for_each(f);
+    }
+
+    /// Creates a vCPU, as [`create_vcpu`](Backend::create_vcpu) does, that starts otherwise
+    /// (`KVM_TDX_INIT_VCPU`).
+    ///
+    /// # Errors
+    /// As `create_vcpu`.
+    pub fn create_vcpu_starting(&self, id: VcpuId, start: VcpuStart) -> Result<TdxVcpu<H>> {
+        let _span = self.span("create_vcpu");
+        Ok(TdxVcpu {
+            record: self.td.create_vcpu(id, start)?,
+            td: Arc::clone(&self.td),
+            cpu: None,
+            run: crate::run::Run::default(),
+        })
+    }
+
+    /// EAX to EDX that the guest sees for a sub-leaf, or for a leaf without sub-leaves, as far as the
+    /// module fixes them (TDH.MNG.RD of CPUID_VALUES). `None` where the module has no value.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] for a TD that is not initialised or has ended; a busy module.
+    pub fn cpuid(&self, leaf: u32, subleaf: Option<u32>) -> Result<Option<[u32; 4]>> {
+        self.td.cpuid(leaf, subleaf)
     }
 
     /// The span of an operation, in which failures of its SEAMCALLs are reported.
@@ -244,13 +268,7 @@ impl<H: Host> Backend for TdxVm<H> {
     type Vcpu = TdxVcpu<H>;
 
     fn create_vcpu(&self, id: VcpuId) -> Result<Self::Vcpu> {
-        let _span = self.span("create_vcpu");
-        Ok(TdxVcpu {
-            record: self.td.create_vcpu(id)?,
-            td: Arc::clone(&self.td),
-            cpu: None,
-            run: crate::run::Run::default(),
-        })
+        self.create_vcpu_starting(id, VcpuStart::new(id))
     }
 
     /// Moves the TD between two VMs of one host: no SEAMCALL is made. The source is finalised; the

@@ -10,8 +10,8 @@ use kvm_ops_core::{
 use kvm_ops_sim::SimHost;
 use kvm_ops_tdx::TdxVm;
 use run_support::{
-    ALIGN_ERROR, INVALID_OPERAND, Load, MIB, Made, PAGE, RETRY, Ram, SHARED, Vcpu, convert,
-    refused, td, transcript, values, words,
+    ALIGN_ERROR, INVALID_OPERAND, Load, MIB, Made, PAGE, RETRY, Ram, SHARED, SUBFUNC_UNSUPPORTED,
+    Vcpu, convert, refused, td, transcript, values, words,
 };
 use soft_tdx_module::{Code, Fault, HostLeaf, LockMode, LockTarget, Operand};
 
@@ -260,7 +260,8 @@ fn mapgpa_comes_in_pieces_of_2m_and_takes_every_answer() {
         .tdvmcall(MAP_GPA, call(SHARED))
         .tdvmcall(MAP_GPA, call(SHARED))
         .tdvmcall(MAP_GPA, call(SHARED))
-        .tdvmcall(MAP_GPA, call(0x1000));
+        .tdvmcall(MAP_GPA, call(0x1000))
+        .tdvmcall(MAP_GPA, call(SHARED));
     let (mut td, transcript) = td(script);
     let mut answers = |ret_of: &[(u64, u64, Privacy, u64)]| {
         for (at, count, wanted, answer) in ret_of {
@@ -283,6 +284,7 @@ fn mapgpa_comes_in_pieces_of_2m_and_takes_every_answer() {
     answers(&[(0, 512, Shared, 0), (2 * MIB, 512, Shared, 22)]); // EINVAL
     answers(&[(0, 512, Shared, 0), (2 * MIB, 512, Shared, 11)]); // EAGAIN
     answers(&[(0x1000, 512, Private, 5)]); // EIO
+    answers(&[(0, 512, Shared, 38)]); // ENOSYS
     assert_eq!(td.vcpu().vcpu_run(), Ok(Exit::Shutdown));
     let values_of = |status, at, gpa| values([status, at, gpa, bytes, 0, 0]);
     transcript.expect([
@@ -290,6 +292,7 @@ fn mapgpa_comes_in_pieces_of_2m_and_takes_every_answer() {
         values_of(INVALID_OPERAND, SHARED + 2 * MIB, SHARED),
         values_of(RETRY, SHARED + 2 * MIB, SHARED),
         values_of(INVALID_OPERAND, 0x1000, 0x1000),
+        values_of(SUBFUNC_UNSUPPORTED, SHARED, SHARED),
     ]);
 }
 

@@ -5,8 +5,8 @@ use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kvm_ops::Vendor;
 use kvm_ops::sim::SimHost;
+use kvm_ops::{Host, Vendor};
 use kvm_ops_softkvm::{File, Kernel};
 use libc::c_int;
 use soft_amd_sp::Platform;
@@ -91,6 +91,11 @@ fn kernel() -> Option<&'static Kernel> {
         Some(Kernel::new(host))
     });
     kernel.as_ref()
+}
+
+/// Commands of `KVM_MEMORY_ENCRYPT_OP` are TDX's, not SEV's.
+pub(crate) fn is_intel() -> bool {
+    kernel().is_some_and(|kernel| kernel.host().vendor() == Vendor::Intel)
 }
 
 /// An AMD machine. Programs choose a guest's policy by whether the real machine has SMT, so the

@@ -4,21 +4,20 @@ use std::collections::BTreeMap;
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::{
-    AnyVcpu, AnyVm, EncCmd, EncParams, EncRegion, Gpa, Kind, MemSlot, SevParams, SlotFlags, SlotId,
-    Tech, VcpuId, VmConfig, create,
+    AnyVcpu, EncCmd, EncParams, EncRegion, Kind, SevParams, Tech, VcpuId, VmConfig, create,
 };
 use kvm_ops_uapi::Errno;
-use kvm_ops_uapi::memory::slot_flags;
 use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 
 use crate::refusal::Result;
 use crate::vm::Slot;
+use crate::vm::lent::{self, BackEnd};
 use crate::{Process, Refusal};
 
 pub(super) struct Engine {
     /// In front of the VM, so that they are dropped first.
     vcpus: BTreeMap<u32, AnyVcpu<SimHost>>,
-    vm: kvm_ops::Vm<AnyVm<SimHost>>,
+    vm: BackEnd,
 }
 
 /// A command that failed: the errno, and the firmware's status if it was asked.
@@ -61,41 +60,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Lends a slot's memory to the back end, if the process does. Slots for SMM are not lent.
     pub(super) fn set_slot(
         &mut self,
         process: &dyn Process,
         number: u32,
         slot: &Slot,
     ) -> Result<()> {
-        if number >> 16 != 0 {
-            return Ok(());
-        }
-        let Some(host) = process.lend(slot.hva, slot.size) else {
-            return self.delete_slot(number);
-        };
-        let id = SlotId(number);
-        let new = MemSlot {
-            flags: SlotFlags {
-                read_only: slot.flags & slot_flags::READONLY != 0,
-                log_dirty: slot.logs_dirty(),
-            },
-            ..MemSlot::new(id, Gpa::new(slot.gpa), host)
-        };
-        let old = self.vm.slots().find(|old| old.id == id);
-        if old.is_some_and(|old| old.gpa != new.gpa || old.bytes != new.bytes()) {
-            self.vm.delete_memory_slot(id)?;
-        }
-        self.vm.set_memory_slot(new)?;
-        Ok(())
+        lent::set_slot(&mut self.vm, process, number, slot)
     }
 
     pub(super) fn delete_slot(&mut self, number: u32) -> Result<()> {
-        let id = SlotId(number);
-        if self.vm.slots().any(|old| old.id == id) {
-            self.vm.delete_memory_slot(id)?;
-        }
-        Ok(())
+        lent::delete_slot(&mut self.vm, number)
     }
 
     /// Runs a command on its structure, behind which its blobs stand.

@@ -27,6 +27,7 @@ pub(crate) fn of_vm(vm: &Vm, number: u64) -> i64 {
         Ok(cap::GUEST_MEMFD_FLAGS) => vm.gmem_flags() as i64,
         Ok(cap::READONLY_MEM) => i64::from(!vm.has_protected_state()),
         Ok(cap::MULTI_ADDRESS_SPACE) => vm.address_spaces().into(),
+        Ok(cap::MAX_VCPUS) => vm.max_vcpus().into(),
         Ok(number) => common(vm.kernel(), number),
         Err(_) => 0,
     }

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
+use kvm_ops_uapi::state::mp_state;
 
 use crate::file::VcpuFile;
 use crate::refusal::Result;
-use crate::{Process, RunArea};
+use crate::{Process, RunArea, tdx};
 
 /// A vCPU.
 pub(crate) struct Vcpu {
@@ -32,6 +33,24 @@ impl Vcpu {
 
     pub(crate) fn run_area(&self) -> &Arc<dyn RunArea> {
         &self.area
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Its CPUID, as user space set it, says that it has an x2APIC.
+    pub(crate) fn has_x2apic(&self) -> bool {
+        /// ECX of leaf 1.
+        const X2APIC: u32 = 1 << 21;
+        let registers = self.lock();
+        let leaf = registers.cpuid.iter().find(|leaf| leaf.function.get() == 1);
+        leaf.is_some_and(|leaf| leaf.ecx.get() & X2APIC != 0)
+    }
+
+    /// Makes it ready to run, without INIT and SIPI.
+    pub(crate) fn start(&self) {
+        self.lock().mp_state = mp_state::RUNNABLE;
     }
 
     fn lock(&self) -> MutexGuard<'_, registers::Registers> {
@@ -57,6 +76,7 @@ pub(crate) fn ioctl(
         ioctl::KVM_SET_MSRS => registers::set_msrs(file, process, argument),
         ioctl::KVM_SET_CPUID2 => cpuid::set(file, process, argument),
         ioctl::KVM_GET_CPUID2 => cpuid::get(file, process, argument),
+        ioctl::KVM_MEMORY_ENCRYPT_OP => tdx::vcpu_command(file, process, argument),
         ioctl::KVM_PRE_FAULT_MEMORY => pre_fault::pre_fault(file, process, argument),
         _ => Err(any::KNOWN_ON_VCPU.into()),
     }

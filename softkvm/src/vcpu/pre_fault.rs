@@ -2,7 +2,9 @@
 //! memory is there, and says how far it is.
 
 use kvm_ops_uapi::U64;
-use kvm_ops_uapi::checks::pre_fault::{COPY, FILE, FLAGS, LAUNCHED, RANGE, SIGNAL, SLOT};
+use kvm_ops_uapi::checks::pre_fault::{
+    COPY, FILE, FLAGS, LAUNCHED, RANGE, SHARED_BIT, SIGNAL, SLOT,
+};
 use kvm_ops_uapi::memory::PreFaultMemory;
 use kvm_ops_uapi::system::vm_type;
 
@@ -39,10 +41,17 @@ pub(super) fn pre_fault(file: &VcpuFile, process: &dyn Process, argument: u64) -
 fn step(vm: &Vm, process: &dyn Process, gpa: u64) -> Result<()> {
     ensure(!process.signal_pending(), SIGNAL)?;
     let state = vm.lock();
-    let launched = vm.kind() != vm_type::SNP || state.sev.is_launched();
+    let launched = match vm.kind() {
+        vm_type::SNP => state.sev.is_launched(),
+        vm_type::TDX => state.td.is_finalized(),
+        _ => true,
+    };
     ensure(launched, LAUNCHED)?;
+    let shared = state.td.shared_bit().unwrap_or(0);
+    ensure(gpa & shared == 0, SHARED_BIT)?;
     let slot = state.slots.at(0, gpa).ok_or(SLOT)?;
-    ensure(is_backed(&state, slot, process, gpa), FILE)
+    ensure(is_backed(&state, slot, process, gpa), FILE)?;
+    state.td.pre_fault(state.is_private(gpa / PAGE), gpa)
 }
 
 fn is_backed(state: &State, slot: &Slot, process: &dyn Process, gpa: u64) -> bool {

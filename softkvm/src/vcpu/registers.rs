@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use kvm_ops_uapi::state::{Dtable, MpState, Regs, Segment, Sregs, mp_state};
-use kvm_ops_uapi::system::CpuidEntry2;
+use kvm_ops_uapi::system::{CpuidEntry2, vm_type};
 use kvm_ops_uapi::{Errno, U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::file::VcpuFile;
 use crate::refusal::Result;
 use crate::system::lists::{MSRS, each_msr};
-use crate::{Process, Refusal};
+use crate::{Process, Refusal, tdx};
 
 pub(super) struct Registers {
     pub(super) cpuid: Vec<CpuidEntry2>,
@@ -69,10 +69,14 @@ impl Registers {
     }
 }
 
-/// The group of registers is the guest's secret: types 3 and 4 once it is measured.
+/// The group of registers is the guest's secret: types 3 and 4 once it is measured, type 5 always, for no TD
+/// is under debug.
 fn require_readable(file: &VcpuFile) -> Result<()> {
-    let state = file.vm.lock();
-    if file.vm.has_protected_state() && state.sev.is_protected(file.vcpu.id) {
+    let is_secret = match file.vm.kind() {
+        vm_type::TDX => true,
+        _ => file.vm.has_protected_state() && file.vm.lock().sev.is_protected(file.vcpu.id),
+    };
+    if is_secret {
         return Err(Errno::EINVAL.into());
     }
     Ok(())
@@ -158,18 +162,30 @@ pub(super) fn set_mp_state(file: &VcpuFile, process: &dyn Process, argument: u64
     Ok(0)
 }
 
+/// The value of an MSR that user space may read, or write.
+fn msr(registers: &mut Registers, is_td: bool, index: u32, write: bool) -> Option<&mut u64> {
+    match is_td {
+        true => {
+            tdx::has_emulated_msr(index, write).then(|| registers.msrs.entry(index).or_default())
+        }
+        false => registers.msrs.get_mut(&index),
+    }
+}
+
 pub(super) fn get_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
-    let registers = file.vcpu.lock();
+    let is_td = file.vm.kind() == vm_type::TDX;
+    let mut registers = file.vcpu.lock();
     each_msr(process, argument, |entry| {
-        let value = registers.msrs.get(&entry.index.get());
+        let value = msr(&mut registers, is_td, entry.index.get(), false);
         value.map(|value| entry.data = U64::new(*value)).is_some()
     })
 }
 
 pub(super) fn set_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
+    let is_td = file.vm.kind() == vm_type::TDX;
     let mut registers = file.vcpu.lock();
     each_msr(process, argument, |entry| {
-        let msr = registers.msrs.get_mut(&entry.index.get());
+        let msr = msr(&mut registers, is_td, entry.index.get(), true);
         msr.map(|msr| *msr = entry.data.get()).is_some()
     })
 }

@@ -50,6 +50,11 @@ pub(super) fn run(file: &VcpuFile, argument: u64) -> Result<i64> {
         !is_sev_type || file.vm.lock().sev.was_initialised_here(),
         INITIALIZED,
     )?;
+    let is_td = file.vm.kind() == vm_type::TDX;
+    ensure(
+        !is_td || file.vm.lock().td.can_run(file.vcpu.id),
+        INITIALIZED,
+    )?;
     registers.has_run = true;
     area.write(EXIT_REASON, &exit_reason::INTERNAL_ERROR.to_le_bytes());
     area.write(EXIT_OFFSET as u64, &EMULATION.to_le_bytes());

@@ -29,5 +29,8 @@ pub(super) fn set(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> 
     state
         .attributes
         .set(Gfn::new(address / PAGE), size / PAGE, to)?;
+    state
+        .td
+        .set_attributes(&state.slots, &state.attributes, (address, size))?;
     Ok(0)
 }

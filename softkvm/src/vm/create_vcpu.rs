@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use kvm_ops_uapi::Errno;
-use kvm_ops_uapi::checks::create_vcpu::{COUNT, DESCRIPTOR, ID, MAX_ID, MEMORY, UNUSED};
+use kvm_ops_uapi::checks::create_vcpu::{
+    COUNT, DESCRIPTOR, ID, MAX_ID, MEMORY, TD_INITIALIZED, TD_SPLIT_IRQCHIP, UNUSED,
+};
 use kvm_ops_uapi::state::mp_state;
-use kvm_ops_uapi::vm::MAX_VCPUS;
+use kvm_ops_uapi::system::vm_type;
 
 use super::{MAX_VCPU_ID, Vm};
 use crate::refusal::{Result, ensure};
@@ -16,9 +18,13 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64
     ensure(id < MAX_VCPU_ID.into(), ID)?;
     let id = id as u32;
     let mut state = vm.lock();
-    ensure(state.vcpus.len() < MAX_VCPUS as usize, COUNT)?;
+    ensure(state.vcpus.len() < vm.max_vcpus() as usize, COUNT)?;
     ensure(!state.vcpus.contains_key(&id), UNUSED)?;
     ensure(id < state.max_vcpu_id.unwrap_or(MAX_VCPU_ID), MAX_ID)?;
+    if vm.kind() == vm_type::TDX {
+        ensure(state.td.is_building(), TD_INITIALIZED)?;
+        ensure(state.irqchip.is_split(), TD_SPLIT_IRQCHIP)?;
+    }
 
     let starts = !state.irqchip.has_apics() || id == state.boot_id;
     let starts_as = if starts {

@@ -51,7 +51,26 @@ impl Gmem {
         let inside = (offset as u64)
             .checked_add(len as u64)
             .is_some_and(|end| end <= self.size);
-        ensure(mode & PUNCH_HOLE != 0 || inside, gmem_fallocate::SIZE)
+        ensure(mode & PUNCH_HOLE != 0 || inside, gmem_fallocate::SIZE)?;
+        if mode & PUNCH_HOLE != 0 {
+            self.zap((offset as u64, len as u64))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a range away from the guests that have mapped it.
+    fn zap(&self, range: (u64, u64)) -> Result<()> {
+        let state = self.vm.lock();
+        state.td.zap(&state.slots, &state.attributes, self, range)
+    }
+}
+
+impl Drop for Gmem {
+    /// Slots that use it have no private memory any more. Never under the VM's lock.
+    fn drop(&mut self) {
+        if let Err(refusal) = self.zap((0, self.size)) {
+            tracing::error!(%refusal, "private pages of a closed guest_memfd stay mapped");
+        }
     }
 }
 

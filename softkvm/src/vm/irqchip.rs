@@ -1,6 +1,7 @@
 //! Interrupt controllers: which exist. Nothing is delivered, for no guest code runs.
 
 use kvm_ops_uapi::checks::{create_irqchip, split_irqchip};
+use kvm_ops_uapi::system::vm_type;
 use kvm_ops_uapi::vm::{MAX_IRQ_ROUTES, PitConfig};
 use kvm_ops_uapi::{Errno, checks::enable_cap};
 
@@ -28,12 +29,17 @@ impl Irqchip {
     pub(super) fn has_apics(&self) -> bool {
         self.kind != Kind::None
     }
+
+    pub(super) fn is_split(&self) -> bool {
+        self.kind == Kind::Split
+    }
 }
 
 /// `KVM_CREATE_IRQCHIP`.
 pub(super) fn create(vm: &Vm) -> Result<i64> {
     let mut state = vm.lock();
     ensure(!state.irqchip.has_apics(), create_irqchip::NONE_YET)?;
+    ensure(vm.kind() != vm_type::TDX, create_irqchip::NOT_TD)?;
     ensure(state.vcpus.is_empty(), create_irqchip::NO_VCPU)?;
     state.irqchip.kind = Kind::Full;
     Ok(0)

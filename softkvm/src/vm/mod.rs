@@ -7,6 +7,7 @@ mod create_vcpu;
 mod dirty_log;
 mod gmem;
 mod irqchip;
+pub(crate) mod lent;
 mod no_ops;
 mod region;
 mod slots;
@@ -29,8 +30,9 @@ pub(crate) use slots::{Slot, Slots};
 use crate::refusal::Result;
 use crate::sev::Sev;
 use crate::system::capabilities;
+use crate::tdx::Td;
 use crate::vcpu::Vcpu;
-use crate::{AddressSpace, Kernel, Process, sev};
+use crate::{AddressSpace, Kernel, Process, sev, tdx};
 use irqchip::Irqchip;
 
 /// Numbers of vCPUs end here.
@@ -51,9 +53,10 @@ pub(crate) struct Vm {
 /// What the VM's lock guards.
 pub(crate) struct State {
     pub(crate) sev: Sev,
+    pub(crate) td: Td,
     pub(crate) vcpus: BTreeMap<u32, Arc<Vcpu>>,
     pub(crate) slots: Slots,
-    attributes: Attributes,
+    pub(crate) attributes: Attributes,
     irqchip: Irqchip,
     boot_id: u32,
     max_vcpu_id: Option<u32>,
@@ -72,6 +75,7 @@ impl Vm {
             claimed: AtomicBool::new(false),
             state: Mutex::new(State {
                 sev: Sev::default(),
+                td: Td::default(),
                 vcpus: BTreeMap::new(),
                 slots: Slots::default(),
                 attributes: Attributes::new(Privacy::Shared),
@@ -142,6 +146,11 @@ impl Vm {
         }
     }
 
+    /// The most vCPUs that it may have.
+    pub(crate) fn max_vcpus(&self) -> u32 {
+        self.kernel.max_vcpus(self.kind)
+    }
+
     /// Address spaces for slots: the second is that of SMM.
     pub(crate) fn address_spaces(&self) -> u32 {
         if self.has_private_memory() { 1 } else { 2 }
@@ -149,6 +158,10 @@ impl Vm {
 }
 
 impl State {
+    pub(crate) fn tsc_khz(&self) -> u32 {
+        self.clock.tsc_khz()
+    }
+
     /// Where the attribute of a frame says that it is private.
     pub(crate) fn is_private(&self, gfn: u64) -> bool {
         self.attributes.get(kvm_ops::Gfn::new(gfn)) == Privacy::Private
@@ -187,9 +200,10 @@ pub(crate) fn ioctl(
         ioctl::KVM_SET_NR_MMU_PAGES => no_ops::set_nr_mmu_pages(argument),
         ioctl::KVM_GET_CLOCK => clock::get(vm, process, argument),
         ioctl::KVM_SET_CLOCK => clock::set(vm, process, argument),
-        ioctl::KVM_GET_TSC_KHZ => Ok(vm.lock().clock.tsc_khz().into()),
+        ioctl::KVM_GET_TSC_KHZ => Ok(vm.lock().tsc_khz().into()),
         ioctl::KVM_SET_TSC_KHZ => clock::set_tsc_khz(vm, argument),
-        ioctl::KVM_MEMORY_ENCRYPT_OP => sev::command(vm, process, argument),
+        ioctl::KVM_MEMORY_ENCRYPT_OP if vm.kernel().is_amd() => sev::command(vm, process, argument),
+        ioctl::KVM_MEMORY_ENCRYPT_OP => tdx::command(vm, process, argument),
         ioctl::KVM_MEMORY_ENCRYPT_REG_REGION => sev::register(vm, process, argument),
         ioctl::KVM_MEMORY_ENCRYPT_UNREG_REGION => sev::unregister(vm, process, argument),
         _ => Err(any::KNOWN_ON_VM.into()),

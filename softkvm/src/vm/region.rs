@@ -114,11 +114,11 @@ impl Wanted {
     }
 
     /// Check 16: the file behind the slot.
-    fn binding(&self, vm: &Vm, process: &dyn Process) -> Result<Option<Binding>> {
+    fn binding(&self, vm: &Vm, descriptor: &Descriptor) -> Result<Option<Binding>> {
         if !self.has_file() {
             return Ok(None);
         }
-        let file = match process.descriptor(self.fd) {
+        let file = match descriptor {
             Descriptor::Closed => return Err(DESCRIPTOR.into()),
             Descriptor::Foreign => return Err(FILE.into()),
             Descriptor::File(file) => file,
@@ -147,6 +147,8 @@ fn allowed_flags(vm: &Vm, given: u32) -> u32 {
 fn set_region(vm: &Vm, process: &dyn Process, region: &UserspaceMemoryRegion2) -> Result<i64> {
     let wanted = Wanted::of(region);
     wanted.check(vm)?;
+    // Outlives the lock: the end of a guest_memfd takes it.
+    let descriptor = process.descriptor(wanted.fd);
     let mut guard = vm.lock();
     let state = &mut *guard;
     if wanted.size == 0 {
@@ -163,13 +165,17 @@ fn set_region(vm: &Vm, process: &dyn Process, region: &UserspaceMemoryRegion2) -
         !state.slots.overlaps(wanted.number, wanted.gpa, wanted.size),
         OVERLAP,
     )?;
-    let binding = wanted.binding(vm, process)?;
-    ensure(wanted.gpa + wanted.size <= GPA_END, RANGE)?;
+    let binding = wanted.binding(vm, &descriptor)?;
+    let end = state.td.shared_bit().unwrap_or(GPA_END);
+    ensure(wanted.gpa + wanted.size <= end, RANGE)?;
     if let Some(binding) = &binding {
         ensure(!state.slots.uses(binding), BOUND)?;
     }
     let slot = wanted.slot(binding);
     state.sev.set_slot(process, wanted.number, &slot)?;
+    state
+        .td
+        .set_slot(process, wanted.number, &slot, &state.attributes)?;
     state.slots.insert(wanted.number, slot);
     Ok(0)
 }
@@ -177,6 +183,7 @@ fn set_region(vm: &Vm, process: &dyn Process, region: &UserspaceMemoryRegion2) -
 fn delete(state: &mut State, number: u32) -> Result<i64> {
     ensure(state.slots.get(number).is_some(), DELETED)?;
     state.sev.delete_slot(number)?;
+    state.td.delete_slot(number)?;
     state.slots.remove(number);
     Ok(0)
 }

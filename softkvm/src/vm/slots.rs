@@ -41,6 +41,23 @@ impl Slot {
         self.flags & slot_flags::LOG_DIRTY_PAGES != 0
     }
 
+    /// The guest addresses behind a range of a file: start and size, if the slot has some of it.
+    pub(crate) fn guest_range(
+        &self,
+        file: &Gmem,
+        (offset, size): (u64, u64),
+    ) -> Option<(u64, u64)> {
+        let binding = self.file.as_ref()?;
+        if !std::ptr::eq(binding.file.as_ptr(), file) {
+            return None;
+        }
+        let start = offset.max(binding.offset);
+        let end = offset
+            .saturating_add(size)
+            .min(binding.offset + binding.size);
+        (start < end).then(|| (self.gpa + (start - binding.offset), end - start))
+    }
+
     /// The user address behind a guest address of the slot.
     pub(crate) fn user_address(&self, gpa: u64) -> u64 {
         self.hva.wrapping_add(gpa - self.gpa)

@@ -1,6 +1,5 @@
 //! `KVM_MEMORY_ENCRYPT_OP`, and the launch of SEV and SEV-ES guests.
 
-use crate::common::World;
 use crate::support::*;
 use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::ioctl;
@@ -8,9 +7,8 @@ use kvm_ops_uapi::sev::{self, *};
 use kvm_ops_uapi::{U16, U32, U64};
 
 pub(crate) const CASES: &[Case] = &[
-    (encrypt_sev::ENABLED, |_| {
-        let w = World::intel();
-        w.bare(w.vm(0), sev::INIT)
+    (encrypt_sev::ENABLED, |w| {
+        w.bare(w.vcpu(w.vm(0), 0), sev::INIT)
     }),
     (encrypt_sev::COPY, |w| {
         unmapped(ioctl::KVM_MEMORY_ENCRYPT_OP, |w| w.vm(0), w)

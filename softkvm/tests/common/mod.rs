@@ -1,11 +1,17 @@
 //! A kernel, a process, and short names for calls.
 #![allow(dead_code)] // Each test uses some of it.
 
-use std::sync::OnceLock;
+mod ram;
+pub(crate) mod td;
 
-use kvm_ops::Vendor;
+use std::sync::{Arc, OnceLock};
+
 use kvm_ops::sim::SimHost;
-use kvm_ops_softkvm::{Kernel, Refusal, Task};
+use kvm_ops::{HostRange, Vendor};
+use kvm_ops_softkvm::{
+    AddressSpace, Descriptor, Fault, File, Kernel, Process, Refusal, RunArea, Task,
+};
+use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::memory::{CreateGuestMemfd, UserspaceMemoryRegion2};
 use kvm_ops_uapi::sev::{self, SevCmd, SevInit, SevLaunchStart};
@@ -15,11 +21,58 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 pub(crate) type Answer = Result<i64, Refusal>;
 
-/// A process with `/dev/kvm` and, on AMD, `/dev/sev` open.
+/// A process with `/dev/kvm` and, on AMD, `/dev/sev` open: a task that has, beside its own memory, some
+/// that guests can use.
 pub(crate) struct World {
+    /// In front of the memory, so that its VMs end first.
     pub(crate) task: Task,
     pub(crate) kvm: i32,
     pub(crate) sev: i32,
+    pub(crate) ram: ram::Ram,
+}
+
+impl Process for World {
+    fn address_space(&self) -> AddressSpace {
+        self.task.address_space()
+    }
+
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault> {
+        let here = self.ram.read(address, into);
+        here.unwrap_or_else(|| self.task.read(address, into))
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let here = self.ram.write(address, bytes);
+        here.unwrap_or_else(|| self.task.write(address, bytes))
+    }
+
+    fn descriptor(&self, number: i32) -> Descriptor {
+        self.task.descriptor(number)
+    }
+
+    fn reserve(&self) -> Result<i32, Errno> {
+        self.task.reserve()
+    }
+
+    fn install(&self, number: i32, file: File) {
+        self.task.install(number, file);
+    }
+
+    fn release(&self, number: i32) {
+        self.task.release(number);
+    }
+
+    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
+        self.task.run_area()
+    }
+
+    fn signal_pending(&self) -> bool {
+        self.task.signal_pending()
+    }
+
+    fn lend(&self, address: u64, bytes: u64) -> Option<HostRange> {
+        self.ram.lend(address, bytes)
+    }
 }
 
 /// One machine for all tests that do not count what is left.
@@ -45,11 +98,17 @@ impl World {
         let sev = kernel
             .open_sev()
             .map_or(-1, |file| task.open(file).unwrap());
-        Self { task, kvm, sev }
+        let ram = ram::Ram::default();
+        Self {
+            task,
+            kvm,
+            sev,
+            ram,
+        }
     }
 
     pub(crate) fn ioctl(&self, fd: i32, ioctl: Ioctl, argument: u64) -> Answer {
-        self.task.ioctl(fd, ioctl, argument)
+        self.task.file(fd)?.ioctl(self, ioctl.number(), argument)
     }
 
     /// A call with a structure.

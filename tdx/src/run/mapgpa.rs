@@ -3,7 +3,7 @@
 use kvm_ops::{Exit, Gpa, Host, PAGE_SIZE};
 
 use super::Pending;
-use super::vmcall::{ALIGN_ERROR, INVALID_OPERAND, RETRY, SUCCESS};
+use super::vmcall::{ALIGN_ERROR, INVALID_OPERAND, RETRY, SUBFUNC_UNSUPPORTED, SUCCESS};
 use crate::TdxVcpu;
 
 /// The largest piece of one exit, as in Linux (`TDX_MAP_GPA_MAX_LEN`): a kick is noticed between
@@ -12,6 +12,10 @@ const PIECE: u64 = 2 << 20;
 
 /// errnos with which the embedder asks that the guest call again: `EAGAIN` and `EBUSY`.
 const TRY_AGAIN: [u64; 2] = [11, 16];
+
+/// The errno of an embedder that converts nothing: `ENOSYS`. So Linux answers whose VMM did not enable
+/// `KVM_CAP_EXIT_HYPERCALL`.
+const NOT_OFFERED: u64 = 38;
 
 /// A conversion under way: the piece handed out, with the shared bit as the guest gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +82,7 @@ impl<H: Host> TdxVcpu<H> {
         match self.run.value() {
             0 => {}
             errno if TRY_AGAIN.contains(&errno) => return self.stopped(RETRY, piece.next),
+            NOT_OFFERED => return self.stopped(SUBFUNC_UNSUPPORTED, piece.next),
             _ => return self.stopped(INVALID_OPERAND, piece.next),
         }
         let next = piece.next.saturating_add(PIECE);

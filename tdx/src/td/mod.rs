@@ -6,6 +6,7 @@
 //! | `enter` | passing the gate, association with a processor, emptying an epoch |
 //! | `build` | from the KeyID to TDH.MNG.INIT, and back |
 //! | `vcpus` | creation of vCPUs |
+//! | `cpuid` | the CPUID values that the TD sees |
 //! | `initial` | measured pages and TDH.MR.FINALIZE |
 //! | `hooks` | changes of Secure-EPT entries, TLB flushes |
 //! | `private` | faults, conversions, slots |
@@ -19,6 +20,7 @@
 //! TDs: it holds the claims of both.
 
 mod build;
+mod cpuid;
 mod enter;
 mod free;
 mod gate;
@@ -53,6 +55,7 @@ use gate::Gate;
 pub(crate) use gate::Held;
 pub(crate) use moves::{local_receive, local_send, move_context};
 pub(crate) use private::{Fault, PATIENCE};
+pub use vcpus::VcpuStart;
 
 /// The consequence of a failure that breaks a TD.
 pub(crate) const POISONED: &str = "the TD is poisoned: destroy it";

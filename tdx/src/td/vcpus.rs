@@ -8,14 +8,30 @@ use super::{Td, Vcpu};
 use crate::seamcall::Calls;
 use crate::vcpu::{Unfinished, VcpuRecord};
 
-/// RCX of the first entry. Firmware that takes its hand-off block by that register is not loaded
-/// through this back end.
-const INITIAL_RCX: u64 = 0;
+/// What a vCPU starts with (TDX module ABI, TDH.VP.INIT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuStart {
+    /// RCX, and R8, of the first entry: where firmware finds its hand-off block.
+    pub rcx: u64,
+    /// The x2APIC ID that the guest sees.
+    pub x2apic_id: u32,
+}
+
+impl VcpuStart {
+    /// RCX of 0, and the vCPU's number as its x2APIC ID.
+    pub const fn new(id: VcpuId) -> Self {
+        Self {
+            rcx: 0,
+            x2apic_id: id.0,
+        }
+    }
+}
 
 impl<H: Host> Td<H> {
     /// Creates a vCPU, or goes on with one whose creation was interrupted. The module gives no page
-    /// of a vCPU back while the TD lives, so what is begun is kept.
-    pub(crate) fn create_vcpu(&self, id: VcpuId) -> Result<Arc<VcpuRecord>> {
+    /// of a vCPU back while the TD lives, so what is begun is kept. A vCPU that came from another VM or
+    /// host has started already: `start` is not looked at.
+    pub(crate) fn create_vcpu(&self, id: VcpuId, start: VcpuStart) -> Result<Arc<VcpuRecord>> {
         if self.journey.awaits() || self.has_arrived(id) {
             return self.arrived_vcpu(id);
         }
@@ -36,7 +52,8 @@ impl<H: Host> Td<H> {
             Some(unfinished) => unfinished,
             None => self.begin_vcpu(&calls)?,
         };
-        let finished = self.finish(&calls, id, &mut unfinished).map(Arc::new);
+        let finished = self.finish(&calls, (id, start), &mut unfinished);
+        let finished = finished.map(Arc::new);
         let vcpu = match &finished {
             Ok(record) => Vcpu::Ready(Arc::clone(record)),
             Err(_) => Vcpu::Unfinished(unfinished),
@@ -110,14 +127,14 @@ impl<H: Host> Td<H> {
     fn finish(
         &self,
         calls: &Calls<'_, H::Seam>,
-        id: VcpuId,
+        (id, start): (VcpuId, VcpuStart),
         unfinished: &mut Unfinished,
     ) -> Result<VcpuRecord> {
         let tdvpr = unfinished.tdvpr;
         self.add_pages(calls, id, unfinished)?;
         let cpu = self.seam()?.this_cpu();
         calls
-            .vp_init(cpu, tdvpr, INITIAL_RCX, id.0)
+            .vp_init(cpu, tdvpr, start.rcx, start.x2apic_id)
             .map_err(|failed| self.failed(&failed))?;
         Ok(VcpuRecord::new(id, tdvpr, cpu))
     }

@@ -1,0 +1,112 @@
+//! The back end of a TD: an `AnyVm` over the software machine.
+
+use kvm_ops::sim::SimHost;
+use kvm_ops::tdx::{TdxVm, VcpuStart};
+use kvm_ops::{
+    AnyVcpu, AnyVm, CreateError, EncParams, Gfn, Gpa, InitialPage, InitialPageKind, IntelVcpu,
+    IntelVm, Irqchip, Kind, Privacy, TdParams, Tech, VcpuId, VmConfig, create,
+};
+use kvm_ops_uapi::Errno;
+
+use crate::Refusal;
+use crate::vm::lent::BackEnd;
+
+pub(super) struct Engine {
+    pub(super) vm: BackEnd,
+}
+
+/// A command that failed: the errno, and the module's status if it was asked.
+pub(super) struct Failed {
+    pub(super) refusal: Refusal,
+    pub(super) hw_error: u64,
+}
+
+impl<E: Into<Refusal>> From<E> for Failed {
+    fn from(refusal: E) -> Self {
+        Self {
+            refusal: refusal.into(),
+            hw_error: 0,
+        }
+    }
+}
+
+impl Engine {
+    /// Creates and initialises the TD, with a KeyID, for as many vCPUs.
+    pub(super) fn new(host: &SimHost, params: TdParams, vcpus: u32) -> Result<Self, CreateError> {
+        let config = VmConfig::new(Kind::Of(Tech::Tdx))
+            .vcpus(vcpus)
+            .irqchip(Irqchip::Split)
+            .enc(EncParams::Td(Box::new(params)));
+        let vm = create(host, &config)?;
+        Ok(Self { vm })
+    }
+
+    /// The errno of a failure, with the module's status.
+    pub(super) fn failed(&self, error: kvm_ops::Error) -> Failed {
+        let diagnosis = self.vm.explain(error);
+        tracing::debug!(%diagnosis, "TDX command failed");
+        Failed {
+            refusal: Errno(error.errno()).into(),
+            hw_error: diagnosis.call.map_or(0, |call| call.status),
+        }
+    }
+
+    /// The back end as what it is.
+    fn td(&self) -> Result<&TdxVm<SimHost>, kvm_ops::Error> {
+        match self.vm.back_end() {
+            AnyVm::Intel(IntelVm::Tdx(td)) => Ok(td),
+            _ => Err(kvm_ops::Error::Poisoned),
+        }
+    }
+
+    pub(super) fn shared_bit(&self) -> u64 {
+        self.vm.shared_mask().bits()
+    }
+
+    pub(super) fn create_vcpu(
+        &self,
+        index: u32,
+        start: VcpuStart,
+    ) -> Result<AnyVcpu<SimHost>, kvm_ops::Error> {
+        let vcpu = self.td()?.create_vcpu_starting(VcpuId(index), start)?;
+        Ok(IntelVcpu::from(vcpu).into())
+    }
+
+    pub(super) fn cpuid(
+        &self,
+        leaf: u32,
+        subleaf: Option<u32>,
+    ) -> Result<Option<[u32; 4]>, kvm_ops::Error> {
+        self.td()?.cpuid(leaf, subleaf)
+    }
+
+    pub(super) fn add_page(
+        &mut self,
+        gpa: u64,
+        contents: &[u8; 4096],
+        measured: bool,
+    ) -> Result<(), kvm_ops::Error> {
+        self.vm.add_initial_page(&InitialPage {
+            gpa: Gpa::new(gpa),
+            contents,
+            kind: match measured {
+                true => InitialPageKind::Measured,
+                false => InitialPageKind::Unmeasured,
+            },
+        })
+    }
+
+    /// Makes frames of a slot private or shared. Private pages of frames that become shared are lost.
+    pub(super) fn convert(
+        &self,
+        mut first: u64,
+        mut pages: u64,
+        to: Privacy,
+    ) -> Result<(), kvm_ops::Error> {
+        while pages != 0 {
+            let done = self.vm.set_memory_attributes(Gfn::new(first), pages, to)?;
+            (first, pages) = (first + done, pages - done);
+        }
+        Ok(())
+    }
+}
