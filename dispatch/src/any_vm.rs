@@ -1,8 +1,12 @@
 //! The main.c of this project: one enum, and for each operation a `match` that sends it to the
 //! technology that holds the VM.
 
+#[cfg(all(feature = "kvm", any(feature = "tdx", feature = "sev")))]
+use kvm_ops_core::VmPort;
 use kvm_ops_core::{Host, backend_enum};
 
+#[cfg(all(feature = "kvm", any(feature = "tdx", feature = "sev")))]
+use kvm_ops_held::{HeldVcpu, HeldVm};
 #[cfg(feature = "sev")]
 use kvm_ops_sev::{SevVcpu, SevVm};
 #[cfg(feature = "svm")]
@@ -22,6 +26,9 @@ backend_enum! {
         Vmx(VmxVm<H>),
         #[cfg(feature = "tdx")]
         Tdx(TdxVm<H>),
+        /// A TD that the system below holds, by commands.
+        #[cfg(all(feature = "kvm", feature = "tdx"))]
+        Held(HeldVm<H>),
     }
 
     /// A vCPU of [`IntelVm`].
@@ -30,6 +37,8 @@ backend_enum! {
         Vmx(VmxVcpu<H>),
         #[cfg(feature = "tdx")]
         Tdx(TdxVcpu<H>),
+        #[cfg(all(feature = "kvm", feature = "tdx"))]
+        Held(HeldVcpu<<<H as Host>::Vm as VmPort>::Vcpu>),
     }
 
     #![cfg(any(feature = "svm", feature = "sev"))]
@@ -41,6 +50,9 @@ backend_enum! {
         Svm(SvmVm<H>),
         #[cfg(feature = "sev")]
         Sev(SevVm<H>),
+        /// An SEV, SEV-ES or SNP guest that the system below holds, by commands.
+        #[cfg(all(feature = "kvm", feature = "sev"))]
+        Held(HeldVm<H>),
     }
 
     /// A vCPU of [`AmdVm`].
@@ -49,6 +61,8 @@ backend_enum! {
         Svm(SvmVcpu<H>),
         #[cfg(feature = "sev")]
         Sev(SevVcpu<H>),
+        #[cfg(all(feature = "kvm", feature = "sev"))]
+        Held(HeldVcpu<<<H as Host>::Vm as VmPort>::Vcpu>),
     }
 
     /// A VM of any technology that this build has. [`create`](crate::create) chooses which, once.
@@ -56,7 +70,8 @@ backend_enum! {
     /// Vendor first, then technology: two compares, the first of which a real host's processor
     /// always predicts, because a host has one vendor's VMs. Four arms in one enum would be a jump
     /// table, an indirect branch ([the benchmarks](crate::manual::benchmarks)). With one vendor's features the outer enum
-    /// has one variant and costs nothing.
+    /// has one variant and costs nothing. The feature `kvm` adds a variant to each vendor, for the VMs that the kernel
+    /// holds, and a third compare for those.
     #[derive(Debug)]
     pub enum AnyVm<H: Host> {
         #[cfg(any(feature = "vmx", feature = "tdx"))]

@@ -92,6 +92,16 @@ pub fn create_back_end<H: Host>(host: &H, config: &VmConfig) -> Result<AnyVm<H>>
 
 fn choose<H: Host>(host: &H, tech: Tech, id: VmId, params: &VmParams) -> Result<AnyVm<H>> {
     match tech {
+        #[cfg(all(feature = "kvm", feature = "tdx"))]
+        Tech::Tdx if host.holds(tech) => {
+            let held = crate::held::HeldVm::create(host, id, tech, params)?;
+            Ok(crate::IntelVm::from(held).into())
+        }
+        #[cfg(all(feature = "kvm", feature = "sev"))]
+        Tech::Sev | Tech::SevEs | Tech::SevSnp if host.holds(tech) => {
+            let held = crate::held::HeldVm::create(host, id, tech, params)?;
+            Ok(crate::AmdVm::from(held).into())
+        }
         #[cfg(feature = "vmx")]
         Tech::Vmx => crate::vmx::VmxVm::create(host, id, params).map(AnyVm::from),
         #[cfg(feature = "tdx")]

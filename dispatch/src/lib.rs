@@ -42,6 +42,8 @@ mod fleet_vm;
 pub use fleet_vm::{FleetVcpu, FleetVm};
 
 #[cfg(feature = "kvm")]
+pub use kvm_ops_held as held;
+#[cfg(feature = "kvm")]
 pub use kvm_ops_kvm as kvm;
 #[cfg(feature = "tdx")]
 pub use kvm_ops_mmu as mmu;

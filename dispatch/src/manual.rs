@@ -15,6 +15,7 @@ macro_rules! links {
          [guest-testing.md]: crate::manual::guest_testing\n\
          [guest.md]: crate::manual::guest\n\
          [hostile-host.md]: crate::manual::hostile_host\n\
+         [kvm-client.md]: crate::manual::kvm_client\n\
          [machine-code.md]: crate::manual::machine_code\n\
          [measurement.md]: crate::manual::measurement\n\
          [migration.md]: crate::manual::migration\n\
@@ -59,6 +60,7 @@ pages! {
     guest: "docs/guest.md";
     guest_testing: "docs/guest-testing.md";
     hostile_host: "docs/hostile-host.md";
+    kvm_client: "docs/kvm-client.md";
     machine_code: "docs/machine-code.md";
     measurement: "docs/measurement.md";
     migration: "docs/migration.md";

@@ -124,14 +124,14 @@ fn attempt(host: &KvmHost, name: &str) -> Option<Result<()>> {
             vm.create_guest_memfd(0x1000, 0).map(drop)
         }),
         "KVM_CAP_MEMORY_ATTRIBUTES" => on(Irqchip::None, |vm| {
-            sys::set_private(vm.fd(), NOWHERE.get(), 0x1000)
+            sys::set_attributes(vm.fd(), NOWHERE.get(), 0x1000, true)
         }),
         "KVM_CAP_PRE_FAULT_MEMORY" => on(Irqchip::None, |vm| {
             let vcpu = vm.create_vcpu(VcpuId(0))?;
             match sys::pre_fault(vcpu.fd(), NOWHERE.get(), 0x1000) {
                 // No slot is there, which only a kernel with the operation finds out.
                 Err(error) if error.errno() == libc::ENOENT => Ok(()),
-                result => result,
+                result => result.map(drop),
             }
         }),
         "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM" => context_from(host, KVM_CAP_VM_COPY_ENC_CONTEXT_FROM),

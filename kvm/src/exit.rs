@@ -6,9 +6,12 @@ use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_HYPERCALL, KVM_EXIT_INTERNAL_ERROR,
     KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MEMORY_FAULT,
     KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_X86_RDMSR,
-    KVM_EXIT_X86_WRMSR, KVM_MEMORY_EXIT_FLAG_PRIVATE, kvm_run,
+    KVM_EXIT_X86_WRMSR, KVM_MEMORY_EXIT_FLAG_PRIVATE, kvm_run, kvm_run__bindgen_ty_1,
 };
-use kvm_ops::{Answer, Error, Exit, Field, Gpa, Privacy, Result};
+use kvm_ops::{Answer, Error, Exit, Field, Gpa, Privacy, Result, TdxRequest};
+use kvm_ops_uapi::U64;
+use kvm_ops_uapi::run::{SnpReqCerts, TdxExit, exit_reason};
+use kvm_ops_uapi::tdx::tdvmcall;
 
 use crate::run_page::RunPage;
 
@@ -24,6 +27,17 @@ macro_rules! field {
         // the union has the size of its largest field. The exit reason names the field that the
         // kernel filled; another one would give wrong numbers and nothing worse.
         unsafe { $($access)+ }
+    }};
+}
+
+/// A structure of an exit that the bindings do not have yet, at the start of the union.
+macro_rules! newer {
+    ($detail:ident as $Name:ty) => {{
+        const { assert!(size_of::<$Name>() <= size_of::<kvm_run__bindgen_ty_1>()) };
+        let detail: *mut kvm_run__bindgen_ty_1 = &raw mut *$detail;
+        // SAFETY: the structure is not longer than the union that `detail` borrows, has an alignment of 1, and is made
+        // of integers, for which any bytes are valid.
+        unsafe { &mut *detail.cast::<$Name>() }
     }};
 }
 
@@ -136,6 +150,19 @@ pub(crate) unsafe fn decode(page: &RunPage) -> (Exit, DataRange) {
                 access: privacy(fault.flags & u64::from(KVM_MEMORY_EXIT_FLAG_PRIVATE)),
             }
         }
+        exit_reason::TDX => match tdx_request(newer!(detail as TdxExit)) {
+            Some(request) => Exit::Tdx(request),
+            None => return unknown,
+        },
+        exit_reason::SNP_REQ_CERTS => {
+            let certs = newer!(detail as SnpReqCerts);
+            // Zero, as the kernel leaves it, would say that they were written.
+            certs.ret = U64::new(libc::EIO as u64);
+            Exit::SnpCertificates {
+                gpa: Gpa::new(certs.gpa.get()),
+                pages: certs.npages.get(),
+            }
+        }
         KVM_EXIT_X86_RDMSR => {
             let msr = field!(&mut detail.msr);
             (msr.data, msr.error) = (0, 0);
@@ -168,6 +195,37 @@ pub(crate) unsafe fn decode(page: &RunPage) -> (Exit, DataRange) {
     (exit, DataRange::default())
 }
 
+/// The request of a TD. `None` for one that is not known. The kernel has set the answer for an embedder that gives
+/// none: what a host answers that does not offer the function.
+fn tdx_request(exit: &TdxExit) -> Option<TdxRequest> {
+    let word = |index: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&exit.call[8 * index..8 * index + 8]);
+        u64::from_le_bytes(bytes)
+    };
+    Some(match exit.nr.get() {
+        tdvmcall::GET_TD_VM_CALL_INFO => TdxRequest::GetTdVmCallInfo { leaf: word(1) },
+        tdvmcall::GET_QUOTE => TdxRequest::GetQuote {
+            gpa: Gpa::new(word(1)),
+            bytes: word(2),
+        },
+        tdvmcall::SETUP_EVENT_NOTIFY_INTERRUPT => TdxRequest::SetupEventNotify {
+            vector: u8::try_from(word(1)).ok()?,
+        },
+        _ => return None,
+    })
+}
+
+/// The answer to a request to convert memory that the kernel takes: 0, EINVAL or EAGAIN. Any other makes KVM_RUN fail
+/// (Linux 7.3).
+const fn map_gpa_answer(value: u64) -> u64 {
+    const EAGAIN: u64 = libc::EAGAIN as u64;
+    match value {
+        0 | EAGAIN => value,
+        _ => libc::EINVAL as u64,
+    }
+}
+
 const fn privacy(private: u64) -> Privacy {
     match private {
         0 => Privacy::Shared,
@@ -189,7 +247,30 @@ pub(crate) unsafe fn answer(page: &RunPage, exit: &Exit, answer: Answer) -> Resu
     // SAFETY: as in `decode`.
     let detail = unsafe { &mut (*page.run()).__bindgen_anon_1 };
     match answer {
-        Answer::Value(value) => field!(&mut detail.hypercall).ret = value,
+        Answer::Value(value) => {
+            field!(&mut detail.hypercall).ret = match exit {
+                Exit::MapGpaRange { .. } => map_gpa_answer(value),
+                _ => value,
+            };
+        }
+        Answer::Tdx { status, values } => {
+            newer!(detail as TdxExit).call[..8].copy_from_slice(&status.to_le_bytes());
+            if let Exit::Tdx(TdxRequest::GetTdVmCallInfo { .. }) = exit {
+                for (bytes, value) in newer!(detail as TdxExit).call[16..]
+                    .chunks_mut(8)
+                    .zip(values)
+                {
+                    bytes.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
+        Answer::SnpCertificates { errno, pages } => {
+            let certs = newer!(detail as SnpReqCerts);
+            certs.ret = U64::new(errno.into());
+            if errno == libc::ENOSPC as u32 {
+                certs.npages = U64::new(pages);
+            }
+        }
         Answer::Msr(value) => {
             let msr = field!(&mut detail.msr);
             (msr.data, msr.error) = (value, 0);
@@ -204,7 +285,7 @@ pub(crate) unsafe fn answer(page: &RunPage, exit: &Exit, answer: Answer) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvm_bindings::{KVM_EXIT_IO_IN, kvm_run__bindgen_ty_1};
+    use kvm_bindings::KVM_EXIT_IO_IN;
     use kvm_ops::ExitKind;
 
     /// A page as the kernel would leave it.
@@ -245,6 +326,7 @@ mod tests {
             (KVM_EXIT_SYSTEM_EVENT, ExitKind::SystemEvent),
             (KVM_EXIT_FAIL_ENTRY, ExitKind::FailEntry),
             (KVM_EXIT_INTERNAL_ERROR, ExitKind::InternalError),
+            (exit_reason::SNP_REQ_CERTS, ExitKind::SnpCertificates),
         ];
         for (reason, kind) in known {
             assert_eq!(exit(&page(reason, |_| {})).0.kind(), kind);
@@ -320,8 +402,8 @@ mod tests {
         // SAFETY: as above.
         let ret = || unsafe { (*call.run()).__bindgen_anon_1.hypercall.ret };
         assert_eq!(ret(), 0, "the default");
-        respond(&call, &exit, Answer::Value(22)).unwrap();
-        assert_eq!(ret(), 22);
+        respond(&call, &exit, Answer::Value(95)).unwrap();
+        assert_eq!(ret(), 95);
 
         let tdx = Answer::Tdx {
             status: 0,
@@ -336,6 +418,102 @@ mod tests {
         ] {
             let refused = Err(Error::Invalid(Field::Answer, exit.kind() as u64));
             assert_eq!(respond(page, exit, wrong), refused);
+        }
+    }
+
+    /// A page with an exit that the bindings do not have, as 64-bit words of the union.
+    fn newer_page(reason: u32, words: &[u64]) -> RunPage {
+        page(reason, |detail| {
+            // SAFETY: the words fit into the union, which is zeroed and nothing else uses.
+            unsafe {
+                (&raw mut *detail)
+                    .cast::<u64>()
+                    .copy_from_nonoverlapping(words.as_ptr(), words.len());
+            }
+        })
+    }
+
+    /// A 64-bit word of the union.
+    fn word(page: &RunPage, index: usize) -> u64 {
+        // SAFETY: inside of the page, whose union is aligned to 8 bytes and which nothing else uses.
+        unsafe { page.run().byte_add(32 + 8 * index).cast::<u64>().read() }
+    }
+
+    #[test]
+    fn the_requests_of_a_td_are_decoded_and_answered_at_their_places() {
+        const PRESET: u64 = 0x8000_0000_0000_0003;
+        let answer = Answer::Tdx {
+            status: 1,
+            values: [11, 12, 13, 14],
+        };
+        for (words, request) in [
+            (
+                &[0, 0x1_0000, 0, 1][..],
+                TdxRequest::GetTdVmCallInfo { leaf: 1 },
+            ),
+            (
+                &[0, 0x1_0002, PRESET, 0x8000, 0x4000],
+                TdxRequest::GetQuote {
+                    gpa: Gpa::new(0x8000),
+                    bytes: 0x4000,
+                },
+            ),
+            (
+                &[0, 0x1_0004, PRESET, 0x41],
+                TdxRequest::SetupEventNotify { vector: 0x41 },
+            ),
+        ] {
+            let page = newer_page(exit_reason::TDX, words);
+            let (seen, _) = exit(&page);
+            assert_eq!(seen, Exit::Tdx(request));
+            assert_eq!(word(&page, 2), words[2], "the kernel's default stays");
+            respond(&page, &seen, answer).unwrap();
+            assert_eq!(word(&page, 2), 1);
+            let values = [4, 5, 6, 7].map(|index| word(&page, index));
+            match request {
+                TdxRequest::GetTdVmCallInfo { .. } => assert_eq!(values, [11, 12, 13, 14]),
+                _ => assert_eq!(values[1..], [0; 3]),
+            }
+        }
+        for words in [[0, 0x1_0001, 0, 0], [0, 0x1_0004, 0, 256]] {
+            let unknown = Exit::Unknown {
+                reason: exit_reason::TDX,
+            };
+            let page = newer_page(exit_reason::TDX, &words);
+            assert_eq!(exit(&page).0, unknown);
+        }
+    }
+
+    #[test]
+    fn certificates_count_as_refused_until_they_are_answered_for() {
+        let page = newer_page(exit_reason::SNP_REQ_CERTS, &[0x9000, 2, 0]);
+        let (seen, _) = exit(&page);
+        let (gpa, pages) = (Gpa::new(0x9000), 2);
+        assert_eq!(seen, Exit::SnpCertificates { gpa, pages });
+        assert_eq!(word(&page, 2), 5, "EIO");
+        for (errno, pages, left) in [(0, 9, 2), (28, 4, 4), (11, 9, 4)] {
+            respond(&page, &seen, Answer::SnpCertificates { errno, pages }).unwrap();
+            assert_eq!((word(&page, 1), word(&page, 2)), (left, errno.into()));
+        }
+    }
+
+    #[test]
+    fn a_conversion_is_answered_as_the_kernel_takes_it() {
+        let page = page(KVM_EXIT_HYPERCALL, |detail| {
+            detail.hypercall.nr = HC_MAP_GPA_RANGE;
+        });
+        let (seen, _) = exit(&page);
+        for (answer, ret) in [
+            (0, 0),
+            (11, 11),
+            (22, 22),
+            (5, 22),
+            (95, 22),
+            (u64::MAX, 22),
+        ] {
+            respond(&page, &seen, Answer::Value(answer)).unwrap();
+            // SAFETY: nothing else uses the page.
+            assert_eq!(unsafe { (*page.run()).__bindgen_anon_1.hypercall.ret }, ret);
         }
     }
 

@@ -61,14 +61,14 @@ impl KvmHost {
     /// As [`open`](Self::open).
     pub fn open_path(path: &Path) -> Result<Self, OpenError> {
         let kvm = open::open(path)?;
-        let name = vendor::vendor_string();
-        let vendor = vendor::from_string(&name).ok_or(OpenError::UnknownVendor { name })?;
         let run_size = kvm
             .get_vcpu_mmap_size()
             .map_err(query("KVM_GET_VCPU_MMAP_SIZE"))?;
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(query("KVM_GET_SUPPORTED_CPUID"))?;
+        let name = vendor_of(&cpuid);
+        let vendor = vendor::from_string(&name).ok_or(OpenError::UnknownVendor { name })?;
         let list = kvm
             .get_msr_index_list()
             .map_err(query("KVM_GET_MSR_INDEX_LIST"))?;
@@ -150,6 +150,15 @@ impl KvmHost {
     }
 }
 
+/// The vendor of the guests that this KVM holds, which is that of its processors. KVM's answer counts, because
+/// programs may have a KVM under them that is not the processor's.
+fn vendor_of(cpuid: &CpuId) -> String {
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0);
+    leaf.map_or_else(vendor::vendor_string, |leaf| {
+        vendor::name_of([leaf.eax, leaf.ebx, leaf.ecx, leaf.edx])
+    })
+}
+
 fn query(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> OpenError {
     move |error| OpenError::Query {
         call,
@@ -183,7 +192,11 @@ impl Host for KvmHost {
         if params.vcpus as usize > self.inner.kvm.get_max_vcpus() {
             return Err(Error::Invalid(Field::VcpuCount, params.vcpus.into()));
         }
-        KvmVm::new(self.clone(), self.create_fd(tech)?, params)
+        KvmVm::new(self.clone(), self.create_fd(tech)?, tech, params)
+    }
+
+    fn holds(&self, tech: Tech) -> bool {
+        matches!(tech, Tech::Sev | Tech::SevEs | Tech::SevSnp)
     }
 }
 

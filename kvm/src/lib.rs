@@ -14,6 +14,7 @@ mod devices;
 mod error;
 mod events;
 mod exit;
+mod held;
 mod host;
 mod irq;
 mod kick;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_DESTROY_MEMORY_REGION_WORKS, KVM_CAP_EXT_CPUID,
-    KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_USER_MEMORY, KVM_CAP_VCPU_EVENTS,
+    KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_USER_MEMORY,
 };
 use kvm_ioctls::Kvm;
 
@@ -119,14 +119,13 @@ impl OpenError {
 }
 
 /// The capabilities that are always needed. `KVM_CAP_IMMEDIATE_EXIT` (Linux 4.11) is the youngest.
-const REQUIRED: [(&str, u32); 5] = [
+const REQUIRED: [(&str, u32); 4] = [
     ("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY),
     (
         "KVM_CAP_DESTROY_MEMORY_REGION_WORKS",
         KVM_CAP_DESTROY_MEMORY_REGION_WORKS,
     ),
     ("KVM_CAP_EXT_CPUID", KVM_CAP_EXT_CPUID),
-    ("KVM_CAP_VCPU_EVENTS", KVM_CAP_VCPU_EVENTS),
     ("KVM_CAP_IMMEDIATE_EXIT", KVM_CAP_IMMEDIATE_EXIT),
 ];
 

@@ -10,7 +10,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region2,
 };
 use kvm_ioctls::{Cap, VmFd};
-use kvm_ops::{Call, Error, Field, MemSlot, Result, SlotId};
+use kvm_ops::{Call, Error, Field, Gpa, MemSlot, Result, SlotId};
 
 use crate::error::{host_lacks, sys};
 
@@ -20,6 +20,52 @@ pub(crate) struct Slots(Mutex<BTreeMap<SlotId, MemSlot>>);
 impl Slots {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SlotId, MemSlot>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The slot of that number.
+    pub(crate) fn get(&self, id: SlotId) -> Option<MemSlot> {
+        self.lock().get(&id).copied()
+    }
+
+    /// The slot that covers an address, and the offset of the address in it.
+    pub(crate) fn covering(&self, gpa: Gpa) -> Option<(MemSlot, u64)> {
+        let slots = self.lock();
+        let offset = |slot: &MemSlot| gpa.get().checked_sub(slot.gpa.get());
+        let mut covering = slots
+            .values()
+            .filter_map(|slot| Some((*slot, offset(slot)?)));
+        covering.find(|(slot, offset)| *offset < slot.bytes())
+    }
+
+    /// True if one slot lends the guest that host memory, for writing too.
+    pub(crate) fn lends(&self, address: u64, bytes: u64) -> bool {
+        let slots = self.lock();
+        let mut writable = slots.values().filter(|slot| !slot.flags.read_only);
+        writable.any(|slot| {
+            let offset = address.checked_sub(slot.host.address());
+            offset.is_some_and(|offset| {
+                offset <= slot.bytes() && bytes != 0 && bytes <= slot.bytes() - offset
+            })
+        })
+    }
+
+    /// Calls `body` for each part of slots in a range: the slot, the offset of the part, and its bytes.
+    pub(crate) fn each_part(
+        &self,
+        gpa: u64,
+        bytes: u64,
+        mut body: impl FnMut(&MemSlot, u64, u64) -> Result<()>,
+    ) -> Result<()> {
+        let end = gpa.saturating_add(bytes);
+        for slot in self.lock().values() {
+            let start = slot.gpa.get();
+            let from = gpa.max(start);
+            let to = end.min(start.saturating_add(slot.bytes()));
+            if from < to {
+                body(slot, from - start, to - from)?;
+            }
+        }
+        Ok(())
     }
 
     /// Creates a slot or changes its flags.

@@ -1,5 +1,7 @@
 //! The ioctls that kvm-ioctls does not wrap.
 
+use std::os::fd::AsRawFd;
+
 use kvm_bindings::{
     KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr,
     kvm_interrupt, kvm_memory_attributes, kvm_pre_fault_memory, kvm_xsave,
@@ -103,20 +105,24 @@ fn tsc_offset_at(value: *const u64) -> kvm_device_attr {
     }
 }
 
-/// Marks a range as private (`KVM_SET_MEMORY_ATTRIBUTES`), without an answer beyond yes or no.
-pub(crate) fn set_private(vm: &VmFd, gpa: u64, bytes: u64) -> Result<()> {
+/// Marks a range as private or takes that mark away (`KVM_SET_MEMORY_ATTRIBUTES`).
+pub(crate) fn set_attributes(vm: &VmFd, gpa: u64, bytes: u64, private: bool) -> Result<()> {
     let request = kvm_memory_attributes {
         address: gpa,
         size: bytes,
-        attributes: KVM_MEMORY_ATTRIBUTE_PRIVATE.into(),
+        attributes: match private {
+            true => KVM_MEMORY_ATTRIBUTE_PRIVATE.into(),
+            false => 0,
+        },
         flags: 0,
     };
     vm.set_memory_attributes(request)
         .map_err(|error| from_errno(Call::SetMemoryAttributes, error.errno()))
 }
 
-/// Maps pages before the guest touches them (`KVM_PRE_FAULT_MEMORY`).
-pub(crate) fn pre_fault(vcpu: &VcpuFd, gpa: u64, bytes: u64) -> Result<()> {
+/// Maps pages before the guest touches them (`KVM_PRE_FAULT_MEMORY`). Returns the bytes that are left, because a
+/// failure after the first page is a success.
+pub(crate) fn pre_fault(vcpu: &impl AsRawFd, gpa: u64, bytes: u64) -> Result<u64> {
     let mut range = kvm_pre_fault_memory {
         gpa,
         size: bytes,
@@ -124,5 +130,6 @@ pub(crate) fn pre_fault(vcpu: &VcpuFd, gpa: u64, bytes: u64) -> Result<()> {
     };
     // SAFETY: the kernel reads and writes `range`, which has the size in the ioctl's number.
     let ret = unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY(), &mut range) };
-    done(Call::PreFaultMemory, ret)
+    done(Call::PreFaultMemory, ret)?;
+    Ok(range.size)
 }

@@ -13,9 +13,13 @@ pub(crate) fn cpuid(leaf: u32) -> [u32; 4] {
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
-/// The vendor string of CPUID leaf 0: EBX, EDX, ECX in this order (SDM vol. 2, CPUID).
+/// The vendor string of the processor.
 pub(crate) fn vendor_string() -> String {
-    let [_, ebx, ecx, edx] = cpuid(0);
+    name_of(cpuid(0))
+}
+
+/// The vendor string in CPUID leaf 0: EBX, EDX, ECX in this order (SDM vol. 2, CPUID).
+pub(crate) fn name_of([_, ebx, ecx, edx]: [u32; 4]) -> String {
     let bytes: Vec<u8> = [ebx, edx, ecx]
         .into_iter()
         .flat_map(u32::to_le_bytes)

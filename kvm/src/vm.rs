@@ -1,7 +1,7 @@
 //! A VM of the kernel.
 
 use std::fmt;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -13,13 +13,14 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, VmFd};
 use kvm_ops::{
-    Call, DevicePort, Error, Field, Gpa, Irqchip, MemSlot, PAGE_SIZE, Result, VcpuId, VmParams,
-    VmPort,
+    Call, DevicePort, EncRegion, Error, Field, Gpa, HeldPort, Irqchip, MemSlot, Missing, PAGE_SIZE,
+    Result, Tech, VcpuId, VmParams, VmPort,
 };
 
 use crate::devices::Routes;
 use crate::error::{from_errno, host_lacks, sys};
 use crate::events::EventParts;
+use crate::held::Held;
 use crate::slots::Slots;
 use crate::sys::XSAVE_BYTES;
 use crate::{KvmHost, KvmVcpu, irq};
@@ -43,6 +44,11 @@ pub(crate) struct VmInner {
     pub(crate) host: KvmHost,
     pub(crate) fd: VmFd,
     pub(crate) params: VmParams,
+    tech: Tech,
+    /// The state of a confidential VM that the kernel holds.
+    held: Option<Held>,
+    /// A descriptor of the first vCPU, for calls on any vCPU.
+    first_vcpu: OnceLock<OwnedFd>,
     /// The optional parts of `struct kvm_vcpu_events` that are switched on.
     pub(crate) event_parts: EventParts,
     xsave_bytes: OnceLock<usize>,
@@ -56,7 +62,8 @@ pub(crate) struct VmInner {
 }
 
 impl KvmVm {
-    pub(crate) fn new(host: KvmHost, fd: VmFd, params: &VmParams) -> Result<Self> {
+    pub(crate) fn new(host: KvmHost, fd: VmFd, tech: Tech, params: &VmParams) -> Result<Self> {
+        let held = Held::new(&host, tech, params)?;
         disable_quirks(&fd)?;
         create_irqchip(&fd, params)?;
         let event_parts = EventParts {
@@ -69,6 +76,9 @@ impl KvmVm {
                 host,
                 fd,
                 params: params.clone(),
+                tech,
+                held,
+                first_vcpu: OnceLock::new(),
                 slots: Slots::default(),
                 routes: Routes::default(),
                 event_parts,
@@ -99,6 +109,60 @@ impl KvmVm {
     pub(crate) fn has_vcpu(&self, id: VcpuId) -> bool {
         let created = self.inner.created.get(id.0 as usize);
         created.is_some_and(|created| created.load(Ordering::Acquire))
+    }
+
+    /// The state of a confidential VM.
+    pub(crate) fn held_state(&self) -> Result<&Held> {
+        let missing = Error::unsupported(Missing::HostTech, self.inner.tech);
+        self.inner.held.as_ref().ok_or(missing)
+    }
+
+    pub(crate) fn slots(&self) -> &Slots {
+        &self.inner.slots
+    }
+
+    /// The first vCPU, as soon as there is one.
+    pub(crate) fn first_vcpu(&self) -> Option<&OwnedFd> {
+        self.inner.first_vcpu.get()
+    }
+
+    /// Keeps a descriptor of the first vCPU of a confidential VM.
+    fn note_vcpu(&self, vcpu: &KvmVcpu) -> Result<()> {
+        if self.inner.held.is_none() || self.first_vcpu().is_some() {
+            return Ok(());
+        }
+        // SAFETY: the vCPU's descriptor is open as long as `vcpu` is borrowed.
+        let fd = unsafe { BorrowedFd::borrow_raw(vcpu.fd().as_raw_fd()) };
+        let fd = fd
+            .try_clone_to_owned()
+            .map_err(|error| from_errno(Call::CreateVcpu, error.raw_os_error().unwrap_or(0)))?;
+        // If another vCPU was faster, that one serves as well.
+        let _ = self.inner.first_vcpu.set(fd);
+        Ok(())
+    }
+
+    /// Sets a slot whose memory is encrypted in place, and declares its memory.
+    fn set_pinned_slot(&self, slot: &MemSlot) -> Result<()> {
+        let is_new = self.slots().get(slot.id).is_none();
+        self.slots().set(self.fd(), slot)?;
+        if !is_new {
+            return Ok(());
+        }
+        let registered = self.register_region(region_of(slot));
+        registered.map_err(|failure| {
+            // A slot that may be moved in memory is not fit for the guest. `close` deletes what is left.
+            let _ = self.slots().delete(self.fd(), slot);
+            failure.error
+        })
+    }
+
+    fn delete_pinned_slot(&self, slot: &MemSlot) -> Result<()> {
+        self.slots().delete(self.fd(), slot)?;
+        if let Err(failure) = self.unregister_region(region_of(slot)) {
+            // The memory stays pinned until the VM ends.
+            tracing::warn!(slot = slot.id.0, error = %failure.error, "memory not unpinned");
+        }
+        Ok(())
     }
 
     /// The host of the VM.
@@ -197,7 +261,14 @@ fn create_irqchip(fd: &VmFd, params: &VmParams) -> Result<()> {
     Ok(())
 }
 
-fn enable(fd: &VmFd, cap: u32, arg: u64) -> Result<()> {
+fn region_of(slot: &MemSlot) -> EncRegion {
+    EncRegion {
+        address: slot.host.address(),
+        bytes: slot.bytes(),
+    }
+}
+
+pub(crate) fn enable(fd: &VmFd, cap: u32, arg: u64) -> Result<()> {
     let request = kvm_enable_cap {
         cap,
         args: [arg, 0, 0, 0],
@@ -216,6 +287,7 @@ impl VmPort for KvmVm {
         };
         let vcpu = KvmVcpu::new(self.inner.clone(), id)?;
         created.store(true, Ordering::Release);
+        self.note_vcpu(&vcpu)?;
         Ok(vcpu)
     }
 
@@ -225,20 +297,38 @@ impl VmPort for KvmVm {
     /// [`Error::HostLacks`] for read-only or private memory that the host does not offer.
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
         tracing::debug!(slot = slot.id.0, gpa = %slot.gpa, bytes = slot.bytes(), "slot set");
-        self.inner.slots.set(&self.inner.fd, slot)
+        match &self.inner.held {
+            Some(held) if held.has_private_memory() => held.files.set(self, slot),
+            Some(_) => self.set_pinned_slot(slot),
+            None => self.slots().set(self.fd(), slot),
+        }
     }
 
     /// # Errors
     /// [`Error::NotFound`] unless this very slot was set: number, place and memory.
     fn delete_memory_slot(&self, slot: &MemSlot) -> Result<()> {
         tracing::debug!(slot = slot.id.0, gpa = %slot.gpa, "slot deleted");
-        self.inner.slots.delete(&self.inner.fd, slot)
+        match &self.inner.held {
+            Some(held) if held.has_private_memory() => held.files.delete(self, slot),
+            Some(_) => self.delete_pinned_slot(slot),
+            None => self.slots().delete(self.fd(), slot),
+        }
     }
 
     /// # Errors
     /// As in the trait, and [`Error::NotFound`] for a slot that was not set here.
     fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
-        self.inner.slots.dirty_log(&self.inner.fd, slot, bitmap)
+        match &self.inner.held {
+            Some(held) => {
+                let backed = held.files.backed(slot);
+                self.slots().dirty_log(self.fd(), &backed, bitmap)
+            }
+            None => self.slots().dirty_log(self.fd(), slot, bitmap),
+        }
+    }
+
+    fn held(&self) -> Option<&dyn HeldPort> {
+        self.inner.held.as_ref().map(|_| self as &dyn HeldPort)
     }
 
     /// The kernel accepts the address even if it does not need the pages ("unrestricted guest", AMD),

@@ -220,8 +220,60 @@ texts! {
         SetGuestDebug => "KVM_SET_GUEST_DEBUG",
         /// `KVM_ENABLE_CAP`.
         EnableCap => "KVM_ENABLE_CAP",
-        /// `KVM_MEMORY_ENCRYPT_OP`.
+        /// `KVM_MEMORY_ENCRYPT_OP` with a command that is not named below.
         MemoryEncryptOp => "KVM_MEMORY_ENCRYPT_OP",
+        /// `KVM_MEMORY_ENCRYPT_REG_REGION`.
+        RegisterRegion => "KVM_MEMORY_ENCRYPT_REG_REGION",
+        /// `KVM_MEMORY_ENCRYPT_UNREG_REGION`.
+        UnregisterRegion => "KVM_MEMORY_ENCRYPT_UNREG_REGION",
+        /// `open` of `/dev/sev`.
+        OpenSev => "open of /dev/sev",
+        /// `KVM_SEV_INIT2`.
+        SevInit2 => "KVM_SEV_INIT2",
+        /// `KVM_SEV_LAUNCH_START`.
+        SevLaunchStart => "KVM_SEV_LAUNCH_START",
+        /// `KVM_SEV_LAUNCH_UPDATE_DATA`.
+        SevLaunchUpdateData => "KVM_SEV_LAUNCH_UPDATE_DATA",
+        /// `KVM_SEV_LAUNCH_UPDATE_VMSA`.
+        SevLaunchUpdateVmsa => "KVM_SEV_LAUNCH_UPDATE_VMSA",
+        /// `KVM_SEV_LAUNCH_SECRET`.
+        SevLaunchSecret => "KVM_SEV_LAUNCH_SECRET",
+        /// `KVM_SEV_LAUNCH_MEASURE`.
+        SevLaunchMeasure => "KVM_SEV_LAUNCH_MEASURE",
+        /// `KVM_SEV_LAUNCH_FINISH`.
+        SevLaunchFinish => "KVM_SEV_LAUNCH_FINISH",
+        /// `KVM_SEV_GUEST_STATUS`.
+        SevGuestStatus => "KVM_SEV_GUEST_STATUS",
+        /// `KVM_SEV_DBG_DECRYPT`.
+        SevDbgDecrypt => "KVM_SEV_DBG_DECRYPT",
+        /// `KVM_SEV_DBG_ENCRYPT`.
+        SevDbgEncrypt => "KVM_SEV_DBG_ENCRYPT",
+        /// `KVM_SEV_GET_ATTESTATION_REPORT`.
+        SevAttestationReport => "KVM_SEV_GET_ATTESTATION_REPORT",
+        /// `KVM_SEV_SNP_LAUNCH_START`.
+        SnpLaunchStart => "KVM_SEV_SNP_LAUNCH_START",
+        /// `KVM_SEV_SNP_LAUNCH_UPDATE`.
+        SnpLaunchUpdate => "KVM_SEV_SNP_LAUNCH_UPDATE",
+        /// `KVM_SEV_SNP_LAUNCH_FINISH`.
+        SnpLaunchFinish => "KVM_SEV_SNP_LAUNCH_FINISH",
+        /// `KVM_ENABLE_CAP` with `KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`.
+        MoveContext => "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM",
+        /// `KVM_ENABLE_CAP` with `KVM_CAP_VM_COPY_ENC_CONTEXT_FROM`.
+        CopyContext => "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM",
+        /// `KVM_TDX_CAPABILITIES`.
+        TdxCapabilities => "KVM_TDX_CAPABILITIES",
+        /// `KVM_TDX_INIT_VM`.
+        TdxInitVm => "KVM_TDX_INIT_VM",
+        /// `KVM_TDX_INIT_VCPU`.
+        TdxInitVcpu => "KVM_TDX_INIT_VCPU",
+        /// `KVM_TDX_INIT_MEM_REGION`.
+        TdxInitMemRegion => "KVM_TDX_INIT_MEM_REGION",
+        /// `KVM_TDX_FINALIZE_VM`.
+        TdxFinalizeVm => "KVM_TDX_FINALIZE_VM",
+        /// `KVM_TDX_GET_CPUID`.
+        TdxGetCpuid => "KVM_TDX_GET_CPUID",
+        /// `fallocate` with `FALLOC_FL_PUNCH_HOLE`.
+        PunchHole => "fallocate(PUNCH_HOLE)",
         /// `mmap`.
         Mmap => "mmap",
         /// `close`.

@@ -95,6 +95,14 @@ pub enum Exit {
         /// The value.
         value: u64,
     },
+    /// An SNP guest asked for a report with the certificates of the host's keys, and they shall be written to shared
+    /// memory (`KVM_EXIT_SNP_REQ_CERTS`). Answer with [`Answer::SnpCertificates`].
+    SnpCertificates {
+        /// The first page.
+        gpa: Gpa,
+        /// The number of 4 KiB pages that the guest has for them.
+        pages: u64,
+    },
     /// A single step, breakpoint or watchpoint of guest debugging.
     Debug {
         /// The address of the instruction.
@@ -147,6 +155,13 @@ pub enum Answer {
     Msr(u64),
     /// #GP for [`Exit::ReadMsr`] or [`Exit::WriteMsr`].
     InjectGp,
+    /// The result of [`Exit::SnpCertificates`]. The default is `EIO`.
+    SnpCertificates {
+        /// 0 if they were written; a positive errno otherwise: `ENOSPC`, `EAGAIN` or `EIO`.
+        errno: u32,
+        /// With `ENOSPC` the number of pages that they need.
+        pages: u64,
+    },
 }
 
 impl Answer {
@@ -157,6 +172,7 @@ impl Answer {
             Self::Tdx { .. } => matches!(exit, ExitKind::Tdx),
             Self::Msr(_) => matches!(exit, ExitKind::ReadMsr),
             Self::InjectGp => matches!(exit, ExitKind::ReadMsr | ExitKind::WriteMsr),
+            Self::SnpCertificates { .. } => matches!(exit, ExitKind::SnpCertificates),
         }
     }
 }
@@ -203,6 +219,7 @@ impl Exit {
             Self::Tdx(_) => ExitKind::Tdx,
             Self::ReadMsr { .. } => ExitKind::ReadMsr,
             Self::WriteMsr { .. } => ExitKind::WriteMsr,
+            Self::SnpCertificates { .. } => ExitKind::SnpCertificates,
             Self::Debug { .. } => ExitKind::Debug,
             Self::SystemEvent { .. } => ExitKind::SystemEvent,
             Self::FailEntry { .. } => ExitKind::FailEntry,
@@ -232,6 +249,7 @@ pub enum ExitKind {
     Tdx,
     ReadMsr,
     WriteMsr,
+    SnpCertificates,
     Debug,
     SystemEvent,
     FailEntry,
@@ -241,7 +259,7 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// Every kind, in the order of its number.
-    pub const ALL: [ExitKind; 19] = [
+    pub const ALL: [ExitKind; 20] = [
         Self::IoIn,
         Self::IoOut,
         Self::MmioRead,
@@ -256,6 +274,7 @@ impl ExitKind {
         Self::Tdx,
         Self::ReadMsr,
         Self::WriteMsr,
+        Self::SnpCertificates,
         Self::Debug,
         Self::SystemEvent,
         Self::FailEntry,
@@ -280,6 +299,7 @@ impl ExitKind {
             Self::Tdx => "tdx",
             Self::ReadMsr => "read-msr",
             Self::WriteMsr => "write-msr",
+            Self::SnpCertificates => "snp-certificates",
             Self::Debug => "debug",
             Self::SystemEvent => "system-event",
             Self::FailEntry => "fail-entry",

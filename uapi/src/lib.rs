@@ -16,6 +16,7 @@ pub mod psp;
 pub mod run;
 pub mod sev;
 pub mod state;
+pub mod status;
 pub mod system;
 pub mod tdx;
 pub mod vm;

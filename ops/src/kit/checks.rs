@@ -293,8 +293,14 @@ fn slots<S: Subject>(subject: &mut S) -> Outcome {
             let mut read_only = slot;
             read_only.flags.read_only = true;
             said("delete_memory_slot", vm.delete_memory_slot(&slot))?;
-            said("set_memory_slot read-only", vm.set_memory_slot(&read_only))?;
-            said("delete_memory_slot", vm.delete_memory_slot(&read_only))?;
+            match vm.set_memory_slot(&read_only) {
+                // Not every host has them for every technology; then the slot is not there.
+                Err(Error::HostLacks(_)) => {}
+                set => {
+                    said("set_memory_slot read-only", set)?;
+                    said("delete_memory_slot", vm.delete_memory_slot(&read_only))?;
+                }
+            }
             expect(
                 "slot deleted twice is refused",
                 vm.delete_memory_slot(&slot).is_err(),

@@ -31,6 +31,13 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// ask for; otherwise the answer of the system.
     fn create_vm(&self, tech: Tech, params: &VmParams) -> Result<Self::Vm>;
 
+    /// True if the system below holds confidential VMs of that technology itself, as Linux does
+    /// ([`HeldPort`](super::HeldPort)). Otherwise a back end holds them, by the ports below.
+    fn holds(&self, tech: Tech) -> bool {
+        let _ = tech;
+        false
+    }
+
     /// The kind of code that vCPUs of this host execute.
     fn runs(&self) -> Runs {
         Runs::Processor

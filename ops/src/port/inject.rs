@@ -8,7 +8,7 @@ use core::fmt;
 use spin::Mutex;
 
 use super::{
-    DevicePort, Host, NestedFaults, PagePort, PspPort, Runs, SeamPort, SeamRegs, SevPort,
+    DevicePort, HeldPort, Host, NestedFaults, PagePort, PspPort, Runs, SeamPort, SeamRegs, SevPort,
     SharedMemory, TdPort, VmPort,
 };
 use crate::guest::GuestProgram;
@@ -452,6 +452,18 @@ impl<P: VmPort> VmPort for FaultInjector<P> {
         self.port.take_guest(&from.port)
     }
 
+    fn move_context(&self, from: &Self) -> Result<()> {
+        self.port.move_context(&from.port)
+    }
+
+    fn copy_context(&self, owner: &Self) -> Result<()> {
+        self.port.copy_context(&owner.port)
+    }
+
+    fn held(&self) -> Option<&dyn HeldPort> {
+        self.port.held()
+    }
+
     fn td(&self) -> Option<&dyn TdPort> {
         self.port.td().map(|_| self as &dyn TdPort)
     }
@@ -620,6 +632,10 @@ where
         self.plan.check(FaultPlan::CREATE_VM, Error::NoMemory)?;
         let vm = self.host.create_vm(tech, params)?;
         Ok(FaultInjector::new(vm, self.plan.clone()))
+    }
+
+    fn holds(&self, tech: Tech) -> bool {
+        self.host.holds(tech)
     }
 
     fn runs(&self) -> Runs {

@@ -5,6 +5,7 @@
 //! and the AMD SP mailbox. A capability that a host lacks is a `None`, never a panic.
 
 mod device;
+mod held;
 mod host;
 mod inject;
 mod memory;
@@ -14,6 +15,7 @@ mod seam;
 mod vm;
 
 pub use device::{DevicePort, HostEvent, IoEvent, IoEventMatch, IrqEvent, Msi};
+pub use held::{HeldFailure, HeldPort};
 pub use host::{Host, Runs};
 pub use inject::{Fault, FaultInjector, FaultPlan, InjectedHost};
 pub use memory::PagePort;

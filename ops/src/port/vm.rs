@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
+use super::HeldPort;
 use crate::guest::GuestProgram;
 use crate::{
     Asid, DevicePort, Gfn, Gpa, Hpa, Level, MemSlot, Page, Result, SharedMask, VcpuId, VcpuOps,
@@ -11,7 +12,8 @@ use crate::{
 /// A VM of the machine below: memory slots and vCPUs, without the rules of any technology.
 ///
 /// A port that can hold confidential VMs offers their operations as capabilities:
-/// [`td`](Self::td), [`sev`](Self::sev). So are [`devices`](Self::devices).
+/// [`td`](Self::td), [`sev`](Self::sev), or [`held`](Self::held) where the system holds them itself. So are
+/// [`devices`](Self::devices).
 pub trait VmPort: Send + Sync + 'static {
     /// The vCPU of the machine, which answers every vCPU operation as the processor does.
     type Vcpu: VcpuOps + 'static;
@@ -86,6 +88,37 @@ pub trait VmPort: Send + Sync + 'static {
         // A machine that keeps nothing of a guest has nothing to hand over.
         let _ = from;
         Ok(())
+    }
+
+    /// Moves the encryption context of `from` to this VM, where the system below holds both
+    /// (`KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`). Afterwards `from` can only be closed.
+    ///
+    /// # Errors
+    /// The answer of the system. Nothing changed.
+    fn move_context(&self, from: &Self) -> Result<()>
+    where
+        Self: Sized,
+    {
+        let _ = from;
+        not_offered!("move_context")
+    }
+
+    /// Lets this VM use the encryption context of `owner`, where the system below holds both
+    /// (`KVM_CAP_VM_COPY_ENC_CONTEXT_FROM`).
+    ///
+    /// # Errors
+    /// The answer of the system. Nothing changed.
+    fn copy_context(&self, owner: &Self) -> Result<()>
+    where
+        Self: Sized,
+    {
+        let _ = owner;
+        not_offered!("copy_context")
+    }
+
+    /// The operations for a confidential VM that the system below holds itself, if this is one.
+    fn held(&self) -> Option<&dyn HeldPort> {
+        None
     }
 
     /// The operations for a TD, if the machine can hold TDs.

@@ -103,7 +103,10 @@ pub(crate) fn is_intel() -> bool {
 fn amd() -> Option<SimHost> {
     let control = std::fs::read_to_string("/sys/devices/system/cpu/smt/control");
     let smt = control.is_ok_and(|control| control.trim() == "on");
-    let platform = Platform::builder().smt(smt);
+    let mut platform = Platform::builder().smt(smt);
+    if let Ok(seed) = std::env::var("KVM_OPS_SEED") {
+        platform = platform.seed(seed.parse().ok()?);
+    }
     SimHost::builder(Vendor::Amd).sev(platform).build().ok()
 }
 

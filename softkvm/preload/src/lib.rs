@@ -7,3 +7,4 @@ mod files;
 mod log;
 mod memory;
 mod raw;
+mod stat;

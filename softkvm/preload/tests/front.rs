@@ -1,38 +1,17 @@
 //! The functions that the library replaces, called by an ordinary program: this test itself, run again
 //! with the library in front of libc.
 
+mod common;
+
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::process::Command;
 
+use common::inside;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::memory::{CreateGuestMemfd, gmem_flags};
 use kvm_ops_uapi::run::{MMAP_SIZE, exit_reason};
 use kvm_ops_uapi::{Errno, U64, cap};
 use libc::{c_int, c_void};
-
-/// Set in the second run.
-const INSIDE: &str = "KVM_OPS_INSIDE";
-
-/// Runs a test of this file again under the library. True in that run.
-fn inside(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let own = std::env::current_exe().expect("a path");
-    let output = Command::new(&own)
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
-        .env("KVM_OPS_WITH", "amd")
-        .env("LD_PRELOAD", own.with_file_name("libkvm_ops_preload.so"))
-        .output()
-        .expect("the test");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}{errors}");
-    assert!(text.contains("1 passed"), "{text}");
-    false
-}
 
 fn errno() -> Errno {
     Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))

@@ -46,6 +46,8 @@ pub struct Check {
     pub name: &'static str,
     /// What must hold.
     pub condition: &'static str,
+    /// The condition as the kernel's demand, for an error's text.
+    pub demand: &'static str,
     /// The errno where it does not.
     pub errno: Errno,
 }
@@ -58,6 +60,7 @@ impl fmt::Display for Check {
             name,
             condition,
             errno,
+            ..
         } = self;
         write!(
             f,
@@ -82,6 +85,7 @@ macro_rules! table {
                     number: $number,
                     name: stringify!($name),
                     condition: $condition,
+                    demand: concat!("the kernel demands that ", $condition),
                     errno: Errno::$errno,
                 };
             )*

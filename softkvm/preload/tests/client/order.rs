@@ -1,0 +1,133 @@
+//! The order of the calls of a launch. docs/kvm-client.md explains where it differs from QEMU's.
+
+use kvm_ops::{SevParams, Tech, VcpuId, create};
+
+use crate::common::again;
+use crate::guest::*;
+
+/// The calls that matter to a launch, in a line each.
+fn calls(log: &str) -> Vec<String> {
+    const MATTER: [&str; 9] = [
+        "KVM_CREATE_VM",
+        "KVM_CREATE_VCPU",
+        "KVM_ENABLE_CAP",
+        "KVM_MEMORY_ENCRYPT_",
+        "KVM_SET_USER_MEMORY_REGION",
+        "KVM_CREATE_GUEST_MEMFD",
+        "KVM_SET_MEMORY_ATTRIBUTES",
+        "KVM_SET_CPUID2",
+        "KVM_RUN",
+    ];
+    let mut calls: Vec<String> = Vec::new();
+    for line in log.lines() {
+        let Some((call, _)) = line.split_once(" = ") else {
+            continue;
+        };
+        let mut parts = call.splitn(3, ", ");
+        let (_, Some(name), argument) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        if !MATTER.iter().any(|matter| name.starts_with(matter)) {
+            continue;
+        }
+        let argument = argument.unwrap_or_default().trim_end_matches(')');
+        let command = argument.split(' ').next().unwrap_or_default();
+        let text = match name {
+            "KVM_MEMORY_ENCRYPT_OP" => command.trim_matches(['{', ',']).to_owned(),
+            name => name.to_owned(),
+        };
+        // Pages and vCPUs repeat.
+        if calls.last() != Some(&text) {
+            calls.push(text);
+        }
+    }
+    calls
+}
+
+fn launch(tech: Tech) {
+    let memory = memory();
+    let mut vm = create(&host(), &config(tech, SevParams::default())).unwrap();
+    vm.set_memory_slot(slot(&memory)).unwrap();
+    let vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
+    add_pages(&mut vm);
+    vm.finalize().unwrap();
+    drop(vcpu);
+    assert!(vm.destroy().is_clean());
+}
+
+#[track_caller]
+fn check(test: &str, tech: Tech, expected: &[&str]) {
+    match again(test, "amd") {
+        None => launch(tech),
+        Some(log) => assert_eq!(calls(&log), expected, "{log}"),
+    }
+}
+
+#[test]
+fn sev() {
+    check(
+        "order::sev",
+        Tech::Sev,
+        &[
+            "KVM_CREATE_VM",
+            "KVM_SEV_INIT2",
+            "KVM_ENABLE_CAP",
+            "KVM_SET_USER_MEMORY_REGION",
+            "KVM_MEMORY_ENCRYPT_REG_REGION",
+            "KVM_CREATE_VCPU",
+            "KVM_SET_CPUID2",
+            "KVM_SEV_LAUNCH_START",
+            "KVM_SEV_LAUNCH_UPDATE_DATA",
+            "KVM_SEV_LAUNCH_MEASURE",
+            "KVM_SEV_LAUNCH_FINISH",
+            // The end: the kernel unpins memory with the VM.
+            "KVM_SET_USER_MEMORY_REGION",
+        ],
+    );
+}
+
+#[test]
+fn sev_es() {
+    check(
+        "order::sev_es",
+        Tech::SevEs,
+        &[
+            "KVM_CREATE_VM",
+            "KVM_SEV_INIT2",
+            "KVM_ENABLE_CAP",
+            "KVM_SET_USER_MEMORY_REGION",
+            "KVM_MEMORY_ENCRYPT_REG_REGION",
+            "KVM_CREATE_VCPU",
+            "KVM_SET_CPUID2",
+            "KVM_SEV_LAUNCH_START",
+            "KVM_SEV_LAUNCH_UPDATE_DATA",
+            "KVM_SEV_LAUNCH_UPDATE_VMSA",
+            "KVM_SEV_LAUNCH_MEASURE",
+            "KVM_SEV_LAUNCH_FINISH",
+            // The end: the kernel unpins memory with the VM.
+            "KVM_SET_USER_MEMORY_REGION",
+        ],
+    );
+}
+
+#[test]
+fn snp() {
+    check(
+        "order::snp",
+        Tech::SevSnp,
+        &[
+            "KVM_CREATE_VM",
+            "KVM_SEV_INIT2",
+            "KVM_ENABLE_CAP",
+            "KVM_CREATE_GUEST_MEMFD",
+            "KVM_SET_USER_MEMORY_REGION2",
+            "KVM_SET_MEMORY_ATTRIBUTES",
+            "KVM_CREATE_VCPU",
+            "KVM_SET_CPUID2",
+            "KVM_SEV_SNP_LAUNCH_START",
+            "KVM_SEV_SNP_LAUNCH_UPDATE",
+            "KVM_SEV_SNP_LAUNCH_FINISH",
+            "KVM_SET_USER_MEMORY_REGION",
+        ],
+    );
+}
