@@ -54,7 +54,7 @@ pub(crate) const CMDLINE_MAX: u64 = 0x1_0000;
 /// The byte after all of it.
 pub(crate) const BOOT_END: u64 = 0x2_0000;
 
-/// The top of the stack with which an ELF program starts in a TD, and above it the page tables: the root, and a
-/// table each for private and shared memory. The last page below 4 GiB has the code.
+/// The top of the stacks with which an ELF program starts in a TD, that of the first vCPU highest, and above them the page
+/// tables: the root, and a table each for private and shared memory. The last page below 4 GiB has the code.
 pub(crate) const TD_STACK_TOP: Gpa = Gpa::new(FOUR_GIB - 0x4000);
 pub(crate) const TD_TABLES: Gpa = TD_STACK_TOP;

@@ -75,7 +75,7 @@ impl<H: Host> Machine<H> {
         let rom = match &config.payload {
             Payload::Image(image) if confidential => {
                 load::td::check(image, tech)?;
-                load::td::START_BYTES.max(bytes_below_4_gib(&config.launch))
+                load::td::start_bytes(config.vcpus).max(bytes_below_4_gib(&config.launch))
             }
             Payload::Image(image) if !host.runs().machine_code() => {
                 let (name, host) = (image.name.clone(), host.name());
@@ -114,7 +114,7 @@ impl<H: Host> Machine<H> {
         let first = match &config.payload {
             // Such a guest does not start with what the host writes into memory.
             Payload::Image(image) if confidential => {
-                let start = load::td::start(image, &ram, machine.vm().shared_mask())?;
+                let start = load::td::start(image, &ram, machine.vm().shared_mask(), config.vcpus)?;
                 launch.splice(0..0, start);
                 None
             }

@@ -3,179 +3,22 @@
 #![cfg(target_arch = "x86_64")]
 
 mod support;
+#[path = "support/td_apic.rs"]
+mod td_apic;
 #[path = "support/td_kernel.rs"]
 mod td_kernel;
 
 use iced_x86::code_asm::*;
 use kvm_ops::sim::SimHost;
-use kvm_ops::{Irqchip, Kind, Tech, VcpuId, Vendor};
-use kvm_ops_machine::{
-    ConsoleSink, End, ExitContext, ExitHandler, Image, Inside, Machine, MachineConfig, RunReport,
-};
+use kvm_ops::{VcpuId, Vendor};
+use kvm_ops_machine::{ConsoleSink, End, ExitContext, Image, Inside, Machine};
 use support::{Until, limits};
+use td_apic::*;
 use td_kernel::*;
-
-/// TDG.VP.VMCALL sub-functions.
-const HLT: u32 = 12;
-const RDMSR: u32 = 31;
-const WRMSR: u32 = 32;
-/// R10 of a call that the host refuses.
-const REFUSED: u64 = 1 << 63;
-
-/// x2APIC registers.
-const TASK_PRIORITY: u32 = 0x808;
-const END_OF_INTERRUPT: u32 = 0x80b;
-const SPURIOUS_VECTOR: u32 = 0x80f;
-const COMMAND: u32 = 0x830;
-const TIMER: u32 = 0x832;
-const INITIAL_COUNT: u32 = 0x838;
-const CURRENT_COUNT: u32 = 0x839;
-const DIVIDE: u32 = 0x83e;
-const SELF_INTERRUPT: u32 = 0x83f;
-const TSC_DEADLINE: u32 = 0x6e0;
-
-/// Values of them: enabled, periodic, by deadline, divided by 1.
-const ENABLED: u32 = 0x1ff;
-const PERIODIC: u32 = 1 << 17;
-const BY_DEADLINE: u32 = 2 << 17;
-const BY_1: u32 = 0xb;
-const NMI_TO_SELF: u32 = 4 << 8 | 1 << 14 | 1 << 18;
-
-const NMI: u8 = 2;
-const VECTOR: u8 = 0x40;
-
-/// Data of the kernels: a count of interrupts, and the TSC at the last.
-const COUNT: u64 = DATA;
-const WHEN: u64 = DATA + 8;
-
-/// Writes a register of the local APIC by TDG.VP.VMCALL.
-fn set(a: &mut CodeAssembler, register: u32, value: u32) -> Assembled {
-    a.mov(r12d, register)?;
-    a.mov(r13d, value)?;
-    vmcall(a, WRMSR)
-}
-
-/// Writes one that is the guest's.
-fn set_own(a: &mut CodeAssembler, register: u32, value: u32) -> Assembled {
-    a.mov(ecx, register)?;
-    a.mov(eax, value)?;
-    a.xor(edx, edx)?;
-    a.wrmsr()
-}
-
-/// Halts. `blocked` tells the host that no interrupt is taken.
-fn halt(a: &mut CodeAssembler, blocked: bool) -> Assembled {
-    a.mov(r12d, u32::from(blocked))?;
-    vmcall(a, HLT)
-}
-
-/// The TSC in RAX.
-fn time(a: &mut CodeAssembler) -> Assembled {
-    a.rdtsc()?;
-    a.shl(rdx, 32)?;
-    a.or(rax, rdx)
-}
-
-/// Clock ticks of the timer's input clock in RBP, as CPUID leaf 15H has them.
-fn input_clock(a: &mut CodeAssembler) -> Assembled {
-    a.mov(eax, 0x15)?;
-    a.xor(ecx, ecx)?;
-    a.cpuid()?;
-    a.mov(ecx, eax)?;
-    a.mov(eax, ebx)?;
-    a.xor(edx, edx)?;
-    a.div(ecx)?;
-    a.mov(ebp, eax)
-}
-
-/// Prints a character if RAX is below a bound, else a question mark.
-fn print_if_below(a: &mut CodeAssembler, bound: i32, yes: char) -> Assembled {
-    let mut below = a.create_label();
-    a.cmp(rax, bound)?;
-    a.mov(al, yes as u32)?;
-    a.jb(below)?;
-    a.mov(al, u32::from(b'?'))?;
-    a.set_label(&mut below)?;
-    a.call(PUTC)
-}
-
-/// Prints the full stop at which the run ends.
-fn end(a: &mut CodeAssembler) -> Assembled {
-    print(a, ".")?;
-    let mut stay = a.create_label();
-    a.set_label(&mut stay)?;
-    a.jmp(stay)
-}
-
-const SAVED: [AsmRegister64; 9] = [rax, rcx, rdx, r10, r11, r12, r13, r14, r15];
-
-/// A handler that does something, and returns.
-fn handler(a: &mut CodeAssembler, what: Part) -> Assembled {
-    for register in SAVED {
-        a.push(register)?;
-    }
-    what(a)?;
-    for register in SAVED.into_iter().rev() {
-        a.pop(register)?;
-    }
-    a.iretq()
-}
-
-fn end_of_interrupt(a: &mut CodeAssembler) -> Assembled {
-    set_own(a, END_OF_INTERRUPT, 0)
-}
-
-/// A handler that counts, notes the time, and ends its interrupt.
-fn counts(a: &mut CodeAssembler) -> Assembled {
-    handler(a, |a| {
-        time(a)?;
-        a.mov(qword_ptr(WHEN), rax)?;
-        a.inc(qword_ptr(COUNT))?;
-        end_of_interrupt(a)
-    })
-}
-
-/// A handler that prints `i`.
-fn prints_i(a: &mut CodeAssembler) -> Assembled {
-    handler(a, |a| {
-        print(a, "i")?;
-        end_of_interrupt(a)
-    })
-}
-
-/// A handler of NMIs, which have no end.
-fn prints_n(a: &mut CodeAssembler) -> Assembled {
-    handler(a, |a| print(a, "n"))
-}
-
-fn config(image: Image) -> MachineConfig {
-    let config = MachineConfig::new().kind(Kind::Of(Tech::Tdx));
-    config.memory(16 << 20).irqchip(Irqchip::Split).image(image)
-}
-
-/// Runs a kernel until it prints a full stop. `host` gets each exit before the devices.
-fn run_with(
-    machine_of: &SimHost,
-    image: Image,
-    mut host: impl FnMut(&mut ExitContext<'_>) + Send,
-) -> (RunReport, String) {
-    let console = ConsoleSink::capture();
-    let mut machine = Machine::build(machine_of, config(image)).unwrap();
-    let until = Until::new(machine.devices(console.clone()), console.clone(), ".");
-    let host = std::sync::Mutex::new(&mut host);
-    let handler = |exit: &mut ExitContext<'_>| {
-        host.lock().unwrap()(exit);
-        until.handle(exit)
-    };
-    let report = machine.run(&handler, limits()).unwrap();
-    let freed = machine.destroy();
-    assert!(freed.is_clean(), "{freed:?}");
-    (report, console.text())
-}
 
 #[track_caller]
 fn prints(image: Image, expected: &str) {
-    let (report, text) = run_with(&SimHost::new(Vendor::Intel), image, |_| ());
+    let (report, text) = run_with(&SimHost::new(Vendor::Intel), config(image), |_| ());
     assert_eq!(text, expected, "{report:?}");
     assert_eq!(report.end, End::Handler, "{report:?}");
 }
@@ -286,7 +129,7 @@ fn sleeps(a: &mut CodeAssembler) -> Assembled {
 #[test]
 fn a_halt_ends_at_the_deadline_and_time_passes_without_instructions() {
     let host = SimHost::new(Vendor::Intel);
-    let (report, text) = run_with(&host, kernel(sleeps, &[(VECTOR, counts)]), |_| ());
+    let (report, text) = run_with(&host, config(kernel(sleeps, &[(VECTOR, counts)])), |_| ());
     assert_eq!(text, "hwt0.", "{report:?}");
     assert!(host.instructions() < 10_000, "{}", host.instructions());
 }
@@ -436,9 +279,9 @@ fn a_host_posts_no_exception() {
     };
     let image = || kernel(interrupted_by_the_host, &vectors);
     let host = SimHost::new(Vendor::Intel);
-    let (report, text) = run_with(&host, image(), post(0..=30));
+    let (report, text) = run_with(&host, config(image()), post(0..=30));
     assert_eq!(text, "!0.", "{report:?}");
-    let (report, text) = run_with(&host, image(), post(0..=31));
+    let (report, text) = run_with(&host, config(image()), post(0..=31));
     assert_eq!(text, "!1.", "{report:?}");
 }
 
@@ -457,7 +300,7 @@ fn a_disabled_local_apic_drops_interrupts() {
     };
     let post = at_mark(|machine| machine.deliver_interrupt(VcpuId(0), VECTOR).unwrap());
     let image = kernel(main, &[(VECTOR, prints_i)]);
-    let (report, text) = run_with(&SimHost::new(Vendor::Intel), image, post);
+    let (report, text) = run_with(&SimHost::new(Vendor::Intel), config(image), post);
     assert_eq!(text, "!d!i.", "{report:?}");
 }
 
@@ -476,7 +319,7 @@ fn an_interrupt_waits_for_the_end_of_a_ve_handler() {
     };
     let post = at_mark(|machine| machine.deliver_interrupt(VcpuId(0), VECTOR).unwrap());
     let image = kernel(main, &[(VE, port_handler), (VECTOR, prints_i)]);
-    let (report, text) = run_with(&SimHost::new(Vendor::Intel), image, post);
+    let (report, text) = run_with(&SimHost::new(Vendor::Intel), config(image), post);
     assert_eq!(text, "!i.", "{report:?}");
 }
 
@@ -598,7 +441,7 @@ fn runs_with_timers_and_halts_are_equal_to_the_instruction() {
     };
     let run = || {
         let host = SimHost::new(Vendor::Intel);
-        let (report, text) = run_with(&host, kernel(main, &[(VECTOR, counts)]), |_| ());
+        let (report, text) = run_with(&host, config(kernel(main, &[(VECTOR, counts)])), |_| ());
         assert!(text.ends_with("c."), "{text} {report:?}");
         (host.instructions(), text, report.exits())
     };

@@ -198,7 +198,7 @@ impl Wake {
 }
 
 /// The host's side of a TD's vCPU, which takes its interrupts from here.
-#[cfg(feature = "tdx")]
+#[cfg_attr(not(feature = "tdx"), allow(dead_code))]
 impl State {
     /// True if an NMI waits, or an interrupt for a processor that takes them.
     pub(crate) fn ends_halt(&self, interrupts: bool) -> bool {
@@ -206,7 +206,7 @@ impl State {
     }
 }
 
-#[cfg(feature = "tdx")]
+#[cfg_attr(not(feature = "tdx"), allow(dead_code))]
 impl Wake {
     /// Interrupts are taken from now on, or dropped.
     pub(crate) fn accept(&self, accepts: bool) {

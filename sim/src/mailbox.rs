@@ -16,6 +16,7 @@ pub(crate) struct Mailbox {
     /// The inside of a vCPU of the machine. Nothing for a TD, whose vCPUs the TDX module has.
     core: Weak<Mutex<Core>>,
     /// The host's part of the local APIC of a TD's vCPU that executes machine code.
+    #[allow(dead_code)] // Nothing in a build without TDs.
     pub(crate) apic: Option<Arc<crate::tdx::HostApic>>,
 }
 

@@ -307,6 +307,9 @@ impl VmPort for SimVm {
             }
         };
         wake.post(vector);
+        if self.inner.tech == Tech::Tdx {
+            self.inner.turns.heard();
+        }
         Ok(())
     }
 

@@ -12,8 +12,10 @@ use super::super::layout::{FOUR_GIB, TD_STACK_TOP, TD_TABLES};
 use super::super::start::{BOOT_CS, BOOT_DS, gdt};
 use super::{Gpa, GuestRam, Image, ImageFormat, MachineError, elf};
 
-/// The bytes below 4 GiB that the start takes: stack, page tables, code.
-pub(crate) const START_BYTES: u64 = 0x8000;
+/// The bytes below 4 GiB that the start takes: a stack for each vCPU, page tables, code.
+pub(crate) fn start_bytes(vcpus: u32) -> u64 {
+    FOUR_GIB - TD_STACK_TOP.get() + u64::from(vcpus) * STACK
+}
 
 const RESET_PAGE: u64 = FOUR_GIB - PAGE_SIZE;
 /// Offsets in the last page.
@@ -44,6 +46,7 @@ pub(crate) fn start(
     image: &Image,
     ram: &GuestRam,
     mask: SharedMask,
+    vcpus: u32,
 ) -> Result<Vec<LaunchStep>, MachineError> {
     let unused = [
         ("command line", image.cmdline.is_some()),
@@ -69,7 +72,8 @@ pub(crate) fn start(
             program.contents(segment)?,
         );
     }
-    place(&mut pages, TD_STACK_TOP.get() - STACK, STACK, &[]);
+    let stacks = u64::from(vcpus) * STACK;
+    place(&mut pages, TD_STACK_TOP.get() - stacks, stacks, &[]);
     for (n, table) in tables(mask).iter().enumerate() {
         let at = TD_TABLES.get() + n as u64 * PAGE_SIZE;
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_le_bytes()).collect();
@@ -85,7 +89,9 @@ pub(crate) fn start(
     Ok(pages.into_iter().map(measured).collect())
 }
 
-const STACK: u64 = 4 * PAGE_SIZE;
+/// The stack of one vCPU, as a power of two.
+const STACK_SHIFT: u8 = 14;
+const STACK: u64 = 1 << STACK_SHIFT;
 
 /// Puts bytes at an address, and zeros behind them up to `memory` bytes.
 fn place(pages: &mut BTreeMap<u64, Contents>, at: u64, memory: u64, bytes: &[u8]) {
@@ -135,8 +141,9 @@ fn reset_page(entry: Gpa, ram: &GuestRam) -> Contents {
     page
 }
 
-/// Machine code that switches to long mode and calls the entry on the first vCPU. IA32_EFER has LME set from the start,
-/// and is not the guest's to write. It leaves RCX alone, which TDH.VP.INIT sets.
+/// Machine code that switches to long mode and calls the entry, on each vCPU with a stack of its number. IA32_EFER has LME
+/// set from the start, and is not the guest's to write. It leaves RCX alone, which TDH.VP.INIT sets, and RSI, which is
+/// the number.
 #[rustfmt::skip]
 fn code(entry: u32, memory: u64) -> Vec<u8> {
     let at = |offset: usize| (RESET_PAGE as u32 + offset as u32).to_le_bytes();
@@ -159,17 +166,16 @@ fn code(entry: u32, memory: u64) -> Vec<u8> {
     code.push(0xb8); // mov eax, BOOT_DS
     code.extend(u32::from(BOOT_DS).to_le_bytes());
     code.extend([0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0]); // mov ds, eax; mov es, eax; mov ss, eax
-    let mut first = Vec::new();
-    first.push(0xbc); // mov esp, TD_STACK_TOP
-    first.extend((TD_STACK_TOP.get() as u32).to_le_bytes());
-    first.extend([0x48, 0xbf]); // mov rdi, memory
-    first.extend(memory.to_le_bytes());
-    first.extend([0x89, 0xda, 0x83, 0xe2, 0x7f]); // mov edx, ebx; and edx, 127: the width of addresses
-    first.push(0xb8); // mov eax, entry
-    first.extend(entry.to_le_bytes());
-    first.extend([0xff, 0xd0]); // call rax
-    code.extend([0x85, 0xf6, 0x75, first.len() as u8]); // test esi, esi; jnz park
-    code.extend(first);
+    code.extend([0x89, 0xf0, 0xc1, 0xe0, STACK_SHIFT]); // mov eax, esi; shl eax, STACK_SHIFT
+    code.push(0xbc); // mov esp, TD_STACK_TOP
+    code.extend((TD_STACK_TOP.get() as u32).to_le_bytes());
+    code.extend([0x29, 0xc4]); // sub esp, eax
+    code.extend([0x48, 0xbf]); // mov rdi, memory
+    code.extend(memory.to_le_bytes());
+    code.extend([0x89, 0xda, 0x83, 0xe2, 0x7f]); // mov edx, ebx; and edx, 127: the width of addresses
+    code.push(0xb8); // mov eax, entry
+    code.extend(entry.to_le_bytes());
+    code.extend([0xff, 0xd0]); // call rax
     // park: TDG.VP.VMCALL<HLT>, for ever
     let park = [
         0x31, 0xc0, // xor eax, eax

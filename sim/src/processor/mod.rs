@@ -5,13 +5,15 @@ mod events;
 mod exits;
 mod groups;
 mod mmio;
+#[cfg_attr(not(feature = "tdx"), allow(dead_code))] // Only TDs execute in an order.
+mod order;
 mod routing;
 mod state;
 mod turns;
 
 pub(crate) use mmio::Access;
 pub(crate) use routing::{Command, Kind, Processors, To};
-pub(crate) use turns::Turns;
+pub(crate) use turns::{Sleeper, Turns};
 
 use std::fmt;
 use std::sync::Arc;
@@ -167,7 +169,7 @@ impl Processor {
     pub(crate) fn run(&mut self, buffer: &mut [u8; MAX_ACCESS], ret: u64) -> Result<(Exit, usize)> {
         if !self.joined {
             self.joined = true;
-            self.vm.turns.join();
+            self.vm.turns.join(self.id.0);
         }
         self.finish_exit(buffer, ret);
         // The embedder may have written memory meanwhile.
@@ -181,7 +183,12 @@ impl Processor {
             match self.turn() {
                 Next::Again => {}
                 Next::Sleep(until) => {
-                    self.vm.turns.sleep(self.id.0, until, &self.wake);
+                    let sleeper = Sleeper {
+                        until,
+                        wake: Arc::clone(&self.wake),
+                        interrupts: true,
+                    };
+                    self.vm.turns.sleep(self.id.0, sleeper);
                     let woken = self.wake.wait(irq::State::any_mail);
                     self.vm.turns.rise(self.id.0);
                     if woken.is_none() {

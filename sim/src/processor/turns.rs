@@ -6,35 +6,50 @@
 //!
 //! The clock counts instructions. While every processor sleeps, it jumps to the next deadline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::order::Order;
 use crate::irq::Wake;
 
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     state: Mutex<State>,
-    changed: Condvar,
+    pub(super) changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     /// Tickets: the next one to hand out, and the one whose turn it is.
     next: u64,
     serving: u64,
     /// Ticks since the VM was created.
     clock: u64,
     /// Processors that have run and do not sleep. Time jumps when there is none.
-    awake: u32,
-    asleep: BTreeMap<u32, Sleeper>,
+    pub(super) awake: BTreeSet<u32>,
+    pub(super) asleep: BTreeMap<u32, Sleeper>,
+    /// Processors that are left out of the order.
+    absent: BTreeSet<u32>,
+    pub(super) order: Order,
     /// The next change of a timer of the platform that interrupts.
     timer: Option<u64>,
 }
 
+/// A processor that sleeps until its wake says otherwise.
 #[derive(Debug)]
-struct Sleeper {
-    until: Option<u64>,
-    wake: Arc<Wake>,
+pub(crate) struct Sleeper {
+    /// The clock at which it wakes by itself.
+    pub(crate) until: Option<u64>,
+    pub(crate) wake: Arc<Wake>,
+    /// Interrupts wake it, and not only NMIs.
+    pub(crate) interrupts: bool,
+}
+
+impl Sleeper {
+    /// True if a message came that wakes it.
+    pub(super) fn hears(&self) -> bool {
+        self.wake.with(|state| state.ends_halt(self.interrupts))
+    }
 }
 
 /// The right to execute, or to change memory slots.
@@ -42,7 +57,7 @@ struct Sleeper {
 pub(crate) struct Turn<'a>(&'a Turns);
 
 impl Turns {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // The state is plain values; a panic elsewhere leaves nothing half done in it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,38 +82,49 @@ impl Turns {
         self.lock().clock
     }
 
-    /// A processor runs for the first time.
-    pub(crate) fn join(&self) {
-        self.lock().awake += 1;
+    /// A processor takes part from now on.
+    pub(crate) fn join(&self, id: u32) {
+        self.change(|state| state.wake(id));
     }
 
     /// A processor that joined is gone.
     pub(crate) fn part(&self, id: u32) {
-        let mut state = self.lock();
-        if state.asleep.remove(&id).is_none() {
-            state.awake -= 1;
-        }
-        state.jump_if_all_sleep();
+        self.change(|state| {
+            state.forget(id);
+            state.jump_if_all_sleep();
+        });
     }
 
-    /// A processor sleeps until its wake says otherwise; `until` is the clock at which it would
-    /// wake by itself.
-    pub(crate) fn sleep(&self, id: u32, until: Option<u64>, wake: &Arc<Wake>) {
-        let mut state = self.lock();
-        let wake = Arc::clone(wake);
-        if state.asleep.insert(id, Sleeper { until, wake }).is_none() {
-            state.awake -= 1;
-        }
-        state.wake_due();
-        state.jump_if_all_sleep();
+    /// A processor sleeps.
+    pub(crate) fn sleep(&self, id: u32, sleeper: Sleeper) {
+        self.change(|state| {
+            state.forget(id);
+            state.asleep.insert(id, sleeper);
+            if let Some(absent) = state.order.absent() {
+                state.leave_out(absent);
+            }
+            state.wake_due();
+            state.jump_if_all_sleep();
+        });
     }
 
     /// The processor is awake again, whatever woke it.
     pub(crate) fn rise(&self, id: u32) {
+        self.change(|state| {
+            if state.asleep.contains_key(&id) || state.absent.contains(&id) {
+                state.wake(id);
+            }
+        });
+    }
+
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
-        if state.asleep.remove(&id).is_some() {
-            state.awake += 1;
+        let result = change(&mut state);
+        let State { awake, order, .. } = &mut *state;
+        if order.settle(awake) {
+            self.changed.notify_all();
         }
+        result
     }
 }
 
@@ -128,24 +154,44 @@ impl Drop for Turn<'_> {
 }
 
 impl State {
+    /// A processor is awake.
+    pub(super) fn wake(&mut self, id: u32) {
+        self.forget(id);
+        self.awake.insert(id);
+    }
+
+    /// A processor is none any more.
+    fn forget(&mut self, id: u32) {
+        self.awake.remove(&id);
+        self.asleep.remove(&id);
+        self.absent.remove(&id);
+    }
+
     /// Wakes the sleepers whose time has come.
     fn wake_due(&mut self) {
         let clock = self.clock;
         let due = |sleeper: &Sleeper| sleeper.until.is_some_and(|at| at <= clock);
-        let before = self.asleep.len();
-        self.asleep.retain(|_, sleeper| {
+        let awake = &mut self.awake;
+        self.asleep.retain(|id, sleeper| {
             if due(sleeper) {
                 sleeper.wake.nudge();
+                awake.insert(*id);
             }
             !due(sleeper)
         });
-        self.awake += (before - self.asleep.len()) as u32;
+    }
+
+    /// The order goes on without a processor, until it comes.
+    pub(super) fn leave_out(&mut self, id: u32) {
+        self.forget(id);
+        self.absent.insert(id);
+        self.jump_if_all_sleep();
     }
 
     /// With all processors asleep the clock jumps to the next deadline. A timer of the platform is
     /// looked at by the first of them.
     fn jump_if_all_sleep(&mut self) {
-        if self.awake != 0 {
+        if !self.awake.is_empty() {
             return;
         }
         let sleepers = self.asleep.values().filter_map(|sleeper| sleeper.until);
@@ -154,10 +200,10 @@ impl State {
         };
         self.clock = self.clock.max(next);
         if self.timer.is_some_and(|at| at <= self.clock)
-            && let Some((_, first)) = self.asleep.pop_first()
+            && let Some((id, first)) = self.asleep.pop_first()
         {
             first.wake.nudge();
-            self.awake += 1;
+            self.awake.insert(id);
         }
         self.wake_due();
     }
@@ -167,6 +213,14 @@ impl State {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn sleeper(until: Option<u64>, wake: &Arc<Wake>) -> Sleeper {
+        Sleeper {
+            until,
+            wake: Arc::clone(wake),
+            interrupts: true,
+        }
+    }
 
     #[test]
     fn one_holder_at_a_time() {
@@ -190,18 +244,18 @@ mod tests {
     fn time_jumps_only_while_all_sleep_and_wakes_the_first_deadline() {
         let turns = Turns::default();
         let wakes = [Arc::<Wake>::default(), Arc::default()];
-        (0..2).for_each(|_| turns.join());
-        turns.sleep(0, Some(500), &wakes[0]);
+        (0..2).for_each(|id| turns.join(id));
+        turns.sleep(0, sleeper(Some(500), &wakes[0]));
         assert_eq!(turns.take().clock(), 0, "the other one executes");
-        turns.sleep(1, Some(300), &wakes[1]);
+        turns.sleep(1, sleeper(Some(300), &wakes[1]));
         assert_eq!(turns.take().clock(), 300);
         assert_eq!((wakes[0].take_due(), wakes[1].take_due()), (false, true));
         turns.take().pass_time(500);
         assert!(wakes[0].take_due());
         // A timer of the platform wakes the first sleeper.
         turns.take().set_timer(Some(900));
-        turns.sleep(0, None, &wakes[0]);
-        turns.sleep(1, Some(1000), &wakes[1]);
+        turns.sleep(0, sleeper(None, &wakes[0]));
+        turns.sleep(1, sleeper(Some(1000), &wakes[1]));
         assert_eq!(turns.take().clock(), 900);
         assert_eq!((wakes[0].take_due(), wakes[1].take_due()), (true, false));
         turns.take().set_timer(None);
@@ -213,14 +267,14 @@ mod tests {
     fn a_sleeper_that_a_message_woke_is_counted_once() {
         let turns = Turns::default();
         let wake = Arc::<Wake>::default();
-        turns.join();
+        turns.join(0);
         for _ in 0..3 {
-            turns.sleep(0, None, &wake);
+            turns.sleep(0, sleeper(None, &wake));
             turns.rise(0);
             turns.rise(0);
         }
-        assert_eq!(turns.lock().awake, 1);
+        assert_eq!(turns.lock().awake.len(), 1);
         turns.part(0);
-        assert_eq!(turns.lock().awake, 0);
+        assert!(turns.lock().awake.is_empty());
     }
 }

@@ -12,7 +12,7 @@ use kvm_ops::{Error, Field, Irqchip, Result, VcpuId};
 use kvm_ops_cpu::{Apic, ApicAddress, ApicEffect};
 
 use crate::irq::{State, Wake};
-use crate::processor::{Command, Kind, To, Turns};
+use crate::processor::{Command, Kind, Sleeper, To, Turns};
 use crate::vm::VmInner;
 
 /// IA32_APIC_BASE of a TD: x2APIC mode.
@@ -131,6 +131,7 @@ impl HostApic {
         // Its own messages come the same way as all others.
         let sender = (command.to == To::Others).then_some(self.id);
         vm.processors().deliver(&command, sender);
+        vm.turns.heard();
     }
 
     /// Posts the timer's interrupt, if its time has come.
@@ -161,7 +162,12 @@ impl HostApic {
                 turns.rise(self.id);
                 return true;
             }
-            turns.sleep(self.id, self.next(), &self.wake);
+            let sleeper = Sleeper {
+                until: self.next(),
+                wake: Arc::clone(&self.wake),
+                interrupts,
+            };
+            turns.sleep(self.id, sleeper);
             let event = |state: &mut State| {
                 let due = state.take_due();
                 (due || state.ends_halt(interrupts)).then_some(())

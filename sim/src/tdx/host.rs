@@ -66,6 +66,7 @@ impl TdPort for SimVm {
             let address = apic.address();
             self.inner.processors().set(vcpu.0, address, &wake);
         }
+        self.inner.turns.join(vcpu.0);
         tdx.vcpus.add(vcpu, tdvpr, &self.inner, wake, apic);
         Ok(())
     }
@@ -109,6 +110,7 @@ impl TdPort for SimVm {
             .ok_or(Error::Invalid(Field::Gpa, mask.bits()))?;
         tdx.vcpus.remove(tdvpr);
         self.inner.drop_td_apic(vcpu);
+        self.inner.turns.part(vcpu.0);
         tdx.platform.set_guest(tdvpr.get(), program);
         Ok(())
     }

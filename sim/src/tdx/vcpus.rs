@@ -70,6 +70,8 @@ impl Vcpus {
     pub(super) fn hand_over(&self, to: &Arc<VmInner>, from: &VmInner) {
         for vcpu in self.lock().values().filter(|vcpu| vcpu.is_of(from)) {
             *vcpu.vm() = Arc::clone(to);
+            from.turns.part(vcpu.id.0);
+            to.turns.join(vcpu.id.0);
             if let Some(processor) = &mut *vcpu.processor() {
                 processor.move_to(to);
             }

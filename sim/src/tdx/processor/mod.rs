@@ -26,12 +26,10 @@ use soft_tdx_module::{
 };
 
 use crate::irq::Wake;
+use crate::processor::Sleeper;
 use crate::tdx::HostApic;
 use crate::vm::VmInner;
 use bus::{Shared, TdBus, insist};
-
-/// Instructions of a turn. A kick, a conversion, or a host that reads private memory waits for one at most.
-const QUANTUM: u64 = 20_000;
 
 /// Turns between two interrupts of the host's timer.
 const TURNS_PER_ENTRY: u32 = 50;
@@ -46,6 +44,10 @@ const ENABLED: u64 = 1 << 8;
 
 const REASON_TRIPLE_FAULT: u16 = 2;
 const REASON_NMI_WINDOW: u16 = 8;
+
+/// RAX of an exit by TDG.VP.VMCALL, and its sub-function for HLT.
+const REASON_TDCALL: u64 = 77;
+const CALL_HLT: u64 = 12;
 
 pub(super) struct Processor {
     id: VcpuId,
@@ -92,7 +94,6 @@ impl Processor {
         apic: Option<Arc<HostApic>>,
         platform: &Arc<Platform>,
     ) -> Self {
-        vm.turns.join();
         if let Some(apic) = &apic {
             apic.set_ticks(input_clock(platform, tdvpr));
         }
@@ -130,8 +131,6 @@ impl Processor {
 
     /// The TD is another VM's. No pointer to the slots of the old one is used any more.
     pub(super) fn move_to(&mut self, vm: &Arc<VmInner>) {
-        self.shared.vm().turns.part(self.id.0);
-        vm.turns.join();
         self.shared.set_vm(vm);
         self.shared.generation.fetch_add(1, Ordering::Relaxed);
     }
@@ -214,16 +213,29 @@ impl Processor {
         if self.apic.is_some() && self.wake.has_nmi() {
             return self.play(timer(), None);
         }
-        let (apic, wake) = (self.apic.clone(), Arc::clone(&self.wake));
-        let stopped = self.in_turn(|cpu| {
-            let budget = posted::until_timer(apic.as_deref(), cpu.clock());
-            posted::take(&wake, cpu);
-            cpu.run(budget.min(QUANTUM))
-        });
-        match stopped? {
+        match self.execute()? {
             Stopped::Exit(exit) => self.exit(exit),
             _ => Ok(None),
         }
+    }
+
+    /// Executes in the vCPU's share of the TD's time, up to the next interrupt of its timer.
+    fn execute(&mut self) -> Result<Stopped, LpError> {
+        let vm = self.shared.vm();
+        let Some(share) = vm.turns.share(self.id.0) else {
+            return Ok(Stopped::Budget);
+        };
+        let (apic, wake) = (self.apic.clone(), Arc::clone(&self.wake));
+        let before = self.cpu.retired();
+        let stopped = self.in_turn(|cpu| {
+            let budget = posted::until_timer(apic.as_deref(), cpu.clock());
+            posted::take(&wake, cpu);
+            cpu.run(budget.min(share))
+        });
+        let executed = self.cpu.retired().wrapping_sub(before);
+        let pauses = matches!(stopped, Ok(Stopped::Paused));
+        vm.turns.spend(self.id.0, executed, pauses);
+        stopped
     }
 
     /// An interrupt of the host, or the window of an NMI that waits.
@@ -292,6 +304,7 @@ impl Processor {
             match flow {
                 GuestFlow::Exit { host } => {
                     self.calling = exit;
+                    self.sleep_if_it_halts(&host);
                     if let Some(apic) = &self.apic {
                         apic.note_deliverable(posted::is_deliverable(&self.cpu));
                     }
@@ -321,6 +334,20 @@ impl Processor {
                     return Ok(None);
                 }
             }
+        }
+    }
+
+    /// Without a local APIC in the platform the embedder sees a halt, and time passes without the vCPU until it is
+    /// entered again.
+    fn sleep_if_it_halts(&self, host: &Regs) {
+        let halts = (host.rax, host.r10, host.r11) == (REASON_TDCALL, 0, CALL_HLT);
+        if halts && self.apic.is_none() {
+            let sleeper = Sleeper {
+                until: None,
+                wake: Arc::clone(&self.wake),
+                interrupts: false,
+            };
+            self.shared.vm().turns.sleep(self.id.0, sleeper);
         }
     }
 
@@ -365,7 +392,6 @@ fn timer() -> VmExit {
 
 impl Drop for Processor {
     fn drop(&mut self) {
-        self.shared.vm().turns.part(self.id.0);
         for (instruction, count) in self.cpu.missing() {
             let vcpu = self.id.0;
             tracing::warn!(technology = "tdx", vcpu, %instruction, count, "not implemented: #UD");
