@@ -12,8 +12,9 @@ use kvm_ops_core::{
     CpuId, Error, Field, Gfn, Gpa, Host, Hpa, Level, Missing, Page, PagePort, SeamPort, SeamRegs,
     SharedMask, SharedMemory, TdPort, Tech, VcpuId, Vendor, VmParams, VmPort,
 };
+use kvm_ops_cpu::CpuidTable;
 use kvm_ops_sim::{BuildStage, SimHost, SimVm};
-use soft_tdx_module::{HostLeaf as L, Platform};
+use soft_tdx_module::{CpuidAnswer, HostLeaf as L, Platform};
 
 const SHARED: u64 = 1 << 47;
 const TDVMCALL: u64 = 77;
@@ -546,4 +547,49 @@ fn a_page_that_is_blocked_is_used_until_translations_are_tracked_and_not_after()
     assert_eq!(td.regs.rcx & 0x1f82, 2);
     call(&td.host, L::MemRangeUnblock, TOP_DATA, td.tdr.get(), 0);
     assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
+}
+
+#[test]
+fn cpuid_of_a_td_has_no_feature_that_the_processor_lacks() {
+    // HTT, and MD_CLEAR with the MSRs of mitigations: no instruction goes with them.
+    let beside = |leaf| match leaf {
+        1 => [0, 0, 0, 1 << 28],
+        7 => [0, 0, 0, 1 << 10 | 0b11_1111 << 26],
+        _ => [0; 4],
+    };
+    let td = Td::with(0, &[]);
+    let platform = td.host.tdx_platform().unwrap();
+    let processor = CpuidTable::intel();
+    let mut found = 0;
+    // The registers of features only: sizes and models are not.
+    let features = [
+        (1, 0, [false, false, true, true]),
+        (7, 0, [false, true, true, true]),
+        (7, 1, [true; 4]),
+        (7, 2, [true; 4]),
+        (0xd, 0, [true, false, false, true]),
+        (0xd, 1, [true, false, true, true]),
+        (0xd, 2, [true; 4]),
+        (0x14, 0, [true; 4]),
+        (0x19, 0, [true; 4]),
+        (0x1d, 1, [true; 4]),
+        (0x1e, 0, [true; 4]),
+        (0x20, 0, [true; 4]),
+        (0x8000_0001, 0, [true; 4]),
+        (0x8000_0008, 0, [false, true, true, true]),
+    ];
+    for (leaf, subleaf, registers) in features {
+        let answer = platform.guest_cpuid(td.tdvpr.get(), leaf, subleaf, 0);
+        let Some(CpuidAnswer::Values(values)) = answer else {
+            panic!("{leaf:#x}.{subleaf}: {answer:?}");
+        };
+        let has = processor.get(leaf, subleaf);
+        let has = [has.eax, has.ebx, has.ecx, has.edx];
+        for n in (0..4).filter(|n| registers[*n]) {
+            let more = values[n] & !has[n] & !beside(leaf)[n];
+            assert_eq!(more, 0, "{leaf:#x}.{subleaf} register {n}");
+            found |= values[n];
+        }
+    }
+    assert_ne!(found, 0);
 }

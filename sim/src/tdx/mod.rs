@@ -1,6 +1,7 @@
 //! Trust domains: the software TDX module below the ports.
 
 mod apic;
+mod cpuid;
 mod cpus;
 mod host;
 mod processor;
@@ -38,9 +39,14 @@ pub(crate) struct Tdx {
 }
 
 impl Tdx {
-    /// Builds the machine and brings its module up.
+    /// Builds the machine, with the features of the processor, and brings its module up.
     pub(crate) fn up(setup: Setup) -> Result<Self, BuildError> {
-        let platform = Arc::new(setup.build().map_err(BuildError::machine)?);
+        let platform = Arc::new(
+            setup
+                .with(cpuid::cut)
+                .build()
+                .map_err(BuildError::machine)?,
+        );
         platform.bring_up().map_err(BuildError::firmware)?;
         let tdmrs = &platform.config().tdmrs;
         let frames = Frames::new(tdmrs.iter().flat_map(usable));
