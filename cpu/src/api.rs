@@ -125,7 +125,7 @@ impl Cpu {
         c.dr = [d0, d1, d2, d3, 0, 0, from.dr6, from.dr7];
         c.set_rflags(from.rflags);
         c.update_mode();
-        c.attention = true;
+        c.update_watch();
         c.flush_linear();
     }
 
@@ -198,6 +198,9 @@ impl Cpu {
         c.granted = c.granted.wrapping_add(1);
         let mask = if c.bits == 64 { u64::MAX } else { 0xffff_ffff };
         c.rip = c.rip.wrapping_add(len.into()) & mask;
+        let step = c.system_flags & crate::flags::TF != 0;
+        c.completed(step);
+        c.system_flags &= !crate::flags::RF;
         c.attention = true;
     }
 
@@ -219,10 +222,13 @@ impl Cpu {
             self.advance_rip(exit.len);
             return Ok(());
         }
-        self.complete_string(&io, value).map_err(|_| {
-            self.core.pending = Pending::None;
-            IoError::Memory
-        })?;
+        while self.complete_string(&io, value).is_err() {
+            match core::mem::replace(&mut self.core.pending, Pending::None) {
+                // The bytes lie in decoded code.
+                Pending::CodeWrite(gpa) => self.core.pages.forget(gpa),
+                _ => return Err(IoError::Memory),
+            }
+        }
         let c = &self.core;
         if !io.repeat || zero(c.r[1], io.address_size.into()) == 0 {
             self.advance_rip(exit.len);
@@ -268,6 +274,13 @@ impl Cpu {
     /// while the APIC is disabled.
     pub fn interrupt(&mut self, vector: u8) {
         self.core.apic.request(vector);
+        self.core.attention = true;
+    }
+
+    /// Requests an interrupt that a level-triggered pin of an I/O APIC sent: as
+    /// [`interrupt`](Self::interrupt), and the local APIC's TMR says so.
+    pub fn level_interrupt(&mut self, vector: u8) {
+        self.core.apic.request_level(vector);
         self.core.attention = true;
     }
 

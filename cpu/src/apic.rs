@@ -5,7 +5,7 @@ use crate::state::Core;
 /// Clock ticks for one tick of the APIC timer's input clock, as the processor's CPUID leaf 15H says.
 pub(crate) const TICKS: u64 = 40;
 
-const X2APIC: u64 = 1 << 10;
+pub(crate) const X2APIC: u64 = 1 << 10;
 const ENABLED: u64 = 1 << 11;
 pub(crate) const BSP: u64 = 1 << 8;
 const MASKED: u32 = 1 << 16;
@@ -54,6 +54,8 @@ pub enum ApicEffect {
 #[derive(Clone, Debug)]
 pub struct Apic {
     id: u32,
+    /// The number in xAPIC mode, which software may change.
+    xapic_id: u8,
     /// The processor has none: neither page nor MSRs answer, and nothing is delivered.
     pub(crate) absent: bool,
     base: u64,
@@ -67,6 +69,7 @@ pub struct Apic {
     lvt: [u32; 9],
     irr: Vectors,
     isr: Vectors,
+    tmr: Vectors,
     initial: u32,
     divide: u32,
     /// Clock at which the timer fires.
@@ -82,6 +85,7 @@ impl Apic {
     pub fn new(id: u32) -> Self {
         let mut apic = Self {
             id,
+            xapic_id: id as u8,
             absent: false,
             base: 0xfee0_0000 | ENABLED | if id == 0 { BSP } else { 0 },
             tpr: 0,
@@ -93,6 +97,7 @@ impl Apic {
             lvt: [MASKED; 9],
             irr: Vectors::default(),
             isr: Vectors::default(),
+            tmr: Vectors::default(),
             initial: 0,
             divide: 0,
             expires: None,
@@ -150,7 +155,10 @@ impl Apic {
     /// The names under which interrupt commands reach it.
     pub fn address(&self) -> ApicAddress {
         ApicAddress {
-            id: self.id,
+            id: match self.x2() {
+                true => self.id,
+                false => self.xapic_id.into(),
+            },
             x2: self.x2(),
             ldr: self.ldr,
             flat: self.dfr >> 28 == 15,
@@ -221,6 +229,15 @@ impl Apic {
             self.esr |= 1 << 6;
         } else if self.enabled() {
             self.irr.set(vector);
+            self.tmr.clear(vector);
+        }
+    }
+
+    /// The same for an interrupt with a level.
+    pub(crate) fn request_level(&mut self, vector: u8) {
+        self.request(vector);
+        if vector >= 16 && self.enabled() {
+            self.tmr.set(vector);
         }
     }
 
@@ -312,7 +329,7 @@ impl Apic {
     fn read(&self, n: usize, now: u64) -> Option<u32> {
         Some(match n {
             0x02 if self.x2() => self.id,
-            0x02 => self.id << 24,
+            0x02 => u32::from(self.xapic_id) << 24,
             // Six LVT entries, no suppression of EOI broadcasts.
             0x03 => 0x14 | 5 << 16,
             0x08 => self.tpr.into(),
@@ -322,7 +339,7 @@ impl Apic {
             0x0e if !self.x2() => self.dfr,
             0x0f => self.svr,
             0x10..=0x17 => self.isr.0[n & 7],
-            0x18..=0x1f => 0,
+            0x18..=0x1f => self.tmr.0[n & 7],
             0x20..=0x27 => self.irr.0[n & 7],
             0x28 => self.esr,
             0x30 => self.icr as u32,
@@ -337,7 +354,7 @@ impl Apic {
 
     fn write(&mut self, n: usize, value: u32, now: u64) -> Option<ApicEffect> {
         match n {
-            0x02 if !self.x2() => {}
+            0x02 if !self.x2() => self.xapic_id = (value >> 24) as u8,
             0x08 => self.tpr = value as u8,
             0x0b => {
                 if let Some(v) = self.isr.highest() {
@@ -492,6 +509,7 @@ impl Core {
     fn interrupt_command(&mut self, icr: u64) {
         let vector = icr as u8;
         let fixed = icr >> 8 & 7 == 0;
+        let nmi = icr >> 8 & 7 == 4;
         let shorthand = icr >> 18 & 3;
         let destination = (icr >> 32) as u32;
         let physical = icr & 1 << 11 == 0;
@@ -500,12 +518,21 @@ impl Core {
             1 | 2 => true,
             _ => false,
         };
-        let only_self = physical && destination == self.apic.id();
+        // In xAPIC mode another one may have the same number.
+        let alone = shorthand == 0 && physical && self.apic.x2() && destination == self.apic.id();
         if to_self && fixed {
             self.apic.request(vector);
+            self.attention = true;
         }
-        if shorthand != 1 && !(shorthand == 0 && only_self && fixed) {
+        if to_self && nmi {
+            self.nmi_pending = true;
+            self.attention = true;
+        }
+        if shorthand != 1 && !(alone && (fixed || nmi)) {
             self.bus.ipi(self.apic.id(), icr);
+            // Whom it is for should have a turn.
+            self.yielded = true;
+            self.attention = true;
         }
     }
 }

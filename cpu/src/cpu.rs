@@ -11,7 +11,7 @@ use crate::build::{Block, Limits, Link};
 use crate::bus::Bus;
 use crate::cpuid::CpuidTable;
 use crate::exit::{Controls, Exit};
-use crate::fault::{Event, Exception};
+use crate::fault::Event;
 use crate::flags;
 use crate::op::{BLOCK_OPS, Dispatch, Out, run};
 use crate::pages::CodePages;
@@ -231,27 +231,33 @@ impl Cpu {
                 if step || self.core.shadow || self.core.system_flags & flags::RF != 0 {
                     cut = 1;
                 }
+                if self.core.watched {
+                    cut = 1;
+                    self.core.attention = true;
+                }
             }
             if self.core.budget <= 0 {
                 return None;
             }
             cut = cut.min(self.core.budget.min(255) as u8);
-            let out = match self.step(next, cut) {
-                Ok((out, from)) => {
-                    next = self.follow(out, from);
-                    out
-                }
-                Err(_) => {
-                    next = None;
-                    Out::Stop
+            let out = if self.core.watched && self.core.at_breakpoint() {
+                Out::Stop
+            } else {
+                match self.step(next, cut) {
+                    Ok((out, from)) => {
+                        next = self.follow(out, from);
+                        out
+                    }
+                    Err(_) => Out::Stop,
                 }
             };
             if out != Out::Stop {
-                if step {
-                    self.single_step();
+                if step || self.core.watched {
+                    self.core.completed(step);
                 }
                 continue;
             }
+            next = None;
             if let Some(stopped) = self.stopped() {
                 return Some(stopped);
             }
@@ -262,8 +268,8 @@ impl Cpu {
     fn events(&mut self) -> Option<Option<Stopped>> {
         let core = &mut self.core;
         core.attention = false;
-        if core.trap {
-            // The trap of a single step ends HLT.
+        if core.debug != 0 && !core.quiet {
+            // A debug trap ends HLT.
             core.halted = false;
         }
         if core.halted || core.waiting || core.shutdown {
@@ -272,7 +278,7 @@ impl Cpu {
         if core::mem::take(&mut core.yielded) {
             return Some(Some(Stopped::Paused));
         }
-        if core.shadow || core.trap {
+        if core.shadow || core.debug != 0 {
             core.attention = true;
             return None;
         }
@@ -306,22 +312,14 @@ impl Cpu {
         }
     }
 
-    /// #DB after an instruction that began with TF set.
-    fn single_step(&mut self) {
-        let core = &mut self.core;
-        core.dr[6] |= 1 << 14;
-        core.trap = true;
-    }
-
     /// Runs one block: `next` if it is known, else the one at RIP, with at most `cut`
     /// instructions.
     fn step(&mut self, next: Option<u32>, cut: u8) -> R<(Out, Option<u32>)> {
         let core = &mut self.core;
-        if core.trap {
-            core.trap = false;
-            core.pending = Pending::Fault(Exception::plain(Exception::DB));
+        if core.debug != 0 && core.debug_trap() {
             return Err(crate::state::Stop);
         }
+        core.quiet = false;
         let shadow = core::mem::take(&mut core.shadow);
         let alone = core::mem::take(&mut core.alone);
         let whole = cut == BLOCK_OPS as u8 && !alone;
@@ -506,7 +504,12 @@ impl Cpu {
     fn stopped(&mut self) -> Option<Stopped> {
         let core = &mut self.core;
         core.again = false;
-        let event = match core::mem::replace(&mut core.pending, Pending::None) {
+        let pending = core::mem::replace(&mut core.pending, Pending::None);
+        if !matches!(pending, Pending::Exit(_)) {
+            // After an exit the host may complete the instruction.
+            core.hit = 0;
+        }
+        let event = match pending {
             Pending::Exit(exit) => return Some(Stopped::Exit(exit)),
             Pending::Fault(e) => Event::exception(e),
             Pending::Software(event) => event,

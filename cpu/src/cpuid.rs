@@ -51,7 +51,7 @@ const FEATURES_ECX: u32 = 1 << 0
     | 1 << 26
     | 1 << 30
     | 1 << 31;
-/// FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
+/// FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, INVPCID, no FPU selectors, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
 const STRUCTURED_EBX: u32 = 1 << 0
     | 1 << 1
     | 1 << 3
@@ -59,14 +59,15 @@ const STRUCTURED_EBX: u32 = 1 << 0
     | 1 << 8
     | 1 << 9
     | 1 << 10
+    | 1 << 13
     | 1 << 18
     | 1 << 19
     | 1 << 20
     | 1 << 23
     | 1 << 24
     | 1 << 29;
-/// UMIP, PKU, LA57, RDPID.
-const STRUCTURED_ECX: u32 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 22;
+/// UMIP, PKU, LA57, RDPID, PKS.
+const STRUCTURED_ECX: u32 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 22 | 1 << 31;
 
 impl CpuidTable {
     /// The features that this processor has, under the vendor name of Intel.
@@ -147,6 +148,24 @@ impl CpuidTable {
             .unwrap_or_default()
     }
 
+    /// The leaves of the table, as function, subleaf and value, in this order.
+    pub fn leaves(&self) -> impl Iterator<Item = (u32, u32, CpuidLeaf)> + '_ {
+        let leaves = self.leaves.iter();
+        leaves.map(|((function, index), leaf)| (*function, *index, *leaf))
+    }
+
+    /// A bit of a leaf; register 0 is EAX.
+    pub(crate) fn has(&self, leaf: u32, register: usize, bit: u32) -> bool {
+        let leaf = self.get(leaf, 0);
+        let registers = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+        registers[register & 3] >> bit & 1 != 0
+    }
+
+    /// True under AMD's name, some of whose instructions have other modes.
+    pub(crate) fn is_amd(&self) -> bool {
+        self.get(0, 0).ebx == u32::from_le_bytes(*b"Auth")
+    }
+
     pub(crate) fn physical_bits(&self) -> u8 {
         (self.get(0x8000_0008, 0).eax as u8).clamp(32, 52)
     }
@@ -168,6 +187,8 @@ impl Core {
                 }
             }
             7 if index == 0 && self.cr4 & CR4_PKE != 0 => r.ecx |= 1 << 4,
+            0 if self.msrs.limits_cpuid() => r.eax = r.eax.min(2),
+            0x8000_0001 if self.msrs.disables_nx() => r.edx &= !(1 << 20),
             0xb | 0x1f => r.edx = self.apic.id(),
             0xd if index < 2 => r.ebx = self.fpu.enabled_size(),
             _ => {}

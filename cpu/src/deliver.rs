@@ -6,6 +6,7 @@ use crate::flags;
 use crate::paging::{Linear, SYSTEM_WRITE, WRITE};
 use crate::segment::{CS, SS, Segment};
 use crate::state::{Core, Pending, R};
+use crate::task::Source;
 
 /// The stack that a frame is pushed to.
 struct Frame {
@@ -57,6 +58,9 @@ impl Core {
             }
             if event.kind == EventKind::Nmi {
                 self.nmi_blocked = true;
+            }
+            if event.is_debug() {
+                self.debug_delivered();
             }
             self.vectoring = Some(event);
             let result = self.deliver_once(event);
@@ -154,15 +158,6 @@ impl Core {
             return Err(self.fault(Exception::with_code(Exception::NP, code)));
         }
         let selector = (low >> 16) as u16;
-        if kind == 5 {
-            return Err(self.exit(
-                Cause::TaskSwitch {
-                    selector,
-                    source: 3,
-                },
-                event.len,
-            ));
-        }
         let mut offset = low & 0xffff | high << 32;
         if kind & 8 != 0 {
             offset |= low >> 32 & 0xffff_0000;
@@ -183,6 +178,10 @@ impl Core {
         ));
         let long = self.long_mode();
         let gate = self.gate(event)?;
+        if gate.kind == 5 {
+            self.len = event.len;
+            return self.switch_task(gate.selector, Source::Gate, next, event.code);
+        }
         if gate.selector & !3 == 0 {
             return Err(self.gp(ext));
         }

@@ -79,20 +79,21 @@ impl Core {
         } else if selector & !3 == 0 {
             Segment::null(selector)
         } else {
-            self.data_segment(selector)?
+            self.data_segment(selector, Exception::GP)?
         };
         self.seg[seg] = loaded;
         self.update_mode();
         Ok(())
     }
 
-    fn data_segment(&mut self, selector: u16) -> R<Segment> {
-        let d = self.descriptor(selector, Exception::GP, 0)?;
+    /// A segment for ES, DS, FS or GS. `vector` is #GP for loads, #TS for task switches.
+    pub(crate) fn data_segment(&mut self, selector: u16, vector: u8) -> R<Segment> {
+        let d = self.descriptor(selector, vector, 0)?;
         let s = Segment::from_descriptor(selector, d.low);
         let rpl = (selector & 3) as u8;
         let checked = !(s.is_code() && s.conforming());
         if !s.readable() || checked && s.dpl() < self.cpl.max(rpl) {
-            return Err(self.selector_fault(Exception::GP, selector, 0));
+            return Err(self.selector_fault(vector, selector, 0));
         }
         if !s.present() {
             return Err(self.selector_fault(Exception::NP, selector, 0));
@@ -192,7 +193,7 @@ impl Core {
             }
             let high = self.system_read(d.at.wrapping_add(8), 8)?;
             s.base |= high << 32;
-            if high >> 40 & 0x1f != 0 || !self.canonical(s.base) {
+            if high >> 40 & 0x1f != 0 || !self.canonical_base(s.base) {
                 return Err(self.selector_fault(Exception::GP, selector, 0));
             }
         }
@@ -244,7 +245,12 @@ impl Core {
             let s = &self.seg[seg];
             let checked = !(s.is_code() && s.conforming());
             if s.usable() && s.is_memory() && checked && s.dpl() < self.cpl {
-                self.seg[seg] = Segment::null(0);
+                // The base stays, and 64-bit code still adds that of FS and GS.
+                self.seg[seg] = Segment {
+                    base: s.base,
+                    limit: s.limit,
+                    ..Segment::null(0)
+                };
             }
         }
         self.update_mode();

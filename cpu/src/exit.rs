@@ -29,6 +29,8 @@ pub struct Controls {
     pub guest_instructions: bool,
     /// VMCALL and VMMCALL exit even if the other guest instructions do not.
     pub hypercalls: bool,
+    /// Hardware task switches exit, as in VMX; otherwise the processor does them.
+    pub task_switches: bool,
     /// The processor leaves as soon as it could take an interrupt.
     pub interrupt_window: bool,
 }
@@ -48,6 +50,7 @@ impl Controls {
             exceptions: 0,
             guest_instructions: false,
             hypercalls: false,
+            task_switches: false,
             interrupt_window: false,
         }
     }
@@ -62,6 +65,7 @@ impl Controls {
             wbinvd: true,
             xsetbv: true,
             guest_instructions: true,
+            task_switches: true,
             ..Self::none()
         }
     }
@@ -129,9 +133,9 @@ pub enum Cause {
     Clts,
     /// LMSW with its operand.
     Lmsw(u16),
-    /// A hardware task switch, which is the host's to carry out, as in VMX.
+    /// A hardware task switch, which is the host's to carry out.
     TaskSwitch {
-        /// Selector of the task state segment or task gate.
+        /// Selector of the task state segment.
         selector: u16,
         /// 0 CALL, 1 IRET, 2 JMP, 3 a task gate in the interrupt table.
         source: u8,

@@ -4,19 +4,21 @@ use core::fmt;
 
 use crate::cpu::Cpu;
 use crate::exec::xstate::{
-    MXCSR_MASK, SSE, X87, legacy_mxcsr, legacy_x87, legacy_xmm, restore_x87, restore_xmm, word,
+    AVX, HIGH, MXCSR_MASK, SSE, X87, legacy_mxcsr, legacy_x87, legacy_xmm, restore_high,
+    restore_x87, restore_xmm, save_high, word,
 };
 use crate::fpu::Fpu;
 
-/// Bytes of the XSAVE area of this processor in the standard format: legacy region and header.
-pub const XSAVE_BYTES: usize = 576;
+/// Bytes of the XSAVE area of this processor in the standard format: legacy region, header, and upper halves of
+/// the YMM registers.
+pub const XSAVE_BYTES: usize = 832;
 
 const REGISTERS: usize = 16;
 
 /// Errors of [`Cpu::load_xsave`]. Nothing is loaded then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XsaveError {
-    /// The area has this many bytes, less than [`XSAVE_BYTES`].
+    /// The area has this many bytes, and the components in it have more.
     Short(usize),
     /// XSTATE_BV names components that the processor lacks, or the format is not the standard one.
     Components(u64),
@@ -37,7 +39,7 @@ impl fmt::Display for XsaveError {
 impl core::error::Error for XsaveError {}
 
 impl Cpu {
-    /// x87 and SSE state in the standard format of XSAVE. XSTATE_BV has the components that are not
+    /// x87, SSE and AVX state in the standard format of XSAVE. XSTATE_BV has the components that are not
     /// in their initial state.
     pub fn save_xsave(&self) -> [u8; XSAVE_BYTES] {
         let f = &*self.core.fpu;
@@ -48,22 +50,27 @@ impl Cpu {
         let mut area = [0; XSAVE_BYTES];
         area[..512].copy_from_slice(&legacy);
         area[512..520].copy_from_slice(&f.in_use().to_le_bytes());
+        save_high(f, &mut area[HIGH..], REGISTERS);
         area
     }
 
-    /// Loads x87 and SSE state, as XRSTOR does with all components requested.
+    /// Loads x87, SSE and AVX state, as XRSTOR does with all components requested.
     ///
     /// # Errors
     ///
     /// [`XsaveError`] names what no processor of this kind can hold.
     pub fn load_xsave(&mut self, area: &[u8]) -> Result<(), XsaveError> {
-        if area.len() < XSAVE_BYTES {
+        // An area without the last component may end before it.
+        if area.len() < HIGH {
             return Err(XsaveError::Short(area.len()));
         }
         let header = |n: usize| word(area, 512 + n * 8, 8) as u64;
         let bits = header(0);
-        if bits & !(X87 | SSE) != 0 || header(1) != 0 {
+        if bits & !(X87 | SSE | AVX) != 0 || header(1) != 0 {
             return Err(XsaveError::Components(bits | header(1)));
+        }
+        if bits & AVX != 0 && area.len() < XSAVE_BYTES {
+            return Err(XsaveError::Short(area.len()));
         }
         let mxcsr = word(area, 24, 4) as u32;
         if mxcsr & !MXCSR_MASK != 0 {
@@ -81,6 +88,11 @@ impl Cpu {
             restore_xmm(f, area, REGISTERS);
         } else {
             f.xmm = initial.xmm;
+        }
+        if bits & AVX != 0 {
+            restore_high(f, &area[HIGH..], REGISTERS);
+        } else {
+            f.high = initial.high;
         }
         Ok(())
     }

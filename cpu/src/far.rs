@@ -2,11 +2,12 @@
 
 use iced_x86::Code;
 
-use crate::exit::Cause;
+use crate::descriptor::Descriptor;
 use crate::fault::Exception;
 use crate::flags;
 use crate::segment::{CS, SS, Segment};
 use crate::state::{Core, EFER_SCE, R};
+use crate::task::Source;
 
 /// A flat segment of a system call.
 fn flat(selector: u16, code: bool, dpl: u8, long: bool) -> Segment {
@@ -56,13 +57,7 @@ impl Core {
             match d.kind() {
                 0x18..=0x1f => Some(self.code_segment(selector, d)?),
                 1 | 5 | 9 if !self.long_mode() => {
-                    let source = if push.is_some() { 0 } else { 2 };
-                    let available = d.present() && d.dpl() >= self.cpl.max(selector as u8 & 3);
-                    if !available {
-                        return Err(self.selector_fault(Exception::GP, selector, 0));
-                    }
-                    let len = self.len;
-                    return Err(self.exit(Cause::TaskSwitch { selector, source }, len));
+                    return self.far_task(selector, d, push.is_some());
                 }
                 4 | 12 => return Err(self.missing(code)),
                 _ => return Err(self.selector_fault(Exception::GP, selector, 0)),
@@ -74,6 +69,22 @@ impl Core {
             self.r[4] = sp;
         }
         result
+    }
+
+    /// Far JMP or CALL to a task state segment or a task gate.
+    fn far_task(&mut self, selector: u16, d: Descriptor, call: bool) -> R<()> {
+        if d.dpl() < self.cpl.max(selector as u8 & 3) {
+            return Err(self.selector_fault(Exception::GP, selector, 0));
+        }
+        if !d.present() {
+            return Err(self.selector_fault(Exception::NP, selector, 0));
+        }
+        let target = match d.kind() {
+            5 => (d.low >> 16) as u16,
+            _ => selector,
+        };
+        let source = if call { Source::Call } else { Source::Jump };
+        self.switch_task(target, source, self.rip, None)
     }
 
     fn far_transfer(
@@ -189,10 +200,13 @@ impl Core {
 
     /// IRET, IRETD, IRETQ.
     pub(crate) fn iret(&mut self, size: u32) -> R<()> {
-        let sp = self.r[4];
+        let (sp, task) = (self.r[4], self.tr.selector);
         let result = self.iret_inner(size);
         if result.is_err() {
-            self.r[4] = sp;
+            // Unless a new task has its own stack.
+            if self.tr.selector == task {
+                self.r[4] = sp;
+            }
         } else {
             self.nmi_blocked = false;
         }
@@ -208,14 +222,7 @@ impl Core {
                 return Err(self.gp(0));
             }
             let back = self.system_read(self.tr.base, 2)? as u16;
-            let len = self.len;
-            return Err(self.exit(
-                Cause::TaskSwitch {
-                    selector: back,
-                    source: 1,
-                },
-                len,
-            ));
+            return self.switch_task(back, Source::Iret, self.rip, None);
         }
         let rip = self.pop(size)?;
         let selector = self.pop(size)? as u16;
@@ -285,33 +292,48 @@ impl Core {
         self.update_mode();
     }
 
-    /// SYSCALL; RIP is that of the next instruction.
+    /// SYSCALL; RIP is that of the next instruction. Outside of 64-bit mode it is AMD's alone.
     pub(crate) fn syscall(&mut self) -> R<()> {
-        if self.efer & EFER_SCE == 0 || self.bits != 64 {
+        if self.efer & EFER_SCE == 0 || self.bits != 64 && !self.cpuid.is_amd() {
             return Err(self.ud());
         }
+        let long = self.long_mode();
         let star = self.msrs.star;
+        let before = self.system_flags;
         self.r[1] = self.rip;
-        self.r[11] = self.rflags() & !flags::RF;
-        self.rip = self.msrs.lstar;
-        let cleared = self.msrs.fmask | flags::RF;
+        let mut cleared = flags::RF;
+        self.rip = if long {
+            self.r[11] = self.rflags() & !flags::RF;
+            cleared |= self.msrs.fmask;
+            if self.bits == 64 {
+                self.msrs.lstar
+            } else {
+                self.msrs.cstar
+            }
+        } else {
+            cleared |= flags::IF | flags::VM;
+            star & 0xffff_ffff
+        };
         let value = self.rflags() & !cleared;
         self.set_rflags(value);
         let selector = (star >> 32) as u16 & !3;
-        self.seg[CS] = flat(selector, true, 0, true);
+        self.seg[CS] = flat(selector, true, 0, long);
         self.seg[SS] = flat(selector.wrapping_add(8), false, 0, false);
         self.update_mode();
+        self.step_at_end(before);
         Ok(())
     }
 
     /// SYSRET with 4 or 8 bytes of RCX.
     pub(crate) fn sysret(&mut self, size: u32) -> R<()> {
-        if self.efer & EFER_SCE == 0 || self.bits != 64 {
+        let known = self.bits == 64 || self.protected() && self.cpuid.is_amd();
+        if self.efer & EFER_SCE == 0 || !known {
             return Err(self.ud());
         }
         if self.cpl != 0 {
             return Err(self.gp(0));
         }
+        let before = self.system_flags;
         let base = (self.msrs.star >> 48) as u16;
         let rip = if size == 8 {
             self.r[1]
@@ -321,7 +343,10 @@ impl Core {
         if !self.canonical(rip) {
             return Err(self.gp(0));
         }
-        let flags = self.r[11] & !(flags::RF | flags::VM);
+        let flags = match self.long_mode() {
+            true => self.r[11] & !(flags::RF | flags::VM),
+            false => self.rflags() | flags::IF,
+        };
         self.set_rflags(flags);
         let selector = if size == 8 {
             base.wrapping_add(16)
@@ -332,6 +357,7 @@ impl Core {
         self.seg[SS] = flat(base.wrapping_add(8) | 3, false, 3, false);
         self.rip = rip;
         self.update_mode();
+        self.step_at_end(before);
         Ok(())
     }
 

@@ -163,6 +163,12 @@ impl Event {
         self.vector as u32 | (self.kind as u32) << 8 | code | 1 << 31
     }
 
+    /// True for #DB, of hardware or by INT1.
+    pub(crate) const fn is_debug(self) -> bool {
+        let kind = matches!(self.kind, EventKind::Exception | EventKind::Privileged);
+        kind && self.vector == Exception::DB
+    }
+
     pub(crate) const fn is_software(self) -> bool {
         matches!(
             self.kind,

@@ -3,6 +3,9 @@
 /// An x87 register: 64 bits of significand, sign and exponent above.
 pub(crate) type Extended = u128;
 
+/// Registers that software sees.
+pub(crate) const SCRATCH: usize = 16;
+
 pub(crate) struct Fpu {
     pub(crate) control: u16,
     pub(crate) status: u16,
@@ -13,7 +16,10 @@ pub(crate) struct Fpu {
     pub(crate) operand: u64,
     pub(crate) st: [Extended; 8],
     pub(crate) mxcsr: u32,
-    pub(crate) xmm: [u128; 16],
+    /// XMM0 to XMM15, and from [`SCRATCH`] on numbers that instructions with VEX prefixes compute with.
+    pub(crate) xmm: [u128; 32],
+    /// Upper halves of YMM0 to YMM15.
+    pub(crate) high: [u128; 16],
     pub(crate) xcr0: u64,
 }
 
@@ -28,7 +34,8 @@ impl Fpu {
             operand: 0,
             st: [0; 8],
             mxcsr: 0x1f80,
-            xmm: [0; 16],
+            xmm: [0; 32],
+            high: [0; 16],
             xcr0: 1,
         }
     }
@@ -62,11 +69,12 @@ impl Fpu {
 
     /// XINUSE: the components that differ from their initial state.
     pub(crate) fn in_use(&self) -> u64 {
-        u64::from(!self.x87_initial()) | u64::from(self.xmm != [0; 16]) << 1
+        let used = |registers: &[u128]| u64::from(registers.iter().any(|r| *r != 0));
+        u64::from(!self.x87_initial()) | used(&self.xmm[..SCRATCH]) << 1 | used(&self.high) << 2
     }
 
     /// Bytes of the XSAVE area for what XCR0 enables.
     pub(crate) fn enabled_size(&self) -> u32 {
-        576
+        if self.xcr0 & 4 != 0 { 832 } else { 576 }
     }
 }

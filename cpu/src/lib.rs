@@ -7,6 +7,7 @@ mod activity;
 mod alu;
 mod api;
 mod apic;
+mod breakpoint;
 mod build;
 mod bus;
 mod cpu;
@@ -32,7 +33,9 @@ mod registers;
 mod segment;
 mod select;
 mod state;
+mod task;
 mod tlb;
+mod x87;
 
 pub use activity::Activity;
 pub use api::{IoError, Registers};

@@ -1,5 +1,6 @@
 //! Linear and segmented accesses of instructions.
 
+use crate::breakpoint::Watched;
 use crate::bus::Access;
 use crate::fault::Exception;
 use crate::paging::{Linear, READ, SYSTEM_READ, SYSTEM_WRITE, WRITE};
@@ -72,7 +73,9 @@ impl Core {
 
     /// #AC at CPL 3 with EFLAGS.AC and CR0.AM.
     pub(crate) fn aligned(&mut self, linear: u64, size: usize) -> R<()> {
-        if self.set == tlb::CHECKED && linear & (size as u64 - 1) != 0 {
+        let checked = self.cpl == 3 && self.system_flags & crate::flags::AC != 0;
+        let misaligned = linear & (size as u64 - 1) != 0;
+        if misaligned && checked && self.cr0 & crate::state::CR0_AM != 0 {
             return Err(self.fault(Exception::with_code(Exception::AC, 0)));
         }
         Ok(())
@@ -167,6 +170,14 @@ impl Core {
     fn piece(&mut self, seg: usize, linear: u64, len: usize, access: Linear) -> R<Piece> {
         if self.long_mode() && !self.canonical(linear) {
             return Err(self.not_canonical(seg));
+        }
+        if self.watched && !access.system {
+            let what = if access.write {
+                Watched::Write
+            } else {
+                Watched::Read
+            };
+            self.watch(linear, len, what);
         }
         let walked = self.walk(linear, access)?;
         let question = Access {

@@ -23,7 +23,17 @@ pub(crate) struct Msrs {
     mtrr_variable: [u64; 16],
     mtrr_fixed: [u64; 11],
     mcg_status: u64,
+    /// Event selects and counters of AMD's first counters, which do not count.
+    k7_counters: [u64; 8],
 }
+
+/// IA32_MISC_ENABLE: bits that can be written (fast strings, thermal control, SpeedStep, MONITOR, limit of
+/// CPUID, xTPR, no NX), and those that say what is unavailable (branch trace and PEBS).
+const MISC_WRITABLE: u64 =
+    1 << 0 | 1 << 3 | 1 << 16 | 1 << 18 | MISC_LIMIT_CPUID | 1 << 23 | MISC_NO_NX;
+const MISC_FIXED: u64 = 0x1800;
+const MISC_LIMIT_CPUID: u64 = 1 << 22;
+const MISC_NO_NX: u64 = 1 << 34;
 
 /// Variable MTRR pairs.
 const MTRR_PAIRS: u64 = 8;
@@ -46,19 +56,29 @@ impl Msrs {
             tsc_offset: 0,
             tsc_adjust: 0,
             pat: 0x0007_0406_0007_0406,
-            // Fast strings on, branch trace and PEBS unavailable.
-            misc_enable: 0x1801,
+            // Fast strings on.
+            misc_enable: MISC_FIXED | 1,
             mtrr_default: 0,
             mtrr_variable: [0; 16],
             mtrr_fixed: [0; 11],
             mcg_status: 0,
+            k7_counters: [0; 8],
         }
+    }
+
+    /// CPUID leaf 0 tells no leaf above 2.
+    pub(crate) fn limits_cpuid(&self) -> bool {
+        self.misc_enable & MISC_LIMIT_CPUID != 0
+    }
+
+    pub(crate) fn disables_nx(&self) -> bool {
+        self.misc_enable & MISC_NO_NX != 0
     }
 }
 
 /// The MSRs that [`Core::read_msr`] knows.
 pub(crate) fn exists(index: u32) -> bool {
-    const SINGLE: [u32; 24] = [
+    const SINGLE: [u32; 25] = [
         0x10,
         0x1b,
         0x3b,
@@ -73,6 +93,7 @@ pub(crate) fn exists(index: u32) -> bool {
         0x277,
         0x2ff,
         0x6e0,
+        0x6e1,
         0xda0,
         0xc000_0080,
         0xc000_0081,
@@ -106,6 +127,14 @@ impl Core {
         self.clock().wrapping_add(self.msrs.tsc_offset)
     }
 
+    fn offers_pks(&self) -> bool {
+        self.cpuid.has(7, 2, 31)
+    }
+
+    pub(crate) fn offers_nx(&self) -> bool {
+        !self.msrs.disables_nx()
+    }
+
     /// Value of an MSR; `None` is #GP.
     pub(crate) fn read_msr(&self, index: u32) -> Option<u64> {
         let m = &self.msrs;
@@ -125,6 +154,8 @@ impl Core {
             0x277 => m.pat,
             0x2ff => m.mtrr_default,
             0x6e0 => self.apic.tsc_deadline(),
+            0x6e1 if self.offers_pks() => self.pkrs.into(),
+            0x6e1 => return None,
             0x800..=0x8ff => {
                 let now = self.clock();
                 return self.apic.read_x2(index, now);
@@ -139,13 +170,14 @@ impl Core {
             0xc000_0101 => self.seg[GS].base,
             0xc000_0102 => m.kernel_gs_base,
             0xc000_0103 => m.tsc_aux,
+            0xc001_0000..=0xc001_0007 if self.cpuid.is_amd() => m.k7_counters[index as usize & 7],
             _ => m.mtrr_fixed[FIXED.iter().position(|f| *f == index)?],
         })
     }
 
     /// Writes an MSR; `None` is #GP.
     pub(crate) fn write_msr(&mut self, index: u32, value: u64) -> Option<()> {
-        let canonical = self.canonical(value);
+        let canonical = self.canonical_base(value);
         let address = |ok: bool| ok.then_some(value);
         match index {
             0x10 => {
@@ -154,6 +186,10 @@ impl Core {
                 self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(delta);
             }
             0x1b => {
+                let x2apic = crate::apic::X2APIC;
+                if value & x2apic != 0 && !self.cpuid.has(1, 2, 21) {
+                    return None;
+                }
                 self.apic.set_base(value, self.phys_bits)?;
                 self.flush_all();
             }
@@ -167,7 +203,10 @@ impl Core {
             0x175 => self.msrs.sysenter_esp = address(canonical)?,
             0x176 => self.msrs.sysenter_eip = address(canonical)?,
             0x17a => self.msrs.mcg_status = value & 7,
-            0x1a0 => self.msrs.misc_enable = value & 1 | 0x1800,
+            0x1a0 if value & !(MISC_WRITABLE | MISC_FIXED) == 0 => {
+                self.msrs.misc_enable = value & MISC_WRITABLE | MISC_FIXED;
+            }
+            0x1a0 => return None,
             0x200..=0x20f => {
                 let mask = index & 1 != 0;
                 let reserved = if mask { 0x7ff } else { 0xf00 };
@@ -195,6 +234,11 @@ impl Core {
                 let (now, tsc) = (self.clock(), self.tsc());
                 self.apic.set_tsc_deadline(value, tsc, now);
             }
+            0x6e1 if value >> 32 == 0 && self.offers_pks() => {
+                self.pkrs = value as u32;
+                self.flush_linear();
+            }
+            0x6e1 => return None,
             0x800..=0x8ff => {
                 let now = self.clock();
                 let effect = self.apic.write_x2(index, value, now)?;
@@ -212,6 +256,9 @@ impl Core {
                 self.update_mode();
             }
             0xc000_0102 => self.msrs.kernel_gs_base = address(canonical)?,
+            0xc001_0000..=0xc001_0007 if self.cpuid.is_amd() => {
+                self.msrs.k7_counters[index as usize & 7] = value;
+            }
             0xc000_0103 => self.msrs.tsc_aux = (value >> 32 == 0).then_some(value)?,
             _ => {
                 let slot = FIXED.iter().position(|f| *f == index)?;

@@ -3,8 +3,8 @@
 use crate::fault::Exception;
 use crate::flags;
 use crate::state::{
-    CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, Core, EFER_NXE, R,
-    Stop,
+    CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PKE, CR4_PKS, CR4_PSE, CR4_SMAP, CR4_SMEP, Core,
+    EFER_NXE, R, Stop,
 };
 
 /// A linear access that is translated.
@@ -223,6 +223,14 @@ impl Core {
             }
             write_ok &= !write_denied;
         }
+        if self.cr4 & CR4_PKS != 0 && self.long_mode() && !user_page && !access.execute {
+            let bits = self.pkrs >> ((leaf >> 59 & 15) * 2) & 3;
+            let write_denied = bits & 2 != 0 && self.cr0 & CR0_WP != 0;
+            if bits & 1 != 0 || access.write && write_denied {
+                return Err(self.page_fault(1 | 1 << 5, linear, access));
+            }
+            write_ok &= !write_denied;
+        }
         Ok(write_ok)
     }
 
@@ -239,6 +247,13 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// True for an address that registers with a base can hold: those take the width that the processor
+    /// has, whatever CR4.LA57 is (SDM volume 1, 3.3.7.1, and volume 3, 4.5.3).
+    pub(crate) fn canonical_base(&self, linear: u64) -> bool {
+        let unused = if self.cpuid.has(7, 2, 16) { 7 } else { 16 };
+        ((linear << unused) as i64 >> unused) as u64 == linear
     }
 
     /// True if the bits above the linear address width repeat the top one.

@@ -1,7 +1,5 @@
 //! Writes to control registers, with their checks.
 
-use iced_x86::Code;
-
 use crate::segment::CS;
 use crate::state::*;
 
@@ -18,8 +16,21 @@ const CR0_KNOWN: u64 = CR0_PE
     | CR0_PG;
 
 /// CR4 bits of this processor: TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, UMIP, LA57,
-/// FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE.
-pub(crate) const CR4_KNOWN: u64 = 0x0077_1ffc & !(1 << 18 | 1 << 19) | CR4_OSXSAVE;
+/// FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE, PKS.
+pub(crate) const CR4_KNOWN: u64 = 0x0077_1ffc & !(1 << 18 | 1 << 19) | CR4_OSXSAVE | CR4_PKS;
+
+/// Bits of CR4 that exist if CPUID offers their feature: leaf, register (1 is EBX), bit there.
+const CR4_OFFERED: [(u64, u32, usize, u32); 9] = [
+    (CR4_PCIDE, 1, 2, 17),
+    (CR4_OSXSAVE, 1, 2, 26),
+    (CR4_FSGSBASE, 7, 1, 0),
+    (CR4_SMEP, 7, 1, 7),
+    (CR4_SMAP, 7, 1, 20),
+    (CR4_UMIP, 7, 2, 2),
+    (CR4_PKE, 7, 2, 3),
+    (CR4_LA57, 7, 2, 16),
+    (CR4_PKS, 7, 2, 31),
+];
 
 impl Core {
     pub(crate) fn write_cr0(&mut self, value: u64) -> R<()> {
@@ -68,10 +79,20 @@ impl Core {
         Ok(())
     }
 
+    fn cr4_offered(&self) -> u64 {
+        CR4_OFFERED.iter().fold(CR4_KNOWN, |bits, feature| {
+            let (bit, leaf, register, at) = *feature;
+            match self.cpuid.has(leaf, register, at) {
+                true => bits,
+                false => bits & !bit,
+            }
+        })
+    }
+
     pub(crate) fn write_cr4(&mut self, value: u64) -> R<()> {
         let changed = value ^ self.cr4;
         let pcide = changed & value & CR4_PCIDE != 0;
-        let bad = value & !CR4_KNOWN != 0
+        let bad = value & !self.cr4_offered() != 0
             || self.long_mode() && (value & CR4_PAE == 0 || changed & CR4_LA57 != 0)
             || pcide && (!self.long_mode() || self.cr3 & 0xfff != 0);
         if bad {
@@ -85,7 +106,8 @@ impl Core {
 
     /// EFER: SCE, LME and NXE can be written, LME only without paging.
     pub(crate) fn write_efer(&mut self, value: u64) -> Option<()> {
-        let known = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
+        let nx = if self.offers_nx() { EFER_NXE } else { 0 };
+        let known = EFER_SCE | EFER_LME | EFER_LMA | nx;
         let lme_changes = (value ^ self.efer) & EFER_LME != 0;
         if value & !known != 0 || lme_changes && self.cr0 & CR0_PG != 0 {
             return None;
@@ -93,11 +115,6 @@ impl Core {
         self.efer = value & !EFER_LMA | self.efer & EFER_LMA;
         self.flush_linear();
         Some(())
-    }
-
-    /// Breakpoints by debug registers are not implemented.
-    pub(crate) fn hardware_breakpoints(&mut self, code: Code) -> R<()> {
-        Err(self.missing(code))
     }
 
     /// XCR0: x87 always, SSE as offered by CPUID.

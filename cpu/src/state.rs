@@ -47,6 +47,7 @@ pub(crate) const CR4_OSXSAVE: u64 = 1 << 18;
 pub(crate) const CR4_SMEP: u64 = 1 << 20;
 pub(crate) const CR4_SMAP: u64 = 1 << 21;
 pub(crate) const CR4_PKE: u64 = 1 << 22;
+pub(crate) const CR4_PKS: u64 = 1 << 24;
 
 pub(crate) const EFER_SCE: u64 = 1 << 0;
 pub(crate) const EFER_LME: u64 = 1 << 8;
@@ -119,6 +120,7 @@ pub(crate) struct Core {
     pub(crate) efer: u64,
     pub(crate) dr: [u64; 8],
     pub(crate) pkru: u32,
+    pub(crate) pkrs: u32,
     pub(crate) msrs: Msrs,
     pub(crate) apic: Apic,
     pub(crate) fpu: Box<Fpu>,
@@ -129,8 +131,16 @@ pub(crate) struct Core {
     pub(crate) shadow: bool,
     /// The next instruction runs in a block that is not kept: its store hits decoded code.
     pub(crate) alone: bool,
-    /// A #DB waits in `pending`.
-    pub(crate) trap: bool,
+    /// The last instruction was MOV SS or POP SS: debug traps wait until after the next one.
+    pub(crate) quiet: bool,
+    /// Bits of DR6 for the debug trap that waits.
+    pub(crate) debug: u64,
+    /// Breakpoints that the running instruction met.
+    pub(crate) hit: u64,
+    /// DR7 enables a breakpoint.
+    pub(crate) watched: bool,
+    /// The running instruction decided by TF at its end if it is stepped.
+    pub(crate) stepped: bool,
     /// Events have to be looked at before the next block.
     pub(crate) attention: bool,
     pub(crate) nmi_pending: bool,
@@ -192,6 +202,7 @@ impl Core {
             efer: 0,
             dr: [0; 8],
             pkru: 0,
+            pkrs: 0,
             msrs: Msrs::new(),
             apic: Apic::new(0),
             fpu: Box::new(Fpu::new()),
@@ -199,7 +210,11 @@ impl Core {
             controls: Controls::none(),
             shadow: false,
             alone: false,
-            trap: false,
+            quiet: false,
+            debug: 0,
+            hit: 0,
+            watched: false,
+            stepped: false,
             attention: true,
             nmi_pending: false,
             waiting: false,
@@ -256,7 +271,8 @@ impl Core {
         self.cr0 = CR0_ET | CR0_CD | CR0_NW;
         (self.cr2, self.cr3, self.cr4, self.efer) = (0, 0, 0, 0);
         self.dr = [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400];
-        self.pkru = 0;
+        (self.quiet, self.debug, self.hit, self.watched) = (false, 0, 0, false);
+        (self.pkru, self.pkrs) = (0, 0);
         self.halted = false;
         self.shutdown = false;
         self.shadow = false;
@@ -319,7 +335,9 @@ impl Core {
     /// Chooses the TLB set, after CPL, CR0, CR4 or EFLAGS.AC changed.
     pub(crate) fn update_set(&mut self) {
         let ac = self.system_flags & flags::AC != 0;
-        self.set = if self.cpl == 3 {
+        self.set = if self.watched {
+            tlb::CHECKED
+        } else if self.cpl == 3 {
             if ac && self.cr0 & CR0_AM != 0 {
                 tlb::CHECKED
             } else {

@@ -380,7 +380,9 @@ fn msrs_that_take_addresses_refuse_those_that_are_not_canonical() {
         0xc000_0101,
         0xc000_0102,
     ] {
-        assert_eq!(m.cpu.write_msr(msr, 1 << 47), None, "{msr:#x}");
+        assert_eq!(m.cpu.write_msr(msr, 1 << 56), None, "{msr:#x}");
+        // The width that counts is the processor's, and not that of the paging mode.
+        assert_eq!(m.cpu.write_msr(msr, 1 << 47), Some(()), "{msr:#x}");
         assert_eq!(
             m.cpu.write_msr(msr, 0xffff_8000_0000_0000),
             Some(()),
@@ -551,9 +553,9 @@ fn string_output_without_a_device_exits_for_each_element_and_goes_on() {
 #[test]
 fn what_is_not_implemented_is_ud_and_named() {
     let mut m = Machine::new();
-    // fadd st0, st1; rcpps xmm0, xmm1; vaddps ymm
+    // fsin; rcpps xmm0, xmm1; vaddps ymm
     for bytes in [
-        &[0xd8u8, 0xc1][..],
+        &[0xd9u8, 0xfe][..],
         &[0x0f, 0x53, 0xc1],
         &[0xc5, 0xf4, 0x58, 0xc2],
     ] {
@@ -579,4 +581,46 @@ fn an_event_that_faults_while_it_is_delivered_exits_with_its_vectoring() {
     assert_eq!(e.vector, 13);
     assert_eq!(exit.vectoring.map(|v| v.vector), Some(33));
     assert_eq!(exit.vmx().map(|v| v.vectoring), Some(0x8000_0021));
+}
+
+#[test]
+fn bits_of_cr4_and_instructions_of_a_feature_go_with_its_cpuid_bit() {
+    // Leaf, register (1 EBX, 2 ECX), bit, and the bit of CR4.
+    for (leaf, register, bit, cr4) in [
+        (1, 2, 26, 18),
+        (7, 1, 0, 16),
+        (7, 1, 7, 20),
+        (7, 1, 20, 21),
+        (7, 2, 2, 11),
+        (7, 2, 3, 22),
+        (7, 2, 31, 24),
+    ] {
+        for offered in [true, false] {
+            let mut m = Machine::new();
+            let mut table = CpuidTable::intel();
+            let mut value = table.get(leaf, 0);
+            let word = match register {
+                1 => &mut value.ebx,
+                _ => &mut value.ecx,
+            };
+            assert_ne!(*word >> bit & 1, 0, "offered as it is");
+            *word &= !(u32::from(!offered) << bit);
+            table.set(leaf, 0, value);
+            m.cpu.set_cpuid(table);
+            let old = m.cpu.registers().cr4;
+            m.cpu.set_gpr(0, old | 1 << cr4);
+            m.code(&[0x0f, 0x22, 0xe0]); // mov cr4, rax
+            let fault = m.exception(1).map(|e| e.vector);
+            assert_eq!(fault, (!offered).then_some(13), "CR4 bit {cr4}");
+        }
+    }
+    // INVPCID
+    let mut m = Machine::new();
+    let mut table = CpuidTable::intel();
+    let mut value = table.get(7, 0);
+    value.ebx &= !(1 << 10);
+    table.set(7, 0, value);
+    m.cpu.set_cpuid(table);
+    m.code(&[0x66, 0x0f, 0x38, 0x82, 0x08]);
+    assert_eq!(m.exception(1).map(|e| e.vector), Some(6));
 }

@@ -18,6 +18,8 @@ pub(crate) struct Wake {
 pub(crate) struct State {
     kicked: bool,
     waiting: Waiting,
+    /// Those of the waiting vectors that came from level-triggered pins.
+    levels: [u64; 4],
     nmi_masked: bool,
     /// INIT came, and a start-up interrupt with its vector after it. For processors only.
     init: bool,
@@ -32,6 +34,8 @@ pub(crate) struct State {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Mail {
     pub(crate) vectors: [u64; 4],
+    /// Those that came from level-triggered pins.
+    pub(crate) levels: [u64; 4],
     pub(crate) nmi: bool,
     pub(crate) init: bool,
     pub(crate) start: Option<u8>,
@@ -110,6 +114,7 @@ impl Wake {
         };
         Mail {
             vectors,
+            levels: std::mem::take(&mut state.levels),
             nmi: std::mem::take(&mut state.waiting.nmi),
             init: std::mem::take(&mut state.init),
             start: state.start.take(),
@@ -146,6 +151,15 @@ impl Wake {
             state.waiting.vectors[usize::from(vector / 64)] |= 1 << (vector % 64);
             self.changed.notify_all();
         }
+    }
+
+    /// A vector from a level-triggered pin.
+    pub(crate) fn post_level(&self, vector: u8) {
+        let mut state = self.lock();
+        let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
+        state.waiting.vectors[word] |= bit;
+        state.levels[word] |= bit;
+        self.changed.notify_all();
     }
 
     /// Takes the highest vector.

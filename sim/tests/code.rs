@@ -575,10 +575,11 @@ fn state_that_no_such_processor_can_hold_is_refused_by_name() {
         dr7: 0x402,
         ..DebugRegs::default()
     };
-    assert!(matches!(
-        cpu.set_debug_regs(&armed),
-        Err(Error::HostLacks(_))
-    ));
+    assert_eq!(cpu.set_debug_regs(&armed), Ok(()));
+    let wide = 1 << 32 | 0x400;
+    let reserved = DebugRegs { dr7: wide, ..armed };
+    let refused = Err(Error::Invalid(Field::Dr7, wide));
+    assert_eq!(cpu.set_debug_regs(&reserved), refused);
     for vector in [2, 32, 255] {
         let events = Events {
             exception: Some(Exception::new(vector, None)),

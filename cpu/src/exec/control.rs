@@ -2,6 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
+use crate::breakpoint::Watched;
 use crate::exec::Exec;
 use crate::exec::tables::{arpl, load_system, load_table, store_system, store_table, verify};
 use crate::exit::{Cause, PortAccess};
@@ -11,6 +12,10 @@ use crate::segment::{FS, GS};
 use crate::state::{
     CR0_TS, CR4_DE, CR4_FSGSBASE, CR4_OSXSAVE, CR4_PCIDE, CR4_PKE, CR4_TSD, Core, R,
 };
+
+/// Ticks of the clock that PAUSE takes besides its own: loops that wait for a time have fewer rounds, as on
+/// processors since Skylake (Intel's optimization manual, 2.16.4: up to 140 cycles).
+const PAUSE_TICKS: u64 = 139;
 
 /// All of these end a block: they exit, change the mode, or look at the time.
 pub(super) fn select_end(i: &Instruction) -> Option<Exec> {
@@ -94,6 +99,7 @@ pub(super) fn select_end(i: &Instruction) -> Option<Exec> {
                 return Err(c.exit(Cause::Pause, i.len() as u8));
             }
             c.yielded = true;
+            c.skipped = c.skipped.wrapping_add(PAUSE_TICKS);
             Ok(())
         },
         M::Vmcall => |c, i| c.guest_call(i, Cause::Vmcall),
@@ -129,6 +135,9 @@ pub(super) fn select(m: M) -> Option<Exec> {
             Ok(())
         },
         M::Rdpid => |c, i| {
+            if !c.cpuid.has(7, 2, 22) {
+                return Err(c.ud());
+            }
             let aux = c.msrs.tsc_aux;
             c.put(i, 0, aux)
         },
@@ -235,6 +244,7 @@ pub(super) fn mov_from(c: &mut Core, i: &Instruction) -> R<()> {
         }
     } else if from.is_dr() {
         let n = debug_register(c, n)?;
+        c.general_detect()?;
         c.dr[n]
     } else {
         return Err(c.ud());
@@ -258,6 +268,7 @@ pub(super) fn mov_to(c: &mut Core, i: &Instruction) -> R<()> {
     let value = c.get(i, 1)?;
     if to.is_dr() {
         let n = debug_register(c, n)?;
+        c.general_detect()?;
         if n >= 6 && value >> 32 != 0 {
             return Err(c.gp(0));
         }
@@ -266,8 +277,8 @@ pub(super) fn mov_to(c: &mut Core, i: &Instruction) -> R<()> {
             7 => value & 0xffff_2bff | 0x400,
             _ => value,
         };
-        if n == 7 && value & 0xff != 0 {
-            return c.hardware_breakpoints(i.code());
+        if n == 7 {
+            c.update_watch();
         }
         return Ok(());
     }
@@ -346,6 +357,9 @@ fn lmsw(c: &mut Core, i: &Instruction) -> R<()> {
 }
 
 fn invpcid(c: &mut Core, i: &Instruction) -> R<()> {
+    if !c.cpuid.has(7, 1, 10) {
+        return Err(c.ud());
+    }
     c.privileged()?;
     let seg = Core::operand_segment(i);
     let offset = c.offset(i);
@@ -354,7 +368,7 @@ fn invpcid(c: &mut Core, i: &Instruction) -> R<()> {
     let kind = c.reg(i.op0_register());
     let bad_pcid = pcid >> 12 != 0 || c.cr4 & CR4_PCIDE == 0 && pcid != 0;
     let bad = match kind {
-        0 => bad_pcid || !c.canonical(linear),
+        0 => bad_pcid || !c.canonical_base(linear),
         1 => bad_pcid,
         2 | 3 => false,
         _ => true,
@@ -367,6 +381,9 @@ fn invpcid(c: &mut Core, i: &Instruction) -> R<()> {
 }
 
 fn rdtsc(c: &mut Core, i: &Instruction) -> R<()> {
+    if i.mnemonic() == M::Rdtscp && !c.cpuid.has(0x8000_0001, 3, 27) {
+        return Err(c.ud());
+    }
     if c.cr4 & CR4_TSD != 0 && c.cpl != 0 {
         return Err(c.gp(0));
     }
@@ -440,6 +457,9 @@ fn port(c: &mut Core, i: &Instruction) -> R<()> {
     let port = c.get_sized(i, number, 2)? as u16;
     c.port_allowed(port, size)?;
     let value = if input { 0 } else { c.get(i, data)? as u32 };
+    if c.watched {
+        c.watch(port.into(), size.into(), Watched::Port);
+    }
     let inside = !c.controls.io;
     if input && inside {
         if let Some(value) = c.bus.port_in(port, size) {

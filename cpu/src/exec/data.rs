@@ -162,6 +162,7 @@ fn mov(c: &mut Core, i: &Instruction) -> R<()> {
             let selector = c.get(i, 1)? as u16;
             c.load_segment(seg, selector)?;
             c.shadow |= seg == SS;
+            c.quiet |= seg == SS;
             return Ok(());
         }
         if to.is_cr() || to.is_dr() || to.is_tr() {

@@ -236,7 +236,8 @@ fn pop(c: &mut Core, i: &Instruction) -> R<()> {
             if result.is_err() {
                 c.r[4] = sp;
             }
-            c.shadow |= reg == Register::SS;
+            c.shadow |= reg == Register::SS && result.is_ok();
+            c.quiet |= reg == Register::SS && result.is_ok();
             return result;
         }
         c.set_reg(reg, value);

@@ -8,6 +8,7 @@ mod flow;
 mod string;
 mod tables;
 mod vector;
+mod x87;
 pub(crate) mod xstate;
 
 use iced_x86::{Instruction, Mnemonic as M, Register};
@@ -57,6 +58,7 @@ pub(crate) fn select(i: &Instruction) -> Selected {
         .or_else(|| data::select(m))
         .or_else(|| control::select(m))
         .or_else(|| xstate::select(m))
+        .or_else(|| x87::select(m))
         .or_else(|| vector::select(i));
     match simple {
         // A new segment may change what follows.

@@ -93,7 +93,9 @@ impl Core {
         if !rep && !repne {
             return one(self);
         }
-        for _ in 0..CHUNK {
+        // A debug trap comes after each element.
+        let trapped = self.watched || self.system_flags & flags::TF != 0;
+        for _ in 0..if trapped { 1 } else { CHUNK } {
             let count = zero(self.r[1], f.address);
             if count == 0 {
                 return Ok(());
@@ -242,7 +244,7 @@ impl Core {
     /// REP STOS forward within pages that have write tags, in 64-bit mode. False if the ordinary
     /// path has to do it; it may have done a part.
     fn bulk_store(&mut self, size: u32, address: u32) -> bool {
-        if self.bits != 64 || address != 8 || self.system_flags & flags::DF != 0 {
+        if self.bits != 64 || address != 8 || self.system_flags & (flags::DF | flags::TF) != 0 {
             return false;
         }
         let mut pages = 0;
@@ -269,7 +271,7 @@ impl Core {
     /// REP MOVS forward; like [`Core::bulk_store`]. Left to the ordinary path if source and
     /// destination overlap.
     fn bulk_move(&mut self, size: u32, address: u32, segment: usize) -> bool {
-        if self.bits != 64 || address != 8 || self.system_flags & flags::DF != 0 {
+        if self.bits != 64 || address != 8 || self.system_flags & (flags::DF | flags::TF) != 0 {
             return false;
         }
         let mut pages = 0;

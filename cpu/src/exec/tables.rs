@@ -17,7 +17,7 @@ pub(super) fn load_table(c: &mut Core, i: &Instruction) -> R<()> {
     if i.code() == iced_x86::Code::Lgdt_m1632_16 || i.code() == iced_x86::Code::Lidt_m1632_16 {
         base &= 0xff_ffff;
     }
-    if c.bits == 64 && !c.canonical(base) {
+    if c.bits == 64 && !c.canonical_base(base) {
         return Err(c.gp(0));
     }
     let table = TableRegister { base, limit };

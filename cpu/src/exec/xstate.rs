@@ -6,50 +6,20 @@ use crate::exec::Exec;
 use crate::fault::Exception;
 use crate::fpu::Fpu;
 use crate::paging::{READ, WRITE};
-use crate::state::{CR0_EM, CR0_MP, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, Core, R};
+use crate::state::{CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, Core, R};
 
 /// MXCSR bits that can be set.
 pub(crate) const MXCSR_MASK: u32 = 0xffff;
-/// State components: x87 and SSE.
+/// State components: x87, SSE, and the upper halves of YMM registers.
 pub(crate) const X87: u64 = 1;
 pub(crate) const SSE: u64 = 2;
+pub(crate) const AVX: u64 = 4;
+/// Place of the upper halves in the standard format.
+pub(crate) const HIGH: usize = 576;
+const HIGH_BYTES: usize = 256;
 
 pub(super) fn select(m: M) -> Option<Exec> {
     Some(match m {
-        M::Fninit => |c, _| {
-            c.x87()?;
-            let old = &mut c.fpu;
-            (old.control, old.status, old.tags) = (0x37f, 0, 0);
-            (old.opcode, old.instruction, old.operand) = (0, 0, 0);
-            Ok(())
-        },
-        M::Fnclex => |c, _| {
-            c.x87()?;
-            c.fpu.status &= 0x7f00;
-            Ok(())
-        },
-        M::Fnstcw => |c, i| {
-            c.x87()?;
-            let v = c.fpu.control;
-            c.put(i, 0, v.into())
-        },
-        M::Fnstsw => |c, i| {
-            c.x87()?;
-            let v = c.fpu.status;
-            c.put(i, 0, v.into())
-        },
-        M::Fldcw => |c, i| {
-            c.x87()?;
-            c.fpu.control = c.get(i, 0)? as u16 & 0x1f3f | 0x40;
-            c.fpu.summarize();
-            Ok(())
-        },
-        M::Wait => |c, _| {
-            if c.cr0 & (CR0_TS | CR0_MP) == CR0_TS | CR0_MP {
-                return Err(c.fault(Exception::plain(Exception::NM)));
-            }
-            c.x87_pending()
-        },
         M::Fxsave | M::Fxsave64 => fxsave,
         M::Fxrstor | M::Fxrstor64 => fxrstor,
         M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 => xsave,
@@ -69,22 +39,6 @@ pub(super) fn select(m: M) -> Option<Exec> {
 }
 
 impl Core {
-    /// #NM with CR0.EM or CR0.TS.
-    fn x87(&mut self) -> R<()> {
-        if self.cr0 & (CR0_EM | CR0_TS) != 0 {
-            return Err(self.fault(Exception::plain(Exception::NM)));
-        }
-        Ok(())
-    }
-
-    /// #MF for an exception that is not masked.
-    fn x87_pending(&mut self) -> R<()> {
-        if self.fpu.status & 0x80 != 0 {
-            return Err(self.fault(Exception::plain(Exception::MF)));
-        }
-        Ok(())
-    }
-
     fn load_mxcsr(&mut self, value: u32) -> R<()> {
         if value & !MXCSR_MASK != 0 {
             return Err(self.gp(0));
@@ -168,6 +122,19 @@ pub(crate) fn restore_xmm(f: &mut Fpu, area: &[u8], count: usize) {
     }
 }
 
+/// The upper halves of YMM registers.
+pub(crate) fn save_high(f: &Fpu, area: &mut [u8], count: usize) {
+    for (bytes, value) in area.chunks_exact_mut(16).zip(&f.high[..count]) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+pub(crate) fn restore_high(f: &mut Fpu, area: &[u8], count: usize) {
+    for (n, value) in f.high[..count].iter_mut().enumerate() {
+        *value = word(area, n * 16, 16);
+    }
+}
+
 /// 64-bit forms keep whole pointers.
 fn wide(i: &Instruction) -> bool {
     matches!(
@@ -223,7 +190,12 @@ fn requested(c: &mut Core) -> R<u64> {
 
 fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
     let mask = requested(c)?;
-    let at = c.area(i, 576, 64, true)?;
+    let bytes = if mask & AVX != 0 {
+        HIGH + HIGH_BYTES
+    } else {
+        HIGH
+    };
+    let at = c.area(i, bytes as u64, 64, true)?;
     let seg = Core::operand_segment(i);
     let optimised = matches!(i.mnemonic(), M::Xsaveopt | M::Xsaveopt64);
     let in_use = c.fpu.in_use();
@@ -246,22 +218,35 @@ fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
     let mut header = [0; 8];
     c.read_linear(seg, at.wrapping_add(512), &mut header, READ)?;
     let bits = u64::from_le_bytes(header) & !mask | in_use & mask;
+    if saved & AVX != 0 {
+        let mut high = [0; HIGH_BYTES];
+        let count = c.xmm_count();
+        let used = count * 16;
+        save_high(&c.fpu, &mut high, count);
+        c.write_linear(seg, at.wrapping_add(HIGH as u64), &high[..used], WRITE)?;
+    }
     c.write_linear(seg, at.wrapping_add(512), &bits.to_le_bytes(), WRITE)?;
     c.write_linear(seg, at, &area, WRITE)
 }
 
 fn xrstor(c: &mut Core, i: &Instruction) -> R<()> {
     let mask = requested(c)?;
-    let at = c.area(i, 576, 64, false)?;
-    let mut area = [0; 576];
-    c.read_linear(Core::operand_segment(i), at, &mut area, READ)?;
+    let at = c.area(i, HIGH as u64, 64, false)?;
+    let seg = Core::operand_segment(i);
+    let mut area = [0; HIGH];
+    c.read_linear(seg, at, &mut area, READ)?;
     let header = |n: usize| word(&area, 512 + n * 8, 8) as u64;
     let (bits, compact) = (header(0), header(1));
     // The compacted format is not offered.
     if bits & !c.fpu.xcr0 != 0 || compact != 0 || header(2) != 0 {
         return Err(c.gp(0));
     }
-    if mask & SSE != 0 {
+    let mut high = [0; HIGH_BYTES];
+    if mask & bits & AVX != 0 {
+        let at = at.wrapping_add(HIGH as u64);
+        c.read_linear(seg, at, &mut high, READ)?;
+    }
+    if mask & (SSE | AVX) != 0 {
         c.load_mxcsr(word(&area, 24, 4) as u32)?;
     }
     let count = c.xmm_count();
@@ -278,6 +263,10 @@ fn xrstor(c: &mut Core, i: &Instruction) -> R<()> {
         } else {
             f.xmm[..count].fill(0);
         }
+    }
+    if mask & AVX != 0 {
+        // Zeros if the component is in its initial state.
+        restore_high(f, &high, count);
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Memory and ports for tests.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod long_mode;
+
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};

@@ -54,6 +54,8 @@ pub(crate) fn make(code: Code, rng: &mut Random) -> Option<Instruction> {
             K::r64_or_mem if either => pick(rng, Register::RAX, false),
             K::xmm_or_mem if either => Register::XMM0 + rng.below(16) as u32,
             K::xmm_reg | K::xmm_rm => Register::XMM0 + rng.below(16) as u32,
+            K::st0 => Register::ST0,
+            K::sti_opcode => Register::ST0 + rng.below(8) as u32,
             K::al => Register::AL,
             K::cl => Register::CL,
             K::ax => Register::AX,

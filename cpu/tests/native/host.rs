@@ -12,9 +12,22 @@ use iced_x86::code_asm::*;
 pub(crate) struct Registers {
     pub gpr: [u64; 16],
     pub flags: u64,
+    pub pad: [u64; 7],
+    /// From here on as XSAVE lays it out.
+    pub control: u16,
+    pub status: u16,
+    pub tags: u8,
+    pub reserved: u8,
+    pub opcode: u16,
+    pub pointers: [u64; 2],
     pub mxcsr: u32,
-    pub pad: [u32; 13],
+    pub mxcsr_mask: u32,
+    pub st: [[u64; 2]; 8],
     pub xmm: [[u64; 2]; 16],
+    pub unused: [u64; 12],
+    pub header: [u64; 8],
+    /// Upper halves of YMM registers.
+    pub high: [[u64; 2]; 16],
 }
 
 impl Registers {
@@ -22,11 +35,39 @@ impl Registers {
         Self {
             gpr: [0; 16],
             flags: 2,
+            pad: [0; 7],
+            control: 0x37f,
+            status: 0,
+            tags: 0,
+            reserved: 0,
+            opcode: 0,
+            pointers: [0; 2],
             mxcsr: 0x1f80,
-            pad: [0; 13],
+            mxcsr_mask: 0,
+            st: [[0; 2]; 8],
             xmm: [[0; 2]; 16],
+            unused: [0; 12],
+            header: [7, 0, 0, 0, 0, 0, 0, 0],
+            high: [[0; 2]; 16],
         }
     }
+
+    /// The extended state as XSAVE lays it out.
+    pub(crate) fn extended(&mut self) -> &mut [u8; 832] {
+        let start = (&raw mut self.control).cast();
+        // SAFETY: 832 bytes without padding follow in this `repr(C)` structure of integers.
+        unsafe { &mut *start }
+    }
+}
+
+const _: () = assert!(std::mem::offset_of!(Registers, control) as u64 == EXTENDED);
+const _: () = assert!(std::mem::offset_of!(Registers, high) as u64 == EXTENDED + 576);
+const EXTENDED: u64 = 192;
+
+/// Components of the extended state that the host has of x87, SSE and AVX.
+pub(crate) fn components() -> u32 {
+    let avx = std::is_x86_feature_detected!("avx");
+    if avx { 7 } else { 3 }
 }
 
 const CODE: u64 = 0x1000;
@@ -142,14 +183,9 @@ impl Native {
         }
         a.mov(qword_ptr(self.base + SLOT_RSP), rsp)?;
         a.stmxcsr(dword_ptr(self.base + SLOT_MXCSR))?;
-        let xmm = [
-            xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13,
-            xmm14, xmm15,
-        ];
-        for (i, x) in xmm.into_iter().enumerate() {
-            a.movups(x, xmmword_ptr(state + 192 + 16 * i as u64))?;
-        }
-        a.ldmxcsr(dword_ptr(state + 136))?;
+        a.mov(eax, components())?;
+        a.xor(edx, edx)?;
+        a.xrstor64(ptr(state + EXTENDED))?;
         a.push(qword_ptr(state + 128))?;
         a.popfq()?;
         for (i, r) in GPR.into_iter().enumerate() {
@@ -169,13 +205,12 @@ impl Native {
         a.pushfq()?;
         a.pop(qword_ptr(state + 128))?;
         a.cld()?;
-        a.stmxcsr(dword_ptr(state + 136))?;
-        let xmm = [
-            xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13,
-            xmm14, xmm15,
-        ];
-        for (i, x) in xmm.into_iter().enumerate() {
-            a.movups(xmmword_ptr(state + 192 + 16 * i as u64), x)?;
+        a.mov(eax, components())?;
+        a.xor(edx, edx)?;
+        a.xsave64(ptr(state + EXTENDED))?;
+        a.fninit()?;
+        if components() & 4 != 0 {
+            a.vzeroupper()?;
         }
         a.ldmxcsr(dword_ptr(self.base + SLOT_MXCSR))?;
         for r in [r15, r14, r13, r12, rbp, rbx] {

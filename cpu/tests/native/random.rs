@@ -31,6 +31,39 @@ impl Random {
         }
     }
 
+    /// A number of 80 bits: ordinary ones, the limits of all formats, integers, and what is not a number.
+    pub(crate) fn extended(&mut self) -> [u64; 2] {
+        const TOP: u64 = 1 << 63;
+        let sign = self.next() & 0x8000;
+        let significand = match self.below(8) {
+            0 => TOP,
+            1 => u64::MAX,
+            2 => TOP | 1 << self.below(63),
+            3 => u64::MAX << self.below(64) | TOP,
+            4 => TOP | self.next() << 40,
+            5 => TOP | self.next() << 11,
+            _ => TOP | self.next(),
+        };
+        let (significand, exponent) = match self.below(24) {
+            0 => (0, 0),
+            1 => (self.next() >> self.below(64), 0),
+            2 => (TOP, 0x7fff),
+            3 => (significand, 0x7fff),
+            4 => (self.edge(), self.below(0x8000)),
+            5 => (significand, 1 + self.below(70)),
+            6 => (significand, 0x7ffe - self.below(70)),
+            // Around the least and largest singles and doubles.
+            7 => (significand, 0x3fff - 160 + self.below(40)),
+            8 => (significand, 0x3fff + 110 + self.below(40)),
+            9 => (significand, 0x3fff - 1090 + self.below(80)),
+            10 => (significand, 0x3fff + 1000 + self.below(60)),
+            11..16 => (significand, 0x3fff - 4 + self.below(8)),
+            16..20 => (significand, 0x3fff + self.below(66)),
+            _ => (significand, 0x3fff - 70 + self.below(140)),
+        };
+        [significand, sign | exponent]
+    }
+
     /// Two singles or a double: ordinary ones, and zeros, infinities, NaNs, denormals, limits.
     pub fn float(&mut self) -> u64 {
         const SINGLES: [u32; 12] = [

@@ -74,6 +74,7 @@ impl IoApic {
         self.messages.push(Command {
             kind: Kind::from_mode(*entry >> 8),
             vector: *entry as u8,
+            level: *entry & LEVEL != 0,
             to: To::Named {
                 destination: (*entry >> 56) as u32,
                 logical: *entry & LOGICAL != 0,
@@ -173,13 +174,14 @@ mod tests {
         let sent = Command {
             kind: Some(Kind::Fixed),
             vector: 0x44,
+            level: false,
             to,
         };
         assert_eq!(ioapic.take_messages(), [sent]);
 
         set(&mut ioapic, 0x1a, 0x45 | LEVEL as u32);
         ioapic.set_line(5, true);
-        assert_eq!(ioapic.take_messages().len(), 1);
+        assert!(matches!(ioapic.take_messages()[..], [message] if message.level));
         assert_ne!(get(&mut ioapic, 0x1a) & REMOTE_IRR as u32, 0);
         ioapic.set_line(5, true);
         assert!(ioapic.take_messages().is_empty(), "not ended");

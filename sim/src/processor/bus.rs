@@ -26,6 +26,12 @@ impl Shared {
         self.mmio.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// True if the guest ended an interrupt since they were taken.
+    pub(crate) fn any_ended(&self) -> bool {
+        let mut words = self.ended.iter();
+        words.any(|word| word.load(Ordering::Relaxed) != 0)
+    }
+
     /// Takes the vectors that the guest ended since the last call.
     pub(crate) fn take_ended(&self) -> impl Iterator<Item = u8> + '_ {
         (0..).zip(&self.ended).flat_map(|(i, word)| {
@@ -123,8 +129,9 @@ impl Bus for VmBus {
 }
 
 /// Hands an interrupt message to the mailbox of a processor.
-pub(crate) fn send(wake: &Wake, kind: Kind, vector: u8) {
+pub(crate) fn send(wake: &Wake, kind: Kind, vector: u8, level: bool) {
     match kind {
+        Kind::Fixed | Kind::Lowest if level => wake.post_level(vector),
         Kind::Fixed | Kind::Lowest => wake.post(vector),
         Kind::Nmi => wake.nmi(),
         Kind::Init => wake.init(),

@@ -20,9 +20,12 @@ impl Processor {
         if let Some(vector) = mail.start.filter(|_| !self.uninitialized) {
             self.cpu.start(vector);
         }
-        for (i, word) in (0..).zip(mail.vectors) {
+        for ((i, word), levels) in (0..).zip(mail.vectors).zip(mail.levels) {
             for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
-                self.cpu.interrupt(i * 64 + bit);
+                match levels >> bit & 1 {
+                    0 => self.cpu.interrupt(i * 64 + bit),
+                    _ => self.cpu.level_interrupt(i * 64 + bit),
+                }
             }
         }
         if mail.nmi {

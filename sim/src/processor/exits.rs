@@ -46,8 +46,10 @@ impl Processor {
             }
             Stopped::Halted => {
                 self.shared.mmio().end();
-                // An interrupt that came before the shadow of STI ended is injected now.
-                return match self.interrupt_line() && self.cpu.interruptible() {
+                // An interrupt that came before the shadow of STI ended is injected now, and the end of
+                // one may bring the next.
+                let injected = self.interrupt_line() && self.cpu.interruptible();
+                return match injected || self.shared.any_ended() {
                     true => Next::Again,
                     false => Next::Sleep(self.cpu.wakes_at()),
                 };
@@ -55,13 +57,8 @@ impl Processor {
             Stopped::WaitsForStart => return Next::Sleep(None),
         };
         let access = {
+            let progress = self.progress();
             let mut mmio = self.shared.mmio();
-            let progress = [
-                self.cpu.rip(),
-                self.cpu.gpr(RCX),
-                self.cpu.gpr(RSI),
-                self.cpu.gpr(RDI),
-            ];
             let access = mmio.leave(progress);
             if access.is_none() {
                 mmio.end();
@@ -192,9 +189,9 @@ impl Processor {
                 let value = u64::from_le_bytes(first(io.size)) as u32;
                 let vm = std::sync::Arc::clone(&self.vm);
                 let _turn = vm.turns.take();
-                // Where the operand can not be written any more, the instruction faults when it is
-                // done again.
-                let _ = self.cpu.complete_io(&exit, value);
+                if self.cpu.complete_io(&exit, value).is_err() {
+                    self.port = Some((exit, value));
+                }
                 self.shared.mmio().end();
             }
             Resume::Device(access) => {
@@ -212,6 +209,29 @@ impl Processor {
         }
     }
 
+    /// Completes an access to ports that writes to memory of a device.
+    pub(crate) fn complete_port(&mut self, exit: CpuExit, value: u32) -> Next {
+        self.shared.mmio().begin();
+        if self.cpu.complete_io(&exit, value).is_err() {
+            let progress = self.progress();
+            let wanted = self.shared.mmio().leave(progress);
+            if let Some(access) = wanted {
+                self.port = Some((exit, value));
+                return self.device(access);
+            }
+            // The operand can not be written any more: the instruction faults when it is done again.
+        }
+        self.midway = false;
+        self.shared.mmio().end();
+        Next::Again
+    }
+
+    /// The registers that tell one element of a repeated string instruction from the next.
+    fn progress(&self) -> [u64; 4] {
+        let [rcx, rsi, rdi] = [RCX, RSI, RDI].map(|n| self.cpu.gpr(n));
+        [self.cpu.rip(), rcx, rsi, rdi]
+    }
+
     /// Before registers are loaded: a port access is completed, an instruction under way is given up.
     pub(crate) fn settle(&mut self, buffer: &[u8; MAX_ACCESS], ret: u64) {
         match self.resume {
@@ -219,6 +239,7 @@ impl Processor {
             _ => self.finish_exit(buffer, ret),
         }
         self.midway = false;
+        self.port = None;
         self.shared.mmio().end();
     }
 }

@@ -14,10 +14,7 @@ const IA32_EFER: u32 = 0xc000_0080;
 /// EFER: SCE, LME, LMA, NXE.
 const EFER_BITS: u64 = 1 | state::LME | state::LMA | 1 << 11;
 const CR4_PAE: u64 = 1 << 5;
-/// L0 to G3: enabled breakpoints.
-const DR7_ENABLES: u64 = 0xff;
 
-static BREAKPOINTS: OpName = OpName("hardware breakpoints");
 static SMM: OpName = OpName("system-management mode");
 
 impl Processor {
@@ -149,9 +146,6 @@ impl Processor {
     pub(crate) fn set_debug_regs(&mut self, regs: &DebugRegs) -> Result<()> {
         if regs.dr7 >> 32 != 0 || regs.dr6 >> 32 != 0 {
             return Err(Error::Invalid(Field::Dr7, regs.dr7));
-        }
-        if regs.dr7 & DR7_ENABLES != 0 {
-            return Err(Error::HostLacks(&BREAKPOINTS));
         }
         let mut registers = self.cpu.registers();
         registers.breakpoints = regs.db;

@@ -13,7 +13,7 @@ mod turns;
 
 pub(crate) use mmio::Access;
 pub(crate) use routing::{Command, Kind, Processors, To};
-pub(crate) use turns::{Sleeper, Turns};
+pub(crate) use turns::{Sleeper, Turn, Turns};
 
 use std::fmt;
 use std::sync::Arc;
@@ -41,6 +41,8 @@ pub(crate) struct Processor {
     cpu: Cpu,
     shared: Arc<bus::Shared>,
     resume: Resume,
+    /// An access to ports with its answer, whose memory operand is a device's.
+    port: Option<(CpuExit, u32)>,
     /// An access of the instruction at RIP was answered: the instruction goes on before any event.
     midway: bool,
     /// Delivered at the next entry.
@@ -101,6 +103,7 @@ impl Processor {
             cpu,
             shared,
             resume: Resume::Nothing,
+            port: None,
             midway: false,
             exception: None,
             triple_fault: false,
@@ -145,7 +148,7 @@ impl Processor {
 
     /// After power-on, or after INIT.
     pub(crate) fn reset(&mut self, init: bool) {
-        self.resume = Resume::Nothing;
+        (self.resume, self.port) = (Resume::Nothing, None);
         (self.midway, self.window, self.triple_fault) = (false, false, false);
         self.exception = None;
         self.shared.mmio().end();
@@ -216,12 +219,17 @@ impl Processor {
         let timer = self.look_at_chips();
         turn.set_timer(timer);
         self.take_mail();
-        let next = match self.inject() {
+        let port = self.port.take();
+        let next = match port.map(|(exit, value)| self.complete_port(exit, value)) {
+            Some(next) => Some(next),
+            None => self.inject(),
+        };
+        let next = match next {
             Some(next) => next,
             None => {
                 // A timer of the platform interrupts at its very tick, however turns are cut.
                 let until_timer = timer.map_or(u64::MAX, |at| at.saturating_sub(self.cpu.clock()));
-                let stopped = self.execute(until_timer.clamp(1, QUANTUM));
+                let stopped = self.execute(until_timer.clamp(1, QUANTUM), &turn);
                 self.stopped(stopped)
             }
         };
@@ -245,13 +253,21 @@ impl Processor {
         next
     }
 
-    fn execute(&mut self, budget: u64) -> Stopped {
+    fn execute(&mut self, budget: u64, turn: &Turn<'_>) -> Stopped {
         self.shared.mmio().begin();
         if self.midway {
             self.midway = false;
             return self.cpu.finish_instruction();
         }
-        self.cpu.run(budget)
+        let end = self.cpu.clock().saturating_add(budget);
+        loop {
+            let left = end.saturating_sub(self.cpu.clock());
+            match self.cpu.run(left.max(1)) {
+                // Who pauses goes on if no other processor wants the turn.
+                Stopped::Paused if self.cpu.clock() < end && !turn.is_wanted() => {}
+                stopped => return stopped,
+            }
+        }
     }
 
     /// Tells other processors the names of the local APIC.

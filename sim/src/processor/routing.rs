@@ -47,6 +47,8 @@ pub(crate) enum To {
 pub(crate) struct Command {
     pub(crate) kind: Option<Kind>,
     pub(crate) vector: u8,
+    /// From a level-triggered pin.
+    pub(crate) level: bool,
     pub(crate) to: To,
 }
 
@@ -68,6 +70,7 @@ impl Command {
         Self {
             kind,
             vector: icr as u8,
+            level: false,
             to,
         }
     }
@@ -84,6 +87,7 @@ impl Command {
         Some(Self {
             kind: Kind::from_mode(u64::from(msi.data) >> 8),
             vector: msi.data as u8,
+            level: false,
             to: To::Named {
                 destination: destination as u32,
                 logical: msi.address >> 2 & 1 != 0,
@@ -142,14 +146,15 @@ impl Processors {
             To::Others => Some(**id) != from,
         });
         // The sender's local APIC takes its own fixed interrupts directly.
-        let not_again = meant.filter(|(id, _)| kind != Kind::Fixed || Some(**id) != from);
+        let seen_to = matches!(kind, Kind::Fixed | Kind::Nmi);
+        let not_again = meant.filter(|(id, _)| !seen_to || Some(**id) != from);
         let most = match kind {
             Kind::Lowest => 1,
             _ => usize::MAX,
         };
         let mut sent = false;
         for (_, peer) in not_again.take(most) {
-            send(&peer.wake, kind, command.vector);
+            send(&peer.wake, kind, command.vector, command.level);
             sent = true;
         }
         sent

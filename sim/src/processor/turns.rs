@@ -133,6 +133,12 @@ impl Turn<'_> {
         self.0.lock().clock
     }
 
+    /// True if someone waits for the next turn.
+    pub(crate) fn is_wanted(&self) -> bool {
+        let state = self.0.lock();
+        state.next > state.serving + 1
+    }
+
     /// The clock is at least `clock` now.
     pub(crate) fn pass_time(&self, clock: u64) {
         let mut state = self.0.lock();
@@ -238,6 +244,21 @@ mod tests {
             }
         });
         assert_eq!(turns.lock().serving, 2000);
+    }
+
+    #[test]
+    fn a_turn_is_wanted_while_another_waits_for_it() {
+        let turns = Turns::default();
+        let turn = turns.take();
+        assert!(!turn.is_wanted());
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(turns.take()));
+            while !turn.is_wanted() {
+                std::thread::yield_now();
+            }
+            drop(turn);
+        });
+        assert!(!turns.take().is_wanted());
     }
 
     #[test]

@@ -85,7 +85,7 @@ fn ptest(c: &mut Core, i: &Instruction) -> R<()> {
 
 /// Number of an XMM register.
 fn number(r: Register) -> usize {
-    r.number() & 15
+    r.number() & 31
 }
 
 impl Core {
