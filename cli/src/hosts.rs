@@ -18,6 +18,11 @@ use crate::memory::Limits;
 const NORMAL_ONLY: &str =
     "the program runs images as normal VMs there, and built-in guests as confidential ones";
 
+/// The reason why the program holds no confidential VM on `/dev/kvm`: what it measures of an image is for a launch on the
+/// software platform.
+const PLATFORM_ONLY: &str =
+    "the program launches confidential VMs on the software platform; on /dev/kvm the library does";
+
 /// A machine on any host.
 pub(crate) trait AnyMachine: Send {
     /// See [`Machine::run`].
@@ -160,6 +165,9 @@ impl Place {
         let code = wanted.needs == Needs::Processor || !self.is_platform();
         limits.maps(wanted.memory)?;
         if !self.is_platform() {
+            if tech.is_confidential() {
+                return Err(PLATFORM_ONLY.into());
+            }
             limits.addresses(wanted.memory)?;
         } else if code && tech.is_confidential() {
             return Err(NORMAL_ONLY.into());

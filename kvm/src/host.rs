@@ -196,7 +196,7 @@ impl Host for KvmHost {
     }
 
     fn holds(&self, tech: Tech) -> bool {
-        matches!(tech, Tech::Sev | Tech::SevEs | Tech::SevSnp)
+        tech.is_confidential()
     }
 }
 

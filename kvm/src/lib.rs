@@ -24,6 +24,7 @@ mod offer;
 mod open;
 mod reset;
 mod run_page;
+mod sev_device;
 mod signal;
 mod slots;
 mod state;
@@ -38,6 +39,7 @@ pub use kvm_ops::{IoEvent, IoEventMatch};
 pub use machine::{Encryption, HostMachine};
 pub use offer::{Offer, TechOffer, WhyNot};
 pub use open::OpenError;
+pub use sev_device::{SevDevice, SevFirmware};
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;
 

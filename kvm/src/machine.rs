@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kvm_ops::Vendor;
 
-use crate::vendor;
+use crate::{SevDevice, vendor};
 
 /// AMD's leaf of memory encryption (APM vol. 3, Fn8000_001F): EAX bits 1, 3 and 4.
 const AMD_ENCRYPTION: u32 = 0x8000_001f;
@@ -23,6 +23,10 @@ pub struct HostMachine {
     pub flags: Vec<String>,
     /// Memory encryption in CPUID, even if Linux does not use it; none on Intel.
     pub encryption: Encryption,
+    /// The kernel's release, as `uname -r` prints it.
+    pub kernel: String,
+    /// `/dev/sev`, on AMD processors.
+    pub sev: SevDevice,
     /// The loaded vendor modules of KVM (`kvm_intel`, `kvm_amd`, ..) with their parameters.
     pub modules: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -36,12 +40,50 @@ pub struct Encryption {
     pub sev_es: bool,
     /// SEV-SNP, EAX bit 4.
     pub sev_snp: bool,
+    /// The number of ASIDs, ECX.
+    pub asids: u32,
+    /// The first ASID of plain SEV, EDX: the firmware set-up chooses it. Those below are for SEV-ES and SNP.
+    pub min_sev_asid: u32,
+}
+
+impl Encryption {
+    /// The number of ASIDs for guests of plain SEV.
+    pub const fn sev_asids(&self) -> u32 {
+        (self.asids + 1).saturating_sub(if self.min_sev_asid == 0 {
+            1
+        } else {
+            self.min_sev_asid
+        })
+    }
+
+    /// The number of ASIDs for SEV-ES and SNP guests, which share them.
+    pub const fn es_asids(&self) -> u32 {
+        let below = self.min_sev_asid.saturating_sub(1);
+        if below < self.asids {
+            below
+        } else {
+            self.asids
+        }
+    }
 }
 
 impl HostMachine {
     /// Looks at this machine.
     pub fn probe() -> Self {
-        Self::read(Path::new("/proc/cpuinfo"), Path::new("/sys/module"))
+        let mut machine = Self::read(Path::new("/proc/cpuinfo"), Path::new("/sys/module"));
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease");
+        machine.kernel = release.unwrap_or_default().trim().to_owned();
+        if machine.vendor() == Some(Vendor::Amd) {
+            machine.sev = SevDevice::probe(Path::new("/dev/sev"));
+        }
+        machine
+    }
+
+    /// The kernel's version, if its release begins with one.
+    pub fn kernel_version(&self) -> Option<(u32, u32)> {
+        let mut parts = self.kernel.split(|c: char| !c.is_ascii_digit());
+        let mut number = || parts.next()?.parse().ok();
+        Some((number()?, number()?))
     }
 
     fn read(cpuinfo: &Path, modules: &Path) -> Self {
@@ -57,6 +99,7 @@ impl HostMachine {
             flags,
             encryption: Encryption::probe(),
             modules: read_modules(modules),
+            ..Self::default()
         }
     }
 
@@ -90,8 +133,10 @@ impl Encryption {
         {
             return Self::default();
         }
-        let eax = vendor::cpuid(AMD_ENCRYPTION)[0];
+        let [eax, _, ecx, edx] = vendor::cpuid(AMD_ENCRYPTION);
         Self {
+            asids: ecx,
+            min_sev_asid: edx,
             sev: eax >> 1 & 1 != 0,
             sev_es: eax >> 3 & 1 != 0,
             sev_snp: eax >> 4 & 1 != 0,
@@ -163,6 +208,43 @@ mod tests {
         assert_eq!(machine.parameter("kvm_amd", "sev"), Some("Y"));
         assert_eq!(machine.parameter("kvm_amd", "npt"), None);
         assert_eq!(machine.parameter("kvm_intel", "tdx"), None);
+    }
+
+    #[test]
+    fn asids_are_shared_out_as_the_firmware_set_up_says() {
+        for (asids, min, sev, es) in [
+            (509, 100, 410, 99),
+            (509, 1, 509, 0),
+            (509, 510, 0, 509),
+            (509, 600, 0, 509),
+            (0, 0, 0, 0),
+            (15, 0, 15, 0),
+        ] {
+            let encryption = Encryption {
+                asids,
+                min_sev_asid: min,
+                ..Encryption::default()
+            };
+            let found = (encryption.sev_asids(), encryption.es_asids());
+            assert_eq!(found, (sev, es), "{asids} from {min}");
+        }
+    }
+
+    #[test]
+    fn a_kernels_version_is_read_from_its_release() {
+        for (release, version) in [
+            ("6.18.44-fc-v669", Some((6, 18))),
+            ("7.3.4-1~bpo13+1", Some((7, 3))),
+            ("6.16-rc1", Some((6, 16))),
+            ("6", None),
+            ("", None),
+        ] {
+            let machine = HostMachine {
+                kernel: release.to_owned(),
+                ..HostMachine::default()
+            };
+            assert_eq!(machine.kernel_version(), version, "{release}");
+        }
     }
 
     #[test]

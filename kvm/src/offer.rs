@@ -5,7 +5,7 @@ use std::fmt;
 use kvm_ops::{Error, Host, Missing, Tech, Vendor, VmParams};
 
 use crate::capability::{self, Capability};
-use crate::{HostMachine, KvmHost};
+use crate::{HostMachine, KvmHost, SevFirmware};
 
 /// The technologies and capabilities of a host, for a report to its user. Every "yes" was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,20 @@ pub enum WhyNot {
         /// Its value.
         value: String,
     },
+    /// The kernel is older than the technology.
+    Kernel {
+        /// The first version that has it.
+        needs: (u32, u32),
+        /// The release of this kernel.
+        found: String,
+    },
+    /// No ASID is left for guests of the technology.
+    NoAsids {
+        /// The number of ASIDs.
+        asids: u32,
+        /// The first that is for plain SEV.
+        min_sev_asid: u32,
+    },
     /// KVM does not list the type of VM.
     VmType {
         /// The number of the type.
@@ -101,6 +115,16 @@ impl fmt::Display for WhyNot {
                 name,
                 value,
             } => write!(f, "{module}.{name} is {value}"),
+            Self::Kernel { needs, found } => {
+                write!(f, "needs Linux {}.{}, this is {found}", needs.0, needs.1)
+            }
+            Self::NoAsids {
+                asids,
+                min_sev_asid,
+            } => write!(
+                f,
+                "no ASID is for it: of 1 to {asids}, those of plain SEV begin at {min_sev_asid}"
+            ),
             Self::VmType { number, bitmap } => write!(
                 f,
                 "KVM offers no VM type {number} (KVM_CAP_VM_TYPES is {bitmap:#x})"
@@ -115,23 +139,41 @@ struct Needs {
     module: &'static str,
     flag: &'static str,
     parameter: Option<&'static str>,
+    /// The first kernel whose KVM has VMs of it, as this port drives them.
+    kernel: (u32, u32),
 }
 
 const fn needs(tech: Tech) -> Needs {
-    let (module, flag, parameter) = match tech {
-        Tech::Vmx => ("kvm_intel", "vmx", None),
-        Tech::Tdx => ("kvm_intel", "tdx_host_platform", Some("tdx")),
-        Tech::Svm => ("kvm_amd", "svm", None),
-        Tech::Sev => ("kvm_amd", "sev", Some("sev")),
-        Tech::SevEs => ("kvm_amd", "sev_es", Some("sev_es")),
-        Tech::SevSnp => ("kvm_amd", "sev_snp", Some("sev_snp")),
-        _ => ("kvm", "", None),
+    let (module, flag, parameter, kernel) = match tech {
+        Tech::Vmx => ("kvm_intel", "vmx", None, (4, 11)),
+        Tech::Tdx => ("kvm_intel", "tdx_host_platform", Some("tdx"), (6, 16)),
+        Tech::Svm => ("kvm_amd", "svm", None, (4, 11)),
+        Tech::Sev => ("kvm_amd", "sev", Some("sev"), (6, 10)),
+        Tech::SevEs => ("kvm_amd", "sev_es", Some("sev_es"), (6, 10)),
+        Tech::SevSnp => ("kvm_amd", "sev_snp", Some("sev_snp"), (6, 11)),
+        _ => ("kvm", "", None, (0, 0)),
     };
     Needs {
         module,
         flag,
         parameter,
+        kernel,
     }
+}
+
+/// The reason that the shares of the ASIDs are, if the processor has the technology.
+fn no_asids(tech: Tech, machine: &HostMachine) -> Option<WhyNot> {
+    let encryption = machine.encryption;
+    let (is_there, left) = match tech {
+        Tech::Sev => (encryption.sev, encryption.sev_asids()),
+        Tech::SevEs => (encryption.sev_es, encryption.es_asids()),
+        Tech::SevSnp => (encryption.sev_snp, encryption.es_asids()),
+        _ => return None,
+    };
+    (is_there && left == 0).then_some(WhyNot::NoAsids {
+        asids: encryption.asids,
+        min_sev_asid: encryption.min_sev_asid,
+    })
 }
 
 /// The reasons that the machine shows. They explain a refusal but do not decide it.
@@ -150,9 +192,17 @@ fn reasons(tech: Tech, machine: &HostMachine) -> Vec<WhyNot> {
         module,
         flag,
         parameter,
+        kernel,
     } = needs(tech);
     if !machine.has_flag(flag) {
         why_not.push(WhyNot::ProcessorLacks { flag });
+    }
+    why_not.extend(no_asids(tech, machine));
+    if machine.kernel_version().is_some_and(|found| found < kernel) {
+        why_not.push(WhyNot::Kernel {
+            needs: kernel,
+            found: machine.kernel.clone(),
+        });
     }
     if !machine.modules.contains_key(module) {
         why_not.push(WhyNot::ModuleMissing { module });
@@ -196,6 +246,14 @@ fn notes(tech: Tech, offered: bool, machine: &HostMachine) -> Vec<String> {
             needs.module
         ));
     }
+    notes.extend(sev_notes(tech, offered, machine));
+    if tech == Tech::Tdx && machine.has_flag("tme") && !machine.has_flag(needs.flag) {
+        notes.push(
+            "the processor encrypts memory (TME), which TDX needs: it may have TDX, and the firmware \
+             set-up or the kernel keeps it off"
+                .to_owned(),
+        );
+    }
     let in_cpuid = match tech {
         Tech::Sev => machine.encryption.sev,
         Tech::SevEs => machine.encryption.sev_es,
@@ -207,6 +265,32 @@ fn notes(tech: Tech, offered: bool, machine: &HostMachine) -> Vec<String> {
             "the processor has it (CPUID 0x8000001f), but the firmware or the kernel keeps it off"
                 .to_owned(),
         );
+    }
+    notes
+}
+
+/// Remarks on an SEV technology that is offered: the device and the firmware of launches, and the ASIDs.
+fn sev_notes(tech: Tech, offered: bool, machine: &HostMachine) -> Vec<String> {
+    let asids = match tech {
+        Tech::Sev => machine.encryption.sev_asids(),
+        Tech::SevEs | Tech::SevSnp => machine.encryption.es_asids(),
+        _ => return Vec::new(),
+    };
+    if !offered {
+        return Vec::new();
+    }
+    let mut notes = Vec::new();
+    if let Some(refused) = &machine.sev.refused {
+        notes.push(format!("no launch is possible: {refused}"));
+    }
+    if let Some(SevFirmware { api, build, guests }) = machine.sev.firmware {
+        let (major, minor) = api;
+        notes.push(format!(
+            "firmware {major}.{minor} build {build}, {guests} guests now"
+        ));
+    }
+    if asids != 0 {
+        notes.push(format!("at most {asids} guests at once, by ASIDs"));
     }
     notes
 }
@@ -353,6 +437,64 @@ mod tests {
                 module: "kvm_intel"
             }]
         );
+    }
+
+    #[test]
+    fn an_old_kernel_and_asids_that_are_all_the_other_technologys_are_named() {
+        let mut machine = machine(
+            "AuthenticAMD",
+            &["sev", "sev_es", "sev_snp"],
+            &[(
+                "kvm_amd",
+                &[("sev", "Y"), ("sev_es", "Y"), ("sev_snp", "Y")],
+            )],
+        );
+        machine.kernel = "6.10.3".to_owned();
+        machine.encryption = crate::Encryption {
+            sev: true,
+            sev_es: true,
+            sev_snp: true,
+            asids: 509,
+            min_sev_asid: 1,
+        };
+        assert_eq!(reasons(Tech::Sev, &machine), []);
+        let none = WhyNot::NoAsids {
+            asids: 509,
+            min_sev_asid: 1,
+        };
+        assert_eq!(reasons(Tech::SevEs, &machine), std::slice::from_ref(&none));
+        let old = WhyNot::Kernel {
+            needs: (6, 11),
+            found: "6.10.3".to_owned(),
+        };
+        assert_eq!(reasons(Tech::SevSnp, &machine), [none, old]);
+        machine.encryption.min_sev_asid = 510;
+        assert!(matches!(
+            reasons(Tech::Sev, &machine)[..],
+            [WhyNot::NoAsids { .. }]
+        ));
+        machine.sev.refused = Some("/dev/sev cannot be opened: gone".to_owned());
+        machine.sev.firmware = Some(SevFirmware {
+            api: (1, 55),
+            build: 21,
+            guests: 3,
+        });
+        assert_eq!(
+            notes(Tech::SevEs, true, &machine),
+            [
+                "no launch is possible: /dev/sev cannot be opened: gone",
+                "firmware 1.55 build 21, 3 guests now",
+                "at most 509 guests at once, by ASIDs"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_processor_that_may_have_tdx_is_noted() {
+        let intel = machine("GenuineIntel", &["tme"], &[]);
+        assert!(notes(Tech::Tdx, false, &intel)[0].contains("may have TDX"));
+        let without = machine("GenuineIntel", &["vmx"], &[]);
+        assert!(notes(Tech::Tdx, false, &without).is_empty());
     }
 
     #[test]

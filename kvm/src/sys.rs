@@ -8,8 +8,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use kvm_ops::{Call, Result};
-use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
-use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
+use kvm_ops_uapi::tdx::TdxCmd;
+use vmm_sys_util::ioctl::{
+    ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref, ioctl_with_val,
+};
+use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 use crate::error::from_errno;
 
@@ -20,6 +23,8 @@ ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 ioctl_ior_nr!(KVM_GET_XSAVE, KVMIO, 0xa4, kvm_xsave);
 ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, kvm_xsave);
 ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
+ioctl_io_nr!(KVM_SET_TSC_KHZ, KVMIO, 0xa2);
+ioctl_iowr_nr!(KVM_MEMORY_ENCRYPT_OP, KVMIO, 0xba, std::ffi::c_ulong);
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
 // The sizes are part of the ioctl numbers (Linux include/uapi/linux/kvm.h).
@@ -118,6 +123,29 @@ pub(crate) fn set_attributes(vm: &VmFd, gpa: u64, bytes: u64, private: bool) -> 
     };
     vm.set_memory_attributes(request)
         .map_err(|error| from_errno(Call::SetMemoryAttributes, error.errno()))
+}
+
+/// Sets the frequency that the TSC of a VM's vCPUs starts with.
+pub(crate) fn set_vm_tsc_khz(vm: &VmFd, khz: u32) -> Result<()> {
+    // SAFETY: the call takes a value.
+    let ret = unsafe { ioctl_with_val(vm, KVM_SET_TSC_KHZ(), khz.into()) };
+    done(Call::SetTscKhz, ret)
+}
+
+/// Issues a command of TDX on a vCPU (`KVM_MEMORY_ENCRYPT_OP`), which kvm-ioctls has for VMs only. Returns its errno.
+///
+/// # Safety
+/// `cmd` points to the command, in which a value or the address of the command's structure is. The kernel may read and
+/// write that, with all that it points to.
+pub(crate) unsafe fn vcpu_encrypt_op(
+    vcpu: &impl AsRawFd,
+    cmd: *mut TdxCmd,
+) -> std::result::Result<(), i32> {
+    // SAFETY: the caller's promise.
+    match unsafe { ioctl_with_mut_ptr(vcpu, KVM_MEMORY_ENCRYPT_OP(), cmd) } {
+        0.. => Ok(()),
+        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+    }
 }
 
 /// Maps pages before the guest touches them (`KVM_PRE_FAULT_MEMORY`). Returns the bytes that are left, because a

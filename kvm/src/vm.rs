@@ -64,6 +64,12 @@ pub(crate) struct VmInner {
 impl KvmVm {
     pub(crate) fn new(host: KvmHost, fd: VmFd, tech: Tech, params: &VmParams) -> Result<Self> {
         let held = Held::new(&host, tech, params)?;
+        let mut params = params.clone();
+        if tech == Tech::Tdx && params.irqchip == Irqchip::None {
+            // A TD has no vCPUs without local APICs in the kernel. Lines and messages of an IOAPIC have no embedder then.
+            params.irqchip = Irqchip::Split;
+        }
+        let params = &params;
         disable_quirks(&fd)?;
         create_irqchip(&fd, params)?;
         let event_parts = EventParts {
@@ -128,7 +134,7 @@ impl KvmVm {
 
     /// Keeps a descriptor of the first vCPU of a confidential VM.
     fn note_vcpu(&self, vcpu: &KvmVcpu) -> Result<()> {
-        if self.inner.held.is_none() || self.first_vcpu().is_some() {
+        if self.first_vcpu().is_some() {
             return Ok(());
         }
         // SAFETY: the vCPU's descriptor is open as long as `vcpu` is borrowed.
@@ -287,7 +293,10 @@ impl VmPort for KvmVm {
         };
         let vcpu = KvmVcpu::new(self.inner.clone(), id)?;
         created.store(true, Ordering::Release);
-        self.note_vcpu(&vcpu)?;
+        if let Some(held) = &self.inner.held {
+            held.vcpu_created(&vcpu)?;
+            self.note_vcpu(&vcpu)?;
+        }
         Ok(vcpu)
     }
 

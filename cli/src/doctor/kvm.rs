@@ -1,7 +1,7 @@
 //! The offers of `/dev/kvm`, as the library probes them.
 
 use kvm_ops::kvm::{self, KvmHost, TechOffer, WhyNot};
-use kvm_ops::{Error, Kind, Missing, Tech, VmConfig, create};
+use kvm_ops::{Call, Error, Kind, Missing, Tech, VcpuId, VmConfig, create};
 
 use super::software::created;
 use super::{Capability, Device, Diagnosis, Machine, Offer, technology};
@@ -18,11 +18,7 @@ pub(super) fn diagnose() -> Diagnosis {
             });
             fill(&mut diagnosis, offer, |tech| {
                 let config = VmConfig::new(Kind::Of(tech));
-                created(
-                    create(&host, &config)
-                        .map(|vm| drop(vm.destroy()))
-                        .map_err(Error::from),
-                )
+                launched(&host, &config)
             });
             diagnosis
         }
@@ -45,6 +41,31 @@ pub(super) fn diagnose() -> Diagnosis {
             diagnosis
         }
     }
+}
+
+/// Launches a VM without memory, and ends it again: its first vCPU, and the end of the measured start.
+fn launched(host: &KvmHost, config: &VmConfig) -> Offer {
+    let mut vm = match create(host, config) {
+        Ok(vm) => vm,
+        Err(refused) => return created(Err(Error::from(refused))),
+    };
+    let tried = vm.create_vcpu(VcpuId(0)).and_then(|vcpu| {
+        let finalized = vm.finalize();
+        drop(vcpu);
+        finalized
+    });
+    let mut offer = match tried {
+        Ok(()) => Offer::yes(),
+        Err(error) => Offer::no("no", vm.explain(error).to_string()),
+    };
+    if let Err(Error::Sys(Call::OpenSev, _)) = tried {
+        offer.what_to_do.push(
+            "load the driver of the secure processor (modprobe ccp), and let the user open /dev/sev"
+                .into(),
+        );
+    }
+    drop(vm.destroy());
+    offer
 }
 
 fn fill(diagnosis: &mut Diagnosis, offer: kvm::Offer, mut create: impl FnMut(Tech) -> Offer) {
@@ -70,6 +91,7 @@ fn fill(diagnosis: &mut Diagnosis, offer: kvm::Offer, mut create: impl FnMut(Tec
         .collect();
     diagnosis.machine = Some(Machine {
         is_virtual: offer.machine.is_guest(),
+        kernel: offer.machine.kernel,
         vendor: offer.machine.vendor_string,
         model: offer.machine.model,
         kvm_modules: offer.machine.modules.into_keys().collect(),
@@ -130,6 +152,13 @@ fn what_to_do(tech: Tech, why: &WhyNot, device_hint: &Option<String>) -> Option<
         }
         WhyNot::Parameter { module, name, .. } => {
             format!("run a kernel whose {module} knows the parameter {name}")
+        }
+        WhyNot::Kernel { needs, .. } => {
+            format!("run Linux {}.{} or later", needs.0, needs.1)
+        }
+        WhyNot::NoAsids { .. } => {
+            "give it ASIDs in the firmware set-up (minimum SEV ASID, or SEV-ES ASID space limit)"
+                .into()
         }
         WhyNot::Refused(Error::Unsupported(Missing::HostTech, _)) => {
             "see in dmesg why KVM refuses it".into()

@@ -30,6 +30,7 @@ pub(crate) struct Machine {
     vendor: String,
     model: String,
     is_virtual: bool,
+    kernel: String,
     kvm_modules: Vec<String>,
 }
 

@@ -60,6 +60,7 @@ fn machine(diagnosis: &Diagnosis) -> String {
             [] => "none loaded".to_owned(),
             modules => modules.join(", "),
         };
+        table.add_row(["kernel", &machine.kernel]);
         table.add_row(["kvm modules", &modules]);
     }
     let device = match (&diagnosis.dev_kvm.error, diagnosis.dev_kvm.vm_types) {

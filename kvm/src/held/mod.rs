@@ -1,27 +1,47 @@
 //! Confidential VMs that the kernel holds: the port behind `kvm_ops_held::HeldVm`.
 
 mod blobs;
+mod capabilities;
 mod files;
 mod forms;
 mod refused;
 mod sev;
+mod tdx;
 
+use kvm_bindings::KVM_CAP_EXIT_HYPERCALL;
 use kvm_ops::{
     EncCmd, EncRegion, Error, Gfn, HeldFailure, HeldPort, InitialPage, Measurement, Missing,
-    Privacy, Result, SharedMask, Tech, VmParams,
+    OpName, Privacy, Result, SharedMask, Tech, VmParams,
 };
+use kvm_ops_uapi::vm::HC_MAP_GPA_RANGE;
 
-use crate::{KvmHost, KvmVm};
+use crate::vm::enable;
+use crate::{KvmHost, KvmVcpu, KvmVm};
 pub(crate) use files::Files;
-use refused::refused;
-pub(crate) use sev::SevGuest;
+use sev::SevGuest;
+use tdx::TdGuest;
+
+/// The launch of a VM of one technology, and its commands. The methods are those of [`HeldPort`], on a VM.
+trait Technology: Send + Sync {
+    fn init(&self, vm: &KvmVm) -> Result<SharedMask, HeldFailure>;
+    fn vcpu_created(&self, vcpu: &KvmVcpu) -> Result<()> {
+        let _ = vcpu;
+        Ok(())
+    }
+    fn add_page(&self, vm: &KvmVm, page: &InitialPage<'_>) -> Result<(), HeldFailure>;
+    fn finalize(&self, vm: &KvmVm) -> Result<(), HeldFailure>;
+    fn is_final(&self) -> bool;
+    fn is_protected(&self) -> bool;
+    fn measurement(&self) -> Result<Option<Measurement>>;
+    fn command(&self, vm: &KvmVm, cmd: &mut EncCmd<'_>) -> Result<(), HeldFailure>;
+}
 
 /// The state of a confidential VM in this process.
 pub(crate) struct Held {
     pub(crate) tech: Tech,
     /// The guest_memfds behind slots.
     pub(crate) files: Files,
-    guest: SevGuest,
+    guest: Box<dyn Technology>,
 }
 
 impl Held {
@@ -31,21 +51,45 @@ impl Held {
     /// [`Error::Invalid`] for parameters of another technology; [`Error::Unsupported`] for a technology that this
     /// port does not drive.
     pub(crate) fn new(host: &KvmHost, tech: Tech, params: &VmParams) -> Result<Option<Self>> {
-        match tech {
-            Tech::Sev | Tech::SevEs | Tech::SevSnp => Ok(Some(Self {
-                tech,
-                files: Files::default(),
-                guest: SevGuest::new(host, tech, params)?,
-            })),
-            _ if tech.is_confidential() => Err(Error::unsupported(Missing::HostTech, tech)),
-            _ => Ok(None),
-        }
+        let guest: Box<dyn Technology> = match tech {
+            Tech::Sev | Tech::SevEs | Tech::SevSnp => Box::new(SevGuest::new(host, tech, params)?),
+            Tech::Tdx => Box::new(TdGuest::new(params)?),
+            _ if tech.is_confidential() => {
+                return Err(Error::unsupported(Missing::HostTech, tech));
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Self {
+            tech,
+            files: Files::default(),
+            guest,
+        }))
+    }
+
+    /// Takes the step that the technology has for a new vCPU.
+    pub(crate) fn vcpu_created(&self, vcpu: &KvmVcpu) -> Result<()> {
+        self.guest.vcpu_created(vcpu)
     }
 
     /// True if private memory comes from guest_memfds, and the kernel keeps an attribute of each frame.
     pub(crate) fn has_private_memory(&self) -> bool {
         matches!(self.tech, Tech::SevSnp | Tech::Tdx)
     }
+}
+
+/// Makes requests to convert memory leave as exits, if the kernel has that (5.14). Without, they are refused.
+fn enable_map_gpa(vm: &KvmVm) -> Result<()> {
+    let exit = 1 << HC_MAP_GPA_RANGE;
+    if vm.host().check(KVM_CAP_EXIT_HYPERCALL) & exit != 0 {
+        enable(vm.fd(), KVM_CAP_EXIT_HYPERCALL, exit.into())?;
+    }
+    Ok(())
+}
+
+#[cold]
+fn not_passed_on() -> Error {
+    static NAME: OpName = OpName("this KVM_MEMORY_ENCRYPT_OP command");
+    Error::NotOffered(&NAME)
 }
 
 impl HeldPort for KvmVm {

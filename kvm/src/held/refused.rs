@@ -8,24 +8,48 @@ use crate::error::from_errno;
 
 /// The failure of a call. `status` is what firmware answered, 0 if it was not asked.
 pub(super) fn refused(call: Call, errno: i32, status: u32) -> HeldFailure {
-    let mut failure = HeldFailure::from(match (call, errno) {
-        (_, libc::EIO) if status != 0 => Error::Firmware(status.into()),
-        // No ASID is free, or the limit of the control group is reached.
-        (Call::SevInit2, libc::EBUSY) => Error::NoKeyId,
-        _ => from_errno(call, errno),
-    });
-    match failure.error {
-        Error::Firmware(_) => {
-            failure.call = Some(FirmwareCall {
+    match (call, errno) {
+        (_, libc::EIO) if status != 0 => HeldFailure {
+            call: Some(FirmwareCall {
                 name: name(call),
                 status: status.into(),
                 status_name: Status(status).name(),
                 operand: None,
-            });
-        }
-        _ => failure.cause = demand(call, errno),
+            }),
+            ..Error::Firmware(status.into()).into()
+        },
+        // No ASID is free, or the limit of the control group is reached.
+        (Call::SevInit2, libc::EBUSY) => told(call, errno, Error::NoKeyId),
+        _ => told(call, errno, from_errno(call, errno)),
     }
-    failure
+}
+
+/// The failure of a call for a TD. `status` is what the TDX module answered to the SEAMCALL that failed, 0 if none did
+/// or the kernel does not tell. It never tells which SEAMCALL it was, so the command is named.
+pub(super) fn by_module(call: Call, errno: i32, status: u64) -> HeldFailure {
+    match (call, errno) {
+        (Call::TdxInitVm, libc::ENOSPC) => told(call, errno, Error::NoKeyId),
+        (_, libc::EAGAIN) => told(call, errno, Error::Again),
+        (_, libc::EBUSY) if call != Call::TdxInitVm => told(call, errno, Error::Busy),
+        _ if status != 0 => HeldFailure {
+            call: Some(FirmwareCall {
+                name: name(call),
+                status,
+                status_name: None,
+                operand: None,
+            }),
+            ..Error::Firmware(status).into()
+        },
+        _ => told(call, errno, from_errno(call, errno)),
+    }
+}
+
+/// A failure without firmware, with the kernel's demand if that is known.
+fn told(call: Call, errno: i32, error: Error) -> HeldFailure {
+    HeldFailure {
+        cause: demand(call, errno),
+        ..error.into()
+    }
 }
 
 /// The name of a call that asks firmware, without the kernel's prefix.
@@ -45,6 +69,8 @@ const fn name(call: Call) -> &'static str {
         Call::SnpLaunchStart => "SNP_LAUNCH_START",
         Call::SnpLaunchUpdate => "SNP_LAUNCH_UPDATE",
         Call::SnpLaunchFinish => "SNP_LAUNCH_FINISH",
+        Call::TdxInitVm => "KVM_TDX_INIT_VM",
+        Call::TdxFinalizeVm => "KVM_TDX_FINALIZE_VM",
         _ => "KVM_MEMORY_ENCRYPT_OP",
     }
 }

@@ -13,20 +13,19 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kvm_bindings::{KVM_CAP_EXIT_HYPERCALL, kvm_enc_region};
+use kvm_bindings::kvm_enc_region;
 use kvm_ops::{
     Call, EncCmd, EncParams, EncRegion, Error, Field, HeldFailure, InitialPage, InitialPageKind,
     Measurement, Result, SevParams, SharedMask, Tech, VmParams, volatile,
 };
 use kvm_ops_uapi::sev::{self as uapi, SevCmd, page_type};
-use kvm_ops_uapi::vm::HC_MAP_GPA_RANGE;
 use kvm_ops_uapi::{U16, U32, U64};
 
 use super::blobs::{Pages, Patched};
 use super::forms::{Form, form_of};
-use super::refused;
+use super::refused::refused;
+use super::{Technology, enable_map_gpa, not_passed_on};
 use crate::error::{from_errno, host_lacks};
-use crate::vm::enable;
 use crate::{KvmHost, KvmVm};
 
 /// Policy bit of SEV: the guest needs SEV-ES.
@@ -41,7 +40,7 @@ const MEASUREMENT: usize = 48;
 const TRIES: u32 = 64;
 
 /// The launch of an SEV, SEV-ES or SNP guest.
-pub(crate) struct SevGuest {
+pub(super) struct SevGuest {
     tech: Tech,
     params: SevParams,
     mask: SharedMask,
@@ -85,45 +84,6 @@ impl SevGuest {
 
     fn is_snp(&self) -> bool {
         self.tech == Tech::SevSnp
-    }
-
-    pub(super) fn is_final(&self) -> bool {
-        self.launch().finished
-    }
-
-    pub(super) fn is_protected(&self) -> bool {
-        let launch = self.launch();
-        match self.tech {
-            Tech::Sev => false,
-            Tech::SevEs => launch.vmsas,
-            _ => launch.finished,
-        }
-    }
-
-    pub(super) fn measurement(&self) -> Result<Option<Measurement>> {
-        if self.is_snp() {
-            return kvm_ops::not_offered!("measurement, which an SNP guest asks firmware for,");
-        }
-        Ok(self.launch().measurement.map(Measurement::new))
-    }
-
-    pub(super) fn init(&self, vm: &KvmVm) -> Result<SharedMask, HeldFailure> {
-        let init = uapi::SevInit {
-            vmsa_features: U64::new(self.params.vmsa_features),
-            ghcb_version: U16::new(match self.tech {
-                Tech::Sev => 0,
-                _ => self.params.ghcb_version,
-            }),
-            ..Default::default()
-        };
-        let mut launch = self.launch();
-        command(vm, &mut launch, uapi::INIT2, init)?;
-        // Conversions leave as exits, if the kernel has that (5.14). Without, an SNP guest is refused them.
-        let exit = 1 << HC_MAP_GPA_RANGE;
-        if vm.host().check(KVM_CAP_EXIT_HYPERCALL) & exit != 0 {
-            enable(vm.fd(), KVM_CAP_EXIT_HYPERCALL, exit.into())?;
-        }
-        Ok(self.mask)
     }
 
     fn policy(&self) -> u64 {
@@ -178,35 +138,6 @@ impl SevGuest {
         command(vm, launch, uapi::SNP_LAUNCH_START, args).map(drop)
     }
 
-    pub(super) fn add_page(&self, vm: &KvmVm, page: &InitialPage<'_>) -> Result<(), HeldFailure> {
-        let mut launch = self.launching(vm)?;
-        match self.tech {
-            Tech::SevSnp => add_snp_page(vm, &mut launch, page),
-            _ => update_data(vm, &mut launch, page),
-        }
-    }
-
-    pub(super) fn finalize(&self, vm: &KvmVm) -> Result<(), HeldFailure> {
-        let mut launch = self.launching(vm)?;
-        if self.is_snp() {
-            return self.finish_snp(vm, &mut launch);
-        }
-        if self.tech == Tech::SevEs && !launch.vmsas {
-            command(vm, &mut launch, uapi::LAUNCH_UPDATE_VMSA, ())?;
-        }
-        if launch.measurement.is_none() {
-            let mut answer = Pages::of(&[0; MEASUREMENT]);
-            let args = uapi::SevRange {
-                uaddr: U64::new(answer.address()),
-                len: U32::new(MEASUREMENT as u32),
-                ..Default::default()
-            };
-            command(vm, &mut launch, uapi::LAUNCH_MEASURE, args)?;
-            launch.measured(&answer);
-        }
-        command(vm, &mut launch, uapi::LAUNCH_FINISH, ()).map(drop)
-    }
-
     fn finish_snp(&self, vm: &KvmVm, launch: &mut Launch) -> Result<(), HeldFailure> {
         let mut args = uapi::SnpLaunchFinish {
             host_data: self.params.host_data,
@@ -228,9 +159,76 @@ impl SevGuest {
         drop(blobs);
         finished
     }
+}
+
+impl Technology for SevGuest {
+    fn init(&self, vm: &KvmVm) -> Result<SharedMask, HeldFailure> {
+        let init = uapi::SevInit {
+            vmsa_features: U64::new(self.params.vmsa_features),
+            ghcb_version: U16::new(match self.tech {
+                Tech::Sev => 0,
+                _ => self.params.ghcb_version,
+            }),
+            ..Default::default()
+        };
+        let mut launch = self.launch();
+        command(vm, &mut launch, uapi::INIT2, init)?;
+        drop(launch);
+        enable_map_gpa(vm)?;
+        Ok(self.mask)
+    }
+
+    fn add_page(&self, vm: &KvmVm, page: &InitialPage<'_>) -> Result<(), HeldFailure> {
+        let mut launch = self.launching(vm)?;
+        match self.tech {
+            Tech::SevSnp => add_snp_page(vm, &mut launch, page),
+            _ => update_data(vm, &mut launch, page),
+        }
+    }
+
+    fn finalize(&self, vm: &KvmVm) -> Result<(), HeldFailure> {
+        let mut launch = self.launching(vm)?;
+        if self.is_snp() {
+            return self.finish_snp(vm, &mut launch);
+        }
+        if self.tech == Tech::SevEs && !launch.vmsas {
+            command(vm, &mut launch, uapi::LAUNCH_UPDATE_VMSA, ())?;
+        }
+        if launch.measurement.is_none() {
+            let mut answer = Pages::of(&[0; MEASUREMENT]);
+            let args = uapi::SevRange {
+                uaddr: U64::new(answer.address()),
+                len: U32::new(MEASUREMENT as u32),
+                ..Default::default()
+            };
+            command(vm, &mut launch, uapi::LAUNCH_MEASURE, args)?;
+            launch.measured(&answer);
+        }
+        command(vm, &mut launch, uapi::LAUNCH_FINISH, ()).map(drop)
+    }
+
+    fn is_final(&self) -> bool {
+        self.launch().finished
+    }
+
+    fn is_protected(&self) -> bool {
+        let launch = self.launch();
+        match self.tech {
+            Tech::Sev => false,
+            Tech::SevEs => launch.vmsas,
+            _ => launch.finished,
+        }
+    }
+
+    fn measurement(&self) -> Result<Option<Measurement>> {
+        if self.is_snp() {
+            return kvm_ops::not_offered!("measurement, which an SNP guest asks firmware for,");
+        }
+        Ok(self.launch().measurement.map(Measurement::new))
+    }
 
     /// Passes a command on, with the blobs that stand behind its structure.
-    pub(super) fn command(&self, vm: &KvmVm, cmd: &mut EncCmd<'_>) -> Result<(), HeldFailure> {
+    fn command(&self, vm: &KvmVm, cmd: &mut EncCmd<'_>) -> Result<(), HeldFailure> {
         cmd.firmware_status = 0;
         let Some(form) = form_of(cmd.id) else {
             return Err(not_passed_on().into());
@@ -262,12 +260,6 @@ impl SevGuest {
         }
         done
     }
-}
-
-#[cold]
-fn not_passed_on() -> Error {
-    static NAME: kvm_ops::OpName = kvm_ops::OpName("this KVM_MEMORY_ENCRYPT_OP command");
-    Error::NotOffered(&NAME)
 }
 
 fn length(blob: &[u8]) -> Result<U32> {

@@ -9,4 +9,7 @@ mod errors;
 mod guest;
 mod kit;
 mod launch;
+mod machine;
+mod offer;
 mod order;
+mod td;

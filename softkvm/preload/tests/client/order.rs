@@ -1,6 +1,6 @@
 //! The order of the calls of a launch. docs/kvm-client.md explains where it differs from QEMU's.
 
-use kvm_ops::{SevParams, Tech, VcpuId, create};
+use kvm_ops::{Kind, SevParams, Tech, VcpuId, VmConfig, create};
 
 use crate::common::again;
 use crate::guest::*;
@@ -46,7 +46,11 @@ fn calls(log: &str) -> Vec<String> {
 
 fn launch(tech: Tech) {
     let memory = memory();
-    let mut vm = create(&host(), &config(tech, SevParams::default())).unwrap();
+    let config = match tech {
+        Tech::Tdx => VmConfig::new(Kind::Of(tech)),
+        _ => config(tech, SevParams::default()),
+    };
+    let mut vm = create(&host(), &config).unwrap();
     vm.set_memory_slot(slot(&memory)).unwrap();
     let vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
     add_pages(&mut vm);
@@ -57,7 +61,11 @@ fn launch(tech: Tech) {
 
 #[track_caller]
 fn check(test: &str, tech: Tech, expected: &[&str]) {
-    match again(test, "amd") {
+    let vendor = match tech {
+        Tech::Tdx => "intel",
+        _ => "amd",
+    };
+    match again(test, vendor) {
         None => launch(tech),
         Some(log) => assert_eq!(calls(&log), expected, "{log}"),
     }
@@ -127,6 +135,30 @@ fn snp() {
             "KVM_SEV_SNP_LAUNCH_START",
             "KVM_SEV_SNP_LAUNCH_UPDATE",
             "KVM_SEV_SNP_LAUNCH_FINISH",
+            "KVM_SET_USER_MEMORY_REGION",
+        ],
+    );
+}
+
+#[test]
+fn tdx() {
+    check(
+        "order::tdx",
+        Tech::Tdx,
+        &[
+            "KVM_CREATE_VM",
+            // The split irqchip, then hypercall exits.
+            "KVM_ENABLE_CAP",
+            "KVM_TDX_CAPABILITIES",
+            "KVM_TDX_INIT_VM",
+            "KVM_CREATE_GUEST_MEMFD",
+            "KVM_SET_USER_MEMORY_REGION2",
+            "KVM_SET_MEMORY_ATTRIBUTES",
+            "KVM_CREATE_VCPU",
+            "KVM_SET_CPUID2",
+            "KVM_TDX_INIT_VCPU",
+            "KVM_TDX_INIT_MEM_REGION",
+            "KVM_TDX_FINALIZE_VM",
             "KVM_SET_USER_MEMORY_REGION",
         ],
     );

@@ -1,0 +1,32 @@
+//! What a host offers, as `kvm-ops doctor` asks it.
+
+use kvm_ops::Tech;
+use kvm_ops::kvm::WhyNot;
+
+use crate::common::again;
+use crate::guest::host;
+
+fn offered(techs: &[Tech]) {
+    let offer = host().offer();
+    for tech in Tech::ALL {
+        let line = offer.technology(tech).unwrap();
+        assert_eq!(line.is_offered(), techs.contains(&tech), "{line:?}");
+        let other = line.why_not.iter();
+        let other = other.filter(|why| matches!(why, WhyNot::Refused(_)));
+        assert_eq!(other.count(), 0, "{line:?}");
+    }
+}
+
+#[test]
+fn an_amd_machine_offers_sev_in_all_forms() {
+    if again("offer::an_amd_machine_offers_sev_in_all_forms", "amd").is_none() {
+        offered(&[Tech::Svm, Tech::Sev, Tech::SevEs, Tech::SevSnp]);
+    }
+}
+
+#[test]
+fn an_intel_machine_offers_tds() {
+    if again("offer::an_intel_machine_offers_tds", "intel").is_none() {
+        offered(&[Tech::Vmx, Tech::Tdx]);
+    }
+}
