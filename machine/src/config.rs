@@ -3,7 +3,7 @@
 use std::fmt;
 
 use kvm_ops::guest::GuestProgram;
-use kvm_ops::{EncParams, Irqchip, Kind};
+use kvm_ops::{EncParams, Irqchip, Kind, Tech};
 
 use crate::{GuestRam, Image, LaunchStep};
 
@@ -47,6 +47,8 @@ pub struct MachineConfig {
     pub(crate) log_dirty: bool,
     pub(crate) enc: EncParams,
     pub(crate) launch: Vec<LaunchStep>,
+    #[cfg(feature = "tdx")]
+    pub(crate) launch_order: kvm_ops_tdvf::Order,
     pub(crate) awaits_guest: bool,
     pub(crate) payload: Payload,
 }
@@ -72,6 +74,8 @@ impl MachineConfig {
             log_dirty: false,
             enc: EncParams::Default,
             launch: Vec::new(),
+            #[cfg(feature = "tdx")]
+            launch_order: kvm_ops_tdvf::Order::SinglePass,
             awaits_guest: false,
             payload: Payload::None,
         }
@@ -104,8 +108,8 @@ impl MachineConfig {
 
     /// Sets the place of the interrupt controllers. By default firmware and kernels get
     /// [`Irqchip::Full`], because they wait for timers (a kernel is a bzImage, or an ELF image with
-    /// a command line or an initrd), and all else gets [`Irqchip::None`], with which HLT ends a
-    /// vCPU.
+    /// a command line or an initrd), but firmware of a TD gets [`Irqchip::Split`], and all else gets
+    /// [`Irqchip::None`], with which HLT ends a vCPU.
     pub const fn irqchip(mut self, irqchip: Irqchip) -> Self {
         self.irqchip = Some(irqchip);
         self
@@ -143,6 +147,14 @@ impl MachineConfig {
     /// ```
     pub fn launch<S: Into<LaunchStep>>(mut self, steps: impl IntoIterator<Item = S>) -> Self {
         self.launch = steps.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the order in which the pages of a TD's firmware are added and measured. By default it is Linux's: page by
+    /// page.
+    #[cfg(feature = "tdx")]
+    pub const fn launch_order(mut self, order: kvm_ops_tdvf::Order) -> Self {
+        self.launch_order = order;
         self
     }
 
@@ -187,8 +199,12 @@ impl MachineConfig {
     }
 
     /// The irqchip, stated or as the payload wants it.
-    pub(crate) fn chosen_irqchip(&self) -> Irqchip {
+    pub(crate) fn chosen_irqchip(&self, tech: Tech) -> Irqchip {
         self.irqchip.unwrap_or(match &self.payload {
+            // The module keeps the local APICs of a TD, and the host has the rest.
+            Payload::Image(image) if tech.is_confidential() && image.wants_timers() => {
+                Irqchip::Split
+            }
             Payload::Image(image) if image.wants_timers() => Irqchip::Full,
             Payload::Image(_) => Irqchip::None,
             Payload::None | Payload::Programs(_) => Irqchip::None,

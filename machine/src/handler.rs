@@ -1,6 +1,7 @@
 //! The handler of exits, and the context that it works in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_ops::{
     Answer, Error, Exit, Gfn, Gpa, HostEvent, IoEvent, IoEventMatch, IrqEvent, Msi, Privacy,
@@ -60,6 +61,7 @@ pub struct ExitContext<'a> {
     data: &'a mut [u8],
     answer: Option<Answer>,
     machine: &'a dyn Inside,
+    time: Option<Duration>,
 }
 
 impl<'a> ExitContext<'a> {
@@ -72,7 +74,20 @@ impl<'a> ExitContext<'a> {
             data,
             answer: None,
             machine,
+            time: None,
         }
+    }
+
+    /// The same at this time of the guest.
+    pub(crate) const fn at(mut self, time: Option<Duration>) -> Self {
+        self.time = time;
+        self
+    }
+
+    /// The guest's time since its VM was created, for timers that it reads. `None` where the platform's
+    /// time is the host's, as on `/dev/kvm` ([`VcpuOps::clock`](kvm_ops::VcpuOps::clock)).
+    pub const fn time(&self) -> Option<Duration> {
+        self.time
     }
 
     /// The vCPU that exited.

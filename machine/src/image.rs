@@ -65,6 +65,7 @@ pub struct Image {
     pub(crate) entry: Option<Gpa>,
     pub(crate) cmdline: Option<String>,
     pub(crate) initrd: Option<Arc<[u8]>>,
+    pub(crate) kernel: Option<Arc<[u8]>>,
 }
 
 impl Image {
@@ -100,6 +101,7 @@ impl Image {
             entry: None,
             cmdline: None,
             initrd: None,
+            kernel: None,
         }
     }
 
@@ -127,13 +129,28 @@ impl Image {
         self
     }
 
-    /// The kernel's command line, for a bzImage or ELF image.
+    /// The kernel that firmware starts, which finds it in the configuration device of a [`Q35`](crate::Q35), with its
+    /// command line and its initial RAM disk. For firmware with such a machine around it.
+    pub fn kernel(mut self, bytes: impl Into<Arc<[u8]>>) -> Self {
+        self.kernel = Some(bytes.into());
+        self
+    }
+
+    /// Reads that kernel from a file.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_kernel(self, path: impl AsRef<Path>) -> Result<Self, MachineError> {
+        Ok(self.kernel(read_image(path.as_ref())?))
+    }
+
+    /// The kernel's command line, for a bzImage or ELF image, or for the kernel of firmware.
     pub fn cmdline(mut self, cmdline: impl Into<String>) -> Self {
         self.cmdline = Some(cmdline.into());
         self
     }
 
-    /// The initial RAM disk, for a bzImage or ELF image.
+    /// The initial RAM disk, for a bzImage or ELF image, or for the kernel of firmware.
     pub fn initrd(mut self, bytes: impl Into<Arc<[u8]>>) -> Self {
         self.initrd = Some(bytes.into());
         self
@@ -212,6 +229,7 @@ impl fmt::Debug for Image {
             .field("entry", &self.entry)
             .field("cmdline", &self.cmdline)
             .field("initrd", &self.initrd.as_ref().map(|initrd| initrd.len()))
+            .field("kernel", &self.kernel.as_ref().map(|kernel| kernel.len()))
             .finish()
     }
 }

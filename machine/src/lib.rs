@@ -14,9 +14,9 @@
 //! threads of their own ([`Machine::run_while`]). The memory may be the embedder's
 //! ([`MachineConfig::guest_ram`]).
 //!
-//! It does not have **ACPI tables** (a kernel that no firmware starts finds the other vCPUs
-//! by an MP table, if it is built with `CONFIG_X86_MPPARSE`, and starts one vCPU otherwise), and **PCI,
-//! disks and network devices**.
+//! Firmware finds a small [`Q35`] around it ([`Machine::q35`]). A kernel that no firmware starts gets **no ACPI tables**: it
+//! finds the other vCPUs by an MP table, if it is built with `CONFIG_X86_MPPARSE`, and starts one vCPU otherwise. There
+//! are **no disks and network devices**.
 //!
 //! ```
 //! use std::time::Duration;
@@ -67,7 +67,7 @@ mod walk;
 
 pub use config::{MachineConfig, Payload};
 pub use console::ConsoleSink;
-pub use devices::Devices;
+pub use devices::{Devices, Q35};
 pub use error::MachineError;
 pub use file::read_file;
 pub use handler::{ExitContext, ExitHandler, Flow, Inside};

@@ -14,8 +14,8 @@ use crate::launch::{LaunchStep, bytes_below_4_gib};
 use crate::run::{Code, Run, ShutdownScope, State};
 use crate::traps::Traps;
 use crate::{
-    ConsoleSink, Devices, ExitHandler, GuestRam, MachineConfig, MachineError, Parts, Payload,
-    RunLimits, RunReport, Stopper, load, start,
+    ConsoleSink, Devices, ExitHandler, GuestRam, Image, MachineConfig, MachineError, Parts,
+    Payload, Q35, RunLimits, RunReport, Stopper, load, start,
 };
 
 /// A VM with its memory and vCPUs, ready to run.
@@ -39,6 +39,8 @@ pub struct Machine<H: Host> {
     traps: Option<Traps>,
     /// True if vCPUs run code that lies in memory.
     runs_code: bool,
+    /// The image, for what firmware starts of it.
+    image: Option<Image>,
 }
 
 impl<H: Host> Machine<H> {
@@ -61,7 +63,6 @@ impl<H: Host> Machine<H> {
     /// # Errors
     /// A [`MachineError`] that names the step or the value. What was built so far is undone.
     pub fn build(host: &H, config: MachineConfig) -> Result<Self, MachineError> {
-        let irqchip = config.chosen_irqchip();
         if let Payload::Programs(programs) = &config.payload
             && programs.len() as u64 > u64::from(config.vcpus)
         {
@@ -72,10 +73,11 @@ impl<H: Host> Machine<H> {
         }
         let tech = config.kind.tech(host.vendor());
         let confidential = tech.is_confidential();
+        let irqchip = config.chosen_irqchip(tech);
         let rom = match &config.payload {
             Payload::Image(image) if confidential => {
-                load::td::check(image, tech)?;
-                load::td::start_bytes(config.vcpus).max(bytes_below_4_gib(&config.launch))
+                load::td::rom_bytes(image, tech, config.vcpus)?
+                    .max(bytes_below_4_gib(&config.launch))
             }
             Payload::Image(image) if !host.runs().machine_code() => {
                 let (name, host) = (image.name.clone(), host.name());
@@ -105,6 +107,7 @@ impl<H: Host> Machine<H> {
             traps: None,
             runs_code: host.runs().machine_code()
                 && (!confidential || matches!(config.payload, Payload::Image(_))),
+            image: None,
         };
         let ram = match config.ram {
             Some(ram) => ram.with_rom(rom, confidential)?,
@@ -114,7 +117,14 @@ impl<H: Host> Machine<H> {
         let first = match &config.payload {
             // Such a guest does not start with what the host writes into memory.
             Payload::Image(image) if confidential => {
-                let start = load::td::start(image, &ram, machine.vm().shared_mask(), config.vcpus)?;
+                let start = load::td::start(
+                    image,
+                    &ram,
+                    machine.vm().shared_mask(),
+                    config.vcpus,
+                    #[cfg(feature = "tdx")]
+                    config.launch_order,
+                )?;
                 launch.splice(0..0, start);
                 None
             }
@@ -134,11 +144,12 @@ impl<H: Host> Machine<H> {
         }
         match config.payload {
             Payload::None => {}
-            Payload::Image(_) => {
+            Payload::Image(image) => {
                 if let (Some(first), Some(vcpu)) = (first, machine.vcpus.first_mut()) {
                     let set = start::set(vcpu, &first);
                     machine.on_vcpu("set the registers", VcpuId(0), set)?;
                 }
+                machine.image = Some(image);
             }
             Payload::Programs(programs) => machine.load_programs(programs)?,
         }
@@ -478,6 +489,35 @@ impl<H: Host> Machine<H> {
                 tracing::warn!(%error, "the serial line did not interrupt");
             }
         })
+    }
+
+    /// The devices of a Q35, for firmware: those of [`devices`](Self::devices), and what OVMF and the Linux that it starts
+    /// look for. The configuration device has the kernel, command line and initrd of the machine's image
+    /// ([`Image::kernel`]). Make one for each run: firmware changes them.
+    ///
+    /// ```
+    /// use kvm_ops::{Gpa, Vendor, guest::Script, sim::SimHost};
+    /// use kvm_ops_machine::{ConsoleSink, End, Machine, MachineConfig, RunLimits};
+    ///
+    /// let program = Script::new().print(0x3f8, "off").output(0x604, &[0, 0x20]);
+    /// let mut machine = Machine::build(&SimHost::new(Vendor::Intel), MachineConfig::new().program(program))?;
+    /// let console = ConsoleSink::capture();
+    /// let report = machine.run(&machine.q35(console.clone()), RunLimits::none())?;
+    /// assert_eq!((console.text().as_str(), report.end), ("off", End::PowerOff));
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
+    pub fn q35(&self, console: ConsoleSink) -> Q35 {
+        let vcpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
+        let in_platform = self.irqchip == Irqchip::Full;
+        let devices = in_platform.then(|| self.devices(console.clone()));
+        Q35::new(
+            self.memory(),
+            vcpus,
+            self.image.as_ref(),
+            self.irqchip,
+            console,
+            devices,
+        )
     }
 
     /// The interrupt of the serial line, where interrupt controllers with pins are in the platform.

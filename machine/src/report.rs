@@ -23,6 +23,8 @@ pub enum End {
     Halted,
     /// The guest asked for a reset, through the keyboard controller or port 0xcf9.
     Reset,
+    /// The guest switched the machine off, through power management's port (0x604).
+    PowerOff,
     /// The guest wrote this value to the debug-exit port (0xf4 or 0x501).
     DebugExit(u32),
     /// `KVM_EXIT_SYSTEM_EVENT` of this type.
@@ -79,6 +81,7 @@ impl End {
             Self::Shutdown
             | Self::Halted
             | Self::Reset
+            | Self::PowerOff
             | Self::DebugExit(_)
             | Self::SystemEvent(_)
             | Self::Handler
@@ -99,6 +102,7 @@ impl fmt::Display for End {
             Self::Trap(trap) => trap.fmt(f),
             Self::Halted => f.write_str("halted"),
             Self::Reset => f.write_str("asked for a reset"),
+            Self::PowerOff => f.write_str("switched off"),
             Self::DebugExit(value) => write!(f, "ended by debug exit {value:#x}"),
             Self::SystemEvent(kind) => write!(f, "system event {kind:#x}"),
             Self::Handler => f.write_str("stopped by the exit handler"),

@@ -464,8 +464,8 @@ impl Run<'_> {
 
     /// Asks the handler.
     fn handle<V: VcpuOps>(&self, vcpu: &mut V, exit: Exit) -> Option<Outcome> {
-        let id = vcpu.id();
-        let mut context = ExitContext::new(id, exit, vcpu.exit_data(), self.machine);
+        let (id, time) = (vcpu.id(), vcpu.clock().map(Duration::from_nanos));
+        let mut context = ExitContext::new(id, exit, vcpu.exit_data(), self.machine).at(time);
         let flow = self.handler.handle(&mut context);
         let answer = context.answered();
         match flow {

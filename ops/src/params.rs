@@ -66,6 +66,10 @@ pub struct TdParams {
     pub gpaw: Gpaw,
     /// The virtual TSC's frequency in kHz, a multiple of 25 MHz.
     pub tsc_khz: u32,
+    /// CONFIG_FLAGS.NO_RBP_MOD, where the module offers it: the host keeps its RBP in TDH.VP.ENTER, and the guest may
+    /// not pass RBP in TDG.VP.VMCALL. Set by default, as Linux sets it for each TD: a kernel that holds the TD itself
+    /// does not ask. Firmware that passes RBP all the same, such as Debian 12's OVMF.fd, needs a TD without.
+    pub no_rbp_mod: bool,
     /// MRCONFIGID: the software-defined configuration. Not measured.
     pub mrconfigid: [u8; 48],
     /// MROWNER: the owner of the TD.
@@ -99,6 +103,7 @@ impl Default for TdParams {
             xfam: 0b11,
             gpaw: Gpaw::Bits48,
             tsc_khz: 1_000_000,
+            no_rbp_mod: true,
             mrconfigid: [0; 48],
             mrowner: [0; 48],
             mrownerconfig: [0; 48],

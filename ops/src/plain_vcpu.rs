@@ -99,6 +99,10 @@ impl<P: VcpuOps, T> VcpuOps for PlainVcpu<P, T> {
         self.port.instructions()
     }
 
+    fn clock(&self) -> Option<u64> {
+        self.port.clock()
+    }
+
     #[inline]
     fn refusal(&self, operation: &'static OpName) -> Error {
         self.port.refusal(operation)

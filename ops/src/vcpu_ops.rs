@@ -260,6 +260,21 @@ pub trait VcpuOps: Send {
         None
     }
 
+    /// Nanoseconds of the guest's time since its VM was created, where the platform counts it: what the guest's timers
+    /// should go by. `None` where a guest's time is the host's, and for guest programs.
+    ///
+    /// ```
+    /// # use kvm_ops::{VcpuId, VcpuOps, Vendor, VmConfig, create, sim::SimHost};
+    /// # let host = SimHost::new(Vendor::Intel);
+    /// # let vm = create(&host, &VmConfig::normal())?;
+    /// # let vcpu = vm.create_vcpu(VcpuId(0))?;
+    /// assert_eq!(vcpu.clock(), Some(0));
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
+    fn clock(&self) -> Option<u64> {
+        None
+    }
+
     // ---------------------------------------------------------------- register state, by group
 
     /// The error of an operation that the back end does not implement. A protected vCPU overrides it

@@ -71,6 +71,10 @@ impl VcpuOps for SimVcpu {
         self.processor().map(Processor::instructions)
     }
 
+    fn clock(&self) -> Option<u64> {
+        self.processor().map(|_| self.vm.turns.clock())
+    }
+
     /// Power-on drops a program's progress with the registers; INIT keeps MSRs. In both cases the
     /// program has no way to start over, so it is gone: load it again.
     fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {

@@ -60,7 +60,12 @@ pub(crate) fn encode(params: &TdParams, vcpus: u32, limits: &Limits) -> Result<[
         }
         Gpaw::Bits52 => (FLAG_GPAW, 5),
     };
-    let flags = gpaw | limits.config_flags & FLAG_NO_RBP_MOD;
+    let rbp = if params.no_rbp_mod {
+        FLAG_NO_RBP_MOD
+    } else {
+        0
+    };
+    let flags = gpaw | limits.config_flags & rbp;
 
     let mut image = [0; SIZE];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
@@ -188,6 +193,23 @@ mod tests {
 
     fn refused(params: &TdParams, vcpus: u32) -> Error {
         encode(params, vcpus, &limits()).unwrap_err()
+    }
+
+    #[test]
+    fn rbp_is_the_hosts_unless_the_embedder_gives_it_to_the_guest() {
+        let flags = |no_rbp_mod, limits: &Limits| {
+            let params = TdParams {
+                no_rbp_mod,
+                ..TdParams::default()
+            };
+            encode(&params, 1, limits).unwrap()[offset::CONFIG_FLAGS]
+        };
+        let without = Limits {
+            config_flags: FLAG_GPAW,
+            ..limits()
+        };
+        assert_eq!((flags(true, &limits()), flags(false, &limits())), (4, 0));
+        assert_eq!(flags(true, &without), 0);
     }
 
     #[test]

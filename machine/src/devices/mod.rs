@@ -1,6 +1,7 @@
 //! The devices of a PC that guests look for before they have drivers.
 
 mod cmos;
+mod q35;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -14,6 +15,7 @@ use kvm_ops::{Answer, Exit};
 use crate::{ConsoleSink, End, ExitContext, ExitHandler, Flow};
 
 use cmos::Cmos;
+pub use q35::Q35;
 
 /// The first port of the first serial line, and the last.
 const SERIAL: u16 = 0x3f8;
@@ -58,7 +60,7 @@ const EOPNOTSUPP: u64 = 95;
 /// an error, and MSRs with #GP.
 ///
 /// **Not modelled:** keyboard input, timers and interrupt controllers (use
-/// [`Irqchip::Full`](kvm_ops::Irqchip::Full)), ACPI, disks, network, video.
+/// [`Irqchip::Full`](kvm_ops::Irqchip::Full)), PCI and ACPI (use [`Q35`]), disks, network, video.
 pub struct Devices {
     state: Mutex<State>,
     debug: ConsoleSink,

@@ -8,8 +8,12 @@ mod bzimage;
 mod elf;
 mod firmware;
 mod flat;
+#[cfg(feature = "tdx")]
+mod hob;
 mod mptable;
 pub(crate) mod td;
+#[cfg(feature = "tdx")]
+mod tdvf;
 #[cfg(test)]
 mod tests;
 mod zero_page;
@@ -78,6 +82,7 @@ pub(crate) fn catch(
 /// An option that would be ignored is a mistake of whoever gave it.
 fn refuse_unused(image: &Image, format: ImageFormat) -> Result<(), MachineError> {
     let kernel = matches!(format, ImageFormat::Elf | ImageFormat::BzImage);
+    let firmware = format == ImageFormat::Firmware;
     let unused = [
         (
             "load address",
@@ -87,8 +92,15 @@ fn refuse_unused(image: &Image, format: ImageFormat) -> Result<(), MachineError>
             "entry",
             image.entry.is_some() && !matches!(format, ImageFormat::Flat | ImageFormat::Elf),
         ),
-        ("command line", image.cmdline.is_some() && !kernel),
-        ("initrd", image.initrd.is_some() && !kernel),
+        ("kernel", image.kernel.is_some() && !firmware),
+        (
+            "command line",
+            image.cmdline.is_some() && !kernel && image.kernel.is_none(),
+        ),
+        (
+            "initrd",
+            image.initrd.is_some() && !kernel && image.kernel.is_none(),
+        ),
     ];
     match unused.into_iter().find(|(_, given)| *given) {
         Some((option, _)) => Err(MachineError::OptionNotUsed { option, format }),

@@ -1,4 +1,4 @@
-//! ELF programs as trust domains: the pages of their measured start, and what leads to their entry.
+//! Images as trust domains. Firmware brings metadata (`tdvf`); an ELF program gets the pages that lead to its entry here.
 //!
 //! A TD's vCPU starts in 32-bit protected mode 16 bytes below 4 GiB (TDX module ABI, "TD VCPU initial state"). Pages of
 //! ours lie there: code that switches to long mode, a descriptor table, page tables and a stack.
@@ -12,8 +12,8 @@ use super::super::layout::{FOUR_GIB, TD_STACK_TOP, TD_TABLES};
 use super::super::start::{BOOT_CS, BOOT_DS, gdt};
 use super::{Gpa, GuestRam, Image, ImageFormat, MachineError, elf};
 
-/// The bytes below 4 GiB that the start takes: a stack for each vCPU, page tables, code.
-pub(crate) fn start_bytes(vcpus: u32) -> u64 {
+/// The bytes below 4 GiB that a program's start takes: a stack for each vCPU, page tables, code.
+fn start_bytes(vcpus: u32) -> u64 {
     FOUR_GIB - TD_STACK_TOP.get() + u64::from(vcpus) * STACK
 }
 
@@ -30,38 +30,63 @@ const ENTRIES: u64 = 512;
 
 type Contents = Box<[u8; PAGE_SIZE as usize]>;
 
-/// # Errors
-/// [`MachineError::NotLaunchable`] unless it is an ELF image for a TD.
-pub(crate) fn check(image: &Image, tech: Tech) -> Result<(), MachineError> {
+/// Checks that the image starts a confidential VM of that technology. Returns the bytes below 4 GiB that it needs beside
+/// the RAM.
+pub(crate) fn rom_bytes(image: &Image, tech: Tech, vcpus: u32) -> Result<u64, MachineError> {
     match (tech, image.runs_as()?) {
-        (Tech::Tdx, ImageFormat::Elf) => Ok(()),
-        _ => Err(MachineError::NotLaunchable {
-            name: image.name.clone(),
-        }),
+        (Tech::Tdx, ImageFormat::Elf) => Ok(start_bytes(vcpus)),
+        #[cfg(feature = "tdx")]
+        (Tech::Tdx, ImageFormat::Firmware) => super::tdvf::rom_bytes(image),
+        _ => Err(not_launchable(image)),
     }
 }
 
-/// The measured start, page by page from the lowest address.
+fn not_launchable(image: &Image) -> MachineError {
+    MachineError::NotLaunchable {
+        name: image.name.clone(),
+    }
+}
+
+/// The measured start, in its order.
 pub(crate) fn start(
     image: &Image,
     ram: &GuestRam,
     mask: SharedMask,
     vcpus: u32,
+    #[cfg(feature = "tdx")] order: kvm_ops_tdvf::Order,
 ) -> Result<Vec<LaunchStep>, MachineError> {
+    let format = image.runs_as()?;
+    let firmware = format == ImageFormat::Firmware;
     let unused = [
-        ("command line", image.cmdline.is_some()),
-        ("initrd", image.initrd.is_some()),
+        ("kernel", image.kernel.is_some() && !firmware),
+        (
+            "command line",
+            image.cmdline.is_some() && image.kernel.is_none(),
+        ),
+        ("initrd", image.initrd.is_some() && image.kernel.is_none()),
         ("load address", image.load_at.is_some()),
+        ("entry", image.entry.is_some() && firmware),
     ];
     if let Some((option, _)) = unused.into_iter().find(|(_, given)| *given) {
-        let format = ImageFormat::Elf;
         return Err(MachineError::OptionNotUsed { option, format });
     }
+    match format {
+        #[cfg(feature = "tdx")]
+        ImageFormat::Firmware => super::tdvf::start(image, ram, order),
+        _ => program(image, ram, mask, vcpus),
+    }
+}
+
+/// The start of a program, page by page from the lowest address.
+fn program(
+    image: &Image,
+    ram: &GuestRam,
+    mask: SharedMask,
+    vcpus: u32,
+) -> Result<Vec<LaunchStep>, MachineError> {
     let program = elf::open(image, ram, |_, _| Ok(()))?;
     if !program.is_64_bit() {
-        return Err(MachineError::NotLaunchable {
-            name: image.name.clone(),
-        });
+        return Err(not_launchable(image));
     }
     let mut pages = BTreeMap::new();
     for segment in program.segments() {

@@ -7,7 +7,6 @@ pub(crate) mod samples;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kvm_ops::Exit;
 use kvm_ops::kvm::KvmHost;
 use kvm_ops_machine::{ConsoleSink, Devices, ExitContext, ExitHandler, Flow, RunLimits};
 
@@ -35,15 +34,15 @@ pub(crate) fn file(path: &str) -> Option<&str> {
 }
 
 /// Devices that stop the machine once the console shows a text.
-pub(crate) struct Until {
-    pub(crate) devices: Devices,
+pub(crate) struct Until<D = Devices> {
+    pub(crate) devices: D,
     pub(crate) console: ConsoleSink,
     pub(crate) text: &'static str,
     pub(crate) seen: AtomicBool,
 }
 
-impl Until {
-    pub(crate) fn new(devices: Devices, console: ConsoleSink, text: &'static str) -> Self {
+impl<D> Until<D> {
+    pub(crate) fn new(devices: D, console: ConsoleSink, text: &'static str) -> Self {
         let seen = AtomicBool::new(false);
         Self {
             devices,
@@ -54,11 +53,12 @@ impl Until {
     }
 }
 
-impl ExitHandler for Until {
+impl<D: ExitHandler> ExitHandler for Until<D> {
     fn handle(&self, exit: &mut ExitContext<'_>) -> Flow {
-        let output = matches!(exit.exit(), Exit::IoOut { .. });
+        let before = self.console.printed();
         let flow = self.devices.handle(exit);
-        if output && flow == Flow::Continue && self.console.text().contains(self.text) {
+        let printed = self.console.printed() != before;
+        if printed && flow == Flow::Continue && self.console.text().contains(self.text) {
             self.seen.store(true, Ordering::Relaxed);
             return Flow::Stop;
         }

@@ -542,6 +542,14 @@ impl<P: VmPort> TdPort for FaultInjector<P> {
         self.port.td().is_some_and(|td| td.td_take_nmi(vcpu))
     }
 
+    fn td_instructions(&self, tdvpr: Hpa) -> Option<u64> {
+        self.port.td()?.td_instructions(tdvpr)
+    }
+
+    fn td_clock(&self) -> Option<u64> {
+        self.port.td()?.td_clock()
+    }
+
     fn load_td_program(
         &self,
         vcpu: VcpuId,

@@ -217,6 +217,18 @@ pub trait TdPort: SharedMemory {
         false
     }
 
+    /// The number of instructions that the TD vCPU whose TDVPR page is `tdvpr` executed. `None` on a processor that does
+    /// not count them, and for a guest program. Ask while the vCPU is outside.
+    fn td_instructions(&self, tdvpr: Hpa) -> Option<u64> {
+        let _ = tdvpr;
+        None
+    }
+
+    /// Nanoseconds of the TD's time since its VM was created, where the machine counts it.
+    fn td_clock(&self) -> Option<u64> {
+        None
+    }
+
     /// Gives a guest program to the TD vCPU whose TDVPR page is `tdvpr`. From then on only
     /// TDH.VP.ENTER runs it. `mask` is the TD's; accesses with the shared bit go to this VM's slots.
     ///

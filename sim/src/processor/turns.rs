@@ -76,8 +76,7 @@ impl Turns {
         Turn(self)
     }
 
-    /// Ticks since the VM was created.
-    #[cfg(feature = "tdx")]
+    /// Ticks since the VM was created, each a nanosecond.
     pub(crate) fn clock(&self) -> u64 {
         self.lock().clock
     }

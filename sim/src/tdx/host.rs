@@ -95,6 +95,14 @@ impl TdPort for SimVm {
         self.inner.td_apic(vcpu).is_some() && wake.is_ok_and(|wake| wake.take_nmi())
     }
 
+    fn td_instructions(&self, tdvpr: Hpa) -> Option<u64> {
+        self.inner.machine.tdx()?.vcpus.instructions(tdvpr)
+    }
+
+    fn td_clock(&self) -> Option<u64> {
+        Some(self.inner.turns.clock())
+    }
+
     fn load_td_program(
         &self,
         vcpu: VcpuId,

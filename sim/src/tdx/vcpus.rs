@@ -56,6 +56,17 @@ impl Vcpus {
         self.lock().insert(tdvpr.get(), Arc::new(vcpu));
     }
 
+    /// The instructions that a vCPU executed so far; `None` for one that runs a guest program.
+    pub(super) fn instructions(&self, tdvpr: Hpa) -> Option<u64> {
+        let vcpu = self.lock().get(&tdvpr.get()).cloned()?;
+        let processor = vcpu.processor();
+        Some(
+            processor
+                .as_ref()
+                .map_or(0, |processor| processor.instructions()),
+        )
+    }
+
     /// The vCPU runs a guest program from now on.
     pub(super) fn remove(&self, tdvpr: Hpa) {
         self.lock().remove(&tdvpr.get());

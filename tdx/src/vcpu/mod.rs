@@ -10,7 +10,7 @@ use core::fmt;
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
     Answer, CpuId, Error, Exit, Field, Host, Kick, OpName, Programs, Result, SeamPort, TableRoot,
-    VcpuId, VcpuOps,
+    TdPort, VcpuId, VcpuOps,
 };
 
 pub(crate) use record::{Unfinished, VcpuRecord};
@@ -103,6 +103,18 @@ impl<H: Host> VcpuOps for TdxVcpu<H> {
 
     fn programs(&mut self) -> Option<&mut dyn Programs> {
         self.td.host.runs().programs().then_some(self)
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        let count = |port: &dyn TdPort| Ok(port.td_instructions(self.record.tdvpr));
+        self.td.on_td_port(count).ok().flatten()
+    }
+
+    fn clock(&self) -> Option<u64> {
+        self.td
+            .on_td_port(|port| Ok(port.td_clock()))
+            .ok()
+            .flatten()
     }
 
     /// The state of a TD's vCPU is the guest's secret.

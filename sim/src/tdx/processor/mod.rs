@@ -135,6 +135,11 @@ impl Processor {
         self.shared.generation.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Instructions executed so far.
+    pub(super) fn instructions(&self) -> u64 {
+        self.cpu.retired()
+    }
+
     fn lp(&self) -> usize {
         self.shared.lp.load(Ordering::Relaxed)
     }

@@ -1,0 +1,93 @@
+//! The DSDT: the root bridge with what it passes on, the serial line, the clock, and how to switch off.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
+    Package, ResourceTemplate, Scope,
+};
+
+use super::super::{pci, power};
+use crate::Devices;
+use crate::layout::RAM_HOLE;
+
+/// Ports of the configuration registers, which are the bridge's own.
+const PCI_PORTS: u16 = pci::ADDRESS;
+const PCI_PORTS_BYTES: u8 = 8;
+const CMOS_PORTS: u16 = 0x70;
+const SERIAL_PORTS: u16 = 0x3f8;
+
+/// The AML code of the table, behind its header.
+pub(super) fn code() -> Vec<u8> {
+    let mut code = Vec::new();
+    // SLP_TYPa and SLP_TYPb of S5, and two reserved values.
+    let off = Package::new(vec![&0_u8, &0_u8, &0_u8, &0_u8]);
+    Name::new("_S5_".into(), &off).to_aml_bytes(&mut code);
+
+    let (bridge, ports) = (root_bridge(), platform_ports());
+    let (clock, serial) = (clock(), serial());
+    let devices: Vec<&dyn Aml> = vec![&bridge, &ports, &clock, &serial];
+    Scope::new("_SB_".into(), devices).to_aml_bytes(&mut code);
+    code
+}
+
+/// A device that is made already.
+struct Made(Vec<u8>);
+
+impl Aml for Made {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+fn device(name: &str, id: &str, more: &[&dyn Aml], resources: Vec<&dyn Aml>) -> Made {
+    let id = Name::new("_HID".into(), &EISAName::new(id));
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(resources));
+    let mut children: Vec<&dyn Aml> = vec![&id, &resources];
+    children.extend(more);
+    let mut bytes = Vec::new();
+    Device::new(name.into(), children).to_aml_bytes(&mut bytes);
+    Made(bytes)
+}
+
+fn root_bridge() -> Made {
+    // From the end of the RAM to the configuration space.
+    let memory = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        RAM_HOLE as u32,
+        pci::ECAM as u32 - 1,
+        None,
+    );
+    let buses = AddressSpace::new_bus_number(0_u16, 0xff);
+    let own = IO::new(PCI_PORTS, PCI_PORTS, 1, PCI_PORTS_BYTES);
+    let below = AddressSpace::new_io(0_u16, PCI_PORTS - 1, None);
+    let above = AddressSpace::new_io(PCI_PORTS + u16::from(PCI_PORTS_BYTES), 0xffff, None);
+    let compatible = Name::new("_CID".into(), &EISAName::new("PNP0A03"));
+    let number = Name::new("_UID".into(), &0_u8);
+    device(
+        "PCI0",
+        "PNP0A08",
+        &[&compatible, &number],
+        vec![&buses, &own, &below, &above, &memory],
+    )
+}
+
+/// Resources that no driver may take: the memory window of the configuration space, and the ports of power management.
+fn platform_ports() -> Made {
+    let window = Memory32Fixed::new(true, pci::ECAM as u32, pci::ECAM_BYTES as u32);
+    let bytes = (power::LAST - power::BASE + 1) as u8;
+    let power = IO::new(power::BASE, power::BASE, 1, bytes);
+    device("MRES", "PNP0C02", &[], vec![&window, &power])
+}
+
+fn clock() -> Made {
+    let ports = IO::new(CMOS_PORTS, CMOS_PORTS, 1, 2);
+    device("RTC_", "PNP0B00", &[], vec![&ports])
+}
+
+fn serial() -> Made {
+    let ports = IO::new(SERIAL_PORTS, SERIAL_PORTS, 1, 8);
+    let line = Interrupt::new(true, true, false, false, Devices::SERIAL_LINE);
+    let number = Name::new("_UID".into(), &1_u8);
+    device("COM1", "PNP0501", &[&number], vec![&ports, &line])
+}
