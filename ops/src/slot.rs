@@ -36,6 +36,26 @@ impl HostRange {
         Ok(Self { address, bytes })
     }
 
+    /// The part of `bytes` bytes from `offset` on, which may be lent as the whole. `None` for a part that
+    /// is not inside, or not of whole pages.
+    ///
+    /// ```
+    /// use kvm_ops_core::HostRange;
+    /// // SAFETY: the range is not lent.
+    /// let range = unsafe { HostRange::new(0x10_0000, 0x4000)? };
+    /// assert_eq!(range.part(0x1000, 0x3000).map(|part| part.address()), Some(0x10_1000));
+    /// assert_eq!(range.part(0x2000, 0x3000), None);
+    /// # Ok::<(), kvm_ops_core::Error>(())
+    /// ```
+    pub const fn part(&self, offset: u64, bytes: u64) -> Option<Self> {
+        let whole = offset.is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE);
+        if !whole || bytes == 0 || offset > self.bytes || bytes > self.bytes - offset {
+            return None;
+        }
+        let address = self.address + offset;
+        Some(Self { address, bytes })
+    }
+
     /// The first byte's address.
     #[inline]
     pub const fn address(&self) -> u64 {

@@ -92,6 +92,14 @@ impl SimVcpu {
         }
     }
 
+    /// Sets a source that is asked whether the vCPU shall leave the guest with [`Exit::Interrupted`], as
+    /// for a kick: on the thread that runs it, whenever it has executed some 20,000 instructions, and each
+    /// millisecond while it sleeps. A hypervisor that has to look for signals asks here. Only the first
+    /// source counts.
+    pub fn set_interrupt_source(&self, source: impl Fn() -> bool + Send + Sync + 'static) {
+        self.wake.set_source(Box::new(source));
+    }
+
     pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
         lock(&self.core)
     }
@@ -105,12 +113,10 @@ impl SimVcpu {
         self.guest.processor(self.id, &self.vm, &self.wake)
     }
 
-    /// The processor, ready for other registers: its last exit is completed.
-    pub(crate) fn settled(&mut self) -> Option<&mut Processor> {
+    /// The processor, to change.
+    pub(crate) fn processor_mut(&mut self) -> Option<&mut Processor> {
         let guest = &mut self.guest;
-        let processor = guest.processor_mut(self.id, &self.vm, &self.wake)?;
-        processor.settle(&self.buffer, self.ret);
-        Some(processor)
+        guest.processor_mut(self.id, &self.vm, &self.wake)
     }
 
     /// Runs the processor. `None` for a vCPU that runs guest programs.

@@ -1,6 +1,8 @@
 //! Kicks, interrupts and other messages, which wake a vCPU from outside.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use kvm_ops::Kick;
 
@@ -12,7 +14,15 @@ pub(crate) const NMI: u8 = 2;
 pub(crate) struct Wake {
     state: Mutex<State>,
     changed: Condvar,
+    source: Source,
 }
+
+/// Asked for a reason to leave the guest, beside kicks.
+#[derive(Default)]
+struct Source(OnceLock<Box<dyn Fn() -> bool + Send + Sync>>);
+
+/// A vCPU that sleeps asks its source this often.
+const ASKED: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -98,7 +108,12 @@ impl Wake {
     }
 
     pub(crate) fn take_kick(&self) -> bool {
-        std::mem::take(&mut self.lock().kicked)
+        std::mem::take(&mut self.lock().kicked) || self.source.interrupts()
+    }
+
+    /// Sets the source that is asked whether the vCPU shall leave the guest. Only the first one counts.
+    pub(crate) fn set_source(&self, source: Box<dyn Fn() -> bool + Send + Sync>) {
+        let _ = self.source.0.set(source);
     }
 
     pub(crate) fn take_vector(&self) -> Option<u8> {
@@ -197,16 +212,21 @@ impl Wake {
     pub(crate) fn wait<T>(&self, event: impl Fn(&mut State) -> Option<T>) -> Option<T> {
         let mut state = self.lock();
         loop {
-            if std::mem::take(&mut state.kicked) {
+            if std::mem::take(&mut state.kicked) || self.source.interrupts() {
                 return None;
             }
             if let Some(found) = event(&mut state) {
                 return Some(found);
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = match self.source.is_set() {
+                false => self.changed.wait(state),
+                true => self
+                    .changed
+                    .wait_timeout(state, ASKED)
+                    .map(|(state, _)| state)
+                    .map_err(|poisoned| PoisonError::new(poisoned.into_inner().0)),
+            }
+            .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -260,6 +280,22 @@ impl Wake {
             })
             .unwrap_or_else(PoisonError::into_inner);
         found
+    }
+}
+
+impl Source {
+    fn is_set(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    fn interrupts(&self) -> bool {
+        self.0.get().is_some_and(|source| source())
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Source").field(&self.is_set()).finish()
     }
 }
 

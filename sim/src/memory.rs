@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use kvm_ops::{Error, Field, Gfn, Gpa, Level, MemSlot, OpName, PAGE_SIZE, Result, SlotId};
+use kvm_ops::{
+    Error, Field, Gfn, Gpa, Level, MemSlot, OpName, PAGE_SIZE, Privacy, Result, SlotId,
+};
 
 use crate::TableStats;
 use crate::frame_set::FrameSet;
@@ -16,6 +18,8 @@ pub(crate) struct Memory {
     /// The frames of a confidential VM that it does not share with the host. See
     /// [`set_shared`](Memory::set_shared) for its size.
     private: FrameSet,
+    /// Frames whose memory is missing, as private and as shared memory.
+    missing: [FrameSet; 2],
     table: Table,
 }
 
@@ -126,6 +130,29 @@ impl Memory {
         if !shared {
             self.table.zap(first, pages);
         }
+    }
+
+    /// Declares memory as missing, or no more.
+    pub(crate) fn set_missing(&mut self, first: Gfn, pages: u64, kind: Option<Privacy>) {
+        let kinds = [Privacy::Private, Privacy::Shared];
+        for (set, own) in self.missing.iter_mut().zip(kinds) {
+            match kind == Some(own) {
+                true => set.insert(first.get(), pages),
+                false => set.remove(first.get(), pages),
+            }
+        }
+    }
+
+    /// The kind of memory that is missing at a frame without a slot.
+    pub(crate) fn missing(&self, gfn: Gfn) -> Option<Privacy> {
+        let [private, shared] = self.missing.each_ref().map(|set| set.contains(gfn.get()));
+        let kind = match (private, shared) {
+            (true, _) => Privacy::Private,
+            (false, true) => Privacy::Shared,
+            (false, false) => return None,
+        };
+        let has_slot = gfn.base().is_some_and(|gpa| self.slot_at(gpa).is_some());
+        (!has_slot).then_some(kind)
     }
 
     /// Takes over the frames that another VM does not share, with its guest. Slots stay, and nothing is

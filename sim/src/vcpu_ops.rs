@@ -79,7 +79,7 @@ impl VcpuOps for SimVcpu {
     /// program has no way to start over, so it is gone: load it again.
     fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
         self.vm.require_open()?;
-        let processor = self.settled().map(|processor| processor.reset(init_event));
+        let processor = self.processor_mut().map(|processor| processor.reset(init_event));
         let mut core = lock(&self.core);
         match processor {
             Some(()) => {}
@@ -109,7 +109,7 @@ impl VcpuOps for SimVcpu {
     }
 
     fn set_regs(&mut self, regs: &Regs) -> Result<()> {
-        if let Some(processor) = self.settled() {
+        if let Some(processor) = self.processor_mut() {
             processor.set_regs(regs);
             return Ok(());
         }
@@ -130,7 +130,7 @@ impl VcpuOps for SimVcpu {
 
     /// Control registers are checked; a guest program has no paging that they could change.
     fn set_sregs(&mut self, sregs: &Sregs) -> Result<()> {
-        if let Some(processor) = self.settled() {
+        if let Some(processor) = self.processor_mut() {
             return processor.set_sregs(sregs);
         }
         self.core().registers.set_sregs(sregs)?;
@@ -149,7 +149,7 @@ impl VcpuOps for SimVcpu {
     }
 
     fn set_xsave(&mut self, xsave: &Xsave) -> Result<()> {
-        if let Some(processor) = self.settled() {
+        if let Some(processor) = self.processor_mut() {
             return processor.set_xsave(xsave);
         }
         self.core().registers.xsave = xsave.clone();
@@ -181,7 +181,7 @@ impl VcpuOps for SimVcpu {
     /// A guest program has no handlers: there, an exception shuts the vCPU down in the next run, and
     /// an NMI or an interrupt ends a halt.
     fn set_events(&mut self, events: &Events) -> Result<()> {
-        if let Some(processor) = self.settled() {
+        if let Some(processor) = self.processor_mut() {
             return processor.set_events(events);
         }
         if let Some(exception) = &events.exception
@@ -218,7 +218,7 @@ impl VcpuOps for SimVcpu {
     }
 
     fn set_debug_regs(&mut self, regs: &DebugRegs) -> Result<()> {
-        if let Some(processor) = self.settled() {
+        if let Some(processor) = self.processor_mut() {
             return processor.set_debug_regs(regs);
         }
         self.core().registers.debug = *regs;
@@ -233,7 +233,7 @@ impl VcpuOps for SimVcpu {
     }
 
     fn set_msrs(&mut self, msrs: &[Msr]) -> Result<()> {
-        if let Some(processor) = self.settled() {
+        if let Some(processor) = self.processor_mut() {
             return processor.set_msrs(msrs);
         }
         self.core().registers.set_msrs(msrs)
@@ -247,7 +247,7 @@ impl VcpuOps for SimVcpu {
     }
 
     fn set_xcrs(&mut self, xcrs: &Xcrs) -> Result<()> {
-        if let Some(processor) = self.settled() {
+        if let Some(processor) = self.processor_mut() {
             return processor.set_xcrs(xcrs);
         }
         self.core().registers.xcrs = *xcrs;
@@ -269,7 +269,7 @@ impl VcpuOps for SimVcpu {
     /// [`Error::NotOffered`] without an irqchip in the platform, where the embedder keeps this
     /// state, unless it is [`MpState::Runnable`].
     fn set_mp_state(&mut self, state: MpState) -> Result<()> {
-        if let Some(processor) = self.settled() {
+        if let Some(processor) = self.processor_mut() {
             return processor.set_mp_state(state);
         }
         if state != MpState::Runnable && !self.has_irqchip() {
@@ -286,7 +286,7 @@ impl VcpuOps for SimVcpu {
 
     /// A guest program does not execute CPUID, and takes anything.
     fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<()> {
-        if let Some(processor) = self.settled() {
+        if let Some(processor) = self.processor_mut() {
             processor.set_cpuid(entries);
         }
         Ok(())

@@ -11,8 +11,8 @@ use std::sync::{
 use kvm_ops_cpu::{ApicAddress, CodePages, Cpu};
 
 use kvm_ops::{
-    DevicePort, Error, Field, Gfn, Gpa, Irqchip, Kick, MemSlot, Result, SevPort, SharedMemory,
-    Step, TdPort, Tech, VcpuId, VmParams, VmPort,
+    DevicePort, Error, Field, Gfn, Gpa, Irqchip, Kick, MemSlot, Privacy, Result, SevPort,
+    SharedMemory, Step, TdPort, Tech, VcpuId, VmParams, VmPort,
 };
 
 use crate::access::{Copy, host_access};
@@ -58,8 +58,9 @@ pub(crate) struct VmInner {
     code: OnceLock<Arc<CodePages>>,
 }
 
-/// The most frames that code pages tell apart; others share entries.
-const CODE_FRAMES: u64 = 1 << 20;
+/// The fewest and the most frames that code pages tell apart; others share entries. A VM may get its
+/// memory when its first processor is in use.
+const CODE_FRAMES: (u64, u64) = (1 << 14, 1 << 20);
 
 /// The VM whose shared memory a TD's programs see.
 pub(crate) struct Home(RwLock<Weak<VmInner>>);
@@ -93,6 +94,14 @@ impl SimVm {
                 code: OnceLock::new(),
             }),
         }
+    }
+
+    /// Declares frames as memory that is not there, as a hypervisor knows it whose user took it away. Where
+    /// no slot is, an access of a vCPU that executes machine code leaves as [`Exit::MemoryFault`](kvm_ops::Exit::MemoryFault) of that
+    /// kind, and not as MMIO; its instruction begins again in the next run. `None` takes it back.
+    pub fn set_missing(&self, first: Gfn, pages: u64, kind: Option<Privacy>) {
+        self.inner
+            .change_memory(|memory| memory.set_missing(first, pages, kind));
     }
 
     /// The state of the second-level table.
@@ -170,7 +179,7 @@ impl VmInner {
     /// is used.
     pub(crate) fn code_pages(&self) -> Arc<CodePages> {
         let pages = self.code.get_or_init(|| {
-            let frames = self.read().frames().clamp(1, CODE_FRAMES);
+            let frames = self.read().frames().clamp(CODE_FRAMES.0, CODE_FRAMES.1);
             CodePages::new(frames as usize)
         });
         Arc::clone(pages)

@@ -3,13 +3,15 @@
 #[allow(dead_code)] // Each test file uses its part.
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use common::{Ram, vm_with};
 use kvm_ops_core::{
-    Answer, CpuidEntry, DebugRegs, DescTable, Error, Events, Exception, Exit, Field, Gpa, Host,
-    Irqchip, MpState, Msi, Msr, Regs, Segment, SlotFlags, Sregs, Tech, VcpuId, VcpuOps, Vendor,
-    VmParams, VmPort, Xcrs, Xsave,
+    Answer, CpuidEntry, DebugRegs, DescTable, Error, Events, Exception, Exit, Field, Gfn, Gpa,
+    Host, Irqchip, MpState, Msi, Msr, Privacy, Regs, Segment, SlotFlags, Sregs, Tech, VcpuId,
+    VcpuOps, Vendor, VmParams, VmPort, Xcrs, Xsave,
 };
 use kvm_ops_sim::{SimHost, SimVcpu, SimVm};
 
@@ -126,7 +128,7 @@ fn ports_leave_in_every_width_and_take_the_embedders_answer() {
 }
 
 #[test]
-fn string_ports_leave_item_by_item() {
+fn string_ports_are_written_item_by_item_and_read_a_batch_at_a_time() {
     // cld; mov si, 0x2000; mov di, 0x2100; mov dx, 0x80; mov cx, 3; rep outsw; mov cx, 2; rep insb;
     // hlt
     let code = [
@@ -138,13 +140,112 @@ fn string_ports_leave_item_by_item() {
     for item in [[1, 2], [3, 4], [5, 6]] {
         guest.expect_out(0x80, &item);
     }
-    for byte in [7, 8] {
-        let (port, size, count) = (0x80, 1, 1);
-        guest.expect(Exit::IoIn { port, size, count });
-        guest.cpu.exit_data()[0] = byte;
-    }
+    let (port, size, count) = (0x80, 1, 2);
+    guest.expect(Exit::IoIn { port, size, count });
+    guest.cpu.exit_data().copy_from_slice(&[7, 8]);
     guest.expect(Exit::Hlt);
     assert_eq!(guest.ram.read(0x2100, 2), [7, 8]);
+}
+
+#[test]
+fn a_batch_of_items_ends_with_its_page_and_with_what_the_registers_have_room_for() {
+    // cld; mov di, 0x2ffe; mov dx, 0x80; mov cx, 5; rep insb; hlt
+    let code = [
+        0xfc, 0xbf, 0xfe, 0x2f, 0xba, 0x80, 0x00, 0xb9, 5, 0, 0xf3, 0x6c, 0xf4,
+    ];
+    let mut guest = Guest::new(&code, Irqchip::None);
+    let (port, size) = (0x80, 1);
+    let count = 2;
+    guest.expect(Exit::IoIn { port, size, count });
+    guest.cpu.exit_data().copy_from_slice(&[1, 2]);
+    let count = 3;
+    guest.expect(Exit::IoIn { port, size, count });
+    guest.cpu.exit_data().copy_from_slice(&[3, 4, 5]);
+    // The embedder lets it end sooner.
+    let regs = guest.cpu.regs().unwrap();
+    assert_eq!((regs.rcx, regs.rdi), (3, 0x3000));
+    guest.cpu.set_regs(&Regs { rcx: 2, ..regs }).unwrap();
+    guest.expect(Exit::Hlt);
+    assert_eq!(guest.ram.read(0x2ffe, 5), [1, 2, 3, 4, 0]);
+    assert_eq!(guest.cpu.regs().unwrap().rcx, 0);
+}
+
+#[test]
+fn an_exit_goes_on_with_new_registers_unless_they_are_at_another_instruction() {
+    // in al, 0x10; hlt; nop; hlt
+    let code = [0xe4, 0x10, 0xf4, 0x90, 0xf4];
+    let (port, size, count) = (0x10, 1, 1);
+    for (rip, rax, end) in [(CODE, 0x12aa, CODE + 3), (CODE + 3, 0x1234, CODE + 5)] {
+        let mut guest = Guest::new(&code, Irqchip::None);
+        guest.expect(Exit::IoIn { port, size, count });
+        guest.cpu.exit_data()[0] = 0xaa;
+        let regs = Regs {
+            rip: rip as u64,
+            rax: 0x1234,
+            ..guest.cpu.regs().unwrap()
+        };
+        guest.cpu.set_regs(&regs).unwrap();
+        guest.expect(Exit::Hlt);
+        let regs = guest.cpu.regs().unwrap();
+        assert_eq!((regs.rax, regs.rip), (rax, end as u64));
+    }
+}
+
+#[test]
+fn a_kick_lets_the_instruction_of_an_answered_access_end_first() {
+    // mov ax, 0x2000; mov ds, ax; mov ax, [0x10]; hlt
+    let code = [0xb8, 0x00, 0x20, 0x8e, 0xd8, 0xa1, 0x10, 0x00, 0xf4];
+    let mut guest = Guest::new(&code, Irqchip::None);
+    guest.expect(mmio_read(0x2_0010, 2));
+    guest.cpu.exit_data().copy_from_slice(&[0x34, 0x12]);
+    guest.cpu.kick_handle().kick();
+    guest.expect(Exit::Interrupted);
+    let regs = guest.cpu.regs().unwrap();
+    assert_eq!((regs.rax, regs.rip), (0x1234, CODE as u64 + 8));
+    guest.expect(Exit::Hlt);
+}
+
+#[test]
+fn memory_that_is_missing_leaves_as_a_fault_until_it_is_there() {
+    // mov ax, 0x2000; mov ds, ax; mov ax, [0x10]; hlt
+    let code = [0xb8, 0x00, 0x20, 0x8e, 0xd8, 0xa1, 0x10, 0x00, 0xf4];
+    let mut guest = Guest::new(&code, Irqchip::None);
+    let (first, pages) = (Gfn::new(0x20), 1);
+    for access in [Privacy::Private, Privacy::Shared] {
+        guest.vm.set_missing(first, pages, Some(access));
+        for _ in 0..2 {
+            guest.expect(Exit::MemoryFault {
+                gpa: Gpa::new(0x2_0000),
+                bytes: 4096,
+                access,
+            });
+        }
+    }
+    guest.vm.set_missing(first, pages, None);
+    guest.expect(mmio_read(0x2_0010, 2));
+    // The access is given up with its registers, and made again where memory is.
+    let regs = guest.cpu.regs().unwrap();
+    guest.cpu.set_regs(&Regs { rip: 0, ..regs }).unwrap();
+    guest.cpu.set_regs(&regs).unwrap();
+    guest.vm.set_missing(first, pages, Some(Privacy::Private));
+    let more = Ram::new(4096);
+    guest.vm.set_memory_slot(&more.slot(1, 0x2_0000)).unwrap();
+    guest.expect(Exit::Hlt);
+    assert_eq!(guest.cpu.regs().unwrap().rax, 0);
+}
+
+#[test]
+fn a_source_of_interruptions_is_asked_while_the_guest_executes_and_while_it_sleeps() {
+    // loop: jmp loop, and sti; hlt
+    for code in [&[0xeb, 0xfe][..], &[0xfb, 0xf4]] {
+        let mut guest = Guest::new(code, Irqchip::Full);
+        let asked = Arc::new(AtomicU32::new(0));
+        let own = Arc::clone(&asked);
+        let source = move || own.fetch_add(1, Ordering::Relaxed) == 3;
+        guest.cpu.set_interrupt_source(source);
+        guest.expect(Exit::Interrupted);
+        assert_eq!(asked.load(Ordering::Relaxed), 4);
+    }
 }
 
 #[test]

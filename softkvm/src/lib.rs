@@ -4,6 +4,7 @@
 mod arg;
 mod file;
 mod kernel;
+mod machine;
 mod process;
 mod refusal;
 mod sev;
@@ -15,6 +16,6 @@ mod vm;
 
 pub use file::{File, FileKind};
 pub use kernel::Kernel;
-pub use process::{AddressSpace, Descriptor, Fault, Process, RunArea};
+pub use process::{AddressSpace, Descriptor, Fault, FileMemory, Process, RunArea};
 pub use refusal::Refusal;
 pub use task::Task;

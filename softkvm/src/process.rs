@@ -74,12 +74,26 @@ pub trait Process {
     }
 
     /// Lends memory to the software machine for as long as a slot refers to it. The promise that it
-    /// stays mapped is in making a [`HostRange`]. `None`: SEV commands on guest memory then answer as
-    /// if it could not be pinned.
+    /// stays mapped is in making a [`HostRange`]. `None`: an access of guest code to it then ends
+    /// `KVM_RUN` as one to memory that is not mapped, and SEV commands answer as if it could not be
+    /// pinned.
     fn lend(&self, address: u64, bytes: u64) -> Option<HostRange> {
         let _ = (address, bytes);
         None
     }
+
+    /// Lends part of the guest_memfd behind a number in the same way. Its pages are the file's that the
+    /// process sees. `None`: there is no memory.
+    fn lend_file(&self, number: i32, offset: u64, bytes: u64) -> Option<Arc<dyn FileMemory>> {
+        let _ = (number, offset, bytes);
+        None
+    }
+}
+
+/// Memory of a guest_memfd that is lent until the value is dropped.
+pub trait FileMemory: Send + Sync {
+    /// Where it is.
+    fn range(&self) -> HostRange;
 }
 
 /// The memory behind the `mmap` of a vCPU's file.
@@ -89,4 +103,9 @@ pub trait RunArea: Send + Sync {
 
     /// Copies bytes to `offset`. What lies outside is dropped.
     fn write(&self, offset: u64, bytes: &[u8]);
+
+    /// True if the calling thread, which runs the vCPU, has a signal to handle: `KVM_RUN` ends then.
+    fn signal_pending(&self) -> bool {
+        false
+    }
 }

@@ -96,8 +96,12 @@ ioctls! {
     0xae 0x82 w size_of::<state::Regs>() => KVM_SET_REGS;
     0xae 0x83 r size_of::<state::Sregs>() => KVM_GET_SREGS;
     0xae 0x84 w size_of::<state::Sregs>() => KVM_SET_SREGS;
+    0xae 0x86 w size_of::<state::Interrupt>() => KVM_INTERRUPT;
     0xae 0x88 rw size_of::<system::Msrs>() => KVM_GET_MSRS;
     0xae 0x89 w size_of::<system::Msrs>() => KVM_SET_MSRS;
+    0xae 0x8b w 4 => KVM_SET_SIGNAL_MASK;
+    0xae 0x8c r size_of::<state::Fpu>() => KVM_GET_FPU;
+    0xae 0x8d w size_of::<state::Fpu>() => KVM_SET_FPU;
     0xae 0x90 w size_of::<system::Cpuid2>() => KVM_SET_CPUID2;
     0xae 0x91 rw size_of::<system::Cpuid2>() => KVM_GET_CPUID2;
     0xae 0x98 r size_of::<state::MpState>() => KVM_GET_MP_STATE;
@@ -105,10 +109,18 @@ ioctls! {
     0xae 0x9a none 0 => KVM_NMI;
     0xae 0x9c w 8 => KVM_X86_SETUP_MCE;
     0xae 0x9d r 8 => KVM_X86_GET_MCE_CAP_SUPPORTED;
+    0xae 0x9f r size_of::<state::VcpuEvents>() => KVM_GET_VCPU_EVENTS;
+    0xae 0xa0 w size_of::<state::VcpuEvents>() => KVM_SET_VCPU_EVENTS;
+    0xae 0xa1 r size_of::<state::DebugRegs>() => KVM_GET_DEBUGREGS;
+    0xae 0xa2 w size_of::<state::DebugRegs>() => KVM_SET_DEBUGREGS;
     0xae 0xa2 none 0 => KVM_SET_TSC_KHZ;
     0xae 0xa3 none 0 => KVM_GET_TSC_KHZ;
     0xae 0xa3 w size_of::<vm::EnableCap>() => KVM_ENABLE_CAP;
+    0xae 0xa4 r state::XSAVE_SIZE => KVM_GET_XSAVE;
+    0xae 0xa5 w state::XSAVE_SIZE => KVM_SET_XSAVE;
     0xae 0xa5 w size_of::<vm::Msi>() => KVM_SIGNAL_MSI;
+    0xae 0xa6 r size_of::<state::Xcrs>() => KVM_GET_XCRS;
+    0xae 0xa7 w size_of::<state::Xcrs>() => KVM_SET_XCRS;
     0xae 0xad none 0 => KVM_KVMCLOCK_CTRL;
     0xae 0xba rw 8 => KVM_MEMORY_ENCRYPT_OP;
     0xae 0xbb r size_of::<sev::EncRegion>() => KVM_MEMORY_ENCRYPT_REG_REGION;
@@ -158,6 +170,18 @@ mod tests {
             (KVM_SIGNAL_MSI, 0x4020_aea5),
             (KVM_CREATE_DEVICE, 0xc00c_aee0),
             (KVM_GET_MP_STATE, 0x8004_ae98),
+            (KVM_INTERRUPT, 0x4004_ae86),
+            (KVM_SET_SIGNAL_MASK, 0x4004_ae8b),
+            (KVM_GET_FPU, 0x81a0_ae8c),
+            (KVM_SET_FPU, 0x41a0_ae8d),
+            (KVM_GET_VCPU_EVENTS, 0x8040_ae9f),
+            (KVM_SET_VCPU_EVENTS, 0x4040_aea0),
+            (KVM_GET_DEBUGREGS, 0x8080_aea1),
+            (KVM_SET_DEBUGREGS, 0x4080_aea2),
+            (KVM_GET_XSAVE, 0x9000_aea4),
+            (KVM_SET_XSAVE, 0x5000_aea5),
+            (KVM_GET_XCRS, 0x8188_aea6),
+            (KVM_SET_XCRS, 0x4188_aea7),
             (SEV_ISSUE_CMD, 0xc010_5300),
         ] {
             assert_eq!(ioctl.number(), number, "{}", ioctl.name());

@@ -18,8 +18,12 @@ pub mod exit_reason {
     pub const IO: u32 = 2;
     /// [`Hypercall`](super::Hypercall).
     pub const HYPERCALL: u32 = 3;
+    /// HLT, without an interrupt controller in the kernel.
+    pub const HLT: u32 = 5;
     /// Memory without a slot.
     pub const MMIO: u32 = 6;
+    /// The guest can take an interrupt, as was asked.
+    pub const IRQ_WINDOW_OPEN: u32 = 7;
     /// Triple fault, or an ended guest.
     pub const SHUTDOWN: u32 = 8;
     /// The entry failed.
@@ -59,13 +63,58 @@ layout! {
 /// Where the union starts in the run page.
 pub const EXIT_OFFSET: usize = 32;
 
+/// Bits of `kvm_valid_regs` and `kvm_dirty_regs`.
+pub mod sync_regs {
+    /// [`Regs`](crate::state::Regs), at byte 0 of the area.
+    pub const REGS: u64 = 1;
+    /// [`Sregs`](crate::state::Sregs), at byte 144.
+    pub const SREGS: u64 = 2;
+    /// [`VcpuEvents`](crate::state::VcpuEvents), at byte 456.
+    pub const EVENTS: u64 = 4;
+    /// All of them.
+    pub const ALL: u64 = REGS | SREGS | EVENTS;
+}
+
+layout! {
+    /// The three groups of registers in the run page's area.
+    SyncRegs 520 {
+        0 regs: crate::state::Regs, 144 sregs: crate::state::Sregs,
+        456 events: crate::state::VcpuEvents,
+    }
+}
+
+layout! {
+    /// `KVM_EXIT_IO`. The data is at `data_offset` of the mapping.
+    Io 16 { 0 direction: u8, 1 size: u8, 2 port: U16, 4 count: U32, 8 data_offset: U64, }
+}
+
+layout! {
+    /// `KVM_EXIT_MMIO`.
+    Mmio 24 { 0 phys_addr: U64, 8 data: [u8; 8], 16 len: U32, 20 is_write: u8, 21 pad: [u8; 3], }
+}
+
+layout! {
+    /// `KVM_EXIT_INTERNAL_ERROR`.
+    InternalError 136 { 0 suberror: U32, 4 ndata: U32, 8 data: [U64; 16], }
+}
+
+layout! {
+    /// `KVM_EXIT_FAIL_ENTRY`.
+    FailEntry 16 { 0 reason: U64, 8 cpu: U32, 12 pad: U32, }
+}
+
+/// The bit of [`Hypercall`]'s `flags`: the guest is in 64-bit mode.
+pub const HYPERCALL_LONG_MODE: u64 = 1;
+/// The bit of [`MemoryFault`]'s `flags`: the access was to private memory.
+pub const MEMORY_FAULT_PRIVATE: u64 = 1 << 3;
+
 layout! {
     /// `KVM_EXIT_HYPERCALL`.
     Hypercall 72 { 0 nr: U64, 8 args: [U64; 6], 56 ret: U64, 64 flags: U64, }
 }
 
 layout! {
-    /// `KVM_EXIT_MEMORY_FAULT`: the access was private if bit 3 of `flags` is set.
+    /// `KVM_EXIT_MEMORY_FAULT`, with [`MEMORY_FAULT_PRIVATE`] in `flags`.
     MemoryFault 24 { 0 flags: U64, 8 gpa: U64, 16 size: U64, }
 }
 

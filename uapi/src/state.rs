@@ -53,3 +53,72 @@ layout! {
     /// `struct kvm_mp_state`.
     MpState 4 { 0 mp_state: U32, }
 }
+
+layout! {
+    /// `struct kvm_fpu`.
+    Fpu 416 {
+        0 fpr: [u8; 128], 128 fcw: U16, 130 fsw: U16, 132 ftwx: u8, 133 pad1: u8,
+        134 last_opcode: U16, 136 last_ip: U64, 144 last_dp: U64, 152 xmm: [u8; 256],
+        408 mxcsr: U32, 412 pad2: U32,
+    }
+}
+
+/// Bytes of `struct kvm_xsave`.
+pub const XSAVE_SIZE: usize = 4096;
+
+layout! {
+    /// `struct kvm_xcr`.
+    Xcr 16 { 0 xcr: U32, 4 reserved: U32, 8 value: U64, }
+}
+
+layout! {
+    /// `struct kvm_xcrs`.
+    Xcrs 392 { 0 nr_xcrs: U32, 4 flags: U32, 8 xcrs: [Xcr; 16], 264 padding: [U64; 16], }
+}
+
+layout! {
+    /// `struct kvm_debugregs`.
+    DebugRegs 128 { 0 db: [U64; 4], 32 dr6: U64, 40 dr7: U64, 48 flags: U64, 56 reserved: [U64; 9], }
+}
+
+/// Bits of [`VcpuEvents`]' `flags`.
+pub mod event_flags {
+    /// `nmi_pending` counts.
+    pub const NMI_PENDING: u32 = 1;
+    /// `sipi_vector` counts.
+    pub const SIPI_VECTOR: u32 = 2;
+    /// `shadow` counts.
+    pub const SHADOW: u32 = 4;
+    /// The fields of SMM count.
+    pub const SMM: u32 = 8;
+    /// `exception_pending` and the payload count.
+    pub const PAYLOAD: u32 = 16;
+    /// `triple_fault_pending` counts.
+    pub const TRIPLE_FAULT: u32 = 32;
+}
+
+/// Bits of [`VcpuEvents`]' `shadow`.
+pub mod shadow {
+    /// After MOV SS.
+    pub const MOV_SS: u8 = 1;
+    /// After STI.
+    pub const STI: u8 = 2;
+}
+
+layout! {
+    /// `struct kvm_vcpu_events`, with the fields of its parts.
+    VcpuEvents 64 {
+        0 exception_injected: u8, 1 exception_nr: u8, 2 exception_has_error_code: u8,
+        3 exception_pending: u8, 4 exception_error_code: U32, 8 interrupt_injected: u8,
+        9 interrupt_nr: u8, 10 interrupt_soft: u8, 11 interrupt_shadow: u8, 12 nmi_injected: u8,
+        13 nmi_pending: u8, 14 nmi_masked: u8, 15 nmi_pad: u8, 16 sipi_vector: U32, 20 flags: U32,
+        24 smi_smm: u8, 25 smi_pending: u8, 26 smi_inside_nmi: u8, 27 smi_latched_init: u8,
+        28 triple_fault_pending: u8, 29 reserved: [u8; 26], 55 exception_has_payload: u8,
+        56 exception_payload: U64,
+    }
+}
+
+layout! {
+    /// `struct kvm_interrupt`.
+    Interrupt 4 { 0 irq: U32, }
+}

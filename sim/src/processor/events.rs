@@ -81,7 +81,7 @@ impl Processor {
         let exit = self.cpu.inject(event)?;
         Some(match exit.cause {
             kvm_ops_cpu::Cause::TripleFault => Next::Leave(Exit::Shutdown, Vec::new()),
-            _ => delivery_failed(),
+            _ => delivery_failed(&exit),
         })
     }
 

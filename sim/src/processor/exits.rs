@@ -1,11 +1,11 @@
 //! Exits of a processor: what each is to the embedder, and how its answer gets back.
 
 use kvm_ops::guest::MAX_ACCESS;
-use kvm_ops::{Exit, Gpa, Vendor};
+use kvm_ops::{Exit, Gfn, Gpa, PAGE_SIZE, Vendor};
 use kvm_ops_cpu::{Cause, Event, Exception, Exit as CpuExit, PortAccess, Stopped};
 
 use crate::processor::mmio::Access;
-use crate::processor::{Next, Processor, Resume};
+use crate::processor::{Next, Port, Processor, Resume};
 
 /// `KVM_INTERNAL_ERROR_EMULATION` and `KVM_INTERNAL_ERROR_DELIVERY_EV`.
 const EMULATION: u32 = 1;
@@ -23,16 +23,30 @@ const RSI: usize = 6;
 const RDI: usize = 7;
 /// #UD.
 const UD: u8 = 6;
+/// RFLAGS.DF.
+const DF: u64 = 1 << 10;
+/// Bytes that a repeated INS reads in one exit at the most, as on KVM.
+const BATCH: u64 = 1024;
 
 fn leave(exit: Exit) -> Next {
     Next::Leave(exit, Vec::new())
 }
 
-/// An event could not be delivered because its table or stack is no memory.
-pub(crate) fn delivery_failed() -> Next {
-    leave(Exit::InternalError {
+/// An event could not be delivered because its table or stack is no memory. The data is what KVM tells
+/// of the exit in VMX's encoding: the event, the reason, its qualification, the address, the processor.
+pub(crate) fn delivery_failed(exit: &CpuExit) -> Next {
+    let vmx = exit.vmx();
+    let words = [
+        vmx.map_or(0, |vmx| vmx.vectoring.into()),
+        vmx.map_or(0, |vmx| vmx.reason.into()),
+        vmx.map_or(0, |vmx| vmx.qualification),
+        exit.physical.unwrap_or(0),
+        0,
+    ];
+    let exit = Exit::InternalError {
         suberror: DELIVERY_EVENT,
-    })
+    };
+    Next::Leave(exit, words.into_iter().flat_map(u64::to_le_bytes).collect())
 }
 
 impl Processor {
@@ -66,18 +80,7 @@ impl Processor {
             access
         };
         match (exit.cause, access) {
-            (Cause::Violation { .. }, Some(access)) if exit.vectoring.is_none() => {
-                self.device(access)
-            }
-            (Cause::Violation { .. }, _) => {
-                self.shared.mmio().end();
-                match exit.vectoring {
-                    Some(_) => delivery_failed(),
-                    None => leave(Exit::InternalError {
-                        suberror: EMULATION,
-                    }),
-                }
-            }
+            (Cause::Violation { .. }, access) => self.violation(&exit, access),
             (Cause::Io(io), _) => self.port(exit, io),
             (Cause::Hlt, _) => {
                 self.cpu.skip(&exit);
@@ -95,6 +98,27 @@ impl Processor {
             }
             (cause, _) => {
                 tracing::debug!(vcpu = self.id.0, ?cause, "not emulated");
+                leave(Exit::InternalError {
+                    suberror: EMULATION,
+                })
+            }
+        }
+    }
+
+    fn violation(&mut self, exit: &CpuExit, access: Option<Access>) -> Next {
+        if exit.vectoring.is_some() {
+            self.shared.mmio().end();
+            return delivery_failed(exit);
+        }
+        if let Some(fault) = exit.physical.and_then(|gpa| self.missing(gpa)) {
+            return leave(fault);
+        }
+        // Neither code nor paging structures are in devices.
+        let walk = matches!(exit.cause, Cause::Violation { walk: true, .. });
+        match access {
+            Some(access) if !walk => self.device(access),
+            _ => {
+                self.shared.mmio().end();
                 leave(Exit::InternalError {
                     suberror: EMULATION,
                 })
@@ -130,13 +154,45 @@ impl Processor {
             self.shared.mmio().end();
             return Next::Again;
         }
-        self.resume = Resume::Port(exit);
-        let count = 1;
-        let data = value.to_le_bytes()[..usize::from(size)].to_vec();
-        match io.input {
-            true => Next::Leave(Exit::IoIn { port, size, count }, vec![0; size.into()]),
-            false => Next::Leave(Exit::IoOut { port, size, count }, data),
+        let count = if io.input { self.batch(&io) } else { 1 };
+        self.resume = Resume::Port(exit, count);
+        if io.input {
+            let data = vec![0; usize::from(size) * count as usize];
+            return Next::Leave(Exit::IoIn { port, size, count }, data);
         }
+        let data = value.to_le_bytes()[..usize::from(size)].to_vec();
+        Next::Leave(Exit::IoOut { port, size, count }, data)
+    }
+
+    /// The items of a repeated INS that leave as one exit: those in the page, and not too many.
+    fn batch(&self, io: &PortAccess) -> u32 {
+        if !io.string || !io.repeat {
+            return 1;
+        }
+        let mask = u64::MAX >> (64 - 8 * u32::from(io.address_size));
+        let offset = self.cpu.gpr(RDI) & mask & (PAGE_SIZE - 1);
+        let down = self.cpu.rflags() & DF != 0;
+        let bytes = if down { offset } else { PAGE_SIZE - offset };
+        let items = (bytes.min(BATCH) / u64::from(io.size)).max(1);
+        items.min(self.cpu.gpr(RCX) & mask) as u32
+    }
+
+    /// Completes a port access with the items of its answer.
+    fn finish_port(&mut self, exit: CpuExit, data: &[u8], count: u32) {
+        let Cause::Io(io) = exit.cause else {
+            return;
+        };
+        let items = data.chunks_exact(io.size.into()).take(count as usize);
+        let items = items.map(|item| {
+            let mut value = [0; 4];
+            value[..item.len()].copy_from_slice(item);
+            u32::from_le_bytes(value)
+        });
+        let items = items.collect();
+        let vm = std::sync::Arc::clone(&self.vm);
+        let _turn = vm.turns.take();
+        self.port = self.put_items(Port { exit, items });
+        self.shared.mmio().end();
     }
 
     /// Does an access to a port of the platform's chips; the value that is read, or 0.
@@ -182,18 +238,7 @@ impl Processor {
         };
         match std::mem::replace(&mut self.resume, Resume::Nothing) {
             Resume::Nothing => {}
-            Resume::Port(exit) => {
-                let Cause::Io(io) = exit.cause else {
-                    return;
-                };
-                let value = u64::from_le_bytes(first(io.size)) as u32;
-                let vm = std::sync::Arc::clone(&self.vm);
-                let _turn = vm.turns.take();
-                if self.cpu.complete_io(&exit, value).is_err() {
-                    self.port = Some((exit, value));
-                }
-                self.shared.mmio().end();
-            }
+            Resume::Port(exit, count) => self.finish_port(exit, buffer, count),
             Resume::Device(access) => {
                 let data = match access.write {
                     true => access.data,
@@ -209,15 +254,18 @@ impl Processor {
         }
     }
 
-    /// Completes an access to ports that writes to memory of a device.
-    pub(crate) fn complete_port(&mut self, exit: CpuExit, value: u32) -> Next {
+    /// Completes an access to ports whose items go to memory of a device, or to memory that is missing.
+    pub(super) fn complete_port(&mut self, port: Port) -> Next {
         self.shared.mmio().begin();
-        if self.cpu.complete_io(&exit, value).is_err() {
+        if let Some(port) = self.put_items(port) {
             let progress = self.progress();
             let wanted = self.shared.mmio().leave(progress);
             if let Some(access) = wanted {
-                self.port = Some((exit, value));
-                return self.device(access);
+                self.port = Some(port);
+                return match self.missing(access.gpa) {
+                    Some(fault) => leave(fault),
+                    None => self.device(access),
+                };
             }
             // The operand can not be written any more: the instruction faults when it is done again.
         }
@@ -226,20 +274,45 @@ impl Processor {
         Next::Again
     }
 
+    /// Hands the items of an access to ports to the guest. Those that the registers have no place for any
+    /// more, since they were changed, are dropped. Returns what is left where an item can not be written.
+    fn put_items(&mut self, mut port: Port) -> Option<Port> {
+        let rip = self.cpu.rip();
+        while let Some(item) = port.items.front() {
+            if self.cpu.complete_io(&port.exit, *item).is_err() {
+                return Some(port);
+            }
+            port.items.pop_front();
+            self.shared.mmio().end();
+            if self.cpu.rip() != rip {
+                break;
+            }
+        }
+        None
+    }
+
     /// The registers that tell one element of a repeated string instruction from the next.
     fn progress(&self) -> [u64; 4] {
         let [rcx, rsi, rdi] = [RCX, RSI, RDI].map(|n| self.cpu.gpr(n));
         [self.cpu.rip(), rcx, rsi, rdi]
     }
 
-    /// Before registers are loaded: a port access is completed, an instruction under way is given up.
-    pub(crate) fn settle(&mut self, buffer: &[u8; MAX_ACCESS], ret: u64) {
-        match self.resume {
-            Resume::Device(_) => self.resume = Resume::Nothing,
-            _ => self.finish_exit(buffer, ret),
-        }
+    /// Gives up the instruction of the last exit: another one comes next.
+    pub(crate) fn give_up(&mut self) {
+        self.resume = Resume::Nothing;
         self.midway = false;
         self.port = None;
         self.shared.mmio().end();
+    }
+
+    /// The exit of an access to memory that is missing. The instruction begins again in the next run.
+    fn missing(&self, gpa: u64) -> Option<Exit> {
+        let gfn = Gfn::containing(Gpa::new(gpa));
+        let access = self.vm.read().missing(gfn)?;
+        Some(Exit::MemoryFault {
+            gpa: gfn.base()?,
+            bytes: PAGE_SIZE,
+            access,
+        })
     }
 }

@@ -22,8 +22,13 @@ impl Processor {
         state::regs(&self.cpu.registers())
     }
 
+    /// An exit that waits for its answer goes on with the new registers, unless they are at another
+    /// instruction.
     pub(crate) fn set_regs(&mut self, regs: &Regs) {
         let mut registers = self.cpu.registers();
+        if registers.rip != regs.rip {
+            self.give_up();
+        }
         state::load_regs(&mut registers, regs);
         self.cpu.set_registers(&registers);
     }

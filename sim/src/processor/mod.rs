@@ -1,6 +1,7 @@
 //! A vCPU that executes machine code: a processor of `kvm-ops-cpu`, between two exits.
 
 mod bus;
+mod cpuid;
 mod events;
 mod exits;
 mod groups;
@@ -15,12 +16,13 @@ pub(crate) use mmio::Access;
 pub(crate) use routing::{Command, Kind, Processors, To};
 pub(crate) use turns::{Sleeper, Turn, Turns};
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
 use kvm_ops::guest::MAX_ACCESS;
-use kvm_ops::{Exception, Exit, Irqchip, Result, VcpuId, Vendor};
-use kvm_ops_cpu::{Activity, ApicAddress, Controls, Cpu, CpuidTable, Exit as CpuExit, Stopped};
+use kvm_ops::{Exception, Exit, Irqchip, Result, VcpuId};
+use kvm_ops_cpu::{Activity, ApicAddress, Controls, Cpu, Exit as CpuExit, Stopped};
 
 use crate::irq::{self, Wake};
 use crate::vm::VmInner;
@@ -42,7 +44,7 @@ pub(crate) struct Processor {
     shared: Arc<bus::Shared>,
     resume: Resume,
     /// An access to ports with its answer, whose memory operand is a device's.
-    port: Option<(CpuExit, u32)>,
+    port: Option<Port>,
     /// An access of the instruction at RIP was answered: the instruction goes on before any event.
     midway: bool,
     /// Delivered at the next entry.
@@ -64,9 +66,16 @@ pub(crate) struct Processor {
 #[derive(Clone, Copy, Debug)]
 enum Resume {
     Nothing,
-    Port(CpuExit),
+    /// With the number of items.
+    Port(CpuExit, u32),
     Device(mmio::Access),
     Call(CpuExit),
+}
+
+/// An access to ports, and the items that are left of its answer, in order.
+struct Port {
+    exit: CpuExit,
+    items: VecDeque<u32>,
 }
 
 /// The result of a turn.
@@ -84,7 +93,7 @@ impl Processor {
             shared: Arc::clone(&shared),
         };
         let has_apic = vm.irqchip() != Irqchip::None;
-        let cpuid = cpuid(vm.machine.vendor, has_apic);
+        let cpuid = cpuid::table(vm.machine.vendor, has_apic);
         let mut cpu = Cpu::new(Box::new(bus), vm.code_pages(), cpuid);
         cpu.set_apic_id(id.0);
         *cpu.controls_mut() = Controls {
@@ -148,10 +157,9 @@ impl Processor {
 
     /// After power-on, or after INIT.
     pub(crate) fn reset(&mut self, init: bool) {
-        (self.resume, self.port) = (Resume::Nothing, None);
-        (self.midway, self.window, self.triple_fault) = (false, false, false);
+        self.give_up();
+        (self.window, self.triple_fault) = (false, false);
         self.exception = None;
-        self.shared.mmio().end();
         if init {
             self.cpu.init();
             self.uninitialized = false;
@@ -180,7 +188,8 @@ impl Processor {
         self.turns = 0;
         loop {
             self.vm.require_open()?;
-            if self.wake.take_kick() {
+            // An instruction whose accesses were answered is finished first.
+            if !self.midway && self.port.is_none() && self.wake.take_kick() {
                 return Ok((Exit::Interrupted, 0));
             }
             match self.turn() {
@@ -219,9 +228,8 @@ impl Processor {
         let timer = self.look_at_chips();
         turn.set_timer(timer);
         self.take_mail();
-        let port = self.port.take();
-        let next = match port.map(|(exit, value)| self.complete_port(exit, value)) {
-            Some(next) => Some(next),
+        let next = match self.port.take() {
+            Some(port) => Some(self.complete_port(port)),
             None => self.inject(),
         };
         let next = match next {
@@ -301,23 +309,4 @@ impl fmt::Debug for Processor {
             .field("instructions", &self.cpu.retired())
             .finish_non_exhaustive()
     }
-}
-
-/// CPUID leaf 1: x2APIC and the TSC deadline in ECX, the local APIC in EDX.
-const LEAF1_ECX_APIC: u32 = 1 << 21 | 1 << 24;
-const LEAF1_EDX_APIC: u32 = 1 << 9;
-
-/// What a vCPU answers to CPUID unless told otherwise.
-fn cpuid(vendor: Vendor, has_apic: bool) -> CpuidTable {
-    let mut table = match vendor {
-        Vendor::Amd => CpuidTable::amd(),
-        _ => CpuidTable::intel(),
-    };
-    if !has_apic {
-        let mut leaf = table.get(1, 0);
-        leaf.ecx &= !LEAF1_ECX_APIC;
-        leaf.edx &= !LEAF1_EDX_APIC;
-        table.set(1, 0, leaf);
-    }
-    table
 }

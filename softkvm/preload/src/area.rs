@@ -8,7 +8,7 @@ use kvm_ops_softkvm::RunArea;
 use kvm_ops_uapi::run::MMAP_SIZE;
 use libc::c_int;
 
-use crate::raw;
+use crate::{raw, signals};
 
 const LEN: usize = MMAP_SIZE as usize;
 
@@ -60,6 +60,10 @@ impl RunArea for Area {
         for (byte, from) in self.from(offset).iter().zip(bytes) {
             byte.store(*from, Ordering::Relaxed);
         }
+    }
+
+    fn signal_pending(&self) -> bool {
+        signals::pending()
     }
 }
 

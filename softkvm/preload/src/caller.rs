@@ -4,12 +4,14 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use kvm_ops::HostRange;
-use kvm_ops_softkvm::{AddressSpace, Descriptor, Fault, File, FileKind, Process, RunArea};
+use kvm_ops_softkvm::{
+    AddressSpace, Descriptor, Fault, File, FileKind, FileMemory, Process, RunArea,
+};
 use kvm_ops_uapi::Errno;
 use libc::c_int;
 
 use crate::area::Area;
-use crate::{files, memory, raw};
+use crate::{files, lent, memory, raw};
 
 /// One call of the program's.
 #[derive(Default)]
@@ -85,10 +87,17 @@ impl Process for Caller {
     }
 
     fn lend(&self, address: u64, bytes: u64) -> Option<HostRange> {
-        // SAFETY: the program gives the range to its VM. Back ends read it in launch commands, in front
-        // of which the library has found each page mapped, and never write it. A program that unmaps it
-        // in the middle of such a command takes the signal for that.
+        if !lent::is_mapped(address, bytes) {
+            return None;
+        }
+        // SAFETY: the program gives the range to its guest, and it is mapped now. No reference of ours is
+        // to it. A program that takes it away and lets the guest use it takes the signal for that, as one
+        // whose own code uses it.
         unsafe { HostRange::new(address, bytes) }.ok()
+    }
+
+    fn lend_file(&self, number: i32, offset: u64, bytes: u64) -> Option<Arc<dyn FileMemory>> {
+        lent::map(number, offset, bytes)
     }
 }
 

@@ -6,12 +6,13 @@ use std::sync::{Mutex, PoisonError};
 
 use kvm_ops_softkvm::{File, FileKind};
 use kvm_ops_uapi::Errno;
+use kvm_ops_uapi::ioctl::KVM_RUN;
 use kvm_ops_uapi::memory::gmem_flags;
 use libc::{c_char, c_int, c_uint, c_ulong, c_void, mode_t, off_t, size_t, ssize_t};
 
 use crate::caller::Caller;
 use crate::raw::{self, fail};
-use crate::{files, log};
+use crate::{files, log, signals};
 
 /// The descriptor of a device that a path names. `None` for other paths.
 ///
@@ -128,7 +129,9 @@ pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mu
     };
     // As in the kernel, the number has 32 bits.
     let (number, argument) = (request as u32, argument as u64);
+    let run = (number == KVM_RUN.number()).then(signals::block);
     let answer = file.ioctl(&Caller::default(), number, argument);
+    drop(run);
     log::ioctl(fd, number, argument, &answer);
     match answer {
         Ok(value) => value as c_int,

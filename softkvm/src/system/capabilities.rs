@@ -2,6 +2,7 @@
 
 use kvm_ops_uapi::cap;
 use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, USER_SLOTS, gmem_flags};
+use kvm_ops_uapi::run::sync_regs;
 use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAX_VCPUS, VCPU_ID_RATIO};
 
 use crate::Kernel;
@@ -15,6 +16,7 @@ pub(crate) fn of_system(kernel: &Kernel, number: u64) -> i64 {
         Ok(cap::MEMORY_ATTRIBUTES) => ATTRIBUTE_PRIVATE as i64,
         Ok(cap::GUEST_MEMFD_FLAGS) => (gmem_flags::MMAP | gmem_flags::INIT_SHARED) as i64,
         Ok(cap::READONLY_MEM) => 1,
+        Ok(cap::SYNC_REGS) => sync_regs::ALL as i64,
         Ok(cap::MULTI_ADDRESS_SPACE) => 2,
         Ok(number) => common(kernel, number),
         Err(_) => 0,
@@ -26,6 +28,7 @@ pub(crate) fn of_vm(vm: &Vm, number: u64) -> i64 {
         Ok(cap::MEMORY_ATTRIBUTES) => vm.supported_attributes() as i64,
         Ok(cap::GUEST_MEMFD_FLAGS) => vm.gmem_flags() as i64,
         Ok(cap::READONLY_MEM) => i64::from(!vm.has_protected_state()),
+        Ok(cap::SYNC_REGS) if vm.is_plain() => sync_regs::ALL as i64,
         Ok(cap::MULTI_ADDRESS_SPACE) => vm.address_spaces().into(),
         Ok(cap::MAX_VCPUS) => vm.max_vcpus().into(),
         Ok(number) => common(vm.kernel(), number),
@@ -47,6 +50,12 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::DESTROY_MEMORY_REGION_WORKS
         | cap::JOIN_MEMORY_REGIONS_WORKS
         | cap::PIT2
+        | cap::VCPU_EVENTS
+        | cap::DEBUGREGS
+        | cap::XSAVE
+        | cap::XCRS
+        | cap::EXCEPTION_PAYLOAD
+        | cap::X86_TRIPLE_FAULT_EVENT
         | cap::SET_BOOT_CPU_ID
         | cap::SET_IDENTITY_MAP_ADDR
         | cap::ADJUST_CLOCK

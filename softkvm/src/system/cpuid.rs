@@ -1,65 +1,54 @@
-//! `KVM_GET_SUPPORTED_CPUID`: an x86-64 processor of either vendor with SSE2, long mode and NX, and
-//! the leaf that tells of memory encryption.
+//! `KVM_GET_SUPPORTED_CPUID`.
 
 use kvm_ops::sim::SimHost;
-use kvm_ops::{Host, PspPort, Vendor};
-use kvm_ops_uapi::system::{Cpuid2, CpuidEntry2, MAX_CPUID_ENTRIES, vm_type};
+use kvm_ops::{CpuidEntry, Host, PspPort, Vendor};
+use kvm_ops_uapi::system::{
+    CPUID_SIGNIFICANT_INDEX, Cpuid2, CpuidEntry2, MAX_CPUID_ENTRIES, vm_type,
+};
 use kvm_ops_uapi::{Errno, U32};
 use zerocopy::IntoBytes;
 
 use crate::refusal::Result;
 use crate::{Kernel, Process, Refusal};
 
-/// Bits of guest-physical and linear addresses.
-const ADDRESS_BITS: u32 = 48 << 8 | 52;
+/// The leaf that tells of memory encryption.
+const ENCRYPTION: u32 = 0x8000_001f;
+/// The leaf whose EAX is the last extended one.
+const LAST_EXTENDED: u32 = 0x8000_0000;
 
-fn entry(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidEntry2 {
+fn entry(from: &CpuidEntry) -> CpuidEntry2 {
+    let [eax, ebx, ecx, edx] = from.regs.map(U32::new);
+    let flags = match from.subleaf_significant {
+        true => CPUID_SIGNIFICANT_INDEX,
+        false => 0,
+    };
     CpuidEntry2 {
-        function: U32::new(function),
-        eax: U32::new(eax),
-        ebx: U32::new(ebx),
-        ecx: U32::new(ecx),
-        edx: U32::new(edx),
+        function: U32::new(from.leaf),
+        index: U32::new(from.subleaf),
+        flags: U32::new(flags),
+        eax,
+        ebx,
+        ecx,
+        edx,
         ..CpuidEntry2::default()
     }
 }
 
-/// The registers of leaf 0, from the vendor's twelve letters.
-fn vendor_leaf(last: u32, name: &[u8; 12]) -> [u32; 4] {
-    let word = |at: usize| u32::from_le_bytes([name[at], name[at + 1], name[at + 2], name[at + 3]]);
-    [last, word(0), word(8), word(4)]
-}
-
+/// What the processors of the software machine answer, and on AMD what encryption there is.
 pub(crate) fn supported(host: &SimHost, vm_types: u32) -> Vec<CpuidEntry2> {
-    let amd = host.vendor() == Vendor::Amd;
-    let name = if amd {
-        b"AuthenticAMD"
-    } else {
-        b"GenuineIntel"
-    };
-    // Family 19h model 11h; family 6 model 8fh.
-    let signature = if amd { 0x00a1_0f11 } else { 0x0008_06f8 };
-    // x2APIC, CMPXCHG16B, hypervisor; FPU to SSE2 without machine checks.
-    let (ecx, edx) = (1 << 31 | 1 << 21 | 1 << 13, 0x0783_fb7f);
-    let mut list = vec![
-        entry(0, vendor_leaf(0xd, name)),
-        entry(1, [signature, 0x0001_0800, ecx, edx]),
-        entry(
-            0x8000_0000,
-            vendor_leaf(if amd { 0x8000_001f } else { 0x8000_0008 }, name),
-        ),
-        // LAHF; SYSCALL, NX, large pages, long mode.
-        entry(
-            0x8000_0001,
-            [signature, 0, 1, 1 << 29 | 1 << 26 | 1 << 20 | 1 << 11],
-        ),
-        entry(0x8000_0008, [ADDRESS_BITS, 0, 0, 0]),
-    ];
-    if amd {
+    let mut list: Vec<CpuidEntry2> = host.cpuid().iter().map(entry).collect();
+    if host.vendor() == Vendor::Amd {
+        for leaf in list.iter_mut().filter(|leaf| leaf.function == LAST_EXTENDED) {
+            leaf.eax = U32::new(ENCRYPTION);
+        }
         let bit = |number: u64, bit: u32| (vm_types >> number & 1) << bit;
         let eax = bit(vm_type::SEV, 1) | bit(vm_type::SEV_ES, 3) | bit(vm_type::SNP, 4);
         let c_bit = host.psp().map_or(0, |psp| psp.c_bit());
-        list.push(entry(0x8000_001f, [eax, c_bit, 0, 0]));
+        list.push(entry(&CpuidEntry {
+            leaf: ENCRYPTION,
+            regs: [eax, c_bit, 0, 0],
+            ..CpuidEntry::default()
+        }));
     }
     list
 }

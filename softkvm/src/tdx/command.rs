@@ -9,7 +9,7 @@ use super::engine::Failed;
 use super::{init, limits, region, vcpu};
 use crate::file::VcpuFile;
 use crate::refusal::{Result, ensure};
-use crate::vm::{State, Vm};
+use crate::vm::Vm;
 use crate::{Process, arg};
 
 /// What a command works on.
@@ -59,7 +59,8 @@ pub(crate) fn vcpu_command(file: &VcpuFile, process: &dyn Process, argument: u64
     ensure(file.vm.kind() == vm_type::TDX, TD)?;
     let cmd: TdxCmd = arg::read(process, argument, COPY)?;
     ensure(cmd.hw_error.get() == 0, HW_ERROR)?;
-    let mut state: std::sync::MutexGuard<'_, State> = file.vm.lock();
+    let mut vcpu = file.state();
+    let mut state = file.vm.lock();
     ensure(state.td.is_building(), STATE)?;
     let call = Call {
         vm: &file.vm,
@@ -68,7 +69,7 @@ pub(crate) fn vcpu_command(file: &VcpuFile, process: &dyn Process, argument: u64
         data: cmd.data.get(),
     };
     match cmd.id.get() {
-        uapi::INIT_VCPU => vcpu::init(&mut state, &file.vcpu, &call)?,
+        uapi::INIT_VCPU => vcpu::init(&mut state, (file.vcpu.id(), &mut vcpu), &call)?,
         uapi::INIT_MEM_REGION => region::add(&mut state, &file.vcpu, &call)?,
         uapi::GET_CPUID => vcpu::get_cpuid(&state, &call)?,
         _ => return Err(KNOWN.into()),

@@ -12,20 +12,24 @@ use super::engine::Engine;
 use super::limits::{ADDRESSES, entry, with_width};
 use crate::arg;
 use crate::refusal::{Result, ensure};
-use crate::vcpu::Vcpu;
+use crate::vcpu::State as VcpuState;
 use crate::vm::State;
 
 /// INIT_VCPU: the module gets the vCPU here, and not when its file was made.
-pub(super) fn init(state: &mut State, vcpu: &Vcpu, call: &Call<'_>) -> Result<()> {
+pub(super) fn init(
+    state: &mut State,
+    (id, vcpu): (u32, &mut VcpuState),
+    call: &Call<'_>,
+) -> Result<()> {
     use tdx_init_vcpu::{FLAGS, MEMORY, ONCE, X2APIC};
     ensure(call.flags == 0, FLAGS)?;
-    ensure(!state.td.has_vcpu(vcpu.id()), ONCE)?;
+    ensure(!state.td.has_vcpu(id), ONCE)?;
     ensure(vcpu.has_x2apic(), X2APIC)?;
     let td = &mut state.td;
     let engine = td.engine.as_ref().ok_or(Errno::EINVAL)?;
     let start = VcpuStart {
         rcx: call.data,
-        x2apic_id: vcpu.id(),
+        x2apic_id: id,
     };
     // The back end counts vCPUs; numbers may have gaps.
     let made = engine.create_vcpu(td.vcpus.len() as u32, start);
@@ -33,9 +37,8 @@ pub(super) fn init(state: &mut State, vcpu: &Vcpu, call: &Call<'_>) -> Result<()
         kvm_ops::Error::NoMemory => MEMORY.into(),
         error => engine.failed(error).refusal,
     })?;
-    td.vcpus.insert(vcpu.id(), Arc::new(Mutex::new(made)));
-    vcpu.start();
-    Ok(())
+    td.vcpus.insert(id, Arc::new(Mutex::new(made)));
+    vcpu.start()
 }
 
 /// The values of a leaf: of the leaf if it has no sub-leaves, else of each up to the first that the module has

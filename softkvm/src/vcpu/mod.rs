@@ -1,15 +1,29 @@
 //! A vCPU, and the ioctls of its file.
 
+mod answer;
+mod convert;
+mod cpu;
 mod cpuid;
+mod events;
+mod exits;
+mod groups;
+mod held;
+mod interrupts;
+mod page;
 mod pre_fault;
 mod registers;
 mod run;
+mod sync;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::state::mp_state;
+use kvm_ops_uapi::system::CpuidEntry2;
+
+pub(crate) use cpu::Cpu;
+pub(crate) use events::Parts;
 
 use crate::file::VcpuFile;
 use crate::refusal::Result;
@@ -19,15 +33,29 @@ use crate::{Process, RunArea, tdx};
 pub(crate) struct Vcpu {
     id: u32,
     area: Arc<dyn RunArea>,
-    state: Mutex<registers::Registers>,
+    state: Mutex<State>,
+}
+
+/// What the vCPU's lock guards. It is held during `KVM_RUN`, and taken in front of the VM's.
+pub(crate) struct State {
+    cpu: Cpu,
+    cpuid: Vec<CpuidEntry2>,
+    has_run: bool,
+    /// The exit that waits for its answer in the run page.
+    waits: answer::Waits,
 }
 
 impl Vcpu {
-    pub(crate) fn new(id: u32, mp_state: u32, area: Arc<dyn RunArea>) -> Self {
+    pub(crate) fn new(id: u32, cpu: Cpu, area: Arc<dyn RunArea>) -> Self {
         Self {
             id,
             area,
-            state: Mutex::new(registers::Registers::new(mp_state)),
+            state: Mutex::new(State {
+                cpu,
+                cpuid: Vec::new(),
+                has_run: false,
+                waits: answer::Waits::Nothing,
+            }),
         }
     }
 
@@ -38,23 +66,32 @@ impl Vcpu {
     pub(crate) fn id(&self) -> u32 {
         self.id
     }
+}
 
+impl State {
     /// Its CPUID, as user space set it, says that it has an x2APIC.
     pub(crate) fn has_x2apic(&self) -> bool {
         /// ECX of leaf 1.
         const X2APIC: u32 = 1 << 21;
-        let registers = self.lock();
-        let leaf = registers.cpuid.iter().find(|leaf| leaf.function.get() == 1);
+        let leaf = self.cpuid.iter().find(|leaf| leaf.function.get() == 1);
         leaf.is_some_and(|leaf| leaf.ecx.get() & X2APIC != 0)
     }
 
-    /// Makes it ready to run, without INIT and SIPI.
-    pub(crate) fn start(&self) {
-        self.lock().mp_state = mp_state::RUNNABLE;
+    /// Makes a vCPU of a TD ready to run, without INIT and SIPI.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        self.cpu.set_mp_state(mp_state::RUNNABLE)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, registers::Registers> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl VcpuFile {
+    /// Locks the vCPU. Its code is not executed any more once the VM is a guest of SEV.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        let state = self.vcpu.state.lock();
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        if self.vm.is_plain() && self.vm.lock().sev.is_active() {
+            state.cpu.hold();
+        }
+        state
     }
 }
 
@@ -65,7 +102,7 @@ pub(crate) fn ioctl(
     argument: u64,
 ) -> Result<i64> {
     match ioctl.ok_or(any::KNOWN_ON_VCPU)? {
-        ioctl::KVM_RUN => run::run(file, argument),
+        ioctl::KVM_RUN => run::run(file, process, argument),
         ioctl::KVM_GET_REGS => registers::get_regs(file, process, argument),
         ioctl::KVM_SET_REGS => registers::set_regs(file, process, argument),
         ioctl::KVM_GET_SREGS => registers::get_sregs(file, process, argument),
@@ -74,6 +111,18 @@ pub(crate) fn ioctl(
         ioctl::KVM_SET_MP_STATE => registers::set_mp_state(file, process, argument),
         ioctl::KVM_GET_MSRS => registers::get_msrs(file, process, argument),
         ioctl::KVM_SET_MSRS => registers::set_msrs(file, process, argument),
+        ioctl::KVM_GET_FPU => groups::get_fpu(file, process, argument),
+        ioctl::KVM_SET_FPU => groups::set_fpu(file, process, argument),
+        ioctl::KVM_GET_XSAVE => groups::get_xsave(file, process, argument),
+        ioctl::KVM_SET_XSAVE => groups::set_xsave(file, process, argument),
+        ioctl::KVM_GET_XCRS => groups::get_xcrs(file, process, argument),
+        ioctl::KVM_SET_XCRS => groups::set_xcrs(file, process, argument),
+        ioctl::KVM_GET_DEBUGREGS => groups::get_debug(file, process, argument),
+        ioctl::KVM_SET_DEBUGREGS => groups::set_debug(file, process, argument),
+        ioctl::KVM_GET_VCPU_EVENTS => groups::get_events(file, process, argument),
+        ioctl::KVM_SET_VCPU_EVENTS => groups::set_events(file, process, argument),
+        ioctl::KVM_INTERRUPT => interrupts::interrupt(file, process, argument),
+        ioctl::KVM_NMI => interrupts::nmi(file),
         ioctl::KVM_SET_CPUID2 => cpuid::set(file, process, argument),
         ioctl::KVM_GET_CPUID2 => cpuid::get(file, process, argument),
         ioctl::KVM_MEMORY_ENCRYPT_OP => tdx::vcpu_command(file, process, argument),

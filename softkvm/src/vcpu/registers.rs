@@ -1,73 +1,14 @@
 //! Registers, as user space sets and reads them.
 
-use std::collections::BTreeMap;
-
-use kvm_ops_uapi::state::{Dtable, MpState, Regs, Segment, Sregs, mp_state};
-use kvm_ops_uapi::system::{CpuidEntry2, vm_type};
-use kvm_ops_uapi::{Errno, U16, U32, U64};
+use kvm_ops_uapi::state::{MpState, Regs, Sregs};
+use kvm_ops_uapi::system::vm_type;
+use kvm_ops_uapi::{Errno, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::file::VcpuFile;
 use crate::refusal::Result;
-use crate::system::lists::{MSRS, each_msr};
-use crate::{Process, Refusal, tdx};
-
-pub(super) struct Registers {
-    pub(super) cpuid: Vec<CpuidEntry2>,
-    pub(super) has_run: bool,
-    pub(super) mp_state: u32,
-    regs: Regs,
-    sregs: Sregs,
-    msrs: BTreeMap<u32, u64>,
-}
-
-impl Registers {
-    /// The state after power-on (SDM vol. 3, table 11-1).
-    pub(super) fn new(mp_state: u32) -> Self {
-        let segment = |kind: u8, s: u8| Segment {
-            limit: U32::new(0xffff),
-            kind,
-            present: 1,
-            s,
-            ..Segment::default()
-        };
-        let data = segment(3, 1);
-        let table = Dtable {
-            limit: U16::new(0xffff),
-            ..Dtable::default()
-        };
-        Self {
-            cpuid: Vec::new(),
-            has_run: false,
-            mp_state,
-            regs: Regs {
-                rip: U64::new(0xfff0),
-                rflags: U64::new(2),
-                ..Regs::default()
-            },
-            sregs: Sregs {
-                cs: Segment {
-                    base: U64::new(0xffff_0000),
-                    selector: U16::new(0xf000),
-                    ..segment(0xb, 1)
-                },
-                ds: data,
-                es: data,
-                fs: data,
-                gs: data,
-                ss: data,
-                tr: segment(0xb, 0),
-                ldt: segment(2, 0),
-                gdt: table,
-                idt: table,
-                cr0: U64::new(0x6000_0010),
-                apic_base: U64::new(0xfee0_0900),
-                ..Sregs::default()
-            },
-            msrs: MSRS.into_iter().collect(),
-        }
-    }
-}
+use crate::system::lists::each_msr;
+use crate::{Process, Refusal};
 
 /// The group of registers is the guest's secret: types 3 and 4 once it is measured, type 5 always, for no TD
 /// is under debug.
@@ -82,14 +23,21 @@ fn require_readable(file: &VcpuFile) -> Result<()> {
     Ok(())
 }
 
-fn read<T: FromBytes + FromZeros + IntoBytes>(process: &dyn Process, address: u64) -> Result<T> {
+pub(super) fn read<T: FromBytes + FromZeros + IntoBytes>(
+    process: &dyn Process,
+    address: u64,
+) -> Result<T> {
     let mut value = T::new_zeroed();
     let read = process.read(address, value.as_mut_bytes());
     read.map_err(|_| Errno::EFAULT)?;
     Ok(value)
 }
 
-fn write<T: IntoBytes + Immutable>(process: &dyn Process, address: u64, value: &T) -> Result<i64> {
+pub(super) fn write<T: IntoBytes + Immutable>(
+    process: &dyn Process,
+    address: u64,
+    value: &T,
+) -> Result<i64> {
     let written = process.write(address, value.as_bytes());
     written
         .map(|()| 0)
@@ -98,7 +46,7 @@ fn write<T: IntoBytes + Immutable>(process: &dyn Process, address: u64, value: &
 
 pub(super) fn get_regs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     require_readable(file)?;
-    let regs = file.vcpu.lock().regs;
+    let regs = file.state().cpu.regs()?;
     write(process, argument, &regs)
 }
 
@@ -107,13 +55,13 @@ pub(super) fn set_regs(file: &VcpuFile, process: &dyn Process, argument: u64) ->
     require_readable(file)?;
     // Bit 1 is always set.
     regs.rflags = U64::new(regs.rflags.get() | 2);
-    file.vcpu.lock().regs = regs;
+    file.state().cpu.set_regs(regs)?;
     Ok(0)
 }
 
 pub(super) fn get_sregs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     require_readable(file)?;
-    let sregs = file.vcpu.lock().sregs;
+    let sregs = file.state().cpu.sregs()?;
     write(process, argument, &sregs)
 }
 
@@ -126,7 +74,7 @@ const CR0_PE: u64 = 1;
 const CR4_PAE: u64 = 1 << 5;
 
 /// The rules between control registers that an entry would fail by.
-fn are_consistent(sregs: &Sregs) -> bool {
+pub(super) fn are_consistent(sregs: &Sregs) -> bool {
     let (cr0, cr4, efer) = (sregs.cr0.get(), sregs.cr4.get(), sregs.efer.get());
     let long = efer & EFER_LME != 0 && cr0 & CR0_PG != 0;
     let modes = if long {
@@ -144,48 +92,42 @@ pub(super) fn set_sregs(file: &VcpuFile, process: &dyn Process, argument: u64) -
     if !are_consistent(&sregs) {
         return Err(Errno::EINVAL.into());
     }
-    file.vcpu.lock().sregs = sregs;
+    file.state().cpu.set_sregs(sregs)?;
     Ok(0)
 }
 
 pub(super) fn get_mp_state(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
-    let mp_state = U32::new(file.vcpu.lock().mp_state);
+    let mp_state = U32::new(file.state().cpu.mp_state()?);
     write(process, argument, &MpState { mp_state })
 }
 
 pub(super) fn set_mp_state(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     let state: MpState = read(process, argument)?;
-    if state.mp_state.get() > mp_state::SIPI_RECEIVED {
-        return Err(Errno::EINVAL.into());
-    }
-    file.vcpu.lock().mp_state = state.mp_state.get();
+    file.state().cpu.set_mp_state(state.mp_state.get())?;
     Ok(0)
-}
-
-/// The value of an MSR that user space may read, or write.
-fn msr(registers: &mut Registers, is_td: bool, index: u32, write: bool) -> Option<&mut u64> {
-    match is_td {
-        true => {
-            tdx::has_emulated_msr(index, write).then(|| registers.msrs.entry(index).or_default())
-        }
-        false => registers.msrs.get_mut(&index),
-    }
 }
 
 pub(super) fn get_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     let is_td = file.vm.kind() == vm_type::TDX;
-    let mut registers = file.vcpu.lock();
+    let state = file.state();
     each_msr(process, argument, |entry| {
-        let value = msr(&mut registers, is_td, entry.index.get(), false);
-        value.map(|value| entry.data = U64::new(*value)).is_some()
+        let index = entry.index.get();
+        let value = match is_td {
+            true => state.cpu.td_msr(index),
+            false => state.cpu.msr(index),
+        };
+        value.map(|value| entry.data = U64::new(value)).is_some()
     })
 }
 
 pub(super) fn set_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     let is_td = file.vm.kind() == vm_type::TDX;
-    let mut registers = file.vcpu.lock();
+    let mut state = file.state();
     each_msr(process, argument, |entry| {
-        let msr = msr(&mut registers, is_td, entry.index.get(), true);
-        msr.map(|msr| *msr = entry.data.get()).is_some()
+        let (index, value) = (entry.index.get(), entry.data.get());
+        match is_td {
+            true => state.cpu.set_td_msr(index, value),
+            false => state.cpu.set_msr(index, value),
+        }
     })
 }

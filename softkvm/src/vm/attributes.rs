@@ -4,7 +4,7 @@ use kvm_ops::{Gfn, Privacy};
 use kvm_ops_uapi::checks::attributes::{COPY, FLAGS, KNOWN, PAGES, SIZE};
 use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, MemoryAttributes};
 
-use super::Vm;
+use super::{Vm, dirty_log};
 use crate::refusal::{Result, ensure};
 use crate::{Process, arg};
 
@@ -25,12 +25,15 @@ pub(super) fn set(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> 
         0 => Privacy::Shared,
         _ => Privacy::Private,
     };
-    let mut state = vm.lock();
-    state
-        .attributes
-        .set(Gfn::new(address / PAGE), size / PAGE, to)?;
-    state
-        .td
-        .set_attributes(&state.slots, &state.attributes, (address, size))?;
+    let (first, pages) = (address / PAGE, size / PAGE);
+    let mut guard = vm.lock();
+    let state = &mut *guard;
+    dirty_log::harvest_range(state, first, pages)?;
+    state.attributes.set(Gfn::new(first), pages, to)?;
+    if let Some(machine) = &mut state.machine {
+        machine.convert((first, pages), &state.slots, &state.attributes)?;
+    }
+    let td = &state.td;
+    td.set_attributes(&state.slots, &state.attributes, (address, size))?;
     Ok(0)
 }

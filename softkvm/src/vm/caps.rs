@@ -19,6 +19,14 @@ pub(super) fn enable(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Resu
         cap::SPLIT_IRQCHIP => irqchip::split(&mut vm.lock(), value),
         cap::EXIT_HYPERCALL => exit_hypercall(&mut vm.lock(), value),
         cap::MAX_VCPU_ID => max_vcpu_id(&mut vm.lock(), value),
+        cap::EXCEPTION_PAYLOAD => {
+            vm.lock().event_parts.payload = value != 0;
+            Ok(0)
+        }
+        cap::X86_TRIPLE_FAULT_EVENT => {
+            vm.lock().event_parts.triple_fault = value != 0;
+            Ok(0)
+        }
         cap::VM_MOVE_ENC_CONTEXT_FROM => sev::move_from(vm, process, value),
         cap::VM_COPY_ENC_CONTEXT_FROM => sev::copy_from(vm, process, value),
         _ => Err(KNOWN.into()),

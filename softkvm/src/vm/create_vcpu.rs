@@ -9,10 +9,10 @@ use kvm_ops_uapi::checks::create_vcpu::{
 use kvm_ops_uapi::state::mp_state;
 use kvm_ops_uapi::system::vm_type;
 
-use super::{MAX_VCPU_ID, Vm};
+use super::{MAX_VCPU_ID, State, Vm};
 use crate::refusal::{Result, ensure};
-use crate::vcpu::Vcpu;
-use crate::{File, Process};
+use crate::vcpu::{Cpu, Vcpu};
+use crate::{File, Process, RunArea};
 
 pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64> {
     ensure(id < MAX_VCPU_ID.into(), ID)?;
@@ -34,14 +34,34 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64
     };
     let area = process.run_area().map_err(|_| MEMORY)?;
     let number = process.reserve().map_err(|_| DESCRIPTOR)?;
-    if let Err(refusal) = state.sev.create_vcpu(id) {
-        process.release(number);
-        return Err(refusal);
-    }
-    let vcpu = Arc::new(Vcpu::new(id, starts_as, area));
+    let cpu = match processor(vm, &mut state, id, starts_as, &area) {
+        Ok(cpu) => cpu,
+        Err(refusal) => {
+            process.release(number);
+            return Err(refusal);
+        }
+    };
+    let vcpu = Arc::new(Vcpu::new(id, cpu, area));
     state.vcpus.insert(id, Arc::clone(&vcpu));
     process.install(number, File::vcpu(Arc::clone(vm), vcpu));
     Ok(number.into())
+}
+
+/// The vCPU of the back end that executes its code. Guests of SEV have none yet: their registers are kept.
+fn processor(
+    vm: &Vm,
+    state: &mut State,
+    id: u32,
+    starts_as: u32,
+    area: &Arc<dyn RunArea>,
+) -> Result<Cpu> {
+    if !vm.is_plain() || state.sev.is_active() {
+        state.sev.create_vcpu(id)?;
+        return Ok(Cpu::held(starts_as));
+    }
+    let boot = state.boot_id;
+    let vcpu = state.machine(vm.kernel())?.create_vcpu(id, area)?;
+    Cpu::processor(vcpu, boot)
 }
 
 /// `KVM_SET_BOOT_CPU_ID`: before the first vCPU.

@@ -1,4 +1,4 @@
-//! Interrupt controllers: which exist. Nothing is delivered, for no guest code runs.
+//! Interrupt controllers: which exist.
 
 use kvm_ops_uapi::checks::{create_irqchip, split_irqchip};
 use kvm_ops_uapi::system::vm_type;
@@ -32,6 +32,14 @@ impl Irqchip {
 
     pub(super) fn is_split(&self) -> bool {
         self.kind == Kind::Split
+    }
+
+    pub(super) fn place(&self) -> kvm_ops::Irqchip {
+        match self.kind {
+            Kind::None => kvm_ops::Irqchip::None,
+            Kind::Full => kvm_ops::Irqchip::Full,
+            Kind::Split => kvm_ops::Irqchip::Split,
+        }
     }
 }
 

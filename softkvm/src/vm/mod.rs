@@ -27,11 +27,12 @@ use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 pub(crate) use gmem::Gmem;
 pub(crate) use slots::{Slot, Slots};
 
+use crate::machine::Machine;
 use crate::refusal::Result;
 use crate::sev::Sev;
 use crate::system::capabilities;
 use crate::tdx::Td;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Parts, Vcpu};
 use crate::{AddressSpace, Kernel, Process, sev, tdx};
 use irqchip::Irqchip;
 
@@ -55,8 +56,13 @@ pub(crate) struct State {
     pub(crate) sev: Sev,
     pub(crate) td: Td,
     pub(crate) vcpus: BTreeMap<u32, Arc<Vcpu>>,
+    /// Of a normal VM with vCPUs. In front of the slots, whose memory it has.
+    machine: Option<Machine>,
     pub(crate) slots: Slots,
+    dirty: dirty_log::Logs,
     pub(crate) attributes: Attributes,
+    /// Parts of `KVM_GET_VCPU_EVENTS`.
+    pub(crate) event_parts: Parts,
     irqchip: Irqchip,
     boot_id: u32,
     max_vcpu_id: Option<u32>,
@@ -77,8 +83,11 @@ impl Vm {
                 sev: Sev::default(),
                 td: Td::default(),
                 vcpus: BTreeMap::new(),
+                machine: None,
                 slots: Slots::default(),
+                dirty: dirty_log::Logs::default(),
                 attributes: Attributes::new(Privacy::Shared),
+                event_parts: Parts::default(),
                 irqchip: Irqchip::default(),
                 boot_id: 0,
                 max_vcpu_id: None,
@@ -117,6 +126,11 @@ impl Vm {
         let was = self.claimed.swap(true, Ordering::AcqRel);
         // Not `then_some`: a claim that is made in vain ends the other's.
         (!was).then(|| Claim(self))
+    }
+
+    /// A VM whose guest is no secret, unless it becomes a SEV guest.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self.kind, vm_type::DEFAULT | vm_type::SW_PROTECTED)
     }
 
     pub(crate) fn has_private_memory(&self) -> bool {
@@ -165,6 +179,56 @@ impl State {
     /// Where the attribute of a frame says that it is private.
     pub(crate) fn is_private(&self, gfn: u64) -> bool {
         self.attributes.get(kvm_ops::Gfn::new(gfn)) == Privacy::Private
+    }
+
+    /// True if the hypercall of that number leaves to user space.
+    pub(crate) fn leaves(&self, hypercall: u64) -> bool {
+        hypercall < 64 && self.hypercall_exits >> hypercall & 1 != 0
+    }
+
+    pub(crate) fn has_apics(&self) -> bool {
+        self.irqchip.has_apics()
+    }
+
+    /// The back end, with all slots. It is made with the first vCPU.
+    fn machine(&mut self, kernel: &Kernel) -> Result<&mut Machine> {
+        if self.machine.is_none() {
+            let mut machine = Machine::new(kernel.host(), self.irqchip.place())?;
+            let pages = 1 << 40;
+            machine.convert((0, pages), &self.slots, &self.attributes)?;
+            self.machine = Some(machine);
+        }
+        self.machine.as_mut().ok_or(kvm_ops_uapi::Errno::ENOMEM.into())
+    }
+
+    /// The back end's part of a slot that is new, moved or changed. Slots for SMM are not lent.
+    fn lend(&mut self, number: u32, slot: &Slot) -> Result<()> {
+        match &mut self.machine {
+            Some(machine) if number >> 16 == 0 => machine.lend(slot, &self.attributes),
+            _ => Ok(()),
+        }
+    }
+
+    fn take_back(&mut self, number: u32, slot: &Slot) -> Result<()> {
+        match &mut self.machine {
+            Some(machine) if number >> 16 == 0 => machine.take_back(slot, &self.attributes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks the process once more for memory that it did not lend. True if the slot of the address has
+    /// memory now.
+    pub(crate) fn lend_again(&mut self, process: &dyn Process, gpa: u64) -> bool {
+        let Some((number, slot)) = self.slots.number_at(0, gpa) else {
+            return false;
+        };
+        let mut slot = slot.clone();
+        slot.lent.user = process.lend(slot.hva, slot.size);
+        if slot.memory(Privacy::Shared).is_none() || self.lend(number, &slot).is_err() {
+            return false;
+        }
+        self.slots.insert(number, slot);
+        true
     }
 }
 

@@ -10,7 +10,7 @@ use kvm_ops_uapi::memory::{
     SLOT_MAX_PAGES, USER_SLOTS, UserspaceMemoryRegion, UserspaceMemoryRegion2, slot_flags,
 };
 
-use super::slots::{Binding, Slot, space};
+use super::slots::{Binding, Lent, Slot, space};
 use super::{State, Vm};
 use crate::refusal::{Result, ensure};
 use crate::{Descriptor, Process, arg};
@@ -103,13 +103,20 @@ impl Wanted {
             && (self.flags ^ slot.flags) & fixed == 0
     }
 
-    fn slot(&self, file: Option<Binding>) -> Slot {
+    fn slot(&self, vm: &Vm, process: &dyn Process, file: Option<Binding>) -> Slot {
+        let lent = Lent {
+            user: process.lend(self.hva, self.size),
+            file: (file.is_some() && vm.is_plain())
+                .then(|| process.lend_file(self.fd, self.offset, self.size))
+                .flatten(),
+        };
         Slot {
             flags: self.flags,
             gpa: self.gpa,
             size: self.size,
             hva: self.hva,
             file,
+            lent,
         }
     }
 
@@ -171,19 +178,26 @@ fn set_region(vm: &Vm, process: &dyn Process, region: &UserspaceMemoryRegion2) -
     if let Some(binding) = &binding {
         ensure(!state.slots.uses(binding), BOUND)?;
     }
-    let slot = wanted.slot(binding);
+    let slot = wanted.slot(vm, process, binding);
     state.sev.set_slot(process, wanted.number, &slot)?;
     state
         .td
         .set_slot(process, wanted.number, &slot, &state.attributes)?;
+    if let Some(old) = old.filter(|old| old.gpa != slot.gpa) {
+        state.take_back(wanted.number, &old)?;
+    }
+    state.lend(wanted.number, &slot)?;
+    state.dirty.keep(wanted.number, &slot);
     state.slots.insert(wanted.number, slot);
     Ok(0)
 }
 
 fn delete(state: &mut State, number: u32) -> Result<i64> {
-    ensure(state.slots.get(number).is_some(), DELETED)?;
+    let slot = state.slots.get(number).cloned().ok_or(DELETED)?;
     state.sev.delete_slot(number)?;
     state.td.delete_slot(number)?;
+    state.take_back(number, &slot)?;
     state.slots.remove(number);
+    state.dirty.forget(number);
     Ok(0)
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use kvm_ops_uapi::memory::slot_flags;
+use kvm_ops::{HostRange, Privacy};
+use kvm_ops_uapi::memory::{gmem_flags, slot_flags};
 
 use super::Gmem;
+use crate::FileMemory;
 
 const PAGE: u64 = 4096;
 
@@ -17,20 +19,42 @@ pub(crate) struct Slot {
     pub(crate) size: u64,
     pub(crate) hva: u64,
     pub(crate) file: Option<Binding>,
+    pub(crate) lent: Lent,
+}
+
+/// The memory behind a slot, as far as the process lends it.
+#[derive(Clone, Default)]
+pub(crate) struct Lent {
+    pub(crate) user: Option<HostRange>,
+    pub(crate) file: Option<Arc<dyn FileMemory>>,
 }
 
 /// A range of a guest_memfd behind a slot. The slot does not keep the file.
 #[derive(Clone)]
 pub(crate) struct Binding {
     file: Weak<Gmem>,
+    flags: u64,
     offset: u64,
     size: u64,
 }
 
 impl Slot {
-    /// Bytes after the last one.
-    fn end(&self) -> u64 {
+    /// The address of the last byte.
+    pub(crate) fn last(&self) -> u64 {
         self.gpa + (self.size - 1)
+    }
+
+    /// The memory behind the slot. A file that can be mapped serves shared accesses too.
+    pub(crate) fn memory(&self, privacy: Privacy) -> Option<HostRange> {
+        let file = self.file.as_ref();
+        match privacy {
+            Privacy::Shared if !file.is_some_and(Binding::serves_shared) => self.lent.user,
+            _ => self.lent.file.as_ref().map(|file| file.range()),
+        }
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.flags & slot_flags::READONLY != 0
     }
 
     pub(crate) fn pages(&self) -> u64 {
@@ -68,9 +92,14 @@ impl Binding {
     pub(crate) fn new(file: &Arc<Gmem>, offset: u64, size: u64) -> Self {
         Self {
             file: Arc::downgrade(file),
+            flags: file.flags(),
             offset,
             size,
         }
+    }
+
+    fn serves_shared(&self) -> bool {
+        self.flags & gmem_flags::MMAP != 0
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -122,9 +151,15 @@ impl Slots {
 
     /// The slot that holds an address.
     pub(crate) fn at(&self, space: u32, gpa: u64) -> Option<&Slot> {
+        self.number_at(space, gpa).map(|(_, slot)| slot)
+    }
+
+    /// The slot that holds an address, with its number.
+    pub(crate) fn number_at(&self, space: u32, gpa: u64) -> Option<(u32, &Slot)> {
         let below = self.by_place.range((space, 0)..=(space, gpa));
         let (_, number) = below.last()?;
-        self.get(*number).filter(|slot| gpa <= slot.end())
+        let slot = self.get(*number).filter(|slot| gpa <= slot.last())?;
+        Some((*number, slot))
     }
 
     /// True if another slot of the address space has an address in the range.
@@ -137,7 +172,7 @@ impl Slots {
         below
             .filter(|(_, other)| **other != number)
             .take(1)
-            .any(|(_, other)| self.by_number[other].end() >= gpa)
+            .any(|(_, other)| self.by_number[other].last() >= gpa)
     }
 
     /// True if a slot uses part of the same range of a file.
@@ -161,6 +196,7 @@ mod tests {
             size: pages * PAGE,
             hva: 0x10_0000,
             file: None,
+            lent: Lent::default(),
         }
     }
 

@@ -1,0 +1,66 @@
+//! Signals of a thread that is in `KVM_RUN`.
+//!
+//! In the kernel a signal ends the call, and its handler runs when the thread is back in user space. Here
+//! the call is in user space: signals are blocked while it lasts, the library asks whether one waits, and
+//! its handler runs when they are unblocked.
+
+use std::cell::Cell;
+
+use crate::raw;
+
+const SIG_BLOCK: u64 = 0;
+const SIG_SETMASK: u64 = 2;
+/// Bytes of a set of signals.
+const SET: u64 = 8;
+
+const fn bit(signal: libc::c_int) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Signals of instructions, which cannot wait, and the two of the C library's threads.
+const NEVER: u64 = bit(libc::SIGSEGV)
+    | bit(libc::SIGBUS)
+    | bit(libc::SIGFPE)
+    | bit(libc::SIGILL)
+    | bit(libc::SIGTRAP)
+    | bit(32)
+    | bit(33);
+
+thread_local! {
+    /// What the thread had blocked in front of the run.
+    static BEFORE: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// A run: signals wait as long as this lives.
+pub(crate) struct Run(());
+
+/// Begins a run.
+pub(crate) fn block() -> Run {
+    let (all, mut old) = (!NEVER, 0u64);
+    let (all, to) = (&raw const all as u64, &raw mut old as u64);
+    // SAFETY: both sets have the length that is given, and live through the call.
+    unsafe { raw::syscall(libc::SYS_rt_sigprocmask, [SIG_BLOCK, all, to, SET, 0, 0]) };
+    BEFORE.set(Some(old));
+    Run(())
+}
+
+/// True if the calling thread is in a run, and a signal waits that it had not blocked itself.
+pub(crate) fn pending() -> bool {
+    let Some(blocked) = BEFORE.get() else {
+        return false;
+    };
+    let mut set = 0u64;
+    let to = &raw mut set as u64;
+    // SAFETY: the set has the length that is given, and lives through the call.
+    unsafe { raw::syscall(libc::SYS_rt_sigpending, [to, SET, 0, 0, 0, 0]) };
+    set & !blocked != 0
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let Some(old) = BEFORE.take() else { return };
+        let from = &raw const old as u64;
+        // SAFETY: the set has the length that is given, and lives through the call.
+        unsafe { raw::syscall(libc::SYS_rt_sigprocmask, [SIG_SETMASK, from, 0, SET, 0, 0]) };
+    }
+}

@@ -1,0 +1,78 @@
+//! The back end of a normal VM: an `AnyVm` over the software machine, whose vCPUs execute machine code.
+//!
+//! It is made with the first vCPU, when it is known which interrupt controllers there are. Slots are
+//! lent to it in pieces: a slot with private memory is one piece for each run of frames that are equally
+//! private or shared.
+
+mod dirty;
+mod pieces;
+
+use std::collections::BTreeMap;
+
+use kvm_ops::sim::{SimHost, SimVm};
+use kvm_ops::{
+    AmdVcpu, AmdVm, AnyVcpu, AnyVm, Gfn, IntelVcpu, IntelVm, Irqchip, MemSlot, Privacy, SlotId,
+    VcpuId, VmConfig, create,
+};
+use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
+
+use crate::RunArea;
+use crate::refusal::Result;
+use std::sync::Arc;
+
+/// A vCPU that executes machine code.
+pub(crate) type Processor = AnyVcpu<SimHost>;
+
+pub(crate) struct Machine {
+    vm: kvm_ops::Vm<AnyVm<SimHost>>,
+    /// What is lent, by its first address.
+    pieces: BTreeMap<u64, MemSlot>,
+    free: Vec<SlotId>,
+    next: u32,
+}
+
+impl Machine {
+    pub(crate) fn new(host: &SimHost, irqchip: Irqchip) -> Result<Self> {
+        let config = VmConfig::normal()
+            .vcpus(MAX_VCPUS * VCPU_ID_RATIO)
+            .irqchip(irqchip);
+        let mut vm = create(host, &config).map_err(kvm_ops::Error::from)?;
+        vm.finalize()?;
+        Ok(Self {
+            vm,
+            pieces: BTreeMap::new(),
+            free: Vec::new(),
+            next: 0,
+        })
+    }
+
+    /// A vCPU, which leaves the guest when a signal is pending.
+    pub(crate) fn create_vcpu(&mut self, id: u32, area: &Arc<dyn RunArea>) -> Result<Processor> {
+        let vcpu = self.vm.create_vcpu(VcpuId(id))?;
+        let port = match &vcpu {
+            AnyVcpu::Intel(IntelVcpu::Vmx(vcpu)) => Some(vcpu.port()),
+            AnyVcpu::Amd(AmdVcpu::Svm(vcpu)) => Some(vcpu.port()),
+            _ => None,
+        };
+        if let Some(port) = port {
+            let area = Arc::clone(area);
+            port.set_interrupt_source(move || area.signal_pending());
+        }
+        Ok(vcpu)
+    }
+
+    fn port(&self) -> Option<&SimVm> {
+        match self.vm.back_end() {
+            AnyVm::Intel(IntelVm::Vmx(vm)) => Some(vm.port()),
+            AnyVm::Amd(AmdVm::Svm(vm)) => Some(vm.port()),
+            _ => None,
+        }
+    }
+
+    /// Declares memory as missing that the guest takes for there, or no more.
+    fn set_missing(&self, first: Gfn, pages: u64, kind: Option<Privacy>) {
+        if let Some(port) = self.port() {
+            port.set_missing(first, pages, kind);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What holds a vCPU's registers.
+
+use kvm_ops::{MpState, Msr, VcpuOps};
+use kvm_ops_uapi::Errno;
+use kvm_ops_uapi::state::{Regs, Sregs, mp_state};
+
+use super::convert;
+use super::held::Held;
+use crate::machine::Processor;
+use crate::refusal::Result;
+use crate::tdx;
+
+/// IA32_APIC_BASE: the processor boots.
+const BSP: u64 = 1 << 8;
+
+pub(crate) enum Cpu {
+    /// Nothing executes its code.
+    Held(Box<Held>),
+    /// A processor of the software machine.
+    Processor(Box<Processor>),
+}
+
+impl Cpu {
+    pub(crate) fn held(mp_state: u32) -> Self {
+        Self::Held(Box::new(Held::new(mp_state)))
+    }
+
+    /// A processor. `boot` is the number of the one that boots.
+    pub(crate) fn processor(mut vcpu: Processor, boot: u32) -> Result<Self> {
+        let id = vcpu.id().0;
+        // The software machine boots with number 0.
+        if boot != 0 && (id == 0 || id == boot) {
+            let mut sregs = vcpu.sregs()?;
+            sregs.apic_base ^= BSP;
+            vcpu.set_sregs(&sregs)?;
+            let state = match id == boot {
+                true => MpState::Runnable,
+                false => MpState::Uninitialized,
+            };
+            // Without local APICs all of them run.
+            let _ = vcpu.set_mp_state(state);
+        }
+        Ok(Self::Processor(Box::new(vcpu)))
+    }
+
+    /// The VM became a guest of SEV: its registers are kept from now on.
+    pub(super) fn hold(&mut self) {
+        let Self::Processor(vcpu) = self else { return };
+        let mut held = Held::new(mp_state::RUNNABLE);
+        if let (Ok(regs), Ok(sregs)) = (vcpu.regs(), vcpu.sregs()) {
+            held.regs = convert::to_regs(&regs);
+            held.sregs = convert::to_sregs(&sregs);
+        }
+        *self = Self::Held(Box::new(held));
+    }
+
+    /// The processor, for groups of registers that are not kept.
+    pub(super) fn require_processor(&mut self) -> Result<&mut Processor> {
+        match self {
+            Self::Processor(vcpu) => Ok(vcpu),
+            Self::Held(_) => Err(Errno::EINVAL.into()),
+        }
+    }
+
+    pub(super) fn regs(&self) -> Result<Regs> {
+        match self {
+            Self::Held(held) => Ok(held.regs),
+            Self::Processor(vcpu) => Ok(convert::to_regs(&vcpu.regs()?)),
+        }
+    }
+
+    pub(super) fn set_regs(&mut self, regs: Regs) -> Result<()> {
+        match self {
+            Self::Held(held) => held.regs = regs,
+            Self::Processor(vcpu) => vcpu.set_regs(&convert::from_regs(&regs))?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn sregs(&self) -> Result<Sregs> {
+        match self {
+            Self::Held(held) => Ok(held.sregs),
+            Self::Processor(vcpu) => Ok(convert::to_sregs(&vcpu.sregs()?)),
+        }
+    }
+
+    pub(super) fn set_sregs(&mut self, sregs: Sregs) -> Result<()> {
+        match self {
+            Self::Held(held) => held.sregs = sregs,
+            Self::Processor(vcpu) => vcpu
+                .set_sregs(&convert::from_sregs(&sregs))
+                .map_err(|_| Errno::EINVAL)?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn mp_state(&self) -> Result<u32> {
+        Ok(match self {
+            Self::Held(held) => held.mp_state,
+            Self::Processor(vcpu) => {
+                let state = vcpu.mp_state()?;
+                let known = MpState::ALL.iter().find(|(known, _)| *known == state);
+                known.map_or(mp_state::RUNNABLE, |(_, number)| *number)
+            }
+        })
+    }
+
+    pub(super) fn set_mp_state(&mut self, number: u32) -> Result<()> {
+        match self {
+            Self::Held(held) if number <= mp_state::SIPI_RECEIVED => held.mp_state = number,
+            Self::Held(_) => return Err(Errno::EINVAL.into()),
+            Self::Processor(vcpu) => {
+                let known = MpState::ALL.iter().find(|(_, known)| *known == number);
+                let (state, _) = known.ok_or(Errno::EINVAL)?;
+                // Without a local APIC, or to a state that these processors do not have.
+                vcpu.set_mp_state(*state).map_err(|_| Errno::EINVAL)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn msr(&self, index: u32) -> Option<u64> {
+        match self {
+            Self::Held(held) => held.msrs.get(&index).copied(),
+            Self::Processor(vcpu) => {
+                let mut msr = [Msr::read(index)];
+                vcpu.msrs(&mut msr).ok()?;
+                Some(msr[0].value)
+            }
+        }
+    }
+
+    /// False for an MSR that there is not, or a value that it cannot have.
+    pub(super) fn set_msr(&mut self, index: u32, value: u64) -> bool {
+        match self {
+            Self::Held(held) => {
+                let msr = held.msrs.get_mut(&index);
+                msr.map(|msr| *msr = value).is_some()
+            }
+            Self::Processor(vcpu) => vcpu.set_msrs(&[Msr::write(index, value)]).is_ok(),
+        }
+    }
+
+    /// An MSR of a TD's vCPU that KVM keeps.
+    pub(super) fn td_msr(&self, index: u32) -> Option<u64> {
+        let value = self.msr(index).unwrap_or(0);
+        tdx::has_emulated_msr(index, false).then_some(value)
+    }
+
+    /// False for an MSR that user space cannot write.
+    pub(super) fn set_td_msr(&mut self, index: u32, value: u64) -> bool {
+        match self {
+            Self::Held(held) if tdx::has_emulated_msr(index, true) => {
+                held.msrs.insert(index, value);
+                true
+            }
+            _ => false,
+        }
+    }
+}

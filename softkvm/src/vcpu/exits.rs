@@ -1,0 +1,183 @@
+//! Exits, as the run page tells them.
+
+use kvm_ops::{Answer, Exit, Privacy, VcpuOps};
+use kvm_ops_uapi::run::{
+    FailEntry, HYPERCALL_LONG_MODE, Hypercall, InternalError, Io, MEMORY_FAULT_PRIVATE,
+    MemoryFault, Mmio, exit_reason,
+};
+use kvm_ops_uapi::vm::HC_MAP_GPA_RANGE;
+use kvm_ops_uapi::{Errno, U16, U32, U64};
+
+use super::answer::Waits;
+use super::page::{PORT_DATA, Page};
+use crate::file::VcpuFile;
+use crate::machine::Processor;
+use crate::refusal::Result;
+
+/// `KVM_EXIT_IO_IN` and `KVM_EXIT_IO_OUT`.
+const IN: u8 = 0;
+const OUT: u8 = 1;
+/// Results of hypercalls (`uapi/linux/kvm_para.h`), which are negative.
+const KVM_ENOSYS: i64 = 1000;
+const KVM_EINVAL: i64 = 22;
+const PAGE: u64 = 4096;
+const EFER_LMA: u64 = 1 << 10;
+
+/// What comes after an exit.
+pub(super) enum Next {
+    /// The guest goes on.
+    Again,
+    /// `KVM_RUN` ends with an exit, whose answer is waited for.
+    Return(Waits),
+    /// `KVM_RUN` fails, and the run page says why.
+    Fail(Errno),
+}
+
+/// Tells an exit, or does what the kernel does without user space.
+pub(super) fn tell(
+    exit: Exit,
+    file: &VcpuFile,
+    page: Page<'_>,
+    vcpu: &mut Processor,
+) -> Result<Next> {
+    let done = |reason| {
+        page.set_reason(reason);
+        Ok(Next::Return(Waits::Nothing))
+    };
+    match exit {
+        Exit::IoIn { port, size, count } => {
+            port_access(page, (IN, port, size, count));
+            Ok(Next::Return(Waits::Port))
+        }
+        Exit::IoOut { port, size, count } => {
+            page.0.write(PORT_DATA, vcpu.exit_data());
+            port_access(page, (OUT, port, size, count));
+            Ok(Next::Return(Waits::Nothing))
+        }
+        Exit::MmioRead { gpa, len } => {
+            device_access(page, gpa.get(), len, None);
+            Ok(Next::Return(Waits::Device))
+        }
+        Exit::MmioWrite { gpa, len } => {
+            device_access(page, gpa.get(), len, Some(vcpu.exit_data()));
+            Ok(Next::Return(Waits::Nothing))
+        }
+        Exit::Hlt => done(exit_reason::HLT),
+        Exit::IrqWindow => done(exit_reason::IRQ_WINDOW_OPEN),
+        Exit::Shutdown => {
+            if file.vm.kernel().is_amd() {
+                // As SVM, which has no state any more to go on with.
+                let mp_state = vcpu.mp_state()?;
+                vcpu.vcpu_reset(true)?;
+                let _ = vcpu.set_mp_state(mp_state);
+            }
+            done(exit_reason::SHUTDOWN)
+        }
+        Exit::Hypercall { nr, args } => hypercall(file, page, vcpu, nr, args),
+        Exit::MemoryFault { gpa, bytes, access } => {
+            let flags = match access {
+                Privacy::Private => MEMORY_FAULT_PRIVATE,
+                Privacy::Shared => 0,
+            };
+            let fault = MemoryFault {
+                flags: U64::new(flags),
+                gpa: U64::new(gpa.get()),
+                size: U64::new(bytes),
+            };
+            page.set_exit(exit_reason::MEMORY_FAULT, &fault);
+            Ok(Next::Fail(Errno::EFAULT))
+        }
+        Exit::FailEntry { reason, cpu } => {
+            let fail = FailEntry {
+                reason: U64::new(reason),
+                cpu: U32::new(cpu),
+                ..FailEntry::default()
+            };
+            page.set_exit(exit_reason::FAIL_ENTRY, &fail);
+            Ok(Next::Return(Waits::Nothing))
+        }
+        Exit::InternalError { suberror } => {
+            internal_error(page, suberror, vcpu.exit_data());
+            Ok(Next::Return(Waits::Nothing))
+        }
+        // A normal VM of the software machine has no other exits.
+        _ => done(exit_reason::UNKNOWN),
+    }
+}
+
+fn port_access(page: Page<'_>, (direction, port, size, count): (u8, u16, u8, u32)) {
+    let io = Io {
+        direction,
+        size,
+        port: U16::new(port),
+        count: U32::new(count),
+        data_offset: U64::new(PORT_DATA),
+    };
+    page.set_exit(exit_reason::IO, &io);
+}
+
+fn device_access(page: Page<'_>, gpa: u64, len: u8, written: Option<&mut [u8]>) {
+    let mut mmio = Mmio {
+        phys_addr: U64::new(gpa),
+        len: U32::new(len.into()),
+        is_write: written.is_some().into(),
+        ..Mmio::default()
+    };
+    if let Some(written) = written {
+        for (to, from) in mmio.data.iter_mut().zip(written) {
+            *to = *from;
+        }
+    }
+    page.set_exit(exit_reason::MMIO, &mmio);
+}
+
+fn internal_error(page: Page<'_>, suberror: u32, data: &[u8]) {
+    let mut error = InternalError {
+        suberror: U32::new(suberror),
+        ..InternalError::default()
+    };
+    let words = data.chunks_exact(8);
+    error.ndata = U32::new(words.len().min(error.data.len()) as u32);
+    for (to, word) in error.data.iter_mut().zip(words) {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(word);
+        *to = U64::new(u64::from_le_bytes(bytes));
+    }
+    page.set_exit(exit_reason::INTERNAL_ERROR, &error);
+}
+
+/// A hypercall: one leaves to user space where that was asked for, and the others are refused.
+fn hypercall(
+    file: &VcpuFile,
+    page: Page<'_>,
+    vcpu: &mut Processor,
+    nr: u64,
+    args: [u64; 6],
+) -> Result<Next> {
+    let sregs = vcpu.sregs()?;
+    let long = sregs.cs.l && sregs.efer & EFER_LMA != 0;
+    let width = if long { u64::MAX } else { u64::from(u32::MAX) };
+    let (nr, args) = (nr & width, args.map(|arg| arg & width));
+    let [gpa, pages, ..] = args;
+    let result = match nr {
+        HC_MAP_GPA_RANGE if file.vm.lock().leaves(nr) => {
+            let frame = gpa / PAGE;
+            let fits = frame.checked_add(pages).is_some_and(|end| end > frame);
+            if gpa.is_multiple_of(PAGE) && fits {
+                let flags = if long { HYPERCALL_LONG_MODE } else { 0 };
+                let call = Hypercall {
+                    nr: U64::new(nr),
+                    args: [args[0], args[1], args[2], 0, 0, 0].map(U64::new),
+                    flags: U64::new(flags),
+                    ..Hypercall::default()
+                };
+                page.set_exit(exit_reason::HYPERCALL, &call);
+                return Ok(Next::Return(Waits::Hypercall));
+            }
+            -KVM_EINVAL
+        }
+        _ => -KVM_ENOSYS,
+    };
+    vcpu.answer(Answer::Value(result as u64 & width))?;
+    Ok(Next::Again)
+}
