@@ -3,9 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kvm_ops::{
-    Error, Field, Gfn, Gpa, Level, MemSlot, OpName, PAGE_SIZE, Privacy, Result, SlotId,
-};
+use kvm_ops::{Error, Field, Gfn, Gpa, Level, MemSlot, OpName, PAGE_SIZE, Privacy, Result, SlotId};
 
 use crate::TableStats;
 use crate::frame_set::FrameSet;

@@ -79,7 +79,9 @@ impl VcpuOps for SimVcpu {
     /// program has no way to start over, so it is gone: load it again.
     fn vcpu_reset(&mut self, init_event: bool) -> Result<()> {
         self.vm.require_open()?;
-        let processor = self.processor_mut().map(|processor| processor.reset(init_event));
+        let processor = self
+            .processor_mut()
+            .map(|processor| processor.reset(init_event));
         let mut core = lock(&self.core);
         match processor {
             Some(()) => {}

@@ -17,7 +17,7 @@ use crate::{AddressSpace, Descriptor, Fault, File, Process, Refusal, RunArea};
 pub struct Task {
     id: AddressSpace,
     state: Mutex<State>,
-    signal: AtomicBool,
+    signal: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Task {
                 limit: 1024,
                 next: FIRST,
             }),
-            signal: AtomicBool::new(false),
+            signal: Arc::default(),
         }
     }
 
@@ -234,7 +234,10 @@ impl Process for Task {
     }
 
     fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
-        Ok(Arc::new(Area(Mutex::new(vec![0; MMAP_SIZE as usize]))))
+        Ok(Arc::new(Area {
+            bytes: Mutex::new(vec![0; MMAP_SIZE as usize]),
+            signal: Arc::clone(&self.signal),
+        }))
     }
 
     fn signal_pending(&self) -> bool {
@@ -242,12 +245,15 @@ impl Process for Task {
     }
 }
 
-/// A run area on the heap.
-struct Area(Mutex<Vec<u8>>);
+/// A run area on the heap, and the process' signal.
+struct Area {
+    bytes: Mutex<Vec<u8>>,
+    signal: Arc<AtomicBool>,
+}
 
 impl RunArea for Area {
     fn read(&self, offset: u64, into: &mut [u8]) {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         into.fill(0);
         let from = usize::try_from(offset).map_or(bytes.len(), |from| from.min(bytes.len()));
         for (to, byte) in into.iter_mut().zip(&bytes[from..]) {
@@ -256,10 +262,13 @@ impl RunArea for Area {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         let from = usize::try_from(offset).map_or(bytes.len(), |from| from.min(bytes.len()));
         for (byte, from) in bytes[from..].iter_mut().zip(data) {
             *byte = *from;
         }
+    }
+    fn signal_pending(&self) -> bool {
+        self.signal.load(Ordering::Acquire)
     }
 }

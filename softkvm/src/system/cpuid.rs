@@ -38,7 +38,10 @@ fn entry(from: &CpuidEntry) -> CpuidEntry2 {
 pub(crate) fn supported(host: &SimHost, vm_types: u32) -> Vec<CpuidEntry2> {
     let mut list: Vec<CpuidEntry2> = host.cpuid().iter().map(entry).collect();
     if host.vendor() == Vendor::Amd {
-        for leaf in list.iter_mut().filter(|leaf| leaf.function == LAST_EXTENDED) {
+        for leaf in list
+            .iter_mut()
+            .filter(|leaf| leaf.function == LAST_EXTENDED)
+        {
             leaf.eax = U32::new(ENCRYPTION);
         }
         let bit = |number: u64, bit: u32| (vm_types >> number & 1) << bit;

@@ -40,7 +40,11 @@ fn harvest(state: &mut State, number: u32) -> Result<()> {
         dirty,
         ..
     } = state;
-    let parts = (machine.as_ref(), slots.get(number), dirty.0.get_mut(&number));
+    let parts = (
+        machine.as_ref(),
+        slots.get(number),
+        dirty.0.get_mut(&number),
+    );
     if let (Some(machine), Some(slot), Some(log)) = parts {
         machine.harvest(slot, log)?;
     }

@@ -198,7 +198,9 @@ impl State {
             machine.convert((0, pages), &self.slots, &self.attributes)?;
             self.machine = Some(machine);
         }
-        self.machine.as_mut().ok_or(kvm_ops_uapi::Errno::ENOMEM.into())
+        self.machine
+            .as_mut()
+            .ok_or(kvm_ops_uapi::Errno::ENOMEM.into())
     }
 
     /// The back end's part of a slot that is new, moved or changed. Slots for SMM are not lent.

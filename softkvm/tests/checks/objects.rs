@@ -149,7 +149,7 @@ pub(crate) const CASES: &[Case] = &[
         w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_RUN, 1)
     }),
     (run::UNINITIALIZED_EXIT, |w| run_with(w, 1, 1)),
-    (run::SYNC_REGS, |w| run_with(w, 0, 288)),
+    (run::SYNC_REGS, |w| run_with(w, 0, 289)),
     (run::IMMEDIATE_EXIT, |w| run_with(w, 0, 1)),
     (run::INITIALIZED, |w| {
         w.ioctl(w.vcpu(w.vm(2), 0), ioctl::KVM_RUN, 0)

@@ -188,7 +188,9 @@ pub(crate) fn full(w: &World, call: impl FnOnce() -> Answer) -> Answer {
 
 /// A vCPU whose run page has a byte set.
 pub(crate) fn run_with(w: &World, mp_state: u32, at: u64) -> Answer {
-    let vcpu = w.vcpu(w.vm(0), 0);
+    let vm = w.vm(0);
+    w.ioctl(vm, ioctl::KVM_CREATE_IRQCHIP, 0)?;
+    let vcpu = w.vcpu(vm, 0);
     w.call(vcpu, ioctl::KVM_SET_MP_STATE, &mp_state)?;
     let file = w.task.file(vcpu)?;
     file.run_area().unwrap().write(at, &[1]);

@@ -1,0 +1,10 @@
+//! `KVM_RUN` of guest code. Where a test re-tells a case of the kernel's self-tests, it names it.
+
+mod exits;
+mod guest;
+#[path = "../common/host.rs"]
+mod host;
+mod memory;
+mod private;
+mod state;
+mod threads;
