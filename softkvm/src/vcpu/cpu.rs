@@ -1,6 +1,6 @@
 //! What holds a vCPU's registers.
 
-use kvm_ops::{MpState, Msr, VcpuOps};
+use kvm_ops::{MpState, Msr, VcpuOps, Xcrs};
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::state::{Regs, Sregs, mp_state};
 
@@ -12,6 +12,9 @@ use crate::tdx;
 
 /// IA32_APIC_BASE: the processor boots.
 const BSP: u64 = 1 << 8;
+/// XCR0: x87, which is always on, and SSE.
+const X87: u64 = 1;
+const SSE: u64 = 2;
 
 pub(crate) enum Cpu {
     /// Nothing executes its code.
@@ -90,6 +93,22 @@ impl Cpu {
             Self::Processor(vcpu) => vcpu
                 .set_sregs(&convert::from_sregs(&sregs))
                 .map_err(|_| Errno::EINVAL)?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn xcrs(&self) -> Result<Xcrs> {
+        match self {
+            Self::Held(held) => Ok(Xcrs { xcr0: held.xcr0 }),
+            Self::Processor(vcpu) => Ok(vcpu.xcrs()?),
+        }
+    }
+
+    pub(super) fn set_xcrs(&mut self, xcrs: &Xcrs) -> Result<()> {
+        match self {
+            Self::Held(held) if xcrs.xcr0 & !SSE == X87 => held.xcr0 = xcrs.xcr0,
+            Self::Held(_) => return Err(Errno::EINVAL.into()),
+            Self::Processor(vcpu) => vcpu.set_xcrs(xcrs).map_err(|_| Errno::EINVAL)?,
         }
         Ok(())
     }

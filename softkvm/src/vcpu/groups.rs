@@ -1,5 +1,5 @@
-//! Groups of registers that only a vCPU has whose code is executed: FPU, XSAVE, XCR0, debug registers,
-//! events.
+//! Groups of registers that only a vCPU has whose code is executed: FPU, XSAVE, debug registers,
+//! events; and XCR0.
 
 use kvm_ops::{VcpuOps, Xcrs as OwnXcrs, Xsave};
 use kvm_ops_uapi::Errno;
@@ -75,7 +75,7 @@ pub(super) fn set_xsave(file: &VcpuFile, process: &dyn Process, argument: u64) -
 }
 
 pub(super) fn get_xcrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
-    let xcrs = file.state().cpu.require_processor()?.xcrs()?;
+    let xcrs = file.state().cpu.xcrs()?;
     write(process, argument, &convert::to_xcrs(&xcrs))
 }
 
@@ -93,9 +93,7 @@ pub(super) fn set_xcrs(file: &VcpuFile, process: &dyn Process, argument: u64) ->
     let xcrs = OwnXcrs {
         xcr0: xcr.value.get(),
     };
-    let mut state = file.state();
-    let set = state.cpu.require_processor()?.set_xcrs(&xcrs);
-    set.map_err(|_| Errno::EINVAL)?;
+    file.state().cpu.set_xcrs(&xcrs)?;
     Ok(0)
 }
 

@@ -13,6 +13,7 @@ pub(crate) struct Held {
     pub(super) regs: Regs,
     pub(super) sregs: Sregs,
     pub(super) msrs: BTreeMap<u32, u64>,
+    pub(super) xcr0: u64,
 }
 
 impl Held {
@@ -57,6 +58,7 @@ impl Held {
                 ..Sregs::default()
             },
             msrs: MSRS.into_iter().collect(),
+            xcr0: 1,
         }
     }
 }
