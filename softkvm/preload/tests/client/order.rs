@@ -78,6 +78,8 @@ fn sev() {
         Tech::Sev,
         &[
             "KVM_CREATE_VM",
+            // Payloads of exceptions, and triple faults as events.
+            "KVM_ENABLE_CAP",
             "KVM_SEV_INIT2",
             "KVM_ENABLE_CAP",
             "KVM_SET_USER_MEMORY_REGION",
@@ -101,6 +103,8 @@ fn sev_es() {
         Tech::SevEs,
         &[
             "KVM_CREATE_VM",
+            // Payloads of exceptions, and triple faults as events.
+            "KVM_ENABLE_CAP",
             "KVM_SEV_INIT2",
             "KVM_ENABLE_CAP",
             "KVM_SET_USER_MEMORY_REGION",
@@ -125,6 +129,8 @@ fn snp() {
         Tech::SevSnp,
         &[
             "KVM_CREATE_VM",
+            // Payloads of exceptions, and triple faults as events.
+            "KVM_ENABLE_CAP",
             "KVM_SEV_INIT2",
             "KVM_ENABLE_CAP",
             "KVM_CREATE_GUEST_MEMFD",
