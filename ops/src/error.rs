@@ -256,10 +256,6 @@ texts! {
         SnpLaunchUpdate => "KVM_SEV_SNP_LAUNCH_UPDATE",
         /// `KVM_SEV_SNP_LAUNCH_FINISH`.
         SnpLaunchFinish => "KVM_SEV_SNP_LAUNCH_FINISH",
-        /// `KVM_ENABLE_CAP` with `KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`.
-        MoveContext => "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM",
-        /// `KVM_ENABLE_CAP` with `KVM_CAP_VM_COPY_ENC_CONTEXT_FROM`.
-        CopyContext => "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM",
         /// `KVM_TDX_CAPABILITIES`.
         TdxCapabilities => "KVM_TDX_CAPABILITIES",
         /// `KVM_TDX_INIT_VM`.
@@ -270,8 +266,6 @@ texts! {
         TdxInitMemRegion => "KVM_TDX_INIT_MEM_REGION",
         /// `KVM_TDX_FINALIZE_VM`.
         TdxFinalizeVm => "KVM_TDX_FINALIZE_VM",
-        /// `KVM_TDX_GET_CPUID`.
-        TdxGetCpuid => "KVM_TDX_GET_CPUID",
         /// `fallocate` with `FALLOC_FL_PUNCH_HOLE`.
         PunchHole => "fallocate(PUNCH_HOLE)",
         /// `mmap`.

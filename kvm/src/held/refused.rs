@@ -95,3 +95,114 @@ fn demand(call: Call, errno: i32) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The calls of a launch, with the tables of their checks.
+    const CALLS: &[(Call, &[&[Check]])] = &[
+        (Call::SevInit2, &[checks::init2::ALL, checks::init_any::ALL]),
+        (Call::SevLaunchStart, &[checks::launch_start::ALL]),
+        (
+            Call::SevLaunchUpdateData,
+            &[checks::launch_update_data::ALL],
+        ),
+        (
+            Call::SevLaunchUpdateVmsa,
+            &[checks::launch_update_vmsa::ALL],
+        ),
+        (Call::SevLaunchSecret, &[checks::launch_secret::ALL]),
+        (Call::SevLaunchMeasure, &[checks::launch_measure::ALL]),
+        (Call::SevLaunchFinish, &[checks::launch_finish::ALL]),
+        (Call::SevGuestStatus, &[checks::guest_status::ALL]),
+        (Call::SnpLaunchStart, &[checks::snp_launch_start::ALL]),
+        (Call::SnpLaunchUpdate, &[checks::snp_launch_update::ALL]),
+        (Call::SnpLaunchFinish, &[checks::snp_launch_finish::ALL]),
+        (Call::RegisterRegion, &[checks::reg_region::ALL]),
+        (Call::UnregisterRegion, &[checks::unreg_region::ALL]),
+        (Call::TdxCapabilities, &[checks::tdx_capabilities::ALL]),
+        (Call::TdxInitVm, &[checks::tdx_init_vm::ALL]),
+        (Call::TdxInitVcpu, &[checks::tdx_init_vcpu::ALL]),
+        (Call::TdxInitMemRegion, &[checks::tdx_init_mem_region::ALL]),
+        (Call::TdxFinalizeVm, &[checks::tdx_finalize_vm::ALL]),
+    ];
+
+    fn is_tdx(call: Call) -> bool {
+        call.to_string().starts_with("KVM_TDX_")
+    }
+
+    fn of(call: Call, errno: i32) -> HeldFailure {
+        match is_tdx(call) {
+            true => by_module(call, errno, 0),
+            false => refused(call, errno, 0),
+        }
+    }
+
+    #[test]
+    fn each_check_of_each_call_becomes_an_error_that_names_the_call_or_the_shortage() {
+        for (call, tables) in CALLS {
+            for check in tables.iter().copied().flatten() {
+                let failure = of(*call, check.errno.0);
+                let named = match failure.error {
+                    Error::Sys(found, errno) => (found, errno) == (*call, check.errno.0),
+                    // An ASID or a KeyID, memory, and the module's own moments.
+                    Error::NoKeyId => {
+                        ["an ASID is free", "a KeyID is free"].contains(&check.condition)
+                    }
+                    Error::NoMemory => check.errno.0 == libc::ENOMEM,
+                    _ => false,
+                };
+                assert!(named, "{check}: {failure:?}");
+                assert_eq!(failure.call, None, "no firmware was asked");
+            }
+        }
+    }
+
+    #[test]
+    fn a_demand_is_told_exactly_if_no_other_check_gives_the_errno() {
+        for (call, tables) in CALLS {
+            let rows = || tables.iter().copied().flatten();
+            for check in rows() {
+                let same = rows().filter(|other| other.errno == check.errno).count();
+                let expected = match same {
+                    1 => check.demand,
+                    _ => "",
+                };
+                assert_eq!(of(*call, check.errno.0).cause, expected, "{check}");
+            }
+        }
+        assert_eq!(of(Call::SevInit2, libc::EPERM).cause, "", "no such check");
+    }
+
+    #[test]
+    fn firmwares_statuses_are_named_and_a_busy_module_is_busy() {
+        let failure = refused(Call::SevLaunchStart, libc::EIO, 7);
+        assert_eq!(failure.error, Error::Firmware(7));
+        assert_eq!(
+            failure.call.unwrap().to_string(),
+            "LAUNCH_START answered POLICY_FAILURE (0x7)"
+        );
+        // Firmware was not asked, or what failed was not firmware.
+        for (errno, status) in [(libc::EIO, 0), (libc::EINVAL, 7)] {
+            let failure = refused(Call::SevLaunchStart, errno, status);
+            assert_eq!(failure.error, Error::Sys(Call::SevLaunchStart, errno));
+        }
+        let word = 0x8000_0200_0000_0092;
+        let failure = by_module(Call::TdxInitVm, libc::EIO, word);
+        assert_eq!(failure.error, Error::Firmware(word));
+        let text = failure.call.unwrap().to_string();
+        assert_eq!(text, "KVM_TDX_INIT_VM answered status 0x8000020000000092");
+        for (call, errno, error) in [
+            (Call::TdxFinalizeVm, libc::EBUSY, Error::Busy),
+            (Call::TdxInitVm, libc::EAGAIN, Error::Again),
+            (
+                Call::TdxInitVm,
+                libc::EBUSY,
+                Error::Sys(Call::TdxInitVm, libc::EBUSY),
+            ),
+        ] {
+            assert_eq!(by_module(call, errno, 0).error, error);
+        }
+    }
+}

@@ -452,14 +452,6 @@ impl<P: VmPort> VmPort for FaultInjector<P> {
         self.port.take_guest(&from.port)
     }
 
-    fn move_context(&self, from: &Self) -> Result<()> {
-        self.port.move_context(&from.port)
-    }
-
-    fn copy_context(&self, owner: &Self) -> Result<()> {
-        self.port.copy_context(&owner.port)
-    }
-
     fn held(&self) -> Option<&dyn HeldPort> {
         self.port.held()
     }

@@ -90,32 +90,6 @@ pub trait VmPort: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Moves the encryption context of `from` to this VM, where the system below holds both
-    /// (`KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`). Afterwards `from` can only be closed.
-    ///
-    /// # Errors
-    /// The answer of the system. Nothing changed.
-    fn move_context(&self, from: &Self) -> Result<()>
-    where
-        Self: Sized,
-    {
-        let _ = from;
-        not_offered!("move_context")
-    }
-
-    /// Lets this VM use the encryption context of `owner`, where the system below holds both
-    /// (`KVM_CAP_VM_COPY_ENC_CONTEXT_FROM`).
-    ///
-    /// # Errors
-    /// The answer of the system. Nothing changed.
-    fn copy_context(&self, owner: &Self) -> Result<()>
-    where
-        Self: Sized,
-    {
-        let _ = owner;
-        not_offered!("copy_context")
-    }
-
     /// The operations for a confidential VM that the system below holds itself, if this is one.
     fn held(&self) -> Option<&dyn HeldPort> {
         None

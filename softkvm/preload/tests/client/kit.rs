@@ -58,7 +58,7 @@ fn check(techs: &[Tech]) {
         for (check, outcome) in report.checks() {
             match outcome {
                 Outcome::Passed => {}
-                // The ioctl is unknown to a server that keeps no extended state yet.
+                // The server has extended state only of vCPUs whose code it executes.
                 Outcome::Failed(why) if why.contains("XSAVE failed with errno 22") => {
                     println!("skipped: {tech}: {check}: {why}");
                 }
