@@ -1,8 +1,10 @@
 //! Tests `kvm-ops migrate` as users call it.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 fn report(args: &[&str]) -> serde_json::Value {
@@ -38,8 +40,8 @@ fn a_move_copies_nothing_and_the_guest_goes_on() {
 
 #[test]
 fn guests_that_only_move_within_a_host_are_told_so() {
-    for (tech, how) in [("sev-snp", "hosts"), ("tdx", "hosts"), ("tdx", "send")] {
-        let mut args = vec!["migrate", how, "--tech", tech];
+    for how in ["hosts", "send"] {
+        let mut args = vec!["migrate", how, "--tech", "sev-snp"];
         args.extend((how == "send").then_some("127.0.0.1:9"));
         let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
             .args(&args)
@@ -53,7 +55,7 @@ fn guests_that_only_move_within_a_host_are_told_so() {
 
 #[test]
 fn a_journey_between_hosts_has_one_owner_at_each_step() {
-    for tech in ["sev", "sev-es"] {
+    for tech in ["sev", "sev-es", "tdx"] {
         let report = report(&["hosts", "--tech", tech, "--rounds", "1"]);
         let steps = report["steps"].as_array().unwrap();
         let owners: Vec<_> = steps
@@ -66,21 +68,69 @@ fn a_journey_between_hosts_has_one_owner_at_each_step() {
             "{owners:?}"
         );
         assert!(report["pages"].as_u64().unwrap() >= 64);
+        assert_eq!(report["pages_as_written"], 63, "{report}");
+        assert_eq!(report["pages_otherwise"], 0);
         went_on(&report);
+    }
+}
+
+/// The parts of a TD's identity.
+const IDENTITY: [&str; 4] = ["mrtd", "rtmrs", "attributes", "xfam"];
+
+fn is_the_same(report: &serde_json::Value) {
+    for part in IDENTITY {
+        assert_eq!(report["equal"][part], true, "{part}: {report}");
+    }
+}
+
+#[test]
+fn a_td_that_writes_all_the_time_goes_to_another_host_as_it_was() {
+    for streams in ["1", "3"] {
+        let report = report(&["hosts", "--tech", "tdx", "--streams", streams]);
+        assert_eq!(report["streams"].to_string(), streams);
+        assert!(report["rounds"].as_u64().unwrap() > 1, "{report}");
+        is_the_same(&report);
+        went_on(&report);
+    }
+}
+
+#[test]
+fn a_td_that_writes_few_pages_is_stopped_for_few() {
+    let set = ["--working-set", "16K", "--rounds", "8"];
+    let report = report(&[&["hosts", "--tech", "tdx"], &set[..]].concat());
+    let stopped = report["pages_stopped"].as_u64().unwrap();
+    // Four pages, and the one with the count.
+    assert!(stopped <= 5, "{report}");
+    assert_eq!(report["pages_as_written"], 63);
+    went_on(&report);
+}
+
+#[test]
+fn streams_are_for_tds_between_hosts() {
+    for args in [
+        &["hosts", "--streams", "2"][..],
+        &["move", "--tech", "tdx", "--streams", "2"],
+        &["hosts", "--tech", "tdx", "--streams", "0"],
+        &["hosts", "--tech", "tdx", "--streams", "17"],
+    ] {
+        let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
+            .arg("migrate")
+            .args(args)
+            .output()
+            .unwrap();
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
     }
 }
 
 /// A `receive` that waits, and its address.
 fn receiver(args: &[&str]) -> (Child, String) {
+    receiver_at("127.0.0.1:0", args)
+}
+
+fn receiver_at(address: &str, args: &[&str]) -> (Child, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
-        .args([
-            "migrate",
-            "receive",
-            "127.0.0.1:0",
-            "--memory",
-            "256K",
-            "--json",
-        ])
+        .args(["migrate", "receive", address])
+        .args(["--memory", "256K", "--json"])
         .args(args)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -91,6 +141,122 @@ fn receiver(args: &[&str]) -> (Child, String) {
     BufReader::new(stderr).read_line(&mut line).unwrap();
     let address = line.trim().strip_prefix("waiting at ").expect("an address");
     (child, address.to_owned())
+}
+
+/// The reports of both ends of a TD's journey from one process to another.
+fn td_between_processes(
+    receiver: (Child, String),
+    address: &str,
+    args: &[&str],
+) -> [serde_json::Value; 2] {
+    let (mut child, _) = receiver;
+    let send = ["send", address, "--tech", "tdx", "--timeout", "2m"];
+    let sent = report(&[&send[..], args].concat());
+    let out = child.wait_with_output_of_stdout();
+    [sent, serde_json::from_slice(&out).unwrap()]
+}
+
+fn arrived([sent, received]: &[serde_json::Value; 2]) {
+    let count = |report: &serde_json::Value, name: &str| report[name].as_u64().unwrap();
+    let first = count(received, "count_first_at_target");
+    assert!(first > count(sent, "count_at_source"), "{sent} {received}");
+    assert_eq!(received["pages_as_written"], 63);
+    for report in [sent, received] {
+        is_the_same(report);
+        assert_eq!(count(report, "leaks"), 0);
+    }
+}
+
+#[test]
+fn a_td_goes_from_process_to_process_over_tcp() {
+    let args = ["--tech", "tdx", "--streams", "2"];
+    let receiver = receiver(&[&args[..], &["--timeout", "2m"]].concat());
+    let address = receiver.1.clone();
+    arrived(&td_between_processes(
+        receiver,
+        &address,
+        &["--streams", "2"],
+    ));
+}
+
+#[test]
+fn a_td_goes_from_process_to_process_over_a_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = format!("unix:{}", directory.path().join("socket").display());
+    let receiver = receiver_at(&path, &["--tech", "tdx", "--timeout", "2m"]);
+    assert_eq!(receiver.1, path);
+    arrived(&td_between_processes(receiver, &path, &[]));
+}
+
+/// The kind of a frame with which a source gives its TD up, in the protocol of TDs.
+const START: u8 = 10;
+
+/// Carries connections to `to`, and counts them. The first one ends behind the source's start token, so that the
+/// source does not hear what became of it.
+fn cutting_proxy(to: String) -> (String, Arc<AtomicUsize>) {
+    let waiting = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = waiting.local_addr().unwrap().to_string();
+    let links = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&links);
+    std::thread::spawn(move || {
+        for (nth, near) in waiting.incoming().enumerate() {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let (near, far) = (near.unwrap(), TcpStream::connect(&to).unwrap());
+            let (mut back_from, mut back_to) =
+                (far.try_clone().unwrap(), near.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut back_from, &mut back_to);
+                let _ = back_to.shutdown(std::net::Shutdown::Both);
+            });
+            let (mut near, mut far) = (near, far);
+            match nth {
+                0 => until_start(&mut near, &mut far),
+                _ => drop(std::io::copy(&mut near, &mut far)),
+            }
+            let _ = near.shutdown(std::net::Shutdown::Both);
+            let _ = far.shutdown(std::net::Shutdown::Write);
+        }
+    });
+    (address, links)
+}
+
+/// Carries frames up to the start token, and drops what is said after it.
+fn until_start(near: &mut TcpStream, far: &mut TcpStream) {
+    loop {
+        let mut header = [0; 36];
+        near.read_exact(&mut header).unwrap();
+        let length = u32::from_le_bytes(header[16..20].try_into().unwrap());
+        let mut payload = vec![0; length as usize];
+        near.read_exact(&mut payload).unwrap();
+        if header.starts_with(b"KOMT") && header[5] == START {
+            near.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        far.write_all(&header).unwrap();
+        far.write_all(&payload).unwrap();
+        if header.starts_with(b"KOMT") && header[5] == START {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_source_that_did_not_hear_who_has_the_td_asks_again() {
+    let receiver = receiver(&["--tech", "tdx", "--timeout", "2m"]);
+    let (proxy, links) = cutting_proxy(receiver.1.clone());
+    arrived(&td_between_processes(receiver, &proxy, &[]));
+    assert_eq!(links.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn garbage_does_not_keep_a_td_from_arriving() {
+    let receiver = receiver(&["--tech", "tdx", "--timeout", "2m"]);
+    let address = receiver.1.clone();
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4096], b""] {
+        let mut link = TcpStream::connect(&address).unwrap();
+        // The receiver may hang up in the middle.
+        let _ = link.write_all(garbage);
+    }
+    arrived(&td_between_processes(receiver, &address, &[]));
 }
 
 #[test]

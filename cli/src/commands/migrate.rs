@@ -1,27 +1,26 @@
 //! `kvm-ops migrate`: moves running confidential guests to another VM or host.
 
+mod between;
 mod guest;
 mod inside;
 mod link;
+mod meter;
 mod report;
+mod sev;
+mod summary;
+mod td;
 
-use std::io::{self, Read, Write};
-use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Subcommand, ValueEnum};
-use embedded_io_adapters::std::FromStd;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kvm_ops::sev::SevVm;
-use kvm_ops::sev::migrate::{Flow, Phase, Progress, Receiver, SendLimits, Sender, StreamKey};
-use kvm_ops::sim::{SevSetup, SimHost};
-use kvm_ops::{AmdVm, AnyVm, Error, Gpa, Kind, Tech, VcpuId, Vendor, Vm};
-use kvm_ops_machine::{ExitContext, LaunchPage, Machine, MachineConfig, RunLimits};
+use kvm_ops::sev::migrate::StreamKey;
+use kvm_ops::sim::SimHost;
+use kvm_ops::{AnyVm, Error, Kind, Tech, VcpuId, Vm};
+use kvm_ops_machine::{ExitContext, Machine, RunLimits};
 use rand_core::{OsRng, RngCore};
 
 use crate::exit_code::Code;
@@ -30,23 +29,25 @@ use crate::files;
 use crate::interrupt::Interrupt;
 use crate::{memory, term, units};
 
-use guest::Walker;
-use link::{Bound, Link, Socket};
-use report::Report;
+use guest::{Told, Turns, Writer};
+use link::{Address, Bound};
 
-/// Migrates confidential guests between VMs, and SEV guests between hosts while they run
+/// Migrates confidential guests between VMs, and SEV guests and TDs between hosts while they run
 ///
 /// The hosts are software platforms. The guest counts in its private memory and writes its pages in
-/// turn. Within a host a guest with encrypted registers goes on where it was; elsewhere the VM that it
-/// comes to goes on from that memory alone.
+/// turn, each full of words that depend on the count. Within a host a guest with encrypted registers goes on
+/// where it was; elsewhere the VM that it comes to goes on from that memory alone, after it has looked whether
+/// every page is as it was written last.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   kvm-ops migrate move                        from VM to VM of one host: no page is copied
   kvm-ops migrate move --tech tdx             a TD: no SEAMCALL is made
   kvm-ops migrate hosts --tech sev-es         between two hosts in this process
+  kvm-ops migrate hosts --tech tdx --streams 4
   kvm-ops migrate receive 127.0.0.1:4444      a host that waits for a guest, and
-  kvm-ops migrate send 127.0.0.1:4444         one that sends it")]
+  kvm-ops migrate send 127.0.0.1:4444         one that sends it
+  kvm-ops migrate receive unix:/run/m.sock --tech tdx")]
 pub(crate) struct Args {
     #[command(subcommand)]
     how: How,
@@ -60,17 +61,17 @@ enum How {
     Hosts(Guest),
     /// Sends a guest to a host that waits at ADDRESS
     Send {
-        /// Where the host waits, as HOST:PORT
+        /// Where the host waits, as HOST:PORT or unix:PATH
         #[arg(value_parser = link::parse_address)]
-        address: String,
+        address: Address,
         #[command(flatten)]
         guest: Guest,
     },
     /// Waits at ADDRESS for a guest
     Receive {
-        /// Where to wait, as HOST:PORT
+        /// Where to wait, as HOST:PORT or unix:PATH
         #[arg(value_parser = link::parse_address)]
-        address: String,
+        address: Address,
         #[command(flatten)]
         guest: Guest,
     },
@@ -99,6 +100,15 @@ struct Guest {
     #[arg(long, default_value_t = 4)]
     rounds: u32,
 
+    /// Streams over which a TD's pages travel, 1 to 16; both hosts have as many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    streams: Option<u16>,
+
+    /// The memory that the guest writes again and again once it has written all of it; all by default.
+    /// Both hosts state the same
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    working_set: Option<u64>,
+
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -122,19 +132,23 @@ enum Kinds {
     SevEs,
     /// Memory and registers are encrypted and protected by the RMP; moves within a host only
     SevSnp,
-    /// A trust domain; moves within a host only
+    /// A trust domain. A migration TD on each host judges the other's quote before keys are exchanged
     Tdx,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let guest = args.how.guest();
     let within = matches!(args.how, How::Move(_));
-    if matches!(guest.tech, Kinds::SevSnp | Kinds::Tdx) && !within {
+    if matches!(guest.tech, Kinds::SevSnp) && !within {
         return Err(
             Failure::new("such a guest does not migrate between hosts here")
                 .hint("move it within a host: kvm-ops migrate move")
                 .code(Code::Usage),
         );
+    }
+    if guest.streams.is_some() && (within || !matches!(guest.tech, Kinds::Tdx)) {
+        let what = "only a TD that goes to another host has streams";
+        return Err(Failure::new(what).code(Code::Usage));
     }
     let interrupt = Interrupt::install()?;
     memory::Limits::of_system()
@@ -175,6 +189,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
 /// The number of counts that a guest makes before and after its migration.
 const WARM_UP: u64 = 200;
 
+/// The longest time that a guest takes for its first look at its memory, or for a migration's warm-up.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 impl How {
     /// The memory that is in use at once: a guest here touches all of its own.
     fn memory(&self) -> u64 {
@@ -209,40 +226,6 @@ impl Guest {
         })
     }
 
-    fn host(&self) -> Outcome<SimHost> {
-        let memory = (2 * self.memory).next_multiple_of(2 << 20) + (64 << 20);
-        let platform = soft_amd_sp::Platform::builder().memory(memory);
-        SimHost::builder(Vendor::Amd)
-            .sev(SevSetup::new(platform))
-            .build()
-            .map_err(|error| Failure::because("cannot build a software host", error))
-    }
-
-    /// Builds a VM with a launched guest, and pre-faults the rest of its memory.
-    fn source(&self, host: &SimHost) -> Outcome<Machine<SimHost>> {
-        let first = LaunchPage::measured(Gpa::new(0), Box::new([0; 4096]));
-        let config = MachineConfig::new()
-            .kind(self.kind())
-            .memory(self.memory)
-            .launch(vec![first]);
-        let machine = Machine::build(host, config)
-            .map_err(|error| Failure::because("cannot build the source", error))?;
-        machine
-            .vm()
-            .pre_fault_memory(kvm_ops::Gfn::new(1), self.memory / 4096 - 1)
-            .map_err(|error| Failure::because("cannot give the guest its memory", error))?;
-        Ok(machine)
-    }
-
-    fn target(&self, host: &SimHost) -> Outcome<Machine<SimHost>> {
-        let config = MachineConfig::new()
-            .kind(self.kind())
-            .memory(self.memory)
-            .awaits_guest(true);
-        Machine::build(host, config)
-            .map_err(|error| Failure::because("cannot build the target", error))
-    }
-
     /// The key of the stream, from its file.
     fn key(&self) -> Outcome<Option<StreamKey>> {
         let Some(path) = &self.key else {
@@ -257,18 +240,13 @@ impl Guest {
         Ok(Some(StreamKey::new(key)))
     }
 
-    fn limits(&self) -> SendLimits {
-        SendLimits {
-            rounds: self.rounds,
-            ..SendLimits::default()
-        }
+    /// The order in which the guest writes its pages.
+    fn turns(&self) -> Turns {
+        Turns::new(self.pages(), self.working_set.map(|bytes| bytes / 4096))
     }
-}
 
-fn sev(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&SevVm<SimHost>> {
-    match vm.back_end() {
-        AnyVm::Amd(AmdVm::Sev(vm)) => Ok(vm),
-        _ => Err(Failure::new("the VM is no SEV guest")),
+    fn streams(&self) -> u16 {
+        self.streams.unwrap_or(1)
     }
 }
 
@@ -301,192 +279,46 @@ impl Session<'_> {
             .map_err(|error| Failure::because("the guest does not run", error))
     }
 
-    /// Waits until the guest has counted so far, for 20 s at most.
-    fn wait_for(&self, counted: &AtomicU64, at_least: u64) {
+    /// Waits until the guest has counted so far, or found its memory changed.
+    fn wait_for(&self, told: &Told, at_least: u64) {
         let start = Instant::now();
-        while counted.load(Ordering::Acquire) < at_least
-            && start.elapsed() < Duration::from_secs(20)
+        while told.count.load(Ordering::Acquire) < at_least
+            && told.wrong.load(Ordering::Relaxed) == 0
+            && start.elapsed() < PATIENCE
             && self.bound.check().is_ok()
         {
             thread::sleep(Duration::from_micros(50));
         }
     }
 
-    /// Runs the guest on at its destination, and returns its first and last count there.
-    fn run_on(&self, machine: &mut Machine<SimHost>) -> Outcome<(u64, u64)> {
-        let counted = self.load_walker(machine)?;
+    /// Runs a guest on that came with its memory alone, and returns its first and last count there, and what
+    /// it tells of its pages.
+    fn run_on(&self, machine: &mut Machine<SimHost>) -> Outcome<(u64, u64, Arc<Told>)> {
+        let told = Arc::<Told>::default();
+        let writer = Writer::arrived(self.guest.turns(), Arc::clone(&told));
+        self.load(machine, writer)?;
         let first = self.run_during(machine, |_| {
-            self.wait_for(&counted, 1);
-            let first = counted.load(Ordering::Acquire);
-            self.wait_for(&counted, first + WARM_UP);
+            self.wait_for(&told, 1);
+            let first = told.count.load(Ordering::Acquire);
+            self.wait_for(&told, first + WARM_UP);
             first
         })?;
-        Ok((first, counted.load(Ordering::Acquire)))
+        Ok((first, told.count.load(Ordering::Acquire), told))
     }
 
-    /// Loads the guest's program, and returns its counter.
-    fn load_walker(&self, machine: &mut Machine<SimHost>) -> Outcome<Arc<AtomicU64>> {
-        let counted = Arc::new(AtomicU64::new(0));
+    /// Loads the guest's program at its start, and returns what it tells.
+    fn load_writer(&self, machine: &mut Machine<SimHost>) -> Outcome<Arc<Told>> {
+        let told = Arc::<Told>::default();
         let accepts = matches!(self.guest.tech, Kinds::SevSnp | Kinds::Tdx);
-        let walker = Walker::new(self.guest.pages(), accepts, Arc::clone(&counted));
+        let writer = Writer::new(self.guest.turns(), accepts, Arc::clone(&told));
+        self.load(machine, writer)?;
+        Ok(told)
+    }
+
+    fn load(&self, machine: &mut Machine<SimHost>, writer: Writer) -> Outcome<()> {
         machine
-            .load_program(VcpuId(0), Box::new(walker))
-            .map_err(|error| Failure::because("cannot load the guest's program", error))?;
-        Ok(counted)
-    }
-
-    fn between(&self) -> Outcome<Report> {
-        let (here, there) = (self.guest.host()?, self.guest.host()?);
-        let (near, far) = UnixStream::pair()?;
-        let (near, far) = (self.link(near)?, self.link(far)?);
-        let (mut from, mut to) = (self.guest.source(&here)?, self.guest.target(&there)?);
-        let (sent, received) = thread::scope(|scope| {
-            let (to, there) = (&mut to, &there);
-            let mut far = Some(far);
-            let receiving = scope.spawn(move || {
-                self.arrive(to, there, || {
-                    let gone = io::Error::from(io::ErrorKind::BrokenPipe);
-                    far.take().ok_or(gone)
-                })
-            });
-            let sent = self.depart("hosts", &mut from, near);
-            (sent, receiving.join())
-        });
-        let mut report = sent?;
-        match received {
-            Ok(received) => received?,
-            Err(_) => return Err(Failure::new("the receiving thread panicked")),
-        };
-        let (first, end) = self.run_on(&mut to)?;
-        report.counts(report.count_at_source, first, end);
-        report.leaks = leaks(from) + leaks(to);
-        Ok(report)
-    }
-
-    fn link<S: Socket>(&self, socket: S) -> Outcome<Link<S>> {
-        Ok(Link::new(socket, self.bound.clone())?)
-    }
-
-    fn send(&self, address: &str) -> Outcome<Report> {
-        let link = link::connect(address, &self.bound)?;
-        let host = self.guest.host()?;
-        let mut from = self.guest.source(&host)?;
-        let mut report = self.depart("send", &mut from, link)?;
-        report.leaks = leaks(from);
-        Ok(report)
-    }
-
-    fn receive(&self, address: &str) -> Outcome<Report> {
-        let waiting = TcpListener::bind(address)
-            .map_err(|error| Failure::because(format!("cannot wait at {address}"), error))?;
-        term::complain(format!("waiting at {}", waiting.local_addr()?));
-        let host = self.guest.host()?;
-        let mut to = self.guest.target(&host)?;
-        let start = Instant::now();
-        let arrived = self.arrive(&mut to, &host, || link::accept(&waiting, &self.bound))?;
-        let took = start.elapsed();
-        let (first, end) = self.run_on(&mut to)?;
-        let mut report = Report::new("receive", self.guest.memory, self.guest.kind());
-        report.step(Phase::Done);
-        report.finish(
-            took,
-            Duration::ZERO,
-            arrived.pages,
-            arrived.bytes,
-            arrived.round.saturating_sub(1),
-        );
-        report.count_first_at_target = Some(first);
-        report.count_last_at_target = Some(end);
-        report.leaks = leaks(to);
-        Ok(report)
-    }
-
-    /// Takes a guest from the first connection that brings one. A connection that brings garbage, or
-    /// breaks, ends alone: the session goes on with the next.
-    fn arrive<S: Read + Write>(
-        &self,
-        to: &mut Machine<SimHost>,
-        host: &SimHost,
-        mut next: impl FnMut() -> io::Result<S>,
-    ) -> Outcome<Progress> {
-        let vendor = match host.sev_platform() {
-            Some(platform) => platform.vendor_certs(),
-            None => return Err(Failure::new("the host has no AMD SP")),
-        };
-        let incoming = sev(to.vm())?
-            .incoming(vendor, Box::new(|_, _| Ok(())))
-            .map_err(|error| Failure::because("the target cannot take a guest", error))?;
-        let mut receiver = Receiver::new(incoming);
-        if let Some(key) = &self.key {
-            let mut nonce = [0; 16];
-            random(&mut nonce)
-                .map_err(|error| Failure::because("the host has no random numbers", error))?;
-            receiver = receiver.with_key(key.clone(), nonce);
-        }
-        loop {
-            let link = next().map_err(|error| Failure::because("no guest arrived", error))?;
-            match receiver.run(&mut FromStd::new(link), &mut |_| Flow::GoOn) {
-                Ok(progress) => return Ok(progress),
-                Err(error) => {
-                    self.bound
-                        .check()
-                        .map_err(|error| Failure::because("no guest arrived", error))?;
-                    term::complain(format!("a connection ended without a guest: {error}"));
-                }
-            }
-        }
-    }
-
-    /// Sends the guest of a machine to another host while it runs.
-    fn depart<S: Read + Write>(
-        &self,
-        mode: &'static str,
-        from: &mut Machine<SimHost>,
-        link: S,
-    ) -> Outcome<Report> {
-        let counted = self.load_walker(from)?;
-        let mut report = Report::new(mode, self.guest.memory, self.guest.kind());
-        let bar = bar(self.guest.pages(), self.guest.json);
-        let sent = self.run_during(from, |vm| {
-            self.wait_for(&counted, WARM_UP);
-            let start = Instant::now();
-            let sent = self.travel(vm, link, &mut |progress, at| {
-                report.seen(progress, at);
-                show(&bar, progress);
-            });
-            sent.map(|sent| (sent, start.elapsed()))
-        });
-        bar.finish_and_clear();
-        let (sent, took) = sent??;
-        let down = report.downtime;
-        report.finish(took, down, sent.pages, sent.bytes, sent.round);
-        report.count_at_source = counted.load(Ordering::Acquire);
-        Ok(report)
-    }
-
-    fn travel<S: Read + Write>(
-        &self,
-        vm: &Vm<AnyVm<SimHost>>,
-        link: S,
-        seen: &mut dyn FnMut(&Progress, Instant),
-    ) -> Outcome<Progress> {
-        let outgoing = sev(vm)?
-            .outgoing(Box::new(|_| Ok(Vec::new())))
-            .map_err(|error| Failure::because("the guest cannot be sent", error))?;
-        let mut sender = Sender::new(outgoing, self.guest.limits(), &mut random)
-            .map_err(|(error, _)| Failure::because("the guest cannot be sent", error))?;
-        if let Some(key) = &self.key {
-            sender = sender.with_key(key.clone());
-        }
-        sender
-            .run(&mut FromStd::new(link), &mut |progress| {
-                seen(progress, Instant::now());
-                Flow::GoOn
-            })
-            .map_err(|error| {
-                Failure::because("the journey ended early", error)
-                    .hint("the guest runs on at its source")
-            })
+            .load_program(VcpuId(0), Box::new(writer))
+            .map_err(|error| Failure::because("cannot load the guest's program", error))
     }
 }
 
@@ -498,28 +330,4 @@ fn leaks(machine: Machine<SimHost>) -> usize {
 /// The host's random numbers.
 fn random(out: &mut [u8]) -> kvm_ops::Result<()> {
     OsRng.try_fill_bytes(out).map_err(|_| Error::Again)
-}
-
-fn bar(pages: u64, quiet: bool) -> ProgressBar {
-    let target = if term::has_bars() && !quiet {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
-    let bar = ProgressBar::with_draw_target(Some(pages), target);
-    let template = "{bar:30} {pos}/{len} pages  {elapsed}  {msg}";
-    bar.with_style(
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    )
-}
-
-fn show(bar: &ProgressBar, progress: &Progress) {
-    bar.set_length(progress.pages + progress.left);
-    bar.set_position(progress.pages);
-    bar.set_message(format!(
-        "{}, round {}, the guest is the {}'s",
-        progress.phase,
-        progress.round,
-        progress.phase.owner()
-    ));
 }

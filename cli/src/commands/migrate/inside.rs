@@ -1,6 +1,6 @@
 //! Moves between two VMs of one host, for guests of every technology.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use kvm_ops::Vendor;
@@ -9,6 +9,7 @@ use kvm_ops::sim::SimHost;
 use kvm_ops_machine::Machine;
 use soft_tdx_module::{Range, Tdmr};
 
+use super::guest::Told;
 use super::report::Report;
 use super::{Guest, Kinds, Session, WARM_UP, leaks};
 use crate::failure::{Failure, Outcome};
@@ -17,9 +18,9 @@ const GIB: u64 = 1 << 30;
 
 impl Guest {
     /// A host with room for two VMs of the guest.
-    fn home(&self) -> Outcome<SimHost> {
+    pub(super) fn home(&self) -> Outcome<SimHost> {
         let Kinds::Tdx = self.tech else {
-            return self.host();
+            return self.sev_host();
         };
         // The guest's pages, 1 GiB for tables and control pages, and PAMT.
         let tdmr = self.memory.next_multiple_of(GIB) + GIB;
@@ -49,18 +50,22 @@ impl Session<'_> {
     pub(super) fn inside(&self) -> Outcome<Report> {
         let host = self.guest.home()?;
         let (mut from, mut to) = (self.guest.source(&host)?, self.guest.target(&host)?);
-        let counted = self.load_walker(&mut from)?;
-        self.run_during(&mut from, |_| self.wait_for(&counted, WARM_UP))?;
+        let mut told = self.load_writer(&mut from)?;
+        self.run_during(&mut from, |_| self.wait_for(&told, WARM_UP))?;
         let (before, start) = (operations(&host), Instant::now());
         from.move_to(&mut to)
             .map_err(|error| Failure::because("the guest does not move", error))?;
         let took = start.elapsed();
         let calls = operations(&host) - before;
-        let last = counted.load(Ordering::Acquire);
+        let last = told.count.load(Ordering::Acquire);
         let (first, end) = match self.guest.tech {
             // The host sees the registers: the guest begins anew, from its memory.
-            Kinds::Sev => self.run_on(&mut to)?,
-            Kinds::SevEs | Kinds::SevSnp | Kinds::Tdx => self.go_on(&mut to, &counted, last)?,
+            Kinds::Sev => {
+                let (first, end, arrived) = self.run_on(&mut to)?;
+                told = arrived;
+                (first, end)
+            }
+            Kinds::SevEs | Kinds::SevSnp | Kinds::Tdx => self.go_on(&mut to, &told, last)?,
         };
         let mut report = Report::new("move", self.guest.memory, self.guest.kind());
         report.step(Phase::New);
@@ -68,23 +73,19 @@ impl Session<'_> {
         report.finish(took, took, 0, 0, 0);
         report.commands = Some(calls);
         report.counts(last, first, end);
+        report.pages_told(&told);
         report.leaks = leaks(from) + leaks(to);
         Ok(report)
     }
 
     /// Runs a guest whose registers came with it, and returns its first and last count there.
-    fn go_on(
-        &self,
-        machine: &mut Machine<SimHost>,
-        counted: &AtomicU64,
-        last: u64,
-    ) -> Outcome<(u64, u64)> {
+    fn go_on(&self, machine: &mut Machine<SimHost>, told: &Told, last: u64) -> Outcome<(u64, u64)> {
         let first = self.run_during(machine, |_| {
-            self.wait_for(counted, last + 1);
-            let first = counted.load(Ordering::Acquire);
-            self.wait_for(counted, first + WARM_UP);
+            self.wait_for(told, last + 1);
+            let first = told.count.load(Ordering::Acquire);
+            self.wait_for(told, first + WARM_UP);
             first
         })?;
-        Ok((first, counted.load(Ordering::Acquire)))
+        Ok((first, told.count.load(Ordering::Acquire)))
     }
 }

@@ -1,8 +1,10 @@
 //! The connection between two hosts: bounded in time, and ended by a signal.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,39 +50,70 @@ impl Bound {
         Ok(())
     }
 
-    fn left(&self) -> Duration {
+    /// The time that is left.
+    pub(super) fn left(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
 }
 
-/// A socket whose reads and writes return within a turn.
-pub(super) trait Socket: Read + Write {
-    fn set_turn(&self, turn: Duration) -> io::Result<()>;
+/// A socket of either family.
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
 }
 
-impl Socket for TcpStream {
+impl Socket {
+    /// Lets reads and writes return within a turn.
     fn set_turn(&self, turn: Duration) -> io::Result<()> {
-        self.set_nodelay(true)?;
-        self.set_read_timeout(Some(turn))?;
-        self.set_write_timeout(Some(turn))
+        match self {
+            Self::Tcp(socket) => {
+                socket.set_nodelay(true)?;
+                socket.set_read_timeout(Some(turn))?;
+                socket.set_write_timeout(Some(turn))
+            }
+            Self::Unix(socket) => {
+                socket.set_read_timeout(Some(turn))?;
+                socket.set_write_timeout(Some(turn))
+            }
+        }
+    }
+
+    fn set_blocking(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.set_nonblocking(false),
+            Self::Unix(socket) => socket.set_nonblocking(false),
+        }
     }
 }
 
-impl Socket for UnixStream {
-    fn set_turn(&self, turn: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(turn))?;
-        self.set_write_timeout(Some(turn))
+impl From<TcpStream> for Socket {
+    fn from(socket: TcpStream) -> Self {
+        Self::Tcp(socket)
+    }
+}
+
+impl From<UnixStream> for Socket {
+    fn from(socket: UnixStream) -> Self {
+        Self::Unix(socket)
     }
 }
 
 /// A connection that fails when its peer is silent for too long, and at the end of its bound.
-pub(super) struct Link<S> {
-    socket: S,
+pub(super) struct Link {
+    socket: Socket,
     bound: Bound,
 }
 
-impl<S: Socket> Link<S> {
-    pub(super) fn new(socket: S, bound: Bound) -> io::Result<Self> {
+impl Link {
+    /// A link over a connected pair.
+    pub(super) fn of_pair(socket: UnixStream, bound: Bound) -> io::Result<Self> {
+        Self::new(socket, bound)
+    }
+
+    fn new(socket: impl Into<Socket>, bound: Bound) -> io::Result<Self> {
+        let socket = socket.into();
+        socket.set_blocking()?;
         socket.set_turn(TURN)?;
         Ok(Self { socket, bound })
     }
@@ -88,7 +121,7 @@ impl<S: Socket> Link<S> {
     /// Repeats a call until it makes progress.
     fn patiently(
         &mut self,
-        mut call: impl FnMut(&mut S) -> io::Result<usize>,
+        mut call: impl FnMut(&mut Socket) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let start = Instant::now();
         loop {
@@ -114,58 +147,166 @@ fn is_turn(error: &io::Error) -> bool {
     )
 }
 
-impl<S: Socket> Read for Link<S> {
+impl Read for Link {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.patiently(|socket| socket.read(buffer))
+        self.patiently(|socket| match socket {
+            Socket::Tcp(socket) => socket.read(buffer),
+            Socket::Unix(socket) => socket.read(buffer),
+        })
     }
 }
 
-impl<S: Socket> Write for Link<S> {
+impl Write for Link {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.patiently(|socket| socket.write(buffer))
+        self.patiently(|socket| match socket {
+            Socket::Tcp(socket) => socket.write(buffer),
+            Socket::Unix(socket) => socket.write(buffer),
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.socket.flush()
+        match &mut self.socket {
+            Socket::Tcp(socket) => socket.flush(),
+            Socket::Unix(socket) => socket.flush(),
+        }
     }
 }
 
-/// Checks that an address has a host and a port, before anything is built.
-pub(super) fn parse_address(text: &str) -> Result<String, String> {
+/// The place where a host waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Address {
+    /// HOST:PORT.
+    Tcp(String),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => f.write_str(address),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Checks that an address has a host and a port, or a path, before anything is built.
+pub(super) fn parse_address(text: &str) -> Result<Address, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path.is_empty() {
+            false => Ok(Address::Unix(path.into())),
+            true => Err(format!(
+                "`{text}` names no socket, as unix:/run/migrate.sock does"
+            )),
+        };
+    }
     match text.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-            Ok(text.to_owned())
+            Ok(Address::Tcp(text.to_owned()))
         }
-        _ => Err(format!("`{text}` is not HOST:PORT such as 127.0.0.1:4444")),
+        _ => Err(format!(
+            "`{text}` is neither HOST:PORT such as 127.0.0.1:4444 nor unix:PATH"
+        )),
     }
 }
 
 /// Connects to a host that waits.
-pub(super) fn connect(address: &str, bound: &Bound) -> Outcome<Link<TcpStream>> {
-    let failed = |error: io::Error| Failure::because(format!("cannot reach {address}"), error);
+pub(super) fn connect(address: &Address, bound: &Bound) -> Outcome<Link> {
+    reach(address, bound)
+        .map_err(|error| Failure::because(format!("cannot reach {address}"), error))
+}
+
+/// Connects to a host that waits.
+pub(super) fn reach(address: &Address, bound: &Bound) -> io::Result<Link> {
+    let address = match address {
+        Address::Unix(path) => return Link::new(UnixStream::connect(path)?, bound.clone()),
+        Address::Tcp(address) => address,
+    };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in address.to_socket_addrs().map_err(failed)? {
-        bound.check().map_err(failed)?;
+    for address in address.to_socket_addrs()? {
+        bound.check()?;
         match TcpStream::connect_timeout(&address, bound.silence.min(bound.left())) {
-            Ok(socket) => return Link::new(socket, bound.clone()).map_err(failed),
+            Ok(socket) => return Link::new(socket, bound.clone()),
             Err(error) => last = error,
         }
     }
-    Err(failed(last))
+    Err(last)
 }
 
-/// Waits for the next connection.
-pub(super) fn accept(waiting: &TcpListener, bound: &Bound) -> io::Result<Link<TcpStream>> {
-    waiting.set_nonblocking(true)?;
-    loop {
+/// The tries to reach a peer again, and the time between two of them.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Replaces a broken link, with pauses between the tries.
+pub(super) fn again(
+    bound: &Bound,
+    relink: &mut dyn FnMut() -> io::Result<Link>,
+) -> io::Result<Link> {
+    let mut last = relink();
+    for _ in 1..TRIES {
+        if last.is_ok() {
+            return last;
+        }
         bound.check()?;
-        match waiting.accept() {
-            Ok((socket, _)) => {
-                socket.set_nonblocking(false)?;
-                return Link::new(socket, bound.clone());
+        thread::sleep(PAUSE);
+        last = relink();
+    }
+    last
+}
+
+/// A socket on which a host waits.
+pub(super) enum Waiting {
+    Tcp(TcpListener),
+    /// With the path that goes with it.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Waiting {
+    /// Waits at an address.
+    pub(super) fn at(address: &Address) -> io::Result<Self> {
+        let waiting = match address {
+            Address::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
+            Address::Unix(path) => Self::Unix(UnixListener::bind(path)?, path.clone()),
+        };
+        match &waiting {
+            Self::Tcp(socket) => socket.set_nonblocking(true)?,
+            Self::Unix(socket, _) => socket.set_nonblocking(true)?,
+        }
+        Ok(waiting)
+    }
+
+    /// The address, with the port that the system chose.
+    pub(super) fn address(&self) -> io::Result<Address> {
+        Ok(match self {
+            Self::Tcp(socket) => Address::Tcp(socket.local_addr()?.to_string()),
+            Self::Unix(_, path) => Address::Unix(path.clone()),
+        })
+    }
+
+    fn next(&self, bound: &Bound) -> io::Result<Link> {
+        match self {
+            Self::Tcp(socket) => Link::new(socket.accept()?.0, bound.clone()),
+            Self::Unix(socket, _) => Link::new(socket.accept()?.0, bound.clone()),
+        }
+    }
+
+    /// Waits for the next connection.
+    pub(super) fn accept(&self, bound: &Bound) -> io::Result<Link> {
+        loop {
+            bound.check()?;
+            match self.next(bound) {
+                Err(error) if is_turn(&error) => thread::sleep(TURN / 10),
+                accepted => return accepted,
             }
-            Err(error) if is_turn(&error) => thread::sleep(TURN / 10),
-            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            // A path that is gone already is as good.
+            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -213,9 +354,30 @@ mod tests {
     }
 
     #[test]
+    fn a_unix_socket_is_an_address_and_goes_with_its_listener() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let address = parse_address(&format!("unix:{}", path.display())).unwrap();
+        let waiting = Waiting::at(&address).unwrap();
+        assert_eq!(waiting.address().unwrap(), address);
+        let bound = bound(Duration::from_secs(20));
+        let mut near = connect(&address, &bound).unwrap();
+        let mut far = waiting.accept(&bound).unwrap();
+        near.write_all(b"hello").unwrap();
+        let mut got = [0; 5];
+        far.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"hello");
+        drop(waiting);
+        assert!(!path.exists());
+        for text in ["unix:", "nonsense", ":1", "host:70000"] {
+            assert!(parse_address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_listener_without_callers_gives_up_at_the_bound() {
-        let waiting = TcpListener::bind("127.0.0.1:0").unwrap();
-        let ended = accept(&waiting, &bound(Duration::from_millis(100)));
+        let waiting = Waiting::at(&parse_address("127.0.0.1:0").unwrap()).unwrap();
+        let ended = waiting.accept(&bound(Duration::from_millis(100)));
         assert_eq!(ended.err().map(|e| e.kind()), Some(io::ErrorKind::TimedOut));
     }
 }

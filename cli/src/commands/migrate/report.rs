@@ -1,12 +1,16 @@
 //! The report of a migration.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kvm_ops::Kind;
 use kvm_ops::sev::migrate::{Phase, Progress};
 use serde::Serialize;
 
+use super::guest::Told;
+use super::meter::{Meter, Rates};
+use super::summary::Equal;
 use crate::units;
 
 /// The report, as printed.
@@ -21,6 +25,20 @@ pub(super) struct Report {
     link_bytes: u64,
     megabytes_per_second: f64,
     rounds: u32,
+    /// Streams of a TD's pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) streams: Option<u16>,
+    /// Pages that travelled while the guest was stopped.
+    pages_stopped: u64,
+    /// The rates when the guest was stopped, and the downtime to be expected then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at_stop: Option<AtStop>,
+    /// The parts of a TD's identity that are the same at both hosts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) equal: Option<Equal>,
+    /// Pages that the arrived guest found as it had written them, and otherwise.
+    pages_as_written: u64,
+    pages_otherwise: u64,
     /// Every step, and the owner of the guest at that time.
     steps: Vec<Step>,
     /// Commands and RMP instructions that a move needed.
@@ -35,12 +53,36 @@ pub(super) struct Report {
     pub(super) downtime: Duration,
     #[serde(skip)]
     stopped: Option<Instant>,
+    #[serde(skip)]
+    pages_before_stop: u64,
+    #[serde(skip)]
+    left: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct AtStop {
+    pages_left: u64,
+    sent_megabytes_per_second: f64,
+    dirtied_megabytes_per_second: f64,
+    expected_downtime_seconds: f64,
 }
 
 #[derive(Debug, Serialize)]
 struct Step {
     phase: String,
     owner: String,
+}
+
+impl AtStop {
+    fn new(rates: Rates, left: u64) -> Self {
+        let expected = left as f64 * 4096.0 / rates.sent;
+        Self {
+            pages_left: left,
+            sent_megabytes_per_second: rates.sent / 1e6,
+            dirtied_megabytes_per_second: rates.dirtied / 1e6,
+            expected_downtime_seconds: expected,
+        }
+    }
 }
 
 impl Report {
@@ -58,6 +100,12 @@ impl Report {
             link_bytes: 0,
             megabytes_per_second: 0.0,
             rounds: 0,
+            streams: None,
+            pages_stopped: 0,
+            at_stop: None,
+            equal: None,
+            pages_as_written: 0,
+            pages_otherwise: 0,
             steps: Vec::new(),
             commands: None,
             count_at_source: 0,
@@ -66,6 +114,8 @@ impl Report {
             leaks: 0,
             downtime: Duration::ZERO,
             stopped: None,
+            pages_before_stop: 0,
+            left: 0,
         }
     }
 
@@ -77,12 +127,25 @@ impl Report {
         }
     }
 
-    pub(super) fn seen(&mut self, progress: &Progress, at: Instant) {
+    pub(super) fn seen(&mut self, progress: &Progress, meter: &Meter, at: Instant) {
         self.step(progress.phase);
-        if progress.phase >= Phase::Stopped {
-            let since = *self.stopped.get_or_insert(at);
-            self.downtime = at - since;
+        if progress.phase < Phase::Stopped {
+            self.pages_before_stop = progress.pages;
+            self.left = progress.left;
+            return;
         }
+        if self.stopped.is_none() {
+            self.stopped = Some(at);
+            self.at_stop = meter.rates().map(|rates| AtStop::new(rates, self.left));
+        }
+        self.pages_stopped = progress.pages - self.pages_before_stop;
+        self.downtime = self.stopped.map_or(Duration::ZERO, |since| at - since);
+    }
+
+    /// Records what an arrived guest tells of its pages.
+    pub(super) fn pages_told(&mut self, told: &Told) {
+        self.pages_as_written = told.checked.load(Ordering::Relaxed);
+        self.pages_otherwise = told.wrong.load(Ordering::Relaxed);
     }
 
     pub(super) fn finish(
@@ -109,13 +172,15 @@ impl Report {
         self.count_last_at_target = Some(last);
     }
 
-    /// Returns true if the guest continued from its last count and no teardown leaked.
+    /// Returns true if the guest continued from its last count with all its pages, as the TD that it was, and no
+    /// teardown leaked.
     pub(super) fn is_whole(&self) -> bool {
         let went_on = match (self.count_first_at_target, self.count_last_at_target) {
             (Some(first), Some(last)) => first > self.count_at_source && last > first,
             _ => true,
         };
-        went_on && self.leaks == 0
+        let is_same = self.equal.is_none_or(Equal::all) && self.pages_otherwise == 0;
+        went_on && is_same && self.leaks == 0
     }
 }
 
@@ -143,8 +208,25 @@ impl fmt::Display for Report {
                 units::size(self.link_bytes)
             )?;
         }
+        if let Some(streams) = self.streams {
+            writeln!(f, "  streams       {streams}")?;
+        }
+        if let Some(rates) = &self.at_stop {
+            writeln!(
+                f,
+                "  at the stop   {:.1} MB/s sent, {:.1} MB/s dirtied; {} left, {} to be expected",
+                rates.sent_megabytes_per_second,
+                rates.dirtied_megabytes_per_second,
+                units::plural(rates.pages_left, "page"),
+                time(rates.expected_downtime_seconds)
+            )?;
+        }
         if self.mode != "receive" {
-            writeln!(f, "  downtime      {}", time(self.downtime_seconds))?;
+            let pages = match self.pages_stopped {
+                0 => String::new(),
+                pages => format!(", {}", units::plural(pages, "page")),
+            };
+            writeln!(f, "  downtime      {}{pages}", time(self.downtime_seconds))?;
         }
         let steps: Vec<_> = self
             .steps
@@ -161,6 +243,16 @@ impl fmt::Display for Report {
                 f,
                 "  the guest     counted {before}from {first} to {last} after"
             )?;
+        }
+        if self.pages_as_written + self.pages_otherwise > 0 {
+            writeln!(
+                f,
+                "  its pages     {} as written, {} otherwise",
+                self.pages_as_written, self.pages_otherwise
+            )?;
+        }
+        if let Some(equal) = self.equal {
+            writeln!(f, "  the same      {equal}")?;
         }
         write!(f, "  leaks         {}", self.leaks)
     }

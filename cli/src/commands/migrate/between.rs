@@ -1,0 +1,221 @@
+//! Journeys between two hosts.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kvm_ops::sev::migrate::{Phase, Progress};
+use kvm_ops::sim::SimHost;
+use kvm_ops_machine::Machine;
+
+use super::link::{self, Address, Link, Waiting};
+use super::meter::Meter;
+use super::report::Report;
+use super::summary::Equal;
+use super::td::TdHost;
+use super::{Kinds, Session, WARM_UP, leaks};
+use crate::failure::{Failure, Outcome};
+use crate::term;
+
+/// A host at either end.
+enum Side {
+    Sev(SimHost),
+    Td(Box<TdHost>),
+}
+
+impl Side {
+    /// Tears down what is the host's, and returns the number of leaks.
+    fn leaks(self) -> usize {
+        match self {
+            Self::Sev(_) => 0,
+            Self::Td(host) => host.leaks(),
+        }
+    }
+}
+
+/// A guest that has come.
+struct Arrived {
+    machine: Machine<SimHost>,
+    progress: Progress,
+    equal: Option<Equal>,
+}
+
+impl Session<'_> {
+    fn side(&self) -> Outcome<Side> {
+        match self.guest.tech {
+            Kinds::Tdx => Ok(Side::Td(Box::new(self.td_host()?))),
+            _ => self.guest.sev_host().map(Side::Sev),
+        }
+    }
+
+    fn leaving(&self, side: &Side) -> Outcome<Machine<SimHost>> {
+        match side {
+            Side::Sev(host) => self.guest.source(host),
+            Side::Td(host) => host.source(self.guest.memory),
+        }
+    }
+
+    /// Takes a guest from one of the links that come.
+    fn arrive(&self, side: &mut Side, next: impl FnMut() -> io::Result<Link>) -> Outcome<Arrived> {
+        match side {
+            Side::Sev(host) => {
+                let mut machine = self.guest.target(host)?;
+                let progress = self.receive_sev(&mut machine, host, next)?;
+                Ok(Arrived {
+                    machine,
+                    progress,
+                    equal: None,
+                })
+            }
+            Side::Td(host) => {
+                let (mut machine, progress, equal) = self.receive_td(host, next)?;
+                machine
+                    .take_arrived_vcpus(1)
+                    .map_err(|error| Failure::because("the guest came without its vCPU", error))?;
+                Ok(Arrived {
+                    machine,
+                    progress,
+                    equal: Some(equal),
+                })
+            }
+        }
+    }
+
+    pub(super) fn between(&self) -> Outcome<Report> {
+        let (mut here, mut there) = (self.side()?, self.side()?);
+        let (near, far) = UnixStream::pair()?;
+        let near = Link::of_pair(near, self.bound.clone())?;
+        let mut far = Some(Link::of_pair(far, self.bound.clone())?);
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let mut from = self.leaving(&here)?;
+        let (sent, received) = thread::scope(|scope| {
+            let there = &mut there;
+            let receiving = scope.spawn(move || self.arrive(there, || far.take().ok_or_else(gone)));
+            let sent = self.depart("hosts", &mut here, &mut from, near, &mut || Err(gone()));
+            (sent, receiving.join())
+        });
+        let mut report = sent?;
+        let Ok(received) = received else {
+            return Err(Failure::new("the receiving thread panicked"));
+        };
+        let mut to = received?.machine;
+        let (first, end, told) = self.run_on(&mut to)?;
+        report.counts(report.count_at_source, first, end);
+        report.pages_told(&told);
+        report.leaks = leaks(from) + leaks(to) + here.leaks() + there.leaks();
+        Ok(report)
+    }
+
+    pub(super) fn send(&self, address: &Address) -> Outcome<Report> {
+        let link = link::connect(address, &self.bound)?;
+        let mut side = self.side()?;
+        let mut from = self.leaving(&side)?;
+        let mut relink = || link::reach(address, &self.bound);
+        let mut report = self.depart("send", &mut side, &mut from, link, &mut relink)?;
+        report.leaks = leaks(from) + side.leaks();
+        Ok(report)
+    }
+
+    pub(super) fn receive(&self, address: &Address) -> Outcome<Report> {
+        let waiting = Waiting::at(address)
+            .map_err(|error| Failure::because(format!("cannot wait at {address}"), error))?;
+        term::complain(format!("waiting at {}", waiting.address()?));
+        let mut side = self.side()?;
+        let start = Instant::now();
+        let mut arrived = self.arrive(&mut side, || waiting.accept(&self.bound))?;
+        let took = start.elapsed();
+        let (first, end, told) = self.run_on(&mut arrived.machine)?;
+        let mut report = self.report("receive");
+        let Progress {
+            pages,
+            bytes,
+            round,
+            ..
+        } = arrived.progress;
+        report.step(Phase::Done);
+        report.finish(took, Duration::ZERO, pages, bytes, round.saturating_sub(1));
+        report.count_first_at_target = Some(first);
+        report.count_last_at_target = Some(end);
+        report.pages_told(&told);
+        report.equal = arrived.equal;
+        report.leaks = leaks(arrived.machine) + side.leaks();
+        Ok(report)
+    }
+
+    fn report(&self, mode: &'static str) -> Report {
+        let mut report = Report::new(mode, self.guest.memory, self.guest.kind());
+        report.streams = matches!(self.guest.tech, Kinds::Tdx).then(|| self.guest.streams());
+        report
+    }
+
+    /// Sends the guest of a machine to another host while it runs.
+    fn depart(
+        &self,
+        mode: &'static str,
+        side: &mut Side,
+        from: &mut Machine<SimHost>,
+        link: Link,
+        relink: &mut dyn FnMut() -> io::Result<Link>,
+    ) -> Outcome<Report> {
+        let told = self.load_writer(from)?;
+        let mut report = self.report(mode);
+        let bar = bar(self.guest.pages(), self.guest.json);
+        let mut meter = Meter::default();
+        let sent = self.run_during(from, |vm| {
+            self.wait_for(&told, self.guest.turns().all() + WARM_UP);
+            let start = Instant::now();
+            let mut seen = |progress: &Progress| {
+                let at = Instant::now();
+                meter.seen(progress, at);
+                report.seen(progress, &meter, at);
+                show(&bar, progress, &meter);
+            };
+            let sent = match side {
+                Side::Sev(_) => self
+                    .send_sev(vm, link, relink, &mut seen)
+                    .map(|progress| (progress, None)),
+                Side::Td(host) => self
+                    .send_td(host, vm, link, relink, &mut seen)
+                    .map(|(progress, equal)| (progress, Some(equal))),
+            };
+            sent.map(|sent| (sent, start.elapsed()))
+        });
+        bar.finish_and_clear();
+        let ((sent, equal), took) = sent??;
+        let down = report.downtime;
+        report.finish(took, down, sent.pages, sent.bytes, sent.round);
+        report.equal = equal;
+        report.count_at_source = told.count.load(Ordering::Acquire);
+        Ok(report)
+    }
+}
+
+fn bar(pages: u64, quiet: bool) -> ProgressBar {
+    let target = if term::has_bars() && !quiet {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(pages), target);
+    let template = "{bar:30} {pos}/{len} pages  {elapsed}  {msg}";
+    bar.with_style(
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    )
+}
+
+fn show(bar: &ProgressBar, progress: &Progress, meter: &Meter) {
+    bar.set_length(progress.pages + progress.left);
+    bar.set_position(progress.pages);
+    let rates = meter
+        .rates()
+        .map_or_else(String::new, |rates| format!(", {rates}"));
+    bar.set_message(format!(
+        "{}, round {}, the guest is the {}'s{rates}",
+        progress.phase,
+        progress.round,
+        progress.phase.owner()
+    ));
+}

@@ -1,0 +1,329 @@
+//! TDs between hosts: the migration TD beside each, the two ends of the stream, and what is compared.
+
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use embedded_io_adapters::std::FromStd;
+use kvm_ops::sev::migrate::{Flow, Phase, Progress};
+use kvm_ops::sim::SimHost;
+use kvm_ops::tdx::TdxVm;
+use kvm_ops::tdx::migrate::{MigrateError, Receiver, SendLimits, Sender};
+use kvm_ops::{AnyVm, EncParams, IntelVm, Kind, PreboundTd, TdParams, Tech, Vm};
+use kvm_ops_attest::software::{Collateral, Pcs, QuoteFormat, QuotingService};
+use kvm_ops_attest::tdx::{Quote, Root};
+use kvm_ops_machine::{
+    LaunchPage, Machine, MachineConfig, NoQuote, QuoteService, RunLimits, TD_REPORT_LEN,
+};
+use kvm_ops_migtd::{Dcap, MigrationTd, Policy, Program, Role, Untrusted};
+
+use super::link::Link;
+use super::summary::{Equal, Summary};
+use super::{Session, link, random};
+use crate::failure::{Failure, Outcome};
+use crate::term;
+
+/// ATTRIBUTES.MIGRATABLE.
+const MIGRATABLE: u64 = 1 << 29;
+
+/// The seed of the software platforms' quoting enclave. Its quotes prove nothing about hardware.
+const QUOTING: [u8; 32] = *b"kvm-ops migrate: quoting enclave";
+
+/// A host of TDs, with the migration TD that serves them.
+pub(super) struct TdHost {
+    pub(super) host: SimHost,
+    keeper: MigrationTd<SimHost, Quotes>,
+    prebound: PreboundTd,
+}
+
+/// The quoting service of a software platform.
+struct Quotes {
+    service: QuotingService,
+    host: SimHost,
+}
+
+impl QuoteService for Quotes {
+    fn quote(&self, report: &[u8; TD_REPORT_LEN]) -> Result<Vec<u8>, NoQuote> {
+        let platform = self.host.tdx_platform().ok_or(NoQuote::Unavailable)?;
+        let mac = |report: &[u8; TD_REPORT_LEN]| platform.verify_report(report);
+        let quote = self.service.quote(report, &mac, QuoteFormat::V4);
+        quote.map_err(|_| NoQuote::Refused)
+    }
+}
+
+fn quoting() -> Outcome<QuotingService> {
+    QuotingService::new(QUOTING)
+        .map_err(|error| Failure::because("cannot make a quoting service", error))
+}
+
+/// The software platforms' collateral, as their provisioning service gives it for every quote.
+fn collateral(quote: &Quote) -> Result<(Vec<u8>, u64), Untrusted> {
+    let untrusted = |error: &dyn std::fmt::Display| Untrusted(error.to_string());
+    let service = QuotingService::new(QUOTING).map_err(|error| untrusted(&error))?;
+    let platform = service.platform();
+    let says = Collateral::new(platform, quote.report.tee_tcb_svn);
+    let collateral = Pcs.collateral(platform, &says);
+    let collateral = collateral.map_err(|error| untrusted(&error))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_err(|error| untrusted(&error))?.as_secs();
+    Ok((collateral.to_string().into_bytes(), now))
+}
+
+impl TdHost {
+    /// A host whose migration TD runs.
+    pub(super) fn new(host: SimHost, limits: RunLimits) -> Outcome<Self> {
+        let root = Root::software()
+            .map_err(|error| Failure::because("cannot read the software root", error))?;
+        let program = Program::new(Policy::default(), Dcap::new(root, collateral), random);
+        let quotes = Quotes {
+            service: quoting()?,
+            host: host.clone(),
+        };
+        let mut keeper = MigrationTd::start(&host, program, quotes)
+            .map_err(|error| Failure::of_machine("cannot build the migration TD", error))?;
+        let info_hash = keeper
+            .info_hash(limits)
+            .map_err(|error| Failure::because("the migration TD does not tell its name", error))?;
+        Ok(Self {
+            host,
+            keeper,
+            prebound: PreboundTd {
+                info_hash,
+                attributes: 0,
+            },
+        })
+    }
+
+    fn config(&self, memory: u64, arrives: bool) -> MachineConfig {
+        let params = TdParams::default();
+        let params = TdParams {
+            attributes: params.attributes | MIGRATABLE,
+            migration_td: Some(self.prebound),
+            arrives,
+            ..params
+        };
+        MachineConfig::new()
+            .kind(Kind::Of(Tech::Tdx))
+            .memory(memory)
+            .enc(EncParams::Td(Box::new(params)))
+            .awaits_guest(arrives)
+    }
+
+    /// A TD that is launched here.
+    pub(super) fn source(&self, memory: u64) -> Outcome<Machine<SimHost>> {
+        let first = LaunchPage::measured(kvm_ops::Gpa::new(0), Box::new([0; 4096]));
+        let config = self.config(memory, false).launch([first]);
+        let machine = Machine::build(&self.host, config)
+            .map_err(|error| Failure::of_machine("cannot build the source", error))?;
+        machine
+            .vm()
+            .pre_fault_memory(kvm_ops::Gfn::new(1), memory / 4096 - 1)
+            .map_err(|error| Failure::because("cannot give the guest its memory", error))?;
+        Ok(machine)
+    }
+
+    /// A TD that waits for its guest.
+    fn target(&self, memory: u64) -> Outcome<Machine<SimHost>> {
+        Machine::build(&self.host, self.config(memory, true))
+            .map_err(|error| Failure::of_machine("cannot build the target", error))
+    }
+
+    /// Binds the migration TD, and exchanges the session's keys with that at the other end.
+    fn exchange(
+        &mut self,
+        role: Role,
+        td: &TdxVm<SimHost>,
+        link: &mut Link,
+        limits: RunLimits,
+    ) -> Outcome<()> {
+        let binding = td
+            .bind_migration_td(self.keeper.td(), self.prebound.attributes)
+            .map_err(|error| Failure::because("the migration TD cannot be bound", error))?;
+        self.keeper
+            .exchange(role, binding, &mut FromStd::new(link), limits)
+            .map_err(|error| {
+                Failure::because("the migration TDs exchanged no keys", error)
+                    .hint("the guest runs on at its source")
+            })
+    }
+
+    /// Tears the migration TD down, and returns the number of leaks.
+    pub(super) fn leaks(self) -> usize {
+        self.keeper.destroy().leaks.len()
+    }
+}
+
+fn td(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&TdxVm<SimHost>> {
+    match vm.back_end() {
+        AnyVm::Intel(IntelVm::Tdx(td)) => Ok(td),
+        _ => Err(Failure::new("the VM is no TD")),
+    }
+}
+
+/// The end of one link's part of an arrival.
+enum Served {
+    Arrived(Progress, Equal),
+    /// The source may come back over another link.
+    Open,
+    /// The guest stays with its source.
+    Over,
+}
+
+impl Session<'_> {
+    fn td_limits(&self) -> RunLimits {
+        RunLimits::none().deadline(self.bound.left())
+    }
+
+    /// The host of a TD.
+    pub(super) fn td_host(&self) -> Outcome<TdHost> {
+        TdHost::new(self.guest.home()?, self.td_limits())
+    }
+
+    /// Sends a TD. A link that breaks once the guest is given up is replaced by what `relink` brings.
+    pub(super) fn send_td(
+        &self,
+        from: &mut TdHost,
+        vm: &Vm<AnyVm<SimHost>>,
+        mut link: Link,
+        relink: &mut dyn FnMut() -> io::Result<Link>,
+        seen: &mut dyn FnMut(&Progress),
+    ) -> Outcome<(Progress, Equal)> {
+        let vm = td(vm)?;
+        let own = Summary::of_td(&from.host, vm)?;
+        from.exchange(Role::Source, vm, &mut link, self.td_limits())?;
+        let streams = self.guest.streams();
+        let outgoing = vm
+            .outgoing(streams)
+            .map_err(|error| Failure::because("the guest cannot be sent", error))?;
+        let limits = SendLimits {
+            rounds: self.guest.rounds,
+            ..SendLimits::default()
+        };
+        let mut sender = Sender::new(outgoing, limits, &mut random)
+            .map_err(|error| Failure::because("the guest cannot be sent", error))?;
+        if let Some(key) = &self.key {
+            sender = sender.with_key(key.clone());
+        }
+        let mut watch = |progress: &Progress| {
+            seen(progress);
+            Flow::GoOn
+        };
+        loop {
+            let sent = sender.run(&mut FromStd::new(&mut link), &mut watch);
+            let committed = sender.progress().phase == Phase::Committed;
+            let error = match sent {
+                Ok(progress) => {
+                    let theirs = own.exchange_first(&mut link).map_err(|error| {
+                        let what = "the guest arrived, and its host does not say what it got";
+                        Failure::because(what, error)
+                    })?;
+                    return Ok((progress, own.equal(&theirs)));
+                }
+                Err(error) if committed && error.can_go_on() => error,
+                Err(error) => return Err(ended(error, committed)),
+            };
+            term::complain(format!("asking again who has the guest: {error}"));
+            link = link::again(&self.bound, relink)
+                .map_err(|failed| ended(error, true).hint(failed.to_string()))?;
+        }
+    }
+
+    /// Waits for a TD: each link brings one, asks for one that came, or ends alone.
+    pub(super) fn receive_td(
+        &self,
+        at: &mut TdHost,
+        mut next: impl FnMut() -> io::Result<Link>,
+    ) -> Outcome<(Machine<SimHost>, Progress, Equal)> {
+        loop {
+            let machine = at.target(self.guest.memory)?;
+            let served = self.serve_target(at, &machine, &mut next)?;
+            if let Some((progress, equal)) = served {
+                return Ok((machine, progress, equal));
+            }
+            // A target that has seen a guest takes no other.
+            for leak in &machine.destroy().leaks {
+                term::complain(format!("leaked: {leak}"));
+            }
+        }
+    }
+
+    /// Serves links with one target; `None` once it is used up.
+    fn serve_target(
+        &self,
+        at: &mut TdHost,
+        machine: &Machine<SimHost>,
+        next: &mut dyn FnMut() -> io::Result<Link>,
+    ) -> Outcome<Option<(Progress, Equal)>> {
+        let vm = td(machine.vm())?;
+        let incoming = vm
+            .incoming(self.guest.streams())
+            .map_err(|error| Failure::because("the target cannot take a guest", error))?;
+        let mut receiver = Receiver::new(incoming);
+        if let Some(key) = &self.key {
+            let mut nonce = [0; 16];
+            random(&mut nonce)
+                .map_err(|error| Failure::because("the host has no random numbers", error))?;
+            receiver = receiver.with_key(key.clone(), nonce);
+        }
+        loop {
+            let mut link = next().map_err(|error| Failure::because("no guest arrived", error))?;
+            let served = self.serve(at, vm, &mut receiver, &mut link);
+            self.bound
+                .check()
+                .map_err(|error| Failure::because("no guest arrived", error))?;
+            match served {
+                Served::Arrived(progress, equal) => return Ok(Some((progress, equal))),
+                Served::Open => {}
+                Served::Over => return Ok(None),
+            }
+        }
+    }
+
+    /// Serves one link.
+    fn serve(
+        &self,
+        at: &mut TdHost,
+        vm: &TdxVm<SimHost>,
+        receiver: &mut Receiver<'_, SimHost>,
+        link: &mut Link,
+    ) -> Served {
+        let alone = |why: &dyn std::fmt::Display| {
+            term::complain(format!("a connection ended without a guest: {why}"));
+        };
+        if receiver.progress().phase == Phase::New
+            && let Err(failure) = at.exchange(Role::Target, vm, link, self.td_limits())
+        {
+            alone(&failure.in_a_line());
+            return Served::Open;
+        }
+        let received = receiver.run(&mut FromStd::new(&mut *link), &mut |_| Flow::GoOn);
+        let progress = match received {
+            Ok(progress) => progress,
+            Err(error) => {
+                alone(&error);
+                return match receiver.can_go_on() {
+                    true => Served::Open,
+                    false => Served::Over,
+                };
+            }
+        };
+        let compared =
+            Summary::of_td(&at.host, vm).and_then(|own| Ok(own.equal(&own.exchange_second(link)?)));
+        match compared {
+            Ok(equal) => Served::Arrived(progress, equal),
+            // The source may not have heard that the guest is here.
+            Err(failure) => {
+                alone(&failure.in_a_line());
+                Served::Open
+            }
+        }
+    }
+}
+
+/// The error of a migration that ended early.
+fn ended(error: MigrateError, committed: bool) -> Failure {
+    let failure = Failure::because("the journey ended early", error);
+    failure.hint(match committed {
+        false => "the guest runs on at its source",
+        true => "the guest was given up: only its target knows whether it runs there",
+    })
+}
