@@ -1,7 +1,7 @@
 //! Tests `kvm-ops migrate` as users call it.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -188,53 +188,58 @@ fn a_td_goes_from_process_to_process_over_a_unix_socket() {
     arrived(&td_between_processes(receiver, &path, &[]));
 }
 
-/// The kind of a frame with which a source gives its TD up, in the protocol of TDs.
+/// Kinds of frames of the protocol that carries TDs: the source gives its TD up, the target owns it.
 const START: u8 = 10;
+const DONE: u8 = 11;
 
-/// Carries connections to `to`, and counts them. The first one ends behind the source's start token, so that the
-/// source does not hear what became of it.
-fn cutting_proxy(to: String) -> (String, Arc<AtomicUsize>) {
+/// Carries connections to `to`, and counts them. In the first one the target is not heard any more
+/// after the source's start token, or after its own word that it owns the TD.
+fn cutting_proxy(to: String, last: u8) -> (String, Arc<AtomicUsize>) {
     let waiting = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = waiting.local_addr().unwrap().to_string();
     let links = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&links);
     std::thread::spawn(move || {
-        for (nth, near) in waiting.incoming().enumerate() {
-            counted.fetch_add(1, Ordering::SeqCst);
+        for near in waiting.incoming() {
+            let cuts = (counted.fetch_add(1, Ordering::SeqCst) == 0).then_some(last);
             let (near, far) = (near.unwrap(), TcpStream::connect(&to).unwrap());
-            let (mut back_from, mut back_to) =
-                (far.try_clone().unwrap(), near.try_clone().unwrap());
-            std::thread::spawn(move || {
-                let _ = std::io::copy(&mut back_from, &mut back_to);
-                let _ = back_to.shutdown(std::net::Shutdown::Both);
-            });
-            let (mut near, mut far) = (near, far);
-            match nth {
-                0 => until_start(&mut near, &mut far),
-                _ => drop(std::io::copy(&mut near, &mut far)),
-            }
-            let _ = near.shutdown(std::net::Shutdown::Both);
-            let _ = far.shutdown(std::net::Shutdown::Write);
+            let (back_from, back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            let back_cuts = cuts.filter(|kind| *kind == DONE);
+            std::thread::spawn(move || forward(back_from, back_to, back_cuts));
+            forward(near, far, cuts.filter(|kind| *kind == START));
         }
     });
     (address, links)
 }
 
-/// Carries frames up to the start token, and drops what is said after it.
-fn until_start(near: &mut TcpStream, far: &mut TcpStream) {
+/// Carries bytes one way. With `last` it carries frames, up to one of that kind.
+fn forward(mut from: TcpStream, mut to: TcpStream, last: Option<u8>) {
+    let carried = match last {
+        None => std::io::copy(&mut from, &mut to).map(drop),
+        Some(last) => frames(&mut from, &mut to, last),
+    };
+    // An end that hung up is no failure of the proxy.
+    let _ = carried;
+    let _ = from.shutdown(Shutdown::Both);
+    // What was carried may still be read.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+fn frames(from: &mut TcpStream, to: &mut TcpStream, last: u8) -> std::io::Result<()> {
     loop {
-        let mut header = [0; 36];
-        near.read_exact(&mut header).unwrap();
-        let length = u32::from_le_bytes(header[16..20].try_into().unwrap());
-        let mut payload = vec![0; length as usize];
-        near.read_exact(&mut payload).unwrap();
-        if header.starts_with(b"KOMT") && header[5] == START {
-            near.shutdown(std::net::Shutdown::Both).unwrap();
+        let mut frame = vec![0; 36];
+        from.read_exact(&mut frame)?;
+        let length = u32::from_le_bytes(frame[16..20].try_into().unwrap());
+        frame.resize(36 + length as usize, 0);
+        from.read_exact(&mut frame[36..])?;
+        let is_last = frame.starts_with(b"KOMT") && frame[5] == last;
+        if is_last && last == START {
+            // The source hears no answer.
+            from.shutdown(Shutdown::Both)?;
         }
-        far.write_all(&header).unwrap();
-        far.write_all(&payload).unwrap();
-        if header.starts_with(b"KOMT") && header[5] == START {
-            return;
+        to.write_all(&frame)?;
+        if is_last {
+            return Ok(());
         }
     }
 }
@@ -242,9 +247,28 @@ fn until_start(near: &mut TcpStream, far: &mut TcpStream) {
 #[test]
 fn a_source_that_did_not_hear_who_has_the_td_asks_again() {
     let receiver = receiver(&["--tech", "tdx", "--timeout", "2m"]);
-    let (proxy, links) = cutting_proxy(receiver.1.clone());
+    let (proxy, links) = cutting_proxy(receiver.1.clone(), START);
     arrived(&td_between_processes(receiver, &proxy, &[]));
     assert_eq!(links.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_target_whose_source_is_gone_keeps_the_td_that_came() {
+    let (mut child, address) = receiver(&["--tech", "tdx", "--timeout", "2m"]);
+    let (proxy, links) = cutting_proxy(address, DONE);
+    let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
+        .args(["migrate", "send", &proxy, "--tech", "tdx"])
+        .args(["--memory", "256K"])
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(6));
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(said.contains("the guest arrived"), "{said}");
+    assert_eq!(links.load(Ordering::SeqCst), 1);
+    let out = child.wait_with_output_of_stdout();
+    let received: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(received["pages_as_written"], 63, "{received}");
+    assert_eq!(received["equal"], serde_json::Value::Null);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use kvm_ops::sev::migrate::{Phase, Progress};
 use kvm_ops::sim::SimHost;
 use kvm_ops_machine::Machine;
 
-use super::link::{self, Address, Link, Waiting};
+use super::link::{self, Address, Bound, Link, Waiting};
 use super::meter::Meter;
 use super::report::Report;
 use super::summary::Equal;
@@ -59,7 +59,11 @@ impl Session<'_> {
     }
 
     /// Takes a guest from one of the links that come.
-    fn arrive(&self, side: &mut Side, next: impl FnMut() -> io::Result<Link>) -> Outcome<Arrived> {
+    fn arrive(
+        &self,
+        side: &mut Side,
+        next: impl FnMut(&Bound) -> io::Result<Link>,
+    ) -> Outcome<Arrived> {
         match side {
             Side::Sev(host) => {
                 let mut machine = self.guest.target(host)?;
@@ -78,7 +82,7 @@ impl Session<'_> {
                 Ok(Arrived {
                     machine,
                     progress,
-                    equal: Some(equal),
+                    equal,
                 })
             }
         }
@@ -93,7 +97,8 @@ impl Session<'_> {
         let mut from = self.leaving(&here)?;
         let (sent, received) = thread::scope(|scope| {
             let there = &mut there;
-            let receiving = scope.spawn(move || self.arrive(there, || far.take().ok_or_else(gone)));
+            let receiving =
+                scope.spawn(move || self.arrive(there, |_| far.take().ok_or_else(gone)));
             let sent = self.depart("hosts", &mut here, &mut from, near, &mut || Err(gone()));
             (sent, receiving.join())
         });
@@ -125,7 +130,7 @@ impl Session<'_> {
         term::complain(format!("waiting at {}", waiting.address()?));
         let mut side = self.side()?;
         let start = Instant::now();
-        let mut arrived = self.arrive(&mut side, || waiting.accept(&self.bound))?;
+        let mut arrived = self.arrive(&mut side, |bound| waiting.accept(bound))?;
         let took = start.elapsed();
         let (first, end, told) = self.run_on(&mut arrived.machine)?;
         let mut report = self.report("receive");

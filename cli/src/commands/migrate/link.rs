@@ -50,6 +50,14 @@ impl Bound {
         Ok(())
     }
 
+    /// The same bound, that ends after `time` at the latest.
+    pub(super) fn within(&self, time: Duration) -> Self {
+        Self {
+            end: self.end.min(Instant::now() + time),
+            ..self.clone()
+        }
+    }
+
     /// The time that is left.
     pub(super) fn left(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())

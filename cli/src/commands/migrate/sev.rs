@@ -9,7 +9,7 @@ use kvm_ops::sim::{SevSetup, SimHost};
 use kvm_ops::{AmdVm, AnyVm, Gpa, Vendor, Vm};
 use kvm_ops_machine::{LaunchPage, Machine, MachineConfig};
 
-use super::link::Link;
+use super::link::{Bound, Link};
 use super::{Guest, Session, link, random};
 use crate::failure::{Failure, Outcome};
 use crate::term;
@@ -66,7 +66,7 @@ impl Session<'_> {
         &self,
         to: &mut Machine<SimHost>,
         host: &SimHost,
-        mut next: impl FnMut() -> io::Result<Link>,
+        mut next: impl FnMut(&Bound) -> io::Result<Link>,
     ) -> Outcome<Progress> {
         let vendor = match host.sev_platform() {
             Some(platform) => platform.vendor_certs(),
@@ -83,7 +83,8 @@ impl Session<'_> {
             receiver = receiver.with_key(key.clone(), nonce);
         }
         loop {
-            let link = next().map_err(|error| Failure::because("no guest arrived", error))?;
+            let link =
+                next(&self.bound).map_err(|error| Failure::because("no guest arrived", error))?;
             match receiver.run(&mut FromStd::new(link), &mut |_| Flow::GoOn) {
                 Ok(progress) => return Ok(progress),
                 Err(error) => {

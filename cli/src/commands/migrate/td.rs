@@ -1,7 +1,7 @@
 //! TDs between hosts: the migration TD beside each, the two ends of the stream, and what is compared.
 
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use embedded_io_adapters::std::FromStd;
 use kvm_ops::sev::migrate::{Flow, Phase, Progress};
@@ -16,7 +16,7 @@ use kvm_ops_machine::{
 };
 use kvm_ops_migtd::{Dcap, MigrationTd, Policy, Program, Role, Untrusted};
 
-use super::link::Link;
+use super::link::{Bound, Link};
 use super::summary::{Equal, Summary};
 use super::{Session, link, random};
 use crate::failure::{Failure, Outcome};
@@ -159,9 +159,14 @@ fn td(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&TdxVm<SimHost>> {
     }
 }
 
+/// The time that a source has to come back, once its guest is the target's and it is not known whether it
+/// heard so. It tries for two seconds.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// The end of one link's part of an arrival.
 enum Served {
-    Arrived(Progress, Equal),
+    /// The source knows that the guest is here.
+    Arrived(Equal),
     /// The source may come back over another link.
     Open,
     /// The guest stays with its source.
@@ -227,12 +232,13 @@ impl Session<'_> {
         }
     }
 
-    /// Waits for a TD: each link brings one, asks for one that came, or ends alone.
+    /// Waits for a TD: each link brings one, asks for one that came, or ends alone. A TD that came is not
+    /// compared if its source is gone.
     pub(super) fn receive_td(
         &self,
         at: &mut TdHost,
-        mut next: impl FnMut() -> io::Result<Link>,
-    ) -> Outcome<(Machine<SimHost>, Progress, Equal)> {
+        mut next: impl FnMut(&Bound) -> io::Result<Link>,
+    ) -> Outcome<(Machine<SimHost>, Progress, Option<Equal>)> {
         loop {
             let machine = at.target(self.guest.memory)?;
             let served = self.serve_target(at, &machine, &mut next)?;
@@ -251,8 +257,8 @@ impl Session<'_> {
         &self,
         at: &mut TdHost,
         machine: &Machine<SimHost>,
-        next: &mut dyn FnMut() -> io::Result<Link>,
-    ) -> Outcome<Option<(Progress, Equal)>> {
+        next: &mut dyn FnMut(&Bound) -> io::Result<Link>,
+    ) -> Outcome<Option<(Progress, Option<Equal>)>> {
         let vm = td(machine.vm())?;
         let incoming = vm
             .incoming(self.guest.streams())
@@ -265,13 +271,18 @@ impl Session<'_> {
             receiver = receiver.with_key(key.clone(), nonce);
         }
         loop {
-            let mut link = next().map_err(|error| Failure::because("no guest arrived", error))?;
-            let served = self.serve(at, vm, &mut receiver, &mut link);
-            self.bound
-                .check()
-                .map_err(|error| Failure::because("no guest arrived", error))?;
-            match served {
-                Served::Arrived(progress, equal) => return Ok(Some((progress, equal))),
+            let is_here = receiver.progress().phase == Phase::Done;
+            let bound = match is_here {
+                true => self.bound.within(GRACE),
+                false => self.bound.clone(),
+            };
+            let mut link = match next(&bound) {
+                Ok(link) => link,
+                Err(_) if is_here => return Ok(Some((receiver.progress(), None))),
+                Err(error) => return Err(Failure::because("no guest arrived", error)),
+            };
+            match self.serve(at, vm, &mut receiver, &mut link) {
+                Served::Arrived(equal) => return Ok(Some((receiver.progress(), Some(equal)))),
                 Served::Open => {}
                 Served::Over => return Ok(None),
             }
@@ -296,23 +307,23 @@ impl Session<'_> {
             return Served::Open;
         }
         let received = receiver.run(&mut FromStd::new(&mut *link), &mut |_| Flow::GoOn);
-        let progress = match received {
-            Ok(progress) => progress,
-            Err(error) => {
-                alone(&error);
-                return match receiver.can_go_on() {
-                    true => Served::Open,
-                    false => Served::Over,
-                };
-            }
-        };
+        if let Err(error) = received {
+            alone(&error);
+            return match receiver.can_go_on() {
+                true => Served::Open,
+                false => Served::Over,
+            };
+        }
         let compared =
             Summary::of_td(&at.host, vm).and_then(|own| Ok(own.equal(&own.exchange_second(link)?)));
         match compared {
-            Ok(equal) => Served::Arrived(progress, equal),
+            Ok(equal) => Served::Arrived(equal),
             // The source may not have heard that the guest is here.
             Err(failure) => {
-                alone(&failure.in_a_line());
+                term::complain(format!(
+                    "the guest is not compared: {}",
+                    failure.in_a_line()
+                ));
                 Served::Open
             }
         }
