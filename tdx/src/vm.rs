@@ -93,6 +93,7 @@ impl<H: Host> TdxVm<H> {
             td: Arc::clone(&self.td),
             cpu: None,
             run: crate::run::Run::default(),
+            source: None,
         })
     }
 

@@ -178,7 +178,7 @@ impl<H: Host> TdxVcpu<H> {
             }
             self.stand_aside(Td::relax)?;
         };
-        if self.record.take_kick() {
+        if self.take_interruption() {
             return Ok(None);
         }
         self.run.regs.rcx = self.record.tdvpr.get();
@@ -216,7 +216,7 @@ impl<H: Host> TdxVcpu<H> {
         let (id, interrupts) = (self.record.id, self.run.regs.r12 == 0);
         while self.td.params.irqchip != Irqchip::None && !self.record.take_wake() {
             self.run.pending = Pending::Halt;
-            if self.record.take_kick() {
+            if self.take_interruption() {
                 return Ok(Some(Exit::Interrupted));
             }
             self.td.life.require(Step::Runnable)?;

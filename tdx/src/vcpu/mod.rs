@@ -31,9 +31,26 @@ pub struct TdxVcpu<H: Host> {
     pub(crate) cpu: Option<CpuId>,
     /// Its state between two exits.
     pub(crate) run: Run,
+    /// Asked for a reason to leave the guest, beside kicks.
+    pub(crate) source: Option<InterruptSource>,
 }
 
+/// What [`TdxVcpu::set_interrupt_source`] takes.
+pub(crate) type InterruptSource = Box<dyn Fn() -> bool + Send>;
+
 impl<H: Host> TdxVcpu<H> {
+    /// Sets a source that is asked whether the vCPU shall leave with [`Exit::Interrupted`], as for a kick: on
+    /// the thread that runs it, in front of each TDH.VP.ENTER, and again and again while it halts. A
+    /// hypervisor that has to look for signals asks here.
+    pub fn set_interrupt_source(&mut self, source: impl Fn() -> bool + Send + 'static) {
+        self.source = Some(Box::new(source));
+    }
+
+    /// Takes a kick, or the source's word.
+    pub(crate) fn take_interruption(&self) -> bool {
+        self.record.take_kick() || self.source.as_ref().is_some_and(|source| source())
+    }
+
     /// The processor for this vCPU's SEAMCALLs.
     pub(crate) fn target_cpu(&self) -> Result<CpuId> {
         match self.cpu {
