@@ -69,7 +69,7 @@ pub(crate) fn vcpu_command(file: &VcpuFile, process: &dyn Process, argument: u64
         data: cmd.data.get(),
     };
     match cmd.id.get() {
-        uapi::INIT_VCPU => vcpu::init(&mut state, (file.vcpu.id(), &mut vcpu), &call)?,
+        uapi::INIT_VCPU => vcpu::init(&mut state, (&file.vcpu, &mut vcpu), &call)?,
         uapi::INIT_MEM_REGION => region::add(&mut state, &file.vcpu, &call)?,
         uapi::GET_CPUID => vcpu::get_cpuid(&state, &call)?,
         _ => return Err(KNOWN.into()),

@@ -1,5 +1,7 @@
 //! The back end of a TD: an `AnyVm` over the software machine.
 
+use std::sync::Arc;
+
 use kvm_ops::sim::SimHost;
 use kvm_ops::tdx::{TdxVm, VcpuStart};
 use kvm_ops::{
@@ -8,8 +10,8 @@ use kvm_ops::{
 };
 use kvm_ops_uapi::Errno;
 
-use crate::Refusal;
 use crate::vm::lent::BackEnd;
+use crate::{Refusal, RunArea};
 
 pub(super) struct Engine {
     pub(super) vm: BackEnd,
@@ -63,12 +65,15 @@ impl Engine {
         self.vm.shared_mask().bits()
     }
 
+    /// A vCPU, which leaves the guest when a signal is pending.
     pub(super) fn create_vcpu(
         &self,
         index: u32,
         start: VcpuStart,
+        area: Arc<dyn RunArea>,
     ) -> Result<AnyVcpu<SimHost>, kvm_ops::Error> {
-        let vcpu = self.td()?.create_vcpu_starting(VcpuId(index), start)?;
+        let mut vcpu = self.td()?.create_vcpu_starting(VcpuId(index), start)?;
+        vcpu.set_interrupt_source(move || area.signal_pending());
         Ok(IntelVcpu::from(vcpu).into())
     }
 

@@ -60,9 +60,9 @@ impl Td {
         self.vcpus.contains_key(&id)
     }
 
-    /// The vCPU may run: FINALIZE_VM was, and INIT_VCPU for it.
-    pub(crate) fn can_run(&self, id: u32) -> bool {
-        self.finalized && self.has_vcpu(id)
+    /// The back end's vCPU, if INIT_VCPU was for it.
+    pub(crate) fn vcpu(&self, id: u32) -> Option<Arc<TdVcpu>> {
+        self.vcpus.get(&id).cloned()
     }
 
     /// The first address with the shared bit, which no slot reaches. `None` before INIT_VM chooses it.

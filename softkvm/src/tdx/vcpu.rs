@@ -12,17 +12,18 @@ use super::engine::Engine;
 use super::limits::{ADDRESSES, entry, with_width};
 use crate::arg;
 use crate::refusal::{Result, ensure};
-use crate::vcpu::State as VcpuState;
+use crate::vcpu::{State as VcpuState, Vcpu};
 use crate::vm::State;
 
 /// INIT_VCPU: the module gets the vCPU here, and not when its file was made.
 pub(super) fn init(
     state: &mut State,
-    (id, vcpu): (u32, &mut VcpuState),
+    (file, vcpu): (&Vcpu, &mut VcpuState),
     call: &Call<'_>,
 ) -> Result<()> {
     use tdx_init_vcpu::{FLAGS, MEMORY, ONCE, X2APIC};
     ensure(call.flags == 0, FLAGS)?;
+    let id = file.id();
     ensure(!state.td.has_vcpu(id), ONCE)?;
     ensure(vcpu.has_x2apic(), X2APIC)?;
     let td = &mut state.td;
@@ -32,7 +33,7 @@ pub(super) fn init(
         x2apic_id: id,
     };
     // The back end counts vCPUs; numbers may have gaps.
-    let made = engine.create_vcpu(td.vcpus.len() as u32, start);
+    let made = engine.create_vcpu(td.vcpus.len() as u32, start, Arc::clone(file.run_area()));
     let made = made.map_err(|error| match error {
         kvm_ops::Error::NoMemory => MEMORY.into(),
         error => engine.failed(error).refusal,

@@ -1,11 +1,15 @@
 //! The completion of an exit: the caller's answer, which is in the run page when the vCPU runs again.
 
 use kvm_ops::{Answer, VcpuOps};
-use kvm_ops_uapi::run::{Hypercall, Mmio};
+use kvm_ops_uapi::Errno;
+use kvm_ops_uapi::checks::run::COMPLETION;
+use kvm_ops_uapi::run::{Hypercall, Mmio, TdVmCallInfo, TdxExit};
+use kvm_ops_uapi::tdx::tdvmcall;
+use zerocopy::FromBytes;
 
 use super::page::{PORT_DATA, Page};
 use crate::machine::Processor;
-use crate::refusal::Result;
+use crate::refusal::{Result, ensure};
 
 /// The exit that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +21,10 @@ pub(super) enum Waits {
     Device,
     /// A result.
     Hypercall,
+    /// A result of a TD's MapGPA, of which the kernel takes three.
+    MapGpa,
+    /// The answer to a TD's request.
+    Tdx,
 }
 
 impl Waits {
@@ -35,7 +43,30 @@ impl Waits {
                 let call: Hypercall = page.exit();
                 vcpu.answer(Answer::Value(call.ret.get()))?;
             }
+            Self::MapGpa => {
+                let call: Hypercall = page.exit();
+                let ret = call.ret.get();
+                let known = [0, Errno::EINVAL.0 as u64, Errno::EAGAIN.0 as u64];
+                ensure(known.contains(&ret), COMPLETION)?;
+                vcpu.answer(Answer::Value(ret))?;
+            }
+            Self::Tdx => vcpu.answer(tdx_answer(&page.exit()))?,
         }
         Ok(())
+    }
+}
+
+/// The answer to a request: a status, and the registers of GetTdVmCallInfo. The status is the first word of
+/// every request.
+fn tdx_answer(exit: &TdxExit) -> Answer {
+    let call = TdVmCallInfo::read_from_prefix(&exit.call);
+    let call = call.map(|(call, _)| call).unwrap_or_default();
+    let values = match exit.nr.get() {
+        tdvmcall::GET_TD_VM_CALL_INFO => [call.r11, call.r12, call.r13, call.r14].map(|r| r.get()),
+        _ => [0; 4],
+    };
+    Answer::Tdx {
+        status: call.ret.get(),
+        values,
     }
 }

@@ -14,6 +14,7 @@ mod pre_fault;
 mod registers;
 mod run;
 mod sync;
+mod td;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -90,6 +90,16 @@ impl Page<'_> {
         self.0.write(EXIT_OFFSET as u64, exit.as_bytes());
     }
 
+    /// What every run of a vCPU leaves whose registers are secret: no interrupt can be injected from here.
+    pub(super) fn set_secret_state(&self, boots: bool) {
+        const X2APIC: u64 = 0xfee0_0c00;
+        const BSP: u64 = 1 << 8;
+        let apic_base = X2APIC | if boots { BSP } else { 0 };
+        self.0.write(READY, &[0; 2]);
+        self.0.write(CR8, &[0; 8]);
+        self.0.write(APIC_BASE, &apic_base.to_le_bytes());
+    }
+
     /// What every run leaves: whether interrupts are enabled and can be injected, the task priority, and
     /// the place of the local APIC.
     pub(super) fn set_state(&self, vcpu: &Processor, sregs: &Sregs, has_apic: bool) -> Result<()> {

@@ -12,7 +12,7 @@ use kvm_ops_uapi::system::vm_type;
 use super::exits::{self, Next};
 use super::held::Held;
 use super::page::Page;
-use super::{Cpu, State, sync};
+use super::{Cpu, State, sync, td};
 use crate::Process;
 use crate::file::VcpuFile;
 use crate::machine::Processor;
@@ -25,6 +25,9 @@ pub(super) fn run(file: &VcpuFile, process: &dyn Process, argument: u64) -> Resu
     ensure(argument == 0, ARGUMENT)?;
     let page = Page(&**file.vcpu.run_area());
     let mut state = file.state();
+    if file.vm.kind() == vm_type::TDX {
+        return td::run(file, process, page, &mut state);
+    }
     let State {
         cpu,
         has_run,
@@ -70,10 +73,7 @@ fn run_held(file: &VcpuFile, held: &Held, page: Page<'_>) -> Result<()> {
     }
     ensure(page.valid_regs() | page.dirty_regs() == 0, SYNC_REGS)?;
     ensure(!immediate, IMMEDIATE_EXIT)?;
-    let may_run = match file.vm.kind() {
-        vm_type::TDX => file.vm.lock().td.can_run(file.vcpu.id),
-        _ => file.vm.is_plain() || file.vm.lock().sev.was_initialised_here(),
-    };
+    let may_run = file.vm.is_plain() || file.vm.lock().sev.was_initialised_here();
     ensure(may_run, INITIALIZED)?;
     page.set_reason(exit_reason::INTERNAL_ERROR);
     page.0.write(EXIT_OFFSET as u64, &EMULATION.to_le_bytes());
@@ -140,7 +140,7 @@ fn enter(
     }
 }
 
-fn is_interrupted(process: &dyn Process, page: Page<'_>) -> bool {
+pub(super) fn is_interrupted(process: &dyn Process, page: Page<'_>) -> bool {
     process.signal_pending() || page.0.signal_pending()
 }
 
