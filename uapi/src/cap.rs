@@ -38,6 +38,7 @@ capabilities! {
     IOEVENTFD = 36;
     SET_IDENTITY_MAP_ADDR = 37;
     ADJUST_CLOCK = 39;
+    INTERNAL_ERROR_DATA = 40;
     VCPU_EVENTS = 41;
     DEBUGREGS = 50;
     ENABLE_CAP = 54;

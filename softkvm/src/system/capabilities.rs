@@ -59,6 +59,7 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::SET_BOOT_CPU_ID
         | cap::SET_IDENTITY_MAP_ADDR
         | cap::ADJUST_CLOCK
+        | cap::INTERNAL_ERROR_DATA
         | cap::ENABLE_CAP
         | cap::ENABLE_CAP_VM
         | cap::CHECK_EXTENSION_VM

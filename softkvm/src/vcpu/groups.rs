@@ -6,7 +6,7 @@ use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::state::{DebugRegs, Fpu, VcpuEvents, XSAVE_SIZE, Xcrs};
 use zerocopy::IntoBytes;
 
-use super::registers::{read, write};
+use super::registers::{read, require_readable, write};
 use super::{convert, events};
 use crate::file::VcpuFile;
 use crate::refusal::Result;
@@ -75,6 +75,7 @@ pub(super) fn set_xsave(file: &VcpuFile, process: &dyn Process, argument: u64) -
 }
 
 pub(super) fn get_xcrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
+    require_readable(file)?;
     let xcrs = file.state().cpu.xcrs()?;
     write(process, argument, &convert::to_xcrs(&xcrs))
 }
@@ -93,6 +94,7 @@ pub(super) fn set_xcrs(file: &VcpuFile, process: &dyn Process, argument: u64) ->
     let xcrs = OwnXcrs {
         xcr0: xcr.value.get(),
     };
+    require_readable(file)?;
     file.state().cpu.set_xcrs(&xcrs)?;
     Ok(0)
 }

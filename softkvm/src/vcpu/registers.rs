@@ -12,7 +12,7 @@ use crate::{Process, Refusal};
 
 /// The group of registers is the guest's secret: types 3 and 4 once it is measured, type 5 always, for no TD
 /// is under debug.
-fn require_readable(file: &VcpuFile) -> Result<()> {
+pub(super) fn require_readable(file: &VcpuFile) -> Result<()> {
     let is_secret = match file.vm.kind() {
         vm_type::TDX => true,
         _ => file.vm.has_protected_state() && file.vm.lock().sev.is_protected(file.vcpu.id),
