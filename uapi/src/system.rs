@@ -39,9 +39,6 @@ layout! {
     DeviceAttr 24 { 0 flags: U32, 4 group: U32, 8 attr: U64, 16 addr: U64, }
 }
 
-/// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`: the entry is that of a sub-leaf.
-pub const CPUID_FLAG_SIGNIFICANT_INDEX: u32 = 1;
-
 layout! {
     /// The fixed part of `struct kvm_cpuid2`.
     Cpuid2 8 { 0 nent: U32, 4 padding: U32, }

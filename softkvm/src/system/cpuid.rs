@@ -13,6 +13,10 @@ use crate::{Kernel, Process, Refusal};
 
 /// The leaf that tells of memory encryption.
 const ENCRYPTION: u32 = 0x8000_001f;
+/// The leaf whose EAX has the widths of addresses: physical ones in bits 7:0, and those of a guest in bits 23:16.
+const ADDRESSES: u32 = 0x8000_0008;
+/// Bits of a guest's physical addresses, with second-level tables of four levels: TDs take it from here.
+const GUEST_WIDTH: u32 = 48;
 /// The leaf whose EAX is the last extended one.
 const LAST_EXTENDED: u32 = 0x8000_0000;
 
@@ -37,6 +41,9 @@ fn entry(from: &CpuidEntry) -> CpuidEntry2 {
 /// What the processors of the software machine answer, and on AMD what encryption there is.
 pub(crate) fn supported(host: &SimHost, vm_types: u32) -> Vec<CpuidEntry2> {
     let mut list: Vec<CpuidEntry2> = host.cpuid().iter().map(entry).collect();
+    for leaf in list.iter_mut().filter(|leaf| leaf.function == ADDRESSES) {
+        leaf.eax = U32::new(leaf.eax.get() & !(0xff << 16) | GUEST_WIDTH << 16);
+    }
     if host.vendor() == Vendor::Amd {
         for leaf in list
             .iter_mut()
