@@ -251,6 +251,25 @@ fn the_cpuid_of_a_td_is_what_it_was_made_with_and_its_length_is_told() {
 }
 
 #[test]
+fn the_width_that_supported_cpuid_tells_is_one_that_init_vm_takes() {
+    let w = World::intel();
+    let head = Cpuid2 {
+        nent: U32::new(256),
+        ..Cpuid2::default()
+    };
+    let list = vec![CpuidEntry2::default(); 256];
+    let at = w.task.put(&[head.as_bytes(), list.as_bytes()].concat()[..]);
+    w.ioctl(w.kvm, ioctl::KVM_GET_SUPPORTED_CPUID, at).unwrap();
+    let nent = u64::from(w.get::<Cpuid2>(at).nent.get());
+    let mut entries = (0..nent).map(|index| w.get::<CpuidEntry2>(at + 8 + index * 40));
+    let addresses = entries.find(|entry| entry.function.get() == 0x8000_0008);
+    let width = addresses.unwrap().eax.get() & 0xff << 16;
+    let (head, _) = init_args();
+    let list = vec![entry(0x8000_0008, 0, [width, 0, 0, 0])];
+    w.init_vm(w.td_vm(), &(head, list)).0.unwrap();
+}
+
+#[test]
 fn a_region_that_stops_says_what_is_left_and_goes_on() {
     let w = World::intel();
     let vm = w.td();

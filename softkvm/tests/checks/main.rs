@@ -35,7 +35,7 @@ const CASES: [&[Case]; 6] = [
 const UNREACHED: &[(Check, &str)] = &[
     (create_vm::MEMORY, "memory does not run out"),
     (create_vcpu::MEMORY, "a task always has a run area"),
-    (run::COMPLETION, "normal VMs take any answer"),
+    (run::COMPLETION, "tests/td_run: normal VMs take any answer"),
     (region::MEMORY, "memory does not run out"),
     (gmem::MEMORY, "memory does not run out"),
     (attributes::MEMORY, "memory does not run out"),
