@@ -32,7 +32,6 @@ const GDT: usize = 0x800;
 const RESET: usize = 0xff0;
 
 /// TDG.VP.VMCALL sub-functions.
-pub(crate) const HLT: u32 = 12;
 pub(crate) const IO: u32 = 30;
 pub(crate) const RDMSR: u32 = 31;
 pub(crate) const WRMSR: u32 = 32;
@@ -141,8 +140,8 @@ fn tables(memory: &mut [u8]) {
         let at = (TABLES - TOP) as usize + table * 4096 + index * 8;
         memory[at..at + 8].copy_from_slice(&entry.to_le_bytes());
     };
-    put(0, 0, TABLES + 0x1000 | PRESENT);
-    put(0, 256, TABLES + 0x2000 | PRESENT);
+    put(0, 0, (TABLES + 0x1000) | PRESENT);
+    put(0, 256, (TABLES + 0x2000) | PRESENT);
     for gib in 0..512 {
         let at = (gib as u64) << 30;
         put(1, gib, at | PRESENT | LARGE);
