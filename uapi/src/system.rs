@@ -53,7 +53,7 @@ layout! {
 }
 
 /// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`: the entry is of one subleaf.
-pub const CPUID_SIGNIFICANT_INDEX: u32 = 1;
+pub const CPUID_FLAG_SIGNIFICANT_INDEX: u32 = 1;
 
 layout! {
     /// The fixed part of `struct kvm_msr_list`; indices of four bytes follow.

@@ -3,7 +3,7 @@
 use kvm_ops::sim::SimHost;
 use kvm_ops::{CpuidEntry, Host, PspPort, Vendor};
 use kvm_ops_uapi::system::{
-    CPUID_SIGNIFICANT_INDEX, Cpuid2, CpuidEntry2, MAX_CPUID_ENTRIES, vm_type,
+    CPUID_FLAG_SIGNIFICANT_INDEX, Cpuid2, CpuidEntry2, MAX_CPUID_ENTRIES, vm_type,
 };
 use kvm_ops_uapi::{Errno, U32};
 use zerocopy::IntoBytes;
@@ -23,7 +23,7 @@ const LAST_EXTENDED: u32 = 0x8000_0000;
 fn entry(from: &CpuidEntry) -> CpuidEntry2 {
     let [eax, ebx, ecx, edx] = from.regs.map(U32::new);
     let flags = match from.subleaf_significant {
-        true => CPUID_SIGNIFICANT_INDEX,
+        true => CPUID_FLAG_SIGNIFICANT_INDEX,
         false => 0,
     };
     CpuidEntry2 {

@@ -3,7 +3,7 @@
 use kvm_ops::tdx::status::{Class, CompletionStatus};
 use kvm_ops::{CpuidEntry, Error, Gpaw, TdParams};
 use kvm_ops_uapi::checks::{tdx_finalize_vm, tdx_init_vm};
-use kvm_ops_uapi::system::{CPUID_SIGNIFICANT_INDEX, CpuidEntry2};
+use kvm_ops_uapi::system::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2};
 use kvm_ops_uapi::tdx::{MAX_CPUID_ENTRIES, TdxInitVm};
 use kvm_ops_uapi::{Errno, U32};
 
@@ -38,7 +38,7 @@ fn read(call: &Call<'_>) -> Result<(TdxInitVm, Vec<CpuidEntry2>)> {
 /// The first entry for a leaf and sub-leaf. One that does not say that its index counts is for any.
 fn find(entries: &[CpuidEntry2], leaf: u32, subleaf: u32) -> Option<&CpuidEntry2> {
     entries.iter().find(|entry| {
-        let counts = entry.flags.get() & CPUID_SIGNIFICANT_INDEX != 0;
+        let counts = entry.flags.get() & CPUID_FLAG_SIGNIFICANT_INDEX != 0;
         entry.function.get() == leaf && (!counts || entry.index.get() == subleaf)
     })
 }

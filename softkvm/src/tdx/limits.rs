@@ -3,7 +3,7 @@
 use kvm_ops::sim::SimHost;
 use kvm_ops::tdx::CpuidRow;
 use kvm_ops_uapi::checks::tdx_capabilities::{COPY_BACK, FLAGS, NENT, ROOM};
-use kvm_ops_uapi::system::{CPUID_SIGNIFICANT_INDEX, CpuidEntry2};
+use kvm_ops_uapi::system::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2};
 use kvm_ops_uapi::tdx::TdxCapabilities;
 use kvm_ops_uapi::{U32, U64};
 
@@ -108,7 +108,7 @@ pub(super) fn entry(
     CpuidEntry2 {
         function: U32::new(leaf),
         index: U32::new(subleaf.unwrap_or(0)),
-        flags: U32::new(subleaf.map_or(0, |_| CPUID_SIGNIFICANT_INDEX)),
+        flags: U32::new(subleaf.map_or(0, |_| CPUID_FLAG_SIGNIFICANT_INDEX)),
         eax: U32::new(eax),
         ebx: U32::new(ebx),
         ecx: U32::new(ecx),

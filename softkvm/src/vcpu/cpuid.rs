@@ -2,7 +2,7 @@
 
 use kvm_ops::{CpuidEntry, VcpuOps};
 use kvm_ops_uapi::checks::set_cpuid2::{AFTER_RUN, COPY, COUNT, ENTRIES};
-use kvm_ops_uapi::system::{CPUID_SIGNIFICANT_INDEX, Cpuid2, CpuidEntry2, MAX_CPUID_ENTRIES};
+use kvm_ops_uapi::system::{CPUID_FLAG_SIGNIFICANT_INDEX, Cpuid2, CpuidEntry2, MAX_CPUID_ENTRIES};
 use kvm_ops_uapi::{Errno, U32};
 
 use super::Cpu;
@@ -29,7 +29,7 @@ fn entry(from: &CpuidEntry2) -> CpuidEntry {
     CpuidEntry {
         leaf: from.function.get(),
         subleaf: from.index.get(),
-        subleaf_significant: from.flags.get() & CPUID_SIGNIFICANT_INDEX != 0,
+        subleaf_significant: from.flags.get() & CPUID_FLAG_SIGNIFICANT_INDEX != 0,
         regs: [from.eax, from.ebx, from.ecx, from.edx].map(U32::get),
     }
 }
