@@ -451,3 +451,47 @@ fn runs_with_timers_and_halts_are_equal_to_the_instruction() {
         assert_eq!(first, run());
     }
 }
+
+#[test]
+fn vcpu_state_details_say_whether_the_guests_priority_lets_an_interrupt_through() {
+    const VCPU_STATE_DETAILS: u64 = 0x9120_0003_0000_0100;
+    let main: Part = |a| {
+        set(a, SPURIOUS_VECTOR, ENABLED)?;
+        print(a, "!")?;
+        set_own(a, SELF_INTERRUPT, VECTOR.into())?;
+        print(a, "!")?;
+        set_own(a, TASK_PRIORITY, 0x40)?;
+        print(a, "!")?;
+        set_own(a, TASK_PRIORITY, 0)?;
+        a.sti()?;
+        a.nop()?;
+        a.cli()?;
+        end(a)
+    };
+    // The interrupt is in service: one of its class waits for its end.
+    let in_service: Part = |a| {
+        handler(a, |a| {
+            print(a, "!")?;
+            set_own(a, SELF_INTERRUPT, 0x4f)?;
+            print(a, "!")?;
+            end_of_interrupt(a)?;
+            print(a, "!")
+        })
+    };
+    let handlers = [(VECTOR, in_service), (0x4f, counts as Part)];
+    let host = SimHost::new(Vendor::Intel);
+    let platform = host.tdx_platform().unwrap();
+    let end = platform.config().memory_bytes;
+    let details = || {
+        let of_page = |page| platform.processor_state(page, VCPU_STATE_DETAILS);
+        (0..end).step_by(4096).find_map(of_page).unwrap()
+    };
+    let mut seen = Vec::new();
+    let look = |exit: &mut ExitContext<'_>| {
+        if exit.data() == b"!" {
+            seen.push(details());
+        }
+    };
+    let (report, _) = run_with(&host, config(kernel(main, &handlers)), look);
+    assert_eq!(seen, [0, 1, 0, 0, 0, 1], "{report:?}");
+}

@@ -41,7 +41,7 @@ pub use dump::{HkidView, LockTarget, MigrationView, PageView, SeptView, TdView, 
 pub use faults::{Fault, KeyEngineFault, pending};
 pub use guest::{
     GuestEvent, GuestFlow, GuestOp, GuestPage, GuestProgram, Outcome, ProcessorState, Script,
-    SegmentState, VmExit,
+    SegmentState, VirtualApic, VmExit,
 };
 pub use kot::HkidState;
 pub use l2::{L2SeptState, L2SeptView};

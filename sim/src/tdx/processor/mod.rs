@@ -311,7 +311,9 @@ impl Processor {
                     self.calling = exit;
                     self.sleep_if_it_halts(&host);
                     if let Some(apic) = &self.apic {
-                        apic.note_deliverable(posted::is_deliverable(&self.cpu));
+                        let held =
+                            |state: &ProcessorState| posted::is_deliverable(&state.virtual_apic);
+                        apic.note_deliverable(self.known.as_ref().is_some_and(held));
                     }
                     return Ok(Some(host));
                 }

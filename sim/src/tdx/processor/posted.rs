@@ -1,13 +1,10 @@
 //! Interrupts that the host posts, and the virtual APIC page, which is the processor's local APIC.
 
 use kvm_ops_cpu::Cpu;
+use soft_tdx_module::VirtualApic;
 
 use crate::irq::Wake;
 use crate::tdx::HostApic;
-
-/// x2APIC registers: processor priority, and the first of the eight words of requests.
-const PPR: u32 = 0x80a;
-const IRR: u32 = 0x820;
 
 /// Vectors of exceptions and NMI, 0 to 30, which no host can post to a TD.
 const RESERVED: u64 = (1 << 31) - 1;
@@ -32,11 +29,9 @@ pub(super) fn take(wake: &Wake, cpu: &mut Cpu) {
 }
 
 /// True if the highest request is above the processor's priority (VCPU_STATE_DETAILS, "pending virtual interrupt").
-pub(super) fn is_deliverable(cpu: &Cpu) -> bool {
-    let word = |n| cpu.read_msr(IRR + n).unwrap_or(0) as u32;
-    let highest = (0..8)
-        .rev()
-        .find_map(|n| Some(n * 32 + word(n).checked_ilog2()?));
-    let priority = cpu.read_msr(PPR).unwrap_or(0) as u32;
-    highest.is_some_and(|vector| vector >> 4 > priority >> 4)
+pub(super) fn is_deliverable(apic: &VirtualApic) -> bool {
+    let words = (0..).zip(apic.requests);
+    let vectors = words.filter_map(|(n, word)| Some(n * 32 + word.checked_ilog2()?));
+    let class = u32::from(apic.processor_priority >> 4);
+    vectors.last().is_some_and(|highest| highest >> 4 > class)
 }

@@ -1,7 +1,13 @@
 //! The registers of a TD's processor: between `kvm-ops-cpu` and the module, which keeps them in VMCS and TDVPS.
 
 use kvm_ops_cpu::{Cpu, Registers, Segment, TableRegister};
-use soft_tdx_module::{ProcessorState, Regs, SegmentState};
+use soft_tdx_module::{ProcessorState, Regs, SegmentState, VirtualApic};
+
+/// x2APIC registers of the virtual APIC page: task and processor priority, interrupts in service, requests.
+const TPR: u32 = 0x808;
+const PPR: u32 = 0x80a;
+const ISR: u32 = 0x810;
+const IRR: u32 = 0x820;
 
 /// General registers in encoding order, as both sides have them.
 pub(super) fn gprs(cpu: &Cpu) -> Regs {
@@ -52,6 +58,19 @@ pub(super) fn save(cpu: &Cpu) -> ProcessorState {
         dr6: r.dr6,
         dr7: r.dr7,
         msrs: ProcessorState::MSRS.map(|index| cpu.read_msr(index).unwrap_or(0)),
+        virtual_apic: virtual_apic(cpu),
+    }
+}
+
+/// The virtual APIC page, which is the processor's local APIC.
+fn virtual_apic(cpu: &Cpu) -> VirtualApic {
+    let register = |index| cpu.read_msr(index).unwrap_or(0) as u32;
+    let bitmap = |first: u32| std::array::from_fn(|n| register(first + n as u32));
+    VirtualApic {
+        task_priority: register(TPR) as u8,
+        processor_priority: register(PPR) as u8,
+        in_service: bitmap(ISR),
+        requests: bitmap(IRR),
     }
 }
 

@@ -14,6 +14,7 @@ mod servtd;
 mod slots;
 mod stepping;
 mod tdcall;
+mod virtual_apic;
 mod virtual_cpu;
 
 pub use exits::VmExit;
@@ -22,6 +23,7 @@ pub use pages::GuestPage;
 pub use program::{GuestOp, GuestProgram, Outcome, Script};
 pub use registers::{ProcessorState, SegmentState};
 pub(crate) use slots::Programs;
+pub use virtual_apic::VirtualApic;
 
 use crate::l2::guest_state as l2_state;
 use crate::lock::LockMode;

@@ -6,6 +6,8 @@ use crate::platform::{LpError, Platform};
 use crate::regs::Regs;
 use crate::vcpu::VcpuContext;
 
+use super::virtual_apic::VirtualApic;
+
 /// A segment register, LDTR or TR, as the VMCS keeps it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[allow(missing_docs)] // the parts of a segment register
@@ -39,6 +41,8 @@ pub struct ProcessorState {
     pub dr7: u64,
     /// Values of the MSRs of [`ProcessorState::MSRS`], in their order.
     pub msrs: [u64; ProcessorState::MSRS.len()],
+    /// The virtual APIC page, and the guest interrupt status that follows from it.
+    pub virtual_apic: VirtualApic,
 }
 
 /// Place of an MSR: in the VMCS, or in a class of TDVPS.
@@ -118,12 +122,14 @@ impl ProcessorState {
                 Vmcs(encoding) => get(encoding),
                 Tdvps(code) => f.get((class::MSR, code)),
             }),
+            virtual_apic: VirtualApic::load(ctx),
         }
     }
 
     fn store(&self, ctx: &mut VcpuContext) {
         (ctx.rip, ctx.cr2) = (self.rip, self.cr2);
         ctx.has_processor = true;
+        self.virtual_apic.store(ctx);
         let f = &mut ctx.store;
         let cr0 = merged(f, self.cr0, vmcs::CR0, vmcs::CR0_MASK);
         let cr4 = merged(f, self.cr4, vmcs::CR4, vmcs::CR4_MASK);
