@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 
 use common::audit::mirror_equals_secure_ept;
 use common::{Injected, TestHost};
@@ -52,6 +53,28 @@ const CALLS: [(usize, Leaf, u64); 23] = [
     (1, Leaf::ImportEnd, 1),
 ];
 
+/// Why a migration takes its way back.
+#[derive(Clone, Copy)]
+enum Cause {
+    /// It does not.
+    None,
+    /// The source's embedder cancels when only the start token is left.
+    Cancelled,
+    /// A call of that side was refused.
+    Refused(usize, Leaf),
+}
+
+/// A call of the way back: side, leaf, and what leads there.
+const WAY_BACK: [(usize, Leaf, Cause); 5] = [
+    (0, Leaf::ExportAbort, Cause::Cancelled),
+    (0, Leaf::ExportRestore, Cause::Cancelled),
+    // Pages that are blocked for writing, and were not exported.
+    (0, Leaf::ExportUnblockw, Cause::Refused(0, Leaf::ExportMem)),
+    (1, Leaf::ImportAbort, Cause::Refused(1, Leaf::ImportEnd)),
+    // With the target's token.
+    (0, Leaf::ExportAbort, Cause::Refused(1, Leaf::ImportEnd)),
+];
+
 /// The ways in which a leaf can fail: name, answer, times.
 fn failures(side: usize, leaf: Leaf) -> Vec<(&'static str, Injected, u64)> {
     let status = |class: Class, detail| Injected::Status(class.with(detail).get());
@@ -89,7 +112,7 @@ fn failures(side: usize, leaf: Leaf) -> Vec<(&'static str, Injected, u64)> {
         ));
     }
     let takes_a_bundle = leaf.name().starts_with("TDH.IMPORT.") && leaf != Leaf::ImportEnd;
-    if side == 1 && takes_a_bundle {
+    if side == 1 && takes_a_bundle && leaf != Leaf::ImportAbort {
         let mac = Class::OPERAND_INVALID.with(operand::R8).get() | FATAL;
         all.push(("fatal", Injected::Status(mac), 1));
     }
@@ -122,6 +145,7 @@ type Ended = Result<Progress, MigrateError>;
 fn over_a_link(
     sender: &mut Sender<'_, TestHost>,
     receiver: &mut Receiver<'_, TestHost>,
+    cancels: bool,
 ) -> [Ended; 2] {
     let [near, far] = Link::pair([None, None]);
     let (mut near, mut far) = (FromStd::new(near), FromStd::new(far));
@@ -132,14 +156,19 @@ fn over_a_link(
             let _ = std::io::copy(&mut far.into_inner(), &mut std::io::sink());
             received
         });
-        let sent = sender.run(&mut near, &mut |_| Flow::GoOn);
+        let sent = sender.run(&mut near, &mut |progress| match cancels
+            && progress.phase == Phase::Prepared
+        {
+            true => Flow::Cancel,
+            false => Flow::GoOn,
+        });
         drop(near);
         [sent, receiving.join().unwrap()]
     })
 }
 
 /// One migration with whatever is armed; heals before it looks at the end.
-fn attempt(pair: &Pair) -> (Ended, Ended, Phase) {
+fn attempt(pair: &Pair, cancels: bool) -> (Ended, Ended, Phase) {
     let refused = |operation, error| Err(MigrateError::Failed { operation, error });
     let ready = Err(MigrateError::WrongPhase);
     let from = match pair.source.outgoing(1) {
@@ -160,12 +189,12 @@ fn attempt(pair: &Pair) -> (Ended, Ended, Phase) {
     };
     let mut sender = Sender::new(from, limits, &mut random).unwrap();
     let mut receiver = Receiver::new(to);
-    let [sent, received] = over_a_link(&mut sender, &mut receiver);
+    let [sent, received] = over_a_link(&mut sender, &mut receiver, cancels);
     pair.hosts.iter().for_each(|host| {
         host.heal();
     });
     if sender.progress().phase == Phase::Committed && receiver.can_go_on() {
-        let _ = over_a_link(&mut sender, &mut receiver);
+        let _ = over_a_link(&mut sender, &mut receiver, false);
     }
     let phase = sender.progress().phase;
     (sent, received, phase)
@@ -175,6 +204,7 @@ fn case(
     side: usize,
     leaf: Leaf,
     nth: u64,
+    cause: Cause,
     (name, answer, times): (&str, Injected, u64),
 ) -> Outcome {
     let what = format!("{} of side {side}, {name}", leaf.name());
@@ -185,8 +215,12 @@ fn case(
         // No other thread is at a host here: waits for its locks are time lost.
         host.0.threads.store(false, Ordering::Relaxed);
     }
+    if let Cause::Refused(side, leaf) = cause {
+        let refusal = Class::OPERAND_INVALID.with(operand::R8).get();
+        pair.hosts[side].fail(leaf, 1, 1, Injected::Status(refusal));
+    }
     pair.hosts[side].fail(leaf, nth, times, answer);
-    let (sent, received, phase) = attempt(&pair);
+    let (sent, received, phase) = attempt(&pair, matches!(cause, Cause::Cancelled));
     pair.hosts.iter().for_each(|host| {
         host.heal();
     });
@@ -198,8 +232,13 @@ fn case(
     );
     let owner = match (runs_here, runs_there) {
         (true, _) => {
-            mirror_equals_secure_ept(&pair.hosts[0], &pair.source);
+            if let Cause::None = cause {
+                mirror_equals_secure_ept(&pair.hosts[0], &pair.source);
+            }
             pair.run_source(before + 2 * PAGES).unwrap();
+            // The next migration brings back what is left in a state of this one.
+            drop(pair.source.outgoing(1).unwrap());
+            mirror_equals_secure_ept(&pair.hosts[0], &pair.source);
             "source"
         }
         (_, true) => {
@@ -225,30 +264,25 @@ fn case(
 /// What both ends say and who has the guest, and the failures that lead there.
 type Outcomes = BTreeMap<[String; 3], Vec<&'static str>>;
 
-const BEGIN: &str = "<!-- failures -->\n";
-const END: &str = "<!-- /failures -->\n";
-
-#[test]
-fn each_call_fails_in_every_plausible_way_and_the_guest_is_on_one_side() {
-    let mut rows = Vec::<(String, Outcomes)>::new();
-    for (side, leaf, nth) in CALLS {
-        let place = ["source", "target"][side];
-        let which = match nth {
-            1 => String::new(),
-            n => format!(", call {n}"),
-        };
-        let mut outcomes = Outcomes::new();
-        for failure in failures(side, leaf) {
-            let Outcome {
-                sent,
-                received,
-                owner,
-            } = case(side, leaf, nth, failure);
-            let key = [sent, received, owner.to_owned()];
-            outcomes.entry(key).or_default().push(failure.0);
-        }
-        rows.push((format!("{place}: {}{which}", leaf.name()), outcomes));
+/// All failures of a call.
+fn outcomes(side: usize, leaf: Leaf, nth: u64, cause: Cause) -> Outcomes {
+    let mut outcomes = Outcomes::new();
+    for failure in failures(side, leaf) {
+        let Outcome {
+            sent,
+            received,
+            owner,
+        } = case(side, leaf, nth, cause, failure);
+        let key = [sent, received, owner.to_owned()];
+        outcomes.entry(key).or_default().push(failure.0);
     }
+    outcomes
+}
+
+const SIDES: [&str; 2] = ["source", "target"];
+
+/// Compares the table between two markers of the document with `rows`, or writes it there.
+fn document(marker: &str, rows: Vec<(String, Outcomes)>) {
     let mut table = String::from(
         "| call | fails with | `Sender` says | `Receiver` says | the guest |\n|---|---|---|---|---|\n",
     );
@@ -261,11 +295,18 @@ fn each_call_fails_in_every_plausible_way_and_the_guest_is_on_one_side() {
             );
         }
     }
+    // Two tests write to one document.
+    static DOCUMENT: Mutex<()> = Mutex::new(());
+    let _turn = DOCUMENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let (begin, end) = (
+        format!("<!-- {marker} -->\n"),
+        format!("<!-- /{marker} -->\n"),
+    );
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/migration.md");
     let text = std::fs::read_to_string(&path).expect("docs/migration.md");
-    let (head, rest) = text.split_once(BEGIN).expect("a marker");
-    let (_, tail) = rest.split_once(END).expect("a marker");
-    let expected = format!("{head}{BEGIN}{table}{END}{tail}");
+    let (head, rest) = text.split_once(&begin).expect("a marker");
+    let (_, tail) = rest.split_once(&end).expect("a marker");
+    let expected = format!("{head}{begin}{table}{end}{tail}");
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, &expected).expect("docs is writable");
     } else {
@@ -274,4 +315,31 @@ fn each_call_fails_in_every_plausible_way_and_the_guest_is_on_one_side() {
             "docs/migration.md is out of date:\n{table}"
         );
     }
+}
+
+#[test]
+fn each_call_fails_in_every_plausible_way_and_the_guest_is_on_one_side() {
+    let rows = CALLS.map(|(side, leaf, nth)| {
+        let which = match nth {
+            1 => String::new(),
+            n => format!(", call {n}"),
+        };
+        let call = format!("{}: {}{which}", SIDES[side], leaf.name());
+        (call, outcomes(side, leaf, nth, Cause::None))
+    });
+    document("failures", rows.into());
+}
+
+#[test]
+fn each_call_of_the_way_back_fails_and_the_guest_is_on_one_side() {
+    let rows = WAY_BACK.map(|(side, leaf, cause)| {
+        let why = match cause {
+            Cause::None => String::new(),
+            Cause::Cancelled => ", cancelled".into(),
+            Cause::Refused(_, first) => format!(", {} refused before", first.name()),
+        };
+        let call = format!("{}: {}{why}", SIDES[side], leaf.name());
+        (call, outcomes(side, leaf, 1, cause))
+    });
+    document("way-back", rows.into());
 }
