@@ -50,7 +50,6 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::DESTROY_MEMORY_REGION_WORKS
         | cap::JOIN_MEMORY_REGIONS_WORKS
         | cap::PIT2
-        | cap::INTERNAL_ERROR_DATA
         | cap::VCPU_EVENTS
         | cap::DEBUGREGS
         | cap::XSAVE
