@@ -32,10 +32,10 @@ const fn leaf(eax: u32, ebx: u32, ecx: u32, edx: u32) -> CpuidLeaf {
 }
 
 /// FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH,
-/// FXSR, SSE, SSE2. FPU is control and state alone.
-const FEATURES_EDX: u32 = 0x070b_fbfd;
+/// MMX, FXSR, SSE, SSE2.
+const FEATURES_EDX: u32 = 0x078b_fbfd;
 /// SSE3, PCLMULQDQ, SSSE3, CX16, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC deadline, AES,
-/// XSAVE, RDRAND, hypervisor.
+/// XSAVE, AVX, RDRAND, hypervisor.
 const FEATURES_ECX: u32 = 1 << 0
     | 1 << 1
     | 1 << 9
@@ -49,12 +49,14 @@ const FEATURES_ECX: u32 = 1 << 0
     | 1 << 24
     | 1 << 25
     | 1 << 26
+    | 1 << 28
     | 1 << 30
     | 1 << 31;
-/// FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, INVPCID, no FPU selectors, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
+/// FSGSBASE, TSC_ADJUST, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, no FPU selectors, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
 const STRUCTURED_EBX: u32 = 1 << 0
     | 1 << 1
     | 1 << 3
+    | 1 << 5
     | 1 << 7
     | 1 << 8
     | 1 << 9
@@ -102,8 +104,9 @@ impl CpuidTable {
         );
         t.set(2, 0, leaf(0x00ff_ff01, 0, 0, 0));
         t.set(7, 0, leaf(0, STRUCTURED_EBX, STRUCTURED_ECX, 0));
-        t.set(0xd, 0, leaf(3, 576, 576, 0));
+        t.set(0xd, 0, leaf(7, 576, 832, 0));
         t.set(0xd, 1, leaf(0b0101, 0, 0, 0));
+        t.set(0xd, 2, leaf(256, 576, 0, 0));
         // TSC at 1 GHz over a crystal of 25 MHz; the APIC timer counts the crystal.
         t.set(0x15, 0, leaf(1, 40, 25_000_000, 0));
         t.set(0x16, 0, leaf(1000, 1000, 25, 0));

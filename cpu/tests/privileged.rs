@@ -553,11 +553,11 @@ fn string_output_without_a_device_exits_for_each_element_and_goes_on() {
 #[test]
 fn what_is_not_implemented_is_ud_and_named() {
     let mut m = Machine::new();
-    // fsin; rcpps xmm0, xmm1; vaddps ymm
+    // vmxoff; vfmadd132ps xmm; monitor
     for bytes in [
-        &[0xd9u8, 0xfe][..],
-        &[0x0f, 0x53, 0xc1],
-        &[0xc5, 0xf4, 0x58, 0xc2],
+        &[0x0fu8, 0x01, 0xc4][..],
+        &[0xc4, 0xe2, 0x71, 0x98, 0xc2],
+        &[0x0f, 0x01, 0xc8],
     ] {
         m.code(bytes);
         assert_eq!(m.exception(1).map(|e| e.vector), Some(6), "{bytes:x?}");

@@ -669,9 +669,9 @@ fn state_that_no_such_processor_can_hold_is_refused_by_name() {
     xsave.as_bytes_mut()[519] = 0x40;
     let components = Err(Error::Invalid(Field::Xstate, 0x4000_0000_0000_0003));
     assert_eq!(cpu.set_xsave(&xsave), components);
-    assert_eq!(cpu.set_xcrs(&Xcrs { xcr0: 3 }), Ok(()));
-    let missing = Err(Error::Invalid(Field::Xcr0, 7));
-    assert_eq!(cpu.set_xcrs(&Xcrs { xcr0: 7 }), missing);
+    assert_eq!(cpu.set_xcrs(&Xcrs { xcr0: 7 }), Ok(()));
+    let missing = Err(Error::Invalid(Field::Xcr0, 15));
+    assert_eq!(cpu.set_xcrs(&Xcrs { xcr0: 15 }), missing);
     let armed = DebugRegs {
         dr7: 0x402,
         ..DebugRegs::default()

@@ -88,6 +88,10 @@ pub(super) fn select(m: M) -> Option<Exec> {
         | M::Rdsspd
         | M::Rdsspq
         | M::Reservednop
+        | M::Cldemote
+        | M::Prefetchit0
+        | M::Prefetchit1
+        | M::Prefetchwt1
         | M::Prefetchnta
         | M::Prefetcht0
         | M::Prefetcht1

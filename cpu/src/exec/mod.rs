@@ -2,9 +2,13 @@
 //! the decoded form.
 
 mod arith;
+mod avx;
 mod control;
 pub(crate) mod data;
 mod flow;
+#[cfg(test)]
+mod forms;
+mod mmx;
 mod string;
 mod tables;
 mod vector;
@@ -28,8 +32,15 @@ pub(crate) struct Selected {
 
 /// Chooses the way to run an instruction; what is not implemented is #UD and logged.
 pub(crate) fn select(i: &Instruction) -> Selected {
-    let end = |exec| Selected { exec, ends: true };
-    let body = |exec| Selected { exec, ends: false };
+    implementation(i).unwrap_or(Selected {
+        exec: |c, i| Err(c.missing(i.code())),
+        ends: true,
+    })
+}
+
+fn implementation(i: &Instruction) -> Option<Selected> {
+    let end = |exec| Some(Selected { exec, ends: true });
+    let body = |exec| Some(Selected { exec, ends: false });
     if i.is_invalid() {
         return end(|c, _| Err(c.ud()));
     }
@@ -43,29 +54,26 @@ pub(crate) fn select(i: &Instruction) -> Selected {
             m,
             M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
         );
-        return Selected {
-            exec,
-            ends: repeats || port,
-        };
+        let ends = repeats || port;
+        return Some(Selected { exec, ends });
     }
     match m {
         M::Ud0 | M::Ud1 | M::Ud2 => return end(|c, _| Err(c.ud())),
         M::Bound => return body(data::bound),
         _ => {}
     }
-    let simple = flow::select(m)
+    let exec = flow::select(m)
         .or_else(|| arith::select(m))
         .or_else(|| data::select(m))
         .or_else(|| control::select(m))
         .or_else(|| xstate::select(m))
         .or_else(|| x87::select(m))
-        .or_else(|| vector::select(i));
-    match simple {
-        // A new segment may change what follows.
-        Some(exec) if loads_segment(i) => end(exec),
-        Some(exec) => body(exec),
-        None => end(|c, i| Err(c.missing(i.code()))),
-    }
+        .or_else(|| vector::select(i))
+        .or_else(|| avx::select(i))
+        .or_else(|| mmx::select(i))?;
+    // A new segment may change what follows.
+    let ends = loads_segment(i);
+    Some(Selected { exec, ends })
 }
 
 fn loads_segment(i: &Instruction) -> bool {

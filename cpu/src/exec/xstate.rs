@@ -39,7 +39,7 @@ pub(super) fn select(m: M) -> Option<Exec> {
 }
 
 impl Core {
-    fn load_mxcsr(&mut self, value: u32) -> R<()> {
+    pub(crate) fn load_mxcsr(&mut self, value: u32) -> R<()> {
         if value & !MXCSR_MASK != 0 {
             return Err(self.gp(0));
         }

@@ -44,7 +44,7 @@ impl Context {
     }
 
     fn denormals(&mut self, operands: &[Extended]) {
-        if operands.iter().any(|v| is_denormal(*v)) {
+        if self.narrow_denormal || operands.iter().any(|v| is_denormal(*v)) {
             self.raise(DENORMAL);
         }
     }

@@ -5,5 +5,7 @@
 
 pub(crate) mod arith;
 pub(crate) mod convert;
+pub(crate) mod function;
 pub(crate) mod number;
 pub(crate) mod round;
+pub(crate) mod wide;

@@ -36,6 +36,8 @@ pub(crate) struct Context {
     pub(crate) raised: u16,
     /// The last rounding went away from zero.
     pub(crate) up: bool,
+    /// An operand was a denormal in memory, which its 80 bits do not show.
+    pub(crate) narrow_denormal: bool,
 }
 
 /// A number with 128 bits of significand: `significand / 2^127 * 2^exponent`, bit 127 set; `more` says that
@@ -98,6 +100,7 @@ impl Context {
             masked: control & 0x3f,
             raised: 0,
             up: false,
+            narrow_denormal: false,
         }
     }
 

@@ -56,6 +56,25 @@ pub(crate) fn make(code: Code, rng: &mut Random) -> Option<Instruction> {
             K::xmm_reg | K::xmm_rm => Register::XMM0 + rng.below(16) as u32,
             K::st0 => Register::ST0,
             K::sti_opcode => Register::ST0 + rng.below(8) as u32,
+            K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => {
+                Register::YMM0 + rng.below(16) as u32
+            }
+            K::xmm_vvvv | K::xmm_is4 => Register::XMM0 + rng.below(16) as u32,
+            K::ymm_or_mem if either => Register::YMM0 + rng.below(16) as u32,
+            K::mm_reg | K::mm_rm => Register::MM0 + rng.below(8) as u32,
+            K::mm_or_mem if either => Register::MM0 + rng.below(8) as u32,
+            K::mem_vsib32x | K::mem_vsib64x => {
+                memory(&mut i, n, rng);
+                i.set_memory_index(Register::XMM0 + rng.below(16) as u32);
+                i.set_memory_index_scale(1);
+                continue;
+            }
+            K::mem_vsib32y | K::mem_vsib64y => {
+                memory(&mut i, n, rng);
+                i.set_memory_index(Register::YMM0 + rng.below(16) as u32);
+                i.set_memory_index_scale(1);
+                continue;
+            }
             K::al => Register::AL,
             K::cl => Register::CL,
             K::ax => Register::AX,
@@ -67,7 +86,9 @@ pub(crate) fn make(code: Code, rng: &mut Random) -> Option<Instruction> {
             | K::r16_or_mem
             | K::r32_or_mem
             | K::r64_or_mem
-            | K::xmm_or_mem => {
+            | K::xmm_or_mem
+            | K::ymm_or_mem
+            | K::mm_or_mem => {
                 memory(&mut i, n, rng);
                 continue;
             }

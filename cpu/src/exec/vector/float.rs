@@ -1,6 +1,6 @@
 //! Floating-point instructions of SSE.
 
-use iced_x86::{Instruction, Mnemonic as M};
+use iced_x86::{Instruction, Mnemonic as M, Register};
 use rustc_apfloat::ieee::{Double, Single};
 use rustc_apfloat::{Float, Round};
 
@@ -62,6 +62,7 @@ pub(super) fn select(m: M) -> Option<Exec> {
         M::Roundps | M::Roundpd | M::Roundss | M::Roundsd => round,
         M::Haddps | M::Haddpd | M::Hsubps | M::Hsubpd | M::Addsubps | M::Addsubpd => across,
         M::Dpps | M::Dppd => dot_product,
+        M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss => reciprocal,
         _ => return None,
     })
 }
@@ -124,6 +125,20 @@ fn put(v: u128, n: u32, size: u32, lane: u128) -> u128 {
     v & !mask | lane << (n * size * 8) & mask
 }
 
+/// Outcomes of a comparison, as bits: less, equal, greater, unordered.
+const UNORDERED: u8 = 8;
+
+/// The outcomes for which a predicate holds, and if quiet NaNs are no exception.
+fn relation(predicate: u8) -> (u8, bool) {
+    const TRUTH: [u8; 16] = [2, 1, 3, 8, 13, 14, 12, 7, 10, 9, 11, 0, 5, 6, 4, 15];
+    // Predicates 1, 2, 5, 6, 9, 10, 13 and 14 signal; from 16 on it is the other way round.
+    let signals = matches!(predicate & 3, 1 | 2);
+    (
+        TRUTH[usize::from(predicate & 15)],
+        signals == (predicate & 16 != 0),
+    )
+}
+
 fn compare(c: &mut Core, i: &Instruction) -> R<()> {
     c.sse()?;
     let (size, scalar) = match i.mnemonic() {
@@ -132,35 +147,28 @@ fn compare(c: &mut Core, i: &Instruction) -> R<()> {
         M::Cmpss => (4, true),
         _ => (8, true),
     };
-    let predicate = i.immediate8() & 7;
+    // VEX forms, which run on scratch registers, have 32 predicates.
+    let known = if i.op0_register() == Register::XMM16 {
+        31
+    } else {
+        7
+    };
+    let predicate = i.immediate8() & known;
+    let (truth, quiet) = relation(predicate);
     let b = c.vector_operand(i, 1)?;
     let n = number(i.op0_register());
     let mut r = c.fpu.xmm[n];
     let mut x = Context::new(c.fpu.mxcsr);
     for k in 0..if scalar { 1 } else { 16 / size } {
-        let quiet = matches!(predicate & 3, 0 | 3);
         let (p, q) = (lane(r, k, size), lane(b, k, size));
         let order = if size == 4 {
             x.compare::<Single>(p, q, quiet)
         } else {
             x.compare::<Double>(p, q, quiet)
         };
-        let holds = match predicate & 3 {
-            0 => order.is_some_and(|o| o.is_eq()),
-            1 => order.is_some_and(|o| o.is_lt()),
-            2 => order.is_some_and(|o| o.is_le()),
-            _ => order.is_none(),
-        };
-        r = put(
-            r,
-            k,
-            size,
-            if holds != (predicate & 4 != 0) {
-                u128::MAX
-            } else {
-                0
-            },
-        );
+        let bit = order.map_or(UNORDERED, |o| 1 << (o as i8 + 1));
+        let all = if truth & bit != 0 { u128::MAX } else { 0 };
+        r = put(r, k, size, all);
     }
     c.raise(&x)?;
     c.fpu.xmm[n] = r;
@@ -330,6 +338,28 @@ fn round(c: &mut Core, i: &Instruction) -> R<()> {
     }
     c.raise(&x)?;
     c.fpu.xmm[n] = r;
+    Ok(())
+}
+
+/// RCP and RSQRT, which architecture defines up to a relative error of 1.5 * 2^-12; here the last bit is right.
+/// They know no exceptions, and no denormals.
+fn reciprocal(c: &mut Core, i: &Instruction) -> R<()> {
+    c.sse()?;
+    const ONE: u128 = 0x3f80_0000;
+    /// Denormals as zeros, flush to zero, all masked.
+    const CONTROL: u32 = 1 << 6 | 1 << 15 | 0x1f80;
+    let root = matches!(i.mnemonic(), M::Rsqrtps | M::Rsqrtss);
+    let scalar = matches!(i.mnemonic(), M::Rcpss | M::Rsqrtss);
+    let b = c.vector_operand(i, 1)?;
+    let to = &mut c.fpu.xmm[number(i.op0_register())];
+    let mut x = Context::new(CONTROL);
+    for k in 0..if scalar { 1 } else { 4 } {
+        let mut v = lane(b, k, 4);
+        if root {
+            v = x.arithmetic::<Single>(Op::Sqrt, v, v);
+        }
+        *to = put(*to, k, 4, x.arithmetic::<Single>(Op::Div, ONE, v));
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use crate::paging::{READ, WRITE};
 use crate::state::{CR0_EM, CR0_TS, CR4_OSFXSR, Core, R};
 
 /// An operation on the destination, the source and an immediate.
-type Packed = fn(u128, u128, u8) -> u128;
+pub(super) type Packed = fn(u128, u128, u8) -> u128;
 
 /// Chooses among the legacy encodings; those on MMX registers are not here.
 pub(super) fn select(i: &Instruction) -> Option<Exec> {
@@ -42,7 +42,7 @@ pub(super) fn select(i: &Instruction) -> Option<Exec> {
         .or_else(|| (i.mnemonic() == M::Ptest).then_some(ptest as Exec))
 }
 
-fn operation(m: M) -> Option<Packed> {
+pub(super) fn operation(m: M) -> Option<Packed> {
     lanes::operation(m)
         .or_else(|| shuffle::operation(m))
         .or_else(|| crypto::operation(m))
@@ -134,6 +134,11 @@ impl Core {
 
     /// #GP(0) unless a 16-byte operand is aligned.
     pub(crate) fn aligned_operand(&mut self, i: &Instruction) -> R<()> {
+        self.aligned_to(i, 16)
+    }
+
+    /// #GP(0) unless a memory operand is at a multiple of `bytes`.
+    pub(crate) fn aligned_to(&mut self, i: &Instruction, bytes: u64) -> R<()> {
         let seg = Self::operand_segment(i);
         let offset = self.offset(i);
         let base = if self.bits == 64 {
@@ -141,7 +146,7 @@ impl Core {
         } else {
             self.seg[seg].base
         };
-        if offset.wrapping_add(base) & 15 != 0 {
+        if offset.wrapping_add(base) & (bytes - 1) != 0 {
             return Err(self.gp(0));
         }
         Ok(())

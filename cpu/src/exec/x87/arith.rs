@@ -64,12 +64,16 @@ impl Core {
                 | M::Ficomp
         );
         let value = self.get(i, 0)?;
-        Ok(match (integer, i.memory_size().size()) {
+        let value = match (integer, i.memory_size().size()) {
             (true, 2) => from_integer(i64::from(value as i16)),
             (true, _) => from_integer(i64::from(value as i32)),
             (false, 4) => x.load(value, SINGLE),
             (false, _) => x.load(value, DOUBLE),
-        })
+        };
+        // Other exceptions of the operation come before this one.
+        x.narrow_denormal = x.raised & DENORMAL != 0;
+        x.raised &= !DENORMAL;
+        Ok(value)
     }
 
     /// A result for ST(`to`), unless an exception keeps it.

@@ -3,6 +3,7 @@
 mod arith;
 mod compare;
 mod environment;
+mod function;
 mod transfer;
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
@@ -27,6 +28,7 @@ pub(super) fn select(m: M) -> Option<Exec> {
         .or_else(|| compare::select(m))
         .or_else(|| transfer::select(m))
         .or_else(|| environment::select(m))
+        .or_else(|| function::select(m))
 }
 
 impl Fpu {

@@ -15,7 +15,7 @@ pub(super) fn select(m: M) -> Option<Exec> {
     Some(match m {
         M::Fld | M::Fild | M::Fbld => load,
         M::Fld1 | M::Fldl2t | M::Fldl2e | M::Fldpi | M::Fldlg2 | M::Fldln2 | M::Fldz => constant,
-        M::Fst | M::Fstp => store,
+        M::Fst | M::Fstp | M::Fstpnce => store,
         M::Fist | M::Fistp | M::Fisttp => store_integer,
         M::Fbstp => store_decimal,
         M::Fxch => exchange,
@@ -154,12 +154,13 @@ fn store_underflow(c: &mut Core, i: &Instruction, indefinite: u64, pops: bool) -
 
 fn store(c: &mut Core, i: &Instruction) -> R<()> {
     c.x87_wait()?;
-    let pops = i.mnemonic() == M::Fstp;
+    let pops = i.mnemonic() != M::Fst;
     if i.op0_kind() == OpKind::Register {
         c.x87_begin(i)?;
         let to = stack_register(i.op0_register());
         if c.fpu.is_empty(0) {
-            if !c.x87_underflow(to) {
+            // The form that is not documented pops and does no more.
+            if i.mnemonic() != M::Fstpnce && !c.x87_underflow(to) {
                 return Ok(());
             }
         } else {
