@@ -1,12 +1,12 @@
 //! The hosts of this build behind one trait, so that a fleet can use several.
 
 use kvm_ops::{
-    AmdVm, AnyVm, FreeReport, Gpa, Host, Irqchip, Kind, Measurement, Pfn, Result, Tech, Vendor,
-    VmConfig, create,
+    AmdVm, AnyVm, FreeReport, Gpa, Host, Hpa, IntelVm, Irqchip, Kind, Measurement, Pfn, Result,
+    Tech, Vendor, VmConfig, create,
 };
 use kvm_ops_machine::{
-    ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, RunLimits, RunReport,
-    Stopper,
+    ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, Q35, RunLimits,
+    RunReport, Stopper,
 };
 
 use crate::args::HostChoice;
@@ -14,9 +14,9 @@ use crate::confidential::{Books, Firmware};
 use crate::failure::Failure;
 use crate::memory::Limits;
 
-/// The reason why an image cannot run as a confidential VM of the software platform.
-const NORMAL_ONLY: &str =
-    "the program runs images as normal VMs there, and built-in guests as confidential ones";
+/// The reason why an image cannot run as an SEV guest of the software platform.
+const NO_SEV_CODE: &str =
+    "the program runs images as normal VMs and TDs there, and built-in guests as SEV guests";
 
 /// The reason why the program holds no confidential VM on `/dev/kvm`: what it measures of an image is for a launch on the
 /// software platform.
@@ -35,6 +35,8 @@ pub(crate) trait AnyMachine: Send {
     fn stopper(&self) -> Stopper;
     /// See [`Machine::devices`].
     fn devices(&self, console: ConsoleSink) -> Devices;
+    /// See [`Machine::q35`].
+    fn q35(&self, console: ConsoleSink) -> Q35;
     /// See [`Machine::tech`].
     fn tech(&self) -> Tech;
     /// Reads guest memory from the host's side.
@@ -43,6 +45,8 @@ pub(crate) trait AnyMachine: Send {
     fn measurement(&self) -> Result<Measurement>;
     /// The context page of an SNP guest; `None` for any other VM.
     fn gctx(&self) -> Option<Pfn>;
+    /// The TDR page of a TD; `None` for any other VM.
+    fn tdr(&self) -> Option<Hpa>;
     /// See [`Machine::destroy`].
     fn destroy(self: Box<Self>) -> FreeReport;
 }
@@ -64,6 +68,10 @@ impl<H: Host> AnyMachine for Machine<H> {
         Machine::devices(self, console)
     }
 
+    fn q35(&self, console: ConsoleSink) -> Q35 {
+        Machine::q35(self, console)
+    }
+
     fn tech(&self) -> Tech {
         Machine::tech(self)
     }
@@ -81,6 +89,13 @@ impl<H: Host> AnyMachine for Machine<H> {
                 Some(kvm_ops::sev::Identity::Gctx(gctx)) => Some(gctx),
                 _ => None,
             },
+            _ => None,
+        }
+    }
+
+    fn tdr(&self) -> Option<Hpa> {
+        match self.vm().back_end() {
+            AnyVm::Intel(IntelVm::Tdx(td)) => td.tdr(),
             _ => None,
         }
     }
@@ -169,8 +184,8 @@ impl Place {
                 return Err(PLATFORM_ONLY.into());
             }
             limits.addresses(wanted.memory)?;
-        } else if code && tech.is_confidential() {
-            return Err(NORMAL_ONLY.into());
+        } else if code && tech.is_confidential() && tech != Tech::Tdx {
+            return Err(NO_SEV_CODE.into());
         }
         // A machine with guest programs has no irqchip.
         let irqchip = if code { wanted.irqchip } else { Irqchip::None };

@@ -92,6 +92,7 @@ pub(crate) fn outcome(end: &End) -> &'static str {
         End::Shutdown => "shut down",
         End::TripleFault => "triple fault",
         End::Reset => "reset",
+        End::PowerOff => "switched off",
         End::DebugExit(_) => "debug exit",
         End::Deadline => "timed out",
         End::Stopped => "stopped",

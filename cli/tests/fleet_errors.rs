@@ -292,7 +292,7 @@ fn the_image_of_a_confidential_vm_is_refused_on_the_software_platform_at_its_lin
     assert_eq!(ran.code, Some(6), "{}", ran.err);
     for words in [
         "standard input:3:8",
-        "the program runs images as normal VMs there",
+        "the program runs images as normal VMs and TDs there",
         "hint: ",
     ] {
         assert!(ran.err.contains(words), "{words}: {}", ran.err);

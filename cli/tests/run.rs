@@ -142,14 +142,14 @@ fn the_software_platform_runs_an_image_the_same_each_time_and_counts_its_instruc
 }
 
 #[test]
-fn a_confidential_vm_runs_no_image_on_the_software_platform_and_the_refusal_says_why() {
+fn an_sev_guest_runs_no_image_on_the_software_platform_and_the_refusal_says_why() {
     let image = flat(&[0xf4]);
     let path = image.path().to_str().unwrap();
     for tech in ["sev", "sev-es", "sev-snp"] {
         let args = ["run", path, "--format", "flat", "--tech", tech];
         let ran = run(&[&args[..], &["--host", "sim"]].concat());
         assert_eq!(ran.code, Some(6), "{tech}: {}", ran.err);
-        let why = "the program runs images as normal VMs there";
+        let why = "the program runs images as normal VMs and TDs there";
         assert!(ran.err.contains(why), "{}", ran.err);
         assert!(ran.err.contains("hint: "), "{}", ran.err);
     }
@@ -322,13 +322,55 @@ fn a_td_of_real_firmware_has_the_mrtd_that_measure_prints() {
     if measured.code != Some(0) {
         return;
     }
-    assert_eq!(ran_as_td(&[&ovmf]), measured.out.trim_end());
+    assert_eq!(executed_in_a_td(&[&ovmf]), measured.out.trim_end());
     let two_pass = run(&["measure", "tdx", &ovmf, "--order", "two-pass"]);
     assert_ne!(two_pass.out, measured.out);
     assert_eq!(
-        ran_as_td(&[&ovmf, "--order", "two-pass"]),
+        executed_in_a_td(&[&ovmf, "--order", "two-pass"]),
         two_pass.out.trim_end()
     );
+}
+
+/// Executes firmware in a TD for a while. Returns the MRTD.
+fn executed_in_a_td(args: &[&str]) -> String {
+    let td = [
+        "run",
+        "--tech",
+        "tdx",
+        "--memory",
+        "64M",
+        "--timeout",
+        "500ms",
+        "--allow-rbp",
+    ];
+    let ran = run(&[&td[..], args].concat());
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("stopped at the deadline"), "{}", ran.err);
+    assert!(ran.err.contains(" instructions, "), "{}", ran.err);
+    for register in ["RTMR0", "RTMR1", "RTMR2", "RTMR3"] {
+        assert_eq!(step(&ran.err, register).1.len(), 96, "{}", ran.err);
+    }
+    let (_, mrtd) = step(&ran.err, "compare MRTD");
+    mrtd.strip_suffix(", as off line")
+        .expect("it is compared")
+        .to_owned()
+}
+
+/// MRTD of Debian 12's OVMF.fd, added page by page.
+const DEBIAN_12: &str = "4c7206f0f483c524f12c366c711e9049030a8d47c471ee5aa9c4999a08de4057fb887fed0744d5631a212967fb231c47";
+
+#[test]
+fn firmware_that_passes_rbp_fails_in_a_td_that_does_not_allow_it() {
+    let Some(ovmf) = ovmf() else { return };
+    if run(&["measure", "tdx", &ovmf]).out.trim_end() != DEBIAN_12 {
+        println!("skipped: {ovmf} is not Debian 12's");
+        return;
+    }
+    let td = ["run", "--tech", "tdx", "--memory", "64M", "--timeout", "5m"];
+    let ran = run(&[&td[..], &[&ovmf]].concat());
+    assert_eq!(ran.code, Some(3), "{}{}", ran.out, ran.err);
+    let refused = "TDG.VP.VMCALL OPERAND_INVALID";
+    assert!(ran.err.contains(refused), "{}", ran.err);
 }
 
 #[test]
@@ -343,6 +385,16 @@ fn a_td_that_cannot_be_launched_is_refused_with_the_reason() {
             &["--cmdline", "quiet"],
             2,
             "--cmdline has no meaning for a TD",
+        ),
+        (
+            &["--kernel", plain],
+            2,
+            "--kernel has no meaning for the built-in guest",
+        ),
+        (
+            &["--allow-rbp"],
+            2,
+            "--allow-rbp has no meaning for the built-in guest",
         ),
         (
             &["--host", "kvm"],

@@ -10,5 +10,5 @@ mod tour;
 
 pub(crate) use books::{Account, Books, Firmware, Leaks};
 pub(crate) use start::{Measurement, Start};
-pub(crate) use td::TdImage;
+pub(crate) use td::{TdImage, td_params};
 pub(crate) use tour::{MESSAGE, Tour};

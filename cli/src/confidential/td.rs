@@ -1,8 +1,16 @@
 //! The measured start of a TD.
 
-use kvm_ops::{Gpa, InitialPageKind};
+use kvm_ops::{EncParams, Gpa, InitialPageKind, TdParams};
 use kvm_ops_machine::{LaunchPage, LaunchStep};
 use kvm_ops_tdvf::{Attributes, Order, Section, SectionKind, Step, Tdvf, TdvfError, compose};
+
+/// The parameters of a TD that runs an image. `allow_rbp` leaves out NO_RBP_MOD.
+pub(crate) fn td_params(allow_rbp: bool) -> EncParams {
+    EncParams::Td(Box::new(TdParams {
+        no_rbp_mod: !allow_rbp,
+        ..TdParams::default()
+    }))
+}
 
 /// The pages of a TD's launch, and the MRTD that they must produce.
 #[derive(Clone, Debug)]

@@ -4,8 +4,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use kvm_ops::Exit;
-use kvm_ops_machine::{ConsoleSink, Devices, ExitContext, ExitHandler, Flow, RunLimits};
+use kvm_ops::{Exit, Tech};
+use kvm_ops_machine::{ConsoleSink, ExitContext, ExitHandler, Flow, RunLimits};
 
 use crate::guests::{Mixer, RESULT_PORT};
 use crate::interrupt::Interrupt;
@@ -75,8 +75,13 @@ fn live(ready: Ready<'_>) -> VmReport {
         spec, mut machine, ..
     } = ready;
     let console = ConsoleSink::tee(std::io::sink(), CONSOLE_LIMIT);
+    let confidential_code = machine.tech() == Tech::Tdx && matches!(spec.work, Work::Image { .. });
+    let devices: Box<dyn ExitHandler> = match confidential_code {
+        true => Box::new(machine.q35(console.clone())),
+        false => Box::new(machine.devices(console.clone())),
+    };
     let answers = Answers {
-        devices: machine.devices(console.clone()),
+        devices,
         mixer: Mixer::default(),
         has_mixer: matches!(spec.work, Work::BuiltIn(_)),
         takes_result: spec.expect.result.is_some(),
@@ -94,7 +99,7 @@ fn live(ready: Ready<'_>) -> VmReport {
 /// Answers the exits of one VM: from the result port, the device of the built-in guests, and a PC's
 /// devices.
 struct Answers {
-    devices: Devices,
+    devices: Box<dyn ExitHandler>,
     mixer: Mixer,
     has_mixer: bool,
     takes_result: bool,

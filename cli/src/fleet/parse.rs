@@ -34,8 +34,23 @@ const DEFAULT_MEMORY: u64 = 64 << 20;
 const FLEET_KEYS: &[&str] = &["defaults", "vm"];
 const DEFAULTS_KEYS: &[&str] = &["kind", "host", "vcpus", "memory", "timeout"];
 const VM_KEYS: &[&str] = &[
-    "name", "count", "kind", "host", "vcpus", "memory", "payload", "image", "format", "irqchip",
-    "cmdline", "initrd", "timeout", "expect", "optional",
+    "name",
+    "count",
+    "kind",
+    "host",
+    "vcpus",
+    "memory",
+    "payload",
+    "image",
+    "format",
+    "irqchip",
+    "kernel",
+    "allow_rbp",
+    "cmdline",
+    "initrd",
+    "timeout",
+    "expect",
+    "optional",
 ];
 const EXPECT_KEYS: &[&str] = &["end", "console", "result"];
 
@@ -223,7 +238,14 @@ impl Reader<'_> {
                 None
             }
             (Some(_), None) => {
-                for key in ["format", "irqchip", "cmdline", "initrd"] {
+                for key in [
+                    "format",
+                    "irqchip",
+                    "kernel",
+                    "allow_rbp",
+                    "cmdline",
+                    "initrd",
+                ] {
                     if let Some(value) = table.get(key) {
                         self.problems.add(
                             Problem::new(format!("`{key}` goes with an image"))
@@ -248,6 +270,8 @@ impl Reader<'_> {
                             units::irqchip,
                         )
                         .map(|at| at.value),
+                    kernel: self.file(table, "kernel"),
+                    allow_rbp: table.flag("allow_rbp").unwrap_or(false),
                     cmdline: table.string("cmdline").map(|at| at.value),
                     initrd: self.file(table, "initrd"),
                 })

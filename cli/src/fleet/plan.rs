@@ -1,17 +1,22 @@
 //! Finds a host for each VM of a fleet, and builds all machines before any starts.
 
 use std::io;
+use std::path::PathBuf;
 
-use kvm_ops::{Error, Tech};
-use kvm_ops_machine::{Image, MachineConfig, MachineError, Payload};
+use kvm_ops::{Error, Irqchip, Kind, Tech};
+use kvm_ops_machine::{Image, MachineConfig, MachineError, Payload, read_file};
+use kvm_ops_tdvf::Order;
 
-use crate::confidential::{Account, Books, Firmware, Leaks, Measurement, Start};
+use crate::confidential::{
+    Account, Books, Firmware, Leaks, Measurement, Start, TdImage, td_params,
+};
 use crate::exit_code::Code;
 use crate::failure::{Failure, code_of};
+use crate::files;
 use crate::hosts::{AnyMachine, Hosts, Needs, NoPlace, Place, Wanted};
 use crate::memory;
 
-use super::problem::{Problem, Problems};
+use super::problem::{At, Problem, Problems};
 use super::source::Source;
 use super::spec::{VmSpec, Work};
 
@@ -126,7 +131,13 @@ pub(crate) fn build<'a>(
 fn place<'a>(spec: &VmSpec, hosts: &'a Hosts) -> Result<&'a Place, NoPlace> {
     let (needs, irqchip) = match &spec.work {
         Work::BuiltIn(guest) => (Needs::Anything, guest.irqchip),
-        Work::Image { irqchip, .. } => (Needs::Processor, irqchip.unwrap_or_default()),
+        Work::Image { irqchip, .. } => {
+            let default = match spec.kind.value {
+                Kind::Of(Tech::Tdx) => Irqchip::Split,
+                _ => Irqchip::default(),
+            };
+            (Needs::Processor, irqchip.unwrap_or(default))
+        }
     };
     let wanted = Wanted {
         choice: spec.host,
@@ -179,7 +190,11 @@ impl<'a> Plan<'a> {
     fn build(&mut self, spec: &'a VmSpec, place: &Place) -> Result<(), Box<Problem>> {
         let image = image(spec)?;
         let tech = spec.kind.value.tech(place.host.vendor());
-        let start = Start::built_in(tech, spec.vcpus, place);
+        let start = match &spec.work {
+            Work::BuiltIn(_) => Start::built_in(tech, spec.vcpus, place),
+            Work::Image { path, .. } if tech == Tech::Tdx => Some(start_of(path)?),
+            Work::Image { .. } => None,
+        };
         for name in spec.names() {
             let config = MachineConfig::new()
                 .kind(spec.kind.value)
@@ -197,10 +212,18 @@ impl<'a> Plan<'a> {
                     }
                 }
                 Work::Image {
-                    irqchip: Some(irqchip),
-                    ..
-                } => config.image(image.clone()).irqchip(*irqchip),
-                Work::Image { .. } => config.image(image.clone()),
+                    irqchip, allow_rbp, ..
+                } => {
+                    let config = match irqchip {
+                        Some(irqchip) => config.irqchip(*irqchip),
+                        None => config,
+                    };
+                    let config = match tech {
+                        Tech::Tdx => config.enc(td_params(*allow_rbp)),
+                        _ => config,
+                    };
+                    config.image(image.clone())
+                }
             };
             let machine = place.host.build(config).map_err(|error| {
                 refused(format!("cannot build the machine `{name}`"), error)
@@ -228,19 +251,35 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// The measured start of a TD from its firmware, to hold MRTD against it.
+fn start_of(path: &At<PathBuf>) -> Result<Start, Box<Problem>> {
+    let refused = |why: String| {
+        let title = format!("no TD starts from {}", path.value.display());
+        let problem = Problem::new(title).at(&path.span, why).code(Code::Input);
+        Box::new(problem.hint("`kvm-ops measure tdx` tells what is wrong with an image"))
+    };
+    let bytes =
+        read_file(&path.value, files::FIRMWARE).map_err(|error| refused(error.to_string()))?;
+    let image =
+        TdImage::parse(&bytes, Order::SinglePass).map_err(|error| refused(error.to_string()))?;
+    Ok(Start::of_td(&image))
+}
+
 /// Returns the image of a VM; that of a built-in guest is its machine code.
 fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
-    let (path, format, cmdline, initrd) = match &spec.work {
+    let (path, format, kernel, cmdline, initrd) = match &spec.work {
         Work::BuiltIn(guest) => {
             return Ok(Image::flat(guest.name, guest.code));
         }
         Work::Image {
             path,
             format,
+            kernel,
             cmdline,
             initrd,
             irqchip: _,
-        } => (path, format, cmdline, initrd),
+            allow_rbp: _,
+        } => (path, format, kernel, cmdline, initrd),
     };
     let failed = |error| {
         let title = format!("cannot load the image of `{}`", spec.name.value);
@@ -249,6 +288,9 @@ fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
     let mut image = Image::open(&path.value).map_err(failed)?;
     if let Some(format) = format {
         image = image.with_format(*format);
+    }
+    if let Some(kernel) = kernel {
+        image = image.open_kernel(&kernel.value).map_err(failed)?;
     }
     if let Some(cmdline) = cmdline {
         image = image.cmdline(cmdline);

@@ -18,13 +18,17 @@ use super::problem::At;
 pub(crate) enum Work {
     /// A built-in guest, available as machine code and as a guest program.
     BuiltIn(&'static Guest),
-    /// An image, which needs a processor: of a real host, or of a normal VM on the software platform.
+    /// An image, which needs a processor: of a real host, or of a normal VM or a TD on the software platform.
     Image {
         path: At<PathBuf>,
         /// The format; detected if not given.
         format: Option<ImageFormat>,
         /// The interrupt controllers; chosen by the format if not given.
         irqchip: Option<Irqchip>,
+        /// The kernel that a TD's firmware starts.
+        kernel: Option<At<PathBuf>>,
+        /// True if a TD may pass RBP in TDG.VP.VMCALL.
+        allow_rbp: bool,
         /// The kernel's command line.
         cmdline: Option<String>,
         /// The initial RAM disk.

@@ -21,7 +21,7 @@ use crate::interrupt::Interrupt;
 use crate::term;
 use crate::units;
 
-use report::{Ran, Taken, Told};
+use report::{Chipset, Ran, Taken, Told};
 
 /// Runs one VM from an image. Its console goes to standard output; how it ended and its exits are
 /// summed up on standard error.
@@ -43,11 +43,12 @@ use report::{Ran, Taken, Told};
 /// Firmware without a disk never ends, so the timeout is an orderly end. It is stated on standard
 /// error, and the exit code is 0.
 ///
-/// A TD (`--tech tdx`) starts with what the TDVF metadata of its firmware lists, or with a small
-/// built-in start. Its MRTD, as the TDX module has it, must be the one that `kvm-ops measure tdx`
-/// prints. On the software platform no machine code runs in a TD: a built-in guest reads the pages of
-/// the launch, uses private memory, shares some of it and takes it back, and asks for a report. Each
-/// step is listed with its SEAMCALLs, and what the TD took from the module must have come back.
+/// A TD (`--tech tdx`) starts with what the TDVF metadata of its firmware lists. Its MRTD, as the TDX module
+/// has it, must be the one that `kvm-ops measure tdx` prints. The firmware finds a small Q35, and starts
+/// the kernel that is named (--kernel, --initrd, --append), or goes to its boot manager. Without an image
+/// a built-in guest reads the pages of a small launch, uses private memory, shares some of it and takes it
+/// back, and asks for a report. Each step is listed with its SEAMCALLs, and what the TD took from the
+/// module must have come back.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A guest that ends itself through the debug-exit port (0xf4, 0x501) with a value other than 0 counts as
@@ -59,7 +60,9 @@ Examples:
   kvm-ops run code.bin --format flat --memory 1M --host sim
   kvm-ops run /usr/share/ovmf/OVMF.fd --timeout 5s --json
   kvm-ops run --tech tdx
-  kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd")]
+  kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd --allow-rbp --memory 256M --timeout 1m
+  kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd --allow-rbp --memory 512M --timeout 20m \\
+    --kernel vmlinuz --initrd initrd.img --append console=ttyS0")]
 pub(crate) struct Args {
     /// The image: firmware, bzImage, ELF or flat code; of a TD, firmware with TDVF metadata, or a
     /// small built-in one if none is named
@@ -97,8 +100,17 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     order: Option<LaunchOrder>,
 
+    /// The kernel that a TD's firmware starts
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+
     /// The kernel's command line
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        visible_alias = "append"
+    )]
     cmdline: Option<String>,
 
     /// The initial RAM disk
@@ -109,6 +121,11 @@ pub(crate) struct Args {
     /// is the same on the software platform
     #[arg(long, value_name = "SECONDS")]
     clock: Option<u64>,
+
+    /// Let a TD pass RBP in TDG.VP.VMCALL, as Debian 12's OVMF.fd does: without NO_RBP_MOD in its CONFIG_FLAGS,
+    /// which Linux sets for each TD
+    #[arg(long)]
+    allow_rbp: bool,
 
     /// How long it may run
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_time)]
@@ -158,10 +175,15 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if args.tech == Kind::Of(Tech::Tdx) {
         return td::run(args);
     }
-    if args.order.is_some() {
+    let of_tds = [
+        (args.order.is_some(), "--order"),
+        (args.kernel.is_some(), "--kernel"),
+        (args.allow_rbp, "--allow-rbp"),
+    ];
+    if let Some((_, option)) = of_tds.into_iter().find(|(given, _)| *given) {
         return Err(
-            Failure::new(format!("--order has no meaning for a {} VM", args.tech))
-                .hint("only a TD's launch has one: --tech tdx")
+            Failure::new(format!("{option} has no meaning for a {} VM", args.tech))
+                .hint("only a TD has it: --tech tdx")
                 .code(Code::Usage),
         );
     }
@@ -203,7 +225,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .build(config)
         .map_err(|error| Failure::of_machine("the machine cannot be built", error))?;
     interrupt.stops(machine.stopper());
-    let ran = Ran::of(args, machine.as_mut());
+    let ran = Ran::of(args, machine.as_mut(), Chipset::Pc);
     interrupt.clear();
     let told = Told {
         args,
@@ -238,6 +260,11 @@ fn image(args: &Args, path: &Path) -> Result<Image, Failure> {
     image
         .runs_as()
         .map_err(|error| Failure::of_machine("the image cannot be run", error))?;
+    with_options(args, image)
+}
+
+/// The image with the options of the kernel that it is, or that it starts.
+fn with_options(args: &Args, mut image: Image) -> Result<Image, Failure> {
     if let Some(cmdline) = &args.cmdline {
         image = image.cmdline(cmdline);
     }

@@ -5,7 +5,9 @@ use std::fmt;
 use std::io;
 
 use kvm_ops::{FreeReport, Tech};
-use kvm_ops_machine::{ConsoleSink, End, FileKind, Image, ImageFormat, RunLimits, RunReport};
+use kvm_ops_machine::{
+    ConsoleSink, Devices, End, FileKind, Image, ImageFormat, RunLimits, RunReport,
+};
 use serde::Serialize;
 
 use super::Args;
@@ -59,6 +61,15 @@ impl fmt::Display for Taken {
     }
 }
 
+/// The devices around a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chipset {
+    /// Those of every PC.
+    Pc,
+    /// A Q35, with what firmware asks for.
+    Q35,
+}
+
 /// A run that is over.
 pub(super) struct Ran {
     run: RunReport,
@@ -71,19 +82,25 @@ pub(super) struct Ran {
 
 impl Ran {
     /// Runs a machine, with its console on standard output or, for JSON, in the report.
-    pub(super) fn of(args: &Args, machine: &mut dyn AnyMachine) -> Outcome<Self> {
+    pub(super) fn of(args: &Args, machine: &mut dyn AnyMachine, chipset: Chipset) -> Outcome<Self> {
         let terminal = Terminal::new(machine.stopper());
         let console = if args.json {
             ConsoleSink::tee(io::sink(), CONSOLE_LIMIT)
         } else {
             ConsoleSink::writer(terminal.clone())
         };
-        let devices = machine.devices(console.clone());
-        let devices = match args.clock {
+        let stop_clock = |devices: Devices| match args.clock {
             Some(at) => devices.stop_clock(at),
             None => devices,
         };
-        let ran = machine.run(&devices, RunLimits::none().deadline(args.timeout));
+        let limits = RunLimits::none().deadline(args.timeout);
+        let ran = match chipset {
+            Chipset::Pc => machine.run(&stop_clock(machine.devices(console.clone())), limits),
+            Chipset::Q35 => {
+                let q35 = machine.q35(console.clone()).map_devices(stop_clock);
+                machine.run(&q35, limits)
+            }
+        };
         terminal.finish();
         Ok(Self {
             run: ran.map_err(|error| Failure::of_machine("the machine cannot be run", error))?,
@@ -93,6 +110,11 @@ impl Ran {
             unheard: terminal.closed(),
             broken: console.take_error(),
         })
+    }
+
+    /// The end of the run, in a sentence's part.
+    pub(super) fn end(&self) -> String {
+        self.run.end.to_string()
     }
 
     /// The exit code that the guest's end has.

@@ -1,16 +1,19 @@
-//! `kvm-ops run --tech tdx`: runs a TD from a firmware image, on a host with a TDX module.
+//! `kvm-ops run --tech tdx`: runs a TD from a firmware image, or a built-in guest, on a host with a TDX module.
 
 use std::ops::Range;
 
+use kvm_ops::guest::GuestProgram;
 use kvm_ops::{FreeReport, Gpa, Irqchip};
 use kvm_ops_machine::{Image, MachineConfig};
 use kvm_ops_tdvf::Order;
 use serde::Serialize;
 
-use super::report::{Ran, Taken, Told};
+use super::report::{Chipset, Ran, Taken, Told};
 use super::{Args, LaunchOrder, homeless};
 use crate::commands::measure::not_tdvf;
-use crate::confidential::{Account, Books, Firmware, Leaks, MESSAGE, Start, TdImage, Tour};
+use crate::confidential::{
+    Account, Books, Firmware, Leaks, MESSAGE, Start, TdImage, Tour, td_params,
+};
 use crate::doctor::text::{finish, table};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
@@ -34,13 +37,26 @@ struct Step {
     detail: String,
 }
 
+/// The guest of a TD.
+enum Guest {
+    /// Firmware, and what it starts.
+    Code(Box<Image>),
+    /// The built-in one, and the memory that it converts.
+    Tour(Box<Tour>, Range<u64>),
+}
+
+/// A TD to be run.
+struct Wanted {
+    image: TdImage,
+    guest: Guest,
+}
+
 pub(super) fn run(args: &Args) -> Outcome {
-    let (image, taken) = image(args)?;
-    let (tour, converted) = Tour::new(&image, args.memory).ok_or_else(|| {
-        Failure::new(format!("{} leaves no memory for the guest", args.name()))
-            .hint("give the TD more with --memory")
-            .code(Code::Usage)
-    })?;
+    let order = match args.order.unwrap_or_default() {
+        LaunchOrder::Single => Order::SinglePass,
+        LaunchOrder::TwoPass => Order::TwoPass,
+    };
+    let Wanted { image, guest } = wanted(args, order)?;
     if image.low_end() > args.memory {
         return Err(Failure::new(format!(
             "{} has sections up to {:#x}, beyond the memory of {:#x} bytes",
@@ -53,10 +69,18 @@ pub(super) fn run(args: &Args) -> Outcome {
     }
     let interrupt = Interrupt::install()?;
     let hosts = Hosts::open(args.host);
-    let irqchip = args.irqchip.unwrap_or(Irqchip::None);
+    let (needs, default) = match guest {
+        Guest::Code(_) => (Needs::Processor, Irqchip::Split),
+        Guest::Tour(..) => (Needs::Anything, Irqchip::None),
+    };
+    let irqchip = args.irqchip.unwrap_or(default);
     let place = hosts
-        .place(&args.wanted(Needs::Anything, irqchip))
+        .place(&args.wanted(needs, irqchip))
         .map_err(|no_place| homeless(args, no_place))?;
+    let taken = match &guest {
+        Guest::Code(image) => Some(Taken::of(image, args.format)),
+        Guest::Tour(..) => None,
+    };
     if let Some(taken) = taken.as_ref().filter(|_| !args.json) {
         term::complain(format!("{}: {taken}", args.name()));
     }
@@ -69,7 +93,16 @@ pub(super) fn run(args: &Args) -> Outcome {
         .irqchip(irqchip);
     let (pages, extended) = (image.pages().len(), image.measured_pages());
     let start = Start::of_td(&image);
-    let config = start.configure(config, args.memory, vec![Box::new(tour)]);
+    let (config, converted) = match guest {
+        Guest::Code(image) => {
+            let enc = td_params(args.allow_rbp);
+            (config.image(*image).launch_order(order).enc(enc), None)
+        }
+        Guest::Tour(tour, converted) => {
+            let config = start.configure(config, args.memory, vec![tour as Box<dyn GuestProgram>]);
+            (config, Some(converted))
+        }
+    };
     let mut machine = place
         .host
         .build(config)
@@ -121,13 +154,13 @@ pub(super) fn run(args: &Args) -> Outcome {
     ran.map(|_| code)
 }
 
-/// Holds MRTD against the image, runs the guest, and looks at what it shared.
+/// Holds MRTD against the image, runs the guest, and looks at what it measured or shared.
 fn compare_and_run(
     args: &Args,
     place: &Place,
     start: &Start,
     machine: &mut dyn AnyMachine,
-    converted: Range<u64>,
+    converted: Option<Range<u64>>,
     steps: &mut Steps,
 ) -> Outcome<Ran> {
     let mrtd = start.measurement(place, machine);
@@ -140,7 +173,15 @@ fn compare_and_run(
     };
     steps.took(place, "compare MRTD", detail);
     mrtd?;
-    let ran = Ran::of(args, machine)?;
+    let Some(converted) = converted else {
+        let ran = Ran::of(args, machine, Chipset::Q35)?;
+        steps.took(place, "run", ran.end());
+        for (name, value) in rtmrs(place, machine) {
+            steps.took(place, name, value);
+        }
+        return Ok(ran);
+    };
+    let ran = Ran::of(args, machine, Chipset::Pc)?;
     let ended = ran.code() == Code::Fine;
     let seen = !ended || seen_by_host(machine, converted);
     let detail = match (ended, seen) {
@@ -155,6 +196,17 @@ fn compare_and_run(
     Ok(ran)
 }
 
+/// The RTMRs, as the software module has them.
+fn rtmrs(place: &Place, machine: &dyn AnyMachine) -> Vec<(&'static str, String)> {
+    const NAMES: [&str; 4] = ["RTMR0", "RTMR1", "RTMR2", "RTMR3"];
+    let module = place.platform.as_ref().and_then(|host| host.tdx_platform());
+    let td = module.zip(machine.tdr());
+    let Some(view) = td.and_then(|(module, tdr)| module.td(tdr.get())) else {
+        return Vec::new();
+    };
+    NAMES.into_iter().zip(view.rtmr.map(hex::encode)).collect()
+}
+
 /// The report in JSON: that of any run, the steps, and the module's account.
 #[derive(Serialize)]
 struct Report<'a, R: Serialize> {
@@ -164,29 +216,54 @@ struct Report<'a, R: Serialize> {
     firmware: Option<&'a Account>,
 }
 
-/// The image, and what it is taken for if it is no built-in one.
-fn image(args: &Args) -> Result<(TdImage, Option<Taken>), Failure> {
-    let given = [
+/// The image that is named, or the built-in start with its guest.
+fn wanted(args: &Args, order: Order) -> Result<Wanted, Failure> {
+    let usage = |text: String, hint: &str| Failure::new(text).hint(hint).code(Code::Usage);
+    let of_kernels = [
         (args.cmdline.is_some(), "--cmdline"),
         (args.initrd.is_some(), "--initrd"),
-        (args.format.is_some(), "--format"),
     ];
-    if let Some((_, option)) = given.into_iter().find(|(given, _)| *given) {
-        return Err(Failure::new(format!("{option} has no meaning for a TD"))
-            .hint("a TD starts with what the metadata of its firmware lists")
-            .code(Code::Usage));
+    let without_kernel = of_kernels.into_iter().filter(|_| args.kernel.is_none());
+    let mut refused = without_kernel.chain([(args.format.is_some(), "--format")]);
+    if let Some((_, option)) = refused.find(|(given, _)| *given) {
+        let hint =
+            "a TD starts with what the metadata of its firmware lists, and that starts a --kernel";
+        return Err(usage(format!("{option} has no meaning for a TD"), hint));
     }
-    let order = match args.order.unwrap_or_default() {
-        LaunchOrder::Single => Order::SinglePass,
-        LaunchOrder::TwoPass => Order::TwoPass,
-    };
     let Some(path) = &args.image else {
-        return Ok((TdImage::built_in(order), None));
+        let of_firmware = [
+            (args.kernel.is_some(), "--kernel"),
+            (args.allow_rbp, "--allow-rbp"),
+        ];
+        if let Some((_, option)) = of_firmware.into_iter().find(|(given, _)| *given) {
+            let text = format!("{option} has no meaning for the built-in guest");
+            return Err(usage(text, "name the firmware of the TD"));
+        }
+        let image = TdImage::built_in(order);
+        let (tour, converted) = Tour::new(&image, args.memory).ok_or_else(|| {
+            let text = format!("{} leaves no memory for the guest", args.name());
+            usage(text, "give the TD more with --memory")
+        })?;
+        let guest = Guest::Tour(Box::new(tour), converted);
+        return Ok(Wanted { image, guest });
     };
     let bytes = files::read("the image", path, files::FIRMWARE)?;
     let image = TdImage::parse(&bytes, order).map_err(|error| not_tdvf(path, &bytes, error))?;
-    let image_to_recognise = Image::from_bytes(args.name(), bytes);
-    Ok((image, Some(Taken::of(&image_to_recognise, None))))
+    let guest = Guest::Code(Box::new(with_kernel(
+        args,
+        Image::from_bytes(args.name(), bytes),
+    )?));
+    Ok(Wanted { image, guest })
+}
+
+/// The firmware with the kernel that it starts.
+fn with_kernel(args: &Args, mut image: Image) -> Result<Image, Failure> {
+    if let Some(kernel) = &args.kernel {
+        image = image
+            .open_kernel(kernel)
+            .map_err(|error| Failure::of_machine("the kernel cannot be used", error))?;
+    }
+    super::with_options(args, image)
 }
 
 /// Returns true if the host can read the guest's message in the memory that it shared.
