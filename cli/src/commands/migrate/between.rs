@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -90,16 +91,20 @@ impl Session<'_> {
 
     pub(super) fn between(&self) -> Outcome<Report> {
         let (mut here, mut there) = (self.side()?, self.side()?);
-        let (near, far) = UnixStream::pair()?;
-        let near = Link::of_pair(near, self.bound.clone())?;
-        let mut far = Some(Link::of_pair(far, self.bound.clone())?);
+        let (hand_over, waiting) = mpsc::channel();
+        let connect = move || {
+            let (near, far) = UnixStream::pair()?;
+            // A target that is gone hears nothing, which the link tells.
+            let _ = hand_over.send(far);
+            Ok(Link::of_pair(near, self.bound.clone())?)
+        };
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         let mut from = self.leaving(&here)?;
         let (sent, received) = thread::scope(|scope| {
             let there = &mut there;
             let receiving =
-                scope.spawn(move || self.arrive(there, |_| far.take().ok_or_else(gone)));
-            let sent = self.depart("hosts", &mut here, &mut from, near, &mut || Err(gone()));
+                scope.spawn(move || self.arrive(there, |bound| link::handed_over(&waiting, bound)));
+            let sent = self.depart("hosts", &mut here, &mut from, connect, &mut || Err(gone()));
             (sent, receiving.join())
         });
         let mut report = sent?;
@@ -115,11 +120,11 @@ impl Session<'_> {
     }
 
     pub(super) fn send(&self, address: &Address) -> Outcome<Report> {
-        let link = link::connect(address, &self.bound)?;
         let mut side = self.side()?;
         let mut from = self.leaving(&side)?;
+        let connect = || link::connect(address, &self.bound);
         let mut relink = || link::reach(address, &self.bound);
-        let mut report = self.depart("send", &mut side, &mut from, link, &mut relink)?;
+        let mut report = self.depart("send", &mut side, &mut from, connect, &mut relink)?;
         report.leaks = leaks(from) + side.leaks();
         Ok(report)
     }
@@ -156,13 +161,14 @@ impl Session<'_> {
         report
     }
 
-    /// Sends the guest of a machine to another host while it runs.
+    /// Sends the guest of a machine to another host while it runs. The link is made once the guest has
+    /// written its memory, because a peer does not wait for long.
     fn depart(
         &self,
         mode: &'static str,
         side: &mut Side,
         from: &mut Machine<SimHost>,
-        link: Link,
+        connect: impl FnOnce() -> Outcome<Link>,
         relink: &mut dyn FnMut() -> io::Result<Link>,
     ) -> Outcome<Report> {
         let told = self.load_writer(from)?;
@@ -171,6 +177,7 @@ impl Session<'_> {
         let mut meter = Meter::default();
         let sent = self.run_during(from, |vm| {
             self.wait_for(&told, self.guest.turns().all() + WARM_UP);
+            let link = connect()?;
             let start = Instant::now();
             let mut seen = |progress: &Progress| {
                 let at = Instant::now();

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -176,6 +177,18 @@ impl Write for Link {
         match &mut self.socket {
             Socket::Tcp(socket) => socket.flush(),
             Socket::Unix(socket) => socket.flush(),
+        }
+    }
+}
+
+/// Waits for an end of a pair that another thread hands over.
+pub(super) fn handed_over(from: &Receiver<UnixStream>, bound: &Bound) -> io::Result<Link> {
+    loop {
+        bound.check()?;
+        match from.recv_timeout(TURN) {
+            Ok(socket) => return Link::new(socket, bound.clone()),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
 }
