@@ -88,6 +88,30 @@ impl Cpu {
         done
     }
 
+    /// The address of the local APIC's page, while the APIC is in its memory-mapped mode.
+    pub fn apic_page(&self) -> Option<u64> {
+        self.core.apic.page()
+    }
+
+    /// Reads registers of the local APIC from its page: 1 to 8 bytes at an offset below 4096.
+    pub fn read_apic_page(&mut self, offset: usize, data: &mut [u8]) {
+        let now = self.core.clock();
+        self.core.apic.read_page(offset & 0xfff, data, now);
+    }
+
+    /// Writes a register of the local APIC in its page.
+    pub fn write_apic_page(&mut self, offset: usize, data: &[u8]) {
+        let now = self.core.clock();
+        self.core.attention = true;
+        let effect = self.core.apic.write_page(offset & 0xfff, data, now);
+        self.core.apply(effect);
+    }
+
+    /// The answer to CPUID, with the bits that depend on the processor's state.
+    pub fn cpuid(&self, function: u32, index: u32) -> crate::CpuidLeaf {
+        self.core.cpuid_leaf(function, index)
+    }
+
     /// Bits that CR4 can have.
     pub const fn cr4_bits() -> u64 {
         crate::registers::CR4_KNOWN

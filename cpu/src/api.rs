@@ -63,6 +63,17 @@ pub enum IoError {
     Memory,
 }
 
+/// Reasons why [`Cpu::translate`] has no address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Untranslated {
+    /// The page tables deny it.
+    Fault(crate::fault::Exception),
+    /// The second stage refuses a page table.
+    Exit(Exit),
+    /// Decoded code lay in a page table and was dropped: the instruction is done again.
+    Again,
+}
+
 impl core::fmt::Display for IoError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
@@ -386,6 +397,28 @@ impl Cpu {
         let done = self.core.read_linear(3, linear, data, READ).is_ok();
         self.core.pending = Pending::None;
         done
+    }
+
+    /// Translates a linear address as a read of the current privilege does; accessed bits are set.
+    ///
+    /// # Errors
+    ///
+    /// [`Untranslated`]: the fault or the exit that the read would end in. Nothing is raised.
+    pub fn translate(&mut self, linear: u64) -> Result<u64, Untranslated> {
+        self.enter();
+        let linear = self.core.wrap(linear);
+        if self.core.long_mode() && !self.core.canonical(linear) {
+            let fault = crate::fault::Exception::with_code(crate::fault::Exception::GP, 0);
+            return Err(Untranslated::Fault(fault));
+        }
+        if let Ok(walked) = self.core.walk(linear, READ) {
+            return Ok(walked.gpa);
+        }
+        match core::mem::replace(&mut self.core.pending, Pending::None) {
+            Pending::Fault(fault) => Err(Untranslated::Fault(fault)),
+            Pending::Exit(exit) => Err(Untranslated::Exit(exit)),
+            _ => Err(Untranslated::Again),
+        }
     }
 
     /// Instructions that gave #UD because they are not implemented, by name, with their count.

@@ -92,6 +92,7 @@ impl Core {
             write: false,
             execute: true,
             walk: false,
+            wide: self.has_wide_entries(),
         };
         self.place(gpa, access, Some(linear))
     }

@@ -14,6 +14,8 @@ pub struct Access {
     pub execute: bool,
     /// The page holds a paging structure that is walked.
     pub walk: bool,
+    /// Paging is on, with entries of 8 bytes: only these have room for an encryption bit.
+    pub wide: bool,
 }
 
 /// One frame of host memory behind a guest-physical page.

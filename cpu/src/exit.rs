@@ -33,6 +33,9 @@ pub struct Controls {
     pub task_switches: bool,
     /// The processor leaves as soon as it could take an interrupt.
     pub interrupt_window: bool,
+    /// Accesses to the local APIC's page are the bus'; the host carries them out
+    /// ([`Cpu::read_apic_page`](crate::Cpu::read_apic_page)).
+    pub apic_page: bool,
 }
 
 impl Controls {
@@ -52,6 +55,7 @@ impl Controls {
             hypercalls: false,
             task_switches: false,
             interrupt_window: false,
+            apic_page: false,
         }
     }
 

@@ -38,7 +38,7 @@ mod tlb;
 mod x87;
 
 pub use activity::Activity;
-pub use api::{IoError, Registers};
+pub use api::{IoError, Registers, Untranslated};
 pub use apic::{Apic, ApicAddress, ApicEffect};
 pub use bus::{Access, Bus, FRAME, Frame, Mapping};
 pub use cpu::{Cpu, Stopped};

@@ -153,6 +153,7 @@ impl Core {
             write,
             execute: false,
             walk: false,
+            wide: self.has_wide_entries(),
         };
         self.violation(gpa, access, Some(linear), 0)
     }
@@ -184,6 +185,7 @@ impl Core {
             write: access.write,
             execute: false,
             walk: false,
+            wide: self.has_wide_entries(),
         };
         let place = self.place(walked.gpa, question, Some(linear))?;
         if let Place::Host { host, writable } = place {

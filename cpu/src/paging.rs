@@ -256,6 +256,11 @@ impl Core {
         ((linear << unused) as i64 >> unused) as u64 == linear
     }
 
+    /// True if addresses come from paging entries of 8 bytes.
+    pub(crate) fn has_wide_entries(&self) -> bool {
+        self.cr0 & CR0_PG != 0 && self.cr4 & CR4_PAE != 0
+    }
+
     /// True if the bits above the linear address width repeat the top one.
     pub(crate) fn canonical(&self, linear: u64) -> bool {
         let unused = if self.cr4 & CR4_LA57 != 0 { 7 } else { 16 };

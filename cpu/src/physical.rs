@@ -87,7 +87,7 @@ unsafe impl Send for FrameCache {}
 impl Core {
     /// Asks the bus for a page. A refusal becomes an exit.
     pub(crate) fn place(&mut self, gpa: u64, access: Access, linear: Option<u64>) -> R<Place> {
-        if self.apic.page() == Some(gpa & !0xfff) {
+        if self.apic.page() == Some(gpa & !0xfff) && !self.controls.apic_page {
             return Ok(Place::Apic);
         }
         match self.bus.map(gpa & !0xfff, access) {
@@ -112,6 +112,7 @@ impl Core {
             write,
             execute,
             walk,
+            ..
         } = access;
         self.pending = Pending::Exit(Exit {
             cause: Cause::Violation {
@@ -138,6 +139,7 @@ impl Core {
             write,
             execute: false,
             walk: true,
+            wide: self.has_wide_entries(),
         };
         match self.place(gpa, access, Some(linear))? {
             Place::Host { host, writable } if writable || !write => {
@@ -174,6 +176,7 @@ impl Core {
                 write: false,
                 execute: false,
                 walk: true,
+                wide: self.has_wide_entries(),
             };
             Err(self.violation(gpa, access, Some(linear), 0))
         }
@@ -200,6 +203,7 @@ impl Core {
                 write: true,
                 execute: false,
                 walk: true,
+                wide: self.has_wide_entries(),
             };
             Err(self.violation(gpa, access, Some(linear), 0))
         }

@@ -257,7 +257,7 @@ impl MachineError {
             },
             Self::NotAFile { .. } => "copy what it holds into a file first",
             Self::NotLaunchable { .. } => {
-                "give the VM the pages of its measured start (MachineConfig::launch), or a TD firmware with TDVF metadata or an ELF file of 64-bit code"
+                "give the VM the pages of its measured start (MachineConfig::launch), or an ELF file of 64-bit code, or a TD firmware with TDVF metadata"
             }
             Self::FileTooLarge { .. } => "check the path",
             Self::EmptyImage { .. } => FileKind::Empty.advice(),

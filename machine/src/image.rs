@@ -18,7 +18,7 @@ pub enum ImageFormat {
     /// code starts in protected mode with flat segments. RSI holds the address of Linux's "zero
     /// page" (Linux Documentation/arch/x86/boot.rst), as a vmlinux expects.
     ///
-    /// In a TD only 64-bit code starts, at its entry too, with a stack: RDI holds the bytes of RAM below 3 GiB, and
+    /// In a confidential VM only 64-bit code starts, at its entry too, with a stack: RDI holds the bytes of RAM below 3 GiB, and
     /// linear addresses from 0xffff8000_00000000 on show the first 512 GiB as shared memory
     /// (docs/guest-testing.md).
     Elf,

@@ -76,7 +76,7 @@ impl<H: Host> Machine<H> {
         let irqchip = config.chosen_irqchip(tech);
         let rom = match &config.payload {
             Payload::Image(image) if confidential => {
-                load::td::rom_bytes(image, tech, config.vcpus)?
+                load::measured::rom_bytes(image, tech, config.vcpus)?
                     .max(bytes_below_4_gib(&config.launch))
             }
             Payload::Image(image) if !host.runs().machine_code() => {
@@ -114,18 +114,28 @@ impl<H: Host> Machine<H> {
             None => GuestRam::new(config.memory, rom, confidential)?,
         };
         let mut launch = config.launch;
+        let mut guest = None;
         let first = match &config.payload {
             // Such a guest does not start with what the host writes into memory.
             Payload::Image(image) if confidential => {
-                let start = load::td::start(
-                    image,
-                    &ram,
-                    machine.vm().shared_mask(),
-                    config.vcpus,
-                    #[cfg(feature = "tdx")]
-                    config.launch_order,
-                )?;
-                launch.splice(0..0, start);
+                let mask = machine.vm().shared_mask();
+                let steps = match tech {
+                    Tech::Tdx => load::td::start(
+                        image,
+                        &ram,
+                        mask,
+                        config.vcpus,
+                        #[cfg(feature = "tdx")]
+                        config.launch_order,
+                    )?,
+                    _ => {
+                        let mut start = load::sev::start(image, &ram, mask, tech)?;
+                        let steps = mem::take(&mut start.steps);
+                        guest = Some(start);
+                        steps
+                    }
+                };
+                launch.splice(0..0, steps);
                 None
             }
             Payload::Image(image) => {
@@ -145,6 +155,14 @@ impl<H: Host> Machine<H> {
         match config.payload {
             Payload::None => {}
             Payload::Image(image) => {
+                for n in 0..machine.vcpus.len() {
+                    if let Some(guest) = &guest {
+                        let vcpu = &mut machine.vcpus[n];
+                        let (id, registers) = (vcpu.id(), guest.registers(vcpu.id()));
+                        let set = start::set_long(vcpu, &registers);
+                        machine.on_vcpu("set the registers", id, set)?;
+                    }
+                }
                 if let (Some(first), Some(vcpu)) = (first, machine.vcpus.first_mut()) {
                     let set = start::set(vcpu, &first);
                     machine.on_vcpu("set the registers", VcpuId(0), set)?;

@@ -63,6 +63,10 @@ impl RunLimits {
 /// The time between two tries of a vCPU that is busy.
 const WAIT: Duration = Duration::from_micros(100);
 
+/// Memory faults at one page, and nothing else in between, after which the vCPU counts as stuck: the
+/// page's conversion succeeds, and the processor keeps it from the guest all the same.
+const SAME_FAULTS: u32 = 1000;
+
 /// The scope of a vCPU's shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShutdownScope {
@@ -361,6 +365,7 @@ impl Run<'_> {
 
     fn vcpu_loop<V: VcpuOps>(&self, vcpu: &mut V, exits: &mut ExitCounts) -> Outcome {
         let mut made = 0;
+        let (mut last, mut same) = (Exit::Interrupted, 0);
         loop {
             if self.stopper.requested() {
                 self.finish(None, End::Stopped);
@@ -386,6 +391,18 @@ impl Run<'_> {
                 continue;
             }
             made += 1;
+            same = if exit == last { same + 1 } else { 0 };
+            last = exit;
+            if let Exit::MemoryFault { gpa, access, .. } = exit
+                && same >= SAME_FAULTS
+            {
+                let bare = Diagnosis::new(self.vm.tech(), self.vm.vm_id()).on_vcpu(vcpu.id());
+                let why = bare
+                    .at(gpa, access)
+                    .because("the processor keeps the page from the guest")
+                    .advise("look at the RMP entry of the page: it is not the guest's");
+                return Outcome::Fault(End::MemoryFault { gpa, access }, why);
+            }
             if let Some(outcome) = self.answer(vcpu, exit) {
                 return outcome;
             }

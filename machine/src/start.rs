@@ -25,6 +25,22 @@ pub(crate) enum Start {
     },
 }
 
+/// The start of a guest whose registers are part of its measured start: 64-bit code.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LongMode {
+    pub(crate) rip: u64,
+    pub(crate) rsp: u64,
+    pub(crate) cr3: u64,
+    /// The place of [`gdt`].
+    pub(crate) gdt: Gpa,
+    pub(crate) rax: u64,
+    pub(crate) rdi: u64,
+    pub(crate) rsi: u64,
+    pub(crate) rdx: u64,
+    pub(crate) rcx: u64,
+    pub(crate) r8: u64,
+}
+
 /// The selectors that Linux demands at its 32-bit and 64-bit entry (boot.rst, `__BOOT_CS` and
 /// `__BOOT_DS`), and one for the code that comes before a 64-bit entry.
 pub(crate) const STUB_CS: u16 = 0x08;
@@ -96,6 +112,51 @@ pub(crate) fn set<V: VcpuOps>(vcpu: &mut V, start: &Start) -> Result<()> {
     let regs = place(&mut sregs, start)?;
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&regs)
+}
+
+/// Sets the registers of a start in 64-bit mode.
+pub(crate) fn set_long<V: VcpuOps>(vcpu: &mut V, start: &LongMode) -> Result<()> {
+    const CR0_NE: u64 = 1 << 5;
+    const CR0_MP: u64 = 1 << 1;
+    const CR4_PAE: u64 = 1 << 5;
+    /// OSFXSR and OSXMMEXCPT.
+    const CR4_SSE: u64 = 0b11 << 9;
+    /// LME and LMA.
+    const EFER_LONG: u64 = 0b101 << 8;
+    let mut sregs = vcpu.sregs()?;
+    sregs.cr0 = cr0::PE | CR0_MP | CR0_ET | CR0_NE | cr0::PG;
+    sregs.cr3 = start.cr3;
+    sregs.cr4 = CR4_PAE | CR4_SSE;
+    sregs.efer = EFER_LONG;
+    sregs.gdt = DescTable {
+        base: start.gdt.get(),
+        limit: 4 * 8 - 1,
+    };
+    sregs.cs = Segment {
+        selector: BOOT_CS,
+        db: false,
+        l: true,
+        ..flat(CODE)
+    };
+    for name in DATA_SEGMENTS {
+        *sregs.segment_mut(name) = Segment {
+            selector: BOOT_DS,
+            ..flat(DATA)
+        };
+    }
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&Regs {
+        rip: start.rip,
+        rsp: start.rsp,
+        rax: start.rax,
+        rdi: start.rdi,
+        rsi: start.rsi,
+        rdx: start.rdx,
+        rcx: start.rcx,
+        r8: start.r8,
+        rflags: rflags::RESERVED,
+        ..Regs::default()
+    })
 }
 
 /// Places segments, tables and control registers in `sregs`, and returns the general registers.

@@ -69,9 +69,10 @@ pub use params::{EncParams, Gpaw, Irqchip, MAX_VCPUS, PreboundTd, SevParams, TdP
 pub use plain::{PlainTech, PlainVm, VmIds};
 pub use plain_vcpu::PlainVcpu;
 pub use port::{
-    DevicePort, Fault, FaultInjector, FaultPlan, HeldFailure, HeldPort, Host, HostEvent,
-    InjectedHost, IoEvent, IoEventMatch, IrqEvent, Msi, NestedFaultAnswer, NestedFaults, NoPort,
-    PagePort, Programs, PspPort, Runs, SeamPort, SeamRegs, SevPort, SharedMemory, TdPort, VmPort,
+    DevicePort, Fault, FaultInjector, FaultPlan, GuestResponse, HeldFailure, HeldPort, Host,
+    HostEvent, InjectedHost, IoEvent, IoEventMatch, IrqEvent, Msi, NestedFaultAnswer, NestedFaults,
+    NoPort, PagePort, Programs, PspPort, Runs, SeamPort, SeamRegs, SevPort, SharedMemory, TdPort,
+    VmPort,
 };
 pub use serial::PortId;
 pub use slot::{HostRange, MemSlot, PrivateBacking, SlotFlags};

@@ -7,9 +7,9 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_ops::moves::MoveState;
 use kvm_ops::{
-    Asid, Diagnosis, Error, Field, Gfn, Gpa, Host, Life, NestedFaultAnswer, NestedFaults, OpName,
-    PAGE_SIZE, PageAccount, Pfn, Privacy, PspPort, Result, SevParams, SevPort, SharedMask, Step,
-    Tech, VcpuId, VmId, VmParams, VmPort,
+    Asid, Diagnosis, Error, Field, Gfn, Gpa, GuestResponse, Host, Hpa, Life, NestedFaultAnswer,
+    NestedFaults, OpName, PAGE_SIZE, PageAccount, Pfn, Privacy, PspPort, Result, SevParams,
+    SevPort, SharedMask, Step, Tech, VcpuId, VmId, VmParams, VmPort,
 };
 use spin::{Mutex, MutexGuard};
 
@@ -320,5 +320,16 @@ impl<H: Host> NestedFaults for Faults<H> {
 
     fn size_mismatch(&self, gfn: Gfn) -> NestedFaultAnswer {
         self.answer(gfn, |shared| shared.split_fault(gfn))
+    }
+
+    fn vmsa(&self, vcpu: VcpuId) -> Option<Hpa> {
+        let cell = self.0.upgrade()?.cells().get(&vcpu).cloned()?;
+        let state = cell.state();
+        state.vmsa.as_ref().map(|vmsa| vmsa.page.hpa())
+    }
+
+    fn guest_request(&self, message: &[u8; 4096]) -> Result<GuestResponse> {
+        let gone = Error::WrongState(Step::Drained);
+        self.0.upgrade().ok_or(gone)?.guest_request(message)
     }
 }

@@ -90,6 +90,7 @@ impl StartState {
         for (at, value) in [
             (0x0d0, sregs.efer | EFER_SVME),
             (0x148, sregs.cr4 | CR4_MCE),
+            (0x150, sregs.cr3),
             // KVM clears CD and NW (KVM_X86_QUIRK_CD_NW_CLEARED).
             (0x158, sregs.cr0 & !(cr0::CD | cr0::NW) | CR0_ET),
             (0x160, 0x400),       // DR7

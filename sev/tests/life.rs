@@ -434,8 +434,10 @@ fn the_hook_takes_changes_that_fit_what_is_there_and_no_others() {
 
 #[test]
 fn registers_are_the_hosts_until_the_launch_makes_them_the_guests() {
+    // Bit 1 of RFLAGS is always set in a processor.
     let regs = Regs {
         rax: 0x1234,
+        rflags: 2,
         ..Regs::default()
     };
     for tech in TECHS {

@@ -32,12 +32,15 @@ pub struct SimVcpu {
 pub(crate) enum GuestCpu {
     /// A processor, made on first use.
     Processor(OnceCell<Box<Processor>>),
+    /// A processor whose registers are encrypted. What a host sets before they are is the start state
+    /// that the program's registers hold.
+    Protected(OnceCell<Box<Processor>>),
     /// A guest program, once it is loaded.
     Program,
 }
 
 impl GuestCpu {
-    /// The processor, unless the vCPU runs programs.
+    /// The processor whose registers hosts see, if the vCPU has one.
     pub(crate) fn processor(
         &self,
         id: VcpuId,
@@ -48,11 +51,11 @@ impl GuestCpu {
             Self::Processor(cell) => {
                 Some(cell.get_or_init(|| Box::new(Processor::new(id, vm, wake))))
             }
-            Self::Program => None,
+            Self::Protected(_) | Self::Program => None,
         }
     }
 
-    /// The processor, to change or run.
+    /// That processor, to change it.
     pub(crate) fn processor_mut(
         &mut self,
         id: VcpuId,
@@ -60,8 +63,21 @@ impl GuestCpu {
         wake: &Arc<Wake>,
     ) -> Option<&mut Processor> {
         self.processor(id, vm, wake)?;
+        self.executing_mut(id, vm, wake)
+    }
+
+    /// The processor, unless the vCPU runs programs.
+    pub(crate) fn executing_mut(
+        &mut self,
+        id: VcpuId,
+        vm: &Arc<VmInner>,
+        wake: &Arc<Wake>,
+    ) -> Option<&mut Processor> {
         match self {
-            Self::Processor(cell) => cell.get_mut().map(|processor| &mut **processor),
+            Self::Processor(cell) | Self::Protected(cell) => {
+                cell.get_or_init(|| Box::new(Processor::new(id, vm, wake)));
+                cell.get_mut().map(|processor| &mut **processor)
+            }
             Self::Program => None,
         }
     }
@@ -74,9 +90,12 @@ pub(crate) fn lock(core: &Mutex<Core>) -> MutexGuard<'_, Core> {
 
 impl SimVcpu {
     pub(crate) fn new(id: VcpuId, vm: Arc<VmInner>, wake: Arc<Wake>) -> Self {
-        let guest = match vm.runs_machine_code() {
-            true => GuestCpu::Processor(OnceCell::new()),
-            false => GuestCpu::Program,
+        let guest = if vm.runs_machine_code() {
+            GuestCpu::Processor(OnceCell::new())
+        } else if vm.has_vmsas() {
+            GuestCpu::Protected(OnceCell::new())
+        } else {
+            GuestCpu::Program
         };
         let core = Core::new(id, Arc::clone(&vm), Arc::clone(&wake));
         Self {
@@ -119,10 +138,24 @@ impl SimVcpu {
         guest.processor_mut(self.id, &self.vm, &self.wake)
     }
 
+    /// Instructions that the processor executed. `None` for a vCPU that runs guest programs.
+    pub(crate) fn executed(&self) -> Option<u64> {
+        match &self.guest {
+            GuestCpu::Processor(cell) | GuestCpu::Protected(cell) => {
+                Some(cell.get().map_or(0, |processor| processor.instructions()))
+            }
+            GuestCpu::Program => None,
+        }
+    }
+
     /// Runs the processor. `None` for a vCPU that runs guest programs.
     pub(crate) fn run_processor(&mut self) -> Option<Result<Exit>> {
+        if matches!(self.guest, GuestCpu::Protected(_)) && self.core().program.is_some() {
+            // It came with a guest that moved here.
+            self.guest = GuestCpu::Program;
+        }
         let guest = &mut self.guest;
-        let processor = guest.processor_mut(self.id, &self.vm, &self.wake)?;
+        let processor = guest.executing_mut(self.id, &self.vm, &self.wake)?;
         let left = processor.run(&mut self.buffer, self.ret);
         Some(left.map(|(exit, len)| {
             (self.exit, self.data, self.ret) = (exit, 0..len, 0);

@@ -54,6 +54,9 @@ pub(crate) fn hand_over(to: &Arc<VmInner>, from: &Arc<VmInner>) -> Result<()> {
 
 /// Encrypted register state goes with the guest: on a processor it lies in the VMSA.
 fn exchange_cores(to: &VmInner, from: &VmInner) -> Result<()> {
+    if from.sev.owes() {
+        return Err(Error::Busy);
+    }
     let (there, here) = (to.vcpus(), from.vcpus());
     let mut pairs = Vec::new();
     for (id, source) in &*here {
@@ -71,6 +74,7 @@ fn exchange_cores(to: &VmInner, from: &VmInner) -> Result<()> {
     for (old, new) in pairs {
         lock(&new).exchange(&mut lock(&old));
     }
+    to.sev.take_vcpus(&from.sev);
     for (id, source) in &*here {
         if let Some(target) = there.get(id) {
             target.wake.take_events(&source.wake);

@@ -11,7 +11,6 @@ use kvm_ops::{
 use crate::SimVcpu;
 use crate::handle::{GuestCpu, lock};
 use crate::irq::Waiting;
-use crate::processor::Processor;
 use crate::registers::Registers;
 use crate::reported::Reported;
 use crate::vcpu::State;
@@ -68,7 +67,7 @@ impl VcpuOps for SimVcpu {
     }
 
     fn instructions(&self) -> Option<u64> {
-        self.processor().map(Processor::instructions)
+        self.executed()
     }
 
     fn clock(&self) -> Option<u64> {
@@ -288,7 +287,8 @@ impl VcpuOps for SimVcpu {
 
     /// A guest program does not execute CPUID, and takes anything.
     fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<()> {
-        if let Some(processor) = self.processor_mut() {
+        let guest = &mut self.guest;
+        if let Some(processor) = guest.executing_mut(self.id, &self.vm, &self.wake) {
             processor.set_cpuid(entries);
         }
         Ok(())
@@ -325,7 +325,7 @@ impl VcpuOps for SimVcpu {
             return kvm_ops::not_offered!("enable_irq_window with an irqchip in the platform");
         }
         let guest = &mut self.guest;
-        match guest.processor_mut(self.id, &self.vm, &self.wake) {
+        match guest.executing_mut(self.id, &self.vm, &self.wake) {
             Some(processor) => processor.ask_window(),
             None => self.core().irq_window = true,
         }

@@ -142,9 +142,14 @@ impl VmInner {
     /// Changes slots or logs while no processor executes. All of them ask for their pages again
     /// afterwards.
     fn change_memory<T>(&self, change: impl FnOnce(&mut Memory) -> T) -> T {
+        self.change_pages(|| change(&mut self.write()))
+    }
+
+    /// Changes where pages are, in the same way.
+    pub(crate) fn change_pages<T>(&self, change: impl FnOnce() -> T) -> T {
         let _turn = self.turns.take();
         self.generation.fetch_add(1, Ordering::AcqRel);
-        change(&mut self.write())
+        change()
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -185,9 +190,14 @@ impl VmInner {
         Arc::clone(pages)
     }
 
-    /// True if its vCPUs are processors unless they get programs.
+    /// True if its vCPUs are processors unless they get programs, and hosts see their registers.
     pub(crate) fn runs_machine_code(&self) -> bool {
-        !self.tech.is_confidential()
+        !self.tech.is_confidential() || self.tech == Tech::Sev
+    }
+
+    /// True if its vCPUs have encrypted register state.
+    pub(crate) fn has_vmsas(&self) -> bool {
+        matches!(self.tech, Tech::SevEs | Tech::SevSnp)
     }
 
     pub(crate) fn vcpus(&self) -> MutexGuard<'_, BTreeMap<VcpuId, Mailbox>> {
@@ -260,7 +270,8 @@ impl VmPort for SimVm {
             return Err(Error::Exists(Field::Vcpu, id.0.into()));
         }
         let wake = Arc::new(Wake::default());
-        if self.inner.runs_machine_code() && self.inner.irqchip() != Irqchip::None {
+        let executes = self.inner.runs_machine_code() || self.inner.has_vmsas();
+        if executes && self.inner.irqchip() != Irqchip::None {
             // Messages to a vCPU that has not run yet wait for it.
             let address = ApicAddress::after_reset(id.0);
             self.inner.processors().set(id.0, address, &wake);
@@ -324,7 +335,8 @@ impl VmPort for SimVm {
 
     /// A VM with interrupt controllers in the platform has them, unless it is confidential.
     fn devices(&self) -> Option<&dyn DevicePort> {
-        let chips = self.inner.runs_machine_code() && self.inner.irqchip() == Irqchip::Full;
+        let normal = !self.inner.tech.is_confidential();
+        let chips = normal && self.inner.irqchip() == Irqchip::Full;
         chips.then_some(self as &dyn DevicePort)
     }
 

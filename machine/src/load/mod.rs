@@ -10,7 +10,9 @@ mod firmware;
 mod flat;
 #[cfg(feature = "tdx")]
 mod hob;
+pub(crate) mod measured;
 mod mptable;
+pub(crate) mod sev;
 pub(crate) mod td;
 #[cfg(feature = "tdx")]
 mod tdvf;

@@ -3,49 +3,28 @@
 //! A TD's vCPU starts in 32-bit protected mode 16 bytes below 4 GiB (TDX module ABI, "TD VCPU initial state"). Pages of
 //! ours lie there: code that switches to long mode, a descriptor table, page tables and a stack.
 
-use std::collections::BTreeMap;
+use kvm_ops::{PAGE_SIZE, SharedMask};
 
-use kvm_ops::{Level, PAGE_SIZE, SharedMask, Tech};
-
-use super::super::launch::{LaunchPage, LaunchStep};
+use super::super::launch::LaunchStep;
 use super::super::layout::{FOUR_GIB, TD_STACK_TOP, TD_TABLES};
 use super::super::start::{BOOT_CS, BOOT_DS, gdt};
-use super::{Gpa, GuestRam, Image, ImageFormat, MachineError, elf};
+use super::measured::{self, Contents};
+use super::{Gpa, GuestRam, Image, ImageFormat, MachineError};
 
 /// The bytes below 4 GiB that a program's start takes: a stack for each vCPU, page tables, code.
-fn start_bytes(vcpus: u32) -> u64 {
+pub(super) fn start_bytes(vcpus: u32) -> u64 {
     FOUR_GIB - TD_STACK_TOP.get() + u64::from(vcpus) * STACK
 }
+
+/// The stack of one vCPU, as a power of two.
+const STACK_SHIFT: u8 = 14;
+const STACK: u64 = 1 << STACK_SHIFT;
 
 const RESET_PAGE: u64 = FOUR_GIB - PAGE_SIZE;
 /// Offsets in the last page.
 const GDT: usize = 0x800;
 const GDT_POINTER: usize = 0x7f0;
 const RESET: usize = 0xff0;
-
-/// Present and writable; and, in a table of directories, a page of 1 GiB.
-const PTE: u64 = 0b11;
-const PTE_LARGE: u64 = 1 << 7;
-const ENTRIES: u64 = 512;
-
-type Contents = Box<[u8; PAGE_SIZE as usize]>;
-
-/// Checks that the image starts a confidential VM of that technology. Returns the bytes below 4 GiB that it needs beside
-/// the RAM.
-pub(crate) fn rom_bytes(image: &Image, tech: Tech, vcpus: u32) -> Result<u64, MachineError> {
-    match (tech, image.runs_as()?) {
-        (Tech::Tdx, ImageFormat::Elf) => Ok(start_bytes(vcpus)),
-        #[cfg(feature = "tdx")]
-        (Tech::Tdx, ImageFormat::Firmware) => super::tdvf::rom_bytes(image),
-        _ => Err(not_launchable(image)),
-    }
-}
-
-fn not_launchable(image: &Image) -> MachineError {
-    MachineError::NotLaunchable {
-        name: image.name.clone(),
-    }
-}
 
 /// The measured start, in its order.
 pub(crate) fn start(
@@ -55,21 +34,7 @@ pub(crate) fn start(
     vcpus: u32,
     #[cfg(feature = "tdx")] order: kvm_ops_tdvf::Order,
 ) -> Result<Vec<LaunchStep>, MachineError> {
-    let format = image.runs_as()?;
-    let firmware = format == ImageFormat::Firmware;
-    let unused = [
-        ("kernel", image.kernel.is_some() && !firmware),
-        (
-            "command line",
-            image.cmdline.is_some() && image.kernel.is_none(),
-        ),
-        ("initrd", image.initrd.is_some() && image.kernel.is_none()),
-        ("load address", image.load_at.is_some()),
-        ("entry", image.entry.is_some() && firmware),
-    ];
-    if let Some((option, _)) = unused.into_iter().find(|(_, given)| *given) {
-        return Err(MachineError::OptionNotUsed { option, format });
-    }
+    let format = measured::refuse_unused(image)?;
     match format {
         #[cfg(feature = "tdx")]
         ImageFormat::Firmware => super::tdvf::start(image, ram, order),
@@ -84,66 +49,14 @@ fn program(
     mask: SharedMask,
     vcpus: u32,
 ) -> Result<Vec<LaunchStep>, MachineError> {
-    let program = elf::open(image, ram, |_, _| Ok(()))?;
-    if !program.is_64_bit() {
-        return Err(not_launchable(image));
-    }
-    let mut pages = BTreeMap::new();
-    for segment in program.segments() {
-        place(
-            &mut pages,
-            segment.p_paddr,
-            segment.p_memsz,
-            program.contents(segment)?,
-        );
-    }
+    let program = measured::program(image, ram)?;
+    let mut pages = measured::pages(&program)?;
     let stacks = u64::from(vcpus) * STACK;
-    place(&mut pages, TD_STACK_TOP.get() - stacks, stacks, &[]);
-    for (n, table) in tables(mask).iter().enumerate() {
-        let at = TD_TABLES.get() + n as u64 * PAGE_SIZE;
-        let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-        place(&mut pages, at, PAGE_SIZE, &bytes);
-    }
-    place(
-        &mut pages,
-        RESET_PAGE,
-        PAGE_SIZE,
-        &*reset_page(program.entry(), ram),
-    );
-    let measured = |(gpa, contents)| LaunchPage::measured(Gpa::new(gpa), contents).into();
-    Ok(pages.into_iter().map(measured).collect())
-}
-
-/// The stack of one vCPU, as a power of two.
-const STACK_SHIFT: u8 = 14;
-const STACK: u64 = 1 << STACK_SHIFT;
-
-/// Puts bytes at an address, and zeros behind them up to `memory` bytes.
-fn place(pages: &mut BTreeMap<u64, Contents>, at: u64, memory: u64, bytes: &[u8]) {
-    let mut done = 0;
-    while done < memory {
-        let (page, offset) = ((at + done) & !(PAGE_SIZE - 1), (at + done) % PAGE_SIZE);
-        let len = (PAGE_SIZE - offset).min(memory - done);
-        let contents = pages
-            .entry(page)
-            .or_insert_with(|| Box::new([0; PAGE_SIZE as usize]));
-        let rest = bytes.get(done as usize..).unwrap_or_default();
-        let copied = rest.len().min(len as usize);
-        contents[offset as usize..][..copied].copy_from_slice(&rest[..copied]);
-        done += len;
-    }
-}
-
-/// The root, a table that maps the first 512 GiB to themselves, and one that maps the same as shared memory.
-fn tables(mask: SharedMask) -> [Vec<u64>; 3] {
-    let at = |n: u64| TD_TABLES.get() + n * PAGE_SIZE;
-    let mut root = vec![0; ENTRIES as usize];
-    (root[0], root[256]) = (at(1) | PTE, at(2) | PTE);
-    let gib = |bits: u64| {
-        let page = move |n| (n * Level::Size1G.bytes()) | bits | PTE | PTE_LARGE;
-        (0..ENTRIES).map(page).collect()
-    };
-    [root, gib(0), gib(mask.bits())]
+    pages.put(TD_STACK_TOP.get() - stacks, stacks, &[]);
+    pages.put_tables(TD_TABLES.get(), 0, mask.bits());
+    let reset = reset_page(program.entry(), ram);
+    pages.put(RESET_PAGE, PAGE_SIZE, &*reset);
+    Ok(pages.into_steps())
 }
 
 /// The last page: code at its start, the descriptor table, and the jump of the reset vector.
@@ -225,20 +138,5 @@ mod tests {
         assert!(code.len() <= GDT_POINTER, "{:#x}", code.len());
         let pieces = [GDT_POINTER + 6, GDT + 32, RESET + 5];
         assert!(pieces[0] <= GDT && pieces[1] <= RESET && pieces[2] <= 4096);
-    }
-
-    #[test]
-    fn bytes_go_to_their_pages_and_memory_beyond_them_is_zero() {
-        let mut pages = BTreeMap::new();
-        place(&mut pages, 0x1ffe, 0x2004, &[1, 2, 3, 4]);
-        assert_eq!(
-            pages.keys().copied().collect::<Vec<_>>(),
-            [0x1000, 0x2000, 0x3000, 0x4000]
-        );
-        assert_eq!(pages[&0x1000][0xffc..], [0, 0, 1, 2]);
-        assert_eq!(pages[&0x2000][..4], [3, 4, 0, 0]);
-        // Another segment in the same page leaves the first one alone.
-        place(&mut pages, 0x2002, 2, &[5, 6]);
-        assert_eq!(pages[&0x2000][..4], [3, 4, 5, 6]);
     }
 }

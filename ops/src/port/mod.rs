@@ -22,4 +22,6 @@ pub use memory::PagePort;
 pub use none::NoPort;
 pub use psp::PspPort;
 pub use seam::{SeamPort, SeamRegs};
-pub use vm::{NestedFaultAnswer, NestedFaults, Programs, SevPort, SharedMemory, TdPort, VmPort};
+pub use vm::{
+    GuestResponse, NestedFaultAnswer, NestedFaults, Programs, SevPort, SharedMemory, TdPort, VmPort,
+};

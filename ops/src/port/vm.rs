@@ -263,8 +263,17 @@ pub enum NestedFaultAnswer {
     Fail(crate::Error),
 }
 
-/// The back end's side of nested page faults. The machine calls it on the thread that runs the vCPU,
-/// and holds no lock of the port meanwhile.
+/// The response of the firmware to an SNP guest's message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestResponse {
+    /// The sealed answer.
+    Message(Box<[u8; 4096]>),
+    /// The status with which the firmware refused the message.
+    Refused(u32),
+}
+
+/// The back end's side of a confidential AMD guest's exits, nested page faults above all. The machine
+/// calls it on the thread that runs the vCPU, and holds no lock of the port meanwhile.
 pub trait NestedFaults: Send + Sync {
     /// Handles an access with the C-bit to a frame that is not mapped, or that the RMP keeps from the
     /// guest.
@@ -273,4 +282,21 @@ pub trait NestedFaults: Send + Sync {
     /// Handles an access where the RMP holds a 2 MiB page and the guest or its mapping means 4 KiB
     /// (#NPF with SIZEM).
     fn size_mismatch(&self, gfn: Gfn) -> NestedFaultAnswer;
+
+    /// The page with a vCPU's encrypted register state (VMSA_PA of its VMCB). `None` before it is
+    /// encrypted, and for guests without any.
+    fn vmsa(&self, vcpu: VcpuId) -> Option<Hpa> {
+        let _ = vcpu;
+        None
+    }
+
+    /// Carries a page with a message of an SNP guest to the firmware (SNP_GUEST_REQUEST).
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`](crate::Error::NotOffered) for other guests; what keeps the message from
+    /// getting there.
+    fn guest_request(&self, message: &[u8; 4096]) -> Result<GuestResponse> {
+        let _ = message;
+        crate::not_offered!("guest_request")
+    }
 }

@@ -10,8 +10,10 @@ use crate::inject::{Failure, RandomFailures};
 use crate::machine::Machine;
 use crate::machine::access::{AccessFault, GuestPage};
 use crate::machine::entry::{PageSize, PageState, RmpEntry};
+use crate::machine::open::GuestFrame;
 use crate::machine::region::pieces;
 use crate::machine::rmp_types::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
+use crate::machine::turn::GuestTurn;
 use crate::observe::{Counters, Operation, TraceEntry};
 use crate::status::Status;
 use crate::sync::Lock;
@@ -110,10 +112,7 @@ impl Platform {
         if command.writes_buffer() {
             for (at, offset, range) in pieces(address, bytes.len()) {
                 if let Some(place) = self.machine.memory.place(at) {
-                    place
-                        .region
-                        .lock()
-                        .write(place.index, offset, &bytes[range]);
+                    place.lock().write(place.index, offset, &bytes[range]);
                 }
             }
         }
@@ -243,6 +242,49 @@ impl Platform {
         adjust: &RmpAdjust,
     ) -> Result<(), GuestRmpError> {
         self.machine.rmpadjust(page, size, adjust)
+    }
+
+    // --- The processors of guests ---
+
+    /// Waits for a turn at the private memory of the guest that runs with an ASID. One processor uses
+    /// it at a time; the platform takes turns of its own.
+    ///
+    /// # Errors
+    /// [`AccessFault::NotActive`]: no guest is active with the ASID.
+    pub fn guest_turn(&self, asid: u32) -> Result<GuestTurn, AccessFault> {
+        self.machine.guest_turn(asid)
+    }
+
+    /// Lends a private page (C-bit set) to a processor of the guest that has the turn. `need` is what
+    /// it wants to do: bits of [`permission`](crate::permission).
+    ///
+    /// # Errors
+    /// As [`guest_read`](Self::guest_read) and [`guest_write`](Self::guest_write);
+    /// [`AccessFault::InUse`] passes.
+    pub fn guest_frame(
+        &self,
+        turn: &GuestTurn,
+        page: &GuestPage,
+        need: u8,
+    ) -> Result<GuestFrame, AccessFault> {
+        self.machine.guest_frame(turn, page, need)
+    }
+
+    /// The register state of a vCPU (VMSA), as VMRUN loads it.
+    ///
+    /// # Errors
+    /// [`AccessFault::NotVmsa`] unless the page holds one of the guest's; for guests without SNP,
+    /// whose pages the RMP does not know, any page will do.
+    pub fn vmsa_read(&self, asid: u32, spa: u64) -> Result<Box<[u8; 4096]>, AccessFault> {
+        self.machine.vmsa_read(asid, spa)
+    }
+
+    /// Stores the register state of a vCPU (VMSA), as #VMEXIT does.
+    ///
+    /// # Errors
+    /// As [`vmsa_read`](Self::vmsa_read).
+    pub fn vmsa_write(&self, asid: u32, spa: u64, page: &[u8; 4096]) -> Result<(), AccessFault> {
+        self.machine.vmsa_write(asid, spa, page)
     }
 
     // --- What the hardware is ---

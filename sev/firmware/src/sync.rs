@@ -3,10 +3,12 @@
 //! 1. the mailbox (one command at a time),
 //! 2. the cores' flush record,
 //! 3. the key slot of an ASID; a guest's access holds it shared, so that unbinding waits for it,
-//! 4. one 2 MiB region of memory with its RMP entries,
-//! 5. the monitor (counters, trace, injection).
+//! 4. a turn at the pages that a guest's processors have open,
+//! 5. one 2 MiB region of memory with its RMP entries,
+//! 6. the monitor (counters, trace, injection).
 //!
-//! No thread holds two slots or two regions at once, so the order has no cycle. Under `--cfg
+//! No thread holds two slots or two regions at once, and none that has a processor's turn asks for
+//! what comes before it, so the order has no cycle. Under `--cfg
 //! shuttle` the locks are those of a scheduler that tries interleavings at random.
 
 #[cfg(shuttle)]
@@ -52,5 +54,27 @@ impl<T> Shared<T> {
         }
     }
 }
+
+/// What a thread waits for while another one holds what it needs.
+pub(crate) struct Signal(imp::Condvar);
+
+impl Signal {
+    pub(crate) fn new() -> Self {
+        Self(imp::Condvar::new())
+    }
+
+    pub(crate) fn wait<'a, T>(&self, guard: imp::MutexGuard<'a, T>) -> imp::MutexGuard<'a, T> {
+        match self.0.wait(guard) {
+            Ok(guard) => guard,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    pub(crate) fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}
+
+pub(crate) type Guard<'a, T> = imp::MutexGuard<'a, T>;
 
 pub(crate) type SharedGuard<'a, T> = imp::RwLockReadGuard<'a, T>;

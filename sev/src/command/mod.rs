@@ -101,6 +101,8 @@ numbers! {
     SnpGuestStatus = 0x92 "SNP_GUEST_STATUS"
     /// Creates a guest context.
     SnpGctxCreate = 0x93 "SNP_GCTX_CREATE"
+    /// Answers an encrypted message of a guest.
+    SnpGuestRequest = 0x94 "SNP_GUEST_REQUEST"
     /// Begins the launch.
     SnpLaunchStart = 0xa0 "SNP_LAUNCH_START"
     /// Measures and encrypts a page.
@@ -179,6 +181,7 @@ mod tests {
             check::<Context>(),
             check::<SnpActivate>(),
             check::<SnpGuestStatus>(),
+            check::<SnpGuestRequest>(),
             check::<SnpLaunchStart>(),
             check::<SnpLaunchUpdate>(),
             check::<SnpLaunchFinish>(),

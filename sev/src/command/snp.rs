@@ -48,3 +48,8 @@ buffer! {
     /// SNP_PAGE_RECLAIM. Bit 0 of the address is set for a 2 MiB page.
     SnpPageReclaim [SnpPageReclaim] 8 { 0 paddr: U64, }
 }
+
+buffer! {
+    /// SNP_GUEST_REQUEST. The response goes to a page in Firmware state.
+    SnpGuestRequest [SnpGuestRequest] 0x18 { 0 gctx: U64, 8 request: U64, 0x10 response: U64, }
+}

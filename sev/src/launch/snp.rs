@@ -1,8 +1,11 @@
 //! SEV-SNP.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use kvm_ops::{Asid, Error, Field, Gfn, Host, InitialPageKind, Level, Page, Pfn, Result};
+use kvm_ops::{
+    Asid, Error, Field, Gfn, GuestResponse, Host, InitialPageKind, Level, Page, Pfn, Result,
+};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::{Finish, Start};
@@ -12,6 +15,7 @@ use crate::context::{Context, Guest, GuestState, GuestStatus};
 use crate::memory::Assign;
 use crate::shared::Shared;
 use crate::sp::{Held, RmpEntry, base};
+use crate::status::{Failure, Operation};
 use crate::vmsa::VMSA_GPA;
 
 /// Policy: SMT may be on.
@@ -228,6 +232,41 @@ impl<H: Host> Shared<H> {
         context.state = GuestState::Running;
         context.measurement = Some(context.digest.value());
         Ok(())
+    }
+
+    /// SNP_GUEST_REQUEST.
+    pub(crate) fn guest_request(&self, message: &[u8; 4096]) -> Result<GuestResponse> {
+        let context = self.context();
+        let wrong = Error::WrongState(self.step());
+        let context = context.as_ref().filter(|c| c.state == GuestState::Running);
+        let gctx = context.and_then(Context::gctx).ok_or(wrong)?;
+        let gctx = U64::new(base(gctx)?.get());
+        let sp = self.sp();
+        let asked = sp.with_input(&message[..], |request| {
+            sp.with_output(message.len(), |response| {
+                let (request, response) = (U64::new(request), U64::new(response));
+                let mut buffer = command::SnpGuestRequest {
+                    gctx,
+                    request,
+                    response,
+                };
+                sp.run(Command::SnpGuestRequest, &mut buffer)
+            })
+        });
+        match asked {
+            Ok(((), answer)) => {
+                let mut page = Box::new([0; 4096]);
+                page.copy_from_slice(&answer);
+                Ok(GuestResponse::Message(page))
+            }
+            Err(error) => match Failure::of(&error) {
+                Some(Failure {
+                    operation: Operation::Command(Command::SnpGuestRequest),
+                    code,
+                }) => Ok(GuestResponse::Refused(code)),
+                _ => Err(error),
+            },
+        }
     }
 
     /// SNP_GUEST_STATUS.

@@ -14,11 +14,13 @@ impl Processor {
     /// Takes the messages that came.
     pub(crate) fn take_mail(&mut self) {
         let mail = self.wake.take_mail(self.has_apic());
-        if mail.init {
-            self.reset(true);
-        }
-        if let Some(vector) = mail.start.filter(|_| !self.uninitialized) {
-            self.cpu.start(vector);
+        if !self.start_protected(&mail) {
+            if mail.init {
+                self.reset(true);
+            }
+            if let Some(vector) = mail.start.filter(|_| !self.uninitialized) {
+                self.cpu.start(vector);
+            }
         }
         for ((i, word), levels) in (0..).zip(mail.vectors).zip(mail.levels) {
             for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
@@ -78,7 +80,10 @@ impl Processor {
     }
 
     pub(crate) fn deliver(&mut self, event: Event) -> Option<Next> {
-        let exit = self.cpu.inject(event)?;
+        let exit = self.in_memory(|cpu| cpu.inject(event))?;
+        if self.sev.is_some() {
+            return Some(Next::Outside(exit));
+        }
         Some(match exit.cause {
             kvm_ops_cpu::Cause::TripleFault => Next::Leave(Exit::Shutdown, Vec::new()),
             _ => delivery_failed(&exit),

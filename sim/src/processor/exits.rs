@@ -79,6 +79,9 @@ impl Processor {
             }
             access
         };
+        if access.is_none() && self.is_sev_exit(&exit) {
+            return Next::Outside(exit);
+        }
         match (exit.cause, access) {
             (Cause::Violation { .. }, access) => self.violation(&exit, access),
             (Cause::Io(io), _) => self.port(exit, io),
@@ -127,11 +130,12 @@ impl Processor {
     }
 
     fn device(&mut self, mut access: Access) -> Next {
-        if self
-            .vm
-            .chips()
-            .is_some_and(|mut chips| chips.device(&mut access))
-        {
+        let done = self.ciphertext(&mut access)
+            || self
+                .vm
+                .chips()
+                .is_some_and(|mut chips| chips.device(&mut access));
+        if done {
             self.shared.mmio().answer(access);
             self.midway = true;
             return Next::Again;
@@ -150,7 +154,7 @@ impl Processor {
             port, size, value, ..
         } = io;
         if let Some(value) = self.chip_port(&io) {
-            let _ = self.cpu.complete_io(&exit, value);
+            let _ = self.in_memory(|cpu| cpu.complete_io(&exit, value));
             self.shared.mmio().end();
             return Next::Again;
         }
@@ -196,7 +200,7 @@ impl Processor {
     }
 
     /// Does an access to a port of the platform's chips; the value that is read, or 0.
-    fn chip_port(&mut self, io: &PortAccess) -> Option<u32> {
+    pub(crate) fn chip_port(&mut self, io: &PortAccess) -> Option<u32> {
         let now = self.cpu.clock();
         let mut chips = self.vm.chips()?;
         match io.input {
@@ -239,6 +243,7 @@ impl Processor {
         match std::mem::replace(&mut self.resume, Resume::Nothing) {
             Resume::Nothing => {}
             Resume::Port(exit, count) => self.finish_port(exit, buffer, count),
+            Resume::Sev(pending) => self.finish_sev(pending, buffer, ret),
             Resume::Device(access) => {
                 let data = match access.write {
                     true => access.data,
@@ -279,7 +284,8 @@ impl Processor {
     fn put_items(&mut self, mut port: Port) -> Option<Port> {
         let rip = self.cpu.rip();
         while let Some(item) = port.items.front() {
-            if self.cpu.complete_io(&port.exit, *item).is_err() {
+            let done = self.in_memory(|cpu| cpu.complete_io(&port.exit, *item));
+            if done.is_err() {
                 return Some(port);
             }
             port.items.pop_front();

@@ -25,6 +25,7 @@ use kvm_ops::{Exception, Exit, Irqchip, Result, VcpuId};
 use kvm_ops_cpu::{Activity, ApicAddress, Controls, Cpu, Exit as CpuExit, Stopped};
 
 use crate::irq::{self, Wake};
+use crate::sev;
 use crate::vm::VmInner;
 
 /// Instructions of a turn. A kick or a change of memory slots waits for one at most, which takes
@@ -37,12 +38,12 @@ const TRUSTED_TURNS: u32 = 50;
 
 /// A processor of a VM.
 pub(crate) struct Processor {
-    id: VcpuId,
-    vm: Arc<VmInner>,
-    wake: Arc<Wake>,
-    cpu: Cpu,
-    shared: Arc<bus::Shared>,
-    resume: Resume,
+    pub(crate) id: VcpuId,
+    pub(crate) vm: Arc<VmInner>,
+    pub(crate) wake: Arc<Wake>,
+    pub(crate) cpu: Cpu,
+    pub(crate) shared: Arc<bus::Shared>,
+    pub(crate) resume: Resume,
     /// An access to ports with its answer, whose memory operand is a device's.
     port: Option<Port>,
     /// An access of the instruction at RIP was answered: the instruction goes on before any event.
@@ -53,23 +54,28 @@ pub(crate) struct Processor {
     /// The embedder wants to know when an interrupt can be taken.
     window: bool,
     /// No INIT came yet: tells the two states in which a processor waits.
-    uninitialized: bool,
+    pub(crate) uninitialized: bool,
     joined: bool,
     /// Turns since decoded code was compared with memory.
     turns: u32,
     address: Option<ApicAddress>,
     /// Instructions that the machine's count has.
     counted: u64,
+    /// For a guest with encrypted memory.
+    pub(crate) sev: Option<Box<sev::Side>>,
 }
 
 /// The rest of the work of the last exit, done when the processor runs again.
 #[derive(Clone, Copy, Debug)]
-enum Resume {
+pub(crate) enum Resume {
     Nothing,
     /// With the number of items.
     Port(CpuExit, u32),
     Device(mmio::Access),
     Call(CpuExit),
+    /// Of an encrypted guest's.
+    #[allow(dead_code)] // Never in a build without SEV.
+    Sev(sev::Pending),
 }
 
 /// An access to ports, and the items that are left of its answer, in order.
@@ -83,6 +89,9 @@ pub(crate) enum Next {
     Again,
     Sleep(Option<u64>),
     Leave(Exit, Vec<u8>),
+    /// An exit of an encrypted guest, which is handled when the turn is over: its back end is asked.
+    #[allow(dead_code)] // Never in a build without SEV.
+    Outside(CpuExit),
 }
 
 impl Processor {
@@ -93,15 +102,17 @@ impl Processor {
             shared: Arc::clone(&shared),
         };
         let has_apic = vm.irqchip() != Irqchip::None;
-        let cpuid = cpuid::table(vm.machine.vendor, has_apic);
-        let mut cpu = Cpu::new(Box::new(bus), vm.code_pages(), cpuid);
+        let cpuid = sev::cpuid(vm, cpuid::table(vm.machine.vendor, has_apic));
+        let (bus, sev) = sev::surround(vm, bus);
+        let mut cpu = Cpu::new(bus, vm.code_pages(), cpuid);
         cpu.set_apic_id(id.0);
-        *cpu.controls_mut() = Controls {
+        let controls = Controls {
             io: true,
             hlt: !has_apic,
             hypercalls: true,
             ..Controls::none()
         };
+        *cpu.controls_mut() = sev::controls(vm, controls);
         if !has_apic {
             cpu.remove_apic();
         }
@@ -122,17 +133,18 @@ impl Processor {
             turns: 0,
             address: None,
             counted: 0,
+            sev,
         };
         processor.power_on();
         processor
     }
 
-    fn has_apic(&self) -> bool {
+    pub(crate) fn has_apic(&self) -> bool {
         self.vm.irqchip() != Irqchip::None
     }
 
     /// True for the processor that boots, to which the 8259A pair is connected.
-    fn boots(&self) -> bool {
+    pub(crate) fn boots(&self) -> bool {
         self.id.0 == 0
     }
 
@@ -148,7 +160,7 @@ impl Processor {
     }
 
     /// Changes the activity. Nothing ever starts a processor that waits without a local APIC.
-    fn change_activity(&mut self, change: impl FnOnce(&mut Activity)) {
+    pub(crate) fn change_activity(&mut self, change: impl FnOnce(&mut Activity)) {
         let mut activity = self.cpu.activity();
         change(&mut activity);
         activity.waiting &= self.has_apic();
@@ -182,18 +194,35 @@ impl Processor {
             self.joined = true;
             self.vm.turns.join(self.id.0);
         }
+        self.vm.require_open()?;
+        if let Some(refused) = self.load_vmsa()? {
+            return Ok((refused, 0));
+        }
         self.finish_exit(buffer, ret);
         // The embedder may have written memory meanwhile.
         self.cpu.recheck_code();
         self.turns = 0;
+        let left = self.run_inside(buffer);
+        self.store_vmsa()?;
+        left
+    }
+
+    fn run_inside(&mut self, buffer: &mut [u8; MAX_ACCESS]) -> Result<(Exit, usize)> {
         loop {
             self.vm.require_open()?;
             // An instruction whose accesses were answered is finished first.
             if !self.midway && self.port.is_none() && self.wake.take_kick() {
                 return Ok((Exit::Interrupted, 0));
             }
-            match self.turn() {
-                Next::Again => {}
+            let mut next = match self.take_work()? {
+                Some(next) => next,
+                None => self.turn(),
+            };
+            while let Next::Outside(exit) = next {
+                next = self.outside(exit)?;
+            }
+            match next {
+                Next::Again | Next::Outside(_) => {}
                 Next::Sleep(until) => {
                     let sleeper = Sleeper {
                         until,
@@ -230,7 +259,10 @@ impl Processor {
         self.take_mail();
         let next = match self.port.take() {
             Some(port) => Some(self.complete_port(port)),
-            None => self.inject(),
+            None => self
+                .take_interrupted()
+                .and_then(|event| self.deliver(event))
+                .or_else(|| self.inject()),
         };
         let next = match next {
             Some(next) => next,
@@ -241,12 +273,29 @@ impl Processor {
                 self.stopped(stopped)
             }
         };
-        let executed = self.cpu.retired();
-        vm.machine.executed(executed.wrapping_sub(self.counted));
-        self.counted = executed;
+        self.count();
         turn.pass_time(self.cpu.clock());
         self.publish();
         next
+    }
+
+    fn count(&mut self) {
+        let executed = self.cpu.retired();
+        let since = executed.wrapping_sub(self.counted);
+        self.vm.machine.executed(since);
+        self.counted = executed;
+    }
+
+    /// Lets the processor work in a turn of its own, outside of which it leaves memory alone.
+    #[allow(dead_code)] // For the exits of encrypted guests.
+    pub(crate) fn in_turn<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> T {
+        let vm = Arc::clone(&self.vm);
+        let turn = vm.turns.take();
+        self.cpu.advance_to(turn.clock());
+        let result = self.in_memory(work);
+        self.count();
+        turn.pass_time(self.cpu.clock());
+        result
     }
 
     /// Tells the chips the time and the ends of interrupts. Returns the time of their next interrupt.
@@ -263,14 +312,13 @@ impl Processor {
 
     fn execute(&mut self, budget: u64, turn: &Turn<'_>) -> Stopped {
         self.shared.mmio().begin();
-        if self.midway {
-            self.midway = false;
-            return self.cpu.finish_instruction();
+        if std::mem::take(&mut self.midway) {
+            return self.in_memory(Cpu::finish_instruction);
         }
         let end = self.cpu.clock().saturating_add(budget);
         loop {
             let left = end.saturating_sub(self.cpu.clock());
-            match self.cpu.run(left.max(1)) {
+            match self.in_memory(|cpu| cpu.run(left.max(1))) {
                 // Who pauses goes on if no other processor wants the turn.
                 Stopped::Paused if self.cpu.clock() < end && !turn.is_wanted() => {}
                 stopped => return stopped,

@@ -2,7 +2,7 @@
 
 use kvm_ops::guest::GuestFault;
 use kvm_ops::{Error, Field, Gfn, Gpa, NestedFaultAnswer, PAGE_SIZE, Privacy, Tech};
-use soft_amd_sp::{AccessFault, GuestRmpError, PageSize, Platform, RmpError};
+use soft_amd_sp::{AccessFault, GuestPage, GuestRmpError, PageSize, Platform, RmpError};
 
 use crate::access::{Copy, Piece, Touch, first_piece};
 use crate::vm::VmInner;
@@ -20,7 +20,7 @@ pub(crate) enum Validated {
 }
 
 /// The machine below, which a VM with an ASID has.
-fn platform(vm: &VmInner) -> Result<&Platform, Error> {
+pub(super) fn platform(vm: &VmInner) -> Result<&Platform, Error> {
     match vm.machine.sev() {
         Some(sev) => Ok(&sev.platform),
         None => kvm_ops::not_offered!("encrypted memory on this machine"),
@@ -95,41 +95,65 @@ pub(crate) fn first_touch(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Touch {
     }
 }
 
-/// PVALIDATE of one page.
-pub(crate) fn validate(vm: &VmInner, gfn: Gfn, size: PageSize, valid: bool) -> Validated {
+/// The result of an RMP instruction of the guest.
+pub(super) enum Attempt<T> {
+    Done(T),
+    /// It completed with this code.
+    Code(RmpError),
+    /// The guest's fault.
+    Fault(AccessFault),
+    Leave,
+    Fail(Error),
+}
+
+/// Does an RMP instruction of the guest on the page of a frame, which the back end is asked for.
+pub(super) fn on_page<T>(
+    vm: &VmInner,
+    gfn: Gfn,
+    instruction: impl Fn(&Platform, GuestPage) -> Result<T, GuestRmpError>,
+) -> Attempt<T> {
     let platform = match platform(vm) {
         Ok(platform) => platform,
-        Err(error) => return Validated::Fail(error),
+        Err(error) => return Attempt::Fail(error),
     };
     loop {
-        let state = vm.sev.read();
-        let answer = match state.page(gfn, 0) {
-            // There is no page to give up.
-            None if !valid => return Validated::Done,
-            None => {
-                drop(state);
-                vm.sev.ask(|back_end| back_end.private_fault(gfn))
-            }
-            Some(page) => {
-                let done = platform.pvalidate(&page, size, valid);
-                drop(state);
-                match done {
-                    Ok(true) => return Validated::Done,
-                    Ok(false) if !valid => return Validated::Done,
-                    Ok(false) => return Validated::Fault(GuestFault::Refused(NO_UPDATE)),
-                    Err(GuestRmpError::Fault(fault)) if fault.is_size_mismatch() => {
-                        vm.sev.ask(|back_end| back_end.size_mismatch(gfn))
-                    }
-                    Err(GuestRmpError::Code(code)) => return Validated::Fault(refused(code)),
-                    Err(_) => NestedFaultAnswer::Leave,
+        let page = vm.sev.read().page(gfn, 0);
+        let answer = match page {
+            None => vm.sev.ask(|back_end| back_end.private_fault(gfn)),
+            Some(page) => match instruction(platform, page) {
+                Ok(done) => return Attempt::Done(done),
+                Err(GuestRmpError::Fault(fault)) if fault.is_size_mismatch() => {
+                    vm.sev.ask(|back_end| back_end.size_mismatch(gfn))
                 }
-            }
+                Err(GuestRmpError::Code(code)) => return Attempt::Code(code),
+                Err(GuestRmpError::Fault(
+                    fault @ (AccessFault::GeneralProtection | AccessFault::NotValidated { .. }),
+                )) => return Attempt::Fault(fault),
+                Err(_) => NestedFaultAnswer::Leave,
+            },
         };
         match answer {
             NestedFaultAnswer::Retry => {}
-            NestedFaultAnswer::Leave => return Validated::Leave,
-            NestedFaultAnswer::Fail(error) => return Validated::Fail(error),
+            NestedFaultAnswer::Leave => return Attempt::Leave,
+            NestedFaultAnswer::Fail(error) => return Attempt::Fail(error),
         }
+    }
+}
+
+/// PVALIDATE of one page.
+pub(crate) fn validate(vm: &VmInner, gfn: Gfn, size: PageSize, valid: bool) -> Validated {
+    // There is no page to give up.
+    if !valid && vm.sev.read().page(gfn, 0).is_none() {
+        return Validated::Done;
+    }
+    match on_page(vm, gfn, |platform, page| {
+        platform.pvalidate(&page, size, valid)
+    }) {
+        Attempt::Done(changed) if changed || !valid => Validated::Done,
+        Attempt::Done(_) => Validated::Fault(GuestFault::Refused(NO_UPDATE)),
+        Attempt::Code(code) => Validated::Fault(refused(code)),
+        Attempt::Fault(_) | Attempt::Leave => Validated::Leave,
+        Attempt::Fail(error) => Validated::Fail(error),
     }
 }
 

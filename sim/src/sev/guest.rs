@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kvm_ops::{
     Asid, Error, Field, Gfn, Level, NestedFaultAnswer, NestedFaults, Page, Result, SharedMask,
+    VcpuId,
 };
 use soft_amd_sp::{GuestPage, PageSize};
 
@@ -16,6 +18,34 @@ pub(crate) struct Guest {
     /// returns.
     state: RwLock<State>,
     handler: Mutex<Option<Arc<dyn NestedFaults>>>,
+    /// For vCPUs that execute machine code.
+    vcpus: Mutex<BTreeMap<VcpuId, VcpuState>>,
+    /// Where application processors start (AP jump table), of a SEV-ES guest.
+    jump_table: AtomicU64,
+}
+
+/// What the host keeps of a vCPU with encrypted register state.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct VcpuState {
+    /// The GHCB MSR.
+    pub(crate) ghcb: u64,
+    /// The GHCB page that was registered.
+    pub(crate) registered: Option<u64>,
+    /// The address of a save area that the guest made.
+    pub(crate) vmsa: Option<u64>,
+    /// What another vCPU wants it to do next.
+    pub(crate) next: Option<Creation>,
+    /// An exit waits for the embedder's answer.
+    pub(crate) owes: bool,
+}
+
+/// SNP AP Creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Creation {
+    /// Runs from this save area, now or after INIT.
+    Run { vmsa: u64, now: bool },
+    /// Does not run any more.
+    Destroy,
 }
 
 #[derive(Debug, Default)]
@@ -28,6 +58,11 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// The mask of the guest's addresses; none before it is bound.
+    pub(crate) fn mask(&self) -> SharedMask {
+        self.mask.unwrap_or(SharedMask::NONE)
+    }
+
     /// The page that a frame is mapped to, as the RMP check takes it. `None` without an ASID.
     pub(crate) fn page(&self, gfn: Gfn, offset: u64) -> Option<GuestPage> {
         let (first, (page, mapping)) = self.mappings.range(..=gfn.get()).next_back()?;
@@ -46,8 +81,47 @@ impl State {
 }
 
 impl Guest {
+    /// The ASID that the guest is bound to.
+    pub(crate) fn asid(&self) -> Option<Asid> {
+        self.read().asid
+    }
+
+    fn vcpus(&self) -> MutexGuard<'_, BTreeMap<VcpuId, VcpuState>> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn vcpu(&self, id: VcpuId) -> VcpuState {
+        self.vcpus().get(&id).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn change_vcpu(&self, id: VcpuId, change: impl FnOnce(&mut VcpuState)) {
+        change(self.vcpus().entry(id).or_default());
+    }
+
+    /// True if an exit of a vCPU waits for the embedder's answer.
+    pub(crate) fn owes(&self) -> bool {
+        self.vcpus().values().any(|vcpu| vcpu.owes)
+    }
+
+    /// What the host keeps of the vCPUs goes with the guest.
+    pub(crate) fn take_vcpus(&self, from: &Self) {
+        let vcpus = std::mem::take(&mut *from.vcpus());
+        *self.vcpus() = vcpus;
+        let table = from.jump_table.swap(0, Ordering::Relaxed);
+        self.jump_table.store(table, Ordering::Relaxed);
+    }
+
+    pub(crate) fn jump_table(&self) -> &AtomicU64 {
+        &self.jump_table
+    }
+
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// In a turn at the guest's memory nothing is waited for that another thread holds.
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
+        self.state.try_read().ok()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
@@ -56,7 +130,7 @@ impl Guest {
 
     /// The mask of the guest's addresses; none before it is bound.
     pub(crate) fn mask(&self) -> SharedMask {
-        self.read().mask.unwrap_or(SharedMask::NONE)
+        self.read().mask()
     }
 
     pub(crate) fn bind(&self, asid: Option<Asid>, mask: SharedMask) {
@@ -90,6 +164,7 @@ impl Guest {
     /// The VM is closed: nothing is bound or mapped any more, and no fault reaches the back end.
     pub(crate) fn close(&self) {
         *self.write() = State::default();
+        self.vcpus().clear();
         *self.handler() = None;
     }
 
@@ -97,7 +172,12 @@ impl Guest {
         *self.handler() = handler;
     }
 
-    fn handler(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn NestedFaults>>> {
+    /// The back end, to be asked with no lock held.
+    pub(crate) fn back_end(&self) -> Option<Arc<dyn NestedFaults>> {
+        self.handler().clone()
+    }
+
+    fn handler(&self) -> MutexGuard<'_, Option<Arc<dyn NestedFaults>>> {
         self.handler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,8 +186,7 @@ impl Guest {
         &self,
         question: impl FnOnce(&dyn NestedFaults) -> NestedFaultAnswer,
     ) -> NestedFaultAnswer {
-        let handler = self.handler().clone();
-        match handler {
+        match self.back_end() {
             Some(handler) => question(&*handler),
             None => NestedFaultAnswer::Leave,
         }

@@ -14,18 +14,21 @@
 mod access;
 mod guest;
 mod port;
+mod processor;
+mod protocol;
 mod psp;
 mod steps;
 
 pub(crate) use access::first_touch;
 pub(crate) use guest::Guest;
 pub(crate) use port::port;
+pub(crate) use processor::{Pending, Side, controls, cpuid, surround};
 pub use psp::SoftPsp;
 pub(crate) use steps::Converting;
 
 use std::sync::Arc;
 
-use kvm_ops::{AsidPools, Error, Hpa, PspPort, Result, SnpAsids, Tech};
+use kvm_ops::{AsidPools, Error, Hpa, OpName, PspPort, Result, SnpAsids, Tech};
 use soft_amd_sp::command::{
     CommandStruct, DfFlush, Init, InitFlags, SnpDfFlush, SnpInitEx, SnpInitFlags,
 };
@@ -34,6 +37,8 @@ use soft_amd_sp::{AccessFault, Builder, PageSize, Platform, RmpUpdate};
 use crate::frames::Frames;
 use crate::pages::{HostMemory, SoftPages, no_memory_at};
 use crate::{BuildError, SimHost, SimHostBuilder};
+
+static ENCRYPTED: OpName = OpName("a guest with encrypted memory");
 
 /// Place and length of the firmware's trusted memory region, which SEV-ES needs.
 const TMR: u64 = 2 << 20;

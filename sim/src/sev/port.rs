@@ -13,12 +13,18 @@ pub(crate) fn port(vm: &SimVm) -> Option<&dyn SevPort> {
 
 impl SevPort for SimVm {
     fn bind_asid(&self, asid: Option<Asid>, mask: SharedMask) -> Result<()> {
-        self.inner.sev.bind(asid, mask);
+        let inner = &self.inner;
+        inner.change_pages(|| inner.sev.bind(asid, mask));
         Ok(())
     }
 
     fn map_encrypted(&self, gfn: Gfn, level: Level, page: Option<&Page>) -> Result<()> {
-        self.inner.sev.map(gfn, level, page)
+        let inner = &self.inner;
+        match page {
+            // No processor knows a page that is not there yet.
+            Some(_) => inner.sev.map(gfn, level, page),
+            None => inner.change_pages(|| inner.sev.map(gfn, level, page)),
+        }
     }
 
     fn handle_nested_faults(&self, handler: Option<Arc<dyn NestedFaults>>) -> Result<()> {

@@ -1,11 +1,12 @@
 //! The actions of a SEV guest besides memory accesses: conversions, PVALIDATE, and the GHCB's MSR
-//! protocol (AMD 56421; Linux `sev_handle_vmgexit_msr_protocol`).
+//! protocol.
 
 use kvm_ops::guest::GuestFault;
 use kvm_ops::{Exit, Gfn, Gpa, Level, PAGE_SIZE, Privacy, Tech};
 use soft_amd_sp::PageSize;
 
 use super::access::{Validated, validate};
+use super::protocol::{self, Reply};
 use crate::reported::Reported;
 use crate::table::GPA_BITS;
 use crate::vcpu::{Core, Flow, State};
@@ -41,35 +42,6 @@ impl Converting {
         matches!(self.phase, Phase::Asked | Phase::AskedByMsr)
     }
 }
-
-/// Codes in the low 12 bits of the GHCB MSR.
-mod code {
-    pub(super) const SEV_INFO: u64 = 0x001;
-    pub(super) const SEV_INFO_REQ: u64 = 0x002;
-    pub(super) const CPUID_REQ: u64 = 0x004;
-    pub(super) const CPUID: u64 = 0x005;
-    pub(super) const PREFERRED_REQ: u64 = 0x010;
-    pub(super) const PREFERRED: u64 = 0x011;
-    pub(super) const REGISTER_REQ: u64 = 0x012;
-    pub(super) const REGISTER: u64 = 0x013;
-    pub(super) const PSC_REQ: u64 = 0x014;
-    pub(super) const PSC: u64 = 0x015;
-    pub(super) const FEATURES_REQ: u64 = 0x080;
-    pub(super) const FEATURES: u64 = 0x081;
-    pub(super) const TERMINATE: u64 = 0x100;
-}
-
-/// The GHCB protocol versions that the host speaks.
-const VERSIONS: u64 = 2 << 48 | 1 << 32;
-/// Hypervisor features of an SNP guest: SNP, AP creation.
-const SNP_FEATURES: u64 = 0b11;
-/// "None" as a preferred GHCB frame.
-const NO_FRAME: u64 = (1 << 52) - 1;
-/// The error bit of a page state change.
-const PSC_ERROR: u64 = 1 << 63;
-
-/// `KVM_SYSTEM_EVENT_SEV_TERM`.
-const SEV_TERM: u32 = 6;
 
 impl Core {
     fn is_snp(&self) -> bool {
@@ -147,8 +119,7 @@ impl Core {
             }
             Phase::Asked => return Flow::report(Reported::Done),
             Phase::AskedByMsr => {
-                let error = if self.ret == 0 { 0 } else { PSC_ERROR };
-                return Flow::report(Reported::Value(code::PSC | error));
+                return Flow::report(Reported::Value(protocol::converted(self.ret)));
             }
             Phase::GiveUp => (PageSize::Size4K, false),
             Phase::Accept => (PageSize::Size4K, true),
@@ -180,47 +151,31 @@ impl Core {
         }
     }
 
-    /// VMGEXIT with a request in the GHCB MSR. A code that is not known leaves it as it is.
+    /// VMGEXIT with a request in the GHCB MSR. A guest program has no CPUID leaf to ask for, and waits
+    /// for no start-up interrupt.
     pub(crate) fn ghcb_msr(&mut self, msr: u64) -> Flow {
         if self.vm.tech == Tech::Sev {
             return Flow::fault(GuestFault::NotOffered);
         }
-        let gfn = msr >> 12 & NO_FRAME;
-        let answer = match msr & 0xfff {
-            code::SEV_INFO_REQ => {
-                let c_bit = u64::from(self.vm.sev.mask().bits().trailing_zeros());
-                VERSIONS | c_bit << 24 | code::SEV_INFO
+        match protocol::reply(&self.vm, msr) {
+            Reply::Value(value) | Reply::Register { value, .. } => {
+                Flow::report(Reported::Value(value))
             }
-            // The platform has no CPUID leaf to report.
-            code::CPUID_REQ => code::CPUID,
-            code::TERMINATE => return self.terminate(msr),
-            // A request that only an SNP guest may make ends any other guest.
-            code::PREFERRED_REQ | code::REGISTER_REQ | code::PSC_REQ if !self.is_snp() => {
-                return self.terminate(msr);
-            }
-            code::PREFERRED_REQ => NO_FRAME << 12 | code::PREFERRED,
-            code::REGISTER_REQ => gfn << 12 | code::REGISTER,
-            code::PSC_REQ => {
-                let gpa = Gpa::new((gfn & ((1 << 40) - 1)) << 12);
-                let to = match msr >> 52 & 0xf {
-                    1 => Privacy::Private,
-                    2 => Privacy::Shared,
-                    _ => return Flow::report(Reported::Value(code::PSC | PSC_ERROR)),
-                };
-                return self.ask_host(gpa, 1, to, Phase::AskedByMsr);
-            }
-            code::FEATURES_REQ => {
-                let features = if self.is_snp() { SNP_FEATURES } else { 0 };
-                features << 12 | code::FEATURES
-            }
-            _ => msr,
-        };
-        Flow::report(Reported::Value(answer))
+            Reply::Cpuid { .. } => Flow::report(Reported::Value(protocol::CPUID)),
+            Reply::Hold => Flow::report(Reported::Value(msr)),
+            Reply::Convert { gpa, to } => self.ask_host(gpa, 1, to, Phase::AskedByMsr),
+            Reply::Terminate => self.terminate(msr),
+        }
     }
 
     fn terminate(&mut self, msr: u64) -> Flow {
         self.buffer[..8].copy_from_slice(&msr.to_ne_bytes());
         self.data = 0..8;
-        Flow::Leave(State::Off, Exit::SystemEvent { kind: SEV_TERM })
+        Flow::Leave(
+            State::Off,
+            Exit::SystemEvent {
+                kind: protocol::SEV_TERM,
+            },
+        )
     }
 }

@@ -1,12 +1,15 @@
 //! The place of the software AMD SP in a build without the feature `sev`: no machine has one, so no
 //! guest is a SEV guest.
 
-use kvm_ops::guest::GuestFault;
-use kvm_ops::{Gpa, Level, Privacy, SevPort, SharedMask, Tech};
+use kvm_ops::guest::{GuestFault, MAX_ACCESS};
+use kvm_ops::{Exit, Gpa, Level, Privacy, Result, SevPort, SharedMask, Tech};
+use kvm_ops_cpu::{Bus, Controls, Cpu, CpuidTable, Event, Exit as CpuExit};
 
 pub(crate) use kvm_ops::NoPort as SoftPsp;
 
 use crate::access::{Copy, Touch};
+use crate::irq::Mail;
+use crate::processor::{Access, Next, Processor};
 use crate::vcpu::{Core, Flow};
 use crate::vm::VmInner;
 use crate::{BuildError, SimVm, SoftPages};
@@ -52,6 +55,74 @@ impl Guest {
     }
 
     pub(crate) fn close(&self) {}
+
+    pub(crate) fn owes(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn take_vcpus(&self, _: &Self) {}
+}
+
+/// What the processor of an encrypted guest has more than others.
+#[derive(Debug)]
+pub(crate) enum Side {}
+
+/// The embedder's answer that such a processor waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pending {}
+
+pub(crate) fn surround(_: &VmInner, bus: impl Bus + 'static) -> (Box<dyn Bus>, Option<Box<Side>>) {
+    (Box::new(bus), None)
+}
+
+pub(crate) fn cpuid(_: &VmInner, table: CpuidTable) -> CpuidTable {
+    table
+}
+
+pub(crate) fn controls(_: &VmInner, controls: Controls) -> Controls {
+    controls
+}
+
+impl Processor {
+    pub(crate) fn load_vmsa(&mut self) -> Result<Option<Exit>> {
+        Ok(None)
+    }
+
+    pub(crate) fn store_vmsa(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    pub(crate) fn take_work(&mut self) -> Result<Option<Next>> {
+        Ok(None)
+    }
+
+    pub(crate) fn outside(&mut self, _: CpuExit) -> Result<Next> {
+        Ok(Next::Again)
+    }
+
+    pub(crate) fn take_interrupted(&mut self) -> Option<Event> {
+        None
+    }
+
+    pub(crate) fn in_memory<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> T {
+        work(&mut self.cpu)
+    }
+
+    pub(crate) fn start_protected(&mut self, _: &Mail) -> bool {
+        false
+    }
+
+    pub(crate) fn is_sev_exit(&self, _: &CpuExit) -> bool {
+        false
+    }
+
+    pub(crate) fn ciphertext(&mut self, _: &mut Access) -> bool {
+        false
+    }
+
+    pub(crate) fn finish_sev(&mut self, pending: Pending, _: &[u8; MAX_ACCESS], _: u64) {
+        match pending {}
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

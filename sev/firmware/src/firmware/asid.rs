@@ -142,7 +142,7 @@ impl Firmware<'_> {
             AsidKind::Snp => Owner::Snp,
             _ => Owner::Legacy,
         };
-        self.machine.set_slot(asid, Some(Slot { key, owner }));
+        self.machine.set_slot(asid, Some(Slot::new(key, owner)));
         Ok(())
     }
 

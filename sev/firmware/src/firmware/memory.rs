@@ -62,7 +62,7 @@ impl Firmware<'_> {
         for page in first..=last {
             let place = self.machine.memory.place(page * PAGE as u64);
             let place = place.ok_or(Status::INVALID_ADDRESS)?;
-            let state = place.region.lock().entry(place.index).state;
+            let state = place.peek().entry(place.index).state;
             if state != PageState::Firmware {
                 return Err(Status::INVALID_PAGE_STATE);
             }
@@ -84,7 +84,7 @@ impl Firmware<'_> {
                 .memory
                 .place(at)
                 .ok_or(Status::INVALID_ADDRESS)?;
-            place.region.lock().write(place.index, offset, &data[range]);
+            place.lock().write(place.index, offset, &data[range]);
         }
         Ok(())
     }
@@ -107,7 +107,7 @@ impl Firmware<'_> {
                 .memory
                 .place(at)
                 .ok_or(Status::INVALID_ADDRESS)?;
-            let region = place.region.lock();
+            let region = place.lock();
             region.read_with(key, place.spa, place.index, offset, &mut out[range]);
         }
         Ok(())
@@ -121,7 +121,7 @@ impl Firmware<'_> {
                 .memory
                 .place(at)
                 .ok_or(Status::INVALID_ADDRESS)?;
-            let mut region = place.region.lock();
+            let mut region = place.lock();
             region.write_with(key, place.spa, place.index, offset, &data[range]);
         }
         Ok(())
@@ -143,7 +143,7 @@ impl Firmware<'_> {
                 .memory
                 .place(at)
                 .ok_or(Status::INVALID_ADDRESS)?;
-            let mut region = place.region.lock();
+            let mut region = place.lock();
             region.read(place.index, offset, data);
             see(data);
             region.write_with(key, place.spa, place.index, offset, data);

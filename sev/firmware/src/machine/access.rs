@@ -78,6 +78,11 @@ pub enum AccessFault {
     NotActive(u32),
     /// The access crosses a page boundary; it must be split as a processor splits it.
     CrossesPage,
+    /// VMRUN finds no register state of the guest's vCPU at this system physical address:
+    /// VMEXIT_INVALID.
+    NotVmsa(u64),
+    /// A processor of another guest uses the page at this system physical address now.
+    InUse(u64),
 }
 
 /// Bits of [`AccessFault::NestedPage::error_code`] (Linux `PFERR_GUEST_*`).
@@ -109,6 +114,13 @@ impl fmt::Display for AccessFault {
             AccessFault::GeneralProtection => f.write_str("general protection fault"),
             AccessFault::NotActive(asid) => write!(f, "no such guest with asid {asid:#x}"),
             AccessFault::CrossesPage => f.write_str("the access crosses a page boundary"),
+            AccessFault::NotVmsa(spa) => write!(f, "no register state of the guest at {spa:#x}"),
+            AccessFault::InUse(spa) => {
+                write!(
+                    f,
+                    "the page at {spa:#x} is in use by another guest's processor"
+                )
+            }
         }
     }
 }
@@ -140,10 +152,7 @@ impl Machine {
         }
         for (at, offset, range) in pieces(spa, out.len()) {
             let place = self.memory.place(at).ok_or(AccessFault::NoMemory(at))?;
-            place
-                .region
-                .lock()
-                .read(place.index, offset, &mut out[range]);
+            place.lock().read(place.index, offset, &mut out[range]);
         }
         Ok(())
     }
@@ -155,7 +164,7 @@ impl Machine {
         }
         for (at, offset, range) in pieces(spa, data.len()) {
             let place = self.memory.place(at).ok_or(AccessFault::NoMemory(at))?;
-            let mut region = place.region.lock();
+            let mut region = place.lock();
             let state = region.entry(place.index).state;
             if !state.host_may_write() {
                 return Err(AccessFault::HostWrite { spa: at, state });
@@ -234,7 +243,7 @@ impl Machine {
             index: place.index,
             offset,
         };
-        access(slot, &mut place.region.lock(), at)
+        access(slot, &mut place.lock(), at)
     }
 
     /// The key slot of the ASID, held for the length of the access.
@@ -270,7 +279,7 @@ fn offset_in_page(page: &GuestPage, len: usize) -> Result<usize, AccessFault> {
     Ok(offset)
 }
 
-fn check_private(
+pub(super) fn check_private(
     entry: &super::RmpEntry,
     owner: Owner,
     page: &GuestPage,

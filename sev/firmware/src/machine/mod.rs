@@ -2,18 +2,22 @@
 
 pub(crate) mod access;
 pub(crate) mod entry;
+pub(crate) mod open;
 pub(crate) mod region;
 pub(crate) mod rmp;
 pub(crate) mod rmp_types;
+pub(crate) mod turn;
 
 use crate::builder::Config;
 use crate::cipher::MemoryKey;
 use crate::observe::{Monitor, Operation};
 use crate::sync::{Lock, Shared, SharedGuard};
+use access::{AccessFault, GuestPage};
 use entry::RmpEntry;
 use region::Memory;
 use std::fmt;
 use std::sync::Arc;
+use turn::Turns;
 
 /// An instruction that the model counts and can make fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +64,18 @@ pub(crate) enum Owner {
 pub(crate) struct Slot {
     pub(crate) key: Arc<MemoryKey>,
     pub(crate) owner: Owner,
+    /// Those at the pages that its processors have open.
+    pub(crate) turns: Arc<Turns>,
+}
+
+impl Slot {
+    pub(crate) fn new(key: Arc<MemoryKey>, owner: Owner) -> Self {
+        Self {
+            key,
+            owner,
+            turns: Arc::new(Turns::new()),
+        }
+    }
 }
 
 /// Per-core facts.

@@ -1,9 +1,12 @@
 //! System memory with its RMP, in regions of 2 MiB that each have one lock.
 
 use super::entry::{PageSize, PageState, RmpEntry};
+use super::open::OpenPage;
+use super::turn::{GuestTurn, Ticket, Turns};
 use crate::cipher::{BLOCK, MemoryKey};
-use crate::sync::Lock;
+use crate::sync::{Guard, Lock};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub(crate) const PAGE: usize = 0x1000;
 pub(crate) const PAGES: usize = 512;
@@ -21,6 +24,8 @@ enum Entries {
 pub(crate) struct Region {
     entries: Entries,
     pages: BTreeMap<u16, Box<Page>>,
+    /// Pages that are not in `pages`, because processors have them open.
+    open: BTreeMap<u16, Arc<OpenPage>>,
 }
 
 impl Region {
@@ -28,6 +33,37 @@ impl Region {
         Self {
             entries: Entries::Hypervisor,
             pages: BTreeMap::new(),
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// Opens a page for the guest that has the turn. `None` while another guest's processors have it.
+    pub(super) fn open(
+        &mut self,
+        index: usize,
+        spa: u64,
+        turn: &GuestTurn,
+    ) -> Option<Arc<OpenPage>> {
+        let number = index as u16;
+        if let Some(open) = self.open.get(&number) {
+            let turns = open.turns();
+            if Arc::ptr_eq(turns, turn.turns()) {
+                return Some(Arc::clone(open));
+            }
+            // Two that have turns must not wait for each other.
+            let _other = turns.clone().try_take()?;
+            self.close(number, spa);
+        }
+        let open = Arc::new(OpenPage::of(&self.page(index), spa, turn));
+        self.pages.remove(&number);
+        self.open.insert(number, Arc::clone(&open));
+        Some(open)
+    }
+
+    /// Closes a page, in a turn of its guest.
+    fn close(&mut self, number: u16, spa: u64) {
+        if let Some(open) = self.open.remove(&number) {
+            self.pages.insert(number, open.close(spa));
         }
     }
 
@@ -194,9 +230,65 @@ fn blocks(offset: usize, len: usize) -> (usize, usize) {
 /// A place in memory: the region, the page in it, and the page's address.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
-    pub(crate) region: &'a Lock<Region>,
+    region: &'a Lock<Region>,
     pub(crate) index: usize,
     pub(crate) spa: u64,
+}
+
+impl<'a> Place<'a> {
+    /// The region, to look at entries. The page may be open, so its bytes are not those of the region.
+    pub(crate) fn peek(&self) -> Guard<'a, Region> {
+        self.region.lock()
+    }
+
+    /// The region, to use the page or to change its entry: the page is closed.
+    pub(crate) fn lock(&self) -> Guard<'a, Region> {
+        let number = self.index as u16;
+        self.closed(|region| region.open.contains_key(&number).then_some(number))
+    }
+
+    /// The region, to change all of its entries: every page is closed.
+    pub(crate) fn lock_all(&self) -> Guard<'a, Region> {
+        self.closed(|region| region.open.keys().next().copied())
+    }
+
+    /// The region, to change an entry of that size.
+    pub(crate) fn lock_size(&self, size: PageSize) -> Guard<'a, Region> {
+        match size {
+            PageSize::Size4K => self.lock(),
+            PageSize::Size2M => self.lock_all(),
+        }
+    }
+
+    /// Closes the open pages that `find` finds, each in a turn of its guest.
+    fn closed(&self, find: impl Fn(&Region) -> Option<u16>) -> Guard<'a, Region> {
+        let base = self.spa - (self.index * PAGE) as u64;
+        let mut turn: Option<Ticket> = None;
+        let mut region = self.region.lock();
+        while let Some(number) = find(&region) {
+            let Some(turns) = region
+                .open
+                .get(&number)
+                .map(|open| Arc::clone(open.turns()))
+            else {
+                continue;
+            };
+            if !turn.as_ref().is_some_and(|turn| turn.is_at(&turns)) {
+                // Before the wait: two turns at once could wait for each other.
+                drop(turn.take());
+                turn = turns.try_take();
+            }
+            if turn.is_none() {
+                // With the region locked no turn is waited for.
+                drop(region);
+                turn = Some(Turns::take(&turns));
+                region = self.region.lock();
+                continue;
+            }
+            region.close(number, base + u64::from(number) * PAGE as u64);
+        }
+        region
+    }
 }
 
 /// All of system memory.
@@ -222,6 +314,15 @@ impl Memory {
             .iter()
             .enumerate()
             .map(move |(i, r)| (spa(i), r))
+    }
+
+    /// The first page of every region.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        self.regions().map(|(spa, region)| Place {
+            region,
+            index: 0,
+            spa,
+        })
     }
 
     /// The page that holds an address, or `None` beyond the end of memory.

@@ -42,7 +42,7 @@ impl Machine {
         }
         let place = self.memory.place(spa).ok_or(RmpError::Input)?;
         let entry = self.wanted_entry(spa, new)?;
-        let mut region = place.region.lock();
+        let mut region = place.lock_size(new.size);
         let old = region.entry(place.index);
         if old.state.is_immutable() || old.state == PageState::HvFixed {
             return Err(RmpError::Permission);
@@ -101,7 +101,7 @@ impl Machine {
                 return Err(RmpError::Input);
             }
             let place = self.memory.place(spa).ok_or(RmpError::BadAddress)?;
-            let mut region = place.region.lock();
+            let mut region = place.lock_all();
             if !region.is_large() {
                 return Err(RmpError::Input);
             }
@@ -116,7 +116,7 @@ impl Machine {
     /// RMPREAD; `None` beyond the end of memory.
     pub(crate) fn rmpread(&self, spa: u64) -> Option<RmpEntry> {
         let place = self.memory.place(spa)?;
-        let region = place.region.lock();
+        let region = place.peek();
         Some(region.entry(place.index))
     }
 
@@ -154,7 +154,7 @@ impl Machine {
             .memory
             .place(page.spa)
             .ok_or(AccessFault::NoMemory(page.spa))?;
-        let mut region = place.region.lock();
+        let mut region = place.lock_size(size);
         let entry = region.entry(place.index);
         check_owner(&entry, page)?;
         if entry.state.is_immutable() {
@@ -221,7 +221,7 @@ impl Machine {
             .memory
             .place(page.spa)
             .ok_or(AccessFault::NoMemory(page.spa))?;
-        let mut region = place.region.lock();
+        let mut region = place.lock_size(size);
         let entry = region.entry(place.index);
         check_owner(&entry, page)?;
         match (size, entry.size) {

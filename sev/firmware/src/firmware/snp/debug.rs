@@ -25,7 +25,7 @@ impl Firmware<'_> {
             .memory
             .place(address)
             .ok_or(Status::INVALID_ADDRESS)?;
-        let entry = place.region.lock().entry(place.index);
+        let entry = place.peek().entry(place.index);
         if !entry.state.is_guest() {
             Err(Status::INVALID_PAGE_STATE)
         } else if entry.asid != asid {

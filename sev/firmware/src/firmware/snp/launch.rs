@@ -127,7 +127,7 @@ impl Firmware<'_> {
             .memory
             .place(address)
             .ok_or(Status::INVALID_ADDRESS)?;
-        let mut region = place.region.lock();
+        let mut region = place.lock_size(size);
         let entry = region.entry(place.index);
         if entry.state != PageState::PreGuest {
             return Err(Status::INVALID_PAGE_STATE);

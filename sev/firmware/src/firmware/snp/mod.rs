@@ -133,7 +133,7 @@ impl Firmware<'_> {
             .memory
             .place(address)
             .ok_or(Status::INVALID_ADDRESS)?;
-        place.region.lock().write(place.index, 0, &noise[..]);
+        place.lock().write(place.index, 0, &noise[..]);
         self.sp.contexts.insert(address, guest);
         Ok(())
     }
@@ -190,7 +190,7 @@ impl Firmware<'_> {
             .memory
             .place(address)
             .ok_or(Status::INVALID_ADDRESS)?;
-        let mut region = place.region.lock();
+        let mut region = place.lock_all();
         let new = change(&region.entry(place.index))?;
         // A large entry is replaced as a whole and keeps its base address.
         if region.is_large() {

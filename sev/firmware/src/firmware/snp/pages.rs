@@ -35,7 +35,7 @@ impl Firmware<'_> {
             .memory
             .place(address)
             .ok_or(Status::INVALID_ADDRESS)?;
-        let mut region = place.region.lock();
+        let mut region = place.lock_all();
         if region.is_large() {
             return Err(Status::INVALID_PAGE_SIZE);
         }
@@ -96,7 +96,7 @@ impl Firmware<'_> {
             .memory
             .place(address)
             .ok_or(Status::INVALID_ADDRESS)?;
-        let entry = place.region.lock().entry(place.index);
+        let entry = place.peek().entry(place.index);
         if entry.state != state {
             Err(Status::INVALID_PAGE_STATE)
         } else if entry.asid != asid {

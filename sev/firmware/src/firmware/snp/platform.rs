@@ -87,8 +87,8 @@ impl Firmware<'_> {
             true => self.read_ranges(buffer.list_paddr.get())?,
         };
         if init_rmp {
-            for (_, region) in self.machine.memory.regions() {
-                region.lock().clear_rmp();
+            for place in self.machine.memory.places() {
+                place.lock_all().clear_rmp();
             }
         }
         self.fix(&ranges)?;
@@ -153,7 +153,7 @@ impl Firmware<'_> {
                 .memory
                 .place(page)
                 .ok_or(Status::INVALID_ADDRESS)?;
-            fixable(&place.region.lock().entry(place.index))?;
+            fixable(&place.peek().entry(place.index))?;
         }
         for page in pages() {
             self.with_entry(page, fixable)?;

@@ -1,0 +1,236 @@
+//! A vCPU of a SEV, SEV-ES or SNP guest that executes machine code: what its processor does beside a
+//! normal VM's.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `bus` | pages: the encrypted part of the nested page table with the RMP, and the slots |
+//! | `faults` | nested page faults, which the back end is asked about |
+//! | `vmsa` | VMRUN and #VMEXIT with encrypted register state |
+//! | `exits` | intercepted instructions: #VC, or an exit without the guest's help |
+//! | `msr` | RDMSR and WRMSR |
+//! | `rmp` | PVALIDATE and RMPADJUST |
+//! | `ghcb` | VMGEXIT: the host's answers |
+//! | `start` | INIT, start-up interrupts and AP creation |
+
+mod bus;
+mod exits;
+mod faults;
+mod ghcb;
+mod msr;
+mod rmp;
+mod start;
+mod vmsa;
+
+pub(crate) use ghcb::Pending;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kvm_ops::{Asid, Error, Result, Tech};
+use kvm_ops_cpu::{Bus, Controls, Cpu, CpuidLeaf, CpuidTable, Event, Exception};
+use soft_amd_sp::Platform;
+
+use crate::processor::{Next, Processor};
+use crate::vm::VmInner;
+use bus::{SevBus, Shared};
+use ghcb::Ghcb;
+use vmsa::Loaded;
+
+/// What the processor of an encrypted guest has more than others.
+pub(crate) struct Side {
+    shared: Arc<Shared>,
+    seen: Seen,
+    /// The register state that was loaded last. `None` for a guest without SEV-ES.
+    loaded: Option<Loaded>,
+    /// The GHCB of the VMGEXIT under way.
+    ghcb: Option<Ghcb>,
+    /// A VMGEXIT that goes on before the guest does.
+    going_on: Option<kvm_ops_cpu::Exit>,
+    /// An event whose delivery ended in an exit.
+    interrupted: Option<Event>,
+    hold: Option<start::Hold>,
+    /// A start-up interrupt came: the first one starts the vCPU with its VMSA.
+    started: bool,
+}
+
+/// Numbers that change with translations: pages closed, mappings and slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    closed: u64,
+    pages: u64,
+    asid: Option<Asid>,
+}
+
+/// CPUID 0x8000_001F: encryption features.
+const ENCRYPTION: u32 = 0x8000_001f;
+const HIGHEST_EXTENDED: u32 = 0x8000_0000;
+const STRUCTURED: u32 = 7;
+const ADDRESSES: u32 = 0x8000_0008;
+/// Structured features: protection keys, whose register the host could not see.
+const PKU: u32 = 1 << 3;
+/// Bits of a guest-physical address without the C-bit, as guests see them.
+const PHYSICAL_BITS: u32 = 48;
+
+fn features(tech: Tech) -> u32 {
+    const SEV: u32 = 1 << 1;
+    const ES: u32 = 1 << 3;
+    const SNP: u32 = 1 << 4;
+    match tech {
+        Tech::SevSnp => SEV | ES | SNP,
+        Tech::SevEs => SEV | ES,
+        _ => SEV,
+    }
+}
+
+/// The answers to CPUID: addresses have the C-bit.
+pub(crate) fn cpuid(vm: &VmInner, mut table: CpuidTable) -> CpuidTable {
+    if !vm.is_sev() {
+        return table;
+    }
+    let c_bit = vm.machine.sev().map_or(0, |sev| sev.platform.c_bit());
+    let mut change = |function, change: &dyn Fn(&mut CpuidLeaf)| {
+        let mut leaf = table.get(function, 0);
+        change(&mut leaf);
+        table.set(function, 0, leaf);
+    };
+    change(HIGHEST_EXTENDED, &|leaf| {
+        leaf.eax = leaf.eax.max(ENCRYPTION)
+    });
+    change(STRUCTURED, &|leaf| leaf.ecx &= !PKU);
+    change(ADDRESSES, &|leaf| leaf.eax = leaf.eax & !0xff | 52);
+    change(ENCRYPTION, &|leaf| {
+        // EBX: the C-bit, and the bits of physical addresses that encryption takes.
+        *leaf = CpuidLeaf {
+            eax: features(vm.tech),
+            ebx: c_bit & 0x3f | 1 << 6,
+            ..*leaf
+        };
+    });
+    table
+}
+
+/// The instructions that exit.
+pub(crate) fn controls(vm: &VmInner, normal: Controls) -> Controls {
+    if !vm.is_sev() {
+        return normal;
+    }
+    let encrypted = Controls {
+        cpuid: true,
+        msr: true,
+        ..normal
+    };
+    match vm.has_vmsas() {
+        false => encrypted,
+        true => Controls {
+            wbinvd: true,
+            guest_instructions: true,
+            apic_page: true,
+            ..encrypted
+        },
+    }
+}
+
+/// Puts the encrypted memory of a guest before its bus.
+pub(crate) fn surround(
+    vm: &Arc<VmInner>,
+    bus: impl Bus + 'static,
+) -> (Box<dyn Bus>, Option<Box<Side>>) {
+    if !vm.is_sev() {
+        return (Box::new(bus), None);
+    }
+    let shared = Arc::new(Shared::default());
+    let bus = SevBus::new(vm, &shared, bus);
+    let side = Side {
+        shared,
+        seen: Seen::default(),
+        loaded: None,
+        ghcb: None,
+        going_on: None,
+        interrupted: None,
+        hold: None,
+        started: false,
+    };
+    (Box::new(bus), Some(Box::new(side)))
+}
+
+/// The machine below, which a VM with an ASID has.
+fn platform(vm: &VmInner) -> Result<&Platform> {
+    super::access::platform(vm)
+}
+
+impl Side {
+    /// Takes a turn at the guest's memory. Without one, no page of it is lent.
+    fn begin(&mut self, vm: &VmInner) {
+        let asid = vm.sev.asid();
+        let turn = asid.and_then(|asid| platform(vm).ok()?.guest_turn(asid.0).ok());
+        let seen = Seen {
+            closed: turn.as_ref().map_or(0, |turn| turn.closed()),
+            pages: vm.generation(),
+            asid,
+        };
+        if seen != self.seen {
+            self.seen = seen;
+            self.shared.generation.fetch_add(1, Ordering::Relaxed);
+        }
+        *self.shared.turn() = turn;
+    }
+
+    fn end(&mut self) {
+        *self.shared.turn() = None;
+    }
+}
+
+impl Processor {
+    /// The side of an encrypted guest. Asked only where `self.sev` was just looked at, or an exit came
+    /// from it.
+    fn side(&mut self) -> Result<&mut Side> {
+        self.sev
+            .as_deref_mut()
+            .ok_or(Error::NotOffered(&super::ENCRYPTED))
+    }
+
+    /// Lets the processor use memory, in a turn of the VM.
+    pub(crate) fn in_memory<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> T {
+        let Some(side) = &mut self.sev else {
+            return work(&mut self.cpu);
+        };
+        side.begin(&self.vm);
+        let result = work(&mut self.cpu);
+        side.end();
+        result
+    }
+
+    /// The processor's own exception.
+    fn raise(&mut self, exception: Exception) -> Next {
+        self.again_with(Event::exception(exception))
+    }
+
+    fn again_with(&mut self, event: Event) -> Next {
+        match self.in_turn(|cpu| cpu.inject(event)) {
+            Some(exit) => Next::Outside(exit),
+            None => Next::Again,
+        }
+    }
+
+    /// The event whose delivery ended in an exit.
+    pub(crate) fn take_interrupted(&mut self) -> Option<Event> {
+        self.sev.as_mut()?.interrupted.take()
+    }
+
+    /// The answer to CPUID, as the guest sees it.
+    fn cpuid_answer(&self, function: u32, index: u32) -> CpuidLeaf {
+        let mut leaf = self.cpu.cpuid(function, index);
+        if function == ADDRESSES {
+            leaf.eax = leaf.eax & !0xff | PHYSICAL_BITS;
+        }
+        leaf
+    }
+}
+
+impl std::fmt::Debug for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Side")
+            .field("seen", &self.seen)
+            .finish_non_exhaustive()
+    }
+}
