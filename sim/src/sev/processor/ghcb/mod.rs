@@ -34,6 +34,15 @@ mod code {
     pub(super) const TERMINATE: u64 = 0x8000_fffe;
 }
 
+/// Exits of instructions, as SW_EXITCODE has them.
+const CPUID: u64 = exits::CPUID as u64;
+const INVD: u64 = exits::INVD as u64;
+const HLT: u64 = exits::HLT as u64;
+const IOIO: u64 = exits::IOIO as u64;
+const MSR: u64 = exits::MSR as u64;
+const VMMCALL: u64 = exits::VMMCALL as u64;
+const WBINVD: u64 = exits::WBINVD as u64;
+
 /// Exits of instructions that `kvm-ops-cpu` never intercepts, and that a guest may still ask for.
 const RDTSC: u64 = 0x6e;
 const MONITOR: u64 = 0x8a;
@@ -200,13 +209,13 @@ impl Processor {
         );
         let snp = self.vm.tech == Tech::SevSnp;
         match code {
-            _ if code == exits::CPUID.into() => self.cpuid_request(exit),
-            _ if code == exits::MSR.into() => self.msr_request(exit, info1),
-            _ if code == exits::IOIO.into() => self.port_request(exit, info1, info2),
-            _ if code == exits::VMMCALL.into() => self.call_request(exit),
-            _ if code == exits::HLT.into() => self.halt_request(exit),
+            CPUID => self.cpuid_request(exit),
+            MSR => self.msr_request(exit, info1),
+            IOIO => self.port_request(exit, info1, info2),
+            VMMCALL => self.call_request(exit),
+            HLT => self.halt_request(exit),
             // Nothing is cached, and nothing watches memory.
-            _ if code == exits::WBINVD.into() || code == exits::INVD.into() => self.took(exit, 0),
+            WBINVD | INVD => self.took(exit, 0),
             MONITOR | MWAIT | DR7_WRITE => self.took(exit, 0),
             DR7_READ => {
                 const DR7_RESET: u64 = 0x400;
