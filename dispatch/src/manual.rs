@@ -16,6 +16,7 @@ macro_rules! links {
          [guest.md]: crate::manual::guest\n\
          [hostile-host.md]: crate::manual::hostile_host\n\
          [kvm-client.md]: crate::manual::kvm_client\n\
+         [kvm-unit-tests.md]: crate::manual::kvm_unit_tests\n\
          [machine-code.md]: crate::manual::machine_code\n\
          [measurement.md]: crate::manual::measurement\n\
          [migration.md]: crate::manual::migration\n\
@@ -61,6 +62,7 @@ pages! {
     guest_testing: "docs/guest-testing.md";
     hostile_host: "docs/hostile-host.md";
     kvm_client: "docs/kvm-client.md";
+    kvm_unit_tests: "docs/kvm-unit-tests.md";
     machine_code: "docs/machine-code.md";
     measurement: "docs/measurement.md";
     migration: "docs/migration.md";

@@ -202,7 +202,7 @@ fn a_list_that_is_too_short_is_refused_without_a_number_and_doubling_finds_one()
     };
     assert_eq!((room, head.nent.get()), (32, 18));
     assert_eq!(head.supported_attrs.get(), 1 << 28);
-    assert_eq!(head.supported_xfam.get(), 0b11, "the processor's states");
+    assert_eq!(head.supported_xfam.get(), 0b111, "the processor's states");
     assert_eq!(head.user_tdvmcallinfo_1_r11.get(), 2);
     assert_eq!(head.kernel_tdvmcallinfo_1_r11.get(), 0);
 }

@@ -229,7 +229,7 @@ pub(crate) const CASES: &[Case] = &[
         init_head(|head| head.attributes = U64::new(1))
     }),
     (tdx_init_vm::XFAM, |_| {
-        init_head(|head| head.xfam = U64::new(4))
+        init_head(|head| head.xfam = U64::new(1 << 5))
     }),
     (tdx_init_vm::WIDTH, |_| init_list(&[])),
     (tdx_init_vm::WIDTH, |_| init_list(&[width(47)])),
