@@ -131,7 +131,7 @@ pub(crate) fn code_of(error: &MachineError) -> Code {
         | MachineError::BadImage { .. }
         | MachineError::Overlap { .. } => Code::Input,
         // Linked where no machine has RAM, whatever the options.
-        MachineError::ImageTooLarge { at, .. } if at.get() >= 3 << 30 => Code::Input,
+        MachineError::ImageTooLarge { at, .. } if at.get() >= 0xb000_0000 => Code::Input,
         // The image does not go with the options.
         MachineError::ImageTooLarge { .. }
         | MachineError::EntryOutside { .. }

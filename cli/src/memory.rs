@@ -2,9 +2,9 @@
 
 use std::fs;
 
-/// The hole below 4 GiB: RAM beyond 3 GiB lies behind it.
-const HOLE_START: u64 = 3 << 30;
-const HOLE_BYTES: u64 = 1 << 30;
+/// The hole below 4 GiB: of so much RAM all but 2 GiB lies behind it.
+const WITH_HOLE: u64 = 0xb000_0000;
+const HOLE_BYTES: u64 = 2 << 30;
 
 /// The limits of this system. A limit that it does not tell is none.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,7 +88,7 @@ impl Limits {
 
     /// Checks that guest-physical addresses on this processor reach so much memory.
     pub(crate) fn addresses(&self, bytes: u64) -> Result<(), String> {
-        let hole = if bytes > HOLE_START { HOLE_BYTES } else { 0 };
+        let hole = if bytes >= WITH_HOLE { HOLE_BYTES } else { 0 };
         match self.address_bits {
             Some(bits) if bits < 64 && bytes.saturating_add(hole) > 1 << bits => Err(format!(
                 "{bytes:#x} bytes of memory are beyond the {bits}-bit addresses of this processor"
@@ -158,8 +158,8 @@ mod tests {
     #[test]
     fn addresses_count_the_hole_below_4_gib() {
         let limits = limits("0");
-        assert_eq!(limits.addresses(63 << 30), Ok(()));
-        let refused = limits.addresses((63 << 30) + 4096).unwrap_err();
+        assert_eq!(limits.addresses(62 << 30), Ok(()));
+        let refused = limits.addresses((62 << 30) + 4096).unwrap_err();
         assert!(refused.contains("36-bit"), "{refused}");
     }
 

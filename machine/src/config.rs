@@ -93,7 +93,8 @@ impl MachineConfig {
         self
     }
 
-    /// Bytes of RAM: a multiple of 4 KiB, up to 1 TiB. What exceeds 3 GiB lies from 4 GiB on.
+    /// Bytes of RAM: a multiple of 4 KiB, up to 1 TiB. From 2.75 GiB on, what exceeds 2 GiB lies behind
+    /// 4 GiB, as on QEMU's Q35.
     pub const fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
         self

@@ -264,7 +264,7 @@ impl MachineError {
             Self::BlankImage { .. } => FileKind::Blank.advice(),
             Self::NotAnImage { recognition, .. } => recognition.kind().advice(),
             Self::ImageTooLarge { at, .. } if at.get() >= RAM_HOLE => {
-                "no RAM is there: link it between 0x100000 and 0xc0000000, or run the ROM that is made of it"
+                "no RAM is there: link it between 0x100000 and 0xb0000000, or run the ROM that is made of it"
             }
             Self::ImageTooLarge { .. } => "give the machine more memory, or load it elsewhere",
             Self::BadHeader { .. } | Self::BadImage { .. } => {

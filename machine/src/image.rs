@@ -18,7 +18,7 @@ pub enum ImageFormat {
     /// code starts in protected mode with flat segments. RSI holds the address of Linux's "zero
     /// page" (Linux Documentation/arch/x86/boot.rst), as a vmlinux expects.
     ///
-    /// In a confidential VM only 64-bit code starts, at its entry too, with a stack: RDI holds the bytes of RAM below 3 GiB, and
+    /// In a confidential VM only 64-bit code starts, at its entry too, with a stack: RDI holds the bytes of RAM below 4 GiB, and
     /// linear addresses from 0xffff8000_00000000 on show the first 512 GiB as shared memory
     /// (docs/guest-testing.md).
     Elf,
@@ -69,7 +69,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// The largest file that is read: no image can lie outside of the RAM below 3 GiB.
+    /// The largest file that is read: no image can lie outside of the RAM below 2.75 GiB.
     pub const MAX_BYTES: u64 = RAM_HOLE;
 
     /// The default address of flat images: that of a boot sector.

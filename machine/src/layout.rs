@@ -2,8 +2,14 @@
 
 use kvm_ops::Gpa;
 
-/// RAM below 4 GiB ends here; above lie the devices and the ROM.
-pub(crate) const RAM_HOLE: u64 = 3 << 30;
+/// RAM below 4 GiB ends here at the latest; above lie the devices and the ROM. This is the lowest address at which firmware
+/// puts the configuration space of a Q35.
+pub(crate) const RAM_HOLE: u64 = 0xb000_0000;
+
+/// The bytes below 4 GiB of that much RAM: all of it if it ends below the hole, else 2 GiB (QEMU hw/i386/pc_q35.c).
+pub(crate) const fn low_ram(bytes: u64) -> u64 {
+    if bytes < RAM_HOLE { bytes } else { 2 << 30 }
+}
 
 /// The first address above the 32-bit space, where RAM goes on and below which the ROM ends.
 pub(crate) const FOUR_GIB: u64 = 4 << 30;

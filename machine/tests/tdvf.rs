@@ -1,7 +1,7 @@
-//! Real firmware in a trust domain: TDVF from its reset vector to the boot manager, on the software platform.
+//! Real firmware in a trust domain: from its reset vector to the boot manager, on the software platform.
 //!
-//! The images are `OVMF.inteltdx.ms.fd` of Debian's package ovmf-inteltdx (2026.08), or the file that the environment
-//! variable `KVM_OPS_TDVF` names.
+//! The images are `OVMF.fd` of Debian 12's package ovmf (2022.11), and `OVMF.inteltdx.ms.fd` of Debian's package ovmf-inteltdx
+//! (2026.08), or the file that the environment variable `KVM_OPS_TDVF` names.
 #![cfg(target_arch = "x86_64")]
 
 mod support;
@@ -19,6 +19,9 @@ use support::Until;
 
 const MEMORY: u64 = 256 << 20;
 const PROMPT: &str = "Press any key to enter the Boot Manager Menu";
+/// Debian 12's firmware, and the text with which its boot manager starts the only thing that it finds.
+const DEBIAN_12: &str = "/usr/share/ovmf/OVMF.fd";
+const SHELL: &str = "BdsDxe: starting Boot0001 \"EFI Internal Shell\"";
 
 /// A TD with that firmware.
 fn config(firmware: &Path) -> MachineConfig {
@@ -27,6 +30,10 @@ fn config(firmware: &Path) -> MachineConfig {
         attributes: 0,
         ..TdParams::default()
     };
+    with_params(firmware, params)
+}
+
+fn with_params(firmware: &Path, params: TdParams) -> MachineConfig {
     MachineConfig::new()
         .kind(Kind::Of(Tech::Tdx))
         .memory(MEMORY)
@@ -71,8 +78,21 @@ fn tdvf_runs_from_its_reset_vector_to_the_boot_manager() {
 }
 
 #[test]
+fn debian_12s_ovmf_runs_from_its_reset_vector_to_the_boot_manager() {
+    let Some(firmware) = support::file(DEBIAN_12) else {
+        return;
+    };
+    // It passes RBP to the host, and has accepted all memory before it uses any.
+    let params = TdParams {
+        no_rbp_mod: false,
+        ..TdParams::default()
+    };
+    runs_until(with_params(firmware.as_ref(), params), SHELL);
+}
+
+#[test]
 fn firmware_without_room_or_metadata_starts_no_td() {
-    let Some(firmware) = support::file("/usr/share/ovmf/OVMF.fd") else {
+    let Some(firmware) = support::file(DEBIAN_12) else {
         return;
     };
     let host = SimHost::new(Vendor::Intel);

@@ -191,7 +191,7 @@ fn free(image: &TdImage, ram: u64) -> Option<u64> {
             at = page + PAGE_SIZE;
         }
     }
-    (at + bytes <= ram.min(0xc000_0000)).then_some(at)
+    (at + bytes <= ram.min(0x8000_0000)).then_some(at)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub(crate) struct Cmos {
 
 impl Cmos {
     pub(crate) fn new(ram_bytes: u64, vcpus: u32) -> Self {
-        let low = ram_bytes.min(super::super::layout::RAM_HOLE);
+        let low = crate::layout::low_ram(ram_bytes);
         let mut cmos = Self {
             index: 0,
             ram: [0; 128],
@@ -149,9 +149,10 @@ mod tests {
             (2 << 20, 2 << 20, 0),
             (16 << 20, 16 << 20, 0),
             (128 << 20, 128 << 20, 0),
-            (3 << 30, 3 << 30, 0),
-            (5 << 30, 3 << 30, 2 << 30),
-            (1 << 40, 3 << 30, (1_u64 << 40) - (3 << 30)),
+            (0xaff0_0000, 0xaff0_0000, 0),
+            (0xb000_0000, 2 << 30, 0x3000_0000),
+            (5 << 30, 2 << 30, 3 << 30),
+            (1 << 40, 2 << 30, (1_u64 << 40) - (2 << 30)),
         ] {
             assert_eq!(seabios_ram(&mut Cmos::new(ram, 1)), (low, high), "{ram:#x}");
         }

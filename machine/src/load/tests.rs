@@ -127,8 +127,8 @@ fn a_kernel_finds_memory_map_command_line_and_initrd() {
         map,
         [
             (0, 0x9_fc00, 1),
-            (MIB, (3 << 30) - MIB, 1),
-            (FOUR_GIB, 1 << 30, 1)
+            (MIB, (2 << 30) - MIB, 1),
+            (FOUR_GIB, 2 << 30, 1)
         ]
     );
 }

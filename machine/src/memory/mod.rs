@@ -17,7 +17,7 @@ pub use rust_vmm::Written;
 
 use crate::MachineError;
 use crate::error::REGION;
-use crate::layout::{FOUR_GIB, RAM_HOLE, RAM_MAX};
+use crate::layout::{FOUR_GIB, RAM_MAX, low_ram};
 
 /// The memory of a machine, lent to the VM slot by slot.
 ///
@@ -54,7 +54,7 @@ impl GuestRam {
         if ram > RAM_MAX {
             return Err(bad_size("more than 1 TiB"));
         }
-        let low = ram.min(RAM_HOLE);
+        let low = low_ram(ram);
         let mut regions = vec![MemoryRegion::anonymous(Gpa::new(0), low)?];
         if ram > low {
             let high = MemoryRegion::anonymous(Gpa::new(FOUR_GIB), ram - low)?;
@@ -140,7 +140,7 @@ impl GuestRam {
     }
 
     /// The end of the RAM that begins at address 0; 0 if none does. On a machine's own memory that is
-    /// 3 GiB at most.
+    /// less than 2.75 GiB.
     pub fn low_end(&self) -> Gpa {
         match self.ram_ranges().next() {
             Some((start, bytes)) if start.get() == 0 => Gpa::new(bytes.min(FOUR_GIB)),

@@ -34,6 +34,10 @@ const E820_RAM: u32 = 1;
 /// `etc/system-states`: S3 and S4 are not there, S5 is, with the value 0 in SLP_TYP (bit 7: offered).
 const SYSTEM_STATES: [u8; 6] = [0x80, 0, 0, 0, 0, 0x80];
 
+/// The ports of a keyboard controller, which is not there: firmware looks for ones in its status, and waits half a second for
+/// each answer of a controller that seems to be there.
+const KEYBOARD: [u16; 2] = [0x60, 0x64];
+
 /// IA32_APIC_BASE, as a TD asks its host for it: x2APIC mode, and the bit of the processor that boots.
 const APIC_BASE: u32 = 0x1b;
 const APIC_BASE_VALUE: u64 = 0xfee0_0c00;
@@ -43,7 +47,7 @@ const BOOTS: u64 = 1 << 8;
 ///
 /// | place | device |
 /// |---|---|
-/// | ports 0xcf8 to 0xcff, memory from 0xe0000000 on | PCI configuration space: a memory controller (8086:29c0) and an LPC bridge (8086:2918) |
+/// | ports 0xcf8 to 0xcff, memory from where firmware sets PCIEXBAR to | PCI configuration space: a memory controller (8086:29c0) and an LPC bridge (8086:2918) |
 /// | ports 0x600 to 0x67f | power management: timer, and [`End::PowerOff`] |
 /// | ports 0x510, 0x511, 0x514 to 0x51b | QEMU's configuration device with DMA: memory map, ACPI tables, a kernel with initrd and command line |
 /// | memory from 0xfec00000 on | an I/O APIC, unless it is in the platform ([`Irqchip::Full`]) |
@@ -63,6 +67,8 @@ pub struct Q35 {
 
 struct Chips {
     pci: Pci,
+    /// The facts that the ACPI tables tell now.
+    facts: acpi::Facts,
     power: Power,
     fw_cfg: FwCfg,
     ioapic: IoApic,
@@ -80,10 +86,17 @@ impl Q35 {
         devices: Option<Devices>,
     ) -> Self {
         let mut items = Items::new(vcpus);
-        items.add_file("etc/e820", memory_map(ram));
-        items.add_file("etc/system-states", SYSTEM_STATES.to_vec());
+        items.put_file("etc/e820", memory_map(ram));
+        items.put_file("etc/system-states", SYSTEM_STATES.to_vec());
         let has_pic = irqchip == Irqchip::Full;
-        acpi::add(&mut items, acpi::Facts { vcpus, has_pic });
+        let pci = Pci::new();
+        let facts = acpi::Facts {
+            vcpus,
+            has_pic,
+            ram_end: u32::try_from(ram.low_end().get()).unwrap_or(u32::MAX),
+            window: pci.window(),
+        };
+        acpi::put(&mut items, facts);
         if let Some(image) = image {
             add_kernel(&mut items, image);
         }
@@ -97,7 +110,8 @@ impl Q35 {
             devices,
             serial: rings,
             chips: Mutex::new(Chips {
-                pci: Pci::new(),
+                pci,
+                facts,
                 power: Power::default(),
                 fw_cfg: FwCfg::new(items),
                 ioapic: IoApic::new(),
@@ -161,6 +175,7 @@ impl Chips {
             power::BASE..=power::LAST => self.power.read(port, time, item),
             fw_cfg::DATA => self.fw_cfg.read(item),
             fw_cfg::DMA..=fw_cfg::DMA_LAST => FwCfg::dma_read(port, item),
+            _ if KEYBOARD.contains(&port) => item.fill(0xff),
             _ => return false,
         }
         true
@@ -173,7 +188,10 @@ impl Chips {
                 let address = item.try_into().map_or(0, u32::from_le_bytes);
                 self.pci.set_address(address);
             }
-            pci::DATA..=pci::DATA_LAST => self.pci.port_write(port, item),
+            pci::DATA..=pci::DATA_LAST => {
+                self.pci.port_write(port, item);
+                self.follow_window();
+            }
             power::BASE..=power::LAST => {
                 if self.power.write(port, item) {
                     return Some(Flow::End(End::PowerOff));
@@ -194,7 +212,7 @@ impl Chips {
 
     /// Answers a read of memory without RAM; false if no chip is there.
     fn read(&mut self, gpa: Gpa, data: &mut [u8]) -> bool {
-        if let Some((function, at)) = Pci::in_window(gpa) {
+        if let Some((function, at)) = self.pci.in_window(gpa) {
             self.pci.read(function, at, data);
             return true;
         }
@@ -210,8 +228,9 @@ impl Chips {
 
     /// Takes a write to memory without RAM; false if no chip is there.
     fn write(&mut self, gpa: Gpa, data: &[u8]) -> bool {
-        if let Some((function, at)) = Pci::in_window(gpa) {
+        if let Some((function, at)) = self.pci.in_window(gpa) {
             self.pci.write(function, at, data);
+            self.follow_window();
             return true;
         }
         let Some(offset) = in_ioapic(gpa) else {
@@ -222,6 +241,15 @@ impl Chips {
         value[..len].copy_from_slice(&data[..len]);
         self.ioapic.write(offset, u32::from_le_bytes(value));
         true
+    }
+
+    /// Tells the ACPI tables where the memory window of the configuration space is, if a write has moved it.
+    fn follow_window(&mut self) {
+        let window = self.pci.window();
+        if window != self.facts.window {
+            self.facts.window = window;
+            acpi::put(self.fw_cfg.items_mut(), self.facts);
+        }
     }
 }
 

@@ -56,10 +56,48 @@ fn configuration_space_is_the_same_by_ports_and_by_memory() {
     out(&q35, pci::ADDRESS, &0x8000_f800_u32.to_le_bytes());
     assert_eq!(input(&q35, pci::ADDRESS), 0x8000_f800_u32.to_le_bytes());
     assert_eq!(input(&q35, pci::DATA), 0x2918_8086_u32.to_le_bytes());
-    let gpa = Gpa::new(pci::ECAM + 0xf_8000);
-    let mut data = [0; 4];
-    handle(&q35, 0, Exit::MmioRead { gpa, len: 4 }, &mut data);
-    assert_eq!(data, 0x2918_8086_u32.to_le_bytes());
+    for base in [0xe000_0000_u32, 0xb000_0000] {
+        open_window(&q35, base);
+        let gpa = Gpa::new(u64::from(base) + 0xf_8000);
+        let mut data = [0; 4];
+        handle(&q35, 0, Exit::MmioRead { gpa, len: 4 }, &mut data);
+        assert_eq!(data, 0x2918_8086_u32.to_le_bytes());
+    }
+}
+
+/// Opens the memory window of the configuration space at an address.
+fn open_window(q35: &Q35, base: u32) {
+    out(q35, pci::ADDRESS, &0x8000_0060_u32.to_le_bytes());
+    out(q35, pci::DATA, &(base | 1).to_le_bytes());
+}
+
+#[test]
+fn the_acpi_tables_tell_where_firmware_has_put_the_window() {
+    let (q35, _) = q35(None);
+    let tables = || {
+        let directory = item(&q35, 0x19, 4 + 6 * 64);
+        let name = b"etc/acpi/tables\0";
+        let named = |entry: &&[u8]| entry[8..].starts_with(name);
+        let entry = directory[4..].chunks(64).find(named).unwrap();
+        let key = u16::from_be_bytes([entry[4], entry[5]]);
+        let len = u32::from_be_bytes(entry[..4].try_into().unwrap());
+        item(&q35, key, len as usize)
+    };
+    let space = || {
+        let tables = tables();
+        let at = tables.windows(4).position(|bytes| bytes == b"MCFG")?;
+        Some(u64::from_le_bytes(
+            tables[at + 44..][..8].try_into().unwrap(),
+        ))
+    };
+    assert_eq!(space(), None);
+    open_window(&q35, 0xb000_0000);
+    assert_eq!(space(), Some(0xb000_0000));
+    // By the window, which moves with it.
+    let gpa = Gpa::new(0xb000_0060);
+    let exit = Exit::MmioWrite { gpa, len: 4 };
+    handle(&q35, 0, exit, &mut 0xe000_0001_u32.to_le_bytes());
+    assert_eq!(space(), Some(0xe000_0000));
 }
 
 #[test]
@@ -85,11 +123,11 @@ fn firmware_finds_memory_and_kernel_in_the_configuration_device() {
     assert_eq!(item(&q35, 0x11, 2), [7, 7]);
     assert_eq!(item(&q35, 0x12, 4), [8, 8, 8, 0]);
     assert_eq!(item(&q35, 0x15, 6), *b"quiet\0");
-    // The first file is the memory map: 3 GiB below the hole, 1 GiB from 4 GiB on.
+    // The first file is the memory map: 2 GiB below the hole, 2 GiB from 4 GiB on.
     let map = item(&q35, 0x20, 40);
     let number = |at: usize| u64::from_le_bytes(map[at..at + 8].try_into().unwrap());
-    assert_eq!([number(0), number(8)], [0, 3 << 30]);
-    assert_eq!([number(20), number(28)], [4 << 30, 1 << 30]);
+    assert_eq!([number(0), number(8)], [0, 2 << 30]);
+    assert_eq!([number(20), number(28)], [4 << 30, 2 << 30]);
 }
 
 #[test]
@@ -98,7 +136,10 @@ fn the_devices_of_every_pc_are_there_too() {
     out(&q35, 0x3f8, b"x");
     assert_eq!(console.text(), "x");
     assert_eq!(out(&q35, 0xcf9, &[6]), Flow::End(End::Reset));
-    assert_eq!(input(&q35, 0x80), [0xff]);
+    // No keyboard controller.
+    for port in [0x80, 0x60, 0x64] {
+        assert_eq!(input(&q35, port), [0xff]);
+    }
 }
 
 #[test]

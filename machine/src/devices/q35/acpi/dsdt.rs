@@ -6,9 +6,11 @@ use acpi_tables::aml::{
     Package, ResourceTemplate, Scope,
 };
 
-use super::super::{pci, power};
+use super::super::pci::{self, Window};
+use super::super::{ioapic, power};
+use super::Facts;
 use crate::Devices;
-use crate::layout::RAM_HOLE;
+use crate::layout::FOUR_GIB;
 
 /// Ports of the configuration registers, which are the bridge's own.
 const PCI_PORTS: u16 = pci::ADDRESS;
@@ -17,13 +19,13 @@ const CMOS_PORTS: u16 = 0x70;
 const SERIAL_PORTS: u16 = 0x3f8;
 
 /// The AML code of the table, behind its header.
-pub(super) fn code() -> Vec<u8> {
+pub(super) fn code(facts: &Facts) -> Vec<u8> {
     let mut code = Vec::new();
     // SLP_TYPa and SLP_TYPb of S5, and two reserved values.
     let off = Package::new(vec![&0_u8, &0_u8, &0_u8, &0_u8]);
     Name::new("_S5_".into(), &off).to_aml_bytes(&mut code);
 
-    let (bridge, ports) = (root_bridge(), platform_ports());
+    let (bridge, ports) = (root_bridge(facts), platform_ports(facts.window));
     let (clock, serial) = (clock(), serial());
     let devices: Vec<&dyn Aml> = vec![&bridge, &ports, &clock, &serial];
     Scope::new("_SB_".into(), devices).to_aml_bytes(&mut code);
@@ -49,35 +51,49 @@ fn device(name: &str, id: &str, more: &[&dyn Aml], resources: Vec<&dyn Aml>) -> 
     Made(bytes)
 }
 
-fn root_bridge() -> Made {
-    // From the end of the RAM to the configuration space.
-    let memory = AddressSpace::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        RAM_HOLE as u32,
-        pci::ECAM as u32 - 1,
-        None,
-    );
+/// What lies between RAM and I/O APIC without the configuration space: first and last address of each piece.
+pub(super) fn device_memory(facts: &Facts) -> Vec<(u32, u32)> {
+    let (start, end) = (u64::from(facts.ram_end), ioapic::BASE);
+    let (before, behind) = match facts.window {
+        Some(window) if window.at < end => (window.at, window.end()),
+        _ => (end, end),
+    };
+    let pieces = [(start, before), (behind.max(start), end)];
+    let there = pieces.into_iter().filter(|(from, to)| from < to);
+    there
+        .map(|(from, to)| (from as u32, (to - 1) as u32))
+        .collect()
+}
+
+fn root_bridge(facts: &Facts) -> Made {
+    let memory: Vec<_> = device_memory(facts)
+        .into_iter()
+        .map(|(first, last)| {
+            AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None)
+        })
+        .collect();
     let buses = AddressSpace::new_bus_number(0_u16, 0xff);
     let own = IO::new(PCI_PORTS, PCI_PORTS, 1, PCI_PORTS_BYTES);
     let below = AddressSpace::new_io(0_u16, PCI_PORTS - 1, None);
     let above = AddressSpace::new_io(PCI_PORTS + u16::from(PCI_PORTS_BYTES), 0xffff, None);
     let compatible = Name::new("_CID".into(), &EISAName::new("PNP0A03"));
     let number = Name::new("_UID".into(), &0_u8);
-    device(
-        "PCI0",
-        "PNP0A08",
-        &[&compatible, &number],
-        vec![&buses, &own, &below, &above, &memory],
-    )
+    let mut resources: Vec<&dyn Aml> = vec![&buses, &own, &below, &above];
+    resources.extend(memory.iter().map(|piece| piece as &dyn Aml));
+    device("PCI0", "PNP0A08", &[&compatible, &number], resources)
 }
 
 /// Resources that no driver may take: the memory window of the configuration space, and the ports of power management.
-fn platform_ports() -> Made {
-    let window = Memory32Fixed::new(true, pci::ECAM as u32, pci::ECAM_BYTES as u32);
+fn platform_ports(window: Option<Window>) -> Made {
     let bytes = (power::LAST - power::BASE + 1) as u8;
     let power = IO::new(power::BASE, power::BASE, 1, bytes);
-    device("MRES", "PNP0C02", &[], vec![&window, &power])
+    // Firmware keeps the window below 4 GiB.
+    let window = window.filter(|window| window.end() <= FOUR_GIB);
+    let window =
+        window.map(|window| Memory32Fixed::new(true, window.at as u32, window.bytes() as u32));
+    let mut resources: Vec<&dyn Aml> = vec![&power];
+    resources.extend(window.iter().map(|window| window as &dyn Aml));
+    device("MRES", "PNP0C02", &[], resources)
 }
 
 fn clock() -> Made {

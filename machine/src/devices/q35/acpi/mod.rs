@@ -18,7 +18,8 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
 use super::fw_cfg::Items;
-use super::{ioapic, pci, power};
+use super::pci::Window;
+use super::{ioapic, power};
 use loader::{Script, Zone};
 
 const TABLES: &str = "etc/acpi/tables";
@@ -57,19 +58,22 @@ pub(super) struct Facts {
     pub(super) vcpus: u32,
     /// The platform has a pair of 8259A interrupt controllers.
     pub(super) has_pic: bool,
+    /// The end of the RAM below 4 GiB.
+    pub(super) ram_end: u32,
+    /// The memory window of PCI configuration space, once firmware has opened it.
+    pub(super) window: Option<Window>,
 }
 
-/// Adds the tables to the files of the configuration device.
-pub(super) fn add(items: &mut Items, facts: Facts) {
+/// Puts the tables into the files of the configuration device.
+pub(super) fn put(items: &mut Items, facts: Facts) {
     let mut image = Image::default();
     let facs = image.add(&bytes(&FACS::new()));
-    let dsdt = image.add(&sdt(*b"DSDT", 2, &dsdt::code()));
+    let dsdt = image.add(&sdt(*b"DSDT", 2, &dsdt::code(&facts)));
     let fadt = image.add(&bytes(&fixed(facs, dsdt)));
     let madt = image.add(&interrupts(facts));
-    let mut space = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
-    space.add_ecam(pci::ECAM, 0, 0, 0xff);
-    let mcfg = image.add(&bytes(&space));
-    let listed = [&fadt, &madt, &mcfg];
+    let mut listed = vec![&fadt, &madt];
+    let mcfg = facts.window.map(|window| image.add(&space(window)));
+    listed.extend(&mcfg);
     let mut list = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     listed
         .iter()
@@ -97,9 +101,9 @@ pub(super) fn add(items: &mut Items, facts: Facts) {
         script.add_checksum(ROOT, at as u32, 0, covered);
     }
 
-    items.add_file(ROOT, root);
-    items.add_file(TABLES, image.0);
-    items.add_file(LOADER, script.into_bytes());
+    items.put_file(ROOT, root);
+    items.put_file(TABLES, image.0);
+    items.put_file(LOADER, script.into_bytes());
 }
 
 /// A table's place in the file.
@@ -169,6 +173,13 @@ fn fixed(facs: Placed, dsdt: Placed) -> impl Aml {
     table.reset_reg = GAS::new(port, 8, 0, AccessSize::ByteAccess, RESET_PORT);
     table.reset_value = RESET_VALUE;
     table.finalize()
+}
+
+/// The MCFG: the memory window of PCI configuration space.
+fn space(window: Window) -> Vec<u8> {
+    let mut table = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    table.add_ecam(window.at, 0, 0, (window.buses - 1) as u8);
+    bytes(&table)
 }
 
 /// The MADT: local APICs, of which those with large ids are x2APICs, and the I/O APIC.

@@ -10,7 +10,7 @@ const ENTRY: usize = 64;
 /// The files by their names.
 fn files(facts: Facts) -> BTreeMap<String, Vec<u8>> {
     let mut items = Items::new(facts.vcpus);
-    add(&mut items, facts);
+    put(&mut items, facts);
     let named = |entry: &[u8]| {
         let key = u16::from_be_bytes([entry[4], entry[5]]);
         (text(&entry[8..]), items.get(key).to_vec())
@@ -98,9 +98,18 @@ fn tables(memory: &BTreeMap<u32, Vec<u8>>) -> BTreeMap<&[u8], &[u8]> {
 }
 
 fn facts(vcpus: u32) -> Facts {
-    let has_pic = false;
-    Facts { vcpus, has_pic }
+    Facts {
+        vcpus,
+        has_pic: false,
+        ram_end: 0x1000_0000,
+        window: Some(WINDOW),
+    }
 }
+
+const WINDOW: Window = Window {
+    at: 0xb000_0000,
+    buses: 256,
+};
 
 #[test]
 fn the_script_links_every_table_with_a_right_sum() {
@@ -114,7 +123,39 @@ fn the_script_links_every_table_with_a_right_sum() {
     assert_eq!(table(&memory, word(fadt, FADT_DSDT))[..4], *b"DSDT");
     let facs = word(fadt, FADT_FACS);
     assert_eq!((facs % 64, &at(&memory, facs)[..4]), (0, &b"FACS"[..]));
-    assert_eq!(word(tables[&b"MCFG"[..]], 44), pci::ECAM as u32);
+    let space = tables[&b"MCFG"[..]];
+    assert_eq!(word(space, 44), WINDOW.at as u32);
+    assert_eq!(space[54..56], [0, 0xff]);
+}
+
+#[test]
+fn a_window_that_is_closed_is_in_no_table() {
+    let closed = Facts {
+        window: None,
+        ..facts(1)
+    };
+    let memory = run(closed);
+    let tables = tables(&memory);
+    assert_eq!(
+        tables.keys().copied().collect::<Vec<_>>(),
+        [&b"APIC"[..], b"FACP"]
+    );
+}
+
+#[test]
+fn the_bridge_passes_on_what_lies_between_ram_and_interrupt_controller_but_for_the_window() {
+    let pieces = |at, buses| {
+        let window = (buses != 0).then_some(Window { at, buses });
+        dsdt::device_memory(&Facts { window, ..facts(1) })
+    };
+    let all = (0x1000_0000, 0xfebf_ffff);
+    assert_eq!(pieces(0, 0), [all]);
+    let around = [(all.0, 0xafff_ffff), (0xc000_0000, all.1)];
+    assert_eq!(pieces(0xb000_0000, 256), around);
+    let to_the_end = [(all.0, 0xefff_ffff)];
+    assert_eq!(pieces(0xf000_0000, 256), to_the_end);
+    assert_eq!(pieces(0x1000_0000, 64), [(0x1400_0000, all.1)]);
+    assert_eq!(pieces(0x8_0000_0000, 256), [all]);
 }
 
 #[test]

@@ -80,12 +80,15 @@ impl Items {
         self.items.get(&key).map(Item::bytes).unwrap_or_default()
     }
 
-    /// Adds a file. Names are ASCII and shorter than 56 bytes.
-    pub(crate) fn add_file(&mut self, name: &'static str, bytes: impl Into<Item>) {
+    /// Adds a file, or replaces the one with that name. Names are ASCII and shorter than 56 bytes.
+    pub(crate) fn put_file(&mut self, name: &'static str, bytes: impl Into<Item>) {
         debug_assert!(name.len() < NAME);
-        let key = FIRST_FILE + self.files.len() as u16;
-        self.items.insert(key, bytes.into());
-        self.files.push(name);
+        let known = self.files.iter().position(|file| *file == name);
+        let number = known.unwrap_or_else(|| {
+            self.files.push(name);
+            self.files.len() - 1
+        });
+        self.items.insert(FIRST_FILE + number as u16, bytes.into());
         self.write_directory();
     }
 
@@ -144,8 +147,9 @@ mod tests {
     fn the_directory_names_each_file_with_its_size_and_key() {
         let mut items = Items::new(2);
         assert_eq!(items.get(DIRECTORY), [0; 4]);
-        items.add_file("etc/a", vec![1, 2, 3]);
-        items.add_file("etc/b", vec![]);
+        items.put_file("etc/a", vec![7]);
+        items.put_file("etc/b", vec![]);
+        items.put_file("etc/a", vec![1, 2, 3]);
         let directory = items.get(DIRECTORY);
         assert_eq!(directory.len(), 4 + 2 * 64);
         assert_eq!(directory[..4], [0, 0, 0, 2]);

@@ -36,6 +36,11 @@ impl FwCfg {
         }
     }
 
+    /// The items, to replace some.
+    pub(super) const fn items_mut(&mut self) -> &mut Items {
+        &mut self.items
+    }
+
     /// Selects an item, from its first byte on.
     pub(super) fn select(&mut self, key: u16) {
         self.selected = key;
@@ -82,8 +87,8 @@ mod tests {
 
     fn device() -> FwCfg {
         let mut items = Items::new(1);
-        items.add_file("opt/a", vec![1, 2, 3]);
-        items.add_file("opt/b", vec![9; 5000]);
+        items.put_file("opt/a", vec![1, 2, 3]);
+        items.put_file("opt/b", vec![9; 5000]);
         FwCfg::new(items)
     }
 
