@@ -281,6 +281,34 @@ impl Cpu {
         }
     }
 
+    /// The registers of the local APIC, as [`Apic::save`](crate::Apic::save) has them. `None` for a processor without
+    /// one.
+    pub fn apic_registers(&self) -> Option<[u8; crate::APIC_PAGE_BYTES]> {
+        let now = self.core.clock();
+        (!self.core.apic.absent).then(|| self.core.apic.save(now))
+    }
+
+    /// Loads them ([`Apic::load`](crate::Apic::load)). Does nothing without a local APIC.
+    pub fn set_apic_registers(&mut self, page: &[u8; crate::APIC_PAGE_BYTES]) {
+        if !self.core.apic.absent {
+            let now = self.core.clock();
+            self.core.apic.load(page, now);
+            self.core.attention = true;
+        }
+    }
+
+    /// Gives the processor banks of the machine-check architecture: IA32_MCG_CAP, whose low 8 bits are their
+    /// number. After power-on there are none.
+    pub fn set_mce(&mut self, cap: u64) {
+        self.core.msrs.mce.set_up(cap);
+    }
+
+    /// Sets the clock ticks of one tick of the local APIC's timer (see [`Apic::ticks`](crate::Apic::ticks)). CPUID
+    /// leaf 15H is the caller's to change.
+    pub fn set_apic_ticks(&mut self, ticks: u64) {
+        self.core.apic = self.core.apic.clone().ticks(ticks);
+    }
+
     /// Requests an interrupt from the local APIC. Vectors below 16 are ignored, and so is all
     /// while the APIC is disabled.
     pub fn interrupt(&mut self, vector: u8) {

@@ -1,6 +1,10 @@
 //! The local APIC: xAPIC and x2APIC registers, priorities, and the timer in virtual time.
 
+mod page;
+
 use crate::state::Core;
+
+pub use page::APIC_PAGE_BYTES;
 
 /// Clock ticks for one tick of the APIC timer's input clock, as the processor's CPUID leaf 15H says.
 pub(crate) const TICKS: u64 = 40;

@@ -22,6 +22,7 @@ mod fast;
 mod fault;
 mod flags;
 mod fpu;
+mod mce;
 mod memory;
 mod msr;
 mod op;
@@ -39,7 +40,7 @@ mod x87;
 
 pub use activity::Activity;
 pub use api::{IoError, Registers, Untranslated};
-pub use apic::{Apic, ApicAddress, ApicEffect};
+pub use apic::{APIC_PAGE_BYTES, Apic, ApicAddress, ApicEffect};
 pub use bus::{Access, Bus, FRAME, Frame, Mapping};
 pub use cpu::{Cpu, Stopped};
 pub use cpuid::{CpuidLeaf, CpuidTable};

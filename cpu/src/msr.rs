@@ -1,5 +1,6 @@
 //! Model-specific registers.
 
+use crate::mce::Mce;
 use crate::segment::{FS, GS};
 use crate::state::Core;
 
@@ -22,7 +23,7 @@ pub(crate) struct Msrs {
     mtrr_default: u64,
     mtrr_variable: [u64; 16],
     mtrr_fixed: [u64; 11],
-    mcg_status: u64,
+    pub(crate) mce: Mce,
     /// Event selects and counters of AMD's first counters, which do not count.
     k7_counters: [u64; 8],
 }
@@ -61,7 +62,7 @@ impl Msrs {
             mtrr_default: 0,
             mtrr_variable: [0; 16],
             mtrr_fixed: [0; 11],
-            mcg_status: 0,
+            mce: Mce::default(),
             k7_counters: [0; 8],
         }
     }
@@ -76,7 +77,7 @@ impl Msrs {
     }
 }
 
-/// The MSRs that [`Core::read_msr`] knows.
+/// The MSRs that [`Core::read_msr`] knows, but for those of machine checks' banks, which a processor may have.
 pub(crate) fn exists(index: u32) -> bool {
     const SINGLE: [u32; 25] = [
         0x10,
@@ -147,8 +148,7 @@ impl Core {
             0x174 => m.sysenter_cs,
             0x175 => m.sysenter_esp,
             0x176 => m.sysenter_eip,
-            0x179 => 0,
-            0x17a => m.mcg_status,
+            _ if Mce::has(index) => return m.mce.read(index),
             0x1a0 => m.misc_enable,
             0x200..=0x20f => m.mtrr_variable[index as usize & 15],
             0x277 => m.pat,
@@ -202,7 +202,7 @@ impl Core {
             0x174 => self.msrs.sysenter_cs = value & 0xffff_ffff,
             0x175 => self.msrs.sysenter_esp = address(canonical)?,
             0x176 => self.msrs.sysenter_eip = address(canonical)?,
-            0x17a => self.msrs.mcg_status = value & 7,
+            _ if Mce::has(index) => return self.msrs.mce.write(index, value),
             0x1a0 if value & !(MISC_WRITABLE | MISC_FIXED) == 0 => {
                 self.msrs.misc_enable = value & MISC_WRITABLE | MISC_FIXED;
             }

@@ -36,6 +36,12 @@ impl<P, T> PlainVcpu<P, T> {
     pub fn port(&self) -> &P {
         &self.port
     }
+
+    /// The same, to change.
+    #[inline]
+    pub fn port_mut(&mut self) -> &mut P {
+        &mut self.port
+    }
 }
 
 impl<P: fmt::Debug, T> fmt::Debug for PlainVcpu<P, T> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops::guest::MAX_ACCESS;
 use kvm_ops::{Exit, Irqchip, Result, VcpuId};
+use kvm_ops_cpu::APIC_PAGE_BYTES;
 
 use crate::irq::Wake;
 use crate::processor::Processor;
@@ -117,6 +118,42 @@ impl SimVcpu {
     /// source counts.
     pub fn set_interrupt_source(&self, source: impl Fn() -> bool + Send + Sync + 'static) {
         self.wake.set_source(Box::new(source));
+    }
+
+    /// The registers of the local APIC, in the layout of its page: 4 bytes at each multiple of 16. `None` for a vCPU
+    /// without one in the platform, and for one that runs guest programs.
+    pub fn apic_registers(&self) -> Option<[u8; APIC_PAGE_BYTES]> {
+        self.processor()?.cpu.apic_registers()
+    }
+
+    /// Loads them. False for a vCPU that has none.
+    pub fn set_apic_registers(&mut self, page: &[u8; APIC_PAGE_BYTES]) -> bool {
+        let Some(processor) = self
+            .processor_mut()
+            .filter(|processor| processor.has_apic())
+        else {
+            return false;
+        };
+        processor.cpu.set_apic_registers(page);
+        processor.publish();
+        true
+    }
+
+    /// Gives the processor banks of the machine-check architecture: IA32_MCG_CAP, whose low 8 bits are their number.
+    /// False for a vCPU that runs guest programs.
+    pub fn set_mce(&mut self, cap: u64) -> bool {
+        let processor = self.processor_mut();
+        processor
+            .map(|processor| processor.cpu.set_mce(cap))
+            .is_some()
+    }
+
+    /// Sets the nanoseconds of a tick of the local APIC's timer. False for a vCPU that runs guest programs.
+    pub fn set_apic_bus_cycle(&mut self, nanoseconds: u64) -> bool {
+        let processor = self.processor_mut();
+        processor
+            .map(|processor| processor.cpu.set_apic_ticks(nanoseconds))
+            .is_some()
     }
 
     pub(crate) fn core(&self) -> MutexGuard<'_, Core> {

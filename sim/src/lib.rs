@@ -19,6 +19,7 @@ mod table;
 mod vcpu;
 mod vcpu_ops;
 mod vm;
+mod wires;
 
 // Features choose modules; the rest of the crate is the same in every build.
 #[cfg(any(feature = "tdx", feature = "sev"))]
@@ -37,10 +38,13 @@ mod tdx;
 mod tdx;
 
 pub use builder::{BuildError, BuildStage, SimHostBuilder};
+pub use chips::{IoApicState, PicState, Pin, PitChannelState, PitState};
 pub use handle::SimVcpu;
 pub use host::SimHost;
+pub use kvm_ops_cpu::APIC_PAGE_BYTES;
 pub use table::TableStats;
 pub use vm::SimVm;
+pub use wires::{Ended, Wires};
 
 #[cfg(not(any(feature = "tdx", feature = "sev")))]
 use kvm_ops::NoPort as SoftPages;

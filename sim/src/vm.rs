@@ -22,6 +22,7 @@ use crate::irq::Wake;
 use crate::mailbox::{self, Mailbox};
 use crate::memory::Memory;
 use crate::processor::{Processors, Turns};
+use crate::wires::EndHook;
 use crate::{SimVcpu, TableStats};
 
 /// A VM of the software platform: a normal one, or the shared part of a confidential one.
@@ -54,6 +55,8 @@ pub(crate) struct VmInner {
     processors: Mutex<Processors>,
     /// Interrupt controllers and timer, with a full irqchip.
     chips: Option<Mutex<Chips>>,
+    /// Told when a guest ends an interrupt.
+    pub(crate) end_hook: EndHook,
     /// Frames with code that processors decoded.
     code: OnceLock<Arc<CodePages>>,
 }
@@ -91,6 +94,7 @@ impl SimVm {
                 generation: AtomicU64::new(0),
                 processors: Mutex::default(),
                 chips,
+                end_hook: EndHook::default(),
                 code: OnceLock::new(),
             }),
         }

@@ -3,6 +3,7 @@
 
 mod arg;
 mod file;
+mod irq;
 mod kernel;
 mod machine;
 mod process;
@@ -10,12 +11,13 @@ mod refusal;
 mod sev;
 mod system;
 mod task;
+mod task_event;
 mod tdx;
 mod vcpu;
 mod vm;
 
 pub use file::{File, FileKind};
 pub use kernel::Kernel;
-pub use process::{AddressSpace, Descriptor, Fault, FileMemory, Process, RunArea};
+pub use process::{AddressSpace, Descriptor, EventFd, Fault, FileMemory, Process, RunArea, Watch};
 pub use refusal::Refusal;
 pub use task::Task;

@@ -61,6 +61,17 @@ pub trait Process {
     /// Gives a reserved number back.
     fn release(&self, number: i32);
 
+    /// The eventfd behind a number.
+    ///
+    /// # Errors
+    /// EBADF for a number that is not open, EINVAL for another file.
+    fn eventfd(&self, number: i32) -> Result<Arc<dyn EventFd>, Errno> {
+        match self.descriptor(number) {
+            Descriptor::Closed => Err(Errno::EBADF),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
     /// Memory that a new vCPU shares with the process, of
     /// [`MMAP_SIZE`](kvm_ops_uapi::run::MMAP_SIZE) zero bytes.
     ///
@@ -89,6 +100,25 @@ pub trait Process {
         None
     }
 }
+
+/// An eventfd of the process. The value keeps it, also when the process has closed its numbers.
+pub trait EventFd: Send + Sync {
+    /// Its identity: equal for all numbers of one eventfd.
+    fn id(&self) -> u64;
+
+    /// Adds 1 to the counter.
+    fn signal(&self);
+
+    /// Calls a function whenever the counter is not 0, also from the start, and takes the counter. The
+    /// function may be called from any thread.
+    ///
+    /// # Errors
+    /// EBUSY if a function is called for it already.
+    fn watch(&self, wake: Box<dyn Fn() + Send + Sync>) -> Result<Box<dyn Watch>, Errno>;
+}
+
+/// The calls for an eventfd, which end when the value is dropped.
+pub trait Watch: Send + Sync {}
 
 /// Memory of a guest_memfd that is lent until the value is dropped.
 pub trait FileMemory: Send + Sync {

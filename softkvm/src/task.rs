@@ -1,6 +1,7 @@
 //! A process in software: memory and descriptors without an operating system's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,22 +10,25 @@ use kvm_ops_uapi::ioctl::Ioctl;
 use kvm_ops_uapi::run::MMAP_SIZE;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use crate::{AddressSpace, Descriptor, Fault, File, Process, Refusal, RunArea};
+use crate::task_event::Event;
+use crate::{AddressSpace, Descriptor, EventFd, Fault, File, Process, Refusal, RunArea};
 
 /// A process for tests and for programs that serve others: its memory is a map from addresses to
 /// bytes, its descriptors a table. Threads of the process share the value.
-#[derive(Debug)]
 pub struct Task {
     id: AddressSpace,
     state: Mutex<State>,
     signal: Arc<AtomicBool>,
 }
 
-#[derive(Debug)]
 struct State {
     /// Start and bytes of each mapping. They do not touch.
     memory: BTreeMap<u64, Vec<u8>>,
+    /// Mappings that can only be read.
+    read_only: BTreeSet<u64>,
     files: BTreeMap<i32, Option<File>>,
+    /// Eventfds, whose numbers are reserved among those of files.
+    events: BTreeMap<i32, Arc<Event>>,
     limit: i32,
     next: u64,
 }
@@ -42,7 +46,9 @@ impl Task {
             id: AddressSpace(NEXT.fetch_add(1, Ordering::Relaxed)),
             state: Mutex::new(State {
                 memory: BTreeMap::new(),
+                read_only: BTreeSet::new(),
                 files: BTreeMap::new(),
+                events: BTreeMap::new(),
                 limit: 1024,
                 next: FIRST,
             }),
@@ -56,7 +62,9 @@ impl Task {
         {
             let (mut to, from) = (child.lock(), self.lock());
             to.memory = from.memory.clone();
+            to.read_only = from.read_only.clone();
             to.files = from.files.clone();
+            to.events = from.events.clone();
             (to.limit, to.next) = (from.limit, from.next);
         }
         child
@@ -73,6 +81,11 @@ impl Task {
         state.next = at + (bytes as u64).next_multiple_of(4096) + 4096;
         state.memory.insert(at, vec![0; bytes]);
         at
+    }
+
+    /// Takes the right to write a mapping away.
+    pub fn protect(&self, address: u64) {
+        self.lock().read_only.insert(address);
     }
 
     /// Maps a structure.
@@ -123,13 +136,54 @@ impl Task {
         self.open(file)
     }
 
+    /// A new eventfd.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn open_event(&self) -> Result<i32, Refusal> {
+        let number = self.reserve()?;
+        self.lock().events.insert(number, Event::new());
+        Ok(number)
+    }
+
+    /// Adds 1 to an eventfd's counter.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL for another file.
+    pub fn signal(&self, number: i32) -> Result<(), Refusal> {
+        self.event(number)?.signal();
+        Ok(())
+    }
+
+    /// Takes an eventfd's counter, 0 if it was not signalled.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL for another file.
+    pub fn take_signals(&self, number: i32) -> Result<u64, Refusal> {
+        Ok(self.event(number)?.take())
+    }
+
+    fn event(&self, number: i32) -> Result<Arc<Event>, Errno> {
+        let state = self.lock();
+        match (state.events.get(&number), state.files.get(&number)) {
+            (Some(event), _) => Ok(Arc::clone(event)),
+            (None, Some(Some(_))) => Err(Errno::EINVAL),
+            _ if (0..FIRST_FD).contains(&number) => Err(Errno::EINVAL),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
     /// Closes a number.
     ///
     /// # Errors
     /// EBADF.
     pub fn close(&self, number: i32) -> Result<(), Refusal> {
         // The file may end here, and with it a VM: not under the lock.
-        let closed = self.lock().files.remove(&number);
+        let (closed, event) = {
+            let mut state = self.lock();
+            (state.files.remove(&number), state.events.remove(&number))
+        };
+        drop(event);
         match closed {
             Some(_) => Ok(()),
             None => Err(Errno::EBADF.into()),
@@ -170,6 +224,14 @@ impl Task {
     }
 }
 
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for Task {
     fn default() -> Self {
         Self::new()
@@ -203,14 +265,19 @@ impl Process for Task {
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
         let mut state = self.lock();
         let (start, from) = place(&state.memory, address, bytes.len())?;
+        if state.read_only.contains(&start) {
+            return Err(Fault);
+        }
         let mapping = state.memory.get_mut(&start).ok_or(Fault)?;
         mapping[from..from + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
     fn descriptor(&self, number: i32) -> Descriptor {
-        match self.lock().files.get(&number) {
+        let state = self.lock();
+        match state.files.get(&number) {
             Some(Some(file)) => Descriptor::File(file.clone()),
+            _ if state.events.contains_key(&number) => Descriptor::Foreign,
             _ if (0..FIRST_FD).contains(&number) => Descriptor::Foreign,
             _ => Descriptor::Closed,
         }
@@ -231,6 +298,11 @@ impl Process for Task {
 
     fn release(&self, number: i32) {
         self.lock().files.remove(&number);
+    }
+
+    fn eventfd(&self, number: i32) -> Result<Arc<dyn EventFd>, Errno> {
+        let event = self.event(number)?;
+        Ok(event)
     }
 
     fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {

@@ -106,6 +106,11 @@ impl<H: Host> TdxVm<H> {
         self.td.cpuid(leaf, subleaf)
     }
 
+    /// Shows the VM below, for operations that only its platform offers. `None` once it is gone.
+    pub fn with_port<T>(&self, show: impl FnOnce(&H::Vm) -> T) -> Option<T> {
+        self.td.on_port(|port| Ok(show(port))).ok()
+    }
+
     /// The span of an operation, in which failures of its SEAMCALLs are reported.
     fn span(&self, operation: &'static str) -> EnteredSpan {
         let vm = self.td.life.id().0;

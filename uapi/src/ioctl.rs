@@ -1,7 +1,7 @@
 //! Numbers of ioctls, made from the structures that they carry, as `_IOC` of `asm-generic/ioctl.h`
 //! makes them.
 
-use crate::{memory, psp, sev, state, system, vm};
+use crate::{irq, irqchip, memory, psp, sev, state, system, vm};
 
 /// An ioctl: its number and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,12 +83,16 @@ ioctls! {
     0xae 0x49 w size_of::<memory::UserspaceMemoryRegion2>() => KVM_SET_USER_MEMORY_REGION2;
     0xae 0x60 none 0 => KVM_CREATE_IRQCHIP;
     0xae 0x61 w size_of::<vm::IrqLevel>() => KVM_IRQ_LINE;
+    0xae 0x62 rw size_of::<irqchip::Irqchip>() => KVM_GET_IRQCHIP;
+    0xae 0x63 r size_of::<irqchip::Irqchip>() => KVM_SET_IRQCHIP;
     0xae 0x67 rw size_of::<vm::IrqLevel>() => KVM_IRQ_LINE_STATUS;
+    0xae 0x67 w size_of::<irq::CoalescedMmioZone>() => KVM_REGISTER_COALESCED_MMIO;
+    0xae 0x68 w size_of::<irq::CoalescedMmioZone>() => KVM_UNREGISTER_COALESCED_MMIO;
     0xae 0x6a w size_of::<vm::IrqRouting>() => KVM_SET_GSI_ROUTING;
-    0xae 0x76 w 32 => KVM_IRQFD;
+    0xae 0x76 w size_of::<irq::Irqfd>() => KVM_IRQFD;
     0xae 0x77 w size_of::<vm::PitConfig>() => KVM_CREATE_PIT2;
     0xae 0x78 none 0 => KVM_SET_BOOT_CPU_ID;
-    0xae 0x79 w 64 => KVM_IOEVENTFD;
+    0xae 0x79 w size_of::<irq::IoEventFd>() => KVM_IOEVENTFD;
     0xae 0x7b w size_of::<vm::ClockData>() => KVM_SET_CLOCK;
     0xae 0x7c r size_of::<vm::ClockData>() => KVM_GET_CLOCK;
     0xae 0x80 none 0 => KVM_RUN;
@@ -102,14 +106,20 @@ ioctls! {
     0xae 0x8b w 4 => KVM_SET_SIGNAL_MASK;
     0xae 0x8c r size_of::<state::Fpu>() => KVM_GET_FPU;
     0xae 0x8d w size_of::<state::Fpu>() => KVM_SET_FPU;
+    0xae 0x8e r size_of::<irqchip::LapicState>() => KVM_GET_LAPIC;
+    0xae 0x8f w size_of::<irqchip::LapicState>() => KVM_SET_LAPIC;
     0xae 0x90 w size_of::<system::Cpuid2>() => KVM_SET_CPUID2;
     0xae 0x91 rw size_of::<system::Cpuid2>() => KVM_GET_CPUID2;
+    0xae 0x92 rw size_of::<state::TprAccessCtl>() => KVM_TPR_ACCESS_REPORTING;
+    0xae 0x93 w 8 => KVM_SET_VAPIC_ADDR;
     0xae 0x98 r size_of::<state::MpState>() => KVM_GET_MP_STATE;
     0xae 0x99 w size_of::<state::MpState>() => KVM_SET_MP_STATE;
     0xae 0x9a none 0 => KVM_NMI;
     0xae 0x9c w 8 => KVM_X86_SETUP_MCE;
     0xae 0x9d r 8 => KVM_X86_GET_MCE_CAP_SUPPORTED;
     0xae 0x9f r size_of::<state::VcpuEvents>() => KVM_GET_VCPU_EVENTS;
+    0xae 0x9f r size_of::<irqchip::PitState2>() => KVM_GET_PIT2;
+    0xae 0xa0 w size_of::<irqchip::PitState2>() => KVM_SET_PIT2;
     0xae 0xa0 w size_of::<state::VcpuEvents>() => KVM_SET_VCPU_EVENTS;
     0xae 0xa1 r size_of::<state::DebugRegs>() => KVM_GET_DEBUGREGS;
     0xae 0xa2 w size_of::<state::DebugRegs>() => KVM_SET_DEBUGREGS;
@@ -125,8 +135,12 @@ ioctls! {
     0xae 0xba rw 8 => KVM_MEMORY_ENCRYPT_OP;
     0xae 0xbb r size_of::<sev::EncRegion>() => KVM_MEMORY_ENCRYPT_REG_REGION;
     0xae 0xbc r size_of::<sev::EncRegion>() => KVM_MEMORY_ENCRYPT_UNREG_REGION;
-    0xae 0xc0 rw 24 => KVM_CLEAR_DIRTY_LOG;
+    0xae 0xc0 rw size_of::<memory::ClearDirtyLog>() => KVM_CLEAR_DIRTY_LOG;
+    0xae 0xc6 w size_of::<vm::MsrFilter>() => KVM_X86_SET_MSR_FILTER;
+    0xae 0xcc r size_of::<state::Sregs2>() => KVM_GET_SREGS2;
+    0xae 0xcd w size_of::<state::Sregs2>() => KVM_SET_SREGS2;
     0xae 0xce none 0 => KVM_GET_STATS_FD;
+    0xae 0xcf r state::XSAVE_SIZE => KVM_GET_XSAVE2;
     0xae 0xd2 w size_of::<memory::MemoryAttributes>() => KVM_SET_MEMORY_ATTRIBUTES;
     0xae 0xd4 rw size_of::<memory::CreateGuestMemfd>() => KVM_CREATE_GUEST_MEMFD;
     0xae 0xd5 rw size_of::<memory::PreFaultMemory>() => KVM_PRE_FAULT_MEMORY;
@@ -182,6 +196,25 @@ mod tests {
             (KVM_SET_XSAVE, 0x5000_aea5),
             (KVM_GET_XCRS, 0x8188_aea6),
             (KVM_SET_XCRS, 0x4188_aea7),
+            (KVM_IRQFD, 0x4020_ae76),
+            (KVM_IOEVENTFD, 0x4040_ae79),
+            (KVM_IRQ_LINE, 0x4008_ae61),
+            (KVM_IRQ_LINE_STATUS, 0xc008_ae67),
+            (KVM_REGISTER_COALESCED_MMIO, 0x4010_ae67),
+            (KVM_UNREGISTER_COALESCED_MMIO, 0x4010_ae68),
+            (KVM_GET_IRQCHIP, 0xc208_ae62),
+            (KVM_SET_IRQCHIP, 0x8208_ae63),
+            (KVM_GET_PIT2, 0x8070_ae9f),
+            (KVM_SET_PIT2, 0x4070_aea0),
+            (KVM_GET_LAPIC, 0x8400_ae8e),
+            (KVM_SET_LAPIC, 0x4400_ae8f),
+            (KVM_TPR_ACCESS_REPORTING, 0xc028_ae92),
+            (KVM_SET_VAPIC_ADDR, 0x4008_ae93),
+            (KVM_CLEAR_DIRTY_LOG, 0xc018_aec0),
+            (KVM_X86_SET_MSR_FILTER, 0x4188_aec6),
+            (KVM_GET_SREGS2, 0x8140_aecc),
+            (KVM_SET_SREGS2, 0x4140_aecd),
+            (KVM_GET_XSAVE2, 0x9000_aecf),
             (SEV_ISSUE_CMD, 0xc010_5300),
         ] {
             assert_eq!(ioctl.number(), number, "{}", ioctl.name());

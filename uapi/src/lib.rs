@@ -10,6 +10,8 @@ pub mod checks;
 mod commands;
 mod errno;
 pub mod ioctl;
+pub mod irq;
+pub mod irqchip;
 mod layout;
 pub mod memory;
 pub mod psp;

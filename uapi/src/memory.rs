@@ -66,3 +66,18 @@ layout! {
     /// `struct kvm_dirty_log`.
     DirtyLog 16 { 0 slot: U32, 4 padding: U32, 8 dirty_bitmap: U64, }
 }
+
+/// Flags of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
+pub mod dirty_log_flags {
+    /// `KVM_GET_DIRTY_LOG` leaves the log as it is, and `KVM_CLEAR_DIRTY_LOG` clears it.
+    pub const ENABLE: u64 = 1;
+    /// All pages of a log are dirty at first.
+    pub const INITIALLY_SET: u64 = 2;
+    /// Both.
+    pub const ALL: u64 = ENABLE | INITIALLY_SET;
+}
+
+layout! {
+    /// `struct kvm_clear_dirty_log`.
+    ClearDirtyLog 24 { 0 slot: U32, 4 num_pages: U32, 8 first_page: U64, 16 dirty_bitmap: U64, }
+}

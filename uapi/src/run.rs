@@ -34,6 +34,8 @@ pub mod exit_reason {
     pub const INTERNAL_ERROR: u32 = 17;
     /// [`SystemEvent`](super::SystemEvent).
     pub const SYSTEM_EVENT: u32 = 24;
+    /// The end of an interrupt of an I/O APIC in user space: [`IoapicEoi`](super::IoapicEoi).
+    pub const IOAPIC_EOI: u32 = 26;
     /// [`MemoryFault`](super::MemoryFault).
     pub const MEMORY_FAULT: u32 = 39;
     /// [`TdxExit`](super::TdxExit).
@@ -91,6 +93,11 @@ layout! {
 layout! {
     /// `KVM_EXIT_MMIO`.
     Mmio 24 { 0 phys_addr: U64, 8 data: [u8; 8], 16 len: U32, 20 is_write: u8, 21 pad: [u8; 3], }
+}
+
+layout! {
+    /// `KVM_EXIT_IOAPIC_EOI`.
+    IoapicEoi 1 { 0 vector: u8, }
 }
 
 layout! {

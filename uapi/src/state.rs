@@ -50,6 +50,24 @@ layout! {
 }
 
 layout! {
+    /// `struct kvm_sregs2`.
+    Sregs2 320 {
+        0 cs: Segment, 24 ds: Segment, 48 es: Segment, 72 fs: Segment, 96 gs: Segment,
+        120 ss: Segment, 144 tr: Segment, 168 ldt: Segment, 192 gdt: Dtable, 208 idt: Dtable,
+        224 cr0: U64, 232 cr2: U64, 240 cr3: U64, 248 cr4: U64, 256 cr8: U64, 264 efer: U64,
+        272 apic_base: U64, 280 flags: U64, 288 pdptrs: [U64; 4],
+    }
+}
+
+/// The bit of [`Sregs2`]'s `flags`: the entries of the page-directory-pointer table count.
+pub const SREGS2_PDPTRS_VALID: u64 = 1;
+
+layout! {
+    /// `struct kvm_tpr_access_ctl`.
+    TprAccessCtl 40 { 0 enabled: U32, 4 flags: U32, 8 reserved: [U32; 8], }
+}
+
+layout! {
     /// `struct kvm_mp_state`.
     MpState 4 { 0 mp_state: U32, }
 }

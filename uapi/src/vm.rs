@@ -46,6 +46,16 @@ layout! {
     IrqLevel 8 { 0 irq: U32, 4 level: U32, }
 }
 
+layout! {
+    /// `struct kvm_msr_filter_range`: `bitmap` is an address.
+    MsrFilterRange 24 { 0 flags: U32, 4 nmsrs: U32, 8 base: U32, 12 pad: U32, 16 bitmap: U64, }
+}
+
+layout! {
+    /// `struct kvm_msr_filter`.
+    MsrFilter 392 { 0 flags: U32, 4 pad: U32, 8 ranges: [MsrFilterRange; 16], }
+}
+
 /// `KVM_HC_MAP_GPA_RANGE`: the hypercall that leaves to user space when EXIT_HYPERCALL is enabled.
 pub const HC_MAP_GPA_RANGE: u64 = 12;
 /// Its attribute bit: to private.

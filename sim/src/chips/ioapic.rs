@@ -1,5 +1,6 @@
 //! The I/O APIC of a PC (Intel 82093AA data sheet).
 
+use super::IoApicState;
 use crate::processor::{Command, Kind, To};
 
 /// The page of its registers.
@@ -11,6 +12,8 @@ const PINS: usize = 24;
 /// Version 0x11 with 24 redirection entries.
 const VERSION: u32 = 0x11 | (PINS as u32 - 1) << 16;
 
+/// The bits of the identification register.
+const ID: u32 = 0x0f00_0000;
 const LOGICAL: u64 = 1 << 11;
 const REMOTE_IRR: u64 = 1 << 14;
 const LEVEL: u64 = 1 << 15;
@@ -82,6 +85,15 @@ impl IoApic {
         });
     }
 
+    /// The pins whose level-triggered interrupt has that vector and waits for its end.
+    pub(super) fn served(&self, vector: u8) -> impl Iterator<Item = u8> + '_ {
+        let is = move |entry: &u64| *entry as u8 == vector && *entry & REMOTE_IRR != 0;
+        (0..)
+            .zip(&self.entries)
+            .filter(move |(_, entry)| is(entry))
+            .map(|(pin, _)| pin)
+    }
+
     /// A processor ended the interrupt of that vector. A line that is still high comes again.
     pub(crate) fn end(&mut self, vector: u8) {
         for pin in 0..PINS {
@@ -92,6 +104,27 @@ impl IoApic {
                     self.service(pin);
                 }
             }
+        }
+    }
+
+    /// The registers, and the inputs that are high.
+    pub(super) fn save(&self) -> IoApicState {
+        IoApicState {
+            id: self.id,
+            selected: self.selected,
+            lines: self.lines,
+            entries: self.entries,
+        }
+    }
+
+    /// Loads the registers. Inputs that are high interrupt as if they rose.
+    pub(super) fn load(&mut self, state: &IoApicState) {
+        self.id = state.id & ID;
+        self.selected = state.selected;
+        self.lines = 0;
+        self.entries = state.entries;
+        for pin in (0..PINS as u8).filter(|pin| state.lines >> pin & 1 != 0) {
+            self.set_line(pin, true);
         }
     }
 
@@ -115,7 +148,7 @@ impl IoApic {
     pub(crate) fn write(&mut self, offset: u64, value: u32) {
         match (offset, self.selected) {
             (SELECT, _) => self.selected = value as u8,
-            (WINDOW, 0) => self.id = value & 0x0f00_0000,
+            (WINDOW, 0) => self.id = value & ID,
             (WINDOW, n) => {
                 if let Some((pin, shift)) = self.entry(n) {
                     self.write_entry(pin, shift, value);

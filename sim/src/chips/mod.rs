@@ -4,11 +4,16 @@
 
 mod ioapic;
 mod pic;
+mod pins;
 mod pit;
+mod state;
 
 use std::collections::BTreeMap;
 
 use crate::processor::{Access, Command};
+
+pub use pins::Pin;
+pub use state::{IoApicState, PicState, PitChannelState, PitState};
 
 use ioapic::IoApic;
 use pic::Pic;
@@ -32,6 +37,11 @@ pub(crate) struct Chips {
     messages: Vec<Command>,
     /// The request of the 8259A pair was told.
     told: bool,
+    levels: pins::Levels,
+    /// Inputs that the timer drives in place of line 0.
+    timer: Option<Vec<Pin>>,
+    /// Inputs of the 8259A pair whose interrupt ended since they were asked for.
+    ended: Vec<Pin>,
 }
 
 #[derive(Debug)]
@@ -57,10 +67,17 @@ impl Chips {
 
     /// Writes a port. False for a port of other devices.
     pub(crate) fn port_out(&mut self, port: u16, size: u8, value: u32, now: u64) -> bool {
-        (port..=u16::MAX)
+        let serving = self.pic.in_service();
+        let done = (port..=u16::MAX)
             .zip(value.to_le_bytes())
             .take(size.into())
-            .all(|(port, byte)| self.pic.write(port, byte) || self.pit.write(port, byte, now))
+            .all(|(port, byte)| self.pic.write(port, byte) || self.pit.write(port, byte, now));
+        let ended = serving & !self.pic.in_service();
+        if ended != 0 {
+            let inputs = (0..PIC_LINES).filter(|input| ended >> input & 1 != 0);
+            self.ended.extend(inputs.map(Pin::Pic));
+        }
+        done
     }
 
     /// Does an access to the I/O APIC. False for other devices.
@@ -89,10 +106,9 @@ impl Chips {
             return;
         }
         let line = line as u8;
-        if line < PIC_LINES {
-            self.pic.set_line(line, high);
+        for pin in [Pin::Pic(line), Pin::IoApic(line)] {
+            self.set_pin(pin, pins::LINE, high);
         }
-        self.ioapic.set_line(line, high);
     }
 
     /// True if the controllers have an input for the line, or it has a message.
@@ -111,7 +127,12 @@ impl Chips {
         if self.pit.rose(now) {
             // A pulse, which is enough for the edge-triggered inputs.
             for high in [true, false] {
-                self.set_line(TIMER.into(), high);
+                match self.timer.clone() {
+                    Some(inputs) => inputs
+                        .into_iter()
+                        .for_each(|input| self.set_pin(input, pins::TIMER, high)),
+                    None => self.set_line(TIMER.into(), high),
+                }
             }
         }
     }
@@ -147,8 +168,14 @@ impl Chips {
 
     /// The next time at which the timer interrupts.
     pub(crate) fn next(&self) -> Option<u64> {
-        let routed = self.routes.contains_key(&TIMER.into());
-        let heard = routed || !self.pic.masks(TIMER) || !self.ioapic.masks(TIMER);
+        let heard = match &self.timer {
+            Some(inputs) => inputs.iter().any(|input| self.hears(*input)),
+            None => {
+                let routed = self.routes.contains_key(&TIMER.into());
+                let inputs = [Pin::Pic(TIMER), Pin::IoApic(TIMER)];
+                routed || inputs.iter().any(|input| self.hears(*input))
+            }
+        };
         self.pit.next().filter(|_| heard)
     }
 }

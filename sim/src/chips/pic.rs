@@ -1,10 +1,16 @@
 //! The pair of 8259A interrupt controllers of a PC (Intel 8259A data sheet), with the edge/level
 //! registers of EISA.
 
+use super::PicState;
+
 /// The input of the first controller to which the second one is connected.
 const CASCADE: u8 = 2;
 /// The input that a controller reports if its interrupt is gone when it is acknowledged.
 const SPURIOUS: u8 = 7;
+
+/// The inputs of each that may be level-triggered. The timer, the keyboard and the cascade are edges; so are
+/// the clock and the FPU.
+pub(super) const ELCR: [u8; 2] = [0xf8, 0xde];
 
 /// What the next write to the data port is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -223,6 +229,66 @@ impl Pic {
         vector
     }
 
+    /// The inputs whose interrupts are in service, a bit each.
+    pub(super) fn in_service(&self) -> u16 {
+        let [first, second] = self.0.each_ref().map(|controller| controller.isr);
+        u16::from(first) | u16::from(second) << 8
+    }
+
+    /// The registers of the first controller or the second.
+    pub(super) fn save(&self, second: bool) -> PicState {
+        let from = &self.0[usize::from(second)];
+        PicState {
+            lines: from.lines,
+            irr: from.irr,
+            imr: from.imr,
+            isr: from.isr,
+            elcr: from.elcr,
+            base: from.base,
+            first: from.first,
+            expects: match from.expects {
+                Expects::Mask => 0,
+                Expects::Icw2 => 1,
+                Expects::Icw3 => 2,
+                Expects::Icw4 => 3,
+            },
+            wants_icw4: from.wants_icw4,
+            auto_eoi: from.auto_eoi,
+            rotates: from.rotates,
+            reads_isr: from.reads_isr,
+            polls: from.polls,
+            special_mask: from.special_mask,
+        }
+    }
+
+    /// Loads them. Numbers that there are not count as their lowest bits.
+    pub(super) fn load(&mut self, second: bool, from: &PicState) {
+        self.0[usize::from(second)] = Controller {
+            lines: from.lines,
+            irr: from.irr,
+            imr: from.imr,
+            isr: from.isr,
+            elcr: from.elcr & ELCR[usize::from(second)],
+            base: from.base & 0xf8,
+            first: from.first & 7,
+            expects: match from.expects & 3 {
+                0 => Expects::Mask,
+                1 => Expects::Icw2,
+                2 => Expects::Icw3,
+                _ => Expects::Icw4,
+            },
+            wants_icw4: from.wants_icw4,
+            // In a PC they are two.
+            cascaded: true,
+            auto_eoi: from.auto_eoi,
+            rotates: from.rotates,
+            reads_isr: from.reads_isr,
+            polls: from.polls,
+            special_mask: from.special_mask,
+        };
+        self.cascade();
+    }
+
     pub(crate) fn read(&mut self, port: u16) -> Option<u8> {
         let controller = usize::from(port & 0x80 != 0);
         let value = match port {
@@ -241,9 +307,8 @@ impl Pic {
         match port {
             0x20 | 0xa0 => self.0[controller].command(value),
             0x21 | 0xa1 => self.0[controller].data(value),
-            // The timer, the keyboard and the cascade are edges; so are the clock and the FPU.
-            0x4d0 => self.0[0].elcr = value & 0xf8,
-            0x4d1 => self.0[1].elcr = value & 0xde,
+            0x4d0 => self.0[0].elcr = value & ELCR[0],
+            0x4d1 => self.0[1].elcr = value & ELCR[1],
             _ => return false,
         }
         self.cascade();

@@ -1,5 +1,7 @@
 //! The 8254 timer of a PC (Intel 8254 data sheet), in the time of its VM, and port 0x61.
 
+use super::{PitChannelState, PitState};
+
 /// Ticks of a VM's clock in a second: CPUID says 1 GHz.
 const CLOCK_HZ: u128 = 1_000_000_000;
 const PIT_HZ: u128 = 1_193_182;
@@ -167,6 +169,45 @@ impl Channel {
     }
 }
 
+impl Channel {
+    fn save(&self) -> PitChannelState {
+        PitChannelState {
+            mode: self.mode,
+            bytes: match self.bytes {
+                Bytes::Low => 1,
+                Bytes::High => 2,
+                Bytes::Both => 3,
+            },
+            bcd: self.bcd,
+            low: self.low,
+            reads_high: self.reads_high,
+            latched: self.latched,
+            status: self.status,
+            loaded: self.loaded.map(|(count, _)| count),
+            gate: self.gate,
+        }
+    }
+
+    fn load(&mut self, from: &PitChannelState, now: u64) {
+        let count = |count: u32| (count.clamp(1, 0x1_0000), now);
+        *self = Self {
+            mode: from.mode.min(5),
+            bytes: match from.bytes {
+                1 => Bytes::Low,
+                2 => Bytes::High,
+                _ => Bytes::Both,
+            },
+            bcd: from.bcd,
+            low: from.low,
+            reads_high: from.reads_high,
+            latched: from.latched,
+            status: from.status,
+            loaded: from.loaded.map(count),
+            gate: from.gate,
+        };
+    }
+}
+
 fn to_bcd(value: u64) -> u16 {
     (0..4).fold(0, |bcd, digit| {
         bcd | ((value / 10_u64.pow(digit) % 10) as u16) << (4 * digit)
@@ -183,6 +224,8 @@ fn from_bcd(bcd: u16) -> u32 {
 pub(crate) struct Pit {
     channels: [Channel; 3],
     speaker: bool,
+    /// Another timer has channel 0's place: its output leads nowhere.
+    replaced: bool,
     /// The clock up to which rises of channel 0 were reported.
     reported: u64,
 }
@@ -195,6 +238,7 @@ impl Default for Pit {
         Self {
             channels,
             speaker: false,
+            replaced: false,
             reported: 0,
         }
     }
@@ -266,12 +310,31 @@ impl Pit {
         if rose {
             self.reported = now;
         }
-        rose
+        rose && !self.replaced
     }
 
     /// The clock at which the output of channel 0 rises next.
     pub(crate) fn next(&self) -> Option<u64> {
-        self.channels[0].rises(self.reported)
+        let rise = self.channels[0].rises(self.reported);
+        rise.filter(|_| !self.replaced)
+    }
+
+    /// The registers.
+    pub(super) fn save(&self) -> PitState {
+        PitState {
+            channels: self.channels.each_ref().map(Channel::save),
+            speaker: self.speaker,
+            replaced: self.replaced,
+        }
+    }
+
+    /// Loads them at clock `now`, at which counts that were loaded begin again.
+    pub(super) fn load(&mut self, from: &PitState, now: u64) {
+        for (to, from) in self.channels.iter_mut().zip(&from.channels) {
+            to.load(from, now);
+        }
+        (self.speaker, self.replaced) = (from.speaker, from.replaced);
+        self.reported = now;
     }
 }
 

@@ -32,18 +32,31 @@ impl Shared {
         words.any(|word| word.load(Ordering::Relaxed) != 0)
     }
 
-    /// Takes the vectors that the guest ended since the last call.
+    /// The vectors that the guest ended since they were taken.
+    pub(crate) fn ended(&self) -> impl Iterator<Item = u8> + '_ {
+        let words = self.ended.iter().map(|word| word.load(Ordering::Relaxed));
+        vectors(words)
+    }
+
+    /// Takes them.
     pub(crate) fn take_ended(&self) -> impl Iterator<Item = u8> + '_ {
-        (0..).zip(&self.ended).flat_map(|(i, word)| {
-            let bits = match word.load(Ordering::Relaxed) {
+        let words = self
+            .ended
+            .iter()
+            .map(|word| match word.load(Ordering::Relaxed) {
                 0 => 0,
                 _ => word.swap(0, Ordering::Relaxed),
-            };
-            (0..64u8)
-                .filter(move |bit| bits >> bit & 1 != 0)
-                .map(move |bit| i * 64 + bit)
-        })
+            });
+        vectors(words)
     }
+}
+
+/// The vectors of a bitmap.
+fn vectors(words: impl Iterator<Item = u64>) -> impl Iterator<Item = u8> {
+    (0..).zip(words).flat_map(|(i, word)| {
+        let bits = (0..64u8).filter(move |bit| word >> bit & 1 != 0);
+        bits.map(move |bit| i * 64 + bit)
+    })
 }
 
 pub(crate) struct VmBus {

@@ -24,9 +24,11 @@ use kvm_ops::guest::MAX_ACCESS;
 use kvm_ops::{Exception, Exit, Irqchip, Result, VcpuId};
 use kvm_ops_cpu::{Activity, ApicAddress, Controls, Cpu, Exit as CpuExit, Stopped};
 
+use crate::chips::Pin;
 use crate::irq::{self, Wake};
 use crate::sev;
 use crate::vm::VmInner;
+use crate::wires::Ended;
 
 /// Instructions of a turn. A kick or a change of memory slots waits for one at most, which takes
 /// some 0.1 ms, or 0.1 s if all of them are repeated string instructions.
@@ -298,8 +300,30 @@ impl Processor {
         result
     }
 
+    /// Tells who wants to know of the ends of interrupts.
+    fn tell_ends(&self) {
+        let (vm, id) = (&self.vm, self.id.0);
+        match vm.chips() {
+            Some(_) if !vm.end_hook.is_set() => {}
+            // Those of the pins are told in front of the chips, which look at the pin again.
+            Some(mut chips) => {
+                let ended = chips.take_ended();
+                let ending = self.shared.ended().flat_map(|vector| chips.ending(vector));
+                let pins: Vec<Pin> = ended.into_iter().chain(ending).collect();
+                drop(chips);
+                pins.into_iter()
+                    .for_each(|pin| vm.end_hook.call(id, Ended::Pin(pin)));
+            }
+            None => self
+                .shared
+                .take_ended()
+                .for_each(|vector| vm.end_hook.call(id, Ended::Vector(vector))),
+        }
+    }
+
     /// Tells the chips the time and the ends of interrupts. Returns the time of their next interrupt.
     fn look_at_chips(&mut self) -> Option<u64> {
+        self.tell_ends();
         let mut chips = self.vm.chips()?;
         self.shared
             .take_ended()
@@ -327,7 +351,7 @@ impl Processor {
     }
 
     /// Tells other processors the names of the local APIC.
-    fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         let address = self.cpu.apic_address();
         if self.has_apic() && self.address != Some(address) {
             self.address = Some(address);

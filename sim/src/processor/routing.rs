@@ -87,7 +87,7 @@ impl Command {
         Some(Self {
             kind: Kind::from_mode(u64::from(msi.data) >> 8),
             vector: msi.data as u8,
-            level: false,
+            level: msi.data >> 15 & 1 != 0,
             to: To::Named {
                 destination: destination as u32,
                 logical: msi.address >> 2 & 1 != 0,
@@ -203,6 +203,7 @@ mod tests {
             };
             assert_eq!((command.to, command.vector), (to, 0x41));
             assert_eq!(command.kind, Some(Kind::Fixed));
+            assert!(!command.level);
         }
         for (bits, data, kind, logical) in [
             (4, 0x400, Some(Kind::Nmi), true),

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use kvm_ops::HostRange;
 use kvm_ops_softkvm::{
-    AddressSpace, Descriptor, Fault, File, FileKind, FileMemory, Process, RunArea,
+    AddressSpace, Descriptor, EventFd, Fault, File, FileKind, FileMemory, Process, RunArea,
 };
 use kvm_ops_uapi::Errno;
 use libc::c_int;
 
 use crate::area::Area;
-use crate::{files, lent, memory, raw};
+use crate::{event, files, lent, memory, raw};
 
 /// One call of the program's.
 #[derive(Default)]
@@ -70,6 +70,10 @@ impl Process for Caller {
 
     fn release(&self, number: i32) {
         raw::close(number);
+    }
+
+    fn eventfd(&self, number: i32) -> Result<Arc<dyn EventFd>, Errno> {
+        event::open(number)
     }
 
     fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {

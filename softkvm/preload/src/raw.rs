@@ -61,6 +61,18 @@ pub(crate) fn dup_onto(fd: c_int, number: c_int) -> bool {
     unsafe { syscall(libc::SYS_dup3, args) >= 0 }
 }
 
+/// True if a write to the descriptor does not wait.
+pub(crate) fn is_writable(fd: c_int) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one structure is there, and lives through the call.
+    let ready = unsafe { syscall(libc::SYS_poll, [&raw mut poll as u64, 1, 0, 0, 0, 0]) };
+    ready == 1 && poll.revents & libc::POLLOUT != 0
+}
+
 /// Lets a descriptor live through `execve`.
 pub(crate) fn keep_on_exec(fd: c_int) {
     let args = [fd as u64, libc::F_SETFD as u64, 0, 0, 0, 0];

@@ -34,14 +34,33 @@ thread_local! {
 /// A run: signals wait as long as this lives.
 pub(crate) struct Run(());
 
-/// Begins a run.
-pub(crate) fn block() -> Run {
+/// Blocks all signals that can wait. Returns what the thread had blocked.
+fn block_all() -> u64 {
     let (all, mut old) = (!NEVER, 0u64);
     let (all, to) = (&raw const all as u64, &raw mut old as u64);
     // SAFETY: both sets have the length that is given, and live through the call.
     unsafe { raw::syscall(libc::SYS_rt_sigprocmask, [SIG_BLOCK, all, to, SET, 0, 0]) };
-    BEFORE.set(Some(old));
+    old
+}
+
+fn restore(old: u64) {
+    let from = &raw const old as u64;
+    // SAFETY: the set has the length that is given, and lives through the call.
+    unsafe { raw::syscall(libc::SYS_rt_sigprocmask, [SIG_SETMASK, from, 0, SET, 0, 0]) };
+}
+
+/// Begins a run.
+pub(crate) fn block() -> Run {
+    BEFORE.set(Some(block_all()));
     Run(())
+}
+
+/// Does something with all signals blocked: a thread that is made has them blocked for ever.
+pub(crate) fn without<T>(work: impl FnOnce() -> T) -> T {
+    let old = block_all();
+    let result = work();
+    restore(old);
+    result
 }
 
 /// True if the calling thread is in a run, and a signal waits that it had not blocked itself.
@@ -58,9 +77,8 @@ pub(crate) fn pending() -> bool {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        let Some(old) = BEFORE.take() else { return };
-        let from = &raw const old as u64;
-        // SAFETY: the set has the length that is given, and lives through the call.
-        unsafe { raw::syscall(libc::SYS_rt_sigprocmask, [SIG_SETMASK, from, 0, SET, 0, 0]) };
+        if let Some(old) = BEFORE.take() {
+            restore(old);
+        }
     }
 }

@@ -8,9 +8,11 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use common::inside;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
+use kvm_ops_uapi::irq::{Irqfd, irqfd_flags};
+use kvm_ops_uapi::irqchip::Irqchip;
 use kvm_ops_uapi::memory::{CreateGuestMemfd, gmem_flags};
 use kvm_ops_uapi::run::{MMAP_SIZE, exit_reason};
-use kvm_ops_uapi::{Errno, U64, cap};
+use kvm_ops_uapi::{Errno, U32, U64, cap};
 use libc::{c_int, c_void};
 
 fn errno() -> Errno {
@@ -187,4 +189,78 @@ fn a_forked_child_gets_eio_and_its_parent_goes_on() {
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
     assert_eq!(Errno(libc::WEXITSTATUS(status)), Errno::EIO);
     assert_eq!(call(&vm, ioctl::KVM_CHECK_EXTENSION, 3), Ok(1));
+}
+
+fn eventfd() -> OwnedFd {
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) };
+    assert!(fd >= 0);
+    // SAFETY: the call has just made it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn count(event: &OwnedFd) -> Option<u64> {
+    let mut count = 0u64;
+    // SAFETY: eight bytes are there.
+    let read = unsafe { libc::read(event.as_raw_fd(), (&raw mut count).cast(), 8) };
+    (read == 8).then_some(count)
+}
+
+fn signal(event: &OwnedFd) {
+    let one = 1u64;
+    // SAFETY: eight bytes are there.
+    let written = unsafe { libc::write(event.as_raw_fd(), (&raw const one).cast(), 8) };
+    assert_eq!(written, 8);
+}
+
+fn irqfd(event: c_int, gsi: u32, flags: u32) -> Irqfd {
+    Irqfd {
+        fd: U32::new(event as u32),
+        gsi: U32::new(gsi),
+        flags: U32::new(flags),
+        ..Irqfd::default()
+    }
+}
+
+#[test]
+fn an_eventfd_is_known_by_each_of_its_numbers_and_raises_its_line() {
+    if !inside("an_eventfd_is_known_by_each_of_its_numbers_and_raises_its_line") {
+        return;
+    }
+    let vm = make(&kvm(), ioctl::KVM_CREATE_VM, 0);
+    call(&vm, ioctl::KVM_CREATE_IRQCHIP, 0).expect("an irqchip");
+    let (event, end) = (eventfd(), eventfd());
+    let copy = event.try_clone().expect("a duplicate");
+    let set = |args: Irqfd| call(&vm, ioctl::KVM_IRQFD, &raw const args as u64);
+    for (number, errno) in [
+        (vm.as_raw_fd(), Errno::EINVAL),
+        (0, Errno::EINVAL),
+        (999, Errno::EBADF),
+    ] {
+        assert_eq!(set(irqfd(number, 5, 0)), Err(errno), "{number}");
+    }
+    let level = Irqfd {
+        resamplefd: U32::new(end.as_raw_fd() as u32),
+        ..irqfd(event.as_raw_fd(), 5, irqfd_flags::RESAMPLE)
+    };
+    assert_eq!(set(level), Ok(0));
+    assert_eq!(set(irqfd(copy.as_raw_fd(), 6, 0)), Err(Errno::EBUSY));
+    signal(&copy);
+    let high = || {
+        let mut chip = Irqchip::default();
+        call(&vm, ioctl::KVM_GET_IRQCHIP, &raw mut chip as u64).expect("the first 8259A");
+        chip.state[0] >> 5 & 1 != 0
+    };
+    while !high() {
+        std::thread::yield_now();
+    }
+    assert_eq!(count(&event), None, "the signal was taken");
+    assert_eq!(
+        set(irqfd(copy.as_raw_fd(), 5, irqfd_flags::DEASSIGN)),
+        Ok(0)
+    );
+    assert!(!high(), "nobody is left to take the level back");
+    signal(&event);
+    assert_eq!(count(&copy), Some(1), "it is the program's again");
+    assert_eq!(count(&end), None);
 }

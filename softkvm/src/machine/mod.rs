@@ -9,7 +9,7 @@ mod pieces;
 
 use std::collections::BTreeMap;
 
-use kvm_ops::sim::{SimHost, SimVm};
+use kvm_ops::sim::{SimHost, SimVcpu, SimVm};
 use kvm_ops::{
     AmdVcpu, AmdVm, AnyVcpu, AnyVm, Gfn, IntelVcpu, IntelVm, Irqchip, MemSlot, Privacy, SlotId,
     VcpuId, VmConfig, create,
@@ -17,11 +17,21 @@ use kvm_ops::{
 use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 
 use crate::RunArea;
+use crate::irq::Irq;
 use crate::refusal::Result;
 use std::sync::Arc;
 
 /// A vCPU that executes machine code.
 pub(crate) type Processor = AnyVcpu<SimHost>;
+
+/// The software machine's part of a vCPU.
+pub(crate) fn port_mut(vcpu: &mut Processor) -> Option<&mut SimVcpu> {
+    match vcpu {
+        AnyVcpu::Intel(IntelVcpu::Vmx(vcpu)) => Some(vcpu.port_mut()),
+        AnyVcpu::Amd(AmdVcpu::Svm(vcpu)) => Some(vcpu.port_mut()),
+        _ => None,
+    }
+}
 
 pub(crate) struct Machine {
     vm: kvm_ops::Vm<AnyVm<SimHost>>,
@@ -29,34 +39,38 @@ pub(crate) struct Machine {
     pieces: BTreeMap<u64, MemSlot>,
     free: Vec<SlotId>,
     next: u32,
+    irq: Arc<Irq>,
 }
 
 impl Machine {
-    pub(crate) fn new(host: &SimHost, irqchip: Irqchip) -> Result<Self> {
+    pub(crate) fn new(host: &SimHost, irqchip: Irqchip, irq: &Arc<Irq>) -> Result<Self> {
         let config = VmConfig::normal()
             .vcpus(MAX_VCPUS * VCPU_ID_RATIO)
             .irqchip(irqchip);
         let mut vm = create(host, &config).map_err(kvm_ops::Error::from)?;
         vm.finalize()?;
-        Ok(Self {
+        let machine = Self {
             vm,
             pieces: BTreeMap::new(),
             free: Vec::new(),
             next: 0,
-        })
+            irq: Arc::clone(irq),
+        };
+        if let Some(port) = machine.port() {
+            Irq::attach(irq, port.wires());
+        }
+        Ok(machine)
     }
 
     /// A vCPU, which leaves the guest when a signal is pending.
     pub(crate) fn create_vcpu(&mut self, id: u32, area: &Arc<dyn RunArea>) -> Result<Processor> {
-        let vcpu = self.vm.create_vcpu(VcpuId(id))?;
-        let port = match &vcpu {
-            AnyVcpu::Intel(IntelVcpu::Vmx(vcpu)) => Some(vcpu.port()),
-            AnyVcpu::Amd(AmdVcpu::Svm(vcpu)) => Some(vcpu.port()),
-            _ => None,
-        };
-        if let Some(port) = port {
-            let area = Arc::clone(area);
-            port.set_interrupt_source(move || area.signal_pending());
+        let mut vcpu = self.vm.create_vcpu(VcpuId(id))?;
+        if let Some(port) = port_mut(&mut vcpu) {
+            if let Some(cycle) = self.irq.apic_bus_cycle() {
+                port.set_apic_bus_cycle(cycle);
+            }
+            let (area, irq) = (Arc::clone(area), Arc::clone(&self.irq));
+            port.set_interrupt_source(move || irq.has_end(id) || area.signal_pending());
         }
         Ok(vcpu)
     }

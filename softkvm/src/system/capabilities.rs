@@ -1,12 +1,18 @@
 //! `KVM_CHECK_EXTENSION`. A capability that is not named is 0, and its calls are refused.
 
 use kvm_ops_uapi::cap;
-use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, USER_SLOTS, gmem_flags};
+use kvm_ops_uapi::irq::x2apic_flags;
+use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, USER_SLOTS, dirty_log_flags, gmem_flags};
 use kvm_ops_uapi::run::sync_regs;
-use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAX_VCPUS, VCPU_ID_RATIO};
+use kvm_ops_uapi::state::XSAVE_SIZE;
+use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAX_IRQ_ROUTES, MAX_VCPUS, VCPU_ID_RATIO};
 
+use super::MAX_MCE_BANKS;
 use crate::Kernel;
 use crate::vm::Vm;
+
+/// Nanoseconds of a tick of local APICs' timers: the crystal of CPUID leaf 15H.
+const APIC_BUS_CYCLE_NS: i64 = 40;
 
 /// The most vCPUs that are recommended.
 const NR_VCPUS: i64 = 8;
@@ -60,6 +66,18 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::SET_IDENTITY_MAP_ADDR
         | cap::ADJUST_CLOCK
         | cap::INTERNAL_ERROR_DATA
+        | cap::IOEVENTFD
+        | cap::IOEVENTFD_NO_LENGTH
+        | cap::IOEVENTFD_ANY_LENGTH
+        | cap::IRQFD
+        | cap::IRQFD_RESAMPLE
+        | cap::IRQ_INJECT_STATUS
+        | cap::SIGNAL_MSI
+        | cap::PIT_STATE2
+        | cap::X86_ROBUST_SINGLESTEP
+        | cap::KVMCLOCK_CTRL
+        | cap::TSC_DEADLINE_TIMER
+        | cap::SREGS2
         | cap::ENABLE_CAP
         | cap::ENABLE_CAP_VM
         | cap::CHECK_EXTENSION_VM
@@ -76,6 +94,12 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::MEMORY_FAULT_INFO
         | cap::GUEST_MEMFD
         | cap::PRE_FAULT_MEMORY => 1,
+        cap::IRQ_ROUTING => MAX_IRQ_ROUTES as i64,
+        cap::MCE => MAX_MCE_BANKS as i64,
+        cap::MANUAL_DIRTY_LOG_PROTECT2 => dirty_log_flags::ALL as i64,
+        cap::XSAVE2 => XSAVE_SIZE as i64,
+        cap::X86_APIC_BUS_CYCLES_NS => APIC_BUS_CYCLE_NS,
+        cap::X2APIC_API => x2apic_flags::ALL as i64,
         cap::NR_VCPUS => NR_VCPUS,
         cap::NR_MEMSLOTS => USER_SLOTS.into(),
         cap::MAX_VCPUS => MAX_VCPUS.into(),

@@ -33,8 +33,7 @@ pub(crate) fn ioctl(
         ioctl::KVM_GET_MSR_FEATURE_INDEX_LIST => lists::feature_indices(process, argument),
         ioctl::KVM_GET_MSRS => lists::get_features(process, argument),
         ioctl::KVM_X86_GET_MCE_CAP_SUPPORTED => {
-            // No banks.
-            arg::write(process, argument, &U64::ZERO, ADDRESS)?;
+            arg::write(process, argument, &U64::new(MCE_FEATURES), ADDRESS)?;
             Ok(0)
         }
         ioctl::KVM_HAS_DEVICE_ATTR => attributes::has(kernel, process, argument),
@@ -45,6 +44,10 @@ pub(crate) fn ioctl(
 
 /// Calls whose one check is their argument.
 use kvm_ops_uapi::checks::device_attr::ADDRESS;
+
+/// The most banks of the machine-check architecture, and its features: IA32_MCG_CTL, and recovery.
+pub(crate) const MAX_MCE_BANKS: u64 = 32;
+pub(crate) const MCE_FEATURES: u64 = 1 << 8 | 1 << 24;
 
 fn create_vm(kernel: &Kernel, process: &dyn Process, kind: u64) -> Result<i64> {
     use create_vm::{DESCRIPTOR, TYPE};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvm_ops::sim::SimHost;
+use kvm_ops::sim::{SimHost, SimVm, Wires};
 use kvm_ops::tdx::{TdxVm, VcpuStart};
 use kvm_ops::{
     AnyVcpu, AnyVm, CreateError, EncParams, Gfn, Gpa, InitialPage, InitialPageKind, IntelVcpu,
@@ -59,6 +59,11 @@ impl Engine {
             AnyVm::Intel(IntelVm::Tdx(td)) => Ok(td),
             _ => Err(kvm_ops::Error::Poisoned),
         }
+    }
+
+    /// The local APICs of its vCPUs.
+    pub(super) fn wires(&self) -> Option<Wires> {
+        self.td().ok()?.with_port(SimVm::wires)
     }
 
     pub(super) fn shared_bit(&self) -> u64 {

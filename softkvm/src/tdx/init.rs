@@ -11,6 +11,7 @@ use super::command::Call;
 use super::engine::{Engine, Failed};
 use super::limits::{ADDRESSES, Limits, is_unsupported, width, with_width};
 use crate::arg;
+use crate::irq::Irq;
 use crate::refusal::{Result, ensure};
 use crate::vm::State;
 
@@ -135,6 +136,9 @@ pub(super) fn init_vm(state: &mut State, limits: &Limits, call: &Call<'_>) -> Re
         };
         Failed { refusal, hw_error }
     })?;
+    if let Some(wires) = engine.wires() {
+        Irq::attach(&state.irq, wires);
+    }
     state.td.engine = Some(engine);
     for (number, slot) in state.slots.iter() {
         state

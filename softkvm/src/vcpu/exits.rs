@@ -11,6 +11,7 @@ use kvm_ops_uapi::{Errno, U16, U32, U64};
 use super::answer::Waits;
 use super::page::{PORT_DATA, Page};
 use crate::file::VcpuFile;
+use crate::irq::At;
 use crate::machine::Processor;
 use crate::refusal::Result;
 
@@ -49,6 +50,7 @@ pub(super) fn tell(
             port_access(page, (IN, port, size, count));
             Ok(Next::Return(Waits::Port))
         }
+        Exit::IoOut { port, .. } if signals(file, At::Port(port.into()), vcpu) => Ok(Next::Again),
         Exit::IoOut { port, size, count } => {
             page.0.write(PORT_DATA, vcpu.exit_data());
             port_access(page, (OUT, port, size, count));
@@ -57,6 +59,9 @@ pub(super) fn tell(
         Exit::MmioRead { gpa, len } => {
             device_access(page, gpa.get(), len, None);
             Ok(Next::Return(Waits::Device))
+        }
+        Exit::MmioWrite { gpa, .. } if signals(file, At::Memory(gpa.get()), vcpu) => {
+            Ok(Next::Again)
         }
         Exit::MmioWrite { gpa, len } => {
             device_access(page, gpa.get(), len, Some(vcpu.exit_data()));
@@ -103,6 +108,11 @@ pub(super) fn tell(
         // A normal VM of the software machine has no other exits.
         _ => done(exit_reason::UNKNOWN),
     }
+}
+
+/// True if the guest's write is for an eventfd, which is signalled.
+fn signals(file: &VcpuFile, at: At, vcpu: &mut Processor) -> bool {
+    file.vm.irq().take_write(at, vcpu.exit_data())
 }
 
 fn port_access(page: Page<'_>, (direction, port, size, count): (u8, u16, u8, u32)) {

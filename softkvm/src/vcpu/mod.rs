@@ -9,6 +9,8 @@ mod exits;
 mod groups;
 mod held;
 mod interrupts;
+mod lapic;
+mod misc;
 mod page;
 mod pre_fault;
 mod registers;
@@ -42,6 +44,8 @@ pub(crate) struct State {
     cpu: Cpu,
     cpuid: Vec<CpuidEntry2>,
     has_run: bool,
+    /// kHz of its TSC, if they are not the VM's.
+    tsc_khz: Option<u32>,
     /// The exit that waits for its answer in the run page.
     waits: answer::Waits,
 }
@@ -55,6 +59,7 @@ impl Vcpu {
                 cpu,
                 cpuid: Vec::new(),
                 has_run: false,
+                tsc_khz: None,
                 waits: answer::Waits::Nothing,
             }),
         }
@@ -114,7 +119,7 @@ pub(crate) fn ioctl(
         ioctl::KVM_SET_MSRS => registers::set_msrs(file, process, argument),
         ioctl::KVM_GET_FPU => groups::get_fpu(file, process, argument),
         ioctl::KVM_SET_FPU => groups::set_fpu(file, process, argument),
-        ioctl::KVM_GET_XSAVE => groups::get_xsave(file, process, argument),
+        ioctl::KVM_GET_XSAVE | ioctl::KVM_GET_XSAVE2 => groups::get_xsave(file, process, argument),
         ioctl::KVM_SET_XSAVE => groups::set_xsave(file, process, argument),
         ioctl::KVM_GET_XCRS => groups::get_xcrs(file, process, argument),
         ioctl::KVM_SET_XCRS => groups::set_xcrs(file, process, argument),
@@ -122,6 +127,16 @@ pub(crate) fn ioctl(
         ioctl::KVM_SET_DEBUGREGS => groups::set_debug(file, process, argument),
         ioctl::KVM_GET_VCPU_EVENTS => groups::get_events(file, process, argument),
         ioctl::KVM_SET_VCPU_EVENTS => groups::set_events(file, process, argument),
+        ioctl::KVM_GET_LAPIC => lapic::get(file, process, argument),
+        ioctl::KVM_SET_LAPIC => lapic::set(file, process, argument),
+        ioctl::KVM_GET_TSC_KHZ => misc::tsc_khz(file),
+        ioctl::KVM_SET_TSC_KHZ => misc::set_tsc_khz(file, argument),
+        ioctl::KVM_X86_SETUP_MCE => misc::setup_mce(file, process, argument),
+        ioctl::KVM_TPR_ACCESS_REPORTING => misc::tpr_access(process, argument),
+        ioctl::KVM_SET_VAPIC_ADDR => misc::vapic_addr(file, process, argument),
+        ioctl::KVM_KVMCLOCK_CTRL => misc::kvmclock_ctrl(),
+        ioctl::KVM_GET_SREGS2 => registers::get_sregs2(file, process, argument),
+        ioctl::KVM_SET_SREGS2 => registers::set_sregs2(file, process, argument),
         ioctl::KVM_INTERRUPT => interrupts::interrupt(file, process, argument),
         ioctl::KVM_NMI => interrupts::nmi(file),
         ioctl::KVM_SET_CPUID2 => cpuid::set(file, process, argument),

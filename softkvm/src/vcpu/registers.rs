@@ -1,14 +1,17 @@
 //! Registers, as user space sets and reads them.
 
-use kvm_ops_uapi::state::{MpState, Regs, Sregs};
+use std::mem::offset_of;
+
+use kvm_ops_uapi::checks::set_sregs2;
+use kvm_ops_uapi::state::{MpState, Regs, SREGS2_PDPTRS_VALID, Sregs, Sregs2};
 use kvm_ops_uapi::system::vm_type;
 use kvm_ops_uapi::{Errno, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::file::VcpuFile;
-use crate::refusal::Result;
+use crate::refusal::{Result, ensure};
 use crate::system::lists::each_msr;
-use crate::{Process, Refusal};
+use crate::{Process, Refusal, arg};
 
 /// The group of registers is the guest's secret: types 3 and 4 once it is measured, type 5 always, for no TD
 /// is under debug.
@@ -93,6 +96,40 @@ pub(super) fn set_sregs(file: &VcpuFile, process: &dyn Process, argument: u64) -
         return Err(Errno::EINVAL.into());
     }
     file.state().cpu.set_sregs(sregs)?;
+    Ok(0)
+}
+
+/// Sregs2 is Sregs with the entries of the page-directory-pointer table in place of the bitmap of interrupts. The
+/// processor reads them from memory, so none are given.
+fn extended(from: &Sregs) -> Sregs2 {
+    let mut to = Sregs2::default();
+    let shared = offset_of!(Sregs2, flags);
+    to.as_mut_bytes()[..shared].copy_from_slice(&from.as_bytes()[..shared]);
+    to
+}
+
+pub(super) fn get_sregs2(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
+    require_readable(file)?;
+    let sregs = file.state().cpu.sregs()?;
+    write(process, argument, &extended(&sregs))
+}
+
+/// Interrupts that wait stay, and entries that are given are dropped for those in memory.
+pub(super) fn set_sregs2(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
+    use set_sregs2::{CONSISTENT, COPY, FLAGS, PAE, READABLE};
+    let given: Sregs2 = arg::read(process, argument, COPY)?;
+    require_readable(file).map_err(|_| READABLE)?;
+    ensure(given.flags.get() & !SREGS2_PDPTRS_VALID == 0, FLAGS)?;
+    let is_pae = given.cr0.get() & CR0_PG != 0
+        && given.cr4.get() & CR4_PAE != 0
+        && given.efer.get() & EFER_LMA == 0;
+    ensure(given.flags.get() == 0 || is_pae, PAE)?;
+    let mut state = file.state();
+    let mut sregs = state.cpu.sregs()?;
+    let shared = offset_of!(Sregs2, flags);
+    sregs.as_mut_bytes()[..shared].copy_from_slice(&given.as_bytes()[..shared]);
+    ensure(are_consistent(&sregs), CONSISTENT)?;
+    state.cpu.set_sregs(sregs).map_err(|_| CONSISTENT)?;
     Ok(0)
 }
 

@@ -5,7 +5,7 @@ use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::checks::run::{
     ARGUMENT, IMMEDIATE_EXIT, INITIALIZED, SYNC_REGS, UNINITIALIZED_EXIT,
 };
-use kvm_ops_uapi::run::{EXIT_OFFSET, exit_reason};
+use kvm_ops_uapi::run::{EXIT_OFFSET, IoapicEoi, exit_reason};
 use kvm_ops_uapi::state::mp_state;
 use kvm_ops_uapi::system::vm_type;
 
@@ -117,6 +117,7 @@ fn enter(
             Err(error) => return (nothing, Err(error.into())),
         };
         let next = match exit {
+            Exit::Interrupted if tells_end(file, page) => return (nothing, Ok(0)),
             Exit::Interrupted if immediate => return (nothing, Err(IMMEDIATE_EXIT.into())),
             Exit::Interrupted if is_interrupted(process, page) => {
                 page.set_reason(exit_reason::INTR);
@@ -138,6 +139,15 @@ fn enter(
             Err(refusal) => return (nothing, Err(refusal)),
         }
     }
+}
+
+/// Leaves for the end of an interrupt of user space's I/O APIC, if there is one to tell.
+fn tells_end(file: &VcpuFile, page: Page<'_>) -> bool {
+    let Some(vector) = file.vm.irq().take_end(file.vcpu.id) else {
+        return false;
+    };
+    page.set_exit(exit_reason::IOAPIC_EOI, &IoapicEoi { vector });
+    true
 }
 
 pub(super) fn is_interrupted(process: &dyn Process, page: Page<'_>) -> bool {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use kvm_ops_uapi::cap;
 use kvm_ops_uapi::checks::enable_cap::{COPY, FLAGS, KNOWN};
-use kvm_ops_uapi::checks::{exit_hypercall, max_vcpu_id};
+use kvm_ops_uapi::checks::{apic_bus_cycles, exit_hypercall, max_vcpu_id, x2apic_api};
+use kvm_ops_uapi::irq::x2apic_flags;
 use kvm_ops_uapi::vm::{EnableCap, HC_MAP_GPA_RANGE};
 
-use super::{MAX_VCPU_ID, State, Vm, irqchip};
+use super::{MAX_VCPU_ID, State, Vm, dirty_log, irqchip};
 use crate::refusal::{Result, ensure};
 use crate::{Process, arg, sev};
 
@@ -27,6 +28,9 @@ pub(super) fn enable(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Resu
             vm.lock().event_parts.triple_fault = value != 0;
             Ok(0)
         }
+        cap::X86_APIC_BUS_CYCLES_NS => apic_bus_cycle(vm, value),
+        cap::MANUAL_DIRTY_LOG_PROTECT2 => dirty_log::protect(&mut vm.lock(), value),
+        cap::X2APIC_API => x2apic_api(vm, value),
         cap::VM_MOVE_ENC_CONTEXT_FROM => sev::move_from(vm, process, value),
         cap::VM_COPY_ENC_CONTEXT_FROM => sev::copy_from(vm, process, value),
         _ => Err(KNOWN.into()),
@@ -36,6 +40,30 @@ pub(super) fn enable(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Resu
 fn exit_hypercall(state: &mut State, mask: u64) -> Result<i64> {
     ensure(mask & !(1 << HC_MAP_GPA_RANGE) == 0, exit_hypercall::MASK)?;
     state.hypercall_exits = mask;
+    Ok(0)
+}
+
+/// The length of a tick of local APICs' timers. Counts of 32 bits, divided by up to 128, are below 2^64 ns.
+fn apic_bus_cycle(vm: &Vm, nanoseconds: u64) -> Result<i64> {
+    use apic_bus_cycles::{IRQCHIP, NO_VCPU, RANGE};
+    let longest = u64::from(u32::MAX) * 128;
+    ensure(
+        nanoseconds != 0 && longest.checked_mul(nanoseconds).is_some(),
+        RANGE,
+    )?;
+    let state = vm.lock();
+    ensure(state.has_apics(), IRQCHIP)?;
+    ensure(state.vcpus.is_empty(), NO_VCPU)?;
+    vm.irq().set_apic_bus_cycle(nanoseconds);
+    Ok(0)
+}
+
+/// Destinations of messages have 32 bits from now on; broadcasts always did.
+fn x2apic_api(vm: &Vm, flags: u64) -> Result<i64> {
+    ensure(flags & !x2apic_flags::ALL == 0, x2apic_api::FLAGS)?;
+    if flags & x2apic_flags::USE_32BIT_IDS != 0 {
+        vm.irq().set_x2apic_format();
+    }
     Ok(0)
 }
 

@@ -11,12 +11,13 @@ use crate::{Process, arg};
 
 #[derive(Default)]
 pub(super) struct Irqchip {
-    kind: Kind,
+    kind: IrqchipKind,
     has_pit: bool,
 }
 
-#[derive(Default, PartialEq, Eq)]
-enum Kind {
+/// The interrupt controllers in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum IrqchipKind {
     #[default]
     None,
     /// Local APICs, I/O APIC and PICs.
@@ -26,19 +27,27 @@ enum Kind {
 }
 
 impl Irqchip {
+    pub(super) fn kind(&self) -> IrqchipKind {
+        self.kind
+    }
+
+    pub(super) fn has_pit(&self) -> bool {
+        self.has_pit
+    }
+
     pub(super) fn has_apics(&self) -> bool {
-        self.kind != Kind::None
+        self.kind != IrqchipKind::None
     }
 
     pub(super) fn is_split(&self) -> bool {
-        self.kind == Kind::Split
+        self.kind == IrqchipKind::Split
     }
 
     pub(super) fn place(&self) -> kvm_ops::Irqchip {
         match self.kind {
-            Kind::None => kvm_ops::Irqchip::None,
-            Kind::Full => kvm_ops::Irqchip::Full,
-            Kind::Split => kvm_ops::Irqchip::Split,
+            IrqchipKind::None => kvm_ops::Irqchip::None,
+            IrqchipKind::Full => kvm_ops::Irqchip::Full,
+            IrqchipKind::Split => kvm_ops::Irqchip::Split,
         }
     }
 }
@@ -49,7 +58,8 @@ pub(super) fn create(vm: &Vm) -> Result<i64> {
     ensure(!state.irqchip.has_apics(), create_irqchip::NONE_YET)?;
     ensure(vm.kind() != vm_type::TDX, create_irqchip::NOT_TD)?;
     ensure(state.vcpus.is_empty(), create_irqchip::NO_VCPU)?;
-    state.irqchip.kind = Kind::Full;
+    state.irqchip.kind = IrqchipKind::Full;
+    state.irq.set_full();
     Ok(0)
 }
 
@@ -58,7 +68,8 @@ pub(super) fn split(state: &mut State, reserved: u64) -> Result<i64> {
     ensure(reserved <= MAX_IRQ_ROUTES, split_irqchip::GSIS)?;
     ensure(!state.irqchip.has_apics(), split_irqchip::NONE_YET)?;
     ensure(state.vcpus.is_empty(), split_irqchip::NO_VCPU)?;
-    state.irqchip.kind = Kind::Split;
+    state.irqchip.kind = IrqchipKind::Split;
+    state.irq.set_split(reserved as u32);
     Ok(0)
 }
 
@@ -70,7 +81,7 @@ pub(super) fn create_pit(vm: &Vm, process: &dyn Process, argument: u64) -> Resul
     if state.irqchip.has_pit {
         return Err(Errno::EEXIST.into());
     }
-    if state.irqchip.kind != Kind::Full {
+    if state.irqchip.kind != IrqchipKind::Full {
         return Err(Errno::ENOENT.into());
     }
     state.irqchip.has_pit = true;

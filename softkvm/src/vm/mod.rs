@@ -25,8 +25,10 @@ use kvm_ops_uapi::system::vm_type;
 use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 
 pub(crate) use gmem::Gmem;
+pub(crate) use irqchip::IrqchipKind;
 pub(crate) use slots::{Slot, Slots};
 
+use crate::irq::{self, Irq};
 use crate::machine::Machine;
 use crate::refusal::Result;
 use crate::sev::Sev;
@@ -48,6 +50,8 @@ pub(crate) struct Vm {
     dead: AtomicBool,
     /// A MOVE or COPY holds the VM.
     claimed: AtomicBool,
+    /// Outside of the lock.
+    irq: Arc<Irq>,
     state: Mutex<State>,
 }
 
@@ -64,6 +68,7 @@ pub(crate) struct State {
     /// Parts of `KVM_GET_VCPU_EVENTS`.
     pub(crate) event_parts: Parts,
     irqchip: Irqchip,
+    pub(crate) irq: Arc<Irq>,
     boot_id: u32,
     max_vcpu_id: Option<u32>,
     hypercall_exits: u64,
@@ -73,12 +78,14 @@ pub(crate) struct State {
 impl Vm {
     pub(crate) fn new(kernel: Kernel, kind: u64, creator: AddressSpace) -> Arc<Self> {
         tracing::debug!(kind, "VM created");
+        let irq = Arc::<Irq>::default();
         Arc::new(Self {
             kernel,
             kind,
             creator,
             dead: AtomicBool::new(false),
             claimed: AtomicBool::new(false),
+            irq: Arc::clone(&irq),
             state: Mutex::new(State {
                 sev: Sev::default(),
                 td: Td::default(),
@@ -89,6 +96,7 @@ impl Vm {
                 attributes: Attributes::new(Privacy::Shared),
                 event_parts: Parts::default(),
                 irqchip: Irqchip::default(),
+                irq,
                 boot_id: 0,
                 max_vcpu_id: None,
                 hypercall_exits: 0,
@@ -99,6 +107,19 @@ impl Vm {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn irq(&self) -> &Arc<Irq> {
+        &self.irq
+    }
+
+    /// Makes the back end of a normal VM, whose interrupt controllers are there without vCPUs.
+    pub(crate) fn require_wires(&self) -> Result<()> {
+        let mut state = self.lock();
+        if self.is_plain() && !state.sev.is_active() {
+            state.machine(&self.kernel)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn kernel(&self) -> &Kernel {
@@ -186,6 +207,14 @@ impl State {
         hypercall < 64 && self.hypercall_exits >> hypercall & 1 != 0
     }
 
+    pub(crate) fn irqchip_kind(&self) -> IrqchipKind {
+        self.irqchip.kind()
+    }
+
+    pub(crate) fn has_pit(&self) -> bool {
+        self.irqchip.has_pit()
+    }
+
     pub(crate) fn has_apics(&self) -> bool {
         self.irqchip.has_apics()
     }
@@ -193,7 +222,7 @@ impl State {
     /// The back end, with all slots. It is made with the first vCPU.
     fn machine(&mut self, kernel: &Kernel) -> Result<&mut Machine> {
         if self.machine.is_none() {
-            let mut machine = Machine::new(kernel.host(), self.irqchip.place())?;
+            let mut machine = Machine::new(kernel.host(), self.irqchip.place(), &self.irq)?;
             let pages = 1 << 40;
             machine.convert((0, pages), &self.slots, &self.attributes)?;
             self.machine = Some(machine);
@@ -255,11 +284,22 @@ pub(crate) fn ioctl(
         ioctl::KVM_SET_USER_MEMORY_REGION => region::set_old(vm, process, argument),
         ioctl::KVM_SET_USER_MEMORY_REGION2 => region::set(vm, process, argument),
         ioctl::KVM_GET_DIRTY_LOG => dirty_log::get(vm, process, argument),
+        ioctl::KVM_CLEAR_DIRTY_LOG => dirty_log::clear(vm, process, argument),
         ioctl::KVM_CREATE_GUEST_MEMFD => gmem::create(vm, process, argument),
         ioctl::KVM_SET_MEMORY_ATTRIBUTES => attributes::set(vm, process, argument),
         ioctl::KVM_ENABLE_CAP => caps::enable(vm, process, argument),
         ioctl::KVM_CREATE_IRQCHIP => irqchip::create(vm),
         ioctl::KVM_CREATE_PIT2 => irqchip::create_pit(vm, process, argument),
+        ioctl::KVM_GET_IRQCHIP => irq::get_chip(vm, process, argument),
+        ioctl::KVM_SET_IRQCHIP => irq::set_chip(vm, process, argument),
+        ioctl::KVM_GET_PIT2 => irq::get_pit(vm, process, argument),
+        ioctl::KVM_SET_PIT2 => irq::set_pit(vm, process, argument),
+        ioctl::KVM_SET_GSI_ROUTING => irq::set_routes(vm, process, argument),
+        ioctl::KVM_IRQ_LINE => irq::irq_line(vm, process, argument, false),
+        ioctl::KVM_IRQ_LINE_STATUS => irq::irq_line(vm, process, argument, true),
+        ioctl::KVM_SIGNAL_MSI => irq::signal_msi(vm, process, argument),
+        ioctl::KVM_IRQFD => irq::irqfd(vm, process, argument),
+        ioctl::KVM_IOEVENTFD => irq::ioeventfd(vm, process, argument),
         ioctl::KVM_SET_BOOT_CPU_ID => create_vcpu::set_boot_id(vm, argument),
         ioctl::KVM_SET_TSS_ADDR => no_ops::set_tss_addr(argument),
         ioctl::KVM_SET_IDENTITY_MAP_ADDR => no_ops::set_identity_map(vm, process, argument),

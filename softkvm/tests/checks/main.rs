@@ -3,8 +3,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod context;
+mod irq;
 mod launch;
 mod memory;
+mod misc;
 mod objects;
 mod snp;
 mod support;
@@ -22,13 +24,15 @@ use kvm_ops_uapi::{U32, U64};
 use support::{Case, attributes_args, set_attributes};
 
 /// All cases.
-const CASES: [&[Case]; 6] = [
+const CASES: [&[Case]; 8] = [
     objects::CASES,
     memory::CASES,
     launch::CASES,
     snp::CASES,
     context::CASES,
     tdx::CASES,
+    irq::CASES,
+    misc::CASES,
 ];
 
 /// Checks that no single-threaded call on this machine can fail.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ops::{HostRange, volatile};
 use kvm_ops_softkvm::{
-    AddressSpace, Descriptor, Fault, File, FileMemory, Process, Refusal, RunArea, Task,
+    AddressSpace, Descriptor, EventFd, Fault, File, FileMemory, Process, Refusal, RunArea, Task,
 };
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::ioctl::Ioctl;
@@ -139,6 +139,10 @@ impl Process for Host {
 
     fn release(&self, number: i32) {
         self.task.release(number);
+    }
+
+    fn eventfd(&self, number: i32) -> Result<Arc<dyn EventFd>, Errno> {
+        self.task.eventfd(number)
     }
 
     fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {

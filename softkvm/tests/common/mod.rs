@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use kvm_ops::sim::SimHost;
 use kvm_ops::{HostRange, Vendor};
 use kvm_ops_softkvm::{
-    AddressSpace, Descriptor, Fault, File, Kernel, Process, Refusal, RunArea, Task,
+    AddressSpace, Descriptor, EventFd, Fault, File, Kernel, Process, Refusal, RunArea, Task,
 };
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
@@ -60,6 +60,10 @@ impl Process for World {
 
     fn release(&self, number: i32) {
         self.task.release(number);
+    }
+
+    fn eventfd(&self, number: i32) -> Result<Arc<dyn EventFd>, Errno> {
+        self.task.eventfd(number)
     }
 
     fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
@@ -120,6 +124,17 @@ impl World {
     ) -> Answer {
         let at = self.task.put(value);
         self.ioctl(fd, ioctl, at)
+    }
+
+    /// A call that fills a structure.
+    pub(crate) fn fetch<T: FromBytes + FromZeros + IntoBytes>(
+        &self,
+        fd: i32,
+        ioctl: Ioctl,
+    ) -> Result<T, Refusal> {
+        let at = self.task.map(size_of::<T>());
+        self.ioctl(fd, ioctl, at)?;
+        self.task.get(at)
     }
 
     pub(crate) fn vm(&self, kind: u64) -> i32 {

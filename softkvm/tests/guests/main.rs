@@ -4,6 +4,7 @@ mod exits;
 mod guest;
 #[path = "../common/host.rs"]
 mod host;
+mod interrupts;
 mod memory;
 mod private;
 mod state;

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod guest;
+mod interrupts;
 
 use guest::*;
 use iced_x86::code_asm::*;

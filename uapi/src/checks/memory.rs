@@ -81,3 +81,22 @@ table! {
         8 FILE EFAULT "a private page has an open file, a shared one memory";
     }
 }
+
+table! {
+    /// `KVM_GET_DIRTY_LOG` and `KVM_CLEAR_DIRTY_LOG`.
+    dirty_log "KVM_GET_DIRTY_LOG" {
+        1 COPY EFAULT "the structure can be read";
+        2 SLOT EINVAL "address space and slot are in range";
+        3 FIRST EINVAL "the first page to clear is a multiple of 64";
+        4 LOGGED ENOENT "the slot exists, and has a log";
+        5 RANGE EINVAL "the pages to clear are in the slot, and a multiple of 64 or up to its end";
+        6 BITMAP EFAULT "the bitmap can be written, or read";
+    }
+}
+
+table! {
+    /// `KVM_ENABLE_CAP` of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
+    dirty_log_protect "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2" {
+        1 FLAGS EINVAL "the flags are known, and INITIALLY_SET only comes with ENABLE";
+    }
+}

@@ -6,6 +6,7 @@
 //! for they are not KVM's to order.
 
 mod encrypt;
+mod irq;
 mod memory;
 mod objects;
 mod sev;
@@ -19,10 +20,17 @@ use crate::Errno;
 pub use encrypt::{
     copy, encrypt_sev, encrypt_tdx, encrypt_tdx_vcpu, move_, reg_region, unreg_region,
 };
-pub use memory::{attributes, gmem, gmem_fallocate, gmem_mmap, pre_fault, region};
+pub use irq::{
+    apic_bus_cycles, gsi_routing, ioeventfd, ioeventfd_end, irq_line, irqchip, irqfd, lapic, pit2,
+    setup_mce, signal_msi, x2apic_api,
+};
+pub use memory::{
+    attributes, dirty_log, dirty_log_protect, gmem, gmem_fallocate, gmem_mmap, pre_fault, region,
+};
 pub use objects::{
     any, create_irqchip, create_vcpu, create_vm, device_attr, enable_cap, exit_hypercall,
-    max_vcpu_id, run, set_cpuid2, split_irqchip,
+    kvmclock_ctrl, max_vcpu_id, run, set_cpuid2, set_sregs2, split_irqchip, tpr_access, vapic_addr,
+    vcpu_tsc_khz,
 };
 pub use sev::{
     dbg, es_init, guest_status, init, init_any, init2, launch_finish, launch_measure,
@@ -111,6 +119,25 @@ pub const TABLES: &[&[Check]] = &[
     device_attr::ALL,
     set_cpuid2::ALL,
     run::ALL,
+    gsi_routing::ALL,
+    signal_msi::ALL,
+    irq_line::ALL,
+    irqfd::ALL,
+    ioeventfd::ALL,
+    ioeventfd_end::ALL,
+    irqchip::ALL,
+    pit2::ALL,
+    lapic::ALL,
+    x2apic_api::ALL,
+    apic_bus_cycles::ALL,
+    setup_mce::ALL,
+    dirty_log::ALL,
+    dirty_log_protect::ALL,
+    tpr_access::ALL,
+    vapic_addr::ALL,
+    kvmclock_ctrl::ALL,
+    set_sregs2::ALL,
+    vcpu_tsc_khz::ALL,
     region::ALL,
     gmem::ALL,
     gmem_mmap::ALL,

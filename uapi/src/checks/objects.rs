@@ -111,3 +111,47 @@ table! {
         6 INITIALIZED EINVAL "the VM and the vCPU are initialised";
     }
 }
+
+table! {
+    /// `KVM_TPR_ACCESS_REPORTING`.
+    tpr_access "KVM_TPR_ACCESS_REPORTING" {
+        1 COPY EFAULT "the structure can be read";
+        2 FLAGS EINVAL "flags are 0";
+        3 COPY_BACK EFAULT "the structure can be written";
+    }
+}
+
+table! {
+    /// `KVM_SET_VAPIC_ADDR`.
+    vapic_addr "KVM_SET_VAPIC_ADDR" {
+        1 APIC EINVAL "the vCPU has a local APIC";
+        2 COPY EFAULT "the address can be read";
+        3 MEMORY EINVAL "the address is 0 or a slot's";
+    }
+}
+
+table! {
+    /// `KVM_KVMCLOCK_CTRL`.
+    kvmclock_ctrl "KVM_KVMCLOCK_CTRL" {
+        1 ACTIVE EINVAL "the guest uses kvmclock";
+    }
+}
+
+table! {
+    /// `KVM_SET_SREGS2`.
+    set_sregs2 "KVM_SET_SREGS2" {
+        1 COPY EFAULT "the structure can be read";
+        2 READABLE EINVAL "the guest's registers are no secret";
+        3 FLAGS EINVAL "flags are within PDPTRS_VALID";
+        4 PAE EINVAL "the table's entries come with PAE paging";
+        5 CONSISTENT EINVAL "control registers, EFER and segments fit each other";
+    }
+}
+
+table! {
+    /// `KVM_SET_TSC_KHZ` on a vCPU.
+    vcpu_tsc_khz "KVM_SET_TSC_KHZ (vCPU)" {
+        1 PROTECTED EINVAL "the guest's TSC is no firmware's";
+        2 RANGE EINVAL "the frequency is below 2^32 kHz";
+    }
+}

@@ -1,0 +1,184 @@
+//! Dirty logs, and calls that prepare a vCPU.
+
+use crate::common::{Answer, World, slot};
+use crate::support::*;
+use kvm_ops_uapi::checks::*;
+use kvm_ops_uapi::ioctl;
+use kvm_ops_uapi::memory::{ClearDirtyLog, DirtyLog};
+use kvm_ops_uapi::state::{Sregs2, TprAccessCtl};
+use kvm_ops_uapi::{U32, U64, cap};
+
+fn log_of(w: &World, vm: i32, slot: u32, bitmap: u64) -> Answer {
+    let args = DirtyLog {
+        slot: U32::new(slot),
+        dirty_bitmap: U64::new(bitmap),
+        ..DirtyLog::default()
+    };
+    w.call(vm, ioctl::KVM_GET_DIRTY_LOG, &args)
+}
+
+/// A VM whose slot 1, of 512 pages, has a log.
+fn logged(w: &World) -> i32 {
+    let vm = w.vm(0);
+    let mut region = slot();
+    region.flags = U32::new(1);
+    w.region(vm, &region).unwrap();
+    vm
+}
+
+fn clear(w: &World, first: u64, count: u32, change: impl FnOnce(&mut ClearDirtyLog)) -> Answer {
+    let mut args = ClearDirtyLog {
+        slot: U32::new(1),
+        num_pages: U32::new(count),
+        first_page: U64::new(first),
+        dirty_bitmap: U64::new(w.task.map(64)),
+    };
+    change(&mut args);
+    w.call(logged(w), ioctl::KVM_CLEAR_DIRTY_LOG, &args)
+}
+
+fn mce(w: &World, cap: u64) -> Answer {
+    w.call(w.vcpu(w.vm(0), 0), ioctl::KVM_X86_SETUP_MCE, &U64::new(cap))
+}
+
+fn sregs2(w: &World, vcpu: i32, change: impl FnOnce(&mut Sregs2)) -> Answer {
+    let mut sregs: Sregs2 = w.fetch(vcpu, ioctl::KVM_GET_SREGS2)?;
+    w.call(vcpu, ioctl::KVM_SET_SREGS2, &sregs)?;
+    change(&mut sregs);
+    w.call(vcpu, ioctl::KVM_SET_SREGS2, &sregs)
+}
+
+fn bus_cycles(w: &World, vm: i32, nanoseconds: u64) -> Answer {
+    w.enable(vm, cap::X86_APIC_BUS_CYCLES_NS, nanoseconds)
+}
+
+fn split(w: &World) -> i32 {
+    let vm = w.vm(0);
+    w.enable(vm, cap::SPLIT_IRQCHIP, 24).unwrap();
+    vm
+}
+
+pub(crate) const CASES: &[Case] = &[
+    (dirty_log::COPY, |w| {
+        w.ioctl(w.vm(0), ioctl::KVM_CLEAR_DIRTY_LOG, NOWHERE)
+    }),
+    (dirty_log::SLOT, |w| log_of(w, w.vm(0), 0x2_0000, NOWHERE)),
+    (dirty_log::SLOT, |w| {
+        clear(w, 1, 64, |args| args.slot = U32::new(0xffff))
+    }),
+    (dirty_log::FIRST, |w| {
+        clear(w, 1, 64, |args| args.slot = U32::new(2))
+    }),
+    (dirty_log::LOGGED, |w| {
+        let vm = w.vm(0);
+        w.region(vm, &slot())?;
+        log_of(w, vm, 1, NOWHERE)
+    }),
+    (dirty_log::LOGGED, |w| {
+        clear(w, 0, 64, |args| args.slot = U32::new(2))
+    }),
+    (dirty_log::RANGE, |w| clear(w, 0, 65, |_| ())),
+    (dirty_log::RANGE, |w| clear(w, 448, 65, |_| ())),
+    (dirty_log::RANGE, |w| clear(w, 576, 0, |_| ())),
+    (dirty_log::BITMAP, |w| log_of(w, logged(w), 1, NOWHERE)),
+    (dirty_log::BITMAP, |w| {
+        clear(w, 448, 64, |args| args.dirty_bitmap = U64::new(NOWHERE))
+    }),
+    (dirty_log_protect::FLAGS, |w| {
+        let vm = w.vm(0);
+        w.enable(vm, cap::MANUAL_DIRTY_LOG_PROTECT2, 3)?;
+        w.enable(vm, cap::MANUAL_DIRTY_LOG_PROTECT2, 0)?;
+        w.enable(vm, cap::MANUAL_DIRTY_LOG_PROTECT2, 2)
+    }),
+    (setup_mce::COPY, |w| {
+        w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_X86_SETUP_MCE, NOWHERE)
+    }),
+    (setup_mce::BANKS, |w| mce(w, 1 << 9)),
+    (setup_mce::BANKS, |w| mce(w, 33)),
+    (setup_mce::FEATURES, |w| {
+        mce(w, 1 << 24 | 1 << 8 | 32)?;
+        mce(w, 1 << 9 | 32)
+    }),
+    (tpr_access::COPY, |w| {
+        w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_TPR_ACCESS_REPORTING, NOWHERE)
+    }),
+    (tpr_access::FLAGS, |w| {
+        let args = TprAccessCtl {
+            flags: U32::new(1),
+            ..TprAccessCtl::default()
+        };
+        w.call(w.vcpu(w.vm(0), 0), ioctl::KVM_TPR_ACCESS_REPORTING, &args)
+    }),
+    (tpr_access::COPY_BACK, |w| {
+        let at = w.task.put(&TprAccessCtl::default());
+        let vcpu = w.vcpu(w.vm(0), 0);
+        w.ioctl(vcpu, ioctl::KVM_TPR_ACCESS_REPORTING, at)?;
+        w.task.protect(at);
+        w.ioctl(vcpu, ioctl::KVM_TPR_ACCESS_REPORTING, at)
+    }),
+    (vapic_addr::APIC, |w| {
+        w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_SET_VAPIC_ADDR, NOWHERE)
+    }),
+    (vapic_addr::COPY, |w| {
+        w.ioctl(w.vcpu(split(w), 0), ioctl::KVM_SET_VAPIC_ADDR, NOWHERE)
+    }),
+    (vapic_addr::MEMORY, |w| {
+        let vm = split(w);
+        w.region(vm, &slot())?;
+        let vcpu = w.vcpu(vm, 0);
+        let set = |address| w.call(vcpu, ioctl::KVM_SET_VAPIC_ADDR, &U64::new(address));
+        set(0)?;
+        set(0x10_0000)?;
+        set(0x30_0000)
+    }),
+    (kvmclock_ctrl::ACTIVE, |w| {
+        w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_KVMCLOCK_CTRL, 0)
+    }),
+    (vcpu_tsc_khz::PROTECTED, |_| {
+        let w = World::intel();
+        let vcpu = w.td_vcpu(w.td(), 0, 0);
+        w.ioctl(vcpu, ioctl::KVM_SET_TSC_KHZ, 1 << 32)
+    }),
+    (vcpu_tsc_khz::RANGE, |w| {
+        let vcpu = w.vcpu(w.vm(0), 0);
+        assert_eq!(w.ioctl(vcpu, ioctl::KVM_GET_TSC_KHZ, 0), Ok(1_000_000));
+        w.ioctl(vcpu, ioctl::KVM_SET_TSC_KHZ, 2_000_000)?;
+        assert_eq!(w.ioctl(vcpu, ioctl::KVM_GET_TSC_KHZ, 0), Ok(2_000_000));
+        w.ioctl(vcpu, ioctl::KVM_SET_TSC_KHZ, 1 << 32)
+    }),
+    (set_sregs2::COPY, |w| {
+        w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_SET_SREGS2, NOWHERE)
+    }),
+    (set_sregs2::READABLE, |_| {
+        let w = World::intel();
+        let vcpu = w.td_vcpu(w.td(), 0, 0);
+        let args = Sregs2 {
+            flags: U64::new(2),
+            ..Sregs2::default()
+        };
+        w.call(vcpu, ioctl::KVM_SET_SREGS2, &args)
+    }),
+    (set_sregs2::FLAGS, |w| {
+        let vcpu = w.vcpu(w.vm(0), 0);
+        sregs2(w, vcpu, |sregs| sregs.flags = U64::new(3))
+    }),
+    (set_sregs2::PAE, |w| {
+        let vcpu = w.vcpu(w.vm(0), 0);
+        sregs2(w, vcpu, |sregs| {
+            (sregs.flags, sregs.cr8) = (U64::new(1), U64::new(16));
+        })
+    }),
+    (set_sregs2::CONSISTENT, |w| {
+        let vcpu = w.vcpu(w.vm(0), 0);
+        sregs2(w, vcpu, |sregs| sregs.cr8 = U64::new(16))
+    }),
+    (apic_bus_cycles::RANGE, |w| bus_cycles(w, w.vm(0), 0)),
+    (apic_bus_cycles::RANGE, |w| bus_cycles(w, w.vm(0), 1 << 26)),
+    (apic_bus_cycles::IRQCHIP, |w| bus_cycles(w, w.vm(0), 40)),
+    (apic_bus_cycles::NO_VCPU, |w| {
+        let vm = split(w);
+        bus_cycles(w, vm, 1)?;
+        w.vcpu(vm, 0);
+        bus_cycles(w, vm, 40)
+    }),
+];
