@@ -290,9 +290,6 @@ fn unknown_commands_and_long_buffers() {
     assert_eq!(long[..3], [1, 55, 1]);
     for command in [
         Command::DOWNLOAD_FIRMWARE,
-        Command::SNP_PAGE_SWAP_OUT,
-        Command::SNP_PAGE_SWAP_IN,
-        Command::SNP_PAGE_MD_INIT,
         Command::SNP_DOWNLOAD_FIRMWARE_EX,
     ] {
         assert_eq!(run_zeros(&p, command), Status::UNSUPPORTED);

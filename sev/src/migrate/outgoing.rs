@@ -52,7 +52,7 @@ impl<H: Host> SevVm<H> {
     /// encrypted and is not asked for.
     ///
     /// # Errors
-    /// Unsupported for SNP, whose guests move by SNP_PAGE_SWAP_OUT, which is not here;
+    /// Unsupported for SNP, whose contexts no open source shows how to carry;
     /// [`Error::WrongState`] for a VM that does not run yet; [`Error::Invalid`] for a mirror or a VM
     /// that has mirrors, whose writes could not be followed; [`Error::Busy`] while another session
     /// or move is under way; [`Error::NoMemory`].

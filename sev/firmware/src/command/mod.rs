@@ -58,6 +58,7 @@ mod platform;
 mod policy;
 mod snp_guest;
 mod snp_platform;
+mod swap;
 mod word;
 
 pub use address::{PageAddress, SizedPage, VmplPerms};
@@ -69,6 +70,7 @@ pub use platform::*;
 pub use policy::{SevPolicy, SnpPolicy};
 pub use snp_guest::*;
 pub use snp_platform::*;
+pub use swap::*;
 pub use zerocopy::little_endian::{U16, U32, U64};
 
 pub(crate) use bits::bits;

@@ -193,10 +193,4 @@ layout! {
     SnpDfFlush;
     /// SNP_DOWNLOAD_FIRMWARE_EX, whose buffer is not modelled.
     SnpDownloadFirmwareEx;
-    /// SNP_PAGE_SWAP_OUT, whose buffer is not modelled.
-    SnpPageSwapOut;
-    /// SNP_PAGE_SWAP_IN, whose buffer is not modelled.
-    SnpPageSwapIn;
-    /// SNP_PAGE_MD_INIT, whose buffer is not modelled.
-    SnpPageMdInit;
 }

@@ -107,14 +107,7 @@ pub(crate) enum Change<S> {
 /// Commands of which only the number is known to the model.
 pub(crate) fn is_unsupported(command: Command) -> bool {
     use Command::*;
-    matches!(
-        command,
-        DOWNLOAD_FIRMWARE
-            | SNP_PAGE_SWAP_OUT
-            | SNP_PAGE_SWAP_IN
-            | SNP_PAGE_MD_INIT
-            | SNP_DOWNLOAD_FIRMWARE_EX
-    )
+    matches!(command, DOWNLOAD_FIRMWARE | SNP_DOWNLOAD_FIRMWARE_EX)
 }
 
 pub(crate) fn platform_allows(command: Command, state: PlatformState) -> bool {
@@ -195,7 +188,9 @@ pub(crate) fn snp_change(command: Command, state: SnpState) -> Option<Change<Snp
         }
         SNP_LAUNCH_UPDATE => only(Launch, Change::None),
         SNP_LAUNCH_FINISH => only(Launch, Change::To(Running)),
-        SNP_GUEST_REQUEST | SNP_PAGE_MOVE => only(Running, Change::None),
+        SNP_GUEST_REQUEST | SNP_PAGE_MOVE | SNP_PAGE_SWAP_OUT | SNP_PAGE_SWAP_IN => {
+            only(Running, Change::None)
+        }
         SNP_GUEST_STATUS | SNP_DECOMMISSION => Some(Change::None),
         _ => None,
     }
@@ -218,5 +213,7 @@ pub(crate) fn needs_activation(command: Command) -> bool {
             | SNP_LAUNCH_UPDATE
             | SNP_GUEST_REQUEST
             | SNP_PAGE_MOVE
+            | SNP_PAGE_SWAP_OUT
+            | SNP_PAGE_SWAP_IN
     )
 }

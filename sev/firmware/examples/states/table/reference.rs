@@ -171,10 +171,9 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
     },
     Explanation {
         table: "Platform, SEV-SNP",
-        cells: "SNP_PAGE_MD_INIT         0x15 0x15
-                SNP_DOWNLOAD_FIRMWARE_EX 0x15 0x15",
-        because: "swapping and another firmware to load are **not modelled**; the commands are \
-                  refused before the state is looked at.",
+        cells: "SNP_DOWNLOAD_FIRMWARE_EX 0x15 0x15",
+        because: "another firmware to load is **not modelled**; the command is refused before the \
+                  state is looked at.",
     },
     Explanation {
         table: "Platform, SEV-SNP",
@@ -185,17 +184,10 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
                   any of them, so the model allows them where Linux sends them.",
     },
     Explanation {
-        table: "SEV-SNP guest",
-        cells: "SNP_PAGE_SWAP_OUT 0x15 0x15 0x15
-                SNP_PAGE_SWAP_IN  0x15 0x15 0x15",
-        because: "swapping is **not modelled**, and KVM does not use it; the commands are refused \
-                  before the state is looked at.",
-    },
-    Explanation {
-        table: "SEV-SNP guest, where no state forbids the command",
-        cells: "SNP_PAGE_SWAP_OUT 0x15 0x15 0x15 0x15
-                SNP_PAGE_SWAP_IN  0x15 0x15 0x15 0x15",
-        because: "the same.",
+        table: "Platform, SEV-SNP",
+        cells: "SNP_PAGE_MD_INIT 0x01 =",
+        because: "no source says when a page for records may be made. It changes the RMP, so the model \
+                  treats it as the other commands of pages.",
     },
     Explanation {
         table: "SEV-SNP guest, where no state forbids the command",
@@ -206,6 +198,8 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
     Explanation {
         table: "SEV-SNP guest, where no state forbids the command",
         cells: "SNP_PAGE_MOVE   _ 0x08 _ _
+                SNP_PAGE_SWAP_OUT _ 0x08 _ _
+                SNP_PAGE_SWAP_IN _ 0x08 _ _
                 SNP_DBG_DECRYPT _ 0x08 _ _
                 SNP_DBG_ENCRYPT _ 0x08 _ _",
         because: "these take a page that the RMP gives to the guest, and the RMP names the owner by \

@@ -54,6 +54,10 @@ fn platform_cell(command: Command, initialised: bool) -> String {
             let page_paddr = small(large);
             run(&p, SnpPageUnsmash { page_paddr })
         }
+        Command::SNP_PAGE_MD_INIT => {
+            let page_paddr = small(PAGE);
+            run(&p, SnpPageMdInit { page_paddr })
+        }
         Command::SNP_PAGE_SET_STATE => {
             let fix = SnpPageSetState {
                 list_paddr: SCRATCH.into(),
@@ -167,7 +171,34 @@ fn attempt(p: &Platform, command: Command, gctx: u64) -> Status {
             run(p, status)
         }
         SNP_DECOMMISSION => run(p, SnpDecommission { gctx_paddr }),
-        SNP_PAGE_SWAP_OUT | SNP_PAGE_SWAP_IN => run_zeros(p, command),
+        SNP_PAGE_SWAP_OUT | SNP_PAGE_SWAP_IN => {
+            let records = PAGE + 0x3000;
+            p.rmpupdate(records, &RmpUpdate::firmware()).unwrap();
+            let page_paddr = small(records);
+            // Refused where SNP is not initialised, and where there is no page to fix.
+            let _ = run(p, SnpPageMdInit { page_paddr });
+            let _ = p.rmpupdate(PAGE, &RmpUpdate::pre_guest(1, gpa));
+            let leave = SnpPageSwapOut {
+                gctx_paddr,
+                src_paddr: page(PAGE),
+                dst_paddr: page(out),
+                mdata_paddr: records.into(),
+                ..Default::default()
+            };
+            let left = run(p, leave);
+            if command == SNP_PAGE_SWAP_OUT {
+                return left;
+            }
+            p.rmpupdate(next, &RmpUpdate::pre_guest(1, gpa)).unwrap();
+            let come = SnpPageSwapIn {
+                gctx_paddr,
+                src_paddr: page(out),
+                dst_paddr: page(next),
+                mdata_paddr: records.into(),
+                ..Default::default()
+            };
+            run(p, come)
+        }
         other => unreachable!("{other} is not a command of an SNP guest"),
     }
 }

@@ -6,6 +6,7 @@ mod launch;
 mod pages;
 mod platform;
 mod request;
+mod swap;
 
 use super::asid::{AsidKind, GuestId};
 use super::rules::SnpState;
@@ -35,6 +36,7 @@ pub(crate) struct SnpGuest {
     vmpck: [[u8; 32]; 4],
     sequence: [u64; 4],
     identity: GuestIdentity,
+    swap: swap::Swap,
 }
 
 /// Parameters of SNP_LAUNCH_START.
@@ -88,6 +90,8 @@ impl Firmware<'_> {
             SNP_DBG_DECRYPT => self.snp_dbg_decrypt(context, view(buffer)?),
             SNP_DBG_ENCRYPT => self.snp_dbg_encrypt(context, view(buffer)?),
             SNP_PAGE_MOVE => self.page_move(context, view(buffer)?),
+            SNP_PAGE_SWAP_OUT => self.page_swap_out(context, view(buffer)?),
+            SNP_PAGE_SWAP_IN => self.page_swap_in(context, view(buffer)?),
             _ => Err(Status::INVALID_COMMAND),
         }
     }
@@ -119,6 +123,7 @@ impl Firmware<'_> {
             vmpck: std::array::from_fn(|_| self.sp.random()),
             sequence: [0; 4],
             identity: GuestIdentity::default(),
+            swap: swap::Swap::default(),
         };
         // The host sees the context as cipher text of the firmware's key, which random bytes
         // represent.

@@ -6,9 +6,9 @@ use super::super::{Firmware, Outcome, SnpOptions, check_length, view};
 use crate::builder::TcbVersion;
 use crate::command::{
     Command, SnpCommit, SnpConfig, SnpConfigFlags, SnpFeatureInfo, SnpFeatureInfoPage, SnpFeatures,
-    SnpGctxCreate, SnpInitEx, SnpInitFlags, SnpPageReclaim, SnpPageSetState, SnpPageUnsmash,
-    SnpPlatformStatus, SnpPlatformStatusPage, SnpShutdownEx, SnpShutdownFlags, SnpStatusFlags,
-    SnpVlekLoad,
+    SnpGctxCreate, SnpInitEx, SnpInitFlags, SnpPageMdInit, SnpPageReclaim, SnpPageSetState,
+    SnpPageUnsmash, SnpPlatformStatus, SnpPlatformStatusPage, SnpShutdownEx, SnpShutdownFlags,
+    SnpStatusFlags, SnpVlekLoad,
 };
 use crate::machine::entry::{PageSize, PageState, RmpEntry};
 use crate::status::Status;
@@ -42,6 +42,7 @@ impl Firmware<'_> {
             SNP_GCTX_CREATE => self.gctx_create(view::<SnpGctxCreate>(buffer)?.gctx_paddr),
             SNP_PAGE_RECLAIM => self.page_reclaim(view::<SnpPageReclaim>(buffer)?.page_paddr),
             SNP_PAGE_UNSMASH => self.page_unsmash(view::<SnpPageUnsmash>(buffer)?.page_paddr),
+            SNP_PAGE_MD_INIT => self.page_md_init(view::<SnpPageMdInit>(buffer)?.page_paddr),
             SNP_PAGE_SET_STATE => self.fix_ranges(view(buffer)?),
             SNP_CONFIG => self.snp_config(view(buffer)?),
             SNP_COMMIT => {
