@@ -34,11 +34,12 @@ const fn leaf(eax: u32, ebx: u32, ecx: u32, edx: u32) -> CpuidLeaf {
 /// FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH,
 /// MMX, FXSR, SSE, SSE2.
 const FEATURES_EDX: u32 = 0x078b_fbfd;
-/// SSE3, PCLMULQDQ, SSSE3, CX16, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC deadline, AES,
-/// XSAVE, AVX, RDRAND, hypervisor.
+/// SSE3, PCLMULQDQ, SSSE3, FMA, CX16, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC deadline, AES,
+/// XSAVE, AVX, F16C, RDRAND, hypervisor.
 const FEATURES_ECX: u32 = 1 << 0
     | 1 << 1
     | 1 << 9
+    | 1 << 12
     | 1 << 13
     | 1 << 17
     | 1 << 19
@@ -50,6 +51,7 @@ const FEATURES_ECX: u32 = 1 << 0
     | 1 << 25
     | 1 << 26
     | 1 << 28
+    | 1 << 29
     | 1 << 30
     | 1 << 31;
 /// FSGSBASE, TSC_ADJUST, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, no FPU selectors, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
@@ -68,8 +70,10 @@ const STRUCTURED_EBX: u32 = 1 << 0
     | 1 << 23
     | 1 << 24
     | 1 << 29;
-/// UMIP, PKU, LA57, RDPID, PKS.
-const STRUCTURED_ECX: u32 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 22 | 1 << 31;
+/// UMIP, PKU, LA57, RDPID, MOVDIRI, MOVDIR64B, PKS.
+const STRUCTURED_ECX: u32 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 22 | 1 << 27 | 1 << 28 | 1 << 31;
+/// SERIALIZE.
+const STRUCTURED_EDX: u32 = 1 << 14;
 
 impl CpuidTable {
     /// The features that this processor has, under the vendor name of Intel.
@@ -103,9 +107,14 @@ impl CpuidTable {
             leaf(0x0008_06f8, 0x0001_0800, FEATURES_ECX, FEATURES_EDX),
         );
         t.set(2, 0, leaf(0x00ff_ff01, 0, 0, 0));
-        t.set(7, 0, leaf(0, STRUCTURED_EBX, STRUCTURED_ECX, 0));
+        t.set(
+            7,
+            0,
+            leaf(0, STRUCTURED_EBX, STRUCTURED_ECX, STRUCTURED_EDX),
+        );
         t.set(0xd, 0, leaf(7, 576, 832, 0));
-        t.set(0xd, 1, leaf(0b0101, 0, 0, 0));
+        // XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES.
+        t.set(0xd, 1, leaf(0b1111, 0, 0, 0));
         t.set(0xd, 2, leaf(256, 576, 0, 0));
         // TSC at 1 GHz over a crystal of 25 MHz; the APIC timer counts the crystal.
         t.set(0x15, 0, leaf(1, 40, 25_000_000, 0));
@@ -134,7 +143,8 @@ impl CpuidTable {
         }
         // Invariant TSC.
         t.set(0x8000_0007, 0, leaf(0, 0, 0, 1 << 8));
-        t.set(0x8000_0008, 0, leaf(46 | 57 << 8, 0, 0, 0));
+        // WBNOINVD.
+        t.set(0x8000_0008, 0, leaf(46 | 57 << 8, 1 << 9, 0, 0));
         t
     }
 

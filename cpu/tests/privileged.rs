@@ -553,10 +553,10 @@ fn string_output_without_a_device_exits_for_each_element_and_goes_on() {
 #[test]
 fn what_is_not_implemented_is_ud_and_named() {
     let mut m = Machine::new();
-    // vmxoff; vfmadd132ps xmm; monitor
+    // vmxoff; vpdpbusd xmm1, xmm1, xmm2; monitor
     for bytes in [
         &[0x0fu8, 0x01, 0xc4][..],
-        &[0xc4, 0xe2, 0x71, 0x98, 0xc2],
+        &[0xc4, 0xe2, 0x71, 0x50, 0xca],
         &[0x0f, 0x01, 0xc8],
     ] {
         m.code(bytes);

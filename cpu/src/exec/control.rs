@@ -67,6 +67,8 @@ pub(super) fn select_end(i: &Instruction) -> Option<Exec> {
             Ok(())
         },
         M::Rdtsc | M::Rdtscp => rdtsc,
+        // Every instruction is over before the next one begins.
+        M::Serialize => |_, _| Ok(()),
         M::Rdpmc => |c, _| Err(c.gp(0)),
         M::Rdmsr | M::Wrmsr => msr,
         M::Xsetbv => xsetbv,

@@ -7,7 +7,8 @@ use crate::exec::Exec;
 use crate::fault::Exception;
 use crate::flags::{self, sign, zero};
 use crate::operand::{address_bits, operand_size, segment_number};
-use crate::segment::{CS, SS};
+use crate::paging::{READ, WRITE};
+use crate::segment::{CS, ES, SS};
 use crate::state::{Core, R};
 
 pub(super) fn select(m: M) -> Option<Exec> {
@@ -22,10 +23,11 @@ pub(super) fn select(m: M) -> Option<Exec> {
             c.put(i, 0, sign(v, operand_size(i, 1)))
         },
         M::Movbe => movbe,
-        M::Movnti => |c, i| {
+        M::Movnti | M::Movdiri => |c, i| {
             let v = c.get(i, 1)?;
             c.put(i, 0, v)
         },
+        M::Movdir64b => direct_store,
         M::Xchg => xchg,
         M::Cmpxchg => cmpxchg,
         M::Cmpxchg8b | M::Cmpxchg16b => cmpxchg_wide,
@@ -82,7 +84,6 @@ pub(super) fn select(m: M) -> Option<Exec> {
             c.put(i, 0, r.into())
         },
         M::Nop
-        | M::Fnop
         | M::Endbr32
         | M::Endbr64
         | M::Rdsspd
@@ -110,6 +111,22 @@ pub(super) fn select(m: M) -> Option<Exec> {
             return conditional(m);
         }
     })
+}
+
+/// MOVDIR64B: 64 bytes to an aligned address in ES.
+fn direct_store(c: &mut Core, i: &Instruction) -> R<()> {
+    const BYTES: usize = 64;
+    let mut data = [0; BYTES];
+    let from = Core::operand_segment(i);
+    let offset = c.offset(i);
+    let at = c.linear(from, offset, BYTES as u64, false)?;
+    c.read_linear(from, at, &mut data, READ)?;
+    let target = c.reg(i.op0_register());
+    let at = c.linear(ES, target, BYTES as u64, true)?;
+    if at & (BYTES as u64 - 1) != 0 {
+        return Err(c.gp(0));
+    }
+    c.write_linear(ES, at, &data, WRITE)
 }
 
 /// SETcc and CMOVcc.

@@ -1,5 +1,7 @@
 //! Control of x87 and SSE state: FXSAVE, XSAVE and their counterparts.
 
+mod compact;
+
 use iced_x86::{Code, Instruction, Mnemonic as M};
 
 use crate::exec::Exec;
@@ -23,7 +25,8 @@ pub(super) fn select(m: M) -> Option<Exec> {
         M::Fxsave | M::Fxsave64 => fxsave,
         M::Fxrstor | M::Fxrstor64 => fxrstor,
         M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 => xsave,
-        M::Xrstor | M::Xrstor64 => xrstor,
+        M::Xsavec | M::Xsavec64 | M::Xsaves | M::Xsaves64 => compact::save,
+        M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64 => xrstor,
         M::Ldmxcsr => |c, i| {
             c.sse()?;
             let v = c.get(i, 0)? as u32;
@@ -143,7 +146,17 @@ fn wide(i: &Instruction) -> bool {
             | Code::Fxrstor64_m512byte
             | Code::Xsave64_mem
             | Code::Xrstor64_mem
+            | Code::Xrstors64_mem
             | Code::Xsaveopt64_mem
+            | Code::Xsavec64_mem
+            | Code::Xsaves64_mem
+    )
+}
+
+fn is_supervisor(i: &Instruction) -> bool {
+    matches!(
+        i.mnemonic(),
+        M::Xsaves | M::Xsaves64 | M::Xrstors | M::Xrstors64
     )
 }
 
@@ -177,19 +190,22 @@ fn fxrstor(c: &mut Core, i: &Instruction) -> R<()> {
     Ok(())
 }
 
-/// Components that EDX:EAX asks for and XCR0 enables.
-fn requested(c: &mut Core) -> R<u64> {
+/// Components that EDX:EAX asks for and XCR0 enables. There are none that IA32_XSS could enable.
+fn requested(c: &mut Core, i: &Instruction) -> R<u64> {
     if c.cr4 & CR4_OSXSAVE == 0 {
         return Err(c.ud());
     }
     if c.cr0 & CR0_TS != 0 {
         return Err(c.fault(Exception::plain(Exception::NM)));
     }
+    if is_supervisor(i) {
+        c.privileged()?;
+    }
     Ok((c.r[2] << 32 | c.r[0] & 0xffff_ffff) & c.fpu.xcr0)
 }
 
 fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
-    let mask = requested(c)?;
+    let mask = requested(c, i)?;
     let bytes = if mask & AVX != 0 {
         HIGH + HIGH_BYTES
     } else {
@@ -230,15 +246,20 @@ fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
 }
 
 fn xrstor(c: &mut Core, i: &Instruction) -> R<()> {
-    let mask = requested(c)?;
+    let mask = requested(c, i)?;
     let at = c.area(i, HIGH as u64, 64, false)?;
     let seg = Core::operand_segment(i);
     let mut area = [0; HIGH];
     c.read_linear(seg, at, &mut area, READ)?;
     let header = |n: usize| word(&area, 512 + n * 8, 8) as u64;
-    let (bits, compact) = (header(0), header(1));
-    // The compacted format is not offered.
-    if bits & !c.fpu.xcr0 != 0 || compact != 0 || header(2) != 0 {
+    let bits = header(0);
+    let compacted = header(1) & compact::FORMAT != 0;
+    let known = if compacted {
+        compact::is_known([0, 1, 2, 3, 4, 5, 6, 7].map(header), c.fpu.xcr0)
+    } else {
+        !is_supervisor(i) && bits & !c.fpu.xcr0 == 0 && header(1) == 0 && header(2) == 0
+    };
+    if !known {
         return Err(c.gp(0));
     }
     let mut high = [0; HIGH_BYTES];
@@ -246,11 +267,13 @@ fn xrstor(c: &mut Core, i: &Instruction) -> R<()> {
         let at = at.wrapping_add(HIGH as u64);
         c.read_linear(seg, at, &mut high, READ)?;
     }
-    if mask & (SSE | AVX) != 0 {
+    let initial = Fpu::new();
+    if compacted && mask & SSE != 0 && bits & SSE == 0 {
+        c.fpu.mxcsr = initial.mxcsr;
+    } else if mask & SSE != 0 || !compacted && mask & AVX != 0 {
         c.load_mxcsr(word(&area, 24, 4) as u32)?;
     }
     let count = c.xmm_count();
-    let initial = Fpu::new();
     let f = &mut c.fpu;
     if mask & X87 != 0 && bits & X87 != 0 {
         restore_x87(f, &area, wide(i));

@@ -124,6 +124,8 @@ fn features_allowed(code: Code) -> bool {
                 | F::INTEL8086_ONLY
                 | F::AVX
                 | F::AVX2
+                | F::FMA
+                | F::F16C
                 | F::MMX
                 | F::FPU
                 | F::FPU287
@@ -345,6 +347,11 @@ fn is_mmx(code: Code) -> bool {
 fn is_avx(code: Code) -> bool {
     let avx = |f: &F| matches!(f, F::AVX | F::AVX2);
     code.cpuid_features().iter().any(avx)
+}
+
+fn is_fused_or_half(code: Code) -> bool {
+    let extension = |f: &F| matches!(f, F::FMA | F::F16C);
+    code.cpuid_features().iter().any(extension)
 }
 
 /// A stack of numbers, of which some registers are empty; exceptions mostly masked, and none pending.
@@ -659,13 +666,25 @@ fn avx_forms_compute_what_the_host_computes() {
         println!("skipped: the host has no AVX2");
         return;
     }
-    run_all(is_avx, 510);
+    run_all(|c| is_avx(c) && !is_fused_or_half(c), 510);
+}
+
+#[test]
+fn fused_and_half_precision_forms_compute_what_the_host_computes() {
+    if !std::is_x86_feature_detected!("fma") || !std::is_x86_feature_detected!("f16c") {
+        println!("skipped: the host has no FMA or no F16C");
+        return;
+    }
+    run_all(is_fused_or_half, 100);
 }
 
 #[test]
 fn integer_forms_compute_what_the_host_computes() {
     run_all(
-        |c| !is_vector(c) && !is_x87(c) && !is_mmx(c) && !is_avx(c),
+        |c| {
+            let other = [is_vector, is_x87, is_mmx, is_avx, is_fused_or_half];
+            !other.iter().any(|is| is(c))
+        },
         300,
     );
 }

@@ -30,7 +30,7 @@ fn mask(processor: &CpuidTable, leaf: u32, subleaf: u32) -> [u32; 4] {
     match (leaf, subleaf) {
         (1, _) => [ALL, ALL, ecx, edx | HTT],
         // EAX is the last sub-leaf.
-        (7, 0) => [0, ebx, ecx, MITIGATIONS],
+        (7, 0) => [0, ebx, ecx, edx | MITIGATIONS],
         (0xd, 0) => [eax, ALL, ALL, edx],
         (0xd, 1) => [eax, ALL, 0, 0],
         // Other features of leaf 7, state components, performance counters, traces, last branches, tiles, key locker.

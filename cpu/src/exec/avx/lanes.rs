@@ -31,13 +31,13 @@ pub(super) fn select(i: &Instruction) -> Option<Exec> {
 }
 
 /// Lane `n` of `size` bytes, counted over both halves.
-fn lane(v: &Halves, n: u32, size: u32) -> u64 {
+pub(super) fn lane(v: &Halves, n: u32, size: u32) -> u64 {
     let lanes = 16 / size;
     let shifted = v[(n / lanes) as usize & 1] >> (n % lanes * size * 8);
     crate::flags::zero(shifted as u64, size)
 }
 
-fn put(v: &mut Halves, n: u32, size: u32, value: u64) {
+pub(super) fn put(v: &mut Halves, n: u32, size: u32, value: u64) {
     let lanes = 16 / size;
     let shift = n % lanes * size * 8;
     let mask = u128::MAX >> (128 - size * 8) << shift;

@@ -1,8 +1,10 @@
-//! AVX and AVX2: instructions with VEX prefixes on XMM and YMM registers.
+//! AVX, AVX2, FMA and F16C: instructions with VEX prefixes on XMM and YMM registers.
 //!
 //! Most compute with each half of their operands what an instruction of SSE does. Their operands are copied to
 //! [scratch registers](crate::fpu::SCRATCH), and that instruction, their *twin*, runs on these.
 
+mod fma;
+mod half;
 mod lanes;
 mod moves;
 mod twin;
@@ -27,6 +29,8 @@ pub(super) fn select(i: &Instruction) -> Option<Exec> {
     }
     moves::select(i)
         .or_else(|| lanes::select(i))
+        .or_else(|| fma::select(i))
+        .or_else(|| half::select(i))
         .or_else(|| twin::select(i))
 }
 

@@ -73,7 +73,7 @@ fn lane(v: u128, n: u32, size: u32) -> u128 {
 
 impl Core {
     /// Sets MXCSR's flags; #XM if one is not masked.
-    fn raise(&mut self, x: &Context) -> R<()> {
+    pub(in crate::exec) fn raise(&mut self, x: &Context) -> R<()> {
         // Results do not count if the operands already fault.
         let early = x.raised & (INVALID | DENORMAL | ZERO_DIVIDE);
         let unmasked = !(self.fpu.mxcsr >> 7);

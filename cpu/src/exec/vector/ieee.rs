@@ -1,6 +1,6 @@
 //! IEEE arithmetic with MXCSR's rounding, masks and flags, one operation at a time.
 
-use rustc_apfloat::ieee::{Double, Quad, Single};
+use rustc_apfloat::ieee::{Double, Half, Quad, Single};
 use rustc_apfloat::{Float, FloatConvert, Round, Status};
 
 pub(super) const INVALID: u32 = 1 << 0;
@@ -13,34 +13,41 @@ const DENORMALS_ARE_ZERO: u32 = 1 << 6;
 const FLUSH_TO_ZERO: u32 = 1 << 15;
 
 /// MXCSR's control bits, and the flags that an instruction raises.
-pub(super) struct Context {
+pub(in crate::exec) struct Context {
     control: u32,
     pub(super) raised: u32,
 }
 
 /// A format with the constants that NaNs need.
-pub(super) trait Format: Float + FloatConvert<Quad>
+pub(in crate::exec) trait Format: Float + FloatConvert<Quad>
 where
     Quad: FloatConvert<Self>,
 {
     const LARGEST_EXPONENT: i32;
     const SIZE: u32;
-    const QUIET: u128;
-    const DEFAULT_NAN: u128;
+    /// Bits of the significand that are stored.
+    const FRACTION: u32;
+    const QUIET: u128 = 1 << (Self::FRACTION - 1);
+    const EXPONENT: u128 = (1 << (Self::SIZE * 8 - 1)) - (1 << Self::FRACTION);
+    const DEFAULT_NAN: u128 = 1 << (Self::SIZE * 8 - 1) | Self::EXPONENT | Self::QUIET;
+}
+
+impl Format for Half {
+    const LARGEST_EXPONENT: i32 = 15;
+    const SIZE: u32 = 2;
+    const FRACTION: u32 = 10;
 }
 
 impl Format for Single {
     const LARGEST_EXPONENT: i32 = 127;
     const SIZE: u32 = 4;
-    const QUIET: u128 = 1 << 22;
-    const DEFAULT_NAN: u128 = 0xffc0_0000;
+    const FRACTION: u32 = 23;
 }
 
 impl Format for Double {
     const LARGEST_EXPONENT: i32 = 1023;
     const SIZE: u32 = 8;
-    const QUIET: u128 = 1 << 51;
-    const DEFAULT_NAN: u128 = 0xfff8_0000_0000_0000;
+    const FRACTION: u32 = 52;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,8 +62,28 @@ pub(super) enum Op {
 }
 
 impl Context {
-    pub(super) fn new(control: u32) -> Self {
+    pub(in crate::exec) fn new(control: u32) -> Self {
         Self { control, raised: 0 }
+    }
+
+    /// For operands of 16 bits: their denormals never are zeros.
+    pub(in crate::exec) fn of_halves(control: u32) -> Self {
+        Self::new(control & !DENORMALS_ARE_ZERO)
+    }
+
+    /// For results of 16 bits: tiny ones never are flushed. Bits 1:0 of `imm` are the rounding, unless bit 2
+    /// leaves that to MXCSR.
+    pub(in crate::exec) fn to_halves(control: u32, imm: u8) -> Self {
+        let control = control & !FLUSH_TO_ZERO;
+        Self::new(match imm & 4 {
+            0 => control & !(3 << 13) | u32::from(imm & 3) << 13,
+            _ => control,
+        })
+    }
+
+    /// Takes the flag of denormal operands back.
+    pub(in crate::exec) fn ignore_denormals(&mut self) {
+        self.raised &= !DENORMAL;
     }
 
     pub(super) fn round(&self) -> Round {
@@ -64,7 +91,7 @@ impl Context {
     }
 
     /// An operand, with denormals as zeros if MXCSR says so.
-    fn load<F: Format>(&self, bits: u128) -> F
+    pub(super) fn load<F: Format>(&self, bits: u128) -> F
     where
         Quad: FloatConvert<F>,
     {
@@ -75,7 +102,7 @@ impl Context {
         v
     }
 
-    fn denormal<F: Format>(&mut self, operands: &[F])
+    pub(super) fn denormal<F: Format>(&mut self, operands: &[F])
     where
         Quad: FloatConvert<F>,
     {
@@ -89,14 +116,19 @@ impl Context {
     where
         Quad: FloatConvert<F>,
     {
-        if !a.is_nan() && !b.is_nan() {
-            return None;
-        }
-        if a.is_signaling() || b.is_signaling() {
+        self.first_nan(&[a, b])
+    }
+
+    /// The first NaN among the operands, made quiet; flags SNaNs.
+    pub(super) fn first_nan<F: Format>(&mut self, operands: &[F]) -> Option<u128>
+    where
+        Quad: FloatConvert<F>,
+    {
+        let first = operands.iter().find(|v| v.is_nan())?;
+        if operands.iter().any(|v| v.is_signaling()) {
             self.raised |= INVALID;
         }
-        let source = if a.is_nan() { a } else { b };
-        Some(source.to_bits() | F::QUIET)
+        Some(first.to_bits() | F::QUIET)
     }
 
     /// Result of an operation, with its flags and the flush to zero. `exact` gives the result
@@ -287,7 +319,10 @@ impl Context {
         r.value as u64
     }
 
-    pub(super) fn convert<A: Format + FloatConvert<B>, B: Format>(&mut self, a: u128) -> u128
+    pub(in crate::exec) fn convert<A: Format + FloatConvert<B>, B: Format>(
+        &mut self,
+        a: u128,
+    ) -> u128
     where
         Quad: FloatConvert<A> + FloatConvert<B>,
     {
@@ -295,17 +330,12 @@ impl Context {
         if self.nan(x, x).is_some() {
             let negative = u128::from(x.is_negative()) << (B::SIZE * 8 - 1);
             let bits = x.to_bits();
-            let payload = if A::SIZE < B::SIZE {
-                (bits & 0x3f_ffff) << 29
+            let payload = if A::FRACTION < B::FRACTION {
+                (bits & (A::QUIET - 1)) << (B::FRACTION - A::FRACTION)
             } else {
-                bits >> 29 & 0x3f_ffff
+                bits >> (A::FRACTION - B::FRACTION) & (B::QUIET - 1)
             };
-            let exponent = if B::SIZE == 8 {
-                0x7ff << 52
-            } else {
-                0xff << 23
-            };
-            return negative | exponent | B::QUIET | payload;
+            return negative | B::EXPONENT | B::QUIET | payload;
         }
         self.denormal(&[x]);
         let mut lost = false;

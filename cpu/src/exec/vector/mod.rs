@@ -2,6 +2,7 @@
 
 mod crypto;
 mod float;
+mod fused;
 mod ieee;
 mod lanes;
 mod moves;
@@ -9,6 +10,8 @@ mod shuffle;
 mod text;
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+
+pub(in crate::exec) use ieee::Context;
 
 use crate::exec::Exec;
 use crate::fault::Exception;

@@ -31,7 +31,7 @@ pub(super) fn select(m: M) -> Option<Exec> {
         M::Ffreep => |c, i| free(c, i, true),
         M::Fincstp => |c, i| turn(c, i, 1),
         M::Fdecstp => |c, i| turn(c, i, 7),
-        M::Fnop => |c, i| c.x87_begin(i),
+        M::Fnop => |c, i| c.x87_remember(i),
         _ => return None,
     })
 }

@@ -1,0 +1,73 @@
+//! The compacted format of XSAVE: XSAVEC and XSAVES, and what XRSTOR takes of it.
+//!
+//! The only component behind the header is that of AVX, so its place is the same in both formats.
+
+use iced_x86::Instruction;
+
+use super::{
+    AVX, HIGH, HIGH_BYTES, SSE, X87, legacy_mxcsr, legacy_x87, legacy_xmm, requested, save_high,
+    wide,
+};
+use crate::fpu::Fpu;
+use crate::paging::{READ, WRITE};
+use crate::state::{Core, R};
+
+/// Bit of XCOMP_BV that tells the format.
+pub(super) const FORMAT: u64 = 1 << 63;
+/// Bytes of the legacy region that the processor writes; the rest is software's.
+const LEGACY: usize = 464;
+
+/// True if XRSTOR takes this header: XSTATE_BV, XCOMP_BV, and what is reserved.
+pub(super) fn is_known(header: [u64; 8], enabled: u64) -> bool {
+    let [bits, compact, reserved @ ..] = header;
+    let present = compact & !FORMAT;
+    present & !enabled == 0 && bits & !present == 0 && reserved == [0; 6]
+}
+
+impl Fpu {
+    /// XINUSE as XSAVEC and XSAVES take it: MXCSR belongs to SSE.
+    fn in_use_with_mxcsr(&self) -> u64 {
+        let changed = self.mxcsr != Self::new().mxcsr;
+        self.in_use() | if changed { SSE } else { 0 }
+    }
+}
+
+/// XSAVEC and XSAVES. Components in their initial state are not written.
+pub(super) fn save(c: &mut Core, i: &Instruction) -> R<()> {
+    let mask = requested(c, i)?;
+    let bytes = if mask & AVX != 0 {
+        HIGH + HIGH_BYTES
+    } else {
+        HIGH
+    };
+    let at = c.area(i, bytes as u64, 64, true)?;
+    let seg = Core::operand_segment(i);
+    let saved = mask & c.fpu.in_use_with_mxcsr();
+    let count = c.xmm_count();
+    if saved & AVX != 0 {
+        let mut high = [0; HIGH_BYTES];
+        save_high(&c.fpu, &mut high, count);
+        let at = at.wrapping_add(HIGH as u64);
+        c.write_linear(seg, at, &high[..count * 16], WRITE)?;
+    }
+    let mut header = [0; 16];
+    header[..8].copy_from_slice(&saved.to_le_bytes());
+    header[8..].copy_from_slice(&(mask | FORMAT).to_le_bytes());
+    c.write_linear(seg, at.wrapping_add(512), &header, WRITE)?;
+    if saved & (X87 | SSE) == 0 {
+        return Ok(());
+    }
+    let mut area = [0; 512];
+    c.read_linear(seg, at, &mut area, READ)?;
+    if saved & X87 != 0 {
+        let kept = [24, 25, 26, 27, 28, 29, 30, 31].map(|n| area[n]);
+        area[..160].fill(0);
+        area[24..32].copy_from_slice(&kept);
+        legacy_x87(&c.fpu, &mut area, wide(i));
+    }
+    if saved & SSE != 0 {
+        legacy_mxcsr(&c.fpu, &mut area);
+        legacy_xmm(&c.fpu, &mut area, count);
+    }
+    c.write_linear(seg, at, &area[..LEGACY], WRITE)
+}
