@@ -14,7 +14,7 @@ mod turns;
 
 pub(crate) use mmio::Access;
 pub(crate) use routing::{Command, Kind, Processors, To};
-pub(crate) use turns::{Sleeper, Turn, Turns};
+pub(crate) use turns::{Place, Sleeper, Turn, Turns};
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -210,6 +210,9 @@ impl Processor {
     }
 
     fn run_inside(&mut self, buffer: &mut [u8; MAX_ACCESS]) -> Result<(Exit, usize)> {
+        let vm = Arc::clone(&self.vm);
+        // The place for the next turn, taken in the last one.
+        let mut place: Option<Place<'_>> = None;
         loop {
             self.vm.require_open()?;
             // An instruction whose accesses were answered is finished first.
@@ -218,7 +221,15 @@ impl Processor {
             }
             let mut next = match self.take_work()? {
                 Some(next) => next,
-                None => self.turn(),
+                None => {
+                    let turn = place.take().map_or_else(|| vm.turns.take(), Place::wait);
+                    let next = self.turn(&turn);
+                    // The work between turns of a processor with encrypted registers has turns, too.
+                    if matches!(next, Next::Again) && self.sev.is_none() {
+                        place = Some(turn.queue_again());
+                    }
+                    next
+                }
             };
             while let Next::Outside(exit) = next {
                 next = self.outside(exit)?;
@@ -247,9 +258,7 @@ impl Processor {
     }
 
     /// One turn: time, messages, events, instructions.
-    fn turn(&mut self) -> Next {
-        let vm = Arc::clone(&self.vm);
-        let turn = vm.turns.take();
+    fn turn(&mut self, turn: &Turn<'_>) -> Next {
         self.cpu.advance_to(turn.clock());
         self.turns += 1;
         if self.turns > TRUSTED_TURNS {
@@ -271,7 +280,7 @@ impl Processor {
             None => {
                 // A timer of the platform interrupts at its very tick, however turns are cut.
                 let until_timer = timer.map_or(u64::MAX, |at| at.saturating_sub(self.cpu.clock()));
-                let stopped = self.execute(until_timer.clamp(1, QUANTUM), &turn);
+                let stopped = self.execute(until_timer.clamp(1, QUANTUM), turn);
                 self.stopped(stopped)
             }
         };

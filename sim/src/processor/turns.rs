@@ -23,6 +23,8 @@ pub(super) struct State {
     /// Tickets: the next one to hand out, and the one whose turn it is.
     next: u64,
     serving: u64,
+    /// Tickets that were given up before it was their turn.
+    given_up: BTreeSet<u64>,
     /// Ticks since the VM was created.
     clock: u64,
     /// Processors that have run and do not sleep. Time jumps when there is none.
@@ -52,6 +54,13 @@ impl Sleeper {
     }
 }
 
+/// A ticket that waits for its turn. Dropping it gives the place up.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    turns: &'a Turns,
+    ticket: u64,
+}
+
 /// The right to execute, or to change memory slots.
 #[derive(Debug)]
 pub(crate) struct Turn<'a>(&'a Turns);
@@ -64,16 +73,18 @@ impl Turns {
 
     /// Waits for a turn: first come, first served.
     pub(crate) fn take(&self) -> Turn<'_> {
+        self.queue().wait()
+    }
+
+    /// A place behind all who wait.
+    fn queue(&self) -> Place<'_> {
         let mut state = self.lock();
         let ticket = state.next;
         state.next += 1;
-        while state.serving != ticket {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+        Place {
+            turns: self,
+            ticket,
         }
-        Turn(self)
     }
 
     /// Ticks since the VM was created, each a nanosecond.
@@ -127,7 +138,42 @@ impl Turns {
     }
 }
 
-impl Turn<'_> {
+impl<'a> Place<'a> {
+    /// Waits for the turn.
+    pub(crate) fn wait(self) -> Turn<'a> {
+        let Self { turns, ticket } = self;
+        // The turn gives on what the place would give up.
+        std::mem::forget(self);
+        let mut state = turns.lock();
+        while state.serving != ticket {
+            state = turns
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Turn(turns)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.turns.lock();
+        if state.serving == self.ticket {
+            state.serve_next();
+            self.turns.changed.notify_all();
+        } else {
+            state.given_up.insert(self.ticket);
+        }
+    }
+}
+
+impl<'a> Turn<'a> {
+    /// A place for the next turn, behind those who wait already. Who queues only after this turn may be behind
+    /// the others' next turns, as their threads run before this one does again.
+    pub(crate) fn queue_again(&self) -> Place<'a> {
+        self.0.queue()
+    }
+
     pub(crate) fn clock(&self) -> u64 {
         self.0.lock().clock
     }
@@ -153,12 +199,20 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.lock().serving += 1;
+        self.0.lock().serve_next();
         self.0.changed.notify_all();
     }
 }
 
 impl State {
+    /// The turn is that of the next ticket that was not given up.
+    fn serve_next(&mut self) {
+        self.serving += 1;
+        while self.given_up.remove(&self.serving) {
+            self.serving += 1;
+        }
+    }
+
     /// A processor is awake.
     pub(super) fn wake(&mut self, id: u32) {
         self.forget(id);
@@ -243,6 +297,40 @@ mod tests {
             }
         });
         assert_eq!(turns.lock().serving, 2000);
+    }
+
+    #[test]
+    fn who_queues_during_the_turn_comes_before_those_who_queue_after_it() {
+        let turns = Turns::default();
+        let turn = turns.take();
+        let place = turn.queue_again();
+        drop(turn);
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _turn = turns.take();
+                order.lock().unwrap().push("other");
+            });
+            while turns.lock().next < 3 {
+                std::thread::yield_now();
+            }
+            let _turn = place.wait();
+            order.lock().unwrap().push("first");
+        });
+        assert_eq!(*order.lock().unwrap(), ["first", "other"]);
+    }
+
+    #[test]
+    fn a_place_that_is_given_up_is_passed_over() {
+        let turns = Turns::default();
+        let turn = turns.take();
+        let (early, late) = (turn.queue_again(), turn.queue_again());
+        drop(early);
+        drop(turn);
+        drop(late);
+        let turn = turns.take();
+        assert!(!turn.is_wanted());
+        assert!(turns.lock().given_up.is_empty());
     }
 
     #[test]
