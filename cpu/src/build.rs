@@ -290,10 +290,10 @@ impl Core {
             }
         }
         let selected = exec::select(i);
-        let handlers = if selected.ends {
-            Handlers::end::<DecodedEnd>()
-        } else {
-            Handlers::of::<Decoded>()
+        let handlers = match (selected.ends, selected.quiet) {
+            (true, false) => Handlers::end::<DecodedEnd<false>>(),
+            (true, true) => Handlers::end::<DecodedEnd<true>>(),
+            (false, _) => Handlers::of::<Decoded>(),
         };
         let mut op = select::blank(handlers, dispatch);
         op.imm = self.insns.len() as u64;

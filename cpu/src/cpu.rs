@@ -50,6 +50,8 @@ struct Key {
     rip: u64,
     bits: u8,
     limit: u32,
+    /// Of one instruction: after STI and MOV SS, and for single steps.
+    single: bool,
 }
 
 /// Decoded blocks.
@@ -80,6 +82,63 @@ impl Blocks {
             trust: 0,
             seen_written: 0,
             seen_protected: 0,
+        }
+    }
+}
+
+/// Place of an address in the table of jumps.
+#[inline(always)]
+fn slot(rip: u64) -> usize {
+    (rip ^ rip >> 12) as usize % JUMPS
+}
+
+/// The state on which it depends what an address leads to.
+#[inline(always)]
+fn stamp(core: &Core) -> u64 {
+    core.epoch << 3 | u64::from(core.bits >> 5) << 1 | u64::from(core.cpl == 3)
+}
+
+impl Blocks {
+    /// The block that RIP led to last, in the same state.
+    #[inline(always)]
+    fn jump(&self, core: &Core) -> Option<u32> {
+        let jump = &self.jumps[slot(core.rip)];
+        (jump.rip == core.rip && jump.stamp == stamp(core)).then_some(jump.block)
+    }
+
+    /// The block that follows `from`, by a link or a jump that is known.
+    #[inline(always)]
+    fn next(&self, core: &Core, from: &Block, out: Out) -> Option<u32> {
+        let link = match out {
+            Out::Taken => from.links[0].get(),
+            Out::Fall => from.links[1].get(),
+            _ => return self.jump(core),
+        };
+        (link.epoch == self.epoch).then_some(link.block)
+    }
+
+    /// Runs a block, and those that follow as long as they are known and nothing has to be looked at. Returns how
+    /// the last one ended, and its number.
+    fn chain(&self, core: &mut Core, first: u32) -> (Out, u32) {
+        let mut index = first;
+        let mut block = &self.list[first as usize];
+        loop {
+            core.budget -= i64::from(block.count);
+            core.r[BLOCK] = core.rip;
+            let out = run(core, &block.ops);
+            if out == Out::Stop || core.attention {
+                return (out, index);
+            }
+            let Some(next) = self.next(core, block, out) else {
+                return (out, index);
+            };
+            let Some(following) = self.list.get(next as usize) else {
+                return (out, index);
+            };
+            if core.budget < i64::from(following.count) {
+                return (out, index);
+            }
+            (index, block) = (next, following);
         }
     }
 }
@@ -323,9 +382,10 @@ impl Cpu {
         let shadow = core::mem::take(&mut core.shadow);
         let alone = core::mem::take(&mut core.alone);
         let whole = cut == BLOCK_OPS as u8 && !alone;
-        let index = match next {
+        let single = cut == 1 && !alone;
+        let index = match next.filter(|_| !single) {
             Some(n) => n,
-            None => match self.find(!alone && cut > 1) {
+            None => match self.find(!alone, single) {
                 Ok(Some(n)) => n,
                 Ok(None) => return self.run_once(if alone { 1 } else { cut }),
                 Err(stop) => {
@@ -338,15 +398,19 @@ impl Cpu {
         if alone || !whole && count > cut {
             return self.run_once(if alone { 1 } else { cut });
         }
-        let block = &self.blocks.list[index as usize];
-        let core = &mut self.core;
-        core.budget -= i64::from(count);
-        core.r[BLOCK] = core.rip;
-        let out = run(core, &block.ops);
-        if out != Out::Stop {
-            core.system_flags &= !flags::RF;
+        if !whole {
+            let core = &mut self.core;
+            core.budget -= i64::from(count);
+            core.r[BLOCK] = core.rip;
+            let before = core.system_flags & flags::RF;
+            let out = run(core, &self.blocks.list[index as usize].ops);
+            if out != Out::Stop && before != 0 {
+                core.system_flags &= !flags::RF;
+            }
+            return Ok((out, Some(index)));
         }
-        Ok((out, Some(index)))
+        let (out, last) = self.blocks.chain(&mut self.core, index);
+        Ok((out, Some(last)))
     }
 
     /// Builds a block of at most `count` instructions, runs it and forgets it.
@@ -373,13 +437,10 @@ impl Cpu {
     }
 
     /// Finds or builds the block at RIP; `None` if it can not be kept.
-    fn find(&mut self, keep: bool) -> R<Option<u32>> {
+    fn find(&mut self, keep: bool, single: bool) -> R<Option<u32>> {
         let core = &mut self.core;
-        let stamp = core.epoch << 3 | u64::from(core.bits >> 5) << 1 | u64::from(core.cpl == 3);
-        let slot = (core.rip ^ core.rip >> 12) as usize % JUMPS;
-        let jump = self.blocks.jumps[slot];
-        if jump.rip == core.rip && jump.stamp == stamp {
-            return Ok(Some(jump.block));
+        if !single && let Some(block) = self.blocks.jump(core) {
+            return Ok(Some(block));
         }
         let linear = core.code_linear(core.rip);
         let gpa = core.fetch_address(linear)?;
@@ -393,6 +454,7 @@ impl Cpu {
             rip: core.rip,
             bits: core.bits,
             limit,
+            single,
         };
         let known = self.blocks.map.get(&key).copied();
         let current = match known {
@@ -407,7 +469,7 @@ impl Cpu {
                     self.drop_blocks();
                 }
                 let limits = Limits {
-                    instructions: BLOCK_OPS as u8,
+                    instructions: if single { 1 } else { BLOCK_OPS as u8 },
                     keep: true,
                     dispatch: self.dispatch,
                 };
@@ -420,12 +482,13 @@ impl Cpu {
             }
         };
         self.blocks.seen_protected = self.core.pages.protected_count();
-        let stamp = self.core.epoch << 3 | stamp & 7;
-        self.blocks.jumps[slot] = Jump {
-            rip: self.core.rip,
-            stamp,
-            block: index,
-        };
+        if !single {
+            self.blocks.jumps[slot(self.core.rip)] = Jump {
+                rip: self.core.rip,
+                stamp: stamp(&self.core),
+                block: index,
+            };
+        }
         Ok(Some(index))
     }
 
@@ -481,7 +544,7 @@ impl Cpu {
             return None;
         }
         let page = block.gpa >> 12;
-        let found = self.find(true).ok().flatten();
+        let found = self.find(true, false).ok().flatten();
         if found.is_none() {
             // The same question is asked again by the loop, which handles the fault.
             self.core.pending = Pending::None;

@@ -47,21 +47,21 @@ fn address(c: &Core, op: &Op) -> u64 {
 }
 
 #[inline(always)]
-fn load<const S: usize>(c: &mut Core, op: &Op) -> R<u64> {
+fn load<const S: usize, const SLOW: bool>(c: &mut Core, op: &Op) -> R<u64> {
     let at = address(c, op);
-    c.load::<S>(op.seg.into(), at)
+    c.load_by::<S, SLOW>(op.seg.into(), at)
 }
 
 #[inline(always)]
-fn store<const S: usize>(c: &mut Core, op: &Op, value: u64) -> R<()> {
+fn store<const S: usize, const SLOW: bool>(c: &mut Core, op: &Op, value: u64) -> R<()> {
     let at = address(c, op);
-    c.store::<S>(op.seg.into(), at, value)
+    c.store_by::<S, SLOW>(op.seg.into(), at, value)
 }
 
 pub(crate) struct Nop;
 impl Sem for Nop {
     #[inline(always)]
-    fn exec(_: &mut Core, _: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(_: &mut Core, _: &Op) -> R<()> {
         Ok(())
     }
 }
@@ -69,7 +69,7 @@ impl Sem for Nop {
 pub(crate) struct MovRR<const S: usize>;
 impl<const S: usize> Sem for MovRR<S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let v = get::<S>(c, op.src);
         set::<S>(c, op.dst, v);
         Ok(())
@@ -79,7 +79,7 @@ impl<const S: usize> Sem for MovRR<S> {
 pub(crate) struct MovRI<const S: usize>;
 impl<const S: usize> Sem for MovRI<S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         set::<S>(c, op.dst, op.imm);
         Ok(())
     }
@@ -88,8 +88,8 @@ impl<const S: usize> Sem for MovRI<S> {
 pub(crate) struct Load<const S: usize>;
 impl<const S: usize> Sem for Load<S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
-        let v = load::<S>(c, op)?;
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
+        let v = load::<S, SLOW>(c, op)?;
         set::<S>(c, op.dst, v);
         Ok(())
     }
@@ -98,17 +98,17 @@ impl<const S: usize> Sem for Load<S> {
 pub(crate) struct Store<const S: usize>;
 impl<const S: usize> Sem for Store<S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let v = r(c, op.src);
-        store::<S>(c, op, v)
+        store::<S, SLOW>(c, op, v)
     }
 }
 
 pub(crate) struct StoreImm<const S: usize>;
 impl<const S: usize> Sem for StoreImm<S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
-        store::<S>(c, op, op.imm)
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
+        store::<S, SLOW>(c, op, op.imm)
     }
 }
 
@@ -116,7 +116,7 @@ impl<const S: usize> Sem for StoreImm<S> {
 pub(crate) struct ExtendR<const F: usize, const T: usize, const SIGNED: bool>;
 impl<const F: usize, const T: usize, const SIGNED: bool> Sem for ExtendR<F, T, SIGNED> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let v = get::<F>(c, op.src);
         let v = if SIGNED {
             crate::flags::sign(v, F as u32)
@@ -131,8 +131,8 @@ impl<const F: usize, const T: usize, const SIGNED: bool> Sem for ExtendR<F, T, S
 pub(crate) struct ExtendM<const F: usize, const T: usize, const SIGNED: bool>;
 impl<const F: usize, const T: usize, const SIGNED: bool> Sem for ExtendM<F, T, SIGNED> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
-        let v = load::<F>(c, op)?;
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
+        let v = load::<F, SLOW>(c, op)?;
         let v = if SIGNED {
             crate::flags::sign(v, F as u32)
         } else {
@@ -146,7 +146,7 @@ impl<const F: usize, const T: usize, const SIGNED: bool> Sem for ExtendM<F, T, S
 pub(crate) struct Lea<const S: usize>;
 impl<const S: usize> Sem for Lea<S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let v = address(c, op);
         set::<S>(c, op.dst, v);
         Ok(())
@@ -156,7 +156,7 @@ impl<const S: usize> Sem for Lea<S> {
 pub(crate) struct AluRR<const O: u8, const S: usize>;
 impl<const O: u8, const S: usize> Sem for AluRR<O, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let (a, b) = (get::<S>(c, op.dst), get::<S>(c, op.src));
         let v = alu::binary(&mut c.f, O, a, b, S as u32);
         if alu::writes(O) {
@@ -169,7 +169,7 @@ impl<const O: u8, const S: usize> Sem for AluRR<O, S> {
 pub(crate) struct AluRI<const O: u8, const S: usize>;
 impl<const O: u8, const S: usize> Sem for AluRI<O, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let a = get::<S>(c, op.dst);
         let v = alu::binary(&mut c.f, O, a, op.imm, S as u32);
         if alu::writes(O) {
@@ -182,8 +182,8 @@ impl<const O: u8, const S: usize> Sem for AluRI<O, S> {
 pub(crate) struct AluRM<const O: u8, const S: usize>;
 impl<const O: u8, const S: usize> Sem for AluRM<O, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
-        let b = load::<S>(c, op)?;
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
+        let b = load::<S, SLOW>(c, op)?;
         let a = get::<S>(c, op.dst);
         let v = alu::binary(&mut c.f, O, a, b, S as u32);
         if alu::writes(O) {
@@ -194,17 +194,21 @@ impl<const O: u8, const S: usize> Sem for AluRM<O, S> {
 }
 
 #[inline(always)]
-fn alu_memory<const O: u8, const S: usize>(c: &mut Core, op: &Op, b: u64) -> R<()> {
+fn alu_memory<const O: u8, const S: usize, const SLOW: bool>(
+    c: &mut Core,
+    op: &Op,
+    b: u64,
+) -> R<()> {
     let at = address(c, op);
     let a = if alu::writes(O) {
-        c.load_update::<S>(op.seg.into(), at)?
+        c.load_update_by::<S, SLOW>(op.seg.into(), at)?
     } else {
-        c.load::<S>(op.seg.into(), at)?
+        c.load_by::<S, SLOW>(op.seg.into(), at)?
     };
     let mut f = c.f;
     let v = alu::binary(&mut f, O, a, b, S as u32);
     if alu::writes(O) {
-        c.store::<S>(op.seg.into(), at, v)?;
+        c.store_by::<S, SLOW>(op.seg.into(), at, v)?;
     }
     c.f = f;
     Ok(())
@@ -213,17 +217,17 @@ fn alu_memory<const O: u8, const S: usize>(c: &mut Core, op: &Op, b: u64) -> R<(
 pub(crate) struct AluMR<const O: u8, const S: usize>;
 impl<const O: u8, const S: usize> Sem for AluMR<O, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let b = get::<S>(c, op.src);
-        alu_memory::<O, S>(c, op, b)
+        alu_memory::<O, S, SLOW>(c, op, b)
     }
 }
 
 pub(crate) struct AluMI<const O: u8, const S: usize>;
 impl<const O: u8, const S: usize> Sem for AluMI<O, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
-        alu_memory::<O, S>(c, op, op.imm)
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
+        alu_memory::<O, S, SLOW>(c, op, op.imm)
     }
 }
 
@@ -235,7 +239,7 @@ pub(crate) const NOT: u8 = 3;
 pub(crate) struct Unary<const O: u8, const S: usize>;
 impl<const O: u8, const S: usize> Sem for Unary<O, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let a = get::<S>(c, op.dst);
         let v = match O {
             INC => alu::inc(&mut c.f, a, S as u32),
@@ -251,9 +255,9 @@ impl<const O: u8, const S: usize> Sem for Unary<O, S> {
 pub(crate) struct UnaryM<const O: u8, const S: usize>;
 impl<const O: u8, const S: usize> Sem for UnaryM<O, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let at = address(c, op);
-        let a = c.load_update::<S>(op.seg.into(), at)?;
+        let a = c.load_update_by::<S, SLOW>(op.seg.into(), at)?;
         let mut f = c.f;
         let v = match O {
             INC => alu::inc(&mut f, a, S as u32),
@@ -261,7 +265,7 @@ impl<const O: u8, const S: usize> Sem for UnaryM<O, S> {
             NEG => alu::neg(&mut f, a, S as u32),
             _ => !a,
         };
-        c.store::<S>(op.seg.into(), at, v)?;
+        c.store_by::<S, SLOW>(op.seg.into(), at, v)?;
         c.f = f;
         Ok(())
     }
@@ -271,7 +275,7 @@ impl<const O: u8, const S: usize> Sem for UnaryM<O, S> {
 pub(crate) struct ShiftRI<const O: u8, const S: usize>;
 impl<const O: u8, const S: usize> Sem for ShiftRI<O, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let a = get::<S>(c, op.dst);
         let v = alu::rotate(&mut c.f, O, a, op.imm, S as u32).unwrap_or(a);
         set::<S>(c, op.dst, v);
@@ -282,7 +286,7 @@ impl<const O: u8, const S: usize> Sem for ShiftRI<O, S> {
 pub(crate) struct ImulRR<const S: usize>;
 impl<const S: usize> Sem for ImulRR<S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let (a, b) = (get::<S>(c, op.dst), get::<S>(c, op.src));
         let v = alu::imul(&mut c.f, a, b, S as u32);
         set::<S>(c, op.dst, v);
@@ -293,8 +297,8 @@ impl<const S: usize> Sem for ImulRR<S> {
 pub(crate) struct ImulRM<const S: usize>;
 impl<const S: usize> Sem for ImulRM<S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
-        let b = load::<S>(c, op)?;
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
+        let b = load::<S, SLOW>(c, op)?;
         let a = get::<S>(c, op.dst);
         let v = alu::imul(&mut c.f, a, b, S as u32);
         set::<S>(c, op.dst, v);
@@ -305,7 +309,7 @@ impl<const S: usize> Sem for ImulRM<S> {
 pub(crate) struct SetR<const CC: u8>;
 impl<const CC: u8> Sem for SetR<CC> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let v = c.f.condition(CC).into();
         set::<1>(c, op.dst, v);
         Ok(())
@@ -316,7 +320,7 @@ impl<const CC: u8> Sem for SetR<CC> {
 pub(crate) struct CmovRR<const CC: u8, const S: usize>;
 impl<const CC: u8, const S: usize> Sem for CmovRR<CC, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let v = if c.f.condition(CC) {
             get::<S>(c, op.src)
         } else {
@@ -331,10 +335,10 @@ impl<const CC: u8, const S: usize> Sem for CmovRR<CC, S> {
 pub(crate) struct Push;
 impl Sem for Push {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let sp = c.r[4].wrapping_sub(8);
         let v = r(c, op.src);
-        c.store::<8>(2, sp, v)?;
+        c.store_by::<8, SLOW>(2, sp, v)?;
         c.r[4] = sp;
         Ok(())
     }
@@ -344,9 +348,9 @@ impl Sem for Push {
 pub(crate) struct Pop;
 impl Sem for Pop {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let sp = c.r[4];
-        let v = c.load::<8>(2, sp)?;
+        let v = c.load_by::<8, SLOW>(2, sp)?;
         c.r[4] = sp.wrapping_add(8);
         set::<8>(c, op.dst, v);
         Ok(())
@@ -357,7 +361,7 @@ impl Sem for Pop {
 pub(crate) struct Jmp;
 impl End for Jmp {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<Out> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<Out> {
         c.rip = op.imm;
         Ok(Out::Taken)
     }
@@ -378,7 +382,7 @@ fn branch(c: &mut Core, op: &Op, taken: bool) -> Out {
 pub(crate) struct Jcc<const CC: u8>;
 impl<const CC: u8> End for Jcc<CC> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<Out> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<Out> {
         let taken = c.f.condition(CC);
         Ok(branch(c, op, taken))
     }
@@ -388,7 +392,7 @@ impl<const CC: u8> End for Jcc<CC> {
 pub(crate) struct FusedRR<const O: u8, const CC: u8, const S: usize>;
 impl<const O: u8, const CC: u8, const S: usize> End for FusedRR<O, CC, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<Out> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<Out> {
         let (a, b) = (get::<S>(c, op.dst), get::<S>(c, op.src));
         alu::binary(&mut c.f, O, a, b, S as u32);
         let taken = c.f.condition(CC);
@@ -400,7 +404,7 @@ impl<const O: u8, const CC: u8, const S: usize> End for FusedRR<O, CC, S> {
 pub(crate) struct FusedRI<const O: u8, const CC: u8, const S: usize>;
 impl<const O: u8, const CC: u8, const S: usize> End for FusedRI<O, CC, S> {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<Out> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<Out> {
         let a = get::<S>(c, op.dst);
         let imm = i16::from_le_bytes([op.base, op.index]) as i64 as u64;
         let b = crate::flags::zero(imm, S as u32);
@@ -414,10 +418,10 @@ impl<const O: u8, const CC: u8, const S: usize> End for FusedRI<O, CC, S> {
 pub(crate) struct Call;
 impl End for Call {
     #[inline(always)]
-    fn exec(c: &mut Core, op: &Op) -> R<Out> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<Out> {
         let sp = c.r[4].wrapping_sub(8);
         let next = op.imm.wrapping_add(op.disp as i64 as u64);
-        c.store::<8>(2, sp, next)?;
+        c.store_by::<8, SLOW>(2, sp, next)?;
         c.r[4] = sp;
         c.rip = op.imm;
         Ok(Out::Taken)
@@ -428,9 +432,9 @@ impl End for Call {
 pub(crate) struct Ret;
 impl End for Ret {
     #[inline(always)]
-    fn exec(c: &mut Core, _: &Op) -> R<Out> {
+    fn exec<const SLOW: bool>(c: &mut Core, _: &Op) -> R<Out> {
         let sp = c.r[4];
-        let to = c.load::<8>(2, sp)?;
+        let to = c.load_by::<8, SLOW>(2, sp)?;
         if !c.canonical(to) {
             return Err(c.gp(0));
         }

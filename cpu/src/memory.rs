@@ -21,9 +21,21 @@ impl Core {
     /// Reads `N` bytes (1, 2, 4, 8) at a linear address; `seg` chooses #SS or #GP.
     #[inline(always)]
     pub(crate) fn load<const N: usize>(&mut self, seg: usize, linear: u64) -> R<u64> {
+        self.load_by::<N, true>(seg, linear)
+    }
+
+    /// The same; unless `SLOW`, an access that the TLB does not serve stops without a reason, and the caller does
+    /// it again slowly.
+    #[inline(always)]
+    pub(crate) fn load_by<const N: usize, const SLOW: bool>(
+        &mut self,
+        seg: usize,
+        linear: u64,
+    ) -> R<u64> {
         match self.tlb.load::<N>(self.set, linear) {
             Some(value) => Ok(value),
-            None => self.load_slow(seg, linear, N),
+            None if SLOW => self.load_slow(seg, linear, N),
+            None => Err(Stop),
         }
     }
 
@@ -31,9 +43,20 @@ impl Core {
     /// read-modify-write instructions.
     #[inline(always)]
     pub(crate) fn load_update<const N: usize>(&mut self, seg: usize, linear: u64) -> R<u64> {
+        self.load_update_by::<N, true>(seg, linear)
+    }
+
+    /// The same, as [`Core::load_by`] does it.
+    #[inline(always)]
+    pub(crate) fn load_update_by<const N: usize, const SLOW: bool>(
+        &mut self,
+        seg: usize,
+        linear: u64,
+    ) -> R<u64> {
         match self.tlb.load_writable::<N>(self.set, linear) {
             Some(value) => Ok(value),
-            None => self.load_update_slow(seg, linear, N),
+            None if SLOW => self.load_update_slow(seg, linear, N),
+            None => Err(Stop),
         }
     }
 
@@ -48,10 +71,23 @@ impl Core {
     /// Writes the low `N` bytes of `value`.
     #[inline(always)]
     pub(crate) fn store<const N: usize>(&mut self, seg: usize, linear: u64, value: u64) -> R<()> {
+        self.store_by::<N, true>(seg, linear, value)
+    }
+
+    /// The same, as [`Core::load_by`] does it.
+    #[inline(always)]
+    pub(crate) fn store_by<const N: usize, const SLOW: bool>(
+        &mut self,
+        seg: usize,
+        linear: u64,
+        value: u64,
+    ) -> R<()> {
         if self.tlb.store::<N>(self.set, linear, value) {
             Ok(())
-        } else {
+        } else if SLOW {
             self.store_slow(seg, linear, N, value)
+        } else {
+            Err(Stop)
         }
     }
 

@@ -63,13 +63,22 @@ pub(crate) struct Op {
 const _: () = assert!(size_of::<Op>() == 32);
 
 /// An instruction that does not end a block.
+///
+/// Unless `SLOW`, what stops may have no reason yet, and must have changed nothing: the handler does it again with
+/// `SLOW`, in a function apart. So a handler calls no function on its way, and saves no registers.
 pub(crate) trait Sem {
-    fn exec(c: &mut Core, op: &Op) -> R<()>;
+    /// False if every reason to stop is known at once.
+    const AGAIN: bool = true;
+
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()>;
 }
 
 /// An instruction that ends a block.
 pub(crate) trait End {
-    fn exec(c: &mut Core, op: &Op) -> R<Out>;
+    /// As in [`Sem`].
+    const AGAIN: bool = true;
+
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<Out>;
 }
 
 /// The handlers of one instruction, for both ways of dispatch.
@@ -106,7 +115,26 @@ fn tail<S: Sem>(c: &mut Core, ops: &[Op]) -> Out {
     let [op, rest @ ..] = ops else {
         return Out::Stop;
     };
-    if S::exec(c, op).is_err() {
+    if S::exec::<false>(c, op).is_err() {
+        return if S::AGAIN {
+            tail_slow::<S>(c, ops)
+        } else {
+            stopped(c, op)
+        };
+    }
+    match rest {
+        [next, ..] => (next.run)(c, rest),
+        [] => Out::Stop,
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn tail_slow<S: Sem>(c: &mut Core, ops: &[Op]) -> Out {
+    let [op, rest @ ..] = ops else {
+        return Out::Stop;
+    };
+    if S::exec::<true>(c, op).is_err() {
         return stopped(c, op);
     }
     match rest {
@@ -117,7 +145,7 @@ fn tail<S: Sem>(c: &mut Core, ops: &[Op]) -> Out {
 
 fn once<S: Sem>(c: &mut Core, ops: &[Op]) -> Out {
     let [op, ..] = ops else { return Out::Stop };
-    if S::exec(c, op).is_err() {
+    if S::exec::<true>(c, op).is_err() {
         return stopped(c, op);
     }
     Out::Next
@@ -125,7 +153,18 @@ fn once<S: Sem>(c: &mut Core, ops: &[Op]) -> Out {
 
 fn end<E: End>(c: &mut Core, ops: &[Op]) -> Out {
     let [op, ..] = ops else { return Out::Stop };
-    match E::exec(c, op) {
+    match E::exec::<false>(c, op) {
+        Ok(out) => out,
+        Err(_) if E::AGAIN => end_slow::<E>(c, ops),
+        Err(_) => stopped(c, op),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn end_slow<E: End>(c: &mut Core, ops: &[Op]) -> Out {
+    let [op, ..] = ops else { return Out::Stop };
+    match E::exec::<true>(c, op) {
         Ok(out) => out,
         Err(_) => stopped(c, op),
     }
@@ -164,22 +203,28 @@ pub(crate) fn run(c: &mut Core, ops: &[Op]) -> Out {
 pub(crate) struct Decoded;
 
 impl Sem for Decoded {
-    fn exec(c: &mut Core, op: &Op) -> R<()> {
+    const AGAIN: bool = false;
+
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let (exec, i): (Exec, _) = c.insns[op.imm as usize];
         c.len = op.len;
         exec(c, &i)
     }
 }
 
-/// The same for one that ends the block.
-pub(crate) struct DecodedEnd;
+/// The same for one that ends the block. `QUIET` if no event can be due after it that was not before.
+pub(crate) struct DecodedEnd<const QUIET: bool>;
 
-impl End for DecodedEnd {
-    fn exec(c: &mut Core, op: &Op) -> R<Out> {
+impl<const QUIET: bool> End for DecodedEnd<QUIET> {
+    const AGAIN: bool = false;
+
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<Out> {
         let (exec, i): (Exec, _) = c.insns[op.imm as usize];
         c.len = op.len;
         c.rip = i.next_ip();
-        c.attention = true;
+        if !QUIET {
+            c.attention = true;
+        }
         exec(c, &i)?;
         if c.again {
             c.again = false;
@@ -193,7 +238,7 @@ impl End for DecodedEnd {
 pub(crate) struct Fall;
 
 impl End for Fall {
-    fn exec(c: &mut Core, op: &Op) -> R<Out> {
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<Out> {
         c.rip = op.imm;
         Ok(Out::Fall)
     }

@@ -221,7 +221,11 @@ impl Core {
                 unsafe { core::ptr::copy_nonoverlapping(at, data.as_mut_ptr(), len) };
                 true
             }
-            Place::Device => self.bus.read(gpa, data),
+            Place::Device => {
+                // The device may have written memory, or have an interrupt.
+                self.attention = true;
+                self.bus.read(gpa, data)
+            }
             Place::Apic => {
                 self.apic
                     .read_page(gpa as usize & 0xfff, data, self.clock());
@@ -251,7 +255,10 @@ impl Core {
                 self.apply(effect);
                 true
             }
-            _ => self.bus.write(gpa, data),
+            _ => {
+                self.attention = true;
+                self.bus.write(gpa, data)
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use alloc::vec;
 use core::ptr::NonNull;
 
 const SIZE: usize = 1024;
+const SETS: usize = 4;
 /// No page has this number, as tags have zeros in the low 12 bits.
 const NONE: u64 = u64::MAX;
 
@@ -38,7 +39,7 @@ const EMPTY: Entry = Entry {
 };
 
 pub(crate) struct Tlb {
-    sets: Box<[[Entry; SIZE]]>,
+    sets: Box<[[Entry; SIZE]; SETS]>,
     /// Lowest and highest linear address mapped by large pages since the last flush.
     large: (u64, u64),
 }
@@ -82,8 +83,16 @@ pub(crate) unsafe fn store<const N: usize>(host: *mut u8, value: u64) {
 impl Tlb {
     pub(crate) fn new() -> Self {
         Self {
-            sets: vec![[EMPTY; SIZE]; 4].into_boxed_slice(),
+            sets: Self::empty(),
             large: (NONE, 0),
+        }
+    }
+
+    fn empty() -> Box<[[Entry; SIZE]; SETS]> {
+        // On the heap at once: the array is too large for a stack.
+        match vec![[EMPTY; SIZE]; SETS].into_boxed_slice().try_into() {
+            Ok(sets) => sets,
+            Err(_) => unreachable!("the vector has as many sets as the array"),
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Selected {
     pub(crate) exec: Exec,
     /// Nothing may follow in the block.
     pub(crate) ends: bool,
+    /// No event can be due after it that was not before it.
+    pub(crate) quiet: bool,
 }
 
 /// Chooses the way to run an instruction; what is not implemented is #UD and logged.
@@ -35,12 +37,17 @@ pub(crate) fn select(i: &Instruction) -> Selected {
     implementation(i).unwrap_or(Selected {
         exec: |c, i| Err(c.missing(i.code())),
         ends: true,
+        quiet: false,
     })
 }
 
 fn implementation(i: &Instruction) -> Option<Selected> {
-    let end = |exec| Some(Selected { exec, ends: true });
-    let body = |exec| Some(Selected { exec, ends: false });
+    let selected = |exec, ends| {
+        let quiet = is_quiet(i);
+        Some(Selected { exec, ends, quiet })
+    };
+    let end = |exec| selected(exec, true);
+    let body = |exec| selected(exec, false);
     if i.is_invalid() {
         return end(|c, _| Err(c.ud()));
     }
@@ -50,12 +57,7 @@ fn implementation(i: &Instruction) -> Option<Selected> {
     let m = i.mnemonic();
     if let Some(exec) = string::select(i) {
         let repeats = i.has_rep_prefix() || i.has_repne_prefix();
-        let port = matches!(
-            m,
-            M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
-        );
-        let ends = repeats || port;
-        return Some(Selected { exec, ends });
+        return selected(exec, repeats || is_port_string(m));
     }
     match m {
         M::Ud0 | M::Ud1 | M::Ud2 => return end(|c, _| Err(c.ud())),
@@ -72,8 +74,27 @@ fn implementation(i: &Instruction) -> Option<Selected> {
         .or_else(|| avx::select(i))
         .or_else(|| mmx::select(i))?;
     // A new segment may change what follows.
-    let ends = loads_segment(i);
-    Some(Selected { exec, ends })
+    selected(exec, loads_segment(i))
+}
+
+fn is_port_string(m: M) -> bool {
+    matches!(
+        m,
+        M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
+    )
+}
+
+/// True for near branches, for strings in memory, and for what looks at the time.
+fn is_quiet(i: &Instruction) -> bool {
+    let string = string::select(i).is_some() && !is_port_string(i.mnemonic());
+    string
+        || i.is_jmp_near_indirect()
+        || i.is_jmp_short_or_near()
+        || i.is_call_near_indirect()
+        || i.is_call_near()
+        || i.is_jcc_short_or_near()
+        || matches!(i.mnemonic(), M::Ret | M::Rdtsc | M::Rdtscp)
+        || matches!(i.mnemonic(), M::Swapgs | M::Wrfsbase | M::Wrgsbase)
 }
 
 fn loads_segment(i: &Instruction) -> bool {
