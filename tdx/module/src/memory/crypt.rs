@@ -1,45 +1,28 @@
-//! Keys of private memory: AES-XTS over a line with its address as tweak, and a 28-bit MAC.
+//! Keys of private memory: AES-XTS over a line with its address as tweak.
 
+use super::LINE;
 use super::turn::Turns;
+use super::xts::Xts;
 use crate::arena::lock;
-use aes::Aes128;
-use aes::cipher::KeyInit;
 use sha2::{Digest, Sha384};
-use siphasher::sip::SipHasher24;
 use std::collections::HashMap;
-use std::hash::Hasher;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use xts_mode::Xts128;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 /// The key programmed for a private key id. The round keys are wiped when the last user lets go.
 pub(crate) struct LineKey {
     generation: u32,
     /// The turns at its open pages.
     turns: Arc<Turns>,
-    xts: Xts128<Aes128>,
-    mac: [u64; 2],
-}
-
-impl Drop for LineKey {
-    fn drop(&mut self) {
-        self.mac.zeroize();
-    }
+    xts: Xts,
 }
 
 impl LineKey {
-    fn new(generation: u32, secret: &[u8; 48]) -> Self {
-        let part = |i: usize| -> [u8; 16] {
-            let mut p = [0; 16];
-            p.copy_from_slice(&secret[i * 16..(i + 1) * 16]);
-            p
-        };
-        let m = u128::from_le_bytes(part(2));
+    fn new(generation: u32, [data, tweak]: &[[u8; 16]; 2]) -> Self {
         LineKey {
             generation,
             turns: Arc::default(),
-            xts: Xts128::new(Aes128::new(&part(0).into()), Aes128::new(&part(1).into())),
-            mac: [m as u64, (m >> 64) as u64],
+            xts: Xts::new(data, tweak),
         }
     }
 
@@ -47,25 +30,15 @@ impl LineKey {
         self.generation
     }
 
-    pub(super) fn encrypt(&self, line_pa: u64, line: &mut [u8; 64]) {
-        self.xts.encrypt_sector(line, tweak(line_pa));
+    /// Encrypts whole lines, the first of which is at `pa`.
+    pub(super) fn encrypt(&self, pa: u64, lines: &mut [u8]) {
+        self.xts.encrypt(pa, lines);
     }
 
-    pub(super) fn decrypt(&self, line_pa: u64, line: &mut [u8; 64]) {
-        self.xts.decrypt_sector(line, tweak(line_pa));
+    /// Decrypts whole lines, the first of which is at `pa`.
+    pub(super) fn decrypt(&self, pa: u64, lines: &mut [u8]) {
+        self.xts.decrypt(pa, lines);
     }
-
-    /// 28 bits, as wide as the MAC hardware keeps with the line's ECC bits.
-    pub(super) fn mac(&self, line_pa: u64, ciphertext: &[u8; 64]) -> u32 {
-        let mut h = SipHasher24::new_with_keys(self.mac[0], self.mac[1]);
-        h.write(&line_pa.to_le_bytes());
-        h.write(ciphertext);
-        h.finish() as u32 >> 4
-    }
-}
-
-fn tweak(line_pa: u64) -> [u8; 16] {
-    u128::from(line_pa).to_le_bytes()
 }
 
 /// Makes keys and finds them by generation while they live.
@@ -107,12 +80,13 @@ impl KeyRing {
             *made = made.checked_add(1).unwrap_or(1);
             *made
         };
-        let mut secret = Zeroizing::new([0u8; 48]);
         let mut hash = Sha384::new();
         hash.update(b"memory key");
         hash.update(*self.seed);
         hash.update(generation.to_le_bytes());
-        secret.copy_from_slice(&hash.finalize());
+        let digest = Zeroizing::new(<[u8; 48]>::from(hash.finalize()));
+        let mut secret = Zeroizing::new([[0; 16]; 2]);
+        secret.as_flattened_mut().copy_from_slice(&digest[..32]);
         let key = Arc::new(LineKey::new(generation, &secret));
         self.live
             .write()
@@ -139,20 +113,21 @@ impl KeyRing {
         live.get(&generation).cloned()
     }
 
-    /// Content of a zero line under a key. Once the key is dead, its ciphertext cannot be told from noise, so the
-    /// line holds noise.
-    pub(super) fn encrypted_zeros(&self, generation: u32, line_pa: u64) -> [u8; 64] {
-        let mut line = [0; 64];
+    /// Fills whole lines with the contents of zeros under a key, the first line at `pa`. Once the key is dead, its
+    /// ciphertext cannot be told from noise, so the lines hold noise.
+    pub(super) fn encrypt_zeros(&self, generation: u32, pa: u64, lines: &mut [u8]) {
         if let Some(key) = self.of_generation(generation) {
-            key.encrypt(line_pa, &mut line);
-            return line;
+            lines.fill(0);
+            key.encrypt(pa, lines);
+            return;
         }
-        let mut hash = sha2::Sha512::new();
-        hash.update(b"dead key");
-        hash.update(*self.seed);
-        hash.update(generation.to_le_bytes());
-        hash.update(line_pa.to_le_bytes());
-        line.copy_from_slice(&hash.finalize());
-        line
+        for (line, at) in lines.chunks_exact_mut(LINE).zip((pa..).step_by(LINE)) {
+            let mut hash = sha2::Sha512::new();
+            hash.update(b"dead key");
+            hash.update(*self.seed);
+            hash.update(generation.to_le_bytes());
+            hash.update(at.to_le_bytes());
+            line.copy_from_slice(&hash.finalize());
+        }
     }
 }

@@ -1,47 +1,39 @@
 //! Physical memory: sparse, shared by all processors, private lines encrypted and integrity-protected.
 //!
-//! As memory encryption does in hardware, protection works on 64-byte lines. A line carries the bit that says
-//! it belongs to a TD (here: the generation of its key) and a 28-bit MAC over ciphertext and address. Host
-//! accesses go without key: they see ciphertext and turn a written line into an ordinary one, which the TD's
-//! next read detects. A read with another private key fails the MAC.
+//! As memory encryption does in hardware, protection works on 64-byte lines. A line carries the generation of the
+//! key that it was written under, 0 without one. Host accesses go without key: they see ciphertext and turn a
+//! written line into an ordinary one, which the TD's next read detects. A read with another private key than the
+//! writer's fails. Hardware sees both by a bit of the line and a MAC of 28 bits; here bytes and generation change
+//! in one step, so comparing the generation decides the same, without the chance that a MAC fits.
 //!
 //! Pages that a processor uses directly are open: they are kept in plaintext, and each view of them is made when it
 //! is asked for.
 
 mod crypt;
 mod open;
+mod page;
 mod turn;
+mod xts;
 
 pub(crate) use crypt::{KeyRing, LineKey};
 pub use open::GuestFrame;
 pub(crate) use open::OpenPage;
+use page::{Bytes, Page};
 pub use turn::GuestTurn;
 pub(crate) use turn::Turns;
 
 use crate::arena::lock;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 const PAGE: usize = 4096;
 const LINE: usize = 64;
 const LINES: usize = PAGE / LINE;
 const CHUNK_PAGES: usize = 512;
 
-/// A line's protection: generation of the key it was written under (0: not private) and MAC.
-#[derive(Clone, Copy, Default)]
-struct Line {
-    generation: u32,
-    mac: u32,
-}
-
-struct Page {
-    bytes: [u8; PAGE],
-    /// Absent while every line is ordinary.
-    lines: Option<Box<[Line; LINES]>>,
-}
-
 /// A page with bytes.
 enum Held {
-    Stored(Box<Page>),
+    Stored(Page),
     Open(Arc<OpenPage>),
 }
 
@@ -92,11 +84,16 @@ impl std::error::Error for MemoryError {}
 pub(crate) struct PhysicalMemory {
     bytes: u64,
     gigs: Box<[Gig]>,
+    /// Bytes of pages that are gone, for pages that are made whole: the process has touched them already.
+    spares: Mutex<Vec<Bytes>>,
     pub(crate) keys: KeyRing,
 }
 
+/// The most spare pages.
+const SPARES: usize = 512;
+
 /// A GiB in 512 chunks, absent while untouched.
-type Gig = OnceLock<Box<[Mutex<Chunk>]>>;
+type Gig = OnceLock<Box<[RwLock<Chunk>]>>;
 
 /// View of private lines that an access has.
 #[derive(Clone, Copy)]
@@ -116,6 +113,7 @@ impl PhysicalMemory {
             gigs: (0..bytes.div_ceil(1 << 30))
                 .map(|_| OnceLock::new())
                 .collect(),
+            spares: Mutex::default(),
             keys,
         }
     }
@@ -148,11 +146,10 @@ impl PhysicalMemory {
         change: impl FnOnce([u8; N]) -> [u8; N],
     ) -> [u8; N] {
         let mut old = [0; N];
-        self.with_chunk(pa, true, |chunk, index| {
-            let fits = pa as usize % PAGE + N <= PAGE;
-            let Some(chunk) = chunk.filter(|_| fits) else {
-                return;
-            };
+        if pa as usize % PAGE + N > PAGE {
+            return old;
+        }
+        self.change(pa, |chunk, index| {
             // Accesses without key do not fail.
             let _ = read_page(chunk, index, pa, &mut old, View::Host, &self.keys);
             let new = change(old);
@@ -186,23 +183,98 @@ impl PhysicalMemory {
         let _ = self.read(pa, buf, View::Plain);
     }
 
+    /// Makes the page at `to` from that at `from`, each seen with its key: `make` reads the one and writes all of
+    /// the other, or has nothing, and then the page at `to` stays as it was.
+    ///
+    /// No byte is copied beside that, where no encryption of memory stands between: `make` reads the page where it
+    /// lies, and what it writes becomes the other page. No page is locked for writing meanwhile, and `make` must not
+    /// come back to memory.
+    ///
+    /// # Errors
+    /// A line of the page at `from` was not written with its key.
+    pub(crate) fn make_page<T>(
+        &self,
+        (from, from_key): (u64, Option<&LineKey>),
+        (to, to_key): (u64, Option<&LineKey>),
+        make: impl FnOnce(&[u8; PAGE], &mut [u8; PAGE]) -> Option<T>,
+    ) -> Result<Option<T>, IntegrityFailure> {
+        let spare = lock(&self.spares).pop();
+        let mut page = spare.map_or_else(Page::zeros, Page::of);
+        let made = page.overwrite(to, to_key, |out| {
+            if from_key.is_none()
+                && let Some(source) = self.chunk(from, false).map(read_lock)
+                && let Some(bytes) = source.stored(page_index(from))
+            {
+                return Ok(make(bytes, out)).transpose();
+            }
+            let mut text = [0; PAGE];
+            match self.private_read(from, &mut text, from_key) {
+                Ok(()) => make(&text, out).map(Ok),
+                Err(failure) => Some(Err(failure)),
+            }
+        });
+        let old = match made {
+            Some(Ok(_)) => self.replace(to, to_key, page)?,
+            _ => Some(page),
+        };
+        self.keep_spare(old);
+        made.transpose()
+    }
+
+    /// Puts a page in the place of another, and returns that one's if it was stored.
+    fn replace(
+        &self,
+        pa: u64,
+        key: Option<&LineKey>,
+        page: Page,
+    ) -> Result<Option<Page>, IntegrityFailure> {
+        let Some(chunk) = self.chunk(pa, true) else {
+            return Ok(None);
+        };
+        let mut chunk = write_lock(chunk);
+        let held = &mut chunk.pages.get_or_insert_with(no_pages)[page_index(pa)];
+        if matches!(held, Some(Held::Open(_))) {
+            drop(chunk);
+            // Processors have pointers to its bytes, so they are written.
+            let mut plain = [0; PAGE];
+            let view = key.map_or(View::Host, View::Private);
+            page.read(pa, &mut plain, view, &self.keys)?;
+            self.write(pa, &plain, key)?;
+            return Ok(Some(page));
+        }
+        Ok(match held.replace(Held::Stored(page)) {
+            Some(Held::Stored(old)) => Some(old),
+            _ => None,
+        })
+    }
+
+    fn keep_spare(&self, page: Option<Page>) {
+        let Some(page) = page else { return };
+        let mut spares = lock(&self.spares);
+        if spares.len() < SPARES {
+            spares.push(page.into_bytes());
+        }
+    }
+
     /// Makes whole pages zero under a key, without touching their bytes.
     pub(crate) fn zero_pages(&self, pa: u64, pages: u64, key: Option<&LineKey>) {
         let generation = key.map_or(0, LineKey::generation);
         for page in 0..pages {
-            self.with_chunk(pa + page * PAGE as u64, true, |chunk, index| {
-                let Some(chunk) = chunk else { return };
-                if let Some(pages) = &mut chunk.pages
-                    && let Some(Held::Open(open)) = pages[index].take()
-                {
-                    open.turns().note_closed();
-                }
+            let old = self.change(pa + page * PAGE as u64, |chunk, index| {
                 if generation != 0 || chunk.zeroed_under.is_some() {
                     chunk
                         .zeroed_under
                         .get_or_insert_with(|| Box::new([0; CHUNK_PAGES]))[index] = generation;
                 }
+                match chunk.pages.as_mut()?[index].take()? {
+                    Held::Open(open) => {
+                        open.turns().note_closed();
+                        None
+                    }
+                    Held::Stored(page) => Some(page),
+                }
             });
+            self.keep_spare(old.flatten());
         }
     }
 
@@ -217,9 +289,8 @@ impl PhysicalMemory {
         key: Option<&Arc<LineKey>>,
     ) -> Result<Arc<OpenPage>, IntegrityFailure> {
         let pa = pa & !(PAGE as u64 - 1);
-        let index = (pa >> 12) as usize % CHUNK_PAGES;
-        let chunks = self.chunks(pa, true).ok_or(IntegrityFailure)?;
-        let chunk = &mut *lock(&chunks[(pa >> 21) as usize % CHUNK_PAGES]);
+        let index = page_index(pa);
+        let chunk = &mut *write_lock(self.chunk(pa, true).ok_or(IntegrityFailure)?);
         let zeros_under = chunk.zeroed_under.as_ref().map_or(0, |z| z[index]);
         let pages = chunk.pages.get_or_insert_with(no_pages);
         let turns = self.keys.turns(key);
@@ -239,61 +310,41 @@ impl PhysicalMemory {
     }
 
     /// The chunks of the GiB that `pa` is in. Without `create`, `None` for one never touched.
-    fn chunks(&self, pa: u64, create: bool) -> Option<&[Mutex<Chunk>]> {
+    fn chunks(&self, pa: u64, create: bool) -> Option<&[RwLock<Chunk>]> {
         let gig = usize::try_from(pa >> 30).ok()?;
         let gig = self.gigs.get(gig).filter(|_| pa < self.bytes)?;
-        let fresh = || (0..CHUNK_PAGES).map(|_| Mutex::default()).collect();
+        let fresh = || (0..CHUNK_PAGES).map(|_| RwLock::default()).collect();
         match create {
             true => Some(gig.get_or_init(fresh)),
             false => gig.get().map(|chunks| &**chunks),
         }
     }
 
-    /// Runs `f` on the chunk and page index of `pa`, in a turn of the page's TD if it is open. Without `create`,
-    /// a region never touched is `None`; so is memory that does not exist.
-    fn with_chunk<R>(
-        &self,
-        pa: u64,
-        create: bool,
-        f: impl FnOnce(Option<&mut Chunk>, usize) -> R,
-    ) -> R {
-        let index = (pa >> 12) as usize % CHUNK_PAGES;
-        let Some(chunks) = self.chunks(pa, create) else {
-            return f(None, index);
-        };
-        let chunk = &chunks[(pa >> 21) as usize % CHUNK_PAGES];
-        let mut locked = lock(chunk);
-        // Turns come before chunks: with the chunk locked no turn is waited for.
-        let mut turn: Option<GuestTurn> = None;
-        while let Some(turns) = locked.turns(index) {
-            if turn.as_ref().is_some_and(|turn| turn.is_at(&turns)) {
-                break;
-            }
-            turn = turns.try_take();
-            if turn.is_none() {
-                drop(locked);
-                turn = Some(turns.take());
-                locked = lock(chunk);
-            }
-        }
-        let result = f(Some(&mut locked), index);
-        drop(locked);
-        result
+    /// The chunk that `pa` is in.
+    fn chunk(&self, pa: u64, create: bool) -> Option<&RwLock<Chunk>> {
+        let chunks = self.chunks(pa, create)?;
+        chunks.get((pa >> 21) as usize % CHUNK_PAGES)
+    }
+
+    /// Changes the chunk of `pa` at the page's index, in a turn of the page's TD if it is open. `None` for memory
+    /// that does not exist.
+    fn change<R>(&self, pa: u64, change: impl FnOnce(&mut Chunk, usize) -> R) -> Option<R> {
+        let (chunk, index) = (self.chunk(pa, true)?, page_index(pa));
+        // The chunk is let go before the turn.
+        let (_turn, mut locked) = in_turn(index, || write_lock(chunk));
+        Some(change(&mut locked, index))
     }
 
     fn read(&self, pa: u64, buf: &mut [u8], view: View<'_>) -> Result<(), IntegrityFailure> {
         for (pa, part) in parts_mut(pa, buf, PAGE) {
-            self.with_chunk(pa, false, |chunk, index| {
-                let empty = Chunk::default();
-                read_page(
-                    chunk.as_deref().unwrap_or(&empty),
-                    index,
-                    pa,
-                    part,
-                    view,
-                    &self.keys,
-                )
-            })?;
+            let index = page_index(pa);
+            // Memory that was never touched, or does not exist.
+            let Some(chunk) = self.chunk(pa, false) else {
+                read_zeros(0, pa, part, view, &self.keys)?;
+                continue;
+            };
+            let (_turn, locked) = in_turn(index, || read_lock(chunk));
+            read_page(&locked, index, pa, part, view, &self.keys)?;
         }
         Ok(())
     }
@@ -304,14 +355,41 @@ impl PhysicalMemory {
             let at = pa.wrapping_add(offset as u64);
             let len = (PAGE - (at as usize & (PAGE - 1))).min(data.len() - offset);
             let part = &data[offset..offset + len];
-            self.with_chunk(at, true, |chunk, index| match chunk {
-                Some(chunk) => write_page(chunk, index, at, part, key, &self.keys),
-                None => Ok(()),
-            })?;
+            self.change(at, |chunk, index| {
+                write_page(chunk, index, at, part, key, &self.keys)
+            })
+            .transpose()?;
             offset += len;
         }
         Ok(())
     }
+}
+
+fn read_lock(chunk: &RwLock<Chunk>) -> RwLockReadGuard<'_, Chunk> {
+    chunk.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_lock(chunk: &RwLock<Chunk>) -> RwLockWriteGuard<'_, Chunk> {
+    chunk.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks a chunk, in a turn of the TD of its page if that is open.
+fn in_turn<G: Deref<Target = Chunk>>(index: usize, lock: impl Fn() -> G) -> (Option<GuestTurn>, G) {
+    let mut locked = lock();
+    // Turns come before chunks: with the chunk locked no turn is waited for.
+    let mut turn: Option<GuestTurn> = None;
+    while let Some(turns) = locked.turns(index) {
+        if turn.as_ref().is_some_and(|turn| turn.is_at(&turns)) {
+            break;
+        }
+        turn = turns.try_take();
+        if turn.is_none() {
+            drop(locked);
+            turn = Some(turns.take());
+            locked = lock();
+        }
+    }
+    (turn, locked)
 }
 
 /// Cuts a buffer at multiples of `unit` of its address.
@@ -330,16 +408,32 @@ fn parts_mut(pa: u64, mut buf: &mut [u8], unit: usize) -> impl Iterator<Item = (
     })
 }
 
+fn page_index(pa: u64) -> usize {
+    (pa >> 12) as usize % CHUNK_PAGES
+}
+
 fn no_pages() -> Box<[Option<Held>]> {
     (0..CHUNK_PAGES).map(|_| None).collect()
 }
 
 impl Chunk {
+    fn held(&self, index: usize) -> Option<&Held> {
+        self.pages.as_ref()?[index].as_ref()
+    }
+
     /// The turns at a page, if it is open.
     fn turns(&self, index: usize) -> Option<Arc<Turns>> {
-        match self.pages.as_ref()?[index].as_ref()? {
+        match self.held(index)? {
             Held::Open(open) => Some(open.turns().clone()),
             Held::Stored(_) => None,
+        }
+    }
+
+    /// The bytes of a page as the host sees them, where it has any and is not open.
+    fn stored(&self, index: usize) -> Option<&[u8; PAGE]> {
+        match self.held(index)? {
+            Held::Stored(page) => Some(page.bytes()),
+            Held::Open(_) => None,
         }
     }
 }
@@ -352,67 +446,37 @@ fn read_page(
     view: View<'_>,
     keys: &KeyRing,
 ) -> Result<(), IntegrityFailure> {
-    let held = chunk.pages.as_ref().and_then(|p| p[index].as_ref());
-    if let Some(Held::Open(open)) = held {
-        return open.view(pa, buf, view, |generation| {
+    match chunk.held(index) {
+        Some(Held::Open(open)) => open.view(pa, buf, view, |generation| {
             keys.of_generation(generation).is_some()
-        });
+        }),
+        Some(Held::Stored(page)) => page.read(pa, buf, view, keys),
+        None => {
+            let generation = chunk.zeroed_under.as_ref().map_or(0, |z| z[index]);
+            read_zeros(generation, pa, buf, view, keys)
+        }
     }
-    let Some(Held::Stored(page)) = held else {
-        let generation = chunk.zeroed_under.as_ref().map_or(0, |z| z[index]);
-        return match view {
-            View::Private(key) if key.generation() != generation => Err(IntegrityFailure),
-            View::Host if generation != 0 => {
-                for (pa, part) in parts_mut(pa, buf, LINE) {
-                    let line = keys.encrypted_zeros(generation, pa & !(LINE as u64 - 1));
-                    let from = pa as usize % LINE;
-                    part.copy_from_slice(&line[from..from + part.len()]);
-                }
-                Ok(())
-            }
-            _ => {
-                buf.fill(0);
-                Ok(())
-            }
-        };
-    };
-    let Some(lines) = &page.lines else {
-        if matches!(view, View::Private(_)) {
-            return Err(IntegrityFailure);
-        }
-        let from = pa as usize % PAGE;
-        buf.copy_from_slice(&page.bytes[from..from + buf.len()]);
-        return Ok(());
-    };
-    for (pa, part) in parts_mut(pa, buf, LINE) {
-        let offset = pa as usize % PAGE;
-        let line = lines[offset / LINE];
-        let owned;
-        let key = match view {
-            View::Host => None,
-            View::Private(key) => {
-                if line.generation == 0 {
-                    return Err(IntegrityFailure);
-                }
-                Some(key)
-            }
-            View::Plain => {
-                owned = keys.of_generation(line.generation);
-                owned.as_deref()
-            }
-        };
-        let start = offset / LINE * LINE;
-        let mut bytes = [0; LINE];
-        bytes.copy_from_slice(&page.bytes[start..start + LINE]);
-        if let Some(key) = key {
-            let line_pa = pa & !(LINE as u64 - 1);
-            if key.mac(line_pa, &bytes) == line.mac {
-                key.decrypt(line_pa, &mut bytes);
-            } else if matches!(view, View::Private(_)) {
-                return Err(IntegrityFailure);
+}
+
+/// Reads a page without bytes: zeros under a key.
+fn read_zeros(
+    generation: u32,
+    pa: u64,
+    buf: &mut [u8],
+    view: View<'_>,
+    keys: &KeyRing,
+) -> Result<(), IntegrityFailure> {
+    match view {
+        View::Private(key) if key.generation() != generation => return Err(IntegrityFailure),
+        View::Host if generation != 0 => {
+            for (pa, part) in parts_mut(pa, buf, LINE) {
+                let mut line = [0; LINE];
+                let from = pa as usize % LINE;
+                keys.encrypt_zeros(generation, pa - from as u64, &mut line);
+                part.copy_from_slice(&line[from..from + part.len()]);
             }
         }
-        part.copy_from_slice(&bytes[offset - start..offset - start + part.len()]);
+        _ => buf.fill(0),
     }
     Ok(())
 }
@@ -436,85 +500,19 @@ fn write_page(
         *held = Some(Held::Stored(open.close(page_pa)));
     }
     let fresh = || {
-        let mut page = Box::new(Page {
-            bytes: [0; PAGE],
-            lines: None,
-        });
-        if zeros_under != 0 {
-            page.materialise_zeros(page_pa, zeros_under, keys);
-        }
-        Held::Stored(page)
+        Held::Stored(match zeros_under {
+            // Overwritten whole, or ordinary zeros.
+            generation if generation != 0 && data.len() < PAGE => {
+                Page::zeros_under(page_pa, generation, keys)
+            }
+            _ => Page::zeros(),
+        })
     };
     let Held::Stored(page) = held.get_or_insert_with(fresh) else {
         // It was closed above.
         return Err(IntegrityFailure);
     };
-    let Some(key) = key else {
-        let from = pa as usize % PAGE;
-        page.bytes[from..from + data.len()].copy_from_slice(data);
-        if let Some(lines) = &mut page.lines {
-            for line in &mut lines[from / LINE..=(from + data.len() - 1) / LINE] {
-                *line = Line::default();
-            }
-        }
-        return Ok(());
-    };
-    let mut done = 0;
-    while done < data.len() {
-        let at = pa + done as u64;
-        let offset = at as usize % PAGE;
-        let within = offset % LINE;
-        let len = (LINE - within).min(data.len() - done);
-        page.write_line(at - within as u64, within, &data[done..done + len], key)?;
-        done += len;
-    }
-    Ok(())
-}
-
-impl Page {
-    fn materialise_zeros(&mut self, pa: u64, generation: u32, keys: &KeyRing) {
-        let lines = self.lines.insert(Box::new([Line::default(); LINES]));
-        for (i, line) in lines.iter_mut().enumerate() {
-            let line_pa = pa + (i * LINE) as u64;
-            let bytes = keys.encrypted_zeros(generation, line_pa);
-            // Under a dead key no MAC can be made, and none will ever be checked.
-            let mac = keys
-                .of_generation(generation)
-                .map_or(0, |k| k.mac(line_pa, &bytes));
-            *line = Line { generation, mac };
-            self.bytes[i * LINE..(i + 1) * LINE].copy_from_slice(&bytes);
-        }
-    }
-
-    fn write_line(
-        &mut self,
-        line_pa: u64,
-        within: usize,
-        data: &[u8],
-        key: &LineKey,
-    ) -> Result<(), IntegrityFailure> {
-        let start = line_pa as usize % PAGE;
-        let lines = self
-            .lines
-            .get_or_insert_with(|| Box::new([Line::default(); LINES]));
-        let line = &mut lines[start / LINE];
-        let mut bytes = [0; LINE];
-        if data.len() < LINE {
-            bytes.copy_from_slice(&self.bytes[start..start + LINE]);
-            if line.generation == 0 || key.mac(line_pa, &bytes) != line.mac {
-                return Err(IntegrityFailure);
-            }
-            key.decrypt(line_pa, &mut bytes);
-        }
-        bytes[within..within + data.len()].copy_from_slice(data);
-        key.encrypt(line_pa, &mut bytes);
-        *line = Line {
-            generation: key.generation(),
-            mac: key.mac(line_pa, &bytes),
-        };
-        self.bytes[start..start + LINE].copy_from_slice(&bytes);
-        Ok(())
-    }
+    page.write(pa, data, key)
 }
 
 #[cfg(all(test, not(loom)))]

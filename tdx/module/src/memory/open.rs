@@ -5,7 +5,7 @@
 
 use super::crypt::LineKey;
 use super::turn::Turns;
-use super::{IntegrityFailure, LINE, LINES, Line, PAGE, Page, View, parts_mut};
+use super::{IntegrityFailure, LINE, LINES, PAGE, Page, View, parts_mut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -83,20 +83,13 @@ impl OpenPage {
     ) -> Result<Self, IntegrityFailure> {
         let open = Self::zeros(key, turns);
         let Some(key) = key else {
-            open.write(0, &page.bytes);
+            open.write(0, page.bytes());
             return Ok(open);
         };
-        let lines = page.lines.as_ref().ok_or(IntegrityFailure)?;
-        for (i, line) in lines.iter().enumerate() {
-            let (start, mut bytes) = (i * LINE, [0; LINE]);
-            bytes.copy_from_slice(&page.bytes[start..start + LINE]);
-            let line_pa = pa + start as u64;
-            if line.generation == 0 || key.mac(line_pa, &bytes) != line.mac {
-                return Err(IntegrityFailure);
-            }
-            key.decrypt(line_pa, &mut bytes);
-            open.write(start, &bytes);
-        }
+        page.check(0..LINES, key)?;
+        let mut bytes = *page.bytes();
+        key.decrypt(pa, &mut bytes);
+        open.write(0, &bytes);
         Ok(open)
     }
 
@@ -163,27 +156,13 @@ impl OpenPage {
     }
 
     /// The page as memory holds it. Whoever has a pointer to the open one asks again.
-    pub(super) fn close(&self, pa: u64) -> Box<Page> {
+    pub(super) fn close(&self, pa: u64) -> Page {
         self.turns.note_closed();
-        let mut page = Box::new(Page {
-            bytes: [0; PAGE],
-            lines: None,
+        let mut page = Page::zeros();
+        page.overwrite(pa, self.key.as_deref(), |bytes| {
+            self.read(0, bytes);
+            Some(())
         });
-        let Some(key) = &self.key else {
-            self.read(0, &mut page.bytes);
-            return page;
-        };
-        let lines = page.lines.insert(Box::new([Line::default(); LINES]));
-        for (i, line) in lines.iter_mut().enumerate() {
-            let start = i * LINE;
-            let line_pa = pa + start as u64;
-            let bytes = self.ciphertext(key, line_pa);
-            *line = Line {
-                generation: key.generation(),
-                mac: key.mac(line_pa, &bytes),
-            };
-            page.bytes[start..start + LINE].copy_from_slice(&bytes);
-        }
         page
     }
 }

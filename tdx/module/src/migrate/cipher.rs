@@ -1,5 +1,6 @@
 //! AES-256-GCM as migration uses it: one message for each bundle or page, the IV made of counter and stream.
 
+use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce};
 
@@ -23,8 +24,19 @@ impl Working {
 
     /// Encrypts a message in place and returns its MAC.
     pub(crate) fn seal(&self, counter: u64, stream: u16, aad: &[u8], text: &mut [u8]) -> Tag {
+        self.seal_to(counter, stream, aad, text.into())
+    }
+
+    /// Encrypts a message in place, or from one buffer into another, and returns its MAC.
+    pub(crate) fn seal_to(
+        &self,
+        counter: u64,
+        stream: u16,
+        aad: &[u8],
+        text: InOutBuf<'_, '_, u8>,
+    ) -> Tag {
         self.0
-            .encrypt_inout_detached(&nonce(counter, stream), aad, text.into())
+            .encrypt_inout_detached(&nonce(counter, stream), aad, text)
             // Only a text of 64 GiB and more is refused.
             .map_or([0; 16], Into::into)
     }
@@ -39,8 +51,22 @@ impl Working {
         text: &mut [u8],
         mac: &Tag,
     ) -> bool {
+        self.open_to(counter, stream, aad, text.into(), mac)
+    }
+
+    /// Decrypts a message, in place or from one buffer into another, if its MAC is right, and otherwise writes
+    /// nothing.
+    #[must_use]
+    pub(crate) fn open_to(
+        &self,
+        counter: u64,
+        stream: u16,
+        aad: &[u8],
+        text: InOutBuf<'_, '_, u8>,
+        mac: &Tag,
+    ) -> bool {
         self.0
-            .decrypt_inout_detached(&nonce(counter, stream), aad, text.into(), &(*mac).into())
+            .decrypt_inout_detached(&nonce(counter, stream), aad, text, &(*mac).into())
             .is_ok()
     }
 

@@ -238,10 +238,11 @@ impl Migration {
         self.source.status(&self.p, L::ExportMem, r)
     }
 
-    /// Gives the target `n` pages for an import.
-    pub fn new_pages(&mut self, b: &Bundle, n: u64) {
+    /// Gives the target `n` pages for an import, and returns them.
+    pub fn new_pages(&mut self, b: &Bundle, n: u64) -> Vec<u64> {
         let pages: Vec<u64> = (0..n).map(|_| self.target.page()).collect();
         Bundle::write(&self.p, b.new_pages(), &pages);
+        pages
     }
 
     /// Imports the bundle of `n` pages in shared memory.

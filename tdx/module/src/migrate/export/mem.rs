@@ -10,8 +10,7 @@ use crate::migrate::transfer::{KIND, Transfer, buffer_page};
 use crate::op_state::OpState;
 use crate::sept::{Content, SeptState as S};
 use crate::status::Code;
-
-const PAGE: usize = 4096;
+use aes_gcm::aead::inout::InOutBuf;
 
 /// TDH.EXPORT.MEM
 pub(crate) fn mem(c: &mut Call<'_, '_>) -> Leaf {
@@ -145,13 +144,13 @@ fn seal_page(
     let Some((content, buffer)) = page else {
         return Ok(key.seal(counter, index, &aad, &mut []));
     };
-    let mem = &c.p.mem;
-    let mut bytes = [0; PAGE];
-    mem.private_read(content.hpa(), &mut bytes, t.td.key().as_deref())
-        .map_err(|_| poison(t.td))?;
-    let mac = key.seal(counter, index, &aad, &mut bytes);
-    mem.host_write(buffer, &bytes);
-    Ok(mac)
+    let of_td = t.td.key();
+    let (from, to) = ((content.hpa(), of_td.as_deref()), (buffer, None));
+    let sealed = c.p.mem.make_page(from, to, |text, out| {
+        let text = InOutBuf::new(text, out).ok()?;
+        Some(key.seal_to(counter, index, &aad, text))
+    });
+    sealed.ok().flatten().ok_or_else(|| poison(t.td))
 }
 
 /// Changes the state of a page that is exported, or whose export is cancelled. Returns the entry as it

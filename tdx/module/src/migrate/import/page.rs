@@ -3,6 +3,7 @@
 use super::mem::is_in_order;
 use crate::call::{busy, invalid, lock_target, private_operand, walk_page};
 use crate::lock::LockMode;
+use crate::migrate::cipher::Tag;
 use crate::migrate::entries::{LockedLeaf, lock_leaf};
 use crate::migrate::lists::{GpaEntry, Operation, Outcome, PageEntry};
 use crate::migrate::transfer::{Transfer, buffer_page};
@@ -11,8 +12,9 @@ use crate::platform::Platform;
 use crate::sept::{Content, SeptState as S};
 use crate::status::{Code, Operand, Status};
 use crate::td::Td;
+use aes_gcm::aead::inout::InOutBuf;
 
-const PAGE: usize = 4096;
+const PAGE: u64 = 4096;
 
 /// Reason for which an entry was not imported.
 pub(super) struct Refusal {
@@ -76,7 +78,7 @@ impl Entering<'_, '_> {
         let (p, td, entry) = (self.p, self.t.td, self.entry);
         let operation = entry.operation();
         if operation == Operation::Nop {
-            self.open(&mut [])?;
+            self.check()?;
         }
         if !entry.is_valid_for(td) {
             let status = on_entry(Code::OPERAND_INVALID);
@@ -119,34 +121,34 @@ impl Entering<'_, '_> {
         buffer_page(self.p, entry).map_err(|_| no_buffer())
     }
 
-    /// Decrypts the entry's page if it is authentic.
-    fn open(&self, page: &mut [u8]) -> Result<(), Refusal> {
+    /// Decrypts the entry's message if it is authentic, and otherwise writes nothing.
+    fn open(&self, mac: &Tag, text: InOutBuf<'_, '_, u8>) -> Option<()> {
         let t = self.t;
-        let mac = t.read_mac(self.p);
         let aad = self.entry.0.to_le_bytes();
-        let opened = t
-            .stream
-            .key()
-            .is_some_and(|key| key.open(self.counter, t.operand.index, &aad, page, &mac));
-        if opened {
-            return Ok(());
-        }
-        let status = on_entry(Code::INVALID_PAGE_MAC);
-        Err(ends(Outcome::MacIncorrect, status))
+        let key = t.stream.key()?;
+        key.open_to(self.counter, t.operand.index, &aad, text, mac)
+            .then_some(())
     }
 
-    /// Decrypts the buffer, if the entry has one, and puts the page at `hpa`.
+    /// Checks the message of an entry without a page.
+    fn check(&self) -> Result<(), Refusal> {
+        let mac = self.t.read_mac(self.p);
+        self.open(&mac, (&mut [][..]).into()).ok_or_else(wrong_mac)
+    }
+
+    /// Decrypts the buffer, if the entry has one, into the page at `hpa`.
     fn receive(&self, buffer: Option<u64>, hpa: u64) -> Result<(), Refusal> {
         let Some(buffer) = buffer else {
-            return self.open(&mut []);
+            return self.check();
         };
-        let mem = &self.p.mem;
-        let mut page = [0; PAGE];
-        mem.host_read(buffer, &mut page);
-        self.open(&mut page)?;
-        // A write of whole lines does not depend on the old contents.
-        let _ = mem.private_write(hpa, &page, self.t.td.key().as_deref());
-        Ok(())
+        // Memory is not read again while a page of it is in use.
+        let (mac, of_td) = (self.t.read_mac(self.p), self.t.td.key());
+        // A buffer is the host's, and read as it is.
+        let (from, to) = ((buffer, None), (hpa, of_td.as_deref()));
+        let received = self.p.mem.make_page(from, to, |text, out| {
+            self.open(&mac, InOutBuf::new(text, out).ok()?)
+        });
+        received.ok().flatten().ok_or_else(wrong_mac)
     }
 
     fn state(&self) -> S {
@@ -185,7 +187,7 @@ impl Entering<'_, '_> {
             .map(|list| list.page_entry(p, t.list.info.first))
             .filter(|entry| !entry.is_invalid());
         let hpa = match new_page {
-            Some(PageEntry(hpa)) => private_operand(p, hpa, PAGE as u64, OPERAND)
+            Some(PageEntry(hpa)) => private_operand(p, hpa, PAGE, OPERAND)
                 .map(|()| hpa)
                 .map_err(|status| ends(Outcome::NoNewPage, status))?,
             None => {
@@ -243,7 +245,7 @@ impl Entering<'_, '_> {
         if !content.state().is_open_leaf() {
             return Err(ends(Outcome::StateIncorrect, wrong_state()));
         }
-        self.open(&mut [])?;
+        self.check()?;
         let (page, _lock) = lock_target(p, content.hpa(), PageSize::Size4K)
             .map_err(|_| ends(Outcome::PageBusy, busy(Operand::GPA_LIST_ENTRY)))?;
         self.check_epoch(page)?;
@@ -252,6 +254,11 @@ impl Entering<'_, '_> {
         td.remove_children(1);
         Ok(())
     }
+}
+
+fn wrong_mac() -> Refusal {
+    let status = on_entry(Code::INVALID_PAGE_MAC);
+    ends(Outcome::MacIncorrect, status)
 }
 
 fn no_buffer() -> Refusal {
