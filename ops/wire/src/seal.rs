@@ -100,17 +100,18 @@ impl Seal {
         self.link = Some(hmac(&derive.finalize().into_bytes().into()));
     }
 
-    pub(crate) fn tag(&self, direction: Direction, head: &[u8], payload: &[u8]) -> [u8; TAG] {
+    /// The tag of a frame, whose payload is the concatenation of `parts`.
+    pub(crate) fn tag(&self, direction: Direction, head: &[u8], parts: [&[u8]; 2]) -> [u8; TAG] {
         let mut tag = [0; TAG];
         match &self.link {
             None => {
                 let mut sum = crc32fast::Hasher::new();
                 sum.update(head);
-                sum.update(payload);
+                parts.iter().for_each(|part| sum.update(part));
                 tag[..4].copy_from_slice(&sum.finalize().to_le_bytes());
             }
             Some(mac) => {
-                let code = fed(mac, direction, head, payload).finalize().into_bytes();
+                let code = fed(mac, direction, head, parts).finalize().into_bytes();
                 tag.copy_from_slice(&code[..TAG]);
             }
         }
@@ -125,18 +126,18 @@ impl Seal {
         tag: &[u8; TAG],
     ) -> bool {
         match &self.link {
-            None => self.tag(direction, head, payload) == *tag,
-            Some(mac) => fed(mac, direction, head, payload)
+            None => self.tag(direction, head, [payload, &[]]) == *tag,
+            Some(mac) => fed(mac, direction, head, [payload, &[]])
                 .verify_truncated_left(tag)
                 .is_ok(),
         }
     }
 }
 
-fn fed(mac: &Hmac<Sha256>, direction: Direction, head: &[u8], payload: &[u8]) -> Hmac<Sha256> {
+fn fed(mac: &Hmac<Sha256>, direction: Direction, head: &[u8], parts: [&[u8]; 2]) -> Hmac<Sha256> {
     let mut mac = mac.clone();
     mac.update(&[direction as u8]);
     mac.update(head);
-    mac.update(payload);
+    parts.iter().for_each(|part| mac.update(part));
     mac
 }

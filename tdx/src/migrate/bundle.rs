@@ -156,6 +156,13 @@ impl Bundle {
     /// each), their MACs (16 each), pages (4096 each). Numbers are little-endian.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.reserve(self.len());
+        out.extend(self.encoded_head());
+        out.extend_from_slice(&self.pages);
+    }
+
+    /// Its encoded form without the pages, which follow.
+    pub(crate) fn encoded_head(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.len() - self.pages.len());
         out.extend_from_slice(&self.vcpu.0.to_le_bytes());
         // Both are at most `BATCH`.
         out.extend_from_slice(&(self.entries.len() as u16).to_le_bytes());
@@ -165,7 +172,7 @@ impl Bundle {
             out.extend_from_slice(&entry.0.to_le_bytes());
         }
         out.extend_from_slice(&self.macs);
-        out.extend_from_slice(&self.pages);
+        out
     }
 
     /// Reads what [`encode`](Self::encode) wrote. The bytes come from a peer: the form is checked

@@ -125,7 +125,7 @@ impl<'a, H: Host> Lane<'a, H> {
         let pages = usize::try_from(pages).unwrap_or(usize::MAX);
         let buffers = self.buffers.get(..pages);
         let buffers = buffers.ok_or(Error::Invalid(Field::Size, pages as u64))?;
-        self.read_pages(buffers.iter(), &mut bundle.pages)?;
+        bundle.pages = self.read_pages(&buffers.iter().collect::<Vec<_>>())?;
         Ok(bundle)
     }
 
@@ -138,21 +138,16 @@ impl<'a, H: Host> Lane<'a, H> {
         self.td.pages()?.read(self.list(3), &mut bundle.macs)?;
         let with_contents = bundle.entries.iter().zip(&self.buffers);
         let buffers = with_contents.filter(|(entry, _)| entry.has_contents());
-        self.read_pages(buffers.map(|(_, page)| page), &mut bundle.pages)?;
+        bundle.pages = self.read_pages(&buffers.map(|(_, page)| page).collect::<Vec<_>>())?;
         Ok(bundle)
     }
 
-    fn read_pages<'p>(
-        &self,
-        buffers: impl Iterator<Item = &'p Page>,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
-        for page in buffers {
-            let from = out.len();
-            out.resize(from + PAGE, 0);
-            self.td.pages()?.read(page.hpa(), &mut out[from..])?;
+    fn read_pages(&self, buffers: &[&Page]) -> Result<Vec<u8>> {
+        let mut pages = vec![0; buffers.len() * PAGE];
+        for (buffer, page) in buffers.iter().zip(pages.chunks_exact_mut(PAGE)) {
+            self.td.pages()?.read(buffer.hpa(), page)?;
         }
-        Ok(())
+        Ok(pages)
     }
 
     /// Puts a state bundle or a token in place for an import.

@@ -57,7 +57,6 @@ pub struct Sender<'a, H: Host> {
     token: Option<Bundle>,
     /// The number of the next record.
     next: u64,
-    buffer: Vec<u8>,
     bytes: u64,
 }
 
@@ -84,7 +83,6 @@ impl<'a, H: Host> Sender<'a, H> {
             exit_states: None,
             token: None,
             next: 0,
-            buffer: Vec::new(),
             bytes: 0,
         })
     }
@@ -240,12 +238,7 @@ impl<H: Host, L: Read + Write> Run<'_, '_, '_, '_, H, L> {
     }
 
     fn bundle(&mut self, bundle: &Bundle) -> Result<()> {
-        let mut bytes = core::mem::take(&mut self.sender.buffer);
-        bytes.clear();
-        bundle.encode(&mut bytes);
-        let sent = self.send(Kind::Bundle, &[&bytes]);
-        self.sender.buffer = bytes;
-        sent
+        self.send(Kind::Bundle, &[&bundle.encoded_head(), &bundle.pages])
     }
 
     /// Waits until the target has everything that was sent.
