@@ -188,13 +188,46 @@ fn a_td_goes_from_process_to_process_over_a_unix_socket() {
     arrived(&td_between_processes(receiver, &path, &[]));
 }
 
-/// Kinds of frames of the protocol that carries TDs: the source gives its TD up, the target owns it.
-const START: u8 = 10;
-const DONE: u8 = 11;
+/// A frame of a protocol, by the protocol's magic number and the frame's kind, after which a link is cut.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Last {
+    magic: &'static [u8; 4],
+    kind: u8,
+    /// It goes to the source, which is cut off after it; the others are the source's, which hears no answer.
+    is_answer: bool,
+}
 
-/// Carries connections to `to`, and counts them. In the first one the target is not heard any more
-/// after the source's start token, or after its own word that it owns the TD.
-fn cutting_proxy(to: String, last: u8) -> (String, Arc<AtomicUsize>) {
+impl Last {
+    const fn of_source(magic: &'static [u8; 4], kind: u8) -> Self {
+        Self {
+            magic,
+            kind,
+            is_answer: false,
+        }
+    }
+
+    /// The source of a TD ends a round.
+    const ROUND_END: Self = Self::of_source(b"KOMT", 6);
+    /// It says that only the start token is left.
+    const PREPARE: Self = Self::of_source(b"KOMT", 8);
+    /// It gives its TD up.
+    const START: Self = Self::of_source(b"KOMT", 10);
+    /// The target owns the TD.
+    const DONE: Self = Self {
+        is_answer: true,
+        ..Self::of_source(b"KOMT", 11)
+    };
+
+    /// The source of an SEV guest sends a page, ends a round, and says that it sent everything.
+    const OF_SEV: [Self; 3] = [
+        Self::of_source(b"KOMS", 6),
+        Self::of_source(b"KOMS", 10),
+        Self::of_source(b"KOMS", 12),
+    ];
+}
+
+/// Carries connections to `to`, and counts them. The first one is cut after that frame.
+fn cutting_proxy(to: String, last: Last) -> (String, Arc<AtomicUsize>) {
     let waiting = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = waiting.local_addr().unwrap().to_string();
     let links = Arc::<AtomicUsize>::default();
@@ -204,16 +237,16 @@ fn cutting_proxy(to: String, last: u8) -> (String, Arc<AtomicUsize>) {
             let cuts = (counted.fetch_add(1, Ordering::SeqCst) == 0).then_some(last);
             let (near, far) = (near.unwrap(), TcpStream::connect(&to).unwrap());
             let (back_from, back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
-            let back_cuts = cuts.filter(|kind| *kind == DONE);
+            let back_cuts = cuts.filter(|last| last.is_answer);
             std::thread::spawn(move || forward(back_from, back_to, back_cuts));
-            forward(near, far, cuts.filter(|kind| *kind == START));
+            forward(near, far, cuts.filter(|last| !last.is_answer));
         }
     });
     (address, links)
 }
 
-/// Carries bytes one way. With `last` it carries frames, up to one of that kind.
-fn forward(mut from: TcpStream, mut to: TcpStream, last: Option<u8>) {
+/// Carries bytes one way. With `last` it carries frames, up to that one.
+fn forward(mut from: TcpStream, mut to: TcpStream, last: Option<Last>) {
     let carried = match last {
         None => std::io::copy(&mut from, &mut to).map(drop),
         Some(last) => frames(&mut from, &mut to, last),
@@ -225,15 +258,15 @@ fn forward(mut from: TcpStream, mut to: TcpStream, last: Option<u8>) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-fn frames(from: &mut TcpStream, to: &mut TcpStream, last: u8) -> std::io::Result<()> {
+fn frames(from: &mut TcpStream, to: &mut TcpStream, last: Last) -> std::io::Result<()> {
     loop {
         let mut frame = vec![0; 36];
         from.read_exact(&mut frame)?;
         let length = u32::from_le_bytes(frame[16..20].try_into().unwrap());
         frame.resize(36 + length as usize, 0);
         from.read_exact(&mut frame[36..])?;
-        let is_last = frame.starts_with(b"KOMT") && frame[5] == last;
-        if is_last && last == START {
+        let is_last = frame.starts_with(last.magic) && frame[5] == last.kind;
+        if is_last && !last.is_answer {
             // The source hears no answer.
             from.shutdown(Shutdown::Both)?;
         }
@@ -247,7 +280,7 @@ fn frames(from: &mut TcpStream, to: &mut TcpStream, last: u8) -> std::io::Result
 #[test]
 fn a_source_that_did_not_hear_who_has_the_td_asks_again() {
     let receiver = receiver(&["--tech", "tdx", "--timeout", "2m"]);
-    let (proxy, links) = cutting_proxy(receiver.1.clone(), START);
+    let (proxy, links) = cutting_proxy(receiver.1.clone(), Last::START);
     arrived(&td_between_processes(receiver, &proxy, &[]));
     assert_eq!(links.load(Ordering::SeqCst), 2);
 }
@@ -255,7 +288,7 @@ fn a_source_that_did_not_hear_who_has_the_td_asks_again() {
 #[test]
 fn a_target_whose_source_is_gone_keeps_the_td_that_came() {
     let (mut child, address) = receiver(&["--tech", "tdx", "--timeout", "2m"]);
-    let (proxy, links) = cutting_proxy(address, DONE);
+    let (proxy, links) = cutting_proxy(address, Last::DONE);
     let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
         .args(["migrate", "send", &proxy, "--tech", "tdx"])
         .args(["--memory", "256K"])
@@ -269,6 +302,56 @@ fn a_target_whose_source_is_gone_keeps_the_td_that_came() {
     let received: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(received["pages_as_written"], 63, "{received}");
     assert_eq!(received["equal"], serde_json::Value::Null);
+}
+
+/// A TD that does not leave by that address, and runs on.
+fn stays(address: &str) {
+    let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
+        .args(["migrate", "send", address, "--tech", "tdx"])
+        .args(["--memory", "256K"])
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(6));
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(said.contains("the guest runs on at its source"), "{said}");
+}
+
+#[test]
+fn a_td_whose_link_is_cut_in_a_round_runs_on_and_another_leaves_over_the_next() {
+    let receiver = receiver(&["--tech", "tdx", "--timeout", "2m"]);
+    let (proxy, links) = cutting_proxy(receiver.1.clone(), Last::ROUND_END);
+    stays(&proxy);
+    arrived(&td_between_processes(receiver, &proxy, &[]));
+    assert_eq!(links.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_target_that_has_all_but_the_start_token_waits_for_its_source_alone() {
+    let (mut child, address) = receiver(&["--tech", "tdx", "--timeout", "2m"]);
+    let (proxy, links) = cutting_proxy(address, Last::PREPARE);
+    stays(&proxy);
+    // It cannot know that its source runs the TD on.
+    stays(&proxy);
+    assert_eq!(links.load(Ordering::SeqCst), 2);
+    assert_eq!(child.try_wait().unwrap(), None);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn an_sev_guest_whose_link_is_cut_goes_on_over_the_next_with_all_its_pages() {
+    for last in Last::OF_SEV {
+        let (mut child, address) = receiver(&["--timeout", "2m"]);
+        let (proxy, links) = cutting_proxy(address, last);
+        let sent = report(&["send", &proxy, "--timeout", "2m"]);
+        let out = child.wait_with_output_of_stdout();
+        let received: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let count = |report: &serde_json::Value, name: &str| report[name].as_u64().unwrap();
+        assert!(count(&received, "count_first_at_target") > count(&sent, "count_at_source"));
+        assert_eq!(received["pages_as_written"], 63, "{received}");
+        assert_eq!(received["pages_otherwise"], 0, "{received}");
+        assert_eq!(links.load(Ordering::SeqCst), 2);
+    }
 }
 
 #[test]
