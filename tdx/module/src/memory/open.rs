@@ -1,7 +1,7 @@
 //! Open pages: private memory in plaintext, as the caches of a processor hold it.
 //!
 //! A page is opened whole, once all of its lines have passed their check, and stays open until the host or another
-//! key writes to it. Then it is closed: encrypted, with its MACs, as if the caches were written back.
+//! key writes to it. Then it is closed: encrypted, as if the caches were written back.
 
 use super::crypt::LineKey;
 use super::turn::Turns;
