@@ -37,6 +37,28 @@ pub enum MachineError {
         /// The most that is read.
         limit: u64,
     },
+    /// A disk image cannot be opened, or is in use.
+    #[error("cannot use disk image {}", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A disk image is empty, or ends within a sector.
+    #[error("disk image {} has {bytes:#x} bytes, which are no whole sectors of 0x200", path.display())]
+    DiskSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The machine has no more slots for PCI devices.
+    #[error("the machine has {slots} slots for PCI devices, and each has one")]
+    Slots {
+        /// The slots.
+        slots: usize,
+    },
     /// An image whose bytes the host would put into memory that a confidential VM does not share.
     #[error("image {name} cannot start a confidential VM")]
     NotLaunchable {
@@ -255,6 +277,20 @@ impl MachineError {
                 io::ErrorKind::PermissionDenied => "check the permissions of the file",
                 _ => return None,
             },
+            Self::Disk { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => "check the path",
+                io::ErrorKind::PermissionDenied => {
+                    "check the permissions of the file, or let the guest only read it"
+                }
+                io::ErrorKind::ResourceBusy => {
+                    "copy the image, or let all machines that use it only read it"
+                }
+                _ => return None,
+            },
+            Self::DiskSize { .. } => {
+                "a disk image holds the sectors as they are (raw): enlarge the file with `truncate`, or convert it"
+            }
+            Self::Slots { .. } => "use fewer disks",
             Self::NotAFile { .. } => "copy what it holds into a file first",
             Self::NotLaunchable { .. } => {
                 "give the VM the pages of its measured start (MachineConfig::launch), or an ELF file of 64-bit code, or a TD firmware with TDVF metadata"

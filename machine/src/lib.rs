@@ -16,7 +16,7 @@
 //!
 //! Firmware finds a small [`Q35`] around it ([`Machine::q35`]). A kernel that no firmware starts gets **no ACPI tables**: it
 //! finds the other vCPUs by an MP table, if it is built with `CONFIG_X86_MPPARSE`, and starts one vCPU otherwise. There
-//! are **no disks and network devices**.
+//! are **no network devices**, and disks of a Q35 only.
 //!
 //! ```
 //! use std::time::Duration;
@@ -68,6 +68,8 @@ mod walk;
 pub use config::{MachineConfig, Payload};
 pub use console::ConsoleSink;
 pub use devices::{Devices, Q35};
+#[cfg(feature = "virtio")]
+pub use devices::{Disk, DiskCounts};
 pub use error::MachineError;
 pub use file::read_file;
 pub use handler::{ExitContext, ExitHandler, Flow, Inside};

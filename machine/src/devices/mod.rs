@@ -16,6 +16,8 @@ use crate::{ConsoleSink, End, ExitContext, ExitHandler, Flow};
 
 use cmos::Cmos;
 pub use q35::Q35;
+#[cfg(feature = "virtio")]
+pub use q35::{Disk, DiskCounts};
 
 /// The first port of the first serial line, and the last.
 const SERIAL: u16 = 0x3f8;

@@ -67,10 +67,13 @@ impl Cpu {
         }
     }
 
+    pub(crate) fn out(&self, port: u16, data: &[u8]) -> Option<()> {
+        self.act(Ask::Out(port, data.to_vec())).map(drop)
+    }
+
     /// Prints a byte at a time.
     pub(crate) fn print(&self, text: &[u8]) -> Option<()> {
-        text.iter()
-            .try_for_each(|byte| self.act(Ask::Out(0x3f8, vec![*byte])).map(drop))
+        text.iter().try_for_each(|byte| self.out(0x3f8, &[*byte]))
     }
 
     pub(crate) fn halt(&self) -> Option<u8> {

@@ -1,5 +1,10 @@
 //! One function of a PCI device: its configuration space of 256 bytes (PCI Local Bus Specification 3.0, 6.1).
 
+#[cfg(feature = "virtio")]
+mod card;
+#[cfg(feature = "virtio")]
+pub(super) use card::Capability;
+
 /// Offsets in the header.
 const VENDOR: usize = 0x00;
 const DEVICE: usize = 0x02;

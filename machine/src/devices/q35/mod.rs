@@ -7,13 +7,18 @@
 //! | `fw_cfg` | QEMU's configuration device, with DMA |
 //! | `acpi` | the tables that it hands to firmware |
 //! | `ioapic` | the I/O APIC, where the platform has local APICs only |
+//! | `cards` | what is in the slots of the PCI bus |
+//! | `virtio` | disks |
 
 mod acpi;
+mod cards;
 mod function;
 mod fw_cfg;
 mod ioapic;
 mod pci;
 mod power;
+#[cfg(feature = "virtio")]
+mod virtio;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,10 +29,13 @@ use kvm_ops::{Answer, Exit, Gpa, Irqchip, VcpuId};
 use super::Devices;
 use crate::{ConsoleSink, End, ExitContext, ExitHandler, Flow, GuestRam, Image, Inside};
 
+use cards::{Cards, Signal, Target};
 use fw_cfg::{FwCfg, Items};
 use ioapic::IoApic;
 use pci::Pci;
 use power::Power;
+#[cfg(feature = "virtio")]
+pub use virtio::{Disk, DiskCounts};
 
 /// `etc/e820`'s kind of memory that is RAM.
 const E820_RAM: u32 = 1;
@@ -50,18 +58,22 @@ const BOOTS: u64 = 1 << 8;
 /// | ports 0xcf8 to 0xcff, memory from where firmware sets PCIEXBAR to | PCI configuration space: a memory controller (8086:29c0) and an LPC bridge (8086:2918) |
 /// | ports 0x600 to 0x67f | power management: timer, and [`End::PowerOff`] |
 /// | ports 0x510, 0x511, 0x514 to 0x51b | QEMU's configuration device with DMA: memory map, ACPI tables, a kernel with initrd and command line |
+/// | PCI slots 1 to 8, memory where firmware or kernel puts it | disks, with the cargo feature `virtio` |
 /// | memory from 0xfec00000 on | an I/O APIC, unless it is in the platform ([`Irqchip::Full`]) |
 ///
 /// Reads of IA32_APIC_BASE are answered as the host of a TD does; other MSRs read 0, and writes to them vanish.
 ///
 /// [`Machine::q35`](crate::Machine::q35) makes one.
 ///
-/// **Not modelled:** PCI devices, PM events, the TCO watchdog, SMM.
+/// **Not modelled:** other PCI devices, PM events, the TCO watchdog, SMM.
 pub struct Q35 {
     devices: Devices,
     /// Set when the serial line interrupts; `None` if the platform has the line.
     serial: Option<Arc<AtomicBool>>,
     chips: Mutex<Chips>,
+    cards: Cards,
+    #[cfg(feature = "virtio")]
+    disks: Vec<Arc<virtio::Counters>>,
     start: Instant,
 }
 
@@ -116,8 +128,33 @@ impl Q35 {
                 fw_cfg: FwCfg::new(items),
                 ioapic: IoApic::new(),
             }),
+            cards: Cards::default(),
+            #[cfg(feature = "virtio")]
+            disks: Vec::new(),
             start: Instant::now(),
         }
+    }
+
+    /// Puts a disk into the next free slot of the PCI bus, as a virtio block device: it has INTA and MSI-X, and needs neither
+    /// of them. Its driver may use memory that the guest shares, as all devices.
+    ///
+    /// # Errors
+    /// [`MachineError::Slots`](crate::MachineError::Slots) if eight disks are there already.
+    #[cfg(feature = "virtio")]
+    pub fn with_disk(mut self, disk: Disk) -> Result<Self, crate::MachineError> {
+        let counters = Arc::clone(&disk.counters);
+        if !self.cards.plug(virtio::block(disk)) {
+            let slots = cards::SLOTS.into();
+            return Err(crate::MachineError::Slots { slots });
+        }
+        self.disks.push(counters);
+        Ok(self)
+    }
+
+    /// The things that the guest has done with each disk, in the order in which they were added.
+    #[cfg(feature = "virtio")]
+    pub fn disk_counts(&self) -> Vec<DiskCounts> {
+        self.disks.iter().map(|disk| disk.counts()).collect()
     }
 
     /// The devices at the places that every PC has.
@@ -134,6 +171,13 @@ impl Q35 {
         }
     }
 
+    /// Types on the serial line, from any thread, and interrupts. Answers how many bytes found room.
+    pub fn type_serial(&self, input: &[u8], machine: &dyn Inside) -> usize {
+        let typed = self.devices.type_serial(input);
+        self.ring(machine);
+        typed
+    }
+
     fn with_chips<T>(&self, f: impl FnOnce(&mut Chips) -> T) -> T {
         // No panic happens under the lock.
         f(&mut self.chips.lock().unwrap_or_else(PoisonError::into_inner))
@@ -142,12 +186,17 @@ impl Q35 {
     /// Hands an exit to the devices of every PC, and sends the serial line's interrupt.
     fn on_devices(&self, exit: &mut ExitContext<'_>) -> Flow {
         let flow = self.devices.handle(exit);
+        self.ring(exit.machine());
+        flow
+    }
+
+    /// Sends the serial line's interrupt, if it has risen.
+    fn ring(&self, machine: &dyn Inside) {
         if let Some(serial) = &self.serial
             && serial.swap(false, Ordering::Relaxed)
         {
-            self.rise(Devices::SERIAL_LINE as usize, exit.machine());
+            self.rise(Devices::SERIAL_LINE as usize, machine);
         }
-        flow
     }
 
     fn rise(&self, input: usize, machine: &dyn Inside) {
@@ -156,6 +205,62 @@ impl Q35 {
         {
             tracing::warn!(input, %error, "an input of the I/O APIC did not interrupt");
         }
+    }
+
+    /// Sends what a card asks for.
+    fn send(&self, signal: Signal, line: u32, machine: &dyn Inside) {
+        let sent = match signal {
+            Signal::Message(message) => machine.signal_msi(message).map(drop),
+            Signal::Line(active) if self.serial.is_none() => machine.set_irq_line(line, active),
+            Signal::Line(active) => {
+                if active {
+                    self.rise(line as usize, machine);
+                }
+                Ok(())
+            }
+        };
+        if let Err(error) = sent {
+            tracing::warn!(?signal, line, %error, "a PCI device did not interrupt");
+        }
+    }
+
+    /// Hands an exit to the card that it is for; false if it is for none.
+    fn on_cards(&self, exit: &mut ExitContext<'_>) -> bool {
+        let (target, write, width) = match exit.exit() {
+            _ if self.cards.is_empty() => return false,
+            Exit::IoIn { port, size, .. } => (self.at_port(port), false, size.into()),
+            Exit::IoOut { port, size, .. } => (self.at_port(port), true, size.into()),
+            Exit::MmioRead { gpa, .. } => (Some(self.at_address(gpa)), false, usize::MAX),
+            Exit::MmioWrite { gpa, .. } => (Some(self.at_address(gpa)), true, usize::MAX),
+            _ => return false,
+        };
+        let Some(target) = target else {
+            return false;
+        };
+        let machine = exit.machine();
+        for item in exit.data().chunks_mut(width.max(1)) {
+            let Some((line, signals)) = self.cards.access(target, write, item, machine) else {
+                return false;
+            };
+            signals
+                .into_iter()
+                .for_each(|signal| self.send(signal, line, machine));
+        }
+        true
+    }
+
+    /// The configuration space that a port shows.
+    fn at_port(&self, port: u16) -> Option<Target> {
+        let selected = self.with_chips(|chips| chips.pci.selected(port));
+        selected.map(|(function, at)| Target::Config(function, at))
+    }
+
+    /// The configuration space that an address shows, or the memory there.
+    fn at_address(&self, gpa: Gpa) -> Target {
+        let shown = self.with_chips(|chips| chips.pci.in_window(gpa));
+        shown.map_or(Target::Memory(gpa), |(function, at)| {
+            Target::Config(function, at)
+        })
     }
 
     /// The guest's time, or the host's where the platform does not tell it.
@@ -260,6 +365,9 @@ fn in_ioapic(gpa: Gpa) -> Option<u64> {
 
 impl ExitHandler for Q35 {
     fn handle(&self, exit: &mut ExitContext<'_>) -> Flow {
+        if self.on_cards(exit) {
+            return Flow::Continue;
+        }
         match exit.exit() {
             Exit::IoIn { port, size, .. } => {
                 let time = self.time(exit);

@@ -97,10 +97,11 @@ impl Pci {
         self.address = address;
     }
 
-    /// The function and the offset that a port of the window shows.
-    fn selected(&self, port: u16) -> Option<(u16, usize)> {
-        let offset = (self.address & 0xfc) as usize + usize::from(port - DATA);
-        (self.address & ENABLE != 0).then_some(((self.address >> 8) as u16, offset))
+    /// The function and the offset that a port shows; `None` for a port outside of the window, too.
+    pub(super) fn selected(&self, port: u16) -> Option<(u16, usize)> {
+        let within = (DATA..=DATA_LAST).contains(&port) && self.address & ENABLE != 0;
+        let offset = (self.address & 0xfc) as usize + usize::from(port.wrapping_sub(DATA));
+        within.then_some(((self.address >> 8) as u16, offset))
     }
 
     pub(super) fn port_read(&self, port: u16, data: &mut [u8]) {

@@ -188,6 +188,31 @@ fn the_serial_line_sends_the_message_of_its_input() {
     );
 }
 
+#[test]
+fn keys_interrupt_without_an_exit() {
+    let (q35, _) = q35(None);
+    let at = |offset: u64| Gpa::new(ioapic::BASE + offset);
+    for (register, value) in [(0x18_u32, 0x41_u32), (0x19, 0)] {
+        for (offset, value) in [(0, register), (0x10, value)] {
+            let exit = Exit::MmioWrite {
+                gpa: at(offset),
+                len: 4,
+            };
+            handle(&q35, 0, exit, &mut value.to_le_bytes());
+        }
+    }
+    let machine = Sent(Alone::new(), Mutex::default());
+    // The driver has the interrupt of received data enabled.
+    out(&q35, 0x3f9, &[1]);
+    assert_eq!(q35.type_serial(b"ok", &machine), 2);
+    let sent = machine.1.into_inner().unwrap();
+    assert!(sent.contains(&Msi::to(VcpuId(0), 0x41)), "{sent:?}");
+    assert_eq!(
+        [input::<1>(&q35, 0x3f8), input(&q35, 0x3f8)],
+        [*b"o", *b"k"]
+    );
+}
+
 /// A machine that keeps the messages that its devices send.
 struct Sent(Alone, Mutex<Vec<Msi>>);
 

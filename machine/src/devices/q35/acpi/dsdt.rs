@@ -3,11 +3,11 @@
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
-    Package, ResourceTemplate, Scope,
+    Package, PackageBuilder, ResourceTemplate, Scope,
 };
 
 use super::super::pci::{self, Window};
-use super::super::{ioapic, power};
+use super::super::{cards, ioapic, power};
 use super::Facts;
 use crate::Devices;
 use crate::layout::FOUR_GIB;
@@ -78,9 +78,27 @@ fn root_bridge(facts: &Facts) -> Made {
     let above = AddressSpace::new_io(PCI_PORTS + u16::from(PCI_PORTS_BYTES), 0xffff, None);
     let compatible = Name::new("_CID".into(), &EISAName::new("PNP0A03"));
     let number = Name::new("_UID".into(), &0_u8);
+    let lines = Name::new("_PRT".into(), &interrupt_lines());
     let mut resources: Vec<&dyn Aml> = vec![&buses, &own, &below, &above];
     resources.extend(memory.iter().map(|piece| piece as &dyn Aml));
-    device("PCI0", "PNP0A08", &[&compatible, &number], resources)
+    let more: [&dyn Aml; 3] = [&compatible, &number, &lines];
+    device("PCI0", "PNP0A08", &more, resources)
+}
+
+/// The inputs of the I/O APIC to which INTA of the slots leads.
+fn interrupt_lines() -> Made {
+    const ANY_FUNCTION: u32 = 0xffff;
+    const INTA: u8 = 0;
+    const NO_LINK: u8 = 0;
+    let slots = (cards::FIRST_SLOT..).zip(cards::FIRST_LINE..);
+    let mut entries = PackageBuilder::new();
+    for (slot, line) in slots.take(cards::SLOTS.into()) {
+        let address = u32::from(slot) << 16 | ANY_FUNCTION;
+        entries.add_element(&Package::new(vec![&address, &INTA, &NO_LINK, &line]));
+    }
+    let mut bytes = Vec::new();
+    entries.to_aml_bytes(&mut bytes);
+    Made(bytes)
 }
 
 /// Resources that no driver may take: the memory window of the configuration space, and the ports of power management.

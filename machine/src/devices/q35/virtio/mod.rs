@@ -1,0 +1,52 @@
+//! Virtio devices on PCI (virtio 1.2). Device code sees requests; the transport is one for all devices.
+//!
+//! | file | part |
+//! |---|---|
+//! | `pci` | the function: capabilities, memory, interrupts |
+//! | `msix` | the table of interrupt messages |
+//! | `registers` | the common configuration: features, status, queues |
+//! | `guest` | memory and queues, which are the guest's and may be anything |
+//! | `block` | the disk |
+//! | `disk` | the file behind it |
+
+mod block;
+mod disk;
+mod guest;
+mod msix;
+mod pci;
+mod registers;
+
+use super::cards::Card;
+use guest::{Broken, VirtQueue, Watched};
+
+pub(super) use disk::Counters;
+pub use disk::{Disk, DiskCounts};
+
+/// The block device of a disk image.
+pub(super) fn block(disk: Disk) -> Box<dyn Card> {
+    Box::new(pci::VirtioPci::new(block::Block::new(disk)))
+}
+
+/// A kind of virtio device.
+trait Device: Send {
+    /// Its number (5).
+    const ID: u16;
+    /// PCI class, subclass and programming interface.
+    const CLASS: u32;
+    const QUEUES: u16;
+
+    /// The features of this kind that it offers.
+    fn features(&self) -> u64;
+
+    /// Its configuration structure.
+    fn config(&self) -> &[u8];
+
+    /// Serves a queue that the driver has put requests into.
+    fn notified(&mut self, queue: &mut VirtQueue, memory: &Watched<'_>) -> Result<(), Broken>;
+
+    /// Is told that the driver broke the protocol; the transport waits for a reset.
+    fn broken(&mut self, why: &Broken);
+}
+
+#[cfg(test)]
+mod tests;
