@@ -129,6 +129,8 @@ pub(crate) fn code_of(error: &MachineError) -> Code {
         | MachineError::NotAnImage { .. }
         | MachineError::BadHeader { .. }
         | MachineError::BadImage { .. }
+        | MachineError::Disk { .. }
+        | MachineError::DiskSize { .. }
         | MachineError::Overlap { .. } => Code::Input,
         // Linked where no machine has RAM, whatever the options.
         MachineError::ImageTooLarge { at, .. } if at.get() >= 0xb000_0000 => Code::Input,
@@ -141,6 +143,7 @@ pub(crate) fn code_of(error: &MachineError) -> Code {
         | MachineError::Cmdline { .. }
         | MachineError::OptionNotUsed { .. }
         | MachineError::MemorySize { .. }
+        | MachineError::Slots { .. }
         | MachineError::TooManyPrograms { .. } => Code::Usage,
         _ => Code::Host,
     }

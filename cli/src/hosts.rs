@@ -5,8 +5,8 @@ use kvm_ops::{
     Tech, Vendor, VmConfig, create,
 };
 use kvm_ops_machine::{
-    ConsoleSink, Devices, ExitHandler, Machine, MachineConfig, MachineError, Q35, RunLimits,
-    RunReport, Stopper,
+    ConsoleSink, Devices, ExitHandler, Inside, Machine, MachineConfig, MachineError, Q35,
+    RunLimits, RunReport, Stopper,
 };
 
 use crate::args::HostChoice;
@@ -30,6 +30,13 @@ pub(crate) trait AnyMachine: Send {
         &mut self,
         handler: &dyn ExitHandler,
         limits: RunLimits,
+    ) -> Result<RunReport, MachineError>;
+    /// See [`Machine::run_while`].
+    fn run_while(
+        &mut self,
+        handler: &dyn ExitHandler,
+        limits: RunLimits,
+        work: &mut dyn FnMut(&dyn Inside),
     ) -> Result<RunReport, MachineError>;
     /// See [`Machine::stopper`].
     fn stopper(&self) -> Stopper;
@@ -58,6 +65,16 @@ impl<H: Host> AnyMachine for Machine<H> {
         limits: RunLimits,
     ) -> Result<RunReport, MachineError> {
         Machine::run(self, handler, limits)
+    }
+
+    fn run_while(
+        &mut self,
+        handler: &dyn ExitHandler,
+        limits: RunLimits,
+        work: &mut dyn FnMut(&dyn Inside),
+    ) -> Result<RunReport, MachineError> {
+        let ran = Machine::run_while(self, handler, limits, |parts| work(parts));
+        ran.map(|(report, ())| report)
     }
 
     fn stopper(&self) -> Stopper {

@@ -17,6 +17,7 @@ mod interrupt;
 mod memory;
 mod term;
 mod units;
+mod until;
 mod vm_report;
 
 use std::process::ExitCode;

@@ -53,6 +53,11 @@ pub(crate) fn has_bars() -> bool {
     io::stderr().is_terminal()
 }
 
+/// Returns true if standard output is a terminal.
+pub(crate) fn shows_output() -> bool {
+    io::stdout().is_terminal()
+}
+
 /// The width of the terminal on standard output in columns; `None` for a pipe or file, whose lines
 /// need no folding.
 pub(crate) fn columns() -> Option<u16> {

@@ -96,6 +96,7 @@ pub(crate) fn outcome(end: &End) -> &'static str {
         End::DebugExit(_) => "debug exit",
         End::Deadline => "timed out",
         End::Stopped => "stopped",
+        End::Handler => "text seen",
         end if end.is_failure() => "crashed",
         _ => "ended",
     }

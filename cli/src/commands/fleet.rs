@@ -69,7 +69,7 @@ A fleet file:
   An image also takes format (flat, elf, bzimage, firmware), irqchip (none, full, split), cmdline
   and initrd; firmware of a TD also the kernel that it starts, and allow_rbp. kind is normal, vmx, tdx, svm, sev, sev-es or sev-snp. `optional = true` leaves a
   VM out where no host can hold it. expect.end is any (but a crash), halt, shutdown, reset,
-  debug-exit or timeout; expect.result is what the guest writes to port 0x4f0, 4 bytes.
+  debug-exit, timeout, or console: the run ends once expect.console is there. expect.result is what the guest writes to port 0x4f0, 4 bytes.
 
 Examples:
   kvm-ops fleet                              run the built-in fleet

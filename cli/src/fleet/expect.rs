@@ -18,17 +18,20 @@ pub(crate) enum WantedEnd {
     DebugExit,
     /// The timeout.
     Timeout,
+    /// The expected text on the console, which ends the run.
+    Console,
 }
 
 impl WantedEnd {
     /// Every end.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Any,
         Self::Halt,
         Self::Shutdown,
         Self::Reset,
         Self::DebugExit,
         Self::Timeout,
+        Self::Console,
     ];
 
     /// The name in fleet files.
@@ -40,6 +43,7 @@ impl WantedEnd {
             Self::Reset => "reset",
             Self::DebugExit => "debug-exit",
             Self::Timeout => "timeout",
+            Self::Console => "console",
         }
     }
 
@@ -56,6 +60,7 @@ impl WantedEnd {
             Self::Reset => *end == End::Reset,
             Self::DebugExit => matches!(end, End::DebugExit(_)),
             Self::Timeout => *end == End::Deadline,
+            Self::Console => *end == End::Handler,
         }
     }
 }
@@ -72,6 +77,14 @@ pub(crate) struct Expect {
 }
 
 impl Expect {
+    /// The text at which the run ends; empty if it goes on.
+    pub(crate) fn ends_at(&self) -> &str {
+        match self.end {
+            WantedEnd::Console => self.console.as_deref().unwrap_or_default(),
+            _ => "",
+        }
+    }
+
     /// Returns everything that is not as expected, one sentence each.
     pub(crate) fn check(&self, end: &End, console: &str, result: Option<u32>) -> Vec<String> {
         let mut wrong = Vec::new();
@@ -112,6 +125,7 @@ mod tests {
             (End::Reset, Some(WantedEnd::Reset)),
             (End::DebugExit(3), Some(WantedEnd::DebugExit)),
             (End::Deadline, Some(WantedEnd::Timeout)),
+            (End::Handler, Some(WantedEnd::Console)),
             (End::Unhandled(ExitKind::Unknown), None),
             (End::FailEntry(1), None),
         ];

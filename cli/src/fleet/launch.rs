@@ -9,6 +9,7 @@ use kvm_ops_machine::{ConsoleSink, ExitContext, ExitHandler, Flow, RunLimits};
 
 use crate::guests::{Mixer, RESULT_PORT};
 use crate::interrupt::Interrupt;
+use crate::until::{Seen, Until};
 use crate::vm_report::CONSOLE_LIMIT;
 
 use super::plan::{Ledger, Plan, Ready};
@@ -74,7 +75,9 @@ fn live(ready: Ready<'_>) -> VmReport {
     let Ready {
         spec, mut machine, ..
     } = ready;
-    let console = ConsoleSink::tee(std::io::sink(), CONSOLE_LIMIT);
+    let seen = Seen::default();
+    let search = seen.looks_for(spec.expect.ends_at(), std::io::sink());
+    let console = ConsoleSink::tee(search, CONSOLE_LIMIT);
     let confidential_code = machine.tech() == Tech::Tdx && matches!(spec.work, Work::Image { .. });
     let devices: Box<dyn ExitHandler> = match confidential_code {
         true => Box::new(machine.q35(console.clone())),
@@ -88,7 +91,11 @@ fn live(ready: Ready<'_>) -> VmReport {
         result: Mutex::new(None),
     };
     let start = Instant::now();
-    let ran = machine.run(&answers, RunLimits::none().deadline(spec.timeout));
+    let until = Until {
+        devices: &answers,
+        seen,
+    };
+    let ran = machine.run(&until, RunLimits::none().deadline(spec.timeout));
     report.time(start.elapsed());
     report.console(console.printed(), console.text());
     report.ran(&spec.expect, ran, answers.result());

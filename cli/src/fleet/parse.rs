@@ -340,6 +340,12 @@ impl Reader<'_> {
         let ends = WantedEnd::ALL.map(WantedEnd::name);
         if let Some(end) = table.choice("end", &ends, WantedEnd::from_name) {
             expect.end = end.value;
+            if end.value == WantedEnd::Console && table.get("console").is_none() {
+                self.problems.add(
+                    Problem::new("an end without its text")
+                        .at(&end.span, "needs `console` beside it"),
+                );
+            }
         }
         if let Some(console) = table.string("console") {
             expect.console = Some(console.value);

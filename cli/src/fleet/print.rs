@@ -154,8 +154,11 @@ fn sums(report: &FleetReport) -> String {
         0 => String::new(),
         count => format!(" {count} instructions,"),
     };
+    let memory = report.peak_memory.map_or(String::new(), |bytes| {
+        format!(" with {} MiB of RAM at most", bytes >> 20)
+    });
     format!(
-        "{BOLD}{}{BOLD:#}: {}; {}, {},{instructions} {}; {leaks}; {}",
+        "{BOLD}{}{BOLD:#}: {}; {}, {},{instructions} {}; {leaks}; {}{memory}",
         plural(totals.vms as u64, "VM"),
         parts.join(", "),
         plural(totals.vcpus.into(), "vCPU"),

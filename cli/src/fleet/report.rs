@@ -13,7 +13,7 @@ use crate::vm_report::{self, Console};
 
 use super::expect::Expect;
 use super::plan::{Ready, Skipped};
-use super::resources::Resources;
+use super::resources::{self, Resources};
 use super::spec::{VmSpec, Work};
 
 /// The result of a VM.
@@ -276,6 +276,8 @@ pub(crate) struct FleetReport {
     pub(crate) before: Resources,
     /// The same after the fleet.
     pub(crate) after: Resources,
+    /// The most memory in bytes that this process ever had in RAM; `None` if the system does not tell.
+    pub(crate) peak_memory: Option<u64>,
     /// The duration in seconds, from the building of the first machine.
     pub(crate) seconds: f64,
 }
@@ -317,6 +319,7 @@ impl FleetReport {
             firmware,
             before,
             after,
+            peak_memory: resources::peak_memory(),
             seconds: elapsed.as_secs_f64(),
         }
     }

@@ -1,6 +1,9 @@
 //! `kvm-ops run`: runs one VM from an image.
 
+mod attend;
 mod console;
+mod disks;
+mod keys;
 mod report;
 mod td;
 
@@ -36,6 +39,10 @@ use report::{Chipset, Ran, Taken, Told};
 /// shown. An image that starts without firmware finds an interrupt table that reports: exceptions that
 /// it does not handle are failures, and so are calls of a BIOS.
 ///
+/// Where standard input is a terminal, keys go to the guest's serial line, Ctrl-C too. Ctrl-A x ends the run,
+/// Ctrl-A s tells time, instructions and their rate, Ctrl-A a is Ctrl-A itself. Where only standard error is a
+/// terminal, the same is shown there all the time.
+///
 /// On the software platform time is counted in instructions, 1 ns each, and a guest that sleeps does
 /// not wait. A VM with one vCPU executes the same instructions in each run, if --clock stops its clock.
 /// Their number is told.
@@ -57,6 +64,7 @@ crashed, and so does a triple fault. `kvm-ops --help` lists the exit codes.
 Examples:
   kvm-ops run /usr/share/seabios/bios.bin --timeout 2s
   kvm-ops run bzImage --initrd initrd.img --cmdline 'console=ttyS0' --memory 512M --timeout 1m
+  kvm-ops run bios.bin --disk disk.img --timeout 1m
   kvm-ops run code.bin --format flat --memory 1M --host sim
   kvm-ops run /usr/share/ovmf/OVMF.fd --timeout 5s --json
   kvm-ops run --tech tdx
@@ -117,6 +125,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
 
+    /// A disk image (raw), as a virtio block device; `FILE,ro` cannot be written. May be given up to eight times. A
+    /// normal VM gets a Q35 with it, as a TD has
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    disks: Vec<disks::Wanted>,
+
     /// Stop the guest's clock (CMOS) at this time, in seconds since 1970-01-01 UTC, so that each run
     /// is the same on the software platform
     #[arg(long, value_name = "SECONDS")]
@@ -130,6 +143,10 @@ pub(crate) struct Args {
     /// How long it may run
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_time)]
     timeout: Duration,
+
+    /// End the run once the console shows this text
+    #[arg(long, value_name = "TEXT")]
+    until: Option<String>,
 
     /// Report as JSON on standard output, with the console in it
     #[arg(long)]
@@ -193,6 +210,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
             .code(Code::Usage)
     })?;
     let image = image(args, path)?;
+    let disks = disks::open(&args.disks)?;
     let interrupt = Interrupt::install()?;
     let mut hosts = Hosts::open(args.host);
     if args.host == HostChoice::Kvm
@@ -225,7 +243,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .build(config)
         .map_err(|error| Failure::of_machine("the machine cannot be built", error))?;
     interrupt.stops(machine.stopper());
-    let ran = Ran::of(args, machine.as_mut(), Chipset::Pc);
+    let chipset = match disks.is_empty() {
+        true => Chipset::Pc,
+        false => Chipset::Q35(disks),
+    };
+    let ran = Ran::of(args, place, machine.as_mut(), chipset);
     interrupt.clear();
     let told = Told {
         args,

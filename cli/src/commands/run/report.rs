@@ -6,17 +6,20 @@ use std::io;
 
 use kvm_ops::{FreeReport, Tech};
 use kvm_ops_machine::{
-    ConsoleSink, Devices, End, FileKind, Image, ImageFormat, RunLimits, RunReport,
+    ConsoleSink, Devices, Disk, End, ExitHandler, FileKind, Image, ImageFormat, RunLimits,
+    RunReport,
 };
 use serde::Serialize;
 
-use super::Args;
+use super::attend::{Attendant, TypeIn};
 use super::console::Terminal;
+use super::{Args, disks};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::hosts::{AnyMachine, Place};
 use crate::term;
 use crate::units;
+use crate::until::{Seen, Until};
 use crate::vm_report::{self, CONSOLE_LIMIT, Console};
 
 /// The kind that an image is taken for, and the reason.
@@ -62,52 +65,87 @@ impl fmt::Display for Taken {
 }
 
 /// The devices around a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Chipset {
     /// Those of every PC.
     Pc,
-    /// A Q35, with what firmware asks for.
-    Q35,
+    /// A Q35, with what firmware asks for, and with disks.
+    Q35(Vec<Disk>),
 }
 
 /// A run that is over.
 pub(super) struct Ran {
     run: RunReport,
+    disks: Vec<disks::Used>,
     /// The console, if it is a part of the report.
     console: Option<Console>,
     /// True if standard output took no more of the console.
     unheard: bool,
+    /// True if a key ended the run.
+    asked: bool,
     broken: Option<io::Error>,
 }
 
 impl Ran {
     /// Runs a machine, with its console on standard output or, for JSON, in the report.
-    pub(super) fn of(args: &Args, machine: &mut dyn AnyMachine, chipset: Chipset) -> Outcome<Self> {
+    pub(super) fn of(
+        args: &Args,
+        place: &Place,
+        machine: &mut dyn AnyMachine,
+        chipset: Chipset,
+    ) -> Outcome<Self> {
         let terminal = Terminal::new(machine.stopper());
+        let seen = Seen::default();
+        let until = args.until.as_deref().unwrap_or_default();
         let console = if args.json {
-            ConsoleSink::tee(io::sink(), CONSOLE_LIMIT)
+            ConsoleSink::tee(seen.looks_for(until, io::sink()), CONSOLE_LIMIT)
         } else {
-            ConsoleSink::writer(terminal.clone())
+            ConsoleSink::writer(seen.looks_for(until, terminal.clone()))
         };
         let stop_clock = |devices: Devices| match args.clock {
             Some(at) => devices.stop_clock(at),
             None => devices,
         };
+        let mut attendant = Attendant::new(place.platform.as_ref(), machine.stopper(), args.json);
         let limits = RunLimits::none().deadline(args.timeout);
+        let mut run =
+            |machine: &mut dyn AnyMachine, devices: &dyn ExitHandler, type_in: &TypeIn<'_>| {
+                let seen = seen.clone();
+                let handler = Until { devices, seen };
+                match attendant.is_needed() {
+                    false => machine.run(&handler, limits),
+                    true => machine.run_while(&handler, limits, &mut |inside| {
+                        attendant.attend(inside, type_in);
+                    }),
+                }
+            };
+        let mut used = Vec::new();
         let ran = match chipset {
-            Chipset::Pc => machine.run(&stop_clock(machine.devices(console.clone())), limits),
-            Chipset::Q35 => {
+            Chipset::Pc => {
+                let devices = stop_clock(machine.devices(console.clone()));
+                run(machine, &devices, &|keys, _| devices.type_serial(keys))
+            }
+            Chipset::Q35(disks) => {
+                used = disks::Used::before(&disks);
                 let q35 = machine.q35(console.clone()).map_devices(stop_clock);
-                machine.run(&q35, limits)
+                let q35 = disks::plug(q35, disks)?;
+                let ran = run(machine, &q35, &|keys, inside| q35.type_serial(keys, inside));
+                let counts = used.into_iter().zip(q35.disk_counts());
+                used = counts.map(|(disk, counts)| disk.with(counts)).collect();
+                ran
             }
         };
+        let asked = attendant.was_asked_to_end();
+        drop(attendant);
         terminal.finish();
         Ok(Self {
             run: ran.map_err(|error| Failure::of_machine("the machine cannot be run", error))?,
+            disks: used,
             console: args
                 .json
                 .then(|| Console::new(console.printed(), console.text())),
             unheard: terminal.closed(),
+            asked,
             broken: console.take_error(),
         })
     }
@@ -120,7 +158,7 @@ impl Ran {
     /// The exit code that the guest's end has.
     pub(super) fn code(&self) -> Code {
         match self.run.end {
-            End::Stopped if self.unheard => Code::Fine,
+            End::Stopped if self.unheard || self.asked => Code::Fine,
             End::Stopped => Code::Interrupted,
             End::DebugExit(value) if value != 0 => Code::Guest,
             _ if self.run.is_failure() => Code::Guest,
@@ -156,6 +194,7 @@ struct Report<'a> {
     exits: u64,
     exits_by_kind: BTreeMap<&'static str, u64>,
     vcpu_reports: Vec<vm_report::Vcpu>,
+    disks: &'a [disks::Used],
     console: Option<&'a Console>,
     leaks: Vec<String>,
     seconds: f64,
@@ -204,6 +243,7 @@ impl Told<'_> {
             exits: ran.run.exits().total(),
             exits_by_kind: vm_report::exits_by_kind(&ran.run),
             vcpu_reports: vm_report::Vcpu::of(&ran.run),
+            disks: &ran.disks,
             console: ran.console.as_ref(),
             leaks: freed.leaks.iter().map(ToString::to_string).collect(),
             seconds: ran.run.elapsed.as_secs_f64(),
@@ -238,6 +278,9 @@ impl Told<'_> {
                 let total = vcpu.exits.total();
                 term::complain(format!("vCPU {}: {}, {total} exits", vcpu.id, vcpu.end));
             }
+        }
+        for disk in &ran.disks {
+            term::complain(disk.line());
         }
         if let Some(why) = run.diagnosis() {
             term::complain(format!("why: {why}"));

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{FreeReport, Gpa, Irqchip};
-use kvm_ops_machine::{Image, MachineConfig};
+use kvm_ops_machine::{Disk, Image, MachineConfig};
 use kvm_ops_tdvf::Order;
 use serde::Serialize;
 
 use super::report::{Chipset, Ran, Taken, Told};
-use super::{Args, LaunchOrder, homeless};
+use super::{Args, LaunchOrder, disks, homeless};
 use crate::commands::measure::not_tdvf;
 use crate::confidential::{
     Account, Books, Firmware, Leaks, MESSAGE, Start, TdImage, Tour, td_params,
@@ -45,6 +45,14 @@ enum Guest {
     Tour(Box<Tour>, Range<u64>),
 }
 
+/// The part of a guest that its run needs.
+enum Started {
+    /// The disks of firmware.
+    Code(Vec<Disk>),
+    /// The memory that the built-in guest converts.
+    Tour(Range<u64>),
+}
+
 /// A TD to be run.
 struct Wanted {
     image: TdImage,
@@ -57,6 +65,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         LaunchOrder::TwoPass => Order::TwoPass,
     };
     let Wanted { image, guest } = wanted(args, order)?;
+    let disks = disks::open(&args.disks)?;
     if image.low_end() > args.memory {
         return Err(Failure::new(format!(
             "{} has sections up to {:#x}, beyond the memory of {:#x} bytes",
@@ -93,14 +102,15 @@ pub(super) fn run(args: &Args) -> Outcome {
         .irqchip(irqchip);
     let (pages, extended) = (image.pages().len(), image.measured_pages());
     let start = Start::of_td(&image);
-    let (config, converted) = match guest {
+    let (config, guest) = match guest {
         Guest::Code(image) => {
             let enc = td_params(args.allow_rbp);
-            (config.image(*image).launch_order(order).enc(enc), None)
+            let config = config.image(*image).launch_order(order).enc(enc);
+            (config, Started::Code(disks))
         }
         Guest::Tour(tour, converted) => {
             let config = start.configure(config, args.memory, vec![tour as Box<dyn GuestProgram>]);
-            (config, Some(converted))
+            (config, Started::Tour(converted))
         }
     };
     let mut machine = place
@@ -119,7 +129,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         tech: machine.tech(),
         taken,
     };
-    let ran = compare_and_run(args, place, &start, machine.as_mut(), converted, &mut steps);
+    let ran = compare_and_run(args, place, &start, machine.as_mut(), guest, &mut steps);
     if let (Ok(ran), false) = (&ran, args.json) {
         told.lines(ran);
     }
@@ -160,7 +170,7 @@ fn compare_and_run(
     place: &Place,
     start: &Start,
     machine: &mut dyn AnyMachine,
-    converted: Option<Range<u64>>,
+    guest: Started,
     steps: &mut Steps,
 ) -> Outcome<Ran> {
     let mrtd = start.measurement(place, machine);
@@ -173,15 +183,18 @@ fn compare_and_run(
     };
     steps.took(place, "compare MRTD", detail);
     mrtd?;
-    let Some(converted) = converted else {
-        let ran = Ran::of(args, machine, Chipset::Q35)?;
-        steps.took(place, "run", ran.end());
-        for (name, value) in rtmrs(place, machine) {
-            steps.took(place, name, value);
+    let converted = match guest {
+        Started::Code(disks) => {
+            let ran = Ran::of(args, place, machine, Chipset::Q35(disks))?;
+            steps.took(place, "run", ran.end());
+            for (name, value) in rtmrs(place, machine) {
+                steps.took(place, name, value);
+            }
+            return Ok(ran);
         }
-        return Ok(ran);
+        Started::Tour(converted) => converted,
     };
-    let ran = Ran::of(args, machine, Chipset::Pc)?;
+    let ran = Ran::of(args, place, machine, Chipset::Pc)?;
     let ended = ran.code() == Code::Fine;
     let seen = !ended || seen_by_host(machine, converted);
     let detail = match (ended, seen) {
@@ -234,6 +247,7 @@ fn wanted(args: &Args, order: Order) -> Result<Wanted, Failure> {
         let of_firmware = [
             (args.kernel.is_some(), "--kernel"),
             (args.allow_rbp, "--allow-rbp"),
+            (!args.disks.is_empty(), "--disk"),
         ];
         if let Some((_, option)) = of_firmware.into_iter().find(|(given, _)| *given) {
             let text = format!("{option} has no meaning for the built-in guest");
