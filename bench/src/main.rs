@@ -9,6 +9,8 @@ mod figures;
 #[cfg(feature = "report")]
 mod fleet;
 #[cfg(feature = "report")]
+mod journeys;
+#[cfg(feature = "report")]
 mod kvm;
 #[cfg(feature = "lives")]
 mod lives;
@@ -85,6 +87,23 @@ enum Command {
         #[arg(long, default_value = "sieve")]
         payload: String,
     },
+    /// Measures journeys of TDs between two hosts, taken by the program `kvm-ops`, and writes the figures as
+    /// JSON.
+    #[cfg(feature = "report")]
+    Journeys {
+        /// The program.
+        #[arg(long, value_name = "FILE", default_value = "target/release/kvm-ops")]
+        program: PathBuf,
+        /// Where the figures go.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Sizes of TDs in MiB.
+        #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1024])]
+        mib: Vec<u64>,
+        /// Working sets in MiB; those that are larger than a TD are left out for it.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64])]
+        sets: Vec<u64>,
+    },
     /// Writes docs/benchmarks.md and docs/plots/*.svg from bench/figures and bench/counts.toml.
     #[cfg(feature = "report")]
     Report {
@@ -118,6 +137,13 @@ fn main() -> ExitCode {
             rounds,
             payload,
         } => fleet::write(&out, &program, rounds, &payload),
+        #[cfg(feature = "report")]
+        Command::Journeys {
+            program,
+            out,
+            mib,
+            sets,
+        } => journeys::write(&out, &program, &mib, &sets),
         #[cfg(feature = "report")]
         Command::Report { root } => report::write(&root),
     };

@@ -2,6 +2,7 @@
 
 mod digests;
 mod fleet;
+mod journeys;
 mod lives;
 mod plot;
 mod text;
@@ -18,6 +19,7 @@ use crate::designs::fleet::Fleet;
 use crate::designs::registry::Body;
 use crate::figures::Figures;
 use crate::fleet::Fleets;
+use crate::journeys::Journeys;
 use crate::lives::figures::Lives;
 use crate::measurement::{Hashes, Measurement};
 
@@ -58,9 +60,10 @@ const DIGESTS: [&str; 3] = [
 /// The hashes on a processor without SHA instructions.
 const OLD_HASHES: &str = "intel-xeon/hashes.json";
 
-/// The lives of VMs, and a fleet that grows.
+/// The lives of VMs, a fleet that grows, and TDs that migrate.
 const LIVES: &str = "intel-xeon/lives.json";
 const FLEET: &str = "amd-epyc/fleet.json";
+const JOURNEYS: &str = "amd-epyc/journeys.json";
 
 /// Writes the document and its plots.
 pub fn write(root: &Path) -> Result<(), Box<dyn Error>> {
@@ -73,6 +76,7 @@ pub fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     let old_hashes: Hashes = read(&from.join(OLD_HASHES))?;
     let of_lives: Lives = read(&from.join(LIVES))?;
     let of_fleet: Fleets = read(&from.join(FLEET))?;
+    let of_journeys: Journeys = read(&from.join(JOURNEYS))?;
     let plots = root.join("docs/plots");
     fs::create_dir_all(&plots)?;
     let document = [
@@ -81,13 +85,18 @@ pub fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         digests::section(&digests, &old_hashes)?,
         lives::section(&of_lives)?,
         fleet::section(&of_fleet)?,
+        journeys::section(&of_journeys)?,
     ];
-    let page = format!("{}\n[plots.md]: plots.md\n", document.concat());
+    let page = format!(
+        "{}\n[migration.md]: migration.md\n[plots.md]: plots.md\n",
+        document.concat()
+    );
     fs::write(root.join("docs/benchmarks.md"), page)?;
     if let Some(run) = digests.first() {
         digests::draw(run, &plots)?;
     }
     lives::draw(&of_lives, &plots)?;
+    journeys::draw(&of_journeys, &plots)?;
     for (machine, figures) in MACHINES.iter().zip(&machines) {
         draw(machine, figures, &plots)?;
     }
