@@ -7,6 +7,7 @@ use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::{Ioctl, KVMIO};
 
 use crate::refusal::{Result, ensure};
+use crate::stats::StatsFile;
 use crate::vcpu::Vcpu;
 use crate::vm::{Gmem, Vm};
 use crate::{Kernel, Process, Refusal, RunArea, sev, system, vcpu, vm};
@@ -14,7 +15,7 @@ use crate::{Kernel, Process, Refusal, RunArea, sev, system, vcpu, vm};
 /// An open file of KVM's or of `/dev/sev`. A clone is another reference to the same open file, as
 /// `dup` makes one.
 ///
-/// The VM file, vCPU files and guest_memfds keep their VM; it ends with the last of them, in
+/// The VM file, vCPU files, guest_memfds and statistics files keep their VM; it ends with the last of them, in
 /// whatever order they are closed.
 #[derive(Clone)]
 pub struct File(Kind);
@@ -26,6 +27,7 @@ enum Kind {
     Vcpu(Arc<VcpuFile>),
     Gmem(Arc<Gmem>),
     Sev(Arc<Kernel>),
+    Stats(Arc<StatsFile>),
 }
 
 /// A VM file.
@@ -52,6 +54,8 @@ pub enum FileKind {
     GuestMemfd,
     /// `/dev/sev`.
     Sev,
+    /// From `KVM_GET_STATS_FD`.
+    Stats,
 }
 
 impl File {
@@ -73,6 +77,10 @@ impl File {
 
     pub(crate) fn gmem(gmem: Arc<Gmem>) -> Self {
         Self(Kind::Gmem(gmem))
+    }
+
+    pub(crate) fn stats(file: Arc<StatsFile>) -> Self {
+        Self(Kind::Stats(file))
     }
 
     pub(crate) fn as_vm(&self) -> Option<&Arc<Vm>> {
@@ -97,6 +105,7 @@ impl File {
             Kind::Vcpu(_) => FileKind::Vcpu,
             Kind::Gmem(_) => FileKind::GuestMemfd,
             Kind::Sev(_) => FileKind::Sev,
+            Kind::Stats(_) => FileKind::Stats,
         }
     }
 
@@ -107,6 +116,7 @@ impl File {
             (Kind::Vm(a), Kind::Vm(b)) => Arc::ptr_eq(a, b),
             (Kind::Vcpu(a), Kind::Vcpu(b)) => Arc::ptr_eq(a, b),
             (Kind::Gmem(a), Kind::Gmem(b)) => Arc::ptr_eq(a, b),
+            (Kind::Stats(a), Kind::Stats(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -128,7 +138,7 @@ impl File {
                 ensure((number >> 8) as u8 == KVMIO, any::VCPU_TYPE)?;
                 vcpu::ioctl(file, process, ioctl, argument)
             }
-            Kind::Gmem(_) => Err(any::KNOWN_ON_GMEM.into()),
+            Kind::Gmem(_) | Kind::Stats(_) => Err(any::KNOWN_ON_GMEM.into()),
             Kind::Sev(kernel) => sev::device_ioctl(kernel, process, ioctl, argument),
         }
     }
@@ -154,6 +164,18 @@ impl File {
         match &self.0 {
             Kind::Gmem(gmem) => gmem.check_fallocate(mode, offset, len),
             _ => Err(kvm_ops_uapi::Errno::ENODEV.into()),
+        }
+    }
+
+    /// Reads a statistics file: up to `len` bytes from `offset` on, or, without one, from the file's position, which
+    /// moves on. No bytes are the end.
+    ///
+    /// # Errors
+    /// EINVAL for files of other kinds, which have no contents.
+    pub fn read(&self, offset: Option<u64>, len: usize) -> Result<Vec<u8>, Refusal> {
+        match &self.0 {
+            Kind::Stats(file) => Ok(file.read(offset, len)),
+            _ => Err(kvm_ops_uapi::Errno::EINVAL.into()),
         }
     }
 

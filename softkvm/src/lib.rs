@@ -9,6 +9,7 @@ mod machine;
 mod process;
 mod refusal;
 mod sev;
+mod stats;
 mod system;
 mod task;
 mod task_event;

@@ -138,4 +138,10 @@ pub trait RunArea: Send + Sync {
     fn signal_pending(&self) -> bool {
         false
     }
+
+    /// Sets the signals that do not count in `KVM_RUN` (bit n is signal n + 1), in place of those that the thread
+    /// blocks; `None` for those.
+    fn set_signal_mask(&self, mask: Option<u64>) {
+        let _ = mask;
+    }
 }

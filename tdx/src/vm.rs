@@ -94,6 +94,7 @@ impl<H: Host> TdxVm<H> {
             cpu: None,
             run: crate::run::Run::default(),
             source: None,
+            cpuid: None,
         })
     }
 

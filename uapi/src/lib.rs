@@ -18,6 +18,7 @@ pub mod psp;
 pub mod run;
 pub mod sev;
 pub mod state;
+pub mod stats;
 pub mod status;
 pub mod system;
 pub mod tdx;

@@ -68,6 +68,11 @@ layout! {
 }
 
 layout! {
+    /// The fixed part of `struct kvm_signal_mask`, in front of the set.
+    SignalMask 4 { 0 len: U32, }
+}
+
+layout! {
     /// `struct kvm_mp_state`.
     MpState 4 { 0 mp_state: U32, }
 }

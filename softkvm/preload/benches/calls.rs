@@ -85,9 +85,8 @@ fn port_exit<H: Host>(host: &H) -> f64 {
 fn main() {
     if std::env::var_os(INSIDE).is_none() {
         let own = std::env::current_exe().expect("a path");
-        // Cargo leaves the library where it is linked, one folder up.
-        let folder = own.parent().and_then(|deps| deps.parent());
-        let library = folder.expect("a folder").join("libkvm_ops_preload.so");
+        // Cargo makes the library beside its benches.
+        let library = own.with_file_name("libkvm_ops_preload.so");
         let ran = Command::new(&own)
             .env(INSIDE, "1")
             .env("KVM_OPS_WITH", "intel")

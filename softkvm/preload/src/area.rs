@@ -3,6 +3,7 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvm_ops_softkvm::RunArea;
 use kvm_ops_uapi::run::MMAP_SIZE;
@@ -12,7 +13,11 @@ use crate::{raw, signals};
 
 const LEN: usize = MMAP_SIZE as usize;
 
-pub(crate) struct Area(NonNull<AtomicU8>);
+pub(crate) struct Area {
+    bytes: NonNull<AtomicU8>,
+    /// Signals that do not count, if the program says which.
+    mask: Mutex<Option<u64>>,
+}
 
 // SAFETY: the mapping belongs to the value, and is only touched as atomic bytes.
 unsafe impl Send for Area {}
@@ -31,14 +36,21 @@ impl Area {
         (at != libc::MAP_FAILED)
             .then(|| NonNull::new(at.cast()))
             .flatten()
-            .map(Self)
+            .map(|bytes| Self {
+                bytes,
+                mask: Mutex::default(),
+            })
+    }
+
+    fn mask(&self) -> MutexGuard<'_, Option<u64>> {
+        self.mask.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn bytes(&self) -> &[AtomicU8] {
         // SAFETY: `LEN` bytes are mapped until the value is dropped, and the file has them: the
         // program gets EINVAL for changing its length. Bytes that the program writes meanwhile are
         // why they are atomic.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr(), LEN) }
+        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr(), LEN) }
     }
 
     fn from(&self, offset: u64) -> &[AtomicU8] {
@@ -63,13 +75,17 @@ impl RunArea for Area {
     }
 
     fn signal_pending(&self) -> bool {
-        signals::pending()
+        signals::pending(*self.mask())
+    }
+
+    fn set_signal_mask(&self, mask: Option<u64>) {
+        *self.mask() = mask;
     }
 }
 
 impl Drop for Area {
     fn drop(&mut self) {
         // SAFETY: our mapping, which nothing refers to any more.
-        unsafe { libc::munmap(self.0.as_ptr().cast(), LEN) };
+        unsafe { libc::munmap(self.bytes.as_ptr().cast(), LEN) };
     }
 }

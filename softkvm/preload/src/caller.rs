@@ -1,7 +1,7 @@
 //! The program, as the library sees its caller.
 
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kvm_ops::HostRange;
 use kvm_ops_softkvm::{
@@ -22,7 +22,9 @@ pub(crate) struct Caller {
 
 impl Process for Caller {
     fn address_space(&self) -> AddressSpace {
-        AddressSpace(std::process::id().into())
+        // Asked once: a child comes to no file.
+        static OWN: OnceLock<u32> = OnceLock::new();
+        AddressSpace((*OWN.get_or_init(std::process::id)).into())
     }
 
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault> {

@@ -12,7 +12,7 @@ use libc::{c_char, c_int, c_uint, c_ulong, c_void, mode_t, off_t, size_t, ssize_
 
 use crate::caller::Caller;
 use crate::raw::{self, fail};
-use crate::{files, log, signals};
+use crate::{files, log, memory, signals};
 
 /// The descriptor of a device that a path names. `None` for other paths.
 ///
@@ -339,7 +339,64 @@ pub(crate) unsafe extern "C" fn madvise(address: *mut c_void, len: size_t, advic
     unsafe { raw::syscall(libc::SYS_madvise, args) as c_int }
 }
 
-/// The files have no contents to read, write or seek in.
+/// Reads a statistics file from an offset, or from its position. `None` for another file.
+fn read_stats(
+    fd: c_int,
+    buffer: *mut c_void,
+    len: size_t,
+    offset: Option<off_t>,
+) -> Option<ssize_t> {
+    let file = files::get(fd).filter(|file| file.kind() == FileKind::Stats)?;
+    let Ok(offset) = offset.map(u64::try_from).transpose() else {
+        return Some(fail(libc::EINVAL) as ssize_t);
+    };
+    let read = file.read(offset, len).ok()?;
+    Some(match memory::write(buffer as u64, &read) {
+        Ok(()) => read.len() as ssize_t,
+        Err(_) => fail(libc::EFAULT) as ssize_t,
+    })
+}
+
+/// # Safety
+/// As libc's function.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
+    if files::is_ours(fd) {
+        let stats = read_stats(fd, buffer, len, None);
+        return stats.unwrap_or_else(|| fail(libc::EINVAL) as ssize_t);
+    }
+    let args = [fd as u64, buffer as u64, len as u64, 0, 0, 0];
+    // SAFETY: the caller's promise.
+    unsafe { raw::syscall(libc::SYS_read, args) as ssize_t }
+}
+
+macro_rules! pread {
+    ($($name:ident)*) => {
+        $(
+            /// # Safety
+            /// As libc's function.
+            #[unsafe(no_mangle)]
+            pub(crate) unsafe extern "C" fn $name(
+                fd: c_int,
+                buffer: *mut c_void,
+                len: size_t,
+                offset: off_t,
+            ) -> ssize_t {
+                if files::is_ours(fd) {
+                    let stats = read_stats(fd, buffer, len, Some(offset));
+                    return stats.unwrap_or_else(|| fail(libc::ESPIPE) as ssize_t);
+                }
+                let args = [fd as u64, buffer as u64, len as u64, offset as u64, 0, 0];
+                // SAFETY: the caller's promise.
+                unsafe { raw::syscall(libc::SYS_pread64, args) as ssize_t }
+            }
+        )*
+    };
+}
+
+pread! { pread pread64 }
+
+/// Files have no contents to write or seek in.
 macro_rules! refused {
     ($($name:ident ($($arg:ident: $ty:ty),*) -> $ret:ty = $call:ident, $errno:ident;)*) => {
         $(
@@ -362,10 +419,7 @@ macro_rules! refused {
 }
 
 refused! {
-    read(buffer: *mut c_void, len: size_t) -> ssize_t = SYS_read, EINVAL;
     write(buffer: *const c_void, len: size_t) -> ssize_t = SYS_write, EINVAL;
-    pread(buffer: *mut c_void, len: size_t, offset: off_t) -> ssize_t = SYS_pread64, ESPIPE;
-    pread64(buffer: *mut c_void, len: size_t, offset: off_t) -> ssize_t = SYS_pread64, ESPIPE;
     pwrite(buffer: *const c_void, len: size_t, offset: off_t) -> ssize_t = SYS_pwrite64, ESPIPE;
     pwrite64(buffer: *const c_void, len: size_t, offset: off_t) -> ssize_t = SYS_pwrite64, ESPIPE;
     lseek(offset: off_t, whence: c_int) -> off_t = SYS_lseek, ESPIPE;

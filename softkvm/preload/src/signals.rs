@@ -29,6 +29,8 @@ const NEVER: u64 = bit(libc::SIGSEGV)
 thread_local! {
     /// What the thread had blocked in front of the run.
     static BEFORE: Cell<Option<u64>> = const { Cell::new(None) };
+    /// The run asked for signals before.
+    static ASKED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A run: signals wait as long as this lives.
@@ -52,6 +54,7 @@ fn restore(old: u64) {
 /// Begins a run.
 pub(crate) fn block() -> Run {
     BEFORE.set(Some(block_all()));
+    ASKED.set(false);
     Run(())
 }
 
@@ -63,11 +66,18 @@ pub(crate) fn without<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// True if the calling thread is in a run, and a signal waits that it had not blocked itself.
-pub(crate) fn pending() -> bool {
+/// True if the calling thread is in a run, and a signal waits that is not in the mask; without one, that the
+/// thread had not blocked itself.
+pub(crate) fn pending(mask: Option<u64>) -> bool {
     let Some(blocked) = BEFORE.get() else {
         return false;
     };
+    // What came before the run had its handler. What came since comes to it at the next question, or to its handler
+    // when a short run is over: so most exits cost no system call here.
+    if !ASKED.replace(true) && mask.is_none() {
+        return false;
+    }
+    let blocked = mask.unwrap_or(blocked);
     let mut set = 0u64;
     let to = &raw mut set as u64;
     // SAFETY: the set has the length that is given, and lives through the call.

@@ -78,6 +78,7 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::KVMCLOCK_CTRL
         | cap::TSC_DEADLINE_TIMER
         | cap::SREGS2
+        | cap::BINARY_STATS_FD
         | cap::ENABLE_CAP
         | cap::ENABLE_CAP_VM
         | cap::CHECK_EXTENSION_VM

@@ -15,8 +15,9 @@ use crate::{Kernel, Process, Refusal};
 const ENCRYPTION: u32 = 0x8000_001f;
 /// The leaf whose EAX has the widths of addresses: physical ones in bits 7:0, and those of a guest in bits 23:16.
 const ADDRESSES: u32 = 0x8000_0008;
-/// Bits of a guest's physical addresses, with second-level tables of four levels: TDs take it from here.
-const GUEST_WIDTH: u32 = 48;
+/// Bits of physical addresses, which are those of a guest too with second-level tables of four levels: TDs take them
+/// from here, and no guest has more than the machine.
+const WIDTH: u32 = 48;
 /// The leaf whose EAX is the last extended one.
 const LAST_EXTENDED: u32 = 0x8000_0000;
 
@@ -42,7 +43,7 @@ fn entry(from: &CpuidEntry) -> CpuidEntry2 {
 pub(crate) fn supported(host: &SimHost, vm_types: u32) -> Vec<CpuidEntry2> {
     let mut list: Vec<CpuidEntry2> = host.cpuid().iter().map(entry).collect();
     for leaf in list.iter_mut().filter(|leaf| leaf.function == ADDRESSES) {
-        leaf.eax = U32::new(leaf.eax.get() & !(0xff << 16) | GUEST_WIDTH << 16);
+        leaf.eax = U32::new(leaf.eax.get() & 0xff00 | WIDTH | WIDTH << 16);
     }
     if host.vendor() == Vendor::Amd {
         for leaf in list

@@ -12,9 +12,16 @@ use crate::tdx;
 
 /// IA32_APIC_BASE: the processor boots.
 const BSP: u64 = 1 << 8;
-/// XCR0: x87, which is always on, and SSE.
+/// XCR0: x87, which is always on, SSE, and AVX, which needs SSE.
 const X87: u64 = 1;
 const SSE: u64 = 2;
+const AVX: u64 = 4;
+
+/// A value that XCR0 can have on these processors.
+const fn is_xcr0(value: u64) -> bool {
+    let known = value & !(X87 | SSE | AVX) == 0;
+    known && value & X87 != 0 && (value & AVX == 0 || value & SSE != 0)
+}
 
 pub(crate) enum Cpu {
     /// Nothing executes its code.
@@ -106,7 +113,7 @@ impl Cpu {
 
     pub(super) fn set_xcrs(&mut self, xcrs: &Xcrs) -> Result<()> {
         match self {
-            Self::Held(held) if xcrs.xcr0 & !SSE == X87 => held.xcr0 = xcrs.xcr0,
+            Self::Held(held) if is_xcr0(xcrs.xcr0) => held.xcr0 = xcrs.xcr0,
             Self::Held(_) => return Err(Errno::EINVAL.into()),
             Self::Processor(vcpu) => vcpu.set_xcrs(xcrs).map_err(|_| Errno::EINVAL)?,
         }
@@ -175,5 +182,16 @@ impl Cpu {
             }
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xcr0_has_x87_and_no_avx_without_sse() {
+        let known: Vec<u64> = (0..16).filter(|value| is_xcr0(*value)).collect();
+        assert_eq!(known, [1, 3, 7]);
     }
 }

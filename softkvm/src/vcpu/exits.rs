@@ -14,6 +14,7 @@ use crate::file::VcpuFile;
 use crate::irq::At;
 use crate::machine::Processor;
 use crate::refusal::Result;
+use crate::stats::{Count, Counts};
 
 /// `KVM_EXIT_IO_IN` and `KVM_EXIT_IO_OUT`.
 const IN: u8 = 0;
@@ -45,6 +46,7 @@ pub(super) fn tell(
         page.set_reason(reason);
         Ok(Next::Return(Waits::Nothing))
     };
+    count(&exit, file.vcpu.counts());
     match exit {
         Exit::IoIn { port, size, count } => {
             port_access(page, (IN, port, size, count));
@@ -108,6 +110,20 @@ pub(super) fn tell(
         // A normal VM of the software machine has no other exits.
         _ => done(exit_reason::UNKNOWN),
     }
+}
+
+/// Counts an exit, also one that does not leave.
+fn count(exit: &Exit, counts: &Counts) {
+    counts.add(Count::Exits);
+    let kind = match exit {
+        Exit::IoIn { .. } | Exit::IoOut { .. } => Count::IoExits,
+        Exit::MmioRead { .. } | Exit::MmioWrite { .. } => Count::MmioExits,
+        Exit::IrqWindow => Count::IrqWindowExits,
+        Exit::Hlt => Count::HaltExits,
+        Exit::Hypercall { .. } => Count::Hypercalls,
+        _ => return,
+    };
+    counts.add(kind);
 }
 
 /// True if the guest's write is for an eventfd, which is signalled.

@@ -2,8 +2,10 @@
 //! need.
 
 use kvm_ops_uapi::U64;
-use kvm_ops_uapi::checks::{kvmclock_ctrl, setup_mce, tpr_access, vapic_addr, vcpu_tsc_khz};
-use kvm_ops_uapi::state::TprAccessCtl;
+use kvm_ops_uapi::checks::{
+    kvmclock_ctrl, setup_mce, signal_mask, tpr_access, vapic_addr, vcpu_tsc_khz,
+};
+use kvm_ops_uapi::state::{SignalMask, TprAccessCtl};
 use kvm_ops_uapi::system::vm_type;
 use zerocopy::IntoBytes;
 
@@ -69,5 +71,20 @@ pub(super) fn set_tsc_khz(file: &VcpuFile, khz: u64) -> Result<i64> {
     ensure(file.vm.kind() != vm_type::TDX, PROTECTED)?;
     let khz = u32::try_from(khz).map_err(|_| RANGE)?;
     file.state().tsc_khz = (khz != 0).then_some(khz);
+    Ok(0)
+}
+
+/// `KVM_SET_SIGNAL_MASK`: the signals that do not end a run, in place of those that the thread blocks.
+pub(super) fn signal_mask(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
+    use signal_mask::{COPY, LENGTH, SET};
+    let mut mask = None;
+    if argument != 0 {
+        let head: SignalMask = arg::read(process, argument, COPY)?;
+        ensure(head.len.get() == 8, LENGTH)?;
+        let at = argument.wrapping_add(size_of::<SignalMask>() as u64);
+        let set: U64 = arg::read(process, at, SET)?;
+        mask = Some(set.get());
+    }
+    file.vcpu.run_area().set_signal_mask(mask);
     Ok(0)
 }

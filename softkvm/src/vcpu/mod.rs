@@ -30,12 +30,14 @@ pub(crate) use events::Parts;
 
 use crate::file::VcpuFile;
 use crate::refusal::Result;
-use crate::{Process, RunArea, tdx};
+use crate::stats::Counts;
+use crate::{Process, RunArea, stats, tdx};
 
 /// A vCPU.
 pub(crate) struct Vcpu {
     id: u32,
     area: Arc<dyn RunArea>,
+    counts: Counts,
     state: Mutex<State>,
 }
 
@@ -55,6 +57,7 @@ impl Vcpu {
         Self {
             id,
             area,
+            counts: Counts::default(),
             state: Mutex::new(State {
                 cpu,
                 cpuid: Vec::new(),
@@ -67,6 +70,10 @@ impl Vcpu {
 
     pub(crate) fn run_area(&self) -> &Arc<dyn RunArea> {
         &self.area
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -129,6 +136,8 @@ pub(crate) fn ioctl(
         ioctl::KVM_SET_VCPU_EVENTS => groups::set_events(file, process, argument),
         ioctl::KVM_GET_LAPIC => lapic::get(file, process, argument),
         ioctl::KVM_SET_LAPIC => lapic::set(file, process, argument),
+        ioctl::KVM_GET_STATS_FD => stats::open(&file.vm, Some(&file.vcpu), process),
+        ioctl::KVM_SET_SIGNAL_MASK => misc::signal_mask(file, process, argument),
         ioctl::KVM_GET_TSC_KHZ => misc::tsc_khz(file),
         ioctl::KVM_SET_TSC_KHZ => misc::set_tsc_khz(file, argument),
         ioctl::KVM_X86_SETUP_MCE => misc::setup_mce(file, process, argument),

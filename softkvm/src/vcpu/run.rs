@@ -17,6 +17,7 @@ use crate::Process;
 use crate::file::VcpuFile;
 use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
+use crate::stats::Count;
 
 /// KVM_INTERNAL_ERROR_EMULATION.
 const EMULATION: u32 = 1;
@@ -120,6 +121,7 @@ fn enter(
             Exit::Interrupted if tells_end(file, page) => return (nothing, Ok(0)),
             Exit::Interrupted if immediate => return (nothing, Err(IMMEDIATE_EXIT.into())),
             Exit::Interrupted if is_interrupted(process, page) => {
+                file.vcpu.counts().add(Count::SignalExits);
                 page.set_reason(exit_reason::INTR);
                 return (nothing, Err(Errno::EINTR.into()));
             }

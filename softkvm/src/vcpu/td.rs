@@ -3,7 +3,7 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use kvm_ops::{Answer, Error, Exit, Privacy, TdxRequest, VcpuOps};
+use kvm_ops::{Answer, Error, Exit, IntelVcpu, Privacy, TdxRequest, VcpuOps};
 use kvm_ops_uapi::checks::run::{IMMEDIATE_EXIT, INITIALIZED, SYNC_REGS, UNINITIALIZED_EXIT};
 use kvm_ops_uapi::run::{
     GetQuote, HYPERCALL_LONG_MODE, Hypercall, SetupEventNotify, SystemEvent, TdVmCallInfo, TdxExit,
@@ -19,11 +19,12 @@ use super::answer::Waits;
 use super::exits::{self, Next};
 use super::page::Page;
 use super::run::is_interrupted;
-use super::{Cpu, State};
+use super::{Cpu, State, cpuid};
 use crate::Process;
 use crate::file::VcpuFile;
 use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
+use crate::stats::Count;
 
 /// `ENOSYS` of Linux, by which the back end tells the guest that nothing is converted here.
 const ENOSYS: u64 = 38;
@@ -55,7 +56,12 @@ pub(super) fn run(
     }
     ensure(!immediate, IMMEDIATE_EXIT)?;
     let vcpu = vcpu.as_mut().filter(|_| runs).ok_or(INITIALIZED)?;
-    state.has_run = true;
+    if !std::mem::replace(&mut state.has_run, true)
+        && let Processor::Intel(IntelVcpu::Tdx(td)) = &mut **vcpu
+    {
+        // From now on the list stays as it is.
+        td.set_cpuid_answers(cpuid::entries(&state.cpuid));
+    }
     let (waits, answer) = enter(file, process, page, (vcpu, &mut state.cpu));
     state.waits = waits;
     page.set_secret_state(file.vcpu.id == 0);
@@ -72,6 +78,7 @@ fn enter(
     loop {
         let next = match vcpu.vcpu_run() {
             Ok(Exit::Interrupted) if is_interrupted(process, page) => {
+                file.vcpu.counts().add(Count::SignalExits);
                 page.set_reason(exit_reason::INTR);
                 Ok(Next::Fail(Errno::EINTR))
             }

@@ -35,7 +35,7 @@ use crate::sev::Sev;
 use crate::system::capabilities;
 use crate::tdx::Td;
 use crate::vcpu::{Parts, Vcpu};
-use crate::{AddressSpace, Kernel, Process, sev, tdx};
+use crate::{AddressSpace, Kernel, Process, sev, stats, tdx};
 use irqchip::Irqchip;
 
 /// Numbers of vCPUs end here.
@@ -304,6 +304,7 @@ pub(crate) fn ioctl(
         ioctl::KVM_SET_TSS_ADDR => no_ops::set_tss_addr(argument),
         ioctl::KVM_SET_IDENTITY_MAP_ADDR => no_ops::set_identity_map(vm, process, argument),
         ioctl::KVM_SET_NR_MMU_PAGES => no_ops::set_nr_mmu_pages(argument),
+        ioctl::KVM_GET_STATS_FD => stats::open(vm, None, process),
         ioctl::KVM_GET_CLOCK => clock::get(vm, process, argument),
         ioctl::KVM_SET_CLOCK => clock::set(vm, process, argument),
         ioctl::KVM_GET_TSC_KHZ => Ok(vm.lock().tsc_khz().into()),

@@ -19,7 +19,7 @@ use kvm_ops_softkvm::Refusal;
 use kvm_ops_uapi::checks::{self, *};
 use kvm_ops_uapi::ioctl;
 use kvm_ops_uapi::memory::{MemoryAttributes, UserspaceMemoryRegion2};
-use kvm_ops_uapi::system::{Cpuid2, MsrList};
+use kvm_ops_uapi::system::{Cpuid2, CpuidEntry2, MsrList};
 use kvm_ops_uapi::{U32, U64};
 use support::{Case, attributes_args, set_attributes};
 
@@ -202,4 +202,22 @@ fn lists_that_are_too_short_are_e2big_and_tell_their_length() {
         nent,
         "the least room that is enough is the number of entries"
     );
+}
+
+/// The kernel's self-tests refuse a machine whose guests have wider addresses than itself.
+#[test]
+fn no_guest_has_wider_addresses_than_the_machine() {
+    for w in [World::amd(), World::intel()] {
+        let entries = 256;
+        let at = w.task.map(8 + entries * 40);
+        kvm_ops_softkvm::Process::write(&w.task, at, &(entries as u32).to_le_bytes()).unwrap();
+        w.ioctl(w.kvm, ioctl::KVM_GET_SUPPORTED_CPUID, at).unwrap();
+        let leaves = (0..entries as u64).map(|n| at + 8 + n * 40);
+        let mut leaves = leaves.map(|at| w.task.get::<CpuidEntry2>(at).unwrap());
+        let widths = leaves
+            .find(|leaf| leaf.function.get() == 0x8000_0008)
+            .unwrap();
+        let (machine, guest) = (widths.eax.get() & 0xff, widths.eax.get() >> 16 & 0xff);
+        assert!(guest <= machine && guest == 48, "{machine}, {guest}");
+    }
 }

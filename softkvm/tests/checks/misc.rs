@@ -146,6 +146,23 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(w.ioctl(vcpu, ioctl::KVM_GET_TSC_KHZ, 0), Ok(2_000_000));
         w.ioctl(vcpu, ioctl::KVM_SET_TSC_KHZ, 1 << 32)
     }),
+    (stats_fd::DESCRIPTOR, |w| {
+        let vm = w.vm(0);
+        full(w, || w.ioctl(vm, ioctl::KVM_GET_STATS_FD, 0))
+    }),
+    (signal_mask::COPY, |w| {
+        let vcpu = w.vcpu(w.vm(0), 0);
+        w.ioctl(vcpu, ioctl::KVM_SET_SIGNAL_MASK, 0)?;
+        w.ioctl(vcpu, ioctl::KVM_SET_SIGNAL_MASK, NOWHERE)
+    }),
+    (signal_mask::LENGTH, |w| {
+        w.call(w.vcpu(w.vm(0), 0), ioctl::KVM_SET_SIGNAL_MASK, &4u32)
+    }),
+    (signal_mask::SET, |w| {
+        let vcpu = w.vcpu(w.vm(0), 0);
+        w.call(vcpu, ioctl::KVM_SET_SIGNAL_MASK, &[8u32, 0, 0])?;
+        w.call(vcpu, ioctl::KVM_SET_SIGNAL_MASK, &[8u32, 0])
+    }),
     (set_sregs2::COPY, |w| {
         w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_SET_SREGS2, NOWHERE)
     }),

@@ -3,8 +3,11 @@
 use kvm_ops::Vendor;
 use kvm_ops_uapi::run::{Hypercall, InternalError, Mmio, exit_reason};
 use kvm_ops_uapi::state::Regs;
+use kvm_ops_uapi::stats::{StatsDesc, StatsHeader};
 use kvm_ops_uapi::vm::HC_MAP_GPA_RANGE;
 use kvm_ops_uapi::{Errno, U32, U64, cap, ioctl};
+
+use zerocopy::FromBytes;
 
 use crate::guest::{CODE, Guest};
 
@@ -221,4 +224,63 @@ fn an_nmi_goes_to_its_handler() {
     guest.ioctl(guest.vcpu, ioctl::KVM_NMI, 0).unwrap();
     assert_eq!(guest.run_to_port().0, (1, 0x92, 1, 1));
     assert_eq!(guest.run(), exit_reason::HLT);
+}
+
+/// A file, its identification, and its numbers by name.
+fn statistics(guest: &Guest, fd: i32) -> (String, Vec<(String, u64)>) {
+    let number = guest.ioctl(fd, ioctl::KVM_GET_STATS_FD, 0).unwrap();
+    let file = guest.host.task.file(number as i32).unwrap();
+    let mut bytes = Vec::new();
+    loop {
+        // In small pieces, by the position.
+        let more = file.read(None, 100).unwrap();
+        if more.is_empty() {
+            break;
+        }
+        bytes.extend(more);
+    }
+    assert_eq!(file.read(Some(0), bytes.len() + 1).unwrap(), bytes);
+    let (header, _) = StatsHeader::read_from_prefix(&bytes).unwrap();
+    let text = |bytes: &[u8]| {
+        let text: Vec<u8> = bytes
+            .iter()
+            .copied()
+            .take_while(|byte| *byte != 0)
+            .collect();
+        String::from_utf8(text).unwrap()
+    };
+    let number = |place: usize| {
+        let at = header.data_offset.get() as usize + place;
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    };
+    let numbers = (0..header.num_desc.get() as usize).map(|n| {
+        let at = header.desc_offset.get() as usize + n * 64;
+        let (desc, _) = StatsDesc::read_from_prefix(&bytes[at..]).unwrap();
+        (text(&desc.name), number(desc.offset.get() as usize))
+    });
+    let id = &bytes[header.id_offset.get() as usize..];
+    (text(&id[..48]), numbers.collect())
+}
+
+#[test]
+fn a_vcpu_counts_its_exits_and_tells_them_in_a_file() {
+    // out 0x80, al; in al, 0x80; mov [0xffff + ds * 16], al: a device; hlt
+    let guest = Guest::new(&[0xe6, 0x80, 0xe4, 0x80, 0x8e, 0xd9, 0xa2, 0xff, 0xff, 0xf4]);
+    guest.set_regs(&Regs {
+        rcx: U64::new(0x2000),
+        ..guest.regs()
+    });
+    guest.run_to_port();
+    guest.run_to_port();
+    assert_eq!(guest.run(), exit_reason::MMIO);
+    assert_eq!(guest.run(), exit_reason::HLT);
+    let (id, numbers) = statistics(&guest, guest.vcpu);
+    assert!(id.ends_with("/vcpu-0"), "{id}");
+    let expected = [4, 2, 1, 0, 0, 1, 0];
+    let found: Vec<u64> = numbers.iter().map(|(_, number)| *number).collect();
+    assert_eq!(found, expected, "{numbers:?}");
+    assert_eq!(numbers[1].0, "io_exits");
+    let (vm, numbers) = statistics(&guest, guest.vm);
+    assert_eq!(id, format!("{vm}/vcpu-0"));
+    assert!(numbers.is_empty());
 }

@@ -336,3 +336,16 @@ fn a_td_that_ran_leaves_nothing() {
     assert_eq!(host.seam().unwrap().key_ids().in_use(), 0);
     assert_eq!(host.pages().unwrap().frames_out(), 0);
 }
+
+#[test]
+fn the_cpuid_that_a_td_asks_for_is_what_user_space_set() {
+    const CPUID: u32 = 10;
+    let td = Td::new(|a| {
+        call(a, CPUID, [1, 0, 0, 0])?;
+        say(a, r14)?;
+        call(a, CPUID, [0x4000_0000, 0, 0, 0])?;
+        say(a, r12)
+    });
+    assert_eq!(td.says() >> 21 & 1, 1, "x2APIC");
+    assert_eq!(td.says(), 0, "not in the list");
+}

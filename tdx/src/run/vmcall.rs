@@ -1,6 +1,6 @@
 //! TDG.VP.VMCALL: what the guest asks of the host (GHCI; Linux `handle_tdvmcall`).
 
-use kvm_ops::{Error, Exit, Gpa, Host, Irqchip, PAGE_SIZE, Privacy, TdxRequest};
+use kvm_ops::{CpuidEntry, Error, Exit, Gpa, Host, Irqchip, PAGE_SIZE, Privacy, TdxRequest};
 
 use super::{Pending, Run, SYSTEM_EVENT_TDX_FATAL};
 use crate::TdxVcpu;
@@ -34,6 +34,14 @@ const MAP_GPA_RANGE_ENCRYPTED: u64 = 1 << 4;
 const HC_EINVAL: u64 = 22u64.wrapping_neg();
 
 const FIRST_VECTOR: u64 = 32;
+
+/// The values of a leaf in a list.
+fn entry(list: &[CpuidEntry], leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
+    let found = list.iter().find(|entry| {
+        entry.leaf == leaf && (!entry.subleaf_significant || entry.subleaf == subleaf)
+    });
+    found.map(|entry| entry.regs)
+}
 
 impl Run {
     /// Finishes the call at once with this status.
@@ -100,12 +108,11 @@ impl<H: Host> TdxVcpu<H> {
     /// Answered from what the TD was created with; a leaf that is not in there is all zeros.
     fn cpuid(&mut self) -> Option<Exit> {
         let (leaf, subleaf) = (self.run.regs.r12 as u32, self.run.regs.r13 as u32);
-        let [eax, ebx, ecx, edx] = {
+        let [eax, ebx, ecx, edx] = if let Some(told) = &self.cpuid {
+            entry(told, leaf, subleaf).unwrap_or([0; 4])
+        } else {
             let params = self.td.lock(&self.td.td_params);
-            let found = params.cpuid.iter().find(|entry| {
-                entry.leaf == leaf && (!entry.subleaf_significant || entry.subleaf == subleaf)
-            });
-            found.map_or([0; 4], |entry| entry.regs)
+            entry(&params.cpuid, leaf, subleaf).unwrap_or([0; 4])
         };
         let r = &mut self.run.regs;
         [r.r12, r.r13, r.r14, r.r15] = [eax.into(), ebx.into(), ecx.into(), edx.into()];

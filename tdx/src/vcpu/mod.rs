@@ -5,12 +5,13 @@ mod seat;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    Answer, CpuId, Error, Exit, Field, Host, Kick, OpName, Programs, Result, SeamPort, TableRoot,
-    TdPort, VcpuId, VcpuOps,
+    Answer, CpuId, CpuidEntry, Error, Exit, Field, Host, Kick, OpName, Programs, Result, SeamPort,
+    TableRoot, TdPort, VcpuId, VcpuOps,
 };
 
 pub(crate) use record::{Unfinished, VcpuRecord};
@@ -33,6 +34,8 @@ pub struct TdxVcpu<H: Host> {
     pub(crate) run: Run,
     /// Asked for a reason to leave the guest, beside kicks.
     pub(crate) source: Option<InterruptSource>,
+    /// What TDG.VP.VMCALL for CPUID answers, if somebody said it.
+    pub(crate) cpuid: Option<Vec<CpuidEntry>>,
 }
 
 /// What [`TdxVcpu::set_interrupt_source`] takes.
@@ -44,6 +47,12 @@ impl<H: Host> TdxVcpu<H> {
     /// hypervisor that has to look for signals asks here.
     pub fn set_interrupt_source(&mut self, source: impl Fn() -> bool + Send + 'static) {
         self.source = Some(Box::new(source));
+    }
+
+    /// Sets what the guest gets when it asks the host for CPUID (TDG.VP.VMCALL), for leaves that the module does not
+    /// answer: all zeros for one that is not in the list. Without a list the TD's parameters answer.
+    pub fn set_cpuid_answers(&mut self, entries: Vec<CpuidEntry>) {
+        self.cpuid = Some(entries);
     }
 
     /// Takes a kick, or the source's word.

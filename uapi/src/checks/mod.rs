@@ -29,8 +29,8 @@ pub use memory::{
 };
 pub use objects::{
     any, create_irqchip, create_vcpu, create_vm, device_attr, enable_cap, exit_hypercall,
-    kvmclock_ctrl, max_vcpu_id, run, set_cpuid2, set_sregs2, split_irqchip, tpr_access, vapic_addr,
-    vcpu_tsc_khz,
+    kvmclock_ctrl, max_vcpu_id, run, set_cpuid2, set_sregs2, signal_mask, split_irqchip, stats_fd,
+    tpr_access, vapic_addr, vcpu_tsc_khz,
 };
 pub use sev::{
     dbg, es_init, guest_status, init, init_any, init2, launch_finish, launch_measure,
@@ -138,6 +138,8 @@ pub const TABLES: &[&[Check]] = &[
     kvmclock_ctrl::ALL,
     set_sregs2::ALL,
     vcpu_tsc_khz::ALL,
+    stats_fd::ALL,
+    signal_mask::ALL,
     region::ALL,
     gmem::ALL,
     gmem_mmap::ALL,

@@ -155,3 +155,19 @@ table! {
         2 RANGE EINVAL "the frequency is below 2^32 kHz";
     }
 }
+
+table! {
+    /// `KVM_GET_STATS_FD` on a VM or a vCPU.
+    stats_fd "KVM_GET_STATS_FD" {
+        1 DESCRIPTOR EMFILE "a descriptor is free";
+    }
+}
+
+table! {
+    /// `KVM_SET_SIGNAL_MASK`, unless the argument is 0, which takes the mask away.
+    signal_mask "KVM_SET_SIGNAL_MASK" {
+        1 COPY EFAULT "the structure can be read";
+        2 LENGTH EINVAL "the set has 8 bytes";
+        3 SET EFAULT "the set can be read";
+    }
+}

@@ -1,0 +1,152 @@
+//! QEMU, unmodified, under the preloaded library. `KVM_OPS_QEMU` names the directory with Debian's packages
+//! qemu-system-x86, seabios and ovmf, unpacked with what they depend on; without it the tests say that they are skipped.
+//! `KVM_OPS_LINUX` and `KVM_OPS_INITRD` name a kernel that can be a TDX guest, and an archive whose `init` writes "hello from
+//! user space" and switches the machine off.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// A guest that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(600);
+
+fn named(variable: &str) -> Option<PathBuf> {
+    let path = std::env::var_os(variable).map(PathBuf::from);
+    if path.is_none() {
+        println!("skipped: {variable} is not set");
+    }
+    path
+}
+
+/// QEMU, started by its own loader, with the guest's serial port as its output.
+fn qemu(folder: &Path) -> Command {
+    let own = std::env::current_exe().expect("a path");
+    let mut command = Command::new(folder.join("lib64/ld-linux-x86-64.so.2"));
+    command
+        .arg("--library-path")
+        .arg(folder.join("usr/lib/x86_64-linux-gnu"))
+        .arg(folder.join("usr/bin/qemu-system-x86_64"))
+        .arg("-L")
+        .arg(folder.join("usr/share/qemu"))
+        .arg("-L")
+        .arg(folder.join("usr/share/seabios"))
+        .args(["-accel", "kvm", "-nodefaults", "-no-user-config"])
+        .args(["-display", "none", "-serial", "stdio", "-no-reboot"])
+        .args(["-cpu", "host,family=6,model=143,stepping=8"])
+        .env("LD_PRELOAD", own.with_file_name("libkvm_ops_preload.so"))
+        .env("KVM_OPS_WITH", "intel")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    command
+}
+
+const TD: [&str; 4] = [
+    "-machine",
+    "q35,kernel-irqchip=split,confidential-guest-support=tdx0",
+    "-object",
+    "tdx-guest,id=tdx0",
+];
+
+/// What the child writes, piece by piece.
+fn pieces(child: &mut Child) -> Receiver<Vec<u8>> {
+    let mut output = child.stdout.take().expect("a pipe");
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(len @ 1..) = output.read(&mut bytes) {
+            if sender.send(bytes[..len].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// Waits for a text on the serial port, and ends QEMU.
+fn writes(command: &mut Command, text: &str) {
+    let mut child = command.spawn().expect("QEMU");
+    let (output, started) = (pieces(&mut child), Instant::now());
+    let mut all = Vec::new();
+    while !String::from_utf8_lossy(&all).contains(text) {
+        let left = LIMIT.saturating_sub(started.elapsed());
+        match output.recv_timeout(left) {
+            Ok(piece) => all.extend(piece),
+            Err(_) => break,
+        }
+    }
+    // It may have ended.
+    let _ = child.kill();
+    let _ = child.wait();
+    let all = String::from_utf8_lossy(&all);
+    assert!(all.contains(text), "{all}");
+}
+
+/// The guest switches itself off after a text.
+fn ends_after(command: &mut Command, text: &str) {
+    let output = command.output().expect("QEMU");
+    let all = String::from_utf8_lossy(&output.stdout);
+    assert!(all.contains(text) && output.status.success(), "{all}");
+}
+
+#[test]
+fn seabios_looks_for_something_to_boot() {
+    let Some(folder) = named("KVM_OPS_QEMU") else {
+        return;
+    };
+    let mut command = qemu(&folder);
+    command.args(["-machine", "q35,graphics=off", "-m", "128"]);
+    writes(&mut command, "No bootable device");
+}
+
+#[test]
+fn tdvf_reaches_its_boot_manager() {
+    let Some(folder) = named("KVM_OPS_QEMU") else {
+        return;
+    };
+    let mut command = qemu(&folder);
+    let firmware = folder.join("usr/share/ovmf/OVMF.inteltdx.ms.fd");
+    command.args(TD).args(["-m", "512", "-bios"]).arg(firmware);
+    writes(
+        &mut command,
+        "BdsDxe: Press any key to enter the Boot Manager Menu",
+    );
+}
+
+fn with_linux(command: &mut Command) -> Option<()> {
+    let (kernel, archive) = (named("KVM_OPS_LINUX")?, named("KVM_OPS_INITRD")?);
+    command.args(["-m", "512", "-append", "console=ttyS0 panic=-1"]);
+    command
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(archive);
+    Some(())
+}
+
+#[test]
+fn linux_boots_and_switches_off() {
+    let Some(folder) = named("KVM_OPS_QEMU") else {
+        return;
+    };
+    let mut command = qemu(&folder);
+    command.args(["-machine", "q35,graphics=off"]);
+    if with_linux(&mut command).is_some() {
+        ends_after(&mut command, "hello from user space");
+    }
+}
+
+#[test]
+fn linux_boots_in_a_td_and_switches_off() {
+    let Some(folder) = named("KVM_OPS_QEMU") else {
+        return;
+    };
+    let mut command = qemu(&folder);
+    let firmware = folder.join("usr/share/ovmf/OVMF.fd");
+    command.args(TD).arg("-bios").arg(firmware);
+    if with_linux(&mut command).is_some() {
+        ends_after(&mut command, "hello from user space");
+    }
+}
