@@ -14,10 +14,6 @@ use crate::confidential::{Books, Firmware};
 use crate::failure::Failure;
 use crate::memory::Limits;
 
-/// The reason why an image cannot run as an SEV guest of the software platform.
-const NO_SEV_CODE: &str =
-    "the program runs images as normal VMs and TDs there, and built-in guests as SEV guests";
-
 /// The reason why the program holds no confidential VM on `/dev/kvm`: what it measures of an image is for a launch on the
 /// software platform.
 const PLATFORM_ONLY: &str =
@@ -201,8 +197,6 @@ impl Place {
                 return Err(PLATFORM_ONLY.into());
             }
             limits.addresses(wanted.memory)?;
-        } else if code && tech.is_confidential() && tech != Tech::Tdx {
-            return Err(NO_SEV_CODE.into());
         }
         // A machine with guest programs has no irqchip.
         let irqchip = if code { wanted.irqchip } else { Irqchip::None };

@@ -188,8 +188,6 @@ fn what_host_system_or_peer_refuse_is_6_everywhere() {
     let files = Files::new();
     files.ends(
         &[
-            "run @hlt --format flat --host sim --tech sev-snp",
-            "run @hlt --format flat --tech sev-snp",
             "run --tech tdx --irqchip full",
             "fleet @host.toml",
             "fleet @keys.toml",

@@ -105,6 +105,12 @@ impl<P: VcpuOps> VcpuOps for HeldVcpu<P> {
         }
     }
 
+    fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4]> {
+        static NAME: OpName = OpName("cpuid_leaf");
+        self.open(&NAME)?;
+        self.port.cpuid_leaf(leaf, subleaf)
+    }
+
     groups! {
         read regs() -> Regs;
         write set_regs(regs: &Regs);

@@ -346,6 +346,15 @@ impl VcpuOps for KvmVcpu {
         self.fd.set_cpuid2(&cpuid).map_err(sys(Call::SetCpuid))
     }
 
+    fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4]> {
+        let entries = self.cpuid()?;
+        let wanted = |entry: &&CpuidEntry| {
+            entry.leaf == leaf && (!entry.subleaf_significant || entry.subleaf == subleaf)
+        };
+        let found = entries.iter().find(wanted);
+        Ok(found.map_or([0; 4], |entry| entry.regs))
+    }
+
     /// While debugging is on, the guest's own breakpoints rest: the debug registers are the
     /// debugger's.
     fn set_guest_debug(&mut self, debug: GuestDebug) -> Result<()> {

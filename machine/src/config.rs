@@ -203,9 +203,7 @@ impl MachineConfig {
     pub(crate) fn chosen_irqchip(&self, tech: Tech) -> Irqchip {
         self.irqchip.unwrap_or(match &self.payload {
             // The module keeps the local APICs of a TD, and the host has the rest.
-            Payload::Image(image) if tech.is_confidential() && image.wants_timers() => {
-                Irqchip::Split
-            }
+            Payload::Image(image) if tech == Tech::Tdx && image.wants_timers() => Irqchip::Split,
             Payload::Image(image) if image.wants_timers() => Irqchip::Full,
             Payload::Image(_) => Irqchip::None,
             Payload::None | Payload::Programs(_) => Irqchip::None,

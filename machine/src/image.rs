@@ -208,6 +208,21 @@ impl Image {
         }
     }
 
+    /// The kernel that firmware starts.
+    pub fn kernel_bytes(&self) -> Option<&[u8]> {
+        self.kernel.as_deref()
+    }
+
+    /// The initial RAM disk.
+    pub fn initrd_bytes(&self) -> Option<&[u8]> {
+        self.initrd.as_deref()
+    }
+
+    /// The kernel's command line.
+    pub fn cmdline_text(&self) -> Option<&str> {
+        self.cmdline.as_deref()
+    }
+
     /// Its size in bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()

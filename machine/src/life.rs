@@ -9,6 +9,9 @@ use kvm_ops::{
     MemSlot, OpName, Tech, VcpuId, VcpuOps, Vm, VmConfig, VmOps, create,
 };
 
+#[cfg(feature = "sev")]
+use kvm_ops::InitialPageKind;
+
 use crate::inside::Wiring;
 use crate::launch::{LaunchStep, bytes_below_4_gib};
 use crate::run::{Code, Run, ShutdownScope, State};
@@ -114,7 +117,7 @@ impl<H: Host> Machine<H> {
             None => GuestRam::new(config.memory, rom, confidential)?,
         };
         let mut launch = config.launch;
-        let mut guest = None;
+        let (mut guest, mut own_steps) = (None, 0);
         let first = match &config.payload {
             // Such a guest does not start with what the host writes into memory.
             Payload::Image(image) if confidential => {
@@ -129,12 +132,20 @@ impl<H: Host> Machine<H> {
                         config.launch_order,
                     )?,
                     _ => {
-                        let mut start = load::sev::start(image, &ram, mask, tech)?;
+                        let mut start = load::sev::start(
+                            image,
+                            &ram,
+                            mask,
+                            tech,
+                            #[cfg(feature = "sev")]
+                            config.vcpus,
+                        )?;
                         let steps = mem::take(&mut start.steps);
                         guest = Some(start);
                         steps
                     }
                 };
+                own_steps = steps.len();
                 launch.splice(0..0, steps);
                 None
             }
@@ -152,6 +163,10 @@ impl<H: Host> Machine<H> {
         if !comes {
             machine.create_vcpus(config.vcpus, irqchip)?;
         }
+        #[cfg(feature = "sev")]
+        if guest.is_some() && tech == Tech::SevSnp {
+            machine.fill_cpuid(&mut launch[..own_steps])?;
+        }
         match config.payload {
             Payload::None => {}
             Payload::Image(image) => {
@@ -159,7 +174,7 @@ impl<H: Host> Machine<H> {
                     if let Some(guest) = &guest {
                         let vcpu = &mut machine.vcpus[n];
                         let (id, registers) = (vcpu.id(), guest.registers(vcpu.id()));
-                        let set = start::set_long(vcpu, &registers);
+                        let set = start::set_measured(vcpu, &registers);
                         machine.on_vcpu("set the registers", id, set)?;
                     }
                 }
@@ -217,6 +232,24 @@ impl<H: Host> Machine<H> {
             .map(|id| id == 0 || irqchip != Irqchip::None)
             .collect();
         self.stopper = Stopper::new(self.vcpus.iter().map(VcpuOps::kick_handle).collect());
+        Ok(())
+    }
+
+    /// Fills the CPUID pages of a launch with the answers of the first vCPU.
+    #[cfg(feature = "sev")]
+    fn fill_cpuid(&self, launch: &mut [LaunchStep]) -> Result<(), MachineError> {
+        let Some(vcpu) = self.vcpus.first() else {
+            return Ok(());
+        };
+        let page = load::cpuid::page(vcpu);
+        let page = self.on_vcpu("read the CPUID", vcpu.id(), page)?;
+        for step in launch {
+            if let LaunchStep::Add(added) = step
+                && added.kind == InitialPageKind::Cpuid
+            {
+                added.contents.clone_from(&page);
+            }
+        }
         Ok(())
     }
 

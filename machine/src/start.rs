@@ -25,7 +25,17 @@ pub(crate) enum Start {
     },
 }
 
-/// The start of a guest whose registers are part of its measured start: 64-bit code.
+/// The start of a vCPU whose registers are part of its measured start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum MeasuredStart {
+    /// In 64-bit code.
+    Long(LongMode),
+    /// As after power-on, in real mode at this address.
+    #[cfg(feature = "sev")]
+    Reset { entry: u32 },
+}
+
+/// The start in 64-bit code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LongMode {
     pub(crate) rip: u64,
@@ -114,8 +124,32 @@ pub(crate) fn set<V: VcpuOps>(vcpu: &mut V, start: &Start) -> Result<()> {
     vcpu.set_regs(&regs)
 }
 
+/// Sets the registers of a start that is measured.
+pub(crate) fn set_measured<V: VcpuOps>(vcpu: &mut V, start: &MeasuredStart) -> Result<()> {
+    match start {
+        MeasuredStart::Long(start) => set_long(vcpu, start),
+        #[cfg(feature = "sev")]
+        MeasuredStart::Reset { entry } => set_reset(vcpu, *entry),
+    }
+}
+
+/// Sets the registers of power-on with another entry. RDX has the processor's signature, as KVM sets it.
+#[cfg(feature = "sev")]
+fn set_reset<V: VcpuOps>(vcpu: &mut V, entry: u32) -> Result<()> {
+    let [signature, ..] = vcpu.cpuid_leaf(1, 0)?;
+    let mut sregs = vcpu.sregs()?;
+    let regs = place(&mut sregs, &Start::Reset)?;
+    sregs.cs.base = u64::from(entry) & !0xffff;
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&Regs {
+        rip: u64::from(entry) & 0xffff,
+        rdx: signature.into(),
+        ..regs
+    })
+}
+
 /// Sets the registers of a start in 64-bit mode.
-pub(crate) fn set_long<V: VcpuOps>(vcpu: &mut V, start: &LongMode) -> Result<()> {
+fn set_long<V: VcpuOps>(vcpu: &mut V, start: &LongMode) -> Result<()> {
     const CR0_NE: u64 = 1 << 5;
     const CR0_MP: u64 = 1 << 1;
     const CR4_PAE: u64 = 1 << 5;

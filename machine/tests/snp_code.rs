@@ -309,14 +309,14 @@ fn the_entry_gets_memory_c_bit_pages_of_the_firmware_and_a_stack() {
         // Five pushes below the place that RSP had.
         a.cmp(ebp, 0)?;
         print_if_equal(a, 's')?;
-        // The version of the secrets page, and no CPUID leaf.
-        a.mov(eax, dword_ptr(r12))?;
-        a.test(eax, eax)?;
-        a.setne(al)?;
-        a.cmp(al, 1)?;
-        print_if_equal(a, 'v')?;
-        a.cmp(dword_ptr(r8), 0)?;
-        print_if_equal(a, 'p')?;
+        // The version of the secrets page, and the number of CPUID leaves.
+        for (page, letter) in [(r12, 'v'), (r8, 'p')] {
+            a.mov(eax, dword_ptr(page))?;
+            a.test(eax, eax)?;
+            a.setne(al)?;
+            a.cmp(al, 1)?;
+            print_if_equal(a, letter)?;
+        }
         a.ret()
     };
     prints(kernel_with(keep, main, &[]), "micsvp");
@@ -934,7 +934,9 @@ fn register_state_that_the_host_changed_is_not_loaded_and_the_rmp_keeps_snps_fro
             print(a, ".")?;
             a.ret()
         };
-        let (host, console) = (SimHost::new(Vendor::Amd), ConsoleSink::capture());
+        let small = Platform::builder().memory(64 << 20);
+        let host = SimHost::builder(Vendor::Amd).sev(small).build().unwrap();
+        let console = ConsoleSink::capture();
         let image = kernel_with(first, main, &[]);
         let mut machine = Machine::build(&host, config_of(tech, image)).unwrap();
         let platform = host.sev_platform().unwrap();

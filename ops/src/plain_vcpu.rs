@@ -200,6 +200,11 @@ impl<P: VcpuOps, T> VcpuOps for PlainVcpu<P, T> {
     }
 
     #[inline]
+    fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4]> {
+        self.port.cpuid_leaf(leaf, subleaf)
+    }
+
+    #[inline]
     fn inject_irq(&mut self, vector: u8) -> Result<()> {
         self.port.inject_irq(vector)
     }

@@ -680,6 +680,26 @@ pub trait VcpuOps: Send {
         refused!(self, "set_cpuid")
     }
 
+    /// Reads the answer to CPUID: EAX, EBX, ECX and EDX (KVM_GET_CPUID2). A leaf that is not there is zeros.
+    ///
+    /// # Errors
+    /// See [`VcpuOps`]; [`Error::NotOffered`](crate::Error::NotOffered) for a vCPU that runs guest programs.
+    ///
+    /// ```
+    /// # use kvm_ops::{VcpuId, VcpuOps, Vendor, VmConfig, create, sim::SimHost};
+    /// # let host = SimHost::new(Vendor::Amd);
+    /// # let vm = create(&host, &VmConfig::normal())?;
+    /// # let vcpu = vm.create_vcpu(VcpuId(0))?;
+    /// let [_, name, ..] = vcpu.cpuid_leaf(0, 0)?;
+    /// assert_eq!(name.to_le_bytes(), *b"Auth");
+    /// assert_eq!(vcpu.cpuid_leaf(0x4000_0000, 0)?, [0; 4]);
+    /// # Ok::<(), kvm_ops::Error>(())
+    /// ```
+    fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4]> {
+        let _ = (leaf, subleaf);
+        refused!(self, "cpuid_leaf")
+    }
+
     // ---------------------------------------------------------------------- events
 
     /// Injects an external interrupt (`inject_irq`; KVM_INTERRUPT), for an embedder with interrupt

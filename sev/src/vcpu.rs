@@ -145,11 +145,25 @@ impl<H: Host> VcpuOps for SevVcpu<H> {
         self.port.vcpu_free()
     }
 
+    fn instructions(&self) -> Option<u64> {
+        self.port.instructions()
+    }
+
+    fn clock(&self) -> Option<u64> {
+        self.port.clock()
+    }
+
     fn refusal(&self, operation: &'static OpName) -> Error {
         match self.is_protected() {
             true => Error::Protected(operation),
             false => Error::NotOffered(operation),
         }
+    }
+
+    fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4]> {
+        static NAME: OpName = OpName("cpuid_leaf");
+        self.open(&NAME)?;
+        self.port.cpuid_leaf(leaf, subleaf)
     }
 
     groups! {

@@ -68,15 +68,30 @@ impl GuestCpu {
     }
 
     /// The processor, unless the vCPU runs programs.
+    pub(crate) fn executing(
+        &self,
+        id: VcpuId,
+        vm: &Arc<VmInner>,
+        wake: &Arc<Wake>,
+    ) -> Option<&Processor> {
+        match self {
+            Self::Processor(cell) | Self::Protected(cell) => {
+                Some(cell.get_or_init(|| Box::new(Processor::new(id, vm, wake))))
+            }
+            Self::Program => None,
+        }
+    }
+
+    /// That processor, to change it.
     pub(crate) fn executing_mut(
         &mut self,
         id: VcpuId,
         vm: &Arc<VmInner>,
         wake: &Arc<Wake>,
     ) -> Option<&mut Processor> {
+        self.executing(id, vm, wake)?;
         match self {
             Self::Processor(cell) | Self::Protected(cell) => {
-                cell.get_or_init(|| Box::new(Processor::new(id, vm, wake)));
                 cell.get_mut().map(|processor| &mut **processor)
             }
             Self::Program => None,

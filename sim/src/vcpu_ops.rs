@@ -71,7 +71,7 @@ impl VcpuOps for SimVcpu {
     }
 
     fn clock(&self) -> Option<u64> {
-        self.processor().map(|_| self.vm.turns.clock())
+        self.executed().map(|_| self.vm.turns.clock())
     }
 
     /// Power-on drops a program's progress with the registers; INIT keeps MSRs. In both cases the
@@ -292,6 +292,13 @@ impl VcpuOps for SimVcpu {
             processor.set_cpuid(entries);
         }
         Ok(())
+    }
+
+    fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4]> {
+        match self.guest.executing(self.id, &self.vm, &self.wake) {
+            Some(processor) => Ok(processor.cpuid_leaf(leaf, subleaf)),
+            None => kvm_ops::not_offered!("cpuid_leaf of a vCPU that runs guest programs"),
+        }
     }
 
     fn inject_irq(&mut self, vector: u8) -> Result<()> {

@@ -133,16 +133,18 @@ impl Books {
         of(self) - of(then)
     }
 
-    /// Returns the SEAMCALLs since `then`: all calls but the guests'.
-    pub(crate) fn seamcalls_since(&self, then: &Self) -> u64 {
+    /// Returns the SEAMCALLs, or the commands to the AMD SP, since `then`.
+    pub(crate) fn host_calls_since(&self, then: &Self) -> u64 {
         let (by_name, _) = self.calls_since(then);
-        let host = by_name.iter().filter(|(name, _)| kind(name) == SEAMCALL);
+        let is_host = |name: &str| [SEAMCALL, COMMAND].contains(&kind(name));
+        let host = by_name.iter().filter(|(name, _)| is_host(name));
         host.map(|(_, n)| n).sum()
     }
 }
 
 const SUCCESS: &str = "SUCCESS";
 const SEAMCALL: &str = "SEAMCALL";
+const COMMAND: &str = "command";
 
 /// Returns the kind of the call with this name.
 fn kind(name: &str) -> &'static str {
@@ -150,7 +152,7 @@ fn kind(name: &str) -> &'static str {
         name if name.starts_with("TDH.") => SEAMCALL,
         name if name.starts_with("TDG.") => "TDCALL",
         name if name.starts_with(|c: char| c.is_ascii_lowercase()) => "instruction",
-        _ => "command",
+        _ => COMMAND,
     }
 }
 

@@ -48,6 +48,29 @@ fn vmsa(sev_features: u64) -> Box<[u8; 4096]> {
     .page()
 }
 
+/// The digest of a guest with these pages and this many vCPUs.
+fn digest(tech: Tech, pages: &[LaunchPage], vcpus: u32) -> Vec<u8> {
+    if tech == Tech::SevSnp {
+        let mut digest = SnpDigest::new();
+        for page in pages {
+            let info = PageInfo::new(PageType::Normal, page.gpa.get());
+            digest.add_page(&info, &page.contents);
+        }
+        for _ in 0..vcpus {
+            digest.add_page(&PageInfo::new(PageType::Vmsa, VMSA_GPA), &vmsa(1));
+        }
+        return digest.value().to_vec();
+    }
+    let mut digest = SevDigest::new();
+    pages
+        .iter()
+        .for_each(|page| digest.update(&page.contents[..]));
+    (0..vcpus)
+        .filter(|_| tech == Tech::SevEs)
+        .for_each(|_| digest.update(&vmsa(0)[..]));
+    digest.value().to_vec()
+}
+
 impl SevOwner {
     /// Creates the owner of a guest with these pages and this many vCPUs; `None` if the platform
     /// does not answer.
@@ -57,6 +80,12 @@ impl SevOwner {
         vcpus: u32,
         platform: &Platform,
     ) -> Option<Self> {
+        Self::expecting(tech, digest(tech, pages, vcpus), platform)
+    }
+
+    /// Creates the owner of a guest that must have this digest; `None` if the platform does not
+    /// answer.
+    pub(crate) fn expecting(tech: Tech, digest: Vec<u8>, platform: &Platform) -> Option<Self> {
         let mut status = PlatformStatus::default();
         platform.run(&mut status).ok().ok()?;
         let version = ApiVersion {
@@ -65,27 +94,14 @@ impl SevOwner {
             build: status.build,
         };
         let digest = if tech == Tech::SevSnp {
-            let mut digest = SnpDigest::new();
-            for page in pages {
-                let info = PageInfo::new(PageType::Normal, page.gpa.get());
-                digest.add_page(&info, &page.contents);
-            }
-            for _ in 0..vcpus {
-                digest.add_page(&PageInfo::new(PageType::Vmsa, VMSA_GPA), &vmsa(1));
-            }
-            Digest::Snp(digest.value())
+            Digest::Snp(digest.try_into().ok()?)
         } else {
-            let mut digest = SevDigest::new();
-            pages
-                .iter()
-                .for_each(|page| digest.update(&page.contents[..]));
-            let is_es = tech == Tech::SevEs;
-            (0..vcpus)
-                .filter(|_| is_es)
-                .for_each(|_| digest.update(&vmsa(0)[..]));
-            let policy = if is_es { SevPolicy::ES.bits() } else { 0 };
+            let policy = match tech {
+                Tech::SevEs => SevPolicy::ES.bits(),
+                _ => 0,
+            };
             let owner = GuestOwner::new(&platform.pdh_cert(), policy, &mut OsRng)?;
-            Digest::Legacy(digest.value(), Box::new(owner))
+            Digest::Legacy(digest.try_into().ok()?, Box::new(owner))
         };
         Some(Self { digest, version })
     }

@@ -77,6 +77,23 @@ impl Start {
         })
     }
 
+    /// The start of a SEV guest that must have this digest; `None` if the host has no AMD SP that answers.
+    pub(crate) fn of_sev_firmware(tech: Tech, digest: Vec<u8>, place: &Place) -> Option<Self> {
+        let platform = place.platform.as_ref()?.sev_platform()?;
+        let owner = SevOwner::expecting(tech, digest.clone(), platform)?;
+        Some(Self {
+            steps: Vec::new(),
+            off_line: digest,
+            owner: Some(owner),
+        })
+    }
+
+    /// The parameters of a guest with an owner.
+    pub(crate) fn params(&self) -> Option<kvm_ops::EncParams> {
+        let owner = self.owner.as_ref()?;
+        Some(kvm_ops::EncParams::Sev(Box::new(owner.params())))
+    }
+
     /// The built-in start of a technology; `None` for a technology without one, and on a real host.
     pub(crate) fn built_in(tech: Tech, vcpus: u32, place: &Place) -> Option<Self> {
         match tech {
@@ -120,10 +137,10 @@ impl Start {
         let config = config
             .payload(Payload::Programs(programs))
             .launch(self.steps.clone());
-        if let Some(owner) = &self.owner {
-            return config.enc(kvm_ops::EncParams::Sev(Box::new(owner.params())));
+        match self.params() {
+            Some(params) => config.enc(params),
+            None => config,
         }
-        config
     }
 
     /// Asks the firmware for the measurement of a machine that was built with this start.

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use kvm_ops::{Exit, Tech};
+use kvm_ops::Exit;
 use kvm_ops_machine::{ConsoleSink, ExitContext, ExitHandler, Flow, RunLimits};
 
 use crate::guests::{Mixer, RESULT_PORT};
@@ -78,7 +78,8 @@ fn live(ready: Ready<'_>) -> VmReport {
     let seen = Seen::default();
     let search = seen.looks_for(spec.expect.ends_at(), std::io::sink());
     let console = ConsoleSink::tee(search, CONSOLE_LIMIT);
-    let confidential_code = machine.tech() == Tech::Tdx && matches!(spec.work, Work::Image { .. });
+    let confidential_code =
+        machine.tech().is_confidential() && matches!(spec.work, Work::Image { .. });
     let devices: Box<dyn ExitHandler> = match confidential_code {
         true => Box::new(machine.q35(console.clone())),
         false => Box::new(machine.devices(console.clone())),

@@ -22,6 +22,10 @@ pub(crate) fn rom_bytes(image: &Image, tech: Tech, vcpus: u32) -> Result<u64, Ma
         #[cfg(feature = "tdx")]
         (Tech::Tdx, ImageFormat::Firmware) => super::tdvf::rom_bytes(image),
         (Tech::Sev | Tech::SevEs | Tech::SevSnp, ImageFormat::Elf) => Ok(super::sev::START_BYTES),
+        #[cfg(feature = "sev")]
+        (Tech::Sev | Tech::SevEs | Tech::SevSnp, ImageFormat::Firmware) => {
+            super::firmware::rom_bytes(image)
+        }
         _ => Err(not_launchable(image)),
     }
 }
@@ -49,6 +53,29 @@ pub(super) fn refuse_unused(image: &Image) -> Result<ImageFormat, MachineError> 
     match unused.into_iter().find(|(_, given)| *given) {
         Some((option, _)) => Err(MachineError::OptionNotUsed { option, format }),
         None => Ok(format),
+    }
+}
+
+/// Checks that there is memory for a part of the image.
+#[cfg(any(feature = "tdx", feature = "sev"))]
+pub(super) fn has_room(
+    image: &Image,
+    ram: &GuestRam,
+    at: u64,
+    bytes: u64,
+) -> Result<(), MachineError> {
+    let ranges = ram
+        .regions()
+        .map(|region| (region.gpa().get(), region.end().get()));
+    let mut room = ranges.filter(|(start, end)| (*start..*end).contains(&at));
+    match room.next().map_or(0, |(_, end)| end - at) {
+        room if bytes <= room => Ok(()),
+        room => Err(MachineError::ImageTooLarge {
+            name: image.name.clone(),
+            bytes,
+            at: Gpa::new(at),
+            room,
+        }),
     }
 }
 

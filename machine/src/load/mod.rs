@@ -5,6 +5,8 @@
 
 mod boot;
 mod bzimage;
+#[cfg(feature = "sev")]
+pub(crate) mod cpuid;
 mod elf;
 mod firmware;
 mod flat;
@@ -12,6 +14,8 @@ mod flat;
 mod hob;
 pub(crate) mod measured;
 mod mptable;
+#[cfg(feature = "sev")]
+mod ovmf;
 pub(crate) mod sev;
 pub(crate) mod td;
 #[cfg(feature = "tdx")]

@@ -1,6 +1,7 @@
-//! ELF programs as SEV, SEV-ES and SNP guests: what leads to their entry.
+//! Images as SEV, SEV-ES and SNP guests. Firmware starts at the reset vector, with what its tables ask for (`ovmf`); an ELF
+//! program gets the pages that lead to its entry here.
 //!
-//! The registers of the start are measured with the pages, so a vCPU starts in 64-bit mode at once. Pages
+//! The registers of the start are measured with the pages, so a program's vCPU starts in 64-bit mode at once. Pages
 //! of ours lie below 4 GiB: a stack, page tables, and one with the descriptor table and the code that calls
 //! the entry. An SNP guest has the firmware's pages with secrets and CPUID there too.
 
@@ -8,9 +9,9 @@ use kvm_ops::{InitialPageKind, PAGE_SIZE, SharedMask, Tech, VcpuId};
 
 use super::super::launch::LaunchStep;
 use super::super::layout::{FOUR_GIB, TD_STACK_TOP, TD_TABLES};
-use super::super::start::{LongMode, gdt};
+use super::super::start::{LongMode, MeasuredStart, gdt};
 use super::measured;
-use super::{Gpa, GuestRam, Image, MachineError};
+use super::{Gpa, GuestRam, Image, ImageFormat, MachineError};
 
 /// The bytes below 4 GiB that the start takes: pages of the firmware, stack, page tables, code.
 pub(crate) const START_BYTES: u64 = 0xa000;
@@ -31,6 +32,19 @@ const PARK: u64 = 2;
 /// The start of a guest: its pages, and the registers of its vCPUs.
 pub(crate) struct GuestStart {
     pub(crate) steps: Vec<LaunchStep>,
+    vcpus: Vcpus,
+}
+
+/// The way in which vCPUs start.
+enum Vcpus {
+    /// The first one calls the program's entry, the others halt.
+    Program(Program),
+    /// The first one starts at the reset vector, the others at this address.
+    #[cfg(feature = "sev")]
+    Firmware { others: u32 },
+}
+
+struct Program {
     entry: Gpa,
     memory: u64,
     mask: SharedMask,
@@ -43,8 +57,26 @@ pub(crate) fn start(
     ram: &GuestRam,
     mask: SharedMask,
     tech: Tech,
+    #[cfg(feature = "sev")] vcpus: u32,
 ) -> Result<GuestStart, MachineError> {
-    measured::refuse_unused(image)?;
+    match measured::refuse_unused(image)? {
+        #[cfg(feature = "sev")]
+        ImageFormat::Firmware => {
+            let (steps, others) = super::ovmf::start(image, ram, tech, vcpus)?;
+            let vcpus = Vcpus::Firmware { others };
+            Ok(GuestStart { steps, vcpus })
+        }
+        _ => program(image, ram, mask, tech),
+    }
+}
+
+/// The start of a program.
+fn program(
+    image: &Image,
+    ram: &GuestRam,
+    mask: SharedMask,
+    tech: Tech,
+) -> Result<GuestStart, MachineError> {
     let program = measured::program(image, ram)?;
     let mut pages = measured::pages(&program)?;
     if tech == Tech::SevSnp {
@@ -61,16 +93,33 @@ pub(crate) fn start(
     pages.put(LAST_PAGE + GDT, table.len() as u64, &table);
     Ok(GuestStart {
         steps: pages.into_steps(),
-        entry: program.entry(),
-        memory: ram.low_end().get(),
-        mask,
-        tech,
+        vcpus: Vcpus::Program(Program {
+            entry: program.entry(),
+            memory: ram.low_end().get(),
+            mask,
+            tech,
+        }),
     })
 }
 
 impl GuestStart {
-    /// The registers of a vCPU: the first one calls the entry, the others halt.
-    pub(crate) fn registers(&self, vcpu: VcpuId) -> LongMode {
+    /// The registers of a vCPU.
+    pub(crate) fn registers(&self, vcpu: VcpuId) -> MeasuredStart {
+        match &self.vcpus {
+            Vcpus::Program(program) => MeasuredStart::Long(program.registers(vcpu)),
+            #[cfg(feature = "sev")]
+            Vcpus::Firmware { others } => MeasuredStart::Reset {
+                entry: match vcpu.0 {
+                    0 => super::ovmf::RESET_VECTOR,
+                    _ => *others,
+                },
+            },
+        }
+    }
+}
+
+impl Program {
+    fn registers(&self, vcpu: VcpuId) -> LongMode {
         let first = vcpu.0 == 0;
         let snp = self.tech == Tech::SevSnp;
         LongMode {

@@ -5,7 +5,7 @@ use kvm_ops_tdvf::{Order, PageAdd, Section, SectionKind, Step, Tdvf};
 
 use super::super::launch::{LaunchPage, LaunchStep};
 use super::super::layout::{FOUR_GIB, RAM_HOLE};
-use super::{GuestRam, Image, ImageFormat, MachineError, hob, parse};
+use super::{GuestRam, Image, ImageFormat, MachineError, hob, measured, parse};
 
 fn metadata(image: &Image) -> Result<Tdvf<'_>, MachineError> {
     Tdvf::parse(&image.bytes).map_err(|error| parse(ImageFormat::Firmware, image, error))
@@ -30,7 +30,7 @@ pub(super) fn start(
     let tdvf = metadata(image)?;
     let sections = tdvf.sections();
     for section in sections.iter().filter(|section| !section.attributes.aug) {
-        check(image, ram, section)?;
+        measured::has_room(image, ram, section.memory_address, section.memory_size)?;
     }
     let mut launch = tdvf.launch();
     let is_list = |section: &Section| section.kind == SectionKind::TdHob;
@@ -50,24 +50,6 @@ pub(super) fn start(
         Step::Measure(added) => LaunchStep::Measure(Gpa::new(added.gpa)),
     };
     Ok(launch.steps(order).map(step).collect())
-}
-
-/// Checks that there is memory for a section.
-fn check(image: &Image, ram: &GuestRam, section: &Section) -> Result<(), MachineError> {
-    let (at, bytes) = (section.memory_address, section.memory_size);
-    let ranges = ram
-        .regions()
-        .map(|region| (region.gpa().get(), region.end().get()));
-    let mut room = ranges.filter(|(start, end)| (*start..*end).contains(&at));
-    match room.next().map_or(0, |(_, end)| end - at) {
-        room if bytes <= room => Ok(()),
-        room => Err(MachineError::ImageTooLarge {
-            name: image.name.clone(),
-            bytes,
-            at: Gpa::new(at),
-            room,
-        }),
-    }
 }
 
 fn hand_off(at: u64, ram: &GuestRam, sections: &[Section]) -> Vec<u8> {

@@ -85,6 +85,12 @@ impl Config {
     pub(crate) const fn chip_id_len(&self) -> usize {
         if self.fms.0 >= 0x1a { 8 } else { 64 }
     }
+
+    /// Family, model and stepping as CPUID packs them (leaf 1, EAX).
+    pub(crate) fn cpuid_signature(&self) -> u32 {
+        let (family, model, stepping) = self.fms;
+        crate::measure::signature_of(family.into(), model.into(), stepping.into())
+    }
 }
 
 /// Errors of building a platform.

@@ -299,6 +299,11 @@ impl Platform {
         self.machine.config.c_bit
     }
 
+    /// Family, model and stepping of the processor, as CPUID reports them (leaf 1, EAX).
+    pub fn cpuid_signature(&self) -> u32 {
+        self.machine.config.cpuid_signature()
+    }
+
     /// ASIDs of guests without SEV-ES, as CPUID reports them.
     pub fn sev_asids(&self) -> RangeInclusive<u32> {
         self.machine.config.min_sev_asid..=self.machine.config.max_asid

@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use kvm_ops_ovmf::{Section, compose};
 use soft_amd_sp::Platform;
 use soft_amd_sp::measure::{
     BSP_EIP, InitialVmsa, Launch, LaunchMeasure, Ovmf, PageType, SectionKind, VMSA_GPA, Vmm,
@@ -15,46 +16,20 @@ const PAGES: u64 = 0x200_0000;
 const GCTX: u64 = 0x1000;
 const ASID: u32 = 1;
 
-/// An image with a footer table: SEV metadata with every kind of section, and a reset block.
+/// An image with SEV metadata with every kind of section, and a reset block.
 fn synthetic() -> Vec<u8> {
     let mut image: Vec<u8> = (0..0x4000_u32).map(|i| ((i * 31) >> 4) as u8).collect();
+    let section = |(gpa, size, kind)| Section { gpa, size, kind };
     let sections = [
-        (0x80_0000_u32, 0x3000_u32, 1_u32),
-        (0x80_a000, 0x1000, 1),
-        (0x80_d000, 0x1000, 2),
-        (0x80_e000, 0x1000, 3),
-        (0x81_0000, 0x2000, 4),
-        (0x81_2000, 0x1000, 0x10),
-    ];
-    let mut metadata = b"ASEV".to_vec();
-    for n in [16 + 12 * sections.len() as u32, 1, sections.len() as u32] {
-        metadata.extend(n.to_le_bytes());
-    }
-    for (gpa, size, kind) in sections {
-        [gpa, size, kind]
-            .iter()
-            .for_each(|n| metadata.extend(n.to_le_bytes()));
-    }
-    let at = image.len() - 0x400;
-    image[at..at + metadata.len()].copy_from_slice(&metadata);
-
-    let entry = |data: &[u8], guid: [u8; 16]| {
-        let mut out = data.to_vec();
-        out.extend((data.len() as u16 + 18).to_le_bytes());
-        out.extend(guid);
-        out
-    };
-    // dc886566-984a-4798-a75e-5585a7bf67cc and 00f771de-1a7e-4fcb-890e-68c77e2fb44e
-    let metadata_guid = *b"\x66\x65\x88\xdc\x4a\x98\x98\x47\xa7\x5e\x55\x85\xa7\xbf\x67\xcc";
-    let reset_guid = *b"\xde\x71\xf7\x00\x7e\x1a\xcb\x4f\x89\x0e\x68\xc7\x7e\x2f\xb4\x4e";
-    // 96b582de-1fb2-45f7-baea-a366c55a082d
-    let footer = *b"\xde\x82\xb5\x96\xb2\x1f\xf7\x45\xba\xea\xa3\x66\xc5\x5a\x08\x2d";
-    let mut table = entry(&0x400_u32.to_le_bytes(), metadata_guid);
-    table.extend(entry(&0x80_b004_u32.to_le_bytes(), reset_guid));
-    table.extend((table.len() as u16 + 18).to_le_bytes());
-    table.extend(footer);
-    let end = image.len() - 32;
-    image[end - table.len()..end].copy_from_slice(&table);
+        (0x80_0000, 0x3000, SectionKind::SecMem),
+        (0x80_a000, 0x1000, SectionKind::SecMem),
+        (0x80_d000, 0x1000, SectionKind::Secrets),
+        (0x80_e000, 0x1000, SectionKind::Cpuid),
+        (0x81_0000, 0x2000, SectionKind::SvsmCaa),
+        (0x81_2000, 0x1000, SectionKind::KernelHashes),
+    ]
+    .map(section);
+    compose(&mut image, &sections, Some(0x80_b004), None).unwrap();
     image
 }
 

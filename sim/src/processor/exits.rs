@@ -130,12 +130,7 @@ impl Processor {
     }
 
     fn device(&mut self, mut access: Access) -> Next {
-        let done = self.ciphertext(&mut access)
-            || self
-                .vm
-                .chips()
-                .is_some_and(|mut chips| chips.device(&mut access));
-        if done {
+        if self.ciphertext(&mut access) || self.own_device(&mut access) {
             self.shared.mmio().answer(access);
             self.midway = true;
             return Next::Again;
@@ -147,6 +142,22 @@ impl Processor {
             true => Next::Leave(Exit::MmioWrite { gpa, len }, data),
             false => Next::Leave(Exit::MmioRead { gpa, len }, data),
         }
+    }
+
+    /// Does an access to the local APIC, which the processor did not know by an address with the C-bit, or to one
+    /// of the platform's chips.
+    pub(crate) fn own_device(&mut self, access: &mut Access) -> bool {
+        const OFFSET: u64 = PAGE_SIZE - 1;
+        let (offset, len) = ((access.gpa & OFFSET) as usize, usize::from(access.len));
+        if self.cpu.apic_page() == Some(access.gpa & !OFFSET) {
+            match access.write {
+                true => self.cpu.write_apic_page(offset, &access.data[..len]),
+                false => self.cpu.read_apic_page(offset, &mut access.data[..len]),
+            }
+            return true;
+        }
+        let vm = std::sync::Arc::clone(&self.vm);
+        vm.chips().is_some_and(|mut chips| chips.device(access))
     }
 
     fn port(&mut self, exit: CpuExit, io: PortAccess) -> Next {

@@ -231,6 +231,12 @@ impl Processor {
         self.cpu.set_cpuid(table);
     }
 
+    /// The answer to CPUID, as the guest sees it.
+    pub(crate) fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let CpuidLeaf { eax, ebx, ecx, edx } = self.cpuid_answer(leaf, subleaf);
+        [eax, ebx, ecx, edx]
+    }
+
     pub(crate) fn inject_nmi(&mut self) {
         self.cpu.nmi();
     }

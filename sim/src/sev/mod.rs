@@ -44,6 +44,9 @@ static ENCRYPTED: OpName = OpName("a guest with encrypted memory");
 const TMR: u64 = 2 << 20;
 const TMR_LEN: u32 = 2 << 20;
 
+/// Memory of a machine that was built without a setup: the guests of a fleet find room. It costs what is written.
+const MEMORY: u64 = 8 << 30;
+
 /// The setup of the AMD SP of a software machine.
 #[derive(Clone, Debug, Default)]
 pub struct SevSetup {
@@ -111,7 +114,8 @@ pub(crate) struct Sev {
 impl Sev {
     /// The AMD SP of a machine that was built without a setup.
     pub(crate) fn up_default() -> Option<Self> {
-        Self::up(SevSetup::default()).map_err(BuildError::log).ok()
+        let setup = SevSetup::new(Builder::default().memory(MEMORY));
+        Self::up(setup).map_err(BuildError::log).ok()
     }
 
     pub(crate) fn offers(&self, tech: Tech) -> bool {

@@ -26,7 +26,7 @@ pub(super) const CPUID: u64 = 0x005;
 /// The code of an answer to a request to be held, with a start-up interrupt that came.
 pub(super) const HELD: u64 = 0x007 | 1 << 12;
 /// The GHCB protocol versions that the host speaks.
-pub(super) const HIGHEST_VERSION: u64 = 2;
+const HIGHEST_VERSION: u64 = 2;
 const VERSIONS: u64 = HIGHEST_VERSION << 48 | 1 << 32;
 /// Hypervisor features of an SNP guest: SNP, AP creation.
 const SNP_FEATURES: u64 = 0b11;

@@ -3,7 +3,7 @@
 
 use kvm_ops::guest::{GuestFault, MAX_ACCESS};
 use kvm_ops::{Exit, Gpa, Level, Privacy, Result, SevPort, SharedMask, Tech};
-use kvm_ops_cpu::{Bus, Controls, Cpu, CpuidTable, Event, Exit as CpuExit};
+use kvm_ops_cpu::{Bus, Controls, Cpu, CpuidLeaf, CpuidTable, Event, Exit as CpuExit};
 
 pub(crate) use kvm_ops::NoPort as SoftPsp;
 
@@ -98,6 +98,10 @@ impl Processor {
 
     pub(crate) fn outside(&mut self, _: CpuExit) -> Result<Next> {
         Ok(Next::Again)
+    }
+
+    pub(crate) fn cpuid_answer(&self, function: u32, index: u32) -> CpuidLeaf {
+        self.cpu.cpuid(function, index)
     }
 
     pub(crate) fn take_interrupted(&mut self) -> Option<Event> {

@@ -5,6 +5,8 @@ mod console;
 mod disks;
 mod keys;
 mod report;
+mod sev;
+mod steps;
 mod td;
 
 use std::path::{Path, PathBuf};
@@ -56,6 +58,10 @@ use report::{Chipset, Ran, Taken, Told};
 /// a built-in guest reads the pages of a small launch, uses private memory, shares some of it and takes it
 /// back, and asks for a report. Each step is listed with its SEAMCALLs, and what the TD took from the
 /// module must have come back.
+///
+/// A SEV, SEV-ES or SNP guest (`--tech sev|sev-es|sev-snp`) starts with an OVMF image, the same way. Its launch digest, as
+/// the AMD SP has it, must be the one that `kvm-ops measure` prints, with the kernel's hashes where the firmware of an SNP
+/// guest has a place for them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A guest that ends itself through the debug-exit port (0xf4, 0x501) with a value other than 0 counts as
@@ -70,15 +76,16 @@ Examples:
   kvm-ops run --tech tdx
   kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd --allow-rbp --memory 256M --timeout 1m
   kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd --allow-rbp --memory 512M --timeout 20m \\
-    --kernel vmlinuz --initrd initrd.img --append console=ttyS0")]
+    --kernel vmlinuz --initrd initrd.img --append console=ttyS0
+  kvm-ops run --tech sev-snp OVMF.amdsev.fd --memory 256M --timeout 1m")]
 pub(crate) struct Args {
     /// The image: firmware, bzImage, ELF or flat code; of a TD, firmware with TDVF metadata, or a
-    /// small built-in one if none is named
+    /// small built-in one if none is named; of a SEV guest, OVMF
     #[arg(value_name = "IMAGE")]
     image: Option<PathBuf>,
 
     /// Where it runs. The software platform runs images as normal VMs, and as the measured start of
-    /// a TD
+    /// TDs and SEV guests
     #[arg(long, value_enum, default_value_t)]
     host: HostChoice,
 
@@ -108,7 +115,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     order: Option<LaunchOrder>,
 
-    /// The kernel that a TD's firmware starts
+    /// The kernel that the firmware of a TD or SEV guest starts
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 
@@ -126,7 +133,7 @@ pub(crate) struct Args {
     initrd: Option<PathBuf>,
 
     /// A disk image (raw), as a virtio block device; `FILE,ro` cannot be written. May be given up to eight times. A
-    /// normal VM gets a Q35 with it, as a TD has
+    /// normal VM gets a Q35 with it, as confidential VMs have
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<disks::Wanted>,
 
@@ -191,6 +198,9 @@ fn irqchips() -> impl TypedValueParser<Value = Irqchip> {
 pub(crate) fn run(args: &Args) -> Outcome {
     if args.tech == Kind::Of(Tech::Tdx) {
         return td::run(args);
+    }
+    if let Kind::Of(tech @ (Tech::Sev | Tech::SevEs | Tech::SevSnp)) = args.tech {
+        return sev::run(args, tech);
     }
     let of_tds = [
         (args.order.is_some(), "--order"),

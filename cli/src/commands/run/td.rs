@@ -3,39 +3,21 @@
 use std::ops::Range;
 
 use kvm_ops::guest::GuestProgram;
-use kvm_ops::{FreeReport, Gpa, Irqchip};
+use kvm_ops::{Gpa, Irqchip};
 use kvm_ops_machine::{Disk, Image, MachineConfig};
 use kvm_ops_tdvf::Order;
-use serde::Serialize;
 
 use super::report::{Chipset, Ran, Taken, Told};
+use super::steps::Steps;
 use super::{Args, LaunchOrder, disks, homeless};
 use crate::commands::measure::not_tdvf;
-use crate::confidential::{
-    Account, Books, Firmware, Leaks, MESSAGE, Start, TdImage, Tour, td_params,
-};
-use crate::doctor::text::{finish, table};
+use crate::confidential::{Firmware, MESSAGE, Start, TdImage, Tour, td_params};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::hosts::{AnyMachine, Hosts, Needs, Place};
 use crate::interrupt::Interrupt;
 use crate::term;
-use crate::units::plural;
-
-/// The results of the steps, with the SEAMCALLs that the module counted.
-struct Steps {
-    books: Vec<Books>,
-    rows: Vec<Step>,
-}
-
-/// A step, with the SEAMCALLs that it took.
-#[derive(Serialize)]
-struct Step {
-    step: &'static str,
-    seamcalls: u64,
-    detail: String,
-}
 
 /// The guest of a TD.
 enum Guest {
@@ -94,7 +76,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         term::complain(format!("{}: {taken}", args.name()));
     }
 
-    let mut steps = Steps::new(place);
+    let mut steps = Steps::new(place, Firmware::TdxModule);
     let config = MachineConfig::new()
         .kind(args.tech)
         .vcpus(args.vcpus)
@@ -119,7 +101,6 @@ pub(super) fn run(args: &Args) -> Outcome {
         .map_err(|error| Failure::of_machine("the TD cannot be built", error))?;
     interrupt.stops(machine.stopper());
     steps.took(
-        place,
         "create, measure, finalise",
         format!("{pages} pages added, {extended} of them measured"),
     );
@@ -134,34 +115,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         told.lines(ran);
     }
     interrupt.clear();
-    let freed = machine.destroy();
-    steps.took(
-        place,
-        "tear down",
-        format!(
-            "{} and {} freed",
-            plural(freed.pages_freed, "page"),
-            plural(freed.keys_freed.into(), "KeyID")
-        ),
-    );
-    let account = steps.account(&freed);
-    let sums_agree = account
-        .as_ref()
-        .is_none_or(|account| account.disagreements.is_empty());
-    let code = match &ran {
-        _ if !freed.is_clean() || !sums_agree => Code::Leak,
-        Ok(ran) => ran.code(),
-        Err(_) => Code::Guest,
-    };
-    match &ran {
-        Ok(ran) if args.json => term::say_json(&Report {
-            run: told.json(ran, &freed, code),
-            steps: &steps.rows,
-            firmware: account.as_ref(),
-        })?,
-        _ => steps.print(&freed, account.as_ref()),
-    }
-    ran.map(|_| code)
+    steps.tear_down(&told, machine, ran)
 }
 
 /// Holds MRTD against the image, runs the guest, and looks at what it measured or shared.
@@ -181,14 +135,14 @@ fn compare_and_run(
         Ok(mrtd) => format!("{mrtd}, as off line"),
         Err(failure) => failure.in_a_line(),
     };
-    steps.took(place, "compare MRTD", detail);
+    steps.took("compare MRTD", detail);
     mrtd?;
     let converted = match guest {
         Started::Code(disks) => {
             let ran = Ran::of(args, place, machine, Chipset::Q35(disks))?;
-            steps.took(place, "run", ran.end());
+            steps.took("run", ran.end());
             for (name, value) in rtmrs(place, machine) {
-                steps.took(place, name, value);
+                steps.took(name, value);
             }
             return Ok(ran);
         }
@@ -201,7 +155,7 @@ fn compare_and_run(
         (true, true) => "the host saw what the guest shared",
         _ => "the guest did not come to its end",
     };
-    steps.took(place, "run", detail.into());
+    steps.took("run", detail.into());
     if !seen {
         let what = "the host does not see what the guest wrote into shared memory";
         return Err(Failure::new(what).code(Code::Guest));
@@ -218,15 +172,6 @@ fn rtmrs(place: &Place, machine: &dyn AnyMachine) -> Vec<(&'static str, String)>
         return Vec::new();
     };
     NAMES.into_iter().zip(view.rtmr.map(hex::encode)).collect()
-}
-
-/// The report in JSON: that of any run, the steps, and the module's account.
-#[derive(Serialize)]
-struct Report<'a, R: Serialize> {
-    #[serde(flatten)]
-    run: R,
-    steps: &'a [Step],
-    firmware: Option<&'a Account>,
 }
 
 /// The image that is named, or the built-in start with its guest.
@@ -271,7 +216,7 @@ fn wanted(args: &Args, order: Order) -> Result<Wanted, Failure> {
 }
 
 /// The firmware with the kernel that it starts.
-fn with_kernel(args: &Args, mut image: Image) -> Result<Image, Failure> {
+pub(super) fn with_kernel(args: &Args, mut image: Image) -> Result<Image, Failure> {
     if let Some(kernel) = &args.kernel {
         image = image
             .open_kernel(kernel)
@@ -284,51 +229,4 @@ fn with_kernel(args: &Args, mut image: Image) -> Result<Image, Failure> {
 fn seen_by_host(machine: &dyn AnyMachine, converted: Range<u64>) -> bool {
     let mut seen = [0; MESSAGE.len()];
     machine.read(Gpa::new(converted.start), &mut seen).is_ok() && seen == *MESSAGE
-}
-
-impl Steps {
-    fn new(place: &Place) -> Self {
-        Self {
-            books: place.books(Firmware::TdxModule).into_iter().collect(),
-            rows: Vec::new(),
-        }
-    }
-
-    /// Records a step that is done.
-    fn took(&mut self, place: &Place, step: &'static str, detail: String) {
-        let now = place.books(Firmware::TdxModule);
-        let seamcalls = match (&now, self.books.last()) {
-            (Some(now), Some(before)) => now.seamcalls_since(before),
-            _ => 0,
-        };
-        self.rows.push(Step {
-            step,
-            seamcalls,
-            detail,
-        });
-        self.books.extend(now);
-    }
-
-    /// The module's account from the first step to the last, if the host shows it.
-    fn account(&self, freed: &FreeReport) -> Option<Account> {
-        let (before, after) = (self.books.first()?, self.books.last()?);
-        let mut leaks = Leaks::default();
-        leaks.add(freed);
-        Some(Account::draw(Firmware::TdxModule, before, after, leaks))
-    }
-
-    /// Prints the steps, the leaks and the account.
-    fn print(&self, freed: &FreeReport, account: Option<&Account>) {
-        let mut shown = table(&["STEP", "SEAMCALLS", ""]);
-        for row in &self.rows {
-            shown.add_row([row.step, &row.seamcalls.to_string(), &row.detail]);
-        }
-        term::complain(format!("\n{}", finish(shown)));
-        for leak in &freed.leaks {
-            term::complain(leak);
-        }
-        if let Some(account) = account {
-            term::complain(format!("\n{account}"));
-        }
-    }
 }

@@ -439,12 +439,11 @@ fn memory_map(ram: &GuestRam) -> Vec<u8> {
 fn add_kernel(items: &mut Items, image: &Image) {
     if let Some(kernel) = &image.kernel {
         items.set_kernel(kernel);
+        // Also an empty one: its hash is measured.
+        items.set_cmdline(image.cmdline.as_deref().unwrap_or_default());
     }
     if let Some(initrd) = &image.initrd {
         items.set_initrd(initrd);
-    }
-    if let Some(text) = &image.cmdline {
-        items.set_cmdline(text);
     }
 }
 

@@ -1,11 +1,11 @@
 //! From a firmware image to the digest its launch must have.
 
-use super::ovmf::{Ovmf, OvmfError, Section, SectionKind};
 use super::pages;
 use super::{
-    BSP_EIP, InitialVmsa, KernelHashes, PAGE_SIZE, PageInfo, PageType, SevDigest, SnpDigest,
-    VMSA_GPA, Vmm, sha384,
+    BSP_EIP, InitialVmsa, PAGE_SIZE, PageInfo, PageType, SevDigest, SnpDigest, VMSA_GPA, Vmm,
+    sha384,
 };
+use kvm_ops_ovmf::{KernelHashes, Ovmf, OvmfError, Section, SectionKind};
 use thiserror::Error;
 
 /// End of the guest address range in which firmware lives.

@@ -26,20 +26,19 @@
 
 mod cpu;
 mod digest;
-mod hashes;
 mod id_block;
 mod launch;
-mod ovmf;
 mod pages;
 mod stream;
 mod vmsa;
 
 pub use cpu::{cpu_signature, cpu_types, signature_of};
 pub use digest::{PAGE_SIZE, PageInfo, PageType, SevDigest, SnpDigest, VmplPermissions, sha384};
-pub use hashes::{HASH_TABLE_LEN, KernelHashes};
 pub use id_block::{IdAuth, IdBlock};
+pub use kvm_ops_ovmf::{
+    HASH_TABLE_LEN, KernelHashes, Ovmf, OvmfError, Region, Section, SectionKind,
+};
 pub use launch::{Launch, MeasureError};
-pub use ovmf::{Ovmf, OvmfError, Region, Section, SectionKind};
 pub use vmsa::{BSP_EIP, InitialVmsa, VMSA_GPA, Vmm};
 
 /// The 48-byte answer of LAUNCH_MEASURE: the keyed hash and the nonce it was made with.

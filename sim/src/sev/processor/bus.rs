@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ops::{Gpa, Privacy, Tech};
+use kvm_ops::{Gfn, Gpa, Privacy, Tech};
 use kvm_ops_cpu::{Access, Bus, Frame, Mapping};
 use soft_amd_sp::{AccessFault, GuestFrame, GuestPage, GuestTurn, permission};
 
@@ -143,17 +143,35 @@ impl<B: Bus> SevBus<B> {
         Mapping::Frame(unsafe { Frame::new(host, writable) })
     }
 
-    /// A page of the VM's slots.
-    fn shared(&mut self, gpa: u64, question: Access) -> Mapping {
-        let gfn = kvm_ops::Gfn::containing(Gpa::new(gpa));
-        if self.vm.read().is_private(gfn) {
-            return refused(Refusal::NotShared);
+    /// A private page that is not there yet, or a device's register: the C-bit is no part of an address, and
+    /// firmware reaches its local APIC with it.
+    fn absent(&mut self, gpa: u64, gfn: Gfn, question: Access) -> Mapping {
+        let code = question.execute || question.walk;
+        if code || self.vm.read().slot_page(gfn, false).is_some() {
+            return refused(Refusal::Absent);
         }
+        self.device(gpa, question)
+    }
+
+    /// Memory without a page. The host cannot see what a guest with encrypted registers wants of a device.
+    fn device(&mut self, gpa: u64, question: Access) -> Mapping {
         match self.below.map(gpa, question) {
-            // The host cannot see what such a guest wants of a device.
             Mapping::Device if self.vm.has_vmsas() => refused(Refusal::Mmio),
             mapping => mapping,
         }
+    }
+
+    /// A page of the VM's slots.
+    fn shared(&mut self, gpa: u64, question: Access) -> Mapping {
+        if self.vm.read().is_private(Gfn::containing(Gpa::new(gpa))) {
+            return refused(Refusal::NotShared);
+        }
+        self.device(gpa, question)
+    }
+
+    /// An address without the C-bit.
+    fn plain(&self, gpa: u64) -> u64 {
+        gpa & !self.vm.sev.mask().bits()
     }
 }
 
@@ -174,7 +192,7 @@ impl<B: Bus> Bus for SevBus<B> {
         drop(state);
         match (page, privacy) {
             (Some(page), Privacy::Private) => self.private(page, question),
-            (None, Privacy::Private) => refused(Refusal::Absent),
+            (None, Privacy::Private) => self.absent(gpa, gfn, question),
             (Some(_), Privacy::Shared) if self.vm.tech == Tech::SevSnp => {
                 refused(Refusal::NotShared)
             }
@@ -185,11 +203,11 @@ impl<B: Bus> Bus for SevBus<B> {
     }
 
     fn read(&mut self, gpa: u64, data: &mut [u8]) -> bool {
-        self.below.read(gpa, data)
+        self.below.read(self.plain(gpa), data)
     }
 
     fn write(&mut self, gpa: u64, data: &[u8]) -> bool {
-        self.below.write(gpa, data)
+        self.below.write(self.plain(gpa), data)
     }
 
     fn port_in(&mut self, port: u16, size: u8) -> Option<u32> {

@@ -19,6 +19,13 @@ impl Processor {
     pub(super) fn nested_fault(&mut self, exit: CpuExit, refusal: Refusal) -> Result<Next> {
         let gpa = Gpa::new(exit.physical.unwrap_or(0));
         let (gfn, _) = self.vm.sev.mask().split(gpa);
+        tracing::trace!(
+            vcpu = self.id.0,
+            rip = format_args!("{:#x}", self.cpu.rip()),
+            gpa = format_args!("{gpa}"),
+            ?refusal,
+            "nested page fault"
+        );
         let access = match refusal {
             Refusal::NotValidated => return Ok(self.vc(&exit, PAGE_NOT_VALIDATED)),
             // The host's table marks such addresses, so that the guest handles them (APM vol. 2, 15.35.5).
@@ -67,6 +74,12 @@ impl Processor {
 
     /// #VC with the exit's code. In the delivery of an exception it is a double fault.
     pub(super) fn vc(&mut self, exit: &CpuExit, code: u32) -> Next {
+        tracing::trace!(
+            vcpu = self.id.0,
+            rip = format_args!("{:#x}", self.cpu.rip()),
+            code = format_args!("{code:#x}"),
+            "#VC"
+        );
         let nested = |event: &Event| event.kind == EventKind::Exception;
         match exit.vectoring.as_ref().filter(|event| nested(event)) {
             Some(Event { vector: DF, .. }) => {

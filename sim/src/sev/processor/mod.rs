@@ -63,11 +63,17 @@ struct Seen {
 
 /// CPUID 0x8000_001F: encryption features.
 const ENCRYPTION: u32 = 0x8000_001f;
+const HIGHEST: u32 = 0;
+const SIGNATURE: u32 = 1;
 const HIGHEST_EXTENDED: u32 = 0x8000_0000;
 const STRUCTURED: u32 = 7;
 const ADDRESSES: u32 = 0x8000_0008;
 /// Structured features: protection keys, whose register the host could not see.
 const PKU: u32 = 1 << 3;
+/// FMA, XSAVE, AVX and F16C; AVX2; VAES and VPCLMULQDQ. The save area here does not keep the registers of AVX.
+const EXTENDED_STATES: u32 = 1 << 12 | 1 << 26 | 1 << 28 | 1 << 29;
+const AVX2: u32 = 1 << 5;
+const VECTOR_CIPHERS: u32 = 1 << 9 | 1 << 10;
 /// Bits of a guest-physical address without the C-bit, as guests see them.
 const PHYSICAL_BITS: u32 = 48;
 
@@ -87,7 +93,9 @@ pub(crate) fn cpuid(vm: &VmInner, mut table: CpuidTable) -> CpuidTable {
     if !vm.is_sev() {
         return table;
     }
-    let c_bit = vm.machine.sev().map_or(0, |sev| sev.platform.c_bit());
+    let platform = vm.machine.sev().map(|sev| &sev.platform);
+    let c_bit = platform.map_or(0, |platform| platform.c_bit());
+    let signature = platform.map_or(0, |platform| platform.cpuid_signature());
     let mut change = |function, change: &dyn Fn(&mut CpuidLeaf)| {
         let mut leaf = table.get(function, 0);
         change(&mut leaf);
@@ -96,7 +104,16 @@ pub(crate) fn cpuid(vm: &VmInner, mut table: CpuidTable) -> CpuidTable {
     change(HIGHEST_EXTENDED, &|leaf| {
         leaf.eax = leaf.eax.max(ENCRYPTION)
     });
+    change(SIGNATURE, &|leaf| leaf.eax = signature);
     change(STRUCTURED, &|leaf| leaf.ecx &= !PKU);
+    if vm.has_vmsas() {
+        change(SIGNATURE, &|leaf| leaf.ecx &= !EXTENDED_STATES);
+        change(STRUCTURED, &|leaf| {
+            (leaf.ebx, leaf.ecx) = (leaf.ebx & !AVX2, leaf.ecx & !VECTOR_CIPHERS);
+        });
+        // Linux asks for the states of XSAVE (0xd) where there are as many leaves, and ends itself without them.
+        change(HIGHEST, &|leaf| leaf.eax = leaf.eax.min(STRUCTURED));
+    }
     change(ADDRESSES, &|leaf| leaf.eax = leaf.eax & !0xff | 52);
     change(ENCRYPTION, &|leaf| {
         // EBX: the C-bit, and the bits of physical addresses that encryption takes.
@@ -218,9 +235,9 @@ impl Processor {
     }
 
     /// The answer to CPUID, as the guest sees it.
-    fn cpuid_answer(&self, function: u32, index: u32) -> CpuidLeaf {
+    pub(crate) fn cpuid_answer(&self, function: u32, index: u32) -> CpuidLeaf {
         let mut leaf = self.cpu.cpuid(function, index);
-        if function == ADDRESSES {
+        if function == ADDRESSES && self.sev.is_some() {
             leaf.eax = leaf.eax & !0xff | PHYSICAL_BITS;
         }
         leaf

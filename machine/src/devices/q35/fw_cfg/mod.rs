@@ -43,6 +43,10 @@ impl FwCfg {
 
     /// Selects an item, from its first byte on.
     pub(super) fn select(&mut self, key: u16) {
+        tracing::trace!(
+            key = format_args!("{key:#x}"),
+            "item of the configuration device"
+        );
         self.selected = key;
         self.offset = 0;
     }

@@ -188,8 +188,7 @@ impl Firmware<'_> {
     /// The page through which the guest learns its message keys.
     fn secrets_page(&self, context: u64) -> Outcome<Box<Page>> {
         let guest = self.snp_guest(context)?;
-        let (family, model, stepping) = self.machine.config.fms;
-        let fms = crate::measure::signature_of(family.into(), model.into(), stepping.into());
+        let fms = self.machine.config.cpuid_signature();
         let mut page = Box::new([0; PAGE]);
         put(&mut page[..], 0, &SECRETS_VERSION.to_le_bytes());
         put(&mut page[..], 4, &[guest.launch.imi.into()]);

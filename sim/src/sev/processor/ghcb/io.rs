@@ -129,19 +129,4 @@ impl Processor {
         };
         self.wait_for(Pending::Data { exit, at, len }, leave, vec![0; len])
     }
-
-    /// Does an access to the local APIC, or to one of the platform's chips.
-    fn own_device(&mut self, access: &mut Access) -> bool {
-        let offset = (access.gpa & OFFSET) as usize;
-        let len = usize::from(access.len);
-        if self.cpu.apic_page() == Some(access.gpa & !OFFSET) {
-            match access.write {
-                true => self.cpu.write_apic_page(offset, &access.data[..len]),
-                false => self.cpu.read_apic_page(offset, &mut access.data[..len]),
-            }
-            return true;
-        }
-        let vm = std::sync::Arc::clone(&self.vm);
-        vm.chips().is_some_and(|mut chips| chips.device(access))
-    }
 }

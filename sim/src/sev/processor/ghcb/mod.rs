@@ -105,6 +105,11 @@ impl Processor {
     }
 
     fn msr_protocol(&mut self, exit: CpuExit, msr: u64) -> Result<Next> {
+        tracing::trace!(
+            vcpu = self.id.0,
+            request = format_args!("{msr:#x}"),
+            "VMGEXIT with a request in the MSR"
+        );
         let value = match protocol::reply(&self.vm, msr) {
             Reply::Value(value) => value,
             Reply::Register { gpa, value } => {
@@ -124,7 +129,7 @@ impl Processor {
                 let leave = Exit::MapGpaRange { gpa, pages: 1, to };
                 return self.wait_for(Pending::Msr(exit), leave, Vec::new());
             }
-            Reply::Terminate => return Ok(terminate(msr)),
+            Reply::Terminate => return Ok(self.terminate(msr)),
         };
         self.answer_msr(&exit, value);
         Ok(Next::Again)
@@ -155,6 +160,20 @@ impl Processor {
         Ok(Next::Leave(leave, data))
     }
 
+    /// The guest ends itself, for a reason in the GHCB MSR's format.
+    fn terminate(&self, reason: u64) -> Next {
+        tracing::error!(
+            technology = %self.vm.tech,
+            vcpu = self.id.0,
+            rip = format_args!("{:#x}", self.cpu.rip()),
+            set = reason >> 12 & 0xf,
+            code = format_args!("{:#x}", reason >> 16 & 0xff),
+            "the guest ends itself (GHCB: termination request)"
+        );
+        let kind = protocol::SEV_TERM;
+        Next::Leave(Exit::SystemEvent { kind }, reason.to_ne_bytes().to_vec())
+    }
+
     /// The GHCB of the VMGEXIT under way.
     fn ghcb(&mut self) -> Result<&mut Ghcb> {
         let missing = Error::NotOffered(&super::super::ENCRYPTED);
@@ -178,6 +197,7 @@ impl Processor {
     }
 
     fn malformed(&mut self, exit: CpuExit, why: Malformed) -> Result<Next> {
+        tracing::debug!(vcpu = self.id.0, ?why, "malformed request in the GHCB");
         self.answer_page(exit, MALFORMED, why as u64)
     }
 
@@ -192,9 +212,10 @@ impl Processor {
     /// A request by the GHCB page.
     fn request(&mut self, exit: CpuExit) -> Result<Next> {
         let ghcb = self.ghcb()?;
-        let (version, usage) = ghcb.version();
+        // The version in the page is not looked at, as on KVM: that of OVMF's first page is 0.
+        let usage = ghcb.usage();
         let fields = [CODE, INFO_1, INFO_2].map(|at| ghcb.get(at));
-        if usage != 0 || !(1..=protocol::HIGHEST_VERSION).contains(&version.into()) {
+        if usage != 0 {
             return self.malformed(exit, Malformed::Usage);
         }
         let [Some(code), Some(info1), Some(info2)] = fields else {
@@ -207,6 +228,10 @@ impl Processor {
             info2 = format_args!("{info2:#x}"),
             "VMGEXIT"
         );
+        // The answer of a request that does not say otherwise.
+        let ghcb = self.ghcb()?;
+        ghcb.put(INFO_1, 0);
+        ghcb.put(INFO_2, 0);
         let snp = self.vm.tech == Tech::SevSnp;
         match code {
             CPUID => self.cpuid_request(exit),
@@ -241,7 +266,7 @@ impl Processor {
             }
             code::TERMINATE => {
                 self.side()?.ghcb = None;
-                Ok(terminate(info1))
+                Ok(self.terminate(info1))
             }
             _ => self.malformed(exit, Malformed::Event),
         }
@@ -353,10 +378,4 @@ fn take_data(ghcb: &mut Ghcb, at: Option<usize>, data: &[u8]) {
         }
     }
     ghcb.put(INFO_1, 0);
-}
-
-/// The guest ends itself, for a reason in the GHCB MSR's format.
-fn terminate(reason: u64) -> Next {
-    let kind = protocol::SEV_TERM;
-    Next::Leave(Exit::SystemEvent { kind }, reason.to_ne_bytes().to_vec())
 }

@@ -25,7 +25,6 @@ const VALID: usize = 0x3f0;
 const SAVE_END: usize = 0x400;
 /// The buffer for longer data.
 const BUFFER: Range<usize> = 0x800..0xff0;
-const VERSION: usize = 0xffa;
 const USAGE: usize = 0xffc;
 
 /// The page, with the fields of the exit that brought it.
@@ -56,11 +55,10 @@ impl Ghcb {
         Ok(())
     }
 
-    /// The version of the protocol that the guest speaks, and the format of the page.
-    pub(super) fn version(&self) -> (u16, u32) {
-        let [a, b, c, d, e, f] = [0, 1, 2, 3, 4, 5].map(|n| self.page[VERSION + n]);
-        debug_assert_eq!(VERSION + 2, USAGE);
-        (u16::from_le_bytes([a, b]), u32::from_le_bytes([c, d, e, f]))
+    /// The format of the page.
+    pub(super) fn usage(&self) -> u32 {
+        let bytes = [0, 1, 2, 3].map(|n| self.page[USAGE + n]);
+        u32::from_le_bytes(bytes)
     }
 
     /// A field that the guest passed.

@@ -1,21 +1,24 @@
-//! The parts of an OVMF image that measurement needs.
+//! The tables of an OVMF image.
 //!
 //! A table of GUIDed entries ends 32 bytes before the end of the image and is read backwards: each
 //! entry is its data, a 16-bit length that counts the 18 bytes of length and GUID, and the GUID.
 //! The last entry is the footer, whose length spans the table.
 
-use super::hashes::guid;
+use crate::hashes::guid;
 use thiserror::Error;
 
-const FOOTER: [u8; 16] = guid("96b582de-1fb2-45f7-baea-a366c55a082d");
-const SEV_METADATA: [u8; 16] = guid("dc886566-984a-4798-a75e-5585a7bf67cc");
-const RESET_BLOCK: [u8; 16] = guid("00f771de-1a7e-4fcb-890e-68c77e2fb44e");
-const HASH_TABLE: [u8; 16] = guid("7255371f-3a3b-4b04-927b-1da6efa8d454");
+pub(crate) const FOOTER: [u8; 16] = guid("96b582de-1fb2-45f7-baea-a366c55a082d");
+pub(crate) const SEV_METADATA: [u8; 16] = guid("dc886566-984a-4798-a75e-5585a7bf67cc");
+pub(crate) const RESET_BLOCK: [u8; 16] = guid("00f771de-1a7e-4fcb-890e-68c77e2fb44e");
+pub(crate) const HASH_TABLE: [u8; 16] = guid("7255371f-3a3b-4b04-927b-1da6efa8d454");
 
 /// Bytes between the end of the table and the end of the image (the reset vector).
-const TAIL: usize = 32;
+pub(crate) const TAIL: usize = 32;
 /// Length field and GUID of an entry.
 const ENTRY_TAIL: usize = 18;
+/// Signature and version of the SEV metadata.
+pub(crate) const METADATA_MAGIC: [u8; 4] = *b"ASEV";
+pub(crate) const METADATA_VERSION: u32 = 1;
 /// Header of the SEV metadata and each of its descriptors.
 const METADATA_HEADER: usize = 16;
 const DESCRIPTOR: usize = 12;
@@ -41,6 +44,9 @@ pub enum OvmfError {
     /// The SEV metadata has a version this library does not know.
     #[error("SEV metadata has version {0}, known is 1")]
     Version(u32),
+    /// An SNP guest cannot start without sections: its firmware could use no memory.
+    #[error("the image has no SEV metadata, which the firmware of an SNP guest needs")]
+    NoSections,
     /// A section of unknown type.
     #[error("SEV metadata section of unknown type {0:#x}")]
     SectionType(u32),
@@ -141,6 +147,17 @@ impl Ovmf {
         &self.sections
     }
 
+    /// The sections, of which an SNP guest needs some.
+    ///
+    /// # Errors
+    /// [`OvmfError::NoSections`] for an image without SEV metadata.
+    pub fn snp_sections(&self) -> Result<&[Section], OvmfError> {
+        match &self.sections[..] {
+            [] => Err(OvmfError::NoSections),
+            sections => Ok(sections),
+        }
+    }
+
     /// Start address of the application processors of an SEV-ES or SNP guest.
     pub fn reset_eip(&self) -> Option<u32> {
         self.reset_eip
@@ -173,12 +190,12 @@ fn metadata(image: &[u8], from_end: usize) -> Result<Vec<Section>, OvmfError> {
     let missing = OvmfError::NoMetadata(from_end);
     let start = image.len().checked_sub(from_end).ok_or(missing.clone())?;
     let bytes = &image[start..];
-    if bytes.get(..4) != Some(b"ASEV") {
+    if bytes.get(..4) != Some(&METADATA_MAGIC) {
         return Err(missing);
     }
     let field = |offset| u32_at(bytes, offset).ok_or(missing.clone());
     let (version, count) = (field(8)?, field(12)? as usize);
-    if version != 1 {
+    if version != METADATA_VERSION {
         return Err(OvmfError::Version(version));
     }
     let descriptors = bytes.get(METADATA_HEADER..).unwrap_or_default();

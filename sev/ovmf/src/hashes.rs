@@ -76,8 +76,8 @@ impl KernelHashes {
     }
 
     /// A page of zeros with the table at `offset`, or `None` if it would not fit.
-    pub fn page(&self, offset: usize) -> Option<Box<[u8; super::PAGE_SIZE]>> {
-        let mut page = Box::new([0; super::PAGE_SIZE]);
+    pub fn page(&self, offset: usize) -> Option<Box<[u8; crate::PAGE_SIZE]>> {
+        let mut page = Box::new([0; crate::PAGE_SIZE]);
         page.get_mut(offset..offset.checked_add(HASH_TABLE_LEN)?)?
             .copy_from_slice(&self.table());
         Some(page)

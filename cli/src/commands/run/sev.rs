@@ -1,0 +1,177 @@
+//! `kvm-ops run --tech sev|sev-es|sev-snp`: runs a SEV, SEV-ES or SNP guest from an OVMF image, on a host with an AMD SP.
+
+use kvm_ops::{Irqchip, Tech};
+use kvm_ops_machine::{Disk, Image, ImageFormat, MachineConfig};
+use soft_amd_sp::measure::{KernelHashes, Launch, MeasureError, Ovmf, SectionKind};
+
+use super::report::{Chipset, Ran, Taken, Told};
+use super::steps::Steps;
+use super::{Args, disks, homeless, td};
+use crate::confidential::{Firmware, Start};
+use crate::exit_code::Code;
+use crate::failure::{Failure, Outcome};
+use crate::files;
+use crate::hosts::{AnyMachine, Hosts, Needs, Place};
+use crate::interrupt::Interrupt;
+use crate::term;
+
+pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
+    let (image, bytes) = wanted(args)?;
+    let disks = disks::open(&args.disks)?;
+    let interrupt = Interrupt::install()?;
+    let hosts = Hosts::open(args.host);
+    let irqchip = args.irqchip.unwrap_or(Irqchip::Full);
+    let place = hosts
+        .place(&args.wanted(Needs::Processor, irqchip))
+        .map_err(|no_place| homeless(args, no_place))?;
+    let taken = Taken::of(&image, args.format);
+    if !args.json {
+        term::complain(format!("{}: {taken}", args.name()));
+    }
+    let start = expected(args, tech, &image, &bytes, place)?;
+    let mut steps = Steps::new(place, Firmware::AmdSp);
+    let mut config = MachineConfig::new()
+        .kind(args.tech)
+        .vcpus(args.vcpus)
+        .memory(args.memory)
+        .irqchip(irqchip)
+        .image(image);
+    if let Some(params) = start.params() {
+        config = config.enc(params);
+    }
+    let mut machine = place
+        .host
+        .build(config)
+        .map_err(|error| Failure::of_machine("the guest cannot be built", error))?;
+    interrupt.stops(machine.stopper());
+    steps.took(
+        "create, measure, finalise",
+        format!("{} bytes of firmware", bytes.len()),
+    );
+    let told = Told {
+        args,
+        place,
+        tech: machine.tech(),
+        taken: Some(taken),
+    };
+    let ran = compare_and_run(args, place, &start, machine.as_mut(), disks, &mut steps);
+    if let (Ok(ran), false) = (&ran, args.json) {
+        told.lines(ran);
+    }
+    interrupt.clear();
+    steps.tear_down(&told, machine, ran)
+}
+
+/// Holds the launch digest against the image, and runs the guest.
+fn compare_and_run(
+    args: &Args,
+    place: &Place,
+    start: &Start,
+    machine: &mut dyn AnyMachine,
+    disks: Vec<Disk>,
+    steps: &mut Steps<'_>,
+) -> Outcome<Ran> {
+    let measured = start.measurement(place, machine);
+    let checked = measured.checked().map_err(|why| {
+        Failure::because("the launch digest is not that of the image", why).code(Code::Guest)
+    });
+    let detail = match &checked {
+        Ok(digest) => format!("{digest}, as off line"),
+        Err(failure) => failure.in_a_line(),
+    };
+    steps.took("compare the digest", detail);
+    checked?;
+    let ran = Ran::of(args, place, machine, Chipset::Q35(disks))?;
+    steps.took("run", ran.end());
+    Ok(ran)
+}
+
+/// The firmware, with the kernel that it starts, and its bytes.
+fn wanted(args: &Args) -> Result<(Image, Vec<u8>), Failure> {
+    let usage = |text: String, hint: &str| Failure::new(text).hint(hint).code(Code::Usage);
+    let of_others = [
+        (args.order.is_some(), "--order"),
+        (args.allow_rbp, "--allow-rbp"),
+    ];
+    if let Some((_, option)) = of_others.into_iter().find(|(given, _)| *given) {
+        let text = format!("{option} has no meaning for a {} VM", args.tech);
+        return Err(usage(text, "only a TD has it: --tech tdx"));
+    }
+    let of_kernels = [
+        (args.cmdline.is_some(), "--cmdline"),
+        (args.initrd.is_some(), "--initrd"),
+    ];
+    let without_kernel = of_kernels.into_iter().filter(|_| args.kernel.is_none());
+    let mut refused = without_kernel.chain([(args.format.is_some(), "--format")]);
+    if let Some((_, option)) = refused.find(|(given, _)| *given) {
+        let text = format!("{option} has no meaning for a {} VM", args.tech);
+        return Err(usage(
+            text,
+            "it starts with firmware, and that starts a --kernel",
+        ));
+    }
+    let Some(path) = &args.image else {
+        let text = format!("a {} VM needs an image to run", args.tech);
+        return Err(usage(text, "`kvm-ops fleet` runs guests that need none"));
+    };
+    let bytes = files::read("the image", path, files::FIRMWARE)?;
+    let image = Image::from_bytes(args.name(), bytes.clone());
+    let format = image
+        .runs_as()
+        .map_err(|error| Failure::of_machine("the image cannot be run", error))?;
+    if format != ImageFormat::Firmware {
+        let text = format!(
+            "{} is no firmware, but {}",
+            args.name(),
+            image.recognition().kind()
+        );
+        return Err(Failure::new(text)
+            .hint("a SEV guest starts with an OVMF image, and that starts a --kernel")
+            .code(Code::Input));
+    }
+    Ok((td::with_kernel(args, image)?, bytes))
+}
+
+/// The start, with the digest that a launch of the image must have.
+fn expected(
+    args: &Args,
+    tech: Tech,
+    image: &Image,
+    bytes: &[u8],
+    place: &Place,
+) -> Result<Start, Failure> {
+    let unfit = |error: MeasureError| {
+        let what = format!("{} cannot start a {} VM", args.name(), args.tech);
+        Failure::because(what, error).code(Code::Input)
+    };
+    let missing = || Failure::new(format!("the host `{}` has no AMD SP", place.host.name()));
+    let platform = place.platform.as_ref().and_then(|host| host.sev_platform());
+    let signature = platform.ok_or_else(missing)?.cpuid_signature();
+    let mut launch = Launch::new(bytes).vcpus(args.vcpus).vcpu_sig(signature);
+    let digest = match tech {
+        Tech::SevSnp => {
+            let tables = Ovmf::parse(bytes).map_err(|error| unfit(error.into()))?;
+            let sections = tables.snp_sections().map_err(|error| unfit(error.into()))?;
+            let has_place = sections
+                .iter()
+                .any(|section| section.kind == SectionKind::KernelHashes);
+            if let Some(hashes) = hashes(image).filter(|_| has_place) {
+                launch = launch.kernel_hashes(hashes);
+            }
+            launch.snp().map(Vec::from)
+        }
+        Tech::SevEs => launch.sev_es().map(Vec::from),
+        _ => launch.sev().map(Vec::from),
+    };
+    Start::of_sev_firmware(tech, digest.map_err(unfit)?, place).ok_or_else(missing)
+}
+
+/// The hashes of the kernel that the firmware starts.
+fn hashes(image: &Image) -> Option<KernelHashes> {
+    let initrd = image.initrd_bytes().unwrap_or_default();
+    Some(KernelHashes::new(
+        image.kernel_bytes()?,
+        initrd,
+        image.cmdline_text(),
+    ))
+}

@@ -1,0 +1,117 @@
+//! Real firmware in SEV-SNP guests: OVMF from its reset vector to the boot manager, on the software platform.
+//!
+//! The image is `OVMF.amdsev.fd` of Debian's package ovmf-amdsev (2026.08), or the file that the environment variable
+//! `KVM_OPS_OVMF_SEV` names.
+#![cfg(target_arch = "x86_64")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kvm_ops::sim::SimHost;
+use kvm_ops::{Kind, Tech, Vendor};
+use kvm_ops_machine::{
+    ConsoleSink, End, Image, ImageFormat, Machine, MachineConfig, MachineError, RunLimits,
+};
+use soft_amd_sp::measure::Launch;
+use support::Until;
+
+const MEMORY: u64 = 256 << 20;
+/// The end of the boot manager's work, where nothing can be booted.
+const NOTHING_TO_BOOT: &str = "BdsDxe: No bootable option was found.";
+
+fn config(firmware: &Path) -> MachineConfig {
+    MachineConfig::new()
+        .kind(Kind::Of(Tech::SevSnp))
+        .memory(MEMORY)
+        .image(Image::open(firmware).unwrap())
+}
+
+fn ovmf() -> Option<PathBuf> {
+    let named = std::env::var("KVM_OPS_OVMF_SEV").ok();
+    let path = named.as_deref().unwrap_or("/usr/share/ovmf/OVMF.amdsev.fd");
+    support::file(path).map(Into::into)
+}
+
+/// Runs firmware in a guest until the boot manager gives up, with a clock that stands. Returns the instructions that this
+/// took, and the console's text.
+fn runs_to_the_boot_manager(firmware: &Path) -> (u64, String) {
+    let host = SimHost::new(Vendor::Amd);
+    let mut machine = Machine::build(&host, config(firmware)).unwrap();
+    let signature = host.sev_platform().unwrap().cpuid_signature();
+    let image = std::fs::read(firmware).unwrap();
+    let expected = Launch::new(&image).vcpu_sig(signature).snp().unwrap();
+    assert_eq!(*machine.vm().measurement().unwrap().bytes(), expected);
+
+    let console = ConsoleSink::capture();
+    let q35 = machine.q35(console.clone());
+    let q35 = q35.map_devices(|devices| devices.stop_clock(1_795_219_200));
+    let handler = Until::new(q35, console.clone(), NOTHING_TO_BOOT);
+    // Half a billion instructions, and the processor is not optimised in a test.
+    let limits = RunLimits::none().deadline(Duration::from_secs(400));
+    let report = machine.run(&handler, limits).unwrap();
+    let seen = handler.seen.load(Ordering::Relaxed);
+    assert!(seen, "{}\n{report:?}", console.text());
+    assert_eq!(report.end, End::Handler);
+    let instructions = report.instructions().unwrap();
+    assert_eq!(instructions, host.instructions());
+    eprintln!("{instructions} instructions in {:?}", report.elapsed);
+    let freed = machine.destroy();
+    assert!(freed.is_clean(), "{freed:?}");
+    (instructions, console.text())
+}
+
+#[test]
+fn ovmf_runs_to_its_boot_manager_the_same_each_time_and_is_measured_as_off_line() {
+    let Some(firmware) = ovmf() else { return };
+    let first = runs_to_the_boot_manager(&firmware);
+    assert_eq!(runs_to_the_boot_manager(&firmware), first);
+}
+
+#[test]
+fn firmware_without_room_or_metadata_starts_no_snp_guest() {
+    let Some(firmware) = support::file("/usr/share/ovmf/OVMF.fd") else {
+        return;
+    };
+    let host = SimHost::new(Vendor::Amd);
+    let refused = |config| Machine::build(&host, config).unwrap_err();
+    // The metadata lists memory at 8 MiB.
+    let error = refused(config(firmware.as_ref()).memory(4 << 20));
+    assert!(
+        matches!(error, MachineError::ImageTooLarge { .. }),
+        "{error}"
+    );
+    let bytes = std::fs::read(firmware).unwrap();
+    let cut = bytes[..bytes.len() - 0x1000].to_vec();
+    let image = Image::from_bytes("cut", cut).with_format(ImageFormat::Firmware);
+    let error = refused(config(firmware.as_ref()).image(image));
+    assert!(matches!(error, MachineError::BadImage { .. }), "{error}");
+    let with_text = Image::open(firmware).unwrap().cmdline("quiet");
+    let error = refused(config(firmware.as_ref()).image(with_text));
+    assert!(
+        matches!(error, MachineError::OptionNotUsed { .. }),
+        "{error}"
+    );
+    assert_eq!(host.live_vms(), 0);
+}
+
+#[test]
+fn firmware_without_a_handler_ends_in_a_triple_fault() {
+    let mut image = vec![0; 0x1000];
+    // lidt cs:[0xffe0], which has a limit of 0; ud2
+    let code = [0x2e, 0x0f, 0x01, 0x1e, 0xe0, 0xff, 0x0f, 0x0b];
+    image[0xff0..0xff8].copy_from_slice(&code);
+    let image = Image::from_bytes("ud2", image).with_format(ImageFormat::Firmware);
+    let config = MachineConfig::new()
+        .kind(Kind::Of(Tech::SevEs))
+        .memory(1 << 20)
+        .image(image);
+    let host = SimHost::new(Vendor::Amd);
+    let mut machine = Machine::build(&host, config).unwrap();
+    let q35 = machine.q35(ConsoleSink::capture());
+    let report = machine.run(&q35, support::limits()).unwrap();
+    assert_eq!(report.end, End::TripleFault, "{report:?}");
+    assert!(machine.destroy().is_clean());
+}
