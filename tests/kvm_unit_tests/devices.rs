@@ -83,7 +83,7 @@ impl TestDevices {
                 }
                 _ => return false,
             },
-            Exit::IoIn { port, .. } => match port {
+            Exit::IoIn { port, size, .. } => match port {
                 FW_CFG_DATA => {
                     for byte in context.data() {
                         *byte = match state.fw_cfg.is_empty() {
@@ -93,9 +93,11 @@ impl TestDevices {
                     }
                 }
                 REGISTER => {
-                    let data = context.data();
-                    let bytes = data.len().min(4);
-                    data[..bytes].copy_from_slice(&state.register[..bytes]);
+                    // A repeated INS reads many items at once.
+                    for item in context.data().chunks_mut(size.into()) {
+                        let bytes = item.len().min(4);
+                        item[..bytes].copy_from_slice(&state.register[..bytes]);
+                    }
                 }
                 _ => return false,
             },
