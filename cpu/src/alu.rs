@@ -171,6 +171,27 @@ fn rotate_carry_right(f: &mut Flags, a: u64, count: u32, size: u32) -> u64 {
     r
 }
 
+/// SHLX, SHRX and SARX.
+#[inline(always)]
+pub(crate) fn shift_alone(op: u8, a: u64, count: u64, size: u32) -> u64 {
+    let count = count as u32 & (size * 8 - 1);
+    let r = match op {
+        SHL => a << count,
+        SHR => a >> count,
+        _ => (sign(a, size) as i64 >> count) as u64,
+    };
+    zero(r, size)
+}
+
+/// BZHI: clears the bits from number `from` on, of which the low byte counts.
+#[inline(always)]
+pub(crate) fn zero_high(f: &mut Flags, a: u64, from: u64, size: u32) -> u64 {
+    let (n, bits) = (from & 0xff, u64::from(size) * 8);
+    let r = if n < bits { a & ((1 << n) - 1) } else { a };
+    f.result(r, size, n >= bits, false);
+    r
+}
+
 /// SHLD and SHRD. `None` if the count is zero. Counts above 16 with 16-bit operands, which are
 /// undefined, shift the three words destination, source, destination.
 pub(crate) fn double_shift(

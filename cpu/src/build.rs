@@ -11,6 +11,7 @@ use crate::exec;
 use crate::fast;
 use crate::op::{BLOCK_OPS, Decoded, DecodedEnd, Dispatch, Fall, Handlers, Op};
 use crate::paging::FETCH;
+use crate::pair;
 use crate::physical::Place;
 use crate::segment::CS;
 use crate::select;
@@ -28,23 +29,24 @@ pub(crate) struct Link {
     pub(crate) block: u32,
 }
 
-/// Decoded instructions that run one after the other.
+/// Decoded instructions that run one after the other. What each run of it needs is in one line of the cache.
+#[repr(C, align(64))]
 pub(crate) struct Block {
     pub(crate) ops: Box<[Op]>,
+    /// Links for [`Out::Taken`](crate::op::Out) and [`Out::Fall`](crate::op::Out).
+    pub(crate) links: [Cell<Link>; 2],
     /// Instructions.
     pub(crate) count: u8,
-    pub(crate) gpa: u64,
+    /// False if the block may not be kept.
+    pub(crate) keep: bool,
     /// Version of the page's code when the block was built.
     pub(crate) version: u32,
+    /// RIP, to know when a link stays inside of the page.
+    pub(crate) rip: u64,
+    pub(crate) gpa: u64,
     /// The bytes that were decoded, and the last time that they were compared with memory.
     pub(crate) code: Box<[u8]>,
     pub(crate) trust: u64,
-    /// RIP, to know when a link stays inside of the page.
-    pub(crate) rip: u64,
-    /// Links for [`Out::Taken`](crate::op::Out) and [`Out::Fall`](crate::op::Out).
-    pub(crate) links: [Cell<Link>; 2],
-    /// False if the block may not be kept.
-    pub(crate) keep: bool,
 }
 
 /// Wishes for one block.
@@ -243,6 +245,9 @@ impl Core {
             op.imm = list.last().map_or(rip, Instruction::next_ip);
             op.offset = op.imm.wrapping_sub(rip) as u16;
             ops.push(op);
+        }
+        if dispatch == Dispatch::Tail {
+            pair::join(&mut ops);
         }
         ops
     }

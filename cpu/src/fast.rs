@@ -9,13 +9,13 @@ use crate::state::{Core, R};
 
 /// Value of a general register by number.
 #[inline(always)]
-fn r(c: &Core, n: u8) -> u64 {
+pub(crate) fn r(c: &Core, n: u8) -> u64 {
     c.r[usize::from(n & 31)]
 }
 
 /// Low `S` bytes of a register.
 #[inline(always)]
-fn get<const S: usize>(c: &Core, n: u8) -> u64 {
+pub(crate) fn get<const S: usize>(c: &Core, n: u8) -> u64 {
     match S {
         1 => u64::from(r(c, n) as u8),
         2 => u64::from(r(c, n) as u16),
@@ -26,7 +26,7 @@ fn get<const S: usize>(c: &Core, n: u8) -> u64 {
 
 /// Writes the low `S` bytes; 4 bytes clear the upper half.
 #[inline(always)]
-fn set<const S: usize>(c: &mut Core, n: u8, value: u64) {
+pub(crate) fn set<const S: usize>(c: &mut Core, n: u8, value: u64) {
     let to = &mut c.r[usize::from(n & 31)];
     *to = match S {
         1 => *to & !0xff | value & 0xff,
@@ -47,7 +47,7 @@ fn address(c: &Core, op: &Op) -> u64 {
 }
 
 #[inline(always)]
-fn load<const S: usize, const SLOW: bool>(c: &mut Core, op: &Op) -> R<u64> {
+pub(crate) fn load<const S: usize, const SLOW: bool>(c: &mut Core, op: &Op) -> R<u64> {
     let at = address(c, op);
     c.load_by::<S, SLOW>(op.seg.into(), at)
 }
@@ -323,6 +323,22 @@ impl<const CC: u8, const S: usize> Sem for CmovRR<CC, S> {
     fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
         let v = if c.f.condition(CC) {
             get::<S>(c, op.src)
+        } else {
+            get::<S>(c, op.dst)
+        };
+        set::<S>(c, op.dst, v);
+        Ok(())
+    }
+}
+
+/// The same from memory, which is read whatever the condition says.
+pub(crate) struct CmovRM<const CC: u8, const S: usize>;
+impl<const CC: u8, const S: usize> Sem for CmovRM<CC, S> {
+    #[inline(always)]
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
+        let loaded = load::<S, SLOW>(c, op)?;
+        let v = if c.f.condition(CC) {
+            loaded
         } else {
             get::<S>(c, op.dst)
         };

@@ -6,6 +6,7 @@
 //! [`Dispatch::Loop`] runs the same semantics with handlers that return after one op.
 
 use crate::exec::Exec;
+use crate::pair::Kind;
 use crate::state::{BLOCK, Core, R};
 
 /// Most ops in a block: the bound of the stack in builds that do not make jumps of tail calls.
@@ -58,6 +59,8 @@ pub(crate) struct Op {
     pub(crate) len: u8,
     /// Offset from the block's first byte.
     pub(crate) offset: u16,
+    /// For pairs.
+    pub(crate) kind: Kind,
 }
 
 const _: () = assert!(size_of::<Op>() == 32);
@@ -66,7 +69,7 @@ const _: () = assert!(size_of::<Op>() == 32);
 ///
 /// Unless `SLOW`, what stops may have no reason yet, and must have changed nothing: the handler does it again with
 /// `SLOW`, in a function apart. So a handler calls no function on its way, and saves no registers.
-pub(crate) trait Sem {
+pub(crate) trait Sem: 'static {
     /// False if every reason to stop is known at once.
     const AGAIN: bool = true;
 
@@ -74,7 +77,7 @@ pub(crate) trait Sem {
 }
 
 /// An instruction that ends a block.
-pub(crate) trait End {
+pub(crate) trait End: 'static {
     /// As in [`Sem`].
     const AGAIN: bool = true;
 
@@ -86,6 +89,7 @@ pub(crate) trait End {
 pub(crate) struct Handlers {
     tail: Run,
     once: Run,
+    pub(crate) kind: Kind,
 }
 
 impl Handlers {
@@ -93,6 +97,7 @@ impl Handlers {
         Self {
             tail: tail::<S>,
             once: once::<S>,
+            kind: Kind::of::<S>(),
         }
     }
 
@@ -100,6 +105,7 @@ impl Handlers {
         Self {
             tail: end::<E>,
             once: end::<E>,
+            kind: Kind::of::<E>(),
         }
     }
 
@@ -130,7 +136,7 @@ fn tail<S: Sem>(c: &mut Core, ops: &[Op]) -> Out {
 
 #[cold]
 #[inline(never)]
-fn tail_slow<S: Sem>(c: &mut Core, ops: &[Op]) -> Out {
+pub(crate) fn tail_slow<S: Sem>(c: &mut Core, ops: &[Op]) -> Out {
     let [op, rest @ ..] = ops else {
         return Out::Stop;
     };
@@ -162,7 +168,7 @@ fn end<E: End>(c: &mut Core, ops: &[Op]) -> Out {
 
 #[cold]
 #[inline(never)]
-fn end_slow<E: End>(c: &mut Core, ops: &[Op]) -> Out {
+pub(crate) fn end_slow<E: End>(c: &mut Core, ops: &[Op]) -> Out {
     let [op, ..] = ops else { return Out::Stop };
     match E::exec::<true>(c, op) {
         Ok(out) => out,

@@ -61,11 +61,12 @@ pub(crate) fn blank(h: Handlers, dispatch: crate::op::Dispatch) -> Op {
         left: 0,
         len: 0,
         offset: 0,
+        kind: h.kind,
     }
 }
 
 /// Number of a register operand that handlers can use: no high bytes.
-fn plain(i: &Instruction, n: u32) -> Option<u8> {
+pub(crate) fn plain(i: &Instruction, n: u32) -> Option<u8> {
     if i.op_kind(n) != OpKind::Register {
         return None;
     }
@@ -98,7 +99,7 @@ pub(crate) struct Form {
     pub(crate) memory: bool,
 }
 
-fn form(handlers: Handlers) -> Form {
+pub(crate) fn form(handlers: Handlers) -> Form {
     Form {
         handlers,
         dst: 16,
@@ -129,6 +130,9 @@ pub(crate) fn body(i: &Instruction) -> Option<Form> {
     let m = i.mnemonic();
     if let Some(op) = alu_op(m) {
         return arithmetic(i, op);
+    }
+    if let Some(form) = crate::bits::select(i) {
+        return Some(form);
     }
     match m {
         M::Mov => mov(i),
@@ -354,6 +358,16 @@ fn conditional(i: &Instruction) -> Option<Form> {
         return Some(Form { dst, ..form(h) });
     }
     let size = operand_size(i, 0);
+    if i.op_kind(1) == OpKind::Memory {
+        let h = constant!(cc, CC in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] => {
+            if size == 8 { Handlers::of::<CmovRM<CC, 8>>() } else { Handlers::of::<CmovRM<CC, 4>>() }
+        });
+        return (size >= 4).then_some(Form {
+            dst,
+            memory: true,
+            ..form(h)
+        });
+    }
     let src = plain(i, 1)?;
     let h = constant!(cc, CC in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] => {
         if size == 8 { Handlers::of::<CmovRR<CC, 8>>() } else { Handlers::of::<CmovRR<CC, 4>>() }

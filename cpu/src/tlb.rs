@@ -40,6 +40,8 @@ const EMPTY: Entry = Entry {
 
 pub(crate) struct Tlb {
     sets: Box<[[Entry; SIZE]; SETS]>,
+    /// The sets that have entries.
+    filled: [bool; SETS],
     /// Lowest and highest linear address mapped by large pages since the last flush.
     large: (u64, u64),
 }
@@ -80,10 +82,30 @@ pub(crate) unsafe fn store<const N: usize>(host: *mut u8, value: u64) {
     }
 }
 
+/// Writes the low `N` bytes of `value` `count` times.
+///
+/// # Safety
+///
+/// `N * count` bytes at `host` must be writable.
+unsafe fn store_run<const N: usize>(host: *mut u8, value: u64, count: usize) {
+    for i in 0..count {
+        // SAFETY: the caller promises the bytes of all elements.
+        unsafe { store::<N>(host.wrapping_add(i * N), value) };
+    }
+}
+
+/// Place of a page in a set. Pages whose distance is a multiple of the set's reach must not meet in it: kernels copy
+/// themselves over such distances.
+#[inline(always)]
+fn slot(linear: u64) -> usize {
+    (linear >> 12 ^ linear >> 22) as usize % SIZE
+}
+
 impl Tlb {
     pub(crate) fn new() -> Self {
         Self {
             sets: Self::empty(),
+            filled: [false; SETS],
             large: (NONE, 0),
         }
     }
@@ -98,7 +120,7 @@ impl Tlb {
 
     #[inline(always)]
     fn entry(&self, set: usize, linear: u64) -> &Entry {
-        &self.sets[set & 3][(linear >> 12) as usize % SIZE]
+        &self.sets[set & 3][slot(linear)]
     }
 
     #[inline(always)]
@@ -161,33 +183,55 @@ impl Tlb {
         self.span(set, linear, write).map(|(_, room)| room)
     }
 
-    /// Writes `pattern` (1 to 8 bytes) `count` times, as far as the page reaches.
-    pub(crate) fn fill_bytes(&mut self, set: usize, linear: u64, pattern: &[u8], count: usize) {
+    /// Stores the low `size` bytes (1, 2, 4 or 8) of `value` up to `most` times, as far as the page reaches.
+    /// Returns how often.
+    pub(crate) fn store_many(
+        &mut self,
+        set: usize,
+        linear: u64,
+        value: u64,
+        size: u32,
+        most: u64,
+    ) -> u64 {
         let Some((host, room)) = self.span(set, linear, true) else {
-            return;
+            return 0;
         };
-        for i in 0..count.min(room / pattern.len().max(1)) {
-            let at = host.wrapping_add(i * pattern.len());
-            // SAFETY: `(i + 1) * pattern.len()` is at most `room`, so the bytes are in the page
-            // of a write tag; `pattern` is no guest memory.
-            unsafe { core::ptr::copy_nonoverlapping(pattern.as_ptr(), at, pattern.len()) };
+        let count = (room as u64 / u64::from(size)).min(most);
+        let n = count as usize;
+        // SAFETY: `n` elements are at most `room` bytes, which are in the page of a write tag.
+        unsafe {
+            match size {
+                1 => host.write_bytes(value as u8, n),
+                2 => store_run::<2>(host, value, n),
+                4 => store_run::<4>(host, value, n),
+                _ => store_run::<8>(host, value, n),
+            }
         }
+        count
     }
 
-    /// Copies `len` bytes between two pages with tags; false if that is not possible or if the
-    /// bytes overlap.
-    pub(crate) fn copy_apart(&mut self, set: usize, from: u64, to: u64, len: usize) -> bool {
+    /// Copies up to `most` elements of `size` bytes, as far as both pages reach, one after the other as far as that
+    /// can be seen: bytes that the copy writes and then reads are left for the next call. Returns how many.
+    pub(crate) fn move_many(
+        &mut self,
+        set: usize,
+        from: u64,
+        to: u64,
+        size: u32,
+        most: u64,
+    ) -> u64 {
         let (Some((source, a)), Some((target, b))) =
             (self.span(set, from, false), self.span(set, to, true))
         else {
-            return false;
+            return 0;
         };
-        if len > a || len > b || (source as usize).abs_diff(target as usize) < len {
-            return false;
-        }
-        // SAFETY: both ranges are inside of pages with a read and a write tag, and apart.
-        unsafe { core::ptr::copy_nonoverlapping(source, target, len) };
-        true
+        let apart = (source as usize).abs_diff(target as usize);
+        let count = (a.min(b).min(apart) as u64 / u64::from(size)).min(most);
+        let bytes = (count * u64::from(size)) as usize;
+        // SAFETY: both ranges are inside of pages with a read and a write tag, and `bytes` is at most the distance
+        // between them.
+        unsafe { core::ptr::copy_nonoverlapping(source, target, bytes) };
+        count
     }
 
     /// Ties a page to a frame. `write` gives it the write tag.
@@ -202,10 +246,11 @@ impl Tlb {
         if set == CHECKED {
             return;
         }
+        self.filled[set & 3] = true;
         let page = linear & !0xfff;
         let addend = (host.as_ptr().expose_provenance()).wrapping_sub(page as usize);
         let tag = if write { page } else { NONE };
-        self.sets[set & 3][(page >> 12) as usize % SIZE] = Entry {
+        self.sets[set & 3][slot(page)] = Entry {
             read: page,
             write: tag,
             addend,
@@ -220,8 +265,10 @@ impl Tlb {
     }
 
     pub(crate) fn flush(&mut self) {
-        for set in &mut self.sets[..3] {
-            set.fill(EMPTY);
+        for (set, filled) in self.sets.iter_mut().zip(&mut self.filled) {
+            if core::mem::take(filled) {
+                set.fill(EMPTY);
+            }
         }
         self.large = (NONE, 0);
     }
@@ -232,7 +279,7 @@ impl Tlb {
             return self.flush();
         }
         for set in &mut self.sets[..3] {
-            set[(linear >> 12) as usize % SIZE] = EMPTY;
+            set[slot(linear)] = EMPTY;
         }
     }
 
@@ -274,5 +321,19 @@ mod tests {
         assert!(!tlb.store::<8>(SUPERVISOR, 0x5ff8, 9));
         tlb.flush_page(0x5000);
         assert_eq!(tlb.load::<1>(SUPERVISOR, 0x5fff), None);
+    }
+
+    #[test]
+    fn pages_at_a_distance_of_the_sets_reach_are_served_together() {
+        let mut frame = vec![3u8; 4096];
+        let host = NonNull::new(frame.as_mut_ptr()).expect("not null");
+        let mut tlb = Tlb::new();
+        let pages = (0..8).map(|n| 0x20_0000 + n * (SIZE as u64) * 4096);
+        for page in pages.clone() {
+            tlb.fill(SUPERVISOR, page, 0x9000, host, true);
+        }
+        for page in pages {
+            assert_eq!(tlb.load::<1>(SUPERVISOR, page), Some(3), "{page:#x}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use iced_x86::{Instruction, Mnemonic as M};
 use crate::alu;
 use crate::exec::Exec;
 use crate::fault::Exception;
-use crate::flags::{sign, zero};
+use crate::flags::zero;
 use crate::operand::operand_size;
 use crate::select::alu_op;
 use crate::state::{Core, R};
@@ -167,13 +167,15 @@ fn mulx(c: &mut Core, i: &Instruction) -> R<()> {
 fn shift_no_flags(c: &mut Core, i: &Instruction) -> R<()> {
     let size = operand_size(i, 0);
     let a = c.get(i, 1)?;
-    let count = c.get(i, 2)? as u32 & (size * 8 - 1);
+    let count = c.get(i, 2)?;
     let r = match i.mnemonic() {
-        M::Shlx => a << count,
-        M::Shrx => a >> count,
-        M::Sarx => (sign(a, size) as i64 >> count) as u64,
-        _ if count == 0 => a,
-        _ => a >> count | a << (size * 8 - count),
+        M::Shlx => alu::shift_alone(alu::SHL, a, count, size),
+        M::Shrx => alu::shift_alone(alu::SHR, a, count, size),
+        M::Sarx => alu::shift_alone(alu::SAR, a, count, size),
+        _ => match count as u32 & (size * 8 - 1) {
+            0 => a,
+            n => a >> n | a << (size * 8 - n),
+        },
     };
     c.put(i, 0, zero(r, size))
 }

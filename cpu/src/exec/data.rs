@@ -411,7 +411,6 @@ fn count(c: &mut Core, i: &Instruction) -> R<()> {
 
 fn bmi(c: &mut Core, i: &Instruction) -> R<()> {
     let size = operand_size(i, 0);
-    let bits = u64::from(size) * 8;
     let a = c.get(i, 1)?;
     let b = if i.op_count() == 3 { c.get(i, 2)? } else { 0 };
     let (r, cf) = match i.mnemonic() {
@@ -428,8 +427,8 @@ fn bmi(c: &mut Core, i: &Instruction) -> R<()> {
         M::Blsmsk => (a ^ a.wrapping_sub(1), a == 0),
         M::Blsr => (a & a.wrapping_sub(1), a == 0),
         _ => {
-            let n = b & 0xff;
-            (if n < bits { a & ((1 << n) - 1) } else { a }, n >= bits)
+            let r = alu::zero_high(&mut c.f, a, b, size);
+            return c.put(i, 0, r);
         }
     };
     let r = zero(r, size);

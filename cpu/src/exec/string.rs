@@ -11,7 +11,7 @@ use crate::segment::ES;
 use crate::state::{Core, Pending, R};
 
 /// Elements after which a repeated instruction gives events a chance.
-const CHUNK: u32 = 4096;
+const CHUNK: u64 = 4096;
 
 pub(super) fn select(i: &Instruction) -> Option<Exec> {
     use iced_x86::Code as C;
@@ -87,6 +87,18 @@ impl Core {
         i: &Instruction,
         f: Form,
         compares: bool,
+        one: impl FnMut(&mut Self) -> R<()>,
+    ) -> R<()> {
+        self.repeat_many(i, f, compares, |_, _| 0, one)
+    }
+
+    /// The same; `many` does up to so many elements at once, if it can, and returns their number.
+    fn repeat_many(
+        &mut self,
+        i: &Instruction,
+        f: Form,
+        compares: bool,
+        mut many: impl FnMut(&mut Self, u64) -> u64,
         mut one: impl FnMut(&mut Self) -> R<()>,
     ) -> R<()> {
         let (rep, repne) = (i.has_rep_prefix(), i.has_repne_prefix());
@@ -95,19 +107,22 @@ impl Core {
         }
         // A debug trap comes after each element.
         let trapped = self.watched || self.system_flags & flags::TF != 0;
-        for _ in 0..if trapped { 1 } else { CHUNK } {
+        let mut left = if trapped { 1 } else { CHUNK };
+        while left > 0 {
             let count = zero(self.r[1], f.address);
             if count == 0 {
                 return Ok(());
             }
-            one(self)?;
-            self.set_gpr(1, f.address, count - 1);
-            if compares && self.f.zf() == repne {
+            let mut done = many(self, count.min(left));
+            if done == 0 {
+                one(self)?;
+                done = 1;
+            }
+            self.set_gpr(1, f.address, count - done);
+            if done == count || compares && self.f.zf() == repne {
                 return Ok(());
             }
-            if count == 1 {
-                return Ok(());
-            }
+            left -= done;
         }
         // Continue with the same instruction, after a look at events and budget.
         self.pending = Pending::None;
@@ -118,10 +133,8 @@ impl Core {
 
 fn movs(c: &mut Core, i: &Instruction) -> R<()> {
     let f = Form::of(i);
-    if i.has_rep_prefix() && c.bulk_move(f.size, f.address, f.segment) {
-        return Ok(());
-    }
-    c.repeat(i, f, false, |c| {
+    let many = |c: &mut Core, most| c.move_many(f, most);
+    c.repeat_many(i, f, false, many, |c| {
         let v = c.read(f.segment, zero(c.r[6], f.address), f.size)?;
         c.write(ES, zero(c.r[7], f.address), f.size, v)?;
         c.step_index(6, f);
@@ -155,10 +168,8 @@ fn scas(c: &mut Core, i: &Instruction) -> R<()> {
 
 fn stos(c: &mut Core, i: &Instruction) -> R<()> {
     let f = Form::of(i);
-    if i.has_rep_prefix() && c.bulk_store(f.size, f.address) {
-        return Ok(());
-    }
-    c.repeat(i, f, false, |c| {
+    let many = |c: &mut Core, most| c.store_many(f, most);
+    c.repeat_many(i, f, false, many, |c| {
         c.write(ES, zero(c.r[7], f.address), f.size, c.r[0])?;
         c.step_index(7, f);
         Ok(())
@@ -241,59 +252,33 @@ fn outs(c: &mut Core, i: &Instruction) -> R<()> {
 }
 
 impl Core {
-    /// REP STOS forward within pages that have write tags, in 64-bit mode. False if the ordinary
-    /// path has to do it; it may have done a part.
-    fn bulk_store(&mut self, size: u32, address: u32) -> bool {
-        if self.bits != 64 || address != 8 || self.system_flags & (flags::DF | flags::TF) != 0 {
-            return false;
-        }
-        let mut pages = 0;
-        while self.r[1] != 0 && pages < 16 {
-            let to = self.r[7];
-            let Some(room) = self.tlb.room(self.set, to, true) else {
-                return false;
-            };
-            let n = (room as u64 / u64::from(size)).min(self.r[1]);
-            if n == 0 {
-                return false;
-            }
-            let bytes = self.r[0].to_le_bytes();
-            self.tlb
-                .fill_bytes(self.set, to, &bytes[..size as usize], n as usize);
-            self.r[7] = to.wrapping_add(n * u64::from(size));
-            self.r[1] -= n;
-            pages += 1;
-        }
-        self.again = self.r[1] != 0;
-        true
+    /// True if elements of 64-bit mode go upwards, with no debug trap between them.
+    fn goes_up(&self, f: Form) -> bool {
+        let flags = flags::DF | flags::TF;
+        self.bits == 64 && f.address == 8 && self.system_flags & flags == 0
     }
 
-    /// REP MOVS forward; like [`Core::bulk_store`]. Left to the ordinary path if source and
-    /// destination overlap.
-    fn bulk_move(&mut self, size: u32, address: u32, segment: usize) -> bool {
-        if self.bits != 64 || address != 8 || self.system_flags & (flags::DF | flags::TF) != 0 {
-            return false;
+    /// Up to `most` elements of REP STOS inside of a page that has a write tag. Returns how many it stored.
+    fn store_many(&mut self, f: Form, most: u64) -> u64 {
+        if !self.goes_up(f) {
+            return 0;
         }
-        let mut pages = 0;
-        while self.r[1] != 0 && pages < 16 {
-            let (from, to) = (self.r[6].wrapping_add(self.base[segment]), self.r[7]);
-            let (Some(a), Some(b)) = (
-                self.tlb.room(self.set, from, false),
-                self.tlb.room(self.set, to, true),
-            ) else {
-                return false;
-            };
-            let n = (a.min(b) as u64 / u64::from(size)).min(self.r[1]);
-            let len = n * u64::from(size);
-            if n == 0 || !self.tlb.copy_apart(self.set, from, to, len as usize) {
-                return false;
-            }
-            self.r[6] = self.r[6].wrapping_add(len);
-            self.r[7] = to.wrapping_add(len);
-            self.r[1] -= n;
-            pages += 1;
+        let (to, value) = (self.r[7], self.r[0]);
+        let done = self.tlb.store_many(self.set, to, value, f.size, most);
+        self.r[7] = to.wrapping_add(done * u64::from(f.size));
+        done
+    }
+
+    /// The same for REP MOVS between two pages.
+    fn move_many(&mut self, f: Form, most: u64) -> u64 {
+        if !self.goes_up(f) {
+            return 0;
         }
-        self.again = self.r[1] != 0;
-        true
+        let from = self.r[6].wrapping_add(self.base[f.segment]);
+        let done = self.tlb.move_many(self.set, from, self.r[7], f.size, most);
+        let bytes = done * u64::from(f.size);
+        self.r[6] = self.r[6].wrapping_add(bytes);
+        self.r[7] = self.r[7].wrapping_add(bytes);
+        done
     }
 }
