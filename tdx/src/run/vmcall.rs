@@ -1,6 +1,8 @@
 //! TDG.VP.VMCALL: what the guest asks of the host (GHCI; Linux `handle_tdvmcall`).
 
-use kvm_ops::{CpuidEntry, Error, Exit, Gpa, Host, Irqchip, PAGE_SIZE, Privacy, TdxRequest};
+use kvm_ops::{
+    CpuidEntry, Error, Exit, Gpa, Host, Irqchip, PAGE_SIZE, Privacy, TdxRequest, VcpuId, VcpuOps,
+};
 
 use super::{Pending, Run, SYSTEM_EVENT_TDX_FATAL};
 use crate::TdxVcpu;
@@ -41,6 +43,27 @@ fn entry(list: &[CpuidEntry], leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
         entry.leaf == leaf && (!entry.subleaf_significant || entry.subleaf == subleaf)
     });
     found.map(|entry| entry.regs)
+}
+
+/// The leaf that names the hypervisor and its last leaf, which would list features. The name is KVM's, whose answers to calls
+/// these are (Linux Documentation/virt/kvm/x86/cpuid.rst). Without a name Linux takes x2APIC mode for unusable where nothing remaps
+/// interrupts, and a TD cannot leave that mode.
+const HYPERVISOR: u32 = 0x4000_0000;
+const FEATURES: u32 = HYPERVISOR + 1;
+const KVM: [u8; 12] = *b"KVMKVMKVM\0\0\0";
+
+/// Leaves of the topology, whose EDX is the x2APIC ID for every sub-leaf. OVMF's loop for waiting vCPUs asks the host, and not
+/// the module, which one it runs on.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+
+/// A leaf that the TD was not created with, as the host answers it.
+fn host_leaf(leaf: u32, subleaf: u32, vcpu: VcpuId) -> [u32; 4] {
+    let name = |at: usize| u32::from_le_bytes([KVM[at], KVM[at + 1], KVM[at + 2], KVM[at + 3]]);
+    match leaf {
+        HYPERVISOR => [FEATURES, name(0), name(4), name(8)],
+        _ if TOPOLOGY.contains(&leaf) => [0, 0, subleaf & 0xff, vcpu.0],
+        _ => [0; 4],
+    }
 }
 
 impl Run {
@@ -105,14 +128,16 @@ impl<H: Host> TdxVcpu<H> {
         }
     }
 
-    /// Answered from what the TD was created with; a leaf that is not in there is all zeros.
+    /// Answered from the list that was set; without one from what the TD was created with, else as [`host_leaf`].
     fn cpuid(&mut self) -> Option<Exit> {
+        let vcpu = self.id();
         let (leaf, subleaf) = (self.run.regs.r12 as u32, self.run.regs.r13 as u32);
         let [eax, ebx, ecx, edx] = if let Some(told) = &self.cpuid {
             entry(told, leaf, subleaf).unwrap_or([0; 4])
         } else {
             let params = self.td.lock(&self.td.td_params);
-            entry(&params.cpuid, leaf, subleaf).unwrap_or([0; 4])
+            let told = entry(&params.cpuid, leaf, subleaf);
+            told.unwrap_or_else(|| host_leaf(leaf, subleaf, vcpu))
         };
         let r = &mut self.run.regs;
         [r.r12, r.r13, r.r14, r.r15] = [eax.into(), ebx.into(), ecx.into(), edx.into()];
@@ -282,5 +307,24 @@ impl<H: Host> TdxVcpu<H> {
         let exit = Exit::SystemEvent { kind };
         self.run
             .leave_with(Pending::Success, words.as_flattened(), exit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hypervisor_is_kvm_without_features_and_each_vcpu_has_its_x2apic_id() {
+        let leaf = |leaf, subleaf| host_leaf(leaf, subleaf, VcpuId(3));
+        let [last, name @ ..] = leaf(0x4000_0000, 0);
+        assert_eq!(last, 0x4000_0001);
+        assert_eq!(name.map(u32::to_le_bytes).as_flattened(), KVM);
+        assert_eq!(leaf(0x4000_0001, 0), [0; 4]);
+        for topology in [0xb, 0x1f] {
+            assert_eq!(leaf(topology, 0), [0, 0, 0, 3]);
+            assert_eq!(leaf(topology, 0x101), [0, 0, 1, 3]);
+        }
+        assert_eq!(leaf(1, 0), [0; 4]);
     }
 }

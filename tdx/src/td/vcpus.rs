@@ -13,7 +13,7 @@ use crate::vcpu::{Unfinished, VcpuRecord};
 pub struct VcpuStart {
     /// RCX, and R8, of the first entry: where firmware finds its hand-off block.
     pub rcx: u64,
-    /// The x2APIC ID that the guest sees.
+    /// The x2APIC ID that the guest sees. TDG.VP.VMCALL for CPUID answers the vCPU's number, whatever is given here.
     pub x2apic_id: u32,
 }
 

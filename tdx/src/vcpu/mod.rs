@@ -50,7 +50,8 @@ impl<H: Host> TdxVcpu<H> {
     }
 
     /// Sets what the guest gets when it asks the host for CPUID (TDG.VP.VMCALL), for leaves that the module does not
-    /// answer: all zeros for one that is not in the list. Without a list the TD's parameters answer.
+    /// answer: all zeros for one that is not in the list. Without a list the TD's parameters
+    /// answer, and for other leaves the vCPU is that of a hypervisor by KVM's name, with its number as x2APIC ID.
     pub fn set_cpuid_answers(&mut self, entries: Vec<CpuidEntry>) {
         self.cpuid = Some(entries);
     }
