@@ -348,10 +348,16 @@ impl Chips {
         true
     }
 
-    /// Tells the ACPI tables where the memory window of the configuration space is, if a write has moved it.
+    /// Tells the ACPI tables where the memory window of the configuration space is, if a write has moved it. Tables that firmware
+    /// has looked at stay: it may read one file early and the next one late, and they belong together.
     fn follow_window(&mut self) {
         let window = self.pci.window();
-        if window != self.facts.window {
+        let shown = || {
+            acpi::FILES
+                .into_iter()
+                .any(|file| self.fw_cfg.has_shown(file))
+        };
+        if window != self.facts.window && !shown() {
             self.facts.window = window;
             acpi::put(self.fw_cfg.items_mut(), self.facts);
         }

@@ -26,6 +26,11 @@ const TABLES: &str = "etc/acpi/tables";
 const ROOT: &str = "etc/acpi/rsdp";
 const LOADER: &str = "etc/table-loader";
 
+/// The three of them.
+pub(super) const FILES: [&str; 3] = [TABLES, ROOT, LOADER];
+/// Files are whole pages, as QEMU's: their sizes, which firmware reads in the directory, do not change with the tables.
+const PAGE: usize = 4096;
+
 const OEM: [u8; 6] = *b"KVMOPS";
 const OEM_TABLE: [u8; 8] = *b"MACHINE ";
 const OEM_REVISION: u32 = 1;
@@ -101,9 +106,13 @@ pub(super) fn put(items: &mut Items, facts: Facts) {
         script.add_checksum(ROOT, at as u32, 0, covered);
     }
 
+    let pages = |mut file: Vec<u8>| {
+        file.resize(file.len().next_multiple_of(PAGE), 0);
+        file
+    };
     items.put_file(ROOT, root);
-    items.put_file(TABLES, image.0);
-    items.put_file(LOADER, script.into_bytes());
+    items.put_file(TABLES, pages(image.0));
+    items.put_file(LOADER, pages(script.into_bytes()));
 }
 
 /// A table's place in the file.

@@ -59,6 +59,8 @@ fn run(facts: Facts) -> BTreeMap<u32, Vec<u8>> {
                 assert_eq!(bytes[at], 0);
                 bytes[at] = sum(&bytes[start..][..len]).wrapping_neg();
             }
+            // Behind the last one.
+            0 => assert_eq!(command, [0; 128]),
             other => panic!("command {other}"),
         }
     }
@@ -126,6 +128,19 @@ fn the_script_links_every_table_with_a_right_sum() {
     let space = tables[&b"MCFG"[..]];
     assert_eq!(word(space, 44), WINDOW.at as u32);
     assert_eq!(space[54..56], [0, 0xff]);
+}
+
+#[test]
+fn files_keep_their_sizes_when_the_window_opens() {
+    let sizes = |window| {
+        let files = files(Facts { window, ..facts(4) });
+        files
+            .into_iter()
+            .map(|(name, file)| (name, file.len()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(None), sizes(Some(WINDOW)));
+    assert_eq!(sizes(None).len(), FILES.len());
 }
 
 #[test]

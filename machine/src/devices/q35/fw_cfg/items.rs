@@ -80,15 +80,20 @@ impl Items {
         self.items.get(&key).map(Item::bytes).unwrap_or_default()
     }
 
+    /// The key of a file.
+    pub(super) fn key(&self, name: &str) -> Option<u16> {
+        let number = self.files.iter().position(|file| *file == name)?;
+        Some(FIRST_FILE + number as u16)
+    }
+
     /// Adds a file, or replaces the one with that name. Names are ASCII and shorter than 56 bytes.
     pub(crate) fn put_file(&mut self, name: &'static str, bytes: impl Into<Item>) {
         debug_assert!(name.len() < NAME);
-        let known = self.files.iter().position(|file| *file == name);
-        let number = known.unwrap_or_else(|| {
+        let key = self.key(name).unwrap_or_else(|| {
             self.files.push(name);
-            self.files.len() - 1
+            FIRST_FILE + self.files.len() as u16 - 1
         });
-        self.items.insert(FIRST_FILE + number as u16, bytes.into());
+        self.items.insert(key, bytes.into());
         self.write_directory();
     }
 

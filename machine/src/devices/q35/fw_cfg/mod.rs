@@ -4,6 +4,8 @@
 mod dma;
 mod items;
 
+use std::collections::BTreeSet;
+
 use kvm_ops::Gpa;
 
 use crate::DeviceMemory;
@@ -22,6 +24,8 @@ const DMA_SIGNATURE: [u8; 8] = *b"QEMU CFG";
 pub(super) struct FwCfg {
     items: Items,
     selected: u16,
+    /// The keys that were ever selected.
+    seen: BTreeSet<u16>,
     offset: usize,
     dma_address: [u8; 8],
 }
@@ -31,9 +35,17 @@ impl FwCfg {
         Self {
             items,
             selected: 0,
+            seen: BTreeSet::new(),
             offset: 0,
             dma_address: [0; 8],
         }
+    }
+
+    /// True if the guest has selected the file, whose bytes it may keep.
+    pub(super) fn has_shown(&self, file: &str) -> bool {
+        self.items
+            .key(file)
+            .is_some_and(|key| self.seen.contains(&key))
     }
 
     /// The items, to replace some.
@@ -48,6 +60,7 @@ impl FwCfg {
             "item of the configuration device"
         );
         self.selected = key;
+        self.seen.insert(key);
         self.offset = 0;
     }
 
