@@ -403,6 +403,11 @@ fn a_td_that_cannot_be_launched_is_refused_with_the_reason() {
             "--allow-rbp has no meaning for the built-in guest",
         ),
         (
+            &["--collateral", "collateral.json"],
+            2,
+            "--collateral has no meaning for the built-in guest",
+        ),
+        (
             &["--host", "kvm"],
             6,
             "no host can run the built-in guest as a tdx VM",

@@ -3,12 +3,14 @@
 
 mod books;
 mod guest;
+mod quotes;
 mod sev;
 mod start;
 mod td;
 mod tour;
 
 pub(crate) use books::{Account, Books, Firmware, Leaks};
+pub(crate) use quotes::{Quotes, WithQuotes};
 pub(crate) use start::{Measurement, Start};
 pub(crate) use td::{TdImage, td_params};
 pub(crate) use tour::{MESSAGE, Tour};

@@ -9,16 +9,15 @@ use kvm_ops::sim::SimHost;
 use kvm_ops::tdx::TdxVm;
 use kvm_ops::tdx::migrate::{MigrateError, Receiver, SendLimits, Sender};
 use kvm_ops::{AnyVm, EncParams, IntelVm, Kind, PreboundTd, TdParams, Tech, Vm};
-use kvm_ops_attest::software::{Collateral, Pcs, QuoteFormat, QuotingService};
+use kvm_ops_attest::software::{Collateral, Pcs, QuotingService};
 use kvm_ops_attest::tdx::{Quote, Root};
-use kvm_ops_machine::{
-    LaunchPage, Machine, MachineConfig, NoQuote, QuoteService, RunLimits, TD_REPORT_LEN,
-};
+use kvm_ops_machine::{LaunchPage, Machine, MachineConfig, RunLimits};
 use kvm_ops_migtd::{Dcap, MigrationTd, Policy, Program, Role, Untrusted};
 
 use super::link::{Bound, Link};
 use super::summary::{Equal, Summary};
 use super::{Session, link, random};
+use crate::confidential::Quotes;
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
@@ -33,26 +32,6 @@ pub(super) struct TdHost {
     pub(super) host: SimHost,
     keeper: MigrationTd<SimHost, Quotes>,
     prebound: PreboundTd,
-}
-
-/// The quoting service of a software platform.
-struct Quotes {
-    service: QuotingService,
-    host: SimHost,
-}
-
-impl QuoteService for Quotes {
-    fn quote(&self, report: &[u8; TD_REPORT_LEN]) -> Result<Vec<u8>, NoQuote> {
-        let platform = self.host.tdx_platform().ok_or(NoQuote::Unavailable)?;
-        let mac = |report: &[u8; TD_REPORT_LEN]| platform.verify_report(report);
-        let quote = self.service.quote(report, &mac, QuoteFormat::V4);
-        quote.map_err(|_| NoQuote::Refused)
-    }
-}
-
-fn quoting() -> Outcome<QuotingService> {
-    QuotingService::new(QUOTING)
-        .map_err(|error| Failure::because("cannot make a quoting service", error))
 }
 
 /// The software platforms' collateral, as their provisioning service gives it for every quote.
@@ -74,10 +53,7 @@ impl TdHost {
         let root = Root::software()
             .map_err(|error| Failure::because("cannot read the software root", error))?;
         let program = Program::new(Policy::default(), Dcap::new(root, collateral), random);
-        let quotes = Quotes {
-            service: quoting()?,
-            host: host.clone(),
-        };
+        let quotes = Quotes::new(&host, QUOTING)?;
         let mut keeper = MigrationTd::start(&host, program, quotes)
             .map_err(|error| Failure::of_machine("cannot build the migration TD", error))?;
         let info_hash = keeper

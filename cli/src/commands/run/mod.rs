@@ -147,6 +147,11 @@ pub(crate) struct Args {
     #[arg(long)]
     allow_rbp: bool,
 
+    /// Write the collateral by which the quotes that a TD gets on the software platform are verified
+    /// (`kvm-ops attest verify --root software`) to a file
+    #[arg(long, value_name = "FILE")]
+    collateral: Option<PathBuf>,
+
     /// How long it may run
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_time)]
     timeout: Duration,
@@ -206,6 +211,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         (args.order.is_some(), "--order"),
         (args.kernel.is_some(), "--kernel"),
         (args.allow_rbp, "--allow-rbp"),
+        (args.collateral.is_some(), "--collateral"),
     ];
     if let Some((_, option)) = of_tds.into_iter().find(|(given, _)| *given) {
         return Err(
@@ -255,7 +261,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     interrupt.stops(machine.stopper());
     let chipset = match disks.is_empty() {
         true => Chipset::Pc,
-        false => Chipset::Q35(disks),
+        false => Chipset::Q35(disks, None),
     };
     let ran = Ran::of(args, place, machine.as_mut(), chipset);
     interrupt.clear();

@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::thread;
 
 use kvm_ops::{FreeReport, Tech};
 use kvm_ops_machine::{
-    ConsoleSink, Devices, Disk, End, ExitHandler, FileKind, Image, ImageFormat, RunLimits,
-    RunReport,
+    ConsoleSink, Devices, Disk, End, ExitHandler, FileKind, Image, ImageFormat, Inside, Quoting,
+    RunLimits, RunReport,
 };
 use serde::Serialize;
 
 use super::attend::{Attendant, TypeIn};
 use super::console::Terminal;
 use super::{Args, disks};
+use crate::confidential::{Quotes, WithQuotes};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::hosts::{AnyMachine, Place};
@@ -65,12 +67,11 @@ impl fmt::Display for Taken {
 }
 
 /// The devices around a VM.
-#[derive(Debug)]
 pub(super) enum Chipset {
     /// Those of every PC.
     Pc,
-    /// A Q35, with what firmware asks for, and with disks.
-    Q35(Vec<Disk>),
+    /// A Q35, with what firmware asks for, with disks, and with quotes for a TD.
+    Q35(Vec<Disk>, Option<Box<Quoting<Quotes>>>),
 }
 
 /// A run that is over.
@@ -108,24 +109,35 @@ impl Ran {
         };
         let mut attendant = Attendant::new(place.platform.as_ref(), machine.stopper(), args.json);
         let limits = RunLimits::none().deadline(args.timeout);
+        let (disks, quoting) = match chipset {
+            Chipset::Pc => (None, None),
+            Chipset::Q35(disks, quoting) => (Some(disks), quoting),
+        };
         let mut run =
             |machine: &mut dyn AnyMachine, devices: &dyn ExitHandler, type_in: &TypeIn<'_>| {
+                let devices = WithQuotes::new(devices, quoting.as_deref());
                 let seen = seen.clone();
-                let handler = Until { devices, seen };
-                match attendant.is_needed() {
-                    false => machine.run(&handler, limits),
-                    true => machine.run_while(&handler, limits, &mut |inside| {
-                        attendant.attend(inside, type_in);
-                    }),
-                }
+                let handler = Until {
+                    devices: &devices,
+                    seen,
+                };
+                let mut work = |inside: &dyn Inside| {
+                    thread::scope(|scope| {
+                        scope.spawn(|| devices.make_quotes(inside));
+                        if attendant.is_needed() {
+                            attendant.attend(inside, type_in);
+                        }
+                    });
+                };
+                machine.run_while(&handler, limits, &mut work)
             };
         let mut used = Vec::new();
-        let ran = match chipset {
-            Chipset::Pc => {
+        let ran = match disks {
+            None => {
                 let devices = stop_clock(machine.devices(console.clone()));
                 run(machine, &devices, &|keys, _| devices.type_serial(keys))
             }
-            Chipset::Q35(disks) => {
+            Some(disks) => {
                 used = disks::Used::before(&disks);
                 let q35 = machine.q35(console.clone()).map_devices(stop_clock);
                 let q35 = disks::plug(q35, disks)?;

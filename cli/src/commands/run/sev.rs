@@ -81,7 +81,7 @@ fn compare_and_run(
     };
     steps.took("compare the digest", detail);
     checked?;
-    let ran = Ran::of(args, place, machine, Chipset::Q35(disks))?;
+    let ran = Ran::of(args, place, machine, Chipset::Q35(disks, None))?;
     steps.took("run", ran.end());
     Ok(ran)
 }
@@ -92,6 +92,7 @@ fn wanted(args: &Args) -> Result<(Image, Vec<u8>), Failure> {
     let of_others = [
         (args.order.is_some(), "--order"),
         (args.allow_rbp, "--allow-rbp"),
+        (args.collateral.is_some(), "--collateral"),
     ];
     if let Some((_, option)) = of_others.into_iter().find(|(given, _)| *given) {
         let text = format!("{option} has no meaning for a {} VM", args.tech);

@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{Gpa, Irqchip};
-use kvm_ops_machine::{Disk, Image, MachineConfig};
+use kvm_ops_machine::{Disk, Image, MachineConfig, Quoting};
 use kvm_ops_tdvf::Order;
 
 use super::report::{Chipset, Ran, Taken, Told};
 use super::steps::Steps;
 use super::{Args, LaunchOrder, disks, homeless};
 use crate::commands::measure::not_tdvf;
-use crate::confidential::{Firmware, MESSAGE, Start, TdImage, Tour, td_params};
+use crate::confidential::{Firmware, MESSAGE, Quotes, Start, TdImage, Tour, td_params};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::files;
@@ -139,7 +139,8 @@ fn compare_and_run(
     mrtd?;
     let converted = match guest {
         Started::Code(disks) => {
-            let ran = Ran::of(args, place, machine, Chipset::Q35(disks))?;
+            let chipset = Chipset::Q35(disks, quoting(args, place)?);
+            let ran = Ran::of(args, place, machine, chipset)?;
             steps.took("run", ran.end());
             for (name, value) in rtmrs(place, machine) {
                 steps.took(name, value);
@@ -161,6 +162,22 @@ fn compare_and_run(
         return Err(Failure::new(what).code(Code::Guest));
     }
     Ok(ran)
+}
+
+/// The seed of the platform's quoting enclave.
+const QUOTING: [u8; 32] = *b"kvm-ops run --tech tdx: quotes\0\0";
+
+/// Who makes quotes for the TD. The collateral goes to the file that is asked for.
+fn quoting(args: &Args, place: &Place) -> Outcome<Option<Box<Quoting<Quotes>>>> {
+    let Some(host) = &place.platform else {
+        return Ok(None);
+    };
+    let quotes = Quotes::new(host, QUOTING)?;
+    if let Some(path) = &args.collateral {
+        std::fs::write(path, quotes.collateral()?)
+            .map_err(|error| Failure::because(format!("cannot write {}", path.display()), error))?;
+    }
+    Ok(Some(Box::new(Quoting::new(quotes))))
 }
 
 /// The RTMRs, as the software module has them.
@@ -193,6 +210,7 @@ fn wanted(args: &Args, order: Order) -> Result<Wanted, Failure> {
             (args.kernel.is_some(), "--kernel"),
             (args.allow_rbp, "--allow-rbp"),
             (!args.disks.is_empty(), "--disk"),
+            (args.collateral.is_some(), "--collateral"),
         ];
         if let Some((_, option)) = of_firmware.into_iter().find(|(given, _)| *given) {
             let text = format!("{option} has no meaning for the built-in guest");
