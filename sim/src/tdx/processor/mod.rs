@@ -399,6 +399,17 @@ fn timer() -> VmExit {
 
 impl Drop for Processor {
     fn drop(&mut self) {
+        let r = self.cpu.registers();
+        tracing::debug!(
+            technology = "tdx",
+            vcpu = self.id.0,
+            rip = format_args!("{:#x}", r.rip),
+            rsp = format_args!("{:#x}", r.gpr[4]),
+            rflags = format_args!("{:#x}", r.rflags),
+            cr3 = format_args!("{:#x}", r.cr3),
+            instructions = self.cpu.retired(),
+            "the processor of a TD's vCPU is gone"
+        );
         for (instruction, count) in self.cpu.missing() {
             let vcpu = self.id.0;
             tracing::warn!(technology = "tdx", vcpu, %instruction, count, "not implemented: #UD");

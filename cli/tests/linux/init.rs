@@ -1,0 +1,85 @@
+//! Programs for `init`.
+
+use crate::program::{Arg, Program, call, open};
+
+/// The text that [`hello`] writes before the release of the kernel that runs it.
+pub(crate) const HELLO: &str = "init: user space of Linux ";
+
+/// Commands of reboot(2).
+const RESTART: u64 = 0x123_4567;
+const POWER_OFF: u64 = 0x4321_fedc;
+
+/// The offset of the release in what uname(2) tells.
+const RELEASE: u64 = 130;
+
+/// Writes `HELLO` and the release that uname(2) tells, and restarts the machine.
+pub(crate) fn hello() -> Vec<u8> {
+    let mut program = Program::new();
+    program.call(call::UNAME, &[Arg::Buffer(0)]);
+    program.say(HELLO);
+    program.say_buffer(RELEASE);
+    program.finish(RESTART)
+}
+
+/// What [`guest`] writes before the list of vCPUs that are online.
+pub(crate) const ONLINE: &str = "init: online ";
+
+/// Writes what the kernel tells of its processors, and switches the machine off.
+pub(crate) fn guest() -> Vec<u8> {
+    let mut program = Program::new();
+    tell_processors(&mut program);
+    program.finish(POWER_OFF)
+}
+
+fn tell_processors(program: &mut Program) {
+    program.mount("proc", "/proc");
+    program.mount("sysfs", "/sys");
+    program.cat("/proc/cpuinfo");
+    program.say(ONLINE);
+    program.cat("/sys/devices/system/cpu/online");
+}
+
+/// What [`evidence`] writes before the bytes of the TD's report, of a quote, and of the event log.
+pub(crate) const REPORT: &str = "init: report ";
+pub(crate) const QUOTE: &str = "init: quote ";
+pub(crate) const EVENT_LOG: &str = "init: event log ";
+
+/// What the guest puts into report and quote: so many bytes of that value.
+pub(crate) const DATA: [u8; 64] = [0x5a; 64];
+
+/// Asks the kernel for the TD's report (TDX_CMD_GET_REPORT0), for a quote (configfs, "tsm") and for the event log, and
+/// switches the machine off. The modules are loaded first, in that order.
+pub(crate) fn evidence(modules: &[String]) -> Vec<u8> {
+    /// `_IOWR('T', 1, struct tdx_report_req)`: 64 bytes of data, and the report behind them.
+    const GET_REPORT: u64 = 0xc440_5401;
+    const LEN: u64 = 1024;
+    let data = DATA.len() as u64;
+    let mut program = Program::new();
+    program.mount("sysfs", "/sys");
+    program.mount("devtmpfs", "/dev");
+    modules
+        .iter()
+        .for_each(|module| program.load_module(module));
+    program.mount("configfs", "/config");
+    program.fill(0, DATA[0].into(), DATA.len() as u32);
+    program.open("/dev/tdx_guest", open::BOTH);
+    program.call(
+        call::IOCTL,
+        &[Arg::Rbx, Arg::Number(GET_REPORT), Arg::Buffer(0)],
+    );
+    program.close();
+    program.end_at(data + LEN);
+    program.print_hex(REPORT, data);
+    let request = "/config/tsm/report/init";
+    program.call(call::MKDIR, &[Arg::Text(request), Arg::Number(0o755)]);
+    program.open(&format!("{request}/inblob"), open::WRITE);
+    program.call(call::WRITE, &[Arg::Rbx, Arg::Buffer(0), Arg::Number(data)]);
+    program.close();
+    program.read(&format!("{request}/outblob"), 0x1000);
+    program.print_hex(QUOTE, 0x1000);
+    program.read("/sys/firmware/acpi/tables/data/CCEL", 0x2000);
+    // The area behind the log.
+    program.trim(0xff, 0x2000);
+    program.print_hex(EVENT_LOG, 0x2000);
+    program.finish(POWER_OFF)
+}
