@@ -10,11 +10,11 @@ use common::audit::mirror_equals_secure_ept;
 use embedded_io_adapters::std::FromStd;
 use kvm_ops_core::{Error, Gfn, Privacy, Step, VcpuOps, VmOps};
 use kvm_ops_tdx::migrate::{
-    Flow, MigrateError, Phase, Progress, ProtocolError, Reason, ReceiveLimits, Receiver,
-    SendLimits, Sender, StreamKey,
+    Bundle, Flow, MigrateError, Phase, Progress, ProtocolError, Reason, ReceiveLimits, Receiver,
+    SendLimits, Sender, StreamKey, Threads,
 };
 use migrate_support::link::{Fate, Link, Plan};
-use migrate_support::{PAGES, Pair, private_pages};
+use migrate_support::{PAGES, Pair, private_pages, run_until};
 
 type Ends<'a> = (Sender<'a, TestHost>, Receiver<'a, TestHost>);
 type Ended = Result<Progress, MigrateError>;
@@ -135,9 +135,25 @@ fn honest_frames() -> [usize; 2] {
     frames
 }
 
+/// Goes on over a second link where the first has broken. If its target has met a failure that was no
+/// broken link, the source cancels.
+fn settle(both: &mut Ends<'_>, what: &str) -> Phase {
+    match both.0.progress().phase {
+        phase @ (Phase::Done | Phase::Cancelled) => return phase,
+        phase if phase < Phase::Committed && !both.1.can_go_on() => both.0.cancel().unwrap(),
+        _ => {
+            let (settled, _) = over_a_link(both, [None, None]);
+            let is_settled = settled[0].is_ok() || both.0.progress().phase == Phase::Cancelled;
+            assert!(is_settled, "{what}: {settled:?}");
+        }
+    }
+    both.0.progress().phase
+}
+
 /// Each frame of either side meets this fate, with a stream key and without; if the session can tell,
-/// it is over with the guest at its source, else a second link settles who has it.
-fn every_frame(fate: Fate) {
+/// it is over with the guest at its source, else a second link settles who has it. Returns how often the
+/// guest left.
+fn every_frame(fate: Fate) -> u32 {
     let frames = honest_frames();
     assert!(frames[0] >= 10 && frames[1] >= 4, "{frames:?}");
     let mut ended_at_target = 0;
@@ -150,11 +166,7 @@ fn every_frame(fate: Fate) {
                 let mut plans = [None, None];
                 plans[side] = Some(Plan { nth, fate });
                 let (ended, _) = over_a_link(&mut both, plans);
-                if both.0.progress().phase == Phase::Committed {
-                    let (settled, _) = over_a_link(&mut both, [None, None]);
-                    assert!(settled[0].is_ok(), "{what}: {ended:?}, then {settled:?}");
-                }
-                let phase = both.0.progress().phase;
+                let phase = settle(&mut both, &format!("{what}: {ended:?}"));
                 ended_at_target += u32::from(phase == Phase::Done);
                 drop(both);
                 exactly_one_runs_it(pair, phase, before, &what);
@@ -163,6 +175,7 @@ fn every_frame(fate: Fate) {
     }
     // The last frames of each side come when the guest has left.
     assert!(ended_at_target > 0, "{fate:?}");
+    ended_at_target
 }
 
 #[test]
@@ -191,8 +204,60 @@ fn each_message_changed_in_its_mbmd() {
 }
 
 #[test]
-fn the_link_cut_in_each_message() {
-    every_frame(Fate::Cut);
+fn the_link_cut_in_each_message_ends_no_session() {
+    let frames = honest_frames();
+    let sessions = 2 * (frames[0] + frames[1]) as u32;
+    assert_eq!(every_frame(Fate::Cut), sessions);
+}
+
+/// What the target has is not sent again: over the second link less travels than over the first.
+#[test]
+fn a_session_goes_on_where_its_link_broke() {
+    let (pair, before) = pair();
+    pair.source
+        .pre_fault_memory(Gfn::new(PAGES + 30), REST)
+        .unwrap();
+    let mut both = ends(&pair, Some(KEY));
+    // The bundles of the first round are in the frames before.
+    let cut = Plan {
+        nth: 12,
+        fate: Fate::Cut,
+    };
+    let (ended, first) = over_a_link(&mut both, [Some(cut), None]);
+    let broken = both.0.progress();
+    assert_eq!(broken.phase, Phase::Copying, "{ended:?}");
+    assert!(both.1.can_go_on());
+    let taken = both.1.progress().pages;
+    assert!(taken > REST / 2, "{taken} {first:?}");
+    let (ended, _) = over_a_link(&mut both, [None, None]);
+    let [sent, received] = ended.map(Result::unwrap);
+    assert_eq!((sent.phase, received.phase), (Phase::Done, Phase::Done));
+    assert_eq!(sent.pages, received.pages);
+    assert!(sent.bytes - broken.bytes < sent.bytes / 2, "{sent:?}");
+    drop(both);
+    exactly_one_runs_it(pair, Phase::Done, before, "two links");
+}
+
+#[test]
+fn a_source_whose_link_broke_cancels_and_the_guest_runs_on() {
+    for nth in [3, 6] {
+        let (pair, before) = pair();
+        let mut both = ends(&pair, None);
+        let cut = Plan {
+            nth,
+            fate: Fate::Cut,
+        };
+        let (ended, _) = over_a_link(&mut both, [Some(cut), None]);
+        assert!(ended[0].is_err());
+        let phase = both.0.progress().phase;
+        assert!(
+            (Phase::Copying..Phase::Committed).contains(&phase),
+            "{phase}"
+        );
+        both.0.cancel().unwrap();
+        drop(both);
+        exactly_one_runs_it(pair, Phase::Cancelled, before, "cancelled after a cut");
+    }
 }
 
 #[test]
@@ -260,4 +325,133 @@ fn a_target_that_cannot_own_the_guest_gives_it_back() {
     assert!(pair.hosts[1].heal());
     drop(both);
     exactly_one_runs_it(pair, Phase::Cancelled, before, "given back");
+}
+
+/// Makes all bundles of each stream on a thread before any is sent, the last stream's first, and takes all of
+/// a round's on threads once the last has come: as far apart as streams can be.
+struct Apart;
+
+impl Threads for Apart {
+    fn make(
+        &self,
+        streams: u16,
+        make: &(dyn Fn(u16) -> Option<kvm_ops_core::Result<Bundle>> + Sync),
+        take: &mut dyn FnMut(kvm_ops_core::Result<Bundle>) -> bool,
+    ) {
+        let all = |stream| {
+            let mut made = Vec::new();
+            while made.last().is_none_or(Result::is_ok)
+                && let Some(bundle) = make(stream)
+            {
+                made.push(bundle);
+            }
+            made
+        };
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..streams)
+                .map(|stream| scope.spawn(move || all(stream)))
+                .collect();
+            let made = threads.into_iter().rev();
+            made.flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        let _ = made.into_iter().all(take);
+    }
+
+    fn take(
+        &self,
+        streams: u16,
+        next: &mut dyn FnMut() -> Option<Bundle>,
+        take: &(dyn Fn(Bundle) + Sync),
+    ) {
+        let mut lines = vec![Vec::new(); usize::from(streams)];
+        while let Some(bundle) = next() {
+            lines[usize::from(bundle.stream())].push(bundle);
+        }
+        std::thread::scope(|scope| {
+            for line in lines {
+                scope.spawn(move || line.into_iter().for_each(take));
+            }
+        });
+    }
+}
+
+/// The frames beyond those that the guest's program writes, in two tables.
+const REST: u64 = 700;
+
+#[test]
+fn streams_on_threads_carry_a_td_that_writes_all_the_time() {
+    let mut pair = Pair::on_two(true);
+    pair.source
+        .pre_fault_memory(Gfn::new(PAGES + 1), REST)
+        .unwrap();
+    pair.run_source(PAGES + 7).unwrap();
+    let limits = SendLimits {
+        rounds: 3,
+        pages_left: 0,
+    };
+    let mut random = |out: &mut [u8]| {
+        out.fill(7);
+        Ok(())
+    };
+    let mut vcpu = pair.vcpus.remove(0);
+    let counted = pair.counted.clone();
+    let sender = Sender::new(pair.source.outgoing(4).unwrap(), limits, &mut random).unwrap();
+    let receiver = Receiver::new(pair.target.incoming(4).unwrap());
+    let mut both = (
+        sender.with_threads(Box::new(Apart)),
+        receiver.with_threads(Box::new(Apart)),
+    );
+    let [sent, received] = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| run_until(&mut vcpu, &counted, u64::MAX));
+        let (ended, _) = over_a_link(&mut both, [None, None]);
+        assert_eq!(writing.join().unwrap(), Err(Error::Busy), "it was stopped");
+        ended
+    });
+    let (sent, received) = (sent.unwrap(), received.unwrap());
+    assert_eq!((sent.phase, received.phase), (Phase::Done, Phase::Done));
+    assert_eq!(sent.pages, received.pages);
+    assert!(sent.pages > REST + PAGES, "{sent:?}");
+    drop(both);
+    pair.vcpus.push(vcpu);
+    assert_eq!(private_pages(&pair.target), private_pages(&pair.source));
+    mirror_equals_secure_ept(&pair.hosts[1], &pair.target);
+    let before = counted.load(Ordering::SeqCst);
+    // It may have been stopped between its count and the word of it.
+    let first = pair.run_target();
+    assert!(
+        (before + 1..=before + 2).contains(&first),
+        "{before} {first}"
+    );
+    pair.destroy();
+}
+
+#[test]
+fn a_refusal_of_one_stream_ends_all() {
+    let (pair, before) = pair();
+    pair.source
+        .pre_fault_memory(Gfn::new(PAGES + 30), REST)
+        .unwrap();
+    let (sender, receiver) = ends(&pair, None);
+    let mut both = (
+        sender.with_threads(Box::new(Apart)),
+        receiver.with_threads(Box::new(Apart)),
+    );
+    // OPERAND_INVALID, fatal, for the third bundle of pages.
+    let status = common::Injected::Status(0xe000_0100_0000_0000);
+    pair.hosts[1].fail(kvm_ops_tdx::Leaf::ImportMem, 3, 1, status);
+    let ([sent, received], _) = over_a_link(&mut both, [None, None]);
+    assert!(matches!(sent, Err(MigrateError::Refused(_))), "{sent:?}");
+    assert!(
+        matches!(
+            received,
+            Err(MigrateError::Failed {
+                operation: "TDH.IMPORT.MEM",
+                ..
+            })
+        ),
+        "{received:?}"
+    );
+    let phase = both.0.progress().phase;
+    drop(both);
+    exactly_one_runs_it(pair, phase, before, "one stream refused");
 }

@@ -9,6 +9,7 @@ mod report;
 mod sev;
 mod summary;
 mod td;
+mod threads;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -100,7 +101,8 @@ struct Guest {
     #[arg(long, default_value_t = 4)]
     rounds: u32,
 
-    /// Streams over which a TD's pages travel, 1 to 16; both hosts have as many
+    /// Streams over which a TD's pages travel, 1 to 16; both hosts have as many, each with a thread at
+    /// either end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     streams: Option<u16>,
 

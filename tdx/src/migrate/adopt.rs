@@ -17,8 +17,9 @@ use crate::td::{PATIENCE, Private, Td};
 struct Adopted<'a, H: Host>(&'a Td<H>);
 
 // SAFETY: it is given to `Mirror::map` only for entries that TDH.IMPORT.MEM has just filled with the page
-// in question, while the mirror is locked for writing, so the change is made. Everything else is the
-// TD's hooks.
+// in question, so the change is made. The module fills an entry for one call only, and until the guest is
+// this TD's no other thread maps or removes pages: neither vCPUs nor conversions run. Everything else is
+// the TD's hooks.
 unsafe impl<H: Host> MirrorHooks for Adopted<'_, H> {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
         match (change.old(), change.new_value()) {
@@ -60,10 +61,7 @@ impl<H: Host> Td<H> {
         lane: &Lane<'_, H>,
         bundle: &Bundle,
     ) -> Result<u64, ImportError> {
-        let private = self.write_private();
-        for entry in &bundle.entries {
-            self.make_room(&private, *entry)?;
-        }
+        self.make_room(bundle)?;
         let mut pages = Vec::with_capacity(bundle.entries.len());
         for entry in &bundle.entries {
             let wanted = entry.succeeded() && entry.operation() == Operation::Migrate;
@@ -94,31 +92,52 @@ impl<H: Host> Td<H> {
             }
         };
         let (reached, done) = calls.import_mem(tdr, at, lane.new_pages());
-        let taken = self.adopt(&private, bundle, pages, reached);
+        let taken = self.adopt(bundle, pages, reached);
         match done {
             Ok(()) => Ok(taken),
             Err(failed) => Err(ImportError::Call(failed)),
         }
     }
 
-    /// The tables above a page that comes, and the page itself if it must be there already.
-    fn make_room(&self, private: &Private, entry: Entry) -> Result<()> {
+    /// The tables above the pages that come. They are added with the memory locked for writing, because
+    /// TDH.MEM.SEPT.ADD excludes the calls of other streams.
+    fn make_room(&self, bundle: &Bundle) -> Result<()> {
+        let mut without_tables = Vec::new();
+        {
+            let private = self.read_private();
+            for entry in &bundle.entries {
+                if !self.has_tables(&private, *entry)? {
+                    without_tables.push(entry.gfn());
+                }
+            }
+        }
+        if without_tables.is_empty() {
+            return Ok(());
+        }
+        let private = self.write_private();
+        let mut each = without_tables.into_iter();
+        each.try_for_each(|gfn| self.add_tables(&private, gfn))
+    }
+
+    /// Returns whether the tables above the page of an entry are there. An entry that takes a page that
+    /// must be there, or must not be, is refused if it is otherwise.
+    fn has_tables(&self, private: &Private, entry: Entry) -> Result<bool> {
         let gfn = entry.gfn();
         let foreign = Err(Error::Invalid(Field::Gfn, gfn.get()));
         if !entry.succeeded() {
-            return Ok(());
+            return Ok(true);
         }
         if gfn.get() >= self.frames() || !private.may_be_private(gfn) {
             return foreign;
         }
         let found = private.mirror.lookup(gfn);
         match (entry.operation(), found.entry) {
-            (Operation::Migrate, PrivateSpte::Absent) => self.add_tables(private, gfn),
+            (Operation::Migrate, PrivateSpte::Absent) => Ok(found.level == Level::Size4K),
             (Operation::Remigrate, PrivateSpte::Mapped(_)) if found.level == Level::Size4K => {
-                Ok(())
+                Ok(true)
             }
             // Sources here take no page back; a page that comes twice is the module's to refuse.
-            (Operation::Nop, _) => Ok(()),
+            (Operation::Nop, _) => Ok(true),
             _ => foreign,
         }
     }
@@ -141,13 +160,8 @@ impl<H: Host> Td<H> {
 
     /// Puts the pages of the first `reached` entries into the mirror, and gives the others back. Returns
     /// the number of entries that were imported.
-    fn adopt(
-        &self,
-        private: &Private,
-        bundle: &Bundle,
-        pages: Vec<Option<Page>>,
-        reached: u16,
-    ) -> u64 {
+    fn adopt(&self, bundle: &Bundle, pages: Vec<Option<Page>>, reached: u16) -> u64 {
+        let private = self.read_private();
         let mut taken = 0;
         for (n, (entry, page)) in bundle.entries.iter().zip(pages).enumerate() {
             let imported = n < usize::from(reached) && entry.succeeded();
@@ -159,7 +173,7 @@ impl<H: Host> Td<H> {
             }
             let (gfn, mut page) = (entry.gfn(), Some(page));
             let give = || page.take().ok_or(TABLES_ONLY);
-            // The tables are there and no other thread is at the mirror. If it fails all the same, the page
+            // The tables are there and no other thread is at the entry. If it fails all the same, the page
             // is leaked: the module has it.
             let _ = private.mirror.map(&Adopted(self), gfn, Level::Size4K, give);
             if let Some(page) = page {

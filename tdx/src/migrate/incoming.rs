@@ -1,8 +1,10 @@
 //! A TD that comes.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, Privacy, Result, SeamPort, Step, VcpuId};
+use kvm_ops_mmu::{Mutex, MutexGuard};
 
 use super::adopt::ImportError;
 use super::bundle::{Bundle, BundleKind};
@@ -23,9 +25,9 @@ use crate::td::Td;
 /// [abort token](Self::abort). Dropped before the guest is its own, the VM is poisoned as well.
 pub struct Incoming<'a, H: Host> {
     td: &'a Td<H>,
-    lanes: Vec<Lane<'a, H>>,
-    phase: Phase,
-    pages: u64,
+    lanes: Vec<Mutex<Lane<'a, H>>>,
+    phase: Mutex<Phase>,
+    pages: AtomicU64,
     /// Keeps other sessions away.
     _session: Session<'a>,
 }
@@ -61,12 +63,12 @@ impl<H: Host> TdxVm<H> {
         }
         let session = td.journey.claim()?;
         td.create_streams(streams)?;
-        let lanes = (0..streams).map(|stream| Lane::new(td, stream));
+        let lanes = (0..streams).map(|stream| Lane::new(td, stream).map(Mutex::new));
         Ok(Incoming {
             td,
             lanes: lanes.collect::<Result<_>>()?,
-            phase: Phase::New,
-            pages: 0,
+            phase: Mutex::new(Phase::New),
+            pages: AtomicU64::new(0),
             _session: session,
         })
     }
@@ -75,7 +77,20 @@ impl<H: Host> TdxVm<H> {
 impl<'a, H: Host> Incoming<'a, H> {
     /// The number of pages that came, with repetitions.
     pub fn pages(&self) -> u64 {
-        self.pages
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    /// The number of streams.
+    pub fn streams(&self) -> u16 {
+        self.lanes.len() as u16
+    }
+
+    fn phase(&self) -> Phase {
+        *self.td.lock(&self.phase)
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        *self.td.lock(&self.phase) = phase;
     }
 
     /// Returns whether a vCPU of this number came.
@@ -85,18 +100,20 @@ impl<'a, H: Host> Incoming<'a, H> {
 
     /// True once the start token came: the guest is complete, and only this TD can run it.
     pub fn is_started(&self) -> bool {
-        self.phase == Phase::Started
+        self.phase() == Phase::Started
     }
 
-    fn lane(&self, stream: u16) -> Result<&Lane<'a, H>> {
+    /// A stream's pages, which one thread at a time uses.
+    fn lane(&self, stream: u16) -> Result<MutexGuard<'_, Lane<'a, H>>> {
         let lane = self.lanes.get(usize::from(stream));
-        lane.ok_or(Error::Invalid(Field::Stream, stream.into()))
+        let lane = lane.ok_or(Error::Invalid(Field::Stream, stream.into()))?;
+        lane.try_lock().ok_or(Error::Busy)
     }
 
     /// The caller's error for a failed call. One that ended the import poisons the TD.
-    fn failed(&mut self, failed: &Failed) -> Error {
+    fn failed(&self, failed: &Failed) -> Error {
         if failed.status().is_some_and(|status| status.is_fatal()) {
-            self.phase = Phase::Ended;
+            self.set_phase(Phase::Ended);
             let advice = "the guest stays with its source; destroy this VM";
             let diagnosis = failed.report(&self.td.life, Some(advice));
             self.td.poison_by(diagnosis);
@@ -105,7 +122,7 @@ impl<'a, H: Host> Incoming<'a, H> {
         self.td.failed(failed)
     }
 
-    fn call(&mut self, call: impl FnOnce(&Calls<'_, H::Seam>) -> Outcome) -> Result<()> {
+    fn call(&self, call: impl FnOnce(&Calls<'_, H::Seam>) -> Outcome) -> Result<()> {
         let calls = self.td.calls()?;
         call(&calls).map_err(|failed| self.failed(&failed))
     }
@@ -141,16 +158,16 @@ impl<'a, H: Host> Incoming<'a, H> {
     /// changed. The module's refusal as [`Error::Firmware`]; where that has bit 61 the import is
     /// over.
     pub fn take(&mut self, bundle: &Bundle) -> Result<()> {
-        self.check_due(bundle)?;
-        let tdr = self.td.tdr()?;
         if bundle.kind() == BundleKind::Memory {
             return self.take_pages(bundle);
         }
+        self.check_due(bundle)?;
+        let tdr = self.td.tdr()?;
         let at = self.lane(bundle.stream())?.put_state(bundle)?;
         match bundle.kind() {
             BundleKind::Immutable => {
                 self.call(|calls| calls.import_immutable(tdr, at))?;
-                self.phase = Phase::Receiving;
+                self.set_phase(Phase::Receiving);
                 Ok(())
             }
             BundleKind::TdState => self.call(|calls| calls.import_td(tdr, at)),
@@ -162,7 +179,7 @@ impl<'a, H: Host> Incoming<'a, H> {
             BundleKind::Token => {
                 self.call(|calls| calls.import_track(tdr, at))?;
                 if bundle.is_start_token() {
-                    self.phase = Phase::Started;
+                    self.set_phase(Phase::Started);
                 }
                 Ok(())
             }
@@ -171,7 +188,7 @@ impl<'a, H: Host> Incoming<'a, H> {
     }
 
     fn check_due(&self, bundle: &Bundle) -> Result<()> {
-        let due = match (self.phase, bundle.kind()) {
+        let due = match (self.phase(), bundle.kind()) {
             (Phase::New, kind) => kind == BundleKind::Immutable,
             (Phase::Receiving, kind) => {
                 !matches!(kind, BundleKind::Immutable | BundleKind::AbortToken)
@@ -186,11 +203,20 @@ impl<'a, H: Host> Incoming<'a, H> {
         }
     }
 
-    fn take_pages(&mut self, bundle: &Bundle) -> Result<()> {
-        let imported = self.td.import_pages(self.lane(bundle.stream())?, bundle);
-        match imported {
+    /// [Takes](Self::take) a bundle of pages. Several threads may do so at once, each those of another
+    /// stream: the module imports them side by side.
+    ///
+    /// # Errors
+    /// As `take`; [`Error::Busy`] while another thread takes a bundle of the stream.
+    pub fn take_pages(&self, bundle: &Bundle) -> Result<()> {
+        if bundle.kind() != BundleKind::Memory {
+            return Err(not_due(bundle));
+        }
+        self.check_due(bundle)?;
+        let lane = self.lane(bundle.stream())?;
+        match self.td.import_pages(&lane, bundle) {
             Ok(pages) => {
-                self.pages += pages;
+                self.pages.fetch_add(pages, Ordering::Relaxed);
                 Ok(())
             }
             Err(ImportError::Host(error)) => Err(error),
@@ -225,12 +251,12 @@ impl<'a, H: Host> Incoming<'a, H> {
     /// # Errors
     /// [`Error::WrongState`] before the start token; the module's.
     pub fn own(&mut self) -> Result<()> {
-        if self.phase != Phase::Started {
+        if self.phase() != Phase::Started {
             return Err(Error::WrongState(self.td.life.step()));
         }
         let tdr = self.td.tdr()?;
         self.call(|calls| calls.import_end(tdr))?;
-        self.phase = Phase::Own;
+        self.set_phase(Phase::Own);
         self.td.drop_scratch();
         self.td.took_step("a guest came from another host", None);
         self.td.life.advance(Step::Runnable)
@@ -243,12 +269,12 @@ impl<'a, H: Host> Incoming<'a, H> {
     /// [`Error::WrongState`] before the first bundle, where the source needs no token, and once the
     /// guest is this TD's; the module's.
     pub fn abort(&mut self) -> Result<Bundle> {
-        if matches!(self.phase, Phase::New | Phase::Own) {
+        if matches!(self.phase(), Phase::New | Phase::Own) {
             return Err(Error::WrongState(self.td.life.step()));
         }
         let (at, tdr) = (self.lane(0)?.at(1), self.td.tdr()?);
         self.call(|calls| calls.import_abort(tdr, at))?;
-        self.phase = Phase::Ended;
+        self.set_phase(Phase::Ended);
         self.td.give_up("the guest that came was given up");
         self.lane(0)?.take_token()
     }
@@ -256,7 +282,7 @@ impl<'a, H: Host> Incoming<'a, H> {
 
 impl<H: Host> Drop for Incoming<'_, H> {
     fn drop(&mut self) {
-        if !matches!(self.phase, Phase::New | Phase::Own | Phase::Ended) {
+        if !matches!(self.phase(), Phase::New | Phase::Own | Phase::Ended) {
             self.td
                 .give_up("the migration ended before the guest was complete");
         }

@@ -9,10 +9,14 @@
 //! | `follow` | writes of the guest while its pages travel |
 //! | `lane` | the pages of host memory through which one stream's bundles pass |
 //! | `service` | the migration TD, and streams |
-//! | `outgoing`, `restore` | the TD that leaves; the way back |
+//! | `outgoing`, `pages`, `restore` | the TD that leaves; its pages; the way back |
 //! | `incoming`, `adopt` | the TD that comes; its pages |
 //! | `record` | the records of the protocol that carries a TD over a byte stream |
 //! | `sender`, `receiver` | its two ends |
+//! | `sending`, `rest` | one link's part at the source; what travels last |
+//! | `receiving` | one link's part at the target |
+//! | `unconfirmed` | records that are sent again after a broken link |
+//! | `threads` | streams side by side |
 //!
 //! The module encrypts and authenticates every bundle, keeps their order, and lets a TD run on one
 //! host only. docs/migration.md has the order of calls and the rules.
@@ -26,11 +30,17 @@ mod incoming;
 mod journey;
 mod lane;
 mod outgoing;
+mod pages;
 mod receiver;
+mod receiving;
 mod record;
+mod rest;
 mod restore;
 mod sender;
+mod sending;
 mod service;
+mod threads;
+mod unconfirmed;
 
 pub use crate::run::ExitState;
 pub use bundle::{Bundle, BundleError, BundleKind, MBMD_BYTES};
@@ -45,6 +55,7 @@ pub use receiver::{ReceiveLimits, Receiver};
 pub use record::Shape;
 pub use sender::{ExitStates, SendLimits, Sender};
 pub use service::Binding;
+pub use threads::{OneThread, Threads};
 
 pub(crate) use journey::Journey;
 

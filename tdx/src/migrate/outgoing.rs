@@ -6,20 +6,18 @@ use kvm_ops::{
     Diagnosis, Error, Field, Gfn, Gpaw, Host, Level, PAGE_SIZE, PrivateSpte, Result, SeamPort,
     Step, VcpuId,
 };
+use kvm_ops_mmu::{Mutex, MutexGuard};
 
 use kvm_ops_wire::Layout;
 
 use super::bundle::Bundle;
-use super::frames::Frames;
 use super::journey::Session;
-use super::lane::{BATCH, Lane, Scratch};
+use super::lane::{Lane, Scratch};
+use super::pages::Work;
 use super::record::Shape;
 use crate::TdxVm;
 use crate::seamcall::{BundleAt, Calls, Failed, Outcome};
 use crate::td::{Held, Td};
-
-/// Frames that are blocked for writing together, after which all vCPUs are kicked out once.
-const WINDOW: usize = 512;
 
 /// A TD that is being sent, bundle by bundle. Its vCPUs run on, on their own threads, until
 /// [`stop`](Self::stop).
@@ -34,18 +32,13 @@ const WINDOW: usize = 512;
 /// Dropped before the start token, it aborts: the TD runs on. Dropped after it, the TD can never run
 /// here, because only the target's word would let it.
 pub struct Outgoing<'a, H: Host> {
-    td: &'a Td<H>,
-    lanes: Vec<Lane<'a, H>>,
+    pub(super) td: &'a Td<H>,
+    lanes: Vec<Mutex<Lane<'a, H>>>,
     /// For lists of pages that are blocked for writing.
-    scratch: Scratch<'a, H>,
-    phase: Phase,
-    /// A bundle was lost: only the way back is left.
-    broken: bool,
-    /// Pages were sent since the last token.
-    sent: bool,
-    /// Frames that are blocked for writing and tracked, and travel next.
-    window: Frames,
-    carried: Carried,
+    pub(super) scratch: Scratch<'a, H>,
+    pub(super) phase: Phase,
+    /// Taken before the TD's book.
+    pub(super) work: Mutex<Work>,
     held: Option<Held<'a>>,
     /// Keeps other sessions and conversions away.
     _session: Session<'a>,
@@ -68,7 +61,7 @@ pub struct Carried {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// No session yet.
     New,
     /// LIVE_EXPORT: the TD runs.
@@ -97,16 +90,13 @@ impl<H: Host> TdxVm<H> {
         let session = td.journey.claim()?;
         td.settle()?;
         td.create_streams(streams)?;
-        let lanes = (0..streams).map(|stream| Lane::new(td, stream));
+        let lanes = (0..streams).map(|stream| Lane::new(td, stream).map(Mutex::new));
         Ok(Outgoing {
             td,
             lanes: lanes.collect::<Result<_>>()?,
             scratch: Scratch::new(td)?,
             phase: Phase::New,
-            broken: false,
-            sent: false,
-            window: Frames::default(),
-            carried: Carried::default(),
+            work: Mutex::default(),
             held: None,
             _session: session,
         })
@@ -114,20 +104,22 @@ impl<H: Host> TdxVm<H> {
 }
 
 impl<'a, H: Host> Outgoing<'a, H> {
-    fn require(&self, wanted: &[Phase]) -> Result<()> {
-        match wanted.contains(&self.phase) && !self.broken {
+    pub(super) fn require(&self, wanted: &[Phase]) -> Result<()> {
+        match wanted.contains(&self.phase) && !self.td.lock(&self.work).broken {
             true => Ok(()),
             false => Err(Error::WrongState(self.td.life.step())),
         }
     }
 
-    fn lane(&self, stream: u16) -> Result<&Lane<'a, H>> {
+    /// A stream's pages, which one thread at a time uses.
+    pub(super) fn lane(&self, stream: u16) -> Result<MutexGuard<'_, Lane<'a, H>>> {
         let lane = self.lanes.get(usize::from(stream));
-        lane.ok_or(Error::Invalid(Field::Stream, stream.into()))
+        let lane = lane.ok_or(Error::Invalid(Field::Stream, stream.into()))?;
+        lane.try_lock().ok_or(Error::Busy)
     }
 
     /// Makes a call with the vCPUs out if they are in the way.
-    fn call<T>(&self, call: impl Fn(&Calls<'_, H::Seam>) -> Outcome<T>) -> Result<T> {
+    pub(super) fn call<T>(&self, call: impl Fn(&Calls<'_, H::Seam>) -> Outcome<T>) -> Result<T> {
         let calls = self.td.calls()?;
         self.td
             .without_vcpus(|| call(&calls))
@@ -141,31 +133,27 @@ impl<'a, H: Host> Outgoing<'a, H> {
     }
 
     /// Counts a bundle that the module made. One that cannot be read is lost, and the session with it.
-    fn made(&mut self, bundle: Result<Bundle>) -> Result<Bundle> {
-        let bundle = bundle.inspect_err(|_| self.broken = true)?;
-        let pages = bundle.guest_pages() as u64;
-        self.carried.bundles += 1;
-        self.carried.pages += pages;
-        self.carried.bytes += bundle.len() as u64;
+    pub(super) fn made(&self, bundle: Result<Bundle>) -> Result<Bundle> {
+        let mut work = self.td.lock(&self.work);
+        let bundle = bundle.inspect_err(|_| work.broken = true)?;
+        let (pages, carried) = (bundle.guest_pages() as u64, &mut work.carried);
+        carried.bundles += 1;
+        carried.pages += pages;
+        carried.bytes += bundle.len() as u64;
         if self.phase == Phase::Paused {
-            self.carried.pages_stopped += pages;
+            carried.pages_stopped += pages;
         }
         Ok(bundle)
     }
 
     /// The counts so far.
     pub fn carried(&self) -> Carried {
-        self.carried
+        self.td.lock(&self.work).carried
     }
 
     /// The number of streams.
     pub fn streams(&self) -> u16 {
         self.lanes.len() as u16
-    }
-
-    /// The number of pages that are to be sent, as far as it is known.
-    pub fn pages_left(&self) -> u64 {
-        self.window.len() + self.td.lock(&self.td.journey.book).left()
     }
 
     /// The facts on which a target accepts or refuses the TD.
@@ -189,118 +177,13 @@ impl<'a, H: Host> Outgoing<'a, H> {
     /// part, or TD_NOT_MIGRATABLE; [`Error::NotOffered`] for a TD with pages of 2 MiB.
     pub fn begin(&mut self) -> Result<Bundle> {
         self.require(&[Phase::New])?;
-        let lane = self.lane(0)?;
-        let (at, tdr) = (lane.offer_buffers()?, self.td.tdr()?);
+        let (at, tdr) = (self.lane(0)?.offer_buffers()?, self.td.tdr()?);
         self.td.follow()?;
         let begun = self.call_alone(|calls| calls.export_immutable(tdr, at));
         let pages = begun.inspect_err(|_| self.td.stop_following())?;
         self.phase = Phase::Live;
         let bundle = self.lane(0)?.take_state(VcpuId(0), pages);
         self.made(bundle)
-    }
-
-    /// The next bundle of pages of this round, at most [`BATCH`] of them. `None` if the round has no page
-    /// left; then end it, and see whether [more are left](Self::pages_left).
-    ///
-    /// # Errors
-    /// The module's. Pages whose entries were locked are left for the next round.
-    pub fn pages(&mut self, stream: u16) -> Result<Option<Bundle>> {
-        self.require(&[Phase::Live, Phase::Paused])?;
-        self.lane(stream)?;
-        if self.window.is_empty() {
-            self.next_window()?;
-        }
-        let next = core::iter::from_fn(|| self.window.pop_first());
-        let frames: Vec<Gfn> = next.take(BATCH).collect();
-        if frames.is_empty() {
-            return Ok(None);
-        }
-        let (reached, exported) = self.export(stream, &frames);
-        // Pages that left in a bundle that was not finished are not where they were.
-        self.broken |= exported.is_err() && reached > 0;
-        let mut book = self.td.lock(&self.td.journey.book);
-        let Ok(bundle) = exported else {
-            // In this round still: nothing of them has travelled.
-            for gfn in frames {
-                book.round.insert(gfn);
-                book.exported.insert(gfn);
-            }
-            drop(book);
-            return exported.map(Some);
-        };
-        for entry in &bundle.entries {
-            if !entry.succeeded() {
-                // Written meanwhile, or another thread is at its entry.
-                book.pending.insert(entry.gfn());
-                continue;
-            }
-            book.exported.insert(entry.gfn());
-            if self.phase == Phase::Paused {
-                // It was written after it was blocked, and travels as it is now.
-                book.pending.remove(entry.gfn());
-            }
-        }
-        drop(book);
-        self.sent = true;
-        self.made(Ok(bundle)).map(Some)
-    }
-
-    fn export(&self, stream: u16, frames: &[Gfn]) -> (u16, Result<Bundle>) {
-        let prepared = self.lane(stream).and_then(|lane| {
-            let at = lane.ask_for(frames)?;
-            Ok((lane, at, self.td.tdr()?, self.td.calls()?))
-        });
-        let (lane, at, tdr, calls) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => return (0, Err(error)),
-        };
-        let (reached, done) = calls.export_mem(tdr, at);
-        let bundle = done
-            .map_err(|failed| self.td.failed(&failed))
-            .and_then(|()| lane.take_memory(frames.len()));
-        (reached, bundle)
-    }
-
-    /// Takes the next frames to be sent; while the TD runs they are blocked for writing first.
-    fn next_window(&mut self) -> Result<()> {
-        let frames: Vec<Gfn> = {
-            let mut book = self.td.lock(&self.td.journey.book);
-            if !self.sent {
-                // Nothing of this epoch has travelled, so everything may.
-                book.begin_round();
-            }
-            let next = core::iter::from_fn(|| book.round.pop_first());
-            next.take(WINDOW).collect()
-        };
-        if self.phase == Phase::Live
-            && !frames.is_empty()
-            && let Err(error) = self.block(&frames)
-        {
-            let mut book = self.td.lock(&self.td.journey.book);
-            frames.iter().for_each(|gfn| book.round.insert(*gfn));
-            return Err(error);
-        }
-        frames.iter().for_each(|gfn| self.window.insert(*gfn));
-        Ok(())
-    }
-
-    /// Blocks frames for writing, and waits until no processor has an old translation.
-    fn block(&self, frames: &[Gfn]) -> Result<()> {
-        let tdr = self.td.tdr()?;
-        {
-            let mut book = self.td.lock(&self.td.journey.book);
-            let list = self.scratch.list(frames)?;
-            let done = self.call(|calls| calls.export_blockw(tdr, list));
-            // Also after an error some are.
-            frames.iter().for_each(|gfn| book.blocked.insert(*gfn));
-            done?;
-        }
-        let calls = self.td.calls()?;
-        self.td
-            .without_vcpus(|| calls.mem_track(tdr))
-            .map_err(|failed| self.td.failed(&failed))?;
-        self.td.empty_epoch();
-        Ok(())
     }
 
     /// Ends a round with an epoch token. What was sent before may be sent again after it.
@@ -318,8 +201,11 @@ impl<'a, H: Host> Outgoing<'a, H> {
         if start {
             self.phase = Phase::Posted;
         }
-        self.carried.rounds += 1;
-        self.sent = false;
+        {
+            let mut work = self.td.lock(&self.work);
+            work.carried.rounds += 1;
+            work.sent = false;
+        }
         let bundle = self.lane(0)?.take_token();
         self.made(bundle)
     }

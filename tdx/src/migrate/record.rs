@@ -13,10 +13,10 @@ type Result<T> = core::result::Result<T, MigrateError>;
 const PAGE: usize = PAGE_SIZE as usize;
 
 kvm_ops_wire::kinds! {
-    b"KOMT", 1;
+    b"KOMT", 2;
     /// Source: session and shape of the guest.
     Hello = 1, 16 + 8 + 2 + 4 + 1 + 2, 16 + 8 + 2 + 4 + 1 + 2 + 16 * kvm_ops_wire::MAX_RANGES;
-    /// Source: asks what became of a session after a broken link.
+    /// Source: goes on with a session after a broken link, or asks what became of it.
     Resume = 2, 16 + 8, 16 + 8;
     /// Target: its state and challenge.
     Ready = 3, 1 + 24, 1 + 24;
@@ -28,6 +28,10 @@ kvm_ops_wire::kinds! {
     RoundEnd = 6, 4, 4;
     /// Target: it has all records up to here.
     RoundOk = 7, 0, 0;
+    /// Source: asks for a word.
+    Sync = 16, 0, 0;
+    /// Target: it has all records up to here.
+    Synced = 17, 0, 0;
     /// Source: what its host owes to a vCPU at the next entry.
     ExitState = 15, 4 + ExitState::BYTES, 4 + ExitState::BYTES;
     /// Source: only the start token is left.
@@ -127,4 +131,13 @@ pub(super) fn parse_exit_state(payload: &[u8]) -> Result<(VcpuId, ExitState)> {
     fields.end()?;
     let state = ExitState::decode(&bytes).map_err(|_| ProtocolError::Field("exit state"))?;
     Ok((VcpuId(vcpu), state))
+}
+
+/// A payload of the kind that is due; a target may refuse in place of any answer.
+pub(super) fn expected(kind: Kind, payload: &[u8], due: Kind) -> Result<&[u8]> {
+    match kind {
+        Kind::Refuse => Err(MigrateError::Refused(Refusal::decode(payload)?)),
+        kind if kind == due => Ok(payload),
+        kind => Err(ProtocolError::Unexpected(kind as u8).into()),
+    }
 }

@@ -254,8 +254,10 @@ pub(super) fn reach(address: &Address, bound: &Bound) -> io::Result<Link> {
     Err(last)
 }
 
-/// The tries to reach a peer again, and the time between two of them.
-const TRIES: u32 = 10;
+/// The links that may break, and the tries to make each anew.
+pub(super) const TRIES: u32 = 10;
+
+/// The time between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Replaces a broken link, with pauses between the tries.

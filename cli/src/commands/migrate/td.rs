@@ -16,6 +16,7 @@ use kvm_ops_migtd::{Dcap, MigrationTd, Policy, Program, Role, Untrusted};
 
 use super::link::{Bound, Link};
 use super::summary::{Equal, Summary};
+use super::threads::EachStream;
 use super::{Session, link, random};
 use crate::confidential::Quotes;
 use crate::failure::{Failure, Outcome};
@@ -135,8 +136,7 @@ fn td(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&TdxVm<SimHost>> {
     }
 }
 
-/// The time that a source has to come back, once its guest is the target's and it is not known whether it
-/// heard so. It tries for two seconds.
+/// The time that a source has to come back over another link. It tries for two seconds.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The end of one link's part of an arrival.
@@ -159,7 +159,7 @@ impl Session<'_> {
         TdHost::new(self.guest.home()?, self.td_limits())
     }
 
-    /// Sends a TD. A link that breaks once the guest is given up is replaced by what `relink` brings.
+    /// Sends a TD. A link that breaks is replaced by what `relink` brings, and the session goes on.
     pub(super) fn send_td(
         &self,
         from: &mut TdHost,
@@ -181,6 +181,9 @@ impl Session<'_> {
         };
         let mut sender = Sender::new(outgoing, limits, &mut random)
             .map_err(|error| Failure::because("the guest cannot be sent", error))?;
+        if streams > 1 {
+            sender = sender.with_threads(Box::new(EachStream));
+        }
         if let Some(key) = &self.key {
             sender = sender.with_key(key.clone());
         }
@@ -188,9 +191,11 @@ impl Session<'_> {
             seen(progress);
             Flow::GoOn
         };
+        let mut broken = 0;
         loop {
             let sent = sender.run(&mut FromStd::new(&mut link), &mut watch);
-            let committed = sender.progress().phase == Phase::Committed;
+            let phase = sender.progress().phase;
+            let (begun, committed) = (phase > Phase::New, phase == Phase::Committed);
             let error = match sent {
                 Ok(progress) => {
                     let theirs = own.exchange_first(&mut link).map_err(|error| {
@@ -199,12 +204,31 @@ impl Session<'_> {
                     })?;
                     return Ok((progress, own.equal(&theirs)));
                 }
-                Err(error) if committed && error.can_go_on() => error,
+                Err(error) if begun && goes_on(&error, committed) => error,
                 Err(error) => return Err(ended(error, committed)),
             };
-            term::complain(format!("asking again who has the guest: {error}"));
-            link = link::again(&self.bound, relink)
-                .map_err(|failed| ended(error, true).hint(failed.to_string()))?;
+            term::complain(match committed {
+                false => format!("the link broke: {error}; going on over another"),
+                true => format!("asking again who has the guest: {error}"),
+            });
+            broken += 1;
+            let next = match broken {
+                ..=link::TRIES => link::again(&self.bound, relink),
+                _ => Err(io::Error::other("too many links broke")),
+            };
+            link = match next {
+                Ok(link) => link,
+                Err(failed) if committed => {
+                    return Err(ended(error, true).hint(failed.to_string()));
+                }
+                Err(_) => {
+                    sender.cancel().map_err(|error| {
+                        let what = "the guest does not run on at its source";
+                        Failure::because(what, error)
+                    })?;
+                    return Err(ended(error, false));
+                }
+            };
         }
     }
 
@@ -240,6 +264,9 @@ impl Session<'_> {
             .incoming(self.guest.streams())
             .map_err(|error| Failure::because("the target cannot take a guest", error))?;
         let mut receiver = Receiver::new(incoming);
+        if self.guest.streams() > 1 {
+            receiver = receiver.with_threads(Box::new(EachStream));
+        }
         if let Some(key) = &self.key {
             let mut nonce = [0; 16];
             random(&mut nonce)
@@ -247,14 +274,19 @@ impl Session<'_> {
             receiver = receiver.with_key(key.clone(), nonce);
         }
         loop {
-            let is_here = receiver.progress().phase == Phase::Done;
-            let bound = match is_here {
-                true => self.bound.within(GRACE),
-                false => self.bound.clone(),
+            let phase = receiver.progress().phase;
+            let bound = match phase {
+                Phase::Copying | Phase::Done => self.bound.within(GRACE),
+                // It cannot know whether its source runs the guest on.
+                _ => self.bound.clone(),
             };
             let mut link = match next(&bound) {
                 Ok(link) => link,
-                Err(_) if is_here => return Ok(Some((receiver.progress(), None))),
+                Err(_) if phase == Phase::Done => return Ok(Some((receiver.progress(), None))),
+                Err(_) if phase == Phase::Copying && self.bound.check().is_ok() => {
+                    term::complain("the source has not come back: waiting for another guest");
+                    return Ok(None);
+                }
                 Err(error) => return Err(Failure::because("no guest arrived", error)),
             };
             match self.serve(at, vm, &mut receiver, &mut link) {
@@ -303,6 +335,14 @@ impl Session<'_> {
                 Served::Open
             }
         }
+    }
+}
+
+/// Returns whether a session goes on over another link.
+const fn goes_on(error: &MigrateError, committed: bool) -> bool {
+    match committed {
+        false => matches!(error, MigrateError::Link(_) | MigrateError::Truncated),
+        true => error.can_go_on(),
     }
 }
 

@@ -1,0 +1,153 @@
+//! Pages of a TD that leaves: which travel next, and their bundles.
+
+use alloc::vec::Vec;
+
+use kvm_ops::{Gfn, Host, Result};
+
+use super::bundle::Bundle;
+use super::frames::Frames;
+use super::lane::{BATCH, Lane};
+use super::outgoing::{Carried, Outgoing, Phase};
+
+/// Frames that are blocked for writing together, after which all vCPUs are kicked out once.
+const WINDOW: usize = 512;
+
+/// The state that threads share which make bundles of several streams.
+#[derive(Default)]
+pub(super) struct Work {
+    /// A bundle was lost: only the way back is left.
+    pub(super) broken: bool,
+    /// Pages were taken for bundles since the last token.
+    pub(super) sent: bool,
+    /// Frames that are blocked for writing and tracked, and travel next.
+    window: Frames,
+    pub(super) carried: Carried,
+}
+
+impl<H: Host> Outgoing<'_, H> {
+    /// The number of pages that are to be sent, as far as it is known.
+    pub fn pages_left(&self) -> u64 {
+        let window = self.td.lock(&self.work).window.len();
+        window + self.td.lock(&self.td.journey.book).left()
+    }
+
+    /// The next bundle of pages of this round, at most [`BATCH`] of them. `None` if the round has no page
+    /// left; then end it, and see whether [more are left](Self::pages_left).
+    ///
+    /// Several threads may ask at once, each for another stream: the module exports the pages of
+    /// different streams side by side.
+    ///
+    /// # Errors
+    /// The module's. Pages whose entries were locked are left for the next round.
+    /// [`Error::Busy`](kvm_ops::Error::Busy) while another thread makes a bundle of the stream.
+    pub fn pages(&self, stream: u16) -> Result<Option<Bundle>> {
+        self.require(&[Phase::Live, Phase::Paused])?;
+        let lane = self.lane(stream)?;
+        let frames = self.next_frames()?;
+        if frames.is_empty() {
+            return Ok(None);
+        }
+        let (reached, exported) = self.export(&lane, &frames);
+        let bundle = match exported {
+            Ok(bundle) => bundle,
+            Err(error) => {
+                // Pages that left in a bundle that was not finished are not where they were.
+                self.td.lock(&self.work).broken |= reached > 0;
+                let mut book = self.td.lock(&self.td.journey.book);
+                // In this round still: nothing of them has travelled.
+                for gfn in frames {
+                    book.round.insert(gfn);
+                    book.exported.insert(gfn);
+                }
+                return Err(error);
+            }
+        };
+        self.note_exported(&bundle);
+        self.made(Ok(bundle)).map(Some)
+    }
+
+    fn note_exported(&self, bundle: &Bundle) {
+        let mut book = self.td.lock(&self.td.journey.book);
+        for entry in &bundle.entries {
+            if !entry.succeeded() {
+                // Written meanwhile, or another thread is at its entry.
+                book.pending.insert(entry.gfn());
+                continue;
+            }
+            book.exported.insert(entry.gfn());
+            if self.phase == Phase::Paused {
+                // It was written after it was blocked, and travels as it is now.
+                book.pending.remove(entry.gfn());
+            }
+        }
+    }
+
+    fn export(&self, lane: &Lane<'_, H>, frames: &[Gfn]) -> (u16, Result<Bundle>) {
+        let prepared = lane
+            .ask_for(frames)
+            .and_then(|at| Ok((at, self.td.tdr()?, self.td.calls()?)));
+        let (at, tdr, calls) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return (0, Err(error)),
+        };
+        let (reached, done) = calls.export_mem(tdr, at);
+        let bundle = done
+            .map_err(|failed| self.td.failed(&failed))
+            .and_then(|()| lane.take_memory(frames.len()));
+        (reached, bundle)
+    }
+
+    /// Takes the frames of the next bundle.
+    fn next_frames(&self) -> Result<Vec<Gfn>> {
+        let mut work = self.td.lock(&self.work);
+        if work.window.is_empty() {
+            self.next_window(&mut work)?;
+        }
+        let next = core::iter::from_fn(|| work.window.pop_first());
+        let frames: Vec<Gfn> = next.take(BATCH).collect();
+        work.sent |= !frames.is_empty();
+        Ok(frames)
+    }
+
+    /// Takes the next frames to be sent; while the TD runs they are blocked for writing first.
+    fn next_window(&self, work: &mut Work) -> Result<()> {
+        let frames: Vec<Gfn> = {
+            let mut book = self.td.lock(&self.td.journey.book);
+            if !work.sent {
+                // Nothing of this epoch has travelled, so everything may.
+                book.begin_round();
+            }
+            let next = core::iter::from_fn(|| book.round.pop_first());
+            next.take(WINDOW).collect()
+        };
+        if self.phase == Phase::Live
+            && !frames.is_empty()
+            && let Err(error) = self.block(&frames)
+        {
+            let mut book = self.td.lock(&self.td.journey.book);
+            frames.iter().for_each(|gfn| book.round.insert(*gfn));
+            return Err(error);
+        }
+        frames.iter().for_each(|gfn| work.window.insert(*gfn));
+        Ok(())
+    }
+
+    /// Blocks frames for writing, and waits until no processor has an old translation.
+    fn block(&self, frames: &[Gfn]) -> Result<()> {
+        let tdr = self.td.tdr()?;
+        {
+            let mut book = self.td.lock(&self.td.journey.book);
+            let list = self.scratch.list(frames)?;
+            let done = self.call(|calls| calls.export_blockw(tdr, list));
+            // Also after an error some are.
+            frames.iter().for_each(|gfn| book.blocked.insert(*gfn));
+            done?;
+        }
+        let calls = self.td.calls()?;
+        self.td
+            .without_vcpus(|| calls.mem_track(tdr))
+            .map_err(|failed| self.td.failed(&failed))?;
+        self.td.empty_epoch();
+        Ok(())
+    }
+}

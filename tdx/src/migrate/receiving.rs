@@ -1,0 +1,316 @@
+//! One link's part of a session, at the end that a TD comes to.
+
+use alloc::vec::Vec;
+
+use embedded_io::{Read, Write};
+use kvm_ops::{Error, Host};
+use kvm_ops_mmu::Mutex;
+use kvm_ops_wire::{Flow, MigrateError, Phase, Progress, ProtocolError};
+
+use super::bundle::{Bundle, BundleKind};
+use super::receiver::{Receiver, broke, progress};
+use super::record::{self, Kind, Wire};
+
+type Result<T> = core::result::Result<T, MigrateError>;
+
+impl<H: Host> Receiver<'_, H> {
+    pub(super) fn serve<L: Read + Write>(
+        &mut self,
+        wire: &mut Wire<'_, L>,
+        before: u64,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<()> {
+        // A link that is not the source's changes nothing.
+        self.greet(wire)?;
+        if self.returned.is_some() {
+            return Err(MigrateError::Cancelled);
+        }
+        if self.phase == Phase::Done {
+            return Ok(());
+        }
+        let ended = self.records(wire, before, watch);
+        self.failed |= self.phase == Phase::Copying && ended.is_err_and(|error| !broke(&error));
+        ended
+    }
+
+    fn records<L: Read + Write>(
+        &mut self,
+        wire: &mut Wire<'_, L>,
+        before: u64,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<()> {
+        // A record that came behind pages.
+        let mut behind = None;
+        loop {
+            let (kind, payload) = match behind.take() {
+                Some(record) => record,
+                None => {
+                    let (kind, payload) = due(wire, self.next)?;
+                    (kind, Vec::from(payload))
+                }
+            };
+            let answer = match kind {
+                Kind::Start => {
+                    let token = record::parse_bundle(&payload)?;
+                    return self.start(wire, &token);
+                }
+                Kind::Cancel => {
+                    self.phase = Phase::Cancelled;
+                    return Err(MigrateError::Cancelled);
+                }
+                Kind::Bundle if self.phase == Phase::Copying => {
+                    let bundle = record::parse_bundle(&payload)?;
+                    match bundle.kind() {
+                        BundleKind::Memory => {
+                            behind = Some(self.pages(wire, before, bundle, watch)?);
+                            continue;
+                        }
+                        _ => self.take_bundle(&bundle)?,
+                    }
+                    None
+                }
+                kind => self.take(kind, &payload)?,
+            };
+            self.next += 1;
+            if let Some(answer) = answer {
+                wire.send(answer, self.next, &[])?;
+                wire.flush()?;
+            }
+            self.bytes = before + wire.bytes;
+            if watch(&self.progress()) == Flow::Cancel && self.phase < Phase::Prepared {
+                self.phase = Phase::Cancelled;
+                return Err(MigrateError::Cancelled);
+            }
+        }
+    }
+
+    /// Takes bundles of pages, on all streams, the first of which has come. Returns the record that came
+    /// behind them, once all of them are taken.
+    fn pages<L: Read + Write>(
+        &mut self,
+        wire: &mut Wire<'_, L>,
+        before: u64,
+        first: Bundle,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<(Kind, Vec<u8>)> {
+        let Self {
+            target,
+            threads,
+            phase,
+            next,
+            budget,
+            round,
+            bytes,
+            ..
+        } = self;
+        let target = &*target;
+        let failed = Mutex::new(None::<Error>);
+        let has_failed = || failed.lock(core::hint::spin_loop).is_some();
+        let mut came = Some(first);
+        let mut receive = || -> Result<core::result::Result<Bundle, (Kind, Vec<u8>)>> {
+            let bundle = match came.take() {
+                Some(bundle) => bundle,
+                None => match due(wire, *next)? {
+                    (Kind::Bundle, payload) => record::parse_bundle(payload)?,
+                    (kind, payload) => return Ok(Err((kind, Vec::from(payload)))),
+                },
+            };
+            if bundle.kind() != BundleKind::Memory {
+                let mut payload = Vec::new();
+                bundle.encode(&mut payload);
+                return Ok(Err((Kind::Bundle, payload)));
+            }
+            spend(budget, &bundle)?;
+            *next += 1;
+            *bytes = before + wire.bytes;
+            match watch(&progress(target, *phase, *round, *bytes)) {
+                Flow::Cancel => Err(MigrateError::Cancelled),
+                Flow::GoOn => Ok(Ok(bundle)),
+            }
+        };
+        let mut behind = Err(MigrateError::Truncated);
+        threads.take(
+            target.streams(),
+            &mut || {
+                if has_failed() {
+                    return None;
+                }
+                match receive() {
+                    Ok(Ok(bundle)) => return Some(bundle),
+                    Ok(Err(record)) => behind = Ok(record),
+                    Err(error) => behind = Err(error),
+                }
+                None
+            },
+            &|bundle| {
+                if has_failed() {
+                    return;
+                }
+                if let Err(error) = target.take_pages(&bundle) {
+                    failed.lock(core::hint::spin_loop).get_or_insert(error);
+                }
+            },
+        );
+        if let Some(error) = failed.into_inner() {
+            return MigrateError::at("TDH.IMPORT.MEM", Err(error));
+        }
+        if matches!(behind, Err(MigrateError::Cancelled)) {
+            self.phase = Phase::Cancelled;
+        }
+        behind
+    }
+
+    fn greet<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>) -> Result<()> {
+        let (kind, _, payload) = wire.receive()?;
+        let (id, link) = record::parse_session(payload)?;
+        match (kind, self.session) {
+            // A source that has not heard the answer says it again.
+            (Kind::Hello, session) if self.next == 0 && session.is_none_or(|known| known == id) => {
+                let shape = record::parse_hello(payload)?;
+                wire.seal.bind(&id, link, &[0; 24]);
+                MigrateError::at("shape of the guest", self.target.accept(&shape))?;
+                let each = shape.layout.frames().saturating_add(shape.vcpus.into());
+                self.budget = each.saturating_mul(self.limits.times.into());
+                self.session = Some(id);
+                self.phase = Phase::Copying;
+            }
+            (Kind::Resume, Some(session)) if session == id => {
+                wire.seal.bind(&id, link, &[0; 24]);
+                if let Some(token) = &self.returned {
+                    let mut bytes = Vec::new();
+                    token.encode(&mut bytes);
+                    wire.send(Kind::Returned, self.next, &[&bytes])?;
+                    return Ok(wire.flush()?);
+                }
+            }
+            (Kind::Hello | Kind::Resume, _) => {
+                wire.seal.bind(&id, link, &[0; 24]);
+                return Err(ProtocolError::Session.into());
+            }
+            (kind, _) => return Err(ProtocolError::Unexpected(kind as u8).into()),
+        }
+        let ready = self.state().ready(&self.challenge);
+        wire.send(Kind::Ready, self.next, &[&ready])?;
+        wire.flush()?;
+        wire.seal.bind(&id, link, &self.challenge);
+        Ok(())
+    }
+
+    /// Takes a record, and returns the answer that is due.
+    fn take(&mut self, kind: Kind, payload: &[u8]) -> Result<Option<Kind>> {
+        if self.phase != Phase::Copying {
+            return Err(ProtocolError::Unexpected(kind as u8).into());
+        }
+        match kind {
+            Kind::Shared => {
+                self.spend(1)?;
+                let (gfn, page) = record::parse_shared(payload)?;
+                MigrateError::at("shared page", self.target.take_shared(gfn, page))?;
+                Ok(None)
+            }
+            Kind::ExitState => {
+                self.spend(1)?;
+                let (vcpu, state) = record::parse_exit_state(payload)?;
+                if !self.target.has_vcpu(vcpu) {
+                    return Err(ProtocolError::Field("vCPU").into());
+                }
+                self.exit_states.insert(vcpu, state);
+                Ok(None)
+            }
+            Kind::Sync => {
+                self.spend(1)?;
+                Ok(Some(Kind::Synced))
+            }
+            Kind::RoundEnd => {
+                self.spend(1)?;
+                self.round = self.round.saturating_add(1);
+                Ok(Some(Kind::RoundOk))
+            }
+            Kind::Prepare => {
+                self.phase = Phase::Prepared;
+                Ok(Some(Kind::Prepared))
+            }
+            kind => Err(ProtocolError::Unexpected(kind as u8).into()),
+        }
+    }
+
+    /// Takes a bundle that has no pages of memory.
+    fn take_bundle(&mut self, bundle: &Bundle) -> Result<()> {
+        if bundle.is_start_token() {
+            return Err(ProtocolError::Field("bundle").into());
+        }
+        spend(&mut self.budget, bundle)?;
+        MigrateError::at(operation(bundle.kind()), self.target.take(bundle))
+    }
+
+    fn spend(&mut self, records: u64) -> Result<()> {
+        take_from(&mut self.budget, records)
+    }
+
+    /// The start token came: the guest is this end's, or goes back with the abort token.
+    fn start<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>, token: &Bundle) -> Result<()> {
+        if !matches!(self.phase, Phase::Prepared | Phase::Committed) || !token.is_start_token() {
+            return Err(ProtocolError::Unexpected(Kind::Start as u8).into());
+        }
+        let owned = self.own(token);
+        if owned.is_ok() {
+            wire.send(Kind::Done, self.next, &[])?;
+            return Ok(wire.flush()?);
+        }
+        self.give_back()?;
+        if let Some(token) = &self.returned {
+            let mut bytes = Vec::new();
+            token.encode(&mut bytes);
+            wire.send(Kind::Returned, self.next, &[&bytes])?;
+            wire.flush()?;
+        }
+        owned
+    }
+
+    fn own(&mut self, token: &Bundle) -> Result<()> {
+        if self.phase == Phase::Prepared {
+            MigrateError::at("TDH.IMPORT.TRACK", self.target.take(token))?;
+            self.phase = Phase::Committed;
+        }
+        MigrateError::at("TDH.IMPORT.END", self.target.own())?;
+        self.phase = Phase::Done;
+        Ok(())
+    }
+}
+
+/// The next record, which must have the number that is due.
+fn due<'w, L: Read + Write>(wire: &'w mut Wire<'_, L>, next: u64) -> Result<(Kind, &'w [u8])> {
+    let (kind, index, payload) = wire.receive()?;
+    match index == next {
+        true => Ok((kind, payload)),
+        false => Err(ProtocolError::Index {
+            due: next,
+            got: index,
+        }
+        .into()),
+    }
+}
+
+fn take_from(budget: &mut u64, records: u64) -> Result<()> {
+    *budget = budget
+        .checked_sub(records)
+        .ok_or(ProtocolError::TooManyRecords)?;
+    Ok(())
+}
+
+/// A bundle costs as many records as it has pages.
+fn spend(budget: &mut u64, bundle: &Bundle) -> Result<()> {
+    take_from(budget, 1 + bundle.guest_pages() as u64)
+}
+
+/// The leaf that takes a bundle.
+const fn operation(kind: BundleKind) -> &'static str {
+    match kind {
+        BundleKind::Immutable => "TDH.IMPORT.STATE.IMMUTABLE",
+        BundleKind::TdState => "TDH.IMPORT.STATE.TD",
+        BundleKind::VcpuState => "TDH.IMPORT.STATE.VP",
+        BundleKind::Memory => "TDH.IMPORT.MEM",
+        BundleKind::Token => "TDH.IMPORT.TRACK",
+        BundleKind::AbortToken => "TDH.IMPORT.ABORT",
+    }
+}

@@ -1,0 +1,246 @@
+//! One link's part of a session, at the end that a TD leaves.
+
+use alloc::vec::Vec;
+
+use embedded_io::{Read, Write};
+use kvm_ops::Host;
+use kvm_ops_wire::{
+    Challenge, Flow, MigrateError, Phase, Progress, ProtocolError, Refusal, TargetState,
+};
+
+use super::bundle::Bundle;
+use super::record::{self, Kind, Wire, expected};
+use super::sender::{Sender, progress};
+
+type Result<T> = core::result::Result<T, MigrateError>;
+
+/// One link's part of a session.
+pub(super) struct Sending<'s, 'w, 'l, 'a, H: Host, L> {
+    pub(super) sender: &'s mut Sender<'a, H>,
+    pub(super) wire: &'w mut Wire<'l, L>,
+    /// Bytes on earlier links.
+    pub(super) before: u64,
+}
+
+impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
+    pub(super) fn all(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+        if self.sender.phase == Phase::Committed {
+            return self.settle();
+        }
+        match self.sender.phase {
+            Phase::New => self.begin()?,
+            _ => self.go_on()?,
+        }
+        self.copy(watch)?;
+        self.stop(watch)?;
+        self.prepare()?;
+        self.report(watch)?;
+        let token = MigrateError::at("TDH.EXPORT.TRACK", self.sender.source.start_token())?;
+        self.sender.token = Some(token);
+        self.sender.phase = Phase::Committed;
+        // Too late to cancel: the answer does not matter.
+        let _ = self.report(watch);
+        self.start()?;
+        let _ = self.report(watch);
+        Ok(())
+    }
+
+    /// Tells the target, and gives the guest up, so that it runs on here.
+    pub(super) fn cancel(&mut self) -> Result<()> {
+        self.sender.cancel()?;
+        // Told or not, the guest is the source's.
+        let _ = self.wire.send(Kind::Cancel, self.sender.sent.next(), &[]);
+        let _ = self.wire.flush();
+        Ok(())
+    }
+
+    fn bind(&mut self, challenge: &Challenge) {
+        let Sender { session, links, .. } = &*self.sender;
+        self.wire.seal.bind(session, *links, challenge);
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        let shape = MigrateError::at("shape of the guest", self.sender.source.shape())?;
+        let hello = record::hello(&self.sender.session, self.sender.links, &shape);
+        self.wire.send(Kind::Hello, 0, &[&hello])?;
+        match self.greeted()? {
+            (TargetState::Receiving, 0) => {}
+            _ => return Err(ProtocolError::Field("state of the target").into()),
+        }
+        let first = self.sender.source.begin();
+        let first = MigrateError::at("TDH.EXPORT.STATE.IMMUTABLE", first)?;
+        self.sender.phase = Phase::Copying;
+        self.bundle(first)
+    }
+
+    /// After a link that broke before the start token.
+    fn go_on(&mut self) -> Result<()> {
+        self.resume()?;
+        match self.greeted()? {
+            (TargetState::Receiving | TargetState::Prepared, has) => {
+                self.sender.sent.go_on(self.wire, has)
+            }
+            (TargetState::Owner, _) => Err(ProtocolError::Field("state of the target").into()),
+        }
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        let link = self.sender.links.to_le_bytes();
+        let session = self.sender.session;
+        Ok(self.wire.send(Kind::Resume, 0, &[&session, &link])?)
+    }
+
+    /// Takes the target's state and challenge for this link, and the number of the record that is due there.
+    fn greeted(&mut self) -> Result<(TargetState, u64)> {
+        self.bind(&[0; 24]);
+        self.wire.flush()?;
+        let (kind, due, payload) = self.wire.receive()?;
+        let (state, challenge) = TargetState::parse_ready(expected(kind, payload, Kind::Ready)?)?;
+        self.bind(&challenge);
+        Ok((state, due))
+    }
+
+    /// Numbers and sends a record.
+    pub(super) fn send(&mut self, kind: Kind, payload: Vec<u8>) -> Result<()> {
+        self.sender.sent.send(self.wire, kind, payload)
+    }
+
+    pub(super) fn bundle(&mut self, bundle: Bundle) -> Result<()> {
+        self.sender.sent.send_bundle(self.wire, bundle)
+    }
+
+    /// Waits until the target has everything that was sent.
+    pub(super) fn confirmed(&mut self, say: Kind, payload: Vec<u8>, answer: Kind) -> Result<()> {
+        self.sender.sent.ask(self.wire, say, payload, answer)
+    }
+
+    fn copy(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+        while self.sender.phase == Phase::Copying && self.sender.rounds > 0 {
+            self.sender.rounds -= 1;
+            self.round(watch)?;
+            if self.sender.source.pages_left() <= self.sender.limits.pages_left {
+                self.sender.rounds = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+        self.report(watch)?;
+        self.pages(watch)?;
+        let token = MigrateError::at("TDH.EXPORT.TRACK", self.sender.source.end_round())?;
+        self.bundle(token)?;
+        let round = self.sender.source.carried().rounds.to_le_bytes();
+        self.confirmed(Kind::RoundEnd, round.to_vec(), Kind::RoundOk)
+    }
+
+    /// The pages of a round, on all streams.
+    fn pages(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+        let Sender {
+            source,
+            threads,
+            phase,
+            sent: records,
+            bytes,
+            ..
+        } = &mut *self.sender;
+        let (source, wire, before) = (&*source, &mut *self.wire, self.before);
+        let mut sent = Ok(());
+        let mut send = |made: kvm_ops::Result<Bundle>| {
+            let bundle = MigrateError::at("TDH.EXPORT.MEM", made)?;
+            records.send_bundle(wire, bundle)?;
+            *bytes = before + wire.bytes;
+            match watch(&progress(source, *phase, *bytes)) {
+                Flow::Cancel => Err(MigrateError::Cancelled),
+                Flow::GoOn => Ok(()),
+            }
+        };
+        threads.make(
+            source.streams(),
+            &|stream| source.pages(stream).transpose(),
+            &mut |made| {
+                sent = send(made);
+                sent.is_ok()
+            },
+        );
+        sent
+    }
+
+    fn stop(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+        if self.sender.phase == Phase::Copying {
+            MigrateError::at("TDH.EXPORT.PAUSE", self.sender.source.stop())?;
+            self.sender.phase = Phase::Stopped;
+        }
+        while self.sender.source.pages_left() > 0 {
+            self.round(watch)?;
+        }
+        Ok(())
+    }
+
+    /// After a broken link: asks who has the guest.
+    fn settle(&mut self) -> Result<()> {
+        self.resume()?;
+        self.bind(&[0; 24]);
+        self.wire.flush()?;
+        let (kind, _, payload) = self.wire.receive()?;
+        if kind == Kind::Returned {
+            let token = record::parse_bundle(payload)?;
+            return self.returned(&token);
+        }
+        let (state, challenge) = TargetState::parse_ready(expected(kind, payload, Kind::Ready)?)?;
+        self.bind(&challenge);
+        match state {
+            TargetState::Owner => self.done(),
+            TargetState::Prepared => self.start(),
+            TargetState::Receiving => Err(ProtocolError::Field("state of the target").into()),
+        }
+    }
+
+    /// Sends the start token, and hears who has the guest.
+    fn start(&mut self) -> Result<()> {
+        let Some(token) = self.sender.token.clone() else {
+            return Err(MigrateError::WrongPhase);
+        };
+        let mut bytes = Vec::new();
+        token.encode(&mut bytes);
+        self.wire
+            .send(Kind::Start, self.sender.sent.next(), &[&bytes])?;
+        self.wire.flush()?;
+        let (kind, _, payload) = self.wire.receive()?;
+        match kind {
+            Kind::Returned => {
+                let token = record::parse_bundle(payload)?;
+                self.returned(&token)
+            }
+            kind => {
+                expected(kind, payload, Kind::Done)?;
+                self.done()
+            }
+        }
+    }
+
+    fn done(&mut self) -> Result<()> {
+        MigrateError::at("end of the source", self.sender.source.leave())?;
+        self.sender.phase = Phase::Done;
+        Ok(())
+    }
+
+    /// The target gave the guest back.
+    fn returned(&mut self, token: &Bundle) -> Result<()> {
+        let aborted = self.sender.source.abort(Some(token));
+        MigrateError::at("TDH.EXPORT.ABORT", aborted)?;
+        self.sender.phase = Phase::Cancelled;
+        Err(MigrateError::Refused(Refusal {
+            reason: kvm_ops_wire::Reason::Host,
+            status: 0,
+        }))
+    }
+
+    fn report(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+        self.sender.bytes = self.before + self.wire.bytes;
+        match watch(&self.sender.progress()) {
+            Flow::Cancel if self.sender.phase < Phase::Committed => Err(MigrateError::Cancelled),
+            _ => Ok(()),
+        }
+    }
+}
