@@ -12,7 +12,10 @@ const EXPONENT: u128 = 0xffff << 64;
 const LOW: u128 = u64::MAX as u128;
 
 fn is_mmx(i: &Instruction) -> bool {
-    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
+    // Of memory, these name no MMX register.
+    let of_integers = matches!(i.mnemonic(), M::Cvtpi2ps | M::Cvtpi2pd);
+    of_integers
+        || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
 }
 
 pub(super) fn select(i: &Instruction) -> Option<Exec> {

@@ -33,7 +33,8 @@ fn memory(i: &mut Instruction, n: u32, rng: &mut Random) {
     i.set_memory_base(BASE);
     let displacement = rng.below(256) * 16;
     i.set_memory_displacement64(displacement);
-    i.set_memory_displ_size(if displacement == 0 { 0 } else { 4 });
+    // 8 stands for 32 bits that are extended to 64.
+    i.set_memory_displ_size(if displacement == 0 { 0 } else { 8 });
 }
 
 /// An instruction with operands; `None` if the kinds are not made here.

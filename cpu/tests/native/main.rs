@@ -402,6 +402,14 @@ fn comparison_failed(code: Code, after: &Registers) -> bool {
     compares && after.status & 0x80 != 0
 }
 
+/// True if a denormal was to be loaded, and that exception is not masked. TOP remains then (SDM volume 1, 8.5.2); AMD's
+/// processors push the number.
+fn denormal_loaded(code: Code, after: &Registers) -> bool {
+    const DENORMAL: u16 = 1 << 1;
+    let loads = matches!(code, Code::Fld_m32fp | Code::Fld_m64fp);
+    loads && after.status & !after.control & DENORMAL != 0
+}
+
 /// Bits of the status word that are not compared.
 fn undefined_status(code: Code, after: &Registers) -> u16 {
     let codes = if comparison_failed(code, after) {
@@ -483,7 +491,7 @@ fn compare(
             }
             let end = at + bytes.len() as u64;
             assert_eq!(emulated.cpu.rip(), end, "rip, {}", context());
-            if out_of_range(i.mnemonic(), &before) {
+            if out_of_range(i.mnemonic(), &before) || denormal_loaded(code, &real) {
                 continue;
             }
             assert_eq!(
@@ -511,7 +519,12 @@ fn compare(
                 // Which way the last bit was rounded, and if that was exact.
                 ignored |= 0x200 | 0x80b0;
             }
-            let x87 = |r: &Registers| (r.control, r.status & !ignored, r.tags);
+            // The SDM says that this uses up the x87's stack. AMD's processors do so for a register alone.
+            let tags = match i.op1_kind() == OpKind::Memory && code == Code::Cvtpi2ps_xmm_mmm64 {
+                true => 0,
+                false => 0xff,
+            };
+            let x87 = |r: &Registers| (r.control, r.status & !ignored, r.tags & tags);
             assert_eq!(
                 x87(&real),
                 x87(&ours),
@@ -652,7 +665,7 @@ fn is_vector(code: Code) -> bool {
 
 #[test]
 fn x87_forms_compute_what_the_host_computes() {
-    run_all(is_x87, 87);
+    run_all(is_x87, 148);
 }
 
 #[test]
@@ -666,7 +679,7 @@ fn avx_forms_compute_what_the_host_computes() {
         println!("skipped: the host has no AVX2");
         return;
     }
-    run_all(|c| is_avx(c) && !is_fused_or_half(c), 510);
+    run_all(|c| is_avx(c) && !is_fused_or_half(c), 569);
 }
 
 #[test]
@@ -685,11 +698,11 @@ fn integer_forms_compute_what_the_host_computes() {
             let other = [is_vector, is_x87, is_mmx, is_avx, is_fused_or_half];
             !other.iter().any(|is| is(c))
         },
-        300,
+        633,
     );
 }
 
 #[test]
 fn vector_forms_compute_what_the_host_computes() {
-    run_all(|c| is_vector(c) && !is_mmx(c), 250);
+    run_all(|c| is_vector(c) && !is_mmx(c), 315);
 }
