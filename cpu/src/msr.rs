@@ -175,6 +175,16 @@ impl Core {
         })
     }
 
+    /// What RDPMC reads of a counter, 48 bits; `None` is #GP. Intel's processors have no counters here.
+    pub(crate) fn counter(&self, index: u32) -> Option<u64> {
+        const BITS: u64 = (1 << 48) - 1;
+        let (_, counters) = self.msrs.k7_counters.split_at(4);
+        let value = counters
+            .get(index as usize)
+            .filter(|_| self.cpuid.is_amd())?;
+        Some(value & BITS)
+    }
+
     /// Writes an MSR; `None` is #GP.
     pub(crate) fn write_msr(&mut self, index: u32, value: u64) -> Option<()> {
         let canonical = self.canonical_base(value);

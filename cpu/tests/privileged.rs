@@ -429,6 +429,43 @@ fn privileged_instructions_fault_at_cpl_3_without_effect() {
     }
 }
 
+/// AMD64 Architecture Programmer's Manual, volume 3, RDPMC: four counters, which have 48 bits and which CR4.PCE opens to
+/// programs. Processors without counters refuse each number.
+#[test]
+fn rdpmc_reads_amds_counters_and_refuses_numbers_that_there_are_not() {
+    const RDPMC: &[u8] = &[0x0f, 0x33];
+    const PCE: u64 = 1 << 8;
+    const VALUE: u64 = 0x1_89ab_cdef_0123;
+    let read = |table: CpuidTable, number: u32, user: bool, cr4: u64| {
+        let mut m = Machine::new();
+        m.cpu.set_cpuid(table);
+        assert_eq!(
+            m.cpu.write_msr(0xc001_0005, VALUE).is_some(),
+            m.cpu.cpuid(0, 0).ebx == 0x6874_7541
+        );
+        m.cr4(cr4);
+        if user {
+            m.user();
+        }
+        m.code(RDPMC);
+        m.cpu.set_gpr(1, number.into());
+        m.cpu.set_gpr(0, u64::MAX);
+        match m.exception(1) {
+            None => Ok(m.cpu.gpr(2) << 32 | m.cpu.gpr(0)),
+            Some(e) => Err((e.vector, e.code)),
+        }
+    };
+    let gp = Err((13, Some(0)));
+    let amd = CpuidTable::amd;
+    assert_eq!(read(amd(), 1, false, 0), Ok(VALUE & 0xffff_ffff_ffff));
+    assert_eq!(read(amd(), 0, false, 0), Ok(0));
+    assert_eq!(read(amd(), 1, true, PCE), Ok(VALUE & 0xffff_ffff_ffff));
+    assert_eq!(read(amd(), 1, true, 0), gp);
+    assert_eq!(read(amd(), 4, false, 0), gp);
+    assert_eq!(read(amd(), u32::MAX, false, 0), gp);
+    assert_eq!(read(CpuidTable::intel(), 1, false, 0), gp);
+}
+
 #[test]
 fn a_store_into_the_block_that_runs_counts_at_once() {
     for dispatch in [Dispatch::Tail, Dispatch::Loop] {

@@ -10,7 +10,7 @@ use crate::flags;
 use crate::operand::operand_size;
 use crate::segment::{FS, GS};
 use crate::state::{
-    CR0_TS, CR4_DE, CR4_FSGSBASE, CR4_OSXSAVE, CR4_PCIDE, CR4_PKE, CR4_TSD, Core, R,
+    CR0_TS, CR4_DE, CR4_FSGSBASE, CR4_OSXSAVE, CR4_PCE, CR4_PCIDE, CR4_PKE, CR4_TSD, Core, R,
 };
 
 /// Ticks of the clock that PAUSE takes besides its own: loops that wait for a time have fewer rounds, as on
@@ -69,7 +69,7 @@ pub(super) fn select_end(i: &Instruction) -> Option<Exec> {
         M::Rdtsc | M::Rdtscp => rdtsc,
         // Every instruction is over before the next one begins.
         M::Serialize => |_, _| Ok(()),
-        M::Rdpmc => |c, _| Err(c.gp(0)),
+        M::Rdpmc => rdpmc,
         M::Rdmsr | M::Wrmsr => msr,
         M::Xsetbv => xsetbv,
         M::Stac | M::Clac => |c, i| {
@@ -395,6 +395,18 @@ fn rdtsc(c: &mut Core, i: &Instruction) -> R<()> {
     if i.mnemonic() == M::Rdtscp {
         c.set_gpr(1, 4, c.msrs.tsc_aux);
     }
+    Ok(())
+}
+
+fn rdpmc(c: &mut Core, _: &Instruction) -> R<()> {
+    if c.cr4 & CR4_PCE == 0 && c.cpl != 0 {
+        return Err(c.gp(0));
+    }
+    let Some(value) = c.counter(c.r[1] as u32) else {
+        return Err(c.gp(0));
+    };
+    c.set_gpr(0, 4, value);
+    c.set_gpr(2, 4, value >> 32);
     Ok(())
 }
 
