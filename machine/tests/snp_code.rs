@@ -524,18 +524,86 @@ fn a_page_that_the_guest_shares_is_the_hosts_to_read_and_write_and_comes_back() 
     assert!(machine.destroy().is_clean());
 }
 
+/// The page for the answers of the firmware.
+const ANSWER: u64 = 0x40_2000;
+
+/// Shares the page for answers, and lends the guest's secrets page to the test, which has a cipher at hand and puts the
+/// request in its place.
+fn lend_secrets(a: &mut CodeAssembler) -> Assembled {
+    msr_request(a, 2 << 52 | ANSWER | 0x014)?;
+    set_up_es(a)?;
+    a.mov(rdi, SHARED + OPEN)?;
+    a.mov(esi, 0xffff_6000u32)?;
+    a.mov(ecx, 0x1000)?;
+    a.rep().movsb()?;
+    print(a, "!")
+}
+
+/// Makes the request for a report of the guest that lent its secrets.
+fn seal_request(exit: &mut ExitContext<'_>) -> GuestChannel {
+    let (memory, at) = (exit.machine().memory(), Gpa::new(OPEN));
+    let mut page = [0; 4096];
+    memory.read(at, &mut page).unwrap();
+    let asks = GuestChannel::from_secrets_page(&page, 0).unwrap();
+    let request = asks.report_request(&[7; 64], 0).unwrap();
+    memory.write(at, &request).unwrap();
+    asks
+}
+
+/// The host's certificates come with the answer to an extended request, if the guest has room for them.
+#[test]
+fn certificates_come_with_a_report_and_too_few_pages_are_told_their_number() {
+    const CERTIFICATES: u64 = 0x40_3000;
+    let main: Part = |a| {
+        for page in [CERTIFICATES, CERTIFICATES + 0x1000] {
+            msr_request(a, 2 << 52 | page | 0x014)?;
+        }
+        lend_secrets(a)?;
+        for (pages, number, mark) in [(1, 2, 'n'), (0, 2, 'n'), (2, 2, 'c')] {
+            ghcb(a)?;
+            a.mov(rax, CERTIFICATES)?;
+            a.mov(qword_ptr(rbx + RAX), rax)?;
+            a.mov(qword_ptr(rbx + RBX), pages)?;
+            page_request(a, 0x8000_0012, [OPEN, ANSWER], &[RAX, RBX])?;
+            // SW_EXITINFO2: 0, or the host's "invalid length".
+            a.mov(rax, if pages == 2 { 0u64 } else { 1 << 32 })?;
+            a.sub(rax, qword_ptr(rbx + INFO_2))?;
+            a.mov(rcx, qword_ptr(rbx + RBX))?;
+            a.lea(rax, ptr(rax + rcx))?;
+            a.cmp(rax, number)?;
+            print_if_equal(a, mark)?;
+        }
+        a.ret()
+    };
+    let table: Vec<u8> = (0..0x1100u32).map(|n| n as u8 ^ 0x5a).collect();
+    let (host, console) = (SimHost::new(Vendor::Amd), ConsoleSink::capture());
+    host.set_snp_certificates(table.clone());
+    let mut machine = Machine::build(&host, config(kernel(main, &[]))).unwrap();
+    let devices = machine.devices(console.clone());
+    let channel = Mutex::new(None);
+    let handler = |exit: &mut ExitContext<'_>| {
+        if exit.data() == b"!" {
+            *channel.lock().unwrap() = Some(seal_request(exit));
+        }
+        devices.handle(exit)
+    };
+    let report = machine.run(&handler, limits()).unwrap();
+    assert_eq!(console.text(), "!nnc", "{report:?}");
+    let mut written = vec![0; table.len()];
+    let memory = machine.memory();
+    memory.read(Gpa::new(CERTIFICATES), &mut written).unwrap();
+    assert!(written == table);
+    // Refused requests did not get to the firmware: the first message is answered.
+    let mut page = [0; 4096];
+    memory.read(Gpa::new(ANSWER), &mut page).unwrap();
+    let mut channel = channel.into_inner().unwrap().unwrap();
+    assert_eq!(channel.open_report(&page).unwrap().0, 0);
+}
+
 #[test]
 fn a_report_by_guest_request_verifies_and_has_the_measurement() {
-    const ANSWER: u64 = 0x40_2000;
-    // The guest lends its secrets page to the test, which has a cipher at hand.
     let main: Part = |a| {
-        msr_request(a, 2 << 52 | ANSWER | 0x014)?;
-        set_up_es(a)?;
-        a.mov(rdi, SHARED + OPEN)?;
-        a.mov(esi, 0xffff_6000u32)?;
-        a.mov(ecx, 0x1000)?;
-        a.rep().movsb()?;
-        print(a, "!")?;
+        lend_secrets(a)?;
         ghcb(a)?;
         page_request(a, 0x8000_0011, [OPEN, ANSWER], &[])?;
         a.mov(rax, qword_ptr(rbx + INFO_2))?;
@@ -555,13 +623,7 @@ fn a_report_by_guest_request_verifies_and_has_the_measurement() {
     let channel = Mutex::new(None);
     let handler = |exit: &mut ExitContext<'_>| {
         if exit.data() == b"!" {
-            let (memory, at) = (exit.machine().memory(), Gpa::new(OPEN));
-            let mut page = [0; 4096];
-            memory.read(at, &mut page).unwrap();
-            let asks = GuestChannel::from_secrets_page(&page, 0).unwrap();
-            let request = asks.report_request(&[7; 64], 0).unwrap();
-            memory.write(at, &request).unwrap();
-            *channel.lock().unwrap() = Some(asks);
+            *channel.lock().unwrap() = Some(seal_request(exit));
         }
         devices.handle(exit)
     };

@@ -2,6 +2,7 @@
 //! of the firmware resources that they use.
 
 mod books;
+mod certificates;
 mod guest;
 mod quotes;
 mod sev;
@@ -10,6 +11,7 @@ mod td;
 mod tour;
 
 pub(crate) use books::{Account, Books, Firmware, Leaks};
+pub(crate) use certificates::certificates;
 pub(crate) use quotes::{Quotes, WithQuotes};
 pub(crate) use start::{Measurement, Start};
 pub(crate) use td::{TdImage, td_params};

@@ -1,7 +1,7 @@
 //! A machine with an AMD SP, as software sees it.
 
 use crate::attestation::CertChain;
-use crate::builder::{Builder, Config};
+use crate::builder::{Builder, Config, TcbVersion};
 use crate::command::{Command, CommandStruct};
 use crate::crypto::Certificate;
 use crate::dump::Snapshot;
@@ -302,6 +302,11 @@ impl Platform {
     /// Family, model and stepping of the processor, as CPUID reports them (leaf 1, EAX).
     pub fn cpuid_signature(&self) -> u32 {
         self.machine.config.cpuid_signature()
+    }
+
+    /// The version of the firmware's parts that reports name, and that the VCEK is derived from.
+    pub fn reported_tcb(&self) -> TcbVersion {
+        self.sp.lock().tcb.reported
     }
 
     /// ASIDs of guests without SEV-ES, as CPUID reports them.

@@ -26,7 +26,7 @@ pub(crate) use processor::{Pending, Side, controls, cpuid, surround};
 pub use psp::SoftPsp;
 pub(crate) use steps::Converting;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ops::{AsidPools, Error, Hpa, OpName, PspPort, Result, SnpAsids, Tech};
 use soft_amd_sp::command::{
@@ -46,6 +46,9 @@ const TMR_LEN: u32 = 2 << 20;
 
 /// Memory of a machine that was built without a setup: the guests of a fleet find room. It costs what is written.
 const MEMORY: u64 = 8 << 30;
+
+/// A certificate table without an entry: the header of zeros that ends each table.
+const NO_CERTIFICATES: [u8; 24] = [0; 24];
 
 /// The setup of the AMD SP of a software machine.
 #[derive(Clone, Debug, Default)]
@@ -86,6 +89,17 @@ impl SimHost {
     pub fn sev_platform(&self) -> Option<&Arc<Platform>> {
         self.machine.sev().map(|sev| &sev.platform)
     }
+
+    /// The certificate table that SNP guests get with the answer to an extended guest request (GHCB specification, "SNP
+    /// Extended Guest Request"), as `/dev/sev` took it with `SNP_SET_EXT_CONFIG`. Without one the table has no entry. Ignored on
+    /// Intel.
+    pub fn set_snp_certificates(&self, table: impl Into<Arc<[u8]>>) {
+        if let Some(sev) = self.machine.sev() {
+            *sev.certificates
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = table.into();
+        }
+    }
 }
 
 impl SimHostBuilder {
@@ -109,9 +123,16 @@ pub(crate) struct Sev {
     pub(crate) platform: Arc<Platform>,
     psp: SoftPsp,
     pages: SoftPages,
+    /// The certificate table for SNP guests.
+    certificates: Mutex<Arc<[u8]>>,
 }
 
 impl Sev {
+    pub(crate) fn certificates(&self) -> Arc<[u8]> {
+        let table = self.certificates.lock();
+        Arc::clone(&table.unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The AMD SP of a machine that was built without a setup.
     pub(crate) fn up_default() -> Option<Self> {
         let setup = SevSetup::new(Builder::default().memory(MEMORY));
@@ -173,6 +194,7 @@ impl Sev {
         Ok(Self {
             psp: SoftPsp::new(Arc::clone(&platform), pools),
             pages: SoftPages::new(frames, Memory(Arc::clone(&platform))),
+            certificates: Mutex::new(NO_CERTIFICATES.into()),
             platform,
         })
     }

@@ -7,7 +7,7 @@ use soft_amd_sp::measure::{KernelHashes, Launch, MeasureError, Ovmf, SectionKind
 use super::report::{Chipset, Ran, Taken, Told};
 use super::steps::Steps;
 use super::{Args, disks, homeless, td};
-use crate::confidential::{Firmware, Start};
+use crate::confidential::{Firmware, Start, certificates};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::files;
@@ -29,6 +29,9 @@ pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
         term::complain(format!("{}: {taken}", args.name()));
     }
     let start = expected(args, tech, &image, &bytes, place)?;
+    if tech == Tech::SevSnp {
+        give_certificates(place)?;
+    }
     let mut steps = Steps::new(place, Firmware::AmdSp);
     let mut config = MachineConfig::new()
         .kind(args.tech)
@@ -60,6 +63,16 @@ pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
     }
     interrupt.clear();
     steps.tear_down(&told, machine, ran)
+}
+
+/// Gives a software platform the certificates that its guests ask for with their reports.
+fn give_certificates(place: &Place) -> Outcome<()> {
+    if let Some(host) = &place.platform
+        && let Some(platform) = host.sev_platform()
+    {
+        host.set_snp_certificates(certificates(platform)?);
+    }
+    Ok(())
 }
 
 /// Holds the launch digest against the image, and runs the guest.

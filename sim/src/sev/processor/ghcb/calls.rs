@@ -12,6 +12,10 @@ use crate::sev::processor::exits::{MAP_GPA_RANGE, convert};
 /// SW_EXITINFO2 of a guest request that did not get to the firmware: the host's error in its upper
 /// half (`SNP_GUEST_VMM_ERR_GENERIC`).
 const GENERIC: u64 = 0xffff_ffff << 32;
+/// The memory for certificates is too small (`SNP_GUEST_VMM_ERR_INVALID_LEN`).
+const INVALID_LENGTH: u64 = 1 << 32;
+/// Bytes of a certificate table without certificates.
+const END: usize = 24;
 
 type Page = [u8; PAGE_SIZE as usize];
 
@@ -48,21 +52,29 @@ impl Processor {
         self.took(exit, status)
     }
 
-    /// SNP Extended Guest Request: the answer comes with certificates. This host has none, so the list is
-    /// empty: an entry of zeros.
+    /// SNP Extended Guest Request: the answer comes with the host's certificates, in memory of RBX pages from RAX on. If
+    /// they are too few the guest is told the number. As on KVM, none are needed where there are no certificates.
     pub(super) fn extended_guest_request(
         &mut self,
         exit: CpuExit,
         request: u64,
         response: u64,
     ) -> Result<Next> {
-        const END: [u8; 24] = [0; 24];
         let ghcb = self.ghcb()?;
         let (Some(at), Some(pages)) = (ghcb.get(RAX), ghcb.get(RBX)) else {
             return self.malformed(exit, Malformed::Missing);
         };
-        let usable = at.is_multiple_of(PAGE_SIZE) && pages != 0;
-        if !usable || host_access(&self.vm, Gpa::new(at), Copy::ToGuest(&END)).is_err() {
+        if !at.is_multiple_of(PAGE_SIZE) {
+            return self.malformed(exit, Malformed::Input);
+        }
+        let table = self.vm.machine.sev().map(|sev| sev.certificates());
+        let table = table.unwrap_or_default();
+        let needed = (table.len() as u64).div_ceil(PAGE_SIZE);
+        if pages < needed && table.len() > END {
+            self.ghcb()?.put(RBX, needed);
+            return self.took(exit, INVALID_LENGTH);
+        }
+        if pages != 0 && host_access(&self.vm, Gpa::new(at), Copy::ToGuest(&table)).is_err() {
             return self.malformed(exit, Malformed::Input);
         }
         self.guest_request(exit, request, response)
