@@ -74,10 +74,14 @@ impl State {
         (nmi || self.waiting.interrupt().is_some()).then_some(())
     }
 
+    /// True if there is a message for a processor.
+    pub(crate) fn has_mail(&self) -> bool {
+        self.waiting != Waiting::default() || self.init || self.start.is_some()
+    }
+
     /// `Some` if there is a message for a processor, or its deadline has come.
     pub(crate) fn any_mail(&mut self) -> Option<()> {
-        let mail = self.waiting != Waiting::default() || self.init || self.start.is_some();
-        (self.take_due() || mail).then_some(())
+        (self.take_due() || self.has_mail()).then_some(())
     }
 
     /// Takes the note that time has come to a deadline.

@@ -182,6 +182,13 @@ impl VmInner {
         if interrupts {
             processors.nudge(0);
         }
+        drop(processors);
+        if interrupts {
+            self.turns.rise(0);
+        }
+        if !messages.is_empty() {
+            self.turns.heard();
+        }
     }
 
     /// The frames with decoded code, made for the memory that the VM has when its first processor

@@ -130,6 +130,7 @@ impl Bus for VmBus {
     fn ipi(&mut self, from: u32, command: u64) {
         let command = Command::from_icr(command);
         self.vm.processors().deliver(&command, Some(from));
+        self.vm.turns.heard();
     }
 
     fn end_of_interrupt(&mut self, vector: u8) {

@@ -6,7 +6,8 @@ mod events;
 mod exits;
 mod groups;
 mod mmio;
-#[cfg_attr(not(feature = "tdx"), allow(dead_code))] // Only TDs execute in an order.
+#[cfg_attr(not(any(feature = "tdx", feature = "sev")), allow(dead_code))]
+// Only confidential VMs execute in an order.
 mod order;
 mod routing;
 mod state;
@@ -219,11 +220,15 @@ impl Processor {
             if !self.midway && self.port.is_none() && self.wake.take_kick() {
                 return Ok((Exit::Interrupted, 0));
             }
+            let Some(share) = self.share() else { continue };
             let mut next = match self.take_work()? {
-                Some(next) => next,
+                Some(next) => {
+                    self.spend(0, false);
+                    next
+                }
                 None => {
                     let turn = place.take().map_or_else(|| vm.turns.take(), Place::wait);
-                    let next = self.turn(&turn);
+                    let next = self.turn(&turn, share);
                     // The work between turns of a processor with encrypted registers has turns, too.
                     if matches!(next, Next::Again) && self.sev.is_none() {
                         place = Some(turn.queue_again());
@@ -240,7 +245,7 @@ impl Processor {
                     let sleeper = Sleeper {
                         until,
                         wake: Arc::clone(&self.wake),
-                        interrupts: true,
+                        hears: irq::State::has_mail,
                     };
                     self.vm.turns.sleep(self.id.0, sleeper);
                     let woken = self.wake.wait(irq::State::any_mail);
@@ -257,8 +262,29 @@ impl Processor {
         }
     }
 
+    /// True for a processor that executes in an order with the others of its VM, so that a run is the same each time.
+    fn is_in_order(&self) -> bool {
+        self.sev.is_some() && self.has_apic()
+    }
+
+    /// The instructions of the next turn. `None` if it is not the processor's turn yet.
+    fn share(&self) -> Option<u64> {
+        match self.is_in_order() {
+            true => self.vm.turns.share(self.id.0),
+            false => Some(QUANTUM),
+        }
+    }
+
+    /// The processor has executed that many instructions of its share.
+    fn spend(&self, instructions: u64, paused: bool) {
+        if self.is_in_order() {
+            self.vm.turns.spend(self.id.0, instructions, paused);
+        }
+    }
+
     /// One turn: time, messages, events, instructions.
-    fn turn(&mut self, turn: &Turn<'_>) -> Next {
+    fn turn(&mut self, turn: &Turn<'_>, share: u64) -> Next {
+        let before = self.cpu.retired();
         self.cpu.advance_to(turn.clock());
         self.turns += 1;
         if self.turns > TRUSTED_TURNS {
@@ -275,17 +301,18 @@ impl Processor {
                 .and_then(|event| self.deliver(event))
                 .or_else(|| self.inject()),
         };
-        let next = match next {
-            Some(next) => next,
+        let (next, paused) = match next {
+            Some(next) => (next, false),
             None => {
                 // A timer of the platform interrupts at its very tick, however turns are cut.
                 let until_timer = timer.map_or(u64::MAX, |at| at.saturating_sub(self.cpu.clock()));
-                let stopped = self.execute(until_timer.clamp(1, QUANTUM), turn);
-                self.stopped(stopped)
+                let stopped = self.execute(until_timer.clamp(1, QUANTUM.min(share)), turn);
+                (self.stopped(stopped), matches!(stopped, Stopped::Paused))
             }
         };
         self.count();
         turn.pass_time(self.cpu.clock());
+        self.spend(self.cpu.retired().wrapping_sub(before), paused);
         self.publish();
         next
     }
@@ -353,7 +380,8 @@ impl Processor {
             let left = end.saturating_sub(self.cpu.clock());
             match self.in_memory(|cpu| cpu.run(left.max(1))) {
                 // Who pauses goes on if no other processor wants the turn.
-                Stopped::Paused if self.cpu.clock() < end && !turn.is_wanted() => {}
+                Stopped::Paused
+                    if self.cpu.clock() < end && !self.is_in_order() && !turn.is_wanted() => {}
                 stopped => return stopped,
             }
         }

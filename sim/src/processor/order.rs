@@ -1,4 +1,4 @@
-//! The order in which the processors of a TD execute: one after the other, each for a share of instructions.
+//! The order in which the processors of a TD or SEV guest execute: one after the other, each for a share of instructions.
 //!
 //! A processor keeps its place while its host serves an exit. So the next one executes from where the others are, and
 //! not from where their threads happen to be: a run with several vCPUs is the same each time.
@@ -8,7 +8,7 @@ use std::ops::Bound;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::turns::{Sleeper, State, Turns};
+use super::turns::{State, Turns};
 
 /// Instructions of a share.
 const SHARE: u64 = 20_000;
@@ -128,11 +128,7 @@ impl Turns {
 
     /// Wakes the processors for which a message came: at once, and not when their threads find it.
     pub(crate) fn heard(&self) {
-        let hears = |(id, sleeper): (&u32, &Sleeper)| sleeper.hears().then_some(*id);
-        self.change(|state| {
-            let awake: Vec<u32> = state.asleep.iter().filter_map(hears).collect();
-            awake.into_iter().for_each(|id| state.wake(id));
-        });
+        self.change(State::wake_who_hear);
     }
 }
 
@@ -141,13 +137,14 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::irq::Wake;
+    use crate::irq::{self, Wake};
+    use crate::processor::Sleeper;
 
     fn sleeper(until: Option<u64>, wake: &Arc<Wake>) -> Sleeper {
         Sleeper {
             until,
             wake: Arc::clone(wake),
-            interrupts: true,
+            hears: irq::State::has_mail,
         }
     }
 

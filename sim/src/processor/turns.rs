@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::order::Order;
-use crate::irq::Wake;
+use crate::irq::{self, Wake};
 
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
@@ -43,14 +43,14 @@ pub(crate) struct Sleeper {
     /// The clock at which it wakes by itself.
     pub(crate) until: Option<u64>,
     pub(crate) wake: Arc<Wake>,
-    /// Interrupts wake it, and not only NMIs.
-    pub(crate) interrupts: bool,
+    /// True for messages that wake it.
+    pub(crate) hears: fn(&irq::State) -> bool,
 }
 
 impl Sleeper {
     /// True if a message came that wakes it.
     pub(super) fn hears(&self) -> bool {
-        self.wake.with(|state| state.ends_halt(self.interrupts))
+        self.wake.with(self.hears)
     }
 }
 
@@ -113,6 +113,7 @@ impl Turns {
             if let Some(absent) = state.order.absent() {
                 state.leave_out(absent);
             }
+            state.wake_who_hear();
             state.wake_due();
             state.jump_if_all_sleep();
         });
@@ -219,6 +220,13 @@ impl State {
         self.awake.insert(id);
     }
 
+    /// Wakes the processors for which a message came: time does not jump past it until their threads find it.
+    pub(super) fn wake_who_hear(&mut self) {
+        let hears = |(id, sleeper): (&u32, &Sleeper)| sleeper.hears().then_some(*id);
+        let awake: Vec<u32> = self.asleep.iter().filter_map(hears).collect();
+        awake.into_iter().for_each(|id| self.wake(id));
+    }
+
     /// A processor is none any more.
     fn forget(&mut self, id: u32) {
         self.awake.remove(&id);
@@ -277,7 +285,7 @@ mod tests {
         Sleeper {
             until,
             wake: Arc::clone(wake),
-            interrupts: true,
+            hears: irq::State::has_mail,
         }
     }
 
@@ -369,6 +377,21 @@ mod tests {
         turns.take().set_timer(None);
         turns.part(0);
         assert_eq!(turns.take().clock(), 1000);
+    }
+
+    #[test]
+    fn time_does_not_jump_past_a_message_that_its_sleeper_has_not_found_yet() {
+        let turns = Turns::default();
+        let wakes = [Arc::<Wake>::default(), Arc::default()];
+        (0..2).for_each(|id| turns.join(id));
+        turns.sleep(0, sleeper(Some(500), &wakes[0]));
+        wakes[0].post(0x40);
+        turns.sleep(1, sleeper(Some(300), &wakes[1]));
+        assert_eq!(turns.take().clock(), 0);
+        // It has taken the message.
+        wakes[0].take_vectors();
+        turns.sleep(0, sleeper(Some(500), &wakes[0]));
+        assert_eq!(turns.take().clock(), 300);
     }
 
     #[test]

@@ -165,7 +165,10 @@ impl HostApic {
             let sleeper = Sleeper {
                 until: self.next(),
                 wake: Arc::clone(&self.wake),
-                interrupts,
+                hears: match interrupts {
+                    true => |state| state.ends_halt(true),
+                    false => |state| state.ends_halt(false),
+                },
             };
             turns.sleep(self.id, sleeper);
             let event = |state: &mut State| {

@@ -352,7 +352,7 @@ impl Processor {
             let sleeper = Sleeper {
                 until: None,
                 wake: Arc::clone(&self.wake),
-                interrupts: false,
+                hears: |state| state.ends_halt(false),
             };
             self.shared.vm().turns.sleep(self.id.0, sleeper);
         }

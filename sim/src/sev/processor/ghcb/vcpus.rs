@@ -41,6 +41,7 @@ impl Processor {
             .sev
             .change_vcpu(id, |vcpu| vcpu.next = Some(creation));
         wake.nudge();
+        self.vm.turns.rise(id.0);
         self.took(exit, 0)
     }
 
