@@ -143,6 +143,8 @@ impl Core {
             0x10 => self.tsc(),
             0x1b => self.apic.base(),
             0x3b => m.tsc_adjust,
+            // The revision that KVM gives a guest, which is no real microcode.
+            0x8b if self.cpuid.is_amd() => 0x0100_0065,
             0x8b => 1 << 32,
             0xfe => MTRR_PAIRS | 1 << 8 | 1 << 10,
             0x174 => m.sysenter_cs,

@@ -124,9 +124,12 @@ impl File {
     /// Answers an ioctl. Bits of the number above the lower 32 are dropped by the caller.
     ///
     /// # Errors
-    /// The kernel's errno, with the check that failed.
+    /// The kernel's errno, with the check that failed; the errno of a fault that was [injected](crate::Faults).
     pub fn ioctl(&self, process: &dyn Process, number: u32, argument: u64) -> Result<i64, Refusal> {
         let ioctl = Ioctl::from_number(number);
+        if let Some(kernel) = self.kernel() {
+            kernel.faults().check(process, ioctl, argument)?;
+        }
         match &self.0 {
             Kind::System(kernel) => system::ioctl(kernel, process, ioctl, argument),
             Kind::Vm(file) => {
@@ -140,6 +143,16 @@ impl File {
             }
             Kind::Gmem(_) | Kind::Stats(_) => Err(any::KNOWN_ON_GMEM.into()),
             Kind::Sev(kernel) => sev::device_ioctl(kernel, process, ioctl, argument),
+        }
+    }
+
+    /// The kernel behind a file that has ioctls.
+    fn kernel(&self) -> Option<&Kernel> {
+        match &self.0 {
+            Kind::System(kernel) | Kind::Sev(kernel) => Some(kernel),
+            Kind::Vm(file) => Some(file.vm.kernel()),
+            Kind::Vcpu(file) => Some(file.vm.kernel()),
+            Kind::Gmem(_) | Kind::Stats(_) => None,
         }
     }
 

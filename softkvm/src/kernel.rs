@@ -1,7 +1,7 @@
 //! The kernel: a software machine, and what it offers.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::{Host, PspPort, SeamPort, Tech, Vendor};
@@ -9,7 +9,8 @@ use kvm_ops_uapi::system::{CpuidEntry2, vm_type};
 use kvm_ops_uapi::vm::MAX_VCPUS;
 
 use crate::system::cpuid;
-use crate::{File, tdx};
+use crate::vm::Vm;
+use crate::{AddressSpace, Faults, File, tdx};
 
 /// A kernel with KVM, over one software machine. Clones are the same kernel.
 #[derive(Clone)]
@@ -20,6 +21,8 @@ struct Inner {
     vm_types: u32,
     cpuid: Vec<CpuidEntry2>,
     td_limits: Option<tdx::Limits>,
+    faults: Faults,
+    vms: Mutex<Vec<Weak<Vm>>>,
 }
 
 impl Kernel {
@@ -41,6 +44,11 @@ impl Kernel {
     /// # Ok::<(), kvm_ops_softkvm::Refusal>(())
     /// ```
     pub fn new(host: SimHost) -> Self {
+        Self::with_faults(host, Faults::default())
+    }
+
+    /// A kernel whose calls fail where a plan says so.
+    pub fn with_faults(host: SimHost, faults: Faults) -> Self {
         let mut vm_types = vm_types(&host);
         let cpuid = cpuid::supported(&host, vm_types);
         let td_limits = tdx::Limits::of(&host, &cpuid);
@@ -50,7 +58,36 @@ impl Kernel {
             vm_types,
             cpuid,
             td_limits,
+            faults,
+            vms: Mutex::default(),
         }))
+    }
+
+    /// The faults that its calls meet.
+    pub fn faults(&self) -> &Faults {
+        &self.0.faults
+    }
+
+    /// Tells that a process is about to take memory away: by `munmap`, `mprotect`, or another mapping in its place. It is
+    /// what the kernel's MMU notifiers do. When this returns, no guest of type 0 or 1 touches the range any more; one that
+    /// comes to it asks [`Process::lend`](crate::Process::lend) again, and ends its `KVM_RUN` with EFAULT if there is nothing.
+    /// Guests of the other types keep what they were lent.
+    pub fn invalidate(&self, space: AddressSpace, address: u64, bytes: u64) {
+        let vms: Vec<Arc<Vm>> = self.vms().iter().filter_map(Weak::upgrade).collect();
+        for vm in vms.iter().filter(|vm| vm.creator() == space) {
+            vm.invalidate(address, bytes);
+        }
+    }
+
+    fn vms(&self) -> MutexGuard<'_, Vec<Weak<Vm>>> {
+        self.0.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a new VM into the list of those that are told.
+    pub(crate) fn register(&self, vm: &Arc<Vm>) {
+        let mut vms = self.vms();
+        vms.retain(|vm| vm.strong_count() != 0);
+        vms.push(Arc::downgrade(vm));
     }
 
     /// The software machine.

@@ -3,6 +3,7 @@
 
 mod arg;
 mod file;
+mod inject;
 mod irq;
 mod kernel;
 mod machine;
@@ -18,6 +19,7 @@ mod vcpu;
 mod vm;
 
 pub use file::{File, FileKind};
+pub use inject::{Faults, FaultsError};
 pub use kernel::Kernel;
 pub use process::{AddressSpace, Descriptor, EventFd, Fault, FileMemory, Process, RunArea, Watch};
 pub use refusal::Refusal;

@@ -84,12 +84,12 @@ pub trait Process {
         false
     }
 
-    /// Lends memory to the software machine for as long as a slot refers to it. The promise that it
-    /// stays mapped is in making a [`HostRange`]. `None`: an access of guest code to it then ends
-    /// `KVM_RUN` as one to memory that is not mapped, and SEV commands answer as if it could not be
-    /// pinned.
-    fn lend(&self, address: u64, bytes: u64) -> Option<HostRange> {
-        let _ = (address, bytes);
+    /// Lends memory to the software machine for as long as a slot refers to it, or until
+    /// [`Kernel::invalidate`](crate::Kernel::invalidate). The promise that it stays mapped is in making a [`HostRange`].
+    /// `None`: an access of guest code to it then ends `KVM_RUN` as one to memory that is not mapped, and SEV commands
+    /// answer as if it could not be pinned. Guests write to it only if it is `writable`.
+    fn lend(&self, address: u64, bytes: u64, writable: bool) -> Option<HostRange> {
+        let _ = (address, bytes, writable);
         None
     }
 

@@ -12,6 +12,7 @@ pub(crate) type Result<T, E = Refusal> = std::result::Result<T, E>;
 pub struct Refusal {
     errno: Errno,
     check: Option<Check>,
+    injected: bool,
 }
 
 impl Refusal {
@@ -24,6 +25,19 @@ impl Refusal {
     pub const fn check(&self) -> Option<Check> {
         self.check
     }
+
+    /// True if the call was not made, because a plan of faults says so.
+    pub const fn is_injected(&self) -> bool {
+        self.injected
+    }
+
+    pub(crate) const fn injected(errno: Errno) -> Self {
+        Self {
+            errno,
+            check: None,
+            injected: true,
+        }
+    }
 }
 
 impl From<Check> for Refusal {
@@ -31,13 +45,18 @@ impl From<Check> for Refusal {
         Self {
             errno: check.errno,
             check: Some(check),
+            injected: false,
         }
     }
 }
 
 impl From<Errno> for Refusal {
     fn from(errno: Errno) -> Self {
-        Self { errno, check: None }
+        Self {
+            errno,
+            check: None,
+            injected: false,
+        }
     }
 }
 
@@ -52,6 +71,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.check {
             Some(check) => check.fmt(f),
+            None if self.injected => write!(f, "{} (injected)", self.errno),
             None => self.errno.fmt(f),
         }
     }

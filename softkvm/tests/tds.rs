@@ -87,7 +87,7 @@ fn a_td_made_by_calls_measures_as_one_made_of_the_same_pages_by_the_library() {
     };
     let config = VmConfig::new(Kind::Of(Tech::Tdx)).enc(EncParams::Td(Box::new(params)));
     let mut td = create(&other, &config).unwrap();
-    let memory = w.ram.map(0x20_0000);
+    let memory = w.map(0x20_0000);
     // SAFETY: the memory lives as long as the world, and is only accessed by pointer.
     let range = unsafe { HostRange::new(memory, 0x20_0000) }.unwrap();
     td.set_memory_slot(MemSlot::new(SlotId(0), Gpa::new(BASE), range))

@@ -256,8 +256,12 @@ impl FaultPlan {
         outcome
     }
 
-    /// The status of a call that fails, or `None` for a call to make.
-    fn status(&self, call: u64) -> Result<Option<u64>> {
+    /// Counts a call, for a port that asks for itself. Returns the status of a call that fails, or `None` for a call to
+    /// make.
+    ///
+    /// # Errors
+    /// The error of a fault that has one.
+    pub fn status(&self, call: u64) -> Result<Option<u64>> {
         match self.meets(call) {
             None => Ok(None),
             Some(Outcome::Status(status)) => Ok(Some(status)),

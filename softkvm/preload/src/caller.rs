@@ -1,7 +1,7 @@
 //! The program, as the library sees its caller.
 
 use std::cell::Cell;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use kvm_ops::HostRange;
 use kvm_ops_softkvm::{
@@ -11,6 +11,7 @@ use kvm_ops_uapi::Errno;
 use libc::c_int;
 
 use crate::area::Area;
+use crate::own::own;
 use crate::{event, files, lent, memory, raw};
 
 /// One call of the program's.
@@ -22,9 +23,7 @@ pub(crate) struct Caller {
 
 impl Process for Caller {
     fn address_space(&self) -> AddressSpace {
-        // Asked once: a child comes to no file.
-        static OWN: OnceLock<u32> = OnceLock::new();
-        AddressSpace((*OWN.get_or_init(std::process::id)).into())
+        AddressSpace(own().id.into())
     }
 
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault> {
@@ -92,14 +91,8 @@ impl Process for Caller {
         }
     }
 
-    fn lend(&self, address: u64, bytes: u64) -> Option<HostRange> {
-        if !lent::is_mapped(address, bytes) {
-            return None;
-        }
-        // SAFETY: the program gives the range to its guest, and it is mapped now. No reference of ours is
-        // to it. A program that takes it away and lets the guest use it takes the signal for that, as one
-        // whose own code uses it.
-        unsafe { HostRange::new(address, bytes) }.ok()
+    fn lend(&self, address: u64, bytes: u64, writable: bool) -> Option<HostRange> {
+        lent::lend(address, bytes, writable)
     }
 
     fn lend_file(&self, number: i32, offset: u64, bytes: u64) -> Option<Arc<dyn FileMemory>> {

@@ -2,7 +2,7 @@
 //! call itself unless it is one of KVM's.
 
 use std::ffi::CStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 
 use kvm_ops_softkvm::{File, FileKind};
 use kvm_ops_uapi::Errno;
@@ -11,15 +11,16 @@ use kvm_ops_uapi::memory::gmem_flags;
 use libc::{c_char, c_int, c_uint, c_ulong, c_void, mode_t, off_t, size_t, ssize_t};
 
 use crate::caller::Caller;
+use crate::own::{self, Own};
 use crate::raw::{self, fail};
-use crate::{files, log, memory, signals};
+use crate::{files, lent, log, memory, signals};
 
 /// The descriptor of a device that a path names. `None` for other paths.
 ///
 /// # Safety
 /// The path is a string, or null.
 unsafe fn open_device(path: *const c_char, flags: c_int) -> Option<c_int> {
-    if path.is_null() || files::in_child() {
+    if path.is_null() {
         return None;
     }
     // SAFETY: the caller's promise.
@@ -110,32 +111,50 @@ pub(crate) unsafe extern "C" fn __open64_2(path: *const c_char, flags: c_int) ->
     unsafe { openat(libc::AT_FDCWD, path, flags, 0) }
 }
 
+/// Answers an ioctl of a descriptor that is ours.
+fn answer(fd: c_int, number: u32, argument: u64) -> Result<c_int, Errno> {
+    // In a child the address space is another one.
+    let gone = || match own::is_child() {
+        true => Errno::EIO,
+        false => Errno::EBADF,
+    };
+    let file = files::get(fd).ok_or_else(gone)?;
+    let answer = file.ioctl(&Caller::default(), number, argument);
+    log::ioctl(fd, number, argument, &answer);
+    match answer {
+        Ok(value) => Ok(value as c_int),
+        Err(refusal) => Err(refusal.errno()),
+    }
+}
+
+/// A thread that is cancelled in `KVM_RUN` unwinds from here, where there is nothing to drop.
+///
 /// # Safety
 /// As libc's function.
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+pub(crate) unsafe extern "C-unwind" fn ioctl(
+    fd: c_int,
+    request: c_ulong,
+    argument: *mut c_void,
+) -> c_int {
     if !files::is_ours(fd) {
         let args = [fd as u64, request, argument as u64, 0, 0, 0];
         // SAFETY: the caller's promise.
         return unsafe { raw::syscall(libc::SYS_ioctl, args) as c_int };
     }
-    // In a child the address space is another one.
-    let Some(file) = files::get(fd) else {
-        return fail(if files::in_child() {
-            libc::EIO
-        } else {
-            libc::EBADF
-        });
-    };
     // As in the kernel, the number has 32 bits.
-    let (number, argument) = (request as u32, argument as u64);
-    let run = (number == KVM_RUN.number()).then(signals::block);
-    let answer = file.ioctl(&Caller::default(), number, argument);
-    drop(run);
-    log::ioctl(fd, number, argument, &answer);
+    let number = request as u32;
+    let runs = number == KVM_RUN.number();
+    if runs {
+        signals::begin();
+    }
+    let answer = answer(fd, number, argument as u64);
+    if runs {
+        signals::end();
+    }
     match answer {
-        Ok(value) => value as c_int,
-        Err(refusal) => fail(refusal.errno().0),
+        Ok(value) => value,
+        Err(errno) => fail(errno.0),
     }
 }
 
@@ -233,11 +252,9 @@ macro_rules! fallocate {
 
 fallocate! { fallocate fallocate64 }
 
-/// Mappings of guest_memfds, by their first address: their length.
-static MAPPINGS: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
-
-fn mappings() -> std::sync::MutexGuard<'static, Vec<(usize, usize)>> {
-    MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner)
+/// Mappings of guest_memfds.
+fn mappings(own: &Own) -> MutexGuard<'_, Vec<(usize, usize)>> {
+    own.mappings.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Maps a guest_memfd: the file itself, or, where its pages are private, a file without pages, of
@@ -274,7 +291,7 @@ unsafe fn map_guest_memfd(
         raw::close(empty);
     }
     if at != libc::MAP_FAILED {
-        mappings().push((at as usize, len));
+        mappings(own::own()).push((at as usize, len));
     }
     at
 }
@@ -294,7 +311,7 @@ macro_rules! mmap {
                 offset: off_t,
             ) -> *mut c_void {
                 let ours = (flags & libc::MAP_ANONYMOUS == 0).then(|| files::get(fd)).flatten();
-                match ours {
+                let map = || match ours {
                     Some(file) if file.kind() == FileKind::GuestMemfd => {
                         let (place, how) = ((address, len), (prot, flags));
                         // SAFETY: the caller's promise.
@@ -306,6 +323,10 @@ macro_rules! mmap {
                     }
                     // SAFETY: the caller's promise.
                     _ => unsafe { raw::mmap(address, len, prot, flags, fd, offset) },
+                };
+                match flags & libc::MAP_FIXED {
+                    0 => map(),
+                    _ => lent::take_away(address as u64, len as u64, map),
                 }
             }
         )*
@@ -318,11 +339,50 @@ mmap! { mmap mmap64 }
 /// As libc's function.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn munmap(address: *mut c_void, len: size_t) -> c_int {
-    if !files::in_child() {
-        mappings().retain(|(at, _)| *at != address as usize);
+    if let Some(own) = own::found() {
+        mappings(own).retain(|(at, _)| *at != address as usize);
     }
+    let args = [address as u64, len as u64, 0, 0, 0, 0];
     // SAFETY: the caller's promise.
-    unsafe { raw::syscall(libc::SYS_munmap, [address as u64, len as u64, 0, 0, 0, 0]) as c_int }
+    let unmap = || unsafe { raw::syscall(libc::SYS_munmap, args) as c_int };
+    lent::take_away(address as u64, len as u64, unmap)
+}
+
+/// # Safety
+/// As libc's function.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mprotect(address: *mut c_void, len: size_t, prot: c_int) -> c_int {
+    let args = [address as u64, len as u64, prot as u64, 0, 0, 0];
+    // SAFETY: the caller's promise.
+    let protect = || unsafe { raw::syscall(libc::SYS_mprotect, args) as c_int };
+    lent::take_away(address as u64, len as u64, protect)
+}
+
+/// # Safety
+/// As libc's function, whose last argument is there with MREMAP_FIXED alone.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mremap(
+    address: *mut c_void,
+    len: size_t,
+    new_len: size_t,
+    flags: c_int,
+    to: *mut c_void,
+) -> *mut c_void {
+    let args = [
+        address as u64,
+        len as u64,
+        new_len as u64,
+        flags as u64,
+        to as u64,
+        0,
+    ];
+    // SAFETY: the caller's promise.
+    let remap = || unsafe { raw::syscall(libc::SYS_mremap, args) as *mut c_void };
+    let from_old = || lent::take_away(address as u64, len as u64, remap);
+    match flags & libc::MREMAP_FIXED {
+        0 => from_old(),
+        _ => lent::take_away(to as u64, new_len as u64, from_old),
+    }
 }
 
 /// # Safety
@@ -331,7 +391,8 @@ pub(crate) unsafe extern "C" fn munmap(address: *mut c_void, len: size_t) -> c_i
 pub(crate) unsafe extern "C" fn madvise(address: *mut c_void, len: size_t, advice: c_int) -> c_int {
     let at = address as usize;
     let is_gmem = |(start, len): &(usize, usize)| (*start..*start + *len).contains(&at);
-    if advice == libc::MADV_COLLAPSE && !files::in_child() && mappings().iter().any(is_gmem) {
+    let has_gmem = || own::found().is_some_and(|own| mappings(own).iter().any(is_gmem));
+    if advice == libc::MADV_COLLAPSE && has_gmem() {
         return fail(libc::EINVAL);
     }
     let args = [address as u64, len as u64, advice as u64, 0, 0, 0];

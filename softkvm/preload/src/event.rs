@@ -2,12 +2,13 @@
 //! waits.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops_softkvm::{EventFd, Watch};
 use kvm_ops_uapi::Errno;
 use libc::{c_int, epoll_event, iovec};
 
+use crate::own::own;
 use crate::{raw, signals};
 
 /// A duplicate of the program's descriptor, which the program does not see.
@@ -21,8 +22,11 @@ const HIGH: u64 = 1000;
 
 /// The eventfd behind a number.
 pub(crate) fn open(number: c_int) -> Result<Arc<dyn EventFd>, Errno> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}"));
-    let info = info.map_err(|_| Errno::EBADF)?;
+    let info = {
+        let asking = &own().asking;
+        let _alone = asking.lock().unwrap_or_else(PoisonError::into_inner);
+        std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).map_err(|_| Errno::EBADF)?
+    };
     let id = info
         .lines()
         .find_map(|line| line.strip_prefix("eventfd-id:"));
@@ -100,7 +104,7 @@ struct Watched {
 }
 
 /// The thread that waits for eventfds.
-struct Watcher {
+pub(crate) struct Watcher {
     epoll: c_int,
     watched: Mutex<BTreeMap<u64, Arc<Watched>>>,
 }
@@ -108,9 +112,7 @@ struct Watcher {
 impl Watcher {
     /// The watcher, whose thread starts when it is needed first.
     fn get() -> Option<&'static Self> {
-        static WATCHER: OnceLock<Option<Watcher>> = OnceLock::new();
-        static THREAD: OnceLock<bool> = OnceLock::new();
-        let watcher = WATCHER.get_or_init(|| {
+        let watcher = own().watcher.get_or_init(|| {
             let flags = libc::EPOLL_CLOEXEC as u64;
             // SAFETY: no memory is passed.
             let epoll = unsafe { raw::syscall(libc::SYS_epoll_create1, [flags, 0, 0, 0, 0, 0]) };
@@ -120,7 +122,7 @@ impl Watcher {
             })
         });
         let watcher = watcher.as_ref()?;
-        let runs = THREAD.get_or_init(|| {
+        let runs = own().watches.get_or_init(|| {
             let thread = std::thread::Builder::new().name("kvm-ops-irqfd".to_owned());
             // The program's signals are for its own threads.
             signals::without(|| thread.spawn(|| watcher.run())).is_ok()

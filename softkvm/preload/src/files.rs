@@ -2,26 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{MutexGuard, PoisonError};
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::{Host, Vendor};
-use kvm_ops_softkvm::{File, Kernel};
+use kvm_ops_softkvm::{Faults, File, Kernel, Process};
 use libc::c_int;
 use soft_amd_sp::Platform;
+
+use crate::caller::Caller;
+use crate::own::own;
 
 /// Numbers from here on are not given out.
 const LIMIT: usize = 1 << 16;
 
-/// A bit for each descriptor that is ours. Read without a lock by every call of the program, and by a
-/// forked child, in which a lock may be held for ever.
+/// A bit for each descriptor that is ours, or was the parent's. Read without a lock by every call of the program.
 static OURS: [AtomicU64; LIMIT / 64] = [const { AtomicU64::new(0) }; LIMIT / 64];
-
-/// Set in a forked child.
-static CHILD: AtomicBool = AtomicBool::new(false);
-
-static FILES: Mutex<BTreeMap<c_int, File>> = Mutex::new(BTreeMap::new());
 
 fn place(fd: c_int) -> Option<(&'static AtomicU64, u64)> {
     let fd = usize::try_from(fd).ok().filter(|fd| *fd < LIMIT)?;
@@ -32,19 +29,12 @@ pub(crate) fn is_ours(fd: c_int) -> bool {
     place(fd).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
 }
 
-pub(crate) fn in_child() -> bool {
-    CHILD.load(Ordering::Acquire)
-}
-
 fn lock() -> MutexGuard<'static, BTreeMap<c_int, File>> {
-    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+    own().files.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn get(fd: c_int) -> Option<File> {
-    if !is_ours(fd) || in_child() {
-        return None;
-    }
-    lock().get(&fd).cloned()
+    is_ours(fd).then(|| lock().get(&fd).cloned()).flatten()
 }
 
 /// Gives a descriptor its meaning. False for a number that is too large.
@@ -64,7 +54,7 @@ pub(crate) fn forget(fd: c_int) {
     let Some((word, bit)) = place(fd) else {
         return;
     };
-    if word.fetch_and(!bit, Ordering::AcqRel) & bit != 0 && !in_child() {
+    if word.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
         let old = lock().remove(&fd);
         drop(old);
     }
@@ -79,18 +69,36 @@ pub(crate) fn forget_range(first: u32, last: u32) {
 
 /// The kernel that the environment asks for. `None`: the program's `/dev/kvm` is left alone.
 fn kernel() -> Option<&'static Kernel> {
-    static KERNEL: OnceLock<Option<Kernel>> = OnceLock::new();
-    let kernel = KERNEL.get_or_init(|| {
+    let kernel = own().kernel.get_or_init(|| {
         let host = match std::env::var("KVM_OPS_WITH").ok()?.as_str() {
             "amd" => amd()?,
             "intel" => SimHost::new(Vendor::Intel),
             _ => return None,
         };
-        // SAFETY: the handler sets a flag, and nothing else.
-        unsafe { libc::pthread_atfork(None, None, Some(forked)) };
-        Some(Kernel::new(host))
+        Some(Kernel::with_faults(host, faults()))
     });
     kernel.as_ref()
+}
+
+/// The plan of faults that the environment names. One that cannot be used ends the program, which would go on as if there were
+/// none.
+fn faults() -> Faults {
+    let Some(path) = std::env::var_os("KVM_OPS_INJECT") else {
+        return Faults::default();
+    };
+    let text = std::fs::read_to_string(&path).map_err(|error| error.to_string());
+    let faults = text.and_then(|text| Faults::parse(&text).map_err(|error| error.to_string()));
+    faults.unwrap_or_else(|error| {
+        eprintln!("KVM_OPS_INJECT: {}: {error}", path.display());
+        std::process::exit(2);
+    })
+}
+
+/// Takes a range of the program's memory from its guests.
+pub(crate) fn invalidate(address: u64, bytes: u64) {
+    if let Some(kernel) = kernel() {
+        kernel.invalidate(Caller::default().address_space(), address, bytes);
+    }
 }
 
 /// Commands of `KVM_MEMORY_ENCRYPT_OP` are TDX's, not SEV's.
@@ -108,10 +116,6 @@ fn amd() -> Option<SimHost> {
         platform = platform.seed(seed.parse().ok()?);
     }
     SimHost::builder(Vendor::Amd).sev(platform).build().ok()
-}
-
-extern "C" fn forked() {
-    CHILD.store(true, Ordering::Release);
 }
 
 /// The device that a path names.

@@ -8,6 +8,7 @@ mod files;
 mod lent;
 mod log;
 mod memory;
+mod own;
 mod raw;
 mod signals;
 mod stat;

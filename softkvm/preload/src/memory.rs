@@ -4,6 +4,7 @@
 use kvm_ops_softkvm::Fault;
 use libc::{c_long, c_void, iovec};
 
+use crate::own::own;
 use crate::raw;
 
 fn copy(call: c_long, ours: *mut c_void, address: u64, len: usize) -> Result<(), Fault> {
@@ -19,14 +20,7 @@ fn copy(call: c_long, ours: *mut c_void, address: u64, len: usize) -> Result<(),
         iov_len: len,
     };
     let vectors = [&raw const local as u64, &raw const remote as u64];
-    let args = [
-        u64::from(std::process::id()),
-        vectors[0],
-        1,
-        vectors[1],
-        1,
-        0,
-    ];
+    let args = [u64::from(own().id), vectors[0], 1, vectors[1], 1, 0];
     // SAFETY: both vectors live through the call; the local one names `len` bytes of the caller's,
     // and the other is the kernel's to check.
     let copied = unsafe { raw::syscall(call, args) };

@@ -28,6 +28,19 @@ pub(crate) unsafe fn syscall(number: c_long, args: [u64; 6]) -> i64 {
     unsafe { libc::syscall(number, a, b, c, d, e, f) }
 }
 
+/// The same for a call in which the thread may be cancelled: the handler of that signal unwinds it.
+///
+/// # Safety
+/// The arguments are valid for the call, and no caller in this library has anything to drop.
+pub(crate) unsafe fn syscall_that_unwinds(number: c_long, args: [u64; 4]) -> i64 {
+    unsafe extern "C-unwind" {
+        fn syscall(number: c_long, ...) -> c_long;
+    }
+    let [a, b, c, d] = args;
+    // SAFETY: the caller's promise.
+    unsafe { syscall(number, a, b, c, d) }
+}
+
 pub(crate) fn close(fd: c_int) -> c_int {
     // SAFETY: closing touches no memory; a number that is not open is EBADF.
     unsafe { syscall(libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0]) as c_int }

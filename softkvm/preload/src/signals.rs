@@ -17,14 +17,14 @@ const fn bit(signal: libc::c_int) -> u64 {
     1 << (signal - 1)
 }
 
-/// Signals of instructions, which cannot wait, and the two of the C library's threads.
+/// Signals of instructions, which cannot wait.
 const NEVER: u64 = bit(libc::SIGSEGV)
     | bit(libc::SIGBUS)
     | bit(libc::SIGFPE)
     | bit(libc::SIGILL)
-    | bit(libc::SIGTRAP)
-    | bit(32)
-    | bit(33);
+    | bit(libc::SIGTRAP);
+/// The two of the C library's threads. They wait during a run, as one of them ends the thread where it is.
+const LIBRARY: u64 = bit(32) | bit(33);
 
 thread_local! {
     /// What the thread had blocked in front of the run.
@@ -33,12 +33,9 @@ thread_local! {
     static ASKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A run: signals wait as long as this lives.
-pub(crate) struct Run(());
-
-/// Blocks all signals that can wait. Returns what the thread had blocked.
-fn block_all() -> u64 {
-    let (all, mut old) = (!NEVER, 0u64);
+/// Blocks signals. Returns what the thread had blocked.
+fn block(all: u64) -> u64 {
+    let mut old = 0u64;
     let (all, to) = (&raw const all as u64, &raw mut old as u64);
     // SAFETY: both sets have the length that is given, and live through the call.
     unsafe { raw::syscall(libc::SYS_rt_sigprocmask, [SIG_BLOCK, all, to, SET, 0, 0]) };
@@ -51,16 +48,24 @@ fn restore(old: u64) {
     unsafe { raw::syscall(libc::SYS_rt_sigprocmask, [SIG_SETMASK, from, 0, SET, 0, 0]) };
 }
 
-/// Begins a run.
-pub(crate) fn block() -> Run {
-    BEFORE.set(Some(block_all()));
+/// Begins a run: signals wait until it ends.
+pub(crate) fn begin() {
+    BEFORE.set(Some(block(!NEVER)));
     ASKED.set(false);
-    Run(())
+}
+
+/// Ends a run. A signal that waited is handled in here, and the handler may end the thread, or leave by a jump: the caller has
+/// nothing left to drop.
+pub(crate) fn end() {
+    let Some(old) = BEFORE.take() else { return };
+    let from = &raw const old as u64;
+    // SAFETY: as in `restore`; callers have nothing to drop.
+    unsafe { raw::syscall_that_unwinds(libc::SYS_rt_sigprocmask, [SIG_SETMASK, from, 0, SET]) };
 }
 
 /// Does something with all signals blocked: a thread that is made has them blocked for ever.
 pub(crate) fn without<T>(work: impl FnOnce() -> T) -> T {
-    let old = block_all();
+    let old = block(!(NEVER | LIBRARY));
     let result = work();
     restore(old);
     result
@@ -83,12 +88,4 @@ pub(crate) fn pending(mask: Option<u64>) -> bool {
     // SAFETY: the set has the length that is given, and lives through the call.
     unsafe { raw::syscall(libc::SYS_rt_sigpending, [to, SET, 0, 0, 0, 0]) };
     set & !blocked != 0
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        if let Some(old) = BEFORE.take() {
-            restore(old);
-        }
-    }
 }

@@ -6,13 +6,15 @@ mod common;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use common::inside;
+use common::{again_with, inside};
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::irq::{Irqfd, irqfd_flags};
 use kvm_ops_uapi::irqchip::Irqchip;
-use kvm_ops_uapi::memory::{CreateGuestMemfd, gmem_flags};
-use kvm_ops_uapi::run::{MMAP_SIZE, exit_reason};
-use kvm_ops_uapi::{Errno, U32, U64, cap};
+use kvm_ops_uapi::memory::{CreateGuestMemfd, UserspaceMemoryRegion, gmem_flags};
+use kvm_ops_uapi::run::{MMAP_SIZE, PIO_PAGE, exit_reason};
+use kvm_ops_uapi::state::{Regs, Sregs};
+use kvm_ops_uapi::system::vm_type;
+use kvm_ops_uapi::{Errno, U16, U32, U64, cap};
 use libc::{c_int, c_void};
 
 fn errno() -> Errno {
@@ -172,17 +174,20 @@ fn guest_memfds_are_mapped_duplicated_and_punched_as_their_flags_allow() {
 }
 
 #[test]
-fn a_forked_child_gets_eio_and_its_parent_goes_on() {
-    if !inside("a_forked_child_gets_eio_and_its_parent_goes_on") {
+fn a_forked_child_gets_eio_and_opens_a_machine_of_its_own() {
+    if !inside("a_forked_child_gets_eio_and_opens_a_machine_of_its_own") {
         return;
     }
     let vm = make(&kvm(), ioctl::KVM_CREATE_VM, 0);
-    // SAFETY: the child makes system calls alone, and leaves by _exit.
+    // SAFETY: there is no other thread that could hold a lock, and the child leaves by _exit.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let answer = call(&vm, ioctl::KVM_CHECK_EXTENSION, 3);
+        let own = make(&kvm(), ioctl::KVM_CREATE_VM, vm_type::SNP);
+        let own = call(&own, ioctl::KVM_CHECK_EXTENSION, 3);
+        let errno = answer.err().filter(|_| own == Ok(1));
         // SAFETY: as above.
-        unsafe { libc::_exit(answer.err().map_or(0, |errno| errno.0)) };
+        unsafe { libc::_exit(errno.map_or(0, |errno| errno.0)) };
     }
     let mut status = 0;
     // SAFETY: the status is ours.
@@ -263,4 +268,196 @@ fn an_eventfd_is_known_by_each_of_its_numbers_and_raises_its_line() {
     signal(&event);
     assert_eq!(count(&copy), Some(1), "it is the program's again");
     assert_eq!(count(&end), None);
+}
+
+#[test]
+fn a_plan_of_faults_reaches_the_program() {
+    const PLAN: &str = "[[fault]]\ncall = 'KVM_CREATE_VM'\nnth = 2\nerrno = 'ENOMEM'\n";
+    let file = std::env::temp_dir().join(format!("kvm-ops-plan-{}", std::process::id()));
+    std::fs::write(&file, PLAN).expect("a plan");
+    let variables = [("KVM_OPS_INJECT", &*file)];
+    let name = "a_plan_of_faults_reaches_the_program";
+    let log = again_with(name, "amd", &variables);
+    std::fs::remove_file(&file).expect("our plan");
+    if let Some(log) = log {
+        let lines = log.lines().filter(|line| line.contains("KVM_CREATE_VM"));
+        assert_eq!(
+            lines
+                .filter(|line| line.ends_with("= -1 ENOMEM (injected)"))
+                .count(),
+            1
+        );
+        return;
+    }
+    let kvm = kvm();
+    let made = [0; 3].map(|kind| call(&kvm, ioctl::KVM_CREATE_VM, kind).err());
+    assert_eq!(made, [None, Some(Errno::ENOMEM), None]);
+}
+
+/// A thread that runs a vCPU until it is cancelled, which unwinds it.
+extern "C-unwind" fn run_vcpu(fd: *mut c_void) -> *mut c_void {
+    unsafe extern "C-unwind" {
+        fn ioctl(fd: c_int, request: libc::c_ulong, ...) -> c_int;
+        fn pthread_setcanceltype(kind: c_int, old: *mut c_int) -> c_int;
+    }
+    /// Wherever the thread is.
+    const PTHREAD_CANCEL_ASYNCHRONOUS: c_int = 1;
+    let mut old = 0;
+    // SAFETY: the place of the old kind is ours. Nothing is to be dropped when the thread is cancelled.
+    unsafe { pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &raw mut old) };
+    // SAFETY: no memory is passed.
+    unsafe { ioctl(fd as c_int, ioctl::KVM_RUN.number().into(), 0u64) };
+    fd
+}
+
+#[test]
+fn a_thread_that_is_cancelled_in_a_run_leaves_the_vcpu_to_others() {
+    if !inside("a_thread_that_is_cancelled_in_a_run_leaves_the_vcpu_to_others") {
+        return;
+    }
+    // again: inc byte [0x2000]; jmp again
+    let (vm, vcpu, _code, run) = guest(&[0xfe, 0x06, 0x00, 0x20, 0xeb, 0xfa]);
+    let data = page(std::ptr::null_mut(), RW);
+    slot(&vm, 1, 0x2000, data);
+    // SAFETY: `pthread_create` takes a function that does not unwind by its type alone: cancelling is how threads unwind.
+    let start = unsafe {
+        std::mem::transmute::<
+            extern "C-unwind" fn(*mut c_void) -> *mut c_void,
+            extern "C" fn(*mut c_void) -> *mut c_void,
+        >(run_vcpu)
+    };
+    let (mut thread, mut left) = (0, std::ptr::null_mut());
+    let fd = vcpu.as_raw_fd() as *mut c_void;
+    // SAFETY: the attributes may be null, and the place of the thread is ours.
+    let made = unsafe { libc::pthread_create(&raw mut thread, std::ptr::null(), start, fd) };
+    assert_eq!(made, 0);
+    // SAFETY: the page stays, here and below.
+    while unsafe { data.read_volatile() } == 0 {
+        std::thread::yield_now();
+    }
+    // SAFETY: the thread was made, and is joined once.
+    unsafe {
+        assert_eq!(libc::pthread_cancel(thread), 0);
+        assert_eq!(libc::pthread_join(thread, &raw mut left), 0);
+    }
+    // PTHREAD_CANCELED
+    assert_eq!(left as isize, -1);
+    // SAFETY: the mapping of the run page stays; the byte is immediate_exit.
+    unsafe { run.add(1).write_volatile(1) };
+    assert_eq!(call(&vcpu, ioctl::KVM_RUN, 0), Err(Errno::EINTR));
+}
+
+/// A page at an address of the system's choice, or in place of another.
+fn page(at: *mut u8, prot: c_int) -> *mut u8 {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let flags = if at.is_null() {
+        flags
+    } else {
+        flags | libc::MAP_FIXED
+    };
+    // SAFETY: a new mapping, or one in place of a page of the test's.
+    let page = unsafe { libc::mmap(at.cast(), 0x1000, prot, flags, -1, 0) };
+    assert_ne!(page, libc::MAP_FAILED);
+    page.cast()
+}
+
+/// A slot over a page.
+fn slot(vm: &OwnedFd, number: u32, gpa: u64, page: *mut u8) {
+    let region = UserspaceMemoryRegion {
+        slot: U32::new(number),
+        guest_phys_addr: U64::new(gpa),
+        memory_size: U64::new(0x1000),
+        userspace_addr: U64::new(page as u64),
+        ..UserspaceMemoryRegion::default()
+    };
+    let set = call(
+        vm,
+        ioctl::KVM_SET_USER_MEMORY_REGION,
+        &raw const region as u64,
+    );
+    assert_eq!(set, Ok(0));
+}
+
+const RW: c_int = libc::PROT_READ | libc::PROT_WRITE;
+
+/// A normal VM whose vCPU starts code at 0x1000 in real mode: the VM, the vCPU, the page of the code, and the run page.
+fn guest(code: &[u8]) -> (OwnedFd, OwnedFd, *mut u8, *mut u8) {
+    let vm = make(&kvm(), ioctl::KVM_CREATE_VM, 0);
+    let at = page(std::ptr::null_mut(), RW);
+    // SAFETY: the page has so many bytes, and nothing else refers to them.
+    unsafe { at.copy_from(code.as_ptr(), code.len()) };
+    slot(&vm, 0, 0x1000, at);
+    let vcpu = make(&vm, ioctl::KVM_CREATE_VCPU, 0);
+    let run = map(&vcpu, MMAP_SIZE, libc::MAP_SHARED).expect("a run page");
+    let mut sregs = Sregs::default();
+    let got = call(&vcpu, ioctl::KVM_GET_SREGS, &raw mut sregs as u64);
+    (sregs.cs.base, sregs.cs.selector) = (U64::ZERO, U16::ZERO);
+    let set = call(&vcpu, ioctl::KVM_SET_SREGS, &raw const sregs as u64);
+    assert_eq!((got, set), (Ok(0), Ok(0)));
+    let regs = Regs {
+        rip: U64::new(0x1000),
+        rflags: U64::new(2),
+        ..Regs::default()
+    };
+    let regs_at = &raw const regs as u64;
+    assert_eq!(call(&vcpu, ioctl::KVM_SET_REGS, regs_at), Ok(0));
+    (vm, vcpu, at, run)
+}
+
+/// A program that takes memory from its guest gets what the kernel tells it then, and lives.
+#[test]
+fn memory_that_is_taken_away_under_a_slot_is_efault() {
+    if !inside("memory_that_is_taken_away_under_a_slot_is_efault") {
+        return;
+    }
+    // mov al, [0x2000]; out 0x80, al; jmp back
+    const CODE: [u8; 7] = [0xa0, 0x00, 0x20, 0xe6, 0x80, 0xeb, 0xf9];
+    let (vm, vcpu, _code, run) = guest(&CODE);
+    let data = page(std::ptr::null_mut(), RW);
+    slot(&vm, 1, 0x2000, data);
+    let reads = |value: u8| {
+        assert_eq!(call(&vcpu, ioctl::KVM_RUN, 0), Ok(0));
+        // SAFETY: the mapping of the run page stays.
+        let byte = unsafe { run.add(PIO_PAGE as usize * 0x1000).read_volatile() };
+        assert_eq!(byte, value);
+    };
+    let faults = || {
+        for _ in 0..2 {
+            assert_eq!(call(&vcpu, ioctl::KVM_RUN, 0), Err(Errno::EFAULT));
+            // SAFETY: as above.
+            let reason = unsafe { run.add(8).cast::<u32>().read_volatile() };
+            assert_eq!(reason, exit_reason::MEMORY_FAULT);
+        }
+    };
+    let place = data.cast::<c_void>();
+    reads(0);
+    // SAFETY: nothing refers to the page, here and below.
+    assert_eq!(unsafe { libc::munmap(place, 0x1000) }, 0);
+    faults();
+    page(data, RW);
+    reads(0);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::mprotect(place, 0x1000, libc::PROT_NONE) }, 0);
+    faults();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::mprotect(place, 0x1000, RW) }, 0);
+    // SAFETY: the page is there again.
+    unsafe { data.write_volatile(9) };
+    reads(9);
+    page(data, libc::PROT_NONE);
+    faults();
+    page(data, RW);
+    reads(0);
+    // SAFETY: as above.
+    let moved = unsafe {
+        libc::mremap(
+            place,
+            0x1000,
+            0x1000,
+            libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+            page(std::ptr::null_mut(), RW),
+        )
+    };
+    assert_ne!(moved, libc::MAP_FAILED);
+    faults();
 }

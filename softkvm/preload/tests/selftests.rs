@@ -33,6 +33,38 @@ const PROGRAMS: &[(&str, &str, Ends)] = &[
     ("guest_print_test", "amd", Pass),
     ("x86/userspace_io_test", "amd", Pass),
     ("x86/cr4_cpuid_sync_test", "amd", Pass),
+    ("x86/recalc_apic_map_test", "amd", Pass),
+    ("x86/sync_regs_test", "amd", Pass),
+    ("x86/set_boot_cpu_id", "amd", Pass),
+    ("x86/xcr0_cpuid_test", "amd", Pass),
+    ("x86/xss_msr_test", "amd", Pass),
+    ("irqfd_test", "amd", Pass),
+    ("kvm_binary_stats_test", "amd", Pass),
+    (
+        "x86/cpuid_test",
+        "amd",
+        Fail("X86_PROPERTY_MAX_KVM_LEAF", "CPUID has no leaves of KVM's"),
+    ),
+    (
+        "x86/set_sregs_test",
+        "amd",
+        Fail("test_cr_bits", "the processor's CR4 has no VME and no PVI"),
+    ),
+    (
+        "x86/feature_msrs_test",
+        "amd",
+        Fail("r == v", "the revision of the microcode cannot be set"),
+    ),
+    (
+        "x86/userspace_msr_exit_test",
+        "amd",
+        Fail("FAILED", "there are no filters of MSRs"),
+    ),
+    (
+        "x86/xapic_ipi_test",
+        "amd",
+        Fail("halt_exits", "halts that end in the call are not counted"),
+    ),
     (
         "x86/sev_smoke_test",
         "amd",

@@ -1,6 +1,7 @@
 //! A vCPU, and the ioctls of its file.
 
 mod answer;
+mod controls;
 mod convert;
 mod cpu;
 mod cpuid;

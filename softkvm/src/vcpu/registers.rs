@@ -8,6 +8,7 @@ use kvm_ops_uapi::system::vm_type;
 use kvm_ops_uapi::{Errno, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
+use super::controls::{CR0_PG, CR4_PAE, EFER_LMA, are_valid};
 use crate::file::VcpuFile;
 use crate::refusal::{Result, ensure};
 use crate::system::lists::each_msr;
@@ -68,34 +69,14 @@ pub(super) fn get_sregs(file: &VcpuFile, process: &dyn Process, argument: u64) -
     write(process, argument, &sregs)
 }
 
-/// EFER's bits: SCE, LME, LMA, NXE, and AMD's SVME, LMSLE, FFXSR.
-const EFER_BITS: u64 = 0x1 | 0x7d << 8;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-const CR0_PG: u64 = 1 << 31;
-const CR0_PE: u64 = 1;
-const CR4_PAE: u64 = 1 << 5;
-
-/// The rules between control registers that an entry would fail by.
-pub(super) fn are_consistent(sregs: &Sregs) -> bool {
-    let (cr0, cr4, efer) = (sregs.cr0.get(), sregs.cr4.get(), sregs.efer.get());
-    let long = efer & EFER_LME != 0 && cr0 & CR0_PG != 0;
-    let modes = if long {
-        cr4 & CR4_PAE != 0 && efer & EFER_LMA != 0
-    } else {
-        efer & EFER_LMA == 0 && sregs.cs.l == 0
-    };
-    let paging = cr0 & CR0_PG == 0 || cr0 & CR0_PE != 0;
-    modes && paging && cr0 >> 32 == 0 && efer & !EFER_BITS == 0 && sregs.cr8.get() < 16
-}
-
 pub(super) fn set_sregs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     let sregs: Sregs = read(process, argument)?;
     require_readable(file)?;
-    if !are_consistent(&sregs) {
+    let mut state = file.state();
+    if !are_valid(&sregs, &state.cpuid) {
         return Err(Errno::EINVAL.into());
     }
-    file.state().cpu.set_sregs(sregs)?;
+    state.cpu.set_sregs(sregs)?;
     Ok(0)
 }
 
@@ -128,7 +109,7 @@ pub(super) fn set_sregs2(file: &VcpuFile, process: &dyn Process, argument: u64) 
     let mut sregs = state.cpu.sregs()?;
     let shared = offset_of!(Sregs2, flags);
     sregs.as_mut_bytes()[..shared].copy_from_slice(&given.as_bytes()[..shared]);
-    ensure(are_consistent(&sregs), CONSISTENT)?;
+    ensure(are_valid(&sregs, &state.cpuid), CONSISTENT)?;
     state.cpu.set_sregs(sregs).map_err(|_| CONSISTENT)?;
     Ok(0)
 }

@@ -31,6 +31,7 @@ pub(super) fn run(file: &VcpuFile, process: &dyn Process, argument: u64) -> Resu
     }
     let State {
         cpu,
+        cpuid,
         has_run,
         waits,
         ..
@@ -48,7 +49,7 @@ pub(super) fn run(file: &VcpuFile, process: &dyn Process, argument: u64) -> Resu
             }
             sync::check(page)?;
             let parts = file.vm.lock().event_parts;
-            sync::load(page, vcpu, parts)?;
+            sync::load(page, vcpu, cpuid, parts)?;
             waits.answer(page, vcpu)?;
             prepare(file, page, vcpu)?;
             if immediate {

@@ -5,9 +5,10 @@ use std::mem::offset_of;
 use kvm_ops::{Sregs, VcpuOps};
 use kvm_ops_uapi::checks::run::SYNC_REGS;
 use kvm_ops_uapi::run::{SyncRegs, sync_regs};
+use kvm_ops_uapi::system::CpuidEntry2;
 
 use super::page::Page;
-use super::{Parts, convert, events, registers};
+use super::{Parts, controls, convert, events};
 use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
 
@@ -18,7 +19,12 @@ pub(super) fn check(page: Page<'_>) -> Result<()> {
 }
 
 /// Takes the groups that the caller changed.
-pub(super) fn load(page: Page<'_>, vcpu: &mut Processor, parts: Parts) -> Result<()> {
+pub(super) fn load(
+    page: Page<'_>,
+    vcpu: &mut Processor,
+    cpuid: &[CpuidEntry2],
+    parts: Parts,
+) -> Result<()> {
     let dirty = page.dirty_regs();
     if dirty & sync_regs::REGS != 0 {
         let regs = page.sync(offset_of!(SyncRegs, regs));
@@ -26,7 +32,7 @@ pub(super) fn load(page: Page<'_>, vcpu: &mut Processor, parts: Parts) -> Result
     }
     if dirty & sync_regs::SREGS != 0 {
         let sregs = page.sync(offset_of!(SyncRegs, sregs));
-        ensure(registers::are_consistent(&sregs), SYNC_REGS)?;
+        ensure(controls::are_valid(&sregs, cpuid), SYNC_REGS)?;
         let set = vcpu.set_sregs(&convert::from_sregs(&sregs));
         set.map_err(|_| SYNC_REGS)?;
     }

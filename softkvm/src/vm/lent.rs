@@ -2,7 +2,6 @@
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::{AnyVm, Gpa, MemSlot, SlotFlags, SlotId};
-use kvm_ops_uapi::memory::slot_flags;
 
 use super::Slot;
 use crate::Process;
@@ -21,13 +20,13 @@ pub(crate) fn set_slot(
     if number >> 16 != 0 {
         return Ok(());
     }
-    let Some(host) = process.lend(slot.hva, slot.size) else {
+    let Some(host) = process.lend(slot.hva, slot.size, !slot.is_read_only()) else {
         return delete_slot(vm, number);
     };
     let id = SlotId(number);
     let new = MemSlot {
         flags: SlotFlags {
-            read_only: slot.flags & slot_flags::READONLY != 0,
+            read_only: slot.is_read_only(),
             // No back end of a TD keeps a dirty log.
             log_dirty: slot.logs_dirty() && vm.tech() != kvm_ops::Tech::Tdx,
         },

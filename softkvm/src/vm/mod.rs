@@ -79,7 +79,7 @@ impl Vm {
     pub(crate) fn new(kernel: Kernel, kind: u64, creator: AddressSpace) -> Arc<Self> {
         tracing::debug!(kind, "VM created");
         let irq = Arc::<Irq>::default();
-        Arc::new(Self {
+        let vm = Arc::new(Self {
             kernel,
             kind,
             creator,
@@ -102,7 +102,20 @@ impl Vm {
                 hypercall_exits: 0,
                 clock: clock::Clock::default(),
             }),
-        })
+        });
+        vm.kernel.register(&vm);
+        vm
+    }
+
+    /// The creator takes memory away: see [`Kernel::invalidate`].
+    pub(crate) fn invalidate(&self, address: u64, bytes: u64) {
+        let mut state = self.lock();
+        let met = |slot: &Slot| slot.meets_user_memory(address, bytes);
+        let slots = state.slots.iter().filter(|(_, slot)| met(slot));
+        let numbers: Vec<u32> = slots.map(|(number, _)| number).collect();
+        for number in numbers {
+            state.give_up_user_memory(number);
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -254,12 +267,25 @@ impl State {
             return false;
         };
         let mut slot = slot.clone();
-        slot.lent.user = process.lend(slot.hva, slot.size);
+        slot.lent.user = process.lend(slot.hva, slot.size, !slot.is_read_only());
         if slot.memory(Privacy::Shared).is_none() || self.lend(number, &slot).is_err() {
             return false;
         }
         self.slots.insert(number, slot);
         true
+    }
+
+    /// The guest has no part of the process' memory behind a slot any more.
+    fn give_up_user_memory(&mut self, number: u32) {
+        let Some(slot) = self.slots.get(number) else {
+            return;
+        };
+        let mut slot = slot.clone();
+        slot.lent.user = None;
+        if let Err(refusal) = self.lend(number, &slot) {
+            tracing::warn!(number, %refusal, "the guest keeps memory that is taken away");
+        }
+        self.slots.insert(number, slot);
     }
 }
 

@@ -105,7 +105,7 @@ impl Wanted {
 
     fn slot(&self, vm: &Vm, process: &dyn Process, file: Option<Binding>) -> Slot {
         let lent = Lent {
-            user: process.lend(self.hva, self.size),
+            user: process.lend(self.hva, self.size, self.flags & slot_flags::READONLY == 0),
             file: (file.is_some() && vm.is_plain())
                 .then(|| process.lend_file(self.fd, self.offset, self.size))
                 .flatten(),

@@ -82,6 +82,12 @@ impl Slot {
         (start < end).then(|| (self.gpa + (start - binding.offset), end - start))
     }
 
+    /// True if the slot was lent memory of the process in a range.
+    pub(crate) fn meets_user_memory(&self, address: u64, bytes: u64) -> bool {
+        let (start, end) = (self.hva, self.hva.saturating_add(self.size));
+        self.lent.user.is_some() && start < address.saturating_add(bytes) && address < end
+    }
+
     /// The user address behind a guest address of the slot.
     pub(crate) fn user_address(&self, gpa: u64) -> u64 {
         self.hva.wrapping_add(gpa - self.gpa)

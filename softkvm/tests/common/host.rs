@@ -55,11 +55,15 @@ impl FileMemory for Pages {
     }
 }
 
+/// Guest_memfds with their memory.
+type Files = Vec<(File, Arc<Pages>)>;
+
 /// The process.
 pub(crate) struct Host {
     pub(crate) task: Task,
     memory: Mutex<Vec<Arc<Pages>>>,
-    files: Mutex<Vec<(File, Arc<Pages>)>>,
+    /// Those that were lent, which the process keeps. `None`: it lends no file.
+    files: Option<Mutex<Files>>,
 }
 
 impl Host {
@@ -67,7 +71,15 @@ impl Host {
         Self {
             task: Task::new(),
             memory: Mutex::default(),
-            files: Mutex::default(),
+            files: Some(Mutex::default()),
+        }
+    }
+
+    /// A process that lends no file, so that each ends with its last number.
+    pub(crate) fn without_files() -> Self {
+        Self {
+            files: None,
+            ..Self::new()
         }
     }
 
@@ -79,6 +91,12 @@ impl Host {
         at
     }
 
+    /// Gives memory back, of which no guest has a part any more.
+    pub(crate) fn unmap(&self, address: u64) {
+        let stays = |pages: &Arc<Pages>| pages.address() != address;
+        self.memory.lock().unwrap().retain(stays);
+    }
+
     pub(crate) fn ioctl(&self, fd: i32, ioctl: Ioctl, argument: u64) -> Result<i64, Refusal> {
         self.task.file(fd)?.ioctl(self, ioctl.number(), argument)
     }
@@ -87,7 +105,7 @@ impl Host {
     pub(crate) fn file_pages(&self, number: i32) -> Option<Arc<Pages>> {
         let file = self.task.file(number).ok()?;
         let (size, _) = file.guest_memfd()?;
-        let mut files = self.files.lock().unwrap();
+        let mut files = self.files.as_ref()?.lock().unwrap();
         if let Some((_, pages)) = files.iter().find(|(known, _)| known.is_same(&file)) {
             return Some(Arc::clone(pages));
         }
@@ -153,7 +171,7 @@ impl Process for Host {
         self.task.signal_pending()
     }
 
-    fn lend(&self, address: u64, bytes: u64) -> Option<HostRange> {
+    fn lend(&self, address: u64, bytes: u64, _writable: bool) -> Option<HostRange> {
         self.place(address, bytes as usize)?;
         // SAFETY: the range is in pages of this process, which outlives its VMs in each test.
         unsafe { HostRange::new(address, bytes) }.ok()

@@ -1,17 +1,15 @@
 //! A kernel, a process, and short names for calls.
 #![allow(dead_code)] // Each test uses some of it.
 
-mod ram;
+mod host;
 pub(crate) mod td;
 
-use std::sync::{Arc, OnceLock};
+use std::ops::Deref;
+use std::sync::OnceLock;
 
+use kvm_ops::Vendor;
 use kvm_ops::sim::SimHost;
-use kvm_ops::{HostRange, Vendor};
-use kvm_ops_softkvm::{
-    AddressSpace, Descriptor, EventFd, Fault, File, Kernel, Process, Refusal, RunArea, Task,
-};
-use kvm_ops_uapi::Errno;
+use kvm_ops_softkvm::{Kernel, Refusal};
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::memory::{CreateGuestMemfd, UserspaceMemoryRegion2};
 use kvm_ops_uapi::sev::{self, SevCmd, SevInit, SevLaunchStart};
@@ -19,63 +17,22 @@ use kvm_ops_uapi::vm::EnableCap;
 use kvm_ops_uapi::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
+use host::Host;
+
 pub(crate) type Answer = Result<i64, Refusal>;
 
-/// A process with `/dev/kvm` and, on AMD, `/dev/sev` open: a task that has, beside its own memory, some
-/// that guests can use.
+/// A process with `/dev/kvm` and, on AMD, `/dev/sev` open.
 pub(crate) struct World {
-    /// In front of the memory, so that its VMs end first.
-    pub(crate) task: Task,
+    host: Host,
     pub(crate) kvm: i32,
     pub(crate) sev: i32,
-    pub(crate) ram: ram::Ram,
 }
 
-impl Process for World {
-    fn address_space(&self) -> AddressSpace {
-        self.task.address_space()
-    }
+impl Deref for World {
+    type Target = Host;
 
-    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault> {
-        let here = self.ram.read(address, into);
-        here.unwrap_or_else(|| self.task.read(address, into))
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
-        let here = self.ram.write(address, bytes);
-        here.unwrap_or_else(|| self.task.write(address, bytes))
-    }
-
-    fn descriptor(&self, number: i32) -> Descriptor {
-        self.task.descriptor(number)
-    }
-
-    fn reserve(&self) -> Result<i32, Errno> {
-        self.task.reserve()
-    }
-
-    fn install(&self, number: i32, file: File) {
-        self.task.install(number, file);
-    }
-
-    fn release(&self, number: i32) {
-        self.task.release(number);
-    }
-
-    fn eventfd(&self, number: i32) -> Result<Arc<dyn EventFd>, Errno> {
-        self.task.eventfd(number)
-    }
-
-    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
-        self.task.run_area()
-    }
-
-    fn signal_pending(&self) -> bool {
-        self.task.signal_pending()
-    }
-
-    fn lend(&self, address: u64, bytes: u64) -> Option<HostRange> {
-        self.ram.lend(address, bytes)
+    fn deref(&self) -> &Host {
+        &self.host
     }
 }
 
@@ -97,22 +54,12 @@ impl World {
     }
 
     pub(crate) fn of(kernel: &Kernel) -> Self {
-        let task = Task::new();
-        let kvm = task.open(kernel.open_kvm()).unwrap();
+        let host = Host::without_files();
+        let kvm = host.task.open(kernel.open_kvm()).unwrap();
         let sev = kernel
             .open_sev()
-            .map_or(-1, |file| task.open(file).unwrap());
-        let ram = ram::Ram::default();
-        Self {
-            task,
-            kvm,
-            sev,
-            ram,
-        }
-    }
-
-    pub(crate) fn ioctl(&self, fd: i32, ioctl: Ioctl, argument: u64) -> Answer {
-        self.task.file(fd)?.ioctl(self, ioctl.number(), argument)
+            .map_or(-1, |file| host.task.open(file).unwrap());
+        Self { host, kvm, sev }
     }
 
     /// A call with a structure.

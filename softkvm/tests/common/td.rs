@@ -92,7 +92,7 @@ impl World {
     /// file, and the address of the shared side.
     pub(crate) fn private_slot(&self, vm: i32, number: u32, gpa: u64, bytes: u64) -> (i32, u64) {
         let gmem = self.gmem(vm, bytes);
-        let hva = self.ram.map(bytes as usize);
+        let hva = self.map(bytes);
         let region = UserspaceMemoryRegion2 {
             slot: U32::new(number),
             flags: U32::new(4),

@@ -1,5 +1,6 @@
 //! Slots that change, dirty logs, and memory that is not there.
 
+use kvm_ops_softkvm::{Process, Task};
 use kvm_ops_uapi::memory::{DirtyLog, slot_flags};
 use kvm_ops_uapi::run::{MemoryFault, Mmio, exit_reason};
 use kvm_ops_uapi::{Errno, U32, U64, ioctl};
@@ -24,7 +25,7 @@ fn a_slot_that_is_deleted_becomes_mmio_and_comes_back_with_its_memory() {
     let more = guest.host.map(4096);
     for value in [1, 2] {
         guest.slot(1, AT, more, 4096).unwrap();
-        kvm_ops_softkvm::Process::write(&guest.host, more, &[value]).unwrap();
+        Process::write(&guest.host, more, &[value]).unwrap();
         assert_eq!(next_value(&guest), value);
         guest.slot(1, AT, more, 0).unwrap();
         assert_eq!(guest.run(), exit_reason::MMIO);
@@ -43,8 +44,8 @@ fn a_slot_that_is_deleted_becomes_mmio_and_comes_back_with_its_memory() {
 fn a_slot_that_is_moved_shows_other_memory_at_the_old_place() {
     let guest = Guest::new(&READS);
     let more = guest.host.map(8192);
-    kvm_ops_softkvm::Process::write(&guest.host, more, &[1]).unwrap();
-    kvm_ops_softkvm::Process::write(&guest.host, more + 4096, &[2]).unwrap();
+    Process::write(&guest.host, more, &[1]).unwrap();
+    Process::write(&guest.host, more + 4096, &[2]).unwrap();
     for (gpa, value) in [(AT, 1), (AT - 4096, 2), (AT, 1)] {
         guest.slot(1, gpa, more, 8192).unwrap();
         assert_eq!(next_value(&guest), value);
@@ -60,7 +61,7 @@ fn writes_to_a_read_only_slot_leave_and_reads_do_not() {
         0xb8, 0x00, 0x20, 0x8e, 0xd8, 0xa0, 0x00, 0x00, 0xa2, 0x01, 0x00, 0xf4,
     ]);
     let more = guest.host.map(4096);
-    kvm_ops_softkvm::Process::write(&guest.host, more, &[0x55]).unwrap();
+    Process::write(&guest.host, more, &[0x55]).unwrap();
     let read_only = |region: &mut kvm_ops_uapi::memory::UserspaceMemoryRegion2| {
         region.flags = U32::new(slot_flags::READONLY);
     };
@@ -123,6 +124,37 @@ fn memory_that_the_process_does_not_have_is_efault_until_it_has_it() {
     let more = guest.host.map(4096);
     guest.slot(1, AT, more, 4096).unwrap();
     assert_eq!(next_value(&guest), 0);
+}
+
+#[test]
+fn memory_that_the_process_takes_away_is_efault_and_the_rest_stays() {
+    let guest = Guest::new(&READS);
+    let more = guest.host.map(4096);
+    Process::write(&guest.host, more, &[7]).unwrap();
+    guest.slot(1, AT, more, 4096).unwrap();
+    assert_eq!(next_value(&guest), 7);
+    let own = Process::address_space(&guest.host);
+    guest.kernel.invalidate(own, more - 4096, 4096);
+    guest.kernel.invalidate(own, more + 4096, 4096);
+    let other = Process::address_space(&Task::new());
+    guest.kernel.invalidate(other, more, 4096);
+    assert_eq!(next_value(&guest), 7, "none of it was meant");
+    guest.kernel.invalidate(own, more, 1);
+    assert_eq!(next_value(&guest), 7, "it was lent again");
+    guest.kernel.invalidate(own, more + 4095, 4096);
+    guest.host.unmap(more);
+    for _ in 0..2 {
+        let answer = guest.run_vcpu(guest.vcpu);
+        assert_eq!(answer.unwrap_err().errno(), Errno::EFAULT);
+        let fault: MemoryFault = guest.exit();
+        assert_eq!((fault.gpa.get(), fault.size.get()), (AT, 4096));
+    }
+    guest.slot(1, AT, 0, 0).unwrap();
+    assert_eq!(
+        guest.run(),
+        exit_reason::MMIO,
+        "the slot is gone, the code is not"
+    );
 }
 
 /// guest_memfd_test: a file that can be mapped behind a slot of a normal VM.

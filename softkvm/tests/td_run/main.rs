@@ -170,7 +170,7 @@ fn memory_is_shared_by_a_hypercall_and_private_again_with_other_contents() {
     };
     converts(0);
     assert_eq!(td.says(), 0);
-    kvm_ops_softkvm::Process::write(&td.w, td.low + 8, &77u64.to_le_bytes()).unwrap();
+    kvm_ops_softkvm::Process::write(&*td.w, td.low + 8, &77u64.to_le_bytes()).unwrap();
     assert_eq!(td.says(), 0x7465_6c6c_696d_6521);
     assert_eq!(td.shared(LOW), 0x7465_6c6c_696d_6521);
     assert_eq!(td.says(), 77);
@@ -231,7 +231,7 @@ fn an_access_of_the_other_kind_than_the_attribute_is_a_memory_fault_to_repair() 
         accept(a, DEVICE)?;
         say(a, rax)
     });
-    kvm_ops_softkvm::Process::write(&td.w, td.low, &5u64.to_le_bytes()).unwrap();
+    kvm_ops_softkvm::Process::write(&*td.w, td.low, &5u64.to_le_bytes()).unwrap();
     for _ in 0..2 {
         assert_eq!(td.run().unwrap_err().errno(), Errno::EFAULT);
         let fault: MemoryFault = td.exit(exit_reason::MEMORY_FAULT);

@@ -1,6 +1,7 @@
 //! A test that runs again with the library in front of libc.
 #![allow(dead_code)] // Each test binary uses a part.
 
+use std::path::Path;
 use std::process::Command;
 
 /// Set in the second run.
@@ -12,6 +13,11 @@ pub(crate) const SEED: u64 = 7;
 /// Runs a test of this binary again under the library, on a machine of that vendor. `None` in that run; otherwise the
 /// log of its calls.
 pub(crate) fn again(test: &str, vendor: &str) -> Option<String> {
+    again_with(test, vendor, &[])
+}
+
+/// The same with more variables.
+pub(crate) fn again_with(test: &str, vendor: &str, variables: &[(&str, &Path)]) -> Option<String> {
     if std::env::var_os(INSIDE).is_some() {
         return None;
     }
@@ -28,6 +34,7 @@ pub(crate) fn again(test: &str, vendor: &str) -> Option<String> {
         .env("KVM_OPS_WITH", vendor)
         .env("KVM_OPS_SEED", SEED.to_string())
         .env("KVM_OPS_LOG", &log)
+        .envs(variables.iter().copied())
         .env("LD_PRELOAD", own.with_file_name("libkvm_ops_preload.so"))
         .output()
         .expect("the test");
