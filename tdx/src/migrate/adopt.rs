@@ -18,8 +18,8 @@ struct Adopted<'a, H: Host>(&'a Td<H>);
 
 // SAFETY: it is given to `Mirror::map` only for entries that TDH.IMPORT.MEM has just filled with the page
 // in question, so the change is made. The module fills an entry for one call only, and until the guest is
-// this TD's no other thread maps or removes pages: neither vCPUs nor conversions run. Everything else is
-// the TD's hooks.
+// this TD's no other thread maps or removes pages: neither vCPUs nor conversions run. While the rest of its
+// pages come, its faults wait for them. Everything else is the TD's hooks.
 unsafe impl<H: Host> MirrorHooks for Adopted<'_, H> {
     fn set_private_spte(&self, change: &SpteChange) -> Result<()> {
         match (change.old(), change.new_value()) {
@@ -92,7 +92,8 @@ impl<H: Host> Td<H> {
             }
         };
         let (reached, done) = calls.import_mem(tdr, at, lane.new_pages());
-        let taken = self.adopt(bundle, pages, reached);
+        let outcomes = lane.outcomes(bundle.entries.len());
+        let taken = self.adopt(bundle, &outcomes, pages, reached);
         match done {
             Ok(()) => Ok(taken),
             Err(failed) => Err(ImportError::Call(failed)),
@@ -136,6 +137,8 @@ impl<H: Host> Td<H> {
             (Operation::Remigrate, PrivateSpte::Mapped(_)) if found.level == Level::Size4K => {
                 Ok(true)
             }
+            // A guest that waited for it had it sent before its turn.
+            (Operation::Migrate, PrivateSpte::Mapped(_)) if self.journey.awaits_pages() => Ok(true),
             // Sources here take no page back; a page that comes twice is the module's to refuse.
             (Operation::Nop, _) => Ok(true),
             _ => foreign,
@@ -158,13 +161,26 @@ impl<H: Host> Td<H> {
         Err(Error::Busy)
     }
 
-    /// Puts the pages of the first `reached` entries into the mirror, and gives the others back. Returns
-    /// the number of entries that were imported.
-    fn adopt(&self, bundle: &Bundle, pages: Vec<Option<Page>>, reached: u16) -> u64 {
+    /// Puts the pages of the first `reached` entries into the mirror, but those of entries that failed alone,
+    /// as entries of a post-copy may, and gives the others back. Returns the number of entries that were
+    /// imported.
+    fn adopt(
+        &self,
+        bundle: &Bundle,
+        outcomes: &[Entry],
+        pages: Vec<Option<Page>>,
+        reached: u16,
+    ) -> u64 {
         let private = self.read_private();
         let mut taken = 0;
         for (n, (entry, page)) in bundle.entries.iter().zip(pages).enumerate() {
-            let imported = n < usize::from(reached) && entry.succeeded();
+            let sent = n < usize::from(reached) && entry.succeeded();
+            let failed_alone = outcomes.get(n).is_some_and(|entry| !entry.succeeded());
+            let imported = sent && !failed_alone;
+            if sent && failed_alone && self.journey.awaits_pages() {
+                // To be asked for again, unless it had come before.
+                self.lock(&self.journey.book).wanted.insert(entry.gfn());
+            }
             taken += u64::from(imported && entry.operation() != Operation::Nop);
             let Some(page) = page else { continue };
             if !imported {

@@ -1,9 +1,9 @@
 //! The guest's writes while its pages travel.
 
-use kvm_ops::{Error, Field, Gfn, Host, Level, Result, Step};
+use kvm_ops::{Error, Field, Gfn, Host, Level, PrivateSpte, Result, Step};
 
 use crate::seamcall::EntryAt;
-use crate::td::Td;
+use crate::td::{Private, Td};
 
 impl<H: Host> Td<H> {
     /// A page was mapped: an export that is under way must send it too.
@@ -27,6 +27,20 @@ impl<H: Host> Td<H> {
         book.blocked.remove(gfn);
         book.pending.insert(gfn);
         Ok(())
+    }
+
+    /// The guest touched a page while its pages still come from another host. Returns whether it must wait
+    /// for that one.
+    pub(crate) fn waits_for_page(&self, private: &Private, gfn: Gfn) -> bool {
+        if !self.journey.awaits_pages() || private.mirror.lookup(gfn).entry != PrivateSpte::Absent {
+            return false;
+        }
+        let mut book = self.lock(&self.journey.book);
+        let waits = !book.absent.contains(gfn);
+        if waits {
+            book.wanted.insert(gfn);
+        }
+        waits
     }
 
     /// TDH.EXPORT.UNBLOCKW of a page that is blocked for writing.

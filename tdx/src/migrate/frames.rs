@@ -48,6 +48,11 @@ impl Frames {
         self.remove(gfn).then_some(gfn)
     }
 
+    /// All frames, the lowest first.
+    pub(crate) fn into_all(mut self) -> alloc::vec::Vec<Gfn> {
+        core::iter::from_fn(|| self.pop_first()).collect()
+    }
+
     /// The lowest frame.
     pub(crate) fn first(&self) -> Option<Gfn> {
         let (at, word) = self.words.first_key_value()?;

@@ -3,12 +3,14 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, Privacy, Result, SeamPort, Step, VcpuId};
+use kvm_ops::{
+    Error, Field, Gfn, Host, PAGE_SIZE, Privacy, PrivateSpte, Result, SeamPort, Step, VcpuId,
+};
 use kvm_ops_mmu::{Mutex, MutexGuard};
 
 use super::adopt::ImportError;
 use super::bundle::{Bundle, BundleKind};
-use super::journey::Session;
+use super::journey::{Book, Session};
 use super::lane::Lane;
 use super::record::Shape;
 use crate::TdxVm;
@@ -41,6 +43,8 @@ enum Phase {
     Receiving,
     /// POST_IMPORT: the start token came.
     Started,
+    /// LIVE_IMPORT: the guest runs here, and its pages still come.
+    Live,
     /// The guest is this TD's.
     Own,
     /// FAILED_IMPORT.
@@ -193,6 +197,7 @@ impl<'a, H: Host> Incoming<'a, H> {
             (Phase::Receiving, kind) => {
                 !matches!(kind, BundleKind::Immutable | BundleKind::AbortToken)
             }
+            (Phase::Live, kind) => kind == BundleKind::Memory,
             (Phase::Started | Phase::Own | Phase::Ended, _) => false,
         };
         // State that is not a vCPU's, and tokens, have stream 0.
@@ -220,6 +225,9 @@ impl<'a, H: Host> Incoming<'a, H> {
                 Ok(())
             }
             Err(ImportError::Host(error)) => Err(error),
+            Err(ImportError::Call(failed)) if self.phase() == Phase::Live => {
+                Err(self.lost(&failed))
+            }
             Err(ImportError::Call(failed)) => Err(self.failed(&failed)),
         }
     }
@@ -235,7 +243,7 @@ impl<'a, H: Host> Incoming<'a, H> {
         if private.slots.covered(gfn, 1) == 0 {
             return Err(Error::NotFound(Field::Gfn, gfn.get()));
         }
-        if private.mirror.lookup(gfn).entry != kvm_ops::PrivateSpte::Absent {
+        if private.mirror.lookup(gfn).entry != PrivateSpte::Absent {
             return Err(Error::Exists(Field::Gfn, gfn.get()));
         }
         self.td.set_shared(gfn, 1, true)?;
@@ -245,21 +253,81 @@ impl<'a, H: Host> Incoming<'a, H> {
             .on_td_port(|port| port.write_slot(gpa, page.unwrap_or(&zeros)))
     }
 
-    /// Makes the guest this TD's, which runs it (TDH.IMPORT.END). After an error it may be tried
-    /// again.
+    /// Makes the guest this TD's, which runs it (TDH.IMPORT.END). After a [`commit`](Self::commit): all of
+    /// its pages have come. After an error it may be tried again.
     ///
     /// # Errors
     /// [`Error::WrongState`] before the start token; the module's.
     pub fn own(&mut self) -> Result<()> {
-        if self.phase() != Phase::Started {
+        let phase = self.phase();
+        if !matches!(phase, Phase::Started | Phase::Live) {
             return Err(Error::WrongState(self.td.life.step()));
         }
         let tdr = self.td.tdr()?;
         self.call(|calls| calls.import_end(tdr))?;
         self.set_phase(Phase::Own);
+        if phase == Phase::Live {
+            self.td.journey.set_awaits_pages(false);
+            *self.td.lock(&self.td.journey.book) = Book::default();
+            return Ok(());
+        }
+        self.begin_to_run("a guest came from another host")
+    }
+
+    fn begin_to_run(&self, how: &'static str) -> Result<()> {
         self.td.drop_scratch();
-        self.td.took_step("a guest came from another host", None);
+        self.td.took_step(how, None);
         self.td.life.advance(Step::Runnable)
+    }
+
+    /// Lets the guest run here before all of its pages have come (TDH.IMPORT.COMMIT): a post-copy. From here
+    /// on no call brings it back to its source. Where it touches a page that has not come its vCPU waits in
+    /// [`vcpu_run`](kvm_ops::VcpuOps::vcpu_run); [`wanted`](Self::wanted) names the page. Once all have come,
+    /// [`own`](Self::own) ends the import.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] before the start token; the module's.
+    pub fn commit(&mut self) -> Result<()> {
+        if self.phase() != Phase::Started {
+            return Err(Error::WrongState(self.td.life.step()));
+        }
+        let tdr = self.td.tdr()?;
+        self.call(|calls| calls.import_commit(tdr))?;
+        self.set_phase(Phase::Live);
+        self.td.journey.set_awaits_pages(true);
+        self.begin_to_run("a guest runs here while its pages come from another host")
+    }
+
+    /// Takes the frames for which the guest waits since the last call.
+    pub fn wanted(&self) -> Vec<Gfn> {
+        let mut book = self.td.lock(&self.td.journey.book);
+        let wanted = core::mem::take(&mut book.wanted);
+        drop(book);
+        let private = self.td.read_private();
+        let mut wanted = wanted.into_all();
+        // Some have come since.
+        wanted.retain(|gfn| private.mirror.lookup(*gfn).entry == PrivateSpte::Absent);
+        wanted
+    }
+
+    /// Says that the [source](super::Outgoing::has_page) has no page there: the guest gets a new one, which it
+    /// must accept.
+    pub fn never_had(&self, gfn: Gfn) {
+        let mut book = self.td.lock(&self.td.journey.book);
+        book.absent.insert(gfn);
+    }
+
+    /// A failure once the guest runs here: its other pages cannot come any more, and so it is lost, unless
+    /// nothing has changed.
+    fn lost(&self, failed: &Failed) -> Error {
+        let error = failed.error();
+        if !error.is_transient() {
+            self.set_phase(Phase::Ended);
+            let advice = "pages of the guest are lost, and it with them; destroy this VM";
+            self.td
+                .poison_by(failed.report(&self.td.life, Some(advice)));
+        }
+        error
     }
 
     /// Gives the guest up for good (TDH.IMPORT.ABORT), and returns the token with which the source runs
@@ -269,7 +337,7 @@ impl<'a, H: Host> Incoming<'a, H> {
     /// [`Error::WrongState`] before the first bundle, where the source needs no token, and once the
     /// guest is this TD's; the module's.
     pub fn abort(&mut self) -> Result<Bundle> {
-        if matches!(self.phase(), Phase::New | Phase::Own) {
+        if matches!(self.phase(), Phase::New | Phase::Live | Phase::Own) {
             return Err(Error::WrongState(self.td.life.step()));
         }
         let (at, tdr) = (self.lane(0)?.at(1), self.td.tdr()?);

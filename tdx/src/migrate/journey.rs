@@ -16,6 +16,8 @@ pub(crate) struct Journey {
     stopped: AtomicBool,
     /// Pages may be blocked for writing: faults look into the book.
     follows: AtomicBool,
+    /// The guest runs here and its pages still come: faults wait for them.
+    awaits_pages: AtomicBool,
     /// The TD was created for a guest that comes: it has no launch of its own.
     awaits: AtomicBool,
     /// The number of streams that the module has contexts for, the backward stream among them.
@@ -36,6 +38,10 @@ pub(crate) struct Book {
     pub(crate) blocked: Frames,
     /// Sent at least once.
     pub(crate) exported: Frames,
+    /// At the target: the guest waits for them.
+    pub(crate) wanted: Frames,
+    /// At the target: the source has no page for them.
+    pub(crate) absent: Frames,
 }
 
 impl Book {
@@ -97,6 +103,14 @@ impl Journey {
 
     pub(crate) fn set_follows(&self, follows: bool) {
         self.follows.store(follows, Ordering::Release);
+    }
+
+    pub(crate) fn awaits_pages(&self) -> bool {
+        self.awaits_pages.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_awaits_pages(&self, awaits: bool) {
+        self.awaits_pages.store(awaits, Ordering::Release);
     }
 
     pub(crate) fn set_awaits(&self) {

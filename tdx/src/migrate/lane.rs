@@ -93,6 +93,12 @@ impl<'a, H: Host> Lane<'a, H> {
         Ok(at)
     }
 
+    /// What the module says of the first `n` entries; nothing if they cannot be read.
+    pub(super) fn outcomes(&self, n: usize) -> Vec<Entry> {
+        let words = self.td.read_words(self.list(1), n).unwrap_or_default();
+        words.into_iter().map(Entry).collect()
+    }
+
     fn mbmd(&self) -> Result<[u8; MBMD_BYTES]> {
         let mut mbmd = [0; MBMD_BYTES];
         self.td.pages()?.read(self.list(0), &mut mbmd)?;

@@ -285,6 +285,17 @@ impl<'a, H: Host> Outgoing<'a, H> {
         }
     }
 
+    /// The start token of a post-copy: pages are left that never travelled, and follow by
+    /// [`pages`](Self::pages) and [`wanted_pages`](Self::wanted_pages) while the guest runs at the
+    /// target. [`leave`](Self::leave) once all have arrived.
+    ///
+    /// # Errors
+    /// As [`start_token`](Self::start_token), where pages are left that were sent and then written again.
+    pub fn early_start_token(&mut self) -> Result<Bundle> {
+        self.require(&[Phase::Paused])?;
+        self.token(true)
+    }
+
     /// Frames that the guest shares with the host, as ranges. They are not among the bundles.
     pub fn shared(&self) -> Vec<(Gfn, u64)> {
         let private = self.td.read_private();

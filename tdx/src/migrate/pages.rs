@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Gfn, Host, Result};
+use kvm_ops::{Gfn, Host, PrivateSpte, Result};
 
 use super::bundle::Bundle;
 use super::frames::Frames;
@@ -41,13 +41,45 @@ impl<H: Host> Outgoing<'_, H> {
     /// The module's. Pages whose entries were locked are left for the next round.
     /// [`Error::Busy`](kvm_ops::Error::Busy) while another thread makes a bundle of the stream.
     pub fn pages(&self, stream: u16) -> Result<Option<Bundle>> {
-        self.require(&[Phase::Live, Phase::Paused])?;
+        self.require(&[Phase::Live, Phase::Paused, Phase::Posted])?;
         let lane = self.lane(stream)?;
         let frames = self.next_frames()?;
+        self.bundle_of(&lane, frames)
+    }
+
+    /// After the start token: a bundle of the pages that the guest waits for at the target, of the first
+    /// [`BATCH`] of these frames. `None` if the TD [has](Self::has_page) none of them.
+    ///
+    /// # Errors
+    /// As [`pages`](Self::pages).
+    pub fn wanted_pages(&self, stream: u16, wanted: &[Gfn]) -> Result<Option<Bundle>> {
+        self.require(&[Phase::Posted])?;
+        let lane = self.lane(stream)?;
+        let there = wanted.iter().copied().filter(|gfn| self.has_page(*gfn));
+        let frames: Vec<Gfn> = there.take(BATCH).collect();
+        let mut work = self.td.lock(&self.work);
+        let mut book = self.td.lock(&self.td.journey.book);
+        for gfn in &frames {
+            work.window.remove(*gfn);
+            book.round.remove(*gfn);
+            book.pending.remove(*gfn);
+        }
+        drop(book);
+        drop(work);
+        self.bundle_of(&lane, frames)
+    }
+
+    /// Returns whether the TD has a private page there.
+    pub fn has_page(&self, gfn: Gfn) -> bool {
+        let found = self.td.read_private().mirror.lookup(gfn);
+        matches!(found.entry, PrivateSpte::Mapped(_))
+    }
+
+    fn bundle_of(&self, lane: &Lane<'_, H>, frames: Vec<Gfn>) -> Result<Option<Bundle>> {
         if frames.is_empty() {
             return Ok(None);
         }
-        let (reached, exported) = self.export(&lane, &frames);
+        let (reached, exported) = self.export(lane, &frames);
         let bundle = match exported {
             Ok(bundle) => bundle,
             Err(error) => {
@@ -71,7 +103,10 @@ impl<H: Host> Outgoing<'_, H> {
         for entry in &bundle.entries {
             if !entry.succeeded() {
                 // Written meanwhile, or another thread is at its entry.
-                book.pending.insert(entry.gfn());
+                match self.phase {
+                    Phase::Posted => book.round.insert(entry.gfn()),
+                    _ => book.pending.insert(entry.gfn()),
+                }
                 continue;
             }
             book.exported.insert(entry.gfn());

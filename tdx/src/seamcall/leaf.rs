@@ -77,6 +77,7 @@ leaves! {
     ExportUnblockw = 75, 0, "TDH.EXPORT.UNBLOCKW";
     ImportAbort = 80, 0, "TDH.IMPORT.ABORT";
     ImportEnd = 81, 0, "TDH.IMPORT.END";
+    ImportCommit = 82, 0, "TDH.IMPORT.COMMIT";
     ImportMem = 83, 0, "TDH.IMPORT.MEM";
     ImportTrack = 84, 0, "TDH.IMPORT.TRACK";
     ImportStateImmutable = 85, 0, "TDH.IMPORT.STATE.IMMUTABLE";

@@ -252,6 +252,11 @@ impl<S: SeamPort> Calls<'_, S> {
         self.here(Leaf::ImportEnd, regs(tdr.get(), 0)).map(drop)
     }
 
+    /// Lets the TD run here while the rest of its memory is imported.
+    pub(crate) fn import_commit(&self, tdr: Hpa) -> Outcome {
+        self.here(Leaf::ImportCommit, regs(tdr.get(), 0)).map(drop)
+    }
+
     /// Ends an import for good, and makes the token that lets the source run the TD again.
     pub(crate) fn import_abort(&self, tdr: Hpa, at: BundleAt) -> Outcome {
         self.here(Leaf::ImportAbort, at.token(tdr)).map(drop)

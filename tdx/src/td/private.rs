@@ -67,6 +67,9 @@ impl<H: Host> Td<H> {
         if gfn.get() >= self.frames() || !private.may_be_private(gfn) {
             return Ok(Found::Fault(Fault::NotPrivate));
         }
+        if self.waits_for_page(private, gfn) {
+            return Ok(Found::Fault(Fault::Retry));
+        }
         let page = || self.take_page(Level::Size4K);
         Ok(match private.mirror.map(self, gfn, Level::Size4K, page) {
             Ok(Mapped::New) => {
@@ -115,7 +118,8 @@ impl<H: Host> Td<H> {
         let no_vcpu = VcpuId(self.params.vcpus);
         for tries in 0..PATIENCE {
             let fault = self.fault(no_vcpu, gfn)?;
-            if fault != Fault::Retry {
+            // A page that comes from another host may come late: only vCPUs wait for it.
+            if fault != Fault::Retry || self.journey.awaits_pages() {
                 return Ok(fault);
             }
             (0..1u32 << tries).for_each(|_| self.relax());
