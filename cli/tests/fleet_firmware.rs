@@ -6,21 +6,10 @@
 
 mod common;
 
-use common::run_with_input;
+use common::{PROMPT, run_with_input, tdvf};
 use serde_json::Value;
 
-const PROMPT: &str = "Press any key to enter the Boot Manager Menu";
 const MEMORY: u64 = 96 << 20;
-
-fn firmware() -> Option<String> {
-    let named = std::env::var("KVM_OPS_TDVF").ok();
-    let path = named.unwrap_or_else(|| "/usr/share/ovmf/OVMF.inteltdx.ms.fd".into());
-    if std::path::Path::new(&path).exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: no {path}");
-    None
-}
 
 fn tds() -> u64 {
     let stated = std::env::var("KVM_OPS_FLEET").ok();
@@ -29,7 +18,7 @@ fn tds() -> u64 {
 
 #[test]
 fn tds_boot_firmware_side_by_side_and_give_everything_back() {
-    let Some(firmware) = firmware() else {
+    let Some(firmware) = tdvf() else {
         return;
     };
     let count = tds();

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{check, hosts, program, run};
+use common::{check, hosts, ovmf, program, run};
 
 const SEABIOS: &str = "/usr/share/seabios/bios.bin";
 
@@ -234,20 +234,6 @@ fn a_technology_that_cannot_be_had_is_refused_with_the_reason() {
             ran.err
         );
     }
-}
-
-/// The image of Debian's package ovmf, or the file that `KVM_OPS_OVMF` names.
-fn ovmf() -> Option<String> {
-    let named = std::env::var("KVM_OPS_OVMF").ok();
-    let known = ["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd"].map(String::from);
-    let found = named
-        .into_iter()
-        .chain(known)
-        .find(|path| Path::new(path).is_file());
-    if found.is_none() {
-        println!("skipped: no OVMF image; install the package ovmf or set KVM_OPS_OVMF");
-    }
-    found
 }
 
 /// Returns a step's SEAMCALLs and its details from the table.

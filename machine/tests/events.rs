@@ -2,8 +2,10 @@
 //! SEAMCALL, SP command and RMP instruction at trace with operands and status by name, and for each
 //! failure at warn or error with everything named.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+#[path = "support/log.rs"]
+mod log;
+
+use std::sync::Arc;
 
 use kvm_ops::guest::Script;
 use kvm_ops::sim::SimHost;
@@ -11,53 +13,9 @@ use kvm_ops::{Fault, FaultPlan, Gpa, Host, InjectedHost, Kind, Level, PspPort, T
 use kvm_ops_machine::{
     ConsoleSink, LaunchPage, LaunchStep, Machine, MachineConfig, RunLimits, RunReport,
 };
+use log::{has, log_of};
 
 const PAGE: Gpa = Gpa::new(0x3000);
-
-/// The log of the whole process: vCPU threads write into it too.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        lock(&self.0).extend_from_slice(data);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The lines that `body` logs. One test at a time: there is one log.
-fn log_of(body: impl FnOnce()) -> Vec<String> {
-    static LOG: OnceLock<Log> = OnceLock::new();
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = lock(&TURN);
-    let log = LOG.get_or_init(|| {
-        let log = Log::default();
-        let writer = log.clone();
-        tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
-            .with_writer(move || writer.clone())
-            .with_ansi(false)
-            .without_time()
-            .with_target(false)
-            .init();
-        log
-    });
-    lock(&log.0).clear();
-    body();
-    let bytes = std::mem::take(&mut *lock(&log.0));
-    let text = String::from_utf8(bytes).expect("events are text");
-    text.lines()
-        .map(|line| line.trim_start().to_owned())
-        .collect()
-}
 
 /// The address by which a guest means private memory.
 fn private(tech: Tech, gpa: Gpa) -> Gpa {
@@ -88,17 +46,6 @@ fn life(tech: Tech, plan: &Arc<FaultPlan>) -> RunReport {
     let report = machine.run(&devices, RunLimits::none()).expect("a run");
     drop(machine.destroy());
     report
-}
-
-/// Finds the parts in one line.
-#[track_caller]
-fn has(log: &[String], parts: &[&str]) {
-    let fits = |line: &&String| parts.iter().all(|part| line.contains(part));
-    assert!(
-        log.iter().any(|line| fits(&line)),
-        "no line with {parts:?} in:\n{}",
-        log.join("\n")
-    );
 }
 
 #[track_caller]

@@ -3,7 +3,9 @@
 
 mod books;
 mod certificates;
+mod event_log;
 mod guest;
+mod measured;
 mod quotes;
 mod sev;
 mod start;
@@ -12,6 +14,7 @@ mod tour;
 
 pub(crate) use books::{Account, Books, Firmware, Leaks};
 pub(crate) use certificates::certificates;
+pub(crate) use measured::Measured;
 pub(crate) use quotes::{Quotes, WithQuotes};
 pub(crate) use start::{Measurement, Start};
 pub(crate) use td::{TdImage, td_params};

@@ -126,3 +126,31 @@ pub(crate) fn examples() -> Vec<PathBuf> {
     files.sort();
     files
 }
+
+/// The text at which firmware has reached its boot manager.
+pub(crate) const PROMPT: &str = "Press any key to enter the Boot Manager Menu";
+
+/// Firmware for TDs: that of Debian's package ovmf-inteltdx, or the file that `KVM_OPS_TDVF` names.
+pub(crate) fn tdvf() -> Option<String> {
+    let named = std::env::var("KVM_OPS_TDVF").ok();
+    let path = named.unwrap_or_else(|| "/usr/share/ovmf/OVMF.inteltdx.ms.fd".into());
+    if Path::new(&path).exists() {
+        return Some(path);
+    }
+    println!("skipped: no {path}");
+    None
+}
+
+/// The image of Debian's package ovmf, or the file that `KVM_OPS_OVMF` names.
+pub(crate) fn ovmf() -> Option<String> {
+    let named = std::env::var("KVM_OPS_OVMF").ok();
+    let known = ["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd"].map(String::from);
+    let found = named
+        .into_iter()
+        .chain(known)
+        .find(|path| Path::new(path).is_file());
+    if found.is_none() {
+        println!("skipped: no OVMF image; install the package ovmf or set KVM_OPS_OVMF");
+    }
+    found
+}

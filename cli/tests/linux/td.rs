@@ -1,23 +1,12 @@
 //! Linux in a TD: firmware, kernel, user space.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::archive::initramfs;
-use crate::common::run;
+use crate::common::{Ran, ovmf, run};
 use crate::{figures, init, kernel, processor_seconds};
-
-/// Debian 12's firmware, or what the environment names.
-fn firmware() -> Option<String> {
-    let named = std::env::var("KVM_OPS_OVMF").ok();
-    let path = named.unwrap_or_else(|| "/usr/share/ovmf/OVMF.fd".into());
-    if Path::new(&path).is_file() {
-        return Some(path);
-    }
-    println!("skipped: no {path}");
-    None
-}
 
 /// The variable that names a kernel for TDs.
 const TDX: &str = "KVM_OPS_LINUX_TDX";
@@ -32,7 +21,7 @@ struct Boot {
 impl Boot {
     /// Of the kernel that a variable of the environment names, with this initial RAM file system. `None` without firmware or kernel.
     fn new(variable: &str, files: &[(&str, Vec<u8>)]) -> Option<Self> {
-        let (kernel, firmware) = (kernel(variable)?, firmware()?);
+        let (kernel, firmware) = (kernel(variable)?, ovmf()?);
         let archive = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(archive.path(), initramfs(files)).unwrap();
         Some(Self {
@@ -42,8 +31,8 @@ impl Boot {
         })
     }
 
-    /// Boots until the guest ends. Returns the exit code and the report.
-    fn ends(&self, vcpus: u32, more: &[&str]) -> (Option<i32>, Value) {
+    /// Boots until the guest ends. Returns the report, and what was said beside it.
+    fn ends(&self, vcpus: u32, more: &[&str]) -> (Value, Ran) {
         let (vcpus, archive) = (vcpus.to_string(), self.archive.path().to_str().unwrap());
         let files = [
             &self.firmware,
@@ -72,13 +61,13 @@ impl Boot {
         .concat());
         let report = serde_json::from_str(&ran.out);
         let report = report.unwrap_or_else(|error| panic!("{error}: {}{}", ran.out, ran.err));
-        (ran.code, report)
+        (report, ran)
     }
 
     /// Boots until the guest switches off.
     fn run(&self, vcpus: u32, more: &[&str]) -> Value {
-        let (code, report) = self.ends(vcpus, more);
-        assert_eq!(code, Some(0), "{report}");
+        let (report, ran) = self.ends(vcpus, more);
+        assert_eq!(ran.code, Some(0), "{report}");
         assert_eq!(report["outcome"], "switched off", "{report}");
         report
     }
@@ -144,22 +133,35 @@ fn a_kernel_starts_the_other_vcpus_of_its_td_and_runs_are_still_alike() {
 
 /// The modules by which a kernel tells its TD's evidence, in the order of their loading, from its package.
 fn modules(kernel: &str) -> Option<Vec<(String, Vec<u8>)>> {
-    const FILES: [&str; 3] = [
-        "fs/configfs/configfs.ko.xz",
-        "drivers/virt/coco/tsm.ko.xz",
-        "drivers/virt/coco/tdx-guest/tdx-guest.ko.xz",
+    /// Each with its place in Linux 6.12 and, if it has moved, in 7.2.
+    const FILES: [&[&str]; 3] = [
+        &["fs/configfs/configfs.ko.xz"],
+        &[
+            "drivers/virt/coco/tsm.ko.xz",
+            "drivers/virt/coco/guest/tsm_report.ko.xz",
+        ],
+        &["drivers/virt/coco/tdx-guest/tdx-guest.ko.xz"],
     ];
-    let kernel = Path::new(kernel);
-    let release = kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
-    let root = kernel.parent()?.parent()?;
-    let places = ["lib/modules", "usr/lib/modules"].map(|place| root.join(place).join(release));
-    let place = places.into_iter().find(|place| place.is_dir())?;
-    let read = |file: &str| {
-        let bytes = std::fs::read(place.join("kernel").join(file)).ok()?;
-        let (_, name) = file.rsplit_once('/')?;
-        Some((name.to_owned(), bytes))
+    let directory = module_directory(Path::new(kernel))?;
+    let read = |files: &[&str]| {
+        let mut paths = files.iter().map(|file| directory.join("kernel").join(file));
+        let path = paths.find(|path| path.is_file())?;
+        let name = path.file_name()?.to_str()?.to_owned();
+        Some((name, std::fs::read(path).ok()?))
     };
     FILES.into_iter().map(read).collect()
+}
+
+/// Packages have the kernel beside its modules, or in `boot`.
+fn module_directory(kernel: &Path) -> Option<PathBuf> {
+    let directory = kernel.parent()?;
+    if directory.join("kernel").is_dir() {
+        return Some(directory.to_owned());
+    }
+    let release = kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
+    let places = ["lib/modules", "usr/lib/modules"];
+    let places = places.map(|place| directory.with_file_name(place).join(release));
+    places.into_iter().find(|place| place.is_dir())
 }
 
 /// The evidence that Linux gives its user space is what a verifier accepts: the quote is that of this launch, and the event log
@@ -190,12 +192,8 @@ fn a_verifier_accepts_the_quote_and_the_event_log_that_linux_gives() {
     std::fs::write(file("quote.bin"), &quote).unwrap();
     // REPORTMACSTRUCT.REPORTDATA, and TDINFO, which the quote's body repeats.
     assert_eq!(report[128..192], init::DATA);
-    let measured = |name: &str| {
-        let steps = ran["steps"].as_array().unwrap();
-        let step = steps.iter().find(|step| step["step"] == name).expect(name);
-        step["detail"].as_str().unwrap().to_owned()
-    };
-    let rtmrs = ["RTMR0", "RTMR1", "RTMR2", "RTMR3"].map(measured);
+    let measured = &ran["measured"];
+    let rtmrs = [0, 1, 2, 3].map(|n| measured["rtmr"][n].as_str().unwrap());
     let told = run(&["measure", "tdx", &boot.firmware, "--json"]);
     let told: Value = serde_json::from_str(&told.out).unwrap();
     let zeros = "00".repeat(48);
@@ -229,14 +227,18 @@ fn a_verifier_accepts_the_quote_and_the_event_log_that_linux_gives() {
         .into_iter()
         .zip(&rtmrs)
     {
-        question.extend([option, value]);
+        question.extend([option, *value]);
     }
     // Debian 12's firmware measures nothing, and has no log.
     let log = bytes(console, init::EVENT_LOG);
     let log_file = file("event_log.bin");
     if log.is_empty() {
         assert_eq!(rtmrs, [&*zeros; 4]);
+        assert_eq!(measured["event_log"], Value::Null);
     } else {
+        // The program finds it in memory, too.
+        let replays = &measured["event_log"]["replays"];
+        assert_eq!(*replays, Value::from(vec![true; 4]), "{measured}");
         std::fs::write(&log_file, &log).unwrap();
         question.extend(["--event-log", &log_file]);
     }
@@ -262,13 +264,19 @@ fn a_kernel_without_support_of_tdx_ends_in_a_triple_fault_and_nothing_is_lost() 
     let Some(boot) = Boot::new(ANY, &[("init", init::guest())]) else {
         return;
     };
-    let (code, report) = boot.ends(1, &[]);
+    let (report, ran) = boot.ends(1, &[]);
     // Its EFI stub runs, and the kernel has no handler for #VE.
     assert!(console(&report).contains("EFI stub: "), "{report}");
     assert_eq!(
-        (code, &report["outcome"]),
+        (ran.code, &report["outcome"]),
         (Some(3), &"triple fault".into())
     );
+    // Where, and with which stack and table.
+    let line = |line: &&str| line.contains("the guest has no handler for an exception");
+    let line = ran.err.lines().find(line).expect("the place");
+    for register in ["rip=0x", "rsp=0x", "cr2=0x", "idt=0x"] {
+        assert!(line.contains(register), "{line}");
+    }
     assert_eq!(report["leaks"], Value::Array(Vec::new()));
     assert_eq!(
         report["firmware"]["disagreements"],

@@ -4,7 +4,7 @@ use kvm_ops::FreeReport;
 use serde::Serialize;
 
 use super::report::{Ran, Told};
-use crate::confidential::{Account, Books, Firmware, Leaks};
+use crate::confidential::{Account, Books, Firmware, Leaks, Measured};
 use crate::doctor::text::{finish, table};
 use crate::exit_code::Code;
 use crate::failure::Outcome;
@@ -18,6 +18,7 @@ pub(super) struct Steps<'a> {
     firmware: Firmware,
     books: Vec<Books>,
     rows: Vec<Step>,
+    measured: Option<Measured>,
 }
 
 /// A step, with the calls that it took: SEAMCALLs, or commands to the AMD SP.
@@ -38,6 +39,8 @@ struct Report<'a, R: Serialize> {
     run: R,
     steps: &'a [Step],
     firmware: Option<&'a Account>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<&'a Measured>,
 }
 
 impl<'a> Steps<'a> {
@@ -47,6 +50,7 @@ impl<'a> Steps<'a> {
             firmware,
             books: place.books(firmware).into_iter().collect(),
             rows: Vec::new(),
+            measured: None,
         }
     }
 
@@ -65,6 +69,14 @@ impl<'a> Steps<'a> {
             detail,
         });
         self.books.extend(now);
+    }
+
+    /// Records what a TD's registers hold.
+    pub(super) fn measured(&mut self, measured: Measured) {
+        for (name, value) in measured.rows() {
+            self.took(name, value);
+        }
+        self.measured = Some(measured);
     }
 
     /// Gives a machine back, tells of its run, and returns the exit code.
@@ -101,6 +113,7 @@ impl<'a> Steps<'a> {
                 run: told.json(ran, &freed, code),
                 steps: &self.rows,
                 firmware: account.as_ref(),
+                measured: self.measured.as_ref(),
             })?,
             _ => self.print(&freed, account.as_ref()),
         }

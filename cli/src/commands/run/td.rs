@@ -11,7 +11,7 @@ use super::report::{Chipset, Ran, Taken, Told};
 use super::steps::Steps;
 use super::{Args, LaunchOrder, disks, homeless};
 use crate::commands::measure::not_tdvf;
-use crate::confidential::{Firmware, MESSAGE, Quotes, Start, TdImage, Tour, td_params};
+use crate::confidential::{Firmware, MESSAGE, Measured, Quotes, Start, TdImage, Tour, td_params};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::files;
@@ -142,8 +142,8 @@ fn compare_and_run(
             let chipset = Chipset::Q35(disks, quoting(args, place)?);
             let ran = Ran::of(args, place, machine, chipset)?;
             steps.took("run", ran.end());
-            for (name, value) in rtmrs(place, machine) {
-                steps.took(name, value);
+            if let Some(measured) = Measured::of(place, machine, args.memory) {
+                steps.measured(measured);
             }
             return Ok(ran);
         }
@@ -178,17 +178,6 @@ fn quoting(args: &Args, place: &Place) -> Outcome<Option<Box<Quoting<Quotes>>>> 
             .map_err(|error| Failure::because(format!("cannot write {}", path.display()), error))?;
     }
     Ok(Some(Box::new(Quoting::new(quotes))))
-}
-
-/// The RTMRs, as the software module has them.
-fn rtmrs(place: &Place, machine: &dyn AnyMachine) -> Vec<(&'static str, String)> {
-    const NAMES: [&str; 4] = ["RTMR0", "RTMR1", "RTMR2", "RTMR3"];
-    let module = place.platform.as_ref().and_then(|host| host.tdx_platform());
-    let td = module.zip(machine.tdr());
-    let Some(view) = td.and_then(|(module, tdr)| module.td(tdr.get())) else {
-        return Vec::new();
-    };
-    NAMES.into_iter().zip(view.rtmr.map(hex::encode)).collect()
 }
 
 /// The image that is named, or the built-in start with its guest.
