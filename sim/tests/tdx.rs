@@ -592,4 +592,10 @@ fn cpuid_of_a_td_has_no_feature_that_the_processor_lacks() {
         }
     }
     assert_ne!(found, 0);
+    // The area of XSAVES has its legacy part and its header.
+    let area = platform.guest_cpuid(td.tdvpr.get(), 0xd, 1, 0);
+    assert!(
+        matches!(area, Some(CpuidAnswer::Values([_, 576, ..]))),
+        "{area:?}"
+    );
 }

@@ -8,6 +8,11 @@ const HTT: u32 = 1 << 28;
 /// Leaf 7 EDX: MD_CLEAR, and the MSRs of mitigations: SPEC_CTRL, STIBP, L1D_FLUSH, ARCH_CAPABILITIES, CORE_CAPABILITIES,
 /// SSBD. A TD has these MSRs, which do nothing here.
 const MITIGATIONS: u32 = 1 << 10 | 0b11_1111 << 26;
+/// EBX of this leaf is the size of the area that XSAVES writes: legacy part and header, before components are enabled.
+/// Linux 7.2 does not go on with another size than it has counted.
+const XSAVES: (u32, u32) = (0xd, 1);
+const EBX: usize = 1;
+const AREA: u32 = 576;
 /// Leaf 1 EAX and EBX, sizes and addresses, are no features.
 const ALL: u32 = u32::MAX;
 
@@ -19,6 +24,9 @@ pub(super) fn cut(config: &mut PlatformConfig) {
         let mask = mask(&processor, row.leaf, row.subleaf);
         for (value, mask) in row.values.iter_mut().zip(mask) {
             *value &= mask;
+        }
+        if (row.leaf, row.subleaf) == XSAVES {
+            row.values[EBX] = AREA;
         }
     }
 }

@@ -6,6 +6,7 @@
 use super::cpuid::xsave_size;
 use super::msr::{self, MsrAccess, bitmap_bit};
 use super::tables::{self, Action, CPUID, Quad};
+use super::xsave;
 use crate::config::PlatformConfig;
 use crate::meta::vcpu_store::{class, management};
 use crate::meta::vmcs;
@@ -138,6 +139,10 @@ impl Virtual<'_> {
                 }
             }
             (0xD, 0) => v[EBX] = xsave_size(self.cfg, f.get(XCR0)),
+            // In the compacted format, with the supervisor's components. The machine of the recordings has no size here.
+            (0xD, 1) if self.cfg.native_cpuid(0xD, 1)[EBX] != 0 => {
+                v[EBX] = xsave::layout(self.cfg, f.get(XCR0) | f.get(IA32_XSS)).1;
+            }
             (0xB | 0x1F, _) => v[EDX] = self.x2apic_id(),
             (0x8000_0001, _) => v[EDX] = with_bit(v[EDX], SYSCALL, self.is_64_bit()),
             _ => {}
