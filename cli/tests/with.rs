@@ -72,3 +72,34 @@ fn what_is_missing_is_named_with_what_to_do() {
         Some(2)
     );
 }
+
+#[test]
+fn a_plan_of_faults_is_checked_and_handed_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let plan = folder.path().join("plan.toml");
+    let name = plan.to_str().unwrap();
+    let inject = |text: &str| {
+        std::fs::write(&plan, text).unwrap();
+        run(&["with", "--library", &library, "--inject", name, "--", "env"])
+    };
+    let ran = inject("[[fault]]\ncall = 'KVM_RUN'\nevery = 2\nerrno = 'EINTR'\n");
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let line = format!("KVM_OPS_INJECT={name}");
+    assert!(ran.out.lines().any(|l| l == line), "{}", ran.out);
+    let ran = inject("[[fault]]\ncall = 'KVM_WALK'\nnth = 1\nerrno = 'EINTR'\n");
+    assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""));
+    assert!(ran.err.contains("is no plan of faults"), "{}", ran.err);
+    assert!(ran.err.contains("line 2"), "{}", ran.err);
+    assert!(ran.err.contains("`KVM_WALK` is no ioctl"), "{}", ran.err);
+    let ran = run(&[
+        "with",
+        "--library",
+        &library,
+        "--inject",
+        "/gone",
+        "--",
+        "env",
+    ]);
+    assert_eq!(ran.code, Some(5), "{}", ran.err);
+}

@@ -8,9 +8,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kvm_ops_softkvm::Faults;
+
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
-use crate::term;
+use crate::{files, term};
 
 /// Runs a program that finds a software /dev/kvm and /dev/sev.
 ///
@@ -20,9 +22,15 @@ use crate::term;
 #[command(after_help = "\
 Examples:
   kvm-ops with --amd -- ./sev_migrate_tests
-  kvm-ops with --amd --log calls.log -- ./my-vmm   each ioctl, and the check that failed")]
+  kvm-ops with --amd --log calls.log -- ./my-vmm   each ioctl, and the check that failed
+  kvm-ops with --amd --inject plan.toml -- ./my-vmm   chosen ioctls fail; a plan is a list of faults:
+    [[fault]]
+    call = \"KVM_CREATE_VCPU\"   or a command: \"KVM_SEV_LAUNCH_START\", \"KVM_TDX_INIT_VM\"
+    nth = 2                    counted from 1; with `times`, so many in a row; or `every = N`, or
+                               `one_in = N` at random from `seed`
+    errno = \"ENOMEM\"")]
 pub(crate) struct Args {
-    /// An Intel machine: normal and software-protected VMs
+    /// An Intel machine: normal and software-protected VMs, and TDs
     #[arg(long, conflicts_with = "amd")]
     intel: bool,
 
@@ -33,6 +41,10 @@ pub(crate) struct Args {
     /// Append a line for each ioctl
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+
+    /// Fail the calls that a plan of faults names, without making them
+    #[arg(long, value_name = "PLAN")]
+    inject: Option<PathBuf>,
 
     /// The library libkvm_ops_preload.so, if it is not beside this program
     #[arg(long, value_name = "FILE")]
@@ -63,15 +75,37 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .env("LD_PRELOAD", preloads(&library));
     command.env("KVM_OPS_WITH", if args.intel { "intel" } else { "amd" });
     if let Some(log) = &args.log {
-        // The program may change its directory.
-        let log = std::path::absolute(log)
-            .map_err(|error| Failure::because(format!("cannot write {}", log.display()), error))?;
-        command.env("KVM_OPS_LOG", log);
+        command.env("KVM_OPS_LOG", absolute(log)?);
+    }
+    if let Some(plan) = &args.inject {
+        check_plan(plan)?;
+        command.env("KVM_OPS_INJECT", absolute(plan)?);
     }
     // Returns only if it fails.
     let error = command.exec();
     let failure = Failure::because(format!("cannot run {}", program.display()), error);
     Err(failure.code(Code::Input))
+}
+
+/// A path for the program, which may change its directory.
+fn absolute(path: &Path) -> Outcome<PathBuf> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::because(format!("cannot find {}", path.display()), error))
+}
+
+/// The most bytes of a plan.
+const PLAN: u64 = 1 << 20;
+
+/// Tells of a mistake in a plan before the program starts.
+fn check_plan(path: &Path) -> Outcome<()> {
+    let bytes = files::read("the plan", path, PLAN)?;
+    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Failure::because(format!("{} is no plan of faults", path.display()), error)
+            .code(Code::Usage)
+    };
+    let text = String::from_utf8(bytes).map_err(|error| wrong(error.into()))?;
+    Faults::parse(&text).map_err(|error| wrong(error.into()))?;
+    Ok(())
 }
 
 /// The library's path, absolute.
