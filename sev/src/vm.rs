@@ -6,10 +6,10 @@ use core::fmt;
 
 use kvm_ops::moves::{self, GuestName, MoveToken, StagingTable};
 use kvm_ops::{
-    Asid, AsidLease, Backend, Diagnosis, Drained, EncCmd, EncParams, EncRegion, Error, Field,
-    FreeReport, Gfn, Host, InitialPage, KeyReleased, Leak, Level, Life, Measurement, MemSlot,
-    Missing, PageTotals, Pfn, Privacy, PspPort, Result, SevParams, SharedMask, SpteChange, Step,
-    Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
+    Asid, AsidLease, Backend, DevicePort, Diagnosis, Drained, EncCmd, EncParams, EncRegion, Error,
+    Field, FreeReport, Gfn, Host, InitialPage, KeyReleased, Leak, Level, Life, Measurement,
+    MemSlot, Missing, PageTotals, Pfn, Privacy, PspPort, Result, SevParams, SharedMask, SpteChange,
+    Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 
 use crate::cell::Cell;
@@ -345,6 +345,10 @@ impl<H: Host> VmOps for SevVm<H> {
         self.shared.step().require_live()?;
         self.shared.params.check_interrupt(vcpu, vector)?;
         self.shared.port.deliver_interrupt(vcpu, vector)
+    }
+
+    fn devices(&self) -> Option<&dyn DevicePort> {
+        self.shared.port.devices()
     }
 }
 

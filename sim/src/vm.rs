@@ -338,16 +338,13 @@ impl VmPort for SimVm {
             }
         };
         wake.post(vector);
-        if self.inner.tech == Tech::Tdx {
-            self.inner.turns.heard();
-        }
+        self.inner.turns.heard();
         Ok(())
     }
 
-    /// A VM with interrupt controllers in the platform has them, unless it is confidential.
+    /// A VM with interrupt controllers in the platform has them, unless it is a TD.
     fn devices(&self) -> Option<&dyn DevicePort> {
-        let normal = !self.inner.tech.is_confidential();
-        let chips = normal && self.inner.irqchip() == Irqchip::Full;
+        let chips = self.inner.tech != Tech::Tdx && self.inner.irqchip() == Irqchip::Full;
         chips.then_some(self as &dyn DevicePort)
     }
 

@@ -31,6 +31,61 @@ pub(crate) fn guest() -> Vec<u8> {
     program.finish(POWER_OFF)
 }
 
+/// What [`snp_evidence`] writes before the bytes of the two reports and of the certificates.
+pub(crate) const SNP_REPORT: &str = "init: report by ioctl ";
+pub(crate) const TSM_REPORT: &str = "init: report by configfs ";
+pub(crate) const CERTIFICATES: &str = "init: certificates ";
+
+/// Asks the kernel for the guest's report (SNP_GET_REPORT), and for another one with the host's certificates (configfs, "tsm"),
+/// and switches the machine off. The modules are loaded first, in that order.
+pub(crate) fn snp_evidence(modules: &[String]) -> Vec<u8> {
+    /// `_IOWR('S', 0, struct snp_guest_request_ioctl)`: the version of the message, the addresses of `struct snp_report_req` and
+    /// `struct snp_report_resp`, and errors.
+    const GET_REPORT: u64 = 0xc020_5300;
+    const VERSION: u64 = 1;
+    const RESPONSE: u64 = 0x1000;
+    const REQUEST: u64 = 0x3000;
+    // MSG_REPORT_RSP has a status, a length and zeros before the report.
+    const HEADER: u64 = 32;
+    const LEN: u64 = 1184;
+    let mut program = Program::new();
+    program.mount("sysfs", "/sys");
+    program.mount("devtmpfs", "/dev");
+    modules
+        .iter()
+        .for_each(|module| program.load_module(module));
+    program.mount("configfs", "/config");
+    program.fill(0, DATA[0].into(), DATA.len() as u32);
+    program.put(REQUEST, Arg::Number(VERSION));
+    program.put(REQUEST + 8, Arg::Buffer(0));
+    program.put(REQUEST + 16, Arg::Buffer(RESPONSE));
+    program.open("/dev/sev-guest", open::BOTH);
+    program.call(
+        call::IOCTL,
+        &[Arg::Rbx, Arg::Number(GET_REPORT), Arg::Buffer(REQUEST)],
+    );
+    program.close();
+    program.end_at(RESPONSE + HEADER + LEN);
+    program.print_hex(SNP_REPORT, RESPONSE + HEADER);
+    let request = ask_tsm(&mut program);
+    for (file, title) in [("outblob", TSM_REPORT), ("auxblob", CERTIFICATES)] {
+        program.read(&format!("{request}/{file}"), 0x5000);
+        program.print_hex(title, 0x5000);
+    }
+    program.finish(POWER_OFF)
+}
+
+/// Asks for a report or quote about the first bytes of the memory. Returns the directory of the answer.
+fn ask_tsm(program: &mut Program) -> &'static str {
+    const REQUEST: &str = "/config/tsm/report/init";
+    program.call(call::MKDIR, &[Arg::Text(REQUEST), Arg::Number(0o755)]);
+    program.open(&format!("{REQUEST}/inblob"), open::WRITE);
+    let data = Arg::Number(DATA.len() as u64);
+    program.call(call::WRITE, &[Arg::Rbx, Arg::Buffer(0), data]);
+    program.close();
+    REQUEST
+}
+
 fn tell_processors(program: &mut Program) {
     program.mount("proc", "/proc");
     program.mount("sysfs", "/sys");
@@ -70,11 +125,7 @@ pub(crate) fn evidence(modules: &[String]) -> Vec<u8> {
     program.close();
     program.end_at(data + LEN);
     program.print_hex(REPORT, data);
-    let request = "/config/tsm/report/init";
-    program.call(call::MKDIR, &[Arg::Text(request), Arg::Number(0o755)]);
-    program.open(&format!("{request}/inblob"), open::WRITE);
-    program.call(call::WRITE, &[Arg::Rbx, Arg::Buffer(0), Arg::Number(data)]);
-    program.close();
+    let request = ask_tsm(&mut program);
     program.read(&format!("{request}/outblob"), 0x1000);
     program.print_hex(QUOTE, 0x1000);
     program.read("/sys/firmware/acpi/tables/data/CCEL", 0x2000);

@@ -1,15 +1,18 @@
-//! A Linux kernel boots on the software platform, as a normal VM and in a TD, to a program in user space.
+//! A Linux kernel boots on the software platform, as a normal VM, in a TD and in an SNP guest, to a program in user space.
 //!
-//! `KVM_OPS_LINUX` names the kernel, a bzImage with a serial console, and `KVM_OPS_LINUX_TDX` one that knows TDX, with
-//! its modules where its package has them; without them the tests say that they are skipped.
+//! `KVM_OPS_LINUX` names the kernel, a bzImage with a serial console, `KVM_OPS_LINUX_TDX` and `KVM_OPS_LINUX_SNP` one that
+//! knows TDX or SNP, with its modules where its package has them; without them the tests say that they are skipped.
 //! `KVM_OPS_LINUX=vmlinuz cargo test --release -p kvm-ops-cli --test linux -- --nocapture --test-threads 1` prints the figures
-//! of docs/machine-code.md. `KVM_OPS_OVMF` names the firmware of the TD, if it is not where Debian installs it.
+//! of docs/machine-code.md. `KVM_OPS_OVMF` names the firmware of the TD, and `KVM_OPS_OVMF_SEV` that of the SNP guest, if they
+//! are not where Debian installs them.
 
 mod archive;
+mod boot;
 #[path = "../common/mod.rs"]
 mod common;
 mod init;
 mod program;
+mod snp;
 mod td;
 
 use std::path::Path;

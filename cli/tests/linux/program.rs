@@ -79,18 +79,22 @@ impl Program {
     /// Makes a system call. Its result is in RAX.
     pub(crate) fn call(&mut self, nr: u32, args: &[Arg<'_>]) {
         for (place, arg) in [rdi, rsi, rdx, r10, r8].into_iter().zip(args) {
-            match *arg {
-                Arg::Number(value) => asm!(self.code; mov place, value;),
-                Arg::Text(text) => {
-                    let label = self.text(&[text.as_bytes(), b"\0"].concat());
-                    asm!(self.code; lea place, ptr(label););
-                }
-                Arg::Buffer(offset) => asm!(self.code; mov place, BUFFER + offset;),
-                Arg::Rbx => asm!(self.code; mov place, rbx;),
-                Arg::Rdx => asm!(self.code; mov place, rdx;),
-            }
+            self.load(place, *arg);
         }
         asm!(self.code; mov eax, nr; syscall;);
+    }
+
+    fn load(&mut self, place: AsmRegister64, arg: Arg<'_>) {
+        match arg {
+            Arg::Number(value) => asm!(self.code; mov place, value;),
+            Arg::Text(text) => {
+                let label = self.text(&[text.as_bytes(), b"\0"].concat());
+                asm!(self.code; lea place, ptr(label););
+            }
+            Arg::Buffer(offset) => asm!(self.code; mov place, BUFFER + offset;),
+            Arg::Rbx => asm!(self.code; mov place, rbx;),
+            Arg::Rdx => asm!(self.code; mov place, rdx;),
+        }
     }
 
     /// Writes a text to the console.
@@ -187,6 +191,12 @@ impl Program {
     pub(crate) fn fill(&mut self, offset: u64, byte: u32, bytes: u32) {
         asm!(self.code; mov rdi, BUFFER + offset; mov eax, byte; mov ecx, bytes;);
         self.code.rep().stosb().expect(ENCODES);
+    }
+
+    /// Stores 8 bytes at an offset.
+    pub(crate) fn put(&mut self, offset: u64, value: Arg<'_>) {
+        self.load(rax, value);
+        asm!(self.code; mov rdi, BUFFER + offset; mov qword_ptr(rdi), rax;);
     }
 
     /// RBP holds that offset.

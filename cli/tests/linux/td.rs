@@ -1,187 +1,48 @@
 //! Linux in a TD: firmware, kernel, user space.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::Value;
 
-use crate::archive::initramfs;
-use crate::common::{Ran, ovmf, run};
-use crate::{figures, init, kernel, processor_seconds};
+use crate::boot::{Boot, Guests, boots_alike, bytes, console};
+use crate::common::{ovmf, run};
+use crate::{init, kernel};
 
 /// The variable that names a kernel for TDs.
 const TDX: &str = "KVM_OPS_LINUX_TDX";
 
-/// The files of a boot.
-struct Boot {
-    firmware: String,
-    kernel: String,
-    archive: tempfile::NamedTempFile,
-}
+const TD: Guests = Guests {
+    name: "a TD",
+    options: &["--tech", "tdx", "--allow-rbp"],
+    firmware: ovmf,
+    says: "tdx: Guest detected",
+    flag: Some("tdx_guest"),
+};
 
-impl Boot {
-    /// Of the kernel that a variable of the environment names, with this initial RAM file system. `None` without firmware or kernel.
-    fn new(variable: &str, files: &[(&str, Vec<u8>)]) -> Option<Self> {
-        let (kernel, firmware) = (kernel(variable)?, ovmf()?);
-        let archive = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(archive.path(), initramfs(files)).unwrap();
-        Some(Self {
-            firmware,
-            kernel,
-            archive,
-        })
-    }
-
-    /// Boots until the guest ends. Returns the report, and what was said beside it.
-    fn ends(&self, vcpus: u32, more: &[&str]) -> (Value, Ran) {
-        let (vcpus, archive) = (vcpus.to_string(), self.archive.path().to_str().unwrap());
-        let files = [
-            &self.firmware,
-            "--kernel",
-            &self.kernel,
-            "--initrd",
-            archive,
-        ];
-        let size = ["--memory", "512M", "--vcpus", &vcpus, "--timeout", "30m"];
-        let ran = run(&[
-            &[
-                "run",
-                "--json",
-                "--host",
-                "sim",
-                "--tech",
-                "tdx",
-                "--allow-rbp",
-            ][..],
-            &files,
-            &["--append", "console=ttyS0 panic=-1"],
-            &size,
-            &["--clock", "1795219200"],
-            more,
-        ]
-        .concat());
-        let report = serde_json::from_str(&ran.out);
-        let report = report.unwrap_or_else(|error| panic!("{error}: {}{}", ran.out, ran.err));
-        (report, ran)
-    }
-
-    /// Boots until the guest switches off.
-    fn run(&self, vcpus: u32, more: &[&str]) -> Value {
-        let (report, ran) = self.ends(vcpus, more);
-        assert_eq!(ran.code, Some(0), "{report}");
-        assert_eq!(report["outcome"], "switched off", "{report}");
-        report
-    }
-}
-
-fn console(report: &Value) -> &str {
-    report["console"]["text"].as_str().unwrap()
-}
-
-/// The bytes that `init` has printed behind a title.
-fn bytes(console: &str, title: &str) -> Vec<u8> {
-    let (_, rest) = console.split_once(title).expect(title);
-    hex::decode(rest.lines().next().unwrap().trim()).expect(title)
-}
-
-/// The value of a field of /proc/cpuinfo, for each processor.
-fn fields<'a>(console: &'a str, name: &str) -> Vec<&'a str> {
-    let of = |line: &'a str| line.split_once(':').filter(|(key, _)| key.trim() == name);
-    console
-        .lines()
-        .filter_map(of)
-        .map(|(_, value)| value.trim())
-        .collect()
-}
-
-/// Boots a TD with that many vCPUs twice.
-fn boots_alike(vcpus: u32) {
-    let Some(boot) = Boot::new(TDX, &[("init", init::guest())]) else {
-        return;
-    };
-    let began = processor_seconds();
-    let first = boot.run(vcpus, &[]);
-    let text = console(&first);
-    assert!(text.contains("tdx: Guest detected"), "{text}");
-    // What the kernel tells of its processors, by the program in user space.
-    let numbers: Vec<_> = (0..vcpus).map(|n| n.to_string()).collect();
-    assert_eq!(fields(text, "processor"), numbers, "{text}");
-    for flags in fields(text, "flags") {
-        assert!(flags.split(' ').any(|flag| flag == "tdx_guest"), "{flags}");
-    }
-    let (_, online) = text.split_once(init::ONLINE).expect("the list of vCPUs");
-    let all = if vcpus == 1 {
-        "0".into()
-    } else {
-        format!("0-{}", vcpus - 1)
-    };
-    assert_eq!(online.lines().next().map(str::trim), Some(&*all));
-    figures(&format!("Linux in a TD, vCPUs: {vcpus}"), &first, began);
-    let second = boot.run(vcpus, &[]);
-    assert_eq!(second["instructions"], first["instructions"]);
-    assert_eq!(console(&second), text);
-}
+/// The modules by which a kernel tells its TD's evidence, in the order of their loading. Each with its place in Linux 6.12 and, if
+/// it has moved, in 7.2.
+const MODULES: [&[&str]; 3] = [
+    &["fs/configfs/configfs.ko.xz"],
+    &[
+        "drivers/virt/coco/tsm.ko.xz",
+        "drivers/virt/coco/guest/tsm_report.ko.xz",
+    ],
+    &["drivers/virt/coco/tdx-guest/tdx-guest.ko.xz"],
+];
 
 #[test]
 fn a_kernel_boots_in_a_td_to_user_space_and_switches_off_with_the_same_instructions_each_time() {
-    boots_alike(1);
+    boots_alike(&TD, TDX, 1);
 }
 
 #[test]
 fn a_kernel_starts_the_other_vcpus_of_its_td_and_runs_are_still_alike() {
-    boots_alike(4);
-}
-
-/// The modules by which a kernel tells its TD's evidence, in the order of their loading, from its package.
-fn modules(kernel: &str) -> Option<Vec<(String, Vec<u8>)>> {
-    /// Each with its place in Linux 6.12 and, if it has moved, in 7.2.
-    const FILES: [&[&str]; 3] = [
-        &["fs/configfs/configfs.ko.xz"],
-        &[
-            "drivers/virt/coco/tsm.ko.xz",
-            "drivers/virt/coco/guest/tsm_report.ko.xz",
-        ],
-        &["drivers/virt/coco/tdx-guest/tdx-guest.ko.xz"],
-    ];
-    let directory = module_directory(Path::new(kernel))?;
-    let read = |files: &[&str]| {
-        let mut paths = files.iter().map(|file| directory.join("kernel").join(file));
-        let path = paths.find(|path| path.is_file())?;
-        let name = path.file_name()?.to_str()?.to_owned();
-        Some((name, std::fs::read(path).ok()?))
-    };
-    FILES.into_iter().map(read).collect()
-}
-
-/// Packages have the kernel beside its modules, or in `boot`.
-fn module_directory(kernel: &Path) -> Option<PathBuf> {
-    let directory = kernel.parent()?;
-    if directory.join("kernel").is_dir() {
-        return Some(directory.to_owned());
-    }
-    let release = kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
-    let places = ["lib/modules", "usr/lib/modules"];
-    let places = places.map(|place| directory.with_file_name(place).join(release));
-    places.into_iter().find(|place| place.is_dir())
+    boots_alike(&TD, TDX, 4);
 }
 
 /// The evidence that Linux gives its user space is what a verifier accepts: the quote is that of this launch, and the event log
 /// in the guest's memory replays to its RTMRs.
 #[test]
 fn a_verifier_accepts_the_quote_and_the_event_log_that_linux_gives() {
-    let Some(modules) = kernel(TDX).map(|kernel| modules(&kernel)) else {
-        return;
-    };
-    let Some(mut files) = modules else {
-        println!("skipped: no modules beside the kernel");
-        return;
-    };
-    let names: Vec<_> = files.iter().map(|(name, _)| format!("/{name}")).collect();
-    files.push(("init".into(), init::evidence(&names)));
-    let files: Vec<_> = files
-        .iter()
-        .map(|(name, bytes)| (&**name, bytes.clone()))
-        .collect();
-    let Some(boot) = Boot::new(TDX, &files) else {
+    let Some(boot) = Boot::with_modules(&TD, TDX, &MODULES, init::evidence) else {
         return;
     };
     let directory = tempfile::tempdir().unwrap();
@@ -261,7 +122,7 @@ fn a_kernel_without_support_of_tdx_ends_in_a_triple_fault_and_nothing_is_lost() 
         );
         return;
     }
-    let Some(boot) = Boot::new(ANY, &[("init", init::guest())]) else {
+    let Some(boot) = Boot::new(&TD, ANY, &[("init", init::guest())]) else {
         return;
     };
     let (report, ran) = boot.ends(1, &[]);
