@@ -1,5 +1,6 @@
 //! The hosts of this build behind one trait, so that a fleet can use several.
 
+use kvm_ops::sim::SimHost;
 use kvm_ops::{
     AmdVm, AnyVm, FreeReport, Gpa, Host, Hpa, IntelVm, Irqchip, Kind, Measurement, Pfn, Result,
     Tech, Vendor, VmConfig, create,
@@ -13,6 +14,7 @@ use crate::args::HostChoice;
 use crate::confidential::{Books, Firmware};
 use crate::failure::Failure;
 use crate::memory::Limits;
+use crate::platform;
 
 /// The reason why the program holds no confidential VM on `/dev/kvm`: what it measures of an image is for a launch on the
 /// software platform.
@@ -179,7 +181,7 @@ pub(crate) struct Wanted {
 pub(crate) struct Place {
     pub(crate) host: Box<dyn AnyHost>,
     /// The software platform, if the host is one: built-in guests are programs there.
-    pub(crate) platform: Option<kvm_ops::sim::SimHost>,
+    pub(crate) platform: Option<SimHost>,
 }
 
 impl Place {
@@ -328,12 +330,11 @@ fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
 
 /// One software platform for each vendor.
 pub(crate) fn platforms() -> Vec<Place> {
-    let place = |vendor| {
-        let platform = kvm_ops::sim::SimHost::new(vendor);
-        Place {
-            host: Box::new(platform.clone()),
-            platform: Some(platform),
-        }
+    let place = |platform: SimHost| Place {
+        host: Box::new(platform.clone()),
+        platform: Some(platform),
     };
-    [Vendor::Intel, Vendor::Amd].map(place).into()
+    [platform::intel(), SimHost::new(Vendor::Amd)]
+        .map(place)
+        .into()
 }

@@ -15,6 +15,7 @@ mod guests;
 mod hosts;
 mod interrupt;
 mod memory;
+mod platform;
 mod term;
 mod units;
 mod until;

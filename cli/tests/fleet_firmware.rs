@@ -1,8 +1,7 @@
 //! A fleet of TDs that boot firmware at once, and its books.
 //!
 //! The firmware is `OVMF.inteltdx.ms.fd` of Debian's package ovmf-inteltdx (2026.08), or the file that the environment
-//! variable `KVM_OPS_TDVF` names. `KVM_OPS_FLEET` is the number of TDs: 8 by default, of
-//! the 10 that find room in the 1 GiB of the software module.
+//! variable `KVM_OPS_TDVF` names. `KVM_OPS_FLEET` is the number of TDs, 8 by default, and at most the 31 that find keys.
 
 mod common;
 

@@ -7,12 +7,12 @@ use kvm_ops::Vendor;
 use kvm_ops::sev::migrate::Phase;
 use kvm_ops::sim::SimHost;
 use kvm_ops_machine::Machine;
-use soft_tdx_module::{Range, Tdmr};
 
 use super::guest::Told;
 use super::report::Report;
 use super::{Guest, Kinds, Session, WARM_UP, leaks};
 use crate::failure::{Failure, Outcome};
+use crate::platform;
 
 const GIB: u64 = 1 << 30;
 
@@ -22,15 +22,10 @@ impl Guest {
         let Kinds::Tdx = self.tech else {
             return self.sev_host();
         };
-        // The guest's pages, 1 GiB for tables and control pages, and PAMT.
-        let tdmr = self.memory.next_multiple_of(GIB) + GIB;
-        let pamt = GIB + tdmr;
-        let platform = soft_tdx_module::Platform::builder()
-            .memory(pamt + 2 * GIB)
-            .cmrs([Range::new(GIB, tdmr + 2 * GIB)])
-            .tdmrs([Tdmr::with_pamt_at(Range::new(GIB, tdmr), pamt)]);
+        // The guest's pages, and 1 GiB for tables and control pages.
+        let module = platform::tdx(self.memory.next_multiple_of(GIB) + GIB);
         SimHost::builder(Vendor::Intel)
-            .tdx(platform)
+            .tdx(module)
             .build()
             .map_err(|error| Failure::because("cannot build a software host", error))
     }
