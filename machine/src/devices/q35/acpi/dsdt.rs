@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 
 use super::super::pci::{self, Window};
 use super::super::{cards, ioapic, power};
-use super::Facts;
+use super::{Facts, osc};
 use crate::Devices;
 use crate::layout::FOUR_GIB;
 
@@ -81,7 +81,8 @@ fn root_bridge(facts: &Facts) -> Made {
     let lines = Name::new("_PRT".into(), &interrupt_lines());
     let mut resources: Vec<&dyn Aml> = vec![&buses, &own, &below, &above];
     resources.extend(memory.iter().map(|piece| piece as &dyn Aml));
-    let more: [&dyn Aml; 3] = [&compatible, &number, &lines];
+    let control = Made(osc::method());
+    let more: [&dyn Aml; 4] = [&compatible, &number, &lines, &control];
     device("PCI0", "PNP0A08", &more, resources)
 }
 

@@ -5,6 +5,7 @@
 
 mod dsdt;
 mod loader;
+mod osc;
 
 use acpi_tables::aml::Word;
 use acpi_tables::facs::FACS;
