@@ -5,10 +5,10 @@
 const PROGRAM: u32 = 0o100_755;
 
 /// An archive with these files.
-pub(crate) fn initramfs(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn initramfs(files: &[(impl AsRef<str>, Vec<u8>)]) -> Vec<u8> {
     let mut archive = Vec::new();
     for (name, contents) in files {
-        add(&mut archive, name, PROGRAM, contents);
+        add(&mut archive, name.as_ref(), PROGRAM, contents);
     }
     add(&mut archive, "TRAILER!!!", 0, &[]);
     archive

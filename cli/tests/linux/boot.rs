@@ -1,11 +1,11 @@
 //! Boots of confidential guests: firmware, kernel, user space.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use crate::archive::initramfs;
 use crate::common::{Ran, run};
+use crate::modules::with_modules;
 use crate::{figures, init, kernel, processor_seconds};
 
 /// Guests of a technology.
@@ -26,7 +26,7 @@ pub(crate) struct Boot {
     options: &'static [&'static str],
     pub(crate) firmware: String,
     pub(crate) kernel: String,
-    archive: tempfile::NamedTempFile,
+    archive: NamedTempFile,
 }
 
 /// What the kernel is told.
@@ -35,15 +35,10 @@ pub(crate) const CMDLINE: &str = "console=ttyS0 panic=-1";
 impl Boot {
     /// Of the kernel that a variable of the environment names, with this initial RAM file system. `None` without firmware or kernel.
     pub(crate) fn new(guests: &Guests, variable: &str, files: &[(&str, Vec<u8>)]) -> Option<Self> {
-        let (kernel, firmware) = (kernel(variable)?, (guests.firmware)()?);
-        let archive = tempfile::NamedTempFile::new().unwrap();
+        let kernel = kernel(variable)?;
+        let archive = NamedTempFile::new().unwrap();
         std::fs::write(archive.path(), initramfs(files)).unwrap();
-        Some(Self {
-            options: guests.options,
-            firmware,
-            kernel,
-            archive,
-        })
+        Self::of(guests, kernel, archive)
     }
 
     /// Of a kernel with modules from its package, in the order of their loading, and an `init` that is told their paths. `None`
@@ -54,17 +49,18 @@ impl Boot {
         files: &[&[&str]],
         init: fn(&[String]) -> Vec<u8>,
     ) -> Option<Self> {
-        let Some(mut files) = modules(&kernel(variable)?, files) else {
-            println!("skipped: no modules beside the kernel");
-            return None;
-        };
-        let names: Vec<_> = files.iter().map(|(name, _)| format!("/{name}")).collect();
-        files.push(("init".into(), init(&names)));
-        let files: Vec<_> = files
-            .iter()
-            .map(|(name, bytes)| (&**name, bytes.clone()))
-            .collect();
-        Self::new(guests, variable, &files)
+        let kernel = kernel(variable)?;
+        let archive = with_modules(&kernel, files, init)?;
+        Self::of(guests, kernel, archive)
+    }
+
+    fn of(guests: &Guests, kernel: String, archive: NamedTempFile) -> Option<Self> {
+        Some(Self {
+            options: guests.options,
+            firmware: (guests.firmware)()?,
+            kernel,
+            archive,
+        })
     }
 
     /// The initial RAM file system.
@@ -159,28 +155,4 @@ pub(crate) fn boots_alike(guests: &Guests, variable: &str, vcpus: u32) {
     let second = boot.run(vcpus, &[]);
     assert_eq!(second["instructions"], first["instructions"]);
     assert_eq!(console(&second), text);
-}
-
-/// Modules from a kernel's package, each the first of its places that there is, by their names. `None` if one is missing.
-fn modules(kernel: &str, files: &[&[&str]]) -> Option<Vec<(String, Vec<u8>)>> {
-    let directory = module_directory(Path::new(kernel))?;
-    let read = |files: &[&str]| {
-        let mut paths = files.iter().map(|file| directory.join("kernel").join(file));
-        let path = paths.find(|path| path.is_file())?;
-        let name = path.file_name()?.to_str()?.to_owned();
-        Some((name, std::fs::read(path).ok()?))
-    };
-    files.iter().map(|files| read(files)).collect()
-}
-
-/// Packages have the kernel beside its modules, or in `boot`.
-fn module_directory(kernel: &Path) -> Option<PathBuf> {
-    let directory = kernel.parent()?;
-    if directory.join("kernel").is_dir() {
-        return Some(directory.to_owned());
-    }
-    let release = kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
-    let places = ["lib/modules", "usr/lib/modules"];
-    let places = places.map(|place| directory.with_file_name(place).join(release));
-    places.into_iter().find(|place| place.is_dir())
 }

@@ -6,8 +6,11 @@ use crate::program::{Arg, Program, call, open};
 pub(crate) const HELLO: &str = "init: user space of Linux ";
 
 /// Commands of reboot(2).
-const RESTART: u64 = 0x123_4567;
-const POWER_OFF: u64 = 0x4321_fedc;
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum End {
+    Restart = 0x123_4567,
+    PowerOff = 0x4321_fedc,
+}
 
 /// The offset of the release in what uname(2) tells.
 const RELEASE: u64 = 130;
@@ -18,7 +21,7 @@ pub(crate) fn hello() -> Vec<u8> {
     program.call(call::UNAME, &[Arg::Buffer(0)]);
     program.say(HELLO);
     program.say_buffer(RELEASE);
-    program.finish(RESTART)
+    program.finish(End::Restart)
 }
 
 /// What [`guest`] writes before the list of vCPUs that are online.
@@ -28,7 +31,7 @@ pub(crate) const ONLINE: &str = "init: online ";
 pub(crate) fn guest() -> Vec<u8> {
     let mut program = Program::new();
     tell_processors(&mut program);
-    program.finish(POWER_OFF)
+    program.finish(End::PowerOff)
 }
 
 /// What [`snp_evidence`] writes before the bytes of the two reports and of the certificates.
@@ -72,7 +75,7 @@ pub(crate) fn snp_evidence(modules: &[String]) -> Vec<u8> {
         program.read(&format!("{request}/{file}"), 0x5000);
         program.print_hex(title, 0x5000);
     }
-    program.finish(POWER_OFF)
+    program.finish(End::PowerOff)
 }
 
 /// Asks for a report or quote about the first bytes of the memory. Returns the directory of the answer.
@@ -132,5 +135,29 @@ pub(crate) fn evidence(modules: &[String]) -> Vec<u8> {
     // The area behind the log.
     program.trim(0xff, 0x2000);
     program.print_hex(EVENT_LOG, 0x2000);
-    program.finish(POWER_OFF)
+    program.finish(End::PowerOff)
+}
+
+/// The files of a disk: what [`copies`] prints behind [`SAYS`], what it copies, and the copy.
+pub(crate) const TEXT: &str = "text.txt";
+pub(crate) const SAYS: &str = "init: the disk says ";
+pub(crate) const BLOCKS: &str = "blocks.bin";
+pub(crate) const COPY: &str = "copy.bin";
+
+/// Loads modules, in that order, mounts the disk, prints a file, copies another, unmounts the disk, and ends the machine.
+pub(crate) fn copies(modules: &[String], end: End) -> Vec<u8> {
+    let at = |name: &str| format!("/disk/{name}");
+    let mut program = Program::new();
+    program.mount("devtmpfs", "/dev");
+    modules
+        .iter()
+        .for_each(|module| program.load_module(module));
+    program.mount_from("/dev/vda", "vfat", "/disk");
+    program.say(SAYS);
+    program.cat(&at(TEXT));
+    program.say("\n");
+    program.read(&at(BLOCKS), 0);
+    program.save(&at(COPY), 0);
+    program.unmount("/disk");
+    program.finish(end)
 }

@@ -10,7 +10,9 @@ mod archive;
 mod boot;
 #[path = "../common/mod.rs"]
 mod common;
+mod disk;
 mod init;
+mod modules;
 mod program;
 mod snp;
 mod td;
@@ -29,6 +31,23 @@ fn kernel(variable: &str) -> Option<String> {
     }
     found
 }
+
+/// The options of a boot as a normal VM.
+const NORMAL: [&str; 11] = [
+    "--host",
+    "sim",
+    "--cmdline",
+    // The keyboard controller answers no command, and the driver would wait half a second, in
+    // instructions, for each answer.
+    "console=ttyS0 reboot=k panic=-1 initcall_blacklist=i8042_init",
+    "--memory",
+    "512M",
+    "--timeout",
+    "20m",
+    "--clock",
+    "1795219200",
+    "--json",
+];
 
 /// Processor time of the programs that have ended, in seconds (proc(5): cutime and cstime of /proc/PID/stat, 100 ticks a second).
 fn processor_seconds() -> f64 {
@@ -60,25 +79,8 @@ fn a_kernel_boots_to_user_space_and_restarts_with_the_same_instructions_each_tim
     };
     let archive = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(archive.path(), initramfs(&[("init", init::hello())])).unwrap();
-    let args = [
-        "run",
-        &kernel,
-        "--host",
-        "sim",
-        "--initrd",
-        archive.path().to_str().unwrap(),
-        "--cmdline",
-        // The keyboard controller answers no command, and the driver would wait half a second, in
-        // instructions, for each answer.
-        "console=ttyS0 reboot=k panic=-1 initcall_blacklist=i8042_init",
-        "--memory",
-        "512M",
-        "--timeout",
-        "20m",
-        "--clock",
-        "1795219200",
-        "--json",
-    ];
+    let archive = archive.path().to_str().unwrap();
+    let args = [&["run", &kernel, "--initrd", archive][..], &NORMAL].concat();
     let boot = || {
         let ran = run(&args);
         assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);

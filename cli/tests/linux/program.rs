@@ -2,6 +2,8 @@
 
 use iced_x86::code_asm::*;
 
+use crate::init::End;
+
 /// Numbers of system calls (Linux arch/x86/entry/syscalls/syscall_64.tbl).
 pub(crate) mod call {
     pub(crate) const READ: u32 = 0;
@@ -12,6 +14,7 @@ pub(crate) mod call {
     pub(crate) const UNAME: u32 = 63;
     pub(crate) const MKDIR: u32 = 83;
     pub(crate) const MOUNT: u32 = 165;
+    pub(crate) const UMOUNT2: u32 = 166;
     pub(crate) const REBOOT: u32 = 169;
     pub(crate) const FINIT_MODULE: u32 = 313;
 }
@@ -34,6 +37,8 @@ pub(crate) mod open {
     pub(crate) const READ: u64 = 0;
     pub(crate) const WRITE: u64 = 1;
     pub(crate) const BOTH: u64 = 2;
+    /// To be written, and made if it is not there.
+    pub(crate) const MAKE: u64 = 0o101;
 }
 
 /// An argument of a system call. RBX is kept by all calls.
@@ -119,7 +124,8 @@ impl Program {
 
     /// Opens a file. RBX holds it.
     pub(crate) fn open(&mut self, path: &str, how: u64) {
-        self.call(call::OPEN, &[Arg::Text(path), Arg::Number(how)]);
+        let mode = Arg::Number(0o644);
+        self.call(call::OPEN, &[Arg::Text(path), Arg::Number(how), mode]);
         asm!(self.code; mov rbx, rax;);
     }
 
@@ -155,6 +161,14 @@ impl Program {
             test eax, eax; jle end; add rbp, rax; jmp next;
         );
         self.code.set_label(&mut end).expect(ENCODES);
+        self.close();
+    }
+
+    /// Writes the memory from an offset up to what RBP holds into a new file.
+    pub(crate) fn save(&mut self, path: &str, offset: u64) {
+        self.open(path, open::MAKE);
+        asm!(self.code; mov rdx, rbp; mov rax, BUFFER + offset; sub rdx, rax;);
+        self.call(call::WRITE, &[Arg::Rbx, Arg::Buffer(offset), Arg::Rdx]);
         self.close();
     }
 
@@ -206,9 +220,19 @@ impl Program {
 
     /// Mounts a file system without a device. The directory is made.
     pub(crate) fn mount(&mut self, kind: &str, at: &str) {
+        self.mount_from(kind, kind, at);
+    }
+
+    /// Mounts the file system on a device. The directory is made.
+    pub(crate) fn mount_from(&mut self, device: &str, kind: &str, at: &str) {
         self.call(call::MKDIR, &[Arg::Text(at), Arg::Number(0o755)]);
-        let (kind, none) = (Arg::Text(kind), Arg::Number(0));
-        self.call(call::MOUNT, &[kind, Arg::Text(at), kind, none, none]);
+        let (device, at, kind) = (Arg::Text(device), Arg::Text(at), Arg::Text(kind));
+        let none = Arg::Number(0);
+        self.call(call::MOUNT, &[device, at, kind, none, none]);
+    }
+
+    pub(crate) fn unmount(&mut self, at: &str) {
+        self.call(call::UMOUNT2, &[Arg::Text(at), Arg::Number(0)]);
     }
 
     /// Loads a module of the kernel, a compressed file.
@@ -224,14 +248,14 @@ impl Program {
 
     /// Waits until the console has printed everything, and ends the machine with that command of reboot(2). Returns the
     /// file of the program.
-    pub(crate) fn finish(mut self, command: u64) -> Vec<u8> {
+    pub(crate) fn finish(mut self, end: End) -> Vec<u8> {
         const TCSBRK: u64 = 0x5409;
         const MAGIC: [u64; 2] = [0xfee1_dead, 672_274_793];
         let drain = [STDOUT, TCSBRK, 1].map(Arg::Number);
         self.call(call::IOCTL, &drain);
         self.call(
             call::REBOOT,
-            &[MAGIC[0], MAGIC[1], command].map(Arg::Number),
+            &[MAGIC[0], MAGIC[1], end as u64].map(Arg::Number),
         );
         let mut here = self.code.create_label();
         self.code.set_label(&mut here).expect(ENCODES);

@@ -9,7 +9,7 @@ use crate::common::run;
 use crate::init;
 
 /// The firmware that measures the kernel, of Debian's package ovmf-amdsev, or what the environment names.
-const SNP: Guests = Guests {
+pub(crate) const SNP: Guests = Guests {
     name: "an SNP guest",
     options: &["--tech", "sev-snp"],
     firmware,
@@ -29,7 +29,7 @@ fn firmware() -> Option<String> {
 }
 
 /// The variable that names a kernel for SNP guests.
-const KERNEL: &str = "KVM_OPS_LINUX_SNP";
+pub(crate) const KERNEL: &str = "KVM_OPS_LINUX_SNP";
 
 /// The modules by which a kernel tells its guest's evidence, in the order of their loading: the cipher of messages among them.
 const MODULES: [&[&str]; 7] = [

@@ -7,9 +7,9 @@ use crate::common::{ovmf, run};
 use crate::{init, kernel};
 
 /// The variable that names a kernel for TDs.
-const TDX: &str = "KVM_OPS_LINUX_TDX";
+pub(crate) const KERNEL: &str = "KVM_OPS_LINUX_TDX";
 
-const TD: Guests = Guests {
+pub(crate) const TD: Guests = Guests {
     name: "a TD",
     options: &["--tech", "tdx", "--allow-rbp"],
     firmware: ovmf,
@@ -30,19 +30,19 @@ const MODULES: [&[&str]; 3] = [
 
 #[test]
 fn a_kernel_boots_in_a_td_to_user_space_and_switches_off_with_the_same_instructions_each_time() {
-    boots_alike(&TD, TDX, 1);
+    boots_alike(&TD, KERNEL, 1);
 }
 
 #[test]
 fn a_kernel_starts_the_other_vcpus_of_its_td_and_runs_are_still_alike() {
-    boots_alike(&TD, TDX, 4);
+    boots_alike(&TD, KERNEL, 4);
 }
 
 /// The evidence that Linux gives its user space is what a verifier accepts: the quote is that of this launch, and the event log
 /// in the guest's memory replays to its RTMRs.
 #[test]
 fn a_verifier_accepts_the_quote_and_the_event_log_that_linux_gives() {
-    let Some(boot) = Boot::with_modules(&TD, TDX, &MODULES, init::evidence) else {
+    let Some(boot) = Boot::with_modules(&TD, KERNEL, &MODULES, init::evidence) else {
         return;
     };
     let directory = tempfile::tempdir().unwrap();
