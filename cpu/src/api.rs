@@ -339,7 +339,10 @@ impl Cpu {
     /// APIC's id and base. The boot processor starts over, any other one waits for [`Cpu::start`].
     pub fn init(&mut self) {
         let c = &mut self.core;
-        let fpu = core::mem::replace(&mut *c.fpu, crate::fpu::Fpu::new());
+        let fpu = {
+            let initial = c.fpu.initial();
+            core::mem::replace(&mut *c.fpu, initial)
+        };
         let caching = CR0_CD | CR0_NW;
         let kept = c.cr0 & caching;
         let base = c.apic.base();

@@ -34,6 +34,8 @@ const fn leaf(eax: u32, ebx: u32, ecx: u32, edx: u32) -> CpuidLeaf {
 /// FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH,
 /// MMX, FXSR, SSE, SSE2.
 const FEATURES_EDX: u32 = 0x078b_fbfd;
+/// Leaf 0x80000001, ECX: misaligned SSE mode.
+const MISALIGNED_SSE: u32 = 1 << 7;
 /// SSE3, PCLMULQDQ, SSSE3, FMA, CX16, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC deadline, AES,
 /// XSAVE, AVX, F16C, RDRAND, hypervisor.
 const FEATURES_ECX: u32 = 1 << 0
@@ -121,15 +123,16 @@ impl CpuidTable {
         t.set(0x16, 0, leaf(1000, 1000, 25, 0));
         t.set(0x8000_0000, 0, leaf(0x8000_0008, ebx, ecx, edx));
         // LAHF, LZCNT, PREFETCHW; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
-        let amd = if vendor == *b"AuthenticAMD" {
-            FEATURES_EDX & 0x0183_f3ff
+        // AMD has features of leaf 1 here too, and operands of SSE instructions that need not be aligned.
+        let (amd, misaligned) = if vendor == *b"AuthenticAMD" {
+            (FEATURES_EDX & 0x0183_f3ff, MISALIGNED_SSE)
         } else {
-            0
+            (0, 0)
         };
         t.set(
             0x8000_0001,
             0,
-            leaf(0, 0, 1 | 1 << 5 | 1 << 8, 0x2c10_0800 | amd),
+            leaf(0, 0, 1 | 1 << 5 | 1 << 8 | misaligned, 0x2c10_0800 | amd),
         );
         let name = b"kvm-ops software processor\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
         for (i, part) in name.chunks_exact(16).enumerate() {
@@ -146,6 +149,11 @@ impl CpuidTable {
         // WBNOINVD.
         t.set(0x8000_0008, 0, leaf(46 | 57 << 8, 1 << 9, 0, 0));
         t
+    }
+
+    /// MXCSR has the bit by which operands in memory need not be aligned.
+    pub(crate) fn has_misaligned_sse(&self) -> bool {
+        self.get(0x8000_0001, 0).ecx & MISALIGNED_SSE != 0
     }
 
     /// Sets a leaf. Leaves without subleaves are at subleaf 0.

@@ -4,8 +4,8 @@ use core::fmt;
 
 use crate::cpu::Cpu;
 use crate::exec::xstate::{
-    AVX, HIGH, MXCSR_MASK, SSE, X87, legacy_mxcsr, legacy_x87, legacy_xmm, restore_high,
-    restore_x87, restore_xmm, save_high, word,
+    AVX, HIGH, SSE, X87, legacy_mxcsr, legacy_x87, legacy_xmm, restore_high, restore_x87,
+    restore_xmm, save_high, word,
 };
 use crate::fpu::Fpu;
 
@@ -73,7 +73,7 @@ impl Cpu {
             return Err(XsaveError::Short(area.len()));
         }
         let mxcsr = word(area, 24, 4) as u32;
-        if mxcsr & !MXCSR_MASK != 0 {
+        if mxcsr & !self.core.fpu.mxcsr_mask != 0 {
             return Err(XsaveError::Mxcsr(mxcsr));
         }
         let initial = Fpu::new();

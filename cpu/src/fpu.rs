@@ -16,6 +16,8 @@ pub(crate) struct Fpu {
     pub(crate) operand: u64,
     pub(crate) st: [Extended; 8],
     pub(crate) mxcsr: u32,
+    /// MXCSR bits that can be set, which the processor has for good.
+    pub(crate) mxcsr_mask: u32,
     /// XMM0 to XMM15, and from [`SCRATCH`] on numbers that instructions with VEX prefixes compute with.
     pub(crate) xmm: [u128; 32],
     /// Upper halves of YMM0 to YMM15.
@@ -23,7 +25,20 @@ pub(crate) struct Fpu {
     pub(crate) xcr0: u64,
 }
 
+/// MXCSR bits of every processor.
+const MXCSR_MASK: u32 = 0xffff;
+/// MXCSR.MM of AMD's processors: operands in memory need not be aligned (APM vol. 1, 4.2.2).
+pub(crate) const MXCSR_MM: u32 = 1 << 17;
+
 impl Fpu {
+    /// The initial state on the same processor.
+    pub(crate) fn initial(&self) -> Self {
+        Self {
+            mxcsr_mask: self.mxcsr_mask,
+            ..Self::new()
+        }
+    }
+
     pub(crate) fn new() -> Self {
         Self {
             control: 0x37f,
@@ -34,6 +49,7 @@ impl Fpu {
             operand: 0,
             st: [0; 8],
             mxcsr: 0x1f80,
+            mxcsr_mask: MXCSR_MASK,
             xmm: [0; 32],
             high: [0; 16],
             xcr0: 1,

@@ -14,7 +14,7 @@ use crate::exec::Exec;
 use crate::exit::{Cause, Controls, Exit};
 use crate::fault::{Event, Exception};
 use crate::flags::{self, Flags};
-use crate::fpu::Fpu;
+use crate::fpu::{Fpu, MXCSR_MM};
 use crate::msr::Msrs;
 use crate::pages::CodePages;
 use crate::physical::{FetchCache, FrameCache};
@@ -173,6 +173,10 @@ impl Core {
     pub(crate) fn new(bus: Box<dyn Bus>, pages: Arc<CodePages>, cpuid: CpuidTable) -> Self {
         let bus_generation = bus.generation();
         let phys_bits = cpuid.physical_bits();
+        let mut fpu = Fpu::new();
+        if cpuid.has_misaligned_sse() {
+            fpu.mxcsr_mask |= MXCSR_MM;
+        }
         let mut core = Self {
             r: [0; 32],
             rip: 0,
@@ -206,7 +210,7 @@ impl Core {
             pkrs: 0,
             msrs: Msrs::new(),
             apic: Apic::new(0),
-            fpu: Box::new(Fpu::new()),
+            fpu: Box::new(fpu),
             cpuid,
             controls: Controls::none(),
             shadow: false,
@@ -281,7 +285,7 @@ impl Core {
         self.nmi_pending = false;
         self.waiting = false;
         self.nmi_blocked = false;
-        *self.fpu = Fpu::new();
+        *self.fpu = self.fpu.initial();
         self.flush_all();
         self.update_mode();
     }

@@ -44,6 +44,12 @@ impl<H: Host> SevVcpu<H> {
         &self.port
     }
 
+    /// The same, to change it.
+    #[inline]
+    pub fn port_mut(&mut self) -> &mut <H::Vm as VmPort>::Vcpu {
+        &mut self.port
+    }
+
     /// True if the registers are the guest's secret.
     #[inline]
     pub fn is_protected(&self) -> bool {

@@ -3,7 +3,7 @@
 
 use alloc::boxed::Box;
 
-use kvm_ops::{Msr, Regs, Segment, Sregs, VcpuOps, cr0};
+use kvm_ops::{Msr, Regs, Segment, Sregs, VcpuOps, Xcrs, Xsave, cr0};
 
 /// The address at which a VMSA page is measured, independent of its frame (Linux
 /// `snp_launch_update_vmsa`).
@@ -21,11 +21,30 @@ const IA32_PAT: u32 = 0x277;
 /// CR0.ET, which is always set.
 const CR0_ET: u64 = 1 << 4;
 
+/// Fields of the save area that are those of an XSAVE area: offset there, offset here, length.
+const X87_FIELDS: [(usize, usize, usize); 5] = [
+    (16, 0x400, 8), // data pointer
+    (2, 0x40e, 2),  // status word
+    (0, 0x410, 2),  // control word
+    (6, 0x412, 2),  // opcode
+    (8, 0x418, 8),  // instruction pointer
+];
+/// The registers of an XSAVE area: offsets of the x87 registers, XMM, and the upper halves of YMM.
+const XSAVE_X87: usize = 32;
+const XSAVE_XMM: usize = 160;
+const XSAVE_YMM: usize = 576;
+/// XSTATE_BV: x87, SSE, AVX.
+const X87: u64 = 1;
+const SSE: u64 = 2;
+const AVX: u64 = 4;
+
 /// The registers of a vCPU before its launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StartState {
     regs: Regs,
     sregs: Sregs,
+    xsave: Xsave,
+    xcrs: Xcrs,
     pat: u64,
 }
 
@@ -44,6 +63,8 @@ impl StartState {
         Self {
             regs: vcpu.regs().unwrap_or_default(),
             sregs: vcpu.sregs().unwrap_or_default(),
+            xsave: vcpu.xsave().unwrap_or_else(|_| Xsave::initial()),
+            xcrs: vcpu.xcrs().unwrap_or_default(),
             pat,
         }
     }
@@ -115,12 +136,102 @@ impl StartState {
             (0x370, r.r14),
             (0x378, r.r15),
             (0x3b0, features),
-            (0x3e8, 1), // XCR0: x87
+            (0x3e8, self.xcrs.xcr0),
         ] {
             put(at, &u64::to_le_bytes(value));
         }
-        put(0x408, &0x1f80_u32.to_le_bytes()); // MXCSR
-        put(0x410, &0x37f_u16.to_le_bytes()); // x87 control word
+        self.put_extended(&mut put);
         page
+    }
+
+    /// x87, SSE and AVX registers, as far as the area has them. The others are as after power-on.
+    fn put_extended(&self, put: &mut impl FnMut(usize, &[u8])) {
+        let (area, has) = (self.xsave.as_bytes(), self.xsave.components());
+        let initial = Xsave::initial();
+        let x87 = if has & X87 != 0 {
+            area
+        } else {
+            initial.as_bytes()
+        };
+        for (from, to, len) in X87_FIELDS {
+            put(to, &x87[from..from + len]);
+        }
+        put(0x40c, &[x87[4], 0]); // the abridged tag word
+        for n in 0..8 {
+            let register = &x87[XSAVE_X87 + n * 16..];
+            put(0x420 + n * 8, &register[..8]);
+            put(0x460 + n * 2, &register[8..10]);
+        }
+        let sse = if has & (SSE | AVX) != 0 {
+            area
+        } else {
+            initial.as_bytes()
+        };
+        put(0x408, &sse[24..28]); // MXCSR
+        if has & SSE != 0 {
+            put(0x470, &area[XSAVE_XMM..XSAVE_XMM + 256]);
+        }
+        if has & AVX != 0
+            && let Some(upper) = area.get(XSAVE_YMM..XSAVE_YMM + 256)
+        {
+            put(0x570, upper);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An area with another byte at each place.
+    fn area(components: u64) -> Xsave {
+        let mut area = Xsave::initial();
+        let bytes = area.as_bytes_mut();
+        for (at, byte) in bytes.iter_mut().enumerate().take(832) {
+            *byte = (at % 251) as u8 + 1;
+        }
+        bytes[512..520].copy_from_slice(&components.to_le_bytes());
+        area
+    }
+
+    fn page(xsave: Xsave) -> Box<[u8; 4096]> {
+        let state = StartState {
+            regs: Regs::default(),
+            sregs: Sregs::default(),
+            xsave,
+            xcrs: Xcrs { xcr0: 7 },
+            pat: PAT_RESET,
+        };
+        state.page(0)
+    }
+
+    #[test]
+    fn extended_registers_have_the_places_of_the_kernels_save_area() {
+        let area = area(X87 | SSE | AVX);
+        let (from, page) = (area.as_bytes().to_vec(), page(area));
+        assert_eq!(page[0x3e8..0x3f0], 7u64.to_le_bytes());
+        assert_eq!(page[0x400..0x408], from[16..24]);
+        assert_eq!(page[0x408..0x40c], from[24..28]);
+        assert_eq!(page[0x40c..0x40e], [from[4], 0]);
+        assert_eq!(
+            (page[0x40e], page[0x410], page[0x412]),
+            (from[2], from[0], from[6])
+        );
+        for n in 0..8 {
+            let register = &from[32 + n * 16..][..10];
+            assert_eq!(page[0x420 + n * 8..][..8], register[..8]);
+            assert_eq!(page[0x460 + n * 2..][..2], register[8..]);
+        }
+        assert_eq!(page[0x470..0x570], from[160..416]);
+        assert_eq!(page[0x570..0x670], from[576..832]);
+    }
+
+    #[test]
+    fn what_an_area_does_not_hold_is_as_after_power_on() {
+        let fresh = page(Xsave::initial());
+        assert_eq!(page(area(0)), fresh);
+        assert_eq!(fresh[0x410..0x412], 0x37f_u16.to_le_bytes());
+        assert_eq!(fresh[0x408..0x40c], 0x1f80_u32.to_le_bytes());
+        assert!(fresh[0x420..].iter().all(|byte| *byte == 0));
     }
 }

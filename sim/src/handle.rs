@@ -210,7 +210,13 @@ impl SimVcpu {
         let processor = guest.executing_mut(self.id, &self.vm, &self.wake)?;
         let left = processor.run(&mut self.buffer, self.ret);
         Some(left.map(|(exit, len)| {
-            (self.exit, self.data, self.ret) = (exit, 0..len, 0);
+            /// `EIO`, for an embedder that says nothing about certificates.
+            const EIO: u64 = 5;
+            let ret = match exit {
+                Exit::SnpCertificates { .. } => EIO,
+                _ => 0,
+            };
+            (self.exit, self.data, self.ret) = (exit, 0..len, ret);
             exit
         }))
     }

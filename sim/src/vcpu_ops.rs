@@ -54,6 +54,11 @@ impl VcpuOps for SimVcpu {
                 self.ret = value;
                 Ok(())
             }
+            Answer::SnpCertificates { errno, pages } if answer.fits(kind) => {
+                self.ret = errno.into();
+                self.buffer[..8].copy_from_slice(&pages.to_le_bytes());
+                Ok(())
+            }
             _ => Err(Error::Invalid(Field::Answer, kind as u64)),
         }
     }
@@ -259,6 +264,12 @@ impl VcpuOps for SimVcpu {
         if let Some(processor) = self.processor() {
             return Ok(processor.mp_state());
         }
+        // No part of encrypted register state.
+        if let GuestCpu::Protected(cell) = &self.guest
+            && let Some(processor) = cell.get()
+        {
+            return Ok(processor.mp_state());
+        }
         let core = self.core();
         Ok(match (core.state, core.registers.mp_state) {
             (State::Halted, MpState::Runnable) if self.has_irqchip() => MpState::Halted,
@@ -275,6 +286,10 @@ impl VcpuOps for SimVcpu {
         }
         if state != MpState::Runnable && !self.has_irqchip() {
             return kvm_ops::not_offered!("set_mp_state without an irqchip in the platform");
+        }
+        let guest = &mut self.guest;
+        if let Some(processor) = guest.executing_mut(self.id, &self.vm, &self.wake) {
+            processor.set_mp_state(state)?;
         }
         let mut core = self.core();
         core.registers.mp_state = match (core.state, state) {

@@ -53,8 +53,10 @@ pub(crate) struct VmInner {
     /// Grows whenever a processor must forget its translations: slots or dirty logs changed.
     generation: AtomicU64,
     processors: Mutex<Processors>,
+    /// The place of the interrupt controllers, where it was chosen late.
+    irqchip: OnceLock<Irqchip>,
     /// Interrupt controllers and timer, with a full irqchip.
-    chips: Option<Mutex<Chips>>,
+    chips: OnceLock<Mutex<Chips>>,
     /// Told when a guest ends an interrupt.
     pub(crate) end_hook: EndHook,
     /// Frames with code that processors decoded.
@@ -79,7 +81,10 @@ impl Home {
 impl SimVm {
     pub(crate) fn new(machine: Arc<Machine>, tech: Tech, params: VmParams) -> Self {
         machine.vm_created();
-        let chips = (params.irqchip == Irqchip::Full).then(Mutex::default);
+        let chips = OnceLock::new();
+        if params.irqchip == Irqchip::Full {
+            let _ = chips.set(Mutex::default());
+        }
         Self {
             inner: Arc::new(VmInner {
                 machine,
@@ -93,6 +98,7 @@ impl SimVm {
                 turns: Turns::default(),
                 generation: AtomicU64::new(0),
                 processors: Mutex::default(),
+                irqchip: OnceLock::new(),
                 chips,
                 end_hook: EndHook::default(),
                 code: OnceLock::new(),
@@ -108,6 +114,24 @@ impl SimVm {
             .change_memory(|memory| memory.set_missing(first, pages, kind));
     }
 
+    /// Chooses the place of the interrupt controllers after all, as a hypervisor does whose caller makes them when
+    /// the VM exists: once, and before the first vCPU. The parameters say [`Irqchip::None`] then.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if it was chosen before, or a vCPU exists.
+    pub fn set_irqchip(&self, irqchip: Irqchip) -> Result<()> {
+        let inner = &self.inner;
+        let exists = Error::Exists(Field::Vcpu, 0);
+        if inner.irqchip() != Irqchip::None || !inner.vcpus().is_empty() {
+            return Err(exists);
+        }
+        inner.irqchip.set(irqchip).map_err(|_| exists)?;
+        if irqchip == Irqchip::Full {
+            let _ = inner.chips.set(Mutex::default());
+        }
+        Ok(())
+    }
+
     /// The state of the second-level table.
     pub fn table_stats(&self) -> TableStats {
         self.inner.read().stats()
@@ -116,7 +140,7 @@ impl SimVm {
 
 impl VmInner {
     pub(crate) fn irqchip(&self) -> Irqchip {
-        self.params.irqchip
+        self.irqchip.get().copied().unwrap_or(self.params.irqchip)
     }
 
     pub(crate) fn is_sev(&self) -> bool {
@@ -167,7 +191,7 @@ impl VmInner {
     }
 
     pub(crate) fn chips(&self) -> Option<MutexGuard<'_, Chips>> {
-        let chips = self.chips.as_ref()?;
+        let chips = self.chips.get()?;
         Some(chips.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

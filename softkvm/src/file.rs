@@ -6,11 +6,12 @@ use std::sync::Arc;
 use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::{Ioctl, KVMIO};
 
+use crate::psp::{self, SevDevice};
 use crate::refusal::{Result, ensure};
 use crate::stats::StatsFile;
 use crate::vcpu::Vcpu;
 use crate::vm::{Gmem, Vm};
-use crate::{Kernel, Process, Refusal, RunArea, sev, system, vcpu, vm};
+use crate::{Kernel, Process, Refusal, RunArea, system, vcpu, vm};
 
 /// An open file of KVM's or of `/dev/sev`. A clone is another reference to the same open file, as
 /// `dup` makes one.
@@ -26,7 +27,7 @@ enum Kind {
     Vm(Arc<VmFile>),
     Vcpu(Arc<VcpuFile>),
     Gmem(Arc<Gmem>),
-    Sev(Arc<Kernel>),
+    Sev(Arc<SevDevice>),
     Stats(Arc<StatsFile>),
 }
 
@@ -63,8 +64,8 @@ impl File {
         Self(Kind::System(Arc::new(kernel)))
     }
 
-    pub(crate) fn sev(kernel: Kernel) -> Self {
-        Self(Kind::Sev(Arc::new(kernel)))
+    pub(crate) fn sev(kernel: Kernel, writable: bool) -> Self {
+        Self(Kind::Sev(Arc::new(SevDevice { kernel, writable })))
     }
 
     pub(crate) fn vm(vm: Arc<Vm>) -> Self {
@@ -112,7 +113,8 @@ impl File {
     /// True for two references to one open file.
     pub fn is_same(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
-            (Kind::System(a), Kind::System(b)) | (Kind::Sev(a), Kind::Sev(b)) => Arc::ptr_eq(a, b),
+            (Kind::System(a), Kind::System(b)) => Arc::ptr_eq(a, b),
+            (Kind::Sev(a), Kind::Sev(b)) => Arc::ptr_eq(a, b),
             (Kind::Vm(a), Kind::Vm(b)) => Arc::ptr_eq(a, b),
             (Kind::Vcpu(a), Kind::Vcpu(b)) => Arc::ptr_eq(a, b),
             (Kind::Gmem(a), Kind::Gmem(b)) => Arc::ptr_eq(a, b),
@@ -142,14 +144,15 @@ impl File {
                 vcpu::ioctl(file, process, ioctl, argument)
             }
             Kind::Gmem(_) | Kind::Stats(_) => Err(any::KNOWN_ON_GMEM.into()),
-            Kind::Sev(kernel) => sev::device_ioctl(kernel, process, ioctl, argument),
+            Kind::Sev(device) => psp::ioctl(device, process, ioctl, argument),
         }
     }
 
     /// The kernel behind a file that has ioctls.
     fn kernel(&self) -> Option<&Kernel> {
         match &self.0 {
-            Kind::System(kernel) | Kind::Sev(kernel) => Some(kernel),
+            Kind::System(kernel) => Some(kernel),
+            Kind::Sev(device) => Some(&device.kernel),
             Kind::Vm(file) => Some(file.vm.kernel()),
             Kind::Vcpu(file) => Some(file.vm.kernel()),
             Kind::Gmem(_) | Kind::Stats(_) => None,

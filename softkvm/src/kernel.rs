@@ -100,9 +100,14 @@ impl Kernel {
         File::system(self.clone())
     }
 
-    /// A new open file of `/dev/sev`, which an AMD machine has.
+    /// A new open file of `/dev/sev`, which an AMD machine has, for reading and writing.
     pub fn open_sev(&self) -> Option<File> {
-        self.has_sev().then(|| File::sev(self.clone()))
+        self.has_sev().then(|| File::sev(self.clone(), true))
+    }
+
+    /// The same for reading, by which some of its commands are refused.
+    pub fn open_sev_for_reading(&self) -> Option<File> {
+        self.has_sev().then(|| File::sev(self.clone(), false))
     }
 
     /// The types of VMs, a bit for each.
@@ -132,6 +137,16 @@ impl Kernel {
             Some(seam) if kind == vm_type::TDX => seam.cpus().min(MAX_VCPUS),
             _ => MAX_VCPUS,
         }
+    }
+
+    /// What CPUID of the machine's processors tells of memory encryption (leaf 0x8000001f): EAX, EBX, ECX and EDX.
+    /// Zeros on Intel.
+    pub fn encryption_leaf(&self) -> [u32; 4] {
+        let mut leaves = self.0.cpuid.iter();
+        let leaf = leaves.find(|leaf| leaf.function == cpuid::ENCRYPTION);
+        leaf.map_or([0; 4], |leaf| {
+            [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].map(|register| register.get())
+        })
     }
 
     pub(crate) fn cpuid(&self) -> &[CpuidEntry2] {

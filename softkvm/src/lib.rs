@@ -8,6 +8,7 @@ mod irq;
 mod kernel;
 mod machine;
 mod process;
+mod psp;
 mod refusal;
 mod sev;
 mod stats;

@@ -10,7 +10,8 @@ use crate::flags;
 use crate::operand::operand_size;
 use crate::segment::{FS, GS};
 use crate::state::{
-    CR0_TS, CR4_DE, CR4_FSGSBASE, CR4_OSXSAVE, CR4_PCE, CR4_PCIDE, CR4_PKE, CR4_TSD, Core, R,
+    CR0_ET, CR0_TS, CR4_DE, CR4_FSGSBASE, CR4_OSXSAVE, CR4_PCE, CR4_PCIDE, CR4_PKE, CR4_TSD, Core,
+    R,
 };
 
 /// Ticks of the clock that PAUSE takes besides its own: loops that wait for a time have fewer rounds, as on
@@ -237,7 +238,8 @@ pub(super) fn mov_from(c: &mut Core, i: &Instruction) -> R<()> {
     let n = number(from);
     let value = if from.is_cr() {
         match n {
-            0 => c.cr0,
+            // Whoever set the registers may have left out what is always set.
+            0 => c.cr0 | CR0_ET,
             2 => c.cr2,
             3 => c.cr3,
             4 => c.cr4,

@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 use crate::fault::Exception;
 use crate::segment::{Segment, TableRegister};
-use crate::state::{CR4_UMIP, Core, R};
+use crate::state::{CR0_ET, CR4_UMIP, Core, R};
 
 pub(super) fn load_table(c: &mut Core, i: &Instruction) -> R<()> {
     c.privileged()?;
@@ -76,7 +76,7 @@ pub(super) fn store_system(c: &mut Core, i: &Instruction) -> R<()> {
     let value = match i.mnemonic() {
         M::Sldt => c.ldtr.selector.into(),
         M::Str => c.tr.selector.into(),
-        _ => c.cr0,
+        _ => c.cr0 | CR0_ET,
     };
     c.put(i, 0, value)
 }

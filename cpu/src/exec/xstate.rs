@@ -10,8 +10,6 @@ use crate::fpu::Fpu;
 use crate::paging::{READ, WRITE};
 use crate::state::{CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, Core, R};
 
-/// MXCSR bits that can be set.
-pub(crate) const MXCSR_MASK: u32 = 0xffff;
 /// State components: x87, SSE, and the upper halves of YMM registers.
 pub(crate) const X87: u64 = 1;
 pub(crate) const SSE: u64 = 2;
@@ -43,7 +41,7 @@ pub(super) fn select(m: M) -> Option<Exec> {
 
 impl Core {
     pub(crate) fn load_mxcsr(&mut self, value: u32) -> R<()> {
-        if value & !MXCSR_MASK != 0 {
+        if value & !self.fpu.mxcsr_mask != 0 {
             return Err(self.gp(0));
         }
         self.fpu.mxcsr = value;
@@ -89,7 +87,7 @@ pub(crate) fn legacy_x87(f: &Fpu, area: &mut [u8; 512], wide: bool) {
 
 pub(crate) fn legacy_mxcsr(f: &Fpu, area: &mut [u8; 512]) {
     area[24..28].copy_from_slice(&f.mxcsr.to_le_bytes());
-    area[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
+    area[28..32].copy_from_slice(&f.mxcsr_mask.to_le_bytes());
 }
 
 pub(crate) fn legacy_xmm(f: &Fpu, area: &mut [u8; 512], count: usize) {

@@ -8,6 +8,7 @@ use kvm_ops_cpu::{Cpu, CpuidLeaf, CpuidTable, XSAVE_BYTES, XsaveError};
 
 use crate::irq::Waiting;
 use crate::processor::{Processor, state};
+use crate::sev;
 
 const IA32_APIC_BASE: u32 = 0x1b;
 const IA32_EFER: u32 = 0xc000_0080;
@@ -228,6 +229,7 @@ impl Processor {
             let [eax, ebx, ecx, edx] = entry.regs;
             table.set(entry.leaf, subleaf, CpuidLeaf { eax, ebx, ecx, edx });
         }
+        let table = sev::change_cpuid(self, table);
         self.cpu.set_cpuid(table);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kvm_ops::{
@@ -22,6 +22,8 @@ pub(crate) struct Guest {
     vcpus: Mutex<BTreeMap<VcpuId, VcpuState>>,
     /// Where application processors start (AP jump table), of a SEV-ES guest.
     jump_table: AtomicU64,
+    /// The embedder has certificates for requests of an SNP guest.
+    certificates: AtomicBool,
 }
 
 /// What the host keeps of a vCPU with encrypted register state.
@@ -109,6 +111,14 @@ impl Guest {
         *self.vcpus() = vcpus;
         let table = from.jump_table.swap(0, Ordering::Relaxed);
         self.jump_table.store(table, Ordering::Relaxed);
+    }
+
+    pub(crate) fn asks_for_certificates(&self) -> bool {
+        self.certificates.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn ask_for_certificates(&self, on: bool) {
+        self.certificates.store(on, Ordering::Relaxed);
     }
 
     pub(crate) fn jump_table(&self) -> &AtomicU64 {

@@ -22,7 +22,7 @@ mod steps;
 pub(crate) use access::first_touch;
 pub(crate) use guest::Guest;
 pub(crate) use port::port;
-pub(crate) use processor::{Pending, Side, controls, cpuid, surround};
+pub(crate) use processor::{Pending, Side, change_cpuid, controls, cpuid, surround};
 pub use psp::SoftPsp;
 pub(crate) use steps::Converting;
 
@@ -30,9 +30,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ops::{AsidPools, Error, Hpa, OpName, PspPort, Result, SnpAsids, Tech};
 use soft_amd_sp::command::{
-    CommandStruct, DfFlush, Init, InitFlags, SnpDfFlush, SnpInitEx, SnpInitFlags,
+    CommandStruct, DfFlush, FactoryReset, Init, InitFlags, PlatformStatus, Shutdown, SnpDfFlush,
+    SnpInitEx, SnpInitFlags,
 };
-use soft_amd_sp::{AccessFault, Builder, PageSize, Platform, RmpUpdate};
+use soft_amd_sp::{AccessFault, Builder, PageSize, Platform, RmpUpdate, Status};
 
 use crate::frames::Frames;
 use crate::pages::{HostMemory, SoftPages, no_memory_at};
@@ -85,6 +86,24 @@ impl SevSetup {
 pub(crate) use SevSetup as Setup;
 
 impl SimHost {
+    /// Gives the AMD SP a new identity, as from its factory (FACTORY_RESET), and initialises it for SEV again. SNP
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// The status of the command that firmware refuses. On Intel, and while SEV guests exist, it is
+    /// INVALID_PLATFORM_STATE.
+    pub fn reset_sev_platform(&self) -> Result<(), Status> {
+        let platform = self.sev_platform().ok_or(Status::INVALID_PLATFORM_STATE)?;
+        let mut status = PlatformStatus::default();
+        platform.run(&mut status).ok()?;
+        if status.guest_count.get() != 0 {
+            return Err(Status::INVALID_PLATFORM_STATE);
+        }
+        platform.run(&mut Shutdown).ok()?;
+        platform.run(&mut FactoryReset).ok()?;
+        initialise(platform)
+    }
+
     /// The software AMD SP below, for faults, traces and counts. `None` on Intel.
     pub fn sev_platform(&self) -> Option<&Arc<Platform>> {
         self.machine.sev().map(|sev| &sev.platform)
@@ -175,15 +194,7 @@ impl Sev {
             // A machine too small for it is refused by INIT.
             let _ = platform.rmpupdate(TMR, &tmr);
         }
-        let init = Init {
-            options: InitFlags::SEV_ES,
-            tmr_paddr: TMR.into(),
-            tmr_length: TMR_LEN.into(),
-            ..Default::default()
-        };
-        run(&platform, init)?;
-        platform.wbinvd_all();
-        run(&platform, DfFlush)?;
+        initialise(&platform).map_err(BuildError::firmware)?;
         let asids = platform.sev_asids();
         let pools = AsidPools::new(*asids.end(), *asids.start(), snp);
         // Without page 0, whose address would look like none.
@@ -198,6 +209,19 @@ impl Sev {
             platform,
         })
     }
+}
+
+/// INIT for SEV and SEV-ES, WBINVD and a flush.
+fn initialise(platform: &Platform) -> Result<(), Status> {
+    let mut init = Init {
+        options: InitFlags::SEV_ES,
+        tmr_paddr: TMR.into(),
+        tmr_length: TMR_LEN.into(),
+        ..Default::default()
+    };
+    platform.run(&mut init).ok()?;
+    platform.wbinvd_all();
+    platform.run(&mut DfFlush).ok()
 }
 
 fn run(platform: &Platform, mut buffer: impl CommandStruct) -> Result<(), BuildError> {

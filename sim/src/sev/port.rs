@@ -11,6 +11,14 @@ pub(crate) fn port(vm: &SimVm) -> Option<&dyn SevPort> {
     vm.inner.is_sev().then_some(vm as &dyn SevPort)
 }
 
+impl SimVm {
+    /// Lets an SNP guest's request for a report with certificates leave as
+    /// [`Exit::SnpCertificates`](kvm_ops::Exit::SnpCertificates). Otherwise it is answered with an empty list.
+    pub fn ask_for_certificates(&self, on: bool) {
+        self.inner.sev.ask_for_certificates(on);
+    }
+}
+
 impl SevPort for SimVm {
     fn bind_asid(&self, asid: Option<Asid>, mask: SharedMask) -> Result<()> {
         let inner = &self.inner;

@@ -79,6 +79,10 @@ pub(crate) fn cpuid(_: &VmInner, table: CpuidTable) -> CpuidTable {
     table
 }
 
+pub(crate) fn change_cpuid(_: &Processor, table: CpuidTable) -> CpuidTable {
+    table
+}
+
 pub(crate) fn controls(_: &VmInner, controls: Controls) -> Controls {
     controls
 }

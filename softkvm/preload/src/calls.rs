@@ -24,7 +24,7 @@ unsafe fn open_device(path: *const c_char, flags: c_int) -> Option<c_int> {
         return None;
     }
     // SAFETY: the caller's promise.
-    let file = files::device(unsafe { CStr::from_ptr(path) })?;
+    let file = files::device(unsafe { CStr::from_ptr(path) }, flags)?;
     let fd = match raw::memfd() {
         Ok(fd) => fd,
         Err(errno) => return Some(fail(errno)),

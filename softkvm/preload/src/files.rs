@@ -12,6 +12,7 @@ use libc::c_int;
 use soft_amd_sp::Platform;
 
 use crate::caller::Caller;
+use crate::cpuid;
 use crate::own::own;
 
 /// Numbers from here on are not given out.
@@ -75,7 +76,9 @@ fn kernel() -> Option<&'static Kernel> {
             "intel" => SimHost::new(Vendor::Intel),
             _ => return None,
         };
-        Some(Kernel::with_faults(host, faults()))
+        let kernel = Kernel::with_faults(host, faults());
+        cpuid::take_over(&kernel);
+        Some(kernel)
     });
     kernel.as_ref()
 }
@@ -118,10 +121,12 @@ fn amd() -> Option<SimHost> {
     SimHost::builder(Vendor::Amd).sev(platform).build().ok()
 }
 
-/// The device that a path names.
-pub(crate) fn device(path: &CStr) -> Option<File> {
+/// The device that a path names, opened with these flags.
+pub(crate) fn device(path: &CStr, flags: c_int) -> Option<File> {
+    let reads = flags & libc::O_ACCMODE == libc::O_RDONLY;
     match path.to_bytes() {
         b"/dev/kvm" => kernel().map(Kernel::open_kvm),
+        b"/dev/sev" if reads => kernel().and_then(Kernel::open_sev_for_reading),
         b"/dev/sev" => kernel().and_then(Kernel::open_sev),
         _ => None,
     }

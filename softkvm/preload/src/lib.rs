@@ -3,6 +3,7 @@
 mod area;
 mod caller;
 mod calls;
+mod cpuid;
 mod event;
 mod files;
 mod lent;

@@ -461,3 +461,37 @@ fn memory_that_is_taken_away_under_a_slot_is_efault() {
     assert_ne!(moved, libc::MAP_FAILED);
     faults();
 }
+
+#[test]
+fn the_programs_own_cpuid_tells_of_the_machines_memory_encryption() {
+    if !inside("the_programs_own_cpuid_tells_of_the_machines_memory_encryption") {
+        return;
+    }
+    let leaf = |function: u32| {
+        let leaf = std::arch::x86_64::__cpuid_count(function, 0);
+        [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+    };
+    const ENCRYPTION: u32 = 0x8000_001f;
+    let real = [0, 0x8000_0001].map(leaf);
+    let kvm = kvm();
+    let mut list = vec![0u32; 2 + 100 * 10];
+    list[0] = 100;
+    call(
+        &kvm,
+        ioctl::KVM_GET_SUPPORTED_CPUID,
+        list.as_mut_ptr() as u64,
+    )
+    .expect("the list");
+    let entry = list[2..]
+        .chunks_exact(10)
+        .find(|entry| entry[0] == ENCRYPTION);
+    let entry = entry.expect("the leaf");
+    assert_eq!(leaf(ENCRYPTION), entry[3..7], "EAX to EDX");
+    assert_ne!(entry[4] & 0x3f, 0, "the C-bit");
+    assert!(leaf(0x8000_0000)[0] >= ENCRYPTION);
+    assert_eq!(
+        [0, 0x8000_0001].map(leaf),
+        real,
+        "else the real processor's"
+    );
+}

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use kvm_ops::sim::{SimHost, SimVcpu, SimVm};
 use kvm_ops::{
     AmdVcpu, AmdVm, AnyVcpu, AnyVm, Gfn, IntelVcpu, IntelVm, Irqchip, MemSlot, Privacy, SlotId,
-    VcpuId, VmConfig, create,
+    VcpuId, VcpuOps, VmConfig, create,
 };
 use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 
@@ -29,7 +29,21 @@ pub(crate) fn port_mut(vcpu: &mut Processor) -> Option<&mut SimVcpu> {
     match vcpu {
         AnyVcpu::Intel(IntelVcpu::Vmx(vcpu)) => Some(vcpu.port_mut()),
         AnyVcpu::Amd(AmdVcpu::Svm(vcpu)) => Some(vcpu.port_mut()),
+        AnyVcpu::Amd(AmdVcpu::Sev(vcpu)) => Some(vcpu.port_mut()),
         _ => None,
+    }
+}
+
+/// Lets a vCPU leave the guest when a signal is pending or the end of an interrupt is to be told, and gives its
+/// timer the VM's tick.
+pub(crate) fn connect(vcpu: &mut Processor, area: &Arc<dyn RunArea>, irq: &Arc<Irq>) {
+    let id = vcpu.id().0;
+    if let Some(port) = port_mut(vcpu) {
+        if let Some(cycle) = irq.apic_bus_cycle() {
+            port.set_apic_bus_cycle(cycle);
+        }
+        let (area, irq) = (Arc::clone(area), Arc::clone(irq));
+        port.set_interrupt_source(move || irq.has_end(id) || area.signal_pending());
     }
 }
 
@@ -62,16 +76,9 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A vCPU, which leaves the guest when a signal is pending.
     pub(crate) fn create_vcpu(&mut self, id: u32, area: &Arc<dyn RunArea>) -> Result<Processor> {
         let mut vcpu = self.vm.create_vcpu(VcpuId(id))?;
-        if let Some(port) = port_mut(&mut vcpu) {
-            if let Some(cycle) = self.irq.apic_bus_cycle() {
-                port.set_apic_bus_cycle(cycle);
-            }
-            let (area, irq) = (Arc::clone(area), Arc::clone(&self.irq));
-            port.set_interrupt_source(move || irq.has_end(id) || area.signal_pending());
-        }
+        connect(&mut vcpu, area, &self.irq);
         Ok(vcpu)
     }
 

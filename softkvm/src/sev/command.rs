@@ -88,6 +88,7 @@ fn handler(id: u32) -> Option<Handler> {
         uapi::SNP_LAUNCH_START => snp::start,
         uapi::SNP_LAUNCH_UPDATE => snp::update,
         uapi::SNP_LAUNCH_FINISH => snp::finish,
+        uapi::SNP_ENABLE_REQ_CERTS => snp::enable_req_certs,
         _ => return None,
     })
 }

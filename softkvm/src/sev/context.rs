@@ -26,12 +26,14 @@ fn vm_of(process: &dyn Process, argument: u64) -> Option<Arc<Vm>> {
 /// until the context's takes its place.
 fn vacant(vm: &Vm, to: &mut State, from: &Sev, process: &dyn Process) -> Result<Engine> {
     let tech = from.tech().ok_or(move_::SOURCE)?;
-    let mut engine = Engine::new(vm.kernel().host(), tech, SevParams::default())?;
+    let params = SevParams::default();
+    let mut engine = Engine::new(vm.kernel().host(), tech, params, to.irqchip(), &to.irq)?;
     for (number, slot) in to.slots.iter() {
         engine.set_slot(process, number, slot)?;
     }
-    for id in to.vcpus.keys() {
-        engine.create_vcpu(*id)?;
+    for (id, vcpu) in &to.vcpus {
+        let own = engine.create_vcpu(*id, vcpu.run_area())?;
+        engine.waiting.insert(*id, own);
     }
     Ok(engine)
 }

@@ -2,28 +2,34 @@
 
 use std::collections::BTreeMap;
 
-use kvm_ops::sim::SimHost;
+use std::sync::Arc;
+
+use kvm_ops::sim::{SimHost, SimVm};
 use kvm_ops::{
-    AnyVcpu, EncCmd, EncParams, EncRegion, Kind, SevParams, Tech, VcpuId, VmConfig, create,
+    AmdVm, AnyVm, EncCmd, EncParams, EncRegion, Irqchip, Kind, SevParams, Tech, VcpuId, VmConfig,
+    create,
 };
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 
+use crate::irq::Irq;
+use crate::machine::{self, Processor};
 use crate::refusal::Result;
 use crate::vm::Slot;
 use crate::vm::lent::{self, BackEnd};
-use crate::{Process, Refusal};
+use crate::{Process, Refusal, RunArea};
 
 pub(super) struct Engine {
-    /// In front of the VM, so that they are dropped first.
-    vcpus: BTreeMap<u32, AnyVcpu<SimHost>>,
-    vm: BackEnd,
+    /// vCPUs that existed before, until their files are used next.
+    pub(super) waiting: BTreeMap<u32, Processor>,
+    pub(super) vm: BackEnd,
+    irq: Arc<Irq>,
 }
 
 /// A command that failed: the errno, and the firmware's status if it was asked.
-pub(super) struct Failed {
-    pub(super) refusal: Refusal,
-    pub(super) status: Option<u32>,
+pub(crate) struct Failed {
+    pub(crate) refusal: Refusal,
+    pub(crate) status: Option<u32>,
 }
 
 impl<E: Into<Refusal>> From<E> for Failed {
@@ -41,23 +47,52 @@ impl Engine {
         host: &SimHost,
         tech: Tech,
         params: SevParams,
+        irqchip: Irqchip,
+        irq: &Arc<Irq>,
     ) -> Result<Self, kvm_ops::Error> {
         let config = VmConfig::new(Kind::Of(tech))
             .vcpus(MAX_VCPUS * VCPU_ID_RATIO)
+            .irqchip(irqchip)
             .enc(EncParams::Sev(Box::new(params)));
         let vm = create(host, &config)?;
-        let vcpus = BTreeMap::new();
-        Ok(Self { vcpus, vm })
+        let engine = Self {
+            waiting: BTreeMap::new(),
+            vm,
+            irq: Arc::clone(irq),
+        };
+        if let Some(port) = engine.port() {
+            Irq::attach(irq, port.wires());
+        }
+        Ok(engine)
+    }
+
+    /// The VM of the software machine, without what guards a guest.
+    fn port(&self) -> Option<&SimVm> {
+        match self.vm.back_end() {
+            AnyVm::Amd(AmdVm::Sev(vm)) => Some(vm.port()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn set_irqchip(&self, irqchip: Irqchip) -> Result<(), kvm_ops::Error> {
+        self.port().map_or(Ok(()), |vm| vm.set_irqchip(irqchip))
+    }
+
+    /// The embedder has certificates for reports.
+    pub(super) fn ask_for_certificates(&self) {
+        if let Some(vm) = self.port() {
+            vm.ask_for_certificates(true);
+        }
     }
 
     pub(super) fn tech(&self) -> Tech {
         self.vm.tech()
     }
 
-    pub(super) fn create_vcpu(&mut self, id: u32) -> Result<()> {
-        let vcpu = self.vm.create_vcpu(VcpuId(id))?;
-        self.vcpus.insert(id, vcpu);
-        Ok(())
+    pub(super) fn create_vcpu(&mut self, id: u32, area: &Arc<dyn RunArea>) -> Result<Processor> {
+        let mut vcpu = self.vm.create_vcpu(VcpuId(id))?;
+        machine::connect(&mut vcpu, area, &self.irq);
+        Ok(vcpu)
     }
 
     pub(super) fn set_slot(

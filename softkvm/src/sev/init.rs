@@ -71,12 +71,19 @@ fn initialise(
         },
         ..SevParams::default()
     };
-    let engine = Engine::new(call.vm.kernel().host(), tech, params);
+    let irqchip = state.irqchip();
+    let engine = Engine::new(call.vm.kernel().host(), tech, params, irqchip, &state.irq);
     let engine = engine.map_err(|error| match error {
         kvm_ops::Error::NoKeyId => init_any::ASID.into(),
         error => crate::Refusal::from(error),
     })?;
-    state.sev.adopt(engine, call.process, &state.slots)?;
+    let State {
+        sev,
+        slots,
+        attributes,
+        ..
+    } = state;
+    sev.adopt(engine, call.process, slots, attributes)?;
     state.sev.initialised_here = true;
     Ok(Sent::No)
 }

@@ -7,27 +7,28 @@ mod blobs;
 mod command;
 mod context;
 mod debug;
-mod device;
 mod engine;
 mod init;
 mod launch;
+mod memory;
 mod regions;
 mod snp;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvm_ops::Tech;
+use kvm_ops::{Irqchip, Tech};
 use kvm_ops_uapi::checks::Check;
 
 pub(crate) use command::command;
 pub(crate) use context::{copy_from, move_from};
-pub(crate) use device::device_ioctl;
+pub(crate) use engine::Failed;
 pub(crate) use regions::{register, unregister};
 
+use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
-use crate::vm::{Slot, Slots, Vm};
-use crate::{Descriptor, FileKind, Process};
+use crate::vm::Vm;
+use crate::{Descriptor, FileKind, Process, RunArea};
 use engine::Engine;
 
 /// VMSA features that INIT2 takes: DEBUG_SWAP, as kvm-ops-sev does.
@@ -91,40 +92,29 @@ impl Sev {
         self.engine.as_mut().ok_or(check.into())
     }
 
-    /// The back end's part of `KVM_CREATE_VCPU`.
-    pub(crate) fn create_vcpu(&mut self, id: u32) -> Result<()> {
-        self.engine
-            .as_mut()
-            .map_or(Ok(()), |engine| engine.create_vcpu(id))
-    }
-
-    /// The back end's part of a slot that is new, moved or changed.
-    pub(crate) fn set_slot(
+    /// The back end's part of `KVM_CREATE_VCPU`. `None` without one.
+    pub(crate) fn create_vcpu(
         &mut self,
-        process: &dyn Process,
-        number: u32,
-        slot: &Slot,
-    ) -> Result<()> {
-        match &mut self.engine {
-            Some(engine) => engine.set_slot(process, number, slot),
-            None => Ok(()),
-        }
+        id: u32,
+        area: &Arc<dyn RunArea>,
+    ) -> Result<Option<Processor>> {
+        let engine = self.engine.as_mut();
+        engine
+            .map(|engine| engine.create_vcpu(id, area))
+            .transpose()
     }
 
-    pub(crate) fn delete_slot(&mut self, number: u32) -> Result<()> {
-        match &mut self.engine {
-            Some(engine) => engine.delete_slot(number),
-            None => Ok(()),
-        }
+    /// A vCPU that existed when the VM got its back end, and whose own it shall take.
+    pub(crate) fn take_vcpu(&mut self, id: u32) -> Option<Processor> {
+        self.engine.as_mut()?.waiting.remove(&id)
     }
 
-    /// Takes a new back end, which learns the slots that there are.
-    fn adopt(&mut self, mut engine: Engine, process: &dyn Process, slots: &Slots) -> Result<()> {
-        for (number, slot) in slots.iter() {
-            engine.set_slot(process, number, slot)?;
+    /// `KVM_CREATE_IRQCHIP` and the like come before or after INIT2.
+    pub(crate) fn set_irqchip(&self, irqchip: Irqchip) -> Result<()> {
+        match &self.engine {
+            Some(engine) => Ok(engine.set_irqchip(irqchip)?),
+            None => Ok(()),
         }
-        self.engine = Some(engine);
-        Ok(())
     }
 
     /// Checks that the sev_fd of the launch still is one.

@@ -1,6 +1,8 @@
 //! The launch of SNP guests.
 
-use kvm_ops_uapi::checks::{snp_launch_finish, snp_launch_start, snp_launch_update};
+use kvm_ops_uapi::checks::{
+    snp_enable_req_certs, snp_launch_finish, snp_launch_start, snp_launch_update,
+};
 use kvm_ops_uapi::sev::{
     self as uapi, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, page_type,
 };
@@ -143,4 +145,13 @@ pub(super) fn finish(state: &mut State, call: &Call<'_>) -> Answer {
     state.sev.protected.extend(state.vcpus.keys());
     state.sev.launched = true;
     Ok(Sent::Yes)
+}
+
+/// SNP_ENABLE_REQ_CERTS: requests for a report with certificates leave to user space.
+pub(super) fn enable_req_certs(state: &mut State, _: &Call<'_>) -> Answer {
+    use snp_enable_req_certs::{NO_VCPU, SNP};
+    ensure(state.vcpus.is_empty(), NO_VCPU)?;
+    ensure(state.sev.is_snp(), SNP)?;
+    state.sev.engine(SNP)?.ask_for_certificates();
+    Ok(Sent::No)
 }

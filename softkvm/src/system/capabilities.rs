@@ -34,7 +34,7 @@ pub(crate) fn of_vm(vm: &Vm, number: u64) -> i64 {
         Ok(cap::MEMORY_ATTRIBUTES) => vm.supported_attributes() as i64,
         Ok(cap::GUEST_MEMFD_FLAGS) => vm.gmem_flags() as i64,
         Ok(cap::READONLY_MEM) => i64::from(!vm.has_protected_state()),
-        Ok(cap::SYNC_REGS) if vm.is_plain() => sync_regs::ALL as i64,
+        Ok(cap::SYNC_REGS) if !vm.has_protected_state() => sync_regs::ALL as i64,
         Ok(cap::MULTI_ADDRESS_SPACE) => vm.address_spaces().into(),
         Ok(cap::MAX_VCPUS) => vm.max_vcpus().into(),
         Ok(number) => common(vm.kernel(), number),

@@ -12,7 +12,7 @@ use crate::refusal::Result;
 use crate::{Kernel, Process, Refusal};
 
 /// The leaf that tells of memory encryption.
-const ENCRYPTION: u32 = 0x8000_001f;
+pub(crate) const ENCRYPTION: u32 = 0x8000_001f;
 /// The leaf whose EAX has the widths of addresses: physical ones in bits 7:0, and those of a guest in bits 23:16.
 const ADDRESSES: u32 = 0x8000_0008;
 /// Bits of physical addresses, which are those of a guest too with second-level tables of four levels: TDs take them

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use kvm_ops::sim::{SimHost, SimVm, Wires};
 use kvm_ops::tdx::{TdxVm, VcpuStart};
 use kvm_ops::{
-    AnyVcpu, AnyVm, CreateError, EncParams, Gfn, Gpa, InitialPage, InitialPageKind, IntelVcpu,
-    IntelVm, Irqchip, Kind, Privacy, TdParams, Tech, VcpuId, VmConfig, create,
+    AnyVcpu, AnyVm, CreateError, EncParams, Gpa, InitialPage, InitialPageKind, IntelVcpu, IntelVm,
+    Irqchip, Kind, TdParams, Tech, VcpuId, VmConfig, create,
 };
 use kvm_ops_uapi::Errno;
 
@@ -104,19 +104,5 @@ impl Engine {
                 false => InitialPageKind::Unmeasured,
             },
         })
-    }
-
-    /// Makes frames of a slot private or shared. Private pages of frames that become shared are lost.
-    pub(super) fn convert(
-        &self,
-        mut first: u64,
-        mut pages: u64,
-        to: Privacy,
-    ) -> Result<(), kvm_ops::Error> {
-        while pages != 0 {
-            let done = self.vm.set_memory_attributes(Gfn::new(first), pages, to)?;
-            (first, pages) = (first + done, pages - done);
-        }
-        Ok(())
     }
 }

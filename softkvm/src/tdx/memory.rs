@@ -3,7 +3,7 @@
 //! A frame is private in the back end where its attribute says so and the slot's file is open. The
 //! contents of private pages are the TDX module's: the file is a name for them.
 
-use kvm_ops::{Gfn, Privacy};
+use kvm_ops::Gfn;
 use kvm_ops_mmu::Attributes;
 
 use super::Td;
@@ -26,7 +26,12 @@ impl Td {
             return Ok(());
         };
         lent::set_slot(&mut engine.vm, process, number, slot)?;
-        self.convert(number, slot, attributes, (slot.gpa, slot.size))
+        lent::convert(
+            &engine.vm,
+            (number, slot),
+            attributes,
+            (slot.gpa, slot.size),
+        )
     }
 
     pub(crate) fn delete_slot(&mut self, number: u32) -> Result<()> {
@@ -43,8 +48,10 @@ impl Td {
         attributes: &Attributes,
         range: (u64, u64),
     ) -> Result<()> {
-        for (number, slot) in slots.iter() {
-            self.convert(number, slot, attributes, range)?;
+        if let Some(engine) = &self.engine {
+            for slot in slots.iter() {
+                lent::convert(&engine.vm, slot, attributes, range)?;
+            }
         }
         Ok(())
     }
@@ -57,53 +64,16 @@ impl Td {
         file: &Gmem,
         range: (u64, u64),
     ) -> Result<()> {
-        for (number, slot) in slots.iter() {
-            let Some((gpa, size)) = slot.guest_range(file, range) else {
-                continue;
-            };
-            if let Some(engine) = self.engine.as_ref().filter(|_| self.knows(number)) {
-                engine.convert(gpa / PAGE, size / PAGE, Privacy::Shared)?;
-            }
-            self.convert(number, slot, attributes, (gpa, size))?;
+        match &self.engine {
+            Some(engine) => lent::zap(&engine.vm, slots, attributes, file, range),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The back end's part of a pre-fault of a private page.
     pub(crate) fn pre_fault(&self, private: bool, gpa: u64) -> Result<()> {
         if let Some(engine) = self.engine.as_ref().filter(|_| private) {
             engine.vm.pre_fault_memory(Gfn::new(gpa / PAGE), 1)?;
-        }
-        Ok(())
-    }
-
-    /// The process lent the slot's memory.
-    fn knows(&self, number: u32) -> bool {
-        let id = kvm_ops::SlotId(number);
-        let engine = self.engine.as_ref();
-        engine.is_some_and(|engine| engine.vm.slots().any(|slot| slot.id == id))
-    }
-
-    /// Gives the frames of a range that lie in a slot what their attributes and the slot's file say.
-    fn convert(
-        &self,
-        number: u32,
-        slot: &Slot,
-        attributes: &Attributes,
-        (gpa, size): (u64, u64),
-    ) -> Result<()> {
-        let Some(engine) = self.engine.as_ref().filter(|_| self.knows(number)) else {
-            return Ok(());
-        };
-        let start = gpa.max(slot.gpa) / PAGE;
-        let end = gpa.saturating_add(size).min(slot.gpa + slot.size) / PAGE;
-        if start >= end {
-            return Ok(());
-        }
-        let open = slot.file.as_ref().is_some_and(|file| file.is_open());
-        for (first, pages, privacy) in attributes.runs(Gfn::new(start), end - start)? {
-            let to = if open { privacy } else { Privacy::Shared };
-            engine.convert(first.get(), pages, to)?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use kvm_ops::{Answer, VcpuOps};
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::checks::run::COMPLETION;
-use kvm_ops_uapi::run::{Hypercall, Mmio, TdVmCallInfo, TdxExit};
+use kvm_ops_uapi::run::{Hypercall, Mmio, SnpReqCerts, TdVmCallInfo, TdxExit};
 use kvm_ops_uapi::tdx::tdvmcall;
 use zerocopy::FromBytes;
 
@@ -25,6 +25,8 @@ pub(super) enum Waits {
     MapGpa,
     /// The answer to a TD's request.
     Tdx,
+    /// Certificates for an SNP guest's report, of which the kernel takes four results.
+    Certificates,
 }
 
 impl Waits {
@@ -51,6 +53,17 @@ impl Waits {
                 vcpu.answer(Answer::Value(ret))?;
             }
             Self::Tdx => vcpu.answer(tdx_answer(&page.exit()))?,
+            Self::Certificates => {
+                let call: SnpReqCerts = page.exit();
+                let ret = call.ret.get();
+                let errnos = [Errno::ENOSPC, Errno::EAGAIN, Errno::EIO];
+                let known = ret == 0 || errnos.iter().any(|errno| errno.0 as u64 == ret);
+                ensure(known, COMPLETION)?;
+                vcpu.answer(Answer::SnpCertificates {
+                    errno: ret as u32,
+                    pages: call.npages.get(),
+                })?;
+            }
         }
         Ok(())
     }

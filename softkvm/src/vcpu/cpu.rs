@@ -1,11 +1,11 @@
 //! What holds a vCPU's registers.
 
-use kvm_ops::{MpState, Msr, VcpuOps, Xcrs};
+use kvm_ops::{Error, MpState, Msr, VcpuOps, Xcrs};
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::state::{Regs, Sregs, mp_state};
 
-use super::convert;
 use super::held::Held;
+use super::{convert, sev};
 use crate::machine::Processor;
 use crate::refusal::Result;
 use crate::tdx;
@@ -53,15 +53,22 @@ impl Cpu {
         Ok(Self::Processor(Box::new(vcpu)))
     }
 
-    /// The VM became a guest of SEV: its registers are kept from now on.
-    pub(super) fn hold(&mut self) {
-        let Self::Processor(vcpu) = self else { return };
-        let mut held = Held::new(mp_state::RUNNABLE);
-        if let (Ok(regs), Ok(sregs)) = (vcpu.regs(), vcpu.sregs()) {
-            held.regs = convert::to_regs(&regs);
-            held.sregs = convert::to_sregs(&sregs);
+    /// The VM became a guest of SEV: its vCPU goes on with the registers of this one, unless they are the guest's
+    /// secret and came with it.
+    pub(super) fn become_guest_of_sev(&mut self, new: Processor) {
+        let old = std::mem::replace(self, Self::Processor(Box::new(new)));
+        // What cannot be read or set is left as it is: user space sets registers after a move.
+        let _ = old.sregs().and_then(|sregs| self.set_sregs(sregs));
+        let _ = old.regs().and_then(|regs| self.set_regs(regs));
+        let _ = old.xcrs().and_then(|xcrs| self.set_xcrs(&xcrs));
+        if let (Self::Processor(old), Self::Processor(new)) = (&old, self) {
+            let _ = old.xsave().and_then(|xsave| new.set_xsave(&xsave));
         }
-        *self = Self::Held(Box::new(held));
+    }
+
+    /// True if the registers are the guest's secret.
+    pub(super) fn is_protected(&self) -> bool {
+        matches!(self, Self::Processor(vcpu) if sev::is_protected(vcpu))
     }
 
     /// The processor, for groups of registers that are not kept.
@@ -75,14 +82,16 @@ impl Cpu {
     pub(super) fn regs(&self) -> Result<Regs> {
         match self {
             Self::Held(held) => Ok(held.regs),
-            Self::Processor(vcpu) => Ok(convert::to_regs(&vcpu.regs()?)),
+            Self::Processor(vcpu) => Ok(convert::to_regs(&sev::or_nothing(vcpu.regs())?)),
         }
     }
 
     pub(super) fn set_regs(&mut self, regs: Regs) -> Result<()> {
         match self {
             Self::Held(held) => held.regs = regs,
-            Self::Processor(vcpu) => vcpu.set_regs(&convert::from_regs(&regs))?,
+            Self::Processor(vcpu) => {
+                sev::or_nothing(vcpu.set_regs(&convert::from_regs(&regs)))?;
+            }
         }
         Ok(())
     }
@@ -90,16 +99,17 @@ impl Cpu {
     pub(super) fn sregs(&self) -> Result<Sregs> {
         match self {
             Self::Held(held) => Ok(held.sregs),
-            Self::Processor(vcpu) => Ok(convert::to_sregs(&vcpu.sregs()?)),
+            Self::Processor(vcpu) => Ok(convert::to_sregs(&sev::or_nothing(vcpu.sregs())?)),
         }
     }
 
     pub(super) fn set_sregs(&mut self, sregs: Sregs) -> Result<()> {
         match self {
             Self::Held(held) => held.sregs = sregs,
-            Self::Processor(vcpu) => vcpu
-                .set_sregs(&convert::from_sregs(&sregs))
-                .map_err(|_| Errno::EINVAL)?,
+            Self::Processor(vcpu) => {
+                let set = sev::or_nothing(vcpu.set_sregs(&convert::from_sregs(&sregs)));
+                set.map_err(|_| Errno::EINVAL)?;
+            }
         }
         Ok(())
     }
@@ -107,7 +117,7 @@ impl Cpu {
     pub(super) fn xcrs(&self) -> Result<Xcrs> {
         match self {
             Self::Held(held) => Ok(Xcrs { xcr0: held.xcr0 }),
-            Self::Processor(vcpu) => Ok(vcpu.xcrs()?),
+            Self::Processor(vcpu) => Ok(sev::or_nothing(vcpu.xcrs())?),
         }
     }
 
@@ -115,7 +125,9 @@ impl Cpu {
         match self {
             Self::Held(held) if is_xcr0(xcrs.xcr0) => held.xcr0 = xcrs.xcr0,
             Self::Held(_) => return Err(Errno::EINVAL.into()),
-            Self::Processor(vcpu) => vcpu.set_xcrs(xcrs).map_err(|_| Errno::EINVAL)?,
+            Self::Processor(vcpu) => {
+                sev::or_nothing(vcpu.set_xcrs(xcrs)).map_err(|_| Errno::EINVAL)?;
+            }
         }
         Ok(())
     }
@@ -124,7 +136,7 @@ impl Cpu {
         Ok(match self {
             Self::Held(held) => held.mp_state,
             Self::Processor(vcpu) => {
-                let state = vcpu.mp_state()?;
+                let state = sev::mp_state(vcpu)?;
                 let known = MpState::ALL.iter().find(|(known, _)| *known == state);
                 known.map_or(mp_state::RUNNABLE, |(_, number)| *number)
             }
@@ -150,7 +162,10 @@ impl Cpu {
             Self::Held(held) => held.msrs.get(&index).copied(),
             Self::Processor(vcpu) => {
                 let mut msr = [Msr::read(index)];
-                vcpu.msrs(&mut msr).ok()?;
+                match vcpu.msrs(&mut msr) {
+                    Err(Error::Protected(_)) => return sev::secret_msr(index),
+                    read => read.ok()?,
+                }
                 Some(msr[0].value)
             }
         }
@@ -163,7 +178,10 @@ impl Cpu {
                 let msr = held.msrs.get_mut(&index);
                 msr.map(|msr| *msr = value).is_some()
             }
-            Self::Processor(vcpu) => vcpu.set_msrs(&[Msr::write(index, value)]).is_ok(),
+            Self::Processor(vcpu) => match vcpu.set_msrs(&[Msr::write(index, value)]) {
+                Err(Error::Protected(_)) => sev::secret_msr(index).is_some(),
+                set => set.is_ok(),
+            },
         }
     }
 

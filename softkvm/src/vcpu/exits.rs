@@ -3,13 +3,14 @@
 use kvm_ops::{Answer, Exit, Privacy, VcpuOps};
 use kvm_ops_uapi::run::{
     FailEntry, HYPERCALL_LONG_MODE, Hypercall, InternalError, Io, MEMORY_FAULT_PRIVATE,
-    MemoryFault, Mmio, exit_reason,
+    MemoryFault, Mmio, SystemEvent, exit_reason,
 };
 use kvm_ops_uapi::vm::HC_MAP_GPA_RANGE;
 use kvm_ops_uapi::{Errno, U16, U32, U64};
 
 use super::answer::Waits;
 use super::page::{PORT_DATA, Page};
+use super::sev;
 use crate::file::VcpuFile;
 use crate::irq::At;
 use crate::machine::Processor;
@@ -71,9 +72,18 @@ pub(super) fn tell(
         }
         Exit::Hlt => done(exit_reason::HLT),
         Exit::IrqWindow => done(exit_reason::IRQ_WINDOW_OPEN),
+        Exit::MapGpaRange { gpa, pages, to } => {
+            sev::map_gpa_range(file, page, vcpu, (gpa.get(), pages, to))
+        }
+        Exit::SnpCertificates { gpa, pages } => Ok(sev::certificates(page, gpa.get(), pages)),
+        Exit::SystemEvent { kind } => {
+            let event = system_event(kind, vcpu.exit_data());
+            page.set_exit(exit_reason::SYSTEM_EVENT, &event);
+            Ok(Next::Return(Waits::Nothing))
+        }
         Exit::Shutdown => {
-            if file.vm.kernel().is_amd() {
-                // As SVM, which has no state any more to go on with.
+            if file.vm.kernel().is_amd() && !sev::is_protected(vcpu) {
+                // As SVM, which has no state any more to go on with. Encrypted state stays as it is.
                 let mp_state = vcpu.mp_state()?;
                 vcpu.vcpu_reset(true)?;
                 let _ = vcpu.set_mp_state(mp_state);
@@ -172,16 +182,32 @@ fn internal_error(page: Page<'_>, suberror: u32, data: &[u8]) {
     page.set_exit(exit_reason::INTERNAL_ERROR, &error);
 }
 
+fn system_event(kind: u32, data: &[u8]) -> SystemEvent {
+    let mut event = SystemEvent {
+        kind: U32::new(kind),
+        ..SystemEvent::default()
+    };
+    let (words, _) = data.as_chunks::<8>();
+    for (to, word) in event.data.iter_mut().zip(words) {
+        *to = U64::new(u64::from_ne_bytes(*word));
+    }
+    event.ndata = U32::new(words.len().min(event.data.len()) as u32);
+    event
+}
+
 /// A hypercall: one leaves to user space where that was asked for, and the others are refused.
-fn hypercall(
+pub(super) fn hypercall(
     file: &VcpuFile,
     page: Page<'_>,
     vcpu: &mut Processor,
     nr: u64,
     args: [u64; 6],
 ) -> Result<Next> {
-    let sregs = vcpu.sregs()?;
-    let long = sregs.cs.l && sregs.efer & EFER_LMA != 0;
+    // The mode of secret registers is not known, and taken for the longest.
+    let long = sev::is_protected(vcpu) || {
+        let sregs = vcpu.sregs()?;
+        sregs.cs.l && sregs.efer & EFER_LMA != 0
+    };
     let width = if long { u64::MAX } else { u64::from(u32::MAX) };
     let (nr, args) = (nr & width, args.map(|arg| arg & width));
     let [gpa, pages, ..] = args;

@@ -6,7 +6,8 @@ use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::state::{DebugRegs, Fpu, VcpuEvents, XSAVE_SIZE, Xcrs};
 use zerocopy::IntoBytes;
 
-use super::registers::{read, require_readable, write};
+use super::registers::{read, require_fpu, require_readable, write};
+use super::sev::or_nothing;
 use super::{convert, events};
 use crate::file::VcpuFile;
 use crate::refusal::Result;
@@ -29,7 +30,8 @@ const XSTATE_BV: usize = 512;
 const X87_SSE: u8 = 3;
 
 pub(super) fn get_fpu(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
-    let xsave = file.state().cpu.require_processor()?.xsave()?;
+    require_fpu(file)?;
+    let xsave = xsave_of(file)?;
     let mut fpu = Fpu::default();
     for (to, from, len) in FPU_IN_XSAVE {
         fpu.as_mut_bytes()[to..to + len].copy_from_slice(&xsave.as_bytes()[from..from + len]);
@@ -39,7 +41,11 @@ pub(super) fn get_fpu(file: &VcpuFile, process: &dyn Process, argument: u64) -> 
 
 pub(super) fn set_fpu(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     let fpu: Fpu = read(process, argument)?;
+    require_fpu(file)?;
     let mut state = file.state();
+    if state.cpu.is_protected() {
+        return Ok(0);
+    }
     let vcpu = state.cpu.require_processor()?;
     let mut xsave = vcpu.xsave()?;
     let area = xsave.as_bytes_mut();
@@ -51,8 +57,18 @@ pub(super) fn set_fpu(file: &VcpuFile, process: &dyn Process, argument: u64) -> 
     Ok(0)
 }
 
+/// Extended state, as after power-on where it is the guest's secret.
+fn xsave_of(file: &VcpuFile) -> Result<Xsave> {
+    let mut state = file.state();
+    match state.cpu.is_protected() {
+        true => Ok(Xsave::initial()),
+        false => Ok(state.cpu.require_processor()?.xsave()?),
+    }
+}
+
 pub(super) fn get_xsave(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
-    let xsave = file.state().cpu.require_processor()?.xsave()?;
+    require_fpu(file)?;
+    let xsave = xsave_of(file)?;
     let mut area = [0; XSAVE_SIZE];
     let bytes = xsave.as_bytes();
     let len = bytes.len().min(XSAVE_SIZE);
@@ -68,8 +84,9 @@ pub(super) fn set_xsave(file: &VcpuFile, process: &dyn Process, argument: u64) -
     let read = process.read(argument, &mut area);
     read.map_err(|_| Errno::EFAULT)?;
     let xsave = Xsave::new(area.into())?;
+    require_fpu(file)?;
     let mut state = file.state();
-    let set = state.cpu.require_processor()?.set_xsave(&xsave);
+    let set = or_nothing(state.cpu.require_processor()?.set_xsave(&xsave));
     set.map_err(|_| Errno::EINVAL)?;
     Ok(0)
 }
@@ -100,7 +117,8 @@ pub(super) fn set_xcrs(file: &VcpuFile, process: &dyn Process, argument: u64) ->
 }
 
 pub(super) fn get_debug(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
-    let regs = file.state().cpu.require_processor()?.debug_regs()?;
+    require_readable(file)?;
+    let regs = or_nothing(file.state().cpu.require_processor()?.debug_regs())?;
     write(process, argument, &convert::to_debug_regs(&regs))
 }
 
@@ -110,15 +128,16 @@ pub(super) fn set_debug(file: &VcpuFile, process: &dyn Process, argument: u64) -
         return Err(Errno::EINVAL.into());
     }
     let regs = convert::from_debug_regs(&given);
+    require_readable(file)?;
     let mut state = file.state();
-    let set = state.cpu.require_processor()?.set_debug_regs(&regs);
+    let set = or_nothing(state.cpu.require_processor()?.set_debug_regs(&regs));
     set.map_err(|_| Errno::EINVAL)?;
     Ok(0)
 }
 
 pub(super) fn get_events(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     let parts = file.vm.lock().event_parts;
-    let waiting = file.state().cpu.require_processor()?.events()?;
+    let waiting = or_nothing(file.state().cpu.require_processor()?.events())?;
     write(process, argument, &events::to_uapi(&waiting, parts))
 }
 
@@ -127,7 +146,7 @@ pub(super) fn set_events(file: &VcpuFile, process: &dyn Process, argument: u64) 
     let parts = file.vm.lock().event_parts;
     let mut state = file.state();
     let vcpu = state.cpu.require_processor()?;
-    let events = events::from_uapi(&given, parts, &vcpu.events()?)?;
-    vcpu.set_events(&events).map_err(|_| Errno::EINVAL)?;
+    let events = events::from_uapi(&given, parts, &or_nothing(vcpu.events())?)?;
+    or_nothing(vcpu.set_events(&events)).map_err(|_| Errno::EINVAL)?;
     Ok(0)
 }

@@ -16,6 +16,7 @@ mod page;
 mod pre_fault;
 mod registers;
 mod run;
+mod sev;
 mod sync;
 mod td;
 
@@ -98,12 +99,13 @@ impl State {
 }
 
 impl VcpuFile {
-    /// Locks the vCPU. Its code is not executed any more once the VM is a guest of SEV.
+    /// Locks the vCPU. If its VM became a guest of SEV meanwhile, it takes that guest's vCPU.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         let state = self.vcpu.state.lock();
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
-        if self.vm.is_plain() && self.vm.lock().sev.is_active() {
-            state.cpu.hold();
+        let new = self.vm.lock().sev.take_vcpu(self.vcpu.id);
+        if let Some(new) = new {
+            state.cpu.become_guest_of_sev(new);
         }
         state
     }

@@ -90,12 +90,18 @@ impl Page<'_> {
         self.0.write(EXIT_OFFSET as u64, exit.as_bytes());
     }
 
-    /// What every run of a vCPU leaves whose registers are secret: no interrupt can be injected from here.
-    pub(super) fn set_secret_state(&self, boots: bool) {
+    /// What every run of a TD's vCPU leaves: no interrupt can be injected from here.
+    pub(super) fn set_td_state(&self, boots: bool) {
         const X2APIC: u64 = 0xfee0_0c00;
+        self.set_secret_state(false, X2APIC, boots);
+    }
+
+    /// What every run of a vCPU leaves whose registers are secret. Interrupts can be injected where local APICs
+    /// take them.
+    pub(super) fn set_secret_state(&self, ready: bool, apic_base: u64, boots: bool) {
         const BSP: u64 = 1 << 8;
-        let apic_base = X2APIC | if boots { BSP } else { 0 };
-        self.0.write(READY, &[0; 2]);
+        let apic_base = apic_base | if boots { BSP } else { 0 };
+        self.0.write(READY, &[ready.into(), 0]);
         self.0.write(CR8, &[0; 8]);
         self.0.write(APIC_BASE, &apic_base.to_le_bytes());
     }

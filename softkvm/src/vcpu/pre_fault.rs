@@ -51,7 +51,9 @@ fn step(vm: &Vm, process: &dyn Process, gpa: u64) -> Result<()> {
     ensure(gpa & shared == 0, SHARED_BIT)?;
     let slot = state.slots.at(0, gpa).ok_or(SLOT)?;
     ensure(is_backed(&state, slot, process, gpa), FILE)?;
-    state.td.pre_fault(state.is_private(gpa / PAGE), gpa)
+    let private = state.is_private(gpa / PAGE);
+    state.td.pre_fault(private, gpa)?;
+    state.sev.pre_fault(private, gpa)
 }
 
 fn is_backed(state: &State, slot: &Slot, process: &dyn Process, gpa: u64) -> bool {

@@ -17,14 +17,25 @@ use crate::{Process, Refusal, arg};
 /// The group of registers is the guest's secret: types 3 and 4 once it is measured, type 5 always, for no TD
 /// is under debug.
 pub(super) fn require_readable(file: &VcpuFile) -> Result<()> {
-    let is_secret = match file.vm.kind() {
+    match is_secret(file) {
+        true => Err(Errno::EINVAL.into()),
+        false => Ok(()),
+    }
+}
+
+fn is_secret(file: &VcpuFile) -> bool {
+    match file.vm.kind() {
         vm_type::TDX => true,
         _ => file.vm.has_protected_state() && file.vm.lock().sev.is_protected(file.vcpu.id),
-    };
-    if is_secret {
-        return Err(Errno::EINVAL.into());
     }
-    Ok(())
+}
+
+/// The same for extended state, which the kernel never marks as an SNP guest's secret.
+pub(super) fn require_fpu(file: &VcpuFile) -> Result<()> {
+    match file.vm.kind() {
+        vm_type::SNP => Ok(()),
+        _ => require_readable(file),
+    }
 }
 
 pub(super) fn read<T: FromBytes + FromZeros + IntoBytes>(
@@ -128,11 +139,13 @@ pub(super) fn set_mp_state(file: &VcpuFile, process: &dyn Process, argument: u64
 pub(super) fn get_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     let is_td = file.vm.kind() == vm_type::TDX;
     let state = file.state();
+    // A guest that became SEV-ES late: its secret registers read as zero, and writes are ignored.
+    let meaningless = (file.vm.is_plain() && state.cpu.is_protected()).then_some(0);
     each_msr(process, argument, |entry| {
         let index = entry.index.get();
         let value = match is_td {
             true => state.cpu.td_msr(index),
-            false => state.cpu.msr(index),
+            false => state.cpu.msr(index).or(meaningless),
         };
         value.map(|value| entry.data = U64::new(value)).is_some()
     })
@@ -141,11 +154,12 @@ pub(super) fn get_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) ->
 pub(super) fn set_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     let is_td = file.vm.kind() == vm_type::TDX;
     let mut state = file.state();
+    let meaningless = file.vm.is_plain() && state.cpu.is_protected();
     each_msr(process, argument, |entry| {
         let (index, value) = (entry.index.get(), entry.data.get());
         match is_td {
             true => state.cpu.set_td_msr(index, value),
-            false => state.cpu.set_msr(index, value),
+            false => state.cpu.set_msr(index, value) || meaningless,
         }
     })
 }

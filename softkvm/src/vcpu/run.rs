@@ -1,26 +1,24 @@
 //! `KVM_RUN`.
 
-use kvm_ops::{Error, Exit, Privacy, VcpuOps};
+use kvm_ops::{Exit, Privacy, VcpuOps};
 use kvm_ops_uapi::Errno;
-use kvm_ops_uapi::checks::run::{
-    ARGUMENT, IMMEDIATE_EXIT, INITIALIZED, SYNC_REGS, UNINITIALIZED_EXIT,
-};
-use kvm_ops_uapi::run::{EXIT_OFFSET, IoapicEoi, exit_reason};
+use kvm_ops_uapi::checks::run::{ARGUMENT, IMMEDIATE_EXIT, INITIALIZED, UNINITIALIZED_EXIT};
+use kvm_ops_uapi::run::{IoapicEoi, exit_reason};
 use kvm_ops_uapi::state::mp_state;
 use kvm_ops_uapi::system::vm_type;
 
 use super::exits::{self, Next};
 use super::held::Held;
 use super::page::Page;
-use super::{Cpu, State, sync, td};
+use super::{Cpu, State, sev, sync, td};
 use crate::Process;
 use crate::file::VcpuFile;
 use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
 use crate::stats::Count;
 
-/// KVM_INTERNAL_ERROR_EMULATION.
-const EMULATION: u32 = 1;
+/// IA32_APIC_BASE after power-on: enabled, at its place.
+const APIC_BASE: u64 = 0xfee0_0800;
 
 pub(super) fn run(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     ensure(argument == 0, ARGUMENT)?;
@@ -38,49 +36,62 @@ pub(super) fn run(file: &VcpuFile, process: &dyn Process, argument: u64) -> Resu
     } = &mut *state;
     match cpu {
         Cpu::Held(held) => {
-            run_held(file, held, page)?;
-            *has_run = true;
+            run_held(held, page, file.vm.has_protected_state())?;
             Ok(0)
         }
         Cpu::Processor(vcpu) => {
             let immediate = page.asks_for_exit();
-            if vcpu.mp_state()? == kvm_ops::MpState::Uninitialized {
+            if sev::mp_state(vcpu)? == kvm_ops::MpState::Uninitialized {
                 ensure(!immediate, UNINITIALIZED_EXIT)?;
             }
-            sync::check(page)?;
-            let parts = file.vm.lock().event_parts;
-            sync::load(page, vcpu, cpuid, parts)?;
+            sync::check(page, file.vm.has_protected_state())?;
+            let secret = sev::is_protected(vcpu);
+            if !secret {
+                let parts = file.vm.lock().event_parts;
+                sync::load(page, vcpu, cpuid, parts)?;
+            }
             waits.answer(page, vcpu)?;
-            prepare(file, page, vcpu)?;
+            if !may_run(file) {
+                ensure(!immediate, IMMEDIATE_EXIT)?;
+                return Err(INITIALIZED.into());
+            }
+            if !secret {
+                prepare(file, page, vcpu)?;
+            }
             if immediate {
                 vcpu.kick_handle().kick();
             }
             *has_run = true;
             let (next, answer) = enter(file, process, page, vcpu, immediate);
             *waits = next;
-            leave(file, page, vcpu)?;
+            if sev::is_protected(vcpu) {
+                let vm = file.vm.lock();
+                let boots = file.vcpu.id == vm.boot_id();
+                page.set_secret_state(vm.has_apics(), APIC_BASE, boots);
+            } else {
+                leave(file, page, vcpu)?;
+            }
             answer
         }
     }
 }
 
-/// The checks of a run whose code is not executed: it ends as the kernel ends one whose instruction it
-/// cannot fetch.
-fn run_held(file: &VcpuFile, held: &Held, page: Page<'_>) -> Result<()> {
+/// The kernel lets no guest of types 2 to 4 run that was only moved onto, or not initialised at all.
+fn may_run(file: &VcpuFile) -> bool {
+    file.vm.is_plain() || file.vm.lock().sev.was_initialised_here()
+}
+
+/// The checks of a run of a vCPU without a back end.
+fn run_held(held: &Held, page: Page<'_>, protected: bool) -> Result<()> {
     let immediate = page.asks_for_exit();
     if held.mp_state == mp_state::UNINITIALIZED {
         // Nothing can wake it, so the wait is over at once.
         ensure(!immediate, UNINITIALIZED_EXIT)?;
         return Err(Errno::EAGAIN.into());
     }
-    ensure(page.valid_regs() | page.dirty_regs() == 0, SYNC_REGS)?;
+    sync::check(page, protected)?;
     ensure(!immediate, IMMEDIATE_EXIT)?;
-    let may_run = file.vm.is_plain() || file.vm.lock().sev.was_initialised_here();
-    ensure(may_run, INITIALIZED)?;
-    page.set_reason(exit_reason::INTERNAL_ERROR);
-    page.0.write(EXIT_OFFSET as u64, &EMULATION.to_le_bytes());
-    page.0.write(EXIT_OFFSET as u64 + 4, &0u32.to_le_bytes());
-    Ok(())
+    Err(INITIALIZED.into())
 }
 
 /// What user space does for a vCPU without a local APIC in the kernel.
@@ -112,28 +123,25 @@ fn enter(
 ) -> (super::answer::Waits, Result<i64>) {
     let nothing = super::answer::Waits::Nothing;
     loop {
-        let exit = match vcpu.vcpu_run() {
-            Ok(exit) => exit,
-            // The VM was closed or moved away meanwhile.
-            Err(Error::WrongState(_)) => return (nothing, Err(Errno::EIO.into())),
-            Err(error) => return (nothing, Err(error.into())),
-        };
-        let next = match exit {
-            Exit::Interrupted if tells_end(file, page) => return (nothing, Ok(0)),
-            Exit::Interrupted if immediate => return (nothing, Err(IMMEDIATE_EXIT.into())),
-            Exit::Interrupted if is_interrupted(process, page) => {
-                file.vcpu.counts().add(Count::SignalExits);
-                page.set_reason(exit_reason::INTR);
-                return (nothing, Err(Errno::EINTR.into()));
-            }
-            // A kick of a run that ended before it.
-            Exit::Interrupted => Ok(Next::Again),
-            Exit::MemoryFault {
-                gpa,
-                access: Privacy::Shared,
-                ..
-            } if file.vm.lock().lend_again(process, gpa.get()) => Ok(Next::Again),
-            exit => exits::tell(exit, file, page, vcpu),
+        let next = match vcpu.vcpu_run() {
+            Err(error) => sev::refused(vcpu, page, error),
+            Ok(exit) => match exit {
+                Exit::Interrupted if tells_end(file, page) => return (nothing, Ok(0)),
+                Exit::Interrupted if immediate => return (nothing, Err(IMMEDIATE_EXIT.into())),
+                Exit::Interrupted if is_interrupted(process, page) => {
+                    file.vcpu.counts().add(Count::SignalExits);
+                    page.set_reason(exit_reason::INTR);
+                    return (nothing, Err(Errno::EINTR.into()));
+                }
+                // A kick of a run that ended before it.
+                Exit::Interrupted => Ok(Next::Again),
+                Exit::MemoryFault {
+                    gpa,
+                    access: Privacy::Shared,
+                    ..
+                } if file.vm.lock().lend_again(process, gpa.get()) => Ok(Next::Again),
+                exit => exits::tell(exit, file, page, vcpu),
+            },
         };
         match next {
             Ok(Next::Again) => {}

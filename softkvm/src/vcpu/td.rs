@@ -6,13 +6,12 @@ use std::sync::{MutexGuard, PoisonError};
 use kvm_ops::{Answer, Error, Exit, IntelVcpu, Privacy, TdxRequest, VcpuOps};
 use kvm_ops_uapi::checks::run::{IMMEDIATE_EXIT, INITIALIZED, SYNC_REGS, UNINITIALIZED_EXIT};
 use kvm_ops_uapi::run::{
-    GetQuote, HYPERCALL_LONG_MODE, Hypercall, SetupEventNotify, SystemEvent, TdVmCallInfo, TdxExit,
-    exit_reason,
+    GetQuote, HYPERCALL_LONG_MODE, Hypercall, SetupEventNotify, TdVmCallInfo, TdxExit, exit_reason,
 };
 use kvm_ops_uapi::state::mp_state;
 use kvm_ops_uapi::tdx::{tdvmcall, tdvmcall_status};
 use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
-use kvm_ops_uapi::{Errno, U32, U64};
+use kvm_ops_uapi::{Errno, U64};
 use zerocopy::IntoBytes;
 
 use super::answer::Waits;
@@ -64,7 +63,7 @@ pub(super) fn run(
     }
     let (waits, answer) = enter(file, process, page, (vcpu, &mut state.cpu));
     state.waits = waits;
-    page.set_secret_state(file.vcpu.id == 0);
+    page.set_td_state(file.vcpu.id == 0);
     answer
 }
 
@@ -155,13 +154,6 @@ fn tell(
             }
             Ok(Next::Again)
         }
-        Exit::SystemEvent { kind } => {
-            page.set_exit(
-                exit_reason::SYSTEM_EVENT,
-                &system_event(kind, vcpu.exit_data()),
-            );
-            Ok(Next::Return(Waits::Nothing))
-        }
         exit => exits::tell(exit, file, page, vcpu),
     }
 }
@@ -206,17 +198,4 @@ fn tdx_exit(request: TdxRequest) -> TdxExit {
 
 fn put(exit: &mut TdxExit, call: &[u8]) {
     exit.call[..call.len()].copy_from_slice(call);
-}
-
-fn system_event(kind: u32, data: &[u8]) -> SystemEvent {
-    let mut event = SystemEvent {
-        kind: U32::new(kind),
-        ..SystemEvent::default()
-    };
-    let (words, _) = data.as_chunks::<8>();
-    for (to, word) in event.data.iter_mut().zip(words) {
-        *to = U64::new(u64::from_ne_bytes(*word));
-    }
-    event.ndata = U32::new(words.len().min(event.data.len()) as u32);
-    event
 }

@@ -33,7 +33,12 @@ pub(super) fn set(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> 
     if let Some(machine) = &mut state.machine {
         machine.convert((first, pages), &state.slots, &state.attributes)?;
     }
-    let td = &state.td;
-    td.set_attributes(&state.slots, &state.attributes, (address, size))?;
+    let (slots, attributes) = (&state.slots, &state.attributes);
+    state
+        .td
+        .set_attributes(slots, attributes, (address, size))?;
+    state
+        .sev
+        .set_attributes(slots, attributes, (address, size))?;
     Ok(0)
 }

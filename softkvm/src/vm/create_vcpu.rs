@@ -47,7 +47,8 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64
     Ok(number.into())
 }
 
-/// The vCPU of the back end that executes its code. Guests of SEV have none yet: their registers are kept.
+/// The vCPU of the back end that executes its code. A guest of SEV has none before it is initialised, and a TD's
+/// comes with INIT_VCPU.
 fn processor(
     vm: &Vm,
     state: &mut State,
@@ -55,11 +56,13 @@ fn processor(
     starts_as: u32,
     area: &Arc<dyn RunArea>,
 ) -> Result<Cpu> {
-    if !vm.is_plain() || state.sev.is_active() {
-        state.sev.create_vcpu(id)?;
-        return Ok(Cpu::held(starts_as));
-    }
     let boot = state.boot_id;
+    if !vm.is_plain() || state.sev.is_active() {
+        return match state.sev.create_vcpu(id, area)? {
+            Some(vcpu) => Cpu::processor(vcpu, boot),
+            None => Ok(Cpu::held(starts_as)),
+        };
+    }
     let vcpu = state.machine(vm.kernel())?.create_vcpu(id, area)?;
     Cpu::processor(vcpu, boot)
 }

@@ -61,7 +61,9 @@ impl Gmem {
     /// Takes a range away from the guests that have mapped it.
     fn zap(&self, range: (u64, u64)) -> Result<()> {
         let state = self.vm.lock();
-        state.td.zap(&state.slots, &state.attributes, self, range)
+        let (slots, attributes) = (&state.slots, &state.attributes);
+        state.td.zap(slots, attributes, self, range)?;
+        state.sev.zap(slots, attributes, self, range)
     }
 }
 

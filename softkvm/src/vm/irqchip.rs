@@ -60,6 +60,7 @@ pub(super) fn create(vm: &Vm) -> Result<i64> {
     ensure(state.vcpus.is_empty(), create_irqchip::NO_VCPU)?;
     state.irqchip.kind = IrqchipKind::Full;
     state.irq.set_full();
+    state.sev.set_irqchip(state.irqchip.place())?;
     Ok(0)
 }
 
@@ -70,6 +71,7 @@ pub(super) fn split(state: &mut State, reserved: u64) -> Result<i64> {
     ensure(state.vcpus.is_empty(), split_irqchip::NO_VCPU)?;
     state.irqchip.kind = IrqchipKind::Split;
     state.irq.set_split(reserved as u32);
+    state.sev.set_irqchip(state.irqchip.place())?;
     Ok(0)
 }
 

@@ -1,11 +1,14 @@
-//! Slots as back ends have them: memory that the process lends.
+//! Slots as back ends have them: memory that the process lends, and which frames of it are private.
 
 use kvm_ops::sim::SimHost;
-use kvm_ops::{AnyVm, Gpa, MemSlot, SlotFlags, SlotId};
+use kvm_ops::{AnyVm, Gfn, Gpa, MemSlot, Privacy, SlotFlags, SlotId};
+use kvm_ops_mmu::Attributes;
 
-use super::Slot;
+use super::{Gmem, Slot, Slots};
 use crate::Process;
 use crate::refusal::Result;
+
+const PAGE: u64 = 4096;
 
 /// A back end with its slots.
 pub(crate) type BackEnd = kvm_ops::Vm<AnyVm<SimHost>>;
@@ -41,9 +44,65 @@ pub(crate) fn set_slot(
 }
 
 pub(crate) fn delete_slot(vm: &mut BackEnd, number: u32) -> Result<()> {
+    if knows(vm, number) {
+        vm.delete_memory_slot(SlotId(number))?;
+    }
+    Ok(())
+}
+
+/// The process lent the slot's memory.
+fn knows(vm: &BackEnd, number: u32) -> bool {
     let id = SlotId(number);
-    if vm.slots().any(|old| old.id == id) {
-        vm.delete_memory_slot(id)?;
+    vm.slots().any(|slot| slot.id == id)
+}
+
+/// Makes frames of a slot private or shared. Private pages of frames that become shared are lost.
+fn make(vm: &BackEnd, mut first: u64, mut pages: u64, to: Privacy) -> Result<()> {
+    while pages != 0 {
+        let done = vm.set_memory_attributes(Gfn::new(first), pages, to)?;
+        (first, pages) = (first + done, pages - done);
+    }
+    Ok(())
+}
+
+/// Gives the frames of a range that lie in a slot what their attributes and the slot's file say: they are
+/// private where the one says so and the other is open.
+pub(crate) fn convert(
+    vm: &BackEnd,
+    (number, slot): (u32, &Slot),
+    attributes: &Attributes,
+    (gpa, size): (u64, u64),
+) -> Result<()> {
+    if !knows(vm, number) {
+        return Ok(());
+    }
+    let start = gpa.max(slot.gpa) / PAGE;
+    let end = gpa.saturating_add(size).min(slot.gpa + slot.size) / PAGE;
+    if start >= end {
+        return Ok(());
+    }
+    let open = slot.file.as_ref().is_some_and(|file| file.is_open());
+    for (first, pages, privacy) in attributes.runs(Gfn::new(start), end - start)? {
+        let to = if open { privacy } else { Privacy::Shared };
+        make(vm, first.get(), pages, to)?;
+    }
+    Ok(())
+}
+
+/// Frees the private pages behind a range of a file, whose contents are gone.
+pub(crate) fn zap(
+    vm: &BackEnd,
+    slots: &Slots,
+    attributes: &Attributes,
+    file: &Gmem,
+    range: (u64, u64),
+) -> Result<()> {
+    for (number, slot) in slots.iter().filter(|(number, _)| knows(vm, *number)) {
+        let Some((gpa, size)) = slot.guest_range(file, range) else {
+            continue;
+        };
+        make(vm, gpa / PAGE, size / PAGE, Privacy::Shared)?;
+        convert(vm, (number, slot), attributes, (gpa, size))?;
     }
     Ok(())
 }

@@ -57,9 +57,10 @@ pub(crate) struct Vm {
 
 /// What the VM's lock guards.
 pub(crate) struct State {
+    /// In front of the back ends, so that they are dropped first.
+    pub(crate) vcpus: BTreeMap<u32, Arc<Vcpu>>,
     pub(crate) sev: Sev,
     pub(crate) td: Td,
-    pub(crate) vcpus: BTreeMap<u32, Arc<Vcpu>>,
     /// Of a normal VM with vCPUs. In front of the slots, whose memory it has.
     machine: Option<Machine>,
     pub(crate) slots: Slots,
@@ -228,6 +229,14 @@ impl State {
         self.irqchip.has_pit()
     }
 
+    pub(crate) fn boot_id(&self) -> u32 {
+        self.boot_id
+    }
+
+    pub(crate) fn irqchip(&self) -> kvm_ops::Irqchip {
+        self.irqchip.place()
+    }
+
     pub(crate) fn has_apics(&self) -> bool {
         self.irqchip.has_apics()
     }
@@ -263,7 +272,12 @@ impl State {
     /// Asks the process once more for memory that it did not lend. True if the slot of the address has
     /// memory now.
     pub(crate) fn lend_again(&mut self, process: &dyn Process, gpa: u64) -> bool {
-        let Some((number, slot)) = self.slots.number_at(0, gpa) else {
+        // The other back ends have what was lent when the slot came.
+        let Some((number, slot)) = self
+            .slots
+            .number_at(0, gpa)
+            .filter(|_| self.machine.is_some())
+        else {
             return false;
         };
         let mut slot = slot.clone();

@@ -179,7 +179,9 @@ fn set_region(vm: &Vm, process: &dyn Process, region: &UserspaceMemoryRegion2) -
         ensure(!state.slots.uses(binding), BOUND)?;
     }
     let slot = wanted.slot(vm, process, binding);
-    state.sev.set_slot(process, wanted.number, &slot)?;
+    state
+        .sev
+        .set_slot(process, wanted.number, &slot, &state.attributes)?;
     state
         .td
         .set_slot(process, wanted.number, &slot, &state.attributes)?;

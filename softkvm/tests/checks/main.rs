@@ -8,6 +8,7 @@ mod launch;
 mod memory;
 mod misc;
 mod objects;
+mod psp;
 mod snp;
 mod support;
 mod tdx;
@@ -24,11 +25,12 @@ use kvm_ops_uapi::{U32, U64};
 use support::{Case, attributes_args, set_attributes};
 
 /// All cases.
-const CASES: [&[Case]; 8] = [
+const CASES: [&[Case]; 9] = [
     objects::CASES,
     memory::CASES,
     launch::CASES,
     snp::CASES,
+    psp::CASES,
     context::CASES,
     tdx::CASES,
     irq::CASES,
@@ -72,6 +74,13 @@ const UNREACHED: &[(Check, &str)] = &[
         tdx_init_mem_region::FINALIZED,
         "encrypt_tdx_vcpu::STATE comes before",
     ),
+    (issue::COPY_BACK, "what a task can read it can write"),
+    (pek_csr::COPY_BACK, "what a task can read it can write"),
+    (
+        pdh_cert_export::COPY_BACK,
+        "what a task can read it can write",
+    ),
+    (get_id2::COPY_BACK, "what a task can read it can write"),
     (move_::IDLE, "tests/moves.rs, with several threads"),
     (move_::MEMORY, "memory does not run out"),
     (checks::copy::IDLE, "tests/moves.rs, with several threads"),
@@ -86,7 +95,6 @@ const UNSERVED: &[&[Check]] = &[
     receive_start::ALL,
     receive_update_data::ALL,
     receive_finish::ALL,
-    snp_enable_req_certs::ALL,
 ];
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::common::snp_policy;
 use crate::support::*;
 use kvm_ops_uapi::checks::*;
-use kvm_ops_uapi::sev::*;
+use kvm_ops_uapi::sev::{self, *};
 use kvm_ops_uapi::{U16, U64};
 
 pub(crate) const CASES: &[Case] = &[
@@ -93,5 +93,13 @@ pub(crate) const CASES: &[Case] = &[
         let vm = started_snp(w);
         w.task.close(w.sev)?;
         w.command(vm, 102, &SnpLaunchFinish::default()).0
+    }),
+    (snp_enable_req_certs::NO_VCPU, |w| {
+        let vm = w.guest(4);
+        w.vcpu(vm, 0);
+        w.bare(vm, sev::SNP_ENABLE_REQ_CERTS)
+    }),
+    (snp_enable_req_certs::SNP, |w| {
+        w.bare(w.guest(3), sev::SNP_ENABLE_REQ_CERTS)
     }),
 ];

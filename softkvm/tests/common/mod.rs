@@ -26,6 +26,7 @@ pub(crate) struct World {
     host: Host,
     pub(crate) kvm: i32,
     pub(crate) sev: i32,
+    kernel: Kernel,
 }
 
 impl Deref for World {
@@ -59,7 +60,16 @@ impl World {
         let sev = kernel
             .open_sev()
             .map_or(-1, |file| host.task.open(file).unwrap());
-        Self { host, kvm, sev }
+        Self {
+            host,
+            kvm,
+            sev,
+            kernel: kernel.clone(),
+        }
+    }
+
+    pub(crate) fn kernel(&self) -> &Kernel {
+        &self.kernel
     }
 
     /// A call with a structure.

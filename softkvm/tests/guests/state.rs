@@ -205,7 +205,7 @@ fn a_vcpu_whose_vm_becomes_a_guest_of_sev_keeps_its_registers() {
     assert_eq!(after, sregs);
     assert_eq!(
         guest.run(),
-        exit_reason::INTERNAL_ERROR,
-        "its code is not executed here"
+        exit_reason::FAIL_ENTRY,
+        "its launch has not begun"
     );
 }

@@ -9,6 +9,7 @@ mod encrypt;
 mod irq;
 mod memory;
 mod objects;
+mod psp;
 mod sev;
 mod snp;
 mod tdx;
@@ -31,6 +32,10 @@ pub use objects::{
     any, create_irqchip, create_vcpu, create_vm, device_attr, enable_cap, exit_hypercall,
     kvmclock_ctrl, max_vcpu_id, run, set_cpuid2, set_sregs2, signal_mask, split_irqchip, stats_fd,
     tpr_access, vapic_addr, vcpu_tsc_khz,
+};
+pub use psp::{
+    factory_reset, get_id, get_id2, issue, key_gen, pdh_cert_export, pek_cert_import, pek_csr,
+    platform_status, snp_platform_status, snp_set_config, snp_vlek_load,
 };
 pub use sev::{
     dbg, es_init, guest_status, init, init_any, init2, launch_finish, launch_measure,
@@ -175,6 +180,18 @@ pub const TABLES: &[&[Check]] = &[
     snp_launch_update::ALL,
     snp_launch_finish::ALL,
     snp_enable_req_certs::ALL,
+    issue::ALL,
+    factory_reset::ALL,
+    platform_status::ALL,
+    key_gen::ALL,
+    pek_csr::ALL,
+    pek_cert_import::ALL,
+    pdh_cert_export::ALL,
+    get_id::ALL,
+    get_id2::ALL,
+    snp_platform_status::ALL,
+    snp_set_config::ALL,
+    snp_vlek_load::ALL,
     tdx_capabilities::ALL,
     tdx_init_vm::ALL,
     tdx_init_vcpu::ALL,

@@ -15,6 +15,7 @@ pub(in crate::exec) use ieee::Context;
 
 use crate::exec::Exec;
 use crate::fault::Exception;
+use crate::fpu::MXCSR_MM;
 use crate::operand::operand_size;
 use crate::paging::{READ, WRITE};
 use crate::state::{CR0_EM, CR0_TS, CR4_OSFXSR, Core, R};
@@ -164,7 +165,7 @@ impl Core {
             OpKind::Register => Ok(self.reg(i.op_register(n)).into()),
             OpKind::Memory => {
                 let size = operand_size(i, n) as usize;
-                if size == 16 {
+                if size == 16 && self.fpu.mxcsr & MXCSR_MM == 0 {
                     self.aligned_operand(i)?;
                 }
                 let offset = self.offset(i);

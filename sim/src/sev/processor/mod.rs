@@ -51,6 +51,8 @@ pub(crate) struct Side {
     hold: Option<start::Hold>,
     /// A start-up interrupt came: the first one starts the vCPU with its VMSA.
     started: bool,
+    /// Bits of physical addresses, as the guest sees them: without the C-bit.
+    physical_bits: u32,
 }
 
 /// Numbers that change with translations: pages closed, mappings and slots.
@@ -70,11 +72,11 @@ const STRUCTURED: u32 = 7;
 const ADDRESSES: u32 = 0x8000_0008;
 /// Structured features: protection keys, whose register the host could not see.
 const PKU: u32 = 1 << 3;
-/// FMA, XSAVE, AVX and F16C; AVX2; VAES and VPCLMULQDQ. The save area here does not keep the registers of AVX.
+/// FMA, XSAVE, AVX and F16C; AVX2; VAES and VPCLMULQDQ: states of XSAVE, whose leaf the table here does not have.
 const EXTENDED_STATES: u32 = 1 << 12 | 1 << 26 | 1 << 28 | 1 << 29;
 const AVX2: u32 = 1 << 5;
 const VECTOR_CIPHERS: u32 = 1 << 9 | 1 << 10;
-/// Bits of a guest-physical address without the C-bit, as guests see them.
+/// Bits of a guest-physical address without the C-bit, unless the embedder says otherwise.
 const PHYSICAL_BITS: u32 = 48;
 
 fn features(tech: Tech) -> u32 {
@@ -88,34 +90,45 @@ fn features(tech: Tech) -> u32 {
     }
 }
 
-/// The answers to CPUID: addresses have the C-bit.
+/// The answers to CPUID unless the embedder says otherwise.
 pub(crate) fn cpuid(vm: &VmInner, mut table: CpuidTable) -> CpuidTable {
     if !vm.is_sev() {
         return table;
     }
     let platform = vm.machine.sev().map(|sev| &sev.platform);
-    let c_bit = platform.map_or(0, |platform| platform.c_bit());
     let signature = platform.map_or(0, |platform| platform.cpuid_signature());
-    let mut change = |function, change: &dyn Fn(&mut CpuidLeaf)| {
-        let mut leaf = table.get(function, 0);
-        change(&mut leaf);
-        table.set(function, 0, leaf);
-    };
-    change(HIGHEST_EXTENDED, &|leaf| {
-        leaf.eax = leaf.eax.max(ENCRYPTION)
-    });
-    change(SIGNATURE, &|leaf| leaf.eax = signature);
-    change(STRUCTURED, &|leaf| leaf.ecx &= !PKU);
+    change(&mut table, SIGNATURE, |leaf| leaf.eax = signature);
     if vm.has_vmsas() {
-        change(SIGNATURE, &|leaf| leaf.ecx &= !EXTENDED_STATES);
-        change(STRUCTURED, &|leaf| {
+        change(&mut table, SIGNATURE, |leaf| leaf.ecx &= !EXTENDED_STATES);
+        change(&mut table, STRUCTURED, |leaf| {
             (leaf.ebx, leaf.ecx) = (leaf.ebx & !AVX2, leaf.ecx & !VECTOR_CIPHERS);
         });
         // Linux asks for the states of XSAVE (0xd) where there are as many leaves, and ends itself without them.
-        change(HIGHEST, &|leaf| leaf.eax = leaf.eax.min(STRUCTURED));
+        change(&mut table, HIGHEST, |leaf| {
+            leaf.eax = leaf.eax.min(STRUCTURED);
+        });
     }
-    change(ADDRESSES, &|leaf| leaf.eax = leaf.eax & !0xff | 52);
-    change(ENCRYPTION, &|leaf| {
+    encrypted(vm, table)
+}
+
+fn change(table: &mut CpuidTable, function: u32, change: impl FnOnce(&mut CpuidLeaf)) {
+    let mut leaf = table.get(function, 0);
+    change(&mut leaf);
+    table.set(function, 0, leaf);
+}
+
+/// What the processor tells of encryption: addresses have the C-bit.
+fn encrypted(vm: &VmInner, mut table: CpuidTable) -> CpuidTable {
+    let platform = vm.machine.sev().map(|sev| &sev.platform);
+    let c_bit = platform.map_or(0, |platform| platform.c_bit());
+    change(&mut table, HIGHEST_EXTENDED, |leaf| {
+        leaf.eax = leaf.eax.max(ENCRYPTION)
+    });
+    change(&mut table, STRUCTURED, |leaf| leaf.ecx &= !PKU);
+    change(&mut table, ADDRESSES, |leaf| {
+        leaf.eax = leaf.eax & !0xff | 52
+    });
+    change(&mut table, ENCRYPTION, |leaf| {
         // EBX: the C-bit, and the bits of physical addresses that encryption takes.
         *leaf = CpuidLeaf {
             eax: features(vm.tech),
@@ -124,6 +137,18 @@ pub(crate) fn cpuid(vm: &VmInner, mut table: CpuidTable) -> CpuidTable {
         };
     });
     table
+}
+
+/// The embedder's answers to CPUID in the place of those: the processor keeps its C-bit.
+pub(crate) fn change_cpuid(processor: &mut Processor, table: CpuidTable) -> CpuidTable {
+    let bits = table.get(ADDRESSES, 0).eax & 0xff;
+    if let Some(side) = processor.sev.as_mut().filter(|_| bits != 0) {
+        side.physical_bits = bits;
+    }
+    match processor.vm.is_sev() {
+        true => encrypted(&processor.vm, table),
+        false => table,
+    }
 }
 
 /// The instructions that exit.
@@ -166,6 +191,7 @@ pub(crate) fn surround(
         interrupted: None,
         hold: None,
         started: false,
+        physical_bits: PHYSICAL_BITS,
     };
     (Box::new(bus), Some(Box::new(side)))
 }
@@ -237,8 +263,10 @@ impl Processor {
     /// The answer to CPUID, as the guest sees it.
     pub(crate) fn cpuid_answer(&self, function: u32, index: u32) -> CpuidLeaf {
         let mut leaf = self.cpu.cpuid(function, index);
-        if function == ADDRESSES && self.sev.is_some() {
-            leaf.eax = leaf.eax & !0xff | PHYSICAL_BITS;
+        if function == ADDRESSES
+            && let Some(side) = &self.sev
+        {
+            leaf.eax = leaf.eax & !0xff | side.physical_bits;
         }
         leaf
     }

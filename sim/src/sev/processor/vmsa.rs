@@ -30,6 +30,8 @@ const XCR0: usize = 0x3e8;
 const MXCSR: usize = 0x408;
 const X87: usize = 0x420;
 const XMM: usize = 0x470;
+/// The upper halves of YMM0 to YMM15.
+const YMM: usize = 0x570;
 
 /// ES, CS, SS, DS, FS, GS; then LDTR and TR.
 const SEGMENTS: [usize; 8] = [0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x70, 0x90];
@@ -71,7 +73,12 @@ const XSAVE_MXCSR: usize = 24;
 const XSAVE_X87: usize = 32;
 const XSAVE_XMM: usize = 160;
 const XSTATE_BV: usize = 512;
-const X87_AND_SSE: u64 = 0b11;
+const XSAVE_YMM: usize = 576;
+const X87_SSE_AVX: u64 = 0b111;
+/// x87 registers: the significands of all eight, and behind them what is left of each (Linux
+/// `sev_es_sync_vmsa`).
+const SIGNIFICAND: usize = 8;
+const EXPONENTS: usize = X87 + 8 * SIGNIFICAND;
 
 /// EFER.SVME, which a guest's save area always has and its EFER never shows.
 const SVME: u64 = 1 << 12;
@@ -178,10 +185,13 @@ fn load(cpu: &mut Cpu, page: &[u8; PAGE]) {
     area[XSAVE_TAGS] = page[TAGS];
     area[XSAVE_MXCSR..XSAVE_MXCSR + 4].copy_from_slice(&page[MXCSR..MXCSR + 4]);
     for n in 0..8 {
-        area[XSAVE_X87 + n * 16..][..10].copy_from_slice(&page[X87 + n * 10..][..10]);
+        let register = &mut area[XSAVE_X87 + n * 16..];
+        register[..8].copy_from_slice(&page[X87 + n * SIGNIFICAND..][..8]);
+        register[8..10].copy_from_slice(&page[EXPONENTS + n * 2..][..2]);
     }
     area[XSAVE_XMM..XSAVE_XMM + 256].copy_from_slice(&page[XMM..XMM + 256]);
-    area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&X87_AND_SSE.to_le_bytes());
+    area[XSAVE_YMM..XSAVE_YMM + 256].copy_from_slice(&page[YMM..YMM + 256]);
+    area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&X87_SSE_AVX.to_le_bytes());
     let _ = cpu.load_xsave(&area);
 }
 
@@ -231,9 +241,12 @@ fn store(cpu: &Cpu, page: &mut [u8; PAGE]) {
     page[TAGS..TAGS + 2].copy_from_slice(&[area[XSAVE_TAGS], 0]);
     page[MXCSR..MXCSR + 4].copy_from_slice(&area[XSAVE_MXCSR..XSAVE_MXCSR + 4]);
     for n in 0..8 {
-        page[X87 + n * 10..][..10].copy_from_slice(&area[XSAVE_X87 + n * 16..][..10]);
+        let register = &area[XSAVE_X87 + n * 16..];
+        page[X87 + n * SIGNIFICAND..][..8].copy_from_slice(&register[..8]);
+        page[EXPONENTS + n * 2..][..2].copy_from_slice(&register[8..10]);
     }
     page[XMM..XMM + 256].copy_from_slice(&area[XSAVE_XMM..XSAVE_XMM + 256]);
+    page[YMM..YMM + 256].copy_from_slice(&area[XSAVE_YMM..XSAVE_YMM + 256]);
 }
 
 fn refused() -> Exit {
@@ -391,6 +404,13 @@ mod tests {
         page[TSC_AUX.0] = 9;
         for n in 0..16 {
             page[XMM + n * 16] = n as u8 + 1;
+            page[YMM + n * 16] = n as u8 + 0x11;
+        }
+        // Valid numbers in all registers.
+        page[TAGS] = 0xff;
+        for n in 0..8 {
+            page[X87 + n * SIGNIFICAND + 7] = 0x80 | n as u8;
+            page[EXPONENTS + n * 2..][..2].copy_from_slice(&0x4000u16.to_le_bytes());
         }
         page
     }

@@ -12,10 +12,14 @@ use crate::sev::processor::exits::{MAP_GPA_RANGE, convert};
 /// SW_EXITINFO2 of a guest request that did not get to the firmware: the host's error in its upper
 /// half (`SNP_GUEST_VMM_ERR_GENERIC`).
 const GENERIC: u64 = 0xffff_ffff << 32;
-/// The memory for certificates is too small (`SNP_GUEST_VMM_ERR_INVALID_LEN`).
+/// The memory for certificates is too small (`SNP_GUEST_VMM_ERR_INVALID_LEN`); the host is busy.
 const INVALID_LENGTH: u64 = 1 << 32;
+const BUSY: u64 = 2 << 32;
 /// Bytes of a certificate table without certificates.
 const END: usize = 24;
+/// Where a message's header has its type, and that of a request for a report (SNP ABI, 8.26).
+const MESSAGE_KIND: u64 = 0x34;
+const REPORT_REQUEST: u8 = 5;
 
 type Page = [u8; PAGE_SIZE as usize];
 
@@ -52,8 +56,9 @@ impl Processor {
         self.took(exit, status)
     }
 
-    /// SNP Extended Guest Request: the answer comes with the host's certificates, in memory of RBX pages from RAX on. If
-    /// they are too few the guest is told the number. As on KVM, none are needed where there are no certificates.
+    /// SNP Extended Guest Request: the answer comes with certificates, in memory of RBX pages from RAX on. Those of a
+    /// report are the embedder's, if it has some, and else the host's. If they are too few the guest is told
+    /// the number. As on KVM, none are needed where there are no certificates.
     pub(super) fn extended_guest_request(
         &mut self,
         exit: CpuExit,
@@ -67,6 +72,9 @@ impl Processor {
         if !at.is_multiple_of(PAGE_SIZE) {
             return self.malformed(exit, Malformed::Input);
         }
+        if self.vm.sev.asks_for_certificates() {
+            return self.ask_embedder(exit, (request, response), (at, pages));
+        }
         let table = self.vm.machine.sev().map(|sev| sev.certificates());
         let table = table.unwrap_or_default();
         let needed = (table.len() as u64).div_ceil(PAGE_SIZE);
@@ -78,6 +86,52 @@ impl Processor {
             return self.malformed(exit, Malformed::Input);
         }
         self.guest_request(exit, request, response)
+    }
+
+    /// Leaves for the certificates of a report. Other messages need none.
+    fn ask_embedder(
+        &mut self,
+        exit: CpuExit,
+        (request, response): (u64, u64),
+        (at, pages): (u64, u64),
+    ) -> Result<Next> {
+        let mut kind = [0];
+        let header = Gpa::new(request.saturating_add(MESSAGE_KIND));
+        if pages == 0 || host_access(&self.vm, header, Copy::FromGuest(&mut kind)).is_err() {
+            return self.malformed(exit, Malformed::Input);
+        }
+        if kind[0] != REPORT_REQUEST {
+            return self.guest_request(exit, request, response);
+        }
+        let pending = Pending::Certificates {
+            exit,
+            request,
+            response,
+        };
+        let gpa = Gpa::new(at);
+        let leave = Exit::SnpCertificates { gpa, pages };
+        self.wait_for(pending, leave, Vec::new())
+    }
+
+    /// The embedder wrote certificates, or could not: an errno, and the pages that they need.
+    pub(super) fn certified(
+        &mut self,
+        exit: CpuExit,
+        (request, response): (u64, u64),
+        (errno, pages): (u64, u64),
+    ) -> Result<Next> {
+        const ENOSPC: u64 = 28;
+        const EAGAIN: u64 = 11;
+        let error = match errno {
+            0 => return self.guest_request(exit, request, response),
+            ENOSPC => {
+                self.ghcb()?.put(RBX, pages);
+                INVALID_LENGTH
+            }
+            EAGAIN => BUSY,
+            _ => GENERIC,
+        };
+        self.took(exit, error)
     }
 
     /// Carries a message to the firmware. Returns SW_EXITINFO2; `None` if it did not get there.

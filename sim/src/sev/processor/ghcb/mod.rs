@@ -84,6 +84,12 @@ pub(crate) enum Pending {
     Pages { exit: CpuExit, entries: u16 },
     /// The result of a hypercall.
     Call(CpuExit),
+    /// Certificates for a report, which is asked for then: the pages of request and answer.
+    Certificates {
+        exit: CpuExit,
+        request: u64,
+        response: u64,
+    },
 }
 
 impl Processor {
@@ -356,6 +362,17 @@ impl Processor {
             Pending::Done(exit) => self.done(&exit),
             Pending::Msr(exit) => self.answer_msr(&exit, protocol::converted(ret)),
             Pending::Pages { exit, entries } => self.converted(exit, entries, ret),
+            Pending::Certificates {
+                exit,
+                request,
+                response,
+            } => {
+                let mut pages = [0; 8];
+                pages.copy_from_slice(&data[..8]);
+                let pages = u64::from_le_bytes(pages);
+                // A failure is in the GHCB.
+                let _ = self.certified(exit, (request, response), (ret, pages));
+            }
             Pending::Call(exit) => {
                 if let Some(ghcb) = self.sev.as_mut().and_then(|side| side.ghcb.as_mut()) {
                     ghcb.put(RAX, ret);

@@ -1,0 +1,8 @@
+//! `KVM_RUN` of SEV, SEV-ES and SNP guests. Where a test re-tells a case of the kernel's self-tests, it names it.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod exits;
+mod guest;
+mod secret;
+mod smoke;
