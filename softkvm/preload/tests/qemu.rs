@@ -3,22 +3,19 @@
 //! `KVM_OPS_LINUX` and `KVM_OPS_INITRD` name a kernel that can be a TDX guest, and an archive whose `init` writes "hello from
 //! user space" and switches the machine off.
 
+#[path = "common/named.rs"]
+mod named;
+
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use named::named;
+
 /// A guest that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(600);
-
-fn named(variable: &str) -> Option<PathBuf> {
-    let path = std::env::var_os(variable).map(PathBuf::from);
-    if path.is_none() {
-        println!("skipped: {variable} is not set");
-    }
-    path
-}
 
 /// QEMU, started by its own loader, with the guest's serial port as its output.
 fn qemu(folder: &Path) -> Command {
