@@ -117,7 +117,9 @@ impl<H: Host> Machine<H> {
             None => GuestRam::new(config.memory, rom, confidential)?,
         };
         let mut launch = config.launch;
-        let (mut guest, mut own_steps) = (None, 0);
+        #[cfg(feature = "sev")]
+        let given = launch.len();
+        let mut guest = None;
         let first = match &config.payload {
             // Such a guest does not start with what the host writes into memory.
             Payload::Image(image) if confidential => {
@@ -145,7 +147,6 @@ impl<H: Host> Machine<H> {
                         steps
                     }
                 };
-                own_steps = steps.len();
                 launch.splice(0..0, steps);
                 None
             }
@@ -165,7 +166,9 @@ impl<H: Host> Machine<H> {
         }
         #[cfg(feature = "sev")]
         if guest.is_some() && tech == Tech::SevSnp {
-            machine.fill_cpuid(&mut launch[..own_steps])?;
+            // The steps of the image come first.
+            let own = launch.len() - given;
+            machine.fill_cpuid(&mut launch[..own])?;
         }
         match config.payload {
             Payload::None => {}

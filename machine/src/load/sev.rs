@@ -11,7 +11,7 @@ use super::super::launch::LaunchStep;
 use super::super::layout::{FOUR_GIB, TD_STACK_TOP, TD_TABLES};
 use super::super::start::{LongMode, MeasuredStart, gdt};
 use super::measured;
-use super::{Gpa, GuestRam, Image, ImageFormat, MachineError};
+use super::{Gpa, GuestRam, Image, MachineError};
 
 /// The bytes below 4 GiB that the start takes: pages of the firmware, stack, page tables, code.
 pub(crate) const START_BYTES: u64 = 0xa000;
@@ -61,7 +61,7 @@ pub(crate) fn start(
 ) -> Result<GuestStart, MachineError> {
     match measured::refuse_unused(image)? {
         #[cfg(feature = "sev")]
-        ImageFormat::Firmware => {
+        super::ImageFormat::Firmware => {
             let (steps, others) = super::ovmf::start(image, ram, tech, vcpus)?;
             let vcpus = Vcpus::Firmware { others };
             Ok(GuestStart { steps, vcpus })

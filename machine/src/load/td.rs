@@ -9,7 +9,7 @@ use super::super::launch::LaunchStep;
 use super::super::layout::{FOUR_GIB, TD_STACK_TOP, TD_TABLES};
 use super::super::start::{BOOT_CS, BOOT_DS, gdt};
 use super::measured::{self, Contents};
-use super::{Gpa, GuestRam, Image, ImageFormat, MachineError};
+use super::{Gpa, GuestRam, Image, MachineError};
 
 /// The bytes below 4 GiB that a program's start takes: a stack for each vCPU, page tables, code.
 pub(super) fn start_bytes(vcpus: u32) -> u64 {
@@ -37,7 +37,7 @@ pub(crate) fn start(
     let format = measured::refuse_unused(image)?;
     match format {
         #[cfg(feature = "tdx")]
-        ImageFormat::Firmware => super::tdvf::start(image, ram, order),
+        super::ImageFormat::Firmware => super::tdvf::start(image, ram, order),
         _ => program(image, ram, mask, vcpus),
     }
 }
