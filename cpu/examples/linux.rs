@@ -5,9 +5,12 @@
 //! The machine has memory, a serial port and the processor's own APIC and timer; everything else
 //! reads as ones. It ends when the guest halts for good, reboots (port 64H), or faults three times.
 
+mod common;
+
 use std::io::Write;
 use std::ptr::NonNull;
 
+use common::cpu_seconds;
 use kvm_ops_cpu::{
     Access, Bus, Cause, CodePages, Cpu, CpuidTable, Frame, Mapping, Segment, Stopped,
 };
@@ -197,17 +200,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("not implemented: {name}, {count} times");
     }
     Ok(())
-}
-
-/// Processor time of this thread: other load on the host does not count.
-fn cpu_seconds() -> f64 {
-    let mut t = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `t` is a timespec that the call writes.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
-    t.tv_sec as f64 + t.tv_nsec as f64 / 1e9
 }
 
 fn run(cpu: &mut Cpu) -> String {

@@ -4,9 +4,12 @@
 //! It loads, stores, multiplies, rotates, calls, pushes and pops, and has a branch that depends on its random numbers;
 //! everything stays in the caches.
 
+mod common;
+
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 
+use common::cpu_seconds;
 use iced_x86::code_asm::*;
 use kvm_ops_cpu::{Access, Bus, CodePages, Cpu, CpuidTable, Frame, Mapping, Segment};
 
@@ -114,15 +117,4 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         millions as f64 / seconds
     );
     Ok(())
-}
-
-/// Processor time of this thread: other load on the host does not count.
-fn cpu_seconds() -> f64 {
-    let mut t = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `t` is a timespec that the call writes.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
-    t.tv_sec as f64 + t.tv_nsec as f64 / 1e9
 }

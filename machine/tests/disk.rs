@@ -8,10 +8,10 @@ mod support;
 use std::io::Write;
 
 use kvm_ops::sim::SimHost;
-use kvm_ops::{Gpa, Irqchip, Kind, Tech, Vendor};
+use kvm_ops::{Gpa, Irqchip, Kind, Vendor};
 use kvm_ops_machine::{ConsoleSink, Disk, DiskCounts, End, Machine, MachineConfig};
 use linear::{Cpu, Linear};
-use support::limits;
+use support::{CONFIDENTIAL, every_kind, limits};
 use tempfile::NamedTempFile;
 
 /// The configuration space of the first slot, and where the guest puts the device's memory.
@@ -195,18 +195,9 @@ fn ran(vendor: Vendor, kind: Kind, code: fn(&Cpu) -> Option<()>) -> (Vec<u8>, Ve
     (console.captured(), bytes, counts)
 }
 
-const CONFIDENTIAL: [(Vendor, Tech); 4] = [
-    (Vendor::Intel, Tech::Tdx),
-    (Vendor::Amd, Tech::Sev),
-    (Vendor::Amd, Tech::SevEs),
-    (Vendor::Amd, Tech::SevSnp),
-];
-
 #[test]
 fn sectors_are_read_and_written_in_every_kind_of_vm() {
-    let normal = [Vendor::Intel, Vendor::Amd].map(|vendor| (vendor, Kind::Normal));
-    let confidential = CONFIDENTIAL.map(|(vendor, tech)| (vendor, Kind::Of(tech)));
-    for (vendor, kind) in normal.into_iter().chain(confidential) {
+    for (vendor, kind) in every_kind() {
         let (printed, image, counts) = ran(vendor, kind, copy);
         assert_eq!(printed, b"first", "{kind:?}");
         assert_eq!(&image[3 * 512 - 5..3 * 512], b"tsrif", "{kind:?}");

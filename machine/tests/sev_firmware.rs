@@ -7,14 +7,11 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::{Kind, Tech, Vendor};
-use kvm_ops_machine::{
-    ConsoleSink, End, Image, ImageFormat, Machine, MachineConfig, MachineError, RunLimits,
-};
+use kvm_ops_machine::{ConsoleSink, End, Image, ImageFormat, Machine, MachineConfig};
 use soft_amd_sp::measure::Launch;
 use support::Until;
 
@@ -39,7 +36,7 @@ fn ovmf() -> Option<PathBuf> {
 /// took, and the console's text.
 fn runs_to_the_boot_manager(firmware: &Path) -> (u64, String) {
     let host = SimHost::new(Vendor::Amd);
-    let mut machine = Machine::build(&host, config(firmware)).unwrap();
+    let machine = Machine::build(&host, config(firmware)).unwrap();
     let signature = host.sev_platform().unwrap().cpuid_signature();
     let image = std::fs::read(firmware).unwrap();
     let expected = Launch::new(&image).vcpu_sig(signature).snp().unwrap();
@@ -50,16 +47,7 @@ fn runs_to_the_boot_manager(firmware: &Path) -> (u64, String) {
     let q35 = q35.map_devices(|devices| devices.stop_clock(1_795_219_200));
     let handler = Until::new(q35, console.clone(), NOTHING_TO_BOOT);
     // Half a billion instructions, and the processor is not optimised in a test.
-    let limits = RunLimits::none().deadline(Duration::from_secs(400));
-    let report = machine.run(&handler, limits).unwrap();
-    let seen = handler.seen.load(Ordering::Relaxed);
-    assert!(seen, "{}\n{report:?}", console.text());
-    assert_eq!(report.end, End::Handler);
-    let instructions = report.instructions().unwrap();
-    assert_eq!(instructions, host.instructions());
-    eprintln!("{instructions} instructions in {:?}", report.elapsed);
-    let freed = machine.destroy();
-    assert!(freed.is_clean(), "{freed:?}");
+    let instructions = handler.counts(machine, &host, Duration::from_secs(400));
     (instructions, console.text())
 }
 
@@ -75,26 +63,7 @@ fn firmware_without_room_or_metadata_starts_no_snp_guest() {
     let Some(firmware) = support::file("/usr/share/ovmf/OVMF.fd") else {
         return;
     };
-    let host = SimHost::new(Vendor::Amd);
-    let refused = |config| Machine::build(&host, config).unwrap_err();
-    // The metadata lists memory at 8 MiB.
-    let error = refused(config(firmware.as_ref()).memory(4 << 20));
-    assert!(
-        matches!(error, MachineError::ImageTooLarge { .. }),
-        "{error}"
-    );
-    let bytes = std::fs::read(firmware).unwrap();
-    let cut = bytes[..bytes.len() - 0x1000].to_vec();
-    let image = Image::from_bytes("cut", cut).with_format(ImageFormat::Firmware);
-    let error = refused(config(firmware.as_ref()).image(image));
-    assert!(matches!(error, MachineError::BadImage { .. }), "{error}");
-    let with_text = Image::open(firmware).unwrap().cmdline("quiet");
-    let error = refused(config(firmware.as_ref()).image(with_text));
-    assert!(
-        matches!(error, MachineError::OptionNotUsed { .. }),
-        "{error}"
-    );
-    assert_eq!(host.live_vms(), 0);
+    support::refuses_wrong_firmware(Vendor::Amd, firmware, || config(firmware.as_ref()));
 }
 
 #[test]

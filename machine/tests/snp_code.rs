@@ -579,6 +579,20 @@ fn certificates_come_with_a_report_and_too_few_pages_are_told_their_number() {
     let (host, console) = (SimHost::new(Vendor::Amd), ConsoleSink::capture());
     host.set_snp_certificates(table.clone());
     let mut machine = Machine::build(&host, config(kernel(main, &[]))).unwrap();
+    let (report, mut channel) = run_sealing(&mut machine, &console);
+    assert_eq!(console.text(), "!nnc", "{report:?}");
+    let mut written = vec![0; table.len()];
+    let memory = machine.memory();
+    memory.read(Gpa::new(CERTIFICATES), &mut written).unwrap();
+    assert!(written == table);
+    // Refused requests did not get to the firmware: the first message is answered.
+    let mut page = [0; 4096];
+    memory.read(Gpa::new(ANSWER), &mut page).unwrap();
+    assert_eq!(channel.open_report(&page).unwrap().0, 0);
+}
+
+/// Runs a machine whose guest prints `!` when its request is to be sealed. Returns the report and the channel of the request.
+fn run_sealing(machine: &mut Machine<SimHost>, console: &ConsoleSink) -> (RunReport, GuestChannel) {
     let devices = machine.devices(console.clone());
     let channel = Mutex::new(None);
     let handler = |exit: &mut ExitContext<'_>| {
@@ -588,16 +602,7 @@ fn certificates_come_with_a_report_and_too_few_pages_are_told_their_number() {
         devices.handle(exit)
     };
     let report = machine.run(&handler, limits()).unwrap();
-    assert_eq!(console.text(), "!nnc", "{report:?}");
-    let mut written = vec![0; table.len()];
-    let memory = machine.memory();
-    memory.read(Gpa::new(CERTIFICATES), &mut written).unwrap();
-    assert!(written == table);
-    // Refused requests did not get to the firmware: the first message is answered.
-    let mut page = [0; 4096];
-    memory.read(Gpa::new(ANSWER), &mut page).unwrap();
-    let mut channel = channel.into_inner().unwrap().unwrap();
-    assert_eq!(channel.open_report(&page).unwrap().0, 0);
+    (report, channel.into_inner().unwrap().unwrap())
 }
 
 #[test]
@@ -619,15 +624,7 @@ fn a_report_by_guest_request_verifies_and_has_the_measurement() {
     let (host, console) = (SimHost::new(Vendor::Amd), ConsoleSink::capture());
     let mut machine = Machine::build(&host, config(kernel(main, &[]))).unwrap();
     let measurement = machine.vm().measurement().unwrap();
-    let devices = machine.devices(console.clone());
-    let channel = Mutex::new(None);
-    let handler = |exit: &mut ExitContext<'_>| {
-        if exit.data() == b"!" {
-            *channel.lock().unwrap() = Some(seal_request(exit));
-        }
-        devices.handle(exit)
-    };
-    let report = machine.run(&handler, limits()).unwrap();
+    let (report, mut channel) = run_sealing(&mut machine, &console);
     assert_eq!(
         (console.text().as_str(), &report.end),
         ("!rm", &End::Halted),
@@ -635,7 +632,6 @@ fn a_report_by_guest_request_verifies_and_has_the_measurement() {
     );
     let mut page = [0; 4096];
     machine.memory().read(Gpa::new(ANSWER), &mut page).unwrap();
-    let mut channel = channel.into_inner().unwrap().unwrap();
     let (status, report) = channel.open_report(&page).unwrap();
     assert_eq!(status, 0);
     let platform = host.sev_platform().unwrap();

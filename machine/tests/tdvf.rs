@@ -7,15 +7,11 @@
 mod support;
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::{EncParams, Kind, TdParams, Tech, Vendor};
-use kvm_ops_machine::{
-    ConsoleSink, Disk, DiskCounts, End, Image, ImageFormat, Machine, MachineConfig, MachineError,
-    Q35, RunLimits,
-};
+use kvm_ops_machine::{ConsoleSink, Disk, DiskCounts, Image, Machine, MachineConfig, Q35};
 use support::Until;
 
 const MEMORY: u64 = 256 << 20;
@@ -48,22 +44,13 @@ fn with_params(firmware: &Path, params: TdParams) -> MachineConfig {
 #[track_caller]
 fn runs_until(config: MachineConfig, disks: Vec<Disk>, text: &'static str) -> Vec<DiskCounts> {
     let host = SimHost::new(Vendor::Intel);
-    let mut machine = Machine::build(&host, config).unwrap();
+    let machine = Machine::build(&host, config).unwrap();
     let console = ConsoleSink::capture();
     let q35 = machine.q35(console.clone());
     let q35 = disks.into_iter().try_fold(q35, Q35::with_disk).unwrap();
     let handler = Until::new(q35, console.clone(), text);
     // Half a billion instructions, and the processor is not optimised in a test.
-    let limits = RunLimits::none().deadline(Duration::from_secs(300));
-    let report = machine.run(&handler, limits).unwrap();
-    let seen = handler.seen.load(Ordering::Relaxed);
-    assert!(seen, "{}\n{report:?}", console.text());
-    assert_eq!(report.end, End::Handler);
-    let instructions = report.instructions().unwrap();
-    assert_eq!(instructions, host.instructions());
-    eprintln!("{instructions} instructions in {:?}", report.elapsed);
-    let freed = machine.destroy();
-    assert!(freed.is_clean(), "{freed:?}");
+    handler.counts(machine, &host, Duration::from_secs(300));
     handler.devices.disk_counts()
 }
 
@@ -129,24 +116,5 @@ fn firmware_without_room_or_metadata_starts_no_td() {
     let Some(firmware) = support::file(DEBIAN_12) else {
         return;
     };
-    let host = SimHost::new(Vendor::Intel);
-    let refused = |config| Machine::build(&host, config).unwrap_err();
-    // The metadata lists temporary memory at 8 MiB.
-    let error = refused(config(firmware.as_ref()).memory(4 << 20));
-    assert!(
-        matches!(error, MachineError::ImageTooLarge { .. }),
-        "{error}"
-    );
-    let bytes = std::fs::read(firmware).unwrap();
-    let without = bytes[..bytes.len() - 0x1000].to_vec();
-    let image = Image::from_bytes("cut", without).with_format(ImageFormat::Firmware);
-    let error = refused(config(firmware.as_ref()).image(image));
-    assert!(matches!(error, MachineError::BadImage { .. }), "{error}");
-    let with_text = Image::open(firmware).unwrap().cmdline("quiet");
-    let error = refused(config(firmware.as_ref()).image(with_text));
-    assert!(
-        matches!(error, MachineError::OptionNotUsed { .. }),
-        "{error}"
-    );
-    assert_eq!(host.live_vms(), 0);
+    support::refuses_wrong_firmware(Vendor::Intel, firmware, || config(firmware.as_ref()));
 }

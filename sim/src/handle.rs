@@ -49,9 +49,7 @@ impl GuestCpu {
         wake: &Arc<Wake>,
     ) -> Option<&Processor> {
         match self {
-            Self::Processor(cell) => {
-                Some(cell.get_or_init(|| Box::new(Processor::new(id, vm, wake))))
-            }
+            Self::Processor(_) => self.executing(id, vm, wake),
             Self::Protected(_) | Self::Program => None,
         }
     }

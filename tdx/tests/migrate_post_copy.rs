@@ -31,6 +31,13 @@ fn commit(from: &mut Outgoing<'_, TestHost>, to: &mut Incoming<'_, TestHost>, ro
     to.commit().unwrap();
 }
 
+/// Carries the pages that have not travelled.
+fn carry_rest(from: &Outgoing<'_, TestHost>, to: &Incoming<'_, TestHost>) {
+    while let Some(bundle) = from.pages(0).unwrap() {
+        to.take_pages(&bundle).unwrap();
+    }
+}
+
 /// Serves what the guest waits for. Returns the number of pages that were sent for it.
 fn serve(from: &Outgoing<'_, TestHost>, to: &Incoming<'_, TestHost>) -> usize {
     let wanted = to.wanted();
@@ -76,9 +83,7 @@ fn a_guest_runs_at_its_target_before_its_pages_come() {
             on_demand
         });
         assert_eq!(on_demand as u64, PAGES + 1, "each page was waited for");
-        while let Some(bundle) = from.pages(0).unwrap() {
-            to.take_pages(&bundle).unwrap();
-        }
+        carry_rest(&from, &to);
         assert_eq!(from.pages_left(), 0);
         to.own().unwrap();
         from.leave().unwrap();
@@ -119,9 +124,7 @@ fn pages_come_behind_the_guest_while_it_runs_and_before_it_asks() {
                 std::thread::yield_now();
             }
         });
-        while let Some(bundle) = from.pages(0).unwrap() {
-            to.take_pages(&bundle).unwrap();
-        }
+        carry_rest(&from, &to);
         running.join().unwrap().unwrap();
         done.store(true, Ordering::SeqCst);
         serving.join().unwrap();
@@ -154,9 +157,7 @@ fn a_page_that_the_source_never_had_is_new() {
     // Memory keeps its kind while pages come.
     let shared = pair.target.set_memory_attributes(gfn, 1, Privacy::Shared);
     assert_eq!(shared, Err(Error::Busy));
-    while let Some(bundle) = from.pages(0).unwrap() {
-        to.take_pages(&bundle).unwrap();
-    }
+    carry_rest(&from, &to);
     to.own().unwrap();
     from.leave().unwrap();
     drop((from, to));
@@ -179,9 +180,7 @@ fn a_page_that_comes_twice_changes_nothing() {
         assert_eq!(to.wanted(), []);
         assert_eq!(to.pages(), 2);
     }
-    while let Some(bundle) = from.pages(0).unwrap() {
-        to.take_pages(&bundle).unwrap();
-    }
+    carry_rest(&from, &to);
     assert_eq!(to.pages(), PAGES + 1);
     to.own().unwrap();
     from.leave().unwrap();

@@ -10,8 +10,8 @@ use common::audit::mirror_equals_secure_ept;
 use embedded_io_adapters::std::FromStd;
 use kvm_ops_core::{Error, Gfn, Privacy, Step, VcpuOps, VmOps};
 use kvm_ops_tdx::migrate::{
-    Bundle, Flow, MigrateError, Phase, Progress, ProtocolError, Reason, ReceiveLimits, Receiver,
-    SendLimits, Sender, StreamKey, Threads,
+    Bundle, Flow, MigrateError, Outgoing, Phase, Progress, ProtocolError, Reason, ReceiveLimits,
+    Receiver, SendLimits, Sender, StreamKey, Threads,
 };
 use migrate_support::link::{Fate, Link, Plan};
 use migrate_support::{PAGES, Pair, private_pages, run_until};
@@ -19,19 +19,24 @@ use migrate_support::{PAGES, Pair, private_pages, run_until};
 type Ends<'a> = (Sender<'a, TestHost>, Receiver<'a, TestHost>);
 type Ended = Result<Progress, MigrateError>;
 
-/// The two ends of a pair.
-fn ends(pair: &Pair, key: Option<StreamKey>) -> Ends<'_> {
-    let from = pair.source.outgoing(2).unwrap();
-    let to = pair.target.incoming(2).unwrap();
+/// The sending end, with so many rounds while the TD runs.
+fn sends(from: Outgoing<'_, TestHost>, rounds: u32) -> Sender<'_, TestHost> {
     let limits = SendLimits {
-        rounds: 1,
+        rounds,
         pages_left: 0,
     };
     let mut random = |out: &mut [u8]| {
         out.fill(7);
         Ok(())
     };
-    let mut sender = Sender::new(from, limits, &mut random).unwrap();
+    Sender::new(from, limits, &mut random).unwrap()
+}
+
+/// The two ends of a pair.
+fn ends(pair: &Pair, key: Option<StreamKey>) -> Ends<'_> {
+    let from = pair.source.outgoing(2).unwrap();
+    let to = pair.target.incoming(2).unwrap();
+    let mut sender = sends(from, 1);
     let mut receiver = Receiver::new(to);
     if let Some(key) = key {
         sender = sender.with_key(key.clone());
@@ -385,17 +390,9 @@ fn streams_on_threads_carry_a_td_that_writes_all_the_time() {
         .pre_fault_memory(Gfn::new(PAGES + 1), REST)
         .unwrap();
     pair.run_source(PAGES + 7).unwrap();
-    let limits = SendLimits {
-        rounds: 3,
-        pages_left: 0,
-    };
-    let mut random = |out: &mut [u8]| {
-        out.fill(7);
-        Ok(())
-    };
     let mut vcpu = pair.vcpus.remove(0);
     let counted = pair.counted.clone();
-    let sender = Sender::new(pair.source.outgoing(4).unwrap(), limits, &mut random).unwrap();
+    let sender = sends(pair.source.outgoing(4).unwrap(), 3);
     let receiver = Receiver::new(pair.target.incoming(4).unwrap());
     let mut both = (
         sender.with_threads(Box::new(Apart)),

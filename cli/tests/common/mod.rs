@@ -132,9 +132,15 @@ pub(crate) const PROMPT: &str = "Press any key to enter the Boot Manager Menu";
 
 /// Firmware for TDs: that of Debian's package ovmf-inteltdx, or the file that `KVM_OPS_TDVF` names.
 pub(crate) fn tdvf() -> Option<String> {
-    let named = std::env::var("KVM_OPS_TDVF").ok();
-    let path = named.unwrap_or_else(|| "/usr/share/ovmf/OVMF.inteltdx.ms.fd".into());
-    if Path::new(&path).exists() {
+    named_or("KVM_OPS_TDVF", "/usr/share/ovmf/OVMF.inteltdx.ms.fd")
+}
+
+/// The file that a variable of the environment names, or else that of a package. `None` and the reason on the test's output if it
+/// is not there.
+pub(crate) fn named_or(variable: &str, packaged: &str) -> Option<String> {
+    let named = std::env::var(variable).ok();
+    let path = named.unwrap_or_else(|| packaged.into());
+    if Path::new(&path).is_file() {
         return Some(path);
     }
     println!("skipped: no {path}");

@@ -51,14 +51,7 @@ pub(crate) fn snp_evidence(modules: &[String]) -> Vec<u8> {
     // MSG_REPORT_RSP has a status, a length and zeros before the report.
     const HEADER: u64 = 32;
     const LEN: u64 = 1184;
-    let mut program = Program::new();
-    program.mount("sysfs", "/sys");
-    program.mount("devtmpfs", "/dev");
-    modules
-        .iter()
-        .for_each(|module| program.load_module(module));
-    program.mount("configfs", "/config");
-    program.fill(0, DATA[0].into(), DATA.len() as u32);
+    let mut program = about_to_ask(modules);
     program.put(REQUEST, Arg::Number(VERSION));
     program.put(REQUEST + 8, Arg::Buffer(0));
     program.put(REQUEST + 16, Arg::Buffer(RESPONSE));
@@ -76,6 +69,18 @@ pub(crate) fn snp_evidence(modules: &[String]) -> Vec<u8> {
         program.print_hex(title, 0x5000);
     }
     program.finish(End::PowerOff)
+}
+
+/// A program that has loaded modules, in that order, mounted what tells evidence, and filled the first bytes of the memory with
+/// [`DATA`].
+fn about_to_ask(modules: &[String]) -> Program {
+    let mut program = Program::new();
+    program.mount("sysfs", "/sys");
+    program.mount("devtmpfs", "/dev");
+    program.load_modules(modules);
+    program.mount("configfs", "/config");
+    program.fill(0, DATA[0].into(), DATA.len() as u32);
+    program
 }
 
 /// Asks for a report or quote about the first bytes of the memory. Returns the directory of the answer.
@@ -112,14 +117,7 @@ pub(crate) fn evidence(modules: &[String]) -> Vec<u8> {
     const GET_REPORT: u64 = 0xc440_5401;
     const LEN: u64 = 1024;
     let data = DATA.len() as u64;
-    let mut program = Program::new();
-    program.mount("sysfs", "/sys");
-    program.mount("devtmpfs", "/dev");
-    modules
-        .iter()
-        .for_each(|module| program.load_module(module));
-    program.mount("configfs", "/config");
-    program.fill(0, DATA[0].into(), DATA.len() as u32);
+    let mut program = about_to_ask(modules);
     program.open("/dev/tdx_guest", open::BOTH);
     program.call(
         call::IOCTL,
@@ -149,9 +147,7 @@ pub(crate) fn copies(modules: &[String], end: End) -> Vec<u8> {
     let at = |name: &str| format!("/disk/{name}");
     let mut program = Program::new();
     program.mount("devtmpfs", "/dev");
-    modules
-        .iter()
-        .for_each(|module| program.load_module(module));
+    program.load_modules(modules);
     program.mount_from("/dev/vda", "vfat", "/disk");
     program.say(SAYS);
     program.cat(&at(TEXT));

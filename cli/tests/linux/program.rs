@@ -235,8 +235,14 @@ impl Program {
         self.call(call::UMOUNT2, &[Arg::Text(at), Arg::Number(0)]);
     }
 
-    /// Loads a module of the kernel, a compressed file.
-    pub(crate) fn load_module(&mut self, path: &str) {
+    /// Loads modules of the kernel, compressed files, in that order.
+    pub(crate) fn load_modules(&mut self, paths: &[String]) {
+        for path in paths {
+            self.load_module(path);
+        }
+    }
+
+    fn load_module(&mut self, path: &str) {
         const COMPRESSED: u64 = 4;
         self.open(path, open::READ);
         self.call(

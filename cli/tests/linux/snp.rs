@@ -1,11 +1,9 @@
 //! Linux in an SNP guest: firmware, kernel, user space.
 
-use std::path::Path;
-
 use serde_json::Value;
 
 use crate::boot::{Boot, CMDLINE, Guests, boots_alike, bytes, console};
-use crate::common::run;
+use crate::common::{named_or, run};
 use crate::init;
 
 /// The firmware that measures the kernel, of Debian's package ovmf-amdsev, or what the environment names.
@@ -19,13 +17,7 @@ pub(crate) const SNP: Guests = Guests {
 };
 
 fn firmware() -> Option<String> {
-    let named = std::env::var("KVM_OPS_OVMF_SEV").ok();
-    let path = named.unwrap_or_else(|| "/usr/share/ovmf/OVMF.amdsev.fd".into());
-    if Path::new(&path).is_file() {
-        return Some(path);
-    }
-    println!("skipped: no {path}");
-    None
+    named_or("KVM_OPS_OVMF_SEV", "/usr/share/ovmf/OVMF.amdsev.fd")
 }
 
 /// The variable that names a kernel for SNP guests.

@@ -202,14 +202,19 @@ fn requested(c: &mut Core, i: &Instruction) -> R<u64> {
     Ok((c.r[2] << 32 | c.r[0] & 0xffff_ffff) & c.fpu.xcr0)
 }
 
-fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
-    let mask = requested(c, i)?;
+/// The bytes of an area that holds these components.
+fn area_bytes(mask: u64) -> u64 {
     let bytes = if mask & AVX != 0 {
         HIGH + HIGH_BYTES
     } else {
         HIGH
     };
-    let at = c.area(i, bytes as u64, 64, true)?;
+    bytes as u64
+}
+
+fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
+    let mask = requested(c, i)?;
+    let at = c.area(i, area_bytes(mask), 64, true)?;
     let seg = Core::operand_segment(i);
     let optimised = matches!(i.mnemonic(), M::Xsaveopt | M::Xsaveopt64);
     let in_use = c.fpu.in_use();

@@ -8,7 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvm_ops::kvm::KvmHost;
-use kvm_ops_machine::{ConsoleSink, Devices, ExitContext, ExitHandler, Flow, RunLimits};
+use kvm_ops::sim::SimHost;
+use kvm_ops::{Host, Kind, Tech, Vendor};
+use kvm_ops_machine::{
+    ConsoleSink, Devices, End, ExitContext, ExitHandler, Flow, Image, ImageFormat, Machine,
+    MachineConfig, MachineError, RunLimits, RunReport,
+};
 
 /// More than any of these guests needs where the kernel interprets them; a test that comes to this
 /// point fails.
@@ -33,6 +38,49 @@ pub(crate) fn file(path: &str) -> Option<&str> {
     }
 }
 
+/// The confidential VMs, each with the vendor of its hosts.
+pub(crate) const CONFIDENTIAL: [(Vendor, Tech); 4] = [
+    (Vendor::Intel, Tech::Tdx),
+    (Vendor::Amd, Tech::Sev),
+    (Vendor::Amd, Tech::SevEs),
+    (Vendor::Amd, Tech::SevSnp),
+];
+
+/// Every kind of VM, each with the vendor of its hosts.
+pub(crate) fn every_kind() -> impl Iterator<Item = (Vendor, Kind)> {
+    let normal = [Vendor::Intel, Vendor::Amd].map(|vendor| (vendor, Kind::Normal));
+    let confidential = CONFIDENTIAL.map(|(vendor, tech)| (vendor, Kind::Of(tech)));
+    normal.into_iter().chain(confidential)
+}
+
+/// Firmware whose metadata lists memory at 8 MiB starts no guest with less memory, without the metadata at its end, or with
+/// an option that it does not use.
+pub(crate) fn refuses_wrong_firmware(
+    vendor: Vendor,
+    firmware: &str,
+    config: impl Fn() -> MachineConfig,
+) {
+    let host = SimHost::new(vendor);
+    let refused = |config| Machine::build(&host, config).unwrap_err();
+    let error = refused(config().memory(4 << 20));
+    assert!(
+        matches!(error, MachineError::ImageTooLarge { .. }),
+        "{error}"
+    );
+    let bytes = std::fs::read(firmware).unwrap();
+    let cut = bytes[..bytes.len() - 0x1000].to_vec();
+    let image = Image::from_bytes("cut", cut).with_format(ImageFormat::Firmware);
+    let error = refused(config().image(image));
+    assert!(matches!(error, MachineError::BadImage { .. }), "{error}");
+    let with_text = Image::open(firmware).unwrap().cmdline("quiet");
+    let error = refused(config().image(with_text));
+    assert!(
+        matches!(error, MachineError::OptionNotUsed { .. }),
+        "{error}"
+    );
+    assert_eq!(host.live_vms(), 0);
+}
+
 /// Devices that stop the machine once the console shows a text.
 pub(crate) struct Until<D = Devices> {
     pub(crate) devices: D,
@@ -50,6 +98,35 @@ impl<D> Until<D> {
             text,
             seen,
         }
+    }
+}
+
+impl<D: ExitHandler> Until<D> {
+    /// Runs a machine until its console shows the text.
+    #[track_caller]
+    pub(crate) fn run<H: Host>(&self, machine: &mut Machine<H>, limits: RunLimits) -> RunReport {
+        let report = machine.run(self, limits).unwrap();
+        let seen = self.seen.load(Ordering::Relaxed);
+        assert!(seen, "{}\n{report:?}", self.console.text());
+        assert_eq!(report.end, End::Handler);
+        report
+    }
+
+    /// The same with the only machine of a host, which ends then. Returns the instructions that this took.
+    #[track_caller]
+    pub(crate) fn counts(
+        &self,
+        mut machine: Machine<SimHost>,
+        host: &SimHost,
+        deadline: Duration,
+    ) -> u64 {
+        let report = self.run(&mut machine, RunLimits::none().deadline(deadline));
+        let instructions = report.instructions().unwrap();
+        assert_eq!(instructions, host.instructions());
+        eprintln!("{instructions} instructions in {:?}", report.elapsed);
+        let freed = machine.destroy();
+        assert!(freed.is_clean(), "{freed:?}");
+        instructions
     }
 }
 

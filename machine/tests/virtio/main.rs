@@ -12,14 +12,14 @@ mod support;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::sim::SimHost;
-use kvm_ops::{ExitKind, Gpa, Host, Irqchip, Kind, Msi, Tech, VcpuId, Vendor};
+use kvm_ops::{ExitKind, Gpa, Host, Irqchip, Kind, Msi, VcpuId, Vendor};
 use kvm_ops_machine::{
     ConsoleSink, End, Image, Inside, Machine, MachineConfig, MachineError, RunReport,
 };
 
 use console::Console;
 use linear::{Cpu, Linear};
-use support::{kvm, limits};
+use support::{CONFIDENTIAL, every_kind, kvm, limits};
 
 /// The device, its interrupt line, and the vector of that line.
 const DEVICE: Gpa = Gpa::new(0xd000_0000);
@@ -67,18 +67,9 @@ fn soft(vendor: Vendor, kind: Kind, program: impl GuestProgram + 'static) -> Ran
     ran
 }
 
-const CONFIDENTIAL: [(Vendor, Tech); 4] = [
-    (Vendor::Intel, Tech::Tdx),
-    (Vendor::Amd, Tech::Sev),
-    (Vendor::Amd, Tech::SevEs),
-    (Vendor::Amd, Tech::SevSnp),
-];
-
 #[test]
 fn a_message_goes_to_the_device_and_back_in_every_kind_of_vm_on_the_software_platform() {
-    let normal = [Vendor::Intel, Vendor::Amd].map(|vendor| (vendor, Kind::Normal));
-    let confidential = CONFIDENTIAL.map(|(vendor, tech)| (vendor, Kind::Of(tech)));
-    for (vendor, kind) in normal.into_iter().chain(confidential) {
+    for (vendor, kind) in every_kind() {
         let ran = soft(vendor, kind, Linear::new(driver::talk));
         assert_eq!(ran.messages, [MESSAGE], "{kind:?}");
         assert_eq!(ran.printed, REPLY, "{kind:?}");

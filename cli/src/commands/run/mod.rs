@@ -207,24 +207,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if let Kind::Of(tech @ (Tech::Sev | Tech::SevEs | Tech::SevSnp)) = args.tech {
         return sev::run(args, tech);
     }
-    let of_tds = [
-        (args.order.is_some(), "--order"),
-        (args.kernel.is_some(), "--kernel"),
-        (args.allow_rbp, "--allow-rbp"),
-        (args.collateral.is_some(), "--collateral"),
-    ];
-    if let Some((_, option)) = of_tds.into_iter().find(|(given, _)| *given) {
-        return Err(
-            Failure::new(format!("{option} has no meaning for a {} VM", args.tech))
-                .hint("only a TD has it: --tech tdx")
-                .code(Code::Usage),
-        );
-    }
-    let path = args.image.as_deref().ok_or_else(|| {
-        Failure::new(format!("a {} VM needs an image to run", args.tech))
-            .hint("`kvm-ops fleet` runs guests that need none")
-            .code(Code::Usage)
-    })?;
+    let guest = args.guest();
+    args.refuse_those_of_tds(&guest)?;
+    let hint = "firmware of a TD or a SEV guest starts it; a normal VM has it as its image";
+    refuse(&guest, hint, &[(args.kernel.is_some(), "--kernel")])?;
+    let path = args.image.as_deref().ok_or_else(|| args.without_image())?;
     let image = image(args, path)?;
     let disks = disks::open(&args.disks)?;
     let interrupt = Interrupt::install()?;
@@ -286,6 +273,50 @@ impl Args {
             memory: self.memory,
             irqchip,
         }
+    }
+}
+
+/// Refuses options that are given and have no meaning for a guest.
+fn refuse(guest: &str, hint: &str, options: &[(bool, &str)]) -> Result<(), Failure> {
+    match options.iter().find(|(given, _)| *given) {
+        Some((_, option)) => Err(Failure::new(format!("{option} has no meaning for {guest}"))
+            .hint(hint)
+            .code(Code::Usage)),
+        None => Ok(()),
+    }
+}
+
+impl Args {
+    /// The guest's kind in messages.
+    fn guest(&self) -> String {
+        format!("a {} VM", self.tech)
+    }
+
+    fn without_image(&self) -> Failure {
+        Failure::new(format!("{} needs an image to run", self.guest()))
+            .hint("`kvm-ops fleet` runs guests that need none")
+            .code(Code::Usage)
+    }
+
+    /// Refuses options that only a TD has.
+    fn refuse_those_of_tds(&self, guest: &str) -> Result<(), Failure> {
+        let options = [
+            (self.order.is_some(), "--order"),
+            (self.allow_rbp, "--allow-rbp"),
+            (self.collateral.is_some(), "--collateral"),
+        ];
+        refuse(guest, "only a TD has it: --tech tdx", &options)
+    }
+
+    /// Refuses options of images that are not firmware, and without a kernel those of kernels.
+    fn refuse_those_beside_firmware(&self, guest: &str, hint: &str) -> Result<(), Failure> {
+        let alone = self.kernel.is_none();
+        let options = [
+            (alone && self.cmdline.is_some(), "--cmdline"),
+            (alone && self.initrd.is_some(), "--initrd"),
+            (self.format.is_some(), "--format"),
+        ];
+        refuse(guest, hint, &options)
     }
 }
 

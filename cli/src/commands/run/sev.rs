@@ -58,9 +58,6 @@ pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
         taken: Some(taken),
     };
     let ran = compare_and_run(args, place, &start, machine.as_mut(), disks, &mut steps);
-    if let (Ok(ran), false) = (&ran, args.json) {
-        told.lines(ran);
-    }
     interrupt.clear();
     steps.tear_down(&told, machine, ran)
 }
@@ -84,16 +81,7 @@ fn compare_and_run(
     disks: Vec<Disk>,
     steps: &mut Steps<'_>,
 ) -> Outcome<Ran> {
-    let measured = start.measurement(place, machine);
-    let checked = measured.checked().map_err(|why| {
-        Failure::because("the launch digest is not that of the image", why).code(Code::Guest)
-    });
-    let detail = match &checked {
-        Ok(digest) => format!("{digest}, as off line"),
-        Err(failure) => failure.in_a_line(),
-    };
-    steps.took("compare the digest", detail);
-    checked?;
+    steps.compare("compare the digest", "the launch digest", start, machine)?;
     let ran = Ran::of(args, place, machine, Chipset::Q35(disks, None))?;
     steps.took("run", ran.end());
     Ok(ran)
@@ -101,32 +89,12 @@ fn compare_and_run(
 
 /// The firmware, with the kernel that it starts, and its bytes.
 fn wanted(args: &Args) -> Result<(Image, Vec<u8>), Failure> {
-    let usage = |text: String, hint: &str| Failure::new(text).hint(hint).code(Code::Usage);
-    let of_others = [
-        (args.order.is_some(), "--order"),
-        (args.allow_rbp, "--allow-rbp"),
-        (args.collateral.is_some(), "--collateral"),
-    ];
-    if let Some((_, option)) = of_others.into_iter().find(|(given, _)| *given) {
-        let text = format!("{option} has no meaning for a {} VM", args.tech);
-        return Err(usage(text, "only a TD has it: --tech tdx"));
-    }
-    let of_kernels = [
-        (args.cmdline.is_some(), "--cmdline"),
-        (args.initrd.is_some(), "--initrd"),
-    ];
-    let without_kernel = of_kernels.into_iter().filter(|_| args.kernel.is_none());
-    let mut refused = without_kernel.chain([(args.format.is_some(), "--format")]);
-    if let Some((_, option)) = refused.find(|(given, _)| *given) {
-        let text = format!("{option} has no meaning for a {} VM", args.tech);
-        return Err(usage(
-            text,
-            "it starts with firmware, and that starts a --kernel",
-        ));
-    }
+    let guest = args.guest();
+    args.refuse_those_of_tds(&guest)?;
+    let hint = "it starts with firmware, and that starts a --kernel";
+    args.refuse_those_beside_firmware(&guest, hint)?;
     let Some(path) = &args.image else {
-        let text = format!("a {} VM needs an image to run", args.tech);
-        return Err(usage(text, "`kvm-ops fleet` runs guests that need none"));
+        return Err(args.without_image());
     };
     let bytes = files::read("the image", path, files::FIRMWARE)?;
     let image = Image::from_bytes(args.name(), bytes.clone());

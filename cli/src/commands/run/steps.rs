@@ -4,10 +4,10 @@ use kvm_ops::FreeReport;
 use serde::Serialize;
 
 use super::report::{Ran, Told};
-use crate::confidential::{Account, Books, Firmware, Leaks, Measured};
+use crate::confidential::{Account, Books, Firmware, Leaks, Measured, Start};
 use crate::doctor::text::{finish, table};
 use crate::exit_code::Code;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::hosts::{AnyMachine, Place};
 use crate::term;
 use crate::units::plural;
@@ -71,6 +71,30 @@ impl<'a> Steps<'a> {
         self.books.extend(now);
     }
 
+    /// Holds what the firmware measured against the image.
+    ///
+    /// # Errors
+    /// The measurement is another, or cannot be had.
+    pub(super) fn compare(
+        &mut self,
+        step: &'static str,
+        measurement: &str,
+        start: &Start,
+        machine: &dyn AnyMachine,
+    ) -> Outcome<()> {
+        let measured = start.measurement(self.place, machine);
+        let checked = measured.checked().map_err(|why| {
+            let what = format!("{measurement} is not that of the image");
+            Failure::because(what, why).code(Code::Guest)
+        });
+        let detail = match &checked {
+            Ok(digest) => format!("{digest}, as off line"),
+            Err(failure) => failure.in_a_line(),
+        };
+        self.took(step, detail);
+        checked.map(drop)
+    }
+
     /// Records what a TD's registers hold.
     pub(super) fn measured(&mut self, measured: Measured) {
         for (name, value) in measured.rows() {
@@ -79,13 +103,16 @@ impl<'a> Steps<'a> {
         self.measured = Some(measured);
     }
 
-    /// Gives a machine back, tells of its run, and returns the exit code.
+    /// Tells of a run, gives the machine back, and returns the exit code.
     pub(super) fn tear_down(
         mut self,
         told: &Told<'_>,
         machine: Box<dyn AnyMachine>,
         ran: Outcome<Ran>,
     ) -> Outcome {
+        if let (Ok(ran), false) = (&ran, told.args.json) {
+            told.lines(ran);
+        }
         let freed = machine.destroy();
         let key = match self.firmware {
             Firmware::TdxModule => "KeyID",

@@ -9,7 +9,7 @@ use kvm_ops_tdvf::Order;
 
 use super::report::{Chipset, Ran, Taken, Told};
 use super::steps::Steps;
-use super::{Args, LaunchOrder, disks, homeless};
+use super::{Args, LaunchOrder, disks, homeless, refuse};
 use crate::commands::measure::not_tdvf;
 use crate::confidential::{Firmware, MESSAGE, Measured, Quotes, Start, TdImage, Tour, td_params};
 use crate::exit_code::Code;
@@ -111,9 +111,6 @@ pub(super) fn run(args: &Args) -> Outcome {
         taken,
     };
     let ran = compare_and_run(args, place, &start, machine.as_mut(), guest, &mut steps);
-    if let (Ok(ran), false) = (&ran, args.json) {
-        told.lines(ran);
-    }
     interrupt.clear();
     steps.tear_down(&told, machine, ran)
 }
@@ -127,16 +124,7 @@ fn compare_and_run(
     guest: Started,
     steps: &mut Steps,
 ) -> Outcome<Ran> {
-    let mrtd = start.measurement(place, machine);
-    let mrtd = mrtd
-        .checked()
-        .map_err(|why| Failure::because("MRTD is not that of the image", why).code(Code::Guest));
-    let detail = match &mrtd {
-        Ok(mrtd) => format!("{mrtd}, as off line"),
-        Err(failure) => failure.in_a_line(),
-    };
-    steps.took("compare MRTD", detail);
-    mrtd?;
+    steps.compare("compare MRTD", "MRTD", start, machine)?;
     let converted = match guest {
         Started::Code(disks) => {
             let chipset = Chipset::Q35(disks, quoting(args, place)?);
@@ -182,18 +170,9 @@ fn quoting(args: &Args, place: &Place) -> Outcome<Option<Box<Quoting<Quotes>>>> 
 
 /// The image that is named, or the built-in start with its guest.
 fn wanted(args: &Args, order: Order) -> Result<Wanted, Failure> {
-    let usage = |text: String, hint: &str| Failure::new(text).hint(hint).code(Code::Usage);
-    let of_kernels = [
-        (args.cmdline.is_some(), "--cmdline"),
-        (args.initrd.is_some(), "--initrd"),
-    ];
-    let without_kernel = of_kernels.into_iter().filter(|_| args.kernel.is_none());
-    let mut refused = without_kernel.chain([(args.format.is_some(), "--format")]);
-    if let Some((_, option)) = refused.find(|(given, _)| *given) {
-        let hint =
-            "a TD starts with what the metadata of its firmware lists, and that starts a --kernel";
-        return Err(usage(format!("{option} has no meaning for a TD"), hint));
-    }
+    let hint =
+        "a TD starts with what the metadata of its firmware lists, and that starts a --kernel";
+    args.refuse_those_beside_firmware("a TD", hint)?;
     let Some(path) = &args.image else {
         let of_firmware = [
             (args.kernel.is_some(), "--kernel"),
@@ -201,14 +180,13 @@ fn wanted(args: &Args, order: Order) -> Result<Wanted, Failure> {
             (!args.disks.is_empty(), "--disk"),
             (args.collateral.is_some(), "--collateral"),
         ];
-        if let Some((_, option)) = of_firmware.into_iter().find(|(given, _)| *given) {
-            let text = format!("{option} has no meaning for the built-in guest");
-            return Err(usage(text, "name the firmware of the TD"));
-        }
+        let hint = "name the firmware of the TD";
+        refuse("the built-in guest", hint, &of_firmware)?;
         let image = TdImage::built_in(order);
         let (tour, converted) = Tour::new(&image, args.memory).ok_or_else(|| {
-            let text = format!("{} leaves no memory for the guest", args.name());
-            usage(text, "give the TD more with --memory")
+            Failure::new(format!("{} leaves no memory for the guest", args.name()))
+                .hint("give the TD more with --memory")
+                .code(Code::Usage)
         })?;
         let guest = Guest::Tour(Box::new(tour), converted);
         return Ok(Wanted { image, guest });

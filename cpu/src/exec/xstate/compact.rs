@@ -5,8 +5,8 @@
 use iced_x86::Instruction;
 
 use super::{
-    AVX, HIGH, HIGH_BYTES, SSE, X87, legacy_mxcsr, legacy_x87, legacy_xmm, requested, save_high,
-    wide,
+    AVX, HIGH, HIGH_BYTES, SSE, X87, area_bytes, legacy_mxcsr, legacy_x87, legacy_xmm, requested,
+    save_high, wide,
 };
 use crate::fpu::Fpu;
 use crate::paging::{READ, WRITE};
@@ -35,12 +35,7 @@ impl Fpu {
 /// XSAVEC and XSAVES. Components in their initial state are not written.
 pub(super) fn save(c: &mut Core, i: &Instruction) -> R<()> {
     let mask = requested(c, i)?;
-    let bytes = if mask & AVX != 0 {
-        HIGH + HIGH_BYTES
-    } else {
-        HIGH
-    };
-    let at = c.area(i, bytes as u64, 64, true)?;
+    let at = c.area(i, area_bytes(mask), 64, true)?;
     let seg = Core::operand_segment(i);
     let saved = mask & c.fpu.in_use_with_mxcsr();
     let count = c.xmm_count();

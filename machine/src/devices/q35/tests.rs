@@ -157,19 +157,23 @@ fn the_apic_base_names_the_processor_that_boots() {
     assert_eq!(handle(&q35, 0, write, &mut []), (Flow::Continue, None));
 }
 
+/// Writes the entry of the serial line's input: vector 0x41 of that vCPU.
+fn route_serial_line(q35: &Q35, vcpu: u32) {
+    for (register, value) in [(0x18_u32, 0x41_u32), (0x19, vcpu << 24)] {
+        for (offset, value) in [(0, register), (0x10, value)] {
+            let exit = Exit::MmioWrite {
+                gpa: Gpa::new(ioapic::BASE + offset),
+                len: 4,
+            };
+            handle(q35, 0, exit, &mut value.to_le_bytes());
+        }
+    }
+}
+
 #[test]
 fn the_serial_line_sends_the_message_of_its_input() {
     let (q35, _) = q35(None);
-    let at = |offset: u64| Gpa::new(ioapic::BASE + offset);
-    for (register, value) in [(0x18_u32, 0x41_u32), (0x19, 1 << 24)] {
-        for (offset, value) in [(0, register), (0x10, value)] {
-            let exit = Exit::MmioWrite {
-                gpa: at(offset),
-                len: 4,
-            };
-            handle(&q35, 0, exit, &mut value.to_le_bytes());
-        }
-    }
+    route_serial_line(&q35, 1);
     let machine = Sent(Alone::new(), Mutex::default());
     // A byte is sent while the transmitter's interrupt is enabled.
     for port in [0x3f9, 0x3f8] {
@@ -192,16 +196,7 @@ fn the_serial_line_sends_the_message_of_its_input() {
 #[test]
 fn keys_interrupt_without_an_exit() {
     let (q35, _) = q35(None);
-    let at = |offset: u64| Gpa::new(ioapic::BASE + offset);
-    for (register, value) in [(0x18_u32, 0x41_u32), (0x19, 0)] {
-        for (offset, value) in [(0, register), (0x10, value)] {
-            let exit = Exit::MmioWrite {
-                gpa: at(offset),
-                len: 4,
-            };
-            handle(&q35, 0, exit, &mut value.to_le_bytes());
-        }
-    }
+    route_serial_line(&q35, 0);
     let machine = Sent(Alone::new(), Mutex::default());
     // The driver has the interrupt of received data enabled.
     out(&q35, 0x3f9, &[1]);
