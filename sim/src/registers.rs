@@ -31,7 +31,7 @@ const SPECIAL: [u32; 4] = [IA32_APIC_BASE, IA32_EFER, IA32_FS_BASE, IA32_GS_BASE
 
 /// The other MSRs that the platform has, with their value after power-on.
 const MSRS: [(u32, u64); 10] = [
-    (0x10, 0),                      // IA32_TIME_STAMP_COUNTER
+    (TSC, 0),
     (0x174, 0),                     // IA32_SYSENTER_CS
     (0x175, 0),                     // IA32_SYSENTER_ESP
     (0x176, 0),                     // IA32_SYSENTER_EIP
@@ -48,6 +48,14 @@ mod efer {
     pub(super) const LMA: u64 = 1 << 10;
     /// The bits that the platform has: SCE, LME, LMA, NXE.
     pub(super) const DEFINED: u64 = 1 | LME | LMA | 1 << 11;
+}
+
+/// The one of them that is no part of a save area.
+const TSC: u32 = 0x10;
+
+/// True for an MSR of an encrypted vCPU's start state.
+pub(crate) fn is_measured(index: u32) -> bool {
+    index != TSC && has_msr(index)
 }
 
 pub(crate) fn has_msr(index: u32) -> bool {

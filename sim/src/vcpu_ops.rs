@@ -11,7 +11,7 @@ use kvm_ops::{
 use crate::SimVcpu;
 use crate::handle::{GuestCpu, lock};
 use crate::irq::Waiting;
-use crate::registers::Registers;
+use crate::registers::{Registers, is_measured};
 use crate::reported::Reported;
 use crate::vcpu::State;
 
@@ -231,18 +231,33 @@ impl VcpuOps for SimVcpu {
         Ok(())
     }
 
+    /// An encrypted vCPU's MSRs beside its start state are the processor's, as KVM keeps them.
     fn msrs(&self, msrs: &mut [Msr]) -> Result<()> {
         if let Some(processor) = self.processor() {
             return processor.msrs(msrs);
         }
-        self.core().registers.msrs(msrs)
+        let executing = self.guest.executing(self.id, &self.vm, &self.wake);
+        for msr in msrs.chunks_mut(1) {
+            match executing.filter(|_| !is_measured(msr[0].index)) {
+                Some(processor) => processor.msrs(msr)?,
+                None => self.core().registers.msrs(msr)?,
+            }
+        }
+        Ok(())
     }
 
     fn set_msrs(&mut self, msrs: &[Msr]) -> Result<()> {
         if let Some(processor) = self.processor_mut() {
             return processor.set_msrs(msrs);
         }
-        self.core().registers.set_msrs(msrs)
+        for msr in msrs.chunks(1) {
+            let executing = self.guest.executing_mut(self.id, &self.vm, &self.wake);
+            match executing.filter(|_| !is_measured(msr[0].index)) {
+                Some(processor) => processor.set_msrs(msr)?,
+                None => self.core().registers.set_msrs(msr)?,
+            }
+        }
+        Ok(())
     }
 
     fn xcrs(&self) -> Result<Xcrs> {

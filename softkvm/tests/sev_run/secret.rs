@@ -61,6 +61,50 @@ fn registers_are_refused_once_they_are_measured() {
     }
 }
 
+/// MTRRphysBase0, and a value that it can have.
+const MTRR: (u32, u64) = (0x200, 0x2_3450_0006);
+
+/// RDMSR of it by the GHCB page.
+fn reads_mtrr(a: &mut CodeAssembler, snp: bool) -> Assembled {
+    const RCX: i32 = 0x308;
+    const RDX: i32 = 0x310;
+    use_page(a, snp)?;
+    page_request(a, 0x7c, [0, 0], &[(RCX, MTRR.0.into())])?;
+    a.mov(r12, qword_ptr(r15 + RAX))?;
+    a.mov(r13, qword_ptr(r15 + RDX))?;
+    say_by_page(a, r12)?;
+    say_by_page(a, r13)
+}
+
+/// The number of entries that a call for MSRs took, and what is in the first.
+fn one_msr(guest: &Guest, ioctl: Ioctl, index: u32, data: u64) -> (i64, u64) {
+    let at = guest.w.task.put(&[1, u64::from(index), data]);
+    let taken = guest.w.ioctl(guest.vcpu, ioctl, at).unwrap();
+    (taken, guest.w.task.get(at + 16).unwrap())
+}
+
+#[test]
+fn an_msr_beside_the_measured_registers_is_set_before_the_launch_and_stays() {
+    for kind in SECRET {
+        let code: Part = match kind {
+            SNP => |a| reads_mtrr(a, true),
+            _ => |a| reads_mtrr(a, false),
+        };
+        let guest = Guest::prepared(kind, code);
+        let (index, value) = MTRR;
+        let set = one_msr(&guest, ioctl::KVM_SET_MSRS, index, value);
+        assert_eq!(set.0, 1);
+        let refused = one_msr(&guest, ioctl::KVM_SET_MSRS, index, value | 0xf00);
+        assert_eq!(refused.0, 0, "reserved bits");
+        let read = one_msr(&guest, ioctl::KVM_GET_MSRS, index, 0);
+        assert_eq!(read, (1, value));
+        assert_eq!(one_msr(&guest, ioctl::KVM_GET_MSRS, 0xdead, 0).0, 0);
+        guest.launch(if kind == SEV_ES { 4 } else { 0 });
+        let said = [guest.says(), guest.says()].map(u64::from);
+        assert_eq!(said[1] << 32 | said[0], value);
+    }
+}
+
 #[test]
 fn a_guest_that_became_sev_es_late_answers_without_meaning() {
     let guest = Guest::prepared_by(LATE, terminate, |w, vm| {
