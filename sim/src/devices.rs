@@ -23,11 +23,16 @@ impl SimVm {
 }
 
 impl VmInner {
-    fn require_chips(&self) -> Result<MutexGuard<'_, Chips>> {
+    pub(crate) fn require_chips(&self) -> Result<MutexGuard<'_, Chips>> {
         match self.chips() {
             Some(chips) => Ok(chips),
             None => kvm_ops::not_offered!("interrupt lines without a full irqchip in the platform"),
         }
+    }
+
+    /// Sends a message of a device. `true` if it names a vCPU.
+    pub(crate) fn signal_msi(&self, msi: Msi) -> Result<bool> {
+        Ok(self.send(&command(msi)?, None))
     }
 
     /// The chips, if the line leads anywhere.
@@ -62,7 +67,7 @@ impl DevicePort for SimVm {
     /// # Errors
     /// [`Error::Invalid`] for an address that is none of a message.
     fn signal_msi(&self, msi: Msi) -> Result<bool> {
-        Ok(self.inner.processors().deliver(&command(msi)?, None))
+        self.inner.signal_msi(msi)
     }
 
     /// # Errors
@@ -101,5 +106,42 @@ impl IrqEvent for Pulse {
         [true, false]
             .into_iter()
             .try_for_each(|high| vm.set_line(self.gsi, high))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SimHost;
+    use crate::irq::{self, Wake};
+    use crate::processor::Sleeper;
+    use kvm_ops::{Host, Irqchip, Tech, VcpuId, Vendor, VmParams, VmPort};
+    use kvm_ops_cpu::ApicAddress;
+
+    #[test]
+    fn a_message_of_a_device_wakes_a_sleeper_before_its_thread_comes() {
+        let mut params = VmParams::new(2);
+        params.irqchip = Irqchip::Full;
+        let vm = SimHost::new(Vendor::Intel)
+            .create_vm(Tech::Vmx, &params)
+            .unwrap();
+        let turns = &vm.inner.turns;
+        [0, 1].into_iter().for_each(|id| turns.join(id));
+        let wake = Arc::<Wake>::default();
+        vm.inner
+            .processors()
+            .set(1, ApicAddress::after_reset(1), &wake);
+        let sleeper = Sleeper {
+            until: None,
+            wake,
+            hears: irq::State::has_mail,
+        };
+        turns.sleep(1, sleeper);
+        let share = turns.share(0).unwrap();
+        let port = vm.devices().unwrap();
+        assert_eq!(port.signal_msi(Msi::to(VcpuId(1), 0x41)), Ok(true));
+        turns.spend(0, share, false);
+        assert_eq!(turns.share(0), None, "it is the other one's share");
+        assert_eq!(turns.share(1), Some(share));
     }
 }

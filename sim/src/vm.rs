@@ -21,7 +21,7 @@ use crate::host::Machine;
 use crate::irq::Wake;
 use crate::mailbox::{self, Mailbox};
 use crate::memory::Memory;
-use crate::processor::{Processors, Turns};
+use crate::processor::{Command, Processors, Turns};
 use crate::wires::EndHook;
 use crate::{SimVcpu, TableStats};
 
@@ -193,6 +193,14 @@ impl VmInner {
     pub(crate) fn chips(&self) -> Option<MutexGuard<'_, Chips>> {
         let chips = self.chips.get()?;
         Some(chips.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sends a message, by the processor `from` or by a device, and wakes who hears it. Returns true if there is
+    /// a processor that it is for.
+    pub(crate) fn send(&self, command: &Command, from: Option<u32>) -> bool {
+        let is_for_one = self.processors().deliver(command, from);
+        self.turns.heard();
+        is_for_one
     }
 
     /// Sends the messages of the chips, and tells vCPU 0 if the 8259A pair interrupts.

@@ -4,11 +4,10 @@
 use std::fmt;
 use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 
-use kvm_ops::{Error, Field, Msi, Result, Step};
+use kvm_ops::{Error, Msi, Result, Step};
 
 use crate::SimVm;
 use crate::chips::{Chips, IoApicState, PicState, Pin, PitState};
-use crate::processor::Command;
 use crate::vm::VmInner;
 
 /// The end of an interrupt.
@@ -68,10 +67,8 @@ impl Wires {
 
     fn with_chips<T>(&self, work: impl FnOnce(&VmInner, MutexGuard<'_, Chips>) -> T) -> Result<T> {
         let vm = self.vm()?;
-        match vm.chips() {
-            Some(chips) => Ok(work(&vm, chips)),
-            None => kvm_ops::not_offered!("interrupt lines without a full irqchip in the platform"),
-        }
+        let chips = vm.require_chips()?;
+        Ok(work(&vm, chips))
     }
 
     /// Sets the level of an input, as one of the sources 0 to 6 has it. The input is high if one of them is. An
@@ -99,11 +96,7 @@ impl Wires {
     /// # Errors
     /// [`Error::Invalid`] for an address that is none of a message.
     pub fn signal_msi(&self, msi: Msi) -> Result<bool> {
-        let command = Command::from_msi(msi).ok_or(Error::Invalid(Field::Msi, msi.address))?;
-        let vm = self.vm()?;
-        let named = vm.processors().deliver(&command, None);
-        vm.turns.heard();
-        Ok(named)
+        self.vm()?.signal_msi(msi)
     }
 
     /// Sets a function that is called with the number of a vCPU when its guest ends an interrupt. Only the first one

@@ -128,9 +128,7 @@ impl Bus for VmBus {
     }
 
     fn ipi(&mut self, from: u32, command: u64) {
-        let command = Command::from_icr(command);
-        self.vm.processors().deliver(&command, Some(from));
-        self.vm.turns.heard();
+        self.vm.send(&Command::from_icr(command), Some(from));
     }
 
     fn end_of_interrupt(&mut self, vector: u8) {
