@@ -40,8 +40,9 @@ pub(crate) struct Chips {
     levels: pins::Levels,
     /// Inputs that the timer drives in place of line 0.
     timer: Option<Vec<Pin>>,
-    /// Inputs of the 8259A pair whose interrupt ended since they were asked for.
-    ended: Vec<Pin>,
+    /// Inputs of the 8259A pair whose interrupt ended since they were asked for, a bit each: only a VM with
+    /// a hook for ends asks.
+    ended: u16,
 }
 
 #[derive(Debug)]
@@ -72,11 +73,7 @@ impl Chips {
             .zip(value.to_le_bytes())
             .take(size.into())
             .all(|(port, byte)| self.pic.write(port, byte) || self.pit.write(port, byte, now));
-        let ended = serving & !self.pic.in_service();
-        if ended != 0 {
-            let inputs = (0..PIC_LINES).filter(|input| ended >> input & 1 != 0);
-            self.ended.extend(inputs.map(Pin::Pic));
-        }
+        self.ended |= serving & !self.pic.in_service();
         done
     }
 

@@ -65,14 +65,35 @@ impl Chips {
     }
 
     /// The inputs of the 8259A pair whose interrupt ended since the last call.
-    pub(crate) fn take_ended(&mut self) -> Vec<Pin> {
-        std::mem::take(&mut self.ended)
+    pub(crate) fn take_ended(&mut self) -> impl Iterator<Item = Pin> + use<> {
+        let ended = std::mem::take(&mut self.ended);
+        let inputs = (0..PIC_LINES).filter(move |input| ended >> input & 1 != 0);
+        inputs.map(Pin::Pic)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_million_ends_that_are_not_asked_for_take_no_more_room_than_one() {
+        let mut chips = Chips::default();
+        // The start of the first controller, which ends its interrupts by commands.
+        for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1)] {
+            assert!(chips.port_out(port, 1, value, 0));
+        }
+        for n in 0..1_000_000 {
+            let (input, vector) = [(0, 0x20), (5, 0x25)][n % 2];
+            chips.set_pin(Pin::Pic(input), LINE, true);
+            assert_eq!(chips.acknowledge(), vector);
+            assert!(chips.port_out(0x20, 1, 0x20, 0));
+            chips.set_pin(Pin::Pic(input), LINE, false);
+        }
+        let ended: Vec<Pin> = chips.take_ended().collect();
+        assert_eq!(ended, [Pin::Pic(0), Pin::Pic(5)]);
+        assert_eq!(chips.take_ended().count(), 0);
+    }
 
     #[test]
     fn an_input_is_high_while_one_of_its_sources_is() {

@@ -345,7 +345,7 @@ impl Processor {
             Some(mut chips) => {
                 let ended = chips.take_ended();
                 let ending = self.shared.ended().flat_map(|vector| chips.ending(vector));
-                let pins: Vec<Pin> = ended.into_iter().chain(ending).collect();
+                let pins: Vec<Pin> = ended.chain(ending).collect();
                 drop(chips);
                 pins.into_iter()
                     .for_each(|pin| vm.end_hook.call(id, Ended::Pin(pin)));
