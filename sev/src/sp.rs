@@ -201,10 +201,11 @@ impl<'a, H: Host> Sp<'a, H> {
         })
     }
 
-    /// SNP_PAGE_RECLAIM of a 4 KiB page, which makes it mutable.
-    fn reclaim(&self, page: Pfn) -> Result<()> {
+    /// SNP_PAGE_RECLAIM, which makes a page mutable.
+    pub(crate) fn reclaim(&self, page: Pfn, level: Level) -> Result<()> {
+        let is_large = u64::from(level == Level::Size2M);
         let mut buffer = command::SnpPageReclaim {
-            paddr: U64::new(base(page)?.get()),
+            paddr: U64::new(base(page)?.get() | is_large),
         };
         self.run(Command::SnpPageReclaim, &mut buffer)
     }
@@ -215,7 +216,7 @@ impl<'a, H: Host> Sp<'a, H> {
             return Ok(());
         }
         if held == Held::Immutable {
-            self.reclaim(page)?;
+            self.reclaim(page, level)?;
         }
         self.rmpupdate(page, level, RmpEntry::Shared)
     }

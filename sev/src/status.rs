@@ -154,6 +154,9 @@ fn command_advice(status: Status) -> &'static str {
         Status::BAD_MEASUREMENT | Status::BAD_SIGNATURE | Status::INVALID_CERTIFICATE => {
             "the packet, its key or its certificate is not what firmware expects"
         }
+        Status::INVALID_MDATA_ENTRY => {
+            "the record is of another page, or its page came back before"
+        }
         Status::UNSUPPORTED | Status::INVALID_COMMAND => "update the firmware of the AMD SP",
         Status::HWERROR_PLATFORM | Status::HWERROR_UNSAFE => "restart the host",
         _ => "",

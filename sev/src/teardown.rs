@@ -20,6 +20,7 @@ use kvm_ops::{Drained, Error, FreeReport, Host, KeyReleased, PspPort, Result, St
 
 use crate::migrate;
 use crate::shared::Shared;
+use crate::sp::Held;
 
 impl<H: Host> Shared<H> {
     /// Gets every vCPU out of the guest and lets none in.
@@ -81,6 +82,9 @@ impl<H: Host> Shared<H> {
             // The account lists a page that leaks.
             let _ = sp.release(frame.page, frame.held);
         }
+        for records in memory.swap.clear() {
+            let _ = sp.release(records, Held::Immutable);
+        }
         drop(memory);
         for cell in self.all_cells() {
             if let Some(vmsa) = cell.state().vmsa.take() {
@@ -97,9 +101,14 @@ impl<H: Host> Shared<H> {
     /// used again.
     pub(crate) fn give_up(&self, error: Error) {
         let sp = self.sp();
-        for (_, frame) in self.memory().clear() {
+        let mut memory = self.memory();
+        for (_, frame) in memory.clear() {
             sp.leak(frame.page, error);
         }
+        for records in memory.swap.clear() {
+            sp.leak(records, error);
+        }
+        drop(memory);
         for cell in self.all_cells() {
             if let Some(vmsa) = cell.state().vmsa.take() {
                 sp.leak(vmsa.page, error);

@@ -109,6 +109,12 @@ numbers! {
     SnpLaunchUpdate = 0xa1 "SNP_LAUNCH_UPDATE"
     /// Ends the launch.
     SnpLaunchFinish = 0xa2 "SNP_LAUNCH_FINISH"
+    /// Encrypts a page of a guest for the host to keep, and makes its record.
+    SnpPageSwapOut = 0xc0 "SNP_PAGE_SWAP_OUT"
+    /// Brings such a page back, once.
+    SnpPageSwapIn = 0xc1 "SNP_PAGE_SWAP_IN"
+    /// Makes a page of records.
+    SnpPageMdInit = 0xc3 "SNP_PAGE_MD_INIT"
     /// Makes an immutable page one that RMPUPDATE may change.
     SnpPageReclaim = 0xc7 "SNP_PAGE_RECLAIM"
 }
@@ -185,6 +191,9 @@ mod tests {
             check::<SnpLaunchStart>(),
             check::<SnpLaunchUpdate>(),
             check::<SnpLaunchFinish>(),
+            check::<SnpPageSwapOut>(),
+            check::<SnpPageSwapIn>(),
+            check::<SnpPageMdInit>(),
             check::<SnpPageReclaim>(),
         ];
         let without_buffer = 2;

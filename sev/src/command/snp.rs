@@ -45,6 +45,27 @@ buffer! {
 }
 
 buffer! {
+    /// SNP_PAGE_SWAP_OUT, as soft-amd-sp has it: no open source shows the layout. Flags: bit 0 for a 2 MiB page, bits 2:1
+    /// the kind of page, bit 3 for a record in the guest's context.
+    SnpPageSwapOut [SnpPageSwapOut] 0x30 {
+        0 gctx: U64, 8 src: U64, 0x10 dst: U64, 0x18 mdata: U64, 0x20 software_data: U64, 0x28 flags: U32,
+        0x2c reserved: U32,
+    }
+}
+
+buffer! {
+    /// SNP_PAGE_SWAP_IN, as soft-amd-sp has it. Flags as those of SNP_PAGE_SWAP_OUT.
+    SnpPageSwapIn [SnpPageSwapIn] 0x28 {
+        0 gctx: U64, 8 src: U64, 0x10 dst: U64, 0x18 mdata: U64, 0x20 flags: U32, 0x24 reserved: U32,
+    }
+}
+
+buffer! {
+    /// SNP_PAGE_MD_INIT, as soft-amd-sp has it.
+    SnpPageMdInit [SnpPageMdInit] 8 { 0 paddr: U64, }
+}
+
+buffer! {
     /// SNP_PAGE_RECLAIM. Bit 0 of the address is set for a 2 MiB page.
     SnpPageReclaim [SnpPageReclaim] 8 { 0 paddr: U64, }
 }

@@ -131,7 +131,10 @@ impl<H: Host> Shared<H> {
         let level = page.level();
         let last = gfn.checked_add(level.frames() - 1);
         self.check_frame(last.ok_or(Error::Invalid(Field::Gfn, gfn.get()))?)?;
-        if let Some((other, _)) = memory.touching(gfn, level.frames()).first() {
+        let mapped = memory.touching(gfn, level.frames());
+        let out = memory.swap.touching(gfn, level.frames());
+        let there = mapped.first().map(|(other, _)| other);
+        if let Some(other) = there.or(out.first().map(|(_, other, _)| other)) {
             return Err(Error::Exists(Field::Gfn, other.get()));
         }
         if !self.is_snp() {
@@ -165,7 +168,7 @@ impl<H: Host> Shared<H> {
     }
 
     /// Takes a mapping out of the VM's tables and those of its mirrors. No vCPU uses it afterwards.
-    fn unmap_everywhere(&self, first: Gfn, level: Level) -> Result<()> {
+    pub(crate) fn unmap_everywhere(&self, first: Gfn, level: Level) -> Result<()> {
         self.sev()?.map_encrypted(first, level, None)?;
         self.unmap_in_mirrors(first, level)
     }
@@ -197,9 +200,10 @@ impl<H: Host> Shared<H> {
     }
 
     /// Takes every page in a range out of the guest and frees it; a large page that is only partly
-    /// in the range is split.
+    /// in the range is split. One that is swapped out is given up.
     pub(crate) fn zap(&self, memory: &mut Memory, first: Gfn, pages: u64) -> Result<()> {
         let end = first.get().saturating_add(pages);
+        memory.swap.give_up(first, pages)?;
         for (gfn, level) in memory.touching(first, pages) {
             if gfn < first || gfn.get() + level.frames() > end {
                 self.split(memory, gfn)?;

@@ -25,7 +25,8 @@ impl<H: Host> Shared<H> {
             drop(memory);
             return self.mirror_fault(&group, gfn);
         }
-        if !memory.has_slot(gfn, 1) || memory.is_shared(gfn) {
+        // The embedder brings back what is out of memory.
+        if !memory.has_slot(gfn, 1) || memory.is_shared(gfn) || memory.swap.at(gfn).is_some() {
             return NestedFaultAnswer::Leave;
         }
         match self.populate(&mut memory, gfn, Level::Size4K) {

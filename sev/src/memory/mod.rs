@@ -20,6 +20,7 @@ use kvm_ops_mmu::{Attributes, Slots};
 
 use crate::migrate::FrameSet;
 use crate::sp::Held;
+use crate::swap::SwapSpace;
 
 /// A private page of the guest.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(crate) struct Memory {
     frames: BTreeMap<u64, Frame>,
     /// Frames that changed since they were last read; kept while the guest is being sent.
     dirty: Option<FrameSet>,
+    /// Pages that are out of memory.
+    pub(crate) swap: SwapSpace,
 }
 
 impl Memory {
@@ -72,7 +75,7 @@ impl Memory {
     }
 
     /// First frame and size of the private pages that touch a range, lowest first.
-    fn touching(&self, first: Gfn, pages: u64) -> Vec<(Gfn, Level)> {
+    pub(crate) fn touching(&self, first: Gfn, pages: u64) -> Vec<(Gfn, Level)> {
         let from = self.frame(first).map_or(first, |(gfn, _)| gfn);
         let end = first.get().saturating_add(pages);
         self.frames
@@ -98,13 +101,13 @@ impl Memory {
     }
 
     /// Takes a frame out of the list.
-    fn remove(&mut self, first: Gfn) -> Option<Frame> {
+    pub(crate) fn remove(&mut self, first: Gfn) -> Option<Frame> {
         let frame = self.frames.remove(&first.get())?;
         self.touched(first, frame.page.level().frames());
         Some(frame)
     }
 
-    fn insert(&mut self, gfn: Gfn, frame: Frame) {
+    pub(crate) fn insert(&mut self, gfn: Gfn, frame: Frame) {
         self.touched(gfn, frame.page.level().frames());
         self.frames.insert(gfn.get(), frame);
     }
@@ -130,10 +133,16 @@ impl Memory {
         &mut self.dirty
     }
 
+    /// True if it holds no page of a guest, in memory or out of it.
+    pub(crate) fn has_no_page(&self) -> bool {
+        self.frames.is_empty() && self.swap.is_empty()
+    }
+
     /// Takes over pages and attributes of another VM. Its slots stay with it.
     pub(crate) fn take_pages(&mut self, from: &mut Self) {
         self.frames = core::mem::take(&mut from.frames);
         self.attributes = core::mem::take(&mut from.attributes);
+        self.swap = core::mem::take(&mut from.swap);
         from.dirty = None;
     }
 }

@@ -105,6 +105,7 @@ impl<H: Host> Shared<H> {
             && left >= large
             && memory.has_slot(gfn, large)
             && memory.touching(gfn, large).is_empty()
+            && memory.swap.touching(gfn, large).is_empty()
             && (memory.attributes.all(gfn, large, Privacy::Private)).unwrap_or(false);
         if fits {
             match self.populate(memory, gfn, Level::Size2M) {

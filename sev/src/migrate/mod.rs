@@ -31,4 +31,4 @@ pub(crate) use group::Membership;
 pub(crate) use leave::{drop_out, leave, lose};
 pub(crate) use orphan::Orphan;
 pub(crate) use staged::{local_receive, local_send};
-pub(crate) use transfer::{copy_context, move_context};
+pub(crate) use transfer::{copy_context, is_plain_owner, move_context};

@@ -13,9 +13,8 @@ use kvm_ops_sev_stream::{
     Shape, VcpuContent,
 };
 
-use super::group::Role;
 use super::mailbox::{Mailbox, PacketOf};
-use super::transfer::unfit;
+use super::transfer::{is_plain_owner, unfit};
 use crate::SevVm;
 use crate::context::GuestState;
 use crate::shared::Shared;
@@ -63,12 +62,7 @@ impl<H: Host> SevVm<H> {
         }
         let session = shared.moving.claim().claim()?;
         shared.step().require(Step::Runnable)?;
-        {
-            let membership = shared.membership();
-            if !matches!(membership.role, Role::Owner) || membership.group.is_some() {
-                return Err(unfit(shared));
-            }
-        }
+        is_plain_owner(shared)?;
         Ok(Outgoing {
             shared,
             mailbox: Mailbox::of_vm(&shared.host, &shared.account)?,

@@ -20,6 +20,10 @@ impl<H: Host> Movable for Shared<H> {
     }
 
     fn halt(&self) -> Result<()> {
+        // The gate of a suspended guest stays closed until it is resumed.
+        if self.memory().swap.is_suspended() {
+            return Err(Error::Busy);
+        }
         self.stop();
         Ok(())
     }

@@ -23,6 +23,15 @@ pub(super) fn unfit<H: Host>(vm: &Shared<H>) -> Error {
     Error::Invalid(Field::Vm, vm.id().0)
 }
 
+/// Checks that a VM owns its context, and shares it with no mirror.
+pub(crate) fn is_plain_owner<H: Host>(vm: &Shared<H>) -> Result<()> {
+    let membership = vm.membership();
+    match matches!(membership.role, Role::Owner) && membership.group.is_none() {
+        true => Ok(()),
+        false => Err(unfit(vm)),
+    }
+}
+
 /// Checks a pair for a move or a mirror: two VMs of one machine and one technology, and a receiver
 /// whose launch has not begun.
 fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
@@ -45,7 +54,7 @@ fn check_pair<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
         matches!(membership.role, Role::Owner) && membership.group.is_none()
     };
     let fresh = to.context().as_ref().is_none_or(|c| c.guest.is_none())
-        && to.memory().frames().next().is_none()
+        && to.memory().has_no_page()
         && to.regions().is_empty()
         && membership_is_fresh;
     if fresh { Ok(()) } else { Err(unfit(to)) }
