@@ -45,8 +45,15 @@ pub enum MigrateError {
 }
 
 impl MigrateError {
-    /// True if the same session may go on over a new link. Otherwise the sender cancels, and the
-    /// guest runs on at its source.
+    /// True if the link broke, and neither end is at fault: another may take its place in every session.
+    pub const fn is_of_the_link(&self) -> bool {
+        matches!(self, Self::Link(_) | Self::Truncated)
+    }
+
+    /// True if an end that loses nothing by it may try the same session over a new link: one that sends SEV
+    /// guests, or one that gave its guest up and asks who has it. The sender of a TD that still has it goes on
+    /// only after an error [of the link](Self::is_of_the_link), because the module takes no bundle twice. An end
+    /// that does not go on cancels, and the guest runs on at its source.
     pub const fn can_go_on(&self) -> bool {
         match self {
             Self::Link(_) | Self::Truncated | Self::Frame(_) => true,

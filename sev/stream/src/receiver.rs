@@ -168,11 +168,7 @@ impl<T: MigrateTarget> Receiver<T> {
         match ended {
             Ok(()) => Ok(self.progress()),
             Err(error) => {
-                let silent = matches!(
-                    error,
-                    MigrateError::Link(_) | MigrateError::Truncated | MigrateError::Cancelled
-                );
-                if !silent {
+                if !error.is_of_the_link() && error != MigrateError::Cancelled {
                     let refusal = record::refusal_of(&error);
                     let _ = wire.send(Kind::Refuse, self.due(), &[&refusal.encode()]);
                     let _ = wire.flush();

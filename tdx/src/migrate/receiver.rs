@@ -143,7 +143,7 @@ impl<'a, H: Host> Receiver<'a, H> {
         let ended = self.serve(&mut wire, before, watch);
         self.bytes = before + wire.bytes;
         if let Err(error) = ended {
-            if !broke(&error) && error != MigrateError::Cancelled {
+            if !error.is_of_the_link() && error != MigrateError::Cancelled {
                 let refusal = Refusal::of(&error).encode();
                 let _ = wire.send(Kind::Refuse, self.next, &[&refusal]);
                 let _ = wire.flush();
@@ -174,11 +174,6 @@ impl<'a, H: Host> Receiver<'a, H> {
             _ => TargetState::Receiving,
         }
     }
-}
-
-/// True if the link broke: another may take its place.
-pub(super) const fn broke(error: &MigrateError) -> bool {
-    matches!(error, MigrateError::Link(_) | MigrateError::Truncated)
 }
 
 pub(super) fn progress<H: Host>(

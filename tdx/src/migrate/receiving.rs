@@ -8,7 +8,7 @@ use kvm_ops_mmu::Mutex;
 use kvm_ops_wire::{Flow, MigrateError, Phase, Progress, ProtocolError};
 
 use super::bundle::{Bundle, BundleKind};
-use super::receiver::{Receiver, broke, progress};
+use super::receiver::{Receiver, progress};
 use super::record::{self, Kind, Wire};
 
 type Result<T> = core::result::Result<T, MigrateError>;
@@ -29,7 +29,7 @@ impl<H: Host> Receiver<'_, H> {
             return Ok(());
         }
         let ended = self.records(wire, before, watch);
-        self.failed |= self.phase == Phase::Copying && ended.is_err_and(|error| !broke(&error));
+        self.failed |= self.phase == Phase::Copying && ended.is_err_and(|error| !error.is_of_the_link());
         ended
     }
 

@@ -153,11 +153,8 @@ impl<'a, H: Host> Sender<'a, H> {
             before,
         };
         let ended = run.all(watch);
-        let broke = matches!(
-            ended,
-            Ok(()) | Err(MigrateError::Link(_) | MigrateError::Truncated)
-        );
-        if !broke && run.sender.phase < Phase::Committed {
+        let failed = ended.is_err_and(|error| !error.is_of_the_link());
+        if failed && run.sender.phase < Phase::Committed {
             run.cancel()?;
         }
         self.bytes = before + wire.bytes;

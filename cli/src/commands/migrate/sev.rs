@@ -4,7 +4,7 @@ use std::io;
 
 use embedded_io_adapters::std::FromStd;
 use kvm_ops::sev::SevVm;
-use kvm_ops::sev::migrate::{Flow, MigrateError, Phase, Progress, Receiver, SendLimits, Sender};
+use kvm_ops::sev::migrate::{Flow, Phase, Progress, Receiver, SendLimits, Sender};
 use kvm_ops::sim::{SevSetup, SimHost};
 use kvm_ops::{AmdVm, AnyVm, Gpa, Vendor, Vm};
 use kvm_ops_machine::{LaunchPage, Machine, MachineConfig};
@@ -126,7 +126,7 @@ impl Session<'_> {
                 Ok(progress) => return Ok(progress),
                 Err(error) => error,
             };
-            if matches!(error, MigrateError::Link(_) | MigrateError::Truncated) {
+            if error.is_of_the_link() {
                 term::complain(format!("the link broke: {error}; going on over another"));
                 if let Ok(next) = link::again(&self.bound, relink) {
                     link = next;

@@ -341,7 +341,7 @@ impl Session<'_> {
 /// Returns whether a session goes on over another link.
 const fn goes_on(error: &MigrateError, committed: bool) -> bool {
     match committed {
-        false => matches!(error, MigrateError::Link(_) | MigrateError::Truncated),
+        false => error.is_of_the_link(),
         true => error.can_go_on(),
     }
 }
