@@ -348,10 +348,7 @@ impl VcpuOps for KvmVcpu {
 
     fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4]> {
         let entries = self.cpuid()?;
-        let wanted = |entry: &&CpuidEntry| {
-            entry.leaf == leaf && (!entry.subleaf_significant || entry.subleaf == subleaf)
-        };
-        let found = entries.iter().find(wanted);
+        let found = CpuidEntry::find(&entries, leaf, subleaf);
         Ok(found.map_or([0; 4], |entry| entry.regs))
     }
 

@@ -37,14 +37,6 @@ const HC_EINVAL: u64 = 22u64.wrapping_neg();
 
 const FIRST_VECTOR: u64 = 32;
 
-/// The values of a leaf in a list.
-fn entry(list: &[CpuidEntry], leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
-    let found = list.iter().find(|entry| {
-        entry.leaf == leaf && (!entry.subleaf_significant || entry.subleaf == subleaf)
-    });
-    found.map(|entry| entry.regs)
-}
-
 /// The leaf that names the hypervisor and its last leaf, which would list features. The name is KVM's, whose answers to calls
 /// these are (Linux Documentation/virt/kvm/x86/cpuid.rst). Without a name Linux takes x2APIC mode for unusable where nothing remaps
 /// interrupts, and a TD cannot leave that mode.
@@ -132,12 +124,12 @@ impl<H: Host> TdxVcpu<H> {
     fn cpuid(&mut self) -> Option<Exit> {
         let vcpu = self.id();
         let (leaf, subleaf) = (self.run.regs.r12 as u32, self.run.regs.r13 as u32);
-        let [eax, ebx, ecx, edx] = if let Some(told) = &self.cpuid {
-            entry(told, leaf, subleaf).unwrap_or([0; 4])
+        let told = |list: &[CpuidEntry]| CpuidEntry::find(list, leaf, subleaf).map(|row| row.regs);
+        let [eax, ebx, ecx, edx] = if let Some(list) = &self.cpuid {
+            told(list).unwrap_or([0; 4])
         } else {
             let params = self.td.lock(&self.td.td_params);
-            let told = entry(&params.cpuid, leaf, subleaf);
-            told.unwrap_or_else(|| host_leaf(leaf, subleaf, vcpu))
+            told(&params.cpuid).unwrap_or_else(|| host_leaf(leaf, subleaf, vcpu))
         };
         let r = &mut self.run.regs;
         [r.r12, r.r13, r.r14, r.r15] = [eax.into(), ebx.into(), ecx.into(), edx.into()];
