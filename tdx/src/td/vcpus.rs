@@ -13,7 +13,9 @@ use crate::vcpu::{Unfinished, VcpuRecord};
 pub struct VcpuStart {
     /// RCX, and R8, of the first entry: where firmware finds its hand-off block.
     pub rcx: u64,
-    /// The x2APIC ID that the guest sees. TDG.VP.VMCALL for CPUID answers the vCPU's number, whatever is given here.
+    /// The x2APIC ID that the guest sees. TDG.VP.VMCALL for CPUID 0xb and 0x1f answers the vCPU's number, whatever is given
+    /// here, unless [`TdParams::cpuid`](kvm_ops::TdParams::cpuid) has the leaf, or
+    /// [`TdxVcpu::set_cpuid_answers`](crate::TdxVcpu::set_cpuid_answers) gave a list: those come first.
     pub x2apic_id: u32,
 }
 
