@@ -6,12 +6,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use kvm_ops::{
     Error, Field, Gfn, Host, PAGE_SIZE, Privacy, PrivateSpte, Result, SeamPort, Step, VcpuId,
 };
-use kvm_ops_mmu::{Mutex, MutexGuard};
+use kvm_ops_mmu::Mutex;
 
 use super::adopt::ImportError;
 use super::bundle::{Bundle, BundleKind};
 use super::journey::{Book, Session};
-use super::lane::Lane;
+use super::lane::Lanes;
 use super::record::Shape;
 use crate::TdxVm;
 use crate::seamcall::{Calls, Failed, Outcome};
@@ -27,7 +27,7 @@ use crate::td::Td;
 /// [abort token](Self::abort). Dropped before the guest is its own, the VM is poisoned as well.
 pub struct Incoming<'a, H: Host> {
     td: &'a Td<H>,
-    lanes: Vec<Mutex<Lane<'a, H>>>,
+    lanes: Lanes<'a, H>,
     phase: Mutex<Phase>,
     pages: AtomicU64,
     /// Keeps other sessions away.
@@ -67,10 +67,9 @@ impl<H: Host> TdxVm<H> {
         }
         let session = td.journey.claim()?;
         td.create_streams(streams)?;
-        let lanes = (0..streams).map(|stream| Lane::new(td, stream).map(Mutex::new));
         Ok(Incoming {
             td,
-            lanes: lanes.collect::<Result<_>>()?,
+            lanes: Lanes::new(td, streams)?,
             phase: Mutex::new(Phase::New),
             pages: AtomicU64::new(0),
             _session: session,
@@ -86,7 +85,7 @@ impl<'a, H: Host> Incoming<'a, H> {
 
     /// The number of streams.
     pub fn streams(&self) -> u16 {
-        self.lanes.len() as u16
+        self.lanes.streams()
     }
 
     fn phase(&self) -> Phase {
@@ -105,13 +104,6 @@ impl<'a, H: Host> Incoming<'a, H> {
     /// True once the start token came: the guest is complete, and only this TD can run it.
     pub fn is_started(&self) -> bool {
         self.phase() == Phase::Started
-    }
-
-    /// A stream's pages, which one thread at a time uses.
-    fn lane(&self, stream: u16) -> Result<MutexGuard<'_, Lane<'a, H>>> {
-        let lane = self.lanes.get(usize::from(stream));
-        let lane = lane.ok_or(Error::Invalid(Field::Stream, stream.into()))?;
-        lane.try_lock().ok_or(Error::Busy)
     }
 
     /// The caller's error for a failed call. One that ended the import poisons the TD.
@@ -137,7 +129,7 @@ impl<'a, H: Host> Incoming<'a, H> {
     /// [`Error::Invalid`] names what does not: more streams or vCPUs than this VM has, another width of
     /// addresses, memory that no slot covers.
     pub fn accept(&self, shape: &Shape) -> Result<()> {
-        if usize::from(shape.streams) > self.lanes.len() {
+        if shape.streams > self.lanes.streams() {
             return Err(Error::Invalid(Field::Stream, shape.streams.into()));
         }
         if shape.vcpus > self.td.params.vcpus {
@@ -167,7 +159,7 @@ impl<'a, H: Host> Incoming<'a, H> {
         }
         self.check_due(bundle)?;
         let tdr = self.td.tdr()?;
-        let at = self.lane(bundle.stream())?.put_state(bundle)?;
+        let at = self.lanes.of(bundle.stream())?.put_state(bundle)?;
         match bundle.kind() {
             BundleKind::Immutable => {
                 self.call(|calls| calls.import_immutable(tdr, at))?;
@@ -218,7 +210,7 @@ impl<'a, H: Host> Incoming<'a, H> {
             return Err(not_due(bundle));
         }
         self.check_due(bundle)?;
-        let lane = self.lane(bundle.stream())?;
+        let lane = self.lanes.of(bundle.stream())?;
         match self.td.import_pages(&lane, bundle) {
             Ok(pages) => {
                 self.pages.fetch_add(pages, Ordering::Relaxed);
@@ -340,11 +332,11 @@ impl<'a, H: Host> Incoming<'a, H> {
         if matches!(self.phase(), Phase::New | Phase::Live | Phase::Own) {
             return Err(Error::WrongState(self.td.life.step()));
         }
-        let (at, tdr) = (self.lane(0)?.at(1), self.td.tdr()?);
+        let (at, tdr) = (self.lanes.of(0)?.at(1), self.td.tdr()?);
         self.call(|calls| calls.import_abort(tdr, at))?;
         self.set_phase(Phase::Ended);
         self.td.give_up("the guest that came was given up");
-        self.lane(0)?.take_token()
+        self.lanes.of(0)?.take_token()
     }
 }
 

@@ -4,6 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use kvm_ops::{Error, Field, Gfn, Host, Hpa, Level, PAGE_SIZE, Page, PagePort, Result, VcpuId};
+use kvm_ops_mmu::{Mutex, MutexGuard};
 
 use super::bundle::{Bundle, MBMD_BYTES};
 use super::entry::{Entry, NO_PAGE};
@@ -196,6 +197,28 @@ impl<'a, H: Host> Lane<'a, H> {
         self.td
             .write_words(self.new_pages(), new_pages.iter().copied())?;
         Ok(at)
+    }
+}
+
+/// The lanes of all streams, each of which one thread at a time uses.
+pub(super) struct Lanes<'a, H: Host>(Vec<Mutex<Lane<'a, H>>>);
+
+impl<'a, H: Host> Lanes<'a, H> {
+    pub(super) fn new(td: &'a Td<H>, streams: u16) -> Result<Self> {
+        let lanes = (0..streams).map(|stream| Lane::new(td, stream).map(Mutex::new));
+        lanes.collect::<Result<_>>().map(Self)
+    }
+
+    /// The number of streams.
+    pub(super) fn streams(&self) -> u16 {
+        self.0.len() as u16
+    }
+
+    /// A stream's lane; `Busy` while another thread has it.
+    pub(super) fn of(&self, stream: u16) -> Result<MutexGuard<'_, Lane<'a, H>>> {
+        let lane = self.0.get(usize::from(stream));
+        let lane = lane.ok_or(Error::Invalid(Field::Stream, stream.into()))?;
+        lane.try_lock().ok_or(Error::Busy)
     }
 }
 

@@ -7,7 +7,7 @@
 //! | `frames` | sets of frames |
 //! | `journey` | what a TD knows of its migration: pages to send, pages blocked for writing |
 //! | `follow` | writes of the guest while its pages travel |
-//! | `lane` | the pages of host memory through which one stream's bundles pass |
+//! | `lane` | the pages of host memory through which the streams' bundles pass |
 //! | `service` | the migration TD, and streams |
 //! | `outgoing`, `pages`, `restore` | the TD that leaves; its pages; the way back |
 //! | `incoming`, `adopt` | the TD that comes; its pages |

@@ -6,13 +6,13 @@ use kvm_ops::{
     Diagnosis, Error, Field, Gfn, Gpaw, Host, Level, PAGE_SIZE, PrivateSpte, Result, SeamPort,
     Step, VcpuId,
 };
-use kvm_ops_mmu::{Mutex, MutexGuard};
+use kvm_ops_mmu::Mutex;
 
 use kvm_ops_wire::Layout;
 
 use super::bundle::Bundle;
 use super::journey::Session;
-use super::lane::{Lane, Scratch};
+use super::lane::{Lanes, Scratch};
 use super::pages::Work;
 use super::record::Shape;
 use crate::TdxVm;
@@ -33,7 +33,7 @@ use crate::td::{Held, Td};
 /// here, because only the target's word would let it.
 pub struct Outgoing<'a, H: Host> {
     pub(super) td: &'a Td<H>,
-    lanes: Vec<Mutex<Lane<'a, H>>>,
+    pub(super) lanes: Lanes<'a, H>,
     /// For lists of pages that are blocked for writing.
     pub(super) scratch: Scratch<'a, H>,
     pub(super) phase: Phase,
@@ -90,10 +90,9 @@ impl<H: Host> TdxVm<H> {
         let session = td.journey.claim()?;
         td.settle()?;
         td.create_streams(streams)?;
-        let lanes = (0..streams).map(|stream| Lane::new(td, stream).map(Mutex::new));
         Ok(Outgoing {
             td,
-            lanes: lanes.collect::<Result<_>>()?,
+            lanes: Lanes::new(td, streams)?,
             scratch: Scratch::new(td)?,
             phase: Phase::New,
             work: Mutex::default(),
@@ -109,13 +108,6 @@ impl<'a, H: Host> Outgoing<'a, H> {
             true => Ok(()),
             false => Err(Error::WrongState(self.td.life.step())),
         }
-    }
-
-    /// A stream's pages, which one thread at a time uses.
-    pub(super) fn lane(&self, stream: u16) -> Result<MutexGuard<'_, Lane<'a, H>>> {
-        let lane = self.lanes.get(usize::from(stream));
-        let lane = lane.ok_or(Error::Invalid(Field::Stream, stream.into()))?;
-        lane.try_lock().ok_or(Error::Busy)
     }
 
     /// Makes a call with the vCPUs out if they are in the way.
@@ -153,7 +145,7 @@ impl<'a, H: Host> Outgoing<'a, H> {
 
     /// The number of streams.
     pub fn streams(&self) -> u16 {
-        self.lanes.len() as u16
+        self.lanes.streams()
     }
 
     /// The facts on which a target accepts or refuses the TD.
@@ -177,12 +169,12 @@ impl<'a, H: Host> Outgoing<'a, H> {
     /// part, or TD_NOT_MIGRATABLE; [`Error::NotOffered`] for a TD with pages of 2 MiB.
     pub fn begin(&mut self) -> Result<Bundle> {
         self.require(&[Phase::New])?;
-        let (at, tdr) = (self.lane(0)?.offer_buffers()?, self.td.tdr()?);
+        let (at, tdr) = (self.lanes.of(0)?.offer_buffers()?, self.td.tdr()?);
         self.td.follow()?;
         let begun = self.call_alone(|calls| calls.export_immutable(tdr, at));
         let pages = begun.inspect_err(|_| self.td.stop_following())?;
         self.phase = Phase::Live;
-        let bundle = self.lane(0)?.take_state(VcpuId(0), pages);
+        let bundle = self.lanes.of(0)?.take_state(VcpuId(0), pages);
         self.made(bundle)
     }
 
@@ -196,7 +188,7 @@ impl<'a, H: Host> Outgoing<'a, H> {
     }
 
     fn token(&mut self, start: bool) -> Result<Bundle> {
-        let (at, tdr) = (self.lane(0)?.at(1), self.td.tdr()?);
+        let (at, tdr) = (self.lanes.of(0)?.at(1), self.td.tdr()?);
         self.call_alone(|calls| calls.export_track(tdr, at, start))?;
         if start {
             self.phase = Phase::Posted;
@@ -206,7 +198,7 @@ impl<'a, H: Host> Outgoing<'a, H> {
             work.carried.rounds += 1;
             work.sent = false;
         }
-        let bundle = self.lane(0)?.take_token();
+        let bundle = self.lanes.of(0)?.take_token();
         self.made(bundle)
     }
 
@@ -236,9 +228,9 @@ impl<'a, H: Host> Outgoing<'a, H> {
     /// The module's.
     pub fn td_state(&mut self) -> Result<Bundle> {
         self.require(&[Phase::Paused])?;
-        let (at, tdr) = (self.lane(0)?.offer_buffers()?, self.td.tdr()?);
+        let (at, tdr) = (self.lanes.of(0)?.offer_buffers()?, self.td.tdr()?);
         let pages = self.call_alone(|calls| calls.export_td(tdr, at))?;
-        let bundle = self.lane(0)?.take_state(VcpuId(0), pages);
+        let bundle = self.lanes.of(0)?.take_state(VcpuId(0), pages);
         self.made(bundle)
     }
 
@@ -254,9 +246,9 @@ impl<'a, H: Host> Outgoing<'a, H> {
     /// [`Error::Invalid`] for a vCPU that is not there; the module's.
     pub fn vcpu_state(&mut self, id: VcpuId, stream: u16) -> Result<Bundle> {
         self.require(&[Phase::Paused])?;
-        let at = self.lane(stream)?.offer_buffers()?;
+        let at = self.lanes.of(stream)?.offer_buffers()?;
         let pages = self.export_vcpu(id, at)?;
-        let bundle = self.lane(stream)?.take_state(id, pages);
+        let bundle = self.lanes.of(stream)?.take_state(id, pages);
         self.made(bundle)
     }
 
@@ -337,7 +329,7 @@ impl<'a, H: Host> Outgoing<'a, H> {
                 return Ok(());
             }
             (Phase::Live | Phase::Paused, _) => None,
-            (Phase::Posted, Some(token)) => Some(self.lane(0)?.put_state(token)?),
+            (Phase::Posted, Some(token)) => Some(self.lanes.of(0)?.put_state(token)?),
             (Phase::Posted, None) | (Phase::Over, _) => {
                 return Err(Error::WrongState(self.td.life.step()));
             }

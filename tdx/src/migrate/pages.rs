@@ -42,7 +42,7 @@ impl<H: Host> Outgoing<'_, H> {
     /// [`Error::Busy`](kvm_ops::Error::Busy) while another thread makes a bundle of the stream.
     pub fn pages(&self, stream: u16) -> Result<Option<Bundle>> {
         self.require(&[Phase::Live, Phase::Paused, Phase::Posted])?;
-        let lane = self.lane(stream)?;
+        let lane = self.lanes.of(stream)?;
         let frames = self.next_frames()?;
         self.bundle_of(&lane, frames)
     }
@@ -54,7 +54,7 @@ impl<H: Host> Outgoing<'_, H> {
     /// As [`pages`](Self::pages).
     pub fn wanted_pages(&self, stream: u16, wanted: &[Gfn]) -> Result<Option<Bundle>> {
         self.require(&[Phase::Posted])?;
-        let lane = self.lane(stream)?;
+        let lane = self.lanes.of(stream)?;
         let there = wanted.iter().copied().filter(|gfn| self.has_page(*gfn));
         let frames: Vec<Gfn> = there.take(BATCH).collect();
         let mut work = self.td.lock(&self.work);
