@@ -13,6 +13,25 @@ use super::record::{self, Kind, Wire};
 
 type Result<T> = core::result::Result<T, MigrateError>;
 
+/// A record with the number that was due.
+enum Record {
+    Bundle(Bundle),
+    Other(Kind, Vec<u8>),
+}
+
+impl Record {
+    fn receive<L: Read + Write>(wire: &mut Wire<'_, L>, due: u64) -> Result<Self> {
+        let (kind, index, payload) = wire.receive()?;
+        if index != due {
+            return Err(ProtocolError::Index { due, got: index }.into());
+        }
+        Ok(match kind {
+            Kind::Bundle => Self::Bundle(record::parse_bundle(payload)?),
+            kind => Self::Other(kind, Vec::from(payload)),
+        })
+    }
+}
+
 impl<H: Host> Receiver<'_, H> {
     pub(super) fn serve<L: Read + Write>(
         &mut self,
@@ -42,34 +61,31 @@ impl<H: Host> Receiver<'_, H> {
         // A record that came behind pages.
         let mut behind = None;
         loop {
-            let (kind, payload) = match behind.take() {
+            let record = match behind.take() {
                 Some(record) => record,
-                None => {
-                    let (kind, payload) = due(wire, self.next)?;
-                    (kind, Vec::from(payload))
-                }
+                None => Record::receive(wire, self.next)?,
             };
-            let answer = match kind {
-                Kind::Start => {
+            let answer = match record {
+                Record::Other(Kind::Start, payload) => {
                     let token = record::parse_bundle(&payload)?;
                     return self.start(wire, &token);
                 }
-                Kind::Cancel => {
+                Record::Other(Kind::Cancel, _) => {
                     self.phase = Phase::Cancelled;
                     return Err(MigrateError::Cancelled);
                 }
-                Kind::Bundle if self.phase == Phase::Copying => {
-                    let bundle = record::parse_bundle(&payload)?;
-                    match bundle.kind() {
-                        BundleKind::Memory => {
-                            behind = Some(self.pages(wire, before, bundle, watch)?);
-                            continue;
-                        }
-                        _ => self.take_bundle(&bundle)?,
-                    }
+                Record::Other(kind, payload) => self.take(kind, &payload)?,
+                Record::Bundle(_) if self.phase != Phase::Copying => {
+                    return Err(ProtocolError::Unexpected(Kind::Bundle as u8).into());
+                }
+                Record::Bundle(bundle) if bundle.kind() == BundleKind::Memory => {
+                    behind = Some(self.pages(wire, before, bundle, watch)?);
+                    continue;
+                }
+                Record::Bundle(bundle) => {
+                    self.take_bundle(&bundle)?;
                     None
                 }
-                kind => self.take(kind, &payload)?,
             };
             self.next += 1;
             if let Some(answer) = answer {
@@ -92,7 +108,7 @@ impl<H: Host> Receiver<'_, H> {
         before: u64,
         first: Bundle,
         watch: &mut dyn FnMut(&Progress) -> Flow,
-    ) -> Result<(Kind, Vec<u8>)> {
+    ) -> Result<Record> {
         let Self {
             target,
             threads,
@@ -107,19 +123,15 @@ impl<H: Host> Receiver<'_, H> {
         let failed = Mutex::new(None::<Error>);
         let has_failed = || failed.lock(core::hint::spin_loop).is_some();
         let mut came = Some(first);
-        let mut receive = || -> Result<core::result::Result<Bundle, (Kind, Vec<u8>)>> {
-            let bundle = match came.take() {
-                Some(bundle) => bundle,
-                None => match due(wire, *next)? {
-                    (Kind::Bundle, payload) => record::parse_bundle(payload)?,
-                    (kind, payload) => return Ok(Err((kind, Vec::from(payload)))),
-                },
+        let mut receive = || -> Result<core::result::Result<Bundle, Record>> {
+            let record = match came.take() {
+                Some(bundle) => Record::Bundle(bundle),
+                None => Record::receive(wire, *next)?,
             };
-            if bundle.kind() != BundleKind::Memory {
-                let mut payload = Vec::new();
-                bundle.encode(&mut payload);
-                return Ok(Err((Kind::Bundle, payload)));
-            }
+            let bundle = match record {
+                Record::Bundle(bundle) if bundle.kind() == BundleKind::Memory => bundle,
+                behind => return Ok(Err(behind)),
+            };
             spend(budget, &bundle)?;
             *next += 1;
             *bytes = before + wire.bytes;
@@ -275,19 +287,6 @@ impl<H: Host> Receiver<'_, H> {
         MigrateError::at("TDH.IMPORT.END", self.target.own())?;
         self.phase = Phase::Done;
         Ok(())
-    }
-}
-
-/// The next record, which must have the number that is due.
-fn due<'w, L: Read + Write>(wire: &'w mut Wire<'_, L>, next: u64) -> Result<(Kind, &'w [u8])> {
-    let (kind, index, payload) = wire.receive()?;
-    match index == next {
-        true => Ok((kind, payload)),
-        false => Err(ProtocolError::Index {
-            due: next,
-            got: index,
-        }
-        .into()),
     }
 }
 
