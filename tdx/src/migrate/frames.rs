@@ -1,6 +1,7 @@
 //! Sets of frames: a bit for each, in words that exist only where a bit was set.
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 use kvm_ops::Gfn;
 
@@ -48,9 +49,10 @@ impl Frames {
         self.remove(gfn).then_some(gfn)
     }
 
-    /// All frames, the lowest first.
-    pub(crate) fn into_all(mut self) -> alloc::vec::Vec<Gfn> {
-        core::iter::from_fn(|| self.pop_first()).collect()
+    /// Takes out as many frames, the lowest first.
+    pub(crate) fn take_first(&mut self, most: usize) -> Vec<Gfn> {
+        let next = core::iter::from_fn(|| self.pop_first());
+        next.take(most).collect()
     }
 
     /// The lowest frame.
@@ -73,7 +75,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
-    use std::vec::Vec;
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
@@ -95,7 +96,7 @@ mod tests {
                 prop_assert_eq!(set.first(), model.first().copied());
                 prop_assert_eq!((set.len(), set.is_empty()), (model.len() as u64, model.is_empty()));
             }
-            let rest: Vec<_> = core::iter::from_fn(|| set.pop_first()).collect();
+            let rest = set.take_first(usize::MAX);
             prop_assert!(rest.into_iter().eq(model));
         }
     }

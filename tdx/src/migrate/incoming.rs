@@ -293,10 +293,9 @@ impl<'a, H: Host> Incoming<'a, H> {
     /// Takes the frames for which the guest waits since the last call.
     pub fn wanted(&self) -> Vec<Gfn> {
         let mut book = self.td.lock(&self.td.journey.book);
-        let wanted = core::mem::take(&mut book.wanted);
+        let mut wanted = book.wanted.take_first(usize::MAX);
         drop(book);
         let private = self.td.read_private();
-        let mut wanted = wanted.into_all();
         // Some have come since.
         wanted.retain(|gfn| private.mirror.lookup(*gfn).entry == PrivateSpte::Absent);
         wanted

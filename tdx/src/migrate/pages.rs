@@ -138,22 +138,20 @@ impl<H: Host> Outgoing<'_, H> {
         if work.window.is_empty() {
             self.next_window(&mut work)?;
         }
-        let next = core::iter::from_fn(|| work.window.pop_first());
-        let frames: Vec<Gfn> = next.take(BATCH).collect();
+        let frames = work.window.take_first(BATCH);
         work.sent |= !frames.is_empty();
         Ok(frames)
     }
 
     /// Takes the next frames to be sent; while the TD runs they are blocked for writing first.
     fn next_window(&self, work: &mut Work) -> Result<()> {
-        let frames: Vec<Gfn> = {
+        let frames = {
             let mut book = self.td.lock(&self.td.journey.book);
             if !work.sent {
                 // Nothing of this epoch has travelled, so everything may.
                 book.begin_round();
             }
-            let next = core::iter::from_fn(|| book.round.pop_first());
-            next.take(WINDOW).collect()
+            book.round.take_first(WINDOW)
         };
         if self.phase == Phase::Live
             && !frames.is_empty()

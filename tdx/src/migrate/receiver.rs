@@ -6,8 +6,8 @@ use alloc::collections::BTreeMap;
 use embedded_io::{Read, Write};
 use kvm_ops::{Host, VcpuId};
 use kvm_ops_wire::{
-    Challenge, Direction, Flow, MigrateError, Phase, Progress, Refusal, Seal, StreamKey,
-    TargetState, next_challenge,
+    Challenge, Direction, Flow, MigrateError, Phase, Progress, ProtocolError, Refusal, Seal,
+    StreamKey, TargetState, next_challenge,
 };
 
 use super::ExitState;
@@ -32,6 +32,22 @@ impl Default for ReceiveLimits {
     }
 }
 
+/// Records that may still come; one with pages counts as many.
+#[derive(Default)]
+pub(super) struct Budget(u64);
+
+impl Budget {
+    pub(super) const fn of(records: u64) -> Self {
+        Self(records)
+    }
+
+    pub(super) fn spend(&mut self, records: u64) -> Result<()> {
+        let left = self.0.checked_sub(records);
+        self.0 = left.ok_or(ProtocolError::TooManyRecords)?;
+        Ok(())
+    }
+}
+
 /// Takes a TD from a [`Sender`](super::Sender).
 ///
 /// [`run`](Self::run) serves one link. Where that breaks, `run` with a new link goes on. Until everything but
@@ -48,8 +64,7 @@ pub struct Receiver<'a, H: Host> {
     pub(super) failed: bool,
     /// The record that is due.
     pub(super) next: u64,
-    /// Bundles and shared frames that may still come.
-    pub(super) budget: u64,
+    pub(super) budget: Budget,
     pub(super) round: u32,
     pub(super) bytes: u64,
     pub(super) exit_states: BTreeMap<VcpuId, ExitState>,
@@ -70,7 +85,7 @@ impl<'a, H: Host> Receiver<'a, H> {
             phase: Phase::New,
             failed: false,
             next: 0,
-            budget: 0,
+            budget: Budget::default(),
             round: 0,
             bytes: 0,
             exit_states: BTreeMap::new(),

@@ -8,7 +8,7 @@ use kvm_ops_mmu::Mutex;
 use kvm_ops_wire::{Flow, MigrateError, Phase, Progress, ProtocolError};
 
 use super::bundle::{Bundle, BundleKind};
-use super::receiver::{Receiver, progress};
+use super::receiver::{Budget, Receiver, progress};
 use super::record::{self, Kind, Wire};
 
 type Result<T> = core::result::Result<T, MigrateError>;
@@ -48,7 +48,8 @@ impl<H: Host> Receiver<'_, H> {
             return Ok(());
         }
         let ended = self.records(wire, before, watch);
-        self.failed |= self.phase == Phase::Copying && ended.is_err_and(|error| !error.is_of_the_link());
+        self.failed |=
+            self.phase == Phase::Copying && ended.is_err_and(|error| !error.is_of_the_link());
         ended
     }
 
@@ -132,7 +133,7 @@ impl<H: Host> Receiver<'_, H> {
                 Record::Bundle(bundle) if bundle.kind() == BundleKind::Memory => bundle,
                 behind => return Ok(Err(behind)),
             };
-            spend(budget, &bundle)?;
+            budget.spend(cost(&bundle))?;
             *next += 1;
             *bytes = before + wire.bytes;
             match watch(&progress(target, *phase, *round, *bytes)) {
@@ -182,17 +183,14 @@ impl<H: Host> Receiver<'_, H> {
                 wire.seal.bind(&id, link, &[0; 24]);
                 MigrateError::at("shape of the guest", self.target.accept(&shape))?;
                 let each = shape.layout.frames().saturating_add(shape.vcpus.into());
-                self.budget = each.saturating_mul(self.limits.times.into());
+                self.budget = Budget::of(each.saturating_mul(self.limits.times.into()));
                 self.session = Some(id);
                 self.phase = Phase::Copying;
             }
             (Kind::Resume, Some(session)) if session == id => {
                 wire.seal.bind(&id, link, &[0; 24]);
-                if let Some(token) = &self.returned {
-                    let mut bytes = Vec::new();
-                    token.encode(&mut bytes);
-                    wire.send(Kind::Returned, self.next, &[&bytes])?;
-                    return Ok(wire.flush()?);
+                if self.returned.is_some() {
+                    return self.send_returned(wire);
                 }
             }
             (Kind::Hello | Kind::Resume, _) => {
@@ -215,13 +213,13 @@ impl<H: Host> Receiver<'_, H> {
         }
         match kind {
             Kind::Shared => {
-                self.spend(1)?;
+                self.budget.spend(1)?;
                 let (gfn, page) = record::parse_shared(payload)?;
                 MigrateError::at("shared page", self.target.take_shared(gfn, page))?;
                 Ok(None)
             }
             Kind::ExitState => {
-                self.spend(1)?;
+                self.budget.spend(1)?;
                 let (vcpu, state) = record::parse_exit_state(payload)?;
                 if !self.target.has_vcpu(vcpu) {
                     return Err(ProtocolError::Field("vCPU").into());
@@ -230,11 +228,11 @@ impl<H: Host> Receiver<'_, H> {
                 Ok(None)
             }
             Kind::Sync => {
-                self.spend(1)?;
+                self.budget.spend(1)?;
                 Ok(Some(Kind::Synced))
             }
             Kind::RoundEnd => {
-                self.spend(1)?;
+                self.budget.spend(1)?;
                 self.round = self.round.saturating_add(1);
                 Ok(Some(Kind::RoundOk))
             }
@@ -251,12 +249,8 @@ impl<H: Host> Receiver<'_, H> {
         if bundle.is_start_token() {
             return Err(ProtocolError::Field("bundle").into());
         }
-        spend(&mut self.budget, bundle)?;
+        self.budget.spend(cost(bundle))?;
         MigrateError::at(operation(bundle.kind()), self.target.take(bundle))
-    }
-
-    fn spend(&mut self, records: u64) -> Result<()> {
-        take_from(&mut self.budget, records)
     }
 
     /// The start token came: the guest is this end's, or goes back with the abort token.
@@ -270,13 +264,19 @@ impl<H: Host> Receiver<'_, H> {
             return Ok(wire.flush()?);
         }
         self.give_back()?;
-        if let Some(token) = &self.returned {
-            let mut bytes = Vec::new();
-            token.encode(&mut bytes);
-            wire.send(Kind::Returned, self.next, &[&bytes])?;
-            wire.flush()?;
-        }
+        self.send_returned(wire)?;
         owned
+    }
+
+    /// Sends the abort token, if there is one.
+    fn send_returned<L: Read + Write>(&self, wire: &mut Wire<'_, L>) -> Result<()> {
+        let Some(token) = &self.returned else {
+            return Ok(());
+        };
+        let mut bytes = Vec::new();
+        token.encode(&mut bytes);
+        wire.send(Kind::Returned, self.next, &[&bytes])?;
+        Ok(wire.flush()?)
     }
 
     fn own(&mut self, token: &Bundle) -> Result<()> {
@@ -290,16 +290,9 @@ impl<H: Host> Receiver<'_, H> {
     }
 }
 
-fn take_from(budget: &mut u64, records: u64) -> Result<()> {
-    *budget = budget
-        .checked_sub(records)
-        .ok_or(ProtocolError::TooManyRecords)?;
-    Ok(())
-}
-
-/// A bundle costs as many records as it has pages.
-fn spend(budget: &mut u64, bundle: &Bundle) -> Result<()> {
-    take_from(budget, 1 + bundle.guest_pages() as u64)
+/// A bundle costs as many records as it has pages, and one.
+fn cost(bundle: &Bundle) -> u64 {
+    1 + bundle.guest_pages() as u64
 }
 
 /// The leaf that takes a bundle.

@@ -36,8 +36,7 @@ impl<H: Host> Td<H> {
         loop {
             // Held across the call, so that no fault finds the book ahead of the module or behind it.
             let mut book = self.lock(&self.journey.book);
-            let next = core::iter::from_fn(|| book.exported.pop_first());
-            let frames: Vec<Gfn> = next.take(MOST).collect();
+            let frames = book.exported.take_first(MOST);
             if frames.is_empty() {
                 busy.into_iter().for_each(|gfn| book.exported.insert(gfn));
                 return Ok(());

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use embedded_io::{Read, Write};
 use kvm_ops::Host;
 use kvm_ops_wire::{
-    Challenge, Flow, MigrateError, Phase, Progress, ProtocolError, Refusal, TargetState,
+    Challenge, Flow, MigrateError, Phase, Progress, ProtocolError, Reason, Refusal, TargetState,
 };
 
 use super::bundle::Bundle;
@@ -93,11 +93,22 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
     /// Takes the target's state and challenge for this link, and the number of the record that is due there.
     fn greeted(&mut self) -> Result<(TargetState, u64)> {
         self.bind(&[0; 24]);
-        self.wire.flush()?;
-        let (kind, due, payload) = self.wire.receive()?;
-        let (state, challenge) = TargetState::parse_ready(expected(kind, payload, Kind::Ready)?)?;
+        let (due, payload) = self.hear(Kind::Ready)?;
+        let (state, challenge) = TargetState::parse_ready(&payload)?;
         self.bind(&challenge);
         Ok((state, due))
+    }
+
+    /// Sends what is written, and takes the answer that is due: its number and payload. A target that gave the
+    /// guest back says that instead.
+    fn hear(&mut self, due: Kind) -> Result<(u64, Vec<u8>)> {
+        self.wire.flush()?;
+        let (kind, index, payload) = self.wire.receive()?;
+        if kind == Kind::Returned && self.sender.phase == Phase::Committed {
+            let token = record::parse_bundle(payload)?;
+            return Err(self.returned(&token));
+        }
+        Ok((index, Vec::from(expected(kind, payload, due)?)))
     }
 
     /// Numbers and sends a record.
@@ -180,16 +191,7 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
     /// After a broken link: asks who has the guest.
     fn settle(&mut self) -> Result<()> {
         self.resume()?;
-        self.bind(&[0; 24]);
-        self.wire.flush()?;
-        let (kind, _, payload) = self.wire.receive()?;
-        if kind == Kind::Returned {
-            let token = record::parse_bundle(payload)?;
-            return self.returned(&token);
-        }
-        let (state, challenge) = TargetState::parse_ready(expected(kind, payload, Kind::Ready)?)?;
-        self.bind(&challenge);
-        match state {
+        match self.greeted()?.0 {
             TargetState::Owner => self.done(),
             TargetState::Prepared => self.start(),
             TargetState::Receiving => Err(ProtocolError::Field("state of the target").into()),
@@ -205,18 +207,8 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
         token.encode(&mut bytes);
         self.wire
             .send(Kind::Start, self.sender.sent.next(), &[&bytes])?;
-        self.wire.flush()?;
-        let (kind, _, payload) = self.wire.receive()?;
-        match kind {
-            Kind::Returned => {
-                let token = record::parse_bundle(payload)?;
-                self.returned(&token)
-            }
-            kind => {
-                expected(kind, payload, Kind::Done)?;
-                self.done()
-            }
-        }
+        self.hear(Kind::Done)?;
+        self.done()
     }
 
     fn done(&mut self) -> Result<()> {
@@ -226,14 +218,16 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
     }
 
     /// The target gave the guest back.
-    fn returned(&mut self, token: &Bundle) -> Result<()> {
-        let aborted = self.sender.source.abort(Some(token));
-        MigrateError::at("TDH.EXPORT.ABORT", aborted)?;
+    fn returned(&mut self, token: &Bundle) -> MigrateError {
+        if let Err(error) = self.sender.source.abort(Some(token)) {
+            let operation = "TDH.EXPORT.ABORT";
+            return MigrateError::Failed { operation, error };
+        }
         self.sender.phase = Phase::Cancelled;
-        Err(MigrateError::Refused(Refusal {
-            reason: kvm_ops_wire::Reason::Host,
+        MigrateError::Refused(Refusal {
+            reason: Reason::Host,
             status: 0,
-        }))
+        })
     }
 
     fn report(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
