@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use kvm_ops::Vendor;
 
@@ -89,11 +89,27 @@ impl SimHostBuilder {
     pub fn build(self) -> Result<SimHost, BuildError> {
         let mut machine = Machine::new(self.vendor);
         if let (Some(setup), Vendor::Intel) = (self.tdx, self.vendor) {
-            machine.tdx = OnceLock::from(Some(tdx::Tdx::up(setup)?));
+            let tdx = tdx::Tdx::up(setup)?;
+            machine.tdx = LazyLock::new(Box::new(|| Some(tdx)));
         }
         if let (Some(setup), Vendor::Amd) = (self.sev, self.vendor) {
-            machine.sev = OnceLock::from(Some(sev::Sev::up(setup)?));
+            let sev = sev::Sev::up(setup)?;
+            machine.sev = LazyLock::new(Box::new(|| Some(sev)));
         }
         Ok(SimHost::from_machine(machine))
+    }
+
+    /// Builds the machine; its firmware comes up when the machine is first asked for a confidential
+    /// VM, so a machine with normal VMs only does not pay for it. Firmware that does not come up is
+    /// logged, and the machine then offers no confidential VMs.
+    pub fn build_lazy(self) -> SimHost {
+        let mut machine = Machine::new(self.vendor);
+        if let Some(setup) = self.tdx {
+            machine.tdx = LazyLock::new(Box::new(|| tdx::Tdx::up_or_log(setup)));
+        }
+        if let Some(setup) = self.sev {
+            machine.sev = LazyLock::new(Box::new(|| sev::Sev::up_or_log(setup)));
+        }
+        SimHost::from_machine(machine)
     }
 }

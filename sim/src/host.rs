@@ -2,7 +2,7 @@
 //! confidential VMs.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock};
 
 use kvm_ops::{Error, Host, Missing, Result, Runs, Tech, Vendor, VmId, VmIds, VmParams};
 
@@ -27,10 +27,13 @@ pub(crate) struct Machine {
     /// Instructions that processors executed.
     instructions: AtomicU64,
     /// The TDX machine; `None` inside if its module does not come up.
-    pub(crate) tdx: OnceLock<Option<Tdx>>,
+    pub(crate) tdx: WhenAsked<Tdx>,
     /// The AMD SP; `None` inside if its firmware does not come up.
-    pub(crate) sev: OnceLock<Option<Sev>>,
+    pub(crate) sev: WhenAsked<Sev>,
 }
+
+/// A platform that comes up when it is first asked for.
+type WhenAsked<T> = LazyLock<Option<T>, Box<dyn FnOnce() -> Option<T> + Send>>;
 
 impl SimHost {
     /// A machine with processors of that vendor.
@@ -98,21 +101,21 @@ impl Machine {
             ids: VmIds::new(),
             live_vms: AtomicUsize::new(0),
             instructions: AtomicU64::new(0),
-            tdx: OnceLock::new(),
-            sev: OnceLock::new(),
+            tdx: LazyLock::new(Box::new(Tdx::up_default)),
+            sev: LazyLock::new(Box::new(Sev::up_default)),
         }
     }
 
     pub(crate) fn tdx(&self) -> Option<&Tdx> {
         match self.vendor {
-            Vendor::Intel => self.tdx.get_or_init(Tdx::up_default).as_ref(),
+            Vendor::Intel => self.tdx.as_ref(),
             _ => None,
         }
     }
 
     pub(crate) fn sev(&self) -> Option<&Sev> {
         match self.vendor {
-            Vendor::Amd => self.sev.get_or_init(Sev::up_default).as_ref(),
+            Vendor::Amd => self.sev.as_ref(),
             _ => None,
         }
     }

@@ -154,7 +154,11 @@ impl Sev {
 
     /// The AMD SP of a machine that was built without a setup.
     pub(crate) fn up_default() -> Option<Self> {
-        let setup = SevSetup::new(Builder::default().memory(MEMORY));
+        Self::up_or_log(SevSetup::new(Builder::default().memory(MEMORY)))
+    }
+
+    /// As [`up`](Self::up); `None`, and a log entry, if the firmware does not come up.
+    pub(crate) fn up_or_log(setup: SevSetup) -> Option<Self> {
         Self::up(setup).map_err(BuildError::log).ok()
     }
 

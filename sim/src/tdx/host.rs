@@ -12,6 +12,12 @@ use crate::vm::VmInner;
 use crate::{SimHost, SimHostBuilder, SimVm};
 
 impl SimHost {
+    /// The TDX machine of a host that is not built otherwise, to be changed and given to
+    /// [`SimHostBuilder::tdx`].
+    pub fn default_tdx() -> PlatformBuilder {
+        super::default_setup()
+    }
+
     /// The software TDX module below, for faults, traces and counts. `None` on AMD.
     pub fn tdx_platform(&self) -> Option<&Arc<Platform>> {
         self.machine.tdx().map(|tdx| &tdx.platform)

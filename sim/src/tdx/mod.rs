@@ -28,6 +28,10 @@ use crate::pages::{HostMemory, SoftPages, no_memory_at};
 /// that another guest on the same processor took is noticed after that many.
 const STEPS_PER_ENTRY: u32 = 1 << 14;
 
+pub(crate) fn default_setup() -> Setup {
+    Platform::builder().guest_steps_per_entry(STEPS_PER_ENTRY)
+}
+
 /// A software TDX machine that is up.
 #[derive(Debug)]
 pub(crate) struct Tdx {
@@ -59,11 +63,14 @@ impl Tdx {
         })
     }
 
-    /// The machine of a host that is not built otherwise; `None`, and a log entry, if it does not
-    /// come up.
-    pub(crate) fn up_default() -> Option<Self> {
-        let setup = Platform::builder().guest_steps_per_entry(STEPS_PER_ENTRY);
+    /// As [`up`](Self::up); `None`, and a log entry, if the machine does not come up.
+    pub(crate) fn up_or_log(setup: Setup) -> Option<Self> {
         Self::up(setup).map_err(BuildError::log).ok()
+    }
+
+    /// The machine of a host that is not built otherwise.
+    pub(crate) fn up_default() -> Option<Self> {
+        Self::up_or_log(default_setup())
     }
 
     pub(crate) fn seam(&self) -> &SoftSeam {
@@ -108,7 +115,33 @@ impl HostMemory for Memory {
 
 #[cfg(test)]
 mod tests {
+    use kvm_ops::{Host, Tech, Vendor, VmParams};
+
     use super::*;
+    use crate::SimHost;
+
+    #[test]
+    fn a_lazy_machine_has_normal_vms_without_its_module() {
+        let setup = SimHost::default_tdx().memory(0);
+        assert!(
+            SimHost::builder(Vendor::Intel)
+                .tdx(setup.clone())
+                .build()
+                .is_err()
+        );
+        let host = SimHost::builder(Vendor::Intel).tdx(setup).build_lazy();
+        assert!(host.create_vm(Tech::Vmx, &VmParams::new(1)).is_ok());
+        let module = format!("{:?}", host.machine.tdx);
+        assert!(module.contains("uninit"), "{module}");
+        assert!(host.create_vm(Tech::Tdx, &VmParams::new(1)).is_err());
+    }
+
+    #[test]
+    fn a_lazy_machine_has_the_module_that_was_given() {
+        let setup = SimHost::default_tdx().processors([0, 1, 2]);
+        let host = SimHost::builder(Vendor::Intel).tdx(setup).build_lazy();
+        assert_eq!(host.tdx_platform().map(|it| it.config().packages), Some(3));
+    }
 
     #[test]
     fn frames_keep_out_of_the_reserved_areas_of_a_tdmr() {
