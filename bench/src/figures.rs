@@ -69,14 +69,14 @@ impl Figures {
         let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
         serde_json::from_str(&text).map_err(|e| format!("{}: {e}", file.display()).into())
     }
+}
 
-    /// Writes a figures file.
-    pub fn write(&self, file: &Path) -> Result<(), Box<dyn Error>> {
-        let mut text = serde_json::to_string_pretty(self)?;
-        text.push('\n');
-        if let Some(dir) = file.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        fs::write(file, text).map_err(|e| format!("{}: {e}", file.display()).into())
+/// Writes a figures file.
+pub fn write(file: &Path, figures: &impl Serialize) -> Result<(), Box<dyn Error>> {
+    let mut text = serde_json::to_string_pretty(figures)?;
+    text.push('\n');
+    if let Some(dir) = file.parent() {
+        fs::create_dir_all(dir)?;
     }
+    fs::write(file, text).map_err(|e| format!("{}: {e}", file.display()).into())
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::time;
+use crate::{figures, system};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -115,19 +115,15 @@ pub fn write(out: &Path, program: &Path, rounds: usize, payload: &str) -> Result
         }
     }
     let fleets = Fleets {
-        cpu: time::cpu(),
+        cpu: system::cpu(),
         processors: thread::available_parallelism().map_or(1, usize::from),
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-            .trim()
-            .to_owned(),
+        kernel: system::kernel()?,
         rustc: env!("KVM_OPS_BENCH_RUSTC").to_owned(),
         rounds: rounds.max(1),
         payload: payload.to_owned(),
         runs: runs.into_iter().flatten().collect(),
     };
-    let mut text = serde_json::to_string_pretty(&fleets)?;
-    text.push('\n');
-    fs::write(out, text).map_err(|error| format!("{}: {error}", out.display()).into())
+    figures::write(out, &fleets)
 }
 
 fn least(a: &Run, b: &Run) -> Run {

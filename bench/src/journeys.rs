@@ -14,7 +14,7 @@ use aes_gcm::{Aes256Gcm, Nonce};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::time;
+use crate::{figures, system};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -53,8 +53,6 @@ pub struct Run {
     pub mib: u64,
     /// The part that its program writes again and again, in MiB.
     pub working_set: u64,
-    /// The number of streams.
-    pub streams: u64,
     /// Epochs that were begun: the rounds, those while the TD was stopped, and that of the start token.
     pub rounds: u64,
     /// Pages that travelled, with repetitions.
@@ -73,6 +71,15 @@ pub struct Run {
     pub downtime: f64,
     /// Pages that the arrived program found as it had written them.
     pub as_written: u64,
+}
+
+impl Run {
+    /// Pages that the arrived program did not find as it had written them. It compares all but the first, which tells how
+    /// far it is.
+    pub fn lost(&self) -> u64 {
+        let compared = self.mib * 256 - 1;
+        compared.saturating_sub(self.as_written)
+    }
 }
 
 /// Measures the journeys and writes the figures.
@@ -94,19 +101,15 @@ pub fn write(out: &Path, program: &Path, mib: &[u64], sets: &[u64]) -> Result<()
         }
     }
     let journeys = Journeys {
-        cpu: time::cpu(),
+        cpu: system::cpu(),
         processors: thread::available_parallelism().map_or(1, usize::from),
         load,
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-            .trim()
-            .to_owned(),
+        kernel: system::kernel()?,
         rustc: env!("KVM_OPS_BENCH_RUSTC").to_owned(),
         cipher: [before, cipher()],
         runs,
     };
-    let mut text = serde_json::to_string_pretty(&journeys)?;
-    text.push('\n');
-    fs::write(out, text).map_err(|error| format!("{}: {error}", out.display()).into())
+    figures::write(out, &journeys)
 }
 
 fn load() -> Result<f64> {
@@ -220,7 +223,6 @@ fn run(program: &Path, mib: u64, set: u64) -> Result<Run> {
     Ok(Run {
         mib,
         working_set: set,
-        streams: count(&sent, "streams")?,
         rounds: count(&sent, "rounds")?,
         pages: count(&sent, "pages")?,
         seconds: number(&sent["seconds"])?,

@@ -12,12 +12,14 @@ mod fleet;
 mod journeys;
 #[cfg(feature = "report")]
 mod kvm;
-#[cfg(feature = "lives")]
+#[cfg(feature = "report")]
 mod lives;
 #[cfg(feature = "report")]
 mod measurement;
 #[cfg(feature = "report")]
 mod report;
+#[cfg(feature = "report")]
+mod system;
 #[cfg(feature = "report")]
 mod time;
 
@@ -59,7 +61,7 @@ enum Command {
         rounds: usize,
     },
     /// Measures lives of VMs on the software platforms and writes the figures as JSON.
-    #[cfg(feature = "lives")]
+    #[cfg(feature = "report")]
     Lives {
         /// Where the figures go.
         #[arg(long, value_name = "FILE")]
@@ -128,7 +130,7 @@ fn main() -> ExitCode {
         }
         #[cfg(feature = "report")]
         Command::Time { out, rounds } => time::write(&out, rounds),
-        #[cfg(feature = "lives")]
+        #[cfg(feature = "report")]
         Command::Lives { out, gib, rounds } => lives::write(&out, &lives::Plan { gib, rounds }),
         #[cfg(feature = "report")]
         Command::Fleet {

@@ -1,7 +1,6 @@
 //! Times all designs side by side in one run.
 
 use std::error::Error;
-use std::fs;
 use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
@@ -9,8 +8,9 @@ use std::time::Instant;
 use crate::designs::fleet::{Fleet, OPS};
 use crate::designs::form::PLACEMENTS;
 use crate::designs::registry::{Entry, FORMS, Run};
-use crate::figures::{Figures, KvmTimes, Time};
+use crate::figures::{self, Figures, KvmTimes, Time};
 use crate::kvm::Kvm;
+use crate::system;
 
 struct Design {
     entry: &'static Entry,
@@ -64,10 +64,8 @@ pub fn write(out: &Path, rounds: usize) -> Result<(), Box<dyn Error>> {
 
     let quiet = quiet_rounds(&designs);
     let figures = Figures {
-        cpu: cpu(),
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-            .trim()
-            .to_owned(),
+        cpu: system::cpu(),
+        kernel: system::kernel()?,
         rustc: env!("KVM_OPS_BENCH_RUSTC").to_owned(),
         aligned_branches: cfg!(kvm_ops_bench_aligned),
         rounds: quiet.len(),
@@ -81,7 +79,7 @@ pub fn write(out: &Path, rounds: usize) -> Result<(), Box<dyn Error>> {
             exit: fastest(&exits),
         }),
     };
-    figures.write(out)
+    figures::write(out, &figures)
 }
 
 fn quiet_rounds(designs: &[Design]) -> Vec<usize> {
@@ -127,13 +125,4 @@ fn summary(design: &Design, quiet: &[usize]) -> Time {
         low: round(placements.iter().copied().fold(f64::INFINITY, f64::min)),
         high: round(placements.iter().copied().fold(0.0, f64::max)),
     }
-}
-
-/// The processor's name.
-pub fn cpu() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    info.lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .and_then(|rest| rest.split_once(':'))
-        .map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
 }

@@ -1,4 +1,4 @@
-//! Processor time, the processor's name, and statistics.
+//! Processor time, memory, and statistics.
 
 use std::fs;
 use std::time::Duration;
@@ -9,15 +9,6 @@ use rustix::time::{ClockId, clock_gettime};
 pub fn processor_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
-}
-
-/// The processor's name.
-pub fn cpu() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    info.lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .and_then(|rest| rest.split_once(':'))
-        .map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
 }
 
 /// The memory available to programs, in bytes; `None` if the system does not report it.

@@ -9,10 +9,10 @@ mod td;
 mod touch;
 
 use std::error::Error;
-use std::fs;
 use std::path::Path;
 
 use self::figures::Lives;
+use crate::system;
 
 /// The plan of a measurement.
 #[derive(Debug)]
@@ -26,17 +26,13 @@ pub struct Plan {
 /// Measures everything and writes the figures.
 pub fn write(out: &Path, plan: &Plan) -> Result<(), Box<dyn Error>> {
     let mut lives = Lives {
-        cpu: clock::cpu(),
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-            .trim()
-            .to_owned(),
+        cpu: system::cpu(),
+        kernel: system::kernel()?,
         rustc: env!("KVM_OPS_BENCH_RUSTC").to_owned(),
         ..Lives::default()
     };
     td::measure(plan, &mut lives)?;
     small::measure(plan, &mut lives)?;
     many::measure(plan, &mut lives)?;
-    let mut text = serde_json::to_string_pretty(&lives)?;
-    text.push('\n');
-    fs::write(out, text).map_err(|error| format!("{}: {error}", out.display()).into())
+    crate::figures::write(out, &lives)
 }

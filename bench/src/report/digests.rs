@@ -200,12 +200,7 @@ pub fn draw(m: &Measurement, plots: &Path) -> Result<(), Box<dyn Error>> {
     let of = |wanted: &str| {
         let bar = |d: &Digest| {
             let time = d.times.iter().find(|t| t.name.contains(wanted))?;
-            let ms = time.ns / 1e6;
-            Some(Bar {
-                ns: ms,
-                low: ms,
-                high: ms,
-            })
+            Some(Bar::exact(time.ns / 1e6))
         };
         m.digests.iter().map(bar).collect::<Vec<_>>()
     };

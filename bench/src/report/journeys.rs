@@ -52,6 +52,9 @@ pub fn section(journeys: &Journeys) -> Result<String> {
     }
     let sent = |run: &Run| run.sent / before.max(after);
     let (least, most) = range(journeys, sent)?;
+    if let Some(run) = journeys.runs.iter().find(|run| run.lost() > 0) {
+        return Err(format!("a TD of {} MiB lost {} pages", run.mib, run.lost()).into());
+    }
     let (below, above) = range(journeys, |run| run.downtime / run.expected)?;
     writeln!(
         out,
@@ -83,7 +86,13 @@ pub fn draw(journeys: &Journeys, plots: &Path) -> Result<()> {
         .map(|run| format!("{} MiB, {} MiB written", run.mib, run.working_set))
         .collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let bars = |of: fn(&Run) -> f64| journeys.runs.iter().map(|run| exact(of(run))).collect();
+    let bars = |of: fn(&Run) -> f64| {
+        journeys
+            .runs
+            .iter()
+            .map(|run| Some(Bar::exact(of(run))))
+            .collect()
+    };
     plot::bars(
         &plots.join("journeys-downtime.svg"),
         "Downtime of a TD that migrates, by size and working set",
@@ -102,7 +111,7 @@ pub fn draw(journeys: &Journeys, plots: &Path) -> Result<()> {
         ],
     )?;
     let [before, after] = journeys.cipher;
-    let cipher = exact(before.max(after));
+    let cipher = Some(Bar::exact(before.max(after)));
     plot::bars(
         &plots.join("journeys-rates.svg"),
         "A TD that migrates: pages sent and dirtied, and the cipher alone",
@@ -124,12 +133,4 @@ pub fn draw(journeys: &Journeys, plots: &Path) -> Result<()> {
             },
         ],
     )
-}
-
-fn exact(value: f64) -> Option<Bar> {
-    Some(Bar {
-        ns: value,
-        low: value,
-        high: value,
-    })
 }

@@ -254,14 +254,6 @@ fn many(out: &mut String, lives: &Lives) -> Result<()> {
     Ok(())
 }
 
-fn exact(value: f64) -> Bar {
-    Bar {
-        ns: value,
-        low: value,
-        high: value,
-    }
-}
-
 /// Draws the removal of TDs and the small lives.
 pub fn draw(lives: &Lives, plots: &Path) -> Result<()> {
     let look = Look(lives);
@@ -275,7 +267,7 @@ pub fn draw(lives: &Lives, plots: &Path) -> Result<()> {
     ] {
         let mut bars = Vec::new();
         for gib in look.sizes() {
-            bars.push(Some(exact(sum(look.td(gib, end)?, &END)?.1 / 1e6)));
+            bars.push(Some(Bar::exact(sum(look.td(gib, end)?, &END)?.1 / 1e6)));
         }
         series.push(Series { name, bars });
     }
@@ -291,7 +283,7 @@ pub fn draw(lives: &Lives, plots: &Path) -> Result<()> {
     let names: Vec<&str> = lives.small.iter().map(|life| life.tech.as_str()).collect();
     let of = |n: usize| {
         let phases = lives.small.iter().map(|life| life.phases.get(n));
-        phases.map(|p| p.map(|p| exact(p.ns / 1e3))).collect()
+        phases.map(|p| p.map(|p| Bar::exact(p.ns / 1e3))).collect()
     };
     plot::bars(
         &plots.join("life-small.svg"),

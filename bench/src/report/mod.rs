@@ -199,13 +199,7 @@ fn draw(machine: &str, figures: &Figures, plots: &Path) -> Result<(), Box<dyn Er
     let Some(kvm) = figures.kvm else {
         return Ok(());
     };
-    let exact = |ns| {
-        Some(Bar {
-            ns,
-            low: ns,
-            high: ns,
-        })
-    };
+    let exact = |ns| Some(Bar::exact(ns));
     let rows = text::shares(figures)?;
     let names = [
         "enum 2x2, predicted",

@@ -17,6 +17,14 @@ pub struct Bar {
     pub high: f64,
 }
 
+impl Bar {
+    /// A value without a range.
+    pub fn exact(value: f64) -> Self {
+        let (ns, low, high) = (value, value, value);
+        Self { ns, low, high }
+    }
+}
+
 /// Bars of one colour: a name for the legend, and a bar (or none) for each category.
 #[derive(Debug)]
 pub struct Series {
