@@ -34,12 +34,7 @@ impl Limits {
     }
 
     fn parse(sources: &Sources) -> Self {
-        let kib = |text: &str, key: &str| {
-            let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
-            let number: u64 = rest.split_whitespace().next()?.parse().ok()?;
-            number.checked_mul(1024)
-        };
-        let meminfo = |key| kib(&sources.meminfo, key);
+        let meminfo = |key| bytes_of(&sources.meminfo, key);
         let bits = |line: &str| {
             let (_, rest) = line.strip_prefix("address sizes")?.split_once(':')?;
             rest.split_whitespace().next()?.parse().ok()
@@ -54,11 +49,9 @@ impl Limits {
         let strict = sources.overcommit.trim() == "2";
         Self {
             address_bits: sources.cpuinfo.lines().find_map(bits),
-            address_space: sources
-                .limits
-                .lines()
-                .find_map(space)
-                .map(|limit| limit.saturating_sub(kib(&sources.status, "VmSize:").unwrap_or(0))),
+            address_space: sources.limits.lines().find_map(space).map(|limit| {
+                limit.saturating_sub(bytes_of(&sources.status, "VmSize:").unwrap_or(0))
+            }),
             promised: meminfo("CommitLimit:")
                 .zip(meminfo("Committed_AS:"))
                 .map(|(limit, used)| limit.saturating_sub(used))
@@ -109,6 +102,18 @@ impl Limits {
     }
 }
 
+/// The most memory in bytes that this process ever had in RAM (`VmHWM` in proc(5)).
+pub(crate) fn peak() -> Option<u64> {
+    bytes_of(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// A number that a file of /proc tells in kB.
+fn bytes_of(text: &str, key: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1 << 10)
+}
+
 /// The files that tell the limits.
 struct Sources {
     cpuinfo: String,
@@ -153,6 +158,14 @@ mod tests {
                 .unwrap_err()
                 .contains("overcommit")
         );
+    }
+
+    #[test]
+    fn numbers_of_proc_are_read_in_bytes() {
+        let status = "Name:\tkvm-ops\nVmPeak:\t  90 kB\nVmHWM:\t    3072 kB\n";
+        assert_eq!(bytes_of(status, "VmHWM:"), Some(3 << 20));
+        assert_eq!(bytes_of("VmHWM: 3 MB\n", "VmHWM:"), None);
+        assert_eq!(bytes_of("", "VmHWM:"), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::vm_report::{self, Console};
 
 use super::expect::Expect;
 use super::plan::{Ready, Skipped};
-use super::resources::{self, Resources};
+use super::resources::Resources;
 use super::spec::{VmSpec, Work};
 
 /// The result of a VM.
@@ -319,7 +319,7 @@ impl FleetReport {
             firmware,
             before,
             after,
-            peak_memory: resources::peak_memory(),
+            peak_memory: crate::memory::peak(),
             seconds: elapsed.as_secs_f64(),
         }
     }

@@ -67,30 +67,9 @@ impl Resources {
     }
 }
 
-/// The most memory in bytes that this process ever had in RAM (`VmHWM` in proc(5)).
-pub(crate) fn peak_memory() -> Option<u64> {
-    high_water(&fs::read_to_string("/proc/self/status").ok()?)
-}
-
-fn high_water(status: &str) -> Option<u64> {
-    let value = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1 << 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_peak_is_read_in_bytes() {
-        let status = "Name:\tkvm-ops\nVmPeak:\t  90 kB\nVmHWM:\t    3072 kB\n";
-        assert_eq!(high_water(status), Some(3 << 20));
-        assert_eq!(high_water("VmHWM: 3 MB\n"), None);
-        assert_eq!(high_water(""), None);
-    }
 
     #[test]
     fn only_what_grew_is_told() {
