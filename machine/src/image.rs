@@ -208,19 +208,23 @@ impl Image {
         }
     }
 
-    /// The kernel that firmware starts.
-    pub fn kernel_bytes(&self) -> Option<&[u8]> {
-        self.kernel.as_deref()
-    }
-
-    /// The initial RAM disk.
-    pub fn initrd_bytes(&self) -> Option<&[u8]> {
-        self.initrd.as_deref()
-    }
-
-    /// The kernel's command line.
-    pub fn cmdline_text(&self) -> Option<&str> {
-        self.cmdline.as_deref()
+    /// The hashes of the kernel that firmware starts, its initial RAM disk and its command line, as the launch of an SNP guest
+    /// measures them; `None` without a [`kernel`](Self::kernel). Each call computes them anew.
+    ///
+    /// ```
+    /// use kvm_ops_machine::Image;
+    ///
+    /// let firmware = Image::from_bytes("firmware", vec![0; 4096]);
+    /// assert_eq!(firmware.kernel_hashes(), None);
+    /// let quiet = firmware.kernel(vec![1; 512]).cmdline("quiet");
+    /// assert_ne!(quiet.kernel_hashes(), quiet.clone().cmdline("debug").kernel_hashes());
+    /// ```
+    #[cfg(feature = "sev")]
+    pub fn kernel_hashes(&self) -> Option<kvm_ops_ovmf::KernelHashes> {
+        let kernel = self.kernel.as_ref()?;
+        let initrd = self.initrd.as_deref().unwrap_or_default();
+        let hashes = kvm_ops_ovmf::KernelHashes::new(kernel, initrd, self.cmdline.as_deref());
+        Some(hashes)
     }
 
     /// Its size in bytes.

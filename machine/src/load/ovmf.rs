@@ -45,8 +45,14 @@ pub(super) fn start(
     let mut steps: Vec<LaunchStep> = addresses.zip(pages).map(page).collect();
     if tech == Tech::SevSnp {
         let sections = tables.snp_sections().map_err(|error| unfit(image, error))?;
+        // Once for all sections: a kernel and its initrd are many megabytes.
+        let is_place = |section: &Section| section.kind == SectionKind::KernelHashes;
+        let has_place = sections.iter().any(is_place);
+        let hashes = has_place.then(|| image.kernel_hashes()).flatten();
+        let page = hashes.map(|hashes| hashes_page(image, &tables, &hashes));
+        let page = page.transpose()?;
         for section in sections {
-            add(&mut steps, image, ram, &tables, section)?;
+            add(&mut steps, image, ram, page.as_ref(), section)?;
         }
     }
     // The table tells it only for guests whose registers are encrypted, and only they need it.
@@ -71,16 +77,14 @@ fn add(
     steps: &mut Vec<LaunchStep>,
     image: &Image,
     ram: &GuestRam,
-    tables: &Ovmf,
+    hashes: Option<&Contents>,
     section: &Section,
 ) -> Result<(), MachineError> {
     let at = u64::from(section.gpa);
-    let (kind, contents, bytes) = match (section.kind, hashes(image)) {
-        (SectionKind::KernelHashes, Some(hashes)) => (
-            InitialPageKind::Measured,
-            hashes_page(image, tables, &hashes)?,
-            PAGE_SIZE,
-        ),
+    let (kind, contents, bytes) = match (section.kind, hashes) {
+        (SectionKind::KernelHashes, Some(hashes)) => {
+            (InitialPageKind::Measured, hashes.clone(), PAGE_SIZE)
+        }
         // One page each, whatever length the section gives.
         (SectionKind::Secrets, _) => (InitialPageKind::Secrets, zeros(), PAGE_SIZE),
         (SectionKind::Cpuid, _) => (InitialPageKind::Cpuid, zeros(), PAGE_SIZE),
@@ -109,13 +113,7 @@ fn add(
     Ok(())
 }
 
-/// The hashes of the kernel that the firmware starts.
-fn hashes(image: &Image) -> Option<KernelHashes> {
-    let kernel = image.kernel.as_ref()?;
-    let initrd = image.initrd.as_deref().unwrap_or_default();
-    Some(KernelHashes::new(kernel, initrd, image.cmdline.as_deref()))
-}
-
+/// The page of the hashes of the kernel that the firmware starts.
 fn hashes_page(
     image: &Image,
     tables: &Ovmf,

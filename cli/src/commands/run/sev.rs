@@ -2,7 +2,7 @@
 
 use kvm_ops::{Irqchip, Tech};
 use kvm_ops_machine::{Disk, Image, ImageFormat, MachineConfig};
-use soft_amd_sp::measure::{KernelHashes, Launch, MeasureError, Ovmf, SectionKind};
+use soft_amd_sp::measure::{Launch, MeasureError, Ovmf, SectionKind};
 
 use super::report::{Chipset, Ran, Taken, Told};
 use super::steps::Steps;
@@ -137,7 +137,7 @@ fn expected(
             let has_place = sections
                 .iter()
                 .any(|section| section.kind == SectionKind::KernelHashes);
-            if let Some(hashes) = hashes(image).filter(|_| has_place) {
+            if let Some(hashes) = has_place.then(|| image.kernel_hashes()).flatten() {
                 launch = launch.kernel_hashes(hashes);
             }
             launch.snp().map(Vec::from)
@@ -146,14 +146,4 @@ fn expected(
         _ => launch.sev().map(Vec::from),
     };
     Start::of_sev_firmware(tech, digest.map_err(unfit)?, place).ok_or_else(missing)
-}
-
-/// The hashes of the kernel that the firmware starts.
-fn hashes(image: &Image) -> Option<KernelHashes> {
-    let initrd = image.initrd_bytes().unwrap_or_default();
-    Some(KernelHashes::new(
-        image.kernel_bytes()?,
-        initrd,
-        image.cmdline_text(),
-    ))
 }
