@@ -66,6 +66,7 @@ pub struct Image {
     pub(crate) cmdline: Option<String>,
     pub(crate) initrd: Option<Arc<[u8]>>,
     pub(crate) kernel: Option<Arc<[u8]>>,
+    pub(crate) acpi: bool,
 }
 
 impl Image {
@@ -102,6 +103,7 @@ impl Image {
             cmdline: None,
             initrd: None,
             kernel: None,
+            acpi: false,
         }
     }
 
@@ -147,6 +149,18 @@ impl Image {
     /// The kernel's command line, for a bzImage or ELF image, or for the kernel of firmware.
     pub fn cmdline(mut self, cmdline: impl Into<String>) -> Self {
         self.cmdline = Some(cmdline.into());
+        self
+    }
+
+    /// Describes the machine to a bzImage or ELF kernel by ACPI tables, and puts the address of their root pointer into its boot
+    /// parameters (`acpi_rsdp_addr`). They tell of all vCPUs, of the I/O APIC, and of the devices that
+    /// [`Machine::q35`](crate::Machine::q35) gives, so the machine is to be run with those: the kernel finds the memory window of PCI
+    /// configuration space at 0xb0000000, and switches off by ACPI. Firmware gets its tables from the Q35, and needs none of this.
+    ///
+    /// The tables lie from 0xc0000 on, below 1 MiB. A kernel without them finds vCPUs and interrupt lines by a MultiProcessor
+    /// table.
+    pub const fn acpi(mut self) -> Self {
+        self.acpi = true;
         self
     }
 
@@ -249,6 +263,7 @@ impl fmt::Debug for Image {
             .field("cmdline", &self.cmdline)
             .field("initrd", &self.initrd.as_ref().map(|initrd| initrd.len()))
             .field("kernel", &self.kernel.as_ref().map(|kernel| kernel.len()))
+            .field("acpi", &self.acpi)
             .finish()
     }
 }

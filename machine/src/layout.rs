@@ -32,6 +32,11 @@ pub(crate) const SHADOW_MAX: u64 = 256 << 10;
 /// would keep for itself (the extended BIOS data area).
 pub(crate) const CONVENTIONAL_END: u64 = 0x9_fc00;
 
+/// The ACPI tables, where option ROMs would lie, and their root pointer, in the range of ROMs below 1 MiB where kernels look
+/// for it.
+pub(crate) const ACPI_TABLES: Gpa = Gpa::new(0xc_0000);
+pub(crate) const ACPI_ROOT: Gpa = Gpa::new(0xe_0000);
+
 /// The MultiProcessor table, in the range of ROMs below 1 MiB where kernels look for it.
 pub(crate) const MP_TABLE: Gpa = Gpa::new(0xf_0000);
 

@@ -545,7 +545,7 @@ impl<H: Host> Machine<H> {
         })
     }
 
-    /// The devices of a Q35, for firmware: those of [`devices`](Self::devices), and what OVMF and the Linux that it starts
+    /// The devices of a Q35, for firmware, and for a kernel with [`Image::acpi`]: those of [`devices`](Self::devices), and what OVMF and the Linux that it starts
     /// look for. The configuration device has the kernel, command line and initrd of the machine's image
     /// ([`Image::kernel`]). Make one for each run: firmware changes them.
     ///

@@ -123,6 +123,19 @@ fn fields<'a>(console: &'a str, name: &str) -> Vec<&'a str> {
         .collect()
 }
 
+/// Checks what the kernel tells of its processors, by the program in user space.
+pub(crate) fn has_processors(text: &str, vcpus: u32) {
+    let numbers: Vec<_> = (0..vcpus).map(|n| n.to_string()).collect();
+    assert_eq!(fields(text, "processor"), numbers, "{text}");
+    let (_, online) = text.split_once(init::ONLINE).expect("the list of vCPUs");
+    let all = if vcpus == 1 {
+        "0".into()
+    } else {
+        format!("0-{}", vcpus - 1)
+    };
+    assert_eq!(online.lines().next().map(str::trim), Some(&*all));
+}
+
 /// Boots a guest with that many vCPUs twice.
 pub(crate) fn boots_alike(guests: &Guests, variable: &str, vcpus: u32) {
     let Some(boot) = Boot::new(guests, variable, &[("init", init::guest())]) else {
@@ -132,21 +145,12 @@ pub(crate) fn boots_alike(guests: &Guests, variable: &str, vcpus: u32) {
     let first = boot.run(vcpus, &[]);
     let text = console(&first);
     assert!(text.contains(guests.says), "{text}");
-    // What the kernel tells of its processors, by the program in user space.
-    let numbers: Vec<_> = (0..vcpus).map(|n| n.to_string()).collect();
-    assert_eq!(fields(text, "processor"), numbers, "{text}");
+    has_processors(text, vcpus);
     if let Some(flag) = guests.flag {
         for flags in fields(text, "flags") {
             assert!(flags.split(' ').any(|found| found == flag), "{flags}");
         }
     }
-    let (_, online) = text.split_once(init::ONLINE).expect("the list of vCPUs");
-    let all = if vcpus == 1 {
-        "0".into()
-    } else {
-        format!("0-{}", vcpus - 1)
-    };
-    assert_eq!(online.lines().next().map(str::trim), Some(&*all));
     figures(
         &format!("Linux in {}, vCPUs: {vcpus}", guests.name),
         &first,

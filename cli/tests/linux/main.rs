@@ -6,6 +6,7 @@
 //! of docs/machine-code.md. `KVM_OPS_OVMF` names the firmware of the TD, and `KVM_OPS_OVMF_SEV` that of the SNP guest, if they
 //! are not where Debian installs them.
 
+mod acpi;
 mod archive;
 mod boot;
 #[path = "../common/mod.rs"]

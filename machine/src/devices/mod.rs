@@ -16,6 +16,7 @@ use crate::{ConsoleSink, End, ExitContext, ExitHandler, Flow};
 
 use cmos::Cmos;
 pub use q35::Q35;
+pub(crate) use q35::describe;
 #[cfg(feature = "virtio")]
 pub use q35::{Disk, DiskCounts};
 

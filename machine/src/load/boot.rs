@@ -2,8 +2,8 @@
 //! page tables.
 
 use super::super::layout::{
-    CMDLINE, CMDLINE_MAX, CONVENTIONAL_END, FOUR_GIB, GDT, ONE_MIB, PAGE_TABLES, TRAMPOLINE,
-    ZERO_PAGE,
+    ACPI_ROOT, CMDLINE, CMDLINE_MAX, CONVENTIONAL_END, FOUR_GIB, GDT, ONE_MIB, PAGE_TABLES,
+    TRAMPOLINE, ZERO_PAGE,
 };
 use super::super::start::{BOOT_CS, STUB_CS, gdt};
 use super::zero_page::{self, MapEntry, ZeroPage};
@@ -51,6 +51,9 @@ pub(crate) fn parameters(
         let at = write_initrd(ram, initrd, limits)?;
         page.put_u32(zero_page::RAMDISK_IMAGE, at.get() as u32);
         page.put_u32(zero_page::RAMDISK_SIZE, initrd.len() as u32);
+    }
+    if image.acpi {
+        page.set_acpi_root(ACPI_ROOT);
     }
     let map = memory_map(ram);
     if !page.set_memory_map(&map) {

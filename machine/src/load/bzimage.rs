@@ -101,7 +101,7 @@ pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError>
             )
         })?;
     let packed_end = low_range(image, ram, start, packed)?;
-    clear_of_boot_area("the kernel", start, packed_end)?;
+    clear_of_boot_area(image, "the kernel", start, packed_end)?;
     let long = version >= V_XLOADFLAGS
         && u16::from_le_bytes(field(bytes, XLOADFLAGS)) & XLF_KERNEL_64 != 0;
     let entry = if long {
@@ -165,7 +165,7 @@ fn unpacked_end(
         preferred
     };
     let end = low_range(image, ram, runs_at, init_size.into())?;
-    clear_of_boot_area("the unpacked kernel", runs_at, end)?;
+    clear_of_boot_area(image, "the unpacked kernel", runs_at, end)?;
     Ok(end)
 }
 

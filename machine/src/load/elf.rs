@@ -100,7 +100,7 @@ pub(crate) fn open<'a>(
 }
 
 pub(crate) fn load(image: &Image, ram: &GuestRam) -> Result<Start, MachineError> {
-    let place = |start, end| clear_of_boot_area("a segment", start, end);
+    let place = |start, end| clear_of_boot_area(image, "a segment", start, end);
     let program = open(image, ram, place)?;
     for segment in program.segments() {
         ram.write(Gpa::new(segment.p_paddr), program.contents(segment)?)?;

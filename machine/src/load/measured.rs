@@ -41,6 +41,7 @@ pub(super) fn refuse_unused(image: &Image) -> Result<ImageFormat, MachineError> 
     let format = image.runs_as()?;
     let firmware = format == ImageFormat::Firmware;
     let unused = [
+        ("ACPI tables", image.acpi),
         ("kernel", image.kernel.is_some() && !firmware),
         (
             "command line",

@@ -26,10 +26,10 @@ mod zero_page;
 
 use kvm_ops::{Gpa, Irqchip};
 
-use super::layout::{BOOT_END, BOOT_START};
+use super::layout::{ACPI_TABLES, BOOT_END, BOOT_START, ONE_MIB};
 use super::start::{BOOT_CS, STUB_CS, Start};
 use super::traps::{self, Traps};
-use super::{GuestRam, Image, ImageFormat, MachineError};
+use super::{GuestRam, Image, ImageFormat, MachineError, devices};
 
 /// The bytes of ROM that the machine needs for the image.
 pub(crate) fn rom_bytes(image: &Image) -> Result<u64, MachineError> {
@@ -50,6 +50,9 @@ pub(crate) fn describe(
     let kernel = matches!(image.runs_as()?, ImageFormat::Elf | ImageFormat::BzImage);
     if kernel && irqchip == Irqchip::Full {
         mptable::write(ram, vcpus)?;
+    }
+    if kernel && image.acpi {
+        devices::describe(ram, vcpus, irqchip)?;
     }
     Ok(())
 }
@@ -98,6 +101,7 @@ fn refuse_unused(image: &Image, format: ImageFormat) -> Result<(), MachineError>
             "entry",
             image.entry.is_some() && !matches!(format, ImageFormat::Flat | ImageFormat::Elf),
         ),
+        ("ACPI tables", image.acpi && !kernel),
         ("kernel", image.kernel.is_some() && !firmware),
         (
             "command line",
@@ -129,17 +133,27 @@ fn low_range(image: &Image, ram: &GuestRam, at: Gpa, bytes: u64) -> Result<Gpa, 
     Ok(end)
 }
 
-/// Checks that a range leaves alone what is needed to start it.
-fn clear_of_boot_area(what: &'static str, start: Gpa, end: Gpa) -> Result<(), MachineError> {
-    if start.get() < BOOT_END && end.get() > BOOT_START {
-        return Err(MachineError::Overlap {
-            what,
-            start,
-            end,
-            with: "the boot parameters at 0x1000..0x20000",
-        });
-    }
-    Ok(())
+/// Checks that a range leaves alone what is needed to start it, and what a kernel reads then.
+fn clear_of_boot_area(
+    image: &Image,
+    what: &'static str,
+    start: Gpa,
+    end: Gpa,
+) -> Result<(), MachineError> {
+    let overlaps = |from: u64, to: u64| start.get() < to && end.get() > from;
+    let with = if overlaps(BOOT_START, BOOT_END) {
+        "the boot parameters at 0x1000..0x20000"
+    } else if image.acpi && overlaps(ACPI_TABLES.get(), ONE_MIB) {
+        "the ACPI tables at 0xc0000..0x100000"
+    } else {
+        return Ok(());
+    };
+    Err(MachineError::Overlap {
+        what,
+        start,
+        end,
+        with,
+    })
 }
 
 fn bad(

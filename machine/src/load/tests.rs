@@ -3,7 +3,7 @@
 use linux_loader::loader::bootparam::boot_params;
 use proptest::prelude::*;
 
-use super::super::layout::{CMDLINE, FOUR_GIB, PAGE_TABLES, ZERO_PAGE};
+use super::super::layout::{ACPI_ROOT, CMDLINE, FOUR_GIB, PAGE_TABLES, ZERO_PAGE};
 use super::super::samples::{bzimage, elf};
 use super::{Gpa, GuestRam, Image, ImageFormat, MachineError, Start, load, rom_bytes};
 
@@ -134,6 +134,19 @@ fn a_kernel_finds_memory_map_command_line_and_initrd() {
 }
 
 #[test]
+fn a_kernel_finds_the_root_pointer_of_acpi_tables_by_its_boot_parameters() {
+    for kernel in [
+        kernel(),
+        Image::from_bytes("elf", elf(true, AT, AT, b"code", 0x1000)),
+    ] {
+        let (_, ram) = try_load(&kernel, 64 * MIB).unwrap();
+        assert_eq!({ zero_page(&ram).acpi_rsdp_addr }, 0);
+        let (_, ram) = try_load(&kernel.acpi(), 64 * MIB).unwrap();
+        assert_eq!({ zero_page(&ram).acpi_rsdp_addr }, ACPI_ROOT.get());
+    }
+}
+
+#[test]
 fn the_page_tables_map_the_first_4_gib_to_themselves() {
     let (_, ram) = try_load(&kernel(), 64 * MIB).unwrap();
     let entry = |table: u64, index: u64| {
@@ -163,6 +176,11 @@ fn bad_kernels_are_refused_by_name_and_value() {
             changed(0x214, &0x1000_u32.to_le_bytes()),
             "the kernel at 0x1000..0x1201 overlaps",
         ),
+        (
+            changed(0x214, &0xe_0000_u32.to_le_bytes()).acpi(),
+            "the kernel at 0xe0000..0xe0201 overlaps the ACPI tables",
+        ),
+        (Image::flat("flat", [0xf4]).acpi(), "option ACPI tables"),
         (
             changed(0x260, &u32::MAX.to_le_bytes()),
             "needs 0xffffffff bytes at 0x1000000",

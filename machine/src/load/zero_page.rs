@@ -1,6 +1,10 @@
 //! Linux's boot parameters, the "zero page" (Linux Documentation/arch/x86/zero-page.rst), as bytes. The
 //! offsets of the setup header in it are those in a bzImage.
 
+use kvm_ops::Gpa;
+
+/// `acpi_rsdp_addr`.
+const ACPI_RSDP_ADDR: usize = 0x70;
 /// The first byte of the setup header (`hdr`).
 pub(crate) const SETUP_HEADER: usize = 0x1f1;
 /// `hdr.type_of_loader`.
@@ -55,6 +59,11 @@ impl ZeroPage {
 
     pub(crate) fn put_u32(&mut self, at: usize, value: u32) {
         self.put(at, &value.to_le_bytes());
+    }
+
+    /// Tells where the root pointer of the ACPI tables is.
+    pub(crate) fn set_acpi_root(&mut self, at: Gpa) {
+        self.put(ACPI_RSDP_ADDR, &at.get().to_le_bytes());
     }
 
     /// Lists the RAM. Returns false where it has more pieces than the page has entries.

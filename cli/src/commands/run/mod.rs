@@ -49,6 +49,9 @@ use report::{Chipset, Ran, Taken, Told};
 /// not wait. A VM with one vCPU executes the same instructions in each run, if --clock stops its clock.
 /// Their number is told.
 ///
+/// A kernel (bzImage, or ELF with a command line or an initial RAM disk) finds a small Q35 and ACPI tables, by which it finds
+/// vCPUs and PCI devices and switches off.
+///
 /// Firmware without a disk never ends, so the timeout is an orderly end. It is stated on standard
 /// error, and the exit code is 0.
 ///
@@ -133,7 +136,7 @@ pub(crate) struct Args {
     initrd: Option<PathBuf>,
 
     /// A disk image (raw), as a virtio block device; `FILE,ro` cannot be written. May be given up to eight times. A
-    /// normal VM gets a Q35 with it, as confidential VMs have
+    /// normal VM gets a Q35 with it, as kernels and confidential VMs have
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<disks::Wanted>,
 
@@ -212,7 +215,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let hint = "firmware of a TD or a SEV guest starts it; a normal VM has it as its image";
     refuse(&guest, hint, &[(args.kernel.is_some(), "--kernel")])?;
     let path = args.image.as_deref().ok_or_else(|| args.without_image())?;
-    let image = image(args, path)?;
+    let mut image = image(args, path)?;
+    let is_kernel = starts_kernel(args, &image);
+    if is_kernel {
+        image = image.acpi();
+    }
     let disks = disks::open(&args.disks)?;
     let interrupt = Interrupt::install()?;
     let mut hosts = Hosts::open(args.host);
@@ -246,7 +253,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .build(config)
         .map_err(|error| Failure::of_machine("the machine cannot be built", error))?;
     interrupt.stops(machine.stopper());
-    let chipset = match disks.is_empty() {
+    let chipset = match disks.is_empty() && !is_kernel {
         true => Chipset::Pc,
         false => Chipset::Q35(disks, None),
     };
@@ -330,6 +337,16 @@ fn image(args: &Args, path: &Path) -> Result<Image, Failure> {
         .runs_as()
         .map_err(|error| Failure::of_machine("the image cannot be run", error))?;
     with_options(args, image)
+}
+
+/// True if the image is a kernel that is to find a whole machine around it: one with interrupt controllers.
+fn starts_kernel(args: &Args, image: &Image) -> bool {
+    let is_kernel = match image.format() {
+        Some(ImageFormat::BzImage) => true,
+        Some(ImageFormat::Elf) => args.cmdline.is_some() || args.initrd.is_some(),
+        Some(ImageFormat::Flat | ImageFormat::Firmware) | None => false,
+    };
+    is_kernel && matches!(args.irqchip, None | Some(Irqchip::Full))
 }
 
 /// The image with the options of the kernel that it is, or that it starts.

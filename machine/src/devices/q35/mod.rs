@@ -6,6 +6,7 @@
 //! | `power` | PM1 blocks and timer: switching off |
 //! | `fw_cfg` | QEMU's configuration device, with DMA |
 //! | `acpi` | the tables that it hands to firmware |
+//! | `kernel` | the same tables in memory, for a kernel without firmware |
 //! | `ioapic` | the I/O APIC, where the platform has local APICs only |
 //! | `cards` | what is in the slots of the PCI bus |
 //! | `virtio` | disks |
@@ -15,6 +16,7 @@ mod cards;
 mod function;
 mod fw_cfg;
 mod ioapic;
+mod kernel;
 mod pci;
 mod power;
 #[cfg(feature = "virtio")]
@@ -32,6 +34,7 @@ use crate::{ConsoleSink, End, ExitContext, ExitHandler, Flow, GuestRam, Image, I
 use cards::{Cards, Signal, Target};
 use fw_cfg::{FwCfg, Items};
 use ioapic::IoApic;
+pub(crate) use kernel::describe;
 use pci::Pci;
 use power::Power;
 #[cfg(feature = "virtio")]
@@ -55,7 +58,7 @@ const BOOTS: u64 = 1 << 8;
 ///
 /// | place | device |
 /// |---|---|
-/// | ports 0xcf8 to 0xcff, memory from where firmware sets PCIEXBAR to | PCI configuration space: a memory controller (8086:29c0) and an LPC bridge (8086:2918) |
+/// | ports 0xcf8 to 0xcff, memory from where firmware sets PCIEXBAR to, or from 0xb0000000 on for a kernel with [`Image::acpi`] | PCI configuration space: a memory controller (8086:29c0) and an LPC bridge (8086:2918) |
 /// | ports 0x600 to 0x67f | power management: timer, and [`End::PowerOff`] |
 /// | ports 0x510, 0x511, 0x514 to 0x51b | QEMU's configuration device with DMA: memory map, ACPI tables, a kernel with initrd and command line |
 /// | PCI slots 1 to 8, memory where firmware or kernel puts it | disks, with the cargo feature `virtio` |
@@ -100,14 +103,12 @@ impl Q35 {
         let mut items = Items::new(vcpus);
         items.put_file("etc/e820", memory_map(ram));
         items.put_file("etc/system-states", SYSTEM_STATES.to_vec());
-        let has_pic = irqchip == Irqchip::Full;
-        let pci = Pci::new();
-        let facts = acpi::Facts {
-            vcpus,
-            has_pic,
-            ram_end: u32::try_from(ram.low_end().get()).unwrap_or(u32::MAX),
-            window: pci.window(),
-        };
+        let mut facts = acpi::Facts::new(ram, vcpus, irqchip);
+        let mut pci = Pci::new();
+        if image.is_some_and(|image| image.acpi) {
+            pci.open(kernel::WINDOW);
+            facts.window = pci.window();
+        }
         acpi::put(&mut items, facts);
         if let Some(image) = image {
             add_kernel(&mut items, image);

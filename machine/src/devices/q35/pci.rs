@@ -89,6 +89,17 @@ impl Pci {
         }
     }
 
+    /// Opens the memory window, as firmware would.
+    pub(super) fn open(&mut self, window: Window) {
+        let length = match window.buses {
+            64 => 2,
+            128 => 1,
+            _ => 0,
+        };
+        let register = window.at | length << 1 | WINDOW_OPEN;
+        self.write(MEMORY_CONTROLLER, PCIEXBAR, &register.to_le_bytes());
+    }
+
     pub(super) const fn address(&self) -> u32 {
         self.address
     }

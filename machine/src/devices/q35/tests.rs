@@ -222,3 +222,19 @@ impl Inside for Sent {
         Ok(true)
     }
 }
+
+#[test]
+fn a_kernel_without_firmware_finds_the_configuration_space_in_memory() {
+    let vendor = |image: Option<&Image>| {
+        let (q35, _) = q35(image);
+        let gpa = Gpa::new(kernel::WINDOW.at);
+        let mut data = [0; 4];
+        let exit = Exit::MmioRead { gpa, len: 4 };
+        assert_eq!(handle(&q35, 0, exit, &mut data).0, Flow::Continue);
+        u32::from_le_bytes(data)
+    };
+    let image = Image::from_bytes("kernel", vec![1; 64]);
+    assert_eq!(vendor(None), u32::MAX);
+    assert_eq!(vendor(Some(&image)), u32::MAX);
+    assert_eq!(vendor(Some(&image.acpi())), 0x29c0_8086);
+}

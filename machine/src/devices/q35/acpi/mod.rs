@@ -1,9 +1,11 @@
-//! ACPI tables (ACPI 6.5), as files of the configuration device, from which firmware installs them.
+//! ACPI tables (ACPI 6.5): as files of the configuration device, from which firmware installs them, or in memory for a kernel
+//! that starts without firmware.
 //!
-//! FACS, DSDT, FADT, MADT, MCFG and XSDT lie in one file one behind the other, the root pointer in a second, and a third has
-//! the script that links them.
+//! FACS, DSDT, FADT, MADT, MCFG and XSDT lie one behind the other, the root pointer apart. Of files a third one has the script
+//! that links them.
 
 mod dsdt;
+mod linked;
 mod loader;
 mod osc;
 
@@ -17,10 +19,13 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
+use kvm_ops::Irqchip;
 
 use super::fw_cfg::Items;
 use super::pci::Window;
 use super::{ioapic, power};
+use crate::GuestRam;
+use linked::{ALIGN, Link, Linked, Piece};
 use loader::{Script, Zone};
 
 const TABLES: &str = "etc/acpi/tables";
@@ -37,17 +42,16 @@ const OEM_TABLE: [u8; 8] = *b"MACHINE ";
 const OEM_REVISION: u32 = 1;
 const HEADER: u32 = 36;
 /// The checksum's place in a table's header.
-const CHECKSUM: usize = 9;
-const ALIGN: usize = 64;
+const CHECKSUM: u32 = 9;
 
 /// Offsets in the FADT: pointers of 32 bits to FACS and DSDT.
-const FADT_FACS: usize = 36;
-const FADT_DSDT: usize = 40;
+const FADT_FACS: u32 = 36;
+const FADT_DSDT: u32 = 40;
 /// Offsets in the root pointer: checksums of the first part and of all, the XSDT's address.
-const ROOT_CHECKSUM: usize = 8;
+const ROOT_CHECKSUM: u32 = 8;
 const ROOT_FIRST_PART: u32 = 20;
-const ROOT_XSDT: usize = 24;
-const ROOT_EXTENDED: usize = 32;
+const ROOT_XSDT: u32 = 24;
+const ROOT_EXTENDED: u32 = 32;
 
 /// The line of power management's interrupt.
 const SCI: Word = 9;
@@ -70,77 +74,83 @@ pub(super) struct Facts {
     pub(super) window: Option<Window>,
 }
 
+impl Facts {
+    /// The facts of a machine before its firmware has run.
+    pub(super) fn new(ram: &GuestRam, vcpus: u32, irqchip: Irqchip) -> Self {
+        Self {
+            vcpus,
+            has_pic: irqchip == Irqchip::Full,
+            ram_end: u32::try_from(ram.low_end().get()).unwrap_or(u32::MAX),
+            window: None,
+        }
+    }
+}
+
 /// Puts the tables into the files of the configuration device.
 pub(super) fn put(items: &mut Items, facts: Facts) {
-    let mut image = Image::default();
-    let facs = image.add(&bytes(&FACS::new()));
-    let dsdt = image.add(&sdt(*b"DSDT", 2, &dsdt::code(&facts)));
-    let fadt = image.add(&bytes(&fixed(facs, dsdt)));
-    let madt = image.add(&interrupts(facts));
-    let mut listed = vec![&fadt, &madt];
-    let mcfg = facts.window.map(|window| image.add(&space(window)));
-    listed.extend(&mcfg);
-    let mut list = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    listed
-        .iter()
-        .for_each(|table| list.add_entry(table.at.into()));
-    let xsdt = image.add(&bytes(&list));
-    let mut root = bytes(&Rsdp::new(OEM, xsdt.at.into()));
-
+    let linked = tables(facts);
     let mut script = Script::default();
     script.allocate(ROOT, 16, Zone::FSegment);
     script.allocate(TABLES, ALIGN as u32, Zone::High);
-    for at in [FADT_FACS, FADT_DSDT] {
-        script.add_pointer(TABLES, fadt.at + at as u32, 4, TABLES);
+    let file = |piece| match piece {
+        Piece::Root => ROOT,
+        Piece::Tables => TABLES,
+    };
+    for link in &linked.links {
+        match *link {
+            Link::Pointer { piece, at, bytes } => {
+                script.add_pointer(file(piece), at, bytes, TABLES);
+            }
+            Link::Sum {
+                piece,
+                at,
+                start,
+                bytes,
+            } => script.add_checksum(file(piece), at, start, bytes),
+        }
     }
-    image.seal(&mut script, &fadt);
-    for entry in 0..listed.len() as u32 {
-        script.add_pointer(TABLES, xsdt.at + HEADER + 8 * entry, 8, TABLES);
-    }
-    image.seal(&mut script, &xsdt);
-    script.add_pointer(ROOT, ROOT_XSDT as u32, 8, TABLES);
-    for (at, covered) in [
-        (ROOT_CHECKSUM, ROOT_FIRST_PART),
-        (ROOT_EXTENDED, root.len() as u32),
-    ] {
-        root[at] = 0;
-        script.add_checksum(ROOT, at as u32, 0, covered);
-    }
-
     let pages = |mut file: Vec<u8>| {
         file.resize(file.len().next_multiple_of(PAGE), 0);
         file
     };
-    items.put_file(ROOT, root);
-    items.put_file(TABLES, pages(image.0));
+    items.put_file(ROOT, linked.root);
+    items.put_file(TABLES, pages(linked.tables));
     items.put_file(LOADER, pages(script.into_bytes()));
 }
 
-/// A table's place in the file.
-struct Placed {
-    at: u32,
-    bytes: u32,
+/// Root pointer and tables, for tables at an address.
+pub(super) fn at(address: u32, facts: Facts) -> (Vec<u8>, Vec<u8>) {
+    tables(facts).at(address)
 }
 
-/// The file of tables.
-#[derive(Default)]
-struct Image(Vec<u8>);
+fn tables(facts: Facts) -> Linked {
+    let mut linked = Linked::default();
+    let facs = linked.add(&bytes(&FACS::new()));
+    let dsdt = linked.add(&sdt(*b"DSDT", 2, &dsdt::code(&facts)));
+    let fadt = linked.add(&bytes(&fixed(facs.at, dsdt.at)));
+    let madt = linked.add(&interrupts(facts));
+    let mut listed = vec![fadt.at, madt.at];
+    listed.extend(facts.window.map(|window| linked.add(&space(window)).at));
+    let mut list = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    listed.iter().for_each(|at| list.add_entry((*at).into()));
+    let xsdt = linked.add(&bytes(&list));
+    linked.root = bytes(&Rsdp::new(OEM, xsdt.at.into()));
 
-impl Image {
-    fn add(&mut self, table: &[u8]) -> Placed {
-        self.0.resize(self.0.len().next_multiple_of(ALIGN), 0);
-        let at = self.0.len() as u32;
-        self.0.extend_from_slice(table);
-        let bytes = table.len() as u32;
-        Placed { at, bytes }
+    let tables = Piece::Tables;
+    for at in [FADT_FACS, FADT_DSDT] {
+        linked.point(tables, fadt.at + at, 4);
     }
-
-    /// Leaves a table's checksum to the script: pointers change it.
-    fn seal(&mut self, script: &mut Script, table: &Placed) {
-        let at = table.at as usize + CHECKSUM;
-        self.0[at] = 0;
-        script.add_checksum(TABLES, at as u32, table.at, table.bytes);
+    linked.seal(tables, fadt.at + CHECKSUM, fadt.at, fadt.bytes);
+    for entry in 0..listed.len() as u32 {
+        linked.point(tables, xsdt.at + HEADER + 8 * entry, 8);
     }
+    linked.seal(tables, xsdt.at + CHECKSUM, xsdt.at, xsdt.bytes);
+    linked.point(Piece::Root, ROOT_XSDT, 8);
+    let whole = linked.root.len() as u32;
+    for (at, covered) in [(ROOT_CHECKSUM, ROOT_FIRST_PART), (ROOT_EXTENDED, whole)] {
+        linked.seal(Piece::Root, at, 0, covered);
+    }
+    linked
 }
 
 fn bytes(table: &dyn Aml) -> Vec<u8> {
@@ -156,10 +166,10 @@ fn sdt(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// The FADT: power management at its ports, and no system management mode.
-fn fixed(facs: Placed, dsdt: Placed) -> impl Aml {
+fn fixed(facs: u32, dsdt: u32) -> impl Aml {
     let mut table = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
-        .firmware_ctrl_32(facs.at)
-        .dsdt_32(dsdt.at)
+        .firmware_ctrl_32(facs)
+        .dsdt_32(dsdt)
         .gpe_info(power::GPE0.into(), 0, power::GPE0_BYTES, 0, 0)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)

@@ -122,12 +122,21 @@ fn the_script_links_every_table_with_a_right_sum() {
         [&b"APIC"[..], b"FACP", b"MCFG"]
     );
     let fadt = tables[&b"FACP"[..]];
-    assert_eq!(table(&memory, word(fadt, FADT_DSDT))[..4], *b"DSDT");
-    let facs = word(fadt, FADT_FACS);
+    assert_eq!(table(&memory, word(fadt, FADT_DSDT as usize))[..4], *b"DSDT");
+    let facs = word(fadt, FADT_FACS as usize);
     assert_eq!((facs % 64, &at(&memory, facs)[..4]), (0, &b"FACS"[..]));
     let space = tables[&b"MCFG"[..]];
     assert_eq!(word(space, 44), WINDOW.at as u32);
     assert_eq!(space[54..56], [0, 0xff]);
+}
+
+#[test]
+fn tables_in_memory_are_those_that_firmware_links() {
+    let mut memory = run(facts(4));
+    let (address, file) = memory.pop_last().unwrap();
+    let (root, tables) = super::at(address, facts(4));
+    assert_eq!(memory.into_values().collect::<Vec<_>>(), [root]);
+    assert!(file.starts_with(&tables) && !tables.is_empty());
 }
 
 #[test]
