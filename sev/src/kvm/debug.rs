@@ -12,7 +12,7 @@ use crate::shared::Shared;
 const BLOCK: u64 = 16;
 
 /// The guest address of the memory that a slot lends at this host address: whole blocks in one page.
-fn place<H: Host>(shared: &Shared<H>, host: u64, len: u64) -> Result<(Gfn, u64)> {
+pub(super) fn place<H: Host>(shared: &Shared<H>, host: u64, len: u64) -> Result<(Gfn, u64)> {
     let gpa: Gpa = shared.memory().gpa_of(host).ok_or(Error::NoMemory)?;
     let offset = gpa.get() % PAGE_SIZE;
     if len == 0

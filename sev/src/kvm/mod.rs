@@ -8,16 +8,18 @@
 //! | not here | why |
 //! |---|---|
 //! | INIT, ES_INIT | for VMs of the default type, whose technology is not chosen at creation |
-//! | SEND_*, RECEIVE_* | not part of a launch: see [`crate::migrate`] |
+//! | SEND_UPDATE_VMSA, RECEIVE_UPDATE_VMSA | not the kernel's either: see [`crate::migrate`] |
 //! | SNP_ENABLE_REQ_CERTS | guest requests are not carried to user space |
 
 mod blob;
 mod debug;
 mod legacy;
+mod migrate;
 mod snp;
 
 use kvm_ops::{EncCmd, Error, Field, Host, Result};
 
+use crate::context::GuestState;
 use crate::rules::{self, EBUSY, Holding, View, errno};
 use crate::status::status_of;
 use crate::{SevVm, launch};
@@ -39,6 +41,11 @@ impl<H: Host> SevVm<H> {
     }
 }
 
+/// True for a guest that went to another host, whose status is still asked for.
+fn is_sent<H: Host>(vm: &SevVm<H>) -> bool {
+    legacy::with_guest(vm, |context| Ok(context.state == GuestState::Sent)) == Ok(true)
+}
+
 /// Runs one command, and writes the firmware's status in any case.
 pub(crate) fn run<H: Host>(vm: &mut SevVm<H>, cmd: &mut EncCmd<'_>) -> Result<()> {
     cmd.firmware_status = 0;
@@ -54,7 +61,8 @@ pub(crate) fn run<H: Host>(vm: &mut SevVm<H>, cmd: &mut EncCmd<'_>) -> Result<()
 
 fn dispatch<H: Host>(vm: &mut SevVm<H>, id: u32, data: &mut [u8], status: &mut u64) -> Result<()> {
     let view = vm.view();
-    if vm.shared.step() == kvm_ops::Step::Poisoned && view.holding != Holding::Staged {
+    let harmless = view.holding == Holding::Staged || id == layout::GUEST_STATUS && is_sent(vm);
+    if vm.shared.step() == kvm_ops::Step::Poisoned && !harmless {
         return Err(Error::Poisoned);
     }
     rules::allowed(id, &view)?;
@@ -65,10 +73,17 @@ fn dispatch<H: Host>(vm: &mut SevVm<H>, id: u32, data: &mut [u8], status: &mut u
         5 => legacy::secret(vm, data),
         6 => legacy::measure(vm, data),
         7 => legacy::finish(vm),
+        8 => migrate::send_start(vm, data),
+        9 => migrate::send_update_data(vm, data),
+        11 => migrate::send_finish(vm),
+        12 => migrate::receive_start(vm, data),
+        13 => migrate::receive_update_data(vm, data),
+        15 => migrate::receive_finish(vm),
         16 => legacy::guest_status(vm, data),
         17 => debug::decrypt(vm, data),
         18 => debug::encrypt(vm, data),
         20 => legacy::attestation(vm, data),
+        21 => migrate::send_cancel(vm),
         22 => init2(vm, data, status),
         100 => snp::launch_start(vm, data),
         101 => snp::launch_update(vm, data),

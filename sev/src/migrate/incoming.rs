@@ -4,16 +4,17 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Field, Gfn, Host, Level, PspPort, Result, Step, Tech, VcpuId};
-use kvm_ops_sev_stream::{MigrateTarget, Packet, PlatformCerts, SessionStart, Shape, VcpuContent};
+use kvm_ops::{Error, Field, Gfn, Host, PspPort, Result, Step, Tech, VcpuId};
+use kvm_ops_sev_stream::{
+    MigrateTarget, PAGE, Packet, PlatformCerts, SessionStart, Shape, VcpuContent,
+};
 
 use super::group::Role;
 use super::mailbox::{Mailbox, PacketOf};
 use super::transfer::unfit;
 use crate::SevVm;
 use crate::cell::VmsaPage;
-use crate::context::{Guest, GuestState};
-use crate::memory::Memory;
+use crate::context::GuestState;
 use crate::shared::Shared;
 use kvm_ops::moves::Claimed;
 
@@ -82,22 +83,6 @@ impl<H: Host> Incoming<'_, H> {
         let handle = context.as_ref().and_then(|context| context.handle());
         handle.ok_or(Error::WrongState(self.shared.step()))
     }
-
-    /// Unpacks into the frame's page, or into a new one that becomes the frame's.
-    fn unpack(&self, memory: &mut Memory, gfn: Gfn, handle: u32, packet: &Packet) -> Result<()> {
-        let of = PacketOf::Memory;
-        if memory.frame(gfn).is_some() {
-            self.shared.split(memory, gfn)?;
-        }
-        if let Some(frame) = memory.frame_mut(gfn) {
-            let (held, done) = self.mailbox.receive_into(handle, of, &frame.page, packet);
-            frame.held = held;
-            return done;
-        }
-        let page = self.shared.sp().alloc(Level::Size4K)?;
-        let (held, done) = self.mailbox.receive_into(handle, of, &page, packet);
-        self.shared.map_filled(memory, gfn, page, held, done)
-    }
 }
 
 impl<H: Host> MigrateTarget for Incoming<'_, H> {
@@ -126,31 +111,17 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
     }
 
     fn receive_start(&mut self, start: &SessionStart) -> Result<()> {
-        let shared = self.shared;
-        let mut context = shared.context();
-        let context = context.as_mut().ok_or(Error::WrongState(shared.step()))?;
-        if context.guest.is_some() {
-            return Err(Error::WrongState(shared.step()));
-        }
-        if let (None, Some(account)) = (&context.charge, shared.payer()) {
-            context.charge = Some(account.charge(shared.tech())?);
-        }
-        let asid = shared.leased(context)?;
-        let handle = self.mailbox.receive_start(start)?;
-        if let Err(error) = shared.activate(context, handle, asid) {
-            shared.drop_soiled_asid(context);
-            return Err(error);
-        }
-        context.guest = Some(Guest::Handle(handle));
-        context.state = GuestState::ReceiveUpdate;
-        context.policy = start.policy.into();
+        self.shared.receive_start(&self.mailbox, 0, start)?;
         self.receiving = true;
         Ok(())
     }
 
     fn receive_private(&mut self, gfn: Gfn, packet: &Packet) -> Result<()> {
         let handle = self.handle()?;
-        self.unpack(&mut self.shared.memory(), gfn, handle, packet)
+        let whole = (gfn, 0, PAGE as u32);
+        let parts = (&packet.header[..], &packet.data[..]);
+        self.shared
+            .receive_range(&self.mailbox, handle, whole, parts)
     }
 
     fn receive_shared(&mut self, gfn: Gfn, page: Option<&[u8; 4096]>) -> Result<()> {

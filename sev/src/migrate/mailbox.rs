@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use kvm_ops::{
     Error, Field, Host, Level, OpName, PAGE_SIZE, Page, PageAccount, PagePort, Pfn, PspPort, Result,
 };
-use kvm_ops_sev_stream::{MAX_BLOB, PACKET_HEADER, PAGE, Packet, PlatformCerts, SessionStart};
+use kvm_ops_sev_stream::{MAX_BLOB, PAGE, Packet, PlatformCerts, SessionStart};
 use zerocopy::little_endian::{U32, U64};
 
 use crate::command::{self, Buffer, Command};
@@ -33,6 +33,24 @@ const IN: [u64; 3] = [0, 0x8000, 0x1_0000];
 const OUT: [u64; 2] = [0x10_0000, 0x10_8000];
 /// The pages that firmware writes, from `OUT[0]` on.
 const OUT_PAGES: u64 = 12;
+
+/// A range in a page of the guest, which carries the C-bit in commands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) page: Pfn,
+    pub(crate) offset: u64,
+    pub(crate) len: u32,
+}
+
+impl Place {
+    pub(crate) fn whole(page: Pfn) -> Self {
+        Self {
+            page,
+            offset: 0,
+            len: PAGE as u32,
+        }
+    }
+}
 
 /// The account that lists the mailbox's memory.
 #[derive(Debug)]
@@ -188,13 +206,7 @@ impl<'a, H: Host> Mailbox<'a, H> {
         let command = Command::SendStart;
         // Before the state changes, so that a failure leaves nothing to undo.
         let pdh = self.certs()?.pdh;
-        let mut buffer = command::SendStart {
-            handle: U32::new(handle),
-            ..Default::default()
-        };
-        (buffer.pdh, buffer.pdh_len) = self.input(IN[0], &target.pdh)?;
-        (buffer.plat_certs, buffer.plat_certs_len) = self.input(IN[1], &target.chain)?;
-        (buffer.amd_certs, buffer.amd_certs_len) = self.input(IN[2], &target.vendor)?;
+        let mut buffer = self.send_buffer(handle, [&target.pdh, &target.chain, &target.vendor])?;
         self.query(command, &mut buffer)?;
         let len = buffer.session_len.get() as usize;
         if len == 0 || len > MAX_BLOB {
@@ -216,6 +228,36 @@ impl<'a, H: Host> Mailbox<'a, H> {
         })
     }
 
+    /// The buffer of SEND_START with the target's certificate, its chain, and the vendor's.
+    fn send_buffer(&self, handle: u32, certs: [&[u8]; 3]) -> Result<command::SendStart> {
+        let mut buffer = command::SendStart {
+            handle: U32::new(handle),
+            ..Default::default()
+        };
+        (buffer.pdh, buffer.pdh_len) = self.input(IN[0], certs[0])?;
+        (buffer.plat_certs, buffer.plat_certs_len) = self.input(IN[1], certs[1])?;
+        (buffer.amd_certs, buffer.amd_certs_len) = self.input(IN[2], certs[2])?;
+        Ok(buffer)
+    }
+
+    /// SEND_START with as much room for the session as the caller has, and the buffer afterwards: it
+    /// tells the policy and the session's length also where firmware refused.
+    pub(crate) fn start_sending(
+        &self,
+        handle: u32,
+        certs: [&[u8]; 3],
+        session: &mut [u8],
+    ) -> Result<(command::SendStart, Result<()>)> {
+        let mut buffer = self.send_buffer(handle, certs)?;
+        buffer.session = self.address(OUT[0])?;
+        buffer.session_len = U32::new(session.len() as u32);
+        let done = self.command(Command::SendStart, &mut buffer);
+        if done.is_ok() {
+            self.get_told(OUT[0], buffer.session_len, session)?;
+        }
+        Ok((buffer, done))
+    }
+
     /// SEND_UPDATE_DATA or SEND_UPDATE_VMSA of one page of the guest.
     ///
     /// # Errors
@@ -227,29 +269,71 @@ impl<'a, H: Host> Mailbox<'a, H> {
         page: Pfn,
         packet: &mut Packet,
     ) -> Result<()> {
+        let Packet { header, data } = packet;
+        self.send_range(handle, of, Place::whole(page), (header, data))
+    }
+
+    /// The same of a part of a page, into a header and a packet of any length.
+    pub(crate) fn send_range(
+        &self,
+        handle: u32,
+        of: PacketOf,
+        place: Place,
+        (header, data): (&mut [u8], &mut [u8]),
+    ) -> Result<()> {
         let command = match of {
             PacketOf::Memory => Command::SendUpdateData,
             PacketOf::Vmsa => Command::SendUpdateVmsa,
         };
-        self.update(command, handle, page, OUT)?;
-        self.get(OUT[0], &mut packet.header)?;
-        self.get(OUT[1], &mut packet.data)
+        let told = self.update(command, handle, place, (header.len(), data.len()), OUT)?;
+        self.get_told(OUT[0], told.hdr_len, header)?;
+        self.get_told(OUT[1], told.trans_len, data)
     }
 
-    /// The guest's address carries the C-bit, as KVM has it.
-    fn update(&self, command: Command, handle: u32, page: Pfn, places: [u64; 2]) -> Result<()> {
-        let guest = base(page)?.get() | 1 << self.sp()?.psp.c_bit();
+    /// As much of an answer as firmware said.
+    fn get_told(&self, place: u64, told: U32, answer: &mut [u8]) -> Result<()> {
+        let len = answer.len().min(told.get() as usize);
+        self.get(place, &mut answer[..len])
+    }
+
+    /// SEND_UPDATE_DATA without room for an answer, and the buffer that tells how much is needed.
+    pub(crate) fn packet_lengths(&self, handle: u32) -> (command::TransportPacket, Result<()>) {
+        let mut buffer = command::TransportPacket {
+            handle: U32::new(handle),
+            ..Default::default()
+        };
+        let done = self.command(Command::SendUpdateData, &mut buffer);
+        (buffer, done)
+    }
+
+    /// A page of the mailbox with these contents, for [`send_range`](Self::send_range).
+    pub(crate) fn copy_of(&self, contents: &[u8; PAGE]) -> Result<Pfn> {
+        self.put(IN[0], contents)?;
+        self.page(IN[0])
+    }
+
+    /// The guest's address carries the C-bit, as KVM has it. Returns the buffer.
+    fn update(
+        &self,
+        command: Command,
+        handle: u32,
+        place: Place,
+        (header, data): (usize, usize),
+        places: [u64; 2],
+    ) -> Result<command::TransportPacket> {
+        let guest = (base(place.page)?.get() + place.offset) | 1 << self.sp()?.psp.c_bit();
         let mut buffer = command::TransportPacket {
             handle: U32::new(handle),
             hdr: self.address(places[0])?,
-            hdr_len: U32::new(PACKET_HEADER as u32),
+            hdr_len: U32::new(header as u32),
             guest: U64::new(guest),
-            guest_len: U32::new(PAGE as u32),
+            guest_len: U32::new(place.len),
             trans: self.address(places[1])?,
-            trans_len: U32::new(PAGE as u32),
+            trans_len: U32::new(data as u32),
             ..Default::default()
         };
-        self.command(command, &mut buffer)
+        self.command(command, &mut buffer)?;
+        Ok(buffer)
     }
 
     /// SEND_FINISH: from now on the firmware does not let the guest run here.
@@ -271,7 +355,13 @@ impl<'a, H: Host> Mailbox<'a, H> {
     /// BAD_MEASUREMENT for a session that was not made for this platform or policy;
     /// [`Error::Invalid`] for blobs longer than 16 KiB.
     pub fn receive_start(&self, start: &SessionStart) -> Result<u32> {
+        self.receive_sharing(0, start)
+    }
+
+    /// The same for a guest that shares the key of the one that a handle names, unless it is 0.
+    pub(crate) fn receive_sharing(&self, share: u32, start: &SessionStart) -> Result<u32> {
         let mut buffer = command::ReceiveStart {
+            handle: U32::new(share),
             policy: U32::new(start.policy),
             ..Default::default()
         };
@@ -305,18 +395,37 @@ impl<'a, H: Host> Mailbox<'a, H> {
         page: &Page,
         packet: &Packet,
     ) -> (Held, Result<()>) {
+        let range = (0, PAGE as u32);
+        self.receive_range(handle, of, (page, range), (&packet.header, &packet.data))
+    }
+
+    /// The same into a part of a page (offset and length), from a header and a packet of any length.
+    pub(crate) fn receive_range(
+        &self,
+        handle: u32,
+        of: PacketOf,
+        (page, (offset, len)): (&Page, (u64, u32)),
+        (header, data): (&[u8], &[u8]),
+    ) -> (Held, Result<()>) {
         let command = match of {
             PacketOf::Memory => Command::ReceiveUpdateData,
             PacketOf::Vmsa => Command::ReceiveUpdateVmsa,
         };
+        let place = Place {
+            page: page.pfn(),
+            offset,
+            len,
+        };
+        let lengths = (header.len(), data.len());
         let ready = self
-            .put(IN[0], &packet.header)
-            .and_then(|()| self.put(IN[1], &packet.data))
-            .and_then(|()| self.sp());
+            .input(IN[0], header)
+            .and_then(|_| self.input(IN[1], data))
+            .and_then(|_| self.sp());
         match ready {
             Err(error) => (Held::Host, Err(error)),
             Ok(sp) => sp.in_place(page, |_| {
-                self.update(command, handle, page.pfn(), [IN[0], IN[1]])
+                let from = [IN[0], IN[1]];
+                self.update(command, handle, place, lengths, from).map(drop)
             }),
         }
     }

@@ -16,6 +16,7 @@ mod leave;
 mod mailbox;
 mod orphan;
 mod outgoing;
+mod range;
 mod staged;
 mod transfer;
 

@@ -1,0 +1,90 @@
+//! A guest that comes from another host, and the parts of its memory that travel: what the ends of a stream and
+//! the commands of a VMM have in common.
+
+use kvm_ops::{Error, Field, Gfn, Host, Level, PAGE_SIZE, Result};
+use kvm_ops_sev_stream::SessionStart;
+
+use super::mailbox::{Mailbox, PacketOf, Place};
+use crate::context::{Guest, GuestState};
+use crate::shared::Shared;
+
+/// A part of a frame: offset and length in bytes.
+type Range = (Gfn, u64, u32);
+
+impl<H: Host> Shared<H> {
+    /// RECEIVE_START and ACTIVATE. Returns the handle.
+    pub(crate) fn receive_start(
+        &self,
+        mailbox: &Mailbox<'_, H>,
+        share: u32,
+        start: &SessionStart,
+    ) -> Result<u32> {
+        let mut context = self.context();
+        let context = context.as_mut().ok_or(Error::WrongState(self.step()))?;
+        if context.guest.is_some() {
+            return Err(Error::WrongState(self.step()));
+        }
+        if let (None, Some(account)) = (&context.charge, self.payer()) {
+            context.charge = Some(account.charge(self.tech())?);
+        }
+        let asid = self.leased(context)?;
+        let handle = mailbox.receive_sharing(share, start)?;
+        if let Err(error) = self.activate(context, handle, asid) {
+            self.drop_soiled_asid(context);
+            return Err(error);
+        }
+        context.guest = Some(Guest::Handle(handle));
+        context.state = GuestState::ReceiveUpdate;
+        context.policy = start.policy.into();
+        Ok(handle)
+    }
+
+    /// Packs a part of a frame: of its private page, or else of what lies in the slot, which firmware takes for
+    /// encrypted as well.
+    pub(crate) fn send_range(
+        &self,
+        mailbox: &Mailbox<'_, H>,
+        handle: u32,
+        (gfn, offset, len): Range,
+        parts: (&mut [u8], &mut [u8]),
+    ) -> Result<()> {
+        // Held, so that the page is not given back under the command.
+        let memory = self.memory();
+        let page = match memory.page(gfn) {
+            Some(page) => page,
+            None => mailbox.copy_of(&self.slot_contents(gfn)?)?,
+        };
+        let place = Place { page, offset, len };
+        mailbox.send_range(handle, PacketOf::Memory, place, parts)
+    }
+
+    /// Unpacks into a part of the frame's page, or of a new one that becomes the frame's.
+    pub(crate) fn receive_range(
+        &self,
+        mailbox: &Mailbox<'_, H>,
+        handle: u32,
+        (gfn, offset, len): Range,
+        parts: (&[u8], &[u8]),
+    ) -> Result<()> {
+        let (of, range) = (PacketOf::Memory, (offset, len));
+        let mut memory = self.memory();
+        if memory.frame(gfn).is_some() {
+            self.split(&mut memory, gfn)?;
+        }
+        if let Some(frame) = memory.frame_mut(gfn) {
+            let (held, done) = mailbox.receive_range(handle, of, (&frame.page, range), parts);
+            frame.held = held;
+            return done;
+        }
+        let page = self.sp().alloc(Level::Size4K)?;
+        let (held, done) = mailbox.receive_range(handle, of, (&page, range), parts);
+        self.map_filled(&mut memory, gfn, page, held, done)
+    }
+
+    fn slot_contents(&self, gfn: Gfn) -> Result<[u8; PAGE_SIZE as usize]> {
+        let gpa = gfn.base().ok_or(Error::Invalid(Field::Gfn, gfn.get()))?;
+        let mut contents = [0; PAGE_SIZE as usize];
+        self.sev()?.read_slot(gpa, &mut contents)?;
+        Ok(contents)
+    }
+}
