@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use kvm_ops::moves::StagingTable;
 use kvm_ops::sim::SimHost;
 use kvm_ops::{Host, PspPort, SeamPort, Tech, Vendor};
 use kvm_ops_uapi::system::{CpuidEntry2, vm_type};
@@ -23,6 +24,7 @@ struct Inner {
     td_limits: Option<tdx::Limits>,
     faults: Faults,
     vms: Mutex<Vec<Weak<Vm>>>,
+    staging: Arc<StagingTable>,
 }
 
 impl Kernel {
@@ -60,6 +62,7 @@ impl Kernel {
             td_limits,
             faults,
             vms: Mutex::default(),
+            staging: Arc::default(),
         }))
     }
 
@@ -147,6 +150,11 @@ impl Kernel {
         leaf.map_or([0; 4], |leaf| {
             [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].map(|register| register.get())
         })
+    }
+
+    /// Guests that wait for another VM, each under its token.
+    pub(crate) fn staging(&self) -> &Arc<StagingTable> {
+        &self.0.staging
     }
 
     pub(crate) fn cpuid(&self) -> &[CpuidEntry2] {

@@ -61,6 +61,10 @@ commands! { "KVM_SEV_";
     SNP_LAUNCH_FINISH = 102,
     /// No structure.
     SNP_ENABLE_REQ_CERTS = 103,
+    /// [`SevLocalSend`]. Proposed for Linux in 2021 and not taken; the number is this project's.
+    LOCAL_SEND = 0x4b4f_0000,
+    /// [`SevLocalReceive`]. As LOCAL_SEND.
+    LOCAL_RECEIVE = 0x4b4f_0001,
 }
 
 /// The commands that a mirror takes.
@@ -155,6 +159,16 @@ layout! {
         0 handle: U32, 4 policy: U32, 8 pdh: U64, 16 pdh_len: U32, 20 pad0: U32,
         24 session: U64, 32 session_len: U32, 36 pad1: U32,
     }
+}
+
+layout! {
+    /// The answer of LOCAL_SEND: whoever brings the token to another VM of the host gets the guest, once.
+    SevLocalSend 16 { 0 token: [u8; 16], }
+}
+
+layout! {
+    /// The argument of LOCAL_RECEIVE, with the guest's handle as its answer.
+    SevLocalReceive 24 { 0 token: [u8; 16], 16 handle: U32, 20 pad0: U32, }
 }
 
 layout! {

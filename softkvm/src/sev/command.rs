@@ -7,7 +7,7 @@ use kvm_ops_uapi::checks::encrypt_sev::{COPY, COPY_BACK, ENABLED, KNOWN, MIRROR,
 use kvm_ops_uapi::sev::{self as uapi, SevCmd};
 
 use super::engine::Failed;
-use super::{debug, init, launch, snp};
+use super::{debug, init, launch, local, migrate, snp};
 use crate::refusal::{Result, ensure};
 use crate::vm::{State, Vm};
 use crate::{Process, arg};
@@ -34,6 +34,7 @@ pub(crate) fn command(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Res
     let mut state = vm.lock();
     let for_mirrors = uapi::MIRROR_COMMANDS.contains(&id);
     ensure(!state.sev.is_mirror() || for_mirrors, MIRROR)?;
+    local::check_staged(&state, id)?;
     ensure(!state.sev.is_snp() || id >= FIRST_SNP, SNP)?;
     let run = handler(id).ok_or(KNOWN)?;
 
@@ -81,10 +82,19 @@ fn handler(id: u32) -> Option<Handler> {
         uapi::LAUNCH_SECRET => launch::secret,
         uapi::LAUNCH_MEASURE => launch::measure,
         uapi::LAUNCH_FINISH => launch::finish,
+        uapi::SEND_START => migrate::send_start,
+        uapi::SEND_UPDATE_DATA => migrate::send_update_data,
+        uapi::SEND_FINISH => migrate::send_finish,
+        uapi::SEND_CANCEL => migrate::send_cancel,
+        uapi::RECEIVE_START => migrate::receive_start,
+        uapi::RECEIVE_UPDATE_DATA => migrate::receive_update_data,
+        uapi::RECEIVE_FINISH => migrate::receive_finish,
         uapi::GUEST_STATUS => launch::status,
         uapi::GET_ATTESTATION_REPORT => launch::attestation,
         uapi::DBG_DECRYPT => debug::decrypt,
         uapi::DBG_ENCRYPT => debug::encrypt,
+        uapi::LOCAL_SEND => local::send,
+        uapi::LOCAL_RECEIVE => local::receive,
         uapi::SNP_LAUNCH_START => snp::start,
         uapi::SNP_LAUNCH_UPDATE => snp::update,
         uapi::SNP_LAUNCH_FINISH => snp::finish,

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use std::sync::Arc;
 
+use kvm_ops::moves::{GuestName, MoveToken, StagingTable};
+use kvm_ops::sev::GuestState;
 use kvm_ops::sim::{SimHost, SimVm};
 use kvm_ops::{
     AmdVm, AnyVm, EncCmd, EncParams, EncRegion, Irqchip, Kind, SevParams, Tech, VcpuId, VmConfig,
@@ -133,6 +135,32 @@ impl Engine {
 
     pub(super) fn copy_to(&mut self, mirror: &mut Self) -> Result<()> {
         Ok(self.vm.copy_to(&mut mirror.vm)?)
+    }
+
+    /// True if firmware has a guest of this VM's.
+    pub(super) fn knows_guest(&self) -> bool {
+        match self.vm.back_end() {
+            AnyVm::Amd(AmdVm::Sev(vm)) => vm.guest_state() != GuestState::Uninit,
+            _ => false,
+        }
+    }
+
+    pub(super) fn local_send(
+        &mut self,
+        table: &Arc<StagingTable>,
+        random: &mut dyn FnMut(&mut [u8]) -> kvm_ops::Result<()>,
+        deliver: &mut dyn FnMut(&MoveToken) -> kvm_ops::Result<()>,
+    ) -> kvm_ops::Result<()> {
+        self.vm.local_send(table, random, deliver)
+    }
+
+    pub(super) fn local_receive(
+        &mut self,
+        table: &StagingTable,
+        token: &MoveToken,
+        deliver: &mut dyn FnMut(GuestName) -> kvm_ops::Result<()>,
+    ) -> kvm_ops::Result<GuestName> {
+        self.vm.local_receive(table, token, deliver)
     }
 
     pub(super) fn register(&mut self, region: EncRegion) -> Result<(), kvm_ops::Error> {

@@ -10,7 +10,9 @@ mod debug;
 mod engine;
 mod init;
 mod launch;
+mod local;
 mod memory;
+mod migrate;
 mod regions;
 mod snp;
 
@@ -49,6 +51,8 @@ pub(crate) struct Sev {
     initialised_here: bool,
     snp_started: bool,
     launched: bool,
+    /// LOCAL_SEND was done.
+    staged: bool,
     /// vCPUs whose registers are measured.
     protected: BTreeSet<u32>,
 }

@@ -1,7 +1,7 @@
 //! Slots as back ends have them: memory that the process lends, and which frames of it are private.
 
 use kvm_ops::sim::SimHost;
-use kvm_ops::{AnyVm, Gfn, Gpa, MemSlot, Privacy, SlotFlags, SlotId};
+use kvm_ops::{AnyVm, Gfn, Gpa, MemSlot, Privacy, SlotFlags, SlotId, Step};
 use kvm_ops_mmu::Attributes;
 
 use super::{Gmem, Slot, Slots};
@@ -20,7 +20,7 @@ pub(crate) fn set_slot(
     number: u32,
     slot: &Slot,
 ) -> Result<()> {
-    if number >> 16 != 0 {
+    if number >> 16 != 0 || is_gone(vm) {
         return Ok(());
     }
     let Some(host) = process.lend(slot.hva, slot.size, !slot.is_read_only()) else {
@@ -44,10 +44,15 @@ pub(crate) fn set_slot(
 }
 
 pub(crate) fn delete_slot(vm: &mut BackEnd, number: u32) -> Result<()> {
-    if knows(vm, number) {
+    if knows(vm, number) && !is_gone(vm) {
         vm.delete_memory_slot(SlotId(number))?;
     }
     Ok(())
+}
+
+/// The guest went to another host or VM, and runs here no more: it has no use for slots, which stay user space's to change.
+fn is_gone(vm: &BackEnd) -> bool {
+    vm.step() == Step::Poisoned
 }
 
 /// The process lent the slot's memory.
@@ -73,7 +78,7 @@ pub(crate) fn convert(
     attributes: &Attributes,
     (gpa, size): (u64, u64),
 ) -> Result<()> {
-    if !knows(vm, number) {
+    if !knows(vm, number) || is_gone(vm) {
         return Ok(());
     }
     let start = gpa.max(slot.gpa) / PAGE;

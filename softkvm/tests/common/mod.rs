@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test uses some of it.
 
 mod host;
+pub(crate) mod psp;
 pub(crate) mod td;
 
 use std::ops::Deref;
@@ -172,6 +173,26 @@ impl World {
             ..SevLaunchStart::default()
         };
         self.command(vm, sev::LAUNCH_START, &args).0.unwrap();
+    }
+
+    /// A SEV guest whose launch has ended, with a policy.
+    pub(crate) fn running(&self, policy: u32) -> i32 {
+        let vm = self.guest(2);
+        self.launch(vm, policy);
+        let room = sev::SevRange {
+            uaddr: U64::new(self.task.map(48)),
+            len: U32::new(48),
+            ..sev::SevRange::default()
+        };
+        self.command(vm, sev::LAUNCH_MEASURE, &room).0.unwrap();
+        self.bare(vm, sev::LAUNCH_FINISH).unwrap();
+        vm
+    }
+
+    /// Bytes of the task's: address and length.
+    pub(crate) fn blob(&self, bytes: &[u8]) -> (U64, U32) {
+        let address = self.task.put(bytes);
+        (U64::new(address), U32::new(bytes.len() as u32))
     }
 
     pub(crate) fn launch_snp(&self, vm: i32) {

@@ -233,6 +233,13 @@ impl Guest {
         self.w.ioctl(vcpu, ioctl::KVM_SET_CPUID2, list).unwrap();
     }
 
+    /// What user space carries to a vCPU of another VM.
+    pub(crate) fn set_state(&self, vcpu: i32, sregs: &Sregs, regs: &Regs) {
+        self.set_cpuid(vcpu);
+        self.w.call(vcpu, ioctl::KVM_SET_SREGS, sregs).unwrap();
+        self.w.call(vcpu, ioctl::KVM_SET_REGS, regs).unwrap();
+    }
+
     pub(crate) fn set_registers(&self, vcpu: i32) {
         self.set_cpuid(vcpu);
         let data = Segment {
@@ -400,6 +407,15 @@ impl Guest {
         let mut data = [0; 4];
         self.area().read(io.data_offset.get(), &mut data);
         u32::from_le_bytes(data)
+    }
+}
+
+/// Registers behind an OUT that left the guest, whose completion is done with them.
+pub(crate) fn behind_port_access(regs: Regs) -> Regs {
+    const BYTES: u64 = 2;
+    Regs {
+        rip: U64::new(regs.rip.get() + BYTES),
+        ..regs
     }
 }
 

@@ -4,5 +4,7 @@
 mod common;
 mod exits;
 mod guest;
+mod hosts;
+mod local;
 mod secret;
 mod smoke;

@@ -7,7 +7,7 @@ use kvm_ops_uapi::run::{FailEntry, SystemEvent, exit_reason};
 use kvm_ops_uapi::sev;
 use kvm_ops_uapi::state::{DebugRegs, Fpu, MpState, Regs, Sregs, VcpuEvents, XSAVE_SIZE, Xcrs};
 use kvm_ops_uapi::system::vm_type::{SEV, SEV_ES, SNP};
-use kvm_ops_uapi::{Errno, U64, cap};
+use kvm_ops_uapi::{Errno, cap};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::guest::*;
@@ -225,13 +225,7 @@ fn a_guest_goes_on_where_its_context_moved_to() {
             assert_eq!(guest.run(), exit_reason::SYSTEM_EVENT);
             continue;
         }
-        let next = Regs {
-            rip: U64::new(regs.rip.get() + 2),
-            ..regs
-        };
-        guest.set_cpuid(vcpu);
-        guest.w.call(vcpu, ioctl::KVM_SET_SREGS, &sregs).unwrap();
-        guest.w.call(vcpu, ioctl::KVM_SET_REGS, &next).unwrap();
+        guest.set_state(vcpu, &sregs, &behind_port_access(regs));
         assert_eq!(guest.says(), 0x55);
     }
 }

@@ -39,8 +39,8 @@ pub use psp::{
 };
 pub use sev::{
     dbg, es_init, guest_status, init, init_any, init2, launch_finish, launch_measure,
-    launch_secret, launch_start, launch_update_data, launch_update_vmsa, receive_finish,
-    receive_start, receive_update_data, send_end, send_start, send_update_data,
+    launch_secret, launch_start, launch_update_data, launch_update_vmsa, local_receive, local_send,
+    receive_finish, receive_start, receive_update_data, send_end, send_start, send_update_data,
 };
 pub use snp::{snp_enable_req_certs, snp_launch_finish, snp_launch_start, snp_launch_update};
 pub use tdx::{
@@ -176,6 +176,8 @@ pub const TABLES: &[&[Check]] = &[
     receive_start::ALL,
     receive_update_data::ALL,
     receive_finish::ALL,
+    local_send::ALL,
+    local_receive::ALL,
     snp_launch_start::ALL,
     snp_launch_update::ALL,
     snp_launch_finish::ALL,

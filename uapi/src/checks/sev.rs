@@ -133,7 +133,7 @@ table! {
 }
 
 table! {
-    /// SEND_START.
+    /// SEND_START. A length of 0 for the session asks for it: `EIO`.
     send_start "KVM_SEV_SEND_START" {
         1 SEV ENOTTY "the VM is a SEV guest";
         2 COPY EFAULT "the structure can be read";
@@ -141,19 +141,22 @@ table! {
         4 BLOBS EINVAL "the peer's key and both chains have 1 to 16384 bytes";
         4 READABLE EFAULT "they can be read";
         5 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
+        6 SESSION EFAULT "the session can be written";
+        7 COPY_BACK EFAULT "the structure can be written";
     }
 }
 
 table! {
-    /// SEND_UPDATE_DATA.
+    /// SEND_UPDATE_DATA. A length of 0 for the header or the packet asks for both: `EIO`.
     send_update_data "KVM_SEV_SEND_UPDATE_DATA" {
         1 SEV ENOTTY "the VM is a SEV guest";
         2 COPY EFAULT "the structure can be read";
         3 GIVEN EINVAL "all addresses and the length of the guest's range are given";
         4 PAGE EINVAL "the guest's range lies in one page";
         5 PINNED ENOMEM "the guest's memory can be pinned";
-        6 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
-        7 BUFFERS EFAULT "packet and header can be written";
+        6 MEMORY ENOMEM "header and packet have at most 4 MiB";
+        7 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
+        8 BUFFERS EFAULT "packet and header can be written";
     }
 }
 
@@ -171,6 +174,7 @@ table! {
         1 SEV ENOTTY "the VM is a SEV guest";
         2 COPY EFAULT "the structure can be read";
         3 GIVEN EINVAL "the peer's key and the session are given";
+        4 BLOBS EINVAL "they have at most 16384 bytes";
         4 READABLE EFAULT "they can be read";
         5 SEV_FD EBADF "sev_fd is /dev/sev";
         6 COPY_BACK EFAULT "the handle can be written";
@@ -184,7 +188,8 @@ table! {
         2 COPY EFAULT "the structure can be read";
         3 GIVEN EINVAL "all addresses and lengths are given";
         4 PAGE EINVAL "the guest's range lies in one page";
-        5 READABLE EFAULT "header and packet can be read";
+        5 BLOBS EINVAL "header and packet have at most 16384 bytes";
+        5 READABLE EFAULT "they can be read";
         6 PINNED ENOMEM "the guest's memory can be pinned for writing";
         7 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
     }
@@ -195,5 +200,29 @@ table! {
     receive_finish "KVM_SEV_RECEIVE_FINISH" {
         1 SEV ENOTTY "the VM is a SEV guest";
         2 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
+    }
+}
+
+table! {
+    /// LOCAL_SEND, which is no command of the kernel's.
+    local_send "KVM_SEV_LOCAL_SEND" {
+        1 SEV ENOTTY "the VM is a SEV or SEV-ES guest";
+        2 LAUNCHED EINVAL "its launch has begun";
+        3 RANDOM EAGAIN "there are random numbers";
+        4 COPY_BACK EFAULT "the token can be written";
+        5 IDLE EBUSY "the guest is in no move";
+        6 STAGED EPERM "from then on it gets DBG_DECRYPT and DBG_ENCRYPT alone";
+    }
+}
+
+table! {
+    /// LOCAL_RECEIVE, which is no command of the kernel's.
+    local_receive "KVM_SEV_LOCAL_RECEIVE" {
+        1 SEV ENOTTY "the VM is a SEV or SEV-ES guest";
+        2 FRESH EPERM "its launch has not begun";
+        3 COPY EFAULT "the structure can be read";
+        4 TOKEN ENOENT "a guest is staged under the token";
+        5 FITS EINVAL "the guest is of this VM's kind, and with SEV-ES has as many vCPUs, all measured";
+        6 COPY_BACK EFAULT "the handle can be written";
     }
 }
