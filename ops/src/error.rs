@@ -250,6 +250,22 @@ texts! {
         SevDbgEncrypt => "KVM_SEV_DBG_ENCRYPT",
         /// `KVM_SEV_GET_ATTESTATION_REPORT`.
         SevAttestationReport => "KVM_SEV_GET_ATTESTATION_REPORT",
+        /// `KVM_SEV_SEND_START`.
+        SevSendStart => "KVM_SEV_SEND_START",
+        /// `KVM_SEV_SEND_UPDATE_DATA`.
+        SevSendUpdateData => "KVM_SEV_SEND_UPDATE_DATA",
+        /// `KVM_SEV_SEND_FINISH`.
+        SevSendFinish => "KVM_SEV_SEND_FINISH",
+        /// `KVM_SEV_SEND_CANCEL`.
+        SevSendCancel => "KVM_SEV_SEND_CANCEL",
+        /// `KVM_SEV_RECEIVE_START`.
+        SevReceiveStart => "KVM_SEV_RECEIVE_START",
+        /// `KVM_SEV_RECEIVE_UPDATE_DATA`.
+        SevReceiveUpdateData => "KVM_SEV_RECEIVE_UPDATE_DATA",
+        /// `KVM_SEV_RECEIVE_FINISH`.
+        SevReceiveFinish => "KVM_SEV_RECEIVE_FINISH",
+        /// `KVM_SEV_SNP_ENABLE_REQ_CERTS`.
+        SnpEnableReqCerts => "KVM_SEV_SNP_ENABLE_REQ_CERTS",
         /// `KVM_SEV_SNP_LAUNCH_START`.
         SnpLaunchStart => "KVM_SEV_SNP_LAUNCH_START",
         /// `KVM_SEV_SNP_LAUNCH_UPDATE`.

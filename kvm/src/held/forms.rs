@@ -117,6 +117,48 @@ pub(super) const FORMS: &[Form] = &[
             size_of::<uapi::SevAttestation>(),
         )
     },
+    Form {
+        blobs: &[
+            at(8, Len::Word(16)),
+            at(24, Len::Word(32)),
+            at(40, Len::Word(48)),
+            at(56, Len::Word(64)),
+        ],
+        ..form(
+            uapi::SEND_START,
+            Call::SevSendStart,
+            size_of::<uapi::SevSendStart>(),
+        )
+    },
+    Form {
+        blobs: PACKET,
+        guest: Some(at(16, Len::Word(24))),
+        ..form(
+            uapi::SEND_UPDATE_DATA,
+            Call::SevSendUpdateData,
+            size_of::<uapi::SevUpdateData>(),
+        )
+    },
+    form(uapi::SEND_FINISH, Call::SevSendFinish, 0),
+    form(uapi::SEND_CANCEL, Call::SevSendCancel, 0),
+    Form {
+        blobs: &[at(8, Len::Word(16)), at(24, Len::Word(32))],
+        ..form(
+            uapi::RECEIVE_START,
+            Call::SevReceiveStart,
+            size_of::<uapi::SevReceiveStart>(),
+        )
+    },
+    Form {
+        blobs: PACKET,
+        guest: Some(at(16, Len::Word(24))),
+        ..form(
+            uapi::RECEIVE_UPDATE_DATA,
+            Call::SevReceiveUpdateData,
+            size_of::<uapi::SevUpdateData>(),
+        )
+    },
+    form(uapi::RECEIVE_FINISH, Call::SevReceiveFinish, 0),
     form(
         uapi::SNP_LAUNCH_START,
         Call::SnpLaunchStart,
@@ -138,7 +180,11 @@ pub(super) const FORMS: &[Form] = &[
             size_of::<uapi::SnpLaunchFinish>(),
         )
     },
+    form(uapi::SNP_ENABLE_REQ_CERTS, Call::SnpEnableReqCerts, 0),
 ];
+
+/// Header and contents of a packet.
+const PACKET: &[Address] = &[at(0, Len::Word(8)), at(32, Len::Word(40))];
 
 /// The form of a command that is passed on.
 pub(super) fn form_of(id: u32) -> Option<&'static Form> {

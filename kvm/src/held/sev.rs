@@ -36,6 +36,12 @@ const POLICY_SNP: u64 = 1 << 17 | 1 << 16;
 const ENCRYPTION: u32 = 0x8000_001f;
 /// Bytes of MEASURE and MNONCE.
 const MEASUREMENT: usize = 48;
+/// The commands by which firmware comes to know a guest, and the kernel `/dev/sev`.
+const STARTS: [u32; 3] = [
+    uapi::LAUNCH_START,
+    uapi::SNP_LAUNCH_START,
+    uapi::RECEIVE_START,
+];
 /// More tries than signals that a launch meets.
 const TRIES: u32 = 64;
 
@@ -241,7 +247,7 @@ impl Technology for SevGuest {
             return Err(Error::NoMemory.into());
         }
         let mut launch = self.launch();
-        if matches!(cmd.id, uapi::LAUNCH_START | uapi::SNP_LAUNCH_START) {
+        if STARTS.contains(&cmd.id) {
             launch.open_device()?;
         }
         // SAFETY: the form says how long the structure is and where it has addresses. Those of blobs are of
@@ -297,9 +303,11 @@ impl Launch {
     /// Remembers the steps that a command took.
     fn took(&mut self, id: u32) {
         match id {
-            uapi::LAUNCH_START | uapi::SNP_LAUNCH_START => self.started = true,
+            start if STARTS.contains(&start) => self.started = true,
             uapi::LAUNCH_UPDATE_VMSA => self.vmsas = true,
-            uapi::LAUNCH_FINISH | uapi::SNP_LAUNCH_FINISH => self.finished = true,
+            uapi::LAUNCH_FINISH | uapi::SNP_LAUNCH_FINISH | uapi::RECEIVE_FINISH => {
+                self.finished = true;
+            }
             _ => {}
         }
     }

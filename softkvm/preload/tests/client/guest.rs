@@ -89,6 +89,10 @@ impl Twin {
         Self(SimHost::builder(Vendor::Amd).sev(platform).build().unwrap())
     }
 
+    pub(crate) fn host(&self) -> &SimHost {
+        &self.0
+    }
+
     fn platform(&self) -> &Platform {
         self.0.sev_platform().expect("an AMD SP")
     }

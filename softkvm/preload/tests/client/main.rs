@@ -7,6 +7,7 @@ mod common;
 mod conversions;
 mod errors;
 mod guest;
+mod journey;
 mod kit;
 mod launch;
 mod machine;
