@@ -133,6 +133,9 @@ pub struct SevParams {
     pub id_block: Option<(Vec<u8>, Vec<u8>)>,
     /// GOSVW of an SNP guest.
     pub gosvw: [u8; 16],
+    /// The context page of the SNP guest that is the migration agent of this one, whose policy allows one (MIGRATE_MA, bit 18).
+    /// It is there until the launch has begun. KVM takes none.
+    pub migration_agent: Option<crate::Hpa>,
 }
 
 impl Default for SevParams {
@@ -145,6 +148,7 @@ impl Default for SevParams {
             host_data: [0; 32],
             id_block: None,
             gosvw: [0; 16],
+            migration_agent: None,
         }
     }
 }

@@ -67,6 +67,9 @@ impl<H: Host> SevVm<H> {
         if psp.asid_pools().range(tech).is_empty() {
             return Err(missing);
         }
+        if sev.migration_agent.is_some() && tech != Tech::SevSnp {
+            return kvm_ops::not_offered!("a migration agent without SNP");
+        }
         rules::check_features(tech, sev.vmsa_features)?;
         rules::check_ghcb(tech, sev.ghcb_version)?;
         let mask = SharedMask::private_bit(psp.c_bit()).ok_or(missing)?;

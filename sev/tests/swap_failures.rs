@@ -176,19 +176,7 @@ fn whatever_call_fails_the_guest_runs_on_or_is_reported_lost_and_the_books_add_u
     for row in rows() {
         writeln!(table, "{row}").unwrap();
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/migration.md");
-    let text = std::fs::read_to_string(path).unwrap();
-    let (start, end) = ("<!-- swap-failures -->\n", "<!-- /swap-failures -->\n");
-    let (head, rest) = text.split_once(start).expect("the table has its place");
-    let (documented, tail) = rest.split_once(end).expect("the table has an end");
-    if std::env::var_os("BLESS").is_some() {
-        std::fs::write(path, format!("{head}{start}{table}{end}{tail}")).unwrap();
-        return;
-    }
-    assert!(
-        documented == table,
-        "docs/migration.md differs; now it is:\n{table}"
-    );
+    swap_support::compare_table("swap-failures", &table);
 }
 
 /// The store has no room, and then firmware does not take the page back; or it refuses the page, and then does not let go of it.

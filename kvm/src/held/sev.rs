@@ -71,6 +71,9 @@ impl SevGuest {
             EncParams::Sev(sev) => (**sev).clone(),
             _ => return Err(Error::Invalid(Field::Policy, 0)),
         };
+        if params.migration_agent.is_some() {
+            return host_lacks!("migration agents of SNP guests");
+        }
         let entries = host.supported_cpuid().as_slice();
         let leaf = entries.iter().find(|entry| entry.function == ENCRYPTION);
         let Some(mask) = leaf.and_then(|leaf| SharedMask::private_bit(leaf.ebx & 0x3f)) else {

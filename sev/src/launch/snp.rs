@@ -26,6 +26,9 @@ pub(super) const POLICY_ONE: u64 = 1 << 17;
 /// firmware to judge.
 const POLICY_BITS: u64 = (1 << 26) - 1;
 
+/// Flag of SNP_LAUNCH_START: the guest has a migration agent.
+const MA_EN: u32 = 1;
+
 /// SEV_FEATURES bit of an SNP guest, which the hypervisor adds.
 pub(crate) const FEATURE_SNP_ACTIVE: u64 = 1;
 
@@ -63,6 +66,16 @@ impl<H: Host> Shared<H> {
         let started = self
             .snp_launch_start(&gctx, start)
             .and_then(|()| self.snp_activate(context, &gctx, asid));
+        self.keep_context(context, gctx, started)
+    }
+
+    /// Keeps a guest that was started, or gives it back to firmware.
+    pub(crate) fn keep_context(
+        &self,
+        context: &mut Context,
+        gctx: Page,
+        started: Result<()>,
+    ) -> Result<()> {
         if let Err(error) = started {
             // The ASID follows its guest: leaked if that stays, for a flush if it was bound.
             match self.sp().destroy_gctx(gctx) {
@@ -81,7 +94,7 @@ impl<H: Host> Shared<H> {
         Ok(())
     }
 
-    fn create_gctx(&self) -> Result<Page> {
+    pub(crate) fn create_gctx(&self) -> Result<Page> {
         let sp = self.sp();
         let gctx = sp.alloc(Level::Size4K)?;
         if let Err(error) = sp.rmpupdate(gctx.pfn(), Level::Size4K, RmpEntry::Firmware) {
@@ -108,10 +121,19 @@ impl<H: Host> Shared<H> {
             gosvw: start.gosvw,
             ..Default::default()
         };
+        if let Some(agent) = self.launch.migration_agent {
+            buffer.ma_gctx = U64::new(agent.get());
+            buffer.flags = U32::new(MA_EN);
+        }
         self.sp().run(Command::SnpLaunchStart, &mut buffer)
     }
 
-    fn snp_activate(&self, context: &mut Context, gctx: &Page, asid: Asid) -> Result<()> {
+    pub(crate) fn snp_activate(
+        &self,
+        context: &mut Context,
+        gctx: &Page,
+        asid: Asid,
+    ) -> Result<()> {
         let mut buffer = command::SnpActivate {
             gctx: U64::new(gctx.hpa().get()),
             asid: U32::new(asid.0),

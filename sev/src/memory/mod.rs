@@ -133,6 +133,17 @@ impl Memory {
         &mut self.dirty
     }
 
+    /// True if all of these frames are private.
+    pub(crate) fn is_private(&self, first: Gfn, frames: u64) -> bool {
+        let all = self.attributes.all(first, frames, Privacy::Private);
+        all.unwrap_or(false)
+    }
+
+    /// The frames that are shared with the host: first frame and number.
+    pub(crate) fn shared_frames(&self) -> Vec<(Gfn, u64)> {
+        self.attributes.exceptions().collect()
+    }
+
     /// True if it holds no page of a guest, in memory or out of it.
     pub(crate) fn has_no_page(&self) -> bool {
         self.frames.is_empty() && self.swap.is_empty()

@@ -10,6 +10,7 @@
 //! [`kvm_ops_sev_stream`], whose types are here too.
 
 mod account;
+mod carry;
 mod group;
 mod incoming;
 mod leave;
@@ -21,6 +22,7 @@ mod staged;
 mod transfer;
 
 pub use account::KeyAccount;
+pub use carry::{MigrationAgent, SnpImage};
 pub use incoming::{Incoming, RegisterWriter};
 pub use kvm_ops_sev_stream::*;
 pub use mailbox::{Mailbox, PacketOf};

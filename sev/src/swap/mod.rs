@@ -17,7 +17,7 @@ mod table;
 use kvm_ops::moves::Claimed;
 use kvm_ops::{Error, Gfn, Host, Level, Result, Step, VcpuId};
 
-pub(crate) use space::SwapSpace;
+pub(crate) use space::{Leaf, Place, SwapSpace};
 
 use crate::SevVm;
 use crate::context::Context;
@@ -148,7 +148,7 @@ impl<H: Host> Shared<H> {
         }
     }
 
-    fn require_snp(&self) -> Result<()> {
+    pub(crate) fn require_snp(&self) -> Result<()> {
         match self.is_snp() {
             true => Ok(()),
             false => kvm_ops::not_offered!("swapping pages of a guest without SNP"),

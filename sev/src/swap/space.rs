@@ -56,6 +56,29 @@ pub(crate) struct SwapSpace {
 }
 
 impl SwapSpace {
+    /// Books of a guest that is out of memory with its records; the leaves are in the order of their slots.
+    pub(crate) fn of_arrival(leaves: &[Option<Leaf>]) -> Self {
+        let mut space = Self {
+            suspended: true,
+            ..Self::default()
+        };
+        for (slot, leaf) in (0..).zip(leaves) {
+            match leaf {
+                Some(leaf) => space.fill(slot, *leaf),
+                None => space.slots.push(Slot::Dead),
+            }
+        }
+        let mut pages = leaves.len().div_ceil(RECORDS);
+        while pages > 0 {
+            space.tables.push((0..pages).map(|_| Table::Away).collect());
+            pages = match pages {
+                1 => 0,
+                _ => pages.div_ceil(RECORDS),
+            };
+        }
+        space
+    }
+
     /// What lies in each slot; `None` where the contents were given up.
     pub(crate) fn leaves(&self) -> impl Iterator<Item = Option<Leaf>> + '_ {
         self.slots.iter().map(|slot| match slot {
@@ -83,7 +106,7 @@ impl SwapSpace {
         self.slots.is_empty() && self.tables.is_empty()
     }
 
-    pub(super) fn totals(&self) -> Suspended {
+    pub(crate) fn totals(&self) -> Suspended {
         let leaves = self.leaves().flatten();
         Suspended {
             pages: leaves.map(|leaf| leaf.level.frames()).sum(),
@@ -167,6 +190,25 @@ impl SwapSpace {
         gone.iter()
             .for_each(|(slot, ..)| self.empty(*slot, Slot::Dead));
         Ok(())
+    }
+
+    /// True if no frame and no vCPU has two slots.
+    pub(crate) fn names_each_once(&self) -> bool {
+        let mut vcpus = BTreeSet::new();
+        let mut in_memory = 0;
+        for leaf in self.leaves().flatten() {
+            match leaf.place {
+                Place::Memory(_) => in_memory += 1,
+                Place::Vcpu(vcpu) if !vcpus.insert(vcpu) => return false,
+                Place::Vcpu(_) => {}
+            }
+        }
+        let mut end = 0;
+        let mut follows = |(gfn, slot): (&u64, &u32)| {
+            let frames = self.leaf(*slot).map_or(0, |leaf| leaf.level.frames());
+            *gfn >= core::mem::replace(&mut end, gfn.saturating_add(frames))
+        };
+        in_memory == self.by_gfn.len() && self.by_gfn.iter().all(&mut follows)
     }
 
     // --- Pages of records ---
@@ -257,6 +299,7 @@ pub(super) fn table_slot(level: usize, index: usize) -> SwapSlot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
     use proptest::prelude::*;
 
     fn leaf(gfn: u64, level: Level) -> Leaf {
@@ -264,6 +307,29 @@ mod tests {
             place: Place::Memory(Gfn::new(gfn)),
             level,
             is_vmsa: false,
+        }
+    }
+
+    #[test]
+    fn an_arrival_has_a_record_for_every_page_but_the_last() {
+        for (leaves, levels) in [
+            (0, vec![]),
+            (1, vec![1]),
+            (64, vec![1]),
+            (65, vec![2, 1]),
+            (4096, vec![64, 1]),
+            (4097, vec![65, 2, 1]),
+        ] {
+            let list: Vec<_> = (0..leaves).map(|n| Some(leaf(n, Level::Size4K))).collect();
+            let space = SwapSpace::of_arrival(&list);
+            let tables: Vec<_> = (0..space.levels())
+                .map(|level| space.tables(level))
+                .collect();
+            assert_eq!(tables, levels, "{leaves}");
+            assert_eq!(space.leaves().collect::<Vec<_>>(), list);
+            let totals = space.totals();
+            assert_eq!(totals.pages, leaves);
+            assert_eq!(totals.records, levels.iter().sum::<usize>() as u64);
         }
     }
 

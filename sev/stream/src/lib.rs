@@ -16,7 +16,7 @@ mod sender;
 pub use ends::{FrameContent, MigrateSource, MigrateTarget, Shape, VcpuContent};
 pub use frame::MAX_BLOB;
 pub use kvm_ops_wire::{
-    Deadline, Flow, FrameError, FrameSet, Layout, MigrateError, Owner, Phase, Progress,
+    Deadline, Fields, Flow, FrameError, FrameSet, Layout, MigrateError, Owner, Phase, Progress,
     ProtocolError, Reason, Refusal, StreamKey,
 };
 pub use packet::{PACKET_HEADER, PAGE, Packet, PlatformCerts, SessionStart};

@@ -1,6 +1,8 @@
 //! A guest whose pages tell which they are, and stores.
 #![allow(dead_code)] // Each test file uses its part.
 
+pub(crate) mod agent;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -29,7 +31,15 @@ pub(crate) fn guest_of<H: Host>(
     pages: u64,
     policy: u64,
 ) -> (SevVm<H>, SevVcpu<H>) {
-    let (mut vm, mut vcpu) = waiting(host, ram, policy);
+    let (vm, vcpu) = waiting(host, ram, policy);
+    finish_guest(vm, vcpu, pages)
+}
+
+fn finish_guest<H: Host>(
+    mut vm: SevVm<H>,
+    mut vcpu: SevVcpu<H>,
+    pages: u64,
+) -> (SevVm<H>, SevVcpu<H>) {
     for n in 0..pages {
         let contents = page(n as u8);
         vm.add_initial_page(&measured(RAM + n * PAGE, &contents))
@@ -53,6 +63,10 @@ pub(crate) fn waiting<H: Host>(host: &H, ram: &Ram, policy: u64) -> (SevVm<H>, S
         policy: Some(policy),
         ..SevParams::default()
     };
+    waiting_with(host, ram, sev)
+}
+
+fn waiting_with<H: Host>(host: &H, ram: &Ram, sev: SevParams) -> (SevVm<H>, SevVcpu<H>) {
     let params = params(1, sev);
     let mut vm = SevVm::create(host, host.next_vm_id(), Tech::SevSnp, &params).unwrap();
     vm.vm_init().unwrap();
@@ -163,4 +177,21 @@ impl SwapStore for Tampered<'_> {
             None => Err(Error::NotFound(Field::Page, at.index.into())),
         }
     }
+}
+
+/// Compares a table with the one between its marks in docs/migration.md; `BLESS=1` writes it.
+pub(crate) fn compare_table(name: &str, table: &str) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/migration.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->\n"));
+    let (head, rest) = text.split_once(&start).expect("the table has its place");
+    let (documented, tail) = rest.split_once(&end).expect("the table has an end");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(path, format!("{head}{start}{table}{end}{tail}")).unwrap();
+        return;
+    }
+    assert!(
+        documented == table,
+        "docs/migration.md differs; now it is:\n{table}"
+    );
 }

@@ -36,8 +36,8 @@ macro_rules! plain {
 }
 plain!(u8 = 0, U16 = U16::ZERO, U32 = U32::ZERO, U64 = U64::ZERO);
 
-impl<const N: usize> Wire for [u8; N] {
-    const DEFAULT: Self = [0; N];
+impl<T: Wire, const N: usize> Wire for [T; N] {
+    const DEFAULT: Self = [T::DEFAULT; N];
 }
 
 /// Reserved bytes. They are zero, unless the structure was read from bytes that are not.

@@ -4,11 +4,14 @@
 //! guest's four message keys (VMPCK); the sequence number is the nonce, and the header from its
 //! algorithm field on is authenticated. Layout: Linux `arch/x86/include/asm/sev.h`.
 
+mod agent;
 mod payload;
 
+pub use agent::{AgentChannel, AgentError};
 pub use payload::{
-    GuestFieldSelect, KeyRequest, KeyResponse, KeySel, ReportRequest, ReportResponse, Request,
-    RootKeySelect, TscInfoRequest, TscInfoResponse,
+    EXPORTED_CONTEXT, ExportRequest, ExportResponse, GuestFieldSelect, ImportRequest, KeyRequest,
+    KeyResponse, KeySel, ReportRequest, ReportResponse, Request, RootKeySelect, StatusResponse,
+    TscInfoRequest, TscInfoResponse, VmrkRequest,
 };
 
 use crate::wire::{copy_at, u16_at, u64_at};
@@ -38,6 +41,12 @@ pub enum MessageType {
     KeyResponse = 4,
     ReportRequest = 5,
     ReportResponse = 6,
+    ExportRequest = 7,
+    ExportResponse = 8,
+    ImportRequest = 9,
+    ImportResponse = 10,
+    VmrkRequest = 13,
+    VmrkResponse = 14,
     TscInfoRequest = 17,
     TscInfoResponse = 18,
 }
@@ -50,6 +59,12 @@ impl MessageType {
             KeyResponse,
             ReportRequest,
             ReportResponse,
+            ExportRequest,
+            ExportResponse,
+            ImportRequest,
+            ImportResponse,
+            VmrkRequest,
+            VmrkResponse,
             TscInfoRequest,
             TscInfoResponse,
         ]

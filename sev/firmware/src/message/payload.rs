@@ -130,6 +130,76 @@ layout! {
     }
 }
 
+/// Length of a guest's context in a message, in bytes.
+pub const EXPORTED_CONTEXT: usize = 0x2e0;
+
+layout! {
+    /// MSG_EXPORT_REQ, of a migration agent. The guest is its own, and swapped out with its records.
+    ExportRequest 0x10 {
+        0x00 in gctx_paddr: U64,
+        0x08 _ reserved: Reserved<8>,
+    }
+}
+
+layout! {
+    /// MSG_EXPORT_RSP.
+    ExportResponse 0x300 {
+        /// Number of a [`Status`](crate::Status).
+        0x000 out status: U32,
+        0x004 out gctx_size: U32,
+        0x008 out gctx_version: U32,
+        0x00c _ reserved: Reserved<20>,
+        /// The guest's secrets are in it, in the clear.
+        0x020 out gctx: [u8; EXPORTED_CONTEXT],
+    }
+}
+
+layout! {
+    /// MSG_IMPORT_REQ, of a migration agent.
+    ImportRequest 0x300 {
+        /// A context that SNP_GCTX_CREATE made, and nothing else used.
+        0x000 in gctx_paddr: U64,
+        0x008 in in_gctx_size: U32,
+        0x00c in in_gctx_version: U32,
+        0x010 _ reserved: Reserved<16>,
+        0x020 in incoming_gctx: [u8; EXPORTED_CONTEXT],
+    }
+}
+
+layout! {
+    /// MSG_VMRK_REQ, of a migration agent, for a guest that is being launched.
+    VmrkRequest 0x40 {
+        0x00 in gctx_paddr: U64,
+        0x08 _ reserved: Reserved<24>,
+        /// The root of the derived keys that go with the guest.
+        0x20 in vmrk: [u8; 32],
+    }
+}
+
+layout! {
+    /// MSG_IMPORT_RSP and MSG_VMRK_RSP.
+    StatusResponse 0x10 {
+        /// Number of a [`Status`](crate::Status).
+        0x00 out status: U32,
+        0x04 _ reserved: Reserved<12>,
+    }
+}
+
+impl Request for ExportRequest {
+    const TYPE: MessageType = MessageType::ExportRequest;
+    type Response = ExportResponse;
+}
+
+impl Request for ImportRequest {
+    const TYPE: MessageType = MessageType::ImportRequest;
+    type Response = StatusResponse;
+}
+
+impl Request for VmrkRequest {
+    const TYPE: MessageType = MessageType::VmrkRequest;
+    type Response = StatusResponse;
+}
+
 impl Request for ReportRequest {
     const TYPE: MessageType = MessageType::ReportRequest;
     type Response = ReportResponse;

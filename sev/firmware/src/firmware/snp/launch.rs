@@ -53,7 +53,7 @@ impl Firmware<'_> {
         Ok(())
     }
 
-    fn check_snp_policy(&self, policy: SnpPolicy) -> Outcome {
+    pub(super) fn check_snp_policy(&self, policy: SnpPolicy) -> Outcome {
         if policy.missing() != 0 || policy.reserved() != 0 {
             return Err(Status::INVALID_PARAM);
         }

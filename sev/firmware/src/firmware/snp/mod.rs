@@ -1,5 +1,6 @@
 //! SEV-SNP.
 
+mod carry;
 mod cpuid;
 mod debug;
 mod launch;
@@ -37,6 +38,8 @@ pub(crate) struct SnpGuest {
     sequence: [u64; 4],
     identity: GuestIdentity,
     swap: swap::Swap,
+    /// The root of derived keys that go with the guest, if its migration agent gave it one.
+    vmrk: Option<[u8; 32]>,
 }
 
 /// Parameters of SNP_LAUNCH_START.
@@ -124,6 +127,7 @@ impl Firmware<'_> {
             sequence: [0; 4],
             identity: GuestIdentity::default(),
             swap: swap::Swap::default(),
+            vmrk: None,
         };
         // The host sees the context as cipher text of the firmware's key, which random bytes
         // represent.

@@ -48,6 +48,16 @@ impl Firmware<'_> {
                 let answer = self.derived_key(context, vmpl, &parse(&payload)?)?;
                 answer.as_bytes().to_vec()
             }
+            MessageType::ExportRequest => {
+                self.export(context, &parse(&payload)?).as_bytes().to_vec()
+            }
+            MessageType::ImportRequest => {
+                self.import(context, &parse(&payload)?).as_bytes().to_vec()
+            }
+            MessageType::VmrkRequest => self
+                .set_vmrk(context, &parse(&payload)?)
+                .as_bytes()
+                .to_vec(),
             _ => {
                 let answer = self.tsc_info(context, &parse(&payload)?)?;
                 answer.as_bytes().to_vec()
@@ -187,9 +197,8 @@ impl Firmware<'_> {
                 ..Default::default()
             });
         }
-        // Without a migration agent the migratable root is one of this guest alone.
         let root = match request.root_key_select.contains(RootKeySelect::VMRK) {
-            true => self.sp.identity.chip_key(b"vmrk", &guest.report_id),
+            true => self.root_key(guest),
             false => self.sp.identity.chip_key(b"derived keys", &[]),
         };
         Ok(KeyResponse {

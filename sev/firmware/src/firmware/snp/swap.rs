@@ -29,6 +29,29 @@ pub(super) struct Swap {
     root: MdataEntry,
 }
 
+impl Swap {
+    pub(super) fn key(&self) -> Option<[u8; 32]> {
+        self.key
+    }
+
+    pub(super) fn iv(&self) -> u64 {
+        self.iv
+    }
+
+    pub(super) fn root(&self) -> MdataEntry {
+        self.root
+    }
+
+    /// Takes over what came with a guest from another platform.
+    pub(super) fn load(&mut self, key: [u8; 32], iv: u64, root: MdataEntry) {
+        *self = Self {
+            key: Some(key),
+            iv,
+            root,
+        };
+    }
+}
+
 /// The operands that both commands have.
 struct Operands {
     kind: SwapType,
