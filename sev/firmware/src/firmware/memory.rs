@@ -7,7 +7,7 @@ use super::{Firmware, Outcome};
 use crate::cipher::{BLOCK, MemoryKey};
 use crate::command::U32;
 use crate::machine::entry::PageState;
-use crate::machine::region::{PAGE, pieces};
+use crate::machine::region::{PAGE, Place, pieces};
 use crate::status::Status;
 
 impl Firmware<'_> {
@@ -24,6 +24,12 @@ impl Firmware<'_> {
         } else {
             Err(Status::INVALID_ADDRESS)
         }
+    }
+
+    /// The page in memory at an address.
+    pub(super) fn place(&self, address: u64) -> Outcome<Place<'_>> {
+        let place = self.machine.memory.place(address);
+        place.ok_or(Status::INVALID_ADDRESS)
     }
 
     /// A range of whole cipher blocks of a guest.
@@ -60,8 +66,7 @@ impl Firmware<'_> {
         let first = address / PAGE as u64;
         let last = (address + len - 1) / PAGE as u64;
         for page in first..=last {
-            let place = self.machine.memory.place(page * PAGE as u64);
-            let place = place.ok_or(Status::INVALID_ADDRESS)?;
+            let place = self.place(page * PAGE as u64)?;
             let state = place.peek().entry(place.index).state;
             if state != PageState::Firmware {
                 return Err(Status::INVALID_PAGE_STATE);
@@ -79,11 +84,7 @@ impl Firmware<'_> {
     /// firmware itself changes them.
     fn write_checked(&self, address: u64, data: &[u8]) -> Outcome {
         for (at, offset, range) in pieces(address, data.len()) {
-            let place = self
-                .machine
-                .memory
-                .place(at)
-                .ok_or(Status::INVALID_ADDRESS)?;
+            let place = self.place(at)?;
             place.lock().write(place.index, offset, &data[range]);
         }
         Ok(())
@@ -102,11 +103,7 @@ impl Firmware<'_> {
     /// Reads guest memory through its key.
     pub(super) fn guest_read(&self, key: &MemoryKey, address: u64, out: &mut [u8]) -> Outcome {
         for (at, offset, range) in pieces(address, out.len()) {
-            let place = self
-                .machine
-                .memory
-                .place(at)
-                .ok_or(Status::INVALID_ADDRESS)?;
+            let place = self.place(at)?;
             let region = place.lock();
             region.read_with(key, place.spa, place.index, offset, &mut out[range]);
         }
@@ -116,11 +113,7 @@ impl Firmware<'_> {
     /// Writes guest memory through its key, in a range that was found writable.
     pub(super) fn guest_write(&self, key: &MemoryKey, address: u64, data: &[u8]) -> Outcome {
         for (at, offset, range) in pieces(address, data.len()) {
-            let place = self
-                .machine
-                .memory
-                .place(at)
-                .ok_or(Status::INVALID_ADDRESS)?;
+            let place = self.place(at)?;
             let mut region = place.lock();
             region.write_with(key, place.spa, place.index, offset, &data[range]);
         }
@@ -138,11 +131,7 @@ impl Firmware<'_> {
         let mut buffer = [0; PAGE];
         for (at, offset, range) in pieces(address, len as usize) {
             let data = &mut buffer[..range.len()];
-            let place = self
-                .machine
-                .memory
-                .place(at)
-                .ok_or(Status::INVALID_ADDRESS)?;
+            let place = self.place(at)?;
             let mut region = place.lock();
             region.read(place.index, offset, data);
             see(data);

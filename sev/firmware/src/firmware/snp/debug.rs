@@ -20,11 +20,7 @@ impl Firmware<'_> {
     /// A page that belongs to the guest, in any state.
     fn guest_page(&self, address: PageAddress, asid: u32) -> Outcome<u64> {
         let address = self.small_page(address)?;
-        let place = self
-            .machine
-            .memory
-            .place(address)
-            .ok_or(Status::INVALID_ADDRESS)?;
+        let place = self.place(address)?;
         let entry = place.peek().entry(place.index);
         if !entry.state.is_guest() {
             Err(Status::INVALID_PAGE_STATE)

@@ -122,11 +122,7 @@ impl Firmware<'_> {
         let guest = self.snp_guest(context)?;
         let (asid, key) = (guest.asid.ok_or(Status::INACTIVE)?, Arc::clone(&guest.key));
         let mut digest = guest.digest;
-        let place = self
-            .machine
-            .memory
-            .place(address)
-            .ok_or(Status::INVALID_ADDRESS)?;
+        let place = self.place(address)?;
         let mut region = place.lock_size(size);
         let entry = region.entry(place.index);
         if entry.state != PageState::PreGuest {

@@ -137,11 +137,7 @@ impl Firmware<'_> {
             expect_small(entry, PageState::Firmware)?;
             Ok(RmpEntry::of(PageState::Context))
         })?;
-        let place = self
-            .machine
-            .memory
-            .place(address)
-            .ok_or(Status::INVALID_ADDRESS)?;
+        let place = self.place(address)?;
         place.lock().write(place.index, 0, &noise[..]);
         self.sp.contexts.insert(address, guest);
         Ok(())
@@ -194,11 +190,7 @@ impl Firmware<'_> {
         address: u64,
         change: impl FnOnce(&RmpEntry) -> Outcome<RmpEntry>,
     ) -> Outcome {
-        let place = self
-            .machine
-            .memory
-            .place(address)
-            .ok_or(Status::INVALID_ADDRESS)?;
+        let place = self.place(address)?;
         let mut region = place.lock_all();
         let new = change(&region.entry(place.index))?;
         // A large entry is replaced as a whole and keeps its base address.

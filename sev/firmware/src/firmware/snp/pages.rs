@@ -30,11 +30,7 @@ impl Firmware<'_> {
     /// The page is large whatever PAGE_SIZE says.
     pub(super) fn page_unsmash(&mut self, page: SizedPage) -> Outcome {
         let address = self.aligned_page(page.address(), PageSize::Size2M)?;
-        let place = self
-            .machine
-            .memory
-            .place(address)
-            .ok_or(Status::INVALID_ADDRESS)?;
+        let place = self.place(address)?;
         let mut region = place.lock_all();
         if region.is_large() {
             return Err(Status::INVALID_PAGE_SIZE);
@@ -91,11 +87,7 @@ impl Firmware<'_> {
         state: PageState,
         size: PageSize,
     ) -> Outcome<RmpEntry> {
-        let place = self
-            .machine
-            .memory
-            .place(address)
-            .ok_or(Status::INVALID_ADDRESS)?;
+        let place = self.place(address)?;
         let entry = place.peek().entry(place.index);
         if entry.state != state {
             Err(Status::INVALID_PAGE_STATE)

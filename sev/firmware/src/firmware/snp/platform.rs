@@ -149,11 +149,7 @@ impl Firmware<'_> {
             _ => Err(Status::INVALID_PAGE_STATE),
         };
         for page in pages() {
-            let place = self
-                .machine
-                .memory
-                .place(page)
-                .ok_or(Status::INVALID_ADDRESS)?;
+            let place = self.place(page)?;
             fixable(&place.peek().entry(place.index))?;
         }
         for page in pages() {

@@ -11,7 +11,7 @@ use crate::command::{
     SnpPageSwapOut, SnpPolicy, SwapType, U64, VmplPerms,
 };
 use crate::machine::entry::{PageSize, PageState, RmpEntry};
-use crate::machine::region::{PAGE, Place};
+use crate::machine::region::PAGE;
 use crate::status::Status;
 use aes_gcm::aead::AeadInPlace;
 use aes_gcm::{Aes256Gcm, KeyInit};
@@ -69,9 +69,7 @@ impl Firmware<'_> {
             return Err(Status::INVALID_PAGE_SIZE);
         }
         let address = self.aligned_page(page.address(), PageSize::Size4K)?;
-        self.writable(address, PAGE as u64)?;
-        let place = self.small_place(address)?;
-        place.lock().write(place.index, 0, &[0; PAGE]);
+        self.write(address, &[0; PAGE])?;
         self.with_entry(address, |entry| {
             expect_small(entry, PageState::Firmware)?;
             Ok(RmpEntry::of(PageState::Metadata))
@@ -117,21 +115,23 @@ impl Firmware<'_> {
         if !address.is_multiple_of(size_of::<MdataEntry>() as u64) {
             return Err(Status::INVALID_ADDRESS);
         }
-        let place = self.small_place(address)?;
-        expect_small(&place.peek().entry(place.index), PageState::Metadata)?;
+        self.small_entry(address, PageState::Metadata)?;
         Ok(address)
     }
 
-    fn small_place(&self, address: u64) -> Outcome<Place<'_>> {
-        let place = self.machine.memory.place(address);
-        place.ok_or(Status::INVALID_ADDRESS)
+    /// The entry of a small page in a wanted state.
+    fn small_entry(&self, address: u64, state: PageState) -> Outcome<RmpEntry> {
+        let place = self.place(address)?;
+        let entry = place.peek().entry(place.index);
+        expect_small(&entry, state)?;
+        Ok(entry)
     }
 
     fn record(&self, context: u64, at: Option<u64>) -> Outcome<MdataEntry> {
         let Some(address) = at else {
             return Ok(self.snp_guest(context)?.swap.root);
         };
-        let place = self.small_place(address)?;
+        let place = self.place(address)?;
         let mut bytes = [0; size_of::<MdataEntry>()];
         let offset = address as usize % PAGE;
         place.lock().read(place.index, offset, &mut bytes);
@@ -143,7 +143,7 @@ impl Firmware<'_> {
             self.snp_guest_mut(context)?.swap.root = record;
             return Ok(());
         };
-        let place = self.small_place(address)?;
+        let place = self.place(address)?;
         let offset = address as usize % PAGE;
         place.lock().write(place.index, offset, record.as_bytes());
         Ok(())
@@ -198,10 +198,7 @@ impl Firmware<'_> {
     /// The entry of a page that may leave.
     fn leaving(&self, o: &Operands) -> Outcome<RmpEntry> {
         if o.kind == SwapType::Metadata {
-            let place = self.small_place(o.src)?;
-            let entry = place.peek().entry(place.index);
-            expect_small(&entry, PageState::Metadata)?;
-            return Ok(entry);
+            return self.small_entry(o.src, PageState::Metadata);
         }
         let fixed = self.owned_entry(o.src, o.asid, PageState::PreSwap, o.size);
         let entry = match fixed {
@@ -277,8 +274,7 @@ impl Firmware<'_> {
     /// The entry that a page gets, if the page in its place may take it.
     fn coming(&self, o: &Operands, record: &MdataEntry) -> Outcome<RmpEntry> {
         if o.kind == SwapType::Metadata {
-            let place = self.small_place(o.dst)?;
-            expect_small(&place.peek().entry(place.index), PageState::Firmware)?;
+            self.small_entry(o.dst, PageState::Firmware)?;
             return Ok(RmpEntry::of(PageState::Metadata));
         }
         let entry = self.owned_entry(o.dst, o.asid, PageState::PreGuest, o.size)?;
