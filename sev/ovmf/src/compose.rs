@@ -1,7 +1,8 @@
 //! Images with tables, for tests and for firmware that is made by hand.
 
 use crate::tables::{
-    FOOTER, HASH_TABLE, METADATA_MAGIC, METADATA_VERSION, RESET_BLOCK, SEV_METADATA, TAIL,
+    DESCRIPTOR, ENTRY_TAIL, FOOTER, HASH_TABLE, METADATA_HEADER, METADATA_MAGIC, METADATA_VERSION,
+    RESET_BLOCK, SEV_METADATA, TAIL,
 };
 use crate::{Region, Section};
 use thiserror::Error;
@@ -52,10 +53,8 @@ pub fn compose(
         ));
     }
     // The footer's length is that of the whole table.
-    let whole = table.len() as u16;
-    table.extend(entry(&[], FOOTER));
-    let at = table.len() - FOOTER.len() - 2;
-    table[at..at + 2].copy_from_slice(&(whole + 18).to_le_bytes());
+    let whole = table.len();
+    table.extend(tail(whole, FOOTER));
 
     let needed = METADATA.max(metadata.len() + table.len() + TAIL);
     let length = image.len();
@@ -70,13 +69,11 @@ pub fn compose(
 }
 
 fn metadata(sections: &[Section]) -> Vec<u8> {
-    let count = sections.len() as u32;
+    let count = sections.len();
+    let length = METADATA_HEADER + DESCRIPTOR * count;
+    let words = [length as u32, METADATA_VERSION, count as u32];
     let mut bytes = METADATA_MAGIC.to_vec();
-    bytes.extend(
-        [16 + 12 * count, METADATA_VERSION, count]
-            .map(u32::to_le_bytes)
-            .as_flattened(),
-    );
+    bytes.extend(words.map(u32::to_le_bytes).as_flattened());
     for section in sections {
         let words = [section.gpa, section.size, section.kind as u32];
         bytes.extend(words.map(u32::to_le_bytes).as_flattened());
@@ -84,10 +81,13 @@ fn metadata(sections: &[Section]) -> Vec<u8> {
     bytes
 }
 
-/// An entry: data, the length with this field and the GUID, the GUID.
+/// An entry: its data and its tail.
 fn entry(data: &[u8], guid: [u8; 16]) -> Vec<u8> {
-    let mut bytes = data.to_vec();
-    bytes.extend((data.len() as u16 + 18).to_le_bytes());
-    bytes.extend(guid);
-    bytes
+    [data, &tail(data.len(), guid)].concat()
+}
+
+/// The length of so many bytes with this field and the GUID, and the GUID.
+fn tail(bytes: usize, guid: [u8; 16]) -> Vec<u8> {
+    let length = (bytes + ENTRY_TAIL) as u16;
+    [&length.to_le_bytes()[..], &guid].concat()
 }

@@ -15,13 +15,13 @@ pub(crate) const HASH_TABLE: [u8; 16] = guid("7255371f-3a3b-4b04-927b-1da6efa8d4
 /// Bytes between the end of the table and the end of the image (the reset vector).
 pub(crate) const TAIL: usize = 32;
 /// Length field and GUID of an entry.
-const ENTRY_TAIL: usize = 18;
+pub(crate) const ENTRY_TAIL: usize = 18;
 /// Signature and version of the SEV metadata.
 pub(crate) const METADATA_MAGIC: [u8; 4] = *b"ASEV";
 pub(crate) const METADATA_VERSION: u32 = 1;
 /// Header of the SEV metadata and each of its descriptors.
-const METADATA_HEADER: usize = 16;
-const DESCRIPTOR: usize = 12;
+pub(crate) const METADATA_HEADER: usize = 16;
+pub(crate) const DESCRIPTOR: usize = 12;
 
 /// Errors of reading an image's tables.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
