@@ -371,8 +371,9 @@ impl Cpu {
         }
     }
 
-    /// Runs one block: `next` if it is known, else the one at RIP, with at most `cut`
-    /// instructions.
+    /// Runs from RIP, where the block `next` begins if it is known. With [`BLOCK_OPS`] as `cut` blocks follow one
+    /// another until something has to be looked at; otherwise one block of at most `cut` instructions runs. Returns
+    /// how the last block ended and its number, if it is kept.
     fn step(&mut self, next: Option<u32>, cut: u8) -> R<(Out, Option<u32>)> {
         let core = &mut self.core;
         if core.debug != 0 && core.debug_trap() {

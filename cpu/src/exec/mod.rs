@@ -84,7 +84,7 @@ fn is_port_string(m: M) -> bool {
     )
 }
 
-/// True for near branches, for strings in memory, and for what looks at the time.
+/// True for near branches, strings in memory, reads of the time-stamp counter, and writes of the bases of FS and GS.
 fn is_quiet(i: &Instruction) -> bool {
     let string = string::select(i).is_some() && !is_port_string(i.mnemonic());
     string
