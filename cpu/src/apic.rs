@@ -120,8 +120,13 @@ impl Apic {
     /// Sets how many clock ticks make one tick of the timer's input clock: the ratio of CPUID leaf 15H. 0 counts as 1.
     #[must_use]
     pub fn ticks(mut self, ticks: u64) -> Self {
-        self.ticks = ticks.max(1);
+        self.set_ticks(ticks);
         self
+    }
+
+    /// The same in place.
+    pub(crate) fn set_ticks(&mut self, ticks: u64) {
+        self.ticks = ticks.max(1);
     }
 
     /// IA32_APIC_BASE.
