@@ -43,6 +43,7 @@
 mod config;
 mod console;
 mod convert;
+mod cpus;
 mod devices;
 mod error;
 mod file;
@@ -67,6 +68,7 @@ mod walk;
 
 pub use config::{MachineConfig, Payload};
 pub use console::ConsoleSink;
+pub use cpus::Cpus;
 pub use devices::{Devices, Q35};
 #[cfg(feature = "virtio")]
 pub use devices::{Disk, DiskCounts};

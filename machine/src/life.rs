@@ -5,19 +5,20 @@ use std::mem;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    AnyVcpu, AnyVm, EncCmd, Error, Field, FreeReport, Gfn, Host, IrqEvent, Irqchip, Leak, Leaked,
-    MemSlot, OpName, Tech, VcpuId, VcpuOps, Vm, VmConfig, VmOps, create,
+    AnyVcpu, AnyVm, EncCmd, FreeReport, Gfn, Host, IrqEvent, Irqchip, Leak, Leaked, MemSlot, Tech,
+    VcpuId, VcpuOps, Vm, VmConfig, VmOps, create,
 };
 
 #[cfg(feature = "sev")]
 use kvm_ops::InitialPageKind;
 
+use crate::cpus::{self, span_of};
 use crate::inside::Wiring;
 use crate::launch::{LaunchStep, bytes_below_4_gib};
-use crate::run::{Code, Run, ShutdownScope, State};
+use crate::run::ShutdownScope;
 use crate::traps::Traps;
 use crate::{
-    ConsoleSink, Devices, ExitHandler, GuestRam, Image, MachineConfig, MachineError, Parts,
+    ConsoleSink, Cpus, Devices, ExitHandler, GuestRam, Image, MachineConfig, MachineError, Parts,
     Payload, Q35, RunLimits, RunReport, Stopper, load, start,
 };
 
@@ -287,19 +288,7 @@ impl<H: Host> Machine<H> {
         id: VcpuId,
         program: Box<dyn GuestProgram>,
     ) -> Result<(), MachineError> {
-        let index = id.0 as usize;
-        let loaded = self
-            .vcpus
-            .get_mut(index)
-            .ok_or(Error::NotFound(Field::Vcpu, id.0.into()))
-            .and_then(|vcpu| vcpu.programs().ok_or(Error::HostLacks(&PROGRAMS)))
-            .and_then(|programs| programs.load_program(program));
-        self.on_vcpu("load the program", id, loaded)?;
-        self.runs[index] = true;
-        self.runs_code = false;
-        // A guest program that ends does so for its vCPU alone.
-        self.scope = ShutdownScope::Vcpu;
-        Ok(())
+        self.split().1.load_program(id, program)
     }
 
     /// Runs the machine until it ends, on one thread for each vCPU that has something to run; all
@@ -374,32 +363,44 @@ impl<H: Host> Machine<H> {
         limits: RunLimits,
         work: impl FnOnce(&Parts<'_, H>) -> T,
     ) -> Result<(RunReport, T), MachineError> {
+        self.split().1.run_while(handler, limits, work)
+    }
+
+    /// Takes the machine apart: its VM, and its vCPUs, which run while something else uses the VM.
+    ///
+    /// ```
+    /// use kvm_ops::{Vendor, guest::Script, sim::SimHost};
+    /// use kvm_ops_machine::{ConsoleSink, Machine, MachineConfig, RunLimits};
+    ///
+    /// let config = MachineConfig::new().memory(1 << 20).program(Script::new().print(0x3f8, "beside"));
+    /// let mut machine = Machine::build(&SimHost::new(Vendor::Intel), config)?;
+    /// let console = ConsoleSink::capture();
+    /// let devices = machine.devices(console.clone());
+    /// let (vm, mut cpus) = machine.split();
+    /// std::thread::scope(|scope| {
+    ///     let running = scope.spawn(move || cpus.run(&devices, RunLimits::none()));
+    ///     assert_eq!(vm.slots().count(), 1);
+    ///     running.join().unwrap()
+    /// })?;
+    /// assert_eq!(console.text(), "beside");
+    /// # Ok::<(), kvm_ops_machine::MachineError>(())
+    /// ```
+    pub fn split(&mut self) -> (&Vm<AnyVm<H>>, Cpus<'_, H>) {
         let vm = self.vm.as_ref().expect(WHOLE);
-        let machine = Parts {
+        let cpus = Cpus {
             vm,
             ram: self.ram.as_ref().expect(WHOLE),
             slots: &self.slots,
-            stopper: &self.stopper,
             wiring: &self.wiring,
             irqchip: self.irqchip,
+            traps: self.traps.as_ref(),
+            vcpus: &mut self.vcpus,
+            runs: &mut self.runs,
+            stopper: &mut self.stopper,
+            scope: &mut self.scope,
+            runs_code: &mut self.runs_code,
         };
-        let span = span_of(vm);
-        let _entered = span.enter();
-        let run = Run {
-            handler,
-            machine: &machine,
-            events: &self.wiring.events,
-            vm: &machine,
-            limits,
-            stopper: &self.stopper,
-            scope: self.scope,
-            code: self.runs_code.then_some(Code {
-                ram: self.ram.as_ref().expect(WHOLE),
-                traps: self.traps.as_ref(),
-            }),
-            state: State::default(),
-        };
-        run.go(&mut self.vcpus, &self.runs, || work(&machine))
+        (vm, cpus)
     }
 
     /// The machine as its devices see it, while it does not run: to set up events and routes.
@@ -463,7 +464,7 @@ impl<H: Host> Machine<H> {
         let to = destination.vm.as_mut().expect(WHOLE);
         self.vm.as_mut().expect(WHOLE).move_to(to)?;
         if destination.vcpus.is_empty() {
-            destination.take_vcpus(self.vcpus.len() as u32)?;
+            destination.split().1.take(self.vcpus.len() as u32)?;
         }
         if destination.vm().tech() != Tech::Sev {
             destination.runs.clone_from(&self.runs);
@@ -478,26 +479,11 @@ impl<H: Host> Machine<H> {
     /// [`load_program`](Self::load_program) or [`enable_vcpu`](Self::enable_vcpu).
     ///
     /// # Errors
-    /// [`Error::Exists`] if the machine has its vCPUs; what the VM answers to
+    /// [`Error::Exists`](kvm_ops::Error::Exists) if the machine has its vCPUs; what the VM answers to
     /// [`create_vcpu`](Vm::create_vcpu), such as for a TD that has not come. What was taken so far
     /// stays, and is given back with the machine.
     pub fn take_arrived_vcpus(&mut self, vcpus: u32) -> kvm_ops::Result<()> {
-        if !self.vcpus.is_empty() {
-            return Err(Error::Exists(Field::VcpuCount, self.vcpus.len() as u64));
-        }
-        self.take_vcpus(vcpus)?;
-        self.runs = vec![false; self.vcpus.len()];
-        Ok(())
-    }
-
-    /// Takes the handles of the vCPUs that came with a TD.
-    fn take_vcpus(&mut self, vcpus: u32) -> kvm_ops::Result<()> {
-        for id in (0..vcpus).map(VcpuId) {
-            let vcpu = self.vm().create_vcpu(id)?;
-            self.vcpus.push(vcpu);
-        }
-        self.stopper = Stopper::new(self.vcpus.iter().map(VcpuOps::kick_handle).collect());
-        Ok(())
+        self.split().1.take_arrived_vcpus(vcpus)
     }
 
     /// Stops runs from other threads.
@@ -626,12 +612,7 @@ impl<H: Host> Machine<H> {
         vcpu: VcpuId,
         done: kvm_ops::Result<T>,
     ) -> Result<T, MachineError> {
-        done.map_err(|error| {
-            let why = self.vm().explain(error);
-            // Another vCPU's failure may be the cause.
-            let source = Box::new(why.on_vcpu(why.vcpu.unwrap_or(vcpu)));
-            MachineError::Vcpu { step, vcpu, source }
-        })
+        cpus::on_vcpu(self.vm(), step, vcpu, done)
     }
 
     /// The technology that holds it.
@@ -761,16 +742,9 @@ impl<H: Host> Machine<H> {
     }
 }
 
-static PROGRAMS: OpName = OpName("guest programs: it runs machine code");
-
 /// The reason why the parts of a machine are there: `build` hands no machine out before all are, and
 /// `destroy` takes the machine with them.
 const WHOLE: &str = "a machine has its VM and memory until it is destroyed";
-
-/// The span of everything that happens to a VM.
-fn span_of<H: Host>(vm: &Vm<AnyVm<H>>) -> tracing::Span {
-    tracing::debug_span!("vm", technology = %vm.tech(), vm = vm.id().0)
-}
 
 impl<H: Host> Drop for Machine<H> {
     fn drop(&mut self) {
