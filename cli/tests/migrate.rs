@@ -1,32 +1,17 @@
 //! Tests `kvm-ops migrate` as users call it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod migrate_support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-fn report(args: &[&str]) -> serde_json::Value {
-    let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
-        .arg("migrate")
-        .args(args)
-        .args(["--memory", "256K", "--json"])
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{args:?}: {stderr}");
-    serde_json::from_slice(&out.stdout).unwrap()
-}
-
-fn went_on(report: &serde_json::Value) {
-    let count = |name: &str| report[name].as_u64().unwrap();
-    assert!(
-        count("count_first_at_target") > count("count_at_source"),
-        "{report}"
-    );
-    assert_eq!(count("leaks"), 0);
-}
+use migrate_support::{
+    Last, StandardOutput, arrived, cutting_proxy, cutting_proxy_of, is_the_same, receiver,
+    receiver_at, report, stays, td_between_processes, went_on,
+};
 
 #[test]
 fn a_move_copies_nothing_and_the_guest_goes_on() {
@@ -74,15 +59,6 @@ fn a_journey_between_hosts_has_one_owner_at_each_step() {
     }
 }
 
-/// The parts of a TD's identity.
-const IDENTITY: [&str; 4] = ["mrtd", "rtmrs", "attributes", "xfam"];
-
-fn is_the_same(report: &serde_json::Value) {
-    for part in IDENTITY {
-        assert_eq!(report["equal"][part], true, "{part}: {report}");
-    }
-}
-
 #[test]
 fn a_td_that_writes_all_the_time_goes_to_another_host_as_it_was() {
     for streams in ["1", "3"] {
@@ -122,51 +98,6 @@ fn streams_are_for_tds_between_hosts() {
     }
 }
 
-/// A `receive` that waits, and its address.
-fn receiver(args: &[&str]) -> (Child, String) {
-    receiver_at("127.0.0.1:0", args)
-}
-
-fn receiver_at(address: &str, args: &[&str]) -> (Child, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
-        .args(["migrate", "receive", address])
-        .args(["--memory", "256K", "--json"])
-        .args(args)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    let stderr = child.stderr.as_mut().unwrap();
-    BufReader::new(stderr).read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("waiting at ").expect("an address");
-    (child, address.to_owned())
-}
-
-/// The reports of both ends of a TD's journey from one process to another.
-fn td_between_processes(
-    receiver: (Child, String),
-    address: &str,
-    args: &[&str],
-) -> [serde_json::Value; 2] {
-    let (mut child, _) = receiver;
-    let send = ["send", address, "--tech", "tdx", "--timeout", "2m"];
-    let sent = report(&[&send[..], args].concat());
-    let out = child.wait_with_output_of_stdout();
-    [sent, serde_json::from_slice(&out).unwrap()]
-}
-
-fn arrived([sent, received]: &[serde_json::Value; 2]) {
-    let count = |report: &serde_json::Value, name: &str| report[name].as_u64().unwrap();
-    let first = count(received, "count_first_at_target");
-    assert!(first > count(sent, "count_at_source"), "{sent} {received}");
-    assert_eq!(received["pages_as_written"], 63);
-    for report in [sent, received] {
-        is_the_same(report);
-        assert_eq!(count(report, "leaks"), 0);
-    }
-}
-
 #[test]
 fn a_td_goes_from_process_to_process_over_tcp() {
     let args = ["--tech", "tdx", "--streams", "2"];
@@ -186,104 +117,6 @@ fn a_td_goes_from_process_to_process_over_a_unix_socket() {
     let receiver = receiver_at(&path, &["--tech", "tdx", "--timeout", "2m"]);
     assert_eq!(receiver.1, path);
     arrived(&td_between_processes(receiver, &path, &[]));
-}
-
-/// A frame of a protocol, by the protocol's magic number and the frame's kind, after which a link is cut.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Last {
-    magic: &'static [u8; 4],
-    kind: u8,
-    /// It goes to the source, which is cut off after it; the others are the source's, which hears no answer.
-    is_answer: bool,
-}
-
-impl Last {
-    const fn of_source(magic: &'static [u8; 4], kind: u8) -> Self {
-        Self {
-            magic,
-            kind,
-            is_answer: false,
-        }
-    }
-
-    /// The source of a TD ends a round.
-    const ROUND_END: Self = Self::of_source(b"KOMT", 6);
-    /// It says that only the start token is left.
-    const PREPARE: Self = Self::of_source(b"KOMT", 8);
-    /// It gives its TD up.
-    const START: Self = Self::of_source(b"KOMT", 10);
-    /// The target owns the TD.
-    const DONE: Self = Self {
-        is_answer: true,
-        ..Self::of_source(b"KOMT", 11)
-    };
-
-    /// The source of an SEV guest sends a page, ends a round, and says that it sent everything.
-    const OF_SEV: [Self; 3] = [
-        Self::of_source(b"KOMS", 6),
-        Self::of_source(b"KOMS", 10),
-        Self::of_source(b"KOMS", 12),
-    ];
-}
-
-/// Carries connections to `to`, and counts them. The first one is cut after that frame.
-fn cutting_proxy(to: String, last: Last) -> (String, Arc<AtomicUsize>) {
-    cutting_proxy_of(to, last, usize::MAX)
-}
-
-/// The same for so many connections; those that come later are closed.
-fn cutting_proxy_of(to: String, last: Last, most: usize) -> (String, Arc<AtomicUsize>) {
-    let waiting = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = waiting.local_addr().unwrap().to_string();
-    let links = Arc::<AtomicUsize>::default();
-    let counted = Arc::clone(&links);
-    std::thread::spawn(move || {
-        for near in waiting.incoming() {
-            let before = counted.fetch_add(1, Ordering::SeqCst);
-            if before >= most {
-                continue;
-            }
-            let cuts = (before == 0).then_some(last);
-            let (near, far) = (near.unwrap(), TcpStream::connect(&to).unwrap());
-            let (back_from, back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
-            let back_cuts = cuts.filter(|last| last.is_answer);
-            std::thread::spawn(move || forward(back_from, back_to, back_cuts));
-            forward(near, far, cuts.filter(|last| !last.is_answer));
-        }
-    });
-    (address, links)
-}
-
-/// Carries bytes one way. With `last` it carries frames, up to that one.
-fn forward(mut from: TcpStream, mut to: TcpStream, last: Option<Last>) {
-    let carried = match last {
-        None => std::io::copy(&mut from, &mut to).map(drop),
-        Some(last) => frames(&mut from, &mut to, last),
-    };
-    // An end that hung up is no failure of the proxy.
-    let _ = carried;
-    let _ = from.shutdown(Shutdown::Both);
-    // What was carried may still be read.
-    let _ = to.shutdown(Shutdown::Write);
-}
-
-fn frames(from: &mut TcpStream, to: &mut TcpStream, last: Last) -> std::io::Result<()> {
-    loop {
-        let mut frame = vec![0; 36];
-        from.read_exact(&mut frame)?;
-        let length = u32::from_le_bytes(frame[16..20].try_into().unwrap());
-        frame.resize(36 + length as usize, 0);
-        from.read_exact(&mut frame[36..])?;
-        let is_last = frame.starts_with(last.magic) && frame[5] == last.kind;
-        if is_last && !last.is_answer {
-            // The source hears no answer.
-            from.shutdown(Shutdown::Both)?;
-        }
-        to.write_all(&frame)?;
-        if is_last {
-            return Ok(());
-        }
-    }
 }
 
 #[test]
@@ -311,18 +144,6 @@ fn a_target_whose_source_is_gone_keeps_the_td_that_came() {
     let received: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(received["pages_as_written"], 63, "{received}");
     assert_eq!(received["equal"], serde_json::Value::Null);
-}
-
-/// A TD that does not leave by that address, and runs on.
-fn stays(address: &str) {
-    let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
-        .args(["migrate", "send", address, "--tech", "tdx"])
-        .args(["--memory", "256K"])
-        .output()
-        .unwrap();
-    assert_eq!(out.status.code(), Some(6));
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(said.contains("the guest runs on at its source"), "{said}");
 }
 
 #[test]
@@ -469,20 +290,5 @@ fn memory_that_no_host_has_is_refused_with_the_value() {
         assert_eq!(out.status.code(), Some(2), "{memory}");
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(said.contains("more than "), "{memory}: {said}");
-    }
-}
-
-trait StandardOutput {
-    fn wait_with_output_of_stdout(&mut self) -> Vec<u8>;
-}
-
-impl StandardOutput for Child {
-    /// Waits for success, and returns standard output. Standard error stays with its reader.
-    fn wait_with_output_of_stdout(&mut self) -> Vec<u8> {
-        let mut out = Vec::new();
-        let stdout = self.stdout.as_mut().unwrap();
-        std::io::Read::read_to_end(stdout, &mut out).unwrap();
-        assert!(self.wait().unwrap().success());
-        out
     }
 }

@@ -85,7 +85,7 @@ pub const RULES: &[Rule] = rules! {
     OPERAND_BUSY [
         MemRangeBlock, MemRangeUnblock, MemTrack, MemPageRemove,
         MemSeptRemove, MemPageDemote, MemPagePromote,
-        ExportStateImmutable, ExportPause, ExportTrack, ExportAbort, ExportUnblockw
+        ExportStateImmutable, ExportPause, ExportTrack, ExportAbort, ExportUnblockw, ImportEnd
     ] KickAndRetry, Busy:
         "a vCPU of the TD has the lock, or another flush: other changes are excluded";
     PREVIOUS_TLB_EPOCH_BUSY [MemTrack] KickAndRetry, Busy:

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::TestHost;
 use common::audit::mirror_equals_secure_ept;
-use kvm_ops_core::{Backend, Error, Gfn, Privacy, VcpuId, VcpuOps, VmOps};
+use kvm_ops_core::guest::{Action, FnProgram, Outcome};
+use kvm_ops_core::{Backend, Error, Gfn, Gpa, Privacy, VcpuId, VcpuOps, VmOps};
 use kvm_ops_tdx::migrate::{Incoming, Outgoing};
 use migrate_support::{PAGES, Pair, Vcpu, carry, private_pages, run_until};
 
@@ -254,6 +255,40 @@ fn a_page_that_is_changed_on_its_way_loses_the_guest_with_the_reason() {
     drop((from, to));
     let told = pair.target.explain(Error::Poisoned);
     assert!(told.to_string().contains("IMPORT.MEM"), "{told}");
+    mirror_equals_secure_ept(&pair.hosts[1], &pair.target);
+    pair.destroy();
+}
+
+#[test]
+fn a_guest_that_never_leaves_the_td_does_not_keep_its_import_from_ending() {
+    let mut pair = Pair::on_two(false);
+    pair.run_source(3).unwrap();
+    let mut from = pair.source.outgoing(1).unwrap();
+    let mut to = pair.target.incoming(1).unwrap();
+    commit(&mut from, &mut to, 0);
+    let mut vcpu = pair.target.create_vcpu(VcpuId(0)).unwrap();
+    let endless = FnProgram(|_: Outcome<'_>| Action::Read {
+        gpa: Gpa::new(0),
+        len: 8,
+    });
+    let programs = vcpu.programs().unwrap();
+    programs.load_program(Box::new(endless)).unwrap();
+    let kick = vcpu.kick_handle();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| vcpu.vcpu_run().map(drop));
+        while to.wanted().is_empty() {
+            std::thread::yield_now();
+        }
+        while let Some(bundle) = from.pages(0).unwrap() {
+            to.take_pages(&bundle).unwrap();
+        }
+        to.own().unwrap();
+        assert!(!running.is_finished());
+        kick.kick();
+        running.join().unwrap().unwrap();
+    });
+    from.leave().unwrap();
+    drop((from, to, vcpu));
     mirror_equals_secure_ept(&pair.hosts[1], &pair.target);
     pair.destroy();
 }

@@ -1,5 +1,7 @@
 //! `kvm-ops migrate`: moves running confidential guests to another VM or host.
 
+mod arrival;
+mod beside;
 mod between;
 mod guest;
 mod inside;
@@ -46,6 +48,7 @@ Examples:
   kvm-ops migrate move --tech tdx             a TD: no SEAMCALL is made
   kvm-ops migrate hosts --tech sev-es         between two hosts in this process
   kvm-ops migrate hosts --tech tdx --streams 4
+  kvm-ops migrate hosts --tech tdx --post-copy   it runs there before its pages come
   kvm-ops migrate receive 127.0.0.1:4444      a host that waits for a guest, and
   kvm-ops migrate send 127.0.0.1:4444         one that sends it
   kvm-ops migrate receive unix:/run/m.sock --tech tdx")]
@@ -97,9 +100,14 @@ struct Guest {
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 
-    /// Rounds of copying while the guest runs; 0 stops it first
-    #[arg(long, default_value_t = 4)]
-    rounds: u32,
+    /// Rounds of copying while the guest runs; 0 stops it first. 4 by default, 0 with --post-copy
+    #[arg(long)]
+    rounds: Option<u32>,
+
+    /// Let a TD run at its target before its pages come: those that never travelled follow, the ones that it waits for
+    /// first. Both hosts state it. A TD whose pages cannot follow is lost
+    #[arg(long)]
+    post_copy: bool,
 
     /// Streams over which a TD's pages travel, 1 to 16; both hosts have as many, each with a thread at
     /// either end
@@ -141,6 +149,9 @@ enum Kinds {
 pub(crate) fn run(args: &Args) -> Outcome {
     let guest = args.how.guest();
     let within = matches!(args.how, How::Move(_));
+    if guest.post_copy {
+        guest.may_run_early(within)?;
+    }
     if matches!(guest.tech, Kinds::SevSnp) && !within {
         return Err(
             Failure::new("such a guest does not migrate between hosts here")
@@ -249,6 +260,24 @@ impl Guest {
 
     fn streams(&self) -> u16 {
         self.streams.unwrap_or(1)
+    }
+
+    fn rounds(&self) -> u32 {
+        self.rounds.unwrap_or(if self.post_copy { 0 } else { 4 })
+    }
+
+    /// Refuses a guest that cannot run at its target before its pages come.
+    fn may_run_early(&self, within: bool) -> Outcome<()> {
+        let why = match self.tech {
+            Kinds::Sev | Kinds::SevEs => {
+                "firmware lets an SEV guest run only after RECEIVE_FINISH, and takes no page after it"
+            }
+            Kinds::SevSnp => "an SNP guest does not migrate between hosts here",
+            Kinds::Tdx if within => "a move within a host sends no pages that could follow",
+            Kinds::Tdx => return Ok(()),
+        };
+        let what = "only a TD that goes to another host can run there before its pages come";
+        Err(Failure::new(what).hint(why).code(Code::Usage))
     }
 }
 

@@ -252,9 +252,10 @@ fn outs(c: &mut Core, i: &Instruction) -> R<()> {
 }
 
 impl Core {
-    /// True if elements of 64-bit mode go upwards.
+    /// True if elements of 64-bit mode go upwards, with no debug trap between them.
     fn goes_up(&self, f: Form) -> bool {
-        self.bits == 64 && f.address == 8 && self.system_flags & flags::DF == 0
+        let flags = flags::DF | flags::TF;
+        self.bits == 64 && f.address == 8 && self.system_flags & flags == 0
     }
 
     /// Up to `most` elements of REP STOS inside of a page that has a write tag. Returns how many it stored.

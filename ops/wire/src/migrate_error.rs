@@ -7,7 +7,7 @@ use kvm_ops::Error;
 
 use crate::error::{FrameError, WireError};
 
-/// The reason why a migration stopped. None of them loses the guest: see
+/// The reason why a migration stopped. None of them but [`MigrateError::Lost`] loses the guest: see
 /// [`MigrateError::can_go_on`].
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +42,9 @@ pub enum MigrateError {
     /// The call does not fit the phase of the migration.
     #[error("not allowed in this phase of a migration")]
     WrongPhase,
+    /// The guest ran at the target before its pages had come, and they cannot follow.
+    #[error("the guest is lost: pages of it cannot follow it")]
+    Lost(#[source] Refusal),
 }
 
 impl MigrateError {
@@ -59,11 +62,13 @@ impl MigrateError {
             Self::Link(_) | Self::Truncated | Self::Frame(_) => true,
             Self::Protocol(error) => !matches!(
                 error,
-                ProtocolError::Incomplete { .. } | ProtocolError::TooManyRecords
+                ProtocolError::Incomplete { .. }
+                    | ProtocolError::TooManyRecords
+                    | ProtocolError::NoPostCopy
             ),
             Self::Failed { error, .. } => error.is_transient(),
             Self::Refused(refusal) => refusal.can_go_on(),
-            Self::Cancelled | Self::WrongPhase => false,
+            Self::Cancelled | Self::WrongPhase | Self::Lost(_) => false,
         }
     }
 }
@@ -103,6 +108,9 @@ pub enum ProtocolError {
     /// The session has more records than the receiver allows.
     #[error("more records than the session may have")]
     TooManyRecords,
+    /// The guest's pages would follow it, and this end takes no such guest.
+    #[error("the guest would come before its pages, which this end does not take")]
+    NoPostCopy,
 }
 
 /// The peer's refusal.
@@ -149,10 +157,12 @@ pub enum Reason {
     Session = 6,
     /// The guest is not complete, or the session is longer than the receiver allows.
     Limits = 7,
+    /// The target takes no guest before its pages.
+    PostCopy = 8,
 }
 
 impl Reason {
-    const ALL: [(Self, &'static str); 7] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::Damaged, "records were damaged or out of order"),
         (
             Self::Shape,
@@ -166,6 +176,7 @@ impl Reason {
             Self::Limits,
             "the guest is incomplete or the session too long",
         ),
+        (Self::PostCopy, "the target takes no guest before its pages"),
     ];
 
     /// The reason of that number.

@@ -153,6 +153,7 @@ impl Refusal {
             MigrateError::Protocol(
                 ProtocolError::Incomplete { .. } | ProtocolError::TooManyRecords,
             ) => (Reason::Limits, 0),
+            MigrateError::Protocol(ProtocolError::NoPostCopy) => (Reason::PostCopy, 0),
             MigrateError::WrongPhase => (Reason::Busy, 0),
             _ => (Reason::Damaged, 0),
         };

@@ -24,20 +24,24 @@ pub enum Phase {
     Prepared,
     /// The source has given the guest up: it is the target's.
     Committed,
+    /// The guest runs at the target, and pages of it still follow.
+    PostCopy,
     /// Both ends know it.
     Done,
     /// Given up; the guest is the source's.
     Cancelled,
+    /// The guest ran at the target, and pages of it cannot follow: no end can run it any more.
+    Lost,
 }
 
 impl Phase {
-    /// The owner of the guest. There is one in every phase.
+    /// The owner of the guest. There is one in every phase: a lost guest is the target's, to be torn down there.
     pub const fn owner(self) -> Owner {
         match self {
             Self::New | Self::Copying | Self::Stopped | Self::Prepared | Self::Cancelled => {
                 Owner::Source
             }
-            Self::Committed | Self::Done => Owner::Target,
+            Self::Committed | Self::PostCopy | Self::Done | Self::Lost => Owner::Target,
         }
     }
 }
@@ -50,8 +54,10 @@ impl fmt::Display for Phase {
             Self::Stopped => "stopped",
             Self::Prepared => "prepared",
             Self::Committed => "committed",
+            Self::PostCopy => "post-copy",
             Self::Done => "done",
             Self::Cancelled => "cancelled",
+            Self::Lost => "lost",
         })
     }
 }
@@ -75,8 +81,13 @@ pub struct Progress {
     pub round: u32,
     /// Pages sent or received so far, with repetitions.
     pub pages: u64,
-    /// Pages that are still to be sent in this round; 0 at the target.
+    /// Pages that are still to be sent in this round; at the target 0, and in [`Phase::PostCopy`] as many as the
+    /// source said last.
     pub left: u64,
+    /// Pages sent or received since the guest runs at its target, with repetitions.
+    pub late: u64,
+    /// Pages among those for which the guest waited there.
+    pub on_demand: u64,
     /// Bytes on the link so far, over all links of the session.
     pub bytes: u64,
 }
@@ -89,6 +100,8 @@ impl Progress {
             round: 0,
             pages: 0,
             left: 0,
+            late: 0,
+            on_demand: 0,
             bytes: 0,
         }
     }

@@ -12,6 +12,8 @@ pub enum TargetState {
     Prepared = 2,
     /// The guest is its own.
     Owner = 3,
+    /// It runs the guest, and takes the pages that follow.
+    Running = 4,
 }
 
 impl TargetState {
@@ -35,6 +37,7 @@ impl TargetState {
             1 => Self::Receiving,
             2 => Self::Prepared,
             3 => Self::Owner,
+            4 => Self::Running,
             _ => return Err(ProtocolError::Field("state of the target").into()),
         };
         Ok((state, fields.array()?))

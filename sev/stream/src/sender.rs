@@ -222,7 +222,7 @@ impl<S: MigrateSource> Sender<S> {
 
     fn end<L: Read + Write>(&mut self, wire: Option<&mut Wire<'_, L>>) -> Result<()> {
         match self.phase {
-            Phase::Committed | Phase::Done | Phase::Cancelled => {
+            Phase::Committed | Phase::PostCopy | Phase::Done | Phase::Cancelled | Phase::Lost => {
                 return Err(MigrateError::WrongPhase);
             }
             Phase::New => {}

@@ -55,6 +55,36 @@ impl Frames {
         next.take(most).collect()
     }
 
+    /// Adds all frames of another set.
+    pub(crate) fn append(&mut self, other: Self) {
+        if self.is_empty() {
+            *self = other;
+            return;
+        }
+        for (at, bits) in other.words {
+            let word = self.words.entry(at).or_default();
+            self.count += u64::from((bits & !*word).count_ones());
+            *word |= bits;
+        }
+    }
+
+    /// Takes out the frames that another set has not.
+    pub(crate) fn take_all_but(&mut self, other: &Self) -> Self {
+        let mut taken = Self::default();
+        self.words.retain(|at, word| {
+            let kept = *word & other.words.get(at).copied().unwrap_or_default();
+            let out = *word & !kept;
+            if out != 0 {
+                taken.words.insert(*at, out);
+                taken.count += u64::from(out.count_ones());
+            }
+            *word = kept;
+            kept != 0
+        });
+        self.count -= taken.count;
+        taken
+    }
+
     /// The lowest frame.
     pub(crate) fn first(&self) -> Option<Gfn> {
         let (at, word) = self.words.first_key_value()?;
@@ -78,6 +108,31 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn sets_are_joined_and_split(
+            own in proptest::collection::btree_set(0..300u64, 0..300),
+            other in proptest::collection::btree_set(0..300u64, 0..300),
+        ) {
+            let set = |frames: &BTreeSet<u64>| {
+                let mut set = Frames::default();
+                frames.iter().for_each(|gfn| set.insert(Gfn::new(*gfn)));
+                set
+            };
+            let all = |mut set: Frames| {
+                let len = set.len();
+                let all = set.take_first(usize::MAX);
+                assert_eq!(len, all.len() as u64);
+                all.into_iter().map(Gfn::get).collect::<BTreeSet<_>>()
+            };
+            let mut joined = set(&own);
+            joined.append(set(&other));
+            prop_assert_eq!(all(joined), &own | &other);
+            let mut kept = set(&own);
+            let taken = kept.take_all_but(&set(&other));
+            prop_assert_eq!(all(taken), &own - &other);
+            prop_assert_eq!(all(kept), &own & &other);
+        }
 
         #[test]
         fn a_set_of_frames_is_a_set(ops in proptest::collection::vec((0..3u8, 0..300u64), 0..300)) {

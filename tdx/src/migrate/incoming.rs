@@ -211,16 +211,27 @@ impl<'a, H: Host> Incoming<'a, H> {
         }
         self.check_due(bundle)?;
         let lane = self.lanes.of(bundle.stream())?;
-        match self.td.import_pages(&lane, bundle) {
+        let failed = match self.td.import_pages(&lane, bundle) {
             Ok(pages) => {
                 self.pages.fetch_add(pages, Ordering::Relaxed);
-                Ok(())
+                return Ok(());
             }
-            Err(ImportError::Host(error)) => Err(error),
-            Err(ImportError::Call(failed)) if self.phase() == Phase::Live => {
-                Err(self.lost(&failed))
-            }
-            Err(ImportError::Call(failed)) => Err(self.failed(&failed)),
+            Err(failed) => failed,
+        };
+        self.ask_again(bundle);
+        Err(match failed {
+            ImportError::Host(error) => error,
+            ImportError::Call(failed) if self.phase() == Phase::Live => self.lost(&failed),
+            ImportError::Call(failed) => self.failed(&failed),
+        })
+    }
+
+    /// Asks again for pages that were sent to a guest that runs here, and were not taken.
+    pub(super) fn ask_again(&self, bundle: &Bundle) {
+        if self.phase() == Phase::Live {
+            let mut book = self.td.lock(&self.td.journey.book);
+            let sent = bundle.entries.iter().filter(|entry| entry.succeeded());
+            sent.for_each(|entry| book.wanted.insert(entry.gfn()));
         }
     }
 
@@ -255,8 +266,11 @@ impl<'a, H: Host> Incoming<'a, H> {
         if !matches!(phase, Phase::Started | Phase::Live) {
             return Err(Error::WrongState(self.td.life.step()));
         }
-        let tdr = self.td.tdr()?;
-        self.call(|calls| calls.import_end(tdr))?;
+        let (calls, tdr) = (self.td.calls()?, self.td.tdr()?);
+        // A guest that runs here already may be in the way.
+        self.td
+            .without_vcpus(|| calls.import_end(tdr))
+            .map_err(|failed| self.failed(&failed))?;
         self.set_phase(Phase::Own);
         if phase == Phase::Live {
             self.td.journey.set_awaits_pages(false);
@@ -290,6 +304,17 @@ impl<'a, H: Host> Incoming<'a, H> {
         self.begin_to_run("a guest runs here while its pages come from another host")
     }
 
+    /// Returns whether a private page is there.
+    pub fn has_page(&self, gfn: Gfn) -> bool {
+        let found = self.td.read_private().mirror.lookup(gfn);
+        found.entry != PrivateSpte::Absent
+    }
+
+    /// True if the import was given up, or a call left the TD so that it cannot go on.
+    pub(super) fn is_over(&self) -> bool {
+        self.phase() == Phase::Ended || self.td.require_live().is_err()
+    }
+
     /// Takes the frames for which the guest waits since the last call.
     pub fn wanted(&self) -> Vec<Gfn> {
         let mut book = self.td.lock(&self.td.journey.book);
@@ -312,7 +337,8 @@ impl<'a, H: Host> Incoming<'a, H> {
     /// nothing has changed.
     fn lost(&self, failed: &Failed) -> Error {
         let error = failed.error();
-        if !error.is_transient() {
+        // A call that was not made has changed nothing.
+        if failed.status().is_some() && !error.is_transient() {
             self.set_phase(Phase::Ended);
             let advice = "pages of the guest are lost, and it with them; destroy this VM";
             self.td

@@ -34,6 +34,8 @@ pub(crate) struct Book {
     /// To be sent in the next round, because the module takes a page once in an epoch: written since,
     /// or new.
     pub(crate) pending: Frames,
+    /// Put off until the guest runs at its target: they never travelled.
+    pub(crate) later: Frames,
     /// Blocked for writing.
     pub(crate) blocked: Frames,
     /// Sent at least once.
@@ -47,18 +49,23 @@ pub(crate) struct Book {
 impl Book {
     /// Begins a round with everything that is to be sent.
     pub(crate) fn begin_round(&mut self) {
-        match self.round.is_empty() {
-            true => core::mem::swap(&mut self.round, &mut self.pending),
-            false => {
-                while let Some(gfn) = self.pending.pop_first() {
-                    self.round.insert(gfn);
-                }
-            }
+        self.round.append(core::mem::take(&mut self.pending));
+    }
+
+    /// Puts off all of these frames, and of those that are to be sent, that never travelled.
+    pub(crate) fn put_off(&mut self, window: &mut Frames) {
+        for frames in [window, &mut self.round, &mut self.pending] {
+            self.later.append(frames.take_all_but(&self.exported));
         }
     }
 
-    /// The number of pages that are to be sent.
-    pub(crate) fn left(&self) -> u64 {
+    /// Takes up what was put off.
+    pub(crate) fn take_up(&mut self) {
+        self.round.append(core::mem::take(&mut self.later));
+    }
+
+    /// The number of pages that are to be sent and not put off.
+    pub(crate) fn due(&self) -> u64 {
         self.round.len() + self.pending.len()
     }
 }

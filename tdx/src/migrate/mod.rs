@@ -15,6 +15,8 @@
 //! | `sender`, `receiver` | its two ends |
 //! | `sending`, `rest` | one link's part at the source; what travels last |
 //! | `receiving` | one link's part at the target |
+//! | `taking_over` | the start token at the target |
+//! | `post_copy` | pages that follow a guest over the stream, at both ends |
 //! | `unconfirmed` | records that are sent again after a broken link |
 //! | `threads` | streams side by side |
 //!
@@ -31,6 +33,7 @@ mod journey;
 mod lane;
 mod outgoing;
 mod pages;
+mod post_copy;
 mod receiver;
 mod receiving;
 mod record;
@@ -39,6 +42,7 @@ mod restore;
 mod sender;
 mod sending;
 mod service;
+mod taking_over;
 mod threads;
 mod unconfirmed;
 

@@ -56,6 +56,10 @@ pub struct Carried {
     pub pages: u64,
     /// Pages that were sent while the TD was stopped.
     pub pages_stopped: u64,
+    /// Pages that were sent after the start token, with repetitions.
+    pub pages_late: u64,
+    /// Pages that the guest waited for at its target.
+    pub pages_on_demand: u64,
     /// Bytes of the bundles.
     pub bytes: u64,
 }
@@ -132,8 +136,10 @@ impl<'a, H: Host> Outgoing<'a, H> {
         carried.bundles += 1;
         carried.pages += pages;
         carried.bytes += bundle.len() as u64;
-        if self.phase == Phase::Paused {
-            carried.pages_stopped += pages;
+        match self.phase {
+            Phase::Paused => carried.pages_stopped += pages,
+            Phase::Posted => carried.pages_late += pages,
+            _ => {}
         }
         Ok(bundle)
     }
@@ -277,6 +283,20 @@ impl<'a, H: Host> Outgoing<'a, H> {
         }
     }
 
+    /// Puts off the pages that never travelled, for the time after an
+    /// [early start token](Self::early_start_token). What is left to be sent before it are those that were sent and
+    /// written again, which the module demands.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] unless the TD is stopped, and before the start token.
+    pub fn put_off(&mut self) -> Result<()> {
+        self.require(&[Phase::Paused])?;
+        let mut work = self.td.lock(&self.work);
+        let mut book = self.td.lock(&self.td.journey.book);
+        book.put_off(&mut work.window);
+        Ok(())
+    }
+
     /// The start token of a post-copy: pages are left that never travelled, and follow by
     /// [`pages`](Self::pages) and [`wanted_pages`](Self::wanted_pages) while the guest runs at the
     /// target. [`leave`](Self::leave) once all have arrived.
@@ -285,7 +305,11 @@ impl<'a, H: Host> Outgoing<'a, H> {
     /// As [`start_token`](Self::start_token), where pages are left that were sent and then written again.
     pub fn early_start_token(&mut self) -> Result<Bundle> {
         self.require(&[Phase::Paused])?;
-        self.token(true)
+        let token = self.token(true);
+        if self.phase == Phase::Posted {
+            self.td.lock(&self.td.journey.book).take_up();
+        }
+        token
     }
 
     /// Frames that the guest shares with the host, as ranges. They are not among the bundles.
@@ -312,6 +336,13 @@ impl<'a, H: Host> Outgoing<'a, H> {
         self.phase = Phase::Over;
         self.td.give_up("the TD left for another host");
         Ok(())
+    }
+
+    /// Gives the TD up, because it is lost at its target.
+    pub(super) fn lose(&mut self) {
+        self.phase = Phase::Over;
+        self.td
+            .give_up("it runs at its target, which cannot take the pages that are left");
     }
 
     /// Ends the migration; the TD runs on here. After the start token that needs the target's abort

@@ -20,15 +20,21 @@ pub(super) struct Work {
     /// Pages were taken for bundles since the last token.
     pub(super) sent: bool,
     /// Frames that are blocked for writing and tracked, and travel next.
-    window: Frames,
+    pub(super) window: Frames,
     pub(super) carried: Carried,
 }
 
 impl<H: Host> Outgoing<'_, H> {
     /// The number of pages that are to be sent, as far as it is known.
     pub fn pages_left(&self) -> u64 {
+        let due = self.pages_due();
+        due + self.td.lock(&self.td.journey.book).later.len()
+    }
+
+    /// Of those, the number of pages that are not [put off](Self::put_off).
+    pub(super) fn pages_due(&self) -> u64 {
         let window = self.td.lock(&self.work).window.len();
-        window + self.td.lock(&self.td.journey.book).left()
+        window + self.td.lock(&self.td.journey.book).due()
     }
 
     /// The next bundle of pages of this round, at most [`BATCH`] of them. `None` if the round has no page
@@ -57,16 +63,27 @@ impl<H: Host> Outgoing<'_, H> {
         let lane = self.lanes.of(stream)?;
         let there = wanted.iter().copied().filter(|gfn| self.has_page(*gfn));
         let frames: Vec<Gfn> = there.take(BATCH).collect();
+        let new = self.take_out(&frames);
+        let bundle = self.bundle_of(&lane, frames)?;
+        if let Some(bundle) = &bundle {
+            let sent = bundle.entries.iter().filter(|entry| entry.succeeded());
+            let on_demand = sent.filter(|entry| new.contains(&entry.gfn())).count();
+            self.td.lock(&self.work).carried.pages_on_demand += on_demand as u64;
+        }
+        Ok(bundle)
+    }
+
+    /// Takes frames out of those that are to be sent. Returns the ones that never travelled.
+    fn take_out(&self, frames: &[Gfn]) -> Vec<Gfn> {
         let mut work = self.td.lock(&self.work);
         let mut book = self.td.lock(&self.td.journey.book);
-        for gfn in &frames {
+        for gfn in frames {
             work.window.remove(*gfn);
             book.round.remove(*gfn);
             book.pending.remove(*gfn);
         }
-        drop(book);
-        drop(work);
-        self.bundle_of(&lane, frames)
+        let new = |gfn: &Gfn| !book.exported.contains(*gfn);
+        frames.iter().copied().filter(new).collect()
     }
 
     /// Returns whether the TD has a private page there.
@@ -83,8 +100,9 @@ impl<H: Host> Outgoing<'_, H> {
         let bundle = match exported {
             Ok(bundle) => bundle,
             Err(error) => {
-                // Pages that left in a bundle that was not finished are not where they were.
-                self.td.lock(&self.work).broken |= reached > 0;
+                // Pages that left in a bundle that was not finished are not where they were. After the start
+                // token they may leave again.
+                self.td.lock(&self.work).broken |= reached > 0 && self.phase != Phase::Posted;
                 let mut book = self.td.lock(&self.td.journey.book);
                 // In this round still: nothing of them has travelled.
                 for gfn in frames {

@@ -13,6 +13,7 @@ use kvm_ops_wire::{
 use super::ExitState;
 use super::bundle::Bundle;
 use super::incoming::Incoming;
+use super::post_copy::Following;
 use super::record::{Kind, SessionId, Wire};
 use super::threads::{OneThread, Threads};
 
@@ -53,6 +54,9 @@ impl Budget {
 /// [`run`](Self::run) serves one link. Where that breaks, `run` with a new link goes on. Until everything but
 /// the start token came, any other failure ends the migration: the source runs the TD on, and this VM is
 /// destroyed.
+///
+/// A guest whose pages follow it ([`with_post_copy`](Self::with_post_copy)) runs here from [`Phase::PostCopy`] on.
+/// After any error but its loss `run` with a new link goes on; a receiver that is dropped then loses the guest.
 pub struct Receiver<'a, H: Host> {
     pub(super) target: Incoming<'a, H>,
     pub(super) limits: ReceiveLimits,
@@ -69,6 +73,7 @@ pub struct Receiver<'a, H: Host> {
     pub(super) bytes: u64,
     pub(super) exit_states: BTreeMap<VcpuId, ExitState>,
     pub(super) threads: Box<dyn Threads + 'a>,
+    pub(super) following: Following,
     /// The abort token, for a source that asks again.
     pub(super) returned: Option<Bundle>,
 }
@@ -90,6 +95,7 @@ impl<'a, H: Host> Receiver<'a, H> {
             bytes: 0,
             exit_states: BTreeMap::new(),
             threads: Box::new(OneThread),
+            following: Following::default(),
             returned: None,
         }
     }
@@ -119,9 +125,20 @@ impl<'a, H: Host> Receiver<'a, H> {
         self
     }
 
+    /// Takes also a guest that comes before its pages. Once the watcher of [`run`](Self::run) sees
+    /// [`Phase::PostCopy`], its vCPUs may be created and run, on other threads: they wait in
+    /// [`vcpu_run`](kvm_ops::VcpuOps::vcpu_run) for pages that `run` takes.
+    #[must_use]
+    pub fn with_post_copy(mut self) -> Self {
+        self.following.offered = true;
+        self
+    }
+
     /// The progress so far.
     pub fn progress(&self) -> Progress {
-        progress(&self.target, self.phase, self.round, self.bytes)
+        let mut progress = progress(&self.target, self.phase, self.round, self.bytes);
+        self.following.fill_in(&mut progress);
+        progress
     }
 
     /// What the source's host owed to a vCPU, for
@@ -130,10 +147,11 @@ impl<'a, H: Host> Receiver<'a, H> {
         self.exit_states.get(&vcpu).copied()
     }
 
-    /// Returns whether the session may go on over a new link.
+    /// Returns whether the session may go on over a new link; of a lost guest the source only hears that it is.
     pub const fn can_go_on(&self) -> bool {
         match self.phase {
-            Phase::New | Phase::Prepared | Phase::Committed | Phase::Done => true,
+            Phase::New | Phase::Prepared | Phase::Committed => true,
+            Phase::PostCopy | Phase::Done | Phase::Lost => true,
             Phase::Copying => !self.failed,
             _ => self.returned.is_some(),
         }
@@ -158,7 +176,9 @@ impl<'a, H: Host> Receiver<'a, H> {
         let ended = self.serve(&mut wire, before, watch);
         self.bytes = before + wire.bytes;
         if let Err(error) = ended {
-            if !error.is_of_the_link() && error != MigrateError::Cancelled {
+            if let Some(why) = self.loss(&error) {
+                let _ = self.send_lost(&mut wire, &why);
+            } else if !error.is_of_the_link() && error != MigrateError::Cancelled {
                 let refusal = Refusal::of(&error).encode();
                 let _ = wire.send(Kind::Refuse, self.next, &[&refusal]);
                 let _ = wire.flush();
@@ -171,9 +191,9 @@ impl<'a, H: Host> Receiver<'a, H> {
     /// Gives the guest up, also after the start token: the source runs it again when it asks.
     ///
     /// # Errors
-    /// [`MigrateError::WrongPhase`] once the guest is this end's; the error of TDH.IMPORT.ABORT.
+    /// [`MigrateError::WrongPhase`] once the guest is this end's or runs here; the error of TDH.IMPORT.ABORT.
     pub fn give_back(&mut self) -> Result<()> {
-        if self.phase == Phase::Done {
+        if matches!(self.phase, Phase::PostCopy | Phase::Done | Phase::Lost) {
             return Err(MigrateError::WrongPhase);
         }
         let token = MigrateError::at("TDH.IMPORT.ABORT", self.target.abort())?;
@@ -185,6 +205,7 @@ impl<'a, H: Host> Receiver<'a, H> {
     pub(super) fn state(&self) -> TargetState {
         match self.phase {
             Phase::Done => TargetState::Owner,
+            Phase::PostCopy => TargetState::Running,
             Phase::Prepared | Phase::Committed => TargetState::Prepared,
             _ => TargetState::Receiving,
         }

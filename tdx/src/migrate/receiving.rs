@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use embedded_io::{Read, Write};
 use kvm_ops::{Error, Host};
 use kvm_ops_mmu::Mutex;
-use kvm_ops_wire::{Flow, MigrateError, Phase, Progress, ProtocolError};
+use kvm_ops_wire::{Fields, Flow, MigrateError, Phase, Progress, ProtocolError};
 
 use super::bundle::{Bundle, BundleKind};
 use super::receiver::{Budget, Receiver, progress};
@@ -44,6 +44,9 @@ impl<H: Host> Receiver<'_, H> {
         if self.returned.is_some() {
             return Err(MigrateError::Cancelled);
         }
+        if let Some(why) = self.following.lost {
+            return Err(MigrateError::Lost(why));
+        }
         if self.phase == Phase::Done {
             return Ok(());
         }
@@ -69,23 +72,47 @@ impl<H: Host> Receiver<'_, H> {
             let answer = match record {
                 Record::Other(Kind::Start, payload) => {
                     let token = record::parse_bundle(&payload)?;
-                    return self.start(wire, &token);
+                    self.start(wire, &token, watch)?;
+                    match self.phase {
+                        Phase::PostCopy => continue,
+                        _ => return Ok(()),
+                    }
                 }
-                Record::Other(Kind::Cancel, _) => {
+                Record::Other(kind @ (Kind::Left | Kind::Complete), payload)
+                    if self.phase == Phase::PostCopy =>
+                {
+                    let left = match kind {
+                        Kind::Left => Some(Fields::of(&payload).u64()?),
+                        _ => None,
+                    };
+                    self.bytes = before + wire.bytes;
+                    match self.turn(wire, left)? {
+                        // Too late to cancel: the answer does not matter.
+                        true => {
+                            let _ = watch(&self.progress());
+                            return Ok(());
+                        }
+                        false => continue,
+                    }
+                }
+                Record::Other(Kind::Cancel, _) if self.phase < Phase::Committed => {
                     self.phase = Phase::Cancelled;
                     return Err(MigrateError::Cancelled);
                 }
                 Record::Other(kind, payload) => self.take(kind, &payload)?,
-                Record::Bundle(_) if self.phase != Phase::Copying => {
-                    return Err(ProtocolError::Unexpected(Kind::Bundle as u8).into());
-                }
-                Record::Bundle(bundle) if bundle.kind() == BundleKind::Memory => {
+                Record::Bundle(bundle)
+                    if bundle.kind() == BundleKind::Memory
+                        && matches!(self.phase, Phase::Copying | Phase::PostCopy) =>
+                {
                     behind = Some(self.pages(wire, before, bundle, watch)?);
                     continue;
                 }
-                Record::Bundle(bundle) => {
+                Record::Bundle(bundle) if self.phase == Phase::Copying => {
                     self.take_bundle(&bundle)?;
                     None
+                }
+                Record::Bundle(_) => {
+                    return Err(ProtocolError::Unexpected(Kind::Bundle as u8).into());
                 }
             };
             self.next += 1;
@@ -118,6 +145,7 @@ impl<H: Host> Receiver<'_, H> {
             budget,
             round,
             bytes,
+            following,
             ..
         } = self;
         let target = &*target;
@@ -136,9 +164,11 @@ impl<H: Host> Receiver<'_, H> {
             budget.spend(cost(&bundle))?;
             *next += 1;
             *bytes = before + wire.bytes;
-            match watch(&progress(target, *phase, *round, *bytes)) {
-                Flow::Cancel => Err(MigrateError::Cancelled),
-                Flow::GoOn => Ok(Ok(bundle)),
+            let mut progress = progress(target, *phase, *round, *bytes);
+            following.fill_in(&mut progress);
+            match watch(&progress) {
+                Flow::Cancel if *phase < Phase::Prepared => Err(MigrateError::Cancelled),
+                _ => Ok(Ok(bundle)),
             }
         };
         let mut behind = Err(MigrateError::Truncated);
@@ -157,6 +187,7 @@ impl<H: Host> Receiver<'_, H> {
             },
             &|bundle| {
                 if has_failed() {
+                    target.ask_again(&bundle);
                     return;
                 }
                 if let Err(error) = target.take_pages(&bundle) {
@@ -178,9 +209,15 @@ impl<H: Host> Receiver<'_, H> {
         let (id, link) = record::parse_session(payload)?;
         match (kind, self.session) {
             // A source that has not heard the answer says it again.
-            (Kind::Hello, session) if self.next == 0 && session.is_none_or(|known| known == id) => {
+            (Kind::Hello | Kind::HelloPostCopy, session)
+                if self.next == 0 && session.is_none_or(|known| known == id) =>
+            {
                 let shape = record::parse_hello(payload)?;
                 wire.seal.bind(&id, link, &[0; 24]);
+                self.following.agreed = kind == Kind::HelloPostCopy;
+                if self.following.agreed && !self.following.offered {
+                    return Err(ProtocolError::NoPostCopy.into());
+                }
                 MigrateError::at("shape of the guest", self.target.accept(&shape))?;
                 let each = shape.layout.frames().saturating_add(shape.vcpus.into());
                 self.budget = Budget::of(each.saturating_mul(self.limits.times.into()));
@@ -192,8 +229,11 @@ impl<H: Host> Receiver<'_, H> {
                 if self.returned.is_some() {
                     return self.send_returned(wire);
                 }
+                if self.following.lost.is_some() {
+                    return Ok(());
+                }
             }
-            (Kind::Hello | Kind::Resume, _) => {
+            (Kind::Hello | Kind::HelloPostCopy | Kind::Resume, _) => {
                 wire.seal.bind(&id, link, &[0; 24]);
                 return Err(ProtocolError::Session.into());
             }
@@ -208,8 +248,14 @@ impl<H: Host> Receiver<'_, H> {
 
     /// Takes a record, and returns the answer that is due.
     fn take(&mut self, kind: Kind, payload: &[u8]) -> Result<Option<Kind>> {
-        if self.phase != Phase::Copying {
-            return Err(ProtocolError::Unexpected(kind as u8).into());
+        match (kind, self.phase) {
+            (Kind::Absent, Phase::PostCopy) => {
+                self.budget.spend(1)?;
+                self.absent(&record::parse_frames(payload)?);
+                return Ok(None);
+            }
+            (Kind::Sync, Phase::PostCopy) | (_, Phase::Copying) => {}
+            _ => return Err(ProtocolError::Unexpected(kind as u8).into()),
         }
         match kind {
             Kind::Shared => {
@@ -251,42 +297,6 @@ impl<H: Host> Receiver<'_, H> {
         }
         self.budget.spend(cost(bundle))?;
         MigrateError::at(operation(bundle.kind()), self.target.take(bundle))
-    }
-
-    /// The start token came: the guest is this end's, or goes back with the abort token.
-    fn start<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>, token: &Bundle) -> Result<()> {
-        if !matches!(self.phase, Phase::Prepared | Phase::Committed) || !token.is_start_token() {
-            return Err(ProtocolError::Unexpected(Kind::Start as u8).into());
-        }
-        let owned = self.own(token);
-        if owned.is_ok() {
-            wire.send(Kind::Done, self.next, &[])?;
-            return Ok(wire.flush()?);
-        }
-        self.give_back()?;
-        self.send_returned(wire)?;
-        owned
-    }
-
-    /// Sends the abort token, if there is one.
-    fn send_returned<L: Read + Write>(&self, wire: &mut Wire<'_, L>) -> Result<()> {
-        let Some(token) = &self.returned else {
-            return Ok(());
-        };
-        let mut bytes = Vec::new();
-        token.encode(&mut bytes);
-        wire.send(Kind::Returned, self.next, &[&bytes])?;
-        Ok(wire.flush()?)
-    }
-
-    fn own(&mut self, token: &Bundle) -> Result<()> {
-        if self.phase == Phase::Prepared {
-            MigrateError::at("TDH.IMPORT.TRACK", self.target.take(token))?;
-            self.phase = Phase::Committed;
-        }
-        MigrateError::at("TDH.IMPORT.END", self.target.own())?;
-        self.phase = Phase::Done;
-        Ok(())
     }
 }
 

@@ -12,10 +12,19 @@ type Result<T> = core::result::Result<T, MigrateError>;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
+/// Bytes of a Hello: the fewest and the most.
+const HELLO: [usize; 2] = [
+    16 + 8 + 2 + 4 + 1 + 2,
+    16 + 8 + 2 + 4 + 1 + 2 + 16 * kvm_ops_wire::MAX_RANGES,
+];
+
+/// The most frames of a record.
+pub(super) const MOST_FRAMES: usize = 512;
+
 kvm_ops_wire::kinds! {
     b"KOMT", 2;
     /// Source: session and shape of the guest.
-    Hello = 1, 16 + 8 + 2 + 4 + 1 + 2, 16 + 8 + 2 + 4 + 1 + 2 + 16 * kvm_ops_wire::MAX_RANGES;
+    Hello = 1, HELLO[0], HELLO[1];
     /// Source: goes on with a session after a broken link, or asks what became of it.
     Resume = 2, 16 + 8, 16 + 8;
     /// Target: its state and challenge.
@@ -48,6 +57,20 @@ kvm_ops_wire::kinds! {
     Cancel = 13, 0, 0;
     /// Target: refuses and says why.
     Refuse = 14, Refusal::BYTES, Refusal::BYTES;
+    /// Source: as Hello, for a guest that comes before its pages.
+    HelloPostCopy = 18, HELLO[0], HELLO[1];
+    /// Target: it runs the guest, and takes the pages that follow.
+    Running = 19, 0, 0;
+    /// Source: a turn is over; the number of pages that are left.
+    Left = 20, 8, 8;
+    /// Source: a turn is over, and every page was sent.
+    Complete = 21, 0, 0;
+    /// Target: it has all records up to here; frames for which the guest waits.
+    Wanted = 22, 0, 8 * MOST_FRAMES;
+    /// Source: those of them that it has no page for.
+    Absent = 23, 8, 8 * MOST_FRAMES;
+    /// Target: the guest is lost, and why.
+    Lost = 24, Refusal::BYTES, Refusal::BYTES;
 }
 
 pub(super) type Wire<'l, L> = kvm_ops_wire::Wire<'l, L, Kind>;
@@ -123,6 +146,21 @@ pub(super) fn parse_shared(payload: &[u8]) -> Result<(Gfn, Option<&[u8; PAGE]>)>
     fields.bytes(PAGE)?;
     fields.end()?;
     Ok((gfn, page))
+}
+
+/// Frames, 8 bytes each.
+pub(super) fn frames<'f>(frames: impl IntoIterator<Item = &'f Gfn>) -> Vec<u8> {
+    let words = frames.into_iter().map(|gfn| gfn.get().to_le_bytes());
+    words.flatten().collect()
+}
+
+pub(super) fn parse_frames(payload: &[u8]) -> Result<Vec<Gfn>> {
+    let (words, rest) = payload.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(ProtocolError::Field("list of frames").into());
+    }
+    let frames = words.iter().map(|word| Gfn::new(u64::from_le_bytes(*word)));
+    Ok(frames.collect())
 }
 
 pub(super) fn parse_exit_state(payload: &[u8]) -> Result<(VcpuId, ExitState)> {

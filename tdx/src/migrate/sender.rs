@@ -47,6 +47,10 @@ pub type ExitStates<'a> = Box<dyn FnMut(VcpuId) -> kvm_ops::Result<ExitState> + 
 /// target has is not sent again. Before the start token every other failure [aborts](Outgoing::abort), as
 /// [`cancel`](Self::cancel) does: the TD runs on here. After it only the target knows who runs the TD; `run`
 /// with a new link asks.
+///
+/// A [post-copy](Self::with_post_copy) sends the start token before the pages that never travelled. From
+/// [`Phase::PostCopy`] on the TD runs at its target, and `run` sends what it waits for, and the rest. After any
+/// error but [`MigrateError::Lost`] it goes on over a new link; a sender that is dropped then loses the TD.
 pub struct Sender<'a, H: Host> {
     pub(super) source: Outgoing<'a, H>,
     pub(super) limits: SendLimits,
@@ -54,6 +58,8 @@ pub struct Sender<'a, H: Host> {
     pub(super) session: SessionId,
     pub(super) links: u64,
     pub(super) phase: Phase,
+    /// The pages that never travelled follow the start token.
+    pub(super) post_copy: bool,
     pub(super) exit_states: Option<ExitStates<'a>>,
     pub(super) threads: Box<dyn Threads + 'a>,
     /// The start token, once it exists.
@@ -86,6 +92,7 @@ impl<'a, H: Host> Sender<'a, H> {
             session,
             links: 0,
             phase: Phase::New,
+            post_copy: false,
             exit_states: None,
             threads: Box::new(OneThread),
             token: None,
@@ -100,6 +107,15 @@ impl<'a, H: Host> Sender<'a, H> {
     #[must_use]
     pub fn with_key(mut self, key: StreamKey) -> Self {
         self.key = Some(key);
+        self
+    }
+
+    /// Lets the TD run at its target before the pages come that never travelled: all of them after 0
+    /// [rounds](SendLimits::rounds). Pages that were sent and written again travel while the TD is stopped, because
+    /// the module demands it. The receiver must [offer](super::Receiver::with_post_copy) it.
+    #[must_use]
+    pub fn with_post_copy(mut self) -> Self {
+        self.post_copy = true;
         self
     }
 
@@ -134,14 +150,14 @@ impl<'a, H: Host> Sender<'a, H> {
     /// # Errors
     /// See [`MigrateError`]. After [`MigrateError::Link`] and [`MigrateError::Truncated`] call again with a
     /// new link, or [`cancel`](Self::cancel); a TD that was stopped is stopped until then. After all
-    /// others the TD runs on here unless the phase is [`Phase::Committed`], where the target may run it:
-    /// call again with a new link.
+    /// others the TD runs on here unless the phase is [`Phase::Committed`] or [`Phase::PostCopy`], where the target
+    /// may run it or does: call again with a new link. [`MigrateError::Lost`] says that no end can run it.
     pub fn run<L: Read + Write>(
         &mut self,
         link: &mut L,
         watch: &mut dyn FnMut(&Progress) -> Flow,
     ) -> Result<Progress> {
-        if matches!(self.phase, Phase::Done | Phase::Cancelled) {
+        if matches!(self.phase, Phase::Done | Phase::Cancelled | Phase::Lost) {
             return Err(MigrateError::WrongPhase);
         }
         self.links += 1;
@@ -181,9 +197,11 @@ pub(super) fn progress<H: Host>(source: &Outgoing<'_, H>, phase: Phase, bytes: u
     progress.round = carried.rounds;
     progress.pages = carried.pages;
     progress.left = match phase {
-        Phase::Copying | Phase::Stopped => source.pages_left(),
+        Phase::Copying | Phase::Stopped | Phase::PostCopy => source.pages_left(),
         _ => 0,
     };
+    progress.late = carried.pages_late;
+    progress.on_demand = carried.pages_on_demand;
     progress.bytes = bytes;
     progress
 }

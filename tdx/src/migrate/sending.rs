@@ -1,6 +1,7 @@
 //! One link's part of a session, at the end that a TD leaves.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use embedded_io::{Read, Write};
 use kvm_ops::Host;
@@ -8,6 +9,7 @@ use kvm_ops_wire::{
     Challenge, Flow, MigrateError, Phase, Progress, ProtocolError, Reason, Refusal, TargetState,
 };
 
+use super::MAX_STREAMS;
 use super::bundle::Bundle;
 use super::record::{self, Kind, Wire, expected};
 use super::sender::{Sender, progress};
@@ -24,8 +26,8 @@ pub(super) struct Sending<'s, 'w, 'l, 'a, H: Host, L> {
 
 impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
     pub(super) fn all(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
-        if self.sender.phase == Phase::Committed {
-            return self.settle();
+        if matches!(self.sender.phase, Phase::Committed | Phase::PostCopy) {
+            return self.settle(watch);
         }
         match self.sender.phase {
             Phase::New => self.begin()?,
@@ -35,12 +37,15 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
         self.stop(watch)?;
         self.prepare()?;
         self.report(watch)?;
-        let token = MigrateError::at("TDH.EXPORT.TRACK", self.sender.source.start_token())?;
-        self.sender.token = Some(token);
+        let token = match self.sender.post_copy {
+            true => self.sender.source.early_start_token(),
+            false => self.sender.source.start_token(),
+        };
+        self.sender.token = Some(MigrateError::at("TDH.EXPORT.TRACK", token)?);
         self.sender.phase = Phase::Committed;
         // Too late to cancel: the answer does not matter.
         let _ = self.report(watch);
-        self.start()?;
+        self.start(watch)?;
         let _ = self.report(watch);
         Ok(())
     }
@@ -62,10 +67,14 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
     fn begin(&mut self) -> Result<()> {
         let shape = MigrateError::at("shape of the guest", self.sender.source.shape())?;
         let hello = record::hello(&self.sender.session, self.sender.links, &shape);
-        self.wire.send(Kind::Hello, 0, &[&hello])?;
+        let kind = match self.sender.post_copy {
+            true => Kind::HelloPostCopy,
+            false => Kind::Hello,
+        };
+        self.wire.send(kind, 0, &[&hello])?;
         match self.greeted()? {
             (TargetState::Receiving, 0) => {}
-            _ => return Err(ProtocolError::Field("state of the target").into()),
+            _ => return Err(unlikely()),
         }
         let first = self.sender.source.begin();
         let first = MigrateError::at("TDH.EXPORT.STATE.IMMUTABLE", first)?;
@@ -80,7 +89,7 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
             (TargetState::Receiving | TargetState::Prepared, has) => {
                 self.sender.sent.go_on(self.wire, has)
             }
-            (TargetState::Owner, _) => Err(ProtocolError::Field("state of the target").into()),
+            (TargetState::Owner | TargetState::Running, _) => Err(unlikely()),
         }
     }
 
@@ -93,22 +102,35 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
     /// Takes the target's state and challenge for this link, and the number of the record that is due there.
     fn greeted(&mut self) -> Result<(TargetState, u64)> {
         self.bind(&[0; 24]);
-        let (due, payload) = self.hear(Kind::Ready)?;
+        let (due, payload) = self.answer(Kind::Ready)?;
         let (state, challenge) = TargetState::parse_ready(&payload)?;
         self.bind(&challenge);
         Ok((state, due))
     }
 
-    /// Sends what is written, and takes the answer that is due: its number and payload. A target that gave the
-    /// guest back says that instead.
-    fn hear(&mut self, due: Kind) -> Result<(u64, Vec<u8>)> {
+    /// Sends what is written, and takes an answer: its kind, number and payload. A target that gave the guest back,
+    /// or lost it, says that instead.
+    pub(super) fn hear(&mut self) -> Result<(Kind, u64, Vec<u8>)> {
         self.wire.flush()?;
         let (kind, index, payload) = self.wire.receive()?;
-        if kind == Kind::Returned && self.sender.phase == Phase::Committed {
-            let token = record::parse_bundle(payload)?;
-            return Err(self.returned(&token));
+        match (kind, self.sender.phase) {
+            (Kind::Returned, Phase::Committed) => {
+                let token = record::parse_bundle(payload)?;
+                Err(self.returned(&token))
+            }
+            (Kind::Lost, Phase::Committed | Phase::PostCopy) if self.sender.post_copy => {
+                let why = Refusal::decode(payload)?;
+                Err(self.lost(why))
+            }
+            _ => Ok((kind, index, Vec::from(expected(kind, payload, kind)?))),
         }
-        Ok((index, Vec::from(expected(kind, payload, due)?)))
+    }
+
+    /// The same for an answer of this kind: its number and payload.
+    fn answer(&mut self, due: Kind) -> Result<(u64, Vec<u8>)> {
+        let (kind, index, payload) = self.hear()?;
+        expected(kind, &payload, due)?;
+        Ok((index, payload))
     }
 
     /// Numbers and sends a record.
@@ -138,15 +160,19 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
 
     fn round(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
         self.report(watch)?;
-        self.pages(watch)?;
+        self.pages(usize::MAX, watch)?;
         let token = MigrateError::at("TDH.EXPORT.TRACK", self.sender.source.end_round())?;
         self.bundle(token)?;
         let round = self.sender.source.carried().rounds.to_le_bytes();
         self.confirmed(Kind::RoundEnd, round.to_vec(), Kind::RoundOk)
     }
 
-    /// The pages of a round, on all streams.
-    fn pages(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+    /// The pages of a round, on all streams, or the first of them: so many bundles on each stream.
+    pub(super) fn pages(
+        &mut self,
+        most: usize,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<()> {
         let Sender {
             source,
             threads,
@@ -162,13 +188,17 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
             records.send_bundle(wire, bundle)?;
             *bytes = before + wire.bytes;
             match watch(&progress(source, *phase, *bytes)) {
-                Flow::Cancel => Err(MigrateError::Cancelled),
-                Flow::GoOn => Ok(()),
+                Flow::Cancel if *phase < Phase::Committed => Err(MigrateError::Cancelled),
+                _ => Ok(()),
             }
         };
+        let made = [const { AtomicUsize::new(0) }; MAX_STREAMS as usize];
         threads.make(
             source.streams(),
-            &|stream| source.pages(stream).transpose(),
+            &|stream| match made[usize::from(stream)].fetch_add(1, Ordering::Relaxed) < most {
+                true => source.pages(stream).transpose(),
+                false => None,
+            },
             &mut |made| {
                 sent = send(made);
                 sent.is_ok()
@@ -181,25 +211,34 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
         if self.sender.phase == Phase::Copying {
             MigrateError::at("TDH.EXPORT.PAUSE", self.sender.source.stop())?;
             self.sender.phase = Phase::Stopped;
+            if self.sender.post_copy {
+                MigrateError::at("pages put off", self.sender.source.put_off())?;
+            }
+            self.report(watch)?;
         }
-        while self.sender.source.pages_left() > 0 {
+        while self.sender.source.pages_due() > 0 {
             self.round(watch)?;
         }
         Ok(())
     }
 
     /// After a broken link: asks who has the guest.
-    fn settle(&mut self) -> Result<()> {
+    fn settle(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
         self.resume()?;
-        match self.greeted()?.0 {
-            TargetState::Owner => self.done(),
-            TargetState::Prepared => self.start(),
-            TargetState::Receiving => Err(ProtocolError::Field("state of the target").into()),
+        match (self.greeted()?, self.sender.phase) {
+            ((TargetState::Owner, _), _) => self.done(),
+            ((TargetState::Prepared, _), Phase::Committed) => self.start(watch),
+            ((TargetState::Running, has), _) if self.sender.post_copy => {
+                self.sender.phase = Phase::PostCopy;
+                self.sender.sent.go_on(self.wire, has)?;
+                self.follow(watch)
+            }
+            _ => Err(unlikely()),
         }
     }
 
     /// Sends the start token, and hears who has the guest.
-    fn start(&mut self) -> Result<()> {
+    fn start(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
         let Some(token) = self.sender.token.clone() else {
             return Err(MigrateError::WrongPhase);
         };
@@ -207,14 +246,13 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
         token.encode(&mut bytes);
         self.wire
             .send(Kind::Start, self.sender.sent.next(), &[&bytes])?;
-        self.hear(Kind::Done)?;
-        self.done()
-    }
-
-    fn done(&mut self) -> Result<()> {
-        MigrateError::at("end of the source", self.sender.source.leave())?;
-        self.sender.phase = Phase::Done;
-        Ok(())
+        if !self.sender.post_copy {
+            self.answer(Kind::Done)?;
+            return self.done();
+        }
+        self.answer(Kind::Running)?;
+        self.sender.phase = Phase::PostCopy;
+        self.follow(watch)
     }
 
     /// The target gave the guest back.
@@ -230,11 +268,16 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
         })
     }
 
-    fn report(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
+    pub(super) fn report(&mut self, watch: &mut dyn FnMut(&Progress) -> Flow) -> Result<()> {
         self.sender.bytes = self.before + self.wire.bytes;
         match watch(&self.sender.progress()) {
             Flow::Cancel if self.sender.phase < Phase::Committed => Err(MigrateError::Cancelled),
             _ => Ok(()),
         }
     }
+}
+
+/// A target that cannot be as far as it says.
+fn unlikely() -> MigrateError {
+    ProtocolError::Field("state of the target").into()
 }

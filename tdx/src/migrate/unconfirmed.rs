@@ -116,6 +116,15 @@ impl Unconfirmed {
         self.wait(wire)
     }
 
+    /// The target has everything that was sent, if it says the number of the next record.
+    pub(super) fn confirm(&mut self, index: u64) -> Result<()> {
+        match index == self.next {
+            true => self.forget(index),
+            false => return Err(self.unlike(index)),
+        }
+        Ok(())
+    }
+
     fn keep_and_send<L: Read + Write>(&mut self, wire: &mut Wire<'_, L>, sent: Sent) -> Result<()> {
         self.bytes += sent.head.len() + sent.body.len();
         self.records.push_back(sent);
@@ -140,11 +149,7 @@ impl Unconfirmed {
         wire.flush()?;
         let (kind, index, payload) = wire.receive()?;
         expected(kind, payload, answer)?;
-        match index == self.next {
-            true => self.forget(index),
-            false => return Err(self.unlike(index)),
-        }
-        Ok(())
+        self.confirm(index)
     }
 
     fn forget(&mut self, below: u64) {

@@ -167,6 +167,8 @@ impl<H: Host> TdxVcpu<H> {
                 }
                 // The next entry answers the kick.
                 Fault::Retry if self.record.is_kicked() => return Ok(None),
+                // The page comes from another host.
+                Fault::Retry if self.td.journey.awaits_pages() => self.td.idle(),
                 Fault::Retry => self.td.relax(),
             }
         }

@@ -118,10 +118,7 @@ impl<H: Host> Td<H> {
     pub(crate) fn wait_for_event(&self, id: VcpuId, interrupts: bool) -> bool {
         let woken = self.on_td_port(|port| Ok(port.td_wait(id, interrupts))) == Ok(true);
         if !woken {
-            match self.host.seam() {
-                Some(seam) => seam.idle(),
-                None => self.relax(),
-            }
+            self.idle();
         }
         woken
     }

@@ -242,6 +242,14 @@ impl<H: Host> Td<H> {
         }
     }
 
+    /// Waits a moment for what comes from outside.
+    pub(crate) fn idle(&self) {
+        match self.host.seam() {
+            Some(seam) => seam.idle(),
+            None => core::hint::spin_loop(),
+        }
+    }
+
     /// Locks, with the port's pauses while it waits.
     pub(crate) fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
         mutex.lock(|| self.relax())

@@ -4,8 +4,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// Bytes of a frame before its payload, and the place of the payload's length and of the tag.
+/// Bytes of a frame before its payload, and the places of its kind, of the payload's length and of the tag.
 const HEADER: usize = 36;
+const KIND: usize = 5;
 const LENGTH: usize = 16;
 const TAG: usize = 20;
 
@@ -34,7 +35,8 @@ pub struct Link {
     socket: UnixStream,
     plan: Option<Plan>,
     written: Vec<u8>,
-    frames: usize,
+    /// The kinds of the frames that this end wrote.
+    kinds: Vec<u8>,
     held: Option<Vec<u8>>,
     cut: bool,
 }
@@ -55,16 +57,16 @@ impl Link {
                 socket,
                 plan,
                 written: Vec::new(),
-                frames: 0,
+                kinds: Vec::new(),
                 held: None,
                 cut: false,
             }
         })
     }
 
-    /// The number of frames that this end wrote.
-    pub fn frames(&self) -> usize {
-        self.frames
+    /// The kinds of the frames that this end wrote.
+    pub fn kinds(&self) -> &[u8] {
+        &self.kinds
     }
 
     fn deliver(&mut self, frame: &[u8]) -> io::Result<()> {
@@ -72,8 +74,8 @@ impl Link {
     }
 
     fn pass(&mut self, mut frame: Vec<u8>) -> io::Result<()> {
-        let now = self.plan.filter(|plan| plan.nth == self.frames);
-        self.frames += 1;
+        let now = self.plan.filter(|plan| plan.nth == self.kinds.len());
+        self.kinds.push(frame[KIND]);
         match now.map(|plan| plan.fate) {
             None => self.deliver(&frame)?,
             Some(Fate::Lost) => {}

@@ -6,6 +6,8 @@
 
 pub mod keys;
 pub mod link;
+pub mod matrix;
+pub mod stream;
 pub mod writer;
 
 use std::sync::Arc;
@@ -133,9 +135,7 @@ impl Pair {
 
     /// Loads the guest's program, which goes on from what is in memory.
     pub fn load(&self, vcpu: &mut Vcpu) {
-        let writer = Writer::new(PAGES, Arc::clone(&self.counted));
-        let programs = vcpu.programs().expect("the software machine runs programs");
-        programs.load_program(Box::new(writer)).unwrap();
+        load(vcpu, &self.counted);
     }
 
     /// Runs the source's first vCPU until its program has counted so far, or the VM says that it is
@@ -193,6 +193,13 @@ fn clean(report: FreeReport) {
 
 fn memory(host: &TestHost) -> MemSlot {
     slot(host)
+}
+
+/// Loads the guest's program, which goes on from what is in memory and tells its count.
+pub fn load(vcpu: &mut Vcpu, counted: &Arc<AtomicU64>) {
+    let writer = Writer::new(PAGES, Arc::clone(counted));
+    let programs = vcpu.programs().expect("the software machine runs programs");
+    programs.load_program(Box::new(writer)).unwrap();
 }
 
 /// Runs a vCPU until its program has counted so far.

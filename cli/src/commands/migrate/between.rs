@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread;
@@ -12,6 +13,9 @@ use kvm_ops::sev::migrate::{Phase, Progress};
 use kvm_ops::sim::SimHost;
 use kvm_ops_machine::Machine;
 
+use super::arrival::Came;
+use super::beside::Ran;
+use super::guest::Told;
 use super::link::{self, Address, Bound, Link, Waiting};
 use super::meter::Meter;
 use super::report::Report;
@@ -37,11 +41,22 @@ impl Side {
     }
 }
 
+/// A guest that has gone.
+pub(super) struct Sent {
+    pub(super) progress: Progress,
+    /// What is the same at both hosts, of a TD.
+    pub(super) equal: Option<Equal>,
+    /// The time from the target's word that the guest runs to its first instruction, of a post-copy.
+    pub(super) resumed_after: Option<Duration>,
+}
+
 /// A guest that has come.
 struct Arrived {
     machine: Machine<SimHost>,
     progress: Progress,
     equal: Option<Equal>,
+    /// What it did before all of its pages had come.
+    ran: Option<Ran>,
 }
 
 impl Session<'_> {
@@ -73,17 +88,24 @@ impl Session<'_> {
                     machine,
                     progress,
                     equal: None,
+                    ran: None,
                 })
             }
             Side::Td(host) => {
-                let (mut machine, progress, equal) = self.receive_td(host, next)?;
-                machine
-                    .take_arrived_vcpus(1)
-                    .map_err(|error| Failure::because("the guest came without its vCPU", error))?;
+                let Came {
+                    mut machine,
+                    journey,
+                } = self.receive_td(host, next)?;
+                if journey.ran.is_none() {
+                    machine.take_arrived_vcpus(1).map_err(|error| {
+                        Failure::because("the guest came without its vCPU", error)
+                    })?;
+                }
                 Ok(Arrived {
                     machine,
-                    progress,
-                    equal,
+                    progress: journey.progress,
+                    equal: journey.equal,
+                    ran: journey.ran,
                 })
             }
         }
@@ -111,12 +133,21 @@ impl Session<'_> {
         let Ok(received) = received else {
             return Err(Failure::new("the receiving thread panicked"));
         };
-        let mut to = received?.machine;
-        let (first, end, told) = self.run_on(&mut to)?;
+        let mut received = received?;
+        let (first, end, told) = self.ran(&mut received)?;
         report.counts(report.count_at_source, first, end);
         report.pages_told(&told);
-        report.leaks = leaks(from) + leaks(to) + here.leaks() + there.leaks();
+        report.leaks = leaks(from) + leaks(received.machine) + here.leaks() + there.leaks();
         Ok(report)
+    }
+
+    /// Runs a guest on that came, if it did not while its pages followed. Returns its first and last count there,
+    /// and what it tells of its pages.
+    fn ran(&self, arrived: &mut Arrived) -> Outcome<(u64, u64, Arc<Told>)> {
+        match &arrived.ran {
+            Some(ran) => Ok((ran.first, ran.last, Arc::clone(&ran.told))),
+            None => self.run_on(&mut arrived.machine),
+        }
     }
 
     pub(super) fn send(&self, address: &Address) -> Outcome<Report> {
@@ -137,8 +168,11 @@ impl Session<'_> {
         let start = Instant::now();
         let mut arrived = self.arrive(&mut side, |bound| waiting.accept(bound))?;
         let took = start.elapsed();
-        let (first, end, told) = self.run_on(&mut arrived.machine)?;
+        let (first, end, told) = self.ran(&mut arrived)?;
         let mut report = self.report("receive");
+        if let Some(ran) = &arrived.ran {
+            report.followed(&arrived.progress, ran.took);
+        }
         let Progress {
             pages,
             bytes,
@@ -188,18 +222,26 @@ impl Session<'_> {
             let sent = match side {
                 Side::Sev(_) => self
                     .send_sev(vm, link, relink, &mut seen)
-                    .map(|progress| (progress, None)),
-                Side::Td(host) => self
-                    .send_td(host, vm, link, relink, &mut seen)
-                    .map(|(progress, equal)| (progress, Some(equal))),
+                    .map(|progress| Sent {
+                        progress,
+                        equal: None,
+                        resumed_after: None,
+                    }),
+                Side::Td(host) => self.send_td(host, vm, link, relink, &mut seen),
             };
             sent.map(|sent| (sent, start.elapsed()))
         });
         bar.finish_and_clear();
-        let ((sent, equal), took) = sent??;
-        let down = report.downtime;
-        report.finish(took, down, sent.pages, sent.bytes, sent.round);
-        report.equal = equal;
+        let (sent, took) = sent??;
+        let down = report.downtime + sent.resumed_after.unwrap_or_default();
+        let Progress {
+            pages,
+            bytes,
+            round,
+            ..
+        } = sent.progress;
+        report.finish(took, down, pages, bytes, round);
+        report.equal = sent.equal;
         report.count_at_source = told.count.load(Ordering::Acquire);
         Ok(report)
     }
@@ -221,6 +263,17 @@ fn bar(pages: u64, quiet: bool) -> ProgressBar {
 fn show(bar: &ProgressBar, progress: &Progress, meter: &Meter) {
     bar.set_length(progress.pages + progress.left);
     bar.set_position(progress.pages);
+    if progress.phase == Phase::PostCopy {
+        let rate = meter.following().unwrap_or_default() / 1e6;
+        let Progress {
+            left, on_demand, ..
+        } = progress;
+        bar.set_message(format!(
+            "{}, {left} pages left, {rate:.1} MB/s, {on_demand} on demand",
+            progress.phase
+        ));
+        return;
+    }
     let rates = meter
         .rates()
         .map_or_else(String::new, |rates| format!(", {rates}"));

@@ -1,7 +1,8 @@
 //! The guest that migrates. Its whole state is in private memory.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use kvm_ops::guest::{Action, GuestProgram, MAX_ACCESS, Outcome};
 use kvm_ops::{Gfn, Gpa, Level, Privacy, SharedMask};
@@ -15,6 +16,8 @@ pub(super) struct Told {
     pub(super) checked: AtomicU64,
     /// Pages that it found otherwise.
     pub(super) wrong: AtomicU64,
+    /// The moment of its first instruction.
+    pub(super) first: OnceLock<Instant>,
 }
 
 /// The pages that a guest writes, in turn.
@@ -192,6 +195,7 @@ impl Writer {
 
 impl GuestProgram for Writer {
     fn step(&mut self, last: Outcome<'_>) -> Action<'_> {
+        self.told.first.get_or_init(Instant::now);
         if let Outcome::Start { mask, .. } = last {
             self.mask = mask;
             return self.begin();

@@ -26,6 +26,9 @@ pub(super) struct Meter {
     /// Where the next ones will be taken from.
     next: Option<Moment>,
     rates: Option<Rates>,
+    /// Where the rate of pages that follow their guest is taken from.
+    follows: Option<Moment>,
+    following: Option<f64>,
 }
 
 /// The rates of a migration, in bytes for each second.
@@ -42,6 +45,9 @@ pub(super) struct Rates {
 impl Meter {
     /// Takes note of a moment. Rates are those of copying, while the guest runs.
     pub(super) fn seen(&mut self, progress: &Progress, at: Instant) {
+        if progress.phase == Phase::PostCopy {
+            return self.followed(progress, at);
+        }
         if progress.phase != Phase::Copying {
             return;
         }
@@ -66,6 +72,20 @@ impl Meter {
             downtime: Duration::try_from_secs_f64(left as f64 * PAGE / sent)
                 .unwrap_or(Duration::MAX),
         });
+    }
+
+    fn followed(&mut self, progress: &Progress, at: Instant) {
+        let (pages, left) = (progress.late, progress.left);
+        let from = *self.follows.get_or_insert(Moment { at, pages, left });
+        let seconds = (at - from.at).as_secs_f64();
+        if seconds > 0.0 && pages > from.pages {
+            self.following = Some((pages - from.pages) as f64 * PAGE / seconds);
+        }
+    }
+
+    /// The bytes for each second of pages that follow their guest, once some have.
+    pub(super) const fn following(&self) -> Option<f64> {
+        self.following
     }
 
     /// The rates, once something has travelled.
@@ -113,6 +133,19 @@ mod tests {
         // While the guest is stopped nothing is measured.
         meter.seen(&progress(Phase::Stopped, 1100, 0), at(1500));
         assert_eq!(meter.rates(), Some(rates));
+    }
+
+    #[test]
+    fn pages_that_follow_their_guest_have_a_rate_of_their_own() {
+        let mut meter = Meter::default();
+        let start = Instant::now();
+        for (late, seconds) in [(0, 0), (100, 1), (600, 2)] {
+            let mut progress = progress(Phase::PostCopy, 1000 + late, 600 - late);
+            progress.late = late;
+            meter.seen(&progress, start + Duration::from_secs(seconds));
+        }
+        assert_eq!(meter.following(), Some(300.0 * PAGE));
+        assert_eq!(meter.rates(), None);
     }
 
     #[test]

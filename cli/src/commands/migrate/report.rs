@@ -33,6 +33,9 @@ pub(super) struct Report {
     /// The rates when the guest was stopped, and the downtime to be expected then.
     #[serde(skip_serializing_if = "Option::is_none")]
     at_stop: Option<AtStop>,
+    /// The pages that followed the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    post_copy: Option<PostCopy>,
     /// The parts of a TD's identity that are the same at both hosts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) equal: Option<Equal>,
@@ -54,6 +57,8 @@ pub(super) struct Report {
     #[serde(skip)]
     stopped: Option<Instant>,
     #[serde(skip)]
+    runs_there: Option<Instant>,
+    #[serde(skip)]
     pages_before_stop: u64,
     #[serde(skip)]
     left: u64,
@@ -65,6 +70,16 @@ struct AtStop {
     sent_megabytes_per_second: f64,
     dirtied_megabytes_per_second: f64,
     expected_downtime_seconds: f64,
+}
+
+/// Pages that came once the guest ran at its target.
+#[derive(Debug, Serialize)]
+struct PostCopy {
+    pages_late: u64,
+    /// Those of them that the guest waited for.
+    pages_on_demand: u64,
+    seconds: f64,
+    megabytes_per_second: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,6 +118,7 @@ impl Report {
             streams: None,
             pages_stopped: 0,
             at_stop: None,
+            post_copy: None,
             equal: None,
             pages_as_written: 0,
             pages_otherwise: 0,
@@ -114,6 +130,7 @@ impl Report {
             leaks: 0,
             downtime: Duration::ZERO,
             stopped: None,
+            runs_there: None,
             pages_before_stop: 0,
             left: 0,
         }
@@ -138,8 +155,31 @@ impl Report {
             self.stopped = Some(at);
             self.at_stop = meter.rates().map(|rates| AtStop::new(rates, self.left));
         }
-        self.pages_stopped = progress.pages - self.pages_before_stop;
-        self.downtime = self.stopped.map_or(Duration::ZERO, |since| at - since);
+        self.pages_stopped = progress.pages - progress.late - self.pages_before_stop;
+        if progress.phase == Phase::PostCopy {
+            self.runs_there.get_or_insert(at);
+        }
+        let end = self.runs_there.unwrap_or(at);
+        self.downtime = self.stopped.map_or(Duration::ZERO, |since| end - since);
+        if let Some(since) = self.runs_there {
+            self.followed(progress, at - since);
+        }
+    }
+
+    /// Records the pages that followed the guest in that time.
+    pub(super) fn followed(&mut self, progress: &Progress, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let bytes = (progress.late * 4096) as f64;
+        self.post_copy = Some(PostCopy {
+            pages_late: progress.late,
+            pages_on_demand: progress.on_demand,
+            seconds,
+            megabytes_per_second: if seconds > 0.0 {
+                bytes / 1e6 / seconds
+            } else {
+                0.0
+            },
+        });
     }
 
     /// Records what an arrived guest tells of its pages.
@@ -199,11 +239,15 @@ impl fmt::Display for Report {
             writeln!(f, "  commands      {commands}, no page copied")?;
         }
         if self.pages > 0 {
+            let rounds = match &self.post_copy {
+                // The epochs are those around the start token.
+                Some(late) if late.pages_late == self.pages => String::new(),
+                _ => format!(" in {}", units::plural(self.rounds.into(), "round")),
+            };
             writeln!(
                 f,
-                "  pages         {} in {}, {:.1} MB/s, {} on the link",
+                "  pages         {}{rounds}, {:.1} MB/s, {} on the link",
                 self.pages,
-                units::plural(self.rounds.into(), "round"),
                 self.megabytes_per_second,
                 units::size(self.link_bytes)
             )?;
@@ -219,6 +263,16 @@ impl fmt::Display for Report {
                 rates.dirtied_megabytes_per_second,
                 units::plural(rates.pages_left, "page"),
                 time(rates.expected_downtime_seconds)
+            )?;
+        }
+        if let Some(late) = &self.post_copy {
+            writeln!(
+                f,
+                "  post-copy     {} late in {}, {:.1} MB/s; {} on demand",
+                units::plural(late.pages_late, "page"),
+                time(late.seconds),
+                late.megabytes_per_second,
+                late.pages_on_demand
             )?;
         }
         if self.mode != "receive" {

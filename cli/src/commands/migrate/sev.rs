@@ -109,7 +109,7 @@ impl Session<'_> {
             .outgoing(Box::new(|_| Ok(Vec::new())))
             .map_err(|error| Failure::because("the guest cannot be sent", error))?;
         let limits = SendLimits {
-            rounds: self.guest.rounds,
+            rounds: self.guest.rounds(),
             ..SendLimits::default()
         };
         let mut sender = Sender::new(outgoing, limits, &mut random)

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::tdx::TdxVm;
@@ -24,6 +25,9 @@ pub(super) struct Summary {
     rtmrs: Vec<String>,
     attributes: u64,
     xfam: u64,
+    /// The nanoseconds from the word that the TD runs here to its first instruction, of a post-copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resumed_after: Option<u64>,
 }
 
 /// The parts of two summaries that are equal.
@@ -84,7 +88,22 @@ impl Summary {
             rtmrs: view.rtmr.iter().map(hex::encode).collect(),
             attributes: field(ATTRIBUTES)?,
             xfam: field(XFAM)?,
+            resumed_after: None,
         })
+    }
+
+    /// With the time from the word that the TD runs here to its first instruction.
+    pub(super) fn resumed_after(self, time: Duration) -> Self {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            resumed_after: Some(nanoseconds),
+            ..self
+        }
+    }
+
+    /// That time, if it is told.
+    pub(super) fn resumes_after(&self) -> Option<Duration> {
+        self.resumed_after.map(Duration::from_nanos)
     }
 
     /// Sends this one and takes the peer's.
@@ -142,6 +161,7 @@ mod tests {
             rtmrs: vec!["11".into(); 4],
             attributes: 1 << 29,
             xfam: 3,
+            resumed_after: None,
         }
     }
 

@@ -1,4 +1,4 @@
-//! TDs between hosts: the migration TD beside each, the two ends of the stream, and what is compared.
+//! TDs between hosts: the migration TD beside each, and the end of the stream that sends.
 
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,18 +7,20 @@ use embedded_io_adapters::std::FromStd;
 use kvm_ops::sev::migrate::{Flow, Phase, Progress};
 use kvm_ops::sim::SimHost;
 use kvm_ops::tdx::TdxVm;
-use kvm_ops::tdx::migrate::{MigrateError, Receiver, SendLimits, Sender};
+use kvm_ops::tdx::migrate::{MigrateError, SendLimits, Sender};
 use kvm_ops::{AnyVm, EncParams, IntelVm, Kind, PreboundTd, TdParams, Tech, Vm};
 use kvm_ops_attest::software::{Collateral, Pcs, QuotingService};
 use kvm_ops_attest::tdx::{Quote, Root};
 use kvm_ops_machine::{LaunchPage, Machine, MachineConfig, RunLimits};
 use kvm_ops_migtd::{Dcap, MigrationTd, Policy, Program, Role, Untrusted};
 
-use super::link::{Bound, Link};
-use super::summary::{Equal, Summary};
+use super::between::Sent;
+use super::link::Link;
+use super::summary::Summary;
 use super::threads::EachStream;
 use super::{Session, link, random};
 use crate::confidential::Quotes;
+use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
@@ -99,13 +101,13 @@ impl TdHost {
     }
 
     /// A TD that waits for its guest.
-    fn target(&self, memory: u64) -> Outcome<Machine<SimHost>> {
+    pub(super) fn target(&self, memory: u64) -> Outcome<Machine<SimHost>> {
         Machine::build(&self.host, self.config(memory, true))
             .map_err(|error| Failure::of_machine("cannot build the target", error))
     }
 
     /// Binds the migration TD, and exchanges the session's keys with that at the other end.
-    fn exchange(
+    pub(super) fn exchange(
         &mut self,
         role: Role,
         td: &TdxVm<SimHost>,
@@ -129,7 +131,7 @@ impl TdHost {
     }
 }
 
-fn td(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&TdxVm<SimHost>> {
+pub(super) fn td(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&TdxVm<SimHost>> {
     match vm.back_end() {
         AnyVm::Intel(IntelVm::Tdx(td)) => Ok(td),
         _ => Err(Failure::new("the VM is no TD")),
@@ -137,20 +139,10 @@ fn td(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&TdxVm<SimHost>> {
 }
 
 /// The time that a source has to come back over another link. It tries for two seconds.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// The end of one link's part of an arrival.
-enum Served {
-    /// The source knows that the guest is here.
-    Arrived(Equal),
-    /// The source may come back over another link.
-    Open,
-    /// The guest stays with its source.
-    Over,
-}
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 impl Session<'_> {
-    fn td_limits(&self) -> RunLimits {
+    pub(super) fn td_limits(&self) -> RunLimits {
         RunLimits::none().deadline(self.bound.left())
     }
 
@@ -167,7 +159,7 @@ impl Session<'_> {
         mut link: Link,
         relink: &mut dyn FnMut() -> io::Result<Link>,
         seen: &mut dyn FnMut(&Progress),
-    ) -> Outcome<(Progress, Equal)> {
+    ) -> Outcome<Sent> {
         let vm = td(vm)?;
         let own = Summary::of_td(&from.host, vm)?;
         from.exchange(Role::Source, vm, &mut link, self.td_limits())?;
@@ -176,13 +168,16 @@ impl Session<'_> {
             .outgoing(streams)
             .map_err(|error| Failure::because("the guest cannot be sent", error))?;
         let limits = SendLimits {
-            rounds: self.guest.rounds,
+            rounds: self.guest.rounds(),
             ..SendLimits::default()
         };
         let mut sender = Sender::new(outgoing, limits, &mut random)
             .map_err(|error| Failure::because("the guest cannot be sent", error))?;
         if streams > 1 {
             sender = sender.with_threads(Box::new(EachStream));
+        }
+        if self.guest.post_copy {
+            sender = sender.with_post_copy();
         }
         if let Some(key) = &self.key {
             sender = sender.with_key(key.clone());
@@ -194,22 +189,25 @@ impl Session<'_> {
         let mut broken = 0;
         loop {
             let sent = sender.run(&mut FromStd::new(&mut link), &mut watch);
-            let phase = sender.progress().phase;
-            let (begun, committed) = (phase > Phase::New, phase == Phase::Committed);
+            let Progress { phase, left, .. } = sender.progress();
             let error = match sent {
                 Ok(progress) => {
                     let theirs = own.exchange_first(&mut link).map_err(|error| {
                         let what = "the guest arrived, and its host does not say what it got";
                         Failure::because(what, error)
                     })?;
-                    return Ok((progress, own.equal(&theirs)));
+                    return Ok(Sent {
+                        progress,
+                        equal: Some(own.equal(&theirs)),
+                        resumed_after: theirs.resumes_after(),
+                    });
                 }
-                Err(error) if begun && goes_on(&error, committed) => error,
-                Err(error) => return Err(ended(error, committed)),
+                Err(error) if goes_on(&error, phase) => error,
+                Err(error) => return Err(ended(error, phase, left)),
             };
-            term::complain(match committed {
-                false => format!("the link broke: {error}; going on over another"),
-                true => format!("asking again who has the guest: {error}"),
+            term::complain(match phase {
+                Phase::Committed => format!("asking again who has the guest: {error}"),
+                _ => format!("the link broke: {error}; going on over another"),
             });
             broken += 1;
             let next = match broken {
@@ -218,139 +216,50 @@ impl Session<'_> {
             };
             link = match next {
                 Ok(link) => link,
-                Err(failed) if committed => {
-                    return Err(ended(error, true).hint(failed.to_string()));
+                Err(failed) if phase >= Phase::Committed => {
+                    return Err(ended(error, phase, left).hint(failed.to_string()));
                 }
                 Err(_) => {
                     sender.cancel().map_err(|error| {
                         let what = "the guest does not run on at its source";
                         Failure::because(what, error)
                     })?;
-                    return Err(ended(error, false));
+                    return Err(ended(error, phase, left));
                 }
             };
-        }
-    }
-
-    /// Waits for a TD: each link brings one, asks for one that came, or ends alone. A TD that came is not
-    /// compared if its source is gone.
-    pub(super) fn receive_td(
-        &self,
-        at: &mut TdHost,
-        mut next: impl FnMut(&Bound) -> io::Result<Link>,
-    ) -> Outcome<(Machine<SimHost>, Progress, Option<Equal>)> {
-        loop {
-            let machine = at.target(self.guest.memory)?;
-            let served = self.serve_target(at, &machine, &mut next)?;
-            if let Some((progress, equal)) = served {
-                return Ok((machine, progress, equal));
-            }
-            // A target that has seen a guest takes no other.
-            for leak in &machine.destroy().leaks {
-                term::complain(format!("leaked: {leak}"));
-            }
-        }
-    }
-
-    /// Serves links with one target; `None` once it is used up.
-    fn serve_target(
-        &self,
-        at: &mut TdHost,
-        machine: &Machine<SimHost>,
-        next: &mut dyn FnMut(&Bound) -> io::Result<Link>,
-    ) -> Outcome<Option<(Progress, Option<Equal>)>> {
-        let vm = td(machine.vm())?;
-        let incoming = vm
-            .incoming(self.guest.streams())
-            .map_err(|error| Failure::because("the target cannot take a guest", error))?;
-        let mut receiver = Receiver::new(incoming);
-        if self.guest.streams() > 1 {
-            receiver = receiver.with_threads(Box::new(EachStream));
-        }
-        if let Some(key) = &self.key {
-            let mut nonce = [0; 16];
-            random(&mut nonce)
-                .map_err(|error| Failure::because("the host has no random numbers", error))?;
-            receiver = receiver.with_key(key.clone(), nonce);
-        }
-        loop {
-            let phase = receiver.progress().phase;
-            let bound = match phase {
-                Phase::Copying | Phase::Done => self.bound.within(GRACE),
-                // It cannot know whether its source runs the guest on.
-                _ => self.bound.clone(),
-            };
-            let mut link = match next(&bound) {
-                Ok(link) => link,
-                Err(_) if phase == Phase::Done => return Ok(Some((receiver.progress(), None))),
-                Err(_) if phase == Phase::Copying && self.bound.check().is_ok() => {
-                    term::complain("the source has not come back: waiting for another guest");
-                    return Ok(None);
-                }
-                Err(error) => return Err(Failure::because("no guest arrived", error)),
-            };
-            match self.serve(at, vm, &mut receiver, &mut link) {
-                Served::Arrived(equal) => return Ok(Some((receiver.progress(), Some(equal)))),
-                Served::Open => {}
-                Served::Over => return Ok(None),
-            }
-        }
-    }
-
-    /// Serves one link.
-    fn serve(
-        &self,
-        at: &mut TdHost,
-        vm: &TdxVm<SimHost>,
-        receiver: &mut Receiver<'_, SimHost>,
-        link: &mut Link,
-    ) -> Served {
-        let alone = |why: &dyn std::fmt::Display| {
-            term::complain(format!("a connection ended without a guest: {why}"));
-        };
-        if receiver.progress().phase == Phase::New
-            && let Err(failure) = at.exchange(Role::Target, vm, link, self.td_limits())
-        {
-            alone(&failure.in_a_line());
-            return Served::Open;
-        }
-        let received = receiver.run(&mut FromStd::new(&mut *link), &mut |_| Flow::GoOn);
-        if let Err(error) = received {
-            alone(&error);
-            return match receiver.can_go_on() {
-                true => Served::Open,
-                false => Served::Over,
-            };
-        }
-        let compared =
-            Summary::of_td(&at.host, vm).and_then(|own| Ok(own.equal(&own.exchange_second(link)?)));
-        match compared {
-            Ok(equal) => Served::Arrived(equal),
-            // The source may not have heard that the guest is here.
-            Err(failure) => {
-                term::complain(format!(
-                    "the guest is not compared: {}",
-                    failure.in_a_line()
-                ));
-                Served::Open
-            }
         }
     }
 }
 
 /// Returns whether a session goes on over another link.
-const fn goes_on(error: &MigrateError, committed: bool) -> bool {
-    match committed {
-        false => error.is_of_the_link(),
-        true => error.can_go_on(),
+const fn goes_on(error: &MigrateError, phase: Phase) -> bool {
+    match phase {
+        Phase::New => false,
+        Phase::Copying | Phase::Stopped | Phase::Prepared => error.is_of_the_link(),
+        Phase::Committed => error.can_go_on(),
+        // The guest runs at its target and needs its pages, so nothing is left untried.
+        Phase::PostCopy => true,
+        Phase::Done | Phase::Cancelled | Phase::Lost => false,
     }
 }
 
-/// The error of a migration that ended early.
-fn ended(error: MigrateError, committed: bool) -> Failure {
-    let failure = Failure::because("the journey ended early", error);
-    failure.hint(match committed {
-        false => "the guest runs on at its source",
-        true => "the guest was given up: only its target knows whether it runs there",
-    })
+/// The error of a migration that ended early, with so many pages left.
+fn ended(error: MigrateError, phase: Phase, left: u64) -> Failure {
+    let lost = |what, hint: String| Failure::because(what, error).hint(hint).code(Code::Guest);
+    match (phase, left) {
+        (Phase::Lost, _) => lost(
+            "the guest is lost",
+            "it ran at its target, and its other pages cannot follow".into(),
+        ),
+        (Phase::PostCopy, 1..) => lost(
+            "the guest is lost",
+            format!("it ran at its target, and {left} of its pages did not follow"),
+        ),
+        (Phase::Committed | Phase::PostCopy, _) => {
+            Failure::because("the journey ended early", error)
+                .hint("the guest was given up: only its target knows whether it runs there")
+        }
+        _ => Failure::because("the journey ended early", error)
+            .hint("the guest runs on at its source"),
+    }
 }
