@@ -122,7 +122,10 @@ fn the_script_links_every_table_with_a_right_sum() {
         [&b"APIC"[..], b"FACP", b"MCFG"]
     );
     let fadt = tables[&b"FACP"[..]];
-    assert_eq!(table(&memory, word(fadt, FADT_DSDT as usize))[..4], *b"DSDT");
+    assert_eq!(
+        table(&memory, word(fadt, FADT_DSDT as usize))[..4],
+        *b"DSDT"
+    );
     let facs = word(fadt, FADT_FACS as usize);
     assert_eq!((facs % 64, &at(&memory, facs)[..4]), (0, &b"FACS"[..]));
     let space = tables[&b"MCFG"[..]];
