@@ -13,7 +13,8 @@ pub(crate) fn port(vm: &SimVm) -> Option<&dyn SevPort> {
 
 impl SimVm {
     /// Lets an SNP guest's request for a report with certificates leave as
-    /// [`Exit::SnpCertificates`](kvm_ops::Exit::SnpCertificates). Otherwise it is answered with an empty list.
+    /// [`Exit::SnpCertificates`](kvm_ops::Exit::SnpCertificates). Otherwise it is answered with the machine's table
+    /// ([`SimHost::set_snp_certificates`](crate::SimHost::set_snp_certificates)).
     pub fn ask_for_certificates(&self, on: bool) {
         self.inner.sev.ask_for_certificates(on);
     }

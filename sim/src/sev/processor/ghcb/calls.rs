@@ -56,9 +56,9 @@ impl Processor {
         self.took(exit, status)
     }
 
-    /// SNP Extended Guest Request: the answer comes with certificates, in memory of RBX pages from RAX on. Those of a
-    /// report are the embedder's, if it has some, and else the host's. If they are too few the guest is told
-    /// the number. As on KVM, none are needed where there are no certificates.
+    /// SNP Extended Guest Request: the guest gives RBX pages of memory, from the address in RAX on, for certificates. The
+    /// embedder writes those of a report if it asked for that (`ask_for_certificates`), else the host's table is copied. A
+    /// guest whose pages are too few finds the number that it needs in RBX. As on KVM, an empty table needs no pages.
     pub(super) fn extended_guest_request(
         &mut self,
         exit: CpuExit,

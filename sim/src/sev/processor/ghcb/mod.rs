@@ -394,5 +394,4 @@ fn take_data(ghcb: &mut Ghcb, at: Option<usize>, data: &[u8]) {
             ghcb.put(RAX, u64::from_le_bytes(bytes));
         }
     }
-    ghcb.put(INFO_1, 0);
 }

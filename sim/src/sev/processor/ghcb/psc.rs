@@ -3,7 +3,6 @@
 use kvm_ops::{Exit, Gpa, PAGE_SIZE, Privacy, Result};
 use kvm_ops_cpu::Exit as CpuExit;
 
-use super::page::{INFO_1, INFO_2};
 use super::{Malformed, Pending};
 use crate::processor::{Next, Processor};
 use crate::sev::protocol::{TO_PRIVATE, TO_SHARED};
@@ -131,8 +130,6 @@ impl Processor {
             ghcb.set_word(at, entry.0 & !0xfff | entry.pages());
         }
         ghcb.set_word(base, word & !0xffff | (current + u64::from(entries)));
-        ghcb.put(INFO_1, 0);
-        ghcb.put(INFO_2, 0);
         Ok(())
     }
 }
