@@ -11,6 +11,9 @@ use kvm_ops_uapi::checks::issue::{COPY, COPY_BACK, KNOWN, NUMBER};
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::psp::{self as uapi, IssueCmd};
 use soft_amd_sp::{CommandStruct, Platform, Status};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use area::Area;
 
 use crate::refusal::{Result, ensure};
 use crate::sev::Failed;
@@ -35,6 +38,21 @@ struct Call<'a> {
 impl Call<'_> {
     fn require_writable(&self, check: Check) -> Result<()> {
         ensure(self.device.writable, check)
+    }
+
+    /// Memory for the command's blobs.
+    fn area(&self) -> Result<Area<'_>> {
+        Area::new(self.device.kernel.host(), self.platform)
+    }
+
+    /// The command's structure.
+    fn read<T: FromBytes + IntoBytes>(&self, copy: Check) -> Result<T> {
+        arg::read(self.process, self.data, copy)
+    }
+
+    /// Writes the answer into its place.
+    fn write<T: IntoBytes + Immutable + ?Sized>(&self, answer: &T, copy_back: Check) -> Result<()> {
+        arg::write(self.process, self.data, answer, copy_back)
     }
 
     /// Runs a command of firmware: EIO with its status where it fails.

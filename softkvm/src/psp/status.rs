@@ -6,7 +6,7 @@ use kvm_ops_uapi::{U32, U64};
 use soft_amd_sp::command::{GetId, PlatformStatus};
 use zerocopy::IntoBytes;
 
-use super::area::{Area, BLOB_MAX};
+use super::area::BLOB_MAX;
 use super::{Call, answered};
 use crate::arg;
 use crate::refusal::{Result, ensure};
@@ -33,12 +33,7 @@ pub(super) fn platform(call: &Call<'_>) -> Result<(), Failed> {
     call.run(&mut status)?;
     let mut answer = StatusAnswer::default();
     answer.as_mut_bytes().copy_from_slice(status.as_bytes());
-    Ok(arg::write(
-        call.process,
-        call.data,
-        &answer,
-        platform_status::COPY_BACK,
-    )?)
+    Ok(call.write(&answer, platform_status::COPY_BACK)?)
 }
 
 /// The answer of GET_ID, whose length is told with a failure too.
@@ -50,7 +45,7 @@ struct Identity {
 
 /// The identity, into as many bytes, or its length.
 fn identity(call: &Call<'_>, room: u32) -> Result<Identity, Failed> {
-    let area = Area::new(call.device.kernel.host(), call.platform)?;
+    let area = call.area()?;
     let mut get = GetId::default();
     if room != 0 {
         (get.id_paddr, get.id_length) = (area.out(0)?.into(), room.into());
@@ -70,24 +65,19 @@ pub(super) fn id(call: &Call<'_>) -> Result<(), Failed> {
     let mut ids = Ids::default();
     let len = bytes.len().min(size_of::<Ids>());
     ids.as_mut_bytes()[..len].copy_from_slice(&bytes[..len]);
-    Ok(arg::write(
-        call.process,
-        call.data,
-        &ids,
-        get_id::COPY_BACK,
-    )?)
+    Ok(call.write(&ids, get_id::COPY_BACK)?)
 }
 
 pub(super) fn id2(call: &Call<'_>) -> Result<(), Failed> {
     use get_id2::{BUFFER, COPY, COPY_BACK, MEMORY};
-    let mut args: Blob = arg::read(call.process, call.data, COPY)?;
+    let mut args: Blob = call.read(COPY)?;
     let (address, len) = (args.address.get(), args.length.get());
     let room = if address == 0 { 0 } else { len };
     // The kernel takes any length that it has memory for.
     ensure(room <= 1 << 22, MEMORY)?;
     let Identity { bytes, len, done } = identity(call, room.min(BLOB_MAX))?;
     args.length = U32::new(len);
-    arg::write(call.process, call.data, &args, COPY_BACK)?;
+    call.write(&args, COPY_BACK)?;
     if room != 0 {
         arg::write(call.process, U64::get(args.address), &bytes[..], BUFFER)?;
     }
