@@ -32,17 +32,11 @@ impl Shared {
         words.any(|word| word.load(Ordering::Relaxed) != 0)
     }
 
-    /// The vectors that the guest ended since they were taken.
-    pub(crate) fn ended(&self) -> impl Iterator<Item = u8> + '_ {
-        let words = self.ended.iter().map(|word| word.load(Ordering::Relaxed));
-        vectors(words)
-    }
-
-    /// Takes them.
-    pub(crate) fn take_ended(&self) -> impl Iterator<Item = u8> + '_ {
+    /// Takes the vectors that the guest ended since they were taken last.
+    pub(crate) fn take_ended(&self) -> impl Iterator<Item = u8> + Clone + use<> {
         let words = self
             .ended
-            .iter()
+            .each_ref()
             .map(|word| match word.load(Ordering::Relaxed) {
                 0 => 0,
                 _ => word.swap(0, Ordering::Relaxed),
@@ -52,7 +46,7 @@ impl Shared {
 }
 
 /// The vectors of a bitmap.
-fn vectors(words: impl Iterator<Item = u64>) -> impl Iterator<Item = u8> {
+fn vectors(words: [u64; 4]) -> impl Iterator<Item = u8> + Clone {
     (0..).zip(words).flat_map(|(i, word)| {
         let bits = (0..64u8).filter(move |bit| word >> bit & 1 != 0);
         bits.map(move |bit| i * 64 + bit)

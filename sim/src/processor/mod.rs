@@ -336,34 +336,30 @@ impl Processor {
         result
     }
 
-    /// Tells who wants to know of the ends of interrupts.
-    fn tell_ends(&self) {
+    /// Tells who wants to know of the ends of interrupts; `vectors` ended at the local APIC.
+    fn tell_ends(&self, vectors: impl Iterator<Item = u8>) {
         let (vm, id) = (&self.vm, self.id.0);
         match vm.chips() {
             Some(_) if !vm.end_hook.is_set() => {}
             // Those of the pins are told in front of the chips, which look at the pin again.
             Some(mut chips) => {
                 let ended = chips.take_ended();
-                let ending = self.shared.ended().flat_map(|vector| chips.ending(vector));
+                let ending = vectors.flat_map(|vector| chips.ending(vector));
                 let pins: Vec<Pin> = ended.chain(ending).collect();
                 drop(chips);
                 pins.into_iter()
                     .for_each(|pin| vm.end_hook.call(id, Ended::Pin(pin)));
             }
-            None => self
-                .shared
-                .take_ended()
-                .for_each(|vector| vm.end_hook.call(id, Ended::Vector(vector))),
+            None => vectors.for_each(|vector| vm.end_hook.call(id, Ended::Vector(vector))),
         }
     }
 
     /// Tells the chips the time and the ends of interrupts. Returns the time of their next interrupt.
     fn look_at_chips(&mut self) -> Option<u64> {
-        self.tell_ends();
+        let ended = self.shared.take_ended();
+        self.tell_ends(ended.clone());
         let mut chips = self.vm.chips()?;
-        self.shared
-            .take_ended()
-            .for_each(|vector| chips.end(vector));
+        ended.for_each(|vector| chips.end(vector));
         chips.advance(self.cpu.clock());
         let next = chips.next();
         self.vm.send_from(chips);
