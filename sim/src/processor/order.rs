@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::turns::{State, Turns};
@@ -106,15 +105,11 @@ impl Turns {
             let State { order, awake, .. } = &mut *state;
             order.settle(awake);
             if order.holder != before {
-                self.changed.notify_all();
+                self.notify(&state);
                 continue;
             }
             let left = end.checked_duration_since(Instant::now())?;
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.wait(state, Some(left));
         }
     }
 

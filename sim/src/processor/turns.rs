@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::order::Order;
 use crate::irq::{self, Wake};
@@ -15,11 +16,13 @@ use crate::irq::{self, Wake};
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     state: Mutex<State>,
-    pub(super) changed: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct State {
+    /// Threads that wait for a change. Without one nothing is notified, which would be a system call.
+    waiting: u32,
     /// Tickets: the next one to hand out, and the one whose turn it is.
     next: u64,
     serving: u64,
@@ -69,6 +72,34 @@ impl Turns {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // The state is plain values; a panic elsewhere leaves nothing half done in it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until another thread [notifies](Self::notify), for so long at the most.
+    pub(super) fn wait<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        longest: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        let mut state = match longest {
+            None => self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(longest) => {
+                let waited = self.changed.wait_timeout(state, longest);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.waiting -= 1;
+        state
+    }
+
+    /// Wakes all who wait, after a change.
+    pub(super) fn notify(&self, state: &State) {
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Waits for a turn: first come, first served.
@@ -133,7 +164,7 @@ impl Turns {
         let result = change(&mut state);
         let State { awake, order, .. } = &mut *state;
         if order.settle(awake) {
-            self.changed.notify_all();
+            self.notify(&state);
         }
         result
     }
@@ -147,10 +178,7 @@ impl<'a> Place<'a> {
         std::mem::forget(self);
         let mut state = turns.lock();
         while state.serving != ticket {
-            state = turns
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = turns.wait(state, None);
         }
         Turn(turns)
     }
@@ -161,7 +189,7 @@ impl Drop for Place<'_> {
         let mut state = self.turns.lock();
         if state.serving == self.ticket {
             state.serve_next();
-            self.turns.changed.notify_all();
+            self.turns.notify(&state);
         } else {
             state.given_up.insert(self.ticket);
         }
@@ -200,8 +228,15 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.lock().serve_next();
-        self.0.changed.notify_all();
+        let waited = {
+            let mut state = self.0.lock();
+            state.serve_next();
+            state.waiting > 0
+        };
+        // Whoever wakes finds the state unlocked.
+        if waited {
+            self.0.changed.notify_all();
+        }
     }
 }
 

@@ -68,8 +68,15 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.queue.lock().serving += 1;
-        self.0.moved.notify_all();
+        let awaited = {
+            let mut queue = self.0.queue.lock();
+            queue.serving += 1;
+            queue.next > queue.serving
+        };
+        // A notification is a system call, whether a thread waits or not.
+        if awaited {
+            self.0.moved.notify_all();
+        }
     }
 }
 

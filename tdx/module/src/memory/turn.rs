@@ -68,8 +68,15 @@ impl GuestTurn {
 
 impl Drop for GuestTurn {
     fn drop(&mut self) {
-        lock(&self.0.queue).serving += 1;
-        self.0.moved.notify_all();
+        let awaited = {
+            let mut queue = lock(&self.0.queue);
+            queue.serving += 1;
+            queue.next > queue.serving
+        };
+        // A notification is a system call, whether a thread waits or not.
+        if awaited {
+            self.0.moved.notify_all();
+        }
     }
 }
 
