@@ -130,9 +130,18 @@ impl Core {
     /// True if memory holds these bytes of code, which lie in one page.
     pub(crate) fn code_is(&mut self, gpa: u64, linear: u64, code: &[u8]) -> R<bool> {
         let place = self.fetch_place(gpa, linear)?;
-        let mut now = [0; WINDOW];
-        let now = &mut now[..code.len()];
-        Ok(matches!(place, Place::Host { .. }) && self.copy_out(place, gpa, now) && now == code)
+        if !matches!(place, Place::Host { .. }) {
+            return Ok(false);
+        }
+        const PIECE: usize = 64;
+        let mut now = [0; PIECE];
+        Ok((gpa..)
+            .step_by(PIECE)
+            .zip(code.chunks(PIECE))
+            .all(|(at, piece)| {
+                let now = &mut now[..piece.len()];
+                self.copy_out(place, at, now) && now == piece
+            }))
     }
 
     /// Adds the beginning of the next page, for an instruction that spans two.

@@ -41,7 +41,7 @@ impl Frame {
 /// Answer of [`Bus::map`].
 #[derive(Clone, Copy, Debug)]
 pub enum Mapping {
-    /// Memory; the processor keeps the pointer until the next flush.
+    /// Memory; the processor keeps the pointer until [`Bus::generation`] changes or [`Cpu::flush`](crate::Cpu::flush).
     Frame(Frame),
     /// Not memory: each access goes through [`Bus::read`] and [`Bus::write`].
     Device,
@@ -58,7 +58,8 @@ pub enum Mapping {
 /// Guest-physical addresses come with all bits of the page-table entry up to the physical width:
 /// the shared bit of a TD and the C-bit of an SEV guest are the implementor's to look at.
 pub trait Bus: Send {
-    /// Translates the page at `gpa` (4096-byte aligned). Asked once per TLB fill, not per access.
+    /// Translates the page at `gpa` (4096-byte aligned). The processor asks once per page and kind of access as a rule,
+    /// and again for what it has no room to keep.
     fn map(&mut self, gpa: u64, access: Access) -> Mapping;
 
     /// Reads a device, 1 to 8 bytes, never across a page. `false` leaves the processor with
@@ -88,7 +89,8 @@ pub trait Bus: Send {
     }
 
     /// A number that changes when an answer of [`Bus::map`] is taken back. The processor looks at
-    /// it whenever it is entered, and asks again for every page if it changed.
+    /// it whenever it is entered; if it changed, it asks again for every page, and compares decoded code
+    /// with memory.
     fn generation(&self) -> u64 {
         0
     }

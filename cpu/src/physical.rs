@@ -1,8 +1,10 @@
 //! Guest-physical accesses: frames by pointer, devices through the bus.
 
+use alloc::boxed::Box;
+use alloc::vec;
 use core::ptr::NonNull;
 
-use crate::bus::{Access, Mapping};
+use crate::bus::{Access, Frame, Mapping};
 use crate::exit::{Cause, Exit};
 use crate::state::{Core, Pending, R, Stop};
 use crate::tlb;
@@ -19,25 +21,59 @@ pub(crate) enum Place {
     Apic,
 }
 
-const FRAMES: usize = 64;
+const FRAMES: usize = 2048;
 
+/// A frame, and the kind of access for which the bus lent it: some buses answer code and page walks otherwise than data.
 #[derive(Clone, Copy)]
 struct CachedFrame {
     gpa: u64,
+    execute: bool,
+    walk: bool,
+    wide: bool,
     host: NonNull<u8>,
     writable: bool,
 }
 
-/// The frames that page walks used last.
-pub(crate) struct FrameCache([Option<CachedFrame>; FRAMES]);
+/// The frames that were used last. The processor keeps them over flushes of its TLB, until the bus takes one back.
+pub(crate) struct FrameCache(Box<[Option<CachedFrame>]>);
 
 impl FrameCache {
     pub(crate) fn new() -> Self {
-        Self([None; FRAMES])
+        Self(vec![None; FRAMES].into_boxed_slice())
     }
 
     pub(crate) fn flush(&mut self) {
         self.0.fill(None);
+    }
+
+    /// The entry of a page. Data, code and tables of one page have three.
+    fn entry(&mut self, gpa: u64, access: Access) -> &mut Option<CachedFrame> {
+        let kind = u64::from(access.execute) << 9 | u64::from(access.walk) << 10;
+        &mut self.0[((gpa >> 12) ^ kind) as usize % FRAMES]
+    }
+
+    /// The frame of a page, if it is here for such an access.
+    fn get(&mut self, gpa: u64, access: Access) -> Option<Place> {
+        let kind = (access.execute, access.walk, access.wide);
+        self.entry(gpa, access)
+            .filter(|f| f.gpa == gpa && (f.execute, f.walk, f.wide) == kind)
+            .filter(|f| f.writable || !access.write)
+            .map(|f| Place::Host {
+                host: f.host,
+                writable: f.writable,
+            })
+    }
+
+    /// Keeps a frame that the bus lent.
+    fn fill(&mut self, gpa: u64, access: Access, frame: Frame) {
+        *self.entry(gpa, access) = Some(CachedFrame {
+            gpa,
+            execute: access.execute,
+            walk: access.walk,
+            wide: access.wide,
+            host: frame.host,
+            writable: frame.writable,
+        });
     }
 }
 
@@ -85,16 +121,23 @@ unsafe impl Send for Place {}
 unsafe impl Send for FrameCache {}
 
 impl Core {
-    /// Asks the bus for a page. A refusal becomes an exit.
+    /// Finds a page, and asks the bus for it unless it lent it before. A refusal becomes an exit.
     pub(crate) fn place(&mut self, gpa: u64, access: Access, linear: Option<u64>) -> R<Place> {
-        if self.apic.page() == Some(gpa & !0xfff) && !self.controls.apic_page {
+        let page = gpa & !0xfff;
+        if self.apic.page() == Some(page) && !self.controls.apic_page {
             return Ok(Place::Apic);
         }
-        match self.bus.map(gpa & !0xfff, access) {
-            Mapping::Frame(f) => Ok(Place::Host {
-                host: f.host,
-                writable: f.writable,
-            }),
+        if let Some(place) = self.frames.get(page, access) {
+            return Ok(place);
+        }
+        match self.bus.map(page, access) {
+            Mapping::Frame(f) => {
+                self.frames.fill(page, access, f);
+                Ok(Place::Host {
+                    host: f.host,
+                    writable: f.writable,
+                })
+            }
             Mapping::Device => Ok(Place::Device),
             Mapping::Refused { code } => Err(self.violation(gpa, access, linear, code)),
         }
@@ -130,28 +173,16 @@ impl Core {
     }
 
     fn walk_frame(&mut self, gpa: u64, write: bool, linear: u64) -> R<Option<NonNull<u8>>> {
-        let page = gpa & !0xfff;
-        let slot = (gpa >> 12) as usize % FRAMES;
-        if let Some(f) = self.frames.0[slot].filter(|f| f.gpa == page && (f.writable || !write)) {
-            return Ok(Some(f.host));
-        }
         let access = Access {
             write,
             execute: false,
             walk: true,
             wide: self.has_wide_entries(),
         };
-        match self.place(gpa, access, Some(linear))? {
-            Place::Host { host, writable } if writable || !write => {
-                self.frames.0[slot] = Some(CachedFrame {
-                    gpa: page,
-                    host,
-                    writable,
-                });
-                Ok(Some(host))
-            }
-            _ => Ok(None),
-        }
+        Ok(match self.place(gpa, access, Some(linear))? {
+            Place::Host { host, writable } if writable || !write => Some(host),
+            _ => None,
+        })
     }
 
     /// Reads a paging-structure entry of 4 or 8 bytes, naturally aligned.
