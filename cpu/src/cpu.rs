@@ -232,10 +232,14 @@ impl Cpu {
         let core = &mut self.core;
         let generation = core.bus.generation();
         let protected = core.pages.protected_count();
-        if generation != core.bus_generation || protected != self.blocks.seen_protected {
+        let changed = generation != core.bus_generation;
+        if changed || protected != self.blocks.seen_protected {
             core.bus_generation = generation;
             self.blocks.seen_protected = protected;
             core.flush_all();
+        }
+        if changed {
+            self.recheck_code();
         }
     }
 

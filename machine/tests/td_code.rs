@@ -368,6 +368,33 @@ fn a_measurement_register_is_extended_and_a_report_shows_it() {
     assert!(machine.destroy().is_clean());
 }
 
+#[test]
+fn code_that_a_report_is_written_over_is_the_report_s_from_then_on() {
+    /// REPORTDATA in the report, which are the bytes that the guest asks for.
+    const CODE: u64 = DATA + 0x400 + 128;
+    /// MOV AL, LETTER and RET.
+    const fn returns(letter: u8) -> u32 {
+        u32::from_le_bytes([0xb0, letter, 0xc3, 0x90])
+    }
+    let main: Part = |a| {
+        a.mov(dword_ptr(CODE), returns(b'o'))?;
+        a.call(CODE)?;
+        a.call(PUTC)?;
+        a.mov(dword_ptr(DATA), returns(b'n'))?;
+        a.mov(eax, REPORT)?;
+        a.mov(ecx, (DATA + 0x400) as u32)?;
+        a.mov(edx, DATA as u32)?;
+        a.xor(r8d, r8d)?;
+        a.tdcall()?;
+        a.test(rax, rax)?;
+        print_if_equal(a, 'r')?;
+        a.call(CODE)?;
+        a.call(PUTC)?;
+        a.ret()
+    };
+    prints(kernel(main, &[]), "orn");
+}
+
 /// SHA-384 of 48 zeros and then the 48 bytes, by another program (Python's hashlib).
 const RTMR: &str = "700680a8cc5e6aa80533dbc27d34419c84568b4365d23d1a9e86fb1ba00ae421e44c8d004fcb4e05ad3674bdb746036f";
 

@@ -202,9 +202,7 @@ impl Processor {
             return Ok((refused, 0));
         }
         self.finish_exit(buffer, ret);
-        // The embedder may have written memory meanwhile.
-        self.cpu.recheck_code();
-        self.turns = 0;
+        self.recheck_code();
         let left = self.run_inside(buffer);
         self.store_vmsa()?;
         left
@@ -288,8 +286,7 @@ impl Processor {
         self.cpu.advance_to(turn.clock());
         self.turns += 1;
         if self.turns > TRUSTED_TURNS {
-            self.turns = 0;
-            self.cpu.recheck_code();
+            self.recheck_code();
         }
         let timer = self.look_at_chips();
         turn.set_timer(timer);
@@ -315,6 +312,15 @@ impl Processor {
         self.spend(self.cpu.retired().wrapping_sub(before), paused);
         self.publish();
         next
+    }
+
+    /// The embedder may have written memory: decoded code is compared with it. The code of an encrypted guest is
+    /// private, and nobody writes such a page without taking it back first.
+    fn recheck_code(&mut self) {
+        self.turns = 0;
+        if self.sev.is_none() {
+            self.cpu.recheck_code();
+        }
     }
 
     fn count(&mut self) {

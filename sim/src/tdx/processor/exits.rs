@@ -76,10 +76,7 @@ impl Processor {
             Cause::Tdcall => {
                 let r = self.cpu.registers();
                 let mode_64bit = r.efer & LMA != 0 && r.segments[CS].rights & LONG != 0;
-                let left = self.play_event(GuestEvent::Tdcall { mode_64bit }, Some(exit))?;
-                // The module writes reports and zeros into memory that may have had code.
-                self.cpu.recheck_code();
-                Ok(left)
+                self.play_event(GuestEvent::Tdcall { mode_64bit }, Some(exit))
             }
             Cause::Rdmsr => self.msr(exit, MsrAccess::Read),
             Cause::Wrmsr => self.msr(exit, MsrAccess::Write),

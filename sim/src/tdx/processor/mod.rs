@@ -60,6 +60,10 @@ pub(super) struct Processor {
     shared: Arc<Shared>,
     /// The numbers that the generation of the bus stands for.
     seen: Seen,
+    /// The TLB epoch of the last entry.
+    epoch: u64,
+    /// How often the module had written to the TD's frames.
+    written: u64,
     /// What the module was given, or gave, last.
     known: Option<ProcessorState>,
     /// The bits of CR0 and CR4 that are the module's.
@@ -120,6 +124,8 @@ impl Processor {
             cpu,
             shared,
             seen: Seen::default(),
+            epoch: 0,
+            written: 0,
             known: None,
             masks: (0, 0),
             calling: None,
@@ -185,8 +191,7 @@ impl Processor {
             _ => self.sync(&state),
         }
         registers::set_gprs(&mut self.cpu, gprs);
-        // The host may have written shared memory, and other vCPUs any.
-        self.cpu.recheck_code();
+        self.epoch = insist(|| self.platform.guest_epoch(self.lp()))?;
         Ok(())
     }
 
@@ -256,15 +261,19 @@ impl Processor {
         let (vm, platform, lp) = (self.shared.vm(), Arc::clone(&self.platform), self.lp());
         let turn = vm.turns.take();
         let memory = insist(|| platform.guest_turn(lp))?;
-        // Nothing is closed while the turns last.
         let seen = Seen {
-            closed: insist(|| platform.guest_closed(lp))?,
-            epoch: insist(|| platform.guest_epoch(lp))?,
+            closed: memory.closed(),
+            epoch: self.epoch,
             slots: vm.generation(),
         };
         if seen != self.seen {
             self.seen = seen;
             self.shared.generation.fetch_add(1, Ordering::Relaxed);
+        }
+        // All code is private, so nobody else writes it: other vCPUs tell the pages that they share.
+        if memory.written() != self.written {
+            self.written = memory.written();
+            self.cpu.recheck_code();
         }
         self.cpu.advance_to(turn.clock());
         let result = work(&mut self.cpu);

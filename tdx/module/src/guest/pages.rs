@@ -27,7 +27,7 @@ pub enum GuestPage {
 impl Platform {
     /// Translates the page at `gpa` for the guest on a processor, to read (and execute) or to write it, as the
     /// processor's walk of the EPTs does. The answer holds until the vCPU is entered in another epoch
-    /// ([`Platform::guest_epoch`]) or [`Platform::guest_closed`] tells another number.
+    /// ([`Platform::guest_epoch`]) or [`GuestTurn::closed`] tells another number.
     ///
     /// # Errors
     /// The processor cannot execute, or is not inside a TD.
@@ -69,16 +69,6 @@ impl Platform {
             self.mem.keys.turns(guest.td.key().as_ref()).clone()
         };
         Ok(turns.take())
-    }
-
-    /// How often a frame of the TD on a processor was taken back.
-    ///
-    /// # Errors
-    /// The processor cannot execute, or is not inside a TD.
-    pub fn guest_closed(&self, lp: usize) -> Result<u64, LpError> {
-        let (this, state) = self.lp(lp)?;
-        let guest = self.guest(lp, this, &state)?;
-        Ok(self.mem.keys.turns(guest.td.key().as_ref()).closed())
     }
 
     /// The TLB epoch in which the vCPU on a processor was entered. In another one no translation of the last

@@ -495,6 +495,7 @@ fn write_page(
     if let Some(Held::Open(open)) = held {
         if open.is_of(key) {
             open.write(pa as usize % PAGE, data);
+            open.turns().note_written();
             return Ok(());
         }
         *held = Some(Held::Stored(open.close(page_pa)));

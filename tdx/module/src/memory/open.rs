@@ -23,10 +23,10 @@ pub(crate) struct OpenPage {
 
 /// A page of a TD's private memory that a processor may use directly.
 ///
-/// The bytes stay where they are as long as this value lives. They are the TD's until [`Platform::guest_closed`] tells
+/// The bytes stay where they are as long as this value lives. They are the TD's until [`GuestTurn::closed`] tells
 /// another number; from then on nothing reads what is written to them.
 ///
-/// [`Platform::guest_closed`]: crate::Platform::guest_closed
+/// [`GuestTurn::closed`]: crate::GuestTurn::closed
 #[derive(Clone)]
 pub struct GuestFrame {
     page: Arc<OpenPage>,

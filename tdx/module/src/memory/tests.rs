@@ -179,11 +179,18 @@ proptest! {
         let open = mem.open(0, key.as_ref());
         prop_assert!(open.is_ok());
         prop_assert_eq!(&view(&mem), &closed);
-        // A write of the host takes the frame back, and hurts its line alone.
         let turns = mem.keys.turns(key.as_ref());
-        prop_assert_eq!(turns.closed(), 0);
+        let counts = || {
+            let turn = turns.take();
+            (turn.closed(), turn.written())
+        };
+        prop_assert_eq!(counts(), (0, 0));
+        // A write of the module is counted, and the frame stays.
+        prop_assert_eq!(mem.private_write(128, &data[128..192], key.as_deref()), Ok(()));
+        prop_assert_eq!(counts(), (0, 1));
+        // A write of the host takes the frame back, and hurts its line alone.
         mem.host_write(64, &[0]);
-        prop_assert_eq!(turns.closed(), 1);
+        prop_assert_eq!(counts(), (1, 1));
         let mut line = [0; 64];
         prop_assert_eq!(mem.private_read(64, &mut line, key.as_deref()), Err(IntegrityFailure));
         prop_assert_eq!(mem.private_read(128, &mut line, key.as_deref()), Ok(()));

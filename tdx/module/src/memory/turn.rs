@@ -10,6 +10,7 @@ pub(crate) struct Turns {
     queue: Mutex<Queue>,
     moved: Condvar,
     closed: AtomicU64,
+    written: AtomicU64,
 }
 
 /// Tickets: the next to hand out, and the one whose turn it is.
@@ -54,13 +55,26 @@ impl Turns {
         self.closed.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Pages closed so far.
-    pub(crate) fn closed(&self) -> u64 {
-        self.closed.load(Ordering::Acquire)
+    /// The module wrote to an open page.
+    pub(super) fn note_written(&self) {
+        self.written.fetch_add(1, Ordering::AcqRel);
     }
 }
 
 impl GuestTurn {
+    /// How often a frame of the TD was taken back. It does not change while the turn lasts.
+    #[must_use]
+    pub fn closed(&self) -> u64 {
+        self.0.closed.load(Ordering::Acquire)
+    }
+
+    /// How often the module wrote to a frame of the TD: a report, zeros, what a debugger writes. A processor that keeps
+    /// decoded code compares it with memory when this is another number. It does not change while the turn lasts.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.0.written.load(Ordering::Acquire)
+    }
+
     pub(super) fn is_at(&self, turns: &Arc<Turns>) -> bool {
         Arc::ptr_eq(&self.0, turns)
     }
