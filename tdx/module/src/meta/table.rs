@@ -161,10 +161,7 @@ impl Table {
     /// Difference between the codes of neighbouring elements.
     pub(crate) const fn stride(self) -> u32 {
         // The codes of a VMCS are its encodings, whose lowest bit means the upper half of a field.
-        match self {
-            Table::Vmcs | Table::L2Vmcs => 2,
-            _ => 1,
-        }
+        if self.is_vmcs() { 2 } else { 1 }
     }
 
     /// The row that covers a class and code, and which of its elements is meant.
@@ -183,8 +180,16 @@ impl Table {
 
     /// Position of an element among all of the table.
     pub(crate) fn position(self, key: Key) -> Option<usize> {
+        if let (0, true) = (key.0, self.is_vmcs()) {
+            let position = self.data().by_encoding.get(key.1 as usize)?;
+            return (*position != NOWHERE).then_some(usize::from(*position));
+        }
         let (row, element) = self.find(key)?;
         Some(self.rows()[row].first + element as usize)
+    }
+
+    const fn is_vmcs(self) -> bool {
+        matches!(self, Table::Vmcs | Table::L2Vmcs)
     }
 }
 
@@ -192,6 +197,24 @@ impl Table {
 struct Data {
     rows: Vec<Field>,
     keys: Vec<u32>,
+    /// Positions by encoding. Each exit of a TD reads and writes half a hundred fields of its VMCS.
+    by_encoding: Vec<u16>,
+}
+
+/// The encoding of no field.
+const NOWHERE: u16 = u16::MAX;
+
+/// The positions of the elements of class 0 whose codes are encodings of a VMCS.
+fn by_encoding(rows: &[Field]) -> Vec<u16> {
+    const ENCODINGS: usize = 1 << 15;
+    let mut positions = vec![NOWHERE; ENCODINGS];
+    for row in rows.iter().filter(|row| row.class == 0) {
+        let places = positions.iter_mut().skip(row.code as usize).step_by(2);
+        for (place, position) in places.take(row.len() as usize).zip(row.first..) {
+            *place = u16::try_from(position).unwrap_or(NOWHERE);
+        }
+    }
+    positions
 }
 
 /// A class and code in one word, ordered as the rows are.
@@ -213,7 +236,14 @@ static TABLES: LazyLock<[Data; 5]> = LazyLock::new(|| {
             };
         }
         let keys = rows.iter().map(|f| packed(f.class, f.code)).collect();
-        Data { rows, keys }
+        Data {
+            by_encoding: match name {
+                "VMCS" | "L2VMCS" => by_encoding(&rows),
+                _ => Vec::new(),
+            },
+            rows,
+            keys,
+        }
     })
 });
 
@@ -340,6 +370,18 @@ mod tests {
                     assert_eq!(table.find(key), Some((row, element)), "{}", f.name);
                     assert_eq!(table.position(key), Some(f.first + element as usize));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn each_encoding_has_the_position_of_its_row_or_none() {
+        for table in [Table::Vmcs, Table::L2Vmcs] {
+            for code in 0..0x1_0000 {
+                let place =
+                    |(row, element): (usize, u32)| table.rows()[row].first + element as usize;
+                let position = table.find((0, code)).map(place);
+                assert_eq!(table.position((0, code)), position, "{code:#x}");
             }
         }
     }
