@@ -187,6 +187,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_comes_late_to_sleep_keeps_its_deadline() {
+        let turns = Turns::default();
+        let wake = Arc::<Wake>::default();
+        turns.join(0);
+        assert!(turns.share(0).is_some());
+        turns.spend(0, 5, false);
+        std::thread::sleep(ABSENT);
+        turns.sleep(0, sleeper(Some(500), &wake));
+        assert_eq!(turns.take().clock(), 500);
+        assert!(wake.take_due());
+    }
+
+    #[test]
     fn one_that_does_not_come_is_left_out_until_it_does() {
         let turns = Turns::default();
         [0, 1].into_iter().for_each(|id| turns.join(id));

@@ -141,7 +141,8 @@ impl Turns {
         self.change(|state| {
             state.forget(id);
             state.asleep.insert(id, sleeper);
-            if let Some(absent) = state.order.absent() {
+            // Who comes late to sleep has come.
+            if let Some(absent) = state.order.absent().filter(|absent| *absent != id) {
                 state.leave_out(absent);
             }
             state.wake_who_hear();
