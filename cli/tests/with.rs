@@ -103,3 +103,32 @@ fn a_plan_of_faults_is_checked_and_handed_on() {
     ]);
     assert_eq!(ran.code, Some(5), "{}", ran.err);
 }
+
+#[test]
+fn a_record_is_replaced_or_checked_and_handed_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let record = folder.path().join("run.txt");
+    let name = record.to_str().unwrap();
+    let with = |option| run(&["with", "--library", &library, option, name, "--", "env"]);
+    std::fs::write(&record, "old").unwrap();
+    let ran = with("--record");
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let line = format!("KVM_OPS_RECORD={name}");
+    assert!(ran.out.lines().any(|l| l == line), "{}", ran.out);
+    assert!(!record.exists(), "the library makes it");
+    assert_eq!(with("--replay").code, Some(5), "there is none");
+    std::fs::write(&record, "kvm-ops record 1\nmachine amd 0 0 0 0\n").unwrap();
+    let ran = with("--replay");
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let line = format!("KVM_OPS_REPLAY={name}");
+    assert!(ran.out.lines().any(|l| l == line), "{}", ran.out);
+    std::fs::write(&record, "kvm-ops record 1\nmachine amd\n").unwrap();
+    let ran = with("--replay");
+    assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""));
+    assert!(
+        ran.err.contains("line 2: no machine is named"),
+        "{}",
+        ran.err
+    );
+}

@@ -9,8 +9,9 @@ use kvm_ops_uapi::ioctl::{Ioctl, KVMIO};
 use crate::psp::{self, SevDevice};
 use crate::refusal::{Result, ensure};
 use crate::stats::StatsFile;
+use crate::tape::Played;
 use crate::vcpu::Vcpu;
-use crate::vm::{Gmem, Vm};
+use crate::vm::{Gmem, Vm, gmem};
 use crate::{Kernel, Process, Refusal, RunArea, system, vcpu, vm};
 
 /// An open file of KVM's or of `/dev/sev`. A clone is another reference to the same open file, as
@@ -29,6 +30,7 @@ enum Kind {
     Gmem(Arc<Gmem>),
     Sev(Arc<SevDevice>),
     Stats(Arc<StatsFile>),
+    Played(Arc<Played>),
 }
 
 /// A VM file.
@@ -84,6 +86,30 @@ impl File {
         Self(Kind::Stats(file))
     }
 
+    pub(crate) fn played(file: Played) -> Self {
+        Self(Kind::Played(Arc::new(file)))
+    }
+
+    pub(crate) fn as_played(&self) -> Option<&Played> {
+        match &self.0 {
+            Kind::Played(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// A number that no other open file has at the same time.
+    pub(crate) fn identity(&self) -> usize {
+        match &self.0 {
+            Kind::System(file) => Arc::as_ptr(file).addr(),
+            Kind::Vm(file) => Arc::as_ptr(file).addr(),
+            Kind::Vcpu(file) => Arc::as_ptr(file).addr(),
+            Kind::Gmem(file) => Arc::as_ptr(file).addr(),
+            Kind::Sev(file) => Arc::as_ptr(file).addr(),
+            Kind::Stats(file) => Arc::as_ptr(file).addr(),
+            Kind::Played(file) => Arc::as_ptr(file).addr(),
+        }
+    }
+
     pub(crate) fn as_vm(&self) -> Option<&Arc<Vm>> {
         match &self.0 {
             Kind::Vm(file) => Some(&file.vm),
@@ -107,20 +133,13 @@ impl File {
             Kind::Gmem(_) => FileKind::GuestMemfd,
             Kind::Sev(_) => FileKind::Sev,
             Kind::Stats(_) => FileKind::Stats,
+            Kind::Played(file) => file.kind(),
         }
     }
 
     /// True for two references to one open file.
     pub fn is_same(&self, other: &Self) -> bool {
-        match (&self.0, &other.0) {
-            (Kind::System(a), Kind::System(b)) => Arc::ptr_eq(a, b),
-            (Kind::Sev(a), Kind::Sev(b)) => Arc::ptr_eq(a, b),
-            (Kind::Vm(a), Kind::Vm(b)) => Arc::ptr_eq(a, b),
-            (Kind::Vcpu(a), Kind::Vcpu(b)) => Arc::ptr_eq(a, b),
-            (Kind::Gmem(a), Kind::Gmem(b)) => Arc::ptr_eq(a, b),
-            (Kind::Stats(a), Kind::Stats(b)) => Arc::ptr_eq(a, b),
-            _ => false,
-        }
+        self.identity() == other.identity()
     }
 
     /// Answers an ioctl. Bits of the number above the lower 32 are dropped by the caller.
@@ -128,6 +147,17 @@ impl File {
     /// # Errors
     /// The kernel's errno, with the check that failed; the errno of a fault that was [injected](crate::Faults).
     pub fn ioctl(&self, process: &dyn Process, number: u32, argument: u64) -> Result<i64, Refusal> {
+        if let Kind::Played(file) = &self.0 {
+            return file.ioctl(process, number, argument);
+        }
+        let serve = |process: &dyn Process| self.serve(process, number, argument);
+        match self.kernel().and_then(Kernel::recorder) {
+            Some(recorder) => recorder.ioctl(self, process, (number, argument), serve),
+            None => serve(process),
+        }
+    }
+
+    fn serve(&self, process: &dyn Process, number: u32, argument: u64) -> Result<i64> {
         let ioctl = Ioctl::from_number(number);
         if let Some(kernel) = self.kernel() {
             kernel.faults().check(process, ioctl, argument)?;
@@ -143,7 +173,7 @@ impl File {
                 ensure((number >> 8) as u8 == KVMIO, any::VCPU_TYPE)?;
                 vcpu::ioctl(file, process, ioctl, argument)
             }
-            Kind::Gmem(_) | Kind::Stats(_) => Err(any::KNOWN_ON_GMEM.into()),
+            Kind::Gmem(_) | Kind::Stats(_) | Kind::Played(_) => Err(any::KNOWN_ON_GMEM.into()),
             Kind::Sev(device) => psp::ioctl(device, process, ioctl, argument),
         }
     }
@@ -155,7 +185,7 @@ impl File {
             Kind::Sev(device) => Some(&device.kernel),
             Kind::Vm(file) => Some(file.vm.kernel()),
             Kind::Vcpu(file) => Some(file.vm.kernel()),
-            Kind::Gmem(_) | Kind::Stats(_) => None,
+            Kind::Gmem(_) | Kind::Stats(_) | Kind::Played(_) => None,
         }
     }
 
@@ -165,11 +195,11 @@ impl File {
     /// ENODEV for a file that cannot be mapped, and for files of other kinds but vCPUs; EINVAL for a
     /// mapping that is not shared.
     pub fn check_mmap(&self, shared: bool) -> Result<(), Refusal> {
-        match &self.0 {
-            Kind::Gmem(gmem) => gmem.check_mmap(shared),
-            Kind::Vcpu(_) => Ok(()),
-            _ => Err(kvm_ops_uapi::Errno::ENODEV.into()),
+        if self.kind() == FileKind::Vcpu {
+            return Ok(());
         }
+        let (_, flags) = self.guest_memfd().ok_or(kvm_ops_uapi::Errno::ENODEV)?;
+        gmem::check_mmap(flags, shared)
     }
 
     /// Checks `fallocate` of a guest_memfd, whose pages are the caller's to free.
@@ -177,10 +207,11 @@ impl File {
     /// # Errors
     /// The kernel's errno; ENODEV for files of other kinds.
     pub fn check_fallocate(&self, mode: i32, offset: i64, len: i64) -> Result<(), Refusal> {
-        match &self.0 {
-            Kind::Gmem(gmem) => gmem.check_fallocate(mode, offset, len),
-            _ => Err(kvm_ops_uapi::Errno::ENODEV.into()),
+        if let Kind::Gmem(gmem) = &self.0 {
+            return gmem.check_fallocate(mode, offset, len);
         }
+        let (size, _) = self.guest_memfd().ok_or(kvm_ops_uapi::Errno::ENODEV)?;
+        gmem::check_fallocate(size, mode, offset, len)
     }
 
     /// Reads a statistics file: up to `len` bytes from `offset` on, or, without one, from the file's position, which
@@ -197,6 +228,9 @@ impl File {
 
     /// The size of a guest_memfd, and its flags.
     pub fn guest_memfd(&self) -> Option<(u64, u64)> {
+        if let Kind::Played(file) = &self.0 {
+            return file.guest_memfd();
+        }
         self.as_gmem().map(|gmem| (gmem.size(), gmem.flags()))
     }
 
@@ -204,6 +238,7 @@ impl File {
     pub fn run_area(&self) -> Option<&Arc<dyn RunArea>> {
         match &self.0 {
             Kind::Vcpu(file) => Some(file.vcpu.run_area()),
+            Kind::Played(file) => file.run_area(),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! The kernel: a software machine, and what it offers.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{fmt, io};
 
 use kvm_ops::moves::StagingTable;
 use kvm_ops::sim::SimHost;
@@ -10,8 +10,9 @@ use kvm_ops_uapi::system::{CpuidEntry2, vm_type};
 use kvm_ops_uapi::vm::MAX_VCPUS;
 
 use crate::system::cpuid;
+use crate::tape::{self, Recorder};
 use crate::vm::Vm;
-use crate::{AddressSpace, Faults, File, tdx};
+use crate::{AddressSpace, Device, Faults, File, tdx};
 
 /// A kernel with KVM, over one software machine. Clones are the same kernel.
 #[derive(Clone)]
@@ -25,6 +26,7 @@ struct Inner {
     faults: Faults,
     vms: Mutex<Vec<Weak<Vm>>>,
     staging: Arc<StagingTable>,
+    recorder: Option<Recorder>,
 }
 
 impl Kernel {
@@ -51,6 +53,25 @@ impl Kernel {
 
     /// A kernel whose calls fail where a plan says so.
     pub fn with_faults(host: SimHost, faults: Faults) -> Self {
+        Self::build(host, faults, None)
+    }
+
+    /// A kernel that writes a record of each call: what it reads of the program and writes to it. A [`Player`](crate::Player)
+    /// serves the program from the record.
+    ///
+    /// # Errors
+    /// The error of the first write. Of later ones the record ends, and the program goes on.
+    pub fn recording(
+        host: SimHost,
+        faults: Faults,
+        out: Box<dyn io::Write + Send>,
+    ) -> io::Result<Self> {
+        let cpuid = cpuid::supported(&host, vm_types(&host));
+        let recorder = tape::recorder(host.vendor(), encryption_leaf(&cpuid), out)?;
+        Ok(Self::build(host, faults, Some(recorder)))
+    }
+
+    fn build(host: SimHost, faults: Faults, recorder: Option<Recorder>) -> Self {
         let mut vm_types = vm_types(&host);
         let cpuid = cpuid::supported(&host, vm_types);
         let td_limits = tdx::Limits::of(&host, &cpuid);
@@ -61,9 +82,22 @@ impl Kernel {
             cpuid,
             td_limits,
             faults,
+            recorder,
             vms: Mutex::default(),
             staging: Arc::default(),
         }))
+    }
+
+    pub(crate) fn recorder(&self) -> Option<&Recorder> {
+        self.0.recorder.as_ref()
+    }
+
+    /// Notes that a device was opened.
+    fn opened(&self, file: File, device: Device) -> File {
+        if let Some(recorder) = self.recorder() {
+            recorder.opened(&file, device);
+        }
+        file
     }
 
     /// The faults that its calls meet.
@@ -100,17 +134,22 @@ impl Kernel {
 
     /// A new open file of `/dev/kvm`.
     pub fn open_kvm(&self) -> File {
-        File::system(self.clone())
+        self.opened(File::system(self.clone()), Device::Kvm)
     }
 
     /// A new open file of `/dev/sev`, which an AMD machine has, for reading and writing.
     pub fn open_sev(&self) -> Option<File> {
-        self.has_sev().then(|| File::sev(self.clone(), true))
+        self.open_sev_as(true)
     }
 
     /// The same for reading, by which some of its commands are refused.
     pub fn open_sev_for_reading(&self) -> Option<File> {
-        self.has_sev().then(|| File::sev(self.clone(), false))
+        self.open_sev_as(false)
+    }
+
+    fn open_sev_as(&self, writable: bool) -> Option<File> {
+        let open = || self.opened(File::sev(self.clone(), writable), Device::Sev);
+        self.has_sev().then(open)
     }
 
     /// The types of VMs, a bit for each.
@@ -145,11 +184,7 @@ impl Kernel {
     /// What CPUID of the machine's processors tells of memory encryption (leaf 0x8000001f): EAX, EBX, ECX and EDX.
     /// Zeros on Intel.
     pub fn encryption_leaf(&self) -> [u32; 4] {
-        let mut leaves = self.0.cpuid.iter();
-        let leaf = leaves.find(|leaf| leaf.function == cpuid::ENCRYPTION);
-        leaf.map_or([0; 4], |leaf| {
-            [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].map(|register| register.get())
-        })
+        encryption_leaf(&self.0.cpuid)
     }
 
     /// Guests that wait for another VM, each under its token.
@@ -160,6 +195,14 @@ impl Kernel {
     pub(crate) fn cpuid(&self) -> &[CpuidEntry2] {
         &self.0.cpuid
     }
+}
+
+fn encryption_leaf(cpuid: &[CpuidEntry2]) -> [u32; 4] {
+    let mut leaves = cpuid.iter();
+    let leaf = leaves.find(|leaf| leaf.function == cpuid::ENCRYPTION);
+    leaf.map_or([0; 4], |leaf| {
+        [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].map(|register| register.get())
+    })
 }
 
 fn vm_types(host: &SimHost) -> u32 {

@@ -3,12 +3,12 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kvm_ops_softkvm::Faults;
+use kvm_ops_softkvm::{Faults, Player};
 
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
@@ -23,6 +23,8 @@ use crate::{files, term};
 Examples:
   kvm-ops with --amd -- ./sev_migrate_tests
   kvm-ops with --amd --log calls.log -- ./my-vmm   each ioctl, and the check that failed
+  kvm-ops with --amd --record run.txt -- ./my-vmm  then, as a test of my-vmm without a machine:
+  kvm-ops with --replay run.txt -- ./my-vmm
   kvm-ops with --amd --inject plan.toml -- ./my-vmm   chosen ioctls fail; a plan is a list of faults:
     [[fault]]
     call = \"KVM_CREATE_VCPU\"   or a command: \"KVM_SEV_LAUNCH_START\", \"KVM_TDX_INIT_VM\"
@@ -45,6 +47,14 @@ pub(crate) struct Args {
     /// Fail the calls that a plan of faults names, without making them
     #[arg(long, value_name = "PLAN")]
     inject: Option<PathBuf>,
+
+    /// Write a record of the run: each call, what it read of the program's memory and wrote to it, and its answer
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+
+    /// Serve the program from a record, without a machine; the first call that differs ends it with exit code 3
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "inject", "intel", "amd"])]
+    replay: Option<PathBuf>,
 
     /// The library libkvm_ops_preload.so, if it is not beside this program
     #[arg(long, value_name = "FILE")]
@@ -81,6 +91,14 @@ pub(crate) fn run(args: &Args) -> Outcome {
         check_plan(plan)?;
         command.env("KVM_OPS_INJECT", absolute(plan)?);
     }
+    if let Some(record) = &args.record {
+        command.env("KVM_OPS_RECORD", absolute(record)?);
+        remove_old(record)?;
+    }
+    if let Some(record) = &args.replay {
+        check_record(record)?;
+        command.env("KVM_OPS_REPLAY", absolute(record)?);
+    }
     // Returns only if it fails.
     let error = command.exec();
     let failure = Failure::because(format!("cannot run {}", program.display()), error);
@@ -105,6 +123,32 @@ fn check_plan(path: &Path) -> Outcome<()> {
     };
     let text = String::from_utf8(bytes).map_err(|error| wrong(error.into()))?;
     Faults::parse(&text).map_err(|error| wrong(error.into()))?;
+    Ok(())
+}
+
+/// Removes the record of an earlier run: the library writes to a new file only.
+fn remove_old(path: &Path) -> Outcome<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let failure = Failure::because(format!("cannot replace {}", path.display()), error);
+            Err(failure.code(Code::Input))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The most bytes of a record.
+const RECORD: u64 = 4 << 30;
+
+/// Tells of a file that is no record before the program starts.
+fn check_record(path: &Path) -> Outcome<()> {
+    let bytes = files::read("the record", path, RECORD)?;
+    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Failure::because(format!("{} is no record of a run", path.display()), error)
+            .code(Code::Usage)
+    };
+    let text = String::from_utf8(bytes).map_err(|error| wrong(error.into()))?;
+    Player::new(&text, |_| ()).map_err(|error| wrong(error.into()))?;
     Ok(())
 }
 

@@ -10,7 +10,6 @@ use std::ffi::c_void;
 use std::sync::OnceLock;
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
-use kvm_ops_softkvm::Kernel;
 use libc::{c_int, siginfo_t, ucontext_t};
 
 /// The leaf that tells of memory encryption, and the one that tells which is the last.
@@ -35,8 +34,7 @@ struct Taken {
 static TAKEN: OnceLock<Taken> = OnceLock::new();
 
 /// Takes the program's CPUID instructions over, if the real processor answers them otherwise than the machine's.
-pub(crate) fn take_over(kernel: &Kernel) {
-    let answer = kernel.encryption_leaf();
+pub(crate) fn take_over(answer: [u32; 4]) {
     if answer == leaf(ENCRYPTION, 0) {
         return;
     }

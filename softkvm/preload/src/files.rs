@@ -7,13 +7,13 @@ use std::sync::{MutexGuard, PoisonError};
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::{Host, Vendor};
-use kvm_ops_softkvm::{Faults, File, Kernel, Process};
+use kvm_ops_softkvm::{Device, Faults, File, Kernel, Process};
 use libc::c_int;
 use soft_amd_sp::Platform;
 
 use crate::caller::Caller;
-use crate::cpuid;
 use crate::own::own;
+use crate::{cpuid, record};
 
 /// Numbers from here on are not given out.
 const LIMIT: usize = 1 << 16;
@@ -76,8 +76,11 @@ fn kernel() -> Option<&'static Kernel> {
             "intel" => SimHost::new(Vendor::Intel),
             _ => return None,
         };
-        let kernel = Kernel::with_faults(host, faults());
-        cpuid::take_over(&kernel);
+        let kernel = match record::out() {
+            Some(out) => record::or_exit(Kernel::recording(host, faults(), out)),
+            None => Kernel::with_faults(host, faults()),
+        };
+        cpuid::take_over(kernel.encryption_leaf());
         Some(kernel)
     });
     kernel.as_ref()
@@ -99,6 +102,9 @@ fn faults() -> Faults {
 
 /// Takes a range of the program's memory from its guests.
 pub(crate) fn invalidate(address: u64, bytes: u64) {
+    if record::player().is_some() {
+        return;
+    }
     if let Some(kernel) = kernel() {
         kernel.invalidate(Caller::default().address_space(), address, bytes);
     }
@@ -106,6 +112,9 @@ pub(crate) fn invalidate(address: u64, bytes: u64) {
 
 /// Commands of `KVM_MEMORY_ENCRYPT_OP` are TDX's, not SEV's.
 pub(crate) fn is_intel() -> bool {
+    if let Some(player) = record::player() {
+        return player.is_intel();
+    }
     kernel().is_some_and(|kernel| kernel.host().vendor() == Vendor::Intel)
 }
 
@@ -124,10 +133,17 @@ fn amd() -> Option<SimHost> {
 /// The device that a path names, opened with these flags.
 pub(crate) fn device(path: &CStr, flags: c_int) -> Option<File> {
     let reads = flags & libc::O_ACCMODE == libc::O_RDONLY;
-    match path.to_bytes() {
-        b"/dev/kvm" => kernel().map(Kernel::open_kvm),
-        b"/dev/sev" if reads => kernel().and_then(Kernel::open_sev_for_reading),
-        b"/dev/sev" => kernel().and_then(Kernel::open_sev),
-        _ => None,
+    let device = match path.to_bytes() {
+        b"/dev/kvm" => Device::Kvm,
+        b"/dev/sev" => Device::Sev,
+        _ => return None,
+    };
+    if let Some(player) = record::player() {
+        return player.open(device);
+    }
+    match device {
+        Device::Kvm => kernel().map(Kernel::open_kvm),
+        Device::Sev if reads => kernel().and_then(Kernel::open_sev_for_reading),
+        Device::Sev => kernel().and_then(Kernel::open_sev),
     }
 }

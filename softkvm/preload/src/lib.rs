@@ -11,5 +11,6 @@ mod log;
 mod memory;
 mod own;
 mod raw;
+mod record;
 mod signals;
 mod stat;

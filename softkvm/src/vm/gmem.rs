@@ -36,22 +36,8 @@ impl Gmem {
         self.flags
     }
 
-    pub(crate) fn check_mmap(&self, shared: bool) -> Result<()> {
-        ensure(self.flags & gmem_flags::MMAP != 0, gmem_mmap::ALLOWED)?;
-        ensure(shared, gmem_mmap::SHARED)
-    }
-
     pub(crate) fn check_fallocate(&self, mode: i32, offset: i64, len: i64) -> Result<()> {
-        let known = mode & !(KEEP_SIZE | PUNCH_HOLE) == 0;
-        ensure(known && mode & KEEP_SIZE != 0, gmem_fallocate::MODE)?;
-        let page = PAGE as i64;
-        // Negative numbers and lengths of 0 do not reach a file.
-        let whole = offset >= 0 && len > 0 && offset % page == 0 && len % page == 0;
-        ensure(whole, gmem_fallocate::PAGES)?;
-        let inside = (offset as u64)
-            .checked_add(len as u64)
-            .is_some_and(|end| end <= self.size);
-        ensure(mode & PUNCH_HOLE != 0 || inside, gmem_fallocate::SIZE)?;
+        check_fallocate(self.size, mode, offset, len)?;
         if mode & PUNCH_HOLE != 0 {
             self.zap((offset as u64, len as u64))?;
         }
@@ -86,4 +72,24 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Resu
     let vm = Arc::clone(vm);
     process.install(number, File::gmem(Arc::new(Gmem { vm, size, flags })));
     Ok(number.into())
+}
+
+/// Checks `mmap` of a guest_memfd with these flags.
+pub(crate) fn check_mmap(flags: u64, shared: bool) -> Result<()> {
+    ensure(flags & gmem_flags::MMAP != 0, gmem_mmap::ALLOWED)?;
+    ensure(shared, gmem_mmap::SHARED)
+}
+
+/// Checks `fallocate` of a guest_memfd of that size.
+pub(crate) fn check_fallocate(size: u64, mode: i32, offset: i64, len: i64) -> Result<()> {
+    let known = mode & !(KEEP_SIZE | PUNCH_HOLE) == 0;
+    ensure(known && mode & KEEP_SIZE != 0, gmem_fallocate::MODE)?;
+    let page = PAGE as i64;
+    // Negative numbers and lengths of 0 do not reach a file.
+    let whole = offset >= 0 && len > 0 && offset % page == 0 && len % page == 0;
+    ensure(whole, gmem_fallocate::PAGES)?;
+    let inside = (offset as u64)
+        .checked_add(len as u64)
+        .is_some_and(|end| end <= size);
+    ensure(mode & PUNCH_HOLE != 0 || inside, gmem_fallocate::SIZE)
 }

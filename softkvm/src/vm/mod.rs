@@ -5,7 +5,7 @@ mod caps;
 mod clock;
 mod create_vcpu;
 mod dirty_log;
-mod gmem;
+pub(crate) mod gmem;
 mod irqchip;
 pub(crate) mod lent;
 mod no_ops;

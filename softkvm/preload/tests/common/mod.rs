@@ -2,7 +2,7 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// Set in the second run.
 const INSIDE: &str = "KVM_OPS_INSIDE";
@@ -18,9 +18,24 @@ pub(crate) fn again(test: &str, vendor: &str) -> Option<String> {
 
 /// The same with more variables.
 pub(crate) fn again_with(test: &str, vendor: &str, variables: &[(&str, &Path)]) -> Option<String> {
-    if std::env::var_os(INSIDE).is_some() {
+    if is_inside() {
         return None;
     }
+    let (output, calls) = run_again(test, vendor, variables);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{errors}{calls}");
+    assert!(text.contains("1 passed"), "{text}");
+    Some(calls)
+}
+
+/// True in the second run.
+pub(crate) fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+/// The second run, with whatever end, and the log of its calls.
+pub(crate) fn run_again(test: &str, vendor: &str, variables: &[(&str, &Path)]) -> (Output, String) {
     let own = std::env::current_exe().expect("a path");
     let folder = std::env::temp_dir();
     let log = folder.join(format!(
@@ -38,13 +53,9 @@ pub(crate) fn again_with(test: &str, vendor: &str, variables: &[(&str, &Path)]) 
         .env("LD_PRELOAD", own.with_file_name("libkvm_ops_preload.so"))
         .output()
         .expect("the test");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
     let calls = std::fs::read_to_string(&log).unwrap_or_default();
     let _ = std::fs::remove_file(&log);
-    assert!(output.status.success(), "{text}{errors}{calls}");
-    assert!(text.contains("1 passed"), "{text}");
-    Some(calls)
+    (output, calls)
 }
 
 /// Runs a test of this binary again under the library. True in that run.

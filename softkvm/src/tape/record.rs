@@ -1,0 +1,231 @@
+//! Records what a program asks, and what it gets.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+
+use kvm_ops_uapi::ioctl::KVM_RUN;
+use kvm_ops_uapi::memory::UserspaceMemoryRegion;
+use kvm_ops_uapi::run::MMAP_SIZE;
+use zerocopy::IntoBytes;
+
+use super::canon;
+use super::fields::{sets_slot, slot_of, takes_address};
+use super::format::{Answer, Call, Device, LOST, Machine, Step, Vendor, What, changes, head};
+use super::memory::Slots;
+use super::places::Bases;
+use super::traced::{SIGNALLED, Traced, Traces};
+use crate::refusal::Result;
+use crate::{File, Process, RunArea};
+
+/// Writes each call of a program to a record, as soon as it is answered.
+pub(crate) struct Recorder {
+    vendor: Vendor,
+    state: Mutex<State>,
+}
+
+pub(super) struct State {
+    out: Option<Box<dyn Write + Send>>,
+    /// Numbers of open files by their identity. One that was closed is replaced by the next with its identity.
+    files: HashMap<usize, u32>,
+    next_file: u32,
+    /// The VM's file of a vCPU's file.
+    pub(super) vms: HashMap<u32, u32>,
+    pages: HashMap<u32, Vec<u8>>,
+    threads: HashMap<ThreadId, u32>,
+    pub(super) events: u32,
+    slots: Slots,
+}
+
+impl Recorder {
+    pub(super) fn new(machine: Machine, mut out: Box<dyn Write + Send>) -> std::io::Result<Self> {
+        out.write_all(head(machine).as_bytes())?;
+        Ok(Self {
+            vendor: machine.vendor,
+            state: Mutex::new(State {
+                out: Some(out),
+                files: HashMap::new(),
+                next_file: 0,
+                vms: HashMap::new(),
+                pages: HashMap::new(),
+                threads: HashMap::new(),
+                events: 0,
+                slots: Slots::default(),
+            }),
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A device was opened.
+    pub(crate) fn opened(&self, file: &File, device: Device) {
+        let mut state = self.lock();
+        let number = state.name(file);
+        state.write(What::Open(device, number), Vec::new(), Answer::File(number));
+    }
+
+    /// Records a call that `serve` answers.
+    pub(crate) fn ioctl(
+        &self,
+        file: &File,
+        process: &dyn Process,
+        (number, argument): (u32, u64),
+        serve: impl FnOnce(&dyn Process) -> Result<i64>,
+    ) -> Result<i64> {
+        let run = (number == KVM_RUN.number())
+            .then(|| file.run_area())
+            .flatten();
+        let own = self.lock().number(file);
+        let traced = Traced {
+            inner: process,
+            recorder: self,
+            call: RefCell::new(Traces {
+                bases: Bases::new(self.vendor, number, argument),
+                steps: Vec::new(),
+                written: Vec::new(),
+                lost: None,
+            }),
+            maker: own,
+        };
+        let before = run.map(|area| self.before_run(own, &traced, area.as_ref()));
+        SIGNALLED.with_borrow_mut(Vec::clear);
+        let answer = serve(&traced);
+        if let (Some(area), Some(before)) = (run, before) {
+            self.after_run(own, &traced, area.as_ref(), &before);
+        }
+        let Traces { steps, lost, .. } = traced.call.into_inner();
+        let mut state = self.lock();
+        if sets_slot(number) && answer.is_ok() {
+            let mut region = UserspaceMemoryRegion::default();
+            if process.read(argument, region.as_mut_bytes()).is_ok() {
+                state.slots.set(own, slot_of(&region));
+            }
+        }
+        if let Some(address) = lost {
+            state.give_up(number, address);
+        }
+        let what = What::Ioctl {
+            file: own,
+            number,
+            argument: match takes_address(number) {
+                true => u64::from(argument != 0),
+                false => argument,
+            },
+        };
+        let made = steps.iter().rev().find_map(|step| match step {
+            Step::New(file, _) => Some(*file),
+            _ => None,
+        });
+        let end = match (&answer, made) {
+            (Ok(_), Some(file)) => Answer::File(file),
+            (Ok(value), None) => Answer::Value(*value),
+            (Err(refusal), _) => Answer::Errno(refusal.errno().0),
+        };
+        state.write(what, steps, end);
+        answer
+    }
+
+    /// Notes what the program wrote to the run page, and returns the page.
+    fn before_run(&self, own: u32, traced: &Traced<'_>, area: &dyn RunArea) -> Vec<u8> {
+        let page = page(area);
+        let mut state = self.lock();
+        let vm = state.vms.get(&own).copied();
+        if let Some(vm) = vm {
+            state.slots.look_at_new(vm, traced.inner);
+        }
+        let empty = || vec![0; page.len()];
+        let seen = state.pages.entry(own).or_insert_with(empty);
+        let steps = &mut traced.call.borrow_mut().steps;
+        steps.extend(
+            changes(seen, &page)
+                .into_iter()
+                .map(|(at, bytes)| Step::PageIn(at, bytes)),
+        );
+        page
+    }
+
+    fn after_run(&self, own: u32, traced: &Traced<'_>, area: &dyn RunArea, before: &[u8]) {
+        let page = page(area);
+        let mut state = self.lock();
+        let mut call = traced.call.borrow_mut();
+        let steps = &mut call.steps;
+        steps.extend(
+            changes(before, &page)
+                .into_iter()
+                .map(|(at, bytes)| Step::PageOut(at, bytes)),
+        );
+        if let Some(vm) = state.vms.get(&own).copied() {
+            let found = state.slots.changes(vm, traced.inner).into_iter();
+            steps.extend(found.map(|(slot, at, bytes)| Step::Memory(slot, at, bytes)));
+        }
+        let signalled = SIGNALLED.with_borrow_mut(std::mem::take);
+        steps.extend(signalled.into_iter().map(Step::Signal));
+        state.pages.insert(own, page);
+    }
+}
+
+/// The contents of the memory that a vCPU shares.
+pub(super) fn page(area: &dyn RunArea) -> Vec<u8> {
+    let mut page = vec![0; MMAP_SIZE as usize];
+    area.read(0, &mut page);
+    page
+}
+
+impl State {
+    /// Gives a new file its number.
+    pub(super) fn name(&mut self, file: &File) -> u32 {
+        let number = self.next_file;
+        self.next_file += 1;
+        self.files.insert(file.identity(), number);
+        number
+    }
+
+    /// The slot that has an address, of the VM behind a file.
+    pub(super) fn slot_at(&self, file: u32, address: u64) -> Option<(u32, u64)> {
+        let own = self.slots.find(file, address);
+        own.or_else(|| self.slots.find(*self.vms.get(&file)?, address))
+    }
+
+    pub(super) fn number(&self, file: &File) -> u32 {
+        let number = self.files.get(&file.identity());
+        number.copied().unwrap_or(canon::FOREIGN)
+    }
+
+    fn write(&mut self, what: What, steps: Vec<Step>, answer: Answer) {
+        let next = self.threads.len() as u32;
+        let thread = *self.threads.entry(thread::current().id()).or_insert(next);
+        let call = Call {
+            thread,
+            what,
+            steps,
+            answer,
+        };
+        // One write, so that a program that is killed leaves whole calls.
+        let written = self
+            .out
+            .as_mut()
+            .map(|out| out.write_all(call.to_string().as_bytes()));
+        if let Some(Err(error)) = written {
+            tracing::error!(%error, "the record ends here");
+            self.out = None;
+        }
+    }
+
+    /// A call used memory that nothing in its arguments leads to, so a replay could not find it.
+    fn give_up(&mut self, number: u32, address: u64) {
+        let lost = format!("{LOST}{number:x} {address:x}\n");
+        if let Some(out) = &mut self.out {
+            let _ = out.write_all(lost.as_bytes());
+        }
+        tracing::error!(
+            number,
+            address,
+            "the record ends here: memory of unknown origin"
+        );
+        self.out = None;
+    }
+}

@@ -1,0 +1,428 @@
+//! Records of runs, and programs that are served from them.
+
+#[path = "common/host.rs"]
+mod host;
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use host::Host;
+use kvm_ops::Vendor;
+use kvm_ops::sim::SimHost;
+use kvm_ops_softkvm::{Device, Faults, File, Kernel, Mismatch, Player, Process, Refusal};
+use kvm_ops_uapi::ioctl::{self, Ioctl};
+use kvm_ops_uapi::memory::UserspaceMemoryRegion2;
+use kvm_ops_uapi::sev::{self, SevCmd, SevGuestStatus, SevInit, SevLaunchStart, SevRange};
+use kvm_ops_uapi::state::{Regs, Segment, Sregs};
+use kvm_ops_uapi::{Errno, U32, U64};
+use proptest::prelude::*;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+const CODE: u64 = 0x1000;
+const RAM: u64 = 0x1_0000;
+const PORT_DATA: u64 = 4096;
+/// The program in the guest: 0x1234 to 0x2000, then a port's output and input, and a halt.
+const GUEST: [u8; 12] = [
+    0xc7, 0x06, 0x00, 0x20, 0x34, 0x12, 0xe6, 0x80, 0xe4, 0x90, 0xf4, 0x90,
+];
+
+/// Where a run's record goes.
+#[derive(Clone, Default)]
+struct Out(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Out {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+/// A program in its process.
+struct Program {
+    host: Host,
+    kvm: i32,
+    sev: i32,
+    /// What it found out.
+    seen: Mutex<Vec<String>>,
+    /// The byte that it gives the guest at a port, and the VM type that it tries first.
+    gives: u8,
+    tries: u64,
+}
+
+type Answer<T> = Result<T, Refusal>;
+
+impl Program {
+    fn new(open: impl Fn(Device) -> Option<File>) -> Option<Self> {
+        let host = Host::without_files();
+        let kvm = host.task.open(open(Device::Kvm)?).unwrap();
+        let sev = open(Device::Sev).map_or(-1, |file| host.task.open(file).unwrap());
+        Some(Self {
+            host,
+            kvm,
+            sev,
+            seen: Mutex::default(),
+            gives: 0x77,
+            tries: 31,
+        })
+    }
+
+    /// The program where addresses and descriptors are others.
+    fn elsewhere(player: &Player) -> Option<Self> {
+        let mut shifted = Self::new(|device| player.open(device))?;
+        shifted.host.map(0x7000);
+        shifted.host.task.map(0x3210);
+        for _ in 0..5 {
+            shifted.host.task.open_event().unwrap();
+        }
+        // The devices' too.
+        shifted.kvm = shifted.host.task.dup(shifted.kvm).unwrap();
+        Some(shifted)
+    }
+
+    fn note(&self, what: impl std::fmt::Debug) {
+        self.seen.lock().unwrap().push(format!("{what:?}"));
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn ioctl(&self, fd: i32, ioctl: Ioctl, argument: u64) -> Answer<i64> {
+        self.host.ioctl(fd, ioctl, argument)
+    }
+
+    fn make(&self, fd: i32, ioctl: Ioctl, argument: u64) -> Answer<i32> {
+        Ok(self.ioctl(fd, ioctl, argument)? as i32)
+    }
+
+    fn put<T: IntoBytes + Immutable>(&self, fd: i32, ioctl: Ioctl, value: &T) -> Answer<i64> {
+        let at = self.host.task.put(value);
+        self.ioctl(fd, ioctl, at)
+    }
+
+    fn get<T: FromBytes + FromZeros + IntoBytes>(&self, fd: i32, ioctl: Ioctl) -> Answer<T> {
+        let at = self.host.task.map(size_of::<T>());
+        self.ioctl(fd, ioctl, at)?;
+        self.host.task.get(at)
+    }
+
+    fn slot(&self, vm: i32, gpa: u64) -> Answer<u64> {
+        let ram = self.host.map(RAM);
+        let region = UserspaceMemoryRegion2 {
+            guest_phys_addr: U64::new(gpa),
+            memory_size: U64::new(RAM),
+            userspace_addr: U64::new(ram),
+            ..UserspaceMemoryRegion2::default()
+        };
+        self.put(vm, ioctl::KVM_SET_USER_MEMORY_REGION2, &region)?;
+        Ok(ram)
+    }
+
+    fn start(&self, vcpu: i32) -> Answer<()> {
+        let data = Segment {
+            limit: U32::new(0xffff),
+            kind: 3,
+            present: 1,
+            s: 1,
+            ..Segment::default()
+        };
+        let mut sregs: Sregs = self.get(vcpu, ioctl::KVM_GET_SREGS)?;
+        (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+        sregs.cs = Segment { kind: 11, ..data };
+        self.put(vcpu, ioctl::KVM_SET_SREGS, &sregs)?;
+        let regs = Regs {
+            rip: U64::new(CODE),
+            rflags: U64::new(2),
+            ..Regs::default()
+        };
+        self.put(vcpu, ioctl::KVM_SET_REGS, &regs).map(drop)
+    }
+
+    /// A run, and the reason of its exit.
+    fn run(&self, vcpu: i32) -> Answer<u32> {
+        self.ioctl(vcpu, ioctl::KVM_RUN, 0)?;
+        let mut reason = [0; 4];
+        let file = self.host.task.file(vcpu)?;
+        let area = file.run_area().ok_or(Errno::EBADF)?;
+        area.read(8, &mut reason);
+        Ok(u32::from_le_bytes(reason))
+    }
+
+    fn page(&self, vcpu: i32, at: u64, bytes: &[u8]) -> Answer<()> {
+        let file = self.host.task.file(vcpu)?;
+        file.run_area().ok_or(Errno::EBADF)?.write(at, bytes);
+        Ok(())
+    }
+
+    /// A normal VM whose guest writes memory and uses ports.
+    fn normal(&self) -> Answer<()> {
+        let tried = self.ioctl(self.kvm, ioctl::KVM_CREATE_VM, self.tries);
+        self.note(tried.map_err(|refusal| refusal.errno()));
+        let vm = self.make(self.kvm, ioctl::KVM_CREATE_VM, 0)?;
+        let ram = self.slot(vm, 0)?;
+        self.host
+            .write(ram + CODE, &GUEST)
+            .map_err(|_| Errno::EFAULT)?;
+        let bad = self.ioctl(vm, ioctl::KVM_SET_USER_MEMORY_REGION2, 8);
+        self.note(bad.map_err(|refusal| refusal.errno()));
+        let vcpu = self.make(vm, ioctl::KVM_CREATE_VCPU, 0)?;
+        self.start(vcpu)?;
+        self.note(self.run(vcpu)?);
+        let mut memory = [0; 2];
+        self.host
+            .read(ram + 0x2000, &mut memory)
+            .map_err(|_| Errno::EFAULT)?;
+        self.note(memory);
+        self.note(self.run(vcpu)?);
+        self.page(vcpu, PORT_DATA, &[self.gives])?;
+        self.page(vcpu, 1, &[1])?;
+        let left = self.ioctl(vcpu, ioctl::KVM_RUN, 0);
+        self.note(left.map_err(|refusal| refusal.errno()));
+        self.page(vcpu, 1, &[0])?;
+        self.note(self.run(vcpu)?);
+        let regs: Regs = self.get(vcpu, ioctl::KVM_GET_REGS)?;
+        self.note((regs.rax.get() & 0xff, regs.rip.get()));
+        Ok(())
+    }
+
+    fn command<T>(&self, vm: i32, id: u32, value: &T) -> Answer<T>
+    where
+        T: FromBytes + FromZeros + IntoBytes + Immutable,
+    {
+        let data = self.host.task.put(value);
+        let cmd = SevCmd {
+            id: U32::new(id),
+            data: U64::new(data),
+            sev_fd: U32::new(self.sev as u32),
+            ..SevCmd::default()
+        };
+        self.put(vm, ioctl::KVM_MEMORY_ENCRYPT_OP, &cmd)?;
+        self.host.task.get(data)
+    }
+
+    /// The launch of a SEV guest, whose commands point to structures that point to blobs.
+    fn launch(&self) -> Answer<()> {
+        let vm = self.make(self.kvm, ioctl::KVM_CREATE_VM, 2)?;
+        self.command(vm, sev::INIT2, &SevInit::default())?;
+        let ram = self.slot(vm, 0)?;
+        self.command(vm, sev::LAUNCH_START, &SevLaunchStart::default())?;
+        let range = SevRange {
+            uaddr: U64::new(ram),
+            len: U32::new(4096),
+            ..SevRange::default()
+        };
+        self.command(vm, sev::LAUNCH_UPDATE_DATA, &range)?;
+        let room = self.host.task.map(48);
+        let range = SevRange {
+            uaddr: U64::new(room),
+            len: U32::new(48),
+            ..SevRange::default()
+        };
+        let back = self.command(vm, sev::LAUNCH_MEASURE, &range)?;
+        assert_eq!(back.uaddr.get(), room, "its own address comes back");
+        let measurement: [u8; 48] = self.host.task.get(room)?;
+        self.note(measurement);
+        let status = self.command(vm, sev::GUEST_STATUS, &SevGuestStatus::new_zeroed())?;
+        self.note((status.handle.get(), status.state.get()));
+        Ok(())
+    }
+
+    fn whole(&self) -> Answer<()> {
+        self.normal()?;
+        self.launch()
+    }
+
+    /// Two vCPUs of two VMs, each on a thread of its own.
+    fn threads(&self) -> Answer<()> {
+        let one = || {
+            let vm = self.make(self.kvm, ioctl::KVM_CREATE_VM, 0)?;
+            let ram = self.slot(vm, 0)?;
+            self.host
+                .write(ram + CODE, &GUEST)
+                .map_err(|_| Errno::EFAULT)?;
+            let vcpu = self.make(vm, ioctl::KVM_CREATE_VCPU, 0)?;
+            self.start(vcpu)?;
+            for _ in 0..3 {
+                self.run(vcpu)?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let both = [scope.spawn(one), scope.spawn(one)];
+            both.into_iter()
+                .try_for_each(|thread| thread.join().unwrap())
+        })
+    }
+}
+
+/// The record of a program, and what it saw.
+fn recorded(body: impl Fn(&Program) -> Answer<()>) -> (String, Vec<String>) {
+    let out = Out::default();
+    let host = SimHost::new(Vendor::Amd);
+    let kernel = Kernel::recording(host, Faults::default(), Box::new(out.clone())).unwrap();
+    let program = Program::new(|device| match device {
+        Device::Sev => kernel.open_sev(),
+        _ => Some(kernel.open_kvm()),
+    })
+    .unwrap();
+    body(&program).unwrap();
+    (out.text(), program.seen())
+}
+
+/// The player of a record, and what it stopped at.
+fn player(text: &str) -> (Player, Arc<Mutex<Option<Mismatch>>>) {
+    let stopped = Arc::new(Mutex::new(None));
+    let at = Arc::clone(&stopped);
+    let patience = Duration::from_millis(200);
+    let player = Player::with_patience(text, patience, move |mismatch| {
+        *at.lock().unwrap() = Some(mismatch.clone());
+    });
+    (player.unwrap(), stopped)
+}
+
+#[test]
+fn a_program_is_served_from_its_record_wherever_its_memory_and_descriptors_are() {
+    let (text, seen) = recorded(Program::whole);
+    let (player, stopped) = player(&text);
+    let program = Program::elsewhere(&player).unwrap();
+    program
+        .whole()
+        .unwrap_or_else(|_| panic!("{:?}", stopped.lock().unwrap()));
+    assert_eq!(program.seen(), seen);
+    let (calls, made) = player.progress();
+    assert!(calls == made && calls > 20, "{made} of {calls}");
+    assert_eq!(seen[3], "[52, 18]", "memory that the guest wrote");
+}
+
+#[test]
+fn the_first_call_that_differs_is_told_with_what_was_expected() {
+    let (text, _) = recorded(Program::whole);
+    let told = |change: &dyn Fn(&mut Program)| {
+        let (player, stopped) = player(&text);
+        let mut program = Program::elsewhere(&player).unwrap();
+        change(&mut program);
+        let refusal = program.whole().unwrap_err();
+        assert_eq!(refusal.errno(), Errno::EIO);
+        let told = stopped.lock().unwrap().clone();
+        told.unwrap().to_string()
+    };
+    let value = told(&|program| program.tries = 30);
+    assert!(
+        value.contains("call 2 of the record is `thread 0 ioctl 0 ae01 KVM_CREATE_VM 1f`")
+            && value.contains("the program makes `ioctl 0 ae01 KVM_CREATE_VM 1e`"),
+        "{value}"
+    );
+    let page = told(&|program| program.gives = 0x78);
+    assert!(
+        page.contains("KVM_RUN") && page.contains("run page at 0x1000"),
+        "{page}"
+    );
+    let fd = told(&|program| program.sev = program.kvm);
+    assert!(
+        fd.contains("KVM_MEMORY_ENCRYPT_OP") && fd.contains("arg+0 differs from byte 0x14 on"),
+        "{fd}"
+    );
+}
+
+#[test]
+fn a_program_that_goes_on_is_stopped_at_the_end_of_the_record() {
+    let (text, _) = recorded(Program::normal);
+    let (player, stopped) = player(&text);
+    let program = Program::elsewhere(&player).unwrap();
+    program.normal().unwrap();
+    assert!(program.normal().is_err());
+    let told = stopped.lock().unwrap().clone().unwrap().to_string();
+    assert!(
+        told.contains("is `the end`: thread 0 makes one more call"),
+        "{told}"
+    );
+}
+
+#[test]
+fn threads_are_served_each_its_own_part_in_the_order_of_the_record() {
+    let (text, _) = recorded(Program::threads);
+    for _ in 0..5 {
+        let (player, stopped) = player(&text);
+        let program = Program::elsewhere(&player).unwrap();
+        let done = program.threads();
+        assert!(done.is_ok(), "{:?}", stopped.lock().unwrap());
+        let (calls, made) = player.progress();
+        assert_eq!(calls, made);
+    }
+}
+
+#[test]
+fn a_call_that_is_not_made_is_told_to_the_one_that_waits_for_it() {
+    let (text, _) = recorded(Program::threads);
+    let (player, stopped) = player(&text);
+    let program = Program::elsewhere(&player).unwrap();
+    // One thread of two: sooner or later it waits for the other's call.
+    let alone = thread::scope(|scope| {
+        let one = scope.spawn(|| {
+            let vm = program.make(program.kvm, ioctl::KVM_CREATE_VM, 0)?;
+            program.slot(vm, 0)?;
+            let vcpu = program.make(vm, ioctl::KVM_CREATE_VCPU, 0)?;
+            program.start(vcpu)?;
+            (0..3).try_for_each(|_| program.run(vcpu).map(drop))
+        });
+        one.join().unwrap()
+    });
+    let told = stopped.lock().unwrap().clone();
+    let (calls, made) = player.progress();
+    assert!(made < calls);
+    assert!(alone.is_ok() || told.unwrap().got.contains("it was not made"));
+}
+
+#[test]
+fn a_text_that_is_no_record_names_the_line() {
+    let (text, _) = recorded(Program::normal);
+    let refused = |text: &str| Player::new(text, |_| ()).err().unwrap().to_string();
+    assert!(refused("").starts_with("line 1: this is no record"));
+    let old = text.replacen("record 1", "record 0", 1);
+    assert!(refused(&old).starts_with("line 1: "));
+    let lines: Vec<&str> = text.lines().collect();
+    let cut = lines[..lines.len() - 1].join("\n");
+    let end = format!("line {}: the record ends inside of a call", lines.len());
+    assert_eq!(refused(&cut), end);
+    let lost = format!("{text}lost ae01 1000\n");
+    assert!(refused(&lost).contains("memory that no argument leads to"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Changed files are refused or played to the first difference. Neither panics.
+    #[test]
+    fn records_that_were_cut_or_changed_do_no_harm(
+        cut in any::<prop::sample::Index>(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+    ) {
+        static TEXT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+        let mut bytes = TEXT.get_or_init(|| recorded(Program::whole).0).clone().into_bytes();
+        for (place, byte) in edits {
+            let at = place.index(bytes.len());
+            // Mostly what the format has.
+            bytes[at] = b"0123456789abcdef+-* \n=trw"[usize::from(byte) % 25];
+        }
+        bytes.truncate(cut.index(bytes.len() * 2).max(1).min(bytes.len()));
+        let text = String::from_utf8(bytes).unwrap();
+        let played = Player::with_patience(&text, Duration::from_millis(5), |_| ());
+        if let Ok(player) = played
+            && let Some(program) = Program::elsewhere(&player)
+        {
+            let _ = program.whole();
+        }
+    }
+}
