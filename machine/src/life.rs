@@ -379,7 +379,7 @@ impl<H: Host> Machine<H> {
     /// let (vm, mut cpus) = machine.split();
     /// std::thread::scope(|scope| {
     ///     let running = scope.spawn(move || cpus.run(&devices, RunLimits::none()));
-    ///     assert_eq!(vm.slots().count(), 1);
+    ///     assert!(vm.slots().count() > 0);
     ///     running.join().unwrap()
     /// })?;
     /// assert_eq!(console.text(), "beside");
