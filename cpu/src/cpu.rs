@@ -215,8 +215,13 @@ impl Cpu {
     /// Completes the instruction at RIP, and takes no event before it: the second half of an exit
     /// whose answer the bus has now. Counts as one instruction.
     pub fn finish_instruction(&mut self) -> Stopped {
+        // An interprocessor interrupt of the first half gives the turn away behind the second half.
+        let yielded = core::mem::take(&mut self.core.yielded);
         self.core.shadow = true;
-        self.run(1)
+        let stopped = self.run(1);
+        self.core.yielded |= yielded;
+        self.core.attention |= yielded;
+        stopped
     }
 
     /// Says that a host may have written memory without [`CodePages::written`]: decoded code is

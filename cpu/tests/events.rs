@@ -119,3 +119,17 @@ fn after_init_the_boot_processor_starts_over_and_others_wait_for_a_start_up_inte
         assert_eq!(cpu.registers().segments[1].base == 0x5000, id != 0);
     }
 }
+
+#[test]
+fn an_interrupt_sent_in_the_first_half_of_an_instruction_gives_the_turn_away_behind_the_second() {
+    // inc eax; inc eax; hlt
+    let (mut cpu, _) = machine(&[0xff, 0xc0, 0xff, 0xc0, 0xf4], &[0xf4]);
+    // INIT to all but this one, by the command register.
+    cpu.write_apic_page(0x300, &0x000c_4500_u32.to_le_bytes());
+    assert_eq!(cpu.finish_instruction(), Stopped::Budget);
+    assert_eq!(cpu.gpr(0), 1);
+    assert_eq!(cpu.run(100), Stopped::Paused);
+    assert_eq!(cpu.gpr(0), 1);
+    assert_eq!(cpu.run(100), Stopped::Halted);
+    assert_eq!(cpu.gpr(0), 2);
+}
