@@ -40,17 +40,15 @@ pub(crate) fn page<V: VcpuOps>(vcpu: &V) -> Result<Contents> {
 
 /// Adds the answers of a function, one for each subfunction that it has.
 fn add<V: VcpuOps>(entries: &mut Vec<[u8; ENTRY]>, vcpu: &V, leaf: u32) -> Result<()> {
-    let mut last = last_subleaf(leaf, vcpu.cpuid_leaf(leaf, 0)?);
-    let mut subleaf = 0;
-    while subleaf <= last {
+    let last = last_subleaf(leaf, vcpu.cpuid_leaf(leaf, 0)?);
+    for subleaf in 0..=last {
         let regs = vcpu.cpuid_leaf(leaf, subleaf)?;
-        if ends_list(leaf, regs) {
-            last = subleaf;
-        }
         if regs != [0; 4] {
             entries.push(entry(leaf, subleaf, regs));
         }
-        subleaf += 1;
+        if ends_list(leaf, regs) {
+            break;
+        }
     }
     Ok(())
 }
