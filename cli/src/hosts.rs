@@ -28,7 +28,9 @@ pub(crate) trait AnyMachine: Send {
         &mut self,
         handler: &dyn ExitHandler,
         limits: RunLimits,
-    ) -> Result<RunReport, MachineError>;
+    ) -> Result<RunReport, MachineError> {
+        self.run_while(handler, limits, &mut |_| ())
+    }
     /// See [`Machine::run_while`].
     fn run_while(
         &mut self,
@@ -57,14 +59,6 @@ pub(crate) trait AnyMachine: Send {
 }
 
 impl<H: Host> AnyMachine for Machine<H> {
-    fn run(
-        &mut self,
-        handler: &dyn ExitHandler,
-        limits: RunLimits,
-    ) -> Result<RunReport, MachineError> {
-        Machine::run(self, handler, limits)
-    }
-
     fn run_while(
         &mut self,
         handler: &dyn ExitHandler,
