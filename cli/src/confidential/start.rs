@@ -7,6 +7,7 @@ use kvm_ops::Tech;
 use kvm_ops::guest::GuestProgram;
 use kvm_ops_machine::{LaunchStep, MachineConfig, Payload};
 use serde::Serialize;
+use soft_amd_sp::Platform;
 
 use super::TdImage;
 use super::guest::{GuestMemory, InConfidence};
@@ -77,13 +78,16 @@ impl Start {
         })
     }
 
-    /// The start of a SEV guest that must have this digest; `None` if the host has no AMD SP that answers.
-    pub(crate) fn of_sev_firmware(tech: Tech, digest: Vec<u8>, place: &Place) -> Option<Self> {
-        let platform = place.platform.as_ref()?.sev_platform()?;
-        let owner = SevOwner::expecting(tech, digest.clone(), platform)?;
+    /// The start of a SEV guest that must have this digest; `None` if the AMD SP does not answer.
+    pub(crate) fn of_sev_firmware(
+        tech: Tech,
+        digest: Vec<u8>,
+        platform: &Platform,
+    ) -> Option<Self> {
+        let owner = SevOwner::expecting(tech, digest, platform)?;
         Some(Self {
             steps: Vec::new(),
-            off_line: digest,
+            off_line: owner.digest(),
             owner: Some(owner),
         })
     }

@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
 }
 
 /// Gives a software platform the certificates that its guests ask for with their reports.
-fn give_certificates(place: &Place) -> Outcome<()> {
+pub(super) fn give_certificates(place: &Place) -> Outcome<()> {
     if let Some(host) = &place.platform
         && let Some(platform) = host.sev_platform()
     {
@@ -128,7 +128,8 @@ fn expected(
     };
     let missing = || Failure::new(format!("the host `{}` has no AMD SP", place.host.name()));
     let platform = place.platform.as_ref().and_then(|host| host.sev_platform());
-    let signature = platform.ok_or_else(missing)?.cpuid_signature();
+    let platform = platform.ok_or_else(missing)?;
+    let signature = platform.cpuid_signature();
     let mut launch = Launch::new(bytes).vcpus(args.vcpus).vcpu_sig(signature);
     let digest = match tech {
         Tech::SevSnp => {
@@ -145,5 +146,5 @@ fn expected(
         Tech::SevEs => launch.sev_es().map(Vec::from),
         _ => launch.sev().map(Vec::from),
     };
-    Start::of_sev_firmware(tech, digest.map_err(unfit)?, place).ok_or_else(missing)
+    Start::of_sev_firmware(tech, digest.map_err(unfit)?, platform).ok_or_else(missing)
 }
