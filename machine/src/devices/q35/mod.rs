@@ -229,6 +229,10 @@ impl Q35 {
     fn on_cards(&self, exit: &mut ExitContext<'_>) -> bool {
         let (target, write, width) = match exit.exit() {
             _ if self.cards.is_empty() => return false,
+            // Ports are many, and most exits are for others.
+            Exit::IoIn { port, .. } | Exit::IoOut { port, .. } if !pci::shows(port) => {
+                return false;
+            }
             Exit::IoIn { port, size, .. } => (self.at_port(port), false, size.into()),
             Exit::IoOut { port, size, .. } => (self.at_port(port), true, size.into()),
             Exit::MmioRead { gpa, .. } => (Some(self.at_address(gpa)), false, usize::MAX),

@@ -13,6 +13,11 @@ use super::function::Function;
 pub(super) const ADDRESS: u16 = 0xcf8;
 pub(super) const DATA: u16 = 0xcfc;
 pub(super) const DATA_LAST: u16 = DATA + 3;
+/// True if a port is one of the window's.
+pub(super) const fn shows(port: u16) -> bool {
+    DATA <= port && port <= DATA_LAST
+}
+
 /// The address register's bit that opens the window.
 const ENABLE: u32 = 1 << 31;
 
@@ -110,7 +115,7 @@ impl Pci {
 
     /// The function and the offset that a port shows; `None` for a port outside of the window, too.
     pub(super) fn selected(&self, port: u16) -> Option<(u16, usize)> {
-        let within = (DATA..=DATA_LAST).contains(&port) && self.address & ENABLE != 0;
+        let within = shows(port) && self.address & ENABLE != 0;
         let offset = (self.address & 0xfc) as usize + usize::from(port.wrapping_sub(DATA));
         within.then_some(((self.address >> 8) as u16, offset))
     }
