@@ -57,7 +57,7 @@ fn failure(error: MachineError) -> Failure {
 }
 
 /// The things that the guest did with a disk.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(super) struct Used {
     image: String,
     read_only: bool,
@@ -82,14 +82,7 @@ impl Used {
             image: disk.path().display().to_string(),
             read_only: disk.is_read_only(),
             bytes: disk.bytes(),
-            reads: 0,
-            bytes_read: 0,
-            writes: 0,
-            bytes_written: 0,
-            flushes: 0,
-            failed: 0,
-            private: 0,
-            resets_needed: 0,
+            ..Self::default()
         };
         disks.iter().map(used).collect()
     }
@@ -165,9 +158,7 @@ mod tests {
             writes: 2,
             bytes_written: 1024,
             flushes: 1,
-            failed: 0,
-            private: 0,
-            resets_needed: 0,
+            ..Used::default()
         };
         let good = "disk a.img: 1 read (4K), 2 writes (1K), 1 flush";
         assert_eq!(used.line(), good);

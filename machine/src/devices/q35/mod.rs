@@ -76,7 +76,7 @@ pub struct Q35 {
     chips: Mutex<Chips>,
     cards: Cards,
     #[cfg(feature = "virtio")]
-    disks: Vec<Arc<virtio::Counters>>,
+    disks: Vec<virtio::SharedCounts>,
     start: Instant,
 }
 
@@ -143,19 +143,21 @@ impl Q35 {
     /// [`MachineError::Slots`](crate::MachineError::Slots) if eight disks are there already.
     #[cfg(feature = "virtio")]
     pub fn with_disk(mut self, disk: Disk) -> Result<Self, crate::MachineError> {
-        let counters = Arc::clone(&disk.counters);
+        let counts = disk.counts();
         if !self.cards.plug(virtio::block(disk)) {
             let slots = cards::SLOTS.into();
             return Err(crate::MachineError::Slots { slots });
         }
-        self.disks.push(counters);
+        self.disks.push(counts);
         Ok(self)
     }
 
     /// The things that the guest has done with each disk, in the order in which they were added.
     #[cfg(feature = "virtio")]
     pub fn disk_counts(&self) -> Vec<DiskCounts> {
-        self.disks.iter().map(|disk| disk.counts()).collect()
+        let now =
+            |counts: &virtio::SharedCounts| *counts.lock().unwrap_or_else(PoisonError::into_inner);
+        self.disks.iter().map(now).collect()
     }
 
     /// The devices at the places that every PC has.

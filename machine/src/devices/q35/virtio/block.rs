@@ -11,7 +11,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::Device;
-use super::disk::{Disk, SECTOR, count};
+use super::disk::{Disk, SECTOR};
 use super::guest::{Broken, Chain, QUEUE_MAX, Refused, VirtQueue, Watched};
 
 /// The configuration structure up to the topology, which is not offered, and its fields.
@@ -90,7 +90,7 @@ impl Block {
 
     /// The status of a request that is not done.
     fn refuse(&self, sector: u64, undone: &Undone) -> u32 {
-        count(&self.disk.counters.failed, 1);
+        self.disk.count(|counts| counts.failed += 1);
         let path = self.disk.path().display();
         match undone {
             Undone::Unsupported => VIRTIO_BLK_S_UNSUPP,
@@ -120,8 +120,10 @@ impl Block {
             self.disk.read(at + done as u64, piece)?;
             chain.writer.write_all(piece)?;
         }
-        count(&self.disk.counters.reads, 1);
-        count(&self.disk.counters.bytes_read, bytes as u64);
+        self.disk.count(|counts| {
+            counts.reads += 1;
+            counts.bytes_read += bytes as u64;
+        });
         Ok(())
     }
 
@@ -139,14 +141,16 @@ impl Block {
             chain.reader.read_exact(piece)?;
             self.disk.write(at + done as u64, piece)?;
         }
-        count(&self.disk.counters.writes, 1);
-        count(&self.disk.counters.bytes_written, bytes as u64);
+        self.disk.count(|counts| {
+            counts.writes += 1;
+            counts.bytes_written += bytes as u64;
+        });
         Ok(())
     }
 
     fn flush(&self) -> Result<(), Undone> {
         self.disk.flush()?;
-        count(&self.disk.counters.flushes, 1);
+        self.disk.count(|counts| counts.flushes += 1);
         Ok(())
     }
 
@@ -196,10 +200,11 @@ impl Device for Block {
     }
 
     fn broken(&mut self, why: &Broken) {
-        let counters = &self.disk.counters;
-        count(&counters.resets_needed, 1);
-        if let Broken::Memory(Refused::Private(_)) = why {
-            count(&counters.private, 1);
-        }
+        self.disk.count(|counts| {
+            counts.resets_needed += 1;
+            if let Broken::Memory(Refused::Private(_)) = why {
+                counts.private += 1;
+            }
+        });
     }
 }

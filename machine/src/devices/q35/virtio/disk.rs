@@ -4,10 +4,12 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::MachineError;
+
+/// Counts that the machine reads while the disk is in use.
+pub(in super::super) type SharedCounts = Arc<Mutex<DiskCounts>>;
 
 /// Bytes of a sector, the unit of virtio's requests.
 pub(super) const SECTOR: u64 = 512;
@@ -21,7 +23,7 @@ pub struct Disk {
     path: PathBuf,
     pub(super) sectors: u64,
     pub(super) read_only: bool,
-    pub(in super::super) counters: Arc<Counters>,
+    counts: SharedCounts,
 }
 
 impl Disk {
@@ -69,7 +71,7 @@ impl Disk {
             path: path.to_owned(),
             sectors: bytes / SECTOR,
             read_only,
-            counters: Arc::default(),
+            counts: SharedCounts::default(),
         })
     }
 
@@ -86,6 +88,16 @@ impl Disk {
     /// True if the guest cannot write it.
     pub const fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// The counts, which grow while the disk is in use.
+    pub(in super::super) fn counts(&self) -> SharedCounts {
+        SharedCounts::clone(&self.counts)
+    }
+
+    /// Changes the counts.
+    pub(super) fn count(&self, change: impl FnOnce(&mut DiskCounts)) {
+        change(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The first byte of a run of sectors; `None` if the disk does not have all of them.
@@ -121,40 +133,6 @@ fn lock(file: &File, shared: bool) -> io::Result<()> {
         }
         TryLockError::Error(error) => error,
     })
-}
-
-/// The counts of a disk, as they grow.
-#[derive(Debug, Default)]
-pub(in super::super) struct Counters {
-    pub(super) reads: AtomicU64,
-    pub(super) bytes_read: AtomicU64,
-    pub(super) writes: AtomicU64,
-    pub(super) bytes_written: AtomicU64,
-    pub(super) flushes: AtomicU64,
-    pub(super) failed: AtomicU64,
-    pub(super) private: AtomicU64,
-    pub(super) resets_needed: AtomicU64,
-}
-
-/// Adds to a count.
-pub(super) fn count(counter: &AtomicU64, more: u64) {
-    counter.fetch_add(more, Ordering::Relaxed);
-}
-
-impl Counters {
-    pub(in super::super) fn counts(&self) -> DiskCounts {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        DiskCounts {
-            reads: get(&self.reads),
-            bytes_read: get(&self.bytes_read),
-            writes: get(&self.writes),
-            bytes_written: get(&self.bytes_written),
-            flushes: get(&self.flushes),
-            failed: get(&self.failed),
-            private: get(&self.private),
-            resets_needed: get(&self.resets_needed),
-        }
-    }
 }
 
 /// The things that a guest did with a disk.

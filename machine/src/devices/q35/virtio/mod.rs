@@ -19,7 +19,7 @@ mod registers;
 use super::cards::Card;
 use guest::{Broken, VirtQueue, Watched};
 
-pub(super) use disk::Counters;
+pub(super) use disk::SharedCounts;
 pub use disk::{Disk, DiskCounts};
 
 /// The block device of a disk image.
