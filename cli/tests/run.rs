@@ -1,6 +1,9 @@
 //! Tests `run` with images on a processor and with TDs.
 
 mod common;
+#[allow(dead_code)] // Some of its images are for machine/.
+#[path = "../../machine/src/samples.rs"]
+mod samples;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -601,4 +604,44 @@ fn a_normal_vm_needs_an_image() {
         "{}",
         ran.err
     );
+}
+
+#[test]
+fn an_elf_file_starts_as_a_confidential_vm_at_its_entry_and_its_measurement_is_told() {
+    // mov dx, 0x3f8; mov al, 'x'; out dx, al; ret. A TD and guests with encrypted registers have no handler for OUT.
+    let prints = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'x', 0xee, 0xc3];
+    for (tech, code, text, measured) in [
+        ("tdx", &[0xc3][..], "", Some("mrtd")),
+        ("sev", &prints, "x", None),
+        ("sev-es", &[0xc3], "", None),
+        ("sev-snp", &[0xc3], "", Some("launch digest")),
+    ] {
+        let file = flat(&samples::elf(true, 0x20_0000, 0x20_0000, code, 0x1000));
+        let path = file.path().to_str().unwrap();
+        let ran = run(&["run", "--host", "sim", "--tech", tech, path, "--json"]);
+        assert_eq!(ran.code, Some(0), "{tech}: {}{}", ran.out, ran.err);
+        let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!(report["outcome"], "halted", "{report}");
+        assert_eq!(report["console"]["text"], text, "{report}");
+        let steps = report["steps"].as_array().unwrap();
+        let named = |name: &str| {
+            let step = steps.iter().find(|step| {
+                let said = step["step"].as_str().unwrap();
+                said.eq_ignore_ascii_case(name)
+            });
+            step.map(|step| step["detail"].as_str().unwrap().len())
+        };
+        // SHA-384, in hexadecimal digits.
+        assert_eq!(measured.map(named), measured.map(|_| Some(96)), "{report}");
+        assert_eq!(report["leaks"], serde_json::Value::Array(Vec::new()));
+        let refused = run(&[
+            "run", "--host", "sim", "--tech", tech, path, "--initrd", path,
+        ]);
+        assert_eq!(refused.code, Some(2), "{}", refused.err);
+        assert!(
+            refused.err.contains("--initrd has no meaning"),
+            "{}",
+            refused.err
+        );
+    }
 }

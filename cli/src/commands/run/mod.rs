@@ -4,6 +4,7 @@ mod attend;
 mod console;
 mod disks;
 mod keys;
+mod program;
 mod report;
 mod sev;
 mod steps;
@@ -65,6 +66,9 @@ use report::{Chipset, Ran, Taken, Told};
 /// A SEV, SEV-ES or SNP guest (`--tech sev|sev-es|sev-snp`) starts with an OVMF image, the same way. Its launch digest, as
 /// the AMD SP has it, must be the one that `kvm-ops measure` prints, with the kernel's hashes where the firmware of an SNP
 /// guest has a place for them.
+///
+/// An ELF file of 64-bit code starts as a TD or a SEV guest without firmware, at its entry: a kernel of one's own, under test.
+/// Its measurement is told. It finds the devices of a small Q35, and a write of 0x2000 to port 0x604 ends it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A guest that ends itself through the debug-exit port (0xf4, 0x501) with a value other than 0 counts as
@@ -80,10 +84,11 @@ Examples:
   kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd --allow-rbp --memory 256M --timeout 1m
   kvm-ops run --tech tdx /usr/share/ovmf/OVMF.fd --allow-rbp --memory 512M --timeout 20m \\
     --kernel vmlinuz --initrd initrd.img --append console=ttyS0
-  kvm-ops run --tech sev-snp OVMF.amdsev.fd --memory 256M --timeout 1m")]
+  kvm-ops run --tech sev-snp OVMF.amdsev.fd --memory 256M --timeout 1m
+  kvm-ops run --tech tdx target/x86_64-unknown-none/debug/kernel")]
 pub(crate) struct Args {
-    /// The image: firmware, bzImage, ELF or flat code; of a TD, firmware with TDVF metadata, or a
-    /// small built-in one if none is named; of a SEV guest, OVMF
+    /// The image: firmware, bzImage, ELF or flat code; of a TD, firmware with TDVF metadata or ELF, or a
+    /// small built-in one if none is named; of a SEV guest, OVMF or ELF
     #[arg(value_name = "IMAGE")]
     image: Option<PathBuf>,
 
@@ -204,6 +209,12 @@ fn irqchips() -> impl TypedValueParser<Value = Irqchip> {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
+    if let Kind::Of(tech) = args.tech
+        && tech.is_confidential()
+        && program::is_named(args)
+    {
+        return program::run(args, tech);
+    }
     if args.tech == Kind::Of(Tech::Tdx) {
         return td::run(args);
     }

@@ -108,7 +108,7 @@ fn wanted(args: &Args) -> Result<(Image, Vec<u8>), Failure> {
             image.recognition().kind()
         );
         return Err(Failure::new(text)
-            .hint("a SEV guest starts with an OVMF image, and that starts a --kernel")
+            .hint("a SEV guest starts with an OVMF image, which starts a --kernel, or with an ELF file of 64-bit code")
             .code(Code::Input));
     }
     Ok((td::with_kernel(args, image)?, bytes))
