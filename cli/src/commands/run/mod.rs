@@ -42,9 +42,9 @@ use report::{Chipset, Ran, Taken, Told};
 /// shown. An image that starts without firmware finds an interrupt table that reports: exceptions that
 /// it does not handle are failures, and so are calls of a BIOS.
 ///
-/// Where standard input is a terminal, keys go to the guest's serial line, Ctrl-C too. Ctrl-A x ends the run,
-/// Ctrl-A s tells time, instructions and their rate, Ctrl-A a is Ctrl-A itself. Where only standard error is a
-/// terminal, the same is shown there all the time.
+/// Where standard input is a terminal, keys go to the guest's serial line, or with --console virtio to that console, Ctrl-C too.
+/// Ctrl-A x ends the run, Ctrl-A s tells time, instructions and their rate, Ctrl-A a is Ctrl-A itself. Where standard error
+/// is a terminal and standard output is not, time, instructions and rate are shown there all the time.
 ///
 /// On the software platform time is counted in instructions, 1 ns each, and a guest that sleeps does
 /// not wait. A VM with one vCPU executes the same instructions in each run, if --clock stops its clock.
