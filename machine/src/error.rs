@@ -290,7 +290,7 @@ impl MachineError {
             Self::DiskSize { .. } => {
                 "a disk image holds the sectors as they are (raw): enlarge the file with `truncate`, or convert it"
             }
-            Self::Slots { .. } => "use fewer disks",
+            Self::Slots { .. } => "use fewer disks and consoles",
             Self::NotAFile { .. } => "copy what it holds into a file first",
             Self::NotLaunchable { .. } => {
                 "give the VM the pages of its measured start (MachineConfig::launch), or an ELF file of 64-bit code, or a TD firmware with TDVF metadata"

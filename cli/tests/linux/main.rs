@@ -11,6 +11,7 @@ mod archive;
 mod boot;
 #[path = "../common/mod.rs"]
 mod common;
+mod console;
 mod disk;
 mod init;
 mod modules;
@@ -38,9 +39,7 @@ const NORMAL: [&str; 11] = [
     "--host",
     "sim",
     "--cmdline",
-    // The keyboard controller answers no command, and the driver would wait half a second, in
-    // instructions, for each answer.
-    "console=ttyS0 reboot=k panic=-1 initcall_blacklist=i8042_init",
+    boot::CMDLINE,
     "--memory",
     "512M",
     "--timeout",

@@ -102,6 +102,12 @@ impl Program {
         }
     }
 
+    /// Writes a text to the file that is open.
+    pub(crate) fn write(&mut self, text: &str) {
+        let len = Arg::Number(text.len() as u64);
+        self.call(call::WRITE, &[Arg::Rbx, Arg::Text(text), len]);
+    }
+
     /// Writes a text to the console.
     pub(crate) fn say(&mut self, text: &str) {
         let len = Arg::Number(text.len() as u64);

@@ -145,6 +145,11 @@ pub(crate) struct Args {
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<disks::Wanted>,
 
+    /// The console beside the serial line: with virtio a Q35 has a virtio console, which Linux knows as /dev/hvc0 (`--append
+    /// console=hvc0`); keys go there. Both are printed
+    #[arg(long, value_enum, default_value_t)]
+    console: ConsoleKind,
+
     /// Stop the guest's clock (CMOS) at this time, in seconds since 1970-01-01 UTC, so that each run
     /// is the same on the software platform
     #[arg(long, value_name = "SECONDS")]
@@ -171,6 +176,16 @@ pub(crate) struct Args {
     /// Report as JSON on standard output, with the console in it
     #[arg(long)]
     json: bool,
+}
+
+/// The console that keys go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum ConsoleKind {
+    /// The serial line
+    #[default]
+    Serial,
+    /// A virtio console on PCI
+    Virtio,
 }
 
 /// The order of a TD's launch.
@@ -264,7 +279,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .build(config)
         .map_err(|error| Failure::of_machine("the machine cannot be built", error))?;
     interrupt.stops(machine.stopper());
-    let chipset = match disks.is_empty() && !is_kernel {
+    let is_plain = disks.is_empty() && args.console == ConsoleKind::Serial;
+    let chipset = match is_plain && !is_kernel {
         true => Chipset::Pc,
         false => Chipset::Q35(disks, None),
     };

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::attend::{Attendant, TypeIn};
 use super::console::Terminal;
-use super::{Args, disks};
+use super::{Args, ConsoleKind, disks};
 use crate::confidential::{Quotes, WithQuotes};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
@@ -140,8 +140,16 @@ impl Ran {
             Some(disks) => {
                 used = disks::Used::before(&disks);
                 let q35 = machine.q35(console.clone()).map_devices(stop_clock);
-                let q35 = disks::plug(q35, disks)?;
-                let ran = run(machine, &q35, &|keys, inside| q35.type_serial(keys, inside));
+                let mut q35 = disks::plug(q35, disks)?;
+                if args.console == ConsoleKind::Virtio {
+                    q35 = q35.with_console(console.clone()).map_err(|error| {
+                        Failure::of_machine("the console cannot be added", error)
+                    })?;
+                }
+                let ran = run(machine, &q35, &|keys, inside| match args.console {
+                    ConsoleKind::Serial => q35.type_serial(keys, inside),
+                    ConsoleKind::Virtio => q35.type_console(keys, inside),
+                });
                 let counts = used.into_iter().zip(q35.disk_counts());
                 used = counts.map(|(disk, counts)| disk.with(counts)).collect();
                 ran

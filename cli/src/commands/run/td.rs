@@ -9,7 +9,7 @@ use kvm_ops_tdvf::Order;
 
 use super::report::{Chipset, Ran, Taken, Told};
 use super::steps::Steps;
-use super::{Args, LaunchOrder, disks, homeless, refuse};
+use super::{Args, ConsoleKind, LaunchOrder, disks, homeless, refuse};
 use crate::commands::measure::not_tdvf;
 use crate::confidential::{Firmware, MESSAGE, Measured, Quotes, Start, TdImage, Tour, td_params};
 use crate::exit_code::Code;
@@ -178,6 +178,7 @@ fn wanted(args: &Args, order: Order) -> Result<Wanted, Failure> {
             (args.kernel.is_some(), "--kernel"),
             (args.allow_rbp, "--allow-rbp"),
             (!args.disks.is_empty(), "--disk"),
+            (args.console != ConsoleKind::Serial, "--console"),
             (args.collateral.is_some(), "--collateral"),
         ];
         let hint = "name the firmware of the TD";

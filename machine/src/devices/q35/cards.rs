@@ -43,6 +43,8 @@ pub(super) trait Card: Send {
     fn read(&mut self, offset: u64, data: &mut [u8], access: &mut Access<'_>);
     /// Takes a write to the card's memory.
     fn write(&mut self, offset: u64, data: &[u8], access: &mut Access<'_>);
+    /// Does what the host has something for, without an access of the guest.
+    fn wake(&mut self, access: &mut Access<'_>);
 }
 
 /// The target of an access.
@@ -63,13 +65,26 @@ impl Cards {
         self.0.is_empty()
     }
 
-    /// Puts a card into the next slot; false if there is none.
-    pub(super) fn plug(&mut self, card: Box<dyn Card>) -> bool {
-        let room = self.0.len() < usize::from(SLOTS);
-        if room {
+    /// Puts a card into the next slot, and returns its number among the cards; `None` if there is none.
+    pub(super) fn plug(&mut self, card: Box<dyn Card>) -> Option<usize> {
+        let number = self.0.len();
+        (number < usize::from(SLOTS)).then(|| {
             self.0.push(Mutex::new(card));
-        }
-        room
+            number
+        })
+    }
+
+    /// Wakes a card. Returns the line of its INTA, and the interrupts.
+    pub(super) fn wake(&self, number: usize, machine: &dyn Inside) -> Option<(u32, Vec<Signal>)> {
+        let mut access = Access {
+            machine,
+            signals: Vec::new(),
+        };
+        let card = self.0.get(number)?;
+        card.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .wake(&mut access);
+        Some((FIRST_LINE + number as u32, access.signals))
     }
 
     /// Hands an access to the card that it is for. Returns the interrupts, and the line of the card's INTA; `None` if no

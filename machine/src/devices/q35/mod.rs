@@ -9,7 +9,7 @@
 //! | `kernel` | the same tables in memory, for a kernel without firmware |
 //! | `ioapic` | the I/O APIC, where the platform has local APICs only |
 //! | `cards` | what is in the slots of the PCI bus |
-//! | `virtio` | disks |
+//! | `virtio` | disks and a console |
 
 mod acpi;
 mod cards;
@@ -61,7 +61,7 @@ const BOOTS: u64 = 1 << 8;
 /// | ports 0xcf8 to 0xcff, memory from where firmware sets PCIEXBAR to, or from 0xb0000000 on for a kernel with [`Image::acpi`] | PCI configuration space: a memory controller (8086:29c0) and an LPC bridge (8086:2918) |
 /// | ports 0x600 to 0x67f | power management: timer, and [`End::PowerOff`] |
 /// | ports 0x510, 0x511, 0x514 to 0x51b | QEMU's configuration device with DMA: memory map, ACPI tables, a kernel with initrd and command line |
-/// | PCI slots 1 to 8, memory where firmware or kernel puts it | disks, with the cargo feature `virtio` |
+/// | PCI slots 1 to 8, memory where firmware or kernel puts it | disks and a console, with the cargo feature `virtio` |
 /// | memory from 0xfec00000 on | an I/O APIC, unless it is in the platform ([`Irqchip::Full`]) |
 ///
 /// Reads of IA32_APIC_BASE are answered as the host of a TD does; other MSRs read 0, and writes to them vanish.
@@ -77,6 +77,9 @@ pub struct Q35 {
     cards: Cards,
     #[cfg(feature = "virtio")]
     disks: Vec<virtio::SharedCounts>,
+    /// The card of the virtio console, and what is typed on it.
+    #[cfg(feature = "virtio")]
+    console: Option<(usize, virtio::Typed)>,
     start: Instant,
 }
 
@@ -132,6 +135,8 @@ impl Q35 {
             cards: Cards::default(),
             #[cfg(feature = "virtio")]
             disks: Vec::new(),
+            #[cfg(feature = "virtio")]
+            console: None,
             start: Instant::now(),
         }
     }
@@ -140,16 +145,49 @@ impl Q35 {
     /// of them. Its driver may use memory that the guest shares, as all devices.
     ///
     /// # Errors
-    /// [`MachineError::Slots`](crate::MachineError::Slots) if eight disks are there already.
+    /// [`MachineError::Slots`](crate::MachineError::Slots) if eight devices are there already.
     #[cfg(feature = "virtio")]
     pub fn with_disk(mut self, disk: Disk) -> Result<Self, crate::MachineError> {
         let counts = disk.counts();
-        if !self.cards.plug(virtio::block(disk)) {
-            let slots = cards::SLOTS.into();
-            return Err(crate::MachineError::Slots { slots });
-        }
+        self.plug(virtio::block(disk))?;
         self.disks.push(counts);
         Ok(self)
+    }
+
+    /// Puts a virtio console into the next free slot of the PCI bus, which Linux knows as /dev/hvc0. It prints there what the
+    /// guest sends, and gets what is typed ([`type_console`](Self::type_console)), through memory that the guest shares.
+    ///
+    /// # Errors
+    /// As [`with_disk`](Self::with_disk).
+    #[cfg(feature = "virtio")]
+    pub fn with_console(mut self, output: ConsoleSink) -> Result<Self, crate::MachineError> {
+        let typed = virtio::Typed::default();
+        let number = self.plug(virtio::console(output, typed.clone()))?;
+        self.console = Some((number, typed));
+        Ok(self)
+    }
+
+    #[cfg(feature = "virtio")]
+    fn plug(&mut self, card: Box<dyn cards::Card>) -> Result<usize, crate::MachineError> {
+        let slots = cards::SLOTS.into();
+        let number = self.cards.plug(card);
+        number.ok_or(crate::MachineError::Slots { slots })
+    }
+
+    /// Types on the virtio console, from any thread, and interrupts where the guest has given room. Answers how many bytes are
+    /// taken: up to 4096 wait for room. Without such a console it is none.
+    #[cfg(feature = "virtio")]
+    pub fn type_console(&self, input: &[u8], machine: &dyn Inside) -> usize {
+        let Some((number, typed)) = &self.console else {
+            return 0;
+        };
+        let taken = typed.add(input);
+        if let Some((line, signals)) = self.cards.wake(*number, machine) {
+            signals
+                .into_iter()
+                .for_each(|signal| self.send(signal, line, machine));
+        }
+        taken
     }
 
     /// The things that the guest has done with each disk, in the order in which they were added.

@@ -187,7 +187,12 @@ impl Device for Block {
         &self.config
     }
 
-    fn notified(&mut self, queue: &mut VirtQueue, memory: &Watched<'_>) -> Result<(), Broken> {
+    fn notified(
+        &mut self,
+        _: usize,
+        queue: &mut VirtQueue,
+        memory: &Watched<'_>,
+    ) -> Result<(), Broken> {
         // A queue has no more requests at once; who adds others meanwhile notifies again.
         for _ in 0..QUEUE_MAX {
             let Some(mut chain) = queue.take(memory)? else {

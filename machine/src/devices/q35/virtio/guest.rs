@@ -43,6 +43,8 @@ pub(super) enum Broken {
     Chain { head: u16 },
     #[error("request of descriptor chain {head:#x} has no room for header or status")]
     Short { head: u16 },
+    #[error("descriptor chain {head:#x} has {bytes:#x} bytes, more than are taken at once")]
+    Long { head: u16, bytes: usize },
     #[error("{0}")]
     Ring(#[from] virtio_queue::Error),
 }

@@ -8,8 +8,10 @@
 //! | `guest` | memory and queues, which are the guest's and may be anything |
 //! | `block` | the disk |
 //! | `disk` | the file behind it |
+//! | `console` | the console |
 
 mod block;
+mod console;
 mod disk;
 mod guest;
 mod msix;
@@ -17,14 +19,21 @@ mod pci;
 mod registers;
 
 use super::cards::Card;
+use crate::ConsoleSink;
 use guest::{Broken, VirtQueue, Watched};
 
+pub(super) use console::Typed;
 pub(super) use disk::SharedCounts;
 pub use disk::{Disk, DiskCounts};
 
 /// The block device of a disk image.
 pub(super) fn block(disk: Disk) -> Box<dyn Card> {
     Box::new(pci::VirtioPci::new(block::Block::new(disk)))
+}
+
+/// A console that prints there, and gets what is typed.
+pub(super) fn console(output: ConsoleSink, typed: Typed) -> Box<dyn Card> {
+    Box::new(pci::VirtioPci::new(console::Console::new(output, typed)))
 }
 
 /// A kind of virtio device.
@@ -41,8 +50,16 @@ trait Device: Send {
     /// Its configuration structure.
     fn config(&self) -> &[u8];
 
-    /// Serves a queue that the driver has put requests into.
-    fn notified(&mut self, queue: &mut VirtQueue, memory: &Watched<'_>) -> Result<(), Broken>;
+    /// The queue that waits for something of the host's, if there is one.
+    const WAITS: Option<usize> = None;
+
+    /// Serves a queue, which the driver has put requests into, or for which the host has something now.
+    fn notified(
+        &mut self,
+        number: usize,
+        queue: &mut VirtQueue,
+        memory: &Watched<'_>,
+    ) -> Result<(), Broken>;
 
     /// Is told that the driver broke the protocol; the transport waits for a reset.
     fn broken(&mut self, why: &Broken);

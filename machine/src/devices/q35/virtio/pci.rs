@@ -103,7 +103,7 @@ impl<D: Device> VirtioPci<D> {
         };
         let memory = Watched::new(access.machine.memory());
         let checked = queue.check(&memory);
-        let served = checked.and_then(|()| self.device.notified(queue, &memory));
+        let served = checked.and_then(|()| self.device.notified(number, queue, &memory));
         let (vector, interrupts) = (queue.vector, queue.take_interrupt(&memory));
         if interrupts {
             self.interrupt(USED_BUFFER, vector, access);
@@ -174,6 +174,12 @@ impl<D: Device> VirtioPci<D> {
 }
 
 impl<D: Device> Card for VirtioPci<D> {
+    fn wake(&mut self, access: &mut Access<'_>) {
+        if let Some(number) = D::WAITS {
+            self.notify(number, access);
+        }
+    }
+
     fn config_read(&mut self, at: usize, data: &mut [u8], access: &mut Access<'_>) {
         match self.shown(at, data.len()) {
             Some(offset) => self.read(offset, data, access),

@@ -1,4 +1,4 @@
-//! A driver of the disk, by the exits that a guest's accesses make.
+//! A driver, of the disk above all, by the exits that a guest's accesses make.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -20,6 +20,8 @@ pub(super) const DESCRIPTORS: u64 = 0x1_0000;
 pub(super) const AVAILABLE: u64 = 0x1_1000;
 pub(super) const USED: u64 = 0x1_2000;
 pub(super) const TABLE: u64 = 0x1_3000;
+/// From a queue's rings to those of the next one.
+pub(super) const QUEUE_STEP: u64 = 0x4000;
 /// The parts of a request.
 pub(super) const HEADER: u64 = 0x2_0000;
 pub(super) const DATA: u64 = 0x2_1000;
@@ -97,6 +99,11 @@ impl Driver {
     }
 
     pub(super) fn with_irqchip(disk: Disk, irqchip: Irqchip) -> Self {
+        Self::of(irqchip, [0x42, 0x10], |q35| q35.with_disk(disk).unwrap())
+    }
+
+    /// A machine with a device of that number.
+    pub(super) fn of(irqchip: Irqchip, number: [u8; 2], plug: impl FnOnce(Q35) -> Q35) -> Self {
         let ram = GuestRam::new(RAM, 0, false).unwrap();
         let console = ConsoleSink::discard();
         // The I/O APIC of a full irqchip is the platform's.
@@ -104,7 +111,7 @@ impl Driver {
         let devices = (irqchip == Irqchip::Full).then_some(devices);
         let q35 = Q35::new(&ram, 1, None, irqchip, console, devices);
         let mut driver = Self {
-            q35: q35.with_disk(disk).unwrap(),
+            q35: plug(q35),
             board: Board {
                 ram,
                 private: Mutex::default(),
@@ -116,7 +123,7 @@ impl Driver {
             window: 0,
             available: 0,
         };
-        driver.find();
+        driver.find(number);
         driver
     }
 
@@ -185,8 +192,9 @@ impl Driver {
     }
 
     /// Gives the device memory, and learns where its structures are.
-    fn find(&mut self) {
-        assert_eq!(self.config(0), [0xf4, 0x1a, 0x42, 0x10]);
+    fn find(&mut self, number: [u8; 2]) {
+        assert_eq!(self.config(0), [0xf4, 0x1a]);
+        assert_eq!(self.config(2), number);
         self.set_config(0x10, &[0xff; 4]);
         assert_eq!(u32::from_le_bytes(self.config(0x10)), 0xffff_8000);
         self.set_config(0x10, &BAR.to_le_bytes());
@@ -261,16 +269,29 @@ impl Driver {
 
     /// Sets the queue up, and goes live.
     pub(super) fn begin(&mut self) {
+        self.begin_with(1);
+    }
+
+    /// Sets that many queues up, and goes live.
+    pub(super) fn begin_with(&mut self, queues: u16) {
         assert!(self.negotiate(VERSION_1 | ACCESS_PLATFORM));
-        self.write(AVAILABLE, &[0; 4]);
-        self.write(USED, &[0; 4]);
-        self.set(self.common(0x16), &[0, 0]);
-        self.set(self.common(0x18), &SIZE.to_le_bytes());
-        for (at, gpa) in [(0x20, DESCRIPTORS), (0x28, AVAILABLE), (0x30, USED)] {
-            self.set(self.common(at), &gpa.to_le_bytes());
+        for queue in 0..queues {
+            let step = u64::from(queue) * QUEUE_STEP;
+            self.write(AVAILABLE + step, &[0; 4]);
+            self.write(USED + step, &[0; 4]);
+            self.set(self.common(0x16), &queue.to_le_bytes());
+            self.set(self.common(0x18), &SIZE.to_le_bytes());
+            for (at, gpa) in [(0x20, DESCRIPTORS), (0x28, AVAILABLE), (0x30, USED)] {
+                self.set(self.common(at), &(gpa + step).to_le_bytes());
+            }
+            self.set(self.common(0x1c), &[1, 0]);
         }
-        self.set(self.common(0x1c), &[1, 0]);
         self.set_status(0xf);
+    }
+
+    /// The machine's devices.
+    pub(super) const fn q35(&self) -> &Q35 {
+        &self.q35
     }
 
     pub(super) fn write(&self, gpa: u64, data: &[u8]) {

@@ -1,5 +1,6 @@
-//! The disk as a driver finds it.
+//! The devices as a driver finds them: the disk here, the console in `console`.
 
+mod console;
 mod driver;
 mod hostile;
 
