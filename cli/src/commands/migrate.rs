@@ -9,6 +9,7 @@ mod link;
 mod meter;
 mod report;
 mod sev;
+mod snp;
 mod summary;
 mod td;
 mod threads;
@@ -20,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Subcommand, ValueEnum};
+use kvm_ops::guest::GuestProgram;
 use kvm_ops::sev::migrate::StreamKey;
 use kvm_ops::sim::SimHost;
 use kvm_ops::{AnyVm, Error, Kind, Tech, VcpuId, Vm};
@@ -35,7 +37,7 @@ use crate::{memory, term, units};
 use guest::{Told, Turns, Writer};
 use link::{Address, Bound};
 
-/// Migrates confidential guests between VMs, and SEV guests and TDs between hosts while they run
+/// Migrates confidential guests between VMs and hosts, SEV guests and TDs while they run
 ///
 /// The hosts are software platforms. The guest counts in its private memory and writes its pages in
 /// turn, each full of words that depend on the count. Within a host a guest with encrypted registers goes on
@@ -49,6 +51,7 @@ Examples:
   kvm-ops migrate hosts --tech sev-es         between two hosts in this process
   kvm-ops migrate hosts --tech tdx --streams 4
   kvm-ops migrate hosts --tech tdx --post-copy   it runs there before its pages come
+  kvm-ops migrate hosts --tech sev-snp        an SNP guest: swapped out here, and in there
   kvm-ops migrate receive 127.0.0.1:4444      a host that waits for a guest, and
   kvm-ops migrate send 127.0.0.1:4444         one that sends it
   kvm-ops migrate receive unix:/run/m.sock --tech tdx")]
@@ -140,7 +143,8 @@ enum Kinds {
     Sev,
     /// Memory and registers are encrypted
     SevEs,
-    /// Memory and registers are encrypted and protected by the RMP; moves within a host only
+    /// Memory and registers are encrypted and protected by the RMP; between hosts of this process by a migration agent of
+    /// each, stopped first
     SevSnp,
     /// A trust domain. A migration TD on each host judges the other's quote before keys are exchanged
     Tdx,
@@ -152,12 +156,16 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if guest.post_copy {
         guest.may_run_early(within)?;
     }
-    if matches!(guest.tech, Kinds::SevSnp) && !within {
-        return Err(
-            Failure::new("such a guest does not migrate between hosts here")
-                .hint("move it within a host: kvm-ops migrate move")
-                .code(Code::Usage),
-        );
+    let is_snp = matches!(guest.tech, Kinds::SevSnp);
+    if is_snp && matches!(args.how, How::Send { .. } | How::Receive { .. }) {
+        let what =
+            "an SNP guest does not migrate between programs: their agents have no channel here";
+        return Err(Failure::new(what)
+            .hint("carry it between two hosts in this process: kvm-ops migrate hosts")
+            .code(Code::Usage));
+    }
+    if is_snp && guest.key.is_some() {
+        return Err(Failure::new("only a link has a key").code(Code::Usage));
     }
     if guest.streams.is_some() && (within || !matches!(guest.tech, Kinds::Tdx)) {
         let what = "only a TD that goes to another host has streams";
@@ -178,6 +186,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     };
     let done = match &args.how {
         How::Move(_) => session.inside(),
+        How::Hosts(_) if is_snp => session.between_snp(),
         How::Hosts(_) => session.between(),
         How::Send { address, .. } => session.send(address),
         How::Receive { address, .. } => session.receive(address),
@@ -210,6 +219,11 @@ impl How {
     fn memory(&self) -> u64 {
         let each = self.guest().memory;
         match self {
+            // Its pages are neither here nor there for a while.
+            Self::Hosts(Guest {
+                tech: Kinds::SevSnp,
+                ..
+            }) => each.saturating_mul(3),
             Self::Hosts(_) => each.saturating_mul(2),
             Self::Move(_) | Self::Send { .. } | Self::Receive { .. } => each,
         }
@@ -272,7 +286,9 @@ impl Guest {
             Kinds::Sev | Kinds::SevEs => {
                 "firmware lets an SEV guest run only after RECEIVE_FINISH, and takes no page after it"
             }
-            Kinds::SevSnp => "an SNP guest does not migrate between hosts here",
+            Kinds::SevSnp => {
+                "an SNP guest is stopped first, and its pages are swapped in before it runs"
+            }
             Kinds::Tdx if within => "a move within a host sends no pages that could follow",
             Kinds::Tdx => return Ok(()),
         };
@@ -346,9 +362,13 @@ impl Session<'_> {
         Ok(told)
     }
 
-    fn load(&self, machine: &mut Machine<SimHost>, writer: Writer) -> Outcome<()> {
+    fn load(
+        &self,
+        machine: &mut Machine<SimHost>,
+        program: impl GuestProgram + 'static,
+    ) -> Outcome<()> {
         machine
-            .load_program(VcpuId(0), Box::new(writer))
+            .load_program(VcpuId(0), Box::new(program))
             .map_err(|error| Failure::because("cannot load the guest's program", error))
     }
 }

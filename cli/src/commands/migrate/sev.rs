@@ -6,7 +6,7 @@ use embedded_io_adapters::std::FromStd;
 use kvm_ops::sev::SevVm;
 use kvm_ops::sev::migrate::{Flow, Phase, Progress, Receiver, SendLimits, Sender};
 use kvm_ops::sim::{SevSetup, SimHost};
-use kvm_ops::{AmdVm, AnyVm, Gpa, Vendor, Vm};
+use kvm_ops::{AmdVm, AnyVm, EncParams, Gpa, Vendor, Vm};
 use kvm_ops_machine::{LaunchPage, Machine, MachineConfig};
 
 use super::link::{Bound, Link};
@@ -27,10 +27,16 @@ impl Guest {
 
     /// Builds a VM with a launched guest, and pre-faults the rest of its memory.
     pub(super) fn source(&self, host: &SimHost) -> Outcome<Machine<SimHost>> {
+        self.source_with(host, EncParams::Default)
+    }
+
+    /// The same, with these parameters.
+    pub(super) fn source_with(&self, host: &SimHost, enc: EncParams) -> Outcome<Machine<SimHost>> {
         let first = LaunchPage::measured(Gpa::new(0), Box::new([0; 4096]));
         let config = MachineConfig::new()
             .kind(self.kind())
             .memory(self.memory)
+            .enc(enc)
             .launch(vec![first]);
         let machine = Machine::build(host, config)
             .map_err(|error| Failure::because("cannot build the source", error))?;
@@ -52,7 +58,7 @@ impl Guest {
     }
 }
 
-fn sev(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&SevVm<SimHost>> {
+pub(super) fn sev(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&SevVm<SimHost>> {
     match vm.back_end() {
         AnyVm::Amd(AmdVm::Sev(vm)) => Ok(vm),
         _ => Err(Failure::new("the VM is no SEV guest")),
