@@ -48,6 +48,14 @@ impl Regions {
         self.list.is_empty()
     }
 
+    /// True if a region touches the page at an address.
+    pub(crate) fn has(&self, page: u64) -> bool {
+        self.list.iter().any(|region| {
+            let first = region.address - region.address % PAGE_SIZE;
+            (first..region.address + region.bytes).contains(&page)
+        })
+    }
+
     pub(crate) fn pages(&self) -> u64 {
         self.pages
     }

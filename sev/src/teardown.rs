@@ -74,11 +74,13 @@ impl<H: Host> Shared<H> {
         let released = self.life.check_drain(released)?;
         let sp = self.sp();
         let mut memory = self.memory();
-        for (gfn, frame) in memory.clear() {
+        for (gfn, frame) in memory.frames() {
             // Nothing runs on these mappings; a port that keeps one loses it with the VM.
-            let _ = self.sev().and_then(|sev| {
-                sev.map_encrypted(kvm_ops::Gfn::new(gfn), frame.page.level(), None)
-            });
+            let _ = self
+                .sev()
+                .and_then(|sev| sev.map_encrypted(gfn, frame.page.level(), None));
+        }
+        for frame in memory.clear() {
             // The account lists a page that leaks.
             let _ = sp.release(frame.page, frame.held);
         }
@@ -102,7 +104,7 @@ impl<H: Host> Shared<H> {
     pub(crate) fn give_up(&self, error: Error) {
         let sp = self.sp();
         let mut memory = self.memory();
-        for (_, frame) in memory.clear() {
+        for frame in memory.clear() {
             sp.leak(frame.page, error);
         }
         for records in memory.swap.clear() {

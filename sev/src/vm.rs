@@ -320,7 +320,9 @@ impl<H: Host> VmOps for SevVm<H> {
 
     fn mem_enc_unregister_region(&mut self, region: EncRegion) -> Result<()> {
         rules::region_allowed(&self.view())?;
-        self.shared.regions().unregister(region)
+        self.shared.regions().unregister(region)?;
+        self.shared.forget_parked(region);
+        Ok(())
     }
 
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The launch of SEV and SEV-ES guests, command by command. What the guest's state does not allow
 //! is for firmware to refuse: INVALID_GUEST_STATE, EIO.
 
-use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, Result, Step};
+use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, PagePort, Result, Step};
 use zerocopy::little_endian::U32;
 
 use super::blob::{blob, blob_mut, read, too_short, write};
@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::launch::Start;
 use crate::rules::{EINVAL, errno};
 use crate::shared::Shared;
+use crate::sp::base;
 
 /// Bytes of LAUNCH_MEASURE's answer, and of an attestation report.
 const MEASUREMENT: u32 = 48;
@@ -57,6 +58,9 @@ pub(super) fn launch_start<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Resul
 }
 
 /// Whole pages only: encryption takes a page out of its slot. What precedes a failure stays done.
+///
+/// Contents that follow the structure are taken in the place of the slot's, and are ciphertext afterwards, as the caller's memory
+/// is in Linux. Their memory need not be in a slot yet.
 pub(super) fn update_data<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
     let args: SevRange = read(data)?;
     let (address, len) = (args.uaddr.get(), u64::from(args.len.get()));
@@ -66,17 +70,39 @@ pub(super) fn update_data<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result
     if address % PAGE_SIZE != 0 {
         return Err(Error::Invalid(Field::HostAddress, address));
     }
+    let given = match data.len() == size_of::<SevRange>() {
+        true => &mut [][..],
+        false => blob_mut(data, size_of::<SevRange>() as u64, len)?,
+    };
+    let (given, _) = given.as_chunks_mut();
+    let mut given = given.iter_mut();
     with_guest(vm, |context| {
-        for at in (address..address + len).step_by(PAGE_SIZE as usize) {
-            // The kernel answers ENOMEM for memory that cannot be pinned.
-            let gpa = vm.shared.memory().gpa_of(at).ok_or(Error::NoMemory)?;
-            let mut contents = [0; PAGE_SIZE as usize];
-            vm.shared.sev()?.read_slot(gpa, &mut contents)?;
-            vm.shared
-                .update_data(context, Gfn::containing(gpa), &contents)?;
-        }
-        Ok(())
+        let mut pages = (address..address + len).step_by(PAGE_SIZE as usize);
+        pages.try_for_each(|at| update_page(&vm.shared, context, at, given.next()))
     })
+}
+
+/// LAUNCH_UPDATE_DATA of the page at a host address.
+fn update_page<H: Host>(
+    shared: &Shared<H>,
+    context: &mut Context,
+    at: u64,
+    given: Option<&mut [u8; PAGE_SIZE as usize]>,
+) -> Result<()> {
+    let gpa = shared.memory().gpa_of(at);
+    let Some(contents) = given else {
+        // The kernel answers ENOMEM for memory that cannot be pinned.
+        let gpa = gpa.ok_or(Error::NoMemory)?;
+        let mut contents = [0; PAGE_SIZE as usize];
+        shared.sev()?.read_slot(gpa, &mut contents)?;
+        shared.update_data(context, Gfn::containing(gpa), &contents)?;
+        return Ok(());
+    };
+    let page = match gpa {
+        Some(gpa) => shared.update_data(context, Gfn::containing(gpa), contents)?,
+        None => shared.update_parked(context, at, contents)?,
+    };
+    shared.sp().pages.read(base(page)?, contents)
 }
 
 pub(super) fn update_vmsa<H: Host>(vm: &mut SevVm<H>) -> Result<()> {

@@ -1,13 +1,13 @@
 //! SEV and SEV-ES.
 
-use kvm_ops::{Asid, Error, Field, Gfn, Host, Level, PAGE_SIZE, Page, Result, Tech};
+use kvm_ops::{Asid, Error, Field, Gfn, Host, Level, PAGE_SIZE, Page, Pfn, Result, Tech};
 use zerocopy::little_endian::{U32, U64};
 
 use super::Start;
 use crate::cell::{Cell, VmsaPage};
 use crate::command::{self, Command};
 use crate::context::{Context, Guest, GuestState, GuestStatus};
-use crate::memory::Memory;
+use crate::memory::{Frame, Memory};
 use crate::shared::Shared;
 use crate::sp::{Held, base};
 
@@ -121,11 +121,48 @@ impl<H: Host> Shared<H> {
         context: &mut Context,
         gfn: Gfn,
         contents: &[u8; 4096],
-    ) -> Result<()> {
+    ) -> Result<Pfn> {
         let mut memory = self.memory();
         if let Some((first, _)) = memory.frame(gfn) {
             return Err(Error::Exists(Field::Gfn, first.get()));
         }
+        let (page, held, done) = self.encrypt(context, contents)?;
+        let pfn = page.pfn();
+        self.map_filled(&mut memory, gfn, page, held, done)?;
+        Ok(pfn)
+    }
+
+    /// LAUNCH_UPDATE_DATA of a page for memory that no slot shows yet.
+    pub(crate) fn update_parked(
+        &self,
+        context: &mut Context,
+        host: u64,
+        contents: &[u8; 4096],
+    ) -> Result<Pfn> {
+        let mut memory = self.memory();
+        if memory.is_parked(host) {
+            return Err(Error::Exists(Field::HostAddress, host));
+        }
+        let (page, held, done) = self.encrypt(context, contents)?;
+        let pfn = page.pfn();
+        let parked = match done {
+            Ok(()) => memory.park(host, Frame { page, held }),
+            Err(error) => Err((error, Frame { page, held })),
+        };
+        parked.map_err(|(error, frame)| {
+            // The first error is returned; the account lists a page that leaks.
+            let _ = self.sp().release(frame.page, frame.held);
+            error
+        })?;
+        Ok(pfn)
+    }
+
+    /// A new page, and how the command on it ended.
+    fn encrypt(
+        &self,
+        context: &Context,
+        contents: &[u8; 4096],
+    ) -> Result<(Page, Held, Result<()>)> {
         let sp = self.sp();
         let page = sp.alloc(Level::Size4K)?;
         let (held, done) = match sp.write(&page, contents) {
@@ -134,7 +171,7 @@ impl<H: Host> Shared<H> {
             }),
             Err(error) => (Held::Host, Err(error)),
         };
-        self.map_filled(&mut memory, gfn, page, held, done.map(drop))
+        Ok((page, held, done.map(drop)))
     }
 
     /// Maps a page that a command filled, or gives it back if the command failed.

@@ -151,7 +151,7 @@ impl<H: Host> Shared<H> {
 
     /// Mapped -> Absent. A page that cannot be taken back is leaked and the VM poisoned, because
     /// its RMP entry is unknown from then on (Linux marks the VM bugged).
-    fn unmap(&self, memory: &mut Memory, gfn: Gfn) -> Result<Page> {
+    pub(super) fn unmap(&self, memory: &mut Memory, gfn: Gfn) -> Result<Page> {
         let not_there = Error::NotFound(Field::Gfn, gfn.get());
         let (first, frame) = memory.frame(gfn).ok_or(not_there)?;
         self.unmap_everywhere(first, frame.page.level())?;

@@ -9,6 +9,7 @@
 
 mod change;
 mod fault;
+mod parked;
 mod slots;
 
 use alloc::collections::BTreeMap;
@@ -36,6 +37,7 @@ pub(crate) struct Memory {
     attributes: Attributes,
     /// By first frame number; frames do not overlap.
     frames: BTreeMap<u64, Frame>,
+    parked: parked::Parked,
     /// Frames that changed since they were last read; kept while the guest is being sent.
     dirty: Option<FrameSet>,
     /// Pages that are out of memory.
@@ -92,8 +94,13 @@ impl Memory {
         Some(mapped.map_or_else(NestedFaultAnswer::Fail, |()| NestedFaultAnswer::Retry))
     }
 
-    pub(crate) fn clear(&mut self) -> BTreeMap<u64, Frame> {
-        core::mem::take(&mut self.frames)
+    /// Takes every page out, also those that no slot shows.
+    pub(crate) fn clear(&mut self) -> impl Iterator<Item = Frame> + use<> {
+        let (frames, parked) = (
+            core::mem::take(&mut self.frames),
+            core::mem::take(&mut self.parked),
+        );
+        frames.into_values().chain(parked.into_values())
     }
 
     pub(crate) fn is_shared(&self, gfn: Gfn) -> bool {
@@ -152,6 +159,7 @@ impl Memory {
     /// Takes over pages and attributes of another VM. Its slots stay with it.
     pub(crate) fn take_pages(&mut self, from: &mut Self) {
         self.frames = core::mem::take(&mut from.frames);
+        self.parked = core::mem::take(&mut from.parked);
         self.attributes = core::mem::take(&mut from.attributes);
         self.swap = core::mem::take(&mut from.swap);
         from.dirty = None;

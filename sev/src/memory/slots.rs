@@ -59,17 +59,18 @@ impl<H: Host> Shared<H> {
         for (first, pages, privacy) in memory.attributes.runs(first, pages)? {
             self.govern(first, pages, privacy)?;
         }
-        Ok(())
+        self.show_parked(&mut memory, slot)
     }
 
-    /// Deletes a slot with its private pages and attributes. The guest may find devices there, which
-    /// are shared.
+    /// Deletes a slot with its private pages and attributes; those of a SEV or SEV-ES guest stay that stand for memory
+    /// in a registered region. The guest may find devices there, which are shared.
     pub(crate) fn delete_slot(&self, slot: &MemSlot) -> Result<()> {
         let mut memory = self.memory();
         let slot = memory.slots.known(slot)?;
         self.port.delete_memory_slot(&slot)?;
         memory.slots.remove(slot.id);
         let (first, pages) = frames(&slot);
+        self.park_slot(&mut memory, &slot)?;
         self.zap(&mut memory, first, pages)?;
         memory.attributes.set(first, pages, Privacy::Private)?;
         self.govern(first, pages, Privacy::Shared)

@@ -44,7 +44,7 @@ impl<H: Host> Orphan<H> {
         if let Some(sp) = Sp::of(&self.host, &self.account) {
             sp.decommission(&mut self.context);
             sp.psp.wbinvd_all();
-            for (_, frame) in self.memory.clear() {
+            for frame in self.memory.clear() {
                 // The account lists a page that leaks.
                 let _ = sp.release(frame.page, frame.held);
             }
@@ -59,7 +59,7 @@ impl<H: Host> Orphan<H> {
     pub(super) fn lose(mut self, error: Error, report: &mut FreeReport) {
         if let Some(sp) = Sp::of(&self.host, &self.account) {
             sp.give_up(&mut self.context, error);
-            for (_, frame) in self.memory.clear() {
+            for frame in self.memory.clear() {
                 sp.leak(frame.page, error);
             }
             for vmsa in self.vmsas {

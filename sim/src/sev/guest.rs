@@ -24,6 +24,8 @@ pub(crate) struct Guest {
     jump_table: AtomicU64,
     /// The embedder has certificates for requests of an SNP guest.
     certificates: AtomicBool,
+    /// Without the C-bit the guest reaches slots also where it has private pages.
+    shows_slots: AtomicBool,
 }
 
 /// What the host keeps of a vCPU with encrypted register state.
@@ -119,6 +121,14 @@ impl Guest {
 
     pub(crate) fn ask_for_certificates(&self, on: bool) {
         self.certificates.store(on, Ordering::Relaxed);
+    }
+
+    pub(crate) fn shows_slots(&self) -> bool {
+        self.shows_slots.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn show_slots(&self) {
+        self.shows_slots.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn jump_table(&self) -> &AtomicU64 {

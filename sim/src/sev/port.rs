@@ -18,6 +18,15 @@ impl SimVm {
     pub fn ask_for_certificates(&self, on: bool) {
         self.inner.sev.ask_for_certificates(on);
     }
+
+    /// Lets a SEV or SEV-ES guest reach its slots without the C-bit also where it has a private page. Otherwise it sees
+    /// that page's ciphertext there, and shares memory by a conversion alone.
+    ///
+    /// It is for embedders whose guests share memory by their page tables and tell the host nothing, as firmware does
+    /// where no hypercall is offered: a frame has two contents then, the guest's own and those that its devices see.
+    pub fn show_slots_without_c_bit(&self) {
+        self.inner.sev.show_slots();
+    }
 }
 
 impl SevPort for SimVm {

@@ -64,6 +64,8 @@ impl Engine {
         };
         if let Some(port) = engine.port() {
             Irq::attach(irq, port.wires());
+            // Firmware of such guests tells nobody what it shares with its devices.
+            port.show_slots_without_c_bit();
         }
         Ok(engine)
     }

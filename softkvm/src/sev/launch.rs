@@ -74,11 +74,15 @@ pub(super) fn update_data(state: &mut State, call: &Call<'_>) -> Answer {
     ensure(len != 0 && address.checked_add(len).is_some(), RANGE)?;
     ensure(is_mapped(call, address, len), PINNED)?;
     state.sev.require_fd(call.process, SEV_FD)?;
-    let mut data = args.as_bytes().to_vec();
+    let contents = arg::read_bytes(call.process, address, len as usize, PINNED)?;
+    let mut data = [args.as_bytes(), &contents].concat();
     state
         .sev
         .engine(SEV)?
         .command(uapi::LAUNCH_UPDATE_DATA, &mut data)?;
+    // In place: the caller's memory has ciphertext from now on. What cannot be written was not encrypted for the caller either.
+    let encrypted = call.process.write(address, &data[size_of::<SevRange>()..]);
+    encrypted.map_err(|_| PINNED)?;
     Ok(Sent::Yes)
 }
 

@@ -276,9 +276,14 @@ impl Guest {
 
     /// The launch, with a policy beside what each technology demands.
     pub(crate) fn launch(&self, policy: u32) {
-        if self.kind == SNP {
-            return self.launch_snp(policy.into());
+        match self.kind {
+            SNP => self.launch_snp(policy.into()),
+            _ => self.launch_with(policy, |_| {}),
         }
+    }
+
+    /// The launch of a SEV or SEV-ES guest, with more commands before it is measured.
+    pub(crate) fn launch_with(&self, policy: u32, more: impl FnOnce(&Self)) {
         self.w.launch(self.vm, policy);
         let range = SevRange {
             uaddr: U64::new(self.ram),
@@ -286,6 +291,7 @@ impl Guest {
             ..SevRange::default()
         };
         self.command(sev::LAUNCH_UPDATE_DATA, &range).unwrap();
+        more(self);
         if policy & 4 != 0 {
             self.w.bare(self.vm, sev::LAUNCH_UPDATE_VMSA).unwrap();
         }

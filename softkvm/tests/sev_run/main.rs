@@ -6,5 +6,6 @@ mod exits;
 mod guest;
 mod hosts;
 mod local;
+mod memory;
 mod secret;
 mod smoke;

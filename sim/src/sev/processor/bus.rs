@@ -169,6 +169,11 @@ impl<B: Bus> SevBus<B> {
         self.device(gpa, question)
     }
 
+    /// A frame with a private page whose slot is what the guest reaches without the C-bit.
+    fn shows_slot(&self, gfn: Gfn) -> bool {
+        self.vm.sev.shows_slots() && self.vm.read().slot_page(gfn, false).is_some()
+    }
+
     /// An address without the C-bit.
     fn plain(&self, gpa: u64) -> u64 {
         gpa & !self.vm.sev.mask().bits()
@@ -196,6 +201,7 @@ impl<B: Bus> Bus for SevBus<B> {
             (Some(_), Privacy::Shared) if self.vm.tech == Tech::SevSnp => {
                 refused(Refusal::NotShared)
             }
+            (Some(_), Privacy::Shared) if self.shows_slot(gfn) => self.shared(gpa, question),
             // As it lies in memory (`Processor::ciphertext`).
             (Some(_), Privacy::Shared) => Mapping::Device,
             (None, Privacy::Shared) => self.shared(gpa, question),

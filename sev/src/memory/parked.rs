@@ -1,0 +1,102 @@
+//! Pages of a SEV or SEV-ES guest that no slot shows now.
+//!
+//! Linux encrypts the caller's memory in place and pins it. Its contents stay at their host address, whichever slot shows
+//! them: QEMU encrypts its firmware before that has a slot, and deletes and creates slots when firmware changes the map below
+//! 1 MiB. Here the contents are in pages of the host's [`PagePort`](kvm_ops::PagePort), so those are kept by host address.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use kvm_ops::{EncRegion, Error, Field, Gfn, Host, MemSlot, PAGE_SIZE, Result};
+
+use super::{Frame, Memory};
+use crate::shared::Shared;
+use crate::sp::Held;
+
+/// By the host address of the memory that they stand for.
+pub(super) type Parked = BTreeMap<u64, Frame>;
+
+impl Memory {
+    /// Keeps a page until a slot shows its host address.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if there is one for the address; the page comes back.
+    pub(crate) fn park(&mut self, host: u64, frame: Frame) -> Result<(), (Error, Frame)> {
+        if self.parked.contains_key(&host) {
+            return Err((Error::Exists(Field::HostAddress, host), frame));
+        }
+        self.parked.insert(host, frame);
+        Ok(())
+    }
+
+    pub(crate) fn is_parked(&self, host: u64) -> bool {
+        self.parked.contains_key(&host)
+    }
+
+    /// Takes the pages out whose address is in a range.
+    fn unpark(&mut self, first: u64, bytes: u64) -> Vec<(u64, Frame)> {
+        let end = first.saturating_add(bytes);
+        let addresses: Vec<u64> = self.parked.range(first..end).map(|(at, _)| *at).collect();
+        let taken = addresses.into_iter();
+        taken
+            .filter_map(|at| Some((at, self.parked.remove(&at)?)))
+            .collect()
+    }
+}
+
+/// The frame of a slot that shows a host address.
+fn gfn_of(slot: &MemSlot, host: u64) -> Gfn {
+    Gfn::new((slot.gpa.get() + (host - slot.host.address())) / PAGE_SIZE)
+}
+
+impl<H: Host> Shared<H> {
+    /// A slot is about to go: what its pinned memory holds stays.
+    pub(super) fn park_slot(&self, memory: &mut Memory, slot: &MemSlot) -> Result<()> {
+        if self.is_snp() || self.regions().is_empty() {
+            return Ok(());
+        }
+        let first = Gfn::containing(slot.gpa);
+        for (gfn, _) in memory.touching(first, slot.bytes() / PAGE_SIZE) {
+            self.split(memory, gfn)?;
+        }
+        for (gfn, _) in memory.touching(first, slot.bytes() / PAGE_SIZE) {
+            let host = slot.host.address() + (gfn.get() - first.get()) * PAGE_SIZE;
+            if !self.regions().has(host) || memory.is_parked(host) {
+                continue;
+            }
+            let page = self.unmap(memory, gfn)?;
+            let held = Held::Host;
+            memory.parked.insert(host, Frame { page, held });
+        }
+        Ok(())
+    }
+
+    /// A slot came: the pages that stand for its memory are the guest's.
+    pub(super) fn show_parked(&self, memory: &mut Memory, slot: &MemSlot) -> Result<()> {
+        let mut shown = Ok(());
+        for (host, frame) in memory.unpark(slot.host.address(), slot.bytes()) {
+            let Frame { page, held } = frame;
+            let mapped = match shown {
+                Ok(()) => self.map(memory, gfn_of(slot, host), page),
+                Err(error) => Err((error, Some(page))),
+            };
+            shown = mapped.map_err(|(error, page)| {
+                if let Some(page) = page {
+                    memory.parked.insert(host, Frame { page, held });
+                }
+                error
+            });
+        }
+        shown
+    }
+
+    /// Memory is not pinned any more: what no slot shows of it is gone.
+    pub(crate) fn forget_parked(&self, region: EncRegion) {
+        let first = region.address - region.address % PAGE_SIZE;
+        let bytes = region.bytes.saturating_add(region.address - first);
+        for (_, frame) in self.memory().unpark(first, bytes) {
+            // The account lists a page that leaks.
+            let _ = self.sp().release(frame.page, frame.held);
+        }
+    }
+}
