@@ -158,15 +158,19 @@ fn from_pit(from: &PitState2) -> sim::PitState {
     }
 }
 
+/// The chips, also of a VM without vCPUs.
+fn wires_of(vm: &Vm) -> Result<Wires> {
+    vm.require_wires()?;
+    Ok(vm.irq().wires().ok_or(Errno::EIO)?)
+}
+
 /// The structure, and the chips that it is about.
 fn chip_of(vm: &Vm, process: &dyn Process, argument: u64) -> Result<(Irqchip, Wires)> {
     use irqchip::{CHIP, COPY, FULL};
     let given: Irqchip = arg::read(process, argument, COPY)?;
     ensure(vm.lock().irqchip_kind() == IrqchipKind::Full, FULL)?;
     ensure(given.chip_id.get() <= chip::IOAPIC, CHIP)?;
-    vm.require_wires()?;
-    let wires = vm.irq().wires().ok_or(Errno::EIO)?;
-    Ok((given, wires))
+    Ok((given, wires_of(vm)?))
 }
 
 /// `KVM_GET_IRQCHIP`.
@@ -203,8 +207,7 @@ pub(crate) fn set_chip(vm: &Vm, process: &dyn Process, argument: u64) -> Result<
 /// The chips of a VM that has the timer.
 fn timer_of(vm: &Vm) -> Result<Wires> {
     ensure(vm.lock().has_pit(), pit2::EXISTS)?;
-    vm.require_wires()?;
-    Ok(vm.irq().wires().ok_or(Errno::EIO)?)
+    wires_of(vm)
 }
 
 /// `KVM_GET_PIT2`.

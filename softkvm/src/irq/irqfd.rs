@@ -1,5 +1,6 @@
 //! `KVM_IRQFD`: eventfds that interrupt.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
 use kvm_ops::sim::Pin;
@@ -10,7 +11,7 @@ use kvm_ops_uapi::checks::irqfd::{
 };
 use kvm_ops_uapi::irq::{Irqfd as Args, irqfd_flags};
 
-use super::{Irq, Source, is_same};
+use super::{Irq, Route, Source, is_same};
 use crate::refusal::{Result, ensure};
 use crate::vm::{IrqchipKind, Vm};
 use crate::{EventFd, Process, Watch, arg};
@@ -58,12 +59,17 @@ impl Irq {
 
     /// The interrupt of an input ended: levels of eventfds that hold it are taken back, and their owners told.
     pub(super) fn resample(&self, pin: Pin) {
-        let lines: Vec<u32> = self.lock().routes.lines_to(pin).collect();
+        let mut lines = self.irqfds().resampled();
+        // Most VMs have none, and this is the end of every interrupt.
+        if lines.is_empty() {
+            return;
+        }
+        {
+            let state = self.lock();
+            lines.retain(|gsi| state.routes.of(*gsi).contains(&Route::Pin(pin)));
+        }
         for gsi in lines {
             let told = self.irqfds().resamplers(gsi);
-            if told.is_empty() {
-                continue;
-            }
             self.set_line(gsi, Source::Resample, false);
             told.iter().for_each(|event| event.signal());
         }
@@ -71,6 +77,12 @@ impl Irq {
 }
 
 impl Irqfds {
+    /// The lines with levels that are taken back.
+    fn resampled(&self) -> BTreeSet<u32> {
+        let levels = self.0.iter().filter(|irqfd| irqfd.resample.is_some());
+        levels.map(|irqfd| irqfd.gsi).collect()
+    }
+
     fn resamplers(&self, gsi: u32) -> Vec<Arc<dyn EventFd>> {
         let of_line = self.0.iter().filter(|irqfd| irqfd.gsi == gsi);
         of_line.filter_map(|irqfd| irqfd.resample.clone()).collect()

@@ -129,16 +129,17 @@ impl Irq {
 
     /// Sets the level of a line. Returns the number of local APICs and inputs that took it, -1 if it leads nowhere.
     fn set_line(&self, gsi: u32, source: Source, high: bool) -> i32 {
-        let (wires, routes) = {
+        let (wires, routes, wide) = {
             let state = self.lock();
-            (state.wires.clone(), state.routes.of(gsi).to_vec())
+            let routes = state.routes.of(gsi).to_vec();
+            (state.wires.clone(), routes, state.x2apic_format)
         };
         let Some(wires) = wires else { return -1 };
         let mut taken = -1;
         for route in routes {
             let took = match route {
                 Route::Pin(pin) => wires.set_pin(pin, source as u8, high).is_ok(),
-                Route::Message(msi) => high && self.send(msi),
+                Route::Message(msi) => high && signal(&wires, msi, wide),
             };
             if took {
                 taken = taken.max(0) + 1;
@@ -148,15 +149,12 @@ impl Irq {
     }
 
     /// Sends a message. True if a local APIC is meant.
-    fn send(&self, mut msi: Msi) -> bool {
+    fn send(&self, msi: Msi) -> bool {
         let (wires, wide) = {
             let state = self.lock();
             (state.wires.clone(), state.x2apic_format)
         };
-        if !wide {
-            msi.address &= u64::from(u32::MAX);
-        }
-        wires.is_some_and(|wires| wires.signal_msi(msi).unwrap_or(false))
+        wires.is_some_and(|wires| signal(&wires, msi, wide))
     }
 
     /// A guest ended an interrupt.
@@ -211,6 +209,14 @@ impl State {
         // Refused without a full irqchip, which has no timer.
         let _ = wires.set_timer_pins(pins.collect::<Vec<Pin>>());
     }
+}
+
+/// Sends a message, whose destination has 32 bits or 8.
+fn signal(wires: &Wires, mut msi: Msi, wide: bool) -> bool {
+    if !wide {
+        msi.address &= u64::from(u32::MAX);
+    }
+    wires.signal_msi(msi).unwrap_or(false)
 }
 
 /// True for two handles of one eventfd.

@@ -50,15 +50,6 @@ impl Routes {
         self.0.get(&gsi).map_or(&[], Vec::as_slice)
     }
 
-    /// The lines that lead to an input.
-    pub(super) fn lines_to(&self, pin: Pin) -> impl Iterator<Item = u32> + '_ {
-        let leads = move |routes: &Vec<Route>| routes.contains(&Route::Pin(pin));
-        self.0
-            .iter()
-            .filter(move |(_, routes)| leads(routes))
-            .map(|(gsi, _)| *gsi)
-    }
-
     /// True if one of the lines below `reserved` is a level-triggered message with that vector.
     pub(super) fn has_level(&self, vector: u8, reserved: u32) -> bool {
         const LEVEL: u32 = 1 << 15;
