@@ -136,13 +136,20 @@ impl SimVcpu {
     /// The registers of the local APIC, in the layout of its page: 4 bytes at each multiple of 16. `None` for a vCPU
     /// without one in the platform, and for one that runs guest programs.
     pub fn apic_registers(&self) -> Option<[u8; APIC_PAGE_BYTES]> {
-        self.processor()?.cpu.apic_registers()
+        self.executing()?.cpu.apic_registers()
+    }
+
+    /// True if the local APIC is in x2APIC mode, whose registers have a wide number.
+    pub fn is_in_x2apic_mode(&self) -> bool {
+        const X2APIC: u64 = 1 << 10;
+        let processor = self.executing();
+        processor.is_some_and(|processor| processor.cpu.apic_base() & X2APIC != 0)
     }
 
     /// Loads them. False for a vCPU that has none.
     pub fn set_apic_registers(&mut self, page: &[u8; APIC_PAGE_BYTES]) -> bool {
         let Some(processor) = self
-            .processor_mut()
+            .executing_mut()
             .filter(|processor| processor.has_apic())
         else {
             return false;
@@ -155,7 +162,7 @@ impl SimVcpu {
     /// Gives the processor banks of the machine-check architecture: IA32_MCG_CAP, whose low 8 bits are their number.
     /// False for a vCPU that runs guest programs.
     pub fn set_mce(&mut self, cap: u64) -> bool {
-        let processor = self.processor_mut();
+        let processor = self.executing_mut();
         processor
             .map(|processor| processor.cpu.set_mce(cap))
             .is_some()
@@ -163,7 +170,7 @@ impl SimVcpu {
 
     /// Sets the nanoseconds of a tick of the local APIC's timer. False for a vCPU that runs guest programs.
     pub fn set_apic_bus_cycle(&mut self, nanoseconds: u64) -> bool {
-        let processor = self.processor_mut();
+        let processor = self.executing_mut();
         processor
             .map(|processor| processor.cpu.set_apic_ticks(nanoseconds))
             .is_some()
@@ -180,6 +187,16 @@ impl SimVcpu {
 
     pub(crate) fn processor(&self) -> Option<&Processor> {
         self.guest.processor(self.id, &self.vm, &self.wake)
+    }
+
+    /// The processor, also one with encrypted registers: its local APIC and machine checks are the platform's.
+    fn executing(&self) -> Option<&Processor> {
+        self.guest.executing(self.id, &self.vm, &self.wake)
+    }
+
+    fn executing_mut(&mut self) -> Option<&mut Processor> {
+        let guest = &mut self.guest;
+        guest.executing_mut(self.id, &self.vm, &self.wake)
     }
 
     /// The processor, to change.

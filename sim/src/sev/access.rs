@@ -36,7 +36,10 @@ pub(crate) fn first_touch(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Touch {
         let state = vm.sev.read();
         let page = state.page(gfn, offset);
         let shows_slot = vm.tech != Tech::SevSnp && vm.sev.shows_slots();
-        let answer = match (page.filter(|_| privacy == Privacy::Private || !shows_slot), privacy) {
+        let answer = match (
+            page.filter(|_| privacy == Privacy::Private || !shows_slot),
+            privacy,
+        ) {
             (None, Privacy::Shared) => {
                 drop(state);
                 let gpa = Gpa::new(gfn.get() * PAGE_SIZE + offset);

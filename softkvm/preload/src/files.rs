@@ -118,12 +118,15 @@ pub(crate) fn is_intel() -> bool {
     kernel().is_some_and(|kernel| kernel.host().vendor() == Vendor::Intel)
 }
 
+/// Bytes of the AMD machine, which holds what its guests encrypt: as much as they ask for. It costs what is written.
+const MEMORY: u64 = 8 << 30;
+
 /// An AMD machine. Programs choose a guest's policy by whether the real machine has SMT, so the
 /// platform has it too or not.
 fn amd() -> Option<SimHost> {
     let control = std::fs::read_to_string("/sys/devices/system/cpu/smt/control");
     let smt = control.is_ok_and(|control| control.trim() == "on");
-    let mut platform = Platform::builder().smt(smt);
+    let mut platform = Platform::builder().smt(smt).memory(MEMORY);
     if let Ok(seed) = std::env::var("KVM_OPS_SEED") {
         platform = platform.seed(seed.parse().ok()?);
     }

@@ -17,6 +17,28 @@ use named::named;
 /// A guest that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// QEMU on an Intel machine whose TDX module takes its CPUID.
+fn intel(folder: &Path) -> Command {
+    let mut command = qemu(folder);
+    command
+        .args(["-cpu", "host,family=6,model=143,stepping=8"])
+        .env("KVM_OPS_WITH", "intel");
+    command
+}
+
+/// QEMU on an AMD machine, with a guest of SEV.
+fn amd(folder: &Path, guest: &str) -> Command {
+    let mut command = qemu(folder);
+    command
+        .args(["-cpu", "EPYC-v4", "-m", "512", "-object", guest])
+        .args(["-machine", "q35,confidential-guest-support=sev0"])
+        .env("KVM_OPS_WITH", "amd");
+    command
+}
+
+/// The C-bit of the software AMD SP, and the bits of physical addresses that encryption takes.
+const C_BIT: &str = "cbitpos=51,reduced-phys-bits=1";
+
 /// QEMU, started by its own loader, with the guest's serial port as its output.
 fn qemu(folder: &Path) -> Command {
     let own = std::env::current_exe().expect("a path");
@@ -31,9 +53,7 @@ fn qemu(folder: &Path) -> Command {
         .arg(folder.join("usr/share/seabios"))
         .args(["-accel", "kvm", "-nodefaults", "-no-user-config"])
         .args(["-display", "none", "-serial", "stdio", "-no-reboot"])
-        .args(["-cpu", "host,family=6,model=143,stepping=8"])
         .env("LD_PRELOAD", own.with_file_name("libkvm_ops_preload.so"))
-        .env("KVM_OPS_WITH", "intel")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
@@ -93,7 +113,7 @@ fn seabios_looks_for_something_to_boot() {
     let Some(folder) = named("KVM_OPS_QEMU") else {
         return;
     };
-    let mut command = qemu(&folder);
+    let mut command = intel(&folder);
     command.args(["-machine", "q35,graphics=off", "-m", "128"]);
     writes(&mut command, "No bootable device");
 }
@@ -103,13 +123,66 @@ fn tdvf_reaches_its_boot_manager() {
     let Some(folder) = named("KVM_OPS_QEMU") else {
         return;
     };
-    let mut command = qemu(&folder);
+    let mut command = intel(&folder);
     let firmware = folder.join("usr/share/ovmf/OVMF.inteltdx.ms.fd");
     command.args(TD).args(["-m", "512", "-bios"]).arg(firmware);
     writes(
         &mut command,
         "BdsDxe: Press any key to enter the Boot Manager Menu",
     );
+}
+
+/// SEV by policy 1 and SEV-ES by policy 5.
+#[test]
+fn firmware_of_sev_and_sev_es_guests_reaches_its_boot_manager() {
+    let Some(folder) = named("KVM_OPS_QEMU") else {
+        return;
+    };
+    for policy in [1, 5] {
+        let guest = format!("sev-guest,id=sev0,policy={policy},{C_BIT}");
+        let mut command = amd(&folder, &guest);
+        command
+            .arg("-bios")
+            .arg(folder.join("usr/share/ovmf/OVMF.fd"));
+        writes(
+            &mut command,
+            "BdsDxe: Press any key to enter the Boot Manager Menu",
+        );
+    }
+}
+
+#[test]
+fn firmware_of_an_snp_guest_looks_for_something_to_boot() {
+    let Some(folder) = named("KVM_OPS_QEMU") else {
+        return;
+    };
+    let mut command = snp(&folder, "");
+    writes(&mut command, "BdsDxe: No bootable option was found");
+}
+
+/// An SNP guest with the firmware that measures its kernel.
+fn snp(folder: &Path, more: &str) -> Command {
+    let guest = format!("sev-snp-guest,id=sev0,policy=0x30000,{C_BIT}{more}");
+    let mut command = amd(folder, &guest);
+    command
+        .args([
+            "-object",
+            "memory-backend-memfd,id=ram1,size=512M,share=true",
+        ])
+        .args(["-machine", "memory-backend=ram1", "-bios"])
+        .arg(folder.join("usr/share/ovmf/OVMF.amdsev.fd"));
+    command
+}
+
+#[test]
+fn linux_boots_in_an_snp_guest_and_switches_off() {
+    let Some(folder) = named("KVM_OPS_QEMU") else {
+        return;
+    };
+    let mut command = snp(&folder, ",kernel-hashes=on");
+    if with_linux(&mut command).is_some() {
+        ends_after(&mut command, "hello from user space");
+    }
 }
 
 fn with_linux(command: &mut Command) -> Option<()> {
@@ -128,7 +201,7 @@ fn linux_boots_and_switches_off() {
     let Some(folder) = named("KVM_OPS_QEMU") else {
         return;
     };
-    let mut command = qemu(&folder);
+    let mut command = intel(&folder);
     command.args(["-machine", "q35,graphics=off"]);
     if with_linux(&mut command).is_some() {
         ends_after(&mut command, "hello from user space");
@@ -140,7 +213,7 @@ fn linux_boots_in_a_td_and_switches_off() {
     let Some(folder) = named("KVM_OPS_QEMU") else {
         return;
     };
-    let mut command = qemu(&folder);
+    let mut command = intel(&folder);
     let firmware = folder.join("usr/share/ovmf/OVMF.fd");
     command.args(TD).arg("-bios").arg(firmware);
     if with_linux(&mut command).is_some() {

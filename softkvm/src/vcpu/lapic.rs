@@ -1,6 +1,5 @@
 //! `KVM_GET_LAPIC` and `KVM_SET_LAPIC`.
 
-use kvm_ops::VcpuOps;
 use kvm_ops::sim::SimVcpu;
 use kvm_ops_uapi::checks::lapic::{APIC, COPY, COPY_BACK, ID, PROTECTED};
 use kvm_ops_uapi::irqchip::LapicState;
@@ -12,8 +11,6 @@ use crate::machine;
 use crate::refusal::{Result, ensure};
 use crate::{Process, arg};
 
-/// IA32_APIC_BASE: x2APIC mode.
-const X2APIC: u64 = 1 << 10;
 /// The place of the number in the page.
 const ID_AT: usize = 0x20;
 
@@ -32,8 +29,8 @@ fn with_port<T>(file: &VcpuFile, work: impl FnOnce(&mut SimVcpu, bool) -> Option
     let Cpu::Processor(vcpu) = &mut state.cpu else {
         return Err(APIC.into());
     };
-    let is_x2apic = vcpu.sregs()?.apic_base & X2APIC != 0;
     let port = machine::port_mut(vcpu).ok_or(APIC)?;
+    let is_x2apic = port.is_in_x2apic_mode();
     work(port, is_x2apic).ok_or(APIC.into())
 }
 

@@ -5,7 +5,7 @@ use kvm_ops_uapi::checks::run;
 use kvm_ops_uapi::run::{Hypercall, Io, MemoryFault, Mmio, SnpReqCerts, exit_reason};
 use kvm_ops_uapi::sev::{self, SevInit};
 use kvm_ops_uapi::system::vm_type::{SEV, SEV_ES, SNP};
-use kvm_ops_uapi::{Errno, U64};
+use kvm_ops_uapi::{Errno, U64, ioctl};
 
 use crate::guest::*;
 
@@ -82,6 +82,28 @@ fn a_device_without_the_c_bit_is_a_device() {
         ..mmio
     });
     assert_eq!(guest.says(), 0x0bad);
+}
+
+#[test]
+fn a_message_to_other_vcpus_by_the_local_apics_page_is_sent_once() {
+    const COMMAND: u64 = 0xfee0_0300;
+    /// INIT to all but the sender.
+    const INIT: u32 = 0xc_4500;
+    let guest = Guest::prepared_by(
+        SEV,
+        |a| {
+            a.mov(rbx, COMMAND)?;
+            a.mov(dword_ptr(rbx), INIT)?;
+            a.mov(eax, dword_ptr(rbx))?;
+            say_eax(a)
+        },
+        |w, vm| {
+            w.ioctl(vm, ioctl::KVM_CREATE_IRQCHIP, 0).unwrap();
+            w.command(vm, sev::INIT2, &SevInit::default()).0.unwrap();
+        },
+    );
+    guest.launch(0);
+    assert_eq!(guest.says(), INIT);
 }
 
 /// SEV-ES: ports and devices by the GHCB page.
