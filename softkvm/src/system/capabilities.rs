@@ -11,8 +11,8 @@ use super::MAX_MCE_BANKS;
 use crate::Kernel;
 use crate::vm::Vm;
 
-/// Nanoseconds of a tick of local APICs' timers: the crystal of CPUID leaf 15H.
-const APIC_BUS_CYCLE_NS: i64 = 40;
+/// Nanoseconds of a tick of local APICs' timers, unless a VM was told others: the crystal of CPUID leaf 15H.
+const APIC_BUS_CYCLE_NS: u64 = 40;
 
 /// The most vCPUs that are recommended.
 const NR_VCPUS: i64 = 8;
@@ -24,6 +24,7 @@ pub(crate) fn of_system(kernel: &Kernel, number: u64) -> i64 {
         Ok(cap::READONLY_MEM) => 1,
         Ok(cap::SYNC_REGS) => sync_regs::ALL as i64,
         Ok(cap::MULTI_ADDRESS_SPACE) => 2,
+        Ok(cap::X86_APIC_BUS_CYCLES_NS) => 1,
         Ok(number) => common(kernel, number),
         Err(_) => 0,
     }
@@ -37,6 +38,9 @@ pub(crate) fn of_vm(vm: &Vm, number: u64) -> i64 {
         Ok(cap::SYNC_REGS) if !vm.has_protected_state() => sync_regs::ALL as i64,
         Ok(cap::MULTI_ADDRESS_SPACE) => vm.address_spaces().into(),
         Ok(cap::MAX_VCPUS) => vm.max_vcpus().into(),
+        Ok(cap::X86_APIC_BUS_CYCLES_NS) => {
+            vm.irq().apic_bus_cycle().unwrap_or(APIC_BUS_CYCLE_NS) as i64
+        }
         Ok(number) => common(vm.kernel(), number),
         Err(_) => 0,
     }
@@ -99,7 +103,6 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         cap::MCE => MAX_MCE_BANKS as i64,
         cap::MANUAL_DIRTY_LOG_PROTECT2 => dirty_log_flags::ALL as i64,
         cap::XSAVE2 => XSAVE_SIZE as i64,
-        cap::X86_APIC_BUS_CYCLES_NS => APIC_BUS_CYCLE_NS,
         cap::X2APIC_API => x2apic_flags::ALL as i64,
         cap::NR_VCPUS => NR_VCPUS,
         cap::NR_MEMSLOTS => USER_SLOTS.into(),

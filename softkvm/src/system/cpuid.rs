@@ -21,6 +21,15 @@ const WIDTH: u32 = 48;
 /// The leaf whose EAX is the last extended one.
 const LAST_EXTENDED: u32 = 0x8000_0000;
 
+/// KVM's own leaves: its name with the last of them, and what it offers to guests (`KVM_FEATURE_*`). Ports need no delay.
+const KVM_LEAVES: [(u32, [u32; 4]); 2] = [
+    (
+        0x4000_0000,
+        [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x0000_004d],
+    ),
+    (0x4000_0001, [1 << 1, 0, 0, 0]),
+];
+
 fn entry(from: &CpuidEntry) -> CpuidEntry2 {
     let [eax, ebx, ecx, edx] = from.regs.map(U32::new);
     let flags = match from.subleaf_significant {
@@ -39,9 +48,16 @@ fn entry(from: &CpuidEntry) -> CpuidEntry2 {
     }
 }
 
-/// What the processors of the software machine answer, and on AMD what encryption there is.
+/// What the processors of the software machine answer, KVM's leaves, and on AMD what encryption there is.
 pub(crate) fn supported(host: &SimHost, vm_types: u32) -> Vec<CpuidEntry2> {
     let mut list: Vec<CpuidEntry2> = host.cpuid().iter().map(entry).collect();
+    list.extend(KVM_LEAVES.map(|(leaf, regs)| {
+        entry(&CpuidEntry {
+            leaf,
+            regs,
+            ..CpuidEntry::default()
+        })
+    }));
     for leaf in list.iter_mut().filter(|leaf| leaf.function == ADDRESSES) {
         leaf.eax = U32::new(leaf.eax.get() & 0xff00 | WIDTH | WIDTH << 16);
     }

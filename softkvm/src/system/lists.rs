@@ -5,7 +5,7 @@ use kvm_ops_uapi::{Errno, U32, U64};
 use zerocopy::IntoBytes;
 
 use crate::refusal::Result;
-use crate::{Process, Refusal};
+use crate::{Kernel, Process, Refusal};
 
 /// MSRs of a vCPU, with their value after power-on.
 pub(crate) const MSRS: [(u32, u64); 14] = [
@@ -25,8 +25,17 @@ pub(crate) const MSRS: [(u32, u64); 14] = [
     (0xc000_0102, 0),               // KERNEL_GS_BASE
 ];
 
-/// MSRs that tell of features: the microcode's revision.
-const FEATURES: [(u32, u64); 1] = [(0x8b, 0x0100_0000 << 32)];
+/// MSRs that tell of features: the microcode's revision, which is that of a new vCPU.
+fn features(kernel: &Kernel) -> [(u32, u64); 1] {
+    [(
+        0x8b,
+        if kernel.is_amd() {
+            0x0100_0065
+        } else {
+            1 << 32
+        },
+    )]
+}
 
 /// The most entries of one `KVM_GET_MSRS`.
 pub(crate) const MAX_MSRS: u32 = 256;
@@ -35,8 +44,13 @@ pub(super) fn msr_indices(process: &dyn Process, argument: u64) -> Result<i64> {
     indices(process, argument, MSRS.iter().map(|(index, _)| *index))
 }
 
-pub(super) fn feature_indices(process: &dyn Process, argument: u64) -> Result<i64> {
-    indices(process, argument, FEATURES.iter().map(|(index, _)| *index))
+pub(super) fn feature_indices(
+    kernel: &Kernel,
+    process: &dyn Process,
+    argument: u64,
+) -> Result<i64> {
+    let features = features(kernel).into_iter();
+    indices(process, argument, features.map(|(index, _)| index))
 }
 
 /// The number that there are is written first, so that a caller who is short of room can ask again.
@@ -60,11 +74,11 @@ fn indices(
     Ok(0)
 }
 
-pub(super) fn get_features(process: &dyn Process, argument: u64) -> Result<i64> {
+pub(super) fn get_features(kernel: &Kernel, process: &dyn Process, argument: u64) -> Result<i64> {
+    let features = features(kernel);
     each_msr(process, argument, |entry| {
-        let known = FEATURES
-            .iter()
-            .find(|(index, _)| *index == entry.index.get());
+        let mut known = features.iter();
+        let known = known.find(|(index, _)| *index == entry.index.get());
         known
             .map(|(_, value)| entry.data = U64::new(*value))
             .is_some()

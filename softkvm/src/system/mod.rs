@@ -30,8 +30,8 @@ pub(crate) fn ioctl(
         ioctl::KVM_CHECK_EXTENSION => Ok(capabilities::of_system(kernel, argument)),
         ioctl::KVM_GET_SUPPORTED_CPUID => cpuid::get_supported(kernel, process, argument),
         ioctl::KVM_GET_MSR_INDEX_LIST => lists::msr_indices(process, argument),
-        ioctl::KVM_GET_MSR_FEATURE_INDEX_LIST => lists::feature_indices(process, argument),
-        ioctl::KVM_GET_MSRS => lists::get_features(process, argument),
+        ioctl::KVM_GET_MSR_FEATURE_INDEX_LIST => lists::feature_indices(kernel, process, argument),
+        ioctl::KVM_GET_MSRS => lists::get_features(kernel, process, argument),
         ioctl::KVM_X86_GET_MCE_CAP_SUPPORTED => {
             arg::write(process, argument, &U64::new(MCE_FEATURES), ADDRESS)?;
             Ok(0)
