@@ -106,9 +106,9 @@ impl Kernel {
     }
 
     /// Tells that a process is about to take memory away: by `munmap`, `mprotect`, or another mapping in its place. It is
-    /// what the kernel's MMU notifiers do. When this returns, no guest of type 0 or 1 touches the range any more; one that
-    /// comes to it asks [`Process::lend`](crate::Process::lend) again, and ends its `KVM_RUN` with EFAULT if there is nothing.
-    /// Guests of the other types keep what they were lent.
+    /// what the kernel's MMU notifiers do. When this returns, no guest touches the range any more; one that comes to it asks
+    /// [`Process::lend`](crate::Process::lend) again, and ends its `KVM_RUN` with EFAULT if there is nothing. Private memory
+    /// of a TD or an SNP guest is not in the range and stays; what a guest of SEV or SEV-ES has there is lost, unless it is pinned.
     pub fn invalidate(&self, space: AddressSpace, address: u64, bytes: u64) {
         let vms: Vec<Arc<Vm>> = self.vms().iter().filter_map(Weak::upgrade).collect();
         for vm in vms.iter().filter(|vm| vm.creator() == space) {

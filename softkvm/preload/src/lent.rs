@@ -77,9 +77,9 @@ pub(crate) fn lend(address: u64, bytes: u64, writable: bool) -> Option<HostRange
         return None;
     }
     book.lent.insert(wanted);
-    // SAFETY: the program gives the range to its guest, and it can be accessed now. No reference of ours is to it. Normal
-    // guests lose it in front of every function of libc that takes it away. A program that takes it away otherwise, or
-    // from a confidential guest, takes the signal for that, as one whose own code uses it.
+    // SAFETY: the program gives the range to its guest, and it can be accessed now. No reference of ours is to it. Guests
+    // lose it in front of every function of libc that takes it away. A program that takes it away otherwise takes the
+    // signal for that, as one whose own code uses it.
     unsafe { HostRange::new(address, bytes) }.ok()
 }
 

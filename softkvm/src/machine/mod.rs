@@ -1,25 +1,26 @@
 //! The back end of a normal VM: an `AnyVm` over the software machine, whose vCPUs execute machine code.
 //!
-//! It is made with the first vCPU, when it is known which interrupt controllers there are. Slots are
-//! lent to it in pieces: a slot with private memory is one piece for each run of frames that are equally
+//! It is made with the first vCPU, when it is known which interrupt controllers there are, or when these are used
+//! before. Slots are lent to it in pieces: a slot with private memory is one piece for each run of frames that are equally
 //! private or shared.
 
 mod dirty;
 mod pieces;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use kvm_ops::sim::{SimHost, SimVcpu, SimVm};
+use kvm_ops::sim::{SimHost, SimVcpu};
 use kvm_ops::{
-    AmdVcpu, AmdVm, AnyVcpu, AnyVm, Gfn, IntelVcpu, IntelVm, Irqchip, MemSlot, Privacy, SlotId,
-    VcpuId, VcpuOps, VmConfig, create,
+    AmdVcpu, AnyVcpu, Gfn, IntelVcpu, Irqchip, MemSlot, Privacy, SlotId, VcpuId, VcpuOps, VmConfig,
+    create,
 };
 use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 
 use crate::RunArea;
 use crate::irq::Irq;
 use crate::refusal::Result;
-use std::sync::Arc;
+use crate::vm::lent::{self, BackEnd};
 
 /// A vCPU that executes machine code.
 pub(crate) type Processor = AnyVcpu<SimHost>;
@@ -48,7 +49,7 @@ pub(crate) fn connect(vcpu: &mut Processor, area: &Arc<dyn RunArea>, irq: &Arc<I
 }
 
 pub(crate) struct Machine {
-    vm: kvm_ops::Vm<AnyVm<SimHost>>,
+    vm: BackEnd,
     /// What is lent, by its first address.
     pieces: BTreeMap<u64, MemSlot>,
     free: Vec<SlotId>,
@@ -70,9 +71,7 @@ impl Machine {
             next: 0,
             irq: Arc::clone(irq),
         };
-        if let Some(port) = machine.port() {
-            Irq::attach(irq, port.wires());
-        }
+        lent::with_port(&machine.vm, |port| Irq::attach(irq, port.wires()));
         Ok(machine)
     }
 
@@ -82,18 +81,8 @@ impl Machine {
         Ok(vcpu)
     }
 
-    fn port(&self) -> Option<&SimVm> {
-        match self.vm.back_end() {
-            AnyVm::Intel(IntelVm::Vmx(vm)) => Some(vm.port()),
-            AnyVm::Amd(AmdVm::Svm(vm)) => Some(vm.port()),
-            _ => None,
-        }
-    }
-
     /// Declares memory as missing that the guest takes for there, or no more.
     fn set_missing(&self, first: Gfn, pages: u64, kind: Option<Privacy>) {
-        if let Some(port) = self.port() {
-            port.set_missing(first, pages, kind);
-        }
+        lent::with_port(&self.vm, |port| port.set_missing(first, pages, kind));
     }
 }

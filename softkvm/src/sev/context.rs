@@ -11,7 +11,7 @@ use kvm_ops_uapi::checks::{copy, move_};
 use super::Sev;
 use super::engine::Engine;
 use crate::refusal::{Result, ensure};
-use crate::vm::{State, Vm};
+use crate::vm::{State, Vm, lent};
 use crate::{Descriptor, Process};
 
 /// The VM behind a descriptor that an argument names.
@@ -24,12 +24,12 @@ fn vm_of(process: &dyn Process, argument: u64) -> Option<Arc<Vm>> {
 
 /// A back end for a VM that is to take a context: it knows the VM's slots and vCPUs. It holds an ASID
 /// until the context's takes its place.
-fn vacant(vm: &Vm, to: &mut State, from: &Sev, process: &dyn Process) -> Result<Engine> {
+fn vacant(vm: &Vm, to: &mut State, from: &Sev) -> Result<Engine> {
     let tech = from.tech().ok_or(move_::SOURCE)?;
     let params = SevParams::default();
     let mut engine = Engine::new(vm.kernel().host(), tech, params, to.irqchip(), &to.irq)?;
     for (number, slot) in to.slots.iter() {
-        engine.set_slot(process, number, slot)?;
+        lent::set_slot(&mut engine.vm, number, slot)?;
     }
     for (id, vcpu) in &to.vcpus {
         let own = engine.create_vcpu(*id, vcpu.run_area())?;
@@ -53,7 +53,7 @@ pub(crate) fn move_from(vm: &Arc<Vm>, process: &dyn Process, fd: u64) -> Result<
     let fits = from.vcpus.len() == to.vcpus.len() && all_protected;
     ensure(!from.sev.is_es() || fits, VCPUS)?;
 
-    let mut engine = vacant(vm, &mut to, &from.sev, process)?;
+    let mut engine = vacant(vm, &mut to, &from.sev)?;
     from.sev.engine(SOURCE)?.move_to(&mut engine)?;
     // The kernel moves neither sev_fd nor that the VM may run.
     to.sev = Sev {
@@ -83,7 +83,7 @@ pub(crate) fn copy_from(vm: &Arc<Vm>, process: &dyn Process, fd: u64) -> Result<
     let owns = from.sev.is_active() && !from.sev.is_snp() && !from.sev.is_mirror();
     ensure(owns, SOURCE)?;
 
-    let mut engine = vacant(vm, &mut mirror, &from.sev, process)?;
+    let mut engine = vacant(vm, &mut mirror, &from.sev)?;
     from.sev.engine(SOURCE)?.copy_to(&mut engine)?;
     mirror.sev = Sev {
         sev_fd: from.sev.sev_fd,

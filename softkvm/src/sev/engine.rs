@@ -1,12 +1,12 @@
-//! The back end of a SEV guest: an `AnyVm` over the software machine, its vCPUs, and its commands.
+//! The back end of a SEV guest: an `AnyVm` over the software machine with its commands, and the vCPUs whose files did not take
+//! them yet.
 
 use std::collections::BTreeMap;
-
 use std::sync::Arc;
 
 use kvm_ops::moves::{GuestName, MoveToken, StagingTable};
 use kvm_ops::sev::GuestState;
-use kvm_ops::sim::{SimHost, SimVm};
+use kvm_ops::sim::SimHost;
 use kvm_ops::{
     AmdVm, AnyVm, EncCmd, EncParams, EncRegion, Irqchip, Kind, SevParams, Tech, VcpuId, VmConfig,
     create,
@@ -17,9 +17,8 @@ use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 use crate::irq::Irq;
 use crate::machine::{self, Processor};
 use crate::refusal::Result;
-use crate::vm::Slot;
 use crate::vm::lent::{self, BackEnd};
-use crate::{Process, Refusal, RunArea};
+use crate::{Refusal, RunArea};
 
 pub(super) struct Engine {
     /// vCPUs that existed before, until their files are used next.
@@ -62,31 +61,21 @@ impl Engine {
             vm,
             irq: Arc::clone(irq),
         };
-        if let Some(port) = engine.port() {
+        lent::with_port(&engine.vm, |port| {
             Irq::attach(irq, port.wires());
             // Firmware of such guests tells nobody what it shares with its devices.
             port.show_slots_without_c_bit();
-        }
+        });
         Ok(engine)
     }
 
-    /// The VM of the software machine, without what guards a guest.
-    fn port(&self) -> Option<&SimVm> {
-        match self.vm.back_end() {
-            AnyVm::Amd(AmdVm::Sev(vm)) => Some(vm.port()),
-            _ => None,
-        }
-    }
-
     pub(super) fn set_irqchip(&self, irqchip: Irqchip) -> Result<(), kvm_ops::Error> {
-        self.port().map_or(Ok(()), |vm| vm.set_irqchip(irqchip))
+        lent::with_port(&self.vm, |port| port.set_irqchip(irqchip)).unwrap_or(Ok(()))
     }
 
     /// The embedder has certificates for reports.
     pub(super) fn ask_for_certificates(&self) {
-        if let Some(vm) = self.port() {
-            vm.ask_for_certificates(true);
-        }
+        lent::with_port(&self.vm, |port| port.ask_for_certificates(true));
     }
 
     pub(super) fn tech(&self) -> Tech {
@@ -97,19 +86,6 @@ impl Engine {
         let mut vcpu = self.vm.create_vcpu(VcpuId(id))?;
         machine::connect(&mut vcpu, area, &self.irq);
         Ok(vcpu)
-    }
-
-    pub(super) fn set_slot(
-        &mut self,
-        process: &dyn Process,
-        number: u32,
-        slot: &Slot,
-    ) -> Result<()> {
-        lent::set_slot(&mut self.vm, process, number, slot)
-    }
-
-    pub(super) fn delete_slot(&mut self, number: u32) -> Result<()> {
-        lent::delete_slot(&mut self.vm, number)
     }
 
     /// Runs a command on its structure, behind which its blobs stand.

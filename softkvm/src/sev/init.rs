@@ -77,13 +77,10 @@ fn initialise(
         kvm_ops::Error::NoKeyId => init_any::ASID.into(),
         error => crate::Refusal::from(error),
     })?;
-    let State {
-        sev,
-        slots,
-        attributes,
-        ..
-    } = state;
-    sev.adopt(engine, call.process, slots, attributes)?;
+    state.sev.engine = Some(engine);
+    state
+        .show_slots()
+        .inspect_err(|_| state.sev.engine = None)?;
     state.sev.initialised_here = true;
     Ok(Sent::No)
 }

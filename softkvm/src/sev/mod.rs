@@ -11,7 +11,6 @@ mod engine;
 mod init;
 mod launch;
 mod local;
-mod memory;
 mod migrate;
 mod regions;
 mod snp;
@@ -30,6 +29,7 @@ pub(crate) use regions::{register, unregister};
 use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
 use crate::vm::Vm;
+use crate::vm::lent::BackEnd;
 use crate::{Descriptor, FileKind, Process, RunArea};
 use engine::Engine;
 
@@ -90,6 +90,18 @@ impl Sev {
 
     pub(crate) fn is_protected(&self, vcpu: u32) -> bool {
         self.protected.contains(&vcpu)
+    }
+
+    /// The back end, once the VM is a guest.
+    pub(crate) fn back_end_mut(&mut self) -> Option<&mut BackEnd> {
+        self.engine.as_mut().map(|engine| &mut engine.vm)
+    }
+
+    /// The back end of an SNP guest, of which some frames are private by their attribute: their contents are the RMP's to
+    /// guard, and the slot's file is a name for them. A SEV or SEV-ES guest chooses with each access.
+    pub(crate) fn guarded(&self) -> Option<&BackEnd> {
+        let engine = self.engine.as_ref().filter(|_| self.is_snp());
+        engine.map(|engine| &engine.vm)
     }
 
     fn engine(&mut self, check: Check) -> Result<&mut Engine> {

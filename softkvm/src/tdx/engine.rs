@@ -10,7 +10,7 @@ use kvm_ops::{
 };
 use kvm_ops_uapi::Errno;
 
-use crate::vm::lent::BackEnd;
+use crate::vm::lent::{self, BackEnd};
 use crate::{Refusal, RunArea};
 
 pub(super) struct Engine {
@@ -63,7 +63,7 @@ impl Engine {
 
     /// The local APICs of its vCPUs.
     pub(super) fn wires(&self) -> Option<Wires> {
-        self.td().ok()?.with_port(SimVm::wires)
+        lent::with_port(&self.vm, SimVm::wires)
     }
 
     pub(super) fn shared_bit(&self) -> u64 {

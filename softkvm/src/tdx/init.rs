@@ -140,12 +140,7 @@ pub(super) fn init_vm(state: &mut State, limits: &Limits, call: &Call<'_>) -> Re
         Irq::attach(&state.irq, wires);
     }
     state.td.engine = Some(engine);
-    for (number, slot) in state.slots.iter() {
-        state
-            .td
-            .set_slot(call.process, number, slot, &state.attributes)?;
-    }
-    Ok(())
+    Ok(state.show_slots()?)
 }
 
 /// FINALIZE_VM.

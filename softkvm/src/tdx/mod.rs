@@ -8,14 +8,12 @@
 //! | `vcpu` | INIT_VCPU, GET_CPUID |
 //! | `region` | INIT_MEM_REGION |
 //! | `engine` | the back end, an `AnyVm` over the software machine |
-//! | `memory` | the back end's part of slots, attributes and guest_memfds |
 //! | `msr` | MSRs that user space may set |
 
 mod command;
 mod engine;
 mod init;
 mod limits;
-mod memory;
 mod msr;
 mod region;
 mod vcpu;
@@ -30,6 +28,7 @@ pub(crate) use command::{command, vcpu_command};
 pub(crate) use limits::Limits;
 pub(crate) use msr::has_emulated_msr;
 
+use crate::vm::lent::BackEnd;
 use engine::Engine;
 
 /// A TD's state. Without an engine INIT_VM has not been.
@@ -63,6 +62,15 @@ impl Td {
     /// The back end's vCPU, if INIT_VCPU was for it.
     pub(crate) fn vcpu(&self, id: u32) -> Option<Arc<TdVcpu>> {
         self.vcpus.get(&id).cloned()
+    }
+
+    /// The back end, once INIT_VM made it.
+    pub(crate) fn back_end(&self) -> Option<&BackEnd> {
+        self.engine.as_ref().map(|engine| &engine.vm)
+    }
+
+    pub(crate) fn back_end_mut(&mut self) -> Option<&mut BackEnd> {
+        self.engine.as_mut().map(|engine| &mut engine.vm)
     }
 
     /// The first address with the shared bit, which no slot reaches. `None` before INIT_VM chooses it.

@@ -1,5 +1,6 @@
 //! Values that control registers can have: by their own rules, and by what the guest's CPUID offers.
 
+use kvm_ops::cr0;
 use kvm_ops_uapi::state::Sregs;
 use kvm_ops_uapi::system::CpuidEntry2;
 
@@ -46,10 +47,6 @@ const EFER_NEEDS: [(u64, Feature); 5] = [
 
 pub(super) const EFER_LME: u64 = 1 << 8;
 pub(super) const EFER_LMA: u64 = 1 << 10;
-pub(super) const CR0_PG: u64 = 1 << 31;
-const CR0_PE: u64 = 1;
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
 pub(super) const CR4_PAE: u64 = 1 << 5;
 
 /// The guest's CPUID has the feature.
@@ -75,16 +72,14 @@ fn allows(value: u64, always: u64, needs: &[(u64, Feature)], cpuid: &[CpuidEntry
 
 /// The rules between control registers that an entry would fail by (`kvm_is_valid_sregs`), and what the guest's CPUID offers.
 pub(super) fn are_valid(sregs: &Sregs, cpuid: &[CpuidEntry2]) -> bool {
-    let (cr0, cr4, efer) = (sregs.cr0.get(), sregs.cr4.get(), sregs.efer.get());
-    let long = efer & EFER_LME != 0 && cr0 & CR0_PG != 0;
+    let (value, cr4, efer) = (sregs.cr0.get(), sregs.cr4.get(), sregs.efer.get());
+    let long = efer & EFER_LME != 0 && value & cr0::PG != 0;
     let modes = if long {
         cr4 & CR4_PAE != 0 && efer & EFER_LMA != 0
     } else {
         efer & EFER_LMA == 0 && sregs.cs.l == 0
     };
-    let paging = cr0 & CR0_PG == 0 || cr0 & CR0_PE != 0;
-    let cache = cr0 & CR0_NW == 0 || cr0 & CR0_CD != 0;
     let offered =
         allows(cr4, CR4_ALWAYS, &CR4_NEEDS, cpuid) && allows(efer, EFER_ALWAYS, &EFER_NEEDS, cpuid);
-    modes && paging && cache && offered && cr0 >> 32 == 0 && sregs.cr8.get() < 16
+    modes && cr0::is_valid(value) && offered && sregs.cr8.get() < 16
 }

@@ -5,10 +5,11 @@ use kvm_ops_uapi::run::{
     FailEntry, HYPERCALL_LONG_MODE, Hypercall, InternalError, Io, MEMORY_FAULT_PRIVATE,
     MemoryFault, Mmio, SystemEvent, exit_reason,
 };
-use kvm_ops_uapi::vm::HC_MAP_GPA_RANGE;
+use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 use kvm_ops_uapi::{Errno, U16, U32, U64};
 
 use super::answer::Waits;
+use super::controls::EFER_LMA;
 use super::page::{PORT_DATA, Page};
 use super::sev;
 use crate::file::VcpuFile;
@@ -24,7 +25,8 @@ const OUT: u8 = 1;
 const KVM_ENOSYS: i64 = 1000;
 const KVM_EINVAL: i64 = 22;
 const PAGE: u64 = 4096;
-const EFER_LMA: u64 = 1 << 10;
+/// `ENOSYS` of Linux, by which the back end tells the guest that nothing is converted here.
+const ENOSYS: u64 = 38;
 
 /// What comes after an exit.
 pub(super) enum Next {
@@ -47,7 +49,6 @@ pub(super) fn tell(
         page.set_reason(reason);
         Ok(Next::Return(Waits::Nothing))
     };
-    count(&exit, file.vcpu.counts());
     match exit {
         Exit::IoIn { port, size, count } => {
             port_access(page, (IN, port, size, count));
@@ -117,13 +118,13 @@ pub(super) fn tell(
             internal_error(page, suberror, vcpu.exit_data());
             Ok(Next::Return(Waits::Nothing))
         }
-        // A normal VM of the software machine has no other exits.
+        // No guest of the software machine has others.
         _ => done(exit_reason::UNKNOWN),
     }
 }
 
 /// Counts an exit, also one that does not leave.
-fn count(exit: &Exit, counts: &Counts) {
+pub(super) fn count(exit: &Exit, counts: &Counts) {
     counts.add(Count::Exits);
     let kind = match exit {
         Exit::IoIn { .. } | Exit::IoOut { .. } => Count::IoExits,
@@ -193,6 +194,35 @@ fn system_event(kind: u32, data: &[u8]) -> SystemEvent {
     }
     event.ndata = U32::new(words.len().min(event.data.len()) as u32);
     event
+}
+
+/// The attributes of KVM_HC_MAP_GPA_RANGE.
+pub(super) fn attributes_of(to: Privacy) -> u64 {
+    match to {
+        Privacy::Private => MAP_GPA_RANGE_ENCRYPTED,
+        Privacy::Shared => 0,
+    }
+}
+
+/// A TD's MapGPA or an SNP guest's page state change, which the kernel tells as KVM_HC_MAP_GPA_RANGE.
+pub(super) fn ask_to_map(
+    file: &VcpuFile,
+    page: Page<'_>,
+    vcpu: &mut Processor,
+    (gpa, pages, to): (u64, u64, Privacy),
+) -> Result<Next> {
+    if !file.vm.lock().leaves(HC_MAP_GPA_RANGE) {
+        vcpu.answer(Answer::Value(ENOSYS))?;
+        return Ok(Next::Again);
+    }
+    let call = Hypercall {
+        nr: U64::new(HC_MAP_GPA_RANGE),
+        args: [gpa, pages, attributes_of(to), 0, 0, 0].map(U64::new),
+        flags: U64::new(HYPERCALL_LONG_MODE),
+        ..Hypercall::default()
+    };
+    page.set_exit(exit_reason::HYPERCALL, &call);
+    Ok(Next::Return(Waits::MapGpa))
 }
 
 /// A hypercall: one leaves to user space where that was asked for, and the others are refused.

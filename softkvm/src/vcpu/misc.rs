@@ -7,7 +7,6 @@ use kvm_ops_uapi::checks::{
 };
 use kvm_ops_uapi::state::{SignalMask, TprAccessCtl};
 use kvm_ops_uapi::system::vm_type;
-use zerocopy::IntoBytes;
 
 use super::Cpu;
 use crate::file::VcpuFile;
@@ -46,9 +45,7 @@ pub(super) fn tpr_access(process: &dyn Process, argument: u64) -> Result<i64> {
 pub(super) fn vapic_addr(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
     use vapic_addr::{APIC, COPY, MEMORY};
     ensure(file.vm.lock().has_apics(), APIC)?;
-    let mut address = U64::ZERO;
-    let read = process.read(argument, address.as_mut_bytes());
-    read.map_err(|_| COPY)?;
+    let address: U64 = arg::read(process, argument, COPY)?;
     let (address, state) = (address.get(), file.vm.lock());
     ensure(address == 0 || state.slots.at(0, address).is_some(), MEMORY)?;
     Ok(0)

@@ -1,6 +1,7 @@
 //! `KVM_PRE_FAULT_MEMORY`. There is no table to fill before guest code runs: the call checks that the
 //! memory is there, and says how far it is.
 
+use kvm_ops::Gfn;
 use kvm_ops_uapi::U64;
 use kvm_ops_uapi::checks::pre_fault::{
     COPY, FILE, FLAGS, LAUNCHED, RANGE, SHARED_BIT, SIGNAL, SLOT,
@@ -51,9 +52,10 @@ fn step(vm: &Vm, process: &dyn Process, gpa: u64) -> Result<()> {
     ensure(gpa & shared == 0, SHARED_BIT)?;
     let slot = state.slots.at(0, gpa).ok_or(SLOT)?;
     ensure(is_backed(&state, slot, process, gpa), FILE)?;
-    let private = state.is_private(gpa / PAGE);
-    state.td.pre_fault(private, gpa)?;
-    state.sev.pre_fault(private, gpa)
+    if let Some(vm) = state.guarded().filter(|_| state.is_private(gpa / PAGE)) {
+        vm.pre_fault_memory(Gfn::new(gpa / PAGE), 1)?;
+    }
+    Ok(())
 }
 
 fn is_backed(state: &State, slot: &Slot, process: &dyn Process, gpa: u64) -> bool {

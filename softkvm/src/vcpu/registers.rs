@@ -2,13 +2,14 @@
 
 use std::mem::offset_of;
 
+use kvm_ops::cr0;
 use kvm_ops_uapi::checks::set_sregs2;
 use kvm_ops_uapi::state::{MpState, Regs, SREGS2_PDPTRS_VALID, Sregs, Sregs2};
 use kvm_ops_uapi::system::vm_type;
 use kvm_ops_uapi::{Errno, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use super::controls::{CR0_PG, CR4_PAE, EFER_LMA, are_valid};
+use super::controls::{CR4_PAE, EFER_LMA, are_valid};
 use crate::file::VcpuFile;
 use crate::refusal::{Result, ensure};
 use crate::system::lists::each_msr;
@@ -112,7 +113,7 @@ pub(super) fn set_sregs2(file: &VcpuFile, process: &dyn Process, argument: u64) 
     let given: Sregs2 = arg::read(process, argument, COPY)?;
     require_readable(file).map_err(|_| READABLE)?;
     ensure(given.flags.get() & !SREGS2_PDPTRS_VALID == 0, FLAGS)?;
-    let is_pae = given.cr0.get() & CR0_PG != 0
+    let is_pae = given.cr0.get() & cr0::PG != 0
         && given.cr4.get() & CR4_PAE != 0
         && given.efer.get() & EFER_LMA == 0;
     ensure(given.flags.get() == 0 || is_pae, PAE)?;

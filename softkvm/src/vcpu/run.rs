@@ -135,12 +135,15 @@ fn enter(
                 }
                 // A kick of a run that ended before it.
                 Exit::Interrupted => Ok(Next::Again),
-                Exit::MemoryFault {
-                    gpa,
-                    access: Privacy::Shared,
-                    ..
-                } if file.vm.lock().lend_again(process, gpa.get()) => Ok(Next::Again),
-                exit => exits::tell(exit, file, page, vcpu),
+                Exit::MemoryFault { gpa, access, .. }
+                    if lends_again(file, process, gpa.get(), access) =>
+                {
+                    Ok(Next::Again)
+                }
+                exit => {
+                    exits::count(&exit, file.vcpu.counts());
+                    exits::tell(exit, file, page, vcpu)
+                }
             },
         };
         match next {
@@ -150,6 +153,17 @@ fn enter(
             Err(refusal) => return (nothing, Err(refusal)),
         }
     }
+}
+
+/// True if memory that the guest came to in vain is there now: shared memory, or any of a guest whose accesses choose.
+pub(super) fn lends_again(
+    file: &VcpuFile,
+    process: &dyn Process,
+    gpa: u64,
+    access: Privacy,
+) -> bool {
+    let by_attribute = file.vm.has_private_memory();
+    (access == Privacy::Shared || !by_attribute) && file.vm.lock().lend_again(process, gpa)
 }
 
 /// Leaves for the end of an interrupt of user space's I/O APIC, if there is one to tell.

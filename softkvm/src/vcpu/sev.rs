@@ -1,9 +1,9 @@
 //! vCPUs of SEV guests: registers that are the guest's secret, and exits that only such guests have.
 
-use kvm_ops::{AmdVcpu, Answer, AnyVcpu, Error, MpState, Privacy, Step, VcpuOps};
-use kvm_ops_uapi::run::{FailEntry, HYPERCALL_LONG_MODE, Hypercall, SnpReqCerts, exit_reason};
+use kvm_ops::{AmdVcpu, AnyVcpu, Error, MpState, Privacy, Step, VcpuOps};
+use kvm_ops_uapi::run::{FailEntry, SnpReqCerts, exit_reason};
 use kvm_ops_uapi::system::vm_type;
-use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
+use kvm_ops_uapi::vm::HC_MAP_GPA_RANGE;
 use kvm_ops_uapi::{Errno, U64};
 
 use super::answer::Waits;
@@ -14,8 +14,6 @@ use crate::machine::Processor;
 use crate::refusal::Result;
 use crate::system::lists::MSRS;
 
-/// `ENOSYS` of Linux, by which the back end tells the guest that nothing is converted here.
-const ENOSYS: u64 = 38;
 /// EXITCODE of a VMRUN that refuses the guest's state (VMEXIT_INVALID).
 const INVALID: u64 = u64::MAX;
 
@@ -101,28 +99,15 @@ pub(super) fn map_gpa_range(
     vcpu: &mut Processor,
     (gpa, pages, to): (u64, u64, Privacy),
 ) -> Result<Next> {
-    let attributes = match to {
-        Privacy::Private => MAP_GPA_RANGE_ENCRYPTED,
-        Privacy::Shared => 0,
-    };
-    if file.vm.kind() != vm_type::SNP {
-        // The registers of a SEV-ES guest's hypercall are in its GHCB.
-        let attributes = vcpu.regs().map_or(attributes, |regs| regs.rdx);
-        let args = [gpa, pages, attributes, 0, 0, 0];
-        return exits::hypercall(file, page, vcpu, HC_MAP_GPA_RANGE, args);
+    if file.vm.kind() == vm_type::SNP {
+        return exits::ask_to_map(file, page, vcpu, (gpa, pages, to));
     }
-    if !file.vm.lock().leaves(HC_MAP_GPA_RANGE) {
-        vcpu.answer(Answer::Value(ENOSYS))?;
-        return Ok(Next::Again);
-    }
-    let call = Hypercall {
-        nr: U64::new(HC_MAP_GPA_RANGE),
-        args: [gpa, pages, attributes, 0, 0, 0].map(U64::new),
-        flags: U64::new(HYPERCALL_LONG_MODE),
-        ..Hypercall::default()
-    };
-    page.set_exit(exit_reason::HYPERCALL, &call);
-    Ok(Next::Return(Waits::MapGpa))
+    // The registers of a SEV-ES guest's hypercall are in its GHCB.
+    let attributes = vcpu
+        .regs()
+        .map_or(exits::attributes_of(to), |regs| regs.rdx);
+    let args = [gpa, pages, attributes, 0, 0, 0];
+    exits::hypercall(file, page, vcpu, HC_MAP_GPA_RANGE, args)
 }
 
 /// A report shall come with certificates, for which the guest has so many pages.

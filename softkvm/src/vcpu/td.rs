@@ -3,30 +3,25 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use kvm_ops::{Answer, Error, Exit, IntelVcpu, Privacy, TdxRequest, VcpuOps};
-use kvm_ops_uapi::checks::run::{IMMEDIATE_EXIT, INITIALIZED, SYNC_REGS, UNINITIALIZED_EXIT};
-use kvm_ops_uapi::run::{
-    GetQuote, HYPERCALL_LONG_MODE, Hypercall, SetupEventNotify, TdVmCallInfo, TdxExit, exit_reason,
-};
+use kvm_ops::{Answer, Error, Exit, IntelVcpu, TdxRequest, VcpuOps};
+use kvm_ops_uapi::checks::run::{IMMEDIATE_EXIT, INITIALIZED, UNINITIALIZED_EXIT};
+use kvm_ops_uapi::run::{GetQuote, SetupEventNotify, TdVmCallInfo, TdxExit, exit_reason};
 use kvm_ops_uapi::state::mp_state;
 use kvm_ops_uapi::tdx::{tdvmcall, tdvmcall_status};
-use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 use kvm_ops_uapi::{Errno, U64};
 use zerocopy::IntoBytes;
 
 use super::answer::Waits;
 use super::exits::{self, Next};
 use super::page::Page;
-use super::run::is_interrupted;
-use super::{Cpu, State, cpuid};
+use super::run::{is_interrupted, lends_again};
+use super::{Cpu, State, cpuid, sync};
 use crate::Process;
 use crate::file::VcpuFile;
 use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
 use crate::stats::Count;
 
-/// `ENOSYS` of Linux, by which the back end tells the guest that nothing is converted here.
-const ENOSYS: u64 = 38;
 /// `KVM_ENOSYS`: the answer to a hypercall that KVM does not know.
 const KVM_ENOSYS: i64 = 1000;
 
@@ -41,7 +36,7 @@ pub(super) fn run(
         ensure(!immediate, UNINITIALIZED_EXIT)?;
         return Err(Errno::EAGAIN.into());
     }
-    ensure(page.valid_regs() | page.dirty_regs() == 0, SYNC_REGS)?;
+    sync::check(page, true)?;
     let (vcpu, runs) = {
         let vm = file.vm.lock();
         let id = file.vcpu.id;
@@ -83,7 +78,15 @@ fn enter(
             }
             // A kick of a run that ended before it.
             Ok(Exit::Interrupted) => Ok(Next::Again),
-            Ok(exit) => tell(exit, file, page, (vcpu, cpu)),
+            Ok(Exit::MemoryFault { gpa, access, .. })
+                if lends_again(file, process, gpa.get(), access) =>
+            {
+                Ok(Next::Again)
+            }
+            Ok(exit) => {
+                exits::count(&exit, file.vcpu.counts());
+                tell(exit, file, page, (vcpu, cpu))
+            }
             Err(error) => Err(failed(file, error)),
         };
         match next {
@@ -118,22 +121,7 @@ fn tell(
 ) -> Result<Next> {
     match exit {
         Exit::MapGpaRange { gpa, pages, to } => {
-            if !file.vm.lock().leaves(HC_MAP_GPA_RANGE) {
-                vcpu.answer(Answer::Value(ENOSYS))?;
-                return Ok(Next::Again);
-            }
-            let attributes = match to {
-                Privacy::Private => MAP_GPA_RANGE_ENCRYPTED,
-                Privacy::Shared => 0,
-            };
-            let call = Hypercall {
-                nr: U64::new(HC_MAP_GPA_RANGE),
-                args: [gpa.get(), pages, attributes, 0, 0, 0].map(U64::new),
-                flags: U64::new(HYPERCALL_LONG_MODE),
-                ..Hypercall::default()
-            };
-            page.set_exit(exit_reason::HYPERCALL, &call);
-            Ok(Next::Return(Waits::MapGpa))
+            exits::ask_to_map(file, page, vcpu, (gpa.get(), pages, to))
         }
         Exit::Hypercall { .. } => {
             vcpu.answer(Answer::Value(-KVM_ENOSYS as u64))?;

@@ -4,7 +4,7 @@ use kvm_ops::{Gfn, Privacy};
 use kvm_ops_uapi::checks::attributes::{COPY, FLAGS, KNOWN, PAGES, SIZE};
 use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, MemoryAttributes};
 
-use super::{Vm, dirty_log};
+use super::{Vm, dirty_log, lent};
 use crate::refusal::{Result, ensure};
 use crate::{Process, arg};
 
@@ -33,12 +33,8 @@ pub(super) fn set(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> 
     if let Some(machine) = &mut state.machine {
         machine.convert((first, pages), &state.slots, &state.attributes)?;
     }
-    let (slots, attributes) = (&state.slots, &state.attributes);
-    state
-        .td
-        .set_attributes(slots, attributes, (address, size))?;
-    state
-        .sev
-        .set_attributes(slots, attributes, (address, size))?;
+    if let Some(vm) = state.guarded() {
+        lent::set_attributes(vm, &state.slots, &state.attributes, (address, size))?;
+    }
     Ok(0)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kvm_ops_uapi::U64;
 use kvm_ops_uapi::checks::dirty_log::{BITMAP, COPY, FIRST, LOGGED, RANGE, SLOT};
 use kvm_ops_uapi::checks::dirty_log_protect;
 use kvm_ops_uapi::memory::{ClearDirtyLog, DirtyLog, USER_SLOTS, dirty_log_flags};
@@ -116,9 +117,8 @@ pub(super) fn get(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> 
             }
         }
     };
-    let bytes: Vec<u8> = bits.into_iter().flat_map(u64::to_le_bytes).collect();
-    let written = process.write(args.dirty_bitmap.get(), &bytes);
-    written.map_err(|_| BITMAP)?;
+    let bits: Vec<U64> = bits.into_iter().map(U64::new).collect();
+    arg::write(process, args.dirty_bitmap.get(), &bits[..], BITMAP)?;
     Ok(0)
 }
 

@@ -6,7 +6,7 @@ use kvm_ops_uapi::checks::gmem::{COPY, DESCRIPTOR, FLAGS, SIZE};
 use kvm_ops_uapi::checks::{gmem_fallocate, gmem_mmap};
 use kvm_ops_uapi::memory::{CreateGuestMemfd, gmem_flags};
 
-use super::Vm;
+use super::{Vm, lent};
 use crate::refusal::{Result, ensure};
 use crate::{File, Process, arg};
 
@@ -48,8 +48,9 @@ impl Gmem {
     fn zap(&self, range: (u64, u64)) -> Result<()> {
         let state = self.vm.lock();
         let (slots, attributes) = (&state.slots, &state.attributes);
-        state.td.zap(slots, attributes, self, range)?;
-        state.sev.zap(slots, attributes, self, range)
+        state
+            .guarded()
+            .map_or(Ok(()), |vm| lent::zap(vm, slots, attributes, self, range))
     }
 }
 

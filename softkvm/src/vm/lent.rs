@@ -1,11 +1,10 @@
 //! Slots as back ends have them: memory that the process lends, and which frames of it are private.
 
-use kvm_ops::sim::SimHost;
-use kvm_ops::{AnyVm, Gfn, Gpa, MemSlot, Privacy, SlotFlags, SlotId, Step};
+use kvm_ops::sim::{SimHost, SimVm};
+use kvm_ops::{AmdVm, AnyVm, Gfn, Gpa, IntelVm, MemSlot, Privacy, SlotFlags, SlotId, Step};
 use kvm_ops_mmu::Attributes;
 
 use super::{Gmem, Slot, Slots};
-use crate::Process;
 use crate::refusal::Result;
 
 const PAGE: u64 = 4096;
@@ -13,17 +12,12 @@ const PAGE: u64 = 4096;
 /// A back end with its slots.
 pub(crate) type BackEnd = kvm_ops::Vm<AnyVm<SimHost>>;
 
-/// Lends a slot's memory to the back end, if the process does. Slots for SMM are not lent.
-pub(crate) fn set_slot(
-    vm: &mut BackEnd,
-    process: &dyn Process,
-    number: u32,
-    slot: &Slot,
-) -> Result<()> {
+/// Lends a slot's memory to the back end, if the process lent it. Slots for SMM are not lent.
+pub(crate) fn set_slot(vm: &mut BackEnd, number: u32, slot: &Slot) -> Result<()> {
     if number >> 16 != 0 || is_gone(vm) {
         return Ok(());
     }
-    let Some(host) = process.lend(slot.hva, slot.size, !slot.is_read_only()) else {
+    let Some(host) = slot.lent.user else {
         return delete_slot(vm, number);
     };
     let id = SlotId(number);
@@ -88,10 +82,59 @@ pub(crate) fn convert(
     }
     let open = slot.file.as_ref().is_some_and(|file| file.is_open());
     for (first, pages, privacy) in attributes.runs(Gfn::new(start), end - start)? {
-        let to = if open { privacy } else { Privacy::Shared };
+        let to = match (open, slot.lent.user) {
+            // Shared memory that is not there is none, so that a guest that uses it leaves.
+            (_, None) => Privacy::Private,
+            (true, _) => privacy,
+            (false, _) => Privacy::Shared,
+        };
         make(vm, first.get(), pages, to)?;
     }
     Ok(())
+}
+
+/// Declares a slot's memory as missing, or no more. In a guest whose frames are private by their attribute, shared ones are
+/// none any more. A guest of SEV or SEV-ES that is not pinned loses its contents with the memory, as they lie there.
+pub(crate) fn set_there(
+    vm: &mut BackEnd,
+    (number, slot): (u32, &Slot),
+    attributes: Option<&Attributes>,
+) -> Result<()> {
+    if let Some(attributes) = attributes {
+        if slot.lent.user.is_some() {
+            set_slot(vm, number, slot)?;
+        }
+        return convert(vm, (number, slot), attributes, (slot.gpa, slot.size));
+    }
+    let kind = slot.lent.user.is_none().then_some(Privacy::Shared);
+    set_slot(vm, number, slot)?;
+    let first = Gfn::new(slot.gpa / PAGE);
+    with_port(vm, |port| port.set_missing(first, slot.pages(), kind));
+    Ok(())
+}
+
+/// Shows the VM of the software machine, without what guards a guest.
+pub(crate) fn with_port<T>(vm: &BackEnd, show: impl FnOnce(&SimVm) -> T) -> Option<T> {
+    match vm.back_end() {
+        AnyVm::Intel(IntelVm::Vmx(vm)) => Some(show(vm.port())),
+        AnyVm::Intel(IntelVm::Tdx(vm)) => vm.with_port(show),
+        AnyVm::Amd(AmdVm::Svm(vm)) => Some(show(vm.port())),
+        AnyVm::Amd(AmdVm::Sev(vm)) => Some(show(vm.port())),
+        // With the feature `kvm` of the facade, VMs that the system below holds.
+        #[allow(unreachable_patterns)]
+        _ => None,
+    }
+}
+
+/// Brings the frames of all slots into line with attributes that changed in a range.
+pub(crate) fn set_attributes(
+    vm: &BackEnd,
+    slots: &Slots,
+    attributes: &Attributes,
+    range: (u64, u64),
+) -> Result<()> {
+    let mut slots = slots.iter();
+    slots.try_for_each(|slot| convert(vm, slot, attributes, range))
 }
 
 /// Frees the private pages behind a range of a file, whose contents are gone.

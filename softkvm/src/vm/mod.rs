@@ -37,6 +37,7 @@ use crate::tdx::Td;
 use crate::vcpu::{Parts, Vcpu};
 use crate::{AddressSpace, Kernel, Process, sev, stats, tdx};
 use irqchip::Irqchip;
+use lent::BackEnd;
 
 /// Numbers of vCPUs end here.
 pub(crate) const MAX_VCPU_ID: u32 = MAX_VCPUS * VCPU_ID_RATIO;
@@ -61,7 +62,7 @@ pub(crate) struct State {
     pub(crate) vcpus: BTreeMap<u32, Arc<Vcpu>>,
     pub(crate) sev: Sev,
     pub(crate) td: Td,
-    /// Of a normal VM with vCPUs. In front of the slots, whose memory it has.
+    /// Of a normal VM with vCPUs, or whose interrupt controllers were used. In front of the slots, whose memory it has.
     machine: Option<Machine>,
     pub(crate) slots: Slots,
     dirty: dirty_log::Logs,
@@ -241,7 +242,7 @@ impl State {
         self.irqchip.has_apics()
     }
 
-    /// The back end, with all slots. It is made with the first vCPU.
+    /// The back end, with all slots. It is made with the first vCPU, or when the interrupt controllers are used.
     fn machine(&mut self, kernel: &Kernel) -> Result<&mut Machine> {
         if self.machine.is_none() {
             let mut machine = Machine::new(kernel.host(), self.irqchip.place(), &self.irq)?;
@@ -252,6 +253,43 @@ impl State {
         self.machine
             .as_mut()
             .ok_or(kvm_ops_uapi::Errno::ENOMEM.into())
+    }
+
+    /// The back end whose frames are private where their attribute says so and the slot's file is open: a TD's, or an
+    /// SNP guest's.
+    pub(crate) fn guarded(&self) -> Option<&BackEnd> {
+        self.td.back_end().or_else(|| self.sev.guarded())
+    }
+
+    /// A confidential guest's part of a slot that is new, moved or changed.
+    fn show_slot(&mut self, number: u32, slot: &Slot) -> Result<()> {
+        let back_end = self.td.back_end_mut();
+        if let Some(vm) = back_end.or_else(|| self.sev.back_end_mut()) {
+            lent::set_slot(vm, number, slot)?;
+        }
+        let range = (slot.gpa, slot.size);
+        self.guarded().map_or(Ok(()), |vm| {
+            lent::convert(vm, (number, slot), &self.attributes, range)
+        })
+    }
+
+    /// A confidential guest got its back end, which learns the slots that there are.
+    pub(crate) fn show_slots(&mut self) -> Result<()> {
+        let slots: Vec<(u32, Slot)> = self
+            .slots
+            .iter()
+            .map(|(number, slot)| (number, slot.clone()))
+            .collect();
+        let mut slots = slots.iter();
+        slots.try_for_each(|(number, slot)| self.show_slot(*number, slot))
+    }
+
+    fn hide_slot(&mut self, number: u32) -> Result<()> {
+        let back_end = self.td.back_end_mut();
+        match back_end.or_else(|| self.sev.back_end_mut()) {
+            Some(vm) => lent::delete_slot(vm, number),
+            None => Ok(()),
+        }
     }
 
     /// The back end's part of a slot that is new, moved or changed. Slots for SMM are not lent.
@@ -272,17 +310,16 @@ impl State {
     /// Asks the process once more for memory that it did not lend. True if the slot of the address has
     /// memory now.
     pub(crate) fn lend_again(&mut self, process: &dyn Process, gpa: u64) -> bool {
-        // The other back ends have what was lent when the slot came.
-        let Some((number, slot)) = self
-            .slots
-            .number_at(0, gpa)
-            .filter(|_| self.machine.is_some())
-        else {
+        let Some((number, slot)) = self.slots.number_at(0, gpa) else {
             return false;
         };
+        // Memory that is there did not make the guest leave.
+        if self.machine.is_none() && slot.lent.user.is_some() {
+            return false;
+        }
         let mut slot = slot.clone();
         slot.lent.user = process.lend(slot.hva, slot.size, !slot.is_read_only());
-        if slot.memory(Privacy::Shared).is_none() || self.lend(number, &slot).is_err() {
+        if slot.memory(Privacy::Shared).is_none() || self.set_there(number, &slot).is_err() {
             return false;
         }
         self.slots.insert(number, slot);
@@ -296,10 +333,24 @@ impl State {
         };
         let mut slot = slot.clone();
         slot.lent.user = None;
-        if let Err(refusal) = self.lend(number, &slot) {
+        if let Err(refusal) = self.set_there(number, &slot) {
             tracing::warn!(number, %refusal, "the guest keeps memory that is taken away");
         }
         self.slots.insert(number, slot);
+    }
+
+    /// Memory of a slot came or went.
+    fn set_there(&mut self, number: u32, slot: &Slot) -> Result<()> {
+        self.lend(number, slot)?;
+        let guarded = self.guarded().is_some();
+        let back_end = self.td.back_end_mut();
+        match back_end.or_else(|| self.sev.back_end_mut()) {
+            Some(vm) => {
+                let attributes = guarded.then_some(&self.attributes);
+                lent::set_there(vm, (number, slot), attributes)
+            }
+            None => Ok(()),
+        }
     }
 }
 

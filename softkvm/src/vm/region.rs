@@ -106,9 +106,10 @@ impl Wanted {
     fn slot(&self, vm: &Vm, process: &dyn Process, file: Option<Binding>) -> Slot {
         let lent = Lent {
             user: process.lend(self.hva, self.size, self.flags & slot_flags::READONLY == 0),
-            file: (file.is_some() && vm.is_plain())
-                .then(|| process.lend_file(self.fd, self.offset, self.size))
-                .flatten(),
+            file: match vm.is_plain() && file.is_some() {
+                true => process.lend_file(self.fd, self.offset, self.size),
+                false => None,
+            },
         };
         Slot {
             flags: self.flags,
@@ -179,12 +180,7 @@ fn set_region(vm: &Vm, process: &dyn Process, region: &UserspaceMemoryRegion2) -
         ensure(!state.slots.uses(binding), BOUND)?;
     }
     let slot = wanted.slot(vm, process, binding);
-    state
-        .sev
-        .set_slot(process, wanted.number, &slot, &state.attributes)?;
-    state
-        .td
-        .set_slot(process, wanted.number, &slot, &state.attributes)?;
+    state.show_slot(wanted.number, &slot)?;
     if let Some(old) = old.filter(|old| old.gpa != slot.gpa) {
         state.take_back(wanted.number, &old)?;
     }
@@ -196,8 +192,7 @@ fn set_region(vm: &Vm, process: &dyn Process, region: &UserspaceMemoryRegion2) -
 
 fn delete(state: &mut State, number: u32) -> Result<i64> {
     let slot = state.slots.get(number).cloned().ok_or(DELETED)?;
-    state.sev.delete_slot(number)?;
-    state.td.delete_slot(number)?;
+    state.hide_slot(number)?;
     state.take_back(number, &slot)?;
     state.slots.remove(number);
     state.dirty.forget(number);

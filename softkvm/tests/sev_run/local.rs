@@ -65,7 +65,10 @@ fn a_guest_goes_on_in_the_vm_that_brings_its_token() {
         }
         Ok(())
     });
-    let code: [u8; 16] = guest.read(CODE);
+    let code = debugged(&guest, guest.vm);
+    assert_eq!(code[..5], [0xb8, 7, 0, 0, 0], "mov eax, 7");
+    let memory: [u8; 16] = guest.read(CODE);
+    assert_ne!(memory, code, "the process has ciphertext");
     assert_eq!(guest.says(), 7);
     let (regs, sregs) = (
         guest.regs(),

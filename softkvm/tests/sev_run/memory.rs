@@ -3,9 +3,10 @@
 use iced_x86::code_asm::*;
 use kvm_ops_softkvm::Process;
 use kvm_ops_uapi::memory::UserspaceMemoryRegion2;
+use kvm_ops_uapi::run::{MemoryFault, exit_reason};
 use kvm_ops_uapi::sev::{self, EncRegion, SevRange};
-use kvm_ops_uapi::system::vm_type::SEV;
-use kvm_ops_uapi::{U32, U64, ioctl};
+use kvm_ops_uapi::system::vm_type::{SEV, SEV_ES, SNP};
+use kvm_ops_uapi::{Errno, U32, U64, ioctl};
 
 use crate::guest::*;
 
@@ -82,14 +83,6 @@ fn firmware_that_was_encrypted_before_it_has_a_slot_is_what_the_slot_shows() {
 }
 
 #[test]
-fn memory_that_is_not_pinned_any_more_keeps_nothing_that_no_slot_shows() {
-    let (guest, memory) = with_firmware();
-    pin(&guest, ioctl::KVM_MEMORY_ENCRYPT_UNREG_REGION, memory);
-    set_slot(&guest, memory, PAGE);
-    assert_ne!(guest.says(), FIRMWARE);
-}
-
-#[test]
 fn a_guest_and_a_device_share_a_page_by_the_c_bit_without_a_call() {
     let guest = Guest::new(SEV, |a| {
         a.mov(rbx, OPEN)?;
@@ -106,4 +99,50 @@ fn a_guest_and_a_device_share_a_page_by_the_c_bit_without_a_call() {
     guest.write(OPEN, &9_u32.to_le_bytes());
     assert_eq!(guest.says(), 9);
     assert_eq!(guest.says(), 7, "the guest's own");
+}
+
+/// Says a word of shared memory, again and again: by a port, or by the GHCB page.
+fn says_late_memory(a: &mut CodeAssembler) -> Assembled {
+    for _ in 0..3 {
+        say(a, SHARED_VIEW + LATE_AT)?;
+    }
+    Ok(())
+}
+
+fn says_late_memory_by_page(a: &mut CodeAssembler, snp: bool) -> Assembled {
+    use_page(a, snp)?;
+    for _ in 0..3 {
+        a.mov(rbx, SHARED_VIEW + LATE_AT)?;
+        a.mov(rbx, qword_ptr(rbx))?;
+        say_by_page(a, rbx)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn memory_that_leaves_under_a_guest_of_sev_is_efault() {
+    let codes: [(u64, Part); 3] = [
+        (SEV, says_late_memory),
+        (SEV_ES, |a| says_late_memory_by_page(a, false)),
+        (SNP, |a| says_late_memory_by_page(a, true)),
+    ];
+    for (kind, code) in codes {
+        let guest = Guest::new(kind, code);
+        let memory = guest.w.map(PAGE);
+        guest.w.write(memory, &5_u64.to_le_bytes()).unwrap();
+        set_slot(&guest, memory, PAGE);
+        assert_eq!(guest.says(), 5, "type {kind}");
+        let own = guest.w.address_space();
+        guest.w.kernel().invalidate(own, memory, PAGE);
+        assert_eq!(guest.says(), 5, "type {kind}: it was lent again");
+        guest.w.kernel().invalidate(own, memory, PAGE);
+        guest.w.unmap(memory);
+        for _ in 0..2 {
+            let refused = guest.try_run().unwrap_err();
+            assert_eq!(refused.errno(), Errno::EFAULT, "type {kind}");
+            assert_eq!(guest.reason(), exit_reason::MEMORY_FAULT);
+            let fault: MemoryFault = guest.exit();
+            assert_eq!((fault.flags.get(), fault.gpa.get()), (0, LATE_AT));
+        }
+    }
 }

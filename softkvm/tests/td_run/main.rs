@@ -247,6 +247,31 @@ fn an_access_of_the_other_kind_than_the_attribute_is_a_memory_fault_to_repair() 
 }
 
 #[test]
+fn shared_memory_that_leaves_under_a_td_is_efault_and_its_private_memory_stays() {
+    let td = Td::new(|a| {
+        a.mov(rdi, SHARED_VIEW | LOW)?;
+        for _ in 0..3 {
+            a.mov(rbx, qword_ptr(rdi))?;
+            say_rbx(a)?;
+        }
+        Ok(())
+    });
+    td.w.set_private(td.vm, LOW, PAGE, false);
+    kvm_ops_softkvm::Process::write(&*td.w, td.low, &5u64.to_le_bytes()).unwrap();
+    assert_eq!(td.says(), 5);
+    let own = kvm_ops_softkvm::Process::address_space(&*td.w);
+    td.w.kernel().invalidate(own, td.low, PAGE);
+    assert_eq!(td.says(), 5, "it was lent again");
+    td.w.kernel().invalidate(own, td.low, PAGE);
+    td.w.unmap(td.low);
+    for _ in 0..2 {
+        assert_eq!(td.run().unwrap_err().errno(), Errno::EFAULT);
+        let fault: MemoryFault = td.exit(exit_reason::MEMORY_FAULT);
+        assert_eq!((fault.flags.get(), fault.gpa.get()), (0, LOW));
+    }
+}
+
+#[test]
 fn a_fatal_error_is_an_event_with_the_guests_registers() {
     let td = Td::new(|a| {
         a.mov(rsi, 0x6965u64)?;

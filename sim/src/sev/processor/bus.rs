@@ -155,6 +155,10 @@ impl<B: Bus> SevBus<B> {
 
     /// Memory without a page. The host cannot see what a guest with encrypted registers wants of a device.
     fn device(&mut self, gpa: u64, question: Access) -> Mapping {
+        let gfn = Gfn::containing(Gpa::new(self.plain(gpa)));
+        if self.vm.read().missing(gfn).is_some() {
+            return refused(Refusal::NotShared);
+        }
         match self.below.map(gpa, question) {
             Mapping::Device if self.vm.has_vmsas() => refused(Refusal::Mmio),
             mapping => mapping,
