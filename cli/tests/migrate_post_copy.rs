@@ -153,10 +153,7 @@ fn what_cannot_run_before_its_pages_come_is_refused_with_the_reason() {
     for (args, why) in [
         (&["hosts", "--tech", "sev"][..], "RECEIVE_FINISH"),
         (&["hosts", "--tech", "sev-es"], "RECEIVE_FINISH"),
-        (
-            &["hosts", "--tech", "sev-snp"],
-            "does not migrate between hosts",
-        ),
+        (&["hosts", "--tech", "sev-snp"], "is stopped first"),
         (&["move", "--tech", "tdx"], "sends no pages"),
     ] {
         let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))

@@ -22,7 +22,9 @@ const ELF: [u8; 4] = *b"\x7fELF";
 /// True if the image begins as an ELF file. What else it may be, and a file that cannot be read, is for firmware to say.
 pub(super) fn is_named(args: &Args) -> bool {
     let mut magic = [0; ELF.len()];
-    let file = args.image.as_ref().and_then(|path| File::open(path).ok());
+    // A pipe would hold the program until somebody writes.
+    let regular = args.image.as_ref().filter(|path| path.is_file());
+    let file = regular.and_then(|path| File::open(path).ok());
     file.is_some_and(|mut file| file.read_exact(&mut magic).is_ok()) && magic == ELF
 }
 
