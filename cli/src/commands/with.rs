@@ -1,6 +1,7 @@
 //! `kvm-ops with`: an unmodified program on a software /dev/kvm.
 
 use std::env;
+use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -114,16 +115,26 @@ fn absolute(path: &Path) -> Outcome<PathBuf> {
 /// The most bytes of a plan.
 const PLAN: u64 = 1 << 20;
 
-/// Tells of a mistake in a plan before the program starts.
-fn check_plan(path: &Path) -> Outcome<()> {
-    let bytes = files::read("the plan", path, PLAN)?;
-    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
-        Failure::because(format!("{} is no plan of faults", path.display()), error)
-            .code(Code::Usage)
+/// Tells of a mistake in a file that the library is to read, before the program starts.
+fn check<E: Error + Send + Sync + 'static>(
+    name: &str,
+    kind: &str,
+    path: &Path,
+    limit: u64,
+    parse: impl FnOnce(&str) -> Result<(), E>,
+) -> Outcome<()> {
+    let bytes = files::read(name, path, limit)?;
+    let wrong = |error: Box<dyn Error + Send + Sync>| {
+        Failure::because(format!("{} is no {kind}", path.display()), error).code(Code::Usage)
     };
     let text = String::from_utf8(bytes).map_err(|error| wrong(error.into()))?;
-    Faults::parse(&text).map_err(|error| wrong(error.into()))?;
-    Ok(())
+    parse(&text).map_err(|error| wrong(error.into()))
+}
+
+fn check_plan(path: &Path) -> Outcome<()> {
+    check("the plan", "plan of faults", path, PLAN, |text| {
+        Faults::parse(text).map(drop)
+    })
 }
 
 /// Removes the record of an earlier run: the library writes to a new file only.
@@ -140,16 +151,10 @@ fn remove_old(path: &Path) -> Outcome<()> {
 /// The most bytes of a record.
 const RECORD: u64 = 4 << 30;
 
-/// Tells of a file that is no record before the program starts.
 fn check_record(path: &Path) -> Outcome<()> {
-    let bytes = files::read("the record", path, RECORD)?;
-    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
-        Failure::because(format!("{} is no record of a run", path.display()), error)
-            .code(Code::Usage)
-    };
-    let text = String::from_utf8(bytes).map_err(|error| wrong(error.into()))?;
-    Player::new(&text, |_| ()).map_err(|error| wrong(error.into()))?;
-    Ok(())
+    check("the record", "record of a run", path, RECORD, |text| {
+        Player::new(text, |_| ()).map(drop)
+    })
 }
 
 /// The library's path, absolute.

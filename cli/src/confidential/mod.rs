@@ -15,7 +15,7 @@ mod tour;
 pub(crate) use books::{Account, Books, Firmware, Leaks};
 pub(crate) use certificates::certificates;
 pub(crate) use measured::Measured;
-pub(crate) use quotes::{Quotes, WithQuotes};
+pub(crate) use quotes::Quotes;
 pub(crate) use start::{Measurement, Start};
 pub(crate) use td::{TdImage, td_params};
 pub(crate) use tour::{MESSAGE, Tour};

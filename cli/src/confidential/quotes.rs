@@ -2,9 +2,7 @@
 
 use kvm_ops::sim::SimHost;
 use kvm_ops_attest::software::{Collateral, Pcs, QuoteFormat, QuotingService};
-use kvm_ops_machine::{
-    ExitContext, ExitHandler, Flow, Inside, NoQuote, QuoteService, Quoting, TD_REPORT_LEN,
-};
+use kvm_ops_machine::{NoQuote, QuoteService, TD_REPORT_LEN};
 use soft_tdx_module::report::TEE_TCB_SVN;
 
 use crate::failure::{Failure, Outcome};
@@ -40,36 +38,5 @@ impl QuoteService for Quotes {
         let mac = |report: &[u8; TD_REPORT_LEN]| platform.verify_report(report);
         let quote = self.service.quote(report, &mac, QuoteFormat::V4);
         quote.map_err(|_| NoQuote::Refused)
-    }
-}
-
-/// Devices, and the answers to a TD's requests for quotes.
-pub(crate) struct WithQuotes<'a> {
-    devices: &'a dyn ExitHandler,
-    quoting: Option<&'a Quoting<Quotes>>,
-}
-
-impl<'a> WithQuotes<'a> {
-    pub(crate) const fn new(
-        devices: &'a dyn ExitHandler,
-        quoting: Option<&'a Quoting<Quotes>>,
-    ) -> Self {
-        Self { devices, quoting }
-    }
-
-    /// Makes the quotes that are asked for until the run ends.
-    pub(crate) fn make_quotes(&self, machine: &dyn Inside) {
-        if let Some(quoting) = self.quoting {
-            quoting.serve(machine);
-        }
-    }
-}
-
-impl ExitHandler for WithQuotes<'_> {
-    fn handle(&self, exit: &mut ExitContext<'_>) -> Flow {
-        match self.quoting.is_some_and(|quoting| quoting.answer(exit)) {
-            true => Flow::Continue,
-            false => self.devices.handle(exit),
-        }
     }
 }

@@ -22,7 +22,7 @@ use crate::args::HostChoice;
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::files;
-use crate::hosts::{Hosts, Needs, NoPlace, Wanted};
+use crate::hosts::{Hosts, Needs, NoPlace, Place, Wanted};
 use crate::interrupt::Interrupt;
 use crate::term;
 use crate::units;
@@ -255,22 +255,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
         return Err(failure.hint("`--host auto` falls back to the software platform"));
     }
     let irqchip = args.irqchip.unwrap_or_default();
-    let place = hosts
-        .place(&args.wanted(Needs::Processor, irqchip))
-        .map_err(|no_place| homeless(args, no_place))?;
+    let place = args.place(&hosts, Needs::Processor, irqchip)?;
     if let Some(failure) = hosts.no_kvm().filter(|_| !args.json) {
         let why = failure.in_a_line();
         term::complain(format!("note: {why}; it runs on the software platform"));
     }
-    let taken = Taken::of(&image, args.format);
-    if !args.json {
-        term::complain(format!("{}: {taken}", args.name()));
-    }
-    let mut config = MachineConfig::new()
-        .kind(args.tech)
-        .vcpus(args.vcpus)
-        .memory(args.memory)
-        .image(image);
+    let taken = args.tell_taken(&image);
+    let mut config = args.config().image(image);
     if let Some(irqchip) = args.irqchip {
         config = config.irqchip(irqchip);
     }
@@ -297,16 +288,40 @@ pub(crate) fn run(args: &Args) -> Outcome {
 }
 
 impl Args {
-    /// The VM to find a host for.
-    fn wanted(&self, needs: Needs, irqchip: Irqchip) -> Wanted {
-        Wanted {
+    /// A host for the VM.
+    fn place<'h>(
+        &self,
+        hosts: &'h Hosts,
+        needs: Needs,
+        irqchip: Irqchip,
+    ) -> Result<&'h Place, Failure> {
+        let wanted = Wanted {
             choice: self.host,
             needs,
             kind: self.tech,
             vcpus: self.vcpus,
             memory: self.memory,
             irqchip,
+        };
+        let place = hosts.place(&wanted);
+        place.map_err(|no_place| homeless(self, no_place))
+    }
+
+    /// Recognises the image, and tells what it is taken for.
+    fn tell_taken(&self, image: &Image) -> Taken {
+        let taken = Taken::of(image, self.format);
+        if !self.json {
+            term::complain(format!("{}: {taken}", self.name()));
         }
+        taken
+    }
+
+    /// What the options say of every machine.
+    fn config(&self) -> MachineConfig {
+        MachineConfig::new()
+            .kind(self.tech)
+            .vcpus(self.vcpus)
+            .memory(self.memory)
     }
 }
 

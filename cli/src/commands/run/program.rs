@@ -5,16 +5,15 @@ use std::fs::File;
 use std::io::Read;
 
 use kvm_ops::{Irqchip, Tech};
-use kvm_ops_machine::{Image, MachineConfig};
+use kvm_ops_machine::Image;
 
-use super::report::{Chipset, Ran, Taken, Told};
+use super::report::{Chipset, Ran, Told};
 use super::steps::Steps;
-use super::{Args, disks, homeless, refuse, sev};
+use super::{Args, disks, refuse, sev};
 use crate::confidential::{Firmware, Measured, td_params};
 use crate::failure::{Failure, Outcome};
 use crate::hosts::{AnyMachine, Hosts, Needs, Place};
 use crate::interrupt::Interrupt;
-use crate::term;
 use crate::units::plural;
 
 const ELF: [u8; 4] = *b"\x7fELF";
@@ -35,13 +34,8 @@ pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
     let hosts = Hosts::open(args.host);
     // HLT ends a vCPU, unless it is asked to wait.
     let irqchip = args.irqchip.unwrap_or(Irqchip::None);
-    let place = hosts
-        .place(&args.wanted(Needs::Processor, irqchip))
-        .map_err(|no_place| homeless(args, no_place))?;
-    let taken = Taken::of(&image, args.format);
-    if !args.json {
-        term::complain(format!("{}: {taken}", args.name()));
-    }
+    let place = args.place(&hosts, Needs::Processor, irqchip)?;
+    let taken = args.tell_taken(&image);
     if tech == Tech::SevSnp {
         sev::give_certificates(place)?;
     }
@@ -51,12 +45,7 @@ pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
     };
     let mut steps = Steps::new(place, firmware);
     let bytes = image.len() as u64;
-    let mut config = MachineConfig::new()
-        .kind(args.tech)
-        .vcpus(args.vcpus)
-        .memory(args.memory)
-        .irqchip(irqchip)
-        .image(image);
+    let mut config = args.config().irqchip(irqchip).image(image);
     if tech == Tech::Tdx {
         config = config.enc(td_params(args.allow_rbp));
     }

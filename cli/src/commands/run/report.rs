@@ -7,15 +7,15 @@ use std::thread;
 
 use kvm_ops::{FreeReport, Tech};
 use kvm_ops_machine::{
-    ConsoleSink, Devices, Disk, End, ExitHandler, FileKind, Image, ImageFormat, Inside, Quoting,
-    RunLimits, RunReport,
+    ConsoleSink, Devices, Disk, End, ExitContext, ExitHandler, FileKind, Flow, Image, ImageFormat,
+    Inside, Quoting, RunLimits, RunReport,
 };
 use serde::Serialize;
 
 use super::attend::{Attendant, TypeIn};
 use super::console::Terminal;
 use super::{Args, ConsoleKind, disks};
-use crate::confidential::{Quotes, WithQuotes};
+use crate::confidential::Quotes;
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::hosts::{AnyMachine, Place};
@@ -115,7 +115,13 @@ impl Ran {
         };
         let mut run =
             |machine: &mut dyn AnyMachine, devices: &dyn ExitHandler, type_in: &TypeIn<'_>| {
-                let devices = WithQuotes::new(devices, quoting.as_deref());
+                let quoting = quoting.as_deref();
+                let devices = |exit: &mut ExitContext<'_>| match quoting
+                    .is_some_and(|quoting| quoting.answer(exit))
+                {
+                    true => Flow::Continue,
+                    false => devices.handle(exit),
+                };
                 let seen = seen.clone();
                 let handler = Until {
                     devices: &devices,
@@ -123,7 +129,9 @@ impl Ran {
                 };
                 let mut work = |inside: &dyn Inside| {
                     thread::scope(|scope| {
-                        scope.spawn(|| devices.make_quotes(inside));
+                        if let Some(quoting) = quoting {
+                            scope.spawn(move || quoting.serve(inside));
+                        }
                         if attendant.is_needed() {
                             attendant.attend(inside, type_in);
                         }

@@ -1,19 +1,18 @@
 //! `kvm-ops run --tech sev|sev-es|sev-snp`: runs a SEV, SEV-ES or SNP guest from an OVMF image, on a host with an AMD SP.
 
 use kvm_ops::{Irqchip, Tech};
-use kvm_ops_machine::{Disk, Image, ImageFormat, MachineConfig};
+use kvm_ops_machine::{Disk, Image, ImageFormat};
 use soft_amd_sp::measure::{Launch, MeasureError, Ovmf, SectionKind};
 
-use super::report::{Chipset, Ran, Taken, Told};
+use super::report::{Chipset, Ran, Told};
 use super::steps::Steps;
-use super::{Args, disks, homeless, td};
+use super::{Args, disks, td};
 use crate::confidential::{Firmware, Start, certificates};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::hosts::{AnyMachine, Hosts, Needs, Place};
 use crate::interrupt::Interrupt;
-use crate::term;
 
 pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
     let (image, bytes) = wanted(args)?;
@@ -21,24 +20,14 @@ pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
     let interrupt = Interrupt::install()?;
     let hosts = Hosts::open(args.host);
     let irqchip = args.irqchip.unwrap_or(Irqchip::Full);
-    let place = hosts
-        .place(&args.wanted(Needs::Processor, irqchip))
-        .map_err(|no_place| homeless(args, no_place))?;
-    let taken = Taken::of(&image, args.format);
-    if !args.json {
-        term::complain(format!("{}: {taken}", args.name()));
-    }
+    let place = args.place(&hosts, Needs::Processor, irqchip)?;
+    let taken = args.tell_taken(&image);
     let start = expected(args, tech, &image, &bytes, place)?;
     if tech == Tech::SevSnp {
         give_certificates(place)?;
     }
     let mut steps = Steps::new(place, Firmware::AmdSp);
-    let mut config = MachineConfig::new()
-        .kind(args.tech)
-        .vcpus(args.vcpus)
-        .memory(args.memory)
-        .irqchip(irqchip)
-        .image(image);
+    let mut config = args.config().irqchip(irqchip).image(image);
     if let Some(params) = start.params() {
         config = config.enc(params);
     }

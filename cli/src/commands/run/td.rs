@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{Gpa, Irqchip};
-use kvm_ops_machine::{Disk, Image, MachineConfig, Quoting};
+use kvm_ops_machine::{Disk, Image, Quoting};
 use kvm_ops_tdvf::Order;
 
-use super::report::{Chipset, Ran, Taken, Told};
+use super::report::{Chipset, Ran, Told};
 use super::steps::Steps;
-use super::{Args, ConsoleKind, LaunchOrder, disks, homeless, refuse};
+use super::{Args, ConsoleKind, LaunchOrder, disks, refuse};
 use crate::commands::measure::not_tdvf;
 use crate::confidential::{Firmware, MESSAGE, Measured, Quotes, Start, TdImage, Tour, td_params};
 use crate::exit_code::Code;
@@ -17,7 +17,6 @@ use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::hosts::{AnyMachine, Hosts, Needs, Place};
 use crate::interrupt::Interrupt;
-use crate::term;
 
 /// The guest of a TD.
 enum Guest {
@@ -65,23 +64,14 @@ pub(super) fn run(args: &Args) -> Outcome {
         Guest::Tour(..) => (Needs::Anything, Irqchip::None),
     };
     let irqchip = args.irqchip.unwrap_or(default);
-    let place = hosts
-        .place(&args.wanted(needs, irqchip))
-        .map_err(|no_place| homeless(args, no_place))?;
+    let place = args.place(&hosts, needs, irqchip)?;
     let taken = match &guest {
-        Guest::Code(image) => Some(Taken::of(image, args.format)),
+        Guest::Code(image) => Some(args.tell_taken(image)),
         Guest::Tour(..) => None,
     };
-    if let Some(taken) = taken.as_ref().filter(|_| !args.json) {
-        term::complain(format!("{}: {taken}", args.name()));
-    }
 
     let mut steps = Steps::new(place, Firmware::TdxModule);
-    let config = MachineConfig::new()
-        .kind(args.tech)
-        .vcpus(args.vcpus)
-        .memory(args.memory)
-        .irqchip(irqchip);
+    let config = args.config().irqchip(irqchip);
     let (pages, extended) = (image.pages().len(), image.measured_pages());
     let start = Start::of_td(&image);
     let (config, guest) = match guest {
