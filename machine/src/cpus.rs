@@ -34,19 +34,18 @@ impl<H: Host> Cpus<'_, H> {
         if !self.vcpus.is_empty() {
             return Err(Error::Exists(Field::VcpuCount, self.vcpus.len() as u64));
         }
-        self.take(vcpus)?;
-        *self.runs = vec![false; self.vcpus.len()];
-        Ok(())
+        self.take(vcpus)
     }
 
-    /// Takes the handles of the vCPUs that came with a TD.
+    /// Takes the handles of the vCPUs that came with a TD. After a failure those that came can be used.
     pub(crate) fn take(&mut self, vcpus: u32) -> kvm_ops::Result<()> {
-        for id in (0..vcpus).map(VcpuId) {
-            let vcpu = self.vm.create_vcpu(id)?;
-            self.vcpus.push(vcpu);
-        }
+        let taken = (0..vcpus).map(VcpuId).try_for_each(|id| {
+            self.vcpus.push(self.vm.create_vcpu(id)?);
+            Ok(())
+        });
+        self.runs.resize(self.vcpus.len(), false);
         *self.stopper = Stopper::new(self.vcpus.iter().map(VcpuOps::kick_handle).collect());
-        Ok(())
+        taken
     }
 
     /// As [`Machine::load_program`](crate::Machine::load_program).
