@@ -51,8 +51,9 @@ impl Regions {
     /// True if a region touches the page at an address.
     pub(crate) fn has(&self, page: u64) -> bool {
         self.list.iter().any(|region| {
-            let first = region.address - region.address % PAGE_SIZE;
-            (first..region.address + region.bytes).contains(&page)
+            // A region has a last byte: it was checked when it came.
+            let last = region.address.saturating_add(region.bytes - 1);
+            (region.address / PAGE_SIZE..=last / PAGE_SIZE).contains(&(page / PAGE_SIZE))
         })
     }
 
@@ -117,6 +118,15 @@ mod tests {
         );
         assert_eq!(regions.register(region(0xfff, 2)), Ok(()));
         assert_eq!((regions.pages(), regions.list.len()), (2, 1));
+    }
+
+    #[test]
+    fn a_region_may_end_with_the_last_byte_there_is() {
+        let mut regions = Regions::default();
+        let last_page = u64::MAX - (PAGE_SIZE - 1);
+        assert_eq!(regions.register(region(last_page, PAGE_SIZE)), Ok(()));
+        assert!(regions.has(last_page));
+        assert!(!regions.has(last_page - PAGE_SIZE));
     }
 
     proptest! {

@@ -90,11 +90,16 @@ impl<H: Host> Shared<H> {
         shown
     }
 
-    /// Memory is not pinned any more: what no slot shows of it is gone.
+    /// A region is not pinned any more: what no slot shows of it is gone, unless another region pins it too.
     pub(crate) fn forget_parked(&self, region: EncRegion) {
         let first = region.address - region.address % PAGE_SIZE;
         let bytes = region.bytes.saturating_add(region.address - first);
-        for (_, frame) in self.memory().unpark(first, bytes) {
+        let mut memory = self.memory();
+        for (host, frame) in memory.unpark(first, bytes) {
+            if self.regions().has(host) {
+                memory.parked.insert(host, frame);
+                continue;
+            }
             // The account lists a page that leaks.
             let _ = self.sp().release(frame.page, frame.held);
         }
