@@ -50,6 +50,8 @@ pub(super) enum Table {
 pub(crate) struct SwapSpace {
     slots: Vec<Slot>,
     free: BTreeSet<u32>,
+    /// Slots that are used.
+    used: usize,
     by_gfn: BTreeMap<u64, u32>,
     tables: Vec<Vec<Table>>,
     suspended: bool,
@@ -127,6 +129,7 @@ impl SwapSpace {
         if let Place::Memory(gfn) = leaf.place {
             self.by_gfn.insert(gfn.get(), slot);
         }
+        self.used += 1;
         match self.slots.get_mut(slot as usize) {
             Some(place) => *place = Slot::Used(leaf),
             None => self.slots.push(Slot::Used(leaf)),
@@ -141,11 +144,14 @@ impl SwapSpace {
     }
 
     fn empty(&mut self, slot: u32, empty: Slot) {
-        if let Some(place) = self.slots.get_mut(slot as usize)
-            && let Slot::Used(leaf) = core::mem::replace(place, empty)
-            && let Place::Memory(gfn) = leaf.place
-        {
-            self.by_gfn.remove(&gfn.get());
+        let Some(place) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        if let Slot::Used(leaf) = core::mem::replace(place, empty) {
+            self.used -= 1;
+            if let Place::Memory(gfn) = leaf.place {
+                self.by_gfn.remove(&gfn.get());
+            }
         }
     }
 
@@ -283,7 +289,7 @@ impl SwapSpace {
 
     /// True if no page of the guest is out, whatever records there are.
     pub(super) fn has_no_leaf(&self) -> bool {
-        self.leaves().flatten().next().is_none()
+        self.used == 0
     }
 }
 
