@@ -108,8 +108,11 @@ impl<H: Host> Shared<H> {
         Ok(())
     }
 
-    /// The context's ASID; leases one after an undone start.
+    /// The context's ASID; leases one, and charges it, after an undone start.
     pub(crate) fn leased(&self, context: &mut Context) -> Result<Asid> {
+        if let (None, Some(account)) = (&context.charge, self.payer()) {
+            context.charge = Some(account.charge(self.tech())?);
+        }
         if context.lease.is_none() {
             context.soiled = false;
             context.lease = Some(self.lease()?);

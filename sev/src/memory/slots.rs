@@ -107,7 +107,7 @@ impl<H: Host> Shared<H> {
             && memory.has_slot(gfn, large)
             && memory.touching(gfn, large).is_empty()
             && memory.swap.touching(gfn, large).is_empty()
-            && (memory.attributes.all(gfn, large, Privacy::Private)).unwrap_or(false);
+            && memory.is_private(gfn, large);
         if fits {
             match self.populate(memory, gfn, Level::Size2M) {
                 Ok(()) => return Ok(large),

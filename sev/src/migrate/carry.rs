@@ -29,6 +29,7 @@ use kvm_ops_sev_stream::{Fields, MigrateError, ProtocolError};
 use super::is_plain_owner;
 use crate::SevVm;
 use crate::context::{Context, Guest, GuestState};
+use crate::rules::{check_features, check_ghcb};
 use crate::shared::Shared;
 use crate::sp::Held;
 use crate::swap::{Leaf, Place, Suspended, SwapSpace, SwapStore};
@@ -270,6 +271,7 @@ impl<H: Host> SevVm<H> {
                 shared.undo_arrival(image);
                 return Err(error);
             }
+            shared.adopt(image);
             shared.advance_to(Step::Runnable);
             Ok(())
         })
@@ -282,6 +284,8 @@ impl<H: Host> Shared<H> {
         let claim = self.moving.claim().claim()?;
         self.step().require(Step::Initialized)?;
         is_plain_owner(self)?;
+        check_features(self.tech(), image.vmsa_features)?;
+        check_ghcb(self.tech(), image.ghcb_version)?;
         if self
             .context()
             .as_ref()
@@ -315,20 +319,23 @@ impl<H: Host> Shared<H> {
     fn take_context(&self, image: &SnpImage, agent: &mut dyn MigrationAgent) -> Result<()> {
         let mut context = self.context();
         let context = context.as_mut().ok_or(Error::WrongState(self.step()))?;
-        if let (None, Some(account)) = (&context.charge, self.payer()) {
-            context.charge = Some(account.charge(self.tech())?);
-        }
         let asid = self.leased(context)?;
         let gctx = self.create_gctx()?;
         let filled = agent.import(gctx.hpa(), &image.sealed);
         let bound = filled.and_then(|()| self.snp_activate(context, &gctx, asid));
         self.keep_context(context, gctx, bound)?;
         context.state = GuestState::Running;
-        context.policy = image.policy;
-        context.vmsa_features = image.vmsa_features;
-        context.ghcb_version = image.ghcb_version;
-        context.measurement = image.measurement;
         Ok(())
+    }
+
+    /// The guest is here: its image tells the rest of the context.
+    fn adopt(&self, image: &SnpImage) {
+        if let Some(context) = self.context().as_mut() {
+            context.policy = image.policy;
+            context.vmsa_features = image.vmsa_features;
+            context.ghcb_version = image.ghcb_version;
+            context.measurement = image.measurement;
+        }
     }
 
     fn take_memory(&self, image: &SnpImage, store: &mut dyn SwapStore) -> Result<()> {
@@ -380,7 +387,6 @@ impl<H: Host> Shared<H> {
             && self.unbind().is_ok()
         {
             sp.decommission(context);
-            context.measurement = None;
         }
         self.gate.open();
     }

@@ -24,9 +24,6 @@ impl<H: Host> Shared<H> {
         if context.guest.is_some() {
             return Err(Error::WrongState(self.step()));
         }
-        if let (None, Some(account)) = (&context.charge, self.payer()) {
-            context.charge = Some(account.charge(self.tech())?);
-        }
         let asid = self.leased(context)?;
         let handle = mailbox.receive_sharing(share, start)?;
         if let Err(error) = self.activate(context, handle, asid) {
