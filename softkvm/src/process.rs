@@ -46,6 +46,12 @@ pub trait Process {
     /// [`Fault`] if any of it cannot be written. What precedes it may have been.
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault>;
 
+    /// True if each page of a range is mapped and can be read. A range that wraps is not.
+    fn is_mapped(&self, address: u64, bytes: u64) -> bool {
+        pages(address, bytes)
+            .is_some_and(|mut pages| pages.all(|at| self.read(at, &mut [0]).is_ok()))
+    }
+
     /// The file behind a number.
     fn descriptor(&self, number: i32) -> Descriptor;
 
@@ -99,6 +105,14 @@ pub trait Process {
         let _ = (number, offset, bytes);
         None
     }
+}
+
+/// The first byte of a range in each of its pages. `None` for a range that wraps.
+fn pages(address: u64, bytes: u64) -> Option<impl Iterator<Item = u64>> {
+    const PAGE: u64 = 4096;
+    let last = address.checked_add(bytes.saturating_sub(1))?;
+    let pages = (address & !(PAGE - 1)..=last).step_by(PAGE as usize);
+    Some(pages.map(move |page| page.max(address)))
 }
 
 /// An eventfd of the process. The value keeps it, also when the process has closed its numbers.

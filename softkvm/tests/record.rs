@@ -14,7 +14,9 @@ use kvm_ops::sim::SimHost;
 use kvm_ops_softkvm::{Device, Faults, File, Kernel, Mismatch, Player, Process, Refusal};
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::memory::UserspaceMemoryRegion2;
-use kvm_ops_uapi::sev::{self, SevCmd, SevGuestStatus, SevInit, SevLaunchStart, SevRange};
+use kvm_ops_uapi::sev::{
+    self, EncRegion, SevCmd, SevGuestStatus, SevInit, SevLaunchStart, SevRange,
+};
 use kvm_ops_uapi::state::{Regs, Segment, Sregs};
 use kvm_ops_uapi::{Errno, U32, U64};
 use proptest::prelude::*;
@@ -22,6 +24,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 const CODE: u64 = 0x1000;
 const RAM: u64 = 0x1_0000;
+/// More than what a place in a record is named from one address.
+const MUCH: u64 = 66 << 20;
 const PORT_DATA: u64 = 4096;
 /// The program in the guest: 0x1234 to 0x2000, then a port's output and input, and a halt.
 const GUEST: [u8; 12] = [
@@ -304,6 +308,28 @@ fn a_program_is_served_from_its_record_wherever_its_memory_and_descriptors_are()
     let (calls, made) = player.progress();
     assert!(calls == made && calls > 20, "{made} of {calls}");
     assert_eq!(seen[3], "[52, 18]", "memory that the guest wrote");
+}
+
+#[test]
+fn a_record_goes_on_after_a_program_pinned_much_memory() {
+    let (text, _) = recorded(|program| {
+        let vm = program.make(program.kvm, ioctl::KVM_CREATE_VM, 2)?;
+        program.command(vm, sev::INIT2, &SevInit::default())?;
+        let region = EncRegion {
+            addr: U64::new(program.host.map(MUCH)),
+            size: U64::new(MUCH),
+        };
+        program.put(vm, ioctl::KVM_MEMORY_ENCRYPT_REG_REGION, &region)?;
+        program.ioctl(program.kvm, ioctl::KVM_GET_API_VERSION, 0)?;
+        Ok(())
+    });
+    let reads = text.lines().filter(|line| line.starts_with(" read"));
+    assert_eq!(
+        reads.count(),
+        3,
+        "two structures of the command, and the region's"
+    );
+    assert!(text.ends_with("KVM_GET_API_VERSION 0\n= 12\n"));
 }
 
 #[test]

@@ -9,7 +9,6 @@ use kvm_ops_uapi::{U32, U64};
 use super::blobs::Blobs;
 use super::command::{Answer, Call, Sent};
 use super::engine::{Engine, Failed};
-use super::launch::is_mapped;
 use crate::arg;
 use crate::refusal::{Result, ensure};
 use crate::vm::State;
@@ -76,7 +75,8 @@ fn pieces(
     ensure(!wraps, WRAP)?;
     while left != 0 {
         let piece = Piece::first(src, dst, left);
-        let mapped = is_mapped(call, src, piece.len) && is_mapped(call, dst, piece.len);
+        let mapped =
+            call.process.is_mapped(src, piece.len) && call.process.is_mapped(dst, piece.len);
         ensure(mapped, PINNED)?;
         state.sev.require_fd(call.process, SEV_FD)?;
         body(state.sev.engine(SEV)?, &piece)?;

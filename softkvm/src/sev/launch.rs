@@ -72,7 +72,7 @@ pub(super) fn update_data(state: &mut State, call: &Call<'_>) -> Answer {
     let args: SevRange = arg::read(call.process, call.data, COPY)?;
     let (address, len) = (args.uaddr.get(), u64::from(args.len.get()));
     ensure(len != 0 && address.checked_add(len).is_some(), RANGE)?;
-    ensure(is_mapped(call, address, len), PINNED)?;
+    ensure(call.process.is_mapped(address, len), PINNED)?;
     state.sev.require_fd(call.process, SEV_FD)?;
     let contents = arg::read_bytes(call.process, address, len as usize, PINNED)?;
     let mut data = [args.as_bytes(), &contents].concat();
@@ -84,15 +84,6 @@ pub(super) fn update_data(state: &mut State, call: &Call<'_>) -> Answer {
     let encrypted = call.process.write(address, &data[size_of::<SevRange>()..]);
     encrypted.map_err(|_| PINNED)?;
     Ok(Sent::Yes)
-}
-
-/// True if each page of a range can be read.
-pub(super) fn is_mapped(call: &Call<'_>, address: u64, len: u64) -> bool {
-    let Some(last) = address.checked_add(len.saturating_sub(1)) else {
-        return false;
-    };
-    let mut pages = (address & !0xfff..=last).step_by(4096);
-    pages.all(|page| call.process.read(page.max(address), &mut [0]).is_ok())
 }
 
 pub(super) fn update_vmsa(state: &mut State, call: &Call<'_>) -> Answer {
@@ -119,7 +110,7 @@ pub(super) fn secret(state: &mut State, call: &Call<'_>) -> Answer {
     let given: SevLaunchSecret = arg::read(call.process, call.data, COPY)?;
     let (guest, len) = (given.guest.get(), u64::from(given.guest_len.get()));
     ensure(len != 0 && guest.checked_add(len).is_some(), RANGE)?;
-    ensure(is_mapped(call, guest, len), PINNED)?;
+    ensure(call.process.is_mapped(guest, len), PINNED)?;
     let mut args = Blobs::new(given);
     let trans = (given.trans, given.trans_len);
     args.head.trans = args.push_from(call.process, trans, (TRANS_LEN, TRANS))?;

@@ -9,7 +9,6 @@ use kvm_ops_uapi::{U32, U64};
 
 use super::blobs::Blobs;
 use super::command::{Answer, Call, Sent};
-use super::launch::is_mapped;
 use super::require_fd;
 use crate::arg;
 use crate::refusal::{Result, ensure};
@@ -74,7 +73,7 @@ fn lies_in_one_page(args: &SevUpdateData) -> bool {
 
 /// True if the page of the guest's range can be pinned.
 fn is_pinned(call: &Call<'_>, args: &SevUpdateData) -> bool {
-    is_mapped(call, args.guest.get() & !(PAGE - 1), PAGE)
+    call.process.is_mapped(args.guest.get() & !(PAGE - 1), PAGE)
 }
 
 pub(super) fn send_update_data(state: &mut State, call: &Call<'_>) -> Answer {

@@ -3,8 +3,6 @@
 use kvm_ops_uapi::checks::{reg_region, unreg_region};
 use kvm_ops_uapi::{Errno, sev::EncRegion};
 
-use super::command::Call;
-use super::launch::is_mapped;
 use crate::refusal::{Result, ensure};
 use crate::vm::Vm;
 use crate::{Process, Refusal, arg};
@@ -25,13 +23,7 @@ pub(crate) fn register(vm: &Vm, process: &dyn Process, argument: u64) -> Result<
     ensure(!mirror, MIRROR)?;
     let (address, size) = (args.addr.get(), args.size.get());
     ensure(size != 0 && address.checked_add(size).is_some(), RANGE)?;
-    let call = Call {
-        vm,
-        process,
-        data: 0,
-        sev_fd: 0,
-    };
-    ensure(is_mapped(&call, address, size), PINNED)?;
+    ensure(process.is_mapped(address, size), PINNED)?;
     engine.register(region(&args)).map_err(Refusal::from)?;
     Ok(0)
 }

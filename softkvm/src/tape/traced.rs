@@ -122,6 +122,11 @@ impl Process for Traced<'_> {
         written
     }
 
+    // Questions are not part of a record: only their answer counts, and that is the call's.
+    fn is_mapped(&self, address: u64, bytes: u64) -> bool {
+        self.inner.is_mapped(address, bytes)
+    }
+
     fn descriptor(&self, number: i32) -> Descriptor {
         self.inner.descriptor(number)
     }
