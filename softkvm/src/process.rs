@@ -52,6 +52,16 @@ pub trait Process {
             .is_some_and(|mut pages| pages.all(|at| self.read(at, &mut [0]).is_ok()))
     }
 
+    /// True if each page of a range can also be written. A byte of each is written back as it was, so ask only for memory that
+    /// nobody else writes.
+    fn is_writable(&self, address: u64, bytes: u64) -> bool {
+        let can_be_written = |at| {
+            let mut byte = [0];
+            self.read(at, &mut byte).is_ok() && self.write(at, &byte).is_ok()
+        };
+        pages(address, bytes).is_some_and(|mut pages| pages.all(can_be_written))
+    }
+
     /// The file behind a number.
     fn descriptor(&self, number: i32) -> Descriptor;
 

@@ -72,7 +72,8 @@ pub(super) fn update_data(state: &mut State, call: &Call<'_>) -> Answer {
     let args: SevRange = arg::read(call.process, call.data, COPY)?;
     let (address, len) = (args.uaddr.get(), u64::from(args.len.get()));
     ensure(len != 0 && address.checked_add(len).is_some(), RANGE)?;
-    ensure(call.process.is_mapped(address, len), PINNED)?;
+    // Firmware measures and encrypts; what could not be written back then would be lost.
+    ensure(call.process.is_writable(address, len), PINNED)?;
     state.sev.require_fd(call.process, SEV_FD)?;
     let contents = arg::read_bytes(call.process, address, len as usize, PINNED)?;
     let mut data = [args.as_bytes(), &contents].concat();
@@ -80,7 +81,7 @@ pub(super) fn update_data(state: &mut State, call: &Call<'_>) -> Answer {
         .sev
         .engine(SEV)?
         .command(uapi::LAUNCH_UPDATE_DATA, &mut data)?;
-    // In place: the caller's memory has ciphertext from now on. What cannot be written was not encrypted for the caller either.
+    // In place: the caller's memory has ciphertext from now on.
     let encrypted = call.process.write(address, &data[size_of::<SevRange>()..]);
     encrypted.map_err(|_| PINNED)?;
     Ok(Sent::Yes)

@@ -127,6 +127,10 @@ impl Process for Traced<'_> {
         self.inner.is_mapped(address, bytes)
     }
 
+    fn is_writable(&self, address: u64, bytes: u64) -> bool {
+        self.inner.is_writable(address, bytes)
+    }
+
     fn descriptor(&self, number: i32) -> Descriptor {
         self.inner.descriptor(number)
     }

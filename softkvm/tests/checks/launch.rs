@@ -108,6 +108,12 @@ pub(crate) const CASES: &[Case] = &[
         w.command(w.guest(2), sev::LAUNCH_UPDATE_DATA, &range(page, 4097))
             .0
     }),
+    (launch_update_data::PINNED, |w| {
+        let page = w.task.map(4096);
+        w.task.protect(page);
+        w.command(w.guest(2), sev::LAUNCH_UPDATE_DATA, &range(page, 4096))
+            .0
+    }),
     (launch_update_data::SEV_FD, |w| {
         let page = w.task.map(4096);
         w.command(w.guest(2), sev::LAUNCH_UPDATE_DATA, &range(page, 4096))
