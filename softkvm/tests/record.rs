@@ -13,7 +13,7 @@ use kvm_ops::Vendor;
 use kvm_ops::sim::SimHost;
 use kvm_ops_softkvm::{Device, Faults, File, Kernel, Mismatch, Player, Process, Refusal};
 use kvm_ops_uapi::ioctl::{self, Ioctl};
-use kvm_ops_uapi::memory::UserspaceMemoryRegion2;
+use kvm_ops_uapi::memory::{CreateGuestMemfd, UserspaceMemoryRegion2};
 use kvm_ops_uapi::sev::{
     self, EncRegion, SevCmd, SevGuestStatus, SevInit, SevLaunchStart, SevRange,
 };
@@ -330,6 +330,30 @@ fn a_record_goes_on_after_a_program_pinned_much_memory() {
         "two structures of the command, and the region's"
     );
     assert!(text.ends_with("KVM_GET_API_VERSION 0\n= 12\n"));
+}
+
+#[test]
+fn files_without_ioctls_refuse_them_in_a_replay_as_ever() {
+    let body = |program: &Program| {
+        let vm = program.make(program.kvm, ioctl::KVM_CREATE_VM, 1)?;
+        let size = CreateGuestMemfd {
+            size: U64::new(RAM),
+            ..CreateGuestMemfd::default()
+        };
+        let memory = program.put(vm, ioctl::KVM_CREATE_GUEST_MEMFD, &size)? as i32;
+        let counts = program.make(vm, ioctl::KVM_GET_STATS_FD, 0)?;
+        for file in [memory, counts] {
+            let refused = program.ioctl(file, ioctl::KVM_GET_API_VERSION, 0);
+            program.note(refused.map_err(|refusal| refusal.errno()));
+        }
+        Ok(())
+    };
+    let (text, seen) = recorded(body);
+    let (player, stopped) = player(&text);
+    let program = Program::elsewhere(&player).unwrap();
+    body(&program).unwrap_or_else(|_| panic!("{:?}", stopped.lock().unwrap()));
+    assert_eq!(program.seen(), seen);
+    assert_eq!(*stopped.lock().unwrap(), None);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use kvm_ops_uapi::Errno;
+use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::KVM_RUN;
 
 use super::format::{Call, Device, Machine, Record, RecordError, Vendor, What};
@@ -111,6 +112,10 @@ impl Played {
     }
 
     pub(crate) fn ioctl(&self, process: &dyn Process, number: u32, argument: u64) -> Result<i64> {
+        // Such files have no ioctls, and a record none of them.
+        if matches!(self.kind, FileKind::GuestMemfd | FileKind::Stats) {
+            return Err(any::KNOWN_ON_GMEM.into());
+        }
         let inner = &self.player.0;
         if inner.lock().stopped {
             return Err(Errno::EIO.into());
