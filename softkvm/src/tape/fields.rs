@@ -66,15 +66,22 @@ fn of_device(id: u32) -> Vec<Field> {
     }
 }
 
-/// The fields of a command that the argument's structure names by its first four bytes.
+/// The fields of the structure of a TDX command.
+fn of_tdx(id: u32) -> Vec<Field> {
+    match id {
+        tdx::INIT_MEM_REGION => addresses!(TdxInitMemRegion: source_addr),
+        _ => Vec::new(),
+    }
+}
+
+/// The fields of a command that the argument's structure names by its first four bytes, in a call that has commands.
 pub(super) fn of_command(vendor: Vendor, number: u32, id: u32) -> Vec<Field> {
-    match (number == ioctl::SEV_ISSUE_CMD.number(), vendor) {
-        (true, _) => of_device(id),
-        (false, Vendor::Amd) => of_sev(id),
-        (false, Vendor::Intel) if id == tdx::INIT_MEM_REGION => {
-            addresses!(TdxInitMemRegion: source_addr)
-        }
-        (false, Vendor::Intel) => Vec::new(),
+    let ioctl = Ioctl::from_number(number);
+    match vendor {
+        _ if ioctl == Some(ioctl::SEV_ISSUE_CMD) => of_device(id),
+        _ if ioctl != Some(ioctl::KVM_MEMORY_ENCRYPT_OP) => Vec::new(),
+        Vendor::Amd => of_sev(id),
+        Vendor::Intel => of_tdx(id),
     }
 }
 

@@ -191,6 +191,20 @@ mod tests {
         }
     }
 
+    /// The number of a slot, here that of DBG_DECRYPT, is no command.
+    #[test]
+    fn a_call_without_commands_leads_no_further_than_its_argument() {
+        let clear = ioctl::KVM_CLEAR_DIRTY_LOG.number();
+        let mut bases = Bases::new(Vendor::Amd, clear, 0x1000);
+        let mut log = [0; 24];
+        log[0] = sev::DBG_DECRYPT as u8;
+        log[16..].copy_from_slice(&0x5000_u64.to_le_bytes());
+        bases.learn(&Place::default(), &log);
+        let bitmap = bases.place(0x5000).unwrap();
+        assert_eq!(bitmap.to_string(), "arg*16+0");
+        assert_eq!(bases.fields_in(&bitmap, 64), []);
+    }
+
     #[test]
     fn a_place_is_named_from_the_nearest_address_and_found_elsewhere() {
         let number = ioctl::KVM_MEMORY_ENCRYPT_OP.number();
