@@ -32,6 +32,11 @@ const GUEST: [u8; 12] = [
     0xc7, 0x06, 0x00, 0x20, 0x34, 0x12, 0xe6, 0x80, 0xe4, 0x90, 0xf4, 0x90,
 ];
 
+/// A program that counts at 0x2000, and tells it at a port.
+const COUNTER: [u8; 9] = [0xf0, 0xfe, 0x06, 0x00, 0x20, 0xe6, 0x80, 0xeb, 0xf7];
+/// The runs of each vCPU that counts.
+const COUNTS: u8 = 50;
+
 /// Where a run's record goes.
 #[derive(Clone, Default)]
 struct Out(Arc<Mutex<Vec<u8>>>);
@@ -248,6 +253,24 @@ impl Program {
         self.launch()
     }
 
+    /// Two vCPUs of one VM, each on a thread of its own, which count in the same place and leave after each number.
+    fn counting(&self) -> Answer<()> {
+        let vm = self.make(self.kvm, ioctl::KVM_CREATE_VM, 0)?;
+        let ram = self.slot(vm, 0)?;
+        let code = ram + CODE;
+        self.host.write(code, &COUNTER).map_err(|_| Errno::EFAULT)?;
+        let count = |id| {
+            let vcpu = self.make(vm, ioctl::KVM_CREATE_VCPU, id)?;
+            self.start(vcpu)?;
+            (0..COUNTS).try_for_each(|_| self.run(vcpu).map(drop))
+        };
+        thread::scope(|scope| {
+            let both = [0, 1].map(|id| scope.spawn(move || count(id)));
+            both.into_iter()
+                .try_for_each(|thread| thread.join().unwrap())
+        })
+    }
+
     /// Two vCPUs of two VMs, each on a thread of its own.
     fn threads(&self) -> Answer<()> {
         let one = || {
@@ -354,6 +377,21 @@ fn files_without_ioctls_refuse_them_in_a_replay_as_ever() {
     body(&program).unwrap_or_else(|_| panic!("{:?}", stopped.lock().unwrap()));
     assert_eq!(program.seen(), seen);
     assert_eq!(*stopped.lock().unwrap(), None);
+}
+
+#[test]
+fn memory_is_recorded_in_the_order_in_which_vcpus_of_one_vm_wrote_it() {
+    for _ in 0..20 {
+        let (text, _) = recorded(Program::counting);
+        let changes = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(" memory 0 2000 "));
+        let counts: Vec<u8> = changes
+            .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+            .collect();
+        assert!(counts.is_sorted(), "{counts:?}");
+        assert_eq!(counts.last(), Some(&(2 * COUNTS)));
+    }
 }
 
 #[test]

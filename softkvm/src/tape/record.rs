@@ -79,26 +79,34 @@ impl Recorder {
         let run = (number == KVM_RUN.number())
             .then(|| file.run_area())
             .flatten();
-        let own = self.lock().number(file);
+        let mut steps = Vec::new();
+        let (own, before) = {
+            let mut state = self.lock();
+            let own = state.number(file);
+            let before = run.map(|area| state.before_run(own, process, area.as_ref(), &mut steps));
+            (own, before)
+        };
         let traced = Traced {
             inner: process,
             recorder: self,
             call: RefCell::new(Traces {
                 bases: Bases::new(self.vendor, number, argument),
-                steps: Vec::new(),
+                steps,
                 written: Vec::new(),
                 lost: None,
             }),
             maker: own,
         };
-        let before = run.map(|area| self.before_run(own, &traced, area.as_ref()));
         SIGNALLED.with_borrow_mut(Vec::clear);
         let answer = serve(&traced);
-        if let (Some(area), Some(before)) = (run, before) {
-            self.after_run(own, &traced, area.as_ref(), &before);
-        }
-        let Traces { steps, lost, .. } = traced.call.into_inner();
+        let Traces {
+            mut steps, lost, ..
+        } = traced.call.into_inner();
+        // Kept from the look at the memory until it is written down: of two vCPUs the one that looks first comes first.
         let mut state = self.lock();
+        if let (Some(area), Some(before)) = (run, before) {
+            state.after_run(own, process, area.as_ref(), &before, &mut steps);
+        }
         if sets_slot(number) && answer.is_ok() {
             let mut region = UserspaceMemoryRegion::default();
             if process.read(argument, region.as_mut_bytes()).is_ok() {
@@ -128,44 +136,6 @@ impl Recorder {
         state.write(what, steps, end);
         answer
     }
-
-    /// Notes what the program wrote to the run page, and returns the page.
-    fn before_run(&self, own: u32, traced: &Traced<'_>, area: &dyn RunArea) -> Vec<u8> {
-        let page = page(area);
-        let mut state = self.lock();
-        let vm = state.vms.get(&own).copied();
-        if let Some(vm) = vm {
-            state.slots.look_at_new(vm, traced.inner);
-        }
-        let empty = || vec![0; page.len()];
-        let seen = state.pages.entry(own).or_insert_with(empty);
-        let steps = &mut traced.call.borrow_mut().steps;
-        steps.extend(
-            changes(seen, &page)
-                .into_iter()
-                .map(|(at, bytes)| Step::PageIn(at, bytes)),
-        );
-        page
-    }
-
-    fn after_run(&self, own: u32, traced: &Traced<'_>, area: &dyn RunArea, before: &[u8]) {
-        let page = page(area);
-        let mut state = self.lock();
-        let mut call = traced.call.borrow_mut();
-        let steps = &mut call.steps;
-        steps.extend(
-            changes(before, &page)
-                .into_iter()
-                .map(|(at, bytes)| Step::PageOut(at, bytes)),
-        );
-        if let Some(vm) = state.vms.get(&own).copied() {
-            let found = state.slots.changes(vm, traced.inner).into_iter();
-            steps.extend(found.map(|(slot, at, bytes)| Step::Memory(slot, at, bytes)));
-        }
-        let signalled = SIGNALLED.with_borrow_mut(std::mem::take);
-        steps.extend(signalled.into_iter().map(Step::Signal));
-        state.pages.insert(own, page);
-    }
 }
 
 /// The contents of the memory that a vCPU shares.
@@ -193,6 +163,45 @@ impl State {
     pub(super) fn number(&self, file: &File) -> u32 {
         let number = self.files.get(&file.identity());
         number.copied().unwrap_or(canon::FOREIGN)
+    }
+
+    /// Notes what the program wrote to the run page, and returns the page.
+    fn before_run(
+        &mut self,
+        own: u32,
+        process: &dyn Process,
+        area: &dyn RunArea,
+        steps: &mut Vec<Step>,
+    ) -> Vec<u8> {
+        let page = page(area);
+        if let Some(vm) = self.vms.get(&own) {
+            self.slots.look_at_new(*vm, process);
+        }
+        let seen = self.pages.entry(own);
+        let found = changes(seen.or_insert_with(|| vec![0; page.len()]), &page);
+        steps.extend(found.into_iter().map(|(at, bytes)| Step::PageIn(at, bytes)));
+        page
+    }
+
+    /// Notes what the run changed: the run page, memory, and eventfds.
+    fn after_run(
+        &mut self,
+        own: u32,
+        process: &dyn Process,
+        area: &dyn RunArea,
+        before: &[u8],
+        steps: &mut Vec<Step>,
+    ) {
+        let page = page(area);
+        let found = changes(before, &page).into_iter();
+        steps.extend(found.map(|(at, bytes)| Step::PageOut(at, bytes)));
+        if let Some(vm) = self.vms.get(&own) {
+            let found = self.slots.changes(*vm, process).into_iter();
+            steps.extend(found.map(|(slot, at, bytes)| Step::Memory(slot, at, bytes)));
+        }
+        let signalled = SIGNALLED.with_borrow_mut(std::mem::take);
+        steps.extend(signalled.into_iter().map(Step::Signal));
+        self.pages.insert(own, page);
     }
 
     fn write(&mut self, what: What, steps: Vec<Step>, answer: Answer) {
