@@ -66,6 +66,16 @@ impl Slots {
         })
     }
 
+    /// A VM ended.
+    pub(super) fn forget(&mut self, vm: u32) {
+        self.slots.retain(|(of, _), _| *of != vm);
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.slots.len()
+    }
+
     fn of_vm(&mut self, vm: u32) -> impl Iterator<Item = &mut Slot> {
         let slots = self.slots.range_mut((vm, 0)..=(vm, u32::MAX));
         slots.map(|(_, slot)| slot)

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
 use kvm_ops_uapi::ioctl::KVM_RUN;
@@ -18,6 +18,7 @@ use super::memory::Slots;
 use super::places::Bases;
 use super::traced::{SIGNALLED, Traced, Traces};
 use crate::refusal::Result;
+use crate::vm::Vm;
 use crate::{File, Process, RunArea};
 
 /// Writes each call of a program to a record, as soon as it is answered.
@@ -31,8 +32,11 @@ pub(super) struct State {
     /// Numbers of open files by their identity. One that was closed is replaced by the next with its identity.
     files: HashMap<usize, u32>,
     next_file: u32,
-    /// The VM's file of a vCPU's file.
-    pub(super) vms: HashMap<u32, u32>,
+    /// The file whose call made a file: that of the VM for a vCPU's.
+    pub(super) makers: HashMap<u32, u32>,
+    /// The VM of each VM's file.
+    alive: HashMap<u32, Weak<Vm>>,
+    /// The run page of each vCPU's file, as its last run left it.
     pages: HashMap<u32, Vec<u8>>,
     threads: HashMap<ThreadId, u32>,
     pub(super) events: u32,
@@ -48,7 +52,8 @@ impl Recorder {
                 out: Some(out),
                 files: HashMap::new(),
                 next_file: 0,
-                vms: HashMap::new(),
+                makers: HashMap::new(),
+                alive: HashMap::new(),
                 pages: HashMap::new(),
                 threads: HashMap::new(),
                 events: 0,
@@ -154,10 +159,32 @@ impl State {
         number
     }
 
+    /// Gives the new file of a call its number.
+    pub(super) fn name_made(&mut self, file: &File, maker: u32) -> u32 {
+        let number = self.name(file);
+        self.makers.insert(number, maker);
+        if let Some(vm) = file.as_vm() {
+            self.forget_ended();
+            self.alive.insert(number, Arc::downgrade(vm));
+        }
+        number
+    }
+
+    /// Drops what was kept for VMs that ended.
+    fn forget_ended(&mut self) {
+        let ended = self.alive.extract_if(|_, vm| vm.strong_count() == 0);
+        for (vm, _) in ended {
+            self.slots.forget(vm);
+            for (file, _) in self.makers.extract_if(|_, maker| *maker == vm) {
+                self.pages.remove(&file);
+            }
+        }
+    }
+
     /// The slot that has an address, of the VM behind a file.
     pub(super) fn slot_at(&self, file: u32, address: u64) -> Option<(u32, u64)> {
         let own = self.slots.find(file, address);
-        own.or_else(|| self.slots.find(*self.vms.get(&file)?, address))
+        own.or_else(|| self.slots.find(*self.makers.get(&file)?, address))
     }
 
     pub(super) fn number(&self, file: &File) -> u32 {
@@ -174,7 +201,7 @@ impl State {
         steps: &mut Vec<Step>,
     ) -> Vec<u8> {
         let page = page(area);
-        if let Some(vm) = self.vms.get(&own) {
+        if let Some(vm) = self.makers.get(&own) {
             self.slots.look_at_new(*vm, process);
         }
         let seen = self.pages.entry(own);
@@ -195,7 +222,7 @@ impl State {
         let page = page(area);
         let found = changes(before, &page).into_iter();
         steps.extend(found.map(|(at, bytes)| Step::PageOut(at, bytes)));
-        if let Some(vm) = self.vms.get(&own) {
+        if let Some(vm) = self.makers.get(&own) {
             let found = self.slots.changes(*vm, process).into_iter();
             steps.extend(found.map(|(slot, at, bytes)| Step::Memory(slot, at, bytes)));
         }
@@ -236,5 +263,45 @@ impl State {
             "the record ends here: memory of unknown origin"
         );
         self.out = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_ops::Vendor;
+    use kvm_ops::sim::SimHost;
+    use kvm_ops_uapi::U64;
+    use kvm_ops_uapi::ioctl;
+
+    use super::*;
+    use crate::{Faults, Kernel, Task};
+
+    #[test]
+    fn what_is_kept_for_a_vm_goes_with_it() {
+        let host = SimHost::new(Vendor::Intel);
+        let kernel = Kernel::recording(host, Faults::default(), Box::new(std::io::sink())).unwrap();
+        let task = Task::new();
+        let kvm = task.open(kernel.open_kvm()).unwrap();
+        let make = |fd, ioctl| task.ioctl(fd, ioctl, 0).unwrap() as i32;
+        for _ in 0..3 {
+            let vm = make(kvm, ioctl::KVM_CREATE_VM);
+            let slot = UserspaceMemoryRegion {
+                memory_size: U64::new(0x1000),
+                userspace_addr: U64::new(task.map(0x1000)),
+                ..UserspaceMemoryRegion::default()
+            };
+            task.call(vm, ioctl::KVM_SET_USER_MEMORY_REGION, &slot)
+                .unwrap();
+            let vcpu = make(vm, ioctl::KVM_CREATE_VCPU);
+            // It has no memory to run in, and leaves.
+            let _ = task.ioctl(vcpu, KVM_RUN, 0);
+            let state = kernel.recorder().unwrap().lock();
+            assert_eq!(state.alive.len(), 1);
+            assert_eq!((state.slots.count(), state.pages.len()), (1, 1));
+            drop(state);
+            // A vCPU keeps its VM.
+            task.close(vm).unwrap();
+            task.close(vcpu).unwrap();
+        }
     }
 }

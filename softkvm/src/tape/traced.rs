@@ -149,12 +149,8 @@ impl Process for Traced<'_> {
             }
             FileKind::Vm | FileKind::System | FileKind::Sev => NewFile::Vm,
         };
-        {
-            let mut state = self.recorder.lock();
-            let own = state.name(&file);
-            state.vms.insert(own, self.maker);
-            self.call.borrow_mut().steps.push(Step::New(own, new));
-        }
+        let own = self.recorder.lock().name_made(&file, self.maker);
+        self.call.borrow_mut().steps.push(Step::New(own, new));
         self.inner.install(number, file);
     }
 
