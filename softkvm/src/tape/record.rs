@@ -69,6 +69,9 @@ impl Recorder {
     /// A device was opened.
     pub(crate) fn opened(&self, file: &File, device: Device) {
         let mut state = self.lock();
+        if state.has_ended() {
+            return;
+        }
         let number = state.name(file);
         state.write(What::Open(device, number), Vec::new(), Answer::File(number));
     }
@@ -81,12 +84,14 @@ impl Recorder {
         (number, argument): (u32, u64),
         serve: impl FnOnce(&dyn Process) -> Result<i64>,
     ) -> Result<i64> {
-        let run = (number == KVM_RUN.number())
-            .then(|| file.run_area())
-            .flatten();
+        let run = file.run_area().filter(|_| number == KVM_RUN.number());
         let mut steps = Vec::new();
         let (own, before) = {
             let mut state = self.lock();
+            if state.has_ended() {
+                drop(state);
+                return serve(process);
+            }
             let own = state.number(file);
             let before = run.map(|area| state.before_run(own, process, area.as_ref(), &mut steps));
             (own, before)
@@ -240,29 +245,35 @@ impl State {
             steps,
             answer,
         };
+        let Some(out) = &mut self.out else { return };
         // One write, so that a program that is killed leaves whole calls.
-        let written = self
-            .out
-            .as_mut()
-            .map(|out| out.write_all(call.to_string().as_bytes()));
-        if let Some(Err(error)) = written {
+        if let Err(error) = out.write_all(call.to_string().as_bytes()) {
             tracing::error!(%error, "the record ends here");
-            self.out = None;
+            self.end();
         }
     }
 
     /// A call used memory that nothing in its arguments leads to, so a replay could not find it.
     fn give_up(&mut self, number: u32, address: u64) {
-        let lost = format!("{LOST}{number:x} {address:x}\n");
-        if let Some(out) = &mut self.out {
-            let _ = out.write_all(lost.as_bytes());
-        }
+        let Some(out) = &mut self.out else { return };
+        let _ = writeln!(out, "{LOST}{number:x} {address:x}");
         tracing::error!(
             number,
             address,
             "the record ends here: memory of unknown origin"
         );
+        self.end();
+    }
+
+    fn has_ended(&self) -> bool {
+        self.out.is_none()
+    }
+
+    /// Ends the record, and drops what was kept for it.
+    fn end(&mut self) {
         self.out = None;
+        self.slots = Slots::default();
+        self.pages.clear();
     }
 }
 
@@ -276,25 +287,33 @@ mod tests {
     use super::*;
     use crate::{Faults, Kernel, Task};
 
+    fn recording(out: impl Write + Send + 'static) -> Kernel {
+        let host = SimHost::new(Vendor::Intel);
+        Kernel::recording(host, Faults::default(), Box::new(out)).unwrap()
+    }
+
+    /// A VM with a slot, and its vCPU after a run. The guest has no code.
+    fn ran(kernel: &Kernel, task: &Task) -> (i32, i32) {
+        let make = |fd, ioctl| task.ioctl(fd, ioctl, 0).unwrap() as i32;
+        let kvm = task.open(kernel.open_kvm()).unwrap();
+        let vm = make(kvm, ioctl::KVM_CREATE_VM);
+        let slot = UserspaceMemoryRegion {
+            memory_size: U64::new(0x1000),
+            userspace_addr: U64::new(task.map(0x1000)),
+            ..UserspaceMemoryRegion::default()
+        };
+        task.call(vm, ioctl::KVM_SET_USER_MEMORY_REGION, &slot)
+            .unwrap();
+        let vcpu = make(vm, ioctl::KVM_CREATE_VCPU);
+        let _ = task.ioctl(vcpu, KVM_RUN, 0);
+        (vm, vcpu)
+    }
+
     #[test]
     fn what_is_kept_for_a_vm_goes_with_it() {
-        let host = SimHost::new(Vendor::Intel);
-        let kernel = Kernel::recording(host, Faults::default(), Box::new(std::io::sink())).unwrap();
-        let task = Task::new();
-        let kvm = task.open(kernel.open_kvm()).unwrap();
-        let make = |fd, ioctl| task.ioctl(fd, ioctl, 0).unwrap() as i32;
+        let (kernel, task) = (recording(std::io::sink()), Task::new());
         for _ in 0..3 {
-            let vm = make(kvm, ioctl::KVM_CREATE_VM);
-            let slot = UserspaceMemoryRegion {
-                memory_size: U64::new(0x1000),
-                userspace_addr: U64::new(task.map(0x1000)),
-                ..UserspaceMemoryRegion::default()
-            };
-            task.call(vm, ioctl::KVM_SET_USER_MEMORY_REGION, &slot)
-                .unwrap();
-            let vcpu = make(vm, ioctl::KVM_CREATE_VCPU);
-            // It has no memory to run in, and leaves.
-            let _ = task.ioctl(vcpu, KVM_RUN, 0);
+            let (vm, vcpu) = ran(&kernel, &task);
             let state = kernel.recorder().unwrap().lock();
             assert_eq!(state.alive.len(), 1);
             assert_eq!((state.slots.count(), state.pages.len()), (1, 1));
@@ -302,6 +321,33 @@ mod tests {
             // A vCPU keeps its VM.
             task.close(vm).unwrap();
             task.close(vcpu).unwrap();
+        }
+    }
+
+    #[test]
+    fn nothing_is_kept_for_a_record_that_has_ended() {
+        /// It has room for so many writes.
+        struct Room(u32);
+        impl Write for Room {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                assert_ne!(self.0, 0, "a write after one that failed");
+                self.0 -= 1;
+                match self.0 {
+                    0 => Err(std::io::ErrorKind::StorageFull.into()),
+                    _ => Ok(bytes.len()),
+                }
+            }
+
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        for room in 2..8 {
+            let (kernel, task) = (recording(Room(room)), Task::new());
+            ran(&kernel, &task);
+            ran(&kernel, &task);
+            let state = kernel.recorder().unwrap().lock();
+            assert_eq!((state.slots.count(), state.pages.len()), (0, 0), "{room}");
         }
     }
 }
