@@ -211,11 +211,15 @@ impl State {
     }
 }
 
-/// Sends a message, whose destination has 32 bits or 8.
+/// Sends a message, whose destination has 32 bits or 8. Linux does not look at bits 31:20 of its address, and QEMU gives
+/// the offset from 0xfee00000 alone (Linux `kvm_msi_to_lapic_irq`, QEMU `kvm_apic_mem_write`).
 fn signal(wires: &Wires, mut msi: Msi, wide: bool) -> bool {
+    const MESSAGES: u64 = 0xfee0_0000;
+    const IGNORED: u64 = 0xfff0_0000;
     if !wide {
         msi.address &= u64::from(u32::MAX);
     }
+    msi.address = msi.address & !IGNORED | MESSAGES;
     wires.signal_msi(msi).unwrap_or(false)
 }
 
