@@ -34,19 +34,13 @@ pub(super) fn read(
     canon
 }
 
-fn behind(place: &Place, at: usize) -> Vec<usize> {
-    let mut path = place.path.clone();
-    path.push((place.distance as usize).saturating_add(at));
-    path
-}
-
 /// What was written: an address as its distance from the one that was read there. Descriptors are never changed.
 pub(super) fn written(bases: &Bases, place: &Place, bytes: &[u8]) -> Vec<u8> {
     let mut canon = bytes.to_vec();
     for field in bases.fields_in(place, bytes.len()) {
         match field {
             Field::Address(at) => {
-                let distance = long(bytes, at).wrapping_sub(bases.address(&behind(place, at)));
+                let distance = long(bytes, at).wrapping_sub(bases.address(place, at));
                 canon[at..at + 8].copy_from_slice(&distance.to_le_bytes());
             }
             Field::Descriptor(at) => canon[at..at + 4].fill(0),
@@ -61,7 +55,7 @@ pub(super) fn restored(bases: &Bases, place: &Place, canon: &[u8], there: &[u8])
     for field in bases.fields_in(place, canon.len()) {
         match field {
             Field::Address(at) => {
-                let address = long(canon, at).wrapping_add(bases.address(&behind(place, at)));
+                let address = long(canon, at).wrapping_add(bases.address(place, at));
                 bytes[at..at + 8].copy_from_slice(&address.to_le_bytes());
             }
             Field::Descriptor(at) => bytes[at..at + 4].copy_from_slice(&there[at..at + 4]),

@@ -4,7 +4,6 @@ use kvm_ops_uapi::ioctl::KVM_RUN;
 use kvm_ops_uapi::run::MMAP_SIZE;
 
 use super::canon;
-use super::fields::takes_address;
 use super::format::{Call, Step, What, shown};
 use super::places::Bases;
 use super::play::{Inner, Played};
@@ -20,15 +19,7 @@ impl Inner {
         process: &dyn Process,
         (number, argument): (u32, u64),
     ) -> Result<Bases, String> {
-        let canonical = match takes_address(number) {
-            true => u64::from(argument != 0),
-            false => argument,
-        };
-        let made = What::Ioctl {
-            file: file.number,
-            number,
-            argument: canonical,
-        };
+        let made = What::ioctl(file.number, (number, argument));
         if call.what != made {
             return Err(format!("the program makes `{made}`"));
         }

@@ -17,7 +17,10 @@ use kvm_ops_uapi::system::DeviceAttr;
 use kvm_ops_uapi::tdx::{self, TdxCmd, TdxInitMemRegion};
 use kvm_ops_uapi::vm::{EnableCap, MsrFilter, MsrFilterRange};
 
+use zerocopy::IntoBytes;
+
 use super::format::Vendor;
+use crate::Process;
 
 /// A field that means something else in each run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,21 +147,22 @@ pub(super) const fn takes_address(number: u32) -> bool {
     number >> 30 != 0
 }
 
-/// True for a call that sets a slot.
-pub(super) fn sets_slot(number: u32) -> bool {
-    [
+/// The slot that a call has set: its number, address and bytes, which are 0 where it was deleted. `None` for other calls. The
+/// two structures begin alike.
+pub(super) fn slot_set(
+    process: &dyn Process,
+    (number, argument): (u32, u64),
+) -> Option<(u32, u64, u64)> {
+    let sets = [
         ioctl::KVM_SET_USER_MEMORY_REGION,
         ioctl::KVM_SET_USER_MEMORY_REGION2,
-    ]
-    .iter()
-    .any(|ioctl| ioctl.number() == number)
-}
-
-/// A slot that a call sets: number, address and bytes, which are 0 where it is deleted. The two structures begin alike.
-pub(super) fn slot_of(region: &UserspaceMemoryRegion) -> (u32, u64, u64) {
-    (
+    ];
+    sets.iter().find(|ioctl| ioctl.number() == number)?;
+    let mut region = UserspaceMemoryRegion::default();
+    process.read(argument, region.as_mut_bytes()).ok()?;
+    Some((
         region.slot.get(),
         region.userspace_addr.get(),
         region.memory_size.get(),
-    )
+    ))
 }

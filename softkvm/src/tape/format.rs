@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use super::fields::takes_address;
 use super::places::Place;
 
 /// The first line.
@@ -66,6 +67,20 @@ pub(super) enum What {
         /// 0 or 1 where it is an address.
         argument: u64,
     },
+}
+
+impl What {
+    /// An ioctl of the file of that number.
+    pub(super) fn ioctl(file: u32, (number, argument): (u32, u64)) -> Self {
+        Self::Ioctl {
+            file,
+            number,
+            argument: match takes_address(number) {
+                true => u64::from(argument != 0),
+                false => argument,
+            },
+        }
+    }
 }
 
 /// A step of a call, in the order in which the kernel's side takes them.

@@ -25,6 +25,13 @@ impl fmt::Display for Place {
 }
 
 impl Place {
+    /// The path to what the address at an offset behind the place leads to.
+    pub(super) fn behind(&self, at: usize) -> Vec<usize> {
+        let mut path = self.path.clone();
+        path.push((self.distance as usize).saturating_add(at));
+        path
+    }
+
     pub(super) fn parse(text: &str) -> Option<Self> {
         let rest = text.strip_prefix("arg")?;
         let at = rest.find(['+', '-'])?;
@@ -67,18 +74,21 @@ impl Bases {
         }
     }
 
-    /// The address that a path leads to; 0 if it was not met.
-    pub(super) fn address(&self, path: &[usize]) -> u64 {
-        let mut known = self.known.iter();
-        known
-            .find(|(other, _)| other == path)
-            .map_or(0, |(_, address)| *address)
+    /// The address that a path leads to, if the call has led to it.
+    fn base(&self, path: &[usize]) -> Option<u64> {
+        let found = self.known.iter().find(|(other, _)| other == path)?;
+        Some(found.1)
+    }
+
+    /// The address that the field at an offset behind a place had when it was read; 0 if it was not.
+    pub(super) fn address(&self, place: &Place, at: usize) -> u64 {
+        self.base(&place.behind(at)).unwrap_or(0)
     }
 
     /// The address of a place, if the call has led to it.
     pub(super) fn resolve(&self, place: &Place) -> Option<u64> {
-        let base = self.known.iter().find(|(path, _)| *path == place.path)?;
-        Some(base.1.wrapping_add(place.distance as u64))
+        let base = self.base(&place.path)?;
+        Some(base.wrapping_add(place.distance as u64))
     }
 
     /// True if the place is no more than a page from an address that leads to it.
@@ -148,9 +158,7 @@ impl Bases {
             let Address(at) = field else { continue };
             let value = long(bytes, at);
             if value != 0 {
-                let mut path = place.path.clone();
-                path.push(place.distance as usize + at);
-                self.known.push((path, value));
+                self.known.push((place.behind(at), value));
             }
         }
     }

@@ -7,12 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
 use kvm_ops_uapi::ioctl::KVM_RUN;
-use kvm_ops_uapi::memory::UserspaceMemoryRegion;
 use kvm_ops_uapi::run::MMAP_SIZE;
-use zerocopy::IntoBytes;
 
 use super::canon;
-use super::fields::{sets_slot, slot_of, takes_address};
+use super::fields::slot_set;
 use super::format::{Answer, Call, Device, LOST, Machine, Step, Vendor, What, changes, head};
 use super::memory::Slots;
 use super::places::Bases;
@@ -117,23 +115,15 @@ impl Recorder {
         if let (Some(area), Some(before)) = (run, before) {
             state.after_run(own, process, area.as_ref(), &before, &mut steps);
         }
-        if sets_slot(number) && answer.is_ok() {
-            let mut region = UserspaceMemoryRegion::default();
-            if process.read(argument, region.as_mut_bytes()).is_ok() {
-                state.slots.set(own, slot_of(&region));
-            }
+        if answer.is_ok()
+            && let Some(slot) = slot_set(process, (number, argument))
+        {
+            state.slots.set(own, slot);
         }
         if let Some(address) = lost {
             state.give_up(number, address);
         }
-        let what = What::Ioctl {
-            file: own,
-            number,
-            argument: match takes_address(number) {
-                true => u64::from(argument != 0),
-                false => argument,
-            },
-        };
+        let what = What::ioctl(own, (number, argument));
         let made = steps.iter().rev().find_map(|step| match step {
             Step::New(file, _) => Some(*file),
             _ => None,
@@ -283,6 +273,7 @@ mod tests {
     use kvm_ops::sim::SimHost;
     use kvm_ops_uapi::U64;
     use kvm_ops_uapi::ioctl;
+    use kvm_ops_uapi::memory::UserspaceMemoryRegion;
 
     use super::*;
     use crate::{Faults, Kernel, Task};

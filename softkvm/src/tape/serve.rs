@@ -5,11 +5,9 @@ use std::time::{Duration, Instant};
 
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::ioctl::KVM_RUN;
-use kvm_ops_uapi::memory::UserspaceMemoryRegion;
-use zerocopy::IntoBytes;
 
 use super::canon;
-use super::fields::{sets_slot, slot_of};
+use super::fields::slot_set;
 use super::format::{Answer, Call, NewFile, Step};
 use super::play::{Inner, Mismatch, Played, Player};
 use super::record::page;
@@ -80,10 +78,9 @@ impl Inner {
         if let Some(area) = area {
             self.lock().pages.insert(file.number, page(area.as_ref()));
         }
-        if sets_slot(number) && !matches!(call.answer, Answer::Errno(_)) {
-            let mut region = UserspaceMemoryRegion::default();
-            let _ = process.read(argument, region.as_mut_bytes());
-            let (_, address, bytes) = slot_of(&region);
+        if !matches!(call.answer, Answer::Errno(_))
+            && let Some((_, address, bytes)) = slot_set(process, (number, argument))
+        {
             self.lock().slots.push((address, bytes));
         }
         let answer = match (call.answer, made) {
