@@ -1,6 +1,6 @@
 //! Serves a program from a record, without a machine.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
@@ -10,7 +10,7 @@ use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::KVM_RUN;
 
-use super::format::{Call, Device, Machine, Record, RecordError, Vendor, What};
+use super::format::{Call, Device, Machine, Record, RecordError, Step, Vendor, What};
 use crate::refusal::Result;
 use crate::{EventFd, File, FileKind, Process, RunArea};
 
@@ -46,6 +46,8 @@ pub(super) struct Inner {
     pub(super) machine: Machine,
     pub(super) patience: Duration,
     pub(super) calls: Vec<Call>,
+    /// Eventfds that the record's guest signals. The others need not be kept.
+    pub(super) signalled: HashSet<u32>,
     pub(super) state: Mutex<State>,
     pub(super) moved: Condvar,
     pub(super) stop: Box<dyn Fn(&Mismatch) + Send + Sync>,
@@ -160,6 +162,12 @@ impl Player {
         for (n, call) in calls.iter().enumerate() {
             of_threads.entry(call.thread).or_default().push(n);
         }
+        let steps = calls.iter().flat_map(|call| &call.steps);
+        let signalled = steps.filter_map(|step| match step {
+            Step::Signal(event) => Some(*event),
+            _ => None,
+        });
+        let signalled = signalled.collect();
         let left = of_threads.into_iter();
         let state = State {
             left: left
@@ -171,6 +179,7 @@ impl Player {
             machine,
             patience,
             calls,
+            signalled,
             state: Mutex::new(state),
             moved: Condvar::new(),
             stop: Box::new(stop),
@@ -249,5 +258,46 @@ impl Inner {
             expected,
             got,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_ops_uapi::irq::IoEventFd;
+    use kvm_ops_uapi::{U32, ioctl};
+
+    use super::*;
+    use crate::Task;
+
+    #[test]
+    fn eventfds_that_the_guest_does_not_signal_are_not_kept() {
+        let bind = |event: u32| {
+            let ioctl = ioctl::KVM_IOEVENTFD.number();
+            format!("thread 0 ioctl 0 {ioctl:x} KVM_IOEVENTFD 1\n event {event} 20\n= 0\n")
+        };
+        let run = "thread 0 ioctl 0 ae80 KVM_RUN 0\n signal 1\n= 0\n";
+        let text = format!(
+            "kvm-ops record 1\nmachine amd 0 0 0 0\nthread 0 open /dev/kvm 0\n= file 0\n{}{}{run}",
+            bind(0),
+            bind(1),
+        );
+        let player = Player::new(&text, |mismatch| panic!("{mismatch}")).unwrap();
+        let task = Task::new();
+        let kvm = task.open(player.open(Device::Kvm).unwrap()).unwrap();
+        let events = [0; 2].map(|_| task.open_event().unwrap());
+        for event in events {
+            let args = IoEventFd {
+                fd: U32::new(event as u32),
+                ..IoEventFd::default()
+            };
+            task.call(kvm, ioctl::KVM_IOEVENTFD, &args).unwrap();
+        }
+        let kept: Vec<u32> = player.0.lock().events.keys().copied().collect();
+        assert_eq!(kept, [1]);
+        task.ioctl(kvm, ioctl::KVM_RUN, 0).unwrap();
+        assert_eq!(
+            events.map(|event| task.take_signals(event).unwrap()),
+            [0, 1]
+        );
     }
 }

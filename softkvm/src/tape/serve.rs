@@ -128,8 +128,11 @@ impl Inner {
         Some(descriptor)
     }
 
-    /// Keeps the eventfd that a field of the argument names.
+    /// Keeps the eventfd that a field of the argument names, if the guest signals it later.
     fn open_event(&self, process: &dyn Process, argument: u64, (own, at): (u32, usize)) {
+        if !self.signalled.contains(&own) {
+            return;
+        }
         let mut number = [0; 4];
         let read = process.read(argument.wrapping_add(at as u64), &mut number);
         let event = read
