@@ -102,9 +102,6 @@ fn faults() -> Faults {
 
 /// Takes a range of the program's memory from its guests.
 pub(crate) fn invalidate(address: u64, bytes: u64) {
-    if record::player().is_some() {
-        return;
-    }
     if let Some(kernel) = kernel() {
         kernel.invalidate(Caller::default().address_space(), address, bytes);
     }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use kvm_ops_uapi::U32;
+use kvm_ops_uapi::checks::Check;
 use kvm_ops_uapi::checks::encrypt_sev::{COPY, COPY_BACK, ENABLED, KNOWN, MIRROR, SNP};
 use kvm_ops_uapi::sev::{self as uapi, SevCmd};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::engine::Failed;
 use super::{debug, init, launch, local, migrate, snp};
@@ -19,6 +21,31 @@ pub(super) struct Call<'a> {
     /// The address of the command's structure.
     pub(super) data: u64,
     pub(super) sev_fd: i32,
+}
+
+impl Call<'_> {
+    /// Reads the command's structure.
+    pub(super) fn read<T: FromBytes + FromZeros + IntoBytes>(&self, check: Check) -> Result<T> {
+        arg::read(self.process, self.data, check)
+    }
+
+    /// Writes the command's structure back.
+    pub(super) fn write<T: IntoBytes + Immutable>(&self, value: &T, check: Check) -> Result<()> {
+        arg::write(self.process, self.data, value, check)
+    }
+}
+
+/// A command without a structure.
+pub(super) fn bare(
+    state: &mut State,
+    call: &Call<'_>,
+    id: u32,
+    (sev, sev_fd): (Check, Check),
+) -> Answer {
+    ensure(state.sev.is_active(), sev)?;
+    state.sev.require_fd(call.process, sev_fd)?;
+    state.sev.engine(sev)?.command(id, &mut [])?;
+    Ok(Sent::Yes)
 }
 
 /// The first of SNP's own commands.

@@ -9,7 +9,6 @@ use kvm_ops_uapi::{U32, U64};
 use super::blobs::Blobs;
 use super::command::{Answer, Call, Sent};
 use super::engine::{Engine, Failed};
-use crate::arg;
 use crate::refusal::{Result, ensure};
 use crate::vm::State;
 
@@ -67,7 +66,7 @@ fn pieces(
     mut body: impl FnMut(&mut Engine, &Piece) -> Result<(), Failed>,
 ) -> Answer {
     ensure(state.sev.is_active(), SEV)?;
-    let args: SevDbg = arg::read(call.process, call.data, COPY)?;
+    let args: SevDbg = call.read(COPY)?;
     let (mut src, mut dst) = (args.src.get(), args.dst.get());
     let mut left = u64::from(args.len.get());
     ensure(left != 0 && src != 0 && dst != 0, GIVEN)?;

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kvm_ops::moves::{GuestName, MoveToken, StagingTable};
 use kvm_ops::sev::GuestState;
 use kvm_ops::sim::SimHost;
 use kvm_ops::{
@@ -121,24 +120,6 @@ impl Engine {
             AnyVm::Amd(AmdVm::Sev(vm)) => vm.guest_state() != GuestState::Uninit,
             _ => false,
         }
-    }
-
-    pub(super) fn local_send(
-        &mut self,
-        table: &Arc<StagingTable>,
-        random: &mut dyn FnMut(&mut [u8]) -> kvm_ops::Result<()>,
-        deliver: &mut dyn FnMut(&MoveToken) -> kvm_ops::Result<()>,
-    ) -> kvm_ops::Result<()> {
-        self.vm.local_send(table, random, deliver)
-    }
-
-    pub(super) fn local_receive(
-        &mut self,
-        table: &StagingTable,
-        token: &MoveToken,
-        deliver: &mut dyn FnMut(GuestName) -> kvm_ops::Result<()>,
-    ) -> kvm_ops::Result<GuestName> {
-        self.vm.local_receive(table, token, deliver)
     }
 
     pub(super) fn register(&mut self, region: EncRegion) -> Result<(), kvm_ops::Error> {

@@ -13,7 +13,7 @@ use kvm_ops_uapi::{Errno, U64};
 use zerocopy::IntoBytes;
 
 use super::blobs::Blobs;
-use super::command::{Answer, Call, Sent};
+use super::command::{Answer, Call, Sent, bare};
 use super::engine::Failed;
 use super::require_fd;
 use crate::arg;
@@ -30,7 +30,7 @@ const REPORT: u32 = 0xd0;
 pub(super) fn start(state: &mut State, call: &Call<'_>) -> Answer {
     use launch_start::{COPY, COPY_BACK, DH, DH_LEN, SESSION, SESSION_LEN, SEV, SEV_FD};
     ensure(state.sev.is_active(), SEV)?;
-    let given: SevLaunchStart = arg::read(call.process, call.data, COPY)?;
+    let given: SevLaunchStart = call.read(COPY)?;
     let mut args = Blobs::new(given);
     args.head.dh = match given.dh.get() {
         0 => U64::ZERO,
@@ -62,14 +62,14 @@ pub(super) fn start(state: &mut State, call: &Call<'_>) -> Answer {
         handle: answer.handle,
         ..given
     };
-    arg::write(call.process, call.data, &back, COPY_BACK)?;
+    call.write(&back, COPY_BACK)?;
     Ok(Sent::Yes)
 }
 
 pub(super) fn update_data(state: &mut State, call: &Call<'_>) -> Answer {
     use launch_update_data::{COPY, PINNED, RANGE, SEV, SEV_FD};
     ensure(state.sev.is_active(), SEV)?;
-    let args: SevRange = arg::read(call.process, call.data, COPY)?;
+    let args: SevRange = call.read(COPY)?;
     let (address, len) = (args.uaddr.get(), u64::from(args.len.get()));
     ensure(len != 0 && address.checked_add(len).is_some(), RANGE)?;
     // Firmware measures and encrypts; what could not be written back then would be lost.
@@ -108,7 +108,7 @@ pub(super) fn update_vmsa(state: &mut State, call: &Call<'_>) -> Answer {
 pub(super) fn secret(state: &mut State, call: &Call<'_>) -> Answer {
     use launch_secret::{COPY, HDR, HDR_LEN, PINNED, RANGE, SEV, SEV_FD, TRANS, TRANS_LEN};
     ensure(state.sev.is_active(), SEV)?;
-    let given: SevLaunchSecret = arg::read(call.process, call.data, COPY)?;
+    let given: SevLaunchSecret = call.read(COPY)?;
     let (guest, len) = (given.guest.get(), u64::from(given.guest_len.get()));
     ensure(len != 0 && guest.checked_add(len).is_some(), RANGE)?;
     ensure(call.process.is_mapped(guest, len), PINNED)?;
@@ -160,7 +160,7 @@ fn measured(
 pub(super) fn measure(state: &mut State, call: &Call<'_>) -> Answer {
     use launch_measure::{COPY, COPY_BACK, SEV};
     ensure(state.sev.is_active(), SEV)?;
-    let mut args: SevRange = arg::read(call.process, call.data, COPY)?;
+    let mut args: SevRange = call.read(COPY)?;
     let room = Room {
         address: args.uaddr,
         len: args.len,
@@ -178,7 +178,7 @@ pub(super) fn measure(state: &mut State, call: &Call<'_>) -> Answer {
     });
     if done.is_ok() || args.len.get() == 0 {
         args.len = U32::new(MEASUREMENT);
-        arg::write(call.process, call.data, &args, COPY_BACK)?;
+        call.write(&args, COPY_BACK)?;
     }
     done.map(|()| Sent::Yes)
 }
@@ -186,7 +186,7 @@ pub(super) fn measure(state: &mut State, call: &Call<'_>) -> Answer {
 pub(super) fn attestation(state: &mut State, call: &Call<'_>) -> Answer {
     use launch_measure::{COPY, COPY_BACK, SEV};
     ensure(state.sev.is_active(), SEV)?;
-    let mut args: SevAttestation = arg::read(call.process, call.data, COPY)?;
+    let mut args: SevAttestation = call.read(COPY)?;
     let room = Room {
         address: args.uaddr,
         len: args.len,
@@ -204,20 +204,14 @@ pub(super) fn attestation(state: &mut State, call: &Call<'_>) -> Answer {
     });
     if done.is_ok() || args.len.get() == 0 {
         args.len = U32::new(REPORT);
-        arg::write(call.process, call.data, &args, COPY_BACK)?;
+        call.write(&args, COPY_BACK)?;
     }
     done.map(|()| Sent::Yes)
 }
 
 pub(super) fn finish(state: &mut State, call: &Call<'_>) -> Answer {
     use launch_finish::{SEV, SEV_FD};
-    ensure(state.sev.is_active(), SEV)?;
-    state.sev.require_fd(call.process, SEV_FD)?;
-    state
-        .sev
-        .engine(SEV)?
-        .command(uapi::LAUNCH_FINISH, &mut [])?;
-    Ok(Sent::Yes)
+    bare(state, call, uapi::LAUNCH_FINISH, (SEV, SEV_FD))
 }
 
 pub(super) fn status(state: &mut State, call: &Call<'_>) -> Answer {
@@ -229,6 +223,6 @@ pub(super) fn status(state: &mut State, call: &Call<'_>) -> Answer {
         .sev
         .engine(SEV)?
         .command(uapi::GUEST_STATUS, data.as_mut_bytes())?;
-    arg::write(call.process, call.data, &data, COPY_BACK)?;
+    call.write(&data, COPY_BACK)?;
     Ok(Sent::Yes)
 }

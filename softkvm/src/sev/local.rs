@@ -11,9 +11,9 @@ use kvm_ops_uapi::checks::{local_receive, local_send};
 use kvm_ops_uapi::sev::{self as uapi, SevLocalReceive, SevLocalSend};
 
 use super::command::{Answer, Call, Sent};
+use crate::Refusal;
 use crate::refusal::{Result, ensure};
 use crate::vm::State;
-use crate::{Refusal, arg};
 
 /// The commands of a guest that is staged.
 const DEBUG: [u32; 2] = [uapi::DBG_DECRYPT, uapi::DBG_ENCRYPT];
@@ -53,9 +53,11 @@ pub(super) fn send(state: &mut State, call: &Call<'_>) -> Answer {
         let answer = SevLocalSend {
             token: token.to_bytes(),
         };
-        delivery.note(arg::write(call.process, call.data, &answer, COPY_BACK))
+        delivery.note(call.write(&answer, COPY_BACK))
     };
-    let staged = engine.local_send(call.vm.kernel().staging(), &mut random, &mut deliver);
+    let staged = engine
+        .vm
+        .local_send(call.vm.kernel().staging(), &mut random, &mut deliver);
     staged.map_err(|error| {
         delivery.or(error, |error| match error {
             Error::Busy => IDLE.into(),
@@ -72,7 +74,7 @@ pub(super) fn receive(state: &mut State, call: &Call<'_>) -> Answer {
     ensure(state.sev.is_active() && !state.sev.is_snp(), SEV)?;
     let engine = state.sev.engine(SEV)?;
     ensure(!engine.knows_guest(), FRESH)?;
-    let given: SevLocalReceive = arg::read(call.process, call.data, COPY)?;
+    let given: SevLocalReceive = call.read(COPY)?;
     let token = MoveToken::from_bytes(given.token);
     let mut delivery = Delivery::default();
     let mut deliver = |name| {
@@ -81,9 +83,11 @@ pub(super) fn receive(state: &mut State, call: &Call<'_>) -> Answer {
             GuestName::Page(_) => U32::ZERO,
         };
         let answer = SevLocalReceive { handle, ..given };
-        delivery.note(arg::write(call.process, call.data, &answer, COPY_BACK))
+        delivery.note(call.write(&answer, COPY_BACK))
     };
-    let received = engine.local_receive(call.vm.kernel().staging(), &token, &mut deliver);
+    let received = engine
+        .vm
+        .local_receive(call.vm.kernel().staging(), &token, &mut deliver);
     received.map_err(|error| {
         delivery.or(error, |error| match error {
             Error::NotFound(Field::Token, _) => TOKEN.into(),

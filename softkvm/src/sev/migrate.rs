@@ -1,6 +1,5 @@
 //! SEND_* and RECEIVE_*: a guest's way from host to host. The order among commands is for firmware to judge.
 
-use kvm_ops_uapi::checks::Check;
 use kvm_ops_uapi::checks::{
     receive_finish, receive_start, receive_update_data, send_end, send_start, send_update_data,
 };
@@ -8,10 +7,10 @@ use kvm_ops_uapi::sev::{self as uapi, BLOB_MAX, SevReceiveStart, SevSendStart, S
 use kvm_ops_uapi::{U32, U64};
 
 use super::blobs::Blobs;
-use super::command::{Answer, Call, Sent};
+use super::command::{Answer, Call, Sent, bare};
 use super::require_fd;
 use crate::arg;
-use crate::refusal::{Result, ensure};
+use crate::refusal::ensure;
 use crate::vm::State;
 
 const PAGE: u64 = 4096;
@@ -21,7 +20,7 @@ const ALLOCATION: u32 = 4 << 20;
 pub(super) fn send_start(state: &mut State, call: &Call<'_>) -> Answer {
     use send_start::{BLOBS, COPY, COPY_BACK, GIVEN, READABLE, SESSION, SEV, SEV_FD};
     ensure(state.sev.is_active(), SEV)?;
-    let given: SevSendStart = arg::read(call.process, call.data, COPY)?;
+    let given: SevSendStart = call.read(COPY)?;
     let room = given.session_len.get();
     let mut args = Blobs::new(SevSendStart {
         session_len: given.session_len,
@@ -50,20 +49,15 @@ pub(super) fn send_start(state: &mut State, call: &Call<'_>) -> Answer {
     let told = Blobs::<SevSendStart>::head_of(&data).unwrap_or(given);
     if done.is_ok() {
         let at = args.head.session.get() as usize;
-        write(call, given.session, &data[at..], SESSION)?;
+        arg::write(call.process, given.session.get(), &data[at..], SESSION)?;
     }
     let back = SevSendStart {
         policy: told.policy,
         session_len: told.session_len,
         ..given
     };
-    arg::write(call.process, call.data, &back, COPY_BACK)?;
+    call.write(&back, COPY_BACK)?;
     done.map(|()| Sent::Yes)
-}
-
-fn write(call: &Call<'_>, address: U64, bytes: &[u8], check: Check) -> Result<()> {
-    let written = call.process.write(address.get(), bytes);
-    written.map_err(|_| check.into())
 }
 
 fn lies_in_one_page(args: &SevUpdateData) -> bool {
@@ -79,7 +73,7 @@ fn is_pinned(call: &Call<'_>, args: &SevUpdateData) -> bool {
 pub(super) fn send_update_data(state: &mut State, call: &Call<'_>) -> Answer {
     use send_update_data::{BUFFERS, COPY, GIVEN, MEMORY, PAGE, PINNED, SEV, SEV_FD};
     ensure(state.sev.is_active(), SEV)?;
-    let given: SevUpdateData = arg::read(call.process, call.data, COPY)?;
+    let given: SevUpdateData = call.read(COPY)?;
     let (hdr_len, trans_len) = (given.hdr_len.get(), given.trans_len.get());
     if hdr_len == 0 || trans_len == 0 {
         return packet_lengths(state, call, &given);
@@ -98,8 +92,8 @@ pub(super) fn send_update_data(state: &mut State, call: &Call<'_>) -> Answer {
     let engine = state.sev.engine(SEV)?;
     engine.command(uapi::SEND_UPDATE_DATA, &mut data)?;
     let (hdr, trans) = data[size_of::<SevUpdateData>()..].split_at(hdr_len as usize);
-    write(call, given.trans, trans, BUFFERS)?;
-    write(call, given.hdr, hdr, BUFFERS)?;
+    arg::write(call.process, given.trans.get(), trans, BUFFERS)?;
+    arg::write(call.process, given.hdr.get(), hdr, BUFFERS)?;
     Ok(Sent::Yes)
 }
 
@@ -116,30 +110,32 @@ fn packet_lengths(state: &mut State, call: &Call<'_>, given: &SevUpdateData) -> 
         trans_len: told.trans_len,
         ..*given
     };
-    arg::write(call.process, call.data, &back, BUFFERS)?;
+    call.write(&back, BUFFERS)?;
     done.map(|()| Sent::Yes)
 }
 
-fn send_end(state: &mut State, call: &Call<'_>, id: u32) -> Answer {
-    use send_end::{SEV, SEV_FD};
-    ensure(state.sev.is_active(), SEV)?;
-    state.sev.require_fd(call.process, SEV_FD)?;
-    state.sev.engine(SEV)?.command(id, &mut [])?;
-    Ok(Sent::Yes)
-}
-
 pub(super) fn send_finish(state: &mut State, call: &Call<'_>) -> Answer {
-    send_end(state, call, uapi::SEND_FINISH)
+    bare(
+        state,
+        call,
+        uapi::SEND_FINISH,
+        (send_end::SEV, send_end::SEV_FD),
+    )
 }
 
 pub(super) fn send_cancel(state: &mut State, call: &Call<'_>) -> Answer {
-    send_end(state, call, uapi::SEND_CANCEL)
+    bare(
+        state,
+        call,
+        uapi::SEND_CANCEL,
+        (send_end::SEV, send_end::SEV_FD),
+    )
 }
 
 pub(super) fn receive_start(state: &mut State, call: &Call<'_>) -> Answer {
     use receive_start::{BLOBS, COPY, COPY_BACK, GIVEN, READABLE, SEV, SEV_FD};
     ensure(state.sev.is_active(), SEV)?;
-    let given: SevReceiveStart = arg::read(call.process, call.data, COPY)?;
+    let given: SevReceiveStart = call.read(COPY)?;
     let key = given.pdh.get() != 0 && given.pdh_len.get() != 0;
     let session = given.session.get() != 0 && given.session_len.get() != 0;
     ensure(key && session, GIVEN)?;
@@ -158,14 +154,14 @@ pub(super) fn receive_start(state: &mut State, call: &Call<'_>) -> Answer {
         handle: told.handle,
         ..given
     };
-    arg::write(call.process, call.data, &back, COPY_BACK)?;
+    call.write(&back, COPY_BACK)?;
     Ok(Sent::Yes)
 }
 
 pub(super) fn receive_update_data(state: &mut State, call: &Call<'_>) -> Answer {
     use receive_update_data::{BLOBS, COPY, GIVEN, PAGE, PINNED, READABLE, SEV, SEV_FD};
     ensure(state.sev.is_active(), SEV)?;
-    let given: SevUpdateData = arg::read(call.process, call.data, COPY)?;
+    let given: SevUpdateData = call.read(COPY)?;
     let addresses = [given.hdr, given.guest, given.trans];
     let lengths = [given.hdr_len, given.guest_len, given.trans_len];
     let is_given = addresses.iter().all(|address| address.get() != 0)
@@ -186,9 +182,5 @@ pub(super) fn receive_update_data(state: &mut State, call: &Call<'_>) -> Answer 
 
 pub(super) fn receive_finish(state: &mut State, call: &Call<'_>) -> Answer {
     use receive_finish::{SEV, SEV_FD};
-    ensure(state.sev.is_active(), SEV)?;
-    state.sev.require_fd(call.process, SEV_FD)?;
-    let engine = state.sev.engine(SEV)?;
-    engine.command(uapi::RECEIVE_FINISH, &mut [])?;
-    Ok(Sent::Yes)
+    bare(state, call, uapi::RECEIVE_FINISH, (SEV, SEV_FD))
 }

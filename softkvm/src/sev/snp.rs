@@ -27,7 +27,7 @@ const ID_AUTH: usize = 4096;
 pub(super) fn start(state: &mut State, call: &Call<'_>) -> Answer {
     use snp_launch_start::{COPY, FLAGS, ONCE, POLICY, RESERVED, SEV_FD, SNP};
     ensure(state.sev.is_snp(), SNP)?;
-    let mut args: SnpLaunchStart = arg::read(call.process, call.data, COPY)?;
+    let mut args: SnpLaunchStart = call.read(COPY)?;
     ensure(!state.sev.snp_started, ONCE)?;
     ensure(args.flags.get() == 0, FLAGS)?;
     ensure(args.policy.get() & !POLICY_BITS == 0, POLICY)?;
@@ -58,7 +58,7 @@ fn check_update(args: &SnpLaunchUpdate) -> Result<()> {
 pub(super) fn update(state: &mut State, call: &Call<'_>) -> Answer {
     use snp_launch_update::{COPY, COPY_BACK, SLOT, SNP};
     ensure(state.sev.is_snp() && state.sev.snp_started, SNP)?;
-    let mut args: SnpLaunchUpdate = arg::read(call.process, call.data, COPY)?;
+    let mut args: SnpLaunchUpdate = call.read(COPY)?;
     check_update(&args)?;
     let first = args.gfn_start.get();
     let gpa = first.checked_mul(PAGE).ok_or(SLOT)?;
@@ -78,7 +78,7 @@ pub(super) fn update(state: &mut State, call: &Call<'_>) -> Answer {
             args.uaddr = U64::new(args.uaddr.get().wrapping_add(PAGE));
         }
     }
-    arg::write(call.process, call.data, &args, COPY_BACK)?;
+    call.write(&args, COPY_BACK)?;
     match failed {
         Some(Failed { status, .. }) if args.gfn_start.get() == first => Err(Failed {
             refusal: snp_launch_update::FIRST_PAGE.into(),
@@ -120,7 +120,7 @@ pub(super) fn finish(state: &mut State, call: &Call<'_>) -> Answer {
     use snp_launch_finish::{COPY, FLAGS, ID_BLOCK as BLOCK, PROTECTED, SEV_FD, SNP, STARTED};
     ensure(state.sev.is_snp(), SNP)?;
     ensure(state.sev.snp_started, STARTED)?;
-    let given: SnpLaunchFinish = arg::read(call.process, call.data, COPY)?;
+    let given: SnpLaunchFinish = call.read(COPY)?;
     ensure(given.flags.get() == 0, FLAGS)?;
     if call.process.signal_pending() {
         return Err(Errno::EINTR.into());

@@ -22,7 +22,7 @@ use crate::stats::{Count, Counts};
 const IN: u8 = 0;
 const OUT: u8 = 1;
 /// Results of hypercalls (`uapi/linux/kvm_para.h`), which are negative.
-const KVM_ENOSYS: i64 = 1000;
+pub(super) const KVM_ENOSYS: i64 = 1000;
 const KVM_EINVAL: i64 = 22;
 const PAGE: u64 = 4096;
 /// `ENOSYS` of Linux, by which the back end tells the guest that nothing is converted here.

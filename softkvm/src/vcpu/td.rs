@@ -22,9 +22,6 @@ use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
 use crate::stats::Count;
 
-/// `KVM_ENOSYS`: the answer to a hypercall that KVM does not know.
-const KVM_ENOSYS: i64 = 1000;
-
 pub(super) fn run(
     file: &VcpuFile,
     process: &dyn Process,
@@ -124,7 +121,7 @@ fn tell(
             exits::ask_to_map(file, page, vcpu, (gpa.get(), pages, to))
         }
         Exit::Hypercall { .. } => {
-            vcpu.answer(Answer::Value(-KVM_ENOSYS as u64))?;
+            vcpu.answer(Answer::Value(-exits::KVM_ENOSYS as u64))?;
             Ok(Next::Again)
         }
         Exit::Tdx(request) => {

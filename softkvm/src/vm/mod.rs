@@ -263,8 +263,7 @@ impl State {
 
     /// A confidential guest's part of a slot that is new, moved or changed.
     fn show_slot(&mut self, number: u32, slot: &Slot) -> Result<()> {
-        let back_end = self.td.back_end_mut();
-        if let Some(vm) = back_end.or_else(|| self.sev.back_end_mut()) {
+        if let Some(vm) = confidential(&mut self.td, &mut self.sev) {
             lent::set_slot(vm, number, slot)?;
         }
         let range = (slot.gpa, slot.size);
@@ -285,8 +284,7 @@ impl State {
     }
 
     fn hide_slot(&mut self, number: u32) -> Result<()> {
-        let back_end = self.td.back_end_mut();
-        match back_end.or_else(|| self.sev.back_end_mut()) {
+        match confidential(&mut self.td, &mut self.sev) {
             Some(vm) => lent::delete_slot(vm, number),
             None => Ok(()),
         }
@@ -343,8 +341,7 @@ impl State {
     fn set_there(&mut self, number: u32, slot: &Slot) -> Result<()> {
         self.lend(number, slot)?;
         let guarded = self.guarded().is_some();
-        let back_end = self.td.back_end_mut();
-        match back_end.or_else(|| self.sev.back_end_mut()) {
+        match confidential(&mut self.td, &mut self.sev) {
             Some(vm) => {
                 let attributes = guarded.then_some(&self.attributes);
                 lent::set_there(vm, (number, slot), attributes)
@@ -352,6 +349,11 @@ impl State {
             None => Ok(()),
         }
     }
+}
+
+/// The back end of a TD or a guest of SEV.
+fn confidential<'a>(td: &'a mut Td, sev: &'a mut Sev) -> Option<&'a mut BackEnd> {
+    td.back_end_mut().or_else(|| sev.back_end_mut())
 }
 
 /// The VM is in a MOVE or COPY as long as this lives.
