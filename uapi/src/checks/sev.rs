@@ -133,13 +133,13 @@ table! {
 }
 
 table! {
-    /// SEND_START. A length of 0 for the session asks for it: `EIO`.
+    /// SEND_START. A session of length 0 asks for the length that it takes: `EIO`.
     send_start "KVM_SEV_SEND_START" {
         1 SEV ENOTTY "the VM is a SEV guest";
         2 COPY EFAULT "the structure can be read";
         3 GIVEN EINVAL "the peer's key and the session are given, the session in at most 16384 bytes";
         4 BLOBS EINVAL "the peer's key and both chains have 1 to 16384 bytes";
-        4 READABLE EFAULT "they can be read";
+        4 READABLE EFAULT "the peer's key and both chains can be read";
         5 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
         6 SESSION EFAULT "the session can be written";
         7 COPY_BACK EFAULT "the structure can be written";
@@ -147,7 +147,7 @@ table! {
 }
 
 table! {
-    /// SEND_UPDATE_DATA. A length of 0 for the header or the packet asks for both: `EIO`.
+    /// SEND_UPDATE_DATA. A header or packet of length 0 asks for the lengths that both take: `EIO`.
     send_update_data "KVM_SEV_SEND_UPDATE_DATA" {
         1 SEV ENOTTY "the VM is a SEV guest";
         2 COPY EFAULT "the structure can be read";
@@ -174,8 +174,8 @@ table! {
         1 SEV ENOTTY "the VM is a SEV guest";
         2 COPY EFAULT "the structure can be read";
         3 GIVEN EINVAL "the peer's key and the session are given";
-        4 BLOBS EINVAL "they have at most 16384 bytes";
-        4 READABLE EFAULT "they can be read";
+        4 BLOBS EINVAL "the peer's key and the session have at most 16384 bytes";
+        4 READABLE EFAULT "the peer's key and the session can be read";
         5 SEV_FD EBADF "sev_fd is /dev/sev";
         6 COPY_BACK EFAULT "the handle can be written";
     }
@@ -189,7 +189,7 @@ table! {
         3 GIVEN EINVAL "all addresses and lengths are given";
         4 PAGE EINVAL "the guest's range lies in one page";
         5 BLOBS EINVAL "header and packet have at most 16384 bytes";
-        5 READABLE EFAULT "they can be read";
+        5 READABLE EFAULT "header and packet can be read";
         6 PINNED ENOMEM "the guest's memory can be pinned for writing";
         7 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
     }
@@ -211,7 +211,7 @@ table! {
         3 RANDOM EAGAIN "there are random numbers";
         4 COPY_BACK EFAULT "the token can be written";
         5 IDLE EBUSY "the guest is in no move";
-        6 STAGED EPERM "from then on it gets DBG_DECRYPT and DBG_ENCRYPT alone";
+        6 STAGED EPERM "the command of a staged guest is DBG_DECRYPT or DBG_ENCRYPT";
     }
 }
 
