@@ -45,8 +45,18 @@ pub(crate) fn from_decimal(value: Extended) -> Extended {
 }
 
 impl Context {
-    /// Widens a number of memory. A signalling NaN becomes quiet.
+    /// Loads a number of memory. A signalling NaN becomes quiet.
     pub(crate) fn load(&mut self, value: u64, format: Format) -> Extended {
+        let value = self.widen(value, format);
+        if kind(value) != Kind::Signalling {
+            return value;
+        }
+        self.raise(INVALID);
+        quiet(value)
+    }
+
+    /// Widens a number of memory. A NaN remains what it is: arithmetic chooses between those of its operands.
+    pub(crate) fn widen(&mut self, value: u64, format: Format) -> Extended {
         let place = format.bits - 1;
         let top = (1_u64 << format.exponents) - 1;
         let negative = value >> (place + format.exponents) & 1 != 0;
@@ -63,13 +73,7 @@ impl Context {
                 pack(negative, (exponent + BIAS) as u16, significand << shift)
             }
             (e, 0) if e == top => infinity(negative),
-            (e, _) if e == top => {
-                let nan = pack(negative, TOP, INTEGER | significand);
-                if kind(nan) == Kind::Signalling {
-                    self.raise(INVALID);
-                }
-                quiet(nan)
-            }
+            (e, _) if e == top => pack(negative, TOP, INTEGER | significand),
             (e, _) => {
                 let exponent = (e as i32 - bias + BIAS) as u16;
                 pack(negative, exponent, INTEGER | significand)
@@ -242,4 +246,33 @@ fn whole(v: Finite) -> i32 {
 pub(crate) fn extract(v: Finite) -> (Extended, Extended) {
     let significand = pack(v.sign, BIAS as u16, v.significand);
     (from_integer(v.exponent.into()), significand)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Intel SDM volume 1, table 4-7: a quiet NaN before a signalling one, then the larger significand.
+    #[test]
+    fn arithmetic_chooses_between_the_nans_of_register_and_memory() {
+        const QUIET: Extended = 0x7fff_c100_0000_0000_0000;
+        const SIGNALLING: Extended = 0x7fff_a100_0000_0000_0000;
+        const QUIETED: Extended = 0x7fff_e100_0000_0000_0000;
+        for (register, memory, result) in [
+            // A signalling NaN of memory has the larger significand once it is quiet.
+            (QUIET, 0x7fa2_0000, QUIET),
+            (SIGNALLING, 0x7fa0_0000, QUIETED),
+            (SIGNALLING, 0x7fa2_0000, 0x7fff_e200_0000_0000_0000),
+            (SIGNALLING, 0x7fc0_0000, 0x7fff_c000_0000_0000_0000),
+        ] {
+            let mut x = Context::new(0x37f);
+            let operand = x.widen(memory, SINGLE);
+            assert_eq!(x.raised, 0);
+            assert_eq!(x.add(register, operand), result, "{memory:x}");
+            assert_eq!(x.raised, INVALID, "{memory:x}");
+        }
+        let mut x = Context::new(0x37f);
+        assert_eq!(x.load(0x7fa0_0000, SINGLE), 0x7fff_e000_0000_0000_0000);
+        assert_eq!(x.raised, INVALID);
+    }
 }

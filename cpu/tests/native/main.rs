@@ -233,8 +233,10 @@ fn prepare(i: &Instruction, native: &mut Native, rng: &mut Random) -> Registers 
     if is_x87(i.code()) {
         prepare_x87(&mut r, rng);
     }
+    let floats = is_x87(i.code()) && rng.below(2) == 0;
     for word in native.data().chunks_exact_mut(8) {
-        word.copy_from_slice(&rng.edge().to_le_bytes());
+        let value = if floats { rng.float() } else { rng.edge() };
+        word.copy_from_slice(&value.to_le_bytes());
     }
     r
 }

@@ -95,7 +95,7 @@ impl Random {
             0x43e0_0000_0000_0000,
         ];
         let sign = self.next();
-        match self.below(6) {
+        match self.below(7) {
             0 => self.edge(),
             1 => {
                 let pick = |n: u64| u64::from(SINGLES[n as usize % 12]);
@@ -109,6 +109,11 @@ impl Random {
                 single(self.next()) | single(self.next()) << 32
             }
             4 => (f64::from(self.next() as i32) / 256.0).to_bits(),
+            5 => {
+                // NaNs, or an infinity, as two singles or as a double.
+                let exponents = [0x7f80_0000_7f80_0000, 0x7ff0_0000_0000_0000];
+                exponents[self.below(2) as usize] | self.next()
+            }
             _ => self.next(),
         }
     }

@@ -67,8 +67,8 @@ impl Core {
         let value = match (integer, i.memory_size().size()) {
             (true, 2) => from_integer(i64::from(value as i16)),
             (true, _) => from_integer(i64::from(value as i32)),
-            (false, 4) => x.load(value, SINGLE),
-            (false, _) => x.load(value, DOUBLE),
+            (false, 4) => x.widen(value, SINGLE),
+            (false, _) => x.widen(value, DOUBLE),
         };
         // Other exceptions of the operation come before this one.
         x.narrow_denormal = x.raised & DENORMAL != 0;
