@@ -9,8 +9,8 @@ use kvm_ops::guest::Script;
 use kvm_ops::moves::{MoveToken, StagingTable};
 use kvm_ops::sim::SimHost;
 use kvm_ops::{
-    AnyVm, Error, Exit, Gpa, InitialPage, InitialPageKind, Kind, MemSlot, Result, SlotId, Step,
-    Tech, VcpuId, VcpuOps, Vendor, Vm, VmConfig, create,
+    AnyVm, EncParams, Error, Exit, Gpa, Host, InitialPage, InitialPageKind, Kind, MemSlot, PspPort, Result,
+    SevParams, SlotId, Step, Tech, VcpuId, VcpuOps, Vendor, Vm, VmConfig, create,
 };
 use vm_memory::MmapRegion;
 
@@ -74,6 +74,29 @@ fn a_context_takes_its_slots_along_where_none_are() {
     assert_eq!(errno(target.move_to(&mut source)), 5);
     assert_eq!(target.step(), Step::Runnable);
     assert!(source.destroy().is_clean() && target.destroy().is_clean());
+}
+
+#[test]
+fn a_vm_that_awaits_a_guest_takes_no_asid_and_launches_nothing() {
+    let arrives = SevParams {
+        arrives: true,
+        ..SevParams::default()
+    };
+    for tech in [Tech::Sev, Tech::SevEs, Tech::SevSnp] {
+        let (host, memory) = (SimHost::new(Vendor::Amd), MmapRegion::new(1 << 20).unwrap());
+        let in_use = || host.psp().unwrap().asid_pools().in_use();
+        let mut source = launched(&host, tech, &memory);
+        let config = VmConfig::new(Kind::Of(tech)).enc(EncParams::Sev(Box::new(arrives.clone())));
+        let mut target = create(&host, &config).unwrap();
+        assert_eq!(in_use(), 1, "{tech}");
+        assert_eq!(target.finalize(), Err(Error::WrongState(Step::Initialized)));
+        source.move_to(&mut target).unwrap();
+        assert_eq!((target.step(), in_use()), (Step::Runnable, 1));
+        assert!(source.destroy().is_clean() && target.destroy().is_clean());
+        let unused = create(&host, &config).unwrap();
+        assert!(unused.destroy().is_clean());
+        assert_eq!(in_use(), 0);
+    }
 }
 
 /// The technologies whose guests move with all their registers.

@@ -3,7 +3,9 @@
 
 extern crate kvm_ops_core as kvm_ops;
 
+mod gate;
 mod memory;
+mod moves;
 mod vcpu;
 mod vm;
 

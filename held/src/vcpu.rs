@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_ops::{
     Answer, CpuId, CpuidEntry, DebugRegs, Error, Events, Exit, GuestDebug, Kick, MpState, Msr,
@@ -18,13 +19,20 @@ use crate::vm::Shared;
 pub struct HeldVcpu<P> {
     port: P,
     vm: Arc<Shared>,
+    /// True while the last exit waits for its answer.
+    waits: Arc<AtomicBool>,
+}
+
+impl<P: VcpuOps> HeldVcpu<P> {
+    pub(crate) fn new(port: P, vm: Arc<Shared>) -> Self {
+        let waits = Arc::default();
+        vm.gate
+            .add(port.id(), port.kick_handle(), Arc::clone(&waits));
+        Self { port, vm, waits }
+    }
 }
 
 impl<P> HeldVcpu<P> {
-    pub(crate) const fn new(port: P, vm: Arc<Shared>) -> Self {
-        Self { port, vm }
-    }
-
     /// The vCPU below, for operations that only its host offers.
     pub fn port(&self) -> &P {
         &self.port
@@ -35,6 +43,22 @@ impl<P> HeldVcpu<P> {
             true => Err(Error::Protected(operation)),
             false => Ok(()),
         }
+    }
+}
+
+/// True for an exit that the system completes in the next run.
+const fn waits(exit: &Exit) -> bool {
+    match exit {
+        Exit::Hlt
+        | Exit::Shutdown
+        | Exit::Interrupted
+        | Exit::IrqWindow
+        | Exit::MemoryFault { .. }
+        | Exit::Debug { .. }
+        | Exit::SystemEvent { .. }
+        | Exit::FailEntry { .. }
+        | Exit::InternalError { .. } => false,
+        _ => true,
     }
 }
 
@@ -65,8 +89,11 @@ impl<P: VcpuOps> VcpuOps for HeldVcpu<P> {
     }
 
     fn vcpu_run(&mut self) -> Result<Exit> {
+        let _inside = self.vm.gate.enter();
         self.vm.life.require(Step::Runnable)?;
         let exit = self.port.vcpu_run();
+        let waits = exit.as_ref().is_ok_and(waits);
+        self.waits.store(waits, Ordering::SeqCst);
         exit.inspect_err(|error| self.vm.run_failed(self.port.id(), *error))
     }
 

@@ -11,8 +11,9 @@ use kvm_ops::{
     Missing, Pfn, Privacy, Result, SharedMask, Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 
-use crate::HeldVcpu;
+use crate::gate::Gate;
 use crate::memory::{Memory, check_place};
+use crate::{HeldVcpu, moves};
 
 /// A TD, or an SEV, SEV-ES or SNP guest, that the system below holds.
 ///
@@ -30,6 +31,7 @@ pub struct HeldVm<H: Host> {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) life: Life,
+    pub(crate) gate: Gate,
     protected: AtomicBool,
 }
 
@@ -75,6 +77,7 @@ impl<H: Host> HeldVm<H> {
         Ok(Self {
             shared: Arc::new(Shared {
                 life,
+                gate: Gate::default(),
                 protected: AtomicBool::new(false),
             }),
             params: params.clone(),
@@ -89,8 +92,12 @@ impl<H: Host> HeldVm<H> {
         &self.port
     }
 
-    fn life(&self) -> &Life {
+    pub(crate) fn life(&self) -> &Life {
         &self.shared.life
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.shared.gate
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -105,7 +112,7 @@ impl<H: Host> HeldVm<H> {
     }
 
     /// Takes over what a step of the launch changed.
-    fn follow_launch(&self) -> Result<()> {
+    pub(crate) fn follow_launch(&self) -> Result<()> {
         let (is_final, is_protected) =
             self.below(|held| Ok((held.is_final(), held.is_protected())))?;
         self.shared.protected.store(is_protected, Ordering::Release);
@@ -113,6 +120,15 @@ impl<H: Host> HeldVm<H> {
             self.life().advance(Step::Runnable)?;
         }
         Ok(())
+    }
+}
+
+impl<H: Host> HeldVm<H> {
+    /// Takes over what the books of `from` say of its guest, which is here now.
+    pub(crate) fn follow_move(&self, from: &Self) -> Result<()> {
+        let attributes = std::mem::take(&mut from.memory().attributes);
+        self.memory().attributes = attributes;
+        self.follow_launch()
     }
 }
 
@@ -284,12 +300,34 @@ impl<H: Host> Backend for HeldVm<H> {
     fn create_vcpu(&self, id: VcpuId) -> Result<Self::Vcpu> {
         self.life().require_live()?;
         self.params.check_vcpu(id)?;
-        let is_late = self.step() != Step::Initialized && self.tech() != Tech::Sev;
+        let is_late = self.step() == Step::Runnable && self.shared.is_protected();
         if is_late || self.step() == Step::Created {
             return Err(Error::WrongState(self.step()));
         }
         let port = self.port.create_vcpu(id)?;
         Ok(HeldVcpu::new(port, self.shared.clone()))
+    }
+
+    /// The destination was created with [`arrives`](kvm_ops::SevParams::arrives), the source with
+    /// [`movable`](kvm_ops::SevParams::movable) or `arrives`. The vCPUs of a SEV-ES destination are there, with the same
+    /// numbers in the same order. The registers of a plain SEV guest are the embedder's to carry: read them before.
+    ///
+    /// # Errors
+    /// As in the trait; [`Error::NotOffered`] for a guest that the system does not move, and one that was created without
+    /// `movable`; [`Error::Invalid`] with [`Field::VcpuCount`] for vCPUs that do not fit;
+    /// [`Error::Busy`] while an exit of a vCPU waits for its answer, which the next run hands over, also one that a
+    /// kick ends.
+    fn move_context(from: &mut Self, to: &mut Self) -> Result<()> {
+        moves::move_context(from, to)
+    }
+
+    /// The mirror was created with [`arrives`](kvm_ops::SevParams::arrives), and its vCPUs come later. Those of a SEV-ES
+    /// mirror are encrypted by LAUNCH_UPDATE_VMSA as a command, before the owner's launch ends.
+    ///
+    /// # Errors
+    /// As in the trait, and [`Error::WrongState`] for an owner whose launch has not begun.
+    fn copy_context(owner: &mut Self, mirror: &mut Self) -> Result<()> {
+        moves::copy_context(owner, mirror)
     }
 }
 

@@ -12,7 +12,7 @@ use kvm_ops::{
 };
 
 use crate::error::sys;
-use crate::{KvmVm, Offer, OpenError, open, vendor};
+use crate::{KvmVm, Offer, OpenError, held, open, vendor};
 
 /// The real machine, through `/dev/kvm`. A handle: clones share the open device.
 ///
@@ -124,14 +124,17 @@ impl KvmHost {
         u32::try_from(answer).unwrap_or(0)
     }
 
-    fn create_fd(&self, tech: Tech) -> Result<VmFd> {
+    fn create_fd(&self, tech: Tech, params: &VmParams) -> Result<VmFd> {
         if tech.vendor() != Some(self.inner.vendor) {
             return Err(Error::unsupported(Missing::Vendor, tech));
         }
         let not_offered = Err(Error::unsupported(Missing::HostTech, tech));
-        let Some(kind) = tech.kvm_vm_type() else {
-            return not_offered;
+        let kind = match tech.kvm_vm_type() {
+            None => return not_offered,
+            Some(_) if held::is_late(params) => Tech::normal(self.inner.vendor).kvm_vm_type(),
+            kind => kind,
         };
+        let kind = kind.unwrap_or_default();
         if kind != 0 && self.vm_types() >> kind & 1 == 0 {
             return not_offered;
         }
@@ -192,7 +195,7 @@ impl Host for KvmHost {
         if params.vcpus as usize > self.inner.kvm.get_max_vcpus() {
             return Err(Error::Invalid(Field::VcpuCount, params.vcpus.into()));
         }
-        KvmVm::new(self.clone(), self.create_fd(tech)?, tech, params)
+        KvmVm::new(self.clone(), self.create_fd(tech, params)?, tech, params)
     }
 
     fn holds(&self, tech: Tech) -> bool {

@@ -68,6 +68,25 @@ impl Slots {
         Ok(())
     }
 
+    /// Checks that the memory of each slot is that of a slot of the other VM.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the first slot with other memory.
+    pub(crate) fn check_within(&self, other: &Self) -> Result<()> {
+        let own: Vec<MemSlot> = self.lock().values().copied().collect();
+        let other = other.lock();
+        let is_there = |slot: &&MemSlot| other.values().any(|known| known.host == slot.host);
+        match own.iter().find(|slot| !is_there(slot)) {
+            Some(slot) => Err(Error::Invalid(Field::Slot, slot.id.0.into())),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets every slot, for a VM whose slots the kernel does not use any more.
+    pub(crate) fn forget(&self) {
+        self.lock().clear();
+    }
+
     /// Creates a slot or changes its flags.
     pub(crate) fn set(&self, fd: &VmFd, slot: &MemSlot) -> Result<()> {
         let mut slots = self.lock();

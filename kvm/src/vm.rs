@@ -20,7 +20,7 @@ use kvm_ops::{
 use crate::devices::Routes;
 use crate::error::{from_errno, host_lacks, sys};
 use crate::events::EventParts;
-use crate::held::Held;
+use crate::held::{Held, moves};
 use crate::slots::Slots;
 use crate::sys::XSAVE_BYTES;
 use crate::{KvmHost, KvmVcpu, irq};
@@ -308,8 +308,8 @@ impl VmPort for KvmVm {
         tracing::debug!(slot = slot.id.0, gpa = %slot.gpa, bytes = slot.bytes(), "slot set");
         match &self.inner.held {
             Some(held) if held.has_private_memory() => held.files.set(self, slot),
-            Some(_) => self.set_pinned_slot(slot),
-            None => self.slots().set(self.fd(), slot),
+            Some(held) if held.pins() => self.set_pinned_slot(slot),
+            _ => self.slots().set(self.fd(), slot),
         }
     }
 
@@ -319,8 +319,8 @@ impl VmPort for KvmVm {
         tracing::debug!(slot = slot.id.0, gpa = %slot.gpa, "slot deleted");
         match &self.inner.held {
             Some(held) if held.has_private_memory() => held.files.delete(self, slot),
-            Some(_) => self.delete_pinned_slot(slot),
-            None => self.slots().delete(self.fd(), slot),
+            Some(held) if held.pins() => self.delete_pinned_slot(slot),
+            _ => self.slots().delete(self.fd(), slot),
         }
     }
 
@@ -334,6 +334,24 @@ impl VmPort for KvmVm {
             }
             None => self.slots().dirty_log(self.fd(), slot, bitmap),
         }
+    }
+
+    /// `KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`. The slots of this VM lie in memory of slots of `from`.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`] for another guest than one of SEV, SEV-ES or SNP; [`Error::Invalid`] names a slot with other
+    /// memory; [`Error::Busy`] while another move, or a command, involves one of the two; the answer of the kernel.
+    fn take_guest(&self, from: &Self) -> Result<()> {
+        moves::take(self, from)
+    }
+
+    /// `KVM_CAP_VM_COPY_ENC_CONTEXT_FROM`. The memory of both stays pinned by `owner`.
+    ///
+    /// # Errors
+    /// As [`take_guest`](Self::take_guest), but for the slots; [`Error::WrongState`] for an owner whose launch has not
+    /// begun.
+    fn share_guest(&self, owner: &Self) -> Result<()> {
+        moves::share(self, owner)
     }
 
     fn held(&self) -> Option<&dyn HeldPort> {

@@ -228,6 +228,14 @@ texts! {
         UnregisterRegion => "KVM_MEMORY_ENCRYPT_UNREG_REGION",
         /// `open` of `/dev/sev`.
         OpenSev => "open of /dev/sev",
+        /// `KVM_ENABLE_CAP` with `KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`.
+        MoveContext => "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM",
+        /// `KVM_ENABLE_CAP` with `KVM_CAP_VM_COPY_ENC_CONTEXT_FROM`.
+        CopyContext => "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM",
+        /// `KVM_SEV_INIT`.
+        SevInit => "KVM_SEV_INIT",
+        /// `KVM_SEV_ES_INIT`.
+        SevEsInit => "KVM_SEV_ES_INIT",
         /// `KVM_SEV_INIT2`.
         SevInit2 => "KVM_SEV_INIT2",
         /// `KVM_SEV_LAUNCH_START`.

@@ -136,6 +136,14 @@ pub struct SevParams {
     /// The context page of the SNP guest that is the migration agent of this one, whose policy allows one (MIGRATE_MA, bit 18).
     /// It is there until the launch has begun. KVM takes none.
     pub migration_agent: Option<crate::Hpa>,
+    /// The guest shall be able to move to another VM of its host. A back end that has the keys itself moves every guest.
+    /// Linux must know it from the beginning: it makes a VM of type 0 then, by `KVM_SEV_INIT` or `KVM_SEV_ES_INIT`,
+    /// because up to 7.3.4 no other runs after a move. Such a guest has no `vmsa_features`, and for SEV-ES
+    /// `ghcb_version` is 1. Linux moves no SNP guests.
+    pub movable: bool,
+    /// The guest comes from another VM of this host, by a move or as a mirror: the VM takes no ASID, and has no launch.
+    /// The other parameters are the guest's own and not used. It can move on.
+    pub arrives: bool,
 }
 
 impl Default for SevParams {
@@ -149,6 +157,8 @@ impl Default for SevParams {
             id_block: None,
             gosvw: [0; 16],
             migration_agent: None,
+            movable: false,
+            arrives: false,
         }
     }
 }

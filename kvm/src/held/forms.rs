@@ -186,6 +186,17 @@ pub(super) const FORMS: &[Form] = &[
 /// Header and contents of a packet.
 const PACKET: &[Address] = &[at(0, Len::Word(8)), at(32, Len::Word(40))];
 
+/// The beginnings of VMs of type 0, which are taken here only: on a VM of another type the kernel has `INIT2`.
+const OWN: &[Form] = &[
+    form(uapi::INIT, Call::SevInit, 0),
+    form(uapi::ES_INIT, Call::SevEsInit, 0),
+];
+
+/// The form of a command that this port issues itself.
+pub(super) fn own_form(id: u32) -> Option<&'static Form> {
+    OWN.iter().chain(FORMS).find(|form| form.id == id)
+}
+
 /// The form of a command that is passed on.
 pub(super) fn form_of(id: u32) -> Option<&'static Form> {
     FORMS.iter().find(|form| form.id == id)

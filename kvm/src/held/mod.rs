@@ -4,6 +4,7 @@ mod blobs;
 mod capabilities;
 mod files;
 mod forms;
+pub(crate) mod moves;
 mod refused;
 mod sev;
 mod tdx;
@@ -19,6 +20,7 @@ use crate::vm::enable;
 use crate::{KvmHost, KvmVcpu, KvmVm};
 pub(crate) use files::Files;
 use sev::SevGuest;
+pub(crate) use sev::is_late;
 use tdx::TdGuest;
 
 /// The launch of a VM of one technology, and its commands. The methods are those of [`HeldPort`], on a VM.
@@ -30,10 +32,20 @@ trait Technology: Send + Sync {
     }
     fn add_page(&self, vm: &KvmVm, page: &InitialPage<'_>) -> Result<(), HeldFailure>;
     fn finalize(&self, vm: &KvmVm) -> Result<(), HeldFailure>;
+    fn awaits_guest(&self) -> bool {
+        false
+    }
+    fn can_move(&self) -> bool {
+        false
+    }
     fn is_final(&self) -> bool;
     fn is_protected(&self) -> bool;
     fn measurement(&self) -> Result<Option<Measurement>>;
     fn command(&self, vm: &KvmVm, cmd: &mut EncCmd<'_>) -> Result<(), HeldFailure>;
+    /// The guest, if it is one of SEV, SEV-ES or SNP.
+    fn as_sev(&self) -> Option<&SevGuest> {
+        None
+    }
 }
 
 /// The state of a confidential VM in this process.
@@ -71,6 +83,11 @@ impl Held {
         self.guest.vcpu_created(vcpu)
     }
 
+    /// True if the memory of slots is pinned, because firmware encrypts it in place.
+    pub(crate) fn pins(&self) -> bool {
+        self.guest.as_sev().is_some_and(SevGuest::pins)
+    }
+
     /// True if private memory comes from guest_memfds, and the kernel keeps an attribute of each frame.
     pub(crate) fn has_private_memory(&self) -> bool {
         matches!(self.tech, Tech::SevSnp | Tech::Tdx)
@@ -103,6 +120,15 @@ impl HeldPort for KvmVm {
 
     fn finalize(&self) -> Result<(), HeldFailure> {
         self.held_state()?.guest.finalize(self)
+    }
+
+    fn awaits_guest(&self) -> bool {
+        self.held_state()
+            .is_ok_and(|held| held.guest.awaits_guest())
+    }
+
+    fn can_move(&self) -> bool {
+        self.held_state().is_ok_and(|held| held.guest.can_move())
     }
 
     fn is_final(&self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! | | SEV, SEV-ES | SNP |
 //! |---|---|---|
-//! | `init` | INIT2, EXIT_HYPERCALL | INIT2, EXIT_HYPERCALL |
+//! | `init` | INIT2, or for guests that can move INIT or ES_INIT; EXIT_HYPERCALL | INIT2, EXIT_HYPERCALL |
 //! | start | LAUNCH_START | SNP_LAUNCH_START |
 //! | each page | LAUNCH_UPDATE_DATA, in place | SNP_LAUNCH_UPDATE |
 //! | `finalize` | ES: LAUNCH_UPDATE_VMSA; LAUNCH_MEASURE, LAUNCH_FINISH | SNP_LAUNCH_FINISH |
@@ -16,13 +16,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use kvm_bindings::kvm_enc_region;
 use kvm_ops::{
     Call, EncCmd, EncParams, EncRegion, Error, Field, HeldFailure, InitialPage, InitialPageKind,
-    Measurement, Result, SevParams, SharedMask, Tech, VmParams, volatile,
+    Measurement, Result, SevParams, SharedMask, Step, Tech, VmParams, volatile,
 };
 use kvm_ops_uapi::sev::{self as uapi, SevCmd, page_type};
 use kvm_ops_uapi::{U16, U32, U64};
 
 use super::blobs::{Pages, Patched};
-use super::forms::{Form, form_of};
+use super::forms::{Form, form_of, own_form};
 use super::refused::refused;
 use super::{Technology, enable_map_gpa, not_passed_on};
 use crate::error::{from_errno, host_lacks};
@@ -50,18 +50,38 @@ pub(super) struct SevGuest {
     tech: Tech,
     params: SevParams,
     mask: SharedMask,
-    launch: Mutex<Launch>,
+    pub(super) launch: Mutex<Launch>,
 }
 
 /// The steps that were taken, by operations or commands.
 #[derive(Default)]
-struct Launch {
+pub(super) struct Launch {
     /// `/dev/sev`. The kernel remembers it by its number, so it stays open.
     device: Option<File>,
-    started: bool,
+    pub(super) started: bool,
     vmsas: bool,
     measurement: Option<[u8; MEASUREMENT]>,
     finished: bool,
+    pub(super) context: Context,
+}
+
+/// The place of a VM's encryption context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Context {
+    /// It is this VM's.
+    #[default]
+    Own,
+    /// There is none, until one arrives from another VM.
+    Awaited,
+    /// It is that of the VM of which this one is a mirror.
+    Lent,
+    /// It moved to another VM, and the kernel answers EIO to every call.
+    Gone,
+}
+
+/// True if the VM is one of type 0 that becomes a SEV or SEV-ES guest later, by a command or by the arrival of a guest.
+pub(crate) fn is_late(params: &VmParams) -> bool {
+    matches!(&params.enc, EncParams::Sev(sev) if sev.movable || sev.arrives)
 }
 
 impl SevGuest {
@@ -74,21 +94,40 @@ impl SevGuest {
         if params.migration_agent.is_some() {
             return host_lacks!("migration agents of SNP guests");
         }
+        match tech {
+            Tech::SevSnp if params.movable || params.arrives => {
+                return host_lacks!("moves of SNP guests");
+            }
+            _ if params.movable => check_late(tech, &params)?,
+            _ => {}
+        }
         let entries = host.supported_cpuid().as_slice();
         let leaf = entries.iter().find(|entry| entry.function == ENCRYPTION);
         let Some(mask) = leaf.and_then(|leaf| SharedMask::private_bit(leaf.ebx & 0x3f)) else {
             return host_lacks!("CPUID leaf 0x8000001f with the C-bit");
         };
+        let context = match params.arrives {
+            true => Context::Awaited,
+            false => Context::Own,
+        };
         Ok(Self {
             tech,
             params,
             mask,
-            launch: Mutex::default(),
+            launch: Mutex::new(Launch {
+                context,
+                ..Launch::default()
+            }),
         })
     }
 
     fn launch(&self) -> MutexGuard<'_, Launch> {
         self.launch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if the memory of slots is pinned for this VM. That of a mirror is pinned by the owner of its context.
+    pub(super) fn pins(&self) -> bool {
+        self.launch().context == Context::Own
     }
 
     fn is_snp(&self) -> bool {
@@ -106,6 +145,9 @@ impl SevGuest {
     /// A launch that has started.
     fn launching(&self, vm: &KvmVm) -> Result<MutexGuard<'_, Launch>, HeldFailure> {
         let mut launch = self.launch();
+        if launch.context != Context::Own {
+            return Err(Error::WrongState(Step::Initialized).into());
+        }
         if !launch.started {
             launch.open_device()?;
             match self.tech {
@@ -172,6 +214,12 @@ impl SevGuest {
 
 impl Technology for SevGuest {
     fn init(&self, vm: &KvmVm) -> Result<SharedMask, HeldFailure> {
+        let mut launch = self.launch();
+        if self.params.arrives {
+            drop(launch);
+            enable_map_gpa(vm)?;
+            return Ok(self.mask);
+        }
         let init = uapi::SevInit {
             vmsa_features: U64::new(self.params.vmsa_features),
             ghcb_version: U16::new(match self.tech {
@@ -180,8 +228,11 @@ impl Technology for SevGuest {
             }),
             ..Default::default()
         };
-        let mut launch = self.launch();
-        command(vm, &mut launch, uapi::INIT2, init)?;
+        match self.tech {
+            Tech::Sev if self.params.movable => command(vm, &mut launch, uapi::INIT, ())?,
+            Tech::SevEs if self.params.movable => command(vm, &mut launch, uapi::ES_INIT, ())?,
+            _ => command(vm, &mut launch, uapi::INIT2, init).map(drop)?,
+        }
         drop(launch);
         enable_map_gpa(vm)?;
         Ok(self.mask)
@@ -216,8 +267,22 @@ impl Technology for SevGuest {
         command(vm, &mut launch, uapi::LAUNCH_FINISH, ()).map(drop)
     }
 
+    fn awaits_guest(&self) -> bool {
+        self.launch().context == Context::Awaited
+    }
+
+    fn can_move(&self) -> bool {
+        self.params.movable || self.params.arrives
+    }
+
+    /// A mirror's guest was launched in the other VM.
     fn is_final(&self) -> bool {
-        self.launch().finished
+        let launch = self.launch();
+        launch.finished || launch.context == Context::Lent
+    }
+
+    fn as_sev(&self) -> Option<&SevGuest> {
+        Some(self)
     }
 
     fn is_protected(&self) -> bool {
@@ -271,6 +336,22 @@ impl Technology for SevGuest {
     }
 }
 
+/// Checks what KVM_SEV_INIT and KVM_SEV_ES_INIT, which take no parameters, would not do.
+fn check_late(tech: Tech, params: &SevParams) -> Result<()> {
+    match params {
+        SevParams {
+            vmsa_features: features @ 1..,
+            ..
+        } => Err(Error::Invalid(Field::Flags, *features)),
+        // Linux speaks version 1 with the guest of ES_INIT, and no GHCB with one of plain SEV.
+        SevParams {
+            ghcb_version: version @ 2..,
+            ..
+        } if tech == Tech::SevEs => Err(Error::Invalid(Field::Flags, (*version).into())),
+        _ => Ok(()),
+    }
+}
+
 fn length(blob: &[u8]) -> Result<U32> {
     let len = blob.len();
     let len = u32::try_from(len).map_err(|_| Error::Invalid(Field::BufferLength, len as u64))?;
@@ -318,7 +399,7 @@ impl Launch {
 
 /// Issues a command whose addresses are of memory that lives until this returns, and returns its structure.
 fn command<T>(vm: &KvmVm, launch: &mut Launch, id: u32, mut args: T) -> Result<T, HeldFailure> {
-    let form = form_of(id).ok_or_else(not_passed_on)?;
+    let form = own_form(id).ok_or_else(not_passed_on)?;
     assert_eq!(size_of::<T>(), form.bytes);
     // SAFETY: the structure is the command's; every caller in this file puts addresses into it of pages that
     // it owns, or of a slot's memory, with the right length.

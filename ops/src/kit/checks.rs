@@ -605,7 +605,7 @@ fn guest_and_room<S: Subject>(
     go: impl FnOnce(&mut S::Vm, &mut S::Vm) -> Result<(), String>,
 ) -> Result<(), String> {
     let mut from = said("create", subject.create())?;
-    let mut to = said("create", subject.create())?;
+    let mut to = said("create", subject.create_receiver())?;
     let found = bring_to(&mut from, Step::Runnable)
         .and_then(|()| bring_to(&mut to, Step::Initialized))
         .and_then(|()| go(&mut from, &mut to));

@@ -44,6 +44,14 @@ pub trait Subject {
     /// The error of the back end; the check fails then.
     fn create(&mut self) -> Result<Self::Vm>;
 
+    /// Creates a VM to which the guest of another may move. Not initialised, with as many vCPUs.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    fn create_receiver(&mut self) -> Result<Self::Vm> {
+        self.create()
+    }
+
     /// Two pages of memory that stay mapped, and unreferenced, as long as the subject lives.
     /// `None` where there is none to lend: slot checks are skipped.
     fn memory(&mut self) -> Option<HostRange> {

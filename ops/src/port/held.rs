@@ -32,6 +32,20 @@ pub trait HeldPort: Send + Sync {
     /// The answer of the system.
     fn finalize(&self) -> Result<(), HeldFailure>;
 
+    /// True while the VM has no guest, because one shall arrive from another VM ([`VmPort::take_guest`],
+    /// [`VmPort::share_guest`]).
+    ///
+    /// [`VmPort::take_guest`]: super::VmPort::take_guest
+    /// [`VmPort::share_guest`]: super::VmPort::share_guest
+    fn awaits_guest(&self) -> bool {
+        false
+    }
+
+    /// True if the system can move the guest to another VM.
+    fn can_move(&self) -> bool {
+        false
+    }
+
     /// True once the launch has ended.
     fn is_final(&self) -> bool;
 

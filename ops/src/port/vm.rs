@@ -90,6 +90,20 @@ pub trait VmPort: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Lets this VM use the encryption context of `owner`'s guest, as its mirror. Only for a VM that
+    /// [`HeldPort`] holds: other back ends share contexts themselves.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`](crate::Error::NotOffered) without such VMs; the answer of the system. Nothing
+    /// changed.
+    fn share_guest(&self, owner: &Self) -> Result<()>
+    where
+        Self: Sized,
+    {
+        let _ = owner;
+        crate::not_offered!("share_guest")
+    }
+
     /// The operations for a confidential VM that the system below holds itself, if this is one.
     fn held(&self) -> Option<&dyn HeldPort> {
         None

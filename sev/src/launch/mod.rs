@@ -57,6 +57,9 @@ impl<H: Host> Shared<H> {
     /// `vm_init`: the ASID.
     pub(crate) fn init(&self, vmsa_features: u64) -> Result<()> {
         self.step().require(Step::Created)?;
+        if self.launch.arrives {
+            return self.life.advance(Step::Initialized);
+        }
         let charge = match self.payer() {
             Some(account) => Some(account.charge(self.tech())?),
             None => None,

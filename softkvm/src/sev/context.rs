@@ -22,11 +22,13 @@ fn vm_of(process: &dyn Process, argument: u64) -> Option<Arc<Vm>> {
     }
 }
 
-/// A back end for a VM that is to take a context: it knows the VM's slots and vCPUs. It holds an ASID
-/// until the context's takes its place.
+/// A back end for a VM that is to take a context: it knows the VM's slots and vCPUs.
 fn vacant(vm: &Vm, to: &mut State, from: &Sev) -> Result<Engine> {
     let tech = from.tech().ok_or(move_::SOURCE)?;
-    let params = SevParams::default();
+    let params = SevParams {
+        arrives: true,
+        ..SevParams::default()
+    };
     let mut engine = Engine::new(vm.kernel().host(), tech, params, to.irqchip(), &to.irq)?;
     for (number, slot) in to.slots.iter() {
         lent::set_slot(&mut engine.vm, number, slot)?;

@@ -3,7 +3,7 @@
 use kvm_ops::held::HeldVm;
 use kvm_ops::kit::{self, Outcome, Subject};
 use kvm_ops::kvm::KvmHost;
-use kvm_ops::{Host, HostRange, Result, Tech, VmParams};
+use kvm_ops::{EncParams, Host, HostRange, Result, SevParams, Tech, VmParams};
 use vm_memory::MmapRegion;
 
 use crate::common::again;
@@ -12,15 +12,37 @@ use crate::guest::{TECHS, host};
 struct Source {
     host: KvmHost,
     tech: Tech,
+    params: SevParams,
     memory: MmapRegion<()>,
+}
+
+impl Source {
+    fn with(&self, params: SevParams) -> Result<HeldVm<KvmHost>> {
+        let enc = match self.tech {
+            Tech::Tdx => EncParams::Default,
+            _ => EncParams::Sev(Box::new(params)),
+        };
+        let params = VmParams {
+            enc,
+            ..VmParams::new(2)
+        };
+        let id = self.host.next_vm_id();
+        HeldVm::create(&self.host, id, self.tech, &params)
+    }
 }
 
 impl Subject for Source {
     type Vm = HeldVm<KvmHost>;
 
     fn create(&mut self) -> Result<Self::Vm> {
-        let id = self.host.next_vm_id();
-        HeldVm::create(&self.host, id, self.tech, &VmParams::new(2))
+        self.with(self.params.clone())
+    }
+
+    fn create_receiver(&mut self) -> Result<Self::Vm> {
+        self.with(SevParams {
+            arrives: self.params.movable,
+            ..SevParams::default()
+        })
     }
 
     fn memory(&mut self) -> Option<HostRange> {
@@ -37,22 +59,35 @@ impl Subject for Source {
 #[test]
 fn every_check_passes_for_a_td() {
     if again("kit::every_check_passes_for_a_td", "intel").is_none() {
-        check(&[Tech::Tdx]);
+        check(&[Tech::Tdx], &SevParams::default());
     }
 }
 
 #[test]
 fn every_check_passes_for_sev_guests() {
     if again("kit::every_check_passes_for_sev_guests", "amd").is_none() {
-        check(&TECHS);
+        check(&TECHS, &SevParams::default());
     }
 }
 
-fn check(techs: &[Tech]) {
+#[test]
+fn every_check_passes_for_sev_guests_that_move() {
+    if again("kit::every_check_passes_for_sev_guests_that_move", "amd").is_none() {
+        let movable = SevParams {
+            ghcb_version: 1,
+            movable: true,
+            ..SevParams::default()
+        };
+        check(&[Tech::Sev, Tech::SevEs], &movable);
+    }
+}
+
+fn check(techs: &[Tech], params: &SevParams) {
     for &tech in techs {
         let report = kit::run(&mut Source {
             host: host(),
             tech,
+            params: params.clone(),
             memory: MmapRegion::new(2 * 4096).unwrap(),
         });
         let all = report.checks();

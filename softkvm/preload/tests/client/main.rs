@@ -11,6 +11,7 @@ mod journey;
 mod kit;
 mod launch;
 mod machine;
+mod moves;
 mod offer;
 mod order;
 mod td;

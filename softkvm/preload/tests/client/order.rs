@@ -146,6 +146,56 @@ fn snp() {
     );
 }
 
+/// The destination's type is 0, as the source's; what pins the memory moves along.
+#[test]
+fn a_move_of_an_sev_es_guest() {
+    let test = "order::a_move_of_an_sev_es_guest";
+    let Some(log) = again(test, "amd") else {
+        let (host, memory) = (host(), memory());
+        let params = |movable, arrives| SevParams {
+            ghcb_version: 1,
+            movable,
+            arrives,
+            ..SevParams::default()
+        };
+        let mut from = create(&host, &config(Tech::SevEs, params(true, false))).unwrap();
+        from.set_memory_slot(slot(&memory)).unwrap();
+        let old = from.create_vcpu(VcpuId(0)).unwrap();
+        from.finalize().unwrap();
+        let mut to = create(&host, &config(Tech::SevEs, params(false, true))).unwrap();
+        let new = to.create_vcpu(VcpuId(0)).unwrap();
+        from.move_to(&mut to).unwrap();
+        drop((old, new));
+        return assert!(from.destroy().is_clean() && to.destroy().is_clean());
+    };
+    assert_eq!(log.matches("KVM_CREATE_VM, 0x0").count(), 2, "{log}");
+    let expected = [
+        "KVM_CREATE_VM",
+        "KVM_ENABLE_CAP",
+        "KVM_SEV_ES_INIT",
+        "KVM_ENABLE_CAP",
+        "KVM_SET_USER_MEMORY_REGION",
+        "KVM_MEMORY_ENCRYPT_REG_REGION",
+        "KVM_CREATE_VCPU",
+        "KVM_SET_CPUID2",
+        "KVM_SEV_LAUNCH_START",
+        "KVM_SEV_LAUNCH_UPDATE_VMSA",
+        "KVM_SEV_LAUNCH_MEASURE",
+        "KVM_SEV_LAUNCH_FINISH",
+        // The destination: what every VM has, and exits for conversions.
+        "KVM_CREATE_VM",
+        "KVM_ENABLE_CAP",
+        "KVM_CREATE_VCPU",
+        "KVM_SET_CPUID2",
+        "KVM_SET_USER_MEMORY_REGION",
+        // The move.
+        "KVM_ENABLE_CAP",
+        // The end of the destination: the source takes no calls.
+        "KVM_SET_USER_MEMORY_REGION",
+    ];
+    assert_eq!(calls(&log), expected, "{log}");
+}
+
 #[test]
 fn tdx() {
     check(
