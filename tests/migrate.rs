@@ -9,8 +9,8 @@ use kvm_ops::guest::Script;
 use kvm_ops::moves::{MoveToken, StagingTable};
 use kvm_ops::sim::SimHost;
 use kvm_ops::{
-    AnyVm, EncParams, Error, Exit, Gpa, Host, InitialPage, InitialPageKind, Kind, MemSlot, PspPort, Result,
-    SevParams, SlotId, Step, Tech, VcpuId, VcpuOps, Vendor, Vm, VmConfig, create,
+    AnyVm, EncParams, Error, Exit, Gpa, Host, InitialPage, InitialPageKind, Kind, MemSlot, PspPort,
+    Result, SevParams, SlotId, Step, Tech, VcpuId, VcpuOps, Vendor, Vm, VmConfig, create,
 };
 use vm_memory::MmapRegion;
 

@@ -97,6 +97,16 @@ fn choose<H: Host>(host: &H, tech: Tech, id: VmId, params: &VmParams) -> Result<
             let held = crate::held::HeldVm::create(host, id, tech, params)?;
             Ok(crate::IntelVm::from(held).into())
         }
+        #[cfg(all(feature = "kvm", feature = "tdx"))]
+        Tech::Vmx if params.enc == crate::EncParams::Private => {
+            let held = crate::held::HeldVm::create(host, id, tech, params)?;
+            Ok(crate::IntelVm::from(held).into())
+        }
+        #[cfg(all(feature = "kvm", feature = "sev"))]
+        Tech::Svm if params.enc == crate::EncParams::Private => {
+            let held = crate::held::HeldVm::create(host, id, tech, params)?;
+            Ok(crate::AmdVm::from(held).into())
+        }
         #[cfg(all(feature = "kvm", feature = "sev"))]
         Tech::Sev | Tech::SevEs | Tech::SevSnp if host.holds(tech) => {
             let held = crate::held::HeldVm::create(host, id, tech, params)?;

@@ -7,7 +7,7 @@ use kvm_ops_mmu::{Attributes, Slots};
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     pub(crate) slots: Slots,
-    /// Every frame is private at first, for every technology.
+    /// A frame is what the frames of a new slot are, until it is converted.
     pub(crate) attributes: Attributes,
 }
 
@@ -60,9 +60,9 @@ impl Memory {
 }
 
 /// Checks that a slot lies in the guest's address space.
-pub(crate) fn check_place(slot: &MemSlot, mask: SharedMask) -> Result<()> {
+pub(crate) fn check_place(slot: &MemSlot, mask: SharedMask, begins: Privacy) -> Result<()> {
     let last = Gfn::containing(slot.last()?);
-    match mask.join(last, Privacy::Private) {
+    match mask.join(last, begins) {
         Some(_) => Ok(()),
         None => Err(Error::Invalid(Field::Gfn, last.get())),
     }

@@ -48,18 +48,18 @@ impl<P> HeldVcpu<P> {
 
 /// True for an exit that the system completes in the next run.
 const fn waits(exit: &Exit) -> bool {
-    match exit {
+    !matches!(
+        exit,
         Exit::Hlt
-        | Exit::Shutdown
-        | Exit::Interrupted
-        | Exit::IrqWindow
-        | Exit::MemoryFault { .. }
-        | Exit::Debug { .. }
-        | Exit::SystemEvent { .. }
-        | Exit::FailEntry { .. }
-        | Exit::InternalError { .. } => false,
-        _ => true,
-    }
+            | Exit::Shutdown
+            | Exit::Interrupted
+            | Exit::IrqWindow
+            | Exit::MemoryFault { .. }
+            | Exit::Debug { .. }
+            | Exit::SystemEvent { .. }
+            | Exit::FailEntry { .. }
+            | Exit::InternalError { .. }
+    )
 }
 
 /// Register groups: the port's until they are the guest's secret.

@@ -15,7 +15,8 @@ use crate::gate::Gate;
 use crate::memory::{Memory, check_place};
 use crate::{HeldVcpu, moves};
 
-/// A TD, or an SEV, SEV-ES or SNP guest, that the system below holds.
+/// A TD, or an SEV, SEV-ES or SNP guest, that the system below holds; or a normal VM with private memory
+/// ([`EncParams::Private`](kvm_ops::EncParams)).
 ///
 /// Keys, private pages and firmware are the system's, so the teardown has nothing to reclaim: closing the VM
 /// gives everything back, and the report counts no pages.
@@ -214,17 +215,18 @@ impl<H: Host> VmOps for HeldVm<H> {
         report
     }
 
-    /// The memory of a slot begins private.
+    /// The memory of a slot begins private, but that of a normal VM shared.
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
         self.life().require_live()?;
-        check_place(slot, self.mask)?;
+        let begins = self.below(|held| Ok(held.begins()))?;
+        check_place(slot, self.mask, begins)?;
         let mut memory = self.memory();
         let is_new = memory.slots.check(slot)?;
         self.port.set_memory_slot(slot)?;
         memory.slots.insert(*slot);
         if is_new {
             let (first, pages) = frames(slot);
-            memory.attributes.set(first, pages, Privacy::Private)?;
+            memory.attributes.set(first, pages, begins)?;
         }
         Ok(())
     }

@@ -4,9 +4,13 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::*;
 use kvm_ops::{Call, Gpa, Host, Irqchip, Result, Tech, VcpuId, VmParams, VmPort};
+use kvm_ops_uapi::system::vm_type;
 
 use crate::error::{from_errno, sys as sys_error};
 use crate::{EventFd, IoEvent, IoEventMatch, KvmHost, KvmVm, sys};
+
+/// The VM type of normal VMs with private memory.
+const PRIVATE_VM: &str = "KVM_X86_SW_PROTECTED_VM";
 
 /// One capability.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +84,12 @@ pub(crate) fn probe(host: &KvmHost) -> Vec<Capability> {
         KVM_CAP_VM_COPY_ENC_CONTEXT_FROM => "mirror VMs of a SEV guest",
         KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM => "a SEV guest moved between processes",
     };
+    list.push(Capability {
+        name: PRIVATE_VM,
+        purpose: "normal VMs with private memory (CONFIG_KVM_SW_PROTECTED_VM)",
+        answer: host.vm_types() >> vm_type::SW_PROTECTED & 1,
+        tried: None,
+    });
     for capability in &mut list {
         capability.tried =
             attempt(host, capability.name).map(|result| result.map_err(|error| error.errno()));
@@ -134,10 +144,21 @@ fn attempt(host: &KvmHost, name: &str) -> Option<Result<()>> {
                 result => result.map(drop),
             }
         }),
+        PRIVATE_VM => Some(private_vm(host)),
         "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM" => context_from(host, KVM_CAP_VM_COPY_ENC_CONTEXT_FROM),
         "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM" => context_from(host, KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM),
         _ => None,
     }
+}
+
+/// Makes a normal VM with private memory.
+fn private_vm(host: &KvmHost) -> Result<()> {
+    let params = VmParams {
+        enc: kvm_ops::EncParams::Private,
+        ..VmParams::new(1)
+    };
+    let vm = host.create_vm(Tech::normal(host.vendor()), &params)?;
+    sys::set_attributes(vm.fd(), 0, kvm_ops::PAGE_SIZE, true)
 }
 
 /// Takes a context over from a VM that has none. A module with SEV refuses that because of the VM,

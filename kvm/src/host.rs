@@ -8,8 +8,11 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, KVM_CAP_VM_TYPES, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_ops::{
-    Call, Error, Field, Host, Missing, NoPort, Result, Tech, Vendor, VmId, VmIds, VmParams,
+    Call, EncParams, Error, Field, Host, Missing, NoPort, Result, Tech, Vendor, VmId, VmIds,
+    VmParams,
 };
+
+use kvm_ops_uapi::system::vm_type;
 
 use crate::error::sys;
 use crate::{KvmVm, Offer, OpenError, held, open, vendor};
@@ -131,10 +134,10 @@ impl KvmHost {
         let not_offered = Err(Error::unsupported(Missing::HostTech, tech));
         let kind = match tech.kvm_vm_type() {
             None => return not_offered,
-            Some(_) if held::is_late(params) => Tech::normal(self.inner.vendor).kvm_vm_type(),
-            kind => kind,
+            Some(_) if held::is_late(params) => vm_type::DEFAULT,
+            Some(_) if params.enc == EncParams::Private => vm_type::SW_PROTECTED,
+            Some(kind) => kind,
         };
-        let kind = kind.unwrap_or_default();
         if kind != 0 && self.vm_types() >> kind & 1 == 0 {
             return not_offered;
         }

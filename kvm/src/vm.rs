@@ -307,7 +307,7 @@ impl VmPort for KvmVm {
     fn set_memory_slot(&self, slot: &MemSlot) -> Result<()> {
         tracing::debug!(slot = slot.id.0, gpa = %slot.gpa, bytes = slot.bytes(), "slot set");
         match &self.inner.held {
-            Some(held) if held.has_private_memory() => held.files.set(self, slot),
+            Some(held) if held.has_private_memory() => held.files.set(self, slot, held.begins()),
             Some(held) if held.pins() => self.set_pinned_slot(slot),
             _ => self.slots().set(self.fd(), slot),
         }

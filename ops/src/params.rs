@@ -27,21 +27,25 @@ pub struct VmParams {
     pub vcpus: u32,
     /// The place of its interrupt controllers.
     pub irqchip: Irqchip,
-    /// The parameters that only a confidential VM has.
+    /// The parameters that only a VM with private memory has.
     pub enc: EncParams,
 }
 
-/// The parameters of a confidential VM. A back end refuses those of another technology.
+/// The parameters of a VM with private memory. A back end refuses those of another technology.
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum EncParams {
-    /// The defaults of the technology; a normal VM has no others.
+    /// The defaults of the technology.
     #[default]
     Default,
     /// Of a TD.
     Td(Box<TdParams>),
     /// Of an SEV, SEV-ES or SNP guest.
     Sev(Box<SevParams>),
+    /// Of a normal VM with private memory (`KVM_X86_SW_PROTECTED_VM`): what is private is in other pages than what is
+    /// shared, and not in the host program's reach, but nothing encrypts it. Its memory begins shared. It is for
+    /// developing and testing conversions where no technology is: it protects nobody.
+    Private,
 }
 
 /// The width of a TD's guest-physical addresses.

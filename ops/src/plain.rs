@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use alloc::sync::Arc;
 
 use crate::{
-    Backend, DevicePort, Drained, Error, Field, FreeReport, Gpa, Host, KeyReleased, Life, MemSlot,
-    PlainVcpu, Result, Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
+    Backend, DevicePort, Drained, EncParams, Error, Field, FreeReport, Gpa, Host, KeyReleased,
+    Life, MemSlot, PlainVcpu, Result, Step, Tech, VcpuId, VmId, VmOps, VmParams, VmPort,
 };
 
 /// Numbers VMs from 1. Each host has its own, so that numbers stay small.
@@ -51,9 +51,13 @@ impl<H: Host, T: PlainTech> PlainVm<H, T> {
     /// Creates the VM on its host.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for parameters out of range; the answer of the host.
+    /// [`Error::Invalid`] for parameters out of range; [`Error::NotOffered`] for those of another kind of VM; the
+    /// answer of the host.
     pub fn create(host: &H, id: VmId, params: &VmParams) -> Result<Self> {
         params.validate()?;
+        if params.enc != EncParams::Default {
+            return crate::not_offered!("a normal VM with parameters of other VMs");
+        }
         Ok(Self {
             life: Arc::new(Life::new(id, T::TECH)),
             params: params.clone(),

@@ -33,12 +33,19 @@ impl Files {
         }
     }
 
-    /// Creates a slot with private memory, all of whose frames are private.
-    pub(crate) fn set(&self, vm: &KvmVm, slot: &MemSlot) -> Result<()> {
-        let is_new = vm.slots().get(slot.id).is_none();
-        if !is_new {
-            // The kernel changes no flags of such a slot.
-            return vm.slots().set(vm.fd(), &self.backed(slot));
+    /// Creates a slot with private memory, all of whose frames begin so.
+    pub(crate) fn set(&self, vm: &KvmVm, slot: &MemSlot, begins: Privacy) -> Result<()> {
+        if slot.flags.read_only && begins == Privacy::Shared {
+            // The kernel has no read-only slots with private memory: a ROM is shared for ever.
+            return vm.slots().set(vm.fd(), slot);
+        }
+        if let Some(old) = vm.slots().get(slot.id) {
+            let backed = self.backed(slot);
+            // The kernel refuses even a call that changes nothing, if the slot has private memory.
+            return match old.is_same_place(&backed) && old.flags == backed.flags {
+                true => Ok(()),
+                false => vm.slots().set(vm.fd(), &backed),
+            };
         }
         let mut made = None;
         let mut backed = *slot;
@@ -50,8 +57,9 @@ impl Files {
             });
         }
         vm.slots().set(vm.fd(), &backed)?;
-        if let Err(error) = sys::set_attributes(vm.fd(), slot.gpa.get(), slot.bytes(), true) {
-            // A slot whose memory is not private is not the one that was asked for.
+        let is_private = begins == Privacy::Private;
+        if let Err(error) = sys::set_attributes(vm.fd(), slot.gpa.get(), slot.bytes(), is_private) {
+            // A slot whose memory is of the other kind is not the one that was asked for.
             vm.slots().delete(vm.fd(), &backed)?;
             return Err(error);
         }
@@ -74,10 +82,20 @@ impl Files {
 }
 
 /// Converts frames that slots cover.
+///
+/// # Errors
+/// [`Error::NotOffered`] for private frames in a slot that has none; the answer of the kernel.
 pub(super) fn convert(vm: &KvmVm, first: Gfn, pages: u64, to: Privacy) -> Result<()> {
     let invalid = Error::Invalid(Field::Gfn, first.get());
     let gpa = first.base().ok_or(invalid)?.get();
     let bytes = pages.checked_mul(PAGE_SIZE).ok_or(invalid)?;
+    vm.slots()
+        .each_part(gpa, bytes, |slot, _, _| match slot.private {
+            None if to == Privacy::Private => {
+                kvm_ops::not_offered!("private memory in a read-only slot")
+            }
+            _ => Ok(()),
+        })?;
     sys::set_attributes(vm.fd(), gpa, bytes, to == Privacy::Private)?;
     vm.slots()
         .each_part(gpa, bytes, |slot, offset, len| match to {

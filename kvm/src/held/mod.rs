@@ -1,24 +1,26 @@
-//! Confidential VMs that the kernel holds: the port behind `kvm_ops_held::HeldVm`.
+//! VMs with private memory, which the kernel holds: the port behind `kvm_ops_held::HeldVm`.
 
 mod blobs;
 mod capabilities;
 mod files;
 mod forms;
 pub(crate) mod moves;
+mod private;
 mod refused;
 mod sev;
 mod tdx;
 
 use kvm_bindings::KVM_CAP_EXIT_HYPERCALL;
 use kvm_ops::{
-    EncCmd, EncRegion, Error, Gfn, HeldFailure, HeldPort, InitialPage, Measurement, Missing,
-    OpName, Privacy, Result, SharedMask, Tech, VmParams,
+    EncCmd, EncParams, EncRegion, Error, Gfn, HeldFailure, HeldPort, InitialPage, Measurement,
+    Missing, OpName, Privacy, Result, SharedMask, Tech, VmParams,
 };
 use kvm_ops_uapi::vm::HC_MAP_GPA_RANGE;
 
 use crate::vm::enable;
 use crate::{KvmHost, KvmVcpu, KvmVm};
 pub(crate) use files::Files;
+use private::PrivateGuest;
 use sev::SevGuest;
 pub(crate) use sev::is_late;
 use tdx::TdGuest;
@@ -32,6 +34,9 @@ trait Technology: Send + Sync {
     }
     fn add_page(&self, vm: &KvmVm, page: &InitialPage<'_>) -> Result<(), HeldFailure>;
     fn finalize(&self, vm: &KvmVm) -> Result<(), HeldFailure>;
+    fn begins(&self) -> Privacy {
+        Privacy::Private
+    }
     fn awaits_guest(&self) -> bool {
         false
     }
@@ -57,7 +62,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// The state of a VM of that technology. `None` for a normal VM.
+    /// The state of a VM of that technology. `None` for a normal VM without private memory.
     ///
     /// # Errors
     /// [`Error::Invalid`] for parameters of another technology; [`Error::Unsupported`] for a technology that this
@@ -66,6 +71,9 @@ impl Held {
         let guest: Box<dyn Technology> = match tech {
             Tech::Sev | Tech::SevEs | Tech::SevSnp => Box::new(SevGuest::new(host, tech, params)?),
             Tech::Tdx => Box::new(TdGuest::new(params)?),
+            Tech::Vmx | Tech::Svm if params.enc == EncParams::Private => {
+                Box::<PrivateGuest>::default()
+            }
             _ if tech.is_confidential() => {
                 return Err(Error::unsupported(Missing::HostTech, tech));
             }
@@ -88,9 +96,14 @@ impl Held {
         self.guest.as_sev().is_some_and(SevGuest::pins)
     }
 
+    /// What the memory of a new slot is.
+    pub(crate) fn begins(&self) -> Privacy {
+        self.guest.begins()
+    }
+
     /// True if private memory comes from guest_memfds, and the kernel keeps an attribute of each frame.
     pub(crate) fn has_private_memory(&self) -> bool {
-        matches!(self.tech, Tech::SevSnp | Tech::Tdx)
+        !matches!(self.tech, Tech::Sev | Tech::SevEs)
     }
 }
 
@@ -120,6 +133,11 @@ impl HeldPort for KvmVm {
 
     fn finalize(&self) -> Result<(), HeldFailure> {
         self.held_state()?.guest.finalize(self)
+    }
+
+    fn begins(&self) -> Privacy {
+        self.held_state()
+            .map_or(Privacy::Private, |held| held.guest.begins())
     }
 
     fn awaits_guest(&self) -> bool {

@@ -32,6 +32,11 @@ pub trait HeldPort: Send + Sync {
     /// The answer of the system.
     fn finalize(&self) -> Result<(), HeldFailure>;
 
+    /// What the memory of a new slot is.
+    fn begins(&self) -> Privacy {
+        Privacy::Private
+    }
+
     /// True while the VM has no guest, because one shall arrive from another VM ([`VmPort::take_guest`],
     /// [`VmPort::share_guest`]).
     ///

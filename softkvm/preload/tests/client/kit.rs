@@ -6,7 +6,7 @@ use kvm_ops::kvm::KvmHost;
 use kvm_ops::{EncParams, Host, HostRange, Result, SevParams, Tech, VmParams};
 use vm_memory::MmapRegion;
 
-use crate::common::again;
+use crate::common::{again, is_inside};
 use crate::guest::{TECHS, host};
 
 struct Source {
@@ -20,6 +20,7 @@ impl Source {
     fn with(&self, params: SevParams) -> Result<HeldVm<KvmHost>> {
         let enc = match self.tech {
             Tech::Tdx => EncParams::Default,
+            Tech::Vmx | Tech::Svm => EncParams::Private,
             _ => EncParams::Sev(Box::new(params)),
         };
         let params = VmParams {
@@ -79,6 +80,17 @@ fn every_check_passes_for_sev_guests_that_move() {
             ..SevParams::default()
         };
         check(&[Tech::Sev, Tech::SevEs], &movable);
+    }
+}
+
+#[test]
+fn every_check_passes_for_normal_vms_with_private_memory() {
+    let test = "kit::every_check_passes_for_normal_vms_with_private_memory";
+    if is_inside() {
+        return check(&[Tech::normal(host().vendor())], &SevParams::default());
+    }
+    for vendor in ["amd", "intel"] {
+        again(test, vendor);
     }
 }
 

@@ -14,4 +14,6 @@ mod machine;
 mod moves;
 mod offer;
 mod order;
+mod private;
+mod random;
 mod td;

@@ -15,6 +15,9 @@ fn offered(techs: &[Tech]) {
         let other = other.filter(|why| matches!(why, WhyNot::Refused(_)));
         assert_eq!(other.count(), 0, "{line:?}");
     }
+    let private = "KVM_X86_SW_PROTECTED_VM";
+    let private = offer.capabilities.iter().find(|cap| cap.name == private);
+    assert!(private.unwrap().is_available(), "{private:?}");
 }
 
 #[test]
