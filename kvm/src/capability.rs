@@ -3,10 +3,14 @@
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::*;
-use kvm_ops::{Call, Gpa, Host, Irqchip, Result, Tech, VcpuId, VmParams, VmPort};
+use kvm_ops::{
+    Call, EncParams, Error, Gpa, HeldPort, Host, Irqchip, Result, SevParams, Tech, VcpuId,
+    VmParams, VmPort,
+};
 use kvm_ops_uapi::system::vm_type;
 
-use crate::error::{from_errno, sys as sys_error};
+use crate::error::from_errno;
+use crate::vm::enable;
 use crate::{EventFd, IoEvent, IoEventMatch, KvmHost, KvmVm, sys};
 
 /// The VM type of normal VMs with private memory.
@@ -82,7 +86,7 @@ pub(crate) fn probe(host: &KvmHost) -> Vec<Capability> {
         KVM_CAP_PRE_FAULT_MEMORY => "pages mapped before the guest touches them",
         KVM_CAP_MEMORY_FAULT_INFO => "where a fault happened, on exits",
         KVM_CAP_VM_COPY_ENC_CONTEXT_FROM => "mirror VMs of a SEV guest",
-        KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM => "a SEV guest moved between processes",
+        KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM => "a SEV guest moved to another VM",
     };
     list.push(Capability {
         name: PRIVATE_VM,
@@ -104,7 +108,7 @@ fn attempt(host: &KvmHost, name: &str) -> Option<Result<()>> {
         let params = VmParams {
             vcpus: 1,
             irqchip,
-            enc: kvm_ops::EncParams::Default,
+            enc: EncParams::Default,
         };
         host.create_vm(Tech::normal(host.vendor()), &params)
     };
@@ -154,33 +158,48 @@ fn attempt(host: &KvmHost, name: &str) -> Option<Result<()>> {
 /// Makes a normal VM with private memory.
 fn private_vm(host: &KvmHost) -> Result<()> {
     let params = VmParams {
-        enc: kvm_ops::EncParams::Private,
+        enc: EncParams::Private,
         ..VmParams::new(1)
     };
     let vm = host.create_vm(Tech::normal(host.vendor()), &params)?;
     sys::set_attributes(vm.fd(), 0, kvm_ops::PAGE_SIZE, true)
 }
 
-/// Takes a context over from a VM that has none. A module with SEV refuses that because of the VM,
-/// so the answer counts only on a host without SEV guests.
+/// Takes a context over from another VM. On a host without SEV guests there is none, and the refusal says that the capability
+/// is claimed only. `None` where no ASID is free for the trial.
 fn context_from(host: &KvmHost, cap: u32) -> Option<Result<()>> {
-    if host.create_vm(Tech::Sev, &VmParams::new(1)).is_ok() {
-        return None;
-    }
     let normal = || host.create_vm(Tech::normal(host.vendor()), &VmParams::new(1));
-    let taken = normal().and_then(|source| {
-        let request = kvm_enable_cap {
-            cap,
-            args: [source.fd().as_raw_fd() as u64, 0, 0, 0],
-            ..Default::default()
+    if host.create_vm(Tech::Sev, &VmParams::new(1)).is_err() {
+        return Some(normal().and_then(|source| take_from(&normal()?, cap, &source)));
+    }
+    let guest = |params| {
+        let params = VmParams {
+            enc: EncParams::Sev(Box::new(params)),
+            ..VmParams::new(1)
         };
-        let taker = normal()?;
-        taker
-            .fd()
-            .enable_cap(&request)
-            .map_err(sys_error(Call::EnableCap))
+        host.create_vm(Tech::Sev, &params)
+    };
+    let source = guest(SevParams {
+        movable: true,
+        ..SevParams::default()
     });
-    Some(taken)
+    let taken = source.and_then(|source| {
+        source.init().map_err(|failure| failure.error)?;
+        let taker = guest(SevParams {
+            arrives: true,
+            ..SevParams::default()
+        })?;
+        take_from(&taker, cap, &source)
+    });
+    match taken {
+        Err(Error::NoKeyId) => None,
+        taken => Some(taken),
+    }
+}
+
+/// Enables a capability whose argument is another VM.
+fn take_from(taker: &KvmVm, cap: u32, source: &KvmVm) -> Result<()> {
+    enable(taker.fd(), cap, source.fd().as_raw_fd() as u64)
 }
 
 fn event() -> Result<EventFd> {

@@ -19,7 +19,9 @@ pub(super) fn refused(call: Call, errno: i32, status: u32) -> HeldFailure {
             ..Error::Firmware(status.into()).into()
         },
         // No ASID is free, or the limit of the control group is reached.
-        (Call::SevInit2, libc::EBUSY) => told(call, errno, Error::NoKeyId),
+        (Call::SevInit2 | Call::SevInit | Call::SevEsInit, libc::EBUSY) => {
+            told(call, errno, Error::NoKeyId)
+        }
         _ => told(call, errno, from_errno(call, errno)),
     }
 }
@@ -55,6 +57,8 @@ fn told(call: Call, errno: i32, error: Error) -> HeldFailure {
 /// The name of a call that asks firmware, without the kernel's prefix.
 const fn name(call: Call) -> &'static str {
     match call {
+        Call::SevInit => "INIT",
+        Call::SevEsInit => "ES_INIT",
         Call::SevInit2 => "INIT2",
         Call::SevLaunchStart => "LAUNCH_START",
         Call::SevLaunchUpdateData => "LAUNCH_UPDATE_DATA",
@@ -87,7 +91,7 @@ const fn name(call: Call) -> &'static str {
 fn demand(call: Call, errno: i32) -> &'static str {
     let name = call.to_string();
     let also = match call {
-        Call::SevInit2 => checks::init_any::ALL,
+        Call::SevInit2 | Call::SevInit | Call::SevEsInit => checks::init_any::ALL,
         _ => &[],
     };
     let own = checks::TABLES.iter().find(|table| table[0].call == name);
@@ -109,6 +113,11 @@ mod tests {
 
     /// The calls of a launch, with the tables of their checks.
     const CALLS: &[(Call, &[&[Check]])] = &[
+        (Call::SevInit, &[checks::init::ALL, checks::init_any::ALL]),
+        (
+            Call::SevEsInit,
+            &[checks::es_init::ALL, checks::init_any::ALL],
+        ),
         (Call::SevInit2, &[checks::init2::ALL, checks::init_any::ALL]),
         (Call::SevLaunchStart, &[checks::launch_start::ALL]),
         (

@@ -6,6 +6,12 @@ use kvm_ops::kvm::WhyNot;
 use crate::common::again;
 use crate::guest::host;
 
+/// The capabilities by which a guest goes to another VM. The kernel claims them on Intel machines, too.
+const CONTEXTS: [&str; 2] = [
+    "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM",
+    "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM",
+];
+
 fn offered(techs: &[Tech]) {
     let offer = host().offer();
     for tech in Tech::ALL {
@@ -15,9 +21,18 @@ fn offered(techs: &[Tech]) {
         let other = other.filter(|why| matches!(why, WhyNot::Refused(_)));
         assert_eq!(other.count(), 0, "{line:?}");
     }
-    let private = "KVM_X86_SW_PROTECTED_VM";
-    let private = offer.capabilities.iter().find(|cap| cap.name == private);
-    assert!(private.unwrap().is_available(), "{private:?}");
+    let tried = |name| {
+        let line = offer.capabilities.iter().find(|cap| cap.name == name);
+        (line.unwrap().answer, line.unwrap().tried)
+    };
+    assert_eq!(tried("KVM_X86_SW_PROTECTED_VM"), (1, Some(Ok(()))));
+    let expected = match techs.contains(&Tech::Sev) {
+        true => Ok(()),
+        false => Err(libc::EINVAL),
+    };
+    for name in CONTEXTS {
+        assert_eq!(tried(name), (1, Some(expected)), "{name}");
+    }
 }
 
 #[test]
