@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvm_ops::kvm::KvmHost;
 use kvm_ops::{
     AnyVcpu, AnyVm, EncParams, Error, Field, Gfn, Gpa, Host, HostRange, InitialPage,
-    InitialPageKind, MemSlot, Privacy, Result, SlotId, Step, Tech, VcpuId, Vm, VmConfig, VmOps,
-    create,
+    InitialPageKind, Kind, MemSlot, Privacy, Result, SevParams, SlotId, Step, Tech, VcpuId,
+    VcpuOps, Vm, VmConfig, VmOps, create,
 };
 use vm_memory::MmapRegion;
 
@@ -48,10 +48,15 @@ enum Op {
     AddPage(u64),
     CreateVcpu(u32),
     Finalize,
+    /// To a new VM, with as many vCPUs if their registers move along.
+    Move,
 }
 
 impl Op {
-    fn random(random: &mut Random) -> Self {
+    fn random(random: &mut Random, moves: bool) -> Self {
+        if moves && random.below(12) == 0 {
+            return Self::Move;
+        }
         let (frame, pages) = (random.below(FRAMES), random.below(PAGES + 2));
         let slot = random.below(SLOTS as u64) as u32;
         match random.below(24) {
@@ -167,6 +172,13 @@ impl Model {
                 self.step = Step::Runnable;
                 Ok(0)
             }
+            Op::Move if self.step != Step::Runnable => return None,
+            Op::Move => {
+                if self.tech == Tech::Sev {
+                    self.vcpus.clear();
+                }
+                Ok(0)
+            }
         })
     }
 
@@ -207,6 +219,7 @@ impl Model {
 }
 
 struct Real {
+    host: KvmHost,
     vm: Vm<AnyVm<KvmHost>>,
     vcpus: Vec<AnyVcpu<KvmHost>>,
 }
@@ -239,29 +252,47 @@ impl Real {
                 Ok(0)
             }
             Op::Finalize => vm.finalize().map(|()| 0),
+            Op::Move => self.move_on().map(|()| 0),
         }
+    }
+
+    fn move_on(&mut self) -> Result<()> {
+        let arrives = SevParams {
+            arrives: true,
+            ..SevParams::default()
+        };
+        let tech = self.vm.tech();
+        let config = VmConfig::new(Kind::Of(tech)).enc(EncParams::Sev(Box::new(arrives)));
+        let mut to = create(&self.host, &config.vcpus(VCPUS))?;
+        let mut vcpus = Vec::new();
+        if tech == Tech::SevEs {
+            for vcpu in &self.vcpus {
+                vcpus.push(to.create_vcpu(vcpu.id())?);
+            }
+        }
+        self.vm.move_to(&mut to)?;
+        self.vcpus = vcpus;
+        let report = std::mem::replace(&mut self.vm, to).destroy();
+        assert!(report.is_clean(), "{report:?}");
+        Ok(())
     }
 }
 
-fn round(host: &KvmHost, tech: Tech, seed: u64) {
+fn round(host: &KvmHost, tech: Tech, params: EncParams, seed: u64) {
     let memory: Vec<MmapRegion<()>> = (0..SLOTS)
         .map(|_| MmapRegion::new((PAGES * 4096) as usize).unwrap())
         .collect();
-    let config = match tech.is_confidential() {
-        true => VmConfig::new(kvm_ops::Kind::Of(tech)),
-        false => VmConfig::normal().enc(EncParams::Private),
+    let moves = matches!(&params, EncParams::Sev(sev) if sev.movable);
+    let config = VmConfig::new(Kind::Of(tech)).enc(params);
+    let mut real = Real {
+        host: host.clone(),
+        vm: create(host, &config.vcpus(VCPUS)).unwrap(),
+        vcpus: Vec::new(),
     };
-    let vm = create(host, &config.vcpus(VCPUS)).unwrap();
-    let (mut real, mut model) = (
-        Real {
-            vm,
-            vcpus: Vec::new(),
-        },
-        Model::new(tech),
-    );
+    let mut model = Model::new(tech);
     let mut random = Random(seed);
     for call in 0..CALLS {
-        let op = Op::random(&mut random);
+        let op = Op::random(&mut random, moves);
         let place = format!("{tech}, seed {seed}, call {call}: {op:?}");
         let got = real.run(op, &memory);
         match model.answer(op) {
@@ -283,12 +314,15 @@ fn round(host: &KvmHost, tech: Tech, seed: u64) {
     assert!(report.is_clean(), "{tech}, seed {seed}: {report:?}");
 }
 
-fn rounds(techs: &[Tech]) {
+fn rounds(kinds: impl IntoIterator<Item = (Tech, EncParams)>) {
     let host = host();
     let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = files();
-    for tech in techs.iter().copied().chain([Tech::normal(host.vendor())]) {
-        (0..ROUNDS).for_each(|seed| round(&host, tech, seed));
+    let normal = (Tech::normal(host.vendor()), EncParams::Private);
+    for (tech, params) in kinds.into_iter().chain([normal]) {
+        for seed in 0..ROUNDS {
+            round(&host, tech, params.clone(), seed);
+        }
     }
     assert_eq!(files(), before);
 }
@@ -296,7 +330,7 @@ fn rounds(techs: &[Tech]) {
 #[test]
 fn random_calls_on_sev_guests_answer_as_a_model_says() {
     if is_inside() {
-        return rounds(&TECHS);
+        return rounds(TECHS.map(|tech| (tech, EncParams::Default)));
     }
     again(
         "random::random_calls_on_sev_guests_answer_as_a_model_says",
@@ -307,10 +341,27 @@ fn random_calls_on_sev_guests_answer_as_a_model_says() {
 #[test]
 fn random_calls_on_tds_answer_as_a_model_says() {
     if is_inside() {
-        return rounds(&[Tech::Tdx]);
+        return rounds([(Tech::Tdx, EncParams::Default)]);
     }
     again(
         "random::random_calls_on_tds_answer_as_a_model_says",
         "intel",
+    );
+}
+
+#[test]
+fn random_calls_on_guests_that_move_answer_as_a_model_says() {
+    if is_inside() {
+        let movable = SevParams {
+            ghcb_version: 1,
+            movable: true,
+            ..SevParams::default()
+        };
+        let params = EncParams::Sev(Box::new(movable));
+        return rounds([Tech::Sev, Tech::SevEs].map(|tech| (tech, params.clone())));
+    }
+    again(
+        "random::random_calls_on_guests_that_move_answer_as_a_model_says",
+        "amd",
     );
 }
