@@ -14,7 +14,7 @@ use kvm_ops::{
 use spin::{Mutex, MutexGuard};
 
 use crate::cell::Cell;
-use crate::context::Context;
+use crate::context::{Context, GuestState};
 use crate::gate::Gate;
 use crate::memory::Memory;
 use crate::migrate::{KeyAccount, Membership};
@@ -96,6 +96,22 @@ impl<H: Host> Shared<H> {
     /// The step, as the VM's owner sees it: poisoned while the context is away.
     pub(crate) fn step(&self) -> Step {
         self.life.step()
+    }
+
+    /// The handle of a SEV or SEV-ES guest.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] before its launch.
+    pub(crate) fn handle(&self) -> Result<u32> {
+        let handle = self.context().as_ref().and_then(Context::handle);
+        handle.ok_or(Error::WrongState(self.step()))
+    }
+
+    /// The guest's state, of a VM with a context.
+    pub(crate) fn set_guest_state(&self, state: GuestState) {
+        if let Some(context) = self.context().as_mut() {
+            context.state = state;
+        }
     }
 
     /// Moves a VM on that took over a guest, as far as the guest is.

@@ -246,6 +246,35 @@ impl<'a, H: Host> Sp<'a, H> {
         }
     }
 
+    /// A page in Firmware state.
+    pub(crate) fn firmware_page(&self, level: Level) -> Result<Page> {
+        let page = self.alloc(level)?;
+        match self.rmpupdate(page.pfn(), level, RmpEntry::Firmware) {
+            Ok(()) => Ok(page),
+            Err(error) => {
+                self.free(page);
+                Err(error)
+            }
+        }
+    }
+
+    /// A page in Firmware state, of which a command makes something. `buffer` has the page's address for the command.
+    pub(crate) fn made_by<B: Buffer>(
+        &self,
+        command: Command,
+        buffer: impl FnOnce(u64) -> B,
+    ) -> Result<Page> {
+        let page = self.firmware_page(Level::Size4K)?;
+        match self.run(command, &mut buffer(page.hpa().get())) {
+            Ok(()) => Ok(page),
+            Err(error) => {
+                // A command that failed leaves the page in Firmware state.
+                let _ = self.release(page, Held::Immutable);
+                Err(error)
+            }
+        }
+    }
+
     /// Gives a page back that is the host's.
     pub(crate) fn free(&self, page: Page) {
         self.account.give_back(self.pages, page);
@@ -313,11 +342,7 @@ impl<'a, H: Host> Sp<'a, H> {
         if len as u64 > PAGE_SIZE {
             return Err(Error::Invalid(Field::BufferLength, len as u64));
         }
-        let page = self.alloc(Level::Size4K)?;
-        if let Err(error) = self.rmpupdate(page.pfn(), Level::Size4K, RmpEntry::Firmware) {
-            self.free(page);
-            return Err(error);
-        }
+        let page = self.firmware_page(Level::Size4K)?;
         let done = body(page.hpa().get());
         // The host may read a page that it may not write.
         let mut data = vec![0; len];

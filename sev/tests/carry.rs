@@ -100,9 +100,12 @@ fn a_guest_that_departed_runs_on_if_it_does_not_arrive() {
     let (mut agent, mut peer) = agents(&here, &there);
     let (vm, mut vcpu) = charge_of(&here, &agent.vm, &ram, 4);
     let before = contents(&here, &vm, 4);
+    let [theirs, own] = [50, 60].map(|n| Gfn::new(FIRST + n));
+    assert_eq!(vm.set_memory_attributes(theirs, 1, Privacy::Shared), Ok(1));
     let mut file = FileStore::new();
     let image = vm.depart(&mut file, &mut agent).unwrap();
     let (to, next) = waiting(&there, &ram, swap_support::POLICY);
+    assert_eq!(to.set_memory_attributes(own, 1, Privacy::Shared), Ok(1));
     // The page of the VMSA is another one's.
     let name = SwapSlot { level: 0, index: 4 };
     let mut other = vec![0; 4096];
@@ -118,6 +121,11 @@ fn a_guest_that_departed_runs_on_if_it_does_not_arrive() {
     assert_eq!(
         (to.step(), to.account().held(), to.asid()),
         (Step::Initialized, 0, None)
+    );
+    // What the host shared stays so, and what the image shares does not.
+    assert_eq!(
+        (to.privacy(own), to.privacy(theirs)),
+        (Privacy::Shared, Privacy::Private)
     );
     // The agents' packet is good once.
     assert_eq!(

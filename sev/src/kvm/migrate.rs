@@ -23,15 +23,10 @@ fn mailbox<H: Host>(vm: &SevVm<H>) -> Result<Mailbox<'_, H>> {
     Mailbox::of_vm(&vm.shared.host, &vm.shared.account)
 }
 
+/// The handle of the VM's guest, as other commands demand it.
 fn handle<H: Host>(vm: &SevVm<H>) -> Result<u32> {
-    with_guest(vm, |context| Ok(context.handle().unwrap_or(0)))
-}
-
-fn set_state<H: Host>(vm: &SevVm<H>, state: GuestState) -> Result<()> {
-    with_guest(vm, |context| {
-        context.state = state;
-        Ok(())
-    })
+    with_guest(vm, |_| Ok(()))?;
+    vm.shared.handle()
 }
 
 /// Without room for the session it is a query. Policy and length of the session are told in any case.
@@ -51,7 +46,7 @@ pub(super) fn send_start<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<
     let (told, done) = mailbox(vm)?.start_sending(handle, certs, &mut session)?;
     if done.is_ok() {
         blob_mut(data, args.session.get(), session.len() as u64)?.copy_from_slice(&session);
-        set_state(vm, GuestState::SendUpdate)?;
+        vm.shared.set_guest_state(GuestState::SendUpdate);
     }
     (args.policy, args.session_len) = (told.policy, told.session_len);
     write(data, &args)?;
@@ -85,7 +80,7 @@ pub(super) fn send_update_data<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> R
 pub(super) fn send_finish<H: Host>(vm: &mut SevVm<H>) -> Result<()> {
     let handle = handle(vm)?;
     mailbox(vm)?.send_finish(handle)?;
-    set_state(vm, GuestState::Sent)?;
+    vm.shared.set_guest_state(GuestState::Sent);
     vm.shared.stop();
     vm.shared.life.poison();
     Ok(())
@@ -95,7 +90,8 @@ pub(super) fn send_finish<H: Host>(vm: &mut SevVm<H>) -> Result<()> {
 pub(super) fn send_cancel<H: Host>(vm: &mut SevVm<H>) -> Result<()> {
     let handle = handle(vm)?;
     mailbox(vm)?.send_cancel(handle)?;
-    set_state(vm, GuestState::Running)
+    vm.shared.set_guest_state(GuestState::Running);
+    Ok(())
 }
 
 pub(super) fn receive_start<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
@@ -125,7 +121,7 @@ pub(super) fn receive_update_data<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -
 pub(super) fn receive_finish<H: Host>(vm: &mut SevVm<H>) -> Result<()> {
     let handle = handle(vm)?;
     mailbox(vm)?.receive_finish(handle)?;
-    set_state(vm, GuestState::Running)?;
+    vm.shared.set_guest_state(GuestState::Running);
     vm.shared.advance_to(kvm_ops::Step::Runnable);
     Ok(())
 }

@@ -126,9 +126,9 @@ impl<H: Host> Shared<H> {
         if let Some((first, _)) = memory.frame(gfn) {
             return Err(Error::Exists(Field::Gfn, first.get()));
         }
-        let (page, held, done) = self.encrypt(context, contents)?;
+        let (page, held) = self.encrypt(context, contents)?;
         let pfn = page.pfn();
-        self.map_filled(&mut memory, gfn, page, held, done)?;
+        self.map_filled(&mut memory, gfn, page, held, Ok(()))?;
         Ok(pfn)
     }
 
@@ -143,26 +143,14 @@ impl<H: Host> Shared<H> {
         if memory.is_parked(host) {
             return Err(Error::Exists(Field::HostAddress, host));
         }
-        let (page, held, done) = self.encrypt(context, contents)?;
+        let (page, held) = self.encrypt(context, contents)?;
         let pfn = page.pfn();
-        let parked = match done {
-            Ok(()) => memory.park(host, Frame { page, held }),
-            Err(error) => Err((error, Frame { page, held })),
-        };
-        parked.map_err(|(error, frame)| {
-            // The first error is returned; the account lists a page that leaks.
-            let _ = self.sp().release(frame.page, frame.held);
-            error
-        })?;
+        memory.park(host, Frame { page, held });
         Ok(pfn)
     }
 
-    /// A new page, and how the command on it ended.
-    fn encrypt(
-        &self,
-        context: &Context,
-        contents: &[u8; 4096],
-    ) -> Result<(Page, Held, Result<()>)> {
+    /// A new page with these contents, encrypted.
+    fn encrypt(&self, context: &Context, contents: &[u8; 4096]) -> Result<(Page, Held)> {
         let sp = self.sp();
         let page = sp.alloc(Level::Size4K)?;
         let (held, done) = match sp.write(&page, contents) {
@@ -171,7 +159,14 @@ impl<H: Host> Shared<H> {
             }),
             Err(error) => (Held::Host, Err(error)),
         };
-        Ok((page, held, done.map(drop)))
+        match done {
+            Ok(_) => Ok((page, held)),
+            Err(error) => {
+                // The first error is returned; the account lists a page that leaks.
+                let _ = sp.release(page, held);
+                Err(error)
+            }
+        }
     }
 
     /// Maps a page that a command filled, or gives it back if the command failed.

@@ -14,7 +14,7 @@ use crate::command::{self, Command};
 use crate::context::{Context, Guest, GuestState, GuestStatus};
 use crate::memory::Assign;
 use crate::shared::Shared;
-use crate::sp::{Held, RmpEntry, base};
+use crate::sp::{Held, base};
 use crate::status::{Failure, Operation};
 use crate::vmsa::VMSA_GPA;
 
@@ -95,23 +95,10 @@ impl<H: Host> Shared<H> {
     }
 
     pub(crate) fn create_gctx(&self) -> Result<Page> {
-        let sp = self.sp();
-        let gctx = sp.alloc(Level::Size4K)?;
-        if let Err(error) = sp.rmpupdate(gctx.pfn(), Level::Size4K, RmpEntry::Firmware) {
-            sp.free(gctx);
-            return Err(error);
-        }
-        let mut buffer = command::Context {
-            gctx: U64::new(gctx.hpa().get()),
-        };
-        match sp.run(Command::SnpGctxCreate, &mut buffer) {
-            Ok(()) => Ok(gctx),
-            Err(error) => {
-                // A failed creation leaves the page in Firmware state.
-                let _ = sp.release(gctx, Held::Immutable);
-                Err(error)
-            }
-        }
+        self.sp()
+            .made_by(Command::SnpGctxCreate, |gctx| command::Context {
+                gctx: U64::new(gctx),
+            })
     }
 
     fn snp_launch_start(&self, gctx: &Page, start: &Start) -> Result<()> {

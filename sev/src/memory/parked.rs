@@ -7,7 +7,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use kvm_ops::{EncRegion, Error, Field, Gfn, Host, MemSlot, PAGE_SIZE, Result};
+use kvm_ops::{EncRegion, Gfn, Host, MemSlot, PAGE_SIZE, Result};
 
 use super::{Frame, Memory};
 use crate::shared::Shared;
@@ -17,16 +17,9 @@ use crate::sp::Held;
 pub(super) type Parked = BTreeMap<u64, Frame>;
 
 impl Memory {
-    /// Keeps a page until a slot shows its host address.
-    ///
-    /// # Errors
-    /// [`Error::Exists`] if there is one for the address; the page comes back.
-    pub(crate) fn park(&mut self, host: u64, frame: Frame) -> Result<(), (Error, Frame)> {
-        if self.parked.contains_key(&host) {
-            return Err((Error::Exists(Field::HostAddress, host), frame));
-        }
+    /// Keeps a page until a slot shows its host address, for which there is none.
+    pub(crate) fn park(&mut self, host: u64, frame: Frame) {
         self.parked.insert(host, frame);
-        Ok(())
     }
 
     pub(crate) fn is_parked(&self, host: u64) -> bool {
@@ -66,7 +59,7 @@ impl<H: Host> Shared<H> {
             }
             let page = self.unmap(memory, gfn)?;
             let held = Held::Host;
-            memory.parked.insert(host, Frame { page, held });
+            memory.park(host, Frame { page, held });
         }
         Ok(())
     }
@@ -82,7 +75,7 @@ impl<H: Host> Shared<H> {
             };
             shown = mapped.map_err(|(error, page)| {
                 if let Some(page) = page {
-                    memory.parked.insert(host, Frame { page, held });
+                    memory.park(host, Frame { page, held });
                 }
                 error
             });
@@ -97,7 +90,7 @@ impl<H: Host> Shared<H> {
         let mut memory = self.memory();
         for (host, frame) in memory.unpark(first, bytes) {
             if self.regions().has(host) {
-                memory.parked.insert(host, frame);
+                memory.park(host, frame);
                 continue;
             }
             // The account lists a page that leaks.

@@ -23,7 +23,8 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Field, Gfn, GuestResponse, Host, Hpa, Level, Result, Step, VcpuId};
+use kvm_ops::moves::Claimed;
+use kvm_ops::{Error, Field, Gfn, GuestResponse, Host, Hpa, Level, Privacy, Result, Step, VcpuId};
 use kvm_ops_sev_stream::{Fields, MigrateError, ProtocolError};
 
 use super::is_plain_owner;
@@ -32,7 +33,7 @@ use crate::context::{Context, Guest, GuestState};
 use crate::rules::{check_features, check_ghcb};
 use crate::shared::Shared;
 use crate::sp::Held;
-use crate::swap::{Leaf, Place, Suspended, SwapSpace, SwapStore};
+use crate::swap::{Leaf, Place, Suspended, SwapSlot, SwapSpace, SwapStore};
 
 /// The migration agent of a platform, as a host reaches it. It is a guest; the host carries its messages to firmware
 /// ([`SevVm::guest_request`]).
@@ -75,6 +76,11 @@ impl SnpImage {
     /// The pages that must come with it, and their records.
     pub fn totals(&self) -> Suspended {
         SwapSpace::of_arrival(&self.leaves).totals()
+    }
+
+    /// The pages that must come with it, each with its size: those of the guest, then those of records.
+    pub(super) fn pages(&self) -> Vec<(SwapSlot, Level)> {
+        SwapSpace::of_arrival(&self.leaves).names()
     }
 
     /// Frames that are shared with the host, whose contents the embedder carries: first frame and number.
@@ -262,13 +268,14 @@ impl<H: Host> SevVm<H> {
     ) -> Result<()> {
         let shared = &self.shared;
         shared.within("arrive", || {
-            let _claim = shared.claim_for_arrival(image)?;
+            let (_claim, space) = shared.claim_for_arrival(image)?;
+            let shared_before = shared.memory().shared_frames();
             shared.gate.close();
             let done = shared
                 .take_context(image, agent)
-                .and_then(|()| shared.take_memory(image, store));
+                .and_then(|()| shared.take_memory(image, space, store));
             if let Err(error) = done {
-                shared.undo_arrival(image);
+                shared.undo_arrival(&shared_before);
                 return Err(error);
             }
             shared.adopt(image);
@@ -279,7 +286,28 @@ impl<H: Host> SevVm<H> {
 }
 
 impl<H: Host> Shared<H> {
-    fn claim_for_arrival(&self, image: &SnpImage) -> Result<kvm_ops::moves::Claimed<'_>> {
+    /// Takes back the pages and register states of a guest that came in part. The account lists what firmware keeps.
+    ///
+    /// # Errors
+    /// The first of a page that does not leave the guest's tables.
+    pub(super) fn take_back_arrived(&self) -> Result<()> {
+        let mut memory = self.memory();
+        let mut zapped = Ok(());
+        for (gfn, level) in memory.touching(Gfn::new(0), u64::MAX) {
+            zapped = zapped.and(self.zap(&mut memory, gfn, level.frames()));
+        }
+        drop(memory);
+        for cell in self.all_cells() {
+            if let Some(vmsa) = cell.state().vmsa.take() {
+                let _ = self.sp().release(vmsa.page, vmsa.held);
+            }
+            cell.unprotect();
+        }
+        zapped
+    }
+
+    /// Keeps moves away, and returns the books of what is to come.
+    fn claim_for_arrival(&self, image: &SnpImage) -> Result<(Claimed<'_>, SwapSpace)> {
         self.require_snp()?;
         let claim = self.moving.claim().claim()?;
         self.step().require(Step::Initialized)?;
@@ -309,8 +337,9 @@ impl<H: Host> Shared<H> {
             return Err(Error::Invalid(Field::VcpuCount, image.vcpus.into()));
         }
         // A frame twice, or a vCPU, would lose a page.
-        match SwapSpace::of_arrival(&image.leaves).names_each_once() && memory.has_no_page() {
-            true => Ok(claim),
+        let space = SwapSpace::of_arrival(&image.leaves);
+        match space.names_each_once() && memory.has_no_page() {
+            true => Ok((claim, space)),
             false => Err(Error::Invalid(Field::Page, image.leaves.len() as u64)),
         }
     }
@@ -338,30 +367,33 @@ impl<H: Host> Shared<H> {
         }
     }
 
-    fn take_memory(&self, image: &SnpImage, store: &mut dyn SwapStore) -> Result<()> {
+    fn take_memory(
+        &self,
+        image: &SnpImage,
+        space: SwapSpace,
+        store: &mut dyn SwapStore,
+    ) -> Result<()> {
         for (first, pages) in &image.shared {
             self.check_range(*first, *pages)?;
-            let to = kvm_ops::Privacy::Shared;
-            if self.set_attributes(*first, *pages, to)? != *pages {
+            if self.set_attributes(*first, *pages, Privacy::Shared)? != *pages {
                 return Err(Error::Invalid(Field::Gfn, first.get()));
             }
         }
         let mut memory = self.memory();
-        let is_private = |leaf: &Leaf| match leaf.place {
-            Place::Memory(gfn) => memory.is_private(gfn, leaf.level.frames()),
-            Place::Vcpu(_) => true,
+        let not_private = |leaf: &Leaf| match leaf.place {
+            Place::Memory(gfn) if !memory.is_private(gfn, leaf.level.frames()) => Some(gfn),
+            Place::Memory(_) | Place::Vcpu(_) => None,
         };
-        if let Some(leaf) = image.leaves.iter().flatten().find(|leaf| !is_private(leaf)) {
-            let (_, gfn) = encode_leaf(Some(leaf));
-            return Err(Error::Invalid(Field::Gfn, gfn));
+        if let Some(gfn) = image.leaves.iter().flatten().find_map(not_private) {
+            return Err(Error::Invalid(Field::Gfn, gfn.get()));
         }
-        memory.swap = SwapSpace::of_arrival(&image.leaves);
+        memory.swap = space;
         drop(memory);
         self.bring_back(store)
     }
 
-    /// Gives up what came, so that the VM can begin anew.
-    fn undo_arrival(&self, image: &SnpImage) {
+    /// Gives up what came, so that the VM can begin anew; these frames are shared again, and no others.
+    fn undo_arrival(&self, shared_before: &[(Gfn, u64)]) {
         let sp = self.sp();
         let mut memory = self.memory();
         for table in memory.swap.clear() {
@@ -369,18 +401,16 @@ impl<H: Host> Shared<H> {
             let _ = sp.release(table, Held::Immutable);
         }
         memory.swap = SwapSpace::default();
-        for (gfn, level) in memory.touching(Gfn::new(0), u64::MAX) {
-            let _ = self.zap(&mut memory, gfn, level.frames());
-        }
+        let shared_now = memory.shared_frames();
         drop(memory);
-        for (first, pages) in &image.shared {
-            let _ = self.set_attributes(*first, *pages, kvm_ops::Privacy::Private);
-        }
-        for cell in self.all_cells() {
-            if let Some(vmsa) = cell.state().vmsa.take() {
-                let _ = sp.release(vmsa.page, vmsa.held);
+        let _ = self.take_back_arrived();
+        for (ranges, to) in [
+            (&shared_now[..], Privacy::Private),
+            (shared_before, Privacy::Shared),
+        ] {
+            for (first, pages) in ranges {
+                let _ = self.set_attributes(*first, *pages, to);
             }
-            cell.unprotect();
         }
         if let Some(context) = self.context().as_mut()
             && matches!(context.guest, Some(Guest::Gctx(_)))

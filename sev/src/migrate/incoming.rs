@@ -77,14 +77,6 @@ impl<H: Host> SevVm<H> {
     }
 }
 
-impl<H: Host> Incoming<'_, H> {
-    fn handle(&self) -> Result<u32> {
-        let context = self.shared.context();
-        let handle = context.as_ref().and_then(|context| context.handle());
-        handle.ok_or(Error::WrongState(self.shared.step()))
-    }
-}
-
 impl<H: Host> MigrateTarget for Incoming<'_, H> {
     fn certs(&mut self) -> Result<PlatformCerts> {
         let mut certs = self.mailbox.certs()?;
@@ -117,7 +109,7 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
     }
 
     fn receive_private(&mut self, gfn: Gfn, packet: &Packet) -> Result<()> {
-        let handle = self.handle()?;
+        let handle = self.shared.handle()?;
         let whole = (gfn, 0, PAGE as u32);
         let parts = (&packet.header[..], &packet.data[..]);
         self.shared
@@ -140,7 +132,7 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
         let len = match content {
             VcpuContent::Clear(len) => len,
             VcpuContent::Vmsa => {
-                let handle = self.handle()?;
+                let handle = self.shared.handle()?;
                 let sp = self.shared.sp();
                 let mut state = cell.state();
                 // It may come twice, after a link that broke.
@@ -169,10 +161,8 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
         if self.shared.is_es() && !cells.iter().all(|cell| cell.is_protected()) {
             return Err(Error::Invalid(Field::VcpuCount, cells.len() as u64));
         }
-        self.mailbox.receive_finish(self.handle()?)?;
-        if let Some(context) = self.shared.context().as_mut() {
-            context.state = GuestState::Running;
-        }
+        self.mailbox.receive_finish(self.shared.handle()?)?;
+        self.shared.set_guest_state(GuestState::Running);
         Ok(())
     }
 
@@ -192,20 +182,7 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
         let sp = shared.sp();
         // No line with the key may be left when its pages go.
         sp.psp.wbinvd_all();
-        let mut memory = shared.memory();
-        let all: Vec<Gfn> = memory.frames().map(|(gfn, _)| gfn).collect();
-        let mut zapped = Ok(());
-        for gfn in all {
-            zapped = zapped.and(shared.zap(&mut memory, gfn, 1));
-        }
-        drop(memory);
-        for cell in shared.all_cells() {
-            if let Some(vmsa) = cell.state().vmsa.take() {
-                let _ = sp.release(vmsa.page, vmsa.held);
-            }
-            cell.unprotect();
-        }
-        zapped
+        shared.take_back_arrived()
     }
 }
 

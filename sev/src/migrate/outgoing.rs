@@ -51,7 +51,7 @@ impl<H: Host> SevVm<H> {
     /// encrypted and is not asked for.
     ///
     /// # Errors
-    /// Unsupported for SNP, whose contexts no open source shows how to carry;
+    /// [`Error::NotOffered`] for SNP: such a guest goes swapped out, by a [`SnpSender`](super::SnpSender);
     /// [`Error::WrongState`] for a VM that does not run yet; [`Error::Invalid`] for a mirror or a VM
     /// that has mirrors, whose writes could not be followed; [`Error::Busy`] while another session
     /// or move is under way; [`Error::NoMemory`].
@@ -76,18 +76,6 @@ impl<H: Host> SevVm<H> {
 }
 
 impl<H: Host> Outgoing<'_, H> {
-    fn handle(&self) -> Result<u32> {
-        let context = self.shared.context();
-        let handle = context.as_ref().and_then(|context| context.handle());
-        handle.ok_or(Error::WrongState(self.shared.step()))
-    }
-
-    fn set_state(&self, state: GuestState) {
-        if let Some(context) = self.shared.context().as_mut() {
-            context.state = state;
-        }
-    }
-
     /// From now on every change is noted.
     fn follow(&mut self) -> Result<()> {
         let mut memory = self.shared.memory();
@@ -145,9 +133,9 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
     }
 
     fn send_start(&mut self, target: &PlatformCerts) -> Result<SessionStart> {
-        let start = self.mailbox.send_start(self.handle()?, target)?;
+        let start = self.mailbox.send_start(self.shared.handle()?, target)?;
         self.sending = true;
-        self.set_state(GuestState::SendUpdate);
+        self.shared.set_guest_state(GuestState::SendUpdate);
         if let Err(error) = self.follow() {
             self.send_cancel()?;
             return Err(error);
@@ -156,7 +144,7 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
     }
 
     fn frame(&mut self, gfn: Gfn, packet: &mut Packet) -> Result<FrameContent> {
-        let handle = self.handle()?;
+        let handle = self.shared.handle()?;
         // Held, so that the page is not given back under the command.
         let memory = self.shared.memory();
         if let Some(page) = memory.page(gfn) {
@@ -175,7 +163,7 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
     }
 
     fn vcpu(&mut self, vcpu: VcpuId, packet: &mut Packet) -> Result<VcpuContent> {
-        let handle = self.handle()?;
+        let handle = self.shared.handle()?;
         let cells = self.shared.all_cells();
         let cell = cells.get(vcpu.0 as usize).ok_or(unfit(self.shared))?;
         if self.shared.is_es() {
@@ -245,19 +233,19 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
     }
 
     fn send_finish(&mut self) -> Result<()> {
-        self.mailbox.send_finish(self.handle()?)?;
+        self.mailbox.send_finish(self.shared.handle()?)?;
         self.sending = false;
         self.stopped = false;
-        self.set_state(GuestState::Sent);
+        self.shared.set_guest_state(GuestState::Sent);
         self.shared.life.poison();
         self.forget();
         Ok(())
     }
 
     fn send_cancel(&mut self) -> Result<()> {
-        self.mailbox.send_cancel(self.handle()?)?;
+        self.mailbox.send_cancel(self.shared.handle()?)?;
         self.sending = false;
-        self.set_state(GuestState::Running);
+        self.shared.set_guest_state(GuestState::Running);
         self.forget();
         Ok(())
     }

@@ -37,6 +37,9 @@ pub struct SwapSlot {
 
 /// Where pages are while they are not in memory: a file, a link, memory of the host. The pages are encrypted. A store that
 /// loses, changes or repeats them does not harm the guest but for what it loses.
+///
+/// Context and memory of the VM are locked while the store works: faults, conversions and changes of slots wait, and the store
+/// must not call the VM. The vCPUs run on until they fault.
 pub trait SwapStore {
     /// Keeps a page of 4 KiB or 2 MiB, in place of what it had under that name.
     ///
@@ -44,7 +47,7 @@ pub trait SwapStore {
     /// The page stays in memory.
     fn put(&mut self, at: SwapSlot, page: &[u8]) -> Result<()>;
 
-    /// Fills `page` with what it keeps under that name. It is as long as it was.
+    /// Fills `page`, which is as long as it was at [`put`](Self::put), with what it keeps under that name.
     ///
     /// # Errors
     /// The page stays out of memory.
@@ -64,8 +67,8 @@ impl<H: Host> SevVm<H> {
     /// Takes the private pages of a range out of memory, each with its own record. The guest may run on. A large page that
     /// is only partly in the range is split; so is one for which the host has no large page to pass it through.
     ///
-    /// Returns how many frames left. A frame that is out is neither converted nor mapped until it is back:
-    /// converting it drops its contents, as it does for each frame.
+    /// Returns how many frames left. No page is mapped in the place of a frame that is out. Converting it gives its contents up, as
+    /// converting a frame in memory does.
     ///
     /// # Errors
     /// [`Error::NotOffered`] but for SNP; [`Error::WrongState`] for a guest that is not launched; [`Error::Busy`] for one that is

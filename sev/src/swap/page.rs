@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use kvm_ops::{Error, Field, Gfn, Host, Hpa, Level, Page, PagePort, Result};
 use zerocopy::little_endian::{U32, U64};
 
-use super::space::{Leaf, Place};
+use super::space::{Leaf, Place, leaf_slot};
 use super::stage::Stage;
 use super::{SwapSlot, SwapStore, bytes};
 use crate::cell::{Cell, VmsaPage};
@@ -252,13 +252,12 @@ impl<'a, H: Host> Swapping<'a, H> {
     fn frame_out(&mut self, memory: &mut Memory, gfn: Gfn, level: Level) -> Result<()> {
         let slot = self.slot(memory)?;
         self.out.page(level)?;
-        self.shared.unmap_everywhere(gfn, level)?;
         let not_there = Error::NotFound(Field::Gfn, gfn.get());
-        let Frame { page, held } = memory.remove(gfn).ok_or(not_there)?;
-        if held != Held::Assigned {
-            memory.insert(gfn, Frame { page, held });
+        if memory.frame(gfn).ok_or(not_there)?.1.held != Held::Assigned {
             return Err(Error::Poisoned);
         }
+        self.shared.unmap_everywhere(gfn, level)?;
+        let Frame { page, .. } = memory.remove(gfn).ok_or(not_there)?;
         let kinds = match level {
             Level::Size4K => &[SwapType::Data, SwapType::Vmsa][..],
             _ => &[SwapType::Data],
@@ -311,15 +310,12 @@ impl<'a, H: Host> Swapping<'a, H> {
     /// The register state of a vCPU that is not running.
     pub(super) fn vmsa_out(&mut self, memory: &mut Memory, cell: &Cell) -> Result<()> {
         let mut state = cell.state();
-        let Some(VmsaPage { page, held }) = state.vmsa.take() else {
+        if state.vmsa.is_none() {
             return Ok(());
-        };
-        let slot = match self.slot(memory) {
-            Ok(slot) => slot,
-            Err(error) => {
-                state.vmsa = Some(VmsaPage { page, held });
-                return Err(error);
-            }
+        }
+        let slot = self.slot(memory)?;
+        let Some(VmsaPage { page, .. }) = state.vmsa.take() else {
+            return Ok(());
         };
         match self.page_out(page, VMSA_FRAME, &[SwapType::Vmsa], slot) {
             Ok(_) => {
@@ -418,10 +414,6 @@ pub(super) enum Refused {
 
 fn flags(kind: SwapType, level: Level, root: u32) -> U32 {
     U32::new((kind as u32) << 1 | u32::from(level == Level::Size2M) | root)
-}
-
-fn leaf_slot(index: u32) -> SwapSlot {
-    SwapSlot { level: 0, index }
 }
 
 /// Firmware's answer for a page of another kind than the command says.

@@ -89,6 +89,16 @@ impl SwapSpace {
         })
     }
 
+    /// The names of all pages that are out, those of records last, with their sizes.
+    pub(crate) fn names(&self) -> Vec<(SwapSlot, Level)> {
+        let leaves = self.used().into_iter();
+        let leaves = leaves.map(|(slot, leaf)| (leaf_slot(slot), leaf.level));
+        let tables = (0..).zip(&self.tables).flat_map(|(level, tables)| {
+            (0..tables.len()).map(move |index| (table_slot(level, index), Level::Size4K))
+        });
+        leaves.chain(tables).collect()
+    }
+
     /// The slots that are in use.
     pub(super) fn used(&self) -> Vec<(u32, Leaf)> {
         let used = |(slot, leaf): (u32, Option<Leaf>)| leaf.map(|leaf| (slot, leaf));
@@ -291,6 +301,11 @@ impl SwapSpace {
     pub(super) fn has_no_leaf(&self) -> bool {
         self.used == 0
     }
+}
+
+/// The name of a page of the guest.
+pub(super) fn leaf_slot(index: u32) -> SwapSlot {
+    SwapSlot { level: 0, index }
 }
 
 /// The name of a page of records.

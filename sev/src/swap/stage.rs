@@ -2,7 +2,7 @@
 
 use kvm_ops::{Error, Host, Level, Page, Result};
 
-use crate::sp::{Held, RmpEntry, Sp};
+use crate::sp::{Held, Sp};
 
 /// A page of each size, taken when it is needed and given back at the end.
 pub(super) struct Stage<'a, H: Host> {
@@ -25,13 +25,10 @@ impl<'a, H: Host> Stage<'a, H> {
     pub(super) fn page(&mut self, level: Level) -> Result<&Page> {
         let place = &mut self.pages[usize::from(level == Level::Size2M)];
         if place.is_none() {
-            let page = self.sp.alloc(level)?;
-            if self.held == Held::Immutable
-                && let Err(error) = self.sp.rmpupdate(page.pfn(), level, RmpEntry::Firmware)
-            {
-                self.sp.free(page);
-                return Err(error);
-            }
+            let page = match self.held {
+                Held::Immutable => self.sp.firmware_page(level)?,
+                Held::Host | Held::Assigned => self.sp.alloc(level)?,
+            };
             *place = Some(page);
         }
         place.as_ref().ok_or(Error::NoMemory)

@@ -7,35 +7,15 @@ use super::page::{Record, Refused, SwapType, Swapping};
 use super::space::{Table, table_slot};
 use crate::command::{self, Command};
 use crate::memory::Memory;
-use crate::sp::{Held, RmpEntry};
+use crate::sp::Held;
 
 impl<H: Host> Swapping<'_, H> {
-    /// A page in Firmware state.
-    fn firmware_page(&self) -> Result<Page> {
-        let sp = self.sp();
-        let page = sp.alloc(Level::Size4K)?;
-        match sp.rmpupdate(page.pfn(), Level::Size4K, RmpEntry::Firmware) {
-            Ok(()) => Ok(page),
-            Err(error) => {
-                sp.free(page);
-                Err(error)
-            }
-        }
-    }
-
     /// A page of free records (SNP_PAGE_MD_INIT).
     pub(super) fn new_table(&self) -> Result<Page> {
-        let (sp, page) = (self.sp(), self.firmware_page()?);
-        let mut buffer = command::SnpPageMdInit {
-            paddr: U64::new(page.hpa().get()),
-        };
-        match sp.run(Command::SnpPageMdInit, &mut buffer) {
-            Ok(()) => Ok(page),
-            Err(error) => {
-                let _ = sp.release(page, Held::Immutable);
-                Err(error)
-            }
-        }
+        self.sp()
+            .made_by(Command::SnpPageMdInit, |page| command::SnpPageMdInit {
+                paddr: U64::new(page),
+            })
     }
 
     /// The record of a page of records. The only page of its level is the last: the context has its record.
@@ -107,7 +87,7 @@ impl<H: Host> Swapping<'_, H> {
             return Ok(());
         }
         let record = Self::record_of(memory, level, index)?;
-        let page = self.firmware_page()?;
+        let page = self.sp().firmware_page(Level::Size4K)?;
         match self.contents_in(SwapType::Metadata, &page, record, table_slot(level, index)) {
             Ok(()) => {
                 memory.swap.set_table(level, index, Table::Here(page));

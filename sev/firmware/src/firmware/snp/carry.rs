@@ -59,6 +59,14 @@ layout! {
 
 const _: () = assert!(size_of::<Exported>() == EXPORTED_CONTEXT);
 
+/// The answer to a request that returns nothing.
+fn answer(done: Outcome) -> StatusResponse {
+    StatusResponse {
+        status: number(done),
+        ..Default::default()
+    }
+}
+
 /// A number of a status, as answers have it.
 fn number(status: Outcome) -> U32 {
     let status = status.err().unwrap_or(Status::SUCCESS);
@@ -154,10 +162,7 @@ impl Firmware<'_> {
 
     /// MSG_IMPORT_REQ: a context that was just created becomes that of the guest. The agent that asks is its own from now on.
     pub(super) fn import(&mut self, agent: u64, request: &ImportRequest) -> StatusResponse {
-        StatusResponse {
-            status: number(self.imported(agent, request)),
-            ..Default::default()
-        }
+        answer(self.imported(agent, request))
     }
 
     fn imported(&mut self, agent: u64, request: &ImportRequest) -> Outcome {
@@ -214,10 +219,7 @@ impl Firmware<'_> {
 
     /// MSG_VMRK_REQ: the agent gives the root of the derived keys that go with a guest, during its launch.
     pub(super) fn set_vmrk(&mut self, agent: u64, request: &VmrkRequest) -> StatusResponse {
-        StatusResponse {
-            status: number(self.take_vmrk(agent, request)),
-            ..Default::default()
-        }
+        answer(self.take_vmrk(agent, request))
     }
 
     fn take_vmrk(&mut self, agent: u64, request: &VmrkRequest) -> Outcome {
