@@ -7,12 +7,13 @@
 //!
 //! Between hosts, a guest's pages travel under a transport key that only the two firmwares know
 //! (SEND_*, RECEIVE_*). [`Outgoing`] and [`Incoming`] make a VM an end of the stream of
-//! [`kvm_ops_sev_stream`], whose types are here too.
+//! [`kvm_ops_sev_stream`], whose types are here too. SNP guests go swapped out, from a [`SnpSender`] to a [`SnpReceiver`].
 
 mod account;
 mod carry;
 mod group;
 mod incoming;
+mod journey;
 mod leave;
 mod mailbox;
 mod orphan;
@@ -24,6 +25,7 @@ mod transfer;
 pub use account::KeyAccount;
 pub use carry::{MigrationAgent, SnpImage};
 pub use incoming::{Incoming, RegisterWriter};
+pub use journey::{SnpReceiver, SnpSender};
 pub use kvm_ops_sev_stream::*;
 pub use mailbox::{Mailbox, PacketOf};
 pub use outgoing::{Outgoing, RegisterReader};
