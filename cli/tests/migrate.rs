@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use migrate_support::{
-    Last, StandardOutput, arrived, cutting_proxy, cutting_proxy_of, is_the_same, receiver,
-    receiver_at, report, stays, td_between_processes, went_on,
+    Last, StandardOutput, arrived, arrived_with_its_memory, between_processes, cutting_proxy,
+    cutting_proxy_of, is_the_same, receiver, receiver_at, report, stays, td_between_processes,
+    went_on,
 };
 
 #[test]
@@ -24,23 +25,34 @@ fn a_move_copies_nothing_and_the_guest_goes_on() {
 }
 
 #[test]
-fn an_snp_guest_goes_between_hosts_of_one_program_alone() {
-    for how in ["send", "receive"] {
-        let args = ["migrate", how, "127.0.0.1:9", "--tech", "sev-snp"];
+fn an_snp_guest_has_no_rounds_and_its_link_no_other_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("key");
+    std::fs::write(&key, [7; 32]).unwrap();
+    for (option, said) in [
+        (["--rounds", "1"], "it has no rounds"),
+        (["--key", key.to_str().unwrap()], "agree on the key"),
+    ] {
+        let args = ["migrate", "send", "127.0.0.1:9", "--tech", "sev-snp"];
         let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
             .args(args)
+            .args(option)
             .output()
             .unwrap();
-        assert_eq!(out.status.code(), Some(2), "{args:?}");
-        let said = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(said.contains("kvm-ops migrate hosts"), "{said}");
+        assert_eq!(out.status.code(), Some(2), "{option:?}");
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(stderr.contains(said), "{stderr}");
     }
 }
 
 #[test]
 fn a_journey_between_hosts_has_one_owner_at_each_step() {
     for tech in ["sev", "sev-es", "sev-snp", "tdx"] {
-        let report = report(&["hosts", "--tech", tech, "--rounds", "1"]);
+        let rounds: &[&str] = match tech {
+            "sev-snp" => &[],
+            _ => &["--rounds", "1"],
+        };
+        let report = report(&[&["hosts", "--tech", tech], rounds].concat());
         let steps = report["steps"].as_array().unwrap();
         let owners: Vec<_> = steps
             .iter()
@@ -116,6 +128,50 @@ fn a_td_goes_from_process_to_process_over_a_unix_socket() {
     let receiver = receiver_at(&path, &["--tech", "tdx", "--timeout", "2m"]);
     assert_eq!(receiver.1, path);
     arrived(&td_between_processes(receiver, &path, &[]));
+}
+
+#[test]
+fn an_snp_guest_goes_from_process_to_process_over_tcp_and_a_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = format!("unix:{}", directory.path().join("socket").display());
+    for at in ["127.0.0.1:0", &path] {
+        let receiver = receiver_at(at, &["--tech", "sev-snp", "--timeout", "2m"]);
+        let address = receiver.1.clone();
+        let reports = between_processes("sev-snp", receiver, &address, &[]);
+        arrived_with_its_memory(&reports);
+    }
+}
+
+#[test]
+fn the_journey_of_an_snp_guest_goes_on_where_its_link_broke() {
+    for last in Last::OF_SNP {
+        let receiver = receiver(&["--tech", "sev-snp", "--timeout", "2m"]);
+        let (proxy, links) = cutting_proxy(receiver.1.clone(), last);
+        arrived_with_its_memory(&between_processes("sev-snp", receiver, &proxy, &[]));
+        assert_eq!(links.load(Ordering::SeqCst), 2);
+    }
+}
+
+#[test]
+fn hosts_of_other_technologies_agree_on_no_keys_and_the_guest_runs_on() {
+    let (mut child, address) = receiver(&["--tech", "sev-snp", "--timeout", "2m"]);
+    let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
+        .args(["migrate", "send", &address, "--tech", "tdx"])
+        .args(["--memory", "256K"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success(), "{said}");
+    assert!(said.contains("exchanged no keys"), "{said}");
+    assert!(said.contains("runs on at its source"), "{said}");
+    // The target waits for another guest.
+    assert!(child.try_wait().unwrap().is_none());
+    arrived_with_its_memory(&between_processes(
+        "sev-snp",
+        (child, String::new()),
+        &address,
+        &[],
+    ));
 }
 
 #[test]

@@ -374,6 +374,9 @@ Each command fails with seven statuses, one of them without a name, each instruc
 same outcome for all of them. In every row the error names the command and the status, the pages and ASIDs that did not
 come back are exactly those listed, and the next guest on the machine lives and dies without a leak (unless the only ASID is
 lost). FAIL_INUSE and FAIL_OVERLAP of the instructions are tried again and never seen.
+
+Tables of guests that are swapped out, carried to another platform, and sent over a byte stream whose messages are
+lost, late, repeated, changed or cut are in [migration.md](migration.md).
 ";
 
 #[test]

@@ -54,7 +54,8 @@ Examples:
   kvm-ops migrate hosts --tech sev-snp        an SNP guest: swapped out here, and in there
   kvm-ops migrate receive 127.0.0.1:4444      a host that waits for a guest, and
   kvm-ops migrate send 127.0.0.1:4444         one that sends it
-  kvm-ops migrate receive unix:/run/m.sock --tech tdx")]
+  kvm-ops migrate receive unix:/run/m.sock --tech tdx
+  kvm-ops migrate receive unix:/run/m.sock --tech sev-snp")]
 pub(crate) struct Args {
     #[command(subcommand)]
     how: How,
@@ -99,11 +100,11 @@ struct Guest {
     timeout: Duration,
 
     /// A file with 32 bytes that both hosts know: only frames that are authenticated with them are
-    /// taken. Without it the link must be authenticated by other means
+    /// taken. Without it the link must be authenticated by other means. The migration agents of SNP guests agree on a key themselves
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 
-    /// Rounds of copying while the guest runs; 0 stops it first. 4 by default, 0 with --post-copy
+    /// Rounds of copying while the guest runs; 0 stops it first. 4 by default, 0 with --post-copy. An SNP guest has none
     #[arg(long)]
     rounds: Option<u32>,
 
@@ -143,8 +144,8 @@ enum Kinds {
     Sev,
     /// Memory and registers are encrypted
     SevEs,
-    /// Memory and registers are encrypted and protected by the RMP; between hosts of this process by a migration agent of
-    /// each, stopped first
+    /// Memory and registers are encrypted and protected by the RMP. Between hosts it is stopped first, and a migration agent on
+    /// each judges the other's report before keys are agreed on
     SevSnp,
     /// A trust domain. A migration TD on each host judges the other's quote before keys are exchanged
     Tdx,
@@ -156,16 +157,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if guest.post_copy {
         guest.may_run_early(within)?;
     }
-    let is_snp = matches!(guest.tech, Kinds::SevSnp);
-    if is_snp && matches!(args.how, How::Send { .. } | How::Receive { .. }) {
-        let what =
-            "an SNP guest does not migrate between programs: their agents have no channel here";
-        return Err(Failure::new(what)
-            .hint("carry it between two hosts in this process: kvm-ops migrate hosts")
-            .code(Code::Usage));
-    }
-    if is_snp && guest.key.is_some() {
-        return Err(Failure::new("only a link has a key").code(Code::Usage));
+    if matches!(guest.tech, Kinds::SevSnp) {
+        guest.goes_at_once()?;
     }
     if guest.streams.is_some() && (within || !matches!(guest.tech, Kinds::Tdx)) {
         let what = "only a TD that goes to another host has streams";
@@ -186,7 +179,6 @@ pub(crate) fn run(args: &Args) -> Outcome {
     };
     let done = match &args.how {
         How::Move(_) => session.inside(),
-        How::Hosts(_) if is_snp => session.between_snp(),
         How::Hosts(_) => session.between(),
         How::Send { address, .. } => session.send(address),
         How::Receive { address, .. } => session.receive(address),
@@ -219,11 +211,16 @@ impl How {
     fn memory(&self) -> u64 {
         let each = self.guest().memory;
         match self {
-            // Its pages are neither here nor there for a while.
+            // Both hosts keep its pages for a while beside the memory that they are for.
             Self::Hosts(Guest {
                 tech: Kinds::SevSnp,
                 ..
-            }) => each.saturating_mul(3),
+            }) => each.saturating_mul(4),
+            Self::Send { guest, .. } | Self::Receive { guest, .. }
+                if matches!(guest.tech, Kinds::SevSnp) =>
+            {
+                each.saturating_mul(2)
+            }
             Self::Hosts(_) => each.saturating_mul(2),
             Self::Move(_) | Self::Send { .. } | Self::Receive { .. } => each,
         }
@@ -278,6 +275,18 @@ impl Guest {
 
     fn rounds(&self) -> u32 {
         self.rounds.unwrap_or(if self.post_copy { 0 } else { 4 })
+    }
+
+    /// Refuses what does not fit a guest that is stopped before its pages travel, under a key of its migration agents.
+    fn goes_at_once(&self) -> Outcome {
+        let what = if self.rounds.is_some() {
+            "an SNP guest is stopped before its pages travel: it has no rounds"
+        } else if self.key.is_some() {
+            "the migration agents of an SNP guest agree on the key of the link"
+        } else {
+            return Ok(Code::Fine);
+        };
+        Err(Failure::new(what).code(Code::Usage))
     }
 
     /// Refuses a guest that cannot run at its target before its pages come.
@@ -378,7 +387,15 @@ fn leaks(machine: Machine<SimHost>) -> usize {
     machine.destroy().leaks.len()
 }
 
-/// The host's random numbers.
+/// Random numbers of the host.
+fn random_bytes<const N: usize>() -> Outcome<[u8; N]> {
+    let mut bytes = [0; N];
+    random(&mut bytes)
+        .map_err(|error| Failure::because("the host has no random numbers", error))?;
+    Ok(bytes)
+}
+
+/// Fills memory with random numbers of the host.
 fn random(out: &mut [u8]) -> kvm_ops::Result<()> {
     OsRng.try_fill_bytes(out).map_err(|_| Error::Again)
 }

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::policy::Mismatch;
 
-/// The reason why a migration TD exchanged no keys. The guest tells it to its host as two numbers, and to
+/// The reason why a guest exchanged no keys, or did not carry a context. The guest tells it to its host as two numbers, and to
 /// its peer as the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -22,11 +22,11 @@ pub enum Failure {
     /// The peer gave up, and says why; anyone on the link can say that.
     #[error("the peer gave up with reason {0}")]
     Refused(u8),
-    /// The peer's quote is not believed.
-    #[error("the quote of the peer cannot be trusted")]
+    /// The peer's evidence is not believed.
+    #[error("the evidence of the peer cannot be trusted")]
     Evidence,
-    /// The peer's quote was made for another exchange, or for the other side of it.
-    #[error("the quote of the peer was not made for this exchange")]
+    /// The peer's evidence was made for another exchange, or for the other side of it.
+    #[error("the evidence of the peer was not made for this exchange")]
     Binding,
     /// The peer is authentic, and not what the policy asks for.
     #[error("the policy refuses the peer: {0}")]
@@ -46,6 +46,12 @@ pub enum Failure {
     /// No random numbers.
     #[error("there are no random numbers")]
     Random,
+    /// The AMD SP refused a request of the guest, with this status.
+    #[error("the AMD SP refused with status {0:#x}")]
+    Firmware(u64),
+    /// No keys were agreed on with a peer.
+    #[error("there is no peer to carry a context to")]
+    NoPeer,
 }
 
 impl From<Mismatch> for Failure {
@@ -76,6 +82,8 @@ impl Failure {
             Self::NoQuote(status) => (10, status),
             Self::Host => (11, 0),
             Self::Random => (12, 0),
+            Self::Firmware(status) => (13, status),
+            Self::NoPeer => (14, 0),
         }
     }
 
@@ -95,6 +103,8 @@ impl Failure {
             10 => Self::NoQuote(detail),
             11 => Self::Host,
             12 => Self::Random,
+            13 => Self::Firmware(detail),
+            14 => Self::NoPeer,
             _ => return None,
         })
     }
@@ -118,6 +128,8 @@ mod tests {
             Failure::NoQuote(1 << 63),
             Failure::Host,
             Failure::Random,
+            Failure::Firmware(0x13),
+            Failure::NoPeer,
         ];
         all.extend(Mismatch::ALL.map(Failure::Policy));
         for failure in all {
@@ -125,7 +137,7 @@ mod tests {
             assert_eq!(Failure::from_numbers(code.into(), detail), Some(failure));
         }
         assert_eq!(Failure::from_numbers(0, 0), None);
-        assert_eq!(Failure::from_numbers(13, 0), None);
+        assert_eq!(Failure::from_numbers(15, 0), None);
         assert_eq!(Failure::from_numbers(7, 99), None);
     }
 }

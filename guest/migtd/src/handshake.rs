@@ -1,4 +1,4 @@
-//! The key agreement: ephemeral keys on P-256, to which each end's quote is bound.
+//! The key agreement: ephemeral keys on P-256, to which each end's evidence is bound.
 
 use p256::ecdh::diffie_hellman;
 use p256::elliptic_curve::sec1::ToEncodedPoint;
@@ -28,11 +28,12 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// REPORTDATA of this end: it binds the quote to both keys of this exchange and to the end. So a
-    /// quote of another exchange does not fit, nor the peer's own that comes back to it.
-    pub(crate) fn report_data(&self, role: Role) -> [u8; 64] {
+    /// What the report of this end is over: it binds the evidence to both keys of this exchange, which are new at each, and to
+    /// the end. So evidence of another exchange does not fit, nor the peer's own that comes back to it. `name` is the kind of guest.
+    pub(crate) fn report_data(&self, name: &str, role: Role) -> [u8; 64] {
         let hash = Sha512::new()
-            .chain_update(b"kvm-ops migration TD, version 1")
+            .chain_update(name)
+            .chain_update(", version 1")
             .chain_update([role as u8])
             .chain_update(self.source)
             .chain_update(self.target)
@@ -67,6 +68,7 @@ impl Ephemeral {
     /// Agrees with the peer's key, after everything in `said`.
     pub(crate) fn agree(
         &self,
+        name: &str,
         role: Role,
         peer: &Point,
         said: &[&[u8]],
@@ -74,7 +76,7 @@ impl Ephemeral {
         // A point that is not on the curve is refused here.
         let peer = PublicKey::from_sec1_bytes(peer).map_err(|_| Failure::Message)?;
         let shared = diffie_hellman(self.secret.to_nonzero_scalar(), peer.as_affine());
-        Ok(Sealer::new(role, &shared, said))
+        Ok(Sealer::new(name, role, &shared, said))
     }
 }
 
@@ -82,6 +84,8 @@ impl Ephemeral {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
+
+    const NAME: &str = "a guest";
 
     /// Different numbers at each call, for tests.
     fn random(out: &mut [u8]) -> kvm_ops_core::Result<()> {
@@ -96,8 +100,8 @@ mod tests {
     fn ends(at_source: &[u8], at_target: &[u8]) -> (Sealer, Sealer) {
         let (source, target) = (Ephemeral::new(&mut random), Ephemeral::new(&mut random));
         let (source, target) = (source.unwrap(), target.unwrap());
-        let one = source.agree(Role::Source, &target.point(), &[at_source]);
-        let other = target.agree(Role::Target, &source.point(), &[at_target]);
+        let one = source.agree(NAME, Role::Source, &target.point(), &[at_source]);
+        let other = target.agree(NAME, Role::Target, &source.point(), &[at_target]);
         (one.ok().unwrap(), other.ok().unwrap())
     }
 
@@ -147,7 +151,7 @@ mod tests {
     fn a_key_that_is_no_point_is_refused() {
         let own = Ephemeral::new(&mut random).unwrap();
         for peer in [[0; 65], [4; 65], [0xff; 65]] {
-            let agreed = own.agree(Role::Source, &peer, &[]);
+            let agreed = own.agree(NAME, Role::Source, &peer, &[]);
             assert_eq!(agreed.err(), Some(Failure::Message));
         }
     }
@@ -167,7 +171,7 @@ mod tests {
             ..keys
         };
         let all = [keys, turned, other]
-            .map(|keys| [Role::Source, Role::Target].map(|role| keys.report_data(role)));
+            .map(|keys| [Role::Source, Role::Target].map(|role| keys.report_data(NAME, role)));
         let mut all = all.as_flattened().to_vec();
         all.sort_unstable();
         all.dedup();

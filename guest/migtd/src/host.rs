@@ -1,32 +1,20 @@
 //! The host's side: a machine that runs a migration TD, and carries its messages.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use embedded_io::{Read, Write};
 use kvm_ops::tdx::TdxVm;
 use kvm_ops::tdx::migrate::Binding;
-use kvm_ops::{Answer, AnyVm, Exit, FreeReport, Gpa, Host, IntelVm, Kind, Tech};
+use kvm_ops::{AnyVm, FreeReport, Gpa, Host, IntelVm, Kind, Tech};
 use kvm_ops_machine::{
-    End, ExitContext, Flow, LaunchPage, Machine, MachineConfig, MachineError, QuoteService,
-    Quoting, RunLimits,
+    ExitContext, Flow, LaunchPage, Machine, MachineConfig, MachineError, QuoteService, Quoting,
+    RunLimits,
 };
-use kvm_ops_wire::{Direction, Seal, Wire, WireError};
 use sha2::{Digest, Sha384};
-use thiserror::Error;
 
-use crate::failure::Failure;
-use crate::io::{BUFFER, MEMORY, WORK};
-use crate::message::MAX_MESSAGE;
+use crate::desk::{Desk, ExchangeError, NoLink};
+use crate::io::{BUFFER, MEMORY};
+use crate::module::WORK;
 use crate::program::Program;
-use crate::request::{Exchange, Request, Role, call};
-
-mod frames {
-    kvm_ops_wire::kinds! {
-        b"KOMK", 1;
-        /// A message of one migration TD to the other.
-        Message = 1, 1, crate::message::MAX_MESSAGE;
-    }
-}
+use crate::request::{Exchange, Request, Role};
 
 /// Bytes of TDINFO.
 const TDINFO: usize = 512;
@@ -35,27 +23,6 @@ const TDINFO: usize = 512;
 pub struct MigrationTd<H: Host, S> {
     machine: Machine<H>,
     quoting: Quoting<S>,
-}
-
-/// The reason why no keys were exchanged.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ExchangeError {
-    /// The migration TD gave up.
-    #[error("the migration TD exchanged no keys")]
-    Failed(#[source] Failure),
-    /// The link between the hosts failed.
-    #[error("the link between the migration TDs failed")]
-    Link(#[source] WireError),
-    /// The machine of the migration TD does not run.
-    #[error("the migration TD does not run")]
-    Machine(#[source] MachineError),
-    /// The migration TD ended without an answer.
-    #[error("the migration TD ended without an answer: {0}")]
-    Ended(End),
-    /// The migration TD answered with a reason that is none.
-    #[error("the migration TD answered with the unknown reason {0:#x}")]
-    Unknown(u64),
 }
 
 impl<H: Host, S: QuoteService> MigrationTd<H, S> {
@@ -120,13 +87,7 @@ impl<H: Host, S: QuoteService> MigrationTd<H, S> {
             handle: binding.handle,
             uuid: binding.uuid,
         });
-        let direction = match role {
-            Role::Source => Direction::ToTarget,
-            Role::Target => Direction::ToSource,
-        };
-        // The messages protect themselves.
-        let wire = Wire::new(link, direction, Seal::new(None));
-        self.serve(request, Some(wire), limits)
+        self.serve(request, Some((role, link)), limits)
     }
 
     /// Tears the TD down.
@@ -137,16 +98,10 @@ impl<H: Host, S: QuoteService> MigrationTd<H, S> {
     fn serve<L: Read + Write + Send>(
         &mut self,
         request: Request,
-        wire: Option<Wire<'_, L, frames::Kind>>,
+        link: Option<(Role, &mut L)>,
         limits: RunLimits,
     ) -> Result<(), ExchangeError> {
-        let desk = Desk(Mutex::new(Session {
-            request: Some(request.encode()),
-            wire,
-            sent: 0,
-            broken: None,
-            told: None,
-        }));
+        let desk = Desk::new(request.encode(), link);
         let quoting = &self.quoting;
         let handler = |exit: &mut ExitContext<'_>| match quoting.answer(exit) {
             true => Flow::Continue,
@@ -156,129 +111,6 @@ impl<H: Host, S: QuoteService> MigrationTd<H, S> {
             .machine
             .run_while(&handler, limits, |parts| quoting.serve(parts));
         let (report, ()) = ran.map_err(ExchangeError::Machine)?;
-        let session = desk.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        match (session.told, session.broken) {
-            (Some((0, _)), _) => Ok(()),
-            (Some(_), Some(broken)) => Err(ExchangeError::Link(broken)),
-            (Some((code, detail)), None) => Err(Failure::from_numbers(code, detail)
-                .map_or(ExchangeError::Unknown(code), ExchangeError::Failed)),
-            (None, _) => Err(ExchangeError::Ended(report.end)),
-        }
-    }
-}
-
-/// The link of a request that needs none.
-struct NoLink;
-
-impl embedded_io::ErrorType for NoLink {
-    type Error = embedded_io::ErrorKind;
-}
-
-impl Read for NoLink {
-    fn read(&mut self, _: &mut [u8]) -> Result<usize, Self::Error> {
-        Err(embedded_io::ErrorKind::NotConnected)
-    }
-}
-
-impl Write for NoLink {
-    fn write(&mut self, _: &[u8]) -> Result<usize, Self::Error> {
-        Err(embedded_io::ErrorKind::NotConnected)
-    }
-
-    fn flush(&mut self) -> Result<(), Self::Error> {
-        Ok(())
-    }
-}
-
-/// Answers the hypercalls of a migration TD.
-struct Desk<'l, L>(Mutex<Session<'l, L>>);
-
-struct Session<'l, L> {
-    request: Option<Vec<u8>>,
-    wire: Option<Wire<'l, L, frames::Kind>>,
-    sent: u64,
-    broken: Option<WireError>,
-    told: Option<(u64, u64)>,
-}
-
-/// The answer to a call that the host does not know, or cannot carry out.
-const REFUSED: u64 = u64::MAX;
-
-impl<'l, L: Read + Write + Send> Desk<'l, L> {
-    fn lock(&self) -> MutexGuard<'_, Session<'l, L>> {
-        // No panic happens under the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn handle(&self, exit: &mut ExitContext<'_>) -> Flow {
-        let Exit::Hypercall { nr, args } = exit.exit() else {
-            return Flow::Continue;
-        };
-        let mut session = self.lock();
-        let value = match nr {
-            call::WAIT => match session.request.take() {
-                Some(request) => put(exit, args, &request),
-                // It waits until the next run.
-                None => return Flow::Stop,
-            },
-            call::SEND => session.send(exit, args),
-            call::RECEIVE => session.receive(exit, args),
-            call::STATUS => {
-                session.told = Some((args[0], args[1]));
-                0
-            }
-            _ => REFUSED,
-        };
-        // A value fits every hypercall.
-        match exit.answer(Answer::Value(value)) {
-            Ok(()) => Flow::Continue,
-            Err(_) => Flow::Stop,
-        }
-    }
-}
-
-/// Writes bytes to where the guest wants them: their number, or 0 if they do not fit.
-fn put(exit: &ExitContext<'_>, args: [u64; 6], bytes: &[u8]) -> u64 {
-    let memory = exit.machine().memory();
-    let fits = bytes.len() as u64 <= args[1];
-    match fits && memory.write(Gpa::new(args[0]), bytes).is_ok() {
-        true => bytes.len() as u64,
-        false => 0,
-    }
-}
-
-impl<L: Read + Write> Session<'_, L> {
-    /// Sends the message that the guest shows.
-    fn send(&mut self, exit: &ExitContext<'_>, args: [u64; 6]) -> u64 {
-        let length = usize::try_from(args[1]).unwrap_or(usize::MAX);
-        let Some(wire) = self.wire.as_mut().filter(|_| length <= MAX_MESSAGE) else {
-            return REFUSED;
-        };
-        let mut message = vec![0; length];
-        let memory = exit.machine().memory();
-        if memory.read(Gpa::new(args[0]), &mut message).is_err() {
-            return REFUSED;
-        }
-        let sent = wire.send(frames::Kind::Message, self.sent, &[&message]);
-        self.sent += 1;
-        match sent.and_then(|()| wire.flush()) {
-            Ok(()) => 0,
-            Err(error) => {
-                self.broken = Some(error);
-                REFUSED
-            }
-        }
-    }
-
-    /// Receives a message to where the guest wants it.
-    fn receive(&mut self, exit: &ExitContext<'_>, args: [u64; 6]) -> u64 {
-        match self.wire.as_mut().map(Wire::receive) {
-            Some(Ok((_, _, message))) => put(exit, args, message),
-            Some(Err(error)) => {
-                self.broken = Some(error);
-                0
-            }
-            None => 0,
-        }
+        desk.told(report.end).map(drop)
     }
 }

@@ -76,12 +76,24 @@ pub enum Mismatch {
     /// TEE_TCB_SVN, at this component.
     #[error("component {0} of TEE_TCB_SVN is too old")]
     Svn(u8),
+    /// The launch digest of a migration agent.
+    #[error("the launch digest is another")]
+    Measurement,
+    /// A bit of the policy of a migration agent that must not be there, such as DEBUG.
+    #[error("the policy has a forbidden bit")]
+    GuestPolicy,
+    /// The VMPL of a migration agent.
+    #[error("another VMPL than 0 asked for the report")]
+    Vmpl,
+    /// A part of the TCB below a migration agent.
+    #[error("the TCB is too old")]
+    Tcb,
 }
 
 impl Mismatch {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 25] = {
-        let mut all = [Self::Mrtd; 25];
+    pub(crate) const ALL: [Self; 29] = {
+        let mut all = [Self::Mrtd; 29];
         all[1] = Self::Owner;
         all[2] = Self::Features;
         all[3] = Self::Forbidden;
@@ -96,6 +108,10 @@ impl Mismatch {
             all[9 + n] = Self::Svn(n as u8);
             n += 1;
         }
+        all[25] = Self::Measurement;
+        all[26] = Self::GuestPolicy;
+        all[27] = Self::Vmpl;
+        all[28] = Self::Tcb;
         all
     };
 
@@ -109,6 +125,10 @@ impl Mismatch {
             Self::Forbidden => (5, 0),
             Self::Required => (6, 0),
             Self::Svn(n) => (7, n),
+            Self::Measurement => (8, 0),
+            Self::GuestPolicy => (9, 0),
+            Self::Vmpl => (10, 0),
+            Self::Tcb => (11, 0),
         };
         rule << 8 | component as u64
     }
@@ -124,6 +144,10 @@ impl Mismatch {
             5 => Self::Forbidden,
             6 => Self::Required,
             7 => Self::Svn(component),
+            8 => Self::Measurement,
+            9 => Self::GuestPolicy,
+            10 => Self::Vmpl,
+            11 => Self::Tcb,
             _ => return None,
         })
     }

@@ -4,13 +4,14 @@ use kvm_ops_core::guest::{Action, GuestProgram, Outcome};
 use kvm_ops_guest::tdx::REPORT_LEN;
 use zeroize::Zeroizing;
 
+use crate::exchange::{Side, exchange};
 use crate::failure::Failure;
-use crate::handshake::{Ephemeral, Keys, Random};
+use crate::handshake::Random;
 use crate::identity::{EvidenceVerifier, Identity};
-use crate::io::{Io, SessionKey};
-use crate::message::Message;
+use crate::io::Io;
+use crate::module::SessionKey;
 use crate::policy::Policy;
-use crate::request::{Exchange, Request, Role};
+use crate::request::{Exchange, Request};
 use crate::steps::Driven;
 
 /// TDINFO in a TDREPORT.
@@ -19,19 +20,14 @@ const TDINFO: std::ops::Range<usize> = 512..1024;
 /// The version of the session: the one that the module has (MIG_VERSION).
 const SESSION_VERSION: u16 = 0;
 
-/// What a sealed message is about.
-const SOURCE_KEY: &[u8] = b"key of the source";
-const TARGET_KEY: &[u8] = b"key of the target";
-const DONE: &[u8] = b"done";
-
-/// The page that stands for the program and its policy in the TD's measurement: the first of its launch.
-fn image(policy: &Policy) -> Box<[u8; 4096]> {
+/// The page that stands for a program and its policy in the guest's measurement: the first of its launch.
+pub(crate) fn image(name: &str, policy: &[u8]) -> Box<[u8; 4096]> {
     let mut page = Box::new([0; 4096]);
-    let name = concat!("kvm-ops migration TD ", env!("CARGO_PKG_VERSION"), "\0");
-    let parts = [name.as_bytes(), &policy.encode()].concat();
+    let version = env!("CARGO_PKG_VERSION");
+    let parts = [name, " ", version, "\0"].concat().into_bytes();
     // A policy has some 300 bytes at most.
-    for (to, from) in page.iter_mut().zip(parts) {
-        *to = from;
+    for (to, from) in page.iter_mut().zip(parts.iter().chain(policy)) {
+        *to = *from;
     }
     page
 }
@@ -64,7 +60,7 @@ impl Program {
         });
         Self {
             driven,
-            image: image(&policy),
+            image: image(TdSide::NAME, &policy.encode()),
         }
     }
 
@@ -101,7 +97,7 @@ impl Td {
                 Err(failure) => Err(failure),
             };
             let served = match asked {
-                Ok(Request::Exchange(exchange)) => self.exchange(&exchange).await,
+                Ok(Request::Exchange(of)) => self.exchange(of).await,
                 Ok(Request::Describe) => self.describe().await,
                 Err(failure) => Err(failure),
             };
@@ -118,98 +114,60 @@ impl Td {
         self.io.show(&report[TDINFO]).await
     }
 
-    async fn exchange(&mut self, exchange: &Exchange) -> Result<(), Failure> {
-        let done = match exchange.role {
-            Role::Source => self.as_source(exchange).await,
-            Role::Target => self.as_target(exchange).await,
-        };
-        if let Err(failure) = done
-            && !matches!(failure, Failure::Closed | Failure::Refused(_))
-        {
-            let (code, _) = failure.numbers();
-            // The failure counts, told or not.
-            let _ = self.io.send(&Message::Refuse { code }.encode()).await;
-        }
-        done
+    async fn exchange(&mut self, of: Exchange) -> Result<(), Failure> {
+        let mut side = TdSide { td: self, of };
+        exchange(&mut side, of.role).await.map(drop)
+    }
+}
+
+/// A migration TD in an exchange of the keys of a bound TD.
+struct TdSide<'t> {
+    td: &'t mut Td,
+    of: Exchange,
+}
+
+impl Side for TdSide<'_> {
+    const NAME: &'static str = "kvm-ops migration TD";
+    type Report = [u8; REPORT_LEN];
+
+    fn io(&self) -> Io {
+        self.td.io.clone()
     }
 
-    async fn as_source(&mut self, exchange: &Exchange) -> Result<(), Failure> {
-        let own = Ephemeral::new(&mut *self.random)?;
-        let hello = Message::Hello { key: own.point() }.encode();
-        self.io.send(&hello).await?;
-        let reply = self.io.receive().await?;
-        let Message::Reply { key, quote: theirs } = Message::decode(&reply)? else {
-            return Err(Failure::Message);
-        };
-        let keys = Keys {
-            source: own.point(),
-            target: key,
-        };
-        let report = self.io.report(&keys.report_data(Role::Source)).await?;
-        self.judge(&report, &theirs, &keys.report_data(Role::Target))?;
-        let quote = self.io.quote(&report).await?;
-        let mut sealer = own.agree(Role::Source, &key, &[&hello, &reply, &quote])?;
-        let session = packed(&self.io.new_key(exchange).await?);
-        let sealed = sealer.seal(SOURCE_KEY, &session)?;
-        let message = Message::SourceKey { quote, sealed };
-        self.io.send(&message.encode()).await?;
-        let Message::TargetKey { sealed } = Message::decode(&self.io.receive().await?)? else {
-            return Err(Failure::Message);
-        };
-        let (version, session) = unpacked(&sealer.open(TARGET_KEY, &sealed)?)?;
-        self.io.set_key(exchange, version, &session).await?;
-        let sealed = sealer.seal(DONE, &[])?;
-        self.io.send(&Message::Done { sealed }.encode()).await
+    fn random(&mut self) -> &mut Random {
+        &mut *self.td.random
     }
 
-    async fn as_target(&mut self, exchange: &Exchange) -> Result<(), Failure> {
-        let hello = self.io.receive().await?;
-        let Message::Hello { key } = Message::decode(&hello)? else {
-            return Err(Failure::Message);
-        };
-        let own = Ephemeral::new(&mut *self.random)?;
-        let keys = Keys {
-            source: key,
-            target: own.point(),
-        };
-        let report = self.io.report(&keys.report_data(Role::Target)).await?;
-        let quote = self.io.quote(&report).await?;
-        let point = own.point();
-        let reply = Message::Reply { key: point, quote }.encode();
-        self.io.send(&reply).await?;
-        let message = Message::decode(&self.io.receive().await?)?;
-        let Message::SourceKey { quote, sealed } = message else {
-            return Err(Failure::Message);
-        };
-        self.judge(&report, &quote, &keys.report_data(Role::Source))?;
-        let mut sealer = own.agree(Role::Target, &key, &[&hello, &reply, &quote])?;
-        let (version, session) = unpacked(&sealer.open(SOURCE_KEY, &sealed)?)?;
-        self.io.set_key(exchange, version, &session).await?;
-        let session = packed(&self.io.new_key(exchange).await?);
-        let sealed = sealer.seal(TARGET_KEY, &session)?;
-        self.io
-            .send(&Message::TargetKey { sealed }.encode())
-            .await?;
-        let Message::Done { sealed } = Message::decode(&self.io.receive().await?)? else {
-            return Err(Failure::Message);
-        };
-        sealer.open(DONE, &sealed).map(drop)
+    async fn report(&mut self, data: &[u8; 64]) -> Result<Self::Report, Failure> {
+        self.td.io.report(data).await
     }
 
-    /// Judges the peer by its quote: authentic, made for this exchange, and as the policy wants it.
+    async fn evidence(&mut self, report: &Self::Report) -> Result<Vec<u8>, Failure> {
+        self.td.io.quote(report).await
+    }
+
     fn judge(
         &mut self,
-        own: &[u8; REPORT_LEN],
+        own: &Self::Report,
         quote: &[u8],
         report_data: &[u8; 64],
     ) -> Result<(), Failure> {
-        let peer = self.verifier.verify(quote);
+        let peer = self.td.verifier.verify(quote);
         let peer = peer.map_err(|_| Failure::Evidence)?;
         if peer.report_data != *report_data {
             return Err(Failure::Binding);
         }
         let own = Identity::of_report(own);
-        Ok(self.policy.judge(&own, &peer)?)
+        Ok(self.td.policy.judge(&own, &peer)?)
+    }
+
+    async fn give(&mut self) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        Ok(packed(&self.td.io.new_key(&self.of).await?))
+    }
+
+    async fn take(&mut self, secret: &[u8]) -> Result<(), Failure> {
+        let (version, session) = unpacked(secret)?;
+        self.td.io.set_key(&self.of, version, &session).await
     }
 }
 

@@ -1,14 +1,28 @@
-//! What the host asks of a migration TD, and the calls by which it does.
+//! What the host asks of a migration TD, and the calls by which it asks any guest that exchanges keys.
 
 /// The side of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Role {
-    /// The TD leaves this host.
+    /// The guest leaves this host.
     Source = 1,
-    /// The TD comes to this host.
+    /// The guest comes to this host.
     Target = 2,
 }
+
+impl Role {
+    pub(crate) const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Source),
+            2 => Some(Self::Target),
+            _ => None,
+        }
+    }
+}
+
+/// The answer to a call that the host does not know, or cannot carry out.
+#[cfg(feature = "host")]
+pub(crate) const REFUSED: u64 = u64::MAX;
 
 /// A request to exchange the session keys of a TD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +35,7 @@ pub struct Exchange {
     pub uuid: [u64; 4],
 }
 
-/// Hypercalls of a migration TD (R10), with their arguments. Addresses are those of shared memory,
+/// Hypercalls (R10 of a TD), with their arguments. Addresses are those of shared memory,
 /// without the shared bit.
 pub(crate) mod call {
     /// Waits for a request, which the host writes to the address, room in bytes: its length, or 0.
@@ -30,7 +44,7 @@ pub(crate) mod call {
     pub(crate) const SEND: u64 = 0x4b4d_0002;
     /// Receives a message to the address, room in bytes: its length; 0 at the end of the link.
     pub(crate) const RECEIVE: u64 = 0x4b4d_0003;
-    /// The outcome of the request, 0 or the number of a reason, and its detail.
+    /// The outcome of the request, 0 or the number of a reason, and its detail: after 0 the bytes that it shows, of a migration agent.
     pub(crate) const STATUS: u64 = 0x4b4d_0004;
 }
 
@@ -72,11 +86,7 @@ impl Request {
         match bytes {
             [DESCRIBE] => Some(Self::Describe),
             [EXCHANGE, role, words @ ..] => {
-                let role = match role {
-                    1 => Role::Source,
-                    2 => Role::Target,
-                    _ => return None,
-                };
+                let role = Role::from_number(*role)?;
                 let (words, []) = words.as_chunks::<8>() else {
                     return None;
                 };

@@ -14,6 +14,10 @@ use crate::request::Role;
 pub(crate) struct Sealer {
     send: Direction,
     receive: Direction,
+    #[cfg(feature = "snp")]
+    name: String,
+    #[cfg(feature = "snp")]
+    derive: Hkdf<Sha256>,
 }
 
 struct Direction {
@@ -22,13 +26,8 @@ struct Direction {
 }
 
 impl Direction {
-    fn new(derive: &Hkdf<Sha256>, name: &[u8]) -> Self {
-        let mut key = Zeroizing::new([0; 32]);
-        // HKDF gives up to 255 hashes; one is asked for.
-        derive
-            .expand(name, &mut *key)
-            .expect("one hash of key material");
-        let key: &Key<Aes256Gcm> = (&*key).into();
+    fn new(key: &[u8; 32]) -> Self {
+        let key: &Key<Aes256Gcm> = key.into();
         Self {
             cipher: Aes256Gcm::new(key),
             next: 0,
@@ -44,23 +43,46 @@ impl Direction {
     }
 }
 
+/// A key for one purpose of one kind of guest.
+fn derived(derive: &Hkdf<Sha256>, name: &str, purpose: &str) -> Zeroizing<[u8; 32]> {
+    let mut key = Zeroizing::new([0; 32]);
+    // HKDF gives up to 255 hashes; one is asked for.
+    derive
+        .expand_multi_info(&[name.as_bytes(), b": ", purpose.as_bytes()], &mut *key)
+        .expect("one hash of key material");
+    key
+}
+
 impl Sealer {
     /// Derives the keys of both directions from the shared secret and from everything that was said
     /// so far, so that ends that saw different things have different keys.
-    pub(crate) fn new(role: Role, shared: &SharedSecret, said: &[&[u8]]) -> Self {
+    pub(crate) fn new(name: &str, role: Role, shared: &SharedSecret, said: &[&[u8]]) -> Self {
         let mut transcript = Sha256::new();
         for part in said {
             transcript.update((part.len() as u64).to_le_bytes());
             transcript.update(part);
         }
         let derive = Hkdf::new(Some(&transcript.finalize()), shared.raw_secret_bytes());
-        let to_target = Direction::new(&derive, b"kvm-ops migration TD: to target");
-        let to_source = Direction::new(&derive, b"kvm-ops migration TD: to source");
+        let direction = |purpose| Direction::new(&derived(&derive, name, purpose));
+        let (to_target, to_source) = (direction("to target"), direction("to source"));
         let (send, receive) = match role {
             Role::Source => (to_target, to_source),
             Role::Target => (to_source, to_target),
         };
-        Self { send, receive }
+        Self {
+            send,
+            receive,
+            #[cfg(feature = "snp")]
+            name: name.to_owned(),
+            #[cfg(feature = "snp")]
+            derive,
+        }
+    }
+
+    /// A key for another purpose than the messages of the exchange, which both ends have.
+    #[cfg(feature = "snp")]
+    pub(crate) fn key(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
+        derived(&self.derive, &self.name, purpose)
     }
 
     pub(crate) fn seal(&mut self, about: &[u8], plain: &[u8]) -> Result<Vec<u8>, Failure> {

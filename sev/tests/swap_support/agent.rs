@@ -8,6 +8,7 @@ use kvm_ops_sev::migrate::MigrationAgent;
 use kvm_ops_sev::{Identity, SevVcpu, SevVm};
 use kvm_ops_sim::SimHost;
 use soft_amd_sp::GuestPage;
+use soft_amd_sp::attestation::Report;
 use soft_amd_sp::message::{AgentChannel, AgentError, GuestChannel};
 
 use super::{POLICY, finish_guest, waiting, waiting_with};
@@ -27,8 +28,6 @@ pub(crate) struct Agent<H: Host> {
     _vcpu: SevVcpu<H>,
     _ram: Ram,
     channel: AgentChannel,
-    /// Why it was refused last.
-    pub(crate) refused: Option<AgentError>,
 }
 
 /// The agents of two platforms, which know each other's keys.
@@ -54,13 +53,13 @@ impl<H: Host> Agent<H> {
         let (mut vm, vcpu) = waiting(host, &ram, POLICY);
         vm.add_initial_page(&secrets(&[0; 4096])).unwrap();
         vm.vm_finalize().unwrap();
-        let firmware = channel(below, &vm, SECRETS);
+        let mut channel = AgentChannel::new(channel(below, &vm, SECRETS));
+        channel.meet(to_peer, from_peer);
         Self {
-            channel: AgentChannel::new(firmware, to_peer, from_peer),
+            channel,
             vm,
             _vcpu: vcpu,
             _ram: ram,
-            refused: None,
         }
     }
 
@@ -70,9 +69,7 @@ impl<H: Host> Agent<H> {
         let request = channel.report_request(&[0; 64], 0).unwrap();
         let answer = send(&self.vm, &request).unwrap();
         let (_, bytes) = channel.open_report(&answer[..]).unwrap();
-        let report =
-            soft_amd_sp::attestation::Report::from_bytes(bytes[..1184].try_into().unwrap());
-        report.report_id
+        Report::from_bytes(bytes[..Report::LEN].try_into().unwrap()).report_id
     }
 
     pub(crate) fn free(self) {
@@ -84,11 +81,10 @@ impl<H: Host> Agent<H> {
         drop(_vcpu);
         free(vm)
     }
+}
 
-    fn refuse(&mut self, error: AgentError) -> Error {
-        self.refused = Some(error);
-        Error::Protected(&REFUSED)
-    }
+fn refused(_: AgentError) -> Error {
+    Error::Protected(&REFUSED)
 }
 
 fn secrets(contents: &[u8; 4096]) -> InitialPage<'_> {
@@ -146,15 +142,12 @@ impl<H: Host> MigrationAgent for Agent<H> {
     fn export(&mut self, gctx: Hpa) -> Result<Vec<u8>> {
         let request = self.channel.export_request(gctx.get()).unwrap();
         let answer = send(&self.vm, &request)?;
-        let sealed = self.channel.exported(&answer[..]);
-        sealed.map_err(|error| self.refuse(error))
+        self.channel.exported(&answer[..]).map_err(refused)
     }
 
     fn import(&mut self, gctx: Hpa, sealed: &[u8]) -> Result<()> {
         let request = self.channel.import_request(gctx.get(), sealed);
-        let request = request.map_err(|error| self.refuse(error))?;
-        let answer = send(&self.vm, &request)?;
-        let done = self.channel.done(&answer[..]);
-        done.map_err(|error| self.refuse(error))
+        let answer = send(&self.vm, &request.map_err(refused)?)?;
+        self.channel.imported(&answer[..]).map_err(refused)
     }
 }

@@ -15,7 +15,7 @@ use super::link::{Bound, Link};
 use super::summary::{Equal, Summary};
 use super::td::{GRACE, TdHost, td};
 use super::threads::EachStream;
-use super::{Session, random};
+use super::{Session, random_bytes};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::term;
@@ -124,10 +124,7 @@ impl Session<'_> {
             receiver = receiver.with_post_copy();
         }
         if let Some(key) = &self.key {
-            let mut nonce = [0; 16];
-            random(&mut nonce)
-                .map_err(|error| Failure::because("the host has no random numbers", error))?;
-            receiver = receiver.with_key(key.clone(), nonce);
+            receiver = receiver.with_key(key.clone(), random_bytes()?);
         }
         Ok(receiver)
     }
@@ -189,7 +186,7 @@ impl Session<'_> {
             term::complain(format!("a connection ended without a guest: {why}"));
         };
         if receiver.progress().phase == Phase::New
-            && let Err(failure) = at.exchange(Role::Target, vm, link, self.td_limits())
+            && let Err(failure) = at.exchange(Role::Target, vm, link, self.agent_limits())
         {
             alone(&failure.in_a_line());
             return Served::Open;

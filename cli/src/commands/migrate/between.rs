@@ -19,6 +19,7 @@ use super::guest::Told;
 use super::link::{self, Address, Bound, Link, Waiting};
 use super::meter::Meter;
 use super::report::Report;
+use super::snp::SnpHost;
 use super::summary::Equal;
 use super::td::TdHost;
 use super::{Kinds, Session, WARM_UP, leaks};
@@ -28,6 +29,7 @@ use crate::term;
 /// A host at either end.
 enum Side {
     Sev(SimHost),
+    Snp(Box<SnpHost>),
     Td(Box<TdHost>),
 }
 
@@ -36,6 +38,7 @@ impl Side {
     fn leaks(self) -> usize {
         match self {
             Self::Sev(_) => 0,
+            Self::Snp(host) => host.leaks(),
             Self::Td(host) => host.leaks(),
         }
     }
@@ -63,13 +66,15 @@ impl Session<'_> {
     fn side(&self) -> Outcome<Side> {
         match self.guest.tech {
             Kinds::Tdx => Ok(Side::Td(Box::new(self.td_host()?))),
-            _ => self.guest.sev_host().map(Side::Sev),
+            Kinds::SevSnp => Ok(Side::Snp(Box::new(self.snp_host()?))),
+            Kinds::Sev | Kinds::SevEs => self.guest.sev_host().map(Side::Sev),
         }
     }
 
     fn leaving(&self, side: &Side) -> Outcome<Machine<SimHost>> {
         match side {
             Side::Sev(host) => self.guest.source(host),
+            Side::Snp(host) => host.source(self.guest),
             Side::Td(host) => host.source(self.guest.memory),
         }
     }
@@ -84,6 +89,15 @@ impl Session<'_> {
             Side::Sev(host) => {
                 let mut machine = self.guest.target(host)?;
                 let progress = self.receive_sev(&mut machine, host, next)?;
+                Ok(Arrived {
+                    machine,
+                    progress,
+                    equal: None,
+                    ran: None,
+                })
+            }
+            Side::Snp(host) => {
+                let (machine, progress) = self.receive_snp(host, next)?;
                 Ok(Arrived {
                     machine,
                     progress,
@@ -219,14 +233,14 @@ impl Session<'_> {
                 report.seen(progress, &meter, at);
                 show(&bar, progress, &meter);
             };
+            let alone = |progress| Sent {
+                progress,
+                equal: None,
+                resumed_after: None,
+            };
             let sent = match side {
-                Side::Sev(_) => self
-                    .send_sev(vm, link, relink, &mut seen)
-                    .map(|progress| Sent {
-                        progress,
-                        equal: None,
-                        resumed_after: None,
-                    }),
+                Side::Sev(_) => self.send_sev(vm, link, relink, &mut seen).map(alone),
+                Side::Snp(host) => self.send_snp(host, vm, link, relink, &mut seen).map(alone),
                 Side::Td(host) => self.send_td(host, vm, link, relink, &mut seen),
             };
             sent.map(|sent| (sent, start.elapsed()))

@@ -10,7 +10,7 @@ use kvm_ops::{AmdVm, AnyVm, EncParams, Gpa, Vendor, Vm};
 use kvm_ops_machine::{LaunchPage, Machine, MachineConfig};
 
 use super::link::{Bound, Link};
-use super::{Guest, Session, link, random};
+use super::{Guest, Session, link, random, random_bytes};
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
@@ -83,10 +83,7 @@ impl Session<'_> {
             .map_err(|error| Failure::because("the target cannot take a guest", error))?;
         let mut receiver = Receiver::new(incoming);
         if let Some(key) = &self.key {
-            let mut nonce = [0; 16];
-            random(&mut nonce)
-                .map_err(|error| Failure::because("the host has no random numbers", error))?;
-            receiver = receiver.with_key(key.clone(), nonce);
+            receiver = receiver.with_key(key.clone(), random_bytes()?);
         }
         loop {
             let link =

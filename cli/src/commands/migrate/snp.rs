@@ -1,101 +1,96 @@
-//! SNP guests between two hosts in this process: swapped out, with their context by a migration agent of each host.
+//! SNP guests between hosts: the migration agent beside each, and the two ends of the stream.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::io::{self, Read, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use kvm_ops::guest::{Action, GuestProgram, MAX_ACCESS, Outcome as Last};
-use kvm_ops::sev::migrate::{MigrationAgent, Phase};
-use kvm_ops::sev::{Identity, SwapSlot, SwapStore};
+use embedded_io_adapters::std::FromStd;
+use kvm_ops::sev::migrate::{Flow, Phase, Progress, SnpReceiver, SnpSender, StreamKey};
+use kvm_ops::sev::{SwapSlot, SwapStore};
 use kvm_ops::sim::SimHost;
-use kvm_ops::{
-    EncParams, Error, Field, Gpa, GuestResponse, Hpa, InitialPageKind, Kind, Privacy, Result,
-    SevParams, SharedMask, Tech,
-};
-use kvm_ops_machine::{LaunchPage, Machine, MachineConfig};
+use kvm_ops::{AnyVm, EncParams, Error, Field, SevParams, Vm};
+use kvm_ops_attest::snp::Roots;
+use kvm_ops_machine::{Machine, RunLimits};
+use kvm_ops_migtd::Role;
+use kvm_ops_migtd::agent::{AgentPolicy, AgentProgram, AgentVerifier, SnpAgent};
 use soft_amd_sp::SnpPolicy;
-use soft_amd_sp::message::{AgentChannel, GuestChannel};
 
-use super::report::Report;
+use super::link::{self, Bound, Link};
 use super::sev::sev;
-use super::{PATIENCE, Session, WARM_UP, leaks, random};
+use super::td::GRACE;
+use super::{Guest, Session, random, random_bytes};
+use crate::confidential::certificates;
+use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
-/// The memory of an agent, and the frame of its secrets page.
-const AGENT_MEMORY: u64 = 1 << 20;
-const SECRETS: u64 = 1;
-
-/// The guest of an agent: it reads its message keys.
-struct KeyReader {
-    keys: Arc<OnceLock<Box<[u8; MAX_ACCESS]>>>,
+/// A host of SNP guests, with the migration agent that serves them.
+pub(super) struct SnpHost {
+    host: SimHost,
+    agent: SnpAgent<SimHost>,
 }
 
-impl GuestProgram for KeyReader {
-    fn step(&mut self, last: Last<'_>) -> Action<'_> {
-        match last {
-            Last::Start { mask, .. } => Action::Read {
-                gpa: private(mask, SECRETS),
-                len: MAX_ACCESS,
-            },
-            Last::Data(bytes) => {
-                if let Ok(page) = <[u8; MAX_ACCESS]>::try_from(bytes) {
-                    let _ = self.keys.set(Box::new(page));
-                }
-                Action::Shutdown
-            }
-            _ => Action::Shutdown,
+/// Seconds of Unix time; 0 before that, when no certificate is valid.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}
+
+impl SnpHost {
+    /// A host whose migration agent runs.
+    fn new(host: SimHost, limits: RunLimits) -> Outcome<Self> {
+        let verifier = AgentVerifier::new(Roots::software(), now);
+        let program = AgentProgram::new(AgentPolicy::default(), verifier, random);
+        let platform = host.sev_platform();
+        let platform = platform.ok_or_else(|| Failure::new("the host has no AMD SP"))?;
+        let table = certificates(platform)?;
+        let agent = SnpAgent::start(&host, program, SevParams::default(), table, limits)
+            .map_err(|error| Failure::of_machine("cannot build the migration agent", error))?;
+        Ok(Self { host, agent })
+    }
+
+    /// A guest that is launched here, bound to the agent.
+    pub(super) fn source(&self, guest: &Guest) -> Outcome<Machine<SimHost>> {
+        let policy = SnpPolicy::SMT.bits() | SnpPolicy::MIGRATE_MA.bits();
+        let enc = EncParams::Sev(Box::new(SevParams {
+            policy: Some(policy),
+            migration_agent: self.agent.gctx(),
+            ..SevParams::default()
+        }));
+        guest.source_with(&self.host, enc)
+    }
+
+    /// Lets the agent judge that at the other end. Returns the key of the frames.
+    fn exchange(&mut self, role: Role, link: &mut Link) -> Outcome<StreamKey> {
+        self.agent
+            .exchange(role, &mut FromStd::new(link))
+            .map_err(|error| {
+                Failure::because("the migration agents agreed on no keys", error)
+                    .hint("the guest runs on at its source")
+            })
+    }
+
+    /// Says why the agent gave up, if it did.
+    fn tell_failure(&mut self) {
+        if let Some(error) = self.agent.take_failure() {
+            let failure = Failure::because("the migration agent gave up", error);
+            term::complain(failure.in_a_line());
         }
     }
-}
 
-fn private(mask: SharedMask, frame: u64) -> Gpa {
-    let gfn = kvm_ops::Gfn::new(frame);
-    let gpa = mask.join(gfn, Privacy::Private);
-    gpa.unwrap_or(Gpa::new(frame << 12))
-}
-
-/// A migration agent: an SNP guest, and its channels to firmware and to its peer.
-struct Agent {
-    machine: Machine<SimHost>,
-    channel: AgentChannel,
-}
-
-impl Agent {
-    /// Carries a request of the agent to firmware.
-    fn ask(&self, request: &[u8]) -> Result<Box<[u8; 4096]>> {
-        let mut page = [0; 4096];
-        let place = page.get_mut(..request.len());
-        let too_long = Error::Invalid(Field::BufferLength, request.len() as u64);
-        place.ok_or(too_long)?.copy_from_slice(request);
-        let vm = sev(self.machine.vm()).map_err(|_| Error::NotFound(Field::Vm, 0))?;
-        match vm.guest_request(&page)? {
-            GuestResponse::Message(answer) => Ok(answer),
-            GuestResponse::Refused(status) => refused(format_args!("status {status:#x}")),
-        }
+    /// Tears the agent down, and returns the number of leaks.
+    pub(super) fn leaks(self) -> usize {
+        self.agent.destroy().leaks.len()
     }
 }
 
-/// The answer of an agent that firmware or its peer refused, after the reason was said.
-fn refused<T>(why: impl fmt::Display) -> Result<T> {
-    term::complain(format!("a migration agent was refused: {why}"));
-    kvm_ops::not_offered!("the request of the migration agent")
-}
+/// The source's last byte: it heard that the guest runs at its target.
+const HEARD: u8 = 1;
 
-impl MigrationAgent for Agent {
-    fn export(&mut self, gctx: Hpa) -> Result<Vec<u8>> {
-        let request = self.channel.export_request(gctx.get()).or_else(refused)?;
-        let answer = self.ask(&request)?;
-        self.channel.exported(&answer[..]).or_else(refused)
-    }
-
-    fn import(&mut self, gctx: Hpa, sealed: &[u8]) -> Result<()> {
-        let request = self.channel.import_request(gctx.get(), sealed);
-        let answer = self.ask(&request.or_else(refused)?)?;
-        self.channel.done(&answer[..]).or_else(refused)
-    }
+/// Waits for the source's last byte.
+fn heard(link: &mut Link) -> bool {
+    let mut byte = [0];
+    link.read_exact(&mut byte).is_ok() && byte == [HEARD]
 }
 
 /// The pages of a guest between its hosts.
@@ -103,133 +98,156 @@ impl MigrationAgent for Agent {
 struct Pages(BTreeMap<SwapSlot, Vec<u8>>);
 
 impl SwapStore for Pages {
-    fn put(&mut self, at: SwapSlot, page: &[u8]) -> Result<()> {
+    fn put(&mut self, at: SwapSlot, page: &[u8]) -> kvm_ops::Result<()> {
         self.0.insert(at, page.to_vec());
         Ok(())
     }
 
-    fn get(&mut self, at: SwapSlot, page: &mut [u8]) -> Result<()> {
-        let missing = Error::NotFound(Field::Page, at.index.into());
+    fn get(&mut self, at: SwapSlot, page: &mut [u8]) -> kvm_ops::Result<()> {
         match self.0.get(&at) {
             Some(kept) if kept.len() == page.len() => {
                 page.copy_from_slice(kept);
                 Ok(())
             }
-            _ => Err(missing),
+            _ => Err(Error::NotFound(Field::Page, at.index.into())),
         }
     }
 }
 
 impl Session<'_> {
-    /// Starts an agent. The keys to its peer are the program's gift to both.
-    fn agent(&self, host: &SimHost, to_peer: [u8; 32], from_peer: [u8; 32]) -> Outcome<Agent> {
-        let secrets = LaunchPage {
-            gpa: Gpa::new(SECRETS << 12),
-            contents: Box::new([0; 4096]),
-            kind: InitialPageKind::Secrets,
-        };
-        let config = MachineConfig::new()
-            .kind(Kind::Of(Tech::SevSnp))
-            .memory(AGENT_MEMORY)
-            .launch([secrets]);
-        let mut machine = Machine::build(host, config)
-            .map_err(|error| Failure::because("cannot build a migration agent", error))?;
-        let keys = Arc::new(OnceLock::new());
-        let reader = KeyReader {
-            keys: Arc::clone(&keys),
-        };
-        self.load(&mut machine, reader)?;
-        let start = Instant::now();
-        self.run_during(&mut machine, |_| {
-            while keys.get().is_none() && start.elapsed() < PATIENCE && self.bound.check().is_ok() {
-                std::thread::yield_now();
-            }
-        })?;
-        let page = keys
-            .get()
-            .map(|page| GuestChannel::from_secrets_page(page, 0));
-        let Some(Some(firmware)) = page else {
-            return Err(Failure::new("a migration agent does not find its keys"));
-        };
-        Ok(Agent {
-            machine,
-            channel: AgentChannel::new(firmware, to_peer, from_peer),
-        })
+    /// The host of an SNP guest.
+    pub(super) fn snp_host(&self) -> Outcome<SnpHost> {
+        SnpHost::new(self.guest.sev_host()?, self.agent_limits())
     }
 
-    /// The guest goes from one host of this process to another. It is stopped first: a page that is swapped out is not copied.
-    pub(super) fn between_snp(&self) -> Outcome<Report> {
-        let (here, there) = (self.guest.sev_host()?, self.guest.sev_host()?);
-        let mut keys = [[0; 32]; 2];
-        for key in &mut keys {
-            random(key)
-                .map_err(|error| Failure::because("the host has no random numbers", error))?;
-        }
-        let mut agent = self.agent(&here, keys[0], keys[1])?;
-        let mut peer = self.agent(&there, keys[1], keys[0])?;
-        let migration_agent = match sev(agent.machine.vm())?.identity() {
-            Some(Identity::Gctx(page)) => page.base(),
-            _ => None,
-        };
-        let policy = SnpPolicy::SMT.bits() | SnpPolicy::MIGRATE_MA.bits();
-        let enc = EncParams::Sev(Box::new(SevParams {
-            policy: Some(policy),
-            migration_agent,
-            ..SevParams::default()
-        }));
-        let mut from = self.guest.source_with(&here, enc)?;
-        let mut to = self.guest.target(&there)?;
-        let told = self.load_writer(&mut from)?;
-        self.run_during(&mut from, |_| {
-            self.wait_for(&told, self.guest.turns().all() + WARM_UP);
-        })?;
-        let mut report = Report::new("hosts", self.guest.memory, self.guest.kind());
-        report.step(Phase::New);
-        let last = told.count.load(Ordering::Acquire);
-        let start = Instant::now();
-        let pages = self.carry(&from, &to, (&mut agent, &mut peer), &mut report)?;
-        let took = start.elapsed();
-        let bytes = (pages.0.values()).map(|page| page.len() as u64).sum();
-        report.finish(took, took, bytes / 4096, bytes, 0);
-        drop(pages);
-        let (first, end, told) = self.run_on(&mut to)?;
-        report.counts(last, first, end);
-        report.pages_told(&told);
-        report.leaks = leaks(from) + leaks(to) + leaks(agent.machine) + leaks(peer.machine);
-        Ok(report)
-    }
-
-    /// The way. Until the source gave its guest up, it takes it back when a step fails.
-    fn carry(
+    /// Sends an SNP guest. A link that breaks is replaced by what `relink` brings, and the session goes on.
+    pub(super) fn send_snp(
         &self,
-        from: &Machine<SimHost>,
-        to: &Machine<SimHost>,
-        (agent, peer): (&mut Agent, &mut Agent),
-        report: &mut Report,
-    ) -> Outcome<Pages> {
-        let (source, target) = (sev(from.vm())?, sev(to.vm())?);
+        from: &mut SnpHost,
+        vm: &Vm<AnyVm<SimHost>>,
+        mut link: Link,
+        relink: &mut dyn FnMut() -> io::Result<Link>,
+        seen: &mut dyn FnMut(&Progress),
+    ) -> Outcome<Progress> {
+        let key = from.exchange(Role::Source, &mut link)?;
         let mut pages = Pages::default();
-        report.step(Phase::Stopped);
-        let arrived = source
-            .depart(&mut pages, agent)
-            .and_then(|image| target.arrive(&image, &mut pages, peer));
-        if let Err(error) = arrived {
-            let back = source.resume(&mut pages);
+        let mut sender = SnpSender::new(sev(vm)?, &mut pages, key, &mut random)
+            .map_err(|error| Failure::because("the guest cannot be sent", error))?;
+        let mut watch = |progress: &Progress| {
+            seen(progress);
+            Flow::GoOn
+        };
+        let mut broken = 0;
+        loop {
+            let sent = sender.run(&mut FromStd::new(&mut link), &mut from.agent, &mut watch);
+            let error = match sent {
+                Ok(progress) => {
+                    // A target that does not hear it waits for a while, and keeps the guest.
+                    let _ = link.write_all(&[HEARD]).and_then(|()| link.flush());
+                    return Ok(progress);
+                }
+                Err(error) => error,
+            };
+            from.tell_failure();
+            let is_committed = sender.progress().phase == Phase::Committed;
+            broken += 1;
+            if broken <= link::TRIES && (error.can_go_on() || is_committed) {
+                term::complain(match is_committed {
+                    true => format!("asking again who has the guest: {error}"),
+                    false => format!("the link broke: {error}; going on over another"),
+                });
+                if let Ok(next) = link::again(&self.bound, relink) {
+                    link = next;
+                    continue;
+                }
+            }
             let failure = Failure::because("the journey ended early", error);
-            return Err(failure.hint(match back {
-                Ok(()) => "the guest runs on at its source".into(),
-                Err(error) => format!("the guest does not run on at its source: {error}"),
-            }));
+            if is_committed {
+                return Err(failure
+                    .hint("the guest was given up: only its target knows whether it runs there"));
+            }
+            return Err(match sender.cancel(Some(&mut FromStd::new(&mut link))) {
+                Ok(()) => failure.hint("the guest runs on at its source"),
+                Err(error) => failure
+                    .hint(format!("the guest does not run on at its source: {error}"))
+                    .code(Code::Guest),
+            });
         }
-        report.step(Phase::Prepared);
-        source
-            .hand_off()
-            .map_err(|error| Failure::because("the source does not give its guest up", error))?;
-        report.step(Phase::Committed);
-        target
-            .resume(&mut pages)
-            .map_err(|error| Failure::because("the guest does not run at its target", error))?;
-        report.step(Phase::Done);
-        Ok(pages)
+    }
+
+    /// Waits for an SNP guest: each link brings one, goes on with one, or ends alone.
+    pub(super) fn receive_snp(
+        &self,
+        at: &mut SnpHost,
+        mut next: impl FnMut(&Bound) -> io::Result<Link>,
+    ) -> Outcome<(Machine<SimHost>, Progress)> {
+        loop {
+            let machine = self.guest.target(&at.host)?;
+            if let Some(progress) = self.take_snp(at, &machine, &mut next)? {
+                return Ok((machine, progress));
+            }
+            // A target whose guest stayed away takes no other.
+            for leak in &machine.destroy().leaks {
+                term::complain(format!("leaked: {leak}"));
+            }
+        }
+    }
+
+    /// Takes a guest into one VM; `None` once that is used up.
+    fn take_snp(
+        &self,
+        at: &mut SnpHost,
+        machine: &Machine<SimHost>,
+        next: &mut dyn FnMut(&Bound) -> io::Result<Link>,
+    ) -> Outcome<Option<Progress>> {
+        let no_guest = |error| Failure::because("no guest arrived", error);
+        let mut link = next(&self.bound).map_err(no_guest)?;
+        let key = match at.exchange(Role::Target, &mut link) {
+            Ok(key) => key,
+            Err(failure) => {
+                self.bound.check().map_err(no_guest)?;
+                let why = failure.in_a_line();
+                term::complain(format!("a connection ended without a guest: {why}"));
+                return Ok(None);
+            }
+        };
+        let mut pages = Pages::default();
+        let mut receiver = SnpReceiver::new(sev(machine.vm())?, &mut pages, key, random_bytes()?);
+        loop {
+            let mut watch = |_: &Progress| Flow::GoOn;
+            let took = receiver.run(&mut FromStd::new(&mut link), &mut at.agent, &mut watch);
+            let phase = receiver.progress().phase;
+            match took {
+                Ok(progress) if heard(&mut link) => return Ok(Some(progress)),
+                Ok(_) => {}
+                Err(error) => {
+                    at.tell_failure();
+                    term::complain(format!("a connection ended without a guest: {error}"));
+                }
+            }
+            let bound = match phase {
+                Phase::New | Phase::Cancelled => return Ok(None),
+                Phase::Stopped | Phase::Done => self.bound.within(GRACE),
+                // Only its source knows who has it.
+                _ => self.bound.clone(),
+            };
+            link = match next(&bound) {
+                Ok(link) => link,
+                // It runs here, whether its source knows it or not.
+                Err(_) if phase == Phase::Done => return Ok(Some(receiver.progress())),
+                Err(_) if phase == Phase::Stopped && self.bound.check().is_ok() => {
+                    term::complain("the source has not come back: waiting for another guest");
+                    return Ok(None);
+                }
+                Err(error) if phase == Phase::Stopped => return Err(no_guest(error)),
+                Err(error) => {
+                    let what =
+                        "all of the guest came, and its source did not say that it gave it up";
+                    return Err(Failure::because(what, error)
+                        .hint("it does not run here; if its source gave it up, it is lost")
+                        .code(Code::Guest));
+                }
+            };
+        }
     }
 }

@@ -142,13 +142,14 @@ pub(super) fn td(vm: &Vm<AnyVm<SimHost>>) -> Outcome<&TdxVm<SimHost>> {
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 impl Session<'_> {
-    pub(super) fn td_limits(&self) -> RunLimits {
+    /// The limits of what a guest that exchanges keys does.
+    pub(super) fn agent_limits(&self) -> RunLimits {
         RunLimits::none().deadline(self.bound.left())
     }
 
     /// The host of a TD.
     pub(super) fn td_host(&self) -> Outcome<TdHost> {
-        TdHost::new(self.guest.home()?, self.td_limits())
+        TdHost::new(self.guest.home()?, self.agent_limits())
     }
 
     /// Sends a TD. A link that breaks is replaced by what `relink` brings, and the session goes on.
@@ -162,7 +163,7 @@ impl Session<'_> {
     ) -> Outcome<Sent> {
         let vm = td(vm)?;
         let own = Summary::of_td(&from.host, vm)?;
-        from.exchange(Role::Source, vm, &mut link, self.td_limits())?;
+        from.exchange(Role::Source, vm, &mut link, self.agent_limits())?;
         let streams = self.guest.streams();
         let outgoing = vm
             .outgoing(streams)

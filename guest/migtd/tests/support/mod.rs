@@ -3,6 +3,8 @@
 // Each test file uses a part.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod agents;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -29,7 +31,7 @@ pub type Keeper = MigrationTd<SimHost, Service>;
 pub type Done = Result<(), ExchangeError>;
 
 const MIGRATABLE: u64 = 1 << 29;
-const JANUARY_2026: u64 = 1_767_225_600;
+pub const JANUARY_2026: u64 = 1_767_225_600;
 
 pub fn limits() -> RunLimits {
     RunLimits::none().deadline(Duration::from_secs(60))
@@ -203,7 +205,7 @@ fn framed(frame: &[u8], message: &[u8]) -> Vec<u8> {
 }
 
 /// Carries messages in turn, the source's first, until an end hangs up.
-fn carry(mut source: UnixStream, mut target: UnixStream, middle: Middle<'_>) {
+pub fn carry(mut source: UnixStream, mut target: UnixStream, middle: Middle<'_>) {
     for nth in 0.. {
         let (from, to) = match nth % 2 {
             0 => (&mut source, &mut target),

@@ -1,12 +1,12 @@
 //! A migration agent's side of its conversations: with the firmware below, and with its peer on another platform.
 
 use super::{
-    EXPORTED_CONTEXT, ExportRequest, GuestChannel, ImportRequest, MessageError, MessageType,
-    StatusResponse, VmrkRequest, open, seal,
+    ExportRequest, ExportResponse, GuestChannel, ImportRequest, MessageError, MessageType,
+    StatusResponse, open, seal,
 };
 use crate::status::Status;
 use thiserror::Error;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Errors of a migration agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -21,43 +21,56 @@ pub enum AgentError {
     /// A message of the peer came before, or is older than one that did.
     #[error("message {0:#x} of the peer is not new")]
     Sequence(u64),
+    /// No keys were agreed on with a peer.
+    #[error("there is no peer")]
+    NoPeer,
 }
 
-/// The channels of a migration agent. The keys to the peer and from it are the agents' to agree on, after each has judged the other's
-/// report; no specification says how.
+/// The channels of a migration agent: to its firmware, and to the agent of another platform once it has
+/// [met](Self::meet) that.
 #[derive(Clone)]
 pub struct AgentChannel {
     firmware: GuestChannel,
-    to_peer: [u8; 32],
-    from_peer: [u8; 32],
+    peer: Option<Peer>,
+}
+
+/// The keys of both directions, and the last numbers of messages.
+#[derive(Clone)]
+struct Peer {
+    to: [u8; 32],
+    from: [u8; 32],
     sent: u64,
     received: u64,
 }
 
 impl AgentChannel {
-    /// An agent's channels, before their first messages.
-    pub fn new(firmware: GuestChannel, to_peer: [u8; 32], from_peer: [u8; 32]) -> Self {
+    /// The channel to firmware.
+    pub fn new(firmware: GuestChannel) -> Self {
         Self {
             firmware,
-            to_peer,
-            from_peer,
+            peer: None,
+        }
+    }
+
+    /// Takes a peer, in place of the one before, with keys that no other two agents have and that seal nothing else. How they agree
+    /// on them, after each has judged the other's report, no specification says.
+    pub fn meet(&mut self, to_peer: [u8; 32], from_peer: [u8; 32]) {
+        self.peer = Some(Peer {
+            to: to_peer,
+            from: from_peer,
             sent: 0,
             received: 0,
-        }
+        });
+    }
+
+    /// Forgets the peer.
+    pub fn part(&mut self) {
+        self.peer = None;
     }
 
     /// The agent's channel to firmware, for its own reports and keys.
     pub fn firmware(&mut self) -> &mut GuestChannel {
         &mut self.firmware
-    }
-
-    /// MSG_VMRK_REQ for a guest that is being launched.
-    pub fn vmrk_request(&self, gctx: u64, vmrk: [u8; 32]) -> Result<Vec<u8>, MessageError> {
-        self.firmware.ask(&VmrkRequest {
-            gctx_paddr: gctx.into(),
-            vmrk,
-            ..Default::default()
-        })
     }
 
     /// MSG_EXPORT_REQ for a guest that is swapped out.
@@ -72,45 +85,35 @@ impl AgentChannel {
     pub fn exported(&mut self, response: &[u8]) -> Result<Vec<u8>, AgentError> {
         let answer = self.firmware.answer::<ExportRequest>(response)?;
         expect(answer.status.get())?;
-        let size = (answer.gctx_size.get() as usize).min(EXPORTED_CONTEXT);
-        let head = [answer.gctx_size, answer.gctx_version];
-        let packet = [head.as_bytes(), &answer.gctx[..size]].concat();
-        self.sent += 1;
+        let peer = self.peer.as_mut().ok_or(AgentError::NoPeer)?;
+        peer.sent += 1;
         let kind = MessageType::ExportResponse;
-        Ok(seal(&self.to_peer, 0, kind, self.sent, &packet)?)
+        let packet = answer.as_bytes();
+        Ok(seal(&peer.to, 0, kind, peer.sent, packet)?)
     }
 
     /// MSG_IMPORT_REQ with a context that the peer sealed, for one that was just created.
     pub fn import_request(&mut self, gctx: u64, packet: &[u8]) -> Result<Vec<u8>, AgentError> {
-        let (header, packet) = open(&self.from_peer, packet)?;
-        if header.sequence <= self.received {
+        let peer = self.peer.as_mut().ok_or(AgentError::NoPeer)?;
+        let (header, packet) = open(&peer.from, packet)?;
+        if header.sequence <= peer.received {
             return Err(AgentError::Sequence(header.sequence));
         }
-        let mut request = ImportRequest {
+        let context = ExportResponse::read_from_bytes(&packet);
+        let context = context.map_err(|_| MessageError::Length(packet.len()))?;
+        let request = ImportRequest {
             gctx_paddr: gctx.into(),
+            in_gctx_size: context.gctx_size,
+            in_gctx_version: context.gctx_version,
+            incoming_gctx: context.gctx,
             ..Default::default()
         };
-        let (head, context) = packet
-            .split_at_checked(8)
-            .ok_or(MessageError::Length(packet.len()))?;
-        let place = request.incoming_gctx.get_mut(..context.len());
-        place
-            .ok_or(MessageError::Length(packet.len()))?
-            .copy_from_slice(context);
-        request
-            .in_gctx_size
-            .as_mut_bytes()
-            .copy_from_slice(&head[..4]);
-        request
-            .in_gctx_version
-            .as_mut_bytes()
-            .copy_from_slice(&head[4..]);
-        self.received = header.sequence;
+        peer.received = header.sequence;
         Ok(self.firmware.ask(&request)?)
     }
 
-    /// Opens the firmware's answer to an import or a root key.
-    pub fn done(&mut self, response: &[u8]) -> Result<(), AgentError> {
+    /// Opens the firmware's answer to an import.
+    pub fn imported(&mut self, response: &[u8]) -> Result<(), AgentError> {
         let answer: StatusResponse = self.firmware.answer::<ImportRequest>(response)?;
         expect(answer.status.get())
     }
@@ -120,8 +123,7 @@ impl std::fmt::Debug for AgentChannel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AgentChannel")
             .field("firmware", &self.firmware)
-            .field("sent", &self.sent)
-            .field("received", &self.received)
+            .field("has_peer", &self.peer.is_some())
             .finish_non_exhaustive()
     }
 }
