@@ -16,6 +16,7 @@ use crate::file::VcpuFile;
 use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
 use crate::stats::Count;
+use crate::vm::Lending;
 
 /// IA32_APIC_BASE after power-on: enabled, at its place.
 const APIC_BASE: u64 = 0xfee0_0800;
@@ -122,6 +123,7 @@ fn enter(
     immediate: bool,
 ) -> (super::answer::Waits, Result<i64>) {
     let nothing = super::answer::Waits::Nothing;
+    let mut tried = None;
     loop {
         let next = match vcpu.vcpu_run() {
             Err(error) => sev::refused(vcpu, page, error),
@@ -136,7 +138,7 @@ fn enter(
                 // A kick of a run that ended before it.
                 Exit::Interrupted => Ok(Next::Again),
                 Exit::MemoryFault { gpa, access, .. }
-                    if lends_again(file, process, gpa.get(), access) =>
+                    if lends_again(file, process, (gpa.get(), access), &mut tried) =>
                 {
                     Ok(Next::Again)
                 }
@@ -156,14 +158,22 @@ fn enter(
 }
 
 /// True if memory that the guest came to in vain is there now: shared memory, or any of a guest whose accesses choose.
+/// Memory that was there before may have come for another vCPU that missed it at the same time. So the guest tries once more,
+/// unless no memory came since it `tried`.
 pub(super) fn lends_again(
     file: &VcpuFile,
     process: &dyn Process,
-    gpa: u64,
-    access: Privacy,
+    (gpa, access): (u64, Privacy),
+    tried: &mut Option<u64>,
 ) -> bool {
-    let by_attribute = file.vm.has_private_memory();
-    (access == Privacy::Shared || !by_attribute) && file.vm.lock().lend_again(process, gpa)
+    if access != Privacy::Shared && file.vm.has_private_memory() {
+        return false;
+    }
+    match file.vm.lock().lend_again(process, gpa) {
+        Lending::Refused => false,
+        Lending::New => true,
+        Lending::Old(lendings) => tried.replace(lendings) != Some(lendings),
+    }
 }
 
 /// Leaves for the end of an interrupt of user space's I/O APIC, if there is one to tell.

@@ -66,6 +66,7 @@ fn enter(
     page: Page<'_>,
     (vcpu, cpu): (&mut Processor, &mut Cpu),
 ) -> (Waits, Result<i64>) {
+    let mut tried = None;
     loop {
         let next = match vcpu.vcpu_run() {
             Ok(Exit::Interrupted) if is_interrupted(process, page) => {
@@ -76,7 +77,7 @@ fn enter(
             // A kick of a run that ended before it.
             Ok(Exit::Interrupted) => Ok(Next::Again),
             Ok(Exit::MemoryFault { gpa, access, .. })
-                if lends_again(file, process, gpa.get(), access) =>
+                if lends_again(file, process, (gpa.get(), access), &mut tried) =>
             {
                 Ok(Next::Again)
             }

@@ -106,10 +106,17 @@ pub(crate) fn set_there(
         }
         return convert(vm, (number, slot), attributes, (slot.gpa, slot.size));
     }
-    let kind = slot.lent.user.is_none().then_some(Privacy::Shared);
+    let declare = |vm: &BackEnd, kind| {
+        let first = Gfn::new(slot.gpa / PAGE);
+        with_port(vm, |port| port.set_missing(first, slot.pages(), kind));
+    };
+    // Without a slot it is missing at any time: an access would leave as one to a device.
+    if slot.lent.user.is_none() {
+        declare(vm, Some(Privacy::Shared));
+        return set_slot(vm, number, slot);
+    }
     set_slot(vm, number, slot)?;
-    let first = Gfn::new(slot.gpa / PAGE);
-    with_port(vm, |port| port.set_missing(first, slot.pages(), kind));
+    declare(vm, None);
     Ok(())
 }
 

@@ -65,6 +65,8 @@ pub(crate) struct State {
     /// Of a normal VM with vCPUs, or whose interrupt controllers were used. In front of the slots, whose memory it has.
     machine: Option<Machine>,
     pub(crate) slots: Slots,
+    /// How often memory was lent once more.
+    lendings: u64,
     dirty: dirty_log::Logs,
     pub(crate) attributes: Attributes,
     /// Parts of `KVM_GET_VCPU_EVENTS`.
@@ -94,6 +96,7 @@ impl Vm {
                 vcpus: BTreeMap::new(),
                 machine: None,
                 slots: Slots::default(),
+                lendings: 0,
                 dirty: dirty_log::Logs::default(),
                 attributes: Attributes::new(Privacy::Shared),
                 event_parts: Parts::default(),
@@ -305,23 +308,22 @@ impl State {
         }
     }
 
-    /// Asks the process once more for memory that it did not lend. True if the slot of the address has
-    /// memory now.
-    pub(crate) fn lend_again(&mut self, process: &dyn Process, gpa: u64) -> bool {
+    /// Asks the process once more for memory that it did not lend.
+    pub(crate) fn lend_again(&mut self, process: &dyn Process, gpa: u64) -> Lending {
         let Some((number, slot)) = self.slots.number_at(0, gpa) else {
-            return false;
+            return Lending::Refused;
         };
-        // Memory that is there did not make the guest leave.
         if self.machine.is_none() && slot.lent.user.is_some() {
-            return false;
+            return Lending::Old(self.lendings);
         }
         let mut slot = slot.clone();
         slot.lent.user = process.lend(slot.hva, slot.size, !slot.is_read_only());
         if slot.memory(Privacy::Shared).is_none() || self.set_there(number, &slot).is_err() {
-            return false;
+            return Lending::Refused;
         }
         self.slots.insert(number, slot);
-        true
+        self.lendings += 1;
+        Lending::New
     }
 
     /// The guest has no part of the process' memory behind a slot any more.
@@ -349,6 +351,17 @@ impl State {
             None => Ok(()),
         }
     }
+}
+
+/// The answer of a process that is asked once more for the memory of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lending {
+    /// It lends none.
+    Refused,
+    /// It lends it from now on.
+    New,
+    /// It lent it before, maybe when another vCPU came to it: so many times it lent memory of the VM once more.
+    Old(u64),
 }
 
 /// The back end of a TD or a guest of SEV.

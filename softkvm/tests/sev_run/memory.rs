@@ -1,7 +1,9 @@
 //! Memory of SEV guests: encrypted in place, kept by host address, and shared by the C-bit alone.
 
+use std::thread;
+
 use iced_x86::code_asm::*;
-use kvm_ops_softkvm::Process;
+use kvm_ops_softkvm::{Process, Refusal};
 use kvm_ops_uapi::memory::UserspaceMemoryRegion2;
 use kvm_ops_uapi::run::{MemoryFault, exit_reason};
 use kvm_ops_uapi::sev::{self, EncRegion, SevRange};
@@ -145,4 +147,40 @@ fn memory_that_leaves_under_a_guest_of_sev_is_efault() {
             assert_eq!((fault.flags.get(), fault.gpa.get()), (0, LATE_AT));
         }
     }
+}
+
+#[test]
+fn memory_that_two_vcpus_miss_at_once_is_there_for_both() {
+    const RUNS: u32 = 20000;
+    let guest = Guest::prepared(SEV, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        say(a, SHARED_VIEW + LATE_AT)?;
+        a.jmp(again)
+    });
+    let other = guest.w.vcpu(guest.vm, 1);
+    guest.set_registers(other);
+    guest.launch(0);
+    let memory = guest.w.map(PAGE);
+    set_slot(&guest, memory, PAGE);
+    let runs = |vcpu| {
+        let file = guest.w.task.file(vcpu).unwrap();
+        (0..RUNS).try_for_each(|_| {
+            guest.w.ioctl(vcpu, ioctl::KVM_RUN, 0)?;
+            let mut reason = [0; 4];
+            file.run_area().unwrap().read(8, &mut reason);
+            assert_eq!(u32::from_le_bytes(reason), exit_reason::IO);
+            Ok::<(), Refusal>(())
+        })
+    };
+    thread::scope(|scope| {
+        let both = [guest.vcpu, other].map(|vcpu| scope.spawn(move || runs(vcpu)));
+        let own = guest.w.address_space();
+        while both.iter().any(|thread| !thread.is_finished()) {
+            guest.w.kernel().invalidate(own, memory, PAGE);
+        }
+        for thread in both {
+            assert_eq!(thread.join().unwrap(), Ok(()));
+        }
+    });
 }
