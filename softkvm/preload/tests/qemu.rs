@@ -1,14 +1,15 @@
 //! QEMU, unmodified, under the preloaded library. `KVM_OPS_QEMU` names the directory with Debian's packages
 //! qemu-system-x86, seabios and ovmf, unpacked with what they depend on; without it the tests say that they are skipped.
-//! `KVM_OPS_LINUX` and `KVM_OPS_INITRD` name a kernel that can be a TDX guest, and an archive whose `init` writes "hello from
-//! user space" and switches the machine off.
+//! `KVM_OPS_LINUX` and `KVM_OPS_INITRD` name a kernel that can be a TDX guest, and an archive whose `init` writes which
+//! processors are online, the first line of `/dev/vda`, and "hello from user space", and switches the machine off.
 
 #[path = "common/named.rs"]
 mod named;
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -101,11 +102,50 @@ fn writes(command: &mut Command, text: &str) {
     assert!(all.contains(text), "{all}");
 }
 
-/// The guest switches itself off after a text.
-fn ends_after(command: &mut Command, text: &str) {
-    let output = command.output().expect("QEMU");
-    let all = String::from_utf8_lossy(&output.stdout);
-    assert!(all.contains(text) && output.status.success(), "{all}");
+/// The first line of the guest's disk.
+const DISK: &str = "a disk of kvm-ops";
+
+/// Linux with one vCPU and with two, and a disk, comes to user space and switches the machine off.
+fn boots_linux(qemu: impl Fn() -> Command) {
+    let (Some(kernel), Some(archive)) = (named("KVM_OPS_LINUX"), named("KVM_OPS_INITRD")) else {
+        return;
+    };
+    for (vcpus, online) in [("1", "0"), ("2", "0-1")] {
+        let disk = disk();
+        let drive = format!("format=raw,if=none,id=disk,file={}", disk.display());
+        let mut command = qemu();
+        command
+            .args(["-m", "512", "-smp", vcpus, "-drive", &drive])
+            .args(["-device", "virtio-blk-pci,drive=disk"])
+            .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
+            .arg(&kernel)
+            .arg("-initrd")
+            .arg(&archive);
+        let output = command.output().expect("QEMU");
+        // The disk may be gone already.
+        let _ = std::fs::remove_file(disk);
+        let all = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}: {all}", output.status);
+        let online = format!("CPUs online: {online}\r\n");
+        for text in [&online, DISK, "hello from user space"] {
+            assert!(all.contains(text), "no `{text}`: {all}");
+        }
+    }
+}
+
+/// A new disk of 1 MiB, of which nobody else has the file.
+fn disk() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!(
+        "disk-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    );
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let mut bytes = format!("{DISK}\n").into_bytes();
+    bytes.resize(1 << 20, 0);
+    std::fs::write(&path, bytes).expect("a disk");
+    path
 }
 
 #[test]
@@ -179,21 +219,7 @@ fn linux_boots_in_an_snp_guest_and_switches_off() {
     let Some(folder) = named("KVM_OPS_QEMU") else {
         return;
     };
-    let mut command = snp(&folder, ",kernel-hashes=on");
-    if with_linux(&mut command).is_some() {
-        ends_after(&mut command, "hello from user space");
-    }
-}
-
-fn with_linux(command: &mut Command) -> Option<()> {
-    let (kernel, archive) = (named("KVM_OPS_LINUX")?, named("KVM_OPS_INITRD")?);
-    command.args(["-m", "512", "-append", "console=ttyS0 panic=-1"]);
-    command
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(archive);
-    Some(())
+    boots_linux(|| snp(&folder, ",kernel-hashes=on"));
 }
 
 #[test]
@@ -201,11 +227,11 @@ fn linux_boots_and_switches_off() {
     let Some(folder) = named("KVM_OPS_QEMU") else {
         return;
     };
-    let mut command = intel(&folder);
-    command.args(["-machine", "q35,graphics=off"]);
-    if with_linux(&mut command).is_some() {
-        ends_after(&mut command, "hello from user space");
-    }
+    boots_linux(|| {
+        let mut command = intel(&folder);
+        command.args(["-machine", "q35,graphics=off"]);
+        command
+    });
 }
 
 #[test]
@@ -213,10 +239,10 @@ fn linux_boots_in_a_td_and_switches_off() {
     let Some(folder) = named("KVM_OPS_QEMU") else {
         return;
     };
-    let mut command = intel(&folder);
     let firmware = folder.join("usr/share/ovmf/OVMF.fd");
-    command.args(TD).arg("-bios").arg(firmware);
-    if with_linux(&mut command).is_some() {
-        ends_after(&mut command, "hello from user space");
-    }
+    boots_linux(|| {
+        let mut command = intel(&folder);
+        command.args(TD).arg("-bios").arg(&firmware);
+        command
+    });
 }
