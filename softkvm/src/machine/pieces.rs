@@ -48,6 +48,8 @@ impl Machine {
             let at = wanted.binary_search_by_key(&gpa, |piece| piece.gpa);
             at.is_ok_and(|at| wanted[at].host == old.host)
         };
+        // What goes is missing before: without a slot, an access would leave as one to a device.
+        self.declare(slot, attributes, Option::is_some);
         let range = slot.gpa..=slot.last();
         let old = self.pieces.range(range).map(|(_, old)| *old);
         let stale: Vec<MemSlot> = old.filter(|old| !is_wanted(old)).collect();
@@ -67,7 +69,7 @@ impl Machine {
             self.vm.set_memory_slot(piece)?;
             self.pieces.insert(gpa, piece);
         }
-        self.declare(slot, attributes);
+        self.declare(slot, attributes, Option::is_none);
         Ok(())
     }
 
@@ -122,13 +124,20 @@ impl Machine {
         }
     }
 
-    /// So do all frames of a slot whose memory is not there.
-    fn declare(&self, slot: &Slot, attributes: &Attributes) {
+    /// So do all frames of a slot whose memory is not there. Declares those that are missing, or those that are not.
+    fn declare(
+        &self,
+        slot: &Slot,
+        attributes: &Attributes,
+        which: impl Fn(&Option<Privacy>) -> bool,
+    ) {
         let runs = attributes.runs(Gfn::new(slot.gpa / PAGE), slot.pages());
         for (first, pages, privacy) in runs.into_iter().flatten() {
             let has_memory = slot.memory(privacy).is_some();
             let kind = (!has_memory || privacy == Privacy::Private).then_some(privacy);
-            self.set_missing(first, pages, kind);
+            if which(&kind) {
+                self.set_missing(first, pages, kind);
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Slots that change, dirty logs, and memory that is not there.
 
+use std::thread;
+
 use kvm_ops_softkvm::{Process, Task};
 use kvm_ops_uapi::memory::{DirtyLog, slot_flags};
 use kvm_ops_uapi::run::{MemoryFault, Mmio, exit_reason};
@@ -155,6 +157,28 @@ fn memory_that_the_process_takes_away_is_efault_and_the_rest_stays() {
         exit_reason::MMIO,
         "the slot is gone, the code is not"
     );
+}
+
+#[test]
+fn memory_that_leaves_while_two_vcpus_run_is_never_a_devices() {
+    const RUNS: u32 = 10_000;
+    let guest = Guest::new(&READS);
+    let other = guest.add_vcpu(1, CODE);
+    let more = guest.host.map(4096);
+    guest.slot(1, AT, more, 4096).unwrap();
+    let runs = |vcpu| {
+        (0..RUNS).for_each(|_| {
+            guest.run_vcpu(vcpu).unwrap();
+            assert_eq!(guest.reason(vcpu), exit_reason::IO);
+        });
+    };
+    let own = Process::address_space(&guest.host);
+    thread::scope(|scope| {
+        let both = [guest.vcpu, other].map(|vcpu| scope.spawn(move || runs(vcpu)));
+        while both.iter().any(|thread| !thread.is_finished()) {
+            guest.kernel.invalidate(own, more, 4096);
+        }
+    });
 }
 
 /// guest_memfd_test: a file that can be mapped behind a slot of a normal VM.
