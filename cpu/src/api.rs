@@ -416,6 +416,20 @@ impl Cpu {
         self.core.write_msr(index, value)
     }
 
+    /// Sets the time-stamp counter from outside. Unlike WRMSR it leaves IA32_TSC_ADJUST alone, in which a guest sees what
+    /// it wrote itself (SDM vol. 3, 19.17.3).
+    pub fn set_tsc(&mut self, value: u64) {
+        self.core.attention = true;
+        let delta = value.wrapping_sub(self.core.tsc());
+        let offset = &mut self.core.msrs.tsc_offset;
+        *offset = offset.wrapping_add(delta);
+    }
+
+    /// Sets IA32_TSC_ADJUST from outside. Unlike WRMSR it leaves the time-stamp counter alone.
+    pub fn set_tsc_adjust(&mut self, value: u64) {
+        self.core.msrs.tsc_adjust = value;
+    }
+
     /// Forgets all translations and frames: after a change of the second stage.
     pub fn flush(&mut self) {
         self.core.flush_all();

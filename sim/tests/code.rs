@@ -508,6 +508,38 @@ fn the_timer_of_the_platform_wakes_a_guest_at_its_ticks_without_waiting() {
     assert_eq!(run(), (ticks, instructions), "the same each time");
 }
 
+/// tsc_msrs_test of the kernel: the guest's writes change both MSRs, the host's each alone.
+#[test]
+fn a_time_stamp_counter_that_the_host_sets_keeps_the_guests_adjustment() {
+    const STEP: u64 = 1 << 40;
+    // mov ecx, 0x10; mov edx, 1 << 8; xor eax, eax; wrmsr; out 0x98, al; then TSC_ADJUST is 0; out 0x99, al.
+    let code = [
+        0x66, 0xb9, 0x10, 0, 0, 0, 0x66, 0xba, 0, 1, 0, 0, 0x66, 0x31, 0xc0, 0x0f, 0x30, 0xe6,
+        0x98, 0x66, 0x31, 0xd2, 0xb1, 0x3b, 0x0f, 0x30, 0xe6, 0x99, 0xf4,
+    ];
+    let mut guest = Guest::new(&code, Irqchip::None);
+    let expect = |guest: &Guest, tsc: u64, adjust: u64| {
+        let mut msrs = [Msr::read(0x10), Msr::read(0x3b)];
+        guest.cpu.msrs(&mut msrs).unwrap();
+        let near = |value: u64, wanted: u64| value.wrapping_sub(wanted) < STEP / 2;
+        // What the guest adds to reach a value is a little less than that.
+        let reached = [
+            near(msrs[0].value, tsc),
+            near(msrs[1].value + STEP / 4, adjust),
+        ];
+        assert_eq!(reached, [true; 2], "{msrs:x?}");
+    };
+    guest.expect_out(0x98, &[0]);
+    expect(&guest, STEP, STEP);
+    guest.cpu.set_msrs(&[Msr::write(0x10, 5 * STEP)]).unwrap();
+    expect(&guest, 5 * STEP, STEP);
+    guest.cpu.set_msrs(&[Msr::write(0x3b, 9 * STEP)]).unwrap();
+    expect(&guest, 5 * STEP, 9 * STEP);
+    guest.cpu.set_msrs(&[Msr::write(0x3b, STEP)]).unwrap();
+    guest.expect_out(0x99, &[0]);
+    expect(&guest, 4 * STEP, 0);
+}
+
 #[test]
 fn interrupts_reach_an_apic_that_the_guest_enabled() {
     for irqchip in [Irqchip::Full, Irqchip::Split] {

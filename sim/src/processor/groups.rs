@@ -10,7 +10,9 @@ use crate::irq::Waiting;
 use crate::processor::{Processor, state};
 use crate::sev;
 
+const IA32_TSC: u32 = 0x10;
 const IA32_APIC_BASE: u32 = 0x1b;
+const IA32_TSC_ADJUST: u32 = 0x3b;
 const IA32_EFER: u32 = 0xc000_0080;
 /// EFER: SCE, LME, LMA, NXE.
 const EFER_BITS: u64 = 1 | state::LME | state::LMA | 1 << 11;
@@ -172,6 +174,15 @@ impl Processor {
         for &Msr { index, value } in msrs {
             let done = match index {
                 IA32_APIC_BASE => self.cpu.set_apic_base(value).then_some(()),
+                // As KVM_SET_MSRS: each is set alone, whereas the guest's WRMSR changes both.
+                IA32_TSC => {
+                    self.cpu.set_tsc(value);
+                    Some(())
+                }
+                IA32_TSC_ADJUST => {
+                    self.cpu.set_tsc_adjust(value);
+                    Some(())
+                }
                 _ => self.cpu.write_msr(index, value),
             };
             done.ok_or(Error::Invalid(Field::Msr, index.into()))?;
