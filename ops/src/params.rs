@@ -137,8 +137,9 @@ pub struct SevParams {
     pub id_block: Option<(Vec<u8>, Vec<u8>)>,
     /// GOSVW of an SNP guest.
     pub gosvw: [u8; 16],
-    /// The context page of the SNP guest that is the migration agent of this one, whose policy allows one (MIGRATE_MA, bit 18).
-    /// It is there until the launch has begun. KVM takes none.
+    /// The address of the context page of another SNP guest of the same host, the migration agent of this one: firmware gives this
+    /// guest's context to no other. The policy must have MIGRATE_MA (bit 18), else the launch ends with POLICY_FAILURE. The
+    /// agent is launched before, and must not be torn down until this launch has begun. `None` for no agent; KVM names none.
     pub migration_agent: Option<crate::Hpa>,
     /// The guest shall be able to move to another VM of its host. A back end that has the keys itself moves every guest.
     /// Linux must know it from the beginning: it makes a VM of type 0 then, by `KVM_SEV_INIT` or `KVM_SEV_ES_INIT`,
