@@ -7,19 +7,22 @@ use common::*;
 use kvm_ops_core::guest::{Action, Script};
 use kvm_ops_core::{Error, Field, Gfn, Gpa, Level, Privacy, Step, Tech, VcpuOps, VmOps};
 use kvm_ops_sev::migrate::{MigrationAgent, SnpImage};
-use kvm_ops_sev::{Failure, GuestState, SevVm, Status, SwapSlot, SwapStore};
+use kvm_ops_sev::{GuestState, SevVm, Status, SwapSlot, SwapStore};
 use kvm_ops_sim::SimHost;
 use proptest::prelude::*;
 use soft_amd_sp::attestation::Report;
 use soft_amd_sp::message::GuestChannel;
 use swap_support::agent::{Agent, SECRETS, agents, charge_of};
-use swap_support::{FileStore, Tampered, contents, leaves_by, waiting};
+use swap_support::{FileStore, Tampered, contents, leaves_by, status, waiting};
 
 const FIRST: u64 = RAM >> 12;
 const PAGES: u64 = 70;
 
-fn status(error: &Error) -> Option<Status> {
-    Failure::of(error)?.status()
+/// Tears down both guests and both agents; the platforms have everything back.
+fn all_given_back(vms: [SevVm<SimHost>; 2], agents: [Agent<SimHost>; 2], platforms: [&SimHost; 2]) {
+    vms.into_iter().for_each(free_clean);
+    agents.into_iter().for_each(Agent::free);
+    platforms.into_iter().for_each(nothing_left);
 }
 
 /// A report of a guest, by the channel that it has from its secrets page.
@@ -88,10 +91,7 @@ fn a_guest_goes_on_at_another_platform_with_its_memory_and_reports() {
     };
     assert_eq!(outcomes(&to, &mut next, vec![read]), ["Data([5, 5])"]);
     drop((vcpu, next));
-    [vm, to].into_iter().for_each(free_clean);
-    [agent, peer].into_iter().for_each(Agent::free);
-    nothing_left(&here);
-    nothing_left(&there);
+    all_given_back([vm, to], [agent, peer], [&here, &there]);
 }
 
 #[test]
@@ -143,10 +143,7 @@ fn a_guest_that_departed_runs_on_if_it_does_not_arrive() {
     to.resume(&mut file).unwrap();
     assert_eq!(contents(&there, &to, 4), before);
     drop((vcpu, next));
-    [vm, to].into_iter().for_each(free_clean);
-    [agent, peer].into_iter().for_each(Agent::free);
-    nothing_left(&here);
-    nothing_left(&there);
+    all_given_back([vm, to], [agent, peer], [&here, &there]);
 }
 
 #[test]
@@ -184,10 +181,7 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     refused(&launched, Error::WrongState(Step::Initialized));
     vm.resume(&mut file).unwrap();
     drop((vcpu, there_vcpu));
-    [vm, launched].into_iter().for_each(free_clean);
-    [agent, peer].into_iter().for_each(Agent::free);
-    nothing_left(&here);
-    nothing_left(&there);
+    all_given_back([vm, launched], [agent, peer], [&here, &there]);
 }
 
 struct NoAgent;
@@ -265,8 +259,5 @@ fn large_pages_arrive_as_such() {
     assert!(leaves_by(&mut next, 0x83));
     assert!(vcpu.vcpu_run().is_err());
     drop((vcpu, next));
-    [vm, to].into_iter().for_each(free_clean);
-    [agent, peer].into_iter().for_each(Agent::free);
-    nothing_left(&here);
-    nothing_left(&there);
+    all_given_back([vm, to], [agent, peer], [&here, &there]);
 }

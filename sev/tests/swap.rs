@@ -8,17 +8,13 @@ use kvm_ops_core::guest::{Action, Script};
 use kvm_ops_core::{
     Backend, Error, Exit, Gfn, Gpa, Host, Level, Privacy, Step, Tech, VcpuOps, VmOps,
 };
-use kvm_ops_sev::{Failure, SevVm, Status, SwapSlot, SwapStore};
+use kvm_ops_sev::{SevVm, Status, SwapSlot, SwapStore};
 use kvm_ops_sim::SimHost;
 use proptest::prelude::*;
 use soft_amd_sp::RmpEntry;
-use swap_support::{FileStore, Tampered, contents, guest, guest_of, leaves_by};
+use swap_support::{FileStore, Tampered, contents, guest, guest_of, leaves_by, status};
 
 const FIRST: u64 = RAM >> 12;
-
-fn status(error: &Error) -> Option<Status> {
-    Failure::of(error)?.status()
-}
 
 fn frames_out(host: &SimHost) -> u64 {
     host.pages().unwrap().frames_out()

@@ -11,7 +11,7 @@ use kvm_ops_core::guest::Script;
 use kvm_ops_core::{
     Backend, Error, Exit, Field, Gfn, Host, Result, SevParams, Tech, VcpuId, VcpuOps, VmOps,
 };
-use kvm_ops_sev::{SevVcpu, SevVm, SwapSlot, SwapStore};
+use kvm_ops_sev::{Failure, SevVcpu, SevVm, Status, SwapSlot, SwapStore};
 use kvm_ops_sim::SimHost;
 use soft_amd_sp::GuestPage;
 
@@ -73,6 +73,11 @@ fn waiting_with<H: Host>(host: &H, ram: &Ram, sev: SevParams) -> (SevVm<H>, SevV
     vm.set_memory_slot(&ram.slot(0, RAM)).unwrap();
     let vcpu = vm.create_vcpu(VcpuId(0)).unwrap();
     (vm, vcpu)
+}
+
+/// Firmware's status behind an error.
+pub(crate) fn status(error: &Error) -> Option<Status> {
+    Failure::of(error)?.status()
 }
 
 /// True if the vCPU's next exit is a write to this port, after that of a kick: a guest that is stopped is kicked.
