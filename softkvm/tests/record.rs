@@ -17,7 +17,7 @@ use kvm_ops_uapi::memory::{CreateGuestMemfd, UserspaceMemoryRegion2};
 use kvm_ops_uapi::sev::{
     self, EncRegion, SevCmd, SevGuestStatus, SevInit, SevLaunchStart, SevRange,
 };
-use kvm_ops_uapi::state::{Regs, Segment, Sregs};
+use kvm_ops_uapi::state::Regs;
 use kvm_ops_uapi::{Errno, U32, U64};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
@@ -139,26 +139,6 @@ impl Program {
         Ok(ram)
     }
 
-    fn start(&self, vcpu: i32) -> Answer<()> {
-        let data = Segment {
-            limit: U32::new(0xffff),
-            kind: 3,
-            present: 1,
-            s: 1,
-            ..Segment::default()
-        };
-        let mut sregs: Sregs = self.get(vcpu, ioctl::KVM_GET_SREGS)?;
-        (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
-        sregs.cs = Segment { kind: 11, ..data };
-        self.put(vcpu, ioctl::KVM_SET_SREGS, &sregs)?;
-        let regs = Regs {
-            rip: U64::new(CODE),
-            rflags: U64::new(2),
-            ..Regs::default()
-        };
-        self.put(vcpu, ioctl::KVM_SET_REGS, &regs).map(drop)
-    }
-
     /// A run, and the reason of its exit.
     fn run(&self, vcpu: i32) -> Answer<u32> {
         self.ioctl(vcpu, ioctl::KVM_RUN, 0)?;
@@ -187,7 +167,7 @@ impl Program {
         let bad = self.ioctl(vm, ioctl::KVM_SET_USER_MEMORY_REGION2, 8);
         self.note(bad.map_err(|refusal| refusal.errno()));
         let vcpu = self.make(vm, ioctl::KVM_CREATE_VCPU, 0)?;
-        self.start(vcpu)?;
+        self.host.real_mode(vcpu, CODE)?;
         self.note(self.run(vcpu)?);
         let mut memory = [0; 2];
         self.host
@@ -261,7 +241,7 @@ impl Program {
         self.host.write(code, &COUNTER).map_err(|_| Errno::EFAULT)?;
         let count = |id| {
             let vcpu = self.make(vm, ioctl::KVM_CREATE_VCPU, id)?;
-            self.start(vcpu)?;
+            self.host.real_mode(vcpu, CODE)?;
             (0..COUNTS).try_for_each(|_| self.run(vcpu).map(drop))
         };
         thread::scope(|scope| {
@@ -280,7 +260,7 @@ impl Program {
                 .write(ram + CODE, &GUEST)
                 .map_err(|_| Errno::EFAULT)?;
             let vcpu = self.make(vm, ioctl::KVM_CREATE_VCPU, 0)?;
-            self.start(vcpu)?;
+            self.host.real_mode(vcpu, CODE)?;
             for _ in 0..3 {
                 self.run(vcpu)?;
             }
@@ -460,7 +440,7 @@ fn a_call_that_is_not_made_is_told_to_the_one_that_waits_for_it() {
             let vm = program.make(program.kvm, ioctl::KVM_CREATE_VM, 0)?;
             program.slot(vm, 0)?;
             let vcpu = program.make(vm, ioctl::KVM_CREATE_VCPU, 0)?;
-            program.start(vcpu)?;
+            program.host.real_mode(vcpu, CODE)?;
             (0..3).try_for_each(|_| program.run(vcpu).map(drop))
         });
         one.join().unwrap()

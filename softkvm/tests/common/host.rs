@@ -9,8 +9,9 @@ use kvm_ops::{HostRange, volatile};
 use kvm_ops_softkvm::{
     AddressSpace, Descriptor, EventFd, Fault, File, FileMemory, Process, Refusal, RunArea, Task,
 };
-use kvm_ops_uapi::Errno;
-use kvm_ops_uapi::ioctl::Ioctl;
+use kvm_ops_uapi::ioctl::{self, Ioctl};
+use kvm_ops_uapi::state::{Regs, Segment, Sregs};
+use kvm_ops_uapi::{Errno, U32, U64};
 
 const PAGE: u64 = 4096;
 
@@ -99,6 +100,33 @@ impl Host {
 
     pub(crate) fn ioctl(&self, fd: i32, ioctl: Ioctl, argument: u64) -> Result<i64, Refusal> {
         self.task.file(fd)?.ioctl(self, ioctl.number(), argument)
+    }
+
+    /// Starts a vCPU in real mode, with flat segments and a stack below 0x1000.
+    pub(crate) fn real_mode(&self, vcpu: i32, start: u64) -> Result<(), Refusal> {
+        let data = Segment {
+            limit: U32::new(0xffff),
+            kind: 3,
+            present: 1,
+            s: 1,
+            ..Segment::default()
+        };
+        let at = self.task.map(size_of::<Sregs>());
+        self.ioctl(vcpu, ioctl::KVM_GET_SREGS, at)?;
+        let mut sregs: Sregs = self.task.get(at)?;
+        (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+        sregs.cs = Segment { kind: 11, ..data };
+        let at = self.task.put(&sregs);
+        self.ioctl(vcpu, ioctl::KVM_SET_SREGS, at)?;
+        let regs = Regs {
+            rip: U64::new(start),
+            rsp: U64::new(0x0ff0),
+            rflags: U64::new(2),
+            ..Regs::default()
+        };
+        let at = self.task.put(&regs);
+        self.ioctl(vcpu, ioctl::KVM_SET_REGS, at)?;
+        Ok(())
     }
 
     /// The memory of a guest_memfd.

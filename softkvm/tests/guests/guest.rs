@@ -6,7 +6,7 @@ use kvm_ops_softkvm::{Kernel, Process, Refusal, RunArea};
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::memory::{CreateGuestMemfd, MemoryAttributes, UserspaceMemoryRegion2};
 use kvm_ops_uapi::run::{EXIT_OFFSET, Io, RUN_SIZE, exit_reason};
-use kvm_ops_uapi::state::{Regs, Segment, Sregs};
+use kvm_ops_uapi::state::Regs;
 use kvm_ops_uapi::vm::EnableCap;
 use kvm_ops_uapi::{U16, U32, U64};
 use std::sync::Arc;
@@ -67,35 +67,14 @@ impl Guest {
         };
         guest.slot(0, 0, ram, RAM).unwrap();
         guest.write(CODE, code);
-        guest.real_mode(guest.vcpu, CODE);
+        guest.host.real_mode(guest.vcpu, CODE).unwrap();
         guest
     }
 
     pub(crate) fn add_vcpu(&self, id: u64, start: u64) -> i32 {
         let vcpu = self.ioctl(self.vm, ioctl::KVM_CREATE_VCPU, id).unwrap() as i32;
-        self.real_mode(vcpu, start);
+        self.host.real_mode(vcpu, start).unwrap();
         vcpu
-    }
-
-    pub(crate) fn real_mode(&self, vcpu: i32, start: u64) {
-        let data = Segment {
-            limit: U32::new(0xffff),
-            kind: 3,
-            present: 1,
-            s: 1,
-            ..Segment::default()
-        };
-        let mut sregs: Sregs = self.get(vcpu, ioctl::KVM_GET_SREGS);
-        (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
-        sregs.cs = Segment { kind: 11, ..data };
-        self.call(vcpu, ioctl::KVM_SET_SREGS, &sregs).unwrap();
-        let regs = Regs {
-            rip: U64::new(start),
-            rsp: U64::new(0x0ff0),
-            rflags: U64::new(2),
-            ..Regs::default()
-        };
-        self.call(vcpu, ioctl::KVM_SET_REGS, &regs).unwrap();
     }
 
     pub(crate) fn ioctl(&self, fd: i32, ioctl: Ioctl, argument: u64) -> Answer {
