@@ -376,7 +376,9 @@ come back are exactly those listed, and the next guest on the machine lives and 
 lost). FAIL_INUSE and FAIL_OVERLAP of the instructions are tried again and never seen.
 
 Tables of guests that are swapped out, carried to another platform, and sent over a byte stream whose messages are
-lost, late, repeated, changed or cut are in [migration.md](migration.md).
+lost, late, repeated, changed or cut are in [migration.md].
+
+[migration.md]: migration.md
 ";
 
 #[test]
