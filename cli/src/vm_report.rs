@@ -97,6 +97,7 @@ pub(crate) fn outcome(end: &End) -> &'static str {
         End::Deadline => "timed out",
         End::Stopped => "stopped",
         End::Handler => "text seen",
+        End::Left => "left",
         end if end.is_failure() => "crashed",
         _ => "ended",
     }

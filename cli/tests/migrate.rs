@@ -71,6 +71,31 @@ fn a_journey_between_hosts_has_one_owner_at_each_step() {
 }
 
 #[test]
+fn a_migration_that_succeeds_logs_neither_warnings_nor_errors() {
+    for args in [
+        &["hosts", "--tech", "sev"][..],
+        &["hosts", "--tech", "sev-es"],
+        &["hosts", "--tech", "sev-snp"],
+        &["hosts", "--tech", "tdx"],
+        &["hosts", "--tech", "tdx", "--post-copy"],
+        &["move", "--tech", "tdx"],
+    ] {
+        let out = Command::new(env!("CARGO_BIN_EXE_kvm-ops"))
+            .args(["-v", "migrate"])
+            .args(args)
+            .args(["--memory", "256K"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{args:?}: {said}");
+        // The log is there, so that its lines would be seen.
+        assert!(said.contains("DEBUG"), "{args:?}: {said}");
+        let loud = |line: &&str| line.contains("WARN") || line.contains("ERROR");
+        assert_eq!(said.lines().find(loud), None, "{args:?}");
+    }
+}
+
+#[test]
 fn a_td_that_writes_all_the_time_goes_to_another_host_as_it_was() {
     for streams in ["1", "3"] {
         let report = report(&["hosts", "--tech", "tdx", "--streams", streams]);

@@ -29,6 +29,8 @@ pub enum End {
     DebugExit(u32),
     /// `KVM_EXIT_SYSTEM_EVENT` of this type.
     SystemEvent(u32),
+    /// The guest left the VM and goes on elsewhere: on another host, or in another VM of this one.
+    Left,
     /// The [`ExitHandler`](crate::ExitHandler) said stop.
     Handler,
     /// A [`Stopper`](crate::Stopper) was used.
@@ -84,6 +86,7 @@ impl End {
             | Self::PowerOff
             | Self::DebugExit(_)
             | Self::SystemEvent(_)
+            | Self::Left
             | Self::Handler
             | Self::Stopped
             | Self::Deadline
@@ -105,6 +108,7 @@ impl fmt::Display for End {
             Self::PowerOff => f.write_str("switched off"),
             Self::DebugExit(value) => write!(f, "ended by debug exit {value:#x}"),
             Self::SystemEvent(kind) => write!(f, "system event {kind:#x}"),
+            Self::Left => f.write_str("the guest left"),
             Self::Handler => f.write_str("stopped by the exit handler"),
             Self::Stopped => f.write_str("stopped"),
             Self::Deadline => f.write_str("stopped at the deadline"),

@@ -292,6 +292,9 @@ impl Run<'_> {
             let why = diagnosis.get_or_insert_with(|| self.diagnose(id, &end));
             let exits = exits.total();
             tracing::error!(%technology, vm, vcpu = id.0, exits, %end, "{why}");
+        } else if end == End::Left {
+            let why = self.vm.explain(Error::Poisoned);
+            tracing::info!(%technology, vm, vcpu = id.0, exits = exits.total(), "{why}");
         } else {
             tracing::debug!(%technology, vm, vcpu = id.0, exits = exits.total(), "{end}");
         }
@@ -383,6 +386,7 @@ impl Run<'_> {
                     thread::sleep(WAIT);
                     continue;
                 }
+                Err(error) if self.vm.explain(error).gone => return Outcome::Machine(End::Left),
                 Err(error) => return Outcome::Machine(End::Failed(error)),
             };
             exits.add(exit.kind());

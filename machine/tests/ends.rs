@@ -251,6 +251,30 @@ fn a_triple_fault_names_technology_and_vm_and_is_no_failure_of_the_platform() {
     );
 }
 
+#[test]
+fn a_guest_that_left_is_an_end_of_its_own_and_no_failure() {
+    for tech in [Tech::Tdx, Tech::Sev, Tech::SevEs, Tech::SevSnp] {
+        let host = SimHost::new(tech.vendor().expect("a technology of this project"));
+        let build = |config| Machine::build(&host, config).expect("a machine");
+        let program = Script::new().print(0x3f8, "not here");
+        let mut from = build(config(tech, program));
+        let empty = MachineConfig::new().kind(Kind::Of(tech)).memory(4 * MIB);
+        let mut to = build(empty.awaits_guest(true));
+        from.move_to(&mut to).expect("a move");
+        let devices = from.devices(ConsoleSink::discard());
+        let report = from.run(&devices, RunLimits::none()).expect("a run");
+        assert_eq!((&report.end, report.is_failure()), (&End::Left, false));
+        assert_eq!(report.diagnosis(), None);
+        let vm = report.vm;
+        assert_eq!(
+            report.to_string(),
+            format!("{tech} VM {vm}: the guest left")
+        );
+        assert!(from.vm().explain(Error::Poisoned).gone);
+        assert!(from.destroy().is_clean() && to.destroy().is_clean());
+    }
+}
+
 /// The kinds of key that a host runs out of.
 #[test]
 fn an_exhausted_pool_of_keys_names_the_technology_and_the_way_to_more() {

@@ -75,6 +75,8 @@ pub struct Diagnosis {
     pub cause: &'static str,
     /// The way out, in words; empty where there is none.
     pub advice: &'static str,
+    /// True if nothing went wrong: the guest left this VM and goes on elsewhere.
+    pub gone: bool,
 }
 
 impl Diagnosis {
@@ -89,6 +91,7 @@ impl Diagnosis {
             error: None,
             cause: "",
             advice: "",
+            gone: false,
         }
     }
 
@@ -132,6 +135,13 @@ impl Diagnosis {
     #[must_use]
     pub const fn advise(mut self, advice: &'static str) -> Self {
         self.advice = advice;
+        self
+    }
+
+    /// Says that the guest left this VM and goes on elsewhere.
+    #[must_use]
+    pub const fn gone(mut self) -> Self {
+        self.gone = true;
         self
     }
 

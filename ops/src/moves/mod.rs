@@ -15,7 +15,9 @@ mod staging;
 mod sync;
 
 pub use claim::{Claim, Claimed};
-pub use staged::{Movable, MoveState, cancel, claim_both, mark_moved, receive, stage, unstage};
+pub use staged::{
+    Movable, MoveState, cancel, claim_both, mark_left, mark_moved, receive, stage, unstage,
+};
 pub use staging::{MoveToken, StagingTable};
 
 use crate::Hpa;

@@ -203,8 +203,19 @@ fn still_staged(entry: &Weak<dyn Movable>, token: &MoveToken) -> bool {
 
 /// Leaves only the teardown of a VM whose guest is with another VM now, and remembers that.
 pub fn mark_moved(life: &Life) {
-    let reason = Diagnosis::of(life.tech(), life.id(), Error::Poisoned)
-        .because("its guest moved to another VM")
-        .advise("destroy it, and go on with the other VM");
-    life.poison_by(reason);
+    mark_gone(
+        life,
+        "its guest moved to another VM",
+        "destroy it, and go on with the other VM",
+    );
+}
+
+/// Leaves only the teardown of a VM whose guest is on another host now, and remembers that.
+pub fn mark_left(life: &Life) {
+    mark_gone(life, "its guest left for another host", "destroy it");
+}
+
+fn mark_gone(life: &Life, cause: &'static str, advice: &'static str) {
+    let reason = Diagnosis::of(life.tech(), life.id(), Error::Poisoned);
+    life.poison_by(reason.because(cause).advise(advice).gone());
 }

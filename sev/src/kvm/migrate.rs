@@ -5,6 +5,7 @@
 
 use alloc::vec;
 
+use kvm_ops::moves::mark_left;
 use kvm_ops::{Host, Result};
 use zerocopy::little_endian::U32;
 
@@ -82,7 +83,7 @@ pub(super) fn send_finish<H: Host>(vm: &mut SevVm<H>) -> Result<()> {
     mailbox(vm)?.send_finish(handle)?;
     vm.shared.set_guest_state(GuestState::Sent);
     vm.shared.stop();
-    vm.shared.life.poison();
+    mark_left(&vm.shared.life);
     Ok(())
 }
 

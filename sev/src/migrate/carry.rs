@@ -23,7 +23,7 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::moves::Claimed;
+use kvm_ops::moves::{Claimed, mark_left};
 use kvm_ops::{Error, Field, Gfn, GuestResponse, Host, Hpa, Level, Privacy, Result, Step, VcpuId};
 use kvm_ops_sev_stream::{Fields, MigrateError, ProtocolError};
 
@@ -249,7 +249,7 @@ impl<H: Host> SevVm<H> {
         if let Some(context) = shared.context().as_mut() {
             context.state = GuestState::Sent;
         }
-        shared.life.poison();
+        mark_left(&shared.life);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use kvm_ops::moves::{Claimed, mark_left};
 use kvm_ops::{
     Error, Gfn, Host, Level, MemSlot, PAGE_SIZE, Result, SlotFlags, Step, Tech, VcpuId, VmPort,
 };
@@ -18,7 +19,6 @@ use super::transfer::{is_plain_owner, unfit};
 use crate::SevVm;
 use crate::context::GuestState;
 use crate::shared::Shared;
-use kvm_ops::moves::Claimed;
 
 /// Reads a vCPU's registers that the host may see, in a form that the other end's
 /// [`RegisterWriter`](super::RegisterWriter) understands, of at most 4096 bytes. The guest is
@@ -237,7 +237,7 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
         self.sending = false;
         self.stopped = false;
         self.shared.set_guest_state(GuestState::Sent);
-        self.shared.life.poison();
+        mark_left(&self.shared.life);
         self.forget();
         Ok(())
     }

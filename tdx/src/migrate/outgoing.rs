@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use kvm_ops::moves;
 use kvm_ops::{
     Diagnosis, Error, Field, Gfn, Gpaw, Host, Level, PAGE_SIZE, PrivateSpte, Result, SeamPort,
     Step, VcpuId,
@@ -334,7 +335,8 @@ impl<'a, H: Host> Outgoing<'a, H> {
     pub fn leave(&mut self) -> Result<()> {
         self.require(&[Phase::Posted])?;
         self.phase = Phase::Over;
-        self.td.give_up("the TD left for another host");
+        moves::mark_left(&self.td.life);
+        self.td.stop_for_good();
         Ok(())
     }
 
@@ -446,7 +448,14 @@ impl<H: Host> Td<H> {
     /// Lets the TD run here no more.
     pub(super) fn give_up(&self, why: &'static str) {
         let diagnosis = Diagnosis::of(self.life.tech(), self.life.id(), Error::Poisoned);
-        self.poison_by(diagnosis.because(why).advise(crate::td::POISONED));
+        self.life
+            .poison_by(diagnosis.because(why).advise(crate::td::POISONED));
+        self.stop_for_good();
+    }
+
+    /// Ends the runs of a poisoned TD's vCPUs.
+    fn stop_for_good(&self) {
+        self.kick_all();
         self.journey.set_follows(false);
     }
 }
