@@ -46,7 +46,8 @@ fn a_bare_metal_hypervisor_links_in_debug_and_release() {
     let rustc = Command::new("rustc")
         .args(["--print", "target-libdir", "--target", none])
         .output();
-    let libraries = rustc.ok().and_then(|o| String::from_utf8(o.stdout).ok());
+    let libraries = rustc.ok().filter(|told| told.status.success());
+    let libraries = libraries.and_then(|told| String::from_utf8(told.stdout).ok());
     if !libraries.is_some_and(|directory| Path::new(directory.trim()).exists()) {
         println!("skipped: the target {none} is not installed");
         return;

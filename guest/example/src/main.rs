@@ -18,7 +18,7 @@ use memory::Shared;
 use snp::Snp;
 use td::Td;
 
-/// The memory that the kernel takes into use. Its last page is shared with the host, those before are of the technology.
+/// The memory that the kernel accepts. It shares the last page with the host; the others stay private.
 const MEMORY: u64 = 0x80_0000;
 const BYTES: u64 = 0x1_0000;
 const PAGE: u64 = 0x1000;
