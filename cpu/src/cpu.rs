@@ -239,11 +239,13 @@ impl Cpu {
         let protected = core.pages.protected_count();
         let changed = generation != core.bus_generation;
         if changed || protected != self.blocks.seen_protected {
-            core.bus_generation = generation;
             self.blocks.seen_protected = protected;
-            core.flush_all();
+            core.flush_linear();
         }
         if changed {
+            core.bus_generation = generation;
+            // What the bus lent does not depend on protected pages.
+            core.frames.flush();
             self.recheck_code();
         }
     }
