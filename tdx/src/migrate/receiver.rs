@@ -22,7 +22,8 @@ type Result<T> = core::result::Result<T, MigrateError>;
 /// Bounds of a session, which a sender cannot exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiveLimits {
-    /// The most times that each page may come, on average.
+    /// The most times that each page may come, on average. A turn of a post-copy that brings no page counts as one too, so a
+    /// source cannot keep the target waiting for ever by turns.
     pub times: u32,
 }
 
@@ -33,7 +34,7 @@ impl Default for ReceiveLimits {
     }
 }
 
-/// Records that may still come; one with pages counts as many.
+/// Records that may still come; one with pages counts as many, and each turn of a post-copy as one.
 #[derive(Default)]
 pub(super) struct Budget(u64);
 

@@ -131,6 +131,12 @@ pub(super) fn parse_hello(payload: &[u8]) -> Result<Shape> {
     })
 }
 
+pub(super) fn bundle(bundle: &Bundle) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bundle.encode(&mut bytes);
+    bytes
+}
+
 pub(super) fn parse_bundle(payload: &[u8]) -> Result<Bundle> {
     Bundle::decode(payload).map_err(|_| ProtocolError::Field("bundle").into())
 }

@@ -122,7 +122,8 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
                 let why = Refusal::decode(payload)?;
                 Err(self.lost(why))
             }
-            _ => Ok((kind, index, Vec::from(expected(kind, payload, kind)?))),
+            (Kind::Refuse, _) => Err(MigrateError::Refused(Refusal::decode(payload)?)),
+            _ => Ok((kind, index, payload.to_vec())),
         }
     }
 
@@ -242,10 +243,9 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
         let Some(token) = self.sender.token.clone() else {
             return Err(MigrateError::WrongPhase);
         };
-        let mut bytes = Vec::new();
-        token.encode(&mut bytes);
+        let next = self.sender.sent.next();
         self.wire
-            .send(Kind::Start, self.sender.sent.next(), &[&bytes])?;
+            .send(Kind::Start, next, &[&record::bundle(&token)])?;
         if !self.sender.post_copy {
             self.answer(Kind::Done)?;
             return self.done();

@@ -1,14 +1,12 @@
 //! The start token at its target: who has the guest.
 
-use alloc::vec::Vec;
-
 use embedded_io::{Read, Write};
 use kvm_ops::Host;
 use kvm_ops_wire::{Flow, MigrateError, Phase, Progress, ProtocolError};
 
 use super::bundle::Bundle;
 use super::receiver::Receiver;
-use super::record::{Kind, Wire};
+use super::record::{self, Kind, Wire};
 
 type Result<T> = core::result::Result<T, MigrateError>;
 
@@ -46,9 +44,7 @@ impl<H: Host> Receiver<'_, H> {
         let Some(token) = &self.returned else {
             return Ok(());
         };
-        let mut bytes = Vec::new();
-        token.encode(&mut bytes);
-        wire.send(Kind::Returned, self.next, &[&bytes])?;
+        wire.send(Kind::Returned, self.next, &[&record::bundle(token)])?;
         Ok(wire.flush()?)
     }
 
