@@ -11,6 +11,7 @@ use kvm_ops_cpu::APIC_PAGE_BYTES;
 
 use crate::irq::Wake;
 use crate::processor::Processor;
+use crate::registers::X2APIC_MODE;
 use crate::vcpu::Core;
 use crate::vm::VmInner;
 
@@ -141,9 +142,8 @@ impl SimVcpu {
 
     /// True if the local APIC is in x2APIC mode, whose registers have a wide number.
     pub fn is_in_x2apic_mode(&self) -> bool {
-        const X2APIC: u64 = 1 << 10;
         let processor = self.executing();
-        processor.is_some_and(|processor| processor.cpu.apic_base() & X2APIC != 0)
+        processor.is_some_and(|processor| processor.cpu.apic_base() & X2APIC_MODE != 0)
     }
 
     /// Loads them. False for a vCPU that has none.

@@ -24,6 +24,8 @@ pub(crate) struct Registers {
 
 // MSRs that are fields of `Sregs`.
 const IA32_APIC_BASE: u32 = 0x1b;
+/// Bit of IA32_APIC_BASE: x2APIC mode.
+pub(crate) const X2APIC_MODE: u64 = 1 << 10;
 const IA32_EFER: u32 = 0xc000_0080;
 const IA32_FS_BASE: u32 = 0xc000_0100;
 const IA32_GS_BASE: u32 = 0xc000_0101;
@@ -50,7 +52,7 @@ mod efer {
     pub(super) const DEFINED: u64 = 1 | LME | LMA | 1 << 11;
 }
 
-/// The one of them that is no part of a save area.
+/// The time-stamp counter. It is the only one of [`MSRS`] that a save area does not hold.
 const TSC: u32 = 0x10;
 
 /// True for an MSR of an encrypted vCPU's start state.

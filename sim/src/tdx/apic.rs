@@ -13,10 +13,9 @@ use kvm_ops_cpu::{Apic, ApicAddress, ApicEffect};
 
 use crate::irq::{State, Wake};
 use crate::processor::{Command, Kind, Sleeper, To, Turns};
+use crate::registers::X2APIC_MODE;
 use crate::vm::VmInner;
 
-/// IA32_APIC_BASE of a TD: x2APIC mode.
-const X2APIC_MODE: u64 = 1 << 10;
 /// Physical-address bits of the base.
 const ADDRESS_BITS: u8 = 52;
 
