@@ -43,8 +43,8 @@ pub(super) trait Card: Send {
     fn read(&mut self, offset: u64, data: &mut [u8], access: &mut Access<'_>);
     /// Takes a write to the card's memory.
     fn write(&mut self, offset: u64, data: &[u8], access: &mut Access<'_>);
-    /// Does what the host has something for, without an access of the guest.
-    fn wake(&mut self, access: &mut Access<'_>);
+    /// Takes what is typed on it. Returns how many bytes it takes.
+    fn type_in(&mut self, input: &[u8], access: &mut Access<'_>) -> usize;
 }
 
 /// The target of an access.
@@ -74,17 +74,24 @@ impl Cards {
         })
     }
 
-    /// Wakes a card. Returns the line of its INTA, and the interrupts.
-    pub(super) fn wake(&self, number: usize, machine: &dyn Inside) -> Option<(u32, Vec<Signal>)> {
+    /// Types on a card. Returns how many bytes it takes, the line of its INTA, and the interrupts.
+    pub(super) fn type_in(
+        &self,
+        number: usize,
+        input: &[u8],
+        machine: &dyn Inside,
+    ) -> Option<(usize, u32, Vec<Signal>)> {
         let mut access = Access {
             machine,
             signals: Vec::new(),
         };
         let card = self.0.get(number)?;
-        card.lock()
+        // No panic happens under the lock.
+        let taken = card
+            .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .wake(&mut access);
-        Some((FIRST_LINE + number as u32, access.signals))
+            .type_in(input, &mut access);
+        Some((taken, FIRST_LINE + number as u32, access.signals))
     }
 
     /// Hands an access to the card that it is for. Returns the interrupts, and the line of the card's INTA; `None` if no

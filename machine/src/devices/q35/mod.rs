@@ -77,9 +77,9 @@ pub struct Q35 {
     cards: Cards,
     #[cfg(feature = "virtio")]
     disks: Vec<virtio::SharedCounts>,
-    /// The card of the virtio console, and what is typed on it.
+    /// The card that is typed on: the virtio console.
     #[cfg(feature = "virtio")]
-    console: Option<(usize, virtio::Typed)>,
+    console: Option<usize>,
     start: Instant,
 }
 
@@ -109,7 +109,7 @@ impl Q35 {
         let mut facts = acpi::Facts::new(ram, vcpus, irqchip);
         let mut pci = Pci::new();
         if image.is_some_and(|image| image.acpi) {
-            pci.open(kernel::WINDOW);
+            pci.open(kernel::WINDOW.at);
             facts.window = pci.window();
         }
         acpi::put(&mut items, facts);
@@ -155,15 +155,14 @@ impl Q35 {
     }
 
     /// Puts a virtio console into the next free slot of the PCI bus, which Linux knows as /dev/hvc0. It prints there what the
-    /// guest sends, and gets what is typed ([`type_console`](Self::type_console)), through memory that the guest shares.
+    /// guest sends, and gets what is typed ([`type_console`](Self::type_console)), through memory that the guest shares. Of
+    /// several consoles the one that was added last gets what is typed.
     ///
     /// # Errors
     /// As [`with_disk`](Self::with_disk).
     #[cfg(feature = "virtio")]
     pub fn with_console(mut self, output: ConsoleSink) -> Result<Self, crate::MachineError> {
-        let typed = virtio::Typed::default();
-        let number = self.plug(virtio::console(output, typed.clone()))?;
-        self.console = Some((number, typed));
+        self.console = Some(self.plug(virtio::console(output))?);
         Ok(self)
     }
 
@@ -178,15 +177,14 @@ impl Q35 {
     /// taken: up to 4096 wait for room. Without such a console it is none.
     #[cfg(feature = "virtio")]
     pub fn type_console(&self, input: &[u8], machine: &dyn Inside) -> usize {
-        let Some((number, typed)) = &self.console else {
+        let card = self.console;
+        let typed = card.and_then(|card| self.cards.type_in(card, input, machine));
+        let Some((taken, line, signals)) = typed else {
             return 0;
         };
-        let taken = typed.add(input);
-        if let Some((line, signals)) = self.cards.wake(*number, machine) {
-            signals
-                .into_iter()
-                .for_each(|signal| self.send(signal, line, machine));
-        }
+        signals
+            .into_iter()
+            .for_each(|signal| self.send(signal, line, machine));
         taken
     }
 

@@ -94,14 +94,9 @@ impl Pci {
         }
     }
 
-    /// Opens the memory window, as firmware would.
-    pub(super) fn open(&mut self, window: Window) {
-        let length = match window.buses {
-            64 => 2,
-            128 => 1,
-            _ => 0,
-        };
-        let register = window.at | length << 1 | WINDOW_OPEN;
+    /// Opens the memory window of all buses there, as firmware would.
+    pub(super) fn open(&mut self, at: u64) {
+        let register = at | WINDOW_OPEN;
         self.write(MEMORY_CONTROLLER, PCIEXBAR, &register.to_le_bytes());
     }
 

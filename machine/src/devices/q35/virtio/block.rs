@@ -193,15 +193,7 @@ impl Device for Block {
         queue: &mut VirtQueue,
         memory: &Watched<'_>,
     ) -> Result<(), Broken> {
-        // A queue has no more requests at once; who adds others meanwhile notifies again.
-        for _ in 0..QUEUE_MAX {
-            let Some(mut chain) = queue.take(memory)? else {
-                break;
-            };
-            let written = self.serve(&mut chain)?;
-            queue.give_back(memory, chain.head, written)?;
-        }
-        Ok(())
+        queue.each(memory, |chain| self.serve(chain))
     }
 
     fn broken(&mut self, why: &Broken) {

@@ -3,12 +3,11 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::Device;
-use super::guest::{Broken, QUEUE_MAX, VirtQueue, Watched};
+use super::guest::{Broken, Chain, VirtQueue, Watched};
 use crate::ConsoleSink;
 
 /// The queues of the port.
@@ -23,78 +22,48 @@ const CHAIN_MAX: usize = 1 << 20;
 /// Bytes that are copied at once.
 const PIECE: usize = 4096;
 
-/// What was typed, and has not reached the driver yet.
-#[derive(Clone, Default)]
-pub(in super::super) struct Typed(Arc<Mutex<VecDeque<u8>>>);
-
-impl Typed {
-    fn with<T>(&self, f: impl FnOnce(&mut VecDeque<u8>) -> T) -> T {
-        // No panic happens under the lock.
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Adds bytes. Returns how many found room.
-    pub(in super::super) fn add(&self, input: &[u8]) -> usize {
-        self.with(|typed| {
-            let room = TYPED_MAX.saturating_sub(typed.len()).min(input.len());
-            typed.extend(&input[..room]);
-            room
-        })
-    }
-
-    fn is_empty(&self) -> bool {
-        self.with(|typed| typed.is_empty())
-    }
-
-    fn take(&self, most: usize) -> Vec<u8> {
-        self.with(|typed| typed.drain(..most.min(typed.len())).collect())
-    }
-}
-
 pub(super) struct Console {
     output: ConsoleSink,
-    typed: Typed,
+    /// What was typed, and has not reached the driver yet.
+    typed: VecDeque<u8>,
 }
 
 impl Console {
-    pub(super) const fn new(output: ConsoleSink, typed: Typed) -> Self {
-        Self { output, typed }
+    pub(super) const fn new(output: ConsoleSink) -> Self {
+        Self {
+            output,
+            typed: VecDeque::new(),
+        }
     }
 
-    /// Prints the chains that the driver has sent.
-    fn transmit(&self, queue: &mut VirtQueue, memory: &Watched<'_>) -> Result<(), Broken> {
-        // A queue has no more chains at once; who adds others meanwhile notifies again.
-        for _ in 0..QUEUE_MAX {
-            let Some(mut chain) = queue.take(memory)? else {
-                break;
-            };
-            let head = chain.head;
-            let mut left = chain.reader.available_bytes();
-            if left > CHAIN_MAX {
-                return Err(Broken::Long { head, bytes: left });
-            }
-            let mut piece = [0; PIECE];
-            while left != 0 {
-                let piece = &mut piece[..left.min(PIECE)];
-                if chain.reader.read_exact(piece).is_err() {
-                    return Err(Broken::Chain { head });
-                }
-                self.output.print(piece);
-                left -= piece.len();
-            }
-            queue.give_back(memory, head, 0)?;
+    /// Prints a chain that the driver has sent.
+    fn print(&self, chain: &mut Chain<'_, '_>) -> Result<u32, Broken> {
+        let head = chain.head;
+        let mut left = chain.reader.available_bytes();
+        if left > CHAIN_MAX {
+            return Err(Broken::Long { head, bytes: left });
         }
-        Ok(())
+        let mut piece = [0; PIECE];
+        while left != 0 {
+            let piece = &mut piece[..left.min(PIECE)];
+            if chain.reader.read_exact(piece).is_err() {
+                return Err(Broken::Chain { head });
+            }
+            self.output.print(piece);
+            left -= piece.len();
+        }
+        Ok(0)
     }
 
     /// Hands out what was typed, as far as the driver has given room.
-    fn receive(&self, queue: &mut VirtQueue, memory: &Watched<'_>) -> Result<(), Broken> {
+    fn receive(&mut self, queue: &mut VirtQueue, memory: &Watched<'_>) -> Result<(), Broken> {
         while !self.typed.is_empty() {
             let Some(mut chain) = queue.take(memory)? else {
                 break;
             };
             let head = chain.head;
-            let typed = self.typed.take(chain.writer.available_bytes());
+            let room = chain.writer.available_bytes().min(self.typed.len());
+            let typed: Vec<u8> = self.typed.drain(..room).collect();
             if typed.is_empty() || chain.writer.write_all(&typed).is_err() {
                 return Err(Broken::Short { head });
             }
@@ -109,7 +78,7 @@ impl Device for Console {
     /// Simple communication of another kind.
     const CLASS: u32 = 0x07_8000;
     const QUEUES: u16 = 2;
-    const WAITS: Option<usize> = Some(RECEIVE);
+    const INPUT: Option<usize> = Some(RECEIVE);
 
     fn features(&self) -> u64 {
         0
@@ -127,9 +96,15 @@ impl Device for Console {
     ) -> Result<(), Broken> {
         match number {
             RECEIVE => self.receive(queue, memory),
-            TRANSMIT => self.transmit(queue, memory),
+            TRANSMIT => queue.each(memory, |chain| self.print(chain)),
             _ => Ok(()),
         }
+    }
+
+    fn type_in(&mut self, input: &[u8]) -> usize {
+        let room = TYPED_MAX.saturating_sub(self.typed.len()).min(input.len());
+        self.typed.extend(&input[..room]);
+        room
     }
 
     fn broken(&mut self, _: &Broken) {}

@@ -149,6 +149,23 @@ impl VirtQueue {
         self.ring.ready()
     }
 
+    /// Serves the requests that are there. `serve` returns the number of bytes that it wrote to the guest.
+    pub(super) fn each(
+        &mut self,
+        memory: &Watched<'_>,
+        mut serve: impl FnMut(&mut Chain<'_, '_>) -> Result<u32, Broken>,
+    ) -> Result<(), Broken> {
+        // A queue has no more requests at once; who adds others meanwhile notifies again.
+        for _ in 0..QUEUE_MAX {
+            let Some(mut chain) = self.take(memory)? else {
+                break;
+            };
+            let written = serve(&mut chain)?;
+            self.give_back(memory, chain.head, written)?;
+        }
+        Ok(())
+    }
+
     /// Takes the next request.
     pub(super) fn take<'a, 'm>(
         &mut self,

@@ -22,7 +22,6 @@ use super::cards::Card;
 use crate::ConsoleSink;
 use guest::{Broken, VirtQueue, Watched};
 
-pub(super) use console::Typed;
 pub(super) use disk::SharedCounts;
 pub use disk::{Disk, DiskCounts};
 
@@ -32,8 +31,8 @@ pub(super) fn block(disk: Disk) -> Box<dyn Card> {
 }
 
 /// A console that prints there, and gets what is typed.
-pub(super) fn console(output: ConsoleSink, typed: Typed) -> Box<dyn Card> {
-    Box::new(pci::VirtioPci::new(console::Console::new(output, typed)))
+pub(super) fn console(output: ConsoleSink) -> Box<dyn Card> {
+    Box::new(pci::VirtioPci::new(console::Console::new(output)))
 }
 
 /// A kind of virtio device.
@@ -50,10 +49,16 @@ trait Device: Send {
     /// Its configuration structure.
     fn config(&self) -> &[u8];
 
-    /// The queue that waits for something of the host's, if there is one.
-    const WAITS: Option<usize> = None;
+    /// The queue on which it hands out what is typed, if anything can be typed.
+    const INPUT: Option<usize> = None;
 
-    /// Serves a queue, which the driver has put requests into, or for which the host has something now.
+    /// Takes what is typed, until the driver gives room for it. Returns how many bytes it takes.
+    fn type_in(&mut self, input: &[u8]) -> usize {
+        let _ = input;
+        0
+    }
+
+    /// Serves a queue, which the driver has put requests into, or for which something was typed.
     fn notified(
         &mut self,
         number: usize,

@@ -174,10 +174,12 @@ impl<D: Device> VirtioPci<D> {
 }
 
 impl<D: Device> Card for VirtioPci<D> {
-    fn wake(&mut self, access: &mut Access<'_>) {
-        if let Some(number) = D::WAITS {
+    fn type_in(&mut self, input: &[u8], access: &mut Access<'_>) -> usize {
+        let taken = self.device.type_in(input);
+        if let Some(number) = D::INPUT {
             self.notify(number, access);
         }
+        taken
     }
 
     fn config_read(&mut self, at: usize, data: &mut [u8], access: &mut Access<'_>) {
