@@ -8,10 +8,10 @@ mod support;
 use std::io::Write;
 
 use kvm_ops::sim::SimHost;
-use kvm_ops::{Gpa, Irqchip, Kind, Vendor};
+use kvm_ops::{Gpa, Irqchip, Kind, Tech, Vendor};
 use kvm_ops_machine::{ConsoleSink, Disk, DiskCounts, End, Machine, MachineConfig};
 use linear::{Cpu, Linear};
-use support::{CONFIDENTIAL, every_kind, limits};
+use support::{every_kind, limits};
 use tempfile::NamedTempFile;
 
 /// The configuration space of the first slot, and where the guest puts the device's memory.
@@ -209,10 +209,27 @@ fn sectors_are_read_and_written_in_every_kind_of_vm() {
 
 #[test]
 fn private_memory_is_refused_counted_and_leaves_the_device_in_need_of_a_reset() {
-    for (vendor, tech) in CONFIDENTIAL {
+    for (vendor, tech) in [(Vendor::Intel, Tech::Tdx), (Vendor::Amd, Tech::SevSnp)] {
         let (printed, _, counts) = ran(vendor, Kind::Of(tech), keep_private);
         assert_eq!(printed, [0xee, 0xf | NEEDS_RESET], "{tech}");
         assert_eq!((counts.private, counts.resets_needed), (1, 1), "{tech}");
         assert_eq!(counts.reads, 0, "{tech}");
+    }
+}
+
+/// Has the device read into memory of which it tells the host nothing, and prints what it finds there without the C-bit.
+fn share_silently(cpu: &Cpu) -> Option<()> {
+    let mut driver = Driver::begin(cpu)?;
+    (driver.request(READ_SECTORS, 1)? == 0).then_some(())?;
+    let data: [u8; 5] = get(cpu, DATA)?;
+    cpu.print(&data)
+}
+
+#[test]
+fn without_snp_the_c_bit_alone_shares_memory_with_a_disk() {
+    for tech in [Tech::Sev, Tech::SevEs] {
+        let (printed, _, counts) = ran(Vendor::Amd, Kind::Of(tech), share_silently);
+        assert_eq!(printed, b"first", "{tech}");
+        assert_eq!((counts.reads, counts.private), (1, 0), "{tech}");
     }
 }

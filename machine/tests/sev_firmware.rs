@@ -1,7 +1,7 @@
-//! Real firmware in SEV-SNP guests: OVMF from its reset vector to the boot manager, on the software platform.
+//! Real firmware in SEV and SNP guests: OVMF from its reset vector to the boot manager, on the software platform.
 //!
-//! The image is `OVMF.amdsev.fd` of Debian's package ovmf-amdsev (2026.08), or the file that the environment variable
-//! `KVM_OPS_OVMF_SEV` names.
+//! The image for a SEV guest is `OVMF.fd` of Debian 12's package ovmf. That for an SNP guest is `OVMF.amdsev.fd` of Debian's
+//! package ovmf-amdsev (2026.08), or the file that the environment variable `KVM_OPS_OVMF_SEV` names.
 #![cfg(target_arch = "x86_64")]
 
 mod support;
@@ -19,9 +19,9 @@ const MEMORY: u64 = 256 << 20;
 /// The end of the boot manager's work, where nothing can be booted.
 const NOTHING_TO_BOOT: &str = "BdsDxe: No bootable option was found.";
 
-fn config(firmware: &Path) -> MachineConfig {
+fn config(tech: Tech, firmware: &Path) -> MachineConfig {
     MachineConfig::new()
-        .kind(Kind::Of(Tech::SevSnp))
+        .kind(Kind::Of(tech))
         .memory(MEMORY)
         .image(Image::open(firmware).unwrap())
 }
@@ -36,19 +36,34 @@ fn ovmf() -> Option<PathBuf> {
 /// took, and the console's text.
 fn runs_to_the_boot_manager(firmware: &Path) -> (u64, String) {
     let host = SimHost::new(Vendor::Amd);
-    let machine = Machine::build(&host, config(firmware)).unwrap();
+    let machine = Machine::build(&host, config(Tech::SevSnp, firmware)).unwrap();
     let signature = host.sev_platform().unwrap().cpuid_signature();
     let image = std::fs::read(firmware).unwrap();
     let expected = Launch::new(&image).vcpu_sig(signature).snp().unwrap();
     assert_eq!(*machine.vm().measurement().unwrap().bytes(), expected);
 
+    boots(machine, &host, NOTHING_TO_BOOT)
+}
+
+/// Runs the only machine of a host until its console shows the text, with a clock that stands.
+fn boots(machine: Machine<SimHost>, host: &SimHost, text: &'static str) -> (u64, String) {
     let console = ConsoleSink::capture();
     let q35 = machine.q35(console.clone());
     let q35 = q35.map_devices(|devices| devices.stop_clock(1_795_219_200));
-    let handler = Until::new(q35, console.clone(), NOTHING_TO_BOOT);
+    let handler = Until::new(q35, console.clone(), text);
     // Half a billion instructions, and the processor is not optimised in a test.
-    let instructions = handler.counts(machine, &host, Duration::from_secs(400));
+    let instructions = handler.counts(machine, host, Duration::from_secs(400));
     (instructions, console.text())
+}
+
+#[test]
+fn ovmf_shares_memory_by_the_c_bit_alone_and_reaches_its_boot_manager_as_a_sev_guest() {
+    let Some(firmware) = support::file("/usr/share/ovmf/OVMF.fd") else {
+        return;
+    };
+    let host = SimHost::new(Vendor::Amd);
+    let machine = Machine::build(&host, config(Tech::Sev, firmware.as_ref())).unwrap();
+    boots(machine, &host, "BdsDxe: loading Boot0001");
 }
 
 #[test]
@@ -63,7 +78,9 @@ fn firmware_without_room_or_metadata_starts_no_snp_guest() {
     let Some(firmware) = support::file("/usr/share/ovmf/OVMF.fd") else {
         return;
     };
-    support::refuses_wrong_firmware(Vendor::Amd, firmware, || config(firmware.as_ref()));
+    support::refuses_wrong_firmware(Vendor::Amd, firmware, || {
+        config(Tech::SevSnp, firmware.as_ref())
+    });
 }
 
 #[test]

@@ -570,6 +570,14 @@ pub trait VmOps: Send + Sync {
         Privacy::Shared
     }
 
+    /// Lets the host use the slot's memory of a frame, as a device does. Returns true if that is what the
+    /// guest reaches there without its key: for a shared frame, and for every frame of an SEV or SEV-ES
+    /// guest, whose processor keeps nothing from the host. Contents that are encrypted with the guest's key
+    /// lie in the slot then as they are.
+    fn show_to_host(&self, gfn: Gfn) -> bool {
+        self.privacy(gfn) == Privacy::Shared
+    }
+
     /// Maps private memory before the guest touches it (KVM_PRE_FAULT_MEMORY). Returns the number of
     /// pages mapped.
     ///

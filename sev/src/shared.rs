@@ -334,6 +334,10 @@ impl<H: Host> NestedFaults for Faults<H> {
         self.answer(gfn, |shared| shared.private_fault(gfn))
     }
 
+    fn shared_fault(&self, gfn: Gfn) -> NestedFaultAnswer {
+        self.answer(gfn, |shared| shared.shared_fault(gfn))
+    }
+
     fn size_mismatch(&self, gfn: Gfn) -> NestedFaultAnswer {
         self.answer(gfn, |shared| shared.split_fault(gfn))
     }

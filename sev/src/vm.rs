@@ -283,10 +283,13 @@ impl<H: Host> VmOps for SevVm<H> {
         })
     }
 
-    /// A SEV or SEV-ES guest chooses with each access: its frames count as private until the guest
-    /// said otherwise.
+    /// A SEV or SEV-ES guest chooses with each access: a frame is of the kind that it was last used as.
     fn privacy(&self, gfn: Gfn) -> Privacy {
         self.shared.privacy(gfn)
+    }
+
+    fn show_to_host(&self, gfn: Gfn) -> bool {
+        self.shared.show_to_host(gfn)
     }
 
     fn pre_fault_memory(&self, first: Gfn, pages: u64) -> Result<u64> {

@@ -261,6 +261,54 @@ fn a_page_is_shared_and_made_private_again_as_the_guest_asks() {
 }
 
 #[test]
+fn without_snp_a_frame_has_one_memory_and_the_c_bit_says_how_it_is_read() {
+    for tech in [Tech::Sev, Tech::SevEs] {
+        let (host, ram) = (host(4), Ram::new(0x4000));
+        let mut vm = with_ram(&host, tech, 1, &ram);
+        let mut vcpu = common::vcpu(&vm, 0);
+        vm.add_initial_page(&measured(RAM, &page(0x77))).unwrap();
+        vm.vm_finalize().unwrap();
+        let data = |bytes: &[u8]| format!("{:?}", Outcome::Data(bytes));
+        let plain = data(&[0x77; 16]);
+        // Without the C-bit it finds ciphertext, and nothing is lost by that.
+        let log = outcomes(&vm, &mut vcpu, vec![read(RAM, 16)]);
+        assert_eq!(log, [data(&ram.read(0, 16))], "{tech}");
+        assert_ne!(log[0], plain, "{tech}");
+        assert_eq!(vm.privacy(gfn(RAM)), Privacy::Shared);
+        let log = outcomes(&vm, &mut vcpu, vec![read(C | RAM, 16)]);
+        assert_eq!(log[0], plain, "{tech}");
+        assert_eq!(vm.privacy(gfn(RAM)), Privacy::Private);
+        // The same for the host.
+        ram.write(0, &[0; 16]);
+        assert!(vm.show_to_host(gfn(RAM)));
+        assert!(![vec![0; 16], vec![0x77; 16]].contains(&ram.read(0, 16)));
+        let log = outcomes(&vm, &mut vcpu, vec![read(C | RAM, 16)]);
+        assert_eq!(log[0], plain, "{tech}");
+        // What is written without the C-bit is for the host, and garbage with it. So is what the host writes.
+        let other = RAM + 0x1000;
+        let written = vec![write(C | other, b"hidden"), write(other, b"shared")];
+        assert_eq!(outcomes(&vm, &mut vcpu, written), ["Done", "Done"]);
+        assert_eq!(ram.read(0x1000, 6), b"shared");
+        ram.write(0x1000, b"answer");
+        let log = outcomes(&vm, &mut vcpu, vec![read(other, 6), read(C | other, 6)]);
+        assert_eq!(log[0], data(b"answer"), "{tech}");
+        assert!(![data(b"answer"), data(b"hidden")].contains(&log[1]));
+        // A conversion gives the page back that is kept for a frame.
+        assert!(vm.show_to_host(gfn(RAM)));
+        let held = vm.account().held();
+        for to in [Privacy::Private, Privacy::Shared] {
+            assert_eq!(vm.set_memory_attributes(gfn(RAM), 1, to), Ok(1));
+            assert_eq!(vm.account().held(), held - 1);
+        }
+        // No slot is there.
+        assert!(!vm.show_to_host(gfn(0x9000_0000)));
+        drop(vcpu);
+        common::free_clean(vm);
+        common::nothing_left(&host);
+    }
+}
+
+#[test]
 fn an_snp_guest_that_touches_memory_of_the_other_kind_leaves_as_a_memory_fault() {
     let (host, ram) = (host(5), Ram::new(0x4000));
     let mut vm = with_ram(&host, Tech::SevSnp, 1, &ram);

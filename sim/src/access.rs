@@ -70,7 +70,7 @@ fn in_page(gpa: Gpa, len: usize) -> (u64, usize) {
 }
 
 /// Does the first piece of an access at `gpa`: the part in its page.
-pub(crate) fn first_piece(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Piece {
+pub(crate) fn first_piece(vm: &VmInner, gpa: Gpa, copy: &mut Copy<'_>) -> Piece {
     let gfn = Gfn::containing(gpa);
     let write = matches!(copy, Copy::ToGuest(_));
     let (offset, len) = in_page(gpa, copy.len());

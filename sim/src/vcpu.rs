@@ -339,11 +339,11 @@ impl Core {
 }
 
 /// Does the first piece of an access.
-fn first_touch(vm: &VmInner, gpa: Gpa, copy: Copy<'_>) -> Touch {
+fn first_touch(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Touch {
     if vm.is_sev() {
         return sev::first_touch(vm, gpa, copy);
     }
-    match first_piece(vm, gpa, copy) {
+    match first_piece(vm, gpa, &mut copy) {
         Piece::Memory(bytes) => Touch::Memory(bytes),
         Piece::Mmio(bytes) => Touch::Mmio(bytes),
         // A normal VM has no private frames.

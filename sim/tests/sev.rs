@@ -208,6 +208,10 @@ impl NestedFaults for Answers {
         self.0
     }
 
+    fn shared_fault(&self, _: Gfn) -> NestedFaultAnswer {
+        self.0
+    }
+
     fn size_mismatch(&self, _: Gfn) -> NestedFaultAnswer {
         self.0
     }

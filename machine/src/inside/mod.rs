@@ -114,7 +114,7 @@ impl<H: Host> Explains for Parts<'_, H> {
 
 impl<H: Host> SharedFrames for Parts<'_, H> {
     fn is_shared(&self, gfn: Gfn) -> bool {
-        self.vm.back_end().privacy(gfn) == Privacy::Shared
+        self.vm.back_end().show_to_host(gfn)
     }
 }
 

@@ -7,15 +7,17 @@ use crate::{GuestRam, MachineError};
 
 /// Knows the kind of a guest's memory.
 pub trait SharedFrames: Sync {
-    /// True for a frame that the guest shares with the host now.
+    /// True for a frame that the guest shares with the host now. Of an SEV or SEV-ES guest the host reaches every
+    /// frame, encrypted or not ([`VmOps::show_to_host`](kvm_ops::VmOps::show_to_host)).
     fn is_shared(&self, gfn: Gfn) -> bool;
 }
 
 /// Guest memory as a device may use it.
 ///
-/// A device reaches RAM, and of a confidential VM only the pages that the guest shares. The host's
+/// A device reaches RAM, and of a TD or an SNP guest only the pages that the guest shares. The host's
 /// memory behind a private page holds nothing of the guest, so an access there is an error and not a
-/// surprise. Writes are marked in the dirty log of a machine that has one
+/// surprise. Of an SEV or SEV-ES guest a device reaches all memory, as it does on the processor: what the
+/// guest encrypted is ciphertext to it. Writes are marked in the dirty log of a machine that has one
 /// ([`MachineConfig::log_dirty`](crate::MachineConfig::log_dirty)).
 ///
 /// A guest may take a page back while a device uses it. Then the device reads and writes the host's

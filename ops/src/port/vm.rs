@@ -293,6 +293,10 @@ pub trait NestedFaults: Send + Sync {
     /// guest.
     fn private_fault(&self, gfn: Gfn) -> NestedFaultAnswer;
 
+    /// Handles an access without the C-bit to a frame that is mapped to a page, or is not among the shared
+    /// memory ([`SharedMemory::set_shared`]).
+    fn shared_fault(&self, gfn: Gfn) -> NestedFaultAnswer;
+
     /// Handles an access where the RMP holds a 2 MiB page and the guest or its mapping means 4 KiB
     /// (#NPF with SIZEM).
     fn size_mismatch(&self, gfn: Gfn) -> NestedFaultAnswer;

@@ -203,6 +203,7 @@ impl<H: Host> Shared<H> {
     /// in the range is split. One that is swapped out is given up.
     pub(crate) fn zap(&self, memory: &mut Memory, first: Gfn, pages: u64) -> Result<()> {
         let end = first.get().saturating_add(pages);
+        self.forget_shown(memory, first, pages);
         memory.swap.give_up(first, pages)?;
         for (gfn, level) in memory.touching(first, pages) {
             if gfn < first || gfn.get() + level.frames() > end {

@@ -25,6 +25,12 @@ impl<H: Host> Shared<H> {
             drop(memory);
             return self.mirror_fault(&group, gfn);
         }
+        if memory.is_shown(gfn) {
+            return match self.hide(&mut memory, gfn) {
+                Ok(()) => NestedFaultAnswer::Retry,
+                Err(error) => NestedFaultAnswer::Fail(error),
+            };
+        }
         // The embedder brings back what is out of memory.
         if !memory.has_slot(gfn, 1) || memory.is_shared(gfn) || memory.swap.at(gfn).is_some() {
             return NestedFaultAnswer::Leave;

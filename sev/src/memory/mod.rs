@@ -10,6 +10,7 @@
 mod change;
 mod fault;
 mod parked;
+mod shown;
 mod slots;
 
 use alloc::collections::BTreeMap;
@@ -38,6 +39,7 @@ pub(crate) struct Memory {
     /// By first frame number; frames do not overlap.
     frames: BTreeMap<u64, Frame>,
     parked: parked::Parked,
+    shown: shown::Shown,
     /// Frames that changed since they were last read; kept while the guest is being sent.
     dirty: Option<FrameSet>,
     /// Pages that are out of memory.
@@ -96,11 +98,10 @@ impl Memory {
 
     /// Takes every page out, also those that no slot shows.
     pub(crate) fn clear(&mut self) -> impl Iterator<Item = Frame> + use<> {
-        let (frames, parked) = (
-            core::mem::take(&mut self.frames),
-            core::mem::take(&mut self.parked),
-        );
-        frames.into_values().chain(parked.into_values())
+        let frames = core::mem::take(&mut self.frames).into_values();
+        let parked = core::mem::take(&mut self.parked).into_values();
+        let shown = core::mem::take(&mut self.shown).into_values();
+        frames.chain(parked).chain(shown.flatten())
     }
 
     pub(crate) fn is_shared(&self, gfn: Gfn) -> bool {
@@ -153,13 +154,14 @@ impl Memory {
 
     /// True if it holds no page of a guest, in memory or out of it.
     pub(crate) fn has_no_page(&self) -> bool {
-        self.frames.is_empty() && self.swap.is_empty()
+        self.frames.is_empty() && self.shown.is_empty() && self.swap.is_empty()
     }
 
     /// Takes over pages and attributes of another VM. Its slots stay with it.
     pub(crate) fn take_pages(&mut self, from: &mut Self) {
         self.frames = core::mem::take(&mut from.frames);
         self.parked = core::mem::take(&mut from.parked);
+        self.shown = core::mem::take(&mut from.shown);
         self.attributes = core::mem::take(&mut from.attributes);
         self.swap = core::mem::take(&mut from.swap);
         from.dirty = None;

@@ -26,8 +26,9 @@ impl<H: Host> Shared<H> {
         if pages == 0 {
             return Err(Error::NotFound(Field::Gfn, first.get()));
         }
-        if to == Privacy::Shared {
-            self.zap(&mut memory, first, pages)?;
+        match to {
+            Privacy::Shared => self.zap(&mut memory, first, pages)?,
+            Privacy::Private => self.forget_shown(&mut memory, first, pages),
         }
         self.govern(first, pages, to)?;
         memory.attributes.set(first, pages, to)?;
@@ -39,12 +40,9 @@ impl<H: Host> Shared<H> {
         self.memory().attributes.get(gfn)
     }
 
-    /// Tells the port which frames a guest may reach without the C-bit. Only SNP knows private
-    /// frames: a SEV or SEV-ES guest chooses with each access.
-    fn govern(&self, first: Gfn, pages: u64, privacy: Privacy) -> Result<()> {
-        if !self.is_snp() {
-            return Ok(());
-        }
+    /// Tells the port which frames a guest reaches without the C-bit. The first such touch of another frame is a
+    /// fault.
+    pub(super) fn govern(&self, first: Gfn, pages: u64, privacy: Privacy) -> Result<()> {
         self.sev()?
             .set_shared(first, pages, privacy == Privacy::Shared)
     }

@@ -130,7 +130,7 @@ impl Processor {
     }
 
     fn device(&mut self, mut access: Access) -> Next {
-        if self.ciphertext(&mut access) || self.own_device(&mut access) {
+        if self.own_device(&mut access) {
             self.shared.mmio().answer(access);
             self.midway = true;
             return Next::Again;

@@ -27,6 +27,13 @@ pub(super) fn platform(vm: &VmInner) -> Result<&Platform, Error> {
     }
 }
 
+impl VmInner {
+    /// True if a guest reaches its slots without the C-bit wherever it has some.
+    pub(crate) fn shows_slots(&self) -> bool {
+        matches!(self.tech, Tech::Sev | Tech::SevEs) && self.sev.shows_slots()
+    }
+}
+
 /// Does the first piece of an access at `gpa`, which carries the C-bit or not.
 pub(crate) fn first_touch(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Touch {
     let (gfn, privacy) = vm.sev.mask().split(gpa);
@@ -35,45 +42,33 @@ pub(crate) fn first_touch(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Touch {
     loop {
         let state = vm.sev.read();
         let page = state.page(gfn, offset);
-        let shows_slot = vm.tech != Tech::SevSnp && vm.sev.shows_slots();
-        let answer = match (
-            page.filter(|_| privacy == Privacy::Private || !shows_slot),
-            privacy,
-        ) {
+        let slots = privacy == Privacy::Shared && vm.shows_slots();
+        let answer = match (page.filter(|_| !slots), privacy) {
             (None, Privacy::Shared) => {
                 drop(state);
                 let gpa = Gpa::new(gfn.get() * PAGE_SIZE + offset);
-                return match first_piece(vm, gpa, copy) {
-                    Piece::Memory(bytes) => Touch::Memory(bytes),
-                    Piece::Mmio(bytes) => Touch::Mmio(bytes),
-                    Piece::NotShared => Touch::Leave(Privacy::Shared),
-                };
+                match first_piece(vm, gpa, &mut copy) {
+                    Piece::Memory(bytes) => return Touch::Memory(bytes),
+                    Piece::Mmio(bytes) => return Touch::Mmio(bytes),
+                    Piece::NotShared => vm.sev.ask(|back_end| back_end.shared_fault(gfn)),
+                }
             }
-            (Some(_), Privacy::Shared) if vm.tech == Tech::SevSnp => {
-                return Touch::Leave(Privacy::Shared);
+            (Some(_), Privacy::Shared) => {
+                drop(state);
+                vm.sev.ask(|back_end| back_end.shared_fault(gfn))
             }
             (None, Privacy::Private) => {
                 drop(state);
                 vm.sev.ask(|back_end| back_end.private_fault(gfn))
             }
-            (Some(page), _) => {
+            (Some(page), Privacy::Private) => {
                 let platform = match platform(vm) {
                     Ok(platform) => platform,
                     Err(error) => return Touch::Fail(error),
                 };
-                let done = match (&mut copy, privacy) {
-                    (Copy::FromGuest(buffer), Privacy::Private) => {
-                        platform.guest_read(&page, &mut buffer[..len])
-                    }
-                    (Copy::ToGuest(buffer), Privacy::Private) => {
-                        platform.guest_write(&page, &buffer[..len])
-                    }
-                    (Copy::FromGuest(buffer), Privacy::Shared) => {
-                        platform.guest_read_shared(&page, &mut buffer[..len])
-                    }
-                    (Copy::ToGuest(buffer), Privacy::Shared) => {
-                        platform.guest_write_shared(&page, &buffer[..len])
-                    }
+                let done = match &mut copy {
+                    Copy::FromGuest(buffer) => platform.guest_read(&page, &mut buffer[..len]),
+                    Copy::ToGuest(buffer) => platform.guest_write(&page, &buffer[..len]),
                 };
                 drop(state);
                 match done {

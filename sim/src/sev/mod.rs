@@ -7,7 +7,7 @@
 //!
 //! | | with the C-bit | without |
 //! |---|---|---|
-//! | SEV, SEV-ES, page | through the key | the same page, as it lies in memory: ciphertext, or the slot (`SimVm::show_slots_without_c_bit`) |
+//! | SEV, SEV-ES, page | through the key | the back end is asked to let its bytes lie in the slot; or the slot as it is (`SimVm::show_slots_without_c_bit`) |
 //! | SNP, page | RMP check, through the key | violation |
 //! | no page | the back end is asked for one | slot, or MMIO |
 

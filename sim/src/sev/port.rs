@@ -19,11 +19,12 @@ impl SimVm {
         self.inner.sev.ask_for_certificates(on);
     }
 
-    /// Lets a SEV or SEV-ES guest reach its slots without the C-bit also where it has a private page. Otherwise it sees
-    /// that page's ciphertext there, and shares memory by a conversion alone.
+    /// Lets a SEV or SEV-ES guest reach its slots without the C-bit also where it has a private page: a frame has two
+    /// contents then, the guest's own and those that its devices see. Otherwise it finds that page's ciphertext there.
+    /// Call it before the VM has slots.
     ///
-    /// It is for embedders whose guests share memory by their page tables and tell the host nothing, as firmware does
-    /// where no hypercall is offered: a frame has two contents then, the guest's own and those that its devices see.
+    /// It is for embedders that use the slots' memory and tell the VM nothing of it
+    /// ([`VmOps::show_to_host`](kvm_ops::VmOps::show_to_host)).
     pub fn show_slots_without_c_bit(&self) {
         self.inner.sev.show_slots();
     }

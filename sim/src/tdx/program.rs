@@ -250,12 +250,12 @@ impl TdProgram {
                 return Doing::Access(access);
             }
             let gpa = Gpa::new(at.get() & !self.mask.bits());
-            let copy = match access.write {
+            let mut copy = match access.write {
                 true => Copy::ToGuest(&self.buffer[piece]),
                 false => Copy::FromGuest(&mut self.buffer[piece]),
             };
             let done = match self.home.vm() {
-                Some(vm) => first_piece(&vm, gpa, copy),
+                Some(vm) => first_piece(&vm, gpa, &mut copy),
                 None => Piece::Mmio(len),
             };
             match done {

@@ -9,10 +9,16 @@ pub(crate) use kvm_ops::NoPort as SoftPsp;
 
 use crate::access::{Copy, Touch};
 use crate::irq::Mail;
-use crate::processor::{Access, Next, Processor};
+use crate::processor::{Next, Processor};
 use crate::vcpu::{Core, Flow};
 use crate::vm::VmInner;
 use crate::{BuildError, SimVm, SoftPages};
+
+impl VmInner {
+    pub(crate) fn shows_slots(&self) -> bool {
+        false
+    }
+}
 
 #[derive(Debug)]
 pub(crate) enum Setup {}
@@ -125,10 +131,6 @@ impl Processor {
     }
 
     pub(crate) fn is_sev_exit(&self, _: &CpuExit) -> bool {
-        false
-    }
-
-    pub(crate) fn ciphertext(&mut self, _: &mut Access) -> bool {
         false
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ops::{Gfn, Gpa, Privacy, Tech};
+use kvm_ops::{Gfn, Gpa, Privacy};
 use kvm_ops_cpu::{Access, Bus, Frame, Mapping};
 use soft_amd_sp::{AccessFault, GuestFrame, GuestPage, GuestTurn, permission};
 
@@ -173,11 +173,6 @@ impl<B: Bus> SevBus<B> {
         self.device(gpa, question)
     }
 
-    /// A frame with a private page whose slot is what the guest reaches without the C-bit.
-    fn shows_slot(&self, gfn: Gfn) -> bool {
-        self.vm.sev.shows_slots() && self.vm.read().slot_page(gfn, false).is_some()
-    }
-
     /// An address without the C-bit.
     fn plain(&self, gpa: u64) -> u64 {
         gpa & !self.vm.sev.mask().bits()
@@ -202,13 +197,8 @@ impl<B: Bus> Bus for SevBus<B> {
         match (page, privacy) {
             (Some(page), Privacy::Private) => self.private(page, question),
             (None, Privacy::Private) => self.absent(gpa, gfn, question),
-            (Some(_), Privacy::Shared) if self.vm.tech == Tech::SevSnp => {
-                refused(Refusal::NotShared)
-            }
-            (Some(_), Privacy::Shared) if self.shows_slot(gfn) => self.shared(gpa, question),
-            // As it lies in memory (`Processor::ciphertext`).
-            (Some(_), Privacy::Shared) => Mapping::Device,
-            (None, Privacy::Shared) => self.shared(gpa, question),
+            (Some(_), Privacy::Shared) if !self.vm.shows_slots() => refused(Refusal::NotShared),
+            (_, Privacy::Shared) => self.shared(gpa, question),
         }
     }
 

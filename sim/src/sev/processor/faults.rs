@@ -5,8 +5,7 @@ use kvm_ops_cpu::{Event, EventKind, Exception, Exit as CpuExit};
 
 use super::bus::Refusal;
 use super::exits::{NESTED_FAULT, PAGE_NOT_VALIDATED, VC};
-use crate::processor::{Access, Next, Processor};
-use crate::sev::access;
+use crate::processor::{Next, Processor};
 
 const DF: u8 = 8;
 
@@ -26,24 +25,27 @@ impl Processor {
             ?refusal,
             "nested page fault"
         );
-        let access = match refusal {
+        let (access, answer) = match refusal {
             Refusal::NotValidated => return Ok(self.vc(&exit, PAGE_NOT_VALIDATED)),
             // The host's table marks such addresses, so that the guest handles them (APM vol. 2, 15.35.5).
             Refusal::Mmio => return Ok(self.vc(&exit, NESTED_FAULT)),
-            Refusal::Absent => {
-                let answer = self.vm.sev.ask(|back_end| back_end.private_fault(gfn));
-                return self.answered(exit, gfn, answer);
-            }
-            Refusal::SizeMismatch => {
-                let answer = self.vm.sev.ask(|back_end| back_end.size_mismatch(gfn));
-                return self.answered(exit, gfn, answer);
-            }
+            Refusal::Absent => (
+                Privacy::Private,
+                self.vm.sev.ask(|back_end| back_end.private_fault(gfn)),
+            ),
+            Refusal::SizeMismatch => (
+                Privacy::Private,
+                self.vm.sev.ask(|back_end| back_end.size_mismatch(gfn)),
+            ),
             Refusal::InUse => {
                 std::thread::yield_now();
-                return self.answered(exit, gfn, NestedFaultAnswer::Retry);
+                (Privacy::Private, NestedFaultAnswer::Retry)
             }
-            Refusal::NotShared => Privacy::Shared,
-            Refusal::Denied | Refusal::NoKey => Privacy::Private,
+            Refusal::NotShared => (
+                Privacy::Shared,
+                self.vm.sev.ask(|back_end| back_end.shared_fault(gfn)),
+            ),
+            Refusal::Denied | Refusal::NoKey => (Privacy::Private, NestedFaultAnswer::Leave),
             Refusal::Device => {
                 let suberror = match exit.vectoring {
                     Some(_) => DELIVERY_EVENT,
@@ -53,15 +55,9 @@ impl Processor {
             }
         };
         self.interrupted(&exit)?;
-        Ok(memory_fault(gfn, access))
-    }
-
-    /// Goes on as the back end says.
-    fn answered(&mut self, exit: CpuExit, gfn: Gfn, answer: NestedFaultAnswer) -> Result<Next> {
-        self.interrupted(&exit)?;
         match answer {
             NestedFaultAnswer::Retry => Ok(Next::Again),
-            NestedFaultAnswer::Leave => Ok(memory_fault(gfn, Privacy::Private)),
+            NestedFaultAnswer::Leave => Ok(memory_fault(gfn, access)),
             NestedFaultAnswer::Fail(error) => Err(error),
         }
     }
@@ -92,30 +88,6 @@ impl Processor {
                 ..Exception::with_code(VC, code)
             }),
         }
-    }
-
-    /// Does an access without the C-bit to a page that lies in memory encrypted, which is none of a
-    /// device. False if there is no such page.
-    pub(crate) fn ciphertext(&mut self, access: &mut Access) -> bool {
-        if self.sev.is_none() {
-            return false;
-        }
-        let len = usize::from(access.len);
-        let (gfn, offset) = (
-            Gfn::containing(Gpa::new(access.gpa)),
-            access.gpa % PAGE_SIZE,
-        );
-        let Some(page) = self.vm.sev.read().page(gfn, offset) else {
-            return false;
-        };
-        let Ok(platform) = access::platform(&self.vm) else {
-            return false;
-        };
-        let done = match access.write {
-            true => platform.guest_write_shared(&page, &access.data[..len]),
-            false => platform.guest_read_shared(&page, &mut access.data[..len]),
-        };
-        done.is_ok()
     }
 }
 
