@@ -279,9 +279,7 @@ fn a_guest_that_never_leaves_the_td_does_not_keep_its_import_from_ending() {
         while to.wanted().is_empty() {
             std::thread::yield_now();
         }
-        while let Some(bundle) = from.pages(0).unwrap() {
-            to.take_pages(&bundle).unwrap();
-        }
+        carry_rest(&from, &to);
         to.own().unwrap();
         assert!(!running.is_finished());
         kick.kick();
