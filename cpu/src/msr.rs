@@ -79,8 +79,9 @@ impl Msrs {
 
 /// The MSRs that [`Core::read_msr`] knows, but for those of machine checks' banks, which a processor may have.
 pub(crate) fn exists(index: u32) -> bool {
-    const SINGLE: [u32; 25] = [
+    const SINGLE: [u32; 26] = [
         0x10,
+        0x17,
         0x1b,
         0x3b,
         0x8b,
@@ -141,6 +142,8 @@ impl Core {
         let m = &self.msrs;
         Some(match index {
             0x10 => self.tsc(),
+            // IA32_PLATFORM_ID: the first of the platforms that a microcode update may be for, as KVM says.
+            0x17 => 0,
             0x1b => self.apic.base(),
             0x3b => m.tsc_adjust,
             // The revision that KVM gives a guest, which is no real microcode.

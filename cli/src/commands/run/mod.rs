@@ -16,7 +16,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
 use kvm_ops::{Irqchip, Kind, MAX_VCPUS, Tech};
-use kvm_ops_machine::{Image, ImageFormat, MachineConfig};
+use kvm_ops_machine::{FileKind, Image, ImageFormat, MachineConfig};
 
 use crate::args::HostChoice;
 use crate::exit_code::Code;
@@ -51,14 +51,14 @@ use report::{Chipset, Ran, Taken, Told};
 /// Their number is told.
 ///
 /// A kernel (bzImage, or ELF with a command line or an initial RAM disk) finds a small Q35 and ACPI tables, by which it finds
-/// vCPUs and PCI devices and switches off.
+/// vCPUs and PCI devices and switches off. OVMF finds such a Q35, too, and starts the kernel that is named (--kernel, --initrd,
+/// --append), or goes to its boot manager.
 ///
 /// Firmware without a disk never ends, so the timeout is an orderly end. It is stated on standard
 /// error, and the exit code is 0.
 ///
 /// A TD (`--tech tdx`) starts with what the TDVF metadata of its firmware lists. Its MRTD, as the TDX module
-/// has it, must be the one that `kvm-ops measure tdx` prints. The firmware finds a small Q35, and starts
-/// the kernel that is named (--kernel, --initrd, --append), or goes to its boot manager. Without an image
+/// has it, must be the one that `kvm-ops measure tdx` prints. Without an image
 /// a built-in guest reads the pages of a small launch, uses private memory, shares some of it and takes it
 /// back, and asks for a report. Each step is listed with its SEAMCALLs, and what the TD took from the
 /// module must have come back.
@@ -123,7 +123,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     order: Option<LaunchOrder>,
 
-    /// The kernel that the firmware of a TD or SEV guest starts
+    /// The kernel that OVMF starts, in a VM of any kind
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 
@@ -141,7 +141,7 @@ pub(crate) struct Args {
     initrd: Option<PathBuf>,
 
     /// A disk image (raw), as a virtio block device; `FILE,ro` cannot be written. May be given up to eight times. A
-    /// normal VM gets a Q35 with it, as kernels and confidential VMs have
+    /// normal VM gets a Q35 with it, as kernels, OVMF and confidential VMs have
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<disks::Wanted>,
 
@@ -238,11 +238,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let guest = args.guest();
     args.refuse_those_of_tds(&guest)?;
-    let hint = "firmware of a TD or a SEV guest starts it; a normal VM has it as its image";
-    refuse(&guest, hint, &[(args.kernel.is_some(), "--kernel")])?;
     let path = args.image.as_deref().ok_or_else(|| args.without_image())?;
     let mut image = image(args, path)?;
     let is_kernel = starts_kernel(args, &image);
+    let is_ovmf = is_ovmf(&image);
+    if is_ovmf {
+        image = with_kernel(args, image)?;
+    } else {
+        let hint =
+            "OVMF starts it, which this image is not; without firmware the kernel is the image";
+        refuse(&guest, hint, &[(args.kernel.is_some(), "--kernel")])?;
+    }
     if is_kernel {
         image = image.acpi();
     }
@@ -271,7 +277,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .map_err(|error| Failure::of_machine("the machine cannot be built", error))?;
     interrupt.stops(machine.stopper());
     let is_plain = disks.is_empty() && args.console == ConsoleKind::Serial;
-    let chipset = match is_plain && !is_kernel {
+    let chipset = match is_plain && !is_kernel && !is_ovmf {
         true => Chipset::Pc,
         false => Chipset::Q35(disks, None),
     };
@@ -389,6 +395,22 @@ fn starts_kernel(args: &Args, image: &Image) -> bool {
         Some(ImageFormat::Flat | ImageFormat::Firmware) | None => false,
     };
     is_kernel && matches!(args.irqchip, None | Some(Irqchip::Full))
+}
+
+/// True for firmware that wants a Q35 around it, and starts a kernel that it finds there.
+fn is_ovmf(image: &Image) -> bool {
+    let kind = image.recognition().kind();
+    image.format() == Some(ImageFormat::Firmware) && matches!(kind, FileKind::Ovmf | FileKind::Tdvf)
+}
+
+/// The firmware with the kernel that it starts.
+fn with_kernel(args: &Args, image: Image) -> Result<Image, Failure> {
+    match &args.kernel {
+        None => Ok(image),
+        Some(kernel) => image
+            .open_kernel(kernel)
+            .map_err(|error| Failure::of_machine("the kernel cannot be used", error)),
+    }
 }
 
 /// The image with the options of the kernel that it is, or that it starts.

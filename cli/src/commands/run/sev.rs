@@ -6,7 +6,7 @@ use soft_amd_sp::measure::{Launch, MeasureError, Ovmf, SectionKind};
 
 use super::report::{Chipset, Ran, Told};
 use super::steps::Steps;
-use super::{Args, disks, td};
+use super::{Args, disks, with_kernel, with_options};
 use crate::confidential::{Firmware, Start, certificates};
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
@@ -100,7 +100,8 @@ fn wanted(args: &Args) -> Result<(Image, Vec<u8>), Failure> {
             .hint("a SEV guest starts with an OVMF image, which starts a --kernel, or with an ELF file of 64-bit code")
             .code(Code::Input));
     }
-    Ok((td::with_kernel(args, image)?, bytes))
+    let image = with_kernel(args, image)?;
+    Ok((with_options(args, image)?, bytes))
 }
 
 /// The start, with the digest that a launch of the image must have.

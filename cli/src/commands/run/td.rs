@@ -9,7 +9,7 @@ use kvm_ops_tdvf::Order;
 
 use super::report::{Chipset, Ran, Told};
 use super::steps::Steps;
-use super::{Args, ConsoleKind, LaunchOrder, disks, refuse};
+use super::{Args, ConsoleKind, LaunchOrder, disks, refuse, with_kernel, with_options};
 use crate::commands::measure::not_tdvf;
 use crate::confidential::{Firmware, MESSAGE, Measured, Quotes, Start, TdImage, Tour, td_params};
 use crate::exit_code::Code;
@@ -184,21 +184,9 @@ fn wanted(args: &Args, order: Order) -> Result<Wanted, Failure> {
     };
     let bytes = files::read("the image", path, files::FIRMWARE)?;
     let image = TdImage::parse(&bytes, order).map_err(|error| not_tdvf(path, &bytes, error))?;
-    let guest = Guest::Code(Box::new(with_kernel(
-        args,
-        Image::from_bytes(args.name(), bytes),
-    )?));
+    let firmware = with_kernel(args, Image::from_bytes(args.name(), bytes))?;
+    let guest = Guest::Code(Box::new(with_options(args, firmware)?));
     Ok(Wanted { image, guest })
-}
-
-/// The firmware with the kernel that it starts.
-pub(super) fn with_kernel(args: &Args, mut image: Image) -> Result<Image, Failure> {
-    if let Some(kernel) = &args.kernel {
-        image = image
-            .open_kernel(kernel)
-            .map_err(|error| Failure::of_machine("the kernel cannot be used", error))?;
-    }
-    super::with_options(args, image)
 }
 
 /// Returns true if the host can read the guest's message in the memory that it shared.
