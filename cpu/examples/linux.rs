@@ -217,6 +217,7 @@ fn run(cpu: &mut Cpu) -> String {
                 return format!("{:x?} at {:#x}\n{:x?}", exit, cpu.rip(), cpu.registers());
             }
             Stopped::WaitsForStart => return "waits for a start-up interrupt".into(),
+            Stopped::Alone => return "asks to be alone".into(),
         }
     }
 }

@@ -7,11 +7,12 @@ use core::cell::Cell;
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
 use crate::bus::Access;
-use crate::exec;
+use crate::exec::{self, Exec};
 use crate::fast;
-use crate::op::{BLOCK_OPS, Decoded, DecodedEnd, Dispatch, Fall, Handlers, Op};
+use crate::op::{BLOCK_OPS, Decoded, DecodedEnd, Dispatch, Fall, Handlers, Locked, Op};
 use crate::paging::FETCH;
 use crate::pair;
+use crate::parallel::is_locked;
 use crate::physical::Place;
 use crate::segment::CS;
 use crate::select;
@@ -171,20 +172,14 @@ impl Core {
         }
         let size = list.last().map_or(0, |i| i.next_ip().wrapping_sub(rip)) as usize;
         let ops = self.translate(&list, limits.dispatch);
-        let keep = limits.keep && bytes.cacheable;
-        if keep && self.pages.protect(gpa, size) {
-            self.tlb.protect(gpa);
-        }
+        let code = &bytes.data[..size.min(bytes.len)];
+        let keep = limits.keep && bytes.cacheable && self.keep_code(gpa, linear, code)?;
         Ok(Block {
             ops: ops.into_boxed_slice(),
             count: list.len().max(1) as u8,
             gpa,
             version,
-            code: if keep {
-                bytes.data[..size.min(bytes.len)].into()
-            } else {
-                Box::default()
-            },
+            code: if keep { code.into() } else { Box::default() },
             trust: 0,
             rip,
             links: [Cell::default(), Cell::default()],
@@ -291,6 +286,10 @@ impl Core {
     }
 
     fn one(&mut self, i: &Instruction, rip: u64, dispatch: Dispatch) -> Op {
+        let locked = self.parallel.on && is_locked(i);
+        if locked {
+            return self.decoded(i, exec::select(i).exec, Handlers::of::<Locked>(), dispatch);
+        }
         if let Some(op) = self.direct(i, dispatch) {
             return op;
         }
@@ -309,9 +308,20 @@ impl Core {
             (true, true) => Handlers::end::<DecodedEnd<true>>(),
             (false, _) => Handlers::of::<Decoded>(),
         };
+        self.decoded(i, selected.exec, handlers, dispatch)
+    }
+
+    /// An op that refers to a decoded instruction.
+    fn decoded(
+        &mut self,
+        i: &Instruction,
+        exec: Exec,
+        handlers: Handlers,
+        dispatch: Dispatch,
+    ) -> Op {
         let mut op = select::blank(handlers, dispatch);
         op.imm = self.insns.len() as u64;
-        self.insns.push((selected.exec, *i));
+        self.insns.push((exec, *i));
         op
     }
 

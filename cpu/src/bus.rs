@@ -30,9 +30,11 @@ impl Frame {
     ///
     /// # Safety
     ///
-    /// * `host` is the start of [`FRAME`] bytes that stay readable, and writable if `writable`,
+    /// * `host` is aligned to 8 bytes, and the start of [`FRAME`] bytes that stay readable, and writable if `writable`,
     ///   until the [`Bus`] that returned it is dropped or its [`Bus::generation`] changes.
-    /// * No Rust reference to these bytes is alive while a method of the processor runs.
+    /// * No Rust reference to these bytes is alive while a method of the processor runs, and who uses them at the same
+    ///   time, as another processor of the machine does with [`Cpu::set_parallel`](crate::Cpu::set_parallel), does so
+    ///   with atomic accesses.
     pub const unsafe fn new(host: NonNull<u8>, writable: bool) -> Self {
         Self { host, writable }
     }
@@ -86,6 +88,13 @@ pub trait Bus: Send {
     /// End of an interrupt, which I/O APICs wait for.
     fn end_of_interrupt(&mut self, vector: u8) {
         let _ = vector;
+    }
+
+    /// The time of the host in ticks, for processors that run at the same time
+    /// ([`Cpu::set_parallel`](crate::Cpu::set_parallel)): the same clock for all of them, which never goes back.
+    /// Without one, each processor counts its instructions.
+    fn clock(&mut self) -> Option<u64> {
+        None
     }
 
     /// A number that changes when an answer of [`Bus::map`] is taken back. The processor looks at

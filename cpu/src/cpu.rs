@@ -29,6 +29,9 @@ pub enum Stopped {
     Paused,
     /// The processor waits for a start-up interrupt.
     WaitsForStart,
+    /// Only with [`Cpu::set_parallel`]: [`Cpu::run_alone`] has to be called before the next run, at a time at which no
+    /// other processor of the machine runs.
+    Alone,
     /// An exit. RIP is at the instruction.
     Exit(Exit),
 }
@@ -345,12 +348,17 @@ impl Cpu {
         if core.halted || core.waiting || core.shutdown {
             return Some(None);
         }
+        core.barrier();
         if core::mem::take(&mut core.yielded) {
             return Some(Some(Stopped::Paused));
         }
         if core.shadow || core.debug != 0 {
             core.attention = true;
             return None;
+        }
+        if core.parallel.asks() {
+            core.attention = true;
+            return Some(Some(Stopped::Alone));
         }
         // A timer that was armed after the slice began ends it.
         let left = core
@@ -484,8 +492,10 @@ impl Cpu {
                     keep: true,
                     dispatch: self.dispatch,
                 };
+                let mark = self.core.insns.len();
                 let mut block = self.core.build(gpa, limits)?;
                 if !block.keep {
+                    self.core.insns.truncate(mark);
                     return Ok(None);
                 }
                 block.trust = self.blocks.trust;
@@ -585,6 +595,10 @@ impl Cpu {
         }
         let event = match pending {
             Pending::Exit(exit) => return Some(Stopped::Exit(exit)),
+            Pending::Alone => {
+                core.attention = true;
+                return Some(Stopped::Alone);
+            }
             Pending::Fault(e) => Event::exception(e),
             Pending::Software(event) => event,
             Pending::CodeWrite(gpa) => {
@@ -603,7 +617,12 @@ impl Cpu {
         }
     }
 
-    fn drop_blocks(&mut self) {
+    /// The processor has dropped the write tags of all frames that have code.
+    pub(crate) fn saw_protected(&mut self) {
+        self.blocks.seen_protected = self.core.pages.protected_count();
+    }
+
+    pub(crate) fn drop_blocks(&mut self) {
         self.blocks.list.clear();
         self.blocks.map.clear();
         self.blocks.epoch += 1;

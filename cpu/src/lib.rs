@@ -23,6 +23,7 @@ mod fast;
 mod fault;
 mod flags;
 mod fpu;
+mod host;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod jumps;
 mod mce;
@@ -33,6 +34,7 @@ mod operand;
 mod pages;
 mod paging;
 mod pair;
+mod parallel;
 mod physical;
 mod registers;
 mod segment;

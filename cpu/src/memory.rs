@@ -94,6 +94,9 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn load_slow(&mut self, seg: usize, linear: u64, size: usize) -> R<u64> {
+        if let Some(value) = self.tlb.load_pieces(self.set, linear, size) {
+            return Ok(value);
+        }
         let mut data = [0; 8];
         self.aligned(linear, size)?;
         self.read_linear(seg, linear, &mut data[..size], READ)?;
@@ -103,6 +106,9 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn store_slow(&mut self, seg: usize, linear: u64, size: usize, value: u64) -> R<()> {
+        if self.tlb.store_pieces(self.set, linear, size, value) {
+            return Ok(());
+        }
         self.aligned(linear, size)?;
         self.write_linear(seg, linear, &value.to_le_bytes()[..size], WRITE)
     }
@@ -180,6 +186,11 @@ impl Core {
         {
             return Err(self.device_refused(second.gpa, linear, true));
         }
+        for piece in [Some(first), second].into_iter().flatten() {
+            if matches!(piece.place, Place::Host { .. }) {
+                self.stored(piece.gpa, piece.len);
+            }
+        }
         Ok(())
     }
 
@@ -253,6 +264,18 @@ impl Core {
         })
     }
 
+    /// The place of the first bytes of an access, and their guest-physical address.
+    pub(crate) fn first_piece(
+        &mut self,
+        seg: usize,
+        linear: u64,
+        len: usize,
+        access: Linear,
+    ) -> R<(Place, u64)> {
+        let piece = self.piece(seg, self.wrap(linear), len, access)?;
+        Ok((piece.place, piece.gpa))
+    }
+
     /// Checks that `len` bytes can be written, as read-modify-write string instructions and
     /// stack pushes before a far transfer need.
     pub(crate) fn probe_write(&mut self, seg: usize, linear: u64, len: usize) -> R<()> {
@@ -311,6 +334,9 @@ impl Core {
     /// Reads what will be written; see [`Core::load_update`].
     pub(crate) fn read_update(&mut self, seg: usize, offset: u64, size: u32) -> R<u64> {
         let at = self.linear(seg, offset, size.into(), true)?;
+        if let Some(value) = self.load_locked(seg, at, size as usize)? {
+            return Ok(value as u64);
+        }
         match size {
             1 => self.load_update::<1>(seg, at),
             2 => self.load_update::<2>(seg, at),
@@ -322,7 +348,10 @@ impl Core {
     /// Writes `size` bytes (1, 2, 4, 8) of a segment.
     pub(crate) fn write(&mut self, seg: usize, offset: u64, size: u32, value: u64) -> R<()> {
         let at = self.linear(seg, offset, size.into(), true)?;
-        self.store_sized(seg, at, size, value)
+        match self.store_locked(at, size as usize, value.into()) {
+            Some(done) => done,
+            None => self.store_sized(seg, at, size, value),
+        }
     }
 
     pub(crate) fn load_sized(&mut self, seg: usize, linear: u64, size: u32) -> R<u64> {

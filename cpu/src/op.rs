@@ -218,6 +218,19 @@ impl Sem for Decoded {
     }
 }
 
+/// The same for a locked one beside other processors that run.
+pub(crate) struct Locked;
+
+impl Sem for Locked {
+    const AGAIN: bool = false;
+
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
+        let (exec, i): (Exec, _) = c.insns[op.imm as usize];
+        c.len = op.len;
+        c.run_locked(exec, &i)
+    }
+}
+
 /// The same for one that ends the block. `QUIET` if no event can be due after it that was not before.
 pub(crate) struct DecodedEnd<const QUIET: bool>;
 

@@ -9,7 +9,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 ///
 /// For each frame there is a map of 128-byte pieces that were decoded, and a version that grows
 /// when one of them is written. Processors look at versions when [`Cpu::run`](crate::Cpu::run) is
-/// entered, which is exact for vCPUs that take turns on one thread.
+/// entered, which is exact for vCPUs that take turns on one thread, and at every instruction that serializes, which
+/// is what those that run at the same time ([`Cpu::set_parallel`](crate::Cpu::set_parallel)) need: an instruction
+/// that was written by another processor is executed after such an instruction at the latest.
 #[derive(Debug)]
 pub struct CodePages {
     pieces: Box<[AtomicU32]>,
@@ -49,6 +51,14 @@ impl CodePages {
             self.protected.fetch_add(1, SeqCst);
         }
         old == 0
+    }
+
+    /// Marks more code of a frame that has some. False, and nothing changes, if it has none.
+    pub(crate) fn extend(&self, gpa: u64, len: usize) -> bool {
+        let bits = Self::bits(gpa, len);
+        self.pieces[self.slot(gpa)]
+            .fetch_update(SeqCst, SeqCst, |old| (old != 0).then_some(old | bits))
+            .is_ok()
     }
 
     pub(crate) fn has_code(&self, gpa: u64) -> bool {
@@ -96,6 +106,19 @@ impl CodePages {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_frame_with_code_takes_more_of_it() {
+        let pages = CodePages::new(16);
+        assert!(!pages.extend(0x1080, 1));
+        assert!(!pages.has_code(0x1000));
+        assert!(pages.protect(0x1000, 1));
+        assert!(pages.extend(0x1080, 1));
+        assert!(pages.overlaps(0x1080, 1) && pages.overlaps(0x1000, 1));
+        assert!(!pages.overlaps(0x1100, 1));
+        pages.forget(0x1000);
+        assert!(!pages.extend(0x1080, 1));
+    }
 
     #[test]
     fn pieces_of_128_bytes_are_told_apart() {

@@ -93,10 +93,15 @@ impl Core {
                 page_size: 4096,
             });
         }
-        let path = self.descend(linear, access)?;
-        let leaf = path.entries[path.len - 1].value;
-        let write = self.permitted(&path, leaf, linear, access)?;
-        self.mark(&path, access.write, linear)?;
+        let (path, leaf, write) = loop {
+            let path = self.descend(linear, access)?;
+            let leaf = path.entries[path.len - 1].value;
+            let write = self.permitted(&path, leaf, linear, access)?;
+            // An entry that another processor changed meanwhile is read again.
+            if self.mark(&path, access.write, linear)? {
+                break (path, leaf, write);
+            }
+        };
         let offset = linear & (path.page_size - 1);
         let mut frame = leaf & FRAME_MASK & !(path.page_size - 1);
         if path.entry_size == 4 {
@@ -234,19 +239,20 @@ impl Core {
         Ok(write_ok)
     }
 
-    /// Sets the accessed bit of all entries, and the dirty bit of the leaf for writes.
-    fn mark(&mut self, path: &Path, write: bool, linear: u64) -> R<()> {
+    /// Sets the accessed bit of all entries, and the dirty bit of the leaf for writes. False if an entry is not what
+    /// the path says any more.
+    fn mark(&mut self, path: &Path, write: bool, linear: u64) -> R<bool> {
         for (i, e) in path.entries[..path.len].iter().enumerate() {
             if path.entry_size == 8 && !self.long_mode() && i == 0 {
                 continue;
             }
             let leaf = i + 1 == path.len;
             let new = e.value | A | if leaf && write { D } else { 0 };
-            if new != e.value {
-                self.write_entry(e.at, path.entry_size, new, linear)?;
+            if new != e.value && !self.update_entry(e.at, path.entry_size, e.value, new, linear)? {
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// True for an address that registers with a base can hold: those take the width that the processor

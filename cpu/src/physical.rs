@@ -6,8 +6,8 @@ use core::ptr::NonNull;
 
 use crate::bus::{Access, Frame, Mapping};
 use crate::exit::{Cause, Exit};
+use crate::host;
 use crate::state::{Core, Pending, R, Stop};
-use crate::tlb;
 
 /// A guest-physical page as the processor reaches it.
 #[derive(Clone, Copy)]
@@ -132,6 +132,10 @@ impl Core {
         }
         match self.bus.map(page, access) {
             Mapping::Frame(f) => {
+                debug_assert!(
+                    f.host.addr().get().is_multiple_of(8),
+                    "`Frame::new`'s caller"
+                );
                 self.frames.fill(page, access, f);
                 Ok(Place::Host {
                     host: f.host,
@@ -191,13 +195,7 @@ impl Core {
             let at = host.as_ptr().wrapping_add(gpa as usize & 0xfff);
             // SAFETY: the entry is aligned, so it is inside of the frame that was just looked up;
             // the frame is readable (`Frame::new`).
-            return Ok(unsafe {
-                if size == 4 {
-                    tlb::load::<4>(at)
-                } else {
-                    tlb::load::<8>(at)
-                }
-            });
+            return Ok(unsafe { host::load_sized(at, size as usize) });
         }
         let mut data = [0; 8];
         if self.bus.read(gpa, &mut data[..size as usize]) {
@@ -213,22 +211,22 @@ impl Core {
         }
     }
 
-    /// Writes a paging-structure entry: accessed and dirty bits.
-    pub(crate) fn write_entry(&mut self, gpa: u64, size: u32, value: u64, linear: u64) -> R<()> {
+    /// Replaces a paging-structure entry: accessed and dirty bits. False if it is not `old` any more.
+    pub(crate) fn update_entry(
+        &mut self,
+        gpa: u64,
+        size: u32,
+        old: u64,
+        new: u64,
+        linear: u64,
+    ) -> R<bool> {
         if let Some(host) = self.walk_frame(gpa, true, linear)? {
             let at = host.as_ptr().wrapping_add(gpa as usize & 0xfff);
             // SAFETY: as in `read_entry`; `walk_frame` returns writable frames for writes only.
-            unsafe {
-                if size == 4 {
-                    tlb::store::<4>(at, value)
-                } else {
-                    tlb::store::<8>(at, value)
-                }
-            }
-            return Ok(());
+            return Ok(unsafe { host::exchange(at, size as usize, old, new) });
         }
-        if self.bus.write(gpa, &value.to_le_bytes()[..size as usize]) {
-            Ok(())
+        if self.bus.write(gpa, &new.to_le_bytes()[..size as usize]) {
+            Ok(true)
         } else {
             let access = Access {
                 write: true,
@@ -249,7 +247,7 @@ impl Core {
                 let at = host.as_ptr().wrapping_add(offset);
                 // SAFETY: `offset + len` is at most 4096, the size of the readable frame; `data`
                 // is an exclusive Rust buffer, which no frame overlaps (`Frame::new`).
-                unsafe { core::ptr::copy_nonoverlapping(at, data.as_mut_ptr(), len) };
+                unsafe { host::read(at, &mut data[..len]) };
                 true
             }
             Place::Device => {
@@ -258,8 +256,8 @@ impl Core {
                 self.bus.read(gpa, data)
             }
             Place::Apic => {
-                self.apic
-                    .read_page(gpa as usize & 0xfff, data, self.clock());
+                let now = self.now();
+                self.apic.read_page(gpa as usize & 0xfff, data, now);
                 true
             }
         }
@@ -276,11 +274,11 @@ impl Core {
                 let len = data.len().min(4096 - offset);
                 let at = host.as_ptr().wrapping_add(offset);
                 // SAFETY: as in `copy_out`, and the frame is writable.
-                unsafe { core::ptr::copy_nonoverlapping(data.as_ptr(), at, len) };
+                unsafe { host::write(at, &data[..len]) };
                 true
             }
             Place::Apic => {
-                let now = self.clock();
+                let now = self.now();
                 self.attention = true;
                 let effect = self.apic.write_page(gpa as usize & 0xfff, data, now);
                 self.apply(effect);

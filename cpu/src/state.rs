@@ -17,6 +17,7 @@ use crate::flags::{self, Flags};
 use crate::fpu::{Fpu, MXCSR_MM};
 use crate::msr::Msrs;
 use crate::pages::CodePages;
+use crate::parallel::Parallel;
 use crate::physical::{FetchCache, FrameCache};
 use crate::segment::{CS, SS, Segment, TableRegister};
 use crate::tlb::{self, Tlb};
@@ -72,6 +73,8 @@ pub(crate) enum Pending {
     /// A store hit decoded code at this guest-physical page: drop it, then do the instruction
     /// again.
     CodeWrite(u64),
+    /// A locked instruction that is done again while no other processor runs.
+    Alone,
 }
 
 /// Number of the register that holds the start of the running block.
@@ -160,6 +163,7 @@ pub(crate) struct Core {
 
     pub(crate) bus: Box<dyn Bus>,
     pub(crate) pages: Arc<CodePages>,
+    pub(crate) parallel: Parallel,
     pub(crate) frames: FrameCache,
     pub(crate) fetches: FetchCache,
     pub(crate) bus_generation: u64,
@@ -231,6 +235,7 @@ impl Core {
             entropy: 0x9e37_79b9_7f4a_7c15,
             bus,
             pages,
+            parallel: Parallel::default(),
             frames: FrameCache::new(),
             fetches: FetchCache::new(),
             bus_generation,

@@ -1,13 +1,15 @@
 //! The software TLB: linear pages to host pointers.
 //!
-//! This module and the frame access of `physical.rs` are the only ones that touch host memory. An
-//! entry's pointer comes from a [`Frame`](crate::Frame), whose maker promised that it stays valid
+//! This module and the frame access of `physical.rs` are the only ones that touch host memory, by
+//! the functions of `host.rs`. An entry's pointer comes from a [`Frame`](crate::Frame), whose maker promised that it stays valid
 //! until the bus is dropped (the processor owns the bus) or its generation changes (the
 //! processor flushes then, before anything else).
 
 use alloc::boxed::Box;
 use alloc::vec;
 use core::ptr::NonNull;
+
+use crate::host;
 
 const SIZE: usize = 1024;
 const SETS: usize = 4;
@@ -44,54 +46,14 @@ pub(crate) struct Tlb {
     filled: [bool; SETS],
     /// Lowest and highest linear address mapped by large pages since the last flush.
     large: (u64, u64),
+    /// Other processors use the memory at the same time.
+    pub(crate) parallel: bool,
 }
 
-/// Reads `N` bytes (1, 2, 4 or 8) as a little-endian number.
-///
-/// # Safety
-///
-/// `N` bytes at `host` must be readable.
+/// The page of the last of `N` bytes at an address; no page's number if they are not aligned.
 #[inline(always)]
-pub(crate) unsafe fn load<const N: usize>(host: *const u8) -> u64 {
-    // SAFETY: the caller promises the bytes; `read_unaligned` needs no alignment.
-    unsafe {
-        match N {
-            1 => u64::from(host.read()),
-            2 => u64::from(u16::from_le(host.cast::<u16>().read_unaligned())),
-            4 => u64::from(u32::from_le(host.cast::<u32>().read_unaligned())),
-            _ => u64::from_le(host.cast::<u64>().read_unaligned()),
-        }
-    }
-}
-
-/// Writes the low `N` bytes (1, 2, 4 or 8) of `value`, little-endian.
-///
-/// # Safety
-///
-/// `N` bytes at `host` must be writable.
-#[inline(always)]
-pub(crate) unsafe fn store<const N: usize>(host: *mut u8, value: u64) {
-    // SAFETY: the caller promises the bytes; `write_unaligned` needs no alignment.
-    unsafe {
-        match N {
-            1 => host.write(value as u8),
-            2 => host.cast::<u16>().write_unaligned((value as u16).to_le()),
-            4 => host.cast::<u32>().write_unaligned((value as u32).to_le()),
-            _ => host.cast::<u64>().write_unaligned(value.to_le()),
-        }
-    }
-}
-
-/// Writes the low `N` bytes of `value` `count` times.
-///
-/// # Safety
-///
-/// `N * count` bytes at `host` must be writable.
-unsafe fn store_run<const N: usize>(host: *mut u8, value: u64, count: usize) {
-    for i in 0..count {
-        // SAFETY: the caller promises the bytes of all elements.
-        unsafe { store::<N>(host.wrapping_add(i * N), value) };
-    }
+const fn aligned_page<const N: usize>(linear: u64) -> u64 {
+    linear & (!0xfff | (N as u64 - 1))
 }
 
 /// Place of a page in a set. Pages whose distance is a multiple of the set's reach must not meet in it: kernels copy
@@ -107,6 +69,7 @@ impl Tlb {
             sets: Self::empty(),
             filled: [false; SETS],
             large: (NONE, 0),
+            parallel: false,
         }
     }
 
@@ -123,17 +86,49 @@ impl Tlb {
         &self.sets[set & 3][slot(linear)]
     }
 
+    /// A load inside of a page. Without other processors at work a misaligned one is as fast as an aligned one;
+    /// beside them it is left to [`load_pieces`](Self::load_pieces).
     #[inline(always)]
     pub(crate) fn load<const N: usize>(&self, set: usize, linear: u64) -> Option<u64> {
         let e = self.entry(set, linear);
-        if e.read == linear.wrapping_add(N as u64 - 1) & !0xfff {
-            let host = e.addend.wrapping_add(linear as usize) as *const u8;
-            // SAFETY: first and last byte are in the page of the tag, which `fill` tied to a
-            // readable frame; flushes remove entries before their frame goes (module text).
-            Some(unsafe { load::<N>(host) })
+        let host = e.addend.wrapping_add(linear as usize) as *mut u8;
+        if e.read == aligned_page::<N>(linear) {
+            // SAFETY: the operand is aligned (a tag has zeros below the page's number), so it lies in the page of
+            // the tag, which `fill` tied to a readable frame; flushes remove entries before their frame goes
+            // (module text).
+            Some(unsafe { host::load::<N>(host) })
+        } else if !self.parallel && e.read == linear.wrapping_add(N as u64 - 1) & !0xfff {
+            // SAFETY: first and last byte are in the page of the tag; for the rest as above.
+            Some(unsafe { host::load_alone::<N>(host) })
         } else {
             None
         }
+    }
+
+    /// A load of `size` bytes (1 to 8) inside of a page, in pieces unless it is aligned.
+    pub(crate) fn load_pieces(&self, set: usize, linear: u64, size: usize) -> Option<u64> {
+        let (host, room) = self.span(set, linear, false)?;
+        // SAFETY: the bytes are in the page of a read tag; for the rest as in `load`.
+        (size <= room).then(|| unsafe { host::load_pieces(host, size) })
+    }
+
+    /// A store of `size` bytes (1 to 8) inside of a page, in pieces unless it is aligned.
+    pub(crate) fn store_pieces(
+        &mut self,
+        set: usize,
+        linear: u64,
+        size: usize,
+        value: u64,
+    ) -> bool {
+        let Some((host, _)) = self
+            .span(set, linear, true)
+            .filter(|(_, room)| size <= *room)
+        else {
+            return false;
+        };
+        // SAFETY: the bytes are in the page of a write tag; for the rest as in `load`.
+        unsafe { host::store_pieces(host, size, value) };
+        true
     }
 
     /// Sixteen bytes of one page, as two numbers.
@@ -159,17 +154,22 @@ impl Tlb {
     #[inline(always)]
     pub(crate) fn store<const N: usize>(&mut self, set: usize, linear: u64, value: u64) -> bool {
         let e = self.entry(set, linear);
-        if e.write == linear.wrapping_add(N as u64 - 1) & !0xfff {
-            let host = e.addend.wrapping_add(linear as usize) as *mut u8;
+        let host = e.addend.wrapping_add(linear as usize) as *mut u8;
+        if e.write == aligned_page::<N>(linear) {
             // SAFETY: as in `load`; a write tag is given to writable frames only.
-            unsafe { store::<N>(host, value) };
+            unsafe { host::store::<N>(host, value) };
+            true
+        } else if !self.parallel && e.write == linear.wrapping_add(N as u64 - 1) & !0xfff {
+            // SAFETY: as above.
+            unsafe { host::store_alone::<N>(host, value) };
             true
         } else {
             false
         }
     }
 
-    fn span(&self, set: usize, linear: u64, write: bool) -> Option<(*mut u8, usize)> {
+    /// The host's address of a byte, and the number of bytes from there to the end of its page.
+    pub(crate) fn span(&self, set: usize, linear: u64, write: bool) -> Option<(*mut u8, usize)> {
         let e = self.entry(set, linear);
         let tag = if write { e.write } else { e.read };
         (tag == linear & !0xfff).then(|| {
@@ -198,13 +198,12 @@ impl Tlb {
         };
         let count = (room as u64 / u64::from(size)).min(most);
         let n = count as usize;
-        // SAFETY: `n` elements are at most `room` bytes, which are in the page of a write tag.
+        // SAFETY: `n` elements are at most `room` bytes, which are in the page of a write tag. Without other processors at
+        // work nobody uses them at the same time.
         unsafe {
             match size {
-                1 => host.write_bytes(value as u8, n),
-                2 => store_run::<2>(host, value, n),
-                4 => store_run::<4>(host, value, n),
-                _ => store_run::<8>(host, value, n),
+                1 if !self.parallel => host.write_bytes(value as u8, n),
+                _ => host::fill(host, value, size as usize, n),
             }
         }
         count
@@ -230,7 +229,12 @@ impl Tlb {
         let bytes = (count * u64::from(size)) as usize;
         // SAFETY: both ranges are inside of pages with a read and a write tag, and `bytes` is at most the distance
         // between them.
-        unsafe { core::ptr::copy_nonoverlapping(source, target, bytes) };
+        unsafe {
+            match self.parallel {
+                true => host::copy(source, target, bytes),
+                false => core::ptr::copy_nonoverlapping(source, target, bytes),
+            }
+        }
         count
     }
 

@@ -1,8 +1,12 @@
 //! Copies between memory that a guest uses at the same time and memory of Rust.
 //!
 //! The guest changes its memory at any time, so no reference may point there. These functions go by
-//! raw pointers and volatile accesses. Up to 8 bytes that are aligned in guest memory are one
-//! access: a ring index, for example, is never read half old and half new.
+//! raw pointers and atomic accesses, as a guest's processor of the software platform does. Up to 8 bytes that are
+//! aligned in guest memory are one access: a ring index, for example, is never read half old and half new. Loads
+//! acquire and stores release.
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
 
 /// The widest access that is aligned at `address` and no longer than `left` bytes.
 const fn width(address: usize, left: usize) -> usize {
@@ -30,18 +34,21 @@ pub unsafe fn copy_from(source: *const u8, into: &mut [u8]) {
     let mut done = 0;
     while done < into.len() {
         let rest = &mut into[done..];
-        let at = source.wrapping_add(done);
+        let at = source.wrapping_add(done).cast_mut();
         let width = width(at as usize, rest.len());
         // SAFETY: `width` bytes from `at` on lie in the range that the caller promises, and `at` is
-        // aligned to them.
-        unsafe {
+        // aligned to them. Relaxed loads of up to 8 bytes may be from memory that is readable only
+        // (`core::sync::atomic`, "Atomic accesses to read-only memory").
+        let value = unsafe {
             match width {
-                8 => rest[..8].copy_from_slice(&at.cast::<u64>().read_volatile().to_ne_bytes()),
-                4 => rest[..4].copy_from_slice(&at.cast::<u32>().read_volatile().to_ne_bytes()),
-                2 => rest[..2].copy_from_slice(&at.cast::<u16>().read_volatile().to_ne_bytes()),
-                _ => rest[0] = at.read_volatile(),
+                8 => AtomicU64::from_ptr(at.cast()).load(Relaxed).to_le(),
+                4 => AtomicU32::from_ptr(at.cast()).load(Relaxed).to_le().into(),
+                2 => AtomicU16::from_ptr(at.cast()).load(Relaxed).to_le().into(),
+                _ => AtomicU8::from_ptr(at).load(Relaxed).into(),
             }
-        }
+        };
+        fence(Acquire);
+        rest[..width].copy_from_slice(&value.to_le_bytes()[..width]);
         done += width;
     }
 }
@@ -68,16 +75,15 @@ pub unsafe fn copy_to(destination: *mut u8, from: &[u8]) {
         // aligned to them.
         unsafe {
             match *rest {
-                [a, b, c, d, e, f, g, h, ..] if width == 8 => at
-                    .cast::<u64>()
-                    .write_volatile(u64::from_ne_bytes([a, b, c, d, e, f, g, h])),
-                [a, b, c, d, ..] if width == 4 => at
-                    .cast::<u32>()
-                    .write_volatile(u32::from_ne_bytes([a, b, c, d])),
-                [a, b, ..] if width == 2 => {
-                    at.cast::<u16>().write_volatile(u16::from_ne_bytes([a, b]));
+                [a, b, c, d, e, f, g, h, ..] if width == 8 => AtomicU64::from_ptr(at.cast())
+                    .store(u64::from_ne_bytes([a, b, c, d, e, f, g, h]), Release),
+                [a, b, c, d, ..] if width == 4 => {
+                    AtomicU32::from_ptr(at.cast()).store(u32::from_ne_bytes([a, b, c, d]), Release);
                 }
-                _ => at.write_volatile(rest[0]),
+                [a, b, ..] if width == 2 => {
+                    AtomicU16::from_ptr(at.cast()).store(u16::from_ne_bytes([a, b]), Release);
+                }
+                _ => AtomicU8::from_ptr(at).store(rest[0], Release),
             }
         }
         done += width;

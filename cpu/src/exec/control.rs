@@ -102,7 +102,9 @@ pub(super) fn select_end(i: &Instruction) -> Option<Exec> {
                 return Err(c.exit(Cause::Pause, i.len() as u8));
             }
             c.yielded = true;
-            c.skipped = c.skipped.wrapping_add(PAUSE_TICKS);
+            if !c.parallel.on {
+                c.skipped = c.skipped.wrapping_add(PAUSE_TICKS);
+            }
             Ok(())
         },
         M::Vmcall => |c, i| c.guest_call(i, Cause::Vmcall),
@@ -391,7 +393,7 @@ fn rdtsc(c: &mut Core, i: &Instruction) -> R<()> {
     if c.cr4 & CR4_TSD != 0 && c.cpl != 0 {
         return Err(c.gp(0));
     }
-    let tsc = c.tsc();
+    let tsc = c.now().wrapping_add(c.msrs.tsc_offset);
     c.set_gpr(0, 4, tsc);
     c.set_gpr(2, 4, tsc >> 32);
     if i.mnemonic() == M::Rdtscp {
@@ -422,6 +424,8 @@ fn msr(c: &mut Core, i: &Instruction) -> R<()> {
         ));
     }
     let index = c.r[1] as u32;
+    // Some of them are times.
+    let _ = c.now();
     if write {
         let value = c.r[2] << 32 | c.r[0] & 0xffff_ffff;
         if c.write_msr(index, value).is_none() {

@@ -100,8 +100,11 @@ pub(super) fn select(m: M) -> Option<Exec> {
         | M::Prefetchw
         | M::Prefetch
         | M::Lfence
-        | M::Mfence
         | M::Sfence => |_, _| Ok(()),
+        M::Mfence => |c, _| {
+            c.barrier();
+            Ok(())
+        },
         M::Clflush | M::Clflushopt | M::Clwb => |c, i| {
             // The line is read: the access faults as a load does.
             let at = c.offset(i);
@@ -243,10 +246,16 @@ fn cmpxchg_wide(c: &mut Core, i: &Instruction) -> R<()> {
     if half == 8 && at & 15 != 0 {
         return Err(c.gp(0));
     }
-    c.probe_write(seg, at, half as usize * 2)?;
+    let size = half as usize * 2;
     let mut data = [0; 16];
-    let data = &mut data[..half as usize * 2];
-    c.read_linear(seg, at, data, crate::paging::READ)?;
+    match c.load_locked(seg, at, size)? {
+        Some(value) => data = value.to_le_bytes(),
+        None => {
+            c.probe_write(seg, at, size)?;
+            c.read_linear(seg, at, &mut data[..size], READ)?;
+        }
+    }
+    let data = &mut data[..size];
     let word = |part: &[u8]| {
         let mut bytes = [0; 8];
         bytes[..part.len()].copy_from_slice(part);
@@ -258,7 +267,12 @@ fn cmpxchg_wide(c: &mut Core, i: &Instruction) -> R<()> {
     let (new_low, new_high) = if equal { (c.r[3], c.r[1]) } else { (low, high) };
     data[..half as usize].copy_from_slice(&new_low.to_le_bytes()[..half as usize]);
     data[half as usize..].copy_from_slice(&new_high.to_le_bytes()[..half as usize]);
-    c.write_linear(seg, at, data, crate::paging::WRITE)?;
+    let mut bytes = [0; 16];
+    bytes[..size].copy_from_slice(data);
+    match c.store_locked(at, size, u128::from_le_bytes(bytes)) {
+        Some(done) => done?,
+        None => c.write_linear(seg, at, data, WRITE)?,
+    }
     if !equal {
         c.set_gpr(0, half, low);
         c.set_gpr(2, half, high);

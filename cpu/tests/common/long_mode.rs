@@ -15,6 +15,13 @@ pub const STACK: u64 = 0x7000;
 
 /// 64-bit code at CPL 0 with an interrupt table whose gates all lead to `handler`.
 pub fn machine(code: &[u8], handler: &[u8]) -> (Cpu, Arc<Ram>) {
+    let ram = memory(code, handler);
+    let cpu = processor(&ram, &CodePages::new(256));
+    (cpu, ram)
+}
+
+/// Memory with that code, tables and gates.
+pub fn memory(code: &[u8], handler: &[u8]) -> Arc<Ram> {
     let ram = Ram::new(0x10_0000);
     ram.write(CODE, code);
     ram.write(HANDLER, handler);
@@ -26,8 +33,13 @@ pub fn machine(code: &[u8], handler: &[u8]) -> (Cpu, Arc<Ram>) {
     for vector in 0..64 {
         ram.write_u64(IDT + vector * 16, HANDLER | 8 << 16 | 0x8e << 40);
     }
-    let bus = TestBus::new(&ram);
-    let mut cpu = Cpu::new(Box::new(bus), CodePages::new(256), CpuidTable::intel());
+    ram
+}
+
+/// A processor at the start of the code.
+pub fn processor(ram: &Arc<Ram>, pages: &Arc<CodePages>) -> Cpu {
+    let bus = TestBus::new(ram);
+    let mut cpu = Cpu::new(Box::new(bus), Arc::clone(pages), CpuidTable::intel());
     let mut r = cpu.registers();
     let flat = |selector, rights| Segment {
         selector,
@@ -52,5 +64,5 @@ pub fn machine(code: &[u8], handler: &[u8]) -> (Cpu, Arc<Ram>) {
     for (msr, value) in [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff)] {
         cpu.write_msr(msr, value).expect("an APIC register");
     }
-    (cpu, ram)
+    cpu
 }

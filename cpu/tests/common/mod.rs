@@ -11,8 +11,11 @@ use kvm_ops_cpu::{Access, Bus, Frame, Mapping};
 
 /// Host memory that guests read and write by pointer.
 pub struct Ram {
-    cells: Box<[UnsafeCell<[u8; 4096]>]>,
+    cells: Box<[UnsafeCell<Page>]>,
 }
+
+#[repr(align(4096))]
+struct Page([u8; 4096]);
 
 // SAFETY: tests use a `Ram` from one thread at a time: that of the processor that owns the bus.
 unsafe impl Sync for Ram {}
@@ -22,7 +25,7 @@ unsafe impl Send for Ram {}
 impl Ram {
     pub fn new(bytes: usize) -> Arc<Self> {
         let cells = (0..bytes / 4096)
-            .map(|_| UnsafeCell::new([0; 4096]))
+            .map(|_| UnsafeCell::new(Page([0; 4096])))
             .collect();
         Arc::new(Self { cells })
     }

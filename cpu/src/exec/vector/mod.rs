@@ -129,8 +129,8 @@ impl Core {
             .room(self.set, at, true)
             .is_some_and(|room| room >= 16)
         {
-            self.tlb.store::<8>(self.set, at, v as u64);
-            self.tlb.store::<8>(self.set, at + 8, (v >> 64) as u64);
+            self.store_sized(seg, at, 8, v as u64)?;
+            self.store_sized(seg, at + 8, 8, (v >> 64) as u64)?;
             return Ok(());
         }
         self.write_linear(seg, at, &v.to_le_bytes()[..size], WRITE)

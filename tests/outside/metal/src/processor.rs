@@ -7,7 +7,10 @@ use alloc::boxed::Box;
 use kvm_ops_cpu::{Access, Bus, CodePages, Cpu, CpuidTable, FRAME, Frame, Mapping, Stopped};
 
 /// One page of memory, at every guest-physical address.
-struct Page(Box<UnsafeCell<[u8; FRAME]>>);
+struct Page(Box<UnsafeCell<Bytes>>);
+
+#[repr(align(4096))]
+struct Bytes([u8; FRAME]);
 
 impl Bus for Page {
     fn map(&mut self, _: u64, _: Access) -> Mapping {
@@ -36,8 +39,8 @@ impl Bus for Page {
 /// The number of instructions after which a processor that starts with this code, at its reset
 /// vector, halts.
 pub fn halts_after(code: [u8; 16]) -> Option<u64> {
-    let mut page = [0x90; FRAME];
-    page[FRAME - code.len()..].copy_from_slice(&code);
+    let mut page = Bytes([0x90; FRAME]);
+    page.0[FRAME - code.len()..].copy_from_slice(&code);
     let bus = Page(Box::new(UnsafeCell::new(page)));
     let mut cpu = Cpu::new(Box::new(bus), CodePages::new(1), CpuidTable::intel());
     (cpu.run(100) == Stopped::Halted).then(|| cpu.retired())
