@@ -220,8 +220,9 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// Opens the hosts that `choice` allows. A failure is reported only when a VM needs that host.
-    pub(crate) fn open(choice: HostChoice) -> Self {
+    /// Opens the hosts that `choice` allows. A failure is reported only when a VM needs that host. With `threads` the
+    /// vCPUs of a VM execute at the same time on the software platform, too.
+    pub(crate) fn open(choice: HostChoice, threads: bool) -> Self {
         let mut hosts = Self {
             places: Vec::new(),
             no_kvm: None,
@@ -235,7 +236,7 @@ impl Hosts {
                 Err(failure) => hosts.no_kvm = Some(failure),
             }
         }
-        hosts.places.extend(platforms());
+        hosts.places.extend(platforms(threads));
         hosts
     }
 
@@ -322,13 +323,13 @@ fn open_kvm() -> Result<Box<dyn AnyHost>, Failure> {
         .hint("`--host sim` runs VMs on the software platform"))
 }
 
-/// One software platform for each vendor.
-pub(crate) fn platforms() -> Vec<Place> {
+/// One software platform for each vendor; see [`Hosts::open`].
+pub(crate) fn platforms(threads: bool) -> Vec<Place> {
     let place = |platform: SimHost| Place {
         host: Box::new(platform.clone()),
         platform: Some(platform),
     };
-    [platform::intel(), SimHost::new(Vendor::Amd)]
+    [platform::intel(threads), platform::amd(threads)]
         .map(place)
         .into()
 }

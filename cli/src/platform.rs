@@ -9,11 +9,17 @@ const GIB: u64 = 1 << 30;
 /// Memory that the program's TDs share, with their tables and control pages. This system gives what they use of it.
 const TDX_MEMORY: u64 = 8 * GIB;
 
-/// A machine with room for a fleet of TDs.
-pub(crate) fn intel() -> SimHost {
+/// A machine with room for a fleet of TDs; `threads` for vCPUs that execute at the same time.
+pub(crate) fn intel(threads: bool) -> SimHost {
     SimHost::builder(Vendor::Intel)
+        .parallel(threads)
         .tdx(tdx(TDX_MEMORY))
         .build_lazy()
+}
+
+/// The same with an AMD SP.
+pub(crate) fn amd(threads: bool) -> SimHost {
+    SimHost::builder(Vendor::Amd).parallel(threads).build_lazy()
 }
 
 /// A TDX module with so much memory for TDs, in whole GiB.

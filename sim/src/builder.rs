@@ -14,6 +14,7 @@ use crate::{sev, tdx};
 #[derive(Debug)]
 pub struct SimHostBuilder {
     vendor: Vendor,
+    parallel: bool,
     pub(crate) tdx: Option<tdx::Setup>,
     pub(crate) sev: Option<sev::Setup>,
 }
@@ -77,9 +78,29 @@ impl SimHostBuilder {
     pub(crate) fn new(vendor: Vendor) -> Self {
         Self {
             vendor,
+            parallel: false,
             tdx: None,
             sev: None,
         }
+    }
+
+    /// Chooses whether the vCPUs of a VM execute machine code at the same time, each on the thread that runs it.
+    ///
+    /// By default they take turns, time passes with instructions, and a run is the same each time. At the same time,
+    /// the work of several vCPUs is done sooner, the guest's time is that of the host, and no run is like another
+    /// one. Only normal VMs have it: a confidential VM on such a machine is refused with
+    /// [`Error::HostLacks`](kvm_ops::Error::HostLacks).
+    ///
+    /// ```
+    /// use kvm_ops_core::{Error, Host, Tech, Vendor, VmParams};
+    /// use kvm_ops_sim::SimHost;
+    ///
+    /// let host = SimHost::builder(Vendor::Amd).parallel(true).build_lazy();
+    /// assert!(host.create_vm(Tech::Svm, &VmParams::new(2)).is_ok());
+    /// ```
+    pub fn parallel(mut self, parallel: bool) -> Self {
+        self.parallel = parallel;
+        self
     }
 
     /// Builds the machine, and brings its firmware up. Parts of another vendor's machine are ignored.
@@ -88,6 +109,7 @@ impl SimHostBuilder {
     /// [`BuildError`] with the platform's error as its source.
     pub fn build(self) -> Result<SimHost, BuildError> {
         let mut machine = Machine::new(self.vendor);
+        machine.parallel = self.parallel;
         if let (Some(setup), Vendor::Intel) = (self.tdx, self.vendor) {
             let tdx = tdx::Tdx::up(setup)?;
             machine.tdx = LazyLock::new(Box::new(|| Some(tdx)));
@@ -104,6 +126,7 @@ impl SimHostBuilder {
     /// logged, and the machine then offers no confidential VMs.
     pub fn build_lazy(self) -> SimHost {
         let mut machine = Machine::new(self.vendor);
+        machine.parallel = self.parallel;
         if let Some(setup) = self.tdx {
             machine.tdx = LazyLock::new(Box::new(|| tdx::Tdx::up_or_log(setup)));
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ops::Kick;
 
@@ -211,22 +211,53 @@ impl Wake {
         self.change(|own_waiting, own_masked| (*own_waiting, *own_masked) = (waiting, nmi_masked));
     }
 
+    /// True if a processor that executes has a reason to stop: a kick, or a message.
+    pub(crate) fn is_called(&self) -> bool {
+        let state = self.lock();
+        state.kicked || state.due || state.has_mail()
+    }
+
     /// Blocks until `event` returns a value or a kick comes, which is `None`. A kick wins, and leaves
     /// the event waiting.
     pub(crate) fn wait<T>(&self, event: impl Fn(&mut State) -> Option<T>) -> Option<T> {
+        self.wait_until(None, event).flatten()
+    }
+
+    /// The same, for so long at the most. Returns false for a kick.
+    pub(crate) fn wait_at_most(
+        &self,
+        time: Option<Duration>,
+        event: impl Fn(&mut State) -> Option<()>,
+    ) -> bool {
+        // A time that the host's clock does not have does not come.
+        let end = time.and_then(|time| Instant::now().checked_add(time));
+        self.wait_until(end, event).is_some()
+    }
+
+    /// Blocks until `event` returns a value, a kick comes (`None`), or it is time (`Some(None)`).
+    fn wait_until<T>(
+        &self,
+        end: Option<Instant>,
+        event: impl Fn(&mut State) -> Option<T>,
+    ) -> Option<Option<T>> {
         let mut state = self.lock();
         loop {
             if std::mem::take(&mut state.kicked) || self.source.interrupts() {
                 return None;
             }
             if let Some(found) = event(&mut state) {
-                return Some(found);
+                return Some(Some(found));
             }
-            state = match self.source.is_set() {
-                false => self.changed.wait(state),
-                true => self
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Some(None);
+            }
+            let asked = self.source.is_set().then_some(ASKED);
+            state = match left.into_iter().chain(asked).min() {
+                None => self.changed.wait(state),
+                Some(time) => self
                     .changed
-                    .wait_timeout(state, ASKED)
+                    .wait_timeout(state, time)
                     .map(|(state, _)| state)
                     .map_err(|poisoned| PoisonError::new(poisoned.into_inner().0)),
             }

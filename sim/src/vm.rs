@@ -81,6 +81,10 @@ impl Home {
 impl SimVm {
     pub(crate) fn new(machine: Arc<Machine>, tech: Tech, params: VmParams) -> Self {
         machine.vm_created();
+        let turns = match machine.parallel {
+            true => Turns::parallel(),
+            false => Turns::default(),
+        };
         let chips = OnceLock::new();
         if params.irqchip == Irqchip::Full {
             let _ = chips.set(Mutex::default());
@@ -95,7 +99,7 @@ impl SimVm {
                 vcpus: Mutex::default(),
                 home: Mutex::default(),
                 closed: AtomicBool::new(false),
-                turns: Turns::default(),
+                turns,
                 generation: AtomicU64::new(0),
                 processors: Mutex::default(),
                 irqchip: OnceLock::new(),

@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let before = Resources::now();
     let start = Instant::now();
     let (reports, firmware) = {
-        let mut hosts = Hosts::open(wanted(args.host, &vms));
+        let mut hosts = Hosts::open(wanted(args.host, &vms), false);
         if args.host == HostChoice::Kvm {
             // Report it once: every VM would fail for the same reason.
             if let Some(failure) = hosts.take_no_kvm() {

@@ -8,7 +8,7 @@ use super::Offer;
 
 /// Creates a VM of the technology on the platform of its vendor.
 pub(super) fn offer(tech: Tech) -> Offer {
-    match hosts::platforms()
+    match hosts::platforms(false)
         .iter()
         .find(|place| Some(place.host.vendor()) == tech.vendor())
     {

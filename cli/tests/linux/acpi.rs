@@ -7,11 +7,9 @@ use crate::boot::{CMDLINE, console, has_processors};
 use crate::common::run;
 use crate::{figures, init, kernel, processor_seconds};
 
-/// Boots a normal VM until the guest switches off.
-fn boots(vcpus: u32) {
-    let Some(kernel) = kernel("KVM_OPS_LINUX") else {
-        return;
-    };
+/// Boots a normal VM until the guest switches off. Returns its console, unless there is no kernel.
+fn boots(vcpus: u32, more: &[&str]) -> Option<String> {
+    let kernel = kernel("KVM_OPS_LINUX")?;
     let archive = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(archive.path(), initramfs(&[("init", init::guest())])).unwrap();
     let archive = archive.path().to_str().unwrap();
@@ -21,6 +19,7 @@ fn boots(vcpus: u32) {
         &["run", &kernel, "--initrd", archive, "--append", CMDLINE][..],
         &["--host", "sim", "--memory", "512M", "--vcpus", &number],
         &["--timeout", "20m", "--clock", "1795219200", "--json"],
+        more,
     ]
     .concat());
     assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
@@ -40,15 +39,52 @@ fn boots(vcpus: u32) {
     for complaint in ["ACPI Error", "ACPI BIOS Error", "Firmware Bug"] {
         assert!(!text.contains(complaint), "{text}");
     }
-    figures(&format!("Linux by ACPI, vCPUs: {vcpus}"), &report, began);
+    let how = more.join(" ");
+    figures(
+        &format!("Linux by ACPI, vCPUs: {vcpus} {how}"),
+        &report,
+        began,
+    );
+    Some(text.to_owned())
 }
 
 #[test]
 fn a_kernel_finds_its_machine_by_acpi_tables_and_switches_off() {
-    boots(1);
+    boots(1, &[]);
 }
 
 #[test]
 fn a_kernel_finds_all_its_vcpus_by_acpi_tables() {
-    boots(4);
+    boots(4, &[]);
+}
+
+/// vCPUs that execute at the same time: the kernel trusts their clocks, and waits for none of them in vain.
+fn boots_on_threads(vcpus: u32) {
+    let Some(text) = boots(vcpus, &["--threads"]) else {
+        return;
+    };
+    for complaint in [
+        "TSC warp",
+        "unstable",
+        "soft lockup",
+        "rcu_sched",
+        "WARNING:",
+        "BUG:",
+    ] {
+        assert!(!text.contains(complaint), "{complaint}: {text}");
+    }
+    assert!(
+        text.contains("clocksource: Switched to clocksource tsc"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_kernel_with_two_vcpus_that_execute_at_the_same_time_boots() {
+    boots_on_threads(2);
+}
+
+#[test]
+fn a_kernel_with_four_vcpus_that_execute_at_the_same_time_boots() {
+    boots_on_threads(4);
 }

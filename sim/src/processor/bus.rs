@@ -87,7 +87,8 @@ impl Bus for VmBus {
             return device;
         };
         // SAFETY: the page comes from a slot, so by the contract of `HostRange::new` it is mapped,
-        // writable where the mapping is, and no Rust reference to it exists. A slot changes only
+        // writable where the mapping is, and no Rust reference to it exists; it is page-aligned. Other
+        // processors and the host use it by atomic accesses. A slot changes only
         // in a turn that no processor has, and the generation that `generation` returns is another
         // one afterwards (`SimVm::set_memory_slot` and others, `VmInner::close`); the processor's
         // methods that use the frame are called in its turn (`Processor::in_turn`), and look at
@@ -127,6 +128,10 @@ impl Bus for VmBus {
 
     fn end_of_interrupt(&mut self, vector: u8) {
         self.shared.ended[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+    }
+
+    fn clock(&mut self) -> Option<u64> {
+        self.vm.turns.host_clock()
     }
 
     fn generation(&self) -> u64 {

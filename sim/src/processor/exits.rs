@@ -69,6 +69,7 @@ impl Processor {
                 };
             }
             Stopped::WaitsForStart => return Next::Sleep(None),
+            Stopped::Alone => return Next::Alone,
         };
         let access = {
             let progress = self.progress();
@@ -205,13 +206,16 @@ impl Processor {
         });
         let items = items.collect();
         let vm = std::sync::Arc::clone(&self.vm);
-        let _turn = vm.turns.take();
+        let _turn = vm.turns.take_to_execute();
         self.port = self.put_items(Port { exit, items });
         self.shared.mmio().end();
     }
 
     /// Does an access to a port of the platform's chips; the value that is read, or 0.
     pub(crate) fn chip_port(&mut self, io: &PortAccess) -> Option<u32> {
+        if let Some(now) = self.vm.turns.host_clock() {
+            self.cpu.advance_to(now);
+        }
         let now = self.cpu.clock();
         let mut chips = self.vm.chips()?;
         match io.input {

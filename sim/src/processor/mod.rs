@@ -4,11 +4,13 @@ mod bus;
 mod cpuid;
 mod events;
 mod exits;
+mod gate;
 mod groups;
 mod mmio;
 #[cfg_attr(not(any(feature = "tdx", feature = "sev")), allow(dead_code))]
 // Only confidential VMs execute in an order.
 mod order;
+mod parallel;
 mod routing;
 mod state;
 mod turns;
@@ -64,6 +66,8 @@ pub(crate) struct Processor {
     address: Option<ApicAddress>,
     /// Instructions that the machine's count has.
     counted: u64,
+    /// The next change of a timer of the platform, as of the last turn.
+    timer: Option<u64>,
     /// For a guest with encrypted memory.
     pub(crate) sev: Option<Box<sev::Side>>,
 }
@@ -92,6 +96,8 @@ pub(crate) enum Next {
     Again,
     Sleep(Option<u64>),
     Leave(Exit, Vec<u8>),
+    /// What the processor asks for is done while no other one executes.
+    Alone,
     /// An exit of an encrypted guest, which is handled when the turn is over: its back end is asked.
     #[allow(dead_code)] // Never in a build without SEV.
     Outside(CpuExit),
@@ -108,6 +114,7 @@ impl Processor {
         let cpuid = sev::cpuid(vm, cpuid::table(vm.machine.vendor, has_apic));
         let (bus, sev) = sev::surround(vm, bus);
         let mut cpu = Cpu::new(bus, vm.code_pages(), cpuid);
+        cpu.set_parallel(vm.turns.is_parallel());
         cpu.set_apic_id(id.0);
         let controls = Controls {
             io: true,
@@ -136,6 +143,7 @@ impl Processor {
             turns: 0,
             address: None,
             counted: 0,
+            timer: None,
             sev,
         };
         processor.power_on();
@@ -225,30 +233,27 @@ impl Processor {
                     next
                 }
                 None => {
-                    let turn = place.take().map_or_else(|| vm.turns.take(), Place::wait);
+                    let turn = place
+                        .take()
+                        .map_or_else(|| vm.turns.take_to_execute(), Place::wait);
                     let next = self.turn(&turn, share);
                     // The work between turns of a processor with encrypted registers has turns, too.
                     if matches!(next, Next::Again) && self.sev.is_none() {
-                        place = Some(turn.queue_again());
+                        place = turn.queue_again();
                     }
                     next
                 }
             };
+            while matches!(next, Next::Alone) {
+                next = self.run_alone();
+            }
             while let Next::Outside(exit) = next {
                 next = self.outside(exit)?;
             }
             match next {
-                Next::Again | Next::Outside(_) => {}
+                Next::Again | Next::Outside(_) | Next::Alone => {}
                 Next::Sleep(until) => {
-                    let sleeper = Sleeper {
-                        until,
-                        wake: Arc::clone(&self.wake),
-                        hears: irq::State::has_mail,
-                    };
-                    self.vm.turns.sleep(self.id.0, sleeper);
-                    let woken = self.wake.wait(irq::State::any_mail);
-                    self.vm.turns.rise(self.id.0);
-                    if woken.is_none() {
+                    if !self.sleep(until) {
                         return Ok((Exit::Interrupted, 0));
                     }
                 }
@@ -258,6 +263,22 @@ impl Processor {
                 }
             }
         }
+    }
+
+    /// Sleeps until then, or until a message comes. Returns false if a kick ended it.
+    fn sleep(&self, until: Option<u64>) -> bool {
+        if let Some(now) = self.vm.turns.host_clock() {
+            return self.sleep_on_host(now, until);
+        }
+        let sleeper = Sleeper {
+            until,
+            wake: Arc::clone(&self.wake),
+            hears: irq::State::has_mail,
+        };
+        self.vm.turns.sleep(self.id.0, sleeper);
+        let woken = self.wake.wait(irq::State::any_mail);
+        self.vm.turns.rise(self.id.0);
+        woken.is_some()
     }
 
     /// True for a processor that executes in an order with the others of its VM, so that a run is the same each time.
@@ -290,6 +311,7 @@ impl Processor {
         }
         let timer = self.look_at_chips();
         turn.set_timer(timer);
+        self.timer = timer;
         self.take_mail();
         let next = match self.port.take() {
             Some(port) => Some(self.complete_port(port)),
@@ -334,7 +356,7 @@ impl Processor {
     #[allow(dead_code)] // For the exits of encrypted guests.
     pub(crate) fn in_turn<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> T {
         let vm = Arc::clone(&self.vm);
-        let turn = vm.turns.take();
+        let turn = vm.turns.take_to_execute();
         self.cpu.advance_to(turn.clock());
         let result = self.in_memory(work);
         self.count();
@@ -376,6 +398,9 @@ impl Processor {
         self.shared.mmio().begin();
         if std::mem::take(&mut self.midway) {
             return self.in_memory(Cpu::finish_instruction);
+        }
+        if self.vm.turns.is_parallel() {
+            return self.execute_beside_others(turn);
         }
         let end = self.cpu.clock().saturating_add(budget);
         loop {

@@ -1,15 +1,17 @@
-//! Turns and time: the processors of a VM execute one after the other, and share one clock.
+//! Turns and time: the processors of a VM execute one after the other, or at the same time, and share one clock.
 //!
-//! `kvm-ops-cpu` does atomic instructions without atomics, so at most one processor of a VM executes
-//! at a time. A turn is also the time at which memory slots may change: a processor keeps pointers
-//! to memory, and looks at the generation of the slots when its turn begins.
+//! One after the other, a run is the same each time. A turn is also the time at which memory slots may change: a
+//! processor keeps pointers to memory, and looks at the generation of the slots when its turn begins. The clock
+//! counts instructions. While every processor sleeps, it jumps to the next deadline.
 //!
-//! The clock counts instructions. While every processor sleeps, it jumps to the next deadline.
+//! At the same time ([`Turns::parallel`]), processors have turns together, and who changes slots has one alone. The
+//! clock is the host's, and each processor sleeps on its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::gate::{self, Gate};
 use super::order::Order;
 use crate::irq::{self, Wake};
 
@@ -17,6 +19,15 @@ use crate::irq::{self, Wake};
 pub(crate) struct Turns {
     state: Mutex<State>,
     changed: Condvar,
+    /// Of processors that execute at the same time.
+    together: Option<Together>,
+}
+
+#[derive(Debug)]
+struct Together {
+    gate: Gate,
+    /// Where the clock was 0.
+    start: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +77,18 @@ pub(crate) struct Place<'a> {
 
 /// The right to execute, or to change memory slots.
 #[derive(Debug)]
-pub(crate) struct Turn<'a>(&'a Turns);
+pub(crate) struct Turn<'a> {
+    turns: &'a Turns,
+    /// Held until the turn ends, with processors that execute at the same time; a ticket otherwise.
+    held: Option<Held<'a>>,
+}
+
+#[derive(Debug)]
+#[allow(dead_code)] // Held for their drops.
+enum Held<'a> {
+    Shared(gate::Shared<'a>),
+    Alone(gate::Alone<'a>),
+}
 
 impl Turns {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -102,9 +124,43 @@ impl Turns {
         }
     }
 
-    /// Waits for a turn: first come, first served.
+    /// For processors that execute at the same time.
+    pub(crate) fn parallel() -> Self {
+        Self {
+            together: Some(Together {
+                gate: Gate::default(),
+                start: Instant::now(),
+            }),
+            ..Self::default()
+        }
+    }
+
+    /// True if processors execute at the same time.
+    pub(crate) fn is_parallel(&self) -> bool {
+        self.together.is_some()
+    }
+
+    /// Waits for a turn in which no processor executes: first come, first served.
     pub(crate) fn take(&self) -> Turn<'_> {
-        self.queue().wait()
+        match &self.together {
+            None => self.queue().wait(),
+            Some(together) => self.turn(Held::Alone(together.gate.alone())),
+        }
+    }
+
+    /// Waits for a turn to execute in, or to use memory through a processor.
+    pub(crate) fn take_to_execute(&self) -> Turn<'_> {
+        match &self.together {
+            None => self.queue().wait(),
+            Some(together) => self.turn(Held::Shared(together.gate.share())),
+        }
+    }
+
+    fn turn<'a>(&'a self, held: Held<'a>) -> Turn<'a> {
+        Turn {
+            turns: self,
+            held: Some(held),
+        }
     }
 
     /// A place behind all who wait.
@@ -120,7 +176,13 @@ impl Turns {
 
     /// Ticks since the VM was created, each a nanosecond.
     pub(crate) fn clock(&self) -> u64 {
-        self.lock().clock
+        self.host_clock().unwrap_or_else(|| self.lock().clock)
+    }
+
+    /// The clock, if it is that of the host. It never goes back, whoever looks.
+    pub(crate) fn host_clock(&self) -> Option<u64> {
+        let together = self.together.as_ref()?;
+        Some(u64::try_from(together.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
     /// A processor takes part from now on.
@@ -160,14 +222,18 @@ impl Turns {
         });
     }
 
-    pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    /// Changes who is awake. Processors that execute at the same time are in no order, and time does not wait for
+    /// them.
+    pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
+        if self.is_parallel() {
+            return;
+        }
         let mut state = self.lock();
-        let result = change(&mut state);
+        change(&mut state);
         let State { awake, order, .. } = &mut *state;
         if order.settle(awake) {
             self.notify(&state);
         }
-        result
     }
 }
 
@@ -181,7 +247,7 @@ impl<'a> Place<'a> {
         while state.serving != ticket {
             state = turns.wait(state, None);
         }
-        Turn(turns)
+        Turn { turns, held: None }
     }
 }
 
@@ -199,44 +265,57 @@ impl Drop for Place<'_> {
 
 impl<'a> Turn<'a> {
     /// A place for the next turn, behind those who wait already. Who queues only after this turn may be behind
-    /// the others' next turns, as their threads run before this one does again.
-    pub(crate) fn queue_again(&self) -> Place<'a> {
-        self.0.queue()
+    /// the others' next turns, as their threads run before this one does again. `None` for a turn that others have, too.
+    pub(crate) fn queue_again(&self) -> Option<Place<'a>> {
+        self.held.is_none().then(|| self.turns.queue())
     }
 
     pub(crate) fn clock(&self) -> u64 {
-        self.0.lock().clock
+        self.turns.clock()
     }
 
-    /// True if someone waits for the next turn.
+    /// True if someone waits until this turn ends.
     pub(crate) fn is_wanted(&self) -> bool {
-        let state = self.0.lock();
-        state.next > state.serving + 1
+        match &self.turns.together {
+            None => {
+                let state = self.turns.lock();
+                state.next > state.serving + 1
+            }
+            Some(together) => together.gate.is_wanted(),
+        }
     }
 
-    /// The clock is at least `clock` now.
+    /// The clock is at least `clock` now. That of the host needs nobody to say so.
     pub(crate) fn pass_time(&self, clock: u64) {
-        let mut state = self.0.lock();
+        if self.turns.is_parallel() {
+            return;
+        }
+        let mut state = self.turns.lock();
         state.clock = state.clock.max(clock);
         state.wake_due();
     }
 
     /// The next change of a timer of the platform.
     pub(crate) fn set_timer(&self, at: Option<u64>) {
-        self.0.lock().timer = at;
+        if !self.turns.is_parallel() {
+            self.turns.lock().timer = at;
+        }
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
+        if self.held.is_some() {
+            return;
+        }
         let waited = {
-            let mut state = self.0.lock();
+            let mut state = self.turns.lock();
             state.serve_next();
             state.waiting > 0
         };
         // Whoever wakes finds the state unlocked.
         if waited {
-            self.0.changed.notify_all();
+            self.turns.changed.notify_all();
         }
     }
 }
@@ -347,7 +426,7 @@ mod tests {
     fn who_queues_during_the_turn_comes_before_those_who_queue_after_it() {
         let turns = Turns::default();
         let turn = turns.take();
-        let place = turn.queue_again();
+        let place = turn.queue_again().unwrap();
         drop(turn);
         let order = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -368,7 +447,7 @@ mod tests {
     fn a_place_that_is_given_up_is_passed_over() {
         let turns = Turns::default();
         let turn = turns.take();
-        let (early, late) = (turn.queue_again(), turn.queue_again());
+        let (early, late) = (turn.queue_again().unwrap(), turn.queue_again().unwrap());
         drop(early);
         drop(turn);
         drop(late);

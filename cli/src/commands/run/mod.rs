@@ -110,6 +110,11 @@ pub(crate) struct Args {
           value_parser = clap::value_parser!(u32).range(1..=MAX_VCPUS as i64))]
     vcpus: u32,
 
+    /// Run the vCPUs at the same time on the software platform, as /dev/kvm does, and not in turns: faster with
+    /// several, in the host's time, and no run is like another one. Only for normal VMs
+    #[arg(long)]
+    threads: bool,
+
     /// The format of the image, instead of what it looks like
     #[arg(long, value_parser = formats())]
     format: Option<ImageFormat>,
@@ -254,7 +259,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let disks = disks::open(&args.disks)?;
     let interrupt = Interrupt::install()?;
-    let mut hosts = Hosts::open(args.host);
+    let mut hosts = Hosts::open(args.host, args.threads);
     if args.host == HostChoice::Kvm
         && let Some(failure) = hosts.take_no_kvm()
     {

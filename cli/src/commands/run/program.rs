@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
     let image = wanted(args, tech)?;
     let disks = disks::open(&args.disks)?;
     let interrupt = Interrupt::install()?;
-    let hosts = Hosts::open(args.host);
+    let hosts = Hosts::open(args.host, args.threads);
     // HLT ends a vCPU, unless it is asked to wait.
     let irqchip = args.irqchip.unwrap_or(Irqchip::None);
     let place = args.place(&hosts, Needs::Processor, irqchip)?;

@@ -18,7 +18,7 @@ pub(super) fn run(args: &Args, tech: Tech) -> Outcome {
     let (image, bytes) = wanted(args)?;
     let disks = disks::open(&args.disks)?;
     let interrupt = Interrupt::install()?;
-    let hosts = Hosts::open(args.host);
+    let hosts = Hosts::open(args.host, args.threads);
     let irqchip = args.irqchip.unwrap_or(Irqchip::Full);
     let place = args.place(&hosts, Needs::Processor, irqchip)?;
     let taken = args.tell_taken(&image);

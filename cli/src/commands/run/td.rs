@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         .code(Code::Usage));
     }
     let interrupt = Interrupt::install()?;
-    let hosts = Hosts::open(args.host);
+    let hosts = Hosts::open(args.host, args.threads);
     let (needs, default) = match guest {
         Guest::Code(_) => (Needs::Processor, Irqchip::Split),
         Guest::Tour(..) => (Needs::Anything, Irqchip::None),
