@@ -7,13 +7,12 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::{Kind, Tech, Vendor};
 use kvm_ops_machine::{ConsoleSink, End, Image, ImageFormat, Machine, MachineConfig};
 use soft_amd_sp::measure::Launch;
-use support::Until;
+use support::boots;
 
 const MEMORY: u64 = 256 << 20;
 /// The end of the boot manager's work, where nothing can be booted.
@@ -43,17 +42,6 @@ fn runs_to_the_boot_manager(firmware: &Path) -> (u64, String) {
     assert_eq!(*machine.vm().measurement().unwrap().bytes(), expected);
 
     boots(machine, &host, NOTHING_TO_BOOT)
-}
-
-/// Runs the only machine of a host until its console shows the text, with a clock that stands.
-fn boots(machine: Machine<SimHost>, host: &SimHost, text: &'static str) -> (u64, String) {
-    let console = ConsoleSink::capture();
-    let q35 = machine.q35(console.clone());
-    let q35 = q35.map_devices(|devices| devices.stop_clock(1_795_219_200));
-    let handler = Until::new(q35, console.clone(), text);
-    // Half a billion instructions, and the processor is not optimised in a test.
-    let instructions = handler.counts(machine, host, Duration::from_secs(400));
-    (instructions, console.text())
 }
 
 #[test]

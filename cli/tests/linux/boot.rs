@@ -1,4 +1,4 @@
-//! Boots of confidential guests: firmware, kernel, user space.
+//! Boots by firmware: OVMF, kernel, user space.
 
 use serde_json::Value;
 use tempfile::NamedTempFile;

@@ -3,7 +3,7 @@
 //! `KVM_OPS_LINUX` names the kernel, a bzImage with a serial console, `KVM_OPS_LINUX_TDX` and `KVM_OPS_LINUX_SNP` one that
 //! knows TDX or SNP, with its modules where its package has them; without them the tests say that they are skipped.
 //! `KVM_OPS_LINUX=vmlinuz cargo test --release -p kvm-ops-cli --test linux -- --nocapture --test-threads 1` prints the figures
-//! of docs/machine-code.md. `KVM_OPS_OVMF` names the firmware of the TD, and `KVM_OPS_OVMF_SEV` that of the SNP guest, if they
+//! of docs/machine-code.md. `KVM_OPS_OVMF` names the firmware of normal VMs and TDs, and `KVM_OPS_OVMF_SEV` that of the SNP guest, if they
 //! are not where Debian installs them.
 
 mod acpi;
@@ -15,6 +15,7 @@ mod console;
 mod disk;
 mod init;
 mod modules;
+mod pc;
 mod program;
 mod snp;
 mod td;

@@ -130,6 +130,23 @@ impl<D: ExitHandler> Until<D> {
     }
 }
 
+/// Runs the only machine of a host, with the devices of a Q35 and a clock that stands, until its console shows the text. Returns
+/// the instructions that this took, and the console's text.
+#[track_caller]
+pub(crate) fn boots(
+    machine: Machine<SimHost>,
+    host: &SimHost,
+    text: &'static str,
+) -> (u64, String) {
+    let console = ConsoleSink::capture();
+    let q35 = machine.q35(console.clone());
+    let q35 = q35.map_devices(|devices| devices.stop_clock(1_795_219_200));
+    let handler = Until::new(q35, console.clone(), text);
+    // Half a billion instructions, and the processor is not optimised in a test.
+    let instructions = handler.counts(machine, host, Duration::from_secs(400));
+    (instructions, console.text())
+}
+
 impl<D: ExitHandler> ExitHandler for Until<D> {
     fn handle(&self, exit: &mut ExitContext<'_>) -> Flow {
         let before = self.console.printed();
