@@ -94,7 +94,10 @@ pub(crate) fn has_pairs() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         const CMPXCHG16B: u32 = 1 << 13;
-        core::arch::x86_64::__cpuid(1).ecx & CMPXCHG16B != 0
+        // SAFETY: every x86-64 processor has the CPUID instruction, in every mode. (A safe function in newer toolchains, hence the allow.)
+        #[allow(unused_unsafe)]
+        let features = unsafe { core::arch::x86_64::__cpuid(1) }.ecx;
+        features & CMPXCHG16B != 0
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
