@@ -9,22 +9,24 @@ use crate::state::{Core, Pending, R};
 use crate::task::Source;
 
 /// The stack that a frame is pushed to.
-struct Frame {
+pub(crate) struct Frame {
     seg: Segment,
     sp: u64,
     mask: u64,
     flat: bool,
     access: Linear,
+    /// Error code of #SS if the frame does not fit.
+    code: u32,
 }
 
 impl Frame {
-    fn push(&mut self, core: &mut Core, size: u32, value: u64) -> R<()> {
+    pub(crate) fn push(&mut self, core: &mut Core, size: u32, value: u64) -> R<()> {
         let sp = self.sp.wrapping_sub(size.into()) & self.mask;
         let at = if self.flat {
             sp
         } else {
             if !self.seg.contains(sp, size.into()) {
-                return Err(core.fault(Exception::with_code(Exception::SS, 0)));
+                return Err(core.fault(Exception::with_code(Exception::SS, self.code)));
             }
             self.seg.base.wrapping_add(sp) & 0xffff_ffff
         };
@@ -208,68 +210,91 @@ impl Core {
         if long && !self.canonical(gate.offset) || !long && gate.offset > u64::from(code.limit) {
             return Err(self.gp(ext));
         }
-        self.finish(gate, code, cpl, frame);
+        self.finish(gate, code, cpl, &frame);
         Ok(())
     }
 
     /// The stack for a handler at privilege `cpl`.
     fn event_stack(&mut self, cpl: u8, ist: u8, ext: u32) -> R<Frame> {
-        let access = if cpl < 3 { SYSTEM_WRITE } else { WRITE };
-        let inner = cpl != self.cpl;
-        if self.long_mode() {
-            let sp = if ist != 0 {
-                self.tss(0x24 + u64::from(ist - 1) * 8, 8, ext)?
-            } else if inner {
-                self.tss(4 + u64::from(cpl) * 8, 8, ext)?
-            } else if self.bits == 64 || self.seg[SS].big() {
-                self.r[4]
-            } else {
-                self.r[4] & 0xffff
-            };
-            if !self.canonical(sp) {
-                return Err(self.fault(Exception::with_code(Exception::SS, ext)));
-            }
-            let seg = if inner {
-                let null = Segment::null(cpl.into());
-                Segment {
-                    rights: null.rights | u32::from(cpl) << 5,
-                    ..null
-                }
-            } else {
-                self.seg[SS]
-            };
-            return Ok(Frame {
-                seg,
-                sp: sp & !15,
-                mask: u64::MAX,
-                flat: true,
-                access,
-            });
-        }
-        let (seg, sp) = if inner {
-            let wide = self.tr.kind() & 8 != 0;
-            let (sp, selector) = if wide {
-                let at = 4 + u64::from(cpl) * 8;
-                (self.tss(at, 4, ext)?, self.tss(at + 4, 2, ext)?)
-            } else {
-                let at = 2 + u64::from(cpl) * 4;
-                (self.tss(at, 2, ext)?, self.tss(at + 2, 2, ext)?)
-            };
-            (
-                self.stack_segment(selector as u16, cpl, Exception::TS, ext)?,
-                sp,
-            )
+        let long = self.long_mode();
+        let mut frame = if long && ist != 0 {
+            let sp = self.tss(0x24 + u64::from(ist - 1) * 8, 8, ext)?;
+            self.flat_stack(cpl, sp, ext)?
+        } else if cpl != self.cpl {
+            self.inner_stack(cpl, ext)?
+        } else if long {
+            self.flat_stack(cpl, self.r[4] & self.stack_mask(), ext)?
         } else {
-            (self.seg[SS], self.r[4])
+            self.segment_stack(self.seg[SS], cpl, self.r[4], ext)
         };
-        let mask = if seg.big() { 0xffff_ffff } else { 0xffff };
+        if long {
+            frame.sp &= !15;
+        }
+        Ok(frame)
+    }
+
+    /// The stack of an inner privilege, which the task state segment names.
+    pub(crate) fn inner_stack(&mut self, cpl: u8, ext: u32) -> R<Frame> {
+        if self.long_mode() {
+            let sp = self.tss(4 + u64::from(cpl) * 8, 8, ext)?;
+            return self.flat_stack(cpl, sp, ext);
+        }
+        let wide = self.tr.kind() & 8 != 0;
+        let (sp, selector) = if wide {
+            let at = 4 + u64::from(cpl) * 8;
+            (self.tss(at, 4, ext)?, self.tss(at + 4, 2, ext)? as u16)
+        } else {
+            let at = 2 + u64::from(cpl) * 4;
+            (self.tss(at, 2, ext)?, self.tss(at + 2, 2, ext)? as u16)
+        };
+        let seg = self.stack_segment(selector, cpl, Exception::TS, ext)?;
+        let code = u32::from(selector & !3) | ext;
+        Ok(self.segment_stack(seg, cpl, sp, code))
+    }
+
+    /// A stack of long mode. An inner one has a null segment.
+    fn flat_stack(&mut self, cpl: u8, sp: u64, ext: u32) -> R<Frame> {
+        if !self.canonical(sp) {
+            return Err(self.fault(Exception::with_code(Exception::SS, ext)));
+        }
+        let seg = if cpl != self.cpl {
+            let null = Segment::null(cpl.into());
+            Segment {
+                rights: null.rights | u32::from(cpl) << 5,
+                ..null
+            }
+        } else {
+            self.seg[SS]
+        };
         Ok(Frame {
+            seg,
+            sp,
+            mask: u64::MAX,
+            flat: true,
+            access: stack_access(cpl),
+            code: ext,
+        })
+    }
+
+    fn segment_stack(&self, seg: Segment, cpl: u8, sp: u64, code: u32) -> Frame {
+        let mask = if seg.big() { 0xffff_ffff } else { 0xffff };
+        Frame {
             seg,
             sp: sp & mask,
             mask,
             flat: false,
-            access,
-        })
+            access: stack_access(cpl),
+            code,
+        }
+    }
+
+    /// Makes the stack of a frame that of the processor.
+    pub(crate) fn enter_frame(&mut self, frame: &Frame) {
+        self.seg[SS] = frame.seg;
+        self.r[4] = match frame.mask {
+            0xffff => self.r[4] & !0xffff | frame.sp,
+            _ => frame.sp,
+        };
     }
 
     /// Reads a field of the task state segment.
@@ -312,7 +337,7 @@ impl Core {
         Ok(())
     }
 
-    fn finish(&mut self, gate: Gate, code: Segment, cpl: u8, frame: Frame) {
+    fn finish(&mut self, gate: Gate, code: Segment, cpl: u8, frame: &Frame) {
         let from_vm86 = self.vm86();
         if from_vm86 {
             for seg in [0, 3, 4, 5] {
@@ -323,13 +348,7 @@ impl Core {
         if gate.kind & 1 == 0 {
             self.system_flags &= !flags::IF;
         }
-        let keep_high = frame.mask == 0xffff;
-        self.seg[SS] = frame.seg;
-        self.r[4] = if keep_high {
-            self.r[4] & !0xffff | frame.sp
-        } else {
-            frame.sp
-        };
+        self.enter_frame(frame);
         let selector = code.selector & !3 | u16::from(cpl);
         self.seg[CS] = Segment {
             selector,
@@ -339,4 +358,9 @@ impl Core {
         self.rip = gate.offset;
         self.update_mode();
     }
+}
+
+/// Frames for inner privileges are written as the processor's own data.
+fn stack_access(cpl: u8) -> Linear {
+    if cpl < 3 { SYSTEM_WRITE } else { WRITE }
 }

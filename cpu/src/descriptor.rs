@@ -180,6 +180,22 @@ impl Core {
         Ok(())
     }
 
+    /// The second 8 bytes of a system descriptor of long mode; #GP(selector) if they are outside of the table or have a type.
+    pub(crate) fn upper_half(&mut self, selector: u16, d: Descriptor) -> R<u64> {
+        let limit = match selector & 4 {
+            0 => u64::from(self.gdtr.limit),
+            _ => u64::from(self.ldtr.limit),
+        };
+        if u64::from(selector & !7) + 15 > limit {
+            return Err(self.selector_fault(Exception::GP, selector, 0));
+        }
+        let high = self.system_read(d.at.wrapping_add(8), 8)?;
+        if high >> 40 & 0x1f != 0 {
+            return Err(self.selector_fault(Exception::GP, selector, 0));
+        }
+        Ok(high)
+    }
+
     /// A descriptor of 16 bytes in long mode, 8 otherwise: TSS, LDT and gates.
     fn system_segment(&mut self, selector: u16) -> R<(Descriptor, Segment)> {
         if selector & 4 != 0 {
@@ -188,12 +204,8 @@ impl Core {
         let d = self.descriptor(selector, Exception::GP, 0)?;
         let mut s = Segment::from_descriptor(selector, d.low);
         if self.long_mode() {
-            if u64::from(selector & !7) + 15 > u64::from(self.gdtr.limit) {
-                return Err(self.selector_fault(Exception::GP, selector, 0));
-            }
-            let high = self.system_read(d.at.wrapping_add(8), 8)?;
-            s.base |= high << 32;
-            if high >> 40 & 0x1f != 0 || !self.canonical_base(s.base) {
+            s.base |= self.upper_half(selector, d)? << 32;
+            if !self.canonical_base(s.base) {
                 return Err(self.selector_fault(Exception::GP, selector, 0));
             }
         }

@@ -1,7 +1,6 @@
 //! Far jumps, calls and returns, IRET, and the fast system calls.
 
-use iced_x86::Code;
-
+use crate::call_gate::{NARROW, WIDE};
 use crate::descriptor::Descriptor;
 use crate::fault::Exception;
 use crate::flags;
@@ -40,13 +39,17 @@ impl Core {
     }
 
     /// Far JMP, or CALL with `push` bytes an element. RIP is already that of the next instruction.
-    pub(crate) fn far(
-        &mut self,
-        code: Code,
-        selector: u16,
-        offset: u64,
-        push: Option<u32>,
-    ) -> R<()> {
+    pub(crate) fn far(&mut self, selector: u16, offset: u64, push: Option<u32>) -> R<()> {
+        let (sp, task) = (self.r[4], self.tr.selector);
+        let result = self.far_inner(selector, offset, push);
+        // A new task has its own stack.
+        if result.is_err() && self.tr.selector == task {
+            self.r[4] = sp;
+        }
+        result
+    }
+
+    fn far_inner(&mut self, selector: u16, offset: u64, push: Option<u32>) -> R<()> {
         let target = if self.paragraphs() {
             None
         } else {
@@ -59,16 +62,19 @@ impl Core {
                 1 | 5 | 9 if !self.long_mode() => {
                     return self.far_task(selector, d, push.is_some());
                 }
-                4 | 12 => return Err(self.missing(code)),
+                NARROW if !self.long_mode() => return self.far_gate(selector, d, push.is_some()),
+                WIDE => return self.far_gate(selector, d, push.is_some()),
                 _ => return Err(self.selector_fault(Exception::GP, selector, 0)),
             }
         };
-        let sp = self.r[4];
-        let result = self.far_transfer(target, selector, offset, push);
-        if result.is_err() {
-            self.r[4] = sp;
+        if let Some(size) = push {
+            self.push(size, self.seg[CS].selector.into())?;
+            self.push(size, self.rip)?;
         }
-        result
+        match target {
+            Some(s) => self.enter_code(s, offset),
+            None => self.real_far(selector, offset),
+        }
     }
 
     /// Far JMP or CALL to a task state segment or a task gate.
@@ -85,23 +91,6 @@ impl Core {
         };
         let source = if call { Source::Call } else { Source::Jump };
         self.switch_task(target, source, self.rip, None)
-    }
-
-    fn far_transfer(
-        &mut self,
-        target: Option<Segment>,
-        selector: u16,
-        offset: u64,
-        push: Option<u32>,
-    ) -> R<()> {
-        if let Some(size) = push {
-            self.push(size, self.seg[CS].selector.into())?;
-            self.push(size, self.rip)?;
-        }
-        match target {
-            Some(s) => self.enter_code(s, offset),
-            None => self.real_far(selector, offset),
-        }
     }
 
     /// Far RET with `size` bytes an element and `extra` bytes to drop.
@@ -202,13 +191,11 @@ impl Core {
     pub(crate) fn iret(&mut self, size: u32) -> R<()> {
         let (sp, task) = (self.r[4], self.tr.selector);
         let result = self.iret_inner(size);
-        if result.is_err() {
-            // Unless a new task has its own stack.
-            if self.tr.selector == task {
-                self.r[4] = sp;
-            }
-        } else {
+        if result.is_ok() {
             self.nmi_blocked = false;
+        } else if self.tr.selector == task {
+            // A new task has its own stack.
+            self.r[4] = sp;
         }
         result
     }
@@ -361,8 +348,11 @@ impl Core {
         Ok(())
     }
 
-    /// SYSENTER.
+    /// SYSENTER. AMD's processors have it outside of long mode only.
     pub(crate) fn sysenter(&mut self) -> R<()> {
+        if self.long_mode() && self.cpuid.is_amd() {
+            return Err(self.ud());
+        }
         let selector = self.msrs.sysenter_cs as u16 & !3;
         if !self.protected() || selector == 0 {
             return Err(self.gp(0));
@@ -378,8 +368,11 @@ impl Core {
         Ok(())
     }
 
-    /// SYSEXIT with 4- or 8-byte operands.
+    /// SYSEXIT with 4- or 8-byte operands; as SYSENTER on AMD's processors.
     pub(crate) fn sysexit(&mut self, size: u32) -> R<()> {
+        if self.long_mode() && self.cpuid.is_amd() {
+            return Err(self.ud());
+        }
         let base = self.msrs.sysenter_cs as u16 & !3;
         if !self.protected() || self.cpl != 0 || base == 0 {
             return Err(self.gp(0));

@@ -11,6 +11,7 @@ mod bits;
 mod breakpoint;
 mod build;
 mod bus;
+mod call_gate;
 mod cpu;
 mod cpuid;
 mod deliver;

@@ -184,7 +184,7 @@ fn far(c: &mut Core, i: &Instruction) -> R<()> {
         }
     };
     let push = (i.mnemonic() == M::Call).then_some(size);
-    c.far(i.code(), selector, offset, push)
+    c.far(selector, offset, push)
 }
 
 fn count_branch(c: &mut Core, i: &Instruction) -> R<()> {
