@@ -203,7 +203,10 @@ impl Core {
             if decoder.last_error() == DecoderError::NoMoreBytes {
                 break;
             }
-            if self.bits != 64 && i.next_ip().wrapping_sub(1) > limit {
+            // The decoder takes the most that an instruction may have if it finds no end before.
+            let too_long = i.is_invalid() && i.len() == LONGEST;
+            let outside = self.bits != 64 && i.next_ip().wrapping_sub(1) > limit;
+            if too_long || outside {
                 if list.is_empty() {
                     return Err(self.gp(0));
                 }

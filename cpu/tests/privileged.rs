@@ -608,6 +608,25 @@ fn what_is_not_implemented_is_ud_and_named() {
 }
 
 #[test]
+fn an_instruction_of_more_than_15_bytes_is_gp() {
+    const PREFIX: u8 = 0x66;
+    const NOP: u8 = 0x90;
+    let mut m = Machine::new();
+    m.code(&[&[PREFIX; 14][..], &[NOP]].concat());
+    assert_eq!(m.cpu.run(1), Stopped::Budget);
+    assert_eq!(m.cpu.rip(), CODE + 15);
+    // A NOP before it is executed.
+    m.code(&[&[NOP][..], &[PREFIX; 15], &[NOP]].concat());
+    let e = m.exception(2).expect("an exception");
+    assert_eq!((e.vector, e.code, m.cpu.rip()), (13, Some(0), CODE + 1));
+    // Prefixes before UD2 and before an opcode that there is not change nothing.
+    for opcode in [[0x0f, 0x0b], [0x0f, 0xff]] {
+        m.code(&[&[PREFIX; 3][..], &opcode].concat());
+        assert_eq!(m.exception(1).map(|e| e.vector), Some(6));
+    }
+}
+
+#[test]
 fn an_event_that_faults_while_it_is_delivered_exits_with_its_vectoring() {
     let mut m = Machine::new();
     // No interrupt table: #GP while interrupt 33 is delivered.

@@ -8,12 +8,12 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Cargo, in the root of the repository.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
-    // Compiler flags of the tests (coverage, other processors) would change the code under
-    // inspection.
+    // Compiler flags of the tests (coverage, other processors) and incremental builds would change the code under inspection.
     cargo
         .current_dir(ROOT)
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("CARGO_INCREMENTAL")
         .env_remove("CARGO_PROFILE_RELEASE_LTO");
     cargo
 }
