@@ -11,7 +11,7 @@ use crate::failure::{Failure, Outcome};
 /// AMD's key distribution service would give them for the chip.
 pub(crate) fn certificates(platform: &Platform) -> Outcome<Vec<u8>> {
     let unknown = || Failure::new("the software AMD SP is of no product with certificates");
-    let (family, model) = family_model(platform.cpuid_signature());
+    let (family, model, _) = platform.cpuid_fms();
     let product = Product::from_cpuid(family, model).ok_or_else(unknown)?;
     let tcb =
         Tcb::from_bytes(product, platform.reported_tcb().0.to_le_bytes()).ok_or_else(unknown)?;
@@ -33,16 +33,6 @@ pub(crate) fn certificates(platform: &Platform) -> Outcome<Vec<u8>> {
     ]))
 }
 
-/// Family and model of a processor's signature (CPUID leaf 1, EAX), extended parts added.
-fn family_model(signature: u32) -> (u8, u8) {
-    let nibble = |at: u32| (signature >> at) as u8 & 0xf;
-    let extended = (signature >> 20) as u8;
-    (
-        nibble(8).saturating_add(extended),
-        nibble(16) << 4 | nibble(4),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,8 +41,6 @@ mod tests {
 
     #[test]
     fn a_table_has_the_chain_of_the_platforms_key() {
-        assert_eq!(family_model(0x00a1_0f11), (0x19, 0x11));
-        assert_eq!(family_model(0x00a0_0f11), (0x19, 0x01));
         let platform = Platform::builder().build().unwrap();
         let bytes = certificates(&platform).unwrap();
         let entries = table::read(&bytes).unwrap();

@@ -299,6 +299,11 @@ impl Platform {
         self.machine.config.c_bit
     }
 
+    /// Family, model and stepping of the platform's processor, as reports of version 3 and later have them.
+    pub fn cpuid_fms(&self) -> (u8, u8, u8) {
+        self.machine.config.fms
+    }
+
     /// Family, model and stepping of the processor, as CPUID reports them (leaf 1, EAX).
     pub fn cpuid_signature(&self) -> u32 {
         self.machine.config.cpuid_signature()
