@@ -103,14 +103,23 @@ pub(crate) fn keep_private(cpu: &Cpu) -> Option<()> {
     cpu.print(&[get(cpu, 0x070)? as u8])
 }
 
+/// Length of the private buffer.
+pub(crate) const PRIVATE_BYTES: u32 = 16;
+
 /// Shares the rings, and has the device read a buffer that it keeps private.
 pub(crate) fn private_buffer(cpu: &Cpu) -> Option<()> {
     cpu.share(TRANSMIT, 1)?;
     begin(cpu)?;
-    queue(cpu, 1, TRANSMIT, 16, 0)?;
+    queue(cpu, 1, TRANSMIT, PRIVATE_BYTES, 0)?;
     cpu.write(memory(cpu, TRANSMIT, 0), &RECEIVE.get().to_le_bytes())?;
     register(cpu, 0x070, 0xf)?;
     register(cpu, 0x050, 1)?;
     (cpu.halt()? == VECTOR).then_some(())?;
     cpu.print(&[get(cpu, 0x070)? as u8])
+}
+
+/// The same with the message in the buffer.
+pub(crate) fn private_message(cpu: &Cpu) -> Option<()> {
+    cpu.write(cpu.private(RECEIVE), MESSAGE)?;
+    private_buffer(cpu)
 }

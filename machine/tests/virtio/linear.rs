@@ -40,7 +40,16 @@ impl Cpu {
 
     /// The address of memory, or of a device, that is shared with the host.
     pub(crate) fn shared(&self, gpa: Gpa) -> Gpa {
-        let page = self.mask.join(Gfn::containing(gpa), Privacy::Shared);
+        self.address(gpa, Privacy::Shared)
+    }
+
+    /// The address of memory that the host cannot read.
+    pub(crate) fn private(&self, gpa: Gpa) -> Gpa {
+        self.address(gpa, Privacy::Private)
+    }
+
+    fn address(&self, gpa: Gpa, privacy: Privacy) -> Gpa {
+        let page = self.mask.join(Gfn::containing(gpa), privacy);
         // A normal VM has one kind of memory.
         page.map_or(gpa, |page| Gpa::new(page.get() + gpa.get() % 4096))
     }
