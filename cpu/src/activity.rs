@@ -129,6 +129,12 @@ impl Cpu {
         self.core.flush_all();
     }
 
+    /// True if the processor has the MSR, or one of its kind: what [`read_msr`](Self::read_msr) and
+    /// [`write_msr`](Self::write_msr) refuse is a mode, a bank or a value then, and not the number.
+    pub fn knows_msr(&self, index: u32) -> bool {
+        self.core.knows_msr(index)
+    }
+
     /// True if the processor has the MSR, whatever the mode of its local APIC.
     pub fn has_msr(index: u32) -> bool {
         crate::msr::exists(index)

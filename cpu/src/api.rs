@@ -383,6 +383,11 @@ impl Cpu {
         self.core.retired()
     }
 
+    /// HLT instructions executed so far, but for those that exited ([`Controls::hlt`](crate::Controls::hlt)).
+    pub fn halts(&self) -> u64 {
+        self.core.halts
+    }
+
     /// Clock of the processor in ticks; the TSC runs with it.
     pub fn clock(&self) -> u64 {
         self.core.clock()

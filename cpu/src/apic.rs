@@ -12,6 +12,9 @@ pub(crate) const TICKS: u64 = 40;
 pub(crate) const X2APIC: u64 = 1 << 10;
 const ENABLED: u64 = 1 << 11;
 pub(crate) const BSP: u64 = 1 << 8;
+/// Bits of the interrupt command that are reserved in x2APIC mode (Intel SDM volume 3, figure 11-28) and fault. Bit 12, the
+/// delivery status of xAPIC mode, reads as zero and is ignored, as on Intel's processors.
+const X2APIC_COMMAND_RESERVED: u64 = 0xfff << 20 | 3 << 16 | 1 << 13;
 const MASKED: u32 = 1 << 16;
 /// The delivery mode of an LVT entry, and the mode in which the vector comes from outside.
 const MODE: u32 = 7 << 8;
@@ -424,6 +427,7 @@ impl Apic {
             return None;
         }
         match msr {
+            0x830 if value & X2APIC_COMMAND_RESERVED != 0 => None,
             0x830 => {
                 self.icr = value & !(1 << 12);
                 Some(ApicEffect::Command(self.icr))
@@ -646,6 +650,29 @@ mod tests {
         let x2 = apic.address();
         assert!(x2.accepts(1 << 16 | 4, true) && !x2.accepts(2 << 16 | 4, true));
         assert!(x2.accepts(u32::MAX, false) && !x2.accepts(0xff, false));
+    }
+
+    #[test]
+    fn reserved_bits_of_an_x2apic_command_fault_and_the_others_are_kept() {
+        for bit in 0..64 {
+            let mut apic = running();
+            let reserved = matches!(bit, 13 | 16 | 17 | 20..=31);
+            let written = apic.write_x2(0x830, 1 << bit, 0);
+            assert_eq!(written.is_none(), reserved, "bit {bit}");
+            let kept = match bit {
+                _ if reserved => 0,
+                12 => 0,
+                bit => 1 << bit,
+            };
+            assert_eq!(apic.read_x2(0x830, 0), Some(kept), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_vector_below_16_that_was_loaded_is_never_delivered() {
+        let mut apic = running();
+        apic.irr = Vectors([0xffff, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(apic.pending(), None);
     }
 
     #[test]

@@ -31,9 +31,9 @@ const fn leaf(eax: u32, ebx: u32, ecx: u32, edx: u32) -> CpuidLeaf {
     CpuidLeaf { eax, ebx, ecx, edx }
 }
 
-/// FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH,
+/// FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH,
 /// MMX, FXSR, SSE, SSE2.
-const FEATURES_EDX: u32 = 0x078b_fbfd;
+const FEATURES_EDX: u32 = 0x078b_fbff;
 /// Leaf 0x80000001, ECX: misaligned SSE mode.
 const MISALIGNED_SSE: u32 = 1 << 7;
 /// SSE3, PCLMULQDQ, SSSE3, FMA, CX16, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC deadline, AES,

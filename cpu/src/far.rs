@@ -201,9 +201,7 @@ impl Core {
     }
 
     fn iret_inner(&mut self, size: u32) -> R<()> {
-        if self.vm86() && self.iopl() < 3 {
-            return Err(self.gp(0));
-        }
+        self.require_flags_in_vm86(size)?;
         if !self.paragraphs() && self.system_flags & flags::NT != 0 {
             if self.long_mode() {
                 return Err(self.gp(0));
@@ -215,9 +213,14 @@ impl Core {
         let selector = self.pop(size)? as u16;
         let image = self.pop(size)?;
         if self.paragraphs() {
-            let iopl_kept = if self.vm86() { flags::IOPL } else { 0 };
+            let virtual_flags = self.check_virtual_flags(image)?;
+            let iopl = if self.vm86() { flags::IOPL } else { 0 };
+            let kept = iopl | flags::VM | flags::VIF | flags::VIP;
             self.real_far(selector, rip)?;
-            self.load_flags(image, size, !iopl_kept);
+            match virtual_flags {
+                Some(image) => self.load_virtual_flags(image),
+                None => self.load_flags(image, size, !kept),
+            }
             return Ok(());
         }
         if image & flags::VM != 0 && self.cpl == 0 && !self.long_mode() && size == 4 {
@@ -225,9 +228,9 @@ impl Core {
         }
         let (code, outer) = self.return_segment(selector)?;
         let may_if = self.cpl <= self.iopl();
-        let mut changed = !(flags::VM | flags::VIF | flags::VIP);
+        let mut changed = !flags::VM;
         if self.cpl != 0 {
-            changed &= !flags::IOPL;
+            changed &= !(flags::IOPL | flags::VIF | flags::VIP);
         }
         if !may_if {
             changed &= !flags::IF;

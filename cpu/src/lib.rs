@@ -43,6 +43,7 @@ mod select;
 mod state;
 mod task;
 mod tlb;
+mod virtual_interrupts;
 mod x87;
 
 pub use activity::Activity;

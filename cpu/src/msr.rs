@@ -20,6 +20,8 @@ pub(crate) struct Msrs {
     pub(crate) tsc_adjust: u64,
     pat: u64,
     misc_enable: u64,
+    /// IA32_POWER_CTL, which controls nothing.
+    power_ctl: u64,
     mtrr_default: u64,
     mtrr_variable: [u64; 16],
     mtrr_fixed: [u64; 11],
@@ -59,6 +61,7 @@ impl Msrs {
             pat: 0x0007_0406_0007_0406,
             // Fast strings on.
             misc_enable: MISC_FIXED | 1,
+            power_ctl: 0,
             mtrr_default: 0,
             mtrr_variable: [0; 16],
             mtrr_fixed: [0; 11],
@@ -79,7 +82,7 @@ impl Msrs {
 
 /// The MSRs that [`Core::read_msr`] knows, but for those of machine checks' banks, which a processor may have.
 pub(crate) fn exists(index: u32) -> bool {
-    const SINGLE: [u32; 26] = [
+    const SINGLE: [u32; 27] = [
         0x10,
         0x17,
         0x1b,
@@ -92,6 +95,7 @@ pub(crate) fn exists(index: u32) -> bool {
         0x179,
         0x17a,
         0x1a0,
+        0x1fc,
         0x277,
         0x2ff,
         0x6e0,
@@ -129,6 +133,13 @@ impl Core {
         self.clock().wrapping_add(self.msrs.tsc_offset)
     }
 
+    /// True for an MSR that exists, and for the banks of machine checks and the counters, of which a processor may have
+    /// fewer or none.
+    pub(crate) fn knows_msr(&self, index: u32) -> bool {
+        let counter = matches!(index, 0xc001_0000..=0xc001_0007) && self.cpuid.is_amd();
+        exists(index) || Mce::has(index) || counter
+    }
+
     fn offers_pks(&self) -> bool {
         self.cpuid.has(7, 2, 31)
     }
@@ -155,6 +166,7 @@ impl Core {
             0x176 => m.sysenter_eip,
             _ if Mce::has(index) => return m.mce.read(index),
             0x1a0 => m.misc_enable,
+            0x1fc => m.power_ctl,
             0x200..=0x20f => m.mtrr_variable[index as usize & 15],
             0x277 => m.pat,
             0x2ff => m.mtrr_default,
@@ -222,6 +234,7 @@ impl Core {
                 self.msrs.misc_enable = value & MISC_WRITABLE | MISC_FIXED;
             }
             0x1a0 => return None,
+            0x1fc => self.msrs.power_ctl = value,
             0x200..=0x20f => {
                 let mask = index & 1 != 0;
                 let reserved = if mask { 0x7ff } else { 0xf00 };

@@ -15,9 +15,9 @@ const CR0_KNOWN: u64 = CR0_PE
     | CR0_CD
     | CR0_PG;
 
-/// CR4 bits of this processor: TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, UMIP, LA57,
+/// CR4 bits of this processor: VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, UMIP, LA57,
 /// FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE, PKS.
-pub(crate) const CR4_KNOWN: u64 = 0x0077_1ffc & !(1 << 18 | 1 << 19) | CR4_OSXSAVE | CR4_PKS;
+pub(crate) const CR4_KNOWN: u64 = 0x0077_1fff & !(1 << 18 | 1 << 19) | CR4_OSXSAVE | CR4_PKS;
 
 /// Bits of CR4 that exist if CPUID offers their feature: leaf, register (1 is EBX), bit there.
 const CR4_OFFERED: [(u64, u32, usize, u32); 9] = [

@@ -34,6 +34,8 @@ pub(crate) const CR0_NW: u64 = 1 << 29;
 pub(crate) const CR0_CD: u64 = 1 << 30;
 pub(crate) const CR0_PG: u64 = 1 << 31;
 
+pub(crate) const CR4_VME: u64 = 1 << 0;
+pub(crate) const CR4_PVI: u64 = 1 << 1;
 pub(crate) const CR4_TSD: u64 = 1 << 2;
 pub(crate) const CR4_DE: u64 = 1 << 3;
 pub(crate) const CR4_PSE: u64 = 1 << 4;
@@ -153,6 +155,8 @@ pub(crate) struct Core {
     /// NMIs are held back until IRET.
     pub(crate) nmi_blocked: bool,
     pub(crate) halted: bool,
+    /// HLT instructions that did not exit.
+    pub(crate) halts: u64,
     pub(crate) shutdown: bool,
     /// The last instruction is repeated and not done: RIP stays at it.
     pub(crate) again: bool,
@@ -229,6 +233,7 @@ impl Core {
             waiting: false,
             nmi_blocked: false,
             halted: false,
+            halts: 0,
             shutdown: false,
             again: false,
             vectoring: None,

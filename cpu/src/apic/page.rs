@@ -47,15 +47,14 @@ impl Apic {
     }
 
     /// Loads them at clock `now`. The timer goes on from its current count. Base and TSC deadline are MSRs, and stay;
-    /// so does the number in x2APIC mode.
+    /// so does the number in x2APIC mode. Vectors below 16, which nothing can request, are kept as they are given and
+    /// never delivered.
     pub fn load(&mut self, page: &[u8; APIC_PAGE_BYTES], now: u64) {
         let vectors = |first: usize| {
             let mut words = [0; 8];
             for (word, n) in words.iter_mut().zip(first..) {
                 *word = get(page, n);
             }
-            // Vectors below 16 are none of interrupts.
-            words[0] &= !0xffff;
             Vectors(words)
         };
         if !self.x2() {
@@ -154,7 +153,7 @@ mod tests {
         let mut apic = apic(false);
         apic.load(&[0xff; APIC_PAGE_BYTES], 7);
         assert_eq!(get(&apic.save(7), SVR), 0x1ff);
-        assert_eq!(get(&apic.save(7), IRR), 0xffff_0000);
+        assert_eq!(get(&apic.save(7), IRR), u32::MAX);
         apic.load(&[0; APIC_PAGE_BYTES], 7);
         assert_eq!((apic.expires(), apic.enabled()), (None, false));
     }

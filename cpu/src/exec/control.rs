@@ -30,7 +30,7 @@ pub(super) fn select_end(i: &Instruction) -> Option<Exec> {
         },
         M::Cpuid => cpuid,
         M::Hlt => hlt,
-        M::Cli | M::Sti => interrupt_flag,
+        M::Cli | M::Sti => |c, i| c.set_interrupt_flag(i.mnemonic() == M::Sti),
         M::Lgdt | M::Lidt => load_table,
         M::Lldt | M::Ltr => load_system,
         M::Lmsw => lmsw,
@@ -335,19 +335,7 @@ fn hlt(c: &mut Core, i: &Instruction) -> R<()> {
         return Err(c.exit(Cause::Hlt, i.len() as u8));
     }
     c.halted = true;
-    Ok(())
-}
-
-fn interrupt_flag(c: &mut Core, i: &Instruction) -> R<()> {
-    if c.protected() && c.cpl > c.iopl() {
-        return Err(c.gp(0));
-    }
-    if i.mnemonic() == M::Cli {
-        c.system_flags &= !flags::IF;
-    } else {
-        c.shadow |= c.system_flags & flags::IF == 0;
-        c.system_flags |= flags::IF;
-    }
+    c.halts += 1;
     Ok(())
 }
 

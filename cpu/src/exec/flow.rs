@@ -119,8 +119,8 @@ impl Core {
 
     #[cold]
     fn software_interrupt(&mut self, i: &Instruction, kind: EventKind, vector: u8) -> R<()> {
-        if self.vm86() && kind == EventKind::Software && self.iopl() < 3 {
-            return Err(self.gp(0));
+        if self.vm86() && kind == EventKind::Software && self.redirect_interrupt(vector)? {
+            return Ok(());
         }
         self.pending = Pending::Software(Event::software(kind, vector, i.len() as u8));
         Err(Stop)
@@ -252,19 +252,27 @@ fn pop(c: &mut Core, i: &Instruction) -> R<()> {
 }
 
 fn pushf(c: &mut Core, i: &Instruction) -> R<()> {
-    if c.vm86() && c.iopl() < 3 {
-        return Err(c.gp(0));
-    }
-    let value = c.rflags() & !(flags::VM | flags::RF);
-    c.push(stack_size(i), value)
+    let size = stack_size(i);
+    let value = c.flags_to_push(size)?;
+    c.push(size, value)
 }
 
 fn popf(c: &mut Core, i: &Instruction) -> R<()> {
-    if c.vm86() && c.iopl() < 3 {
-        return Err(c.gp(0));
-    }
     let size = stack_size(i);
+    c.require_flags_in_vm86(size)?;
+    let sp = c.r[4];
     let image = c.pop(size)?;
+    match c.check_virtual_flags(image) {
+        Ok(None) => {}
+        Ok(Some(image)) => {
+            c.load_virtual_flags(image);
+            return Ok(());
+        }
+        Err(stop) => {
+            c.r[4] = sp;
+            return Err(stop);
+        }
+    }
     let mut changed = !(flags::VM | flags::RF | flags::VIF | flags::VIP);
     if c.cpl != 0 {
         changed &= !flags::IOPL;
