@@ -10,7 +10,8 @@ use kvm_ops::{Exit, Irqchip, Result, VcpuId};
 use kvm_ops_cpu::APIC_PAGE_BYTES;
 
 use crate::irq::Wake;
-use crate::processor::Processor;
+use crate::msr_exits::{MsrExits, MsrRefusal};
+use crate::processor::{HaltHook, MsrWait, Processor};
 use crate::registers::X2APIC_MODE;
 use crate::vcpu::Core;
 use crate::vm::VmInner;
@@ -165,6 +166,35 @@ impl SimVcpu {
         let processor = self.executing_mut();
         processor
             .map(|processor| processor.cpu.set_mce(cap))
+            .is_some()
+    }
+
+    /// Gives the embedder a say in the guest's RDMSR and WRMSR. Those that leave are [`Exit::ReadMsr`] and
+    /// [`Exit::WriteMsr`]. Of a SEV-ES or SNP guest they are the requests in its GHCB. False for a vCPU that runs guest
+    /// programs.
+    pub fn set_msr_exits(&mut self, exits: Arc<MsrExits>) -> bool {
+        let processor = self.executing_mut();
+        processor
+            .map(|processor| processor.msr_exits = Some(exits))
+            .is_some()
+    }
+
+    /// The reason of the last exit, if it was [`Exit::ReadMsr`] or [`Exit::WriteMsr`].
+    pub fn msr_refusal(&mut self) -> Option<MsrRefusal> {
+        self.msr_wait().map(|wait| wait.refusal)
+    }
+
+    pub(crate) fn msr_wait(&mut self) -> Option<&mut MsrWait> {
+        self.executing_mut()?.resume.msr_wait()
+    }
+
+    /// Sets a function that is called when the guest executed HLT and waits in the platform, with the number of these
+    /// instructions since the last call: on the thread that runs the vCPU, in its turn. False for a vCPU that runs
+    /// guest programs.
+    pub fn on_halt(&mut self, hook: impl Fn(u64) + Send + Sync + 'static) -> bool {
+        let processor = self.executing_mut();
+        processor
+            .map(|processor| processor.halt_hook = HaltHook(Some(Box::new(hook))))
             .is_some()
     }
 

@@ -54,6 +54,16 @@ impl VcpuOps for SimVcpu {
                 self.ret = value;
                 Ok(())
             }
+            Answer::Msr(value) if answer.fits(kind) => {
+                self.ret = value;
+                Ok(())
+            }
+            Answer::InjectGp if answer.fits(kind) => {
+                if let Some(wait) = self.msr_wait() {
+                    wait.faults = true;
+                }
+                Ok(())
+            }
             Answer::SnpCertificates { errno, pages } if answer.fits(kind) => {
                 self.ret = errno.into();
                 self.buffer[..8].copy_from_slice(&pages.to_le_bytes());

@@ -41,7 +41,11 @@ pub(crate) struct Counts([AtomicU64; NAMES.len()]);
 
 impl Counts {
     pub(crate) fn add(&self, count: Count) {
-        self.0[count as usize].fetch_add(1, Ordering::Relaxed);
+        self.add_more(count, 1);
+    }
+
+    pub(crate) fn add_more(&self, count: Count, more: u64) {
+        self.0[count as usize].fetch_add(more, Ordering::Relaxed);
     }
 }
 

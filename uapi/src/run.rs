@@ -36,6 +36,10 @@ pub mod exit_reason {
     pub const SYSTEM_EVENT: u32 = 24;
     /// The end of an interrupt of an I/O APIC in user space: [`IoapicEoi`](super::IoapicEoi).
     pub const IOAPIC_EOI: u32 = 26;
+    /// RDMSR that user space answers: [`MsrExit`](super::MsrExit).
+    pub const X86_RDMSR: u32 = 29;
+    /// WRMSR that user space answers: [`MsrExit`](super::MsrExit).
+    pub const X86_WRMSR: u32 = 30;
     /// [`MemoryFault`](super::MemoryFault).
     pub const MEMORY_FAULT: u32 = 39;
     /// [`TdxExit`](super::TdxExit).
@@ -93,6 +97,11 @@ layout! {
 layout! {
     /// `KVM_EXIT_MMIO`.
     Mmio 24 { 0 phys_addr: U64, 8 data: [u8; 8], 16 len: U32, 20 is_write: u8, 21 pad: [u8; 3], }
+}
+
+layout! {
+    /// `KVM_EXIT_X86_RDMSR` and `KVM_EXIT_X86_WRMSR`. `error` is the answer: anything but 0 is #GP.
+    MsrExit 24 { 0 error: u8, 1 pad: [u8; 7], 8 reason: U32, 12 index: U32, 16 data: U64, }
 }
 
 layout! {

@@ -56,6 +56,31 @@ layout! {
     MsrFilter 392 { 0 flags: U32, 4 pad: U32, 8 ranges: [MsrFilterRange; 16], }
 }
 
+/// Flags of an [`MsrFilter`] and of its ranges.
+pub mod msr_filter_flags {
+    /// Of the filter: MSRs in no range are refused.
+    pub const DEFAULT_DENY: u32 = 1;
+    /// Of a range: it decides of reads.
+    pub const READ: u32 = 1;
+    /// Of a range: it decides of writes.
+    pub const WRITE: u32 = 2;
+}
+
+/// The most bytes of a range's bitmap, which is read in words of 8 bytes.
+pub const MSR_FILTER_BITMAP_SIZE: usize = 0x600;
+
+/// Reasons of the exits `X86_RDMSR` and `X86_WRMSR`, which `KVM_CAP_X86_USER_SPACE_MSR` enables.
+pub mod msr_exit_reason {
+    /// The MSR has no such value, or is not there in this mode.
+    pub const INVAL: u64 = 1;
+    /// The MSR is not known.
+    pub const UNKNOWN: u64 = 2;
+    /// The filter refuses the access.
+    pub const FILTER: u64 = 4;
+    /// All of them.
+    pub const ALL: u64 = INVAL | UNKNOWN | FILTER;
+}
+
 /// `KVM_HC_MAP_GPA_RANGE`: the hypercall that leaves to user space when EXIT_HYPERCALL is enabled.
 pub const HC_MAP_GPA_RANGE: u64 = 12;
 /// Its attribute bit: to private.

@@ -92,6 +92,7 @@ impl Processor {
             }
             (Cause::InterruptWindow, _) => self.window_open(),
             (Cause::Vmcall | Cause::Vmmcall, _) => self.call(exit),
+            (Cause::Rdmsr | Cause::Wrmsr, _) => self.msr_access(exit),
             (Cause::TripleFault, _) => {
                 tracing::debug!(
                     vcpu = self.id.0,
@@ -258,6 +259,7 @@ impl Processor {
         match std::mem::replace(&mut self.resume, Resume::Nothing) {
             Resume::Nothing => {}
             Resume::Port(exit, count) => self.finish_port(exit, buffer, count),
+            Resume::Msr(wait) => self.finish_msr(wait, ret),
             Resume::Sev(pending) => self.finish_sev(pending, buffer, ret),
             Resume::Device(access) => {
                 let data = match access.write {

@@ -7,6 +7,7 @@ mod exits;
 mod gate;
 mod groups;
 mod mmio;
+mod msr;
 #[cfg_attr(not(any(feature = "tdx", feature = "sev")), allow(dead_code))]
 // Only confidential VMs execute in an order.
 mod order;
@@ -16,6 +17,7 @@ mod state;
 mod turns;
 
 pub(crate) use mmio::Access;
+pub(crate) use msr::MsrWait;
 pub(crate) use routing::{Command, Kind, Processors, To};
 pub(crate) use turns::{Place, Sleeper, Turn, Turns};
 
@@ -29,6 +31,7 @@ use kvm_ops_cpu::{Activity, ApicAddress, Controls, Cpu, Exit as CpuExit, Stopped
 
 use crate::chips::Pin;
 use crate::irq::{self, Wake};
+use crate::msr_exits::MsrExits;
 use crate::sev;
 use crate::vm::VmInner;
 use crate::wires::Ended;
@@ -68,6 +71,12 @@ pub(crate) struct Processor {
     counted: u64,
     /// The next change of a timer of the platform, as of the last turn.
     timer: Option<u64>,
+    /// The embedder's say in RDMSR and WRMSR.
+    pub(crate) msr_exits: Option<Arc<MsrExits>>,
+    /// Told of HLT instructions after which the processor waits here.
+    pub(crate) halt_hook: HaltHook,
+    /// The instructions that it was told of.
+    halts: u64,
     /// For a guest with encrypted memory.
     pub(crate) sev: Option<Box<sev::Side>>,
 }
@@ -80,6 +89,7 @@ pub(crate) enum Resume {
     Port(CpuExit, u32),
     Device(mmio::Access),
     Call(CpuExit),
+    Msr(MsrWait),
     /// Of an encrypted guest's.
     #[allow(dead_code)] // Never in a build without SEV.
     Sev(sev::Pending),
@@ -89,6 +99,18 @@ pub(crate) enum Resume {
 struct Port {
     exit: CpuExit,
     items: VecDeque<u32>,
+}
+
+/// Called with the number of new HLT instructions.
+#[derive(Default)]
+pub(crate) struct HaltHook(pub(crate) Option<Box<dyn Fn(u64) + Send + Sync>>);
+
+impl HaltHook {
+    pub(crate) fn call(&self, halts: u64) {
+        if let Some(hook) = self.0.as_ref().filter(|_| halts != 0) {
+            hook(halts);
+        }
+    }
 }
 
 /// The result of a turn.
@@ -144,6 +166,9 @@ impl Processor {
             address: None,
             counted: 0,
             timer: None,
+            msr_exits: None,
+            halt_hook: HaltHook::default(),
+            halts: 0,
             sev,
         };
         processor.power_on();
@@ -304,6 +329,9 @@ impl Processor {
     /// One turn: time, messages, events, instructions.
     fn turn(&mut self, turn: &Turn<'_>, share: u64) -> Next {
         let before = self.cpu.retired();
+        if self.sev.is_none() {
+            self.cpu.controls_mut().msr = self.watches_msrs();
+        }
         self.cpu.advance_to(turn.clock());
         self.turns += 1;
         if self.turns > TRUSTED_TURNS {
@@ -350,6 +378,9 @@ impl Processor {
         let since = executed.wrapping_sub(self.counted);
         self.vm.machine.executed(since);
         self.counted = executed;
+        let halts = self.cpu.halts();
+        self.halt_hook.call(halts.wrapping_sub(self.halts));
+        self.halts = halts;
     }
 
     /// Lets the processor work in a turn of its own, outside of which it leaves memory alone.

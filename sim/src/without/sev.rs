@@ -81,6 +81,12 @@ pub(crate) enum Side {}
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pending {}
 
+impl Pending {
+    pub(crate) fn msr_wait(&mut self) -> Option<&mut crate::processor::MsrWait> {
+        match *self {}
+    }
+}
+
 pub(crate) fn surround(_: &VmInner, bus: impl Bus + 'static) -> (Box<dyn Bus>, Option<Box<Side>>) {
     (Box::new(bus), None)
 }

@@ -17,9 +17,10 @@ use kvm_ops::{
 };
 use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 
-use crate::RunArea;
 use crate::irq::Irq;
 use crate::refusal::Result;
+use crate::stats::Count;
+use crate::vcpu::Links;
 use crate::vm::lent::{self, BackEnd};
 
 /// A vCPU that executes machine code.
@@ -35,15 +36,18 @@ pub(crate) fn port_mut(vcpu: &mut Processor) -> Option<&mut SimVcpu> {
     }
 }
 
-/// Lets a vCPU leave the guest when a signal is pending or the end of an interrupt is to be told, and gives its
-/// timer the VM's tick.
-pub(crate) fn connect(vcpu: &mut Processor, area: &Arc<dyn RunArea>, irq: &Arc<Irq>) {
+/// Lets a vCPU leave the guest when a signal is pending or the end of an interrupt is to be told, gives its timer the
+/// VM's tick, user space its say in MSRs, and counts halts.
+pub(crate) fn connect(vcpu: &mut Processor, links: &Links) {
     let id = vcpu.id().0;
     if let Some(port) = port_mut(vcpu) {
-        if let Some(cycle) = irq.apic_bus_cycle() {
+        if let Some(cycle) = links.irq.apic_bus_cycle() {
             port.set_apic_bus_cycle(cycle);
         }
-        let (area, irq) = (Arc::clone(area), Arc::clone(irq));
+        port.set_msr_exits(Arc::clone(&links.msrs));
+        let counts = Arc::clone(&links.counts);
+        port.on_halt(move |halts| counts.add_more(Count::HaltExits, halts));
+        let (area, irq) = (Arc::clone(&links.area), Arc::clone(&links.irq));
         port.set_interrupt_source(move || irq.has_end(id) || area.signal_pending());
     }
 }
@@ -54,7 +58,6 @@ pub(crate) struct Machine {
     pieces: BTreeMap<u64, MemSlot>,
     free: Vec<SlotId>,
     next: u32,
-    irq: Arc<Irq>,
 }
 
 impl Machine {
@@ -69,15 +72,14 @@ impl Machine {
             pieces: BTreeMap::new(),
             free: Vec::new(),
             next: 0,
-            irq: Arc::clone(irq),
         };
         lent::with_port(&machine.vm, |port| Irq::attach(irq, port.wires()));
         Ok(machine)
     }
 
-    pub(crate) fn create_vcpu(&mut self, id: u32, area: &Arc<dyn RunArea>) -> Result<Processor> {
+    pub(crate) fn create_vcpu(&mut self, id: u32, links: &Links) -> Result<Processor> {
         let mut vcpu = self.vm.create_vcpu(VcpuId(id))?;
-        connect(&mut vcpu, area, &self.irq);
+        connect(&mut vcpu, links);
         Ok(vcpu)
     }
 

@@ -34,7 +34,7 @@ fn vacant(vm: &Vm, to: &mut State, from: &Sev) -> Result<Engine> {
         lent::set_slot(&mut engine.vm, number, slot)?;
     }
     for (id, vcpu) in &to.vcpus {
-        let own = engine.create_vcpu(*id, vcpu.run_area())?;
+        let own = engine.create_vcpu(*id, vcpu.links())?;
         engine.waiting.insert(*id, own);
     }
     Ok(engine)

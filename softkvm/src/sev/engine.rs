@@ -13,17 +13,17 @@ use kvm_ops::{
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 
+use crate::Refusal;
 use crate::irq::Irq;
 use crate::machine::{self, Processor};
 use crate::refusal::Result;
+use crate::vcpu::Links;
 use crate::vm::lent::{self, BackEnd};
-use crate::{Refusal, RunArea};
 
 pub(super) struct Engine {
     /// vCPUs that existed before, until their files are used next.
     pub(super) waiting: BTreeMap<u32, Processor>,
     pub(super) vm: BackEnd,
-    irq: Arc<Irq>,
 }
 
 /// A command that failed: the errno, and the firmware's status if it was asked.
@@ -58,7 +58,6 @@ impl Engine {
         let engine = Self {
             waiting: BTreeMap::new(),
             vm,
-            irq: Arc::clone(irq),
         };
         lent::with_port(&engine.vm, |port| {
             Irq::attach(irq, port.wires());
@@ -81,9 +80,9 @@ impl Engine {
         self.vm.tech()
     }
 
-    pub(super) fn create_vcpu(&mut self, id: u32, area: &Arc<dyn RunArea>) -> Result<Processor> {
+    pub(super) fn create_vcpu(&mut self, id: u32, links: &Links) -> Result<Processor> {
         let mut vcpu = self.vm.create_vcpu(VcpuId(id))?;
-        machine::connect(&mut vcpu, area, &self.irq);
+        machine::connect(&mut vcpu, links);
         Ok(vcpu)
     }
 

@@ -28,9 +28,10 @@ pub(crate) use regions::{register, unregister};
 
 use crate::machine::Processor;
 use crate::refusal::{Result, ensure};
+use crate::vcpu::Links;
 use crate::vm::Vm;
 use crate::vm::lent::BackEnd;
-use crate::{Descriptor, FileKind, Process, RunArea};
+use crate::{Descriptor, FileKind, Process};
 use engine::Engine;
 
 /// VMSA features that INIT2 takes: DEBUG_SWAP, as kvm-ops-sev does.
@@ -109,14 +110,10 @@ impl Sev {
     }
 
     /// The back end's part of `KVM_CREATE_VCPU`. `None` without one.
-    pub(crate) fn create_vcpu(
-        &mut self,
-        id: u32,
-        area: &Arc<dyn RunArea>,
-    ) -> Result<Option<Processor>> {
+    pub(crate) fn create_vcpu(&mut self, id: u32, links: &Links) -> Result<Option<Processor>> {
         let engine = self.engine.as_mut();
         engine
-            .map(|engine| engine.create_vcpu(id, area))
+            .map(|engine| engine.create_vcpu(id, links))
             .transpose()
     }
 

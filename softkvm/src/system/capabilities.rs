@@ -92,6 +92,8 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::SPLIT_IRQCHIP
         | cap::IMMEDIATE_EXIT
         | cap::GET_MSR_FEATURES
+        | cap::X86_USER_SPACE_MSR
+        | cap::X86_MSR_FILTER
         | cap::VM_COPY_ENC_CONTEXT_FROM
         | cap::VM_MOVE_ENC_CONTEXT_FROM
         | cap::SYS_ATTRIBUTES

@@ -3,7 +3,7 @@
 use kvm_ops::{Answer, VcpuOps};
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::checks::run::COMPLETION;
-use kvm_ops_uapi::run::{Hypercall, Mmio, SnpReqCerts, TdVmCallInfo, TdxExit};
+use kvm_ops_uapi::run::{Hypercall, Mmio, MsrExit, SnpReqCerts, TdVmCallInfo, TdxExit};
 use kvm_ops_uapi::tdx::tdvmcall;
 use zerocopy::FromBytes;
 
@@ -19,6 +19,10 @@ pub(super) enum Waits {
     Port,
     /// Bytes from a device.
     Device,
+    /// The value of an MSR, or #GP.
+    ReadMsr,
+    /// Nothing, or #GP.
+    WriteMsr,
     /// A result.
     Hypercall,
     /// A result of a TD's MapGPA, of which the kernel takes three.
@@ -40,6 +44,14 @@ impl Waits {
                 let data = vcpu.exit_data();
                 let len = data.len().min(mmio.data.len());
                 data[..len].copy_from_slice(&mmio.data[..len]);
+            }
+            waits @ (Self::ReadMsr | Self::WriteMsr) => {
+                let msr: MsrExit = page.exit();
+                if msr.error != 0 {
+                    vcpu.answer(Answer::InjectGp)?;
+                } else if waits == Self::ReadMsr {
+                    vcpu.answer(Answer::Msr(msr.data.get()))?;
+                }
             }
             Self::Hypercall => {
                 let call: Hypercall = page.exit();

@@ -1,11 +1,12 @@
 //! Exits, as the run page tells them.
 
+use kvm_ops::sim::{MsrRefusal, SimVcpu};
 use kvm_ops::{Answer, Exit, Privacy, VcpuOps};
 use kvm_ops_uapi::run::{
     FailEntry, HYPERCALL_LONG_MODE, Hypercall, InternalError, Io, MEMORY_FAULT_PRIVATE,
-    MemoryFault, Mmio, SystemEvent, exit_reason,
+    MemoryFault, Mmio, MsrExit, SystemEvent, exit_reason,
 };
-use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
+use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, msr_exit_reason};
 use kvm_ops_uapi::{Errno, U16, U32, U64};
 
 use super::answer::Waits;
@@ -14,7 +15,7 @@ use super::page::{PORT_DATA, Page};
 use super::sev;
 use crate::file::VcpuFile;
 use crate::irq::At;
-use crate::machine::Processor;
+use crate::machine::{self, Processor};
 use crate::refusal::Result;
 use crate::stats::{Count, Counts};
 
@@ -70,6 +71,14 @@ pub(super) fn tell(
         Exit::MmioWrite { gpa, len } => {
             device_access(page, gpa.get(), len, Some(vcpu.exit_data()));
             Ok(Next::Return(Waits::Nothing))
+        }
+        Exit::ReadMsr { index } => {
+            msr_access(page, exit_reason::X86_RDMSR, index, 0, vcpu);
+            Ok(Next::Return(Waits::ReadMsr))
+        }
+        Exit::WriteMsr { index, value } => {
+            msr_access(page, exit_reason::X86_WRMSR, index, value, vcpu);
+            Ok(Next::Return(Waits::WriteMsr))
         }
         Exit::Hlt => done(exit_reason::HLT),
         Exit::IrqWindow => done(exit_reason::IRQ_WINDOW_OPEN),
@@ -151,6 +160,22 @@ fn port_access(page: Page<'_>, (direction, port, size, count): (u8, u16, u8, u32
         data_offset: U64::new(PORT_DATA),
     };
     page.set_exit(exit_reason::IO, &io);
+}
+
+fn msr_access(page: Page<'_>, exit: u32, index: u32, value: u64, vcpu: &mut Processor) {
+    let refusal = machine::port_mut(vcpu).and_then(SimVcpu::msr_refusal);
+    let reason = match refusal {
+        Some(MsrRefusal::Filtered) => msr_exit_reason::FILTER,
+        Some(MsrRefusal::Unknown) | None => msr_exit_reason::UNKNOWN,
+        Some(MsrRefusal::Invalid) => msr_exit_reason::INVAL,
+    };
+    let msr = MsrExit {
+        reason: U32::new(reason as u32),
+        index: U32::new(index),
+        data: U64::new(value),
+        ..MsrExit::default()
+    };
+    page.set_exit(exit, &msr);
 }
 
 fn device_access(page: Page<'_>, gpa: u64, len: u8, written: Option<&mut [u8]>) {

@@ -22,6 +22,7 @@ mod td;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kvm_ops::sim::MsrExits;
 use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::state::mp_state;
@@ -31,15 +32,23 @@ pub(crate) use cpu::Cpu;
 pub(crate) use events::Parts;
 
 use crate::file::VcpuFile;
+use crate::irq::Irq;
 use crate::refusal::Result;
 use crate::stats::Counts;
 use crate::{Process, RunArea, stats, tdx};
 
+/// What a vCPU shares with its VM and with others who look at it: the back end is connected to these, whichever it gets.
+pub(crate) struct Links {
+    pub(crate) area: Arc<dyn RunArea>,
+    pub(crate) irq: Arc<Irq>,
+    pub(crate) msrs: Arc<MsrExits>,
+    pub(crate) counts: Arc<Counts>,
+}
+
 /// A vCPU.
 pub(crate) struct Vcpu {
     id: u32,
-    area: Arc<dyn RunArea>,
-    counts: Counts,
+    links: Links,
     state: Mutex<State>,
 }
 
@@ -55,11 +64,10 @@ pub(crate) struct State {
 }
 
 impl Vcpu {
-    pub(crate) fn new(id: u32, cpu: Cpu, area: Arc<dyn RunArea>) -> Self {
+    pub(crate) fn new(id: u32, cpu: Cpu, links: Links) -> Self {
         Self {
             id,
-            area,
-            counts: Counts::default(),
+            links,
             state: Mutex::new(State {
                 cpu,
                 cpuid: Vec::new(),
@@ -71,11 +79,15 @@ impl Vcpu {
     }
 
     pub(crate) fn run_area(&self) -> &Arc<dyn RunArea> {
-        &self.area
+        &self.links.area
     }
 
     pub(crate) fn counts(&self) -> &Counts {
-        &self.counts
+        &self.links.counts
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -8,7 +8,7 @@ use kvm_ops_uapi::checks::{apic_bus_cycles, exit_hypercall, max_vcpu_id, x2apic_
 use kvm_ops_uapi::irq::x2apic_flags;
 use kvm_ops_uapi::vm::{EnableCap, HC_MAP_GPA_RANGE};
 
-use super::{MAX_VCPU_ID, State, Vm, dirty_log, irqchip};
+use super::{MAX_VCPU_ID, State, Vm, dirty_log, irqchip, msr};
 use crate::refusal::{Result, ensure};
 use crate::{Process, arg, sev};
 
@@ -30,6 +30,7 @@ pub(super) fn enable(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Resu
         }
         cap::X86_APIC_BUS_CYCLES_NS => apic_bus_cycle(vm, value),
         cap::MANUAL_DIRTY_LOG_PROTECT2 => dirty_log::protect(&mut vm.lock(), value),
+        cap::X86_USER_SPACE_MSR => msr::leave_for(vm, value),
         cap::X2APIC_API => x2apic_api(vm, value),
         cap::VM_MOVE_ENC_CONTEXT_FROM => sev::move_from(vm, process, value),
         cap::VM_COPY_ENC_CONTEXT_FROM => sev::copy_from(vm, process, value),

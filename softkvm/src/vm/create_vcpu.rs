@@ -11,8 +11,8 @@ use kvm_ops_uapi::system::vm_type;
 
 use super::{MAX_VCPU_ID, State, Vm};
 use crate::refusal::{Result, ensure};
-use crate::vcpu::{Cpu, Vcpu};
-use crate::{File, Process, RunArea};
+use crate::vcpu::{Cpu, Links, Vcpu};
+use crate::{File, Process};
 
 pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64> {
     ensure(id < MAX_VCPU_ID.into(), ID)?;
@@ -34,14 +34,20 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64
     };
     let area = process.run_area().map_err(|_| MEMORY)?;
     let number = process.reserve().map_err(|_| DESCRIPTOR)?;
-    let cpu = match processor(vm, &mut state, id, starts_as, &area) {
+    let links = Links {
+        area,
+        irq: Arc::clone(vm.irq()),
+        msrs: Arc::clone(vm.msrs()),
+        counts: Arc::default(),
+    };
+    let cpu = match processor(vm, &mut state, id, starts_as, &links) {
         Ok(cpu) => cpu,
         Err(refusal) => {
             process.release(number);
             return Err(refusal);
         }
     };
-    let vcpu = Arc::new(Vcpu::new(id, cpu, area));
+    let vcpu = Arc::new(Vcpu::new(id, cpu, links));
     state.vcpus.insert(id, Arc::clone(&vcpu));
     process.install(number, File::vcpu(Arc::clone(vm), vcpu));
     Ok(number.into())
@@ -49,21 +55,15 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64
 
 /// The vCPU of the back end that executes its code. A guest of SEV has none before it is initialised, and a TD's
 /// comes with INIT_VCPU.
-fn processor(
-    vm: &Vm,
-    state: &mut State,
-    id: u32,
-    starts_as: u32,
-    area: &Arc<dyn RunArea>,
-) -> Result<Cpu> {
+fn processor(vm: &Vm, state: &mut State, id: u32, starts_as: u32, links: &Links) -> Result<Cpu> {
     let boot = state.boot_id;
     if !vm.is_plain() || state.sev.is_active() {
-        return match state.sev.create_vcpu(id, area)? {
+        return match state.sev.create_vcpu(id, links)? {
             Some(vcpu) => Cpu::processor(vcpu, boot),
             None => Ok(Cpu::held(starts_as)),
         };
     }
-    let vcpu = state.machine(vm.kernel())?.create_vcpu(id, area)?;
+    let vcpu = state.machine(vm.kernel())?.create_vcpu(id, links)?;
     Cpu::processor(vcpu, boot)
 }
 

@@ -8,6 +8,7 @@ mod dirty_log;
 pub(crate) mod gmem;
 mod irqchip;
 pub(crate) mod lent;
+mod msr;
 mod no_ops;
 mod region;
 mod slots;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops::Privacy;
+use kvm_ops::sim::MsrExits;
 use kvm_ops_mmu::Attributes;
 use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
@@ -53,6 +55,7 @@ pub(crate) struct Vm {
     claimed: AtomicBool,
     /// Outside of the lock.
     irq: Arc<Irq>,
+    msrs: Arc<MsrExits>,
     state: Mutex<State>,
 }
 
@@ -90,6 +93,7 @@ impl Vm {
             dead: AtomicBool::new(false),
             claimed: AtomicBool::new(false),
             irq: Arc::clone(&irq),
+            msrs: Arc::default(),
             state: Mutex::new(State {
                 sev: Sev::default(),
                 td: Td::default(),
@@ -129,6 +133,11 @@ impl Vm {
 
     pub(crate) fn irq(&self) -> &Arc<Irq> {
         &self.irq
+    }
+
+    /// User space's say in the guest's MSRs.
+    pub(crate) fn msrs(&self) -> &Arc<MsrExits> {
+        &self.msrs
     }
 
     /// Makes the back end of a normal VM, whose interrupt controllers are there without vCPUs.
@@ -406,6 +415,7 @@ pub(crate) fn ioctl(
         ioctl::KVM_SIGNAL_MSI => irq::signal_msi(vm, process, argument),
         ioctl::KVM_IRQFD => irq::irqfd(vm, process, argument),
         ioctl::KVM_IOEVENTFD => irq::ioeventfd(vm, process, argument),
+        ioctl::KVM_X86_SET_MSR_FILTER => msr::set_filter(vm, process, argument),
         ioctl::KVM_SET_BOOT_CPU_ID => create_vcpu::set_boot_id(vm, argument),
         ioctl::KVM_SET_TSS_ADDR => no_ops::set_tss_addr(argument),
         ioctl::KVM_SET_IDENTITY_MAP_ADDR => no_ops::set_identity_map(vm, process, argument),

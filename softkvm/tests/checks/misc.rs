@@ -6,6 +6,7 @@ use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::ioctl;
 use kvm_ops_uapi::memory::{ClearDirtyLog, DirtyLog};
 use kvm_ops_uapi::state::{Sregs2, TprAccessCtl};
+use kvm_ops_uapi::vm::MsrFilter;
 use kvm_ops_uapi::{U32, U64, cap};
 
 fn log_of(w: &World, vm: i32, slot: u32, bitmap: u64) -> Answer {
@@ -50,6 +51,17 @@ fn sregs2(w: &World, vcpu: i32, change: impl FnOnce(&mut Sregs2)) -> Answer {
 
 fn bus_cycles(w: &World, vm: i32, nanoseconds: u64) -> Answer {
     w.enable(vm, cap::X86_APIC_BUS_CYCLES_NS, nanoseconds)
+}
+
+/// A filter of one range, that is right but for the change.
+fn filter(w: &World, change: impl FnOnce(&mut MsrFilter)) -> Answer {
+    let mut filter = MsrFilter::default();
+    let range = &mut filter.ranges[0];
+    (range.flags, range.nmsrs) = (U32::new(1), U32::new(12288));
+    range.bitmap = U64::new(w.task.map(12288 / 8));
+    w.call(w.vm(0), ioctl::KVM_X86_SET_MSR_FILTER, &filter)?;
+    change(&mut filter);
+    w.call(w.vm(0), ioctl::KVM_X86_SET_MSR_FILTER, &filter)
 }
 
 fn split(w: &World) -> i32 {
@@ -188,6 +200,42 @@ pub(crate) const CASES: &[Case] = &[
     (set_sregs2::CONSISTENT, |w| {
         let vcpu = w.vcpu(w.vm(0), 0);
         sregs2(w, vcpu, |sregs| sregs.cr8 = U64::new(16))
+    }),
+    (user_space_msr::MASK, |w| {
+        w.enable(w.vm(0), cap::X86_USER_SPACE_MSR, 8)
+    }),
+    (msr_filter::COPY, |w| {
+        w.ioctl(w.vm(0), ioctl::KVM_X86_SET_MSR_FILTER, NOWHERE)
+    }),
+    (msr_filter::FLAGS, |w| {
+        filter(w, |f| {
+            f.flags = U32::new(2);
+            f.ranges[0].flags = U32::new(4);
+        })
+    }),
+    (msr_filter::RANGES, |w| {
+        filter(w, |f| {
+            (f.flags, f.ranges[0].nmsrs) = (U32::new(1), U32::ZERO);
+            f.ranges[0].flags = U32::new(4);
+        })
+    }),
+    (msr_filter::RANGE_FLAGS, |w| {
+        filter(w, |f| {
+            (f.ranges[0].flags, f.ranges[0].nmsrs) = (U32::new(4), U32::new(!0));
+        })
+    }),
+    (msr_filter::ACCESS, |w| {
+        filter(w, |f| {
+            (f.ranges[0].flags, f.ranges[0].nmsrs) = (U32::ZERO, U32::new(!0));
+        })
+    }),
+    (msr_filter::COUNT, |w| {
+        filter(w, |f| {
+            (f.ranges[0].nmsrs, f.ranges[0].bitmap) = (U32::new(12289), U64::new(NOWHERE));
+        })
+    }),
+    (msr_filter::BITMAP, |w| {
+        filter(w, |f| f.ranges[0].bitmap = U64::new(NOWHERE))
     }),
     (apic_bus_cycles::RANGE, |w| bus_cycles(w, w.vm(0), 0)),
     (apic_bus_cycles::RANGE, |w| bus_cycles(w, w.vm(0), 1 << 26)),

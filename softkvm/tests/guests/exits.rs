@@ -227,7 +227,7 @@ fn an_nmi_goes_to_its_handler() {
 }
 
 /// A file, its identification, and its numbers by name.
-fn statistics(guest: &Guest, fd: i32) -> (String, Vec<(String, u64)>) {
+pub(crate) fn statistics(guest: &Guest, fd: i32) -> (String, Vec<(String, u64)>) {
     let number = guest.ioctl(fd, ioctl::KVM_GET_STATS_FD, 0).unwrap();
     let file = guest.host.task.file(number as i32).unwrap();
     let mut bytes = Vec::new();

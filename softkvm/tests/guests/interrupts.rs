@@ -7,9 +7,10 @@ use kvm_ops_uapi::irqchip::{
 use kvm_ops_uapi::run::{IoapicEoi, exit_reason};
 use kvm_ops_uapi::state::Sregs;
 use kvm_ops_uapi::vm::{IrqLevel, IrqRouting, IrqRoutingEntry, Msi, PitConfig};
-use kvm_ops_uapi::{U32, U64, cap, ioctl};
+use kvm_ops_uapi::{Errno, U32, U64, cap, ioctl};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::exits::statistics;
 use crate::guest::Guest;
 
 /// Switches its local APIC on, tells by port 0x81, and halts until two interrupts came, which it tells by port
@@ -289,6 +290,125 @@ fn the_timer_interrupts_by_the_routes_of_line_0() {
     let after: PitState2 = guest.get(guest.vm, ioctl::KVM_GET_PIT2);
     assert_eq!(after.flags, pit.flags);
     assert_eq!(after.channels[0].count, pit.channels[0].count);
+}
+
+/// xapic_ipi_test: each HLT of the guest is counted, and none twice, wherever it waits.
+#[test]
+fn halts_that_end_in_the_kernel_are_counted_once() {
+    let guest = waiting(false);
+    let halts = || {
+        let (_, numbers) = statistics(&guest, guest.vcpu);
+        let mut numbers = numbers.into_iter();
+        numbers.find(|(name, _)| name == "halt_exits").unwrap().1
+    };
+    assert_eq!(halts(), 0);
+    for expected in [1, 2] {
+        // It halts, and signals end its runs.
+        for _ in 0..3 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    guest.host.task.set_signal(true);
+                });
+                let answer = guest.run_vcpu(guest.vcpu);
+                assert_eq!(answer.unwrap_err().errno(), Errno::EINTR);
+            });
+            guest.host.task.set_signal(false);
+        }
+        assert_eq!(halts(), expected);
+        let msi = Msi {
+            address_lo: U32::new(0xfee0_0000),
+            data: U32::new(VECTOR.into()),
+            ..Msi::default()
+        };
+        assert_eq!(guest.call(guest.vm, ioctl::KVM_SIGNAL_MSI, &msi), Ok(1));
+        assert_eq!(port(&guest), 0x82);
+        assert_eq!(halts(), expected);
+    }
+    assert_eq!(port(&guest), 0x80);
+    assert_eq!(halts(), 2);
+}
+
+/// xapic_state_test: test_icr. The guest writes the command that is in its first request words, and user space finds it
+/// in the page, but for the bits that the mode does not have.
+#[test]
+fn commands_of_the_local_apic_are_kept_by_the_rules_of_its_mode() {
+    /// Reads ECX = 820H and 821H, writes them to 830H, tells by port 0x80; a fault tells by port 0x81.
+    const SENDS: [u8; 34] = [
+        0xfa, // cli
+        0x66, 0xb9, 0x20, 0x08, 0x00, 0x00, // again: mov ecx, 0x820
+        0x0f, 0x32, // rdmsr
+        0x66, 0x89, 0xc3, // mov ebx, eax
+        0x66, 0x41, // inc ecx
+        0x0f, 0x32, // rdmsr
+        0x66, 0x89, 0xc2, // mov edx, eax
+        0x66, 0x89, 0xd8, // mov eax, ebx
+        0x66, 0xb9, 0x30, 0x08, 0x00, 0x00, // mov ecx, 0x830
+        0x0f, 0x30, // wrmsr
+        0xe6, 0x80, // out 0x80, al
+        0xeb, 0xdf, // jmp again
+    ];
+    let guest = waiting(false);
+    guest.write(0x3000, &SENDS);
+    // #GP: out 0x81, al; then begin again.
+    guest.write(0x2100, &[0xe6, 0x81, 0xea, 0x01, 0x30, 0x00, 0x00]);
+    guest.write(13 * 4, &0x2100u32.to_le_bytes());
+    let mut regs = guest.regs();
+    regs.rip = U64::new(0x3000);
+    guest.set_regs(&regs);
+    for command in [
+        0x4_4000,
+        0x4_40ff,
+        0x4_4001,
+        0x4000,
+        0x0100_0000_0000_44ff,
+        0xc_4300,
+        1 << 13,
+        1 << 16,
+        1 << 20,
+        1 << 31,
+        0xa5a5_a5a5_a5a5_a5a5 & !0x700,
+        !0x1700,
+    ] {
+        let mut page: LapicState = guest.get(guest.vcpu, ioctl::KVM_GET_LAPIC);
+        let before = icr(&page);
+        let [low, high] = [command as u32, (command >> 32) as u32];
+        page.regs[0x200..0x204].copy_from_slice(&low.to_le_bytes());
+        page.regs[0x210..0x214].copy_from_slice(&high.to_le_bytes());
+        guest.call(guest.vcpu, ioctl::KVM_SET_LAPIC, &page).unwrap();
+        let refused = command & 0xfff3_2000 != 0;
+        assert_eq!(
+            port(&guest),
+            if refused { 0x81 } else { 0x80 },
+            "{command:#x}"
+        );
+        let page: LapicState = guest.get(guest.vcpu, ioctl::KVM_GET_LAPIC);
+        let kept = if refused { before } else { command };
+        assert_eq!(icr(&page), kept, "{command:#x}");
+    }
+}
+
+/// The command, of which the page has the halves apart in both modes.
+fn icr(page: &LapicState) -> u64 {
+    let word = |at: usize| {
+        u64::from(u32::from_le_bytes(
+            page.regs[at..at + 4].try_into().unwrap(),
+        ))
+    };
+    word(0x300) | word(0x310) << 32
+}
+
+/// xapic_state_test: test_x2apic_id.
+#[test]
+fn the_number_in_x2apic_mode_is_not_user_spaces_to_change() {
+    let guest = waiting(false);
+    for number in [0u8, 1, 0xff] {
+        let mut page: LapicState = guest.get(guest.vcpu, ioctl::KVM_GET_LAPIC);
+        page.regs[0x23] = number;
+        guest.call(guest.vcpu, ioctl::KVM_SET_LAPIC, &page).unwrap();
+        let page: LapicState = guest.get(guest.vcpu, ioctl::KVM_GET_LAPIC);
+        assert_eq!(page.regs[0x20..0x24], [0; 4]);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod guest;
 mod host;
 mod interrupts;
 mod memory;
+mod msrs;
 mod private;
 mod state;
 mod threads;

@@ -43,6 +43,26 @@ fn registers_in_the_run_page_are_those_of_the_vcpu() {
     }
 }
 
+/// set_sregs_test: test_cr_bits. Bits of CR4 that need no feature, and one that the CPUID, which is not set, does not offer.
+#[test]
+fn cr4_takes_the_bits_that_every_guest_has_and_no_others() {
+    const ALWAYS: u64 = 0x7ff;
+    for vendor in [Vendor::Amd, Vendor::Intel] {
+        let guest = Guest::on(vendor, &[0xf4], 0, |_, _| ());
+        let mut sregs: Sregs = guest.get(guest.vcpu, ioctl::KVM_GET_SREGS);
+        sregs.cr4 = U64::new(ALWAYS);
+        let set = |sregs: &Sregs| guest.call(guest.vcpu, ioctl::KVM_SET_SREGS, sregs);
+        set(&sregs).unwrap();
+        assert_eq!(guest.get::<Sregs>(guest.vcpu, ioctl::KVM_GET_SREGS), sregs);
+        for bit in 11..64 {
+            let mut wrong = sregs;
+            wrong.cr4 = U64::new(ALWAYS | 1 << bit);
+            assert_eq!(set(&wrong).unwrap_err().errno(), Errno::EINVAL, "bit {bit}");
+            assert_eq!(guest.get::<Sregs>(guest.vcpu, ioctl::KVM_GET_SREGS), sregs);
+        }
+    }
+}
+
 #[test]
 fn each_group_comes_back_as_it_was_set() {
     let guest = Guest::new(&[0xf4]);

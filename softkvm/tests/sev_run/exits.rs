@@ -2,10 +2,13 @@
 
 use iced_x86::code_asm::*;
 use kvm_ops_uapi::checks::run;
-use kvm_ops_uapi::run::{Hypercall, Io, MemoryFault, Mmio, SnpReqCerts, exit_reason};
+use kvm_ops_uapi::run::{
+    Hypercall, Io, MemoryFault, Mmio, MsrExit, SnpReqCerts, SystemEvent, exit_reason, system_event,
+};
 use kvm_ops_uapi::sev::{self, SevInit};
 use kvm_ops_uapi::system::vm_type::{SEV, SEV_ES, SNP};
-use kvm_ops_uapi::{Errno, U64, ioctl};
+use kvm_ops_uapi::vm::msr_exit_reason;
+use kvm_ops_uapi::{Errno, U64, cap, ioctl};
 
 use crate::guest::*;
 
@@ -141,6 +144,79 @@ fn a_guest_with_secret_registers_uses_ports_and_devices_by_its_ghcb() {
     let told = (mmio.phys_addr.get(), mmio.len.get(), mmio.is_write);
     assert_eq!(told, (DEVICE + 8, 2, 1));
     assert_eq!(mmio.data[..2], [0x88, 0x77]);
+}
+
+/// Asks to be ended by the GHCB page, and has an invalid instruction behind that.
+fn ends_by_page(a: &mut CodeAssembler, snp: bool) -> Assembled {
+    use_page(a, snp)?;
+    page_request(a, 0x8000_fffe, [0, 0], &[])?;
+    a.ud2()
+}
+
+#[test]
+fn a_guest_that_asks_to_be_ended_is_past_its_request() {
+    let by_value: Part = |a| {
+        terminate(a)?;
+        a.ud2()
+    };
+    for (kind, code, msr) in [
+        (SEV_ES, by_value, TERMINATE),
+        (SNP, by_value, TERMINATE),
+        (SEV_ES, (|a| ends_by_page(a, false)) as Part, GHCB),
+        (SNP, (|a| ends_by_page(a, true)) as Part, GHCB),
+    ] {
+        let guest = Guest::new(kind, code);
+        let event: SystemEvent = guest.runs_to(exit_reason::SYSTEM_EVENT);
+        let told = (event.kind.get(), event.ndata.get(), event.data[0].get());
+        assert_eq!(told, (system_event::SEV_TERM, 1, msr), "{kind}");
+        // It has no interrupt table.
+        assert_eq!(guest.run(), exit_reason::SHUTDOWN, "{kind}");
+    }
+}
+
+/// The MSR that user space answers for, and what it says.
+const ASKED: (u32, u64) = (0x4b4f_0001, 0x1122_3344_5566_7788);
+
+/// Reads an MSR by the GHCB page, and says both halves of what it got, or the exception.
+fn reads_msr(a: &mut CodeAssembler, snp: bool) -> Assembled {
+    const RCX: i32 = 0x308;
+    const RDX: i32 = 0x310;
+    use_page(a, snp)?;
+    for _ in 0..2 {
+        page_request(a, 0x7c, [0, 0], &[(RCX, ASKED.0.into())])?;
+        a.mov(r11, rbx)?;
+        a.mov(r12, qword_ptr(r15 + RAX))?;
+        a.mov(r13, qword_ptr(r15 + RDX))?;
+        say_by_page(a, r11)?;
+        say_by_page(a, r12)?;
+        say_by_page(a, r13)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_msr_that_a_secret_guest_asks_for_is_user_spaces_to_answer() {
+    for (kind, code) in [
+        (SEV_ES, (|a| reads_msr(a, false)) as Part),
+        (SNP, (|a| reads_msr(a, true)) as Part),
+    ] {
+        let guest = Guest::new(kind, code);
+        let reasons = msr_exit_reason::UNKNOWN;
+        let cap = cap::X86_USER_SPACE_MSR;
+        guest.w.enable(guest.vm, cap, reasons).unwrap();
+        let exit: MsrExit = guest.runs_to(exit_reason::X86_RDMSR);
+        let told = (exit.index.get(), u64::from(exit.reason.get()));
+        assert_eq!(told, (ASKED.0, reasons));
+        guest.answer(&MsrExit {
+            data: U64::new(ASKED.1),
+            ..exit
+        });
+        let said = [guest.says(), guest.says(), guest.says()];
+        assert_eq!(said, [0, ASKED.1 as u32, (ASKED.1 >> 32) as u32]);
+        let exit: MsrExit = guest.runs_to(exit_reason::X86_RDMSR);
+        guest.answer(&MsrExit { error: 1, ..exit });
+        assert_eq!(guest.says(), 1, "an exception");
+    }
 }
 
 /// A page state change by the GHCB MSR, of which the guest says the upper half of the answer.

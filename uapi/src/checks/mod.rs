@@ -30,8 +30,8 @@ pub use memory::{
 };
 pub use objects::{
     any, create_irqchip, create_vcpu, create_vm, device_attr, enable_cap, exit_hypercall,
-    kvmclock_ctrl, max_vcpu_id, run, set_cpuid2, set_sregs2, signal_mask, split_irqchip, stats_fd,
-    tpr_access, vapic_addr, vcpu_tsc_khz,
+    kvmclock_ctrl, max_vcpu_id, msr_filter, run, set_cpuid2, set_sregs2, signal_mask,
+    split_irqchip, stats_fd, tpr_access, user_space_msr, vapic_addr, vcpu_tsc_khz,
 };
 pub use psp::{
     factory_reset, get_id, get_id2, issue, key_gen, pdh_cert_export, pek_cert_import, pek_csr,
@@ -121,6 +121,8 @@ pub const TABLES: &[&[Check]] = &[
     enable_cap::ALL,
     exit_hypercall::ALL,
     max_vcpu_id::ALL,
+    user_space_msr::ALL,
+    msr_filter::ALL,
     device_attr::ALL,
     set_cpuid2::ALL,
     run::ALL,

@@ -82,6 +82,26 @@ table! {
 }
 
 table! {
+    /// `KVM_ENABLE_CAP` of `KVM_CAP_X86_USER_SPACE_MSR`.
+    user_space_msr "KVM_CAP_X86_USER_SPACE_MSR" {
+        1 MASK EINVAL "the mask is within 7";
+    }
+}
+
+table! {
+    /// `KVM_X86_SET_MSR_FILTER`. Ranges are checked one after the other, and those without MSRs not at all.
+    msr_filter "KVM_X86_SET_MSR_FILTER" {
+        1 COPY EFAULT "the structure can be read";
+        2 FLAGS EINVAL "flags are within 1";
+        3 RANGES EINVAL "a range has an MSR, or others are allowed";
+        4 RANGE_FLAGS EINVAL "a range's flags are within 3";
+        5 ACCESS EINVAL "a range decides of reads or of writes";
+        6 COUNT EINVAL "a range has at most 12288 MSRs";
+        7 BITMAP EFAULT "a range's bitmap can be read";
+    }
+}
+
+table! {
     /// `KVM_HAS_DEVICE_ATTR` and `KVM_GET_DEVICE_ATTR` on the system file.
     device_attr "KVM_GET_DEVICE_ATTR" {
         1 COPY EFAULT "the structure can be read";

@@ -43,6 +43,11 @@ impl Processor {
             (STATUS, false) => Some(Some(self.status())),
             (STATUS, true) => None,
             _ if protected && !OWN.contains(&index) => return Ok(self.vc(&exit, MSR)),
+            _ if !protected && self.watches_msrs() => {
+                let vm = std::sync::Arc::clone(&self.vm);
+                let _turn = vm.turns.take_to_execute();
+                return Ok(self.msr_access(exit));
+            }
             (_, false) => self.cpu.read_msr(index).map(Some),
             (_, true) => {
                 let value = self.written();

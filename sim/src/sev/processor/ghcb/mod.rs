@@ -15,7 +15,8 @@ use kvm_ops_cpu::Exit as CpuExit;
 
 use super::exits;
 use super::start::Hold;
-use crate::processor::{Next, Processor, Resume};
+use crate::msr_exits::MsrAccess;
+use crate::processor::{MsrWait, Next, Processor, Resume};
 use crate::sev::protocol::{self, Reply};
 use page::{CODE, INFO_1, INFO_2, RAX, RBX, RCX, RDX, XCR0};
 
@@ -61,6 +62,8 @@ enum Malformed {
     Event = 6,
 }
 
+const LOW: u64 = 0xffff_ffff;
+
 /// SW_EXITINFO1 of a malformed request, and of one that ends in an exception.
 const MALFORMED: u64 = 2;
 const EXCEPTION: u64 = 1;
@@ -84,12 +87,23 @@ pub(crate) enum Pending {
     Pages { exit: CpuExit, entries: u16 },
     /// The result of a hypercall.
     Call(CpuExit),
+    /// An MSR that the embedder answers for.
+    Access(MsrWait),
     /// Certificates for a report, which is asked for then: the pages of request and answer.
     Certificates {
         exit: CpuExit,
         request: u64,
         response: u64,
     },
+}
+
+impl Pending {
+    pub(crate) fn msr_wait(&mut self) -> Option<&mut MsrWait> {
+        match self {
+            Self::Access(wait) => Some(wait),
+            _ => None,
+        }
+    }
 }
 
 impl Processor {
@@ -135,7 +149,7 @@ impl Processor {
                 let leave = Exit::MapGpaRange { gpa, pages: 1, to };
                 return self.wait_for(Pending::Msr(exit), leave, Vec::new());
             }
-            Reply::Terminate => return Ok(self.terminate(msr)),
+            Reply::Terminate => return Ok(self.terminate(&exit)),
         };
         self.answer_msr(&exit, value);
         Ok(Next::Again)
@@ -166,16 +180,18 @@ impl Processor {
         Ok(Next::Leave(leave, data))
     }
 
-    /// The guest ends itself, for a reason in the GHCB MSR's format.
-    fn terminate(&self, reason: u64) -> Next {
+    /// The guest asks to be ended. The embedder gets the GHCB MSR, whose value is the reason or the page with it, as on KVM.
+    /// One that runs the vCPU again all the same finds it past VMGEXIT, where the processor left it.
+    fn terminate(&mut self, exit: &CpuExit) -> Next {
+        let reason = self.vm.sev.vcpu(self.id).ghcb;
         tracing::error!(
             technology = %self.vm.tech,
             vcpu = self.id.0,
             rip = format_args!("{:#x}", self.cpu.rip()),
-            set = reason >> 12 & 0xf,
-            code = format_args!("{:#x}", reason >> 16 & 0xff),
+            reason = format_args!("{reason:#x}"),
             "the guest ends itself (GHCB: termination request)"
         );
+        self.cpu.skip(exit);
         let kind = protocol::SEV_TERM;
         Next::Leave(Exit::SystemEvent { kind }, reason.to_ne_bytes().to_vec())
     }
@@ -272,7 +288,7 @@ impl Processor {
             }
             code::TERMINATE => {
                 self.side()?.ghcb = None;
-                Ok(self.terminate(info1))
+                Ok(self.terminate(&exit))
             }
             _ => self.malformed(exit, Malformed::Event),
         }
@@ -302,32 +318,39 @@ impl Processor {
 
     /// RDMSR, or WRMSR if bit 0 of the information is set.
     fn msr_request(&mut self, exit: CpuExit, info1: u64) -> Result<Next> {
-        const LOW: u64 = 0xffff_ffff;
         let ghcb = self.ghcb()?;
         let [rax, rcx, rdx] = [RAX, RCX, RDX].map(|at| ghcb.get(at));
         let Some(index) = rcx.map(|rcx| rcx as u32) else {
             return self.malformed(exit, Malformed::Missing);
         };
-        let done = match (info1 & 1, rax, rdx) {
-            (0, ..) => match self.cpu.read_msr(index) {
-                Some(value) => {
-                    let ghcb = self.ghcb()?;
-                    ghcb.put(RAX, value & LOW);
-                    ghcb.put(RDX, value >> 32);
-                    true
-                }
-                None => false,
-            },
-            (_, Some(rax), Some(rdx)) => {
-                let value = rdx << 32 | rax & LOW;
-                self.cpu.write_msr(index, value).is_some()
-            }
+        let (access, value) = match (info1 & 1, rax, rdx) {
+            (0, ..) => (MsrAccess::Read, 0),
+            (_, Some(rax), Some(rdx)) => (MsrAccess::Write, rdx << 32 | rax & LOW),
             _ => return self.malformed(exit, Malformed::Missing),
         };
-        match done {
-            true => self.took(exit, 0),
-            false => self.answer_page(exit, EXCEPTION, INJECT_GP),
+        match self.try_msr(index, access, value) {
+            Ok(read) => self.end_msr_request(exit, access, read),
+            Err(refusal) if self.leaves(refusal) => {
+                let wait = MsrWait {
+                    exit,
+                    access,
+                    refusal,
+                    faults: false,
+                };
+                let leave = MsrWait::leave(index, access, value);
+                self.wait_for(Pending::Access(wait), leave, Vec::new())
+            }
+            Err(_) => self.answer_page(exit, EXCEPTION, INJECT_GP),
         }
+    }
+
+    fn end_msr_request(&mut self, exit: CpuExit, access: MsrAccess, read: u64) -> Result<Next> {
+        if access == MsrAccess::Read {
+            let ghcb = self.ghcb()?;
+            ghcb.put(RAX, read & LOW);
+            ghcb.put(RDX, read >> 32);
+        }
+        self.took(exit, 0)
     }
 
     /// The guest's halt, after which it is past VMGEXIT.
@@ -337,6 +360,7 @@ impl Processor {
             return Ok(Next::Leave(Exit::Hlt, Vec::new()));
         }
         self.change_activity(|activity| activity.halted = true);
+        self.halt_hook.call(1);
         Ok(answered)
     }
 
@@ -362,6 +386,18 @@ impl Processor {
             Pending::Done(exit) => self.done(&exit),
             Pending::Msr(exit) => self.answer_msr(&exit, protocol::converted(ret)),
             Pending::Pages { exit, entries } => self.converted(exit, entries, ret),
+            Pending::Access(MsrWait {
+                exit,
+                access,
+                faults,
+                ..
+            }) => {
+                // A failure is in the GHCB.
+                let _ = match faults {
+                    true => self.answer_page(exit, EXCEPTION, INJECT_GP),
+                    false => self.end_msr_request(exit, access, ret),
+                };
+            }
             Pending::Certificates {
                 exit,
                 request,
