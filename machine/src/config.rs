@@ -160,7 +160,8 @@ impl MachineConfig {
     }
 
     /// Leaves the VM's start open: it waits for a guest that migrates to it, and is not finalised. The
-    /// vCPUs of a TD come with it, so such a machine has none before.
+    /// vCPUs of a TD come with it, so such a machine has none before. So do the pages of its image: give the image for
+    /// the memory that it needs.
     pub const fn awaits_guest(mut self, awaits: bool) -> Self {
         self.awaits_guest = awaits;
         self

@@ -121,7 +121,10 @@ impl<H: Host> Machine<H> {
         #[cfg(feature = "sev")]
         let given = launch.len();
         let mut guest = None;
+        // A TD comes with its vCPUs, and with the pages of its image.
+        let comes = config.awaits_guest && tech == Tech::Tdx;
         let first = match &config.payload {
+            Payload::Image(_) if comes => None,
             // Such a guest does not start with what the host writes into memory.
             Payload::Image(image) if confidential => {
                 let mask = machine.vm().shared_mask();
@@ -160,8 +163,6 @@ impl<H: Host> Machine<H> {
             Payload::None | Payload::Programs(_) => None,
         };
         machine.lend(ram, config.log_dirty)?;
-        // The vCPUs of a TD come with it.
-        let comes = config.awaits_guest && machine.vm().tech() == Tech::Tdx;
         if !comes {
             machine.create_vcpus(config.vcpus, irqchip)?;
         }

@@ -358,6 +358,8 @@ texts! {
         Xstate => "extended state bits",
         /// The value written to DR7.
         Dr7 => "DR7 value",
+        /// A time of a guest in nanoseconds.
+        Clock => "guest time",
         /// A TSC scaling ratio.
         TscRatio => "TSC ratio",
         /// An I/O port.

@@ -79,8 +79,8 @@ pub use slot::{HostRange, MemSlot, PrivateBacking, SlotFlags};
 pub use spte::{PrivateSpte, SpteChange, TableRoot};
 pub use state::{
     CodeSize, CpuidEntry, DebugRegs, Delivery, DescTable, Events, Exception, GuestDebug, Interrupt,
-    InterruptShadow, MpState, Msr, Nmi, Regs, Segment, SegmentName, Smi, Sregs, Xcrs, Xsave, cr0,
-    cr4, rflags,
+    InterruptShadow, MpState, Msr, Nmi, Regs, Segment, SegmentName, Smi, Sregs, TdApic,
+    TdVcpuState, Xcrs, Xsave, cr0, cr4, rflags,
 };
 pub use step::Step;
 pub use tech::{Tech, Vendor};

@@ -168,11 +168,12 @@ fn each_call_fails_in_every_plausible_way() {
 }
 
 /// The messages of a post-copy, by the numbers of their kinds.
-const NAMES: [(u8, &str); 16] = [
+const NAMES: [(u8, &str); 17] = [
     (18, "HelloPostCopy"),
     (2, "Resume"),
     (3, "Ready"),
     (4, "Bundle"),
+    (15, "ExitState"),
     (5, "Shared"),
     (8, "Prepare"),
     (9, "Prepared"),

@@ -14,7 +14,8 @@ use super::{
 use crate::guest::GuestProgram;
 use crate::{
     Asid, AsidPools, CpuId, Error, FieldCache, Gfn, Gpa, Hkid, Hpa, KeyPool, Level, MemSlot,
-    OpName, PackageId, Page, PortId, Result, SharedMask, Tech, VcpuId, Vendor, VmId, VmParams,
+    OpName, PackageId, Page, PortId, Result, SharedMask, TdVcpuState, Tech, VcpuId, Vendor, VmId,
+    VmParams,
 };
 
 /// A port that fails the calls that its [`FaultPlan`] names, without making them. All other calls
@@ -536,6 +537,14 @@ impl<P: VmPort> TdPort for FaultInjector<P> {
 
     fn td_take_nmi(&self, vcpu: VcpuId) -> bool {
         self.port.td().is_some_and(|td| td.td_take_nmi(vcpu))
+    }
+
+    fn td_vcpu_state(&self, vcpu: VcpuId) -> Result<Option<TdVcpuState>> {
+        self.td_below()?.td_vcpu_state(vcpu)
+    }
+
+    fn set_td_vcpu_state(&self, vcpu: VcpuId, tdvpr: Hpa, state: &TdVcpuState) -> Result<()> {
+        self.td_below()?.set_td_vcpu_state(vcpu, tdvpr, state)
     }
 
     fn td_instructions(&self, tdvpr: Hpa) -> Option<u64> {

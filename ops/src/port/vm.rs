@@ -6,7 +6,8 @@ use alloc::sync::Arc;
 use super::HeldPort;
 use crate::guest::GuestProgram;
 use crate::{
-    Asid, DevicePort, Gfn, Gpa, Hpa, Level, MemSlot, Page, Result, SharedMask, VcpuId, VcpuOps,
+    Asid, DevicePort, Gfn, Gpa, Hpa, Level, MemSlot, Page, Result, SharedMask, TdVcpuState, VcpuId,
+    VcpuOps,
 };
 
 /// A VM of the machine below: memory slots and vCPUs, without the rules of any technology.
@@ -203,6 +204,27 @@ pub trait TdPort: SharedMemory {
     fn td_take_nmi(&self, vcpu: VcpuId) -> bool {
         let _ = vcpu;
         false
+    }
+
+    /// What the machine keeps of a vCPU whose TD goes on at another host. Ask while the vCPU is outside and its TD stopped. `None` on
+    /// a machine that keeps nothing.
+    ///
+    /// # Errors
+    /// The answer of the system.
+    fn td_vcpu_state(&self, vcpu: VcpuId) -> Result<Option<TdVcpuState>> {
+        let _ = vcpu;
+        Ok(None)
+    }
+
+    /// Takes over what another machine kept of a vCPU that came from there, before its first run here; firmware has the vCPU's own
+    /// state by then. The TD's time goes on from that of the state, or from the machine's if that is later.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) for a time that cannot be;
+    /// [`Error::NotOffered`](crate::Error::NotOffered) on a machine that cannot keep it; the answer of the system.
+    fn set_td_vcpu_state(&self, vcpu: VcpuId, tdvpr: Hpa, state: &TdVcpuState) -> Result<()> {
+        let _ = (vcpu, tdvpr, state);
+        crate::not_offered!("the state of another machine's vCPU")
     }
 
     /// The number of instructions that the TD vCPU whose TDVPR page is `tdvpr` executed. `None` on a processor that does

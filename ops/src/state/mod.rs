@@ -9,6 +9,7 @@ mod msr;
 mod regs;
 mod segment;
 mod sregs;
+mod td_vcpu;
 mod xsave;
 
 pub use cpuid::CpuidEntry;
@@ -19,4 +20,5 @@ pub use msr::{Msr, Xcrs};
 pub use regs::{Regs, rflags};
 pub use segment::{CodeSize, DescTable, Segment, SegmentName};
 pub use sregs::{Sregs, cr0, cr4};
+pub use td_vcpu::{TdApic, TdVcpuState};
 pub use xsave::Xsave;

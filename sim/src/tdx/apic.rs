@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kvm_ops::{Error, Field, Irqchip, Result, VcpuId};
+use kvm_ops::{Error, Field, Irqchip, Result, TdApic, VcpuId};
 use kvm_ops_cpu::{Apic, ApicAddress, ApicEffect};
 
 use crate::irq::{State, Wake};
@@ -139,6 +139,33 @@ impl HostApic {
         while let Some(vector) = apic.fire(now) {
             self.wake.post(vector);
         }
+    }
+
+    /// Everything of it, for another machine.
+    pub(super) fn state(&self, now: u64) -> TdApic {
+        // A timer that fires posts its interrupt under this lock.
+        let apic = self.lock();
+        let waiting = self.wake.waiting();
+        TdApic {
+            registers: apic.save(now),
+            tsc_deadline: apic.tsc_deadline(),
+            posted: waiting.vectors,
+            nmi: waiting.nmi,
+            deliverable: self.deliverable.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes over what another machine had.
+    pub(super) fn set_state(&self, state: &TdApic, now: u64) {
+        let mut apic = self.lock();
+        apic.load(&state.registers, now);
+        apic.set_tsc_deadline(state.tsc_deadline, now, now);
+        self.wake.accept(apic.enabled());
+        self.wake.change(|waiting, _| {
+            waiting.vectors = state.posted;
+            waiting.nmi = state.nmi;
+        });
+        self.note_deliverable(state.deliverable);
     }
 
     /// The clock at which the timer fires next.

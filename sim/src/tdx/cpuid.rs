@@ -41,6 +41,8 @@ fn mask(processor: &CpuidTable, leaf: u32, subleaf: u32) -> [u32; 4] {
         (7, 0) => [0, ebx, ecx, edx | MITIGATIONS],
         (0xd, 0) => [eax, ALL, ALL, edx],
         (0xd, 1) => [eax, ALL, 0, 0],
+        // Size and place of a state component that the processor has.
+        (0xd, n @ 2..32) if processor.get(0xd, 0).eax >> n & 1 != 0 => [ALL; 4],
         // Other features of leaf 7, state components, performance counters, traces, last branches, tiles, key locker.
         (7 | 0xa | 0xd | 0x14 | 0x19 | 0x1c..=0x1e | 0x20 | 0x23 | 0x24, _) => [0; 4],
         (0x8000_0001, _) => [eax, ALL, ecx, edx],

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use kvm_ops::guest::GuestProgram;
-use kvm_ops::{Error, Field, Hpa, Result, SharedMask, TdPort, Tech, VcpuId};
+use kvm_ops::{Error, Field, Hpa, Result, SharedMask, TdPort, TdVcpuState, Tech, VcpuId};
 use soft_tdx_module::{Platform, PlatformBuilder};
 
 use super::HostApic;
+use super::processor::input_clock;
 use super::program::TdProgram;
 use crate::vm::VmInner;
 use crate::{SimHost, SimHostBuilder, SimVm};
@@ -59,6 +60,9 @@ pub(crate) fn hand_over(to: &Arc<VmInner>, from: &VmInner) {
     }
 }
 
+/// The latest time that comes from another host, 146 years. All times that follow from it can be counted.
+const LATEST: u64 = 1 << 62;
+
 impl TdPort for SimVm {
     fn td_vcpu_created(&self, vcpu: VcpuId, tdvpr: Hpa) -> Result<()> {
         let Some(tdx) = self.inner.machine.tdx() else {
@@ -99,6 +103,29 @@ impl TdPort for SimVm {
     fn td_take_nmi(&self, vcpu: VcpuId) -> bool {
         let wake = self.inner.td_wake(vcpu);
         self.inner.td_apic(vcpu).is_some() && wake.is_ok_and(|wake| wake.take_nmi())
+    }
+
+    fn td_vcpu_state(&self, vcpu: VcpuId) -> Result<Option<TdVcpuState>> {
+        let clock = self.inner.turns.clock();
+        let apic = self.inner.td_apic(vcpu).map(|apic| apic.state(clock));
+        Ok(Some(TdVcpuState { clock, apic }))
+    }
+
+    fn set_td_vcpu_state(&self, vcpu: VcpuId, tdvpr: Hpa, state: &TdVcpuState) -> Result<()> {
+        let inner = &self.inner;
+        if state.clock > LATEST {
+            return Err(Error::Invalid(Field::Clock, state.clock));
+        }
+        let (apic, tdx) = (inner.td_apic(vcpu), inner.machine.tdx());
+        if state.apic.is_some() && apic.is_none() {
+            return kvm_ops::not_offered!("local APICs for this VM's vCPUs");
+        }
+        inner.turns.take().pass_time(state.clock);
+        if let (Some(state), Some(apic), Some(tdx)) = (&state.apic, apic, tdx) {
+            apic.set_ticks(input_clock(&tdx.platform, tdvpr.get()));
+            apic.set_state(state, inner.turns.clock());
+        }
+        Ok(())
     }
 
     fn td_instructions(&self, tdvpr: Hpa) -> Option<u64> {

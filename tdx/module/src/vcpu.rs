@@ -217,6 +217,8 @@ pub(crate) struct VcpuContext {
     pub(crate) has_run: bool,
     /// A processor model saves the registers of L1 before each event.
     pub(crate) has_processor: bool,
+    /// The state components in the buffer are others than a processor model saved.
+    pub(crate) xbuff_changed: bool,
     /// The mode the guest was in at its last VM exit.
     is_64_bit: bool,
     /// LAST_TD_EXIT: what the next entry has to do.

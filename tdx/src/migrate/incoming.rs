@@ -14,6 +14,7 @@ use super::journey::{Book, Session};
 use super::lane::Lanes;
 use super::record::Shape;
 use crate::TdxVm;
+use crate::run::ExitState;
 use crate::seamcall::{Calls, Failed, Outcome};
 use crate::td::Td;
 
@@ -233,6 +234,22 @@ impl<'a, H: Host> Incoming<'a, H> {
             let sent = bundle.entries.iter().filter(|entry| entry.succeeded());
             sent.for_each(|entry| book.wanted.insert(entry.gfn()));
         }
+    }
+
+    /// Gives a vCPU that came what its source's host owed to it, before its handle is made
+    /// ([`create_vcpu`](kvm_ops::VmOps::create_vcpu)).
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] once the guest runs here; [`Error::Invalid`] for a vCPU that has not come, or a time that cannot
+    /// be; [`Error::NotOffered`] where this machine emulates no local APIC and the source's did.
+    pub fn set_exit_state(&mut self, id: VcpuId, state: &ExitState) -> Result<()> {
+        if !matches!(self.phase(), Phase::Receiving | Phase::Started) {
+            return Err(Error::WrongState(self.td.life.step()));
+        }
+        let vcpus = self.td.ready_vcpus();
+        let vcpu = vcpus.iter().find(|vcpu| vcpu.id == id);
+        let vcpu = vcpu.ok_or(Error::Invalid(Field::Vcpu, id.0.into()))?;
+        self.td.set_exit_state(vcpu, state)
     }
 
     /// Takes a frame that the guest shares with the host; `None` is a page of zeros.

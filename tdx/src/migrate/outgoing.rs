@@ -1,5 +1,6 @@
 //! A TD that leaves.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kvm_ops::moves;
@@ -17,8 +18,10 @@ use super::lane::{Lanes, Scratch};
 use super::pages::Work;
 use super::record::Shape;
 use crate::TdxVm;
+use crate::run::ExitState;
 use crate::seamcall::{BundleAt, Calls, Failed, Outcome};
-use crate::td::{Held, Td};
+use crate::td::{Held, PATIENCE, Td};
+use crate::vcpu::{Tried, VcpuRecord};
 
 /// A TD that is being sent, bundle by bundle. Its vCPUs run on, on their own threads, until
 /// [`stop`](Self::stop).
@@ -260,13 +263,36 @@ impl<'a, H: Host> Outgoing<'a, H> {
     }
 
     fn export_vcpu(&self, id: VcpuId, at: BundleAt) -> Result<u64> {
-        let vcpus = self.td.ready_vcpus();
-        let vcpu = vcpus.iter().find(|vcpu| vcpu.id == id);
-        let vcpu = vcpu.ok_or(Error::Invalid(Field::Vcpu, id.0.into()))?;
+        let vcpu = self.vcpu(id)?;
         let (calls, cpu) = (self.td.calls()?, self.td.seam()?.this_cpu());
         self.td
-            .on_cpu_of(vcpu, cpu, || calls.export_vcpu(cpu, vcpu.tdvpr, at))
+            .on_cpu_of(&vcpu, cpu, || calls.export_vcpu(cpu, vcpu.tdvpr, at))
             .map_err(|failed: Failed| self.td.failed(&failed))
+    }
+
+    /// What the host owes to a vCPU ([`ExitState`]), which is between two runs. A run that is under way ends soon, as the TD is
+    /// stopped, and a thread that serves an exit gives its answer: this waits for them.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] unless the TD is stopped; [`Error::Invalid`] for a vCPU that is not there; [`Error::Busy`] where an
+    /// exit keeps waiting for its answer: give it and run the vCPU, or ask its handle
+    /// ([`TdxVcpu::exit_state`](crate::TdxVcpu::exit_state)).
+    pub fn exit_state(&self, id: VcpuId) -> Result<ExitState> {
+        self.require(&[Phase::Paused])?;
+        let vcpu = self.vcpu(id)?;
+        for tries in 0..PATIENCE {
+            match vcpu.seat.look(|| self.td.relax()) {
+                Tried::Done(resume) => return self.td.exit_state_of(&vcpu, resume),
+                Tried::Wait | Tried::No => (0..1u32 << tries).for_each(|_| self.td.relax()),
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    fn vcpu(&self, id: VcpuId) -> Result<Arc<VcpuRecord>> {
+        let vcpus = self.td.ready_vcpus();
+        let found = vcpus.into_iter().find(|vcpu| vcpu.id == id);
+        found.ok_or(Error::Invalid(Field::Vcpu, id.0.into()))
     }
 
     /// The start token, the last bundle of all. From here on the TD can run here only with the

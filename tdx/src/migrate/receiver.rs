@@ -1,16 +1,14 @@
 //! The end that a TD comes to.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 
 use embedded_io::{Read, Write};
-use kvm_ops::{Host, VcpuId};
+use kvm_ops::Host;
 use kvm_ops_wire::{
     Challenge, Direction, Flow, MigrateError, Phase, Progress, ProtocolError, Refusal, Seal,
     StreamKey, TargetState, next_challenge,
 };
 
-use super::ExitState;
 use super::bundle::Bundle;
 use super::incoming::Incoming;
 use super::post_copy::Following;
@@ -72,7 +70,6 @@ pub struct Receiver<'a, H: Host> {
     pub(super) budget: Budget,
     pub(super) round: u32,
     pub(super) bytes: u64,
-    pub(super) exit_states: BTreeMap<VcpuId, ExitState>,
     pub(super) threads: Box<dyn Threads + 'a>,
     pub(super) following: Following,
     /// The abort token, for a source that asks again.
@@ -94,7 +91,6 @@ impl<'a, H: Host> Receiver<'a, H> {
             budget: Budget::default(),
             round: 0,
             bytes: 0,
-            exit_states: BTreeMap::new(),
             threads: Box::new(OneThread),
             following: Following::default(),
             returned: None,
@@ -140,12 +136,6 @@ impl<'a, H: Host> Receiver<'a, H> {
         let mut progress = progress(&self.target, self.phase, self.round, self.bytes);
         self.following.fill_in(&mut progress);
         progress
-    }
-
-    /// What the source's host owed to a vCPU, for
-    /// [`TdxVcpu::set_exit_state`](crate::TdxVcpu::set_exit_state).
-    pub fn exit_state(&self, vcpu: VcpuId) -> Option<ExitState> {
-        self.exit_states.get(&vcpu).copied()
     }
 
     /// Returns whether the session may go on over a new link; of a lost guest the source only hears that it is.

@@ -270,7 +270,7 @@ impl<H: Host> Receiver<'_, H> {
                 if !self.target.has_vcpu(vcpu) {
                     return Err(ProtocolError::Field("vCPU").into());
                 }
-                self.exit_states.insert(vcpu, state);
+                MigrateError::at("exit state", self.target.set_exit_state(vcpu, &state))?;
                 Ok(None)
             }
             Kind::Sync => {

@@ -22,7 +22,7 @@ const HELLO: [usize; 2] = [
 pub(super) const MOST_FRAMES: usize = 512;
 
 kvm_ops_wire::kinds! {
-    b"KOMT", 2;
+    b"KOMT", 3;
     /// Source: session and shape of the guest.
     Hello = 1, HELLO[0], HELLO[1];
     /// Source: goes on with a session after a broken link, or asks what became of it.
@@ -42,7 +42,7 @@ kvm_ops_wire::kinds! {
     /// Target: it has all records up to here.
     Synced = 17, 0, 0;
     /// Source: what its host owes to a vCPU at the next entry.
-    ExitState = 15, 4 + ExitState::BYTES, 4 + ExitState::BYTES;
+    ExitState = 15, 4 + ExitState::MIN_BYTES, 4 + ExitState::MAX_BYTES;
     /// Source: only the start token is left.
     Prepare = 8, 0, 0;
     /// Target: it has everything but that.
@@ -171,9 +171,8 @@ pub(super) fn parse_frames(payload: &[u8]) -> Result<Vec<Gfn>> {
 
 pub(super) fn parse_exit_state(payload: &[u8]) -> Result<(VcpuId, ExitState)> {
     let mut fields = Fields::of(payload);
-    let (vcpu, bytes) = (fields.u32()?, fields.array()?);
-    fields.end()?;
-    let state = ExitState::decode(&bytes).map_err(|_| ProtocolError::Field("exit state"))?;
+    let vcpu = fields.u32()?;
+    let state = ExitState::decode(fields.rest()).map_err(|_| ProtocolError::Field("exit state"))?;
     Ok((VcpuId(vcpu), state))
 }
 

@@ -70,10 +70,11 @@ impl<H: Host, L: Read + Write> Sending<'_, '_, '_, '_, H, L> {
                 self.bundle(MigrateError::at("TDH.EXPORT.STATE.VP", state)?)
             }
             Rest::ExitState(vcpu) => {
-                let Some(states) = &mut self.sender.exit_states else {
-                    return Ok(());
+                let state = match &mut self.sender.exit_states {
+                    Some(states) => states(vcpu),
+                    None => self.sender.source.exit_state(vcpu),
                 };
-                let state = MigrateError::at("exit state", states(vcpu))?.encode();
+                let state = MigrateError::at("exit state", state)?.encode();
                 let mut payload = Vec::from(vcpu.0.to_le_bytes());
                 payload.extend_from_slice(&state);
                 self.send(Kind::ExitState, payload)

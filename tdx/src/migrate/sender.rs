@@ -119,8 +119,9 @@ impl<'a, H: Host> Sender<'a, H> {
         self
     }
 
-    /// Asks for what the host owes to each vCPU, so that the target can give it. Without, an exit that was
-    /// not finished when the TD stopped is answered with zeros there.
+    /// Asks here for what the host owes to each vCPU, so that the target can give it, and not
+    /// [where the vCPUs keep it](Outgoing::exit_state) between two runs: for an embedder that stops its vCPUs with exits that it
+    /// has not answered.
     #[must_use]
     pub fn with_exit_states(mut self, states: ExitStates<'a>) -> Self {
         self.exit_states = Some(states);

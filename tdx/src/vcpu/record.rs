@@ -106,6 +106,11 @@ impl VcpuRecord {
         self.kicked.load(Ordering::SeqCst)
     }
 
+    /// Returns whether a halt ends at once.
+    pub(crate) fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::SeqCst)
+    }
+
     /// Ends the current halt, or the next.
     pub(crate) fn wake(&self) {
         self.woken.store(true, Ordering::SeqCst);

@@ -88,6 +88,16 @@ impl Seat {
         })
     }
 
+    /// What the next entry needs, to be told to another host. `No` while an exit waits for its answer.
+    pub(crate) fn look(&self, relax: impl FnMut()) -> Tried<Resume> {
+        self.with(relax, |state| match *state {
+            State::Out(resume) if resume.pending.waits_for_answer() => Tried::No,
+            State::Out(resume) => Tried::Done(resume),
+            State::In => Tried::Wait,
+            State::Claimed(_) | State::Gone => Tried::No,
+        })
+    }
+
     /// Undoes [`claim`](Self::claim).
     pub(crate) fn unclaim(&self, relax: impl FnMut()) {
         self.with(relax, |state| {
@@ -155,6 +165,7 @@ mod tests {
             (Pending::MsrWrite, true),
         ] {
             let seat = Seat::new(resume(pending));
+            assert_eq!(matches!(seat.look(nop), Tried::No), stays, "{pending:?}");
             assert_eq!(matches!(seat.claim(nop), Tried::No), stays, "{pending:?}");
         }
     }

@@ -72,7 +72,7 @@ pub(super) struct Processor {
     calling: Option<CpuExit>,
     /// An exit that came up while an event was delivered.
     next: Option<CpuExit>,
-    /// MSRs of a TD that the processor does not have: they keep what is written.
+    /// MSRs of a TD that neither the processor nor the module has a place for.
     msrs: BTreeMap<u32, u64>,
     /// Instructions that the machine's count has.
     counted: u64,
@@ -178,6 +178,13 @@ impl Processor {
     /// Loads what the module has, and completes the TDCALL that left.
     fn enter(&mut self, gprs: &Regs) -> Result<(), LpError> {
         let state = insist(|| self.platform.guest_registers(self.lp()))?;
+        if self.known.is_none() {
+            registers::load_virtual_apic(&mut self.cpu, &state.virtual_apic);
+        }
+        if let Some(area) = self.platform.changed_extended_state(self.tdvpr) {
+            // A debugger may leave what no processor can hold.
+            let _ = self.cpu.load_xsave(&area);
+        }
         self.masks = insist(|| self.platform.guest_control_masks(self.lp()))?;
         let call = self.calling.take();
         let stepped = |known: &ProcessorState, call: &CpuExit| {
@@ -318,6 +325,9 @@ impl Processor {
             match flow {
                 GuestFlow::Exit { host } => {
                     self.calling = exit;
+                    // A TD that is lost has nowhere to save it.
+                    let area = self.cpu.save_xsave();
+                    self.platform.save_extended_state(self.tdvpr, &area);
                     self.sleep_if_it_halts(&host);
                     if let Some(apic) = &self.apic {
                         let held =
@@ -388,7 +398,7 @@ fn cpuid() -> CpuidTable {
 }
 
 /// Clock ticks of the APIC timer's input clock: the ratio of the TSC to the crystal in CPUID leaf 15H.
-fn input_clock(platform: &Platform, tdvpr: u64) -> u64 {
+pub(super) fn input_clock(platform: &Platform, tdvpr: u64) -> u64 {
     match platform.guest_cpuid(tdvpr, 0x15, 0, 0) {
         Some(CpuidAnswer::Values([per, ticks, ..])) => u64::from(ticks / per.max(1)),
         _ => 1,

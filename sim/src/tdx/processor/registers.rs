@@ -1,6 +1,6 @@
 //! The registers of a TD's processor: between `kvm-ops-cpu` and the module, which keeps them in VMCS and TDVPS.
 
-use kvm_ops_cpu::{Cpu, Registers, Segment, TableRegister};
+use kvm_ops_cpu::{APIC_PAGE_BYTES, Cpu, Registers, Segment, TableRegister};
 use soft_tdx_module::{ProcessorState, Regs, SegmentState, VirtualApic};
 
 /// x2APIC registers of the virtual APIC page: task and processor priority, interrupts in service, requests.
@@ -72,6 +72,27 @@ fn virtual_apic(cpu: &Cpu) -> VirtualApic {
         in_service: bitmap(ISR),
         requests: bitmap(IRR),
     }
+}
+
+/// Gives the processor the virtual APIC page. It keeps the page itself from then on.
+pub(super) fn load_virtual_apic(cpu: &mut Cpu, from: &VirtualApic) {
+    let Some(mut page) = cpu.apic_registers() else {
+        return;
+    };
+    let bitmap = |first: u32, words: [u32; 8]| (first..).zip(words);
+    let priority = [(TPR, from.task_priority.into())].into_iter();
+    let vectors = bitmap(ISR, from.in_service).chain(bitmap(IRR, from.requests));
+    for (register, value) in priority.chain(vectors) {
+        put(&mut page, register, value);
+    }
+    cpu.set_apic_registers(&page);
+}
+
+/// Puts the register of an x2APIC MSR into a page.
+fn put(page: &mut [u8; APIC_PAGE_BYTES], msr: u32, value: u32) {
+    const FIRST: u32 = 0x800;
+    let at = (msr - FIRST) as usize * 16;
+    page[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
 /// What VM entry loads beside the general registers. An MSR value that the processor refuses is not loaded: the module lets

@@ -3,6 +3,7 @@
 mod accept;
 mod access;
 mod exits;
+pub(crate) mod extended_state;
 mod l2;
 mod metadata;
 mod pages;

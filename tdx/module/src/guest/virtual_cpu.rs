@@ -132,7 +132,11 @@ impl Platform {
         })
     }
 
-    fn with_fields<R>(&self, tdvpr: u64, ask: impl FnOnce(VcpuFields<'_>) -> R) -> Option<R> {
+    pub(super) fn with_fields<R>(
+        &self,
+        tdvpr: u64,
+        ask: impl FnOnce(VcpuFields<'_>) -> R,
+    ) -> Option<R> {
         let entry = self.pamt.get()?.entry(tdvpr, PageSize::Size4K)?;
         if entry.page_type() != PageType::Tdvpr {
             return None;

@@ -44,10 +44,10 @@ const ALL_VMS: &[(u32, u64)] = &[
 
 /// The word of the XSAVE header that says which components the buffer has room for, and in which format.
 const XCOMP_BV: (u8, u32) = (class::XBUFF, 65);
-const COMPACTED: u64 = 1 << 63;
+pub(crate) const COMPACTED: u64 = 1 << 63;
 
 /// Sets the fields that change once L1 has run: its VMCS is up to date and launched, and XSAVES has saved the TD's
-/// state components into the vCPU's buffer, of which only the header is modelled.
+/// state components into the vCPU's buffer. Without a processor model all are in their initial state: its header says so.
 pub(crate) fn note_first_run(td: &Td, f: &mut VcpuStore) {
     f.set(XCOMP_BV, COMPACTED | td.config().xfam);
     for code in ENTERED {

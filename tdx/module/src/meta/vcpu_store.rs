@@ -64,6 +64,13 @@ pub(crate) mod class {
     pub(crate) const L2_STEP: u8 = 8;
 }
 
+/// Where the words of the buffer for state components are.
+fn xbuff() -> Option<core::ops::Range<usize>> {
+    let (row, _) = Table::Vcpu.find((class::XBUFF, 0))?;
+    let field = &Table::Vcpu.rows()[row];
+    Some(field.first..field.first + field.len() as usize)
+}
+
 impl VcpuStore {
     /// All zeros, for a TD with `l2_vms` L2 VMs.
     pub(crate) fn new(l2_vms: u8) -> Self {
@@ -131,6 +138,18 @@ impl VcpuStore {
             .and_then(|at| self.words_mut(table, vm).get_mut(at))
         {
             *word = value;
+        }
+    }
+
+    /// The buffer for the state components of XSAVES.
+    pub(crate) fn xbuff(&self) -> &[u64] {
+        xbuff().and_then(|at| self.vcpu.get(at)).unwrap_or(&[])
+    }
+
+    pub(crate) fn xbuff_mut(&mut self) -> &mut [u64] {
+        match xbuff().and_then(|at| self.vcpu.get_mut(at)) {
+            Some(words) => words,
+            None => &mut [],
         }
     }
 

@@ -7,6 +7,7 @@ use super::vcpu_initial::{UNSET, ZERO_PAGE};
 use super::vcpu_store::{class, management, per_vm};
 use super::{Write, locate, not_valid, not_writable, vmcs};
 use crate::call::{Leaf, shared_operand};
+use crate::guest::extended_state::XSTATE_BV;
 use crate::regs::Regs;
 use crate::status::{Code, Operand};
 use crate::virt::msr;
@@ -331,7 +332,7 @@ impl VcpuFields<'_> {
                 self.ctx.cr2 = new;
                 return Ok(());
             }
-            class::XBUFF if self.is_protected_xbuff(place.element) => return not_writable(),
+            class::XBUFF => return self.store_xbuff(place, new),
             class::MANAGEMENT => return self.store_management(place, new),
             of if is_l2_msr_bitmaps(of) => {
                 self.ctx.store.set((of + 1, place.element), new);
@@ -343,6 +344,20 @@ impl VcpuFields<'_> {
             _ => {}
         }
         self.ctx.store.set_at(place, new);
+        Ok(())
+    }
+
+    /// A word of the state components. Of the header an import brings the components that are not in their initial state; the rest
+    /// follows from XFAM. (What the published module does with the header of an import is not recorded.)
+    fn store_xbuff(&mut self, place: &Place, new: u64) -> Leaf {
+        let mut new = new;
+        if self.agent == Agent::Migration && place.element as usize == XSTATE_BV {
+            new &= self.td.config().xfam;
+        } else if self.is_protected_xbuff(place.element) {
+            return not_writable();
+        }
+        self.ctx.store.set_at(place, new);
+        self.ctx.xbuff_changed = true;
         Ok(())
     }
 
