@@ -81,6 +81,20 @@ impl<H: Host> TdxVm<H> {
         self.td.read_private().mirror.for_each(f);
     }
 
+    /// Maps a page of 2 MiB at a frame, ahead of the guest, which accepts it whole (TDG.MEM.PAGE.ACCEPT of level 1). It is split
+    /// (TDH.MEM.PAGE.DEMOTE) where the guest accepts a part of it, where a part is converted, and when the TD goes to another
+    /// host.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] for a TD that does not run yet; [`Error::Invalid`] for a frame that is not aligned to 2 MiB, or if
+    /// not all frames of the page are private and in a writable slot; [`Error::Exists`] if something is mapped there;
+    /// [`Error::Busy`] while the TD goes to another host, or another thread is at the entry; [`Error::NoMemory`]; the
+    /// module's.
+    pub fn map_large_page(&self, first: Gfn) -> Result<()> {
+        let _span = self.span("map_large_page");
+        self.td.map_large(first)
+    }
+
     /// Creates a vCPU, as [`create_vcpu`](Backend::create_vcpu) does, that starts otherwise
     /// (`KVM_TDX_INIT_VCPU`).
     ///

@@ -59,7 +59,7 @@ fn while_it_runs(
                 thread::yield_now();
             }
             let mut vcpu = target.create_vcpu(VcpuId(0)).unwrap();
-            load(&mut vcpu, counted);
+            load(&mut vcpu, Gfn::new(0), counted);
             run_until(&mut vcpu, counted, until)
         });
         let ended = links.iter().map(|plan| {

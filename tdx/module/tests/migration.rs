@@ -4,7 +4,7 @@ mod common;
 #[path = "common/migration.rs"]
 mod migration;
 
-use common::regs;
+use common::{Td, regs};
 use migration::{Bundle, MIGRATE, Migration};
 use soft_tdx_module::{Code, GuestOp, HostLeaf as L, OpState, Outcome, Status};
 use std::sync::{Arc, Mutex};
@@ -239,4 +239,35 @@ fn a_write_to_a_blocked_page_reaches_the_host_and_the_page_is_sent_again() {
     assert_eq!(early.code(), Code::EXPORTED_DIRTY_PAGES_REMAIN);
     assert_eq!(m.export(&b, &[0x3000]), Status::SUCCESS);
     assert_eq!(dirty(&m), 0);
+}
+
+#[test]
+fn a_td_that_may_migrate_has_no_l2_vms() {
+    const MIGRATABLE: u64 = 1 << 29;
+    let p = common::machine();
+    for l2_vms in 0..=3u64 {
+        let td = Td::allocate(
+            &p,
+            0x4000_0000 + (l2_vms << 24),
+            33 + l2_vms as u16,
+            0,
+            l2_vms,
+        );
+        let params = [(8, 3), (16, 4 | l2_vms << 16), (24, 0x1E), (40, 40)];
+        let init = |attributes: u64| {
+            for (offset, value) in [(0, attributes)].into_iter().chain(params) {
+                let at = td.params + offset;
+                p.write_memory(at, &value.to_le_bytes()).expect("params");
+            }
+            td.status(&p, L::MngInit, regs(td.tdr, td.params)).code()
+        };
+        let with = match l2_vms {
+            0 => Status::SUCCESS.code(),
+            _ => Code::OPERAND_INVALID,
+        };
+        assert_eq!(init(MIGRATABLE), with, "{l2_vms}");
+        if l2_vms > 0 {
+            assert_eq!(init(0), Status::SUCCESS.code(), "{l2_vms}");
+        }
+    }
 }

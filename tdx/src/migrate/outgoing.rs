@@ -5,8 +5,8 @@ use alloc::vec::Vec;
 
 use kvm_ops::moves;
 use kvm_ops::{
-    Diagnosis, Error, Field, Gfn, Gpaw, Host, Level, PAGE_SIZE, PrivateSpte, Result, SeamPort,
-    Step, VcpuId,
+    Diagnosis, Error, Field, Gfn, Gpaw, Host, PAGE_SIZE, PrivateSpte, Result, SeamPort, Step,
+    VcpuId,
 };
 use kvm_ops_mmu::Mutex;
 
@@ -172,11 +172,12 @@ impl<'a, H: Host> Outgoing<'a, H> {
     }
 
     /// Begins the session: the immutable state (TDH.EXPORT.STATE.IMMUTABLE). From here on the guest's
-    /// writes are followed.
+    /// writes are followed. Pages of 2 MiB are split first (TDH.MEM.PAGE.DEMOTE), because the module exports pages of 4 KiB
+    /// alone; they stay so after an abort, and at the target.
     ///
     /// # Errors
     /// The module's, such as MIGRATION_DECRYPTION_KEY_NOT_SET where the migration TD has not done its
-    /// part, or TD_NOT_MIGRATABLE; [`Error::NotOffered`] for a TD with pages of 2 MiB.
+    /// part, or TD_NOT_MIGRATABLE; to the split of pages of 2 MiB; [`Error::NoMemory`] for the tables that this needs.
     pub fn begin(&mut self) -> Result<Bundle> {
         self.require(&[Phase::New])?;
         let (at, tdr) = (self.lanes.of(0)?.offer_buffers()?, self.td.tdr()?);
@@ -437,27 +438,22 @@ impl<H: Host> Td<H> {
     fn follow(&self) -> Result<()> {
         // Pages that are mapped from here on are noted by their faults, all others found below.
         self.journey.set_follows(true);
-        let noted = self.note_all();
+        // The module exports pages of 4 KiB alone.
+        let noted = self.split_large_pages().and_then(|()| self.note_all());
         noted.inspect_err(|_| self.stop_following())
     }
 
     fn note_all(&self) -> Result<()> {
-        let (mut half_removed, mut large) = (Vec::new(), None);
+        let mut half_removed = Vec::new();
         let private = self.read_private();
         let mut book = self.lock(&self.journey.book);
-        private.mirror.for_each(|gfn, level, entry| match entry {
-            PrivateSpte::Mapped(_) | PrivateSpte::Blocked(_) if level != Level::Size4K => {
-                large = Some(gfn);
-            }
+        private.mirror.for_each(|gfn, _, entry| match entry {
             PrivateSpte::Mapped(_) => book.pending.insert(gfn),
             PrivateSpte::Blocked(_) => half_removed.push(gfn),
             _ => {}
         });
         drop(book);
         drop(private);
-        if large.is_some() {
-            return kvm_ops::not_offered!("sending a TD with pages of 2 MiB");
-        }
         for gfn in half_removed {
             // A removal that failed left it behind: the page is still the guest's.
             self.write_private().mirror.unblock(self, gfn, 1)?;

@@ -1,5 +1,7 @@
 //! Private memory: where it may be, faults, conversions, slots.
 
+use alloc::vec::Vec;
+
 use kvm_ops::{
     Error, Field, Gfn, Host, Level, MemSlot, PAGE_SIZE, Privacy, PrivateSpte, Result, Step, VcpuId,
     VmPort,
@@ -53,6 +55,17 @@ impl<H: Host> Td<H> {
         };
         match found {
             Found::Fault(fault) => Ok(fault),
+            Found::Large => {
+                let mut private = self.write_private();
+                self.require_open()?;
+                match private.mirror.demote(self, gfn) {
+                    // Another thread was faster.
+                    Ok(()) | Err(Error::NotFound(..) | Error::Busy | Error::Again) => {
+                        Ok(Fault::Retry)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
             Found::Blocked => {
                 // A removal that failed left it behind: the page is still the guest's.
                 let mut private = self.write_private();
@@ -79,6 +92,8 @@ impl<H: Host> Td<H> {
             Ok(Mapped::Retry) | Err(Error::Busy | Error::Again) => Found::Fault(Fault::Retry),
             Ok(Mapped::Occupied(lookup)) => match lookup.entry {
                 PrivateSpte::Blocked(_) | PrivateSpte::BlockedTable(_) => Found::Blocked,
+                // A guest that accepts a part of a large page faults at it until the page is split.
+                PrivateSpte::Mapped(_) if lookup.level != Level::Size4K => Found::Large,
                 _ => match self.allow_writes(gfn) {
                     Err(Error::Busy | Error::Again) => Found::Fault(Fault::Retry),
                     done => done.map(|()| Found::Fault(Fault::Mapped))?,
@@ -111,6 +126,51 @@ impl<H: Host> Td<H> {
             };
         }
         Ok(pages)
+    }
+
+    /// Maps a page of 2 MiB before the guest touches it.
+    pub(crate) fn map_large(&self, first: Gfn) -> Result<()> {
+        self.life.require(Step::Runnable)?;
+        let pages = Level::Size2M.frames();
+        self.check_range(first, pages)?;
+        let private = self.write_private();
+        self.require_settled()?;
+        let mut frames = (0..pages).filter_map(|n| first.checked_add(n));
+        if !first.is_aligned(Level::Size2M) || !frames.all(|gfn| private.may_be_private(gfn)) {
+            return Err(Error::Invalid(Field::Gfn, first.get()));
+        }
+        let page = || self.take_page(Level::Size2M);
+        match private.mirror.map(self, first, Level::Size2M, page)? {
+            Mapped::New => Ok(()),
+            Mapped::Retry => Err(Error::Busy),
+            Mapped::Occupied(_) => Err(Error::Exists(Field::Gfn, first.get())),
+        }
+    }
+
+    /// Splits all pages of 2 MiB, with their guest running. Unlike a fault it has no guest that would try again, so it waits for
+    /// locks.
+    pub(crate) fn split_large_pages(&self) -> Result<()> {
+        let mut large = Vec::new();
+        self.read_private().mirror.for_each(|gfn, level, entry| {
+            let is_page = matches!(entry, PrivateSpte::Mapped(_) | PrivateSpte::Blocked(_));
+            if is_page && level != Level::Size4K {
+                large.push(gfn);
+            }
+        });
+        large.into_iter().try_for_each(|gfn| self.split(gfn))
+    }
+
+    fn split(&self, gfn: Gfn) -> Result<()> {
+        for tries in 0..PATIENCE {
+            match self.write_private().mirror.demote(self, gfn) {
+                Err(Error::Busy | Error::Again) => {}
+                // A fault was faster.
+                Err(Error::NotFound(..)) => return Ok(()),
+                done => return done,
+            }
+            (0..1u32 << tries).for_each(|_| self.relax());
+        }
+        Err(Error::Busy)
     }
 
     /// A fault without a guest that would fault again.
@@ -217,4 +277,6 @@ enum Found {
     Fault(Fault),
     /// A blocked entry, which only a writer may touch.
     Blocked,
+    /// A page of 2 MiB that is mapped.
+    Large,
 }

@@ -65,6 +65,8 @@ pub struct Pair {
     pub hosts: [TestHost; 2],
     /// The last count of the guest's program.
     pub counted: Arc<AtomicU64>,
+    /// The first frame that the program uses.
+    pub first: Gfn,
 }
 
 /// Pages that the guest's program writes, after the one that holds its count.
@@ -100,6 +102,7 @@ impl Pair {
             keepers,
             hosts,
             counted: Arc::default(),
+            first: Gfn::new(0),
         };
         pair.exchange_keys(bindings);
         pair
@@ -135,7 +138,7 @@ impl Pair {
 
     /// Loads the guest's program, which goes on from what is in memory.
     pub fn load(&self, vcpu: &mut Vcpu) {
-        load(vcpu, &self.counted);
+        load(vcpu, self.first, &self.counted);
     }
 
     /// Runs the source's first vCPU until its program has counted so far, or the VM says that it is
@@ -195,9 +198,9 @@ fn memory(host: &TestHost) -> MemSlot {
     slot(host)
 }
 
-/// Loads the guest's program, which goes on from what is in memory and tells its count.
-pub fn load(vcpu: &mut Vcpu, counted: &Arc<AtomicU64>) {
-    let writer = Writer::new(PAGES, Arc::clone(counted));
+/// Loads the guest's program, which goes on from what is in memory from a frame on and tells its count.
+pub fn load(vcpu: &mut Vcpu, first: Gfn, counted: &Arc<AtomicU64>) {
+    let writer = Writer::new(first, PAGES, Arc::clone(counted));
     let programs = vcpu.programs().expect("the software machine runs programs");
     programs.load_program(Box::new(writer)).unwrap();
 }

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvm_ops_core::Gpa;
 use kvm_ops_core::guest::{Action, GuestProgram, Outcome};
+use kvm_ops_core::{Gfn, Gpa};
 
 /// The port that it writes after each step.
 pub const TICK: u16 = 0x71;
 
-/// Page 0 holds the count. Count `n` is written to page `1 + n % pages`, then to page 0. So after any
+/// Page 0 holds the count, counted from its first frame. Count `n` is written to page `1 + n % pages`, then to page 0. So after any
 /// count each page holds the last count that is its own, or one more where the guest stopped between the
 /// two writes. At its start the program checks every page against the count, and shuts down if one differs.
 /// It keeps nothing itself: on any VM that has the memory it goes on.
 pub struct Writer {
+    first: Gfn,
     pages: u64,
     counted: Arc<AtomicU64>,
     doing: Doing,
@@ -31,8 +32,9 @@ enum Doing {
 }
 
 impl Writer {
-    pub fn new(pages: u64, counted: Arc<AtomicU64>) -> Self {
+    pub fn new(first: Gfn, pages: u64, counted: Arc<AtomicU64>) -> Self {
         Self {
+            first,
             pages,
             counted,
             doing: Doing::ReadingCount,
@@ -41,10 +43,14 @@ impl Writer {
         }
     }
 
+    fn at(&self, page: u64) -> Gpa {
+        Gpa::new((self.first.get() + page) << 12)
+    }
+
     fn read(&mut self, page: u64, doing: Doing) -> Action<'_> {
         self.doing = doing;
         Action::Read {
-            gpa: Gpa::new(page << 12),
+            gpa: self.at(page),
             len: 8,
         }
     }
@@ -53,7 +59,7 @@ impl Writer {
         self.doing = doing;
         self.data = self.count.to_le_bytes();
         Action::Write {
-            gpa: Gpa::new(page << 12),
+            gpa: self.at(page),
             data: &self.data,
         }
     }

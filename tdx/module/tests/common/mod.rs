@@ -53,7 +53,7 @@ pub struct Td {
     pub lp: usize,
     next: u64,
     pub given: Vec<u64>,
-    params: u64,
+    pub params: u64,
 }
 
 impl Td {
