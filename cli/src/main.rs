@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bytes;
 mod commands;
 mod confidential;
 mod disassembly;

@@ -7,6 +7,7 @@ mod guest;
 mod inside;
 mod link;
 mod meter;
+mod peer;
 mod report;
 mod sev;
 mod snp;
@@ -55,7 +56,9 @@ Examples:
   kvm-ops migrate receive 127.0.0.1:4444      a host that waits for a guest, and
   kvm-ops migrate send 127.0.0.1:4444         one that sends it
   kvm-ops migrate receive unix:/run/m.sock --tech tdx
-  kvm-ops migrate receive unix:/run/m.sock --tech sev-snp")]
+  kvm-ops migrate receive unix:/run/m.sock --tech sev-snp
+  kvm-ops migrate hosts --tech tdx --peer-svn 03000000000000000000000000000000
+                                              from that version of the TDX module on")]
 pub(crate) struct Args {
     #[command(subcommand)]
     how: How,
@@ -126,6 +129,9 @@ struct Guest {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    peer: peer::Peer,
 }
 
 /// The most memory of a guest here. A host has twice as much, so that two VMs of the guest fit.
@@ -164,6 +170,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let what = "only a TD that goes to another host has streams";
         return Err(Failure::new(what).code(Code::Usage));
     }
+    guest.peer.fits(guest.tech, within)?;
     let interrupt = Interrupt::install()?;
     memory::Limits::of_system()
         .holds(args.how.memory())

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use clap::{Subcommand, ValueEnum};
 
 use super::flip::FlipArgs;
+use crate::bytes::{Bytes, parse_exact, parse_hex, parse_number};
 
 /// Verifies evidence of confidential VMs from anywhere, and makes some to verify
 ///
@@ -385,39 +386,6 @@ impl From<&str> for RootChoice {
             path => Self::File(path.into()),
         }
     }
-}
-
-/// Bytes of the command line.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bytes<const N: usize>(pub(super) [u8; N]);
-
-fn parse_hex<const N: usize>(text: &str) -> Result<Bytes<N>, String> {
-    let bytes = hex::decode(text).map_err(|error| error.to_string().to_lowercase())?;
-    let mut padded = [0; N];
-    padded
-        .get_mut(..bytes.len())
-        .ok_or_else(|| format!("{} bytes are more than {N}", bytes.len()))?
-        .copy_from_slice(&bytes);
-    Ok(Bytes(padded))
-}
-
-fn parse_exact<const N: usize>(text: &str) -> Result<Bytes<N>, String> {
-    if text.len() != 2 * N {
-        return Err(format!(
-            "{} digits are not the {} of {N} bytes",
-            text.len(),
-            2 * N
-        ));
-    }
-    parse_hex(text)
-}
-
-fn parse_number(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|error| error.to_string())
 }
 
 pub(super) fn parse_time(text: &str) -> Result<u64, String> {

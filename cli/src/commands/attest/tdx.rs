@@ -10,6 +10,7 @@ use super::fields;
 use super::files::{self, read};
 use super::rows::Findings;
 use super::verify::{time, waivers};
+use crate::bytes::Bytes;
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 
@@ -81,7 +82,7 @@ fn event_log(args: &VerifyArgs) -> Result<Option<Vec<u8>>, Failure> {
 
 fn expected(args: &VerifyArgs) -> Expected {
     let tdx = &args.tdx;
-    let value = |digest: Option<super::args::Bytes<48>>| digest.map(|digest| digest.0);
+    let value = |digest: Option<Bytes<48>>| digest.map(|digest| digest.0);
     Expected {
         mrtd: value(tdx.mrtd),
         rtmr: [tdx.rtmr0, tdx.rtmr1, tdx.rtmr2, tdx.rtmr3].map(value),

@@ -186,7 +186,13 @@ impl Session<'_> {
             term::complain(format!("a connection ended without a guest: {why}"));
         };
         if receiver.progress().phase == Phase::New
-            && let Err(failure) = at.exchange(Role::Target, vm, link, self.agent_limits())
+            && let Err(failure) = at.exchange(
+                Role::Target,
+                vm,
+                link,
+                self.agent_limits(),
+                &self.guest.peer,
+            )
         {
             alone(&failure.in_a_line());
             return Served::Open;

@@ -16,6 +16,7 @@ use kvm_ops_migtd::agent::{AgentPolicy, AgentProgram, AgentVerifier, SnpAgent};
 use soft_amd_sp::SnpPolicy;
 
 use super::link::{self, Bound, Link};
+use super::peer::Peer;
 use super::sev::sev;
 use super::td::GRACE;
 use super::{Guest, Session, random, random_bytes};
@@ -38,9 +39,9 @@ fn now() -> u64 {
 
 impl SnpHost {
     /// A host whose migration agent runs.
-    fn new(host: SimHost, limits: RunLimits) -> Outcome<Self> {
+    fn new(host: SimHost, policy: AgentPolicy, limits: RunLimits) -> Outcome<Self> {
         let verifier = AgentVerifier::new(Roots::software(), now);
-        let program = AgentProgram::new(AgentPolicy::default(), verifier, random);
+        let program = AgentProgram::new(policy, verifier, random);
         let platform = host.sev_platform();
         let platform = platform.ok_or_else(|| Failure::new("the host has no AMD SP"))?;
         let table = certificates(platform)?;
@@ -61,13 +62,10 @@ impl SnpHost {
     }
 
     /// Lets the agent judge that at the other end. Returns the key of the frames.
-    fn exchange(&mut self, role: Role, link: &mut Link) -> Outcome<StreamKey> {
+    fn exchange(&mut self, role: Role, link: &mut Link, peer: &Peer) -> Outcome<StreamKey> {
         self.agent
             .exchange(role, &mut FromStd::new(link))
-            .map_err(|error| {
-                Failure::because("the migration agents agreed on no keys", error)
-                    .hint("the guest runs on at its source")
-            })
+            .map_err(|error| peer.refused("the migration agents agreed on no keys", error))
     }
 
     /// Says why the agent gave up, if it did.
@@ -117,7 +115,8 @@ impl SwapStore for Pages {
 impl Session<'_> {
     /// The host of an SNP guest.
     pub(super) fn snp_host(&self) -> Outcome<SnpHost> {
-        SnpHost::new(self.guest.sev_host()?, self.agent_limits())
+        let policy = self.guest.peer.of_agent();
+        SnpHost::new(self.guest.sev_host()?, policy, self.agent_limits())
     }
 
     /// Sends an SNP guest. A link that breaks is replaced by what `relink` brings, and the session goes on.
@@ -129,7 +128,7 @@ impl Session<'_> {
         relink: &mut dyn FnMut() -> io::Result<Link>,
         seen: &mut dyn FnMut(&Progress),
     ) -> Outcome<Progress> {
-        let key = from.exchange(Role::Source, &mut link)?;
+        let key = from.exchange(Role::Source, &mut link, &self.guest.peer)?;
         let mut pages = Pages::default();
         let mut sender = SnpSender::new(sev(vm)?, &mut pages, key, &mut random)
             .map_err(|error| Failure::because("the guest cannot be sent", error))?;
@@ -202,7 +201,7 @@ impl Session<'_> {
     ) -> Outcome<Option<Progress>> {
         let no_guest = |error| Failure::because("no guest arrived", error);
         let mut link = next(&self.bound).map_err(no_guest)?;
-        let key = match at.exchange(Role::Target, &mut link) {
+        let key = match at.exchange(Role::Target, &mut link, &self.guest.peer) {
             Ok(key) => key,
             Err(failure) => {
                 self.bound.check().map_err(no_guest)?;

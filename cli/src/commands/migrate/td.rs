@@ -16,6 +16,7 @@ use kvm_ops_migtd::{Dcap, MigrationTd, Policy, Program, Role, Untrusted};
 
 use super::between::Sent;
 use super::link::Link;
+use super::peer::Peer;
 use super::summary::Summary;
 use super::threads::EachStream;
 use super::{Session, link, random};
@@ -52,10 +53,10 @@ fn collateral(quote: &Quote) -> Result<(Vec<u8>, u64), Untrusted> {
 
 impl TdHost {
     /// A host whose migration TD runs.
-    pub(super) fn new(host: SimHost, limits: RunLimits) -> Outcome<Self> {
+    pub(super) fn new(host: SimHost, policy: Policy, limits: RunLimits) -> Outcome<Self> {
         let root = Root::software()
             .map_err(|error| Failure::because("cannot read the software root", error))?;
-        let program = Program::new(Policy::default(), Dcap::new(root, collateral), random);
+        let program = Program::new(policy, Dcap::new(root, collateral), random);
         let quotes = Quotes::new(&host, QUOTING)?;
         let mut keeper = MigrationTd::start(&host, program, quotes)
             .map_err(|error| Failure::of_machine("cannot build the migration TD", error))?;
@@ -113,16 +114,14 @@ impl TdHost {
         td: &TdxVm<SimHost>,
         link: &mut Link,
         limits: RunLimits,
+        peer: &Peer,
     ) -> Outcome<()> {
         let binding = td
             .bind_migration_td(self.keeper.td(), self.prebound.attributes)
             .map_err(|error| Failure::because("the migration TD cannot be bound", error))?;
         self.keeper
             .exchange(role, binding, &mut FromStd::new(link), limits)
-            .map_err(|error| {
-                Failure::because("the migration TDs exchanged no keys", error)
-                    .hint("the guest runs on at its source")
-            })
+            .map_err(|error| peer.refused("the migration TDs exchanged no keys", error))
     }
 
     /// Tears the migration TD down, and returns the number of leaks.
@@ -149,7 +148,8 @@ impl Session<'_> {
 
     /// The host of a TD.
     pub(super) fn td_host(&self) -> Outcome<TdHost> {
-        TdHost::new(self.guest.home()?, self.agent_limits())
+        let policy = self.guest.peer.of_td();
+        TdHost::new(self.guest.home()?, policy, self.agent_limits())
     }
 
     /// Sends a TD. A link that breaks is replaced by what `relink` brings, and the session goes on.
@@ -163,7 +163,8 @@ impl Session<'_> {
     ) -> Outcome<Sent> {
         let vm = td(vm)?;
         let own = Summary::of_td(&from.host, vm)?;
-        from.exchange(Role::Source, vm, &mut link, self.agent_limits())?;
+        let peer = &self.guest.peer;
+        from.exchange(Role::Source, vm, &mut link, self.agent_limits(), peer)?;
         let streams = self.guest.streams();
         let outgoing = vm
             .outgoing(streams)
