@@ -681,8 +681,8 @@ fn state_that_no_such_processor_can_hold_is_refused_by_name() {
         let error = refused(&|sregs| sregs.cr0 = cr0);
         assert_eq!(error, Error::Invalid(Field::Cr0, cr0));
     }
-    // VME, VMXE and what no processor has.
-    for cr4 in [1, 1 << 13, 1 << 15, 1 << 63] {
+    // VMXE, SMXE and what no processor has.
+    for cr4 in [1 << 13, 1 << 14, 1 << 15, 1 << 63] {
         let error = refused(&|sregs| sregs.cr4 = cr4);
         assert_eq!(error, Error::Invalid(Field::Cr4, cr4));
     }
