@@ -4,6 +4,7 @@
 
 mod args;
 mod bytes;
+mod chipset;
 mod commands;
 mod confidential;
 mod disassembly;

@@ -1,11 +1,12 @@
-//! A fleet of TDs that boot firmware at once, and its books.
+//! Fleets of VMs that boot firmware at once, and their books.
 //!
-//! The firmware is `OVMF.inteltdx.ms.fd` of Debian's package ovmf-inteltdx (2026.08), or the file that the environment
-//! variable `KVM_OPS_TDVF` names. `KVM_OPS_FLEET` is the number of TDs, 8 by default, and at most the 31 that find keys.
+//! The firmware of TDs is `OVMF.inteltdx.ms.fd` of Debian's package ovmf-inteltdx (2026.08), or the file that the environment
+//! variable `KVM_OPS_TDVF` names; that of AMD's VMs is `OVMF.amdsev.fd` of ovmf-amdsev (2026.08), or the file that
+//! `KVM_OPS_OVMF_SEV` names. `KVM_OPS_FLEET` is the number of TDs, 8 by default, and at most the 31 that find keys.
 
 mod common;
 
-use common::{PROMPT, run_with_input, tdvf};
+use common::{NOTHING_TO_BOOT, PROMPT, ovmf_sev, run_with_input, tdvf};
 use serde_json::Value;
 
 const MEMORY: u64 = 96 << 20;
@@ -64,5 +65,29 @@ fn tds_boot_firmware_side_by_side_and_give_everything_back() {
         number("pages", "taken"),
         peak >> 20,
         report["seconds"].as_f64().unwrap(),
+    );
+}
+
+#[test]
+fn ovmf_finds_a_q35_in_every_kind_of_vm_of_amds_side_by_side() {
+    let Some(firmware) = ovmf_sev() else {
+        return;
+    };
+    let kinds = ["svm", "sev", "sev-es", "sev-snp"];
+    let mut file =
+        String::from("[defaults]\nhost = \"sim\"\nmemory = \"96M\"\ntimeout = \"30m\"\n");
+    for kind in kinds {
+        file += &format!(
+            "[[vm]]\nname = \"{kind}\"\nkind = \"{kind}\"\nimage = {firmware:?}\n\
+             expect = {{ end = \"console\", console = {NOTHING_TO_BOOT:?} }}\n"
+        );
+    }
+    let ran = run_with_input(&["fleet", "--json", "-"], &file);
+    let report: Value = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{}", ran.err));
+    assert_eq!(ran.code, Some(0), "{report}");
+    let totals = &report["totals"];
+    assert_eq!(
+        (&totals["ok"], &totals["leaks"]),
+        (&kinds.len().into(), &0.into())
     );
 }

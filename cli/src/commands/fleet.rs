@@ -67,7 +67,8 @@ A fleet file:
   expect = {{ end = \"timeout\", console = \"SeaBIOS\" }}
 
   An image also takes format (flat, elf, bzimage, firmware), irqchip (none, full, split), cmdline
-  and initrd; firmware of a TD also the kernel that it starts, and allow_rbp. kind is normal, vmx, tdx, svm, sev, sev-es or sev-snp. `optional = true` leaves a
+  and initrd; OVMF also the kernel that it starts, and allow_rbp in a TD. OVMF and kernels find a Q35, as `run` gives
+  it. kind is normal, vmx, tdx, svm, sev, sev-es or sev-snp. `optional = true` leaves a
   VM out where no host can hold it. expect.end is any (but a crash), halt, shutdown, reset,
   debug-exit, timeout, or console: the run ends once expect.console is there. expect.result is what the guest writes to port 0x4f0, 4 bytes.
 

@@ -73,14 +73,15 @@ pub(crate) fn run<'a>(
 fn live(ready: Ready<'_>) -> VmReport {
     let mut report = VmReport::new(&ready);
     let Ready {
-        spec, mut machine, ..
+        spec,
+        mut machine,
+        is_q35,
+        ..
     } = ready;
     let seen = Seen::default();
     let search = seen.looks_for(spec.expect.ends_at(), std::io::sink());
     let console = ConsoleSink::tee(search, CONSOLE_LIMIT);
-    let confidential_code =
-        machine.tech().is_confidential() && matches!(spec.work, Work::Image { .. });
-    let devices: Box<dyn ExitHandler> = match confidential_code {
+    let devices: Box<dyn ExitHandler> = match is_q35 {
         true => Box::new(machine.q35(console.clone())),
         false => Box::new(machine.devices(console.clone())),
     };

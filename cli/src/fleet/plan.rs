@@ -7,6 +7,7 @@ use kvm_ops::{Error, Irqchip, Kind, Tech};
 use kvm_ops_machine::{Image, MachineConfig, MachineError, Payload, read_file};
 use kvm_ops_tdvf::Order;
 
+use crate::chipset;
 use crate::confidential::{
     Account, Books, Firmware, Leaks, Measurement, Start, TdImage, td_params,
 };
@@ -32,6 +33,8 @@ pub(crate) struct Ready<'a> {
     /// Its technology.
     pub(crate) tech: Tech,
     pub(crate) machine: Box<dyn AnyMachine>,
+    /// True if the machine is run with the devices of a Q35.
+    pub(crate) is_q35: bool,
     /// The firmware's measurement, if the VM has one.
     pub(crate) measurement: Option<Measurement>,
 }
@@ -188,7 +191,7 @@ impl<'a> Plan<'a> {
 
     /// Builds the machines of one entry.
     fn build(&mut self, spec: &'a VmSpec, place: &Place) -> Result<(), Box<Problem>> {
-        let image = image(spec)?;
+        let (image, is_q35) = image(spec)?;
         let tech = spec.kind.value.tech(place.host.vendor());
         let start = match &spec.work {
             Work::BuiltIn(_) => Start::built_in(tech, spec.vcpus, place),
@@ -244,6 +247,7 @@ impl<'a> Plan<'a> {
                 host: place.host.name(),
                 tech: machine.tech(),
                 machine,
+                is_q35,
                 measurement,
             });
         }
@@ -265,11 +269,11 @@ fn start_of(path: &At<PathBuf>) -> Result<Start, Box<Problem>> {
     Ok(Start::of_td(&image))
 }
 
-/// Returns the image of a VM; that of a built-in guest is its machine code.
-fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
-    let (path, format, kernel, cmdline, initrd) = match &spec.work {
+/// Returns the image of a VM, and whether it finds a Q35 around it. That of a built-in guest is its machine code.
+fn image(spec: &VmSpec) -> Result<(Image, bool), Box<Problem>> {
+    let (path, format, irqchip, kernel, cmdline, initrd) = match &spec.work {
         Work::BuiltIn(guest) => {
-            return Ok(Image::flat(guest.name, guest.code));
+            return Ok((Image::flat(guest.name, guest.code), false));
         }
         Work::Image {
             path,
@@ -277,9 +281,9 @@ fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
             kernel,
             cmdline,
             initrd,
-            irqchip: _,
+            irqchip,
             allow_rbp: _,
-        } => (path, format, kernel, cmdline, initrd),
+        } => (path, format, irqchip, kernel, cmdline, initrd),
     };
     let failed = |error| {
         let title = format!("cannot load the image of `{}`", spec.name.value);
@@ -298,7 +302,13 @@ fn image(spec: &VmSpec) -> Result<Image, Box<Problem>> {
     if let Some(initrd) = initrd {
         image = image.open_initrd(&initrd.value).map_err(failed)?;
     }
-    Ok(image)
+    let has_kernel_options = cmdline.is_some() || initrd.is_some();
+    Ok(chipset::of(
+        image,
+        spec.kind.value,
+        *irqchip,
+        has_kernel_options,
+    ))
 }
 
 fn refused(title: String, error: MachineError) -> Problem {

@@ -25,7 +25,7 @@ pub(crate) enum Work {
         format: Option<ImageFormat>,
         /// The interrupt controllers; chosen by the format if not given.
         irqchip: Option<Irqchip>,
-        /// The kernel that the firmware of a TD or SEV guest starts.
+        /// The kernel that OVMF starts.
         kernel: Option<At<PathBuf>>,
         /// True if a TD may pass RBP in TDG.VP.VMCALL.
         allow_rbp: bool,

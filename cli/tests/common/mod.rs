@@ -135,6 +135,24 @@ pub(crate) fn tdvf() -> Option<String> {
     named_or("KVM_OPS_TDVF", "/usr/share/ovmf/OVMF.inteltdx.ms.fd")
 }
 
+/// Firmware for SEV, SEV-ES and SNP guests: that of Debian's package ovmf-amdsev, or the file that `KVM_OPS_OVMF_SEV` names.
+pub(crate) fn ovmf_sev() -> Option<String> {
+    named_or("KVM_OPS_OVMF_SEV", "/usr/share/ovmf/OVMF.amdsev.fd")
+}
+
+/// The end of the work of [`ovmf_sev`]'s boot manager, where nothing can be booted.
+pub(crate) const NOTHING_TO_BOOT: &str = "BdsDxe: No bootable option was found.";
+
+/// The file that a variable of the environment names. `None` and the reason on the test's output if there is none.
+pub(crate) fn named(variable: &str) -> Option<String> {
+    let found = std::env::var(variable).ok();
+    let found = found.filter(|path| Path::new(path).is_file());
+    if found.is_none() {
+        println!("skipped: {variable} names no file");
+    }
+    found
+}
+
 /// The file that a variable of the environment names, or else that of a package. `None` and the reason on the test's output if it
 /// is not there.
 pub(crate) fn named_or(variable: &str, packaged: &str) -> Option<String> {

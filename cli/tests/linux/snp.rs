@@ -3,22 +3,18 @@
 use serde_json::Value;
 
 use crate::boot::{Boot, CMDLINE, Guests, boots_alike, bytes, console};
-use crate::common::{named_or, run};
+use crate::common::{ovmf_sev, run};
 use crate::init;
 
 /// The firmware that measures the kernel, of Debian's package ovmf-amdsev, or what the environment names.
 pub(crate) const SNP: Guests = Guests {
     name: "an SNP guest",
     options: &["--tech", "sev-snp"],
-    firmware,
+    firmware: ovmf_sev,
     says: "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP",
     // The kernel clears those of SEV where SYSCFG does not say that the host encrypts, as KVM's does not.
     flag: None,
 };
-
-fn firmware() -> Option<String> {
-    named_or("KVM_OPS_OVMF_SEV", "/usr/share/ovmf/OVMF.amdsev.fd")
-}
 
 /// The variable that names a kernel for SNP guests.
 pub(crate) const KERNEL: &str = "KVM_OPS_LINUX_SNP";

@@ -16,9 +16,10 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
 use kvm_ops::{Irqchip, Kind, MAX_VCPUS, Tech};
-use kvm_ops_machine::{FileKind, Image, ImageFormat, MachineConfig};
+use kvm_ops_machine::{Image, ImageFormat, MachineConfig};
 
 use crate::args::HostChoice;
+use crate::chipset;
 use crate::exit_code::Code;
 use crate::failure::{Failure, Outcome};
 use crate::files;
@@ -245,18 +246,15 @@ pub(crate) fn run(args: &Args) -> Outcome {
     args.refuse_those_of_tds(&guest)?;
     let path = args.image.as_deref().ok_or_else(|| args.without_image())?;
     let mut image = image(args, path)?;
-    let is_kernel = starts_kernel(args, &image);
-    let is_ovmf = is_ovmf(&image);
-    if is_ovmf {
+    if chipset::is_ovmf(&image) {
         image = with_kernel(args, image)?;
     } else {
         let hint =
             "OVMF starts it, which this image is not; without firmware the kernel is the image";
         refuse(&guest, hint, &[(args.kernel.is_some(), "--kernel")])?;
     }
-    if is_kernel {
-        image = image.acpi();
-    }
+    let has_kernel_options = args.cmdline.is_some() || args.initrd.is_some();
+    let (image, is_q35) = chipset::of(image, args.tech, args.irqchip, has_kernel_options);
     let disks = disks::open(&args.disks)?;
     let interrupt = Interrupt::install()?;
     let mut hosts = Hosts::open(args.host, args.threads);
@@ -282,7 +280,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .map_err(|error| Failure::of_machine("the machine cannot be built", error))?;
     interrupt.stops(machine.stopper());
     let is_plain = disks.is_empty() && args.console == ConsoleKind::Serial;
-    let chipset = match is_plain && !is_kernel && !is_ovmf {
+    let chipset = match is_plain && !is_q35 {
         true => Chipset::Pc,
         false => Chipset::Q35(disks, None),
     };
@@ -390,22 +388,6 @@ fn image(args: &Args, path: &Path) -> Result<Image, Failure> {
         .runs_as()
         .map_err(|error| Failure::of_machine("the image cannot be run", error))?;
     with_options(args, image)
-}
-
-/// True if the image is a kernel that is to find a whole machine around it: one with interrupt controllers.
-fn starts_kernel(args: &Args, image: &Image) -> bool {
-    let is_kernel = match image.format() {
-        Some(ImageFormat::BzImage) => true,
-        Some(ImageFormat::Elf) => args.cmdline.is_some() || args.initrd.is_some(),
-        Some(ImageFormat::Flat | ImageFormat::Firmware) | None => false,
-    };
-    is_kernel && matches!(args.irqchip, None | Some(Irqchip::Full))
-}
-
-/// True for firmware that wants a Q35 around it, and starts a kernel that it finds there.
-fn is_ovmf(image: &Image) -> bool {
-    let kind = image.recognition().kind();
-    image.format() == Some(ImageFormat::Firmware) && matches!(kind, FileKind::Ovmf | FileKind::Tdvf)
 }
 
 /// The firmware with the kernel that it starts.
