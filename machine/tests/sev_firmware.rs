@@ -1,7 +1,7 @@
-//! Real firmware in SEV and SNP guests: OVMF from its reset vector to the boot manager, on the software platform.
+//! Real firmware in SEV, SEV-ES and SNP guests: OVMF from its reset vector to the boot manager, on the software platform.
 //!
-//! The image for a SEV guest is `OVMF.fd` of Debian 12's package ovmf. That for an SNP guest is `OVMF.amdsev.fd` of Debian's
-//! package ovmf-amdsev (2026.08), or the file that the environment variable `KVM_OPS_OVMF_SEV` names.
+//! The image is `OVMF.amdsev.fd` of Debian's package ovmf-amdsev (2026.08), or the file that the environment variable
+//! `KVM_OPS_OVMF_SEV` names. Images that are refused are those of Debian 12's package ovmf.
 #![cfg(target_arch = "x86_64")]
 
 mod support;
@@ -33,32 +33,44 @@ fn ovmf() -> Option<PathBuf> {
 
 /// Runs firmware in a guest until the boot manager gives up, with a clock that stands. Returns the instructions that this
 /// took, and the console's text.
-fn runs_to_the_boot_manager(firmware: &Path) -> (u64, String) {
+fn runs_to_the_boot_manager(tech: Tech, firmware: &Path) -> (u64, String) {
     let host = SimHost::new(Vendor::Amd);
-    let machine = Machine::build(&host, config(Tech::SevSnp, firmware)).unwrap();
-    let signature = host.sev_platform().unwrap().cpuid_signature();
-    let image = std::fs::read(firmware).unwrap();
-    let expected = Launch::new(&image).vcpu_sig(signature).snp().unwrap();
-    assert_eq!(*machine.vm().measurement().unwrap().bytes(), expected);
-
+    let machine = Machine::build(&host, config(tech, firmware)).unwrap();
     boots(machine, &host, NOTHING_TO_BOOT)
+}
+
+/// The same for each launch, whose key is another one.
+fn runs_the_same_each_time(tech: Tech) {
+    let Some(firmware) = ovmf() else { return };
+    let first = runs_to_the_boot_manager(tech, &firmware);
+    assert_eq!(runs_to_the_boot_manager(tech, &firmware), first);
 }
 
 #[test]
 fn ovmf_shares_memory_by_the_c_bit_alone_and_reaches_its_boot_manager_as_a_sev_guest() {
-    let Some(firmware) = support::file("/usr/share/ovmf/OVMF.fd") else {
-        return;
-    };
-    let host = SimHost::new(Vendor::Amd);
-    let machine = Machine::build(&host, config(Tech::Sev, firmware.as_ref())).unwrap();
-    boots(machine, &host, "BdsDxe: loading Boot0001");
+    runs_the_same_each_time(Tech::Sev);
 }
 
 #[test]
-fn ovmf_runs_to_its_boot_manager_the_same_each_time_and_is_measured_as_off_line() {
+fn ovmf_asks_for_devices_by_the_ghcb_and_reaches_its_boot_manager_as_a_sev_es_guest() {
+    runs_the_same_each_time(Tech::SevEs);
+}
+
+#[test]
+fn ovmf_reaches_its_boot_manager_as_an_snp_guest() {
+    runs_the_same_each_time(Tech::SevSnp);
+}
+
+#[test]
+fn ovmf_is_measured_for_an_snp_guest_as_off_line() {
     let Some(firmware) = ovmf() else { return };
-    let first = runs_to_the_boot_manager(&firmware);
-    assert_eq!(runs_to_the_boot_manager(&firmware), first);
+    let host = SimHost::new(Vendor::Amd);
+    let machine = Machine::build(&host, config(Tech::SevSnp, &firmware)).unwrap();
+    let signature = host.sev_platform().unwrap().cpuid_signature();
+    let image = std::fs::read(firmware).unwrap();
+    let expected = Launch::new(&image).vcpu_sig(signature).snp().unwrap();
+    assert_eq!(*machine.vm().measurement().unwrap().bytes(), expected);
+    assert!(machine.destroy().is_clean());
 }
 
 #[test]

@@ -4,12 +4,12 @@ use serde_json::Value;
 
 use crate::archive::initramfs;
 use crate::boot::{CMDLINE, console, has_processors};
-use crate::common::run;
-use crate::{figures, init, kernel, processor_seconds};
+use crate::common::{named, run};
+use crate::{figures, init, processor_seconds};
 
 /// Boots a normal VM until the guest switches off. Returns its console, unless there is no kernel.
 fn boots(vcpus: u32, more: &[&str]) -> Option<String> {
-    let kernel = kernel("KVM_OPS_LINUX")?;
+    let kernel = named("KVM_OPS_LINUX")?;
     let archive = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(archive.path(), initramfs(&[("init", init::guest())])).unwrap();
     let archive = archive.path().to_str().unwrap();

@@ -4,9 +4,9 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::archive::initramfs;
-use crate::common::{Ran, run};
+use crate::common::{Ran, named, run};
 use crate::modules::with_modules;
-use crate::{figures, init, kernel, processor_seconds};
+use crate::{figures, init, processor_seconds};
 
 /// Guests of a technology.
 pub(crate) struct Guests {
@@ -35,7 +35,7 @@ pub(crate) const CMDLINE: &str = "console=ttyS0 panic=-1";
 impl Boot {
     /// Of the kernel that a variable of the environment names, with this initial RAM file system. `None` without firmware or kernel.
     pub(crate) fn new(guests: &Guests, variable: &str, files: &[(&str, Vec<u8>)]) -> Option<Self> {
-        let kernel = kernel(variable)?;
+        let kernel = named(variable)?;
         let archive = NamedTempFile::new().unwrap();
         std::fs::write(archive.path(), initramfs(files)).unwrap();
         Self::of(guests, kernel, archive)
@@ -49,7 +49,7 @@ impl Boot {
         files: &[&[&str]],
         init: fn(&[String]) -> Vec<u8>,
     ) -> Option<Self> {
-        let kernel = kernel(variable)?;
+        let kernel = named(variable)?;
         let archive = with_modules(&kernel, files, init)?;
         Self::of(guests, kernel, archive)
     }

@@ -8,11 +8,11 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::boot::{Boot, Guests, console};
-use crate::common::run;
+use crate::common::{named, run};
 use crate::init::{self, End};
 use crate::modules::with_modules;
 
-use crate::{NORMAL, figures, kernel, processor_seconds, snp, td};
+use crate::{NORMAL, figures, processor_seconds, snp, td};
 
 /// The modules of the file system and of the disk, in the order of their loading.
 const MODULES: [&[&str]; 5] = [
@@ -80,7 +80,7 @@ fn check(report: &Value, image: &Path) {
 
 #[test]
 fn a_kernel_reads_and_writes_a_disk_and_a_second_run_leaves_the_same_bytes_there() {
-    let Some(kernel) = kernel(td::KERNEL) else {
+    let Some(kernel) = named(td::KERNEL) else {
         return;
     };
     let init = |modules: &[String]| init::copies(modules, End::Restart);

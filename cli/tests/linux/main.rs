@@ -1,10 +1,11 @@
-//! A Linux kernel boots on the software platform, as a normal VM, in a TD and in an SNP guest, to a program in user space.
+//! A Linux kernel boots on the software platform, as a normal VM, in a TD and in SEV, SEV-ES and SNP guests, to a program in user
+//! space.
 //!
 //! `KVM_OPS_LINUX` names the kernel, a bzImage with a serial console, `KVM_OPS_LINUX_TDX` and `KVM_OPS_LINUX_SNP` one that
 //! knows TDX or SNP, with its modules where its package has them; without them the tests say that they are skipped.
 //! `KVM_OPS_LINUX=vmlinuz cargo test --release -p kvm-ops-cli --test linux -- --nocapture --test-threads 1` prints the figures
 //! of docs/machine-code.md. `KVM_OPS_OVMF` names the firmware of normal VMs and TDs, and `KVM_OPS_OVMF_SEV` that of the SNP guest, if they
-//! are not where Debian installs them.
+//! are not where Debian installs them. SEV and SEV-ES guests are tested with the firmware that `KVM_OPS_OVMF` names, and with no other.
 
 mod acpi;
 mod archive;
@@ -17,23 +18,12 @@ mod init;
 mod modules;
 mod pc;
 mod program;
+mod sev;
 mod snp;
 mod td;
 
-use std::path::Path;
-
 use archive::initramfs;
-use common::run;
-
-/// The kernel that a variable of the environment names.
-fn kernel(variable: &str) -> Option<String> {
-    let named = std::env::var(variable).ok();
-    let found = named.filter(|path| Path::new(path).is_file());
-    if found.is_none() {
-        println!("skipped: {variable} names no kernel");
-    }
-    found
-}
+use common::{named, run};
 
 /// The options of a boot as a normal VM.
 const NORMAL: [&str; 11] = [
@@ -75,7 +65,7 @@ fn figures(what: &str, report: &serde_json::Value, began: f64) {
 
 #[test]
 fn a_kernel_boots_to_user_space_and_restarts_with_the_same_instructions_each_time() {
-    let Some(kernel) = kernel("KVM_OPS_LINUX") else {
+    let Some(kernel) = named("KVM_OPS_LINUX") else {
         return;
     };
     let archive = tempfile::NamedTempFile::new().unwrap();

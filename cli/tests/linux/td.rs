@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use crate::boot::{Boot, Guests, boots_alike, bytes, console};
-use crate::common::{ovmf, run};
-use crate::{init, kernel};
+use crate::common::{named, ovmf, run};
+use crate::init;
 
 /// The variable that names a kernel for TDs.
 pub(crate) const KERNEL: &str = "KVM_OPS_LINUX_TDX";
@@ -116,7 +116,7 @@ fn lacks_tdx(kernel: &str) -> bool {
 #[test]
 fn a_kernel_without_support_of_tdx_ends_in_a_triple_fault_and_nothing_is_lost() {
     const ANY: &str = "KVM_OPS_LINUX";
-    if !kernel(ANY).is_some_and(|kernel| lacks_tdx(&kernel)) {
+    if !named(ANY).is_some_and(|kernel| lacks_tdx(&kernel)) {
         println!(
             "skipped: {ANY} names no kernel whose configuration is without CONFIG_INTEL_TDX_GUEST"
         );
