@@ -629,7 +629,7 @@ fn iret_enters_virtual_8086_mode_with_paragraphs_as_segments() {
 fn an_interrupt_leaves_virtual_8086_mode_with_its_segments_on_the_stack_and_iret_comes_back() {
     // int 21H; ud2
     let mut m = virtual_8086(&[0xcd, 0x21, 0x0f, 0x0b], IOPL);
-    let gate = HANDLER + 0x100 | u64::from(KERNEL_CODE) << 16 | 0xee << 40;
+    let gate = (HANDLER + 0x100) | u64::from(KERNEL_CODE) << 16 | 0xee << 40;
     m.ram.write_u64(IDT + 0x21 * 8, gate);
     // mov ecx, ds; mov edx, esp; iretd
     m.ram

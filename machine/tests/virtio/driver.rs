@@ -1,6 +1,6 @@
 //! A driver for the console, as a guest program: the same on every kind of VM of the software platform.
 
-use kvm_ops::Gpa;
+use kvm_ops::{Gpa, Privacy};
 
 use crate::linear::Cpu;
 use crate::{DEVICE, MESSAGE, VECTOR};
@@ -120,6 +120,6 @@ pub(crate) fn private_buffer(cpu: &Cpu) -> Option<()> {
 
 /// The same with the message in the buffer.
 pub(crate) fn private_message(cpu: &Cpu) -> Option<()> {
-    cpu.write(cpu.private(RECEIVE), MESSAGE)?;
+    cpu.write(cpu.address(RECEIVE, Privacy::Private), MESSAGE)?;
     private_buffer(cpu)
 }

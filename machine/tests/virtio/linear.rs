@@ -43,12 +43,8 @@ impl Cpu {
         self.address(gpa, Privacy::Shared)
     }
 
-    /// The address of memory that the host cannot read.
-    pub(crate) fn private(&self, gpa: Gpa) -> Gpa {
-        self.address(gpa, Privacy::Private)
-    }
-
-    fn address(&self, gpa: Gpa, privacy: Privacy) -> Gpa {
+    /// The address of memory that is shared with the host, or kept from it.
+    pub(crate) fn address(&self, gpa: Gpa, privacy: Privacy) -> Gpa {
         let page = self.mask.join(Gfn::containing(gpa), privacy);
         // A normal VM has one kind of memory.
         page.map_or(gpa, |page| Gpa::new(page.get() + gpa.get() % 4096))
