@@ -324,6 +324,33 @@ fn an_interrupt_waits_for_the_end_of_a_ve_handler() {
 }
 
 #[test]
+fn an_interrupt_waits_for_the_handler_of_the_ve_that_an_msr_caused() {
+    // The interrupt is due already when the instruction behind STI causes #VE. Were it taken in front of the handler, which
+    // fetches the information, a #VE of its own would be a double fault.
+    let ve: Part = |a| {
+        handler(a, |a| {
+            a.mov(eax, VEINFO_GET)?;
+            a.tdcall()?;
+            a.add(qword_ptr(rsp + 8 * SAVED.len() as i32), r10)?;
+            print(a, "v")
+        })
+    };
+    let main: Part = |a| {
+        set(a, SPURIOUS_VECTOR, ENABLED)?;
+        set_own(a, SELF_INTERRUPT, VECTOR.into())?;
+        a.mov(ecx, COMMAND)?;
+        a.xor(eax, eax)?;
+        a.xor(edx, edx)?;
+        a.sti()?;
+        a.wrmsr()?;
+        a.nop()?;
+        a.cli()?;
+        end(a)
+    };
+    prints(kernel(main, &[(VE, ve), (VECTOR, prints_i)]), "vi.");
+}
+
+#[test]
 fn an_interrupt_handler_that_causes_ve_inside_of_a_ve_handler_is_served() {
     // The #VE handler fetches its information, lets interrupts in, and prints; the interrupt's handler uses a port too.
     let ve: Part = |a| {

@@ -69,6 +69,14 @@ pub(super) fn cpu_event(event: &Event) -> CpuEvent {
     }
 }
 
+/// True for an instruction whose registers the module changes when it completes it.
+pub(super) fn changes_registers(exit: &CpuExit) -> bool {
+    matches!(
+        exit.cause,
+        Cause::Wrmsr | Cause::WriteControl { .. } | Cause::Clts | Cause::Lmsw(_) | Cause::Xsetbv
+    )
+}
+
 impl Processor {
     pub(super) fn exit(&mut self, exit: CpuExit) -> Left {
         match exit.cause {
@@ -81,13 +89,6 @@ impl Processor {
             Cause::Rdmsr => self.msr(exit, MsrAccess::Read),
             Cause::Wrmsr => self.msr(exit, MsrAccess::Write),
             Cause::WriteControl { .. } | Cause::Clts | Cause::Lmsw(_) => self.control(exit),
-            Cause::Xsetbv => {
-                let left = self.play(vm_exit(&self.cpu, &exit), Some(exit))?;
-                if left.is_none() {
-                    self.reload()?;
-                }
-                Ok(left)
-            }
             Cause::TripleFault => self.triple_fault(exit),
             // Instructions of AMD's guests.
             _ if exit.vmx().is_none() => self.raise(Exception::plain(UD)).map(|()| None),
@@ -95,11 +96,10 @@ impl Processor {
         }
     }
 
-    /// Takes what the module changed.
+    /// Takes what the module changed to complete an instruction. Not after an event was delivered: the module keeps the
+    /// registers in front of that, with interrupts enabled as they were.
     pub(super) fn reload(&mut self) -> Result<(), soft_tdx_module::LpError> {
-        let mut state = insist(|| self.platform.guest_registers(self.lp()))?;
-        // An instruction that is complete has moved it on both sides; an event was delivered on this one.
-        state.rip = self.cpu.rip();
+        let state = insist(|| self.platform.guest_registers(self.lp()))?;
         self.sync(&state);
         Ok(())
     }
@@ -125,11 +125,7 @@ impl Processor {
             _ => 0,
         };
         if owned != 0 {
-            let left = self.play(vm_exit(&self.cpu, &exit), Some(exit))?;
-            if left.is_none() {
-                self.reload()?;
-            }
-            return Ok(left);
+            return self.play(vm_exit(&self.cpu, &exit), Some(exit));
         }
         self.cpu.controls_mut().control_registers = false;
         let stopped = self.in_turn(Cpu::finish_instruction);

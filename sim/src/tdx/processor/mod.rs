@@ -353,6 +353,9 @@ impl Processor {
                     registers::set_gprs(&mut self.cpu, &guest);
                     if let Some(exit) = exit.filter(|_| completed) {
                         self.cpu.skip(&exit);
+                        if exits::changes_registers(&exit) {
+                            self.reload()?;
+                        }
                     }
                     if let Some(event) = injected {
                         self.deliver(event)?;

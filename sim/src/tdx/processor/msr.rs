@@ -17,12 +17,7 @@ impl Processor {
         let index = self.cpu.gpr(RCX) as u32;
         let exits = self.platform.guest_msr_exits(self.tdvpr, index, access);
         if exits != Some(false) {
-            let left = self.play(vm_exit(&self.cpu, &exit), Some(exit))?;
-            // IA32_EFER is the module's to change.
-            if left.is_none() && access == MsrAccess::Write {
-                self.reload()?;
-            }
-            return Ok(left);
+            return self.play(vm_exit(&self.cpu, &exit), Some(exit));
         }
         let done = match access {
             MsrAccess::Read => self.read(index),
