@@ -16,4 +16,5 @@ mod offer;
 mod order;
 mod private;
 mod random;
+mod requests;
 mod td;
