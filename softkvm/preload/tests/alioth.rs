@@ -1,6 +1,6 @@
 //! alioth, unmodified, under the preloaded library. `KVM_OPS_ALIOTH` names the program; `KVM_OPS_QEMU` the directory with
-//! Debian's package ovmf, unpacked, whose firmware its confidential guests start; `KVM_OPS_LINUX` a kernel for a normal
-//! VM. Without them the tests say that they are skipped.
+//! Debian's package ovmf, unpacked, whose firmware its confidential guests start; `KVM_OPS_LINUX` and
+//! `KVM_OPS_INITRD` what a normal VM boots, as for QEMU. Without them the tests say that they are skipped.
 
 #[path = "common/named.rs"]
 mod named;
@@ -51,11 +51,22 @@ impl Run {
 
     /// Waits until a file has a text, or alioth ends. Returns what it has.
     fn wait(&mut self, file: &Path, text: &str) -> String {
+        self.wait_until(file, |found| found.contains(text))
+    }
+
+    /// Waits until alioth ends. Returns what its guest wrote, and whether its exit code was 0.
+    fn ends(&mut self) -> (String, bool) {
+        let console = self.wait_until(&self.console.clone(), |_| false);
+        let ended = self.alioth.try_wait().expect("a child");
+        (console, ended.is_some_and(|status| status.success()))
+    }
+
+    fn wait_until(&mut self, file: &Path, done: impl Fn(&str) -> bool) -> String {
         let started = Instant::now();
         loop {
             let ended = self.alioth.try_wait().expect("a child").is_some();
             let found = std::fs::read_to_string(file).unwrap_or_default();
-            if found.contains(text) || ended || started.elapsed() > LIMIT {
+            if done(&found) || ended || started.elapsed() > LIMIT {
                 return found;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -146,26 +157,45 @@ fn firmware_executes_in_an_snp_guest() {
     launches("snp", "amd", "snp,policy=0x30000", "OVMF.amdsev.fd", &calls);
 }
 
+/// What `init` of the archive reads from the disk.
+const DISK: &str = "a disk of kvm-ops";
+
 #[test]
-fn linux_starts_in_a_normal_vm() {
+fn linux_boots_in_a_normal_vm_and_switches_off() {
     let (Some(alioth), Some(kernel)) = (named("KVM_OPS_ALIOTH"), named("KVM_OPS_LINUX")) else {
         return;
     };
-    let kernel = kernel.to_str().expect("text");
-    let line = "console=ttyS0 earlyprintk=ttyS0";
-    let arguments = [
-        "--memory",
-        "size=256M",
-        "--kernel",
-        kernel,
-        "--cmdline",
-        line,
-    ];
-    let mut run = Run::new(&alioth, "normal", "intel", &arguments);
-    let text = "Enabled xstate features";
-    let console = run.wait(&run.console.clone(), text);
-    assert!(
-        console.contains("Linux version") && console.contains(text),
-        "{console}"
-    );
+    let Some(archive) = named("KVM_OPS_INITRD") else {
+        return;
+    };
+    let disk = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alioth-disk");
+    let mut bytes = format!("{DISK}\n").into_bytes();
+    bytes.resize(1 << 20, 0);
+    std::fs::write(&disk, bytes).expect("a disk");
+    let drive = format!("file,path={},readonly=true", disk.display());
+    for (vcpus, online) in [("1", "0"), ("2", "0-1")] {
+        let arguments = [
+            "--cpu",
+            &format!("count={vcpus}"),
+            "--memory",
+            "size=512M",
+            "--blk",
+            &drive,
+            "--kernel",
+            kernel.to_str().expect("text"),
+            "--initramfs",
+            archive.to_str().expect("text"),
+            "--cmdline",
+            "console=ttyS0 panic=-1",
+        ];
+        let mut run = Run::new(&alioth, &format!("normal-{vcpus}"), "intel", &arguments);
+        let (console, succeeded) = run.ends();
+        assert!(succeeded, "{console}");
+        let online = format!("CPUs online: {online}");
+        for text in [&online, DISK, "hello from user space"] {
+            assert!(console.contains(text), "no `{text}`: {console}");
+        }
+    }
+    // It is in a folder for what tests leave.
+    let _ = std::fs::remove_file(disk);
 }

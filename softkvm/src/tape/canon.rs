@@ -11,7 +11,7 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     long(bytes, at) as u32
 }
 
-/// What was read: an address is 0 or 1, a descriptor the number of its file.
+/// What was read: an address is 0 or 1, a descriptor the number of its file, a time 0.
 pub(super) fn read(
     bases: &Bases,
     place: &Place,
@@ -29,12 +29,13 @@ pub(super) fn read(
                 let number = file(word(bytes, at) as i32);
                 canon[at..at + 4].copy_from_slice(&number.to_le_bytes());
             }
+            Field::Time(at) => canon[at..at + 8].fill(0),
         }
     }
     canon
 }
 
-/// What was written: an address as its distance from the one that was read there. Descriptors are never changed.
+/// What was written: an address as its distance from the one that was read there. Descriptors and times are never changed.
 pub(super) fn written(bases: &Bases, place: &Place, bytes: &[u8]) -> Vec<u8> {
     let mut canon = bytes.to_vec();
     for field in bases.fields_in(place, bytes.len()) {
@@ -44,6 +45,7 @@ pub(super) fn written(bases: &Bases, place: &Place, bytes: &[u8]) -> Vec<u8> {
                 canon[at..at + 8].copy_from_slice(&distance.to_le_bytes());
             }
             Field::Descriptor(at) => canon[at..at + 4].fill(0),
+            Field::Time(at) => canon[at..at + 8].fill(0),
         }
     }
     canon
@@ -59,6 +61,7 @@ pub(super) fn restored(bases: &Bases, place: &Place, canon: &[u8], there: &[u8])
                 bytes[at..at + 8].copy_from_slice(&address.to_le_bytes());
             }
             Field::Descriptor(at) => bytes[at..at + 4].copy_from_slice(&there[at..at + 4]),
+            Field::Time(at) => bytes[at..at + 8].copy_from_slice(&there[at..at + 8]),
         }
     }
     bytes
@@ -70,6 +73,22 @@ mod tests {
 
     use super::*;
     use crate::tape::format::Vendor;
+
+    #[test]
+    fn the_times_at_which_a_program_loaded_its_timers_counts_are_no_difference() {
+        let number = ioctl::KVM_SET_PIT2.number();
+        let bases = Bases::new(Vendor::Intel, number, 0x1000);
+        let canon = |bytes: &[u8; 112]| read(&bases, &Place::default(), bytes, |_| FOREIGN);
+        let first = [0x11; 112];
+        for at in 0..first.len() {
+            let mut second = first;
+            second[at] = 0x22;
+            let is_time = [16..24, 40..48, 64..72]
+                .iter()
+                .any(|time| time.contains(&at));
+            assert_eq!(canon(&first) == canon(&second), is_time, "{at}");
+        }
+    }
 
     #[test]
     fn what_is_written_back_keeps_this_runs_addresses_and_descriptors() {

@@ -1,10 +1,11 @@
-//! The fields of structures that mean something else in each run of a program: addresses and descriptors.
+//! The fields of structures that mean something else in each run of a program: addresses, descriptors and times.
 
 use std::mem::offset_of;
 
 use kvm_ops_uapi::cap;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::irq::{IoEventFd, Irqfd};
+use kvm_ops_uapi::irqchip::{PitChannelState, PitState2};
 use kvm_ops_uapi::memory::{
     ClearDirtyLog, DirtyLog, UserspaceMemoryRegion, UserspaceMemoryRegion2,
 };
@@ -29,9 +30,11 @@ pub(super) enum Field {
     Address(usize),
     /// A descriptor of four bytes.
     Descriptor(usize),
+    /// A time of the host of eight bytes, which the kernel does not use.
+    Time(usize),
 }
 
-use Field::{Address, Descriptor};
+use Field::{Address, Descriptor, Time};
 
 macro_rules! addresses {
     ($structure:ident: $($field:ident)*) => {
@@ -128,6 +131,12 @@ pub(super) fn of_argument(vendor: Vendor, number: u32, id: u32) -> Vec<Field> {
             Descriptor(offset_of!(Irqfd, resamplefd)),
         ],
         _ if is(ioctl::KVM_IOEVENTFD) => vec![Descriptor(offset_of!(IoEventFd, fd))],
+        _ if is(ioctl::KVM_SET_PIT2) => {
+            let first =
+                offset_of!(PitState2, channels) + offset_of!(PitChannelState, count_load_time);
+            let channels = (0..3).map(|n| first + n * size_of::<PitChannelState>());
+            channels.map(Time).collect()
+        }
         _ if is(ioctl::KVM_X86_SET_MSR_FILTER) => {
             let first = offset_of!(MsrFilter, ranges) + offset_of!(MsrFilterRange, bitmap);
             let ranges = (0..16).map(|n| first + n * size_of::<MsrFilterRange>());

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::fields::Field::{Address, Descriptor};
+use super::fields::Field::{Address, Descriptor, Time};
 use super::fields::{Field, of_argument, of_command};
 use super::format::Vendor;
 
@@ -142,6 +142,7 @@ impl Bases {
         let found = fields.filter_map(|field| match field {
             Address(at) => inside(at, 8).map(Address),
             Descriptor(at) => inside(at, 4).map(Descriptor),
+            Time(at) => inside(at, 8).map(Time),
         });
         found.collect()
     }

@@ -198,7 +198,7 @@ fn event_field(bases: &Bases, steps: &[Step], number: i32, process: &Traced<'_>)
     let fields = bases.fields_in(place, bytes.len()).into_iter();
     let mut descriptors = fields.filter_map(|field| match field {
         Field::Descriptor(at) => Some(at),
-        Field::Address(_) => None,
+        Field::Address(_) | Field::Time(_) => None,
     });
     descriptors.find(|at| {
         let mut value = [0; 4];
