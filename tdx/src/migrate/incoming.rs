@@ -237,7 +237,7 @@ impl<'a, H: Host> Incoming<'a, H> {
     }
 
     /// Gives a vCPU that came what its source's host owed to it, before its handle is made
-    /// ([`create_vcpu`](kvm_ops::VmOps::create_vcpu)).
+    /// ([`create_vcpu`](kvm_ops::Backend::create_vcpu)).
     ///
     /// # Errors
     /// [`Error::WrongState`] once the guest runs here; [`Error::Invalid`] for a vCPU that has not come, or a time that cannot
