@@ -306,7 +306,7 @@ impl Cpu {
     /// Sets the clock ticks of one tick of the local APIC's timer (see [`Apic::ticks`](crate::Apic::ticks)). CPUID
     /// leaf 15H is the caller's to change.
     pub fn set_apic_ticks(&mut self, ticks: u64) {
-        self.core.apic = self.core.apic.clone().ticks(ticks);
+        self.core.apic.set_ticks(ticks);
     }
 
     /// Requests an interrupt from the local APIC. Vectors below 16 are ignored, and so is all

@@ -123,8 +123,13 @@ impl Apic {
     /// Sets how many clock ticks make one tick of the timer's input clock: the ratio of CPUID leaf 15H. 0 counts as 1.
     #[must_use]
     pub fn ticks(mut self, ticks: u64) -> Self {
-        self.ticks = ticks.max(1);
+        self.set_ticks(ticks);
         self
+    }
+
+    /// The same in place.
+    pub(crate) fn set_ticks(&mut self, ticks: u64) {
+        self.ticks = ticks.max(1);
     }
 
     /// IA32_APIC_BASE.
@@ -387,9 +392,12 @@ impl Apic {
             0x31 => self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32,
             0x32..=0x37 => {
                 let off = if self.enabled() { 0 } else { MASKED };
-                let mode = self.timer_mode();
+                let before = self.timer_mode();
                 self.lvt[n - 0x2f] = value & 0x0007_a7ff | off;
-                if n == LVT_TIMER && self.timer_mode() != mode {
+                let after = self.timer_mode();
+                // A count goes on when one-shot becomes periodic, or the other way round. A change to or from deadlines
+                // disarms the timer (SDM vol. 3, 11.5.4.1).
+                if n == LVT_TIMER && before != after && before.max(after) > 1 {
                     self.expires = None;
                     self.deadline = 0;
                 }
@@ -590,6 +598,29 @@ mod tests {
         apic.write_x2(0x838, 10, 0).expect("initial count");
         apic.tick(25 * TICKS);
         assert_eq!(apic.expires(), Some(30 * TICKS));
+    }
+
+    #[test]
+    fn a_count_goes_on_in_the_other_mode_and_ends_with_deadlines() {
+        const PERIODIC: u64 = 1 << 17 | 0x40;
+        let mut apic = running();
+        let mode = |apic: &mut Apic, lvt: u64, now| apic.write_x2(0x832, lvt, now).expect("LVT");
+        mode(&mut apic, 0x40, 0);
+        apic.write_x2(0x83e, 0xb, 0).expect("divide by 1");
+        apic.write_x2(0x838, 10, 0).expect("initial count");
+        mode(&mut apic, PERIODIC, 4 * TICKS);
+        assert_eq!(apic.read_x2(0x839, 4 * TICKS), Some(6));
+        apic.tick(10 * TICKS);
+        assert_eq!(apic.expires(), Some(20 * TICKS));
+        mode(&mut apic, 0x40, 13 * TICKS);
+        assert_eq!(apic.read_x2(0x839, 13 * TICKS), Some(7));
+        apic.tick(20 * TICKS);
+        // What has ended does not begin again.
+        mode(&mut apic, PERIODIC, 21 * TICKS);
+        assert_eq!(apic.expires(), None);
+        apic.write_x2(0x838, 10, 21 * TICKS).expect("initial count");
+        mode(&mut apic, 2 << 17 | 0x40, 22 * TICKS);
+        assert_eq!(apic.expires(), None);
     }
 
     #[test]

@@ -1,25 +1,13 @@
-//! Handlers of shifts by a register, of BZHI and of MUL, and their choice.
+//! Handlers of BMI2 shifts, of BZHI and of MUL, and their choice.
 
-use iced_x86::{Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Instruction, Mnemonic as M};
 
-use crate::alu::{self, ROL, ROR, SAR, SHL, SHR};
+use crate::alu::{self, SAR, SHL, SHR};
 use crate::fast::{get, load, r, set};
 use crate::op::{Handlers, Op, Sem};
 use crate::operand::{gpr, operand_size};
 use crate::select::{Form, form, plain};
 use crate::state::{Core, R};
-
-/// A shift or rotate by CL.
-struct ShiftRC<const O: u8, const S: usize>;
-impl<const O: u8, const S: usize> Sem for ShiftRC<O, S> {
-    #[inline(always)]
-    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
-        let (a, count) = (get::<S>(c, op.dst), get::<1>(c, 1));
-        let v = alu::rotate(&mut c.f, O, a, count, S as u32).unwrap_or(a);
-        set::<S>(c, op.dst, v);
-        Ok(())
-    }
-}
 
 /// SHLX, SHRX and SARX of a register; the immediate is the number of the register with the count.
 struct ShiftAloneR<const O: u8, const S: usize>;
@@ -100,11 +88,6 @@ impl<const S: usize> Sem for MulM<S> {
 /// The form of one of these instructions.
 pub(crate) fn select(i: &Instruction) -> Option<Form> {
     match i.mnemonic() {
-        M::Rol => shift_by_cl::<ROL>(i),
-        M::Ror => shift_by_cl::<ROR>(i),
-        M::Shl | M::Sal => shift_by_cl::<SHL>(i),
-        M::Shr => shift_by_cl::<SHR>(i),
-        M::Sar => shift_by_cl::<SAR>(i),
         M::Shlx => shift_alone::<SHL>(i),
         M::Shrx => shift_alone::<SHR>(i),
         M::Sarx => shift_alone::<SAR>(i),
@@ -112,23 +95,6 @@ pub(crate) fn select(i: &Instruction) -> Option<Form> {
         M::Mul => mul(i),
         _ => None,
     }
-}
-
-fn shift_by_cl<const O: u8>(i: &Instruction) -> Option<Form> {
-    if i.op_kind(1) != OpKind::Register {
-        return None;
-    }
-    let dst = plain(i, 0)?;
-    let handlers = match operand_size(i, 0) {
-        1 => Handlers::of::<ShiftRC<O, 1>>(),
-        2 => Handlers::of::<ShiftRC<O, 2>>(),
-        4 => Handlers::of::<ShiftRC<O, 4>>(),
-        _ => Handlers::of::<ShiftRC<O, 8>>(),
-    };
-    Some(Form {
-        dst,
-        ..form(handlers)
-    })
 }
 
 fn shift_alone<const O: u8>(i: &Instruction) -> Option<Form> {

@@ -9,7 +9,7 @@ use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruc
 use crate::bus::Access;
 use crate::exec::{self, Exec};
 use crate::fast;
-use crate::op::{BLOCK_OPS, Decoded, DecodedEnd, Dispatch, Fall, Handlers, Locked, Op};
+use crate::op::{BLOCK_OPS, Decoded, DecodedEnd, Dispatch, Fall, Handlers, Locked, Op, Out};
 use crate::paging::FETCH;
 use crate::pair;
 use crate::parallel::is_locked;
@@ -34,8 +34,8 @@ pub(crate) struct Link {
 #[repr(C, align(64))]
 pub(crate) struct Block {
     pub(crate) ops: Box<[Op]>,
-    /// Links for [`Out::Taken`](crate::op::Out) and [`Out::Fall`](crate::op::Out).
-    pub(crate) links: [Cell<Link>; 2],
+    /// Links for [`Out::Taken`] and [`Out::Fall`].
+    links: [Cell<Link>; 2],
     /// Instructions.
     pub(crate) count: u8,
     /// False if the block may not be kept.
@@ -48,6 +48,18 @@ pub(crate) struct Block {
     /// The bytes that were decoded, and the last time that they were compared with memory.
     pub(crate) code: Box<[u8]>,
     pub(crate) trust: u64,
+}
+
+impl Block {
+    /// The link of a way out that has a fixed target.
+    #[inline(always)]
+    pub(crate) fn link(&self, out: Out) -> Option<&Cell<Link>> {
+        match out {
+            Out::Taken => Some(&self.links[0]),
+            Out::Fall => Some(&self.links[1]),
+            _ => None,
+        }
+    }
 }
 
 /// Wishes for one block.

@@ -101,6 +101,18 @@ fn stamp(core: &Core) -> u64 {
     core.epoch << 3 | u64::from(core.bits >> 5) << 1 | u64::from(core.cpl == 3)
 }
 
+/// Runs one block at the cost of its instructions. RF is cleared if it was set before and the block completed.
+fn run_counted(core: &mut Core, block: &Block) -> Out {
+    core.budget -= i64::from(block.count);
+    core.r[BLOCK] = core.rip;
+    let resumed = core.system_flags & flags::RF != 0;
+    let out = run(core, &block.ops);
+    if resumed && out != Out::Stop {
+        core.system_flags &= !flags::RF;
+    }
+    out
+}
+
 impl Blocks {
     /// The block that RIP led to last, in the same state.
     #[inline(always)]
@@ -112,11 +124,10 @@ impl Blocks {
     /// The block that follows `from`, by a link or a jump that is known.
     #[inline(always)]
     fn next(&self, core: &Core, from: &Block, out: Out) -> Option<u32> {
-        let link = match out {
-            Out::Taken => from.links[0].get(),
-            Out::Fall => from.links[1].get(),
-            _ => return self.jump(core),
+        let Some(link) = from.link(out) else {
+            return self.jump(core);
         };
+        let link = link.get();
         (link.epoch == self.epoch).then_some(link.block)
     }
 
@@ -390,8 +401,9 @@ impl Cpu {
         }
     }
 
-    /// Runs one block: `next` if it is known, else the one at RIP, with at most `cut`
-    /// instructions.
+    /// Runs from RIP, where the block `next` begins if it is known. With [`BLOCK_OPS`] as `cut` blocks follow one
+    /// another until something has to be looked at; otherwise one block of at most `cut` instructions runs. Returns
+    /// how the last block ended and its number, if it is kept.
     fn step(&mut self, next: Option<u32>, cut: u8) -> R<(Out, Option<u32>)> {
         let core = &mut self.core;
         if core.debug != 0 && core.debug_trap() {
@@ -418,14 +430,7 @@ impl Cpu {
             return self.run_once(if alone { 1 } else { cut });
         }
         if !whole {
-            let core = &mut self.core;
-            core.budget -= i64::from(count);
-            core.r[BLOCK] = core.rip;
-            let before = core.system_flags & flags::RF;
-            let out = run(core, &self.blocks.list[index as usize].ops);
-            if out != Out::Stop && before != 0 {
-                core.system_flags &= !flags::RF;
-            }
+            let out = run_counted(&mut self.core, &self.blocks.list[index as usize]);
             return Ok((out, Some(index)));
         }
         let (out, last) = self.blocks.chain(&mut self.core, index);
@@ -444,14 +449,8 @@ impl Cpu {
             dispatch: self.dispatch,
         };
         let block = core.build(gpa, limits)?;
-        core.budget -= i64::from(block.count);
-        core.r[BLOCK] = core.rip;
-        let before = core.system_flags & flags::RF;
-        let out = run(core, &block.ops);
+        let out = run_counted(core, &block);
         core.insns.truncate(mark);
-        if out != Out::Stop && before != 0 {
-            core.system_flags &= !flags::RF;
-        }
         Ok((out, None))
     }
 
@@ -549,14 +548,9 @@ impl Cpu {
 
     /// The block after `from`, if a link leads there.
     fn follow(&mut self, out: Out, from: Option<u32>) -> Option<u32> {
-        let slot = match out {
-            Out::Taken => 0,
-            Out::Fall => 1,
-            _ => return None,
-        };
         let from = from?;
         let block = &self.blocks.list[from as usize];
-        let link = block.links[slot].get();
+        let link = block.link(out)?.get();
         if link.epoch == self.blocks.epoch {
             return Some(link.block);
         }
@@ -575,8 +569,9 @@ impl Cpu {
         let to = &self.blocks.list[target as usize];
         if to.gpa >> 12 == page
             && let Some(block) = self.blocks.list.get(from as usize)
+            && let Some(link) = block.link(out)
         {
-            block.links[slot].set(Link {
+            link.set(Link {
                 epoch,
                 block: target,
             });

@@ -123,7 +123,7 @@ impl CpuidTable {
         t.set(0x16, 0, leaf(1000, 1000, 25, 0));
         t.set(0x8000_0000, 0, leaf(0x8000_0008, ebx, ecx, edx));
         // LAHF, LZCNT, PREFETCHW; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
-        // AMD has features of leaf 1 here too, and operands of SSE instructions that need not be aligned.
+        // AMD repeats features of leaf 1 in EDX, and has the misaligned SSE mode (ECX bit 7).
         let (amd, misaligned) = if vendor == *b"AuthenticAMD" {
             (FEATURES_EDX & 0x0183_f3ff, MISALIGNED_SSE)
         } else {

@@ -283,6 +283,18 @@ impl<const O: u8, const S: usize> Sem for ShiftRI<O, S> {
     }
 }
 
+/// A shift or rotate by CL.
+pub(crate) struct ShiftRC<const O: u8, const S: usize>;
+impl<const O: u8, const S: usize> Sem for ShiftRC<O, S> {
+    #[inline(always)]
+    fn exec<const SLOW: bool>(c: &mut Core, op: &Op) -> R<()> {
+        let (a, count) = (get::<S>(c, op.dst), get::<1>(c, 1));
+        let v = alu::rotate(&mut c.f, O, a, count, S as u32).unwrap_or(a);
+        set::<S>(c, op.dst, v);
+        Ok(())
+    }
+}
+
 pub(crate) struct ImulRR<const S: usize>;
 impl<const S: usize> Sem for ImulRR<S> {
     #[inline(always)]

@@ -12,7 +12,7 @@ use crate::pair::{COMPARISON_AND_BRANCH, TWO, WITH_END};
 
 /// Longest instruction.
 const LONGEST: usize = 15;
-/// Bytes in which a handler ends: what a jump reaches behind them is another function.
+/// Upper bound of a handler's code in bytes. A jump to an address beyond it leaves the handler.
 const SPAN: u64 = 640;
 
 #[derive(Default)]

@@ -36,7 +36,7 @@ impl Mce {
         Some((n / 4, n % 4))
     }
 
-    /// True for MSRs that are here, and read as `None` if this processor has them not.
+    /// True for the MSRs of the machine-check architecture. Those that this processor lacks read as `None`.
     pub(crate) const fn has(index: u32) -> bool {
         matches!(index, MCG_CAP..=MCG_CTL | BANKS..=0x47f)
     }

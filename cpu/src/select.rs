@@ -311,11 +311,14 @@ fn unary(i: &Instruction, op: u8) -> Option<Form> {
 
 fn shift(i: &Instruction, op: u8) -> Option<Form> {
     let size = operand_size(i, 0);
+    let dst = plain(i, 0)?;
     if !is_immediate(i.op_kind(1)) {
-        return None;
+        // The only register that counts is CL.
+        let h =
+            constant!(op, O in [0 1 4 5 7] => sized!(size, S => Handlers::of::<ShiftRC<O, S>>()));
+        return Some(Form { dst, ..form(h) });
     }
     let count = i.immediate(1) & if size == 8 { 63 } else { 31 };
-    let dst = plain(i, 0)?;
     if count == 0 && size != 4 {
         return Some(form(Handlers::of::<Nop>()));
     }

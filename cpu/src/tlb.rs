@@ -209,8 +209,8 @@ impl Tlb {
         count
     }
 
-    /// Copies up to `most` elements of `size` bytes, as far as both pages reach, one after the other as far as that
-    /// can be seen: bytes that the copy writes and then reads are left for the next call. Returns how many.
+    /// Copies up to `most` elements of `size` bytes inside of the two pages, with the result of one element after the
+    /// other: the copy ends before it would read a byte that it wrote. Returns the number of elements.
     pub(crate) fn move_many(
         &mut self,
         set: usize,

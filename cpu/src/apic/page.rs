@@ -1,6 +1,6 @@
 //! The register page as a whole, for whoever saves and loads a local APIC.
 
-use super::{Apic, LVT_TIMER, Vectors};
+use super::{Apic, Vectors};
 
 /// Bytes of the page that have registers.
 pub const APIC_PAGE_BYTES: usize = 1024;
@@ -88,7 +88,7 @@ impl Apic {
             return;
         }
         self.deadline = 0;
-        let periodic = self.lvt[LVT_TIMER - LVT_CMCI] >> 17 & 3 == 1;
+        let periodic = self.timer_mode() == 1;
         let left = match current {
             0 if periodic => self.initial,
             current => current,
@@ -102,7 +102,7 @@ impl Apic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apic::{ENABLED, X2APIC};
+    use crate::apic::{ENABLED, LVT_TIMER, X2APIC};
 
     fn apic(x2: bool) -> Apic {
         let mut apic = Apic::new(5);

@@ -28,7 +28,7 @@ pub(crate) struct Selected {
     pub(crate) exec: Exec,
     /// Nothing may follow in the block.
     pub(crate) ends: bool,
-    /// No event can be due after it that was not before it.
+    /// It ends a block, and no event can be due after it that was not before it.
     pub(crate) quiet: bool,
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn select(i: &Instruction) -> Selected {
 
 fn implementation(i: &Instruction) -> Option<Selected> {
     let selected = |exec, ends| {
-        let quiet = is_quiet(i);
+        let quiet = ends && is_quiet(i);
         Some(Selected { exec, ends, quiet })
     };
     let end = |exec| selected(exec, true);
@@ -84,7 +84,7 @@ fn is_port_string(m: M) -> bool {
     )
 }
 
-/// True for near branches, for strings in memory, and for what looks at the time.
+/// True for near branches, strings in memory, reads of the time-stamp counter, and writes of the bases of FS and GS.
 fn is_quiet(i: &Instruction) -> bool {
     let string = string::select(i).is_some() && !is_port_string(i.mnemonic());
     string

@@ -252,10 +252,9 @@ fn outs(c: &mut Core, i: &Instruction) -> R<()> {
 }
 
 impl Core {
-    /// True if elements of 64-bit mode go upwards, with no debug trap between them.
+    /// True if elements of 64-bit mode go upwards.
     fn goes_up(&self, f: Form) -> bool {
-        let flags = flags::DF | flags::TF;
-        self.bits == 64 && f.address == 8 && self.system_flags & flags == 0
+        self.bits == 64 && f.address == 8 && self.system_flags & flags::DF == 0
     }
 
     /// Up to `most` elements of REP STOS inside of a page that has a write tag. Returns how many it stored.

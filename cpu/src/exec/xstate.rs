@@ -65,8 +65,10 @@ impl Core {
     }
 }
 
-/// Writes the x87 part and MXCSR of the legacy area.
+/// Writes the x87 part of the legacy area: all bytes below 160 but those of MXCSR and its mask.
 pub(crate) fn legacy_x87(f: &Fpu, area: &mut [u8; 512], wide: bool) {
+    area[..24].fill(0);
+    area[32..160].fill(0);
     area[0..2].copy_from_slice(&f.control.to_le_bytes());
     area[2..4].copy_from_slice(&f.status.to_le_bytes());
     area[4] = f.tags;
@@ -165,7 +167,6 @@ fn fxsave(c: &mut Core, i: &Instruction) -> R<()> {
     let seg = Core::operand_segment(i);
     // Bytes 464 to 511 are software's, and the XMM part stays without OSFXSR.
     c.read_linear(seg, at, &mut area, READ)?;
-    area[..160].fill(0);
     legacy_x87(&c.fpu, &mut area, wide(i));
     legacy_mxcsr(&c.fpu, &mut area);
     if c.cr4 & CR4_OSFXSR != 0 {
@@ -222,11 +223,7 @@ fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
     let mut area = [0; 512];
     c.read_linear(seg, at, &mut area, READ)?;
     if saved & X87 != 0 {
-        let keep = word(&area, 24, 8);
-        area[..24].fill(0);
-        area[32..160].fill(0);
         legacy_x87(&c.fpu, &mut area, wide(i));
-        area[24..32].copy_from_slice(&keep.to_le_bytes()[..8]);
     }
     if mask & SSE != 0 {
         legacy_mxcsr(&c.fpu, &mut area);
@@ -258,7 +255,7 @@ fn xrstor(c: &mut Core, i: &Instruction) -> R<()> {
     let bits = header(0);
     let compacted = header(1) & compact::FORMAT != 0;
     let known = if compacted {
-        compact::is_known([0, 1, 2, 3, 4, 5, 6, 7].map(header), c.fpu.xcr0)
+        compact::is_known(core::array::from_fn(header), c.fpu.xcr0)
     } else {
         !is_supervisor(i) && bits & !c.fpu.xcr0 == 0 && header(1) == 0 && header(2) == 0
     };

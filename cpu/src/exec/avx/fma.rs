@@ -11,6 +11,7 @@ use crate::state::{Core, R};
 /// The places of first factor, second factor and addend among the operands.
 type Order = [usize; 3];
 
+/// Of the forms 132, 213 and 231.
 const ORDERS: [Order; 3] = [[0, 2, 1], [1, 0, 2], [1, 2, 0]];
 
 /// Signs of product and addend in even and in odd lanes; true is minus.
@@ -33,11 +34,18 @@ struct Form {
 
 fn form(m: M) -> Option<Form> {
     macro_rules! table {
-        ($($signs:ident $size:literal $scalar:literal: $($m:ident)*;)*) => {
-            [$(([$(M::$m),*], $signs, $size, $scalar)),*]
+        ($($signs:ident $size:literal $scalar:literal: $m132:ident $m213:ident $m231:ident;)*) => {
+            match m {
+                $(
+                    M::$m132 => (0, $signs, $size, $scalar),
+                    M::$m213 => (1, $signs, $size, $scalar),
+                    M::$m231 => (2, $signs, $size, $scalar),
+                )*
+                _ => return None,
+            }
         };
     }
-    let table = table! {
+    let (n, signs, size, scalar): (usize, _, _, _) = table! {
         ADD 4 false: Vfmadd132ps Vfmadd213ps Vfmadd231ps;
         ADD 8 false: Vfmadd132pd Vfmadd213pd Vfmadd231pd;
         ADD 4 true: Vfmadd132ss Vfmadd213ss Vfmadd231ss;
@@ -59,14 +67,11 @@ fn form(m: M) -> Option<Form> {
         SUB_ADD 4 false: Vfmsubadd132ps Vfmsubadd213ps Vfmsubadd231ps;
         SUB_ADD 8 false: Vfmsubadd132pd Vfmsubadd213pd Vfmsubadd231pd;
     };
-    table.into_iter().find_map(|(names, signs, size, scalar)| {
-        let n = names.iter().position(|name| *name == m)?;
-        Some(Form {
-            order: ORDERS[n],
-            signs,
-            size,
-            scalar,
-        })
+    Some(Form {
+        order: ORDERS[n],
+        signs,
+        size,
+        scalar,
     })
 }
 

@@ -55,9 +55,6 @@ pub(super) fn save(c: &mut Core, i: &Instruction) -> R<()> {
     let mut area = [0; 512];
     c.read_linear(seg, at, &mut area, READ)?;
     if saved & X87 != 0 {
-        let kept = [24, 25, 26, 27, 28, 29, 30, 31].map(|n| area[n]);
-        area[..160].fill(0);
-        area[24..32].copy_from_slice(&kept);
         legacy_x87(&c.fpu, &mut area, wide(i));
     }
     if saved & SSE != 0 {
