@@ -44,7 +44,8 @@ fn probe(features: &str) -> PathBuf {
         .arg(&target);
     stdout(build);
     let program = target.join(format!("probe-{}", features.replace(',', "-")));
-    fs::copy(target.join("release/kvm-ops-probe"), &program).expect("the probe was built");
+    // Not copied: a child that another test starts meanwhile would hold the copy open for writing, and the copy could not start then.
+    fs::rename(target.join("release/kvm-ops-probe"), &program).expect("the probe was built");
     program
 }
 
