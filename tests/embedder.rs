@@ -16,6 +16,9 @@ fn cargo(verb: &str, package: &str, arguments: &[&str]) -> String {
         // The settings of the outer cargo apply to the outer package only.
         .env_remove("CARGO_MANIFEST_DIR")
         .env_remove("RUSTFLAGS")
+        // Most of what these builds would take of the disk.
+        .env("CARGO_PROFILE_DEV_DEBUG", "none")
+        .env("CARGO_INCREMENTAL", "0")
         .output()
         .expect("cargo starts");
     let Output {

@@ -14,7 +14,9 @@ pub(crate) fn cargo() -> Command {
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("CARGO_INCREMENTAL")
-        .env_remove("CARGO_PROFILE_RELEASE_LTO");
+        .env_remove("CARGO_PROFILE_RELEASE_LTO")
+        // The tests look at instructions and symbols, which are there without.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "none");
     cargo
 }
 
