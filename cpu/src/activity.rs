@@ -43,6 +43,7 @@ impl Cpu {
         c.shutdown = to.shutdown;
         c.shadow = to.shadow;
         c.nmi_pending = to.nmi_pending;
+        c.nmi_second &= to.nmi_pending;
         c.nmi_blocked = to.nmi_blocked;
         c.attention = true;
     }

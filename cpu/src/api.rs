@@ -329,10 +329,10 @@ impl Cpu {
         c.system_flags & crate::flags::IF != 0 && !c.shadow && !c.waiting && !c.shutdown
     }
 
-    /// Raises an NMI.
+    /// Raises an NMI. Of NMIs that come together two are taken, one after the other; while one is handled, one waits. So
+    /// does KVM (Linux `process_nmi`).
     pub fn nmi(&mut self) {
-        self.core.nmi_pending = true;
-        self.core.attention = true;
+        self.core.receive_nmi();
     }
 
     /// INIT: registers as after reset, but for extended state, MSRs, the caching bits of CR0 and the

@@ -541,8 +541,7 @@ impl Core {
             self.attention = true;
         }
         if to_self && nmi {
-            self.nmi_pending = true;
-            self.attention = true;
+            self.receive_nmi();
         }
         if shorthand != 1 && !(alone && (fixed || nmi)) {
             self.bus.ipi(self.apic.id(), icr);

@@ -381,7 +381,7 @@ impl Cpu {
         }
         let enabled = core.system_flags & flags::IF != 0;
         let event = if core.nmi_pending && !core.nmi_blocked {
-            core.nmi_pending = false;
+            core.nmi_pending = core::mem::take(&mut core.nmi_second);
             Event::nmi()
         } else if enabled && core.controls.interrupt_window {
             core.attention = true;
@@ -627,6 +627,13 @@ impl Cpu {
 }
 
 impl Core {
+    /// An NMI came.
+    pub(crate) fn receive_nmi(&mut self) {
+        self.nmi_second |= self.nmi_pending && !self.nmi_blocked;
+        self.nmi_pending = true;
+        self.attention = true;
+    }
+
     /// True if a halted processor has a reason to go on.
     fn wakes(&self) -> bool {
         let interrupt = self.system_flags & flags::IF != 0 && self.apic.pending().is_some();

@@ -150,6 +150,8 @@ pub(crate) struct Core {
     /// Events have to be looked at before the next block.
     pub(crate) attention: bool,
     pub(crate) nmi_pending: bool,
+    /// Another NMI came before that one was taken.
+    pub(crate) nmi_second: bool,
     /// Waits for a start-up interrupt.
     pub(crate) waiting: bool,
     /// NMIs are held back until IRET.
@@ -230,6 +232,7 @@ impl Core {
             stepped: false,
             attention: true,
             nmi_pending: false,
+            nmi_second: false,
             waiting: false,
             nmi_blocked: false,
             halted: false,
@@ -293,6 +296,7 @@ impl Core {
         self.shadow = false;
         self.attention = true;
         self.nmi_pending = false;
+        self.nmi_second = false;
         self.waiting = false;
         self.nmi_blocked = false;
         *self.fpu = self.fpu.initial();

@@ -46,6 +46,26 @@ fn a_second_nmi_waits_for_iret() {
 }
 
 #[test]
+fn of_nmis_that_come_together_two_are_taken_and_while_one_is_handled_one_waits() {
+    for (before, inside, taken) in [
+        (1, 0, 1),
+        (2, 0, 2),
+        (3, 0, 2),
+        (1, 2, 2),
+        (2, 2, 2),
+        (3, 1, 2),
+    ] {
+        // nop; hlt. Handler: inc eax; nop; iretq
+        let (mut cpu, _) = machine(&[0x90, 0xf4], &[0xff, 0xc0, 0x90, 0x48, 0xcf]);
+        (0..before).for_each(|_| cpu.nmi());
+        assert_eq!(cpu.run(1), Stopped::Budget);
+        (0..inside).for_each(|_| cpu.nmi());
+        assert_eq!(cpu.run(100), Stopped::Halted);
+        assert_eq!(cpu.gpr(0), taken, "{before} before, {inside} inside");
+    }
+}
+
+#[test]
 fn a_halted_processor_goes_on_after_an_interrupt() {
     // sti; hlt; inc ebx; cli; hlt. Handler: inc eax; iretq
     let code = [0xfb, 0xf4, 0xff, 0xc3, 0xfa, 0xf4];

@@ -46,7 +46,8 @@ pub(crate) struct Mail {
     pub(crate) vectors: [u64; 4],
     /// Those that came from level-triggered pins.
     pub(crate) levels: [u64; 4],
-    pub(crate) nmi: bool,
+    /// NMIs: at most two.
+    pub(crate) nmis: u8,
     pub(crate) init: bool,
     pub(crate) start: Option<u8>,
 }
@@ -55,11 +56,29 @@ pub(crate) struct Mail {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Waiting {
     pub(crate) nmi: bool,
+    /// Another NMI came before the processor took that one. KVM keeps two as well, and drops a third (Linux `process_nmi`).
+    pub(crate) second_nmi: bool,
     /// One bit a vector: the IRR of a local APIC.
     pub(crate) vectors: [u64; 4],
 }
 
 impl Waiting {
+    /// Waits with one NMI, or with none.
+    pub(crate) fn set_nmi(&mut self, waits: bool) {
+        (self.nmi, self.second_nmi) = (waits, false);
+    }
+
+    fn add_nmi(&mut self) {
+        self.second_nmi |= self.nmi;
+        self.nmi = true;
+    }
+
+    /// True if an NMI waited. The other one waits then.
+    fn take_nmi(&mut self) -> bool {
+        let second = std::mem::take(&mut self.second_nmi);
+        std::mem::replace(&mut self.nmi, second)
+    }
+
     /// The interrupt that the guest takes first: the highest vector, as a local APIC has it.
     pub(crate) fn interrupt(&self) -> Option<u8> {
         let i = self.vectors.iter().rposition(|word| *word != 0)?;
@@ -91,8 +110,7 @@ impl State {
 
     /// Takes the event that ends a halt now: an NMI unless it is masked, then the highest vector.
     pub(crate) fn take(&mut self) -> Option<u8> {
-        if self.waiting.nmi && !self.nmi_masked {
-            self.waiting.nmi = false;
+        if !self.nmi_masked && self.waiting.take_nmi() {
             return Some(NMI);
         }
         self.take_interrupt()
@@ -134,7 +152,7 @@ impl Wake {
         Mail {
             vectors,
             levels: std::mem::take(&mut state.levels),
-            nmi: std::mem::take(&mut state.waiting.nmi),
+            nmis: u8::from(state.waiting.take_nmi()) + u8::from(state.waiting.take_nmi()),
             init: std::mem::take(&mut state.init),
             start: state.start.take(),
         }
@@ -154,7 +172,7 @@ impl Wake {
     }
 
     pub(crate) fn nmi(&self) {
-        self.lock().waiting.nmi = true;
+        self.lock().waiting.add_nmi();
         self.changed.notify_all();
     }
 
@@ -373,6 +391,19 @@ mod tests {
         wake.change(|_, masked| *masked = false);
         assert_eq!(wake.take_vector(), Some(NMI));
         assert_eq!((wake.take_vector(), wake.take_vector()), (Some(16), None));
+    }
+
+    #[test]
+    fn two_nmis_that_come_together_are_two_and_three_are_two() {
+        let wake = Wake::default();
+        for sent in 1..=3 {
+            (0..sent).for_each(|_| wake.nmi());
+            let taken = std::iter::from_fn(|| wake.take_vector()).count();
+            assert_eq!(taken, sent.min(2));
+            (0..sent).for_each(|_| wake.nmi());
+            let mails = [(); 2].map(|()| usize::from(wake.take_mail(true).nmis));
+            assert_eq!(mails, [sent.min(2), 0]);
+        }
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl VcpuOps for SimVcpu {
         let irqchip = self.has_irqchip();
         let (nmi, interrupt) = (events.nmi, events.interrupt);
         self.wake.change(|waiting, nmi_masked| {
-            waiting.nmi = nmi.pending || nmi.injected;
+            waiting.set_nmi(nmi.pending || nmi.injected);
             *nmi_masked = nmi.masked;
             if !irqchip {
                 waiting.vectors = [0; 4];
@@ -359,7 +359,7 @@ impl VcpuOps for SimVcpu {
             processor.inject_nmi();
             return Ok(());
         }
-        self.wake.change(|waiting, _| waiting.nmi = true);
+        self.wake.nmi();
         Ok(())
     }
 

@@ -30,9 +30,7 @@ impl Processor {
                 }
             }
         }
-        if mail.nmi {
-            self.cpu.nmi();
-        }
+        (0..mail.nmis).for_each(|_| self.cpu.nmi());
     }
 
     /// Injects what waits, as a VM entry does. `Some` if the processor does not execute now.

@@ -131,7 +131,7 @@ impl Processor {
         });
         let (interrupt, apic) = (events.interrupt, self.has_apic());
         self.wake.change(|waiting, _| {
-            waiting.nmi = false;
+            waiting.set_nmi(false);
             if !apic {
                 *waiting = Waiting::default();
             }
