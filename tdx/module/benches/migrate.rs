@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench migrate [-- flat|encrypted|streams]`. Times are processor time where the system reports
 //! it (Linux); a page's is the median of calls of 512 pages. A ratio is the median of those of a call and the cipher
-//! just before it, from pages of its own to others, and between two pages that stay in the cache: what else runs on the
-//! machine slows all.
+//! beside it: from pages of its own to others, between two pages that stay in the cache, and to pages that the
+//! process has never touched. What else runs on the machine slows all.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -54,7 +54,7 @@ fn median(mut times: Vec<f64>) -> f64 {
 
 /// AES-256-GCM on as many pages of 4 KiB as a list has, with the 8 bytes of associated data that migration uses.
 /// Goes from `text` to `out`, page by page, or as often between the only two pages.
-fn cipher_alone(text: &[Box<[u8; PAGE]>], out: &mut [Box<[u8; PAGE]>]) -> f64 {
+fn cipher_alone(text: &[[u8; PAGE]], out: &mut [[u8; PAGE]]) -> f64 {
     let cipher = Aes256Gcm::new(&[7; 32].into());
     let count = out.len();
     per_page(|| {
@@ -80,12 +80,16 @@ fn pages(encrypt: bool) {
     m.target_tables(LISTS * LIST);
     m.source.ok(&m.p, L::ExportPause, regs(m.source.tdr, 0));
     let b = Bundle::of_stream(0);
-    let memory = vec![Box::new([3; PAGE]); (LISTS * LIST) as usize];
-    let mut buffers = vec![Box::new([0; PAGE]); LIST as usize];
-    let [mut same, mut each, mut exports, mut fresh, mut used] = [const { Vec::new() }; 5];
-    for (list, texts) in (0..LISTS).zip(memory.chunks(LIST as usize)) {
+    let memory = vec![[3; PAGE]; (LISTS * LIST) as usize];
+    let mut buffers = vec![[0; PAGE]; LIST as usize];
+    // So many bytes of zeros are fresh memory of the system.
+    let mut untouched = vec![0; (LISTS * LIST) as usize * PAGE];
+    let untouched = untouched.as_chunks_mut().0.chunks_mut(LIST as usize);
+    let [mut same, mut each, mut new] = [const { Vec::new() }; 3];
+    let [mut exports, mut fresh, mut used] = [const { Vec::new() }; 3];
+    for ((list, texts), news) in (0..LISTS).zip(memory.chunks(LIST as usize)).zip(untouched) {
         m.list(&b, &gpas(list), MIGRATE);
-        same.push(cipher_alone(&texts[..1], &mut [Box::new([0; PAGE])]));
+        same.push(cipher_alone(&texts[..1], &mut [[0; PAGE]]));
         each.push(cipher_alone(texts, &mut buffers));
         exports.push(per_page(|| {
             m.source
@@ -101,23 +105,27 @@ fn pages(encrypt: bool) {
             m.target
                 .ok(&m.p, L::ImportMem, b.memory(m.target.tdr, LIST));
         }));
+        // The last, since it brings the text into the cache.
+        new.push(cipher_alone(texts, news));
     }
     let ratio = |times: &[f64], ciphers: &[f64]| {
         median(times.iter().zip(ciphers).map(|(a, b)| a / b).collect())
     };
     let memory = if encrypt { "encrypted" } else { "flat" };
     println!("\n-- a page of 4 KiB, memory {memory}");
-    println!("{:>62} {:>12}", "to the cipher", "in the cache");
+    let columns = ["to the cipher", "in the cache", "to new pages"];
+    println!("{:>62} {:>12} {:>12}", columns[0], columns[1], columns[2]);
     for (name, times, first) in [
         ("AES-256-GCM, from page to page", &each, 0),
         ("AES-256-GCM, the same two pages again", &same, 0),
+        ("AES-256-GCM, to pages never touched", &new, 0),
         ("EXPORT.MEM", &exports, 0),
         ("IMPORT.MEM, into frames used before", &used, fresh.len()),
         ("IMPORT.MEM, into frames never touched", &fresh, 0),
     ] {
         let ns = median(times.clone());
-        let (to_each, to_same) = (ratio(times, &each[first..]), ratio(times, &same[first..]));
-        println!("{name:<38} {ns:>8.0} ns {to_each:>10.2} x {to_same:>10.2} x");
+        let [each, same, new] = [&each, &same, &new].map(|all| ratio(times, &all[first..]));
+        println!("{name:<38} {ns:>8.0} ns {each:>10.2} x {same:>10.2} x {new:>10.2} x");
     }
 }
 
@@ -157,8 +165,8 @@ fn export_rate(m: &Migration, threads: u64) -> f64 {
 /// a stream of the module cannot have.
 fn cipher_rate(threads: u64) -> f64 {
     rate(threads, |_| {
-        let text = vec![Box::new([3; PAGE]); LIST as usize];
-        let mut out = vec![Box::new([0; PAGE]); LIST as usize];
+        let text = vec![[3; PAGE]; LIST as usize];
+        let mut out = vec![[0; PAGE]; LIST as usize];
         let rounds = (0..ROUNDS).map(|_| cipher_alone(&text, &mut out));
         rounds.sum::<f64>() / ROUNDS as f64
     })

@@ -4,6 +4,7 @@ use super::LINE;
 use super::turn::Turns;
 use super::xts::Xts;
 use crate::arena::lock;
+use aes::cipher::inout::InOutBuf;
 use sha2::{Digest, Sha384};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -32,12 +33,14 @@ impl LineKey {
 
     /// Encrypts whole lines, the first of which is at `pa`.
     pub(super) fn encrypt(&self, pa: u64, lines: &mut [u8]) {
-        self.xts.encrypt(pa, lines);
+        self.xts.encrypt(pa, lines.into());
     }
 
-    /// Decrypts whole lines, the first of which is at `pa`.
-    pub(super) fn decrypt(&self, pa: u64, lines: &mut [u8]) {
-        self.xts.decrypt(pa, lines);
+    /// Decrypts whole lines, the first of which is at `pa`, into a buffer of the same length.
+    pub(super) fn decrypt_to(&self, pa: u64, from: &[u8], to: &mut [u8]) {
+        if let Ok(lines) = InOutBuf::new(from, to) {
+            self.xts.decrypt(pa, lines);
+        }
     }
 }
 

@@ -87,8 +87,8 @@ impl OpenPage {
             return Ok(open);
         };
         page.check(0..LINES, key)?;
-        let mut bytes = *page.bytes();
-        key.decrypt(pa, &mut bytes);
+        let mut bytes = [0; PAGE];
+        key.decrypt_to(pa, page.bytes(), &mut bytes);
         open.write(0, &bytes);
         Ok(open)
     }

@@ -7,9 +7,40 @@ pub(super) type Bytes = Box<[u8; PAGE]>;
 
 pub(super) struct Page {
     bytes: Bytes,
-    /// For each line the generation of the key that it was written under, 0 for an ordinary line. Absent while every
-    /// line is ordinary.
-    writers: Option<Box<[u32; LINES]>>,
+    writers: Writers,
+}
+
+/// For each line the generation of the key that it was written under, 0 for an ordinary line.
+enum Writers {
+    /// The same for all lines, as in nearly every page.
+    One(u32),
+    Each(Box<[u32; LINES]>),
+}
+
+impl Writers {
+    fn of(&self, line: usize) -> u32 {
+        match self {
+            Writers::One(generation) => *generation,
+            Writers::Each(writers) => writers[line],
+        }
+    }
+
+    fn are_all(&self, mut lines: Range<usize>, generation: u32) -> bool {
+        lines.all(|line| self.of(line) == generation)
+    }
+
+    fn set(&mut self, lines: Range<usize>, generation: u32) {
+        if lines == (0..LINES) {
+            *self = Writers::One(generation);
+        } else if let Writers::One(one) = *self
+            && one != generation
+        {
+            *self = Writers::Each(Box::new([one; LINES]));
+        }
+        if let Writers::Each(writers) = self {
+            writers[lines].fill(generation);
+        }
+    }
 }
 
 /// Where an access begins in its page, and the bytes and lines that it covers.
@@ -29,7 +60,7 @@ impl Page {
         let bytes = vec![0; PAGE].into_boxed_slice().try_into();
         Page {
             bytes: bytes.unwrap_or_else(|_| Box::new([0; PAGE])),
-            writers: None,
+            writers: Writers::One(0),
         }
     }
 
@@ -37,7 +68,7 @@ impl Page {
     pub(super) fn of(bytes: Bytes) -> Self {
         Page {
             bytes,
-            writers: None,
+            writers: Writers::One(0),
         }
     }
 
@@ -49,7 +80,7 @@ impl Page {
     pub(super) fn zeros_under(pa: u64, generation: u32, keys: &KeyRing) -> Self {
         let mut page = Page::zeros();
         keys.encrypt_zeros(generation, pa, &mut page.bytes[..]);
-        page.writers = Some(Box::new([generation; LINES]));
+        page.writers = Writers::One(generation);
         page
     }
 
@@ -68,23 +99,21 @@ impl Page {
         let made = make(&mut self.bytes)?;
         match key {
             Some(key) => self.seal(pa, 0..PAGE, key),
-            None => self.writers = None,
+            None => self.writers = Writers::One(0),
         }
         Some(made)
     }
 
     /// Encrypts plaintext that was put into whole lines.
     fn seal(&mut self, pa: u64, bytes: Range<usize>, key: &LineKey) {
-        let writers = self.writers.get_or_insert_with(|| Box::new([0; LINES]));
-        writers[bytes.start / LINE..bytes.end / LINE].fill(key.generation());
+        let lines = bytes.start / LINE..bytes.end / LINE;
+        self.writers.set(lines, key.generation());
         key.encrypt(pa, &mut self.bytes[bytes]);
     }
 
     /// Fails if one of these lines was not written with the key.
     pub(super) fn check(&self, lines: Range<usize>, key: &LineKey) -> Result<(), IntegrityFailure> {
-        let writers = self.writers.as_ref().ok_or(IntegrityFailure)?;
-        let generation = key.generation();
-        match writers[lines].iter().all(|writer| *writer == generation) {
+        match self.writers.are_all(lines, key.generation()) {
             true => Ok(()),
             false => Err(IntegrityFailure),
         }
@@ -99,21 +128,21 @@ impl Page {
         keys: &KeyRing,
     ) -> Result<(), IntegrityFailure> {
         let (bytes, lines) = covered(pa, buf.len());
-        match (view, &self.writers) {
-            (View::Private(key), _) => {
+        match view {
+            View::Private(key) => {
                 self.check(lines, key)?;
                 self.read_plain(pa, buf, key);
             }
-            (View::Plain, Some(writers)) => {
+            View::Plain => {
                 for (pa, part) in parts_mut(pa, buf, LINE) {
                     let at = pa as usize % PAGE;
-                    match keys.of_generation(writers[at / LINE]) {
+                    match keys.of_generation(self.writers.of(at / LINE)) {
                         Some(key) => self.read_plain(pa, part, &key),
                         None => part.copy_from_slice(&self.bytes[at..at + part.len()]),
                     }
                 }
             }
-            _ => buf.copy_from_slice(&self.bytes[bytes]),
+            View::Host => buf.copy_from_slice(&self.bytes[bytes]),
         }
         Ok(())
     }
@@ -122,8 +151,7 @@ impl Page {
     fn read_plain(&self, pa: u64, buf: &mut [u8], key: &LineKey) {
         if is_whole_lines(pa, buf) {
             let (bytes, _) = covered(pa, buf.len());
-            buf.copy_from_slice(&self.bytes[bytes]);
-            key.decrypt(pa, buf);
+            key.decrypt_to(pa, &self.bytes[bytes], buf);
             return;
         }
         for (pa, part) in parts_mut(pa, buf, LINE) {
@@ -136,8 +164,7 @@ impl Page {
     fn plain_line(&self, pa: u64, key: &LineKey) -> [u8; LINE] {
         let mut line = [0; LINE];
         let (bytes, _) = covered(pa, LINE);
-        line.copy_from_slice(&self.bytes[bytes]);
-        key.decrypt(pa, &mut line);
+        key.decrypt_to(pa, &self.bytes[bytes], &mut line);
         line
     }
 
@@ -151,9 +178,7 @@ impl Page {
         let (bytes, lines) = covered(pa, data.len());
         let Some(key) = key else {
             self.bytes[bytes].copy_from_slice(data);
-            if let Some(writers) = &mut self.writers {
-                writers[lines].fill(0);
-            }
+            self.writers.set(lines, 0);
             return Ok(());
         };
         if is_whole_lines(pa, data) {

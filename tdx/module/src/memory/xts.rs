@@ -6,6 +6,7 @@
 
 use super::{LINE, PAGE};
 use aes::Aes128;
+use aes::cipher::inout::InOutBuf;
 use aes::cipher::{Array, Block, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit, consts::U16};
 
 const BLOCK: usize = 16;
@@ -28,25 +29,31 @@ impl Xts {
         }
     }
 
-    /// Encrypts whole lines, the first of which is at `pa`.
-    pub(super) fn encrypt(&self, pa: u64, lines: &mut [u8]) {
+    /// Encrypts whole lines, the first of which is at `pa`: in place, or from one buffer into another.
+    pub(super) fn encrypt(&self, pa: u64, lines: InOutBuf<'_, '_, u8>) {
         self.each(pa, lines, |blocks| self.data.encrypt_blocks(blocks));
     }
 
-    /// Decrypts whole lines, the first of which is at `pa`.
-    pub(super) fn decrypt(&self, pa: u64, lines: &mut [u8]) {
+    /// Decrypts whole lines, the first of which is at `pa`: in place, or from one buffer into another.
+    pub(super) fn decrypt(&self, pa: u64, lines: InOutBuf<'_, '_, u8>) {
         self.each(pa, lines, |blocks| self.data.decrypt_blocks(blocks));
     }
 
-    fn each(&self, mut pa: u64, lines: &mut [u8], cipher: impl Fn(&mut [Block<Aes128>])) {
-        let (pages, rest) = lines.as_chunks_mut::<PAGE>();
-        for page in pages {
+    fn each(
+        &self,
+        mut pa: u64,
+        mut lines: InOutBuf<'_, '_, u8>,
+        cipher: impl Fn(&mut [Block<Aes128>]),
+    ) {
+        while lines.len() >= PAGE {
+            let (page, rest) = lines.split_at(PAGE);
             self.together::<LINES>(pa, page, &cipher);
-            pa = pa.wrapping_add(PAGE as u64);
+            (pa, lines) = (pa.wrapping_add(PAGE as u64), rest);
         }
-        for line in rest.as_chunks_mut::<LINE>().0 {
+        while lines.len() >= LINE {
+            let (line, rest) = lines.split_at(LINE);
             self.together::<1>(pa, line, &cipher);
-            pa = pa.wrapping_add(LINE as u64);
+            (pa, lines) = (pa.wrapping_add(LINE as u64), rest);
         }
     }
 
@@ -54,23 +61,29 @@ impl Xts {
     fn together<const N: usize>(
         &self,
         pa: u64,
-        lines: &mut [u8],
+        mut lines: InOutBuf<'_, '_, u8>,
         cipher: impl Fn(&mut [Block<Aes128>]),
     ) {
-        let address = |n: usize| u128::from(pa.wrapping_add((n * LINE) as u64));
-        let mut tweaks: [Block<Aes128>; N] =
-            core::array::from_fn(|n| address(n).to_le_bytes().into());
+        // Filled where they are: arrays that a function makes are copied once more.
+        let mut tweaks = [Block::<Aes128>::default(); N];
+        for (tweak, at) in tweaks.iter_mut().zip((pa..).step_by(LINE)) {
+            *tweak = u128::from(at).to_le_bytes().into();
+        }
         self.tweak.encrypt_blocks(&mut tweaks);
-        let masks: [[u128; BLOCKS]; N] = core::array::from_fn(|n| masks(tweaks[n].into()));
+        let mut masks = [[0; BLOCKS]; N];
+        for (masks, tweak) in masks.iter_mut().zip(tweaks) {
+            *masks = masks_of(tweak.into());
+        }
         let masks = masks.as_flattened();
-        mask(lines, masks);
+        mask(lines.reborrow(), masks);
+        let lines = lines.get_out();
         cipher(Array::<u8, U16>::slice_as_chunks_mut(lines).0);
-        mask(lines, masks);
+        mask(lines.into(), masks);
     }
 }
 
 /// The masks of a line's blocks: the encrypted tweak, doubled from block to block in the field of XTS.
-fn masks(tweak: [u8; BLOCK]) -> [u128; BLOCKS] {
+fn masks_of(tweak: [u8; BLOCK]) -> [u128; BLOCKS] {
     let mut next = u128::from_le_bytes(tweak);
     core::array::from_fn(|_| {
         let this = next;
@@ -79,9 +92,10 @@ fn masks(tweak: [u8; BLOCK]) -> [u128; BLOCKS] {
     })
 }
 
-fn mask(lines: &mut [u8], masks: &[u128]) {
-    for (block, mask) in lines.as_chunks_mut::<BLOCK>().0.iter_mut().zip(masks) {
-        *block = (u128::from_le_bytes(*block) ^ mask).to_le_bytes();
+fn mask(lines: InOutBuf<'_, '_, u8>, masks: &[u128]) {
+    for (mut block, mask) in lines.into_chunks::<U16>().0.into_iter().zip(masks) {
+        let masked = u128::from_le_bytes(block.clone_in().into()) ^ mask;
+        *block.get_out() = masked.to_le_bytes().into();
     }
 }
 
@@ -114,9 +128,13 @@ mod tests {
             }
             let ours = Xts::new(&data, &tweak);
             let mut text = plain.clone();
-            ours.encrypt(pa, &mut text);
+            ours.encrypt(pa, (&mut text[..]).into());
             prop_assert_eq!(&text, &expected);
-            ours.decrypt(pa, &mut text);
+            let mut copy = vec![fill; text.len()];
+            let from_to = InOutBuf::new(&text[..], &mut copy[..]);
+            ours.decrypt(pa, from_to.expect("of equal length"));
+            prop_assert_eq!(&copy, &plain);
+            ours.decrypt(pa, (&mut text[..]).into());
             prop_assert_eq!(&text, &plain);
         }
     }
