@@ -215,3 +215,51 @@ fn interrupts_that_wait_and_a_deadline_go_along_to_the_instruction() {
     assert!(to.destroy().is_clean());
     sides.into_iter().for_each(Side::destroy);
 }
+
+/// Handler of NMIs. In the first it sends another one to itself, which waits for the IRET, and says so; from there on it is at
+/// the other host.
+fn nests(a: &mut CodeAssembler) -> Assembled {
+    handler(a, |a| {
+        let mut again = a.create_label();
+        let mut done = a.create_label();
+        a.inc(qword_ptr(COUNT))?;
+        a.cmp(qword_ptr(COUNT), 1)?;
+        a.jne(again)?;
+        set(a, COMMAND, NMI_TO_SELF)?;
+        print(a, "(")?;
+        print(a, ")")?;
+        a.jmp(done)?;
+        a.set_label(&mut again)?;
+        print(a, "n")?;
+        a.set_label(&mut done)?;
+        a.nop()
+    })
+}
+
+/// Goes on when two NMIs came.
+fn is_interrupted(a: &mut CodeAssembler) -> Assembled {
+    set(a, COMMAND, NMI_TO_SELF)?;
+    let mut waiting = a.create_label();
+    a.set_label(&mut waiting)?;
+    a.cmp(qword_ptr(COUNT), 2)?;
+    a.jb(waiting)?;
+    end(a)
+}
+
+#[test]
+fn an_nmi_waits_at_the_other_host_until_the_handler_that_came_along_returns() {
+    let image = || kernel(is_interrupted, &[(NMI, nests)]);
+    let mut sides = [Side::new(), Side::new()];
+    let mut from = sides[0].machine(config(image()), params(), false);
+    let mut to = sides[1].machine(config(image()), params(), true);
+    let [here, there] = [ConsoleSink::capture(), ConsoleSink::capture()];
+    let until = Until::new(from.devices(here.clone()), here.clone(), "(");
+    until.run(&mut from, limits());
+    travel(&mut sides, from.vm(), &mut to);
+    assert!(from.destroy().is_clean());
+    let until = Until::new(to.devices(there.clone()), there.clone(), ".");
+    until.run(&mut to, limits());
+    assert_eq!((here.text(), there.text()), ("(".into(), ")n.".into()));
+    assert!(to.destroy().is_clean());
+    sides.into_iter().for_each(Side::destroy);
+}

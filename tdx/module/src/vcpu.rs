@@ -348,7 +348,13 @@ impl VcpuContext {
         }
     }
 
-    /// Makes #VE information ready for the guest.
+    /// Takes the event over that an import has stored in the fields of VM entry, for the first entry.
+    pub(crate) fn adopt_vectoring(&mut self) {
+        let field = |code| self.store.vmcs(0, code);
+        let error = field(vmcs::ENTRY_ERROR_CODE);
+        self.vectoring = Event::from_info(field(vmcs::ENTRY_INTERRUPTION_INFO), error);
+    }
+
     /// Takes the VE info over that an import has stored field by field.
     pub(crate) fn adopt_ve_info(&mut self) {
         let field = |code| self.store.get((class::VE_INFO, code));
@@ -364,6 +370,7 @@ impl VcpuContext {
         }
     }
 
+    /// Makes #VE information ready for the guest.
     pub(crate) fn set_ve_info(&mut self, info: VeInfo) {
         self.ve_info = Some(info);
         let words = [

@@ -6,7 +6,7 @@ mod migration;
 
 use common::{Td, regs};
 use migration::{Bundle, MIGRATE, Migration};
-use soft_tdx_module::{Code, GuestOp, HostLeaf as L, OpState, Outcome, Status};
+use soft_tdx_module::{Code, EventType, GuestOp, HostLeaf as L, OpState, Outcome, Status, VmExit};
 use std::sync::{Arc, Mutex};
 
 const PAGES: u64 = 8;
@@ -77,6 +77,43 @@ fn a_td_runs_where_it_was_imported_with_its_memory_and_measurements() {
 #[test]
 fn a_td_migrates_through_encrypted_memory() {
     migrates(true);
+}
+
+/// An interrupt that the source's guest was about to handle, when the push to its stack made an EPT violation.
+#[test]
+fn an_event_that_an_exit_interrupted_is_delivered_at_the_target() {
+    const VECTOR: u8 = 0x40;
+    let interrupted = VmExit {
+        reason: 48,
+        gpa: PAGES << 12,
+        idt_vectoring: 0x8000_0000 | u64::from(VECTOR),
+        ..VmExit::default()
+    };
+    let mut m = Migration::new(PAGES, false);
+    m.begin();
+    m.target_tables(PAGES);
+    m.p.set_guest(m.source.tdvpr, move |_: &Outcome| {
+        GuestOp::Fault(interrupted)
+    });
+    let exit = m.source.enter(&m.p).rax;
+    assert_eq!(exit, u64::from(interrupted.reason));
+    m.source.ok(&m.p, L::ExportPause, regs(m.source.tdr, 0));
+    m.state_bundles();
+    m.token(true);
+    m.target.ok(&m.p, L::ImportEnd, regs(m.target.tdr, 0));
+    let delivered = Arc::new(Mutex::new(Vec::new()));
+    let into = delivered.clone();
+    m.p.set_guest(m.target.tdvpr, move |last: &Outcome| {
+        if let Outcome::Event(event) = last {
+            into.lock().expect("log").push((event.kind, event.vector));
+        }
+        GuestOp::vmcall(12, [0; 4])
+    });
+    for _ in 0..2 {
+        assert_eq!(m.target.enter(&m.p).rax, VMCALL);
+    }
+    let delivered = delivered.lock().expect("log").clone();
+    assert_eq!(delivered, [(EventType::Interrupt, VECTOR)]);
 }
 
 #[test]

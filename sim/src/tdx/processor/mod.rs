@@ -169,7 +169,12 @@ impl Processor {
             }
         }
         loop {
-            if let Some(host) = self.play(timer(), None)? {
+            // What came up meanwhile is the module's to keep: the next entry may be another host's.
+            let left = match self.next.take() {
+                Some(exit) => self.exit(exit)?,
+                None => self.play(timer(), None)?,
+            };
+            if let Some(host) = left {
                 return Ok(host);
             }
         }

@@ -1,6 +1,6 @@
 //! The registers of a TD's processor: between `kvm-ops-cpu` and the module, which keeps them in VMCS and TDVPS.
 
-use kvm_ops_cpu::{APIC_PAGE_BYTES, Cpu, Registers, Segment, TableRegister};
+use kvm_ops_cpu::{APIC_PAGE_BYTES, Activity, Cpu, Registers, Segment, TableRegister};
 use soft_tdx_module::{ProcessorState, Regs, SegmentState, VirtualApic};
 
 /// x2APIC registers of the virtual APIC page: task and processor priority, interrupts in service, requests.
@@ -8,6 +8,17 @@ const TPR: u32 = 0x808;
 const PPR: u32 = 0x80a;
 const ISR: u32 = 0x810;
 const IRR: u32 = 0x820;
+
+/// Interruptibility state (SDM vol. 3, 25.4.2): the shadow of STI, that of MOV SS, and an NMI's handler.
+const AFTER_STI: u32 = 1;
+const AFTER_MOV_SS: u32 = 1 << 1;
+const IN_NMI: u32 = 1 << 3;
+
+fn interruptibility(from: &Activity) -> u32 {
+    // The processor has one shadow for both.
+    let shadow = if from.shadow { AFTER_STI } else { 0 };
+    shadow | if from.nmi_blocked { IN_NMI } else { 0 }
+}
 
 /// General registers in encoding order, as both sides have them.
 pub(super) fn gprs(cpu: &Cpu) -> Regs {
@@ -57,6 +68,7 @@ pub(super) fn save(cpu: &Cpu) -> ProcessorState {
         breakpoints: r.breakpoints,
         dr6: r.dr6,
         dr7: r.dr7,
+        interruptibility: interruptibility(&cpu.activity()),
         msrs: ProcessorState::MSRS.map(|index| cpu.read_msr(index).unwrap_or(0)),
         virtual_apic: virtual_apic(cpu),
     }
@@ -119,6 +131,11 @@ pub(super) fn load(cpu: &mut Cpu, from: &ProcessorState) {
         dr6: from.dr6,
         dr7: from.dr7,
         ..now
+    });
+    cpu.set_activity(Activity {
+        shadow: from.interruptibility & (AFTER_STI | AFTER_MOV_SS) != 0,
+        nmi_blocked: from.interruptibility & IN_NMI != 0,
+        ..cpu.activity()
     });
     for (index, value) in ProcessorState::MSRS.into_iter().zip(from.msrs) {
         let _ = cpu.write_msr(index, value);

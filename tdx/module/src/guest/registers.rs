@@ -39,6 +39,8 @@ pub struct ProcessorState {
     pub breakpoints: [u64; 4],
     pub dr6: u64,
     pub dr7: u64,
+    /// What holds events back (SDM vol. 3, 25.4.2): STI in bit 0, MOV SS in bit 1, an NMI whose handler runs in bit 3.
+    pub interruptibility: u32,
     /// Values of the MSRs of [`ProcessorState::MSRS`], in their order.
     pub msrs: [u64; ProcessorState::MSRS.len()],
     /// The virtual APIC page, and the guest interrupt status that follows from it.
@@ -74,6 +76,7 @@ const BASE: u32 = 0x6806;
 const GDTR: (u32, u32) = (0x6816, 0x4810);
 const IDTR: (u32, u32) = (0x6818, 0x4812);
 const DR7: u32 = 0x681A;
+const INTERRUPTIBILITY: u32 = 0x4824;
 const DR6: (u8, u32) = (class::STATE, 6);
 const XCR0: (u8, u32) = (class::STATE, 0x20);
 
@@ -118,6 +121,7 @@ impl ProcessorState {
             breakpoints: core::array::from_fn(|i| f.get((class::STATE, i as u32))),
             dr6: f.get(DR6),
             dr7: get(DR7),
+            interruptibility: get(INTERRUPTIBILITY) as u32,
             msrs: MSR_PLACES.map(|place| match place {
                 Vmcs(encoding) => get(encoding),
                 Tdvps(code) => f.get((class::MSR, code)),
@@ -144,6 +148,7 @@ impl ProcessorState {
             (vmcs::CR4, cr4),
             (vmcs::EFER, self.efer),
             (DR7, self.dr7),
+            (INTERRUPTIBILITY, self.interruptibility.into()),
         ];
         for (encoding, value) in words {
             f.set_vmcs(0, encoding, value);

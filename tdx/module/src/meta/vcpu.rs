@@ -49,6 +49,16 @@ impl VcpuFields<'_> {
 
     fn l1_vmcs(&self, place: &Place) -> u64 {
         let exit = &self.ctx.exit;
+        // The next entry is the other host's.
+        if self.agent == Agent::Migration
+            && let Some(event) = self.ctx.vectoring
+        {
+            match place.field().code {
+                vmcs::ENTRY_INTERRUPTION_INFO => return event.to_info(),
+                vmcs::ENTRY_ERROR_CODE => return u64::from(event.error.unwrap_or(0)),
+                _ => {}
+            }
+        }
         match place.field().code {
             vmcs::RSP => self.ctx.gprs.rsp,
             vmcs::RIP => self.ctx.rip,

@@ -351,7 +351,11 @@ fn finish_vcpu(td: &Td, vcpu: &Vcpu) -> Leaf {
         td.set_op_state(OpState::FailedImport);
         return Err(Code::X2APIC_ID_NOT_UNIQUE.detail(id));
     }
-    vcpu.context().adopt_ve_info();
+    {
+        let mut context = vcpu.context();
+        context.adopt_ve_info();
+        context.adopt_vectoring();
+    }
     if vcpu.state() != VcpuState::Disabled {
         vcpu.set_state(VcpuState::Ready);
     }
