@@ -5,16 +5,16 @@
 mod common;
 mod migrate_support;
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use common::audit::mirror_equals_secure_ept;
 use kvm_ops_core::{Error, Gfn, Step, VcpuOps, VmOps};
 use kvm_ops_tdx::Leaf;
 use kvm_ops_tdx::migrate::{Flow, Phase, StreamKey};
-use migrate_support::link::{Fate, Plan};
-use migrate_support::matrix::{Outcomes, SIDES, document, document_calls, failures, word};
+use migrate_support::link::Plan;
+use migrate_support::matrix::{
+    Outcomes, SIDES, document_calls, document_messages, failures, owner_after, word,
+};
 use migrate_support::stream::{Ended, Ends, ends, over_a_link, over_a_watched_link};
 use migrate_support::{PAGES, Pair, private_pages};
 
@@ -39,8 +39,6 @@ const WANTED: Gfn = Gfn::new(7);
 
 /// The most links of a session.
 const LINKS: usize = 4;
-
-const KEY: StreamKey = StreamKey::new([0x5a; 32]);
 
 fn pair() -> (Pair, u64) {
     let mut pair = Pair::on_two(false);
@@ -127,14 +125,6 @@ fn owner(mut pair: Pair, phase: Phase, before: u64, what: &str) -> &'static str 
     owner
 }
 
-/// The owner, and whether that took another link than the first.
-fn end(owner: &str, links: usize) -> String {
-    match links {
-        1 => owner.to_owned(),
-        _ => format!("{owner}, next link"),
-    }
-}
-
 #[test]
 fn each_call_fails_in_every_plausible_way() {
     let rows = CALLS.map(|(side, leaf, nth)| {
@@ -152,7 +142,7 @@ fn each_call_fails_in_every_plausible_way() {
             let phase = both.0.progress().phase;
             drop(both);
             let [sent, received] = ended.each_ref().map(word);
-            let end = end(owner(pair, phase, before, &what), links);
+            let end = owner_after(owner(pair, phase, before, &what), links);
             outcomes
                 .entry([sent, received, end])
                 .or_default()
@@ -167,86 +157,25 @@ fn each_call_fails_in_every_plausible_way() {
     document_calls("post-copy", rows.into());
 }
 
-/// The messages of a post-copy, by the numbers of their kinds.
-const NAMES: [(u8, &str); 17] = [
-    (18, "HelloPostCopy"),
-    (2, "Resume"),
-    (3, "Ready"),
-    (4, "Bundle"),
-    (15, "ExitState"),
-    (5, "Shared"),
-    (8, "Prepare"),
-    (9, "Prepared"),
-    (10, "Start"),
-    (19, "Running"),
-    (20, "Left"),
-    (22, "Wanted"),
-    (23, "Absent"),
-    (21, "Complete"),
-    (11, "Done"),
-    (14, "Refuse"),
-    (24, "Lost"),
-];
-
-/// What becomes of a message: column, and the fates in it.
-const FATES: [(&str, &[Fate]); 5] = [
-    ("lost", &[Fate::Lost]),
-    ("late", &[Fate::Late]),
-    ("twice", &[Fate::Twice]),
-    ("changed", &[Fate::Changed(0), Fate::Changed(20)]),
-    ("cut", &[Fate::Cut]),
-];
-
-/// The owners of the guest after frame `nth` of that side met one of these fates.
-fn owners(side: usize, nth: usize, fates: &[Fate], key: Option<StreamKey>) -> String {
-    let mut owners = BTreeSet::new();
-    for fate in fates {
-        let what = format!("{fate:?} frame {nth} of side {side}, key {}", key.is_some());
-        let (pair, before) = pair();
-        let mut both = post_copy_ends(&pair, key.clone());
-        let mut plans = [None, None];
-        plans[side] = Some(Plan { nth, fate: *fate });
-        let _ = link(&pair, &mut both, plans);
-        let links = settle(&mut both, &what);
-        let phase = both.0.progress().phase;
-        drop(both);
-        owners.insert(end(owner(pair, phase, before, &what), links));
-    }
-    Vec::from_iter(owners).join(" or ")
-}
-
 #[test]
 fn each_message_lost_late_twice_changed_and_cut() {
-    let (pair, before) = pair();
-    let mut both = post_copy_ends(&pair, None);
-    let (ended, frames) = link(&pair, &mut both, [None, None]);
+    let (honest, before) = pair();
+    let mut both = post_copy_ends(&honest, None);
+    let (ended, frames) = link(&honest, &mut both, [None, None]);
     assert!(ended.iter().all(Result::is_ok), "{ended:?}");
     drop(both);
-    assert_eq!(owner(pair, Phase::Done, before, "honest"), "target");
-    let heads = FATES.map(|(name, _)| name).join(" | ");
-    let mut table = format!("| message | {heads} |\n|---|---|---|---|---|---|\n");
-    for (side, kinds) in frames.iter().enumerate() {
-        for (nth, kind) in kinds.iter().enumerate() {
-            let name = NAMES.iter().find(|(number, _)| number == kind);
-            let (_, name) = name.unwrap_or_else(|| panic!("kind {kind}"));
-            let which = match kinds[..nth].iter().filter(|before| *before == kind).count() {
-                0 => String::new(),
-                n => format!(" {}", n + 1),
-            };
-            let _ = write!(table, "| {}: {name}{which} |", SIDES[side]);
-            for (_, fates) in FATES {
-                let [open, keyed] = [None, Some(KEY)].map(|key| owners(side, nth, fates, key));
-                let _ = match open == keyed {
-                    true => write!(table, " {open} |"),
-                    false => write!(table, " {open}; with a key {keyed} |"),
-                };
-            }
-            table.push('\n');
-        }
-    }
+    assert_eq!(owner(honest, Phase::Done, before, "honest"), "target");
     for kind in [19, 20, 21, 22, 23] {
         let came = frames.iter().flatten().any(|came| *came == kind);
         assert!(came, "no message of kind {kind} was tried");
     }
-    document("post-copy-messages", &table);
+    document_messages("post-copy-messages", &frames, |plans, key, what| {
+        let (pair, before) = pair();
+        let mut both = post_copy_ends(&pair, key);
+        let _ = link(&pair, &mut both, plans);
+        let links = settle(&mut both, what);
+        let phase = both.0.progress().phase;
+        drop(both);
+        owner_after(owner(pair, phase, before, what), links)
+    });
 }

@@ -1,4 +1,5 @@
-//! A TD carried over a byte stream, and everything that can happen to the messages.
+//! A TD carried over a byte stream, and everything that can happen to the messages. `BLESS=1` rewrites the table in
+//! docs/migration.md.
 
 mod common;
 mod migrate_support;
@@ -12,6 +13,7 @@ use kvm_ops_tdx::migrate::{
     StreamKey, Threads,
 };
 use migrate_support::link::{Fate, Plan};
+use migrate_support::matrix::{KEY, document_messages, owner_after};
 use migrate_support::stream::{self, Ends, over_a_link, over_a_watched_link, sends};
 use migrate_support::{PAGES, Pair, private_pages, run_until};
 
@@ -61,8 +63,6 @@ fn pair() -> (Pair, u64) {
     (pair, before)
 }
 
-const KEY: StreamKey = StreamKey::new([0x5a; 32]);
-
 #[test]
 fn a_td_comes_over_a_stream_with_its_shared_memory() {
     for key in [None, Some(KEY)] {
@@ -79,89 +79,46 @@ fn a_td_comes_over_a_stream_with_its_shared_memory() {
     }
 }
 
-/// The number of frames that each end writes in an honest session.
-fn honest_frames() -> [usize; 2] {
-    let (pair, _) = pair();
-    let mut both = ends(&pair, None);
-    let (_, frames) = over_a_link(&mut both, [None, None]);
-    drop(both);
-    pair.destroy();
-    frames.map(|kinds| kinds.len())
-}
-
 /// Goes on over a second link where the first has broken. If its target has met a failure that was no
-/// broken link, the source cancels.
-fn settle(both: &mut Ends<'_>, what: &str) -> Phase {
+/// broken link, the source cancels. Returns the phase, and the links that it took.
+fn settle(both: &mut Ends<'_>, what: &str) -> (Phase, usize) {
     match both.0.progress().phase {
-        phase @ (Phase::Done | Phase::Cancelled) => return phase,
-        phase if phase < Phase::Committed && !both.1.can_go_on() => both.0.cancel().unwrap(),
+        phase @ (Phase::Done | Phase::Cancelled) => return (phase, 1),
+        phase if phase < Phase::Committed && !both.1.can_go_on() => {
+            both.0.cancel().unwrap();
+            return (both.0.progress().phase, 1);
+        }
         _ => {
             let (settled, _) = over_a_link(both, [None, None]);
             let is_settled = settled[0].is_ok() || both.0.progress().phase == Phase::Cancelled;
             assert!(is_settled, "{what}: {settled:?}");
         }
     }
-    both.0.progress().phase
+    (both.0.progress().phase, 2)
 }
 
-/// Each frame of either side meets this fate, with a stream key and without; if the session can tell,
-/// it is over with the guest at its source, else a second link settles who has it. Returns how often the
-/// guest left.
-fn every_frame(fate: Fate) -> u32 {
-    let frames = honest_frames();
-    assert!(frames[0] >= 10 && frames[1] >= 4, "{frames:?}");
-    let mut ended_at_target = 0;
-    for side in 0..2 {
-        for nth in 0..frames[side] {
-            for key in [None, Some(KEY)] {
-                let what = format!("{fate:?} frame {nth} of side {side}, key {}", key.is_some());
-                let (pair, before) = pair();
-                let mut both = ends(&pair, key);
-                let mut plans = [None, None];
-                plans[side] = Some(Plan { nth, fate });
-                let (ended, _) = over_a_link(&mut both, plans);
-                let phase = settle(&mut both, &format!("{what}: {ended:?}"));
-                ended_at_target += u32::from(phase == Phase::Done);
-                drop(both);
-                exactly_one_runs_it(pair, phase, before, &what);
-            }
-        }
-    }
-    // The last frames of each side come when the guest has left.
-    assert!(ended_at_target > 0, "{fate:?}");
-    ended_at_target
-}
-
+/// If the session can tell, it is over with the guest at its source; else a second link settles who has it.
 #[test]
-fn each_message_lost() {
-    every_frame(Fate::Lost);
-}
-
-#[test]
-fn each_message_late() {
-    every_frame(Fate::Late);
-}
-
-#[test]
-fn each_message_twice() {
-    every_frame(Fate::Twice);
-}
-
-#[test]
-fn each_message_changed_at_its_beginning() {
-    every_frame(Fate::Changed(0));
-}
-
-#[test]
-fn each_message_changed_in_its_mbmd() {
-    every_frame(Fate::Changed(20));
-}
-
-#[test]
-fn the_link_cut_in_each_message_ends_no_session() {
-    let frames = honest_frames();
-    let sessions = 2 * (frames[0] + frames[1]) as u32;
-    assert_eq!(every_frame(Fate::Cut), sessions);
+fn each_message_lost_late_twice_changed_and_cut() {
+    let (honest, _) = pair();
+    let mut both = ends(&honest, None);
+    let (_, frames) = over_a_link(&mut both, [None, None]);
+    drop(both);
+    honest.destroy();
+    assert!(frames[0].len() >= 10 && frames[1].len() >= 4, "{frames:?}");
+    document_messages("messages", &frames, |plans, key, what| {
+        let (pair, before) = pair();
+        let mut both = ends(&pair, key);
+        let (ended, _) = over_a_link(&mut both, plans);
+        let (phase, links) = settle(&mut both, &format!("{what}: {ended:?}"));
+        drop(both);
+        exactly_one_runs_it(pair, phase, before, what);
+        let owner = match phase {
+            Phase::Done => "target",
+            _ => "source",
+        };
+        owner_after(owner, links)
+    });
 }
 
 /// What the target has is not sent again: over the second link less travels than over the first.

@@ -1,15 +1,17 @@
-//! Tables of failures: the ways in which a call fails, what the ends say of it, and the document that has it.
+//! Tables of failures: the ways in which a call fails, what the ends say of it, what becomes of each message, and the
+//! document that has it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use kvm_ops_core::{Error, Field};
 use kvm_ops_tdx::Leaf;
-use kvm_ops_tdx::migrate::MigrateError;
+use kvm_ops_tdx::migrate::{MigrateError, StreamKey};
 use kvm_ops_tdx::status::{Class, operand};
 
+use super::link::{Fate, Plan};
 use crate::common::Injected;
 
 const FOR_EVER: u64 = u64::MAX;
@@ -99,6 +101,109 @@ pub fn document_calls(marker: &str, rows: Vec<(String, Outcomes)>) {
         }
     }
     document(marker, &table);
+}
+
+/// The key of a link that has one.
+pub const KEY: StreamKey = StreamKey::new([0x5a; 32]);
+
+/// The messages, by the numbers of their kinds.
+const MESSAGES: [(u8, &str); 24] = [
+    (1, "Hello"),
+    (2, "Resume"),
+    (3, "Ready"),
+    (4, "Bundle"),
+    (5, "Shared"),
+    (6, "RoundEnd"),
+    (7, "RoundOk"),
+    (8, "Prepare"),
+    (9, "Prepared"),
+    (10, "Start"),
+    (11, "Done"),
+    (12, "Returned"),
+    (13, "Cancel"),
+    (14, "Refuse"),
+    (15, "ExitState"),
+    (16, "Sync"),
+    (17, "Synced"),
+    (18, "HelloPostCopy"),
+    (19, "Running"),
+    (20, "Left"),
+    (21, "Complete"),
+    (22, "Wanted"),
+    (23, "Absent"),
+    (24, "Lost"),
+];
+
+/// What becomes of a message: column, and the fates in it. One byte that is changed is at the beginning of a bundle, the
+/// other in its MBMD.
+const FATES: [(&str, &[Fate]); 5] = [
+    ("lost", &[Fate::Lost]),
+    ("late", &[Fate::Late]),
+    ("twice", &[Fate::Twice]),
+    ("changed", &[Fate::Changed(0), Fate::Changed(20)]),
+    ("cut", &[Fate::Cut]),
+];
+
+/// The table of the messages of a session, whose kinds `frames` has for each side. `end` makes one of them meet its fate, over
+/// a link with this key or without, and says who has the guest.
+pub fn document_messages(
+    marker: &str,
+    frames: &[Vec<u8>; 2],
+    end: impl Fn([Option<Plan>; 2], Option<StreamKey>, &str) -> String + Sync,
+) {
+    let ends = |side: usize, nth: usize, fates: &[Fate], key: Option<StreamKey>| {
+        let mut ends = BTreeSet::new();
+        for fate in fates {
+            let what = format!("{fate:?} frame {nth} of side {side}, key {}", key.is_some());
+            let mut plans = [None, None];
+            plans[side] = Some(Plan { nth, fate: *fate });
+            ends.insert(end(plans, key.clone(), &what));
+        }
+        Vec::from_iter(ends).join(" or ")
+    };
+    let sides = frames.iter().enumerate();
+    let all = sides.flat_map(|(side, kinds)| (0..kinds.len()).map(move |nth| (side, nth)));
+    let cell = |(side, nth), fates| {
+        let [open, keyed] = [None, Some(KEY)].map(|key| ends(side, nth, fates, key));
+        match open == keyed {
+            true => open,
+            false => format!("{open}; with a key {keyed}"),
+        }
+    };
+    // Some columns wait for messages that do not come.
+    let columns = std::thread::scope(|scope| {
+        let threads = FATES.map(|(_, fates)| {
+            let (all, cell) = (all.clone(), &cell);
+            scope.spawn(move || Vec::from_iter(all.map(|message| cell(message, fates))))
+        });
+        threads.map(|thread| thread.join().expect("no panic"))
+    });
+    let heads = FATES.map(|(name, _)| name).join(" | ");
+    let mut table = format!("| message | {heads} |\n|---|---|---|---|---|---|\n");
+    for (row, (side, nth)) in all.enumerate() {
+        let (kinds, kind) = (&frames[side], frames[side][nth]);
+        let name = MESSAGES.iter().find(|(number, _)| *number == kind);
+        let (_, name) = name.unwrap_or_else(|| panic!("kind {kind}"));
+        let which = match kinds[..nth]
+            .iter()
+            .filter(|before| **before == kind)
+            .count()
+        {
+            0 => String::new(),
+            n => format!(" {}", n + 1),
+        };
+        let cells = columns.each_ref().map(|column| &*column[row]).join(" | ");
+        let _ = writeln!(table, "| {}: {name}{which} | {cells} |", SIDES[side]);
+    }
+    document(marker, &table);
+}
+
+/// The owner, and whether that took another link than the first.
+pub fn owner_after(owner: &str, links: usize) -> String {
+    match links {
+        1 => owner.to_owned(),
+        _ => format!("{owner}, next link"),
+    }
 }
 
 /// Compares the table between two markers of the document with this one, or writes it there.
