@@ -133,6 +133,15 @@ impl Core {
         self.fault(Exception::with_code(vector, 0))
     }
 
+    /// The last byte has a canonical address. It is looked at before the page of the first one is walked.
+    fn end_is_canonical(&mut self, seg: usize, linear: u64, len: usize) -> R<()> {
+        let last = linear.wrapping_add(len.saturating_sub(1) as u64);
+        if self.long_mode() && !self.canonical(last) {
+            return Err(self.not_canonical(seg));
+        }
+        Ok(())
+    }
+
     /// Reads any number of bytes.
     pub(crate) fn read_linear(
         &mut self,
@@ -141,6 +150,7 @@ impl Core {
         data: &mut [u8],
         access: Linear,
     ) -> R<()> {
+        self.end_is_canonical(seg, linear, data.len())?;
         let mut done = 0;
         while done < data.len() {
             let at = self.wrap(linear.wrapping_add(done as u64));
@@ -162,6 +172,7 @@ impl Core {
         data: &[u8],
         access: Linear,
     ) -> R<()> {
+        self.end_is_canonical(seg, linear, data.len())?;
         let first = self.piece(seg, self.wrap(linear), data.len(), access)?;
         let rest = &data[first.len..];
         let second = if rest.is_empty() {
@@ -279,6 +290,7 @@ impl Core {
     /// Checks that `len` bytes can be written, as read-modify-write string instructions and
     /// stack pushes before a far transfer need.
     pub(crate) fn probe_write(&mut self, seg: usize, linear: u64, len: usize) -> R<()> {
+        self.end_is_canonical(seg, linear, len)?;
         let first = self.piece(seg, self.wrap(linear), len, WRITE)?;
         if first.len < len {
             let at = self.wrap(linear.wrapping_add(first.len as u64));

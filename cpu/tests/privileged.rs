@@ -680,3 +680,38 @@ fn bits_of_cr4_and_instructions_of_a_feature_go_with_its_cpuid_bit() {
     m.code(&[0x66, 0x0f, 0x38, 0x82, 0x08]);
     assert_eq!(m.exception(1).map(|e| e.vector), Some(6));
 }
+
+#[test]
+fn an_access_whose_last_byte_is_not_canonical_is_a_general_protection_fault_before_a_page_fault() {
+    // mov rax, [rbx]; mov [rbx], rax
+    for code in [[0x48, 0x8b, 0x03], [0x48, 0x89, 0x03]] {
+        for (address, vector) in [(0x7fff_ffff_fff8, 14), (0x7fff_ffff_fff9, 13)] {
+            let mut m = Machine::new();
+            m.cpu.set_gpr(3, address);
+            m.code(&code);
+            let exception = m.exception(1).expect("no page is there");
+            assert_eq!(exception.vector, vector, "{address:#x}");
+        }
+    }
+}
+
+#[test]
+fn debug_registers_that_do_not_exist_are_ud_at_every_cpl() {
+    // mov rax, dr4; mov dr5, rax
+    for code in [[0x0f, 0x21, 0xe0], [0x0f, 0x23, 0xe8]] {
+        for (extensions, user, vector) in [
+            (0, false, None),
+            (0, true, Some(13)),
+            (8, false, Some(6)),
+            (8, true, Some(6)),
+        ] {
+            let mut m = Machine::new();
+            if user {
+                m.user();
+            }
+            m.cr4(extensions);
+            m.code(&code);
+            assert_eq!(m.exception(1).map(|e| e.vector), vector);
+        }
+    }
+}

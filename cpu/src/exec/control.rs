@@ -235,9 +235,9 @@ fn number(r: Register) -> usize {
 }
 
 pub(super) fn mov_from(c: &mut Core, i: &Instruction) -> R<()> {
-    c.privileged()?;
     let from = i.op1_register();
-    let n = number(from);
+    let n = existing(c, from)?;
+    c.privileged()?;
     let value = if from.is_cr() {
         match n {
             // Whoever set the registers may have left out what is always set.
@@ -249,7 +249,6 @@ pub(super) fn mov_from(c: &mut Core, i: &Instruction) -> R<()> {
             _ => return Err(c.ud()),
         }
     } else if from.is_dr() {
-        let n = debug_register(c, n)?;
         c.general_detect()?;
         c.dr[n]
     } else {
@@ -258,22 +257,23 @@ pub(super) fn mov_from(c: &mut Core, i: &Instruction) -> R<()> {
     c.put(i, 0, value)
 }
 
-fn debug_register(c: &mut Core, n: usize) -> R<usize> {
-    match n {
+/// Number of a register; DR4 and DR5 are DR6 and DR7 without CR4.DE, and #UD with it, at every CPL (Linux `handle_dr`).
+fn existing(c: &mut Core, register: Register) -> R<usize> {
+    match number(register) {
+        n if !register.is_dr() => Ok(n),
         4 | 5 if c.cr4 & CR4_DE != 0 => Err(c.ud()),
-        4 | 5 => Ok(n + 2),
-        0..=7 => Ok(n),
+        n @ (4 | 5) => Ok(n + 2),
+        n @ 0..=7 => Ok(n),
         _ => Err(c.ud()),
     }
 }
 
 pub(super) fn mov_to(c: &mut Core, i: &Instruction) -> R<()> {
-    c.privileged()?;
     let to = i.op0_register();
-    let n = number(to);
+    let n = existing(c, to)?;
+    c.privileged()?;
     let value = c.get(i, 1)?;
     if to.is_dr() {
-        let n = debug_register(c, n)?;
         c.general_detect()?;
         if n >= 6 && value >> 32 != 0 {
             return Err(c.gp(0));
