@@ -2,8 +2,8 @@
 //!
 //! * A locked instruction reads its operand, computes, and exchanges the operand if it still holds what was read;
 //!   if it does not, the instruction begins again, as nothing else has changed by then. What the host cannot
-//!   exchange at once (a misaligned operand, or 16 bytes on a host without CMPXCHG16B) is done while no other
-//!   processor runs ([`Stopped::Alone`]).
+//!   exchange at once (a misaligned operand, 16 bytes on a host without CMPXCHG16B, or what only the bus reaches) is
+//!   done while no other processor runs ([`Stopped::Alone`]).
 //! * The first code of a frame is kept while no other processor runs, so that all of them give up their write tags
 //!   of the frame before they run again. A store to a frame with code looks after it, too, whether it hit code:
 //!   another processor may have decoded some meanwhile, and did so before the store or finds the difference itself.
@@ -90,8 +90,8 @@ impl Core {
         }
     }
 
-    /// Reads the operand of a locked instruction. `None` if none runs, or if the operand is read like others: in a
-    /// device, or with no other processor at work.
+    /// Reads the operand of a locked instruction. `None` if none runs, or if the operand is read like others: in the
+    /// local APIC, or with no other processor at work.
     #[inline]
     pub(crate) fn load_locked(&mut self, seg: usize, linear: u64, size: usize) -> R<Option<u128>> {
         match self.parallel.lock {
@@ -114,7 +114,9 @@ impl Core {
                     gpa = at;
                     place = Some(host.as_ptr().wrapping_add(at as usize & 0xfff));
                 }
-                _ => return Ok(None),
+                (Place::Apic, _) => return Ok(None),
+                // No pointer: the bus reads and writes it.
+                _ => {}
             }
         }
         let host = place.and_then(NonNull::new);

@@ -13,7 +13,7 @@ use crate::machine::entry::{PageSize, PageState, RmpEntry};
 use crate::machine::open::GuestFrame;
 use crate::machine::region::pieces;
 use crate::machine::rmp_types::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
-use crate::machine::turn::GuestTurn;
+use crate::machine::turn::{GuestTurn, Turns};
 use crate::observe::{Counters, Operation, TraceEntry};
 use crate::status::Status;
 use crate::sync::Lock;
@@ -246,13 +246,21 @@ impl Platform {
 
     // --- The processors of guests ---
 
-    /// Waits for a turn at the private memory of the guest that runs with an ASID. One processor uses
-    /// it at a time; the platform takes turns of its own.
+    /// Waits for a turn at the private memory of the guest that runs with an ASID, which nobody else has.
     ///
     /// # Errors
     /// [`AccessFault::NotActive`]: no guest is active with the ASID.
     pub fn guest_turn(&self, asid: u32) -> Result<GuestTurn, AccessFault> {
-        self.machine.guest_turn(asid)
+        self.machine.guest_turn(asid, Turns::take)
+    }
+
+    /// Waits for a turn that other processors with the ASID share, each for the thread that calls this: they use the
+    /// guest's frames by atomic accesses.
+    ///
+    /// # Errors
+    /// As [`guest_turn`](Self::guest_turn).
+    pub fn guest_turn_shared(&self, asid: u32) -> Result<GuestTurn, AccessFault> {
+        self.machine.guest_turn(asid, Turns::share)
     }
 
     /// Lends a private page (C-bit set) to a processor of the guest that has the turn. `need` is what

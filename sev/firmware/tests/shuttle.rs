@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use shuttle::{check_pct, check_random, thread};
 use soft_amd_sp::measure::{PageInfo, PageType, SnpDigest};
-use soft_amd_sp::{GuestPage, PageSize, RmpUpdate, Status};
+use soft_amd_sp::{GuestPage, PageSize, RmpUpdate, Status, permission};
 use std::sync::Arc;
 
 const ITERATIONS: usize = 2000;
@@ -112,6 +112,39 @@ fn operations_of_every_kind_do_not_block_each_other_for_ever() {
             ];
             for thread in threads {
                 thread.join().unwrap();
+            }
+        },
+        ITERATIONS,
+    );
+}
+
+/// Processors that share turns find a page closed between two turns, and never in the middle of one.
+#[test]
+fn a_page_is_not_closed_while_a_processor_has_a_turn() {
+    check_random(
+        || {
+            let p = Arc::new(snp(1));
+            snp_launch(&p, 0x1000, POLICY, 1);
+            snp_finish(&p, 0x1000).ok().unwrap();
+            p.rmpupdate(PAGE, &RmpUpdate::guest(1, PAGE)).unwrap();
+            let at = GuestPage::new(1, PAGE, PAGE);
+            p.pvalidate(&at, PageSize::Size4K, true).unwrap();
+            let processors = [(); 2].map(|()| {
+                let p = Arc::clone(&p);
+                thread::spawn(move || {
+                    for _ in 0..2 {
+                        let turn = p.guest_turn_shared(1).unwrap();
+                        let closed = turn.closed();
+                        p.guest_frame(&turn, &at, permission::WRITE).unwrap();
+                        thread::yield_now();
+                        assert_eq!(turn.closed(), closed);
+                    }
+                })
+            });
+            p.host_read(PAGE, &mut [0; 8]).unwrap();
+            p.guest_write(&at, &[1; 8]).unwrap();
+            for processor in processors {
+                processor.join().unwrap();
             }
         },
         ITERATIONS,

@@ -5,7 +5,7 @@
 
 use super::entry::permission;
 use super::region::{PAGE, Page};
-use super::turn::{GuestTurn, Turns};
+use super::turn::{GuestTurn, Ticket, Turns};
 use super::{AccessFault, GuestPage, Machine, Owner};
 use crate::cipher::MemoryKey;
 use std::fmt;
@@ -15,21 +15,24 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const WORD: usize = 8;
 
-/// A page that is open. Its bytes are read and written in a turn only, so that no two threads are at
-/// them at once.
+/// A page that is open. Its bytes are used in turns only: by one thread alone, or by several that use atomic accesses.
 pub(crate) struct OpenPage {
     key: Arc<MemoryKey>,
     turns: Arc<Turns>,
-    words: Box<[AtomicU64; PAGE / WORD]>,
+    words: Box<Words>,
 }
+
+/// Aligned for the widest atomic access of a processor, which is one of 16 bytes.
+#[repr(align(16))]
+struct Words([AtomicU64; PAGE / WORD]);
 
 impl OpenPage {
     /// Decrypts the page at `spa`.
     pub(crate) fn of(page: &Page, spa: u64, turn: &GuestTurn) -> Self {
         let mut plain = *page;
         turn.key.decrypt(spa, &mut plain);
-        let words = Box::new([const { AtomicU64::new(0) }; PAGE / WORD]);
-        for (word, bytes) in words.iter().zip(plain.chunks_exact(WORD)) {
+        let words = Box::new(Words([const { AtomicU64::new(0) }; PAGE / WORD]));
+        for (word, bytes) in words.0.iter().zip(plain.chunks_exact(WORD)) {
             let mut value = [0; WORD];
             value.copy_from_slice(bytes);
             word.store(u64::from_ne_bytes(value), Relaxed);
@@ -49,7 +52,7 @@ impl OpenPage {
     pub(crate) fn close(&self, spa: u64) -> Box<Page> {
         self.turns.note_closed();
         let mut page = Box::new([0; PAGE]);
-        for (word, bytes) in self.words.iter().zip(page.chunks_exact_mut(WORD)) {
+        for (word, bytes) in self.words.0.iter().zip(page.chunks_exact_mut(WORD)) {
             bytes.copy_from_slice(&word.load(Relaxed).to_ne_bytes());
         }
         self.key.encrypt(spa, &mut page[..]);
@@ -68,10 +71,11 @@ pub struct GuestFrame {
 }
 
 impl GuestFrame {
-    /// The first of the page's 4096 bytes. They may be read, and written if
-    /// [`is_writable`](Self::is_writable), by one thread that has a [`GuestTurn`] of the guest.
+    /// The first of the page's 4096 bytes, aligned to 16. They may be read, and written if
+    /// [`is_writable`](Self::is_writable), by a thread that has a [`GuestTurn`] of the guest: by atomic accesses in one
+    /// that others share.
     pub fn bytes(&self) -> NonNull<u8> {
-        NonNull::from(&*self.page.words).cast()
+        NonNull::from(&self.page.words.0).cast()
     }
 
     /// Returns true if the guest may write the page.
@@ -89,8 +93,12 @@ impl fmt::Debug for GuestFrame {
 }
 
 impl Machine {
-    /// Waits for a turn of the guest that runs with an ASID.
-    pub(crate) fn guest_turn(&self, asid: u32) -> Result<GuestTurn, AccessFault> {
+    /// Waits for a turn of the guest that runs with an ASID, as `take` does.
+    pub(crate) fn guest_turn(
+        &self,
+        asid: u32,
+        take: impl FnOnce(&Arc<Turns>) -> Ticket,
+    ) -> Result<GuestTurn, AccessFault> {
         let inactive = AccessFault::NotActive(asid);
         let (key, owner, turns) = {
             let guard = self.slot(asid).ok_or(inactive)?;
@@ -98,7 +106,7 @@ impl Machine {
             (Arc::clone(&slot.key), slot.owner, Arc::clone(&slot.turns))
         };
         // With no lock held: whoever has the turn may need them.
-        Ok(GuestTurn::take(asid, key, owner, &turns))
+        Ok(GuestTurn::new(take(&turns), asid, key, owner))
     }
 
     /// Opens a page for the guest that has the turn. `need` are bits of [`permission`].

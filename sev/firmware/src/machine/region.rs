@@ -60,7 +60,7 @@ impl Region {
         Some(open)
     }
 
-    /// Closes a page, in a turn of its guest.
+    /// Closes a page, in a turn alone at its guest's pages.
     fn close(&mut self, number: u16, spa: u64) {
         if let Some(open) = self.open.remove(&number) {
             self.pages.insert(number, open.close(spa));
@@ -260,7 +260,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Closes the open pages that `find` finds, each in a turn of its guest.
+    /// Closes the open pages that `find` finds, each in a turn alone at the guest's pages.
     fn closed(&self, find: impl Fn(&Region) -> Option<u16>) -> Guard<'a, Region> {
         let base = self.spa - (self.index * PAGE) as u64;
         let mut turn: Option<Ticket> = None;

@@ -18,7 +18,7 @@ pub(super) enum Access<'a> {
 }
 
 impl Access<'_> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Access::Read(b) => b.len(),
             Access::Write(b) => b.len(),

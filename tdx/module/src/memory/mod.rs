@@ -178,6 +178,44 @@ impl PhysicalMemory {
         self.write(pa, data, key)
     }
 
+    /// Reads within a page that is not open, for a processor that has a turn and so must wait for no other. Fails if
+    /// the page is open all the same.
+    pub(crate) fn private_try_read(
+        &self,
+        pa: u64,
+        buf: &mut [u8],
+        key: Option<&LineKey>,
+    ) -> Result<(), IntegrityFailure> {
+        let chunk = read_lock(self.chunk(pa, false).ok_or(IntegrityFailure)?);
+        let index = page_index(pa);
+        match chunk.held(index) {
+            Some(Held::Open(_)) => Err(IntegrityFailure),
+            _ => read_page(
+                &chunk,
+                index,
+                pa,
+                buf,
+                key.map_or(View::Host, View::Private),
+                &self.keys,
+            ),
+        }
+    }
+
+    /// Writes in the same way.
+    pub(crate) fn private_try_write(
+        &self,
+        pa: u64,
+        data: &[u8],
+        key: Option<&LineKey>,
+    ) -> Result<(), IntegrityFailure> {
+        let mut chunk = write_lock(self.chunk(pa, true).ok_or(IntegrityFailure)?);
+        let index = page_index(pa);
+        match chunk.held(index) {
+            Some(Held::Open(_)) => Err(IntegrityFailure),
+            _ => write_page(&mut chunk, index, pa, data, key, &self.keys),
+        }
+    }
+
     /// Reads each line as its last writer sees it.
     pub(crate) fn peek(&self, pa: u64, buf: &mut [u8]) {
         let _ = self.read(pa, buf, View::Plain);
@@ -373,7 +411,7 @@ fn write_lock(chunk: &RwLock<Chunk>) -> RwLockWriteGuard<'_, Chunk> {
     chunk.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Locks a chunk, in a turn of the TD of its page if that is open.
+/// Locks a chunk, in a turn alone at the TD's pages if its page is open.
 fn in_turn<G: Deref<Target = Chunk>>(index: usize, lock: impl Fn() -> G) -> (Option<GuestTurn>, G) {
     let mut locked = lock();
     // Turns come before chunks: with the chunk locked no turn is waited for.

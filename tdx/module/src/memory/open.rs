@@ -13,13 +13,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 const WORD: usize = 8;
 const WORDS: usize = PAGE / WORD;
 
-/// A page that is open. Its bytes are read and written in a turn only, so that no two threads are at them at once.
+/// A page that is open. Its bytes are used in turns only: by one thread alone, or by several that use atomic accesses.
 pub(crate) struct OpenPage {
     /// Absent without encryption.
     key: Option<Arc<LineKey>>,
     turns: Arc<Turns>,
-    words: Box<[AtomicU64; WORDS]>,
+    words: Box<Words>,
 }
+
+/// Aligned for the widest atomic access of a processor, which is one of 16 bytes.
+#[repr(align(16))]
+struct Words([AtomicU64; WORDS]);
 
 /// A page of a TD's private memory that a processor may use directly.
 ///
@@ -38,11 +42,11 @@ impl GuestFrame {
         GuestFrame { page, is_writable }
     }
 
-    /// The first of the page's 4096 bytes. They may be read, and written if [`GuestFrame::is_writable`], by one
-    /// thread that has a [`GuestTurn`](crate::GuestTurn) of the TD.
+    /// The first of the page's 4096 bytes, aligned to 16. They may be read, and written if [`GuestFrame::is_writable`],
+    /// by a thread that has a [`GuestTurn`](crate::GuestTurn) of the TD: by atomic accesses in one that others share.
     #[must_use]
     pub fn bytes(&self) -> NonNull<u8> {
-        NonNull::from(&*self.page.words).cast()
+        NonNull::from(&self.page.words.0).cast()
     }
 
     /// The TD may write the page.
@@ -70,7 +74,7 @@ impl OpenPage {
         OpenPage {
             key: key.cloned(),
             turns: turns.clone(),
-            words: Box::new([const { AtomicU64::new(0) }; WORDS]),
+            words: Box::new(Words([const { AtomicU64::new(0) }; WORDS])),
         }
     }
 
@@ -104,13 +108,13 @@ impl OpenPage {
 
     pub(super) fn read(&self, from: usize, buf: &mut [u8]) {
         for (at, byte) in (from..).zip(buf) {
-            *byte = self.words[at / WORD].load(Relaxed).to_ne_bytes()[at % WORD];
+            *byte = self.words.0[at / WORD].load(Relaxed).to_ne_bytes()[at % WORD];
         }
     }
 
     pub(super) fn write(&self, from: usize, data: &[u8]) {
         for (at, byte) in (from..).zip(data) {
-            let word = &self.words[at / WORD];
+            let word = &self.words.0[at / WORD];
             let mut bytes = word.load(Relaxed).to_ne_bytes();
             bytes[at % WORD] = *byte;
             word.store(u64::from_ne_bytes(bytes), Relaxed);

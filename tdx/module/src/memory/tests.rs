@@ -181,7 +181,7 @@ proptest! {
         prop_assert_eq!(&view(&mem), &closed);
         let turns = mem.keys.turns(key.as_ref());
         let counts = || {
-            let turn = turns.take();
+            let turn = turns.share();
             (turn.closed(), turn.written())
         };
         prop_assert_eq!(counts(), (0, 0));
@@ -196,6 +196,18 @@ proptest! {
         prop_assert_eq!(mem.private_read(128, &mut line, key.as_deref()), Ok(()));
         prop_assert_eq!(&line[..], &data[128..192]);
         prop_assert_eq!(mem.open(0, key.as_ref()).err(), Some(IntegrityFailure));
+        // A processor with a turn uses the other lines without waiting for one.
+        let _turn = turns.share();
+        let mine = key.as_deref();
+        prop_assert_eq!(mem.private_try_read(64, &mut line, mine), Err(IntegrityFailure));
+        prop_assert_eq!(mem.private_try_write(64, &[0], mine), Err(IntegrityFailure));
+        prop_assert_eq!(mem.private_try_read(128, &mut line, mine), Ok(()));
+        prop_assert_eq!(&line[..], &data[128..192]);
+        // It may mend the line. Once another one has the page open, it asks again.
+        prop_assert_eq!(mem.private_try_write(64, &line, mine), Ok(()));
+        prop_assert!(mem.open(0, key.as_ref()).is_ok());
+        prop_assert_eq!(mem.private_try_read(128, &mut line, mine), Err(IntegrityFailure));
+        prop_assert_eq!(mem.private_try_write(128, &line, mine), Err(IntegrityFailure));
     }
 
     #[test]
