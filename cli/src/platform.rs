@@ -11,10 +11,20 @@ const TDX_MEMORY: u64 = 8 * GIB;
 
 /// A machine with room for a fleet of TDs; `threads` for vCPUs that execute at the same time.
 pub(crate) fn intel(threads: bool) -> SimHost {
+    let mut tdx = tdx(TDX_MEMORY);
+    if threads {
+        tdx = tdx.processors(processors());
+    }
     SimHost::builder(Vendor::Intel)
         .parallel(threads)
-        .tdx(tdx(TDX_MEMORY))
+        .tdx(tdx)
         .build_lazy()
+}
+
+/// Logical processors of TDs, in two packages: as many as this system has, as vCPUs without one wait. Each by its package.
+fn processors() -> impl Iterator<Item = usize> {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    (0..all.max(4)).map(|n| n % 2)
 }
 
 /// The same with an AMD SP.

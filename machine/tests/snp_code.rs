@@ -5,6 +5,7 @@
 mod support;
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -14,7 +15,7 @@ use kvm_ops::{
 };
 use kvm_ops_machine::{
     ConsoleSink, End, ExitContext, ExitHandler, Image, Machine, MachineConfig, MachineError,
-    RunReport,
+    RunLimits, RunReport,
 };
 use soft_amd_sp::attestation::verify_report;
 use soft_amd_sp::message::GuestChannel;
@@ -753,49 +754,65 @@ fn a_ghcb_that_was_not_registered_ends_the_run() {
     assert_eq!(report.end, End::Failed(refused), "{report:?}");
 }
 
+/// The save area of a second vCPU, and its code: that of the first handler.
+const VMSA: u64 = 0x20_4000;
+const CODE_OF_AP: u64 = HANDLERS;
+
+/// Creates the second vCPU, with 0x55 in RCX. Prints `ac`.
+fn create_other(a: &mut CodeAssembler) -> Assembled {
+    // A save area in 64-bit mode: what is not written stays zero.
+    a.mov(ebp, VMSA as u32)?;
+    for (at, low, high) in [
+        (0x00, 0x0c93_0018_u32, 0xffff_ffff_u32),
+        (0x10, 0x0a9b_0010, 0xffff_ffff),
+        (0x20, 0x0c93_0018, 0xffff_ffff),
+        (0x30, 0x0c93_0018, 0xffff_ffff),
+        (0x60, 0, 0x1f),
+        (0x68, 0xffff_f800, 0),
+        (0xd0, 0x1d00, 0),
+        (0x148, 0x620, 0),
+        (0x150, 0xffff_c000, 1 << 19),
+        (0x158, 0x8000_0033, 0),
+        (0x170, 2, 0),
+        (0x178, CODE_OF_AP as u32, 0),
+        (0x268, 0x0007_0406, 0x0007_0406),
+        (0x308, 0x55, 0),
+        (0x3b0, 1, 0),
+        (0x3e8, 1, 0),
+        (0x408, 0x1f80, 0),
+    ] {
+        a.mov(dword_ptr(rbp + at), low)?;
+        a.mov(dword_ptr(rbp + at + 4), high)?;
+    }
+    // RMPADJUST: the page is a save area. Its permissions are for VMPL1.
+    a.mov(eax, VMSA as u32)?;
+    a.xor(ecx, ecx)?;
+    a.mov(edx, 1 << 16 | 1)?;
+    a.rmpadjust()?;
+    a.test(eax, eax)?;
+    print_if_equal(a, 'a')?;
+    ghcb(a)?;
+    a.mov(qword_ptr(rbx + RAX), 1)?;
+    page_request(a, 0x8000_0013, [1 | 1 << 32, VMSA], &[RAX])?;
+    a.mov(rax, qword_ptr(rbx + INFO_1))?;
+    a.test(eax, eax)?;
+    print_if_equal(a, 'c')
+}
+
+/// Machines whose vCPUs take turns, and whose vCPUs execute at the same time.
+fn hosts() -> [SimHost; 2] {
+    [SimHost::new(Vendor::Amd), at_the_same_time()]
+}
+
+fn at_the_same_time() -> SimHost {
+    SimHost::builder(Vendor::Amd).parallel(true).build_lazy()
+}
+
 #[test]
 fn a_vcpu_that_the_guest_creates_runs_from_its_save_area_until_it_is_destroyed() {
-    const VMSA: u64 = 0x20_4000;
     const FLAG: u64 = DATA + 0x100;
-    const CODE_OF_AP: u64 = HANDLERS;
     let main: Part = |a| {
-        // A save area in 64-bit mode: what is not written stays zero.
-        a.mov(ebp, VMSA as u32)?;
-        for (at, low, high) in [
-            (0x00, 0x0c93_0018_u32, 0xffff_ffff_u32),
-            (0x10, 0x0a9b_0010, 0xffff_ffff),
-            (0x20, 0x0c93_0018, 0xffff_ffff),
-            (0x30, 0x0c93_0018, 0xffff_ffff),
-            (0x60, 0, 0x1f),
-            (0x68, 0xffff_f800, 0),
-            (0xd0, 0x1d00, 0),
-            (0x148, 0x620, 0),
-            (0x150, 0xffff_c000, 1 << 19),
-            (0x158, 0x8000_0033, 0),
-            (0x170, 2, 0),
-            (0x178, CODE_OF_AP as u32, 0),
-            (0x268, 0x0007_0406, 0x0007_0406),
-            (0x308, 0x55, 0),
-            (0x3b0, 1, 0),
-            (0x3e8, 1, 0),
-            (0x408, 0x1f80, 0),
-        ] {
-            a.mov(dword_ptr(rbp + at), low)?;
-            a.mov(dword_ptr(rbp + at + 4), high)?;
-        }
-        // RMPADJUST: the page is a save area. Its permissions are for VMPL1.
-        a.mov(eax, VMSA as u32)?;
-        a.xor(ecx, ecx)?;
-        a.mov(edx, 1 << 16 | 1)?;
-        a.rmpadjust()?;
-        a.test(eax, eax)?;
-        print_if_equal(a, 'a')?;
-        ghcb(a)?;
-        a.mov(qword_ptr(rbx + RAX), 1)?;
-        page_request(a, 0x8000_0013, [1 | 1 << 32, VMSA], &[RAX])?;
-        a.mov(rax, qword_ptr(rbx + INFO_1))?;
-        a.test(eax, eax)?;
-        print_if_equal(a, 'c')?;
+        create_other(a)?;
         a.mov(ebp, FLAG as u32)?;
         let mut wait = a.create_label();
         a.set_label(&mut wait)?;
@@ -817,12 +834,143 @@ fn a_vcpu_that_the_guest_creates_runs_from_its_save_area_until_it_is_destroyed()
         a.pause()?;
         a.jmp(park)
     };
-    let config = config(kernel(main, &[(VC, other)]))
+    for host in hosts() {
+        let config = config(kernel(main, &[(VC, other)]))
+            .vcpus(2)
+            .irqchip(Irqchip::Split);
+        let (report, text) = run_on(&host, config);
+        assert_eq!(text, "acfd", "{report:?}");
+        assert_eq!(report.end, End::SystemEvent(6));
+    }
+}
+
+/// Data of kernels with two vCPUs: a count of vCPUs, and two counters, of which one lies across two pages.
+const READY: u64 = DATA + 0x10;
+const COUNTER: u64 = DATA + 0x80;
+const ACROSS: u64 = DATA - 4;
+/// What each vCPU counts.
+const ROUNDS: u32 = 20_000;
+/// How often it stops the other one.
+const SLOW_ROUNDS: u32 = 100;
+
+/// Waits until the count of vCPUs has a value.
+fn wait_ready(a: &mut CodeAssembler, value: i32) -> Assembled {
+    let mut waiting = a.create_label();
+    let mut done = a.create_label();
+    a.nop()?;
+    a.set_label(&mut waiting)?;
+    a.cmp(qword_ptr(READY), value)?;
+    a.je(done)?;
+    a.pause()?;
+    a.jmp(waiting)?;
+    a.set_label(&mut done)?;
+    a.nop()
+}
+
+/// Waits for the other vCPU, and counts with it.
+fn count_together(a: &mut CodeAssembler) -> Assembled {
+    a.lock().inc(qword_ptr(READY))?;
+    wait_ready(a, 2)?;
+    for (counter, rounds) in [(COUNTER, ROUNDS), (ACROSS, SLOW_ROUNDS)] {
+        let mut next = a.create_label();
+        a.mov(ebp, rounds)?;
+        a.set_label(&mut next)?;
+        a.lock().add(qword_ptr(counter), 1)?;
+        a.dec(ebp)?;
+        a.jnz(next)?;
+    }
+    a.lock().inc(qword_ptr(READY))
+}
+
+#[test]
+fn locked_instructions_of_two_vcpus_add_up_in_turns_and_at_the_same_time() {
+    let main: Part = |a| {
+        create_other(a)?;
+        count_together(a)?;
+        wait_ready(a, 4)?;
+        for (counter, rounds, yes) in [(COUNTER, ROUNDS, 'l'), (ACROSS, SLOW_ROUNDS, 'x')] {
+            a.cmp(qword_ptr(counter), 2 * rounds as i32)?;
+            print_if_equal(a, yes)?;
+        }
+        msr_request(a, 0x100)
+    };
+    let other: Part = |a| {
+        count_together(a)?;
+        let mut park = a.create_label();
+        a.set_label(&mut park)?;
+        a.pause()?;
+        a.jmp(park)
+    };
+    for host in hosts() {
+        let config = config(kernel(main, &[(VC, other)]))
+            .vcpus(2)
+            .irqchip(Irqchip::Split);
+        let (report, text) = run_on(&host, config);
+        assert_eq!(text, "aclx", "{report:?}");
+        assert_eq!(report.end, End::SystemEvent(6));
+    }
+}
+
+/// Runs two vCPUs that count for ever at the same time. The host does something with the page when the guest prints an
+/// exclamation mark.
+fn while_two_count(attack: impl Fn(&Platform, u64) + Sync, limits: RunLimits) -> RunReport {
+    fn count(a: &mut CodeAssembler) -> Assembled {
+        let mut next = a.create_label();
+        a.set_label(&mut next)?;
+        a.lock().inc(qword_ptr(COUNTER))?;
+        a.jmp(next)
+    }
+    let main: Part = |a| {
+        let mut early = a.create_label();
+        create_other(a)?;
+        a.set_label(&mut early)?;
+        a.cmp(qword_ptr(COUNTER), 1000)?;
+        a.jb(early)?;
+        print(a, "!")?;
+        count(a)
+    };
+    let host = at_the_same_time();
+    let config = config(kernel(main, &[(VC, count)]))
         .vcpus(2)
         .irqchip(Irqchip::Split);
-    let (report, text) = run_on(&SimHost::new(Vendor::Amd), config);
-    assert_eq!(text, "acfd", "{report:?}");
-    assert_eq!(report.end, End::SystemEvent(6));
+    let mut machine = Machine::build(&host, config).unwrap();
+    let (platform, page) = (host.sev_platform().unwrap(), frame_at(&machine, DATA));
+    let devices = machine.devices(ConsoleSink::discard());
+    let handler = |exit: &mut ExitContext<'_>| {
+        if exit.data() == b"!" {
+            attack(platform, page);
+        }
+        devices.handle(exit)
+    };
+    let report = machine.run(&handler, limits).unwrap();
+    let freed = machine.destroy();
+    assert!(freed.leaks.len() <= 1, "{freed:?}");
+    report
+}
+
+#[test]
+fn what_a_host_does_to_a_page_that_two_vcpus_use_has_the_end_it_has_in_turns() {
+    // It reads, and is kept from writing: the vCPUs go on to the deadline.
+    let report = while_two_count(
+        |platform, page| {
+            for _ in 0..50 {
+                platform.host_read(page, &mut [0; 4096]).unwrap();
+                platform.host_write(page, &[0]).unwrap_err();
+            }
+        },
+        RunLimits::none().deadline(Duration::from_millis(500)),
+    );
+    assert_eq!(report.end, End::Deadline, "{report:?}");
+    // The RMP entry goes: whoever touches the page next does not get there.
+    let taken = |platform: &Platform, page: u64| {
+        platform.rmpupdate(page, &RmpUpdate::shared()).unwrap();
+    };
+    let report = while_two_count(taken, limits());
+    let end = End::MemoryFault {
+        gpa: Gpa::new(DATA),
+        access: Privacy::Private,
+    };
+    assert_eq!(report.end, end, "{report:?}");
 }
 
 /// The page that a machine's guest has at a private address.

@@ -88,11 +88,10 @@ impl SimHostBuilder {
     ///
     /// By default they take turns, time passes with instructions, and a run is the same each time. At the same time,
     /// the work of several vCPUs is done sooner, the guest's time is that of the host, and no run is like another
-    /// one. Only normal VMs have it: a confidential VM on such a machine is refused with
-    /// [`Error::HostLacks`](kvm_ops::Error::HostLacks).
+    /// one. Of all TDs' vCPUs as many execute as the TDX machine has logical processors.
     ///
     /// ```
-    /// use kvm_ops_core::{Error, Host, Tech, Vendor, VmParams};
+    /// use kvm_ops_core::{Host, Tech, Vendor, VmParams};
     /// use kvm_ops_sim::SimHost;
     ///
     /// let host = SimHost::builder(Vendor::Amd).parallel(true).build_lazy();

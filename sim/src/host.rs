@@ -4,15 +4,11 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use kvm_ops::{Error, Host, Missing, OpName, Result, Runs, Tech, Vendor, VmId, VmIds, VmParams};
+use kvm_ops::{Error, Host, Missing, Result, Runs, Tech, Vendor, VmId, VmIds, VmParams};
 
 use crate::sev::{Sev, SoftPsp};
 use crate::tdx::{SoftSeam, Tdx};
 use crate::{SimHostBuilder, SimVm, SoftPages};
-
-/// What a machine of [`SimHostBuilder::parallel`] has for normal VMs only.
-static CONFIDENTIAL_AT_ONCE: OpName =
-    OpName("vCPUs that execute at the same time in a confidential VM");
 
 /// A software platform. Each new value is another machine; clones are handles to it.
 ///
@@ -168,9 +164,6 @@ impl Host for SimHost {
         params.validate()?;
         if !self.machine.offers(tech) {
             return Err(Error::unsupported(Missing::HostTech, tech));
-        }
-        if self.machine.parallel && tech.is_confidential() {
-            return Err(Error::HostLacks(&CONFIDENTIAL_AT_ONCE));
         }
         tracing::debug!(%tech, vcpus = params.vcpus, "VM created");
         Ok(SimVm::new(Arc::clone(&self.machine), tech, params.clone()))

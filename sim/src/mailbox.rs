@@ -74,6 +74,10 @@ fn exchange_cores(to: &VmInner, from: &VmInner) -> Result<()> {
     for (old, new) in pairs {
         lock(&new).exchange(&mut lock(&old));
     }
+    if to.turns.is_parallel() {
+        // In turns the processors bring their time.
+        to.turns.go_on_from(from.turns.clock());
+    }
     to.sev.take_vcpus(&from.sev);
     for (id, source) in &*here {
         if let Some(target) = there.get(id) {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use common::Ram;
 use kvm_ops_core::{
-    EncParams, Error, Exit, Gpa, Host, Irqchip, Kick, Regs, Segment, SharedMemory, Tech, VcpuId,
-    VcpuOps, Vendor, VmParams, VmPort,
+    EncParams, Exit, Gpa, Host, Irqchip, Kick, Regs, Segment, SharedMemory, Tech, VcpuId, VcpuOps,
+    Vendor, VmParams, VmPort,
 };
 use kvm_ops_sim::{SimHost, SimVcpu, SimVm};
 
@@ -379,23 +379,16 @@ fn a_kick_ends_a_run_that_never_leaves() {
 }
 
 #[test]
-fn confidential_vms_are_refused_by_name() {
-    for (vendor, techs) in [
-        (Vendor::Intel, &[Tech::Tdx][..]),
-        (Vendor::Amd, &[Tech::Sev, Tech::SevEs, Tech::SevSnp]),
-    ] {
-        for tech in techs {
-            let refused = host(vendor).create_vm(*tech, &VmParams::new(1));
-            let offered = SimHost::new(vendor).create_vm(*tech, &VmParams::new(1));
-            match (refused, offered) {
-                // A build without the technology.
-                (Err(Error::Unsupported(..)), Err(Error::Unsupported(..))) => {}
-                (Err(error @ Error::HostLacks(_)), Ok(_)) => assert_eq!(
-                    error.to_string(),
-                    "not supported: the host lacks vCPUs that execute at the same time in a confidential VM"
-                ),
-                (refused, _) => panic!("{tech}: {:?}", refused.err()),
-            }
-        }
-    }
+fn a_locked_access_to_a_device_is_a_read_and_a_write() {
+    // xor bx, bx; lock inc word fs:[bx]; hlt
+    let guest = Guest::new(&[0x31, 0xdb, 0xf0, 0x64, 0xff, 0x07, 0xf4], Irqchip::None);
+    let mut vcpu = guest.vcpus().remove(0);
+    let gpa = Gpa::new(OTHER as u64);
+    let read = vcpu.vcpu_run().unwrap();
+    assert_eq!(read, Exit::MmioRead { gpa, len: 2 });
+    vcpu.exit_data().copy_from_slice(&0x41ffu16.to_le_bytes());
+    let written = vcpu.vcpu_run().unwrap();
+    assert_eq!(written, Exit::MmioWrite { gpa, len: 2 });
+    assert_eq!(*vcpu.exit_data(), 0x4200u16.to_le_bytes());
+    assert_eq!(vcpu.vcpu_run().unwrap(), Exit::Hlt);
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::archive::initramfs;
-use crate::boot::{CMDLINE, console, has_processors};
+use crate::boot::{CMDLINE, console, has_processors, trusts_its_vcpus};
 use crate::common::{named, run};
 use crate::{figures, init, processor_seconds};
 
@@ -58,21 +58,12 @@ fn a_kernel_finds_all_its_vcpus_by_acpi_tables() {
     boots(4, &[]);
 }
 
-/// vCPUs that execute at the same time: the kernel trusts their clocks, and waits for none of them in vain.
+/// vCPUs that execute at the same time.
 fn boots_on_threads(vcpus: u32) {
     let Some(text) = boots(vcpus, &["--threads"]) else {
         return;
     };
-    for complaint in [
-        "TSC warp",
-        "unstable",
-        "soft lockup",
-        "rcu_sched",
-        "WARNING:",
-        "BUG:",
-    ] {
-        assert!(!text.contains(complaint), "{complaint}: {text}");
-    }
+    trusts_its_vcpus(&text);
     assert!(
         text.contains("clocksource: Switched to clocksource tsc"),
         "{text}"

@@ -136,6 +136,36 @@ pub(crate) fn has_processors(text: &str, vcpus: u32) {
     assert_eq!(online.lines().next().map(str::trim), Some(&*all));
 }
 
+/// The kernel trusts the clocks of all vCPUs, and waits for none of them in vain.
+pub(crate) fn trusts_its_vcpus(text: &str) {
+    for complaint in [
+        "TSC warp",
+        "unstable",
+        "soft lockup",
+        "detected stall",
+        // At the start of a line: notes on mitigations have the word, too.
+        "] WARNING:",
+        "] BUG:",
+    ] {
+        assert!(!text.contains(complaint), "{complaint}: {text}");
+    }
+}
+
+/// Boots a guest with that many vCPUs, which execute at the same time.
+pub(crate) fn boots_on_threads(guests: &Guests, variable: &str, vcpus: u32) {
+    let Some(boot) = Boot::new(guests, variable, &[("init", init::guest())]) else {
+        return;
+    };
+    let began = processor_seconds();
+    let report = boot.run(vcpus, &["--threads"]);
+    let text = console(&report);
+    assert!(text.contains(guests.says), "{text}");
+    has_processors(text, vcpus);
+    trusts_its_vcpus(text);
+    let title = format!("Linux in {}, vCPUs at the same time: {vcpus}", guests.name);
+    figures(&title, &report, began);
+}
+
 /// Boots a guest with that many vCPUs twice.
 pub(crate) fn boots_alike(guests: &Guests, variable: &str, vcpus: u32) {
     let Some(boot) = Boot::new(guests, variable, &[("init", init::guest())]) else {

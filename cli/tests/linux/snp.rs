@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::boot::{Boot, CMDLINE, Guests, boots_alike, bytes, console};
+use crate::boot::{Boot, CMDLINE, Guests, boots_alike, boots_on_threads, bytes, console};
 use crate::common::{ovmf_sev, run};
 use crate::init;
 
@@ -42,6 +42,13 @@ fn a_kernel_boots_in_an_snp_guest_to_user_space_and_switches_off_with_the_same_i
 #[test]
 fn a_kernel_creates_the_other_vcpus_of_its_snp_guest_and_runs_are_still_alike() {
     boots_alike(&SNP, KERNEL, 4);
+}
+
+#[test]
+fn the_vcpus_of_an_snp_guest_that_execute_at_the_same_time_boot_a_kernel() {
+    for vcpus in [2, 4] {
+        boots_on_threads(&SNP, KERNEL, vcpus);
+    }
 }
 
 /// The policy that the program launches guests with: SMT is allowed, and bit 17 is always 1.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::boot::{Boot, Guests, boots_alike, bytes, console};
+use crate::boot::{Boot, Guests, boots_alike, boots_on_threads, bytes, console};
 use crate::common::{named, ovmf, run};
 use crate::init;
 
@@ -36,6 +36,13 @@ fn a_kernel_boots_in_a_td_to_user_space_and_switches_off_with_the_same_instructi
 #[test]
 fn a_kernel_starts_the_other_vcpus_of_its_td_and_runs_are_still_alike() {
     boots_alike(&TD, KERNEL, 4);
+}
+
+#[test]
+fn the_vcpus_of_a_td_that_execute_at_the_same_time_boot_a_kernel() {
+    for vcpus in [2, 4] {
+        boots_on_threads(&TD, KERNEL, vcpus);
+    }
 }
 
 /// The evidence that Linux gives its user space is what a verifier accepts: the quote is that of this launch, and the event log

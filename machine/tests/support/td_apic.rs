@@ -67,13 +67,6 @@ pub(crate) fn halt(a: &mut CodeAssembler, blocked: bool) -> Assembled {
     vmcall(a, HLT)
 }
 
-/// The TSC in RAX.
-pub(crate) fn time(a: &mut CodeAssembler) -> Assembled {
-    a.rdtsc()?;
-    a.shl(rdx, 32)?;
-    a.or(rax, rdx)
-}
-
 /// Clock ticks of the timer's input clock in RBP, as CPUID leaf 15H has them.
 pub(crate) fn input_clock(a: &mut CodeAssembler) -> Assembled {
     a.mov(eax, 0x15)?;
@@ -103,6 +96,21 @@ pub(crate) fn end(a: &mut CodeAssembler) -> Assembled {
     let mut stay = a.create_label();
     a.set_label(&mut stay)?;
     a.jmp(stay)
+}
+
+/// Waits, as spinning kernels do, until a word of the data has a value.
+pub(crate) fn wait_for(a: &mut CodeAssembler, word: u64, value: i32) -> Assembled {
+    let mut waiting = a.create_label();
+    let mut done = a.create_label();
+    // A label of the caller may stand here.
+    a.nop()?;
+    a.set_label(&mut waiting)?;
+    a.cmp(qword_ptr(word), value)?;
+    a.je(done)?;
+    a.pause()?;
+    a.jmp(waiting)?;
+    a.set_label(&mut done)?;
+    a.nop()
 }
 
 pub(crate) const SAVED: [AsmRegister64; 9] = [rax, rcx, rdx, r10, r11, r12, r13, r14, r15];

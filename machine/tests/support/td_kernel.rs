@@ -3,7 +3,10 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use kvm_ops_machine::Image;
+use kvm_ops::Vendor;
+use kvm_ops::sim::SimHost;
+use kvm_ops_machine::{End, Image, RunReport, VcpuReport};
+use soft_tdx_module::Platform;
 
 use crate::support::samples::elf;
 
@@ -60,6 +63,13 @@ pub(crate) fn putc(a: &mut CodeAssembler) -> Assembled {
     a.pop(rcx)?;
     a.pop(rax)?;
     a.ret()
+}
+
+/// The TSC in RAX.
+pub(crate) fn time(a: &mut CodeAssembler) -> Assembled {
+    a.rdtsc()?;
+    a.shl(rdx, 32)?;
+    a.or(rax, rdx)
 }
 
 /// Prints a character without an instruction that the host emulates.
@@ -141,4 +151,40 @@ pub(crate) fn kernel(main: Part, handlers: &[(u8, Part)]) -> Image {
     put(IDT_POINTER, &0xfffu16.to_le_bytes(), 2);
     put(IDT_POINTER + 2, &IDT.to_le_bytes(), 8);
     Image::from_bytes("kernel", elf(true, MAIN, MAIN, &bytes, IMAGE as u64))
+}
+
+/// Machines whose vCPUs take turns, and whose vCPUs execute at the same time.
+pub(crate) fn hosts() -> [SimHost; 2] {
+    [SimHost::new(Vendor::Intel), at_the_same_time()]
+}
+
+/// A machine whose vCPUs execute at the same time.
+pub(crate) fn at_the_same_time() -> SimHost {
+    SimHost::builder(Vendor::Intel).parallel(true).build_lazy()
+}
+
+/// The frame that the only TD of a platform has at a private address.
+pub(crate) fn frame_at(platform: &Platform, gpa: u64) -> u64 {
+    let end = platform.config().memory_bytes;
+    let is_tdr = |pa: &u64| platform.td(*pa).is_some();
+    let tdr = (0..end).step_by(4096).find(is_tdr).unwrap();
+    let entry = platform.sept(tdr, gpa, 0).unwrap().entry;
+    let frame = entry & 0x000f_ffff_ffff_f000 & (end.next_power_of_two() - 1);
+    assert!(frame != 0 && frame < end, "{entry:#x}");
+    frame
+}
+
+/// A TD ended because the host wrote to its private memory, and had printed this.
+#[track_caller]
+pub(crate) fn td_is_lost((report, text): (RunReport, String), printed: &str) {
+    assert_eq!(text, printed, "{report:?}");
+    // TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE for a vCPU inside the TD. One that was outside finds the TD lost: TDX_TD_FATAL.
+    let lost = [0x6000_0005, 0xe000_0604];
+    let status = |end: &End| match end {
+        End::InternalError { suberror: 4, data } => Some(data[0] >> 32),
+        _ => None,
+    };
+    let is_lost = status(&report.end).is_some_and(|status| lost.contains(&status));
+    let inside = |vcpu: &VcpuReport| status(&vcpu.end) == Some(lost[0]);
+    assert!(is_lost && report.vcpus.iter().any(inside), "{report:?}");
 }

@@ -308,7 +308,7 @@ impl Processor {
 
     /// True for a processor that executes in an order with the others of its VM, so that a run is the same each time.
     fn is_in_order(&self) -> bool {
-        self.sev.is_some() && self.has_apic()
+        self.sev.is_some() && self.has_apic() && !self.vm.turns.is_parallel()
     }
 
     /// The instructions of the next turn. `None` if it is not the processor's turn yet.
@@ -393,6 +393,11 @@ impl Processor {
         self.count();
         turn.pass_time(self.cpu.clock());
         result
+    }
+
+    /// Lets the processor use memory, in a turn of the VM to execute in.
+    pub(crate) fn in_memory<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> T {
+        self.with_memory(self.vm.turns.is_parallel(), work)
     }
 
     /// Tells who wants to know of the ends of interrupts; `vectors` ended at the local APIC.

@@ -37,7 +37,7 @@ impl Processor {
         let turn = vm.turns.take();
         self.shared.mmio().begin();
         self.cpu.advance_to(turn.clock());
-        let stopped = self.in_memory(Cpu::run_alone);
+        let stopped = self.with_memory(turn.is_shared(), Cpu::run_alone);
         self.count();
         self.stopped(stopped)
     }

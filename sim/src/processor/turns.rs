@@ -8,6 +8,7 @@
 //! clock is the host's, and each processor sleeps on its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,8 +27,9 @@ pub(crate) struct Turns {
 #[derive(Debug)]
 struct Together {
     gate: Gate,
-    /// Where the clock was 0.
     start: Instant,
+    /// The clock at the start: later than 0 once a guest came from another VM, whose time goes on.
+    at_start: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -130,6 +132,7 @@ impl Turns {
             together: Some(Together {
                 gate: Gate::default(),
                 start: Instant::now(),
+                at_start: AtomicU64::new(0),
             }),
             ..Self::default()
         }
@@ -181,8 +184,20 @@ impl Turns {
 
     /// The clock, if it is that of the host. It never goes back, whoever looks.
     pub(crate) fn host_clock(&self) -> Option<u64> {
-        let together = self.together.as_ref()?;
-        Some(u64::try_from(together.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        self.together.as_ref().map(Together::clock)
+    }
+
+    /// The guest of another VM, whose clock is `clock`, goes on here: this clock is no earlier from now on. No processor
+    /// executes in either VM.
+    #[cfg_attr(not(any(feature = "tdx", feature = "sev")), allow(dead_code))]
+    pub(crate) fn go_on_from(&self, clock: u64) {
+        match &self.together {
+            None => self.take().pass_time(clock),
+            Some(together) => {
+                let ahead = clock.saturating_sub(together.clock());
+                together.at_start.fetch_add(ahead, Ordering::Relaxed);
+            }
+        }
     }
 
     /// A processor takes part from now on.
@@ -237,6 +252,13 @@ impl Turns {
     }
 }
 
+impl Together {
+    fn clock(&self) -> u64 {
+        let since = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        since.saturating_add(self.at_start.load(Ordering::Relaxed))
+    }
+}
+
 impl<'a> Place<'a> {
     /// Waits for the turn.
     pub(crate) fn wait(self) -> Turn<'a> {
@@ -268,6 +290,11 @@ impl<'a> Turn<'a> {
     /// the others' next turns, as their threads run before this one does again. `None` for a turn that others have, too.
     pub(crate) fn queue_again(&self) -> Option<Place<'a>> {
         self.held.is_none().then(|| self.turns.queue())
+    }
+
+    /// True for a turn that other processors may have, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.held, Some(Held::Shared(_)))
     }
 
     pub(crate) fn clock(&self) -> u64 {

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ops::{Error, Field, Irqchip, Result, TdApic, VcpuId};
 use kvm_ops_cpu::{Apic, ApicAddress, ApicEffect};
@@ -178,9 +178,20 @@ impl HostApic {
         self.deliverable.store(deliverable, Ordering::Relaxed);
     }
 
+    /// The longest time that the halted vCPU may sleep at once: no longer than up to its timer, if time does not wait for it.
+    fn patience(&self, turns: &Turns) -> Duration {
+        let left = |now: u64| {
+            self.next()
+                .map(|at| Duration::from_nanos(at.saturating_sub(now)))
+        };
+        let timer = turns.host_clock().and_then(left);
+        timer.map_or(WAIT, |timer| timer.min(WAIT))
+    }
+
     /// Lets the halted vCPU sleep for a while. True if an event ends the halt. While every vCPU sleeps, time jumps to the
-    /// next timer.
+    /// next timer, unless it is the host's.
     pub(super) fn wait(&self, turns: &Turns, interrupts: bool) -> bool {
+        let began = Instant::now();
         loop {
             self.post_due(turns.clock());
             let held = interrupts && self.deliverable.load(Ordering::Relaxed);
@@ -201,7 +212,8 @@ impl HostApic {
                 let due = state.take_due();
                 (due || state.ends_halt(interrupts)).then_some(())
             };
-            if self.wake.wait_for(WAIT, event).is_none() {
+            let woken = self.wake.wait_for(self.patience(turns), event);
+            if woken.is_none() && began.elapsed() >= WAIT {
                 return false;
             }
         }

@@ -53,7 +53,7 @@ pub(crate) fn vm_closed(vm: &VmInner) {
 
 /// The vCPUs of a TD that execute machine code go on in another VM, at the same time of the guest.
 pub(crate) fn hand_over(to: &Arc<VmInner>, from: &VmInner) {
-    to.turns.take().pass_time(from.turns.clock());
+    to.turns.go_on_from(from.turns.clock());
     *to.processors() = std::mem::take(&mut *from.processors());
     if let Some(tdx) = from.machine.tdx() {
         tdx.vcpus.hand_over(to, from);
@@ -120,7 +120,7 @@ impl TdPort for SimVm {
         if state.apic.is_some() && apic.is_none() {
             return kvm_ops::not_offered!("local APICs for this VM's vCPUs");
         }
-        inner.turns.take().pass_time(state.clock);
+        inner.turns.go_on_from(state.clock);
         if let (Some(state), Some(apic), Some(tdx)) = (&state.apic, apic, tdx) {
             apic.set_ticks(input_clock(&tdx.platform, tdvpr.get()));
             apic.set_state(state, inner.turns.clock());

@@ -128,7 +128,7 @@ impl Processor {
         None
     }
 
-    pub(crate) fn in_memory<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> T {
+    pub(crate) fn with_memory<T>(&mut self, _: bool, work: impl FnOnce(&mut Cpu) -> T) -> T {
         work(&mut self.cpu)
     }
 

@@ -138,8 +138,9 @@ impl<B: Bus> SevBus<B> {
         // changes: `frames` is cleared when `map` is called in another generation, and the processor looks at
         // the generation before it asks for its first page in it. The generation changes between two turns
         // only (`Side::begin`). The processor's methods that use memory are called while the guest's turn is
-        // held (`Processor::in_memory`), as `GuestFrame::bytes` demands, and the platform hands out no
-        // reference to the bytes.
+        // held (`Processor::with_memory`), as `GuestFrame::bytes` demands, and the platform hands out no
+        // reference to the bytes. Other processors of the guest use them by atomic accesses, as this one does where
+        // they execute at the same time (`Cpu::set_parallel`).
         Mapping::Frame(unsafe { Frame::new(host, writable) })
     }
 
@@ -224,6 +225,10 @@ impl<B: Bus> Bus for SevBus<B> {
 
     fn end_of_interrupt(&mut self, vector: u8) {
         self.below.end_of_interrupt(vector);
+    }
+
+    fn clock(&mut self) -> Option<u64> {
+        self.below.clock()
     }
 
     fn generation(&self) -> u64 {

@@ -76,6 +76,8 @@ const PKU: u32 = 1 << 3;
 const EXTENDED_STATES: u32 = 1 << 12 | 1 << 26 | 1 << 28 | 1 << 29;
 const AVX2: u32 = 1 << 5;
 const VECTOR_CIPHERS: u32 = 1 << 9 | 1 << 10;
+/// Structured features: linear addresses of 57 bits.
+const LA57: u32 = 1 << 16;
 /// Bits of a guest-physical address without the C-bit, unless the embedder says otherwise.
 const PHYSICAL_BITS: u32 = 48;
 
@@ -107,6 +109,13 @@ pub(crate) fn cpuid(vm: &VmInner, mut table: CpuidTable) -> CpuidTable {
         change(&mut table, HIGHEST, |leaf| {
             leaf.eax = leaf.eax.min(STRUCTURED);
         });
+        // With five levels of page tables Linux (6.12, for one) takes them for four while it identifies its first processor and
+        // while it patches its code, with interrupts enabled. The end of an interrupt is #VC at the local APIC's page, and its
+        // handler walks the tables. In turns an interrupt comes then or not, the same each time; in the host's time it does in
+        // some boots.
+        if vm.turns.is_parallel() {
+            change(&mut table, STRUCTURED, |leaf| leaf.ecx &= !LA57);
+        }
     }
     encrypted(vm, table)
 }
@@ -202,10 +211,13 @@ fn platform(vm: &VmInner) -> Result<&Platform> {
 }
 
 impl Side {
-    /// Takes a turn at the guest's memory. Without one, no page of it is lent.
-    fn begin(&mut self, vm: &VmInner) {
+    /// Takes a turn at the guest's memory, which others may have too if it is `shared`. Without one, no page of it is lent.
+    fn begin(&mut self, vm: &VmInner, shared: bool) {
         let asid = vm.sev.asid();
-        let turn = asid.and_then(|asid| platform(vm).ok()?.guest_turn(asid.0).ok());
+        let turn = asid.and_then(|asid| match shared {
+            true => platform(vm).ok()?.guest_turn_shared(asid.0).ok(),
+            false => platform(vm).ok()?.guest_turn(asid.0).ok(),
+        });
         let seen = Seen {
             closed: turn.as_ref().map_or(0, |turn| turn.closed()),
             pages: vm.generation(),
@@ -232,12 +244,12 @@ impl Processor {
             .ok_or(Error::NotOffered(&super::ENCRYPTED))
     }
 
-    /// Lets the processor use memory, in a turn of the VM.
-    pub(crate) fn in_memory<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> T {
+    /// Lets the processor use memory, in a turn of the VM that is `shared` or not.
+    pub(crate) fn with_memory<T>(&mut self, shared: bool, work: impl FnOnce(&mut Cpu) -> T) -> T {
         let Some(side) = &mut self.sev else {
             return work(&mut self.cpu);
         };
-        side.begin(&self.vm);
+        side.begin(&self.vm, shared);
         let result = work(&mut self.cpu);
         side.end();
         result

@@ -113,8 +113,10 @@ impl TdBus {
         // SAFETY: the frame keeps its bytes where they are, and this bus keeps the frame until the generation
         // changes: `frames` is cleared when `map` is called in another generation, and the processor looks at the
         // generation before it asks for its first page in it. The generation changes between two turns only
-        // (`Processor::in_turn`). The processor's methods that use memory are called in a turn of
-        // the TD, as `GuestFrame::bytes` demands, and the module hands out no reference to the bytes.
+        // (`Processor::in_turn_of`). The processor's methods that use memory are called in a turn of
+        // the TD, as `GuestFrame::bytes` demands, and the module hands out no reference to the bytes. Other processors
+        // of the TD use them by atomic accesses, as this one does where they execute at the same time
+        // (`Cpu::set_parallel`).
         Mapping::Frame(unsafe { Frame::new(host, writable) })
     }
 
@@ -178,6 +180,10 @@ impl Bus for TdBus {
 
     fn port_out(&mut self, _: u16, _: u8, _: u32) -> Option<()> {
         None
+    }
+
+    fn clock(&mut self) -> Option<u64> {
+        self.shared.vm().turns.host_clock()
     }
 
     fn generation(&self) -> u64 {

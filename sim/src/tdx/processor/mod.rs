@@ -26,13 +26,18 @@ use soft_tdx_module::{
 };
 
 use crate::irq::Wake;
-use crate::processor::Sleeper;
+use crate::processor::{Sleeper, Turn};
 use crate::tdx::HostApic;
 use crate::vm::VmInner;
 use bus::{Shared, TdBus, insist};
 
 /// Turns between two interrupts of the host's timer.
 const TURNS_PER_ENTRY: u32 = 50;
+
+/// Instructions of a turn of a processor that executes beside others: whoever wants to be alone, and a kick, wait for one.
+const SLICE: u64 = 2_000;
+/// Such turns between two interrupts of the host's timer.
+const SLICES_PER_ENTRY: u32 = 500;
 
 /// IA32_APIC_BASE of a TD: x2APIC mode; and the bit of the processor that boots.
 const X2APIC: u64 = 0xfee0_0c00;
@@ -104,6 +109,7 @@ impl Processor {
         let shared = Arc::new(Shared::new(vm));
         let bus = TdBus::new(platform, &shared);
         let mut cpu = Cpu::new(Box::new(bus), vm.code_pages(), cpuid());
+        cpu.set_parallel(vm.turns.is_parallel());
         cpu.set_apic_id(id.0);
         cpu.set_apic_base(X2APIC | if id.0 == 0 { BOOTS } else { 0 });
         // Interrupts are delivered whatever the guest tells its APIC, which is the host's to emulate but for the
@@ -158,12 +164,17 @@ impl Processor {
         injected: Option<Event>,
     ) -> Result<Regs, LpError> {
         self.shared.lp.store(lp, Ordering::Relaxed);
-        self.shared.vm().turns.rise(self.id.0);
+        let vm = self.shared.vm();
+        vm.turns.rise(self.id.0);
         self.enter(&gprs)?;
         if let Some(event) = injected {
             self.deliver(event)?;
         }
-        for _ in 0..TURNS_PER_ENTRY {
+        let turns = match vm.turns.is_parallel() {
+            true => SLICES_PER_ENTRY,
+            false => TURNS_PER_ENTRY,
+        };
+        for _ in 0..turns {
             if let Some(host) = self.step()? {
                 return Ok(host);
             }
@@ -235,29 +246,46 @@ impl Processor {
         if self.apic.is_some() && self.wake.has_nmi() {
             return self.play(timer(), None);
         }
-        match self.execute()? {
+        let vm = self.shared.vm();
+        let mut stopped = match vm.turns.is_parallel() {
+            true => self.execute(SLICE)?,
+            false => self.execute_in_order(&vm)?,
+        };
+        while matches!(stopped, Stopped::Alone) {
+            stopped = self.in_turn_of(&vm.turns.take(), Cpu::run_alone)?;
+        }
+        match stopped {
             Stopped::Exit(exit) => self.exit(exit),
+            Stopped::Paused if vm.turns.is_parallel() => {
+                // The one that it waits for may need the host's processor.
+                std::thread::yield_now();
+                Ok(None)
+            }
             _ => Ok(None),
         }
     }
 
-    /// Executes in the vCPU's share of the TD's time, up to the next interrupt of its timer.
-    fn execute(&mut self) -> Result<Stopped, LpError> {
-        let vm = self.shared.vm();
+    /// Executes in the vCPU's share of the TD's time.
+    fn execute_in_order(&mut self, vm: &VmInner) -> Result<Stopped, LpError> {
         let Some(share) = vm.turns.share(self.id.0) else {
             return Ok(Stopped::Budget);
         };
-        let (apic, wake) = (self.apic.clone(), Arc::clone(&self.wake));
         let before = self.cpu.retired();
-        let stopped = self.in_turn(|cpu| {
-            let budget = posted::until_timer(apic.as_deref(), cpu.clock());
-            posted::take(&wake, cpu);
-            cpu.run(budget.min(share))
-        });
+        let stopped = self.execute(share);
         let executed = self.cpu.retired().wrapping_sub(before);
         let pauses = matches!(stopped, Ok(Stopped::Paused));
         vm.turns.spend(self.id.0, executed, pauses);
         stopped
+    }
+
+    /// Executes so many instructions, or up to the next interrupt of the timer.
+    fn execute(&mut self, share: u64) -> Result<Stopped, LpError> {
+        let (apic, wake) = (self.apic.clone(), Arc::clone(&self.wake));
+        self.in_turn(|cpu| {
+            let budget = posted::until_timer(apic.as_deref(), cpu.clock());
+            posted::take(&wake, cpu);
+            cpu.run(budget.min(share))
+        })
     }
 
     /// An interrupt of the host, or the window of an NMI that waits.
@@ -268,11 +296,23 @@ impl Processor {
         Ok(event.filter(|event| event.reason != REASON_NMI_WINDOW || !closed))
     }
 
-    /// Lets the processor work in a turn of the VM and of the TD's memory.
+    /// Lets the processor work in a turn of the VM and of the TD's memory, beside others if they execute at the same time.
     fn in_turn<T>(&mut self, work: impl FnOnce(&mut Cpu) -> T) -> Result<T, LpError> {
+        let vm = self.shared.vm();
+        self.in_turn_of(&vm.turns.take_to_execute(), work)
+    }
+
+    /// Lets the processor work in this turn of the VM, and one of the TD's memory: the VM's is taken first, by everybody.
+    fn in_turn_of<T>(
+        &mut self,
+        turn: &Turn<'_>,
+        work: impl FnOnce(&mut Cpu) -> T,
+    ) -> Result<T, LpError> {
         let (vm, platform, lp) = (self.shared.vm(), Arc::clone(&self.platform), self.lp());
-        let turn = vm.turns.take();
-        let memory = insist(|| platform.guest_turn(lp))?;
+        let memory = insist(|| match turn.is_shared() {
+            true => platform.guest_turn_shared(lp),
+            false => platform.guest_turn(lp),
+        })?;
         let seen = Seen {
             closed: memory.closed(),
             epoch: self.epoch,
