@@ -430,6 +430,16 @@ impl Cpu {
         *offset = offset.wrapping_add(delta);
     }
 
+    /// IA32_TSC_AUX, whatever CPUID says of the instructions that read it.
+    pub fn tsc_aux(&self) -> u32 {
+        self.core.msrs.tsc_aux as u32
+    }
+
+    /// Sets IA32_TSC_AUX from outside, whatever CPUID says of the instructions that read it.
+    pub fn set_tsc_aux(&mut self, value: u32) {
+        self.core.msrs.tsc_aux = value.into();
+    }
+
     /// Sets IA32_TSC_ADJUST from outside. Unlike WRMSR it leaves the time-stamp counter alone.
     pub fn set_tsc_adjust(&mut self, value: u64) {
         self.core.msrs.tsc_adjust = value;

@@ -2,6 +2,9 @@
 
 use alloc::collections::BTreeMap;
 
+use crate::exec::xstate::{
+    AVX, HIGH, HIGH_BYTES, PKRU, PKRU_AT, PKRU_BYTES, SSE, X87, area_bytes, compact,
+};
 use crate::state::{CR4_OSXSAVE, CR4_PKE, Core};
 
 /// Registers that CPUID returns.
@@ -114,10 +117,16 @@ impl CpuidTable {
             0,
             leaf(0, STRUCTURED_EBX, STRUCTURED_ECX, STRUCTURED_EDX),
         );
-        t.set(0xd, 0, leaf(7, 576, 832, 0));
+        let all = X87 | SSE | AVX | PKRU;
+        t.set(
+            0xd,
+            0,
+            leaf(all as u32, HIGH as u32, area_bytes(all) as u32, 0),
+        );
         // XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES.
         t.set(0xd, 1, leaf(0b1111, 0, 0, 0));
-        t.set(0xd, 2, leaf(256, 576, 0, 0));
+        t.set(0xd, 2, leaf(HIGH_BYTES as u32, HIGH as u32, 0, 0));
+        t.set(0xd, 9, leaf(PKRU_BYTES as u32, PKRU_AT as u32, 0, 0));
         // TSC at 1 GHz over a crystal of 25 MHz; the APIC timer counts the crystal.
         t.set(0x15, 0, leaf(1, 40, 25_000_000, 0));
         t.set(0x16, 0, leaf(1000, 1000, 25, 0));
@@ -211,7 +220,8 @@ impl Core {
             0 if self.msrs.limits_cpuid() => r.eax = r.eax.min(2),
             0x8000_0001 if self.msrs.disables_nx() => r.edx &= !(1 << 20),
             0xb | 0x1f => r.edx = self.apic.id(),
-            0xd if index < 2 => r.ebx = self.fpu.enabled_size(),
+            0xd if index == 0 => r.ebx = area_bytes(self.fpu.xcr0) as u32,
+            0xd if index == 1 => r.ebx = compact::bytes(self.fpu.xcr0) as u32,
             _ => {}
         }
         r

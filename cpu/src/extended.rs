@@ -4,14 +4,17 @@ use core::fmt;
 
 use crate::cpu::Cpu;
 use crate::exec::xstate::{
-    AVX, HIGH, SSE, X87, legacy_mxcsr, legacy_x87, legacy_xmm, restore_high, restore_x87,
-    restore_xmm, save_high, word,
+    AVX, HIGH, PKRU, PKRU_AT, PKRU_BYTES, SSE, X87, area_bytes, legacy_mxcsr, legacy_x87,
+    legacy_xmm, restore_high, restore_x87, restore_xmm, save_high, word,
 };
 use crate::fpu::Fpu;
 
-/// Bytes of the XSAVE area of this processor in the standard format: legacy region, header, and upper halves of
-/// the YMM registers.
-pub const XSAVE_BYTES: usize = 832;
+/// Bytes of the XSAVE area of this processor in the standard format: legacy region, header, upper halves of the YMM
+/// registers, a gap, and PKRU.
+pub const XSAVE_BYTES: usize = PKRU_AT + PKRU_BYTES;
+
+/// Place of PKRU in the XSAVE area of this processor in the standard format. Bit 9 of XSTATE_BV says that it is there.
+pub const XSAVE_PKRU: usize = PKRU_AT;
 
 const REGISTERS: usize = 16;
 
@@ -39,7 +42,7 @@ impl fmt::Display for XsaveError {
 impl core::error::Error for XsaveError {}
 
 impl Cpu {
-    /// x87, SSE and AVX state in the standard format of XSAVE. XSTATE_BV has the components that are not
+    /// x87, SSE and AVX state and PKRU in the standard format of XSAVE. XSTATE_BV has the components that are not
     /// in their initial state.
     pub fn save_xsave(&self) -> [u8; XSAVE_BYTES] {
         let f = &*self.core.fpu;
@@ -49,12 +52,13 @@ impl Cpu {
         legacy_xmm(f, &mut legacy, REGISTERS);
         let mut area = [0; XSAVE_BYTES];
         area[..512].copy_from_slice(&legacy);
-        area[512..520].copy_from_slice(&f.in_use().to_le_bytes());
+        area[512..520].copy_from_slice(&self.core.in_use().to_le_bytes());
         save_high(f, &mut area[HIGH..], REGISTERS);
+        area[PKRU_AT..][..4].copy_from_slice(&self.core.pkru.to_le_bytes());
         area
     }
 
-    /// Loads x87, SSE and AVX state, as XRSTOR does with all components requested.
+    /// Loads x87, SSE and AVX state and PKRU, as XRSTOR does with all components requested.
     ///
     /// # Errors
     ///
@@ -66,10 +70,10 @@ impl Cpu {
         }
         let header = |n: usize| word(area, 512 + n * 8, 8) as u64;
         let bits = header(0);
-        if bits & !(X87 | SSE | AVX) != 0 || header(1) != 0 {
+        if bits & !(X87 | SSE | AVX | PKRU) != 0 || header(1) != 0 {
             return Err(XsaveError::Components(bits | header(1)));
         }
-        if bits & AVX != 0 && area.len() < XSAVE_BYTES {
+        if area.len() < area_bytes(bits) {
             return Err(XsaveError::Short(area.len()));
         }
         let mxcsr = word(area, 24, 4) as u32;
@@ -94,6 +98,11 @@ impl Cpu {
         } else {
             f.high = initial.high;
         }
+        let pkru = match bits & PKRU {
+            0 => 0,
+            _ => word(area, PKRU_AT, 4) as u32,
+        };
+        self.core.set_pkru(pkru);
         Ok(())
     }
 }

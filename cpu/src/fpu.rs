@@ -83,14 +83,9 @@ impl Fpu {
             && self.st == [0; 8]
     }
 
-    /// XINUSE: the components that differ from their initial state.
+    /// XINUSE of x87, SSE and AVX: the components that differ from their initial state.
     pub(crate) fn in_use(&self) -> u64 {
         let used = |registers: &[u128]| u64::from(registers.iter().any(|r| *r != 0));
         u64::from(!self.x87_initial()) | used(&self.xmm[..SCRATCH]) << 1 | used(&self.high) << 2
-    }
-
-    /// Bytes of the XSAVE area for what XCR0 enables.
-    pub(crate) fn enabled_size(&self) -> u32 {
-        if self.xcr0 & 4 != 0 { 832 } else { 576 }
     }
 }

@@ -53,7 +53,7 @@ pub use bus::{Access, Bus, FRAME, Frame, Mapping};
 pub use cpu::{Cpu, Stopped};
 pub use cpuid::{CpuidLeaf, CpuidTable};
 pub use exit::{Cause, Controls, Exit, PortAccess, SvmExit, VmxExit};
-pub use extended::{XSAVE_BYTES, XsaveError};
+pub use extended::{XSAVE_BYTES, XSAVE_PKRU, XsaveError};
 pub use fault::{Event, EventKind, Exception};
 pub use op::Dispatch;
 pub use pages::CodePages;

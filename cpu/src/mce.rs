@@ -53,8 +53,8 @@ impl Mce {
         }
     }
 
-    /// `None` is #GP. Errors can be cleared and not made.
-    pub(crate) fn write(&mut self, index: u32, value: u64) -> Option<()> {
+    /// `None` is #GP. Errors can be cleared, and made if a bank's status takes any value.
+    pub(crate) fn write(&mut self, index: u32, value: u64, any_status: bool) -> Option<()> {
         match index {
             MCG_CAP => return None,
             MCG_STATUS => self.status = value & 7,
@@ -65,7 +65,12 @@ impl Mce {
                 let place = &mut self.banks.get_mut(bank)?[register];
                 // All errors or none; some systems leave out bit 10, or bit 0.
                 let all = value | 1 << 10 | 1 == u64::MAX;
-                if register == 0 && value != 0 && !all || register == 1 && value != 0 {
+                let takes = match register {
+                    0 => value == 0 || all,
+                    1 => value == 0 || any_status,
+                    _ => true,
+                };
+                if !takes {
                     return None;
                 }
                 *place = value;
@@ -83,20 +88,27 @@ mod tests {
     fn a_processor_has_the_banks_that_it_was_given() {
         let mut mce = Mce::default();
         assert_eq!((mce.read(MCG_CAP), mce.read(MCG_CTL)), (Some(0), None));
-        assert_eq!((mce.read(BANKS), mce.write(BANKS, 0)), (None, None));
+        assert_eq!((mce.read(BANKS), mce.write(BANKS, 0, false)), (None, None));
         mce.set_up(CTL_P | 2);
-        assert_eq!(mce.write(MCG_CTL, 0), Some(()));
-        assert_eq!((mce.read(MCG_CTL), mce.write(MCG_CTL, 5)), (Some(0), None));
+        assert_eq!(mce.write(MCG_CTL, 0, false), Some(()));
+        assert_eq!(
+            (mce.read(MCG_CTL), mce.write(MCG_CTL, 5, false)),
+            (Some(0), None)
+        );
         assert_eq!(mce.read(BANKS + 7), Some(0));
         assert_eq!(mce.read(BANKS + 8), None);
-        assert_eq!(mce.write(BANKS + 4, !(1 << 10)), Some(()));
-        assert_eq!(mce.write(BANKS + 4, 3), None);
+        assert_eq!(mce.write(BANKS + 4, !(1 << 10), false), Some(()));
+        assert_eq!(mce.write(BANKS + 4, 3, false), None);
         assert_eq!(
-            (mce.write(BANKS + 5, 1), mce.write(BANKS + 5, 0)),
+            (
+                mce.write(BANKS + 5, 1, false),
+                mce.write(BANKS + 5, 0, false)
+            ),
             (None, Some(()))
         );
-        assert_eq!(mce.write(BANKS + 6, 77), Some(()));
+        assert_eq!(mce.write(BANKS + 5, 1, true), Some(()));
+        assert_eq!(mce.write(BANKS + 6, 77, false), Some(()));
         assert_eq!(mce.read(BANKS + 6), Some(77));
-        assert_eq!(mce.write(MCG_CAP, 0), None);
+        assert_eq!(mce.write(MCG_CAP, 0, false), None);
     }
 }

@@ -28,7 +28,19 @@ pub(crate) struct Msrs {
     pub(crate) mce: Mce,
     /// Event selects and counters of AMD's first counters, which do not count.
     k7_counters: [u64; 8],
+    /// HWCR of AMD's processors.
+    hwcr: u64,
 }
+
+const HWCR: u32 = 0xc001_0015;
+/// Bits of HWCR that can be written: McStatusWrEn, by which banks of machine checks take a status, and TscFreqSel.
+const HWCR_MC_STATUS: u64 = 1 << 18;
+const HWCR_WRITABLE: u64 = HWCR_MC_STATUS | 1 << 24;
+/// Bits of HWCR that are taken and stay 0, as KVM has it: TLB cache disable, flush filter disable, IGNNE emulation.
+const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
+
+/// The low half, which is all that AMD's processors keep of some MSRs.
+const LOW: u64 = 0xffff_ffff;
 
 /// IA32_MISC_ENABLE: bits that can be written (fast strings, thermal control, SpeedStep, MONITOR, limit of
 /// CPUID, xTPR, no NX), and those that say what is unavailable (branch trace and PEBS).
@@ -67,6 +79,7 @@ impl Msrs {
             mtrr_fixed: [0; 11],
             mce: Mce::default(),
             k7_counters: [0; 8],
+            hwcr: 0,
         }
     }
 
@@ -136,8 +149,21 @@ impl Core {
     /// True for an MSR that exists, and for the banks of machine checks and the counters, of which a processor may have
     /// fewer or none.
     pub(crate) fn knows_msr(&self, index: u32) -> bool {
-        let counter = matches!(index, 0xc001_0000..=0xc001_0007) && self.cpuid.is_amd();
-        exists(index) || Mce::has(index) || counter
+        let amd = matches!(index, 0xc001_0000..=0xc001_0007 | HWCR) && self.cpuid.is_amd();
+        exists(index) || Mce::has(index) || amd
+    }
+
+    /// TSC_AUX is there for RDTSCP and RDPID.
+    fn offers_tsc_aux(&self) -> bool {
+        self.cpuid.has(0x8000_0001, 3, 27) || self.cpuid.has(7, 2, 22)
+    }
+
+    /// What a processor keeps of an address for SYSENTER; `None` is #GP. AMD's has 32 bits.
+    fn sysenter_address(&self, value: u64) -> Option<u64> {
+        if self.cpuid.is_amd() {
+            return Some(value & LOW);
+        }
+        self.canonical_base(value).then_some(value)
     }
 
     fn offers_pks(&self) -> bool {
@@ -186,8 +212,10 @@ impl Core {
             0xc000_0100 => self.seg[FS].base,
             0xc000_0101 => self.seg[GS].base,
             0xc000_0102 => m.kernel_gs_base,
-            0xc000_0103 => m.tsc_aux,
+            0xc000_0103 if self.offers_tsc_aux() => m.tsc_aux,
+            0xc000_0103 => return None,
             0xc001_0000..=0xc001_0007 if self.cpuid.is_amd() => m.k7_counters[index as usize & 7],
+            HWCR if self.cpuid.is_amd() => m.hwcr,
             _ => m.mtrr_fixed[FIXED.iter().position(|f| *f == index)?],
         })
     }
@@ -226,13 +254,15 @@ impl Core {
                 self.msrs.tsc_adjust = value;
             }
             0x8b => {}
-            0x174 => self.msrs.sysenter_cs = value & 0xffff_ffff,
-            0x175 => self.msrs.sysenter_esp = address(canonical)?,
-            0x176 => self.msrs.sysenter_eip = address(canonical)?,
-            _ if Mce::has(index) => return self.msrs.mce.write(index, value),
-            0x1a0 if value & !(MISC_WRITABLE | MISC_FIXED) == 0 => {
-                self.msrs.misc_enable = value & MISC_WRITABLE | MISC_FIXED;
+            0x174 => self.msrs.sysenter_cs = value & LOW,
+            0x175 => self.msrs.sysenter_esp = self.sysenter_address(value)?,
+            0x176 => self.msrs.sysenter_eip = self.sysenter_address(value)?,
+            _ if Mce::has(index) => {
+                let status = self.cpuid.is_amd() && self.msrs.hwcr & HWCR_MC_STATUS != 0;
+                return self.msrs.mce.write(index, value, status);
             }
+            // KVM refuses a write that changes what is unavailable.
+            0x1a0 if value & !MISC_WRITABLE == MISC_FIXED => self.msrs.misc_enable = value,
             0x1a0 => return None,
             0x1fc => self.msrs.power_ctl = value,
             0x200..=0x20f => {
@@ -277,7 +307,7 @@ impl Core {
             0xc000_0081 => self.msrs.star = value,
             0xc000_0082 => self.msrs.lstar = address(canonical)?,
             0xc000_0083 => self.msrs.cstar = address(canonical)?,
-            0xc000_0084 => self.msrs.fmask = value & 0xffff_ffff,
+            0xc000_0084 => self.msrs.fmask = value & LOW,
             0xc000_0100 | 0xc000_0101 => {
                 let seg = if index & 1 == 0 { FS } else { GS };
                 self.seg[seg].base = address(canonical)?;
@@ -287,6 +317,12 @@ impl Core {
             0xc001_0000..=0xc001_0007 if self.cpuid.is_amd() => {
                 self.msrs.k7_counters[index as usize & 7] = value;
             }
+            HWCR if self.cpuid.is_amd() => {
+                let value = value & !HWCR_IGNORED;
+                self.msrs.hwcr = (value & !HWCR_WRITABLE == 0).then_some(value)?;
+            }
+            0xc000_0103 if !self.offers_tsc_aux() => return None,
+            0xc000_0103 if self.cpuid.is_amd() => self.msrs.tsc_aux = value & LOW,
             0xc000_0103 => self.msrs.tsc_aux = (value >> 32 == 0).then_some(value)?,
             _ => {
                 let slot = FIXED.iter().position(|f| *f == index)?;

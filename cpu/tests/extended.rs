@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use common::Ram;
 use common::long_mode::{CODE, machine};
-use kvm_ops_cpu::{Cause, Cpu, Stopped};
+use kvm_ops_cpu::{Cause, Cpu, Stopped, XSAVE_BYTES, XSAVE_PKRU};
 
 const AREA: u64 = 0x6000;
 const GP: u8 = 13;
+const AVX: u64 = 1 << 2;
+const PKRU: u64 = 1 << 9;
 const FORMAT: u64 = 1 << 63;
 
 /// `[rbx]`, with and without REX.W.
@@ -18,6 +20,7 @@ const XSAVEC: [u8; 4] = [0x48, 0x0f, 0xc7, 0x23];
 const XSAVES: [u8; 4] = [0x48, 0x0f, 0xc7, 0x2b];
 const XRSTORS: [u8; 4] = [0x48, 0x0f, 0xc7, 0x1b];
 const XRSTOR: [u8; 4] = [0x48, 0x0f, 0xae, 0x2b];
+const XSAVE: [u8; 4] = [0x48, 0x0f, 0xae, 0x23];
 
 /// A machine with AVX on, RBX at the area, and EDX:EAX as given.
 fn prepared(code: &[u8], mask: u64) -> (Cpu, Arc<Ram>) {
@@ -111,6 +114,89 @@ fn a_component_that_is_asked_for_and_not_there_becomes_initial_mxcsr_too() {
     assert_eq!(vector(&mut cpu), None);
     let after = cpu.save_xsave();
     assert_eq!((after[512], &after[24..26]), (0, &[0x80, 0x1f][..]));
+}
+
+/// A machine whose PKRU is a state component and has this value.
+fn with_pkru(code: &[u8], mask: u64, value: u32) -> (Cpu, Arc<Ram>) {
+    let (mut cpu, ram) = prepared(code, mask);
+    assert!(cpu.set_xcr0(7 | PKRU));
+    load(&mut cpu, |area| {
+        area[512..520].copy_from_slice(&PKRU.to_le_bytes());
+        area[XSAVE_PKRU..XSAVE_PKRU + 4].copy_from_slice(&value.to_le_bytes());
+    });
+    (cpu, ram)
+}
+
+/// PKRU, as the area says it.
+fn pkru(cpu: &Cpu) -> (u64, [u8; 4]) {
+    let area = cpu.save_xsave();
+    let bits = u64::from_le_bytes(*area[512..].first_chunk().expect("a header"));
+    let value = area[XSAVE_PKRU..].first_chunk().expect("a component");
+    (bits & PKRU, *value)
+}
+
+#[test]
+fn pkru_has_its_place_behind_avx512_or_behind_what_the_compacted_format_has() {
+    const VALUE: u32 = 0x5555_5554;
+    let behind_avx = 832;
+    for (code, mask, place) in [
+        (XSAVE, u64::MAX, XSAVE_PKRU as u64),
+        (XSAVEC, u64::MAX, behind_avx),
+        (XSAVES, PKRU | AVX, behind_avx),
+        (XSAVEC, PKRU, 576),
+    ] {
+        let (mut cpu, ram) = with_pkru(&code, mask, VALUE);
+        assert_eq!(vector(&mut cpu), None);
+        assert_eq!(ram.read_u64(AREA + 512) & PKRU, PKRU);
+        assert_eq!(
+            ram.read_u64(AREA + place),
+            VALUE.into(),
+            "{code:02x?} {mask:#x}"
+        );
+    }
+}
+
+#[test]
+fn pkru_comes_back_with_each_form_and_becomes_0_where_the_area_lacks_it() {
+    for (save, restore) in [(XSAVE, XRSTOR), (XSAVEC, XRSTOR), (XSAVES, XRSTORS)] {
+        // WRPKRU gives another value in between: EAX, which is the mask too.
+        let code = [&save[..], &[0x0f, 0x01, 0xef], &restore].concat();
+        let (mut cpu, ram) = with_pkru(&code, PKRU, 0);
+        let mut r = cpu.registers();
+        r.cr4 |= 1 << 22;
+        cpu.set_registers(&r);
+        cpu.set_gpr(1, 0);
+        load(&mut cpu, |area| {
+            area[512..520].copy_from_slice(&PKRU.to_le_bytes());
+            area[XSAVE_PKRU] = 0x3c;
+        });
+        assert_eq!(vector(&mut cpu), None);
+        assert_eq!(pkru(&cpu), (PKRU, [0x3c, 0, 0, 0]));
+        let compacted = ram.read_u64(AREA + 520);
+        let (mut cpu, ram) = with_pkru(&restore, PKRU, 0x3c);
+        ram.write_u64(AREA + 512, 0);
+        ram.write_u64(AREA + 520, compacted);
+        assert_eq!(vector(&mut cpu), None);
+        assert_eq!(pkru(&cpu), (0, [0; 4]));
+    }
+}
+
+/// CPUID leaf 0xd tells the places and sizes that the instructions have.
+#[test]
+fn cpuid_tells_where_pkru_is_and_the_sizes_of_both_formats() {
+    let (mut cpu, _) = prepared(&[], 0);
+    let component = cpu.cpuid(0xd, 9);
+    assert_eq!((component.eax, component.ebx as usize), (8, XSAVE_PKRU));
+    for (xcr0, standard, compacted) in [
+        (3, 576, 576),
+        (7, 832, 832),
+        (7 | PKRU, XSAVE_BYTES, 840),
+        (3 | PKRU, XSAVE_BYTES, 584),
+    ] {
+        assert!(cpu.set_xcr0(xcr0));
+        assert_eq!(cpu.cpuid(0xd, 0).ebx as usize, standard, "{xcr0:#x}");
+        assert_eq!(cpu.cpuid(0xd, 1).ebx, compacted, "{xcr0:#x}");
+    }
 }
 
 #[test]

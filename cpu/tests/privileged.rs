@@ -429,6 +429,84 @@ fn privileged_instructions_fault_at_cpl_3_without_effect() {
     }
 }
 
+fn amd() -> Machine {
+    let mut m = Machine::new();
+    m.cpu.set_cpuid(CpuidTable::amd());
+    m
+}
+
+#[test]
+fn amds_processors_keep_the_low_half_of_sysenters_addresses_and_of_tsc_aux() {
+    const VALUE: u64 = 0xaaaa_5555_1234_5678;
+    for msr in [0x175, 0x176, 0xc000_0103] {
+        let mut m = amd();
+        assert_eq!(m.cpu.write_msr(msr, VALUE), Some(()), "{msr:#x}");
+        assert_eq!(m.cpu.read_msr(msr), Some(0x1234_5678), "{msr:#x}");
+        assert_eq!(Machine::new().cpu.write_msr(msr, VALUE), None, "{msr:#x}");
+    }
+}
+
+#[test]
+fn tsc_aux_is_there_for_rdtscp_or_rdpid_and_from_outside_in_any_case() {
+    const TSC_AUX: u32 = 0xc000_0103;
+    for (rdtscp, rdpid) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut table = CpuidTable::intel();
+        let (mut extended, mut structured) = (table.get(0x8000_0001, 0), table.get(7, 0));
+        if !rdtscp {
+            extended.edx &= !(1 << 27);
+        }
+        if !rdpid {
+            structured.ecx &= !(1 << 22);
+        }
+        table.set(0x8000_0001, 0, extended);
+        table.set(7, 0, structured);
+        let mut m = Machine::new();
+        m.cpu.set_cpuid(table);
+        m.cpu.set_tsc_aux(5);
+        let there = rdtscp || rdpid;
+        assert_eq!(m.cpu.read_msr(TSC_AUX), there.then_some(5));
+        assert_eq!(m.cpu.write_msr(TSC_AUX, 6), there.then_some(()));
+        assert_eq!(m.cpu.tsc_aux(), if there { 6 } else { 5 });
+    }
+}
+
+/// KVM's values of HWCR: two bits can be set, three are ignored, and all others are refused.
+#[test]
+fn hwcr_takes_the_bits_that_kvm_takes_on_amds_processors() {
+    const HWCR: u32 = 0xc001_0015;
+    assert_eq!(Machine::new().cpu.read_msr(HWCR), None, "Intel's has none");
+    for bit in 0..64 {
+        let mut m = amd();
+        let (taken, kept) = match bit {
+            3 | 6 | 8 => (true, 0),
+            18 | 24 => (true, 1 << bit),
+            _ => (false, 0),
+        };
+        assert_eq!(m.cpu.write_msr(HWCR, 1 << bit).is_some(), taken, "{bit}");
+        assert_eq!(m.cpu.read_msr(HWCR), Some(kept), "{bit}");
+    }
+}
+
+#[test]
+fn a_bank_of_machine_checks_takes_a_status_where_hwcr_says_so() {
+    let mut m = amd();
+    m.cpu.set_mce(1);
+    assert_eq!(m.cpu.write_msr(0x401, 5), None);
+    assert_eq!(m.cpu.write_msr(0xc001_0015, 1 << 18), Some(()));
+    assert_eq!(m.cpu.write_msr(0x401, 5), Some(()));
+    assert_eq!(m.cpu.read_msr(0x401), Some(5));
+}
+
+/// KVM refuses a guest's write that would change what is unavailable.
+#[test]
+fn misc_enable_keeps_what_is_unavailable() {
+    let mut m = Machine::new();
+    for (value, taken) in [(0x1800, true), (0x1801, true), (1, false), (0x800, false)] {
+        assert_eq!(m.cpu.write_msr(0x1a0, value).is_some(), taken, "{value:#x}");
+    }
+    assert_eq!(m.cpu.read_msr(0x1a0), Some(0x1801));
+}
+
 /// AMD64 Architecture Programmer's Manual, volume 3, RDPMC: four counters, which have 48 bits and which CR4.PCE opens to
 /// programs. Processors without counters refuse each number.
 #[test]

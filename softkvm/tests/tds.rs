@@ -202,7 +202,7 @@ fn a_list_that_is_too_short_is_refused_without_a_number_and_doubling_finds_one()
     };
     assert_eq!((room, head.nent.get()), (32, 18));
     assert_eq!(head.supported_attrs.get(), 1 << 28);
-    assert_eq!(head.supported_xfam.get(), 0b111, "the processor's states");
+    assert_eq!(head.supported_xfam.get(), 0x207, "the processor's states");
     assert_eq!(head.user_tdvmcallinfo_1_r11.get(), 2);
     assert_eq!(head.kernel_tdvmcallinfo_1_r11.get(), 0);
 }
@@ -452,7 +452,7 @@ fn of_two_mistakes_in_init_vm_the_first_in_order_is_told() {
         (tdx_init_vm::ATTRIBUTES, |head, _| {
             head.attributes = U64::new(1 << 63)
         }),
-        (tdx_init_vm::XFAM, |head, _| head.xfam = U64::new(1 << 9)),
+        (tdx_init_vm::XFAM, |head, _| head.xfam = U64::new(1 << 17)),
         (tdx_init_vm::WIDTH, |_, list| {
             list[0].eax = U32::new(40 << 16)
         }),

@@ -92,8 +92,7 @@ pub(super) fn select_end(i: &Instruction) -> Option<Exec> {
             if c.r[1] as u32 != 0 || c.r[2] as u32 != 0 {
                 return Err(c.gp(0));
             }
-            c.pkru = c.r[0] as u32;
-            c.flush_linear();
+            c.set_pkru(c.r[0] as u32);
             Ok(())
         },
         M::In | M::Out => port,
@@ -435,7 +434,7 @@ fn xgetbv(c: &mut Core, _: &Instruction) -> R<()> {
     }
     let value = match c.r[1] as u32 {
         0 => c.fpu.xcr0,
-        1 => c.fpu.in_use() & c.fpu.xcr0,
+        1 => c.in_use() & c.fpu.xcr0,
         _ => return Err(c.gp(0)),
     };
     c.set_gpr(0, 4, value);

@@ -1,6 +1,6 @@
 //! Control of x87 and SSE state: FXSAVE, XSAVE and their counterparts.
 
-mod compact;
+pub(crate) mod compact;
 
 use iced_x86::{Code, Instruction, Mnemonic as M};
 
@@ -10,13 +10,17 @@ use crate::fpu::Fpu;
 use crate::paging::{READ, WRITE};
 use crate::state::{CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, Core, R};
 
-/// State components: x87, SSE, and the upper halves of YMM registers.
+/// State components: x87, SSE, the upper halves of YMM registers, and PKRU.
 pub(crate) const X87: u64 = 1;
 pub(crate) const SSE: u64 = 2;
 pub(crate) const AVX: u64 = 4;
+pub(crate) const PKRU: u64 = 1 << 9;
 /// Place of the upper halves in the standard format.
 pub(crate) const HIGH: usize = 576;
-const HIGH_BYTES: usize = 256;
+pub(crate) const HIGH_BYTES: usize = 256;
+/// Place of PKRU in the standard format, which is that of Intel's processors: behind AVX-512, which this one lacks.
+pub(crate) const PKRU_AT: usize = 2688;
+pub(crate) const PKRU_BYTES: usize = 8;
 
 pub(super) fn select(m: M) -> Option<Exec> {
     Some(match m {
@@ -46,6 +50,19 @@ impl Core {
         }
         self.fpu.mxcsr = value;
         Ok(())
+    }
+
+    /// XINUSE: the components that differ from their initial state.
+    pub(crate) fn in_use(&self) -> u64 {
+        self.fpu.in_use() | if self.pkru == 0 { 0 } else { PKRU }
+    }
+
+    /// Gives PKRU another value, which translations depend on.
+    pub(crate) fn set_pkru(&mut self, value: u32) {
+        if self.pkru != value {
+            self.pkru = value;
+            self.flush_linear();
+        }
     }
 
     /// XMM registers in the area: 16 in 64-bit mode, 8 otherwise.
@@ -203,22 +220,29 @@ fn requested(c: &mut Core, i: &Instruction) -> R<u64> {
     Ok((c.r[2] << 32 | c.r[0] & 0xffff_ffff) & c.fpu.xcr0)
 }
 
-/// The bytes of an area that holds these components.
-fn area_bytes(mask: u64) -> u64 {
-    let bytes = if mask & AVX != 0 {
+/// The bytes of an area of the standard format that holds these components.
+pub(crate) const fn area_bytes(mask: u64) -> usize {
+    if mask & PKRU != 0 {
+        PKRU_AT + PKRU_BYTES
+    } else if mask & AVX != 0 {
         HIGH + HIGH_BYTES
     } else {
         HIGH
-    };
-    bytes as u64
+    }
+}
+
+/// Writes PKRU as a component.
+fn write_pkru(c: &mut Core, seg: usize, at: u64) -> R<()> {
+    let bytes = u64::from(c.pkru).to_le_bytes();
+    c.write_linear(seg, at, &bytes, WRITE)
 }
 
 fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
     let mask = requested(c, i)?;
-    let at = c.area(i, area_bytes(mask), 64, true)?;
+    let at = c.area(i, area_bytes(mask) as u64, 64, true)?;
     let seg = Core::operand_segment(i);
     let optimised = matches!(i.mnemonic(), M::Xsaveopt | M::Xsaveopt64);
-    let in_use = c.fpu.in_use();
+    let in_use = c.in_use();
     let saved = if optimised { mask & in_use } else { mask };
     let mut area = [0; 512];
     c.read_linear(seg, at, &mut area, READ)?;
@@ -240,6 +264,9 @@ fn xsave(c: &mut Core, i: &Instruction) -> R<()> {
         let used = count * 16;
         save_high(&c.fpu, &mut high, count);
         c.write_linear(seg, at.wrapping_add(HIGH as u64), &high[..used], WRITE)?;
+    }
+    if saved & PKRU != 0 {
+        write_pkru(c, seg, at.wrapping_add(PKRU_AT as u64))?;
     }
     c.write_linear(seg, at.wrapping_add(512), &bits.to_le_bytes(), WRITE)?;
     c.write_linear(seg, at, &area, WRITE)
@@ -267,6 +294,15 @@ fn xrstor(c: &mut Core, i: &Instruction) -> R<()> {
         let at = at.wrapping_add(HIGH as u64);
         c.read_linear(seg, at, &mut high, READ)?;
     }
+    // Zeros if the component is in its initial state.
+    let mut pkru = [0; 4];
+    if mask & bits & PKRU != 0 {
+        let place = match compacted {
+            true => compact::pkru_at(header(1)),
+            false => PKRU_AT,
+        };
+        c.read_linear(seg, at.wrapping_add(place as u64), &mut pkru, READ)?;
+    }
     let initial = Fpu::new();
     if compacted && mask & SSE != 0 && bits & SSE == 0 {
         c.fpu.mxcsr = initial.mxcsr;
@@ -290,6 +326,9 @@ fn xrstor(c: &mut Core, i: &Instruction) -> R<()> {
     if mask & AVX != 0 {
         // Zeros if the component is in its initial state.
         restore_high(f, &high, count);
+    }
+    if mask & PKRU != 0 {
+        c.set_pkru(u32::from_le_bytes(pkru));
     }
     Ok(())
 }

@@ -106,7 +106,10 @@ impl Emulated {
         for (n, value) in registers.gpr.iter_mut().enumerate() {
             *value = self.cpu.gpr(n);
         }
-        *registers.extended() = self.cpu.save_xsave();
+        let area = self.cpu.save_xsave();
+        let extended = registers.extended();
+        let (same, _) = area.split_at(extended.len());
+        extended.copy_from_slice(same);
         registers.flags = self.cpu.rflags();
         vector
     }

@@ -13,7 +13,11 @@ use crate::sev;
 const IA32_TSC: u32 = 0x10;
 const IA32_APIC_BASE: u32 = 0x1b;
 const IA32_TSC_ADJUST: u32 = 0x3b;
+const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_EFER: u32 = 0xc000_0080;
+const IA32_TSC_AUX: u32 = 0xc000_0103;
+/// IA32_MISC_ENABLE: branch trace and PEBS are unavailable.
+const UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
 /// EFER: SCE, LME, LMA, NXE.
 const EFER_BITS: u64 = 1 | state::LME | state::LMA | 1 << 11;
 const CR4_PAE: u64 = 1 << 5;
@@ -162,9 +166,19 @@ impl Processor {
         Ok(())
     }
 
+    /// As KVM_GET_MSRS: the clock of a processor that did not execute for a while is behind the VM's, and CPUID hides
+    /// nothing.
     pub(crate) fn msrs(&self, msrs: &mut [Msr]) -> Result<()> {
+        let behind = self.vm.turns.clock().saturating_sub(self.cpu.clock());
         for msr in msrs {
-            let value = self.cpu.read_msr(msr.index);
+            let value = match msr.index {
+                IA32_TSC_AUX => Some(self.cpu.tsc_aux().into()),
+                IA32_TSC => self
+                    .cpu
+                    .read_msr(IA32_TSC)
+                    .map(|tsc| tsc.wrapping_add(behind)),
+                index => self.cpu.read_msr(index),
+            };
             msr.value = value.ok_or(Error::Invalid(Field::Msr, msr.index.into()))?;
         }
         Ok(())
@@ -176,9 +190,16 @@ impl Processor {
                 IA32_APIC_BASE => self.cpu.set_apic_base(value).then_some(()),
                 // As KVM_SET_MSRS: each is set alone, whereas the guest's WRMSR changes both.
                 IA32_TSC => {
+                    self.cpu.advance_to(self.vm.turns.clock());
                     self.cpu.set_tsc(value);
                     Some(())
                 }
+                // What is unavailable stays so, whereas the guest's WRMSR that would change it is refused.
+                IA32_MISC_ENABLE => self.cpu.write_msr(index, value | UNAVAILABLE),
+                // There also where CPUID hides it from the guest.
+                IA32_TSC_AUX => u32::try_from(value)
+                    .ok()
+                    .map(|aux| self.cpu.set_tsc_aux(aux)),
                 IA32_TSC_ADJUST => {
                     self.cpu.set_tsc_adjust(value);
                     Some(())

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use kvm_ops::{Error, Exit, Gfn, Gpa, Hpa, Result, Step, Tech};
-use kvm_ops_cpu::{Cpu, Registers, Segment, TableRegister, XSAVE_BYTES};
+use kvm_ops_cpu::{Cpu, Registers, Segment, TableRegister, XSAVE_BYTES, XSAVE_PKRU};
 use soft_amd_sp::AccessFault;
 
 use super::platform;
@@ -56,7 +56,8 @@ const MSRS: [(usize, u32); 9] = [
     (0x238, 0x176),       // SYSENTER_EIP
     (0x268, 0x277),       // PAT
 ];
-const TSC_AUX: (usize, u32) = (0x2ec, 0xc000_0103);
+const PKRU: usize = 0x2e8;
+const TSC_AUX: usize = 0x2ec;
 
 /// x87 fields: offset, offset in an XSAVE area, length.
 const X87_FIELDS: [(usize, usize, usize); 5] = [
@@ -74,7 +75,7 @@ const XSAVE_X87: usize = 32;
 const XSAVE_XMM: usize = 160;
 const XSTATE_BV: usize = 512;
 const XSAVE_YMM: usize = 576;
-const X87_SSE_AVX: u64 = 0b111;
+const X87_SSE_AVX_PKRU: u64 = 0b111 | 1 << 9;
 /// x87 registers: the significands of all eight, and behind them what is left of each (Linux
 /// `sev_es_sync_vmsa`).
 const SIGNIFICAND: usize = 8;
@@ -176,8 +177,7 @@ fn load(cpu: &mut Cpu, page: &[u8; PAGE]) {
     for (at, msr) in MSRS {
         let _ = cpu.write_msr(msr, get(page, at));
     }
-    let (at, msr) = TSC_AUX;
-    let _ = cpu.write_msr(msr, get(page, at) & 0xffff_ffff);
+    cpu.set_tsc_aux(get(page, TSC_AUX) as u32);
     let mut area = [0; XSAVE_BYTES];
     for (at, to, len) in X87_FIELDS {
         area[to..to + len].copy_from_slice(&page[at..at + len]);
@@ -191,7 +191,8 @@ fn load(cpu: &mut Cpu, page: &[u8; PAGE]) {
     }
     area[XSAVE_XMM..XSAVE_XMM + 256].copy_from_slice(&page[XMM..XMM + 256]);
     area[XSAVE_YMM..XSAVE_YMM + 256].copy_from_slice(&page[YMM..YMM + 256]);
-    area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&X87_SSE_AVX.to_le_bytes());
+    area[XSAVE_PKRU..XSAVE_PKRU + 4].copy_from_slice(&page[PKRU..PKRU + 4]);
+    area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&X87_SSE_AVX_PKRU.to_le_bytes());
     let _ = cpu.load_xsave(&area);
 }
 
@@ -230,9 +231,7 @@ fn store(cpu: &Cpu, page: &mut [u8; PAGE]) {
     for (at, msr) in MSRS {
         put(page, at, cpu.read_msr(msr).unwrap_or(0));
     }
-    let (at, msr) = TSC_AUX;
-    let aux = cpu.read_msr(msr).unwrap_or(0) as u32;
-    page[at..at + 4].copy_from_slice(&aux.to_le_bytes());
+    page[TSC_AUX..TSC_AUX + 4].copy_from_slice(&cpu.tsc_aux().to_le_bytes());
     page[CPL] = cpu.cpl();
     let area = cpu.save_xsave();
     for (at, from, len) in X87_FIELDS {
@@ -247,6 +246,7 @@ fn store(cpu: &Cpu, page: &mut [u8; PAGE]) {
     }
     page[XMM..XMM + 256].copy_from_slice(&area[XSAVE_XMM..XSAVE_XMM + 256]);
     page[YMM..YMM + 256].copy_from_slice(&area[XSAVE_YMM..XSAVE_YMM + 256]);
+    page[PKRU..PKRU + 4].copy_from_slice(&area[XSAVE_PKRU..XSAVE_PKRU + 4]);
 }
 
 fn refused() -> Exit {
@@ -401,7 +401,7 @@ mod tests {
         }
         page[MXCSR..MXCSR + 4].copy_from_slice(&0x1f80u32.to_le_bytes());
         page[0x410..0x412].copy_from_slice(&0x37fu16.to_le_bytes());
-        page[TSC_AUX.0] = 9;
+        (page[PKRU], page[TSC_AUX]) = (5, 9);
         for n in 0..16 {
             page[XMM + n * 16] = n as u8 + 1;
             page[YMM + n * 16] = n as u8 + 0x11;
