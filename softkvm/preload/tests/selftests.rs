@@ -6,75 +6,53 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// How a program ends: it passes, or it fails with this text, for this reason.
-#[derive(Clone, Copy)]
-enum Ends {
-    Pass,
-    Fail(&'static str, &'static str),
-}
-use Ends::{Fail, Pass};
-
-/// Program, vendor, end.
-const PROGRAMS: &[(&str, &str, Ends)] = &[
-    ("vm_types_test", "amd", Pass),
-    ("vm_types_test", "intel", Pass),
-    ("kvm_create_max_vcpus", "amd", Pass),
-    ("kvm_create_max_vcpus", "intel", Pass),
-    ("x86/max_vcpuid_cap_test", "amd", Pass),
-    ("x86/max_vcpuid_cap_test", "intel", Pass),
-    ("x86/sev_init2_tests", "amd", Pass),
-    ("x86/sev_migrate_tests", "amd", Pass),
-    ("x86/sev_dbg_test", "amd", Pass),
-    ("guest_memfd_test", "amd", Pass),
-    ("pre_fault_memory_test", "amd", Pass),
-    ("set_memory_region_test", "amd", Pass),
-    ("x86/private_mem_kvm_exits_test", "amd", Pass),
-    ("x86/private_mem_conversions_test", "amd", Pass),
-    ("guest_print_test", "amd", Pass),
-    ("x86/userspace_io_test", "amd", Pass),
-    ("x86/cr4_cpuid_sync_test", "amd", Pass),
-    ("x86/recalc_apic_map_test", "amd", Pass),
-    ("x86/sync_regs_test", "amd", Pass),
-    ("x86/set_boot_cpu_id", "amd", Pass),
-    ("x86/xcr0_cpuid_test", "amd", Pass),
-    ("x86/xss_msr_test", "amd", Pass),
-    ("irqfd_test", "amd", Pass),
-    ("kvm_binary_stats_test", "amd", Pass),
-    ("irq_test", "amd", Pass),
-    ("x86/cpuid_test", "amd", Pass),
-    ("x86/feature_msrs_test", "amd", Pass),
-    ("x86/apic_bus_clock_test", "amd", Pass),
-    ("x86/tsc_msrs_test", "amd", Pass),
-    ("x86/set_sregs_test", "amd", Pass),
-    ("x86/userspace_msr_exit_test", "amd", Pass),
-    ("x86/xapic_ipi_test", "amd", Pass),
-    ("x86/xapic_tpr_test", "amd", Pass),
-    ("x86/save_restore_pf_stress_test", "amd", Pass),
-    ("demand_paging_test", "amd", Pass),
-    ("dirty_log_perf_test", "amd", Pass),
-    ("kvm_page_table_test", "amd", Pass),
-    ("memslot_modification_stress_test", "amd", Pass),
-    ("rseq_test", "amd", Pass),
-    ("dirty_log_test", "amd", Pass),
-    (
-        "x86/state_test",
-        "amd",
-        Fail("supported_xcr0", "XSAVE has no component for PKRU"),
-    ),
-    (
-        "x86/msrs_test",
-        "amd",
-        Fail(
-            "kvm_msr_is_in_save_restore_list",
-            "the list of MSRs has fewer than the processor",
-        ),
-    ),
-    (
-        "x86/hwcr_msr_test",
-        "amd",
-        Fail("r == msrs->nmsrs", "the processor has no HWCR"),
-    ),
-    ("x86/sev_smoke_test", "amd", Pass),
+/// Programs that pass, and the vendor of the machine that they pass on.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("vm_types_test", "amd"),
+    ("vm_types_test", "intel"),
+    ("kvm_create_max_vcpus", "amd"),
+    ("kvm_create_max_vcpus", "intel"),
+    ("x86/max_vcpuid_cap_test", "amd"),
+    ("x86/max_vcpuid_cap_test", "intel"),
+    ("x86/sev_init2_tests", "amd"),
+    ("x86/sev_migrate_tests", "amd"),
+    ("x86/sev_dbg_test", "amd"),
+    ("guest_memfd_test", "amd"),
+    ("pre_fault_memory_test", "amd"),
+    ("set_memory_region_test", "amd"),
+    ("x86/private_mem_kvm_exits_test", "amd"),
+    ("x86/private_mem_conversions_test", "amd"),
+    ("guest_print_test", "amd"),
+    ("x86/userspace_io_test", "amd"),
+    ("x86/cr4_cpuid_sync_test", "amd"),
+    ("x86/recalc_apic_map_test", "amd"),
+    ("x86/sync_regs_test", "amd"),
+    ("x86/set_boot_cpu_id", "amd"),
+    ("x86/xcr0_cpuid_test", "amd"),
+    ("x86/xss_msr_test", "amd"),
+    ("irqfd_test", "amd"),
+    ("kvm_binary_stats_test", "amd"),
+    ("irq_test", "amd"),
+    ("x86/cpuid_test", "amd"),
+    ("x86/feature_msrs_test", "amd"),
+    ("x86/apic_bus_clock_test", "amd"),
+    ("x86/tsc_msrs_test", "amd"),
+    ("x86/tsc_scaling_sync", "amd"),
+    ("x86/set_sregs_test", "amd"),
+    ("x86/userspace_msr_exit_test", "amd"),
+    ("x86/xapic_ipi_test", "amd"),
+    ("x86/xapic_tpr_test", "amd"),
+    ("x86/save_restore_pf_stress_test", "amd"),
+    ("demand_paging_test", "amd"),
+    ("dirty_log_perf_test", "amd"),
+    ("kvm_page_table_test", "amd"),
+    ("memslot_modification_stress_test", "amd"),
+    ("rseq_test", "amd"),
+    ("dirty_log_test", "amd"),
+    ("x86/state_test", "amd"),
+    ("x86/msrs_test", "amd"),
+    ("x86/hwcr_msr_test", "amd"),
+    ("x86/sev_smoke_test", "amd"),
 ];
 
 /// Programs that skip themselves: what they look for in vain, a part of what they say, and their names.
@@ -174,16 +152,6 @@ const SKIPPED: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-impl Ends {
-    /// The words of the table.
-    fn words(self) -> String {
-        match self {
-            Pass => "passes".to_owned(),
-            Fail(text, reason) => format!("fails: {reason} (`{text}`)"),
-        }
-    }
-}
-
 /// A program that runs longer hangs.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -221,25 +189,22 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Tells how a program ended, in the words of the table.
-fn judge(output: Option<&Output>, expected: Ends) -> Result<String, String> {
-    let Some(output) = output else {
-        return Err("does not end".to_owned());
-    };
-    let text = text(output);
-    let as_expected = match expected {
-        Pass => output.status.success(),
-        Fail(last, _) => !output.status.success() && text.contains(last),
-    };
-    if as_expected {
-        Ok(expected.words())
-    } else {
-        Err(format!("{}: {text}", output.status))
+/// What a program says that does not pass.
+fn complaint(output: Option<&Output>) -> Option<String> {
+    match output {
+        None => Some("does not end".to_owned()),
+        Some(output) if output.status.success() => None,
+        Some(output) => Some(format!("{}: {}", output.status, text(output))),
     }
 }
 
+/// The row of a program in the manual's table.
+fn row(name: &str, vendor: &str) -> String {
+    format!("| `{name}` | {vendor} | passes |")
+}
+
 #[test]
-fn the_kernels_self_tests_end_as_the_manual_says() {
+fn the_kernels_self_tests_pass() {
     let Some(folder) = std::env::var_os("KVM_OPS_SELFTESTS").map(PathBuf::from) else {
         println!("skipped: KVM_OPS_SELFTESTS names no directory with the kernel's self-tests");
         return;
@@ -247,15 +212,15 @@ fn the_kernels_self_tests_end_as_the_manual_says() {
     assert!(library().exists(), "{}", library().display());
     let mut table = String::new();
     let mut wrong = Vec::new();
-    for (name, vendor, expected) in PROGRAMS {
+    for (name, vendor) in PROGRAMS {
         let program = folder.join(name);
         if !program.exists() {
             println!("skipped: {name} was not built");
             continue;
         }
-        match judge(run(&program, vendor).as_ref(), *expected) {
-            Ok(end) => writeln!(table, "| `{name}` | {vendor} | {end} |").expect("memory"),
-            Err(end) => wrong.push(format!("{name} ({vendor}): {end}")),
+        match complaint(run(&program, vendor).as_ref()) {
+            None => writeln!(table, "{}", row(name, vendor)).expect("memory"),
+            Some(text) => wrong.push(format!("{name} ({vendor}): {text}")),
         }
     }
     println!("{table}");
@@ -294,11 +259,11 @@ fn programs_that_look_for_more_than_there_is_skip_themselves() {
 
 /// The manual's table is the runner's, also where the programs are missing.
 #[test]
-fn the_manual_has_each_program_and_its_end() {
+fn the_manual_has_each_program() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/softkvm.md");
     let page = std::fs::read_to_string(page).expect("the page");
-    for (name, vendor, expected) in PROGRAMS {
-        let row = format!("| `{name}` | {vendor} | {} |", expected.words());
+    for (name, vendor) in PROGRAMS {
+        let row = row(name, vendor);
         assert!(page.contains(&row), "{row}");
     }
     for (reason, _, names) in SKIPPED {

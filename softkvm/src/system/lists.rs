@@ -7,14 +7,19 @@ use zerocopy::IntoBytes;
 use crate::refusal::Result;
 use crate::{Kernel, Process, Refusal};
 
-/// MSRs of a vCPU, with their value after power-on.
-pub(crate) const MSRS: [(u32, u64); 14] = [
-    (0x10, 0),                      // IA32_TIME_STAMP_COUNTER
-    (0x1b, 0xfee0_0900),            // IA32_APIC_BASE
-    (0x174, 0),                     // IA32_SYSENTER_CS
-    (0x175, 0),                     // IA32_SYSENTER_ESP
-    (0x176, 0),                     // IA32_SYSENTER_EIP
+/// MSRs of a vCPU, with their value after power-on as KVM has it.
+pub(crate) const MSRS: [(u32, u64); 21] = [
+    (0x10, 0),           // IA32_TIME_STAMP_COUNTER
+    (0x1b, 0xfee0_0900), // IA32_APIC_BASE
+    (0x3b, 0),           // IA32_TSC_ADJUST
+    (0x174, 0),          // IA32_SYSENTER_CS
+    (0x175, 0),          // IA32_SYSENTER_ESP
+    (0x176, 0),          // IA32_SYSENTER_EIP
+    (0x17a, 0),          // IA32_MCG_STATUS
+    (MISC_ENABLE, MISC_ENABLE_RESET),
+    (0x1fc, 0),                     // IA32_POWER_CTL
     (0x277, 0x0007_0406_0007_0406), // IA32_PAT
+    (0x6e0, 0),                     // IA32_TSC_DEADLINE
     (0xc000_0080, 0),               // EFER
     (0xc000_0081, 0),               // STAR
     (0xc000_0082, 0),               // LSTAR
@@ -23,7 +28,19 @@ pub(crate) const MSRS: [(u32, u64); 14] = [
     (0xc000_0100, 0),               // FS_BASE
     (0xc000_0101, 0),               // GS_BASE
     (0xc000_0102, 0),               // KERNEL_GS_BASE
+    (0xc000_0103, 0),               // TSC_AUX
+    (HWCR, 0),
 ];
+
+/// IA32_MISC_ENABLE, and its value of a new vCPU: branch trace and PEBS are unavailable.
+pub(crate) const MISC_ENABLE: u32 = 0x1a0;
+pub(crate) const MISC_ENABLE_RESET: u64 = 1 << 11 | 1 << 12;
+
+/// The MSR that AMD's processors alone have.
+const HWCR: u32 = 0xc001_0015;
+
+/// IA32_APIC_BASE, EFER, FS_BASE and GS_BASE: `KVM_SET_SREGS` sets them, and the list does not have them.
+const IN_SREGS: [u32; 4] = [0x1b, 0xc000_0080, 0xc000_0100, 0xc000_0101];
 
 /// MSRs that tell of features: the microcode's revision, which is that of a new vCPU.
 fn features(kernel: &Kernel) -> [(u32, u64); 1] {
@@ -40,8 +57,11 @@ fn features(kernel: &Kernel) -> [(u32, u64); 1] {
 /// The most entries of one `KVM_GET_MSRS`.
 pub(crate) const MAX_MSRS: u32 = 256;
 
-pub(super) fn msr_indices(process: &dyn Process, argument: u64) -> Result<i64> {
-    indices(process, argument, MSRS.iter().map(|(index, _)| *index))
+pub(super) fn msr_indices(kernel: &Kernel, process: &dyn Process, argument: u64) -> Result<i64> {
+    let all = MSRS.iter().map(|(index, _)| *index);
+    let here = |index: &u32| !IN_SREGS.contains(index) && (kernel.is_amd() || *index != HWCR);
+    let list: Vec<u32> = all.filter(here).collect();
+    indices(process, argument, list.into_iter())
 }
 
 pub(super) fn feature_indices(

@@ -29,7 +29,7 @@ pub(crate) fn ioctl(
         ioctl::KVM_CREATE_VM => create_vm(kernel, process, argument),
         ioctl::KVM_CHECK_EXTENSION => Ok(capabilities::of_system(kernel, argument)),
         ioctl::KVM_GET_SUPPORTED_CPUID => cpuid::get_supported(kernel, process, argument),
-        ioctl::KVM_GET_MSR_INDEX_LIST => lists::msr_indices(process, argument),
+        ioctl::KVM_GET_MSR_INDEX_LIST => lists::msr_indices(kernel, process, argument),
         ioctl::KVM_GET_MSR_FEATURE_INDEX_LIST => lists::feature_indices(kernel, process, argument),
         ioctl::KVM_GET_MSRS => lists::get_features(kernel, process, argument),
         ioctl::KVM_X86_GET_MCE_CAP_SUPPORTED => {

@@ -8,18 +8,22 @@ use super::held::Held;
 use super::{convert, sev};
 use crate::machine::Processor;
 use crate::refusal::Result;
+use crate::system::lists::{MISC_ENABLE, MISC_ENABLE_RESET};
 use crate::tdx;
 
 /// IA32_APIC_BASE: the processor boots.
 const BSP: u64 = 1 << 8;
-/// XCR0: x87, which is always on, SSE, and AVX, which needs SSE.
+/// XCR0: x87, which is always on, SSE, AVX, which needs SSE, and PKRU.
 const X87: u64 = 1;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
+const PKRU: u64 = 1 << 9;
+/// IA32_TIME_STAMP_COUNTER.
+pub(super) const TSC: u32 = 0x10;
 
 /// A value that XCR0 can have on these processors.
 const fn is_xcr0(value: u64) -> bool {
-    let known = value & !(X87 | SSE | AVX) == 0;
+    let known = value & !(X87 | SSE | AVX | PKRU) == 0;
     known && value & X87 != 0 && (value & AVX == 0 || value & SSE != 0)
 }
 
@@ -50,6 +54,8 @@ impl Cpu {
             // Without local APICs all of them run.
             let _ = vcpu.set_mp_state(state);
         }
+        // The software machine's own value has fast strings on.
+        vcpu.set_msrs(&[Msr::write(MISC_ENABLE, MISC_ENABLE_RESET)])?;
         Ok(Self::Processor(Box::new(vcpu)))
     }
 
@@ -185,6 +191,19 @@ impl Cpu {
         }
     }
 
+    /// The VM's clock, in ticks of the TSC. `None` without a processor.
+    pub(crate) fn clock(&self) -> Option<u64> {
+        match self {
+            Self::Held(_) => None,
+            Self::Processor(vcpu) => vcpu.clock(),
+        }
+    }
+
+    /// Sets the TSC. A guest whose registers are its secret keeps its own.
+    pub(crate) fn set_tsc(&mut self, value: u64) {
+        let _ = self.set_msr(TSC, value);
+    }
+
     /// An MSR of a TD's vCPU that KVM keeps.
     pub(super) fn td_msr(&self, index: u32) -> Option<u64> {
         let value = self.msr(index).unwrap_or(0);
@@ -209,7 +228,7 @@ mod tests {
 
     #[test]
     fn xcr0_has_x87_and_no_avx_without_sse() {
-        let known: Vec<u64> = (0..16).filter(|value| is_xcr0(*value)).collect();
-        assert_eq!(known, [1, 3, 7]);
+        let known: Vec<u64> = (0..0x400).filter(|value| is_xcr0(*value)).collect();
+        assert_eq!(known, [1, 3, 7, 0x201, 0x203, 0x207]);
     }
 }

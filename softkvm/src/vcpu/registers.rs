@@ -10,6 +10,7 @@ use kvm_ops_uapi::{Errno, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::controls::{CR4_PAE, EFER_LMA, are_valid};
+use super::cpu::TSC;
 use crate::file::VcpuFile;
 use crate::refusal::{Result, ensure};
 use crate::system::lists::each_msr;
@@ -158,9 +159,17 @@ pub(super) fn set_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) ->
     let meaningless = file.vm.is_plain() && state.cpu.is_protected();
     each_msr(process, argument, |entry| {
         let (index, value) = (entry.index.get(), entry.data.get());
-        match is_td {
-            true => state.cpu.set_td_msr(index, value),
-            false => state.cpu.set_msr(index, value) || meaningless,
+        match (is_td, index) {
+            (true, _) => state.cpu.set_td_msr(index, value),
+            (false, TSC) => {
+                let khz = state.tsc_khz;
+                let value = match state.cpu.clock() {
+                    Some(clock) => file.vm.lock().synchronise_tsc(Some(value), clock, khz),
+                    None => value,
+                };
+                state.cpu.set_msr(index, value) || meaningless
+            }
+            (false, _) => state.cpu.set_msr(index, value) || meaningless,
         }
     })
 }

@@ -40,13 +40,17 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64
         msrs: Arc::clone(vm.msrs()),
         counts: Arc::default(),
     };
-    let cpu = match processor(vm, &mut state, id, starts_as, &links) {
+    let mut cpu = match processor(vm, &mut state, id, starts_as, &links) {
         Ok(cpu) => cpu,
         Err(refusal) => {
             process.release(number);
             return Err(refusal);
         }
     };
+    if let Some(clock) = cpu.clock() {
+        let tsc = state.synchronise_tsc(None, clock, None);
+        cpu.set_tsc(tsc);
+    }
     let vcpu = Arc::new(Vcpu::new(id, cpu, links));
     state.vcpus.insert(id, Arc::clone(&vcpu));
     process.install(number, File::vcpu(Arc::clone(vm), vcpu));

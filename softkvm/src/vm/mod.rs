@@ -80,6 +80,7 @@ pub(crate) struct State {
     max_vcpu_id: Option<u32>,
     hypercall_exits: u64,
     clock: clock::Clock,
+    tscs: clock::Tscs,
 }
 
 impl Vm {
@@ -110,6 +111,7 @@ impl Vm {
                 max_vcpu_id: None,
                 hypercall_exits: 0,
                 clock: clock::Clock::default(),
+                tscs: clock::Tscs::default(),
             }),
         });
         vm.kernel.register(&vm);
@@ -220,6 +222,17 @@ impl Vm {
 }
 
 impl State {
+    /// What a vCPU's TSC becomes by a write, or of a new one; see [`clock::Tscs::synchronise`]. `khz` are the vCPU's own.
+    pub(crate) fn synchronise_tsc(
+        &mut self,
+        written: Option<u64>,
+        clock: u64,
+        khz: Option<u32>,
+    ) -> u64 {
+        let khz = khz.unwrap_or_else(|| self.tsc_khz());
+        self.tscs.synchronise(written, clock, khz)
+    }
+
     pub(crate) fn tsc_khz(&self) -> u32 {
         self.clock.tsc_khz()
     }

@@ -154,6 +154,103 @@ fn msrs_are_those_that_the_guest_reads() {
     assert_eq!(guest.regs().rax.get(), 0x1234_5678);
 }
 
+const TSC: u32 = 0x10;
+
+/// The `struct kvm_msrs` of one MSR.
+fn one_msr(index: u32, data: u64) -> Vec<u8> {
+    let head = Msrs {
+        nmsrs: U32::new(1),
+        ..Msrs::default()
+    };
+    let entry = MsrEntry {
+        index: U32::new(index),
+        data: U64::new(data),
+        ..MsrEntry::default()
+    };
+    [head.as_bytes(), entry.as_bytes()].concat()
+}
+
+/// True if the vCPU takes the value.
+fn takes(guest: &Guest, vcpu: i32, index: u32, value: u64) -> bool {
+    let bytes = one_msr(index, value);
+    guest.call(vcpu, ioctl::KVM_SET_MSRS, &bytes[..]).unwrap() == 1
+}
+
+fn msr(guest: &Guest, vcpu: i32, index: u32) -> u64 {
+    /// Behind the head, an index and padding.
+    const DATA: u64 = 16;
+    let at = guest.host.task.put(&one_msr(index, 0)[..]);
+    assert_eq!(
+        guest.ioctl(vcpu, ioctl::KVM_GET_MSRS, at),
+        Ok(1),
+        "{index:#x}"
+    );
+    u64::from_le_bytes(guest.read_at(at + DATA))
+}
+
+/// tsc_scaling_sync: the first vCPU's TSC is set, and the others are created after that.
+#[test]
+fn the_tsc_of_a_vcpu_that_is_made_later_is_in_step_with_what_was_set() {
+    const OFFSET: u64 = 200_000_000;
+    // mov cx, 1000; loop to itself; hlt
+    let guest = Guest::new(&[0xb9, 0xe8, 0x03, 0xe2, 0xfe, 0xf4]);
+    assert!(takes(&guest, guest.vcpu, TSC, OFFSET));
+    let early = guest.add_vcpu(1, 0x3000);
+    assert_eq!(msr(&guest, early, TSC), OFFSET);
+    assert_eq!(guest.run(), exit_reason::HLT);
+    let late = guest.add_vcpu(2, 0x3000);
+    let now = msr(&guest, guest.vcpu, TSC);
+    assert!(now > OFFSET + 1000, "{now}");
+    for vcpu in [early, late] {
+        assert_eq!(msr(&guest, vcpu, TSC), now);
+    }
+}
+
+/// hwcr_msr_test: test_hwcr_bit.
+#[test]
+fn hwcr_takes_two_bits_ignores_three_and_refuses_the_others() {
+    const HWCR: u32 = 0xc001_0015;
+    let guest = Guest::on(Vendor::Amd, &[0xf4], 0, |_, _| ());
+    let ignored = 1 << 3 | 1 << 6 | 1 << 8;
+    let valid = 1 << 18 | 1 << 24;
+    for bit in 0..64 {
+        let value = 1 << bit;
+        let is_taken = value & (ignored | valid) != 0;
+        assert_eq!(takes(&guest, guest.vcpu, HWCR, value), is_taken, "{bit}");
+        assert_eq!(msr(&guest, guest.vcpu, HWCR), value & valid, "{bit}");
+        assert!(takes(&guest, guest.vcpu, HWCR, 0));
+    }
+}
+
+/// msrs_test: what the list has can be read, and IA32_MISC_ENABLE begins as KVM's.
+#[test]
+fn each_msr_of_the_list_can_be_read_and_written_back() {
+    for vendor in [Vendor::Amd, Vendor::Intel] {
+        let guest = Guest::on(vendor, &[0xf4], 0, |_, _| ());
+        let kvm = guest.host.task.open(guest.kernel.open_kvm()).unwrap();
+        let room = [&100u32.to_le_bytes()[..], &[0; 400]].concat();
+        let at = guest.host.task.put(&room[..]);
+        guest.ioctl(kvm, ioctl::KVM_GET_MSR_INDEX_LIST, at).unwrap();
+        let count = u32::from_le_bytes(guest.read_at(at));
+        let indices = (1..=u64::from(count)).map(|n| u32::from_le_bytes(guest.read_at(at + n * 4)));
+        let list: Vec<u32> = indices.collect();
+        for index in &list {
+            let value = msr(&guest, guest.vcpu, *index);
+            assert!(takes(&guest, guest.vcpu, *index, value), "{index:#x}");
+        }
+        for (index, is_there) in [
+            (TSC, true),
+            (0x1a0, true),
+            (0xc000_0103, true),
+            (0xc000_0080, false),
+            (0xc001_0015, vendor == Vendor::Amd),
+        ] {
+            assert_eq!(list.contains(&index), is_there, "{index:#x}");
+        }
+        assert_eq!(msr(&guest, guest.vcpu, 0x1a0), 0x1800);
+    }
+}
+
 #[test]
 fn a_halt_ends_in_the_kernel_where_interrupt_controllers_are() {
     // cli; hlt: nothing but a signal ends it
