@@ -112,7 +112,7 @@ pub(crate) struct Args {
     vcpus: u32,
 
     /// Run the vCPUs at the same time on the software platform, as /dev/kvm does, and not in turns: faster with
-    /// several, in the host's time, and no run is like another one
+    /// several that all have work, in the host's time, and no run is like another one
     #[arg(long)]
     threads: bool,
 
