@@ -1,5 +1,4 @@
-//! An SNP guest, and encrypted registers, move within a host: what goes along, and what each failure
-//! of the ports leads to.
+//! An SNP guest, and encrypted registers, move within a host: what goes along.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -10,8 +9,8 @@ use common::*;
 use kvm_ops_core::guest::{Action, Script};
 use kvm_ops_core::moves::{MoveToken, StagingTable};
 use kvm_ops_core::{
-    Answer, Backend, Error, Exit, Fault, FaultPlan, Field, Gfn, Gpa, Host, InjectedHost, Level,
-    Privacy, Result, Step, Tech, VcpuId, VcpuOps, VmOps, VmParams,
+    Answer, Backend, Error, Exit, Field, Gfn, Gpa, Host, Level, Privacy, Result, Step, Tech,
+    VcpuId, VcpuOps, VmOps, VmParams,
 };
 use kvm_ops_sev::{SevVcpu, SevVm};
 use kvm_ops_sim::SimHost;
@@ -240,93 +239,4 @@ fn an_snp_guest_moves_once_it_is_finished() {
     assert_eq!(Sev::move_context(&mut vm, &mut to), Ok(()));
     [vm, to].into_iter().for_each(free_clean);
     nothing_left(&host);
-}
-
-type Injected = InjectedHost<SimHost>;
-
-/// The calls of a move, with the number of times that each is made.
-const CALLS: [(u64, u64); 2] = [(FaultPlan::BIND_ASID, 2), (FaultPlan::TAKE_GUEST, 1)];
-
-fn attempt(
-    staged: bool,
-    token: &mut Option<MoveToken>,
-    table: &Arc<StagingTable>,
-    from: &mut SevVm<Injected>,
-    to: &mut SevVm<Injected>,
-) -> Result<()> {
-    if !staged {
-        return SevVm::move_context(from, to);
-    }
-    if token.is_none() {
-        *token = Some(send(from, table)?);
-    }
-    let good = token.as_ref().unwrap();
-    to.local_receive(table, good, &mut |_| Ok(())).map(drop)
-}
-
-#[test]
-fn whatever_call_fails_and_however_the_guest_runs_on_exactly_one_side() {
-    let errors = [Error::Busy, Error::NoMemory, Error::Invalid(Field::Vcpu, 0)];
-    let cases = TECHS.into_iter().flat_map(|tech| {
-        let calls = CALLS
-            .into_iter()
-            .flat_map(|(call, times)| (1..=times).map(move |nth| (call, nth)));
-        calls.flat_map(move |call| errors.map(|error| (tech, call, error)))
-    });
-    for ((tech, (call, nth), error), staged) in cases.flat_map(|case| [(case, false), (case, true)])
-    {
-        let plan = Arc::new(FaultPlan::new());
-        let host = InjectedHost::new(common::host(5), Arc::clone(&plan));
-        let ram = Ram::new(1 << 20);
-        let (mut from, mut old) = launched(&host, tech, &ram);
-        let (mut to, mut vcpu) = waiting(&host, tech, &ram);
-        load(
-            &mut old,
-            Script::new().output(0x80, &[1]).output(0x81, &[2]),
-        );
-        assert!(matches!(old.vcpu_run(), Ok(Exit::IoOut { port: 0x80, .. })));
-        let (table, mut token) = (Arc::new(StagingTable::new()), None);
-        let before = (from.identity(), from.asid(), to.asid());
-
-        plan.arm(Fault::nth(nth).of(call).error(error));
-        let failed = attempt(staged, &mut token, &table, &mut from, &mut to);
-        let what = format!("{tech} {call:#x} {nth} {error} {staged}");
-        assert_eq!(failed, Err(error), "{what}");
-        assert!(plan.disarm(), "{what}");
-        assert_eq!((from.identity(), from.asid(), to.asid()), before, "{what}");
-        let step = if staged {
-            Step::Poisoned
-        } else {
-            Step::Runnable
-        };
-        assert_eq!(
-            (from.step(), to.step()),
-            (step, Step::Initialized),
-            "{what}"
-        );
-        assert_eq!(table.len(), usize::from(staged));
-
-        // Then no command, no RMP instruction and no page is needed: each would fail.
-        plan.arm(Fault::every(1).of(FaultPlan::ALLOC));
-        plan.arm(Fault::every(1).of(FaultPlan::RMPUPDATE));
-        for command in soft_amd_sp::Command::ALL {
-            plan.arm(Fault::every(1).of(*command as u64));
-        }
-        attempt(staged, &mut token, &table, &mut from, &mut to).unwrap();
-        plan.disarm();
-        assert_eq!(old.vcpu_run(), Err(Error::Poisoned), "{what}");
-        if tech == Tech::Sev {
-            // The embedder carries the registers.
-            load(&mut vcpu, Script::new().output(0x81, &[2]));
-        }
-        let exit = vcpu.vcpu_run();
-        assert!(
-            matches!(exit, Ok(Exit::IoOut { port: 0x81, .. })),
-            "{what}: {exit:?}"
-        );
-        drop((old, vcpu));
-        free_clean(from);
-        free_clean(to);
-        nothing_left(host.inner());
-    }
 }
