@@ -256,6 +256,38 @@ fn whatever_call_fails_the_guest_runs_on_exactly_one_side_and_the_books_add_up()
     swap_support::compare_table("sev-move-failures", &table);
 }
 
+/// Faults from the given call on, so that undoing the move fails, too.
+#[test]
+fn a_source_that_cannot_have_its_asid_again_is_lost_and_both_can_be_torn_down() {
+    let bind = |nth| Fault::nth(nth).of(FaultPlan::BIND_ASID).times(u64::MAX);
+    for (tech, staged) in TECHS.into_iter().flat_map(|t| [(t, false), (t, true)]) {
+        let take = || Fault::nth(1).of(FaultPlan::TAKE_GUEST);
+        for faults in [
+            vec![bind(2)],
+            vec![take(), bind(2)],
+            vec![take(), bind(3)],
+            vec![take(), bind(4)],
+        ] {
+            let what = format!("{tech} {staged} {faults:?}");
+            let mut pair = Pair::new(tech, staged);
+            for fault in faults {
+                pair.plan.arm(fault.error(Error::NoMemory));
+            }
+            assert_eq!(pair.attempt(), Err(Error::NoMemory), "{what}");
+            pair.plan.disarm();
+            assert!(pair.plan.happened() >= 2, "{what}");
+            assert_eq!(pair.from.step(), Step::Poisoned, "{what}");
+            assert_eq!(pair.old.vcpu_run(), Err(Error::Poisoned), "{what}");
+            assert!(pair.new.vcpu_run().is_err(), "{what}");
+            assert_eq!(pair.attempt(), Err(Error::Poisoned), "{what}");
+            drop((pair.old, pair.new));
+            free_clean(pair.to);
+            free_clean(pair.from);
+            nothing_left(pair.host.inner());
+        }
+    }
+}
+
 /// Any other call would fail.
 #[test]
 fn a_move_makes_no_other_call() {

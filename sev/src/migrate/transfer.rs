@@ -11,7 +11,7 @@
 use alloc::sync::Arc;
 
 use kvm_ops::moves::{Movable, claim_both, mark_moved};
-use kvm_ops::{Error, Field, Host, PspPort, Result, Step, VmPort};
+use kvm_ops::{Asid, Error, Field, Host, PspPort, Result, Step, VmPort};
 
 use super::account::Charge;
 use super::group::{Group, Membership, Role};
@@ -176,6 +176,10 @@ pub(super) fn take_over<H: Host>(
     from: &Arc<Shared<H>>,
     confirm: impl FnOnce(&Context) -> Result<()>,
 ) -> Result<()> {
+    // A source that an earlier attempt lost; its token may still be there.
+    if from.life.step_at_home() == Step::Poisoned {
+        return Err(Error::Poisoned);
+    }
     check_pair(to, from)?;
     check_vcpus(to, from)?;
     let mut own = to.context();
@@ -227,24 +231,33 @@ pub(super) fn take_over<H: Host>(
 
 /// The ports' part: the ASID, then what else the machine keeps of the guest. Undone if it fails.
 fn hand_over<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
-    rebind(to, from)?;
-    to.port.take_guest(&from.port).inspect_err(|_| {
-        // What cannot be bound again does not run, and can be torn down.
-        let _ = rebind(from, to);
+    let asid = from.asid().ok();
+    if let Some(asid) = asid {
+        unbind(from)?;
+        to.bind(asid)
+            .inspect_err(|error| bind_again(from, asid, error))?;
+    }
+    to.port.take_guest(&from.port).inspect_err(|error| {
+        if let Some(asid) = asid {
+            // A receiver that keeps the ASID has no guest that it could run, and loses it with its teardown.
+            let _ = unbind(to);
+            bind_again(from, asid, error);
+        }
     })
 }
 
-/// The ASID goes from the one's VMCBs to the other's.
-fn rebind<H: Host>(to: &Shared<H>, from: &Shared<H>) -> Result<()> {
-    let Ok(asid) = from.asid() else {
-        return Ok(());
-    };
-    from.sev()?.bind_asid(None, from.mask)?;
-    from.set_bound(None);
-    to.bind(asid).inspect_err(|_| {
-        // A source that cannot be bound again does not run, and can be torn down.
-        let _ = from.bind(asid);
-    })
+/// Takes the ASID out of the VMCBs.
+fn unbind<H: Host>(vm: &Shared<H>) -> Result<()> {
+    vm.sev()?.bind_asid(None, vm.mask)?;
+    vm.set_bound(None);
+    Ok(())
+}
+
+/// Gives the source its ASID back after that failure. Without it the guest cannot run any more: it is lost, and can be torn down.
+fn bind_again<H: Host>(from: &Shared<H>, asid: Asid, error: &Error) {
+    if from.bind(asid).is_err() {
+        from.poison(error);
+    }
 }
 
 /// The properties of a guest besides memory and registers. All of them move with its context.
