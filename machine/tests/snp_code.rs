@@ -111,6 +111,13 @@ fn send(a: &mut CodeAssembler, fields: &[i32]) -> Assembled {
     a.vmgexit()
 }
 
+fn pause_for_good(a: &mut CodeAssembler) -> Assembled {
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    a.pause()?;
+    a.jmp(again)
+}
+
 /// The GHCB's address in RBX.
 fn ghcb(a: &mut CodeAssembler) -> Assembled {
     a.mov(rbx, SHARED + GHCB)
@@ -829,10 +836,7 @@ fn a_vcpu_that_the_guest_creates_runs_from_its_save_area_until_it_is_destroyed()
     let other: Part = |a| {
         a.mov(ebp, FLAG as u32)?;
         a.mov(dword_ptr(rbp), ecx)?;
-        let mut park = a.create_label();
-        a.set_label(&mut park)?;
-        a.pause()?;
-        a.jmp(park)
+        pause_for_good(a)
     };
     for host in hosts() {
         let config = config(kernel(main, &[(VC, other)]))
@@ -896,10 +900,7 @@ fn locked_instructions_of_two_vcpus_add_up_in_turns_and_at_the_same_time() {
     };
     let other: Part = |a| {
         count_together(a)?;
-        let mut park = a.create_label();
-        a.set_label(&mut park)?;
-        a.pause()?;
-        a.jmp(park)
+        pause_for_good(a)
     };
     for host in hosts() {
         let config = config(kernel(main, &[(VC, other)]))

@@ -61,6 +61,20 @@ fn all_count(a: &mut CodeAssembler) -> Assembled {
     count(a)
 }
 
+/// The end of a kernel whose vCPUs each raised the counter so often. The first vCPU, with 0 in EBX, waits for all, prints the letter
+/// if the counter is right, and ends the machine; the others halt.
+fn finish(a: &mut CodeAssembler, rounds: u32, letter: char) -> Assembled {
+    let mut others = a.create_label();
+    a.lock().inc(qword_ptr(DONE))?;
+    a.test(ebx, ebx)?;
+    a.jnz(others)?;
+    wait_for(a, DONE, VCPUS as i32)?;
+    a.cmp(qword_ptr(COUNTER), (rounds * VCPUS) as i32)?;
+    print_if_equal(a, letter)?;
+    end(a)?;
+    halt_for_good(a, &mut others)
+}
+
 #[test]
 fn locked_instructions_on_private_memory_add_up_while_the_host_reads_it() {
     const ROUNDS: u32 = 20_000;
@@ -105,9 +119,7 @@ fn locked_instructions_on_private_memory_add_up_while_the_host_reads_it() {
             print_if_equal(a, yes)?;
         }
         end(a)?;
-        a.set_label(&mut others)?;
-        halt(a, true)?;
-        a.jmp(others)
+        halt_for_good(a, &mut others)
     };
     for host in hosts() {
         let platform = host.tdx_platform().unwrap();
@@ -147,7 +159,6 @@ fn a_damaged_page_s_other_lines_are_counted_in_to_the_last_round() {
     const ROUNDS: u32 = 3000;
     let main: Part = |a| {
         a.mov(ebx, esi)?;
-        let mut others = a.create_label();
         let mut wait = a.create_label();
         let mut next = a.create_label();
         a.test(ebx, ebx)?;
@@ -160,16 +171,7 @@ fn a_damaged_page_s_other_lines_are_counted_in_to_the_last_round() {
         a.lock().inc(qword_ptr(COUNTER))?;
         a.dec(ebp)?;
         a.jnz(next)?;
-        a.lock().inc(qword_ptr(DONE))?;
-        a.test(ebx, ebx)?;
-        a.jnz(others)?;
-        wait_for(a, DONE, VCPUS as i32)?;
-        a.cmp(qword_ptr(COUNTER), (ROUNDS * VCPUS) as i32)?;
-        print_if_equal(a, 'l')?;
-        end(a)?;
-        a.set_label(&mut others)?;
-        halt(a, true)?;
-        a.jmp(others)
+        finish(a, ROUNDS, 'l')
     };
     let host = at_the_same_time();
     let platform = host.tdx_platform().unwrap();
@@ -251,7 +253,6 @@ fn timers_of_all_vcpus_follow_the_time_of_the_host() {
         set(a, TIMER, BY_DEADLINE | u32::from(VECTOR))?;
         a.mov(ebp, SLEEPS)?;
         let mut next = a.create_label();
-        let mut others = a.create_label();
         a.set_label(&mut next)?;
         time(a)?;
         a.add(rax, TICKS as i32)?;
@@ -265,16 +266,7 @@ fn timers_of_all_vcpus_follow_the_time_of_the_host() {
         a.cli()?;
         a.dec(ebp)?;
         a.jnz(next)?;
-        a.lock().inc(qword_ptr(DONE))?;
-        a.test(ebx, ebx)?;
-        a.jnz(others)?;
-        wait_for(a, DONE, VCPUS as i32)?;
-        a.cmp(qword_ptr(COUNTER), (SLEEPS * VCPUS) as i32)?;
-        print_if_equal(a, 't')?;
-        end(a)?;
-        a.set_label(&mut others)?;
-        halt(a, true)?;
-        a.jmp(others)
+        finish(a, SLEEPS, 't')
     };
     let ticks: Part = |a| {
         handler(a, |a| {

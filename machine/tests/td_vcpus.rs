@@ -415,9 +415,7 @@ fn each_page_is_accepted_once_whichever_vcpu_comes_first() {
         a.cmp(dword_ptr(u64::from(FIRST) + 0x1000), VCPUS as i32)?;
         print_if_equal(a, 'w')?;
         end(a)?;
-        a.set_label(&mut others)?;
-        halt(a, true)?;
-        a.jmp(others)
+        halt_for_good(a, &mut others)
     };
     prints(kernel(main, &[]), "aow.");
 }

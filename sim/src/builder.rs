@@ -88,7 +88,7 @@ impl SimHostBuilder {
     ///
     /// By default they take turns, time passes with instructions, and a run is the same each time. At the same time,
     /// the work of several vCPUs is done sooner, the guest's time is that of the host, and no run is like another
-    /// one. Of all TDs' vCPUs as many execute as the TDX machine has logical processors.
+    /// one. At most as many vCPUs of TDs execute at a time as the TDX machine has logical processors.
     ///
     /// ```
     /// use kvm_ops_core::{Host, Tech, Vendor, VmParams};

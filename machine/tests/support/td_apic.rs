@@ -67,6 +67,13 @@ pub(crate) fn halt(a: &mut CodeAssembler, blocked: bool) -> Assembled {
     vmcall(a, HLT)
 }
 
+/// Halts for good from the label on; no interrupt is taken.
+pub(crate) fn halt_for_good(a: &mut CodeAssembler, label: &mut CodeLabel) -> Assembled {
+    a.set_label(label)?;
+    halt(a, true)?;
+    a.jmp(*label)
+}
+
 /// Clock ticks of the timer's input clock in RBP, as CPUID leaf 15H has them.
 pub(crate) fn input_clock(a: &mut CodeAssembler) -> Assembled {
     a.mov(eax, 0x15)?;
