@@ -5,13 +5,14 @@ mod run_support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use kvm_ops_core::guest::Script;
 use kvm_ops_core::moves::{GuestName, MoveToken, StagingTable};
 use kvm_ops_core::{
-    Answer, Backend, EncParams, Error, Exit, Fault, FaultPlan, Field, Gfn, Gpa, Gpaw, Host,
-    InjectedHost, Irqchip, Level, Privacy, Result, SeamPort, Step, TdParams, VcpuId, VcpuOps,
-    Vendor, VmOps, VmParams, VmPort,
+    Answer, Backend, EncParams, Error, Exit, Field, Gfn, Gpa, Gpaw, Host, Irqchip, Level, Privacy,
+    Result, SeamPort, Step, TdParams, VcpuId, VcpuOps, Vendor, VmOps, VmParams, VmPort,
 };
 use kvm_ops_sim::SimHost;
 use kvm_ops_tdx::TdxVm;
@@ -430,6 +431,55 @@ fn interrupts_that_wait_and_halts_go_with_the_td() {
 }
 
 #[test]
+fn an_interrupt_that_comes_before_the_new_handle_ends_the_halt() {
+    let split = Made {
+        irqchip: Irqchip::Split,
+        ..Made::default()
+    };
+    let Td {
+        mut vcpus,
+        mut vm,
+        host,
+        ram,
+    } = split.td();
+    let (program, log) = transcript(Script::new().output(0x80, &[1]).halt());
+    vcpus[0].load(Box::new(program));
+    assert!(matches!(vcpus[0].vcpu_run(), Ok(Exit::IoOut { .. })));
+    // It halts, and is kicked out of its wait.
+    let kick = vcpus[0].kick_handle();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| vcpus[0].vcpu_run());
+        std::thread::sleep(Duration::from_millis(20));
+        kick.kick();
+        assert_eq!(run.join().unwrap(), Ok(Exit::Interrupted));
+    });
+    let params = VmParams {
+        irqchip: Irqchip::Split,
+        ..params(1, TdParams::default())
+    };
+    let mut to = TdxVm::create(&host, host.next_vm_id(), &params).unwrap();
+    TdxVm::move_context(&mut vm, &mut to).unwrap();
+    to.set_memory_slot(&ram.slot(0, 0)).unwrap();
+    to.deliver_interrupt(VcpuId(0), 0x41).unwrap();
+    let mut vcpu = to.create_vcpu(VcpuId(0)).unwrap();
+    // A vCPU that waits on is kicked out of it.
+    let (done, ended) = mpsc::channel::<()>();
+    let kick = vcpu.kick_handle();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if ended.recv_timeout(Duration::from_secs(5)) == Err(RecvTimeoutError::Timeout) {
+                kick.kick();
+            }
+        });
+        assert_eq!(vcpu.vcpu_run(), Ok(Exit::Shutdown));
+        drop(done);
+    });
+    log.expect(["Done", "Interrupt(65)"]);
+    drop((vcpu, vcpus));
+    end([vm, to], &host);
+}
+
+#[test]
 fn a_token_is_good_once_and_only_while_its_source_is_staged() {
     let (
         Td {
@@ -490,78 +540,6 @@ fn a_token_is_good_once_and_only_while_its_source_is_staged() {
     log.expect(KEPT);
     drop(vcpu);
     end([vm, to], &host);
-}
-
-#[test]
-fn whatever_the_port_answers_the_guest_runs_on_exactly_one_side() {
-    for staged in [false, true] {
-        for error in [Error::Busy, Error::NoMemory, Error::Invalid(Field::Vcpu, 0)] {
-            let plan = Arc::new(FaultPlan::new());
-            let host = InjectedHost::new(SimHost::new(Vendor::Intel), Arc::clone(&plan));
-            let params = params(1, TdParams::default());
-            let new = || {
-                let mut vm = TdxVm::create(&host, host.next_vm_id(), &params).unwrap();
-                vm.vm_init().unwrap();
-                vm
-            };
-            let (mut from, mut to) = (new(), new());
-            let mut old = from.create_vcpu(VcpuId(0)).unwrap();
-            from.vm_finalize().unwrap();
-            let (program, log) = transcript(Script::new().output(0x80, &[1]).output(0x81, &[2]));
-            let programs = old.programs().unwrap();
-            programs.load_program(Box::new(program)).unwrap();
-            assert!(matches!(old.vcpu_run(), Ok(Exit::IoOut { port: 0x80, .. })));
-
-            let table = Arc::new(StagingTable::new());
-            let mut token = None;
-            let mut attempt = |from: &mut TdxVm<_>, to: &mut TdxVm<_>| {
-                if !staged {
-                    return TdxVm::move_context(from, to);
-                }
-                if token.is_none() {
-                    from.local_send(&table, &mut random(), &mut |made| {
-                        token = Some(*made);
-                        Ok(())
-                    })?;
-                }
-                to.local_receive(&table, token.as_ref().unwrap(), &mut |_| Ok(()))
-                    .map(drop)
-            };
-            plan.arm(Fault::nth(1).of(FaultPlan::TAKE_GUEST).error(error));
-            let (tdr, own) = (from.tdr(), to.tdr());
-            assert_eq!(attempt(&mut from, &mut to), Err(error));
-            assert!(plan.disarm(), "the call was made");
-            assert_eq!((from.tdr(), to.tdr()), (tdr, own));
-            let step = if staged {
-                Step::Poisoned
-            } else {
-                Step::Runnable
-            };
-            assert_eq!((from.step(), to.step()), (step, Step::Initialized));
-            // No other call is made: any of them would fail.
-            plan.arm(Fault::every(1).of(FaultPlan::ALLOC));
-            for leaf in kvm_ops_tdx::Leaf::ALL {
-                plan.arm(Fault::every(1).of(leaf.rax() & 0xffff));
-            }
-            attempt(&mut from, &mut to).unwrap();
-            plan.disarm();
-            let mut vcpu = to.create_vcpu(VcpuId(0)).unwrap();
-            assert_eq!(old.vcpu_run(), Err(Error::Poisoned));
-            assert!(matches!(
-                vcpu.vcpu_run(),
-                Ok(Exit::IoOut { port: 0x81, .. })
-            ));
-            log.expect(["Done"]);
-            drop((old, vcpu));
-            for mut vm in [from, to] {
-                let key = vm.mmu_release_hkid().unwrap();
-                let drained = vm.drain_private(key).map_err(|(error, _)| error).unwrap();
-                assert!(vm.vm_free(drained).is_clean());
-            }
-            assert_eq!(host.inner().pages().unwrap().frames_out(), 0);
-            assert_eq!(host.inner().seam().unwrap().key_ids().in_use(), 0);
-        }
-    }
 }
 
 #[test]

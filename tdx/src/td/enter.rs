@@ -109,7 +109,8 @@ impl<H: Host> Td<H> {
 
     /// Ends the halt of a vCPU, the current or the next.
     pub(crate) fn wake(&self, id: VcpuId) {
-        if let Some(Vcpu::Ready(vcpu)) = self.lock(&self.vcpus).get(&id) {
+        // One that came with its TD may halt before it has a handle here.
+        if let Some(Vcpu::Ready(vcpu) | Vcpu::Arrived(vcpu)) = self.lock(&self.vcpus).get(&id) {
             vcpu.wake();
         }
     }
