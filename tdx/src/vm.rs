@@ -304,7 +304,8 @@ impl<H: Host> Backend for TdxVm<H> {
     /// Both VMs are as before. [`Error::Invalid`] with [`Field::Vm`](kvm_ops::Field::Vm) names a VM
     /// that does not fit, with [`Field::VcpuCount`](kvm_ops::Field::VcpuCount) the destination's
     /// number; [`Error::Busy`] while another move involves one of the two, or an exit of a vCPU waits
-    /// for its answer; [`Error::Poisoned`] for a source whose TD is gone; the port's error.
+    /// for its answer; [`Error::Poisoned`] for a source whose TD is gone, and for either VM after a failure
+    /// that ended it; the port's error.
     ///
     /// ```
     /// use kvm_ops_core::{Backend, Host, Step, VcpuId, Vendor, VmOps, VmParams};

@@ -16,8 +16,8 @@ use common::{Injected, TestHost};
 use kvm_ops_core::guest::{Action, GuestProgram, Outcome};
 use kvm_ops_core::moves::{MoveToken, StagingTable};
 use kvm_ops_core::{
-    Backend, Error, Exit, FreeReport, Gfn, Gpa, Host, Level, Privacy, Result, Step, VcpuId,
-    VcpuOps, VmOps, VmParams,
+    Backend, Error, Exit, Gfn, Gpa, Host, Level, Privacy, Result, Step, VcpuId, VcpuOps, VmOps,
+    VmParams,
 };
 use kvm_ops_tdx::status::Class;
 use kvm_ops_tdx::{Leaf, TdxVm};
@@ -247,7 +247,7 @@ fn moves_of_three_threads_in_a_ring_end_and_leave_one_owner_each() {
     let after: BTreeSet<_> = vms.iter().map(TdxVm::tdr).collect();
     assert_eq!(after, tdrs, "each TD has one VM");
     let reports = vms.into_iter().map(life::destroy);
-    all_accounted(&host, &sum(reports));
+    all_accounted(&host, &life::sum(reports));
 }
 
 #[test]
@@ -284,9 +284,9 @@ fn one_of_many_receivers_gets_it_and_a_source_that_goes_loses_nothing_twice() {
         });
         assert!(got == 1 || goes && got == 0, "{got} receivers");
         let reports = targets.into_iter().chain([source]).map(life::destroy);
-        let mut all = sum(reports);
+        let mut all = life::sum(reports);
         if let Some(report) = report {
-            all = sum([all, report]);
+            all = life::sum([all, report]);
         }
         assert!(table.is_empty());
         all_accounted(&host, &all);
@@ -297,18 +297,6 @@ fn one_of_many_receivers_gets_it_and_a_source_that_goes_loses_nothing_twice() {
 /// Takes the VM out for its teardown, and leaves a fresh one.
 fn source_of(vm: &mut TdxVm<TestHost>, host: &TestHost) -> TdxVm<TestHost> {
     std::mem::replace(vm, create(host))
-}
-
-/// One report of several VMs.
-fn sum(reports: impl IntoIterator<Item = FreeReport>) -> FreeReport {
-    let mut reports = reports.into_iter();
-    let mut sum = reports.next().unwrap();
-    for report in reports {
-        sum.pages_freed += report.pages_freed;
-        sum.keys_freed += report.keys_freed;
-        sum.leaks.extend(report.leaks);
-    }
-    sum
 }
 
 /// An act of a history on one of four VMs.
@@ -418,7 +406,7 @@ proptest! {
         host.heal();
         reports.extend(vms.into_iter().map(life::destroy));
         prop_assert!(table.is_empty());
-        all_accounted(&host, &sum(reports));
+        all_accounted(&host, &life::sum(reports));
         prop_assert_eq!(host.key_pool().leaked(), host.key_pool().in_use());
     }
 }

@@ -56,3 +56,15 @@ pub fn destroy(mut vm: TdxVm<TestHost>) -> FreeReport {
         Err(error) => vm.vm_abandon(error),
     }
 }
+
+/// One report of several VMs.
+pub fn sum(reports: impl IntoIterator<Item = FreeReport>) -> FreeReport {
+    let mut reports = reports.into_iter();
+    let mut sum = reports.next().unwrap();
+    for report in reports {
+        sum.pages_freed += report.pages_freed;
+        sum.keys_freed += report.keys_freed;
+        sum.leaks.extend(report.leaks);
+    }
+    sum
+}

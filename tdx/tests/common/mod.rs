@@ -115,6 +115,11 @@ impl TestHost {
         });
     }
 
+    /// Arms a fault of a call of the ports ([`FaultPlan`] numbers them): the next one is not made.
+    pub fn fail_call(&self, call: u64, error: Error) {
+        self.arm(Fault::nth(1).of(call).error(error));
+    }
+
     fn arm(&self, fault: Fault) {
         let mut armed = lock(&self.0.armed);
         if armed.0 == 0 {
@@ -122,6 +127,11 @@ impl TestHost {
         }
         armed.0 += 1;
         self.0.plan.arm(fault);
+    }
+
+    /// Returns whether a fault that is armed has happened.
+    pub fn has_failed(&self) -> bool {
+        self.0.plan.happened() > lock(&self.0.armed).1
     }
 
     /// Disarms all faults. Returns whether each of them happened.
@@ -192,7 +202,7 @@ impl TestHost {
 }
 
 impl Host for TestHost {
-    type Vm = SimVm;
+    type Vm = FaultInjector<SimVm>;
     type Seam = Machine;
     type Psp = NoPort;
     type Pages = Machine;
@@ -209,8 +219,9 @@ impl Host for TestHost {
         self.0.sim.next_vm_id()
     }
 
-    fn create_vm(&self, tech: Tech, params: &VmParams) -> Result<SimVm> {
-        self.0.sim.create_vm(tech, params)
+    fn create_vm(&self, tech: Tech, params: &VmParams) -> Result<Self::Vm> {
+        let vm = self.0.sim.create_vm(tech, params)?;
+        Ok(FaultInjector::new(vm, self.0.plan.clone()))
     }
 
     fn runs(&self) -> Runs {

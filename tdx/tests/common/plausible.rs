@@ -89,6 +89,12 @@ pub fn failures(leaf: Leaf) -> Vec<Failure> {
             all.extend(once(Class::TD_FATAL, 0));
         }
         L::MrExtend | L::MrFinalize => all.extend(once(Class::TD_FATAL, 0)),
+        L::VpEnter => {
+            all.extend(once(Class::HOST_PRIORITY_BUSY_TIMEOUT, 0));
+            all.extend(once(Class::NON_RECOVERABLE_VCPU, 0));
+            all.extend(once(Class::NON_RECOVERABLE_TD, 0));
+            all.extend(once(Class::TD_FATAL, 0));
+        }
         _ => {}
     }
     all
