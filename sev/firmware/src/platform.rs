@@ -13,12 +13,13 @@ use crate::machine::entry::{PageSize, PageState, RmpEntry};
 use crate::machine::open::GuestFrame;
 use crate::machine::region::pieces;
 use crate::machine::rmp_types::{GuestRmpError, RmpAdjust, RmpError, RmpUpdate};
-use crate::machine::turn::{GuestTurn, Turns};
+use crate::machine::turn::GuestTurn;
 use crate::observe::{Counters, Operation, TraceEntry};
 use crate::status::Status;
 use crate::sync::Lock;
 use crate::vlek::{VlekSeed, WrappedVlek};
 use crate::wire::u64_at;
+use kvm_ops_turns::Turns;
 use std::fmt;
 use std::ops::RangeInclusive;
 

@@ -55,26 +55,6 @@ impl<T> Shared<T> {
     }
 }
 
-/// What a thread waits for while another one holds what it needs.
-pub(crate) struct Signal(imp::Condvar);
-
-impl Signal {
-    pub(crate) fn new() -> Self {
-        Self(imp::Condvar::new())
-    }
-
-    pub(crate) fn wait<'a, T>(&self, guard: imp::MutexGuard<'a, T>) -> imp::MutexGuard<'a, T> {
-        match self.0.wait(guard) {
-            Ok(guard) => guard,
-            Err(poisoned) => poisoned.into_inner(),
-        }
-    }
-
-    pub(crate) fn notify_all(&self) {
-        self.0.notify_all();
-    }
-}
-
 pub(crate) type Guard<'a, T> = imp::MutexGuard<'a, T>;
 
 pub(crate) type SharedGuard<'a, T> = imp::RwLockReadGuard<'a, T>;

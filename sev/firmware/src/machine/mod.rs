@@ -14,10 +14,10 @@ use crate::observe::{Monitor, Operation};
 use crate::sync::{Lock, Shared, SharedGuard};
 use access::{AccessFault, GuestPage};
 use entry::RmpEntry;
+use kvm_ops_turns::Turns;
 use region::Memory;
 use std::fmt;
 use std::sync::Arc;
-use turn::Turns;
 
 /// An instruction that the model counts and can make fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,9 +5,10 @@
 
 use super::entry::permission;
 use super::region::{PAGE, Page};
-use super::turn::{GuestTurn, Ticket, Turns};
+use super::turn::GuestTurn;
 use super::{AccessFault, GuestPage, Machine, Owner};
 use crate::cipher::MemoryKey;
+use kvm_ops_turns::{Turn, Turns};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ impl OpenPage {
         }
         Self {
             key: Arc::clone(&turn.key),
-            turns: Arc::clone(turn.turns()),
+            turns: Arc::clone(turn.turn.turns()),
             words,
         }
     }
@@ -97,7 +98,7 @@ impl Machine {
     pub(crate) fn guest_turn(
         &self,
         asid: u32,
-        take: impl FnOnce(&Arc<Turns>) -> Ticket,
+        take: impl FnOnce(&Arc<Turns>) -> Turn,
     ) -> Result<GuestTurn, AccessFault> {
         let inactive = AccessFault::NotActive(asid);
         let (key, owner, turns) = {
@@ -106,7 +107,12 @@ impl Machine {
             (Arc::clone(&slot.key), slot.owner, Arc::clone(&slot.turns))
         };
         // With no lock held: whoever has the turn may need them.
-        Ok(GuestTurn::new(take(&turns), asid, key, owner))
+        Ok(GuestTurn {
+            turn: take(&turns),
+            asid,
+            key,
+            owner,
+        })
     }
 
     /// Opens a page for the guest that has the turn. `need` are bits of [`permission`].

@@ -2,9 +2,10 @@
 
 use super::entry::{PageSize, PageState, RmpEntry};
 use super::open::OpenPage;
-use super::turn::{GuestTurn, Ticket, Turns};
+use super::turn::GuestTurn;
 use crate::cipher::{BLOCK, MemoryKey};
 use crate::sync::{Guard, Lock};
+use kvm_ops_turns::Turn;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -47,7 +48,7 @@ impl Region {
         let number = index as u16;
         if let Some(open) = self.open.get(&number) {
             let turns = open.turns();
-            if Arc::ptr_eq(turns, turn.turns()) {
+            if Arc::ptr_eq(turns, turn.turn.turns()) {
                 return Some(Arc::clone(open));
             }
             // Two that have turns must not wait for each other.
@@ -263,7 +264,7 @@ impl<'a> Place<'a> {
     /// Closes the open pages that `find` finds, each in a turn alone at the guest's pages.
     fn closed(&self, find: impl Fn(&Region) -> Option<u16>) -> Guard<'a, Region> {
         let base = self.spa - (self.index * PAGE) as u64;
-        let mut turn: Option<Ticket> = None;
+        let mut turn: Option<Turn> = None;
         let mut region = self.region.lock();
         while let Some(number) = find(&region) {
             let Some(turns) = region
@@ -273,7 +274,7 @@ impl<'a> Place<'a> {
             else {
                 continue;
             };
-            if !turn.as_ref().is_some_and(|turn| turn.is_at(&turns)) {
+            if !turn.as_ref().is_some_and(|turn| turn.is_alone_at(&turns)) {
                 // Before the wait: two turns at once could wait for each other.
                 drop(turn.take());
                 turn = turns.try_take();
@@ -281,7 +282,7 @@ impl<'a> Place<'a> {
             if turn.is_none() {
                 // With the region locked no turn is waited for.
                 drop(region);
-                turn = Some(Turns::take(&turns));
+                turn = Some(turns.take());
                 region = self.region.lock();
                 continue;
             }

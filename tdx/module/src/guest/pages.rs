@@ -2,8 +2,9 @@
 
 use super::Guest;
 use super::access::Access;
-use crate::memory::{GuestFrame, GuestTurn, Turns};
+use crate::memory::{GuestFrame, GuestTurn};
 use crate::platform::{LpError, Platform};
+use kvm_ops_turns::Turns;
 use std::sync::Arc;
 
 /// What an access to a guest-physical page leads to: an entry of a processor's TLB.
@@ -66,7 +67,7 @@ impl Platform {
     /// # Errors
     /// The processor cannot execute, or is not inside a TD.
     pub fn guest_turn(&self, lp: usize) -> Result<GuestTurn, LpError> {
-        Ok(self.turns(lp)?.take())
+        Ok(GuestTurn::new(self.turns(lp)?.take()))
     }
 
     /// Waits for a turn that other processors of the TD share, each for the thread that calls this: they use the TD's frames
@@ -75,7 +76,7 @@ impl Platform {
     /// # Errors
     /// The processor cannot execute, or is not inside a TD.
     pub fn guest_turn_shared(&self, lp: usize) -> Result<GuestTurn, LpError> {
-        Ok(self.turns(lp)?.share())
+        Ok(GuestTurn::new(self.turns(lp)?.share()))
     }
 
     /// Those of the TD on a processor. They are waited for without its lock.

@@ -1,10 +1,10 @@
 //! Keys of private memory: AES-XTS over a line with its address as tweak.
 
 use super::LINE;
-use super::turn::Turns;
 use super::xts::Xts;
 use crate::arena::lock;
 use aes::cipher::inout::InOutBuf;
+use kvm_ops_turns::Turns;
 use sha2::{Digest, Sha384};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

@@ -20,9 +20,9 @@ pub use open::GuestFrame;
 pub(crate) use open::OpenPage;
 use page::{Bytes, Page};
 pub use turn::GuestTurn;
-pub(crate) use turn::Turns;
 
 use crate::arena::lock;
+use kvm_ops_turns::{Turn, Turns};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -412,12 +412,12 @@ fn write_lock(chunk: &RwLock<Chunk>) -> RwLockWriteGuard<'_, Chunk> {
 }
 
 /// Locks a chunk, in a turn alone at the TD's pages if its page is open.
-fn in_turn<G: Deref<Target = Chunk>>(index: usize, lock: impl Fn() -> G) -> (Option<GuestTurn>, G) {
+fn in_turn<G: Deref<Target = Chunk>>(index: usize, lock: impl Fn() -> G) -> (Option<Turn>, G) {
     let mut locked = lock();
     // Turns come before chunks: with the chunk locked no turn is waited for.
-    let mut turn: Option<GuestTurn> = None;
+    let mut turn: Option<Turn> = None;
     while let Some(turns) = locked.turns(index) {
-        if turn.as_ref().is_some_and(|turn| turn.is_at(&turns)) {
+        if turn.as_ref().is_some_and(|turn| turn.is_alone_at(&turns)) {
             break;
         }
         turn = turns.try_take();

@@ -4,8 +4,8 @@
 //! key writes to it. Then it is closed: encrypted, as if the caches were written back.
 
 use super::crypt::LineKey;
-use super::turn::Turns;
 use super::{IntegrityFailure, LINE, LINES, PAGE, Page, View, parts_mut};
+use kvm_ops_turns::Turns;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
