@@ -190,12 +190,17 @@ impl<H: Host> MigrateSource for Outgoing<'_, H> {
             };
             let mut out = Ok(());
             while let Some(gfn) = dirty.pop_first() {
-                frames.insert(gfn);
-                // Out of the table again, so that the next access is noted too.
-                if let (Some((first, frame)), Ok(())) = (memory.frame(gfn), out) {
+                // Out of the table again, so that the next access is noted too. One that stays in it stays noted: its
+                // next write would not be.
+                if let Some((first, frame)) = memory.frame(gfn) {
                     let sev = self.shared.sev();
                     out = sev.and_then(|s| s.map_encrypted(first, frame.page.level(), None));
+                    if out.is_err() {
+                        dirty.insert(gfn);
+                        break;
+                    }
                 }
+                frames.insert(gfn);
             }
             *memory.dirty() = Some(dirty);
             out?;

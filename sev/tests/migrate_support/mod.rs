@@ -70,6 +70,14 @@ impl Machine {
         buffer
     }
 
+    /// A command that may fail.
+    pub fn try_to<C: CommandStruct>(&self, buffer: C) -> Result<()> {
+        match self.run(buffer).0 {
+            0 => Ok(()),
+            status => Err(Error::Firmware(status.into())),
+        }
+    }
+
     pub fn guest_state(&self, handle: u32) -> u8 {
         let status = GuestStatus {
             handle: handle.into(),
@@ -352,6 +360,8 @@ pub struct RawTarget<'m> {
     pub tech: Tech,
     pub asid: u32,
     pub handle: Option<u32>,
+    /// The guest has its ASID.
+    active: bool,
     pub memory: Memory,
     pub vmsas: Vec<HostPage>,
     pub registers: Vec<Vec<u8>>,
@@ -371,6 +381,7 @@ impl<'m> RawTarget<'m> {
                 ASID + 1
             },
             handle: None,
+            active: false,
             memory: Memory {
                 private: BTreeMap::new(),
                 shared: BTreeMap::new(),
@@ -401,6 +412,17 @@ impl<'m> RawTarget<'m> {
         self.handle.ok_or(Error::Poisoned)
     }
 
+    /// DECOMMISSION of a guest that is not active, if there is one.
+    fn forget(&mut self) -> Result<()> {
+        assert!(!self.active);
+        if let Some(handle) = self.handle {
+            let handle = handle.into();
+            self.machine.try_to(Decommission { handle })?;
+            self.handle = None;
+        }
+        Ok(())
+    }
+
     pub fn tear_down(mut self) {
         self.abandon().unwrap();
     }
@@ -421,20 +443,19 @@ impl MigrateTarget for RawTarget<'_> {
     }
 
     fn receive_start(&mut self, start: &SessionStart) -> Result<()> {
-        assert_eq!(self.handle, None);
+        // One that was never active, and that firmware would not forget.
+        self.forget()?;
         let handle = self.mailbox.receive_start(start)?;
+        self.handle = Some(handle);
         let activate = Activate {
             handle: handle.into(),
             asid: self.asid.into(),
         };
-        let (status, _) = self.machine.run(activate);
-        if status != 0 {
-            self.machine.ok(Decommission {
-                handle: handle.into(),
-            });
-            return Err(Error::Firmware(status.into()));
+        if let Err(error) = self.machine.try_to(activate) {
+            let _ = self.forget();
+            return Err(error);
         }
-        self.handle = Some(handle);
+        self.active = true;
         Ok(())
     }
 
@@ -502,13 +523,17 @@ impl MigrateTarget for RawTarget<'_> {
         self.owned = true;
     }
 
+    /// After an error it may be called again.
     fn abandon(&mut self) -> Result<()> {
-        let handle = self.handle()?.into();
-        self.machine.ok(Deactivate { handle });
-        self.machine.ok(Decommission { handle });
+        if self.active {
+            let handle = self.handle()?.into();
+            self.machine.try_to(Deactivate { handle })?;
+            self.active = false;
+        }
+        self.forget()?;
         self.machine.flush();
         free_all(self.machine, &mut self.memory, &mut self.vmsas);
-        (self.handle, self.finished) = (None, false);
+        self.finished = false;
         Ok(())
     }
 }
