@@ -209,7 +209,7 @@ impl Cpu {
         c.granted = c.granted.wrapping_add(1);
         let mask = if c.bits == 64 { u64::MAX } else { 0xffff_ffff };
         c.rip = c.rip.wrapping_add(len.into()) & mask;
-        let step = c.system_flags & crate::flags::TF != 0;
+        let step = c.steps();
         c.completed(step);
         c.system_flags &= !crate::flags::RF;
         c.attention = true;

@@ -29,16 +29,16 @@ pub(crate) enum Watched {
 }
 
 impl Core {
-    /// Takes note of DR7. While a breakpoint is enabled, each instruction runs alone and each access is slow.
+    /// Takes note of DR7, the guest's or the debugger's. While a breakpoint is enabled, each instruction runs alone and each access is slow.
     pub(crate) fn update_watch(&mut self) {
-        self.watched = self.dr[7] & ENABLES != 0;
+        self.watched = self.breakpoints().1 & ENABLES != 0;
         self.attention = true;
         self.update_set();
     }
 
     /// Bits of DR6 for the enabled breakpoints that an access of `len` bytes meets.
     fn hits(&self, address: u64, len: u64, what: Watched) -> u64 {
-        let dr7 = self.dr[7];
+        let (at, dr7) = self.breakpoints();
         let met = |n: usize| {
             let kind = dr7 >> (16 + 4 * n) & 3;
             let size = [1, 2, 8, 4][(dr7 >> (18 + 4 * n) & 3) as usize];
@@ -48,7 +48,7 @@ impl Core {
                 Watched::Write => kind == 3 || kind == WRITE,
                 Watched::Port => kind == PORT && self.cr4 & CR4_DE != 0,
             };
-            let start = self.dr[n] & !(size - 1);
+            let start = at[n] & !(size - 1);
             // The distances wrap as addresses do.
             let inside = address.wrapping_sub(start) < size || start.wrapping_sub(address) < len;
             dr7 >> (2 * n) & 3 != 0 && meant && inside
@@ -72,10 +72,12 @@ impl Core {
         }
         let hits = self.hits(self.code_linear(self.rip), 1, Watched::Execute);
         if hits != 0 {
-            self.dr[6] = self.dr[6] & !HITS | hits;
-            // The image that is pushed has RF, so that the instruction runs when the handler returns.
-            self.system_flags |= flags::RF;
-            self.pending = Pending::Fault(Exception::plain(Exception::DB));
+            let exception = self.debug_exception(!HITS, hits);
+            if !self.debugger.takes_debug() {
+                // The image that is pushed has RF, so that the instruction runs when the handler returns.
+                self.system_flags |= flags::RF;
+            }
+            self.pending = Pending::Fault(exception);
         }
         hits != 0
     }
@@ -83,7 +85,8 @@ impl Core {
     /// The running instruction is complete; `step`: TF was set when it began.
     pub(crate) fn completed(&mut self, step: bool) {
         self.debug |= core::mem::take(&mut self.hit);
-        if step && !core::mem::take(&mut self.stepped) {
+        let decided = core::mem::take(&mut self.stepped);
+        if self.debugger.step || step && !decided {
             self.debug |= BS;
         }
     }
@@ -102,8 +105,11 @@ impl Core {
         if self.debug == 0 || self.quiet {
             return false;
         }
-        self.dr[6] = self.dr[6] & !HITS | self.debug;
-        self.pending = Pending::Fault(Exception::plain(Exception::DB));
+        let exception = self.debug_exception(!HITS, self.debug);
+        if self.debugger.takes_debug() {
+            self.debug = 0;
+        }
+        self.pending = Pending::Fault(exception);
         true
     }
 
@@ -115,10 +121,20 @@ impl Core {
 
     /// #DB for MOV of a debug register while DR7.GD protects them.
     pub(crate) fn general_detect(&mut self) -> R<()> {
-        if self.dr[7] & GD == 0 {
+        if self.breakpoints().1 & GD == 0 {
             return Ok(());
         }
-        self.dr[6] |= BD;
-        Err(self.fault(Exception::plain(Exception::DB)))
+        let exception = self.debug_exception(!0, BD);
+        Err(self.fault(exception))
+    }
+
+    /// #DB with its bits of DR6. They go to DR6, of which other bits are kept, or with the exit to the debugger.
+    fn debug_exception(&mut self, kept: u64, bits: u64) -> Exception {
+        let mut exception = Exception::plain(Exception::DB);
+        match self.debugger.takes_debug() {
+            true => exception.address = Some(bits),
+            false => self.dr[6] = self.dr[6] & kept | bits,
+        }
+        exception
     }
 }

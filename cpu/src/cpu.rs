@@ -311,11 +311,11 @@ impl Cpu {
                 if let Some(stopped) = self.events() {
                     return stopped;
                 }
-                step = self.core.system_flags & flags::TF != 0;
+                step = self.core.steps();
                 if step || self.core.shadow || self.core.system_flags & flags::RF != 0 {
                     cut = 1;
                 }
-                if self.core.watched {
+                if self.core.watched || self.core.debugger.step {
                     cut = 1;
                     self.core.attention = true;
                 }
@@ -378,6 +378,9 @@ impl Cpu {
             .map(|at| at.saturating_sub(core.clock()));
         if left.is_some_and(|left| left < core.budget.max(0) as u64) {
             return Some(None);
+        }
+        if core.debugger.hold_events {
+            return None;
         }
         let enabled = core.system_flags & flags::IF != 0;
         let event = if core.nmi_pending && !core.nmi_blocked {
@@ -606,6 +609,10 @@ impl Cpu {
         // A delivery costs an instruction, so that a loop of faults ends with its budget.
         core.budget -= 1;
         core.attention = true;
+        if core.debugger.takes(&event) {
+            let _ = core.exit(crate::exit::Cause::Exception(event), 0);
+            return Some(self.take_exit());
+        }
         match core.deliver(event) {
             Ok(()) => None,
             Err(_) => Some(self.take_exit()),

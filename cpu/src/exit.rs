@@ -102,7 +102,7 @@ pub struct PortAccess {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
-    /// An exception of [`Controls::exceptions`].
+    /// An exception of [`Controls::exceptions`], or of the [`Debugger`](crate::Debugger)'s.
     Exception(Event),
     /// An exception while a double fault was delivered. The processor is in shutdown.
     TripleFault,

@@ -7,7 +7,8 @@ pub struct Exception {
     pub vector: u8,
     /// Error code, for the vectors that push one.
     pub code: Option<u32>,
-    /// Address that goes to CR2: page faults only.
+    /// Address that goes to CR2: page faults only. A #DB for a [`Debugger`](crate::Debugger) has its bits of DR6 here, as VMX
+    /// tells them in the exit qualification.
     pub address: Option<u64>,
 }
 
@@ -105,7 +106,7 @@ pub struct Event {
     pub vector: u8,
     /// Error code to push.
     pub code: Option<u32>,
-    /// New value of CR2, for page faults.
+    /// New value of CR2, for page faults; bits of DR6, for a #DB that leaves.
     pub address: Option<u64>,
     /// Length of the instruction that raised it; used by INT n, INT1, INT3 and INTO, whose return
     /// address is the next instruction.

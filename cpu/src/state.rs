@@ -10,6 +10,7 @@ use iced_x86::{Code, Instruction};
 use crate::apic::Apic;
 use crate::bus::Bus;
 use crate::cpuid::CpuidTable;
+use crate::debugger::Debugger;
 use crate::exec::Exec;
 use crate::exit::{Cause, Controls, Exit};
 use crate::fault::{Event, Exception};
@@ -132,6 +133,7 @@ pub(crate) struct Core {
     pub(crate) fpu: Box<Fpu>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) controls: Controls,
+    pub(crate) debugger: Debugger,
 
     /// No interrupt before the next instruction: after STI and MOV SS.
     pub(crate) shadow: bool,
@@ -143,7 +145,7 @@ pub(crate) struct Core {
     pub(crate) debug: u64,
     /// Breakpoints that the running instruction met.
     pub(crate) hit: u64,
-    /// DR7 enables a breakpoint.
+    /// A breakpoint is enabled.
     pub(crate) watched: bool,
     /// The running instruction decided by TF at its end if it is stepped.
     pub(crate) stepped: bool,
@@ -223,6 +225,7 @@ impl Core {
             fpu: Box::new(fpu),
             cpuid,
             controls: Controls::none(),
+            debugger: Debugger::default(),
             shadow: false,
             alone: false,
             quiet: false,
@@ -289,7 +292,7 @@ impl Core {
         self.cr0 = CR0_ET | CR0_CD | CR0_NW;
         (self.cr2, self.cr3, self.cr4, self.efer) = (0, 0, 0, 0);
         self.dr = [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400];
-        (self.quiet, self.debug, self.hit, self.watched) = (false, 0, 0, false);
+        (self.quiet, self.debug, self.hit) = (false, 0, 0);
         (self.pkru, self.pkrs) = (0, 0);
         self.halted = false;
         self.shutdown = false;
@@ -302,6 +305,7 @@ impl Core {
         *self.fpu = self.fpu.initial();
         self.flush_all();
         self.update_mode();
+        self.update_watch();
     }
 
     pub(crate) fn long_mode(&self) -> bool {

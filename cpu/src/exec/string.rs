@@ -106,7 +106,7 @@ impl Core {
             return one(self);
         }
         // A debug trap comes after each element.
-        let trapped = self.watched || self.system_flags & flags::TF != 0;
+        let trapped = self.watched || self.steps();
         let mut left = if trapped { 1 } else { CHUNK };
         while left > 0 {
             let count = zero(self.r[1], f.address);
