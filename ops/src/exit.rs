@@ -103,7 +103,8 @@ pub enum Exit {
         /// The number of 4 KiB pages that the guest has for them.
         pages: u64,
     },
-    /// A single step, breakpoint or watchpoint of guest debugging.
+    /// A single step, breakpoint or watchpoint of guest debugging. On the software machine the data holds DR6 and DR7 of the
+    /// event, 8 bytes each.
     Debug {
         /// The address of the instruction.
         rip: u64,

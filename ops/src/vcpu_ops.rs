@@ -795,8 +795,7 @@ pub trait VcpuOps: Send {
     /// # let mut td_vcpu = td.create_vcpu(VcpuId(0))?;
     ///
     /// let step = GuestDebug { enabled: true, single_step: true, hardware: None };
-    /// // The software platform runs programs: it has no instructions to step through.
-    /// assert!(matches!(vcpu.set_guest_debug(step), Err(Error::NotOffered(_))));
+    /// vcpu.set_guest_debug(step)?;
     /// assert!(matches!(td_vcpu.set_guest_debug(step), Err(Error::Protected(_))));
     /// # Ok::<(), kvm_ops::Error>(())
     /// ```

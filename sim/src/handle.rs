@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops::guest::MAX_ACCESS;
 use kvm_ops::{Exit, Irqchip, Result, VcpuId};
-use kvm_ops_cpu::APIC_PAGE_BYTES;
+use kvm_ops_cpu::{APIC_PAGE_BYTES, Debugger};
 
 use crate::irq::Wake;
 use crate::msr_exits::{MsrExits, MsrRefusal};
@@ -166,6 +166,15 @@ impl SimVcpu {
         let processor = self.executing_mut();
         processor
             .map(|processor| processor.cpu.set_mce(cap))
+            .is_some()
+    }
+
+    /// Sets the debugger of a guest whose registers are no secret. What is its leaves as [`Exit::Debug`], with DR6 and DR7 as
+    /// data, 8 bytes each. False for other vCPUs.
+    pub fn set_debugger(&mut self, debugger: Debugger) -> bool {
+        let processor = self.processor_mut();
+        processor
+            .map(|processor| processor.cpu.set_debugger(debugger))
             .is_some()
     }
 

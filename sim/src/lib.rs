@@ -42,7 +42,7 @@ pub use builder::{BuildError, BuildStage, SimHostBuilder};
 pub use chips::{IoApicState, PicState, Pin, PitChannelState, PitState};
 pub use handle::SimVcpu;
 pub use host::SimHost;
-pub use kvm_ops_cpu::APIC_PAGE_BYTES;
+pub use kvm_ops_cpu::{APIC_PAGE_BYTES, Debugger};
 pub use msr_exits::{MsrAccess, MsrExits, MsrFilter, MsrLeaves, MsrRange, MsrRefusal};
 pub use table::TableStats;
 pub use vm::SimVm;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use kvm_ops::guest::GuestProgram;
 use kvm_ops::{
-    Answer, CpuidEntry, DebugRegs, Error, Events, Exit, Field, Interrupt, Kick, MpState, Msr, Nmi,
-    Programs, Regs, Result, Sregs, VcpuId, VcpuOps, Xcrs, Xsave,
+    Answer, CpuidEntry, DebugRegs, Error, Events, Exit, Field, GuestDebug, Interrupt, Kick,
+    MpState, Msr, Nmi, Programs, Regs, Result, Sregs, VcpuId, VcpuOps, Xcrs, Xsave,
 };
+use kvm_ops_cpu::Debugger;
 
 use crate::SimVcpu;
 use crate::handle::{GuestCpu, lock};
@@ -239,6 +240,24 @@ impl VcpuOps for SimVcpu {
         }
         self.core().registers.debug = *regs;
         Ok(())
+    }
+
+    fn set_guest_debug(&mut self, debug: GuestDebug) -> Result<()> {
+        let debugger = match debug.enabled {
+            true => Debugger {
+                step: debug.single_step,
+                int3: true,
+                breakpoints: debug
+                    .hardware
+                    .map(|[d0, d1, d2, d3, dr7]| ([d0, d1, d2, d3], dr7)),
+                hold_events: false,
+            },
+            false => Debugger::default(),
+        };
+        match self.set_debugger(debugger) {
+            true => Ok(()),
+            false => kvm_ops::not_offered!("set_guest_debug for a guest program"),
+        }
     }
 
     /// An encrypted vCPU's MSRs beside its start state are the processor's, as KVM keeps them.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use common::{Ram, vm_with};
 use kvm_ops_core::{
     Answer, CpuidEntry, DebugRegs, DescTable, Error, Events, Exception, Exit, Field, Gfn, Gpa,
-    Host, Irqchip, MpState, Msi, Msr, Privacy, Regs, Segment, SlotFlags, Sregs, Tech, VcpuId,
-    VcpuOps, Vendor, VmParams, VmPort, Xcrs, Xsave,
+    GuestDebug, Host, Irqchip, MpState, Msi, Msr, Privacy, Regs, Segment, SlotFlags, Sregs, Tech,
+    VcpuId, VcpuOps, Vendor, VmParams, VmPort, Xcrs, Xsave,
 };
 use kvm_ops_sim::{SimHost, SimVcpu, SimVm};
 
@@ -762,4 +762,41 @@ fn a_closed_vm_runs_nothing_and_reaches_no_memory() {
     drop(ram);
     assert!(matches!(cpu.vcpu_run(), Err(Error::WrongState(_))));
     cpu.set_regs(&Regs::default()).unwrap();
+}
+
+#[test]
+fn a_debugged_guest_leaves_at_int3_at_breakpoints_and_behind_each_step() {
+    // nop; int3; nop; hlt
+    let code = [0x90, 0xcc, 0x90, 0xf4];
+    let mut guest = Guest::new(&code, Irqchip::None);
+    let at = |offset: u64, exception| Exit::Debug {
+        rip: CODE as u64 + offset,
+        exception,
+    };
+    let mut debug = GuestDebug {
+        enabled: true,
+        single_step: true,
+        hardware: None,
+    };
+    guest.cpu.set_guest_debug(debug).unwrap();
+    assert_eq!(guest.cpu.vcpu_run(), Ok(at(1, 1)));
+    let words = [0xffff_4ff0_u64, 0x400].map(u64::to_le_bytes).concat();
+    assert_eq!(guest.cpu.exit_data(), words, "DR6 and DR7");
+    assert_eq!(guest.cpu.vcpu_run(), Ok(at(1, 3)));
+
+    let mut regs = guest.cpu.regs().unwrap();
+    regs.rip += 1;
+    guest.cpu.set_regs(&regs).unwrap();
+    let third = CODE as u64 + 3;
+    debug = GuestDebug {
+        single_step: false,
+        hardware: Some([0, third, 0, 0, 0x408]),
+        ..debug
+    };
+    guest.cpu.set_guest_debug(debug).unwrap();
+    assert_eq!(guest.cpu.vcpu_run(), Ok(at(3, 1)));
+    let own = guest.cpu.debug_regs().unwrap();
+    assert_eq!(own, DebugRegs::default(), "the guest's are its own");
+    guest.cpu.set_guest_debug(GuestDebug::default()).unwrap();
+    assert_eq!(guest.cpu.vcpu_run(), Ok(Exit::Hlt));
 }

@@ -1,13 +1,16 @@
 //! Events into a processor: messages of others, and what its embedder injects.
 
 use kvm_ops::{Exit, Irqchip};
-use kvm_ops_cpu::{Event, Exception};
+use kvm_ops_cpu::{Event, EventKind, Exception};
 
 use crate::processor::exits::delivery_failed;
 use crate::processor::{Next, Processor};
 
 /// The vector of #DB, whose payload goes to DR6, and of #PF, whose payload goes to CR2.
 const DB: u8 = 1;
+/// The vectors of INT3 and INTO, instructions of a byte.
+const BP: u8 = 3;
+const OF: u8 = 4;
 const PF: u8 = 14;
 
 impl Processor {
@@ -47,6 +50,10 @@ impl Processor {
             let event = self.event_of(&exception);
             return self.deliver(event);
         }
+        if self.cpu.debugger().hold_events {
+            self.cpu.controls_mut().interrupt_window = false;
+            return None;
+        }
         let waiting = self.interrupt_line();
         if waiting
             && self.cpu.interruptible()
@@ -60,6 +67,16 @@ impl Processor {
 
     fn event_of(&mut self, exception: &kvm_ops::Exception) -> Event {
         let (vector, code) = (exception.vector, exception.error);
+        if matches!(vector, BP | OF) {
+            // As if INT3 or INTO raised it: the handler returns behind the instruction.
+            return Event {
+                kind: EventKind::SoftwareException,
+                vector,
+                code: None,
+                address: None,
+                len: 1,
+            };
+        }
         let mut event = Event::exception(Exception {
             vector,
             code,

@@ -5,7 +5,7 @@ use kvm_ops::{Exit, Gfn, Gpa, PAGE_SIZE, Vendor};
 use kvm_ops_cpu::{Cause, Event, Exception, Exit as CpuExit, PortAccess, Stopped};
 
 use crate::processor::mmio::Access;
-use crate::processor::{Next, Port, Processor, Resume};
+use crate::processor::{Next, Port, Processor, Resume, state};
 
 /// `KVM_INTERNAL_ERROR_EMULATION` and `KVM_INTERNAL_ERROR_DELIVERY_EV`.
 const EMULATION: u32 = 1;
@@ -93,6 +93,7 @@ impl Processor {
             (Cause::InterruptWindow, _) => self.window_open(),
             (Cause::Vmcall | Cause::Vmmcall, _) => self.call(exit),
             (Cause::Rdmsr | Cause::Wrmsr, _) => self.msr_access(exit),
+            (Cause::Exception(event), _) => self.for_debugger(event),
             (Cause::TripleFault, _) => {
                 tracing::debug!(
                     vcpu = self.id.0,
@@ -108,6 +109,21 @@ impl Processor {
                 })
             }
         }
+    }
+
+    /// An exception that is the debugger's, with what DR6 would be, as VMX tells it, and DR7.
+    fn for_debugger(&self, event: Event) -> Next {
+        /// DR6 without events (SDM vol. 3, 18.2.3).
+        const NOTHING: u64 = 0xffff_0ff0;
+        let registers = self.cpu.registers();
+        let own = registers.dr7;
+        let dr7 = self.cpu.debugger().breakpoints.map_or(own, |(_, dr7)| dr7);
+        let words = [NOTHING | event.address.unwrap_or(0), dr7];
+        let exit = Exit::Debug {
+            rip: state::linear_rip(&registers),
+            exception: event.vector.into(),
+        };
+        Next::Leave(exit, words.into_iter().flat_map(u64::to_le_bytes).collect())
     }
 
     fn violation(&mut self, exit: &CpuExit, access: Option<Access>) -> Next {

@@ -96,6 +96,16 @@ pub(crate) fn load_regs(to: &mut Registers, from: &Regs) {
     (to.rip, to.rflags) = (from.rip, from.rflags);
 }
 
+/// The linear address of the next instruction.
+pub(crate) fn linear_rip(from: &Registers) -> u64 {
+    const L: u32 = 1 << 13;
+    let [_, code, ..] = &from.segments;
+    match from.efer & LMA != 0 && code.rights & L != 0 {
+        true => from.rip,
+        false => code.base.wrapping_add(from.rip) & u64::from(u32::MAX),
+    }
+}
+
 /// All but the base of the local APIC and the interrupts that wait.
 pub(crate) fn sregs(from: &Registers) -> Sregs {
     let [es, cs, ss, ds, fs, gs] = from.segments.each_ref().map(segment);
