@@ -1,9 +1,10 @@
-//! Faults on purpose: ioctls that fail without being made.
+//! Faults on purpose: ioctls that fail without being made, and memory that calls do not get.
 
 use std::fmt;
 use std::num::NonZeroU64;
 
 use kvm_ops::{Fault, FaultPlan};
+use kvm_ops_uapi::checks::{Check, TABLES};
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::{Errno, U32, sev, tdx};
 use serde::Deserialize;
@@ -12,11 +13,15 @@ use zerocopy::IntoBytes;
 use crate::refusal::Result;
 use crate::{Process, Refusal};
 
-/// Ioctls that fail without being made, as a plan says.
+/// Ioctls that fail without being made, and memory that calls do not get, as a plan says.
 ///
 /// A plan is TOML. Each fault names an ioctl, or a command of `KVM_MEMORY_ENCRYPT_OP`; says which of these calls it meets,
 /// counted over all files and threads; and the errno that they get. The forms are those of [`Fault`]: `nth` (from 1), with
 /// `times` for several in a row; `every`; or `one_in`, at random from `seed`.
+///
+/// A fault that has `memory` in place of `call` and `errno` meets the memory that calls take: the call is made, and fails with
+/// ENOMEM at the place where the kernel allocates, after the checks in front of it. It names a call of
+/// [`TABLES`] that checks for memory.
 ///
 /// ```
 /// use kvm_ops::Vendor;
@@ -76,13 +81,14 @@ struct Plan {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Spelled {
-    call: Call,
+    call: Option<Call>,
+    memory: Option<Memory>,
     nth: Option<NonZeroU64>,
     times: Option<NonZeroU64>,
     every: Option<NonZeroU64>,
     one_in: Option<NonZeroU64>,
     seed: Option<u64>,
-    errno: Named,
+    errno: Option<Named>,
 }
 
 #[derive(Deserialize)]
@@ -107,7 +113,12 @@ impl TryFrom<Spelled> for Entry {
         if from.seed.is_some() && from.one_in.is_none() {
             return Err("`seed` goes with `one_in`");
         }
-        Ok(Self(fault.of(from.call.0).status(from.errno.0.0 as u64)))
+        let (code, errno) = match (from.call, from.memory, from.errno) {
+            (Some(call), None, Some(errno)) => (call.0, errno.0),
+            (None, Some(memory), None) => (memory.0, Errno::ENOMEM),
+            _ => return Err("a fault has `call` and `errno`, or `memory`"),
+        };
+        Ok(Self(fault.of(code).status(errno.0 as u64)))
     }
 }
 
@@ -120,6 +131,34 @@ impl Call {
     fn new(ioctl: Ioctl, command: Option<u32>) -> Self {
         let command = command.map_or(0, |id| u64::from(id) + 1);
         Self(command << 32 | u64::from(ioctl.number()))
+    }
+}
+
+/// The number of a call's memory in the plan: its place among the checks for memory, above all calls.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+struct Memory(u64);
+
+impl Memory {
+    const FIRST: u64 = 1 << 48;
+
+    fn find(is_meant: impl Fn(&Check) -> bool) -> Option<Self> {
+        let mut checks = TABLES
+            .iter()
+            .copied()
+            .flatten()
+            .filter(|check| check.name == "MEMORY");
+        let index = checks.position(is_meant)?;
+        Some(Self(Self::FIRST + index as u64))
+    }
+}
+
+impl TryFrom<String> for Memory {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let found = Self::find(|check| check.call == name);
+        found.ok_or_else(|| format!("no check for memory is known of `{name}`"))
     }
 }
 
@@ -208,6 +247,20 @@ impl Faults {
         Ok(())
     }
 
+    /// Counts memory that a call takes, by the check that there is some, and fails with the check if the plan says so.
+    pub(crate) fn allocate(&self, check: Check) -> Result<()> {
+        if !self.is_armed {
+            return Ok(());
+        }
+        let Some(memory) = Memory::find(|known| *known == check) else {
+            return Ok(());
+        };
+        match self.plan.status(memory.0)? {
+            Some(_) => Err(check.into()),
+            None => Ok(()),
+        }
+    }
+
     fn count(&self, call: Call) -> Result<()> {
         match self.plan.status(call.0)? {
             Some(errno) => Err(Refusal::injected(Errno(errno as i32))),
@@ -259,7 +312,15 @@ mod tests {
                 fault("nth = 2\nseed = 2\nerrno = \"EIO\""),
                 "`seed` goes with",
             ),
-            (fault("nth = 1"), "missing field `errno`"),
+            (fault("nth = 1"), "has `call` and `errno`, or `memory`"),
+            (
+                fault("memory = \"KVM_CREATE_VM\"\nnth = 1\nerrno = \"EIO\""),
+                "has `call` and `errno`, or `memory`",
+            ),
+            (
+                "[[fault]]\nmemory = \"KVM_RUN\"\nnth = 1".to_owned(),
+                "no check for memory is known of `KVM_RUN`",
+            ),
             (fault("nth = 1\nerrno = \"EKVM\""), "`EKVM` is no errno"),
             (
                 "[[fault]]\ncall = \"KVM_SEV_FLY\"\nnth = 1\nerrno = \"EIO\"".to_owned(),

@@ -115,6 +115,7 @@ ioctls! {
     0xae 0x98 r size_of::<state::MpState>() => KVM_GET_MP_STATE;
     0xae 0x99 w size_of::<state::MpState>() => KVM_SET_MP_STATE;
     0xae 0x9a none 0 => KVM_NMI;
+    0xae 0x9b w size_of::<state::GuestDebug>() => KVM_SET_GUEST_DEBUG;
     0xae 0x9c w 8 => KVM_X86_SETUP_MCE;
     0xae 0x9d r 8 => KVM_X86_GET_MCE_CAP_SUPPORTED;
     0xae 0x9f r size_of::<state::VcpuEvents>() => KVM_GET_VCPU_EVENTS;
@@ -186,6 +187,7 @@ mod tests {
             (KVM_GET_MP_STATE, 0x8004_ae98),
             (KVM_INTERRUPT, 0x4004_ae86),
             (KVM_SET_SIGNAL_MASK, 0x4004_ae8b),
+            (KVM_SET_GUEST_DEBUG, 0x4048_ae9b),
             (KVM_GET_FPU, 0x81a0_ae8c),
             (KVM_SET_FPU, 0x41a0_ae8d),
             (KVM_GET_VCPU_EVENTS, 0x8040_ae9f),

@@ -18,6 +18,8 @@ pub mod exit_reason {
     pub const IO: u32 = 2;
     /// [`Hypercall`](super::Hypercall).
     pub const HYPERCALL: u32 = 3;
+    /// A single step or breakpoint: [`Debug`](super::Debug).
+    pub const DEBUG: u32 = 4;
     /// HLT, without an interrupt controller in the kernel.
     pub const HLT: u32 = 5;
     /// Memory without a slot.
@@ -97,6 +99,11 @@ layout! {
 layout! {
     /// `KVM_EXIT_MMIO`.
     Mmio 24 { 0 phys_addr: U64, 8 data: [u8; 8], 16 len: U32, 20 is_write: u8, 21 pad: [u8; 3], }
+}
+
+layout! {
+    /// `KVM_EXIT_DEBUG`. `pc` is a linear address; DR6 and DR7 count for exception 1.
+    Debug 32 { 0 exception: U32, 4 pad: U32, 8 pc: U64, 16 dr6: U64, 24 dr7: U64, }
 }
 
 layout! {

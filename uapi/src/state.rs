@@ -73,6 +73,32 @@ layout! {
 }
 
 layout! {
+    /// `struct kvm_guest_debug`, with [`guest_debug`] in `control`, and DR0 to DR3 and DR7 at their numbers.
+    GuestDebug 72 { 0 control: U32, 4 pad: U32, 8 debugreg: [U64; 8], }
+}
+
+/// Bits of [`GuestDebug`]'s `control`.
+pub mod guest_debug {
+    /// The guest is debugged; the other bits count.
+    pub const ENABLE: u32 = 1;
+    /// Each instruction leaves.
+    pub const SINGLESTEP: u32 = 1 << 1;
+    /// INT3 leaves.
+    pub const USE_SW_BP: u32 = 1 << 16;
+    /// The breakpoints of `debugreg` are in place of the guest's.
+    pub const USE_HW_BP: u32 = 1 << 17;
+    /// #DB is injected, once.
+    pub const INJECT_DB: u32 = 1 << 18;
+    /// #BP is injected, once.
+    pub const INJECT_BP: u32 = 1 << 19;
+    /// No interrupt is injected.
+    pub const BLOCKIRQ: u32 = 1 << 20;
+    /// All of them, as `KVM_CAP_SET_GUEST_DEBUG2` tells.
+    pub const ALL: u32 =
+        ENABLE | SINGLESTEP | USE_SW_BP | USE_HW_BP | INJECT_DB | INJECT_BP | BLOCKIRQ;
+}
+
+layout! {
     /// `struct kvm_mp_state`.
     MpState 4 { 0 mp_state: U32, }
 }

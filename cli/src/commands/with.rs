@@ -31,7 +31,8 @@ Examples:
     call = \"KVM_CREATE_VCPU\"   or a command: \"KVM_SEV_LAUNCH_START\", \"KVM_TDX_INIT_VM\"
     nth = 2                    counted from 1; with `times`, so many in a row; or `every = N`, or
                                `one_in = N` at random from `seed`
-    errno = \"ENOMEM\"")]
+    errno = \"ENOMEM\"
+  or, in place of `call` and `errno`, what a call allocates: memory = \"KVM_CREATE_VCPU\"")]
 pub(crate) struct Args {
     /// An Intel machine: normal and software-protected VMs, and TDs
     #[arg(long, conflicts_with = "amd")]

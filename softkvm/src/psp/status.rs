@@ -75,6 +75,7 @@ pub(super) fn id2(call: &Call<'_>) -> Result<(), Failed> {
     let room = if address == 0 { 0 } else { len };
     // The kernel takes any length that it has memory for.
     ensure(room <= 1 << 22, MEMORY)?;
+    call.device.kernel.faults().allocate(MEMORY)?;
     let Identity { bytes, len, done } = identity(call, room.min(BLOB_MAX))?;
     args.length = U32::new(len);
     call.write(&args, COPY_BACK)?;

@@ -1,6 +1,6 @@
 //! `KVM_MEMORY_ENCRYPT_OP` on an AMD host.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use kvm_ops_uapi::U32;
 use kvm_ops_uapi::checks::Check;
@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 use super::engine::Failed;
 use super::{debug, init, launch, local, migrate, snp};
 use crate::refusal::{Result, ensure};
+use crate::vcpu::{State as VcpuState, Vcpu};
 use crate::vm::{State, Vm};
 use crate::{Process, arg};
 
@@ -21,12 +22,20 @@ pub(super) struct Call<'a> {
     /// The address of the command's structure.
     pub(super) data: u64,
     pub(super) sev_fd: i32,
+    /// The vCPUs, for a command that encrypts their registers.
+    vcpus: Vec<MutexGuard<'a, VcpuState>>,
 }
 
 impl Call<'_> {
     /// Reads the command's structure.
     pub(super) fn read<T: FromBytes + FromZeros + IntoBytes>(&self, check: Check) -> Result<T> {
         arg::read(self.process, self.data, check)
+    }
+
+    /// Checks that nobody debugs a guest whose registers are to be encrypted.
+    pub(super) fn check_debugging(&self, checks: (Check, Check)) -> Result<()> {
+        let mut vcpus = self.vcpus.iter();
+        vcpus.try_for_each(|vcpu| vcpu.check_debugging(checks))
     }
 
     /// Writes the command's structure back.
@@ -58,6 +67,13 @@ pub(crate) fn command(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Res
     }
     let mut cmd: SevCmd = arg::read(process, argument, COPY)?;
     let id = cmd.id.get();
+    // vCPUs are locked in front of their VM.
+    let encrypts = matches!(id, uapi::LAUNCH_UPDATE_VMSA | uapi::SNP_LAUNCH_FINISH);
+    let vcpus: Vec<Arc<Vcpu>> = match encrypts {
+        true => vm.lock().vcpus.values().cloned().collect(),
+        false => Vec::new(),
+    };
+    let locked = vcpus.iter().map(|vcpu| vcpu.lock()).collect();
     let mut state = vm.lock();
     let for_mirrors = uapi::MIRROR_COMMANDS.contains(&id);
     ensure(!state.sev.is_mirror() || for_mirrors, MIRROR)?;
@@ -70,6 +86,7 @@ pub(crate) fn command(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Res
         process,
         data: cmd.data.get(),
         sev_fd: cmd.sev_fd.get() as i32,
+        vcpus: locked,
     };
     let done = run(&mut state, &call);
     match &done {

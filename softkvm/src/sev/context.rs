@@ -41,7 +41,7 @@ fn vacant(vm: &Vm, to: &mut State, from: &Sev) -> Result<Engine> {
 }
 
 pub(crate) fn move_from(vm: &Arc<Vm>, process: &dyn Process, fd: u64) -> Result<i64> {
-    use move_::{DESTINATION, FILE, HOST, IDLE, OTHER, SIGNAL, SOURCE, TYPE, VCPUS};
+    use move_::{DESTINATION, FILE, HOST, IDLE, MEMORY, OTHER, SIGNAL, SOURCE, TYPE, VCPUS};
     ensure(vm.kernel().is_amd(), HOST)?;
     let source = vm_of(process, fd).ok_or(FILE)?;
     ensure(!Arc::ptr_eq(vm, &source), OTHER)?;
@@ -54,6 +54,7 @@ pub(crate) fn move_from(vm: &Arc<Vm>, process: &dyn Process, fd: u64) -> Result<
     let all_protected = from.vcpus.keys().all(|id| from.sev.is_protected(*id));
     let fits = from.vcpus.len() == to.vcpus.len() && all_protected;
     ensure(!from.sev.is_es() || fits, VCPUS)?;
+    vm.kernel().faults().allocate(MEMORY)?;
 
     let mut engine = vacant(vm, &mut to, &from.sev)?;
     from.sev.engine(SOURCE)?.move_to(&mut engine)?;
@@ -74,7 +75,7 @@ pub(crate) fn move_from(vm: &Arc<Vm>, process: &dyn Process, fd: u64) -> Result<
 }
 
 pub(crate) fn copy_from(vm: &Arc<Vm>, process: &dyn Process, fd: u64) -> Result<i64> {
-    use copy::{FILE, HOST, IDLE, MIRROR, OTHER, SIGNAL, SOURCE};
+    use copy::{FILE, HOST, IDLE, MEMORY, MIRROR, OTHER, SIGNAL, SOURCE};
     ensure(vm.kernel().is_amd(), HOST)?;
     let source = vm_of(process, fd).ok_or(FILE)?;
     ensure(!Arc::ptr_eq(vm, &source), OTHER)?;
@@ -84,6 +85,7 @@ pub(crate) fn copy_from(vm: &Arc<Vm>, process: &dyn Process, fd: u64) -> Result<
     ensure(!mirror.sev.is_active() && mirror.vcpus.is_empty(), MIRROR)?;
     let owns = from.sev.is_active() && !from.sev.is_snp() && !from.sev.is_mirror();
     ensure(owns, SOURCE)?;
+    vm.kernel().faults().allocate(MEMORY)?;
 
     let mut engine = vacant(vm, &mut mirror, &from.sev)?;
     from.sev.engine(SOURCE)?.copy_to(&mut engine)?;

@@ -75,8 +75,10 @@ fn initialise(
     let engine = Engine::new(call.vm.kernel().host(), tech, params, irqchip, &state.irq);
     let engine = engine.map_err(|error| match error {
         kvm_ops::Error::NoKeyId => init_any::ASID.into(),
+        kvm_ops::Error::NoMemory => init_any::MEMORY.into(),
         error => crate::Refusal::from(error),
     })?;
+    call.vm.kernel().faults().allocate(init_any::MEMORY)?;
     state.sev.engine = Some(engine);
     state
         .show_slots()

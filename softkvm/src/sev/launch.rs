@@ -88,7 +88,7 @@ pub(super) fn update_data(state: &mut State, call: &Call<'_>) -> Answer {
 }
 
 pub(super) fn update_vmsa(state: &mut State, call: &Call<'_>) -> Answer {
-    use launch_update_vmsa::{ES, PROTECTED, SEV_FD, SIGNAL};
+    use launch_update_vmsa::{DEBUGGED, DR7, ES, PROTECTED, SEV_FD, SIGNAL};
     ensure(state.sev.is_es(), ES)?;
     ensure(!call.process.signal_pending(), SIGNAL)?;
     if state.vcpus.is_empty() {
@@ -96,6 +96,7 @@ pub(super) fn update_vmsa(state: &mut State, call: &Call<'_>) -> Answer {
     }
     let fresh = state.vcpus.keys().all(|id| !state.sev.is_protected(*id));
     ensure(fresh, PROTECTED)?;
+    call.check_debugging((DEBUGGED, DR7))?;
     state.sev.require_fd(call.process, SEV_FD)?;
     state
         .sev

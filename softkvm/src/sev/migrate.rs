@@ -83,6 +83,7 @@ pub(super) fn send_update_data(state: &mut State, call: &Call<'_>) -> Answer {
     ensure(lies_in_one_page(&given), PAGE)?;
     ensure(is_pinned(call, &given), PINNED)?;
     ensure(hdr_len <= ALLOCATION && trans_len <= ALLOCATION, MEMORY)?;
+    call.vm.kernel().faults().allocate(MEMORY)?;
     state.sev.require_fd(call.process, SEV_FD)?;
 
     let mut args = Blobs::new(given);

@@ -15,12 +15,13 @@ fn region(region: &EncRegion) -> kvm_ops::EncRegion {
 }
 
 pub(crate) fn register(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> {
-    use reg_region::{COPY, MIRROR, PINNED, RANGE, SEV};
+    use reg_region::{COPY, MEMORY, MIRROR, PINNED, RANGE, SEV};
     let args: EncRegion = arg::read(process, argument, COPY)?;
     let mut state = vm.lock();
     let mirror = state.sev.is_mirror();
     let engine = state.sev.engine(SEV)?;
     ensure(!mirror, MIRROR)?;
+    vm.kernel().faults().allocate(MEMORY)?;
     let (address, size) = (args.addr.get(), args.size.get());
     ensure(size != 0 && address.checked_add(size).is_some(), RANGE)?;
     ensure(process.is_mapped(address, size), PINNED)?;

@@ -1,12 +1,12 @@
 //! The launch of SNP guests.
 
+use kvm_ops_uapi::U64;
 use kvm_ops_uapi::checks::{
     snp_enable_req_certs, snp_launch_finish, snp_launch_start, snp_launch_update,
 };
 use kvm_ops_uapi::sev::{
     self as uapi, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, page_type,
 };
-use kvm_ops_uapi::{Errno, U64};
 use zerocopy::IntoBytes;
 
 use super::blobs::Blobs;
@@ -117,16 +117,17 @@ fn add_page(state: &mut State, call: &Call<'_>, left: &SnpLaunchUpdate) -> Resul
 }
 
 pub(super) fn finish(state: &mut State, call: &Call<'_>) -> Answer {
-    use snp_launch_finish::{COPY, FLAGS, ID_BLOCK as BLOCK, PROTECTED, SEV_FD, SNP, STARTED};
+    use snp_launch_finish::{
+        COPY, DEBUGGED, DR7, FLAGS, ID_BLOCK as BLOCK, PROTECTED, SEV_FD, SIGNAL, SNP, STARTED,
+    };
     ensure(state.sev.is_snp(), SNP)?;
     ensure(state.sev.snp_started, STARTED)?;
     let given: SnpLaunchFinish = call.read(COPY)?;
     ensure(given.flags.get() == 0, FLAGS)?;
-    if call.process.signal_pending() {
-        return Err(Errno::EINTR.into());
-    }
+    ensure(!call.process.signal_pending(), SIGNAL)?;
     let fresh = state.vcpus.keys().all(|id| !state.sev.is_protected(*id));
     ensure(fresh, PROTECTED)?;
+    call.check_debugging((DEBUGGED, DR7))?;
     let mut args = Blobs::new(given);
     if given.id_block_en != 0 {
         let mut copy = |address: U64, len| {

@@ -19,8 +19,7 @@ fn value(kernel: &Kernel, attribute: &DeviceAttr) -> Result<u64> {
         ATTR_SEV_VMSA_FEATURES => Some(0),
         ATTR_SNP_POLICY_BITS if kernel.has_type(vm_type::SNP) => Some(POLICY_BITS),
         ATTR_SNP_POLICY_BITS => Some(0),
-        // The command is refused.
-        ATTR_SNP_REQ_CERTS => Some(0),
+        ATTR_SNP_REQ_CERTS => Some(kernel.has_type(vm_type::SNP).into()),
         _ => None,
     };
     answer.ok_or(KNOWN.into())

@@ -4,7 +4,7 @@ use kvm_ops_uapi::cap;
 use kvm_ops_uapi::irq::x2apic_flags;
 use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, USER_SLOTS, dirty_log_flags, gmem_flags};
 use kvm_ops_uapi::run::sync_regs;
-use kvm_ops_uapi::state::XSAVE_SIZE;
+use kvm_ops_uapi::state::{XSAVE_SIZE, guest_debug};
 use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAX_IRQ_ROUTES, MAX_VCPUS, VCPU_ID_RATIO};
 
 use super::MAX_MCE_BANKS;
@@ -61,6 +61,7 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::JOIN_MEMORY_REGIONS_WORKS
         | cap::PIT2
         | cap::VCPU_EVENTS
+        | cap::SET_GUEST_DEBUG
         | cap::DEBUGREGS
         | cap::XSAVE
         | cap::XCRS
@@ -101,6 +102,7 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::MEMORY_FAULT_INFO
         | cap::GUEST_MEMFD
         | cap::PRE_FAULT_MEMORY => 1,
+        cap::SET_GUEST_DEBUG2 => guest_debug::ALL.into(),
         cap::IRQ_ROUTING => MAX_IRQ_ROUTES as i64,
         cap::MCE => MAX_MCE_BANKS as i64,
         cap::MANUAL_DIRTY_LOG_PROTECT2 => dirty_log_flags::ALL as i64,

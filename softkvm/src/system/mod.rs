@@ -50,9 +50,11 @@ pub(crate) const MAX_MCE_BANKS: u64 = 32;
 pub(crate) const MCE_FEATURES: u64 = 1 << 8 | 1 << 24;
 
 fn create_vm(kernel: &Kernel, process: &dyn Process, kind: u64) -> Result<i64> {
-    use create_vm::{DESCRIPTOR, TYPE};
+    use create_vm::{DESCRIPTOR, MEMORY, TYPE};
     let number = process.reserve().map_err(|_| DESCRIPTOR)?;
-    if let Err(refusal) = ensure(kernel.has_type(kind), TYPE) {
+    let may_be =
+        ensure(kernel.has_type(kind), TYPE).and_then(|()| kernel.faults().allocate(MEMORY));
+    if let Err(refusal) = may_be {
         process.release(number);
         return Err(refusal);
     }

@@ -136,6 +136,7 @@ pub(super) fn init_vm(state: &mut State, limits: &Limits, call: &Call<'_>) -> Re
         };
         Failed { refusal, hw_error }
     })?;
+    call.vm.kernel().faults().allocate(MEMORY)?;
     if let Some(wires) = engine.wires() {
         Irq::attach(&state.irq, wires);
     }

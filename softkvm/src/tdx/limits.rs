@@ -2,7 +2,7 @@
 
 use kvm_ops::sim::SimHost;
 use kvm_ops::tdx::CpuidRow;
-use kvm_ops_uapi::checks::tdx_capabilities::{COPY_BACK, FLAGS, NENT, ROOM};
+use kvm_ops_uapi::checks::tdx_capabilities::{COPY_BACK, FLAGS, MEMORY, NENT, ROOM};
 use kvm_ops_uapi::system::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2};
 use kvm_ops_uapi::tdx::TdxCapabilities;
 use kvm_ops_uapi::{U32, U64};
@@ -123,6 +123,7 @@ pub(super) fn capabilities(limits: &Limits, call: &Call<'_>) -> Result<i64> {
     ensure(call.flags == 0, FLAGS)?;
     let room: U32 = arg::read(call.process, call.data.wrapping_add(NENT_AT), NENT)?;
     ensure(room.get() as usize >= limits.rows.len(), ROOM)?;
+    call.vm.kernel().faults().allocate(MEMORY)?;
     let head = TdxCapabilities {
         supported_attrs: U64::new(limits.attributes.0),
         supported_xfam: U64::new(limits.xfam.0),

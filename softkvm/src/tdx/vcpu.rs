@@ -26,6 +26,7 @@ pub(super) fn init(
     let id = file.id();
     ensure(!state.td.has_vcpu(id), ONCE)?;
     ensure(vcpu.has_x2apic(), X2APIC)?;
+    call.vm.kernel().faults().allocate(MEMORY)?;
     let td = &mut state.td;
     let engine = td.engine.as_ref().ok_or(Errno::EINVAL)?;
     let start = VcpuStart {

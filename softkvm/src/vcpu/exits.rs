@@ -3,7 +3,7 @@
 use kvm_ops::sim::{MsrRefusal, SimVcpu};
 use kvm_ops::{Answer, Exit, Privacy, VcpuOps};
 use kvm_ops_uapi::run::{
-    FailEntry, HYPERCALL_LONG_MODE, Hypercall, InternalError, Io, MEMORY_FAULT_PRIVATE,
+    Debug, FailEntry, HYPERCALL_LONG_MODE, Hypercall, InternalError, Io, MEMORY_FAULT_PRIVATE,
     MemoryFault, Mmio, MsrExit, SystemEvent, exit_reason,
 };
 use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, msr_exit_reason};
@@ -79,6 +79,10 @@ pub(super) fn tell(
         Exit::WriteMsr { index, value } => {
             msr_access(page, exit_reason::X86_WRMSR, index, value, vcpu);
             Ok(Next::Return(Waits::WriteMsr))
+        }
+        Exit::Debug { rip, exception } => {
+            debug_event(page, rip, exception, vcpu.exit_data());
+            Ok(Next::Return(Waits::Nothing))
         }
         Exit::Hlt => done(exit_reason::HLT),
         Exit::IrqWindow => done(exit_reason::IRQ_WINDOW_OPEN),
@@ -206,6 +210,20 @@ fn internal_error(page: Page<'_>, suberror: u32, data: &[u8]) {
         *to = U64::new(u64::from_le_bytes(bytes));
     }
     page.set_exit(exit_reason::INTERNAL_ERROR, &error);
+}
+
+/// An exception that is the debugger's: DR6 and DR7 are the data.
+fn debug_event(page: Page<'_>, pc: u64, exception: u32, data: &[u8]) {
+    let (words, _) = data.as_chunks::<8>();
+    let word = |n: usize| U64::new(words.get(n).map_or(0, |word| u64::from_le_bytes(*word)));
+    let event = Debug {
+        exception: U32::new(exception),
+        pc: U64::new(pc),
+        dr6: word(0),
+        dr7: word(1),
+        ..Debug::default()
+    };
+    page.set_exit(exit_reason::DEBUG, &event);
 }
 
 fn system_event(kind: u32, data: &[u8]) -> SystemEvent {

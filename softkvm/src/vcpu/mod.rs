@@ -8,6 +8,7 @@ mod cpuid;
 mod events;
 mod exits;
 mod groups;
+mod guest_debug;
 mod held;
 mod interrupts;
 mod lapic;
@@ -22,7 +23,7 @@ mod td;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ops::sim::MsrExits;
+use kvm_ops::sim::{Debugger, MsrExits};
 use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::state::mp_state;
@@ -59,6 +60,8 @@ pub(crate) struct State {
     has_run: bool,
     /// kHz of its TSC, if they are not the VM's.
     tsc_khz: Option<u32>,
+    /// What debugs the guest, if anything does.
+    debugger: Option<Debugger>,
     /// The exit that waits for its answer in the run page.
     waits: answer::Waits,
 }
@@ -73,6 +76,7 @@ impl Vcpu {
                 cpuid: Vec::new(),
                 has_run: false,
                 tsc_khz: None,
+                debugger: None,
                 waits: answer::Waits::Nothing,
             }),
         }
@@ -92,6 +96,11 @@ impl Vcpu {
 
     pub(crate) fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Locks the vCPU. While it runs, that waits.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,11 +122,11 @@ impl State {
 impl VcpuFile {
     /// Locks the vCPU. If its VM became a guest of SEV meanwhile, it takes that guest's vCPU.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        let state = self.vcpu.state.lock();
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.vcpu.lock();
         let new = self.vm.lock().sev.take_vcpu(self.vcpu.id);
         if let Some(new) = new {
             state.cpu.become_guest_of_sev(new);
+            state.apply_debugger();
         }
         state
     }
@@ -161,6 +170,7 @@ pub(crate) fn ioctl(
         ioctl::KVM_KVMCLOCK_CTRL => misc::kvmclock_ctrl(),
         ioctl::KVM_GET_SREGS2 => registers::get_sregs2(file, process, argument),
         ioctl::KVM_SET_SREGS2 => registers::set_sregs2(file, process, argument),
+        ioctl::KVM_SET_GUEST_DEBUG => guest_debug::set(file, process, argument),
         ioctl::KVM_INTERRUPT => interrupts::interrupt(file, process, argument),
         ioctl::KVM_NMI => interrupts::nmi(file),
         ioctl::KVM_SET_CPUID2 => cpuid::set(file, process, argument),

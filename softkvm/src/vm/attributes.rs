@@ -1,7 +1,7 @@
 //! `KVM_SET_MEMORY_ATTRIBUTES`.
 
 use kvm_ops::{Gfn, Privacy};
-use kvm_ops_uapi::checks::attributes::{COPY, FLAGS, KNOWN, PAGES, SIZE};
+use kvm_ops_uapi::checks::attributes::{COPY, FLAGS, KNOWN, MEMORY, PAGES, SIZE};
 use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, MemoryAttributes};
 
 use super::{Vm, dirty_log, lent};
@@ -26,6 +26,7 @@ pub(super) fn set(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> 
         _ => Privacy::Private,
     };
     let (first, pages) = (address / PAGE, size / PAGE);
+    vm.kernel().faults().allocate(MEMORY)?;
     let mut guard = vm.lock();
     let state = &mut *guard;
     dirty_log::harvest_range(state, first, pages)?;

@@ -32,6 +32,7 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64
     } else {
         mp_state::UNINITIALIZED
     };
+    vm.kernel().faults().allocate(MEMORY)?;
     let area = process.run_area().map_err(|_| MEMORY)?;
     let number = process.reserve().map_err(|_| DESCRIPTOR)?;
     let links = Links {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvm_ops_uapi::checks::gmem::{COPY, DESCRIPTOR, FLAGS, SIZE};
+use kvm_ops_uapi::checks::gmem::{COPY, DESCRIPTOR, FLAGS, MEMORY, SIZE};
 use kvm_ops_uapi::checks::{gmem_fallocate, gmem_mmap};
 use kvm_ops_uapi::memory::{CreateGuestMemfd, gmem_flags};
 
@@ -70,6 +70,10 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Resu
     ensure(flags & !vm.gmem_flags() == 0, FLAGS)?;
     ensure(size as i64 > 0 && size.is_multiple_of(PAGE), SIZE)?;
     let number = process.reserve().map_err(|_| DESCRIPTOR)?;
+    if let Err(refusal) = vm.kernel().faults().allocate(MEMORY) {
+        process.release(number);
+        return Err(refusal);
+    }
     let vm = Arc::clone(vm);
     process.install(number, File::gmem(Arc::new(Gmem { vm, size, flags })));
     Ok(number.into())

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use kvm_ops_uapi::checks::region::{
-    ADDRESS_SPACE, BOUND, CHANGED, COPY, DELETED, DESCRIPTOR, FILE, FLAGS, GPA, HVA, OFFSET,
-    OLD_FLAGS, OVERLAP, PAGES, RANGE, SIZE, SLOT, WRAP,
+    ADDRESS_SPACE, BOUND, CHANGED, COPY, DELETED, DESCRIPTOR, FILE, FLAGS, GPA, HVA, MEMORY,
+    OFFSET, OLD_FLAGS, OVERLAP, PAGES, RANGE, SIZE, SLOT, WRAP,
 };
 use kvm_ops_uapi::memory::{
     SLOT_MAX_PAGES, USER_SLOTS, UserspaceMemoryRegion, UserspaceMemoryRegion2, slot_flags,
@@ -173,6 +173,7 @@ fn set_region(vm: &Vm, process: &dyn Process, region: &UserspaceMemoryRegion2) -
         !state.slots.overlaps(wanted.number, wanted.gpa, wanted.size),
         OVERLAP,
     )?;
+    vm.kernel().faults().allocate(MEMORY)?;
     let binding = wanted.binding(vm, &descriptor)?;
     let end = state.td.shared_bit().unwrap_or(GPA_END);
     ensure(wanted.gpa + wanted.size <= end, RANGE)?;

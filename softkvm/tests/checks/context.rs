@@ -1,9 +1,86 @@
 //! Regions, MOVE and COPY.
 
-use crate::common::World;
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use crate::common::{Answer, World, enable_args};
 use crate::support::*;
+use kvm_ops::Vendor;
+use kvm_ops_softkvm::{AddressSpace, Descriptor, Fault, File, Process, RunArea};
 use kvm_ops_uapi::checks::{self, *};
-use kvm_ops_uapi::ioctl;
+use kvm_ops_uapi::{Errno, cap, ioctl};
+
+/// The world's process, in which a second call is made while the first one asks for signals: it has claimed both VMs
+/// then, and locked neither.
+struct Meanwhile<'a> {
+    w: &'a World,
+    second: &'a dyn Fn() -> Answer,
+    answer: RefCell<Option<Answer>>,
+}
+
+impl Meanwhile<'_> {
+    fn enable(&self, vm: i32, cap: u32, argument: i32) -> Answer {
+        let at = self.w.task.put(&enable_args(cap, argument as u64));
+        self.w
+            .task
+            .file(vm)?
+            .ioctl(self, ioctl::KVM_ENABLE_CAP.number(), at)
+    }
+}
+
+impl Process for Meanwhile<'_> {
+    fn address_space(&self) -> AddressSpace {
+        self.w.task.address_space()
+    }
+
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault> {
+        self.w.task.read(address, into)
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
+        self.w.task.write(address, bytes)
+    }
+
+    fn descriptor(&self, number: i32) -> Descriptor {
+        self.w.task.descriptor(number)
+    }
+
+    fn reserve(&self) -> Result<i32, Errno> {
+        self.w.task.reserve()
+    }
+
+    fn install(&self, number: i32, file: File) {
+        self.w.task.install(number, file);
+    }
+
+    fn release(&self, number: i32) {
+        self.w.task.release(number);
+    }
+
+    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
+        self.w.task.run_area()
+    }
+
+    fn signal_pending(&self) -> bool {
+        self.answer.replace(Some((self.second)()));
+        false
+    }
+}
+
+/// The answer of a second call in the middle of a first one, which is then done.
+fn meanwhile(
+    w: &World,
+    second: impl Fn() -> Answer,
+    first: impl FnOnce(&Meanwhile<'_>) -> Answer,
+) -> Answer {
+    let process = Meanwhile {
+        w,
+        second: &second,
+        answer: RefCell::default(),
+    };
+    first(&process)?;
+    process.answer.into_inner().unwrap()
+}
 
 pub(crate) const CASES: &[Case] = &[
     (reg_region::COPY, |w| {
@@ -15,6 +92,13 @@ pub(crate) const CASES: &[Case] = &[
     (reg_region::MIRROR, |w| {
         let mirror = mirror_of(w, w.late_guest(false));
         region_call(w, mirror, ioctl::KVM_MEMORY_ENCRYPT_REG_REGION, 0, 0)
+    }),
+    (reg_region::MEMORY, |_| {
+        let prepare = |w: &World| (w.guest(2), w.task.map(4096));
+        let call = |w: &World, &(vm, page): &(i32, u64)| {
+            region_call(w, vm, ioctl::KVM_MEMORY_ENCRYPT_REG_REGION, page, 4096)
+        };
+        short_of_memory(Vendor::Amd, reg_region::MEMORY, prepare, call)
     }),
     (reg_region::RANGE, |w| {
         region_call(w, w.guest(2), ioctl::KVM_MEMORY_ENCRYPT_REG_REGION, 0, 0)
@@ -52,6 +136,14 @@ pub(crate) const CASES: &[Case] = &[
         let vm = w.vm(0);
         move_of(w, vm, w.task.dup(vm)?)
     }),
+    (move_::IDLE, |w| {
+        let (to, other, from) = (w.vm(0), w.vm(0), w.late_guest(false));
+        meanwhile(
+            w,
+            || move_of(w, other, from),
+            |process| process.enable(to, cap::VM_MOVE_ENC_CONTEXT_FROM, from),
+        )
+    }),
     (move_::SIGNAL, |w| {
         let (to, from) = (w.vm(0), w.late_guest(false));
         interrupted(w, || move_of(w, to, from))
@@ -69,6 +161,11 @@ pub(crate) const CASES: &[Case] = &[
         w.vcpu(from, 0);
         move_of(w, to, from)
     }),
+    (move_::MEMORY, |_| {
+        let prepare = |w: &World| (w.vm(0), w.late_guest(false));
+        let call = |w: &World, &(to, from): &(i32, i32)| move_of(w, to, from);
+        short_of_memory(Vendor::Amd, move_::MEMORY, prepare, call)
+    }),
     (checks::copy::HOST, |_| {
         let w = World::intel();
         copy_of(&w, w.vm(0), w.vm(0))
@@ -77,6 +174,14 @@ pub(crate) const CASES: &[Case] = &[
     (checks::copy::OTHER, |w| {
         let vm = w.late_guest(false);
         copy_of(w, vm, vm)
+    }),
+    (checks::copy::IDLE, |w| {
+        let (to, other, from) = (w.vm(0), w.vm(0), w.late_guest(false));
+        meanwhile(
+            w,
+            || copy_of(w, other, from),
+            |process| process.enable(to, cap::VM_MOVE_ENC_CONTEXT_FROM, from),
+        )
     }),
     (checks::copy::SIGNAL, |w| {
         let (to, from) = (w.vm(0), w.late_guest(false));
@@ -91,4 +196,9 @@ pub(crate) const CASES: &[Case] = &[
         copy_of(w, w.vm(0), mirror_of(w, w.late_guest(false)))
     }),
     (checks::copy::SOURCE, |w| copy_of(w, w.vm(0), w.guest(4))),
+    (checks::copy::MEMORY, |_| {
+        let prepare = |w: &World| (w.vm(0), w.late_guest(false));
+        let call = |w: &World, &(to, from): &(i32, i32)| copy_of(w, to, from);
+        short_of_memory(Vendor::Amd, checks::copy::MEMORY, prepare, call)
+    }),
 ];

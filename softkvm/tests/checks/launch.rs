@@ -1,10 +1,24 @@
 //! `KVM_MEMORY_ENCRYPT_OP`, and the launch of SEV and SEV-ES guests.
 
+use crate::common::World;
 use crate::support::*;
+use kvm_ops::Vendor;
+use kvm_ops::sim::{SevSetup, SimHost};
+use kvm_ops_softkvm::Kernel;
 use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::ioctl;
 use kvm_ops_uapi::sev::{self, *};
+use kvm_ops_uapi::state::guest_debug;
 use kvm_ops_uapi::{U16, U32, U64};
+use soft_amd_sp::Platform;
+
+/// A machine without SNP, whose ASIDs end with a number. Those below the lowest one of SEV are for SEV-ES.
+fn with_asids(min_sev: u32, max: u32) -> World {
+    let platform = Platform::builder().asids(min_sev, max).memory(64 << 20);
+    let setup = SevSetup::new(platform).without_snp();
+    let host = SimHost::builder(Vendor::Amd).sev(setup).build().unwrap();
+    World::of(&Kernel::new(host))
+}
 
 pub(crate) const CASES: &[Case] = &[
     (encrypt_sev::ENABLED, |w| {
@@ -25,7 +39,23 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (encrypt_sev::SNP, |w| w.bare(w.guest(4), sev::GUEST_STATUS)),
     (encrypt_sev::KNOWN, |w| w.bare(w.vm(0), 14)),
+    (encrypt_sev::COPY_BACK, |w| {
+        let vm = w.vm(0);
+        let cmd = SevCmd {
+            id: U32::new(sev::INIT),
+            ..SevCmd::default()
+        };
+        let refused = w.ioctl(vm, ioctl::KVM_MEMORY_ENCRYPT_OP, sealed(w, &cmd));
+        let again = w.bare(vm, sev::INIT).map_err(|refusal| refusal.check());
+        assert_eq!(again, Err(Some(init_any::ONCE)), "the command was done");
+        refused
+    }),
     (init::TYPE, |w| w.bare(w.vm(2), sev::INIT)),
+    // All ASIDs are for guests without SEV-ES.
+    (es_init::ENABLED, |_| {
+        let w = with_asids(1, 8);
+        w.bare(w.vm(0), sev::ES_INIT)
+    }),
     (es_init::TYPE, |w| w.bare(w.vm(3), sev::ES_INIT)),
     (init2::ONCE, |w| {
         w.command(w.guest(2), sev::INIT2, &SevInit::default()).0
@@ -60,6 +90,25 @@ pub(crate) const CASES: &[Case] = &[
         init2_of(w, 4, |i| i.ghcb_version = U16::new(1))
     }),
     (init_any::ONCE, |w| w.bare(w.late_guest(false), sev::INIT)),
+    // All ASIDs are for guests with SEV-ES.
+    (init_any::RANGE, |_| {
+        let w = with_asids(9, 8);
+        w.bare(w.vm(0), sev::INIT)
+    }),
+    (init_any::ASID, |_| {
+        let w = with_asids(8, 8);
+        let first = w.guest(2);
+        let second = w.vm(2);
+        let init = || w.command(second, sev::INIT2, &SevInit::default()).0;
+        let refused = init();
+        w.task.close(first)?;
+        init().expect("the ASID is free");
+        refused
+    }),
+    (init_any::MEMORY, |_| {
+        let call = |w: &World, vm: &i32| w.bare(*vm, sev::INIT);
+        short_of_memory(Vendor::Amd, init_any::MEMORY, |w| w.vm(0), call)
+    }),
     (launch_start::SEV, |w| {
         w.command(w.vm(2), sev::LAUNCH_START, &SevLaunchStart::default())
             .0
@@ -87,6 +136,9 @@ pub(crate) const CASES: &[Case] = &[
         w.task.close(w.sev)?;
         w.command(vm, sev::LAUNCH_START, &SevLaunchStart::default())
             .0
+    }),
+    (launch_start::COPY_BACK, |w| {
+        sealed_command(w, w.guest(2), sev::LAUNCH_START, &SevLaunchStart::default())
     }),
     (launch_update_data::SEV, |w| {
         w.command(w.vm(2), sev::LAUNCH_UPDATE_DATA, &range(1, 1)).0
@@ -128,6 +180,16 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (launch_update_vmsa::PROTECTED, |w| {
         w.bare(w.measured(2), sev::LAUNCH_UPDATE_VMSA)
+    }),
+    (launch_update_vmsa::DEBUGGED, |w| {
+        let vm = w.guest(3);
+        debug(w, w.vcpu(vm, 0), guest_debug::ENABLE)?;
+        w.bare(vm, sev::LAUNCH_UPDATE_VMSA)
+    }),
+    (launch_update_vmsa::DR7, |w| {
+        let vm = w.guest(3);
+        break_at(w, w.vcpu(vm, 0), 1)?;
+        w.bare(vm, sev::LAUNCH_UPDATE_VMSA)
     }),
     (launch_update_vmsa::SEV_FD, |w| {
         let vm = w.guest(3);
@@ -177,6 +239,18 @@ pub(crate) const CASES: &[Case] = &[
         let vm = w.guest(2);
         w.launch(vm, 0);
         w.command(vm, sev::LAUNCH_MEASURE, &range(NOWHERE, 48)).0
+    }),
+    // The query, and a measurement.
+    (launch_measure::COPY_BACK, |w| {
+        let vm = w.guest(2);
+        w.launch(vm, 0);
+        sealed_command(w, vm, sev::LAUNCH_MEASURE, &range(0, 0))
+    }),
+    (launch_measure::COPY_BACK, |w| {
+        let vm = w.guest(2);
+        w.launch(vm, 0);
+        let room = range(w.task.map(48), 48);
+        sealed_command(w, vm, sev::LAUNCH_MEASURE, &room)
     }),
     (launch_finish::SEV, |w| w.bare(w.vm(0), sev::LAUNCH_FINISH)),
     (launch_finish::SEV_FD, |w| {

@@ -1,7 +1,8 @@
 //! Slots, guest_memfd, attributes, pre-faults.
 
-use crate::common::{file_slot, slot};
+use crate::common::{World, file_slot, slot};
 use crate::support::*;
+use kvm_ops::Vendor;
 use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::ioctl;
 use kvm_ops_uapi::memory::*;
@@ -90,6 +91,10 @@ pub(crate) const CASES: &[Case] = &[
     (region::OVERLAP, |w| {
         change_slot(w, |r| r.slot = U32::new(2))
     }),
+    (region::MEMORY, |_| {
+        let call = |w: &World, vm: &i32| w.region(*vm, &slot());
+        short_of_memory(Vendor::Amd, region::MEMORY, |w| w.vm(0), call)
+    }),
     (region::DESCRIPTOR, |w| w.region(w.vm(1), &file_slot(99))),
     (region::FILE, |w| w.region(w.vm(1), &file_slot(0))),
     (region::FILE, |w| w.region(w.vm(1), &file_slot(w.kvm))),
@@ -140,6 +145,11 @@ pub(crate) const CASES: &[Case] = &[
             w.call(vm, ioctl::KVM_CREATE_GUEST_MEMFD, &gmem_args(4096, 3))
         })
     }),
+    (gmem::MEMORY, |_| {
+        let call =
+            |w: &World, vm: &i32| w.call(*vm, ioctl::KVM_CREATE_GUEST_MEMFD, &gmem_args(4096, 0));
+        short_of_memory(Vendor::Amd, gmem::MEMORY, |w| w.vm(0), call)
+    }),
     (gmem_mmap::ALLOWED, |w| {
         let file = w.task.file(w.gmem(w.vm(0), 4096))?;
         file.check_mmap(true).map(|()| 0)
@@ -181,6 +191,24 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (attributes::PAGES, |w| {
         set_attributes(w, 1, attributes_args(0, 4097, 8, 0))
+    }),
+    (attributes::MEMORY, |_| {
+        let prepare = |w: &World| {
+            let vm = w.vm(1);
+            w.region(vm, &file_slot(w.gmem(vm, 0x20_0000))).unwrap();
+            let vcpu = w.vcpu(vm, 0);
+            (vm, vcpu)
+        };
+        let call = |w: &World, (vm, vcpu): &(i32, i32)| {
+            let private = attributes_args(0x10_0000, 4096, 8, 0);
+            let answer = w.call(*vm, ioctl::KVM_SET_MEMORY_ATTRIBUTES, &private);
+            // Shared memory is not lent here, and private memory is the file's, which is.
+            let page = pre_fault_args(0x10_0000, 4096, 0);
+            let faulted = w.call(*vcpu, ioctl::KVM_PRE_FAULT_MEMORY, &page);
+            assert_eq!(faulted.is_ok(), answer.is_ok(), "nothing changed");
+            answer
+        };
+        short_of_memory(Vendor::Amd, attributes::MEMORY, prepare, call)
     }),
     (pre_fault::COPY, |w| {
         unmapped(ioctl::KVM_PRE_FAULT_MEMORY, |w| w.vcpu(w.vm(0), 0), w)

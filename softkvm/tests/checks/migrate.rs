@@ -3,11 +3,11 @@
 use crate::common::psp::certificates;
 use crate::common::{Answer, World, slot};
 use crate::support::*;
+use kvm_ops::Vendor;
 use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::memory::UserspaceMemoryRegion2;
 use kvm_ops_uapi::sev::{self, *};
 use kvm_ops_uapi::{U32, U64};
-use zerocopy::{Immutable, IntoBytes};
 
 /// The target's certificates, and room for a session. No firmware looks at the last chain: the policy does not ask
 /// for a genuine platform.
@@ -106,13 +106,6 @@ fn receive_with(w: &World, change: impl FnOnce(&mut SevReceiveStart)) -> Answer 
     w.command(w.guest(2), sev::RECEIVE_START, &args).0
 }
 
-/// A command whose structure can be read and not written.
-fn sealed<T: IntoBytes + Immutable>(w: &World, vm: i32, id: u32, args: &T) -> Answer {
-    let at = w.task.put(args);
-    w.task.protect(at);
-    w.command_at(vm, id, at).0
-}
-
 /// The token of a guest that is staged.
 fn staged(w: &World, vm: i32) -> [u8; 16] {
     let (answer, told) = w.command(vm, sev::LOCAL_SEND, &SevLocalSend::default());
@@ -172,7 +165,7 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (send_start::COPY_BACK, |w| {
         let vm = w.running(0);
-        sealed(w, vm, sev::SEND_START, &target(w))
+        sealed_command(w, vm, sev::SEND_START, &target(w))
     }),
     (send_update_data::SEV, |w| {
         w.bare(w.vm(2), sev::SEND_UPDATE_DATA)
@@ -206,6 +199,20 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (send_update_data::MEMORY, |w| {
         pack(w, |u| u.trans_len = U32::new(!0))
+    }),
+    (send_update_data::MEMORY, |_| {
+        short_of_memory(
+            Vendor::Amd,
+            send_update_data::MEMORY,
+            sending,
+            |w, &(vm, ram)| {
+                let args = SevUpdateData {
+                    guest: U64::new(ram),
+                    ..update(w)
+                };
+                w.command(vm, sev::SEND_UPDATE_DATA, &args).0
+            },
+        )
     }),
     (send_update_data::SEV_FD, |w| pack(w, |_| ())),
     (send_update_data::SEV_FD, |w| {
@@ -264,7 +271,7 @@ pub(crate) const CASES: &[Case] = &[
             session_len: told.session_len,
             ..SevReceiveStart::default()
         };
-        sealed(w, w.guest(2), sev::RECEIVE_START, &args)
+        sealed_command(w, w.guest(2), sev::RECEIVE_START, &args)
     }),
     (receive_update_data::SEV, |w| {
         w.bare(w.vm(2), sev::RECEIVE_UPDATE_DATA)
@@ -367,7 +374,7 @@ pub(crate) const CASES: &[Case] = &[
             ..SevLocalReceive::default()
         };
         let vm = w.guest(2);
-        let refused = sealed(w, vm, sev::LOCAL_RECEIVE, &args);
+        let refused = sealed_command(w, vm, sev::LOCAL_RECEIVE, &args);
         take(w, vm, token).expect("the token is still good");
         refused
     }),

@@ -5,6 +5,8 @@ use crate::support::*;
 use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::ioctl;
 use kvm_ops_uapi::memory::{ClearDirtyLog, DirtyLog};
+use kvm_ops_uapi::sev;
+use kvm_ops_uapi::state::guest_debug::{INJECT_BP, INJECT_DB};
 use kvm_ops_uapi::state::{Sregs2, TprAccessCtl};
 use kvm_ops_uapi::vm::MsrFilter;
 use kvm_ops_uapi::{U32, U64, cap};
@@ -174,6 +176,26 @@ pub(crate) const CASES: &[Case] = &[
         let vcpu = w.vcpu(w.vm(0), 0);
         w.call(vcpu, ioctl::KVM_SET_SIGNAL_MASK, &[8u32, 0, 0])?;
         w.call(vcpu, ioctl::KVM_SET_SIGNAL_MASK, &[8u32, 0])
+    }),
+    (guest_debug::COPY, |w| {
+        w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_SET_GUEST_DEBUG, NOWHERE)
+    }),
+    (guest_debug::PROTECTED, |w| {
+        let vm = w.late_guest(true);
+        let vcpu = w.vcpu(vm, 0);
+        w.launch(vm, 4);
+        debug(w, vcpu, 0)?;
+        w.bare(vm, sev::LAUNCH_UPDATE_VMSA)?;
+        debug(w, vcpu, 0)
+    }),
+    (guest_debug::PROTECTED, |_| {
+        let w = World::intel();
+        debug(&w, w.td_vcpu(w.td(), 0, 0), 0)
+    }),
+    (guest_debug::PENDING, |w| {
+        let vcpu = w.vcpu(w.vm(0), 0);
+        debug(w, vcpu, INJECT_BP)?;
+        debug(w, vcpu, INJECT_DB)
     }),
     (set_sregs2::COPY, |w| {
         w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_SET_SREGS2, NOWHERE)

@@ -1,6 +1,8 @@
 //! Files, VMs and vCPUs.
 
+use crate::common::World;
 use crate::support::*;
+use kvm_ops::Vendor;
 use kvm_ops_uapi::checks::{self, *};
 use kvm_ops_uapi::ioctl;
 use kvm_ops_uapi::system::Cpuid2;
@@ -35,6 +37,10 @@ pub(crate) const CASES: &[Case] = &[
     (create_vm::TYPE, |w| {
         w.ioctl(w.kvm, ioctl::KVM_CREATE_VM, 64)
     }),
+    (create_vm::MEMORY, |_| {
+        let call = |w: &World, _: &()| w.ioctl(w.kvm, ioctl::KVM_CREATE_VM, 0);
+        short_of_memory(Vendor::Amd, create_vm::MEMORY, |_| (), call)
+    }),
     (create_vcpu::ID, |w| {
         w.ioctl(w.vm(0), ioctl::KVM_CREATE_VCPU, 4096)
     }),
@@ -59,6 +65,10 @@ pub(crate) const CASES: &[Case] = &[
     (create_vcpu::DESCRIPTOR, |w| {
         let vm = w.vm(0);
         full(w, || w.ioctl(vm, ioctl::KVM_CREATE_VCPU, 0))
+    }),
+    (create_vcpu::MEMORY, |_| {
+        let call = |w: &World, vm: &i32| w.ioctl(*vm, ioctl::KVM_CREATE_VCPU, 0);
+        short_of_memory(Vendor::Amd, create_vcpu::MEMORY, |w| w.vm(0), call)
     }),
     (split_irqchip::GSIS, |w| {
         w.enable(w.vm(0), cap::SPLIT_IRQCHIP, 4097)

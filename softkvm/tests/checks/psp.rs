@@ -1,7 +1,8 @@
 //! Commands of `/dev/sev`.
 
 use crate::common::{Answer, World};
-use crate::support::{Case, NOWHERE};
+use crate::support::{Case, NOWHERE, sealed, short_of_memory};
+use kvm_ops::Vendor;
 use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::psp::{self, *};
 use kvm_ops_uapi::{U32, U64, ioctl};
@@ -79,6 +80,14 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (issue::KNOWN, |w| at(w, 13, 0)),
     (issue::KNOWN, |w| at(w, u32::MAX, 0)),
+    (issue::COPY_BACK, |w| {
+        let issue = IssueCmd {
+            cmd: U32::new(psp::PLATFORM_STATUS),
+            data: U64::new(w.task.map(4096)),
+            ..IssueCmd::default()
+        };
+        w.ioctl(w.sev, ioctl::SEV_ISSUE_CMD, sealed(w, &issue))
+    }),
     (factory_reset::WRITABLE, |w| {
         read_only(w, psp::FACTORY_RESET)
     }),
@@ -95,6 +104,9 @@ pub(crate) const CASES: &[Case] = &[
     (pek_csr::COPY, |w| at(w, psp::PEK_CSR, NOWHERE)),
     (pek_csr::LEN, |w| {
         with(w, psp::PEK_CSR, &blob(NOWHERE, 16385))
+    }),
+    (pek_csr::COPY_BACK, |w| {
+        at(w, psp::PEK_CSR, sealed(w, &Blob::default()))
     }),
     (pek_csr::BUFFER, |w| {
         with(w, psp::PEK_CSR, &blob(NOWHERE, 16384))
@@ -129,6 +141,10 @@ pub(crate) const CASES: &[Case] = &[
     (pdh_cert_export::LEN, |w| {
         export(w, (NOWHERE, 1), (NOWHERE, 16385))
     }),
+    (pdh_cert_export::COPY_BACK, |w| {
+        let query = sealed(w, &PdhCertExport::default());
+        at(w, psp::PDH_CERT_EXPORT, query)
+    }),
     (pdh_cert_export::BUFFERS, |w| {
         export(w, (w.task.map(16384), 16384), (NOWHERE, 16384))
     }),
@@ -136,6 +152,17 @@ pub(crate) const CASES: &[Case] = &[
     (get_id2::COPY, |w| at(w, psp::GET_ID2, NOWHERE)),
     (get_id2::MEMORY, |w| {
         with(w, psp::GET_ID2, &blob(NOWHERE, u32::MAX))
+    }),
+    (get_id2::MEMORY, |_| {
+        let call = |w: &World, _: &()| {
+            let room = blob(w.task.map(4096), 4096);
+            with(w, psp::GET_ID2, &room)
+        };
+        short_of_memory(Vendor::Amd, get_id2::MEMORY, |_| (), call)
+    }),
+    (get_id2::COPY_BACK, |w| {
+        let room = blob(w.task.map(4096), 4096);
+        at(w, psp::GET_ID2, sealed(w, &room))
     }),
     (get_id2::BUFFER, |w| {
         with(w, psp::GET_ID2, &blob(NOWHERE, 4096))

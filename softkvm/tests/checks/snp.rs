@@ -1,10 +1,11 @@
 //! The launch of SNP guests.
 
-use crate::common::snp_policy;
+use crate::common::{file_slot, snp_policy};
 use crate::support::*;
 use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::sev::{self, *};
-use kvm_ops_uapi::{U16, U64};
+use kvm_ops_uapi::state::guest_debug;
+use kvm_ops_uapi::{U16, U64, ioctl};
 
 pub(crate) const CASES: &[Case] = &[
     (snp_launch_start::SNP, |w| {
@@ -61,6 +62,29 @@ pub(crate) const CASES: &[Case] = &[
     (snp_launch_update::SLOT, |w| {
         update_with(w, |u| u.gfn_start = U64::new(!0))
     }),
+    (snp_launch_update::COPY_BACK, |w| {
+        let vm = started_snp(w);
+        let gmem = w.gmem(vm, 0x20_0000);
+        w.region(vm, &file_slot(gmem))?;
+        let private = attributes_args(0x10_0000, 4096, 8, 0);
+        w.call(vm, ioctl::KVM_SET_MEMORY_ATTRIBUTES, &private)?;
+        let args = SnpLaunchUpdate {
+            gfn_start: U64::new(0x100),
+            uaddr: U64::new(w.task.map(4096)),
+            len: U64::new(4096),
+            kind: page_type::NORMAL,
+            ..SnpLaunchUpdate::default()
+        };
+        let refused = sealed_command(w, vm, sev::SNP_LAUNCH_UPDATE, &args);
+        let again = w.command(vm, sev::SNP_LAUNCH_UPDATE, &args).0;
+        let again = again.map_err(|refusal| refusal.check());
+        assert_eq!(
+            again,
+            Err(Some(snp_launch_update::FIRST_PAGE)),
+            "the page was added"
+        );
+        refused
+    }),
     // The attribute of the page is not private.
     (snp_launch_update::FIRST_PAGE, |w| update_with(w, |_| ())),
     (snp_launch_finish::SNP, |w| w.bare(w.guest(2), 102)),
@@ -75,11 +99,25 @@ pub(crate) const CASES: &[Case] = &[
         };
         w.command(started_snp(w), 102, &args).0
     }),
+    (snp_launch_finish::SIGNAL, |w| {
+        let vm = started_snp(w);
+        interrupted(w, || w.command(vm, 102, &SnpLaunchFinish::default()).0)
+    }),
     (snp_launch_finish::PROTECTED, |w| {
         let vm = w.guest(4);
         w.vcpu(vm, 0);
         w.launch_snp(vm);
         w.command(vm, 102, &SnpLaunchFinish::default()).0?;
+        w.command(vm, 102, &SnpLaunchFinish::default()).0
+    }),
+    (snp_launch_finish::DEBUGGED, |w| {
+        let vm = started_snp(w);
+        debug(w, w.vcpu(vm, 0), guest_debug::ENABLE)?;
+        w.command(vm, 102, &SnpLaunchFinish::default()).0
+    }),
+    (snp_launch_finish::DR7, |w| {
+        let vm = started_snp(w);
+        break_at(w, w.vcpu(vm, 0), 1)?;
         w.command(vm, 102, &SnpLaunchFinish::default()).0
     }),
     (snp_launch_finish::ID_BLOCK, |w| {

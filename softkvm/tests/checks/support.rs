@@ -1,12 +1,17 @@
 //! Calls with one mistake, in short.
 
 use crate::common::{Answer, World, file_slot, slot};
+use kvm_ops::Vendor;
+use kvm_ops::sim::SimHost;
+use kvm_ops_softkvm::{Faults, Kernel};
 use kvm_ops_uapi::checks::Check;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::memory::*;
 use kvm_ops_uapi::sev::{self, *};
+use kvm_ops_uapi::state::{DebugRegs, GuestDebug};
 use kvm_ops_uapi::system::DeviceAttr;
 use kvm_ops_uapi::{U32, U64, cap};
+use zerocopy::{Immutable, IntoBytes};
 
 /// An address that is not mapped.
 pub(crate) const NOWHERE: u64 = 0x10;
@@ -170,6 +175,22 @@ pub(crate) fn copy_of(w: &World, to: i32, from: i32) -> Answer {
     w.enable(to, cap::VM_COPY_ENC_CONTEXT_FROM, from as u64)
 }
 
+/// `KVM_SET_GUEST_DEBUG`.
+pub(crate) fn debug(w: &World, vcpu: i32, control: u32) -> Answer {
+    let args = GuestDebug {
+        control: U32::new(control),
+        ..GuestDebug::default()
+    };
+    w.call(vcpu, ioctl::KVM_SET_GUEST_DEBUG, &args)
+}
+
+/// Gives the guest a DR7 with that beside its fixed bit.
+pub(crate) fn break_at(w: &World, vcpu: i32, enabled: u64) -> Answer {
+    let mut regs: DebugRegs = w.fetch(vcpu, ioctl::KVM_GET_DEBUGREGS)?;
+    regs.dr7 = U64::new(0x400 | enabled);
+    w.call(vcpu, ioctl::KVM_SET_DEBUGREGS, &regs)
+}
+
 /// With a signal pending.
 pub(crate) fn interrupted(w: &World, call: impl FnOnce() -> Answer) -> Answer {
     w.task.set_signal(true);
@@ -199,6 +220,41 @@ pub(crate) fn run_with(w: &World, mp_state: u32, at: u64) -> Answer {
 
 pub(crate) fn unmapped(ioctl: Ioctl, fd: impl FnOnce(&World) -> i32, w: &World) -> Answer {
     w.ioctl(fd(w), ioctl, NOWHERE)
+}
+
+/// A structure that can be read and not written.
+pub(crate) fn sealed<T: IntoBytes + Immutable>(w: &World, args: &T) -> u64 {
+    let at = w.task.put(args);
+    w.task.protect(at);
+    at
+}
+
+/// A command whose structure can be read and not written.
+pub(crate) fn sealed_command<T: IntoBytes + Immutable>(
+    w: &World,
+    vm: i32,
+    id: u32,
+    args: &T,
+) -> Answer {
+    w.command_at(vm, id, sealed(w, args)).0
+}
+
+/// A kernel of its own, where the memory that a check asks for is not there the first time. The call that is
+/// refused for it has lost nothing: the same call is done next.
+pub(crate) fn short_of_memory<T>(
+    vendor: Vendor,
+    check: Check,
+    prepare: impl FnOnce(&World) -> T,
+    call: impl Fn(&World, &T) -> Answer,
+) -> Answer {
+    let plan = format!("[[fault]]\nmemory = '{}'\nnth = 1", check.call);
+    let kernel = Kernel::with_faults(SimHost::new(vendor), Faults::parse(&plan).unwrap());
+    let w = World::of(&kernel);
+    let prepared = prepare(&w);
+    let refused = call(&w, &prepared);
+    assert_eq!(kernel.faults().happened(), 1);
+    call(&w, &prepared).expect("there is memory now");
+    refused
 }
 
 /// The command's structure is not there.

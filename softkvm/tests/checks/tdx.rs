@@ -1,12 +1,18 @@
 //! TDs: their commands, and what calls refuse them.
 
 use crate::common::World;
-use crate::common::td::{entry, init_args};
+use crate::common::td::{entry, init_args, with_list};
 use crate::support::*;
+use crate::td_guest::{MAP_GPA, SHARED, Td, call as vmcall};
+use kvm_ops::sim::SimHost;
+use kvm_ops::{Host, Level, PagePort, Vendor};
+use kvm_ops_softkvm::{Kernel, Process};
 use kvm_ops_uapi::checks::*;
+use kvm_ops_uapi::run::{Hypercall, exit_reason};
 use kvm_ops_uapi::system::{CpuidEntry2, vm_type};
 use kvm_ops_uapi::tdx::{self as uapi, TdxCapabilities, TdxCmd, TdxInitVm};
 use kvm_ops_uapi::{U32, U64, ioctl};
+use zerocopy::IntoBytes;
 
 type Answer = crate::common::Answer;
 
@@ -81,6 +87,32 @@ fn region_after(change: impl FnOnce(&World, i32, i32) -> Answer) -> Answer {
     w.add_memory(vcpu, 0, (w.task.map(4096), 0x10_0000, 1)).0
 }
 
+/// A vCPU of a TD that the module does not have yet.
+fn vcpu_of_td(w: &World) -> i32 {
+    let vcpu = w.vcpu(w.td(), 0);
+    w.set_cpuid(vcpu);
+    vcpu
+}
+
+/// The answer of a call while all frames of the machine are taken. It is done when they are back.
+fn out_of_frames(
+    prepare: impl FnOnce(&World) -> i32,
+    call: impl Fn(&World, i32) -> Answer,
+) -> Answer {
+    let host = SimHost::new(Vendor::Intel);
+    let w = World::of(&Kernel::new(host.clone()));
+    let fd = prepare(&w);
+    let pages = host.pages().unwrap();
+    let free = |level| std::iter::from_fn(move || pages.alloc(level).ok());
+    let taken: Vec<_> = free(Level::Size2M).chain(free(Level::Size4K)).collect();
+    let refused = call(&w, fd);
+    for page in taken {
+        pages.free(page).unwrap();
+    }
+    call(&w, fd).expect("there are frames now");
+    refused
+}
+
 pub(crate) const CASES: &[Case] = &[
     (create_vcpu::TD_INITIALIZED, |_| {
         let w = World::intel();
@@ -132,6 +164,17 @@ pub(crate) const CASES: &[Case] = &[
         w.call(other, ioctl::KVM_SET_MP_STATE, &0u32)?;
         w.ioctl(other, ioctl::KVM_RUN, 0)
     }),
+    // Normal VMs take any answer; a TD's MapGPA has three.
+    (run::COMPLETION, |_| {
+        let td = Td::new(|a| vmcall(a, MAP_GPA, [SHARED | 0x10_0000, PAGE, 0, 0]));
+        let td = td.with_conversions();
+        let call: Hypercall = td.runs_to(exit_reason::HYPERCALL);
+        td.answer(&Hypercall {
+            ret: U64::new(1),
+            ..call
+        });
+        td.run()
+    }),
     (pre_fault::LAUNCHED, |_| {
         let w = World::intel();
         let vm = w.td();
@@ -166,6 +209,21 @@ pub(crate) const CASES: &[Case] = &[
         let w = World::intel();
         frame(&w, w.td_vm(), uapi::INIT_VCPU, 0)
     }),
+    (encrypt_tdx::COPY_BACK, |_| {
+        let w = World::intel();
+        let vm = w.td_vm();
+        let (head, list) = init_args();
+        let cmd = TdxCmd {
+            id: U32::new(uapi::INIT_VM),
+            data: U64::new(w.task.put(&with_list(&head, &list)[..])),
+            ..TdxCmd::default()
+        };
+        let refused = w.ioctl(vm, ioctl::KVM_MEMORY_ENCRYPT_OP, sealed(&w, &cmd));
+        let again = w.init_vm(vm, &init_args()).0;
+        let again = again.map_err(|refusal| refusal.check());
+        assert_eq!(again, Err(Some(tdx_init_vm::ONCE)), "the command was done");
+        refused
+    }),
     (encrypt_tdx_vcpu::TD, |_| {
         let w = World::intel();
         w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_MEMORY_ENCRYPT_OP, NOWHERE)
@@ -198,6 +256,20 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (tdx_capabilities::ROOM, |_| {
         capabilities(0, |args| args.nent = U32::new(17))
+    }),
+    (tdx_capabilities::MEMORY, |_| {
+        let call = |w: &World, vm: &i32| {
+            let args = TdxCapabilities {
+                nent: U32::new(256),
+                ..TdxCapabilities::default()
+            };
+            let room = w
+                .task
+                .map(size_of_val(&args) + 256 * size_of::<CpuidEntry2>());
+            w.task.write(room, args.as_bytes()).unwrap();
+            w.tdx(*vm, uapi::CAPABILITIES, 0, room).0
+        };
+        short_of_memory(Vendor::Intel, tdx_capabilities::MEMORY, |w| w.td_vm(), call)
     }),
     // The room that is promised is not there.
     (tdx_capabilities::COPY_BACK, |_| capabilities(0, |_| ())),
@@ -240,6 +312,34 @@ pub(crate) const CASES: &[Case] = &[
     (tdx_init_vm::LEAVES, |_| init_list(&[width(48), width(48)])),
     (tdx_init_vm::LEAVES, |_| {
         init_list(&[width(48), entry(7, 0, [0, 1 << 11, 0, 0])])
+    }),
+    (tdx_init_vm::KEY_ID, |_| {
+        // The module has the first KeyID, and the first TD the other.
+        let setup = SimHost::default_tdx().keyids(6, (62, 63), 62);
+        let host = SimHost::builder(Vendor::Intel).tdx(setup).build().unwrap();
+        let w = World::of(&Kernel::new(host));
+        let (first, second) = (w.td(), w.td_vm());
+        let refused = w.init_vm(second, &init_args()).0;
+        w.task.close(first)?;
+        w.init_vm(second, &init_args())
+            .0
+            .expect("the KeyID is free");
+        refused
+    }),
+    (tdx_init_vm::MEMORY, |_| {
+        let prepare = |w: &World| w.td_vm();
+        let call = |w: &World, vm: &i32| w.init_vm(*vm, &init_args()).0;
+        short_of_memory(Vendor::Intel, tdx_init_vm::MEMORY, prepare, call)
+    }),
+    (tdx_init_vm::MEMORY, |_| {
+        out_of_frames(|w| w.td_vm(), |w, vm| w.init_vm(vm, &init_args()).0)
+    }),
+    (tdx_init_vcpu::MEMORY, |_| {
+        let call = |w: &World, vcpu: &i32| w.tdx(*vcpu, uapi::INIT_VCPU, 0, 0).0;
+        short_of_memory(Vendor::Intel, tdx_init_vcpu::MEMORY, vcpu_of_td, call)
+    }),
+    (tdx_init_vcpu::MEMORY, |_| {
+        out_of_frames(vcpu_of_td, |w, vcpu| w.tdx(vcpu, uapi::INIT_VCPU, 0, 0).0)
     }),
     (tdx_init_vcpu::FLAGS, |_| {
         let w = World::intel();

@@ -116,12 +116,7 @@ impl World {
     }
 
     pub(crate) fn enable(&self, vm: i32, cap: u32, argument: u64) -> Answer {
-        let mut args = EnableCap {
-            cap: U32::new(cap),
-            ..EnableCap::default()
-        };
-        args.args[0] = U64::new(argument);
-        self.call(vm, ioctl::KVM_ENABLE_CAP, &args)
+        self.call(vm, ioctl::KVM_ENABLE_CAP, &enable_args(cap, argument))
     }
 
     /// A SEV command with the address of its structure.
@@ -211,6 +206,15 @@ impl World {
         self.bare(vm, sev::LAUNCH_UPDATE_VMSA).unwrap();
         vm
     }
+}
+
+pub(crate) fn enable_args(cap: u32, argument: u64) -> EnableCap {
+    let mut args = EnableCap {
+        cap: U32::new(cap),
+        ..EnableCap::default()
+    };
+    args.args[0] = U64::new(argument);
+    args
 }
 
 pub(crate) fn snp_policy(policy: u64) -> sev::SnpLaunchStart {

@@ -43,8 +43,9 @@ table! {
         1 COPY EFAULT "the structure can be read";
         2 SEV ENOTTY "the VM is a SEV guest";
         3 MIRROR EINVAL "the VM is no mirror";
-        4 RANGE EINVAL "the range is not empty and does not wrap";
-        5 PINNED ENOMEM "the memory can be pinned";
+        4 MEMORY ENOMEM "there is memory";
+        5 RANGE EINVAL "the range is not empty and does not wrap";
+        6 PINNED ENOMEM "the memory can be pinned";
     }
 }
 

@@ -3,7 +3,7 @@
 //! A module is a call, a constant in it one check: the condition that must hold, and the errno
 //! otherwise. Numbers follow the kernel's order within a call; conditions that the kernel checks
 //! together share one. Checks whose errno is another call's (firmware, control groups) are not here,
-//! for they are not KVM's to order.
+//! for they are not KVM's to order, and neither is memory for the kernel's copy of a structure.
 
 mod encrypt;
 mod irq;
@@ -30,7 +30,7 @@ pub use memory::{
 };
 pub use objects::{
     any, create_irqchip, create_vcpu, create_vm, device_attr, enable_cap, exit_hypercall,
-    kvmclock_ctrl, max_vcpu_id, msr_filter, run, set_cpuid2, set_sregs2, signal_mask,
+    guest_debug, kvmclock_ctrl, max_vcpu_id, msr_filter, run, set_cpuid2, set_sregs2, signal_mask,
     split_irqchip, stats_fd, tpr_access, user_space_msr, vapic_addr, vcpu_tsc_khz,
 };
 pub use psp::{
@@ -143,6 +143,7 @@ pub const TABLES: &[&[Check]] = &[
     tpr_access::ALL,
     vapic_addr::ALL,
     kvmclock_ctrl::ALL,
+    guest_debug::ALL,
     set_sregs2::ALL,
     vcpu_tsc_khz::ALL,
     stats_fd::ALL,

@@ -128,6 +128,7 @@ table! {
         3 SYNC_REGS EINVAL "the masks of synchronised registers are known";
         4 COMPLETION EINVAL "the answer to the last exit is one";
         5 IMMEDIATE_EXIT EINTR "no immediate exit is asked";
+        6 MP_STATE EINVAL "a vCPU that waits for its start can be started";
         6 INITIALIZED EINVAL "the VM and the vCPU are initialised";
     }
 }
@@ -154,6 +155,15 @@ table! {
     /// `KVM_KVMCLOCK_CTRL`.
     kvmclock_ctrl "KVM_KVMCLOCK_CTRL" {
         1 ACTIVE EINVAL "the guest uses kvmclock";
+    }
+}
+
+table! {
+    /// `KVM_SET_GUEST_DEBUG`.
+    guest_debug "KVM_SET_GUEST_DEBUG" {
+        1 COPY EFAULT "the structure can be read";
+        2 PROTECTED EINVAL "the guest's registers are no secret";
+        3 PENDING EBUSY "no exception waits where one is to be injected";
     }
 }
 

@@ -37,6 +37,7 @@ table! {
         6 ONCE EINVAL "the VM is no SEV guest yet";
         7 RANGE ENOTTY "the technology has ASIDs";
         8 ASID EBUSY "an ASID is free";
+        9 MEMORY ENOMEM "there is memory";
     }
 }
 
@@ -70,8 +71,9 @@ table! {
     launch_update_vmsa "KVM_SEV_LAUNCH_UPDATE_VMSA" {
         1 ES ENOTTY "the VM is a SEV-ES guest";
         2 SIGNAL EINTR "no signal is pending";
-        3 DEBUGGED EINVAL "no vCPU is debugged";
-        4 PROTECTED EINVAL "no vCPU is protected yet";
+        3 PROTECTED EINVAL "no vCPU is protected yet";
+        4 DEBUGGED EINVAL "no vCPU is debugged";
+        4 DR7 EINVAL "no vCPU's DR7 has more than its fixed bit";
         5 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
     }
 }

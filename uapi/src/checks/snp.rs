@@ -37,9 +37,12 @@ table! {
         2 STARTED EINVAL "the launch has started";
         3 COPY EFAULT "the structure can be read";
         4 FLAGS EINVAL "flags are 0";
-        5 PROTECTED EINVAL "no vCPU is protected yet";
-        6 ID_BLOCK EFAULT "the ID block and its authentication can be read";
-        7 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
+        5 SIGNAL EINTR "no signal is pending";
+        6 PROTECTED EINVAL "no vCPU is protected yet";
+        7 DEBUGGED EINVAL "no vCPU is debugged";
+        7 DR7 EINVAL "no vCPU's DR7 has more than its fixed bit";
+        8 ID_BLOCK EFAULT "the ID block and its authentication can be read";
+        9 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
     }
 }
 

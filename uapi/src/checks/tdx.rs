@@ -8,7 +8,9 @@ table! {
         1 FLAGS EINVAL "flags are 0";
         2 NENT EFAULT "the number of entries can be read";
         3 ROOM E2BIG "there is room for every configurable leaf";
-        4 COPY_BACK EFAULT "the structure can be written";
+        4 MEMORY ENOMEM "there is memory";
+        5 SUPPORTED EIO "KVM supports attributes and states of the module";
+        6 COPY_BACK EFAULT "the structure can be written";
     }
 }
 
