@@ -63,7 +63,7 @@ pub enum IoError {
     Memory,
 }
 
-/// Reasons why [`Cpu::translate`] has no address.
+/// Reasons why [`Cpu::translate`] has no address, or [`Cpu::overwrite_instruction`] no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Untranslated {
     /// The page tables deny it.
@@ -479,6 +479,27 @@ impl Cpu {
             Pending::Exit(exit) => Err(Untranslated::Exit(exit)),
             _ => Err(Untranslated::Again),
         }
+    }
+
+    /// Writes over the instruction at CS:RIP with the rights of the current privilege, as a hypervisor does that gives the
+    /// guest its own processor's hypercall instruction.
+    ///
+    /// # Errors
+    ///
+    /// [`Untranslated`]: the fault or the exit that the write would end in. Nothing is raised or written.
+    pub fn overwrite_instruction(&mut self, bytes: &[u8]) -> Result<(), Untranslated> {
+        self.enter();
+        let linear = self.core.seg[CS].base.wrapping_add(self.core.rip);
+        while self.core.write_linear(CS, linear, bytes, WRITE).is_err() {
+            match core::mem::replace(&mut self.core.pending, Pending::None) {
+                // The processor has decoded what lies there.
+                Pending::CodeWrite(gpa) => self.core.pages.forget(gpa),
+                Pending::Fault(fault) => return Err(Untranslated::Fault(fault)),
+                Pending::Exit(exit) => return Err(Untranslated::Exit(exit)),
+                _ => return Err(Untranslated::Again),
+            }
+        }
+        Ok(())
     }
 
     /// Instructions that gave #UD because they are not implemented, by name, with their count.

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops::guest::MAX_ACCESS;
@@ -185,6 +186,16 @@ impl SimVcpu {
         let processor = self.executing_mut();
         processor
             .map(|processor| processor.msr_exits = Some(exits))
+            .is_some()
+    }
+
+    /// Shares a switch with the vCPU of a normal VM: while it is true, a hypercall instruction of the other vendor is
+    /// overwritten with the processor's own and executed, as KVM does by default. Otherwise it is #UD. False for a
+    /// vCPU that runs guest programs.
+    pub fn set_hypercall_fix(&mut self, fix: Arc<AtomicBool>) -> bool {
+        let processor = self.executing_mut();
+        processor
+            .map(|processor| processor.hypercall_fix = Some(fix))
             .is_some()
     }
 

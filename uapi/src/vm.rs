@@ -81,10 +81,22 @@ pub mod msr_exit_reason {
     pub const ALL: u64 = INVAL | UNKNOWN | FILTER;
 }
 
+/// `KVM_HC_VAPIC_POLL_IRQ`: nothing but an exit, after which interrupts are taken.
+pub const HC_VAPIC_POLL_IRQ: u64 = 1;
+/// `KVM_HC_SCHED_YIELD`: gives the processor's time to the vCPU with that APIC ID.
+pub const HC_SCHED_YIELD: u64 = 11;
 /// `KVM_HC_MAP_GPA_RANGE`: the hypercall that leaves to user space when EXIT_HYPERCALL is enabled.
 pub const HC_MAP_GPA_RANGE: u64 = 12;
 /// Its attribute bit: to private.
 pub const MAP_GPA_RANGE_ENCRYPTED: u64 = 1 << 4;
+
+/// Behaviours that `KVM_CAP_DISABLE_QUIRKS2` takes away (`KVM_X86_QUIRK_*`).
+pub mod quirk {
+    /// The other vendor's hypercall instruction is overwritten with the processor's own.
+    pub const FIX_HYPERCALL_INSN: u64 = 1 << 5;
+    /// A slot that is deleted takes all of a VM's second-level table along.
+    pub const SLOT_ZAP_ALL: u64 = 1 << 7;
+}
 /// The most GSIs that a split irqchip reserves, and that routes may name.
 pub const MAX_IRQ_ROUTES: u64 = 4096;
 /// vCPUs of a VM by the kernel's default configuration.

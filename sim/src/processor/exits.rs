@@ -1,8 +1,10 @@
 //! Exits of a processor: what each is to the embedder, and how its answer gets back.
 
+use std::sync::atomic::Ordering;
+
 use kvm_ops::guest::MAX_ACCESS;
 use kvm_ops::{Exit, Gfn, Gpa, PAGE_SIZE, Vendor};
-use kvm_ops_cpu::{Cause, Event, Exception, Exit as CpuExit, PortAccess, Stopped};
+use kvm_ops_cpu::{Cause, Event, Exception, Exit as CpuExit, PortAccess, Stopped, Untranslated};
 
 use crate::processor::mmio::Access;
 use crate::processor::{Next, Port, Processor, Resume, state};
@@ -248,8 +250,11 @@ impl Processor {
             _ => Cause::Vmcall,
         };
         if exit.cause != own {
-            let ud = Event::exception(Exception::plain(UD));
-            return self.deliver(ud).unwrap_or(Next::Again);
+            let fix = self.hypercall_fix.as_ref();
+            return match fix.is_some_and(|fix| fix.load(Ordering::Relaxed)) {
+                true => self.fix_hypercall(own),
+                false => self.take(Exception::plain(UD)),
+            };
         }
         if self.cpu.cpl() != 0 {
             self.cpu.set_gpr(RAX, KVM_EPERM.wrapping_neg());
@@ -262,6 +267,27 @@ impl Processor {
             nr: self.cpu.gpr(RAX),
             args: [a, b, c, d, 0, 0],
         })
+    }
+
+    /// Puts the own hypercall instruction where the guest has another one, and lets it execute that.
+    fn fix_hypercall(&mut self, own: Cause) -> Next {
+        let last = match own {
+            Cause::Vmmcall => 0xd9,
+            _ => 0xc1,
+        };
+        match self.in_memory(|cpu| cpu.overwrite_instruction(&[0x0f, 0x01, last])) {
+            Ok(()) | Err(Untranslated::Again) => Next::Again,
+            Err(Untranslated::Fault(fault)) => self.take(fault),
+            Err(Untranslated::Exit(_)) => leave(Exit::InternalError {
+                suberror: EMULATION,
+            }),
+        }
+    }
+
+    /// Lets the guest take an exception.
+    fn take(&mut self, exception: Exception) -> Next {
+        let event = Event::exception(exception);
+        self.deliver(event).unwrap_or(Next::Again)
     }
 
     /// Hands the answer to the last exit to the guest.

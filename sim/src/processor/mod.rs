@@ -24,6 +24,7 @@ pub(crate) use turns::{Place, Sleeper, Turn, Turns};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use kvm_ops::guest::MAX_ACCESS;
 use kvm_ops::{Exception, Exit, Irqchip, Result, VcpuId};
@@ -73,6 +74,8 @@ pub(crate) struct Processor {
     timer: Option<u64>,
     /// The embedder's say in RDMSR and WRMSR.
     pub(crate) msr_exits: Option<Arc<MsrExits>>,
+    /// While true, the other vendor's hypercall instruction becomes the own one.
+    pub(crate) hypercall_fix: Option<Arc<AtomicBool>>,
     /// Told of HLT instructions after which the processor waits here.
     pub(crate) halt_hook: HaltHook,
     /// The instructions that it was told of.
@@ -167,6 +170,7 @@ impl Processor {
             counted: 0,
             timer: None,
             msr_exits: None,
+            hypercall_fix: None,
             halt_hook: HaltHook::default(),
             halts: 0,
             sev,

@@ -52,6 +52,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("x86/state_test", "amd"),
     ("x86/msrs_test", "amd"),
     ("x86/hwcr_msr_test", "amd"),
+    ("x86/fix_hypercall_test", "amd"),
     ("x86/sev_smoke_test", "amd"),
     ("x86/debug_regs", "amd"),
     ("x86/debug_regs", "intel"),
@@ -90,6 +91,7 @@ const SKIPPED: &[(&str, &str, &[&str])] = &[
             "x86/vmx_apicv_updates_test",
             "x86/vmx_invalid_nested_guest_state",
             "x86/vmx_nested_la57_state_test",
+            "x86/vmx_msrs_test",
             "x86/vmx_preemption_timer_test",
         ],
     ),
@@ -109,11 +111,6 @@ const SKIPPED: &[(&str, &str, &[&str])] = &[
         "Xen's interface for guests",
         "KVM_XEN",
         &["x86/xen_shinfo_test", "x86/xen_vmcall_test"],
-    ),
-    (
-        "quirks that can be disabled",
-        "KVM_CAP_DISABLE_QUIRKS2",
-        &["x86/fix_hypercall_test", "x86/vmx_msrs_test"],
     ),
     (
         "coalesced MMIO",

@@ -45,6 +45,7 @@ pub(crate) fn connect(vcpu: &mut Processor, links: &Links) {
             port.set_apic_bus_cycle(cycle);
         }
         port.set_msr_exits(Arc::clone(&links.msrs));
+        port.set_hypercall_fix(Arc::clone(&links.hypercall_fix));
         let counts = Arc::clone(&links.counts);
         port.on_halt(move |halts| counts.add_more(Count::HaltExits, halts));
         let (area, irq) = (Arc::clone(&links.area), Arc::clone(&links.irq));

@@ -9,7 +9,7 @@ use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAX_IRQ_ROUTES, MAX_VCPUS, VCPU_ID_RATI
 
 use super::MAX_MCE_BANKS;
 use crate::Kernel;
-use crate::vm::Vm;
+use crate::vm::{KNOWN_QUIRKS, Vm};
 
 /// Nanoseconds of a tick of local APICs' timers, unless a VM was told others: the crystal of CPUID leaf 15H.
 const APIC_BUS_CYCLE_NS: u64 = 40;
@@ -86,6 +86,7 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::BINARY_STATS_FD
         | cap::ENABLE_CAP
         | cap::ENABLE_CAP_VM
+        | cap::DISABLE_QUIRKS
         | cap::CHECK_EXTENSION_VM
         | cap::TSC_CONTROL
         | cap::GET_TSC_KHZ
@@ -106,6 +107,7 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         cap::IRQ_ROUTING => MAX_IRQ_ROUTES as i64,
         cap::MCE => MAX_MCE_BANKS as i64,
         cap::MANUAL_DIRTY_LOG_PROTECT2 => dirty_log_flags::ALL as i64,
+        cap::DISABLE_QUIRKS2 => KNOWN_QUIRKS as i64,
         cap::XSAVE2 => XSAVE_SIZE as i64,
         cap::X2APIC_API => x2apic_flags::ALL as i64,
         cap::NR_VCPUS => NR_VCPUS,

@@ -6,7 +6,9 @@ use kvm_ops_uapi::run::{
     Debug, FailEntry, HYPERCALL_LONG_MODE, Hypercall, InternalError, Io, MEMORY_FAULT_PRIVATE,
     MemoryFault, Mmio, MsrExit, SystemEvent, exit_reason,
 };
-use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, msr_exit_reason};
+use kvm_ops_uapi::vm::{
+    HC_MAP_GPA_RANGE, HC_SCHED_YIELD, HC_VAPIC_POLL_IRQ, MAP_GPA_RANGE_ENCRYPTED, msr_exit_reason,
+};
 use kvm_ops_uapi::{Errno, U16, U32, U64};
 
 use super::answer::Waits;
@@ -301,6 +303,8 @@ pub(super) fn hypercall(
             }
             -KVM_EINVAL
         }
+        // Features that a guest was not told of are refused only if user space enforces that.
+        HC_VAPIC_POLL_IRQ | HC_SCHED_YIELD => 0,
         _ => -KVM_ENOSYS,
     };
     vcpu.answer(Answer::Value(result as u64 & width))?;

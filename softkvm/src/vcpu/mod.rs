@@ -21,6 +21,7 @@ mod sev;
 mod sync;
 mod td;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops::sim::{Debugger, MsrExits};
@@ -43,6 +44,7 @@ pub(crate) struct Links {
     pub(crate) area: Arc<dyn RunArea>,
     pub(crate) irq: Arc<Irq>,
     pub(crate) msrs: Arc<MsrExits>,
+    pub(crate) hypercall_fix: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
 }
 

@@ -19,6 +19,8 @@ pub(super) fn enable(vm: &Arc<Vm>, process: &dyn Process, argument: u64) -> Resu
     match args.cap.get() {
         cap::SPLIT_IRQCHIP => irqchip::split(&mut vm.lock(), value),
         cap::EXIT_HYPERCALL => exit_hypercall(&mut vm.lock(), value),
+        cap::DISABLE_QUIRKS => vm.quirks().disable(value),
+        cap::DISABLE_QUIRKS2 => vm.quirks().disable_known(value),
         cap::MAX_VCPU_ID => max_vcpu_id(&mut vm.lock(), value),
         cap::EXCEPTION_PAYLOAD => {
             vm.lock().event_parts.payload = value != 0;

@@ -39,6 +39,7 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64
         area,
         irq: Arc::clone(vm.irq()),
         msrs: Arc::clone(vm.msrs()),
+        hypercall_fix: Arc::clone(vm.quirks().hypercall_fix()),
         counts: Arc::default(),
     };
     let mut cpu = match processor(vm, &mut state, id, starts_as, &links) {

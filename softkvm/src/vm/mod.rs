@@ -10,6 +10,7 @@ mod irqchip;
 pub(crate) mod lent;
 mod msr;
 mod no_ops;
+mod quirks;
 mod region;
 mod slots;
 
@@ -28,6 +29,7 @@ use kvm_ops_uapi::vm::{MAX_VCPUS, VCPU_ID_RATIO};
 
 pub(crate) use gmem::Gmem;
 pub(crate) use irqchip::IrqchipKind;
+pub(crate) use quirks::KNOWN_QUIRKS;
 pub(crate) use slots::{Slot, Slots};
 
 use crate::irq::{self, Irq};
@@ -40,6 +42,7 @@ use crate::vcpu::{Parts, Vcpu};
 use crate::{AddressSpace, Kernel, Process, sev, stats, tdx};
 use irqchip::Irqchip;
 use lent::BackEnd;
+use quirks::Quirks;
 
 /// Numbers of vCPUs end here.
 pub(crate) const MAX_VCPU_ID: u32 = MAX_VCPUS * VCPU_ID_RATIO;
@@ -56,6 +59,7 @@ pub(crate) struct Vm {
     /// Outside of the lock.
     irq: Arc<Irq>,
     msrs: Arc<MsrExits>,
+    quirks: Quirks,
     state: Mutex<State>,
 }
 
@@ -95,6 +99,7 @@ impl Vm {
             claimed: AtomicBool::new(false),
             irq: Arc::clone(&irq),
             msrs: Arc::default(),
+            quirks: Quirks::default(),
             state: Mutex::new(State {
                 sev: Sev::default(),
                 td: Td::default(),
@@ -140,6 +145,10 @@ impl Vm {
     /// User space's say in the guest's MSRs.
     pub(crate) fn msrs(&self) -> &Arc<MsrExits> {
         &self.msrs
+    }
+
+    pub(crate) fn quirks(&self) -> &Quirks {
+        &self.quirks
     }
 
     /// Makes the back end of a normal VM, whose interrupt controllers are there without vCPUs.

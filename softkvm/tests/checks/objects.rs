@@ -106,6 +106,9 @@ pub(crate) const CASES: &[Case] = &[
     (enable_cap::KNOWN, |w| {
         w.enable(w.vm(0), cap::USER_MEMORY, 0)
     }),
+    (checks::disable_quirks::KNOWN, |w| {
+        w.enable(w.vm(0), cap::DISABLE_QUIRKS2, 1 << 63)
+    }),
     (checks::exit_hypercall::MASK, |w| {
         w.enable(w.vm(0), cap::EXIT_HYPERCALL, 1 << 13)
     }),

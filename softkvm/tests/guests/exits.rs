@@ -4,7 +4,7 @@ use kvm_ops::Vendor;
 use kvm_ops_uapi::run::{Hypercall, InternalError, Mmio, exit_reason};
 use kvm_ops_uapi::state::Regs;
 use kvm_ops_uapi::stats::{StatsDesc, StatsHeader};
-use kvm_ops_uapi::vm::HC_MAP_GPA_RANGE;
+use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, HC_SCHED_YIELD, HC_VAPIC_POLL_IRQ, quirk};
 use kvm_ops_uapi::{Errno, U32, U64, cap, ioctl};
 
 use zerocopy::FromBytes;
@@ -128,7 +128,9 @@ fn only_the_hypercall_that_was_asked_for_leaves() {
     assert_eq!(result(&guest), -1000, "not enabled");
     guest.enable(cap::EXIT_HYPERCALL, 1 << HC_MAP_GPA_RANGE);
     for (nr, gpa, pages, expected) in [
-        (1, 0, 1, -1000),
+        (2, 0, 1, -1000),
+        (HC_VAPIC_POLL_IRQ, 0, 0, 0),
+        (HC_SCHED_YIELD, 0, 0, 0),
         (HC_MAP_GPA_RANGE, 1, 1, -22),
         (HC_MAP_GPA_RANGE, 0x1000, 0, -22),
     ] {
@@ -150,6 +152,39 @@ fn only_the_hypercall_that_was_asked_for_leaves() {
     });
     assert_eq!(guest.run(), exit_reason::HLT);
     assert_eq!(guest.regs().rax.get(), 22);
+}
+
+/// fix_hypercall_test: enable_quirk, disable_quirk.
+#[test]
+fn the_other_vendors_hypercall_becomes_the_own_one_unless_the_quirk_is_disabled() {
+    const VMCALL: [u8; 4] = [0x0f, 0x01, 0xc1, 0xf4];
+    const VMMCALL: [u8; 4] = [0x0f, 0x01, 0xd9, 0xf4];
+    const UD: u64 = 6;
+    for (vendor, own, other) in [
+        (Vendor::Intel, VMCALL, VMMCALL),
+        (Vendor::Amd, VMMCALL, VMCALL),
+    ] {
+        for disabled in [false, true] {
+            let guest = Guest::on(vendor, &other, 0, |_, _| ());
+            // The handler of #UD is the HLT, too.
+            let handler = [(CODE as u8) + 3, (CODE >> 8) as u8, 0, 0];
+            guest.write(UD * 4, &handler);
+            if disabled {
+                guest.enable(cap::DISABLE_QUIRKS2, quirk::FIX_HYPERCALL_INSN);
+            }
+            guest.set_regs(&Regs {
+                rax: U64::new(HC_SCHED_YIELD),
+                ..guest.regs()
+            });
+            assert_eq!(guest.run(), exit_reason::HLT);
+            let (result, code) = match disabled {
+                true => (HC_SCHED_YIELD, other),
+                false => (0, own),
+            };
+            assert_eq!(guest.regs().rax.get() as u32 as u64, result);
+            assert_eq!(guest.read(CODE), code, "{vendor:?}, disabled: {disabled}");
+        }
+    }
 }
 
 /// set_memory_region_test: KVM_RUN with zero added memory regions.

@@ -29,9 +29,10 @@ pub use memory::{
     attributes, dirty_log, dirty_log_protect, gmem, gmem_fallocate, gmem_mmap, pre_fault, region,
 };
 pub use objects::{
-    any, create_irqchip, create_vcpu, create_vm, device_attr, enable_cap, exit_hypercall,
-    guest_debug, kvmclock_ctrl, max_vcpu_id, msr_filter, run, set_cpuid2, set_sregs2, signal_mask,
-    split_irqchip, stats_fd, tpr_access, user_space_msr, vapic_addr, vcpu_tsc_khz,
+    any, create_irqchip, create_vcpu, create_vm, device_attr, disable_quirks, enable_cap,
+    exit_hypercall, guest_debug, kvmclock_ctrl, max_vcpu_id, msr_filter, run, set_cpuid2,
+    set_sregs2, signal_mask, split_irqchip, stats_fd, tpr_access, user_space_msr, vapic_addr,
+    vcpu_tsc_khz,
 };
 pub use psp::{
     factory_reset, get_id, get_id2, issue, key_gen, pdh_cert_export, pek_cert_import, pek_csr,
@@ -119,6 +120,7 @@ pub const TABLES: &[&[Check]] = &[
     split_irqchip::ALL,
     create_irqchip::ALL,
     enable_cap::ALL,
+    disable_quirks::ALL,
     exit_hypercall::ALL,
     max_vcpu_id::ALL,
     user_space_msr::ALL,

@@ -73,6 +73,13 @@ table! {
 }
 
 table! {
+    /// `KVM_ENABLE_CAP` of `KVM_CAP_DISABLE_QUIRKS2`.
+    disable_quirks "KVM_CAP_DISABLE_QUIRKS2" {
+        1 KNOWN EINVAL "the quirks are within those that KVM_CHECK_EXTENSION tells";
+    }
+}
+
+table! {
     /// `KVM_ENABLE_CAP` of `KVM_CAP_MAX_VCPU_ID`.
     max_vcpu_id "KVM_CAP_MAX_VCPU_ID" {
         1 LIMIT EINVAL "the limit is not above the build's";
