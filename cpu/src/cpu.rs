@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use crate::build::{Block, Limits, Link};
 use crate::bus::Bus;
 use crate::cpuid::CpuidTable;
-use crate::exit::{Controls, Exit};
+use crate::exit::{Cause, Controls, Exit};
 use crate::fault::Event;
 use crate::flags;
 use crate::op::{BLOCK_OPS, Dispatch, Out, run};
@@ -268,13 +268,15 @@ impl Cpu {
     fn idle(&mut self) -> Option<Stopped> {
         let core = &mut self.core;
         if core.shutdown {
-            let _ = core.exit(crate::exit::Cause::TripleFault, 0);
-            return Some(self.take_exit());
+            return Some(self.leave(Cause::TripleFault));
         }
         if core.waiting {
             return Some(Stopped::WaitsForStart);
         }
         if core.halted {
+            if core.nmi_window_open() {
+                return Some(self.leave(Cause::NmiWindow));
+            }
             let now = core.clock();
             core.apic.tick(now);
             if !core.wakes() {
@@ -283,6 +285,13 @@ impl Cpu {
             core.halted = false;
         }
         None
+    }
+
+    /// Leaves between two instructions.
+    fn leave(&mut self, cause: Cause) -> Stopped {
+        self.core.attention = true;
+        let _ = self.core.exit(cause, 0);
+        self.take_exit()
     }
 
     fn take_exit(&mut self) -> Stopped {
@@ -386,10 +395,10 @@ impl Cpu {
         let event = if core.nmi_pending && !core.nmi_blocked {
             core.nmi_pending = core::mem::take(&mut core.nmi_second);
             Event::nmi()
+        } else if core.nmi_window_open() {
+            return Some(Some(self.leave(Cause::NmiWindow)));
         } else if enabled && core.controls.interrupt_window {
-            core.attention = true;
-            let _ = core.exit(crate::exit::Cause::InterruptWindow, 0);
-            return Some(Some(self.take_exit()));
+            return Some(Some(self.leave(Cause::InterruptWindow)));
         } else if enabled {
             let vector = core.apic.pending()?;
             core.apic.accept(vector);
@@ -639,6 +648,11 @@ impl Core {
         self.nmi_second |= self.nmi_pending && !self.nmi_blocked;
         self.nmi_pending = true;
         self.attention = true;
+    }
+
+    /// True if the host waits for a time at which the processor can take an NMI, and this is one.
+    fn nmi_window_open(&self) -> bool {
+        self.controls.nmi_window && !self.nmi_pending && !self.nmi_blocked
     }
 
     /// True if a halted processor has a reason to go on.

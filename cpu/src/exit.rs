@@ -33,6 +33,10 @@ pub struct Controls {
     pub task_switches: bool,
     /// The processor leaves as soon as it could take an interrupt.
     pub interrupt_window: bool,
+    /// The processor leaves as soon as it could take an NMI: before the next instruction, also out of HLT, while none is
+    /// held back by the handler of an NMI or by the shadow of STI and MOV SS (SDM vol. 3, "Other Causes of VM Exits").
+    /// SVM has no such control: its hypervisors intercept IRET, and step over it.
+    pub nmi_window: bool,
     /// Accesses to the local APIC's page are the bus'; the host carries them out
     /// ([`Cpu::read_apic_page`](crate::Cpu::read_apic_page)).
     pub apic_page: bool,
@@ -55,6 +59,7 @@ impl Controls {
             hypercalls: false,
             task_switches: false,
             interrupt_window: false,
+            nmi_window: false,
             apic_page: false,
         }
     }
@@ -108,6 +113,8 @@ pub enum Cause {
     TripleFault,
     /// An interrupt could be delivered now, as [`Controls::interrupt_window`] asked.
     InterruptWindow,
+    /// An NMI could be delivered now, as [`Controls::nmi_window`] asked.
+    NmiWindow,
     /// CPUID.
     Cpuid,
     /// HLT.
@@ -251,6 +258,7 @@ impl Exit {
             Cause::Exception(e) => (0, e.address.unwrap_or(0)),
             Cause::TripleFault => (2, 0),
             Cause::InterruptWindow => (7, 0),
+            Cause::NmiWindow => (8, 0),
             Cause::TaskSwitch { selector, source } => {
                 (9, u64::from(selector) | u64::from(source) << 30)
             }
@@ -304,8 +312,8 @@ impl Exit {
         })
     }
 
-    /// The exit in SVM's encoding. `next_rip` goes to EXITINFO2 of I/O exits. `None` for TDCALL
-    /// and SEAMCALL, and for PVALIDATE, RMPADJUST, RMPUPDATE and PSMASH, which hardware carries
+    /// The exit in SVM's encoding. `next_rip` goes to EXITINFO2 of I/O exits. `None` for TDCALL, SEAMCALL and the
+    /// window of an NMI, and for PVALIDATE, RMPADJUST, RMPUPDATE and PSMASH, which hardware carries
     /// out without an exit.
     pub fn svm(&self, next_rip: u64) -> Option<SvmExit> {
         let (code, info1, info2) = match self.cause {
@@ -344,7 +352,8 @@ impl Exit {
                 (0x400, bits | kind | code, self.physical.unwrap_or(0))
             }
             Cause::Vmgexit => (0x403, 0, 0),
-            Cause::Vmcall
+            Cause::NmiWindow
+            | Cause::Vmcall
             | Cause::Tdcall
             | Cause::Seamcall
             | Cause::Pvalidate

@@ -66,6 +66,67 @@ fn of_nmis_that_come_together_two_are_taken_and_while_one_is_handled_one_waits()
 }
 
 #[test]
+fn a_host_that_waits_for_the_nmi_window_is_told_right_after_iret() {
+    // inc ebx; inc ebx; hlt. Handler: inc eax; iretq
+    let (mut cpu, _) = machine(&[0xff, 0xc3, 0xff, 0xc3, 0xf4], &[0xff, 0xc0, 0x48, 0xcf]);
+    cpu.nmi();
+    assert_eq!(cpu.run(1), Stopped::Budget, "the delivery");
+    cpu.controls_mut().nmi_window = true;
+    let window = |stopped| match stopped {
+        Stopped::Exit(exit) => {
+            assert_eq!((exit.cause, exit.len), (Cause::NmiWindow, 0));
+            assert_eq!(exit.vmx().map(|exit| exit.reason), Some(8));
+            assert_eq!(exit.svm(0), None);
+        }
+        other => panic!("{other:?}"),
+    };
+    window(cpu.run(100));
+    assert_eq!((cpu.rip(), cpu.gpr(0), cpu.gpr(3)), (CODE, 1, 0));
+    // Asked again, it leaves again before the same instruction, until the NMI is there.
+    window(cpu.run(100));
+    assert_eq!(cpu.rip(), CODE);
+    assert_eq!(cpu.inject(kvm_ops_cpu::Event::nmi()), None);
+    window(cpu.run(100));
+    assert_eq!((cpu.rip(), cpu.gpr(0), cpu.gpr(3)), (CODE, 2, 0));
+    cpu.controls_mut().nmi_window = false;
+    assert_eq!(cpu.run(100), Stopped::Halted);
+    assert_eq!(cpu.gpr(3), 2);
+    // Out of HLT, in which the processor stays if nothing is injected.
+    cpu.controls_mut().nmi_window = true;
+    window(cpu.run(100));
+    cpu.controls_mut().nmi_window = false;
+    assert_eq!(cpu.run(100), Stopped::Halted);
+}
+
+#[test]
+fn the_nmi_window_is_shut_in_a_shadow_and_the_processors_own_nmi_goes_first() {
+    // sti; inc ebx; hlt. Handler: inc eax; hlt
+    let (mut cpu, _) = machine(&[0xfb, 0xff, 0xc3, 0xf4], &[0xff, 0xc0, 0xf4]);
+    assert_eq!(cpu.run(1), Stopped::Budget);
+    cpu.controls_mut().nmi_window = true;
+    assert!(matches!(cpu.run(100), Stopped::Exit(exit) if exit.cause == Cause::NmiWindow));
+    assert_eq!((cpu.rip(), cpu.gpr(3)), (CODE + 3, 1), "after the shadow");
+    cpu.nmi();
+    assert_eq!(cpu.run(100), Stopped::Halted, "in the handler");
+    assert_eq!(cpu.gpr(0), 1);
+}
+
+#[test]
+fn an_nmi_that_waits_is_taken_between_iret_and_the_next_instruction() {
+    // inc ebx, a hundred times; hlt. Handler: inc eax; nop; iretq
+    let mut code = [0xff, 0xc3].repeat(100);
+    code.push(0xf4);
+    let (mut cpu, ram) = machine(&code, &[0xff, 0xc0, 0x90, 0x48, 0xcf]);
+    cpu.nmi();
+    assert_eq!(cpu.run(2), Stopped::Budget);
+    cpu.nmi();
+    assert_eq!(cpu.run(1_000), Stopped::Halted);
+    assert_eq!((cpu.gpr(0), cpu.gpr(3)), (2, 100));
+    // The last frame is that of the second delivery.
+    assert_eq!(returned_to(&ram), CODE);
+}
+
+#[test]
 fn a_halted_processor_goes_on_after_an_interrupt() {
     // sti; hlt; inc ebx; cli; hlt. Handler: inc eax; iretq
     let code = [0xfb, 0xf4, 0xff, 0xc3, 0xfa, 0xf4];

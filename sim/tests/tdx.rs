@@ -549,6 +549,122 @@ fn a_page_that_is_blocked_is_used_until_translations_are_tracked_and_not_after()
     assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
 }
 
+/// A count of [`taking_nmis`]: turns of its loop, NMIs that it took, and turns that it had done at the first two of them.
+#[derive(Clone, Copy)]
+enum Count {
+    Turns = 0,
+    Nmis = 4,
+    At = 8,
+}
+
+/// A debug TD that counts the turns of a loop, and whose handler of NMIs takes two million instructions.
+fn taking_nmis() -> Td {
+    let at = |offset: u64| ((TOP_DATA + offset) as u32).to_le_bytes();
+    let (gdt, idt, gdtr, idtr) = (0x100, 0x200, 0x300, 0x310);
+    let mut code = Vec::new();
+    let mut add = |parts: &[&[u8]]| code.extend(parts.concat());
+    // lgdt [gdtr]; lidt [idtr]; mov esp, TOP_CODE; jmp 8:the next; mov eax, 16; mov ss, eax
+    add(&[
+        &[0x0f, 0x01, 0x15],
+        &at(gdtr),
+        &[0x0f, 0x01, 0x1d],
+        &at(idtr),
+    ]);
+    add(&[&[0xbc], &(TOP_CODE as u32).to_le_bytes()]);
+    add(&[&[0xea], &(TOP_CODE as u32 + 26).to_le_bytes(), &[8, 0]]);
+    add(&[&[0xb8, 16, 0, 0, 0, 0x8e, 0xd0]]);
+    // inc dword [turns]; jmp to it
+    add(&[&[0xff, 0x05], &at(Count::Turns as u64), &[0xeb, 0xf8]]);
+    let handler = code.len() as u64;
+    let mut add = |parts: &[&[u8]]| code.extend(parts.concat());
+    // mov eax, [nmis]; mov edx, [turns]; mov [eax * 4 + at], edx; inc dword [nmis]
+    add(&[&[0xa1], &at(Count::Nmis as u64)]);
+    add(&[&[0x8b, 0x15], &at(Count::Turns as u64)]);
+    add(&[&[0x89, 0x14, 0x85], &at(Count::At as u64)]);
+    add(&[&[0xff, 0x05], &at(Count::Nmis as u64)]);
+    // mov ecx, 1000000; dec ecx; jnz to it; iretd
+    add(&[
+        &[0xb9],
+        &1_000_000u32.to_le_bytes(),
+        &[0x49, 0x75, 0xfd, 0xcf],
+    ]);
+    code.resize(4096, 0);
+    code[0xff0..0xff5].copy_from_slice(&[0xe9, 0x0b, 0xf0, 0xff, 0xff]);
+
+    let mut data = vec![0; 4096];
+    let mut put = |offset: u64, bytes: &[u8]| {
+        data[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+    };
+    put(gdt + 8, &0x00cf_9b00_0000_ffff_u64.to_le_bytes());
+    put(gdt + 16, &0x00cf_9300_0000_ffff_u64.to_le_bytes());
+    let handler = TOP_CODE + handler;
+    let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
+    put(idt + 2 * 8, &gate.to_le_bytes());
+    put(gdtr, &[&[23, 0], &at(gdt)[..]].concat());
+    put(idtr, &[&[0xff, 0], &at(idt)[..]].concat());
+    const DEBUG: u64 = 1;
+    Td::with(
+        DEBUG,
+        &[
+            Start {
+                gpa: TOP_CODE,
+                contents: code,
+            },
+            Start {
+                gpa: TOP_DATA,
+                contents: data,
+            },
+        ],
+    )
+}
+
+impl Td {
+    /// One of the counts of [`taking_nmis`], as the host debugs it; `nth` after the first.
+    fn count(&self, count: Count, nth: u64) -> u32 {
+        let offset = count as u64 + nth * 4;
+        let mut regs = SeamRegs {
+            rcx: TOP_DATA + offset / 8 * 8,
+            rdx: self.tdr.get(),
+            ..SeamRegs::default()
+        };
+        let seam = self.host.seam().unwrap();
+        // SAFETY: the memory is the software platform's; the host's is not touched.
+        let status = unsafe { seam.seamcall(seam.this_cpu(), L::MemRd.number(), &mut regs) };
+        assert_eq!(status, Ok(0));
+        (regs.r8 >> (offset % 8 * 8)) as u32
+    }
+
+    /// Leaves an NMI with the module.
+    fn nmi(&self) {
+        const PEND_NMI: u64 = 0x2000_0000_0000_000b;
+        call_with(&self.host, L::VpWr, [self.tdvpr.get(), PEND_NMI, 1, 1]);
+    }
+}
+
+#[test]
+fn an_nmi_that_waits_for_iret_comes_before_the_next_instruction() {
+    let mut td = taking_nmis();
+    assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
+    assert!(td.count(Count::Turns, 0) > 1_000);
+    td.nmi();
+    assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
+    assert_eq!(td.count(Count::Nmis, 0), 1, "it is in its handler");
+    let turns = td.count(Count::Turns, 0);
+    td.nmi();
+    for _ in 0..2 {
+        assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
+    }
+    assert_eq!(td.count(Count::Nmis, 0), 2);
+    let at = [td.count(Count::At, 0), td.count(Count::At, 1)];
+    assert_eq!(at, [turns, turns], "no turn between the handlers");
+    // Nothing waits any more, and the loop goes on.
+    for _ in 0..4 {
+        assert_eq!(td.enter(), EXTERNAL_INTERRUPT);
+    }
+    assert_eq!(td.count(Count::Nmis, 0), 2);
+    assert!(td.count(Count::Turns, 0) > turns + 1_000);
+}
+
 #[test]
 fn cpuid_of_a_td_has_no_feature_that_the_processor_lacks() {
     // HTT, and MD_CLEAR with the MSRs of mitigations: no instruction goes with them.

@@ -90,6 +90,7 @@ impl Processor {
             Cause::Wrmsr => self.msr(exit, MsrAccess::Write),
             Cause::WriteControl { .. } | Cause::Clts | Cause::Lmsw(_) => self.control(exit),
             Cause::TripleFault => self.triple_fault(exit),
+            Cause::NmiWindow => self.play(vm_exit(&self.cpu, &exit), None),
             // Instructions of AMD's guests.
             _ if exit.vmx().is_none() => self.raise(Exception::plain(UD)).map(|()| None),
             _ => self.play(vm_exit(&self.cpu, &exit), Some(exit)),

@@ -288,12 +288,12 @@ impl Processor {
         })
     }
 
-    /// An interrupt of the host, or the window of an NMI that waits.
-    fn interruption(&self) -> Result<Option<VmExit>, LpError> {
+    /// An interrupt of the host. For an NMI that waits with the module the processor leaves as soon as it can take it.
+    fn interruption(&mut self) -> Result<Option<VmExit>, LpError> {
         let event = insist(|| self.platform.guest_interruption(self.lp()))?;
-        let activity = self.cpu.activity();
-        let closed = activity.nmi_blocked || activity.shadow;
-        Ok(event.filter(|event| event.reason != REASON_NMI_WINDOW || !closed))
+        let nmi_waits = event.is_some_and(|event| event.reason == REASON_NMI_WINDOW);
+        self.cpu.controls_mut().nmi_window = nmi_waits;
+        Ok(event.filter(|_| !nmi_waits))
     }
 
     /// Lets the processor work in a turn of the VM and of the TD's memory, beside others if they execute at the same time.

@@ -85,7 +85,8 @@ impl Platform {
     }
 
     /// The event that comes before the next instruction of the guest on a processor: an interrupt, NMI or SMI of the
-    /// host, or the NMI window. A caller who plays the guest plays it as [`GuestEvent::Exit`].
+    /// host, or the NMI window. A caller who plays the guest plays it as [`GuestEvent::Exit`]; the NMI window once the guest can
+    /// take an NMI, which its handler of another one and the shadow of STI and MOV SS put off.
     ///
     /// # Errors
     /// The processor cannot execute, or is not inside a TD.
