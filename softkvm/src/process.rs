@@ -1,5 +1,6 @@
 //! The caller: its memory and its descriptors.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use kvm_ops::HostRange;
@@ -89,11 +90,12 @@ pub trait Process {
     }
 
     /// Memory that a new vCPU shares with the process, of
-    /// [`MMAP_SIZE`](kvm_ops_uapi::run::MMAP_SIZE) zero bytes.
+    /// [`MMAP_SIZE`](kvm_ops_uapi::run::MMAP_SIZE) zero bytes. With another vCPU of its VM, its page
+    /// [`COALESCED_MMIO_PAGE`](kvm_ops_uapi::run::COALESCED_MMIO_PAGE) is that one's.
     ///
     /// # Errors
     /// ENOMEM.
-    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno>;
+    fn run_area(&self, other: Option<&dyn RunArea>) -> Result<Arc<dyn RunArea>, Errno>;
 
     /// True if the calling thread has a signal to handle.
     fn signal_pending(&self) -> bool {
@@ -150,8 +152,9 @@ pub trait FileMemory: Send + Sync {
     fn range(&self) -> HostRange;
 }
 
-/// The memory behind the `mmap` of a vCPU's file.
-pub trait RunArea: Send + Sync {
+/// The memory behind the `mmap` of a vCPU's file. Those of a process are of one type, by which
+/// [`Process::run_area`] knows its own.
+pub trait RunArea: Any + Send + Sync {
     /// Copies `into.len()` bytes from `offset` on. What lies outside reads as zero.
     fn read(&self, offset: u64, into: &mut [u8]);
 

@@ -1,13 +1,15 @@
 //! A process in software: memory and descriptors without an operating system's.
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::ioctl::Ioctl;
-use kvm_ops_uapi::run::MMAP_SIZE;
+use kvm_ops_uapi::run::{COALESCED_MMIO_PAGE, MMAP_SIZE};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::task_event::Event;
@@ -305,9 +307,14 @@ impl Process for Task {
         Ok(event)
     }
 
-    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
+    fn run_area(&self, other: Option<&dyn RunArea>) -> Result<Arc<dyn RunArea>, Errno> {
+        let other = other.and_then(|area| <dyn Any>::downcast_ref::<Area>(area));
+        let page = || Arc::new(Mutex::new(vec![0; PAGE]));
         Ok(Arc::new(Area {
-            bytes: Mutex::new(vec![0; MMAP_SIZE as usize]),
+            pages: std::array::from_fn(|n| match other {
+                Some(other) if n as u64 == COALESCED_MMIO_PAGE => Arc::clone(&other.pages[n]),
+                _ => page(),
+            }),
             signal: Arc::clone(&self.signal),
         }))
     }
@@ -317,29 +324,43 @@ impl Process for Task {
     }
 }
 
+const PAGE: usize = 4096;
+
 /// A run area on the heap, and the process' signal.
 struct Area {
-    bytes: Mutex<Vec<u8>>,
+    pages: [Arc<Mutex<Vec<u8>>>; MMAP_SIZE as usize / PAGE],
     signal: Arc<AtomicBool>,
+}
+
+impl Area {
+    /// Calls a function for the bytes in each page that a range meets: those of the page, and where they are in the range.
+    fn each(&self, offset: u64, len: usize, mut part: impl FnMut(&mut [u8], Range<usize>)) {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = start.saturating_add(len);
+        for (at, page) in (0..).step_by(PAGE).zip(&self.pages) {
+            let (from, to) = (start.max(at), end.min(at + PAGE));
+            if from < to {
+                let mut page = page.lock().unwrap_or_else(PoisonError::into_inner);
+                part(&mut page[from - at..to - at], from - start..to - start);
+            }
+        }
+    }
 }
 
 impl RunArea for Area {
     fn read(&self, offset: u64, into: &mut [u8]) {
-        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         into.fill(0);
-        let from = usize::try_from(offset).map_or(bytes.len(), |from| from.min(bytes.len()));
-        for (to, byte) in into.iter_mut().zip(&bytes[from..]) {
-            *to = *byte;
-        }
+        self.each(offset, into.len(), |page, range| {
+            into[range].copy_from_slice(page);
+        });
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = usize::try_from(offset).map_or(bytes.len(), |from| from.min(bytes.len()));
-        for (byte, from) in bytes[from..].iter_mut().zip(data) {
-            *byte = *from;
-        }
+        self.each(offset, data.len(), |page, range| {
+            page.copy_from_slice(&data[range]);
+        });
     }
+
     fn signal_pending(&self) -> bool {
         self.signal.load(Ordering::Acquire)
     }

@@ -64,6 +64,20 @@ layout! {
     CoalescedMmioZone 16 { 0 addr: U64, 8 size: U32, 12 pio: U32, }
 }
 
+layout! {
+    /// `struct kvm_coalesced_mmio`: a write that waits in the ring.
+    CoalescedMmio 24 { 0 phys_addr: U64, 8 len: U32, 12 pio: U32, 16 data: [u8; 8], }
+}
+
+layout! {
+    /// The numbers in front of `struct kvm_coalesced_mmio_ring`: the first write that waits, and the first free place.
+    CoalescedMmioRing 8 { 0 first: U32, 4 last: U32, }
+}
+
+/// Places for writes in the ring. One stays free.
+pub const COALESCED_MMIO_MAX: u32 =
+    ((4096 - size_of::<CoalescedMmioRing>()) / size_of::<CoalescedMmio>()) as u32;
+
 /// Flags of `KVM_CAP_X2APIC_API`.
 pub mod x2apic_flags {
     /// Destinations of messages, and numbers of local APICs in their registers, have 32 bits.

@@ -9,6 +9,8 @@ pub const MMAP_SIZE: u64 = 3 * 4096;
 pub const RUN_SIZE: usize = 2352;
 /// The page with the data of port accesses, as `mmap` counts.
 pub const PIO_PAGE: u64 = 1;
+/// The page with the ring of coalesced writes, the same for all vCPUs of a VM.
+pub const COALESCED_MMIO_PAGE: u64 = 2;
 
 /// Numbers in `exit_reason`.
 pub mod exit_reason {

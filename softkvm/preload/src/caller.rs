@@ -77,9 +77,9 @@ impl Process for Caller {
         event::open(number)
     }
 
-    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
+    fn run_area(&self, other: Option<&dyn RunArea>) -> Result<Arc<dyn RunArea>, Errno> {
         let fd = raw::memfd().map_err(Errno)?;
-        match Area::map(fd) {
+        match Area::map(fd, other.and_then(Area::of)) {
             Some(area) => {
                 self.area.set(Some(fd));
                 Ok(Arc::new(area))

@@ -10,6 +10,7 @@ use kvm_ops_uapi::ioctl::KVM_RUN;
 use kvm_ops_uapi::memory::gmem_flags;
 use libc::{c_char, c_int, c_uint, c_ulong, c_void, mode_t, off_t, size_t, ssize_t};
 
+use crate::area::Area;
 use crate::caller::Caller;
 use crate::own::{self, Own};
 use crate::raw::{self, fail};
@@ -296,6 +297,32 @@ unsafe fn map_guest_memfd(
     at
 }
 
+/// Maps a vCPU's run area: its file, but for the page that all vCPUs of a VM share.
+///
+/// # Safety
+/// As `mmap`.
+unsafe fn map_vcpu(
+    file: &File,
+    (address, len): (*mut c_void, size_t),
+    (prot, flags): (c_int, c_int),
+    (fd, offset): (c_int, off_t),
+) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    let at = unsafe { raw::mmap(address, len, prot, flags, fd, offset) };
+    let area = file.run_area().and_then(|area| Area::of(&**area));
+    if at != libc::MAP_FAILED
+        && let Some(area) = area
+        // SAFETY: the mapping is of the area's file, and new.
+        && !unsafe { area.complete(at, len, offset, prot) }
+    {
+        // SAFETY: as above.
+        unsafe { raw::syscall(libc::SYS_munmap, [at as u64, len as u64, 0, 0, 0, 0]) };
+        raw::set_errno(libc::ENOMEM);
+        return libc::MAP_FAILED;
+    }
+    at
+}
+
 macro_rules! mmap {
     ($($name:ident)*) => {
         $(
@@ -317,7 +344,12 @@ macro_rules! mmap {
                         // SAFETY: the caller's promise.
                         unsafe { map_guest_memfd(&file, place, how, (fd, offset)) }
                     }
-                    Some(file) if file.kind() != FileKind::Vcpu => {
+                    Some(file) if file.kind() == FileKind::Vcpu => {
+                        let (place, how) = ((address, len), (prot, flags));
+                        // SAFETY: the caller's promise.
+                        unsafe { map_vcpu(&file, place, how, (fd, offset)) }
+                    }
+                    Some(_) => {
                         raw::set_errno(libc::ENODEV);
                         libc::MAP_FAILED
                     }

@@ -11,7 +11,7 @@ use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::irq::{Irqfd, irqfd_flags};
 use kvm_ops_uapi::irqchip::Irqchip;
 use kvm_ops_uapi::memory::{CreateGuestMemfd, UserspaceMemoryRegion, gmem_flags};
-use kvm_ops_uapi::run::{MMAP_SIZE, PIO_PAGE, exit_reason};
+use kvm_ops_uapi::run::{COALESCED_MMIO_PAGE, MMAP_SIZE, PIO_PAGE, exit_reason};
 use kvm_ops_uapi::state::{Regs, Sregs};
 use kvm_ops_uapi::system::vm_type;
 use kvm_ops_uapi::{Errno, U16, U32, U64, cap};
@@ -494,4 +494,44 @@ fn the_programs_own_cpuid_tells_of_the_machines_memory_encryption() {
         real,
         "else the real processor's"
     );
+}
+
+#[test]
+fn the_ring_of_coalesced_writes_is_one_in_the_mappings_of_all_vcpus() {
+    if !inside("the_ring_of_coalesced_writes_is_one_in_the_mappings_of_all_vcpus") {
+        return;
+    }
+    const PAGE: usize = 4096;
+    let ring = COALESCED_MMIO_PAGE as usize * PAGE;
+    let kvm = kvm();
+    let vms = [0, 0].map(|kind| make(&kvm, ioctl::KVM_CREATE_VM, kind));
+    let vcpus =
+        [(0, 0), (0, 1), (0, 2), (1, 0)].map(|(vm, id)| make(&vms[vm], ioctl::KVM_CREATE_VCPU, id));
+    let mapped = vcpus
+        .each_ref()
+        .map(|vcpu| map(vcpu, MMAP_SIZE, libc::MAP_SHARED).unwrap());
+    // SAFETY: the offsets are in the mappings, which stay, and nobody else writes there.
+    unsafe { mapped[1].add(ring).write_volatile(7) };
+    // SAFETY: as above.
+    unsafe { mapped[1].add(PAGE).write_volatile(9) };
+    for (n, at) in mapped.into_iter().enumerate() {
+        // SAFETY: as above.
+        let (first, port_data) =
+            unsafe { (at.add(ring).read_volatile(), at.add(PAGE).read_volatile()) };
+        assert_eq!((first == 7, port_data == 9), (n < 3, n == 1), "{n}");
+    }
+    // SAFETY: a new mapping of the ring's page alone, which is read once.
+    let alone = unsafe {
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            PAGE,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            vcpus[2].as_raw_fd(),
+            ring as libc::off_t,
+        );
+        assert_ne!(at, libc::MAP_FAILED);
+        at.cast::<u8>().read_volatile()
+    };
+    assert_eq!(alone, 7);
 }

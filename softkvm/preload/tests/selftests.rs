@@ -54,6 +54,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("x86/hwcr_msr_test", "amd"),
     ("x86/fix_hypercall_test", "amd"),
     ("x86/sev_smoke_test", "amd"),
+    ("coalesced_io_test", "amd"),
     ("x86/debug_regs", "amd"),
     ("x86/debug_regs", "intel"),
 ];
@@ -111,11 +112,6 @@ const SKIPPED: &[(&str, &str, &[&str])] = &[
         "Xen's interface for guests",
         "KVM_XEN",
         &["x86/xen_shinfo_test", "x86/xen_vmcall_test"],
-    ),
-    (
-        "coalesced MMIO",
-        "KVM_CAP_COALESCED_MMIO",
-        &["coalesced_io_test"],
     ),
     ("SMM", "KVM_CAP_X86_SMM", &["x86/smm_test"]),
     (

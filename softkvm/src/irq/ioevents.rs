@@ -31,8 +31,14 @@ impl At {
         }
     }
 
-    fn shares_bus(self, other: Self) -> bool {
+    pub(super) fn shares_bus(self, other: Self) -> bool {
         std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
+
+    pub(super) const fn address(self) -> u64 {
+        match self {
+            Self::Port(address) | Self::Memory(address) | Self::Ccw(address) => address,
+        }
     }
 }
 
@@ -137,8 +143,9 @@ fn assign(vm: &Vm, process: &dyn Process, args: &Args) -> Result<i64> {
     let events = &vm.irq().ioevents;
     let mut list = events.lock();
     ensure(!list.iter().any(|old| old.collides(&new)), UNUSED)?;
-    let on_bus = list.iter().filter(|old| old.at.shares_bus(new.at));
-    ensure(on_bus.count() < MAX_BUS_DEVICES, ROOM)?;
+    // Numbers of descriptors limit eventfds already.
+    let others = vm.irq().coalesced.on_bus(new.at);
+    ensure(others < MAX_BUS_DEVICES, ROOM)?;
     list.push(new);
     events.count.store(list.len(), Ordering::Release);
     Ok(0)

@@ -7,12 +7,14 @@
 //! | `lines` | `KVM_IRQ_LINE`, `KVM_IRQ_LINE_STATUS`, `KVM_SIGNAL_MSI` |
 //! | `irqfd` | `KVM_IRQFD`, and the ends of interrupts |
 //! | `ioevents` | `KVM_IOEVENTFD` |
+//! | `coalesced` | `KVM_REGISTER_COALESCED_MMIO`: writes that wait in a ring |
 //! | `chips` | `KVM_GET_IRQCHIP`, `KVM_SET_IRQCHIP`, `KVM_GET_PIT2`, `KVM_SET_PIT2` |
 //!
 //! All of it is outside of the VM's lock: the end of an interrupt is told by a processor in the middle of its
 //! turn, for which whoever holds that lock may wait.
 
 mod chips;
+mod coalesced;
 mod ioevents;
 mod irqfd;
 mod lines;
@@ -26,16 +28,18 @@ use kvm_ops::Msi;
 use kvm_ops::sim::{Ended, Pin, Wires};
 
 pub(crate) use chips::{get_chip, get_pit, set_chip, set_pit};
+pub(crate) use coalesced::{coalesce, do_not_coalesce};
 pub(crate) use ioevents::{At, ioeventfd};
 pub(crate) use irqfd::irqfd;
 pub(crate) use lines::{irq_line, signal_msi};
 pub(crate) use routes::set_routes;
 
+use coalesced::Coalesced;
 use ioevents::IoEvents;
 use irqfd::Irqfds;
 use routes::{Route, Routes};
 
-use crate::EventFd;
+use crate::{EventFd, RunArea};
 
 /// Who drives a line: a line is high while one of them holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,7 @@ enum Source {
 pub(crate) struct Irq {
     state: Mutex<State>,
     ioevents: IoEvents,
+    coalesced: Coalesced,
     irqfds: Mutex<Irqfds>,
     /// Ends of interrupts that user space's I/O APIC is to be told: how many.
     told: AtomicUsize,
@@ -192,9 +197,10 @@ impl Irq {
         Some(vector)
     }
 
-    /// Signals the eventfd that takes a write of the guest. False if there is none: it leaves to user space.
-    pub(crate) fn take_write(&self, at: At, data: &[u8]) -> bool {
-        self.ioevents.take_write(at, data)
+    /// Signals the eventfd that takes a write of the guest, or puts it into the ring of coalesced writes, in the run area of
+    /// its vCPU. False if neither takes it: it leaves to user space.
+    pub(crate) fn take_write(&self, at: At, data: &[u8], area: &dyn RunArea) -> bool {
+        self.ioevents.take_write(at, data) || self.coalesced.take_write(at, data, area)
     }
 }
 

@@ -3,7 +3,7 @@
 use kvm_ops_uapi::cap;
 use kvm_ops_uapi::irq::x2apic_flags;
 use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, USER_SLOTS, dirty_log_flags, gmem_flags};
-use kvm_ops_uapi::run::sync_regs;
+use kvm_ops_uapi::run::{COALESCED_MMIO_PAGE, sync_regs};
 use kvm_ops_uapi::state::{XSAVE_SIZE, guest_debug};
 use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, MAX_IRQ_ROUTES, MAX_VCPUS, VCPU_ID_RATIO};
 
@@ -57,6 +57,7 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::PIT
         | cap::MP_STATE
         | cap::SYNC_MMU
+        | cap::COALESCED_PIO
         | cap::DESTROY_MEMORY_REGION_WORKS
         | cap::JOIN_MEMORY_REGIONS_WORKS
         | cap::PIT2
@@ -103,6 +104,7 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::MEMORY_FAULT_INFO
         | cap::GUEST_MEMFD
         | cap::PRE_FAULT_MEMORY => 1,
+        cap::COALESCED_MMIO => COALESCED_MMIO_PAGE as i64,
         cap::SET_GUEST_DEBUG2 => guest_debug::ALL.into(),
         cap::IRQ_ROUTING => MAX_IRQ_ROUTES as i64,
         cap::MCE => MAX_MCE_BANKS as i64,

@@ -61,6 +61,8 @@ pub(super) struct State {
     pub(super) threads: HashMap<ThreadId, u32>,
     pub(super) left: HashMap<u32, std::vec::IntoIter<usize>>,
     pub(super) pages: HashMap<u32, Vec<u8>>,
+    /// The run area of each VM's first vCPU.
+    pub(super) first_areas: HashMap<u32, Arc<dyn RunArea>>,
     /// Addresses of slots, by the number of the call that set them, and their bytes.
     pub(super) slots: Vec<(u64, u64)>,
     pub(super) events: HashMap<u32, Arc<dyn EventFd>>,

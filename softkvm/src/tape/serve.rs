@@ -1,5 +1,6 @@
 //! The answer of a call: what the record's kernel wrote, made and signalled.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,7 @@ impl Inner {
                     }
                 }
                 Step::New(own, new) => {
-                    let made_now = self.make(player, process, (*own, *new));
+                    let made_now = self.make((player, file), process, (*own, *new));
                     made = Some(made_now.ok_or_else(|| fail("there is no descriptor left"))?);
                 }
                 Step::Event(own, at) => self.open_event(process, argument, (*own, *at)),
@@ -96,13 +97,13 @@ impl Inner {
     /// Makes the file of a call. `None` without a free descriptor.
     fn make(
         &self,
-        player: &Player,
+        (player, maker): (&Player, &Played),
         process: &dyn Process,
         (number, new): (u32, NewFile),
     ) -> Option<i32> {
         let descriptor = process.reserve().ok()?;
         let area = match new {
-            NewFile::Vcpu => match process.run_area() {
+            NewFile::Vcpu => match self.run_area(process, maker.number) {
                 Ok(area) => Some(area),
                 Err(_) => {
                     process.release(descriptor);
@@ -126,6 +127,16 @@ impl Inner {
         });
         process.install(descriptor, file);
         Some(descriptor)
+    }
+
+    /// The run area of a VM's new vCPU, which has a page in common with the others.
+    fn run_area(&self, process: &dyn Process, vm: u32) -> Result<Arc<dyn RunArea>, Errno> {
+        let first = self.lock().first_areas.get(&vm).cloned();
+        let area = process.run_area(first.as_deref())?;
+        if first.is_none() {
+            self.lock().first_areas.insert(vm, Arc::clone(&area));
+        }
+        Ok(area)
     }
 
     /// Keeps the eventfd that a field of the argument names, if the guest signals it later.

@@ -172,8 +172,8 @@ impl Process for Traced<'_> {
         Ok(Arc::new(TracedEvent { inner, own }))
     }
 
-    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
-        self.inner.run_area()
+    fn run_area(&self, other: Option<&dyn RunArea>) -> Result<Arc<dyn RunArea>, Errno> {
+        self.inner.run_area(other)
     }
 
     fn signal_pending(&self) -> bool {

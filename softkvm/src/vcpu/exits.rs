@@ -57,7 +57,7 @@ pub(super) fn tell(
             port_access(page, (IN, port, size, count));
             Ok(Next::Return(Waits::Port))
         }
-        Exit::IoOut { port, .. } if signals(file, At::Port(port.into()), vcpu) => Ok(Next::Again),
+        Exit::IoOut { port, .. } if is_taken(file, At::Port(port.into()), vcpu) => Ok(Next::Again),
         Exit::IoOut { port, size, count } => {
             page.0.write(PORT_DATA, vcpu.exit_data());
             port_access(page, (OUT, port, size, count));
@@ -67,7 +67,7 @@ pub(super) fn tell(
             device_access(page, gpa.get(), len, None);
             Ok(Next::Return(Waits::Device))
         }
-        Exit::MmioWrite { gpa, .. } if signals(file, At::Memory(gpa.get()), vcpu) => {
+        Exit::MmioWrite { gpa, .. } if is_taken(file, At::Memory(gpa.get()), vcpu) => {
             Ok(Next::Again)
         }
         Exit::MmioWrite { gpa, len } => {
@@ -152,9 +152,10 @@ pub(super) fn count(exit: &Exit, counts: &Counts) {
     counts.add(kind);
 }
 
-/// True if the guest's write is for an eventfd, which is signalled.
-fn signals(file: &VcpuFile, at: At, vcpu: &mut Processor) -> bool {
-    file.vm.irq().take_write(at, vcpu.exit_data())
+/// True if the guest's write is for an eventfd, which is signalled, or waits in the ring.
+fn is_taken(file: &VcpuFile, at: At, vcpu: &mut Processor) -> bool {
+    let area = &**file.vcpu.run_area();
+    file.vm.irq().take_write(at, vcpu.exit_data(), area)
 }
 
 fn port_access(page: Page<'_>, (direction, port, size, count): (u8, u16, u8, u32)) {

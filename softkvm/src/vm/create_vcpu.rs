@@ -33,7 +33,9 @@ pub(super) fn create(vm: &Arc<Vm>, process: &dyn Process, id: u64) -> Result<i64
         mp_state::UNINITIALIZED
     };
     vm.kernel().faults().allocate(MEMORY)?;
-    let area = process.run_area().map_err(|_| MEMORY)?;
+    let other = state.vcpus.values().next();
+    let other = other.map(|vcpu| &**vcpu.run_area());
+    let area = process.run_area(other).map_err(|_| MEMORY)?;
     let number = process.reserve().map_err(|_| DESCRIPTOR)?;
     let links = Links {
         area,

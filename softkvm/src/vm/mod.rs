@@ -437,6 +437,8 @@ pub(crate) fn ioctl(
         ioctl::KVM_SIGNAL_MSI => irq::signal_msi(vm, process, argument),
         ioctl::KVM_IRQFD => irq::irqfd(vm, process, argument),
         ioctl::KVM_IOEVENTFD => irq::ioeventfd(vm, process, argument),
+        ioctl::KVM_REGISTER_COALESCED_MMIO => irq::coalesce(vm, process, argument),
+        ioctl::KVM_UNREGISTER_COALESCED_MMIO => irq::do_not_coalesce(vm, process, argument),
         ioctl::KVM_X86_SET_MSR_FILTER => msr::set_filter(vm, process, argument),
         ioctl::KVM_SET_BOOT_CPU_ID => create_vcpu::set_boot_id(vm, argument),
         ioctl::KVM_SET_TSS_ADDR => no_ops::set_tss_addr(argument),

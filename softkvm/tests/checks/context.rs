@@ -57,8 +57,8 @@ impl Process for Meanwhile<'_> {
         self.w.task.release(number);
     }
 
-    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
-        self.w.task.run_area()
+    fn run_area(&self, other: Option<&dyn RunArea>) -> Result<Arc<dyn RunArea>, Errno> {
+        self.w.task.run_area(other)
     }
 
     fn signal_pending(&self) -> bool {

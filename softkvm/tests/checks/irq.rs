@@ -2,9 +2,12 @@
 
 use crate::common::{Answer, World};
 use crate::support::*;
+use kvm_ops::Vendor;
 use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
-use kvm_ops_uapi::irq::{IoEventFd, Irqfd, ioeventfd_flags, irqfd_flags, route_type};
+use kvm_ops_uapi::irq::{
+    CoalescedMmioZone, IoEventFd, Irqfd, ioeventfd_flags, irqfd_flags, route_type,
+};
 use kvm_ops_uapi::irqchip::{Irqchip, LapicState, PitState2};
 use kvm_ops_uapi::state::Sregs;
 use kvm_ops_uapi::vm::{IrqLevel, IrqRouting, IrqRoutingEntry, Msi, PitConfig};
@@ -112,6 +115,16 @@ fn read_only<T: IntoBytes + Immutable>(w: &World, fd: i32, ioctl: Ioctl, value: 
 }
 
 const CLOSED: u32 = 99;
+
+/// `KVM_REGISTER_COALESCED_MMIO` of 8 bytes at 0.
+fn zone(w: &World, vm: i32, change: impl FnOnce(&mut CoalescedMmioZone)) -> Answer {
+    let mut args = CoalescedMmioZone {
+        size: U32::new(8),
+        ..CoalescedMmioZone::default()
+    };
+    change(&mut args);
+    w.call(vm, ioctl::KVM_REGISTER_COALESCED_MMIO, &args)
+}
 
 pub(crate) const CASES: &[Case] = &[
     (gsi_routing::COPY, |w| {
@@ -294,14 +307,41 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (ioeventfd::ROOM, |w| {
         let vm = w.vm(0);
-        let event = U32::new(w.task.open_event()? as u32);
-        for address in 0..=1000 {
-            event_with(w, vm, |args| {
-                w.task.close(args.fd.get() as i32).unwrap();
-                (args.fd, args.addr) = (event, U64::new(8 * address));
-            })?;
+        for address in 0..1000 {
+            zone(w, vm, |zone| zone.addr = U64::new(8 * address))?;
         }
-        Ok(0)
+        event_with(w, vm, |_| ())
+    }),
+    (coalesced_mmio::COPY, |w| {
+        w.ioctl(w.vm(0), ioctl::KVM_REGISTER_COALESCED_MMIO, NOWHERE)
+    }),
+    (coalesced_mmio::COPY, |w| {
+        w.ioctl(w.vm(0), ioctl::KVM_UNREGISTER_COALESCED_MMIO, NOWHERE)
+    }),
+    (coalesced_mmio::PIO, |w| {
+        zone(w, w.vm(0), |zone| zone.pio = U32::new(2))
+    }),
+    (coalesced_mmio::PIO, |w| {
+        let wrong = CoalescedMmioZone {
+            pio: U32::new(!0),
+            ..CoalescedMmioZone::default()
+        };
+        w.call(w.vm(0), ioctl::KVM_UNREGISTER_COALESCED_MMIO, &wrong)
+    }),
+    (coalesced_mmio::MEMORY, |_| {
+        let call = |w: &World, vm: &i32| zone(w, *vm, |_| ());
+        short_of_memory(Vendor::Amd, coalesced_mmio::MEMORY, |w| w.vm(0), call)
+    }),
+    (coalesced_mmio::ROOM, |w| {
+        let vm = w.vm(0);
+        // Ports have a bus of their own, and eventfds do not count.
+        event_with(w, vm, |_| ())?;
+        zone(w, vm, |zone| zone.pio = U32::new(1))?;
+        for _ in 0..1000 {
+            zone(w, vm, |_| ())?;
+        }
+        zone(w, vm, |zone| zone.pio = U32::new(1))?;
+        zone(w, vm, |_| ())
     }),
     (ioeventfd_end::DESCRIPTOR, |w| {
         event_with(w, w.vm(0), |args| {

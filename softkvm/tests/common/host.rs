@@ -191,8 +191,8 @@ impl Process for Host {
         self.task.eventfd(number)
     }
 
-    fn run_area(&self) -> Result<Arc<dyn RunArea>, Errno> {
-        self.task.run_area()
+    fn run_area(&self, other: Option<&dyn RunArea>) -> Result<Arc<dyn RunArea>, Errno> {
+        self.task.run_area(other)
     }
 
     fn signal_pending(&self) -> bool {

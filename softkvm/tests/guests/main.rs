@@ -1,5 +1,6 @@
 //! `KVM_RUN` of guest code. Where a test re-tells a case of the kernel's self-tests, it names it.
 
+mod coalesced;
 mod debug;
 mod exits;
 mod guest;

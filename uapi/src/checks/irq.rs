@@ -65,7 +65,7 @@ table! {
         6 DESCRIPTOR EBADF "the descriptor is open";
         7 EVENT EINVAL "the descriptor is an eventfd";
         8 UNUSED EEXIST "no other event takes the same writes";
-        9 ROOM ENOSPC "the bus has fewer than 1000 devices";
+        9 ROOM ENOSPC "the bus has fewer than 1000 devices beside such events";
     }
 }
 
@@ -75,6 +75,16 @@ table! {
         1 DESCRIPTOR EBADF "the descriptor is open";
         2 EVENT EINVAL "the descriptor is an eventfd";
         3 FOUND ENOENT "there is such an event";
+    }
+}
+
+table! {
+    /// `KVM_REGISTER_COALESCED_MMIO` and `KVM_UNREGISTER_COALESCED_MMIO`, which needs neither memory nor room.
+    coalesced_mmio "KVM_REGISTER_COALESCED_MMIO" {
+        1 COPY EFAULT "the structure can be read";
+        2 PIO EINVAL "pio is 0 or 1";
+        3 MEMORY ENOMEM "there is memory";
+        4 ROOM ENOSPC "the bus has fewer than 1000 devices";
     }
 }
 

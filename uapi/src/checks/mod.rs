@@ -22,8 +22,8 @@ pub use encrypt::{
     copy, encrypt_sev, encrypt_tdx, encrypt_tdx_vcpu, move_, reg_region, unreg_region,
 };
 pub use irq::{
-    apic_bus_cycles, gsi_routing, ioeventfd, ioeventfd_end, irq_line, irqchip, irqfd, lapic, pit2,
-    setup_mce, signal_msi, x2apic_api,
+    apic_bus_cycles, coalesced_mmio, gsi_routing, ioeventfd, ioeventfd_end, irq_line, irqchip,
+    irqfd, lapic, pit2, setup_mce, signal_msi, x2apic_api,
 };
 pub use memory::{
     attributes, dirty_log, dirty_log_protect, gmem, gmem_fallocate, gmem_mmap, pre_fault, region,
@@ -134,6 +134,7 @@ pub const TABLES: &[&[Check]] = &[
     irqfd::ALL,
     ioeventfd::ALL,
     ioeventfd_end::ALL,
+    coalesced_mmio::ALL,
     irqchip::ALL,
     pit2::ALL,
     lapic::ALL,
