@@ -5,6 +5,9 @@
 
 #![cfg(feature = "conform")]
 
+#[path = "common/unreplayed.rs"]
+mod unreplayed;
+
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -106,9 +109,9 @@ fn page(recorded: &Counts, replayed: &Counts) -> String {
         "# Coverage of the recordings, second part\n\n\
          Calls and VM exits of format 2 (`tests/vectors/tdx2`), leaf by leaf: how many were recorded, and how many of\n\
          them are in the transcripts that the tests replay. The last column names statuses that only the other\n\
-         recordings have; no transcript here says whether this module gives them in the right place. Those of format\n\
-         1 are all replayed. `BLESS=1 cargo test -p soft-tdx-module --features conform --test coverage` writes this\n\
-         page.\n",
+         recordings have; no transcript here says whether this module gives them in the right place. Where a test of\n\
+         this crate gets the status, its file is named. Those of format 1 are all replayed.\n\
+         `BLESS=1 cargo test -p soft-tdx-module --features conform --test coverage` writes this page.\n",
     );
     let mut title = "";
     for ((category, leaf), statuses) in recorded {
@@ -125,7 +128,13 @@ fn page(recorded: &Counts, replayed: &Counts) -> String {
         let missing: Vec<String> = statuses
             .keys()
             .filter(|status| !here.contains_key(*status))
-            .map(|status| format!("`{}`", status.replace('|', " ")))
+            .map(|status| {
+                let name = status.replace('|', " ");
+                match unreplayed::reached_by(leaf, status) {
+                    Some(test) => format!("`{name}` (tests/{test})"),
+                    None => format!("`{name}`"),
+                }
+            })
             .collect();
         let _ = writeln!(
             out,

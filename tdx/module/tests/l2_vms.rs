@@ -1,6 +1,8 @@
 //! Programs of L1 and of L2 VMs in one TD: entries, exits to L1 and to the host, and the way back.
 
 mod common;
+#[path = "common/unreplayed.rs"]
+mod unreplayed;
 
 use common::{Td, machine, regs};
 use soft_tdx_module::{
@@ -317,20 +319,52 @@ fn an_interrupt_of_the_host_leaves_l2_where_it_is() {
     assert_eq!(exits(&l1_log)[0].rax, HLT);
 }
 
+/// The host, as a debugger, asks for exits of VM 1.
+fn set_debug_controls(p: &Platform, td: &Td, value: u64) {
+    let mut r = Regs {
+        rax: L::VpWr.number(),
+        r8: value,
+        r9: 7,
+        ..regs(td.tdvpr, L2_DEBUG_CTLS)
+    };
+    let status = p.seamcall(0, &mut r).expect("executes");
+    assert_eq!(status, Status::SUCCESS);
+}
+
+/// For each of these the transcripts lack at least one of the two statuses.
+#[test]
+fn a_debugger_is_told_the_reason_of_each_exit_that_l1_would_get() {
+    for reason in unreplayed::DEBUGGED_EXITS {
+        let p = machine();
+        let td = partitioned(&p, DEBUG);
+        let l1 = [prepare(), vec![enter()]].concat();
+        let exit = VmExit {
+            reason,
+            ilen: 2,
+            ..VmExit::default()
+        };
+        let (l1_log, _) = programs(&p, &td, l1, vec![GuestOp::Instruction(exit)]);
+        for (control, name) in unreplayed::DEBUGGED {
+            set_debug_controls(&p, &td, control);
+            let status = Status(td.enter(&p).rax);
+            let told = format!("{}|{}", status.code().status(), status.detail());
+            assert_eq!(told, format!("{name}|{reason}"));
+        }
+        assert_eq!(exits(&l1_log).len(), 0);
+        set_debug_controls(&p, &td, 0);
+        assert_eq!(td.enter(&p).rax, VMCALL, "L1 halts after the exit");
+        let [found] = exits(&l1_log)[..] else {
+            panic!("one exit to L1")
+        };
+        assert_eq!(found.rax as u16, reason);
+    }
+}
+
 #[test]
 fn a_debugger_sees_every_exit_of_l2_first() {
     let p = machine();
     let td = partitioned(&p, DEBUG);
-    let write = |value| {
-        let mut r = Regs {
-            rax: L::VpWr.number(),
-            r8: value,
-            r9: 7,
-            ..regs(td.tdvpr, L2_DEBUG_CTLS)
-        };
-        let status = p.seamcall(0, &mut r).expect("executes");
-        assert_eq!(status, Status::SUCCESS);
-    };
+    let write = |value| set_debug_controls(&p, &td, value);
     let l1 = [prepare(), vec![enter()]].concat();
     let (l1_log, _) = programs(&p, &td, l1, vec![GuestOp::hlt()]);
     write(1);

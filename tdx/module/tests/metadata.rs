@@ -2,8 +2,10 @@
 //! and the questions a processor model asks.
 
 mod common;
+#[path = "common/unreplayed.rs"]
+mod unreplayed;
 
-use common::{Td, machine};
+use common::{GIB, Td, machine};
 use proptest::prelude::*;
 use soft_tdx_module::{
     Code, CpuidAnswer, GuestEvent, GuestFlow, GuestLeaf, HostLeaf as L, MsrAccess, MsrAnswer,
@@ -35,6 +37,40 @@ fn host(p: &Platform, leaf: L, object: u64, id: u64, value: u64, mask: u64) -> R
     };
     p.seamcall(0, &mut r).expect("processor");
     r
+}
+
+#[test]
+fn sys_info_blames_its_operands_in_their_order_and_describes_the_machine() {
+    const MOST_CMRS: u64 = 32;
+    let p = machine();
+    let page = GIB + (8 << 20);
+    for ([buffer, bytes, cmrs, entries], expected) in unreplayed::SYS_INFO {
+        let mut r = Regs {
+            rax: L::SysInfo.number(),
+            rcx: page + buffer,
+            rdx: bytes,
+            r8: page + cmrs,
+            r9: entries,
+            ..Regs::default()
+        };
+        let status = p.seamcall(0, &mut r).expect("processor");
+        assert_eq!(status.to_string(), expected, "{r:x?}");
+        let told = match status == Status::SUCCESS {
+            true => (1024, MOST_CMRS),
+            false => (0, 0),
+        };
+        assert_eq!((r.rdx, r.r9), told);
+        if status == Status::SUCCESS {
+            let word = |at: u64| {
+                let mut bytes = [0; 8];
+                p.read_memory(page + at, &mut bytes).expect("memory");
+                u64::from_le_bytes(bytes)
+            };
+            assert_eq!(word(buffer + 4) as u32, 0x8086, "VENDOR_ID");
+            let first = p.config().cmrs[0];
+            assert_eq!((word(cmrs), word(cmrs + 8)), (first.base, first.size));
+        }
+    }
 }
 
 /// Every identifier from the first on, as `read` returns them.
