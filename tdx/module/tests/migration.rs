@@ -4,9 +4,14 @@ mod common;
 #[path = "common/migration.rs"]
 mod migration;
 
-use common::{Td, regs};
+#[path = "common/unreplayed.rs"]
+mod unreplayed;
+
+use common::{Td, holding, regs};
 use migration::{Bundle, MIGRATE, Migration};
-use soft_tdx_module::{Code, EventType, GuestOp, HostLeaf as L, OpState, Outcome, Status, VmExit};
+use soft_tdx_module::{
+    Code, EventType, GuestOp, HostLeaf as L, LockMode, LockTarget, OpState, Outcome, Status, VmExit,
+};
 use std::sync::{Arc, Mutex};
 
 const PAGES: u64 = 8;
@@ -306,5 +311,87 @@ fn a_td_that_may_migrate_has_no_l2_vms() {
         if l2_vms > 0 {
             assert_eq!(init(0), Status::SUCCESS.code(), "{l2_vms}");
         }
+    }
+}
+
+/// A status as the recordings spell it, which number the operands of lists and of the migration's lock.
+fn as_recorded(status: Status) -> String {
+    let text = status.to_string();
+    let numbers = [
+        ("MIG_BUFF_LIST_ENTRY", "98"),
+        ("GPA_LIST_ENTRY", "97"),
+        ("MIG", "173"),
+    ];
+    let number = numbers.iter().find_map(|(name, number)| {
+        let head = text.strip_suffix(&format!("|{name}"))?;
+        Some(format!("{head}|{number}"))
+    });
+    number.unwrap_or(text)
+}
+
+/// What is wrong with a call of a migration, beside what the transcripts have.
+#[test]
+fn a_wrong_operand_and_a_lock_that_is_held_are_named_and_the_right_call_is_served() {
+    const PRIVATE: u64 = 1 << 51;
+    for (leaf, expected) in unreplayed::MIGRATION {
+        let name = expected.rsplit('|').next().expect("an operand");
+        let m = match leaf {
+            "TDH.EXPORT.BLOCKW" | "TDH.EXPORT.UNBLOCKW" => {
+                let m = Migration::new(PAGES, false);
+                m.begin();
+                m
+            }
+            _ => paused(false),
+        };
+        let b = Bundle::of_stream(0);
+        let tdr = m.source.tdr;
+        m.list(&b, &gpas(), MIGRATE);
+        let (call, operands) = match leaf {
+            "TDH.EXPORT.MEM" => (L::ExportMem, b.memory(tdr, PAGES)),
+            "TDH.EXPORT.TRACK" => (L::ExportTrack, b.token(tdr)),
+            "TDH.EXPORT.BLOCKW" => (L::ExportBlockw, regs(b.gpa_list() | (PAGES - 1) << 55, tdr)),
+            "TDH.EXPORT.UNBLOCKW" => {
+                m.block(&gpas());
+                (L::ExportUnblockw, regs(0, tdr))
+            }
+            _ => (L::ImportTrack, b.token(m.target.tdr)),
+        };
+        let mut wrong = operands;
+        let mut lock = None;
+        match (expected.contains("BUSY"), name) {
+            (true, "SEPT_TREE") => lock = Some(LockTarget::SeptTree { tdr }),
+            (true, "RCX") => {
+                let (gpa, level) = (0, 0);
+                lock = Some(LockTarget::SeptEntry { tdr, gpa, level });
+            }
+            (true, _) => lock = Some(LockTarget::Mig { tdr }),
+            (false, "RCX") => wrong.rcx |= PRIVATE,
+            (false, "RDX") if expected.contains("METADATA") => wrong.rdx = m.source.tdvpr,
+            (false, "RDX") => wrong.rdx |= PRIVATE,
+            (false, "R8") => wrong.r8 |= PRIVATE,
+            (false, "R9") => wrong.r9 |= PRIVATE,
+            (false, "R11") => wrong.r11 |= PRIVATE,
+            // Entries of the lists: a page of 2 MiB, and a private page for what is exported.
+            (false, "97") => m.list(&b, &[1], MIGRATE),
+            (false, _) => Bundle::write(&m.p, b.buffer_list(), &[b.buffer(0) | PRIVATE]),
+        }
+        let before = m.state();
+        let td = &m.source;
+        let refused = || td.status(&m.p, call, wrong);
+        let status = match lock {
+            Some(lock) => holding(&m.p, lock, LockMode::Exclusive, refused),
+            None => refused(),
+        };
+        assert_eq!(as_recorded(status), expected, "{leaf}");
+        assert_eq!(m.state(), before, "{leaf}: {expected}");
+        // A token of the target needs the source's first.
+        if leaf == "TDH.IMPORT.TRACK" {
+            continue;
+        }
+        m.list(&b, &gpas(), MIGRATE);
+        let served = td.status(&m.p, call, operands);
+        // A page whose buffer is refused counts as exported by then.
+        let problems = u32::from(name == "98");
+        assert_eq!(served, Code::SUCCESS.detail(problems), "{leaf}: {expected}");
     }
 }

@@ -31,6 +31,29 @@ pub const SYS_INFO: [([u64; 4], &str); 11] = [
     ([512, 0, 2048 + 256, 0], "TDX_OPERAND_INVALID|RCX"),
 ];
 
+/// What calls of a migration answer to a wrong operand, or to a lock that is held.
+pub const MIGRATION: [(&str, &str); 19] = [
+    ("TDH.EXPORT.MEM", "TDX_OPERAND_INVALID|RCX"),
+    ("TDH.EXPORT.MEM", "TDX_OPERAND_INVALID|R8"),
+    ("TDH.EXPORT.MEM", "TDX_OPERAND_INVALID|R9"),
+    ("TDH.EXPORT.MEM", "TDX_OPERAND_INVALID|R11"),
+    ("TDH.EXPORT.MEM", "TDX_OPERAND_INVALID|97"),
+    ("TDH.EXPORT.MEM", "TDX_OPERAND_INVALID|98"),
+    ("TDH.EXPORT.MEM", "TDX_PAGE_METADATA_INCORRECT|RDX"),
+    ("TDH.EXPORT.MEM", "TDX_OPERAND_BUSY|SEPT_TREE"),
+    ("TDH.EXPORT.MEM", "TDX_OPERAND_BUSY|173"),
+    ("TDH.EXPORT.TRACK", "TDX_OPERAND_INVALID|RCX"),
+    ("TDH.EXPORT.TRACK", "TDX_OPERAND_BUSY|173"),
+    ("TDH.EXPORT.BLOCKW", "TDX_OPERAND_INVALID|RCX"),
+    ("TDH.EXPORT.BLOCKW", "TDX_OPERAND_INVALID|97"),
+    ("TDH.EXPORT.BLOCKW", "TDX_OPERAND_BUSY|SEPT_TREE"),
+    ("TDH.EXPORT.UNBLOCKW", "TDX_OPERAND_INVALID|RCX"),
+    ("TDH.EXPORT.UNBLOCKW", "TDX_OPERAND_INVALID|RDX"),
+    ("TDH.EXPORT.UNBLOCKW", "TDX_OPERAND_BUSY|SEPT_TREE"),
+    ("TDH.EXPORT.UNBLOCKW", "TDX_OPERAND_BUSY|RCX"),
+    ("TDH.IMPORT.TRACK", "TDX_OPERAND_INVALID|RCX"),
+];
+
 /// The file of the tests that reach a status of a leaf, both named as in coverage.csv.
 pub fn reached_by(leaf: &str, status: &str) -> Option<&'static str> {
     let debugged = DEBUGGED_EXITS.iter().any(|reason| {
@@ -40,6 +63,7 @@ pub fn reached_by(leaf: &str, status: &str) -> Option<&'static str> {
     let sys_info = SYS_INFO.iter().any(|(_, name)| *name == status);
     match leaf {
         "TDH.SYS.INFO" => sys_info.then_some("metadata.rs"),
+        _ if MIGRATION.contains(&(leaf, status)) => Some("migration.rs"),
         _ => debugged.then_some("l2_vms.rs"),
     }
 }
