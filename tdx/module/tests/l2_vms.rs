@@ -361,6 +361,23 @@ fn a_debugger_is_told_the_reason_of_each_exit_that_l1_would_get() {
 }
 
 #[test]
+fn a_debugger_is_told_of_a_call_of_l2_before_l1_is() {
+    let p = machine();
+    let td = partitioned(&p, DEBUG);
+    let l1 = [prepare(), vec![enter()]].concat();
+    let (l1_log, _) = programs(&p, &td, l1, vec![GuestOp::vmcall(12, [0; 4])]);
+    let [_, (to_l1, name)] = unreplayed::DEBUGGED;
+    set_debug_controls(&p, &td, to_l1);
+    let status = Status(td.enter(&p).rax);
+    let told = format!("{}|EXIT:{}", status.code().status(), status.detail());
+    assert_eq!(told, format!("{name}|EXIT:{VMCALL}"));
+    assert_eq!(exits(&l1_log).len(), 0);
+    set_debug_controls(&p, &td, 0);
+    assert_eq!(td.enter(&p).rax, VMCALL);
+    assert_eq!(exits(&l1_log).len(), 1);
+}
+
+#[test]
 fn a_debugger_sees_every_exit_of_l2_first() {
     let p = machine();
     let td = partitioned(&p, DEBUG);

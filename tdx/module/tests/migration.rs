@@ -314,6 +314,18 @@ fn a_td_that_may_migrate_has_no_l2_vms() {
     }
 }
 
+#[test]
+fn a_blocked_page_is_unblocked_only_after_its_translations_are_tracked() {
+    let m = Migration::new(PAGES, false);
+    let page = regs(0, m.source.tdr);
+    m.source.ok(&m.p, L::MemRangeBlock, page);
+    let status = m.source.status(&m.p, L::MemRangeUnblock, page);
+    assert_eq!(status.code(), Code::TLB_TRACKING_NOT_DONE);
+    assert_eq!(status.detail(), 1);
+    m.source.ok(&m.p, L::MemTrack, regs(m.source.tdr, 0));
+    m.source.ok(&m.p, L::MemRangeUnblock, page);
+}
+
 /// A status as the recordings spell it, which number the operands of lists and of the migration's lock.
 fn as_recorded(status: Status) -> String {
     let text = status.to_string();

@@ -14,6 +14,20 @@ pub const DEBUGGED: [(u64, &str); 2] = [
     (1 << 1, "TDX_TD_EXIT_ON_L2_TO_L1"),
 ];
 
+/// Statuses of single calls: leaf, status, file of the test.
+pub const SINGLE: [(&str, &str, &str); 2] = [
+    (
+        "TDG.VP.VMCALL",
+        "TDX_TD_EXIT_ON_L2_TO_L1|EXIT:77",
+        "l2_vms.rs",
+    ),
+    (
+        "TDH.MEM.RANGE.UNBLOCK",
+        "TDX_TLB_TRACKING_NOT_DONE|0x1",
+        "migration.rs",
+    ),
+];
+
 /// What TDH.SYS.INFO answers: RCX, RDX, R8 and R9 for a buffer of a page, and the status.
 pub const SYS_INFO: [([u64; 4], &str); 11] = [
     ([0, 1024, 2048, 32], "TDX_SUCCESS"),
@@ -60,10 +74,14 @@ pub fn reached_by(leaf: &str, status: &str) -> Option<&'static str> {
         let told = |(_, name): &(u64, &str)| status == format!("{name}|EXIT:{reason}");
         leaf == format!("VMEXIT.{reason}") && DEBUGGED.iter().any(told)
     });
+    let single = SINGLE
+        .iter()
+        .find(|single| (single.0, single.1) == (leaf, status));
     let sys_info = SYS_INFO.iter().any(|(_, name)| *name == status);
     match leaf {
         "TDH.SYS.INFO" => sys_info.then_some("metadata.rs"),
         _ if MIGRATION.contains(&(leaf, status)) => Some("migration.rs"),
-        _ => debugged.then_some("l2_vms.rs"),
+        _ if debugged => Some("l2_vms.rs"),
+        _ => single.map(|(_, _, file)| *file),
     }
 }
