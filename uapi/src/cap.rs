@@ -52,6 +52,7 @@ capabilities! {
     TSC_CONTROL = 60;
     GET_TSC_KHZ = 61;
     MAX_VCPUS = 66;
+    ONE_REG = 70;
     TSC_DEADLINE_TIMER = 72;
     SYNC_REGS = 74;
     KVMCLOCK_CTRL = 76;
@@ -65,6 +66,7 @@ capabilities! {
     MULTI_ADDRESS_SPACE = 118;
     SPLIT_IRQCHIP = 121;
     IOEVENTFD_ANY_LENGTH = 122;
+    VCPU_ATTRIBUTES = 127;
     MAX_VCPU_ID = 128;
     X2APIC_API = 129;
     IMMEDIATE_EXIT = 136;

@@ -132,7 +132,10 @@ ioctls! {
     0xae 0xa5 w size_of::<vm::Msi>() => KVM_SIGNAL_MSI;
     0xae 0xa6 r size_of::<state::Xcrs>() => KVM_GET_XCRS;
     0xae 0xa7 w size_of::<state::Xcrs>() => KVM_SET_XCRS;
+    0xae 0xab w size_of::<state::OneReg>() => KVM_GET_ONE_REG;
+    0xae 0xac w size_of::<state::OneReg>() => KVM_SET_ONE_REG;
     0xae 0xad none 0 => KVM_KVMCLOCK_CTRL;
+    0xae 0xb0 rw size_of::<state::RegList>() => KVM_GET_REG_LIST;
     0xae 0xba rw 8 => KVM_MEMORY_ENCRYPT_OP;
     0xae 0xbb r size_of::<sev::EncRegion>() => KVM_MEMORY_ENCRYPT_REG_REGION;
     0xae 0xbc r size_of::<sev::EncRegion>() => KVM_MEMORY_ENCRYPT_UNREG_REGION;
@@ -188,6 +191,9 @@ mod tests {
             (KVM_INTERRUPT, 0x4004_ae86),
             (KVM_SET_SIGNAL_MASK, 0x4004_ae8b),
             (KVM_SET_GUEST_DEBUG, 0x4048_ae9b),
+            (KVM_GET_ONE_REG, 0x4010_aeab),
+            (KVM_SET_ONE_REG, 0x4010_aeac),
+            (KVM_GET_REG_LIST, 0xc008_aeb0),
             (KVM_GET_FPU, 0x81a0_ae8c),
             (KVM_SET_FPU, 0x41a0_ae8d),
             (KVM_GET_VCPU_EVENTS, 0x8040_ae9f),

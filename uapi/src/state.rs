@@ -99,6 +99,36 @@ pub mod guest_debug {
 }
 
 layout! {
+    /// `struct kvm_one_reg`: a register by [`one_reg`], and the address of its value.
+    OneReg 16 { 0 id: U64, 8 addr: U64, }
+}
+
+layout! {
+    /// The number in front of `struct kvm_reg_list`.
+    RegList 8 { 0 n: U64, }
+}
+
+/// Parts of [`OneReg`]'s `id`. The lower 32 bits are the register's number, bits 39:32 its kind.
+pub mod one_reg {
+    /// Where the processor is told.
+    pub const ARCH_MASK: u64 = 0xff << 56;
+    /// A register of x86.
+    pub const X86: u64 = 0x20 << 56;
+    /// Where the size is told.
+    pub const SIZE_MASK: u64 = 0xf << 52;
+    /// 64 bits.
+    pub const SIZE_64: u64 = 3 << 52;
+    /// What has to be 0.
+    pub const RESERVED_MASK: u64 = 0xfff << 40;
+    /// Where the kind is told.
+    pub const KIND_MASK: u64 = 0xff << 32;
+    /// An MSR.
+    pub const MSR: u64 = 2 << 32;
+    /// A register of KVM's own, of which a guest without shadow stacks has none.
+    pub const KVM: u64 = 3 << 32;
+}
+
+layout! {
     /// `struct kvm_mp_state`.
     MpState 4 { 0 mp_state: U32, }
 }

@@ -31,6 +31,11 @@ pub const ATTR_SNP_POLICY_BITS: u64 = 1;
 /// 1 if SNP_ENABLE_REQ_CERTS is there.
 pub const ATTR_SNP_REQ_CERTS: u64 = 2;
 
+/// `KVM_VCPU_TSC_CTRL`: the group of device attributes of a vCPU.
+pub const GROUP_TSC: u32 = 0;
+/// The guest's TSC minus the host's.
+pub const ATTR_TSC_OFFSET: u64 = 0;
+
 /// The most entries that `KVM_SET_CPUID2` takes.
 pub const MAX_CPUID_ENTRIES: u32 = 256;
 

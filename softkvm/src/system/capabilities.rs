@@ -58,6 +58,8 @@ fn common(kernel: &Kernel, number: u32) -> i64 {
         | cap::MP_STATE
         | cap::SYNC_MMU
         | cap::COALESCED_PIO
+        | cap::ONE_REG
+        | cap::VCPU_ATTRIBUTES
         | cap::DESTROY_MEMORY_REGION_WORKS
         | cap::JOIN_MEMORY_REGIONS_WORKS
         | cap::PIT2

@@ -14,6 +14,7 @@ use kvm_ops_uapi::sev::{
     self, EncRegion, SevAttestation, SevCmd, SevDbg, SevLaunchSecret, SevLaunchStart, SevRange,
     SevReceiveStart, SevSendStart, SevUpdateData, SnpLaunchFinish, SnpLaunchUpdate,
 };
+use kvm_ops_uapi::state::OneReg;
 use kvm_ops_uapi::system::DeviceAttr;
 use kvm_ops_uapi::tdx::{self, TdxCmd, TdxInitMemRegion};
 use kvm_ops_uapi::vm::{EnableCap, MsrFilter, MsrFilterRange};
@@ -125,6 +126,9 @@ pub(super) fn of_argument(vendor: Vendor, number: u32, id: u32) -> Vec<Field> {
             || is(ioctl::KVM_HAS_DEVICE_ATTR) =>
         {
             addresses!(DeviceAttr: addr)
+        }
+        _ if is(ioctl::KVM_GET_ONE_REG) || is(ioctl::KVM_SET_ONE_REG) => {
+            addresses!(OneReg: addr)
         }
         _ if is(ioctl::KVM_IRQFD) => vec![
             Descriptor(offset_of!(Irqfd, fd)),

@@ -1,6 +1,7 @@
 //! A vCPU, and the ioctls of its file.
 
 mod answer;
+mod attributes;
 mod controls;
 mod convert;
 mod cpu;
@@ -13,6 +14,7 @@ mod held;
 mod interrupts;
 mod lapic;
 mod misc;
+mod one_reg;
 mod page;
 mod pre_fault;
 mod registers;
@@ -150,6 +152,12 @@ pub(crate) fn ioctl(
         ioctl::KVM_SET_MP_STATE => registers::set_mp_state(file, process, argument),
         ioctl::KVM_GET_MSRS => registers::get_msrs(file, process, argument),
         ioctl::KVM_SET_MSRS => registers::set_msrs(file, process, argument),
+        ioctl::KVM_GET_ONE_REG => one_reg::get(file, process, argument),
+        ioctl::KVM_SET_ONE_REG => one_reg::set(file, process, argument),
+        ioctl::KVM_GET_REG_LIST => one_reg::list(process, argument),
+        ioctl::KVM_HAS_DEVICE_ATTR => attributes::has(process, argument),
+        ioctl::KVM_GET_DEVICE_ATTR => attributes::get(file, process, argument),
+        ioctl::KVM_SET_DEVICE_ATTR => attributes::set(file, process, argument),
         ioctl::KVM_GET_FPU => groups::get_fpu(file, process, argument),
         ioctl::KVM_SET_FPU => groups::set_fpu(file, process, argument),
         ioctl::KVM_GET_XSAVE | ioctl::KVM_GET_XSAVE2 => groups::get_xsave(file, process, argument),

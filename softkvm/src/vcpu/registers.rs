@@ -9,6 +9,7 @@ use kvm_ops_uapi::system::vm_type;
 use kvm_ops_uapi::{Errno, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
+use super::State;
 use super::controls::{CR4_PAE, EFER_LMA, are_valid};
 use super::cpu::TSC;
 use crate::file::VcpuFile;
@@ -138,38 +139,42 @@ pub(super) fn set_mp_state(file: &VcpuFile, process: &dyn Process, argument: u64
     Ok(0)
 }
 
-pub(super) fn get_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
-    let is_td = file.vm.kind() == vm_type::TDX;
-    let state = file.state();
+/// An MSR as user space reads it. `None` if there is none.
+pub(super) fn msr(file: &VcpuFile, state: &State, index: u32) -> Option<u64> {
     // A guest that became SEV-ES late: its secret registers read as zero, and writes are ignored.
     let meaningless = (file.vm.is_plain() && state.cpu.is_protected()).then_some(0);
+    match file.vm.kind() {
+        vm_type::TDX => state.cpu.td_msr(index),
+        _ => state.cpu.msr(index).or(meaningless),
+    }
+}
+
+/// False for an MSR that there is not, or a value that it cannot have.
+pub(super) fn set_msr(file: &VcpuFile, state: &mut State, index: u32, mut value: u64) -> bool {
+    if file.vm.kind() == vm_type::TDX {
+        return state.cpu.set_td_msr(index, value);
+    }
+    if index == TSC
+        && let Some(clock) = state.cpu.clock()
+    {
+        let khz = state.tsc_khz;
+        value = file.vm.lock().synchronise_tsc(Some(value), clock, khz);
+    }
+    let meaningless = file.vm.is_plain() && state.cpu.is_protected();
+    state.cpu.set_msr(index, value) || meaningless
+}
+
+pub(super) fn get_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
+    let state = file.state();
     each_msr(process, argument, |entry| {
-        let index = entry.index.get();
-        let value = match is_td {
-            true => state.cpu.td_msr(index),
-            false => state.cpu.msr(index).or(meaningless),
-        };
+        let value = msr(file, &state, entry.index.get());
         value.map(|value| entry.data = U64::new(value)).is_some()
     })
 }
 
 pub(super) fn set_msrs(file: &VcpuFile, process: &dyn Process, argument: u64) -> Result<i64> {
-    let is_td = file.vm.kind() == vm_type::TDX;
     let mut state = file.state();
-    let meaningless = file.vm.is_plain() && state.cpu.is_protected();
     each_msr(process, argument, |entry| {
-        let (index, value) = (entry.index.get(), entry.data.get());
-        match (is_td, index) {
-            (true, _) => state.cpu.set_td_msr(index, value),
-            (false, TSC) => {
-                let khz = state.tsc_khz;
-                let value = match state.cpu.clock() {
-                    Some(clock) => file.vm.lock().synchronise_tsc(Some(value), clock, khz),
-                    None => value,
-                };
-                state.cpu.set_msr(index, value) || meaningless
-            }
-            (false, _) => state.cpu.set_msr(index, value) || meaningless,
-        }
+        set_msr(file, &mut state, entry.index.get(), entry.data.get())
     })
 }

@@ -80,6 +80,15 @@ impl Tscs {
         self.last = Some(Write { value, clock, khz });
         clock.wrapping_add(self.offset)
     }
+
+    /// Returns what a vCPU's TSC becomes by its distance from the VM's clock. It counts as a write of that value.
+    pub(super) fn set_offset(&mut self, offset: u64, clock: u64, khz: u32) -> u64 {
+        let value = clock.wrapping_add(offset);
+        self.offset = offset;
+        self.written_by_user = true;
+        self.last = Some(Write { value, clock, khz });
+        value
+    }
 }
 
 /// `KVM_SET_TSC_KHZ` on a VM: before the first vCPU. 0 means the host's frequency.

@@ -242,6 +242,12 @@ impl State {
         self.tscs.synchronise(written, clock, khz)
     }
 
+    /// What a vCPU's TSC becomes by its offset, which is that of later vCPUs, too.
+    pub(crate) fn set_tsc_offset(&mut self, offset: u64, clock: u64, khz: Option<u32>) -> u64 {
+        let khz = khz.unwrap_or_else(|| self.tsc_khz());
+        self.tscs.set_offset(offset, clock, khz)
+    }
+
     pub(crate) fn tsc_khz(&self) -> u32 {
         self.clock.tsc_khz()
     }

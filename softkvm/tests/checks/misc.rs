@@ -7,7 +7,9 @@ use kvm_ops_uapi::ioctl;
 use kvm_ops_uapi::memory::{ClearDirtyLog, DirtyLog};
 use kvm_ops_uapi::sev;
 use kvm_ops_uapi::state::guest_debug::{INJECT_BP, INJECT_DB};
-use kvm_ops_uapi::state::{Sregs2, TprAccessCtl};
+use kvm_ops_uapi::state::one_reg::{KVM, MSR, SIZE_64, X86};
+use kvm_ops_uapi::state::{OneReg, RegList, Sregs2, TprAccessCtl};
+use kvm_ops_uapi::system::DeviceAttr;
 use kvm_ops_uapi::vm::MsrFilter;
 use kvm_ops_uapi::{U32, U64, cap};
 
@@ -53,6 +55,25 @@ fn sregs2(w: &World, vcpu: i32, change: impl FnOnce(&mut Sregs2)) -> Answer {
 
 fn bus_cycles(w: &World, vm: i32, nanoseconds: u64) -> Answer {
     w.enable(vm, cap::X86_APIC_BUS_CYCLES_NS, nanoseconds)
+}
+
+/// A call for the attribute of a vCPU, whose value is nowhere.
+fn tsc_offset(w: &World, call: ioctl::Ioctl, change: impl FnOnce(&mut DeviceAttr)) -> Answer {
+    let mut args = DeviceAttr {
+        addr: U64::new(NOWHERE),
+        ..DeviceAttr::default()
+    };
+    change(&mut args);
+    w.call(w.vcpu(w.vm(0), 0), call, &args)
+}
+
+/// A call for a register, whose value is nowhere.
+fn one_msr(w: &World, call: ioctl::Ioctl, id: u64) -> Answer {
+    let args = OneReg {
+        id: U64::new(id),
+        addr: U64::new(NOWHERE),
+    };
+    w.call(w.vcpu(w.vm(0), 0), call, &args)
 }
 
 /// A filter of one range, that is right but for the change.
@@ -196,6 +217,76 @@ pub(crate) const CASES: &[Case] = &[
         let vcpu = w.vcpu(w.vm(0), 0);
         debug(w, vcpu, INJECT_BP)?;
         debug(w, vcpu, INJECT_DB)
+    }),
+    (vcpu_attr::COPY, |w| {
+        w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_GET_DEVICE_ATTR, NOWHERE)
+    }),
+    (vcpu_attr::GROUP, |w| {
+        tsc_offset(w, ioctl::KVM_HAS_DEVICE_ATTR, |attr| {
+            (attr.group, attr.attr) = (U32::new(1), U64::new(1));
+        })
+    }),
+    (vcpu_attr::KNOWN, |w| {
+        tsc_offset(w, ioctl::KVM_SET_DEVICE_ATTR, |attr| {
+            attr.attr = U64::new(1)
+        })
+    }),
+    (vcpu_attr::ADDRESS, |w| {
+        tsc_offset(w, ioctl::KVM_HAS_DEVICE_ATTR, |_| ())?;
+        tsc_offset(w, ioctl::KVM_GET_DEVICE_ATTR, |_| ())
+    }),
+    (vcpu_attr::ADDRESS, |w| {
+        tsc_offset(w, ioctl::KVM_SET_DEVICE_ATTR, |_| ())
+    }),
+    (one_reg::COPY, |w| {
+        w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_GET_ONE_REG, NOWHERE)
+    }),
+    (one_reg::ARCH, |w| {
+        one_msr(w, ioctl::KVM_GET_ONE_REG, 6 << 60 | 1 << 40)
+    }),
+    (one_reg::RESERVED, |w| {
+        one_msr(w, ioctl::KVM_SET_ONE_REG, X86 | KVM | 1 << 40)
+    }),
+    (one_reg::RESERVED, |w| {
+        one_msr(w, ioctl::KVM_SET_ONE_REG, X86 | KVM | 1 << 51)
+    }),
+    (one_reg::KIND, |w| {
+        one_msr(w, ioctl::KVM_GET_ONE_REG, X86 | KVM | SIZE_64)
+    }),
+    (one_reg::KIND, |w| one_msr(w, ioctl::KVM_SET_ONE_REG, X86)),
+    (one_reg::SIZE, |w| {
+        one_msr(w, ioctl::KVM_GET_ONE_REG, X86 | MSR | 2 << 52)
+    }),
+    (one_reg::MSR, |w| {
+        one_msr(w, ioctl::KVM_GET_ONE_REG, X86 | MSR | SIZE_64 | 0x1234_5678)
+    }),
+    (one_reg::MSR, |w| {
+        // EFER with a reserved bit.
+        let vcpu = w.vcpu(w.vm(0), 0);
+        let set = |value: u64| {
+            let args = OneReg {
+                id: U64::new(X86 | MSR | SIZE_64 | 0xc000_0080),
+                addr: U64::new(w.task.put(&U64::new(value))),
+            };
+            w.call(vcpu, ioctl::KVM_SET_ONE_REG, &args)
+        };
+        set(1)?;
+        set(1 << 1)
+    }),
+    (one_reg::VALUE, |w| {
+        one_msr(w, ioctl::KVM_GET_ONE_REG, X86 | MSR | SIZE_64 | 0x10)
+    }),
+    (one_reg::VALUE, |w| {
+        one_msr(w, ioctl::KVM_SET_ONE_REG, X86 | MSR | SIZE_64 | 0x1234_5678)
+    }),
+    (reg_list::COPY, |w| {
+        w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_GET_REG_LIST, NOWHERE)
+    }),
+    (reg_list::COPY_BACK, |w| {
+        let vcpu = w.vcpu(w.vm(0), 0);
+        w.call(vcpu, ioctl::KVM_GET_REG_LIST, &RegList::default())?;
+        let list = sealed(w, &RegList::default());
+        w.ioctl(vcpu, ioctl::KVM_GET_REG_LIST, list)
     }),
     (set_sregs2::COPY, |w| {
         w.ioctl(w.vcpu(w.vm(0), 0), ioctl::KVM_SET_SREGS2, NOWHERE)

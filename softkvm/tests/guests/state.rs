@@ -4,9 +4,9 @@ use kvm_ops::Vendor;
 use kvm_ops_uapi::run::{SyncRegs, exit_reason, sync_regs};
 use kvm_ops_uapi::sev::{INIT, SevCmd};
 use kvm_ops_uapi::state::{
-    DebugRegs, Fpu, MpState, Regs, Sregs, VcpuEvents, Xcrs, event_flags, mp_state,
+    DebugRegs, Fpu, MpState, OneReg, Regs, Sregs, VcpuEvents, Xcrs, event_flags, mp_state, one_reg,
 };
-use kvm_ops_uapi::system::{MsrEntry, Msrs};
+use kvm_ops_uapi::system::{ATTR_TSC_OFFSET, DeviceAttr, GROUP_TSC, MsrEntry, Msrs};
 use kvm_ops_uapi::{Errno, U32, U64, cap, ioctl};
 use zerocopy::IntoBytes;
 
@@ -204,6 +204,59 @@ fn the_tsc_of_a_vcpu_that_is_made_later_is_in_step_with_what_was_set() {
     for vcpu in [early, late] {
         assert_eq!(msr(&guest, vcpu, TSC), now);
     }
+}
+
+/// The attribute of a vCPU, by a call whose value is `value`; what the value is then.
+fn tsc_offset(guest: &Guest, vcpu: i32, call: ioctl::Ioctl, value: u64) -> u64 {
+    let at = guest.host.task.put(&U64::new(value));
+    let args = DeviceAttr {
+        group: U32::new(GROUP_TSC),
+        attr: U64::new(ATTR_TSC_OFFSET),
+        addr: U64::new(at),
+        ..DeviceAttr::default()
+    };
+    assert_eq!(guest.call(vcpu, call, &args), Ok(0));
+    u64::from_le_bytes(guest.read_at(at))
+}
+
+/// system_counter_offset_test's attribute. The host's clock is the VM's here, whose ticks are instructions.
+#[test]
+fn the_offset_of_a_tsc_is_its_distance_from_the_vms_clock_also_a_negative_one() {
+    let (get, set) = (ioctl::KVM_GET_DEVICE_ATTR, ioctl::KVM_SET_DEVICE_ATTR);
+    // mov cx, 1000; loop to itself; hlt
+    let guest = Guest::new(&[0xb9, 0xe8, 0x03, 0xe2, 0xfe, 0xf4]);
+    assert_eq!(tsc_offset(&guest, guest.vcpu, get, 7), 0);
+    assert_eq!(guest.run(), exit_reason::HLT);
+    let clock = msr(&guest, guest.vcpu, TSC);
+    assert!(clock > 1000);
+    for offset in [180_000_000_000, 0u64.wrapping_sub(180_000_000_000), 0] {
+        tsc_offset(&guest, guest.vcpu, set, offset);
+        assert_eq!(tsc_offset(&guest, guest.vcpu, get, 7), offset);
+        assert_eq!(msr(&guest, guest.vcpu, TSC), clock.wrapping_add(offset));
+    }
+    tsc_offset(&guest, guest.vcpu, set, 5000);
+    let late = guest.add_vcpu(1, 0x3000);
+    assert_eq!(tsc_offset(&guest, late, get, 7), 5000, "in step");
+    assert_eq!(msr(&guest, late, TSC), clock + 5000);
+}
+
+#[test]
+fn one_reg_reads_and_writes_what_the_lists_of_msrs_do() {
+    const EFER: u32 = 0xc000_0080;
+    let guest = Guest::new(&[0xf4]);
+    let one = |call, value: u64| {
+        let at = guest.host.task.put(&U64::new(value));
+        let args = OneReg {
+            id: U64::new(one_reg::X86 | one_reg::MSR | one_reg::SIZE_64 | u64::from(EFER)),
+            addr: U64::new(at),
+        };
+        assert_eq!(guest.call(guest.vcpu, call, &args), Ok(0));
+        u64::from_le_bytes(guest.read_at(at))
+    };
+    one(ioctl::KVM_SET_ONE_REG, 1);
+    assert_eq!(msr(&guest, guest.vcpu, EFER), 1);
+    assert!(takes(&guest, guest.vcpu, EFER, 0));
+    assert_eq!(one(ioctl::KVM_GET_ONE_REG, 7), 0);
 }
 
 /// hwcr_msr_test: test_hwcr_bit.

@@ -30,9 +30,9 @@ pub use memory::{
 };
 pub use objects::{
     any, create_irqchip, create_vcpu, create_vm, device_attr, disable_quirks, enable_cap,
-    exit_hypercall, guest_debug, kvmclock_ctrl, max_vcpu_id, msr_filter, run, set_cpuid2,
-    set_sregs2, signal_mask, split_irqchip, stats_fd, tpr_access, user_space_msr, vapic_addr,
-    vcpu_tsc_khz,
+    exit_hypercall, guest_debug, kvmclock_ctrl, max_vcpu_id, msr_filter, one_reg, reg_list, run,
+    set_cpuid2, set_sregs2, signal_mask, split_irqchip, stats_fd, tpr_access, user_space_msr,
+    vapic_addr, vcpu_attr, vcpu_tsc_khz,
 };
 pub use psp::{
     factory_reset, get_id, get_id2, issue, key_gen, pdh_cert_export, pek_cert_import, pek_csr,
@@ -126,6 +126,9 @@ pub const TABLES: &[&[Check]] = &[
     user_space_msr::ALL,
     msr_filter::ALL,
     device_attr::ALL,
+    vcpu_attr::ALL,
+    one_reg::ALL,
+    reg_list::ALL,
     set_cpuid2::ALL,
     run::ALL,
     gsi_routing::ALL,

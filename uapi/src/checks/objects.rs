@@ -118,6 +118,37 @@ table! {
 }
 
 table! {
+    /// `KVM_HAS_DEVICE_ATTR`, `KVM_GET_DEVICE_ATTR` and `KVM_SET_DEVICE_ATTR` on a vCPU file.
+    vcpu_attr "KVM_GET_DEVICE_ATTR (vCPU)" {
+        1 COPY EFAULT "the structure can be read";
+        2 GROUP ENXIO "the group is that of the TSC";
+        3 KNOWN ENXIO "the attribute is the offset";
+        4 ADDRESS EFAULT "the value can be written, or read";
+    }
+}
+
+table! {
+    /// `KVM_GET_ONE_REG` and `KVM_SET_ONE_REG`, which reads the value in front of check 6.
+    one_reg "KVM_GET_ONE_REG" {
+        1 COPY EFAULT "the structure can be read";
+        2 ARCH EINVAL "the register is one of x86";
+        3 RESERVED EINVAL "reserved bits are 0";
+        4 KIND EINVAL "the register is an MSR, or one of KVM's that the guest has";
+        5 SIZE EINVAL "the size is 64 bits";
+        6 MSR EINVAL "there is such an MSR, and it can have the value";
+        7 VALUE EFAULT "the value can be written, or read";
+    }
+}
+
+table! {
+    /// `KVM_GET_REG_LIST`. No guest here has registers that are listed, so that any room is enough.
+    reg_list "KVM_GET_REG_LIST" {
+        1 COPY EFAULT "the number of entries can be read";
+        2 COPY_BACK EFAULT "the number of entries can be written";
+    }
+}
+
+table! {
     /// `KVM_SET_CPUID2`.
     set_cpuid2 "KVM_SET_CPUID2" {
         1 COPY EFAULT "the structure can be read";
