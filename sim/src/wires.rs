@@ -7,7 +7,7 @@ use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use kvm_ops::{Error, Msi, Result, Step};
 
 use crate::SimVm;
-use crate::chips::{Chips, IoApicState, PicState, Pin, PitState};
+use crate::chips::{Chips, IoApicState, PicState, Pin, PitState, TimerParts};
 use crate::vm::VmInner;
 
 /// The end of an interrupt.
@@ -89,6 +89,14 @@ impl Wires {
     /// As [`set_pin`](Self::set_pin).
     pub fn set_timer_pins(&self, pins: Vec<Pin>) -> Result<()> {
         self.with_chips(|_, mut chips| chips.set_timer_pins(pins))
+    }
+
+    /// Sets the parts of the timer that the VM has. Ports of the others leave to the embedder.
+    ///
+    /// # Errors
+    /// As [`set_pin`](Self::set_pin).
+    pub fn set_timer_parts(&self, parts: TimerParts) -> Result<()> {
+        self.with_chips(|_, mut chips| chips.set_timer_parts(parts))
     }
 
     /// Sends an interrupt message. `true` if it names a vCPU, also if its guest has the local APIC disabled.

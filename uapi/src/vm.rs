@@ -8,8 +8,11 @@ layout! {
     EnableCap 104 { 0 cap: U32, 4 flags: U32, 8 args: [U64; 4], 40 pad: [u8; 64], }
 }
 
+/// The flag of [`PitConfig`]: port 0x61 is in the kernel.
+pub const PIT_SPEAKER_DUMMY: u32 = 1;
+
 layout! {
-    /// `struct kvm_pit_config`.
+    /// `struct kvm_pit_config`, with [`PIT_SPEAKER_DUMMY`] in `flags`.
     PitConfig 64 { 0 flags: U32, 4 pad: [U32; 15], }
 }
 

@@ -38,11 +38,41 @@ pub(crate) struct Chips {
     /// The request of the 8259A pair was told.
     told: bool,
     levels: pins::Levels,
+    parts: TimerParts,
     /// Inputs that the timer drives in place of line 0.
     timer: Option<Vec<Pin>>,
     /// Inputs of the 8259A pair whose interrupt ended since they were asked for, a bit each: only a VM with
     /// a hook for ends asks.
     ended: u16,
+}
+
+/// The parts of the timer that a VM has. All of them, unless it is told otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimerParts {
+    /// The 8254, with its ports and its interrupt.
+    pub timer: bool,
+    /// Port 0x61, by which the speaker is switched.
+    pub speaker: bool,
+}
+
+impl Default for TimerParts {
+    fn default() -> Self {
+        Self {
+            timer: true,
+            speaker: true,
+        }
+    }
+}
+
+impl TimerParts {
+    /// True if a port belongs to a part that is there, or to none.
+    const fn have(self, port: u16) -> bool {
+        match port {
+            0x40..=0x43 => self.timer,
+            0x61 => self.speaker,
+            _ => true,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -59,6 +89,7 @@ impl Chips {
             let port = port.checked_add(n.into())?;
             let byte = match self.pic.read(port) {
                 Some(byte) => byte,
+                None if !self.parts.have(port) => return None,
                 None => self.pit.read(port, now)?,
             };
             value = value << 8 | u32::from(byte);
@@ -72,7 +103,10 @@ impl Chips {
         let done = (port..=u16::MAX)
             .zip(value.to_le_bytes())
             .take(size.into())
-            .all(|(port, byte)| self.pic.write(port, byte) || self.pit.write(port, byte, now));
+            .all(|(port, byte)| {
+                self.pic.write(port, byte)
+                    || self.parts.have(port) && self.pit.write(port, byte, now)
+            });
         self.ended |= serving & !self.pic.in_service();
         done
     }
@@ -119,9 +153,13 @@ impl Chips {
         self.routes.insert(line, Route { command, high });
     }
 
+    pub(crate) fn set_timer_parts(&mut self, parts: TimerParts) {
+        self.parts = parts;
+    }
+
     /// The time is `now`: the timer may interrupt.
     pub(crate) fn advance(&mut self, now: u64) {
-        if self.pit.rose(now) {
+        if self.parts.timer && self.pit.rose(now) {
             // A pulse, which is enough for the edge-triggered inputs.
             for high in [true, false] {
                 match self.timer.clone() {
@@ -173,6 +211,6 @@ impl Chips {
                 routed || inputs.iter().any(|input| self.hears(*input))
             }
         };
-        self.pit.next().filter(|_| heard)
+        self.pit.next().filter(|_| heard && self.parts.timer)
     }
 }

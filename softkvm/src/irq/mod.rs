@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use kvm_ops::Msi;
-use kvm_ops::sim::{Ended, Pin, Wires};
+use kvm_ops::sim::{Ended, Pin, TimerParts, Wires};
 
 pub(crate) use chips::{get_chip, get_pit, set_chip, set_pit};
 pub(crate) use coalesced::{coalesce, do_not_coalesce};
@@ -61,8 +61,16 @@ pub(crate) struct Irq {
     told: AtomicUsize,
 }
 
+/// A VM has no timer before `KVM_CREATE_PIT2`.
+const NO_TIMER: TimerParts = TimerParts {
+    timer: false,
+    speaker: false,
+};
+
 #[derive(Default)]
 struct State {
+    /// What `KVM_CREATE_PIT2` made.
+    timer: Option<TimerParts>,
     /// The interrupt controllers of the back end, once there is one.
     wires: Option<Wires>,
     routes: Routes,
@@ -93,6 +101,16 @@ impl Irq {
     /// A split irqchip has none.
     pub(crate) fn set_split(&self, reserved: u32) {
         self.lock().reserved = reserved;
+    }
+
+    /// The timer is there from now on.
+    pub(crate) fn set_timer(&self, speaker: bool) {
+        let mut state = self.lock();
+        state.timer = Some(TimerParts {
+            timer: true,
+            speaker,
+        });
+        state.tell_timer();
     }
 
     pub(crate) fn set_x2apic_format(&self) {
@@ -205,7 +223,7 @@ impl Irq {
 }
 
 impl State {
-    /// The timer drives line 0.
+    /// The timer, if there is one, drives line 0.
     fn tell_timer(&self) {
         let Some(wires) = &self.wires else { return };
         let pins = self.routes.of(0).iter().filter_map(|route| match route {
@@ -214,6 +232,7 @@ impl State {
         });
         // Refused without a full irqchip, which has no timer.
         let _ = wires.set_timer_pins(pins.collect::<Vec<Pin>>());
+        let _ = wires.set_timer_parts(self.timer.unwrap_or(NO_TIMER));
     }
 }
 

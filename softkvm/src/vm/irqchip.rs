@@ -2,7 +2,7 @@
 
 use kvm_ops_uapi::checks::{create_irqchip, split_irqchip};
 use kvm_ops_uapi::system::vm_type;
-use kvm_ops_uapi::vm::{MAX_IRQ_ROUTES, PitConfig};
+use kvm_ops_uapi::vm::{MAX_IRQ_ROUTES, PIT_SPEAKER_DUMMY, PitConfig};
 use kvm_ops_uapi::{Errno, checks::enable_cap};
 
 use super::{State, Vm};
@@ -77,7 +77,7 @@ pub(super) fn split(state: &mut State, reserved: u64) -> Result<i64> {
 
 /// `KVM_CREATE_PIT2`: once, beside the I/O APIC and PICs.
 pub(super) fn create_pit(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> {
-    let _: PitConfig = arg::read(process, argument, enable_cap::COPY)
+    let args: PitConfig = arg::read(process, argument, enable_cap::COPY)
         .map_err(|_| crate::Refusal::from(Errno::EFAULT))?;
     let mut state = vm.lock();
     if state.irqchip.has_pit {
@@ -87,5 +87,7 @@ pub(super) fn create_pit(vm: &Vm, process: &dyn Process, argument: u64) -> Resul
         return Err(Errno::ENOENT.into());
     }
     state.irqchip.has_pit = true;
+    let speaker = args.flags.get() & PIT_SPEAKER_DUMMY != 0;
+    state.irq.set_timer(speaker);
     Ok(0)
 }

@@ -6,7 +6,7 @@ use kvm_ops_uapi::irqchip::{
 };
 use kvm_ops_uapi::run::{IoapicEoi, exit_reason};
 use kvm_ops_uapi::state::Sregs;
-use kvm_ops_uapi::vm::{IrqLevel, IrqRouting, IrqRoutingEntry, Msi, PitConfig};
+use kvm_ops_uapi::vm::{IrqLevel, IrqRouting, IrqRoutingEntry, Msi, PIT_SPEAKER_DUMMY, PitConfig};
 use kvm_ops_uapi::{Errno, U32, U64, cap, ioctl};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -290,6 +290,34 @@ fn the_timer_interrupts_by_the_routes_of_line_0() {
     let after: PitState2 = guest.get(guest.vm, ioctl::KVM_GET_PIT2);
     assert_eq!(after.flags, pit.flags);
     assert_eq!(after.channels[0].count, pit.channels[0].count);
+}
+
+#[test]
+fn ports_of_the_timer_leave_until_it_is_created_and_port_61h_unless_that_asked_for_it() {
+    // in al, 0x40; in al, 0x61; out 0x90, al
+    let code = [0xe4, 0x40, 0xe4, 0x61, 0xe6, 0x90];
+    let leaves = |flags: Option<u32>| {
+        let guest = Guest::with(&code, 0, |host, vm| {
+            host.ioctl(vm, ioctl::KVM_CREATE_IRQCHIP, 0).unwrap();
+        });
+        if let Some(flags) = flags {
+            let config = PitConfig {
+                flags: U32::new(flags),
+                ..PitConfig::default()
+            };
+            let create = ioctl::KVM_CREATE_PIT2;
+            guest.call(guest.vm, create, &config).unwrap();
+        }
+        let next = || guest.run_to_port().0.1;
+        let mut ports = vec![next()];
+        while ports.last() != Some(&0x90) {
+            ports.push(next());
+        }
+        ports
+    };
+    assert_eq!(leaves(None), [0x40, 0x61, 0x90]);
+    assert_eq!(leaves(Some(0)), [0x61, 0x90]);
+    assert_eq!(leaves(Some(PIT_SPEAKER_DUMMY)), [0x90]);
 }
 
 /// xapic_ipi_test: each HLT of the guest is counted, and none twice, wherever it waits.
