@@ -26,7 +26,7 @@ pub(crate) use processor::{Pending, Side, change_cpuid, controls, cpuid, surroun
 pub use psp::SoftPsp;
 pub(crate) use steps::Converting;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ops::{AsidPools, Error, Hpa, OpName, PspPort, Result, SnpAsids, Tech};
 use soft_amd_sp::command::{
@@ -47,6 +47,9 @@ const TMR_LEN: u32 = 2 << 20;
 
 /// Memory of a machine that was built without a setup: the guests of a fleet find room. It costs what is written.
 const MEMORY: u64 = 8 << 30;
+
+/// The state of a platform that is not initialised for SEV (PLATFORM_STATUS).
+const UNINIT: u8 = 0;
 
 /// A certificate table without an entry: the header of zeros that ends each table.
 const NO_CERTIFICATES: [u8; 24] = [0; 24];
@@ -86,22 +89,55 @@ impl SevSetup {
 pub(crate) use SevSetup as Setup;
 
 impl SimHost {
-    /// Gives the AMD SP a new identity, as from its factory (FACTORY_RESET), and initialises it for SEV again. SNP
-    /// stays as it is.
+    /// Gives the AMD SP a new identity, as from its factory (FACTORY_RESET). SEV is shut down then, until it is initialised
+    /// again ([`initialise_sev_platform`](Self::initialise_sev_platform)). SNP stays as it is.
     ///
     /// # Errors
     /// The status of the command that firmware refuses. On Intel, and while SEV guests exist, it is
     /// INVALID_PLATFORM_STATE.
     pub fn reset_sev_platform(&self) -> Result<(), Status> {
-        let platform = self.sev_platform().ok_or(Status::INVALID_PLATFORM_STATE)?;
-        let mut status = PlatformStatus::default();
-        platform.run(&mut status).ok()?;
+        let sev = self.machine.sev().ok_or(Status::INVALID_PLATFORM_STATE)?;
+        let _turn = sev.turn();
+        let status = sev.status()?;
         if status.guest_count.get() != 0 {
             return Err(Status::INVALID_PLATFORM_STATE);
         }
-        platform.run(&mut Shutdown).ok()?;
-        platform.run(&mut FactoryReset).ok()?;
-        initialise(platform)
+        if status.state != UNINIT {
+            sev.platform.run(&mut Shutdown).ok()?;
+        }
+        sev.platform.run(&mut FactoryReset).ok()
+    }
+
+    /// Initialises the AMD SP for SEV and SEV-ES where it is not.
+    ///
+    /// # Errors
+    /// The status of the command that firmware refuses; on Intel it is INVALID_PLATFORM_STATE.
+    pub fn initialise_sev_platform(&self) -> Result<(), Status> {
+        let sev = self.machine.sev().ok_or(Status::INVALID_PLATFORM_STATE)?;
+        let _turn = sev.turn();
+        match sev.status()?.state {
+            UNINIT => initialise(&sev.platform),
+            _ => Ok(()),
+        }
+    }
+
+    /// Calls a function while the AMD SP is initialised for SEV, as Linux' driver does for commands of the platform: one that was
+    /// not is shut down again afterwards.
+    ///
+    /// # Errors
+    /// The status of the initialisation that firmware refuses; on Intel it is INVALID_PLATFORM_STATE.
+    pub fn with_sev_platform<T>(&self, body: impl FnOnce() -> T) -> Result<T, Status> {
+        let sev = self.machine.sev().ok_or(Status::INVALID_PLATFORM_STATE)?;
+        let _turn = sev.turn();
+        let is_down = sev.status()?.state == UNINIT;
+        if is_down {
+            initialise(&sev.platform)?;
+        }
+        let done = body();
+        if is_down && let Err(status) = sev.platform.run(&mut Shutdown).ok() {
+            tracing::warn!(%status, "the AMD SP stays initialised for SEV");
+        }
+        Ok(done)
     }
 
     /// The software AMD SP below, for faults, traces and counts. `None` on Intel.
@@ -144,9 +180,21 @@ pub(crate) struct Sev {
     pages: SoftPages,
     /// The certificate table for SNP guests.
     certificates: Mutex<Arc<[u8]>>,
+    /// Held while the platform is initialised or shut down.
+    turn: Mutex<()>,
 }
 
 impl Sev {
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> Result<PlatformStatus, Status> {
+        let mut status = PlatformStatus::default();
+        self.platform.run(&mut status).ok()?;
+        Ok(status)
+    }
+
     pub(crate) fn certificates(&self) -> Arc<[u8]> {
         let table = self.certificates.lock();
         Arc::clone(&table.unwrap_or_else(PoisonError::into_inner))
@@ -210,6 +258,7 @@ impl Sev {
             psp: SoftPsp::new(Arc::clone(&platform), pools),
             pages: SoftPages::new(frames, Memory(Arc::clone(&platform))),
             certificates: Mutex::new(NO_CERTIFICATES.into()),
+            turn: Mutex::new(()),
             platform,
         })
     }

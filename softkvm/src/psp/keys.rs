@@ -3,7 +3,7 @@
 use kvm_ops_uapi::checks::{Check, key_gen, pdh_cert_export, pek_cert_import, pek_csr};
 use kvm_ops_uapi::psp as uapi;
 use kvm_ops_uapi::{U32, U64};
-use soft_amd_sp::command::{PdhCertExport, PdhGen, PekCertImport, PekCsr, PekGen};
+use soft_amd_sp::command::{PdhCertExport, PdhGen, PekCertImport, PekCsr, PekGen, PlatformStatus};
 
 use super::Call;
 use super::area::BLOB_MAX;
@@ -11,14 +11,17 @@ use crate::arg;
 use crate::refusal::{Result, ensure};
 use crate::sev::Failed;
 
+/// A state of the platform: not initialised.
+const UNINIT: u8 = 0;
+
 pub(super) fn pek_gen(call: &Call<'_>) -> Result<(), Failed> {
     call.require_writable(key_gen::WRITABLE)?;
-    call.run(&mut PekGen)
+    call.initialised(|| call.run(&mut PekGen))
 }
 
 pub(super) fn pdh_gen(call: &Call<'_>) -> Result<(), Failed> {
     call.require_writable(key_gen::WRITABLE)?;
-    call.run(&mut PdhGen)
+    call.initialised(|| call.run(&mut PdhGen))
 }
 
 /// Without a buffer firmware tells the length, and its status says so. The length is written back in any case.
@@ -34,7 +37,7 @@ pub(super) fn pek_csr(call: &Call<'_>) -> Result<(), Failed> {
     if wanted {
         (command.csr_paddr, command.csr_length) = (area.out(0)?.into(), len.into());
     }
-    let done = call.run(&mut command);
+    let done = call.initialised(|| call.run(&mut command));
     args.length = U32::new(command.csr_length.get());
     call.write(&args, COPY_BACK)?;
     done?;
@@ -61,18 +64,24 @@ pub(super) fn pek_cert_import(call: &Call<'_>) -> Result<(), Failed> {
     let pek = blob(call, (args.pek_cert, args.pek_cert_len), (PEK_LEN, PEK))?;
     let oca = blob(call, (args.oca_cert, args.oca_cert_len), (OCA_LEN, OCA))?;
     let area = call.area()?;
-    call.run(&mut PekCertImport {
+    let mut command = PekCertImport {
         pek_cert_paddr: area.put(0, &pek)?.into(),
         pek_cert_length: (pek.len() as u32).into(),
         oca_cert_paddr: area.put(1, &oca)?.into(),
         oca_cert_length: (oca.len() as u32).into(),
         ..PekCertImport::default()
-    })
+    };
+    call.initialised(|| call.run(&mut command))
 }
 
 /// As [`pek_csr`], with two buffers.
 pub(super) fn pdh_cert_export(call: &Call<'_>) -> Result<(), Failed> {
-    use pdh_cert_export::{BUFFERS, COPY, COPY_BACK, LEN};
+    use pdh_cert_export::{BUFFERS, COPY, COPY_BACK, LEN, WRITABLE};
+    let mut status = PlatformStatus::default();
+    call.run(&mut status)?;
+    if status.state == UNINIT {
+        call.require_writable(WRITABLE)?;
+    }
     let mut args: uapi::PdhCertExport = call.read(COPY)?;
     let (pdh, chain) = (args.pdh_cert.get(), args.cert_chain.get());
     let lens = (args.pdh_cert_len.get(), args.cert_chain_len.get());
@@ -87,7 +96,7 @@ pub(super) fn pdh_cert_export(call: &Call<'_>) -> Result<(), Failed> {
         command.certs_paddr = area.out(1)?.into();
         command.certs_length = lens.1.into();
     }
-    let done = call.run(&mut command);
+    let done = call.initialised(|| call.run(&mut command));
     args.pdh_cert_len = U32::new(command.pdh_cert_length.get());
     args.cert_chain_len = U32::new(command.certs_length.get());
     call.write(&args, COPY_BACK)?;

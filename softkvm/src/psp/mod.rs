@@ -55,6 +55,12 @@ impl Call<'_> {
         arg::write(self.process, self.data, answer, copy_back)
     }
 
+    /// Calls a function while the platform is initialised.
+    fn initialised<T>(&self, body: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
+        let host = self.device.kernel.host();
+        host.with_sev_platform(body).map_err(refused)?
+    }
+
     /// Runs a command of firmware: EIO with its status where it fails.
     fn run<C: CommandStruct>(&self, buffer: &mut C) -> Result<(), Failed> {
         answered(self.platform.run(buffer))
@@ -65,10 +71,14 @@ impl Call<'_> {
 fn answered(status: Status) -> Result<(), Failed> {
     match status {
         Status::SUCCESS => Ok(()),
-        Status(status) => Err(Failed {
-            refusal: Errno::EIO.into(),
-            status: Some(status.into()),
-        }),
+        status => Err(refused(status)),
+    }
+}
+
+fn refused(Status(status): Status) -> Failed {
+    Failed {
+        refusal: Errno::EIO.into(),
+        status: Some(status.into()),
     }
 }
 

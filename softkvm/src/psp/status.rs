@@ -15,7 +15,7 @@ use crate::sev::Failed;
 /// A state of the platform: guests exist.
 const WORKING: u8 = 2;
 
-/// The kernel initialises the platform again when it is used next, and this kernel at once.
+/// The platform is initialised again when it is used next.
 pub(super) fn factory_reset(call: &Call<'_>) -> Result<(), Failed> {
     use factory_reset::{IDLE, WRITABLE};
     call.require_writable(WRITABLE)?;

@@ -1,13 +1,14 @@
 //! INIT, ES_INIT and INIT2.
 
 use kvm_ops::{SevParams, Tech};
+use kvm_ops_uapi::Errno;
 use kvm_ops_uapi::checks::{es_init, init, init_any, init2};
 use kvm_ops_uapi::sev::SevInit;
 use kvm_ops_uapi::system::vm_type;
 
 use super::VMSA_FEATURES;
 use super::command::{Answer, Call, Sent};
-use super::engine::Engine;
+use super::engine::{Engine, Failed};
 use crate::arg;
 use crate::refusal::{Result, ensure};
 use crate::vm::State;
@@ -71,8 +72,13 @@ fn initialise(
         },
         ..SevParams::default()
     };
+    let host = call.vm.kernel().host();
+    host.initialise_sev_platform().map_err(|status| Failed {
+        refusal: Errno::EIO.into(),
+        status: Some(status.0.into()),
+    })?;
     let irqchip = state.irqchip();
-    let engine = Engine::new(call.vm.kernel().host(), tech, params, irqchip, &state.irq);
+    let engine = Engine::new(host, tech, params, irqchip, &state.irq);
     let engine = engine.map_err(|error| match error {
         kvm_ops::Error::NoKeyId => init_any::ASID.into(),
         kvm_ops::Error::NoMemory => init_any::MEMORY.into(),

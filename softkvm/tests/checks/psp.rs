@@ -3,6 +3,8 @@
 use crate::common::{Answer, World};
 use crate::support::{Case, NOWHERE, sealed, short_of_memory};
 use kvm_ops::Vendor;
+use kvm_ops::sim::SimHost;
+use kvm_ops_softkvm::Kernel;
 use kvm_ops_uapi::checks::*;
 use kvm_ops_uapi::psp::{self, *};
 use kvm_ops_uapi::{U32, U64, ioctl};
@@ -110,6 +112,11 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (pek_csr::BUFFER, |w| {
         with(w, psp::PEK_CSR, &blob(NOWHERE, 16384))
+    }),
+    (pdh_cert_export::WRITABLE, |_| {
+        let w = World::of(&Kernel::new(SimHost::new(Vendor::Amd)));
+        at(&w, psp::FACTORY_RESET, 0)?;
+        read_only(&w, psp::PDH_CERT_EXPORT)
     }),
     (pek_cert_import::WRITABLE, |w| {
         read_only(w, psp::PEK_CERT_IMPORT)

@@ -60,6 +60,7 @@ table! {
 table! {
     /// PDH_CERT_EXPORT.
     pdh_cert_export "SEV_PDH_CERT_EXPORT" {
+        1 WRITABLE EPERM "the file is open for writing, or the platform is initialised";
         1 COPY EFAULT "the structure can be read";
         2 LEN EFAULT "the buffers have at most 16384 bytes";
         3 COPY_BACK EFAULT "the structure can be written";
