@@ -45,7 +45,7 @@ impl<H: Host> Sp<'_, H> {
     }
 
     /// DEACTIVATE, then DECOMMISSION: firmware does not forget an active guest.
-    fn end_legacy(&self, handle: u32) -> Result<()> {
+    pub(crate) fn end_legacy(&self, handle: u32) -> Result<()> {
         self.deactivate(handle)
             .inspect_err(|error| self.leak_handle(handle, *error))?;
         self.forget_guest(handle);

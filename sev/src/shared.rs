@@ -23,7 +23,7 @@ use crate::sp::Sp;
 use crate::status::Failure;
 
 /// The state of a VM, which lives as long as its last handle. Locks are taken in this order:
-/// context, memory, regions, cells, payer, membership, group.
+/// context, memory, regions, cells, payer, membership, group. Who holds the lock of an owner's memory may take that of a mirror's.
 pub(crate) struct Shared<H: Host> {
     pub(crate) life: Life,
     pub(crate) host: H,

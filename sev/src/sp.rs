@@ -312,7 +312,7 @@ impl<'a, H: Host> Sp<'a, H> {
 
     // --- Buffers in memory ---
 
-    /// Lends a page that holds `data` to a command that reads it. 0 for no data.
+    /// Lends a page that holds `data`, at most 2 MiB, to a command that reads it. 0 for no data.
     pub(crate) fn with_input<T>(
         &self,
         data: &[u8],
@@ -321,10 +321,13 @@ impl<'a, H: Host> Sp<'a, H> {
         if data.is_empty() {
             return body(0);
         }
-        if data.len() as u64 > PAGE_SIZE {
-            return Err(Error::Invalid(Field::BufferLength, data.len() as u64));
-        }
-        let page = self.alloc(Level::Size4K)?;
+        // In one piece: more than a page of 4 KiB, as a certificate may be, takes a larger one.
+        let level = match data.len() as u64 {
+            0..=PAGE_SIZE => Level::Size4K,
+            len if len <= Level::Size2M.bytes() => Level::Size2M,
+            len => return Err(Error::Invalid(Field::BufferLength, len)),
+        };
+        let page = self.alloc(level)?;
         let done = self
             .write(&page, data)
             .and_then(|()| body(page.hpa().get()));
@@ -360,11 +363,23 @@ impl<'a, H: Host> Sp<'a, H> {
         page: &Page,
         body: impl FnOnce(u64) -> Result<T>,
     ) -> (Held, Result<T>) {
-        let pfn = page.pfn();
+        self.lend(page.pfn(), body)
+    }
+
+    /// The same for the number of a page that the guest has, of 4 KiB.
+    pub(crate) fn lend<T>(
+        &self,
+        pfn: Pfn,
+        body: impl FnOnce(u64) -> Result<T>,
+    ) -> (Held, Result<T>) {
+        let at = match base(pfn) {
+            Ok(at) => at.get(),
+            Err(error) => return (Held::Host, Err(error)),
+        };
         if let Err(error) = self.rmpupdate(pfn, Level::Size4K, RmpEntry::Firmware) {
             return (Held::Host, Err(error));
         }
-        let done = body(page.hpa().get());
+        let done = body(at);
         match self.take_back(pfn, Level::Size4K, Held::Immutable) {
             Ok(()) => (Held::Host, done),
             Err(error) => (Held::Immutable, Err(error)),

@@ -147,6 +147,12 @@ impl<H: Host> SevVm<H> {
         self.shared.regions().set_limit(pages);
     }
 
+    /// Gives up what a SEV or SEV-ES guest had in memory that no slot shows and no region pins, because the memory is not the
+    /// embedder's any more: other memory may come to its address.
+    pub fn forget_memory(&self, memory: EncRegion) {
+        self.shared.forget_memory(memory);
+    }
+
     /// Charges the VM's key to an account from now on, and keys that it takes over.
     ///
     /// # Errors
@@ -324,7 +330,7 @@ impl<H: Host> VmOps for SevVm<H> {
     fn mem_enc_unregister_region(&mut self, region: EncRegion) -> Result<()> {
         rules::region_allowed(&self.view())?;
         self.shared.regions().unregister(region)?;
-        self.shared.forget_parked(region);
+        self.shared.forget_region(region);
         Ok(())
     }
 

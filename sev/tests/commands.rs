@@ -63,7 +63,9 @@ fn the_owners_secret_arrives_where_it_was_sent_and_a_forged_one_does_not() {
             ioctl(&mut vm, 2, &mut with_blobs(&start, &[cert, &session])),
             (0, 0)
         );
-        vm.add_initial_page(&measured(RAM, &page(0))).unwrap();
+        for at in [RAM, RAM + common::PAGE] {
+            vm.add_initial_page(&measured(at, &page(0))).unwrap();
+        }
         if tech == Tech::SevEs {
             assert_eq!(ioctl(&mut vm, 4, &mut []), (0, 0));
             assert_eq!(ioctl(&mut vm, 4, &mut []).0, 22, "protected already");
@@ -81,12 +83,21 @@ fn the_owners_secret_arrives_where_it_was_sent_and_a_forged_one_does_not() {
         let command = SevLaunchSecret {
             hdr: 48.into(),
             hdr_len: (header.len() as u32).into(),
-            guest: (ram.address() + 0x20).into(),
+            // Over two pages.
+            guest: (ram.address() + 0xff0).into(),
             guest_len: 32.into(),
             trans: (48 + header.len() as u64).into(),
             trans_len: 32.into(),
             ..SevLaunchSecret::default()
         };
+        let short = SevLaunchSecret {
+            guest_len: 16.into(),
+            ..command
+        };
+        assert_eq!(
+            ioctl(&mut vm, 5, &mut with_blobs(&short, &[&header, &secret])),
+            (5, Status::INVALID_LEN.0.into())
+        );
         let mut forged = secret;
         forged[0] ^= 1;
         let bad = (5, Status::BAD_MEASUREMENT.0.into());
@@ -99,7 +110,7 @@ fn the_owners_secret_arrives_where_it_was_sent_and_a_forged_one_does_not() {
             (0, 0)
         );
         assert_eq!(ioctl(&mut vm, 7, &mut []), (0, 0));
-        let gpa = Gpa::new(C | RAM | 0x20);
+        let gpa = Gpa::new(C | RAM | 0xff0);
         let log = common::outcomes(&vm, &mut vcpu, vec![Action::Read { gpa, len: 32 }]);
         assert_eq!(
             log,
@@ -109,6 +120,31 @@ fn the_owners_secret_arrives_where_it_was_sent_and_a_forged_one_does_not() {
         common::free_clean(vm);
         common::nothing_left(&host);
     }
+}
+
+#[test]
+fn a_secret_for_pages_that_do_not_follow_each_other_is_einval() {
+    let (host, ram) = (host(9), Ram::new(0x4000));
+    let mut vm = with_ram(&host, Tech::Sev, 1, &ram);
+    for at in [RAM + common::PAGE, RAM] {
+        vm.add_initial_page(&measured(at, &page(0))).unwrap();
+    }
+    let secret = |offset: u64| SevLaunchSecret {
+        hdr: 48.into(),
+        hdr_len: 52.into(),
+        guest: (ram.address() + offset).into(),
+        guest_len: 32.into(),
+        trans: 100.into(),
+        trans_len: 32.into(),
+        ..SevLaunchSecret::default()
+    };
+    let blobs: [&[u8]; 1] = [&[0; 84]];
+    let scattered = ioctl(&mut vm, 5, &mut with_blobs(&secret(0xff0), &blobs));
+    assert_eq!(scattered, (22, 0));
+    let one = ioctl(&mut vm, 5, &mut with_blobs(&secret(0xfe0), &blobs));
+    assert_eq!(one, (5, Status::INVALID_GUEST_STATE.0.into()));
+    common::free_clean(vm);
+    common::nothing_left(&host);
 }
 
 fn launched(host: &SimHost, tech: Tech, policy: u64, ram: &Ram) -> SevVm<SimHost> {
@@ -235,17 +271,26 @@ fn launch_updates_of_what_is_no_memory_of_the_guest_are_refused() {
         ioctl(&mut vm, 2, SevLaunchStart::default().as_mut_bytes()),
         (0, 0)
     );
+    let (address, length) = (Status::INVALID_ADDRESS, Status::INVALID_LEN);
+    for (uaddr, len, errno, status) in [
+        (ram.address(), 0, 22, Status::SUCCESS),
+        (ram.address() + 8, 0x1000, 5, address),
+        (ram.address(), 0x18, 5, length),
+        (!0xfff, 0x2000, 22, Status::SUCCESS),
+        (ram.address() + 0x4000, 0x1000, 12, Status::SUCCESS),
+    ] {
+        let got = ioctl(&mut vm, 3, range(uaddr, len).as_mut_bytes());
+        assert_eq!(got, (errno, status.0.into()), "{uaddr:#x} {len:#x}");
+        assert_eq!(vm.account().held(), 0, "{uaddr:#x} {len:#x}");
+    }
+    // The first page stays done, and may be encrypted once more.
     for (uaddr, len, errno) in [
-        (ram.address(), 0, 22),
-        (ram.address(), 0x10, 22),
-        (ram.address() + 8, 0x1000, 22),
-        (!0xfff, 0x2000, 22),
-        (ram.address() + 0x4000, 0x1000, 12),
         (ram.address() + 0x3000, 0x2000, 12),
-        (ram.address() + 0x3000, 0x1000, 17),
+        (ram.address() + 0x3000, 0x1000, 0),
     ] {
         let got = ioctl(&mut vm, 3, range(uaddr, len).as_mut_bytes());
         assert_eq!(got, (errno, 0), "{uaddr:#x} {len:#x}");
+        assert_eq!(vm.account().held(), 1, "{uaddr:#x} {len:#x}");
     }
     common::free_clean(vm);
 
@@ -344,8 +389,11 @@ fn commands_out_of_order_are_refused_by_the_firmware_or_before() {
     );
     assert_eq!(
         ioctl(&mut vm, 2, SevLaunchStart::default().as_mut_bytes()),
-        (22, 0)
+        (5, Status::ASID_OWNED.0.into()),
+        "twice"
     );
+    assert_eq!(sp(&host).snapshot().guests.len(), 1, "the second one went");
+    let mut query = SevRange::default();
     assert_eq!(
         ioctl(&mut vm, 7, &mut []),
         bad_state,
@@ -353,6 +401,8 @@ fn commands_out_of_order_are_refused_by_the_firmware_or_before() {
     );
     assert_eq!(vm.step(), Step::Initialized);
     vm.vm_finalize().unwrap();
+    assert_eq!(ioctl(&mut vm, 6, query.as_mut_bytes()), bad_state);
+    assert_eq!(query.len.get(), 0, "no length is told");
     let mut update = SevRange {
         uaddr: ram.address().into(),
         len: 0x1000.into(),

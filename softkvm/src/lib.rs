@@ -23,7 +23,9 @@ mod vm;
 pub use file::{File, FileKind};
 pub use inject::{Faults, FaultsError};
 pub use kernel::Kernel;
-pub use process::{AddressSpace, Descriptor, EventFd, Fault, FileMemory, Process, RunArea, Watch};
+pub use process::{
+    AddressSpace, Descriptor, EventFd, Fault, FileMemory, PinLimits, Process, RunArea, Watch,
+};
 pub use refusal::Refusal;
 pub use tape::{Device, Mismatch, Player, RecordError};
 pub use task::Task;

@@ -16,6 +16,23 @@ pub struct AddressSpace(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault;
 
+/// How much memory a process may pin, in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinLimits {
+    /// The machine's memory.
+    pub total: u64,
+    /// What the process may lock: RLIMIT_MEMLOCK. No limit with CAP_IPC_LOCK.
+    pub locked: u64,
+}
+
+impl PinLimits {
+    /// As much as there are numbers for.
+    pub const NONE: Self = Self {
+        total: u64::MAX,
+        locked: u64::MAX,
+    };
+}
+
 /// What a descriptor number stands for.
 #[derive(Clone, Debug)]
 pub enum Descriptor {
@@ -61,6 +78,11 @@ pub trait Process {
             self.read(at, &mut byte).is_ok() && self.write(at, &byte).is_ok()
         };
         pages(address, bytes).is_some_and(|mut pages| pages.all(can_be_written))
+    }
+
+    /// How much memory it may pin.
+    fn pin_limits(&self) -> PinLimits {
+        PinLimits::NONE
     }
 
     /// The file behind a number.

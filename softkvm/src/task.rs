@@ -13,7 +13,7 @@ use kvm_ops_uapi::run::{COALESCED_MMIO_PAGE, MMAP_SIZE};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::task_event::Event;
-use crate::{AddressSpace, Descriptor, EventFd, Fault, File, Process, Refusal, RunArea};
+use crate::{AddressSpace, Descriptor, EventFd, Fault, File, PinLimits, Process, Refusal, RunArea};
 
 /// A process for tests and for programs that serve others: its memory is a map from addresses to
 /// bytes, its descriptors a table. Threads of the process share the value.
@@ -32,6 +32,7 @@ struct State {
     /// Eventfds, whose numbers are reserved among those of files.
     events: BTreeMap<i32, Arc<Event>>,
     limit: i32,
+    pin: PinLimits,
     next: u64,
 }
 
@@ -52,6 +53,7 @@ impl Task {
                 files: BTreeMap::new(),
                 events: BTreeMap::new(),
                 limit: 1024,
+                pin: PinLimits::NONE,
                 next: FIRST,
             }),
             signal: Arc::default(),
@@ -67,7 +69,7 @@ impl Task {
             to.read_only = from.read_only.clone();
             to.files = from.files.clone();
             to.events = from.events.clone();
-            (to.limit, to.next) = (from.limit, from.next);
+            (to.limit, to.pin, to.next) = (from.limit, from.pin, from.next);
         }
         child
     }
@@ -112,6 +114,11 @@ impl Task {
     /// Sets the number of descriptors that may be open, from number 0.
     pub fn limit_descriptors(&self, limit: i32) {
         self.lock().limit = limit;
+    }
+
+    /// Sets how much memory may be pinned. No limit at first.
+    pub fn limit_pins(&self, limits: PinLimits) {
+        self.lock().pin = limits;
     }
 
     /// Makes a signal pending, or takes it away.
@@ -255,6 +262,10 @@ fn place(memory: &BTreeMap<u64, Vec<u8>>, address: u64, len: usize) -> Result<(u
 impl Process for Task {
     fn address_space(&self) -> AddressSpace {
         self.id
+    }
+
+    fn pin_limits(&self) -> PinLimits {
+        self.lock().pin
     }
 
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault> {

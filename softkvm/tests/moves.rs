@@ -86,6 +86,23 @@ fn mirrors_move_and_outlive_their_owners_files() {
 }
 
 #[test]
+fn a_guest_moves_where_no_asid_is_free() {
+    let w = World::of(&Kernel::new(SimHost::new(Vendor::Amd)));
+    w.task.limit_descriptors(4096);
+    let first = w.late_guest(false);
+    let all = |w: &World| {
+        let vm = w.vm(vm_type::DEFAULT);
+        w.bare(vm, sev::INIT).is_err()
+    };
+    assert!(
+        (0..2000).any(|_| all(&w)),
+        "the machine has no end of ASIDs"
+    );
+    let to = w.vm(vm_type::DEFAULT);
+    move_to(&w, to, first).unwrap();
+}
+
+#[test]
 fn a_guest_without_an_asid_is_busy_and_gets_one_when_another_ends() {
     let w = World::of(&Kernel::new(SimHost::new(Vendor::Amd)));
     w.task.limit_descriptors(4096);

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use kvm_ops::{Error, Result};
+use kvm_ops::Result;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::rules::{EFAULT, errno};
@@ -40,13 +40,4 @@ pub(crate) fn blob(data: &[u8], offset: u64, len: u64) -> Result<&[u8]> {
 pub(crate) fn blob_mut(data: &mut [u8], offset: u64, len: u64) -> Result<&mut [u8]> {
     let range = range(data, offset, len)?;
     Ok(&mut data[range])
-}
-
-/// The error of a command whose output did not fit: what firmware answers to such a query.
-pub(crate) fn too_short(command: crate::command::Command) -> Error {
-    crate::status::Failure {
-        operation: crate::status::Operation::Command(command),
-        code: crate::status::Status::INVALID_LEN.0,
-    }
-    .into()
 }

@@ -1,18 +1,17 @@
 //! The launch of SEV and SEV-ES guests, command by command. What the guest's state does not allow
 //! is for firmware to refuse: INVALID_GUEST_STATE, EIO.
 
-use kvm_ops::{Error, Field, Gfn, Host, PAGE_SIZE, PagePort, Result, Step};
+use kvm_ops::{Error, Field, Host, PAGE_SIZE, Result, Step};
 use zerocopy::little_endian::U32;
 
-use super::blob::{blob, blob_mut, read, too_short, write};
+use super::blob::{blob, blob_mut, read, write};
 use super::layout::{SevAttestation, SevGuestStatus, SevLaunchSecret, SevLaunchStart, SevRange};
 use crate::SevVm;
-use crate::command::Command;
 use crate::context::Context;
 use crate::launch::Start;
+use crate::memory::Part;
 use crate::rules::{EINVAL, errno};
 use crate::shared::Shared;
-use crate::sp::base;
 
 /// Bytes of LAUNCH_MEASURE's answer, and of an attestation report.
 const MEASUREMENT: u32 = 48;
@@ -50,59 +49,60 @@ pub(super) fn launch_start<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Resul
     let handle = {
         let mut context = vm.shared.context();
         let context = context.as_mut().ok_or(errno(EINVAL))?;
-        vm.shared.start(context, &start)?;
+        match context.guest {
+            None => vm.shared.start(context, &start)?,
+            Some(_) => vm.shared.start_again(context, &start)?,
+        }
         context.handle().unwrap_or(0)
     };
     args.handle = U32::new(handle);
     write(data, &args)
 }
 
-/// Whole pages only: encryption takes a page out of its slot. What precedes a failure stays done.
+/// Page by page. What precedes a failure stays done.
 ///
-/// Contents that follow the structure are taken in the place of the slot's, and are ciphertext afterwards, as the caller's memory
-/// is in Linux. Their memory need not be in a slot yet.
+/// Contents that follow the structure are those of the pages that the range touches. They are taken in the place of the slot's,
+/// and the range in them is ciphertext afterwards, as the caller's memory is in Linux. Their memory need not be in a slot.
 pub(super) fn update_data<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
     let args: SevRange = read(data)?;
     let (address, len) = (args.uaddr.get(), u64::from(args.len.get()));
-    if len == 0 || len % PAGE_SIZE != 0 || address.checked_add(len).is_none() {
-        return Err(Error::Invalid(Field::Size, len));
-    }
-    if address % PAGE_SIZE != 0 {
-        return Err(Error::Invalid(Field::HostAddress, address));
-    }
+    let end = address.checked_add(len).filter(|_| len != 0);
+    let end = end.ok_or(Error::Invalid(Field::Size, len))?;
     let given = match data.len() == size_of::<SevRange>() {
         true => &mut [][..],
-        false => blob_mut(data, size_of::<SevRange>() as u64, len)?,
+        false => {
+            let pages = end.div_ceil(PAGE_SIZE) - address / PAGE_SIZE;
+            blob_mut(data, size_of::<SevRange>() as u64, pages * PAGE_SIZE)?
+        }
     };
     let (given, _) = given.as_chunks_mut();
     let mut given = given.iter_mut();
     with_guest(vm, |context| {
-        let mut pages = (address..address + len).step_by(PAGE_SIZE as usize);
-        pages.try_for_each(|at| update_page(&vm.shared, context, at, given.next()))
+        let mut at = address;
+        while at < end {
+            let part = Part::first(at, end - at);
+            update_part(&vm.shared, context, part, given.next())?;
+            at += part.len;
+        }
+        Ok(())
     })
 }
 
-/// LAUNCH_UPDATE_DATA of the page at a host address.
-fn update_page<H: Host>(
+/// LAUNCH_UPDATE_DATA of a part of the page at a host address.
+fn update_part<H: Host>(
     shared: &Shared<H>,
-    context: &mut Context,
-    at: u64,
+    context: &Context,
+    part: Part,
     given: Option<&mut [u8; PAGE_SIZE as usize]>,
 ) -> Result<()> {
-    let gpa = shared.memory().gpa_of(at);
-    let Some(contents) = given else {
-        // The kernel answers ENOMEM for memory that cannot be pinned.
-        let gpa = gpa.ok_or(Error::NoMemory)?;
-        let mut contents = [0; PAGE_SIZE as usize];
-        shared.sev()?.read_slot(gpa, &mut contents)?;
-        shared.update_data(context, Gfn::containing(gpa), &contents)?;
-        return Ok(());
-    };
-    let page = match gpa {
-        Some(gpa) => shared.update_data(context, Gfn::containing(gpa), contents)?,
-        None => shared.update_parked(context, at, contents)?,
-    };
-    shared.sp().pages.read(base(page)?, contents)
+    if let Some(contents) = given {
+        return shared.update_part(context, part, contents);
+    }
+    // The kernel answers ENOMEM for memory that cannot be pinned.
+    let gpa = shared.memory().gpa_of(part.host).ok_or(Error::NoMemory)?;
+    let mut contents = [0; PAGE_SIZE as usize];
+    shared.sev()?.read_slot(gpa, &mut contents)?;
+    shared.update_part(context, part, &mut contents)
 }
 
 pub(super) fn update_vmsa<H: Host>(vm: &mut SevVm<H>) -> Result<()> {
@@ -114,13 +114,13 @@ pub(super) fn update_vmsa<H: Host>(vm: &mut SevVm<H>) -> Result<()> {
 
 pub(super) fn measure<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
     let mut args: SevRange = read(data)?;
-    let given = args.len.get();
-    args.len = U32::new(MEASUREMENT);
-    if given < MEASUREMENT {
-        with_guest(vm, |_| Ok(()))?;
+    if args.len.get() < MEASUREMENT {
+        let (told, done) = with_guest(vm, |context| Ok(vm.shared.measurement_len(context)))?;
+        args.len = U32::new(told);
         write(data, &args)?;
-        return Err(too_short(Command::LaunchMeasure));
+        return done;
     }
+    args.len = U32::new(MEASUREMENT);
     // Room for the answer first: what firmware has measured cannot be measured again.
     blob(data, args.uaddr.get(), MEASUREMENT.into())?;
     let measurement = with_guest(vm, |context| vm.shared.measure(context))?;
@@ -132,15 +132,9 @@ pub(super) fn secret<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> 
     let args: SevLaunchSecret = read(data)?;
     let header = blob(data, args.hdr.get(), args.hdr_len.get().into())?;
     let secret = blob(data, args.trans.get(), args.trans_len.get().into())?;
-    if args.guest_len.get() != args.trans_len.get() {
-        return Err(Error::Invalid(Field::Size, args.guest_len.get().into()));
-    }
-    let guest = args.guest.get();
-    let gpa = vm.shared.memory().gpa_of(guest).ok_or(Error::NoMemory)?;
+    let guest = (args.guest.get(), args.guest_len.get());
     with_guest(vm, |context| {
-        let offset = gpa.get() % PAGE_SIZE;
-        vm.shared
-            .secret(context, header, Gfn::containing(gpa), offset, secret)
+        vm.shared.secret(context, header, guest, secret)
     })
 }
 
@@ -165,13 +159,13 @@ pub(super) fn guest_status<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Resul
 
 pub(super) fn attestation<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
     let mut args: SevAttestation = read(data)?;
-    let given = args.len.get();
-    args.len = U32::new(REPORT);
-    if given < REPORT {
-        with_guest(vm, |_| Ok(()))?;
+    if args.len.get() < REPORT {
+        let (told, done) = with_guest(vm, |context| Ok(vm.shared.report_len(context)))?;
+        args.len = U32::new(told);
         write(data, &args)?;
-        return Err(too_short(Command::Attestation));
+        return done;
     }
+    args.len = U32::new(REPORT);
     let place = blob_mut(data, args.uaddr.get(), REPORT.into())?;
     let report = with_guest(vm, |context| vm.shared.attestation(context, args.mnonce))?;
     place.copy_from_slice(&report);

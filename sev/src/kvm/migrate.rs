@@ -5,16 +5,15 @@
 
 use alloc::vec;
 
-use kvm_ops::moves::mark_left;
 use kvm_ops::{Host, Result};
 use zerocopy::little_endian::U32;
 
 use super::blob::{blob, blob_mut, read, write};
-use super::debug::place;
 use super::layout::{SevReceiveStart, SevSendStart, SevUpdateData};
 use super::legacy::with_guest;
 use crate::SevVm;
 use crate::context::GuestState;
+use crate::memory::Part;
 use crate::migrate::{Mailbox, SessionStart};
 
 /// The longest session, packet header or packet that firmware is given room for, in bytes.
@@ -66,24 +65,22 @@ pub(super) fn send_update_data<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> R
         write(data, &args)?;
         return done;
     }
-    let (gfn, offset) = place(&vm.shared, args.guest.get(), args.guest_len.get().into())?;
+    let part = Part::whole(args.guest.get(), args.guest_len.get().into())?;
     let mut header = vec![0; hdr_len.min(ROOM) as usize];
     let mut packet = vec![0; trans_len.min(ROOM) as usize];
-    let range = (gfn, offset, args.guest_len.get());
     vm.shared
-        .send_range(&mailbox, handle, range, (&mut header, &mut packet))?;
+        .send_part(&mailbox, handle, part, (&mut header, &mut packet))?;
     blob_mut(data, args.trans.get(), packet.len() as u64)?.copy_from_slice(&packet);
     blob_mut(data, args.hdr.get(), header.len() as u64)?.copy_from_slice(&header);
     Ok(())
 }
 
-/// The guest is another host's now, and runs here no more.
+/// The guest is another host's now. As in the kernel nothing keeps its vCPUs from running here, because its key stays in the
+/// ASID until the VM ends: who sends a guest does not run it any more.
 pub(super) fn send_finish<H: Host>(vm: &mut SevVm<H>) -> Result<()> {
     let handle = handle(vm)?;
     mailbox(vm)?.send_finish(handle)?;
     vm.shared.set_guest_state(GuestState::Sent);
-    vm.shared.stop();
-    mark_left(&vm.shared.life);
     Ok(())
 }
 
@@ -111,12 +108,11 @@ pub(super) fn receive_start<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Resu
 pub(super) fn receive_update_data<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Result<()> {
     let args: SevUpdateData = read(data)?;
     let handle = handle(vm)?;
-    let (gfn, offset) = place(&vm.shared, args.guest.get(), args.guest_len.get().into())?;
+    let part = Part::whole(args.guest.get(), args.guest_len.get().into())?;
     let header = blob(data, args.hdr.get(), args.hdr_len.get().into())?;
     let packet = blob(data, args.trans.get(), args.trans_len.get().into())?;
-    let range = (gfn, offset, args.guest_len.get());
     vm.shared
-        .receive_range(&mailbox(vm)?, handle, range, (header, packet))
+        .receive_part(&mailbox(vm)?, handle, part, (header, packet))
 }
 
 pub(super) fn receive_finish<H: Host>(vm: &mut SevVm<H>) -> Result<()> {

@@ -19,7 +19,6 @@ mod snp;
 
 use kvm_ops::{EncCmd, Error, Field, Host, Result};
 
-use crate::context::GuestState;
 use crate::rules::{self, EBUSY, Holding, View, errno};
 use crate::status::status_of;
 use crate::{SevVm, launch};
@@ -41,11 +40,6 @@ impl<H: Host> SevVm<H> {
     }
 }
 
-/// True for a guest that went to another host, whose status is still asked for.
-fn is_sent<H: Host>(vm: &SevVm<H>) -> bool {
-    legacy::with_guest(vm, |context| Ok(context.state == GuestState::Sent)) == Ok(true)
-}
-
 /// Runs one command, and writes the firmware's status in any case.
 pub(crate) fn run<H: Host>(vm: &mut SevVm<H>, cmd: &mut EncCmd<'_>) -> Result<()> {
     cmd.firmware_status = 0;
@@ -61,8 +55,8 @@ pub(crate) fn run<H: Host>(vm: &mut SevVm<H>, cmd: &mut EncCmd<'_>) -> Result<()
 
 fn dispatch<H: Host>(vm: &mut SevVm<H>, id: u32, data: &mut [u8], status: &mut u64) -> Result<()> {
     let view = vm.view();
-    let harmless = view.holding == Holding::Staged || id == layout::GUEST_STATUS && is_sent(vm);
-    if vm.shared.step() == kvm_ops::Step::Poisoned && !harmless {
+    let debugged = view.holding == Holding::Staged;
+    if vm.shared.step() == kvm_ops::Step::Poisoned && !debugged {
         return Err(Error::Poisoned);
     }
     rules::allowed(id, &view)?;

@@ -56,8 +56,9 @@ pub(super) fn launch_update<H: Host>(vm: &mut SevVm<H>, data: &mut [u8]) -> Resu
     if len == 0 || len % PAGE_SIZE != 0 || first.checked_add(pages).is_none() {
         return Err(Error::Invalid(Field::Size, len));
     }
-    if vm.shared.step() != Step::Initialized || !vm.shared.memory().has_slot(Gfn::new(first), pages)
-    {
+    // A launch that has ended is firmware's to refuse.
+    let begun = matches!(vm.shared.step(), Step::Initialized | Step::Runnable);
+    if !begun || !vm.shared.memory().has_slot(Gfn::new(first), pages) {
         return Err(errno(EINVAL));
     }
     let has_contents = kind != PageType::Zero;

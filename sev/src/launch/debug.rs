@@ -2,11 +2,12 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Field, Gfn, Host, Result};
+use kvm_ops::{Error, Field, Host, Result};
 use zerocopy::little_endian::{U32, U64};
 
 use crate::command::{self, Command};
 use crate::context::Context;
+use crate::memory::Part;
 use crate::shared::Shared;
 
 impl<H: Host> Shared<H> {
@@ -19,16 +20,15 @@ impl<H: Host> Shared<H> {
         })
     }
 
-    /// DBG_DECRYPT of a range inside one page.
-    pub(crate) fn debug_decrypt(
-        &self,
-        context: &Context,
-        gfn: Gfn,
-        offset: u64,
-        len: usize,
-    ) -> Result<Vec<u8>> {
+    /// DBG_DECRYPT of a part of the memory at a host address.
+    pub(crate) fn debug_decrypt(&self, context: &Context, part: Part) -> Result<Vec<u8>> {
+        let len = part.len as usize;
         let mut buffer = self.debug_buffer(context, len)?;
-        buffer.src = U64::new(self.guest_address(gfn, offset)?);
+        let mut memory = self.memory();
+        self.require_known_at(&mut memory, part.host)?;
+        let frame = memory.frame_at(part.host);
+        let frame = frame.ok_or(Error::NotFound(Field::HostAddress, part.host))?;
+        buffer.src = U64::new(frame.page.hpa().get() + part.offset);
         let sp = self.sp();
         let answer = sp.with_output(len, |at| {
             buffer.dst = U64::new(at);
@@ -37,31 +37,29 @@ impl<H: Host> Shared<H> {
         answer.map(|((), plain)| plain)
     }
 
-    /// DBG_ENCRYPT of a range inside one page.
-    pub(crate) fn debug_encrypt(
-        &self,
-        context: &Context,
-        gfn: Gfn,
-        offset: u64,
-        plain: &[u8],
-    ) -> Result<()> {
+    /// DBG_ENCRYPT of a part of the memory at a host address.
+    pub(crate) fn debug_encrypt(&self, context: &Context, part: Part, plain: &[u8]) -> Result<()> {
         let mut buffer = self.debug_buffer(context, plain.len())?;
         let mut memory = self.memory();
-        // The command takes a page of 4 KiB.
-        self.split(&mut memory, gfn)?;
-        let frame = memory
-            .frame_mut(gfn)
-            .ok_or(Error::NotFound(Field::Gfn, gfn.get()))?;
+        self.require_known_at(&mut memory, part.host)?;
         let sp = self.sp();
         sp.with_input(plain, |src| {
             buffer.src = U64::new(src);
-            let (held, done) = sp.in_place(&frame.page, |at| {
-                buffer.dst = U64::new(at + offset);
+            self.in_place_at(&mut memory, part.host, |at| {
+                buffer.dst = U64::new(at + part.offset);
                 sp.run(Command::DbgEncrypt, &mut buffer)
-            });
-            frame.held = held;
-            done
+            })
         })
+    }
+
+    /// ATTESTATION without room for the report: firmware refuses, and tells its length where the guest's state allows one.
+    pub(crate) fn report_len(&self, context: &Context) -> (u32, Result<()>) {
+        let mut buffer = command::Attestation {
+            handle: U32::new(context.handle().unwrap_or(0)),
+            ..Default::default()
+        };
+        let done = self.sp().run(Command::Attestation, &mut buffer);
+        (buffer.len.get(), done)
     }
 
     /// ATTESTATION.

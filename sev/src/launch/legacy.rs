@@ -1,13 +1,15 @@
 //! SEV and SEV-ES.
 
-use kvm_ops::{Asid, Error, Field, Gfn, Host, Level, PAGE_SIZE, Page, Pfn, Result, Tech};
+use alloc::vec::Vec;
+
+use kvm_ops::{Asid, Error, Field, Gfn, Host, Hpa, Level, PAGE_SIZE, Page, PagePort, Result, Tech};
 use zerocopy::little_endian::{U32, U64};
 
 use super::Start;
 use crate::cell::{Cell, VmsaPage};
 use crate::command::{self, Command};
 use crate::context::{Context, Guest, GuestState, GuestStatus};
-use crate::memory::{Frame, Memory};
+use crate::memory::{Memory, Part};
 use crate::shared::Shared;
 use crate::sp::{Held, base};
 
@@ -34,6 +36,31 @@ impl<H: Host> Shared<H> {
             return Err(error);
         }
         context.guest = Some(Guest::Handle(handle));
+        Ok(())
+    }
+
+    /// LAUNCH_START and ACTIVATE once more, as the kernel issues them for a VM whose launch was started. Firmware has the VM's
+    /// ASID bound to its guest and refuses, so the second guest goes. Only one that shares the first one's key takes its place; the
+    /// kernel forgets the first then, and here it ends.
+    pub(crate) fn start_again(&self, context: &mut Context, start: &Start) -> Result<()> {
+        let asid = self.asid()?;
+        let handle = self.launch_start(start)?;
+        let mut buffer = command::Activate {
+            handle: U32::new(handle),
+            asid: U32::new(asid.0),
+        };
+        let sp = self.sp();
+        if let Err(error) = sp.run(Command::Activate, &mut buffer) {
+            sp.forget_guest(handle);
+            return Err(error);
+        }
+        if let Some(Guest::Handle(first)) = context.guest.replace(Guest::Handle(handle)) {
+            // A guest that firmware keeps is listed as leaked.
+            let _ = sp.end_legacy(first);
+        }
+        context.policy = start.policy;
+        context.state = GuestState::LaunchUpdate;
+        context.measurement = None;
         Ok(())
     }
 
@@ -121,32 +148,40 @@ impl<H: Host> Shared<H> {
         context: &mut Context,
         gfn: Gfn,
         contents: &[u8; 4096],
-    ) -> Result<Pfn> {
+    ) -> Result<()> {
         let mut memory = self.memory();
         if let Some((first, _)) = memory.frame(gfn) {
             return Err(Error::Exists(Field::Gfn, first.get()));
         }
         let (page, held) = self.encrypt(context, contents)?;
-        let pfn = page.pfn();
-        self.map_filled(&mut memory, gfn, page, held, Ok(()))?;
-        Ok(pfn)
+        self.map_filled(&mut memory, gfn, page, held, Ok(()))
     }
 
-    /// LAUNCH_UPDATE_DATA of a page for memory that no slot shows yet.
-    pub(crate) fn update_parked(
+    /// LAUNCH_UPDATE_DATA of a part of the memory at a host address. `contents` are those of its page there, and have the
+    /// part's ciphertext afterwards. Alignment and length are the firmware's to judge.
+    pub(crate) fn update_part(
         &self,
-        context: &mut Context,
-        host: u64,
-        contents: &[u8; 4096],
-    ) -> Result<Pfn> {
+        context: &Context,
+        part: Part,
+        contents: &mut [u8; 4096],
+    ) -> Result<()> {
         let mut memory = self.memory();
-        if memory.is_parked(host) {
-            return Err(Error::Exists(Field::HostAddress, host));
-        }
-        let (page, held) = self.encrypt(context, contents)?;
-        let pfn = page.pfn();
-        memory.park(host, Frame { page, held });
-        Ok(pfn)
+        let (start, len) = (part.offset, part.len as usize);
+        let mut bytes = contents[start as usize..][..len].to_vec();
+        let pages = self.sp().pages;
+        self.with_page_at(&mut memory, part.host, Some(contents), |memory| {
+            let frame = memory.frame_at(part.host);
+            let frame = frame.ok_or(Error::NotFound(Field::HostAddress, part.host))?;
+            let at = Hpa::new(frame.page.hpa().get() + start);
+            // What the guest's page has is another copy, which may be older.
+            pages.write(at, &bytes)?;
+            self.in_place_at(memory, part.host, |page| {
+                self.update(context, Command::LaunchUpdateData, page + start, len)
+            })?;
+            pages.read(at, &mut bytes)
+        })?;
+        contents[start as usize..][..len].copy_from_slice(&bytes);
+        Ok(())
     }
 
     /// A new page with these contents, encrypted.
@@ -226,6 +261,16 @@ impl<H: Host> Shared<H> {
         }
     }
 
+    /// LAUNCH_MEASURE without room for the answer: firmware refuses, and tells its length where the guest's state allows one.
+    pub(crate) fn measurement_len(&self, context: &Context) -> (u32, Result<()>) {
+        let mut buffer = command::Update {
+            handle: U32::new(context.handle().unwrap_or(0)),
+            ..Default::default()
+        };
+        let done = self.sp().run(Command::LaunchMeasure, &mut buffer);
+        (buffer.len.get(), done)
+    }
+
     /// LAUNCH_MEASURE.
     pub(crate) fn measure(&self, context: &mut Context) -> Result<[u8; 48]> {
         let mut measurement = [0; 48];
@@ -238,31 +283,31 @@ impl<H: Host> Shared<H> {
         Ok(measurement)
     }
 
-    /// LAUNCH_UPDATE_SECRET: a packet of the owner's into a guest page that is encrypted.
+    /// LAUNCH_UPDATE_SECRET: a packet of the owner's into the memory at a host address (address and length in bytes), whose
+    /// pages follow each other. Lengths are the firmware's to judge.
     pub(crate) fn secret(
         &self,
-        context: &mut Context,
+        context: &Context,
         header: &[u8],
-        gfn: Gfn,
-        offset: u64,
+        (address, len): (u64, u32),
         data: &[u8],
     ) -> Result<()> {
-        let len = data.len() as u64;
-        if offset.checked_add(len).is_none_or(|end| end > PAGE_SIZE) {
-            return Err(Error::Invalid(Field::Size, len));
-        }
         let handle = context.handle().ok_or(Error::WrongState(self.step()))?;
+        let last = address.checked_add(u64::from(len).saturating_sub(1));
+        let last = last.ok_or(Error::Invalid(Field::Size, len.into()))?;
+        let offset = address % PAGE_SIZE;
+        let hosts: Vec<u64> = (address - offset..=last)
+            .step_by(PAGE_SIZE as usize)
+            .collect();
         let mut memory = self.memory();
-        // The command takes a page of 4 KiB.
-        self.split(&mut memory, gfn)?;
-        let frame = memory
-            .frame_mut(gfn)
-            .ok_or(Error::NotFound(Field::Gfn, gfn.get()))?;
+        let pages = self.contiguous_at(&mut memory, &hosts)?;
+        let first = base(*pages.first().ok_or(Error::Invalid(Field::Size, 0))?)?;
         let sp = self.sp();
         let mut buffer = command::LaunchSecret {
             handle: U32::new(handle),
             hdr_len: U32::new(header.len() as u32),
-            guest_len: U32::new(data.len() as u32),
+            guest: U64::new(first.get() + offset),
+            guest_len: U32::new(len),
             trans_len: U32::new(data.len() as u32),
             ..Default::default()
         };
@@ -270,12 +315,9 @@ impl<H: Host> Shared<H> {
             buffer.hdr = U64::new(header);
             sp.with_input(data, |data| {
                 buffer.trans = U64::new(data);
-                let (held, done) = sp.in_place(&frame.page, |at| {
-                    buffer.guest = U64::new(at + offset);
+                self.in_places_at(&mut memory, &hosts, || {
                     sp.run(Command::LaunchUpdateSecret, &mut buffer)
-                });
-                frame.held = held;
-                done
+                })
             })
         })
     }
@@ -317,13 +359,5 @@ impl<H: Host> Shared<H> {
             asid: buffer.asid.get(),
             state: buffer.state,
         })
-    }
-
-    /// The address of a guest page in memory, for commands that take it.
-    pub(crate) fn guest_address(&self, gfn: Gfn, offset: u64) -> Result<u64> {
-        let page = self
-            .page_of(gfn)
-            .ok_or(Error::NotFound(Field::Gfn, gfn.get()))?;
-        Ok(base(page)?.get() + offset)
     }
 }

@@ -167,7 +167,7 @@ impl<H: Host> Shared<H> {
                 let mut contents = *page.contents;
                 self.snp_update(context, gfn, &mut contents, kind)
             } else if page.kind == InitialPageKind::Measured {
-                self.update_data(context, gfn, page.contents).map(drop)
+                self.update_data(context, gfn, page.contents)
             } else {
                 kvm_ops::not_offered!("add_initial_page of a kind that SEV does not know")
             }

@@ -150,9 +150,6 @@ impl<H: Host> Shared<H> {
         contents: &mut [u8; 4096],
         kind: PageType,
     ) -> Result<()> {
-        if context.state != GuestState::LaunchUpdate {
-            return Err(Error::WrongState(self.step()));
-        }
         let mut memory = self.memory();
         let sp = self.sp();
         let page = sp.alloc(Level::Size4K)?;

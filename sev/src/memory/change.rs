@@ -153,8 +153,8 @@ impl<H: Host> Shared<H> {
     /// its RMP entry is unknown from then on (Linux marks the VM bugged).
     pub(super) fn unmap(&self, memory: &mut Memory, gfn: Gfn) -> Result<Page> {
         let not_there = Error::NotFound(Field::Gfn, gfn.get());
-        let (first, frame) = memory.frame(gfn).ok_or(not_there)?;
-        self.unmap_everywhere(first, frame.page.level())?;
+        let (first, _) = memory.frame(gfn).ok_or(not_there)?;
+        self.unmap_everywhere(memory, first)?;
         let Frame { page, held } = memory.remove(first).ok_or(not_there)?;
         let sp = self.sp();
         match sp.take_back(page.pfn(), page.level(), held) {
@@ -167,10 +167,14 @@ impl<H: Host> Shared<H> {
         }
     }
 
-    /// Takes a mapping out of the VM's tables and those of its mirrors. No vCPU uses it afterwards.
-    pub(crate) fn unmap_everywhere(&self, first: Gfn, level: Level) -> Result<()> {
-        self.sev()?.map_encrypted(first, level, None)?;
-        self.unmap_in_mirrors(first, level)
+    /// Takes a frame's page out of the VM's tables and those of its mirrors. No vCPU uses it afterwards.
+    pub(crate) fn unmap_everywhere(&self, memory: &mut Memory, first: Gfn) -> Result<()> {
+        let Some((first, frame)) = memory.frame(first) else {
+            return Ok(());
+        };
+        let views = memory.views.of_page(&frame.page);
+        self.sev()?.map_encrypted(first, frame.page.level(), None)?;
+        self.unmap_in_mirrors(memory, &views)
     }
 
     /// Mapped 2 MiB -> 512 of 4 KiB.
@@ -181,8 +185,9 @@ impl<H: Host> Shared<H> {
             return Ok(());
         }
         // A mapping larger than its RMP entry faults: out before the entry changes, in after.
-        self.unmap_everywhere(first, Level::Size2M)?;
+        self.unmap_everywhere(memory, first)?;
         let sev = self.sev()?;
+        let (_, frame) = memory.frame(first).ok_or(not_there)?;
         if self.is_snp()
             && let Err(error) = self.sp().psmash(frame.page.pfn())
         {

@@ -9,6 +9,8 @@
 
 mod change;
 mod fault;
+mod host;
+mod mirrored;
 mod parked;
 mod shown;
 mod slots;
@@ -17,8 +19,10 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 pub(crate) use change::Assign;
+pub(crate) use host::Part;
 use kvm_ops::{Gfn, Gpa, Level, NestedFaultAnswer, Page, Pfn, Privacy, SevPort};
 use kvm_ops_mmu::{Attributes, Slots};
+pub(crate) use mirrored::{MirrorId, Touch, View};
 
 use crate::migrate::FrameSet;
 use crate::sp::Held;
@@ -40,6 +44,10 @@ pub(crate) struct Memory {
     frames: BTreeMap<u64, Frame>,
     parked: parked::Parked,
     shown: shown::Shown,
+    /// Its pages went to another VM, or to its mirrors.
+    pub(crate) taken: bool,
+    /// Where mirrors map the pages.
+    pub(crate) views: mirrored::Views,
     /// Frames that changed since they were last read; kept while the guest is being sent.
     dirty: Option<FrameSet>,
     /// Pages that are out of memory.
@@ -101,6 +109,7 @@ impl Memory {
         let frames = core::mem::take(&mut self.frames).into_values();
         let parked = core::mem::take(&mut self.parked).into_values();
         let shown = core::mem::take(&mut self.shown).into_values();
+        self.views = mirrored::Views::default();
         frames.chain(parked).chain(shown.flatten())
     }
 
@@ -162,8 +171,19 @@ impl Memory {
         self.frames = core::mem::take(&mut from.frames);
         self.parked = core::mem::take(&mut from.parked);
         self.shown = core::mem::take(&mut from.shown);
+        self.views = core::mem::take(&mut from.views);
         self.attributes = core::mem::take(&mut from.attributes);
         self.swap = core::mem::take(&mut from.swap);
         from.dirty = None;
+        from.taken = true;
+    }
+
+    /// Everything, slots included, for the mirrors of an owner that goes.
+    pub(crate) fn take_all(&mut self) -> Self {
+        let gone = Self {
+            taken: true,
+            ..Self::default()
+        };
+        core::mem::replace(self, gone)
     }
 }

@@ -1,4 +1,4 @@
-//! Pages of a SEV or SEV-ES guest that no slot shows now.
+//! Pages of a SEV or SEV-ES guest that no slot of its VM shows now.
 //!
 //! Linux encrypts the caller's memory in place and pins it. Its contents stay at their host address, whichever slot shows
 //! them: QEMU encrypts its firmware before that has a slot, and deletes and creates slots when firmware changes the map below
@@ -7,7 +7,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use kvm_ops::{EncRegion, Gfn, Host, MemSlot, PAGE_SIZE, Result};
+use kvm_ops::{EncRegion, Gfn, Host, Level, MemSlot, PAGE_SIZE, Result};
 
 use super::{Frame, Memory};
 use crate::shared::Shared;
@@ -43,23 +43,31 @@ fn gfn_of(slot: &MemSlot, host: u64) -> Gfn {
 }
 
 impl<H: Host> Shared<H> {
-    /// A slot is about to go: what its pinned memory holds stays.
+    /// A slot is about to go: what its memory holds stays where that is pinned, or a slot of a mirror's shows it.
     pub(super) fn park_slot(&self, memory: &mut Memory, slot: &MemSlot) -> Result<()> {
-        if self.is_snp() || self.regions().is_empty() {
+        let group = self.owned_group();
+        if self.is_snp() || self.regions().is_empty() && group.is_none() {
             return Ok(());
         }
+        let stays = |host| {
+            let mirrored = || group.as_ref().is_some_and(|group| group.shows(host));
+            self.regions().has(host) || mirrored()
+        };
         let first = Gfn::containing(slot.gpa);
         for (gfn, _) in memory.touching(first, slot.bytes() / PAGE_SIZE) {
             self.split(memory, gfn)?;
         }
         for (gfn, _) in memory.touching(first, slot.bytes() / PAGE_SIZE) {
             let host = slot.host.address() + (gfn.get() - first.get()) * PAGE_SIZE;
-            if !self.regions().has(host) || memory.is_parked(host) {
+            if memory.is_parked(host) || !stays(host) {
                 continue;
             }
-            let page = self.unmap(memory, gfn)?;
-            let held = Held::Host;
-            memory.park(host, Frame { page, held });
+            // Mirrors keep their mappings: the page stays the same.
+            let (level, held) = (Level::Size4K, Held::Host);
+            self.sev()?.map_encrypted(gfn, level, None)?;
+            if let Some(Frame { page, .. }) = memory.remove(gfn) {
+                memory.park(host, Frame { page, held });
+            }
         }
         Ok(())
     }
@@ -83,13 +91,31 @@ impl<H: Host> Shared<H> {
         shown
     }
 
-    /// A region is not pinned any more: what no slot shows of it is gone, unless another region pins it too.
-    pub(crate) fn forget_parked(&self, region: EncRegion) {
+    /// A region is not pinned any more: what no slot shows of it is gone, unless another region pins it too, or a slot of
+    /// a mirror's shows it.
+    pub(crate) fn forget_region(&self, region: EncRegion) {
+        let group = self.owned_group();
+        self.forget_parked(region, |host| {
+            group.as_ref().is_some_and(|group| group.shows(host))
+        });
+    }
+
+    /// Memory is not the caller's any more: what no slot shows of it is gone, unless a region pins it.
+    pub(crate) fn forget_memory(&self, memory: EncRegion) {
+        self.forget_parked(memory, |_| false);
+    }
+
+    fn forget_parked(&self, region: EncRegion, stays: impl Fn(u64) -> bool) {
         let first = region.address - region.address % PAGE_SIZE;
         let bytes = region.bytes.saturating_add(region.address - first);
         let mut memory = self.memory();
         for (host, frame) in memory.unpark(first, bytes) {
-            if self.regions().has(host) {
+            let views = memory.views.of_page(&frame.page);
+            // A mirror that keeps its mapping keeps the page, until the guest ends.
+            if self.regions().has(host)
+                || stays(host)
+                || self.unmap_in_mirrors(&mut memory, &views).is_err()
+            {
                 memory.park(host, frame);
                 continue;
             }

@@ -66,7 +66,7 @@ impl<H: Host> Shared<H> {
         }
         if memory.frame(gfn).is_some() {
             self.split(&mut memory, gfn)?;
-            self.unmap_everywhere(gfn, Level::Size4K)?;
+            self.unmap_everywhere(&mut memory, gfn)?;
         }
         if let Some((_, frame)) = memory.frame(gfn) {
             let mut contents = empty();

@@ -71,7 +71,12 @@ impl<H: Host> Shared<H> {
         self.park_slot(&mut memory, &slot)?;
         self.zap(&mut memory, first, pages)?;
         memory.attributes.set(first, pages, Privacy::Private)?;
-        self.govern(first, pages, Privacy::Shared)
+        self.govern(first, pages, Privacy::Shared)?;
+        drop(memory);
+        match self.mirrored_group() {
+            Some(group) => group.forget_views(self, first, pages),
+            None => Ok(()),
+        }
     }
 
     /// Maps private pages where none is: 2 MiB where range, slot and host memory allow it. Returns

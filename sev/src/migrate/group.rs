@@ -7,11 +7,12 @@ use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Gfn, Host, Level, NestedFaultAnswer};
+use kvm_ops::{Error, Gfn, Host, NestedFaultAnswer};
 use spin::{Mutex, MutexGuard};
 
 use super::orphan::Orphan;
 use crate::SevVm;
+use crate::memory::{MirrorId, Touch, View};
 use crate::rules::Holding;
 use crate::shared::Shared;
 
@@ -69,6 +70,8 @@ struct State<H: Host> {
 /// The place of the group's context.
 enum At<H: Host> {
     Owner(Weak<Shared<H>>),
+    /// On its way from the owner to its mirrors.
+    Leaving,
     Orphan(Box<Orphan<H>>),
     Gone,
 }
@@ -106,16 +109,35 @@ impl<H: Host> Group<H> {
 
     /// The owner's VM goes: its context stays here if mirrors use it. A context that a lost mirror
     /// may use is given up instead.
-    pub(super) fn owner_leaves(&self, owner: &Shared<H>) {
+    ///
+    /// Returns the context if the last mirror went meanwhile, or was lost. The owner's locks are taken without the group's.
+    pub(super) fn owner_leaves(&self, owner: &Shared<H>) -> Option<Orphan<H>> {
+        let (lost, shared) = {
+            let mut state = self.lock();
+            let shared = !state.mirrors.is_empty();
+            state.context = match state.lost.is_none() && shared {
+                true => At::Leaving,
+                false => At::Gone,
+            };
+            (state.lost, shared)
+        };
+        if let Some(error) = lost {
+            owner.give_up(error);
+            return None;
+        }
+        if !shared {
+            return None;
+        }
+        let orphan = Orphan::of(owner);
         let mut state = self.lock();
         state.context = At::Gone;
-        if let Some(error) = state.lost {
-            owner.give_up(error);
-        } else if !state.mirrors.is_empty()
-            && let Some(orphan) = Orphan::of(owner)
-        {
-            state.context = At::Orphan(Box::new(orphan));
+        let mut orphan = orphan?;
+        orphan.lost = state.lost;
+        if state.mirrors.is_empty() || state.lost.is_some() {
+            return Some(orphan);
         }
+        state.context = At::Orphan(Box::new(orphan));
+        None
     }
 
     /// A mirror goes. Returns the context if its owner went before and no other mirror uses it.
@@ -136,15 +158,70 @@ impl<H: Host> Group<H> {
         state.take_orphan()
     }
 
-    /// Takes a page out of every mirror's tables. Called before the page is given back or split.
-    fn unmap(&self, gfn: Gfn, level: Level) -> kvm_ops::Result<()> {
-        let mirrors: Vec<_> = {
-            let state = self.lock();
-            state.mirrors.iter().filter_map(Weak::upgrade).collect()
-        };
+    fn mirrors(&self) -> Vec<Arc<Shared<H>>> {
+        let state = self.lock();
+        state.mirrors.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Takes a page out of a mirror's tables. One that went runs no more.
+    pub(crate) fn unmap(&self, view: &View) -> kvm_ops::Result<()> {
+        let mirrors = self.mirrors();
+        let mut mirrors = mirrors.iter();
+        match mirrors.find(|mirror| MirrorId::of(&***mirror) == view.mirror) {
+            Some(mirror) => mirror.sev()?.map_encrypted(view.gfn, view.level, None),
+            None => Ok(()),
+        }
+    }
+
+    /// True if a slot of a mirror's shows that host memory.
+    pub(crate) fn shows(&self, host: u64) -> bool {
+        let mirrors = self.mirrors();
         mirrors
             .iter()
-            .try_for_each(|mirror| mirror.sev()?.map_encrypted(gfn, level, None))
+            .any(|mirror| mirror.memory().gpa_of(host).is_some())
+    }
+
+    /// The VM that has the context.
+    fn owner(&self) -> Option<Arc<Shared<H>>> {
+        match &self.lock().context {
+            At::Owner(owner) => owner.upgrade(),
+            _ => None,
+        }
+    }
+
+    /// A mirror's slot is gone: no page is mapped in its place any more.
+    pub(crate) fn forget_views(
+        &self,
+        mirror: &Shared<H>,
+        first: Gfn,
+        pages: u64,
+    ) -> kvm_ops::Result<()> {
+        let id = MirrorId::of(mirror);
+        if let Some(owner) = self.owner() {
+            return owner.forget_views(id, first, pages);
+        }
+        let mut state = self.lock();
+        let At::Orphan(orphan) = &mut state.context else {
+            return Ok(());
+        };
+        for view in orphan.memory.views.of_mirror(id, first, pages) {
+            mirror.sev()?.map_encrypted(view.gfn, view.level, None)?;
+            orphan.memory.views.forget(&view);
+        }
+        Ok(())
+    }
+
+    /// A mirror runs no more: nothing is to be taken out of its tables.
+    pub(super) fn forget_mirror(&self, mirror: &Shared<H>) {
+        let id = MirrorId::of(mirror);
+        match self.owner() {
+            Some(owner) => owner.memory().views.forget_mirror(id),
+            None => {
+                if let At::Orphan(orphan) = &mut self.lock().context {
+                    orphan.memory.views.forget_mirror(id);
+                }
+            }
+        }
     }
 }
 
@@ -167,48 +244,53 @@ impl<H: Host> Shared<H> {
         membership.group.clone().filter(|_| membership.is_mirror())
     }
 
-    /// A mirror's guest touched a private frame: it gets the mapping that its owner has there, of
-    /// the same size, so that the owner's unmap fits it.
-    pub(crate) fn mirror_fault(&self, group: &Group<H>, gfn: Gfn) -> NestedFaultAnswer {
-        let sev = match self.sev() {
-            Ok(sev) => sev,
-            Err(error) => return NestedFaultAnswer::Fail(error),
-        };
-        let owner = {
-            let state = group.lock();
-            match &state.context {
-                At::Owner(owner) => owner.upgrade(),
-                At::Orphan(orphan) => {
-                    let mapped = orphan.memory.map_into(sev, gfn);
-                    return mapped.unwrap_or(NestedFaultAnswer::Leave);
-                }
-                At::Gone => None,
-            }
-        };
-        let Some(owner) = owner else {
-            return NestedFaultAnswer::Leave;
-        };
-        // The lock is held while the page is mapped, so that it is not taken out between.
-        let mapped = owner.memory().map_into(sev, gfn);
-        let moving = || owner.moving.claim().claim().is_err() || !group.is_at(&owner);
-        match mapped {
-            Some(answer) => answer,
-            // The pages are on their way to another VM or to the group.
-            None if moving() => NestedFaultAnswer::Retry,
-            None => NestedFaultAnswer::Leave,
-        }
+    /// The group of an owner.
+    pub(crate) fn owned_group(&self) -> Option<Arc<Group<H>>> {
+        let membership = self.membership();
+        membership.group.clone().filter(|_| !membership.is_mirror())
     }
 
-    /// Takes a page out of the mirrors' tables.
-    pub(crate) fn unmap_in_mirrors(&self, gfn: Gfn, level: Level) -> kvm_ops::Result<()> {
-        let group = self.membership().group.clone();
-        group.map_or(Ok(()), |group| group.unmap(gfn, level))
+    /// A mirror's guest touched a private frame: it gets the page that the owner has for the memory of the mirror's slot.
+    pub(crate) fn mirror_fault(&self, group: &Group<H>, gfn: Gfn) -> NestedFaultAnswer {
+        let port = match self.sev() {
+            Ok(port) => port,
+            Err(error) => return NestedFaultAnswer::Fail(error),
+        };
+        let slot = || self.memory().slots.find(gfn).copied();
+        let touch = Touch {
+            mirror: MirrorId::of(self),
+            port,
+            gfn,
+            slot: slot(),
+            has_slots: self.memory().slots.iter().next().is_some(),
+        };
+        let answer = group.map(&touch);
+        if slot() == touch.slot {
+            return answer;
+        }
+        // The slot changed meanwhile: what was mapped in its place goes.
+        match group.forget_views(self, gfn, 1) {
+            Ok(()) => NestedFaultAnswer::Retry,
+            Err(error) => NestedFaultAnswer::Fail(error),
+        }
     }
 }
 
 impl<H: Host> Group<H> {
-    fn is_at(&self, owner: &Arc<Shared<H>>) -> bool {
-        matches!(&self.lock().context, At::Owner(at) if is(at, owner))
+    /// Maps what a mirror touched. Only one VM's locks are held at a time: the mirror's slot was looked up before.
+    fn map(&self, touch: &Touch<'_>) -> NestedFaultAnswer {
+        let owner = {
+            let mut state = self.lock();
+            match &mut state.context {
+                At::Owner(owner) => owner.upgrade(),
+                At::Leaving => return NestedFaultAnswer::Retry,
+                At::Orphan(orphan) => return orphan.map_for_mirror(touch),
+                At::Gone => None,
+            }
+        };
+        owner.map_or(NestedFaultAnswer::Leave, |owner| {
+            owner.map_for_mirror(touch)
+        })
     }
 }
 
@@ -220,8 +302,12 @@ impl<H: Host> SevVm<H> {
 
     /// The VM whose guest this VM's debug commands mean.
     pub(crate) fn debuggee(&self) -> kvm_ops::Result<Arc<Shared<H>>> {
+        let group = self.shared.mirrored_group();
+        let owner = group.and_then(|group| group.owner());
         match &self.shared.membership().role {
             Role::Given(to) => to.upgrade().ok_or(Error::Poisoned),
+            // The pages are the owner's.
+            Role::Mirror => Ok(owner.unwrap_or_else(|| Arc::clone(&self.shared))),
             _ => Ok(Arc::clone(&self.shared)),
         }
     }

@@ -5,9 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kvm_ops::{Error, Field, Gfn, Host, PspPort, Result, Step, Tech, VcpuId};
-use kvm_ops_sev_stream::{
-    MigrateTarget, PAGE, Packet, PlatformCerts, SessionStart, Shape, VcpuContent,
-};
+use kvm_ops_sev_stream::{MigrateTarget, Packet, PlatformCerts, SessionStart, Shape, VcpuContent};
 
 use super::group::Role;
 use super::mailbox::{Mailbox, PacketOf};
@@ -110,10 +108,8 @@ impl<H: Host> MigrateTarget for Incoming<'_, H> {
 
     fn receive_private(&mut self, gfn: Gfn, packet: &Packet) -> Result<()> {
         let handle = self.shared.handle()?;
-        let whole = (gfn, 0, PAGE as u32);
         let parts = (&packet.header[..], &packet.data[..]);
-        self.shared
-            .receive_range(&self.mailbox, handle, whole, parts)
+        self.shared.receive_page(&self.mailbox, handle, gfn, parts)
     }
 
     fn receive_shared(&mut self, gfn: Gfn, page: Option<&[u8; 4096]>) -> Result<()> {

@@ -28,15 +28,18 @@ pub(crate) fn leave<H: Host>(vm: &Arc<Shared<H>>) -> Result<Option<Orphan<H>>> {
         if is_mirror {
             membership.role = Role::Moved;
         }
-        (membership.group.take(), is_mirror)
+        (membership.group.clone(), is_mirror)
     };
     let Some(group) = group else {
         return Ok(None);
     };
     if !is_mirror {
-        group.owner_leaves(vm);
-        return Ok(None);
+        let left = group.owner_leaves(vm);
+        vm.membership().group = None;
+        return Ok(left);
     }
+    vm.membership().group = None;
+    group.forget_mirror(vm);
     // It names the owner's guest: forgotten, not decommissioned.
     drop(vm.context().take());
     // The mirror's VMSAs are its own pages: no cache line with the key may be left when they go.

@@ -2,11 +2,11 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, FreeReport, Host, Life, PageAccount, PspPort};
+use kvm_ops::{Error, FreeReport, Host, Life, NestedFaultAnswer, PageAccount, PspPort};
 
 use crate::cell::VmsaPage;
 use crate::context::Context;
-use crate::memory::Memory;
+use crate::memory::{Memory, Touch};
 use crate::shared::Shared;
 use crate::sp::Sp;
 
@@ -18,6 +18,8 @@ pub(crate) struct Orphan<H: Host> {
     vmsas: Vec<VmsaPage>,
     life: Life,
     account: PageAccount,
+    /// A mirror was given up without its teardown and may use the context for ever.
+    pub(super) lost: Option<Error>,
 }
 
 impl<H: Host> Orphan<H> {
@@ -31,16 +33,31 @@ impl<H: Host> Orphan<H> {
         Some(Self {
             host: vm.host.clone(),
             context,
-            memory: core::mem::take(&mut vm.memory()),
+            memory: vm.memory().take_all(),
             vmsas: vmsas.iter().filter_map(|c| c.state().vmsa.take()).collect(),
             life: Life::new(vm.id(), vm.tech()),
             account,
+            lost: None,
         })
+    }
+
+    /// Maps the page of what a mirror touched. Memory of the mirror's that has none gets one.
+    pub(super) fn map_for_mirror(&mut self, touch: &Touch<'_>) -> NestedFaultAnswer {
+        let sp = Sp::of(&self.host, &self.account);
+        let added = sp.map_or(Ok(()), |sp| self.memory.add_for(&sp, touch));
+        if let Err(error) = added {
+            return NestedFaultAnswer::Fail(error);
+        }
+        let mapped = self.memory.map_into_mirror(touch);
+        mapped.unwrap_or(NestedFaultAnswer::Leave)
     }
 
     /// Destroys the guest, in the order of a VM's teardown, and adds the outcome to a report. No
     /// vCPU uses it any more.
     pub(crate) fn destroy(mut self, report: &mut FreeReport) {
+        if let Some(error) = self.lost {
+            return self.lose(error, report);
+        }
         if let Some(sp) = Sp::of(&self.host, &self.account) {
             sp.decommission(&mut self.context);
             sp.psp.wbinvd_all();

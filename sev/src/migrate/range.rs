@@ -6,10 +6,8 @@ use kvm_ops_sev_stream::SessionStart;
 
 use super::mailbox::{Mailbox, PacketOf, Place};
 use crate::context::{Guest, GuestState};
+use crate::memory::Part;
 use crate::shared::Shared;
-
-/// A part of a frame: offset and length in bytes.
-type Range = (Gfn, u64, u32);
 
 impl<H: Host> Shared<H> {
     /// RECEIVE_START and ACTIVATE. Returns the handle.
@@ -36,45 +34,71 @@ impl<H: Host> Shared<H> {
         Ok(handle)
     }
 
-    /// Packs a part of a frame: of its private page, or else of what lies in the slot, which firmware takes for
-    /// encrypted as well.
-    pub(crate) fn send_range(
+    /// Packs a part of the memory at a host address: of its private page, or else of what lies in the slot, which firmware
+    /// takes for encrypted as well.
+    pub(crate) fn send_part(
         &self,
         mailbox: &Mailbox<'_, H>,
         handle: u32,
-        (gfn, offset, len): Range,
+        part: Part,
         parts: (&mut [u8], &mut [u8]),
     ) -> Result<()> {
         // Held, so that the page is not given back under the command.
-        let memory = self.memory();
-        let page = match memory.page(gfn) {
-            Some(page) => page,
-            None => mailbox.copy_of(&self.slot_contents(gfn)?)?,
+        let mut memory = self.memory();
+        let page = match memory.gpa_of(part.host).map(Gfn::containing) {
+            Some(gfn) => match memory.page(gfn) {
+                Some(page) => page,
+                None => mailbox.copy_of(&self.slot_contents(gfn)?)?,
+            },
+            None => {
+                let frame = memory.frame_at(part.host);
+                frame.ok_or(Error::NoMemory)?.page.pfn()
+            }
         };
+        let (offset, len) = (part.offset, part.len as u32);
         let place = Place { page, offset, len };
         mailbox.send_range(handle, PacketOf::Memory, place, parts)
     }
 
-    /// Unpacks into a part of the frame's page, or of a new one that becomes the frame's.
-    pub(crate) fn receive_range(
+    /// Unpacks into a part of the memory at a host address.
+    pub(crate) fn receive_part(
         &self,
         mailbox: &Mailbox<'_, H>,
         handle: u32,
-        (gfn, offset, len): Range,
+        part: Part,
         parts: (&[u8], &[u8]),
     ) -> Result<()> {
-        let (of, range) = (PacketOf::Memory, (offset, len));
+        let mut memory = self.memory();
+        self.with_page_at(&mut memory, part.host, None, |memory| {
+            let frame = memory.frame_at(part.host);
+            let frame = frame.ok_or(Error::NotFound(Field::HostAddress, part.host))?;
+            let place = (&frame.page, (part.offset, part.len as u32));
+            let (held, done) = mailbox.receive_range(handle, PacketOf::Memory, place, parts);
+            frame.held = held;
+            done
+        })
+    }
+
+    /// Unpacks a page into the frame's, or into a new one that becomes the frame's.
+    pub(crate) fn receive_page(
+        &self,
+        mailbox: &Mailbox<'_, H>,
+        handle: u32,
+        gfn: Gfn,
+        parts: (&[u8], &[u8]),
+    ) -> Result<()> {
+        let (of, whole) = (PacketOf::Memory, (0, PAGE_SIZE as u32));
         let mut memory = self.memory();
         if memory.frame(gfn).is_some() {
             self.split(&mut memory, gfn)?;
         }
         if let Some(frame) = memory.frame_mut(gfn) {
-            let (held, done) = mailbox.receive_range(handle, of, (&frame.page, range), parts);
+            let (held, done) = mailbox.receive_range(handle, of, (&frame.page, whole), parts);
             frame.held = held;
             return done;
         }
         let page = self.sp().alloc(Level::Size4K)?;
-        let (held, done) = mailbox.receive_range(handle, of, (&page, range), parts);
+        let (held, done) = mailbox.receive_range(handle, of, (&page, whole), parts);
         self.map_filled(&mut memory, gfn, page, held, done)
     }
 

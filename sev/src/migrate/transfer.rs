@@ -216,13 +216,15 @@ pub(super) fn take_over<H: Host>(
     let (is_mirror, group) = (membership.is_mirror(), membership.group.take());
     drop(membership);
     if let Some(group) = group {
+        // Known to the receiver before a mirror asks it for pages.
+        to.membership().group = Some(Arc::clone(&group));
         if is_mirror {
             group.mirror_moved(from, to);
             to.membership().role = Role::Mirror;
+            group.forget_mirror(from);
         } else {
             group.moved_to(to);
         }
-        to.membership().group = Some(group);
     }
     to.advance_to(from.life.step_at_home());
     mark_moved(&from.life);

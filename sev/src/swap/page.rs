@@ -256,7 +256,7 @@ impl<'a, H: Host> Swapping<'a, H> {
         if memory.frame(gfn).ok_or(not_there)?.1.held != Held::Assigned {
             return Err(Error::Poisoned);
         }
-        self.shared.unmap_everywhere(gfn, level)?;
+        self.shared.unmap_everywhere(memory, gfn)?;
         let Frame { page, .. } = memory.remove(gfn).ok_or(not_there)?;
         let kinds = match level {
             Level::Size4K => &[SwapType::Data, SwapType::Vmsa][..],

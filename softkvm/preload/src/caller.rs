@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use kvm_ops::HostRange;
 use kvm_ops_softkvm::{
-    AddressSpace, Descriptor, EventFd, Fault, File, FileKind, FileMemory, Process, RunArea,
+    AddressSpace, Descriptor, EventFd, Fault, File, FileKind, FileMemory, PinLimits, Process,
+    RunArea,
 };
 use kvm_ops_uapi::Errno;
 use libc::c_int;
 
 use crate::area::Area;
 use crate::own::own;
-use crate::{event, files, lent, memory, raw};
+use crate::{event, files, lent, limits, memory, raw};
 
 /// One call of the program's.
 #[derive(Default)]
@@ -32,6 +33,10 @@ impl Process for Caller {
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
         memory::write(address, bytes)
+    }
+
+    fn pin_limits(&self) -> PinLimits {
+        limits::of_process()
     }
 
     fn descriptor(&self, number: i32) -> Descriptor {

@@ -7,6 +7,7 @@ mod cpuid;
 mod event;
 mod files;
 mod lent;
+mod limits;
 mod log;
 mod memory;
 mod own;

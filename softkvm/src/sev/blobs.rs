@@ -28,7 +28,7 @@ impl<T: FromBytes + FromZeros + IntoBytes + Immutable + KnownLayout + Clone> Blo
         U64::new(at as u64)
     }
 
-    /// Appends bytes of the caller's: 1 to 16384.
+    /// Appends bytes of the caller's: 1 to 16384, at an address that is not 0.
     pub(super) fn push_from(
         &mut self,
         process: &dyn Process,
@@ -36,7 +36,8 @@ impl<T: FromBytes + FromZeros + IntoBytes + Immutable + KnownLayout + Clone> Blo
         (wrong_len, fault): (Check, Check),
     ) -> Result<U64> {
         let len = len.get();
-        ensure((1..=BLOB_MAX).contains(&len), wrong_len)?;
+        let given = address.get() != 0 && (1..=BLOB_MAX).contains(&len);
+        ensure(given, wrong_len)?;
         let bytes = arg::read_bytes(process, address.get(), len as usize, fault)?;
         Ok(self.push(&bytes))
     }

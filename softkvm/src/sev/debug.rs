@@ -9,6 +9,7 @@ use kvm_ops_uapi::{U32, U64};
 use super::blobs::Blobs;
 use super::command::{Answer, Call, Sent};
 use super::engine::{Engine, Failed};
+use super::pin::{self, Use};
 use crate::refusal::{Result, ensure};
 use crate::vm::State;
 
@@ -74,9 +75,10 @@ fn pieces(
     ensure(!wraps, WRAP)?;
     while left != 0 {
         let piece = Piece::first(src, dst, left);
-        let mapped =
-            call.process.is_mapped(src, piece.len) && call.process.is_mapped(dst, piece.len);
-        ensure(mapped, PINNED)?;
+        // Destinations are written when it is known what to, so that nothing else is.
+        for address in [src, dst] {
+            pin::for_command(state, call, (address, piece.len), Use::Read, (WRAP, PINNED))?;
+        }
         state.sev.require_fd(call.process, SEV_FD)?;
         body(state.sev.engine(SEV)?, &piece)?;
         (src, dst, left) = (src + piece.len, dst + piece.len, left - piece.len);

@@ -121,6 +121,21 @@ impl Engine {
         }
     }
 
+    /// Pages that regions have pinned.
+    pub(super) fn locked_pages(&self) -> u64 {
+        match self.vm.back_end() {
+            AnyVm::Amd(AmdVm::Sev(vm)) => vm.locked_pages(),
+            _ => 0,
+        }
+    }
+
+    /// What the guest had in memory that is not the caller's any more is gone.
+    pub(super) fn forget_memory(&self, memory: EncRegion) {
+        if let AnyVm::Amd(AmdVm::Sev(vm)) = self.vm.back_end() {
+            vm.forget_memory(memory);
+        }
+    }
+
     pub(super) fn register(&mut self, region: EncRegion) -> Result<(), kvm_ops::Error> {
         self.vm.register_region(region)
     }

@@ -1,6 +1,7 @@
 //! The launch of SEV and SEV-ES guests. The order among commands is for firmware to judge.
 
 use kvm_ops_uapi::U32;
+use kvm_ops_uapi::U64;
 use kvm_ops_uapi::checks::{
     guest_status, launch_finish, launch_measure, launch_secret, launch_start, launch_update_data,
     launch_update_vmsa,
@@ -9,23 +10,17 @@ use kvm_ops_uapi::sev::{
     self as uapi, BLOB_MAX, SevAttestation, SevGuestStatus, SevLaunchSecret, SevLaunchStart,
     SevRange,
 };
-use kvm_ops_uapi::{Errno, U64};
 use zerocopy::IntoBytes;
 
 use super::blobs::Blobs;
 use super::command::{Answer, Call, Sent, bare};
 use super::engine::Failed;
+use super::pin::{self, Use};
 use super::require_fd;
-use crate::arg;
 use crate::refusal::{Result, ensure};
 use crate::vm::State;
 
-/// The firmware's status for a buffer that is too short.
-const INVALID_LEN: u32 = 4;
-/// Bytes of a measurement with its nonce.
-const MEASUREMENT: u32 = 48;
-/// Bytes of an attestation report.
-const REPORT: u32 = 0xd0;
+const PAGE: u64 = 4096;
 
 pub(super) fn start(state: &mut State, call: &Call<'_>) -> Answer {
     use launch_start::{COPY, COPY_BACK, DH, DH_LEN, SESSION, SESSION_LEN, SEV, SEV_FD};
@@ -71,20 +66,24 @@ pub(super) fn update_data(state: &mut State, call: &Call<'_>) -> Answer {
     ensure(state.sev.is_active(), SEV)?;
     let args: SevRange = call.read(COPY)?;
     let (address, len) = (args.uaddr.get(), u64::from(args.len.get()));
-    ensure(len != 0 && address.checked_add(len).is_some(), RANGE)?;
     // Firmware measures and encrypts; what could not be written back then would be lost.
-    ensure(call.process.is_writable(address, len), PINNED)?;
+    pin::for_command(state, call, (address, len), Use::Write, (RANGE, PINNED))?;
     state.sev.require_fd(call.process, SEV_FD)?;
-    let contents = arg::read_bytes(call.process, address, len as usize, PINNED)?;
-    let mut data = [args.as_bytes(), &contents].concat();
-    state
-        .sev
-        .engine(SEV)?
-        .command(uapi::LAUNCH_UPDATE_DATA, &mut data)?;
-    // In place: the caller's memory has ciphertext from now on.
-    let encrypted = call.process.write(address, &data[size_of::<SevRange>()..]);
+    // Whole pages, of which the command takes the range.
+    let start = size_of::<SevRange>() + (address % PAGE) as usize;
+    let end = start + len as usize;
+    let pages = (end - size_of::<SevRange>()).next_multiple_of(PAGE as usize);
+    let mut data = args.as_bytes().to_vec();
+    data.resize(size_of::<SevRange>() + pages, 0);
+    let range = &mut data[start..end];
+    let read = call.process.read(address, range);
+    read.map_err(|_| PINNED)?;
+    let engine = state.sev.engine(SEV)?;
+    let done = engine.command(uapi::LAUNCH_UPDATE_DATA, &mut data);
+    // In place: what was done is ciphertext from now on, also where firmware refused the rest.
+    let encrypted = call.process.write(address, &data[start..end]);
     encrypted.map_err(|_| PINNED)?;
-    Ok(Sent::Yes)
+    done.map(|()| Sent::Yes)
 }
 
 pub(super) fn update_vmsa(state: &mut State, call: &Call<'_>) -> Answer {
@@ -110,9 +109,8 @@ pub(super) fn secret(state: &mut State, call: &Call<'_>) -> Answer {
     use launch_secret::{COPY, HDR, HDR_LEN, PINNED, RANGE, SEV, SEV_FD, TRANS, TRANS_LEN};
     ensure(state.sev.is_active(), SEV)?;
     let given: SevLaunchSecret = call.read(COPY)?;
-    let (guest, len) = (given.guest.get(), u64::from(given.guest_len.get()));
-    ensure(len != 0 && guest.checked_add(len).is_some(), RANGE)?;
-    ensure(call.process.is_mapped(guest, len), PINNED)?;
+    let range = (given.guest.get(), given.guest_len.get().into());
+    pin::for_command(state, call, range, Use::Write, (RANGE, PINNED))?;
     let mut args = Blobs::new(given);
     let trans = (given.trans, given.trans_len);
     args.head.trans = args.push_from(call.process, trans, (TRANS_LEN, TRANS))?;
@@ -132,26 +130,20 @@ struct Room {
     len: U32,
 }
 
-/// What LAUNCH_MEASURE and GET_ATTESTATION_REPORT share: the query, the limits, and the copy of as
-/// many bytes as the caller said, of which those beyond the measurement are zero.
+/// What LAUNCH_MEASURE and GET_ATTESTATION_REPORT share: the limits, and the copy of as many bytes as the caller said, of which
+/// those beyond the measurement are zero. `ask` gives firmware as much room as that, and none where the caller has no buffer.
 fn measured(
     state: &mut State,
     call: &Call<'_>,
     room: &Room,
-    bytes: u32,
-    ask: impl FnOnce(&mut State) -> Result<Vec<u8>, Failed>,
+    ask: impl FnOnce(&mut State, u32) -> Result<Vec<u8>, Failed>,
 ) -> Result<(), Failed> {
     use launch_measure::{BUFFER, LEN, SEV_FD};
     let len = room.len.get();
     ensure(room.address.get() == 0 || len <= BLOB_MAX, LEN)?;
     state.sev.require_fd(call.process, SEV_FD)?;
-    if len < bytes || room.address.get() == 0 {
-        return Err(Failed {
-            refusal: Errno::EIO.into(),
-            status: Some(INVALID_LEN),
-        });
-    }
-    let mut answer = ask(state)?;
+    let given = if room.address.get() == 0 { 0 } else { len };
+    let mut answer = ask(state, given)?;
     answer.resize(len as usize, 0);
     let written = call.process.write(room.address.get(), &answer);
     written.map_err(|_| BUFFER)?;
@@ -166,19 +158,19 @@ pub(super) fn measure(state: &mut State, call: &Call<'_>) -> Answer {
         address: args.uaddr,
         len: args.len,
     };
-    let done = measured(state, call, &room, MEASUREMENT, |state| {
+    let mut told = args;
+    let done = measured(state, call, &room, |state, len| {
         let mut query = Blobs::new(args);
-        query.head.uaddr = query.push(&[0; MEASUREMENT as usize]);
-        query.head.len = U32::new(MEASUREMENT);
+        query.head.uaddr = query.push(&vec![0; len as usize]);
+        query.head.len = U32::new(len);
         let mut data = query.to_bytes();
-        state
-            .sev
-            .engine(SEV)?
-            .command(uapi::LAUNCH_MEASURE, &mut data)?;
-        Ok(data.split_off(size_of::<SevRange>()))
+        let engine = state.sev.engine(SEV)?;
+        let done = engine.command(uapi::LAUNCH_MEASURE, &mut data);
+        told = Blobs::<SevRange>::head_of(&data).unwrap_or(args);
+        done.map(|()| data.split_off(size_of::<SevRange>()))
     });
     if done.is_ok() || args.len.get() == 0 {
-        args.len = U32::new(MEASUREMENT);
+        args.len = told.len;
         call.write(&args, COPY_BACK)?;
     }
     done.map(|()| Sent::Yes)
@@ -192,19 +184,19 @@ pub(super) fn attestation(state: &mut State, call: &Call<'_>) -> Answer {
         address: args.uaddr,
         len: args.len,
     };
-    let done = measured(state, call, &room, REPORT, |state| {
+    let mut told = args;
+    let done = measured(state, call, &room, |state, len| {
         let mut query = Blobs::new(args);
-        query.head.uaddr = query.push(&[0; REPORT as usize]);
-        query.head.len = U32::new(REPORT);
+        query.head.uaddr = query.push(&vec![0; len as usize]);
+        query.head.len = U32::new(len);
         let mut data = query.to_bytes();
-        state
-            .sev
-            .engine(SEV)?
-            .command(uapi::GET_ATTESTATION_REPORT, &mut data)?;
-        Ok(data.split_off(size_of::<SevAttestation>()))
+        let engine = state.sev.engine(SEV)?;
+        let done = engine.command(uapi::GET_ATTESTATION_REPORT, &mut data);
+        told = Blobs::<SevAttestation>::head_of(&data).unwrap_or(args);
+        done.map(|()| data.split_off(size_of::<SevAttestation>()))
     });
     if done.is_ok() || args.len.get() == 0 {
-        args.len = U32::new(REPORT);
+        args.len = told.len;
         call.write(&args, COPY_BACK)?;
     }
     done.map(|()| Sent::Yes)

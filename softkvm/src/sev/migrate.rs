@@ -8,6 +8,7 @@ use kvm_ops_uapi::{U32, U64};
 
 use super::blobs::Blobs;
 use super::command::{Answer, Call, Sent, bare};
+use super::pin::{self, Use};
 use super::require_fd;
 use crate::arg;
 use crate::refusal::ensure;
@@ -65,9 +66,9 @@ fn lies_in_one_page(args: &SevUpdateData) -> bool {
     offset + len <= PAGE
 }
 
-/// True if the page of the guest's range can be pinned.
-fn is_pinned(call: &Call<'_>, args: &SevUpdateData) -> bool {
-    call.process.is_mapped(args.guest.get() & !(PAGE - 1), PAGE)
+/// The page of the guest's range, address and length.
+fn page(args: &SevUpdateData) -> (u64, u64) {
+    (args.guest.get() & !(PAGE - 1), PAGE)
 }
 
 pub(super) fn send_update_data(state: &mut State, call: &Call<'_>) -> Answer {
@@ -81,7 +82,8 @@ pub(super) fn send_update_data(state: &mut State, call: &Call<'_>) -> Answer {
     let has_addresses = given.trans.get() != 0 && given.guest.get() != 0 && given.hdr.get() != 0;
     ensure(has_addresses && given.guest_len.get() != 0, GIVEN)?;
     ensure(lies_in_one_page(&given), PAGE)?;
-    ensure(is_pinned(call, &given), PINNED)?;
+    let pinned = (PAGE, PINNED);
+    pin::for_command(state, call, page(&given), Use::Read, pinned)?;
     ensure(hdr_len <= ALLOCATION && trans_len <= ALLOCATION, MEMORY)?;
     call.vm.kernel().faults().allocate(MEMORY)?;
     state.sev.require_fd(call.process, SEV_FD)?;
@@ -174,7 +176,8 @@ pub(super) fn receive_update_data(state: &mut State, call: &Call<'_>) -> Answer 
     args.head.hdr = args.push_from(call.process, hdr, (BLOBS, READABLE))?;
     let trans = (given.trans, given.trans_len);
     args.head.trans = args.push_from(call.process, trans, (BLOBS, READABLE))?;
-    ensure(is_pinned(call, &given), PINNED)?;
+    let pinned = (PAGE, PINNED);
+    pin::for_command(state, call, page(&given), Use::Write, pinned)?;
     state.sev.require_fd(call.process, SEV_FD)?;
     let engine = state.sev.engine(SEV)?;
     engine.command(uapi::RECEIVE_UPDATE_DATA, &mut args.to_bytes())?;

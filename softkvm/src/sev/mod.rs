@@ -12,13 +12,14 @@ mod init;
 mod launch;
 mod local;
 mod migrate;
+mod pin;
 mod regions;
 mod snp;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvm_ops::{Irqchip, Tech};
+use kvm_ops::{EncRegion, Irqchip, Tech};
 use kvm_ops_uapi::checks::Check;
 
 pub(crate) use command::command;
@@ -91,6 +92,18 @@ impl Sev {
 
     pub(crate) fn is_protected(&self, vcpu: u32) -> bool {
         self.protected.contains(&vcpu)
+    }
+
+    /// Pages that the VM's regions have pinned.
+    fn locked_pages(&self) -> u64 {
+        self.engine.as_ref().map_or(0, Engine::locked_pages)
+    }
+
+    /// The caller has other memory at those addresses from now on, or none.
+    pub(crate) fn forget_memory(&self, address: u64, bytes: u64) {
+        if let Some(engine) = &self.engine {
+            engine.forget_memory(EncRegion { address, bytes });
+        }
     }
 
     /// The back end, once the VM is a guest.

@@ -3,6 +3,7 @@
 use kvm_ops_uapi::checks::{reg_region, unreg_region};
 use kvm_ops_uapi::{Errno, sev::EncRegion};
 
+use super::pin::{self, Use};
 use crate::refusal::{Result, ensure};
 use crate::vm::Vm;
 use crate::{Process, Refusal, arg};
@@ -18,13 +19,13 @@ pub(crate) fn register(vm: &Vm, process: &dyn Process, argument: u64) -> Result<
     use reg_region::{COPY, MEMORY, MIRROR, PINNED, RANGE, SEV};
     let args: EncRegion = arg::read(process, argument, COPY)?;
     let mut state = vm.lock();
-    let mirror = state.sev.is_mirror();
-    let engine = state.sev.engine(SEV)?;
-    ensure(!mirror, MIRROR)?;
+    ensure(state.sev.is_active(), SEV)?;
+    ensure(!state.sev.is_mirror(), MIRROR)?;
     vm.kernel().faults().allocate(MEMORY)?;
-    let (address, size) = (args.addr.get(), args.size.get());
-    ensure(size != 0 && address.checked_add(size).is_some(), RANGE)?;
-    ensure(process.is_mapped(address, size), PINNED)?;
+    let range = (args.addr.get(), args.size.get());
+    let locked = state.sev.locked_pages();
+    pin::require(process, locked, range, Use::Read, (RANGE, PINNED))?;
+    let engine = state.sev.engine(SEV)?;
     engine.register(region(&args)).map_err(Refusal::from)?;
     Ok(0)
 }

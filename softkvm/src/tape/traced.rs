@@ -13,7 +13,8 @@ use super::format::{NewFile, Step};
 use super::places::{Bases, Place};
 use super::record::Recorder;
 use crate::{
-    AddressSpace, Descriptor, EventFd, Fault, File, FileKind, FileMemory, Process, RunArea, Watch,
+    AddressSpace, Descriptor, EventFd, Fault, File, FileKind, FileMemory, PinLimits, Process,
+    RunArea, Watch,
 };
 
 thread_local! {
@@ -75,6 +76,10 @@ impl Traced<'_> {
 impl Process for Traced<'_> {
     fn address_space(&self) -> AddressSpace {
         self.inner.address_space()
+    }
+
+    fn pin_limits(&self) -> PinLimits {
+        self.inner.pin_limits()
     }
 
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault> {

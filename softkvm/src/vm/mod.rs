@@ -132,6 +132,7 @@ impl Vm {
         for number in numbers {
             state.give_up_user_memory(number);
         }
+        state.sev.forget_memory(address, bytes);
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {

@@ -112,6 +112,20 @@ pub(crate) const CASES: &[Case] = &[
             1,
         )
     }),
+    (reg_region::RANGE, |w| {
+        w.task.limit_pins(of_memory(1));
+        let page = w.task.map(8192);
+        let call = ioctl::KVM_MEMORY_ENCRYPT_REG_REGION;
+        region_call(w, w.guest(2), call, page, 4097)
+    }),
+    (reg_region::PINNED, |w| {
+        // What is pinned twice counts twice.
+        w.task.limit_pins(locked(3));
+        let (vm, page) = (w.guest(2), w.task.map(8192));
+        let call = ioctl::KVM_MEMORY_ENCRYPT_REG_REGION;
+        region_call(w, vm, call, page, 8192)?;
+        region_call(w, vm, call, page, 4097)
+    }),
     (unreg_region::COPY, |w| {
         unmapped(ioctl::KVM_MEMORY_ENCRYPT_UNREG_REGION, |w| w.vm(0), w)
     }),

@@ -166,6 +166,18 @@ pub(crate) const CASES: &[Case] = &[
         w.command(w.guest(2), sev::LAUNCH_UPDATE_DATA, &range(page, 4096))
             .0
     }),
+    (launch_update_data::RANGE, |w| {
+        w.task.limit_pins(of_memory(1));
+        let page = w.task.map(8192);
+        w.command(w.guest(2), sev::LAUNCH_UPDATE_DATA, &range(page + 4095, 2))
+            .0
+    }),
+    (launch_update_data::PINNED, |w| {
+        w.task.limit_pins(locked(1));
+        let page = w.task.map(8192);
+        w.command(w.guest(2), sev::LAUNCH_UPDATE_DATA, &range(page + 4095, 2))
+            .0
+    }),
     (launch_update_data::SEV_FD, |w| {
         let page = w.task.map(4096);
         w.command(w.guest(2), sev::LAUNCH_UPDATE_DATA, &range(page, 4096))
@@ -208,6 +220,20 @@ pub(crate) const CASES: &[Case] = &[
     }),
     (launch_secret::PINNED, |w| {
         secret_with(w, |s| s.guest = U64::new(NOWHERE))
+    }),
+    (launch_secret::RANGE, |w| {
+        w.task.limit_pins(of_memory(0));
+        secret_with(w, |_| ())
+    }),
+    (launch_secret::PINNED, |w| {
+        w.task.limit_pins(locked(0));
+        secret_with(w, |_| ())
+    }),
+    (launch_secret::TRANS_LEN, |w| {
+        secret_with(w, |s| s.trans = U64::ZERO)
+    }),
+    (launch_secret::HDR_LEN, |w| {
+        secret_with(w, |s| s.hdr = U64::ZERO)
     }),
     (launch_secret::TRANS_LEN, |w| {
         secret_with(w, |s| s.trans_len = U32::ZERO)
@@ -275,6 +301,11 @@ pub(crate) const CASES: &[Case] = &[
     (dbg::WRAP, |w| dbg_with(w, !0, 1, 2)),
     (dbg::WRAP, |w| dbg_with(w, 1, !0, 2)),
     (dbg::PINNED, |w| dbg_with(w, NOWHERE, NOWHERE, 1)),
+    (dbg::PINNED, |w| {
+        w.task.limit_pins(locked(0));
+        let page = w.task.map(4096);
+        dbg_with(w, page, page, 1)
+    }),
     (dbg::SEV_FD, |w| {
         let page = w.task.map(4096);
         dbg_with(w, page, page, 1)

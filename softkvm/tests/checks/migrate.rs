@@ -147,6 +147,9 @@ pub(crate) const CASES: &[Case] = &[
     (send_start::BLOBS, |w| {
         send_with(w, |s| s.amd_certs_len = U32::ZERO)
     }),
+    (send_start::BLOBS, |w| {
+        send_with(w, |s| s.amd_certs = U64::ZERO)
+    }),
     (send_start::READABLE, |w| {
         send_with(w, |s| s.pdh_cert = U64::new(NOWHERE))
     }),
@@ -193,6 +196,10 @@ pub(crate) const CASES: &[Case] = &[
         pack(w, |u| {
             (u.guest, u.guest_len) = (U64::new(NOWHERE), U32::new(16))
         })
+    }),
+    (send_update_data::PINNED, |w| {
+        w.task.limit_pins(locked(0));
+        pack(w, |_| ())
     }),
     (send_update_data::MEMORY, |w| {
         pack(w, |u| u.hdr_len = U32::new((4 << 20) + 1))
@@ -316,6 +323,10 @@ pub(crate) const CASES: &[Case] = &[
         unpack(w, |u| {
             (u.guest, u.guest_len) = (U64::new(NOWHERE), U32::new(16))
         })
+    }),
+    (receive_update_data::PINNED, |w| {
+        w.task.limit_pins(locked(0));
+        unpack(w, |_| ())
     }),
     (receive_update_data::SEV_FD, |w| unpack(w, |_| ())),
     (receive_finish::SEV, |w| {

@@ -3,7 +3,7 @@
 use crate::common::{Answer, World, file_slot, slot};
 use kvm_ops::Vendor;
 use kvm_ops::sim::SimHost;
-use kvm_ops_softkvm::{Faults, Kernel};
+use kvm_ops_softkvm::{Faults, Kernel, PinLimits};
 use kvm_ops_uapi::checks::Check;
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::memory::*;
@@ -129,6 +129,22 @@ pub(crate) fn dbg_with(w: &World, src: u64, dst: u64, len: u32) -> Answer {
         ..SevDbg::default()
     };
     w.command(w.guest(2), sev::DBG_DECRYPT, &args).0
+}
+
+/// As many pages may be locked.
+pub(crate) fn locked(pages: u64) -> PinLimits {
+    PinLimits {
+        locked: pages,
+        ..PinLimits::NONE
+    }
+}
+
+/// The machine has as many pages.
+pub(crate) fn of_memory(pages: u64) -> PinLimits {
+    PinLimits {
+        total: pages,
+        ..PinLimits::NONE
+    }
 }
 
 pub(crate) fn started_snp(w: &World) -> i32 {

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ops::{HostRange, volatile};
 use kvm_ops_softkvm::{
-    AddressSpace, Descriptor, EventFd, Fault, File, FileMemory, Process, Refusal, RunArea, Task,
+    AddressSpace, Descriptor, EventFd, Fault, File, FileMemory, PinLimits, Process, Refusal,
+    RunArea, Task,
 };
 use kvm_ops_uapi::ioctl::{self, Ioctl};
 use kvm_ops_uapi::state::{Regs, Segment, Sregs};
@@ -151,6 +152,10 @@ impl Host {
 impl Process for Host {
     fn address_space(&self) -> AddressSpace {
         self.task.address_space()
+    }
+
+    fn pin_limits(&self) -> PinLimits {
+        self.task.pin_limits()
     }
 
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Fault> {

@@ -13,7 +13,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 use crate::common::psp::{INVALID_LEN, bytes, certificates};
 use crate::guest::*;
 
-const INVALID_GUEST_STATE: u32 = 2;
+pub(crate) const INVALID_GUEST_STATE: u32 = 2;
+pub(crate) const INVALID_ADDRESS: u32 = 9;
 const POLICY_FAILURE: u32 = 7;
 const BAD_MEASUREMENT: u32 = 0xb;
 /// The policy bit by which a guest never leaves.
@@ -38,7 +39,7 @@ fn counts(a: &mut CodeAssembler) -> Assembled {
 }
 
 /// Errno and status of firmware, and the structure afterwards.
-fn ask<T>(guest: &Guest, id: u32, args: &T) -> (Result<(), (Errno, u32)>, T)
+pub(crate) fn ask<T>(guest: &Guest, id: u32, args: &T) -> (Result<(), (Errno, u32)>, T)
 where
     T: FromBytes + FromZeros + IntoBytes + Immutable,
 {
@@ -51,7 +52,7 @@ where
     )
 }
 
-fn done<T>(guest: &Guest, id: u32, args: &T) -> T
+pub(crate) fn done<T>(guest: &Guest, id: u32, args: &T) -> T
 where
     T: FromBytes + FromZeros + IntoBytes + Immutable,
 {
@@ -60,7 +61,7 @@ where
     told
 }
 
-fn bare(guest: &Guest, id: u32) -> Result<(), (Errno, u32)> {
+pub(crate) fn bare(guest: &Guest, id: u32) -> Result<(), (Errno, u32)> {
     ask(guest, id, &U64::ZERO).0
 }
 
@@ -188,11 +189,12 @@ fn a_guest_goes_on_at_another_host_where_it_left() {
     carry_registers(&from, &to);
     bare(&from, sev::SEND_FINISH).unwrap();
     assert_eq!(state(&from), SENT);
-    assert_eq!(from.try_run().unwrap_err().errno(), Errno::EIO);
     assert_eq!(to.run(), exit_reason::FAIL_ENTRY, "not received as a whole");
     bare(&to, sev::RECEIVE_FINISH).unwrap();
     assert_eq!(state(&to), RUNNING);
     assert_eq!((to.says(), to.says()), (3, 4));
+    // Nobody keeps it from running here too: its key stays until the VM ends.
+    assert_eq!((from.says(), from.says()), (3, 4));
 }
 
 #[test]
@@ -260,6 +262,33 @@ fn plain(guest: &Guest, gpa: u64, len: u32) -> Vec<u8> {
     };
     done(guest, sev::DBG_DECRYPT, &args);
     bytes(&guest.w, room, len)
+}
+
+/// KVM looks at the page alone.
+#[test]
+fn blocks_of_another_size_are_firmwares_to_refuse() {
+    let (from, to) = pair();
+    let (session, policy) = send_start(&from, &to);
+    let args = receive_start(&to, &from, &session, policy);
+    done(&to, sev::RECEIVE_START, &args);
+    let good = pack(&from, CODE, 16);
+    let (hdr, hdr_len) = from.w.blob(&good[0]);
+    let trans = U64::new(from.w.task.map(64));
+    for (at, len, status) in [(CODE + 8, 16, INVALID_ADDRESS), (CODE, 24, INVALID_LEN)] {
+        let args = SevUpdateData {
+            hdr,
+            hdr_len,
+            guest: U64::new(from.ram + at),
+            guest_len: U32::new(len),
+            trans,
+            trans_len: U32::new(64),
+            ..SevUpdateData::default()
+        };
+        let refused = Err((Errno::EIO, status));
+        assert_eq!(ask(&from, sev::SEND_UPDATE_DATA, &args).0, refused);
+        let packet = [good[0].clone(), vec![0; len as usize]];
+        assert_eq!(unpack(&to, at, &packet), refused, "{len}");
+    }
 }
 
 /// Firmware judges the order, and who may leave.

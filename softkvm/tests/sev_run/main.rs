@@ -1,5 +1,6 @@
 //! `KVM_RUN` of SEV, SEV-ES and SNP guests. Where a test re-tells a case of the kernel's self-tests, it names it.
 
+mod commands;
 #[path = "../common/mod.rs"]
 mod common;
 mod exits;
@@ -7,5 +8,6 @@ mod guest;
 mod hosts;
 mod local;
 mod memory;
+mod mirror;
 mod secret;
 mod smoke;

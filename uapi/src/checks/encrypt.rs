@@ -44,8 +44,8 @@ table! {
         2 SEV ENOTTY "the VM is a SEV guest";
         3 MIRROR EINVAL "the VM is no mirror";
         4 MEMORY ENOMEM "there is memory";
-        5 RANGE EINVAL "the range is not empty and does not wrap";
-        6 PINNED ENOMEM "the memory can be pinned";
+        5 RANGE EINVAL "the range is not empty, does not wrap, and is no larger than memory";
+        6 PINNED ENOMEM "the memory can be pinned, within RLIMIT_MEMLOCK";
     }
 }
 

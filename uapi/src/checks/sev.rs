@@ -60,8 +60,8 @@ table! {
     launch_update_data "KVM_SEV_LAUNCH_UPDATE_DATA" {
         1 SEV ENOTTY "the VM is a SEV guest";
         2 COPY EFAULT "the structure can be read";
-        3 RANGE EINVAL "the range is not empty and does not wrap";
-        4 PINNED ENOMEM "the memory can be pinned for writing";
+        3 RANGE EINVAL "the range is not empty, does not wrap, and is no larger than memory";
+        4 PINNED ENOMEM "the memory can be pinned for writing, within RLIMIT_MEMLOCK";
         5 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
     }
 }
@@ -83,8 +83,8 @@ table! {
     launch_secret "KVM_SEV_LAUNCH_SECRET" {
         1 SEV ENOTTY "the VM is a SEV guest";
         2 COPY EFAULT "the structure can be read";
-        3 RANGE EINVAL "the guest's range is not empty and does not wrap";
-        3 PINNED ENOMEM "the guest's memory can be pinned for writing";
+        3 RANGE EINVAL "the guest's range is not empty, does not wrap, and is no larger than memory";
+        3 PINNED ENOMEM "the guest's memory can be pinned for writing, within RLIMIT_MEMLOCK";
         4 TRANS_LEN EINVAL "the packet has 1 to 16384 bytes";
         4 TRANS EFAULT "the packet can be read";
         5 HDR_LEN EINVAL "the header has 1 to 16384 bytes";
@@ -129,7 +129,7 @@ table! {
         2 COPY EFAULT "the structure can be read";
         3 GIVEN EINVAL "length, source and destination are not 0";
         4 WRAP EINVAL "neither range wraps";
-        5 PINNED ENOMEM "source and destination can be pinned";
+        5 PINNED ENOMEM "source and destination can be pinned, within RLIMIT_MEMLOCK";
         6 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
     }
 }
@@ -155,7 +155,7 @@ table! {
         2 COPY EFAULT "the structure can be read";
         3 GIVEN EINVAL "all addresses and the length of the guest's range are given";
         4 PAGE EINVAL "the guest's range lies in one page";
-        5 PINNED ENOMEM "the guest's memory can be pinned";
+        5 PINNED ENOMEM "the guest's memory can be pinned, within RLIMIT_MEMLOCK";
         6 MEMORY ENOMEM "header and packet have at most 4 MiB";
         7 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
         8 BUFFERS EFAULT "packet and header can be written";
@@ -192,7 +192,7 @@ table! {
         4 PAGE EINVAL "the guest's range lies in one page";
         5 BLOBS EINVAL "header and packet have at most 16384 bytes";
         5 READABLE EFAULT "header and packet can be read";
-        6 PINNED ENOMEM "the guest's memory can be pinned for writing";
+        6 PINNED ENOMEM "the guest's memory can be pinned for writing, within RLIMIT_MEMLOCK";
         7 SEV_FD EBADF "the remembered sev_fd is /dev/sev";
     }
 }
