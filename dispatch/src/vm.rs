@@ -258,7 +258,7 @@ impl<B: Backend> Vm<B> {
     ///
     /// # Errors
     /// [`Error::NotFound`] for a slot that does not exist or has no dirty log; [`Error::Invalid`] for
-    /// a bitmap of the wrong length; [`Error::NotOffered`] for a confidential VM.
+    /// a bitmap of the wrong length; [`Error::NotOffered`] for a TD.
     pub fn dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<()> {
         self.back_end().dirty_log(self.slot(id)?, bitmap)
     }

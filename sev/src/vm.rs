@@ -351,6 +351,14 @@ impl<H: Host> VmOps for SevVm<H> {
         })
     }
 
+    /// What the guest wrote, with the C-bit and without. A journey to another host ([`Outgoing`](crate::migrate::Outgoing))
+    /// takes the logs for itself.
+    fn dirty_log(&self, slot: &MemSlot, bitmap: &mut [u64]) -> Result<()> {
+        self.shared.step().require_live()?;
+        let slot = self.shared.memory().slots.known(slot)?;
+        self.shared.port.dirty_log(&slot, bitmap)
+    }
+
     fn has_emulated_msr(&self, index: u32) -> bool {
         self.shared.port.has_emulated_msr(index)
     }

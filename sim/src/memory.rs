@@ -74,6 +74,25 @@ impl Memory {
         Ok(())
     }
 
+    /// True if a slot with a dirty log is at a frame.
+    pub(crate) fn logs(&self, gfn: Gfn) -> bool {
+        let slot = || self.slot_at(gfn.base()?);
+        !self.dirty.is_empty() && slot().is_some_and(|slot| slot.flags.log_dirty)
+    }
+
+    /// Notes a write to a frame that does not go through the second-level table: one to a page of the guest's own.
+    pub(crate) fn log_write(&mut self, gfn: Gfn) {
+        let Some((id, page)) = gfn.base().and_then(|gpa| {
+            let slot = self.slot_at(gpa)?;
+            Some((slot.id, (gpa.get() - slot.gpa.get()) / PAGE_SIZE))
+        }) else {
+            return;
+        };
+        if let Some(bitmap) = self.dirty.get_mut(&id) {
+            mark(bitmap, page);
+        }
+    }
+
     /// The number of frames in all slots.
     pub(crate) fn frames(&self) -> u64 {
         let frames = self.slots.values().map(|slot| frames_of(slot).1);
@@ -190,8 +209,7 @@ impl Memory {
             return self.table.lookup(gfn);
         }
         if write && let Some(bitmap) = self.dirty.get_mut(&slot.id) {
-            let page = offset / PAGE_SIZE;
-            bitmap[(page / 64) as usize] |= 1 << (page % 64);
+            mark(bitmap, offset / PAGE_SIZE);
         }
         let writable = !slot.flags.read_only && (write || !slot.flags.log_dirty);
         let mapping = Mapping {
@@ -228,6 +246,11 @@ impl Memory {
         let (first, pages) = frames_of(slot);
         self.table.zap(Gfn::new(first), pages);
     }
+}
+
+/// Sets a page's bit in a dirty log of its slot.
+fn mark(bitmap: &mut [u64], page: u64) {
+    bitmap[(page / 64) as usize] |= 1 << (page % 64);
 }
 
 /// The first frame of a slot, and the number of its frames.

@@ -72,7 +72,12 @@ pub(crate) fn first_touch(vm: &VmInner, gpa: Gpa, mut copy: Copy<'_>) -> Touch {
                 };
                 drop(state);
                 match done {
-                    Ok(()) => return Touch::Memory(len),
+                    Ok(()) => {
+                        if matches!(copy, Copy::ToGuest(_)) && vm.read().logs(gfn) {
+                            vm.write().log_write(gfn);
+                        }
+                        return Touch::Memory(len);
+                    }
                     Err(fault) if fault.is_size_mismatch() => {
                         vm.sev.ask(|back_end| back_end.size_mismatch(gfn))
                     }

@@ -7,7 +7,7 @@ use kvm_ops_uapi::checks::dirty_log::{BITMAP, COPY, FIRST, LOGGED, RANGE, SLOT};
 use kvm_ops_uapi::checks::dirty_log_protect;
 use kvm_ops_uapi::memory::{ClearDirtyLog, DirtyLog, USER_SLOTS, dirty_log_flags};
 
-use super::{Slot, State, Vm, slots};
+use super::{Slot, State, Vm, lent, slots};
 use crate::refusal::{Result, ensure};
 use crate::{Process, arg};
 
@@ -46,17 +46,19 @@ impl Logs {
 fn harvest(state: &mut State, number: u32) -> Result<()> {
     let State {
         machine,
+        sev,
         slots,
         dirty,
         ..
     } = state;
-    let parts = (
-        machine.as_ref(),
-        slots.get(number),
-        dirty.of_slots.get_mut(&number),
-    );
-    if let (Some(machine), Some(slot), Some(log)) = parts {
+    let (Some(slot), Some(log)) = (slots.get(number), dirty.of_slots.get_mut(&number)) else {
+        return Ok(());
+    };
+    if let Some(machine) = machine {
         machine.harvest(slot, log)?;
+    }
+    if let Some(guest) = sev.back_end_mut() {
+        lent::harvest(guest, number, log)?;
     }
     Ok(())
 }

@@ -44,6 +44,24 @@ pub(crate) fn delete_slot(vm: &mut BackEnd, number: u32) -> Result<()> {
     Ok(())
 }
 
+/// Moves what a confidential guest wrote since the last call into the log of the slot.
+pub(super) fn harvest(vm: &BackEnd, number: u32, log: &mut [u64]) -> Result<()> {
+    let id = SlotId(number);
+    let logged = vm
+        .slots()
+        .find(|slot| slot.id == id && slot.flags.log_dirty);
+    let Some(slot) = logged.filter(|_| !is_gone(vm)) else {
+        return Ok(());
+    };
+    let pages = slot.bytes / PAGE;
+    let mut bits = vec![0; pages.div_ceil(64) as usize];
+    vm.dirty_log(id, &mut bits)?;
+    for (word, bits) in log.iter_mut().zip(bits) {
+        *word |= bits;
+    }
+    Ok(())
+}
+
 /// The guest went to another host or VM, and runs here no more: it has no use for slots, which stay user space's to change.
 fn is_gone(vm: &BackEnd) -> bool {
     vm.step() == Step::Poisoned

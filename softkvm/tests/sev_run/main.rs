@@ -3,6 +3,7 @@
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;
+mod dirty;
 mod exits;
 mod guest;
 mod hosts;

@@ -132,7 +132,14 @@ impl<B: Bus> SevBus<B> {
             self.since = generation;
             self.frames.clear();
         }
-        let (host, writable) = (frame.bytes(), frame.is_writable());
+        // A page whose slot keeps a dirty log is asked for once more when it is first written.
+        let gfn = Gfn::containing(Gpa::new(page.gpa));
+        let logs = self.vm.read().logs(gfn);
+        if logs && question.write {
+            self.vm.write().log_write(gfn);
+        }
+        let writable = frame.is_writable() && (question.write || !logs);
+        let host = frame.bytes();
         self.frames.entry(host.addr().get()).or_insert(frame);
         // SAFETY: the frame keeps its bytes where they are, and this bus keeps the frame until the generation
         // changes: `frames` is cleared when `map` is called in another generation, and the processor looks at
