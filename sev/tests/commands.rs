@@ -421,7 +421,7 @@ fn commands_out_of_order_are_refused_by_the_firmware_or_before() {
     let mut es_policy = with_ram(&host, Tech::Sev, 1, &ram);
     assert_eq!(
         ioctl(&mut es_policy, 2, &mut with_blobs(&wrong, &[])),
-        (22, 0)
+        (5, Status::INVALID_ASID.0.into())
     );
     common::free_clean(es_policy);
     common::free_clean(vm);

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Asid, Error, Field, Gfn, Host, Hpa, Level, PAGE_SIZE, Page, PagePort, Result, Tech};
+use kvm_ops::{Asid, Error, Field, Gfn, Host, Hpa, Level, PAGE_SIZE, Page, PagePort, Result};
 use zerocopy::little_endian::{U32, U64};
 
 use super::Start;
@@ -26,8 +26,7 @@ impl<H: Host> Shared<H> {
         asid: Asid,
         start: &Start,
     ) -> Result<()> {
-        let wants_es = start.policy & POLICY_ES != 0;
-        if start.policy & !POLICY_BITS != 0 || wants_es != (self.tech() == Tech::SevEs) {
+        if start.policy & !POLICY_BITS != 0 {
             return Err(Error::Invalid(Field::Policy, start.policy));
         }
         let handle = self.launch_start(start)?;

@@ -84,9 +84,17 @@ impl<H: Host> Shared<H> {
     }
 
     /// Starts the launch as the VM's parameters say.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a policy of another technology, which firmware would refuse with the ASID.
     fn start_default(&self, context: &mut Context) -> Result<()> {
+        let policy = self.policy();
+        let wants_es = policy & legacy::POLICY_ES != 0;
+        if !self.is_snp() && wants_es != self.is_es() {
+            return Err(Error::Invalid(Field::Policy, policy));
+        }
         let start = Start {
-            policy: self.policy(),
+            policy,
             session: self.launch.session.clone(),
             share: 0,
             gosvw: self.launch.gosvw,
