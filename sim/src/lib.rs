@@ -39,7 +39,7 @@ mod tdx;
 mod tdx;
 
 pub use builder::{BuildError, BuildStage, SimHostBuilder};
-pub use chips::{IoApicState, PicState, Pin, PitChannelState, PitState, TimerParts};
+pub use chips::{IoApicState, PicState, Pin, PitChannelState, PitState, TimerParts, Took};
 pub use handle::SimVcpu;
 pub use host::SimHost;
 pub use kvm_ops_cpu::{APIC_PAGE_BYTES, Debugger};

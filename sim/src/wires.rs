@@ -7,7 +7,7 @@ use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use kvm_ops::{Error, Msi, Result, Step};
 
 use crate::SimVm;
-use crate::chips::{Chips, IoApicState, PicState, Pin, PitState, TimerParts};
+use crate::chips::{Chips, IoApicState, PicState, Pin, PitState, TimerParts, Took};
 use crate::vm::VmInner;
 
 /// The end of an interrupt.
@@ -72,14 +72,15 @@ impl Wires {
     }
 
     /// Sets the level of an input, as one of the sources 0 to 6 has it. The input is high if one of them is. An
-    /// input that there is not is left alone.
+    /// input that there is not is left alone. Returns what became of the level.
     ///
     /// # Errors
     /// [`Error::NotOffered`] without a full irqchip in the platform.
-    pub fn set_pin(&self, pin: Pin, source: u8, high: bool) -> Result<()> {
+    pub fn set_pin(&self, pin: Pin, source: u8, high: bool) -> Result<Took> {
         self.with_chips(|vm, mut chips| {
-            chips.set_pin(pin, source, high);
+            let took = chips.set_pin(pin, source, high);
             vm.send_from(chips);
+            took
         })
     }
 

@@ -1,6 +1,6 @@
 //! The I/O APIC of a PC (Intel 82093AA data sheet).
 
-use super::IoApicState;
+use super::{IoApicState, Took};
 use crate::processor::{Command, Kind, To};
 
 /// The page of its registers.
@@ -44,19 +44,22 @@ impl Default for IoApic {
 
 impl IoApic {
     /// Sets one of the inputs 0 to 23.
-    pub(crate) fn set_line(&mut self, pin: u8, high: bool) {
+    pub(crate) fn set_line(&mut self, pin: u8, high: bool) -> Took {
         let pin = usize::from(pin);
         let Some(entry) = self.entries.get(pin).copied() else {
-            return;
+            return Took::Masked;
         };
         let was = self.lines >> pin & 1 != 0;
         self.lines = self.lines & !(1 << pin) | u32::from(high) << pin;
-        let due = match entry & LEVEL {
-            0 => high && !was,
-            _ => high,
+        let waits = match entry & LEVEL {
+            0 => was,
+            _ => entry & REMOTE_IRR != 0,
         };
-        if due {
-            self.service(pin);
+        match () {
+            () if !high => Took::Taken,
+            () if waits => Took::Merged,
+            () if self.service(pin) => Took::Taken,
+            () => Took::Masked,
         }
     }
 
@@ -65,11 +68,11 @@ impl IoApic {
         entry.is_none_or(|entry| entry & MASKED != 0)
     }
 
-    /// Sends the message of a pin, unless it is masked or waits for the end of its last one.
-    fn service(&mut self, pin: usize) {
+    /// Sends the message of a pin, unless it is masked or waits for the end of its last one: false then.
+    fn service(&mut self, pin: usize) -> bool {
         let entry = &mut self.entries[pin];
         if *entry & (MASKED | REMOTE_IRR) != 0 {
-            return;
+            return false;
         }
         if *entry & LEVEL != 0 {
             *entry |= REMOTE_IRR;
@@ -83,6 +86,7 @@ impl IoApic {
                 logical: *entry & LOGICAL != 0,
             },
         });
+        true
     }
 
     /// The pins whose level-triggered interrupt has that vector and waits for its end.

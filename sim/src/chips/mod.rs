@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use crate::processor::{Access, Command};
 
-pub use pins::Pin;
+pub use pins::{Pin, Took};
 pub use state::{IoApicState, PicState, PitChannelState, PitState};
 
 use ioapic::IoApic;
@@ -138,7 +138,7 @@ impl Chips {
         }
         let line = line as u8;
         for pin in [Pin::Pic(line), Pin::IoApic(line)] {
-            self.set_pin(pin, pins::LINE, high);
+            let _ = self.set_pin(pin, pins::LINE, high);
         }
     }
 
@@ -163,9 +163,9 @@ impl Chips {
             // A pulse, which is enough for the edge-triggered inputs.
             for high in [true, false] {
                 match self.timer.clone() {
-                    Some(inputs) => inputs
-                        .into_iter()
-                        .for_each(|input| self.set_pin(input, pins::TIMER, high)),
+                    Some(inputs) => inputs.into_iter().for_each(|input| {
+                        let _ = self.set_pin(input, pins::TIMER, high);
+                    }),
                     None => self.set_line(TIMER.into(), high),
                 }
             }

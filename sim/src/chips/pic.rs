@@ -1,7 +1,7 @@
 //! The pair of 8259A interrupt controllers of a PC (Intel 8259A data sheet), with the edge/level
 //! registers of EISA.
 
-use super::PicState;
+use super::{PicState, Took};
 
 /// The input of the first controller to which the second one is connected.
 const CASCADE: u8 = 2;
@@ -46,15 +46,22 @@ struct Controller {
 }
 
 impl Controller {
-    fn set_line(&mut self, input: u8, high: bool) {
+    fn set_line(&mut self, input: u8, high: bool) -> Took {
         let bit = 1 << input;
-        let was = self.lines & bit != 0;
+        let (was, waits) = (self.lines & bit != 0, self.irr & bit != 0);
         self.lines = self.lines & !bit | u8::from(high) << input;
         if self.elcr & bit != 0 {
             self.irr = self.irr & !bit | u8::from(high) << input;
         } else if high && !was {
             // The request stays when the line falls, as in KVM and QEMU.
             self.irr |= bit;
+        }
+        // An edge-triggered input that stays high asks for nothing, which KVM takes.
+        let asks = high && (self.elcr & bit != 0 || !was);
+        match self.imr & bit {
+            0 if asks && waits => Took::Merged,
+            0 => Took::Taken,
+            _ => Took::Masked,
         }
     }
 
@@ -185,9 +192,10 @@ pub(crate) struct Pic([Controller; 2]);
 
 impl Pic {
     /// Sets one of the lines 0 to 15.
-    pub(crate) fn set_line(&mut self, line: u8, high: bool) {
-        self.0[usize::from(line >> 3 & 1)].set_line(line & 7, high);
+    pub(crate) fn set_line(&mut self, line: u8, high: bool) -> Took {
+        let took = self.0[usize::from(line >> 3 & 1)].set_line(line & 7, high);
         self.cascade();
+        took
     }
 
     /// The output of the second controller is an input of the first.

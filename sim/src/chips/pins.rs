@@ -11,6 +11,17 @@ pub enum Pin {
     IoApic(u8),
 }
 
+/// What became of a new level of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Took {
+    /// Nothing: the input is masked, or there is none.
+    Masked,
+    /// The last interrupt of the input waits still, and this is the same.
+    Merged,
+    /// The controller took it. A low level is always taken.
+    Taken,
+}
+
 /// The source of lines with a number.
 pub(super) const LINE: u8 = 0;
 /// The source of the timer.
@@ -38,11 +49,11 @@ impl Levels {
 
 impl Chips {
     /// Sets the level of an input, as one of 8 sources has it: the input is high if one of them is.
-    pub(crate) fn set_pin(&mut self, pin: Pin, source: u8, high: bool) {
+    pub(crate) fn set_pin(&mut self, pin: Pin, source: u8, high: bool) -> Took {
         match (pin, self.levels.set(pin, source, high)) {
             (Pin::Pic(input), Some(high)) => self.pic.set_line(input, high),
             (Pin::IoApic(input), Some(high)) => self.ioapic.set_line(input, high),
-            (_, None) => {}
+            (_, None) => Took::Masked,
         }
     }
 

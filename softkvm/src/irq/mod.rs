@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use kvm_ops::Msi;
-use kvm_ops::sim::{Ended, Pin, TimerParts, Wires};
+use kvm_ops::sim::{Ended, Pin, TimerParts, Took, Wires};
 
 pub(crate) use chips::{get_chip, get_pit, set_chip, set_pit};
 pub(crate) use coalesced::{coalesce, do_not_coalesce};
@@ -150,7 +150,8 @@ impl Irq {
         self.lock().wires.clone()
     }
 
-    /// Sets the level of a line. Returns the number of local APICs and inputs that took it, -1 if it leads nowhere.
+    /// Sets the level of a line. Returns the number of messages and inputs that took it: 0 if it was merged with an interrupt that
+    /// waits, -1 if it leads nowhere or to masked inputs.
     fn set_line(&self, gsi: u32, source: Source, high: bool) -> i32 {
         let (wires, routes, wide) = {
             let state = self.lock();
@@ -161,11 +162,15 @@ impl Irq {
         let mut taken = -1;
         for route in routes {
             let took = match route {
-                Route::Pin(pin) => wires.set_pin(pin, source as u8, high).is_ok(),
-                Route::Message(msi) => high && signal(&wires, msi, wide),
+                Route::Pin(pin) => match wires.set_pin(pin, source as u8, high) {
+                    Ok(Took::Taken) => Some(1),
+                    Ok(Took::Merged) => Some(0),
+                    Ok(Took::Masked) | Err(_) => None,
+                },
+                Route::Message(msi) => (high && signal(&wires, msi, wide)).then_some(1),
             };
-            if took {
-                taken = taken.max(0) + 1;
+            if let Some(took) = took {
+                taken = taken.max(0) + took;
             }
         }
         taken

@@ -272,6 +272,50 @@ fn lines_lead_where_their_routes_say() {
     assert_eq!(status.irq.get(), u32::MAX);
 }
 
+/// `KVM_IRQ_LINE_STATUS`: what became of a level.
+fn status(guest: &Guest, gsi: u32, level: u32) -> i32 {
+    let line = IrqLevel {
+        irq: U32::new(gsi),
+        level: U32::new(level),
+    };
+    let at = guest.host.task.put(&line);
+    let set = ioctl::KVM_IRQ_LINE_STATUS;
+    guest.ioctl(guest.vm, set, at).unwrap();
+    let status: IrqLevel = guest.host.task.get(at).unwrap();
+    status.irq.get() as i32
+}
+
+#[test]
+fn the_status_of_a_line_tells_of_masked_merged_and_taken_interrupts() {
+    const MASKED: u64 = 1 << 16;
+    const LEVEL: u64 = 1 << 15;
+    let guest = waiting(true);
+    let inputs = [
+        entry(20, route_type::IRQCHIP, &[chip::IOAPIC, 3]),
+        entry(21, route_type::IRQCHIP, &[chip::PIC_MASTER, 1]),
+        entry(22, route_type::IRQCHIP, &[chip::IOAPIC, 4]),
+        entry(22, route_type::IRQCHIP, &[chip::PIC_MASTER, 4]),
+    ];
+    routes(&guest, &inputs);
+    let levels = |gsi, levels: &[u32]| -> Vec<i32> {
+        levels
+            .iter()
+            .map(|level| status(&guest, gsi, *level))
+            .collect()
+    };
+    program(&guest, 3, MASKED | u64::from(VECTOR));
+    assert_eq!(levels(20, &[1, 0]), [-1, 1]);
+    // An edge that stays, and a level whose end the guest has not told.
+    program(&guest, 3, VECTOR.into());
+    assert_eq!(levels(20, &[1, 1, 0, 1, 0]), [1, 0, 1, 1, 1]);
+    program(&guest, 3, LEVEL | u64::from(VECTOR));
+    assert_eq!(levels(20, &[1, 1, 0, 1]), [1, 0, 1, 0]);
+    // An edge that the processor did not take yet.
+    assert_eq!(levels(21, &[1, 0, 1]), [1, 1, 0]);
+    program(&guest, 4, VECTOR.into());
+    assert_eq!(levels(22, &[1]), [2], "both chips");
+}
+
 #[test]
 fn the_timer_interrupts_by_the_routes_of_line_0() {
     let guest = waiting(true);
