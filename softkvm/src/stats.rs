@@ -1,4 +1,4 @@
-//! Statistics files: `KVM_GET_STATS_FD`. A VM has no numbers here, a vCPU counts its exits by their kind.
+//! Statistics files: `KVM_GET_STATS_FD`. A VM counts how often memory was taken from its guest, a vCPU its exits by their kind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +35,9 @@ const NAMES: [&str; 7] = [
     "hypercalls",
 ];
 
+/// The numbers of a VM, under the kernel's names. Each flush that is requested is made.
+const OF_VMS: [&str; 2] = ["remote_tlb_flush", "remote_tlb_flush_requests"];
+
 /// The numbers of a vCPU.
 #[derive(Default)]
 pub(crate) struct Counts([AtomicU64; NAMES.len()]);
@@ -46,6 +49,13 @@ impl Counts {
 
     pub(crate) fn add_more(&self, count: Count, more: u64) {
         self.0[count as usize].fetch_add(more, Ordering::Relaxed);
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        let numbers = self.0.iter();
+        numbers
+            .map(|number| number.load(Ordering::Relaxed))
+            .collect()
     }
 }
 
@@ -68,9 +78,9 @@ fn text(from: &str) -> [u8; NAME_SIZE] {
 impl StatsFile {
     /// The file as it is now: header, identification, descriptions, numbers.
     fn contents(&self) -> Vec<u8> {
-        let names: &[&str] = match self.vcpu {
-            Some(_) => &NAMES,
-            None => &[],
+        let (names, numbers): (&[&str], Vec<u64>) = match &self.vcpu {
+            Some(vcpu) => (&NAMES, vcpu.counts().numbers()),
+            None => (&OF_VMS, vec![self.vm.lock().flushes; OF_VMS.len()]),
         };
         let id_offset = size_of::<StatsHeader>();
         let desc_offset = id_offset + NAME_SIZE;
@@ -98,10 +108,7 @@ impl StatsFile {
         let mut bytes = header.as_bytes().to_vec();
         bytes.extend(text(&id));
         descriptions.for_each(|description| bytes.extend(description.as_bytes()));
-        if let Some(vcpu) = &self.vcpu {
-            let numbers = vcpu.counts().0.iter();
-            bytes.extend(numbers.flat_map(|number| number.load(Ordering::Relaxed).to_le_bytes()));
-        }
+        bytes.extend(numbers.into_iter().flat_map(u64::to_le_bytes));
         bytes
     }
 

@@ -30,6 +30,8 @@ pub(super) fn set(vm: &Vm, process: &dyn Process, argument: u64) -> Result<i64> 
     let mut guard = vm.lock();
     let state = &mut *guard;
     dirty_log::harvest_range(state, first, pages)?;
+    let changes = !state.attributes.all(Gfn::new(first), pages, to)?;
+    state.flushes += u64::from(changes);
     state.attributes.set(Gfn::new(first), pages, to)?;
     if let Some(machine) = &mut state.machine {
         machine.convert((first, pages), &state.slots, &state.attributes)?;

@@ -72,6 +72,9 @@ pub(crate) struct State {
     /// Of a normal VM with vCPUs, or whose interrupt controllers were used. In front of the slots, whose memory it has.
     machine: Option<Machine>,
     pub(crate) slots: Slots,
+    /// How often memory was taken from the guest: a slot, the process' memory behind one, or frames that were private or
+    /// shared.
+    pub(crate) flushes: u64,
     /// How often memory was lent once more.
     lendings: u64,
     dirty: dirty_log::Logs,
@@ -106,6 +109,7 @@ impl Vm {
                 vcpus: BTreeMap::new(),
                 machine: None,
                 slots: Slots::default(),
+                flushes: 0,
                 lendings: 0,
                 dirty: dirty_log::Logs::default(),
                 attributes: Attributes::new(Privacy::Shared),
@@ -374,6 +378,7 @@ impl State {
         if let Err(refusal) = self.set_there(number, &slot) {
             tracing::warn!(number, %refusal, "the guest keeps memory that is taken away");
         }
+        self.flushes += 1;
         self.slots.insert(number, slot);
     }
 

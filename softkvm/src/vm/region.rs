@@ -184,6 +184,7 @@ fn set_region(vm: &Vm, process: &dyn Process, region: &UserspaceMemoryRegion2) -
     state.show_slot(wanted.number, &slot)?;
     if let Some(old) = old.filter(|old| old.gpa != slot.gpa) {
         state.take_back(wanted.number, &old)?;
+        state.flushes += 1;
     }
     state.lend(wanted.number, &slot)?;
     state.dirty.keep(wanted.number, &slot);
@@ -195,6 +196,7 @@ fn delete(state: &mut State, number: u32) -> Result<i64> {
     let slot = state.slots.get(number).cloned().ok_or(DELETED)?;
     state.hide_slot(number)?;
     state.take_back(number, &slot)?;
+    state.flushes += 1;
     state.slots.remove(number);
     state.dirty.forget(number);
     Ok(0)

@@ -1,9 +1,12 @@
 //! Exits, and their completion by the next run.
 
 use kvm_ops::Vendor;
+use kvm_ops_softkvm::Process;
+use kvm_ops_uapi::memory::{ATTRIBUTE_PRIVATE, MemoryAttributes};
 use kvm_ops_uapi::run::{Hypercall, InternalError, Mmio, exit_reason};
 use kvm_ops_uapi::state::Regs;
 use kvm_ops_uapi::stats::{StatsDesc, StatsHeader};
+use kvm_ops_uapi::system::vm_type;
 use kvm_ops_uapi::vm::{HC_MAP_GPA_RANGE, HC_SCHED_YIELD, HC_VAPIC_POLL_IRQ, quirk};
 use kvm_ops_uapi::{Errno, U32, U64, cap, ioctl};
 
@@ -315,7 +318,41 @@ fn a_vcpu_counts_its_exits_and_tells_them_in_a_file() {
     let found: Vec<u64> = numbers.iter().map(|(_, number)| *number).collect();
     assert_eq!(found, expected, "{numbers:?}");
     assert_eq!(numbers[1].0, "io_exits");
-    let (vm, numbers) = statistics(&guest, guest.vm);
+    let (vm, _) = statistics(&guest, guest.vm);
     assert_eq!(id, format!("{vm}/vcpu-0"));
-    assert!(numbers.is_empty());
+}
+
+#[test]
+fn a_vm_counts_how_often_memory_is_taken_from_its_guest() {
+    let guest = Guest::with(&[0xf4], vm_type::SW_PROTECTED, |_, _| ());
+    let more = guest.host.map(0x2000);
+    let flushes = || {
+        let (_, numbers) = statistics(&guest, guest.vm);
+        let names: Vec<&str> = numbers.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["remote_tlb_flush", "remote_tlb_flush_requests"]);
+        assert_eq!(numbers[0].1, numbers[1].1, "each request is done");
+        numbers[0].1
+    };
+    let set_private = || {
+        let args = MemoryAttributes {
+            address: U64::new(0x10_0000),
+            size: U64::new(0x1000),
+            attributes: U64::new(ATTRIBUTE_PRIVATE),
+            ..MemoryAttributes::default()
+        };
+        let set = ioctl::KVM_SET_MEMORY_ATTRIBUTES;
+        guest.call(guest.vm, set, &args).unwrap();
+    };
+    guest.slot(1, 0x10_0000, more, 0x2000).unwrap();
+    assert_eq!(flushes(), 0, "a new slot takes nothing");
+    guest.slot(1, 0x20_0000, more, 0x2000).unwrap();
+    assert_eq!(flushes(), 1, "moved");
+    set_private();
+    set_private();
+    assert_eq!(flushes(), 2, "once private");
+    let space = guest.host.address_space();
+    guest.kernel.invalidate(space, more, 0x1000);
+    assert_eq!(flushes(), 3, "unmapped");
+    guest.slot(1, 0, 0, 0).unwrap();
+    assert_eq!(flushes(), 4, "deleted");
 }
