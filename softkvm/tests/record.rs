@@ -37,6 +37,14 @@ const COUNTER: [u8; 9] = [0xf0, 0xfe, 0x06, 0x00, 0x20, 0xe6, 0x80, 0xeb, 0xf7];
 /// The runs of each vCPU that counts.
 const COUNTS: u8 = 50;
 
+/// A program that tells at 0x2002 that it runs, waits for the byte at 0x2000, writes 0x1234 to 0x8000, tells that, waits for the
+/// byte at 0x2001, and leaves by a port's output.
+const WAITER: [u8; 30] = [
+    0xfe, 0x06, 0x02, 0x20, 0x80, 0x3e, 0x00, 0x20, 0x00, 0x74, 0xf9, 0xc7, 0x06, 0x00, 0x80, 0x34,
+    0x12, 0xfe, 0x06, 0x02, 0x20, 0x80, 0x3e, 0x01, 0x20, 0x00, 0x74, 0xf9, 0xe6, 0x80,
+];
+const LOW: u64 = 0x8000;
+
 /// Where a run's record goes.
 #[derive(Clone, Default)]
 struct Out(Arc<Mutex<Vec<u8>>>);
@@ -71,6 +79,13 @@ struct Program {
 }
 
 type Answer<T> = Result<T, Refusal>;
+
+/// What a program waits for that runs a guest on another thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    ForGuest,
+    ForNothing,
+}
 
 impl Program {
     fn new(open: impl Fn(Device) -> Option<File>) -> Option<Self> {
@@ -129,14 +144,21 @@ impl Program {
 
     fn slot(&self, vm: i32, gpa: u64) -> Answer<u64> {
         let ram = self.host.map(RAM);
+        self.set_slot(vm, 0, (gpa, ram, RAM))?;
+        Ok(ram)
+    }
+
+    /// Sets a slot, or deletes it with no bytes.
+    fn set_slot(&self, vm: i32, slot: u32, (gpa, ram, bytes): (u64, u64, u64)) -> Answer<()> {
         let region = UserspaceMemoryRegion2 {
+            slot: U32::new(slot),
             guest_phys_addr: U64::new(gpa),
-            memory_size: U64::new(RAM),
+            memory_size: U64::new(bytes),
             userspace_addr: U64::new(ram),
             ..UserspaceMemoryRegion2::default()
         };
-        self.put(vm, ioctl::KVM_SET_USER_MEMORY_REGION2, &region)?;
-        Ok(ram)
+        self.put(vm, ioctl::KVM_SET_USER_MEMORY_REGION2, &region)
+            .map(drop)
     }
 
     /// A run, and the reason of its exit.
@@ -249,6 +271,44 @@ impl Program {
             both.into_iter()
                 .try_for_each(|thread| thread.join().unwrap())
         })
+    }
+
+    /// A slot is set while a guest runs, which writes there; it is deleted before the guest leaves, or after.
+    fn slot_in_a_run(&self, waits: Wait, deletes: bool) -> Answer<()> {
+        let vm = self.make(self.kvm, ioctl::KVM_CREATE_VM, 0)?;
+        let (ram, late) = (self.host.map(LOW), self.host.map(RAM));
+        self.set_slot(vm, 0, (0, ram, LOW))?;
+        self.poke(ram + CODE, &WAITER)?;
+        let vcpu = self.make(vm, ioctl::KVM_CREATE_VCPU, 0)?;
+        self.host.real_mode(vcpu, CODE)?;
+        thread::scope(|scope| {
+            let run = scope.spawn(|| self.run(vcpu));
+            // In a replay the guest's words come when the run ends.
+            let told = |count| while waits == Wait::ForGuest && self.peek(ram + 0x2002) != count {};
+            told([1]);
+            self.set_slot(vm, 1, (LOW, late, RAM))?;
+            self.poke(ram + 0x2000, &[1])?;
+            told([2]);
+            if deletes {
+                self.set_slot(vm, 1, (LOW, late, 0))?;
+                self.note(self.peek::<2>(late));
+            }
+            self.poke(ram + 0x2001, &[1])?;
+            self.note(run.join().unwrap()?);
+            self.note(self.peek::<2>(late));
+            Ok(())
+        })
+    }
+
+    fn peek<const N: usize>(&self, address: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.host.read(address, &mut bytes).unwrap();
+        bytes
+    }
+
+    fn poke(&self, address: u64, bytes: &[u8]) -> Answer<()> {
+        let written = self.host.write(address, bytes);
+        written.map_err(|_| Errno::EFAULT.into())
     }
 
     /// Two vCPUs of two VMs, each on a thread of its own.
@@ -370,6 +430,30 @@ fn memory_is_recorded_in_the_order_in_which_vcpus_of_one_vm_wrote_it() {
         .collect();
     assert!(counts.is_sorted(), "{counts:?}");
     assert_eq!(counts.last(), Some(&(2 * COUNTS)));
+}
+
+#[test]
+fn what_a_guest_writes_to_a_slot_that_is_set_and_deleted_in_its_run_is_recorded() {
+    for deletes in [false, true] {
+        let (text, seen) = recorded(|program| program.slot_in_a_run(Wait::ForGuest, deletes));
+        let lines: Vec<&str> = text.lines().collect();
+        let word = lines.iter().position(|line| *line == " memory 1 0 3412");
+        let call = lines[..word.expect(&text)]
+            .iter()
+            .rfind(|line| line.starts_with("thread "));
+        let name = if deletes {
+            "KVM_SET_USER_MEMORY_REGION2"
+        } else {
+            "KVM_RUN"
+        };
+        assert!(call.unwrap().contains(name), "{text}");
+        let (player, stopped) = player(&text);
+        let program = Program::elsewhere(&player).unwrap();
+        program
+            .slot_in_a_run(Wait::ForNothing, deletes)
+            .unwrap_or_else(|_| panic!("{:?}", stopped.lock().unwrap()));
+        assert_eq!(program.seen(), seen);
+    }
 }
 
 #[test]

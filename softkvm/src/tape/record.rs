@@ -12,7 +12,7 @@ use kvm_ops_uapi::run::MMAP_SIZE;
 use super::canon;
 use super::fields::slot_set;
 use super::format::{Answer, Call, Device, LOST, Machine, Step, Vendor, What, changes, head};
-use super::memory::Slots;
+use super::memory::{Change, Slots};
 use super::places::Bases;
 use super::traced::{SIGNALLED, Traced, Traces};
 use crate::refusal::Result;
@@ -39,6 +39,8 @@ pub(super) struct State {
     threads: HashMap<ThreadId, u32>,
     pub(super) events: u32,
     slots: Slots,
+    /// The calls of each VM's file's vCPUs that run now.
+    runs: HashMap<u32, u32>,
 }
 
 impl Recorder {
@@ -56,6 +58,7 @@ impl Recorder {
                 threads: HashMap::new(),
                 events: 0,
                 slots: Slots::default(),
+                runs: HashMap::new(),
             }),
         })
     }
@@ -83,6 +86,7 @@ impl Recorder {
         serve: impl FnOnce(&dyn Process) -> Result<i64>,
     ) -> Result<i64> {
         let run = file.run_area().filter(|_| number == KVM_RUN.number());
+        let slot = slot_set(process, (number, argument));
         let mut steps = Vec::new();
         let (own, before) = {
             let mut state = self.lock();
@@ -92,6 +96,10 @@ impl Recorder {
             }
             let own = state.number(file);
             let before = run.map(|area| state.before_run(own, process, area.as_ref(), &mut steps));
+            if let Some(slot) = slot {
+                let runs = state.is_running(own);
+                state.slots.begin(own, slot, process, runs);
+            }
             (own, before)
         };
         let traced = Traced {
@@ -115,10 +123,14 @@ impl Recorder {
         if let (Some(area), Some(before)) = (run, before) {
             state.after_run(own, process, area.as_ref(), &before, &mut steps);
         }
-        if answer.is_ok()
-            && let Some(slot) = slot_set(process, (number, argument))
-        {
-            state.slots.set(own, slot);
+        match slot {
+            Some(slot) if answer.is_ok() => {
+                let runs = state.is_running(own);
+                let left = state.slots.set(own, slot, process, runs);
+                steps.extend(left.into_iter().map(memory));
+            }
+            Some(_) => state.slots.refused(),
+            None => {}
         }
         if let Some(address) = lost {
             state.give_up(number, address);
@@ -136,6 +148,11 @@ impl Recorder {
         state.write(what, steps, end);
         answer
     }
+}
+
+/// The step of a change in a slot.
+fn memory((slot, at, bytes): Change) -> Step {
+    Step::Memory(slot, at, bytes)
 }
 
 /// The contents of the memory that a vCPU shares.
@@ -170,6 +187,7 @@ impl State {
         let ended = self.alive.extract_if(|_, vm| vm.strong_count() == 0);
         for (vm, _) in ended {
             self.slots.forget(vm);
+            self.runs.remove(&vm);
             for (file, _) in self.makers.extract_if(|_, maker| *maker == vm) {
                 self.pages.remove(&file);
             }
@@ -187,6 +205,11 @@ impl State {
         number.copied().unwrap_or(canon::FOREIGN)
     }
 
+    /// True if a vCPU of the VM behind a file is in a run.
+    fn is_running(&self, vm: u32) -> bool {
+        self.runs.get(&vm).is_some_and(|runs| *runs != 0)
+    }
+
     /// Notes what the program wrote to the run page, and returns the page.
     fn before_run(
         &mut self,
@@ -198,6 +221,7 @@ impl State {
         let page = page(area);
         if let Some(vm) = self.makers.get(&own) {
             self.slots.look_at_new(*vm, process);
+            *self.runs.entry(*vm).or_default() += 1;
         }
         let seen = self.pages.entry(own);
         let found = changes(seen.or_insert_with(|| vec![0; page.len()]), &page);
@@ -218,8 +242,11 @@ impl State {
         let found = changes(before, &page).into_iter();
         steps.extend(found.map(|(at, bytes)| Step::PageOut(at, bytes)));
         if let Some(vm) = self.makers.get(&own) {
+            if let Some(runs) = self.runs.get_mut(vm) {
+                *runs -= 1;
+            }
             let found = self.slots.changes(*vm, process).into_iter();
-            steps.extend(found.map(|(slot, at, bytes)| Step::Memory(slot, at, bytes)));
+            steps.extend(found.map(memory));
         }
         let signalled = SIGNALLED.with_borrow_mut(std::mem::take);
         steps.extend(signalled.into_iter().map(Step::Signal));
