@@ -1,6 +1,7 @@
 //! The kernel: a software machine, and what it offers.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 use std::{fmt, io};
 
 use kvm_ops::moves::StagingTable;
@@ -90,6 +91,22 @@ impl Kernel {
 
     pub(crate) fn recorder(&self) -> Option<&Recorder> {
         self.0.recorder.as_ref()
+    }
+
+    /// Notes in the record, if there is one, what a clock of this number told the calling thread: a time since the clock's zero.
+    /// [`Player::clock`](crate::Player::clock) gives it back. Times of a thread that has not made a call yet are not noted.
+    pub fn looked_at_clock(&self, clock: i32, time: Duration) {
+        if let Some(recorder) = self.recorder() {
+            recorder.looked(clock, time);
+        }
+    }
+
+    /// Notes in the record, if there is one, that the calling thread has taken a lock of the program, and holds it. The order in
+    /// which threads take a lock is part of the record from the first call of each on. The name has no blanks.
+    pub fn took_lock(&self, lock: &str) {
+        if let Some(recorder) = self.recorder() {
+            recorder.took(lock);
+        }
     }
 
     /// Notes that a device was opened.

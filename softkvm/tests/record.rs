@@ -457,6 +457,143 @@ fn what_a_guest_writes_to_a_slot_that_is_set_and_deleted_in_its_run_is_recorded(
 }
 
 #[test]
+fn clocks_tell_a_thread_between_two_calls_what_they_told_it_in_the_record() {
+    const CLOCKS: [(i32, Duration); 4] = [
+        (1, Duration::new(7, 0)),
+        (0, Duration::new(1_000_000_000, 5)),
+        (1, Duration::new(7, 999_999_999)),
+        (1, Duration::new(8, 1)),
+    ];
+    let out = Out::default();
+    let host = SimHost::new(Vendor::Amd);
+    let kernel = Kernel::recording(host, Faults::default(), Box::new(out.clone())).unwrap();
+    kernel.looked_at_clock(1, Duration::ZERO);
+    let ask = |program: &Program| program.ioctl(program.kvm, ioctl::KVM_GET_API_VERSION, 0);
+    let program = Program::new(|_| Some(kernel.open_kvm())).unwrap();
+    for (clock, time) in CLOCKS {
+        kernel.looked_at_clock(clock, time);
+    }
+    ask(&program).unwrap();
+    ask(&program).unwrap();
+    let (player, stopped) = player(&out.text());
+    assert_eq!(player.clock(1), None, "a thread without a call");
+    let program = Program::new(|_| player.open(Device::Kvm)).unwrap();
+    for (clock, time) in CLOCKS {
+        assert_eq!(player.clock(clock), Some(time));
+    }
+    assert_eq!(player.clock(1), None, "one look more");
+    ask(&program).unwrap();
+    assert_eq!(player.clock(1), None, "no look behind that call");
+    ask(&program).unwrap();
+    assert_eq!(*stopped.lock().unwrap(), None);
+}
+
+/// Two threads that make a call each, take a lock so often, and make another call. Returns the order of the takings.
+fn takings(
+    program: &Program,
+    takings: [u32; 2],
+    take: impl Fn(&mut dyn FnMut()) + Sync,
+) -> Vec<usize> {
+    let order = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for (name, count) in takings.into_iter().enumerate() {
+            let (order, take) = (&order, &take);
+            scope.spawn(move || {
+                // The calls tell which thread of the record it is.
+                let ask = |value| {
+                    let _ = program.ioctl(program.kvm, ioctl::KVM_CHECK_EXTENSION, value);
+                };
+                ask(name as u64);
+                for _ in 0..count {
+                    take(&mut || order.lock().unwrap().push(name));
+                    thread::yield_now();
+                }
+                ask(name as u64);
+            });
+        }
+    });
+    order.into_inner().unwrap()
+}
+
+#[test]
+fn threads_take_a_lock_in_the_order_of_the_record() {
+    const NAME: &str = "program+10";
+    let out = Out::default();
+    let host = SimHost::new(Vendor::Amd);
+    let kernel = Kernel::recording(host, Faults::default(), Box::new(out.clone())).unwrap();
+    let program = Program::new(|_| Some(kernel.open_kvm())).unwrap();
+    let lock = Mutex::new(());
+    let recorded = takings(&program, [200, 100], |work| {
+        let _taken = lock.lock().unwrap();
+        kernel.took_lock(NAME);
+        work();
+    });
+    for _ in 0..5 {
+        let (player, stopped) = player(&out.text());
+        let program = Program::new(|_| player.open(Device::Kvm)).unwrap();
+        let lock = Mutex::new(());
+        let played = takings(&program, [200, 100], |work| {
+            let counts = player.wait_for_lock(NAME);
+            let taken = lock.lock().unwrap();
+            if counts {
+                player.took_lock(NAME);
+            }
+            work();
+            drop(taken);
+            player.released_lock(NAME);
+        });
+        assert_eq!(*stopped.lock().unwrap(), None);
+        assert_eq!(played, recorded);
+    }
+}
+
+#[test]
+fn a_thread_is_told_that_the_others_wait_for_it_to_take_a_lock() {
+    let ask = |thread: u32, steps: &str| {
+        let ioctl = ioctl::KVM_GET_API_VERSION.number();
+        format!("thread {thread} ioctl 0 {ioctl:x} KVM_GET_API_VERSION 0\n{steps}= 12\n")
+    };
+    let text = format!(
+        "kvm-ops record 1\nmachine amd 0 0 0 0\nthread 0 open /dev/kvm 0\n= file 0\n\
+         thread 0 open /dev/kvm 1\n= file 1\n{}{}{}{}",
+        ask(0, ""),
+        ask(1, ""),
+        ask(0, " lock program+10 1\n lock program+10 3\n"),
+        ask(1, " lock program+10 2\n"),
+    );
+    let (player, stopped) = player(&text);
+    let program = Program::new(|_| player.open(Device::Kvm)).unwrap();
+    let ask = || {
+        program
+            .ioctl(program.kvm, ioctl::KVM_GET_API_VERSION, 0)
+            .unwrap()
+    };
+    let take = || {
+        assert!(player.wait_for_lock("program+10"));
+        player.took_lock("program+10");
+    };
+    ask();
+    assert!(player.is_awaited());
+    take();
+    assert!(!player.is_awaited(), "it has it");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(!player.is_awaited(), "a thread without a call");
+            ask();
+            assert!(!player.is_awaited(), "the lock is not free");
+            player.released_lock("program+10");
+            assert!(player.is_awaited());
+            take();
+            player.released_lock("program+10");
+        });
+    });
+    take();
+    player.released_lock("program+10");
+    assert!(!player.wait_for_lock("program+20"), "no lock of the record");
+    assert_eq!(*stopped.lock().unwrap(), None);
+}
+
+#[test]
 fn the_first_call_that_differs_is_told_with_what_was_expected() {
     let (text, _) = recorded(Program::whole);
     let told = |change: &dyn Fn(&mut Program)| {

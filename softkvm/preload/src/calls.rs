@@ -14,7 +14,7 @@ use crate::area::Area;
 use crate::caller::Caller;
 use crate::own::{self, Own};
 use crate::raw::{self, fail};
-use crate::{files, lent, log, memory, signals};
+use crate::{clock, files, lent, log, memory, places, signals};
 
 /// The descriptor of a device that a path names. `None` for other paths.
 ///
@@ -25,7 +25,8 @@ unsafe fn open_device(path: *const c_char, flags: c_int) -> Option<c_int> {
         return None;
     }
     // SAFETY: the caller's promise.
-    let file = files::device(unsafe { CStr::from_ptr(path) }, flags)?;
+    let path = unsafe { CStr::from_ptr(path) };
+    let file = clock::own_work(|| files::device(path, flags))?;
     let fd = match raw::memfd() {
         Ok(fd) => fd,
         Err(errno) => return Some(fail(errno)),
@@ -120,7 +121,7 @@ fn answer(fd: c_int, number: u32, argument: u64) -> Result<c_int, Errno> {
         false => Errno::EBADF,
     };
     let file = files::get(fd).ok_or_else(gone)?;
-    let answer = file.ioctl(&Caller::default(), number, argument);
+    let answer = clock::own_work(|| file.ioctl(&Caller::default(), number, argument));
     log::ioctl(fd, number, argument, &answer);
     match answer {
         Ok(value) => Ok(value as c_int),
@@ -337,6 +338,7 @@ macro_rules! mmap {
                 fd: c_int,
                 offset: off_t,
             ) -> *mut c_void {
+                let address = places::wish(address, len, flags);
                 let ours = (flags & libc::MAP_ANONYMOUS == 0).then(|| files::get(fd)).flatten();
                 let map = || match ours {
                     Some(file) if file.kind() == FileKind::GuestMemfd => {

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use kvm_ops_softkvm::{Mismatch, Player};
 
-use crate::{cpuid, own};
+use crate::{clock, cpuid, own};
 
 /// The exit code of a program that is not the record's.
 const DIFFERS: libc::c_int = 3;
@@ -18,6 +18,7 @@ pub(crate) fn out() -> Option<Box<dyn Write + Send>> {
     let path = std::env::var_os("KVM_OPS_RECORD").filter(|_| !own::is_child())?;
     // Of two programs of a run that open a device, the second would spoil the record of the first.
     let made = File::create_new(&path).map_err(|error| named(Path::new(&path), error));
+    clock::begin();
     Some(Box::new(or_exit(made)))
 }
 
@@ -40,6 +41,7 @@ pub(crate) fn player() -> Option<&'static Player> {
         let path = std::env::var_os("KVM_OPS_REPLAY")?;
         let text = std::fs::read_to_string(&path).map_err(|error| named(Path::new(&path), error));
         let player = Player::new(&or_exit(text), differs);
+        clock::begin();
         let player = or_exit(player.map_err(|error| named(Path::new(&path), error)));
         cpuid::take_over(player.encryption_leaf());
         // SAFETY: the handler reads what is never freed.

@@ -158,6 +158,33 @@ fn seabios_looks_for_something_to_boot() {
     writes(&mut command, "No bootable device");
 }
 
+/// The guest reads the board's clock, looks for something to boot, and resets the machine, which ends QEMU.
+#[test]
+fn seabios_is_served_from_its_record_to_the_end_of_qemu() {
+    let Some(folder) = named("KVM_OPS_QEMU") else {
+        return;
+    };
+    let name = format!("seabios-{}.txt", std::process::id());
+    let record = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let run = |variable| {
+        let mut command = intel(&folder);
+        command
+            .args(["-machine", "q35,graphics=off", "-m", "32"])
+            .args(["-boot", "reboot-timeout=1"])
+            .env(variable, &record);
+        let output = command.stderr(Stdio::piped()).output().expect("QEMU");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {errors}", output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let first = run("KVM_OPS_RECORD");
+    assert!(first.contains("No bootable device"), "{first}");
+    for _ in 0..3 {
+        assert_eq!(first, run("KVM_OPS_REPLAY"));
+    }
+    let _ = std::fs::remove_file(record);
+}
+
 #[test]
 fn tdvf_reaches_its_boot_manager() {
     let Some(folder) = named("KVM_OPS_QEMU") else {

@@ -1,6 +1,7 @@
 //! The text of a record.
 
 use std::fmt::{self, Write};
+use std::time::Duration;
 
 use super::fields::takes_address;
 use super::places::Place;
@@ -86,6 +87,10 @@ impl What {
 /// A step of a call, in the order in which the kernel's side takes them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// In front of the call, and behind the one before it, a clock of this number told its thread this time.
+    Clock(i32, Duration),
+    /// There too, its thread took the lock of this name, which another thread had: the taking of that number.
+    Lock(String, u64),
     /// The program's side of the run page: bytes that it changed since the last run.
     PageIn(usize, Vec<u8>),
     /// Bytes that were read.
@@ -159,6 +164,11 @@ impl fmt::Display for Hex<'_> {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Clock(clock, time) => {
+                let (seconds, rest) = (time.as_secs(), time.subsec_nanos());
+                write!(f, " clock {clock} {seconds}.{rest:09}")
+            }
+            Self::Lock(lock, number) => write!(f, " lock {lock} {number}"),
             Self::PageIn(at, bytes) => write!(f, " page-in {at:x} {}", Hex(bytes)),
             Self::Read(place, bytes) => write!(f, " read {place} {}", Hex(bytes)),
             Self::ReadFault(place, bytes) => write!(f, " read-fault {place} {bytes}"),

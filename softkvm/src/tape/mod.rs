@@ -5,6 +5,7 @@ mod compare;
 mod fields;
 mod format;
 mod memory;
+mod order;
 mod parse;
 mod places;
 mod play;

@@ -1,5 +1,7 @@
 //! Reads the text of a record.
 
+use std::time::Duration;
+
 use super::format::{
     Answer, Call, Device, HEAD, LOST, Machine, NewFile, Record, RecordError, Step, Vendor, What,
 };
@@ -32,6 +34,13 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
         .filter(|_| rest.is_empty())
 }
 
+/// Seconds, and nine digits of a second.
+fn time(text: &str) -> Option<Duration> {
+    let (seconds, rest) = text.split_once('.')?;
+    let nanos = rest.parse().ok().filter(|_| rest.len() == 9)?;
+    Some(Duration::new(seconds.parse().ok()?, nanos))
+}
+
 fn step(line: &str) -> Option<Step> {
     let mut words = line.split(' ');
     let name = words.next()?;
@@ -41,6 +50,8 @@ fn step(line: &str) -> Option<Step> {
     let place = |word: Option<&str>| Place::parse(word?);
     let bytes = |word: Option<&str>| unhex(word?);
     let step = match name {
+        "lock" => Step::Lock(words.next()?.to_owned(), words.next()?.parse().ok()?),
+        "clock" => Step::Clock(number(words.next())? as i32, time(words.next()?)?),
         "page-in" => Step::PageIn(size(words.next())?, bytes(words.next())?),
         "page-out" => Step::PageOut(size(words.next())?, bytes(words.next())?),
         "read" => Step::Read(place(words.next())?, bytes(words.next())?),

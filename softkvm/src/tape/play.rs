@@ -11,6 +11,7 @@ use kvm_ops_uapi::checks::any;
 use kvm_ops_uapi::ioctl::KVM_RUN;
 
 use super::format::{Call, Device, Machine, Record, RecordError, Step, Vendor, What};
+use super::order::{self, HandOvers, Held};
 use crate::refusal::Result;
 use crate::{EventFd, File, FileKind, Process, RunArea};
 
@@ -48,6 +49,7 @@ pub(super) struct Inner {
     pub(super) calls: Vec<Call>,
     /// Eventfds that the record's guest signals. The others need not be kept.
     pub(super) signalled: HashSet<u32>,
+    pub(super) hand_overs: HandOvers,
     pub(super) state: Mutex<State>,
     pub(super) moved: Condvar,
     pub(super) stop: Box<dyn Fn(&Mismatch) + Send + Sync>,
@@ -66,6 +68,9 @@ pub(super) struct State {
     /// Addresses of slots, by the number of the call that set them, and their bytes.
     pub(super) slots: Vec<(u64, u64)>,
     pub(super) events: HashMap<u32, Arc<dyn EventFd>>,
+    /// The next call of each thread when a clock told it something, and the first step of it that is left of each clock.
+    pub(super) looks: HashMap<ThreadId, (usize, HashMap<i32, usize>)>,
+    pub(super) held: HashMap<String, Held>,
     pub(super) stopped: bool,
 }
 
@@ -180,6 +185,7 @@ impl Player {
         Ok(Self(Arc::new(Inner {
             machine,
             patience,
+            hand_overs: order::hand_overs(&calls),
             calls,
             signalled,
             state: Mutex::new(state),
@@ -201,6 +207,55 @@ impl Player {
     /// The number of calls, and how many of them were made.
     pub fn progress(&self) -> (usize, usize) {
         (self.0.calls.len(), self.0.lock().next)
+    }
+
+    /// What a clock of this number told the program's thread at this point of the record: a time since the clock's zero. `None`
+    /// for a thread that has not made a call yet, or that looks at the clock more often than the record's did.
+    pub fn clock(&self, clock: i32) -> Option<Duration> {
+        let mut state = self.0.lock();
+        let own = std::thread::current().id();
+        let part = state.threads.get(&own)?;
+        let next = *state.left.get(part)?.as_slice().first()?;
+        let looks = state.looks.entry(own).or_default();
+        if looks.0 != next {
+            *looks = (next, HashMap::new());
+        }
+        let from = looks.1.entry(clock).or_default();
+        let steps = self.0.calls[next].steps.iter().enumerate();
+        let mut told = steps.skip(*from).filter_map(|(n, step)| match step {
+            Step::Clock(other, time) if *other == clock => Some((n, *time)),
+            _ => None,
+        });
+        let (n, time) = told.next()?;
+        *from = n + 1;
+        Some(time)
+    }
+
+    /// Waits until it is the calling thread's turn to take a lock of the program. True if it is part of the record's order: then
+    /// [`took_lock`](Self::took_lock) is to be called with the lock taken, and [`released_lock`](Self::released_lock) behind its
+    /// release. A wait that takes too long is a difference.
+    pub fn wait_for_lock(&self, lock: &str) -> bool {
+        let waited = self.0.wait_for_lock(lock);
+        waited.unwrap_or_else(|mismatch| {
+            self.0.stop(&mismatch);
+            false
+        })
+    }
+
+    /// The calling thread has taken a lock.
+    pub fn took_lock(&self, lock: &str) {
+        self.0.took(lock);
+    }
+
+    /// A lock is free again.
+    pub fn released_lock(&self, lock: &str) {
+        self.0.released(lock);
+    }
+
+    /// True if the program comes no further without the calling thread, whose call or whose taking of a lock is the record's next:
+    /// it should wait for nothing else.
+    pub fn is_awaited(&self) -> bool {
+        self.0.is_awaited()
     }
 
     /// Opens a device, as the record's program did. `None` where the machine had none.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use kvm_ops_uapi::ioctl::KVM_RUN;
 use kvm_ops_uapi::run::MMAP_SIZE;
@@ -13,6 +14,7 @@ use super::canon;
 use super::fields::slot_set;
 use super::format::{Answer, Call, Device, LOST, Machine, Step, Vendor, What, changes, head};
 use super::memory::{Change, Slots};
+use super::order::Taken;
 use super::places::Bases;
 use super::traced::{SIGNALLED, Traced, Traces};
 use crate::refusal::Result;
@@ -37,6 +39,9 @@ pub(super) struct State {
     /// The run page of each vCPU's file, as its last run left it.
     pages: HashMap<u32, Vec<u8>>,
     threads: HashMap<ThreadId, u32>,
+    /// What clocks told each of these threads since its last call.
+    pub(super) looks: HashMap<ThreadId, Vec<Step>>,
+    pub(super) taken: HashMap<String, Taken>,
     pub(super) events: u32,
     slots: Slots,
     /// The calls of each VM's file's vCPUs that run now.
@@ -56,6 +61,8 @@ impl Recorder {
                 alive: HashMap::new(),
                 pages: HashMap::new(),
                 threads: HashMap::new(),
+                looks: HashMap::new(),
+                taken: HashMap::new(),
                 events: 0,
                 slots: Slots::default(),
                 runs: HashMap::new(),
@@ -74,7 +81,16 @@ impl Recorder {
             return;
         }
         let number = state.name(file);
-        state.write(What::Open(device, number), Vec::new(), Answer::File(number));
+        let looks = state.take_looks();
+        state.write(What::Open(device, number), looks, Answer::File(number));
+    }
+
+    /// A clock told the calling thread a time, which counts once the thread has made a call.
+    pub(crate) fn looked(&self, clock: i32, time: Duration) {
+        let mut state = self.lock();
+        if let Some(looks) = state.looks.get_mut(&thread::current().id()) {
+            looks.push(Step::Clock(clock, time));
+        }
     }
 
     /// Records a call that `serve` answers.
@@ -87,20 +103,20 @@ impl Recorder {
     ) -> Result<i64> {
         let run = file.run_area().filter(|_| number == KVM_RUN.number());
         let slot = slot_set(process, (number, argument));
-        let mut steps = Vec::new();
-        let (own, before) = {
+        let (own, before, steps) = {
             let mut state = self.lock();
             if state.has_ended() {
                 drop(state);
                 return serve(process);
             }
+            let mut steps = state.take_looks();
             let own = state.number(file);
             let before = run.map(|area| state.before_run(own, process, area.as_ref(), &mut steps));
             if let Some(slot) = slot {
                 let runs = state.is_running(own);
                 state.slots.begin(own, slot, process, runs);
             }
-            (own, before)
+            (own, before, steps)
         };
         let traced = Traced {
             inner: process,
@@ -205,6 +221,12 @@ impl State {
         number.copied().unwrap_or(canon::FOREIGN)
     }
 
+    /// What clocks told the calling thread, which makes a call.
+    fn take_looks(&mut self) -> Vec<Step> {
+        let looks = self.looks.entry(thread::current().id()).or_default();
+        std::mem::take(looks)
+    }
+
     /// True if a vCPU of the VM behind a file is in a run.
     fn is_running(&self, vm: u32) -> bool {
         self.runs.get(&vm).is_some_and(|runs| *runs != 0)
@@ -291,6 +313,7 @@ impl State {
         self.out = None;
         self.slots = Slots::default();
         self.pages.clear();
+        self.looks.clear();
     }
 }
 

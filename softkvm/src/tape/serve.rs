@@ -73,7 +73,12 @@ impl Inner {
                         event.signal();
                     }
                 }
-                Step::PageIn(..) | Step::Read(..) | Step::ReadFault(..) | Step::WriteFault(..) => {}
+                Step::Clock(..)
+                | Step::Lock(..)
+                | Step::PageIn(..)
+                | Step::Read(..)
+                | Step::ReadFault(..)
+                | Step::WriteFault(..) => {}
             }
         }
         if let Some(area) = area {

@@ -196,9 +196,10 @@ impl Process for Traced<'_> {
 
 /// The field of the argument that has a descriptor.
 fn event_field(bases: &Bases, steps: &[Step], number: i32, process: &Traced<'_>) -> Option<usize> {
-    let Some(Step::Read(place, bytes)) = steps.first() else {
-        return None;
-    };
+    let (place, bytes) = steps.iter().find_map(|step| match step {
+        Step::Read(place, bytes) => Some((place, bytes)),
+        _ => None,
+    })?;
     let argument = bases.resolve(place)?;
     let fields = bases.fields_in(place, bytes.len()).into_iter();
     let mut descriptors = fields.filter_map(|field| match field {

@@ -1,11 +1,19 @@
 //! Which call of a record a thread makes, and when it is answered.
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use super::format::Call;
-use super::play::{Inner, Mismatch};
+use super::play::{Inner, Mismatch, State};
+
+/// The end of a wait for other threads.
+pub(super) enum Waited<'a> {
+    /// Something may have changed.
+    On(MutexGuard<'a, State>),
+    /// It took too long. The first call that is not answered.
+    Over(usize),
+}
 
 impl Inner {
     /// The next call of this thread, if it is the one that the program makes. A thread that makes its first call takes the
@@ -67,20 +75,28 @@ impl Inner {
         state.left.get_mut(&part).and_then(Iterator::next).is_some()
     }
 
+    /// Waits until another thread has done something.
+    pub(super) fn wait<'a>(&'a self, state: MutexGuard<'a, State>, late: Instant) -> Waited<'a> {
+        let left = late.saturating_duration_since(Instant::now());
+        if state.stopped || left.is_zero() {
+            return Waited::Over(state.next);
+        }
+        let waited = self.moved.wait_timeout(state, left);
+        Waited::On(waited.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
     /// Waits until all calls in front of one are answered.
     pub(super) fn turn(&self, call: usize) -> Result<(), Mismatch> {
         let late = Instant::now() + self.patience;
         let mut state = self.lock();
         while state.next != call {
-            let left = late.saturating_duration_since(Instant::now());
-            if state.stopped || left.is_zero() {
-                let missing = state.next;
-                drop(state);
-                let got = format!("it was not made, and call {call} waits for it");
-                return Err(self.mismatch(missing, got));
-            }
-            let waited = self.moved.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = match self.wait(state, late) {
+                Waited::On(state) => state,
+                Waited::Over(missing) => {
+                    let got = format!("it was not made, and call {call} waits for it");
+                    return Err(self.mismatch(missing, got));
+                }
+            };
         }
         Ok(())
     }
