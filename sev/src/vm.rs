@@ -153,6 +153,16 @@ impl<H: Host> SevVm<H> {
         self.shared.forget_memory(memory);
     }
 
+    /// Ends the SEV or SEV-ES guest that LAUNCH_START or RECEIVE_START made a moment ago, because the caller cannot be told its
+    /// handle (Linux: `sev_unbind_asid`). It can be started again. What firmware does not give up is listed as leaked.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] if there is no such guest, or its launch went further; those of [`SevPort::bind_asid`](kvm_ops::SevPort::bind_asid),
+    /// after which the VM is poisoned.
+    pub fn undo_start(&self) -> Result<()> {
+        self.shared.undo_start()
+    }
+
     /// Charges the VM's key to an account from now on, and keys that it takes over.
     ///
     /// # Errors

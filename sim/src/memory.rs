@@ -75,12 +75,14 @@ impl Memory {
     }
 
     /// True if a slot with a dirty log is at a frame.
+    #[allow(dead_code)] // Never in a build without SEV.
     pub(crate) fn logs(&self, gfn: Gfn) -> bool {
         let slot = || self.slot_at(gfn.base()?);
         !self.dirty.is_empty() && slot().is_some_and(|slot| slot.flags.log_dirty)
     }
 
     /// Notes a write to a frame that does not go through the second-level table: one to a page of the guest's own.
+    #[allow(dead_code)] // Never in a build without SEV.
     pub(crate) fn log_write(&mut self, gfn: Gfn) {
         let Some((id, page)) = gfn.base().and_then(|gpa| {
             let slot = self.slot_at(gpa)?;

@@ -63,6 +63,33 @@ impl<H: Host> Shared<H> {
         Ok(())
     }
 
+    /// Ends the guest of a LAUNCH_START or RECEIVE_START. The next start takes another ASID.
+    pub(crate) fn undo_start(&self) -> Result<()> {
+        let mut context = self.context();
+        let is_new = |context: &&mut Context| {
+            matches!(
+                context.state,
+                GuestState::LaunchUpdate | GuestState::ReceiveUpdate
+            )
+        };
+        let context = context.as_mut().filter(is_new);
+        let context = context.ok_or(Error::WrongState(self.step()))?;
+        let handle = context.handle().ok_or(Error::WrongState(self.step()))?;
+        self.unbind()?;
+        context.guest = None;
+        context.state = GuestState::Uninit;
+        let sp = self.sp();
+        match sp.end_legacy(handle) {
+            Ok(()) => self.drop_soiled_asid(context),
+            Err(kept) => {
+                if let Some(lease) = context.lease.take() {
+                    sp.leak_asid(lease, kept);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn launch_start(&self, start: &Start) -> Result<u32> {
         let sp = self.sp();
         let (cert, session) = match &start.session {

@@ -121,6 +121,14 @@ impl Engine {
         }
     }
 
+    /// Ends the guest that a command just made.
+    pub(super) fn undo_start(&self) -> Result<()> {
+        if let AnyVm::Amd(AmdVm::Sev(vm)) = self.vm.back_end() {
+            vm.undo_start()?;
+        }
+        Ok(())
+    }
+
     /// Pages that regions have pinned.
     pub(super) fn locked_pages(&self) -> u64 {
         match self.vm.back_end() {

@@ -47,17 +47,21 @@ pub(super) fn start(state: &mut State, call: &Call<'_>) -> Answer {
     }
     require_fd(call.process, call.sev_fd, SEV_FD)?;
     let mut data = args.to_bytes();
-    state
-        .sev
-        .engine(SEV)?
-        .command(uapi::LAUNCH_START, &mut data)?;
+    let engine = state.sev.engine(SEV)?;
+    let is_first = !engine.knows_guest();
+    engine.command(uapi::LAUNCH_START, &mut data)?;
     let answer = Blobs::<SevLaunchStart>::head_of(&data).unwrap_or(given);
-    state.sev.sev_fd = call.sev_fd;
     let back = SevLaunchStart {
         handle: answer.handle,
         ..given
     };
-    call.write(&back, COPY_BACK)?;
+    if let Err(refusal) = call.write(&back, COPY_BACK) {
+        if is_first {
+            engine.undo_start()?;
+        }
+        return Err(refusal.into());
+    }
+    state.sev.sev_fd = call.sev_fd;
     Ok(Sent::Yes)
 }
 

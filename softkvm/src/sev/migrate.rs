@@ -152,12 +152,15 @@ pub(super) fn receive_start(state: &mut State, call: &Call<'_>) -> Answer {
     let engine = state.sev.engine(SEV)?;
     engine.command(uapi::RECEIVE_START, &mut data)?;
     let told = Blobs::<SevReceiveStart>::head_of(&data).unwrap_or(given);
-    state.sev.sev_fd = call.sev_fd;
     let back = SevReceiveStart {
         handle: told.handle,
         ..given
     };
-    call.write(&back, COPY_BACK)?;
+    if let Err(refusal) = call.write(&back, COPY_BACK) {
+        engine.undo_start()?;
+        return Err(refusal.into());
+    }
+    state.sev.sev_fd = call.sev_fd;
     Ok(Sent::Yes)
 }
 

@@ -29,6 +29,20 @@ fn target(w: &World) -> SevSendStart {
     }
 }
 
+/// What a source gave, for RECEIVE_START.
+fn sent(w: &World) -> SevReceiveStart {
+    let args = target(w);
+    let (sent, told) = w.command(w.running(0), sev::SEND_START, &args);
+    sent.expect("a source");
+    SevReceiveStart {
+        pdh: args.pdh_cert,
+        pdh_len: args.pdh_cert_len,
+        session: args.session,
+        session_len: told.session_len,
+        ..SevReceiveStart::default()
+    }
+}
+
 fn send_to(w: &World, vm: i32, change: impl FnOnce(&mut SevSendStart)) -> Answer {
     let mut args = target(w);
     change(&mut args);
@@ -268,17 +282,7 @@ pub(crate) const CASES: &[Case] = &[
         receive_with(w, |_| ())
     }),
     (receive_start::COPY_BACK, |w| {
-        let args = target(w);
-        let (sent, told) = w.command(w.running(0), sev::SEND_START, &args);
-        sent?;
-        let args = SevReceiveStart {
-            pdh: args.pdh_cert,
-            pdh_len: args.pdh_cert_len,
-            session: args.session,
-            session_len: told.session_len,
-            ..SevReceiveStart::default()
-        };
-        sealed_command(w, w.guest(2), sev::RECEIVE_START, &args)
+        sealed_command(w, w.guest(2), sev::RECEIVE_START, &sent(w))
     }),
     (receive_update_data::SEV, |w| {
         w.bare(w.vm(2), sev::RECEIVE_UPDATE_DATA)
@@ -390,3 +394,26 @@ pub(crate) const CASES: &[Case] = &[
         refused
     }),
 ];
+
+/// Linux: `sev_unbind_asid`.
+#[test]
+fn a_guest_whose_handle_cannot_be_told_is_ended_and_can_be_started_again() {
+    for (kind, policy) in [(2, 0), (3, 4)] {
+        let w = World::amd();
+        let vm = w.guest(kind);
+        let start = SevLaunchStart {
+            policy: U32::new(policy),
+            ..SevLaunchStart::default()
+        };
+        let refused = sealed_command(&w, vm, sev::LAUNCH_START, &start).unwrap_err();
+        assert_eq!(refused.check(), Some(launch_start::COPY_BACK));
+        let (status, _) = w.command(vm, sev::GUEST_STATUS, &SevGuestStatus::default());
+        assert_eq!(status.unwrap_err().check(), Some(guest_status::SEV_FD));
+        w.command(vm, sev::LAUNCH_START, &start).0.expect("again");
+    }
+    let w = World::amd();
+    let (vm, start) = (w.guest(2), sent(&w));
+    let refused = sealed_command(&w, vm, sev::RECEIVE_START, &start).unwrap_err();
+    assert_eq!(refused.check(), Some(receive_start::COPY_BACK));
+    w.command(vm, sev::RECEIVE_START, &start).0.expect("again");
+}
