@@ -385,18 +385,32 @@ fn an_exit_that_waits_for_its_answer_keeps_the_td_where_it_is() {
     end([vm, to], &host);
 }
 
-#[test]
-fn interrupts_that_wait_and_halts_go_with_the_td() {
+/// A TD with local APICs.
+fn with_apics() -> Td {
     let made = Made {
         irqchip: Irqchip::Split,
         ..Made::default()
     };
+    made.td()
+}
+
+/// A VM to which it can move.
+fn target_with_apics(host: &SimHost) -> Vm {
+    let params = VmParams {
+        irqchip: Irqchip::Split,
+        ..params(1, TdParams::default())
+    };
+    TdxVm::create(host, host.next_vm_id(), &params).unwrap()
+}
+
+#[test]
+fn interrupts_that_wait_and_halts_go_with_the_td() {
     let Td {
         mut vcpus,
         mut vm,
         host,
         ram,
-    } = made.td();
+    } = with_apics();
     let (program, log) = transcript(Script::new().halt().output(0x80, &[1]).halt());
     vcpus[0].load(Box::new(program));
     vcpus[0].kick_handle().kick();
@@ -406,11 +420,7 @@ fn interrupts_that_wait_and_halts_go_with_the_td() {
         "before its halt"
     );
     vm.deliver_interrupt(VcpuId(0), 0x41).unwrap();
-    let params = VmParams {
-        irqchip: Irqchip::Split,
-        ..params(1, TdParams::default())
-    };
-    let mut to = TdxVm::create(&host, host.next_vm_id(), &params).unwrap();
+    let mut to = target_with_apics(&host);
     TdxVm::move_context(&mut vm, &mut to).unwrap();
     to.set_memory_slot(&ram.slot(0, 0)).unwrap();
     let mut vcpu = to.create_vcpu(VcpuId(0)).unwrap();
@@ -432,16 +442,12 @@ fn interrupts_that_wait_and_halts_go_with_the_td() {
 
 #[test]
 fn an_interrupt_that_comes_before_the_new_handle_ends_the_halt() {
-    let split = Made {
-        irqchip: Irqchip::Split,
-        ..Made::default()
-    };
     let Td {
         mut vcpus,
         mut vm,
         host,
         ram,
-    } = split.td();
+    } = with_apics();
     let (program, log) = transcript(Script::new().output(0x80, &[1]).halt());
     vcpus[0].load(Box::new(program));
     assert!(matches!(vcpus[0].vcpu_run(), Ok(Exit::IoOut { .. })));
@@ -453,11 +459,7 @@ fn an_interrupt_that_comes_before_the_new_handle_ends_the_halt() {
         kick.kick();
         assert_eq!(run.join().unwrap(), Ok(Exit::Interrupted));
     });
-    let params = VmParams {
-        irqchip: Irqchip::Split,
-        ..params(1, TdParams::default())
-    };
-    let mut to = TdxVm::create(&host, host.next_vm_id(), &params).unwrap();
+    let mut to = target_with_apics(&host);
     TdxVm::move_context(&mut vm, &mut to).unwrap();
     to.set_memory_slot(&ram.slot(0, 0)).unwrap();
     to.deliver_interrupt(VcpuId(0), 0x41).unwrap();

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use kvm_ops::{Error, Field, Host, Result};
+use kvm_ops::{Error, Host, Result};
 use zerocopy::little_endian::{U32, U64};
 
 use crate::command::{self, Command};
@@ -26,9 +26,8 @@ impl<H: Host> Shared<H> {
         let mut buffer = self.debug_buffer(context, len)?;
         let mut memory = self.memory();
         self.require_known_at(&mut memory, part.host)?;
-        let frame = memory.frame_at(part.host);
-        let frame = frame.ok_or(Error::NotFound(Field::HostAddress, part.host))?;
-        buffer.src = U64::new(frame.page.hpa().get() + part.offset);
+        let page = &memory.frame_at(part.host)?.page;
+        buffer.src = U64::new(page.hpa().get() + part.offset);
         let sp = self.sp();
         let answer = sp.with_output(len, |at| {
             buffer.dst = U64::new(at);

@@ -44,18 +44,10 @@ impl<H: Host> Shared<H> {
     pub(crate) fn start_again(&self, context: &mut Context, start: &Start) -> Result<()> {
         let asid = self.asid()?;
         let handle = self.launch_start(start)?;
-        let mut buffer = command::Activate {
-            handle: U32::new(handle),
-            asid: U32::new(asid.0),
-        };
-        let sp = self.sp();
-        if let Err(error) = sp.run(Command::Activate, &mut buffer) {
-            sp.forget_guest(handle);
-            return Err(error);
-        }
+        self.give_asid(handle, asid)?;
         if let Some(Guest::Handle(first)) = context.guest.replace(Guest::Handle(handle)) {
             // A guest that firmware keeps is listed as leaked.
-            let _ = sp.end_legacy(first);
+            let _ = self.sp().end_legacy(first);
         }
         context.policy = start.policy;
         context.state = GuestState::LaunchUpdate;
@@ -72,9 +64,9 @@ impl<H: Host> Shared<H> {
                 GuestState::LaunchUpdate | GuestState::ReceiveUpdate
             )
         };
-        let context = context.as_mut().filter(is_new);
-        let context = context.ok_or(Error::WrongState(self.step()))?;
-        let handle = context.handle().ok_or(Error::WrongState(self.step()))?;
+        let new = context.as_mut().filter(is_new);
+        let new = new.and_then(|context| Some((context.handle()?, context)));
+        let (handle, context) = new.ok_or(Error::WrongState(self.step()))?;
         self.unbind()?;
         context.guest = None;
         context.state = GuestState::Uninit;
@@ -120,17 +112,21 @@ impl<H: Host> Shared<H> {
         Ok(())
     }
 
-    /// ACTIVATE and bind; undone on failure, the guest included.
-    pub(crate) fn activate(&self, context: &mut Context, handle: u32, asid: Asid) -> Result<()> {
-        let sp = self.sp();
+    /// ACTIVATE. A guest whose ASID firmware refuses goes.
+    fn give_asid(&self, handle: u32, asid: Asid) -> Result<()> {
         let mut buffer = command::Activate {
             handle: U32::new(handle),
             asid: U32::new(asid.0),
         };
-        if let Err(error) = sp.run(Command::Activate, &mut buffer) {
-            sp.forget_guest(handle);
-            return Err(error);
-        }
+        let sp = self.sp();
+        sp.run(Command::Activate, &mut buffer)
+            .inspect_err(|_| sp.forget_guest(handle))
+    }
+
+    /// ACTIVATE and bind; undone on failure, the guest included.
+    pub(crate) fn activate(&self, context: &mut Context, handle: u32, asid: Asid) -> Result<()> {
+        let sp = self.sp();
+        self.give_asid(handle, asid)?;
         context.soiled = true;
         if let Err(error) = self.bind(asid) {
             match sp.deactivate(handle) {
@@ -196,9 +192,8 @@ impl<H: Host> Shared<H> {
         let mut bytes = contents[start as usize..][..len].to_vec();
         let pages = self.sp().pages;
         self.with_page_at(&mut memory, part.host, Some(contents), |memory| {
-            let frame = memory.frame_at(part.host);
-            let frame = frame.ok_or(Error::NotFound(Field::HostAddress, part.host))?;
-            let at = Hpa::new(frame.page.hpa().get() + start);
+            let page = &memory.frame_at(part.host)?.page;
+            let at = Hpa::new(page.hpa().get() + start);
             // What the guest's page has is another copy, which may be older.
             pages.write(at, &bytes)?;
             self.in_place_at(memory, part.host, |page| {

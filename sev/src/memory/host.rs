@@ -47,16 +47,16 @@ impl Part {
 
 impl Memory {
     /// The page of 4 KiB that stands for the memory at a host address.
-    pub(crate) fn frame_at(&mut self, host: u64) -> Option<&mut Frame> {
-        match self.gpa_of(host) {
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if none does.
+    pub(crate) fn frame_at(&mut self, host: u64) -> Result<&mut Frame> {
+        let frame = match self.gpa_of(host) {
             Some(gpa) => self.frame_mut(Gfn::containing(gpa)),
             None => self.parked.get_mut(&host),
-        }
+        };
+        frame.ok_or(Error::NotFound(Field::HostAddress, host))
     }
-}
-
-fn not_there(host: u64) -> Error {
-    Error::NotFound(Field::HostAddress, host)
 }
 
 impl<H: Host> Shared<H> {
@@ -139,7 +139,7 @@ impl<H: Host> Shared<H> {
         host: u64,
         body: impl FnOnce(u64) -> Result<T>,
     ) -> Result<T> {
-        let frame = memory.frame_at(host).ok_or(not_there(host))?;
+        let frame = memory.frame_at(host)?;
         let (held, done) = self.sp().in_place(&frame.page, body);
         frame.held = held;
         done
@@ -153,7 +153,7 @@ impl<H: Host> Shared<H> {
         let mut pages: Vec<Pfn> = Vec::new();
         for host in hosts {
             self.require_page_at(memory, *host, None)?;
-            let frame = memory.frame_at(*host).ok_or(not_there(*host))?;
+            let frame = memory.frame_at(*host)?;
             let pfn = frame.page.pfn();
             if pages
                 .last()
@@ -177,12 +177,12 @@ impl<H: Host> Shared<H> {
             return body();
         };
         // Lent one within the other, so that each is taken back whatever came of those after it.
-        let frame = memory.frame_at(*host).ok_or(not_there(*host))?;
+        let frame = memory.frame_at(*host)?;
         let pfn = frame.page.pfn();
         let (held, done) = self
             .sp()
             .lend(pfn, |_| self.in_places_at(memory, others, body));
-        if let Some(frame) = memory.frame_at(*host) {
+        if let Ok(frame) = memory.frame_at(*host) {
             frame.held = held;
         }
         done

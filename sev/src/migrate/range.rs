@@ -52,7 +52,7 @@ impl<H: Host> Shared<H> {
             },
             None => {
                 let frame = memory.frame_at(part.host);
-                frame.ok_or(Error::NoMemory)?.page.pfn()
+                frame.map_err(|_| Error::NoMemory)?.page.pfn()
             }
         };
         let (offset, len) = (part.offset, part.len as u32);
@@ -70,8 +70,7 @@ impl<H: Host> Shared<H> {
     ) -> Result<()> {
         let mut memory = self.memory();
         self.with_page_at(&mut memory, part.host, None, |memory| {
-            let frame = memory.frame_at(part.host);
-            let frame = frame.ok_or(Error::NotFound(Field::HostAddress, part.host))?;
+            let frame = memory.frame_at(part.host)?;
             let place = (&frame.page, (part.offset, part.len as u32));
             let (held, done) = mailbox.receive_range(handle, PacketOf::Memory, place, parts);
             frame.held = held;

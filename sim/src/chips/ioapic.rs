@@ -55,11 +55,15 @@ impl IoApic {
             0 => was,
             _ => entry & REMOTE_IRR != 0,
         };
-        match () {
-            () if !high => Took::Taken,
-            () if waits => Took::Merged,
-            () if self.service(pin) => Took::Taken,
-            () => Took::Masked,
+        if !high {
+            return Took::Taken;
+        }
+        if waits {
+            return Took::Merged;
+        }
+        match self.service(pin) {
+            true => Took::Taken,
+            false => Took::Masked,
         }
     }
 

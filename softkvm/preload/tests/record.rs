@@ -206,6 +206,15 @@ fn both(test: &str, vendor: &str, record: &Record) {
     assert_eq!(calls(&recorded), calls(&served));
 }
 
+/// What a test prints that is run again and passes.
+fn text_of(test: &str, vendor: &str, variables: &[(&str, &Path)]) -> String {
+    let (output, _) = run_again(test, vendor, variables);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{errors}");
+    text
+}
+
 #[test]
 fn launches_of_sev_guests_are_served_from_their_record_and_a_changed_one_is_stopped() {
     const NAME: &str =
@@ -254,10 +263,7 @@ fn clocks_tell_the_program_again_what_they_told_it_and_its_waits_last_as_long() 
     }
     let record = Record::new("clocks");
     let told = |vendor, variable| {
-        let (output, _) = run_again(NAME, vendor, &[(variable, &record.0)]);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{text}{errors}");
+        let text = text_of(NAME, vendor, &[(variable, &record.0)]);
         let lines = text.lines().filter(|line| line.starts_with("told "));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
@@ -276,10 +282,7 @@ fn threads_take_a_lock_in_the_order_of_the_record_and_wait_for_nothing_else_in_t
     let record = Record::new("turns");
     let order = |vendor, variable, wait| {
         let variables = [(variable, record.0.as_path()), (WAITS, Path::new(wait))];
-        let (output, _) = run_again(NAME, vendor, &variables);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{text}{errors}");
+        let text = text_of(NAME, vendor, &variables);
         let line = text.lines().find_map(|line| line.strip_prefix("order "));
         line.expect("the order").to_owned()
     };

@@ -1,7 +1,5 @@
 //! The launch of SEV and SEV-ES guests. The order among commands is for firmware to judge.
 
-use kvm_ops_uapi::U32;
-use kvm_ops_uapi::U64;
 use kvm_ops_uapi::checks::{
     guest_status, launch_finish, launch_measure, launch_secret, launch_start, launch_update_data,
     launch_update_vmsa,
@@ -10,6 +8,7 @@ use kvm_ops_uapi::sev::{
     self as uapi, BLOB_MAX, SevAttestation, SevGuestStatus, SevLaunchSecret, SevLaunchStart,
     SevRange,
 };
+use kvm_ops_uapi::{U32, U64};
 use zerocopy::IntoBytes;
 
 use super::blobs::Blobs;
